@@ -1,0 +1,14 @@
+//! Compiles the protocol definitions with protox, so that no `protoc` is needed.
+
+use std::{env, fs, path::PathBuf};
+
+const FILES: [&str; 3] = ["peer.proto", "kv.proto", "admin.proto"];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(FILES, ["proto"])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    Ok(())
+}

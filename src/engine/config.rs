@@ -1,0 +1,112 @@
+//! What an engine needs to know before it starts.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::PathBuf;
+
+use crate::types::NodeId;
+
+/// Settings of one node. [`EngineConfig::new`] gives defaults for everything but identity.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct EngineConfig {
+    /// Name of the cluster; nodes of differently named clusters refuse each other.
+    pub cluster: String,
+    /// This node's id, from 1.
+    pub node_id: NodeId,
+    /// Where it keeps log, vote, snapshots and identity.
+    pub data_dir: PathBuf,
+    /// `host:port` to listen on for peers.
+    pub peer_listen: String,
+    /// A socket that already listens for peers; takes the place of `peer_listen`.
+    pub peer_listener: Option<TcpListener>,
+    /// `host:port` under which peers reach this node.
+    pub peer_advertise: String,
+    /// `host:port` under which clients reach this node; told to clients that ask another node.
+    pub client_advertise: String,
+    /// All founding members with their peer addresses, this node included. Used once, to form the
+    /// cluster; ignored by a node that already belongs to one.
+    pub initial_members: BTreeMap<NodeId, String>,
+    /// Heartbeats and elections.
+    pub timing: Timing,
+    /// When snapshots are taken and the log is cut.
+    pub snapshots: SnapshotPolicy,
+    /// Bounds on memory and messages.
+    pub limits: Limits,
+}
+
+impl EngineConfig {
+    /// Settings for node `node_id` in `data_dir`, reached by its peers at `peer`.
+    pub fn new(node_id: NodeId, data_dir: impl Into<PathBuf>, peer: impl Into<String>) -> Self {
+        let peer = peer.into();
+        Self {
+            cluster: "quorate".to_owned(),
+            node_id,
+            data_dir: data_dir.into(),
+            peer_listen: peer.clone(),
+            peer_listener: None,
+            peer_advertise: peer.clone(),
+            client_advertise: String::new(),
+            initial_members: BTreeMap::from([(node_id, peer)]),
+            timing: Timing::default(),
+            snapshots: SnapshotPolicy::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Heartbeat and election timing, in milliseconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timing {
+    /// Interval between a leader's heartbeats.
+    pub heartbeat_interval_ms: u64,
+    /// Shortest randomised election timeout.
+    pub election_timeout_min_ms: u64,
+    /// Longest randomised election timeout; also the length of the leader's lease.
+    pub election_timeout_max_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { heartbeat_interval_ms: 50, election_timeout_min_ms: 150, election_timeout_max_ms: 300 }
+    }
+}
+
+/// When a snapshot is taken, and how much of the log is kept behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotPolicy {
+    /// Take a snapshot after this many entries since the last one.
+    pub every_entries: u64,
+    /// Entries kept in the log although a snapshot covers them, for followers that are a little behind.
+    pub keep_entries: u64,
+}
+
+impl Default for SnapshotPolicy {
+    fn default() -> Self {
+        Self { every_entries: 100_000, keep_entries: 50_000 }
+    }
+}
+
+/// Bounds on memory and messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest encoded command.
+    pub max_command_bytes: usize,
+    /// Most bytes of proposed commands that are not yet applied; more are refused as overloaded.
+    pub max_inflight_bytes: usize,
+    /// Entries kept in memory for replication and apply.
+    pub log_tail_bytes: usize,
+    /// Most bytes of entries in one message to a peer.
+    pub append_message_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_command_bytes: 1536 * 1024,
+            max_inflight_bytes: 64 * 1024 * 1024,
+            log_tail_bytes: 64 * 1024 * 1024,
+            append_message_bytes: 1024 * 1024,
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Public errors: one enum per operation, so that a caller's `match` holds only what can happen.
+//!
+//! Three kinds are never mixed. A state machine's *rejection* is a value in its reply. An *operation
+//! error* is one of the enums here and goes to the caller. A *fatal error* (a failed fsync, a checksum
+//! mismatch, a panic in apply) stops the node; callers see [`WriteError::Stopped`] and its kin.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::types::{Incarnation, NodeId};
+
+/// Who leads, as far as the answering node knows, and where clients reach it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leader {
+    /// The leader's id.
+    pub node_id: NodeId,
+    /// Its advertised client address, `host:port`.
+    pub client: String,
+}
+
+fn describe(leader: &Option<Leader>) -> String {
+    match leader {
+        Some(leader) => format!("node {} at {} leads", leader.node_id, leader.client),
+        None => "no leader is known at present; retry shortly".to_owned(),
+    }
+}
+
+/// Why a write was not acknowledged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// This node does not lead. The command was not proposed.
+    #[error("this node is not the leader: {}", describe(.leader))]
+    NotLeader {
+        /// Where to go instead.
+        leader: Option<Leader>,
+    },
+    /// The encoded command exceeds the limit. It was not proposed.
+    #[error("the command takes {bytes} bytes, more than the limit of {limit} bytes")]
+    TooLarge {
+        /// Size of the encoded command.
+        bytes: usize,
+        /// The configured limit, `max_command_bytes`.
+        limit: usize,
+    },
+    /// Too many bytes are in flight on this node. The command was not proposed.
+    #[error("too many writes are in flight on this node; retry after a pause")]
+    Overloaded,
+    /// Leadership was lost while the command was in flight: it may have been applied, or may be later.
+    #[error("leadership was lost before the outcome was known: the write may have been applied")]
+    Interrupted {
+        /// Who leads now, if known.
+        leader: Option<Leader>,
+    },
+    /// The node has stopped or is stopping. A command in flight may have been applied.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: String,
+        /// Whether the command had been proposed when the node stopped.
+        maybe_applied: bool,
+    },
+}
+
+impl WriteError {
+    /// Whether the write may have taken effect, or may still do so.
+    pub fn maybe_applied(&self) -> bool {
+        match self {
+            Self::NotLeader { .. } | Self::TooLarge { .. } | Self::Overloaded => false,
+            Self::Interrupted { .. } => true,
+            Self::Stopped { maybe_applied, .. } => *maybe_applied,
+        }
+    }
+}
+
+/// Why a read was not answered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// This node does not lead, and the level asks for the leader.
+    #[error("this node is not the leader: {}", describe(.leader))]
+    NotLeader {
+        /// Where to go instead.
+        leader: Option<Leader>,
+    },
+    /// A quorum did not confirm this node's leadership in time.
+    #[error("no quorum confirmed this node's leadership: {reason}")]
+    NoQuorum {
+        /// What was heard instead.
+        reason: String,
+    },
+    /// The node has stopped or is stopping.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why a node could not be opened. Every message says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// A setting is missing or contradicts another.
+    #[error("invalid configuration: {0}")]
+    Config(String),
+    /// The peer or client address cannot be listened on.
+    #[error("cannot listen on {address}: {source}; stop the process that uses it, or choose another address")]
+    Listen {
+        /// The address asked for.
+        address: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// What the data directory holds cannot be used.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The consensus core refused to start.
+    #[error("the consensus core did not start: {0}")]
+    Core(String),
+}
+
+/// Why the data directory cannot be used, or can no longer be trusted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// Reading or writing failed.
+    #[error("{operation} {}: {source}", path.display())]
+    Io {
+        /// What was attempted, such as `cannot write`.
+        operation: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Another process holds the directory.
+    #[error("data directory {} is in use by another process; stop it first, or choose another --data-dir", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The directory belongs to another cluster.
+    #[error(
+        "data directory {} belongs to cluster \"{found}\", not \"{expected}\"; choose another --data-dir, or start with --cluster {found}",
+        path.display()
+    )]
+    OtherCluster {
+        /// The directory.
+        path: PathBuf,
+        /// The cluster it belongs to.
+        found: String,
+        /// The cluster asked for.
+        expected: String,
+    },
+    /// The directory belongs to another node.
+    #[error(
+        "data directory {} belongs to node {found}, not node {expected}; choose another --data-dir, or start with --node-id {found}",
+        path.display()
+    )]
+    OtherNode {
+        /// The directory.
+        path: PathBuf,
+        /// The node it belongs to.
+        found: NodeId,
+        /// The node asked for.
+        expected: NodeId,
+    },
+    /// A file holds something that was not written there.
+    #[error(
+        "{} is corrupt: {detail}; nothing was changed. Move the whole data directory aside and rebuild this node from its peers",
+        path.display()
+    )]
+    Corrupt {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong, and where in the file.
+        detail: String,
+    },
+    /// The directory was in use before, and what it held is gone.
+    #[error(
+        "{} is gone, but {} shows that this node had promised to keep it; restore the directory, or move all of it aside and rejoin as a new node",
+        missing.display(),
+        marker.display()
+    )]
+    Lost {
+        /// What is missing.
+        missing: PathBuf,
+        /// The marker that says it was there.
+        marker: PathBuf,
+    },
+    /// Written by a version that this one does not know.
+    #[error("{} has format version {found}; this build reads up to {supported}. Use a newer quorate", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The newest this build understands.
+        supported: u32,
+    },
+    /// The durability of sled's log could not be ensured on this system.
+    #[error("sled's log is not power-safe here: {detail}; refusing to start")]
+    NotPowerSafe {
+        /// What the self-check found.
+        detail: String,
+    },
+}
+
+/// Why a node stopped although nobody asked it to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FatalError {
+    /// The cluster knows this node id with another data directory.
+    #[error(
+        "node {node_id} is known to its cluster by data directory {known}, but presents {presented}: the disk was wiped or replaced, and with it the log and vote this node had promised to keep. Restore the old data directory, or remove node {node_id} from the cluster and join under a new id"
+    )]
+    Fenced {
+        /// This node.
+        node_id: NodeId,
+        /// The incarnation in the membership.
+        known: Incarnation,
+        /// The incarnation of this data directory.
+        presented: Incarnation,
+    },
+    /// Writing, flushing or reading the log or a snapshot failed, or apply panicked.
+    #[error("{0}")]
+    Core(String),
+}

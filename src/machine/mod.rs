@@ -1,0 +1,101 @@
+//! The state machine: what a user brings, and quorate keeps the same on every node.
+//!
+//! This room is pure. It has no IO, no clock, no randomness and nothing asynchronous: a state
+//! machine that reads any of those gives different states on different nodes, and no protocol can
+//! repair that. Time and position reach a command through its [`ApplyContext`].
+//!
+//! [`kv`] is the machine the server hosts; the embedding examples bring their own.
+
+pub mod kv;
+
+use std::io::{self, Read, Write};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::types::LogId;
+
+/// What a command may know about the world, the same on every node that applies it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ApplyContext {
+    /// Position of the entry that carries the command. Its index is the revision of the state.
+    pub log_id: LogId,
+    /// The leader's clock when it proposed the command, in milliseconds since the Unix epoch,
+    /// and never less than that of any command applied before.
+    pub time_ms: u64,
+}
+
+/// A deterministic state machine.
+///
+/// # Invariants an implementation owes
+///
+/// - *Determinism*: the same commands with the same contexts in the same order give the same state,
+///   the same replies and the same [`state_hash`](Self::state_hash) on every node, in every build.
+///   Iteration over a `HashMap`, the clock, random numbers and floating-point that depends on the
+///   platform all break this.
+/// - *Totality*: `apply` accepts every command that can be decoded. A command that the machine does
+///   not want is answered with a reply that says so. A panic stops the node.
+/// - *Independence*: a [`View`](Self::View) does not change when later commands are applied.
+///
+/// A machine in memory is rebuilt at start from the newest snapshot and the log after it.
+pub trait StateMachine: Send + 'static {
+    /// What a write carries. Replicated and stored, so its encoding must outlive upgrades.
+    type Command: Serialize + DeserializeOwned + Send + 'static;
+    /// What a write answers, rejections included.
+    type Reply: Serialize + DeserializeOwned + Send + 'static;
+    /// What a read asks. Never leaves the node that answers it.
+    type Query: Send + 'static;
+    /// What a read is told.
+    type Answer: Send + 'static;
+    /// The state at one point in time. Queries are answered and snapshots written from views, so
+    /// that neither waits for `apply` nor holds it up.
+    type View: Send + Sync + 'static;
+
+    /// Applies one command. The only place where the state changes.
+    fn apply(&mut self, context: &ApplyContext, command: Self::Command) -> Self::Reply;
+
+    /// The present state. Called after every batch of commands, so it must be cheap: clone a
+    /// persistent data structure, not the data.
+    fn view(&self) -> Self::View;
+
+    /// Answers `query` from `view`.
+    fn query(view: &Self::View, query: Self::Query) -> Self::Answer;
+
+    /// Writes all of `view` to `out`, in a form that [`read_snapshot`](Self::read_snapshot) of this
+    /// and later versions understands. Runs off the apply path.
+    ///
+    /// # Errors
+    /// Passes on what `out` returns.
+    fn write_snapshot(view: &Self::View, out: &mut dyn Write) -> io::Result<()>;
+
+    /// The machine that [`write_snapshot`](Self::write_snapshot) wrote. `input` has been checked
+    /// against its checksum and ends where the snapshot ends.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] when the bytes are not a snapshot of this machine.
+    fn read_snapshot(input: &mut dyn Read) -> io::Result<Self>
+    where
+        Self: Sized;
+
+    /// A hash of the state: equal on two nodes that have applied the same entries, and in practice
+    /// different otherwise. The default hashes what `write_snapshot` writes, which costs time
+    /// proportional to the state on every call; a machine of size should keep a running hash.
+    fn state_hash(view: &Self::View) -> u64 {
+        let mut hasher = HashWriter(xxhash_rust::xxh3::Xxh3::new());
+        Self::write_snapshot(view, &mut hasher).expect("invariant: a hash accepts every byte");
+        hasher.0.digest()
+    }
+}
+
+/// Feeds a hash with what is written to it.
+struct HashWriter(xxhash_rust::xxh3::Xxh3);
+
+impl Write for HashWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,147 @@
+//! The one place where production code takes its clock, its randomness and its tasks from.
+//!
+//! Simulation replaces all three: time is tokio's paused clock, random numbers come from one seed,
+//! blocking work runs inline so that no thread's speed shows, and the tasks of one simulated node
+//! form a [`TaskGroup`] that a crash aborts. Outside simulation every function here is a thin call
+//! to tokio, the operating system's clock or its random numbers. `clippy.toml` keeps the direct calls
+//! out of the rest of the code.
+
+#![allow(clippy::disallowed_methods)] // the exception that the rule points to
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+use tokio::task::{AbortHandle, JoinHandle};
+
+thread_local! {
+    static SIMULATION: RefCell<Option<Simulation>> = const { RefCell::new(None) };
+}
+
+tokio::task_local! {
+    static TASK_GROUP: Arc<TaskGroup>;
+}
+
+/// The state of a simulated world on this thread.
+struct Simulation {
+    rng: SmallRng,
+    start: tokio::time::Instant,
+}
+
+/// The wall clock of a simulation starts here: 2026-01-01T00:00:00Z.
+const SIMULATED_EPOCH_MS: u64 = 1_767_225_600_000;
+
+/// Makes this thread a simulated world until the guard is dropped. Call inside a current-thread tokio
+/// runtime with a paused clock and a seeded scheduler.
+#[doc(hidden)]
+pub fn simulate(seed: u64) -> SimulationGuard {
+    SIMULATION.set(Some(Simulation {
+        rng: SmallRng::seed_from_u64(seed),
+        start: tokio::time::Instant::now(),
+    }));
+    SimulationGuard
+}
+
+/// Ends the simulated world on this thread when dropped.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct SimulationGuard;
+
+impl Drop for SimulationGuard {
+    fn drop(&mut self) {
+        SIMULATION.set(None);
+    }
+}
+
+/// A random number, from the simulation's seed inside a simulation.
+pub fn random_u64() -> u64 {
+    SIMULATION.with_borrow_mut(|simulation| match simulation {
+        Some(simulation) => simulation.rng.next_u64(),
+        None => rand::random(),
+    })
+}
+
+/// Milliseconds since the Unix epoch.
+pub fn unix_time_ms() -> u64 {
+    SIMULATION.with_borrow(|simulation| match simulation {
+        Some(simulation) => SIMULATED_EPOCH_MS + millis(simulation.start.elapsed()),
+        None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
+    })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Runs `work`, which may block, without holding up other tasks.
+///
+/// # Panics
+/// Panics when `work` does.
+pub async fn offload<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    if SIMULATION.with_borrow(Option::is_some) {
+        return work();
+    }
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is shutting down and this task with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+/// Spawns a task, into the spawner's [`TaskGroup`] if it belongs to one.
+pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    match TASK_GROUP.try_with(Arc::clone) {
+        Err(_) => tokio::spawn(future),
+        Ok(group) => {
+            let task = tokio::spawn(TASK_GROUP.scope(group.clone(), future));
+            group.register(task.abort_handle());
+            task
+        }
+    }
+}
+
+/// All tasks of one simulated node.
+#[doc(hidden)]
+#[derive(Debug, Default)]
+pub struct TaskGroup {
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+impl TaskGroup {
+    /// Spawns `future` as the first task of a group: all tasks that it spawns join the group.
+    pub fn spawn<F>(self: &Arc<Self>, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let task = tokio::spawn(TASK_GROUP.scope(self.clone(), future));
+        self.register(task.abort_handle());
+        task
+    }
+
+    fn register(&self, task: AbortHandle) {
+        let mut tasks = self.tasks.lock().expect("invariant: no panic under this lock");
+        /// Finished tasks are forgotten whenever the list has grown by this many.
+        const SWEEP_TASKS: usize = 256;
+        if tasks.len() % SWEEP_TASKS == SWEEP_TASKS - 1 {
+            tasks.retain(|task| !task.is_finished());
+        }
+        tasks.push(task);
+    }
+
+    /// Ends every task of the group where it stands, as a crash of its process would.
+    pub fn abort(&self) {
+        for task in self.tasks.lock().expect("invariant: no panic under this lock").drain(..) {
+            task.abort();
+        }
+    }
+}

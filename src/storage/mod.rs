@@ -1,0 +1,73 @@
+//! What a node must not forget: its log and vote, its snapshots, and who it is.
+//!
+//! The only room that names sled. It knows nothing of Raft's rules: it keeps entries in order,
+//! says when they are durable, and stops for good at the first sign that it cannot.
+//!
+//! # Promises of every [`LogStore`]
+//!
+//! 1. Writes take effect in the order in which they were submitted: votes, appends, truncations and
+//!    purges go through one queue. After a crash a prefix of them survives, and it contains every
+//!    write whose [`Completion`] was called with `Ok`.
+//! 2. An entry can be read as soon as [`LogStore::append`] has returned, before it is durable.
+//! 3. A completion is called exactly once, after the fsync that covers its write, never before.
+//! 4. After one failed write every later one fails too, with the first error. Nothing is retried: a
+//!    retried fsync may report success for data the kernel has already dropped.
+//!
+//! What it does not do: replicate, compare terms, decide what may be truncated.
+
+use std::io;
+
+use crate::types::{Entry, LogId, Vote};
+
+/// Called exactly once when a write is durable, or has failed for good.
+pub type Completion = Box<dyn FnOnce(io::Result<()>) + Send + 'static>;
+
+/// What a store holds at the moment of asking, entries that are not yet durable included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogBounds {
+    /// Everything up to and including this position has been purged.
+    pub purged: Option<LogId>,
+    /// The last entry, or `purged` when there is none after it.
+    pub last: Option<LogId>,
+}
+
+/// The durable log of one node. See the [module](self) for what all of them promise.
+///
+/// Every method may be called from an asynchronous task: none waits for a disk write. Only `read`
+/// may touch the disk, for entries that are no longer in the in-memory tail.
+pub trait LogStore: Send + Sync + 'static {
+    /// The present bounds.
+    fn bounds(&self) -> LogBounds;
+
+    /// The newest vote submitted, or recovered at open.
+    fn vote(&self) -> Option<Vote>;
+
+    /// The newest committed position submitted, or recovered at open. May lag behind after a crash:
+    /// it rides along with the next flush and never causes one.
+    fn committed(&self) -> Option<LogId>;
+
+    /// Entries from `start` (inclusive) to `end` (exclusive) that the store holds, in order and without a
+    /// hole. Stops after `max_bytes`, but returns at least one entry if there is one. Purged entries
+    /// at the beginning and absent ones at the end are left out.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] for an entry whose checksum does not match, or a hole.
+    fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>>;
+
+    /// Appends `entries`, whose indexes follow the last entry without a gap. An empty store that has
+    /// purged nothing accepts index 0 only.
+    fn append(&self, entries: Vec<Entry>, done: Completion);
+
+    /// Replaces the vote.
+    fn save_vote(&self, vote: Vote, done: Completion);
+
+    /// Notes how far the log is known to be committed. Not awaited and never flushed for its own sake.
+    fn save_committed(&self, committed: Option<LogId>);
+
+    /// Removes every entry with an index of at least `from`. Later appends overwrite them.
+    fn truncate(&self, from: u64, done: Completion);
+
+    /// Removes every entry up to and including `upto`, and remembers `upto`. It may lie beyond the last
+    /// entry: then the log is empty afterwards and continues at `upto.index + 1`.
+    fn purge(&self, upto: LogId, done: Completion);
+}

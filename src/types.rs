@@ -1,0 +1,174 @@
+//! The vocabulary every room shares: ids, positions, log entries, membership and read levels.
+//!
+//! These are quorate's own types. Nothing here names openraft, sled or tonic, so the public API, the
+//! disk format and the wire format do not move when one of those does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// Identifies a node for the life of its data directory. Chosen by the operator, never reused.
+pub type NodeId = u64;
+
+/// The position of an entry: the term of the leader that proposed it, and its index in the log.
+///
+/// Ordered by term, then index, which for entries of one log is also the order of their indexes
+/// (Raft, §5.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct LogId {
+    /// Term of the leader that proposed the entry.
+    pub term: u64,
+    /// Index in the log; the first entry has index 0.
+    pub index: u64,
+}
+
+impl LogId {
+    /// The position `index` in `term`.
+    pub const fn new(term: u64, index: u64) -> Self {
+        Self { term, index }
+    }
+}
+
+impl fmt::Display for LogId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.term, self.index)
+    }
+}
+
+/// A vote: in `term`, this node supports `node_id`; `committed` once a quorum has granted it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Vote {
+    /// The term voted in.
+    pub term: u64,
+    /// The candidate, or the leader once `committed`.
+    pub node_id: NodeId,
+    /// Whether a quorum granted this vote, so that `node_id` leads `term`.
+    pub committed: bool,
+}
+
+/// A random number drawn once per data directory.
+///
+/// A node id says which member a process claims to be; the incarnation says whether it still has
+/// the disk that member made its promises on. A node whose incarnation differs from the one in the
+/// membership has lost its log and its vote, and must not take part under its old id.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Incarnation(pub u128);
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// Where a member is reached, and which data directory it must present.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Advertised `host:port` of its peer port.
+    pub peer: String,
+    /// Advertised `host:port` of its client port.
+    pub client: String,
+    /// Identity of the data directory this member joined with.
+    pub incarnation: Incarnation,
+}
+
+/// Who belongs to the cluster, and who votes.
+///
+/// One voter set in the ordinary case, two while a joint change is under way (Raft, §6). Every
+/// voter is also in `members`; a member in no voter set is a learner.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Membership {
+    /// The voter sets; a decision needs a majority of each.
+    pub voters: Vec<BTreeSet<NodeId>>,
+    /// Voters and learners.
+    pub members: BTreeMap<NodeId, Member>,
+}
+
+impl Membership {
+    /// Whether `node_id` votes in any of the sets.
+    pub fn is_voter(&self, node_id: NodeId) -> bool {
+        self.voters.iter().any(|set| set.contains(&node_id))
+    }
+}
+
+/// What a node is to its cluster at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Has joined no cluster yet, or receives the log without a vote.
+    Learner,
+    /// Votes and follows.
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Leads its term.
+    Leader,
+    /// Stopped, in order or by a fatal error.
+    Stopped,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Learner => "learner",
+            Self::Follower => "follower",
+            Self::Candidate => "candidate",
+            Self::Leader => "leader",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// How fresh a read must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadLevel {
+    /// Sees every write acknowledged before the read began: ReadIndex (Raft thesis, §6.4).
+    #[default]
+    Linearizable,
+    /// Whatever this node has applied, however old.
+    Local,
+}
+
+/// What an entry carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Payload {
+    /// Nothing: a new leader's first entry, which commits those of earlier terms (Raft, §8).
+    Blank,
+    /// One command in its envelope; see [`crate::raft::envelope`].
+    Command(Bytes),
+    /// A change of membership.
+    Membership(Membership),
+}
+
+/// One entry of the replicated log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its position.
+    pub log_id: LogId,
+    /// What it carries.
+    pub payload: Payload,
+}
+
+impl Entry {
+    /// Bytes this entry occupies in memory, in a record and on the wire, give or take a constant.
+    pub fn size_bytes(&self) -> usize {
+        /// Term, index, kind and length.
+        const OVERHEAD_BYTES: usize = 32;
+        /// A member is its addresses and an incarnation; membership entries are rare.
+        const MEMBER_BYTES: usize = 96;
+        OVERHEAD_BYTES
+            + match &self.payload {
+                Payload::Blank => 0,
+                Payload::Command(command) => command.len(),
+                Payload::Membership(membership) => membership.members.len() * MEMBER_BYTES,
+            }
+    }
+}
