@@ -39,7 +39,8 @@ impl StateMachine for Counter {
 #[tokio::main]
 pub async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (dir, mut nodes) = (tempfile::tempdir()?, Vec::new());
-    let listeners = (1..=3).map(|id| Ok((id, TcpListener::bind("127.0.0.1:0")?))).collect::<io::Result<Vec<_>>>()?;
+    let listeners =
+        (1..=3).map(|id| Ok((id, TcpListener::bind("127.0.0.1:0")?))).collect::<io::Result<Vec<_>>>()?;
     let address = |l: &TcpListener| l.local_addr().map(|a| a.to_string());
     let peers = listeners.iter().map(|(id, l)| Ok((*id, address(l)?))).collect::<io::Result<_>>()?;
     for (id, listener) in listeners {
@@ -50,7 +51,8 @@ pub async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for node in &nodes {
         assert!(node.ready(Duration::from_secs(30)).await, "no leader");
     }
-    let leader = nodes.iter().find(|n| n.state().leader.is_some_and(|l| l.node_id == n.state().node_id)).ok_or("?")?;
+    let leader =
+        nodes.iter().find(|n| n.state().leader.is_some_and(|l| l.node_id == n.state().node_id)).ok_or("?")?;
     assert_eq!(leader.write(40).await?.reply, 40);
     assert_eq!(leader.write(2).await?.reply, 42);
     assert_eq!(leader.read((), ReadLevel::Linearizable).await?.answer, 42);

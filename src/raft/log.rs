@@ -91,7 +91,9 @@ impl RaftLogReader<TypeConfig> for RaftLog {
                 let held = log.store.bounds().last.map_or(0, |last| last.index + 1);
                 match entries.is_empty() && next < end.min(held) {
                     // Ending here would make the caller believe it had seen everything.
-                    true => Err(io::Error::new(io::ErrorKind::InvalidData, format!("entry {next} is missing"))),
+                    true => {
+                        Err(io::Error::new(io::ErrorKind::InvalidData, format!("entry {next} is missing")))
+                    }
                     false => Ok(entries),
                 }
             });

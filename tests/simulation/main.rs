@@ -14,7 +14,7 @@
 //! | `QUORATE_SIM_FIRST` | the first of them (0) |
 //! | `QUORATE_SIM_TRACE` | a file to write the trace of the first seed to |
 
-#![allow(clippy::disallowed_methods, missing_docs)] // the simulated world itself runs on plain tokio
+#![allow(clippy::disallowed_methods, missing_docs, unreachable_pub)] // the simulated world itself runs on plain tokio
 
 mod disk;
 mod faults;
@@ -103,7 +103,10 @@ fn no_seed_loses_a_write() {
         ("snapshots installed", did.snapshots_installed, count / 20),
         ("writes forgotten by a disk", did.forgotten, count / 2),
     ] {
-        assert!(happened >= at_least, "only {happened} {what} in {count} seeds, expected {at_least}: {did:?}");
+        assert!(
+            happened >= at_least,
+            "only {happened} {what} in {count} seeds, expected {at_least}: {did:?}"
+        );
     }
 }
 

@@ -72,6 +72,17 @@ impl Outcome {
     }
 }
 
+/// Saves the trace even when the run fails.
+struct SaveTrace(Arc<Trace>);
+
+impl Drop for SaveTrace {
+    fn drop(&mut self) {
+        if let (Some(path), Some(text)) = (std::env::var_os("QUORATE_SIM_TRACE"), self.0.text()) {
+            let _ = std::fs::write(path, text);
+        }
+    }
+}
+
 pub type Engines = Shared<BTreeMap<NodeId, Engine<KvMachine>>>;
 
 struct Node {
@@ -110,6 +121,7 @@ impl World {
     }
 
     pub async fn run(mut self) -> Outcome {
+        let _trace = SaveTrace(self.trace.clone());
         self.start_all().await;
         let workload = Workload::start(self.seed, self.engines.clone(), self.trace.clone());
         self.suffer().await;
@@ -141,7 +153,8 @@ impl World {
         config.cluster = "simulation".to_owned();
         config.client_advertise = format!("node-{id}:7801");
         config.initial_members = (1..=self.scenario.nodes).map(|id| (id, address(id))).collect();
-        config.snapshots = SnapshotPolicy { every_entries: 40, keep_entries: 10, ..SnapshotPolicy::default() };
+        config.snapshots =
+            SnapshotPolicy { every_entries: 40, keep_entries: 10, ..SnapshotPolicy::default() };
         let parts = EngineParts {
             config,
             incarnation: Incarnation(u128::from(id)),
@@ -286,10 +299,6 @@ impl World {
         self.outcome.unknown = history.unknown;
         self.outcome.reads = history.reads;
         self.outcome.trace_hash = self.trace.hash();
-        if let (Some(path), Some(text)) = (std::env::var_os("QUORATE_SIM_TRACE"), self.trace.text()) {
-            std::fs::write(path, text).unwrap();
-        }
-        let _ = self.rng.random::<u64>();
         self.outcome
     }
 }

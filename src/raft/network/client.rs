@@ -4,7 +4,7 @@
 //! and again when it broke. A dial goes on in the background when its caller gives up: a heartbeat waits
 //! only tens of milliseconds, less than a handshake may take on a long link.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -317,7 +317,6 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
                 client: self,
                 input: Some(input),
                 unanswered: VecDeque::new(),
-                early: BTreeMap::new(),
                 idle: Box::pin(tokio::time::sleep(APPEND_IDLE)),
                 ended: false,
             }
@@ -388,8 +387,6 @@ struct AppendStream<'s, S> {
     input: Option<S>,
     /// Ids of the appends sent and not yet answered.
     unanswered: VecDeque<u64>,
-    /// Answers that overtook earlier ones.
-    early: BTreeMap<u64, Response>,
     idle: Pin<Box<Sleep>>,
     ended: bool,
 }
@@ -427,25 +424,28 @@ where
     }
 
     /// The answer to the oldest unanswered append.
+    ///
+    /// The peer answers in order. An answer that overtook another one therefore means that a message was
+    /// lost, and what the peer made of the later ones cannot be reported to the core: it takes a conflict
+    /// below what has matched for a follower that lost its disk.
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, RpcError>> {
         let front = *self.unanswered.front().expect("invariant: asked only while something is unanswered");
         loop {
-            if let Some(response) = self.early.remove(&front) {
-                self.unanswered.pop_front();
-                return Poll::Ready(Ok(response));
-            }
             let Some(connection) = &mut self.client.connection else {
                 return Poll::Ready(Err(broken("not connected")));
             };
             match connection.responses.poll_recv(cx) {
                 Poll::Ready(None) => return Poll::Ready(Err(broken("connection closed"))),
-                Poll::Ready(Some(response)) => {
+                Poll::Ready(Some(response)) if response.id == front => {
+                    self.unanswered.pop_front();
                     self.restart_idle();
-                    // Older ids belong to requests of an earlier stream, or were delivered twice.
-                    if self.unanswered.iter().any(|id| *id == response.id) {
-                        self.early.insert(response.id, response);
-                    }
+                    return Poll::Ready(Ok(response));
                 }
+                Poll::Ready(Some(response)) if response.id > front => {
+                    return Poll::Ready(Err(broken("an earlier message was lost")));
+                }
+                // The answer to a request of an earlier stream, or delivered twice.
+                Poll::Ready(Some(_)) => {}
                 Poll::Pending => {
                     std::task::ready!(self.idle.as_mut().poll(cx));
                     return Poll::Ready(Err(unreachable(format!("no answer within {APPEND_IDLE:?}"))));

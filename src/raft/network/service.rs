@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
+use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver as _;
@@ -150,7 +150,9 @@ impl<M: StateMachine> PeerService<M> {
     }
 
     async fn run(self, mut requests: mpsc::Receiver<Request>, responses: mpsc::Sender<Response>) {
-        let mut working = FuturesUnordered::new();
+        // In order, because the caller's core takes a conflict that overtakes an acceptance for a lost disk.
+        let mut working = FuturesOrdered::new();
+        let mut newest = 0;
         let mut incoming = None;
         let mut open = true;
         while open || !working.is_empty() {
@@ -163,7 +165,10 @@ impl<M: StateMachine> PeerService<M> {
                 }
                 request = requests.recv(), if open && working.len() < REQUESTS_IN_PROGRESS => match request {
                     None => open = false,
+                    // Late, or delivered twice.
+                    Some(Request { id, .. }) if id <= newest => {}
                     Some(Request { id, body: Some(request::Body::Snapshot(piece)) }) => {
+                        newest = id;
                         let body = match self.take_piece(&mut incoming, piece).await {
                             Ok(response) => response::Body::Snapshot(response),
                             Err(reason) => response::Body::Failure(reason),
@@ -172,7 +177,10 @@ impl<M: StateMachine> PeerService<M> {
                             return;
                         }
                     }
-                    Some(request) => working.push(self.clone().answer(request)),
+                    Some(request) => {
+                        newest = request.id;
+                        working.push_back(self.clone().answer(request));
+                    }
                 },
             }
         }
