@@ -1,1 +1,3 @@
-//! cli
+//! The commands of the `quorate` program, one file each.
+
+pub mod cluster;
