@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
+use super::cluster::ClusterCommandError;
 use crate::client::{ClientError, ConfigError};
 use crate::error::OpenError;
 
@@ -62,6 +63,12 @@ pub enum CliError {
     Node(Box<dyn Error + Send + Sync>),
 }
 
+/// Whether a node failed because of what it was given.
+fn is_invalid_input(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(OpenError::Config(_)))
+        || error.downcast_ref().is_some_and(ClusterCommandError::is_invalid_input)
+}
+
 impl CliError {
     /// Wraps what a command that runs nodes returns.
     pub(super) fn node(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
@@ -75,10 +82,8 @@ impl CliError {
             | Self::NoNodeAnswers
             | Self::NothingMeasured { unreachable: true, .. } => EXIT_UNREACHABLE,
             Self::Client(ClientError::Rejected { .. }) | Self::Config(_) | Self::Input { .. } => EXIT_INVALID,
-            Self::Node(error) => match error.downcast_ref::<OpenError>() {
-                Some(OpenError::Config(_)) => EXIT_INVALID,
-                _ => EXIT_ERROR,
-            },
+            Self::Node(error) if is_invalid_input(&**error) => EXIT_INVALID,
+            Self::Node(_) => EXIT_ERROR,
             Self::Output(_) if self.is_broken_pipe() => EXIT_OK,
             Self::Client(_)
             | Self::NotFound { .. }
