@@ -71,3 +71,175 @@ pub trait LogStore: Send + Sync + 'static {
     /// entry: then the log is empty afterwards and continues at `upto.index + 1`.
     fn purge(&self, upto: LogId, done: Completion);
 }
+
+// ---- temporary stand-ins, replaced by the storage room ----
+use crate::error::StorageError;
+use crate::types::Membership;
+use bytes::Bytes;
+/// x
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotMeta {
+    /// x
+    pub log_id: LogId,
+    /// x
+    pub time_ms: u64,
+    /// x
+    pub membership_log_id: Option<LogId>,
+    /// x
+    pub membership: Membership,
+}
+/// x
+#[derive(Clone, Debug)]
+pub struct SnapshotHandle;
+impl SnapshotHandle {
+    /// x
+    pub fn meta(&self) -> &SnapshotMeta {
+        unimplemented!()
+    }
+    /// x
+    pub fn path(&self) -> std::path::PathBuf {
+        unimplemented!()
+    }
+    /// x
+    pub fn len_bytes(&self) -> u64 {
+        0
+    }
+    /// x
+    pub fn read_at(&self, _o: u64, _l: usize) -> io::Result<Bytes> {
+        unimplemented!()
+    }
+    /// x
+    pub fn open(&self) -> io::Result<Box<dyn io::Read + Send>> {
+        unimplemented!()
+    }
+}
+/// x
+pub struct SnapshotWriter;
+impl io::Write for SnapshotWriter {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        unimplemented!()
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+impl SnapshotWriter {
+    /// x
+    pub fn finish(self) -> Result<SnapshotHandle, StorageError> {
+        unimplemented!()
+    }
+}
+/// x
+pub struct SnapshotReceiver;
+impl SnapshotReceiver {
+    /// x
+    pub fn write(&mut self, _: &[u8]) -> Result<(), StorageError> {
+        unimplemented!()
+    }
+    /// x
+    pub fn finish(self) -> Result<ReceivedSnapshot, StorageError> {
+        unimplemented!()
+    }
+}
+/// x
+pub struct ReceivedSnapshot;
+impl ReceivedSnapshot {
+    /// x
+    pub fn meta(&self) -> &SnapshotMeta {
+        unimplemented!()
+    }
+}
+/// x
+pub trait SnapshotStore: Send + Sync + 'static {
+    /// x
+    fn begin(&self, meta: SnapshotMeta) -> Result<SnapshotWriter, StorageError>;
+    /// x
+    fn receive(&self, log_id: LogId) -> Result<SnapshotReceiver, StorageError>;
+    /// x
+    fn place(&self, received: ReceivedSnapshot) -> Result<SnapshotHandle, StorageError>;
+    /// x
+    fn newest(&self) -> Result<Option<SnapshotHandle>, StorageError>;
+}
+/// x
+#[derive(Debug)]
+pub struct DataDir;
+/// x
+pub struct Identity {
+    /// x
+    pub incarnation: crate::types::Incarnation,
+}
+impl DataDir {
+    /// x
+    pub fn open(_p: &std::path::Path, _c: &str, _n: u64) -> Result<Self, StorageError> {
+        unimplemented!()
+    }
+    /// x
+    pub fn identity(&self) -> &Identity {
+        unimplemented!()
+    }
+    /// x
+    pub fn log_dir(&self) -> std::path::PathBuf {
+        unimplemented!()
+    }
+    /// x
+    pub fn snapshot_dir(&self) -> std::path::PathBuf {
+        unimplemented!()
+    }
+}
+/// x
+#[derive(Default)]
+pub struct SledOptions {
+    /// x
+    pub tail_bytes: usize,
+    /// x
+    pub flush_watchdog: std::time::Duration,
+}
+/// x
+pub struct SledStore;
+impl SledStore {
+    /// x
+    pub fn open(_p: &std::path::Path, _o: SledOptions) -> Result<Self, StorageError> {
+        unimplemented!()
+    }
+}
+impl LogStore for SledStore {
+    fn bounds(&self) -> LogBounds {
+        unimplemented!()
+    }
+    fn vote(&self) -> Option<Vote> {
+        unimplemented!()
+    }
+    fn committed(&self) -> Option<LogId> {
+        unimplemented!()
+    }
+    fn read(&self, _: u64, _: u64, _: usize) -> io::Result<Vec<Entry>> {
+        unimplemented!()
+    }
+    fn append(&self, _: Vec<Entry>, _: Completion) {}
+    fn save_vote(&self, _: Vote, _: Completion) {}
+    fn save_committed(&self, _: Option<LogId>) {}
+    fn truncate(&self, _: u64, _: Completion) {}
+    fn purge(&self, _: LogId, _: Completion) {}
+}
+/// x
+pub struct SnapshotDir;
+impl SnapshotDir {
+    /// x
+    pub fn open(_p: &std::path::Path) -> Result<Self, StorageError> {
+        unimplemented!()
+    }
+}
+impl SnapshotStore for SnapshotDir {
+    fn begin(&self, _: SnapshotMeta) -> Result<SnapshotWriter, StorageError> {
+        unimplemented!()
+    }
+    fn receive(&self, _: LogId) -> Result<SnapshotReceiver, StorageError> {
+        unimplemented!()
+    }
+    fn place(&self, _: ReceivedSnapshot) -> Result<SnapshotHandle, StorageError> {
+        unimplemented!()
+    }
+    fn newest(&self) -> Result<Option<SnapshotHandle>, StorageError> {
+        unimplemented!()
+    }
+}
