@@ -79,8 +79,8 @@ fn failure(reason: Reason, message: String, maybe_applied: bool, leader: Option<
 /// The table in the module's documentation.
 fn code(reason: Reason, maybe_applied: bool, leader_known: bool) -> Code {
     match reason {
+        _ if maybe_applied => Code::Unknown,
         Reason::NotLeader if leader_known => Code::FailedPrecondition,
-        Reason::Stopped if maybe_applied => Code::Unknown,
         Reason::NotLeader | Reason::NoQuorum | Reason::Stopped => Code::Unavailable,
         Reason::Overloaded => Code::ResourceExhausted,
         Reason::TooLarge | Reason::Invalid => Code::InvalidArgument,
@@ -111,18 +111,66 @@ mod tests {
     fn every_error_has_its_reason_and_code() {
         let stopped = |maybe_applied| WriteError::Stopped { reason: "full disk".to_owned(), maybe_applied };
         let cases: [(Failure, Reason, Code, bool, bool); 13] = [
-            (WriteError::NotLeader { leader: leader() }.into(), Reason::NotLeader, Code::FailedPrecondition, false, true),
-            (WriteError::NotLeader { leader: None }.into(), Reason::NotLeader, Code::Unavailable, false, false),
-            (WriteError::TooLarge { bytes: 2, limit: 1 }.into(), Reason::TooLarge, Code::InvalidArgument, false, false),
+            (
+                WriteError::NotLeader { leader: leader() }.into(),
+                Reason::NotLeader,
+                Code::FailedPrecondition,
+                false,
+                true,
+            ),
+            (
+                WriteError::NotLeader { leader: None }.into(),
+                Reason::NotLeader,
+                Code::Unavailable,
+                false,
+                false,
+            ),
+            (
+                WriteError::TooLarge { bytes: 2, limit: 1 }.into(),
+                Reason::TooLarge,
+                Code::InvalidArgument,
+                false,
+                false,
+            ),
             (WriteError::Overloaded.into(), Reason::Overloaded, Code::ResourceExhausted, false, false),
-            (WriteError::Interrupted { leader: leader() }.into(), Reason::Interrupted, Code::Unknown, true, true),
+            (
+                WriteError::Interrupted { leader: leader() }.into(),
+                Reason::Interrupted,
+                Code::Unknown,
+                true,
+                true,
+            ),
             (stopped(true).into(), Reason::Stopped, Code::Unknown, true, false),
             (stopped(false).into(), Reason::Stopped, Code::Unavailable, false, false),
-            (ReadError::NotLeader { leader: leader() }.into(), Reason::NotLeader, Code::FailedPrecondition, false, true),
-            (ReadError::NoQuorum { reason: "r".to_owned() }.into(), Reason::NoQuorum, Code::Unavailable, false, false),
-            (ReadError::Stopped { reason: "r".to_owned() }.into(), Reason::Stopped, Code::Unavailable, false, false),
+            (
+                ReadError::NotLeader { leader: leader() }.into(),
+                Reason::NotLeader,
+                Code::FailedPrecondition,
+                false,
+                true,
+            ),
+            (
+                ReadError::NoQuorum { reason: "r".to_owned() }.into(),
+                Reason::NoQuorum,
+                Code::Unavailable,
+                false,
+                false,
+            ),
+            (
+                ReadError::Stopped { reason: "r".to_owned() }.into(),
+                Reason::Stopped,
+                Code::Unavailable,
+                false,
+                false,
+            ),
             (KvRejection::EmptyKey.into(), Reason::Invalid, Code::InvalidArgument, false, false),
-            (KvRejection::ValueTooLong { bytes: 9 }.into(), Reason::TooLarge, Code::InvalidArgument, false, false),
+            (
+                KvRejection::ValueTooLong { bytes: 9 }.into(),
+                Reason::TooLarge,
+                Code::InvalidArgument,
+                false,
+                false,
+            ),
             (invalid("no request"), Reason::Invalid, Code::InvalidArgument, false, false),
         ];
         for (failure, reason, code, maybe_applied, leader_known) in cases {

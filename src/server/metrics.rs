@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::engine::NodeState;
@@ -65,7 +65,8 @@ impl Metrics {
     pub(super) fn new(node: impl KvNode, collectors: Vec<Box<dyn Collector>>) -> Self {
         let mut registry = Registry::default();
         let requests = Family::<RequestLabels, Counter>::default();
-        let latency = Family::<MethodLabels, Histogram>::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS));
+        let latency =
+            Family::<MethodLabels, Histogram>::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS));
         let pipelines = Gauge::default();
         registry.register("quorate_server_requests", "Requests answered", requests.clone());
         registry.register_with_unit(
@@ -172,8 +173,12 @@ impl<F: Fn() -> NodeState + Send + Sync + 'static> Collector for NodeCollector<F
                 gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
             }
         }
-        let mut roles =
-            encoder.encode_descriptor("quorate_raft_role", "1 for the present role", None, MetricType::Gauge)?;
+        let mut roles = encoder.encode_descriptor(
+            "quorate_raft_role",
+            "1 for the present role",
+            None,
+            MetricType::Gauge,
+        )?;
         for role in [Role::Learner, Role::Follower, Role::Candidate, Role::Leader, Role::Stopped] {
             let labels = RoleLabels { role: role.to_string() };
             let gauge = ConstGauge::new(u64::from(state.role == role));

@@ -143,11 +143,14 @@ impl Server {
         let metrics = Arc::new(Metrics::new(node.clone(), self.collectors));
         let (drain, draining) = watch::channel(false);
         let (reporter, health) = tonic_health::server::health_reporter();
+        // Reporters begin with "serving"; nothing is served yet, and nobody knows whether it can be.
+        reporter.set_service_status("", ServingStatus::NotServing).await;
         let following = runtime::spawn(report_health(node.clone(), reporter.clone()));
         let routes = Routes::from(http::router(&node, metrics.clone())).add_service(health);
         let routes = add_services(routes, node, metrics, draining.clone());
 
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
+        let incoming =
+            TcpIncoming::from(self.listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
         let incoming = incoming.then(async |connection| {
             if connection.is_err() {
                 tokio::time::sleep(ACCEPT_PAUSE).await;

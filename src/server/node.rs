@@ -13,10 +13,7 @@ pub(super) trait KvNode: Clone + Send + Sync + 'static {
     where
         F: FnOnce(Result<Written<KvReply>, WriteError>) + Send + 'static;
 
-    fn write(
-        &self,
-        command: KvCommand,
-    ) -> impl Future<Output = Result<Written<KvReply>, WriteError>> + Send;
+    fn write(&self, command: KvCommand) -> impl Future<Output = Result<Written<KvReply>, WriteError>> + Send;
 
     fn read(
         &self,

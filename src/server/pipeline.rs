@@ -73,12 +73,8 @@ where
     let (sender, answers) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared { permits: Semaphore::new(MAX_IN_FLIGHT), broken: OnceLock::new() });
     let open = service.metrics.open_pipeline();
-    let outlet = Outlet {
-        sender,
-        shared: shared.clone(),
-        node_id: service.node_id,
-        metrics: service.metrics.clone(),
-    };
+    let outlet =
+        Outlet { sender, shared: shared.clone(), node_id: service.node_id, metrics: service.metrics.clone() };
     runtime::spawn(read_requests(service.node, inbound, Arc::new(outlet), service.draining));
     Outgoing { answers, arrived: Vec::new(), pending: VecDeque::new(), shared, _open: open }
 }

@@ -175,7 +175,8 @@ mod tests {
     #[test]
     fn empty_names_mean_default() {
         let request = v1::DeleteRequest { tenant: String::new(), collection: "c".into(), key: "k".into() };
-        let expected = KvCommand::Delete { tenant: "default".into(), collection: "c".into(), key: "k".into() };
+        let expected =
+            KvCommand::Delete { tenant: "default".into(), collection: "c".into(), key: "k".into() };
         assert_eq!(decode(Request::Delete(request)).unwrap(), Call::Write(expected));
     }
 

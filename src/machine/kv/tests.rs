@@ -272,7 +272,8 @@ fn what_breaks_a_limit_is_rejected_and_changes_nothing() {
 #[test]
 fn a_range_without_end_stays_in_its_collection() {
     let mut machine = KvMachine::default();
-    for (index, (collection, key)) in [("b", b"a"), ("c", b"a"), ("c", b"z"), ("d", b"a")].iter().enumerate() {
+    for (index, (collection, key)) in [("b", b"a"), ("c", b"a"), ("c", b"z"), ("d", b"a")].iter().enumerate()
+    {
         machine.apply(&context(index as u64), put("t", collection, *key, b"v"));
     }
     let keys = |start: &[u8], end: &[u8]| -> Vec<Bytes> {
