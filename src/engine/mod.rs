@@ -124,16 +124,15 @@ impl<M: StateMachine> Engine<M> {
             Ok((LockedLog { log, _dir: dir }, snapshots, incarnation))
         })
         .await?;
-        let max_message_bytes = config.max_message_bytes();
         let parts = EngineParts {
             incarnation,
             log: Arc::new(log),
             snapshots: Arc::new(snapshots),
-            transport: Arc::new(GrpcTransport::new(max_message_bytes)),
+            transport: Arc::new(GrpcTransport),
             config,
         };
         let engine = Self::start(parts, machine).await?;
-        grpc::serve(listener, engine.peer_door(), max_message_bytes, engine.inner.stop.subscribe())
+        grpc::serve(listener, engine.peer_door(), engine.inner.stop.subscribe())
             .map_err(|source| OpenError::Listen { address: engine.inner.own.peer.clone(), source })?;
         Ok(engine)
     }
@@ -187,8 +186,7 @@ impl<M: StateMachine> Engine<M> {
             status::run(core.clone(), config.node_id, state_tx, fatal.clone(), stopping.clone()),
         );
         until_stopped(&stop, stop_when_fatal(core.clone(), fatal.subscribe()));
-        let patience = Duration::from_millis(2 * config.timing.election_timeout_max_ms);
-        let reads = reads::ReadIndexes::start(core.clone(), patience);
+        let reads = reads::ReadIndexes::start(core.clone(), config.timing.patience());
         let inflight_bytes = Arc::new(AtomicUsize::new(0));
         let inner = Inner { core, own, config, reads, inflight_bytes, state, fatal, stopping, stop, held };
         Ok(Self { inner: Arc::new(inner) })
@@ -260,12 +258,31 @@ impl<M: StateMachine> Engine<M> {
                 NoReadIndex::NoQuorum(reason) => ReadError::NoQuorum { reason },
                 NoReadIndex::Stopped(reason) => ReadError::Stopped { reason },
             })?;
-            if !published.wait_applied(index).await {
-                return Err(ReadError::Stopped { reason: "the node is shutting down".to_owned() });
-            }
+            self.applied(index).await?;
         }
         let applied = published.current();
         Ok(ReadOutcome { applied: applied.log_id, answer: M::query(&applied.view, query) })
+    }
+
+    /// Waits until this node has applied entry `index`, which a leader may have read before it was committed.
+    async fn applied(&self, index: u64) -> Result<(), ReadError> {
+        let inner = &self.inner;
+        let (mut fatal, mut stop) = (inner.fatal.subscribe(), inner.stop.subscribe());
+        let patience = inner.config.timing.patience();
+        tokio::select! {
+            biased;
+            () = inner.core.published().wait_applied(index) => Ok(()),
+            _ = fatal.wait_for(Option::is_some) => {
+                let reason = inner.fatal.borrow().as_ref().map(ToString::to_string).unwrap_or_default();
+                Err(ReadError::Stopped { reason })
+            }
+            _ = stop.wait_for(|stop| *stop) => {
+                Err(ReadError::Stopped { reason: "the node is shutting down".to_owned() })
+            }
+            () = tokio::time::sleep(patience) => {
+                Err(ReadError::NoQuorum { reason: format!("entry {index} was not applied within {patience:?}") })
+            }
+        }
     }
 
     /// The node's state at this moment.
@@ -312,14 +329,23 @@ impl<M: StateMachine> Engine<M> {
         let inner = &self.inner;
         self.hand_over().await;
         inner.stopping.store(true, Ordering::Release);
-        inner.core.shutdown().await;
-        inner.stop.send_replace(true);
-        /// The core's last tasks end by themselves; a wedged disk must not keep the process for ever.
+        /// A wedged disk must not keep the process for ever.
         const LET_GO: Duration = Duration::from_secs(5);
         const PAUSE: Duration = Duration::from_millis(1);
         let deadline = tokio::time::Instant::now() + LET_GO;
+        if tokio::time::timeout_at(deadline, inner.core.shutdown()).await.is_err() {
+            tracing::error!("the core did not stop within {LET_GO:?}; its disk may hang");
+        }
+        // Whoever watches is to see the end.
+        let mut state = self.watch();
+        let _ = tokio::time::timeout_at(deadline, state.wait_for(|state| state.role == Role::Stopped)).await;
+        inner.stop.send_replace(true);
+        // The core's last tasks end by themselves.
         while inner.held.strong_count() > 0 && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(PAUSE).await;
+        }
+        if inner.held.strong_count() > 0 {
+            tracing::warn!("the log is still in use; the data directory stays locked until the process ends");
         }
     }
 
@@ -341,8 +367,7 @@ impl<M: StateMachine> Engine<M> {
         inner.core.transfer_leader(successor).await;
         let mut state = self.watch();
         let led_by_other = state.wait_for(|state| state.leader.as_ref().is_some_and(|l| l.node_id != own));
-        let patience = Duration::from_millis(2 * inner.config.timing.election_timeout_max_ms);
-        if tokio::time::timeout(patience, led_by_other).await.is_err() {
+        if tokio::time::timeout(inner.config.timing.patience(), led_by_other).await.is_err() {
             tracing::warn!(successor, "nobody took the lead in time");
         }
     }
