@@ -79,8 +79,7 @@ impl Common {
     }
 
     fn client_with(&self, change: impl FnOnce(&mut ClientConfig)) -> Result<Client, CliError> {
-        let mut config = ClientConfig::default();
-        config.timeout = self.timeout;
+        let mut config = ClientConfig { timeout: self.timeout, ..ClientConfig::default() };
         change(&mut config);
         Ok(Client::new(self.endpoints.iter().map(Endpoint::as_str), config)?)
     }
