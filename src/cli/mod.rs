@@ -188,6 +188,51 @@ const MAX_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::tests::fake::{Fake, Step, leader, refusing};
+    use crate::proto::v1::{self, tagged_response};
+
+    async fn run_at(fake: &Fake, args: &[&str]) -> Result<(), CliError> {
+        let endpoint = fake.endpoint();
+        run(parse(["quorate", "--endpoints", &endpoint].iter().chain(args)).unwrap()).await
+    }
+
+    #[tokio::test]
+    async fn commands_do_what_they_say() {
+        let node = Fake::start(leader);
+        node.set_status(v1::StatusResponse { node_id: 1, ..Default::default() });
+        for format in ["table", "json"] {
+            for args in [
+                vec!["put", "k", "v"],
+                vec!["get", "k"],
+                vec!["get", "k", "--local"],
+                vec!["del", "k"],
+                vec!["range", "--prefix", "k", "--limit", "1"],
+                vec!["status", "--members"],
+                vec!["bench", "--callers", "4", "--seconds", "1", "--warmup-seconds", "0", "--reads", "0.5"],
+            ] {
+                let args: Vec<_> = args.into_iter().chain(["-o", format]).collect();
+                run_at(&node, &args).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn failures_have_their_exit_codes() {
+        let node = Fake::start(|requests| {
+            let nothing = Some(tagged_response::Response::Get(v1::GetResponse::default()));
+            let answers = requests.iter();
+            Step::Answer(
+                answers.map(|ask| v1::TaggedResponse { tag: ask.tag, response: nothing.clone() }).collect(),
+            )
+        });
+        let missing = run_at(&node, &["get", "k"]).await.unwrap_err();
+        assert_eq!((missing.exit_code(), missing.hint().is_some()), (EXIT_ERROR, true));
+        node.set_script(refusing(v1::Failure { reason: v1::Reason::TooLarge.into(), ..Default::default() }));
+        let too_large = run_at(&node, &["put", "k", "v"]).await.unwrap_err();
+        assert_eq!(too_large.exit_code(), EXIT_INVALID);
+        let unreadable = run_at(&node, &["put", "k", "--file", "/nonexistent/file"]).await.unwrap_err();
+        assert_eq!(unreadable.exit_code(), EXIT_INVALID);
+    }
 
     fn exit_code(args: &[&str]) -> u8 {
         match parse(["quorate"].iter().chain(args)) {

@@ -9,7 +9,7 @@ use super::*;
 use crate::proto::v1::{Failure, LeaderHint, MemberInfo, Reason, StatusResponse, TaggedResponse};
 use fake::{Fake, Step, leader, not_leader, refused, refusing, served, silent};
 
-mod fake;
+pub(crate) mod fake;
 
 /// Longer than any test takes; only a client that hangs meets it.
 const PATIENCE: Duration = Duration::from_secs(20);
