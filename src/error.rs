@@ -43,6 +43,12 @@ pub enum WriteError {
         /// The configured limit, `max_command_bytes`.
         limit: usize,
     },
+    /// The command's `Serialize` implementation failed. It was not proposed.
+    #[error("the command cannot be encoded: {reason}")]
+    Unencodable {
+        /// What it said.
+        reason: String,
+    },
     /// Too many bytes are in flight on this node. The command was not proposed.
     #[error("too many writes are in flight on this node; retry after a pause")]
     Overloaded,
@@ -66,7 +72,9 @@ impl WriteError {
     /// Whether the write may have taken effect, or may still do so.
     pub fn maybe_applied(&self) -> bool {
         match self {
-            Self::NotLeader { .. } | Self::TooLarge { .. } | Self::Overloaded => false,
+            Self::NotLeader { .. } | Self::TooLarge { .. } | Self::Unencodable { .. } | Self::Overloaded => {
+                false
+            }
             Self::Interrupted { .. } => true,
             Self::Stopped { maybe_applied, .. } => *maybe_applied,
         }
@@ -74,7 +82,7 @@ impl WriteError {
 }
 
 /// Why a read was not answered.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
     /// This node does not lead, and the level asks for the leader.

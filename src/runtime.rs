@@ -37,10 +37,8 @@ const SIMULATED_EPOCH_MS: u64 = 1_767_225_600_000;
 /// runtime with a paused clock and a seeded scheduler.
 #[doc(hidden)]
 pub fn simulate(seed: u64) -> SimulationGuard {
-    SIMULATION.set(Some(Simulation {
-        rng: SmallRng::seed_from_u64(seed),
-        start: tokio::time::Instant::now(),
-    }));
+    SIMULATION
+        .set(Some(Simulation { rng: SmallRng::seed_from_u64(seed), start: tokio::time::Instant::now() }));
     SimulationGuard
 }
 

@@ -4,8 +4,9 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
+use super::cluster::ClusterCommandError;
 use crate::client::{ClientError, ConfigError};
-use crate::error::OpenError;
+use super::serve::ServeError;
 
 /// All went well.
 pub const EXIT_OK: u8 = 0;
@@ -62,6 +63,12 @@ pub enum CliError {
     Node(Box<dyn Error + Send + Sync>),
 }
 
+/// Whether a node failed because of what it was given.
+fn is_invalid_input(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+    error.downcast_ref::<ServeError>().is_some_and(|error| error.exit_code() == EXIT_INVALID)
+        || error.downcast_ref().is_some_and(ClusterCommandError::is_invalid_input)
+}
+
 impl CliError {
     /// Wraps what a command that runs nodes returns.
     pub(super) fn node(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
@@ -75,10 +82,8 @@ impl CliError {
             | Self::NoNodeAnswers
             | Self::NothingMeasured { unreachable: true, .. } => EXIT_UNREACHABLE,
             Self::Client(ClientError::Rejected { .. }) | Self::Config(_) | Self::Input { .. } => EXIT_INVALID,
-            Self::Node(error) => match error.downcast_ref::<OpenError>() {
-                Some(OpenError::Config(_)) => EXIT_INVALID,
-                _ => EXIT_ERROR,
-            },
+            Self::Node(error) if is_invalid_input(&**error) => EXIT_INVALID,
+            Self::Node(_) => EXIT_ERROR,
             Self::Output(_) if self.is_broken_pipe() => EXIT_OK,
             Self::Client(_)
             | Self::NotFound { .. }
@@ -131,6 +136,7 @@ fn client_hint(error: &ClientError) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::OpenError;
     use crate::client::Rejection;
 
     #[test]
@@ -143,8 +149,8 @@ mod tests {
             (CliError::NotFound { key: "k".to_owned() }, EXIT_ERROR),
             (CliError::Output(io::ErrorKind::BrokenPipe.into()), EXIT_OK),
             (CliError::Output(io::ErrorKind::StorageFull.into()), EXIT_ERROR),
-            (CliError::node(OpenError::Config("x".to_owned())), EXIT_INVALID),
-            (CliError::node(OpenError::Core("x".to_owned())), EXIT_ERROR),
+            (CliError::node(ServeError::Open(OpenError::Config("x".to_owned()))), EXIT_INVALID),
+            (CliError::node(ServeError::Open(OpenError::Core("x".to_owned()))), EXIT_ERROR),
         ] {
             assert_eq!(error.exit_code(), code, "{error:?}");
         }

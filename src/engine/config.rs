@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
 
+use crate::error::OpenError;
 use crate::types::NodeId;
 
 /// Settings of one node. [`EngineConfig::new`] gives defaults for everything but identity.
@@ -55,6 +56,55 @@ impl EngineConfig {
     }
 }
 
+impl EngineConfig {
+    /// Refuses settings that cannot work.
+    ///
+    /// # Errors
+    /// [`OpenError::Config`], saying which setting and why.
+    pub fn validate(&self) -> Result<(), OpenError> {
+        let refuse = |reason: String| Err(OpenError::Config(reason));
+        let Timing {
+            heartbeat_interval_ms: heartbeat,
+            election_timeout_min_ms: min,
+            election_timeout_max_ms: max,
+        } = self.timing;
+        if self.node_id == 0 {
+            return refuse("node id 0 is reserved; number the nodes from 1".to_owned());
+        }
+        if self.cluster.is_empty() || self.cluster.len() > MAX_CLUSTER_NAME_BYTES {
+            return refuse(format!("the cluster's name must have 1 to {MAX_CLUSTER_NAME_BYTES} bytes"));
+        }
+        if !self.initial_members.contains_key(&self.node_id) {
+            return refuse(format!("node {} is not among the founding members it was given", self.node_id));
+        }
+        if heartbeat == 0 || heartbeat.saturating_mul(2) > min || min >= max {
+            return refuse(format!(
+                "timing must satisfy 0 < 2 x heartbeat_interval_ms <= election_timeout_min_ms < election_timeout_max_ms, got {heartbeat}, {min}, {max}"
+            ));
+        }
+        let snapshots = &self.snapshots;
+        if snapshots.every_entries == 0 || snapshots.every_bytes == 0 {
+            return refuse("snapshots must be taken every 1 or more entries and bytes".to_owned());
+        }
+        let limits = &self.limits;
+        if limits.max_command_bytes == 0 || limits.max_inflight_bytes < limits.max_command_bytes {
+            return refuse(
+                "max_inflight_bytes must be at least max_command_bytes, and that at least 1".to_owned(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Room for one message to a peer: a full batch, or one command of the largest size, and its frame.
+    pub(crate) fn max_message_bytes(&self) -> usize {
+        const FRAME_BYTES: usize = 1024 * 1024;
+        self.limits.append_message_bytes.max(self.limits.max_command_bytes) * 2 + FRAME_BYTES
+    }
+}
+
+/// Longest name of a cluster.
+const MAX_CLUSTER_NAME_BYTES: usize = 128;
+
 /// Heartbeat and election timing, in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timing {
@@ -73,17 +123,29 @@ impl Default for Timing {
 }
 
 /// When a snapshot is taken, and how much of the log is kept behind it.
+///
+/// The log never holds much more than `every` plus `keep`, in entries and in bytes: that, the state itself
+/// and one snapshot of it bound the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotPolicy {
     /// Take a snapshot after this many entries since the last one.
     pub every_entries: u64,
+    /// Take a snapshot after this many bytes of commands since the last one.
+    pub every_bytes: u64,
     /// Entries kept in the log although a snapshot covers them, for followers that are a little behind.
     pub keep_entries: u64,
+    /// Bytes of commands kept in the log although a snapshot covers them.
+    pub keep_bytes: u64,
 }
 
 impl Default for SnapshotPolicy {
     fn default() -> Self {
-        Self { every_entries: 100_000, keep_entries: 50_000 }
+        Self {
+            every_entries: 500_000,
+            every_bytes: 256 * 1024 * 1024,
+            keep_entries: 100_000,
+            keep_bytes: 64 * 1024 * 1024,
+        }
     }
 }
 

@@ -1,97 +1,202 @@
 //! The public handle: open a node, write, read, watch, stop.
+//!
+//! - [`EngineConfig`]: what a node needs to know before it starts;
+//! - `formation`: how a cluster comes into being, once;
+//! - `reads`: linearizable reads that share one confirmation of leadership;
+//! - `compaction`: when snapshots are taken and the log is cut.
+//!
+//! # Promises
+//!
+//! - [`Engine::write`] returns `Ok` only for a command that a quorum holds on disk and this node has
+//!   applied. An error says whether the command may have been applied nevertheless.
+//! - [`Engine::read`] at [`ReadLevel::Linearizable`] sees every write acknowledged before it was called,
+//!   by whichever node.
+//! - A node that meets a fatal error (a failed fsync, a damaged record, a panic in `apply`, a peer that
+//!   knows another data directory) stops acknowledging at once, and says why in [`NodeState::fatal`]. It
+//!   is up to the process to exit.
+//!
+//! What it does not do: retry, or forward to the leader. That is the client's part.
 
+mod compaction;
+mod config;
+mod formation;
+mod reads;
+mod status;
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 pub use config::{EngineConfig, Limits, SnapshotPolicy, Timing};
+pub use status::{NodeState, ReadOutcome, Status, Written};
 
-use crate::error::{FatalError, Leader, OpenError, ReadError, WriteError};
+use crate::error::{FatalError, OpenError, ReadError, StorageError, WriteError};
 use crate::machine::StateMachine;
-use crate::types::{Incarnation, LogId, Membership, NodeId, ReadLevel, Role};
-
-mod config;
+use crate::raft::apply::Applier;
+use crate::raft::core::{Core, CoreConfig, NoReadIndex, Parts, Proposed};
+use crate::raft::envelope::{self, Header};
+use crate::raft::network::client::{Caller, PeerClients};
+use crate::raft::network::grpc::{self, GrpcTransport};
+use crate::raft::network::service::Callee;
+use crate::raft::network::{PeerDoor, Transport};
+use crate::runtime::{self, offload};
+use crate::storage::{DataDir, LogStore, SledOptions, SledStore, SnapshotDir, SnapshotStore};
+use crate::types::{Incarnation, LogId, Member, ReadLevel, Role};
 
 /// One node of a replicated state machine. Cheap to clone; all clones are the same node.
-#[derive(Debug)]
 pub struct Engine<M: StateMachine> {
-    _m: std::marker::PhantomData<fn() -> M>,
+    inner: Arc<Inner<M>>,
 }
 
 impl<M: StateMachine> Clone for Engine<M> {
     fn clone(&self) -> Self {
-        Self { _m: self._m }
+        Self { inner: self.inner.clone() }
     }
 }
 
-/// An acknowledged write.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Written<R> {
-    /// Where in the log the command stands.
-    pub log_id: LogId,
-    /// What the state machine answered.
-    pub reply: R,
+impl<M: StateMachine> std::fmt::Debug for Engine<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("state", &self.state()).finish()
+    }
 }
 
-/// An answered read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReadOutcome<A> {
-    /// The position up to which the answering state had been applied.
-    pub applied: Option<LogId>,
-    /// What the state machine answered.
-    pub answer: A,
+struct Inner<M: StateMachine> {
+    core: Core<M>,
+    own: Member,
+    config: EngineConfig,
+    reads: reads::ReadIndexes,
+    inflight_bytes: Arc<AtomicUsize>,
+    state: watch::Receiver<NodeState>,
+    fatal: watch::Sender<Option<FatalError>>,
+    /// Set when the node is asked to stop, so that the end of its core is no surprise.
+    stopping: Arc<AtomicBool>,
+    /// True once the core has stopped and everything else is to follow.
+    stop: watch::Sender<bool>,
+    /// What a stopped node must have let go of before its data directory can be opened again.
+    held: std::sync::Weak<dyn LogStore>,
 }
 
-/// A node's view of itself and its cluster. Cheap: nothing is computed to tell it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeState {
-    /// This node.
-    pub node_id: NodeId,
-    /// What it is at present.
-    pub role: Role,
-    /// Its term.
-    pub term: u64,
-    /// Whom it follows.
-    pub leader: Option<Leader>,
-    /// Index of its last log entry, durable or not.
-    pub last_log: Option<u64>,
-    /// Up to where it knows the log to be committed.
-    pub committed: Option<LogId>,
-    /// Up to where it has applied.
-    pub applied: Option<LogId>,
-    /// Last position covered by its newest snapshot.
-    pub snapshot: Option<LogId>,
-    /// Up to where it has purged its log.
-    pub purged: Option<LogId>,
-    /// The membership in effect.
-    pub membership: Membership,
-    /// Set when the node has stopped because of an error.
-    pub fatal: Option<FatalError>,
-}
-
-/// [`NodeState`], identity, and the hash of the state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Status {
-    /// The name of its cluster.
-    pub cluster: String,
-    /// Its data directory's incarnation.
+/// What a node is made of, for those who bring their own: simulation, and tests.
+pub struct EngineParts {
+    /// Settings; the data directory and addresses to listen on are not used.
+    pub config: EngineConfig,
+    /// Identity of what the parts hold.
     pub incarnation: Incarnation,
-    /// Its advertised client address.
-    pub client: String,
-    /// Role, term and positions. `state.applied` is the position that `state_hash` belongs to.
-    pub state: NodeState,
-    /// Hash of the state after `state.applied`: equal on all nodes that have applied the same entry.
-    pub state_hash: u64,
+    /// The durable log.
+    pub log: Arc<dyn LogStore>,
+    /// The snapshots.
+    pub snapshots: Arc<dyn SnapshotStore>,
+    /// How peers are reached.
+    pub transport: Arc<dyn Transport>,
+}
+
+/// A log store and the lock on its directory, which must not outlive each other.
+struct LockedLog {
+    log: SledStore,
+    _dir: DataDir,
 }
 
 impl<M: StateMachine> Engine<M> {
     /// Opens the node in `config.data_dir` and starts to take part in its cluster.
     ///
+    /// Returns once the node listens and has recovered what it held; [`ready`](Self::ready) waits for a
+    /// leader. The first start forms the cluster together with the other founding members.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. Nothing has been changed when opening fails.
+    pub async fn open(mut config: EngineConfig, machine: M) -> Result<Self, OpenError> {
+        config.validate()?;
+        let listener = match config.peer_listener.take() {
+            Some(listener) => listener,
+            None => TcpListener::bind(&config.peer_listen)
+                .map_err(|source| OpenError::Listen { address: config.peer_listen.clone(), source })?,
+        };
+        let (path, cluster, node_id) = (config.data_dir.clone(), config.cluster.clone(), config.node_id);
+        let tail_bytes = config.limits.log_tail_bytes;
+        let (log, snapshots, incarnation) = offload(move || -> Result<_, StorageError> {
+            let dir = DataDir::open(&path, &cluster, node_id)?;
+            let log = SledStore::open(&dir.log_dir(), SledOptions { tail_bytes, ..SledOptions::default() })?;
+            let snapshots = SnapshotDir::open(&dir.snapshot_dir())?;
+            let incarnation = dir.identity().incarnation;
+            Ok((LockedLog { log, _dir: dir }, snapshots, incarnation))
+        })
+        .await?;
+        let max_message_bytes = config.max_message_bytes();
+        let parts = EngineParts {
+            incarnation,
+            log: Arc::new(log),
+            snapshots: Arc::new(snapshots),
+            transport: Arc::new(GrpcTransport::new(max_message_bytes)),
+            config,
+        };
+        let engine = Self::start(parts, machine).await?;
+        grpc::serve(listener, engine.peer_door(), max_message_bytes, engine.inner.stop.subscribe())
+            .map_err(|source| OpenError::Listen { address: engine.inner.own.peer.clone(), source })?;
+        Ok(engine)
+    }
+
+    /// Starts a node from parts. Its caller carries messages to [`peer_door`](Self::peer_door).
+    ///
     /// # Errors
     /// See [`OpenError`].
-    pub async fn open(config: EngineConfig, machine: M) -> Result<Self, OpenError> {
-        let _ = (config, machine);
-        unimplemented!("skeleton")
+    pub async fn start(parts: EngineParts, machine: M) -> Result<Self, OpenError> {
+        let EngineParts { config, incarnation, log, snapshots, transport } = parts;
+        config.validate()?;
+        let recovery = snapshots.clone();
+        let applier = offload(move || Applier::recover(machine, recovery)).await?;
+        check_coverage(&config, &*log, &applier)?;
+        let (fatal, stop) = (watch::Sender::new(None), watch::Sender::new(false));
+        let fenced = fence(&config, incarnation, fatal.clone());
+        let caller = Caller {
+            cluster: config.cluster.clone(),
+            node_id: config.node_id,
+            incarnation,
+            fenced: fenced.clone(),
+        };
+        let callee = Callee {
+            cluster: config.cluster.clone(),
+            node_id: config.node_id,
+            incarnation,
+            peer_address: config.peer_advertise.clone(),
+            client_address: config.client_advertise.clone(),
+            founders: config.initial_members.clone(),
+            fenced,
+        };
+        let own = Member {
+            peer: config.peer_advertise.clone(),
+            client: config.client_advertise.clone(),
+            incarnation,
+        };
+        let clients = PeerClients::new(caller.clone(), transport.clone());
+        let held = Arc::downgrade(&log);
+        let core_parts = Parts { log, snapshots, applier, clients, callee };
+        let core = Core::start(&core_config(&config), core_parts).await.map_err(OpenError::Core)?;
+
+        let founders = config.initial_members.clone();
+        let formation =
+            formation::Formation { core: core.clone(), transport, caller, own: own.clone(), founders };
+        until_stopped(&stop, formation.run());
+        until_stopped(&stop, compaction::run(core.clone(), config.snapshots.clone()));
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (state_tx, state) = watch::channel(status::observe(&core, config.node_id, None));
+        until_stopped(
+            &stop,
+            status::run(core.clone(), config.node_id, state_tx, fatal.clone(), stopping.clone()),
+        );
+        until_stopped(&stop, stop_when_fatal(core.clone(), fatal.subscribe()));
+        let patience = Duration::from_millis(2 * config.timing.election_timeout_max_ms);
+        let reads = reads::ReadIndexes::start(core.clone(), patience);
+        let inflight_bytes = Arc::new(AtomicUsize::new(0));
+        let inner = Inner { core, own, config, reads, inflight_bytes, state, fatal, stopping, stop, held };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What this node shows to its peers; for those who bring their own transport.
+    pub fn peer_door(&self) -> Arc<dyn PeerDoor> {
+        self.inner.core.door()
     }
 
     /// Writes: returns once `command` is committed by a quorum and applied here.
@@ -99,8 +204,13 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`WriteError`]; [`WriteError::maybe_applied`] says whether a retry could apply twice.
     pub async fn write(&self, command: M::Command) -> Result<Written<M::Reply>, WriteError> {
-        let _ = command;
-        unimplemented!("skeleton")
+        let (done, outcome) = oneshot::channel();
+        self.propose(command, move |result| {
+            // The caller may have given up.
+            let _ = done.send(result);
+        })
+        .await;
+        outcome.await.unwrap_or_else(|_| Err(self.stopped_write()))
     }
 
     /// Proposes `command` and returns; `done` is called exactly once with the outcome, on an engine task
@@ -110,8 +220,29 @@ impl<M: StateMachine> Engine<M> {
     where
         F: FnOnce(Result<Written<M::Reply>, WriteError>) + Send + 'static,
     {
-        let _ = (command, done);
-        unimplemented!("skeleton")
+        let inner = &self.inner;
+        let header = Header { time_ms: runtime::unix_time_ms(), ..Header::default() };
+        let command = match envelope::seal(header, &command) {
+            Ok(command) => command,
+            Err(error) => return done(Err(WriteError::Unencodable { reason: error.to_string() })),
+        };
+        let (bytes, limits) = (command.len(), &inner.config.limits);
+        if bytes > limits.max_command_bytes {
+            return done(Err(WriteError::TooLarge { bytes, limit: limits.max_command_bytes }));
+        }
+        let inflight = inner.inflight_bytes.clone();
+        if inflight.fetch_add(bytes, Ordering::Relaxed) + bytes > limits.max_inflight_bytes {
+            inflight.fetch_sub(bytes, Ordering::Relaxed);
+            return done(Err(WriteError::Overloaded));
+        }
+        let fatal = inner.fatal.clone();
+        inner
+            .core
+            .propose(command, move |outcome| {
+                inflight.fetch_sub(bytes, Ordering::Relaxed);
+                done(write_outcome(outcome, &fatal));
+            })
+            .await;
     }
 
     /// Answers `query` at `level`.
@@ -119,29 +250,224 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`ReadError`].
     pub async fn read(&self, query: M::Query, level: ReadLevel) -> Result<ReadOutcome<M::Answer>, ReadError> {
-        let _ = (query, level);
-        unimplemented!("skeleton")
+        if let Some(fatal) = &*self.inner.fatal.borrow() {
+            return Err(ReadError::Stopped { reason: fatal.to_string() });
+        }
+        let published = self.inner.core.published();
+        if level == ReadLevel::Linearizable {
+            let index = self.inner.reads.next().await.map_err(|error| match error {
+                NoReadIndex::NotLeader(leader) => ReadError::NotLeader { leader },
+                NoReadIndex::NoQuorum(reason) => ReadError::NoQuorum { reason },
+                NoReadIndex::Stopped(reason) => ReadError::Stopped { reason },
+            })?;
+            if !published.wait_applied(index).await {
+                return Err(ReadError::Stopped { reason: "the node is shutting down".to_owned() });
+            }
+        }
+        let applied = published.current();
+        Ok(ReadOutcome { applied: applied.log_id, answer: M::query(&applied.view, query) })
     }
 
-    /// The node's state, and every change of it.
+    /// The node's state at this moment.
+    pub fn state(&self) -> NodeState {
+        let fatal = self.inner.fatal.borrow().clone();
+        status::observe(&self.inner.core, self.inner.config.node_id, fatal)
+    }
+
+    /// The node's state, and every change of it. Changes that follow each other closely are reported as
+    /// one.
     pub fn watch(&self) -> watch::Receiver<NodeState> {
-        unimplemented!("skeleton")
+        self.inner.state.clone()
     }
 
     /// State, identity and state hash.
     pub async fn status(&self) -> Status {
-        unimplemented!("skeleton")
+        let inner = &self.inner;
+        let applied = inner.core.published().current();
+        let state = NodeState { applied: applied.log_id, ..self.state() };
+        let state_hash = offload(move || M::state_hash(&applied.view)).await;
+        Status {
+            cluster: inner.config.cluster.clone(),
+            incarnation: inner.own.incarnation,
+            client: inner.own.client.clone(),
+            state,
+            state_hash,
+        }
     }
 
-    /// Waits until a leader is known and this node has applied what was committed when it joined.
-    /// False when `timeout` passes first.
+    /// Waits until the node [is ready](NodeState::is_ready). False when `timeout` passes first, or the node
+    /// stops.
     pub async fn ready(&self, timeout: Duration) -> bool {
-        let _ = timeout;
-        unimplemented!("skeleton")
+        let mut state = self.watch();
+        let ready = state.wait_for(|state| state.is_ready() || state.role == Role::Stopped);
+        match tokio::time::timeout(timeout, ready).await {
+            Ok(Ok(state)) => state.is_ready(),
+            _ => false,
+        }
     }
 
-    /// Hands leadership over if this node leads, then stops. Idempotent.
+    /// Hands leadership over if this node leads, then stops. When it returns, the data directory can be
+    /// opened again. Idempotent.
     pub async fn shutdown(&self) {
-        unimplemented!("skeleton")
+        let inner = &self.inner;
+        self.hand_over().await;
+        inner.stopping.store(true, Ordering::Release);
+        inner.core.shutdown().await;
+        inner.stop.send_replace(true);
+        /// The core's last tasks end by themselves; a wedged disk must not keep the process for ever.
+        const LET_GO: Duration = Duration::from_secs(5);
+        const PAUSE: Duration = Duration::from_millis(1);
+        let deadline = tokio::time::Instant::now() + LET_GO;
+        while inner.held.strong_count() > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Asks the voter that is furthest ahead to take the lead, and waits until somebody has.
+    async fn hand_over(&self) {
+        let inner = &self.inner;
+        let metrics = inner.core.metrics();
+        if metrics.role != Role::Leader {
+            return;
+        }
+        let own = inner.config.node_id;
+        let successor = metrics
+            .matched
+            .iter()
+            .filter(|(id, _)| **id != own && metrics.membership.is_voter(**id))
+            .max_by_key(|(_, matched)| **matched);
+        let Some((&successor, _)) = successor else { return };
+        tracing::info!(successor, "handing over the lead");
+        inner.core.transfer_leader(successor).await;
+        let mut state = self.watch();
+        let led_by_other = state.wait_for(|state| state.leader.as_ref().is_some_and(|l| l.node_id != own));
+        let patience = Duration::from_millis(2 * inner.config.timing.election_timeout_max_ms);
+        if tokio::time::timeout(patience, led_by_other).await.is_err() {
+            tracing::warn!(successor, "nobody took the lead in time");
+        }
+    }
+
+    fn stopped_write(&self) -> WriteError {
+        write_stopped(&self.inner.fatal)
+    }
+}
+
+/// Runs `task` until it ends or the node stops.
+fn until_stopped(stop: &watch::Sender<bool>, task: impl Future<Output = ()> + Send + 'static) {
+    let mut stop = stop.subscribe();
+    runtime::spawn(async move {
+        tokio::select! {
+            biased;
+            // An error means that every handle to the node is gone.
+            _ = stop.wait_for(|stop| *stop) => {}
+            () = task => {}
+        }
+    });
+}
+
+/// A node that must not go on stops its core, so that nothing more is acknowledged.
+async fn stop_when_fatal<M: StateMachine>(core: Core<M>, mut fatal: watch::Receiver<Option<FatalError>>) {
+    if fatal.wait_for(Option::is_some).await.is_ok() {
+        core.shutdown().await;
+    }
+}
+
+/// What to do when a peer knows this node with another data directory.
+fn fence(
+    config: &EngineConfig,
+    presented: Incarnation,
+    fatal: watch::Sender<Option<FatalError>>,
+) -> Arc<dyn Fn(Incarnation) + Send + Sync> {
+    let node_id = config.node_id;
+    Arc::new(move |known| status::report(&fatal, FatalError::Fenced { node_id, known, presented }))
+}
+
+/// A purged log is useless without the snapshot that covers what was purged.
+fn check_coverage<M: StateMachine>(
+    config: &EngineConfig,
+    log: &dyn LogStore,
+    applier: &Applier<M>,
+) -> Result<(), StorageError> {
+    let covered: Option<LogId> = applier.published().current().log_id;
+    let purged = log.bounds().purged;
+    if purged.map(|p| p.index) > covered.map(|c| c.index) {
+        return Err(StorageError::Lost {
+            missing: config.data_dir.join("snapshots"),
+            marker: config.data_dir.join("log"),
+        });
+    }
+    Ok(())
+}
+
+fn core_config(config: &EngineConfig) -> CoreConfig {
+    CoreConfig {
+        cluster: config.cluster.clone(),
+        node_id: config.node_id,
+        heartbeat_interval_ms: config.timing.heartbeat_interval_ms,
+        election_timeout_min_ms: config.timing.election_timeout_min_ms,
+        election_timeout_max_ms: config.timing.election_timeout_max_ms,
+        message_bytes: config.limits.append_message_bytes,
+    }
+}
+
+fn write_stopped(fatal: &watch::Sender<Option<FatalError>>) -> WriteError {
+    let reason = match &*fatal.borrow() {
+        Some(fatal) => fatal.to_string(),
+        None => "the node is shutting down".to_owned(),
+    };
+    // The command may have reached the log, and a peer, before.
+    WriteError::Stopped { reason, maybe_applied: true }
+}
+
+fn write_outcome<R: serde::de::DeserializeOwned>(
+    outcome: Proposed,
+    fatal: &watch::Sender<Option<FatalError>>,
+) -> Result<Written<R>, WriteError> {
+    match outcome {
+        Proposed::Applied { log_id, reply } => {
+            let reply = envelope::decode(&reply).expect("invariant: this node has just encoded the reply");
+            Ok(Written { log_id, reply })
+        }
+        Proposed::NotLeader(leader) => Err(WriteError::NotLeader { leader }),
+        Proposed::Interrupted(leader) => Err(WriteError::Interrupted { leader }),
+        Proposed::Stopped => Err(write_stopped(fatal)),
+    }
+}
+
+impl LogStore for LockedLog {
+    fn bounds(&self) -> crate::storage::LogBounds {
+        self.log.bounds()
+    }
+
+    fn vote(&self) -> Option<crate::types::Vote> {
+        self.log.vote()
+    }
+
+    fn committed(&self) -> Option<LogId> {
+        self.log.committed()
+    }
+
+    fn read(&self, start: u64, end: u64, max_bytes: usize) -> std::io::Result<Vec<crate::types::Entry>> {
+        self.log.read(start, end, max_bytes)
+    }
+
+    fn append(&self, entries: Vec<crate::types::Entry>, done: crate::storage::Completion) {
+        self.log.append(entries, done);
+    }
+
+    fn save_vote(&self, vote: crate::types::Vote, done: crate::storage::Completion) {
+        self.log.save_vote(vote, done);
+    }
+
+    fn save_committed(&self, committed: Option<LogId>) {
+        self.log.save_committed(committed);
+    }
+
+    fn truncate(&self, from: u64, done: crate::storage::Completion) {
+        self.log.truncate(from, done);
+    }
+
+    fn purge(&self, upto: LogId, done: crate::storage::Completion) {
+        self.log.purge(upto, done);
     }
 }

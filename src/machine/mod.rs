@@ -37,7 +37,7 @@ pub struct ApplyContext {
 /// - *Independence*: a [`View`](Self::View) does not change when later commands are applied.
 ///
 /// A machine in memory is rebuilt at start from the newest snapshot and the log after it.
-pub trait StateMachine: Send + 'static {
+pub trait StateMachine: Send + Sync + 'static {
     /// What a write carries. Replicated and stored, so its encoding must outlive upgrades.
     type Command: Serialize + DeserializeOwned + Send + 'static;
     /// What a write answers, rejections included.

@@ -1,0 +1,159 @@
+//! When snapshots are taken, and how much of the log is kept behind them.
+//!
+//! Both are counted in entries and in bytes, whichever comes first: a log of small entries costs time at
+//! the next start, one of large entries costs disk.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::config::SnapshotPolicy;
+use crate::machine::StateMachine;
+use crate::raft::core::Core;
+
+/// How often the applied position is looked at.
+const PACE: Duration = Duration::from_millis(20);
+/// The log is measured at points this many bytes or entries apart.
+const MARK_BYTES: u64 = 1024 * 1024;
+const MARK_ENTRIES: u64 = 1000;
+
+/// A point of the log: how many bytes of commands had been applied when it was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    index: u64,
+    bytes: u64,
+}
+
+/// Measures the log as it is applied.
+#[derive(Debug)]
+struct Gauge {
+    policy: SnapshotPolicy,
+    /// Where the newest snapshot stands.
+    base: Mark,
+    /// In order; from where the log may begin to now.
+    marks: VecDeque<Mark>,
+}
+
+impl Gauge {
+    fn new(policy: SnapshotPolicy, start: Mark) -> Self {
+        Self { policy, base: start, marks: VecDeque::from([start]) }
+    }
+
+    fn observe(&mut self, now: Mark) {
+        let last = self.marks.back().copied().unwrap_or(self.base);
+        if now.index >= last.index + MARK_ENTRIES || now.bytes >= last.bytes + MARK_BYTES {
+            self.marks.push_back(now);
+        }
+    }
+
+    fn is_snapshot_due(&self, now: Mark) -> bool {
+        now.index.saturating_sub(self.base.index) >= self.policy.every_entries
+            || now.bytes.saturating_sub(self.base.bytes) >= self.policy.every_bytes
+    }
+
+    /// A snapshot up to `index` exists. Returns up to where the log may now be purged.
+    fn snapshot_taken(&mut self, index: u64) -> Option<u64> {
+        let bytes_at =
+            |index| self.marks.iter().rev().find(|mark| mark.index <= index).map(|mark| mark.bytes);
+        let bytes = bytes_at(index).unwrap_or(self.base.bytes);
+        self.base = Mark { index, bytes };
+        let by_entries = index.saturating_sub(self.policy.keep_entries);
+        // The last point that lies more than `keep_bytes` back.
+        let by_bytes = self
+            .marks
+            .iter()
+            .rev()
+            .find(|mark| mark.index <= index && bytes.saturating_sub(mark.bytes) >= self.policy.keep_bytes)
+            .map_or(0, |mark| mark.index);
+        let upto = by_entries.max(by_bytes).min(index);
+        while self.marks.len() > 1 && self.marks[0].index < upto {
+            self.marks.pop_front();
+        }
+        (upto > 0).then_some(upto)
+    }
+}
+
+/// Takes snapshots and purges the log behind them for as long as the core runs.
+pub(super) async fn run<M: StateMachine>(core: Core<M>, policy: SnapshotPolicy) {
+    let now = || {
+        let applied = core.published().current();
+        Mark { index: applied.log_id.map_or(0, |log_id| log_id.index), bytes: applied.command_bytes }
+    };
+    let mut progress = core.published().progress();
+    let mut gauge = Gauge::new(policy, now());
+    if let Some(snapshot) = core.metrics().snapshot {
+        gauge.base.index = snapshot.index;
+    }
+    let mut newest = core.metrics().snapshot;
+    let mut requested = None;
+    loop {
+        // While a snapshot is being written its end is awaited even if nothing is applied meanwhile.
+        if requested.is_none() && progress.changed().await.is_err() {
+            return;
+        }
+        tokio::time::sleep(PACE).await;
+        let mark = now();
+        gauge.observe(mark);
+        let metrics = core.metrics();
+        if metrics.fatal.is_some() || metrics.role == crate::types::Role::Stopped {
+            return;
+        }
+        if let Some(snapshot) = metrics.snapshot
+            && metrics.snapshot > newest
+        {
+            newest = metrics.snapshot;
+            requested = None;
+            if let Some(upto) = gauge.snapshot_taken(snapshot.index) {
+                core.purge(upto).await;
+            }
+        }
+        if requested.is_none() && gauge.is_snapshot_due(mark) {
+            requested = Some(mark);
+            core.snapshot().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy() -> SnapshotPolicy {
+        SnapshotPolicy {
+            every_entries: 10_000,
+            every_bytes: 100 << 20,
+            keep_entries: 4_000,
+            keep_bytes: 20 << 20,
+        }
+    }
+
+    #[test]
+    fn entries_or_bytes_make_a_snapshot_due() {
+        let gauge = Gauge::new(policy(), Mark { index: 500, bytes: 0 });
+        assert!(!gauge.is_snapshot_due(Mark { index: 10_499, bytes: (100 << 20) - 1 }));
+        assert!(gauge.is_snapshot_due(Mark { index: 10_500, bytes: 0 }));
+        assert!(gauge.is_snapshot_due(Mark { index: 501, bytes: 100 << 20 }));
+    }
+
+    #[test]
+    fn small_entries_are_kept_by_count() {
+        let mut gauge = Gauge::new(policy(), Mark { index: 0, bytes: 0 });
+        (1..=10).for_each(|n| gauge.observe(Mark { index: n * 1000, bytes: n * 1000 }));
+        assert_eq!(gauge.snapshot_taken(10_000), Some(6_000));
+        assert_eq!(gauge.base, Mark { index: 10_000, bytes: 10_000 });
+        assert_eq!(gauge.marks[0].index, 6_000);
+    }
+
+    #[test]
+    fn large_entries_are_kept_by_bytes() {
+        let mut gauge = Gauge::new(policy(), Mark { index: 0, bytes: 0 });
+        (1..=100).for_each(|n| gauge.observe(Mark { index: n, bytes: n << 20 }));
+        assert_eq!(gauge.snapshot_taken(100), Some(80));
+    }
+
+    #[test]
+    fn nothing_is_purged_before_there_is_enough() {
+        let mut gauge = Gauge::new(policy(), Mark { index: 0, bytes: 0 });
+        gauge.observe(Mark { index: 3_000, bytes: 1 << 20 });
+        assert_eq!(gauge.snapshot_taken(3_000), None);
+    }
+}

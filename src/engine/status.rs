@@ -1,0 +1,164 @@
+//! What a node tells of itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::error::{FatalError, Leader};
+use crate::machine::StateMachine;
+use crate::raft::core::Core;
+use crate::types::{Incarnation, LogId, Membership, NodeId, Role};
+
+/// Changes closer together than this are reported as one.
+const PACE: Duration = Duration::from_millis(5);
+
+/// An acknowledged write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written<R> {
+    /// Where in the log the command stands.
+    pub log_id: LogId,
+    /// What the state machine answered.
+    pub reply: R,
+}
+
+/// An answered read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadOutcome<A> {
+    /// The position up to which the answering state had been applied.
+    pub applied: Option<LogId>,
+    /// What the state machine answered.
+    pub answer: A,
+}
+
+/// A node's view of itself and its cluster. Cheap: nothing is computed to tell it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeState {
+    /// This node.
+    pub node_id: NodeId,
+    /// What it is at present.
+    pub role: Role,
+    /// Its term.
+    pub term: u64,
+    /// Whom it follows.
+    pub leader: Option<Leader>,
+    /// Index of its last log entry, durable or not.
+    pub last_log: Option<u64>,
+    /// Up to where it knows the log to be committed.
+    pub committed: Option<LogId>,
+    /// Up to where it has applied.
+    pub applied: Option<LogId>,
+    /// Last position covered by its newest snapshot.
+    pub snapshot: Option<LogId>,
+    /// Up to where it has purged its log.
+    pub purged: Option<LogId>,
+    /// The membership in effect.
+    pub membership: Membership,
+    /// Set when the node has stopped because of an error.
+    pub fatal: Option<FatalError>,
+}
+
+impl NodeState {
+    /// Whether the node follows or leads, and has applied what it knows to be committed, give or take what
+    /// is just under way.
+    pub fn is_ready(&self) -> bool {
+        /// Entries that may wait to be applied on a node under load.
+        const UNDER_WAY: u64 = 1_000;
+        let committed = self.committed.map_or(0, |log_id| log_id.index);
+        let applied = self.applied.map_or(0, |log_id| log_id.index);
+        self.fatal.is_none() && self.leader.is_some() && applied + UNDER_WAY >= committed
+    }
+}
+
+/// [`NodeState`], identity, and the hash of the state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// The name of its cluster.
+    pub cluster: String,
+    /// Its data directory's incarnation.
+    pub incarnation: Incarnation,
+    /// Its advertised client address.
+    pub client: String,
+    /// Role, term and positions. `state.applied` is the position that `state_hash` belongs to.
+    pub state: NodeState,
+    /// Hash of the state after `state.applied`: equal on all nodes that have applied the same entry.
+    pub state_hash: u64,
+}
+
+/// The node's state at this moment.
+pub(super) fn observe<M: StateMachine>(
+    core: &Core<M>,
+    node_id: NodeId,
+    fatal: Option<FatalError>,
+) -> NodeState {
+    let metrics = core.metrics();
+    let fatal = fatal.or_else(|| metrics.fatal.clone().map(FatalError::Core));
+    let applied = core.published().current().log_id;
+    NodeState {
+        node_id,
+        role: if fatal.is_some() { Role::Stopped } else { metrics.role },
+        term: metrics.term,
+        leader: metrics.leader,
+        last_log: metrics.last_log,
+        committed: metrics.committed.max(metrics.cluster_committed),
+        applied,
+        snapshot: metrics.snapshot,
+        purged: metrics.purged,
+        membership: metrics.membership,
+        fatal,
+    }
+}
+
+/// The first fatal error is the one that counts.
+pub(super) fn report(fatal: &watch::Sender<Option<FatalError>>, error: FatalError) {
+    fatal.send_if_modified(|current| {
+        let first = current.is_none();
+        if first {
+            tracing::error!(%error, "the node has stopped");
+            *current = Some(error);
+        }
+        first
+    });
+}
+
+/// Keeps `state` up to date, and turns a core that failed into a fatal error.
+pub(super) async fn run<M: StateMachine>(
+    core: Core<M>,
+    node_id: NodeId,
+    state: watch::Sender<NodeState>,
+    fatal: watch::Sender<Option<FatalError>>,
+    stopping: Arc<AtomicBool>,
+) {
+    let mut changes = core.changes();
+    let mut progress = core.published().progress();
+    let mut fatal_rx = fatal.subscribe();
+    loop {
+        let now = observe(&core, node_id, fatal_rx.borrow_and_update().clone());
+        if let Some(error) = &now.fatal {
+            report(&fatal, error.clone());
+        }
+        state.send_if_modified(|current| {
+            let changed = *current != now;
+            if changed {
+                *current = now;
+            }
+            changed
+        });
+        let alive = tokio::select! {
+            biased;
+            alive = changes.changed() => alive,
+            changed = progress.changed() => changed.is_ok(),
+            _ = fatal_rx.changed() => true,
+        };
+        if !alive {
+            if !stopping.load(Ordering::Acquire) {
+                report(&fatal, FatalError::Core(core.cause_of_death().await));
+            }
+            let now = observe(&core, node_id, fatal.borrow().clone());
+            state.send_replace(NodeState { role: Role::Stopped, leader: None, ..now });
+            return;
+        }
+        tokio::time::sleep(PACE).await;
+    }
+}

@@ -1,0 +1,237 @@
+//! Committed entries into the state machine.
+//!
+//! One task applies, in batches. The machine, the position it has reached, the log time and the
+//! membership change together, in memory, between two awaits; then one [`Applied`] with a view of the
+//! machine is published, and only then are the callers told. A reader therefore sees a state that some
+//! position explains, never half a batch, and a caller who was told of a write finds it.
+//!
+//! Nothing here is durable: after a restart the state is rebuilt from the newest snapshot and the log.
+
+use std::any::Any;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use openraft::OptionalSend;
+use openraft::entry::RaftPayload as _;
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapshot};
+use tokio::sync::watch;
+
+use super::envelope;
+use super::log::position;
+use super::snapshot::{SnapshotBuilder, SnapshotData, install};
+use super::type_config::{self, Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::machine::{ApplyContext, StateMachine};
+use crate::storage::SnapshotStore;
+use crate::types;
+
+/// The state after some entry.
+#[derive(Debug)]
+pub struct Applied<V> {
+    /// The last entry applied.
+    pub log_id: Option<types::LogId>,
+    /// Log time reached, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// Bytes of commands applied since this node started; compaction is paced by it.
+    pub command_bytes: u64,
+    /// The machine at this point.
+    pub view: V,
+}
+
+/// Where readers find the newest [`Applied`].
+#[derive(Debug)]
+pub struct Published<V> {
+    current: ArcSwap<Applied<V>>,
+    /// Index of the next entry to apply; readers wait on it.
+    next_index: watch::Sender<u64>,
+}
+
+impl<V> Published<V> {
+    fn new(applied: Applied<V>) -> Arc<Self> {
+        let next = watch::Sender::new(next_index(applied.log_id));
+        Arc::new(Self { current: ArcSwap::from_pointee(applied), next_index: next })
+    }
+
+    fn publish(&self, applied: Applied<V>) {
+        let next = next_index(applied.log_id);
+        self.current.store(Arc::new(applied));
+        self.next_index.send_replace(next);
+    }
+
+    /// The newest state.
+    pub fn current(&self) -> Arc<Applied<V>> {
+        self.current.load_full()
+    }
+
+    /// Waits until entry `index` has been applied. False when the node stops first.
+    pub async fn wait_applied(&self, index: u64) -> bool {
+        self.next_index.subscribe().wait_for(|next| *next > index).await.is_ok()
+    }
+
+    /// Reports every advance of the applied position: the index of the next entry to apply.
+    pub fn progress(&self) -> watch::Receiver<u64> {
+        self.next_index.subscribe()
+    }
+}
+
+/// What a panic said.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+fn next_index(log_id: Option<types::LogId>) -> u64 {
+    log_id.map_or(0, |log_id| log_id.index + 1)
+}
+
+/// The user's machine with all that must change together with it.
+pub struct Applier<M: StateMachine> {
+    machine: M,
+    log_id: Option<types::LogId>,
+    membership: StoredMembership,
+    time_ms: u64,
+    command_bytes: u64,
+    published: Arc<Published<M::View>>,
+    snapshots: Arc<dyn SnapshotStore>,
+}
+
+impl<M: StateMachine> Applier<M> {
+    /// The state of the newest snapshot in `snapshots`, or `machine` when there is none.
+    ///
+    /// # Errors
+    /// When the newest snapshot is corrupt, or not one of this machine.
+    pub fn recover(
+        machine: M,
+        snapshots: Arc<dyn SnapshotStore>,
+    ) -> Result<Self, crate::error::StorageError> {
+        let mut this = Self {
+            published: Published::new(Applied {
+                log_id: None,
+                time_ms: 0,
+                command_bytes: 0,
+                view: machine.view(),
+            }),
+            machine,
+            log_id: None,
+            membership: StoredMembership::default(),
+            time_ms: 0,
+            command_bytes: 0,
+            snapshots,
+        };
+        if let Some(handle) = this.snapshots.newest()? {
+            let machine = super::snapshot::read::<M>(&handle)?;
+            this.replace(machine, handle.meta());
+        }
+        Ok(this)
+    }
+
+    /// Where the state can be read while it is being applied to.
+    pub fn published(&self) -> Arc<Published<M::View>> {
+        self.published.clone()
+    }
+
+    fn replace(&mut self, machine: M, meta: &crate::storage::SnapshotMeta) {
+        self.machine = machine;
+        self.log_id = Some(meta.log_id);
+        self.membership = super::snapshot::stored_membership(meta);
+        self.time_ms = meta.time_ms;
+        self.publish();
+    }
+
+    fn publish(&self) {
+        self.published.publish(Applied {
+            log_id: self.log_id,
+            time_ms: self.time_ms,
+            command_bytes: self.command_bytes,
+            view: self.machine.view(),
+        });
+    }
+
+    /// Applies one entry and returns the encoded reply.
+    fn apply_entry(&mut self, entry: Entry) -> io::Result<Bytes> {
+        let log_id = position(&entry);
+        assert_eq!(
+            log_id.index,
+            next_index(self.log_id),
+            "invariant: entries are applied in order, without a gap"
+        );
+        let reply = match &entry.payload {
+            Payload::Blank => Bytes::new(),
+            Payload::Membership(_) => {
+                let membership = entry.payload.get_membership().expect("invariant: just matched");
+                self.membership = StoredMembership::new(Some(type_config::log_id(log_id)), membership);
+                Bytes::new()
+            }
+            Payload::Normal(command) => {
+                self.command_bytes += command.0.len() as u64;
+                let (header, command) = envelope::open::<M::Command>(&command.0).map_err(|error| {
+                    io::Error::new(io::ErrorKind::InvalidData, format!("entry {log_id}: {error}"))
+                })?;
+                // A new leader's clock may be behind its predecessor's.
+                self.time_ms = self.time_ms.max(header.time_ms);
+                let context = ApplyContext { log_id, time_ms: self.time_ms };
+                let reply = catch_unwind(AssertUnwindSafe(|| self.machine.apply(&context, command)))
+                    .map_err(|panic| {
+                        io::Error::other(format!("apply of entry {log_id} panicked: {}", message(&*panic)))
+                    })?;
+                envelope::encode(&reply).map_err(io::Error::other)?
+            }
+        };
+        self.log_id = Some(log_id);
+        Ok(reply)
+    }
+}
+
+impl<M: StateMachine> RaftStateMachine<TypeConfig> for Applier<M> {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = SnapshotBuilder<M>;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.log_id.map(type_config::log_id), self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        let mut replies: Vec<(ApplyResponder<TypeConfig>, Bytes)> = Vec::new();
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            let reply = self.apply_entry(entry)?;
+            replies.extend(responder.map(|responder| (responder, reply)));
+        }
+        self.publish();
+        for (responder, reply) in replies {
+            responder.send(reply);
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder<M> {
+        SnapshotBuilder::new(self.published.current(), self.membership.clone(), self.snapshots.clone())
+    }
+
+    async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
+        let (machine, meta) = install::<M>(snapshot).await?;
+        self.replace(machine, &meta);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> io::Result<
+        Option<Snapshot<type_config::CommittedLeaderId, types::NodeId, types::Member, SnapshotData>>,
+    > {
+        let newest = self.snapshots.newest().map_err(io::Error::other)?;
+        Ok(newest.map(|handle| Snapshot {
+            meta: super::snapshot::meta(handle.meta()),
+            snapshot: SnapshotData::Placed(handle),
+        }))
+    }
+}

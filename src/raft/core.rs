@@ -1,0 +1,334 @@
+//! The running core, behind our own types.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::{
+    ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
+};
+use openraft::raft::ClientWriteResult;
+use openraft::type_config::alias::WatchReceiverOf;
+use openraft::{Config, Raft, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
+
+use super::apply::{Applier, Published};
+use super::log::RaftLog;
+use super::network::PeerDoor;
+use super::network::client::PeerClients;
+use super::network::service::{Callee, PeerService};
+use super::type_config::{self, Command, Responder, TypeConfig};
+use crate::error::Leader;
+use crate::machine::StateMachine;
+use crate::storage::{LogStore, SnapshotStore};
+use crate::types::{LogId, Member, Membership, NodeId, Role};
+
+/// Most entries in one message to a peer, and in one write to the log.
+const MAX_BATCH_ENTRIES: u64 = 4096;
+/// How peers that cannot be reached are retried.
+const BACKOFF: &str = "20ms 40ms 80ms ...500ms";
+
+/// What the core needs to know before it starts.
+#[derive(Debug, Clone)]
+pub struct CoreConfig {
+    /// Name of the cluster, for its messages.
+    pub cluster: String,
+    /// This node.
+    pub node_id: NodeId,
+    /// Interval between heartbeats, in milliseconds.
+    pub heartbeat_interval_ms: u64,
+    /// Shortest election timeout, in milliseconds.
+    pub election_timeout_min_ms: u64,
+    /// Longest election timeout, in milliseconds.
+    pub election_timeout_max_ms: u64,
+    /// Most bytes of entries in one message to a peer.
+    pub message_bytes: usize,
+}
+
+/// Where the core keeps its state, and how it reaches its peers.
+pub struct Parts<M: StateMachine> {
+    /// The durable log.
+    pub log: Arc<dyn LogStore>,
+    /// The snapshots.
+    pub snapshots: Arc<dyn SnapshotStore>,
+    /// The state machine, recovered.
+    pub applier: Applier<M>,
+    /// The calling side of the network.
+    pub clients: PeerClients,
+    /// The answering side of the network.
+    pub callee: Callee,
+}
+
+/// How a proposal ended.
+#[derive(Debug)]
+pub enum Proposed {
+    /// Committed and applied.
+    Applied {
+        /// Where it stands.
+        log_id: LogId,
+        /// The encoded reply.
+        reply: Bytes,
+    },
+    /// This node does not lead; nothing was proposed.
+    NotLeader(Option<Leader>),
+    /// Leadership was lost with the entry in the log: it may yet be committed.
+    Interrupted(Option<Leader>),
+    /// The core went away without an answer.
+    Stopped,
+}
+
+/// Why there is no read index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoReadIndex {
+    /// This node does not lead.
+    NotLeader(Option<Leader>),
+    /// A quorum did not confirm that it leads.
+    NoQuorum(String),
+    /// The core has stopped.
+    Stopped(String),
+}
+
+/// The core's view of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metrics {
+    /// What this node is.
+    pub role: Role,
+    /// Its term.
+    pub term: u64,
+    /// Whom it follows.
+    pub leader: Option<Leader>,
+    /// Index of its last entry.
+    pub last_log: Option<u64>,
+    /// Up to where it knows its log to be committed.
+    pub committed: Option<LogId>,
+    /// Up to where it has heard that the cluster has committed; may be beyond its log.
+    pub cluster_committed: Option<LogId>,
+    /// What its newest snapshot covers.
+    pub snapshot: Option<LogId>,
+    /// Up to where it has purged its log.
+    pub purged: Option<LogId>,
+    /// The membership in effect.
+    pub membership: Membership,
+    /// On a leader: up to where each member's log is known to match.
+    pub matched: BTreeMap<NodeId, Option<LogId>>,
+    /// Why the core stopped by itself.
+    pub fatal: Option<String>,
+}
+
+/// The running consensus core of one node. Cheap to clone.
+pub struct Core<M: StateMachine> {
+    raft: Raft<TypeConfig, Applier<M>>,
+    published: Arc<Published<M::View>>,
+    door: Arc<dyn PeerDoor>,
+}
+
+impl<M: StateMachine> Clone for Core<M> {
+    fn clone(&self) -> Self {
+        Self { raft: self.raft.clone(), published: self.published.clone(), door: self.door.clone() }
+    }
+}
+
+impl<M: StateMachine> Core<M> {
+    /// Starts the core: recovers, and takes part in elections if this node is a voter.
+    ///
+    /// # Errors
+    /// What openraft says when it cannot recover from the log and the snapshots.
+    pub async fn start(config: &CoreConfig, parts: Parts<M>) -> Result<Self, String> {
+        let published = parts.applier.published();
+        let log = RaftLog::new(parts.log, config.message_bytes);
+        let raft_config = raft_config(config)?;
+        let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier)
+            .await
+            .map_err(|error| error.to_string())?;
+        let door = Arc::new(PeerService::new(parts.callee, raft.clone(), parts.snapshots));
+        Ok(Self { raft, published, door })
+    }
+
+    /// What this node shows to its peers.
+    pub fn door(&self) -> Arc<dyn PeerDoor> {
+        self.door.clone()
+    }
+
+    /// The applied state.
+    pub fn published(&self) -> &Arc<Published<M::View>> {
+        &self.published
+    }
+
+    /// Proposes `command`; `done` is called exactly once.
+    pub async fn propose(&self, command: Bytes, done: impl FnOnce(Proposed) + Send + 'static) {
+        let responder = Responder::new(|outcome| done(outcome.map_or(Proposed::Stopped, proposed)));
+        // On failure the responder has been dropped, and has reported so.
+        let _ = self.raft.client_write_ff(Command(command), Some(responder)).await;
+    }
+
+    /// An index such that a state that has applied it has seen every write acknowledged before this call
+    /// (Raft thesis, §6.4).
+    ///
+    /// # Errors
+    /// See [`NoReadIndex`].
+    pub async fn read_index(&self) -> Result<u64, NoReadIndex> {
+        match self.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
+            Ok((read, _)) => Ok(read.log_id().index),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(NoReadIndex::NotLeader(leader(forward)))
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(quorum))) => {
+                Err(NoReadIndex::NoQuorum(quorum.to_string()))
+            }
+            Err(RaftError::Fatal(fatal)) => Err(NoReadIndex::Stopped(fatal.to_string())),
+        }
+    }
+
+    /// Whether the log or the vote shows that this node belongs to a cluster.
+    pub async fn is_initialized(&self) -> bool {
+        self.raft.is_initialized().await.unwrap_or(true)
+    }
+
+    /// Writes the founding membership into an empty log. A node that has a log already is left alone, so
+    /// every founder may call this, with the same members.
+    ///
+    /// # Errors
+    /// When this node is not among `members`, or the core has stopped.
+    pub async fn initialize(&self, members: BTreeMap<NodeId, Member>) -> Result<(), String> {
+        match self.raft.initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Asks for a snapshot of the present state; it is taken in the background.
+    pub async fn snapshot(&self) {
+        // A core that has stopped takes none.
+        let _ = self.raft.trigger().snapshot().await;
+    }
+
+    /// Removes entries up to `upto` that a snapshot covers.
+    pub async fn purge(&self, upto: u64) {
+        let _ = self.raft.trigger().purge_log(upto).await;
+    }
+
+    /// Asks `to` to take the lead at once. Ignored unless this node leads.
+    pub async fn transfer_leader(&self, to: NodeId) {
+        let _ = self.raft.trigger().transfer_leader(to).await;
+    }
+
+    /// The core's present view of itself.
+    pub fn metrics(&self) -> Metrics {
+        let metrics = self.raft.metrics();
+        let current = metrics.borrow_watched().clone();
+        from_metrics(&current)
+    }
+
+    /// Tells when the view may have changed.
+    pub fn changes(&self) -> Changes {
+        Changes(self.raft.metrics())
+    }
+
+    /// Why a core that has gone away did so.
+    pub async fn cause_of_death(&self) -> String {
+        match self.raft.is_initialized().await {
+            Ok(_) => "the consensus core stopped answering".to_owned(),
+            Err(fatal) => format!("the consensus core stopped: {fatal}"),
+        }
+    }
+
+    /// Stops the core and waits until it has stopped.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::error!(%error, "the core did not stop in order");
+        }
+    }
+}
+
+/// Wakes when the core's view of itself changes.
+pub struct Changes(WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>);
+
+impl Changes {
+    /// Waits for a change. False when the core is gone.
+    pub async fn changed(&mut self) -> bool {
+        self.0.changed().await.is_ok()
+    }
+}
+
+fn raft_config(config: &CoreConfig) -> Result<Config, String> {
+    Config {
+        cluster_name: config.cluster.clone(),
+        heartbeat_interval: config.heartbeat_interval_ms,
+        election_timeout_min: config.election_timeout_min_ms,
+        election_timeout_max: config.election_timeout_max_ms,
+        max_payload_entries: MAX_BATCH_ENTRIES,
+        max_append_entries: Some(MAX_BATCH_ENTRIES),
+        // Snapshots and purges are triggered by the engine, which also counts bytes.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        // A follower is sent a snapshot only when the log no longer holds what it needs.
+        replication_lag_threshold: u64::MAX,
+        // Snapshots have idle timeouts of their own.
+        install_snapshot_timeout: Duration::from_secs(24 * 3600).as_millis() as u64,
+        enable_pre_vote: Some(true),
+        // The state machine is in memory: a restarted leader must be elected again.
+        enable_leader_restore: Some(false),
+        backoff: BACKOFF.to_owned(),
+        ..Config::default()
+    }
+    .validate()
+    .map_err(|error| error.to_string())
+}
+
+fn leader(forward: ForwardToLeader<TypeConfig>) -> Option<Leader> {
+    match (forward.leader_id, forward.leader_node) {
+        (Some(node_id), Some(member)) => Some(Leader { node_id, client: member.client }),
+        _ => None,
+    }
+}
+
+fn proposed(result: ClientWriteResult<TypeConfig>) -> Proposed {
+    match result {
+        Ok(response) => {
+            Proposed::Applied { log_id: type_config::from_log_id(&response.log_id), reply: response.data }
+        }
+        Err(ClientWriteError::ForwardToLeader(forward)) => Proposed::NotLeader(leader(forward)),
+        Err(ClientWriteError::LogEntryDiscarded(forward)) => Proposed::Interrupted(leader(forward)),
+        // Only membership changes and conditional writes end like this.
+        Err(ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_)) => {
+            Proposed::Stopped
+        }
+    }
+}
+
+fn from_metrics(metrics: &RaftMetrics<TypeConfig>) -> Metrics {
+    let position = |log_id: &Option<type_config::LogId>| log_id.as_ref().map(type_config::from_log_id);
+    let membership = type_config::from_membership(metrics.membership_config.membership());
+    let leader = metrics.current_leader.and_then(|node_id| {
+        let client = membership.members.get(&node_id)?.client.clone();
+        Some(Leader { node_id, client })
+    });
+    let fatal = match &metrics.running_state {
+        Ok(()) | Err(Fatal::Stopped) => None,
+        Err(fatal) => Some(fatal.to_string()),
+    };
+    let role = match (&metrics.running_state, metrics.state) {
+        (Err(_), _) | (_, ServerState::Shutdown) => Role::Stopped,
+        (_, ServerState::Learner) => Role::Learner,
+        (_, ServerState::Follower) => Role::Follower,
+        (_, ServerState::Candidate) => Role::Candidate,
+        (_, ServerState::Leader) => Role::Leader,
+    };
+    let matched = metrics.replication.as_ref().map_or_else(BTreeMap::new, |replication| {
+        replication.iter().map(|(id, log_id)| (*id, position(log_id))).collect()
+    });
+    Metrics {
+        role,
+        term: metrics.current_term,
+        leader,
+        last_log: metrics.last_log_index,
+        committed: position(&metrics.local_committed),
+        cluster_committed: position(&metrics.cluster_committed),
+        snapshot: position(&metrics.snapshot),
+        purged: position(&metrics.purged),
+        membership,
+        matched,
+        fatal,
+    }
+}

@@ -1,0 +1,174 @@
+//! openraft's log storage on a [`LogStore`].
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt, stream};
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::{OptionalSend, entry::RaftEntry as _};
+use tokio::sync::oneshot;
+
+use super::type_config::{self, Entry, LogId, TypeConfig, Vote};
+use crate::storage::LogStore;
+use crate::types;
+
+/// The adapter. Cheap to clone; every clone reads and writes the same store.
+#[derive(Clone)]
+pub struct RaftLog {
+    store: Arc<dyn LogStore>,
+    /// Most bytes of entries in one message to a peer.
+    message_bytes: usize,
+}
+
+impl Debug for RaftLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RaftLog").field("message_bytes", &self.message_bytes).finish_non_exhaustive()
+    }
+}
+
+impl RaftLog {
+    /// An adapter whose replication reads return at most `message_bytes` of entries, or one entry.
+    pub fn new(store: Arc<dyn LogStore>, message_bytes: usize) -> Self {
+        Self { store, message_bytes }
+    }
+
+    /// Submits a write and waits until it is durable.
+    async fn durably(&self, submit: impl FnOnce(crate::storage::Completion)) -> io::Result<()> {
+        let (done, outcome) = oneshot::channel();
+        submit(Box::new(move |result| {
+            // The receiver is gone only when the core is.
+            let _ = done.send(result);
+        }));
+        outcome.await.unwrap_or_else(|_| Err(io::Error::other("the log store went away")))
+    }
+
+    fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
+        self.store
+            .read(start, end, max_bytes)?
+            .into_iter()
+            .map(|entry| type_config::entry(entry).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e)))
+            .collect()
+    }
+}
+
+/// First index of `range`, and the one after its last.
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let start = match range.start_bound() {
+        Bound::Included(&start) => start,
+        Bound::Excluded(&before) => before + 1,
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(&last) => last.saturating_add(1),
+        Bound::Excluded(&end) => end,
+        Bound::Unbounded => u64::MAX,
+    };
+    (start, end)
+}
+
+impl RaftLogReader<TypeConfig> for RaftLog {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> io::Result<Vec<Entry>> {
+        let (start, end) = bounds(&range);
+        self.read(start, end, usize::MAX)
+    }
+
+    /// Reads piece by piece: after a restart the range may be the whole log.
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (start, end) = bounds(&range);
+        let pieces = stream::unfold((self.clone(), start), move |(log, next)| async move {
+            if next >= end {
+                return None;
+            }
+            let piece = log.read(next, end, log.message_bytes).and_then(|entries| {
+                let held = log.store.bounds().last.map_or(0, |last| last.index + 1);
+                match entries.is_empty() && next < end.min(held) {
+                    // Ending here would make the caller believe it had seen everything.
+                    true => {
+                        Err(io::Error::new(io::ErrorKind::InvalidData, format!("entry {next} is missing")))
+                    }
+                    false => Ok(entries),
+                }
+            });
+            let last = piece.as_ref().ok().and_then(|entries| entries.last());
+            let after = last.map_or(end, |last| last.log_id.index + 1);
+            Some((piece, (log, after)))
+        });
+        pieces
+            .flat_map(|piece| match piece {
+                Ok(entries) => stream::iter(entries).map(Ok).left_stream(),
+                Err(error) => stream::iter([Err(error)]).right_stream(),
+            })
+            .boxed()
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(self.store.vote().map(type_config::vote))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        self.read(start, end, self.message_bytes)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for RaftLog {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        let bounds = self.store.bounds();
+        Ok(LogState {
+            last_purged_log_id: bounds.purged.map(type_config::log_id),
+            last_log_id: bounds.last.map(type_config::log_id),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let vote = type_config::from_vote(vote);
+        self.durably(|done| self.store.save_vote(vote, done)).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        self.store.save_committed(committed.as_ref().map(type_config::from_log_id));
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        Ok(self.store.committed().map(type_config::log_id))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<types::Entry> = entries.into_iter().map(type_config::from_entry).collect();
+        self.store.append(entries, Box::new(move |result| callback.io_completed(result)));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        let from = last.map_or(0, |last| last.index + 1);
+        self.durably(|done| self.store.truncate(from, done)).await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        let upto = type_config::from_log_id(&upto);
+        self.durably(|done| self.store.purge(upto, done)).await
+    }
+}
+
+/// Position of `entry`.
+pub fn position(entry: &Entry) -> types::LogId {
+    type_config::from_log_id(&entry.log_id())
+}

@@ -1,0 +1,24 @@
+//! Consensus: openraft's core, fed with our log, our network and the user's state machine.
+//!
+//! The only room that names openraft. Its types end here: [`type_config`] converts at the border, so
+//! that the public API, the disk and the wire know only [`crate::types`].
+//!
+//! - [`envelope`]: what surrounds a command inside an entry;
+//! - [`log`]: openraft's log storage on a [`LogStore`](crate::storage::LogStore);
+//! - [`core`]: the running core, behind our own types;
+//! - [`apply`]: committed entries into the state machine, in batches;
+//! - [`snapshot`]: views of the state into files, off the apply path, and back;
+//! - [`network`]: messages between members, over any [`Transport`](network::Transport).
+//!
+//! What it does not do: decide when a cluster forms, whom to answer, or when a snapshot is due. That is
+//! [`crate::engine`].
+
+pub mod apply;
+#[cfg(test)]
+mod conformance;
+pub mod core;
+pub mod envelope;
+pub mod log;
+pub mod network;
+pub mod snapshot;
+pub mod type_config;

@@ -1,0 +1,499 @@
+//! The calling side: what openraft sends through.
+//!
+//! One [`PeerClient`] per peer and purpose, each with a connection of its own that is dialled when needed
+//! and again when it broke. A dial goes on in the background when its caller gives up: a heartbeat waits
+//! only tens of milliseconds, less than a handshake may take on a long link.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, Stream, StreamExt};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::storage::Snapshot;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Sleep;
+
+use super::wire::{self, Malformed};
+use super::{Connection, DialError, PROTOCOL_VERSION, Purpose, Refusal, Target, Transport};
+use crate::proto::peer::{Hello, Request, Response, SnapshotPiece, request, response};
+use crate::raft::snapshot::SnapshotData;
+use crate::raft::type_config::{CommittedLeaderId, TypeConfig, Vote};
+use crate::runtime;
+use crate::types::{Incarnation, Member, NodeId};
+
+/// Appends sent to a peer and not yet answered, per connection.
+const APPENDS_IN_FLIGHT: usize = 32;
+/// An append may wait for the peer's disk. One that is not answered for this long counts as lost.
+const APPEND_IDLE: Duration = Duration::from_secs(5);
+/// A dial that takes longer has failed.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of a snapshot in one message.
+const SNAPSHOT_PIECE_BYTES: usize = 512 * 1024;
+/// Snapshot pieces sent and not yet answered.
+const SNAPSHOT_PIECES_IN_FLIGHT: usize = 4;
+/// A piece is answered once it is written, and while the peer verifies and loads the snapshot it gives signs
+/// of life. A message that is not answered for this long counts as lost.
+const SNAPSHOT_IDLE: Duration = Duration::from_secs(5);
+
+/// Who this node is, and what to do when a peer says it may not be.
+#[derive(Clone)]
+pub struct Caller {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// This node.
+    pub node_id: NodeId,
+    /// Its data directory.
+    pub incarnation: Incarnation,
+    /// Called when a peer knows this node with another data directory.
+    pub fenced: Arc<dyn Fn(Incarnation) + Send + Sync>,
+}
+
+impl Caller {
+    /// The handshake towards `to_node`, whose incarnation is `to_incarnation` if known.
+    pub fn hello(&self, to_node: NodeId, to_incarnation: Option<Incarnation>) -> Hello {
+        Hello {
+            protocol_version: PROTOCOL_VERSION,
+            cluster: self.cluster.clone(),
+            from_node: self.node_id,
+            from_incarnation: self.incarnation.to_string(),
+            to_node,
+            to_incarnation: to_incarnation.map(|i| i.to_string()).unwrap_or_default(),
+        }
+    }
+}
+
+/// Makes a [`PeerClient`] for every peer and purpose.
+#[derive(Clone)]
+pub struct PeerClients {
+    caller: Caller,
+    transport: Arc<dyn Transport>,
+}
+
+impl PeerClients {
+    /// Clients that call as `caller` over `transport`.
+    pub fn new(caller: Caller, transport: Arc<dyn Transport>) -> Self {
+        Self { caller, transport }
+    }
+
+    fn client(&self, node_id: NodeId, member: &Member, purpose: Purpose) -> PeerClient {
+        PeerClient {
+            target: Target { node_id, address: member.peer.clone() },
+            incarnation: member.incarnation,
+            purpose,
+            clients: self.clone(),
+            dialling: None,
+            connection: None,
+            next_id: 0,
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for PeerClients {
+    type Network = PeerClient;
+
+    async fn new_client(&mut self, target: NodeId, node: &Member) -> PeerClient {
+        self.client(target, node, Purpose::Append)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: NodeId, node: &Member) -> PeerClient {
+        self.client(target, node, Purpose::Heartbeat)
+    }
+
+    async fn new_snapshot_client(&mut self, target: NodeId, node: &Member) -> PeerClient {
+        self.client(target, node, Purpose::Snapshot)
+    }
+}
+
+/// Sends one peer's messages for one purpose.
+pub struct PeerClient {
+    target: Target,
+    incarnation: Incarnation,
+    purpose: Purpose,
+    clients: PeerClients,
+    dialling: Option<oneshot::Receiver<Result<Connection, DialError>>>,
+    connection: Option<Connection>,
+    next_id: u64,
+}
+
+type RpcError = RPCError<TypeConfig>;
+
+fn unreachable(reason: impl ToString) -> RpcError {
+    RPCError::Unreachable(Unreachable::from_string(reason))
+}
+
+fn broken(reason: impl ToString) -> RpcError {
+    RPCError::Network(NetworkError::from_string(reason))
+}
+
+impl From<Malformed> for RpcError {
+    fn from(error: Malformed) -> Self {
+        unreachable(error)
+    }
+}
+
+impl PeerClient {
+    /// The open connection, after dialling if there is none.
+    async fn connected(&mut self) -> Result<&mut Connection, RpcError> {
+        if self.connection.as_ref().is_some_and(|c| c.requests.is_closed() || c.responses.is_closed()) {
+            self.connection = None;
+        }
+        if self.connection.is_none() {
+            let dialled = match &mut self.dialling {
+                Some(dialling) => dialling,
+                None => {
+                    let dialling = self.dial();
+                    self.dialling.insert(dialling)
+                }
+            };
+            let outcome = dialled.await;
+            self.dialling = None;
+            let connection = outcome
+                .unwrap_or_else(|_| Err(DialError::Unreachable("the dial was abandoned".to_owned())))
+                .map_err(unreachable)?;
+            self.connection = Some(connection);
+        }
+        Ok(self.connection.as_mut().expect("invariant: just connected"))
+    }
+
+    fn dial(&self) -> oneshot::Receiver<Result<Connection, DialError>> {
+        let (done, outcome) = oneshot::channel();
+        let hello = self.clients.caller.hello(self.target.node_id, Some(self.incarnation));
+        let dial = self.clients.transport.connect(self.target.clone(), hello, self.purpose);
+        let (target, fenced) = (self.target.clone(), self.clients.caller.fenced.clone());
+        runtime::spawn(async move {
+            let result = match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
+                Ok(result) => result,
+                Err(_) => Err(DialError::Unreachable(format!("no answer within {DIAL_TIMEOUT:?}"))),
+            };
+            match &result {
+                Err(DialError::Refused(refusal)) => {
+                    tracing::warn!(node = target.node_id, address = %target.address, %refusal, "peer refused this node");
+                    if let Refusal::CallerFenced { known, .. } = refusal {
+                        fenced(*known);
+                    }
+                }
+                Err(error) => tracing::debug!(node = target.node_id, %error, "cannot reach peer"),
+                Ok(_) => {}
+            }
+            // Nobody waits any more when the client was dropped.
+            let _ = done.send(result);
+        });
+        outcome
+    }
+
+    fn request(&mut self, body: request::Body) -> Request {
+        self.next_id += 1;
+        Request { id: self.next_id, body: Some(body) }
+    }
+
+    /// Sends one request and waits for its response.
+    async fn call(&mut self, body: request::Body, timeout: Duration) -> Result<response::Body, RpcError> {
+        let request = self.request(body);
+        let id = request.id;
+        let exchange = async {
+            let connection = self.connected().await?;
+            send(connection, request)?;
+            loop {
+                let response =
+                    connection.responses.recv().await.ok_or_else(|| broken("connection closed"))?;
+                if response.id == id {
+                    return response.body.ok_or(Malformed("response is empty").into());
+                }
+                // The answer to a request that was given up, or delivered twice.
+            }
+        };
+        let result = match tokio::time::timeout(timeout, exchange).await {
+            Ok(result) => result,
+            Err(_) => Err(unreachable(format!("no answer within {timeout:?}"))),
+        };
+        match result {
+            Ok(response::Body::Failure(reason)) => Err(unreachable(reason)),
+            other => other,
+        }
+    }
+
+    async fn send_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: SnapshotData,
+    ) -> Result<Vote, StreamingError<TypeConfig>> {
+        let SnapshotData::Placed(handle) = snapshot else {
+            return Err(unreachable("the snapshot is not in its place yet").into());
+        };
+        let total = handle.len_bytes();
+        let log_id = wire::log_id(&crate::raft::type_config::log_id(handle.meta().log_id));
+        let mut offset = 0;
+        let mut unanswered: VecDeque<u64> = VecDeque::new();
+        loop {
+            while unanswered.len() < SNAPSHOT_PIECES_IN_FLIGHT && offset < total {
+                let (source, at) = (handle.clone(), offset);
+                let bytes = runtime::offload(move || source.read_at(at, SNAPSHOT_PIECE_BYTES))
+                    .await
+                    .map_err(|e| {
+                        StreamingError::StorageError(openraft::StorageError::read_snapshot(
+                            None,
+                            openraft::errors::ErrorSource::from_error(&e),
+                        ))
+                    })?;
+                offset += bytes.len() as u64;
+                let piece = SnapshotPiece {
+                    vote: Some(wire::vote(&vote)),
+                    last_log: Some(log_id),
+                    offset: at,
+                    bytes,
+                    last: offset >= total,
+                };
+                let request = self.request(request::Body::Snapshot(piece));
+                unanswered.push_back(request.id);
+                let connection = self.connected().await?;
+                send(connection, request)?;
+            }
+            let connection = self.connected().await?;
+            let response = tokio::time::timeout(SNAPSHOT_IDLE, connection.responses.recv())
+                .await
+                .map_err(|_| unreachable(format!("a piece was not answered within {SNAPSHOT_IDLE:?}")))?
+                .ok_or_else(|| broken("connection closed"))?;
+            let Some(place) = unanswered.iter().position(|id| *id == response.id) else { continue };
+            if matches!(&response.body, Some(response::Body::Snapshot(answer)) if answer.installing) {
+                continue;
+            }
+            unanswered.remove(place);
+            match response.body {
+                Some(response::Body::Snapshot(answer)) => {
+                    let answered = wire::from_vote(answer.vote).map_err(RpcError::from)?;
+                    if answered > vote || (unanswered.is_empty() && offset >= total) {
+                        return Ok(answered);
+                    }
+                }
+                Some(response::Body::Failure(reason)) => return Err(unreachable(reason).into()),
+                _ => return Err(RpcError::from(Malformed("not the answer to a snapshot")).into()),
+            }
+        }
+    }
+}
+
+fn send(connection: &Connection, request: Request) -> Result<(), RpcError> {
+    connection.requests.try_send(request).map_err(|error| match error {
+        mpsc::error::TrySendError::Full(_) => unreachable("too many requests are waiting to be sent"),
+        mpsc::error::TrySendError::Closed(_) => broken("connection closed"),
+    })
+}
+
+impl RaftNetworkV2<TypeConfig> for PeerClient {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
+        match self.call(request::Body::Append(wire::append(rpc)), APPEND_IDLE).await? {
+            response::Body::Append(response) => Ok(wire::from_append_response(response)?.into()),
+            _ => Err(Malformed("not the answer to an append").into()),
+        }
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RpcError>>, RpcError>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        async move {
+            self.connected().await?;
+            Ok(AppendStream {
+                client: self,
+                input: Some(input),
+                unanswered: VecDeque::new(),
+                idle: Box::pin(tokio::time::sleep(APPEND_IDLE)),
+                ended: false,
+            }
+            .boxed())
+        }
+        .boxed()
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        match self.call(request::Body::Vote(wire::vote_request(rpc)), option.soft_ttl()).await? {
+            response::Body::Vote(response) => Ok(wire::from_vote_response(response)?),
+            _ => Err(Malformed("not the answer to a request for a vote").into()),
+        }
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        match self.call(request::Body::PreVote(wire::vote_request(rpc)), option.soft_ttl()).await? {
+            response::Body::Vote(response) => Ok(wire::from_vote_response(response)?),
+            _ => Err(Malformed("not the answer to a request for a vote").into()),
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot<CommittedLeaderId, NodeId, Member, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let result = tokio::select! {
+            biased;
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = self.send_snapshot(vote, snapshot.snapshot) => sent.map(SnapshotResponse::new),
+        };
+        if result.is_err() {
+            // The peer forgets a half-received snapshot with its connection.
+            self.connection = None;
+        }
+        result
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
+        match self.call(request::Body::TransferLeader(wire::transfer(&request)), option.soft_ttl()).await? {
+            response::Body::TransferLeader(response) if response.accepted => Ok(Ok(())),
+            response::Body::TransferLeader(response) => {
+                Err(unreachable(format!("the peer declined the lead: {}", response.reason)))
+            }
+            _ => Err(Malformed("not the answer to a transfer of leadership").into()),
+        }
+    }
+}
+
+/// Appends on their way out and their results on the way back, in the order of the requests.
+struct AppendStream<'s, S> {
+    client: &'s mut PeerClient,
+    input: Option<S>,
+    /// Ids of the appends sent and not yet answered.
+    unanswered: VecDeque<u64>,
+    idle: Pin<Box<Sleep>>,
+    ended: bool,
+}
+
+type AppendItem = Result<StreamAppendResult<TypeConfig>, RpcError>;
+
+impl<S> AppendStream<'_, S>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+{
+    /// Sends what the core has ready, as far as the window allows.
+    fn send_ready(&mut self, cx: &mut Context<'_>) -> Result<(), RpcError> {
+        while self.unanswered.len() < APPENDS_IN_FLIGHT {
+            let Some(input) = &mut self.input else { return Ok(()) };
+            match input.poll_next_unpin(cx) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(None) => self.input = None,
+                Poll::Ready(Some(append)) => {
+                    let request = self.client.request(request::Body::Append(wire::append(append)));
+                    if self.unanswered.is_empty() {
+                        self.restart_idle();
+                    }
+                    self.unanswered.push_back(request.id);
+                    let connection =
+                        self.client.connection.as_ref().ok_or_else(|| broken("not connected"))?;
+                    send(connection, request)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn restart_idle(&mut self) {
+        self.idle.as_mut().reset(tokio::time::Instant::now() + APPEND_IDLE);
+    }
+
+    /// The answer to the oldest unanswered append.
+    ///
+    /// The peer answers in order. An answer that overtook another one therefore means that a message was
+    /// lost, and what the peer made of the later ones cannot be reported to the core: it takes a conflict
+    /// below what has matched for a follower that lost its disk.
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, RpcError>> {
+        let front = *self.unanswered.front().expect("invariant: asked only while something is unanswered");
+        loop {
+            let Some(connection) = &mut self.client.connection else {
+                return Poll::Ready(Err(broken("not connected")));
+            };
+            match connection.responses.poll_recv(cx) {
+                Poll::Ready(None) => return Poll::Ready(Err(broken("connection closed"))),
+                Poll::Ready(Some(response)) if response.id == front => {
+                    self.unanswered.pop_front();
+                    self.restart_idle();
+                    return Poll::Ready(Ok(response));
+                }
+                Poll::Ready(Some(response)) if response.id > front => {
+                    return Poll::Ready(Err(broken("an earlier message was lost")));
+                }
+                // The answer to a request of an earlier stream, or delivered twice.
+                Poll::Ready(Some(_)) => {}
+                Poll::Pending => {
+                    std::task::ready!(self.idle.as_mut().poll(cx));
+                    return Poll::Ready(Err(unreachable(format!("no answer within {APPEND_IDLE:?}"))));
+                }
+            }
+        }
+    }
+
+    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<AppendItem>> {
+        if let Err(error) = self.send_ready(cx) {
+            return Poll::Ready(Some(Err(error)));
+        }
+        if self.unanswered.is_empty() {
+            return if self.input.is_none() { Poll::Ready(None) } else { Poll::Pending };
+        }
+        let item = std::task::ready!(self.poll_answer(cx)).and_then(|response| match response.body {
+            Some(response::Body::Append(response)) => Ok(wire::from_append_response(response)?),
+            Some(response::Body::Failure(reason)) => Err(unreachable(reason)),
+            _ => Err(Malformed("not the answer to an append").into()),
+        });
+        Poll::Ready(Some(item))
+    }
+}
+
+impl<S> Stream for AppendStream<'_, S>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+{
+    type Item = AppendItem;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<AppendItem>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let item = std::task::ready!(this.poll_item(cx));
+        match &item {
+            Some(Err(_)) => {
+                // Whatever is still under way belongs to a connection that failed.
+                this.client.connection = None;
+                this.ended = true;
+            }
+            None | Some(Ok(Err(StreamAppendError::Conflict(_) | StreamAppendError::HigherVote(_)))) => {
+                this.ended = true;
+            }
+            Some(Ok(Ok(_))) => {}
+        }
+        Poll::Ready(item)
+    }
+}

@@ -1,0 +1,241 @@
+//! The transport between real nodes: one bidirectional gRPC stream per connection, over tonic.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, StreamExt};
+use prost::Message;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Code, Status, Streaming};
+
+use super::wire;
+use super::{
+    CONNECTION_REQUESTS, Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, PeerDoor, Purpose,
+    Refusal, Request, Response, Target, Transport,
+};
+use crate::proto::peer as proto;
+use crate::proto::peer::peer_client::PeerClient;
+use crate::proto::peer::peer_server::{Peer, PeerServer};
+use crate::runtime;
+use crate::types::NodeId;
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a silent connection is probed, and how long the answer may take.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// Bytes that may be under way before the receiver has taken them.
+const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+
+/// Connects to peers over TCP.
+#[derive(Debug, Clone)]
+pub struct GrpcTransport {
+    max_message_bytes: usize,
+}
+
+impl GrpcTransport {
+    /// A transport for messages of up to `max_message_bytes`.
+    pub fn new(max_message_bytes: usize) -> Self {
+        Self { max_message_bytes }
+    }
+
+    async fn open(&self, address: &str) -> Result<PeerClient<Channel>, DialError> {
+        let unreachable = |error: tonic::transport::Error| DialError::Unreachable(chain(&error));
+        let channel = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(unreachable)?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true)
+            .connect()
+            .await
+            .map_err(unreachable)?;
+        Ok(PeerClient::new(channel)
+            .max_decoding_message_size(self.max_message_bytes)
+            .max_encoding_message_size(self.max_message_bytes))
+    }
+}
+
+/// An error with its causes: tonic's own message is only "transport error".
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+fn dial_error(caller: NodeId, status: &Status) -> DialError {
+    if status.code() == Code::PermissionDenied
+        && let Ok(refusal) = proto::Refusal::decode(status.details())
+    {
+        return DialError::Refused(wire::from_refusal(caller, refusal));
+    }
+    DialError::Unreachable(status.message().to_owned())
+}
+
+fn refused(refusal: &Refusal) -> Status {
+    let details = wire::refusal(refusal).encode_to_vec();
+    Status::with_details(Code::PermissionDenied, refusal.to_string(), details.into())
+}
+
+impl Transport for GrpcTransport {
+    fn connect(
+        &self,
+        target: Target,
+        hello: Hello,
+        _purpose: Purpose,
+    ) -> BoxFuture<'static, Result<Connection, DialError>> {
+        let this = self.clone();
+        async move {
+            let mut client = this.open(&target.address).await?;
+            let caller = hello.from_node;
+            let (requests, outgoing) = mpsc::channel(CONNECTION_REQUESTS);
+            let hello = Request { id: 0, body: Some(proto::request::Body::Hello(hello)) };
+            requests.try_send(hello).expect("invariant: an empty queue takes the handshake");
+            let incoming = client
+                .exchange(ReceiverStream::new(outgoing))
+                .await
+                .map_err(|status| dial_error(caller, &status))?
+                .into_inner();
+            let (answers, responses) = mpsc::channel(CONNECTION_REQUESTS);
+            runtime::spawn(forward(incoming, answers));
+            Ok(Connection { requests, responses })
+        }
+        .boxed()
+    }
+
+    fn identify(
+        &self,
+        address: String,
+        request: IdentifyRequest,
+    ) -> BoxFuture<'static, Result<IdentifyResponse, DialError>> {
+        let this = self.clone();
+        async move {
+            let caller = request.hello.as_ref().map_or(0, |hello| hello.from_node);
+            let mut client = this.open(&address).await?;
+            let response = client.identify(request).await.map_err(|status| dial_error(caller, &status))?;
+            Ok(response.into_inner())
+        }
+        .boxed()
+    }
+}
+
+/// Moves messages from a gRPC stream into a channel until either ends.
+async fn forward<T>(mut incoming: Streaming<T>, out: mpsc::Sender<T>) {
+    loop {
+        let next = tokio::select! {
+            biased;
+            () = out.closed() => return,
+            next = incoming.next() => next,
+        };
+        match next {
+            Some(Ok(message)) => {
+                if out.send(message).await.is_err() {
+                    return;
+                }
+            }
+            Some(Err(status)) => {
+                tracing::debug!(error = status.message(), "a peer connection broke");
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+struct GrpcDoor {
+    door: Arc<dyn PeerDoor>,
+    stop: watch::Receiver<bool>,
+}
+
+#[tonic::async_trait]
+impl Peer for GrpcDoor {
+    async fn identify(
+        &self,
+        request: tonic::Request<IdentifyRequest>,
+    ) -> Result<tonic::Response<IdentifyResponse>, Status> {
+        self.door.identify(request.into_inner()).map(tonic::Response::new).map_err(|r| refused(&r))
+    }
+
+    type ExchangeStream = Pin<Box<dyn Stream<Item = Result<Response, Status>> + Send>>;
+
+    async fn exchange(
+        &self,
+        request: tonic::Request<Streaming<Request>>,
+    ) -> Result<tonic::Response<Self::ExchangeStream>, Status> {
+        let from = request.remote_addr();
+        let mut incoming = request.into_inner();
+        let hello = match incoming.message().await? {
+            Some(Request { body: Some(proto::request::Body::Hello(hello)), .. }) => hello,
+            _ => return Err(Status::invalid_argument("a connection begins with a handshake")),
+        };
+        if let Err(refusal) = self.door.admit(&hello) {
+            tracing::warn!(node = hello.from_node, address = ?from, %refusal, "refused a peer");
+            return Err(refused(&refusal));
+        }
+        let (requests, accepted) = mpsc::channel(CONNECTION_REQUESTS);
+        let (responses, outgoing) = mpsc::channel(CONNECTION_REQUESTS);
+        runtime::spawn(forward(incoming, requests));
+        let (serve, mut stop) = (self.door.serve(accepted, responses), self.stop.clone());
+        runtime::spawn(async move {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => {}
+                () = serve => {}
+            }
+        });
+        Ok(tonic::Response::new(ReceiverStream::new(outgoing).map(Ok).boxed()))
+    }
+}
+
+/// Serves peers on `listener` until `stop` changes.
+///
+/// # Errors
+/// When the listener cannot be used.
+pub fn serve(
+    listener: std::net::TcpListener,
+    door: Arc<dyn PeerDoor>,
+    max_message_bytes: usize,
+    mut stop: watch::Receiver<bool>,
+) -> io::Result<tokio::task::JoinHandle<()>> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let service = PeerServer::new(GrpcDoor { door, stop: stop.clone() })
+        .max_decoding_message_size(max_message_bytes)
+        .max_encoding_message_size(max_message_bytes);
+    let incoming = TcpListenerStream::new(listener).inspect(|stream| {
+        if let Ok(stream) = stream {
+            // Only latency suffers without it.
+            let _ = stream.set_nodelay(true);
+        }
+    });
+    Ok(runtime::spawn(async move {
+        let server = Server::builder()
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .http2_keepalive_interval(Some(KEEP_ALIVE))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE))
+            .add_service(service)
+            .serve_with_incoming(incoming);
+        // Peers keep their connections open for ever: waiting for them to go would never end.
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => {}
+            result = server => {
+                if let Err(error) = result {
+                    tracing::error!(error = chain(&error), "the peer port failed");
+                }
+            }
+        }
+    }))
+}

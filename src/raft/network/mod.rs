@@ -1,0 +1,181 @@
+//! Messages between the members of a cluster.
+//!
+//! Three connections per peer, so that none delays another: appends, heartbeats and snapshots. Each
+//! begins with a handshake in which both sides name the cluster, the node and the incarnation they are
+//! and expect; after that the caller sends requests and the callee answers them, matched by id.
+//!
+//! - [`client`]: the calling side, what openraft sends through;
+//! - [`service`]: the answering side;
+//! - [`wire`]: the message formats;
+//! - [`grpc`]: both over tonic. Simulation brings a transport of its own.
+//!
+//! # What a transport may do to messages
+//!
+//! Lose them, delay them, deliver them twice or out of order. openraft's core, however, relies on appends
+//! being processed and answered in order. This room sees to it: ids grow along a connection, the callee
+//! drops what arrives late and answers in order, and the caller gives a connection up when an answer
+//! overtakes another one or does not come in time. What a transport must not do is change messages or invent
+//! them.
+
+pub mod client;
+pub mod grpc;
+pub mod service;
+pub mod wire;
+
+use futures::future::BoxFuture;
+use tokio::sync::mpsc;
+
+pub use crate::proto::peer::{Hello, IdentifyRequest, IdentifyResponse, Request, Response};
+use crate::types::{Incarnation, NodeId};
+
+/// The version of the messages between members. Nodes of different versions refuse each other.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Requests a connection holds before its sender sees it as stalled.
+pub const CONNECTION_REQUESTS: usize = 256;
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Purpose {
+    /// Log entries, votes and leadership transfer.
+    Append,
+    /// Proofs of life, which must not queue behind anything.
+    Heartbeat,
+    /// Snapshots, which may be large.
+    Snapshot,
+}
+
+/// Whom to connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Its id.
+    pub node_id: NodeId,
+    /// `host:port` of its peer port.
+    pub address: String,
+}
+
+/// An open connection, after the handshake. Dropping either half closes it.
+#[derive(Debug)]
+pub struct Connection {
+    /// To the peer.
+    pub requests: mpsc::Sender<Request>,
+    /// From the peer.
+    pub responses: mpsc::Receiver<Response>,
+}
+
+/// Why a handshake was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The two nodes speak different versions.
+    #[error("protocol version {theirs} is not {ours}; run the same quorate version on all nodes")]
+    ProtocolVersion {
+        /// The refusing side's version.
+        ours: u32,
+        /// The caller's version.
+        theirs: u32,
+    },
+    /// The caller belongs to another cluster.
+    #[error(
+        "this node belongs to cluster \"{ours}\", the caller to \"{theirs}\"; check addresses and --cluster"
+    )]
+    OtherCluster {
+        /// The refusing side's cluster.
+        ours: String,
+        /// The caller's cluster.
+        theirs: String,
+    },
+    /// The caller wanted to reach another node.
+    #[error("this is node {ours}, not node {wanted}; check the peer addresses")]
+    OtherNode {
+        /// The refusing node.
+        ours: NodeId,
+        /// Whom the caller wanted.
+        wanted: NodeId,
+    },
+    /// The caller's data directory is not the one its node id joined with.
+    #[error(
+        "node {node_id} joined this cluster with data directory {known}; another one is not trusted under the same id"
+    )]
+    CallerFenced {
+        /// The caller.
+        node_id: NodeId,
+        /// The incarnation in the membership.
+        known: Incarnation,
+    },
+    /// The callee's data directory is not the one the caller knows.
+    #[error("this node's data directory is {ours}, not the one the caller's cluster knows")]
+    CalleeFenced {
+        /// The refusing node's incarnation.
+        ours: Incarnation,
+    },
+    /// The caller is no member.
+    #[error("node {node_id} is not a member of this cluster; add it first, or remove its data directory")]
+    UnknownPeer {
+        /// The caller.
+        node_id: NodeId,
+    },
+    /// Two nodes were started with different founding members.
+    #[error(
+        "the nodes disagree on the founding members: this node was given {ours}, the caller {theirs}; start all with the same --peers"
+    )]
+    OtherFounders {
+        /// The refusing side's list.
+        ours: String,
+        /// The caller's list.
+        theirs: String,
+    },
+    /// A handshake this build does not understand.
+    #[error("{0}")]
+    Malformed(String),
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DialError {
+    /// Nobody answered, or the connection broke.
+    #[error("unreachable: {0}")]
+    Unreachable(String),
+    /// The peer answered and refused.
+    #[error("refused: {0}")]
+    Refused(Refusal),
+}
+
+/// Carries requests to peers and responses back. See the [module](self) for what it may do to them.
+pub trait Transport: Send + Sync + 'static {
+    /// Opens a connection and shakes hands.
+    fn connect(
+        &self,
+        target: Target,
+        hello: Hello,
+        purpose: Purpose,
+    ) -> BoxFuture<'static, Result<Connection, DialError>>;
+
+    /// Asks the node at `address` who it is.
+    fn identify(
+        &self,
+        address: String,
+        request: IdentifyRequest,
+    ) -> BoxFuture<'static, Result<IdentifyResponse, DialError>>;
+}
+
+/// What a node shows to its peers: the answering side of [`Transport`].
+pub trait PeerDoor: Send + Sync + 'static {
+    /// Whether to talk to this caller.
+    ///
+    /// # Errors
+    /// Why not.
+    fn admit(&self, hello: &Hello) -> Result<(), Refusal>;
+
+    /// Who this node is.
+    ///
+    /// # Errors
+    /// As [`admit`](Self::admit).
+    fn identify(&self, request: IdentifyRequest) -> Result<IdentifyResponse, Refusal>;
+
+    /// Answers the requests of one admitted connection until it ends.
+    fn serve(
+        &self,
+        requests: mpsc::Receiver<Request>,
+        responses: mpsc::Sender<Response>,
+    ) -> BoxFuture<'static, ()>;
+}

@@ -1,0 +1,287 @@
+//! The answering side: admits peers and passes their requests to the core.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use futures::{FutureExt, StreamExt};
+use openraft::Raft;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::storage::Snapshot;
+use tokio::sync::mpsc;
+
+use super::wire::{self, Malformed};
+use super::{IdentifyRequest, IdentifyResponse, PROTOCOL_VERSION, PeerDoor, Refusal};
+use crate::machine::StateMachine;
+use crate::proto::peer::{self as proto, Hello, Request, Response, SnapshotPiece, request, response};
+use crate::raft::apply::Applier;
+use crate::raft::snapshot::{self, SnapshotData};
+use crate::raft::type_config::{TypeConfig, Vote};
+use crate::runtime::offload;
+use crate::storage::{SnapshotReceiver, SnapshotStore};
+use crate::types::{Incarnation, LogId, NodeId};
+
+/// Requests of one connection that the core is working on; more stay in the connection.
+const REQUESTS_IN_PROGRESS: usize = 64;
+
+/// How often a caller is told that its snapshot is still being installed.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// Who answers.
+#[derive(Clone)]
+pub struct Callee {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// This node.
+    pub node_id: NodeId,
+    /// Its data directory.
+    pub incarnation: Incarnation,
+    /// Its advertised peer address.
+    pub peer_address: String,
+    /// Its advertised client address.
+    pub client_address: String,
+    /// The founding members it was given, with their peer addresses.
+    pub founders: BTreeMap<NodeId, String>,
+    /// Called when a member of the cluster knows this node with another data directory.
+    pub fenced: Arc<dyn Fn(Incarnation) + Send + Sync>,
+}
+
+/// Answers peers on behalf of one node.
+pub struct PeerService<M: StateMachine> {
+    callee: Callee,
+    raft: Raft<TypeConfig, Applier<M>>,
+    snapshots: Arc<dyn SnapshotStore>,
+}
+
+impl<M: StateMachine> Clone for PeerService<M> {
+    fn clone(&self) -> Self {
+        Self { callee: self.callee.clone(), raft: self.raft.clone(), snapshots: self.snapshots.clone() }
+    }
+}
+
+impl<M: StateMachine> PeerService<M> {
+    /// A service that answers as `callee`.
+    pub fn new(
+        callee: Callee,
+        raft: Raft<TypeConfig, Applier<M>>,
+        snapshots: Arc<dyn SnapshotStore>,
+    ) -> Self {
+        Self { callee, raft, snapshots }
+    }
+
+    async fn answer(self, request: Request) -> Response {
+        let id = request.id;
+        let body = self.dispatch(request).await.unwrap_or_else(response::Body::Failure);
+        Response { id, body: Some(body) }
+    }
+
+    async fn dispatch(&self, request: Request) -> Result<response::Body, String> {
+        let failed = |error: &dyn std::fmt::Display| error.to_string();
+        match request.body.ok_or(Malformed("request is empty")).map_err(|e| failed(&e))? {
+            request::Body::Append(append) => {
+                let append = wire::from_append(append).map_err(|e| failed(&e))?;
+                let previous = append.prev_log_id;
+                let last = append.entries.last().map(|entry| entry.log_id).or(previous);
+                let result = self.raft.append_entries(append).await.map_err(|e| failed(&e))?;
+                Ok(response::Body::Append(wire::append_response(result, previous, last)))
+            }
+            request::Body::Vote(vote) => {
+                let vote = wire::from_vote_request(vote).map_err(|e| failed(&e))?;
+                let response = self.raft.vote(vote).await.map_err(|e| failed(&e))?;
+                Ok(response::Body::Vote(wire::vote_response(response)))
+            }
+            request::Body::PreVote(vote) => {
+                let vote = wire::from_vote_request(vote).map_err(|e| failed(&e))?;
+                let response = self.raft.pre_vote(vote).await.map_err(|e| failed(&e))?;
+                Ok(response::Body::Vote(wire::vote_response(response)))
+            }
+            request::Body::TransferLeader(transfer) => {
+                let transfer = wire::from_transfer(transfer).map_err(|e| failed(&e))?;
+                let response = self.raft.handle_transfer_leader(transfer).await.map_err(|e| failed(&e))?;
+                Ok(response::Body::TransferLeader(wire::transfer_response(response)))
+            }
+            request::Body::Hello(_) => Err("a handshake in the middle of a connection".to_owned()),
+            request::Body::Snapshot(_) => Err("invariant: pieces are taken out before".to_owned()),
+        }
+    }
+
+    fn vote(&self) -> Vote {
+        self.raft.metrics().borrow_watched().vote
+    }
+
+    /// Takes the next piece of a snapshot; installs it with the last one.
+    async fn take_piece(
+        &self,
+        incoming: &mut Option<Incoming>,
+        piece: SnapshotPiece,
+    ) -> Result<proto::SnapshotResponse, String> {
+        let vote = wire::from_vote(piece.vote).map_err(|e| e.to_string())?;
+        let last_log = piece.last_log.ok_or("the snapshot's position is missing")?;
+        let log_id = LogId::new(last_log.term, last_log.index);
+        if piece.offset == 0 {
+            let receiver = self.snapshots.receive(log_id).map_err(|e| e.to_string())?;
+            *incoming = Some(Incoming { log_id, received: 0, receiver });
+        }
+        let mut current = incoming.take().ok_or("a piece of a snapshot whose beginning is missing")?;
+        if current.log_id != log_id || piece.offset > current.received {
+            return Err(format!(
+                "a piece is missing: have {} bytes, got offset {}",
+                current.received, piece.offset
+            ));
+        }
+        let own_vote = wire::vote(&self.vote());
+        if piece.offset < current.received {
+            // Delivered twice.
+            *incoming = Some(current);
+            return Ok(proto::SnapshotResponse { vote: Some(own_vote), installing: false });
+        }
+        current.received += piece.bytes.len() as u64;
+        let (offset, bytes) = (piece.offset, piece.bytes);
+        let current = offload(move || current.receiver.write(offset, &bytes).map(|()| current))
+            .await
+            .map_err(|e| e.to_string())?;
+        if !piece.last {
+            *incoming = Some(current);
+            return Ok(proto::SnapshotResponse { vote: Some(own_vote), installing: false });
+        }
+        let received = offload(move || current.receiver.finish()).await.map_err(|e| e.to_string())?;
+        let meta = snapshot::meta(received.meta());
+        let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(received) };
+        let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(|e| e.to_string())?;
+        Ok(proto::SnapshotResponse { vote: Some(wire::vote(&response.vote)), installing: false })
+    }
+
+    async fn run(self, mut requests: mpsc::Receiver<Request>, responses: mpsc::Sender<Response>) {
+        // In order, because the caller's core takes a conflict that overtakes an acceptance for a lost disk.
+        let mut working = FuturesOrdered::new();
+        let mut newest = 0;
+        let mut incoming = None;
+        let mut open = true;
+        while open || !working.is_empty() {
+            tokio::select! {
+                biased;
+                Some(response) = working.next() => {
+                    if responses.send(response).await.is_err() {
+                        return;
+                    }
+                }
+                request = requests.recv(), if open && working.len() < REQUESTS_IN_PROGRESS => match request {
+                    None => open = false,
+                    // Late, or delivered twice.
+                    Some(Request { id, .. }) if id <= newest => {}
+                    Some(Request { id, body: Some(request::Body::Snapshot(piece)) }) => {
+                        newest = id;
+                        let taken = signs_of_life(id, &responses, self.vote(), self.take_piece(&mut incoming, piece));
+                        let body = match taken.await {
+                            Ok(response) => response::Body::Snapshot(response),
+                            Err(reason) => response::Body::Failure(reason),
+                        };
+                        if responses.send(Response { id, body: Some(body) }).await.is_err() {
+                            return;
+                        }
+                    }
+                    Some(request) => {
+                        newest = request.id;
+                        working.push_back(self.clone().answer(request));
+                    }
+                },
+            }
+        }
+    }
+}
+
+/// Waits for `work`, and lets the caller of request `id` know every now and then that it goes on.
+async fn signs_of_life<T>(
+    id: u64,
+    responses: &mpsc::Sender<Response>,
+    vote: Vote,
+    work: impl Future<Output = T>,
+) -> T {
+    tokio::pin!(work);
+    loop {
+        if let Ok(done) = tokio::time::timeout(SIGN_OF_LIFE, &mut work).await {
+            return done;
+        }
+        let alive = proto::SnapshotResponse { vote: Some(wire::vote(&vote)), installing: true };
+        // A caller that is gone does not stop the installation.
+        let _ = responses.try_send(Response { id, body: Some(response::Body::Snapshot(alive)) });
+    }
+}
+
+/// A snapshot of which some pieces have arrived.
+struct Incoming {
+    log_id: LogId,
+    received: u64,
+    receiver: SnapshotReceiver,
+}
+
+fn list(founders: &BTreeMap<NodeId, String>) -> String {
+    founders.iter().map(|(id, address)| format!("{id}={address}")).collect::<Vec<_>>().join(",")
+}
+
+impl<M: StateMachine> PeerDoor for PeerService<M> {
+    fn admit(&self, hello: &Hello) -> Result<(), Refusal> {
+        let callee = &self.callee;
+        if hello.protocol_version != PROTOCOL_VERSION {
+            return Err(Refusal::ProtocolVersion { ours: PROTOCOL_VERSION, theirs: hello.protocol_version });
+        }
+        if hello.cluster != callee.cluster {
+            return Err(Refusal::OtherCluster {
+                ours: callee.cluster.clone(),
+                theirs: hello.cluster.clone(),
+            });
+        }
+        if hello.to_node != callee.node_id {
+            return Err(Refusal::OtherNode { ours: callee.node_id, wanted: hello.to_node });
+        }
+        let malformed = |error: Malformed| Refusal::Malformed(error.to_string());
+        let from = wire::incarnation(&hello.from_incarnation).map_err(malformed)?;
+        let membership = self.raft.metrics().borrow_watched().membership_config.clone();
+        let known = membership.membership();
+        let is_member = known.nodes().next().is_some();
+        match known.get_node(&hello.from_node) {
+            Some(member) if member.incarnation != from => {
+                return Err(Refusal::CallerFenced { node_id: hello.from_node, known: member.incarnation });
+            }
+            None if is_member => return Err(Refusal::UnknownPeer { node_id: hello.from_node }),
+            _ => {}
+        }
+        if !hello.to_incarnation.is_empty() {
+            let expected = wire::incarnation(&hello.to_incarnation).map_err(malformed)?;
+            if expected != callee.incarnation {
+                if !is_member {
+                    // A member expects the disk this node had before; this one is new.
+                    (callee.fenced)(expected);
+                }
+                return Err(Refusal::CalleeFenced { ours: callee.incarnation });
+            }
+        }
+        Ok(())
+    }
+
+    fn identify(&self, request: IdentifyRequest) -> Result<IdentifyResponse, Refusal> {
+        let hello = request.hello.ok_or_else(|| Refusal::Malformed("the handshake is missing".to_owned()))?;
+        self.admit(&hello)?;
+        let theirs: BTreeMap<NodeId, String> = request.founders.into_iter().collect();
+        let callee = &self.callee;
+        if theirs != callee.founders {
+            return Err(Refusal::OtherFounders { ours: list(&callee.founders), theirs: list(&theirs) });
+        }
+        Ok(IdentifyResponse {
+            node_id: callee.node_id,
+            incarnation: callee.incarnation.to_string(),
+            peer_address: callee.peer_address.clone(),
+            client_address: callee.client_address.clone(),
+        })
+    }
+
+    fn serve(
+        &self,
+        requests: mpsc::Receiver<Request>,
+        responses: mpsc::Sender<Response>,
+    ) -> BoxFuture<'static, ()> {
+        self.clone().run(requests, responses).boxed()
+    }
+}

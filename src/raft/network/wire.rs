@@ -1,0 +1,255 @@
+//! Conversions between openraft's messages and ours.
+//!
+//! Whatever arrives is untrusted: a missing field is an error, never a default.
+
+use openraft::raft::{
+    AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+
+use super::Refusal;
+use crate::proto::peer as proto;
+use crate::raft::type_config::{self, LogId, TypeConfig, Vote};
+use crate::types::{self, Incarnation, Member, Membership};
+
+/// A message that is not one of ours, or not complete.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("malformed message: {0}")]
+pub struct Malformed(pub &'static str);
+
+/// The wire form of a log id.
+pub fn log_id(log_id: &LogId) -> proto::LogId {
+    let log_id = type_config::from_log_id(log_id);
+    proto::LogId { term: log_id.term, index: log_id.index }
+}
+
+fn from_log_id(log_id: proto::LogId) -> LogId {
+    type_config::log_id(types::LogId::new(log_id.term, log_id.index))
+}
+
+/// The wire form of a vote.
+pub fn vote(vote: &Vote) -> proto::Vote {
+    let vote = type_config::from_vote(vote);
+    proto::Vote { term: vote.term, node_id: vote.node_id, committed: vote.committed }
+}
+
+/// The vote in a message.
+///
+/// # Errors
+/// When it is missing.
+pub fn from_vote(vote: Option<proto::Vote>) -> Result<Vote, Malformed> {
+    let vote = vote.ok_or(Malformed("vote is missing"))?;
+    Ok(type_config::vote(types::Vote { term: vote.term, node_id: vote.node_id, committed: vote.committed }))
+}
+
+/// The incarnation written as 32 hexadecimal digits.
+///
+/// # Errors
+/// When it is not.
+pub fn incarnation(text: &str) -> Result<Incarnation, Malformed> {
+    u128::from_str_radix(text, 16).map(Incarnation).map_err(|_| Malformed("incarnation is not a number"))
+}
+
+fn member(member: &Member) -> proto::Member {
+    proto::Member {
+        peer: member.peer.clone(),
+        client: member.client.clone(),
+        incarnation: member.incarnation.to_string(),
+    }
+}
+
+fn membership(membership: &Membership) -> proto::Membership {
+    proto::Membership {
+        voters: membership
+            .voters
+            .iter()
+            .map(|set| proto::VoterSet { node_ids: set.iter().copied().collect() })
+            .collect(),
+        members: membership.members.iter().map(|(id, m)| (*id, member(m))).collect(),
+    }
+}
+
+fn from_membership(membership: proto::Membership) -> Result<Membership, Malformed> {
+    let voters = membership.voters.into_iter().map(|set| set.node_ids.into_iter().collect()).collect();
+    let members = membership
+        .members
+        .into_iter()
+        .map(|(id, m)| {
+            Ok((id, Member { peer: m.peer, client: m.client, incarnation: incarnation(&m.incarnation)? }))
+        })
+        .collect::<Result<_, Malformed>>()?;
+    Ok(Membership { voters, members })
+}
+
+fn entry(entry: type_config::Entry) -> proto::Entry {
+    let entry = type_config::from_entry(entry);
+    let payload = match entry.payload {
+        types::Payload::Blank => None,
+        types::Payload::Command(command) => Some(proto::entry::Payload::Command(command)),
+        types::Payload::Membership(m) => Some(proto::entry::Payload::Membership(membership(&m))),
+    };
+    proto::Entry { term: entry.log_id.term, index: entry.log_id.index, payload }
+}
+
+fn from_entry(entry: proto::Entry) -> Result<type_config::Entry, Malformed> {
+    let payload = match entry.payload {
+        None => types::Payload::Blank,
+        Some(proto::entry::Payload::Command(command)) => types::Payload::Command(command),
+        Some(proto::entry::Payload::Membership(m)) => types::Payload::Membership(from_membership(m)?),
+    };
+    let log_id = types::LogId::new(entry.term, entry.index);
+    type_config::entry(types::Entry { log_id, payload }).map_err(|_| Malformed("membership is inconsistent"))
+}
+
+/// The wire form of an append.
+pub fn append(request: AppendEntriesRequest<TypeConfig>) -> proto::AppendRequest {
+    proto::AppendRequest {
+        vote: Some(vote(&request.vote)),
+        previous: request.prev_log_id.as_ref().map(log_id),
+        entries: request.entries.into_iter().map(entry).collect(),
+        leader_commit: request.leader_commit.as_ref().map(log_id),
+    }
+}
+
+/// The append in a message.
+///
+/// # Errors
+/// When it is incomplete, or its entries do not follow each other.
+pub fn from_append(request: proto::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, Malformed> {
+    let previous = request.previous.map(from_log_id);
+    let entries = request.entries.into_iter().map(from_entry).collect::<Result<Vec<_>, _>>()?;
+    let first = previous.map_or(0, |previous| previous.index + 1);
+    let consecutive = (first..).zip(&entries).all(|(index, entry)| entry.log_id.index == index);
+    if !consecutive {
+        return Err(Malformed("entries do not follow each other"));
+    }
+    Ok(AppendEntriesRequest {
+        vote: from_vote(request.vote)?,
+        prev_log_id: previous,
+        entries,
+        leader_commit: request.leader_commit.map(from_log_id),
+    })
+}
+
+/// The wire form of an append's outcome. `last` is the last position of the request.
+pub fn append_response(
+    result: openraft::raft::AppendEntriesResponse<TypeConfig>,
+    previous: Option<LogId>,
+    last: Option<LogId>,
+) -> proto::AppendResponse {
+    use proto::append_response::{Accepted, Outcome};
+    let outcome = match result.into_stream_result(previous, last) {
+        Ok(last) => Outcome::Accepted(Accepted { last: last.as_ref().map(log_id) }),
+        Err(StreamAppendError::Conflict(at)) => Outcome::Conflict(log_id(&at)),
+        Err(StreamAppendError::HigherVote(higher)) => Outcome::HigherVote(vote(&higher)),
+    };
+    proto::AppendResponse { outcome: Some(outcome) }
+}
+
+/// The outcome in a message.
+///
+/// # Errors
+/// When it is missing.
+pub fn from_append_response(
+    response: proto::AppendResponse,
+) -> Result<StreamAppendResult<TypeConfig>, Malformed> {
+    use proto::append_response::Outcome;
+    Ok(match response.outcome.ok_or(Malformed("outcome is missing"))? {
+        Outcome::Accepted(accepted) => Ok(accepted.last.map(from_log_id)),
+        Outcome::Conflict(at) => Err(StreamAppendError::Conflict(from_log_id(at))),
+        Outcome::HigherVote(higher) => Err(StreamAppendError::HigherVote(from_vote(Some(higher))?)),
+    })
+}
+
+/// The wire form of a request for a vote.
+pub fn vote_request(request: VoteRequest<TypeConfig>) -> proto::VoteRequest {
+    proto::VoteRequest {
+        vote: Some(vote(&request.vote)),
+        last_log: request.last_log_id.as_ref().map(log_id),
+        leadership_transfer: request.leadership_transfer,
+    }
+}
+
+/// The request for a vote in a message.
+///
+/// # Errors
+/// When it is incomplete.
+pub fn from_vote_request(request: proto::VoteRequest) -> Result<VoteRequest<TypeConfig>, Malformed> {
+    let mut vote_request = VoteRequest::new(from_vote(request.vote)?, request.last_log.map(from_log_id));
+    vote_request.leadership_transfer = request.leadership_transfer;
+    Ok(vote_request)
+}
+
+/// The wire form of the answer to a request for a vote.
+pub fn vote_response(response: VoteResponse<TypeConfig>) -> proto::VoteResponse {
+    proto::VoteResponse {
+        vote: Some(vote(&response.vote)),
+        last_log: response.last_log_id.as_ref().map(log_id),
+        granted: response.vote_granted,
+    }
+}
+
+/// The answer in a message.
+///
+/// # Errors
+/// When it is incomplete.
+pub fn from_vote_response(response: proto::VoteResponse) -> Result<VoteResponse<TypeConfig>, Malformed> {
+    let last = response.last_log.map(from_log_id);
+    Ok(VoteResponse::new(from_vote(response.vote)?, last, response.granted))
+}
+
+/// The wire form of a transfer of leadership.
+pub fn transfer(request: &TransferLeaderRequest<TypeConfig>) -> proto::TransferLeaderRequest {
+    proto::TransferLeaderRequest {
+        from_leader: Some(vote(request.from_leader())),
+        to_node: *request.to_node_id(),
+        last_log: request.last_log_id().map(log_id),
+    }
+}
+
+/// The transfer in a message.
+///
+/// # Errors
+/// When it is incomplete.
+pub fn from_transfer(
+    request: proto::TransferLeaderRequest,
+) -> Result<TransferLeaderRequest<TypeConfig>, Malformed> {
+    let last = request.last_log.map(from_log_id);
+    Ok(TransferLeaderRequest::new(from_vote(request.from_leader)?, request.to_node, last))
+}
+
+/// The wire form of the answer to a transfer.
+pub fn transfer_response(response: TransferLeaderResponse<TypeConfig>) -> proto::TransferLeaderResponse {
+    proto::TransferLeaderResponse {
+        accepted: response.is_ok(),
+        reason: response.err().map(|error| error.to_string()).unwrap_or_default(),
+    }
+}
+
+/// The wire form of a refusal.
+pub fn refusal(refusal: &Refusal) -> proto::Refusal {
+    use proto::refusal::Reason;
+    let mut known_incarnation = String::new();
+    let reason = match refusal {
+        Refusal::ProtocolVersion { .. } => Reason::ProtocolVersion,
+        Refusal::OtherCluster { .. } => Reason::OtherCluster,
+        Refusal::OtherNode { .. } => Reason::OtherNode,
+        Refusal::CallerFenced { known, .. } => {
+            known_incarnation = known.to_string();
+            Reason::CallerFenced
+        }
+        Refusal::CalleeFenced { .. } => Reason::CalleeFenced,
+        Refusal::UnknownPeer { .. } => Reason::UnknownPeer,
+        Refusal::OtherFounders { .. } => Reason::OtherFounders,
+        Refusal::Malformed(_) => Reason::Unspecified,
+    };
+    proto::Refusal { reason: reason.into(), detail: refusal.to_string(), known_incarnation }
+}
+
+/// The refusal in a message. Only the one the caller acts on keeps its structure.
+pub fn from_refusal(caller: types::NodeId, refusal: proto::Refusal) -> Refusal {
+    match (refusal.reason(), incarnation(&refusal.known_incarnation)) {
+        (proto::refusal::Reason::CallerFenced, Ok(known)) => Refusal::CallerFenced { node_id: caller, known },
+        _ => Refusal::Malformed(refusal.detail),
+    }
+}

@@ -1,0 +1,137 @@
+//! Views of the state into snapshot files, off the apply path, and back.
+
+use std::io::{self, BufWriter};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use openraft::storage::{RaftSnapshotBuilder, Snapshot};
+
+use super::apply::Applied;
+use super::type_config::{self, CommittedLeaderId, StoredMembership, TypeConfig};
+use crate::error::StorageError;
+use crate::machine::StateMachine;
+use crate::runtime::offload;
+use crate::storage::{ReceivedSnapshot, SnapshotHandle, SnapshotStore};
+use crate::types::{Member, NodeId};
+
+/// A snapshot on its way through openraft.
+pub enum SnapshotData {
+    /// In its final place.
+    Placed(SnapshotHandle),
+    /// Received from the leader, complete and verified, but not in its place before openraft accepts it:
+    /// a rejected snapshot must not be found at the next start.
+    Received(ReceivedSnapshot),
+}
+
+impl std::fmt::Debug for SnapshotData {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Placed(_) => "Placed",
+            Self::Received(_) => "Received",
+        })
+    }
+}
+
+/// Writes one view into a snapshot file.
+pub struct SnapshotBuilder<M: StateMachine> {
+    applied: Arc<Applied<M::View>>,
+    membership: StoredMembership,
+    snapshots: Arc<dyn SnapshotStore>,
+}
+
+impl<M: StateMachine> SnapshotBuilder<M> {
+    /// A builder for the state `applied`, at which `membership` was in effect.
+    pub fn new(
+        applied: Arc<Applied<M::View>>,
+        membership: StoredMembership,
+        snapshots: Arc<dyn SnapshotStore>,
+    ) -> Self {
+        Self { applied, membership, snapshots }
+    }
+}
+
+impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(
+        &mut self,
+    ) -> io::Result<Snapshot<CommittedLeaderId, NodeId, Member, SnapshotData>> {
+        let log_id = self.applied.log_id.ok_or_else(|| io::Error::other("nothing has been applied yet"))?;
+        let meta = crate::storage::SnapshotMeta {
+            log_id,
+            time_ms: self.applied.time_ms,
+            membership_log_id: self.membership.log_id().as_ref().map(type_config::from_log_id),
+            membership: type_config::from_membership(self.membership.membership()),
+        };
+        let (applied, snapshots) = (self.applied.clone(), self.snapshots.clone());
+        let handle =
+            offload(move || write::<M>(&applied.view, meta, &*snapshots)).await.map_err(io::Error::other)?;
+        Ok(Snapshot { meta: self::meta(handle.meta()), snapshot: SnapshotData::Placed(handle) })
+    }
+}
+
+fn write<M: StateMachine>(
+    view: &M::View,
+    meta: crate::storage::SnapshotMeta,
+    snapshots: &dyn SnapshotStore,
+) -> Result<SnapshotHandle, StorageError> {
+    /// Machines write small pieces; the store wants frames.
+    const BUFFER_BYTES: usize = 256 * 1024;
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, snapshots.begin(&meta)?);
+    let failed = |source| StorageError::Io {
+        operation: "cannot write a snapshot to",
+        path: PathBuf::from("the snapshot directory"),
+        source,
+    };
+    M::write_snapshot(view, &mut out).map_err(failed)?;
+    out.into_inner().map_err(|error| failed(error.into_error()))?.finish()
+}
+
+/// The machine that `handle` holds.
+///
+/// # Errors
+/// [`StorageError::Corrupt`] when a checksum does not match or the machine rejects the content.
+pub fn read<M: StateMachine>(handle: &SnapshotHandle) -> Result<M, StorageError> {
+    let corrupt = |error: io::Error| StorageError::Corrupt { path: handle.path().to_owned(), detail: error.to_string() };
+    let mut input = handle.open().map_err(corrupt)?;
+    let machine = M::read_snapshot(&mut input).map_err(corrupt)?;
+    // What the machine left unread must still be checked.
+    io::copy(&mut input, &mut io::sink()).map_err(corrupt)?;
+    Ok(machine)
+}
+
+/// Makes `snapshot` durable in its place, then loads it.
+///
+/// # Errors
+/// Whatever placing and reading return; the node must stop.
+pub async fn install<M: StateMachine>(
+    snapshot: SnapshotData,
+) -> io::Result<(M, crate::storage::SnapshotMeta)> {
+    offload(move || {
+        let handle = match snapshot {
+            SnapshotData::Placed(handle) => handle,
+            SnapshotData::Received(received) => received.place().map_err(io::Error::other)?,
+        };
+        let machine = read::<M>(&handle).map_err(io::Error::other)?;
+        Ok((machine, handle.meta().clone()))
+    })
+    .await
+}
+
+/// openraft's form of a snapshot's meta data.
+pub fn meta(meta: &crate::storage::SnapshotMeta) -> type_config::SnapshotMeta {
+    type_config::SnapshotMeta {
+        last_log_id: Some(type_config::log_id(meta.log_id)),
+        last_membership: stored_membership(meta),
+    }
+}
+
+/// The membership in effect at the snapshot.
+pub fn stored_membership(meta: &crate::storage::SnapshotMeta) -> StoredMembership {
+    if meta.membership.members.is_empty() {
+        return StoredMembership::default();
+    }
+    let membership = type_config::membership(meta.membership.clone())
+        .expect("invariant: a snapshot's membership was in effect when it was written");
+    StoredMembership::new(meta.membership_log_id.map(type_config::log_id), membership)
+}

@@ -1,0 +1,153 @@
+//! The disk of a simulated node: syncs take time, and a crash forgets what was not synced.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use quorate::error::StorageError;
+use quorate::runtime::TaskGroup;
+use quorate::storage::{
+    Completion, LogBounds, LogStore, MemoryDisk, MemorySnapshots, MemoryStore, SnapshotHandle, SnapshotMeta,
+    SnapshotReceiver, SnapshotStore, SnapshotWriter, SyncMode,
+};
+use quorate::types::{Entry, LogId, Vote};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use tokio::sync::Notify;
+
+pub struct Disk {
+    log: MemoryDisk,
+    snapshots: Arc<CountedSnapshots>,
+    rng: SmallRng,
+    lying: bool,
+}
+
+impl Disk {
+    pub fn new(seed: u64, lying: bool) -> Self {
+        Self {
+            log: MemoryDisk::new(SyncMode::Manual),
+            snapshots: Arc::default(),
+            rng: SmallRng::seed_from_u64(seed ^ 0x6469_736b),
+            lying,
+        }
+    }
+
+    /// Opens the log for a process whose tasks form `group`.
+    pub fn open_log(&mut self, group: &Arc<TaskGroup>) -> Arc<dyn LogStore> {
+        let store = MemoryStore::open(&self.log);
+        let written = Arc::new(Notify::new());
+        let notify = written.clone();
+        self.log.on_pending(move || notify.notify_one());
+        let (disk, rng) = (self.log.clone(), SmallRng::seed_from_u64(self.rng.random()));
+        group.spawn(sync_forever(disk, written, rng));
+        match self.lying {
+            true => Arc::new(LyingStore(store)),
+            false => Arc::new(store),
+        }
+    }
+
+    pub fn snapshots(&self) -> Arc<dyn SnapshotStore> {
+        self.snapshots.clone()
+    }
+
+    /// Forgets some of what was not synced. Returns how many writes that were.
+    pub fn crash(&mut self) -> u64 {
+        let pending = self.log.pending();
+        let keep = self.rng.random_range(0..=pending);
+        self.log.crash(keep);
+        (pending - keep) as u64
+    }
+
+    /// How many snapshots this node has built, and how many it has received.
+    pub fn snapshot_counts(&self) -> (u64, u64) {
+        let CountedSnapshots { built, received, .. } = &*self.snapshots;
+        (built.load(Ordering::Relaxed), received.load(Ordering::Relaxed))
+    }
+}
+
+/// Syncs whenever something was written: mostly at once, now and then after a stall.
+async fn sync_forever(disk: MemoryDisk, written: Arc<Notify>, mut rng: SmallRng) {
+    loop {
+        written.notified().await;
+        let stalls = rng.random_bool(0.02);
+        let micros = if stalls { rng.random_range(50_000..300_000) } else { rng.random_range(100..4_000) };
+        tokio::time::sleep(Duration::from_micros(micros)).await;
+        disk.sync();
+    }
+}
+
+/// Reports every write as durable when it is submitted: the bug that no other check of a store can make up for.
+struct LyingStore(MemoryStore);
+
+impl LyingStore {
+    fn at_once(&self, done: Completion, submit: impl FnOnce(Completion)) {
+        submit(Box::new(|_| {}));
+        done(Ok(()));
+    }
+}
+
+impl LogStore for LyingStore {
+    fn bounds(&self) -> LogBounds {
+        self.0.bounds()
+    }
+
+    fn vote(&self) -> Option<Vote> {
+        self.0.vote()
+    }
+
+    fn committed(&self) -> Option<LogId> {
+        self.0.committed()
+    }
+
+    fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
+        self.0.read(start, end, max_bytes)
+    }
+
+    fn append(&self, entries: Vec<Entry>, done: Completion) {
+        self.at_once(done, |sunk| self.0.append(entries, sunk));
+    }
+
+    fn save_vote(&self, vote: Vote, done: Completion) {
+        self.at_once(done, |sunk| self.0.save_vote(vote, sunk));
+    }
+
+    fn save_committed(&self, committed: Option<LogId>) {
+        self.0.save_committed(committed);
+    }
+
+    fn truncate(&self, from: u64, done: Completion) {
+        self.at_once(done, |sunk| self.0.truncate(from, sunk));
+    }
+
+    fn purge(&self, upto: LogId, done: Completion) {
+        self.at_once(done, |sunk| self.0.purge(upto, sunk));
+    }
+}
+
+/// Counts what is built and received, so that a run in which neither happens does not pass for a test of it.
+#[derive(Default)]
+struct CountedSnapshots {
+    snapshots: MemorySnapshots,
+    built: AtomicU64,
+    received: AtomicU64,
+    /// Positions under way, so that a snapshot of which each piece came twice counts once.
+    last_received: Mutex<Option<LogId>>,
+}
+
+impl SnapshotStore for CountedSnapshots {
+    fn begin(&self, meta: &SnapshotMeta) -> Result<SnapshotWriter, StorageError> {
+        self.built.fetch_add(1, Ordering::Relaxed);
+        self.snapshots.begin(meta)
+    }
+
+    fn receive(&self, log_id: LogId) -> Result<SnapshotReceiver, StorageError> {
+        if self.last_received.lock().unwrap().replace(log_id) != Some(log_id) {
+            self.received.fetch_add(1, Ordering::Relaxed);
+        }
+        self.snapshots.receive(log_id)
+    }
+
+    fn newest(&self) -> Result<Option<SnapshotHandle>, StorageError> {
+        self.snapshots.newest()
+    }
+}
