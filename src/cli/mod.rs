@@ -120,8 +120,14 @@ pub enum Command {
     /// Measure operations per second and latency
     Bench(bench::BenchArgs),
     /// Run one node
+    #[command(
+        after_help = "Example:\n  quorate serve --node-id 1 --data-dir /var/lib/quorate --client-listen 127.0.0.1:7801"
+    )]
     Serve(serve::ServeArgs),
     /// Run a local cluster in real processes until Ctrl-C
+    #[command(
+        after_help = "Example:\n  quorate cluster\n  quorate cluster --nodes 5 --data-dir /tmp/five --client-port 8801 --peer-port 8901"
+    )]
     Cluster(cluster::ClusterArgs),
     /// Print a completion script for a shell
     Completion(completion::CompletionArgs),
