@@ -123,7 +123,7 @@ pub enum Command {
     #[command(
         after_help = "Example:\n  quorate serve --node-id 1 --data-dir /var/lib/quorate --client-listen 127.0.0.1:7801"
     )]
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// Run a local cluster in real processes until Ctrl-C
     #[command(
         after_help = "Example:\n  quorate cluster\n  quorate cluster --nodes 5 --data-dir /tmp/five --client-port 8801 --peer-port 8901"
@@ -165,7 +165,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Range(args) => range::run(&common, args).await,
         Command::Status(args) => status::run(&common, args).await,
         Command::Bench(args) => bench::run(&common, args).await,
-        Command::Serve(args) => serve::run(args).await.map_err(CliError::node),
+        Command::Serve(args) => serve::run(*args).await.map_err(CliError::node),
         Command::Cluster(args) => cluster::run(args).await.map_err(CliError::node),
         Command::Completion(args) => completion::run(&args, &mut Cli::command()),
     }
