@@ -15,6 +15,8 @@
 //!
 //! What it does not do: replicate, compare terms, decide what may be truncated.
 
+#[cfg(test)]
+mod conformance;
 mod files;
 pub mod identity;
 pub mod memory;
