@@ -29,6 +29,8 @@ use std::io;
 
 use crate::types::{Entry, LogId, Vote};
 
+#[doc(hidden)]
+pub use sled_store::DiskEvent;
 pub use sled_store::{FLUSH_BUCKETS_US, Failure, LogStats, SledOptions, SledStore};
 
 /// Called exactly once when a write is durable, or has failed for good.

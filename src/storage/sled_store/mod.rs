@@ -53,8 +53,7 @@ use writer::{Change, Phase, Progress, Queue, Write};
 const DISK_BYTES_BETWEEN_BLOB_CHECKS: usize = 64 * 1024 * 1024;
 
 /// Called before everything the writer does to sled; see [`SledOptions::observer`].
-#[doc(hidden)]
-pub type Observer = Arc<dyn Fn(DiskEvent<'_>) -> io::Result<()> + Send + Sync>;
+pub(crate) type Observer = Arc<dyn Fn(DiskEvent<'_>) -> io::Result<()> + Send + Sync>;
 
 /// What the writer is about to do to sled. A crash leaves a prefix of these.
 #[doc(hidden)]
@@ -95,7 +94,7 @@ pub struct SledOptions {
     pub on_failure: Arc<dyn Fn(&Failure) + Send + Sync>,
     /// Sees everything that is done to sled; an error counts as sled's. For fault injection.
     #[doc(hidden)]
-    pub observer: Option<Observer>,
+    pub observer: Option<Arc<dyn Fn(DiskEvent<'_>) -> io::Result<()> + Send + Sync>>,
 }
 
 impl Default for SledOptions {
