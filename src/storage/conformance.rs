@@ -141,8 +141,11 @@ pub(crate) fn run(rig: &mut dyn Rig, steps: &[Step]) {
         match step {
             Step::Append(sizes, raise) => {
                 model.term += raise;
-                let entries: Vec<_> =
-                    sizes.iter().zip(model.next()..).map(|(size, index)| command(model.term, index, *size)).collect();
+                let entries: Vec<_> = sizes
+                    .iter()
+                    .zip(model.next()..)
+                    .map(|(size, index)| command(model.term, index, *size))
+                    .collect();
                 model.entries.extend(entries.iter().map(|entry| (entry.log_id.index, entry.clone())));
                 rig.store().append(entries, done);
             }
@@ -177,14 +180,16 @@ pub(crate) fn run(rig: &mut dyn Rig, steps: &[Step]) {
                 model.entries.split_off(&from);
                 rig.store().truncate(from, done);
             }
-            Step::Purge(fraction) => match model.entries.get(&model.at(*fraction)).map(|entry| entry.log_id) {
-                Some(upto) => {
-                    model.entries = model.entries.split_off(&(upto.index + 1));
-                    model.purged = Some(upto);
-                    rig.store().purge(upto, done);
+            Step::Purge(fraction) => {
+                match model.entries.get(&model.at(*fraction)).map(|entry| entry.log_id) {
+                    Some(upto) => {
+                        model.entries = model.entries.split_off(&(upto.index + 1));
+                        model.purged = Some(upto);
+                        rig.store().purge(upto, done);
+                    }
+                    None => wrote = false,
                 }
-                None => wrote = false,
-            },
+            }
             Step::PurgeBeyond(count) => {
                 let upto = LogId::new(model.term, model.next() + u64::from(*count));
                 model.entries.clear();
@@ -215,7 +220,10 @@ pub(crate) fn run(rig: &mut dyn Rig, steps: &[Step]) {
                 let kept = rig.crash(*keep).min(history.len() - 1);
                 let committed = rig.store().committed();
                 model = history.swap_remove(kept);
-                assert!(committed <= model.bounds().last.max(model.committed), "{committed:?} is beyond the log");
+                assert!(
+                    committed <= model.bounds().last.max(model.committed),
+                    "{committed:?} is beyond the log"
+                );
                 model.committed = committed;
                 model.term += 1; // entries of before and after can be told apart
                 waiting.clear();

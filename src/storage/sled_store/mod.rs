@@ -53,7 +53,8 @@ use writer::{Change, Phase, Progress, Queue, Write};
 const DISK_BYTES_BETWEEN_BLOB_CHECKS: usize = 64 * 1024 * 1024;
 
 /// Called before everything the writer does to sled; see [`SledOptions::observer`].
-pub(crate) type Observer = Arc<dyn Fn(DiskEvent<'_>) -> io::Result<()> + Send + Sync>;
+#[doc(hidden)]
+pub type Observer = Arc<dyn Fn(DiskEvent<'_>) -> io::Result<()> + Send + Sync>;
 
 /// What the writer is about to do to sled. A crash leaves a prefix of these.
 #[doc(hidden)]
@@ -94,7 +95,7 @@ pub struct SledOptions {
     pub on_failure: Arc<dyn Fn(&Failure) + Send + Sync>,
     /// Sees everything that is done to sled; an error counts as sled's. For fault injection.
     #[doc(hidden)]
-    pub observer: Option<Arc<dyn Fn(DiskEvent<'_>) -> io::Result<()> + Send + Sync>>,
+    pub observer: Option<Observer>,
 }
 
 impl Default for SledOptions {

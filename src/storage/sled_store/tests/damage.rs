@@ -128,7 +128,8 @@ fn torn(index: u64, kept: impl Fn(u16) -> bool) -> Home {
     drop(store);
     let home = Home::new();
     append(&open(&home.log()).unwrap(), (0..10).map(|index| command(1, index, 10)).collect()).unwrap();
-    let parts = raw(&donor.log()).log.range(Key::first(index).encode()..).map(Result::unwrap).collect::<Vec<_>>();
+    let parts =
+        raw(&donor.log()).log.range(Key::first(index).encode()..).map(Result::unwrap).collect::<Vec<_>>();
     assert_eq!(parts.len(), 4);
     let trees = raw(&home.log());
     for (key, record) in parts.into_iter().filter(|(key, _)| kept(Key::decode(key).unwrap().part)) {

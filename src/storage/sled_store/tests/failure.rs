@@ -148,7 +148,8 @@ fn readers_and_the_writer_do_not_disturb_each_other() {
         }
         for term in 2..150 {
             let bounds = store.bounds();
-            let (first, last) = (bounds.purged.map_or(0, |purged| purged.index + 1), bounds.last.unwrap().index);
+            let (first, last) =
+                (bounds.purged.map_or(0, |purged| purged.index + 1), bounds.last.unwrap().index);
             store.truncate(last - term % 40, completion().0);
             let from = store.bounds().last.unwrap().index + 1;
             let entries = (from..from + 40 + term % 7).map(|index| command(term, index, 3000)).collect();

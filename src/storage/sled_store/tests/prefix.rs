@@ -166,10 +166,12 @@ fn crashed(events: &[Event]) -> Home {
 
 fn check(run: &Run, count: usize) {
     let home = crashed(&run.events[..count]);
-    let store = open_without_tail(&home.log()).unwrap_or_else(|error| panic!("crash after {count} events: {error}"));
+    let store =
+        open_without_tail(&home.log()).unwrap_or_else(|error| panic!("crash after {count} events: {error}"));
     let found = Moment { entries: all(&store).unwrap(), purged: store.bounds().purged, vote: store.vote() };
     assert_eq!(store.bounds().last, found.last());
-    let confirmed = run.confirmed.iter().filter(|(at, _)| *at <= count).map(|(_, number)| *number).max().unwrap_or(0);
+    let confirmed =
+        run.confirmed.iter().filter(|(at, _)| *at <= count).map(|(_, number)| *number).max().unwrap_or(0);
     assert!(
         run.moments[confirmed..].contains(&found),
         "crash after {count} of {} events leaves {:?} to {:?}, {:?}, which the log never was after {:?}",

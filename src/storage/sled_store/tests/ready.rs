@@ -40,7 +40,11 @@ fn a_log_that_was_ready_and_is_gone_is_lost() {
     for missing in ["", "db", "conf"] {
         let home = with_entries();
         let path = if missing.is_empty() { home.log() } else { home.log().join(missing) };
-        if path.is_dir() { fs::remove_dir_all(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
+        if path.is_dir() {
+            fs::remove_dir_all(&path).unwrap()
+        } else {
+            fs::remove_file(&path).unwrap()
+        }
         let before = files::list(home.0.path()).unwrap();
         let error = open(&home.log()).unwrap_err();
         assert!(matches!(error, StorageError::Lost { missing, .. } if missing == path));
@@ -67,7 +71,9 @@ fn an_older_copy_of_the_log_is_noticed() {
     copy_directory(&old.log(), &home.log());
     for _ in 0..2 {
         let error = open(&home.log()).unwrap_err();
-        assert!(matches!(&error, StorageError::Corrupt { detail, .. } if detail.contains("lost acknowledged")));
+        assert!(
+            matches!(&error, StorageError::Corrupt { detail, .. } if detail.contains("lost acknowledged"))
+        );
     }
 }
 

@@ -32,7 +32,8 @@ fn rolling(store: &SledStore, entries: u64, bytes: usize, batch: u64, keep: u64)
 #[test]
 fn a_rolling_purge_bounds_the_disk() {
     let home = Home::new();
-    let store = SledStore::open(&home.log(), SledOptions { tail_bytes: 1 << 20, ..SledOptions::default() }).unwrap();
+    let store =
+        SledStore::open(&home.log(), SledOptions { tail_bytes: 1 << 20, ..SledOptions::default() }).unwrap();
     // 80 MiB of entries, 4 MiB of them kept.
     let peak = rolling(&store, 20_480, 4096, 64, 1024);
     assert!(peak < 64 * MIB, "{} MiB", peak / MIB);
@@ -60,7 +61,11 @@ fn a_gibibyte() {
     drop(store);
     let start = Instant::now();
     let store = open(&home.log()).unwrap();
-    println!("re-open: {} ms, {} MiB on disk", start.elapsed().as_millis(), store.disk_bytes().unwrap() / MIB);
+    println!(
+        "re-open: {} ms, {} MiB on disk",
+        start.elapsed().as_millis(),
+        store.disk_bytes().unwrap() / MIB
+    );
 }
 
 #[test]
