@@ -49,6 +49,8 @@ mod operation;
 mod request;
 mod router;
 mod status;
+#[cfg(test)]
+mod tests;
 
 /// A handle on a cluster. Cheap to clone; all clones share their connections.
 ///

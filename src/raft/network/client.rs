@@ -42,10 +42,9 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 const SNAPSHOT_PIECE_BYTES: usize = 512 * 1024;
 /// Snapshot pieces sent and not yet answered.
 const SNAPSHOT_PIECES_IN_FLIGHT: usize = 4;
-/// A piece is answered once it is written. One that is not answered for this long counts as lost.
-const SNAPSHOT_PIECE_IDLE: Duration = Duration::from_secs(10);
-/// The last piece is answered once the peer has verified, placed and loaded the snapshot.
-const SNAPSHOT_INSTALL_IDLE: Duration = Duration::from_secs(600);
+/// A piece is answered once it is written, and while the peer verifies and loads the snapshot it gives signs
+/// of life. A message that is not answered for this long counts as lost.
+const SNAPSHOT_IDLE: Duration = Duration::from_secs(5);
 
 /// Who this node is, and what to do when a peer says it may not be.
 #[derive(Clone)]
@@ -260,13 +259,15 @@ impl PeerClient {
                 let connection = self.connected().await?;
                 send(connection, request)?;
             }
-            let patience = if offset < total { SNAPSHOT_PIECE_IDLE } else { SNAPSHOT_INSTALL_IDLE };
             let connection = self.connected().await?;
-            let response = tokio::time::timeout(patience, connection.responses.recv())
+            let response = tokio::time::timeout(SNAPSHOT_IDLE, connection.responses.recv())
                 .await
-                .map_err(|_| unreachable(format!("a piece was not answered within {patience:?}")))?
+                .map_err(|_| unreachable(format!("a piece was not answered within {SNAPSHOT_IDLE:?}")))?
                 .ok_or_else(|| broken("connection closed"))?;
             let Some(place) = unanswered.iter().position(|id| *id == response.id) else { continue };
+            if matches!(&response.body, Some(response::Body::Snapshot(answer)) if answer.installing) {
+                continue;
+            }
             unanswered.remove(place);
             match response.body {
                 Some(response::Body::Snapshot(answer)) => {
