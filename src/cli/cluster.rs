@@ -38,6 +38,9 @@ const LEADER_EXPECTED_MS: u64 = 15_000;
 
 /// Arguments of `quorate cluster`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "Examples:\n  quorate cluster\n  quorate cluster --nodes 5 --data-dir /tmp/five --restart\n\nThe commands to try, with the leader's process id, are printed once a node leads."
+)]
 pub struct ClusterArgs {
     /// Number of nodes; three survive the loss of one, five the loss of two
     #[arg(long, value_name = "COUNT", default_value_t = 3)]
