@@ -1,1 +1,459 @@
-//! Configuration.
+//! The settings of `quorate serve`, and where they come from.
+//!
+//! Defaults, then a TOML or YAML file, then the environment (`QUORATE_*`), then flags: the later wins, setting
+//! by setting. All three sources share one struct, [`Settings`], so that a setting has one name: `--node-id`,
+//! `QUORATE_NODE_ID`, `node_id`. [`ServeConfig`] is what comes out: complete, and checked as a whole.
+//!
+//! Nothing is corrected silently. A setting that cannot work is refused with a message that names it and
+//! says what to do, and so is a key that the file has and this build does not know.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use serde::Deserialize;
+
+use crate::engine::{EngineConfig, Limits, SnapshotPolicy, Timing};
+use crate::types::NodeId;
+
+mod peers;
+#[cfg(test)]
+mod tests;
+
+pub use peers::{InvalidPeers, Peers};
+
+/// Arguments of `quorate serve`.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct ServeArgs {
+    /// File with settings, TOML or YAML by its extension; flags and environment take precedence
+    #[arg(long, value_name = "FILE", env = "QUORATE_CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// The settings given as flags or in the environment.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// Every setting, given or not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// This node's id, from 1, never reused [default: 1 when no --peers are given]
+    #[arg(long, value_name = "ID", env = "QUORATE_NODE_ID")]
+    pub node_id: Option<NodeId>,
+
+    /// Name of the cluster; nodes of differently named clusters refuse each other [default: quorate]
+    #[arg(long, value_name = "NAME", env = "QUORATE_CLUSTER")]
+    pub cluster: Option<String>,
+
+    /// Directory for log, vote, snapshots and identity [default: quorate-data]
+    #[arg(long, value_name = "DIR", env = "QUORATE_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Address to listen on for clients, gRPC and HTTP [default: 127.0.0.1:7801]
+    #[arg(long, value_name = "HOST:PORT", env = "QUORATE_CLIENT_LISTEN")]
+    pub client_listen: Option<String>,
+
+    /// Address that clients are told to use [default: the listen address]
+    #[arg(long, value_name = "HOST:PORT", env = "QUORATE_CLIENT_ADVERTISE")]
+    pub client_advertise: Option<String>,
+
+    /// Address to listen on for the other nodes [default: 127.0.0.1:7901]
+    #[arg(long, value_name = "HOST:PORT", env = "QUORATE_PEER_LISTEN")]
+    pub peer_listen: Option<String>,
+
+    /// Address that the other nodes are told to use [default: this node's entry in --peers, else the
+    /// listen address]
+    #[arg(long, value_name = "HOST:PORT", env = "QUORATE_PEER_ADVERTISE")]
+    pub peer_advertise: Option<String>,
+
+    /// Founding members, this node included, as 1=HOST:PORT,2=HOST:PORT,… with their peer addresses; used once,
+    /// to form the cluster [default: this node alone]
+    #[arg(long, value_name = "PEERS", env = "QUORATE_PEERS")]
+    pub peers: Option<Peers>,
+
+    /// How to write the log to stderr [default: text]
+    #[arg(long, value_name = "FORMAT", env = "QUORATE_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// What to log: error, warn, info, debug, trace, or a filter such as info,quorate=debug [default: info]
+    #[arg(long, value_name = "FILTER", env = "QUORATE_LOG_LEVEL")]
+    pub log_level: Option<String>,
+
+    /// Milliseconds between a leader's heartbeats [default: 50]
+    #[arg(long, value_name = "MS", env = "QUORATE_HEARTBEAT_INTERVAL_MS")]
+    pub heartbeat_interval_ms: Option<u64>,
+
+    /// Shortest election timeout in milliseconds; at least twice the heartbeat interval [default: 150]
+    #[arg(long, value_name = "MS", env = "QUORATE_ELECTION_TIMEOUT_MIN_MS")]
+    pub election_timeout_min_ms: Option<u64>,
+
+    /// Longest election timeout in milliseconds [default: 300]
+    #[arg(long, value_name = "MS", env = "QUORATE_ELECTION_TIMEOUT_MAX_MS")]
+    pub election_timeout_max_ms: Option<u64>,
+
+    /// Take a snapshot after this many log entries [default: 500000]
+    #[arg(long, value_name = "N", env = "QUORATE_SNAPSHOT_EVERY_ENTRIES")]
+    pub snapshot_every_entries: Option<u64>,
+
+    /// Take a snapshot after this many bytes of commands [default: 256 MiB]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_SNAPSHOT_EVERY_BYTES")]
+    pub snapshot_every_bytes: Option<u64>,
+
+    /// Log entries kept behind a snapshot, for followers that are a little behind [default: 100000]
+    #[arg(long, value_name = "N", env = "QUORATE_SNAPSHOT_KEEP_ENTRIES")]
+    pub snapshot_keep_entries: Option<u64>,
+
+    /// Bytes of commands kept behind a snapshot [default: 64 MiB]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_SNAPSHOT_KEEP_BYTES")]
+    pub snapshot_keep_bytes: Option<u64>,
+
+    /// Largest encoded command in bytes [default: 1.5 MiB]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_COMMAND_BYTES")]
+    pub max_command_bytes: Option<usize>,
+
+    /// Most bytes of commands proposed and not yet applied; more are refused as overloaded [default: 64 MiB]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_INFLIGHT_BYTES")]
+    pub max_inflight_bytes: Option<usize>,
+
+    /// Bytes of log entries kept in memory for replication and apply [default: 64 MiB]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_LOG_TAIL_BYTES")]
+    pub log_tail_bytes: Option<usize>,
+
+    /// Most bytes of log entries in one message to another node [default: 1 MiB]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_APPEND_MESSAGE_BYTES")]
+    pub append_message_bytes: Option<usize>,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why the settings cannot be used. Every message says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read configuration file {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The file's extension is none of those known.
+    #[error("configuration file {} must end in .toml, .yaml or .yml", path.display())]
+    UnknownFormat {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be parsed, or holds a key or value that is not accepted.
+    #[error("configuration file {}: {detail}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        detail: String,
+    },
+    /// A setting cannot work, by itself or together with others.
+    #[error("invalid configuration: {0}")]
+    Invalid(String),
+}
+
+/// Complete and checked settings of one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServeConfig {
+    /// This node's id.
+    pub node_id: NodeId,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Where the node keeps its data.
+    pub data_dir: PathBuf,
+    /// Where it listens for clients.
+    pub client_listen: String,
+    /// Where clients are told to go; `None` when that is where it listens.
+    pub client_advertise: Option<String>,
+    /// Where it listens for peers.
+    pub peer_listen: String,
+    /// Where peers are told to go.
+    pub peer_advertise: String,
+    /// The founding members.
+    pub peers: BTreeMap<NodeId, String>,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+    /// Which log lines are written.
+    pub log_level: String,
+    /// Heartbeats and elections.
+    pub timing: Timing,
+    /// When snapshots are taken and the log is cut.
+    pub snapshots: SnapshotPolicy,
+    /// Bounds on memory and messages.
+    pub limits: Limits,
+}
+
+/// Defaults that the engine does not have.
+const DEFAULT_CLUSTER: &str = "quorate";
+const DEFAULT_DATA_DIR: &str = "quorate-data";
+const DEFAULT_CLIENT_LISTEN: &str = "127.0.0.1:7801";
+const DEFAULT_PEER_LISTEN: &str = "127.0.0.1:7901";
+const DEFAULT_LOG_LEVEL: &str = "info";
+
+impl ServeConfig {
+    /// The settings from `args` and the file they name.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(args: ServeArgs) -> Result<Self, ConfigError> {
+        let file = match &args.config {
+            Some(path) => Settings::from_file(path)?,
+            None => Settings::default(),
+        };
+        Self::resolve(args.settings.or(file))
+    }
+
+    /// Adds the defaults to `settings`, and checks the whole.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`].
+    pub fn resolve(settings: Settings) -> Result<Self, ConfigError> {
+        let (timing, snapshots, limits) = (Timing::default(), SnapshotPolicy::default(), Limits::default());
+        let node_id = match (settings.node_id, &settings.peers) {
+            (Some(node_id), _) => node_id,
+            (None, None) => 1,
+            (None, Some(_)) => {
+                return Err(invalid("--peers needs --node-id: say which of the peers this node is"));
+            }
+        };
+        let peer_listen = settings.peer_listen.unwrap_or_else(|| DEFAULT_PEER_LISTEN.to_owned());
+        let peers = settings.peers.map(|peers| peers.0);
+        let listed = peers.as_ref().and_then(|peers| peers.get(&node_id));
+        if let (Some(listed), None) = (listed, &settings.peer_advertise) {
+            check_listed_port(node_id, listed, &peer_listen)?;
+        }
+        let peer_advertise =
+            settings.peer_advertise.or(listed.cloned()).unwrap_or_else(|| peer_listen.clone());
+        let config = Self {
+            node_id,
+            cluster: settings.cluster.unwrap_or_else(|| DEFAULT_CLUSTER.to_owned()),
+            data_dir: settings.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
+            client_listen: settings.client_listen.unwrap_or_else(|| DEFAULT_CLIENT_LISTEN.to_owned()),
+            client_advertise: settings.client_advertise,
+            peers: peers.unwrap_or_else(|| BTreeMap::from([(node_id, peer_advertise.clone())])),
+            peer_listen,
+            peer_advertise,
+            log_format: settings.log_format.unwrap_or_default(),
+            log_level: settings.log_level.unwrap_or_else(|| DEFAULT_LOG_LEVEL.to_owned()),
+            timing: Timing {
+                heartbeat_interval_ms: settings.heartbeat_interval_ms.unwrap_or(timing.heartbeat_interval_ms),
+                election_timeout_min_ms: settings
+                    .election_timeout_min_ms
+                    .unwrap_or(timing.election_timeout_min_ms),
+                election_timeout_max_ms: settings
+                    .election_timeout_max_ms
+                    .unwrap_or(timing.election_timeout_max_ms),
+            },
+            snapshots: SnapshotPolicy {
+                every_entries: settings.snapshot_every_entries.unwrap_or(snapshots.every_entries),
+                every_bytes: settings.snapshot_every_bytes.unwrap_or(snapshots.every_bytes),
+                keep_entries: settings.snapshot_keep_entries.unwrap_or(snapshots.keep_entries),
+                keep_bytes: settings.snapshot_keep_bytes.unwrap_or(snapshots.keep_bytes),
+            },
+            limits: Limits {
+                max_command_bytes: settings.max_command_bytes.unwrap_or(limits.max_command_bytes),
+                max_inflight_bytes: settings.max_inflight_bytes.unwrap_or(limits.max_inflight_bytes),
+                log_tail_bytes: settings.log_tail_bytes.unwrap_or(limits.log_tail_bytes),
+                append_message_bytes: settings.append_message_bytes.unwrap_or(limits.append_message_bytes),
+            },
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Refuses what cannot work.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`], saying which setting and what to do.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check_name("--cluster", &self.cluster)?;
+        if self.data_dir.as_os_str().is_empty() {
+            return Err(invalid("--data-dir is empty; name a directory"));
+        }
+        check_address("--client-listen", &self.client_listen)?;
+        check_address("--peer-listen", &self.peer_listen)?;
+        match &self.client_advertise {
+            Some(address) => check_advertised("--client-advertise", address, false)?,
+            None => check_advertised("--client-advertise", &self.client_listen, true)?,
+        }
+        check_advertised("--peer-advertise", &self.peer_advertise, self.peers.len() == 1)?;
+        self.check_peers()?;
+        tracing_subscriber::EnvFilter::try_new(&self.log_level).map_err(|error| {
+            invalid(format!("--log-level \"{}\" is not a filter: {error}", self.log_level))
+        })?;
+        self.check_limits()?;
+        self.engine_config(String::new())
+            .validate()
+            .map_err(|error| ConfigError::Invalid(error.to_string().replace("invalid configuration: ", "")))
+    }
+
+    fn check_peers(&self) -> Result<(), ConfigError> {
+        let Self { node_id, peers, peer_advertise, .. } = self;
+        for (id, address) in peers {
+            check_advertised("--peers", address, peers.len() == 1)?;
+            if let Some((other, _)) = peers.range(id + 1..).find(|(_, other)| *other == address) {
+                return Err(invalid(format!(
+                    "--peers gives nodes {id} and {other} the same address {address}; each needs its own"
+                )));
+            }
+        }
+        match peers.get(node_id) {
+            None => Err(invalid(format!(
+                "--peers does not name node {node_id}; add {node_id}={peer_advertise}, or correct --node-id"
+            ))),
+            Some(listed) if listed != peer_advertise => Err(invalid(format!(
+                "--peers says that node {node_id} is reached at {listed}, --peer-advertise says {peer_advertise}; make them agree"
+            ))),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn check_limits(&self) -> Result<(), ConfigError> {
+        /// What one message of the client port has room for, beside the value's frame.
+        const MAX_COMMAND_BYTES: usize = crate::server::MAX_MESSAGE_BYTES / 2;
+        let Limits { max_command_bytes, append_message_bytes, log_tail_bytes, .. } = self.limits;
+        if max_command_bytes > MAX_COMMAND_BYTES {
+            return Err(invalid(format!("--max-command-bytes must not exceed {MAX_COMMAND_BYTES}")));
+        }
+        if append_message_bytes == 0 || log_tail_bytes < append_message_bytes {
+            return Err(invalid(format!(
+                "--log-tail-bytes ({log_tail_bytes}) must be at least --append-message-bytes ({append_message_bytes}), and that at least 1"
+            )));
+        }
+        Ok(())
+    }
+
+    /// What the engine needs of it. `client_listens_at` is advertised unless another address was given.
+    pub fn engine_config(&self, client_listens_at: String) -> EngineConfig {
+        let mut config = EngineConfig::new(self.node_id, &self.data_dir, &self.peer_advertise);
+        config.cluster.clone_from(&self.cluster);
+        config.peer_listen.clone_from(&self.peer_listen);
+        config.client_advertise = self.client_advertise.clone().unwrap_or(client_listens_at);
+        config.initial_members.clone_from(&self.peers);
+        config.timing = self.timing.clone();
+        config.snapshots = self.snapshots.clone();
+        config.limits = self.limits.clone();
+        config
+    }
+}
+
+fn invalid(message: impl Into<String>) -> ConfigError {
+    ConfigError::Invalid(message.into())
+}
+
+fn check_name(flag: &str, name: &str) -> Result<(), ConfigError> {
+    if name.is_empty() || name.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(invalid(format!("{flag} \"{name}\" must have no spaces and not be empty")));
+    }
+    Ok(())
+}
+
+/// Host and port of `address`.
+fn check_address<'a>(flag: &str, address: &'a str) -> Result<(&'a str, u16), ConfigError> {
+    let parsed = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    match parsed {
+        // An IPv6 address without brackets cannot be told from its port.
+        Some((host, port)) if !host.is_empty() && (!host.contains(':') || host.starts_with('[')) => {
+            Ok((host, port))
+        }
+        _ => {
+            Err(invalid(format!("{flag} \"{address}\" is not of the form HOST:PORT, such as 10.0.0.1:7801")))
+        }
+    }
+}
+
+/// Refuses addresses that nobody else could connect to. Port 0 is a free port: fine where the bound address
+/// is what gets advertised, as `free_port` says.
+fn check_advertised(flag: &str, address: &str, free_port: bool) -> Result<(), ConfigError> {
+    let (host, port) = check_address(flag, address)?;
+    let ip = IpAddr::from_str(host.trim_start_matches('[').trim_end_matches(']'));
+    if ip.is_ok_and(|ip| ip.is_unspecified()) {
+        return Err(invalid(format!(
+            "{address} cannot be advertised: nobody can connect to {host}; set {flag} to an address that others reach this node at"
+        )));
+    }
+    if port == 0 && !free_port {
+        return Err(invalid(format!("{flag} \"{address}\" has port 0; others need to know the port")));
+    }
+    Ok(())
+}
+
+/// `--peers` says where this node is reached; catch a listen address that cannot be that.
+fn check_listed_port(node_id: NodeId, listed: &str, peer_listen: &str) -> Result<(), ConfigError> {
+    let (_, listed_port) = check_address("--peers", listed)?;
+    let (host, listen_port) = check_address("--peer-listen", peer_listen)?;
+    if listed_port != listen_port {
+        return Err(invalid(format!(
+            "--peers says that node {node_id} is reached at {listed}, but it listens on {peer_listen}; set --peer-listen {host}:{listed_port}, or --peer-advertise {listed} if the port is mapped"
+        )));
+    }
+    Ok(())
+}
+
+impl Settings {
+    /// Reads `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`], [`ConfigError::UnknownFormat`] or [`ConfigError::Parse`].
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let parsed = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("toml") => toml::from_str(&text).map_err(|error| error.to_string()),
+            // A file of comments only has no document to parse.
+            Some("yaml" | "yml") if is_blank_yaml(&text) => Ok(Self::default()),
+            Some("yaml" | "yml") => serde_saphyr::from_str(&text).map_err(|error| error.to_string()),
+            _ => return Err(ConfigError::UnknownFormat { path: path.to_owned() }),
+        };
+        parsed.map_err(|detail| ConfigError::Parse { path: path.to_owned(), detail })
+    }
+
+    /// These settings, with what they leave open taken from `other`.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            node_id: self.node_id.or(other.node_id),
+            cluster: self.cluster.or(other.cluster),
+            data_dir: self.data_dir.or(other.data_dir),
+            client_listen: self.client_listen.or(other.client_listen),
+            client_advertise: self.client_advertise.or(other.client_advertise),
+            peer_listen: self.peer_listen.or(other.peer_listen),
+            peer_advertise: self.peer_advertise.or(other.peer_advertise),
+            peers: self.peers.or(other.peers),
+            log_format: self.log_format.or(other.log_format),
+            log_level: self.log_level.or(other.log_level),
+            heartbeat_interval_ms: self.heartbeat_interval_ms.or(other.heartbeat_interval_ms),
+            election_timeout_min_ms: self.election_timeout_min_ms.or(other.election_timeout_min_ms),
+            election_timeout_max_ms: self.election_timeout_max_ms.or(other.election_timeout_max_ms),
+            snapshot_every_entries: self.snapshot_every_entries.or(other.snapshot_every_entries),
+            snapshot_every_bytes: self.snapshot_every_bytes.or(other.snapshot_every_bytes),
+            snapshot_keep_entries: self.snapshot_keep_entries.or(other.snapshot_keep_entries),
+            snapshot_keep_bytes: self.snapshot_keep_bytes.or(other.snapshot_keep_bytes),
+            max_command_bytes: self.max_command_bytes.or(other.max_command_bytes),
+            max_inflight_bytes: self.max_inflight_bytes.or(other.max_inflight_bytes),
+            log_tail_bytes: self.log_tail_bytes.or(other.log_tail_bytes),
+            append_message_bytes: self.append_message_bytes.or(other.append_message_bytes),
+        }
+    }
+}
+
+fn is_blank_yaml(text: &str) -> bool {
+    text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#') || line == "---")
+}

@@ -1,19 +1,183 @@
-//! `quorate serve`.
+//! `quorate serve`: one node of a cluster, in this process, until it is told to stop.
+//!
+//! SIGTERM or SIGINT stops it in order: the client port stops accepting and answers what is in flight, the
+//! engine hands leadership over and closes its log. A second signal exits at once. A fatal error of the engine
+//! exits at once too: nothing that is still running could acknowledge anything, and a supervisor restarts the
+//! process.
 
-use std::error::Error;
+use std::net::TcpListener;
+use std::process;
 
-use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tracing_subscriber::EnvFilter;
 
-/// Arguments of `quorate serve`.
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  quorate serve")]
-pub struct ServeArgs {}
+pub use crate::config::ServeArgs;
 
-/// Runs one node until it is told to stop.
+use crate::config::{ConfigError, LogFormat, ServeConfig};
+use crate::engine::{Engine, EngineConfig};
+use crate::error::{FatalError, OpenError};
+use crate::machine::kv::KvMachine;
+use crate::runtime;
+use crate::server::{self, Server};
+
+/// Why `quorate serve` ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The settings cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The node could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The client port failed.
+    #[error(transparent)]
+    Serve(#[from] server::ServeError),
+    /// The process cannot be told when to stop.
+    #[error("cannot listen for signals: {0}")]
+    Signals(#[source] std::io::Error),
+}
+
+impl ServeError {
+    /// The exit code that the command ends with: 3 for invalid input, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Open(OpenError::Config(_)) => 3,
+            Self::Open(_) | Self::Serve(_) | Self::Signals(_) => 1,
+        }
+    }
+}
+
+/// Runs a node until a signal stops it.
+///
+/// The process exits from within on a second signal and on a fatal error: see the [module](self).
 ///
 /// # Errors
-/// Always, in this build.
-pub async fn run(args: ServeArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let ServeArgs {} = args;
-    Err("this build has no server".into())
+/// See [`ServeError`].
+pub async fn run(args: ServeArgs) -> Result<(), ServeError> {
+    let config = ServeConfig::load(args)?;
+    log_to_stderr(&config);
+    let mut signals = Signals::listen().map_err(ServeError::Signals)?;
+    let server = Server::bind(&config.client_listen).await?;
+    let engine_config = with_peer_listener(config.engine_config(server.local_addr().to_string()))?;
+    tracing::info!(
+        node_id = config.node_id,
+        cluster = config.cluster,
+        data_dir = %config.data_dir.display(),
+        client = engine_config.client_advertise,
+        peer = engine_config.peer_advertise,
+        version = env!("CARGO_PKG_VERSION"),
+        "starting"
+    );
+    let engine = Engine::open(engine_config, KvMachine::default()).await?;
+    exit_when_fatal(&engine);
+
+    let (stop, stopped) = oneshot::channel();
+    runtime::spawn(async move {
+        let name = signals.next().await;
+        tracing::info!(signal = name, "stopping; a second signal exits at once");
+        let _ = stop.send(());
+        let name = signals.next().await;
+        tracing::warn!(signal = name, "exiting at once");
+        process::exit(1);
+    });
+    tracing::info!(client = %server.local_addr(), "serving");
+    let served = server
+        .serve(engine.clone(), async {
+            // The sender is only dropped after it has sent.
+            let _ = stopped.await;
+        })
+        .await;
+    engine.shutdown().await;
+    tracing::info!("stopped");
+    Ok(served?)
+}
+
+/// Opens the peer port here, so that port 0 can be advertised as what it turned out to be.
+fn with_peer_listener(mut config: EngineConfig) -> Result<EngineConfig, OpenError> {
+    let address = config.peer_listen.clone();
+    let failed = |source| OpenError::Listen { address: address.clone(), source };
+    let listener = TcpListener::bind(&address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    if config.peer_advertise.ends_with(":0") {
+        let bound = listener.local_addr().map_err(failed)?.to_string();
+        config.initial_members.insert(config.node_id, bound.clone());
+        config.peer_advertise = bound;
+    }
+    config.peer_listener = Some(listener);
+    Ok(config)
+}
+
+/// A node that must not go on takes its process with it. In order would be wrong: what hangs, a disk for
+/// instance, would keep the process alive.
+fn exit_when_fatal(engine: &Engine<KvMachine>) {
+    let mut state = engine.watch();
+    runtime::spawn(async move {
+        if let Ok(state) = state.wait_for(|state| state.fatal.is_some()).await
+            && let Some(fatal) = &state.fatal
+        {
+            exit_fatally(fatal);
+        }
+    });
+}
+
+fn exit_fatally(fatal: &FatalError) -> ! {
+    eprintln!("error: the node has stopped: {fatal}");
+    process::exit(1)
+}
+
+fn log_to_stderr(config: &ServeConfig) {
+    let filter = EnvFilter::new(&config.log_level);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // An embedding process may have installed its own; that one stays.
+    let _ = match config.log_format {
+        LogFormat::Text => log.try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+}
+
+/// The signals that ask a process to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invalid_input_has_its_own_exit_code() {
+        let config = ConfigError::Invalid("x".to_owned());
+        assert_eq!(ServeError::from(config).exit_code(), 3);
+        assert_eq!(ServeError::from(OpenError::Config("x".to_owned())).exit_code(), 3);
+        assert_eq!(ServeError::from(OpenError::Core("x".to_owned())).exit_code(), 1);
+    }
+
+    #[test]
+    fn a_free_peer_port_is_advertised_as_bound() {
+        let config = with_peer_listener(EngineConfig::new(7, "unused", "127.0.0.1:0")).unwrap();
+        let bound = config.peer_listener.unwrap().local_addr().unwrap().to_string();
+        assert_eq!(config.peer_advertise, bound);
+        assert_eq!(config.initial_members[&7], bound);
+
+        let taken = with_peer_listener(EngineConfig::new(7, "unused", bound.clone()));
+        assert!(taken.is_ok(), "the listener above is closed by now");
+        let again = with_peer_listener(EngineConfig::new(7, "unused", bound));
+        assert!(matches!(again, Err(OpenError::Listen { .. })));
+    }
 }

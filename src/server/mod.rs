@@ -1,1 +1,254 @@
-//! server
+//! The client port of a node: gRPC and HTTP on one socket, in front of an engine with a key-value machine.
+//!
+//! | door | what for |
+//! |---|---|
+//! | `quorate.v1.Kv` | reads and writes, one by one or on a [`pipeline`] |
+//! | `quorate.v1.Admin` | status |
+//! | `grpc.health.v1.Health` | serving when the node is ready |
+//! | server reflection, v1 and v1alpha | `grpcurl … list` |
+//! | `/livez`, `/readyz`, `/metrics` | probes and Prometheus ([`http`]) |
+//!
+//! A door decodes, calls the engine, and encodes. Limits are checked at the door ([`wire`]), so that what
+//! the machine would reject does not travel through the log; errors become replies in one place
+//! ([`failure`]). A node that does not lead answers with who does; it forwards nothing.
+//!
+//! # Promises
+//!
+//! - Everything is bounded: message sizes, streams per connection, requests in flight per pipeline, bytes per
+//!   range answer.
+//! - A request that makes no sense fails alone; the pipeline it came on goes on.
+//! - On shutdown nothing new is accepted, requests in flight are answered, and [`Server::serve`] returns
+//!   within [`DRAIN`], whatever clients do.
+
+mod admin;
+mod failure;
+mod http;
+mod kv;
+mod metrics;
+mod node;
+mod pipeline;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use prometheus_client::collector::Collector;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::server::NamedService;
+use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::engine::Engine;
+use crate::error::OpenError;
+use crate::machine::kv::KvMachine;
+use crate::proto::DESCRIPTORS;
+use crate::proto::v1::admin_server::AdminServer;
+use crate::proto::v1::kv_server::KvServer;
+use crate::runtime;
+
+use admin::AdminService;
+use kv::KvService;
+use metrics::Metrics;
+use node::KvNode;
+
+/// Largest message, in either direction: a range answer of the largest size with its last item, and room.
+pub const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
+
+/// How long requests in flight may take to be answered once the server is told to stop.
+pub const DRAIN: Duration = Duration::from_secs(5);
+
+/// Calls in flight per connection, pipelines included.
+const MAX_STREAMS: u32 = 4096;
+
+/// What a client may send on one stream before it must wait: several messages, so that a pipeline over a
+/// slow link keeps flowing.
+const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
+/// The same for all streams of a connection together.
+const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Largest HTTP/2 frame accepted.
+const MAX_FRAME_BYTES: u32 = 256 * 1024;
+
+/// A connection that has been silent for this long is pinged, and closed when nobody answers.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// After a failed accept (out of file descriptors, mostly), before the next.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A client port that is bound and not yet served: connections wait in the socket's backlog.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    collectors: Vec<Box<dyn Collector>>,
+}
+
+/// Serving ended although nobody asked for it.
+#[derive(Debug, thiserror::Error)]
+#[error("the client port failed: {source}")]
+pub struct ServeError {
+    #[from]
+    source: tonic::transport::Error,
+}
+
+impl Server {
+    /// Listens on `address`, a `host:port`; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// [`OpenError::Listen`] when the address is in use or not this host's.
+    pub async fn bind(address: &str) -> Result<Self, OpenError> {
+        let failed = |source| OpenError::Listen { address: address.to_owned(), source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let local_addr = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, local_addr, collectors: Vec::new() })
+    }
+
+    /// The address that is listened on.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Adds metrics to `/metrics`. The collector is asked at every scrape and must not block.
+    #[must_use]
+    pub fn with_collector(mut self, collector: Box<dyn Collector>) -> Self {
+        self.collectors.push(collector);
+        self
+    }
+
+    /// Serves `engine` until `shutdown` resolves and requests in flight are answered, [`DRAIN`] at most. Does
+    /// not stop the engine.
+    ///
+    /// # Errors
+    /// [`ServeError`] when the transport fails; clients' failures are their own.
+    pub async fn serve<F>(self, engine: Engine<KvMachine>, shutdown: F) -> Result<(), ServeError>
+    where
+        F: Future<Output = ()> + Send,
+    {
+        self.serve_node(engine, shutdown).await
+    }
+
+    async fn serve_node<N, F>(self, node: N, shutdown: F) -> Result<(), ServeError>
+    where
+        N: KvNode,
+        F: Future<Output = ()> + Send,
+    {
+        let metrics = Arc::new(Metrics::new(node.clone(), self.collectors));
+        let (drain, draining) = watch::channel(false);
+        let (reporter, health) = tonic_health::server::health_reporter();
+        // Reporters begin with "serving"; nothing is served yet, and nobody knows whether it can be.
+        reporter.set_service_status("", ServingStatus::NotServing).await;
+        let following = runtime::spawn(report_health(node.clone(), reporter.clone()));
+        let routes = Routes::from(http::router(&node, metrics.clone())).add_service(health);
+        let routes = add_services(routes, node, metrics, draining.clone());
+
+        let incoming =
+            TcpIncoming::from(self.listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
+        let incoming = incoming.then(async |connection| {
+            if connection.is_err() {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            connection
+        });
+        let stop = async {
+            shutdown.await;
+            following.abort();
+            retire(reporter).await;
+            drain.send_replace(true);
+        };
+        let serving = builder().add_routes(routes).serve_with_incoming_shutdown(incoming, stop);
+        let overdue = async {
+            let mut draining = draining;
+            // The sender lives as long as this function.
+            let _ = draining.wait_for(|draining| *draining).await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        tokio::select! {
+            served = serving => Ok(served?),
+            () = overdue => {
+                tracing::warn!(drain_ms = DRAIN.as_millis(), "clients still hold connections; leaving them");
+                Ok(())
+            }
+        }
+    }
+}
+
+fn builder() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .accept_http1(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_frame_size(MAX_FRAME_BYTES)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+}
+
+fn add_services<N: KvNode>(
+    routes: Routes,
+    node: N,
+    metrics: Arc<Metrics>,
+    draining: watch::Receiver<bool>,
+) -> Routes {
+    let node_id = node.state().node_id;
+    let admin = AdminServer::new(AdminService(node.clone()));
+    let kv = KvServer::new(KvService { node, node_id, metrics, draining })
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // The descriptors also hold the protocol between peers, which this port does not serve.
+            .with_service_name(KV)
+            .with_service_name(ADMIN)
+            .with_service_name(HEALTH)
+    };
+    const VALID: &str = "invariant: descriptors compiled into this binary are valid";
+    routes
+        .add_service(kv)
+        .add_service(admin)
+        .add_service(reflection().build_v1().expect(VALID))
+        .add_service(reflection().build_v1alpha().expect(VALID))
+        .prepare()
+}
+
+const KV: &str = <KvServer<KvService<Engine<KvMachine>>> as NamedService>::NAME;
+const ADMIN: &str = <AdminServer<AdminService<Engine<KvMachine>>> as NamedService>::NAME;
+const HEALTH: &str = "grpc.health.v1.Health";
+
+/// The names that health is asked about: the server as a whole, and each service.
+const HEALTH_NAMES: [&str; 3] = ["", KV, ADMIN];
+
+/// Keeps `grpc.health.v1` in step with readiness. Status is also served by a node that is not ready.
+async fn report_health<N: KvNode>(node: N, reporter: HealthReporter) {
+    let mut changes = node.watch();
+    let mut reported = None;
+    loop {
+        let ready = changes.borrow_and_update().is_ready();
+        if reported != Some(ready) {
+            reported = Some(ready);
+            let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+            reporter.set_service_status("", status).await;
+            reporter.set_service_status(KV, status).await;
+            reporter.set_service_status(ADMIN, ServingStatus::Serving).await;
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells health watchers that the server goes, and ends their streams, which would hold up the drain.
+async fn retire(mut reporter: HealthReporter) {
+    for name in HEALTH_NAMES {
+        reporter.set_service_status(name, ServingStatus::NotServing).await;
+        reporter.clear_service_status(name).await;
+    }
+}

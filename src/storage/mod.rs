@@ -15,9 +15,19 @@
 //!
 //! What it does not do: replicate, compare terms, decide what may be truncated.
 
+mod files;
+pub mod identity;
+pub mod memory;
+pub mod power;
+mod record;
+mod sled_store;
+pub mod snapshots;
+
 use std::io;
 
 use crate::types::{Entry, LogId, Vote};
+
+pub use sled_store::{FLUSH_BUCKETS_US, Failure, LogStats, SledOptions, SledStore};
 
 /// Called exactly once when a write is durable, or has failed for good.
 pub type Completion = Box<dyn FnOnce(io::Result<()>) + Send + 'static>;

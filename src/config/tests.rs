@@ -1,0 +1,227 @@
+//! Where settings come from, which wins, and what is refused.
+
+use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
+
+use super::*;
+
+#[derive(Debug, Parser)]
+struct Line {
+    #[command(flatten)]
+    args: ServeArgs,
+}
+
+/// A command line without the environment of the test process.
+fn flags(flags: &[&str]) -> ServeArgs {
+    let mut command = ServeArgs::augment_args(Command::new("serve").no_binary_name(true));
+    for id in command.get_arguments().map(|arg| arg.get_id().clone()).collect::<Vec<_>>() {
+        command = command.mut_arg(id, |arg| arg.env(None::<&str>));
+    }
+    ServeArgs::from_arg_matches(&command.try_get_matches_from(flags).unwrap()).unwrap()
+}
+
+fn file(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    (dir, path)
+}
+
+fn parse(name: &str, text: &str) -> Result<Settings, ConfigError> {
+    let (_dir, path) = file(name, text);
+    Settings::from_file(&path)
+}
+
+fn refusal(given: &[&str]) -> String {
+    ServeConfig::load(flags(given)).unwrap_err().to_string()
+}
+
+const THREE: &str = "1=a:7901,2=b:7901,3=c:7901";
+
+#[test]
+fn defaults_are_those_of_the_engine_and_work() {
+    let config = ServeConfig::resolve(Settings::default()).unwrap();
+    assert_eq!((config.node_id, &*config.cluster), (1, "quorate"));
+    assert_eq!(config.peers, BTreeMap::from([(1, "127.0.0.1:7901".to_owned())]));
+    let engine = config.engine_config("127.0.0.1:7801".to_owned());
+    assert_eq!(engine.client_advertise, "127.0.0.1:7801");
+    assert_eq!((engine.timing, engine.snapshots, engine.limits), Default::default());
+}
+
+/// The help text repeats the defaults; it must not lie.
+#[test]
+fn the_help_tells_the_defaults() {
+    let help = Line::command().term_width(1000).render_long_help().to_string();
+    let (timing, snapshots, limits) = (Timing::default(), SnapshotPolicy::default(), Limits::default());
+    let mib = |bytes: u64| format!("{} MiB", bytes as f64 / (1024.0 * 1024.0));
+    for (flag, default) in [
+        ("heartbeat-interval-ms", timing.heartbeat_interval_ms.to_string()),
+        ("election-timeout-min-ms", timing.election_timeout_min_ms.to_string()),
+        ("election-timeout-max-ms", timing.election_timeout_max_ms.to_string()),
+        ("snapshot-every-entries", snapshots.every_entries.to_string()),
+        ("snapshot-every-bytes", mib(snapshots.every_bytes)),
+        ("snapshot-keep-entries", snapshots.keep_entries.to_string()),
+        ("snapshot-keep-bytes", mib(snapshots.keep_bytes)),
+        ("max-command-bytes", mib(limits.max_command_bytes as u64)),
+        ("max-inflight-bytes", mib(limits.max_inflight_bytes as u64)),
+        ("log-tail-bytes", mib(limits.log_tail_bytes as u64)),
+        ("append-message-bytes", mib(limits.append_message_bytes as u64)),
+        ("client-listen", DEFAULT_CLIENT_LISTEN.to_owned()),
+        ("peer-listen", DEFAULT_PEER_LISTEN.to_owned()),
+        ("cluster", DEFAULT_CLUSTER.to_owned()),
+        ("data-dir", DEFAULT_DATA_DIR.to_owned()),
+        ("log-level", DEFAULT_LOG_LEVEL.to_owned()),
+        ("log-format", "text".to_owned()),
+    ] {
+        let (_, after) = help.split_once(&format!("--{flag} <")).unwrap();
+        let (_, told) = after.split_once("[default: ").unwrap();
+        assert!(told.starts_with(&format!("{default}]")), "--{flag}: help says {:.20}, not {default}", told);
+    }
+}
+
+#[test]
+fn every_setting_has_one_name_in_all_sources() {
+    let command = ServeArgs::augment_args(Command::new("serve"));
+    for arg in command.get_arguments() {
+        let flag = arg.get_long().unwrap();
+        let variable = format!("QUORATE_{}", flag.replace('-', "_").to_uppercase());
+        assert_eq!(arg.get_env().and_then(|env| env.to_str()), Some(&*variable), "--{flag}");
+        if flag != "config" {
+            // Of a wrong type on purpose: the file must know the key, and dislike the value.
+            let error = parse("c.toml", &format!("{} = []", flag.replace('-', "_"))).unwrap_err().to_string();
+            assert!(!error.contains("unknown field"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn flags_win_over_the_file_and_the_file_over_defaults() {
+    let (_dir, path) = file("c.toml", "cluster = \"filed\"\nnode_id = 2\nlog_format = \"json\"\n");
+    let config = ServeConfig::load(flags(&["--config", path.to_str().unwrap(), "--node-id", "3"])).unwrap();
+    assert_eq!((&*config.cluster, config.node_id), ("filed", 3));
+    assert_eq!((config.log_format, &*config.log_level), (LogFormat::Json, "info"));
+}
+
+/// Set in the child only: a process has one environment, and tests share theirs.
+const PROBE: &str = "QUORATE_TEST_PROBE";
+
+#[test]
+fn the_environment_wins_over_the_file_and_flags_over_both() {
+    let (_dir, path) = file("c.toml", "cluster = \"filed\"\nlog_level = \"warn\"\nnode_id = 2\n");
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "config::tests::environment_probe", "--nocapture"])
+        .envs([(PROBE, "1"), ("QUORATE_CLUSTER", "environment"), ("QUORATE_NODE_ID", "3")])
+        .env("QUORATE_CONFIG", &path)
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{child:?}");
+    assert!(String::from_utf8_lossy(&child.stdout).contains("environment 4 warn"), "{child:?}");
+}
+
+#[test]
+fn environment_probe() {
+    if std::env::var_os(PROBE).is_some() {
+        let config = ServeConfig::load(Line::parse_from(["serve", "--node-id", "4"]).args).unwrap();
+        println!("{} {} {}", config.cluster, config.node_id, config.log_level);
+    }
+}
+
+#[test]
+fn toml_and_yaml_say_the_same() {
+    let toml = parse(
+        "c.toml",
+        "node_id = 2\ncluster = \"c\"\nlog_format = \"json\"\npeers = { 1 = \"a:7901\", 2 = \"b:7901\" }\nheartbeat_interval_ms = 100\n",
+    );
+    let yaml = parse(
+        "c.yaml",
+        "# comment\nnode_id: 2\ncluster: c\nlog_format: json\npeers:\n  1: a:7901\n  2: b:7901\nheartbeat_interval_ms: 100\n",
+    );
+    let list = parse(
+        "c.yml",
+        "node_id: 2\ncluster: c\nlog_format: json\npeers: 1=a:7901,2=b:7901\nheartbeat_interval_ms: 100\n",
+    );
+    let expected = Settings {
+        node_id: Some(2),
+        cluster: Some("c".to_owned()),
+        log_format: Some(LogFormat::Json),
+        peers: Some("1=a:7901,2=b:7901".parse().unwrap()),
+        heartbeat_interval_ms: Some(100),
+        ..Settings::default()
+    };
+    for parsed in [toml, yaml, list] {
+        assert_eq!(parsed.unwrap(), expected);
+    }
+    assert_eq!(parse("c.yaml", "# nothing\n").unwrap(), Settings::default());
+    assert_eq!(parse("c.toml", "").unwrap(), Settings::default());
+}
+
+#[test]
+fn unknown_keys_are_refused_with_key_and_file() {
+    for (name, text) in [("c.toml", "nodeid = 1"), ("c.yaml", "nodeid: 1")] {
+        let error = parse(name, text).unwrap_err().to_string();
+        assert!(error.contains("nodeid") && error.contains(name), "{error}");
+    }
+    assert!(matches!(parse("c.json", "{}"), Err(ConfigError::UnknownFormat { .. })));
+    assert!(matches!(Settings::from_file(Path::new("/nowhere/c.toml")), Err(ConfigError::Read { .. })));
+}
+
+#[test]
+fn peers_are_read_strictly() {
+    let parse = |text: &str| text.parse::<Peers>();
+    assert_eq!(parse(" 1=a:1, 2=b:2 ").unwrap().0.len(), 2);
+    assert_eq!(parse("1=a:1,1=b:2"), Err(InvalidPeers::Duplicate(1)));
+    for text in ["", "1", "x=a:1", "1=", "1=a:1,"] {
+        assert!(matches!(parse(text), Err(InvalidPeers::Element(_))), "{text}");
+    }
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_what_to_do() {
+    let cases: &[(&[&str], &str)] = &[
+        (&["--peers", THREE], "--peers needs --node-id"),
+        (&["--peers", THREE, "--node-id", "4"], "add 4=127.0.0.1:7901"),
+        (&["--peers", "1=a:7901,2=a:7901", "--node-id", "1"], "nodes 1 and 2 the same address"),
+        (&["--peers", "1=a:7902,2=b:7901", "--node-id", "1"], "set --peer-listen 127.0.0.1:7902"),
+        (&["--peers", THREE, "--node-id", "1", "--peer-advertise", "z:7901"], "make them agree"),
+        (&["--peers", "1=a:0,2=b:7901", "--node-id", "2"], "port 0"),
+        (&["--node-id", "0"], "number the nodes from 1"),
+        (&["--client-listen", "0.0.0.0:7801"], "set --client-advertise"),
+        (&["--client-listen", "[::]:7801"], "set --client-advertise"),
+        (&["--client-advertise", "0.0.0.0:1"], "set --client-advertise"),
+        (&["--client-advertise", "a:0"], "port 0"),
+        (&["--peer-listen", "0.0.0.0:7901"], "set --peer-advertise"),
+        (&["--client-listen", "7801"], "HOST:PORT"),
+        (&["--client-listen", "::1:7801"], "HOST:PORT"),
+        (&["--client-listen", "a:70000"], "HOST:PORT"),
+        (&["--cluster", "a b"], "--cluster"),
+        (&["--log-level", "quorate=loud"], "--log-level"),
+        (&["--heartbeat-interval-ms", "100"], "heartbeat_interval_ms"),
+        (&["--snapshot-every-entries", "0"], "snapshots"),
+        (&["--max-command-bytes", "999999999"], "--max-command-bytes"),
+        (&["--max-inflight-bytes", "1"], "max_inflight_bytes"),
+        (&["--log-tail-bytes", "1"], "--log-tail-bytes"),
+    ];
+    for (given, expected) in cases {
+        let message = refusal(given);
+        assert!(message.contains(expected), "{given:?}: {message}");
+        assert_eq!(message.matches("invalid configuration").count(), 1, "{message}");
+    }
+}
+
+#[test]
+fn an_empty_data_directory_is_refused() {
+    // clap refuses the flag by itself; a file can say it.
+    let settings = Settings { data_dir: Some(PathBuf::new()), ..Settings::default() };
+    assert!(ServeConfig::resolve(settings).unwrap_err().to_string().contains("--data-dir"));
+}
+
+#[test]
+fn listen_and_advertise_are_separate() {
+    let given = ["--node-id", "2", "--peers", THREE, "--peer-listen", "0.0.0.0:7901"];
+    let given =
+        [&given[..], &["--client-listen", "0.0.0.0:7801", "--client-advertise", "b.example:7801"]].concat();
+    let config = ServeConfig::load(flags(&given)).unwrap();
+    let engine = config.engine_config("0.0.0.0:7801".to_owned());
+    assert_eq!((&*engine.peer_listen, &*engine.peer_advertise), ("0.0.0.0:7901", "b:7901"));
+    assert_eq!(engine.client_advertise, "b.example:7801");
+    assert_eq!(engine.initial_members.len(), 3);
+}

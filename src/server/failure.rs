@@ -1,0 +1,201 @@
+//! The one place that turns errors into what callers are told: a [`Failure`], by itself on a pipeline, and
+//! in the details of a gRPC status on a unary call.
+//!
+//! | reason | gRPC code | what a caller does |
+//! |---|---|---|
+//! | not leader, leader known | `FAILED_PRECONDITION` | goes to `leader` |
+//! | not leader, none known | `UNAVAILABLE` | retries after a pause |
+//! | no quorum | `UNAVAILABLE` | retries after a pause, or another node |
+//! | overloaded | `RESOURCE_EXHAUSTED` | retries after a pause |
+//! | too large, invalid | `INVALID_ARGUMENT` | does not retry |
+//! | interrupted; stopped with the write in flight | `UNKNOWN` | retries only what may apply twice |
+//! | stopped | `UNAVAILABLE` | goes to another node |
+//!
+//! `UNAVAILABLE` is never used for a write that may have been applied: generic gRPC clients retry it.
+
+use prost::Message;
+use tonic::Code;
+
+use crate::error::{Leader, ReadError, WriteError};
+use crate::machine::kv::KvRejection;
+use crate::proto::v1::{Failure, LeaderHint, Reason};
+
+impl From<WriteError> for Failure {
+    fn from(error: WriteError) -> Self {
+        let (message, maybe_applied) = (error.to_string(), error.maybe_applied());
+        let (reason, leader) = match error {
+            WriteError::NotLeader { leader } => (Reason::NotLeader, leader),
+            WriteError::TooLarge { .. } => (Reason::TooLarge, None),
+            WriteError::Unencodable { .. } => (Reason::Invalid, None),
+            WriteError::Overloaded => (Reason::Overloaded, None),
+            WriteError::Interrupted { leader } => (Reason::Interrupted, leader),
+            WriteError::Stopped { .. } => (Reason::Stopped, None),
+        };
+        failure(reason, message, maybe_applied, leader)
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        let message = error.to_string();
+        let (reason, leader) = match error {
+            ReadError::NotLeader { leader } => (Reason::NotLeader, leader),
+            ReadError::NoQuorum { .. } => (Reason::NoQuorum, None),
+            ReadError::Stopped { .. } => (Reason::Stopped, None),
+        };
+        failure(reason, message, false, leader)
+    }
+}
+
+impl From<KvRejection> for Failure {
+    fn from(rejection: KvRejection) -> Self {
+        let reason = match rejection {
+            KvRejection::ValueTooLong { .. } => Reason::TooLarge,
+            KvRejection::EmptyName
+            | KvRejection::NameTooLong { .. }
+            | KvRejection::NameContainsNul
+            | KvRejection::EmptyKey
+            | KvRejection::KeyTooLong { .. } => Reason::Invalid,
+        };
+        failure(reason, rejection.to_string(), false, None)
+    }
+}
+
+/// A request that makes no sense.
+pub(super) fn invalid(message: &str) -> Failure {
+    failure(Reason::Invalid, message.to_owned(), false, None)
+}
+
+fn failure(reason: Reason, message: String, maybe_applied: bool, leader: Option<Leader>) -> Failure {
+    Failure {
+        code: code(reason, maybe_applied, leader.is_some()) as i32,
+        reason: reason.into(),
+        message,
+        maybe_applied,
+        leader: leader.map(leader_hint),
+    }
+}
+
+/// The table in the module's documentation.
+fn code(reason: Reason, maybe_applied: bool, leader_known: bool) -> Code {
+    match reason {
+        _ if maybe_applied => Code::Unknown,
+        Reason::NotLeader if leader_known => Code::FailedPrecondition,
+        Reason::NotLeader | Reason::NoQuorum | Reason::Stopped => Code::Unavailable,
+        Reason::Overloaded => Code::ResourceExhausted,
+        Reason::TooLarge | Reason::Invalid => Code::InvalidArgument,
+        Reason::Interrupted | Reason::Unspecified => Code::Unknown,
+    }
+}
+
+pub(super) fn leader_hint(leader: Leader) -> LeaderHint {
+    LeaderHint { node_id: leader.node_id, client: leader.client }
+}
+
+impl From<Failure> for tonic::Status {
+    fn from(failure: Failure) -> Self {
+        let details = failure.encode_to_vec().into();
+        tonic::Status::with_details(Code::from_i32(failure.code), failure.message, details)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leader() -> Option<Leader> {
+        Some(Leader { node_id: 2, client: "b:7802".to_owned() })
+    }
+
+    #[test]
+    fn every_error_has_its_reason_and_code() {
+        let stopped = |maybe_applied| WriteError::Stopped { reason: "full disk".to_owned(), maybe_applied };
+        let cases: [(Failure, Reason, Code, bool, bool); 13] = [
+            (
+                WriteError::NotLeader { leader: leader() }.into(),
+                Reason::NotLeader,
+                Code::FailedPrecondition,
+                false,
+                true,
+            ),
+            (
+                WriteError::NotLeader { leader: None }.into(),
+                Reason::NotLeader,
+                Code::Unavailable,
+                false,
+                false,
+            ),
+            (
+                WriteError::TooLarge { bytes: 2, limit: 1 }.into(),
+                Reason::TooLarge,
+                Code::InvalidArgument,
+                false,
+                false,
+            ),
+            (WriteError::Overloaded.into(), Reason::Overloaded, Code::ResourceExhausted, false, false),
+            (
+                WriteError::Interrupted { leader: leader() }.into(),
+                Reason::Interrupted,
+                Code::Unknown,
+                true,
+                true,
+            ),
+            (stopped(true).into(), Reason::Stopped, Code::Unknown, true, false),
+            (stopped(false).into(), Reason::Stopped, Code::Unavailable, false, false),
+            (
+                ReadError::NotLeader { leader: leader() }.into(),
+                Reason::NotLeader,
+                Code::FailedPrecondition,
+                false,
+                true,
+            ),
+            (
+                ReadError::NoQuorum { reason: "r".to_owned() }.into(),
+                Reason::NoQuorum,
+                Code::Unavailable,
+                false,
+                false,
+            ),
+            (
+                ReadError::Stopped { reason: "r".to_owned() }.into(),
+                Reason::Stopped,
+                Code::Unavailable,
+                false,
+                false,
+            ),
+            (KvRejection::EmptyKey.into(), Reason::Invalid, Code::InvalidArgument, false, false),
+            (
+                KvRejection::ValueTooLong { bytes: 9 }.into(),
+                Reason::TooLarge,
+                Code::InvalidArgument,
+                false,
+                false,
+            ),
+            (invalid("no request"), Reason::Invalid, Code::InvalidArgument, false, false),
+        ];
+        for (failure, reason, code, maybe_applied, leader_known) in cases {
+            assert_eq!(failure.reason(), reason, "{failure:?}");
+            assert_eq!(failure.code, code as i32, "{failure:?}");
+            assert_eq!(failure.maybe_applied, maybe_applied, "{failure:?}");
+            assert_eq!(failure.leader.is_some(), leader_known, "{failure:?}");
+            assert!(!failure.message.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_status_carries_the_failure() {
+        let failure = Failure::from(WriteError::NotLeader { leader: leader() });
+        let status = tonic::Status::from(failure.clone());
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert_eq!(status.message(), failure.message);
+        assert_eq!(Failure::decode(status.details()).unwrap(), failure);
+    }
+
+    /// Generic clients retry UNAVAILABLE by themselves.
+    #[test]
+    fn what_may_have_been_applied_is_never_unavailable() {
+        for reason in (1..).map_while(|number| Reason::try_from(number).ok()) {
+            assert_ne!(code(reason, true, false), Code::Unavailable, "{reason:?}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! `quorate.v1.Kv`: one call per request, or a [`pipeline`](super::pipeline) of many.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::proto::v1;
+use crate::proto::v1::kv_server::Kv;
+use crate::proto::v1::tagged_request::Request as Asked;
+use crate::proto::v1::tagged_response::Response as Answer;
+use crate::types::NodeId;
+
+use super::metrics::Metrics;
+use super::node::KvNode;
+use super::pipeline::{self, Outgoing};
+use super::wire::{self, Call};
+
+/// The service, over whatever node it is given.
+pub(super) struct KvService<N> {
+    pub(super) node: N,
+    pub(super) node_id: NodeId,
+    pub(super) metrics: Arc<Metrics>,
+    /// True once pipelines are to end.
+    pub(super) draining: watch::Receiver<bool>,
+}
+
+impl<N: KvNode> KvService<N> {
+    async fn call(&self, request: Asked) -> Result<Answer, Status> {
+        let (started, method) = (Instant::now(), wire::method(&request));
+        let outcome = match wire::decode(request) {
+            Ok(Call::Write(command)) => wire::written(self.node_id, self.node.write(command).await),
+            Ok(Call::Read(query, level)) => {
+                let key = wire::asked_key(&query);
+                wire::answered(self.node_id, key, self.node.read(query, level).await)
+            }
+            Err(failure) => Err(failure),
+        };
+        self.metrics.observe(method, started, &outcome);
+        Ok(outcome?)
+    }
+}
+
+#[tonic::async_trait]
+impl<N: KvNode> Kv for KvService<N> {
+    async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
+        match self.call(Asked::Put(request.into_inner())).await? {
+            Answer::Put(response) => Ok(Response::new(response)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
+        match self.call(Asked::Get(request.into_inner())).await? {
+            Answer::Get(response) => Ok(Response::new(response)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteRequest>,
+    ) -> Result<Response<v1::DeleteResponse>, Status> {
+        match self.call(Asked::Delete(request.into_inner())).await? {
+            Answer::Delete(response) => Ok(Response::new(response)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn range(&self, request: Request<v1::RangeRequest>) -> Result<Response<v1::RangeResponse>, Status> {
+        match self.call(Asked::Range(request.into_inner())).await? {
+            Answer::Range(response) => Ok(Response::new(response)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    type PipelineStream = Outgoing;
+
+    async fn pipeline(
+        &self,
+        request: Request<Streaming<v1::PipelineRequest>>,
+    ) -> Result<Response<Outgoing>, Status> {
+        let service = pipeline::Service {
+            node: self.node.clone(),
+            node_id: self.node_id,
+            metrics: self.metrics.clone(),
+            draining: self.draining.clone(),
+        };
+        Ok(Response::new(pipeline::start(service, request.into_inner())))
+    }
+}
+
+/// The machine answers a put as a put; if it ever did not, the caller would learn of it and nobody else.
+fn unexpected(answer: &Answer) -> Status {
+    Status::internal(format!("the machine answered another question: {answer:?}"))
+}

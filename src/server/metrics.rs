@@ -1,0 +1,189 @@
+//! What the server counts, and what it tells Prometheus.
+//!
+//! Requests are counted and timed here; positions, term and role are read from the node at every scrape.
+//! Other rooms add theirs with [`Server::with_collector`](super::Server::with_collector).
+
+use std::fmt;
+use std::time::Instant;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::engine::NodeState;
+use crate::proto::v1::tagged_response::Response;
+use crate::proto::v1::{Failure, Reason};
+use crate::types::Role;
+
+use super::node::KvNode;
+use super::wire::Method;
+
+/// Upper bounds of the latency buckets, in seconds: a durable write on a fast disk to a wedged quorum.
+const LATENCY_BUCKETS: [f64; 14] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// How requests end, in the order of [`Reason`]; the first is success, or no reason at all.
+const OUTCOMES: [&str; 8] =
+    ["ok", "not_leader", "too_large", "overloaded", "interrupted", "no_quorum", "stopped", "invalid"];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    method: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MethodLabels {
+    method: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RoleLabels {
+    role: String,
+}
+
+/// All metrics of one server. Counting touches no map and no lock but the histogram's.
+pub(super) struct Metrics {
+    registry: Registry,
+    methods: [MethodMetrics; Method::ALL.len()],
+    pipelines: Gauge,
+}
+
+/// The metrics of one method.
+struct MethodMetrics {
+    outcomes: [Counter; OUTCOMES.len()],
+    latency: Histogram,
+}
+
+impl Metrics {
+    /// Metrics of the server in front of `node`, and of `collectors`.
+    pub(super) fn new(node: impl KvNode, collectors: Vec<Box<dyn Collector>>) -> Self {
+        let mut registry = Registry::default();
+        let requests = Family::<RequestLabels, Counter>::default();
+        let latency =
+            Family::<MethodLabels, Histogram>::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS));
+        let pipelines = Gauge::default();
+        registry.register("quorate_server_requests", "Requests answered", requests.clone());
+        registry.register_with_unit(
+            "quorate_server_request_duration",
+            "From reading a request to its answer",
+            Unit::Seconds,
+            latency.clone(),
+        );
+        registry.register("quorate_server_pipelines_open", "Pipelines open", pipelines.clone());
+        registry.register_collector(Box::new(NodeCollector(move || node.state())));
+        for collector in collectors {
+            registry.register_collector(collector);
+        }
+        let methods = Method::ALL.map(|method| {
+            let method = method.name();
+            MethodMetrics {
+                outcomes: OUTCOMES
+                    .map(|outcome| requests.get_or_create_owned(&RequestLabels { method, outcome })),
+                latency: latency.get_or_create_owned(&MethodLabels { method }),
+            }
+        });
+        Self { registry, methods, pipelines }
+    }
+
+    /// Counts an answered request.
+    pub(super) fn observe(&self, method: Method, started: Instant, outcome: &Result<Response, Failure>) {
+        let metrics = &self.methods[method as usize];
+        let outcome = match outcome {
+            Ok(_) => 0,
+            Err(failure) => outcome_of(failure.reason()),
+        };
+        metrics.outcomes[outcome].inc();
+        metrics.latency.observe(started.elapsed().as_secs_f64());
+    }
+
+    /// Counts a pipeline for as long as the guard lives.
+    pub(super) fn open_pipeline(&self) -> OpenPipeline {
+        self.pipelines.inc();
+        OpenPipeline(self.pipelines.clone())
+    }
+
+    /// Everything, in the OpenMetrics text format.
+    ///
+    /// # Errors
+    /// When a collector fails.
+    pub(super) fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// Position in [`OUTCOMES`].
+fn outcome_of(reason: Reason) -> usize {
+    match reason {
+        Reason::Unspecified => 0,
+        Reason::NotLeader => 1,
+        Reason::TooLarge => 2,
+        Reason::Overloaded => 3,
+        Reason::Interrupted => 4,
+        Reason::NoQuorum => 5,
+        Reason::Stopped => 6,
+        Reason::Invalid => 7,
+    }
+}
+
+/// An open pipeline.
+pub(super) struct OpenPipeline(Gauge);
+
+impl Drop for OpenPipeline {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Reads the node's state at every scrape.
+struct NodeCollector<F>(F);
+
+impl<F> fmt::Debug for NodeCollector<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NodeCollector")
+    }
+}
+
+impl<F: Fn() -> NodeState + Send + Sync + 'static> Collector for NodeCollector<F> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let state = (self.0)();
+        let index = |position: Option<crate::types::LogId>| position.map(|log_id| log_id.index);
+        let is_leader = u64::from(state.role == Role::Leader);
+        let gauges = [
+            ("quorate_raft_term", "Current term", Some(state.term)),
+            ("quorate_raft_is_leader", "1 on the leader, else 0", Some(is_leader)),
+            ("quorate_raft_is_ready", "1 when /readyz answers 200, else 0", Some(state.is_ready().into())),
+            ("quorate_raft_last_log_index", "Index of the last log entry", state.last_log),
+            ("quorate_raft_committed_index", "Index known to be committed", index(state.committed)),
+            ("quorate_raft_applied_index", "Index applied to the state machine", index(state.applied)),
+            ("quorate_raft_snapshot_index", "Last index in the newest snapshot", index(state.snapshot)),
+            ("quorate_raft_purged_index", "Last index purged from the log", index(state.purged)),
+        ];
+        for (name, help, value) in gauges {
+            // Absent rather than 0, which is a valid index.
+            if let Some(value) = value {
+                let gauge = ConstGauge::new(value);
+                gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+            }
+        }
+        let mut roles = encoder.encode_descriptor(
+            "quorate_raft_role",
+            "1 for the present role",
+            None,
+            MetricType::Gauge,
+        )?;
+        for role in [Role::Learner, Role::Follower, Role::Candidate, Role::Leader, Role::Stopped] {
+            let labels = RoleLabels { role: role.to_string() };
+            let gauge = ConstGauge::new(u64::from(state.role == role));
+            gauge.encode(roles.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}

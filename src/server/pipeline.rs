@@ -1,0 +1,284 @@
+//! `Kv.Pipeline`: many tagged requests on one stream, answered in whatever order they are done.
+//!
+//! A unary call costs some thirty times a message on a stream, so clients put all their requests on one
+//! pipeline. One task per pipeline reads requests. A write is proposed there and then, and its completion
+//! pushes the answer to the pipeline's channel: no task per write. The reads of one message are awaited
+//! together by one task, so that they share one confirmation of leadership. The response stream takes
+//! whatever is ready off the channel and packs it into one message.
+//!
+//! # Bounds
+//!
+//! Every request holds permits ([`MAX_IN_FLIGHT`]) from when it is read until its answer is packed. A
+//! pipeline without permits left is not read, and HTTP/2 flow control stops its client; nothing fails. What
+//! waits for a client that does not read its answers is therefore bounded too; values in it share
+//! memory with the state.
+//!
+//! # Ends
+//!
+//! When the client half-closes, or the server drains, no more requests are read; the stream ends once those
+//! in flight are answered. When the client is gone, permits are closed and the channel with them: the
+//! reading task ends, reads are abandoned, writes complete into nothing.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use futures::stream::{FuturesUnordered, Stream, StreamExt};
+use prost::Message;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tonic::Status;
+
+use crate::machine::kv::KvQuery;
+use crate::proto::v1::tagged_response::Response;
+use crate::proto::v1::{Failure, PipelineRequest, PipelineResponse, TaggedRequest, TaggedResponse};
+use crate::runtime;
+use crate::types::{NodeId, ReadLevel};
+
+use super::failure;
+use super::metrics::{Metrics, OpenPipeline};
+use super::node::KvNode;
+use super::wire::{self, Call, Method};
+
+/// Requests in flight on one pipeline; more are not read until some are answered.
+pub(super) const MAX_IN_FLIGHT: usize = 16_384;
+
+/// A range counts as this many requests: its answer may be thousands of times larger than others.
+const RANGE_PERMITS: u32 = 64;
+
+/// Most answers in one message.
+const MESSAGE_RESPONSES: usize = 1024;
+
+/// A message is sent once it has this many bytes. The last answer in it may exceed it.
+const MESSAGE_BYTES: usize = 1024 * 1024;
+
+/// What a write's answer takes in a message, and what any answer takes beyond its items.
+const RESPONSE_BYTES: usize = 64;
+
+/// What a pipeline works with.
+pub(super) struct Service<N> {
+    pub(super) node: N,
+    pub(super) node_id: NodeId,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) draining: watch::Receiver<bool>,
+}
+
+/// Starts to serve `inbound`.
+pub(super) fn start<N, S>(service: Service<N>, inbound: S) -> Outgoing
+where
+    N: KvNode,
+    S: Stream<Item = Result<PipelineRequest, Status>> + Send + Unpin + 'static,
+{
+    let (sender, answers) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared { permits: Semaphore::new(MAX_IN_FLIGHT), broken: OnceLock::new() });
+    let open = service.metrics.open_pipeline();
+    let outlet =
+        Outlet { sender, shared: shared.clone(), node_id: service.node_id, metrics: service.metrics.clone() };
+    runtime::spawn(read_requests(service.node, inbound, Arc::new(outlet), service.draining));
+    Outgoing { answers, arrived: Vec::new(), pending: VecDeque::new(), shared, _open: open }
+}
+
+/// What both directions share. Must not hold the channel's sender: the channel closes with the last request.
+struct Shared {
+    permits: Semaphore,
+    /// Why the request stream ended, if not in order.
+    broken: OnceLock<Status>,
+}
+
+/// Where answers go. One clone per request in flight; the response stream ends with the last of them.
+struct Outlet {
+    sender: mpsc::UnboundedSender<Answered>,
+    shared: Arc<Shared>,
+    node_id: NodeId,
+    metrics: Arc<Metrics>,
+}
+
+/// A response, and the permits it gives back.
+struct Answered {
+    response: TaggedResponse,
+    permits: u32,
+}
+
+/// A request in flight.
+struct Ticket {
+    tag: u64,
+    method: Method,
+    started: Instant,
+    permits: u32,
+}
+
+impl Outlet {
+    fn answer(&self, ticket: Ticket, outcome: Result<Response, Failure>) {
+        self.metrics.observe(ticket.method, ticket.started, &outcome);
+        self.send(ticket.tag, ticket.permits, outcome.unwrap_or_else(Response::Failure));
+    }
+
+    fn send(&self, tag: u64, permits: u32, response: Response) {
+        let response = TaggedResponse { tag, response: Some(response) };
+        // Fails when the client is gone: then nobody wants to know.
+        let _ = self.sender.send(Answered { response, permits });
+    }
+
+    fn try_admit(&self, permits: u32) -> bool {
+        self.shared.permits.try_acquire_many(permits).map(|permit| permit.forget()).is_ok()
+    }
+
+    /// Waits for permits; false when the client is gone.
+    async fn admit(&self, permits: u32) -> bool {
+        self.shared.permits.acquire_many(permits).await.map(|permit| permit.forget()).is_ok()
+    }
+}
+
+/// The reading side of a pipeline.
+async fn read_requests<N, S>(
+    node: N,
+    mut inbound: S,
+    outlet: Arc<Outlet>,
+    mut draining: watch::Receiver<bool>,
+) where
+    N: KvNode,
+    S: Stream<Item = Result<PipelineRequest, Status>> + Unpin,
+{
+    loop {
+        let message = tokio::select! {
+            biased;
+            // An error means that the server is gone, which ends its pipelines too.
+            _ = draining.wait_for(|draining| *draining) => return,
+            () = outlet.sender.closed() => return,
+            message = inbound.next() => message,
+        };
+        match message {
+            Some(Ok(message)) => {
+                if !start_requests(&node, &outlet, message).await {
+                    return;
+                }
+            }
+            Some(Err(status)) => {
+                // A message that cannot be decoded, or a broken connection. Answers still go out first.
+                let _ = outlet.shared.broken.set(status);
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+/// Starts all requests of a message; false when the client is gone.
+async fn start_requests<N: KvNode>(node: &N, outlet: &Arc<Outlet>, message: PipelineRequest) -> bool {
+    let started = Instant::now();
+    let mut reads = Vec::new();
+    for TaggedRequest { tag, request } in message.requests {
+        let method = request.as_ref().map(wire::method);
+        let permits = if method == Some(Method::Range) { RANGE_PERMITS } else { 1 };
+        if !outlet.try_admit(permits) {
+            // Reads that are not started would never give their permits back.
+            start_reads(node, outlet, std::mem::take(&mut reads));
+            if !outlet.admit(permits).await {
+                return false;
+            }
+        }
+        let (Some(request), Some(method)) = (request, method) else {
+            let failure = failure::invalid("the request is empty, or of a kind that this node does not know");
+            outlet.send(tag, permits, Response::Failure(failure));
+            continue;
+        };
+        let ticket = Ticket { tag, method, started, permits };
+        match wire::decode(request) {
+            Ok(Call::Write(command)) => {
+                let outlet = outlet.clone();
+                node.propose(command, move |outcome| {
+                    outlet.answer(ticket, wire::written(outlet.node_id, outcome));
+                })
+                .await;
+            }
+            Ok(Call::Read(query, level)) => reads.push((ticket, query, level)),
+            Err(failure) => outlet.answer(ticket, Err(failure)),
+        }
+    }
+    start_reads(node, outlet, reads);
+    true
+}
+
+/// Awaits `reads` together in a task of their own.
+fn start_reads<N: KvNode>(node: &N, outlet: &Arc<Outlet>, reads: Vec<(Ticket, KvQuery, ReadLevel)>) {
+    if reads.is_empty() {
+        return;
+    }
+    let (node, outlet) = (node.clone(), outlet.clone());
+    runtime::spawn(async move {
+        let (node, outlet) = (&node, &*outlet);
+        let mut running: FuturesUnordered<_> = reads
+            .into_iter()
+            .map(|(ticket, query, level)| async move {
+                let key = wire::asked_key(&query);
+                let outcome = node.read(query, level).await;
+                outlet.answer(ticket, wire::answered(outlet.node_id, key, outcome));
+            })
+            .collect();
+        tokio::select! {
+            () = outlet.sender.closed() => {}
+            () = async { while running.next().await.is_some() {} } => {}
+        }
+    });
+}
+
+/// The responses of a pipeline.
+pub(super) struct Outgoing {
+    answers: mpsc::UnboundedReceiver<Answered>,
+    /// Scratch: what was just taken off the channel.
+    arrived: Vec<Answered>,
+    /// Taken off the channel, not yet in a message.
+    pending: VecDeque<Answered>,
+    shared: Arc<Shared>,
+    _open: OpenPipeline,
+}
+
+impl Outgoing {
+    /// One message of what is pending.
+    fn pack(&mut self) -> PipelineResponse {
+        let mut responses = Vec::with_capacity(self.pending.len());
+        let (mut bytes, mut permits) = (0, 0);
+        while bytes < MESSAGE_BYTES
+            && let Some(answered) = self.pending.pop_front()
+        {
+            bytes += response_bytes(&answered.response);
+            permits += answered.permits as usize;
+            responses.push(answered.response);
+        }
+        self.shared.permits.add_permits(permits);
+        PipelineResponse { responses }
+    }
+}
+
+impl Stream for Outgoing {
+    type Item = Result<PipelineResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        if this.pending.is_empty() {
+            if ready!(this.answers.poll_recv_many(cx, &mut this.arrived, MESSAGE_RESPONSES)) == 0 {
+                return Poll::Ready(this.shared.broken.get().cloned().map(Err));
+            }
+            this.pending.extend(this.arrived.drain(..));
+        }
+        Poll::Ready(Some(Ok(this.pack())))
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.shared.permits.close();
+    }
+}
+
+/// Roughly what `response` takes in a message; exact where it matters.
+fn response_bytes(response: &TaggedResponse) -> usize {
+    RESPONSE_BYTES
+        + match &response.response {
+            Some(Response::Get(get)) => get.encoded_len(),
+            Some(Response::Range(range)) => range.encoded_len(),
+            Some(Response::Failure(failure)) => failure.message.len(),
+            Some(Response::Put(_) | Response::Delete(_)) | None => 0,
+        }
+}
