@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::cluster::ClusterCommandError;
 use crate::client::{ClientError, ConfigError};
-use crate::error::OpenError;
+use super::serve::ServeError;
 
 /// All went well.
 pub const EXIT_OK: u8 = 0;
@@ -65,7 +65,7 @@ pub enum CliError {
 
 /// Whether a node failed because of what it was given.
 fn is_invalid_input(error: &(dyn Error + Send + Sync + 'static)) -> bool {
-    matches!(error.downcast_ref(), Some(OpenError::Config(_)))
+    error.downcast_ref::<ServeError>().is_some_and(|error| error.exit_code() == EXIT_INVALID)
         || error.downcast_ref().is_some_and(ClusterCommandError::is_invalid_input)
 }
 
@@ -136,6 +136,7 @@ fn client_hint(error: &ClientError) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::OpenError;
     use crate::client::Rejection;
 
     #[test]
@@ -148,8 +149,8 @@ mod tests {
             (CliError::NotFound { key: "k".to_owned() }, EXIT_ERROR),
             (CliError::Output(io::ErrorKind::BrokenPipe.into()), EXIT_OK),
             (CliError::Output(io::ErrorKind::StorageFull.into()), EXIT_ERROR),
-            (CliError::node(OpenError::Config("x".to_owned())), EXIT_INVALID),
-            (CliError::node(OpenError::Core("x".to_owned())), EXIT_ERROR),
+            (CliError::node(ServeError::Open(OpenError::Config("x".to_owned()))), EXIT_INVALID),
+            (CliError::node(ServeError::Open(OpenError::Core("x".to_owned()))), EXIT_ERROR),
         ] {
             assert_eq!(error.exit_code(), code, "{error:?}");
         }

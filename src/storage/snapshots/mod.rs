@@ -111,6 +111,11 @@ impl SnapshotHandle {
         &self.meta
     }
 
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        self.source.path()
+    }
+
     /// Length of the file, in bytes.
     pub fn len_bytes(&self) -> u64 {
         self.source.len_bytes()
@@ -235,12 +240,13 @@ impl SnapshotReceiver {
         Ok(())
     }
 
-    /// Verifies the whole file, makes it durable and the newest snapshot, and removes older ones.
+    /// Verifies the whole file. It is not among the snapshots before it is [placed](ReceivedSnapshot::place):
+    /// consensus may yet reject it.
     ///
     /// # Errors
     /// [`StorageError::Io`] of kind [`ErrorKind::InvalidData`] if the file is not a complete snapshot at the
     /// position announced: what was received is dropped, and what was here before is still there.
-    pub fn finish(self) -> Result<SnapshotHandle, StorageError> {
+    pub fn finish(self) -> Result<ReceivedSnapshot, StorageError> {
         let path = self.staging.path().to_owned();
         let verified = self.staging.source().and_then(SnapshotHandle::verified).and_then(|handle| {
             if handle.meta.log_id == self.log_id {
@@ -251,6 +257,33 @@ impl SnapshotReceiver {
             }
         });
         let handle = verified.map_err(|error| io_error("cannot use the received", &path, error))?;
-        self.staging.publish(handle)
+        Ok(ReceivedSnapshot { staging: self.staging, handle })
+    }
+}
+
+/// A complete and verified snapshot from a peer, not yet in its place. Dropped, it leaves nothing behind.
+pub struct ReceivedSnapshot {
+    staging: Box<dyn Staging>,
+    handle: SnapshotHandle,
+}
+
+impl fmt::Debug for ReceivedSnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReceivedSnapshot").field("log_id", &self.handle.meta.log_id).finish_non_exhaustive()
+    }
+}
+
+impl ReceivedSnapshot {
+    /// What the snapshot says about itself.
+    pub fn meta(&self) -> &SnapshotMeta {
+        self.handle.meta()
+    }
+
+    /// Makes it durable and the newest snapshot, and removes older ones.
+    ///
+    /// # Errors
+    /// When the disk fails; then there is no such snapshot, and the ones before are still there.
+    pub fn place(self) -> Result<SnapshotHandle, StorageError> {
+        self.staging.publish(self.handle)
     }
 }
