@@ -101,7 +101,8 @@ pub(crate) fn check(attempts: &[Attempt], readings: &[Reading]) -> Findings {
     for pair in readings.windows(2) {
         let (a, b) = (&pair[0], &pair[1]);
         if a.applied != b.applied {
-            let text = format!("node {} has applied {}, node {} {}", a.node_id, a.applied, b.node_id, b.applied);
+            let text =
+                format!("node {} has applied {}, node {} {}", a.node_id, a.applied, b.node_id, b.applied);
             findings.diverged.push(text);
         } else if a.state_hash != b.state_hash || a.items != b.items {
             findings.diverged.push(format!(
@@ -130,7 +131,9 @@ fn check_reading(
         if let Outcome::Acknowledged { term, index, .. } = attempt.outcome
             && !reading.items.contains_key(&attempt.key)
         {
-            findings.lost.push(format!("{}, acknowledged at {term}:{index}: not on node {node_id}", attempt.key));
+            findings
+                .lost
+                .push(format!("{}, acknowledged at {term}:{index}: not on node {node_id}", attempt.key));
         }
     }
     for (key, item) in &reading.items {
@@ -184,9 +187,8 @@ mod tests {
     }
 
     fn readings() -> Vec<Reading> {
-        let item = |key: &str, index| {
-            (key.to_owned(), Item { value: format!("value of {key}"), index, writes: 1 })
-        };
+        let item =
+            |key: &str, index| (key.to_owned(), Item { value: format!("value of {key}"), index, writes: 1 });
         let items = BTreeMap::from([item("a", 5), item("b", 6), item("u", 7)]);
         (1..=3).map(|node_id| Reading { node_id, applied: 9, state_hash: 77, items: items.clone() }).collect()
     }

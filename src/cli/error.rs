@@ -5,8 +5,8 @@ use std::io;
 use std::path::PathBuf;
 
 use super::cluster::ClusterCommandError;
-use crate::client::{ClientError, ConfigError};
 use super::serve::ServeError;
+use crate::client::{ClientError, ConfigError};
 
 /// All went well.
 pub const EXIT_OK: u8 = 0;
@@ -136,8 +136,8 @@ fn client_hint(error: &ClientError) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::OpenError;
     use crate::client::Rejection;
+    use crate::error::OpenError;
 
     #[test]
     fn exit_codes() {

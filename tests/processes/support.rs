@@ -152,8 +152,8 @@ pub(crate) fn output(node: &Node) -> String {
     std::fs::read_to_string(node.log_path()).unwrap_or_default()
 }
 
-/// The only file of a node's data directory that `matches`.
-pub(crate) fn data_file(node: &Node, matches: impl Fn(&str) -> bool) -> PathBuf {
+/// The files of a node's data directory whose path within it `matches`.
+pub(crate) fn data_files(node: &Node, matches: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut dirs = vec![node.data_dir()];
     while let Some(dir) = dirs.pop() {
@@ -166,6 +166,5 @@ pub(crate) fn data_file(node: &Node, matches: impl Fn(&str) -> bool) -> PathBuf 
             }
         }
     }
-    assert_eq!(found.len(), 1, "{found:?}");
-    found.remove(0)
+    found
 }
