@@ -38,6 +38,9 @@ const LEADER_EXPECTED_MS: u64 = 15_000;
 
 /// Arguments of `quorate cluster`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "Examples:\n  quorate cluster\n  quorate cluster --nodes 5 --data-dir /tmp/five --restart\n\nThe commands to try, with the leader's process id, are printed once a node leads."
+)]
 pub struct ClusterArgs {
     /// Number of nodes; three survive the loss of one, five the loss of two
     #[arg(long, value_name = "COUNT", default_value_t = 3)]
@@ -96,15 +99,19 @@ impl ClusterCommandError {
 pub async fn run(args: ClusterArgs) -> Result<(), ClusterCommandError> {
     let mut stop = StopSignals::listen().map_err(ClusterCommandError::Signals)?;
     let binary = std::env::current_exe().map_err(ClusterCommandError::Program)?;
-    let program = shown_path(&binary);
     let mut spec = ClusterSpec::new(binary, &args.data_dir);
     (spec.nodes, spec.client_port, spec.peer_port) = (args.nodes, args.client_port, args.peer_port);
 
+    let mut call = shown_path(&spec.binary);
+    // Other commands look for three nodes on the default ports by themselves.
+    if spec.endpoints() != ClusterSpec::new("", "").endpoints() {
+        call = format!("{call} --endpoints {}", spec.endpoints().join(","));
+    }
     let cluster = Arc::new(runtime::offload(move || Cluster::start(spec)).await?);
     let mut screen = Screen::stdout();
     screen.print(&format!("{} nodes started in {}", args.nodes, cluster.data_dir().display()));
 
-    let outcome = Session::new(&cluster, program, args.restart)?.watch(&mut screen, &mut stop).await;
+    let outcome = Session::new(&cluster, call, args.restart)?.watch(&mut screen, &mut stop).await;
     let leader = match outcome {
         Ok(leader) => leader,
         Err(error) => {
@@ -121,14 +128,15 @@ struct Session<'a> {
     client: Client,
     endpoints: BTreeMap<NodeId, Endpoint>,
     supervisor: Supervisor,
-    program: String,
+    /// The program as it is called to talk to this cluster.
+    call: String,
     started: Instant,
     introduced: bool,
     warned: bool,
 }
 
 impl<'a> Session<'a> {
-    fn new(cluster: &'a Arc<Cluster>, program: String, restart: bool) -> Result<Self, ConfigError> {
+    fn new(cluster: &'a Arc<Cluster>, call: String, restart: bool) -> Result<Self, ConfigError> {
         let timeout = Duration::from_millis(STATUS_TIMEOUT_MS);
         let config = ClientConfig { timeout, ..ClientConfig::default() };
         let endpoints: BTreeMap<_, _> = cluster
@@ -141,7 +149,7 @@ impl<'a> Session<'a> {
             client: Client::new(endpoints.values().map(Endpoint::as_str), config)?,
             endpoints,
             supervisor: Supervisor::new(restart),
-            program,
+            call,
             started: Instant::now(),
             introduced: false,
             warned: false,
@@ -229,7 +237,7 @@ impl<'a> Session<'a> {
         }
         if view.leader().is_some() {
             self.introduced = true;
-            screen.print(&screen::introduction(&self.program, view));
+            screen.print(&screen::introduction(&self.call, view));
         } else if !self.warned && self.started.elapsed() >= Duration::from_millis(LEADER_EXPECTED_MS) {
             self.warned = true;
             let logs = self.cluster.data_dir().join("node-*/output.log");

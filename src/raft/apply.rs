@@ -165,7 +165,7 @@ impl<M: StateMachine> Applier<M> {
     /// Applies one entry and returns the encoded reply.
     fn apply_entry(&mut self, entry: Entry) -> io::Result<Bytes> {
         let log_id = position(&entry);
-assert!(
+        assert!(
             self.log_id.is_none_or(|applied| log_id.index == applied.index + 1),
             "invariant: entries are applied in order, without a gap"
         );

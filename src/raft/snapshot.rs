@@ -97,7 +97,10 @@ fn write<M: StateMachine>(
 /// # Errors
 /// [`StorageError::Corrupt`] when a checksum does not match or the machine rejects the content.
 pub fn read<M: StateMachine>(handle: &SnapshotHandle) -> Result<M, StorageError> {
-    let corrupt = |error: io::Error| StorageError::Corrupt { path: handle.path().to_owned(), detail: error.to_string() };
+    let corrupt = |error: io::Error| StorageError::Corrupt {
+        path: handle.path().to_owned(),
+        detail: error.to_string(),
+    };
     let mut input = handle.open().map_err(corrupt)?;
     let machine = M::read_snapshot(&mut input).map_err(corrupt)?;
     // What the machine left unread must still be checked.

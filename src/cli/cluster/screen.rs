@@ -103,9 +103,7 @@ fn text(number: Option<u64>) -> String {
 }
 
 /// How to talk to the cluster in `view`, and how to hurt it.
-pub(super) fn introduction(program: &str, view: &View) -> String {
-    let endpoints: Vec<_> = view.rows.iter().map(|row| row.endpoint.as_str()).collect();
-    let call = format!("{program} --endpoints {}", endpoints.join(","));
+pub(super) fn introduction(call: &str, view: &View) -> String {
     let mut text = format!(
         "the cluster is ready; in another terminal:\n\n  {call} put hello world\n  {call} get hello\n  {call} status\n"
     );
@@ -248,8 +246,7 @@ node  role        term    applied     lag  process  clients
     fn the_introduction_can_be_pasted() {
         let view = View { rows: vec![row(1, "leader", 1, 3), row(2, "follower", 1, 3)] };
         let text = introduction("target/release/quorate", &view);
-        let call = "target/release/quorate --endpoints 127.0.0.1:7801,127.0.0.1:7802";
-        assert!(text.contains(&format!("\n  {call} put hello world\n")), "{text}");
+        assert!(text.contains("\n  target/release/quorate put hello world\n"), "{text}");
         assert!(text.contains("\n  kill -9 101 "), "{text}");
     }
 }

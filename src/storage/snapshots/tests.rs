@@ -59,7 +59,10 @@ fn conformance(mine: &dyn SnapshotStore, theirs: &dyn SnapshotStore) {
         }
         assert_eq!(receiver.received_bytes(), handle.len_bytes());
         let received = receiver.finish().unwrap();
-        assert!(theirs.newest().unwrap().is_none_or(|newest| newest.meta() != received.meta()), "not placed yet");
+        assert!(
+            theirs.newest().unwrap().is_none_or(|newest| newest.meta() != received.meta()),
+            "not placed yet"
+        );
         let received = received.place().unwrap();
         assert_eq!((received.meta(), read(&received)), (&meta(1, index), payload(bytes)));
         assert_eq!(raw(&theirs.newest().unwrap().unwrap()), raw(&handle));

@@ -1,0 +1,390 @@
+//! The rules of `docs/ARCHITECTURE.md` that a reader of imports can check, checked.
+//!
+//! Source is read as tokens, so a rule is neither broken by a comment nor evaded by a line break. What is
+//! found is a path: `crate::room`, `super::…::room` that climbs to the crate's root, a re-export of the
+//! root, or a vendor crate. The tests at the end show the checker failing on bad samples.
+
+#![allow(clippy::unwrap_used)] // a test file: clippy exempts only the functions marked as tests
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A file longer than this wants splitting by concept.
+const FILE_LINES: usize = 700;
+
+/// Which rooms a room may name. Imports point down; siblings do not import each other.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("types", &[]),
+    ("runtime", &[]),
+    ("proto", &[]),
+    ("error", &["types"]),
+    // Pure: no IO, no clock, no randomness, so not even `runtime`.
+    ("machine", &["types", "error"]),
+    ("storage", &["types", "error", "runtime"]),
+    ("raft", &["types", "error", "runtime", "proto", "machine", "storage"]),
+    ("stream", &["types", "error", "runtime", "proto", "machine", "storage"]),
+    ("engine", &["types", "error", "runtime", "machine", "storage", "raft", "stream"]),
+    ("config", &["types", "error", "runtime", "engine"]),
+    (
+        "server",
+        &["types", "error", "runtime", "proto", "config", "machine", "storage", "raft", "stream", "engine"],
+    ),
+    // A client shares nothing with the server but the protocol.
+    ("client", &["types", "runtime", "proto"]),
+    (
+        "cli",
+        &[
+            "types", "error", "runtime", "config", "machine", "storage", "engine", "stream", "server",
+            "client",
+        ],
+    ),
+    ("main", &["cli", "config", "error"]),
+];
+
+/// Which files may name a vendor crate, or another one whose name begins with it and `_`.
+const VENDORS: &[(&str, &[&str])] = &[
+    ("openraft", &["src/raft/", "src/raft.rs"]),
+    ("sled", &["src/storage/", "src/storage.rs"]),
+    (
+        "tonic",
+        &["src/server/", "src/server.rs", "src/client/", "src/client.rs", "src/raft/network", "src/proto.rs"],
+    ),
+    ("anyhow", &["src/main.rs"]),
+];
+
+/// A rule broken at a place.
+#[derive(Debug, PartialEq, Eq)]
+struct Violation {
+    file: String,
+    line: usize,
+    rule: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.file, self.line, self.rule)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Token {
+    Word(String),
+    Mark(char),
+}
+
+/// Words and marks of Rust source with their lines, without comments, strings and characters.
+fn tokens(source: &str) -> Vec<(usize, Token)> {
+    let text: Vec<char> = source.chars().collect();
+    let mut found = Vec::new();
+    let (mut at, mut line) = (0, 1);
+    let peek = |at: usize| text.get(at).copied().unwrap_or('\0');
+    let word_char = |c: char| c.is_alphanumeric() || c == '_';
+    while at < text.len() {
+        let start = at;
+        let first = text[at];
+        if first == '/' && peek(at + 1) == '/' {
+            while at < text.len() && text[at] != '\n' {
+                at += 1;
+            }
+        } else if first == '/' && peek(at + 1) == '*' {
+            let mut depth = 0;
+            loop {
+                match (peek(at), peek(at + 1)) {
+                    ('/', '*') => (depth, at) = (depth + 1, at + 2),
+                    ('*', '/') => (depth, at) = (depth - 1, at + 2),
+                    _ => at += 1,
+                }
+                if depth == 0 || at >= text.len() {
+                    break;
+                }
+            }
+        } else if first == '"' {
+            at += 1;
+            while at < text.len() && text[at] != '"' {
+                at += if text[at] == '\\' { 2 } else { 1 };
+            }
+            at += 1;
+        } else if first == '\'' && (peek(at + 1) == '\\' || peek(at + 2) == '\'') {
+            // A character; a lifetime has no closing quote.
+            at += if peek(at + 1) == '\\' { 3 } else { 2 };
+            while at < text.len() && text[at] != '\'' {
+                at += 1;
+            }
+            at += 1;
+        } else if word_char(first) {
+            while word_char(peek(at)) {
+                at += 1;
+            }
+            let word: String = text[start..at].iter().collect();
+            let hashes = text[at..].iter().take_while(|c| **c == '#').count();
+            if matches!(word.as_str(), "r" | "br" | "cr") && peek(at + hashes) == '"' {
+                let end: Vec<char> = std::iter::once('"').chain(std::iter::repeat_n('#', hashes)).collect();
+                at += hashes + 1;
+                while at < text.len() && !text[at..].starts_with(&end) {
+                    at += 1;
+                }
+                at += end.len();
+            } else {
+                found.push((line, Token::Word(word)));
+            }
+        } else {
+            if !first.is_whitespace() {
+                found.push((line, Token::Mark(first)));
+            }
+            at += 1;
+        }
+        line += text[start..at.min(text.len())].iter().filter(|c| **c == '\n').count();
+    }
+    found
+}
+
+/// The tokens of one file, asked for the words that begin paths.
+struct Source<'a> {
+    file: &'a str,
+    tokens: Vec<(usize, Token)>,
+}
+
+impl Source<'_> {
+    fn word(&self, at: usize) -> Option<&str> {
+        match self.tokens.get(at) {
+            Some((_, Token::Word(word))) => Some(word),
+            _ => None,
+        }
+    }
+
+    fn mark(&self, at: usize, mark: char) -> bool {
+        self.tokens.get(at).is_some_and(|(_, token)| *token == Token::Mark(mark))
+    }
+
+    /// Whether `::` stands at `at`.
+    fn joined(&self, at: usize) -> bool {
+        self.mark(at, ':') && self.mark(at + 1, ':')
+    }
+
+    /// The words at `at`: one, or the first of each branch of a group in braces.
+    fn branches(&self, at: usize) -> Vec<(usize, &str)> {
+        if !self.mark(at, '{') {
+            return self.word(at).map(|word| (self.tokens[at].0, word)).into_iter().collect();
+        }
+        let mut words = Vec::new();
+        let mut depth = 0;
+        for here in at..self.tokens.len() {
+            match &self.tokens[here].1 {
+                Token::Mark('{') => depth += 1,
+                Token::Mark('}') => depth -= 1,
+                Token::Word(word) if depth == 1 && (self.mark(here - 1, '{') || self.mark(here - 1, ',')) => {
+                    words.push((self.tokens[here].0, word.as_str()));
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+        words
+    }
+
+    /// Words that follow the crate's root in a path.
+    fn names_at_root(&self) -> Vec<(usize, &str)> {
+        let depth = module_depth(self.file);
+        let mut names = Vec::new();
+        for at in 0..self.tokens.len() {
+            let begins_path = at < 2 || !self.joined(at - 2);
+            match self.word(at) {
+                Some("crate") if self.joined(at + 1) => names.extend(self.branches(at + 3)),
+                Some("quorate") if self.file == "src/main.rs" && self.joined(at + 1) => {
+                    names.extend(self.branches(at + 3));
+                }
+                Some("super") if begins_path && self.joined(at + 1) => {
+                    let mut supers = 1;
+                    let mut end = at + 3;
+                    while self.word(end) == Some("super") && self.joined(end + 1) {
+                        (supers, end) = (supers + 1, end + 3);
+                    }
+                    if supers >= depth {
+                        names.extend(self.branches(end));
+                    }
+                }
+                _ => {}
+            }
+        }
+        names
+    }
+
+    /// Names of other crates: the first word of a path, or of an import.
+    fn crates(&self) -> Vec<(usize, &str)> {
+        let begins_path = |at: usize| at < 2 || !self.joined(at - 2);
+        let imported = |at: usize| at > 0 && matches!(self.word(at - 1), Some("use" | "crate"));
+        (0..self.tokens.len())
+            .filter(|at| begins_path(*at) && (self.joined(at + 1) || imported(*at)))
+            .filter_map(|at| self.word(at).map(|word| (self.tokens[at].0, word)))
+            .collect()
+    }
+}
+
+/// How many `super` lead from a file's module to the crate's root.
+fn module_depth(file: &str) -> usize {
+    let path = file.trim_start_matches("src/").trim_end_matches(".rs").trim_end_matches("/mod");
+    path.split('/').count()
+}
+
+/// The room that a file of `src/` belongs to.
+fn room(file: &str) -> &str {
+    let path = file.trim_start_matches("src/");
+    path.split('/').next().unwrap_or(path).trim_end_matches(".rs")
+}
+
+/// Everything that one file of `src/` does against the rules. `reexports` maps names at the crate's root
+/// to their rooms.
+fn violations(file: &str, text: &str, reexports: &BTreeMap<String, String>) -> Vec<Violation> {
+    let mut broken = Vec::new();
+    let mut report = |line, rule| broken.push(Violation { file: file.to_owned(), line, rule });
+    let source = Source { file, tokens: tokens(text) };
+
+    for (line, name) in source.crates() {
+        for (vendor, allowed) in VENDORS {
+            let is_vendor =
+                name == *vendor || name.strip_prefix(vendor).is_some_and(|rest| rest.starts_with('_'));
+            if is_vendor && !allowed.iter().any(|path| file.starts_with(path)) {
+                report(line, format!("names {name}, which only {} may", allowed.join(", ")));
+            }
+        }
+    }
+
+    let own = room(file);
+    // The root says what there is; it has no code.
+    if own != "lib" {
+        match ROOMS.iter().find(|(room, _)| *room == own) {
+            None => report(1, format!("room {own} is not in the table of tests/architecture.rs")),
+            Some((_, allowed)) => {
+                for (line, name) in source.names_at_root() {
+                    let target = reexports.get(name).map_or(name, String::as_str);
+                    let is_room = ROOMS.iter().any(|(room, _)| *room == target);
+                    if is_room && target != own && !allowed.contains(&target) {
+                        let allowed =
+                            if allowed.is_empty() { "no room".to_owned() } else { allowed.join(", ") };
+                        report(line, format!("{own} names {target}; it may name {allowed}"));
+                    }
+                }
+            }
+        }
+    }
+    broken
+}
+
+fn too_long(file: &str, text: &str) -> Option<Violation> {
+    let lines = text.lines().count();
+    (lines > FILE_LINES).then(|| Violation {
+        file: file.to_owned(),
+        line: FILE_LINES,
+        rule: format!("{lines} lines, more than {FILE_LINES}: split it by concept"),
+    })
+}
+
+/// What the crate's root re-exports, and from which room.
+fn reexports(root: &str) -> BTreeMap<String, String> {
+    let source = Source { file: "src/lib.rs", tokens: tokens(root) };
+    let mut found = BTreeMap::new();
+    for at in 1..source.tokens.len() {
+        let reexport = source.word(at - 1) == Some("pub") && source.word(at) == Some("use");
+        let Some(room) = source.word(at + 1).filter(|_| reexport && source.joined(at + 2)) else { continue };
+        for (_, name) in source.branches(at + 4) {
+            found.insert(name.to_owned(), room.to_owned());
+        }
+    }
+    found
+}
+
+fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn the_code_keeps_the_rules() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let reexports = reexports(&fs::read_to_string(root.join("src/lib.rs")).unwrap());
+    let mut files = Vec::new();
+    for dir in ["src", "tests", "cluster", "jepsen", "docs"] {
+        if root.join(dir).is_dir() {
+            rust_files(&root.join(dir), &mut files);
+        }
+    }
+    files.sort();
+    assert!(files.len() > 10, "the sources are not where this test looks for them");
+
+    let mut broken = Vec::new();
+    for path in files {
+        let file = path.strip_prefix(root).unwrap().display().to_string();
+        let text = fs::read_to_string(&path).unwrap();
+        broken.extend(too_long(&file, &text));
+        if file.starts_with("src/") {
+            broken.extend(violations(&file, &text, &reexports));
+        }
+    }
+    let lines: Vec<_> = broken.iter().map(Violation::to_string).collect();
+    assert!(lines.is_empty(), "\n{}\n", lines.join("\n"));
+}
+
+/// Lines of the violations in a sample.
+fn broken_lines(file: &str, sample: &str) -> Vec<usize> {
+    let reexports = reexports("pub use engine::{Engine, EngineConfig};\npub use types::LogId;");
+    violations(file, sample, &reexports).iter().map(|violation| violation.line).collect()
+}
+
+#[test]
+fn a_vendor_crate_outside_its_room_is_found() {
+    let sample = "//! No sled:: here.\nuse openraft::Raft;\nfn f() -> sled::Db { todo!(\"sled::\") }\n";
+    let found = violations("src/engine/mod.rs", sample, &BTreeMap::new());
+    let lines: Vec<_> = found.iter().map(Violation::to_string).collect();
+    assert_eq!(
+        lines,
+        [
+            "src/engine/mod.rs:2: names openraft, which only src/raft/, src/raft.rs may",
+            "src/engine/mod.rs:3: names sled, which only src/storage/, src/storage.rs may",
+        ]
+    );
+    assert_eq!(broken_lines("src/raft/log.rs", sample), [3]);
+    assert_eq!(broken_lines("src/raft/log.rs", "use openraft_rt::X;\nuse tonic_prost::Y;"), [2]);
+    assert_eq!(broken_lines("src/raft/network/mod.rs", "use tonic::Status;"), []);
+    assert_eq!(broken_lines("src/cli/put.rs", "use anyhow as a;"), [1]);
+    // A module of ours may be called like a vendor's crate.
+    assert_eq!(broken_lines("src/engine/mod.rs", "use crate::storage::sled::Store;"), []);
+}
+
+#[test]
+fn an_import_that_points_up_or_aside_is_found() {
+    assert_eq!(broken_lines("src/storage/mod.rs", "use crate::types::X;\nuse crate::machine::Y;"), [2]);
+    assert_eq!(broken_lines("src/machine/kv/mod.rs", "fn f() { crate::storage::g() }"), [1]);
+    assert_eq!(
+        broken_lines("src/client/mod.rs", "use crate::{\n    types::A,\n    engine::{B, C},\n};"),
+        [3]
+    );
+    assert_eq!(broken_lines("src/raft/core.rs", "use crate::{LogId,\nEngine};"), [2]);
+    assert_eq!(broken_lines("src/raft/log.rs", "use super::apply::X;\nuse super::super::engine::Y;"), [2]);
+    assert_eq!(broken_lines("src/machine/mod.rs", "use super::runtime::random_u64;"), [1]);
+    assert_eq!(broken_lines("src/main.rs", "use quorate::cli;\nuse quorate::engine::Engine;"), [2]);
+    assert_eq!(broken_lines("src/shed/mod.rs", ""), [1]);
+}
+
+#[test]
+fn comments_strings_and_characters_hide_nothing_that_follows_them() {
+    let sample = "/* crate::engine /* nested */ */ const A: &str = \"\\\"crate::engine\";\n\
+                  const B: &str = r#\"\"crate::engine\"#; const C: char = '\"'; const D: char = '\\'';\n\
+                  fn f<'a>(x: &'a u8) { crate::engine::g(x) }\n";
+    assert_eq!(broken_lines("src/storage/mod.rs", sample), [3]);
+}
+
+#[test]
+fn a_long_file_is_found() {
+    assert!(too_long("src/x.rs", &"\n".repeat(FILE_LINES)).is_none());
+    assert!(too_long("src/x.rs", &"\n".repeat(FILE_LINES + 1)).is_some());
+}

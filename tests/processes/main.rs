@@ -1,0 +1,24 @@
+//! Real `quorate serve` processes, real sockets, real disks: what the simulation cannot show.
+//!
+//! Every test has its own directory and ports, waits for conditions under a deadline, and leaves no process
+//! behind, however it ends: dropping the cluster kills and reaps, and the kernel does so if this process
+//! itself is killed.
+
+#![allow(clippy::unwrap_used)] // a test file: clippy exempts only the functions marked as tests
+
+// The workload and the checker of the fault-injection suite, which has its own tests of them. Included
+// rather than depended upon: that crate depends on this one.
+#[path = "../../jepsen/src/observe.rs"]
+mod observe;
+#[path = "../../jepsen/src/set.rs"]
+mod set;
+#[path = "../../jepsen/src/writers.rs"]
+mod writers;
+
+mod catch_up;
+mod cluster_command;
+mod corruption;
+mod crash;
+mod refusals;
+mod restart;
+mod support;

@@ -1,0 +1,170 @@
+//! A cluster of one's own, and the questions that tests ask of it.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use quorate::client::{Client, ClientConfig, Endpoint, NodeStatus, Scope};
+use quorate_cluster::{Cluster, ClusterSpec, Node};
+use tempfile::TempDir;
+
+use crate::observe;
+use crate::set::{self, Attempt, Reading};
+use crate::writers::Writers;
+
+/// The binary under test.
+pub(crate) const QUORATE: &str = env!("CARGO_BIN_EXE_quorate");
+/// For everything that takes well under a second on an idle machine; these machines are not idle.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+/// Pause between two looks at a condition.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Nodes, a client of them, and their directory. The fields are dropped in this order.
+pub(crate) struct TestCluster {
+    pub(crate) client: Client,
+    pub(crate) cluster: Cluster,
+    pub(crate) dir: TempDir,
+}
+
+/// A spec for three nodes in a directory of their own.
+pub(crate) fn spec() -> (ClusterSpec, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = ClusterSpec::new(QUORATE, dir.path().join("cluster")).with_free_ports().unwrap();
+    (spec, dir)
+}
+
+impl TestCluster {
+    /// Three nodes, ready, each started with `args` too.
+    pub(crate) fn start(args: &[&str]) -> Self {
+        let (mut spec, dir) = spec();
+        spec.extra_args = args.iter().map(Into::into).collect();
+        let cluster = Cluster::start(spec).unwrap();
+        cluster.wait_ready(DEADLINE).unwrap();
+        Self { client: client(&cluster), cluster, dir }
+    }
+
+    pub(crate) fn node(&self, node_id: u64) -> &Node {
+        self.cluster.node(node_id)
+    }
+
+    pub(crate) async fn status(&self, node_id: u64) -> Option<NodeStatus> {
+        let endpoint = Endpoint::parse(&self.node(node_id).client_address()).unwrap();
+        self.client.status(&endpoint).await.ok()
+    }
+
+    /// The node that leads a later term than `newer_than`; 0 for any.
+    pub(crate) async fn leader(&self, newer_than: u64) -> NodeStatus {
+        let leader = observe::leader(&self.client, newer_than, DEADLINE).await;
+        leader.unwrap_or_else(|| panic!("no leader of a term after {newer_than}"))
+    }
+
+    /// A node that does not lead.
+    pub(crate) async fn follower(&self) -> u64 {
+        let leader = self.leader(0).await.node_id;
+        self.cluster.spec().node_ids().find(|node_id| *node_id != leader).unwrap()
+    }
+
+    pub(crate) fn writers(&self, callers: u32) -> Writers {
+        Writers::start(&self.client, "key", callers, Instant::now())
+    }
+
+    pub(crate) async fn put(&self, key: &str, value: &str) {
+        self.client.put(&Scope::default(), key.to_owned(), value.to_owned()).await.unwrap();
+    }
+
+    /// What all nodes hold once they have applied the same entry.
+    pub(crate) async fn converged(&self) -> Vec<Reading> {
+        let readings = observe::converged(&self.client, DEADLINE).await;
+        readings.unwrap_or_else(|why| panic!("the nodes do not converge: {why}"))
+    }
+
+    /// Every node holds what `attempts` require, and nothing else.
+    pub(crate) async fn check(&self, attempts: &[Attempt]) -> Vec<Reading> {
+        let readings = self.converged().await;
+        let findings = set::check(attempts, &readings);
+        assert!(findings.is_valid(), "{}", serde_json::to_string_pretty(&findings).unwrap());
+        assert_eq!(readings.len(), self.cluster.nodes().len());
+        readings
+    }
+
+    /// Output of `quorate` with this cluster's endpoints.
+    pub(crate) fn quorate(&self, args: &[&str]) -> Outcome {
+        let mut command = Command::new(QUORATE);
+        command.args(["--endpoints", &self.cluster.endpoints().join(",")]).args(args);
+        outcome(command)
+    }
+}
+
+/// A client of `cluster`.
+pub(crate) fn client(cluster: &Cluster) -> Client {
+    Client::new(cluster.endpoints(), ClientConfig::default()).unwrap()
+}
+
+/// What a command printed, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Outcome {
+    /// Asserts the exit code, and that standard error holds each of `texts`.
+    pub(crate) fn assert_refused(&self, code: i32, texts: &[&str]) {
+        assert_eq!(self.status.code(), Some(code), "{self:#?}");
+        for text in texts {
+            assert!(self.stderr.contains(text), "\"{text}\" is not in {self:#?}");
+        }
+    }
+}
+
+/// Runs a command that is expected to end by itself.
+pub(crate) fn outcome(mut command: Command) -> Outcome {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = child.id();
+    let (done, ended) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || done.send(child.wait_with_output()));
+    let Ok(output) = ended.recv_timeout(DEADLINE) else {
+        // A test that fails must not leave it behind.
+        let killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        let _ = reader.join();
+        panic!("{command:?} did not end within {DEADLINE:?}; killed: {killed:?}");
+    };
+    let output = output.unwrap();
+    Outcome {
+        status: output.status,
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Waits until `condition` holds.
+pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let start = Instant::now();
+    while !condition().await {
+        assert!(start.elapsed() < DEADLINE, "in vain waited until {what}");
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// What has been written to a node's output.
+pub(crate) fn output(node: &Node) -> String {
+    std::fs::read_to_string(node.log_path()).unwrap_or_default()
+}
+
+/// The files of a node's data directory whose path within it `matches`.
+pub(crate) fn data_files(node: &Node, matches: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut dirs = vec![node.data_dir()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if matches(&path.strip_prefix(node.data_dir()).unwrap().to_string_lossy()) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
