@@ -1,4 +1,31 @@
-//! quorate: a Raft replication engine.
+//! quorate: give it a deterministic state machine, and it keeps that state on three or more machines,
+//! durable, linearizable, and serving through the loss of any minority.
+//!
+//! # The way of a write
+//!
+//! 1. [`server`] decodes it, or a program that embeds quorate calls [`Engine::write`] itself.
+//! 2. [`engine`] admits it (size, bytes in flight), stamps it with its clock and proposes it.
+//! 3. [`raft::log`] appends it to the [`storage`]: one fsync for everything that waits. At the same time
+//!    [`raft::network`] sends it to the peers, which do the same.
+//! 4. Once a quorum holds it on disk it is committed, and [`raft::apply`] hands it to the [`machine`]:
+//!    state, position and log time change together.
+//! 5. The new state is published for readers, and then the caller is told.
+//!
+//! # A node
+//!
+//! ```no_run
+//! use quorate::{Engine, EngineConfig, machine::kv::KvMachine};
+//!
+//! # async fn start() -> Result<(), quorate::error::OpenError> {
+//! let mut config = EngineConfig::new(1, "/var/lib/quorate", "10.0.0.1:7901");
+//! config.initial_members.insert(2, "10.0.0.2:7901".to_owned());
+//! config.initial_members.insert(3, "10.0.0.3:7901".to_owned());
+//! let node = Engine::open(config, KvMachine::default()).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `docs/examples/counter.rs` is a state machine of one's own, replicated three times in one process.
 
 pub mod cli;
 pub mod client;
@@ -6,10 +33,14 @@ pub mod config;
 pub mod engine;
 pub mod error;
 pub mod machine;
-mod proto;
+pub mod proto;
 pub mod raft;
 #[doc(hidden)]
 pub mod runtime;
 pub mod server;
 pub mod storage;
 pub mod types;
+
+pub use engine::{Engine, EngineConfig};
+pub use machine::{ApplyContext, StateMachine};
+pub use types::{LogId, NodeId, ReadLevel};

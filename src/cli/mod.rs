@@ -1,3 +1,274 @@
-//! cli
+//! The command line: one file per command.
+//!
+//! Commands print results on standard output, as text for people or as JSON for programs (`-o json`), and
+//! everything else on standard error. Exit codes: 0 ok, 1 error, 2 no endpoint can be connected to,
+//! 3 invalid input.
 
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+pub use error::{CliError, EXIT_ERROR, EXIT_INVALID, EXIT_OK, EXIT_UNREACHABLE};
+pub use output::Format;
+
+use crate::client::{Client, ClientConfig, Endpoint, Scope};
+
+pub mod bench;
+pub mod cluster;
+pub mod completion;
+pub mod del;
+mod error;
+pub mod get;
+mod output;
+pub mod put;
+pub mod range;
 pub mod serve;
+pub mod status;
+
+/// quorate: keeps a key-value state on three or more machines, durable and linearizable.
+#[derive(Debug, Parser)]
+#[command(
+    name = "quorate",
+    version,
+    arg_required_else_help = true,
+    after_help = "Example:\n  quorate cluster                 three local nodes, until Ctrl-C\n  quorate put greeting hello      in another terminal\n  quorate get greeting\n  quorate status\n\nExit codes: 0 ok, 1 error, 2 cannot connect, 3 invalid input"
+)]
+pub struct Cli {
+    /// How to reach the cluster, and how to print.
+    #[command(flatten)]
+    pub common: Common,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command that talks to a cluster.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// Client addresses of some nodes, comma-separated; the others are found through them
+    #[arg(
+        long,
+        global = true,
+        env = "QUORATE_ENDPOINTS",
+        value_name = "HOST:PORT,...",
+        value_delimiter = ',',
+        value_parser = Endpoint::parse,
+        default_value = "127.0.0.1:7801,127.0.0.1:7802,127.0.0.1:7803"
+    )]
+    pub endpoints: Vec<Endpoint>,
+    /// How results are printed
+    #[arg(short, long, global = true, env = "QUORATE_OUTPUT", value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+    /// How long an operation may take, such as 10s, 500ms or 2m
+    #[arg(
+        long,
+        global = true,
+        env = "QUORATE_TIMEOUT",
+        value_name = "TIME",
+        value_parser = parse_time,
+        default_value = "10s"
+    )]
+    pub timeout: Duration,
+}
+
+impl Common {
+    /// A client for a command that does one thing: it does not wait for a cluster that is not there.
+    fn client(&self) -> Result<Client, CliError> {
+        self.client_with(|config| config.unavailable_after = Duration::ZERO)
+    }
+
+    fn client_with(&self, change: impl FnOnce(&mut ClientConfig)) -> Result<Client, CliError> {
+        let mut config = ClientConfig::default();
+        config.timeout = self.timeout;
+        change(&mut config);
+        Ok(Client::new(self.endpoints.iter().map(Endpoint::as_str), config)?)
+    }
+}
+
+/// Whose keys.
+#[derive(Debug, Clone, Args)]
+pub struct ScopeArgs {
+    /// The tenant
+    #[arg(long, env = "QUORATE_TENANT", default_value = "default")]
+    pub tenant: String,
+    /// The tenant's collection
+    #[arg(long, env = "QUORATE_COLLECTION", default_value = "default")]
+    pub collection: String,
+}
+
+impl ScopeArgs {
+    fn scope(&self) -> Scope {
+        // The protocol's default; not to send the name saves its bytes in every request.
+        let named = |name: &str| if name == "default" { String::new() } else { name.to_owned() };
+        Scope { tenant: named(&self.tenant), collection: named(&self.collection) }
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Set a key
+    Put(put::PutArgs),
+    /// Print the value of a key
+    Get(get::GetArgs),
+    /// Remove a key
+    Del(del::DelArgs),
+    /// List keys and values in order
+    Range(range::RangeArgs),
+    /// Show every node's role, term and positions
+    Status(status::StatusArgs),
+    /// Measure operations per second and latency
+    Bench(bench::BenchArgs),
+    /// Run one node
+    Serve(serve::ServeArgs),
+    /// Run a local cluster in real processes until Ctrl-C
+    Cluster(cluster::ClusterArgs),
+    /// Print a completion script for a shell
+    Completion(completion::CompletionArgs),
+}
+
+/// Reads the arguments, the program's name first.
+///
+/// # Errors
+/// What clap has to say: a usage error, or the text of `--help` or `--version`. [`usage_exit_code`] tells
+/// the exit code.
+pub fn parse<I, A>(args: I) -> Result<Cli, clap::Error>
+where
+    I: IntoIterator<Item = A>,
+    A: Into<OsString> + Clone,
+{
+    Cli::try_parse_from(args)
+}
+
+/// The exit code for what [`parse`] returns instead of arguments.
+pub fn usage_exit_code(error: &clap::Error) -> u8 {
+    // clap's own code for a usage error is 2, which here means that no endpoint can be connected to.
+    if error.exit_code() == 0 { EXIT_OK } else { EXIT_INVALID }
+}
+
+/// Executes the command.
+///
+/// # Errors
+/// See [`CliError`], which also knows the exit code and a hint.
+pub async fn run(cli: Cli) -> Result<(), CliError> {
+    let Cli { common, command } = cli;
+    match command {
+        Command::Put(args) => put::run(&common, args).await,
+        Command::Get(args) => get::run(&common, args).await,
+        Command::Del(args) => del::run(&common, args).await,
+        Command::Range(args) => range::run(&common, args).await,
+        Command::Status(args) => status::run(&common, args).await,
+        Command::Bench(args) => bench::run(&common, args).await,
+        Command::Serve(args) => serve::run(args).await.map_err(CliError::node),
+        Command::Cluster(args) => cluster::run(args).await.map_err(CliError::node),
+        Command::Completion(args) => completion::run(&args, &mut Cli::command()),
+    }
+}
+
+/// A time with its unit: `500ms`, `10s`, `2m`; a bare number is seconds.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit_s = match &text[digits.len()..] {
+        "ms" => 0.001,
+        "s" | "" => 1.0,
+        "m" => 60.0,
+        _ => return Err("write a number with ms, s or m, such as 500ms".to_owned()),
+    };
+    let number: f64 =
+        digits.parse().map_err(|_| "write a number with ms, s or m, such as 500ms".to_owned())?;
+    match Duration::try_from_secs_f64(number * unit_s) {
+        Ok(time) if !time.is_zero() && time <= MAX_TIME => Ok(time),
+        _ => Err("the time must be longer than zero and at most a day".to_owned()),
+    }
+}
+
+/// The longest time that can be given.
+const MAX_TIME: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit_code(args: &[&str]) -> u8 {
+        match parse(["quorate"].iter().chain(args)) {
+            Ok(_) => EXIT_OK,
+            Err(error) => usage_exit_code(&error),
+        }
+    }
+
+    #[test]
+    fn the_declaration_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn usage_errors_exit_with_3_and_help_with_0() {
+        for args in [
+            vec!["--help"],
+            vec!["--version"],
+            vec!["put", "--help"],
+            vec!["put", "k", "v"],
+            vec!["--endpoints", "a:1,b:2", "get", "k"],
+            vec!["get", "k", "--endpoints", "a:1", "-o", "json", "--timeout", "500ms"],
+            vec!["del", "k", "--tenant", "t", "--collection", "c"],
+            vec!["range"],
+            vec!["range", "a", "b", "--limit", "3"],
+            vec!["range", "--prefix", "a"],
+            vec!["status", "-o", "json"],
+            vec!["bench", "--callers", "8", "--value-bytes", "16", "--seconds", "1", "--kind", "get"],
+            vec!["completion", "bash"],
+        ] {
+            assert_eq!(exit_code(&args), EXIT_OK, "{args:?}");
+        }
+        for args in [
+            vec![],
+            vec!["frobnicate"],
+            vec!["put"],
+            vec!["put", "k"],
+            vec!["put", "k", "v", "--file", "f"],
+            vec!["get", "k", "--endpoints", "nowhere"],
+            vec!["get", "k", "--endpoints", ""],
+            vec!["get", "k", "-o", "xml"],
+            vec!["get", "k", "--timeout", "0"],
+            vec!["get", "k", "--timeout", "5 parsecs"],
+            vec!["range", "a", "b", "--prefix"],
+            vec!["bench", "--callers", "0"],
+            vec!["bench", "--reads", "1.5"],
+            vec!["bench", "--kind", "put", "--reads", "0.5"],
+            vec!["completion", "cmd.exe"],
+        ] {
+            assert_eq!(exit_code(&args), EXIT_INVALID, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        for command in Cli::command().get_subcommands() {
+            if command.get_name() != "help" {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("quorate "), "{} has no example", command.get_name());
+            }
+        }
+    }
+
+    #[test]
+    fn default_endpoints_are_those_of_the_local_cluster() {
+        // The environment may hold others.
+        if std::env::var_os("QUORATE_ENDPOINTS").is_none() {
+            let cli = parse(["quorate", "status"]).unwrap();
+            let endpoints: Vec<_> = cli.common.endpoints.iter().map(Endpoint::as_str).collect();
+            assert_eq!(endpoints, ["127.0.0.1:7801", "127.0.0.1:7802", "127.0.0.1:7803"]);
+        }
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(parse_time("1500ms").unwrap(), Duration::from_millis(1500));
+        assert_eq!(parse_time("2m").unwrap(), Duration::from_secs(120));
+        assert_eq!(parse_time("0.5").unwrap(), Duration::from_millis(500));
+        for text in ["", "s", "-1s", "0ms", "1h", "NaN", "inf", "999999m"] {
+            assert!(parse_time(text).is_err(), "{text}");
+        }
+    }
+}

@@ -25,7 +25,7 @@ mod status;
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
@@ -71,7 +71,9 @@ struct Inner<M: StateMachine> {
     inflight_bytes: Arc<AtomicUsize>,
     state: watch::Receiver<NodeState>,
     fatal: watch::Sender<Option<FatalError>>,
-    /// True once the node is to stop.
+    /// Set when the node is asked to stop, so that the end of its core is no surprise.
+    stopping: Arc<AtomicBool>,
+    /// True once the core has stopped and everything else is to follow.
     stop: watch::Sender<bool>,
     /// What a stopped node must have let go of before its data directory can be opened again.
     held: std::sync::Weak<dyn LogStore>,
@@ -178,13 +180,17 @@ impl<M: StateMachine> Engine<M> {
             formation::Formation { core: core.clone(), transport, caller, own: own.clone(), founders };
         until_stopped(&stop, formation.run());
         until_stopped(&stop, compaction::run(core.clone(), config.snapshots.clone()));
+        let stopping = Arc::new(AtomicBool::new(false));
         let (state_tx, state) = watch::channel(status::observe(&core, config.node_id, None));
-        until_stopped(&stop, status::run(core.clone(), config.node_id, state_tx, fatal.clone()));
+        until_stopped(
+            &stop,
+            status::run(core.clone(), config.node_id, state_tx, fatal.clone(), stopping.clone()),
+        );
         until_stopped(&stop, stop_when_fatal(core.clone(), fatal.subscribe()));
         let patience = Duration::from_millis(2 * config.timing.election_timeout_max_ms);
         let reads = reads::ReadIndexes::start(core.clone(), patience);
         let inflight_bytes = Arc::new(AtomicUsize::new(0));
-        let inner = Inner { core, own, config, reads, inflight_bytes, state, fatal, stop, held };
+        let inner = Inner { core, own, config, reads, inflight_bytes, state, fatal, stopping, stop, held };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -305,6 +311,7 @@ impl<M: StateMachine> Engine<M> {
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         self.hand_over().await;
+        inner.stopping.store(true, Ordering::Release);
         inner.core.shutdown().await;
         inner.stop.send_replace(true);
         /// The core's last tasks end by themselves; a wedged disk must not keep the process for ever.
@@ -372,17 +379,7 @@ fn fence(
     fatal: watch::Sender<Option<FatalError>>,
 ) -> Arc<dyn Fn(Incarnation) + Send + Sync> {
     let node_id = config.node_id;
-    Arc::new(move |known| {
-        let error = FatalError::Fenced { node_id, known, presented };
-        fatal.send_if_modified(|current| {
-            let first = current.is_none();
-            if first {
-                tracing::error!(%error, "fenced");
-                *current = Some(error);
-            }
-            first
-        });
-    })
+    Arc::new(move |known| status::report(&fatal, FatalError::Fenced { node_id, known, presented }))
 }
 
 /// A purged log is useless without the snapshot that covers what was purged.

@@ -1,5 +1,7 @@
 //! What a node tells of itself.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -108,12 +110,25 @@ pub(super) fn observe<M: StateMachine>(
     }
 }
 
+/// The first fatal error is the one that counts.
+pub(super) fn report(fatal: &watch::Sender<Option<FatalError>>, error: FatalError) {
+    fatal.send_if_modified(|current| {
+        let first = current.is_none();
+        if first {
+            tracing::error!(%error, "the node has stopped");
+            *current = Some(error);
+        }
+        first
+    });
+}
+
 /// Keeps `state` up to date, and turns a core that failed into a fatal error.
 pub(super) async fn run<M: StateMachine>(
     core: Core<M>,
     node_id: NodeId,
     state: watch::Sender<NodeState>,
     fatal: watch::Sender<Option<FatalError>>,
+    stopping: Arc<AtomicBool>,
 ) {
     let mut changes = core.changes();
     let mut progress = core.published().progress();
@@ -121,14 +136,7 @@ pub(super) async fn run<M: StateMachine>(
     loop {
         let now = observe(&core, node_id, fatal_rx.borrow_and_update().clone());
         if let Some(error) = &now.fatal {
-            fatal.send_if_modified(|current| {
-                let first = current.is_none();
-                if first {
-                    tracing::error!(%error, "the node has stopped");
-                    *current = Some(error.clone());
-                }
-                first
-            });
+            report(&fatal, error.clone());
         }
         state.send_if_modified(|current| {
             let changed = *current != now;
@@ -144,8 +152,11 @@ pub(super) async fn run<M: StateMachine>(
             _ = fatal_rx.changed() => true,
         };
         if !alive {
-            // The last state stands: the node has stopped.
-            state.send_modify(|state| state.role = Role::Stopped);
+            if !stopping.load(Ordering::Acquire) {
+                report(&fatal, FatalError::Core(core.cause_of_death().await));
+            }
+            let now = observe(&core, node_id, fatal.borrow().clone());
+            state.send_replace(NodeState { role: Role::Stopped, leader: None, ..now });
             return;
         }
         tokio::time::sleep(PACE).await;

@@ -225,6 +225,14 @@ impl<M: StateMachine> Core<M> {
         Changes(self.raft.metrics())
     }
 
+    /// Why a core that has gone away did so.
+    pub async fn cause_of_death(&self) -> String {
+        match self.raft.is_initialized().await {
+            Ok(_) => "the consensus core stopped answering".to_owned(),
+            Err(fatal) => format!("the consensus core stopped: {fatal}"),
+        }
+    }
+
     /// Stops the core and waits until it has stopped.
     pub async fn shutdown(&self) {
         if let Err(error) = self.raft.shutdown().await {

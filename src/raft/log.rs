@@ -5,6 +5,7 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
+use futures::{Stream, StreamExt, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{OptionalSend, entry::RaftEntry as _};
 use tokio::sync::oneshot;
@@ -52,22 +53,60 @@ impl RaftLog {
     }
 }
 
+/// First index of `range`, and the one after its last.
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let start = match range.start_bound() {
+        Bound::Included(&start) => start,
+        Bound::Excluded(&before) => before + 1,
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(&last) => last.saturating_add(1),
+        Bound::Excluded(&end) => end,
+        Bound::Unbounded => u64::MAX,
+    };
+    (start, end)
+}
+
 impl RaftLogReader<TypeConfig> for RaftLog {
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
         &mut self,
         range: RB,
     ) -> io::Result<Vec<Entry>> {
-        let start = match range.start_bound() {
-            Bound::Included(&start) => start,
-            Bound::Excluded(&before) => before + 1,
-            Bound::Unbounded => 0,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(&last) => last.saturating_add(1),
-            Bound::Excluded(&end) => end,
-            Bound::Unbounded => u64::MAX,
-        };
+        let (start, end) = bounds(&range);
         self.read(start, end, usize::MAX)
+    }
+
+    /// Reads piece by piece: after a restart the range may be the whole log.
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (start, end) = bounds(&range);
+        let pieces = stream::unfold((self.clone(), start), move |(log, next)| async move {
+            if next >= end {
+                return None;
+            }
+            let piece = log.read(next, end, log.message_bytes).and_then(|entries| {
+                let held = log.store.bounds().last.map_or(0, |last| last.index + 1);
+                match entries.is_empty() && next < end.min(held) {
+                    // Ending here would make the caller believe it had seen everything.
+                    true => {
+                        Err(io::Error::new(io::ErrorKind::InvalidData, format!("entry {next} is missing")))
+                    }
+                    false => Ok(entries),
+                }
+            });
+            let last = piece.as_ref().ok().and_then(|entries| entries.last());
+            let after = last.map_or(end, |last| last.log_id.index + 1);
+            Some((piece, (log, after)))
+        });
+        pieces
+            .flat_map(|piece| match piece {
+                Ok(entries) => stream::iter(entries).map(Ok).left_stream(),
+                Err(error) => stream::iter([Err(error)]).right_stream(),
+            })
+            .boxed()
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {

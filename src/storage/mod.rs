@@ -76,8 +76,9 @@ pub trait LogStore: Send + Sync + 'static {
 use crate::error::StorageError;
 use crate::types::Membership;
 use bytes::Bytes;
+use std::sync::{Arc, Mutex};
 /// x
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SnapshotMeta {
     /// x
     pub log_id: LogId,
@@ -90,34 +91,46 @@ pub struct SnapshotMeta {
 }
 /// x
 #[derive(Clone, Debug)]
-pub struct SnapshotHandle;
+pub struct SnapshotHandle {
+    meta: SnapshotMeta,
+    bytes: Bytes,
+}
 impl SnapshotHandle {
     /// x
     pub fn meta(&self) -> &SnapshotMeta {
-        unimplemented!()
+        &self.meta
     }
     /// x
     pub fn path(&self) -> std::path::PathBuf {
-        unimplemented!()
+        std::path::PathBuf::new()
     }
     /// x
     pub fn len_bytes(&self) -> u64 {
-        0
+        self.bytes.len() as u64
     }
     /// x
-    pub fn read_at(&self, _o: u64, _l: usize) -> io::Result<Bytes> {
-        unimplemented!()
+    pub fn read_at(&self, o: u64, l: usize) -> io::Result<Bytes> {
+        let o = o as usize;
+        Ok(self.bytes.slice(o..(o + l).min(self.bytes.len())))
     }
     /// x
     pub fn open(&self) -> io::Result<Box<dyn io::Read + Send>> {
-        unimplemented!()
+        let mut r = &self.bytes[..];
+        let n = u32::from_le_bytes(r[..4].try_into().unwrap()) as usize;
+        r = &r[4 + n..];
+        Ok(Box::new(io::Cursor::new(Bytes::copy_from_slice(r))))
     }
 }
 /// x
-pub struct SnapshotWriter;
+pub struct SnapshotWriter {
+    meta: SnapshotMeta,
+    bytes: Vec<u8>,
+    store: MemorySnapshots,
+}
 impl io::Write for SnapshotWriter {
-    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-        unimplemented!()
+    fn write(&mut self, b: &[u8]) -> io::Result<usize> {
+        self.bytes.extend_from_slice(b);
+        Ok(b.len())
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
@@ -126,27 +139,67 @@ impl io::Write for SnapshotWriter {
 impl SnapshotWriter {
     /// x
     pub fn finish(self) -> Result<SnapshotHandle, StorageError> {
-        unimplemented!()
+        let h = SnapshotHandle { meta: self.meta, bytes: self.bytes.into() };
+        self.store.put(h.clone());
+        Ok(h)
+    }
+}
+impl std::fmt::Debug for SnapshotWriter {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        Ok(())
     }
 }
 /// x
-pub struct SnapshotReceiver;
+pub struct SnapshotReceiver(Vec<u8>);
 impl SnapshotReceiver {
     /// x
-    pub fn write(&mut self, _: &[u8]) -> Result<(), StorageError> {
-        unimplemented!()
+    pub fn write(&mut self, b: &[u8]) -> Result<(), StorageError> {
+        self.0.extend_from_slice(b);
+        Ok(())
     }
     /// x
     pub fn finish(self) -> Result<ReceivedSnapshot, StorageError> {
-        unimplemented!()
+        let n = u32::from_le_bytes(self.0[..4].try_into().unwrap()) as usize;
+        let meta =
+            bincode::serde::decode_from_slice(&self.0[4..4 + n], bincode::config::standard()).unwrap().0;
+        Ok(ReceivedSnapshot(SnapshotHandle { meta, bytes: self.0.into() }))
     }
 }
 /// x
-pub struct ReceivedSnapshot;
+pub struct ReceivedSnapshot(SnapshotHandle);
 impl ReceivedSnapshot {
     /// x
     pub fn meta(&self) -> &SnapshotMeta {
-        unimplemented!()
+        &self.0.meta
+    }
+}
+/// x
+#[derive(Clone, Default)]
+pub struct MemorySnapshots(Arc<Mutex<Option<SnapshotHandle>>>);
+impl MemorySnapshots {
+    fn put(&self, h: SnapshotHandle) {
+        let mut s = self.0.lock().unwrap();
+        if s.as_ref().is_none_or(|o| o.meta.log_id < h.meta.log_id) {
+            *s = Some(h);
+        }
+    }
+}
+impl SnapshotStore for MemorySnapshots {
+    fn begin(&self, meta: SnapshotMeta) -> Result<SnapshotWriter, StorageError> {
+        let m = bincode::serde::encode_to_vec(&meta, bincode::config::standard()).unwrap();
+        let mut bytes = (m.len() as u32).to_le_bytes().to_vec();
+        bytes.extend(m);
+        Ok(SnapshotWriter { meta, bytes, store: self.clone() })
+    }
+    fn receive(&self, _: LogId) -> Result<SnapshotReceiver, StorageError> {
+        Ok(SnapshotReceiver(vec![]))
+    }
+    fn place(&self, r: ReceivedSnapshot) -> Result<SnapshotHandle, StorageError> {
+        self.put(r.0.clone());
+        Ok(r.0)
+    }
+    fn newest(&self) -> Result<Option<SnapshotHandle>, StorageError> {
+        Ok(self.0.lock().unwrap().clone())
     }
 }
 /// x

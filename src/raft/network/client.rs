@@ -4,7 +4,7 @@
 //! and again when it broke. A dial goes on in the background when its caller gives up: a heartbeat waits
 //! only tens of milliseconds, less than a handshake may take on a long link.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -42,10 +42,9 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 const SNAPSHOT_PIECE_BYTES: usize = 512 * 1024;
 /// Snapshot pieces sent and not yet answered.
 const SNAPSHOT_PIECES_IN_FLIGHT: usize = 4;
-/// A piece is answered once it is written. One that is not answered for this long counts as lost.
-const SNAPSHOT_PIECE_IDLE: Duration = Duration::from_secs(10);
-/// The last piece is answered once the peer has verified, placed and loaded the snapshot.
-const SNAPSHOT_INSTALL_IDLE: Duration = Duration::from_secs(600);
+/// A piece is answered once it is written, and while the peer verifies and loads the snapshot it gives signs
+/// of life. A message that is not answered for this long counts as lost.
+const SNAPSHOT_IDLE: Duration = Duration::from_secs(5);
 
 /// Who this node is, and what to do when a peer says it may not be.
 #[derive(Clone)]
@@ -260,13 +259,15 @@ impl PeerClient {
                 let connection = self.connected().await?;
                 send(connection, request)?;
             }
-            let patience = if offset < total { SNAPSHOT_PIECE_IDLE } else { SNAPSHOT_INSTALL_IDLE };
             let connection = self.connected().await?;
-            let response = tokio::time::timeout(patience, connection.responses.recv())
+            let response = tokio::time::timeout(SNAPSHOT_IDLE, connection.responses.recv())
                 .await
-                .map_err(|_| unreachable(format!("a piece was not answered within {patience:?}")))?
+                .map_err(|_| unreachable(format!("a piece was not answered within {SNAPSHOT_IDLE:?}")))?
                 .ok_or_else(|| broken("connection closed"))?;
             let Some(place) = unanswered.iter().position(|id| *id == response.id) else { continue };
+            if matches!(&response.body, Some(response::Body::Snapshot(answer)) if answer.installing) {
+                continue;
+            }
             unanswered.remove(place);
             match response.body {
                 Some(response::Body::Snapshot(answer)) => {
@@ -317,7 +318,6 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
                 client: self,
                 input: Some(input),
                 unanswered: VecDeque::new(),
-                early: BTreeMap::new(),
                 idle: Box::pin(tokio::time::sleep(APPEND_IDLE)),
                 ended: false,
             }
@@ -388,8 +388,6 @@ struct AppendStream<'s, S> {
     input: Option<S>,
     /// Ids of the appends sent and not yet answered.
     unanswered: VecDeque<u64>,
-    /// Answers that overtook earlier ones.
-    early: BTreeMap<u64, Response>,
     idle: Pin<Box<Sleep>>,
     ended: bool,
 }
@@ -427,25 +425,28 @@ where
     }
 
     /// The answer to the oldest unanswered append.
+    ///
+    /// The peer answers in order. An answer that overtook another one therefore means that a message was
+    /// lost, and what the peer made of the later ones cannot be reported to the core: it takes a conflict
+    /// below what has matched for a follower that lost its disk.
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, RpcError>> {
         let front = *self.unanswered.front().expect("invariant: asked only while something is unanswered");
         loop {
-            if let Some(response) = self.early.remove(&front) {
-                self.unanswered.pop_front();
-                return Poll::Ready(Ok(response));
-            }
             let Some(connection) = &mut self.client.connection else {
                 return Poll::Ready(Err(broken("not connected")));
             };
             match connection.responses.poll_recv(cx) {
                 Poll::Ready(None) => return Poll::Ready(Err(broken("connection closed"))),
-                Poll::Ready(Some(response)) => {
+                Poll::Ready(Some(response)) if response.id == front => {
+                    self.unanswered.pop_front();
                     self.restart_idle();
-                    // Older ids belong to requests of an earlier stream, or were delivered twice.
-                    if self.unanswered.iter().any(|id| *id == response.id) {
-                        self.early.insert(response.id, response);
-                    }
+                    return Poll::Ready(Ok(response));
                 }
+                Poll::Ready(Some(response)) if response.id > front => {
+                    return Poll::Ready(Err(broken("an earlier message was lost")));
+                }
+                // The answer to a request of an earlier stream, or delivered twice.
+                Poll::Ready(Some(_)) => {}
                 Poll::Pending => {
                     std::task::ready!(self.idle.as_mut().poll(cx));
                     return Poll::Ready(Err(unreachable(format!("no answer within {APPEND_IDLE:?}"))));

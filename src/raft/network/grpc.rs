@@ -155,6 +155,7 @@ async fn forward<T>(mut incoming: Streaming<T>, out: mpsc::Sender<T>) {
 
 struct GrpcDoor {
     door: Arc<dyn PeerDoor>,
+    stop: watch::Receiver<bool>,
 }
 
 #[tonic::async_trait]
@@ -185,7 +186,14 @@ impl Peer for GrpcDoor {
         let (requests, accepted) = mpsc::channel(CONNECTION_REQUESTS);
         let (responses, outgoing) = mpsc::channel(CONNECTION_REQUESTS);
         runtime::spawn(forward(incoming, requests));
-        runtime::spawn(self.door.serve(accepted, responses));
+        let (serve, mut stop) = (self.door.serve(accepted, responses), self.stop.clone());
+        runtime::spawn(async move {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => {}
+                () = serve => {}
+            }
+        });
         Ok(tonic::Response::new(ReceiverStream::new(outgoing).map(Ok).boxed()))
     }
 }
@@ -202,7 +210,7 @@ pub fn serve(
 ) -> io::Result<tokio::task::JoinHandle<()>> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let service = PeerServer::new(GrpcDoor { door })
+    let service = PeerServer::new(GrpcDoor { door, stop: stop.clone() })
         .max_decoding_message_size(max_message_bytes)
         .max_encoding_message_size(max_message_bytes);
     let incoming = TcpListenerStream::new(listener).inspect(|stream| {

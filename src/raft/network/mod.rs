@@ -11,9 +11,11 @@
 //!
 //! # What a transport may do to messages
 //!
-//! Lose them, delay them, deliver them twice or out of order. Raft tolerates all of that, and so does this
-//! room: a response is matched by its id and counted once, a request that is not answered in time fails.
-//! What a transport must not do is change them or invent them.
+//! Lose them, delay them, deliver them twice or out of order. openraft's core, however, relies on appends
+//! being processed and answered in order. This room sees to it: ids grow along a connection, the callee
+//! drops what arrives late and answers in order, and the caller gives a connection up when an answer
+//! overtakes another one or does not come in time. What a transport must not do is change messages or invent
+//! them.
 
 pub mod client;
 pub mod grpc;

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
+use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver as _;
@@ -24,6 +25,9 @@ use crate::types::{Incarnation, LogId, NodeId};
 
 /// Requests of one connection that the core is working on; more stay in the connection.
 const REQUESTS_IN_PROGRESS: usize = 64;
+
+/// How often a caller is told that its snapshot is still being installed.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// Who answers.
 #[derive(Clone)]
@@ -131,7 +135,7 @@ impl<M: StateMachine> PeerService<M> {
         if piece.offset < current.received {
             // Delivered twice.
             *incoming = Some(current);
-            return Ok(proto::SnapshotResponse { vote: Some(own_vote) });
+            return Ok(proto::SnapshotResponse { vote: Some(own_vote), installing: false });
         }
         current.received += piece.bytes.len() as u64;
         let bytes = piece.bytes;
@@ -140,17 +144,19 @@ impl<M: StateMachine> PeerService<M> {
             .map_err(|e| e.to_string())?;
         if !piece.last {
             *incoming = Some(current);
-            return Ok(proto::SnapshotResponse { vote: Some(own_vote) });
+            return Ok(proto::SnapshotResponse { vote: Some(own_vote), installing: false });
         }
         let received = offload(move || current.receiver.finish()).await.map_err(|e| e.to_string())?;
         let meta = snapshot::meta(received.meta());
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(received) };
         let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(|e| e.to_string())?;
-        Ok(proto::SnapshotResponse { vote: Some(wire::vote(&response.vote)) })
+        Ok(proto::SnapshotResponse { vote: Some(wire::vote(&response.vote)), installing: false })
     }
 
     async fn run(self, mut requests: mpsc::Receiver<Request>, responses: mpsc::Sender<Response>) {
-        let mut working = FuturesUnordered::new();
+        // In order, because the caller's core takes a conflict that overtakes an acceptance for a lost disk.
+        let mut working = FuturesOrdered::new();
+        let mut newest = 0;
         let mut incoming = None;
         let mut open = true;
         while open || !working.is_empty() {
@@ -163,8 +169,12 @@ impl<M: StateMachine> PeerService<M> {
                 }
                 request = requests.recv(), if open && working.len() < REQUESTS_IN_PROGRESS => match request {
                     None => open = false,
+                    // Late, or delivered twice.
+                    Some(Request { id, .. }) if id <= newest => {}
                     Some(Request { id, body: Some(request::Body::Snapshot(piece)) }) => {
-                        let body = match self.take_piece(&mut incoming, piece).await {
+                        newest = id;
+                        let taken = signs_of_life(id, &responses, self.vote(), self.take_piece(&mut incoming, piece));
+                        let body = match taken.await {
                             Ok(response) => response::Body::Snapshot(response),
                             Err(reason) => response::Body::Failure(reason),
                         };
@@ -172,10 +182,31 @@ impl<M: StateMachine> PeerService<M> {
                             return;
                         }
                     }
-                    Some(request) => working.push(self.clone().answer(request)),
+                    Some(request) => {
+                        newest = request.id;
+                        working.push_back(self.clone().answer(request));
+                    }
                 },
             }
         }
+    }
+}
+
+/// Waits for `work`, and lets the caller of request `id` know every now and then that it goes on.
+async fn signs_of_life<T>(
+    id: u64,
+    responses: &mpsc::Sender<Response>,
+    vote: Vote,
+    work: impl Future<Output = T>,
+) -> T {
+    tokio::pin!(work);
+    loop {
+        if let Ok(done) = tokio::time::timeout(SIGN_OF_LIFE, &mut work).await {
+            return done;
+        }
+        let alive = proto::SnapshotResponse { vote: Some(wire::vote(&vote)), installing: true };
+        // A caller that is gone does not stop the installation.
+        let _ = responses.try_send(Response { id, body: Some(response::Body::Snapshot(alive)) });
     }
 }
 

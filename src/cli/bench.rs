@@ -1,0 +1,320 @@
+//! `quorate bench`: closed-loop callers through one shared client.
+//!
+//! Each caller sends its next operation when the last one is answered, so latency and throughput belong
+//! together: `callers / latency`. Operations that end inside the window after the warm-up are measured;
+//! errors are counted whenever they happen.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::{Args, ValueEnum};
+use hdrhistogram::Histogram;
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::get::level;
+use super::{CliError, Common, Format, ScopeArgs, output};
+use crate::client::{Cause, Client, ClientError, Scope};
+use crate::runtime;
+use crate::types::ReadLevel;
+
+/// Arguments of `quorate bench`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Example:\n  quorate bench --callers 256 --value-bytes 256 --seconds 10\n  quorate bench --callers 64 --kind get --local -o json\n  quorate bench --callers 64 --reads 0.9\n\nWrites keys bench-00000000 and up in the chosen collection. Exits non-zero when no operation succeeded."
+)]
+pub struct BenchArgs {
+    /// Callers, each with one operation under way at a time
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub callers: u32,
+    /// Size of the values, which are random
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
+    pub value_bytes: u32,
+    /// How long to measure
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub seconds: u32,
+    /// How long to run before measuring
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub warmup_seconds: u32,
+    /// How many different keys
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub keys: u32,
+    /// What the callers do
+    #[arg(long, value_enum, default_value_t = Kind::Put)]
+    pub kind: Kind,
+    /// Which part of the operations are gets, from 0 to 1; the others are puts
+    #[arg(long, value_name = "FRACTION", value_parser = parse_fraction, conflicts_with = "kind")]
+    pub reads: Option<f64>,
+    /// Read from all nodes in turn what they have applied so far
+    #[arg(long)]
+    pub local: bool,
+    /// Whose keys
+    #[command(flatten)]
+    pub scope: ScopeArgs,
+}
+
+/// What the callers of a measurement do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// Only puts
+    Put,
+    /// Only gets
+    Get,
+}
+
+fn parse_fraction(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(fraction) if (0.0..=1.0).contains(&fraction) => Ok(fraction),
+        _ => Err("write a number from 0 to 1".to_owned()),
+    }
+}
+
+/// What is printed.
+#[derive(Debug, Serialize)]
+struct Report {
+    callers: u32,
+    value_bytes: u32,
+    seconds: f64,
+    reads: f64,
+    operations: u64,
+    errors: u64,
+    ops_per_second: f64,
+    p50_us: u64,
+    p99_us: u64,
+    p999_us: u64,
+    max_us: u64,
+    errors_by_kind: BTreeMap<&'static str, u64>,
+}
+
+/// What one caller does.
+#[derive(Debug, Clone)]
+struct Plan {
+    client: Client,
+    scope: Scope,
+    level: ReadLevel,
+    keys: u64,
+    value_bytes: usize,
+    reads: f64,
+    measure_from: Instant,
+    until: Instant,
+}
+
+/// What one caller, or all together, saw.
+#[derive(Debug)]
+struct Tally {
+    latency_us: Histogram<u64>,
+    errors: BTreeMap<&'static str, u64>,
+    last_error: Option<ClientError>,
+}
+
+impl Tally {
+    fn new() -> Self {
+        /// Three digits: the error of a percentile is at most 0.1 %.
+        const SIGNIFICANT_DIGITS: u8 = 3;
+        let latency_us = Histogram::new(SIGNIFICANT_DIGITS).expect("invariant: 3 is a valid precision");
+        Self { latency_us, errors: BTreeMap::new(), last_error: None }
+    }
+
+    fn fail(&mut self, error: ClientError) {
+        *self.errors.entry(kind_of(&error)).or_default() += 1;
+        self.last_error = Some(error);
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.latency_us.add(&other.latency_us).expect("invariant: the histogram resizes itself");
+        for (kind, count) in &other.errors {
+            *self.errors.entry(kind).or_default() += count;
+        }
+        if other.last_error.is_some() {
+            self.last_error.clone_from(&other.last_error);
+        }
+    }
+}
+
+/// Measures, and prints the report.
+///
+/// # Errors
+/// [`CliError::NothingMeasured`], after the report, when no operation succeeded; others see [`CliError`].
+pub async fn run(common: &Common, args: BenchArgs) -> Result<(), CliError> {
+    let reads = args.reads.unwrap_or(match args.kind {
+        Kind::Put => 0.0,
+        Kind::Get => 1.0,
+    });
+    let window = Duration::from_secs(args.seconds.into());
+    let measure_from = Instant::now() + Duration::from_secs(args.warmup_seconds.into());
+    let plan = Plan {
+        client: common.client_with(|_| {})?,
+        scope: args.scope.scope(),
+        level: level(args.local),
+        keys: args.keys.into(),
+        value_bytes: args.value_bytes as usize,
+        reads,
+        measure_from,
+        until: measure_from + window,
+    };
+    let total = measure(&plan, args.callers as usize).await;
+    let report = report(&args, reads, window, &total);
+    match common.output {
+        Format::Json => output::json(&report)?,
+        Format::Table => output::raw(table(&report).as_bytes())?,
+    }
+    match total.last_error {
+        Some(last) if report.operations == 0 => Err(CliError::NothingMeasured {
+            unreachable: matches!(last, ClientError::Unavailable { .. }),
+            last: last.to_string(),
+        }),
+        None if report.operations == 0 => Err(CliError::NothingMeasured {
+            unreachable: false,
+            last: "none, but no operation ended in time".to_owned(),
+        }),
+        Some(last) => {
+            output::remark(&format!("{} operations failed; the last error was: {last}", report.errors));
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// Runs the callers to their end. They share a few tallies, because a histogram takes more memory than all
+/// else that belongs to a caller.
+async fn measure(plan: &Plan, callers: usize) -> Tally {
+    /// Enough that callers on different threads seldom meet at one.
+    const TALLIES: usize = 16;
+    let tallies: Vec<_> = (0..TALLIES).map(|_| Arc::new(Mutex::new(Tally::new()))).collect();
+    let start = |n: usize| runtime::spawn(caller(plan.clone(), tallies[n % TALLIES].clone()));
+    let callers: Vec<_> = (0..callers).map(start).collect();
+    for caller in callers {
+        if let Err(error) = caller.await
+            && let Ok(panic) = error.try_into_panic()
+        {
+            std::panic::resume_unwind(panic);
+        }
+    }
+    let mut total = Tally::new();
+    for tally in tallies {
+        total.add(&tally.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+    total
+}
+
+async fn caller(plan: Plan, tally: Arc<Mutex<Tally>>) {
+    let mut rng = SmallRng::seed_from_u64(runtime::random_u64());
+    let mut began = Instant::now();
+    while began < plan.until {
+        let outcome = operate(&plan, &mut rng).await;
+        let ended = Instant::now();
+        let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(()) if ended >= plan.measure_from && ended < plan.until => {
+                let latency_us = u64::try_from((ended - began).as_micros()).unwrap_or(u64::MAX);
+                tally.latency_us.saturating_record(latency_us);
+            }
+            Ok(()) => {}
+            Err(error) => tally.fail(error),
+        }
+        began = ended;
+    }
+}
+
+async fn operate(plan: &Plan, rng: &mut SmallRng) -> Result<(), ClientError> {
+    let key = Bytes::from(format!("bench-{:08}", rng.next_u64() % plan.keys));
+    // 53 bits, as many as the fraction of a double has.
+    let read = plan.reads > 0.0 && ((rng.next_u64() >> 11) as f64) < plan.reads * (1u64 << 53) as f64;
+    if read {
+        plan.client.get(&plan.scope, key, plan.level).await.map(drop)
+    } else {
+        let mut value = vec![0; plan.value_bytes];
+        rng.fill_bytes(&mut value);
+        plan.client.put(&plan.scope, key, value).await.map(drop)
+    }
+}
+
+fn kind_of(error: &ClientError) -> &'static str {
+    match error {
+        ClientError::Unavailable { .. } => "unavailable",
+        ClientError::DeadlineExceeded { .. } => "deadline_exceeded",
+        ClientError::Rejected { .. } => "rejected",
+        ClientError::Failed { cause, .. } => match cause {
+            Cause::ConnectionLost => "connection_lost",
+            Cause::LeaderChanged => "leader_changed",
+            Cause::Interrupted => "interrupted",
+            Cause::NoQuorum => "no_quorum",
+            Cause::NotLeader => "not_leader",
+            Cause::Overloaded => "overloaded",
+            Cause::Stopped => "stopped",
+            Cause::Unexpected => "unexpected",
+        },
+    }
+}
+
+fn report(args: &BenchArgs, reads: f64, window: Duration, total: &Tally) -> Report {
+    let operations = total.latency_us.len();
+    let seconds = window.as_secs_f64();
+    Report {
+        callers: args.callers,
+        value_bytes: args.value_bytes,
+        seconds,
+        reads,
+        operations,
+        errors: total.errors.values().sum(),
+        ops_per_second: (operations as f64 / seconds * 10.0).round() / 10.0,
+        p50_us: total.latency_us.value_at_quantile(0.5),
+        p99_us: total.latency_us.value_at_quantile(0.99),
+        p999_us: total.latency_us.value_at_quantile(0.999),
+        max_us: total.latency_us.max(),
+        errors_by_kind: total.errors.clone(),
+    }
+}
+
+fn table(report: &Report) -> String {
+    let mut rows = vec![
+        vec!["callers".to_owned(), report.callers.to_string()],
+        vec!["value bytes".to_owned(), report.value_bytes.to_string()],
+        vec!["reads".to_owned(), format!("{:.0} %", report.reads * 100.0)],
+        vec!["seconds".to_owned(), report.seconds.to_string()],
+        vec!["operations".to_owned(), report.operations.to_string()],
+        vec!["errors".to_owned(), report.errors.to_string()],
+    ];
+    for (kind, count) in &report.errors_by_kind {
+        rows.push(vec![format!("  {kind}"), count.to_string()]);
+    }
+    let in_ms = |us: u64| format!("{:.3} ms", us as f64 / 1000.0);
+    rows.push(vec!["operations/s".to_owned(), format!("{:.0}", report.ops_per_second)]);
+    for (name, us) in
+        [("p50", report.p50_us), ("p99", report.p99_us), ("p99.9", report.p999_us), ("max", report.max_us)]
+    {
+        rows.push(vec![name.to_owned(), in_ms(us)]);
+    }
+    output::table(&["MEASURE", "VALUE"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tallies_add_up() {
+        let endpoint = crate::client::Endpoint::parse("n1:1").unwrap();
+        let lost = ClientError::Failed {
+            endpoint,
+            cause: Cause::ConnectionLost,
+            message: String::new(),
+            maybe_applied: true,
+        };
+        let mut total = Tally::new();
+        for latency_us in [100, 3_000_000] {
+            let mut one = Tally::new();
+            one.latency_us.saturating_record(latency_us);
+            one.fail(lost.clone());
+            one.fail(lost.clone());
+            total.add(&one);
+        }
+        assert_eq!(total.latency_us.len(), 2);
+        assert!(total.latency_us.max() >= 3_000_000);
+        assert_eq!(total.errors["connection_lost"], 4);
+        assert!(total.last_error.is_some());
+    }
+}

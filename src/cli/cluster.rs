@@ -1,0 +1,304 @@
+//! `quorate cluster`: a whole cluster on this machine, for trying, developing and breaking.
+//!
+//! It starts real `quorate serve` processes, each with its own directory and log file, prints how to talk
+//! to them, and shows until Ctrl-C who leads and how far everybody is. Ctrl-C stops the nodes in order,
+//! the leader last; the next start continues from the same directory. A node that ends by itself is
+//! reported, and with `--restart` started again.
+//!
+//! It is a supervisor for one machine and one terminal. Production runs one `quorate serve` per machine
+//! under the supervisor that is there; `cluster/systemd` and `cluster/compose.yaml` are made for that.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quorate_cluster::{Cluster, ClusterError, ClusterSpec};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::MissedTickBehavior;
+
+use crate::client::{Client, ClientConfig, ConfigError, Endpoint, NodeStatus};
+use crate::runtime;
+use crate::types::NodeId;
+use screen::{NodeRow, Screen, View};
+use supervisor::{Event, Supervisor};
+
+mod screen;
+mod supervisor;
+
+/// Pause between two looks at the nodes.
+const REFRESH_INTERVAL_MS: u64 = 500;
+/// Longest wait for a node's status; longer than a busy machine takes, shorter than patience.
+const STATUS_TIMEOUT_MS: u64 = 800;
+/// How long a node may take to stop before it is killed. A leader hands over first.
+const STOP_DEADLINE_MS: u64 = 10_000;
+/// Without a leader after this long, the user is told where to look.
+const LEADER_EXPECTED_MS: u64 = 15_000;
+
+/// Arguments of `quorate cluster`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ClusterArgs {
+    /// Number of nodes; three survive the loss of one, five the loss of two
+    #[arg(long, value_name = "COUNT", default_value_t = 3)]
+    pub nodes: u64,
+    /// Directory for the data and logs of all nodes; an existing one is continued
+    #[arg(long, value_name = "DIR", default_value = "./quorate-data")]
+    pub data_dir: PathBuf,
+    /// Client port of node 1; node N has the Nth from it
+    #[arg(long, value_name = "PORT", default_value_t = 7801)]
+    pub client_port: u16,
+    /// Peer port of node 1; node N has the Nth from it
+    #[arg(long, value_name = "PORT", default_value_t = 7901)]
+    pub peer_port: u16,
+    /// Start a node again when its process ends
+    #[arg(long)]
+    pub restart: bool,
+}
+
+/// Why `quorate cluster` ended other than by request.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClusterCommandError {
+    /// The cluster could not be started or stopped.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// Every node has ended.
+    #[error("all {nodes} nodes have ended; their output is in {}", logs.display())]
+    AllEnded {
+        /// How many there were.
+        nodes: u64,
+        /// Pattern of their log files.
+        logs: PathBuf,
+    },
+    /// The path of this program is not known.
+    #[error("cannot find the path of this program: {0}")]
+    Program(#[source] io::Error),
+    /// Signals could not be caught.
+    #[error("cannot listen for signals: {0}")]
+    Signals(#[source] io::Error),
+    /// The addresses cannot be used by a client.
+    #[error(transparent)]
+    Client(#[from] ConfigError),
+}
+
+impl ClusterCommandError {
+    /// Whether the arguments are at fault, which has an exit code of its own.
+    pub fn is_invalid_input(&self) -> bool {
+        matches!(self, Self::Cluster(ClusterError::Nodes { .. } | ClusterError::PortRanges { .. }))
+    }
+}
+
+/// Runs a local cluster until it is told to stop, or every node has ended.
+///
+/// # Errors
+/// See [`ClusterCommandError`]. A stop on request is no error.
+pub async fn run(args: ClusterArgs) -> Result<(), ClusterCommandError> {
+    let mut stop = StopSignals::listen().map_err(ClusterCommandError::Signals)?;
+    let binary = std::env::current_exe().map_err(ClusterCommandError::Program)?;
+    let program = shown_path(&binary);
+    let mut spec = ClusterSpec::new(binary, &args.data_dir);
+    (spec.nodes, spec.client_port, spec.peer_port) = (args.nodes, args.client_port, args.peer_port);
+
+    let cluster = Arc::new(runtime::offload(move || Cluster::start(spec)).await?);
+    let mut screen = Screen::stdout();
+    screen.print(&format!("{} nodes started in {}", args.nodes, cluster.data_dir().display()));
+
+    let outcome = Session::new(&cluster, program, args.restart)?.watch(&mut screen, &mut stop).await;
+    let leader = match outcome {
+        Ok(leader) => leader,
+        Err(error) => {
+            screen.keep();
+            return Err(error);
+        }
+    };
+    stop_all(cluster, leader, &mut screen, &mut stop).await
+}
+
+/// Everything that the watching of a running cluster needs.
+struct Session<'a> {
+    cluster: &'a Arc<Cluster>,
+    client: Client,
+    endpoints: BTreeMap<NodeId, Endpoint>,
+    supervisor: Supervisor,
+    program: String,
+    started: Instant,
+    introduced: bool,
+    warned: bool,
+}
+
+impl<'a> Session<'a> {
+    fn new(cluster: &'a Arc<Cluster>, program: String, restart: bool) -> Result<Self, ConfigError> {
+        let timeout = Duration::from_millis(STATUS_TIMEOUT_MS);
+        let config = ClientConfig { timeout, ..ClientConfig::default() };
+        let endpoints: BTreeMap<_, _> = cluster
+            .nodes()
+            .iter()
+            .map(|node| Ok((node.node_id(), Endpoint::parse(&node.client_address())?)))
+            .collect::<Result<_, ConfigError>>()?;
+        Ok(Self {
+            cluster,
+            client: Client::new(endpoints.values().map(Endpoint::as_str), config)?,
+            endpoints,
+            supervisor: Supervisor::new(restart),
+            program,
+            started: Instant::now(),
+            introduced: false,
+            warned: false,
+        })
+    }
+
+    /// Shows the cluster until a stop is asked for; returns who led then.
+    async fn watch(
+        mut self,
+        screen: &mut Screen,
+        stop: &mut StopSignals,
+    ) -> Result<Option<NodeId>, ClusterCommandError> {
+        let mut tick = tokio::time::interval(Duration::from_millis(REFRESH_INTERVAL_MS));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut leader = None;
+        loop {
+            tokio::select! {
+                () = stop.received() => return Ok(leader),
+                view = async { tick.tick().await; self.look().await } => {
+                    leader = view.leader();
+                    self.supervise(&view, screen)?;
+                    self.introduce(&view, screen);
+                    screen.show(&view);
+                }
+            }
+        }
+    }
+
+    /// Asks all nodes for their status at the same time.
+    async fn look(&self) -> View {
+        let mut answers: BTreeMap<Endpoint, Option<NodeStatus>> =
+            self.client.status_all().await.into_iter().map(|(at, answer)| (at, answer.ok())).collect();
+        let row = |(node_id, endpoint): (&NodeId, &Endpoint)| NodeRow {
+            node_id: *node_id,
+            endpoint: endpoint.to_string(),
+            pid: self.cluster.node(*node_id).pid(),
+            status: answers.remove(endpoint).flatten(),
+        };
+        View { rows: self.endpoints.iter().map(row).collect() }
+    }
+
+    /// Reports nodes that have ended, and starts those again that are due.
+    fn supervise(&mut self, view: &View, screen: &mut Screen) -> Result<(), ClusterCommandError> {
+        let now = Instant::now();
+        for node in self.cluster.nodes() {
+            match self.supervisor.observe(now, node.node_id(), node.exit()) {
+                None => {}
+                Some(Event::Ended { exit, restart_in }) => {
+                    screen.print(&format!(
+                        "node {} (process {}) ended with {}; its output is in {}",
+                        node.node_id(),
+                        exit.pid,
+                        exit.status,
+                        node.log_path().display()
+                    ));
+                    screen.print(&match restart_in {
+                        Some(pause) => format!("  it starts again in {} s", pause.as_secs()),
+                        None => format!("  start it again with:\n  {}", node.command_line()),
+                    });
+                }
+                Some(Event::Restart) => match node.start() {
+                    Ok(pid) => {
+                        screen.print(&format!("node {} started again as process {pid}", node.node_id()));
+                    }
+                    Err(error) => screen.print(&format!("node {} cannot start: {error}", node.node_id())),
+                },
+            }
+        }
+        // A node that answers although its process here has ended was started by hand.
+        if !self.supervisor.restarts()
+            && view.rows.iter().all(|row| row.pid.is_none() && row.status.is_none())
+        {
+            return Err(ClusterCommandError::AllEnded {
+                nodes: view.rows.len() as u64,
+                logs: self.cluster.data_dir().join("node-*/output.log"),
+            });
+        }
+        Ok(())
+    }
+
+    /// Says once how to talk to the cluster, as soon as it has a leader.
+    fn introduce(&mut self, view: &View, screen: &mut Screen) {
+        if self.introduced {
+            return;
+        }
+        if view.leader().is_some() {
+            self.introduced = true;
+            screen.print(&screen::introduction(&self.program, view));
+        } else if !self.warned && self.started.elapsed() >= Duration::from_millis(LEADER_EXPECTED_MS) {
+            self.warned = true;
+            let logs = self.cluster.data_dir().join("node-*/output.log");
+            screen.print(&format!("no node leads yet; why may be found in {}", logs.display()));
+        }
+    }
+}
+
+/// Stops the nodes in order. A second signal kills those that are left.
+async fn stop_all(
+    cluster: Arc<Cluster>,
+    leader: Option<NodeId>,
+    screen: &mut Screen,
+    stop: &mut StopSignals,
+) -> Result<(), ClusterCommandError> {
+    screen.keep();
+    screen.print("stopping the nodes, the leader last; once more to kill them");
+    let stopping = cluster.clone();
+    let last = Vec::from_iter(leader);
+    let work = runtime::offload(move || stopping.stop(&last, Duration::from_millis(STOP_DEADLINE_MS)));
+    tokio::pin!(work);
+    tokio::select! {
+        outcome = &mut work => outcome?,
+        () = stop.received() => {
+            cluster.kill_all()?;
+            // It finds every node ended.
+            work.await?;
+            screen.print("killed");
+            return Ok(());
+        }
+    }
+    screen.print(&format!("stopped; the next start continues from {}", cluster.data_dir().display()));
+    Ok(())
+}
+
+/// The signals that ask for an orderly stop: Ctrl-C, a supervisor's SIGTERM, a closed terminal.
+struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl StopSignals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+}
+
+/// The shortest way to write the path of this program in the user's shell.
+fn shown_path(binary: &Path) -> String {
+    let on_path = std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|dir| dir.is_absolute() && dir.join("quorate") == binary)
+    });
+    if on_path {
+        return "quorate".to_owned();
+    }
+    let here = std::env::current_dir().ok();
+    let relative = here.as_deref().and_then(|here| binary.strip_prefix(here).ok());
+    relative.unwrap_or(binary).display().to_string()
+}

@@ -1,0 +1,158 @@
+//! How a command fails: what is printed, the hint below it, and the exit code.
+
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+
+use super::cluster::ClusterCommandError;
+use super::serve::ServeError;
+use crate::client::{ClientError, ConfigError};
+
+/// All went well.
+pub const EXIT_OK: u8 = 0;
+/// The command failed.
+pub const EXIT_ERROR: u8 = 1;
+/// No endpoint can be connected to.
+pub const EXIT_UNREACHABLE: u8 = 2;
+/// An argument, a file or a value cannot be used.
+pub const EXIT_INVALID: u8 = 3;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CliError {
+    /// The operation failed.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The arguments do not make a client.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The key does not exist.
+    #[error("key not found: {key}")]
+    NotFound {
+        /// The key.
+        key: String,
+    },
+    /// What should be read cannot be.
+    #[error("cannot read {}: {source}", path.display())]
+    Input {
+        /// The file, or `-` for standard input.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The result cannot be written.
+    #[error("cannot write to standard output: {0}")]
+    Output(#[source] io::Error),
+    /// The result cannot be shown as JSON.
+    #[error("cannot write JSON: {0}")]
+    Json(#[source] serde_json::Error),
+    /// No node answered.
+    #[error("none of the nodes answers")]
+    NoNodeAnswers,
+    /// Every operation of a measurement failed.
+    #[error("no operation succeeded; the last error was: {last}")]
+    NothingMeasured {
+        /// The last error.
+        last: String,
+        /// Whether it was that no endpoint can be connected to.
+        unreachable: bool,
+    },
+    /// Running one or more nodes failed.
+    #[error(transparent)]
+    Node(Box<dyn Error + Send + Sync>),
+}
+
+/// Whether a node failed because of what it was given.
+fn is_invalid_input(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+    error.downcast_ref().is_some_and(ServeError::is_invalid_input)
+        || error.downcast_ref().is_some_and(ClusterCommandError::is_invalid_input)
+}
+
+impl CliError {
+    /// Wraps what a command that runs nodes returns.
+    pub(super) fn node(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Node(error.into())
+    }
+
+    /// The exit code of the process.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Client(ClientError::Unavailable { .. })
+            | Self::NoNodeAnswers
+            | Self::NothingMeasured { unreachable: true, .. } => EXIT_UNREACHABLE,
+            Self::Client(ClientError::Rejected { .. }) | Self::Config(_) | Self::Input { .. } => EXIT_INVALID,
+            Self::Node(error) if is_invalid_input(&**error) => EXIT_INVALID,
+            Self::Node(_) => EXIT_ERROR,
+            Self::Output(_) if self.is_broken_pipe() => EXIT_OK,
+            Self::Client(_)
+            | Self::NotFound { .. }
+            | Self::Output(_)
+            | Self::Json(_)
+            | Self::NothingMeasured { .. } => EXIT_ERROR,
+        }
+    }
+
+    /// Whether the reader of standard output has gone away, as `head` does: no reason to complain.
+    pub fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Client(error) => client_hint(error),
+            Self::NoNodeAnswers | Self::NothingMeasured { unreachable: true, .. } => Some(UNREACHABLE_HINT),
+            Self::Config(ConfigError::NoEndpoints | ConfigError::Endpoint { .. }) => {
+                Some("give the nodes' client addresses: --endpoints host:port,host:port")
+            }
+            Self::NotFound { .. } => Some("`quorate range --prefix PREFIX` lists the keys that exist"),
+            Self::Config(_)
+            | Self::Input { .. }
+            | Self::Output(_)
+            | Self::Json(_)
+            | Self::NothingMeasured { .. }
+            | Self::Node(_) => None,
+        }
+    }
+}
+
+const UNREACHABLE_HINT: &str =
+    "is the cluster running? `quorate cluster` starts a local one; --endpoints says where another one is";
+
+fn client_hint(error: &ClientError) -> Option<&'static str> {
+    if error.maybe_applied() {
+        return Some("read the key to find out whether the write took effect before you repeat it");
+    }
+    match error {
+        ClientError::Unavailable { .. } => Some(UNREACHABLE_HINT),
+        ClientError::DeadlineExceeded { .. } => {
+            Some("`quorate status` shows whether a majority of the nodes is up; --timeout allows more time")
+        }
+        ClientError::Rejected { .. } | ClientError::Failed { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Rejection;
+    use crate::error::OpenError;
+
+    #[test]
+    fn exit_codes() {
+        let rejected = ClientError::Rejected { rejection: Rejection::Invalid, message: String::new() };
+        for (error, code) in [
+            (CliError::Client(ClientError::Unavailable { tried: vec![] }), EXIT_UNREACHABLE),
+            (CliError::Client(rejected), EXIT_INVALID),
+            (CliError::Config(ConfigError::NoEndpoints), EXIT_INVALID),
+            (CliError::NotFound { key: "k".to_owned() }, EXIT_ERROR),
+            (CliError::Output(io::ErrorKind::BrokenPipe.into()), EXIT_OK),
+            (CliError::Output(io::ErrorKind::StorageFull.into()), EXIT_ERROR),
+            (CliError::node(ServeError::from(OpenError::Config("x".to_owned()))), EXIT_INVALID),
+            (CliError::node(ServeError::from(OpenError::Core("x".to_owned()))), EXIT_ERROR),
+        ] {
+            assert_eq!(error.exit_code(), code, "{error:?}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Results on standard output: tables for people, JSON for programs.
+//!
+//! All commands print through here, because a reader may close the pipe at any time (`quorate range |
+//! head`), and `println!` panics when it does.
+
+use std::io::{self, IsTerminal, Write};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use clap::ValueEnum;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::error::CliError;
+use crate::client::Item;
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Text for people
+    Table,
+    /// JSON for programs
+    Json,
+}
+
+/// Writes `bytes` as they are.
+pub(super) fn raw(bytes: &[u8]) -> Result<(), CliError> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(CliError::Output)
+}
+
+/// Writes a value as it is, and ends the line if a person is looking.
+pub(super) fn value(bytes: &[u8]) -> Result<(), CliError> {
+    raw(bytes)?;
+    if io::stdout().is_terminal() && !bytes.ends_with(b"\n") { raw(b"\n") } else { Ok(()) }
+}
+
+/// Writes a line.
+pub(super) fn line(text: &str) -> Result<(), CliError> {
+    raw(format!("{text}\n").as_bytes())
+}
+
+/// Writes `value` as one JSON document.
+pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
+    line(&serde_json::to_string_pretty(value).map_err(CliError::Json)?)
+}
+
+/// Writes a remark for people on standard error, where it is not in the way of the result.
+pub(super) fn remark(text: &str) {
+    // Nothing is left to complain to when standard error is closed.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Lines up `rows` below `headings`, two spaces between columns.
+pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = headings.iter().map(|heading| heading.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    let headings: Vec<String> = headings.iter().map(ToString::to_string).collect();
+    for row in std::iter::once(&headings).chain(rows) {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Puts `bytes` into `object`: under `name` when they are UTF-8, else under `name_base64`.
+pub(super) fn insert_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => object.insert(name.to_owned(), text.into()),
+        Err(_) => object.insert(format!("{name}_base64"), BASE64_STANDARD.encode(bytes).into()),
+    };
+}
+
+/// An item as a JSON object.
+pub(super) fn item_object(item: &Item) -> Map<String, Value> {
+    let mut object = Map::new();
+    insert_bytes(&mut object, "key", &item.key);
+    insert_bytes(&mut object, "value", &item.value);
+    object.insert("create_revision".to_owned(), item.create_revision.into());
+    object.insert("mod_revision".to_owned(), item.mod_revision.into());
+    object.insert("version".to_owned(), item.version.into());
+    object
+}
+
+/// Bytes on one line of a table: control characters and what is not UTF-8 are escaped.
+pub(super) fn printable(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text
+            .chars()
+            .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() })
+            .collect(),
+        Err(_) => bytes.escape_ascii().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_line_up() {
+        let rows = [vec!["1".to_owned(), "längere".to_owned()], vec!["22".to_owned(), "x".to_owned()]];
+        assert_eq!(table(&["ID", "NAME"], &rows), "ID  NAME\n1   längere\n22  x\n");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_named_so() {
+        let mut object = Map::new();
+        insert_bytes(&mut object, "key", b"k");
+        insert_bytes(&mut object, "value", &[0xff, 0x00]);
+        assert_eq!(serde_json::to_string(&object).unwrap(), r#"{"key":"k","value_base64":"/wA="}"#);
+        assert_eq!(printable(b"a\tb"), "a\\tb");
+        assert_eq!(printable(&[0xff, b'a']), "\\xffa");
+    }
+}

@@ -1,0 +1,152 @@
+//! `quorate status`.
+
+use std::collections::BTreeSet;
+
+use clap::Args;
+use futures::future::join_all;
+use serde::Serialize;
+
+use super::{CliError, Common, Format, output};
+use crate::client::{Client, ClientError, Endpoint, NodeStatus};
+use crate::types::NodeId;
+
+/// Arguments of `quorate status`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  quorate status\n  quorate status --endpoints 10.0.0.1:7801 --members\n  quorate status -o json | jq '.[] | select(.role == \"leader\") | .endpoint'\n\nA node that does not answer is listed as unreachable. Exits with 2 when none answers."
+)]
+pub struct StatusArgs {
+    /// Ask also the members that were not given as endpoints
+    #[arg(long)]
+    pub members: bool,
+}
+
+/// One node, as shown. Everything but the endpoint is null when it does not answer.
+#[derive(Debug, Default, Serialize)]
+struct Row {
+    node_id: Option<NodeId>,
+    endpoint: String,
+    role: Option<String>,
+    term: Option<u64>,
+    leader: Option<NodeId>,
+    last_log: Option<u64>,
+    committed: Option<u64>,
+    applied: Option<u64>,
+    state_hash: Option<String>,
+    reachable: bool,
+    error: Option<String>,
+}
+
+/// Lists the nodes.
+///
+/// # Errors
+/// [`CliError::NoNodeAnswers`], after the list, when no node answers; others see [`CliError`].
+pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
+    let client = common.client()?;
+    let mut answers = client.status_all().await;
+    if args.members {
+        let others = ask_other_members(&client, &answers).await;
+        answers.extend(others);
+    }
+    let rows: Vec<Row> = answers.iter().map(|(endpoint, answer)| row(endpoint, answer)).collect();
+    match common.output {
+        Format::Json => output::json(&rows)?,
+        Format::Table => {
+            let headings = [
+                "NODE",
+                "ENDPOINT",
+                "ROLE",
+                "TERM",
+                "LEADER",
+                "LAST LOG",
+                "COMMITTED",
+                "APPLIED",
+                "STATE HASH",
+            ];
+            let cells: Vec<_> = rows.iter().map(cells).collect();
+            output::raw(output::table(&headings, &cells).as_bytes())?;
+        }
+    }
+    if rows.iter().any(|row| row.reachable) { Ok(()) } else { Err(CliError::NoNodeAnswers) }
+}
+
+type Answer = (Endpoint, Result<NodeStatus, ClientError>);
+
+async fn ask_other_members(client: &Client, answers: &[Answer]) -> Vec<Answer> {
+    let statuses = || answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
+    let known: BTreeSet<NodeId> = statuses().map(|status| status.node_id).collect();
+    let members = statuses().flat_map(|status| &status.members);
+    let others: BTreeSet<Endpoint> = members
+        .filter(|member| !known.contains(&member.node_id))
+        .filter_map(|member| Endpoint::parse(&member.client).ok())
+        .filter(|endpoint| answers.iter().all(|(asked, _)| asked != endpoint))
+        .collect();
+    let ask = |endpoint: Endpoint| async move {
+        let status = client.status(&endpoint).await;
+        (endpoint, status)
+    };
+    join_all(others.into_iter().map(ask)).await
+}
+
+fn row(endpoint: &Endpoint, answer: &Result<NodeStatus, ClientError>) -> Row {
+    let endpoint = endpoint.to_string();
+    match answer {
+        Ok(status) => Row {
+            node_id: Some(status.node_id),
+            endpoint,
+            role: Some(status.role.clone()),
+            term: Some(status.term),
+            leader: status.leader,
+            last_log: status.last_log,
+            committed: status.committed.map(|position| position.index),
+            applied: status.applied.map(|position| position.index),
+            state_hash: Some(format!("{:016x}", status.state_hash)),
+            reachable: true,
+            error: None,
+        },
+        Err(error) => {
+            let why = match error {
+                ClientError::Unavailable { tried } => tried.iter().map(|(_, why)| why.clone()).next(),
+                _ => None,
+            };
+            Row { endpoint, error: Some(why.unwrap_or_else(|| error.to_string())), ..Row::default() }
+        }
+    }
+}
+
+fn cells(row: &Row) -> Vec<String> {
+    let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+    let role = match (&row.role, &row.error) {
+        (Some(role), _) => role.clone(),
+        (None, Some(error)) => format!("unreachable: {error}"),
+        (None, None) => "-".to_owned(),
+    };
+    vec![
+        number(row.node_id),
+        row.endpoint.clone(),
+        role,
+        number(row.term),
+        number(row.leader),
+        number(row.last_log),
+        number(row.committed),
+        number(row.applied),
+        row.state_hash.clone().unwrap_or_else(|| "-".to_owned()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unreachable_node_has_every_field_and_they_are_null() {
+        let endpoint = Endpoint::parse("n1:1").unwrap();
+        let why = ClientError::Unavailable { tried: vec![(endpoint.clone(), "refused".to_owned())] };
+        let json = serde_json::to_value(row(&endpoint, &Err(why))).unwrap();
+        let expected = serde_json::json!({
+            "node_id": null, "endpoint": "n1:1", "role": null, "term": null, "leader": null, "last_log": null,
+            "committed": null, "applied": null, "state_hash": null, "reachable": false, "error": "refused",
+        });
+        assert_eq!(json, expected);
+    }
+}

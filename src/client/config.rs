@@ -1,0 +1,205 @@
+//! What a client can be told before it starts: its limits, its patience, and where to begin.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::ConfigError;
+
+/// Limits and patience of a [`Client`](super::Client). [`ClientConfig::default`] suits a cluster in one region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClientConfig {
+    /// How long an operation may take, all retries included. Default 10 s.
+    pub timeout: Duration,
+    /// How long one attempt of a read may take before it is tried again. Default 1 s. Writes have no such
+    /// limit, because a write that was sent cannot be tried again.
+    pub attempt_timeout: Duration,
+    /// How long connecting to one node may take. Default 1 s.
+    pub connect_timeout: Duration,
+    /// An operation gives up as [`Unavailable`](super::ClientError::Unavailable) when no known endpoint
+    /// accepts a connection and it is older than this. Default 2 s; zero means after one round.
+    pub unavailable_after: Duration,
+    /// A request to the leader that waits for longer than this makes the client ask the other nodes who
+    /// leads. Default 500 ms.
+    pub stall_after: Duration,
+    /// Interval of the HTTP/2 pings that find a hung node or a dead network path. Default 1 s.
+    pub keep_alive_interval: Duration,
+    /// How long a ping may stay unanswered before the connection counts as broken. Default 1 s.
+    pub keep_alive_timeout: Duration,
+    /// First pause between retries; doubled every time, half of it random. Default 5 ms.
+    pub retry_backoff_min: Duration,
+    /// Longest pause between retries. Default 250 ms.
+    pub retry_backoff_max: Duration,
+    /// Requests queued per node before callers wait. Default 4 096.
+    pub queue_requests: usize,
+    /// Requests in flight per node before callers wait. Default 65 536.
+    pub in_flight_requests: usize,
+    /// Most requests in one message. Default 1 024.
+    pub batch_requests: usize,
+    /// A message is closed when its requests exceed this. Default 1 MiB.
+    pub batch_bytes: usize,
+    /// Largest request; a larger one is refused before it is sent, because the server would close the stream
+    /// over it, and with it fail everybody else's requests. Default 3 MiB.
+    pub max_request_bytes: usize,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(10),
+            attempt_timeout: Duration::from_secs(1),
+            connect_timeout: Duration::from_secs(1),
+            unavailable_after: Duration::from_secs(2),
+            stall_after: Duration::from_millis(500),
+            keep_alive_interval: Duration::from_secs(1),
+            keep_alive_timeout: Duration::from_secs(1),
+            retry_backoff_min: Duration::from_millis(5),
+            retry_backoff_max: Duration::from_millis(250),
+            queue_requests: 4096,
+            in_flight_requests: 65_536,
+            batch_requests: 1024,
+            batch_bytes: 1024 * 1024,
+            max_request_bytes: 3 * 1024 * 1024,
+        }
+    }
+}
+
+impl ClientConfig {
+    /// Refuses settings that cannot work.
+    ///
+    /// # Errors
+    /// [`ConfigError::Setting`] names the first setting that is out of its range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let positive = [
+            ("timeout", self.timeout),
+            ("attempt_timeout", self.attempt_timeout),
+            ("connect_timeout", self.connect_timeout),
+            ("stall_after", self.stall_after),
+            ("keep_alive_interval", self.keep_alive_interval),
+            ("keep_alive_timeout", self.keep_alive_timeout),
+            ("retry_backoff_min", self.retry_backoff_min),
+        ];
+        for (setting, value) in positive {
+            if value.is_zero() {
+                return Err(ConfigError::Setting { setting, rule: "must be longer than zero" });
+            }
+        }
+        if self.retry_backoff_max < self.retry_backoff_min {
+            return Err(ConfigError::Setting {
+                setting: "retry_backoff_max",
+                rule: "must not be shorter than retry_backoff_min",
+            });
+        }
+        let counts = [
+            ("queue_requests", self.queue_requests),
+            ("in_flight_requests", self.in_flight_requests),
+            ("batch_requests", self.batch_requests),
+            ("batch_bytes", self.batch_bytes),
+            ("max_request_bytes", self.max_request_bytes),
+        ];
+        for (setting, value) in counts {
+            if value == 0 {
+                return Err(ConfigError::Setting { setting, rule: "must be at least 1" });
+            }
+        }
+        if self.in_flight_requests > super::in_flight::MAX_SLOTS {
+            return Err(ConfigError::Setting {
+                setting: "in_flight_requests",
+                rule: "must be at most 1048576",
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Where a node's client port is reached: `host:port`, with a DNS name or an address. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint(Arc<str>);
+
+impl Endpoint {
+    /// Reads `host:port` or `http://host:port`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Endpoint`] says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let refuse = |detail| Err(ConfigError::Endpoint { endpoint: text.to_owned(), detail });
+        let trimmed = text.trim();
+        if trimmed.starts_with("https://") {
+            return refuse("TLS is not supported yet; use http:// or host:port");
+        }
+        let address = trimmed.strip_prefix("http://").unwrap_or(trimmed);
+        let address = address.strip_suffix('/').unwrap_or(address);
+        let Some((host, port)) = address.rsplit_once(':') else {
+            return refuse("the port is missing; write host:port");
+        };
+        if host.is_empty() {
+            return refuse("the host is missing; write host:port");
+        }
+        if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
+            return refuse("write an IPv6 address in brackets: [::1]:7801");
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '[' | ']' | ':');
+        if !host.chars().all(plain) {
+            return refuse("the host holds a character that no host name or address has");
+        }
+        match port.parse::<u16>() {
+            Ok(1..) => Ok(Self(address.into())),
+            _ => refuse("the port must be a number from 1 to 65535"),
+        }
+    }
+
+    /// `host:port`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_normalised_or_refused() {
+        for (text, expected) in [
+            ("127.0.0.1:7801", "127.0.0.1:7801"),
+            (" http://node-1.example:80/ ", "node-1.example:80"),
+            ("[::1]:7801", "[::1]:7801"),
+        ] {
+            assert_eq!(Endpoint::parse(text).unwrap().as_str(), expected);
+        }
+        for text in
+            ["", "localhost", ":7801", "a:0", "a:70000", "a:b", "::1:7801", "https://a:1", "a b:1", "u@h:1"]
+        {
+            assert!(Endpoint::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        assert!(ClientConfig::default().validate().is_ok());
+        let broken: [fn(&mut ClientConfig); 4] = [
+            |config| config.timeout = Duration::ZERO,
+            |config| config.retry_backoff_max = Duration::from_millis(1),
+            |config| config.batch_requests = 0,
+            |config| config.in_flight_requests = usize::MAX,
+        ];
+        for break_it in broken {
+            let mut config = ClientConfig::default();
+            break_it(&mut config);
+            assert!(matches!(config.validate(), Err(ConfigError::Setting { .. })));
+        }
+    }
+}

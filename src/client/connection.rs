@@ -1,0 +1,329 @@
+//! The task that owns the one stream to a node.
+//!
+//! Callers queue their requests; the task puts whatever is queued into one message, remembers who waits
+//! for which tag, and hands out the answers. A unary call costs thirty times as much as a message on a
+//! stream, and a message of many requests costs little more than one of a single request.
+//!
+//! # Invariants
+//!
+//! - Every call is answered exactly once, by its `expires` or one sweep later, whatever happens to the
+//!   stream. Callers therefore need no timer of their own.
+//! - A request counts as sent from the moment it is given to the stream: what breaks later leaves it
+//!   undecided, what broke before does not.
+//! - The task never waits without bound: not for a connection, not for room in the stream.
+//!
+//! It decides nothing about retries; that is `operation`'s business.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::select;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::config::ClientConfig;
+use super::in_flight::{InFlight, Waiter};
+use super::node::Node;
+use super::operation::backoff;
+use super::request::Kind;
+use super::router::Router;
+use crate::proto::v1::{
+    self, PipelineRequest, PipelineResponse, TaggedRequest, kv_client::KvClient, tagged_request,
+    tagged_response,
+};
+
+/// How often expired and stalled requests are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(20);
+/// Messages between this task and the transport. Few: what waits in the queue instead joins a batch.
+const OUTBOUND_MESSAGES: usize = 2;
+/// Largest message accepted from a server.
+const MAX_RESPONSE_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+/// Pauses between attempts to reach a node that is down.
+const RECONNECT_MIN: Duration = Duration::from_millis(25);
+const RECONNECT_MAX: Duration = Duration::from_secs(2);
+/// A node that is down is tried this often without a caller that wants it, so that it is known to be back
+/// before the next caller finds out the hard way.
+const UNASKED_RECONNECTS: u32 = 16;
+
+/// What comes of one attempt.
+pub(super) type Outcome = Result<tagged_response::Response, AttemptError>;
+
+/// Why an attempt has no answer.
+#[derive(Debug, Clone)]
+pub(super) enum AttemptError {
+    /// The request did not leave this process.
+    NotSent(Arc<str>),
+    /// Its time was over.
+    Expired { sent: bool },
+    /// The stream broke after the request was sent.
+    Lost(Arc<str>),
+    /// It was sent, is unanswered for long, and another node leads by now.
+    LeaderChanged,
+}
+
+impl AttemptError {
+    /// The connection task is no more, because the runtime that it ran on is no more.
+    pub(super) fn task_gone(sent: bool) -> Self {
+        let why = "the runtime that the client was first used on has shut down".into();
+        if sent { Self::Lost(why) } else { Self::NotSent(why) }
+    }
+}
+
+/// One attempt on its way to the task.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) request: tagged_request::Request,
+    pub(super) kind: Kind,
+    pub(super) expires: Instant,
+    pub(super) reply: oneshot::Sender<Outcome>,
+}
+
+impl Call {
+    fn fail(self, error: AttemptError) {
+        // The caller may have given up by itself; nobody else wants to know.
+        let _ = self.reply.send(Err(error));
+    }
+}
+
+struct Stream {
+    outbound: mpsc::Sender<PipelineRequest>,
+    inbound: Streaming<PipelineResponse>,
+}
+
+/// See the module's documentation.
+pub(super) struct Connection {
+    node: Arc<Node>,
+    router: Weak<Router>,
+    config: Arc<ClientConfig>,
+    queue: mpsc::Receiver<Call>,
+    /// Taken from the queue, not yet sent; at most `batch_requests`.
+    waiting: Vec<Call>,
+    in_flight: InFlight,
+    sweep: Interval,
+}
+
+impl Connection {
+    pub(super) fn new(node: Arc<Node>, queue: mpsc::Receiver<Call>, router: &Arc<Router>) -> Self {
+        let config = router.config.clone();
+        let mut sweep = interval(SWEEP_INTERVAL);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            node,
+            router: Arc::downgrade(router),
+            queue,
+            waiting: Vec::with_capacity(config.batch_requests.min(1024)),
+            in_flight: InFlight::new(config.in_flight_requests),
+            config,
+            sweep,
+        }
+    }
+
+    /// Serves calls until the client is dropped.
+    pub(super) async fn run(mut self) {
+        let mut failures = 0;
+        loop {
+            if failures == 0 && self.waiting.is_empty() {
+                let received = self.queue.recv_many(&mut self.waiting, self.config.batch_requests).await;
+                if received == 0 {
+                    return;
+                }
+            }
+            match self.open().await {
+                Ok(stream) => {
+                    failures = 0;
+                    self.node.set_up();
+                    if let Some(router) = self.router.upgrade() {
+                        router.ask(&self.node);
+                    }
+                    let why = self.pump(stream).await;
+                    self.node.set_untried();
+                    self.lost(&why);
+                }
+                Err(why) => {
+                    failures += 1;
+                    self.node.set_down(why.clone());
+                    self.lost(&why);
+                    if !self.back_off(failures, &why).await {
+                        return;
+                    }
+                    if failures > UNASKED_RECONNECTS {
+                        self.node.set_untried();
+                        failures = 0;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Opens the stream. Nothing is sent on it before the server has accepted it.
+    async fn open(&mut self) -> Result<Stream, Arc<str>> {
+        let (outbound, messages) = mpsc::channel(OUTBOUND_MESSAGES);
+        let mut kv = KvClient::new(self.node.channel()).max_decoding_message_size(MAX_RESPONSE_MESSAGE_BYTES);
+        let opening = timeout(self.config.connect_timeout, kv.pipeline(ReceiverStream::new(messages)));
+        tokio::pin!(opening);
+        loop {
+            select! {
+                opened = &mut opening => return match opened {
+                    Ok(Ok(answer)) => Ok(Stream { outbound, inbound: answer.into_inner() }),
+                    Ok(Err(status)) => Err(describe(&status)),
+                    Err(_) => {
+                        Err(format!("no answer within {} ms", self.config.connect_timeout.as_millis()).into())
+                    }
+                },
+                _ = self.sweep.tick(), if !self.waiting.is_empty() => self.sweep(),
+            }
+        }
+    }
+
+    /// Moves requests and answers until the stream breaks; returns why it did.
+    async fn pump(&mut self, mut stream: Stream) -> Arc<str> {
+        loop {
+            let limit = self.config.batch_requests - self.waiting.len();
+            let idle = self.in_flight.is_empty() && self.waiting.is_empty();
+            select! {
+                message = stream.inbound.message() => match message {
+                    Ok(Some(message)) => self.complete(message),
+                    Ok(None) => return "the server closed the stream".into(),
+                    Err(status) => return describe(&status),
+                },
+                permit = stream.outbound.reserve(), if !self.waiting.is_empty() && self.in_flight.room() > 0 => {
+                    match permit {
+                        Ok(permit) => if let Some(message) = self.next_message() {
+                            permit.send(message);
+                        },
+                        Err(_) => return "the connection broke".into(),
+                    }
+                }
+                received = self.queue.recv_many(&mut self.waiting, limit), if limit > 0 => {
+                    if received == 0 {
+                        return "the client was dropped".into();
+                    }
+                }
+                _ = self.sweep.tick(), if !idle => self.sweep(),
+            }
+        }
+    }
+
+    /// Puts what waits into one message, within its bounds, and enters it in the table.
+    fn next_message(&mut self) -> Option<PipelineRequest> {
+        let now = Instant::now();
+        let mut bytes = 0;
+        let mut count = 0;
+        for call in self.waiting.iter().take(self.in_flight.room()) {
+            if bytes >= self.config.batch_bytes {
+                break;
+            }
+            bytes += size_bytes(&call.request);
+            count += 1;
+        }
+        let mut requests = Vec::with_capacity(count);
+        for call in self.waiting.drain(..count) {
+            let Call { request, kind, expires, reply } = call;
+            if expires <= now {
+                let _ = reply.send(Err(AttemptError::Expired { sent: false }));
+                continue;
+            }
+            let tag = self.in_flight.insert(Waiter { kind, sent: now, expires, reply });
+            requests.push(TaggedRequest { tag, request: Some(request) });
+        }
+        (!requests.is_empty()).then_some(PipelineRequest { requests })
+    }
+
+    /// Hands out the answers. One that nobody waits for (given up, or never asked for) is ignored.
+    fn complete(&mut self, message: PipelineResponse) {
+        for answer in message.responses {
+            if let Some(response) = answer.response
+                && let Some(waiter) = self.in_flight.take(answer.tag)
+            {
+                let _ = waiter.reply.send(Ok(response));
+            }
+        }
+    }
+
+    /// Gives up what has expired, and finds out whether the leader has stalled or changed.
+    fn sweep(&mut self) {
+        let now = Instant::now();
+        self.in_flight.fail(&AttemptError::Expired { sent: true }, |waiter| waiter.expires <= now);
+        for call in self.waiting.extract_if(.., |call| call.expires <= now) {
+            call.fail(AttemptError::Expired { sent: false });
+        }
+        let oldest = self.in_flight.oldest_for_leader();
+        if oldest.is_some_and(|sent| now.duration_since(sent) >= self.config.stall_after)
+            && let Some(router) = self.router.upgrade()
+        {
+            router.hunt();
+            if router.is_led_by_other_than(&self.node.endpoint) {
+                tracing::debug!(endpoint = %self.node.endpoint, "leader has changed while requests were in flight");
+                self.in_flight.fail(&AttemptError::LeaderChanged, |waiter| waiter.kind != Kind::LocalRead);
+            }
+        }
+    }
+
+    /// The stream is gone: fails all calls that this task holds.
+    fn lost(&mut self, why: &Arc<str>) {
+        tracing::debug!(endpoint = %self.node.endpoint, %why, "connection lost");
+        // First, so that a retry does not come here again.
+        if let Some(router) = self.router.upgrade() {
+            router.lost_leader(&self.node.endpoint);
+            router.hunt();
+        }
+        self.in_flight.fail(&AttemptError::Lost(why.clone()), |_| true);
+        for call in self.waiting.drain(..) {
+            call.fail(AttemptError::NotSent(why.clone()));
+        }
+    }
+
+    /// Pauses before the next attempt to connect; calls that arrive meanwhile fail at once, so that they
+    /// can go elsewhere. False when the client was dropped.
+    async fn back_off(&mut self, failures: u32, why: &Arc<str>) -> bool {
+        let pause = sleep(backoff(RECONNECT_MIN, RECONNECT_MAX, failures - 1));
+        tokio::pin!(pause);
+        loop {
+            select! {
+                () = &mut pause => return true,
+                received = self.queue.recv_many(&mut self.waiting, self.config.batch_requests) => {
+                    if received == 0 {
+                        return false;
+                    }
+                    for call in self.waiting.drain(..) {
+                        call.fail(AttemptError::NotSent(why.clone()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn size_bytes(request: &tagged_request::Request) -> usize {
+    /// Tag, field headers and lengths.
+    const OVERHEAD_BYTES: usize = 32;
+    use tagged_request::Request;
+    OVERHEAD_BYTES
+        + match request {
+            Request::Put(v1::PutRequest { tenant, collection, key, value }) => {
+                tenant.len() + collection.len() + key.len() + value.len()
+            }
+            Request::Get(get) => get.tenant.len() + get.collection.len() + get.key.len(),
+            Request::Delete(delete) => delete.tenant.len() + delete.collection.len() + delete.key.len(),
+            Request::Range(range) => {
+                range.tenant.len() + range.collection.len() + range.start.len() + range.end.len()
+            }
+        }
+}
+
+/// A gRPC status in words: the innermost cause says most ("connection refused").
+pub(super) fn describe(status: &tonic::Status) -> Arc<str> {
+    let mut cause = std::error::Error::source(status);
+    let mut innermost = None;
+    while let Some(error) = cause {
+        innermost = Some(error.to_string());
+        cause = error.source();
+    }
+    match innermost {
+        Some(innermost) => innermost.into(),
+        None if status.message().is_empty() => status.code().description().into(),
+        None => format!("{}: {}", status.code().description(), status.message()).into(),
+    }
+}

@@ -1,0 +1,129 @@
+//! Why an operation, or the client itself, failed.
+
+use std::time::Duration;
+
+use super::config::Endpoint;
+
+/// Why a client could not be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// No endpoint was given.
+    #[error("no endpoint was given")]
+    NoEndpoints,
+    /// An endpoint cannot be read.
+    #[error("invalid endpoint \"{endpoint}\": {detail}")]
+    Endpoint {
+        /// What was given.
+        endpoint: String,
+        /// What is wrong with it.
+        detail: &'static str,
+    },
+    /// A setting is out of its range.
+    #[error("invalid client setting {setting}: {rule}")]
+    Setting {
+        /// Its name in [`ClientConfig`](super::ClientConfig).
+        setting: &'static str,
+        /// The rule that it breaks.
+        rule: &'static str,
+    },
+}
+
+/// Why an operation failed. [`maybe_applied`](Self::maybe_applied) says whether a write may have taken effect.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// No known endpoint accepts a connection. Nothing was sent that is still undecided.
+    #[error("cannot connect to any endpoint: {}", list(.tried))]
+    Unavailable {
+        /// Every endpoint, and why it failed the last time.
+        tried: Vec<(Endpoint, String)>,
+    },
+    /// The deadline of the operation passed.
+    #[error("no answer within {} ms{}", .timeout.as_millis(), because(.last))]
+    DeadlineExceeded {
+        /// The time that the operation was given.
+        timeout: Duration,
+        /// Whether a write was under way when the deadline passed: it may take effect yet.
+        maybe_applied: bool,
+        /// Why the last attempt failed, when one did before the deadline.
+        last: Option<String>,
+    },
+    /// The request itself is at fault, and fails again wherever it is sent.
+    #[error("{message}")]
+    Rejected {
+        /// Which fault.
+        rejection: Rejection,
+        /// The fault in words.
+        message: String,
+    },
+    /// The attempt failed, and trying again was not possible or not safe.
+    #[error("{endpoint}: {message}{}", unknown(*.maybe_applied))]
+    Failed {
+        /// The node that was asked.
+        endpoint: Endpoint,
+        /// What kind of failure.
+        cause: Cause,
+        /// The failure in words.
+        message: String,
+        /// Whether a write may have taken effect, or may still do so.
+        maybe_applied: bool,
+    },
+}
+
+impl ClientError {
+    /// Whether a write may have taken effect, or may still do so. Never true for a read.
+    pub fn maybe_applied(&self) -> bool {
+        match self {
+            Self::Unavailable { .. } | Self::Rejected { .. } => false,
+            Self::DeadlineExceeded { maybe_applied, .. } | Self::Failed { maybe_applied, .. } => {
+                *maybe_applied
+            }
+        }
+    }
+}
+
+/// What is wrong with a rejected request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Rejection {
+    /// It exceeds the server's limit, or [`max_request_bytes`](super::ClientConfig::max_request_bytes).
+    TooLarge,
+    /// A field has a value that the server does not accept.
+    Invalid,
+}
+
+/// What kind of failure an attempt met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cause {
+    /// The connection broke while the request was under way.
+    ConnectionLost,
+    /// Another node leads by now, and the one that was asked had not answered.
+    LeaderChanged,
+    /// The node lost leadership while the write was under way.
+    Interrupted,
+    /// A quorum did not answer.
+    NoQuorum,
+    /// The node does not lead, and only this node was to be asked.
+    NotLeader,
+    /// The node refuses work at present.
+    Overloaded,
+    /// The node has stopped or is stopping.
+    Stopped,
+    /// The answer was none that this version knows.
+    Unexpected,
+}
+
+fn list(tried: &[(Endpoint, String)]) -> String {
+    let lines: Vec<_> = tried.iter().map(|(endpoint, why)| format!("{endpoint} ({why})")).collect();
+    lines.join(", ")
+}
+
+fn because(last: &Option<String>) -> String {
+    last.as_ref().map_or_else(String::new, |last| format!("; last failure: {last}"))
+}
+
+fn unknown(maybe_applied: bool) -> &'static str {
+    if maybe_applied { "; the write may have been applied" } else { "" }
+}

@@ -1,0 +1,290 @@
+//! Who is where, and who leads: the client's picture of the cluster.
+//!
+//! The picture has three sources. A *claim* is a node's `Admin.Status`: it carries a term, and the highest
+//! term wins. A *hint* comes with a refusal ("ask node 2"): it has no term and may be out of date, so it is
+//! followed but never announced. An *answer* is proof that a node leads. A lost connection, or a refusal
+//! without a hint, removes the leader from the picture; probes of all nodes then look for the new one.
+//!
+//! Reading the picture costs an atomic load per operation; changing it copies it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use super::config::{ClientConfig, Endpoint};
+use super::node::{Link, Node};
+use crate::proto::v1;
+use crate::runtime;
+use crate::types::NodeId;
+
+/// Endpoints kept at most. Beyond this the oldest that was learnt is forgotten.
+const MAX_ENDPOINTS: usize = 64;
+/// How long a node may take to answer a probe.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Shortest time between two probes of a node.
+const PROBE_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The node believed to lead.
+#[derive(Debug, Clone)]
+struct Leader {
+    link: Arc<Link>,
+    /// By its own claim or another node's, rather than by a hint.
+    confirmed: bool,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Picture {
+    links: Vec<Arc<Link>>,
+    leader: Option<Leader>,
+    /// The highest term heard of.
+    term: u64,
+    /// The last leader, when it is known to lead no more or not to be reached: others may not know yet.
+    lost: Option<Endpoint>,
+}
+
+impl Picture {
+    fn find(&self, endpoint: &Endpoint) -> Option<&Arc<Link>> {
+        self.links.iter().find(|link| link.node.endpoint == *endpoint)
+    }
+
+    /// The link to a node that is named by id and address. The id counts first: the user may have given
+    /// another address of the same node, and that one is known to work.
+    fn resolve(&self, node_id: NodeId, address: &str) -> Option<&Arc<Link>> {
+        let by_id =
+            self.links.iter().find(|link| link.node.node_id() == Some(node_id) && !link.node.is_down());
+        by_id.or_else(|| Endpoint::parse(address).ok().and_then(|endpoint| self.find(&endpoint)))
+    }
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Router {
+    pub(super) config: Arc<ClientConfig>,
+    picture: ArcSwap<Picture>,
+    /// Held while a new picture is made.
+    change: Mutex<()>,
+    rotation: AtomicUsize,
+    /// Notified when a leader is known for certain.
+    pub(super) leader_found: Notify,
+}
+
+impl Router {
+    pub(super) fn new(endpoints: Vec<Endpoint>, config: ClientConfig) -> Self {
+        let links =
+            endpoints.into_iter().map(|endpoint| Arc::new(Link::new(endpoint, true, &config))).collect();
+        Self {
+            picture: ArcSwap::from_pointee(Picture { links, ..Picture::default() }),
+            config: Arc::new(config),
+            change: Mutex::new(()),
+            rotation: AtomicUsize::new(0),
+            leader_found: Notify::new(),
+        }
+    }
+
+    /// The link to the leader, or to the next candidate when none is known.
+    pub(super) fn leader_or_next(&self) -> Arc<Link> {
+        let picture = self.picture.load();
+        match &picture.leader {
+            Some(leader) => leader.link.clone(),
+            None => self.next_of(&picture),
+        }
+    }
+
+    /// The next link in turn, past the nodes that are down if any other is left.
+    pub(super) fn next(&self) -> Arc<Link> {
+        self.next_of(&self.picture.load())
+    }
+
+    fn next_of(&self, picture: &Picture) -> Arc<Link> {
+        let links = &picture.links;
+        let turn = self.rotation.fetch_add(1, Ordering::Relaxed);
+        let in_turn = (0..links.len()).map(|step| &links[turn.wrapping_add(step) % links.len()]);
+        let link = in_turn.clone().find(|link| !link.node.is_down()).or_else(|| in_turn.clone().next());
+        link.expect("invariant: configured endpoints are never forgotten, and there is at least one").clone()
+    }
+
+    /// The link to `endpoint`, made if need be.
+    pub(super) fn at(&self, endpoint: &Endpoint) -> Arc<Link> {
+        if let Some(link) = self.picture.load().find(endpoint) {
+            return link.clone();
+        }
+        self.change(|picture| self.learn(picture, endpoint.clone()))
+    }
+
+    /// Endpoints given by the user, then those learnt.
+    pub(super) fn endpoints(&self, configured_only: bool) -> Vec<Endpoint> {
+        let picture = self.picture.load();
+        let nodes = picture.links.iter().map(|link| &link.node);
+        nodes.filter(|node| node.configured || !configured_only).map(|node| node.endpoint.clone()).collect()
+    }
+
+    /// Every endpoint with its last failure, if none of them can be reached.
+    pub(super) fn all_down(&self) -> Option<Vec<(Endpoint, String)>> {
+        let picture = self.picture.load();
+        let nodes = picture.links.iter().map(|link| &link.node);
+        nodes.map(|node| node.is_down().then(|| (node.endpoint.clone(), node.last_failure()))).collect()
+    }
+
+    /// Whether a leader is known.
+    pub(super) fn has_leader(&self) -> bool {
+        self.picture.load().leader.is_some()
+    }
+
+    /// Whether it is known for certain that a node other than this one leads.
+    pub(super) fn is_led_by_other_than(&self, endpoint: &Endpoint) -> bool {
+        let picture = self.picture.load();
+        let leader = picture.leader.as_ref();
+        leader.is_some_and(|leader| leader.confirmed && leader.link.node.endpoint != *endpoint)
+    }
+
+    /// `link` has answered what only a leader answers.
+    pub(super) fn answered_as_leader(&self, link: &Arc<Link>) {
+        if self.has_leader() {
+            return;
+        }
+        self.change(|picture| {
+            if picture.leader.is_none() {
+                // The term is unknown, so a claim of a higher term than the last known one may overrule this.
+                picture.leader = Some(Leader { link: link.clone(), confirmed: false });
+                picture.lost = None;
+            }
+        });
+        self.leader_found.notify_waiters();
+    }
+
+    /// `endpoint` leads no more, or cannot be reached.
+    pub(super) fn lost_leader(&self, endpoint: &Endpoint) {
+        let leads = |picture: &Picture| {
+            picture.leader.as_ref().is_some_and(|leader| leader.link.node.endpoint == *endpoint)
+        };
+        if leads(&self.picture.load()) {
+            self.change(|picture| {
+                if leads(picture) {
+                    picture.leader = None;
+                    picture.lost = Some(endpoint.clone());
+                }
+            });
+        }
+    }
+
+    /// `from` has refused as a follower, and said who leads. True when there is somebody new to ask.
+    pub(super) fn hinted(&self, from: &Endpoint, hint: &v1::LeaderHint) -> bool {
+        let target = self.picture.load().resolve(hint.node_id, &hint.client).cloned();
+        let target = match target {
+            Some(link) => link,
+            None => match Endpoint::parse(&hint.client) {
+                Ok(endpoint) => self.at(&endpoint),
+                Err(_) => return false,
+            },
+        };
+        if target.node.endpoint == *from || target.node.is_down() {
+            return false;
+        }
+        let is_news = |picture: &Picture| {
+            let leader = picture.leader.as_ref();
+            leader.is_none_or(|leader| leader.link.node.endpoint == *from)
+        };
+        if is_news(&self.picture.load()) {
+            self.change(|picture| {
+                if is_news(picture) {
+                    picture.leader = Some(Leader { link: target.clone(), confirmed: false });
+                }
+            });
+        }
+        true
+    }
+
+    /// Takes in what `node` claims: members and leader.
+    fn heard(&self, node: &Arc<Node>, status: &v1::StatusResponse) {
+        let found = self.change(|picture| {
+            for member in &status.members {
+                if picture.resolve(member.node_id, &member.client).is_none()
+                    && let Ok(endpoint) = Endpoint::parse(&member.client)
+                {
+                    self.learn(picture, endpoint);
+                }
+            }
+            self.weigh(picture, node, status)
+        });
+        if found {
+            self.leader_found.notify_waiters();
+        }
+    }
+
+    /// Whether the claim in `status` changes the leader.
+    fn weigh(&self, picture: &mut Picture, node: &Arc<Node>, status: &v1::StatusResponse) -> bool {
+        let own = status.role == "leader";
+        let link = if own {
+            picture.find(&node.endpoint)
+        } else {
+            status.leader.as_ref().and_then(|hint| picture.resolve(hint.node_id, &hint.client))
+        };
+        let Some(link) = link.cloned() else { return false };
+        let endpoint = &link.node.endpoint;
+        let same = picture.leader.as_ref().is_some_and(|leader| leader.link.node.endpoint == *endpoint);
+        let stale = if status.term == picture.term && !same {
+            // There is one leader per term. Whoever believes the term's leader still leads may not know yet.
+            picture.leader.is_some() || (!own && picture.lost.as_ref() == Some(endpoint))
+        } else {
+            status.term < picture.term
+        };
+        if stale || (!own && link.node.is_down()) {
+            return false;
+        }
+        picture.term = status.term;
+        picture.lost = None;
+        picture.leader = Some(Leader { link, confirmed: true });
+        !same
+    }
+
+    fn learn(&self, picture: &mut Picture, endpoint: Endpoint) -> Arc<Link> {
+        if let Some(link) = picture.find(&endpoint) {
+            return link.clone();
+        }
+        if picture.links.len() >= MAX_ENDPOINTS
+            && let Some(oldest) = picture.links.iter().position(|link| !link.node.configured)
+        {
+            let forgotten = picture.links.remove(oldest);
+            picture.leader.take_if(|leader| leader.link.node.endpoint == forgotten.node.endpoint);
+        }
+        tracing::debug!(%endpoint, "learnt of another node");
+        let link = Arc::new(Link::new(endpoint, false, &self.config));
+        picture.links.push(link.clone());
+        link
+    }
+
+    /// Probes every node for the leader, in the background. Cheap while probes are under way.
+    pub(super) fn hunt(self: &Arc<Self>) {
+        for link in &self.picture.load().links {
+            self.ask(&link.node);
+        }
+    }
+
+    /// Probes one node, in the background, at most once at a time.
+    pub(super) fn ask(self: &Arc<Self>, node: &Arc<Node>) {
+        if node.asking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (router, node) = (Arc::downgrade(self), node.clone());
+        drop(runtime::spawn(async move {
+            let answer = node.status(PROBE_TIMEOUT).await;
+            if let (Ok(status), Some(router)) = (answer, router.upgrade()) {
+                router.heard(&node, &status);
+            }
+            sleep(PROBE_INTERVAL).await;
+            node.asking.store(false, Ordering::Release);
+        }));
+    }
+
+    fn change<T>(&self, make: impl FnOnce(&mut Picture) -> T) -> T {
+        let _one_at_a_time = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut picture = Picture::clone(&self.picture.load());
+        let made = make(&mut picture);
+        self.picture.store(Arc::new(picture));
+        made
+    }
+}

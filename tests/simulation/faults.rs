@@ -1,0 +1,58 @@
+//! What goes wrong, and when.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use quorate::types::NodeId;
+use rand::{RngExt, rngs::SmallRng};
+
+use crate::network::Weather;
+
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// A node dies where it stands.
+    Crash(NodeId),
+    /// All nodes die at once.
+    CrashAll,
+    /// Every node that is down starts again.
+    StartAll,
+    /// These links are cut, each one way.
+    Cut(BTreeSet<(NodeId, NodeId)>),
+    /// All links work again.
+    Join,
+    /// The network turns bad, or fair again.
+    Weather(Weather),
+}
+
+/// Draws the next fault and how long to wait before it.
+pub fn next(rng: &mut SmallRng, nodes: &[NodeId]) -> (Duration, Fault) {
+    let pause = Duration::from_millis(rng.random_range(50..1200));
+    let one = nodes[rng.random_range(0..nodes.len())];
+    let fault = match rng.random_range(0..100) {
+        0..20 => Fault::Crash(one),
+        20..24 => Fault::CrashAll,
+        24..50 => Fault::StartAll,
+        50..70 => Fault::Cut(cuts(rng, nodes, one)),
+        70..85 => Fault::Join,
+        85..95 => Fault::Weather(Weather {
+            loss: rng.random_range(0.0..0.15),
+            duplication: rng.random_range(0.0..0.10),
+            delay_max: Duration::from_millis(rng.random_range(1..60)),
+            reorder: rng.random_bool(0.5),
+        }),
+        _ => Fault::Weather(Weather::FAIR),
+    };
+    (pause, fault)
+}
+
+/// One node isolated, one link cut, or everything to or from one node.
+fn cuts(rng: &mut SmallRng, nodes: &[NodeId], one: NodeId) -> BTreeSet<(NodeId, NodeId)> {
+    let others: Vec<NodeId> = nodes.iter().copied().filter(|id| *id != one).collect();
+    let other = others[rng.random_range(0..others.len())];
+    match rng.random_range(0..4) {
+        0 => others.iter().flat_map(|id| [(one, *id), (*id, one)]).collect(),
+        1 => [(one, other), (other, one)].into(),
+        2 => others.iter().map(|id| (one, *id)).collect(),
+        _ => others.iter().map(|id| (*id, one)).collect(),
+    }
+}

@@ -1,0 +1,232 @@
+//! Messages between simulated nodes: lost, delayed, duplicated, reordered, cut off.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use quorate::raft::network::{
+    CONNECTION_REQUESTS, Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, PeerDoor, Purpose,
+    Request, Response, Target, Transport,
+};
+use quorate::runtime::TaskGroup;
+use quorate::types::NodeId;
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::trace::Trace;
+
+/// What the network does to messages at present.
+#[derive(Debug, Clone)]
+pub struct Weather {
+    pub loss: f64,
+    pub duplication: f64,
+    pub delay_max: Duration,
+    /// Whether messages of one connection may overtake each other.
+    pub reorder: bool,
+}
+
+impl Weather {
+    pub const FAIR: Self =
+        Self { loss: 0.0, duplication: 0.0, delay_max: Duration::from_millis(2), reorder: false };
+}
+
+#[derive(Default)]
+pub struct Counts {
+    pub lost: u64,
+    pub duplicated: u64,
+}
+
+pub struct Network {
+    state: Mutex<State>,
+    pub trace: Arc<Trace>,
+}
+
+struct State {
+    doors: BTreeMap<String, Door>,
+    cut: BTreeSet<(NodeId, NodeId)>,
+    weather: Weather,
+    rng: SmallRng,
+    counts: Counts,
+}
+
+#[derive(Clone)]
+struct Door {
+    node_id: NodeId,
+    door: Arc<dyn PeerDoor>,
+    group: Arc<TaskGroup>,
+}
+
+pub fn address(node_id: NodeId) -> String {
+    format!("node-{node_id}:7901")
+}
+
+impl Network {
+    pub fn new(seed: u64, trace: Arc<Trace>) -> Arc<Self> {
+        let state = State {
+            doors: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            weather: Weather::FAIR,
+            rng: SmallRng::seed_from_u64(seed ^ 0x006e_6574_776f_726b),
+            counts: Counts::default(),
+        };
+        Arc::new(Self { state: Mutex::new(state), trace })
+    }
+
+    pub fn open_door(&self, node_id: NodeId, door: Arc<dyn PeerDoor>, group: Arc<TaskGroup>) {
+        self.state.lock().unwrap().doors.insert(address(node_id), Door { node_id, door, group });
+    }
+
+    pub fn close_door(&self, node_id: NodeId) {
+        self.state.lock().unwrap().doors.remove(&address(node_id));
+    }
+
+    pub fn set_weather(&self, weather: Weather) {
+        self.state.lock().unwrap().weather = weather;
+    }
+
+    /// Cuts these links, and only these; each one way.
+    pub fn set_cuts(&self, cuts: BTreeSet<(NodeId, NodeId)>) {
+        self.state.lock().unwrap().cut = cuts;
+    }
+
+    pub fn counts(&self) -> (u64, u64) {
+        let state = self.state.lock().unwrap();
+        (state.counts.lost, state.counts.duplicated)
+    }
+
+    fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
+        self.state.lock().unwrap().cut.contains(&(from, to))
+    }
+
+    fn delay(&self) -> Duration {
+        let mut state = self.state.lock().unwrap();
+        let max = u64::try_from(state.weather.delay_max.as_micros()).unwrap();
+        Duration::from_micros(state.rng.random_range(100..=max))
+    }
+
+    /// How many copies of a message arrive, and whether each on its own.
+    fn copies(&self, from: NodeId, to: NodeId) -> (u32, bool) {
+        let mut state = self.state.lock().unwrap();
+        let State { weather, rng, counts, cut, .. } = &mut *state;
+        if cut.contains(&(from, to)) || rng.random_bool(weather.loss) {
+            counts.lost += 1;
+            return (0, weather.reorder);
+        }
+        if rng.random_bool(weather.duplication) {
+            counts.duplicated += 1;
+            return (2, weather.reorder);
+        }
+        (1, weather.reorder)
+    }
+
+    async fn reach(self: &Arc<Self>, from: NodeId, address: &str) -> Result<Door, DialError> {
+        tokio::time::sleep(self.delay()).await;
+        let door = self.state.lock().unwrap().doors.get(address).cloned();
+        let unreachable = |why: &str| DialError::Unreachable(why.to_owned());
+        let door = door.ok_or_else(|| unreachable("connection refused"))?;
+        if self.is_cut(from, door.node_id) || self.is_cut(door.node_id, from) {
+            return Err(unreachable("no route"));
+        }
+        Ok(door)
+    }
+
+    /// Carries messages one way until either end is gone.
+    async fn carry<T: Clone + Send + 'static>(
+        self: Arc<Self>,
+        link: Link,
+        mut from: mpsc::Receiver<T>,
+        to: mpsc::Sender<T>,
+        id: fn(&T) -> u64,
+    ) {
+        loop {
+            let message = tokio::select! {
+                biased;
+                () = to.closed() => return,
+                message = from.recv() => message,
+            };
+            let Some(message) = message else { return };
+            let (copies, reorder) = self.copies(link.from, link.to);
+            self.trace.record(format_args!("{link} #{} x{copies}", id(&message)));
+            for _ in 0..copies {
+                let arrival = Instant::now() + self.delay();
+                let delivery = self.clone().deliver(link, arrival, message.clone(), to.clone());
+                if reorder {
+                    tokio::spawn(delivery);
+                } else {
+                    delivery.await;
+                }
+            }
+        }
+    }
+
+    async fn deliver<T>(self: Arc<Self>, link: Link, arrival: Instant, message: T, to: mpsc::Sender<T>) {
+        tokio::time::sleep_until(arrival).await;
+        // What was under way when the link was cut is lost.
+        if !self.is_cut(link.from, link.to) {
+            let _ = to.send(message).await;
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Link {
+    from: NodeId,
+    to: NodeId,
+    purpose: Purpose,
+    back: bool,
+}
+
+impl std::fmt::Display for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let arrow = if self.back { "answers" } else { "asks" };
+        write!(f, "{} {arrow} {} {:?}", self.from, self.to, self.purpose)
+    }
+}
+
+/// One node's way to its peers.
+pub struct SimTransport {
+    pub network: Arc<Network>,
+    pub node_id: NodeId,
+}
+
+impl Transport for SimTransport {
+    fn connect(
+        &self,
+        target: Target,
+        hello: Hello,
+        purpose: Purpose,
+    ) -> BoxFuture<'static, Result<Connection, DialError>> {
+        let (network, own) = (self.network.clone(), self.node_id);
+        async move {
+            let peer = network.reach(own, &target.address).await?;
+            peer.door.admit(&hello).map_err(DialError::Refused)?;
+            let (requests, sent) = mpsc::channel::<Request>(CONNECTION_REQUESTS);
+            let (arriving, accepted) = mpsc::channel(CONNECTION_REQUESTS);
+            let (responses, answered) = mpsc::channel::<Response>(CONNECTION_REQUESTS);
+            let (returning, received) = mpsc::channel(CONNECTION_REQUESTS);
+            let there = Link { from: own, to: peer.node_id, purpose, back: false };
+            let back = Link { from: peer.node_id, to: own, purpose, back: true };
+            tokio::spawn(network.clone().carry(there, sent, arriving, |request| request.id));
+            tokio::spawn(network.carry(back, answered, returning, |response| response.id));
+            peer.group.spawn(peer.door.serve(accepted, responses));
+            Ok(Connection { requests, responses: received })
+        }
+        .boxed()
+    }
+
+    fn identify(
+        &self,
+        address: String,
+        request: IdentifyRequest,
+    ) -> BoxFuture<'static, Result<IdentifyResponse, DialError>> {
+        let (network, own) = (self.network.clone(), self.node_id);
+        async move {
+            let peer = network.reach(own, &address).await?;
+            peer.door.identify(request).map_err(DialError::Refused)
+        }
+        .boxed()
+    }
+}

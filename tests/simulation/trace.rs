@@ -1,0 +1,45 @@
+//! What happened, in order, as a hash and on request as text.
+
+use std::fmt::Write as _;
+use std::sync::Mutex;
+
+use tokio::time::Instant;
+use xxhash_rust::xxh3::Xxh3;
+
+pub struct Trace {
+    start: Instant,
+    state: Mutex<State>,
+}
+
+struct State {
+    hash: Xxh3,
+    line: String,
+    text: Option<String>,
+}
+
+impl Trace {
+    pub fn new(keep_text: bool) -> Self {
+        let state = State { hash: Xxh3::new(), line: String::new(), text: keep_text.then(String::new) };
+        Self { start: Instant::now(), state: Mutex::new(state) }
+    }
+
+    pub fn record(&self, event: std::fmt::Arguments<'_>) {
+        let at = self.start.elapsed();
+        let mut state = self.state.lock().unwrap();
+        let State { hash, line, text } = &mut *state;
+        line.clear();
+        writeln!(line, "{:>12} {event}", at.as_micros()).unwrap();
+        hash.update(line.as_bytes());
+        if let Some(text) = text {
+            text.push_str(line);
+        }
+    }
+
+    pub fn hash(&self) -> u64 {
+        self.state.lock().unwrap().hash.digest()
+    }
+
+    pub fn text(&self) -> Option<String> {
+        self.state.lock().unwrap().text.clone()
+    }
+}

@@ -1,0 +1,304 @@
+//! One simulated cluster, from its formation to the scan after the last fault.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate::engine::{Engine, EngineConfig, EngineParts, SnapshotPolicy};
+use quorate::machine::kv::{KvAnswer, KvMachine, KvQuery};
+use quorate::runtime::TaskGroup;
+use quorate::types::{Incarnation, NodeId, ReadLevel};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use tokio::time::Instant;
+
+use crate::Shared;
+use crate::disk::Disk;
+use crate::faults::{self, Fault};
+use crate::network::{Network, SimTransport, Weather, address};
+use crate::trace::Trace;
+use crate::workload::{History, Workload};
+
+/// How long faults go on.
+const SAFETY: Duration = Duration::from_secs(12);
+/// How long a healed cluster may take to answer, and then to agree.
+const LIVENESS: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(10);
+
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    pub nodes: u64,
+    /// Acknowledge writes before they are synced: a bug that must be noticed.
+    pub lying_disk: bool,
+}
+
+impl Default for Scenario {
+    fn default() -> Self {
+        Self { nodes: 3, lying_disk: false }
+    }
+}
+
+/// What a run did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    pub trace_hash: u64,
+    pub acknowledged: u64,
+    pub unknown: u64,
+    pub reads: u64,
+    pub crashes: u64,
+    pub cuts: u64,
+    pub lost: u64,
+    pub duplicated: u64,
+    pub forgotten: u64,
+    pub leader_changes: u64,
+    pub snapshots_built: u64,
+    pub snapshots_installed: u64,
+}
+
+impl Outcome {
+    pub fn add(&mut self, other: &Self) {
+        self.trace_hash ^= other.trace_hash;
+        self.acknowledged += other.acknowledged;
+        self.unknown += other.unknown;
+        self.reads += other.reads;
+        self.crashes += other.crashes;
+        self.cuts += other.cuts;
+        self.lost += other.lost;
+        self.duplicated += other.duplicated;
+        self.forgotten += other.forgotten;
+        self.leader_changes += other.leader_changes;
+        self.snapshots_built += other.snapshots_built;
+        self.snapshots_installed += other.snapshots_installed;
+    }
+}
+
+/// Saves the trace even when the run fails.
+struct SaveTrace(Arc<Trace>);
+
+impl Drop for SaveTrace {
+    fn drop(&mut self) {
+        if let (Some(path), Some(text)) = (std::env::var_os("QUORATE_SIM_TRACE"), self.0.text()) {
+            let _ = std::fs::write(path, text);
+        }
+    }
+}
+
+pub type Engines = Shared<BTreeMap<NodeId, Engine<KvMachine>>>;
+
+struct Node {
+    disk: Disk,
+    group: Option<Arc<TaskGroup>>,
+}
+
+pub struct World {
+    seed: u64,
+    scenario: Scenario,
+    rng: SmallRng,
+    trace: Arc<Trace>,
+    network: Arc<Network>,
+    nodes: BTreeMap<NodeId, Node>,
+    engines: Engines,
+    outcome: Outcome,
+}
+
+impl World {
+    pub fn new(seed: u64, scenario: Scenario) -> Self {
+        let keep_text = std::env::var_os("QUORATE_SIM_TRACE").is_some();
+        let trace = Arc::new(Trace::new(keep_text));
+        let nodes = (1..=scenario.nodes)
+            .map(|id| (id, Node { disk: Disk::new(seed ^ id, scenario.lying_disk), group: None }))
+            .collect();
+        Self {
+            seed,
+            scenario,
+            rng: SmallRng::seed_from_u64(seed ^ 0x0077_6f72_6c64),
+            network: Network::new(seed, trace.clone()),
+            trace,
+            nodes,
+            engines: Arc::new(Mutex::new(BTreeMap::new())),
+            outcome: Outcome::default(),
+        }
+    }
+
+    pub async fn run(mut self) -> Outcome {
+        let _trace = SaveTrace(self.trace.clone());
+        self.start_all().await;
+        let workload = Workload::start(self.seed, self.engines.clone(), self.trace.clone());
+        self.suffer().await;
+        self.heal().await;
+        self.expect_progress(&workload).await;
+        let history = workload.stop().await;
+        self.expect_agreement().await;
+        self.scan(&history).await;
+        self.finish(&history)
+    }
+
+    fn ids(&self) -> Vec<NodeId> {
+        self.nodes.keys().copied().collect()
+    }
+
+    async fn start_all(&mut self) {
+        for id in self.ids() {
+            if self.nodes[&id].group.is_none() {
+                self.start(id).await;
+            }
+        }
+    }
+
+    async fn start(&mut self, id: NodeId) {
+        self.trace.record(format_args!("start {id}"));
+        let group = Arc::new(TaskGroup::default());
+        let node = self.nodes.get_mut(&id).unwrap();
+        let mut config = EngineConfig::new(id, "", address(id));
+        config.cluster = "simulation".to_owned();
+        config.client_advertise = format!("node-{id}:7801");
+        config.initial_members = (1..=self.scenario.nodes).map(|id| (id, address(id))).collect();
+        config.snapshots =
+            SnapshotPolicy { every_entries: 40, keep_entries: 10, ..SnapshotPolicy::default() };
+        let parts = EngineParts {
+            config,
+            incarnation: Incarnation(u128::from(id)),
+            log: node.disk.open_log(&group),
+            snapshots: node.disk.snapshots(),
+            transport: Arc::new(SimTransport { network: self.network.clone(), node_id: id }),
+        };
+        let engine = group.spawn(Engine::start(parts, KvMachine::default())).await.unwrap();
+        let engine = engine.unwrap_or_else(|error| panic!("node {id} does not start: {error}"));
+        self.network.open_door(id, engine.peer_door(), group.clone());
+        self.engines.lock().unwrap().insert(id, engine);
+        node.group = Some(group);
+    }
+
+    async fn crash(&mut self, id: NodeId) {
+        let node = self.nodes.get_mut(&id).unwrap();
+        let Some(group) = node.group.take() else { return };
+        self.network.close_door(id);
+        let engine = self.engines.lock().unwrap().remove(&id);
+        self.note(engine.as_ref());
+        group.abort();
+        let node = self.nodes.get_mut(&id).unwrap();
+        let forgotten = node.disk.crash();
+        self.trace.record(format_args!("crash {id}, forgetting {forgotten}"));
+        self.outcome.forgotten += forgotten;
+        self.outcome.crashes += 1;
+        drop(engine);
+        // Lets the aborted tasks go.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    fn note(&mut self, engine: Option<&Engine<KvMachine>>) {
+        if let Some(engine) = engine {
+            let state = engine.state();
+            assert_eq!(state.fatal, None, "node {} has stopped", state.node_id);
+            self.outcome.leader_changes = self.outcome.leader_changes.max(state.term.saturating_sub(1));
+        }
+    }
+
+    async fn suffer(&mut self) {
+        let end = Instant::now() + SAFETY;
+        while Instant::now() < end {
+            let ids = self.ids();
+            let (pause, fault) = faults::next(&mut self.rng, &ids);
+            tokio::time::sleep(pause).await;
+            self.trace.record(format_args!("fault {fault:?}"));
+            match fault {
+                Fault::Crash(id) => self.crash(id).await,
+                Fault::CrashAll => {
+                    for id in ids {
+                        self.crash(id).await;
+                    }
+                }
+                Fault::StartAll => self.start_all().await,
+                Fault::Cut(cuts) => {
+                    self.outcome.cuts += cuts.len() as u64;
+                    self.network.set_cuts(cuts);
+                }
+                Fault::Join => self.network.set_cuts(BTreeSet::new()),
+                Fault::Weather(weather) => self.network.set_weather(weather),
+            }
+        }
+    }
+
+    async fn heal(&mut self) {
+        self.trace.record(format_args!("heal"));
+        self.network.set_cuts(BTreeSet::new());
+        self.network.set_weather(Weather::FAIR);
+        self.start_all().await;
+    }
+
+    /// A healed cluster must acknowledge new writes.
+    async fn expect_progress(&self, workload: &Workload) {
+        let before = workload.acknowledged();
+        let deadline = Instant::now() + LIVENESS;
+        while workload.acknowledged() < before + 10 {
+            assert!(Instant::now() < deadline, "healed, but no progress: {:?}", self.states());
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    fn states(&self) -> Vec<String> {
+        let engines = self.engines.lock().unwrap();
+        engines.values().map(|engine| format!("{:?}", engine.state())).collect()
+    }
+
+    /// All nodes must reach the same position with the same state.
+    async fn expect_agreement(&self) {
+        let deadline = Instant::now() + LIVENESS;
+        loop {
+            let engines: Vec<_> = self.engines.lock().unwrap().values().cloned().collect();
+            let mut seen = BTreeSet::new();
+            let mut committed = BTreeSet::new();
+            for engine in engines {
+                let status = engine.status().await;
+                seen.insert((status.state.applied, status.state_hash));
+                committed.insert(status.state.committed);
+            }
+            let positions: BTreeSet<_> = seen.iter().map(|(applied, _)| *applied).collect();
+            assert!(positions.len() == seen.len(), "two states at one position: {seen:?}");
+            if seen.len() == 1 && committed == positions {
+                return;
+            }
+            assert!(Instant::now() < deadline, "healed, but no agreement: {:?}", self.states());
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Every acknowledged write must be there, on every node.
+    async fn scan(&self, history: &History) {
+        let engines: Vec<_> = self.engines.lock().unwrap().clone().into_iter().collect();
+        for (id, engine) in engines {
+            for (key, value) in &history.acknowledged {
+                let query = KvQuery::Get {
+                    tenant: "t".to_owned(),
+                    collection: "c".to_owned(),
+                    key: Bytes::from(key.clone()),
+                };
+                let read = engine.read(query, ReadLevel::Local).await.unwrap();
+                let KvAnswer::Item(Some(item)) = read.answer else {
+                    panic!("node {id} has lost {key}={value}, which was acknowledged");
+                };
+                let found: u64 = std::str::from_utf8(&item.value).unwrap().parse().unwrap();
+                assert!(found >= *value, "node {id} has {key}={found}, but {value} was acknowledged");
+            }
+        }
+        assert!(history.violations.is_empty(), "{}", history.violations.join("\n"));
+    }
+
+    fn finish(mut self, history: &History) -> Outcome {
+        let engines: Vec<_> = self.engines.lock().unwrap().values().cloned().collect();
+        for engine in &engines {
+            self.note(Some(engine));
+        }
+        for node in self.nodes.values() {
+            let (built, installed) = node.disk.snapshot_counts();
+            self.outcome.snapshots_built += built;
+            self.outcome.snapshots_installed += installed;
+        }
+        (self.outcome.lost, self.outcome.duplicated) = self.network.counts();
+        self.outcome.acknowledged = history.acknowledgements;
+        self.outcome.unknown = history.unknown;
+        self.outcome.reads = history.reads;
+        self.outcome.trace_hash = self.trace.hash();
+        self.outcome
+    }
+}
