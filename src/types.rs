@@ -53,7 +53,7 @@ pub struct Vote {
 /// A node id says which member a process claims to be; the incarnation says whether it still has
 /// the disk that member made its promises on. A node whose incarnation differs from the one in the
 /// membership has lost its log and its vote, and must not take part under its old id.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Incarnation(pub u128);
 
 impl fmt::Display for Incarnation {
@@ -69,7 +69,7 @@ impl fmt::Debug for Incarnation {
 }
 
 /// Where a member is reached, and which data directory it must present.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Member {
     /// Advertised `host:port` of its peer port.
     pub peer: String,

@@ -37,7 +37,7 @@ impl StateMachine for Counter {
 }
 
 #[tokio::main]
-pub async fn main() -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (dir, mut nodes) = (tempfile::tempdir()?, Vec::new());
     let listeners =
         (1..=3).map(|id| Ok((id, TcpListener::bind("127.0.0.1:0")?))).collect::<io::Result<Vec<_>>>()?;

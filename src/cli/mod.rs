@@ -121,7 +121,7 @@ pub enum Command {
     /// Measure operations per second and latency
     Bench(bench::BenchArgs),
     /// Run one node
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// Run a local cluster in real processes until Ctrl-C
     Cluster(cluster::ClusterArgs),
     /// Print a completion script for a shell
@@ -160,7 +160,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Range(args) => range::run(&common, args).await,
         Command::Status(args) => status::run(&common, args).await,
         Command::Bench(args) => bench::run(&common, args).await,
-        Command::Serve(args) => serve::run(args).await.map_err(CliError::node),
+        Command::Serve(args) => serve::run(*args).await.map_err(CliError::node),
         Command::Cluster(args) => cluster::run(args).await.map_err(CliError::node),
         Command::Completion(args) => completion::run(&args, &mut Cli::command()),
     }

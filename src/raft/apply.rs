@@ -218,7 +218,7 @@ impl<M: StateMachine> RaftStateMachine<TypeConfig> for Applier<M> {
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
-        let (machine, meta) = install::<M>(snapshot, self.snapshots.clone()).await?;
+        let (machine, meta) = install::<M>(snapshot).await?;
         self.replace(machine, &meta);
         Ok(())
     }

@@ -64,9 +64,9 @@ impl<G: Send + Sync + 'static> StoreBuilder<TypeConfig, RaftLog, Applier<Count>,
 
 #[tokio::test]
 async fn the_memory_store_conforms() {
-    use crate::storage::{MemoryDisk, MemorySnapshots, MemoryStore};
+    use crate::storage::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
     Suite::test_all(Builder(|| {
-        let log = MemoryStore::open(&MemoryDisk::immediate());
+        let log = MemoryStore::open(&MemoryDisk::new(SyncMode::Immediate));
         ((), Arc::new(log), Arc::new(MemorySnapshots::default()))
     }))
     .await

@@ -14,6 +14,8 @@
 //! [`crate::engine`].
 
 pub mod apply;
+#[cfg(test)]
+mod conformance;
 pub mod core;
 pub mod envelope;
 pub mod log;

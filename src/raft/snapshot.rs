@@ -77,7 +77,7 @@ fn write<M: StateMachine>(
 ) -> Result<SnapshotHandle, StorageError> {
     /// Machines write small pieces; the store wants frames.
     const BUFFER_BYTES: usize = 256 * 1024;
-    let mut out = BufWriter::with_capacity(BUFFER_BYTES, snapshots.begin(meta)?);
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, snapshots.begin(&meta)?);
     let failed = |source| StorageError::Io {
         operation: "cannot write a snapshot to",
         path: PathBuf::from("the snapshot directory"),
@@ -92,7 +92,7 @@ fn write<M: StateMachine>(
 /// # Errors
 /// [`StorageError::Corrupt`] when a checksum does not match or the machine rejects the content.
 pub fn read<M: StateMachine>(handle: &SnapshotHandle) -> Result<M, StorageError> {
-    let corrupt = |error: io::Error| StorageError::Corrupt { path: handle.path(), detail: error.to_string() };
+    let corrupt = |error: io::Error| StorageError::Corrupt { path: handle.path().to_owned(), detail: error.to_string() };
     let mut input = handle.open().map_err(corrupt)?;
     let machine = M::read_snapshot(&mut input).map_err(corrupt)?;
     // What the machine left unread must still be checked.
@@ -106,12 +106,11 @@ pub fn read<M: StateMachine>(handle: &SnapshotHandle) -> Result<M, StorageError>
 /// Whatever placing and reading return; the node must stop.
 pub async fn install<M: StateMachine>(
     snapshot: SnapshotData,
-    snapshots: Arc<dyn SnapshotStore>,
 ) -> io::Result<(M, crate::storage::SnapshotMeta)> {
     offload(move || {
         let handle = match snapshot {
             SnapshotData::Placed(handle) => handle,
-            SnapshotData::Received(received) => snapshots.place(received).map_err(io::Error::other)?,
+            SnapshotData::Received(received) => received.place().map_err(io::Error::other)?,
         };
         let machine = read::<M>(&handle).map_err(io::Error::other)?;
         Ok((machine, handle.meta().clone()))

@@ -1,208 +1,153 @@
-//! The disk of a simulated node (temporary memory log).
-use std::collections::VecDeque;
+//! The disk of a simulated node: syncs take time, and a crash forgets what was not synced.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use quorate::error::StorageError;
 use quorate::runtime::TaskGroup;
-use quorate::storage::{Completion, LogBounds, LogStore, MemorySnapshots, SnapshotStore};
+use quorate::storage::{
+    Completion, LogBounds, LogStore, MemoryDisk, MemorySnapshots, MemoryStore, SnapshotHandle, SnapshotMeta,
+    SnapshotReceiver, SnapshotStore, SnapshotWriter, SyncMode,
+};
 use quorate::types::{Entry, LogId, Vote};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
-use std::io;
 use tokio::sync::Notify;
 
-#[derive(Clone, Default)]
-struct Image {
-    entries: VecDeque<Entry>,
-    purged: Option<LogId>,
-    vote: Option<Vote>,
-    committed: Option<LogId>,
-}
-impl Image {
-    fn next(&self) -> u64 {
-        self.entries.back().map(|e| e.log_id).or(self.purged).map_or(0, |l| l.index + 1)
-    }
-    fn first(&self) -> u64 {
-        self.purged.map_or(0, |l| l.index + 1)
-    }
-    fn apply(&mut self, op: &Op) {
-        match op {
-            Op::Append(entries) => {
-                for e in entries {
-                    assert_eq!(e.log_id.index, self.next());
-                    self.entries.push_back(e.clone());
-                }
-            }
-            Op::Vote(v) => self.vote = Some(*v),
-            Op::Truncate(from) => {
-                while self.entries.back().is_some_and(|e| e.log_id.index >= *from) {
-                    self.entries.pop_back();
-                }
-            }
-            Op::Purge(upto) => {
-                while self.entries.front().is_some_and(|e| e.log_id.index <= upto.index) {
-                    self.entries.pop_front();
-                }
-                if self.purged.is_none_or(|p| p.index < upto.index) {
-                    self.purged = Some(*upto);
-                }
-            }
-        }
-    }
-}
-enum Op {
-    Append(Vec<Entry>),
-    Vote(Vote),
-    Truncate(u64),
-    Purge(LogId),
-}
-#[derive(Default)]
-struct State {
-    durable: Image,
-    current: Image,
-    queue: VecDeque<(Op, Option<Completion>)>,
-    epoch: u64,
-}
 pub struct Disk {
-    state: Arc<Mutex<State>>,
-    notify: Arc<Notify>,
+    log: MemoryDisk,
+    snapshots: Arc<CountedSnapshots>,
     rng: SmallRng,
-    snaps: MemorySnapshots,
     lying: bool,
 }
-struct MemLog {
-    state: Arc<Mutex<State>>,
-    notify: Arc<Notify>,
-    epoch: u64,
-    lying: bool,
-}
-impl MemLog {
-    fn submit(&self, op: Op, done: Completion) {
-        let mut s = self.state.lock().unwrap();
-        if s.epoch != self.epoch {
-            return;
-        }
-        s.current.apply(&op);
-        let done = if self.lying {
-            drop(s);
-            done(Ok(()));
-            s = self.state.lock().unwrap();
-            None
-        } else {
-            Some(done)
-        };
-        s.queue.push_back((op, done));
-        self.notify.notify_one();
-    }
-}
-impl LogStore for MemLog {
-    fn bounds(&self) -> LogBounds {
-        let s = self.state.lock().unwrap();
-        LogBounds {
-            purged: s.current.purged,
-            last: s.current.entries.back().map(|e| e.log_id).or(s.current.purged),
-        }
-    }
-    fn vote(&self) -> Option<Vote> {
-        self.state.lock().unwrap().current.vote
-    }
-    fn committed(&self) -> Option<LogId> {
-        self.state.lock().unwrap().current.committed
-    }
-    fn read(&self, start: u64, end: u64, max: usize) -> io::Result<Vec<Entry>> {
-        let s = self.state.lock().unwrap();
-        let first = s.current.first();
-        let mut out = vec![];
-        let mut bytes = 0;
-        for i in start.max(first)..end.min(s.current.next()) {
-            let e = s.current.entries[(i - first) as usize].clone();
-            bytes += e.size_bytes();
-            if bytes > max && !out.is_empty() {
-                break;
-            }
-            out.push(e);
-        }
-        Ok(out)
-    }
-    fn append(&self, entries: Vec<Entry>, done: Completion) {
-        self.submit(Op::Append(entries), done)
-    }
-    fn save_vote(&self, vote: Vote, done: Completion) {
-        self.submit(Op::Vote(vote), done)
-    }
-    fn save_committed(&self, c: Option<LogId>) {
-        self.state.lock().unwrap().current.committed = c;
-    }
-    fn truncate(&self, from: u64, done: Completion) {
-        self.submit(Op::Truncate(from), done)
-    }
-    fn purge(&self, upto: LogId, done: Completion) {
-        self.submit(Op::Purge(upto), done)
-    }
-}
+
 impl Disk {
     pub fn new(seed: u64, lying: bool) -> Self {
         Self {
-            state: Default::default(),
-            notify: Default::default(),
-            rng: SmallRng::seed_from_u64(seed),
-            snaps: Default::default(),
+            log: MemoryDisk::new(SyncMode::Manual),
+            snapshots: Arc::default(),
+            rng: SmallRng::seed_from_u64(seed ^ 0x6469_736b),
             lying,
         }
     }
+
+    /// Opens the log for a process whose tasks form `group`.
     pub fn open_log(&mut self, group: &Arc<TaskGroup>) -> Arc<dyn LogStore> {
-        let epoch = self.state.lock().unwrap().epoch;
-        let (state, notify, mut rng) =
-            (self.state.clone(), self.notify.clone(), SmallRng::seed_from_u64(self.rng.random()));
-        group.spawn(async move {
-            loop {
-                notify.notified().await;
-                let stall = rng.random_bool(0.02);
-                tokio::time::sleep(Duration::from_micros(if stall {
-                    rng.random_range(50_000..300_000)
-                } else {
-                    rng.random_range(100..4_000)
-                }))
-                .await;
-                let done = {
-                    let mut s = state.lock().unwrap();
-                    if s.epoch != epoch {
-                        return;
-                    }
-                    let committed = s.current.committed;
-                    s.durable.committed = committed;
-                    let mut done = vec![];
-                    while let Some((op, d)) = s.queue.pop_front() {
-                        s.durable.apply(&op);
-                        done.extend(d);
-                    }
-                    done
-                };
-                for d in done {
-                    d(Ok(()));
-                }
-            }
-        });
-        Arc::new(MemLog { state: self.state.clone(), notify: self.notify.clone(), epoch, lying: self.lying })
-    }
-    pub fn snapshots(&self) -> Arc<dyn SnapshotStore> {
-        Arc::new(self.snaps.clone())
-    }
-    pub fn crash(&mut self) -> u64 {
-        let mut s = self.state.lock().unwrap();
-        let n = s.queue.len();
-        let keep = self.rng.random_range(0..=n);
-        for _ in 0..keep {
-            let (op, _) = s.queue.pop_front().unwrap();
-            s.durable.apply(&op);
+        let store = MemoryStore::open(&self.log);
+        let written = Arc::new(Notify::new());
+        let notify = written.clone();
+        self.log.on_pending(move || notify.notify_one());
+        let (disk, rng) = (self.log.clone(), SmallRng::seed_from_u64(self.rng.random()));
+        group.spawn(sync_forever(disk, written, rng));
+        match self.lying {
+            true => Arc::new(LyingStore(store)),
+            false => Arc::new(store),
         }
-        let lost: Vec<_> = s.queue.drain(..).collect();
-        s.epoch += 1;
-        s.current = s.durable.clone();
-        drop(s);
-        drop(lost);
-        (n - keep) as u64
     }
+
+    pub fn snapshots(&self) -> Arc<dyn SnapshotStore> {
+        self.snapshots.clone()
+    }
+
+    /// Forgets some of what was not synced. Returns how many writes that were.
+    pub fn crash(&mut self) -> u64 {
+        let pending = self.log.pending();
+        let keep = self.rng.random_range(0..=pending);
+        self.log.crash(keep);
+        (pending - keep) as u64
+    }
+
+    /// How many snapshots this node has built, and how many it has received.
     pub fn snapshot_counts(&self) -> (u64, u64) {
-        (1, 1)
+        let CountedSnapshots { built, received, .. } = &*self.snapshots;
+        (built.load(Ordering::Relaxed), received.load(Ordering::Relaxed))
+    }
+}
+
+/// Syncs whenever something was written: mostly at once, now and then after a stall.
+async fn sync_forever(disk: MemoryDisk, written: Arc<Notify>, mut rng: SmallRng) {
+    loop {
+        written.notified().await;
+        let stalls = rng.random_bool(0.02);
+        let micros = if stalls { rng.random_range(50_000..300_000) } else { rng.random_range(100..4_000) };
+        tokio::time::sleep(Duration::from_micros(micros)).await;
+        disk.sync();
+    }
+}
+
+/// Reports every write as durable when it is submitted: the bug that no other check of a store can make up for.
+struct LyingStore(MemoryStore);
+
+impl LyingStore {
+    fn at_once(&self, done: Completion, submit: impl FnOnce(Completion)) {
+        submit(Box::new(|_| {}));
+        done(Ok(()));
+    }
+}
+
+impl LogStore for LyingStore {
+    fn bounds(&self) -> LogBounds {
+        self.0.bounds()
+    }
+
+    fn vote(&self) -> Option<Vote> {
+        self.0.vote()
+    }
+
+    fn committed(&self) -> Option<LogId> {
+        self.0.committed()
+    }
+
+    fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
+        self.0.read(start, end, max_bytes)
+    }
+
+    fn append(&self, entries: Vec<Entry>, done: Completion) {
+        self.at_once(done, |sunk| self.0.append(entries, sunk));
+    }
+
+    fn save_vote(&self, vote: Vote, done: Completion) {
+        self.at_once(done, |sunk| self.0.save_vote(vote, sunk));
+    }
+
+    fn save_committed(&self, committed: Option<LogId>) {
+        self.0.save_committed(committed);
+    }
+
+    fn truncate(&self, from: u64, done: Completion) {
+        self.at_once(done, |sunk| self.0.truncate(from, sunk));
+    }
+
+    fn purge(&self, upto: LogId, done: Completion) {
+        self.at_once(done, |sunk| self.0.purge(upto, sunk));
+    }
+}
+
+/// Counts what is built and received, so that a run in which neither happens does not pass for a test of it.
+#[derive(Default)]
+struct CountedSnapshots {
+    snapshots: MemorySnapshots,
+    built: AtomicU64,
+    received: AtomicU64,
+    /// Positions under way, so that a snapshot of which each piece came twice counts once.
+    last_received: Mutex<Option<LogId>>,
+}
+
+impl SnapshotStore for CountedSnapshots {
+    fn begin(&self, meta: &SnapshotMeta) -> Result<SnapshotWriter, StorageError> {
+        self.built.fetch_add(1, Ordering::Relaxed);
+        self.snapshots.begin(meta)
+    }
+
+    fn receive(&self, log_id: LogId) -> Result<SnapshotReceiver, StorageError> {
+        if self.last_received.lock().unwrap().replace(log_id) != Some(log_id) {
+            self.received.fetch_add(1, Ordering::Relaxed);
+        }
+        self.snapshots.receive(log_id)
+    }
+
+    fn newest(&self) -> Result<Option<SnapshotHandle>, StorageError> {
+        self.snapshots.newest()
     }
 }

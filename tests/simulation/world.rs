@@ -9,7 +9,7 @@ use quorate::engine::{Engine, EngineConfig, EngineParts, SnapshotPolicy};
 use quorate::machine::kv::{KvAnswer, KvMachine, KvQuery};
 use quorate::runtime::TaskGroup;
 use quorate::types::{Incarnation, NodeId, ReadLevel};
-use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use rand::{SeedableRng, rngs::SmallRng};
 use tokio::time::Instant;
 
 use crate::Shared;

@@ -138,8 +138,8 @@ impl<M: StateMachine> PeerService<M> {
             return Ok(proto::SnapshotResponse { vote: Some(own_vote), installing: false });
         }
         current.received += piece.bytes.len() as u64;
-        let bytes = piece.bytes;
-        let current = offload(move || current.receiver.write(&bytes).map(|()| current))
+        let (offset, bytes) = (piece.offset, piece.bytes);
+        let current = offload(move || current.receiver.write(offset, &bytes).map(|()| current))
             .await
             .map_err(|e| e.to_string())?;
         if !piece.last {

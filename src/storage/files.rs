@@ -1,0 +1,81 @@
+//! The few file operations that durability rests on, each written once.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::StorageError;
+
+/// Ends the name of a file that is still being written; such files mean nothing and are removed at open.
+pub(crate) const UNFINISHED: &str = "unfinished";
+
+pub(crate) fn io_error(operation: &'static str, path: &Path, source: io::Error) -> StorageError {
+    StorageError::Io { operation, path: path.to_owned(), source }
+}
+
+/// Makes the content of a file, or the entries of a directory, durable.
+pub(crate) fn sync(path: &Path) -> Result<(), StorageError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| io_error("cannot sync", path, error))
+}
+
+/// The directory that holds `path`.
+pub(crate) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Creates a directory and those above it, and makes every new entry durable.
+pub(crate) fn create_directory(path: &Path) -> Result<(), StorageError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    create_directory(parent(path))?;
+    match fs::create_dir(path) {
+        Ok(()) => sync(parent(path)),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(io_error("cannot create", path, error)),
+    }
+}
+
+/// Removes a file if it is there.
+pub(crate) fn remove(path: &Path) -> Result<(), StorageError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error("cannot remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// The name a file has until it is complete.
+pub(crate) fn unfinished(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(UNFINISHED);
+    name.into()
+}
+
+/// Gives a complete and synced file its name, durably.
+pub(crate) fn rename_durably(from: &Path, to: &Path) -> Result<(), StorageError> {
+    fs::rename(from, to).map_err(|error| io_error("cannot rename to", to, error))?;
+    sync(parent(to))
+}
+
+/// Writes a small file so that after a crash it is there as a whole, or as it was before.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), StorageError> {
+    let aside = unfinished(path);
+    File::create(&aside)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .map_err(|error| io_error("cannot write", &aside, error))?;
+    rename_durably(&aside, path)
+}
+
+/// Paths of what a directory holds, in the order of their names.
+pub(crate) fn list(directory: &Path) -> Result<Vec<PathBuf>, StorageError> {
+    let list = || -> io::Result<Vec<PathBuf>> {
+        fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.path())).collect()
+    };
+    let mut paths = list().map_err(|error| io_error("cannot list", directory, error))?;
+    paths.sort();
+    Ok(paths)
+}

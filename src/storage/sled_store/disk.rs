@@ -1,0 +1,287 @@
+//! What the writer does to sled, one write after the other.
+//!
+//! sled recovers a prefix of the single inserts and removals made here. So each write is laid out such that
+//! *every* prefix of it is a log in good order, and that nothing submitted later can survive without it:
+//!
+//! - an append is records in order; a large entry's parts are in order, so that only the last entry of the
+//!   log can be incomplete;
+//! - a vote or purge is in the ledger before any record submitted after it;
+//! - a truncation lowers `last` in the ledger first, then removes records from the end backwards, then
+//!   shortens the record that it cuts through: entries of before and after never stand side by side;
+//! - purged records are removed only after a flush has made `purged` durable.
+//!
+//! What it does not do: decide when to flush, or recover from any error. After one, it must not be used again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use crate::storage::record::{Body, Key, Packed, Packer, Record};
+use crate::types::{Entry, LogId, Vote};
+
+use super::ledger::{self, Ledger};
+use super::marker::Marker;
+use super::scan::{ScanError, decode_key};
+use super::stats::LogStats;
+use super::{BeforeFlush, DISK_BYTES_BETWEEN_BLOB_CHECKS};
+
+/// Why a write did not become durable.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DiskError {
+    #[error("sled: {0}")]
+    Sled(#[from] sled::Error),
+    #[error("cannot shorten the log: {0}")]
+    Truncate(#[from] ScanError),
+    #[error("cannot write the ready file: {0}")]
+    Mark(std::io::Error),
+    #[error("cannot flush: {0}")]
+    Flush(std::io::Error),
+    #[error("{} holds a file, and sled does not fsync those", .0.display())]
+    Blob(PathBuf),
+    #[error("a completion panicked: {0}")]
+    Completion(String),
+    #[error("cannot list {}: {}", .0.display(), .1)]
+    List(PathBuf, std::io::Error),
+}
+
+/// sled's trees of one log.
+#[derive(Debug, Clone)]
+pub(crate) struct Trees {
+    pub(crate) db: sled::Db,
+    pub(crate) log: sled::Tree,
+    pub(crate) meta: sled::Tree,
+}
+
+/// The log as it will be once everything written so far is flushed.
+pub(crate) struct Disk {
+    trees: Trees,
+    blobs: PathBuf,
+    marker: Marker,
+    ledger: Ledger,
+    packer: Packer,
+    /// The last entry given to the packer.
+    pushed: Option<LogId>,
+    /// The ledger holds a vote or purge that later records must not precede.
+    ledger_first: bool,
+    /// Something was written that no flush covers yet.
+    dirty: bool,
+    /// Records of purged entries may be left.
+    unswept: bool,
+    bytes_until_blob_check: usize,
+    before_flush: Option<BeforeFlush>,
+    stats: Arc<LogStats>,
+}
+
+impl Disk {
+    /// Takes over what recovery has found; `ledger` is durable already.
+    pub(crate) fn new(
+        directory: &Path,
+        trees: Trees,
+        marker: Marker,
+        ledger: Ledger,
+        before_flush: Option<BeforeFlush>,
+        stats: Arc<LogStats>,
+    ) -> Self {
+        Self {
+            trees,
+            blobs: blobs(directory),
+            marker,
+            pushed: ledger.last,
+            ledger,
+            packer: Packer::default(),
+            ledger_first: false,
+            dirty: false,
+            unswept: true,
+            bytes_until_blob_check: DISK_BYTES_BETWEEN_BLOB_CHECKS,
+            before_flush,
+            stats,
+        }
+    }
+
+    /// Appends entries that follow the last one.
+    pub(crate) fn append(&mut self, entries: &[Entry]) -> Result<(), DiskError> {
+        let mut packer = std::mem::take(&mut self.packer);
+        for entry in entries {
+            let previous_term = self.pushed.map_or(0, |previous| previous.term);
+            packer.push(entry, previous_term, &mut |packed| self.store(packed))?;
+            self.pushed = Some(entry.log_id);
+        }
+        self.packer = packer;
+        self.stats.entries.fetch_add(entries.len() as u64, Relaxed);
+        Ok(())
+    }
+
+    pub(crate) fn save_vote(&mut self, vote: Vote) -> Result<(), DiskError> {
+        self.finish_record()?;
+        self.ledger.vote = Some(vote);
+        self.ledger_first = true;
+        Ok(())
+    }
+
+    /// Removes the entries from `from` on; `last` is what then ends the log.
+    pub(crate) fn truncate(&mut self, from: u64, last: Option<LogId>) -> Result<(), DiskError> {
+        self.finish_record()?;
+        self.ledger.last = last;
+        self.pushed = last;
+        self.write_ledger()?;
+        let log = self.trees.log.clone();
+        let doomed = log.range(Key::first(from).encode()..).keys().collect::<Result<Vec<_>, _>>()?;
+        for key in doomed.iter().rev() {
+            log.remove(key)?;
+        }
+        let Some((key, record)) = log.range(..Key::first(from).encode()).next_back().transpose()? else {
+            return Ok(());
+        };
+        let key = decode_key(&key)?;
+        let record = Record::decode(key, &record).map_err(|error| ScanError::Record { key, error })?;
+        match record.body {
+            Body::Packed(entries) if entries.last().is_some_and(|last| last.log_id.index >= from) => {
+                let mut packer = Packer::default();
+                let mut previous_term = record.previous_term;
+                for entry in entries.iter().take_while(|entry| entry.log_id.index < from) {
+                    packer.push(entry, previous_term, &mut |packed| self.put(&packed))?;
+                    previous_term = entry.log_id.term;
+                }
+                packer.finish(&mut |packed| self.put(&packed))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn purge(&mut self, upto: LogId) -> Result<(), DiskError> {
+        self.finish_record()?;
+        self.ledger.purged = Some(upto);
+        if self.ledger.last.is_none_or(|last| last.index <= upto.index) {
+            self.ledger.last = Some(upto);
+            self.pushed = Some(upto);
+        }
+        self.ledger_first = true;
+        self.unswept = true;
+        Ok(())
+    }
+
+    /// Makes all of the above durable, and `committed` with it if the log goes that far. Free if there is
+    /// nothing to flush.
+    pub(crate) fn flush(&mut self, committed: Option<LogId>) -> Result<(), DiskError> {
+        self.finish_record()?;
+        if !self.dirty && !self.ledger_first {
+            return Ok(());
+        }
+        let in_log = |committed: &LogId| self.ledger.last.is_some_and(|last| committed.index <= last.index);
+        if committed.as_ref().is_none_or(in_log) {
+            self.ledger.committed = committed;
+        }
+        self.write_ledger()?;
+        let start = Instant::now();
+        if let Some(before_flush) = &self.before_flush {
+            before_flush().map_err(DiskError::Flush)?;
+        }
+        self.trees.db.flush()?;
+        self.stats.flushed(start.elapsed());
+        // After the flush, so that the mark never promises more than is durable.
+        self.marker.mark(self.ledger.sequence).map_err(DiskError::Mark)?;
+        self.dirty = false;
+        if self.bytes_until_blob_check == 0 {
+            self.bytes_until_blob_check = DISK_BYTES_BETWEEN_BLOB_CHECKS;
+            check_blobs(&self.blobs)?;
+        }
+        Ok(())
+    }
+
+    /// Whether [`sweep`](Self::sweep) has something to do.
+    pub(crate) fn unswept(&self) -> bool {
+        self.unswept
+    }
+
+    /// Removes some records that hold purged entries only; call it when nothing is dirty. The removals become
+    /// durable with the next flush: until then they are merely repeated after a crash.
+    pub(crate) fn sweep(&mut self) -> Result<(), DiskError> {
+        /// Removals at a time: what an append may have to wait for.
+        const SWEEP_RECORDS: usize = 512;
+        let first_kept = self.ledger.first_index();
+        let log = &self.trees.log;
+        let mut doomed = Vec::new();
+        let mut candidate: Option<sled::IVec> = None;
+        self.unswept = false;
+        for key in log.iter().keys() {
+            let key = key?;
+            // A record ends where the next one begins.
+            let begins = decode_key(&key)?.index;
+            if begins > first_kept {
+                candidate = None;
+                break;
+            }
+            doomed.extend(candidate.take());
+            if begins == first_kept {
+                break;
+            }
+            if doomed.len() == SWEEP_RECORDS {
+                self.unswept = true;
+                break;
+            }
+            candidate = Some(key);
+        }
+        if self.ledger.next_index() == first_kept {
+            doomed.extend(candidate);
+        }
+        for key in doomed {
+            log.remove(key)?;
+        }
+        Ok(())
+    }
+
+    fn finish_record(&mut self) -> Result<(), DiskError> {
+        let mut packer = std::mem::take(&mut self.packer);
+        packer.finish(&mut |packed| self.store(packed))?;
+        self.packer = packer;
+        Ok(())
+    }
+
+    /// Writes a record of appended entries.
+    fn store(&mut self, packed: Packed) -> Result<(), DiskError> {
+        if self.ledger_first {
+            self.write_ledger()?;
+        }
+        self.put(&packed)?;
+        if packed.last.is_some() {
+            self.ledger.last = packed.last;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, packed: &Packed) -> Result<(), DiskError> {
+        self.trees.log.insert(packed.key.encode(), packed.record.as_slice())?;
+        self.dirty = true;
+        self.bytes_until_blob_check = self.bytes_until_blob_check.saturating_sub(packed.record.len());
+        self.stats.bytes_written.fetch_add(packed.record.len() as u64, Relaxed);
+        Ok(())
+    }
+
+    fn write_ledger(&mut self) -> Result<(), DiskError> {
+        self.ledger.sequence += 1;
+        write_ledger(&self.trees, &self.ledger)?;
+        self.ledger_first = false;
+        self.dirty = true;
+        Ok(())
+    }
+}
+
+pub(crate) fn write_ledger(trees: &Trees, ledger: &Ledger) -> Result<(), sled::Error> {
+    trees.meta.insert(ledger::KEY, ledger.encode().as_slice()).map(drop)
+}
+
+/// Where sled keeps what is too large for its log.
+pub(crate) fn blobs(directory: &Path) -> PathBuf {
+    directory.join("blobs")
+}
+
+/// Checks that sled has put nothing where it does not fsync.
+pub(crate) fn check_blobs(blobs: &Path) -> Result<(), DiskError> {
+    let mut files = fs::read_dir(blobs).map_err(|error| DiskError::List(blobs.to_owned(), error))?;
+    match files.next() {
+        None => Ok(()),
+        Some(_) => Err(DiskError::Blob(blobs.to_owned())),
+    }
+}

@@ -1,0 +1,437 @@
+//! The log on sled: the default [`LogStore`].
+//!
+//! # The route of a write
+//! `append` puts the entries into the in-memory [`tail`] and a queue, and returns; from then on they can be
+//! read. The one [`writer`] takes all that is queued, hands it to sled in packed [records](super::record),
+//! writes the [`ledger`], flushes once, notes the flush in the [ready file](marker), and calls the completions.
+//! So one fsync serves all who wait, and its cost does not grow with their number.
+//!
+//! # Invariants
+//! - What a completion has confirmed is on the disk, in a form that [`recovery`] accepts.
+//! - The in-memory state is what the disk will hold once the queue is written; readers never see an entry
+//!   that a later truncation has removed, nor a mixture of before and after it.
+//! - After any failure (IO error, panic, a flush that hangs, a write out of order) the store is *failed* for
+//!   good: nothing more is confirmed, nothing new accepted, nothing retried. Entries accepted before stay
+//!   readable, although they may not be durable; the node has to stop.
+//!
+//! # What sled needs to be safe
+//! `sync_file_range` made ineffective ([`power`](super::power)), segments of 8 MiB with records up to
+//! 64 KiB so that `blobs/` stays empty (checked), no compression, no flush timer, plain inserts, and the
+//! dance around opening that [`recovery`] describes.
+
+mod disk;
+mod ledger;
+mod marker;
+mod read;
+mod recovery;
+mod scan;
+mod stats;
+mod tail;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::any::Any;
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use crate::error::StorageError;
+use crate::types::{Entry, LogId, Vote};
+
+use super::{Completion, LogBounds, LogStore, files};
+use disk::Trees;
+use ledger::first_index;
+pub use stats::{FLUSH_BUCKETS_US, LogStats};
+use tail::Tail;
+use writer::{Change, Phase, Progress, Queue, Write};
+
+/// Bytes of records between two looks into `blobs/`.
+const DISK_BYTES_BETWEEN_BLOB_CHECKS: usize = 64 * 1024 * 1024;
+
+/// Called before every flush; see [`SledOptions::before_flush`].
+pub(crate) type BeforeFlush = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
+
+/// Why a store failed for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Failure {
+    /// What happened.
+    pub reason: String,
+    /// Whether the writer hangs in a system call or in sled. Then only the end of the process helps.
+    pub hung: bool,
+}
+
+/// Settings of a [`SledStore`].
+#[derive(Clone)]
+pub struct SledOptions {
+    /// Memory for the newest entries, in bytes. Entries that are not yet durable may exceed it. Default: 64 MiB.
+    pub tail_bytes: usize,
+    /// Memory for sled's page cache, in bytes. Default: 32 MiB.
+    pub cache_bytes: u64,
+    /// A write to the disk that takes longer than this has hung. Default: 30 s.
+    pub flush_watchdog: Duration,
+    /// Called once when the store fails, on the thread that noticed, before the completions that fail with
+    /// it. The default logs the reason, and aborts the process if the writer hangs: a hung flush cannot be
+    /// cancelled, and it may hold up an orderly exit for ever.
+    pub on_failure: Arc<dyn Fn(&Failure) + Send + Sync>,
+    /// Called before every flush; an error counts as a failed flush. For fault injection.
+    #[doc(hidden)]
+    pub before_flush: Option<BeforeFlush>,
+}
+
+impl Default for SledOptions {
+    fn default() -> Self {
+        Self {
+            tail_bytes: 64 * 1024 * 1024,
+            cache_bytes: 32 * 1024 * 1024,
+            flush_watchdog: Duration::from_secs(30),
+            on_failure: Arc::new(|failure| {
+                tracing::error!(reason = failure.reason, "the log has failed; this node must stop");
+                if failure.hung {
+                    std::process::abort();
+                }
+            }),
+            before_flush: None,
+        }
+    }
+}
+
+impl fmt::Debug for SledOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SledOptions")
+            .field("tail_bytes", &self.tail_bytes)
+            .field("cache_bytes", &self.cache_bytes)
+            .field("flush_watchdog", &self.flush_watchdog)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The durable log of a node, on sled. See the [module](self).
+///
+/// Dropping it writes and flushes what is queued, stops its threads and releases sled's lock.
+pub struct SledStore {
+    shared: Arc<Shared>,
+    trees: Trees,
+    directory: PathBuf,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl fmt::Debug for SledStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SledStore").field("directory", &self.directory).finish_non_exhaustive()
+    }
+}
+
+/// What the threads of a store have in common.
+pub(crate) struct Shared {
+    state: RwLock<State>,
+    queue: Queue,
+    progress: Progress,
+    stats: Arc<LogStats>,
+    on_failure: Arc<dyn Fn(&Failure) + Send + Sync>,
+}
+
+/// The log as of the last submission.
+struct State {
+    bounds: LogBounds,
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    tail: Tail,
+    /// Counts truncations, so that a read that meets one starts over.
+    truncations: u64,
+    /// Of the newest submission.
+    ticket: u64,
+    failure: Option<String>,
+    /// sled must not be touched again, not even to close it.
+    abandoned: bool,
+}
+
+impl State {
+    fn first_index(&self) -> u64 {
+        first_index(self.bounds.purged)
+    }
+
+    fn next_index(&self) -> u64 {
+        first_index(self.bounds.last)
+    }
+}
+
+impl Shared {
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().expect("invariant: no panic under this lock")
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().expect("invariant: no panic under this lock")
+    }
+
+    fn committed(&self) -> Option<LogId> {
+        self.read().committed
+    }
+
+    /// Notes that writes up to `ticket` are durable. Returns the error if the store has failed meanwhile.
+    fn settle(&self, ticket: u64) -> Option<io::Error> {
+        let mut state = self.write();
+        if let Some(reason) = &state.failure {
+            return Some(failed(reason));
+        }
+        state.tail.settle(ticket);
+        None
+    }
+
+    /// Fails the store for good: first the writes `in_flight`, then all that is queued. Returns the error to
+    /// report, which is that of the first failure.
+    fn fail(&self, reason: &str, cause: Cause, in_flight: Vec<Completion>) -> io::Error {
+        let (first, error) = {
+            let mut state = self.write();
+            let first = state.failure.is_none();
+            state.abandoned |= cause != Cause::Misuse;
+            (first, failed(state.failure.get_or_insert_with(|| reason.to_owned())))
+        };
+        self.stats.failed.store(true, Relaxed);
+        let hung = cause == Cause::Hung;
+        if first || hung {
+            (self.on_failure)(&Failure { reason: reason.to_owned(), hung });
+        }
+        let queued = self.queue.drain().into_iter().map(|write| write.done);
+        // What a completion does with an error, even panic, changes nothing any more.
+        let _ = writer::complete(in_flight.into_iter().chain(queued), Some(&error));
+        error
+    }
+}
+
+/// What made a store fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// A write that does not fit the log: sled is well.
+    Misuse,
+    /// The writer met an error or panicked.
+    Disk,
+    /// The writer hangs.
+    Hung,
+}
+
+fn failed(reason: &str) -> io::Error {
+    io::Error::other(format!("the log has failed for good: {reason}"))
+}
+
+/// The message of a caught panic.
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+impl SledStore {
+    /// Opens the log in `directory`, or creates it. Beside the directory there is its ready file,
+    /// `<directory>.ready`.
+    ///
+    /// Reads and verifies the whole log: what has not been purged.
+    ///
+    /// # Errors
+    /// [`StorageError::Lost`] if the log existed and is gone, [`StorageError::Corrupt`] if it holds anything
+    /// that was not written there, [`StorageError::InUse`] if another store has it open.
+    pub fn open(directory: &Path, options: SledOptions) -> Result<Self, StorageError> {
+        let stats = Arc::new(LogStats::default());
+        let opened = recovery::open(directory, &options, stats.clone())?;
+        let ledger = opened.ledger;
+        let state = State {
+            bounds: LogBounds { purged: ledger.purged, last: ledger.last },
+            vote: ledger.vote,
+            committed: ledger.committed,
+            tail: opened.tail,
+            truncations: 0,
+            ticket: 0,
+            failure: None,
+            abandoned: false,
+        };
+        let shared = Arc::new(Shared {
+            state: RwLock::new(state),
+            queue: Queue::default(),
+            progress: Progress::new(),
+            stats,
+            on_failure: options.on_failure,
+        });
+        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(body)
+                .map_err(|error| files::io_error("cannot start a thread for", directory, error))
+        };
+        let (for_writer, for_watchdog) = (shared.clone(), shared.clone());
+        let disk = opened.disk;
+        let limit = options.flush_watchdog;
+        // If the second thread does not start, dropping the store still stops the first.
+        let mut store =
+            Self { shared, trees: opened.trees, directory: directory.to_owned(), threads: Vec::new() };
+        let writer = spawn("log-writer", Box::new(move || writer::run(&for_writer, disk)))?;
+        store.threads.push(writer);
+        store.threads.push(spawn("log-watchdog", Box::new(move || writer::supervise(&for_watchdog, limit)))?);
+        Ok(store)
+    }
+
+    /// Counters for metrics.
+    pub fn stats(&self) -> &Arc<LogStats> {
+        &self.shared.stats
+    }
+
+    /// Bytes the log takes on the disk.
+    ///
+    /// # Errors
+    /// When the directory can not be listed.
+    pub fn disk_bytes(&self) -> io::Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        /// What `st_blocks` counts, whatever the file system's own blocks are.
+        const BLOCK_BYTES: u64 = 512;
+        let mut bytes = 0;
+        for directory in [self.directory.clone(), disk::blobs(&self.directory)] {
+            for file in std::fs::read_dir(directory)? {
+                match file?.metadata() {
+                    Ok(metadata) => bytes += metadata.blocks() * BLOCK_BYTES,
+                    Err(error) if error.kind() == ErrorKind::NotFound => {} // sled removed it meanwhile
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Applies a write to the in-memory state and queues it, both under one lock so that their orders agree.
+    fn submit(
+        &self,
+        bytes: usize,
+        done: Completion,
+        apply: impl FnOnce(&mut State, u64) -> Result<Change, String>,
+    ) {
+        let mut state = self.shared.write();
+        if let Some(reason) = &state.failure {
+            let error = failed(reason);
+            drop(state);
+            return done(Err(error));
+        }
+        let ticket = state.ticket + 1;
+        match apply(&mut state, ticket) {
+            Ok(change) => {
+                state.ticket = ticket;
+                self.shared.stats.queued_bytes.fetch_add(bytes as u64, Relaxed);
+                self.shared.stats.queued_writes.fetch_add(1, Relaxed);
+                self.shared.queue.push(Write { ticket, change, bytes, done });
+            }
+            Err(reason) => {
+                drop(state);
+                self.shared.fail(&reason, Cause::Misuse, vec![done]);
+            }
+        }
+    }
+
+    /// Position of the entry before `from`, which is in the log and not the first.
+    fn position_before(&self, state: &State, from: u64) -> Result<LogId, String> {
+        let index = from - 1;
+        if let Some(log_id) = state.tail.log_id(index) {
+            return Ok(log_id);
+        }
+        let entry =
+            read::read_one(&self.trees.log, &self.directory, index).map_err(|error| error.to_string())?;
+        Ok(entry.log_id)
+    }
+}
+
+impl LogStore for SledStore {
+    fn bounds(&self) -> LogBounds {
+        self.shared.read().bounds
+    }
+
+    fn vote(&self) -> Option<Vote> {
+        self.shared.read().vote
+    }
+
+    fn committed(&self) -> Option<LogId> {
+        self.shared.committed()
+    }
+
+    fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
+        read::read(&self.shared, &self.trees.log, &self.directory, (start, end), max_bytes)
+    }
+
+    fn append(&self, entries: Vec<Entry>, done: Completion) {
+        let bytes = entries.iter().map(Entry::size_bytes).sum();
+        self.submit(bytes, done, |state, ticket| {
+            let expected = state.next_index();
+            for (entry, index) in entries.iter().zip(expected..) {
+                if entry.log_id.index != index {
+                    return Err(format!("entry {} appended where {index} should be", entry.log_id));
+                }
+            }
+            let Some(last) = entries.last() else { return Ok(Change::Nothing) };
+            state.bounds.last = Some(last.log_id);
+            for entry in &entries {
+                state.tail.push(ticket, entry.clone());
+            }
+            Ok(Change::Append(entries))
+        });
+    }
+
+    fn save_vote(&self, vote: Vote, done: Completion) {
+        self.submit(0, done, |state, _| {
+            state.vote = Some(vote);
+            Ok(Change::SaveVote(vote))
+        });
+    }
+
+    fn save_committed(&self, committed: Option<LogId>) {
+        self.shared.write().committed = committed;
+    }
+
+    fn truncate(&self, from: u64, done: Completion) {
+        self.submit(0, done, |state, _| {
+            let from = from.max(state.first_index());
+            if from >= state.next_index() {
+                return Ok(Change::Nothing);
+            }
+            let last = if from == state.first_index() {
+                state.bounds.purged
+            } else {
+                Some(self.position_before(state, from)?)
+            };
+            state.bounds.last = last;
+            state.tail.truncate(from);
+            state.truncations += 1;
+            Ok(Change::Truncate(from, last))
+        });
+    }
+
+    fn purge(&self, upto: LogId, done: Completion) {
+        self.submit(0, done, |state, _| {
+            if upto.index < state.first_index() {
+                return Ok(Change::Nothing);
+            }
+            state.bounds.purged = Some(upto);
+            if state.next_index() <= upto.index + 1 {
+                state.bounds.last = Some(upto);
+            }
+            state.tail.purge(upto.index);
+            Ok(Change::Purge(upto))
+        });
+    }
+}
+
+impl Drop for SledStore {
+    fn drop(&mut self) {
+        self.shared.queue.close();
+        let phase =
+            if self.threads.is_empty() { Phase::Running } else { self.shared.progress.wait_until_over() };
+        if phase == Phase::Stopped {
+            for thread in self.threads.drain(..) {
+                // Its panics were caught and reported.
+                let _ = thread.join();
+            }
+        }
+        if self.shared.read().abandoned {
+            // sled flushes when its last handle goes, and a failed fsync must never be retried: keep one for ever.
+            std::mem::forget(self.trees.clone());
+        }
+    }
+}

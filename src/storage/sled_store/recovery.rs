@@ -1,0 +1,325 @@
+//! Opens sled's directory, or refuses to.
+//!
+//! The order of steps was found with simulated power cuts, and each has its reason:
+//!
+//! 1. Left-over `snap.*.generating` files go: sled would read a torn one as its newest snapshot and never
+//!    open again.
+//! 2. The directory, then every file in it and in `blobs/`, is synced, so that sled's recovery builds on what
+//!    the next power cut will still find.
+//! 3. sled opens, which rewrites the end of its log; flush; everything is synced again, the parent included.
+//! 4. All records are verified, streaming, before anything of ours is changed.
+//! 5. Only then is the [ready file](super::marker) written. A store without one has promised nothing and may
+//!    be made anew; with one, a store that is missing or does not open is a lost disk.
+//!
+//! # What is refused
+//! A checksum that does not match, a hole or overlap, a record that does not follow on the one before it,
+//! a log that ends before the ledger's `last`, a ledger older than the mark. The one thing that is cut is an
+//! incomplete entry at the very end, beyond the ledger's `last`: a write that nobody was told is durable.
+//!
+//! Damage within the writes of the very last flush before a power cut cannot be told from a torn write once
+//! the unsynced mark is lost with it; no log without a second fsync can tell.
+
+use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::StorageError;
+use crate::storage::files::{self, io_error};
+use crate::storage::power::ensure_power_safe;
+use crate::storage::record::{Key, RecordError};
+use crate::types::LogId;
+
+use super::SledOptions;
+use super::disk::{self, Disk, Trees};
+use super::ledger::{self, Ledger, first_index};
+use super::marker::Marker;
+use super::scan::{Scan, ScanError};
+use super::stats::LogStats;
+use super::tail::Tail;
+
+/// sled writes to `blobs/` what exceeds a quarter of this; see [`TARGET_BYTES`](crate::storage::record::TARGET_BYTES).
+const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+
+/// A store that may be written to.
+pub(crate) struct Opened {
+    pub(crate) disk: Disk,
+    pub(crate) trees: Trees,
+    pub(crate) ledger: Ledger,
+    pub(crate) tail: Tail,
+}
+
+/// Opens or creates the log in `directory`.
+pub(crate) fn open(
+    directory: &Path,
+    options: &SledOptions,
+    stats: Arc<LogStats>,
+) -> Result<Opened, StorageError> {
+    ensure_power_safe()?;
+    let marker_path = Marker::path(directory);
+    let marker = Marker::open(&marker_path)?;
+    let mark = marker.as_ref().map(|(_, mark)| *mark);
+    if mark.is_some() {
+        for missing in [directory.to_owned(), directory.join("conf"), directory.join("db")] {
+            if !missing.exists() {
+                return Err(StorageError::Lost { missing, marker: marker_path });
+            }
+        }
+    }
+    wait_until_unlocked(directory)?;
+
+    let (trees, found) = match open_and_verify(directory, options, mark) {
+        Err(error) if mark.is_none() && may_recreate(&error) => {
+            tracing::warn!(directory = %directory.display(), %error, "the log was never ready; creating it anew");
+            fs::remove_dir_all(directory).map_err(|error| io_error("cannot remove", directory, error))?;
+            files::sync(files::parent(directory))?;
+            open_and_verify(directory, options, mark)?
+        }
+        other => other?,
+    };
+    let Verified { mut ledger, tail, torn, last } = found;
+    if let Some(index) = torn {
+        tracing::warn!(index, "cutting an incomplete entry at the end of the log; it was never acknowledged");
+        cut(&trees, index).map_err(|error| sled_error(directory, error))?;
+    }
+    let committed = ledger.committed.filter(|committed| committed.index < first_index(last));
+    if ledger.sequence == 0 || (ledger.last, ledger.committed) != (last, committed) || torn.is_some() {
+        ledger = Ledger { sequence: ledger.sequence + 1, last, committed, ..ledger };
+        disk::write_ledger(&trees, &ledger).map_err(|error| sled_error(directory, error))?;
+    }
+    trees.db.flush().map_err(|error| sled_error(directory, error))?;
+    sync_all(directory)?;
+    files::sync(files::parent(directory))?;
+    let marker = match marker {
+        Some((marker, _)) => marker,
+        None => Marker::create(&marker_path, ledger.sequence)?,
+    };
+    marker.mark(ledger.sequence).map_err(|error| io_error("cannot write", &marker_path, error))?;
+    let disk = Disk::new(directory, trees.clone(), marker, ledger, options.before_flush.clone(), stats);
+    Ok(Opened { disk, trees, ledger, tail })
+}
+
+fn open_and_verify(
+    directory: &Path,
+    options: &SledOptions,
+    mark: Option<u64>,
+) -> Result<(Trees, Verified), StorageError> {
+    let trees = open_sled(directory, options)?;
+    let found = without_panic(directory, || verify(&trees, directory, options, mark))?;
+    Ok((trees, found))
+}
+
+/// Steps 1 to 3.
+fn open_sled(directory: &Path, options: &SledOptions) -> Result<Trees, StorageError> {
+    files::create_directory(directory)?;
+    for path in files::list(directory)? {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            files::remove(&path)?;
+        }
+    }
+    sync_all(directory)?;
+    let config = sled::Config::new()
+        .path(directory)
+        .segment_size(SEGMENT_BYTES)
+        .cache_capacity(options.cache_bytes)
+        .use_compression(false)
+        .flush_every_ms(None);
+    let trees = without_panic(directory, || {
+        let open = || -> sled::Result<Trees> {
+            let db = config.open()?;
+            let (log, meta) = (db.open_tree("log")?, db.open_tree("meta")?);
+            db.flush()?;
+            Ok(Trees { db, log, meta })
+        };
+        open().map_err(|error| sled_error(directory, error))
+    })?;
+    sync_all(directory)?;
+    files::sync(files::parent(directory))?;
+    disk::check_blobs(&disk::blobs(directory))
+        .map_err(|error| StorageError::Corrupt { path: disk::blobs(directory), detail: error.to_string() })?;
+    Ok(trees)
+}
+
+/// sled panics on some kinds of damage; that is an answer as well.
+fn without_panic<T>(
+    directory: &Path,
+    work: impl FnOnce() -> Result<T, StorageError>,
+) -> Result<T, StorageError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        Err(StorageError::Corrupt {
+            path: directory.to_owned(),
+            detail: format!("sled panicked while opening it: {}", super::panic_message(&*panic)),
+        })
+    })
+}
+
+/// Whether an error means that the content is bad, rather than that the disk or its permissions are.
+fn may_recreate(error: &StorageError) -> bool {
+    match error {
+        StorageError::Corrupt { .. } => true,
+        StorageError::Io { source, .. } => {
+            matches!(source.kind(), ErrorKind::UnexpectedEof | ErrorKind::InvalidData)
+        }
+        _ => false,
+    }
+}
+
+fn sled_error(directory: &Path, error: sled::Error) -> StorageError {
+    match error {
+        sled::Error::Io(source) => io_error("sled cannot use", directory, source),
+        other => StorageError::Corrupt { path: directory.to_owned(), detail: format!("sled says: {other}") },
+    }
+}
+
+/// Refuses a directory that another store has open.
+fn wait_until_unlocked(directory: &Path) -> Result<(), StorageError> {
+    /// A store closed a moment ago in this process: a thread of sled may hold on to its file for an instant.
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const PAUSE: Duration = Duration::from_millis(2);
+    let path = directory.join("db");
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io_error("cannot open", &path, error)),
+    };
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+            Err(TryLockError::WouldBlock) => return Err(StorageError::InUse { path: directory.to_owned() }),
+            Err(TryLockError::Error(error)) => return Err(io_error("cannot lock", &path, error)),
+        }
+    }
+}
+
+/// Syncs the directory, then all files in it and in `blobs/`, then `blobs/`.
+fn sync_all(directory: &Path) -> Result<(), StorageError> {
+    files::sync(directory)?;
+    let mut directories = Vec::new();
+    for path in files::list(directory)? {
+        if path.is_dir() { directories.push(path) } else { files::sync(&path)? }
+    }
+    for directory in directories {
+        for path in files::list(&directory)? {
+            files::sync(&path)?;
+        }
+        files::sync(&directory)?;
+    }
+    Ok(())
+}
+
+/// What a walk over all records has found.
+struct Verified {
+    /// As stored.
+    ledger: Ledger,
+    tail: Tail,
+    /// Index of an incomplete entry at the end.
+    torn: Option<u64>,
+    /// Where the log really ends.
+    last: Option<LogId>,
+}
+
+/// Step 4.
+fn verify(
+    trees: &Trees,
+    directory: &Path,
+    options: &SledOptions,
+    mark: Option<u64>,
+) -> Result<Verified, StorageError> {
+    let corrupt = |detail: String| StorageError::Corrupt { path: directory.to_owned(), detail };
+    let ledger = stored_ledger(trees, directory, mark)?;
+    if let Some(mark) = mark
+        && ledger.sequence < mark
+    {
+        return Err(corrupt(format!(
+            "sled has lost acknowledged writes: its ledger has sequence {}, but {mark} had been flushed",
+            ledger.sequence
+        )));
+    }
+    let first = ledger.first_index();
+    let mut last = ledger.purged;
+    let mut tail = Tail::new(options.tail_bytes);
+    let mut torn = None;
+    for run in Scan::from(&trees.log, first).map_err(|error| refuse(directory, error))? {
+        let run = match run {
+            Ok(run) => run,
+            // Beyond what the ledger knows: the end of a flush that did not happen.
+            Err(ScanError::Torn { index, .. })
+                if index >= ledger.next_index() && index == first_index(last) =>
+            {
+                torn = Some(index);
+                break;
+            }
+            Err(error) => return Err(refuse(directory, error)),
+        };
+        let expected = first_index(last);
+        let cut_by_purge = run.key.index < first && expected == first;
+        if run.key.index != expected && !cut_by_purge {
+            return Err(corrupt(format!("{} found where entry {expected} should be", run.key)));
+        }
+        if expected > first && last.is_some_and(|last| last.term != run.previous_term) {
+            return Err(corrupt(format!("{} does not follow on the entry before it", run.key)));
+        }
+        for entry in run.entries.into_iter().skip_while(|entry| entry.log_id.index < first) {
+            if entry.log_id.index > first && last.is_some_and(|last| last.term > entry.log_id.term) {
+                return Err(corrupt(format!("the term decreases at entry {}", entry.log_id)));
+            }
+            last = Some(entry.log_id);
+            if ledger.last.is_some_and(|known| known.index == entry.log_id.index && known != entry.log_id) {
+                return Err(corrupt(format!("entry {} is not the one that was last", entry.log_id)));
+            }
+            tail.push(0, entry);
+        }
+        tail.settle(0);
+    }
+    if first_index(last) < ledger.next_index() {
+        return Err(corrupt(format!(
+            "the log ends before entry {}, but went up to entry {}",
+            first_index(last),
+            ledger.next_index() - 1
+        )));
+    }
+    Ok(Verified { ledger, tail, torn, last })
+}
+
+fn stored_ledger(trees: &Trees, directory: &Path, mark: Option<u64>) -> Result<Ledger, StorageError> {
+    let stored = trees.meta.get(ledger::KEY).map_err(|error| sled_error(directory, error))?;
+    let corrupt = |detail: String| StorageError::Corrupt { path: directory.to_owned(), detail };
+    match stored {
+        Some(bytes) => Ledger::decode(&bytes).map_err(|error| match error {
+            RecordError::Version(found) => version(directory, found),
+            other => corrupt(format!("the ledger is damaged: {other}")),
+        }),
+        None if mark.is_none() && trees.log.is_empty() => Ok(Ledger::default()),
+        None => Err(corrupt("the ledger is missing".to_owned())),
+    }
+}
+
+fn refuse(directory: &Path, error: ScanError) -> StorageError {
+    match error {
+        ScanError::Sled(error) => sled_error(directory, error),
+        ScanError::Record { error: RecordError::Version(found), .. } => version(directory, found),
+        other => StorageError::Corrupt { path: directory.to_owned(), detail: other.to_string() },
+    }
+}
+
+fn version(directory: &Path, found: u8) -> StorageError {
+    StorageError::Version {
+        path: PathBuf::from(directory),
+        found: found.into(),
+        supported: crate::storage::record::VERSION.into(),
+    }
+}
+
+/// Removes the parts of an incomplete entry, the last one first.
+fn cut(trees: &Trees, index: u64) -> Result<(), sled::Error> {
+    let parts = trees.log.range(Key::first(index).encode()..).keys().collect::<Result<Vec<_>, _>>()?;
+    for key in parts.iter().rev() {
+        trees.log.remove(key)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! Walks the records of sled's `log` tree in order and gives back entries.
+//!
+//! Both recovery and reads use it, so that both check the same things: every checksum, the order of keys,
+//! and that the parts of a large entry are all there. Whether there is a hole *between* records is for the
+//! caller to see: only it knows what has been purged.
+
+use crate::storage::record::{Body, Key, Record, RecordError, decode_joined};
+use crate::types::Entry;
+
+/// The entries of one packed record, or the one entry that parts were joined to.
+#[derive(Debug)]
+pub(crate) struct Run {
+    /// Where the run begins.
+    pub(crate) key: Key,
+    /// Term of the entry before the first.
+    pub(crate) previous_term: u64,
+    /// At least one.
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// Why the walk stopped.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ScanError {
+    /// sled failed.
+    #[error("sled: {0}")]
+    Sled(#[from] sled::Error),
+    /// A record is not what it should be.
+    #[error("{key}: {error}")]
+    Record {
+        /// Where.
+        key: Key,
+        /// What is wrong.
+        error: RecordError,
+    },
+    /// A key that no record has.
+    #[error("key {0:02x?} belongs to no record")]
+    Key(Vec<u8>),
+    /// The log ends within a large entry: a crash did this, if nobody was promised that entry.
+    #[error("entry {index} is incomplete: {found} of {parts} parts")]
+    Torn {
+        /// Its index.
+        index: u64,
+        /// Parts found, the first ones.
+        found: u16,
+        /// Parts there should be.
+        parts: u16,
+    },
+}
+
+/// An iterator over the runs of the log.
+pub(crate) struct Scan {
+    records: sled::Iter,
+}
+
+impl Scan {
+    /// Starts with the record that holds entry `index`, or else with the next one.
+    pub(crate) fn from(log: &sled::Tree, index: u64) -> Result<Self, ScanError> {
+        let before = log.range(..Key::first(index).encode()).next_back().transpose()?;
+        let start = match before {
+            Some((key, record)) => {
+                let key = decode_key(&key)?;
+                let holds_index = match Record::decode(key, &record).map(|record| record.body) {
+                    Ok(Body::Packed(entries)) => key.index + entries.len() as u64 > index,
+                    Ok(Body::Part { .. }) => false,
+                    // What it holds is unknown; the walk will meet it and say so.
+                    Err(_) => true,
+                };
+                if holds_index { Key::first(key.index) } else { Key::first(index) }
+            }
+            None => Key::first(index),
+        };
+        Ok(Self { records: log.range(start.encode()..) })
+    }
+
+    fn next_record(&mut self) -> Option<Result<(Key, sled::IVec), ScanError>> {
+        let (key, record) = match self.records.next()? {
+            Ok(pair) => pair,
+            Err(error) => return Some(Err(error.into())),
+        };
+        Some(decode_key(&key).map(|key| (key, record)))
+    }
+
+    /// Reads the parts after the first one and joins all.
+    fn join(&mut self, key: Key, parts: u16, first: &[u8]) -> Result<Entry, ScanError> {
+        let refuse =
+            |key, detail: &str| ScanError::Record { key, error: RecordError::Content(detail.to_owned()) };
+        if key.part != 0 {
+            return Err(refuse(key, "the parts before it are missing"));
+        }
+        let mut joined = first.to_vec();
+        for part in 1..parts {
+            let Some(next) = self.next_record() else {
+                return Err(ScanError::Torn { index: key.index, found: part, parts });
+            };
+            let (found, record) = next?;
+            if found != (Key { index: key.index, part }) {
+                return Err(refuse(found, &format!("part {part} of entry {} should be here", key.index)));
+            }
+            match decode(found, &record)?.body {
+                Body::Part { parts: same, bytes } if same == parts => joined.extend_from_slice(bytes),
+                _ => return Err(refuse(found, "it does not belong to the part before it")),
+            }
+        }
+        decode_joined(key.index, &joined).map_err(|error| ScanError::Record { key, error })
+    }
+
+    fn run(&mut self, key: Key, record: &[u8]) -> Result<Run, ScanError> {
+        let record = decode(key, record)?;
+        let entries = match record.body {
+            Body::Packed(entries) => entries,
+            Body::Part { parts, bytes } => vec![self.join(key, parts, bytes)?],
+        };
+        Ok(Run { key, previous_term: record.previous_term, entries })
+    }
+}
+
+impl Iterator for Scan {
+    type Item = Result<Run, ScanError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.next_record()?;
+        Some(next.and_then(|(key, record)| self.run(key, &record)))
+    }
+}
+
+pub(crate) fn decode_key(key: &[u8]) -> Result<Key, ScanError> {
+    Key::decode(key).ok_or_else(|| ScanError::Key(key.to_vec()))
+}
+
+fn decode(key: Key, record: &[u8]) -> Result<Record<'_>, ScanError> {
+    Record::decode(key, record).map_err(|error| ScanError::Record { key, error })
+}

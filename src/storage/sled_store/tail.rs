@@ -1,0 +1,120 @@
+//! The newest entries, in memory: all that are not yet durable, and as many durable ones as a budget allows.
+//!
+//! Apply and replication read what was appended a moment ago; served from here, they wait neither for the
+//! disk nor for sled to decode a record.
+//!
+//! # Invariants
+//! - The entries are the last ones of the log, in order and without a hole.
+//! - An entry leaves the front only once it is durable, or because it was purged or truncated: whatever
+//!   lies before the tail can be read from sled.
+
+use std::collections::VecDeque;
+
+use crate::types::{Entry, LogId};
+
+#[derive(Debug)]
+pub(crate) struct Tail {
+    entries: VecDeque<Tailed>,
+    bytes: usize,
+    budget_bytes: usize,
+    /// Writes with a ticket up to this one are durable.
+    durable_ticket: u64,
+}
+
+#[derive(Debug)]
+struct Tailed {
+    /// The write that appended it.
+    ticket: u64,
+    entry: Entry,
+}
+
+impl Tail {
+    pub(crate) fn new(budget_bytes: usize) -> Self {
+        Self { entries: VecDeque::new(), bytes: 0, budget_bytes, durable_ticket: 0 }
+    }
+
+    /// Index of the first entry held.
+    pub(crate) fn first_index(&self) -> Option<u64> {
+        self.entries.front().map(|tailed| tailed.entry.log_id.index)
+    }
+
+    pub(crate) fn push(&mut self, ticket: u64, entry: Entry) {
+        debug_assert!(
+            self.entries.back().is_none_or(|last| last.entry.log_id.index + 1 == entry.log_id.index)
+        );
+        self.bytes += entry.size_bytes();
+        self.entries.push_back(Tailed { ticket, entry });
+    }
+
+    /// Notes that writes up to `ticket` are durable, and lets go of what exceeds the budget.
+    pub(crate) fn settle(&mut self, ticket: u64) {
+        self.durable_ticket = self.durable_ticket.max(ticket);
+        while self.bytes > self.budget_bytes
+            && self.entries.front().is_some_and(|first| first.ticket <= self.durable_ticket)
+        {
+            self.pop_front();
+        }
+    }
+
+    pub(crate) fn truncate(&mut self, from: u64) {
+        while self.entries.back().is_some_and(|last| last.entry.log_id.index >= from) {
+            if let Some(last) = self.entries.pop_back() {
+                self.bytes -= last.entry.size_bytes();
+            }
+        }
+    }
+
+    pub(crate) fn purge(&mut self, upto: u64) {
+        while self.entries.front().is_some_and(|first| first.entry.log_id.index <= upto) {
+            self.pop_front();
+        }
+    }
+
+    fn pop_front(&mut self) {
+        if let Some(first) = self.entries.pop_front() {
+            self.bytes -= first.entry.size_bytes();
+        }
+    }
+
+    /// Position of the entry with `index`, if it is here.
+    pub(crate) fn log_id(&self, index: u64) -> Option<LogId> {
+        self.from(index).next().map(|entry| entry.log_id)
+    }
+
+    /// The entries from `index` on; none if it lies before the tail.
+    pub(crate) fn from(&self, index: u64) -> impl Iterator<Item = &Entry> {
+        let skip = self.first_index().and_then(|first| index.checked_sub(first));
+        let skip = skip.and_then(|skip| usize::try_from(skip).ok()).unwrap_or(usize::MAX);
+        self.entries.range(skip.min(self.entries.len())..).map(|tailed| &tailed.entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::types::Payload;
+
+    fn entry(index: u64) -> Entry {
+        Entry { log_id: LogId::new(1, index), payload: Payload::Command(Bytes::from_static(&[0; 68])) }
+    }
+
+    #[test]
+    fn only_durable_entries_make_room() {
+        let mut tail = Tail::new(250); // two entries of 100 bytes
+        for index in 0..5 {
+            tail.push(index + 1, entry(index));
+        }
+        assert_eq!(tail.first_index(), Some(0));
+        tail.settle(2);
+        assert_eq!(tail.first_index(), Some(2));
+        tail.settle(5);
+        assert_eq!(tail.first_index(), Some(3));
+        assert_eq!(tail.from(4).count(), 1);
+        assert_eq!(tail.from(2).count(), 0);
+        tail.truncate(4);
+        tail.purge(3);
+        assert_eq!((tail.first_index(), tail.bytes), (None, 0));
+    }
+}

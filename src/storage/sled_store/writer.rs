@@ -1,0 +1,272 @@
+//! The one thread that writes to sled, and the one that watches it.
+//!
+//! The writer takes all that is queued, writes it in order, flushes once, and only then calls the
+//! completions, in order. A supervising thread looks whether one such batch takes longer than the watchdog
+//! allows: sled's flush can hang for ever after an IO error, and nothing can cancel it.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use crate::storage::Completion;
+use crate::types::{Entry, LogId, Vote};
+
+use super::disk::{Disk, DiskError};
+use super::{Cause, Shared};
+
+/// One write, as submitted.
+#[derive(Debug)]
+pub(crate) enum Change {
+    Append(Vec<Entry>),
+    SaveVote(Vote),
+    /// Truncate from the index on, after which the log ends with the position.
+    Truncate(u64, Option<LogId>),
+    Purge(LogId),
+    /// Nothing to do but to come after the writes before it.
+    Nothing,
+}
+
+pub(crate) struct Write {
+    /// Submission order, from 1.
+    pub(crate) ticket: u64,
+    pub(crate) change: Change,
+    pub(crate) bytes: usize,
+    pub(crate) done: Completion,
+}
+
+/// What is waiting to be written.
+#[derive(Default)]
+pub(crate) struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    writes: Vec<Write>,
+    closed: bool,
+}
+
+/// What the writer found in the queue.
+enum Next {
+    Batch(Vec<Write>),
+    /// Nothing at present, and the caller did not want to wait.
+    Idle,
+    Closed,
+}
+
+impl Queue {
+    pub(crate) fn push(&self, write: Write) {
+        self.lock().writes.push(write);
+        self.changed.notify_one();
+    }
+
+    /// Lets the writer stop once it has written what is queued.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn drain(&self) -> Vec<Write> {
+        std::mem::take(&mut self.lock().writes)
+    }
+
+    fn next(&self, wait: bool) -> Next {
+        let mut waiting = self.lock();
+        loop {
+            if !waiting.writes.is_empty() {
+                return Next::Batch(std::mem::take(&mut waiting.writes));
+            }
+            if waiting.closed {
+                return Next::Closed;
+            }
+            if !wait {
+                return Next::Idle;
+            }
+            waiting = self.changed.wait(waiting).expect("invariant: no panic under this lock");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().expect("invariant: no panic under this lock")
+    }
+}
+
+/// What the writer is doing at the moment, for those who watch it.
+pub(crate) struct Progress {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    /// Since when the present batch has been under way.
+    busy_since: Option<Instant>,
+    /// Its completions.
+    completions: Vec<Completion>,
+    phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Running,
+    /// The writer has ended, and nothing of sled is left on its stack.
+    Stopped,
+    /// The writer hangs in sled and will never end.
+    Hung,
+}
+
+impl Progress {
+    pub(crate) fn new() -> Self {
+        let state = State { busy_since: None, completions: Vec::new(), phase: Phase::Running };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("invariant: no panic under this lock")
+    }
+
+    fn begin(&self, completions: Vec<Completion>) {
+        let mut state = self.lock();
+        state.busy_since = Some(Instant::now());
+        state.completions = completions;
+    }
+
+    /// Ends the batch, and takes its completions back unless the watchdog has them already.
+    fn end(&self) -> Vec<Completion> {
+        let mut state = self.lock();
+        state.busy_since = None;
+        std::mem::take(&mut state.completions)
+    }
+
+    fn stop(&self) {
+        let mut state = self.lock();
+        if state.phase == Phase::Running {
+            state.phase = Phase::Stopped;
+        }
+        self.changed.notify_all();
+    }
+
+    /// Waits until the writer will do nothing more.
+    pub(crate) fn wait_until_over(&self) -> Phase {
+        let mut state = self.lock();
+        while state.phase == Phase::Running {
+            state = self.changed.wait(state).expect("invariant: no panic under this lock");
+        }
+        state.phase
+    }
+
+    /// Waits for the writer to stop, or for a batch to take longer than `limit`: then the completions of
+    /// that batch are the caller's to fail.
+    fn supervise(&self, limit: Duration) -> Option<Vec<Completion>> {
+        /// Looks this often within the limit.
+        const LOOKS: u32 = 8;
+        let mut state = self.lock();
+        loop {
+            if state.phase != Phase::Running {
+                return None;
+            }
+            if state.busy_since.is_some_and(|since| since.elapsed() > limit) {
+                state.phase = Phase::Hung;
+                self.changed.notify_all();
+                return Some(std::mem::take(&mut state.completions));
+            }
+            let (next, _) =
+                self.changed.wait_timeout(state, limit / LOOKS).expect("invariant: no panic under this lock");
+            state = next;
+        }
+    }
+}
+
+/// Body of the supervising thread.
+pub(crate) fn supervise(shared: &Shared, limit: Duration) {
+    if let Some(completions) = shared.progress.supervise(limit) {
+        let reason = format!("a write to the log has not come back for {} ms", limit.as_millis());
+        shared.fail(&reason, Cause::Hung, completions);
+    }
+}
+
+/// Body of the writer thread.
+pub(crate) fn run(shared: &Arc<Shared>, mut disk: Disk) {
+    let outcome = catch_unwind(AssertUnwindSafe(|| serve(shared, &mut disk)));
+    let failure = match outcome {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(panic) => Some(format!("the writer panicked: {}", super::panic_message(&*panic))),
+    };
+    match failure {
+        None => drop(disk),
+        Some(reason) => {
+            // sled flushes when its last handle goes, and a failed fsync must never be retried.
+            std::mem::forget(disk);
+            shared.fail(&reason, Cause::Disk, shared.progress.end());
+        }
+    }
+    shared.progress.stop();
+}
+
+/// Writes until the queue is closed.
+fn serve(shared: &Shared, disk: &mut Disk) -> Result<(), DiskError> {
+    loop {
+        let writes = match shared.queue.next(!disk.unswept()) {
+            Next::Batch(writes) => writes,
+            Next::Idle => {
+                shared.progress.begin(Vec::new());
+                disk.sweep()?;
+                shared.progress.end();
+                continue;
+            }
+            Next::Closed => return Ok(()),
+        };
+        write(shared, disk, writes)?;
+        if disk.unswept() {
+            shared.progress.begin(Vec::new());
+            disk.sweep()?;
+            shared.progress.end();
+        }
+    }
+}
+
+/// Writes one batch and reports its outcome.
+fn write(shared: &Shared, disk: &mut Disk, writes: Vec<Write>) -> Result<(), DiskError> {
+    let ticket = writes.last().map_or(0, |write| write.ticket);
+    let bytes: usize = writes.iter().map(|write| write.bytes).sum();
+    let count = writes.len() as u64;
+    let (changes, completions): (Vec<_>, Vec<_>) =
+        writes.into_iter().map(|write| (write.change, write.done)).unzip();
+    shared.progress.begin(completions);
+    for change in changes {
+        match change {
+            Change::Append(entries) => disk.append(&entries)?,
+            Change::SaveVote(vote) => disk.save_vote(vote)?,
+            Change::Truncate(from, last) => disk.truncate(from, last)?,
+            Change::Purge(upto) => disk.purge(upto)?,
+            Change::Nothing => {}
+        }
+    }
+    disk.flush(shared.committed())?;
+    let failure = shared.settle(ticket);
+    shared.stats.queued_bytes.fetch_sub(bytes as u64, Relaxed);
+    shared.stats.queued_writes.fetch_sub(count, Relaxed);
+    complete(shared.progress.end().into_iter(), failure.as_ref()).map_err(DiskError::Completion)
+}
+
+/// Calls every completion, with `error` if there is one. A panic in one does not keep the others from being
+/// called; the first is returned.
+pub(crate) fn complete(
+    completions: impl Iterator<Item = Completion>,
+    error: Option<&io::Error>,
+) -> Result<(), String> {
+    let mut outcome = Ok(());
+    for done in completions {
+        let result = match error {
+            None => Ok(()),
+            Some(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| done(result))) {
+            outcome = outcome.and(Err(super::panic_message(&*panic).to_owned()));
+        }
+    }
+    outcome
+}

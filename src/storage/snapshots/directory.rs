@@ -1,0 +1,197 @@
+//! Snapshots as files of a directory.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use crate::error::StorageError;
+use crate::storage::files::{self, UNFINISHED, io_error};
+use crate::types::LogId;
+
+use super::{SnapshotHandle, SnapshotMeta, SnapshotReceiver, SnapshotStore, SnapshotWriter, Source, Staging};
+
+/// Ends the name of a complete snapshot.
+const EXTENSION: &str = "snapshot";
+
+/// Snapshots in one directory, which nobody else uses.
+#[derive(Debug)]
+pub struct SnapshotDir {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    /// The newest snapshot, once it was asked for or published.
+    newest: Mutex<Option<SnapshotHandle>>,
+    /// Tells unfinished files apart.
+    started: AtomicU64,
+}
+
+impl SnapshotDir {
+    /// Opens the directory, or creates it, and removes unfinished files.
+    ///
+    /// # Errors
+    /// When the directory cannot be used. Snapshots are looked at by [`newest`](SnapshotStore::newest) only.
+    pub fn open(path: &Path) -> Result<Self, StorageError> {
+        files::create_directory(path)?;
+        for file in files::list(path)? {
+            if has_extension(&file, UNFINISHED) {
+                files::remove(&file)?;
+            }
+        }
+        // A crash may have come between a rename and its fsync; from here on the name counts.
+        files::sync(path)?;
+        let shared = Shared { path: path.to_owned(), newest: Mutex::new(None), started: AtomicU64::new(0) };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    fn stage(&self, log_id: LogId) -> Result<Box<dyn Staging>, StorageError> {
+        let number = self.shared.started.fetch_add(1, Relaxed);
+        let path = self.shared.path.join(format!("{}.{number}.{UNFINISHED}", name(log_id)));
+        let file = OpenOptions::new()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|error| io_error("cannot create", &path, error))?;
+        Ok(Box::new(UnfinishedFile { shared: self.shared.clone(), path, file, length: 0 }))
+    }
+}
+
+/// The order of names is the order of positions.
+fn name(log_id: LogId) -> String {
+    format!("{:016x}-{:016x}.{EXTENSION}", log_id.term, log_id.index)
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found == extension)
+}
+
+impl Shared {
+    /// Complete snapshots, oldest first.
+    fn snapshots(&self) -> Result<Vec<PathBuf>, StorageError> {
+        let mut paths = files::list(&self.path)?;
+        paths.retain(|path| has_extension(path, EXTENSION));
+        Ok(paths)
+    }
+
+    fn open_newest(&self) -> Result<Option<SnapshotHandle>, StorageError> {
+        let Some(path) = self.snapshots()?.pop() else { return Ok(None) };
+        let open = || -> io::Result<SnapshotHandle> {
+            let file = File::open(&path)?;
+            let length = file.metadata()?.len();
+            SnapshotHandle::verified(Arc::new(FileSource { path: path.clone(), file, length }))
+        };
+        let corrupt = |detail: String| StorageError::Corrupt { path: path.clone(), detail };
+        let handle = open().map_err(|error| match error.kind() {
+            ErrorKind::InvalidData => corrupt(error.to_string()),
+            _ => io_error("cannot read", &path, error),
+        })?;
+        if path.file_name().is_none_or(|found| found != name(handle.meta.log_id).as_str()) {
+            return Err(corrupt(format!("byte 16: it was taken at {}", handle.meta.log_id)));
+        }
+        Ok(Some(handle))
+    }
+}
+
+impl SnapshotStore for SnapshotDir {
+    fn begin(&self, meta: &SnapshotMeta) -> Result<SnapshotWriter, StorageError> {
+        SnapshotWriter::begin(self.stage(meta.log_id)?, meta)
+    }
+
+    fn receive(&self, log_id: LogId) -> Result<SnapshotReceiver, StorageError> {
+        Ok(SnapshotReceiver::begin(self.stage(log_id)?, log_id))
+    }
+
+    fn newest(&self) -> Result<Option<SnapshotHandle>, StorageError> {
+        let mut newest = self.shared.newest.lock().expect("invariant: no panic under this lock");
+        if newest.is_none() {
+            *newest = self.shared.open_newest()?;
+        }
+        Ok(newest.clone())
+    }
+}
+
+/// A snapshot in the making.
+struct UnfinishedFile {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    file: File,
+    length: u64,
+}
+
+impl Staging for UnfinishedFile {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn source(&self) -> io::Result<Arc<dyn Source>> {
+        let file = self.file.try_clone()?;
+        Ok(Arc::new(FileSource { path: self.path.clone(), file, length: self.length }))
+    }
+
+    fn publish(self: Box<Self>, handle: SnapshotHandle) -> Result<SnapshotHandle, StorageError> {
+        self.file.sync_all().map_err(|error| io_error("cannot sync", &self.path, error))?;
+        let path = self.shared.path.join(name(handle.meta.log_id));
+        let file = self.file.try_clone().map_err(|error| io_error("cannot open", &self.path, error))?;
+        let source = Arc::new(FileSource { path: path.clone(), file, length: self.length });
+        let handle = SnapshotHandle { source, meta: handle.meta };
+
+        let mut newest = self.shared.newest.lock().expect("invariant: no panic under this lock");
+        files::rename_durably(&self.path, &path)?;
+        let snapshots = self.shared.snapshots()?;
+        if snapshots.last() == Some(&path) {
+            *newest = Some(handle.clone());
+        }
+        // This one is complete and durable: those before it are no longer needed. One after it stays.
+        for older in snapshots.iter().take_while(|older| **older < path) {
+            if let Err(error) = files::remove(older) {
+                tracing::warn!(%error, "an old snapshot stays until the next one is taken");
+            }
+        }
+        Ok(handle)
+    }
+}
+
+impl Drop for UnfinishedFile {
+    fn drop(&mut self) {
+        // After publishing, the name is gone already. What cannot be removed now is removed at the next open.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// A complete snapshot. The open file outlives its name.
+struct FileSource {
+    path: PathBuf,
+    file: File,
+    length: u64,
+}
+
+impl Source for FileSource {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn len_bytes(&self) -> u64 {
+        self.length
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.file.read_at(buffer, offset) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+}
