@@ -5,6 +5,7 @@
 //! exits at once too: nothing that is still running could acknowledge anything, and a supervisor restarts the
 //! process.
 
+use std::io::IsTerminal;
 use std::net::TcpListener;
 use std::process;
 
@@ -129,7 +130,9 @@ fn exit_fatally(fatal: &FatalError) -> ! {
 
 fn log_to_stderr(config: &ServeConfig) {
     let filter = EnvFilter::new(&config.log_level);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     // An embedding process may have installed its own; that one stays.
     let _ = match config.log_format {
         LogFormat::Text => log.try_init(),
