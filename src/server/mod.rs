@@ -132,10 +132,10 @@ impl Server {
     where
         F: Future<Output = ()> + Send,
     {
-        self.serve_node(engine, shutdown).await
+        self.serve_node(engine, DRAIN, shutdown).await
     }
 
-    async fn serve_node<N, F>(self, node: N, shutdown: F) -> Result<(), ServeError>
+    async fn serve_node<N, F>(self, node: N, patience: Duration, shutdown: F) -> Result<(), ServeError>
     where
         N: KvNode,
         F: Future<Output = ()> + Send,
@@ -168,12 +168,12 @@ impl Server {
             let mut draining = draining;
             // The sender lives as long as this function.
             let _ = draining.wait_for(|draining| *draining).await;
-            tokio::time::sleep(DRAIN).await;
+            tokio::time::sleep(patience).await;
         };
         tokio::select! {
             served = serving => Ok(served?),
             () = overdue => {
-                tracing::warn!(drain_ms = DRAIN.as_millis(), "clients still hold connections; leaving them");
+                tracing::warn!(?patience, "clients still hold connections; leaving them");
                 Ok(())
             }
         }
