@@ -88,7 +88,6 @@ async fn every_write_of_a_pipeline_has_its_own_revision() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "Engine::shutdown returns before the data directory's lock is released"]
 async fn what_was_written_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let before = with_node(dir.path(), async |address| {

@@ -43,7 +43,7 @@ use crate::raft::network::grpc::{self, GrpcTransport};
 use crate::raft::network::service::Callee;
 use crate::raft::network::{PeerDoor, Transport};
 use crate::runtime::{self, offload};
-use crate::storage::{DataDir, LogStore, SledOptions, SledStore, SnapshotDir, SnapshotStore};
+use crate::storage::{DataDir, LogStats, LogStore, SledOptions, SledStore, SnapshotDir, SnapshotStore};
 use crate::types::{Incarnation, LogId, Member, ReadLevel, Role};
 
 /// One node of a replicated state machine. Cheap to clone; all clones are the same node.
@@ -75,8 +75,9 @@ struct Inner<M: StateMachine> {
     stopping: Arc<AtomicBool>,
     /// True once the core has stopped and everything else is to follow.
     stop: watch::Sender<bool>,
-    /// What a stopped node must have let go of before its data directory can be opened again.
-    held: std::sync::Weak<dyn LogStore>,
+    /// Closed when the data directory can be opened again.
+    released: Option<watch::Receiver<()>>,
+    log_stats: Option<Arc<LogStats>>,
 }
 
 /// What a node is made of, for those who bring their own: simulation, and tests.
@@ -91,12 +92,18 @@ pub struct EngineParts {
     pub snapshots: Arc<dyn SnapshotStore>,
     /// How peers are reached.
     pub transport: Arc<dyn Transport>,
+    /// What the log counts, if it does.
+    pub log_stats: Option<Arc<LogStats>>,
+    /// Closed once the log has been dropped, if somebody cares.
+    pub released: Option<watch::Receiver<()>>,
 }
 
-/// A log store and the lock on its directory, which must not outlive each other.
+/// A log store and the lock on its directory. Fields are dropped in their order: the log is closed, then the
+/// lock released, and then whoever waits is told.
 struct LockedLog {
     log: SledStore,
     _dir: DataDir,
+    _released: watch::Sender<()>,
 }
 
 impl<M: StateMachine> Engine<M> {
@@ -114,6 +121,7 @@ impl<M: StateMachine> Engine<M> {
             None => TcpListener::bind(&config.peer_listen)
                 .map_err(|source| OpenError::Listen { address: config.peer_listen.clone(), source })?,
         };
+        let (release, released) = watch::channel(());
         let (path, cluster, node_id) = (config.data_dir.clone(), config.cluster.clone(), config.node_id);
         let tail_bytes = config.limits.log_tail_bytes;
         let (log, snapshots, incarnation) = offload(move || -> Result<_, StorageError> {
@@ -121,11 +129,13 @@ impl<M: StateMachine> Engine<M> {
             let log = SledStore::open(&dir.log_dir(), SledOptions { tail_bytes, ..SledOptions::default() })?;
             let snapshots = SnapshotDir::open(&dir.snapshot_dir())?;
             let incarnation = dir.identity().incarnation;
-            Ok((LockedLog { log, _dir: dir }, snapshots, incarnation))
+            Ok((LockedLog { log, _dir: dir, _released: release }, snapshots, incarnation))
         })
         .await?;
         let parts = EngineParts {
             incarnation,
+            log_stats: Some(log.log.stats().clone()),
+            released: Some(released),
             log: Arc::new(log),
             snapshots: Arc::new(snapshots),
             transport: Arc::new(GrpcTransport),
@@ -142,7 +152,7 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`OpenError`].
     pub async fn start(parts: EngineParts, machine: M) -> Result<Self, OpenError> {
-        let EngineParts { config, incarnation, log, snapshots, transport } = parts;
+        let EngineParts { config, incarnation, log, snapshots, transport, log_stats, released } = parts;
         config.validate()?;
         let recovery = snapshots.clone();
         let applier = offload(move || Applier::recover(machine, recovery)).await?;
@@ -170,7 +180,6 @@ impl<M: StateMachine> Engine<M> {
             incarnation,
         };
         let clients = PeerClients::new(caller.clone(), transport.clone());
-        let held = Arc::downgrade(&log);
         let core_parts = Parts { log, snapshots, applier, clients, callee };
         let core = Core::start(&core_config(&config), core_parts).await.map_err(OpenError::Core)?;
 
@@ -188,7 +197,19 @@ impl<M: StateMachine> Engine<M> {
         until_stopped(&stop, stop_when_fatal(core.clone(), fatal.subscribe()));
         let reads = reads::ReadIndexes::start(core.clone(), config.timing.patience());
         let inflight_bytes = Arc::new(AtomicUsize::new(0));
-        let inner = Inner { core, own, config, reads, inflight_bytes, state, fatal, stopping, stop, held };
+        let inner = Inner {
+            core,
+            own,
+            config,
+            reads,
+            inflight_bytes,
+            state,
+            fatal,
+            stopping,
+            stop,
+            released,
+            log_stats,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -323,6 +344,11 @@ impl<M: StateMachine> Engine<M> {
         }
     }
 
+    /// What the log counts: flushes, their durations, entries and bytes.
+    pub fn log_stats(&self) -> Option<&Arc<LogStats>> {
+        self.inner.log_stats.as_ref()
+    }
+
     /// Hands leadership over if this node leads, then stops. When it returns, the data directory can be
     /// opened again. Idempotent.
     pub async fn shutdown(&self) {
@@ -340,11 +366,12 @@ impl<M: StateMachine> Engine<M> {
         let mut state = self.watch();
         let _ = tokio::time::timeout_at(deadline, state.wait_for(|state| state.role == Role::Stopped)).await;
         inner.stop.send_replace(true);
-        // The core's last tasks end by themselves.
-        while inner.held.strong_count() > 0 && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(PAUSE).await;
-        }
-        if inner.held.strong_count() > 0 {
+        let Some(mut released) = inner.released.clone() else { return };
+        // The core's last tasks end by themselves, and with the last of them the log is closed.
+        if tokio::time::timeout_at(deadline, async { while released.changed().await.is_ok() {} })
+            .await
+            .is_err()
+        {
             tracing::warn!("the log is still in use; the data directory stays locked until the process ends");
         }
     }

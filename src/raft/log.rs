@@ -91,7 +91,9 @@ impl RaftLogReader<TypeConfig> for RaftLog {
                 // Ending early would make the core believe that everything had been applied.
                 match entries.first().is_some_and(|first| first.log_id.index == next) || end == u64::MAX {
                     true => Ok(entries),
-                    false => Err(io::Error::new(io::ErrorKind::InvalidData, format!("entry {next} is missing"))),
+                    false => {
+                        Err(io::Error::new(io::ErrorKind::InvalidData, format!("entry {next} is missing")))
+                    }
                 }
             });
             let last = piece.as_ref().ok().and_then(|entries| entries.last());

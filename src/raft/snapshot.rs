@@ -68,7 +68,9 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
         let (applied, snapshots) = (self.applied.clone(), self.snapshots.clone());
         let handle = offload(move || {
             // openraft waits for ever for a build that panics.
-            catch("writing a snapshot", || write::<M>(&applied.view, meta, &*snapshots).map_err(io::Error::other))
+            catch("writing a snapshot", || {
+                write::<M>(&applied.view, meta, &*snapshots).map_err(io::Error::other)
+            })
         })
         .await?;
         Ok(Snapshot { meta: self::meta(handle.meta()), snapshot: SnapshotData::Placed(handle) })
@@ -133,7 +135,8 @@ pub async fn install<M: StateMachine>(
             SnapshotData::Placed(handle) => handle,
             SnapshotData::Received(received) => {
                 // Read first: one that this build cannot read must not be found at the next start.
-                let machine = catch("reading a snapshot", || read::<M>(received.handle()).map_err(io::Error::other))?;
+                let machine =
+                    catch("reading a snapshot", || read::<M>(received.handle()).map_err(io::Error::other))?;
                 let handle = received.place().map_err(io::Error::other)?;
                 return Ok((machine, handle.meta().clone()));
             }

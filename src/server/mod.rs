@@ -24,6 +24,7 @@ mod admin;
 mod failure;
 mod http;
 mod kv;
+mod log_metrics;
 mod metrics;
 mod node;
 mod pipeline;
@@ -55,6 +56,7 @@ use crate::runtime;
 
 use admin::AdminService;
 use kv::KvService;
+use log_metrics::LogCollector;
 use metrics::Metrics;
 use node::KvNode;
 
@@ -128,10 +130,14 @@ impl Server {
     ///
     /// # Errors
     /// [`ServeError`] when the transport fails; clients' failures are their own.
-    pub async fn serve<F>(self, engine: Engine<KvMachine>, shutdown: F) -> Result<(), ServeError>
+    pub async fn serve<F>(mut self, engine: Engine<KvMachine>, shutdown: F) -> Result<(), ServeError>
     where
         F: Future<Output = ()> + Send,
     {
+        self.collectors.extend(engine.log_stats().map(|stats| {
+            let collector: Box<dyn Collector> = Box::new(LogCollector(stats.clone()));
+            collector
+        }));
         self.serve_node(engine, DRAIN, shutdown).await
     }
 

@@ -54,6 +54,7 @@ impl FakeNode {
             node_id: 7,
             role: Role::Leader,
             term: 3,
+            in_touch: true,
             leader: Some(Leader { node_id: 7, client: "here:7801".to_owned() }),
             last_log: Some(0),
             committed: None,

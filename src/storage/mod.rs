@@ -41,8 +41,8 @@ pub use power::ensure_power_safe;
 pub use sled_store::{DiskEvent, Observer};
 pub use sled_store::{FLUSH_BUCKETS_US, Failure, LogStats, SledOptions, SledStore};
 pub use snapshots::{
-    MemorySnapshots, ReceivedSnapshot, SnapshotDir, SnapshotHandle, SnapshotMeta, SnapshotReceiver, SnapshotStore,
-    SnapshotWriter,
+    MemorySnapshots, ReceivedSnapshot, SnapshotDir, SnapshotHandle, SnapshotMeta, SnapshotReceiver,
+    SnapshotStore, SnapshotWriter,
 };
 
 /// Called exactly once when a write is durable, or has failed for good.

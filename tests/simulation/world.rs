@@ -163,6 +163,8 @@ impl World {
             log: node.disk.open_log(&group),
             snapshots: node.disk.snapshots(),
             transport: Arc::new(SimTransport { network: self.network.clone(), node_id: id }),
+            log_stats: None,
+            released: None,
         };
         let engine = group.spawn(Engine::start(parts, KvMachine::default())).await.unwrap();
         let engine = engine.unwrap_or_else(|error| panic!("node {id} does not start: {error}"));

@@ -508,7 +508,9 @@ where
                 Ok(())
             }
             Err(StreamAppendError::HigherVote(_)) => Ok(()),
-            Ok(_) | Err(StreamAppendError::Conflict(_)) => Err(Malformed("an answer to something else").into()),
+            Ok(_) | Err(StreamAppendError::Conflict(_)) => {
+                Err(Malformed("an answer to something else").into())
+            }
         }
     }
 
@@ -533,15 +535,16 @@ where
         if self.unanswered.is_empty() {
             return if self.input.is_none() { Poll::Ready(None) } else { Poll::Pending };
         }
-        let item = std::task::ready!(self.poll_answer(cx)).and_then(|(asked, response)| match response.body {
-            Some(response::Body::Append(response)) => {
-                let result = wire::from_append_response(response)?;
-                self.check(asked, &result)?;
-                Ok(result)
-            }
-            Some(response::Body::Failure(reason)) => Err(unreachable(reason)),
-            _ => Err(Malformed("not the answer to an append").into()),
-        });
+        let item =
+            std::task::ready!(self.poll_answer(cx)).and_then(|(asked, response)| match response.body {
+                Some(response::Body::Append(response)) => {
+                    let result = wire::from_append_response(response)?;
+                    self.check(asked, &result)?;
+                    Ok(result)
+                }
+                Some(response::Body::Failure(reason)) => Err(unreachable(reason)),
+                _ => Err(Malformed("not the answer to an append").into()),
+            });
         Poll::Ready(Some(item))
     }
 }

@@ -9,8 +9,8 @@ use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::storage::Snapshot;
 use openraft::raft::AppendEntriesResponse;
+use openraft::storage::Snapshot;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
