@@ -79,10 +79,10 @@ impl Gauge {
 /// Takes snapshots and purges the log behind them for as long as the core runs.
 pub(super) async fn run<M: StateMachine>(core: Core<M>, policy: SnapshotPolicy) {
     let now = || {
-        let applied = core.published().current();
-        Mark { index: applied.log_id.map_or(0, |log_id| log_id.index), bytes: applied.command_bytes }
+        let progress = core.published().progress();
+        Mark { index: progress.log_id.map_or(0, |log_id| log_id.index), bytes: progress.command_bytes }
     };
-    let mut progress = core.published().progress();
+    let mut progress = core.published().watch();
     let mut newest = core.metrics().snapshot;
     // What is applied is counted from the snapshot on, at a restart as well.
     let start = Mark { index: newest.map_or(0, |snapshot| snapshot.index), bytes: 0 };

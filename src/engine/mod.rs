@@ -42,6 +42,7 @@ use crate::raft::network::client::{Caller, PeerClients};
 use crate::raft::network::grpc::{self, GrpcTransport};
 use crate::raft::network::service::Callee;
 use crate::raft::network::{PeerDoor, Transport};
+use crate::raft::published::Applied;
 use crate::runtime::{self, offload};
 use crate::storage::{DataDir, LogStats, LogStore, SledOptions, SledStore, SnapshotDir, SnapshotStore};
 use crate::types::{Incarnation, LogId, Member, ReadLevel, Role};
@@ -272,27 +273,33 @@ impl<M: StateMachine> Engine<M> {
         if let Some(fatal) = &*self.inner.fatal.borrow() {
             return Err(ReadError::Stopped { reason: fatal.to_string() });
         }
-        let published = self.inner.core.published();
+        let mut index = None;
         if level == ReadLevel::Linearizable {
-            let index = self.inner.reads.next().await.map_err(|error| match error {
+            index = Some(self.inner.reads.next().await.map_err(|error| match error {
                 NoReadIndex::NotLeader(leader) => ReadError::NotLeader { leader },
                 NoReadIndex::NoQuorum(reason) => ReadError::NoQuorum { reason },
                 NoReadIndex::Stopped(reason) => ReadError::Stopped { reason },
-            })?;
-            self.applied(index).await?;
+            })?);
         }
-        let applied = published.current();
-        Ok(ReadOutcome { applied: applied.log_id, answer: M::query(&applied.view, query) })
+        let applied = self.view(index).await?;
+        Ok(ReadOutcome { applied: applied.progress.log_id, answer: M::query(&applied.view, query) })
     }
 
-    /// Waits until this node has applied entry `index`, which a leader may have read before it was committed.
-    async fn applied(&self, index: u64) -> Result<(), ReadError> {
+    /// A view of what is applied now, or once entry `index` is, which a leader may have read before it was
+    /// committed.
+    async fn view(&self, index: Option<u64>) -> Result<Arc<Applied<M::View>>, ReadError> {
         let inner = &self.inner;
         let (mut fatal, mut stop) = (inner.fatal.subscribe(), inner.stop.subscribe());
         let patience = inner.config.timing.patience();
+        let view = async {
+            if let Some(index) = index {
+                inner.core.published().wait_applied(index).await;
+            }
+            inner.core.view().await
+        };
         tokio::select! {
             biased;
-            () = inner.core.published().wait_applied(index) => Ok(()),
+            view = view => Ok(view),
             _ = fatal.wait_for(Option::is_some) => {
                 let reason = inner.fatal.borrow().as_ref().map(ToString::to_string).unwrap_or_default();
                 Err(ReadError::Stopped { reason })
@@ -301,7 +308,7 @@ impl<M: StateMachine> Engine<M> {
                 Err(ReadError::Stopped { reason: "the node is shutting down".to_owned() })
             }
             () = tokio::time::sleep(patience) => {
-                Err(ReadError::NoQuorum { reason: format!("entry {index} was not applied within {patience:?}") })
+                Err(ReadError::NoQuorum { reason: format!("the state was not that far after {patience:?}") })
             }
         }
     }
@@ -321,8 +328,9 @@ impl<M: StateMachine> Engine<M> {
     /// State, identity and state hash.
     pub async fn status(&self) -> Status {
         let inner = &self.inner;
-        let applied = inner.core.published().current();
-        let state = NodeState { applied: applied.log_id, ..self.state() };
+        // A node that has stopped tells what it last showed.
+        let applied = self.view(None).await.unwrap_or_else(|_| inner.core.published().last_view());
+        let state = NodeState { applied: applied.progress.log_id, ..self.state() };
         let state_hash = offload(move || M::state_hash(&applied.view)).await;
         Status {
             cluster: inner.config.cluster.clone(),
@@ -357,7 +365,6 @@ impl<M: StateMachine> Engine<M> {
         inner.stopping.store(true, Ordering::Release);
         /// A wedged disk must not keep the process for ever.
         const LET_GO: Duration = Duration::from_secs(5);
-        const PAUSE: Duration = Duration::from_millis(1);
         let deadline = tokio::time::Instant::now() + LET_GO;
         if tokio::time::timeout_at(deadline, inner.core.shutdown()).await.is_err() {
             tracing::error!("the core did not stop within {LET_GO:?}; its disk may hang");
@@ -440,7 +447,7 @@ fn check_coverage<M: StateMachine>(
     log: &dyn LogStore,
     applier: &Applier<M>,
 ) -> Result<(), StorageError> {
-    let covered: Option<LogId> = applier.published().current().log_id;
+    let covered: Option<LogId> = applier.published().progress().log_id;
     let purged = log.bounds().purged;
     if purged.map(|p| p.index) > covered.map(|c| c.index) {
         return Err(StorageError::Lost {

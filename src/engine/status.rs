@@ -99,7 +99,7 @@ pub(super) fn observe<M: StateMachine>(
 ) -> NodeState {
     let metrics = core.metrics();
     let fatal = fatal.or_else(|| metrics.fatal.clone().map(FatalError::Core));
-    let applied = core.published().current().log_id;
+    let applied = core.published().progress().log_id;
     NodeState {
         node_id,
         role: if fatal.is_some() { Role::Stopped } else { metrics.role },
@@ -137,7 +137,7 @@ pub(super) async fn run<M: StateMachine>(
     stopping: Arc<AtomicBool>,
 ) {
     let mut changes = core.changes();
-    let mut progress = core.published().progress();
+    let mut progress = core.published().watch();
     let mut fatal_rx = fatal.subscribe();
     loop {
         let now = observe(&core, node_id, fatal_rx.borrow_and_update().clone());

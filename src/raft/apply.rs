@@ -1,25 +1,24 @@
 //! Committed entries into the state machine.
 //!
 //! One task applies, in batches. The machine, the position it has reached, the log time and the
-//! membership change together, in memory, between two awaits; then one [`Applied`] with a view of the
-//! machine is published, and only then are the callers told. A reader therefore sees a state that some
-//! position explains, never half a batch, and a caller who was told of a write finds it.
+//! membership change together, in memory, between two awaits; then the new position is
+//! [published](super::published), and only then are the callers told. A reader therefore sees a state that
+//! some position explains, never half a batch, and a caller who was told of a write finds it.
 //!
 //! Nothing here is durable: after a restart the state is rebuilt from the newest snapshot and the log.
 
 use std::io;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::entry::RaftPayload as _;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapshot};
-use tokio::sync::watch;
 
 use super::envelope;
 use super::log::position;
+use super::published::{Applied, Progress, Published};
 use super::snapshot::{SnapshotBuilder, SnapshotData, install};
 use super::type_config::{self, Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::machine::{ApplyContext, StateMachine};
@@ -29,68 +28,11 @@ use crate::types;
 /// Most entries applied before readers and callers are told. After a restart the whole log may be waiting.
 const PUBLISH_ENTRIES: usize = 4096;
 
-/// The state after some entry.
-#[derive(Debug)]
-pub struct Applied<V> {
-    /// The last entry applied.
-    pub log_id: Option<types::LogId>,
-    /// Log time reached, in milliseconds since the Unix epoch.
-    pub time_ms: u64,
-    /// Bytes of commands applied since this node started; compaction is paced by it.
-    pub command_bytes: u64,
-    /// The machine at this point.
-    pub view: V,
-}
-
-/// Where readers find the newest [`Applied`].
-#[derive(Debug)]
-pub struct Published<V> {
-    current: ArcSwap<Applied<V>>,
-    /// Index of the next entry to apply; readers wait on it.
-    next_index: watch::Sender<u64>,
-}
-
-impl<V> Published<V> {
-    fn new(applied: Applied<V>) -> Arc<Self> {
-        let next = watch::Sender::new(next_index(applied.log_id));
-        Arc::new(Self { current: ArcSwap::from_pointee(applied), next_index: next })
-    }
-
-    fn publish(&self, applied: Applied<V>) {
-        let next = next_index(applied.log_id);
-        self.current.store(Arc::new(applied));
-        self.next_index.send_replace(next);
-    }
-
-    /// The newest state.
-    pub fn current(&self) -> Arc<Applied<V>> {
-        self.current.load_full()
-    }
-
-    /// Waits until entry `index` has been applied, which may be for ever.
-    pub async fn wait_applied(&self, index: u64) {
-        let mut next_index = self.next_index.subscribe();
-        let reached = next_index.wait_for(|next| *next > index).await;
-        debug_assert!(reached.is_ok(), "invariant: the sender is in self");
-    }
-
-    /// Reports every advance of the applied position: the index of the next entry to apply.
-    pub fn progress(&self) -> watch::Receiver<u64> {
-        self.next_index.subscribe()
-    }
-}
-
-fn next_index(log_id: Option<types::LogId>) -> u64 {
-    log_id.map_or(0, |log_id| log_id.index + 1)
-}
-
 /// The user's machine with all that must change together with it.
 pub struct Applier<M: StateMachine> {
     machine: M,
-    log_id: Option<types::LogId>,
+    progress: Progress,
     membership: StoredMembership,
-    time_ms: u64,
-    command_bytes: u64,
     published: Arc<Published<M::View>>,
     snapshots: Arc<dyn SnapshotStore>,
 }
@@ -104,18 +46,12 @@ impl<M: StateMachine> Applier<M> {
         machine: M,
         snapshots: Arc<dyn SnapshotStore>,
     ) -> Result<Self, crate::error::StorageError> {
+        let progress = Progress::default();
         let mut this = Self {
-            published: Published::new(Applied {
-                log_id: None,
-                time_ms: 0,
-                command_bytes: 0,
-                view: machine.view(),
-            }),
+            published: Published::new(Applied { progress, view: machine.view() }),
             machine,
-            log_id: None,
+            progress,
             membership: StoredMembership::default(),
-            time_ms: 0,
-            command_bytes: 0,
             snapshots,
         };
         if let Some(handle) = this.snapshots.newest()? {
@@ -132,22 +68,26 @@ impl<M: StateMachine> Applier<M> {
 
     fn replace(&mut self, machine: M, meta: &crate::storage::SnapshotMeta) {
         self.machine = machine;
-        self.log_id = Some(meta.log_id);
         self.membership = super::snapshot::stored_membership(meta);
-        self.time_ms = meta.time_ms;
-        self.publish();
+        self.progress.log_id = Some(meta.log_id);
+        self.progress.time_ms = meta.time_ms;
+        self.published.advance(self.progress);
+        // The last view would keep the state before alive.
+        self.published.publish(self.applied());
     }
 
-    fn publish(&self) {
-        self.published.publish(Applied {
-            log_id: self.log_id,
-            time_ms: self.time_ms,
-            command_bytes: self.command_bytes,
-            view: self.machine.view(),
-        });
+    fn applied(&self) -> Applied<M::View> {
+        Applied { progress: self.progress, view: self.machine.view() }
     }
 
-    /// Applies `batch` and publishes the result. The replies may be sent afterwards, not before.
+    /// Leaves a view if somebody waits for one.
+    pub fn publish_if_wanted(&self) {
+        if self.published.advance(self.progress) {
+            self.published.publish(self.applied());
+        }
+    }
+
+    /// Applies `batch` and publishes how far that is. The replies may be sent afterwards, not before.
     fn apply_batch(
         &mut self,
         batch: Vec<io::Result<EntryResponder<TypeConfig>>>,
@@ -158,7 +98,7 @@ impl<M: StateMachine> Applier<M> {
             let reply = self.apply_entry(entry)?;
             replies.extend(responder.map(|responder| (responder, reply)));
         }
-        self.publish();
+        self.publish_if_wanted();
         Ok(replies)
     }
 
@@ -166,7 +106,7 @@ impl<M: StateMachine> Applier<M> {
     fn apply_entry(&mut self, entry: Entry) -> io::Result<Bytes> {
         let log_id = position(&entry);
         assert!(
-            self.log_id.is_none_or(|applied| log_id.index == applied.index + 1),
+            self.progress.log_id.is_none_or(|applied| log_id.index == applied.index + 1),
             "invariant: entries are applied in order, without a gap"
         );
         let reply = match &entry.payload {
@@ -177,18 +117,18 @@ impl<M: StateMachine> Applier<M> {
                 Bytes::new()
             }
             Payload::Normal(command) => {
-                self.command_bytes += command.0.len() as u64;
+                self.progress.command_bytes += command.0.len() as u64;
                 let (header, command) = envelope::open::<M::Command>(&command.0).map_err(|error| {
                     io::Error::new(io::ErrorKind::InvalidData, format!("entry {log_id}: {error}"))
                 })?;
                 // A new leader's clock may be behind its predecessor's.
-                self.time_ms = self.time_ms.max(header.time_ms);
-                let context = ApplyContext { log_id, time_ms: self.time_ms };
+                self.progress.time_ms = self.progress.time_ms.max(header.time_ms);
+                let context = ApplyContext { log_id, time_ms: self.progress.time_ms };
                 let reply = self.machine.apply(&context, command);
                 envelope::encode(&reply).map_err(io::Error::other)?
             }
         };
-        self.log_id = Some(log_id);
+        self.progress.log_id = Some(log_id);
         Ok(reply)
     }
 }
@@ -198,7 +138,7 @@ impl<M: StateMachine> RaftStateMachine<TypeConfig> for Applier<M> {
     type SnapshotBuilder = SnapshotBuilder<M>;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        Ok((self.log_id.map(type_config::log_id), self.membership.clone()))
+        Ok((self.progress.log_id.map(type_config::log_id), self.membership.clone()))
     }
 
     async fn apply<S>(&mut self, entries: S) -> io::Result<()>
@@ -218,14 +158,14 @@ impl<M: StateMachine> RaftStateMachine<TypeConfig> for Applier<M> {
 
     /// A snapshot of nothing is refused, unless the core insists.
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder<M>> {
-        if self.log_id.is_none() && !force {
+        if self.progress.log_id.is_none() && !force {
             return None;
         }
-        Some(SnapshotBuilder::new(self.published.current(), self.membership.clone(), self.snapshots.clone()))
+        Some(SnapshotBuilder::new(Arc::new(self.applied()), self.membership.clone(), self.snapshots.clone()))
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder<M> {
-        SnapshotBuilder::new(self.published.current(), self.membership.clone(), self.snapshots.clone())
+        SnapshotBuilder::new(Arc::new(self.applied()), self.membership.clone(), self.snapshots.clone())
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {

@@ -15,11 +15,12 @@ use openraft::raft::ClientWriteResult;
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Config, Raft, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
 
-use super::apply::{Applier, Published};
+use super::apply::Applier;
 use super::log::RaftLog;
 use super::network::PeerDoor;
 use super::network::client::PeerClients;
 use super::network::service::{Callee, LastHeard, PeerService};
+use super::published::{Applied, Published};
 use super::type_config::{self, Command, Responder, TypeConfig};
 use crate::error::Leader;
 use crate::machine::StateMachine;
@@ -173,6 +174,33 @@ impl<M: StateMachine> Core<M> {
     /// The applied state.
     pub fn published(&self) -> &Arc<Published<M::View>> {
         &self.published
+    }
+
+    /// A view of the state with everything that has been applied by now. Does not return when the core has
+    /// stopped without leaving one.
+    pub async fn view(&self) -> Arc<Applied<M::View>> {
+        let next_index = self.published.progress().next_index();
+        if let Some(view) = self.published.view_from(next_index) {
+            return view;
+        }
+        if self.published.want_view() {
+            // After its next batch the apply task looks by itself; this is for when there is none.
+            // Nobody looks when the core has stopped.
+            let _ = self
+                .raft
+                .external_state_machine_request(|applier| {
+                    let looked = super::snapshot::catch("taking a view", || {
+                        applier.publish_if_wanted();
+                        Ok(())
+                    });
+                    if let Err(error) = looked {
+                        tracing::error!(%error, "readers get no view");
+                    }
+                    Box::pin(std::future::ready(()))
+                })
+                .await;
+        }
+        self.published.wait_view(next_index).await
     }
 
     /// Proposes `command`; `done` is called exactly once.

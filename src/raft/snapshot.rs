@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use openraft::storage::{RaftSnapshotBuilder, Snapshot};
 
-use super::apply::Applied;
+use super::published::Applied;
 use super::type_config::{self, CommittedLeaderId, StoredMembership, TypeConfig};
 use crate::error::StorageError;
 use crate::machine::StateMachine;
@@ -58,10 +58,11 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
     async fn build_snapshot(
         &mut self,
     ) -> io::Result<Snapshot<CommittedLeaderId, NodeId, Member, SnapshotData>> {
-        let log_id = self.applied.log_id.ok_or_else(|| io::Error::other("nothing has been applied yet"))?;
+        let log_id =
+            self.applied.progress.log_id.ok_or_else(|| io::Error::other("nothing has been applied yet"))?;
         let meta = crate::storage::SnapshotMeta {
             log_id,
-            time_ms: self.applied.time_ms,
+            time_ms: self.applied.progress.time_ms,
             membership_log_id: self.membership.log_id().as_ref().map(type_config::from_log_id),
             membership: type_config::from_membership(self.membership.membership()),
         };
