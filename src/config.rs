@@ -24,8 +24,18 @@ mod tests;
 
 pub use peers::{InvalidPeers, Peers};
 
+const EXAMPLE: &str = "Example:
+  quorate serve                                one node by itself
+  quorate serve --node-id 1 --data-dir /var/lib/quorate \\
+    --client-listen 0.0.0.0:7801 --client-advertise 10.0.0.1:7801 --peer-listen 0.0.0.0:7901 \\
+    --peers 1=10.0.0.1:7901,2=10.0.0.2:7901,3=10.0.0.3:7901
+  quorate serve --config quorate.toml
+
+Settings come from the file, then the environment, then flags; the later wins. In a file, --node-id is node_id.";
+
 /// Arguments of `quorate serve`.
 #[derive(Debug, Clone, Default, clap::Args)]
+#[command(after_help = EXAMPLE)]
 pub struct ServeArgs {
     /// File with settings, TOML or YAML by its extension; flags and environment take precedence
     #[arg(long, value_name = "FILE", env = "QUORATE_CONFIG")]
@@ -48,7 +58,7 @@ pub struct Settings {
     #[arg(long, value_name = "NAME", env = "QUORATE_CLUSTER")]
     pub cluster: Option<String>,
 
-    /// Directory for log, vote, snapshots and identity [default: quorate-data]
+    /// Directory for log, vote, snapshots and identity [default: quorate-node]
     #[arg(long, value_name = "DIR", env = "QUORATE_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
 
@@ -78,7 +88,8 @@ pub struct Settings {
     #[arg(long, value_name = "FORMAT", env = "QUORATE_LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
 
-    /// What to log: error, warn, info, debug, trace, or a filter such as info,quorate=debug [default: info]
+    /// What to log: error, warn, info, debug, trace, or a filter such as info,quorate=debug
+    /// [default: info,openraft=warn]
     #[arg(long, value_name = "FILTER", env = "QUORATE_LOG_LEVEL")]
     pub log_level: Option<String>,
 
@@ -202,10 +213,10 @@ pub struct ServeConfig {
 
 /// Defaults that the engine does not have.
 const DEFAULT_CLUSTER: &str = "quorate";
-const DEFAULT_DATA_DIR: &str = "quorate-data";
+const DEFAULT_DATA_DIR: &str = "quorate-node";
 const DEFAULT_CLIENT_LISTEN: &str = "127.0.0.1:7801";
 const DEFAULT_PEER_LISTEN: &str = "127.0.0.1:7901";
-const DEFAULT_LOG_LEVEL: &str = "info";
+const DEFAULT_LOG_LEVEL: &str = "info,openraft=warn";
 
 impl ServeConfig {
     /// The settings from `args` and the file they name.

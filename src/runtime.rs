@@ -75,10 +75,13 @@ fn millis(duration: Duration) -> u64 {
 
 /// Runs `work`, which may block, without holding up other tasks.
 ///
+///
 /// # Panics
 /// Panics when `work` does.
 pub async fn offload<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     if SIMULATION.with_borrow(Option::is_some) {
+        // As slow as a disk may be, in virtual time.
+        tokio::time::sleep(Duration::from_micros(random_u64() % 20_000)).await;
         return work();
     }
     match tokio::task::spawn_blocking(work).await {

@@ -114,7 +114,10 @@ impl Tally {
     fn new() -> Self {
         /// Three digits: the error of a percentile is at most 0.1 %.
         const SIGNIFICANT_DIGITS: u8 = 3;
-        let latency_us = Histogram::new(SIGNIFICANT_DIGITS).expect("invariant: 3 is a valid precision");
+        /// A day; longer than an operation may take.
+        const MAX_LATENCY_US: u64 = 24 * 60 * 60 * 1_000_000;
+        let latency_us = Histogram::new_with_max(MAX_LATENCY_US, SIGNIFICANT_DIGITS)
+            .expect("invariant: precision and maximum are valid");
         Self { latency_us, errors: BTreeMap::new(), last_error: None }
     }
 
@@ -124,7 +127,7 @@ impl Tally {
     }
 
     fn add(&mut self, other: &Self) {
-        self.latency_us.add(&other.latency_us).expect("invariant: the histogram resizes itself");
+        self.latency_us.add(&other.latency_us).expect("invariant: all histograms have the same bounds");
         for (kind, count) in &other.errors {
             *self.errors.entry(kind).or_default() += count;
         }

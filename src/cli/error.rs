@@ -65,7 +65,7 @@ pub enum CliError {
 
 /// Whether a node failed because of what it was given.
 fn is_invalid_input(error: &(dyn Error + Send + Sync + 'static)) -> bool {
-    error.downcast_ref::<ServeError>().is_some_and(|error| error.exit_code() == EXIT_INVALID)
+    error.downcast_ref().is_some_and(ServeError::is_invalid_input)
         || error.downcast_ref().is_some_and(ClusterCommandError::is_invalid_input)
 }
 
@@ -149,8 +149,8 @@ mod tests {
             (CliError::NotFound { key: "k".to_owned() }, EXIT_ERROR),
             (CliError::Output(io::ErrorKind::BrokenPipe.into()), EXIT_OK),
             (CliError::Output(io::ErrorKind::StorageFull.into()), EXIT_ERROR),
-            (CliError::node(ServeError::Open(OpenError::Config("x".to_owned()))), EXIT_INVALID),
-            (CliError::node(ServeError::Open(OpenError::Core("x".to_owned()))), EXIT_ERROR),
+            (CliError::node(ServeError::from(OpenError::Config("x".to_owned()))), EXIT_INVALID),
+            (CliError::node(ServeError::from(OpenError::Core("x".to_owned()))), EXIT_ERROR),
         ] {
             assert_eq!(error.exit_code(), code, "{error:?}");
         }

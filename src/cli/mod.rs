@@ -79,8 +79,7 @@ impl Common {
     }
 
     fn client_with(&self, change: impl FnOnce(&mut ClientConfig)) -> Result<Client, CliError> {
-        let mut config = ClientConfig::default();
-        config.timeout = self.timeout;
+        let mut config = ClientConfig { timeout: self.timeout, ..ClientConfig::default() };
         change(&mut config);
         Ok(Client::new(self.endpoints.iter().map(Endpoint::as_str), config)?)
     }
@@ -121,8 +120,14 @@ pub enum Command {
     /// Measure operations per second and latency
     Bench(bench::BenchArgs),
     /// Run one node
-    Serve(serve::ServeArgs),
+    #[command(
+        after_help = "Example:\n  quorate serve --node-id 1 --data-dir /var/lib/quorate --client-listen 127.0.0.1:7801"
+    )]
+    Serve(Box<serve::ServeArgs>),
     /// Run a local cluster in real processes until Ctrl-C
+    #[command(
+        after_help = "Example:\n  quorate cluster\n  quorate cluster --nodes 5 --data-dir /tmp/five --client-port 8801 --peer-port 8901"
+    )]
     Cluster(cluster::ClusterArgs),
     /// Print a completion script for a shell
     Completion(completion::CompletionArgs),
@@ -160,7 +165,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Range(args) => range::run(&common, args).await,
         Command::Status(args) => status::run(&common, args).await,
         Command::Bench(args) => bench::run(&common, args).await,
-        Command::Serve(args) => serve::run(args).await.map_err(CliError::node),
+        Command::Serve(args) => serve::run(*args).await.map_err(CliError::node),
         Command::Cluster(args) => cluster::run(args).await.map_err(CliError::node),
         Command::Completion(args) => completion::run(&args, &mut Cli::command()),
     }
@@ -189,6 +194,51 @@ const MAX_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::tests::fake::{Fake, Step, leader, refusing};
+    use crate::proto::v1::{self, tagged_response};
+
+    async fn run_at(fake: &Fake, args: &[&str]) -> Result<(), CliError> {
+        let endpoint = fake.endpoint();
+        run(parse(["quorate", "--endpoints", &endpoint].iter().chain(args)).unwrap()).await
+    }
+
+    #[tokio::test]
+    async fn commands_do_what_they_say() {
+        let node = Fake::start(leader);
+        node.set_status(v1::StatusResponse { node_id: 1, ..Default::default() });
+        for format in ["table", "json"] {
+            for args in [
+                vec!["put", "k", "v"],
+                vec!["get", "k"],
+                vec!["get", "k", "--local"],
+                vec!["del", "k"],
+                vec!["range", "--prefix", "k", "--limit", "1"],
+                vec!["status", "--members"],
+                vec!["bench", "--callers", "4", "--seconds", "1", "--warmup-seconds", "0", "--reads", "0.5"],
+            ] {
+                let args: Vec<_> = args.into_iter().chain(["-o", format]).collect();
+                run_at(&node, &args).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn failures_have_their_exit_codes() {
+        let node = Fake::start(|requests| {
+            let nothing = Some(tagged_response::Response::Get(v1::GetResponse::default()));
+            let answers = requests.iter();
+            Step::Answer(
+                answers.map(|ask| v1::TaggedResponse { tag: ask.tag, response: nothing.clone() }).collect(),
+            )
+        });
+        let missing = run_at(&node, &["get", "k"]).await.unwrap_err();
+        assert_eq!((missing.exit_code(), missing.hint().is_some()), (EXIT_ERROR, true));
+        node.set_script(refusing(v1::Failure { reason: v1::Reason::TooLarge.into(), ..Default::default() }));
+        let too_large = run_at(&node, &["put", "k", "v"]).await.unwrap_err();
+        assert_eq!(too_large.exit_code(), EXIT_INVALID);
+        let unreadable = run_at(&node, &["put", "k", "--file", "/nonexistent/file"]).await.unwrap_err();
+        assert_eq!(unreadable.exit_code(), EXIT_INVALID);
+    }
 
     fn exit_code(args: &[&str]) -> u8 {
         match parse(["quorate"].iter().chain(args)) {

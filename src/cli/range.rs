@@ -77,12 +77,13 @@ async fn read(common: &Common, args: &RangeArgs) -> Result<(Vec<Item>, Option<By
     let mut items = Vec::new();
     let mut left = args.limit;
     loop {
-        let range = Range { start, end: end.clone(), limit_items: left };
+        let range = Range { start: start.clone(), end: end.clone(), limit_items: left };
         let page = client.range(&scope, range, level(args.local)).await?;
         left = left.saturating_sub(u32::try_from(page.items.len()).unwrap_or(u32::MAX));
         items.extend(page.items);
         match page.next {
-            Some(next) if left > 0 => start = next,
+            // A server that does not move on would keep us here for ever.
+            Some(next) if left > 0 && next > start => start = next,
             next => return Ok((items, next)),
         }
     }

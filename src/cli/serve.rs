@@ -5,6 +5,7 @@
 //! exits at once too: nothing that is still running could acknowledge anything, and a supervisor restarts the
 //! process.
 
+use std::io::IsTerminal;
 use std::net::TcpListener;
 use std::process;
 
@@ -40,11 +41,11 @@ pub enum ServeError {
 }
 
 impl ServeError {
-    /// The exit code that the command ends with: 3 for invalid input, else 1.
-    pub fn exit_code(&self) -> u8 {
+    /// Whether the settings are to blame: the exit code tells.
+    pub fn is_invalid_input(&self) -> bool {
         match self {
-            Self::Config(_) | Self::Open(OpenError::Config(_)) => 3,
-            Self::Open(_) | Self::Serve(_) | Self::Signals(_) => 1,
+            Self::Config(_) | Self::Open(OpenError::Config(_)) => true,
+            Self::Open(_) | Self::Serve(_) | Self::Signals(_) => false,
         }
     }
 }
@@ -129,7 +130,9 @@ fn exit_fatally(fatal: &FatalError) -> ! {
 
 fn log_to_stderr(config: &ServeConfig) {
     let filter = EnvFilter::new(&config.log_level);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     // An embedding process may have installed its own; that one stays.
     let _ = match config.log_format {
         LogFormat::Text => log.try_init(),
@@ -159,14 +162,6 @@ impl Signals {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn invalid_input_has_its_own_exit_code() {
-        let config = ConfigError::Invalid("x".to_owned());
-        assert_eq!(ServeError::from(config).exit_code(), 3);
-        assert_eq!(ServeError::from(OpenError::Config("x".to_owned())).exit_code(), 3);
-        assert_eq!(ServeError::from(OpenError::Core("x".to_owned())).exit_code(), 1);
-    }
 
     #[test]
     fn a_free_peer_port_is_advertised_as_bound() {

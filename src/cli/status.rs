@@ -65,6 +65,11 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
             ];
             let cells: Vec<_> = rows.iter().map(cells).collect();
             output::raw(output::table(&headings, &cells).as_bytes())?;
+            for row in &rows {
+                if let Some(error) = &row.error {
+                    output::remark(&format!("{}: {error}", row.endpoint));
+                }
+            }
         }
     }
     if rows.iter().any(|row| row.reachable) { Ok(()) } else { Err(CliError::NoNodeAnswers) }
@@ -116,11 +121,7 @@ fn row(endpoint: &Endpoint, answer: &Result<NodeStatus, ClientError>) -> Row {
 
 fn cells(row: &Row) -> Vec<String> {
     let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
-    let role = match (&row.role, &row.error) {
-        (Some(role), _) => role.clone(),
-        (None, Some(error)) => format!("unreachable: {error}"),
-        (None, None) => "-".to_owned(),
-    };
+    let role = row.role.clone().unwrap_or_else(|| "unreachable".to_owned());
     vec![
         number(row.node_id),
         row.endpoint.clone(),

@@ -101,14 +101,14 @@ pub(super) struct Connection {
     /// Taken from the queue, not yet sent; at most `batch_requests`.
     waiting: Vec<Call>,
     in_flight: InFlight,
-    sweep: Interval,
+    sweep_due: Interval,
 }
 
 impl Connection {
     pub(super) fn new(node: Arc<Node>, queue: mpsc::Receiver<Call>, router: &Arc<Router>) -> Self {
         let config = router.config.clone();
-        let mut sweep = interval(SWEEP_INTERVAL);
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sweep_due = interval(SWEEP_INTERVAL);
+        sweep_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             node,
             router: Arc::downgrade(router),
@@ -116,7 +116,7 @@ impl Connection {
             waiting: Vec::with_capacity(config.batch_requests.min(1024)),
             in_flight: InFlight::new(config.in_flight_requests),
             config,
-            sweep,
+            sweep_due,
         }
     }
 
@@ -172,7 +172,7 @@ impl Connection {
                         Err(format!("no answer within {} ms", self.config.connect_timeout.as_millis()).into())
                     }
                 },
-                _ = self.sweep.tick(), if !self.waiting.is_empty() => self.sweep(),
+                _ = self.sweep_due.tick(), if !self.waiting.is_empty() => self.sweep(),
             }
         }
     }
@@ -201,7 +201,7 @@ impl Connection {
                         return "the client was dropped".into();
                     }
                 }
-                _ = self.sweep.tick(), if !idle => self.sweep(),
+                _ = self.sweep_due.tick(), if !idle => self.sweep(),
             }
         }
     }

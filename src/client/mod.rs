@@ -50,12 +50,13 @@ mod request;
 mod router;
 mod status;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// A handle on a cluster. Cheap to clone; all clones share their connections.
 ///
 /// Connections are made when they are first needed, on the tokio runtime of the caller that needs them;
-/// they end with that runtime.
+/// they end with that runtime. Dropping the future of an operation does not recall what was sent: a write
+/// may be applied all the same.
 #[derive(Clone)]
 pub struct Client {
     router: Arc<Router>,

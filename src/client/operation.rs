@@ -123,7 +123,9 @@ impl Operation<'_> {
             return Err(error);
         }
         let now = Instant::now();
-        if now >= self.deadline {
+        let undecided = self.kind == Kind::Write
+            && matches!(failure, Failure::Attempt(AttemptError::Expired { sent: true }));
+        if now >= self.deadline || undecided {
             return Err(self.deadline_exceeded(&failure));
         }
         if self.chosen.is_some() && is_refusal(&failure) {
@@ -240,7 +242,7 @@ fn judge(kind: Kind, endpoint: &Endpoint, failure: &Failure) -> Verdict {
         Failure::Attempt(AttemptError::LeaderChanged) if write => {
             return Verdict::Return(failed(endpoint, Cause::LeaderChanged, in_words(failure), true));
         }
-        // An expired write has reached the deadline; the caller of this function sees to that.
+        // An expired write has reached its deadline, which the caller of this function looks after.
         Failure::Attempt(_) => return Verdict::Elsewhere,
         Failure::Answered(answer) => answer,
     };

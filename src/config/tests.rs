@@ -98,7 +98,7 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
     let (_dir, path) = file("c.toml", "cluster = \"filed\"\nnode_id = 2\nlog_format = \"json\"\n");
     let config = ServeConfig::load(flags(&["--config", path.to_str().unwrap(), "--node-id", "3"])).unwrap();
     assert_eq!((&*config.cluster, config.node_id), ("filed", 3));
-    assert_eq!((config.log_format, &*config.log_level), (LogFormat::Json, "info"));
+    assert_eq!((config.log_format, &*config.log_level), (LogFormat::Json, DEFAULT_LOG_LEVEL));
 }
 
 /// Set in the child only: a process has one environment, and tests share theirs.

@@ -6,12 +6,16 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::config::SnapshotPolicy;
 use crate::machine::StateMachine;
 use crate::raft::core::Core;
 
 /// How often the applied position is looked at.
 const PACE: Duration = Duration::from_millis(20);
+/// A request for a snapshot is ignored while another one is being written, and repeated after this long.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// The log is measured at points this many bytes or entries apart.
 const MARK_BYTES: u64 = 1024 * 1024;
 const MARK_ENTRIES: u64 = 1000;
@@ -79,12 +83,11 @@ pub(super) async fn run<M: StateMachine>(core: Core<M>, policy: SnapshotPolicy) 
         Mark { index: applied.log_id.map_or(0, |log_id| log_id.index), bytes: applied.command_bytes }
     };
     let mut progress = core.published().progress();
-    let mut gauge = Gauge::new(policy, now());
-    if let Some(snapshot) = core.metrics().snapshot {
-        gauge.base.index = snapshot.index;
-    }
     let mut newest = core.metrics().snapshot;
-    let mut requested = None;
+    // What is applied is counted from the snapshot on, at a restart as well.
+    let start = Mark { index: newest.map_or(0, |snapshot| snapshot.index), bytes: 0 };
+    let mut gauge = Gauge::new(policy, start);
+    let mut requested: Option<Instant> = None;
     loop {
         // While a snapshot is being written its end is awaited even if nothing is applied meanwhile.
         if requested.is_none() && progress.changed().await.is_err() {
@@ -106,8 +109,8 @@ pub(super) async fn run<M: StateMachine>(core: Core<M>, policy: SnapshotPolicy) 
                 core.purge(upto).await;
             }
         }
-        if requested.is_none() && gauge.is_snapshot_due(mark) {
-            requested = Some(mark);
+        if gauge.is_snapshot_due(mark) && requested.is_none_or(|at| at.elapsed() > ASK_AGAIN) {
+            requested = Some(Instant::now());
             core.snapshot().await;
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::error::OpenError;
 use crate::types::NodeId;
@@ -92,16 +93,17 @@ impl EngineConfig {
                 "max_inflight_bytes must be at least max_command_bytes, and that at least 1".to_owned(),
             );
         }
+        if limits.max_command_bytes > MAX_COMMAND_BYTES || limits.append_message_bytes > MAX_COMMAND_BYTES {
+            return refuse(format!(
+                "max_command_bytes and append_message_bytes must be at most {MAX_COMMAND_BYTES}: messages between nodes are limited to twice that"
+            ));
+        }
         Ok(())
-    }
-
-    /// Room for one message to a peer: a full batch, or one command of the largest size, and its frame.
-    pub(crate) fn max_message_bytes(&self) -> usize {
-        const FRAME_BYTES: usize = 1024 * 1024;
-        self.limits.append_message_bytes.max(self.limits.max_command_bytes) * 2 + FRAME_BYTES
     }
 }
 
+/// Largest command, and batch of entries, that a message between nodes has room for.
+const MAX_COMMAND_BYTES: usize = 32 * 1024 * 1024 - 1024 * 1024;
 /// Longest name of a cluster.
 const MAX_CLUSTER_NAME_BYTES: usize = 128;
 
@@ -114,6 +116,13 @@ pub struct Timing {
     pub election_timeout_min_ms: u64,
     /// Longest randomised election timeout; also the length of the leader's lease.
     pub election_timeout_max_ms: u64,
+}
+
+impl Timing {
+    /// How long a leader may take to show up, or to confirm that it leads, before its caller is told.
+    pub fn patience(&self) -> Duration {
+        Duration::from_millis(self.election_timeout_max_ms.saturating_mul(2))
+    }
 }
 
 impl Default for Timing {

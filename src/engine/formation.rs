@@ -1,12 +1,17 @@
 //! How a cluster comes into being, once.
 //!
-//! Every founder waits until it has spoken to every other one and knows which data directory each of
-//! them holds. Only then does it write the founding membership, incarnations included, as the first entry
-//! of its log; all founders write the same. From then on a member that comes back with another data
-//! directory is recognised by all of them, whatever else has been lost.
+//! The founder with the smallest id waits until every other one answers, in one round, and says which data
+//! directory it holds. Only then does it write the founding membership, incarnations included, as the first
+//! entry of its log; the others receive it like any entry. From then on a member that comes back with another
+//! data directory is recognised by all that hold that entry, and nothing is committed without a quorum that
+//! does.
+//!
+//! Only one founder writes, because two that met the others at different times might write different
+//! memberships under the same position.
 //!
 //! A founder that is told by a peer that the cluster already knows it with another directory stops: its
-//! disk was wiped, and with it the log and vote it had promised to keep.
+//! disk was wiped, and with it the log and vote it had promised to keep. So does a wiped first founder: it
+//! must speak to all others before it may write, and meets one that knows it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,27 +45,17 @@ pub(super) struct Formation<M: StateMachine> {
 impl<M: StateMachine> Formation<M> {
     /// Returns once this node belongs to a cluster.
     pub(super) async fn run(self) {
-        let mut members = BTreeMap::from([(self.caller.node_id, self.own.clone())]);
+        let writes = self.founders.keys().next() == Some(&self.caller.node_id);
         let mut round = 0;
         while !self.core.is_initialized().await {
-            for (node_id, address) in &self.founders {
-                if members.contains_key(node_id) {
-                    continue;
-                }
-                match self.identify(*node_id, address).await {
-                    Ok(member) => {
-                        tracing::info!(node = node_id, %address, "met a founding member");
-                        members.insert(*node_id, member);
-                    }
-                    Err(error) if round % ROUNDS_PER_MESSAGE == ROUNDS_PER_MESSAGE - 1 => {
-                        tracing::info!(node = node_id, %address, %error, "waiting for a founding member");
-                    }
-                    Err(_) => {}
-                }
-            }
-            if members.len() == self.founders.len() {
-                match self.core.initialize(members.clone()).await {
-                    Ok(()) => tracing::info!(members = members.len(), "the cluster has formed"),
+            let report = round % ROUNDS_PER_MESSAGE == ROUNDS_PER_MESSAGE - 1;
+            let members = self.meet_all(report).await;
+            if let Some(members) = members
+                && writes
+            {
+                let count = members.len();
+                match self.core.initialize(members).await {
+                    Ok(()) => tracing::info!(members = count, "the cluster has formed"),
                     Err(error) => tracing::error!(%error, "the cluster cannot form"),
                 }
                 return;
@@ -68,6 +63,26 @@ impl<M: StateMachine> Formation<M> {
             round += 1;
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// All founders as they present themselves now, or nothing if one does not answer. Answers of earlier
+    /// rounds do not count: a founder may have been given another disk since.
+    async fn meet_all(&self, report: bool) -> Option<BTreeMap<NodeId, Member>> {
+        let mut members = BTreeMap::from([(self.caller.node_id, self.own.clone())]);
+        for (node_id, address) in self.founders.iter().filter(|(id, _)| **id != self.caller.node_id) {
+            match self.identify(*node_id, address).await {
+                Ok(member) => {
+                    members.insert(*node_id, member);
+                }
+                Err(error) => {
+                    if report {
+                        tracing::info!(node = node_id, %address, %error, "waiting for a founding member");
+                    }
+                    return None;
+                }
+            }
+        }
+        Some(members)
     }
 
     async fn identify(&self, node_id: NodeId, address: &str) -> Result<Member, DialError> {
@@ -80,11 +95,8 @@ impl<M: StateMachine> Formation<M> {
             .await
             .unwrap_or_else(|_| Err(DialError::Unreachable(format!("no answer within {CALL_TIMEOUT:?}"))))
             .inspect_err(|error| {
-                if let DialError::Refused(refusal) = error {
-                    tracing::warn!(node = node_id, %address, %refusal, "a founding member refused this node");
-                    if let Refusal::CallerFenced { known, .. } = refusal {
-                        (self.caller.fenced)(*known);
-                    }
+                if let DialError::Refused(Refusal::CallerFenced { known, .. }) = error {
+                    (self.caller.fenced)(*known);
                 }
             })?;
         let malformed = |error: wire::Malformed| DialError::Refused(Refusal::Malformed(error.to_string()));

@@ -43,7 +43,7 @@ use crate::raft::network::grpc::{self, GrpcTransport};
 use crate::raft::network::service::Callee;
 use crate::raft::network::{PeerDoor, Transport};
 use crate::runtime::{self, offload};
-use crate::storage::{DataDir, LogStore, SledOptions, SledStore, SnapshotDir, SnapshotStore};
+use crate::storage::{DataDir, LogStats, LogStore, SledOptions, SledStore, SnapshotDir, SnapshotStore};
 use crate::types::{Incarnation, LogId, Member, ReadLevel, Role};
 
 /// One node of a replicated state machine. Cheap to clone; all clones are the same node.
@@ -75,8 +75,9 @@ struct Inner<M: StateMachine> {
     stopping: Arc<AtomicBool>,
     /// True once the core has stopped and everything else is to follow.
     stop: watch::Sender<bool>,
-    /// What a stopped node must have let go of before its data directory can be opened again.
-    held: std::sync::Weak<dyn LogStore>,
+    /// Closed when the data directory can be opened again.
+    released: Option<watch::Receiver<()>>,
+    log_stats: Option<Arc<LogStats>>,
 }
 
 /// What a node is made of, for those who bring their own: simulation, and tests.
@@ -91,12 +92,18 @@ pub struct EngineParts {
     pub snapshots: Arc<dyn SnapshotStore>,
     /// How peers are reached.
     pub transport: Arc<dyn Transport>,
+    /// What the log counts, if it does.
+    pub log_stats: Option<Arc<LogStats>>,
+    /// Closed once the log has been dropped, if somebody cares.
+    pub released: Option<watch::Receiver<()>>,
 }
 
-/// A log store and the lock on its directory, which must not outlive each other.
+/// A log store and the lock on its directory. Fields are dropped in their order: the log is closed, then the
+/// lock released, and then whoever waits is told.
 struct LockedLog {
     log: SledStore,
     _dir: DataDir,
+    _released: watch::Sender<()>,
 }
 
 impl<M: StateMachine> Engine<M> {
@@ -114,6 +121,7 @@ impl<M: StateMachine> Engine<M> {
             None => TcpListener::bind(&config.peer_listen)
                 .map_err(|source| OpenError::Listen { address: config.peer_listen.clone(), source })?,
         };
+        let (release, released) = watch::channel(());
         let (path, cluster, node_id) = (config.data_dir.clone(), config.cluster.clone(), config.node_id);
         let tail_bytes = config.limits.log_tail_bytes;
         let (log, snapshots, incarnation) = offload(move || -> Result<_, StorageError> {
@@ -121,19 +129,20 @@ impl<M: StateMachine> Engine<M> {
             let log = SledStore::open(&dir.log_dir(), SledOptions { tail_bytes, ..SledOptions::default() })?;
             let snapshots = SnapshotDir::open(&dir.snapshot_dir())?;
             let incarnation = dir.identity().incarnation;
-            Ok((LockedLog { log, _dir: dir }, snapshots, incarnation))
+            Ok((LockedLog { log, _dir: dir, _released: release }, snapshots, incarnation))
         })
         .await?;
-        let max_message_bytes = config.max_message_bytes();
         let parts = EngineParts {
             incarnation,
+            log_stats: Some(log.log.stats().clone()),
+            released: Some(released),
             log: Arc::new(log),
             snapshots: Arc::new(snapshots),
-            transport: Arc::new(GrpcTransport::new(max_message_bytes)),
+            transport: Arc::new(GrpcTransport),
             config,
         };
         let engine = Self::start(parts, machine).await?;
-        grpc::serve(listener, engine.peer_door(), max_message_bytes, engine.inner.stop.subscribe())
+        grpc::serve(listener, engine.peer_door(), engine.inner.stop.subscribe())
             .map_err(|source| OpenError::Listen { address: engine.inner.own.peer.clone(), source })?;
         Ok(engine)
     }
@@ -143,7 +152,7 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`OpenError`].
     pub async fn start(parts: EngineParts, machine: M) -> Result<Self, OpenError> {
-        let EngineParts { config, incarnation, log, snapshots, transport } = parts;
+        let EngineParts { config, incarnation, log, snapshots, transport, log_stats, released } = parts;
         config.validate()?;
         let recovery = snapshots.clone();
         let applier = offload(move || Applier::recover(machine, recovery)).await?;
@@ -171,7 +180,6 @@ impl<M: StateMachine> Engine<M> {
             incarnation,
         };
         let clients = PeerClients::new(caller.clone(), transport.clone());
-        let held = Arc::downgrade(&log);
         let core_parts = Parts { log, snapshots, applier, clients, callee };
         let core = Core::start(&core_config(&config), core_parts).await.map_err(OpenError::Core)?;
 
@@ -187,10 +195,21 @@ impl<M: StateMachine> Engine<M> {
             status::run(core.clone(), config.node_id, state_tx, fatal.clone(), stopping.clone()),
         );
         until_stopped(&stop, stop_when_fatal(core.clone(), fatal.subscribe()));
-        let patience = Duration::from_millis(2 * config.timing.election_timeout_max_ms);
-        let reads = reads::ReadIndexes::start(core.clone(), patience);
+        let reads = reads::ReadIndexes::start(core.clone(), config.timing.patience());
         let inflight_bytes = Arc::new(AtomicUsize::new(0));
-        let inner = Inner { core, own, config, reads, inflight_bytes, state, fatal, stopping, stop, held };
+        let inner = Inner {
+            core,
+            own,
+            config,
+            reads,
+            inflight_bytes,
+            state,
+            fatal,
+            stopping,
+            stop,
+            released,
+            log_stats,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -260,12 +279,31 @@ impl<M: StateMachine> Engine<M> {
                 NoReadIndex::NoQuorum(reason) => ReadError::NoQuorum { reason },
                 NoReadIndex::Stopped(reason) => ReadError::Stopped { reason },
             })?;
-            if !published.wait_applied(index).await {
-                return Err(ReadError::Stopped { reason: "the node is shutting down".to_owned() });
-            }
+            self.applied(index).await?;
         }
         let applied = published.current();
         Ok(ReadOutcome { applied: applied.log_id, answer: M::query(&applied.view, query) })
+    }
+
+    /// Waits until this node has applied entry `index`, which a leader may have read before it was committed.
+    async fn applied(&self, index: u64) -> Result<(), ReadError> {
+        let inner = &self.inner;
+        let (mut fatal, mut stop) = (inner.fatal.subscribe(), inner.stop.subscribe());
+        let patience = inner.config.timing.patience();
+        tokio::select! {
+            biased;
+            () = inner.core.published().wait_applied(index) => Ok(()),
+            _ = fatal.wait_for(Option::is_some) => {
+                let reason = inner.fatal.borrow().as_ref().map(ToString::to_string).unwrap_or_default();
+                Err(ReadError::Stopped { reason })
+            }
+            _ = stop.wait_for(|stop| *stop) => {
+                Err(ReadError::Stopped { reason: "the node is shutting down".to_owned() })
+            }
+            () = tokio::time::sleep(patience) => {
+                Err(ReadError::NoQuorum { reason: format!("entry {index} was not applied within {patience:?}") })
+            }
+        }
     }
 
     /// The node's state at this moment.
@@ -306,20 +344,35 @@ impl<M: StateMachine> Engine<M> {
         }
     }
 
+    /// What the log counts: flushes, their durations, entries and bytes.
+    pub fn log_stats(&self) -> Option<&Arc<LogStats>> {
+        self.inner.log_stats.as_ref()
+    }
+
     /// Hands leadership over if this node leads, then stops. When it returns, the data directory can be
     /// opened again. Idempotent.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         self.hand_over().await;
         inner.stopping.store(true, Ordering::Release);
-        inner.core.shutdown().await;
-        inner.stop.send_replace(true);
-        /// The core's last tasks end by themselves; a wedged disk must not keep the process for ever.
+        /// A wedged disk must not keep the process for ever.
         const LET_GO: Duration = Duration::from_secs(5);
         const PAUSE: Duration = Duration::from_millis(1);
         let deadline = tokio::time::Instant::now() + LET_GO;
-        while inner.held.strong_count() > 0 && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(PAUSE).await;
+        if tokio::time::timeout_at(deadline, inner.core.shutdown()).await.is_err() {
+            tracing::error!("the core did not stop within {LET_GO:?}; its disk may hang");
+        }
+        // Whoever watches is to see the end.
+        let mut state = self.watch();
+        let _ = tokio::time::timeout_at(deadline, state.wait_for(|state| state.role == Role::Stopped)).await;
+        inner.stop.send_replace(true);
+        let Some(mut released) = inner.released.clone() else { return };
+        // The core's last tasks end by themselves, and with the last of them the log is closed.
+        if tokio::time::timeout_at(deadline, async { while released.changed().await.is_ok() {} })
+            .await
+            .is_err()
+        {
+            tracing::warn!("the log is still in use; the data directory stays locked until the process ends");
         }
     }
 
@@ -341,8 +394,7 @@ impl<M: StateMachine> Engine<M> {
         inner.core.transfer_leader(successor).await;
         let mut state = self.watch();
         let led_by_other = state.wait_for(|state| state.leader.as_ref().is_some_and(|l| l.node_id != own));
-        let patience = Duration::from_millis(2 * inner.config.timing.election_timeout_max_ms);
-        if tokio::time::timeout(patience, led_by_other).await.is_err() {
+        if tokio::time::timeout(inner.config.timing.patience(), led_by_other).await.is_err() {
             tracing::warn!(successor, "nobody took the lead in time");
         }
     }

@@ -14,6 +14,9 @@ use crate::types::{Incarnation, LogId, Membership, NodeId, Role};
 /// Changes closer together than this are reported as one.
 const PACE: Duration = Duration::from_millis(5);
 
+/// The state is looked at this often even when nothing happens.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
 /// An acknowledged write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written<R> {
@@ -43,6 +46,8 @@ pub struct NodeState {
     pub term: u64,
     /// Whom it follows.
     pub leader: Option<Leader>,
+    /// Whether it has heard from its leader, or as the leader from a quorum, a short while ago.
+    pub in_touch: bool,
     /// Index of its last log entry, durable or not.
     pub last_log: Option<u64>,
     /// Up to where it knows the log to be committed.
@@ -67,7 +72,7 @@ impl NodeState {
         const UNDER_WAY: u64 = 1_000;
         let committed = self.committed.map_or(0, |log_id| log_id.index);
         let applied = self.applied.map_or(0, |log_id| log_id.index);
-        self.fatal.is_none() && self.leader.is_some() && applied + UNDER_WAY >= committed
+        self.fatal.is_none() && self.leader.is_some() && self.in_touch && applied + UNDER_WAY >= committed
     }
 }
 
@@ -100,6 +105,7 @@ pub(super) fn observe<M: StateMachine>(
         role: if fatal.is_some() { Role::Stopped } else { metrics.role },
         term: metrics.term,
         leader: metrics.leader,
+        in_touch: metrics.in_touch,
         last_log: metrics.last_log,
         committed: metrics.committed.max(metrics.cluster_committed),
         applied,
@@ -150,6 +156,8 @@ pub(super) async fn run<M: StateMachine>(
             alive = changes.changed() => alive,
             changed = progress.changed() => changed.is_ok(),
             _ = fatal_rx.changed() => true,
+            // Losing touch is no event.
+            () = tokio::time::sleep(LOOK_AGAIN) => true,
         };
         if !alive {
             if !stopping.load(Ordering::Acquire) {

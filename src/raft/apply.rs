@@ -7,9 +7,7 @@
 //!
 //! Nothing here is durable: after a restart the state is rebuilt from the newest snapshot and the log.
 
-use std::any::Any;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -27,6 +25,9 @@ use super::type_config::{self, Entry, LogId, Payload, SnapshotMeta, StoredMember
 use crate::machine::{ApplyContext, StateMachine};
 use crate::storage::SnapshotStore;
 use crate::types;
+
+/// Most entries applied before readers and callers are told. After a restart the whole log may be waiting.
+const PUBLISH_ENTRIES: usize = 4096;
 
 /// The state after some entry.
 #[derive(Debug)]
@@ -66,24 +67,17 @@ impl<V> Published<V> {
         self.current.load_full()
     }
 
-    /// Waits until entry `index` has been applied. False when the node stops first.
-    pub async fn wait_applied(&self, index: u64) -> bool {
-        self.next_index.subscribe().wait_for(|next| *next > index).await.is_ok()
+    /// Waits until entry `index` has been applied, which may be for ever.
+    pub async fn wait_applied(&self, index: u64) {
+        let mut next_index = self.next_index.subscribe();
+        let reached = next_index.wait_for(|next| *next > index).await;
+        debug_assert!(reached.is_ok(), "invariant: the sender is in self");
     }
 
     /// Reports every advance of the applied position: the index of the next entry to apply.
     pub fn progress(&self) -> watch::Receiver<u64> {
         self.next_index.subscribe()
     }
-}
-
-/// What a panic said.
-fn message(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 fn next_index(log_id: Option<types::LogId>) -> u64 {
@@ -153,6 +147,21 @@ impl<M: StateMachine> Applier<M> {
         });
     }
 
+    /// Applies `batch` and publishes the result. The replies may be sent afterwards, not before.
+    fn apply_batch(
+        &mut self,
+        batch: Vec<io::Result<EntryResponder<TypeConfig>>>,
+    ) -> io::Result<Vec<(ApplyResponder<TypeConfig>, Bytes)>> {
+        let mut replies = Vec::with_capacity(batch.len());
+        for item in batch {
+            let (entry, responder) = item?;
+            let reply = self.apply_entry(entry)?;
+            replies.extend(responder.map(|responder| (responder, reply)));
+        }
+        self.publish();
+        Ok(replies)
+    }
+
     /// Applies one entry and returns the encoded reply.
     fn apply_entry(&mut self, entry: Entry) -> io::Result<Bytes> {
         let log_id = position(&entry);
@@ -175,10 +184,7 @@ impl<M: StateMachine> Applier<M> {
                 // A new leader's clock may be behind its predecessor's.
                 self.time_ms = self.time_ms.max(header.time_ms);
                 let context = ApplyContext { log_id, time_ms: self.time_ms };
-                let reply = catch_unwind(AssertUnwindSafe(|| self.machine.apply(&context, command)))
-                    .map_err(|panic| {
-                        io::Error::other(format!("apply of entry {log_id} panicked: {}", message(&*panic)))
-                    })?;
+                let reply = self.machine.apply(&context, command);
                 envelope::encode(&reply).map_err(io::Error::other)?
             }
         };
@@ -195,21 +201,27 @@ impl<M: StateMachine> RaftStateMachine<TypeConfig> for Applier<M> {
         Ok((self.log_id.map(type_config::log_id), self.membership.clone()))
     }
 
-    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    async fn apply<S>(&mut self, entries: S) -> io::Result<()>
     where
         S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
-        let mut replies: Vec<(ApplyResponder<TypeConfig>, Bytes)> = Vec::new();
-        while let Some(item) = entries.next().await {
-            let (entry, responder) = item?;
-            let reply = self.apply_entry(entry)?;
-            replies.extend(responder.map(|responder| (responder, reply)));
-        }
-        self.publish();
-        for (responder, reply) in replies {
-            responder.send(reply);
+        let mut entries = entries.ready_chunks(PUBLISH_ENTRIES);
+        while let Some(batch) = entries.next().await {
+            let replies = super::snapshot::catch("applying a command", || self.apply_batch(batch))?;
+            for (responder, reply) in replies {
+                responder.send(reply);
+            }
+            tokio::task::consume_budget().await;
         }
         Ok(())
+    }
+
+    /// A snapshot of nothing is refused, unless the core insists.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder<M>> {
+        if self.log_id.is_none() && !force {
+            return None;
+        }
+        Some(SnapshotBuilder::new(self.published.current(), self.membership.clone(), self.snapshots.clone()))
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder<M> {

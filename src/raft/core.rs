@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{
     ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
@@ -17,7 +19,7 @@ use super::apply::{Applier, Published};
 use super::log::RaftLog;
 use super::network::PeerDoor;
 use super::network::client::PeerClients;
-use super::network::service::{Callee, PeerService};
+use super::network::service::{Callee, LastHeard, PeerService};
 use super::type_config::{self, Command, Responder, TypeConfig};
 use crate::error::Leader;
 use crate::machine::StateMachine;
@@ -98,6 +100,8 @@ pub struct Metrics {
     pub term: u64,
     /// Whom it follows.
     pub leader: Option<Leader>,
+    /// Whether it has heard from its leader, or as the leader from a quorum, a short while ago.
+    pub in_touch: bool,
     /// Index of its last entry.
     pub last_log: Option<u64>,
     /// Up to where it knows its log to be committed.
@@ -121,11 +125,22 @@ pub struct Core<M: StateMachine> {
     raft: Raft<TypeConfig, Applier<M>>,
     published: Arc<Published<M::View>>,
     door: Arc<dyn PeerDoor>,
+    heard: Arc<LastHeard>,
+    purge_mark: Arc<AtomicU64>,
+    /// A leader not heard of for this long may have been replaced.
+    lease: Duration,
 }
 
 impl<M: StateMachine> Clone for Core<M> {
     fn clone(&self) -> Self {
-        Self { raft: self.raft.clone(), published: self.published.clone(), door: self.door.clone() }
+        Self {
+            raft: self.raft.clone(),
+            published: self.published.clone(),
+            door: self.door.clone(),
+            heard: self.heard.clone(),
+            purge_mark: self.purge_mark.clone(),
+            lease: self.lease,
+        }
     }
 }
 
@@ -136,13 +151,18 @@ impl<M: StateMachine> Core<M> {
     /// What openraft says when it cannot recover from the log and the snapshots.
     pub async fn start(config: &CoreConfig, parts: Parts<M>) -> Result<Self, String> {
         let published = parts.applier.published();
+        let purge_mark = parts.clients.purge_mark();
         let log = RaftLog::new(parts.log, config.message_bytes);
         let raft_config = raft_config(config)?;
         let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier)
             .await
             .map_err(|error| error.to_string())?;
-        let door = Arc::new(PeerService::new(parts.callee, raft.clone(), parts.snapshots));
-        Ok(Self { raft, published, door })
+        // The core reports its state before it answers: from here on peers are checked against the membership.
+        raft.is_initialized().await.map_err(|error| error.to_string())?;
+        let service = PeerService::new(parts.callee, raft.clone(), parts.snapshots);
+        let heard = service.last_heard();
+        let lease = Duration::from_millis(config.election_timeout_max_ms.saturating_mul(2));
+        Ok(Self { raft, published, door: Arc::new(service), heard, purge_mark, lease })
     }
 
     /// What this node shows to its peers.
@@ -205,6 +225,7 @@ impl<M: StateMachine> Core<M> {
 
     /// Removes entries up to `upto` that a snapshot covers.
     pub async fn purge(&self, upto: u64) {
+        self.purge_mark.fetch_max(upto, Ordering::Relaxed);
         let _ = self.raft.trigger().purge_log(upto).await;
     }
 
@@ -217,7 +238,14 @@ impl<M: StateMachine> Core<M> {
     pub fn metrics(&self) -> Metrics {
         let metrics = self.raft.metrics();
         let current = metrics.borrow_watched().clone();
-        from_metrics(&current)
+        let in_touch = match current.state {
+            ServerState::Leader => {
+                let acked = current.last_quorum_acked.as_ref();
+                acked.is_some_and(|at| at.elapsed() <= self.lease)
+            }
+            _ => self.heard.within(self.lease),
+        };
+        Metrics { in_touch, ..from_metrics(&current) }
     }
 
     /// Tells when the view may have changed.
@@ -322,6 +350,7 @@ fn from_metrics(metrics: &RaftMetrics<TypeConfig>) -> Metrics {
         role,
         term: metrics.current_term,
         leader,
+        in_touch: false,
         last_log: metrics.last_log_index,
         committed: position(&metrics.local_committed),
         cluster_committed: position(&metrics.cluster_committed),

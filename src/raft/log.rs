@@ -88,13 +88,12 @@ impl RaftLogReader<TypeConfig> for RaftLog {
                 return None;
             }
             let piece = log.read(next, end, log.message_bytes).and_then(|entries| {
-                let held = log.store.bounds().last.map_or(0, |last| last.index + 1);
-                match entries.is_empty() && next < end.min(held) {
-                    // Ending here would make the caller believe it had seen everything.
-                    true => {
+                // Ending early would make the core believe that everything had been applied.
+                match entries.first().is_some_and(|first| first.log_id.index == next) || end == u64::MAX {
+                    true => Ok(entries),
+                    false => {
                         Err(io::Error::new(io::ErrorKind::InvalidData, format!("entry {next} is missing")))
                     }
-                    false => Ok(entries),
                 }
             });
             let last = piece.as_ref().ok().and_then(|entries| entries.last());

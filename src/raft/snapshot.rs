@@ -1,6 +1,8 @@
 //! Views of the state into snapshot files, off the apply path, and back.
 
+use std::any::Any;
 use std::io::{self, BufWriter};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -64,8 +66,13 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
             membership: type_config::from_membership(self.membership.membership()),
         };
         let (applied, snapshots) = (self.applied.clone(), self.snapshots.clone());
-        let handle =
-            offload(move || write::<M>(&applied.view, meta, &*snapshots)).await.map_err(io::Error::other)?;
+        let handle = offload(move || {
+            // openraft waits for ever for a build that panics.
+            catch("writing a snapshot", || {
+                write::<M>(&applied.view, meta, &*snapshots).map_err(io::Error::other)
+            })
+        })
+        .await?;
         Ok(Snapshot { meta: self::meta(handle.meta()), snapshot: SnapshotData::Placed(handle) })
     }
 }
@@ -103,7 +110,20 @@ pub fn read<M: StateMachine>(handle: &SnapshotHandle) -> Result<M, StorageError>
     Ok(machine)
 }
 
-/// Makes `snapshot` durable in its place, then loads it.
+/// Turns a panic of the user's machine into an error, which stops the node in order.
+pub(super) fn catch<T>(what: &str, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let panic: &(dyn Any + Send) = &*panic;
+        let message = panic
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("no message");
+        Err(io::Error::other(format!("{what} panicked: {message}")))
+    })
+}
+
+/// Loads `snapshot`, and makes it durable in its place.
 ///
 /// # Errors
 /// Whatever placing and reading return; the node must stop.
@@ -113,9 +133,15 @@ pub async fn install<M: StateMachine>(
     offload(move || {
         let handle = match snapshot {
             SnapshotData::Placed(handle) => handle,
-            SnapshotData::Received(received) => received.place().map_err(io::Error::other)?,
+            SnapshotData::Received(received) => {
+                // Read first: one that this build cannot read must not be found at the next start.
+                let machine =
+                    catch("reading a snapshot", || read::<M>(received.handle()).map_err(io::Error::other))?;
+                let handle = received.place().map_err(io::Error::other)?;
+                return Ok((machine, handle.meta().clone()));
+            }
         };
-        let machine = read::<M>(&handle).map_err(io::Error::other)?;
+        let machine = catch("reading a snapshot", || read::<M>(&handle).map_err(io::Error::other))?;
         Ok((machine, handle.meta().clone()))
     })
     .await

@@ -87,6 +87,7 @@ mod tests {
             node_id: 1,
             role: Role::Follower,
             term: 3,
+            in_touch: true,
             leader: Some(Leader { node_id: 2, client: "b:7802".to_owned() }),
             last_log: Some(9000),
             committed: Some(LogId::new(3, 9000)),

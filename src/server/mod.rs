@@ -24,6 +24,7 @@ mod admin;
 mod failure;
 mod http;
 mod kv;
+mod log_metrics;
 mod metrics;
 mod node;
 mod pipeline;
@@ -55,6 +56,7 @@ use crate::runtime;
 
 use admin::AdminService;
 use kv::KvService;
+use log_metrics::LogCollector;
 use metrics::Metrics;
 use node::KvNode;
 
@@ -128,14 +130,18 @@ impl Server {
     ///
     /// # Errors
     /// [`ServeError`] when the transport fails; clients' failures are their own.
-    pub async fn serve<F>(self, engine: Engine<KvMachine>, shutdown: F) -> Result<(), ServeError>
+    pub async fn serve<F>(mut self, engine: Engine<KvMachine>, shutdown: F) -> Result<(), ServeError>
     where
         F: Future<Output = ()> + Send,
     {
-        self.serve_node(engine, shutdown).await
+        self.collectors.extend(engine.log_stats().map(|stats| {
+            let collector: Box<dyn Collector> = Box::new(LogCollector(stats.clone()));
+            collector
+        }));
+        self.serve_node(engine, DRAIN, shutdown).await
     }
 
-    async fn serve_node<N, F>(self, node: N, shutdown: F) -> Result<(), ServeError>
+    async fn serve_node<N, F>(self, node: N, patience: Duration, shutdown: F) -> Result<(), ServeError>
     where
         N: KvNode,
         F: Future<Output = ()> + Send,
@@ -168,12 +174,12 @@ impl Server {
             let mut draining = draining;
             // The sender lives as long as this function.
             let _ = draining.wait_for(|draining| *draining).await;
-            tokio::time::sleep(DRAIN).await;
+            tokio::time::sleep(patience).await;
         };
         tokio::select! {
             served = serving => Ok(served?),
             () = overdue => {
-                tracing::warn!(drain_ms = DRAIN.as_millis(), "clients still hold connections; leaving them");
+                tracing::warn!(?patience, "clients still hold connections; leaving them");
                 Ok(())
             }
         }

@@ -1,1 +1,525 @@
+//! The doors over real sockets, in front of a node whose answers the tests hold back and let go.
 
+use std::sync::Mutex;
+
+use futures::Stream;
+use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Streaming};
+use tonic_health::pb::health_check_response::ServingStatus as Health;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::*;
+use crate::engine::{NodeState, ReadOutcome, Status, Written};
+use crate::error::{FatalError, Leader, ReadError, WriteError};
+use crate::machine::kv::{KvAnswer, KvCommand, KvQuery, KvReply};
+use crate::machine::{ApplyContext, StateMachine};
+use crate::proto::v1::admin_client::AdminClient;
+use crate::proto::v1::kv_client::KvClient;
+use crate::proto::v1::tagged_request::Request as Ask;
+use crate::proto::v1::tagged_response::Response as Reply;
+use crate::proto::v1::{self, Failure, PipelineRequest, PipelineResponse, Reason, TaggedRequest};
+use crate::types::{Incarnation, LogId, Membership, ReadLevel, Role};
+
+/// Long enough for a loaded machine; nothing waits for it in vain.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+type Held = Box<dyn FnOnce() + Send>;
+
+#[derive(Clone)]
+struct FakeNode {
+    inner: Arc<Mutex<Inner>>,
+    state: Arc<watch::Sender<NodeState>>,
+    /// Writes and reads are answered while true.
+    open: Arc<watch::Sender<bool>>,
+    proposed: Arc<watch::Sender<usize>>,
+    reading: Arc<watch::Sender<usize>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    machine: KvMachine,
+    index: u64,
+    held: Vec<Held>,
+}
+
+impl FakeNode {
+    fn new() -> Self {
+        let state = NodeState {
+            node_id: 7,
+            role: Role::Leader,
+            term: 3,
+            in_touch: true,
+            leader: Some(Leader { node_id: 7, client: "here:7801".to_owned() }),
+            last_log: Some(0),
+            committed: None,
+            applied: None,
+            snapshot: None,
+            purged: None,
+            membership: Membership::default(),
+            fatal: None,
+        };
+        Self {
+            inner: Arc::default(),
+            state: Arc::new(watch::Sender::new(state)),
+            open: Arc::new(watch::Sender::new(true)),
+            proposed: Arc::default(),
+            reading: Arc::default(),
+        }
+    }
+
+    fn hold(&self) {
+        self.open.send_replace(false);
+    }
+
+    fn release(&self) {
+        self.open.send_replace(true);
+        let held = std::mem::take(&mut self.inner.lock().unwrap().held);
+        held.into_iter().for_each(|done| done());
+    }
+}
+
+impl KvNode for FakeNode {
+    async fn propose<F>(&self, command: KvCommand, done: F)
+    where
+        F: FnOnce(Result<Written<KvReply>, WriteError>) + Send + 'static,
+    {
+        let mut inner = self.inner.lock().unwrap();
+        inner.index += 1;
+        let log_id = LogId::new(3, inner.index);
+        let reply = inner.machine.apply(&ApplyContext { log_id, time_ms: 0 }, command);
+        let done = move || done(Ok(Written { log_id, reply }));
+        if *self.open.borrow() {
+            drop(inner);
+            done();
+        } else {
+            inner.held.push(Box::new(done));
+        }
+        self.proposed.send_modify(|proposed| *proposed += 1);
+    }
+
+    async fn write(&self, command: KvCommand) -> Result<Written<KvReply>, WriteError> {
+        let (done, outcome) = oneshot::channel();
+        self.propose(command, |result| {
+            let _ = done.send(result);
+        })
+        .await;
+        outcome.await.unwrap()
+    }
+
+    async fn read(&self, query: KvQuery, _: ReadLevel) -> Result<ReadOutcome<KvAnswer>, ReadError> {
+        self.reading.send_modify(|reading| *reading += 1);
+        self.open.subscribe().wait_for(|open| *open).await.unwrap();
+        self.reading.send_modify(|reading| *reading -= 1);
+        let inner = self.inner.lock().unwrap();
+        let answer = KvMachine::query(&inner.machine.view(), query);
+        Ok(ReadOutcome { applied: Some(LogId::new(3, inner.index)), answer })
+    }
+
+    fn state(&self) -> NodeState {
+        self.state.borrow().clone()
+    }
+
+    fn watch(&self) -> watch::Receiver<NodeState> {
+        self.state.subscribe()
+    }
+
+    async fn status(&self) -> Status {
+        Status {
+            cluster: "c".to_owned(),
+            incarnation: Incarnation(1),
+            client: "here:7801".to_owned(),
+            state: self.state(),
+            state_hash: 42,
+        }
+    }
+}
+
+/// A served node.
+struct Port {
+    node: FakeNode,
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    serving: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Port {
+    async fn open() -> Self {
+        Self::open_with_patience(DEADLINE).await
+    }
+
+    async fn open_with_patience(patience: Duration) -> Self {
+        let (node, server) = (FakeNode::new(), Server::bind("127.0.0.1:0").await.unwrap());
+        let (address, (stop, stopped)) = (server.local_addr(), oneshot::channel());
+        let served = node.clone();
+        let serving = runtime::spawn(async move {
+            let stopped = async { stopped.await.unwrap_or(()) };
+            server.serve_node(served, patience, stopped).await
+        });
+        Self { node, address, stop: Some(stop), serving }
+    }
+
+    async fn channel(&self) -> Channel {
+        Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
+    }
+
+    async fn kv(&self) -> KvClient<Channel> {
+        KvClient::new(self.channel().await).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    async fn pipeline(&self) -> Pipeline {
+        let (requests, outgoing) = mpsc::unbounded_channel();
+        let outgoing = UnboundedReceiverStream::new(outgoing);
+        let responses = self.kv().await.pipeline(outgoing).await.unwrap().into_inner();
+        Pipeline { requests, responses }
+    }
+
+    fn stop(&mut self) {
+        let _ = self.stop.take().unwrap().send(());
+    }
+
+    async fn ended(self) {
+        within(self.serving).await.unwrap().unwrap();
+    }
+
+    async fn http(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        within(stream.read_to_string(&mut response)).await.unwrap();
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    /// Asks until the body of `path` contains `text`.
+    async fn http_shows(&self, path: &str, text: &str) {
+        within(async {
+            while !self.http(path).await.1.contains(text) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    }
+}
+
+/// The client's end of a pipeline.
+struct Pipeline {
+    requests: mpsc::UnboundedSender<PipelineRequest>,
+    responses: Streaming<PipelineResponse>,
+}
+
+impl Pipeline {
+    fn send(&self, requests: impl IntoIterator<Item = (u64, Option<Ask>)>) {
+        let requests = requests.into_iter().map(|(tag, request)| TaggedRequest { tag, request }).collect();
+        self.requests.send(PipelineRequest { requests }).unwrap();
+    }
+
+    /// The next `count` answers, by tag.
+    async fn answers(&mut self, count: usize) -> std::collections::BTreeMap<u64, Reply> {
+        let mut answers = std::collections::BTreeMap::new();
+        while answers.len() < count {
+            let message = within(self.responses.next()).await.unwrap().unwrap();
+            for answer in message.responses {
+                let known = answers.insert(answer.tag, answer.response.unwrap());
+                assert!(known.is_none(), "tag {} was answered twice", answer.tag);
+            }
+        }
+        answers
+    }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.expect("in time")
+}
+
+async fn reaches(counter: &watch::Sender<usize>, count: usize) {
+    within(counter.subscribe().wait_for(|now| *now == count)).await.unwrap();
+}
+
+fn put(key: &str, value: &'static [u8]) -> Ask {
+    Ask::Put(v1::PutRequest { key: key.to_owned().into(), value: value.into(), ..Default::default() })
+}
+
+fn get(key: &str) -> Ask {
+    Ask::Get(v1::GetRequest { key: key.to_owned().into(), ..Default::default() })
+}
+
+fn range() -> Ask {
+    Ask::Range(v1::RangeRequest::default())
+}
+
+#[tokio::test]
+async fn unary_calls() {
+    let port = Port::open().await;
+    let mut kv = port.kv().await;
+    let request = v1::PutRequest { key: "k".into(), value: "v".into(), ..Default::default() };
+    let response = kv.put(request).await.unwrap().into_inner();
+    let header = Some(v1::Header { node_id: 7, position: Some(v1::Position { term: 3, index: 1 }) });
+    let expected = v1::PutResponse { header, revision: 1, create_revision: 1, version: 1 };
+    assert_eq!(response, expected);
+
+    let request = v1::GetRequest {
+        tenant: "default".to_owned(),
+        collection: "default".to_owned(),
+        key: "k".into(),
+        ..Default::default()
+    };
+    let item = kv.get(request).await.unwrap().into_inner().item.unwrap();
+    assert_eq!((&*item.key, &*item.value, item.version), (&b"k"[..], &b"v"[..], 1));
+
+    let items = kv.range(v1::RangeRequest::default()).await.unwrap().into_inner().items;
+    assert_eq!(items, [item]);
+
+    let request = || v1::DeleteRequest { key: "k".into(), ..Default::default() };
+    assert!(kv.delete(request()).await.unwrap().into_inner().deleted);
+    assert!(!kv.delete(request()).await.unwrap().into_inner().deleted);
+    let request = v1::GetRequest { key: "k".into(), ..Default::default() };
+    assert_eq!(kv.get(request).await.unwrap().into_inner().item, None);
+
+    let status = kv.put(v1::PutRequest::default()).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(Failure::decode(status.details()).unwrap().reason(), Reason::Invalid);
+
+    let status = AdminClient::new(port.channel().await).status(v1::StatusRequest {}).await.unwrap();
+    let status = status.into_inner();
+    assert_eq!((&*status.role, status.node_id, status.state_hash, status.ready), ("leader", 7, 42, true));
+}
+
+#[tokio::test]
+async fn a_pipeline_answers_by_tag_and_survives_nonsense() {
+    let port = Port::open().await;
+    let mut pipeline = port.pipeline().await;
+    pipeline.send([(1, Some(put("a", b"1"))), (2, None), (3, Some(put("", b""))), (4, Some(put("b", b"2")))]);
+    let answers = pipeline.answers(4).await;
+    assert!(matches!(answers[&1], Reply::Put(_)) && matches!(answers[&4], Reply::Put(_)));
+    for tag in [2, 3] {
+        let Reply::Failure(failure) = &answers[&tag] else { panic!("{answers:?}") };
+        assert_eq!(failure.reason(), Reason::Invalid);
+    }
+    pipeline.send([(5, Some(get("a"))), (6, Some(range())), (7, Some(get("nothing")))]);
+    let answers = pipeline.answers(3).await;
+    let Reply::Get(found) = &answers[&5] else { panic!("{answers:?}") };
+    assert_eq!(found.item.as_ref().unwrap().value, "1");
+    let Reply::Range(found) = &answers[&6] else { panic!("{answers:?}") };
+    assert_eq!(found.items.len(), 2);
+
+    // Half-closed: what is in flight is answered, then the stream ends in order.
+    port.node.hold();
+    pipeline.send([(8, Some(put("c", b"3")))]);
+    reaches(&port.node.proposed, 3).await;
+    let Pipeline { requests, mut responses } = pipeline;
+    drop(requests);
+    port.node.release();
+    assert_eq!(within(responses.next()).await.unwrap().unwrap().responses[0].tag, 8);
+    assert!(within(responses.next()).await.is_none());
+    port.http_shows("/metrics", "quorate_server_pipelines_open 0").await;
+}
+
+#[tokio::test]
+async fn a_full_pipeline_is_not_read_and_nothing_fails() {
+    const EXTRA: usize = 1000;
+    const TOTAL: usize = pipeline::MAX_IN_FLIGHT + EXTRA;
+    let port = Port::open().await;
+    let mut pipeline = port.pipeline().await;
+    port.node.hold();
+    for tag in 0..TOTAL as u64 {
+        pipeline.send([(tag, Some(put("k", b"v")))]);
+    }
+    reaches(&port.node.proposed, pipeline::MAX_IN_FLIGHT).await;
+    // Time for more to come, if more could.
+    for _ in 0..20 {
+        port.http("/livez").await;
+    }
+    assert_eq!(*port.node.proposed.borrow(), pipeline::MAX_IN_FLIGHT);
+    port.node.release();
+    let answers = pipeline.answers(TOTAL).await;
+    assert!(answers.values().all(|answer| matches!(answer, Reply::Put(_))));
+}
+
+/// Reads of one message wait together, and more of them than there are permits do not block themselves.
+#[tokio::test]
+async fn reads_of_a_message_are_issued_together() {
+    let port = Port::open().await;
+    let mut pipeline = port.pipeline().await;
+    port.node.hold();
+    pipeline.send((0..100).map(|tag| (tag, Some(get("k")))));
+    reaches(&port.node.reading, 100).await;
+    port.node.release();
+    pipeline.answers(100).await;
+
+    pipeline.send((0..1000).map(|tag| (tag, Some(range()))));
+    pipeline.answers(1000).await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_leaves_nothing_behind() {
+    let port = Port::open().await;
+    port.http_shows("/readyz", "ok").await;
+    let before = Arc::strong_count(&port.node.inner);
+    port.node.hold();
+    let pipeline = port.pipeline().await;
+    for tag in 0..2 * pipeline::MAX_IN_FLIGHT as u64 {
+        pipeline.send([(tag, Some(if tag % 2 == 0 { put("k", b"v") } else { get("k") }))]);
+    }
+    reaches(&port.node.proposed, pipeline::MAX_IN_FLIGHT / 2).await;
+    assert!(Arc::strong_count(&port.node.inner) > before);
+    drop(pipeline);
+    // Both tasks of the pipeline end although nothing was answered: the full reader and the waiting reads.
+    within(async {
+        while Arc::strong_count(&port.node.inner) > before {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    port.http_shows("/metrics", "quorate_server_pipelines_open 0").await;
+    // The writes complete into nothing.
+    port.node.release();
+    assert_eq!(port.http("/livez").await.0, 200);
+}
+
+#[tokio::test]
+async fn shutdown_answers_what_is_in_flight() {
+    let mut port = Port::open().await;
+    let mut pipeline = port.pipeline().await;
+    port.node.hold();
+    pipeline.send([(1, Some(put("k", b"v")))]);
+    reaches(&port.node.proposed, 1).await;
+    port.stop();
+    within(async {
+        while TcpStream::connect(port.address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    assert!(!port.serving.is_finished(), "a write is in flight");
+    port.node.release();
+    assert!(pipeline.answers(1).await.contains_key(&1));
+    assert!(within(pipeline.responses.next()).await.is_none());
+    port.ended().await;
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_ever() {
+    let mut port = Port::open_with_patience(Duration::from_millis(50)).await;
+    let pipeline = port.pipeline().await;
+    port.node.hold();
+    pipeline.send([(1, Some(put("k", b"v")))]);
+    reaches(&port.node.proposed, 1).await;
+    port.stop();
+    port.ended().await;
+}
+
+#[tokio::test]
+async fn probes_and_metrics() {
+    let port = Port::open().await;
+    port.pipeline().await.send([]);
+    assert_eq!(port.http("/livez").await, (200, "ok\n".to_owned()));
+    assert_eq!(port.http("/readyz").await, (200, "ok\n".to_owned()));
+    assert_eq!(port.http("/nowhere").await.0, 404);
+    let mut kv = port.kv().await;
+    let request = v1::PutRequest { key: "k".into(), ..Default::default() };
+    kv.put(request).await.unwrap();
+    kv.put(v1::PutRequest::default()).await.unwrap_err();
+    let (_, metrics) = port.http("/metrics").await;
+    for line in [
+        r#"quorate_server_requests_total{method="put",outcome="ok"} 1"#,
+        r#"quorate_server_requests_total{method="put",outcome="invalid"} 1"#,
+        r#"quorate_server_requests_total{method="get",outcome="not_leader"} 0"#,
+        r#"quorate_server_request_duration_seconds_count{method="put"} 2"#,
+        "quorate_raft_term 3",
+        "quorate_raft_is_leader 1",
+        r#"quorate_raft_role{role="leader"} 1"#,
+        r#"quorate_raft_role{role="follower"} 0"#,
+        "quorate_raft_last_log_index 0",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
+    }
+    assert!(!metrics.contains("quorate_raft_snapshot_index 0"), "there is no snapshot");
+
+    port.node.state.send_modify(|state| state.leader = None);
+    let (code, reason) = port.http("/readyz").await;
+    assert_eq!((code, &*reason), (503, "no leader is known\n"));
+    assert_eq!(port.http("/livez").await.0, 200);
+    port.node.state.send_modify(|state| state.fatal = Some(FatalError::Core("fsync failed".to_owned())));
+    assert_eq!(port.http("/livez").await, (503, "fsync failed\n".to_owned()));
+}
+
+#[tokio::test]
+async fn health_follows_readiness() {
+    let mut port = Port::open().await;
+    let mut client = HealthClient::new(port.channel().await);
+    let request = tonic_health::pb::HealthCheckRequest { service: "quorate.v1.Kv".to_owned() };
+    port.node.state.send_modify(|state| state.leader = None);
+    // The name appears with the first report.
+    let mut watched = within(async {
+        loop {
+            if let Ok(watched) = client.watch(request.clone()).await {
+                return watched.into_inner();
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    shows(&mut watched, Health::NotServing).await;
+    let leader = Some(Leader { node_id: 1, client: "a:1".to_owned() });
+    port.node.state.send_modify(|state| state.leader = leader);
+    shows(&mut watched, Health::Serving).await;
+    // Neither the watch nor its idle connection holds up the end.
+    port.stop();
+    shows(&mut watched, Health::NotServing).await;
+    assert!(within(watched.next()).await.is_none());
+    port.ended().await;
+}
+
+async fn shows<S>(watched: &mut S, expected: Health)
+where
+    S: Stream<Item = Result<tonic_health::pb::HealthCheckResponse, tonic::Status>> + Unpin,
+{
+    while within(watched.next()).await.unwrap().unwrap().status() != expected {}
+}
+
+#[tokio::test]
+async fn unknown_services_and_reflection() {
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+    let port = Port::open().await;
+    let channel = port.channel().await;
+    let mut peer = crate::proto::peer::peer_client::PeerClient::new(channel.clone());
+    let status = peer.identify(crate::proto::peer::IdentifyRequest::default()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+
+    let ask = |request| tonic_reflection::pb::v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(request),
+    };
+    let requests = [
+        ask(MessageRequest::ListServices(String::new())),
+        ask(MessageRequest::FileContainingSymbol("quorate.v1.Kv".to_owned())),
+        ask(MessageRequest::FileContainingSymbol(HEALTH.to_owned())),
+    ];
+    let mut client = ServerReflectionClient::new(channel);
+    let mut responses =
+        client.server_reflection_info(tokio_stream::iter(requests)).await.unwrap().into_inner();
+    let mut next = async || within(responses.next()).await.unwrap().unwrap().message_response.unwrap();
+    let MessageResponse::ListServicesResponse(list) = next().await else { panic!("not a list") };
+    let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
+    assert_eq!(names, ["quorate.v1.Kv", "quorate.v1.Admin", "grpc.health.v1.Health"]);
+    for _ in 0..2 {
+        assert!(matches!(next().await, MessageResponse::FileDescriptorResponse(_)));
+    }
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_refused() {
+    let port = Port::open().await;
+    let error = Server::bind(&port.address.to_string()).await.unwrap_err();
+    assert!(matches!(&error, OpenError::Listen { address, .. } if *address == port.address.to_string()));
+}

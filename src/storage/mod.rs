@@ -13,15 +13,22 @@
 //! 4. After one failed write every later one fails too, with the first error. Nothing is retried: a
 //!    retried fsync may report success for data the kernel has already dropped.
 //!
+//! # What is where
+//! [`SledStore`] keeps the log on disk, [`MemoryStore`] in memory for simulation; both pass one conformance
+//! suite. [`SnapshotDir`] and [`MemorySnapshots`] are the same pair for snapshots. [`DataDir`] locks a data
+//! directory and says whose it is; open it first. `docs/FORMAT.md` describes every byte on disk.
+//!
 //! What it does not do: replicate, compare terms, decide what may be truncated.
 
+#[cfg(test)]
+mod conformance;
 mod files;
-pub mod identity;
-pub mod memory;
-pub mod power;
+mod identity;
+mod memory;
+mod power;
 mod record;
 mod sled_store;
-pub mod snapshots;
+mod snapshots;
 
 use std::io;
 
@@ -29,6 +36,9 @@ use crate::types::{Entry, LogId, Vote};
 
 pub use identity::{DataDir, Identity};
 pub use memory::{MemoryDisk, MemoryStore, SyncMode};
+pub use power::ensure_power_safe;
+#[doc(hidden)]
+pub use sled_store::{DiskEvent, Observer};
 pub use sled_store::{FLUSH_BUCKETS_US, Failure, LogStats, SledOptions, SledStore};
 pub use snapshots::{
     MemorySnapshots, ReceivedSnapshot, SnapshotDir, SnapshotHandle, SnapshotMeta, SnapshotReceiver,

@@ -21,7 +21,7 @@ use crate::error::StorageError;
 /// What sled reaches instead of the C library's function: always fails with ENOSYS.
 #[cfg(target_os = "linux")]
 #[unsafe(no_mangle)]
-pub extern "C" fn sync_file_range(
+extern "C" fn sync_file_range(
     _descriptor: libc::c_int,
     _offset: libc::off64_t,
     _length: libc::off64_t,

@@ -39,7 +39,9 @@ impl Disk {
         let notify = written.clone();
         self.log.on_pending(move || notify.notify_one());
         let (disk, rng) = (self.log.clone(), SmallRng::seed_from_u64(self.rng.random()));
-        group.spawn(sync_forever(disk, written, rng));
+        // A disk that lies is in no hurry.
+        let stalls = if self.lying { 1.0 } else { 0.02 };
+        group.spawn(sync_forever(disk, written, rng, stalls));
         match self.lying {
             true => Arc::new(LyingStore(store)),
             false => Arc::new(store),
@@ -66,10 +68,10 @@ impl Disk {
 }
 
 /// Syncs whenever something was written: mostly at once, now and then after a stall.
-async fn sync_forever(disk: MemoryDisk, written: Arc<Notify>, mut rng: SmallRng) {
+async fn sync_forever(disk: MemoryDisk, written: Arc<Notify>, mut rng: SmallRng, stall_probability: f64) {
     loop {
         written.notified().await;
-        let stalls = rng.random_bool(0.02);
+        let stalls = rng.random_bool(stall_probability);
         let micros = if stalls { rng.random_range(50_000..300_000) } else { rng.random_range(100..4_000) };
         tokio::time::sleep(Duration::from_micros(micros)).await;
         disk.sync();

@@ -12,6 +12,8 @@ use crate::network::Weather;
 pub enum Fault {
     /// A node dies where it stands.
     Crash(NodeId),
+    /// A node hands over its lead, if it has it, and stops.
+    Stop(NodeId),
     /// All nodes die at once.
     CrashAll,
     /// Every node that is down starts again.
@@ -31,7 +33,8 @@ pub fn next(rng: &mut SmallRng, nodes: &[NodeId]) -> (Duration, Fault) {
     let fault = match rng.random_range(0..100) {
         0..20 => Fault::Crash(one),
         20..24 => Fault::CrashAll,
-        24..50 => Fault::StartAll,
+        24..30 => Fault::Stop(one),
+        30..50 => Fault::StartAll,
         50..70 => Fault::Cut(cuts(rng, nodes, one)),
         70..85 => Fault::Join,
         85..95 => Fault::Weather(Weather {
@@ -47,6 +50,9 @@ pub fn next(rng: &mut SmallRng, nodes: &[NodeId]) -> (Duration, Fault) {
 
 /// One node isolated, one link cut, or everything to or from one node.
 fn cuts(rng: &mut SmallRng, nodes: &[NodeId], one: NodeId) -> BTreeSet<(NodeId, NodeId)> {
+    if nodes.len() == 1 {
+        return BTreeSet::new();
+    }
     let others: Vec<NodeId> = nodes.iter().copied().filter(|id| *id != one).collect();
     let other = others[rng.random_range(0..others.len())];
     match rng.random_range(0..4) {

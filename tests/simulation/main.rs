@@ -95,6 +95,7 @@ fn no_seed_loses_a_write() {
         ("acknowledged writes", did.acknowledged, 50 * count),
         ("linearizable reads", did.reads, 10 * count),
         ("crashes", did.crashes, count),
+        ("orderly stops", did.stops, count / 4),
         ("lost messages", did.lost, 10 * count),
         ("duplicated messages", did.duplicated, count),
         ("cut links", did.cuts, count),
@@ -107,6 +108,15 @@ fn no_seed_loses_a_write() {
             happened >= at_least,
             "only {happened} {what} in {count} seeds, expected {at_least}: {did:?}"
         );
+    }
+}
+
+#[test]
+fn one_node_and_five_nodes_hold_as_well() {
+    for nodes in [1, 5] {
+        let (did, failures) = run_all(0..30, Scenario { nodes, ..Scenario::default() });
+        assert!(failures.is_empty(), "{nodes} nodes: {}", failures.join("\n"));
+        assert!(did.acknowledged > 1000 && did.crashes > 30, "{nodes} nodes: {did:?}");
     }
 }
 

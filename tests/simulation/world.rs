@@ -46,6 +46,7 @@ pub struct Outcome {
     pub unknown: u64,
     pub reads: u64,
     pub crashes: u64,
+    pub stops: u64,
     pub cuts: u64,
     pub lost: u64,
     pub duplicated: u64,
@@ -62,6 +63,7 @@ impl Outcome {
         self.unknown += other.unknown;
         self.reads += other.reads;
         self.crashes += other.crashes;
+        self.stops += other.stops;
         self.cuts += other.cuts;
         self.lost += other.lost;
         self.duplicated += other.duplicated;
@@ -161,6 +163,8 @@ impl World {
             log: node.disk.open_log(&group),
             snapshots: node.disk.snapshots(),
             transport: Arc::new(SimTransport { network: self.network.clone(), node_id: id }),
+            log_stats: None,
+            released: None,
         };
         let engine = group.spawn(Engine::start(parts, KvMachine::default())).await.unwrap();
         let engine = engine.unwrap_or_else(|error| panic!("node {id} does not start: {error}"));
@@ -186,6 +190,16 @@ impl World {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 
+    async fn stop(&mut self, id: NodeId) {
+        let engine = self.engines.lock().unwrap().get(&id).cloned();
+        let Some(engine) = engine else { return };
+        self.trace.record(format_args!("stop {id}"));
+        engine.shutdown().await;
+        self.outcome.stops += 1;
+        drop(engine);
+        self.crash(id).await;
+    }
+
     fn note(&mut self, engine: Option<&Engine<KvMachine>>) {
         if let Some(engine) = engine {
             let state = engine.state();
@@ -203,6 +217,7 @@ impl World {
             self.trace.record(format_args!("fault {fault:?}"));
             match fault {
                 Fault::Crash(id) => self.crash(id).await,
+                Fault::Stop(id) => self.stop(id).await,
                 Fault::CrashAll => {
                     for id in ids {
                         self.crash(id).await;

@@ -15,7 +15,7 @@ use crate::proto::v1::kv_server::{Kv, KvServer};
 use crate::proto::v1::*;
 
 /// What comes of one message.
-pub(super) enum Step {
+pub(crate) enum Step {
     Answer(Vec<TaggedResponse>),
     BreakStream,
 }
@@ -31,18 +31,18 @@ struct Service {
 }
 
 /// A node on a runtime of its own, so that killing it closes its sockets at once.
-pub(super) struct Fake {
-    pub(super) address: SocketAddr,
+pub(crate) struct Fake {
+    pub(crate) address: SocketAddr,
     service: Service,
     runtime: Option<Runtime>,
 }
 
 impl Fake {
-    pub(super) fn start(script: impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static) -> Self {
+    pub(crate) fn start(script: impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static) -> Self {
         Self::start_at("127.0.0.1:0".parse().unwrap(), script)
     }
 
-    pub(super) fn start_at(
+    pub(crate) fn start_at(
         address: SocketAddr,
         script: impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static,
     ) -> Self {
@@ -72,28 +72,28 @@ impl Fake {
         Self { address, service, runtime: Some(runtime) }
     }
 
-    pub(super) fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         self.address.to_string()
     }
 
-    pub(super) fn set_script(&self, script: impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static) {
+    pub(crate) fn set_script(&self, script: impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static) {
         *self.service.script.lock().unwrap() = Box::new(script);
     }
 
     /// Without this, the node does not implement `Admin`.
-    pub(super) fn set_status(&self, status: StatusResponse) {
+    pub(crate) fn set_status(&self, status: StatusResponse) {
         *self.service.status.lock().unwrap() = Some(status);
     }
 
-    pub(super) fn streams(&self) -> usize {
+    pub(crate) fn streams(&self) -> usize {
         self.service.streams.load(Ordering::SeqCst)
     }
 
-    pub(super) fn requests(&self) -> usize {
+    pub(crate) fn requests(&self) -> usize {
         self.service.requests.load(Ordering::SeqCst)
     }
 
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -155,7 +155,7 @@ impl Admin for Service {
 }
 
 /// The answer that a leader gives: a put's revision is the length of its value, a get finds its own key.
-pub(super) fn served(request: &TaggedRequest) -> TaggedResponse {
+pub(crate) fn served(request: &TaggedRequest) -> TaggedResponse {
     use tagged_request::Request as Ask;
     use tagged_response::Response as Reply;
     let reply = match request.request.as_ref().unwrap() {
@@ -170,11 +170,11 @@ pub(super) fn served(request: &TaggedRequest) -> TaggedResponse {
     TaggedResponse { tag: request.tag, response: Some(reply) }
 }
 
-pub(super) fn refused(request: &TaggedRequest, failure: &Failure) -> TaggedResponse {
+pub(crate) fn refused(request: &TaggedRequest, failure: &Failure) -> TaggedResponse {
     TaggedResponse { tag: request.tag, response: Some(tagged_response::Response::Failure(failure.clone())) }
 }
 
-pub(super) fn not_leader(hint: Option<(u64, String)>) -> Failure {
+pub(crate) fn not_leader(hint: Option<(u64, String)>) -> Failure {
     Failure {
         code: tonic::Code::FailedPrecondition.into(),
         reason: Reason::NotLeader.into(),
@@ -185,16 +185,16 @@ pub(super) fn not_leader(hint: Option<(u64, String)>) -> Failure {
 }
 
 /// Answers everything.
-pub(super) fn leader(requests: Vec<TaggedRequest>) -> Step {
+pub(crate) fn leader(requests: Vec<TaggedRequest>) -> Step {
     Step::Answer(requests.iter().map(served).collect())
 }
 
 /// Refuses everything in the same way.
-pub(super) fn refusing(failure: Failure) -> impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static {
+pub(crate) fn refusing(failure: Failure) -> impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static {
     move |requests| Step::Answer(requests.iter().map(|request| refused(request, &failure)).collect())
 }
 
 /// Accepts everything, answers nothing.
-pub(super) fn silent(_: Vec<TaggedRequest>) -> Step {
+pub(crate) fn silent(_: Vec<TaggedRequest>) -> Step {
     Step::Answer(vec![])
 }

@@ -9,7 +9,7 @@ use super::*;
 use crate::proto::v1::{Failure, LeaderHint, MemberInfo, Reason, StatusResponse, TaggedResponse};
 use fake::{Fake, Step, leader, not_leader, refused, refusing, served, silent};
 
-mod fake;
+pub(crate) mod fake;
 
 /// Longer than any test takes; only a client that hangs meets it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -246,8 +246,7 @@ async fn a_read_that_hangs_is_tried_again() {
 
 #[tokio::test]
 async fn endpoints_that_refuse_connections_are_unavailable() {
-    let mut config = ClientConfig::default();
-    config.unavailable_after = Duration::ZERO;
+    let config = ClientConfig { unavailable_after: Duration::ZERO, ..ClientConfig::default() };
     let client = Client::new([address_of_nobody(), address_of_nobody()], config).unwrap();
     let error = put(&client, "k", "v").await.unwrap_err();
     let ClientError::Unavailable { tried } = &error else { panic!("{error}") };

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,13 +23,13 @@ use openraft::raft::{
 };
 use openraft::storage::Snapshot;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::wire::{self, Malformed};
 use super::{Connection, DialError, PROTOCOL_VERSION, Purpose, Refusal, Target, Transport};
 use crate::proto::peer::{Hello, Request, Response, SnapshotPiece, request, response};
 use crate::raft::snapshot::SnapshotData;
-use crate::raft::type_config::{CommittedLeaderId, TypeConfig, Vote};
+use crate::raft::type_config::{CommittedLeaderId, LogId, TypeConfig, Vote};
 use crate::runtime;
 use crate::types::{Incarnation, Member, NodeId};
 
@@ -38,6 +39,10 @@ const APPENDS_IN_FLIGHT: usize = 32;
 const APPEND_IDLE: Duration = Duration::from_secs(5);
 /// A dial that takes longer has failed.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a request waits for a dial, which goes on without it.
+const DIAL_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a peer may keep the log from being purged before it is sent a snapshot instead.
+const PURGE_PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a snapshot in one message.
 const SNAPSHOT_PIECE_BYTES: usize = 512 * 1024;
 /// Snapshot pieces sent and not yet answered.
@@ -78,12 +83,21 @@ impl Caller {
 pub struct PeerClients {
     caller: Caller,
     transport: Arc<dyn Transport>,
+    /// Up to where the log is to be purged.
+    purge: Arc<AtomicU64>,
 }
 
 impl PeerClients {
     /// Clients that call as `caller` over `transport`.
     pub fn new(caller: Caller, transport: Arc<dyn Transport>) -> Self {
-        Self { caller, transport }
+        Self { caller, transport, purge: Arc::default() }
+    }
+
+    /// Where to note up to where the log is to be purged. openraft does not purge what it is sending, so a
+    /// peer that lives but is slow would keep the log growing without bound: its stream is ended, and it gets
+    /// a snapshot.
+    pub fn purge_mark(&self) -> Arc<AtomicU64> {
+        self.purge.clone()
     }
 
     fn client(&self, node_id: NodeId, member: &Member, purpose: Purpose) -> PeerClient {
@@ -95,6 +109,7 @@ impl PeerClients {
             dialling: None,
             connection: None,
             next_id: 0,
+            accepted: None,
         }
     }
 }
@@ -124,6 +139,8 @@ pub struct PeerClient {
     dialling: Option<oneshot::Receiver<Result<Connection, DialError>>>,
     connection: Option<Connection>,
     next_id: u64,
+    /// The last position this peer has accepted from this client.
+    accepted: Option<LogId>,
 }
 
 type RpcError = RPCError<TypeConfig>;
@@ -156,7 +173,9 @@ impl PeerClient {
                     self.dialling.insert(dialling)
                 }
             };
-            let outcome = dialled.await;
+            let outcome = tokio::time::timeout(DIAL_PATIENCE, dialled)
+                .await
+                .map_err(|_| unreachable(format!("not connected within {DIAL_PATIENCE:?}")))?;
             self.dialling = None;
             let connection = outcome
                 .unwrap_or_else(|_| Err(DialError::Unreachable("the dial was abandoned".to_owned())))
@@ -233,6 +252,9 @@ impl PeerClient {
         };
         let total = handle.len_bytes();
         let log_id = wire::log_id(&crate::raft::type_config::log_id(handle.meta().log_id));
+        if total == 0 {
+            return Err(unreachable("the snapshot is empty").into());
+        }
         let mut offset = 0;
         let mut unanswered: VecDeque<u64> = VecDeque::new();
         loop {
@@ -246,6 +268,9 @@ impl PeerClient {
                             openraft::errors::ErrorSource::from_error(&e),
                         ))
                     })?;
+                if bytes.is_empty() {
+                    return Err(unreachable("the snapshot is shorter than it was").into());
+                }
                 offset += bytes.len() as u64;
                 let piece = SnapshotPiece {
                     vote: Some(wire::vote(&vote)),
@@ -318,6 +343,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
                 client: self,
                 input: Some(input),
                 unanswered: VecDeque::new(),
+                behind_since: None,
                 idle: Box::pin(tokio::time::sleep(APPEND_IDLE)),
                 ended: false,
             }
@@ -382,12 +408,21 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
     }
 }
 
+/// An append sent and not yet answered.
+#[derive(Debug, Clone, Copy)]
+struct Unanswered {
+    id: u64,
+    previous: Option<LogId>,
+    last: Option<LogId>,
+}
+
 /// Appends on their way out and their results on the way back, in the order of the requests.
 struct AppendStream<'s, S> {
     client: &'s mut PeerClient,
     input: Option<S>,
-    /// Ids of the appends sent and not yet answered.
-    unanswered: VecDeque<u64>,
+    unanswered: VecDeque<Unanswered>,
+    /// Since when the peer has kept the log from being purged.
+    behind_since: Option<Instant>,
     idle: Pin<Box<Sleep>>,
     ended: bool,
 }
@@ -406,11 +441,13 @@ where
                 Poll::Pending => return Ok(()),
                 Poll::Ready(None) => self.input = None,
                 Poll::Ready(Some(append)) => {
+                    let previous = append.prev_log_id;
+                    let last = append.entries.last().map(|entry| entry.log_id).or(previous);
                     let request = self.client.request(request::Body::Append(wire::append(append)));
                     if self.unanswered.is_empty() {
                         self.restart_idle();
                     }
-                    self.unanswered.push_back(request.id);
+                    self.unanswered.push_back(Unanswered { id: request.id, previous, last });
                     let connection =
                         self.client.connection.as_ref().ok_or_else(|| broken("not connected"))?;
                     send(connection, request)?;
@@ -421,7 +458,7 @@ where
     }
 
     fn restart_idle(&mut self) {
-        self.idle.as_mut().reset(tokio::time::Instant::now() + APPEND_IDLE);
+        self.idle.as_mut().reset(Instant::now() + APPEND_IDLE);
     }
 
     /// The answer to the oldest unanswered append.
@@ -429,7 +466,7 @@ where
     /// The peer answers in order. An answer that overtook another one therefore means that a message was
     /// lost, and what the peer made of the later ones cannot be reported to the core: it takes a conflict
     /// below what has matched for a follower that lost its disk.
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, RpcError>> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(Unanswered, Response), RpcError>> {
         let front = *self.unanswered.front().expect("invariant: asked only while something is unanswered");
         loop {
             let Some(connection) = &mut self.client.connection else {
@@ -437,12 +474,12 @@ where
             };
             match connection.responses.poll_recv(cx) {
                 Poll::Ready(None) => return Poll::Ready(Err(broken("connection closed"))),
-                Poll::Ready(Some(response)) if response.id == front => {
+                Poll::Ready(Some(response)) if response.id == front.id => {
                     self.unanswered.pop_front();
                     self.restart_idle();
-                    return Poll::Ready(Ok(response));
+                    return Poll::Ready(Ok((front, response)));
                 }
-                Poll::Ready(Some(response)) if response.id > front => {
+                Poll::Ready(Some(response)) if response.id > front.id => {
                     return Poll::Ready(Err(broken("an earlier message was lost")));
                 }
                 // The answer to a request of an earlier stream, or delivered twice.
@@ -455,6 +492,42 @@ where
         }
     }
 
+    /// Whether the core may be told of `result`: it believes what it hears.
+    fn check(&mut self, asked: Unanswered, result: &StreamAppendResult<TypeConfig>) -> Result<(), RpcError> {
+        match result {
+            Ok(last) if *last == asked.last => {
+                self.client.accepted = asked.last.max(self.client.accepted);
+                self.check_purge(asked.last)
+            }
+            Err(StreamAppendError::Conflict(at)) if Some(*at) == asked.previous => {
+                if asked.previous <= self.client.accepted {
+                    let node_id = self.client.target.node_id;
+                    tracing::error!(node_id, conflict = %at, "a peer no longer has entries that it had accepted");
+                    return Err(unreachable("the peer has lost entries that it had accepted"));
+                }
+                Ok(())
+            }
+            Err(StreamAppendError::HigherVote(_)) => Ok(()),
+            Ok(_) | Err(StreamAppendError::Conflict(_)) => {
+                Err(Malformed("an answer to something else").into())
+            }
+        }
+    }
+
+    /// Gives a peer up that has been keeping the log from being purged for too long.
+    fn check_purge(&mut self, accepted: Option<LogId>) -> Result<(), RpcError> {
+        let purge = self.client.clients.purge.load(Ordering::Relaxed);
+        if accepted.map_or(0, |accepted| accepted.index) >= purge {
+            self.behind_since = None;
+            return Ok(());
+        }
+        let since = *self.behind_since.get_or_insert_with(Instant::now);
+        match since.elapsed() < PURGE_PATIENCE {
+            true => Ok(()),
+            false => Err(unreachable("the peer is too far behind for the log; a snapshot follows")),
+        }
+    }
+
     fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<AppendItem>> {
         if let Err(error) = self.send_ready(cx) {
             return Poll::Ready(Some(Err(error)));
@@ -462,11 +535,16 @@ where
         if self.unanswered.is_empty() {
             return if self.input.is_none() { Poll::Ready(None) } else { Poll::Pending };
         }
-        let item = std::task::ready!(self.poll_answer(cx)).and_then(|response| match response.body {
-            Some(response::Body::Append(response)) => Ok(wire::from_append_response(response)?),
-            Some(response::Body::Failure(reason)) => Err(unreachable(reason)),
-            _ => Err(Malformed("not the answer to an append").into()),
-        });
+        let item =
+            std::task::ready!(self.poll_answer(cx)).and_then(|(asked, response)| match response.body {
+                Some(response::Body::Append(response)) => {
+                    let result = wire::from_append_response(response)?;
+                    self.check(asked, &result)?;
+                    Ok(result)
+                }
+                Some(response::Body::Failure(reason)) => Err(unreachable(reason)),
+                _ => Err(Malformed("not the answer to an append").into()),
+            });
         Poll::Ready(Some(item))
     }
 }

@@ -28,21 +28,21 @@ use crate::types::NodeId;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a silent connection is probed, and how long the answer may take.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// How long a caller may take to begin.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest message between members. Not derived from this node's limits: another node, or this one before it
+/// was configured anew, may have larger entries in its log.
+const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+/// Streams one peer may open on one connection.
+const MAX_STREAMS: u32 = 64;
 /// Bytes that may be under way before the receiver has taken them.
 const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
 /// Connects to peers over TCP.
-#[derive(Debug, Clone)]
-pub struct GrpcTransport {
-    max_message_bytes: usize,
-}
+#[derive(Debug, Clone, Default)]
+pub struct GrpcTransport;
 
 impl GrpcTransport {
-    /// A transport for messages of up to `max_message_bytes`.
-    pub fn new(max_message_bytes: usize) -> Self {
-        Self { max_message_bytes }
-    }
-
     async fn open(&self, address: &str) -> Result<PeerClient<Channel>, DialError> {
         let unreachable = |error: tonic::transport::Error| DialError::Unreachable(chain(&error));
         let channel = Endpoint::from_shared(format!("http://{address}"))
@@ -58,8 +58,8 @@ impl GrpcTransport {
             .await
             .map_err(unreachable)?;
         Ok(PeerClient::new(channel)
-            .max_decoding_message_size(self.max_message_bytes)
-            .max_encoding_message_size(self.max_message_bytes))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
     }
 }
 
@@ -175,7 +175,10 @@ impl Peer for GrpcDoor {
     ) -> Result<tonic::Response<Self::ExchangeStream>, Status> {
         let from = request.remote_addr();
         let mut incoming = request.into_inner();
-        let hello = match incoming.message().await? {
+        let first = tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no handshake came"))?;
+        let hello = match first? {
             Some(Request { body: Some(proto::request::Body::Hello(hello)), .. }) => hello,
             _ => return Err(Status::invalid_argument("a connection begins with a handshake")),
         };
@@ -186,7 +189,7 @@ impl Peer for GrpcDoor {
         let (requests, accepted) = mpsc::channel(CONNECTION_REQUESTS);
         let (responses, outgoing) = mpsc::channel(CONNECTION_REQUESTS);
         runtime::spawn(forward(incoming, requests));
-        let (serve, mut stop) = (self.door.serve(accepted, responses), self.stop.clone());
+        let (serve, mut stop) = (self.door.serve(hello.from_node, accepted, responses), self.stop.clone());
         runtime::spawn(async move {
             tokio::select! {
                 biased;
@@ -205,14 +208,13 @@ impl Peer for GrpcDoor {
 pub fn serve(
     listener: std::net::TcpListener,
     door: Arc<dyn PeerDoor>,
-    max_message_bytes: usize,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<tokio::task::JoinHandle<()>> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let service = PeerServer::new(GrpcDoor { door, stop: stop.clone() })
-        .max_decoding_message_size(max_message_bytes)
-        .max_encoding_message_size(max_message_bytes);
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let incoming = TcpListenerStream::new(listener).inspect(|stream| {
         if let Ok(stream) = stream {
             // Only latency suffers without it.
@@ -221,6 +223,7 @@ pub fn serve(
     });
     Ok(runtime::spawn(async move {
         let server = Server::builder()
+            .max_concurrent_streams(MAX_STREAMS)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
             .http2_keepalive_interval(Some(KEEP_ALIVE))

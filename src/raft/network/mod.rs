@@ -108,6 +108,9 @@ pub enum Refusal {
         /// The refusing node's incarnation.
         ours: Incarnation,
     },
+    /// The refusing node has stopped because of an error.
+    #[error("this node has stopped: {0}")]
+    Stopped(String),
     /// The caller is no member.
     #[error("node {node_id} is not a member of this cluster; add it first, or remove its data directory")]
     UnknownPeer {
@@ -172,9 +175,10 @@ pub trait PeerDoor: Send + Sync + 'static {
     /// As [`admit`](Self::admit).
     fn identify(&self, request: IdentifyRequest) -> Result<IdentifyResponse, Refusal>;
 
-    /// Answers the requests of one admitted connection until it ends.
+    /// Answers the requests of one connection, admitted for node `from`, until it ends.
     fn serve(
         &self,
+        from: NodeId,
         requests: mpsc::Receiver<Request>,
         responses: mpsc::Sender<Response>,
     ) -> BoxFuture<'static, ()>;

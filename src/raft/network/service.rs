@@ -9,8 +9,10 @@ use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::raft::AppendEntriesResponse;
 use openraft::storage::Snapshot;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::wire::{self, Malformed};
 use super::{IdentifyRequest, IdentifyResponse, PROTOCOL_VERSION, PeerDoor, Refusal};
@@ -53,11 +55,36 @@ pub struct PeerService<M: StateMachine> {
     callee: Callee,
     raft: Raft<TypeConfig, Applier<M>>,
     snapshots: Arc<dyn SnapshotStore>,
+    /// Held while a received snapshot is being installed. openraft answers a second installation of the
+    /// same snapshot at once, before the first one is durable.
+    installing: Arc<tokio::sync::Mutex<()>>,
+    heard: Arc<LastHeard>,
+}
+
+/// When the leader was last heard.
+#[derive(Debug, Default)]
+pub struct LastHeard(std::sync::Mutex<Option<Instant>>);
+
+impl LastHeard {
+    fn now(&self) {
+        *self.0.lock().expect("invariant: no panic under this lock") = Some(Instant::now());
+    }
+
+    /// Whether the leader was heard within `time`.
+    pub fn within(&self, time: Duration) -> bool {
+        self.0.lock().expect("invariant: no panic under this lock").is_some_and(|at| at.elapsed() <= time)
+    }
 }
 
 impl<M: StateMachine> Clone for PeerService<M> {
     fn clone(&self) -> Self {
-        Self { callee: self.callee.clone(), raft: self.raft.clone(), snapshots: self.snapshots.clone() }
+        Self {
+            callee: self.callee.clone(),
+            raft: self.raft.clone(),
+            snapshots: self.snapshots.clone(),
+            installing: self.installing.clone(),
+            heard: self.heard.clone(),
+        }
     }
 }
 
@@ -68,37 +95,45 @@ impl<M: StateMachine> PeerService<M> {
         raft: Raft<TypeConfig, Applier<M>>,
         snapshots: Arc<dyn SnapshotStore>,
     ) -> Self {
-        Self { callee, raft, snapshots }
+        Self { callee, raft, snapshots, installing: Arc::default(), heard: Arc::default() }
     }
 
-    async fn answer(self, request: Request) -> Response {
+    /// When this node last heard its leader.
+    pub fn last_heard(&self) -> Arc<LastHeard> {
+        self.heard.clone()
+    }
+
+    async fn answer(self, from: NodeId, request: Request) -> Response {
         let id = request.id;
-        let body = self.dispatch(request).await.unwrap_or_else(response::Body::Failure);
+        let body = self.dispatch(from, request).await.unwrap_or_else(response::Body::Failure);
         Response { id, body: Some(body) }
     }
 
-    async fn dispatch(&self, request: Request) -> Result<response::Body, String> {
+    async fn dispatch(&self, from: NodeId, request: Request) -> Result<response::Body, String> {
         let failed = |error: &dyn std::fmt::Display| error.to_string();
         match request.body.ok_or(Malformed("request is empty")).map_err(|e| failed(&e))? {
             request::Body::Append(append) => {
-                let append = wire::from_append(append).map_err(|e| failed(&e))?;
+                let append = wire::from_append(from, append).map_err(|e| failed(&e))?;
                 let previous = append.prev_log_id;
                 let last = append.entries.last().map(|entry| entry.log_id).or(previous);
                 let result = self.raft.append_entries(append).await.map_err(|e| failed(&e))?;
+                if !matches!(result, AppendEntriesResponse::HigherVote(_)) {
+                    self.heard.now();
+                }
                 Ok(response::Body::Append(wire::append_response(result, previous, last)))
             }
             request::Body::Vote(vote) => {
-                let vote = wire::from_vote_request(vote).map_err(|e| failed(&e))?;
+                let vote = wire::from_vote_request(from, vote).map_err(|e| failed(&e))?;
                 let response = self.raft.vote(vote).await.map_err(|e| failed(&e))?;
                 Ok(response::Body::Vote(wire::vote_response(response)))
             }
             request::Body::PreVote(vote) => {
-                let vote = wire::from_vote_request(vote).map_err(|e| failed(&e))?;
+                let vote = wire::from_vote_request(from, vote).map_err(|e| failed(&e))?;
                 let response = self.raft.pre_vote(vote).await.map_err(|e| failed(&e))?;
                 Ok(response::Body::Vote(wire::vote_response(response)))
             }
             request::Body::TransferLeader(transfer) => {
-                let transfer = wire::from_transfer(transfer).map_err(|e| failed(&e))?;
+                let transfer = wire::from_transfer(from, transfer).map_err(|e| failed(&e))?;
                 let response = self.raft.handle_transfer_leader(transfer).await.map_err(|e| failed(&e))?;
                 Ok(response::Body::TransferLeader(wire::transfer_response(response)))
             }
@@ -114,12 +149,17 @@ impl<M: StateMachine> PeerService<M> {
     /// Takes the next piece of a snapshot; installs it with the last one.
     async fn take_piece(
         &self,
+        from: NodeId,
         incoming: &mut Option<Incoming>,
         piece: SnapshotPiece,
     ) -> Result<proto::SnapshotResponse, String> {
-        let vote = wire::from_vote(piece.vote).map_err(|e| e.to_string())?;
+        let vote = wire::from_leader(from, piece.vote).map_err(|e| e.to_string())?;
         let last_log = piece.last_log.ok_or("the snapshot's position is missing")?;
         let log_id = LogId::new(last_log.term, last_log.index);
+        if log_id.term > vote.leader_id.term {
+            return Err("the snapshot is newer than its sender's term".to_owned());
+        }
+        self.heard.now();
         if piece.offset == 0 {
             let receiver = self.snapshots.receive(log_id).map_err(|e| e.to_string())?;
             *incoming = Some(Incoming { log_id, received: 0, receiver });
@@ -149,11 +189,17 @@ impl<M: StateMachine> PeerService<M> {
         let received = offload(move || current.receiver.finish()).await.map_err(|e| e.to_string())?;
         let meta = snapshot::meta(received.meta());
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(received) };
+        let _one_at_a_time = self.installing.lock().await;
         let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(|e| e.to_string())?;
         Ok(proto::SnapshotResponse { vote: Some(wire::vote(&response.vote)), installing: false })
     }
 
-    async fn run(self, mut requests: mpsc::Receiver<Request>, responses: mpsc::Sender<Response>) {
+    async fn run(
+        self,
+        from: NodeId,
+        mut requests: mpsc::Receiver<Request>,
+        responses: mpsc::Sender<Response>,
+    ) {
         // In order, because the caller's core takes a conflict that overtakes an acceptance for a lost disk.
         let mut working = FuturesOrdered::new();
         let mut newest = 0;
@@ -162,6 +208,8 @@ impl<M: StateMachine> PeerService<M> {
         while open || !working.is_empty() {
             tokio::select! {
                 biased;
+                // The caller is gone; what the core has taken in it will finish without us.
+                () = responses.closed() => return,
                 Some(response) = working.next() => {
                     if responses.send(response).await.is_err() {
                         return;
@@ -173,7 +221,7 @@ impl<M: StateMachine> PeerService<M> {
                     Some(Request { id, .. }) if id <= newest => {}
                     Some(Request { id, body: Some(request::Body::Snapshot(piece)) }) => {
                         newest = id;
-                        let taken = signs_of_life(id, &responses, self.vote(), self.take_piece(&mut incoming, piece));
+                        let taken = signs_of_life(id, &responses, self.vote(), self.take_piece(from, &mut incoming, piece));
                         let body = match taken.await {
                             Ok(response) => response::Body::Snapshot(response),
                             Err(reason) => response::Body::Failure(reason),
@@ -184,7 +232,7 @@ impl<M: StateMachine> PeerService<M> {
                     }
                     Some(request) => {
                         newest = request.id;
-                        working.push_back(self.clone().answer(request));
+                        working.push_back(self.clone().answer(from, request));
                     }
                 },
             }
@@ -236,10 +284,13 @@ impl<M: StateMachine> PeerDoor for PeerService<M> {
         if hello.to_node != callee.node_id {
             return Err(Refusal::OtherNode { ours: callee.node_id, wanted: hello.to_node });
         }
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        if let Err(fatal) = &metrics.running_state {
+            return Err(Refusal::Stopped(fatal.to_string()));
+        }
         let malformed = |error: Malformed| Refusal::Malformed(error.to_string());
         let from = wire::incarnation(&hello.from_incarnation).map_err(malformed)?;
-        let membership = self.raft.metrics().borrow_watched().membership_config.clone();
-        let known = membership.membership();
+        let known = metrics.membership_config.membership();
         let is_member = known.nodes().next().is_some();
         match known.get_node(&hello.from_node) {
             Some(member) if member.incarnation != from => {
@@ -279,9 +330,10 @@ impl<M: StateMachine> PeerDoor for PeerService<M> {
 
     fn serve(
         &self,
+        from: NodeId,
         requests: mpsc::Receiver<Request>,
         responses: mpsc::Sender<Response>,
     ) -> BoxFuture<'static, ()> {
-        self.clone().run(requests, responses).boxed()
+        self.clone().run(from, requests, responses).boxed()
     }
 }

@@ -111,20 +111,31 @@ pub fn append(request: AppendEntriesRequest<TypeConfig>) -> proto::AppendRequest
     }
 }
 
-/// The append in a message.
+/// The append in a message from the leader `from`.
 ///
 /// # Errors
-/// When it is incomplete, or its entries do not follow each other.
-pub fn from_append(request: proto::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, Malformed> {
+/// When it is incomplete, comes from somebody who does not lead, or its entries do not follow each other.
+pub fn from_append(
+    from: types::NodeId,
+    request: proto::AppendRequest,
+) -> Result<AppendEntriesRequest<TypeConfig>, Malformed> {
+    let vote = from_leader(from, request.vote)?;
     let previous = request.previous.map(from_log_id);
     let entries = request.entries.into_iter().map(from_entry).collect::<Result<Vec<_>, _>>()?;
-    let first = previous.map_or(0, |previous| previous.index + 1);
-    let consecutive = (first..).zip(&entries).all(|(index, entry)| entry.log_id.index == index);
-    if !consecutive {
-        return Err(Malformed("entries do not follow each other"));
+    let mut last = previous.as_ref().map(type_config::from_log_id);
+    for entry in &entries {
+        let log_id = type_config::from_log_id(&entry.log_id);
+        let follows = match last {
+            None => log_id.index == 0,
+            Some(last) => last.index.checked_add(1) == Some(log_id.index) && last.term <= log_id.term,
+        };
+        if !follows || log_id.term > vote.leader_id.term {
+            return Err(Malformed("entries do not follow each other"));
+        }
+        last = Some(log_id);
     }
     Ok(AppendEntriesRequest {
-        vote: from_vote(request.vote)?,
+        vote,
         prev_log_id: previous,
         entries,
         leader_commit: request.leader_commit.map(from_log_id),
@@ -170,12 +181,31 @@ pub fn vote_request(request: VoteRequest<TypeConfig>) -> proto::VoteRequest {
     }
 }
 
-/// The request for a vote in a message.
+/// The vote of the leader `from`.
 ///
 /// # Errors
-/// When it is incomplete.
-pub fn from_vote_request(request: proto::VoteRequest) -> Result<VoteRequest<TypeConfig>, Malformed> {
-    let mut vote_request = VoteRequest::new(from_vote(request.vote)?, request.last_log.map(from_log_id));
+/// When it is missing, another node's, or that of a mere candidate.
+pub fn from_leader(from: types::NodeId, vote: Option<proto::Vote>) -> Result<Vote, Malformed> {
+    let vote = from_vote(vote)?;
+    match vote.leader_id.voted_for == from && vote.committed {
+        true => Ok(vote),
+        false => Err(Malformed("the sender does not lead")),
+    }
+}
+
+/// The request for a vote in a message from the candidate `from`.
+///
+/// # Errors
+/// When it is incomplete, or asks for somebody else.
+pub fn from_vote_request(
+    from: types::NodeId,
+    request: proto::VoteRequest,
+) -> Result<VoteRequest<TypeConfig>, Malformed> {
+    let vote = from_vote(request.vote)?;
+    if vote.leader_id.voted_for != from || vote.committed {
+        return Err(Malformed("the sender is not the candidate"));
+    }
+    let mut vote_request = VoteRequest::new(vote, request.last_log.map(from_log_id));
     vote_request.leadership_transfer = request.leadership_transfer;
     Ok(vote_request)
 }
@@ -207,15 +237,16 @@ pub fn transfer(request: &TransferLeaderRequest<TypeConfig>) -> proto::TransferL
     }
 }
 
-/// The transfer in a message.
+/// The transfer in a message from the leader `from`.
 ///
 /// # Errors
-/// When it is incomplete.
+/// When it is incomplete, or the sender does not lead.
 pub fn from_transfer(
+    from: types::NodeId,
     request: proto::TransferLeaderRequest,
 ) -> Result<TransferLeaderRequest<TypeConfig>, Malformed> {
     let last = request.last_log.map(from_log_id);
-    Ok(TransferLeaderRequest::new(from_vote(request.from_leader)?, request.to_node, last))
+    Ok(TransferLeaderRequest::new(from_leader(from, request.from_leader)?, request.to_node, last))
 }
 
 /// The wire form of the answer to a transfer.
@@ -241,7 +272,7 @@ pub fn refusal(refusal: &Refusal) -> proto::Refusal {
         Refusal::CalleeFenced { .. } => Reason::CalleeFenced,
         Refusal::UnknownPeer { .. } => Reason::UnknownPeer,
         Refusal::OtherFounders { .. } => Reason::OtherFounders,
-        Refusal::Malformed(_) => Reason::Unspecified,
+        Refusal::Malformed(_) | Refusal::Stopped(_) => Reason::Unspecified,
     };
     proto::Refusal { reason: reason.into(), detail: refusal.to_string(), known_incarnation }
 }

@@ -25,7 +25,7 @@ use super::ledger::{self, Ledger};
 use super::marker::Marker;
 use super::scan::{ScanError, decode_key};
 use super::stats::LogStats;
-use super::{BeforeFlush, DISK_BYTES_BETWEEN_BLOB_CHECKS};
+use super::{DISK_BYTES_BETWEEN_BLOB_CHECKS, DiskEvent, Observer};
 
 /// Why a write did not become durable.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +36,8 @@ pub(crate) enum DiskError {
     Truncate(#[from] ScanError),
     #[error("cannot write the ready file: {0}")]
     Mark(std::io::Error),
-    #[error("cannot flush: {0}")]
-    Flush(std::io::Error),
+    #[error("{0}")]
+    Observer(std::io::Error),
     #[error("{} holds a file, and sled does not fsync those", .0.display())]
     Blob(PathBuf),
     #[error("a completion panicked: {0}")]
@@ -70,7 +70,7 @@ pub(crate) struct Disk {
     /// Records of purged entries may be left.
     unswept: bool,
     bytes_until_blob_check: usize,
-    before_flush: Option<BeforeFlush>,
+    observer: Option<Observer>,
     stats: Arc<LogStats>,
 }
 
@@ -81,7 +81,7 @@ impl Disk {
         trees: Trees,
         marker: Marker,
         ledger: Ledger,
-        before_flush: Option<BeforeFlush>,
+        observer: Option<Observer>,
         stats: Arc<LogStats>,
     ) -> Self {
         Self {
@@ -95,7 +95,7 @@ impl Disk {
             dirty: false,
             unswept: true,
             bytes_until_blob_check: DISK_BYTES_BETWEEN_BLOB_CHECKS,
-            before_flush,
+            observer,
             stats,
         }
     }
@@ -129,7 +129,7 @@ impl Disk {
         let log = self.trees.log.clone();
         let doomed = log.range(Key::first(from).encode()..).keys().collect::<Result<Vec<_>, _>>()?;
         for key in doomed.iter().rev() {
-            log.remove(key)?;
+            self.remove(key)?;
         }
         let Some((key, record)) = log.range(..Key::first(from).encode()).next_back().transpose()? else {
             return Ok(());
@@ -175,9 +175,7 @@ impl Disk {
         }
         self.write_ledger()?;
         let start = Instant::now();
-        if let Some(before_flush) = &self.before_flush {
-            before_flush().map_err(DiskError::Flush)?;
-        }
+        self.observe(DiskEvent::Flush)?;
         self.trees.db.flush()?;
         self.stats.flushed(start.elapsed());
         // After the flush, so that the mark never promises more than is durable.
@@ -227,7 +225,7 @@ impl Disk {
             doomed.extend(candidate);
         }
         for key in doomed {
-            log.remove(key)?;
+            self.remove(&key)?;
         }
         Ok(())
     }
@@ -252,15 +250,31 @@ impl Disk {
     }
 
     fn put(&mut self, packed: &Packed) -> Result<(), DiskError> {
-        self.trees.log.insert(packed.key.encode(), packed.record.as_slice())?;
+        let key = packed.key.encode();
+        self.observe(DiskEvent::Insert(&key, &packed.record))?;
+        self.trees.log.insert(key, packed.record.as_slice())?;
         self.dirty = true;
         self.bytes_until_blob_check = self.bytes_until_blob_check.saturating_sub(packed.record.len());
         self.stats.bytes_written.fetch_add(packed.record.len() as u64, Relaxed);
         Ok(())
     }
 
+    fn remove(&self, key: &[u8]) -> Result<(), DiskError> {
+        self.observe(DiskEvent::Remove(key))?;
+        self.trees.log.remove(key)?;
+        Ok(())
+    }
+
+    fn observe(&self, event: DiskEvent<'_>) -> Result<(), DiskError> {
+        match &self.observer {
+            None => Ok(()),
+            Some(observer) => observer(event).map_err(DiskError::Observer),
+        }
+    }
+
     fn write_ledger(&mut self) -> Result<(), DiskError> {
         self.ledger.sequence += 1;
+        self.observe(DiskEvent::Ledger(&self.ledger.encode()))?;
         write_ledger(&self.trees, &self.ledger)?;
         self.ledger_first = false;
         self.dirty = true;

@@ -52,8 +52,23 @@ use writer::{Change, Phase, Progress, Queue, Write};
 /// Bytes of records between two looks into `blobs/`.
 const DISK_BYTES_BETWEEN_BLOB_CHECKS: usize = 64 * 1024 * 1024;
 
-/// Called before every flush; see [`SledOptions::before_flush`].
-pub(crate) type BeforeFlush = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
+/// Called before everything the writer does to sled; see [`SledOptions::observer`].
+#[doc(hidden)]
+pub type Observer = Arc<dyn Fn(DiskEvent<'_>) -> io::Result<()> + Send + Sync>;
+
+/// What the writer is about to do to sled. A crash leaves a prefix of these.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskEvent<'a> {
+    /// Insert into the `log` tree.
+    Insert(&'a [u8], &'a [u8]),
+    /// Remove from the `log` tree.
+    Remove(&'a [u8]),
+    /// Replace the ledger.
+    Ledger(&'a [u8]),
+    /// Flush what came before.
+    Flush,
+}
 
 /// Why a store failed for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,9 +93,9 @@ pub struct SledOptions {
     /// it. The default logs the reason, and aborts the process if the writer hangs: a hung flush cannot be
     /// cancelled, and it may hold up an orderly exit for ever.
     pub on_failure: Arc<dyn Fn(&Failure) + Send + Sync>,
-    /// Called before every flush; an error counts as a failed flush. For fault injection.
+    /// Sees everything that is done to sled; an error counts as sled's. For fault injection.
     #[doc(hidden)]
-    pub before_flush: Option<BeforeFlush>,
+    pub observer: Option<Observer>,
 }
 
 impl Default for SledOptions {
@@ -95,7 +110,7 @@ impl Default for SledOptions {
                     std::process::abort();
                 }
             }),
-            before_flush: None,
+            observer: None,
         }
     }
 }

@@ -97,7 +97,7 @@ pub(crate) fn open(
         None => Marker::create(&marker_path, ledger.sequence)?,
     };
     marker.mark(ledger.sequence).map_err(|error| io_error("cannot write", &marker_path, error))?;
-    let disk = Disk::new(directory, trees.clone(), marker, ledger, options.before_flush.clone(), stats);
+    let disk = Disk::new(directory, trees.clone(), marker, ledger, options.observer.clone(), stats);
     Ok(Opened { disk, trees, ledger, tail })
 }
 

@@ -279,6 +279,11 @@ impl ReceivedSnapshot {
         self.handle.meta()
     }
 
+    /// Its content, readable before it is placed.
+    pub fn handle(&self) -> &SnapshotHandle {
+        &self.handle
+    }
+
     /// Makes it durable and the newest snapshot, and removes older ones.
     ///
     /// # Errors
