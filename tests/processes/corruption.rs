@@ -1,10 +1,10 @@
-//! Bytes that change on a disk are noticed before anything is served from them, and what is damaged is
-//! left as it is for whoever looks at it.
+//! Bytes that change on a disk are noticed before anything is served from them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::support::{DEADLINE, TestCluster, data_files};
+use crate::set::{Attempt, Outcome};
+use crate::support::{DEADLINE, TestCluster, data_files, outcome};
 
 /// Flips all bits of the middle byte of every place in `file` where `pattern` stands.
 fn flip_each(file: &Path, pattern: &[u8]) -> usize {
@@ -20,6 +20,19 @@ fn flip_each(file: &Path, pattern: &[u8]) -> usize {
     }
     fs::write(file, bytes).unwrap();
     found.len()
+}
+
+/// The key in the middle of the log.
+fn middle(attempts: &[Attempt]) -> &str {
+    let mut written: Vec<_> = attempts
+        .iter()
+        .filter_map(|attempt| match attempt.outcome {
+            Outcome::Acknowledged { index, .. } => Some((index, attempt.key.as_str())),
+            _ => None,
+        })
+        .collect();
+    written.sort_unstable();
+    written[written.len() / 2].1
 }
 
 /// Stops node 2, damages it, and expects it to refuse the damage and to serve again after its repair.
@@ -39,13 +52,16 @@ async fn damaged(
     node.stop(DEADLINE).unwrap();
     let damaged = data_files(node, files);
     let intact: Vec<_> = damaged.iter().map(|path| fs::read(path).unwrap()).collect();
-    damage(&damaged, &attempts[attempts.len() / 2].key);
+    damage(&damaged, middle(&attempts));
     let spoilt: Vec<_> = damaged.iter().map(|path| fs::read(path).unwrap()).collect();
-    assert_ne!(spoilt, intact, "the damage is not there");
+    assert!(spoilt != intact, "the damage is not there");
 
-    let refused = crate::support::outcome(nodes.cluster.spec().command(2));
-    refused.assert_refused(1, &["is corrupt", "nothing was changed", "rebuild this node from its peers"]);
-    assert_eq!(damaged.iter().map(|path| fs::read(path).unwrap()).collect::<Vec<_>>(), spoilt);
+    // However often it is tried. sled cuts its own file at the damage when it opens it; that what is left
+    // passes for a log must not be.
+    for _ in 0..2 {
+        let refused = outcome(nodes.cluster.spec().command(2));
+        refused.assert_refused(1, &["is corrupt", "rebuild this node from its peers"]);
+    }
 
     // The others serve meanwhile.
     nodes.put("during", "the repair").await;
