@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use super::marker::Marker;
 use super::*;
 use crate::storage::conformance::{command, completion};
+use crate::storage::record::Key;
 
 /// Opens with everything in memory.
 fn open(directory: &Path) -> Result<SledStore, StorageError> {
@@ -68,6 +69,13 @@ fn raw(directory: &Path) -> Trees {
         .unwrap();
     let (log, meta) = (db.open_tree("log").unwrap(), db.open_tree("meta").unwrap());
     Trees { db, log, meta }
+}
+
+/// What the `log` tree holds from `from` on, without the fences.
+fn records(trees: &Trees, from: u64) -> Vec<(Key, sled::IVec)> {
+    let pairs = trees.log.range(Key::first(from).encode()..).map(Result::unwrap);
+    let pairs = pairs.map(|(key, record)| (Key::decode(&key).unwrap(), record));
+    pairs.filter(|(key, _)| !key.is_fence()).collect()
 }
 
 /// A directory with a log in it.
