@@ -21,9 +21,9 @@ use std::time::Instant;
 use crate::storage::record::{Body, Key, Packed, Packer, Record};
 use crate::types::{Entry, LogId, Vote};
 
+use super::layout::Layout;
 use super::ledger::{self, Ledger};
 use super::marker::Marker;
-use super::layout::Layout;
 use super::scan::{ScanError, decode_key, record_before};
 use super::stats::LogStats;
 use super::{DISK_BYTES_BETWEEN_BLOB_CHECKS, DiskEvent, Observer};
