@@ -61,6 +61,7 @@ fn copy_directory(from: &Path, to: &Path) {
 
 /// sled itself, to damage what the store has written.
 fn raw(directory: &Path) -> Trees {
+    recovery::wait_until_unlocked(directory).unwrap();
     let db = sled::Config::new()
         .path(directory)
         .segment_size(8 * 1024 * 1024)
