@@ -68,9 +68,13 @@ fn content(detail: impl Into<String>) -> RecordError {
 pub(crate) struct Key {
     /// Index of the first (or only) entry.
     pub(crate) index: u64,
-    /// 0 for a packed record, else the number of the part, from 0.
+    /// 0 for a packed record, else the number of the part, from 0; from [`FENCE_PART`] on, not a record.
     pub(crate) part: u16,
 }
+
+/// Keys from this part on are fences, which only steer sled's splits; see
+/// [`layout`](crate::storage::sled_store). They sort after all parts of their index.
+const FENCE_PART: u16 = 0xff00;
 
 impl Key {
     /// Bytes of an encoded key.
@@ -79,6 +83,15 @@ impl Key {
     /// The first key an entry with `index` may have.
     pub(crate) const fn first(index: u64) -> Self {
         Self { index, part: 0 }
+    }
+
+    /// A fence after the entry with `index`.
+    pub(crate) const fn fence(index: u64, number: u16) -> Self {
+        Self { index, part: FENCE_PART + number }
+    }
+
+    pub(crate) const fn is_fence(self) -> bool {
+        self.part >= FENCE_PART
     }
 
     pub(crate) fn encode(self) -> [u8; Self::BYTES] {
@@ -263,7 +276,8 @@ fn split<E>(
     let mut encoded = Vec::with_capacity(ENTRY_HEADER_BYTES + payload.as_ref().len());
     encode_entry(entry, payload, &mut encoded);
     let slices = encoded.chunks(TARGET_BYTES - HEADER_BYTES);
-    let parts = u16::try_from(slices.len()).expect("invariant: an entry is smaller than 4 GiB");
+    let parts = u16::try_from(slices.len()).ok().filter(|parts| *parts < FENCE_PART);
+    let parts = parts.expect("invariant: an entry is smaller than 3.9 GiB");
     for (part, slice) in (0..parts).zip(slices) {
         let key = Key { index: entry.log_id.index, part };
         let mut record = Vec::with_capacity(HEADER_BYTES + slice.len());

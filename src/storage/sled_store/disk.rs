@@ -21,9 +21,10 @@ use std::time::Instant;
 use crate::storage::record::{Body, Key, Packed, Packer, Record};
 use crate::types::{Entry, LogId, Vote};
 
+use super::layout::Layout;
 use super::ledger::{self, Ledger};
 use super::marker::Marker;
-use super::scan::{ScanError, decode_key};
+use super::scan::{ScanError, decode_key, record_before};
 use super::stats::LogStats;
 use super::{DISK_BYTES_BETWEEN_BLOB_CHECKS, DiskEvent, Observer};
 
@@ -60,6 +61,7 @@ pub(crate) struct Disk {
     blobs: PathBuf,
     marker: Marker,
     ledger: Ledger,
+    layout: Layout,
     packer: Packer,
     /// The last entry given to the packer.
     pushed: Option<LogId>,
@@ -90,6 +92,7 @@ impl Disk {
             marker,
             pushed: ledger.last,
             ledger,
+            layout: Layout::default(),
             packer: Packer::default(),
             ledger_first: false,
             dirty: false,
@@ -131,10 +134,8 @@ impl Disk {
         for key in doomed.iter().rev() {
             self.remove(key)?;
         }
-        let Some((key, record)) = log.range(..Key::first(from).encode()).next_back().transpose()? else {
-            return Ok(());
-        };
-        let key = decode_key(&key)?;
+        self.layout.reset();
+        let Some((key, record)) = record_before(&log, from)? else { return Ok(()) };
         let record = Record::decode(key, &record).map_err(|error| ScanError::Record { key, error })?;
         match record.body {
             Body::Packed(entries) if entries.last().is_some_and(|last| last.log_id.index >= from) => {
@@ -156,6 +157,7 @@ impl Disk {
         if self.ledger.last.is_none_or(|last| last.index <= upto.index) {
             self.ledger.last = Some(upto);
             self.pushed = Some(upto);
+            self.layout.reset();
         }
         self.ledger_first = true;
         self.unswept = true;
@@ -205,8 +207,17 @@ impl Disk {
         self.unswept = false;
         for key in log.iter().keys() {
             let key = key?;
+            let decoded = decode_key(&key)?;
+            let begins = decoded.index;
+            if decoded.is_fence() {
+                // It stands after the entry that it names.
+                if begins < first_kept {
+                    doomed.push(key);
+                    continue;
+                }
+                break;
+            }
             // A record ends where the next one begins.
-            let begins = decode_key(&key)?.index;
             if begins > first_kept {
                 candidate = None;
                 break;
@@ -215,7 +226,7 @@ impl Disk {
             if begins == first_kept {
                 break;
             }
-            if doomed.len() == SWEEP_RECORDS {
+            if doomed.len() >= SWEEP_RECORDS {
                 self.unswept = true;
                 break;
             }
@@ -241,6 +252,13 @@ impl Disk {
     fn store(&mut self, packed: Packed) -> Result<(), DiskError> {
         if self.ledger_first {
             self.write_ledger()?;
+        }
+        for boundary in self.layout.record(packed.key.index) {
+            for fence in Layout::fences(boundary) {
+                let key = fence.encode();
+                self.observe(DiskEvent::Insert(&key, &[]))?;
+                self.trees.log.insert(key, &[])?;
+            }
         }
         self.put(&packed)?;
         if packed.last.is_some() {

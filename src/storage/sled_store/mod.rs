@@ -20,6 +20,7 @@
 //! dance around opening that [`recovery`] describes.
 
 mod disk;
+mod layout;
 mod ledger;
 mod marker;
 mod read;

@@ -175,7 +175,7 @@ fn sled_error(directory: &Path, error: sled::Error) -> StorageError {
 }
 
 /// Refuses a directory that another store has open.
-fn wait_until_unlocked(directory: &Path) -> Result<(), StorageError> {
+pub(crate) fn wait_until_unlocked(directory: &Path) -> Result<(), StorageError> {
     /// A store closed a moment ago in this process: a thread of sled may hold on to its file for an instant.
     const PATIENCE: Duration = Duration::from_secs(2);
     const PAUSE: Duration = Duration::from_millis(2);

@@ -55,10 +55,8 @@ pub(crate) struct Scan {
 impl Scan {
     /// Starts with the record that holds entry `index`, or else with the next one.
     pub(crate) fn from(log: &sled::Tree, index: u64) -> Result<Self, ScanError> {
-        let before = log.range(..Key::first(index).encode()).next_back().transpose()?;
-        let start = match before {
+        let start = match record_before(log, index)? {
             Some((key, record)) => {
-                let key = decode_key(&key)?;
                 let holds_index = match Record::decode(key, &record).map(|record| record.body) {
                     Ok(Body::Packed(entries)) => key.index + entries.len() as u64 > index,
                     Ok(Body::Part { .. }) => false,
@@ -73,11 +71,17 @@ impl Scan {
     }
 
     fn next_record(&mut self) -> Option<Result<(Key, sled::IVec), ScanError>> {
-        let (key, record) = match self.records.next()? {
-            Ok(pair) => pair,
-            Err(error) => return Some(Err(error.into())),
-        };
-        Some(decode_key(&key).map(|key| (key, record)))
+        loop {
+            let (key, record) = match self.records.next()? {
+                Ok(pair) => pair,
+                Err(error) => return Some(Err(error.into())),
+            };
+            match decode_key(&key) {
+                Ok(key) if key.is_fence() => {}
+                Ok(key) => return Some(Ok((key, record))),
+                Err(error) => return Some(Err(error)),
+            }
+        }
     }
 
     /// Reads the parts after the first one and joins all.
@@ -121,6 +125,18 @@ impl Iterator for Scan {
         let next = self.next_record()?;
         Some(next.and_then(|(key, record)| self.run(key, &record)))
     }
+}
+
+/// The last record that begins before entry `index`.
+pub(crate) fn record_before(log: &sled::Tree, index: u64) -> Result<Option<(Key, sled::IVec)>, ScanError> {
+    for pair in log.range(..Key::first(index).encode()).rev() {
+        let (key, record) = pair?;
+        let key = decode_key(&key)?;
+        if !key.is_fence() {
+            return Ok(Some((key, record)));
+        }
+    }
+    Ok(None)
 }
 
 pub(crate) fn decode_key(key: &[u8]) -> Result<Key, ScanError> {

@@ -1,7 +1,7 @@
 //! Damage: found, named, and left alone.
 
 use super::*;
-use crate::storage::record::{HEADER_BYTES, Key};
+use crate::storage::record::HEADER_BYTES;
 
 const ENTRIES: u64 = 60;
 
@@ -31,11 +31,8 @@ fn corrupt(directory: &Path) -> String {
 #[test]
 fn a_changed_record_is_corrupt() {
     let (home, _) = sample();
-    let keys: Vec<_> = {
-        let trees = raw(&home.log());
-        trees.log.iter().keys().map(|key| Key::decode(&key.unwrap()).unwrap()).collect()
-    };
-    for key in keys {
+    let all = records(&raw(&home.log()), 0);
+    for (key, _) in all {
         let copy = home.copy();
         {
             let trees = raw(&copy.log());
@@ -51,10 +48,10 @@ fn a_changed_record_is_corrupt() {
 #[test]
 fn a_missing_record_is_corrupt() {
     let (home, _) = sample();
-    let keys: Vec<_> = raw(&home.log()).log.iter().keys().map(Result::unwrap).collect();
-    for key in keys {
+    let all = records(&raw(&home.log()), 0);
+    for (key, _) in all {
         let copy = home.copy();
-        raw(&copy.log()).log.remove(&key).unwrap();
+        raw(&copy.log()).log.remove(key.encode()).unwrap();
         corrupt(&copy.log());
     }
 }
@@ -107,7 +104,7 @@ fn a_newer_record_is_called_that() {
     let (home, _) = sample();
     {
         let trees = raw(&home.log());
-        let (key, record) = trees.log.last().unwrap().unwrap();
+        let (key, record) = records(&trees, 0).pop().unwrap();
         let mut record = record.to_vec();
         record[0] = 9;
         let mut hasher = crc32fast::Hasher::new();
@@ -115,7 +112,7 @@ fn a_newer_record_is_called_that() {
         hasher.update(&record[8..]);
         record[4..8].copy_from_slice(&hasher.finalize().to_le_bytes());
         assert!(record.len() > HEADER_BYTES);
-        trees.log.insert(key, record).unwrap();
+        trees.log.insert(key.encode(), record).unwrap();
     }
     assert!(matches!(open(&home.log()), Err(StorageError::Version { found: 9, .. })));
 }
@@ -128,12 +125,11 @@ fn torn(index: u64, kept: impl Fn(u16) -> bool) -> Home {
     drop(store);
     let home = Home::new();
     append(&open(&home.log()).unwrap(), (0..10).map(|index| command(1, index, 10)).collect()).unwrap();
-    let parts =
-        raw(&donor.log()).log.range(Key::first(index).encode()..).map(Result::unwrap).collect::<Vec<_>>();
+    let parts = records(&raw(&donor.log()), index);
     assert_eq!(parts.len(), 4);
     let trees = raw(&home.log());
-    for (key, record) in parts.into_iter().filter(|(key, _)| kept(Key::decode(key).unwrap().part)) {
-        trees.log.insert(key, record).unwrap();
+    for (key, record) in parts.into_iter().filter(|(key, _)| kept(key.part)) {
+        trees.log.insert(key.encode(), record).unwrap();
     }
     drop(trees);
     home

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use super::marker::Marker;
 use super::*;
 use crate::storage::conformance::{command, completion};
+use crate::storage::record::Key;
 
 /// Opens with everything in memory.
 fn open(directory: &Path) -> Result<SledStore, StorageError> {
@@ -60,6 +61,7 @@ fn copy_directory(from: &Path, to: &Path) {
 
 /// sled itself, to damage what the store has written.
 fn raw(directory: &Path) -> Trees {
+    recovery::wait_until_unlocked(directory).unwrap();
     let db = sled::Config::new()
         .path(directory)
         .segment_size(8 * 1024 * 1024)
@@ -68,6 +70,13 @@ fn raw(directory: &Path) -> Trees {
         .unwrap();
     let (log, meta) = (db.open_tree("log").unwrap(), db.open_tree("meta").unwrap());
     Trees { db, log, meta }
+}
+
+/// What the `log` tree holds from `from` on, without the fences.
+fn records(trees: &Trees, from: u64) -> Vec<(Key, sled::IVec)> {
+    let pairs = trees.log.range(Key::first(from).encode()..).map(Result::unwrap);
+    let pairs = pairs.map(|(key, record)| (Key::decode(&key).unwrap(), record));
+    pairs.filter(|(key, _)| !key.is_fence()).collect()
 }
 
 /// A directory with a log in it.

