@@ -14,7 +14,7 @@
 //! | `QUORATE_SIM_FIRST` | the first of them (0) |
 //! | `QUORATE_SIM_TRACE` | a file to write the trace of the first seed to |
 
-#![allow(clippy::disallowed_methods, missing_docs, unreachable_pub)] // the simulated world itself runs on plain tokio
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, missing_docs, unreachable_pub)] // the simulated world itself runs on plain tokio
 
 mod disk;
 mod faults;
