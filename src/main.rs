@@ -6,6 +6,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use quorate::cli::{self, CliError};
 
+/// Commands are allocated on one thread and freed on another, which glibc's allocator does badly.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,

@@ -328,10 +328,17 @@ impl<M: StateMachine> Engine<M> {
     /// State, identity and state hash.
     pub async fn status(&self) -> Status {
         let inner = &self.inner;
-        // A node that has stopped tells what it last showed.
-        let applied = self.view(None).await.unwrap_or_else(|_| inner.core.published().last_view());
-        let state = NodeState { applied: applied.progress.log_id, ..self.state() };
-        let state_hash = offload(move || M::state_hash(&applied.view)).await;
+        let mut progress = inner.core.published().progress();
+        let state_hash = match progress.state_hash {
+            Some(hash) => hash,
+            None => {
+                // A node that has stopped tells what it last showed.
+                let applied = self.view(None).await.unwrap_or_else(|_| inner.core.published().last_view());
+                progress = applied.progress;
+                offload(move || M::state_hash(&applied.view)).await
+            }
+        };
+        let state = NodeState { applied: progress.log_id, ..self.state() };
         Status {
             cluster: inner.config.cluster.clone(),
             incarnation: inner.own.incarnation,

@@ -46,7 +46,7 @@ impl<M: StateMachine> Applier<M> {
         machine: M,
         snapshots: Arc<dyn SnapshotStore>,
     ) -> Result<Self, crate::error::StorageError> {
-        let progress = Progress::default();
+        let progress = Progress { state_hash: machine.running_hash(), ..Progress::default() };
         let mut this = Self {
             published: Published::new(Applied { progress, view: machine.view() }),
             machine,
@@ -71,6 +71,7 @@ impl<M: StateMachine> Applier<M> {
         self.membership = super::snapshot::stored_membership(meta);
         self.progress.log_id = Some(meta.log_id);
         self.progress.time_ms = meta.time_ms;
+        self.progress.state_hash = self.machine.running_hash();
         self.published.advance(self.progress);
         // The last view would keep the state before alive.
         self.published.publish(self.applied());
@@ -80,8 +81,9 @@ impl<M: StateMachine> Applier<M> {
         Applied { progress: self.progress, view: self.machine.view() }
     }
 
-    /// Leaves a view if somebody waits for one.
-    pub fn publish_if_wanted(&self) {
+    /// Tells how far the machine is, and leaves a view if somebody waits for one.
+    pub fn publish_if_wanted(&mut self) {
+        self.progress.state_hash = self.machine.running_hash();
         if self.published.advance(self.progress) {
             self.published.publish(self.applied());
         }

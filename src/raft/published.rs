@@ -22,6 +22,8 @@ pub struct Progress {
     pub time_ms: u64,
     /// Bytes of commands applied since this node started; compaction is paced by it.
     pub command_bytes: u64,
+    /// Hash of the state, if the machine keeps one up to date.
+    pub state_hash: Option<u64>,
 }
 
 impl Progress {

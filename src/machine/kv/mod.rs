@@ -321,6 +321,10 @@ impl StateMachine for KvMachine {
         Ok(Self { state: snapshot::read(input)? })
     }
 
+    fn running_hash(&self) -> Option<u64> {
+        Some(self.state.hash)
+    }
+
     fn state_hash(view: &KvView) -> u64 {
         view.hash
     }
