@@ -17,7 +17,9 @@ pub(crate) fn status_code(address: &str, path: &str, timeout: Duration) -> io::R
     let mut stream = TcpStream::connect_timeout(&resolved, timeout)?;
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    // In one piece: a server may answer and close before it has read the rest.
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
 
     let mut line = Vec::new();
     let mut byte = [0];

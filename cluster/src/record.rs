@@ -31,7 +31,15 @@ pub(crate) struct Record {
     path: PathBuf,
     nodes: Mutex<Vec<NodeRecord>>,
     /// Locked for as long as this value lives; the kernel releases it however the process ends.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        // Closing would do, but for a child that another thread forks in this moment: until its exec it has
+        // a copy of the descriptor, and with it the lock.
+        let _ = self.lock.unlock();
+    }
 }
 
 impl Record {
@@ -43,7 +51,7 @@ impl Record {
         if let Some(found) = read(&path)? {
             check(spec, &found, &nodes)?;
         }
-        Ok(Self { path, nodes: Mutex::new(nodes), _lock: lock })
+        Ok(Self { path, nodes: Mutex::new(nodes), lock })
     }
 
     /// Notes that `node_id` runs as `pid`, or does not run.
