@@ -3,7 +3,7 @@
 //! It does not test crashes or fsync; the property tests of the storage room and the simulation do.
 
 use std::io::{self, Read, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
@@ -12,7 +12,8 @@ use super::apply::Applier;
 use super::log::RaftLog;
 use super::type_config::TypeConfig;
 use crate::machine::{ApplyContext, StateMachine};
-use crate::storage::{LogStore, SnapshotStore};
+use crate::storage::{Completion, LogBounds, LogStore, SnapshotStore};
+use crate::types::{Entry, LogId, Vote};
 
 /// A machine that only counts.
 #[derive(Default)]
@@ -49,6 +50,60 @@ impl StateMachine for Count {
     }
 }
 
+/// Lets a log begin at index 1, as some of the suite's do and no real one does: our stores refuse a log whose
+/// entry 0 is missing. What lies before the first entry is purged, and the purge hidden from the suite.
+struct FromAnywhere {
+    store: Arc<dyn LogStore>,
+    hidden: Mutex<Option<LogId>>,
+}
+
+impl LogStore for FromAnywhere {
+    fn bounds(&self) -> LogBounds {
+        let (bounds, hidden) = (self.store.bounds(), *self.hidden.lock().unwrap());
+        let show = |log_id: Option<LogId>| log_id.filter(|_| log_id != hidden);
+        LogBounds { purged: show(bounds.purged), last: show(bounds.last) }
+    }
+
+    fn vote(&self) -> Option<Vote> {
+        self.store.vote()
+    }
+
+    fn committed(&self) -> Option<LogId> {
+        self.store.committed()
+    }
+
+    fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
+        self.store.read(start, end, max_bytes)
+    }
+
+    fn append(&self, entries: Vec<Entry>, done: Completion) {
+        let first = entries.first().map_or(0, |entry| entry.log_id.index);
+        if first > 0 && self.store.bounds() == LogBounds::default() {
+            let before = LogId::new(0, first - 1);
+            *self.hidden.lock().unwrap() = Some(before);
+            self.store.purge(before, Box::new(|purged| purged.unwrap()));
+        }
+        self.store.append(entries, done);
+    }
+
+    fn save_vote(&self, vote: Vote, done: Completion) {
+        self.store.save_vote(vote, done);
+    }
+
+    fn save_committed(&self, committed: Option<LogId>) {
+        self.store.save_committed(committed);
+    }
+
+    fn truncate(&self, from: u64, done: Completion) {
+        self.store.truncate(from, done);
+    }
+
+    fn purge(&self, upto: LogId, done: Completion) {
+        *self.hidden.lock().unwrap() = None;
+        self.store.purge(upto, done);
+    }
+}
+
 /// Opens a fresh store; the guard keeps its directory.
 type Open<G> = fn() -> (G, Arc<dyn LogStore>, Arc<dyn SnapshotStore>);
 
@@ -56,7 +111,8 @@ struct Builder<G>(Open<G>);
 
 impl<G: Send + Sync + 'static> StoreBuilder<TypeConfig, RaftLog, Applier<Count>, G> for Builder<G> {
     async fn build(&self) -> Result<(G, RaftLog, Applier<Count>), StorageError<TypeConfig>> {
-        let (guard, log, snapshots) = (self.0)();
+        let (guard, store, snapshots) = (self.0)();
+        let log = Arc::new(FromAnywhere { store, hidden: Mutex::new(None) });
         let applier = Applier::recover(Count::default(), snapshots).expect("an empty store can be recovered");
         Ok((guard, RaftLog::new(log, 1024 * 1024), applier))
     }

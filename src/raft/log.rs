@@ -88,12 +88,16 @@ impl RaftLogReader<TypeConfig> for RaftLog {
                 return None;
             }
             let piece = log.read(next, end, log.message_bytes).and_then(|entries| {
-                // Ending early would make the core believe that everything had been applied.
-                match entries.first().is_some_and(|first| first.log_id.index == next) || end == u64::MAX {
-                    true => Ok(entries),
-                    false => {
+                // Absence is tolerated where the log does not reach. Elsewhere, ending early would make the core
+                // believe that everything had been applied.
+                let bounds = log.store.bounds();
+                let held = bounds.last.is_some_and(|last| next <= last.index)
+                    && bounds.purged.is_none_or(|purged| next > purged.index);
+                match held && entries.first().is_none_or(|first| first.log_id.index != next) {
+                    true => {
                         Err(io::Error::new(io::ErrorKind::InvalidData, format!("entry {next} is missing")))
                     }
+                    false => Ok(entries),
                 }
             });
             let last = piece.as_ref().ok().and_then(|entries| entries.last());

@@ -23,6 +23,8 @@ pub enum SnapshotData {
     /// Received from the leader, complete and verified, but not in its place before openraft accepts it:
     /// a rejected snapshot must not be found at the next start.
     Received(ReceivedSnapshot),
+    /// Of a machine that has applied nothing: there is no file.
+    Empty,
 }
 
 impl std::fmt::Debug for SnapshotData {
@@ -30,6 +32,7 @@ impl std::fmt::Debug for SnapshotData {
         f.write_str(match self {
             Self::Placed(_) => "Placed",
             Self::Received(_) => "Received",
+            Self::Empty => "Empty",
         })
     }
 }
@@ -58,8 +61,12 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
     async fn build_snapshot(
         &mut self,
     ) -> io::Result<Snapshot<CommittedLeaderId, NodeId, Member, SnapshotData>> {
-        let log_id =
-            self.applied.progress.log_id.ok_or_else(|| io::Error::other("nothing has been applied yet"))?;
+        let Some(log_id) = self.applied.progress.log_id else {
+            return Ok(Snapshot {
+                meta: type_config::SnapshotMeta::default(),
+                snapshot: SnapshotData::Empty,
+            });
+        };
         let meta = crate::storage::SnapshotMeta {
             log_id,
             time_ms: self.applied.progress.time_ms,
@@ -130,22 +137,33 @@ pub(super) fn catch<T>(what: &str, work: impl FnOnce() -> io::Result<T>) -> io::
 /// Whatever placing and reading return; the node must stop.
 pub async fn install<M: StateMachine>(
     snapshot: SnapshotData,
+    snapshots: Arc<dyn SnapshotStore>,
 ) -> io::Result<(M, crate::storage::SnapshotMeta)> {
     offload(move || {
-        let handle = match snapshot {
-            SnapshotData::Placed(handle) => handle,
-            SnapshotData::Received(received) => {
-                // Read first: one that this build cannot read must not be found at the next start.
-                let machine =
-                    catch("reading a snapshot", || read::<M>(received.handle()).map_err(io::Error::other))?;
-                let handle = received.place().map_err(io::Error::other)?;
-                return Ok((machine, handle.meta().clone()));
-            }
+        let received = match snapshot {
+            SnapshotData::Received(received) => received,
+            SnapshotData::Placed(handle) => copy(&handle, &*snapshots)?,
+            SnapshotData::Empty => return Err(io::Error::other("an empty snapshot cannot be installed")),
         };
-        let machine = catch("reading a snapshot", || read::<M>(&handle).map_err(io::Error::other))?;
+        // Read first: one that this build cannot read must not be found at the next start.
+        let machine = catch("reading a snapshot", || read::<M>(received.handle()).map_err(io::Error::other))?;
+        let handle = received.place().map_err(io::Error::other)?;
         Ok((machine, handle.meta().clone()))
     })
     .await
+}
+
+/// Copies a snapshot, perhaps of another node, into `snapshots`.
+fn copy(handle: &SnapshotHandle, snapshots: &dyn SnapshotStore) -> io::Result<ReceivedSnapshot> {
+    const PIECE_BYTES: usize = 1024 * 1024;
+    let mut receiver = snapshots.receive(handle.meta().log_id).map_err(io::Error::other)?;
+    let mut offset = 0;
+    while offset < handle.len_bytes() {
+        let piece = handle.read_at(offset, PIECE_BYTES)?;
+        receiver.write(offset, &piece)?;
+        offset += piece.len() as u64;
+    }
+    receiver.finish().map_err(io::Error::other)
 }
 
 /// openraft's form of a snapshot's meta data.
