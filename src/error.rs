@@ -231,6 +231,16 @@ pub enum FatalError {
         /// The incarnation of this data directory.
         presented: Incarnation,
     },
+    /// The peers this node was given belong to a cluster that does not know it.
+    #[error(
+        "node {node_id} is not a member of the cluster at {address}; start it with the --peers of a cluster it founds, or add it to that one first"
+    )]
+    NotAMember {
+        /// This node.
+        node_id: NodeId,
+        /// The peer that said so.
+        address: String,
+    },
     /// Writing, flushing or reading the log or a snapshot failed, or apply panicked.
     #[error("{0}")]
     Core(String),

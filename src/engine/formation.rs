@@ -17,6 +17,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
+use super::status;
+use crate::error::FatalError;
 use crate::machine::StateMachine;
 use crate::raft::core::Core;
 use crate::raft::network::client::Caller;
@@ -40,6 +44,8 @@ pub(super) struct Formation<M: StateMachine> {
     pub(super) own: Member,
     /// All founders with their peer addresses.
     pub(super) founders: BTreeMap<NodeId, String>,
+    /// Where to say that this node must not go on.
+    pub(super) fatal: watch::Sender<Option<FatalError>>,
 }
 
 impl<M: StateMachine> Formation<M> {
@@ -94,10 +100,13 @@ impl<M: StateMachine> Formation<M> {
         let response = tokio::time::timeout(CALL_TIMEOUT, call)
             .await
             .unwrap_or_else(|_| Err(DialError::Unreachable(format!("no answer within {CALL_TIMEOUT:?}"))))
-            .inspect_err(|error| {
-                if let DialError::Refused(Refusal::CallerFenced { known, .. }) = error {
-                    (self.caller.fenced)(*known);
+            .inspect_err(|error| match error {
+                DialError::Refused(Refusal::CallerFenced { known, .. }) => (self.caller.fenced)(*known),
+                DialError::Refused(Refusal::UnknownPeer { node_id }) => {
+                    let error = FatalError::NotAMember { node_id: *node_id, address: address.to_owned() };
+                    status::report(&self.fatal, error);
                 }
+                _ => {}
             })?;
         let malformed = |error: wire::Malformed| DialError::Refused(Refusal::Malformed(error.to_string()));
         Ok(Member {

@@ -185,8 +185,14 @@ impl<M: StateMachine> Engine<M> {
         let core = Core::start(&core_config(&config), core_parts).await.map_err(OpenError::Core)?;
 
         let founders = config.initial_members.clone();
-        let formation =
-            formation::Formation { core: core.clone(), transport, caller, own: own.clone(), founders };
+        let formation = formation::Formation {
+            core: core.clone(),
+            transport,
+            caller,
+            own: own.clone(),
+            fatal: fatal.clone(),
+            founders,
+        };
         until_stopped(&stop, formation.run());
         until_stopped(&stop, compaction::run(core.clone(), config.snapshots.clone()));
         let stopping = Arc::new(AtomicBool::new(false));

@@ -143,10 +143,11 @@ async fn a_node_that_is_no_member() {
     let node = stranger.node(4);
     node.start().unwrap();
     eventually("the stranger is told", async || {
-        output(node).contains("node 4 is not a member of this cluster")
+        output(node).contains("node 4 is not a member of the cluster")
     })
     .await;
-    assert!(!node.is_ready());
+    eventually("the stranger stops", async || node.pid().is_none()).await;
+    assert_eq!(node.exit().unwrap().status.code(), Some(1));
     let readings = nodes.check(&attempts).await;
     assert_eq!(readings.len(), 3);
     for node_id in 1..=3 {

@@ -277,10 +277,11 @@ pub fn refusal(refusal: &Refusal) -> proto::Refusal {
     proto::Refusal { reason: reason.into(), detail: refusal.to_string(), known_incarnation }
 }
 
-/// The refusal in a message. Only the one the caller acts on keeps its structure.
+/// The refusal in a message. Only those the caller acts on keep their structure.
 pub fn from_refusal(caller: types::NodeId, refusal: proto::Refusal) -> Refusal {
     match (refusal.reason(), incarnation(&refusal.known_incarnation)) {
         (proto::refusal::Reason::CallerFenced, Ok(known)) => Refusal::CallerFenced { node_id: caller, known },
+        (proto::refusal::Reason::UnknownPeer, _) => Refusal::UnknownPeer { node_id: caller },
         _ => Refusal::Malformed(refusal.detail),
     }
 }
