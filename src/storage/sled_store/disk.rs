@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
+use crate::storage::power::WriteErrors;
 use crate::storage::record::{Body, Key, Packed, Packer, Record};
 use crate::types::{Entry, LogId, Vote};
 
@@ -35,6 +36,8 @@ pub(crate) enum DiskError {
     Sled(#[from] sled::Error),
     #[error("cannot shorten the log: {0}")]
     Truncate(#[from] ScanError),
+    #[error("a part of the log could not be written: {0}")]
+    WriteBack(std::io::Error),
     #[error("cannot write the ready file: {0}")]
     Mark(std::io::Error),
     #[error("{0}")]
@@ -55,9 +58,18 @@ pub(crate) struct Trees {
     pub(crate) meta: sled::Tree,
 }
 
+/// What a log is written to.
+pub(crate) struct DiskFiles {
+    pub(crate) trees: Trees,
+    /// Of sled's one file.
+    pub(crate) write_errors: WriteErrors,
+    pub(crate) marker: Marker,
+}
+
 /// The log as it will be once everything written so far is flushed.
 pub(crate) struct Disk {
     trees: Trees,
+    write_errors: WriteErrors,
     blobs: PathBuf,
     marker: Marker,
     ledger: Ledger,
@@ -80,14 +92,15 @@ impl Disk {
     /// Takes over what recovery has found; `ledger` is durable already.
     pub(crate) fn new(
         directory: &Path,
-        trees: Trees,
-        marker: Marker,
+        files: DiskFiles,
         ledger: Ledger,
         observer: Option<Observer>,
         stats: Arc<LogStats>,
     ) -> Self {
+        let DiskFiles { trees, write_errors, marker } = files;
         Self {
             trees,
+            write_errors,
             blobs: blobs(directory),
             marker,
             pushed: ledger.last,
@@ -179,6 +192,7 @@ impl Disk {
         let start = Instant::now();
         self.observe(DiskEvent::Flush)?;
         self.trees.db.flush()?;
+        self.write_errors.check().map_err(DiskError::WriteBack)?;
         self.stats.flushed(start.elapsed());
         // After the flush, so that the mark never promises more than is durable.
         self.marker.mark(self.ledger.sequence).map_err(DiskError::Mark)?;
