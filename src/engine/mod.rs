@@ -522,8 +522,8 @@ impl LogStore for LockedLog {
         self.log.save_committed(committed);
     }
 
-    fn truncate(&self, from: u64, done: crate::storage::Completion) {
-        self.log.truncate(from, done);
+    fn truncate(&self, last: Option<LogId>, done: crate::storage::Completion) {
+        self.log.truncate(last, done);
     }
 
     fn purge(&self, upto: LogId, done: crate::storage::Completion) {

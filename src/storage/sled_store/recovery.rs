@@ -40,10 +40,11 @@ use crate::types::LogId;
 use super::SledOptions;
 use super::disk::{self, Disk, DiskFiles, Trees};
 use super::ledger::{self, Ledger, first_index};
-use super::marker::Marker;
+use super::marker::{MarkSync, Marker};
 use super::scan::{Scan, ScanError};
 use super::stats::LogStats;
 use super::tail::Tail;
+use super::writer::{GaveUp, Progress};
 
 /// sled writes to `blobs/` what exceeds a quarter of this; see [`TARGET_BYTES`](crate::storage::record::TARGET_BYTES).
 const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
@@ -51,6 +52,7 @@ const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 /// A store that may be written to.
 pub(crate) struct Opened {
     pub(crate) disk: Disk,
+    pub(crate) mark_sync: MarkSync,
     pub(crate) trees: Trees,
     pub(crate) ledger: Ledger,
     pub(crate) tail: Tail,
@@ -61,8 +63,10 @@ pub(crate) fn open(
     directory: &Path,
     options: &SledOptions,
     stats: Arc<LogStats>,
+    progress: &Progress,
 ) -> Result<Opened, StorageError> {
     ensure_power_safe()?;
+    begin_step(directory, progress)?;
     let marker_path = Marker::path(directory);
     if exists(&marker_path)? {
         files::sync(&marker_path)?;
@@ -80,20 +84,22 @@ pub(crate) fn open(
     }
     wait_until_unlocked(directory)?;
 
-    let (trees, write_errors, found) = match open_and_verify(directory, options, mark) {
+    let (trees, write_errors, found) = match open_and_verify(directory, options, mark, progress) {
         Err(error) if mark.is_none() && may_recreate(&error) => {
             tracing::warn!(directory = %directory.display(), %error, "the log was never ready; making it anew");
             set_aside(directory)?;
-            open_and_verify(directory, options, mark)?
+            open_and_verify(directory, options, mark, progress)?
         }
         other => other?,
     };
+    begin_step(directory, progress)?;
     let Verified { mut ledger, tail, torn, last } = found;
     if let Some(index) = torn {
         tracing::warn!(index, "cutting an incomplete entry at the end of the log; it was never acknowledged");
         cut(&trees, index).map_err(|error| sled_error(directory, error))?;
     }
     let committed = ledger.committed.filter(|committed| committed.index < first_index(last));
+    begin_step(directory, progress)?;
     // Always written, so that there is something to flush.
     ledger = Ledger { sequence: ledger.sequence + 1, last, committed, ..ledger };
     ensure_intercepted(|| {
@@ -110,9 +116,19 @@ pub(crate) fn open(
         None => Marker::create(&marker_path, ledger.sequence)?,
     };
     marker.mark(ledger.sequence).map_err(|error| io_error("cannot write", &marker_path, error))?;
+    let mark_sync = marker.syncer();
     let files = DiskFiles { trees: trees.clone(), write_errors, marker };
     let disk = Disk::new(directory, files, ledger, options.observer.clone(), stats);
-    Ok(Opened { disk, trees, ledger, tail })
+    Ok(Opened { disk, mark_sync, trees, ledger, tail })
+}
+
+/// Restarts the watchdog's clock, unless it has run out: then the node is lost, even if the disk comes back.
+fn begin_step(directory: &Path, progress: &Progress) -> Result<(), StorageError> {
+    progress.step().map_err(|GaveUp| too_late(directory))
+}
+
+pub(crate) fn too_late(directory: &Path) -> StorageError {
+    io_error("cannot open", directory, ErrorKind::TimedOut.into())
 }
 
 /// Gives a log that does not open another name. It is not removed: nothing was promised as far as this directory
@@ -134,21 +150,26 @@ fn open_and_verify(
     directory: &Path,
     options: &SledOptions,
     mark: Option<u64>,
+    progress: &Progress,
 ) -> Result<(Trees, WriteErrors, Verified), StorageError> {
-    let (trees, write_errors) = open_sled(directory, options)?;
+    let (trees, write_errors) = open_sled(directory, options, progress)?;
+    begin_step(directory, progress)?;
     let found = without_panic(directory, || verify(&trees, directory, options, mark))?;
     Ok((trees, write_errors, found))
 }
 
 /// Steps 1 to 3.
-fn open_sled(directory: &Path, options: &SledOptions) -> Result<(Trees, WriteErrors), StorageError> {
+fn open_sled(
+    directory: &Path,
+    options: &SledOptions,
+    progress: &Progress,
+) -> Result<(Trees, WriteErrors), StorageError> {
     files::create_directory(directory)?;
     // Listened to from before the first write on.
     let db = directory.join("db");
     let create = OpenOptions::new().create(true).truncate(false).write(true).open(&db);
-    let write_errors = create
-        .and_then(|_| WriteErrors::of(&db))
-        .map_err(|error| io_error("cannot open", &db, error))?;
+    let write_errors =
+        create.and_then(|_| WriteErrors::of(&db)).map_err(|error| io_error("cannot open", &db, error))?;
     for path in files::list(directory)? {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if name.starts_with("snap.") && name.ends_with(".generating") {
@@ -160,9 +181,11 @@ fn open_sled(directory: &Path, options: &SledOptions) -> Result<(Trees, WriteErr
         forget_cached(&path).map_err(|error| io_error("cannot drop from memory", &path, error))?;
     }
     for path in all_files(directory)? {
+        begin_step(directory, progress)?;
         read_through(&path)?;
     }
     check_segments(&db)?;
+    begin_step(directory, progress)?;
     let config = sled::Config::new()
         .path(directory)
         .segment_size(SEGMENT_BYTES)

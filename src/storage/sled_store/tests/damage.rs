@@ -65,7 +65,7 @@ fn a_stale_record_is_corrupt() {
     drop(store);
     let stale = raw(&home.log()).log.get(Key::first(4).encode()).unwrap().unwrap();
     let store = open(&home.log()).unwrap();
-    store.truncate(4, completion().0);
+    store.truncate(Some(LogId::new(1, 3)), completion().0);
     append(&store, (4..8).map(|index| command(2, index, 10)).collect()).unwrap();
     append(&store, (8..12).map(|index| command(2, index, 10)).collect()).unwrap();
     drop(store);
