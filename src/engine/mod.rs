@@ -127,7 +127,7 @@ impl<M: StateMachine> Engine<M> {
         let tail_bytes = config.limits.log_tail_bytes;
         let (log, snapshots, incarnation) = offload(move || -> Result<_, StorageError> {
             let dir = DataDir::open(&path, &cluster, node_id)?;
-            let log = SledStore::open(&dir.log_dir(), SledOptions { tail_bytes, ..SledOptions::default() })?;
+            let log = SledStore::open_in(&dir, SledOptions { tail_bytes, ..SledOptions::default() })?;
             let snapshots = SnapshotDir::open(&dir.snapshot_dir())?;
             let incarnation = dir.identity().incarnation;
             Ok((LockedLog { log, _dir: dir, _released: release }, snapshots, incarnation))

@@ -44,7 +44,7 @@ use std::time::Duration;
 use crate::error::StorageError;
 use crate::types::{Entry, LogId, Vote};
 
-use super::{Completion, LogBounds, LogStore, files};
+use super::{Completion, DataDir, LogBounds, LogStore, files};
 use disk::Trees;
 use ledger::first_index;
 pub use stats::{FLUSH_BUCKETS_US, LogStats};
@@ -326,6 +326,16 @@ impl SledStore {
 
     fn log(&self) -> &sled::Tree {
         &self.trees.as_ref().expect("invariant: an open store has its trees").log
+    }
+
+    /// Opens the log of a data directory, or creates it, and has the directory note that it has one.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_in(dir: &DataDir, options: SledOptions) -> Result<Self, StorageError> {
+        let store = Self::open(&dir.log_dir(), options)?;
+        dir.record_log()?;
+        Ok(store)
     }
 
     /// Counters for metrics.
