@@ -127,7 +127,7 @@ impl<M: StateMachine> Engine<M> {
         let tail_bytes = config.limits.log_tail_bytes;
         let (log, snapshots, incarnation) = offload(move || -> Result<_, StorageError> {
             let dir = DataDir::open(&path, &cluster, node_id)?;
-            let log = SledStore::open(&dir.log_dir(), SledOptions { tail_bytes, ..SledOptions::default() })?;
+            let log = SledStore::open_in(&dir, SledOptions { tail_bytes, ..SledOptions::default() })?;
             let snapshots = SnapshotDir::open(&dir.snapshot_dir())?;
             let incarnation = dir.identity().incarnation;
             Ok((LockedLog { log, _dir: dir, _released: release }, snapshots, incarnation))
@@ -535,8 +535,8 @@ impl LogStore for LockedLog {
         self.log.save_committed(committed);
     }
 
-    fn truncate(&self, from: u64, done: crate::storage::Completion) {
-        self.log.truncate(from, done);
+    fn truncate(&self, last: Option<LogId>, done: crate::storage::Completion) {
+        self.log.truncate(last, done);
     }
 
     fn purge(&self, upto: LogId, done: crate::storage::Completion) {

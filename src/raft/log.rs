@@ -161,8 +161,8 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
-        let from = last.map_or(0, |last| last.index + 1);
-        self.durably(|done| self.store.truncate(from, done)).await
+        let last = last.as_ref().map(type_config::from_log_id);
+        self.durably(|done| self.store.truncate(last, done)).await
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {

@@ -178,7 +178,7 @@ pub(crate) fn run(rig: &mut dyn Rig, steps: &[Step]) {
                 let floor = model.committed.map_or(0, |committed| committed.index + 1).max(model.first());
                 let from = model.next().saturating_sub(u64::from(*count)).max(floor);
                 model.entries.split_off(&from);
-                rig.store().truncate(from, done);
+                rig.store().truncate(model.bounds().last, done);
             }
             Step::Purge(fraction) => {
                 match model.entries.get(&model.at(*fraction)).map(|entry| entry.log_id) {
@@ -250,6 +250,7 @@ fn check(store: &dyn LogStore, model: &Model) {
 pub(crate) fn fixed_cases(mut open: impl FnMut() -> Box<dyn Rig>) {
     completions_come_in_order(&mut *open());
     appends_must_follow(&mut *open());
+    truncations_name_what_is_there(&mut *open());
     purging_beyond_the_end(&mut *open());
     committed_stays_within_the_log(&mut *open());
 }
@@ -274,7 +275,7 @@ fn completions_come_in_order(rig: &mut dyn Rig) {
         rig.store().append(vec![command(1, index, 10)], note(4 * index));
         rig.store().append(Vec::new(), note(4 * index + 1));
         rig.store().save_vote(Vote { term: index, node_id: 1, committed: false }, note(4 * index + 2));
-        rig.store().truncate(index + 1, note(4 * index + 3));
+        rig.store().truncate(Some(LogId::new(1, index)), note(4 * index + 3));
     }
     rig.sync();
     let order: Vec<_> = (0..200).map(|_| order.recv().unwrap()).collect();
@@ -289,6 +290,27 @@ fn appends_must_follow(rig: &mut dyn Rig) {
     wait(rig, |store, done| store.append(vec![command(1, 1, 1)], done)).unwrap_err();
     rig.reopen();
     wait(rig, |store, done| store.append(vec![command(1, 1, 1)], done)).unwrap();
+}
+
+fn truncations_name_what_is_there(rig: &mut dyn Rig) {
+    let entries = (0..6).map(|index| command(1, index, 9)).collect();
+    wait(rig, |store, done| store.append(entries, done)).unwrap();
+    wait(rig, |store, done| store.truncate(Some(LogId::new(1, 9)), done)).unwrap();
+    assert_eq!(rig.store().bounds().last, Some(LogId::new(1, 5)), "there was nothing after it");
+    wait(rig, |store, done| store.purge(LogId::new(1, 1), done)).unwrap();
+    wait(rig, |store, done| store.truncate(Some(LogId::new(1, 3)), done)).unwrap();
+    assert_eq!(rig.store().bounds().last, Some(LogId::new(1, 3)));
+    wait(rig, |store, done| store.truncate(Some(LogId::new(2, 2)), done)).unwrap_err();
+    assert_eq!(rig.store().bounds().last, Some(LogId::new(1, 3)));
+    rig.reopen();
+    // Purged entries cannot come back.
+    wait(rig, |store, done| store.truncate(None, done)).unwrap();
+    for _ in 0..2 {
+        let purged = Some(LogId::new(1, 1));
+        assert_eq!(rig.store().bounds(), LogBounds { purged, last: purged });
+        rig.reopen();
+    }
+    wait(rig, |store, done| store.append(vec![command(3, 2, 1)], done)).unwrap();
 }
 
 fn purging_beyond_the_end(rig: &mut dyn Rig) {

@@ -26,15 +26,20 @@ pub(crate) fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Creates a directory and those above it, and makes every new entry durable.
+/// Creates a directory and those above it, and makes its entry durable, also if it was there already: a crash may
+/// have come between its creation and the sync.
 pub(crate) fn create_directory(path: &Path) -> Result<(), StorageError> {
     if path.is_dir() {
-        return Ok(());
+        return match sync(parent(path)) {
+            // Then it was not made here either.
+            Err(StorageError::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => Ok(()),
+            outcome => outcome,
+        };
     }
     create_directory(parent(path))?;
     match fs::create_dir(path) {
         Ok(()) => sync(parent(path)),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => sync(parent(path)),
         Err(error) => Err(io_error("cannot create", path, error)),
     }
 }

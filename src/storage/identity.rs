@@ -8,6 +8,9 @@
 //! - The identity is durable before anything else is put into the directory, and is never written again.
 //! - It is never made anew beside a log or snapshots: a node whose identity is lost must not vote again
 //!   under its old id.
+//! - Before a log in here may acknowledge anything, the directory says durably that it has one
+//!   ([`DataDir::record_log`]). From then on a missing log is a lost one: it is never made anew under the same
+//!   incarnation.
 //! - One process at a time holds the lock, until its [`DataDir`] is dropped or the process ends.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -29,6 +32,8 @@ const LOCK: &str = "lock";
 const IDENTITY: &str = "identity.json";
 const LOG: &str = "log";
 const READY: &str = "log.ready";
+/// There since the log was ready for the first time.
+const FORMED: &str = "log.formed";
 const SNAPSHOTS: &str = "snapshots";
 
 /// Who a data directory belongs to.
@@ -119,7 +124,7 @@ impl DataDir {
     /// # Errors
     /// [`StorageError::InUse`] if another process holds it, [`StorageError::OtherCluster`] and
     /// [`StorageError::OtherNode`] if it belongs to somebody else, [`StorageError::Lost`] if there is a log or a
-    /// snapshot but no identity, [`StorageError::Corrupt`] if the identity is damaged.
+    /// snapshot but no identity, or no log although there was one, [`StorageError::Corrupt`] if the identity is damaged.
     pub fn open(path: &Path, cluster: &str, node_id: NodeId) -> Result<Self, StorageError> {
         files::create_directory(path)?;
         let lock = lock(path)?;
@@ -143,6 +148,7 @@ impl DataDir {
                 expected: node_id,
             });
         }
+        check_log(path)?;
         Ok(Self { path: path.to_owned(), identity, is_new, _lock: lock })
     }
 
@@ -158,6 +164,20 @@ impl DataDir {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(io_error("cannot read", &path, error)),
         }
+    }
+
+    /// Notes durably that the log has been made, and may be relied upon from now on.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(crate) fn record_log(&self) -> Result<(), StorageError> {
+        let formed = self.path.join(FORMED);
+        if exists(&formed)? {
+            return Ok(());
+        }
+        let text =
+            b"The log of this node has been made. If it is missing, it is lost: do not remove this file.\n";
+        files::write_durably(&formed, text)
     }
 
     /// Who the directory belongs to.
@@ -201,11 +221,36 @@ fn lock(path: &Path) -> Result<File, StorageError> {
     }
 }
 
+/// Refuses a directory whose log was there once, and is not.
+fn check_log(path: &Path) -> Result<(), StorageError> {
+    let ready = path.join(READY);
+    if exists(&ready)? {
+        return Ok(()); // whether it keeps what it promises is for the log to say
+    }
+    let (formed, snapshots) = (path.join(FORMED), path.join(SNAPSHOTS));
+    let lost = |marker: PathBuf| Err(StorageError::Lost { missing: ready.clone(), marker });
+    if exists(&formed)? {
+        return lost(formed);
+    }
+    // A directory from before there was such a note; a snapshot is taken of a log only.
+    let complete = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "snapshot");
+    if exists(&snapshots)?
+        && let Some(snapshot) = files::list(&snapshots)?.into_iter().find(complete)
+    {
+        return lost(snapshot);
+    }
+    Ok(())
+}
+
+fn exists(path: &Path) -> Result<bool, StorageError> {
+    path.try_exists().map_err(|error| io_error("cannot look for", path, error))
+}
+
 fn create(path: &Path, cluster: &str, node_id: NodeId) -> Result<Identity, StorageError> {
-    for existing in [LOG, READY, SNAPSHOTS] {
+    for existing in [LOG, READY, FORMED, SNAPSHOTS] {
         let existing = path.join(existing);
         let is_empty = existing.is_dir() && files::list(&existing)?.is_empty();
-        if existing.exists() && !is_empty {
+        if exists(&existing)? && !is_empty {
             return Err(StorageError::Lost { missing: path.join(IDENTITY), marker: existing });
         }
     }
@@ -268,7 +313,7 @@ mod tests {
 
     #[test]
     fn no_identity_is_made_beside_a_log() {
-        for existing in ["log/db", "log.ready", "snapshots/x.snapshot"] {
+        for existing in ["log/db", "log.ready", "log.formed", "snapshots/x.snapshot"] {
             let dir = tempfile::tempdir().unwrap();
             let existing = dir.path().join(existing);
             fs::create_dir_all(existing.parent().unwrap()).unwrap();
@@ -276,6 +321,34 @@ mod tests {
             assert!(matches!(open(dir.path()), Err(StorageError::Lost { .. })));
             assert!(!dir.path().join(IDENTITY).exists());
         }
+    }
+
+    #[test]
+    fn a_log_that_is_gone_is_not_made_anew() {
+        use crate::storage::{SledOptions, SledStore};
+        let dir = tempfile::tempdir().unwrap();
+        // A crash after the identity was made, or while the first log was: nothing was promised.
+        drop(open(dir.path()).unwrap());
+        fs::create_dir(dir.path().join(LOG)).unwrap();
+        let data = open(dir.path()).unwrap();
+        drop(SledStore::open_in(&data, SledOptions::default()).unwrap());
+        drop(data);
+        drop(open(dir.path()).unwrap());
+
+        fs::remove_dir_all(dir.path().join(LOG)).unwrap();
+        let data = open(dir.path()).unwrap();
+        let error = SledStore::open_in(&data, SledOptions::default()).unwrap_err();
+        assert!(matches!(error, StorageError::Lost { .. }));
+        drop(data);
+        fs::remove_file(dir.path().join(READY)).unwrap();
+        let error = open(dir.path()).unwrap_err();
+        assert!(matches!(error, StorageError::Lost { marker, .. } if marker.ends_with(FORMED)));
+        // Without the note, snapshots tell.
+        fs::remove_file(dir.path().join(FORMED)).unwrap();
+        fs::create_dir(dir.path().join(SNAPSHOTS)).unwrap();
+        drop(open(dir.path()).unwrap());
+        fs::write(dir.path().join(SNAPSHOTS).join("1-1.snapshot"), b"x").unwrap();
+        assert!(matches!(open(dir.path()), Err(StorageError::Lost { .. })));
     }
 
     #[test]

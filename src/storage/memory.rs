@@ -62,7 +62,8 @@ struct Pending {
 enum Change {
     Append(Vec<Entry>),
     SaveVote(Vote),
-    Truncate(u64),
+    /// Everything after the position.
+    Truncate(Option<LogId>),
     Purge(LogId),
 }
 
@@ -89,8 +90,24 @@ impl Image {
         self.last().map_or(0, |last| last.index + 1)
     }
 
+    /// What is at `index`: an entry, or the last one purged.
+    fn position(&self, index: u64) -> Option<LogId> {
+        let purged = self.purged.filter(|purged| purged.index == index);
+        let entry = index.checked_sub(self.first_index()).and_then(|at| usize::try_from(at).ok());
+        purged.or_else(|| entry.and_then(|at| self.entries.get(at)).map(|entry| entry.log_id))
+    }
+
     fn check(&self, change: &Change) -> Result<(), String> {
-        let Change::Append(entries) = change else { return Ok(()) };
+        let entries = match change {
+            Change::Append(entries) => entries,
+            Change::Truncate(Some(last)) => {
+                return match self.position(last.index) {
+                    Some(found) if found != *last => Err(format!("truncated after {last}, which is {found}")),
+                    _ => Ok(()),
+                };
+            }
+            _ => return Ok(()),
+        };
         for (entry, index) in entries.iter().zip(self.next_index()..) {
             if entry.log_id.index != index {
                 return Err(format!("entry {} appended where {index} should be", entry.log_id));
@@ -103,7 +120,8 @@ impl Image {
         match change {
             Change::Append(entries) => self.entries.extend(entries),
             Change::SaveVote(vote) => self.vote = Some(vote),
-            Change::Truncate(from) => {
+            Change::Truncate(last) => {
+                let from = last.map_or(0, |last| last.index + 1);
                 let kept = from.saturating_sub(self.first_index());
                 self.entries.truncate(usize::try_from(kept).unwrap_or(usize::MAX));
             }
@@ -329,8 +347,8 @@ impl LogStore for MemoryStore {
         }
     }
 
-    fn truncate(&self, from: u64, done: Completion) {
-        self.submit(Change::Truncate(from), done);
+    fn truncate(&self, last: Option<LogId>, done: Completion) {
+        self.submit(Change::Truncate(last), done);
     }
 
     fn purge(&self, upto: LogId, done: Completion) {

@@ -90,8 +90,10 @@ pub trait LogStore: Send + Sync + 'static {
     /// Notes how far the log is known to be committed. Not awaited and never flushed for its own sake.
     fn save_committed(&self, committed: Option<LogId>);
 
-    /// Removes every entry with an index of at least `from`. Later appends overwrite them.
-    fn truncate(&self, from: u64, done: Completion);
+    /// Removes every entry after `last`, or all of them; purged ones stay purged. `last` is in the log, or purged.
+    /// Later appends overwrite what was removed. That the log has another entry in the place of `last` is
+    /// noticed as far as it can be without reading the disk.
+    fn truncate(&self, last: Option<LogId>, done: Completion);
 
     /// Removes every entry up to and including `upto`, and remembers `upto`. It may lie beyond the last
     /// entry: then the log is empty afterwards and continues at `upto.index + 1`.

@@ -117,8 +117,8 @@ impl LogStore for LyingStore {
         self.0.save_committed(committed);
     }
 
-    fn truncate(&self, from: u64, done: Completion) {
-        self.at_once(done, |sunk| self.0.truncate(from, sunk));
+    fn truncate(&self, last: Option<LogId>, done: Completion) {
+        self.at_once(done, |sunk| self.0.truncate(last, sunk));
     }
 
     fn purge(&self, upto: LogId, done: Completion) {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
+use crate::storage::power::WriteErrors;
 use crate::storage::record::{Body, Key, Packed, Packer, Record};
 use crate::types::{Entry, LogId, Vote};
 
@@ -26,6 +27,7 @@ use super::ledger::{self, Ledger};
 use super::marker::Marker;
 use super::scan::{ScanError, decode_key, record_before};
 use super::stats::LogStats;
+use super::writer::GaveUp;
 use super::{DISK_BYTES_BETWEEN_BLOB_CHECKS, DiskEvent, Observer};
 
 /// Why a write did not become durable.
@@ -33,8 +35,14 @@ use super::{DISK_BYTES_BETWEEN_BLOB_CHECKS, DiskEvent, Observer};
 pub(crate) enum DiskError {
     #[error("sled: {0}")]
     Sled(#[from] sled::Error),
+    #[error("the writer came back after the watchdog had given up")]
+    GaveUp,
+    #[error("the log was to be truncated after {expected:?}, but holds {found} there")]
+    OtherEntry { expected: Option<LogId>, found: LogId },
     #[error("cannot shorten the log: {0}")]
     Truncate(#[from] ScanError),
+    #[error("a part of the log could not be written: {0}")]
+    WriteBack(std::io::Error),
     #[error("cannot write the ready file: {0}")]
     Mark(std::io::Error),
     #[error("{0}")]
@@ -47,6 +55,12 @@ pub(crate) enum DiskError {
     List(PathBuf, std::io::Error),
 }
 
+impl From<GaveUp> for DiskError {
+    fn from(_: GaveUp) -> Self {
+        Self::GaveUp
+    }
+}
+
 /// sled's trees of one log.
 #[derive(Debug, Clone)]
 pub(crate) struct Trees {
@@ -55,9 +69,18 @@ pub(crate) struct Trees {
     pub(crate) meta: sled::Tree,
 }
 
+/// What a log is written to.
+pub(crate) struct DiskFiles {
+    pub(crate) trees: Trees,
+    /// Of sled's one file.
+    pub(crate) write_errors: WriteErrors,
+    pub(crate) marker: Marker,
+}
+
 /// The log as it will be once everything written so far is flushed.
 pub(crate) struct Disk {
     trees: Trees,
+    write_errors: WriteErrors,
     blobs: PathBuf,
     marker: Marker,
     ledger: Ledger,
@@ -80,14 +103,15 @@ impl Disk {
     /// Takes over what recovery has found; `ledger` is durable already.
     pub(crate) fn new(
         directory: &Path,
-        trees: Trees,
-        marker: Marker,
+        files: DiskFiles,
         ledger: Ledger,
         observer: Option<Observer>,
         stats: Arc<LogStats>,
     ) -> Self {
+        let DiskFiles { trees, write_errors, marker } = files;
         Self {
             trees,
+            write_errors,
             blobs: blobs(directory),
             marker,
             pushed: ledger.last,
@@ -126,17 +150,31 @@ impl Disk {
     /// Removes the entries from `from` on; `last` is what then ends the log.
     pub(crate) fn truncate(&mut self, from: u64, last: Option<LogId>) -> Result<(), DiskError> {
         self.finish_record()?;
+        let log = self.trees.log.clone();
+        let cut = record_before(&log, from)?;
+        let cut = match &cut {
+            None => None,
+            Some((key, record)) => {
+                let decoded = Record::decode(*key, record);
+                Some(decoded.map_err(|error| ScanError::Record { key: *key, error })?)
+            }
+        };
+        if let Some(Record { body: Body::Packed(entries), .. }) = &cut
+            && from > self.ledger.first_index()
+            && let Some(found) = entries.iter().map(|entry| entry.log_id).find(|id| id.index + 1 == from)
+            && Some(found) != last
+        {
+            return Err(DiskError::OtherEntry { expected: last, found });
+        }
         self.ledger.last = last;
         self.pushed = last;
         self.write_ledger()?;
-        let log = self.trees.log.clone();
         let doomed = log.range(Key::first(from).encode()..).keys().collect::<Result<Vec<_>, _>>()?;
         for key in doomed.iter().rev() {
             self.remove(key)?;
         }
         self.layout.reset();
-        let Some((key, record)) = record_before(&log, from)? else { return Ok(()) };
-        let record = Record::decode(key, &record).map_err(|error| ScanError::Record { key, error })?;
+        let Some(record) = cut else { return Ok(()) };
         match record.body {
             Body::Packed(entries) if entries.last().is_some_and(|last| last.log_id.index >= from) => {
                 let mut packer = Packer::default();
@@ -179,6 +217,7 @@ impl Disk {
         let start = Instant::now();
         self.observe(DiskEvent::Flush)?;
         self.trees.db.flush()?;
+        self.write_errors.check().map_err(DiskError::WriteBack)?;
         self.stats.flushed(start.elapsed());
         // After the flush, so that the mark never promises more than is durable.
         self.marker.mark(self.ledger.sequence).map_err(DiskError::Mark)?;
@@ -188,6 +227,13 @@ impl Disk {
             check_blobs(&self.blobs)?;
         }
         Ok(())
+    }
+
+    /// Flushes what a sweep has removed, so that sled has nothing left to do when it is dropped.
+    pub(crate) fn close(&mut self) -> Result<(), DiskError> {
+        self.observe(DiskEvent::Flush)?;
+        self.trees.db.flush()?;
+        self.write_errors.check().map_err(DiskError::WriteBack)
     }
 
     /// Whether [`sweep`](Self::sweep) has something to do.

@@ -5,9 +5,9 @@
 //!
 //! sled cuts its log at the first damaged byte it meets while recovering, and says nothing. So the file also
 //! carries a *mark*: the sequence number of the ledger as of the last flush. It is written after the flush
-//! and not synced itself, hence never ahead of what is durable; a store that recovers less than its mark
+//! and synced about once a second, by another thread, hence never ahead of what is durable; a store that recovers less than its mark
 //! says has lost writes it had acknowledged. A killed process leaves the mark exact; a power cut may set it
-//! back to what the kernel had written out.
+//! back to what the kernel had written out, by about a second.
 //!
 //! Three sectors of 512 bytes, the unit a disk writes whole: the head, which never changes, then two slots
 //! that take turns.
@@ -16,6 +16,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use crate::error::StorageError;
 use crate::storage::files;
@@ -28,7 +30,23 @@ const FILE_BYTES: usize = 3 * SECTOR_BYTES;
 /// The ready file, open for marking.
 #[derive(Debug)]
 pub(crate) struct Marker {
-    file: File,
+    file: Arc<File>,
+    /// Since the last sync.
+    moved: Arc<AtomicBool>,
+}
+
+/// Syncs the mark, from another thread.
+#[derive(Debug)]
+pub(crate) struct MarkSync {
+    file: Arc<File>,
+    moved: Arc<AtomicBool>,
+}
+
+impl MarkSync {
+    /// Makes the newest mark durable. Free if it has not moved.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        if self.moved.swap(false, SeqCst) { self.file.sync_data() } else { Ok(()) }
+    }
 }
 
 impl Marker {
@@ -67,7 +85,7 @@ impl Marker {
             .write(true)
             .open(path)
             .map_err(|error| files::io_error("cannot open", path, error))?;
-        Ok(Some((Self { file }, mark)))
+        Ok(Some((Self::new(file), mark)))
     }
 
     /// Writes the ready file, which must not exist, and makes it durable.
@@ -85,13 +103,24 @@ impl Marker {
             .write(true)
             .open(path)
             .map_err(|error| files::io_error("cannot open", path, error))?;
-        Ok(Self { file })
+        Ok(Self::new(file))
+    }
+
+    fn new(file: File) -> Self {
+        Self { file: Arc::new(file), moved: Arc::default() }
+    }
+
+    /// For syncing the mark from another thread.
+    pub(crate) fn syncer(&self) -> MarkSync {
+        MarkSync { file: self.file.clone(), moved: self.moved.clone() }
     }
 
     /// Notes that the ledger with `sequence` is durable. Costs no fsync.
     pub(crate) fn mark(&self, sequence: u64) -> io::Result<()> {
         let slot = 1 + sequence % 2;
-        self.file.write_all_at(&encode_slot(sequence), slot * SECTOR_BYTES as u64)
+        self.file.write_all_at(&encode_slot(sequence), slot * SECTOR_BYTES as u64)?;
+        self.moved.store(true, SeqCst);
+        Ok(())
     }
 }
 

@@ -38,12 +38,13 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::error::StorageError;
 use crate::types::{Entry, LogId, Vote};
 
-use super::{Completion, LogBounds, LogStore, files};
+use super::{Completion, DataDir, LogBounds, LogStore, files};
 use disk::Trees;
 use ledger::first_index;
 pub use stats::{FLUSH_BUCKETS_US, LogStats};
@@ -88,7 +89,8 @@ pub struct SledOptions {
     pub tail_bytes: usize,
     /// Memory for sled's page cache, in bytes. Default: 32 MiB.
     pub cache_bytes: u64,
-    /// A write to the disk that takes longer than this has hung. Default: 30 s.
+    /// A write to the disk that takes longer than this has hung; a step of opening or closing may take 20 times as
+    /// long. Default: 30 s.
     pub flush_watchdog: Duration,
     /// Called once when the store fails, on the thread that noticed, before the completions that fail with
     /// it. The default logs the reason, and aborts the process if the writer hangs: a hung flush cannot be
@@ -131,9 +133,12 @@ impl fmt::Debug for SledOptions {
 /// Dropping it writes and flushes what is queued, stops its threads and releases sled's lock.
 pub struct SledStore {
     shared: Arc<Shared>,
-    trees: Trees,
+    /// Gone only while opening or closing.
+    trees: Option<Trees>,
     directory: PathBuf,
-    threads: Vec<std::thread::JoinHandle<()>>,
+    watchdog: Option<JoinHandle<()>>,
+    /// The writer, and what ends when it does.
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl fmt::Debug for SledStore {
@@ -174,6 +179,13 @@ impl State {
     fn next_index(&self) -> u64 {
         first_index(self.bounds.last)
     }
+
+    /// What is at `index`, as far as that is known without the disk.
+    fn position(&self, index: u64) -> Option<LogId> {
+        let ends = [self.bounds.last, self.bounds.purged];
+        let end = ends.into_iter().flatten().find(|position| position.index == index);
+        end.or_else(|| self.tail.log_id(index))
+    }
 }
 
 impl Shared {
@@ -202,6 +214,12 @@ impl Shared {
     /// Fails the store for good: first the writes `in_flight`, then all that is queued. Returns the error to
     /// report, which is that of the first failure.
     fn fail(&self, reason: &str, cause: Cause, in_flight: Vec<Completion>) -> io::Error {
+        let report = |hung| (self.on_failure)(&Failure { reason: reason.to_owned(), hung });
+        if cause == Cause::Hung {
+            // Before any lock: its holder may be waiting for the same disk.
+            self.stats.failed.store(true, Relaxed);
+            report(true);
+        }
         let (first, error) = {
             let mut state = self.write();
             let first = state.failure.is_none();
@@ -209,9 +227,8 @@ impl Shared {
             (first, failed(state.failure.get_or_insert_with(|| reason.to_owned())))
         };
         self.stats.failed.store(true, Relaxed);
-        let hung = cause == Cause::Hung;
-        if first || hung {
-            (self.on_failure)(&Failure { reason: reason.to_owned(), hung });
+        if first && matches!(cause, Cause::Misuse | Cause::Disk) {
+            report(false);
         }
         let queued = self.queue.drain().into_iter().map(|write| write.done);
         // What a completion does with an error, even panic, changes nothing any more.
@@ -229,6 +246,8 @@ enum Cause {
     Disk,
     /// The writer hangs.
     Hung,
+    /// It came back after that had been reported.
+    Late,
 }
 
 fn failed(reason: &str) -> io::Error {
@@ -252,13 +271,11 @@ impl SledStore {
     /// that was not written there, [`StorageError::InUse`] if another store has it open.
     pub fn open(directory: &Path, options: SledOptions) -> Result<Self, StorageError> {
         let stats = Arc::new(LogStats::default());
-        let opened = recovery::open(directory, &options, stats.clone())?;
-        let ledger = opened.ledger;
         let state = State {
-            bounds: LogBounds { purged: ledger.purged, last: ledger.last },
-            vote: ledger.vote,
-            committed: ledger.committed,
-            tail: opened.tail,
+            bounds: LogBounds::default(),
+            vote: None,
+            committed: None,
+            tail: Tail::new(0),
             truncations: 0,
             ticket: 0,
             failure: None,
@@ -268,8 +285,8 @@ impl SledStore {
             state: RwLock::new(state),
             queue: Queue::default(),
             progress: Progress::new(),
-            stats,
-            on_failure: options.on_failure,
+            stats: stats.clone(),
+            on_failure: options.on_failure.clone(),
         });
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
@@ -277,15 +294,47 @@ impl SledStore {
                 .spawn(body)
                 .map_err(|error| files::io_error("cannot start a thread for", directory, error))
         };
-        let (for_writer, for_watchdog) = (shared.clone(), shared.clone());
-        let disk = opened.disk;
-        let limit = options.flush_watchdog;
-        // If the second thread does not start, dropping the store still stops the first.
-        let mut store =
-            Self { shared, trees: opened.trees, directory: directory.to_owned(), threads: Vec::new() };
-        let writer = spawn("log-writer", Box::new(move || writer::run(&for_writer, disk)))?;
-        store.threads.push(writer);
-        store.threads.push(spawn("log-watchdog", Box::new(move || writer::supervise(&for_watchdog, limit)))?);
+        // If anything fails from here on, dropping the store stops what has been started.
+        let mut store = Self {
+            shared: shared.clone(),
+            trees: None,
+            directory: directory.to_owned(),
+            watchdog: None,
+            threads: Vec::new(),
+        };
+        let (watched, limit) = (shared.clone(), options.flush_watchdog);
+        store.watchdog = Some(spawn("log-watchdog", Box::new(move || writer::supervise(&watched, limit)))?);
+
+        let opened = recovery::open(directory, &options, stats, &shared.progress)?;
+        let recovery::Opened { disk, mark_sync, trees, ledger, tail } = opened;
+        store.trees = Some(trees);
+        if shared.progress.end().is_err() {
+            std::mem::forget(disk);
+            return Err(recovery::too_late(directory));
+        }
+        {
+            let mut state = shared.write();
+            state.bounds = LogBounds { purged: ledger.purged, last: ledger.last };
+            (state.vote, state.committed, state.tail) = (ledger.vote, ledger.committed, tail);
+        }
+        let for_writer = shared.clone();
+        store.threads.push(spawn("log-writer", Box::new(move || writer::run(&for_writer, disk)))?);
+        let sync_marks = Box::new(move || writer::sync_marks(&shared, &mark_sync));
+        store.threads.push(spawn("log-mark-sync", sync_marks)?);
+        Ok(store)
+    }
+
+    fn log(&self) -> &sled::Tree {
+        &self.trees.as_ref().expect("invariant: an open store has its trees").log
+    }
+
+    /// Opens the log of a data directory, or creates it, and has the directory note that it has one.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_in(dir: &DataDir, options: SledOptions) -> Result<Self, StorageError> {
+        let store = Self::open(&dir.log_dir(), options)?;
+        dir.record_log()?;
         Ok(store)
     }
 
@@ -342,17 +391,6 @@ impl SledStore {
             }
         }
     }
-
-    /// Position of the entry before `from`, which is in the log and not the first.
-    fn position_before(&self, state: &State, from: u64) -> Result<LogId, String> {
-        let index = from - 1;
-        if let Some(log_id) = state.tail.log_id(index) {
-            return Ok(log_id);
-        }
-        let entry =
-            read::read_one(&self.trees.log, &self.directory, index).map_err(|error| error.to_string())?;
-        Ok(entry.log_id)
-    }
 }
 
 impl LogStore for SledStore {
@@ -369,7 +407,7 @@ impl LogStore for SledStore {
     }
 
     fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
-        read::read(&self.shared, &self.trees.log, &self.directory, (start, end), max_bytes)
+        read::read(&self.shared, self.log(), &self.directory, (start, end), max_bytes)
     }
 
     fn append(&self, entries: Vec<Entry>, done: Completion) {
@@ -401,17 +439,20 @@ impl LogStore for SledStore {
         self.shared.write().committed = committed;
     }
 
-    fn truncate(&self, from: u64, done: Completion) {
+    fn truncate(&self, last: Option<LogId>, done: Completion) {
         self.submit(0, done, |state, _| {
-            let from = from.max(state.first_index());
+            // What is not in memory, the writer looks at: here the disk must not be waited for.
+            if let Some(last) = last
+                && let Some(found) = state.position(last.index)
+                && found != last
+            {
+                return Err(format!("truncated after {last}, which is {found}"));
+            }
+            let from = first_index(last).max(state.first_index());
             if from >= state.next_index() {
                 return Ok(Change::Nothing);
             }
-            let last = if from == state.first_index() {
-                state.bounds.purged
-            } else {
-                Some(self.position_before(state, from)?)
-            };
+            let last = if from == state.first_index() { state.bounds.purged } else { last };
             state.bounds.last = last;
             state.tail.truncate(from);
             state.truncations += 1;
@@ -436,18 +477,28 @@ impl LogStore for SledStore {
 
 impl Drop for SledStore {
     fn drop(&mut self) {
+        let progress = &self.shared.progress;
         self.shared.queue.close();
-        let phase =
-            if self.threads.is_empty() { Phase::Running } else { self.shared.progress.wait_until_over() };
-        if phase == Phase::Stopped {
+        let phase = if self.threads.is_empty() { Phase::Stopped } else { progress.wait_until_over() };
+        let mut hung = phase == Phase::Hung || progress.step().is_err();
+        if !hung {
             for thread in self.threads.drain(..) {
                 // Its panics were caught and reported.
                 let _ = thread.join();
             }
         }
-        if self.shared.read().abandoned {
+        hung |= progress.step().is_err();
+        if hung || self.shared.read().abandoned {
             // sled flushes when its last handle goes, and a failed fsync must never be retried: keep one for ever.
-            std::mem::forget(self.trees.clone());
+            std::mem::forget(self.trees.take());
+        }
+        drop(self.trees.take());
+        // Only now there is nothing left that could hang.
+        progress.close();
+        if let Some(watchdog) = self.watchdog.take()
+            && !hung
+        {
+            let _ = watchdog.join();
         }
     }
 }

@@ -123,13 +123,6 @@ pub(crate) enum Scanned {
     Full,
 }
 
-/// Reads the entry with `index` from sled.
-pub(crate) fn read_one(log: &sled::Tree, directory: &Path, index: u64) -> io::Result<Entry> {
-    let mut collected = Collected::new(usize::MAX);
-    scan(log, directory, (index, index + 1), &mut collected)?;
-    Ok(collected.entries.remove(0))
-}
-
 /// Collects the entries from `start` up to `end`, which are all durable and not purged, from sled.
 fn scan(
     log: &sled::Tree,

@@ -6,7 +6,11 @@
 //!    open again.
 //! 2. The directory, then every file in it and in `blobs/`, is synced, so that sled's recovery builds on what
 //!    the next power cut will still find.
-//! 3. sled opens, which rewrites the end of its log; flush; everything is synced again, the parent included.
+//!    Then the kernel is made to forget what it holds of them: after a failed fsync it may hold pages that never
+//!    reached the disk, and what they say must not be taken for durable.
+//! 3. Every byte is read once: what sled cannot read while it opens, it takes for free space and overwrites.
+//!    For the same reason the headers of its segments are looked at. Then sled opens, which rewrites the end of
+//!    its log; flush; everything is synced again, the parent included.
 //! 4. All records are verified, streaming, before anything of ours is changed.
 //! 5. Only then is the [ready file](super::marker) written. A store without one has promised nothing and may
 //!    be made anew; with one, a store that is missing or does not open is a lost disk.
@@ -19,8 +23,9 @@
 //! Damage within the writes of the very last flush before a power cut cannot be told from a torn write once
 //! the unsynced mark is lost with it; no log without a second fsync can tell.
 
-use std::fs::{self, File, TryLockError};
-use std::io::ErrorKind;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,17 +33,18 @@ use std::time::{Duration, Instant};
 
 use crate::error::StorageError;
 use crate::storage::files::{self, io_error};
-use crate::storage::power::ensure_power_safe;
+use crate::storage::power::{WriteErrors, ensure_intercepted, ensure_power_safe, forget_cached};
 use crate::storage::record::{Key, RecordError};
 use crate::types::LogId;
 
 use super::SledOptions;
-use super::disk::{self, Disk, Trees};
+use super::disk::{self, Disk, DiskFiles, Trees};
 use super::ledger::{self, Ledger, first_index};
-use super::marker::Marker;
+use super::marker::{MarkSync, Marker};
 use super::scan::{Scan, ScanError};
 use super::stats::LogStats;
 use super::tail::Tail;
+use super::writer::{GaveUp, Progress};
 
 /// sled writes to `blobs/` what exceeds a quarter of this; see [`TARGET_BYTES`](crate::storage::record::TARGET_BYTES).
 const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
@@ -46,6 +52,7 @@ const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 /// A store that may be written to.
 pub(crate) struct Opened {
     pub(crate) disk: Disk,
+    pub(crate) mark_sync: MarkSync,
     pub(crate) trees: Trees,
     pub(crate) ledger: Ledger,
     pub(crate) tail: Tail,
@@ -56,64 +63,113 @@ pub(crate) fn open(
     directory: &Path,
     options: &SledOptions,
     stats: Arc<LogStats>,
+    progress: &Progress,
 ) -> Result<Opened, StorageError> {
     ensure_power_safe()?;
+    begin_step(directory, progress)?;
     let marker_path = Marker::path(directory);
+    if exists(&marker_path)? {
+        files::sync(&marker_path)?;
+        forget_cached(&marker_path)
+            .map_err(|error| io_error("cannot drop from memory", &marker_path, error))?;
+    }
     let marker = Marker::open(&marker_path)?;
     let mark = marker.as_ref().map(|(_, mark)| *mark);
     if mark.is_some() {
         for missing in [directory.to_owned(), directory.join("conf"), directory.join("db")] {
-            if !missing.exists() {
+            if !exists(&missing)? {
                 return Err(StorageError::Lost { missing, marker: marker_path });
             }
         }
     }
     wait_until_unlocked(directory)?;
 
-    let (trees, found) = match open_and_verify(directory, options, mark) {
+    let (trees, write_errors, found) = match open_and_verify(directory, options, mark, progress) {
         Err(error) if mark.is_none() && may_recreate(&error) => {
-            tracing::warn!(directory = %directory.display(), %error, "the log was never ready; creating it anew");
-            fs::remove_dir_all(directory).map_err(|error| io_error("cannot remove", directory, error))?;
-            files::sync(files::parent(directory))?;
-            open_and_verify(directory, options, mark)?
+            tracing::warn!(directory = %directory.display(), %error, "the log was never ready; making it anew");
+            set_aside(directory)?;
+            open_and_verify(directory, options, mark, progress)?
         }
         other => other?,
     };
+    begin_step(directory, progress)?;
     let Verified { mut ledger, tail, torn, last } = found;
     if let Some(index) = torn {
         tracing::warn!(index, "cutting an incomplete entry at the end of the log; it was never acknowledged");
         cut(&trees, index).map_err(|error| sled_error(directory, error))?;
     }
     let committed = ledger.committed.filter(|committed| committed.index < first_index(last));
-    if ledger.sequence == 0 || (ledger.last, ledger.committed) != (last, committed) || torn.is_some() {
-        ledger = Ledger { sequence: ledger.sequence + 1, last, committed, ..ledger };
-        disk::write_ledger(&trees, &ledger).map_err(|error| sled_error(directory, error))?;
-    }
-    trees.db.flush().map_err(|error| sled_error(directory, error))?;
+    begin_step(directory, progress)?;
+    // Always written, so that there is something to flush.
+    ledger = Ledger { sequence: ledger.sequence + 1, last, committed, ..ledger };
+    ensure_intercepted(|| {
+        disk::write_ledger(&trees, &ledger)
+            .and_then(|()| trees.db.flush())
+            .map_err(|error| sled_error(directory, error))?;
+        Ok(())
+    })?;
     sync_all(directory)?;
     files::sync(files::parent(directory))?;
+    write_errors.check().map_err(|error| io_error("cannot write", directory, error))?;
     let marker = match marker {
         Some((marker, _)) => marker,
         None => Marker::create(&marker_path, ledger.sequence)?,
     };
     marker.mark(ledger.sequence).map_err(|error| io_error("cannot write", &marker_path, error))?;
-    let disk = Disk::new(directory, trees.clone(), marker, ledger, options.observer.clone(), stats);
-    Ok(Opened { disk, trees, ledger, tail })
+    let mark_sync = marker.syncer();
+    let files = DiskFiles { trees: trees.clone(), write_errors, marker };
+    let disk = Disk::new(directory, files, ledger, options.observer.clone(), stats);
+    Ok(Opened { disk, mark_sync, trees, ledger, tail })
+}
+
+/// Restarts the watchdog's clock, unless it has run out: then the node is lost, even if the disk comes back.
+fn begin_step(directory: &Path, progress: &Progress) -> Result<(), StorageError> {
+    progress.step().map_err(|GaveUp| too_late(directory))
+}
+
+pub(crate) fn too_late(directory: &Path) -> StorageError {
+    io_error("cannot open", directory, ErrorKind::TimedOut.into())
+}
+
+/// Gives a log that does not open another name. It is not removed: nothing was promised as far as this directory
+/// shows, but its ready file may have been lost.
+fn set_aside(directory: &Path) -> Result<(), StorageError> {
+    let mut aside = directory.as_os_str().to_owned();
+    aside.push(format!(".aside-{:016x}", crate::runtime::random_u64()));
+    let aside = PathBuf::from(aside);
+    tracing::warn!(aside = %aside.display(), "what the log held is kept here; remove it if this node is new");
+    files::rename_durably(directory, &aside)
+}
+
+/// Whether there is such a file; that it cannot be told is an error, not a no.
+fn exists(path: &Path) -> Result<bool, StorageError> {
+    path.try_exists().map_err(|error| io_error("cannot look for", path, error))
 }
 
 fn open_and_verify(
     directory: &Path,
     options: &SledOptions,
     mark: Option<u64>,
-) -> Result<(Trees, Verified), StorageError> {
-    let trees = open_sled(directory, options)?;
+    progress: &Progress,
+) -> Result<(Trees, WriteErrors, Verified), StorageError> {
+    let (trees, write_errors) = open_sled(directory, options, progress)?;
+    begin_step(directory, progress)?;
     let found = without_panic(directory, || verify(&trees, directory, options, mark))?;
-    Ok((trees, found))
+    Ok((trees, write_errors, found))
 }
 
 /// Steps 1 to 3.
-fn open_sled(directory: &Path, options: &SledOptions) -> Result<Trees, StorageError> {
+fn open_sled(
+    directory: &Path,
+    options: &SledOptions,
+    progress: &Progress,
+) -> Result<(Trees, WriteErrors), StorageError> {
     files::create_directory(directory)?;
+    // Listened to from before the first write on.
+    let db = directory.join("db");
+    let create = OpenOptions::new().create(true).truncate(false).write(true).open(&db);
+    let write_errors =
+        create.and_then(|_| WriteErrors::of(&db)).map_err(|error| io_error("cannot open", &db, error))?;
     for path in files::list(directory)? {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if name.starts_with("snap.") && name.ends_with(".generating") {
@@ -121,6 +177,15 @@ fn open_sled(directory: &Path, options: &SledOptions) -> Result<Trees, StorageEr
         }
     }
     sync_all(directory)?;
+    for path in all_files(directory)? {
+        forget_cached(&path).map_err(|error| io_error("cannot drop from memory", &path, error))?;
+    }
+    for path in all_files(directory)? {
+        begin_step(directory, progress)?;
+        read_through(&path)?;
+    }
+    check_segments(&db)?;
+    begin_step(directory, progress)?;
     let config = sled::Config::new()
         .path(directory)
         .segment_size(SEGMENT_BYTES)
@@ -140,7 +205,48 @@ fn open_sled(directory: &Path, options: &SledOptions) -> Result<Trees, StorageEr
     files::sync(files::parent(directory))?;
     disk::check_blobs(&disk::blobs(directory))
         .map_err(|error| StorageError::Corrupt { path: disk::blobs(directory), detail: error.to_string() })?;
-    Ok(trees)
+    Ok((trees, write_errors))
+}
+
+/// Fails if any part of a file cannot be read.
+fn read_through(path: &Path) -> Result<(), StorageError> {
+    const CHUNK_BYTES: usize = 1024 * 1024;
+    let read = || -> io::Result<()> {
+        let mut file = File::open(path)?;
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            match file.read(&mut chunk) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    read().map_err(|error| io_error("cannot read", path, error))
+}
+
+/// Checks the headers of sled's segments, as sled does: one that does not match its checksum is a free segment to
+/// sled, and is overwritten with zeros.
+///
+/// A header lies within one sector, so a power cut leaves the old one, the new one, or zeros where there was none.
+/// The last segment of the file is left to sled: the file may have grown by it and no further.
+fn check_segments(db: &Path) -> Result<(), StorageError> {
+    const HEADER_BYTES: usize = 20;
+    let cannot_read = |error| io_error("cannot read", db, error);
+    let file = File::open(db).map_err(cannot_read)?;
+    let length = file.metadata().map_err(cannot_read)?.len();
+    let segments = length.div_ceil(SEGMENT_BYTES as u64);
+    for offset in (0..segments.saturating_sub(1)).map(|segment| segment * SEGMENT_BYTES as u64) {
+        let mut header = [0; HEADER_BYTES];
+        file.read_exact_at(&mut header, offset).map_err(cannot_read)?;
+        let stored = u32::from_le_bytes(header[..4].try_into().expect("invariant: four bytes"));
+        if header != [0; HEADER_BYTES] && !crc32fast::hash(&header[4..]) != stored {
+            let detail = format!("the header of the segment at byte {offset} is damaged");
+            return Err(StorageError::Corrupt { path: db.to_owned(), detail });
+        }
+    }
+    Ok(())
 }
 
 /// sled panics on some kinds of damage; that is an answer as well.
@@ -194,6 +300,15 @@ pub(crate) fn wait_until_unlocked(directory: &Path) -> Result<(), StorageError> 
             Err(TryLockError::Error(error)) => return Err(io_error("cannot lock", &path, error)),
         }
     }
+}
+
+/// Files in the directory and in those below it.
+fn all_files(directory: &Path) -> Result<Vec<PathBuf>, StorageError> {
+    let mut found = Vec::new();
+    for path in files::list(directory)? {
+        if path.is_dir() { found.extend(files::list(&path)?) } else { found.push(path) }
+    }
+    Ok(found)
 }
 
 /// Syncs the directory, then all files in it and in `blobs/`, then `blobs/`.
@@ -322,4 +437,18 @@ fn cut(trees: &Trees, index: u64) -> Result<(), sled::Error> {
         trees.log.remove(key)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_cannot_be_read_is_named() {
+        // Nothing is mapped at its beginning.
+        let path = Path::new("/proc/self/mem");
+        let error = read_through(path).unwrap_err();
+        assert!(matches!(error, StorageError::Io { path: named, .. } if named == path));
+    }
 }

@@ -4,6 +4,7 @@
 //! completions, in order. A supervising thread looks whether one such batch takes longer than the watchdog
 //! allows: sled's flush can hang for ever after an IO error, and nothing can cancel it.
 
+use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,6 +15,7 @@ use crate::storage::Completion;
 use crate::types::{Entry, LogId, Vote};
 
 use super::disk::{Disk, DiskError};
+use super::marker::MarkSync;
 use super::{Cause, Shared};
 
 /// One write, as submitted.
@@ -26,6 +28,12 @@ pub(crate) enum Change {
     Purge(LogId),
     /// Nothing to do but to come after the writes before it.
     Nothing,
+}
+
+impl Change {
+    fn entries(&self) -> usize {
+        if let Self::Append(entries) = self { entries.len() } else { 0 }
+    }
 }
 
 pub(crate) struct Write {
@@ -45,8 +53,28 @@ pub(crate) struct Queue {
 
 #[derive(Default)]
 struct Waiting {
-    writes: Vec<Write>,
+    writes: VecDeque<Write>,
     closed: bool,
+}
+
+impl Waiting {
+    /// Takes as many writes from the front as one flush should cover, but at least one if there is one.
+    fn cut(&mut self) -> Vec<Write> {
+        /// What waits behind such a batch waits for one flush of this size, and the watchdog sees one flush of
+        /// this size, however long the queue has grown.
+        const BATCH_BYTES: usize = 8 * 1024 * 1024;
+        const BATCH_ENTRIES: usize = 4096;
+        let (mut bytes, mut entries, mut count) = (0, 0, 0);
+        for write in &self.writes {
+            bytes += write.bytes;
+            entries += write.change.entries();
+            if count > 0 && (bytes > BATCH_BYTES || entries > BATCH_ENTRIES) {
+                break;
+            }
+            count += 1;
+        }
+        self.writes.drain(..count).collect()
+    }
 }
 
 /// What the writer found in the queue.
@@ -59,7 +87,7 @@ enum Next {
 
 impl Queue {
     pub(crate) fn push(&self, write: Write) {
-        self.lock().writes.push(write);
+        self.lock().writes.push_back(write);
         self.changed.notify_one();
     }
 
@@ -69,7 +97,7 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    pub(crate) fn drain(&self) -> Vec<Write> {
+    pub(crate) fn drain(&self) -> VecDeque<Write> {
         std::mem::take(&mut self.lock().writes)
     }
 
@@ -77,7 +105,7 @@ impl Queue {
         let mut waiting = self.lock();
         loop {
             if !waiting.writes.is_empty() {
-                return Next::Batch(std::mem::take(&mut waiting.writes));
+                return Next::Batch(waiting.cut());
             }
             if waiting.closed {
                 return Next::Closed;
@@ -103,6 +131,8 @@ pub(crate) struct Progress {
 struct State {
     /// Since when the present batch has been under way.
     busy_since: Option<Instant>,
+    /// How many times the limit it may take.
+    patience: u32,
     /// Its completions.
     completions: Vec<Completion>,
     phase: Phase,
@@ -113,13 +143,19 @@ pub(crate) enum Phase {
     Running,
     /// The writer has ended, and nothing of sled is left on its stack.
     Stopped,
-    /// The writer hangs in sled and will never end.
+    /// All of sled is gone, and there is nothing left to watch.
+    Closed,
+    /// The writer hangs in sled. Should it ever come back, it must not complete anything.
     Hung,
 }
 
+/// The watchdog has given up on what the caller was doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GaveUp;
+
 impl Progress {
     pub(crate) fn new() -> Self {
-        let state = State { busy_since: None, completions: Vec::new(), phase: Phase::Running };
+        let state = State { busy_since: None, patience: 1, completions: Vec::new(), phase: Phase::Running };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -127,14 +163,38 @@ impl Progress {
         self.state.lock().expect("invariant: no panic under this lock")
     }
 
-    fn begin(&self, completions: Vec<Completion>) {
-        let mut state = self.lock();
-        state.busy_since = Some(Instant::now());
-        state.completions = completions;
+    /// Begins a batch. Its completions are kept here in any case.
+    fn begin(&self, completions: Vec<Completion>) -> Result<(), GaveUp> {
+        self.start(completions, 1)
     }
 
-    /// Ends the batch, and takes its completions back unless the watchdog has them already.
-    fn end(&self) -> Vec<Completion> {
+    /// Begins, or goes on to, a step of opening or closing. It may take longer than a batch: it may read or sync
+    /// all there is.
+    pub(crate) fn step(&self) -> Result<(), GaveUp> {
+        const STEP_PATIENCE: u32 = 20;
+        self.start(Vec::new(), STEP_PATIENCE)
+    }
+
+    fn start(&self, completions: Vec<Completion>, patience: u32) -> Result<(), GaveUp> {
+        let mut state = self.lock();
+        state.busy_since = Some(Instant::now());
+        state.patience = patience;
+        state.completions = completions;
+        if state.phase == Phase::Hung { Err(GaveUp) } else { Ok(()) }
+    }
+
+    /// Ends the batch and gives its completions back, unless the watchdog has failed them already.
+    pub(crate) fn end(&self) -> Result<Vec<Completion>, GaveUp> {
+        let mut state = self.lock();
+        state.busy_since = None;
+        if state.phase == Phase::Hung {
+            return Err(GaveUp);
+        }
+        Ok(std::mem::take(&mut state.completions))
+    }
+
+    /// Ends whatever was under way, for good, and takes the completions that nobody has called.
+    fn abandon(&self) -> Vec<Completion> {
         let mut state = self.lock();
         state.busy_since = None;
         std::mem::take(&mut state.completions)
@@ -148,6 +208,26 @@ impl Progress {
         self.changed.notify_all();
     }
 
+    /// Lets the watchdog end: there is nothing left of sled.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        if state.phase != Phase::Hung {
+            state.phase = Phase::Closed;
+        }
+        self.changed.notify_all();
+    }
+
+    /// Waits for so long, or until the writer has ended or hangs. Whether it still runs.
+    fn runs_after(&self, pause: Duration) -> bool {
+        let state = self.lock();
+        let running = |state: &mut State| state.phase == Phase::Running;
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(state, pause, running)
+            .expect("invariant: no panic under this lock");
+        state.phase == Phase::Running
+    }
+
     /// Waits until the writer will do nothing more.
     pub(crate) fn wait_until_over(&self) -> Phase {
         let mut state = self.lock();
@@ -157,17 +237,18 @@ impl Progress {
         state.phase
     }
 
-    /// Waits for the writer to stop, or for a batch to take longer than `limit`: then the completions of
+    /// Waits for the end, or for a batch to take longer than `limit`: then the completions of
     /// that batch are the caller's to fail.
     fn supervise(&self, limit: Duration) -> Option<Vec<Completion>> {
         /// Looks this often within the limit.
         const LOOKS: u32 = 8;
         let mut state = self.lock();
         loop {
-            if state.phase != Phase::Running {
+            if matches!(state.phase, Phase::Closed | Phase::Hung) {
                 return None;
             }
-            if state.busy_since.is_some_and(|since| since.elapsed() > limit) {
+            let patience = limit * state.patience;
+            if state.busy_since.is_some_and(|since| since.elapsed() > patience) {
                 state.phase = Phase::Hung;
                 self.changed.notify_all();
                 return Some(std::mem::take(&mut state.completions));
@@ -187,9 +268,28 @@ pub(crate) fn supervise(shared: &Shared, limit: Duration) {
     }
 }
 
+/// Body of the thread that now and then makes the mark durable. The watchdog cannot do this: on a disk that hangs
+/// it would hang, too.
+pub(crate) fn sync_marks(shared: &Shared, mark: &MarkSync) {
+    /// What a power cut may take from the mark. A mark that is behind hides the loss of what came after it.
+    const PAUSE: Duration = Duration::from_secs(1);
+    let mut running = true;
+    while running {
+        running = shared.progress.runs_after(PAUSE);
+        if shared.progress.lock().phase == Phase::Hung || shared.read().abandoned {
+            return;
+        }
+        if let Err(error) = mark.sync() {
+            shared.fail(&format!("cannot sync the ready file: {error}"), Cause::Disk, Vec::new());
+            return;
+        }
+    }
+}
+
 /// Body of the writer thread.
 pub(crate) fn run(shared: &Arc<Shared>, mut disk: Disk) {
     let outcome = catch_unwind(AssertUnwindSafe(|| serve(shared, &mut disk)));
+    let cause = if matches!(outcome, Ok(Err(DiskError::GaveUp))) { Cause::Late } else { Cause::Disk };
     let failure = match outcome {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error.to_string()),
@@ -200,7 +300,7 @@ pub(crate) fn run(shared: &Arc<Shared>, mut disk: Disk) {
         Some(reason) => {
             // sled flushes when its last handle goes, and a failed fsync must never be retried.
             std::mem::forget(disk);
-            shared.fail(&reason, Cause::Disk, shared.progress.end());
+            shared.fail(&reason, cause, shared.progress.abandon());
         }
     }
     shared.progress.stop();
@@ -212,20 +312,28 @@ fn serve(shared: &Shared, disk: &mut Disk) -> Result<(), DiskError> {
         let writes = match shared.queue.next(!disk.unswept()) {
             Next::Batch(writes) => writes,
             Next::Idle => {
-                shared.progress.begin(Vec::new());
-                disk.sweep()?;
-                shared.progress.end();
+                sweep(shared, disk)?;
                 continue;
             }
-            Next::Closed => return Ok(()),
+            Next::Closed => {
+                shared.progress.step()?;
+                disk.close()?;
+                shared.progress.end()?;
+                return Ok(());
+            }
         };
         write(shared, disk, writes)?;
         if disk.unswept() {
-            shared.progress.begin(Vec::new());
-            disk.sweep()?;
-            shared.progress.end();
+            sweep(shared, disk)?;
         }
     }
+}
+
+fn sweep(shared: &Shared, disk: &mut Disk) -> Result<(), DiskError> {
+    shared.progress.begin(Vec::new())?;
+    disk.sweep()?;
+    shared.progress.end()?;
+    Ok(())
 }
 
 /// Writes one batch and reports its outcome.
@@ -235,7 +343,7 @@ fn write(shared: &Shared, disk: &mut Disk, writes: Vec<Write>) -> Result<(), Dis
     let count = writes.len() as u64;
     let (changes, completions): (Vec<_>, Vec<_>) =
         writes.into_iter().map(|write| (write.change, write.done)).unzip();
-    shared.progress.begin(completions);
+    shared.progress.begin(completions)?;
     for change in changes {
         match change {
             Change::Append(entries) => disk.append(&entries)?,
@@ -246,10 +354,11 @@ fn write(shared: &Shared, disk: &mut Disk, writes: Vec<Write>) -> Result<(), Dis
         }
     }
     disk.flush(shared.committed())?;
+    let completions = shared.progress.end()?;
     let failure = shared.settle(ticket);
     shared.stats.queued_bytes.fetch_sub(bytes as u64, Relaxed);
     shared.stats.queued_writes.fetch_sub(count, Relaxed);
-    complete(shared.progress.end().into_iter(), failure.as_ref()).map_err(DiskError::Completion)
+    complete(completions.into_iter(), failure.as_ref()).map_err(DiskError::Completion)
 }
 
 /// Calls every completion, with `error` if there is one. A panic in one does not keep the others from being

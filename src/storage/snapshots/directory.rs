@@ -2,12 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use crate::error::StorageError;
+use crate::runtime;
 use crate::storage::files::{self, UNFINISHED, io_error};
 use crate::types::LogId;
 
@@ -15,6 +15,10 @@ use super::{SnapshotHandle, SnapshotMeta, SnapshotReceiver, SnapshotStore, Snaps
 
 /// Ends the name of a complete snapshot.
 const EXTENSION: &str = "snapshot";
+
+/// Bytes written between two syncs: what an fsync of the log may have to wait for, on a file system that writes out
+/// everything older with it.
+const SYNC_BYTES: u64 = 32 * 1024 * 1024;
 
 /// Snapshots in one directory, which nobody else uses.
 #[derive(Debug)]
@@ -27,8 +31,6 @@ struct Shared {
     path: PathBuf,
     /// The newest snapshot, once it was asked for or published.
     newest: Mutex<Option<SnapshotHandle>>,
-    /// Tells unfinished files apart.
-    started: AtomicU64,
 }
 
 impl SnapshotDir {
@@ -45,20 +47,21 @@ impl SnapshotDir {
         }
         // A crash may have come between a rename and its fsync; from here on the name counts.
         files::sync(path)?;
-        let shared = Shared { path: path.to_owned(), newest: Mutex::new(None), started: AtomicU64::new(0) };
+        let shared = Shared { path: path.to_owned(), newest: Mutex::new(None) };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     fn stage(&self, log_id: LogId) -> Result<Box<dyn Staging>, StorageError> {
-        let number = self.shared.started.fetch_add(1, Relaxed);
-        let path = self.shared.path.join(format!("{}.{number}.{UNFINISHED}", name(log_id)));
+        // Random, because somebody who had the directory open before may not have noticed yet that it is closed.
+        let number = runtime::random_u64();
+        let path = self.shared.path.join(format!("{}.{number:016x}.{UNFINISHED}", name(log_id)));
         let file = OpenOptions::new()
             .create_new(true)
             .read(true)
             .write(true)
             .open(&path)
             .map_err(|error| io_error("cannot create", &path, error))?;
-        Ok(Box::new(UnfinishedFile { shared: self.shared.clone(), path, file, length: 0 }))
+        Ok(Box::new(UnfinishedFile { shared: self.shared.clone(), path, file, length: 0, unsynced: 0 }))
     }
 }
 
@@ -122,6 +125,16 @@ struct UnfinishedFile {
     path: PathBuf,
     file: File,
     length: u64,
+    /// Of `length`, since the last sync.
+    unsynced: u64,
+}
+
+impl UnfinishedFile {
+    /// Whether the name still belongs to the file that was written.
+    fn has_its_name(&self) -> io::Result<bool> {
+        let (named, own) = (fs::symlink_metadata(&self.path)?, self.file.metadata()?);
+        Ok((named.dev(), named.ino()) == (own.dev(), own.ino()))
+    }
 }
 
 impl Staging for UnfinishedFile {
@@ -132,6 +145,11 @@ impl Staging for UnfinishedFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)?;
         self.length += bytes.len() as u64;
+        self.unsynced += bytes.len() as u64;
+        if self.unsynced >= SYNC_BYTES {
+            self.unsynced = 0;
+            self.file.sync_data()?;
+        }
         Ok(())
     }
 
@@ -148,6 +166,11 @@ impl Staging for UnfinishedFile {
         let handle = SnapshotHandle { source, meta: handle.meta };
 
         let mut newest = self.shared.newest.lock().expect("invariant: no panic under this lock");
+        let named = self.has_its_name().map_err(|error| io_error("cannot find", &self.path, error))?;
+        if !named {
+            let taken = io::Error::other("another file has taken its place");
+            return Err(io_error("cannot publish", &self.path, taken));
+        }
         files::rename_durably(&self.path, &path)?;
         let snapshots = self.shared.snapshots()?;
         if snapshots.last() == Some(&path) {
@@ -166,7 +189,9 @@ impl Staging for UnfinishedFile {
 impl Drop for UnfinishedFile {
     fn drop(&mut self) {
         // After publishing, the name is gone already. What cannot be removed now is removed at the next open.
-        let _ = fs::remove_file(&self.path);
+        if self.has_its_name().unwrap_or(false) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 

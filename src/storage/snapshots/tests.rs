@@ -6,6 +6,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::PathBuf;
 
 use super::*;
+use crate::storage::files;
 use crate::types::{Incarnation, Member};
 
 fn meta(term: u64, index: u64) -> SnapshotMeta {
@@ -237,4 +238,37 @@ fn damage_after_opening_is_found_when_read() {
     let error = handle.open().unwrap().read_to_end(&mut read).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidData);
     assert_eq!(read, payload(700_000)[..256 * 1024], "only intact frames were given out");
+}
+
+#[test]
+fn only_its_own_file_is_published() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = SnapshotDir::open(dir.path()).unwrap();
+    let mut outliving = old.begin(&meta(1, 5)).unwrap();
+    outliving.write_all(b"of the one before").unwrap();
+    let theirs = files::list(dir.path()).unwrap().pop().unwrap();
+
+    // The next to open the directory removes what is unfinished, and starts on the same position.
+    let new = SnapshotDir::open(dir.path()).unwrap();
+    let mut writer = new.begin(&meta(1, 5)).unwrap();
+    writer.write_all(b"half").unwrap();
+    let mine = files::list(dir.path()).unwrap().pop().unwrap();
+    assert_ne!(mine, theirs, "names do not repeat");
+    // Even if they did, the wrong file would not be taken.
+    fs::hard_link(&mine, &theirs).unwrap();
+    outliving.finish().unwrap_err();
+    assert!(new.newest().unwrap().is_none());
+    assert!(theirs.exists(), "nor removed");
+    writer.write_all(b" and half").unwrap();
+    assert_eq!(read(&writer.finish().unwrap()), b"half and half");
+    assert_eq!(read(&new.newest().unwrap().unwrap()), b"half and half");
+}
+
+#[test]
+fn large_files_are_synced_on_the_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SnapshotDir::open(dir.path()).unwrap();
+    let content = payload(40 * 1024 * 1024);
+    let handle = write(&store, &meta(1, 5), &content);
+    assert!(read(&handle) == content);
 }

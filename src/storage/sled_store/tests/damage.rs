@@ -65,7 +65,7 @@ fn a_stale_record_is_corrupt() {
     drop(store);
     let stale = raw(&home.log()).log.get(Key::first(4).encode()).unwrap().unwrap();
     let store = open(&home.log()).unwrap();
-    store.truncate(4, completion().0);
+    store.truncate(Some(LogId::new(1, 3)), completion().0);
     append(&store, (4..8).map(|index| command(2, index, 10)).collect()).unwrap();
     append(&store, (8..12).map(|index| command(2, index, 10)).collect()).unwrap();
     drop(store);
@@ -209,4 +209,34 @@ fn flipped_bytes_never_show_as_data() {
 fn used_bytes(path: &Path) -> u64 {
     let bytes = fs::read(path).unwrap();
     bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1)
+}
+
+/// Bytes of all of sled's files.
+fn contents(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let paths = files::list(directory).unwrap().into_iter().filter(|path| path.is_file());
+    paths.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+}
+
+#[test]
+fn a_damaged_segment_is_found_before_sled_overwrites_it() {
+    const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+    let home = Home::new();
+    let store = open(&home.log()).unwrap();
+    for index in 0..30 {
+        append(&store, vec![command(1, index, 1_000_000)]).unwrap();
+    }
+    drop(store);
+    let good = fs::read(home.log().join("db")).unwrap();
+    assert!(good.len() > 3 * SEGMENT_BYTES);
+    for offset in [0, SEGMENT_BYTES + 5, 2 * SEGMENT_BYTES + 19] {
+        let mut bytes = good.clone();
+        bytes[offset] ^= 0x10;
+        fs::write(home.log().join("db"), &bytes).unwrap();
+        let before = contents(&home.log());
+        let message = corrupt(&home.log());
+        assert!(message.contains("header of the segment"), "{message}");
+        assert!(contents(&home.log()) == before, "nothing was changed");
+    }
+    fs::write(home.log().join("db"), &good).unwrap();
+    assert_eq!(all(&open(&home.log()).unwrap()).unwrap().len(), 30);
 }

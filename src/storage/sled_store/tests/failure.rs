@@ -113,6 +113,133 @@ fn a_flush_that_hangs_is_noticed() {
     drop(release);
 }
 
+/// A store of which the flush hangs once one entry is written, until what comes with it is dropped.
+fn hanging(home: &Home) -> (SledStore, mpsc::Receiver<Failure>, mpsc::Sender<()>, Arc<AtomicBool>) {
+    let (release, gate) = mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let hang = Arc::new(AtomicBool::new(false));
+    let hangs = hang.clone();
+    let (options, failures) = observed(move |event| {
+        if event == DiskEvent::Flush && hangs.load(SeqCst) {
+            let _ = gate.lock().unwrap().recv();
+        }
+        Ok(())
+    });
+    let options = SledOptions { flush_watchdog: Duration::from_millis(50), ..options };
+    let store = SledStore::open(&home.log(), options).unwrap();
+    append(&store, vec![command(1, 0, 1)]).unwrap();
+    (store, failures, release, hang)
+}
+
+#[test]
+fn a_hang_is_reported_although_the_state_is_locked() {
+    let home = Home::new();
+    let (store, failures, release, hang) = hanging(&home);
+    hang.store(true, SeqCst);
+    let (done, outcome) = completion();
+    store.append(vec![command(1, 1, 1)], done);
+    let locked = store.shared.write();
+    let failure = failures.recv_timeout(Duration::from_secs(5)).expect("reported under the lock");
+    assert!(failure.hung);
+    drop(locked);
+    outcome.recv().unwrap().unwrap_err();
+    drop((store, release));
+}
+
+#[test]
+fn a_writer_that_comes_back_too_late_completes_nothing() {
+    let home = Home::new();
+    let (store, failures, release, hang) = hanging(&home);
+    hang.store(true, SeqCst);
+    let (sender, outcomes) = mpsc::channel();
+    for index in 1..20 {
+        let sender = sender.clone();
+        store.append(vec![command(1, index, 1)], Box::new(move |outcome| sender.send(outcome).unwrap()));
+    }
+    drop(sender);
+    assert!(failures.recv_timeout(Duration::from_secs(5)).unwrap().hung);
+    drop(release);
+    for index in 20..40 {
+        append(&store, vec![command(1, index, 1)]).unwrap_err();
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(outcomes.iter().map(|outcome| outcome.unwrap_err()).count(), 19);
+    assert!(failures.try_recv().is_err(), "reported once");
+    drop(store);
+}
+
+#[test]
+fn a_close_that_hangs_is_noticed() {
+    let home = Home::new();
+    let (store, failures, release, hang) = hanging(&home);
+    hang.store(true, SeqCst);
+    drop(store); // does not wait for ever
+    assert!(failures.recv_timeout(Duration::from_secs(5)).unwrap().hung);
+    drop(release);
+}
+
+#[test]
+fn an_open_that_hangs_is_noticed() {
+    let home = Home::new();
+    drop(open(&home.log()).unwrap());
+    // Opening it waits for a writer.
+    let pipe = home.log().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let (options, failures) = observed(|_| Ok(()));
+    let options = SledOptions { flush_watchdog: Duration::from_millis(50), ..options };
+    std::thread::scope(|scope| {
+        let opening = scope.spawn(|| SledStore::open(&home.log(), options).map(drop));
+        let failure = failures.recv_timeout(Duration::from_secs(10));
+        drop(fs::OpenOptions::new().write(true).open(&pipe).unwrap());
+        opening.join().unwrap().unwrap_err();
+        assert!(failure.unwrap().hung);
+    });
+    fs::remove_file(&pipe).unwrap();
+    open(&home.log()).unwrap();
+}
+
+#[test]
+fn a_long_queue_is_written_in_several_flushes() {
+    let home = Home::new();
+    append(&open(&home.log()).unwrap(), vec![command(1, 0, 1)]).unwrap();
+    let (go, gate) = mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let (options, _failures) = observed(move |event| {
+        if event == DiskEvent::Flush {
+            let _ = gate.lock().unwrap().recv();
+        }
+        Ok(())
+    });
+    let store = SledStore::open(&home.log(), options).unwrap();
+    let (sender, outcomes) = mpsc::channel();
+    let submit = |entries: Vec<Entry>| {
+        let sender = sender.clone();
+        store.append(entries, Box::new(move |outcome| sender.send(outcome).unwrap()));
+    };
+    let flushes = || store.stats().flushes.load(SeqCst);
+    submit(vec![command(1, 1, 1)]); // holds up the writer
+    std::thread::sleep(Duration::from_millis(50));
+    // 32 MiB in large writes, then many small ones.
+    (2..34).for_each(|index| submit(vec![command(1, index, 1024 * 1024)]));
+    (34..10_034).for_each(|index| submit(vec![command(1, index, 1)]));
+    drop((go, sender));
+    assert_eq!(outcomes.iter().filter(Result::is_ok).count(), 1 + 32 + 10_000);
+    assert!((1 + 4 + 2..20).contains(&flushes()), "{} flushes", flushes());
+}
+
+#[test]
+fn a_truncation_that_names_another_entry_is_refused_without_memory_of_it() {
+    let home = Home::new();
+    let store = open_without_tail(&home.log()).unwrap();
+    append(&store, (0..9).map(|index| command(1, index, 10)).collect()).unwrap();
+    let (done, outcome) = completion();
+    store.truncate(Some(LogId::new(2, 4)), done);
+    assert!(outcome.recv().unwrap().unwrap_err().to_string().contains("holds"));
+    let copy = home.copy();
+    drop(store);
+    assert_eq!(all(&open(&copy.log()).unwrap()).unwrap().len(), 9);
+}
+
 #[test]
 fn closing_writes_what_is_queued() {
     let home = Home::new();
@@ -150,7 +277,9 @@ fn readers_and_the_writer_do_not_disturb_each_other() {
             let bounds = store.bounds();
             let (first, last) =
                 (bounds.purged.map_or(0, |purged| purged.index + 1), bounds.last.unwrap().index);
-            store.truncate(last - term % 40, completion().0);
+            let kept = last - term % 40 - 1;
+            let kept = store.read(kept, kept + 1, 0).unwrap().first().map(|entry| entry.log_id);
+            store.truncate(kept.or(bounds.purged), completion().0);
             let from = store.bounds().last.unwrap().index + 1;
             let entries = (from..from + 40 + term % 7).map(|index| command(term, index, 3000)).collect();
             append(&store, entries).unwrap();

@@ -100,13 +100,12 @@ fn record(steps: &[Step]) -> Run {
             }
             Step::Truncate(count) => {
                 let count = usize::from(*count).min(moment.entries.len());
-                let from = moment.next() - count as u64;
                 for _ in 0..count {
                     moment.entries.pop();
                     moments.push(moment.clone());
                 }
                 term += 1;
-                store.truncate(from, done);
+                store.truncate(moment.last(), done);
             }
             Step::Purge(fraction) => {
                 let count = moment.entries.len() * usize::from(*fraction) / 255;

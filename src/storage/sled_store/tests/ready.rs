@@ -25,6 +25,9 @@ fn a_log_that_was_never_ready_is_made_anew_if_it_does_not_open() {
     let store = open(&home.log()).unwrap();
     assert_eq!(all(&store).unwrap(), []);
     assert!(Marker::path(&home.log()).exists());
+    let paths = files::list(home.0.path()).unwrap();
+    let aside = paths.iter().find(|path| path.to_string_lossy().contains("log.aside-")).unwrap();
+    assert_eq!(fs::read(aside.join("db")).unwrap(), b"not what sled expects here", "nothing was destroyed");
 }
 
 #[test]
@@ -60,6 +63,15 @@ fn a_log_that_was_ready_and_does_not_open_is_corrupt() {
     for _ in 0..2 {
         assert!(matches!(open(&home.log()), Err(StorageError::Corrupt { .. })));
     }
+}
+
+#[test]
+fn every_open_writes_through_sled_and_counts_it() {
+    let home = with_entries();
+    let mark = || Marker::open(&Marker::path(&home.log())).unwrap().unwrap().1;
+    let before = mark();
+    drop(open(&home.log()).unwrap());
+    assert_eq!(mark(), before + 1);
 }
 
 #[test]
