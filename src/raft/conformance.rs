@@ -94,8 +94,8 @@ impl LogStore for FromAnywhere {
         self.store.save_committed(committed);
     }
 
-    fn truncate(&self, from: u64, done: Completion) {
-        self.store.truncate(from, done);
+    fn truncate(&self, last: Option<LogId>, done: Completion) {
+        self.store.truncate(last, done);
     }
 
     fn purge(&self, upto: LogId, done: Completion) {
