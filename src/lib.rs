@@ -9,7 +9,7 @@
 //!    [`raft::network`] sends it to the peers, which do the same.
 //! 4. Once a quorum holds it on disk it is committed, and [`raft::apply`] hands it to the [`machine`]:
 //!    state, position and log time change together.
-//! 5. The new state is published for readers, and then the caller is told.
+//! 5. The new position is published, and then the caller is told.
 //!
 //! # A node
 //!
