@@ -27,6 +27,9 @@
 //!
 //! `docs/examples/counter.rs` is a state machine of one's own, replicated three times in one process.
 
+// The module docs are the map of the code, for those who read it as well as for those who use it.
+#![allow(rustdoc::private_intra_doc_links)]
+
 pub mod cli;
 pub mod client;
 pub mod config;
