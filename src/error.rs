@@ -7,7 +7,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::types::{Incarnation, NodeId};
+use crate::types::{Incarnation, LogId, NodeId};
 
 /// Who leads, as far as the answering node knows, and where clients reach it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +52,37 @@ pub enum WriteError {
     /// Too many bytes are in flight on this node. The command was not proposed.
     #[error("too many writes are in flight on this node; retry after a pause")]
     Overloaded,
+    /// This node leads, but has not heard from a quorum for longer than its lease. The command was not proposed.
+    #[error("this leader has lost touch with its quorum; retry, another node may lead by now")]
+    NoQuorum,
+    /// The session was never opened, was closed, or was not used for too long. This attempt was not applied; an
+    /// earlier one of the same write may have been.
+    #[error(
+        "session {session} does not exist any more: whether earlier attempts were applied cannot be told"
+    )]
+    SessionExpired {
+        /// The session.
+        session: u64,
+    },
+    /// The sequence is too far ahead of the first unanswered one. The command was not applied.
+    #[error("the session has too many unanswered writes; wait for some of them")]
+    WindowExceeded,
+    /// The session has said before that this write was answered or given up. It was not applied by this attempt.
+    #[error("the answer to this write was forgotten, because the session had said that it was settled")]
+    AnswerForgotten,
+    /// All sessions are in use. None was opened.
+    #[error("all sessions are in use; close some, or wait until unused ones expire")]
+    TooManySessions,
+    /// Committed and applied, but not every voter is known to hold it.
+    #[error(
+        "the write at {log_id} is committed and applied, but not known to be on disk at nodes {missing:?}"
+    )]
+    AckTimeout {
+        /// Where it stands.
+        log_id: LogId,
+        /// The voters not known to hold it.
+        missing: Vec<NodeId>,
+    },
     /// Leadership was lost while the command was in flight: it may have been applied, or may be later.
     #[error("leadership was lost before the outcome was known: the write may have been applied")]
     Interrupted {
@@ -72,10 +103,16 @@ impl WriteError {
     /// Whether the write may have taken effect, or may still do so.
     pub fn maybe_applied(&self) -> bool {
         match self {
-            Self::NotLeader { .. } | Self::TooLarge { .. } | Self::Unencodable { .. } | Self::Overloaded => {
-                false
-            }
-            Self::Interrupted { .. } => true,
+            Self::NotLeader { .. }
+            | Self::TooLarge { .. }
+            | Self::Unencodable { .. }
+            | Self::Overloaded
+            | Self::NoQuorum
+            | Self::WindowExceeded
+            | Self::TooManySessions => false,
+            // Earlier attempts are what the session was for.
+            Self::SessionExpired { .. } | Self::AnswerForgotten => false,
+            Self::Interrupted { .. } | Self::AckTimeout { .. } => true,
             Self::Stopped { maybe_applied, .. } => *maybe_applied,
         }
     }
@@ -96,6 +133,14 @@ pub enum ReadError {
     NoQuorum {
         /// What was heard instead.
         reason: String,
+    },
+    /// This node's state did not become as recent as was asked for in time.
+    #[error("this node has applied up to {applied:?}, and {wanted} was asked for; ask another node, or wait")]
+    Behind {
+        /// Index of the last entry it has applied.
+        applied: Option<u64>,
+        /// Index asked for.
+        wanted: u64,
     },
     /// The node has stopped or is stopping.
     #[error("the node has stopped: {reason}")]

@@ -41,9 +41,11 @@ pub mod raft;
 #[doc(hidden)]
 pub mod runtime;
 pub mod server;
+pub mod session;
 pub mod storage;
 pub mod types;
 
 pub use engine::{Engine, EngineConfig};
 pub use machine::{ApplyContext, StateMachine};
-pub use types::{LogId, NodeId, ReadLevel};
+pub use session::Session;
+pub use types::{AckLevel, LogId, NodeId, ReadLevel, ReadOptions};

@@ -126,15 +126,64 @@ impl fmt::Display for Role {
     }
 }
 
-/// How fresh a read must be.
+/// How fresh a read must be. `docs/GUARANTEES.md` says what each level promises and when it does not hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReadLevel {
-    /// Sees every write acknowledged before the read began: ReadIndex (Raft thesis, §6.4).
+    /// Sees every write acknowledged before the read began, on any node: ReadIndex (Raft thesis, §6.4).
     #[default]
     Linearizable,
+    /// As linearizable, on the leader only, without asking a quorum while the leader's lease lasts (Raft
+    /// thesis, §6.4.1). Holds as long as no two nodes' clocks differ in speed by more than a tenth.
+    Lease,
+    /// Sees every write acknowledged more than this long before the read began, on any node.
+    Bounded {
+        /// How long, in milliseconds.
+        max_lag_ms: u64,
+    },
     /// Whatever this node has applied, however old.
     Local,
+}
+
+/// What a read asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReadOptions {
+    /// How fresh the answering state must be.
+    pub level: ReadLevel,
+    /// The answering state includes the entry at this index: the position of an earlier write, to read it
+    /// whatever the level and the node.
+    pub after_index: u64,
+}
+
+impl From<ReadLevel> for ReadOptions {
+    fn from(level: ReadLevel) -> Self {
+        Self { level, after_index: 0 }
+    }
+}
+
+/// When a write is acknowledged. `docs/GUARANTEES.md` says what each level promises and how it can be lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AckLevel {
+    /// A quorum holds it on disk, and it is applied.
+    #[default]
+    Quorum,
+    /// Every voter holds it on disk, and it is applied.
+    All,
+    /// The leader holds it on disk. It is lost if the leader fails before a quorum has it; there is no reply
+    /// from the state machine.
+    Leader,
+}
+
+/// A write's place in a session: what makes it exactly-once. See [`crate::session`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SessionSlot {
+    /// The session.
+    pub session: u64,
+    /// The write's number within it, from 1.
+    pub sequence: u64,
+    /// All writes with smaller numbers have been answered or given up.
+    pub first_unanswered: u64,
 }
 
 /// What an entry carries.

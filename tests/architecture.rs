@@ -20,17 +20,21 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("runtime", &[]),
     ("proto", &[]),
     ("error", &["types"]),
+    ("session", &["types"]),
     // Pure: no IO, no clock, no randomness, so not even `runtime`.
     ("machine", &["types", "error"]),
     ("storage", &["types", "error", "runtime"]),
     ("raft", &["types", "error", "runtime", "proto", "machine", "storage"]),
     ("stream", &["types", "error", "runtime", "proto", "machine", "storage"]),
-    ("engine", &["types", "error", "runtime", "machine", "storage", "raft", "stream"]),
-    ("server", &["types", "error", "runtime", "proto", "machine", "storage", "raft", "stream", "engine"]),
+    ("engine", &["types", "error", "session", "runtime", "machine", "storage", "raft", "stream"]),
+    (
+        "server",
+        &["types", "error", "session", "runtime", "proto", "machine", "storage", "raft", "stream", "engine"],
+    ),
     // Settings of a whole process, so above what they are the settings of.
     ("config", &["types", "error", "runtime", "engine", "server"]),
     // A client shares nothing with the server but the protocol.
-    ("client", &["types", "runtime", "proto"]),
+    ("client", &["types", "session", "runtime", "proto"]),
     (
         "cli",
         &[

@@ -302,7 +302,7 @@ fn size_bytes(request: &tagged_request::Request) -> usize {
     use tagged_request::Request;
     OVERHEAD_BYTES
         + match request {
-            Request::Put(v1::PutRequest { tenant, collection, key, value }) => {
+            Request::Put(v1::PutRequest { tenant, collection, key, value, .. }) => {
                 tenant.len() + collection.len() + key.len() + value.len()
             }
             Request::Get(get) => get.tenant.len() + get.collection.len() + get.key.len(),
@@ -310,6 +310,7 @@ fn size_bytes(request: &tagged_request::Request) -> usize {
             Request::Range(range) => {
                 range.tenant.len() + range.collection.len() + range.start.len() + range.end.len()
             }
+            _ => 0,
         }
 }
 

@@ -258,7 +258,7 @@ fn judge(kind: Kind, endpoint: &Endpoint, failure: &Failure) -> Verdict {
         Reason::Interrupted => Cause::Interrupted,
         Reason::NoQuorum => Cause::NoQuorum,
         Reason::Stopped => Cause::Stopped,
-        Reason::Unspecified => Cause::Unexpected,
+        _ => Cause::Unexpected,
     };
     if undecided {
         return Verdict::Return(failed(endpoint, cause, in_words(failure), true));

@@ -78,7 +78,8 @@ impl Request {
             Self::Put { .. } | Self::Delete { .. } => Kind::Write,
             Self::Get { level, .. } | Self::Range { level, .. } => match level {
                 ReadLevel::Linearizable => Kind::LeaderRead,
-                ReadLevel::Local => Kind::LocalRead,
+                ReadLevel::Lease => Kind::LeaderRead,
+                ReadLevel::Local | ReadLevel::Bounded { .. } => Kind::LocalRead,
             },
         }
     }
@@ -96,7 +97,13 @@ impl Request {
     pub(super) fn into_wire(self) -> tagged_request::Request {
         match self {
             Self::Put { scope: Scope { tenant, collection }, key, value } => {
-                tagged_request::Request::Put(v1::PutRequest { tenant, collection, key, value })
+                tagged_request::Request::Put(v1::PutRequest {
+                    tenant,
+                    collection,
+                    key,
+                    value,
+                    ..Default::default()
+                })
             }
             Self::Get { scope: Scope { tenant, collection }, key, level } => {
                 tagged_request::Request::Get(v1::GetRequest {
@@ -104,10 +111,16 @@ impl Request {
                     collection,
                     key,
                     level: wire_level(level).into(),
+                    ..Default::default()
                 })
             }
             Self::Delete { scope: Scope { tenant, collection }, key } => {
-                tagged_request::Request::Delete(v1::DeleteRequest { tenant, collection, key })
+                tagged_request::Request::Delete(v1::DeleteRequest {
+                    tenant,
+                    collection,
+                    key,
+                    ..Default::default()
+                })
             }
             Self::Range { scope: Scope { tenant, collection }, range, level } => {
                 tagged_request::Request::Range(v1::RangeRequest {
@@ -117,6 +130,7 @@ impl Request {
                     end: range.end,
                     limit: range.limit_items,
                     level: wire_level(level).into(),
+                    ..Default::default()
                 })
             }
         }
@@ -127,6 +141,8 @@ fn wire_level(level: ReadLevel) -> v1::ReadLevel {
     match level {
         ReadLevel::Linearizable => v1::ReadLevel::Linearizable,
         ReadLevel::Local => v1::ReadLevel::Local,
+        ReadLevel::Lease => v1::ReadLevel::Lease,
+        ReadLevel::Bounded { .. } => v1::ReadLevel::Bounded,
     }
 }
 
@@ -241,6 +257,7 @@ impl Response {
                 next: (!range.next.is_empty()).then_some(range.next),
             }),
             Wire::Failure(failure) => return Err(failure),
+            _ => return Err(v1::Failure::default()),
         })
     }
 }

@@ -38,6 +38,7 @@ impl<N: KvNode> Admin for AdminService<N> {
             purged: state.purged.map(position),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             members: members(&state.membership),
+            ..Default::default()
         }))
     }
 }
@@ -48,6 +49,7 @@ fn members(membership: &Membership) -> Vec<v1::MemberInfo> {
         peer: member.peer.clone(),
         client: member.client.clone(),
         voter: membership.is_voter(node_id),
+        ..Default::default()
     };
     membership.members.iter().map(info).collect()
 }

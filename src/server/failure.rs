@@ -28,6 +28,12 @@ impl From<WriteError> for Failure {
             WriteError::TooLarge { .. } => (Reason::TooLarge, None),
             WriteError::Unencodable { .. } => (Reason::Invalid, None),
             WriteError::Overloaded => (Reason::Overloaded, None),
+            WriteError::NoQuorum => (Reason::NoQuorum, None),
+            WriteError::SessionExpired { .. } => (Reason::SessionExpired, None),
+            WriteError::WindowExceeded => (Reason::WindowExceeded, None),
+            WriteError::AnswerForgotten => (Reason::AnswerForgotten, None),
+            WriteError::TooManySessions => (Reason::TooManySessions, None),
+            WriteError::AckTimeout { .. } => (Reason::AckTimeout, None),
             WriteError::Interrupted { leader } => (Reason::Interrupted, leader),
             WriteError::Stopped { .. } => (Reason::Stopped, None),
         };
@@ -41,6 +47,7 @@ impl From<ReadError> for Failure {
         let (reason, leader) = match error {
             ReadError::NotLeader { leader } => (Reason::NotLeader, leader),
             ReadError::NoQuorum { .. } => (Reason::NoQuorum, None),
+            ReadError::Behind { .. } => (Reason::Behind, None),
             ReadError::Stopped { .. } => (Reason::Stopped, None),
         };
         failure(reason, message, false, leader)
@@ -73,6 +80,7 @@ fn failure(reason: Reason, message: String, maybe_applied: bool, leader: Option<
         message,
         maybe_applied,
         leader: leader.map(leader_hint),
+        ..Default::default()
     }
 }
 
@@ -81,9 +89,17 @@ fn code(reason: Reason, maybe_applied: bool, leader_known: bool) -> Code {
     match reason {
         _ if maybe_applied => Code::Unknown,
         Reason::NotLeader if leader_known => Code::FailedPrecondition,
-        Reason::NotLeader | Reason::NoQuorum | Reason::Stopped => Code::Unavailable,
-        Reason::Overloaded => Code::ResourceExhausted,
+        Reason::NotLeader
+        | Reason::NoQuorum
+        | Reason::Stopped
+        | Reason::Behind
+        | Reason::DiskStalled
+        | Reason::TooManySessions => Code::Unavailable,
+        Reason::Overloaded | Reason::DiskFull | Reason::WindowExceeded => Code::ResourceExhausted,
         Reason::TooLarge | Reason::Invalid => Code::InvalidArgument,
+        Reason::SessionExpired | Reason::AnswerForgotten | Reason::Membership => Code::FailedPrecondition,
+        Reason::Compacted => Code::OutOfRange,
+        Reason::AckTimeout => Code::DeadlineExceeded,
         Reason::Interrupted | Reason::Unspecified => Code::Unknown,
     }
 }

@@ -1,8 +1,10 @@
 //! `quorate.v1.Kv`: one call per request, or a [`pipeline`](super::pipeline) of many.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::Stream;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -14,8 +16,10 @@ use crate::types::NodeId;
 
 use super::metrics::Metrics;
 use super::node::KvNode;
-use super::pipeline::{self, Outgoing};
+use super::pipeline;
 use super::wire::{self, Call};
+
+type Pipelined = Pin<Box<dyn Stream<Item = Result<v1::PipelineResponse, Status>> + Send>>;
 
 /// The service, over whatever node it is given.
 pub(super) struct KvService<N> {
@@ -75,19 +79,17 @@ impl<N: KvNode> Kv for KvService<N> {
         }
     }
 
-    type PipelineStream = Outgoing;
-
     async fn pipeline(
         &self,
         request: Request<Streaming<v1::PipelineRequest>>,
-    ) -> Result<Response<Outgoing>, Status> {
+    ) -> Result<Response<Pipelined>, Status> {
         let service = pipeline::Service {
             node: self.node.clone(),
             node_id: self.node_id,
             metrics: self.metrics.clone(),
             draining: self.draining.clone(),
         };
-        Ok(Response::new(pipeline::start(service, request.into_inner())))
+        Ok(Response::new(Box::pin(pipeline::start(service, request.into_inner()))))
     }
 }
 

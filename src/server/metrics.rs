@@ -130,6 +130,7 @@ fn outcome_of(reason: Reason) -> usize {
         Reason::NoQuorum => 5,
         Reason::Stopped => 6,
         Reason::Invalid => 7,
+        _ => 0,
     }
 }
 

@@ -279,6 +279,7 @@ fn response_bytes(response: &TaggedResponse) -> usize {
             Some(Response::Get(get)) => get.encoded_len(),
             Some(Response::Range(range)) => range.encoded_len(),
             Some(Response::Failure(failure)) => failure.message.len(),
-            Some(Response::Put(_) | Response::Delete(_)) | None => 0,
+            Some(Response::Txn(txn)) => txn.encoded_len(),
+            Some(_) | None => 0,
         }
 }

@@ -260,7 +260,8 @@ async fn unary_calls() {
     let mut kv = port.kv().await;
     let request = v1::PutRequest { key: "k".into(), value: "v".into(), ..Default::default() };
     let response = kv.put(request).await.unwrap().into_inner();
-    let header = Some(v1::Header { node_id: 7, position: Some(v1::Position { term: 3, index: 1 }) });
+    let position = Some(v1::Position { term: 3, index: 1 });
+    let header = Some(v1::Header { node_id: 7, position, ..Default::default() });
     let expected = v1::PutResponse { header, revision: 1, create_revision: 1, version: 1 };
     assert_eq!(response, expected);
 

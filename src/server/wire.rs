@@ -54,7 +54,7 @@ pub(super) fn method(request: &Request) -> Method {
         Request::Put(_) => Method::Put,
         Request::Get(_) => Method::Get,
         Request::Delete(_) => Method::Delete,
-        Request::Range(_) => Method::Range,
+        _ => Method::Range,
     }
 }
 
@@ -64,17 +64,17 @@ pub(super) fn method(request: &Request) -> Method {
 /// The failure to answer instead.
 pub(super) fn decode(request: Request) -> Result<Call, v1::Failure> {
     let call = match request {
-        Request::Put(v1::PutRequest { tenant, collection, key, value }) => {
+        Request::Put(v1::PutRequest { tenant, collection, key, value, .. }) => {
             Call::Write(KvCommand::Put { tenant: name(tenant), collection: name(collection), key, value })
         }
-        Request::Delete(v1::DeleteRequest { tenant, collection, key }) => {
+        Request::Delete(v1::DeleteRequest { tenant, collection, key, .. }) => {
             Call::Write(KvCommand::Delete { tenant: name(tenant), collection: name(collection), key })
         }
-        Request::Get(v1::GetRequest { tenant, collection, key, level }) => Call::Read(
+        Request::Get(v1::GetRequest { tenant, collection, key, level, .. }) => Call::Read(
             KvQuery::Get { tenant: name(tenant), collection: name(collection), key },
             read_level(level)?,
         ),
-        Request::Range(v1::RangeRequest { tenant, collection, start, end, limit, level }) => {
+        Request::Range(v1::RangeRequest { tenant, collection, start, end, limit, level, .. }) => {
             let limit = match usize::try_from(limit) {
                 Ok(limit @ 1..=MAX_RANGE_ITEMS) => limit,
                 _ => MAX_RANGE_ITEMS,
@@ -83,6 +83,7 @@ pub(super) fn decode(request: Request) -> Result<Call, v1::Failure> {
             let query = RangeQuery { tenant, collection, start, end, limit, max_bytes };
             Call::Read(KvQuery::Range(query), read_level(level)?)
         }
+        _ => return Err(failure::invalid("not known")),
     };
     match &call {
         Call::Write(command) => command.check()?,
@@ -100,7 +101,7 @@ fn read_level(level: i32) -> Result<ReadLevel, v1::Failure> {
         Ok(v1::ReadLevel::Linearizable) => Ok(ReadLevel::Linearizable),
         Ok(v1::ReadLevel::Local) => Ok(ReadLevel::Local),
         // Never answer more weakly than was asked for.
-        Err(_) => Err(failure::invalid("this node does not know the read level asked for")),
+        _ => Err(failure::invalid("this node does not know the read level asked for")),
     }
 }
 
@@ -154,11 +155,11 @@ pub(super) fn asked_key(query: &KvQuery) -> Option<bytes::Bytes> {
 
 fn item(key: bytes::Bytes, item: Item) -> v1::Item {
     let Item { value, create_revision, mod_revision, version } = item;
-    v1::Item { key, value, create_revision, mod_revision, version }
+    v1::Item { key, value, create_revision, mod_revision, version, ..Default::default() }
 }
 
 fn header(node_id: NodeId, log_id: Option<LogId>) -> v1::Header {
-    v1::Header { node_id, position: log_id.map(position) }
+    v1::Header { node_id, position: log_id.map(position), ..Default::default() }
 }
 
 pub(super) fn position(log_id: LogId) -> v1::Position {
@@ -174,7 +175,7 @@ mod tests {
 
     #[test]
     fn empty_names_mean_default() {
-        let request = v1::DeleteRequest { tenant: String::new(), collection: "c".into(), key: "k".into() };
+        let request = v1::DeleteRequest { collection: "c".into(), key: "k".into(), ..Default::default() };
         let expected =
             KvCommand::Delete { tenant: "default".into(), collection: "c".into(), key: "k".into() };
         assert_eq!(decode(Request::Delete(request)).unwrap(), Call::Write(expected));

@@ -106,14 +106,14 @@ impl Drop for Fake {
     }
 }
 
+type Answers = Pin<Box<dyn Stream<Item = Result<PipelineResponse, Status>> + Send>>;
+
 #[tonic::async_trait]
 impl Kv for Service {
-    type PipelineStream = Pin<Box<dyn Stream<Item = Result<PipelineResponse, Status>> + Send>>;
-
     async fn pipeline(
         &self,
         request: Request<Streaming<PipelineRequest>>,
-    ) -> Result<Response<Self::PipelineStream>, Status> {
+    ) -> Result<Response<Answers>, Status> {
         self.streams.fetch_add(1, Ordering::SeqCst);
         let service = self.clone();
         let answers = request.into_inner().map(move |message| {
@@ -125,22 +125,6 @@ impl Kv for Service {
             }
         });
         Ok(Response::new(Box::pin(answers)))
-    }
-
-    async fn put(&self, _: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        Err(Status::unimplemented("the client uses the stream"))
-    }
-
-    async fn get(&self, _: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
-        Err(Status::unimplemented("the client uses the stream"))
-    }
-
-    async fn delete(&self, _: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
-        Err(Status::unimplemented("the client uses the stream"))
-    }
-
-    async fn range(&self, _: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        Err(Status::unimplemented("the client uses the stream"))
     }
 }
 
@@ -166,6 +150,7 @@ pub(crate) fn served(request: &TaggedRequest) -> TaggedResponse {
         }
         Ask::Delete(_) => Reply::Delete(DeleteResponse { deleted: true, ..Default::default() }),
         Ask::Range(range) => Reply::Range(RangeResponse { next: range.start.clone(), ..Default::default() }),
+        other => panic!("{other:?}"),
     };
     TaggedResponse { tag: request.tag, response: Some(reply) }
 }
@@ -181,6 +166,7 @@ pub(crate) fn not_leader(hint: Option<(u64, String)>) -> Failure {
         message: "this node is not the leader".to_owned(),
         maybe_applied: false,
         leader: hint.map(|(node_id, client)| LeaderHint { node_id, client }),
+        ..Default::default()
     }
 }
 

@@ -153,6 +153,8 @@ async fn forward<T>(mut incoming: Streaming<T>, out: mpsc::Sender<T>) {
     }
 }
 
+type Responses = Pin<Box<dyn Stream<Item = Result<Response, Status>> + Send>>;
+
 struct GrpcDoor {
     door: Arc<dyn PeerDoor>,
     stop: watch::Receiver<bool>,
@@ -167,12 +169,10 @@ impl Peer for GrpcDoor {
         self.door.identify(request.into_inner()).map(tonic::Response::new).map_err(|r| refused(&r))
     }
 
-    type ExchangeStream = Pin<Box<dyn Stream<Item = Result<Response, Status>> + Send>>;
-
     async fn exchange(
         &self,
         request: tonic::Request<Streaming<Request>>,
-    ) -> Result<tonic::Response<Self::ExchangeStream>, Status> {
+    ) -> Result<tonic::Response<Responses>, Status> {
         let from = request.remote_addr();
         let mut incoming = request.into_inner();
         let first = tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming.message())

@@ -137,6 +137,7 @@ impl<M: StateMachine> PeerService<M> {
                 let response = self.raft.handle_transfer_leader(transfer).await.map_err(|e| failed(&e))?;
                 Ok(response::Body::TransferLeader(wire::transfer_response(response)))
             }
+            request::Body::ReadIndex(_) | request::Body::Announce(_) => Err("not known".to_owned()),
             request::Body::Hello(_) => Err("a handshake in the middle of a connection".to_owned()),
             request::Body::Snapshot(_) => Err("invariant: pieces are taken out before".to_owned()),
         }

@@ -1,0 +1,122 @@
+//! A client's side of a session: the numbers that make its writes exactly-once.
+//!
+//! Whoever writes may not learn the outcome: the leader fails, the answer is lost. Sending the command again
+//! could then apply it twice. Within a session every write has a number, its *sequence*. The replicated
+//! table of sessions remembers which sequences have been applied and what was answered, so a write that is sent
+//! again, to whichever node and however often, is applied once and answered every time as the first time
+//! (Raft thesis, §6.3).
+//!
+//! The table must know what it may forget: each write carries the smallest sequence that has not been answered
+//! yet. Everything below it is settled. A session therefore has a *window*: a sequence that is too far
+//! ahead of the smallest unanswered one is refused.
+//!
+//! This file is pure bookkeeping. [`Engine::open_session`](crate::Engine::open_session) and the
+//! [client](crate::client) open sessions; the table is [`crate::machine::sessions`].
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use crate::types::SessionSlot;
+
+/// A session that is open in the cluster. One value may serve any number of concurrent writers.
+#[derive(Debug)]
+pub struct Session {
+    id: u64,
+    window: u64,
+    slots: Mutex<Slots>,
+}
+
+/// Which sequences have been handed out and not yet settled.
+#[derive(Debug)]
+struct Slots {
+    /// The smallest unsettled sequence.
+    first: u64,
+    /// Whether `first`, `first + 1` and so on are settled; never begins with true.
+    settled: VecDeque<bool>,
+}
+
+impl Session {
+    /// The session `id`, of which no write has been sent yet, with room for `window` unsettled sequences.
+    pub fn new(id: u64, window: u64) -> Arc<Self> {
+        let slots = Slots { first: 1, settled: VecDeque::new() };
+        Arc::new(Self { id, window: window.max(1), slots: Mutex::new(slots) })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// A place for one write, however often it will be sent. `None` while the window is full: settle some
+    /// first.
+    pub fn begin(self: &Arc<Self>) -> Option<Ticket> {
+        let mut slots = self.slots.lock().expect("invariant: no panic under this lock");
+        if slots.settled.len() as u64 >= self.window {
+            return None;
+        }
+        let sequence = slots.first + slots.settled.len() as u64;
+        slots.settled.push_back(false);
+        Some(Ticket { session: self.clone(), sequence })
+    }
+
+    fn settle(&self, sequence: u64) {
+        let mut slots = self.slots.lock().expect("invariant: no panic under this lock");
+        let place = usize::try_from(sequence - slots.first).expect("invariant: the window fits into memory");
+        slots.settled[place] = true;
+        while slots.settled.front() == Some(&true) {
+            slots.settled.pop_front();
+            slots.first += 1;
+        }
+    }
+}
+
+/// The place of one write in its session. Dropping it settles the write: it is answered, or given up and must
+/// not be sent again.
+///
+/// A write that was given up while it was under way may still be applied, once; it is never applied after a
+/// later write of the session has told the table that this one is settled.
+#[derive(Debug)]
+pub struct Ticket {
+    session: Arc<Session>,
+    sequence: u64,
+}
+
+impl Ticket {
+    /// What to send with the write. Asked for every attempt anew: others may have been settled meanwhile.
+    pub fn slot(&self) -> SessionSlot {
+        let slots = self.session.slots.lock().expect("invariant: no panic under this lock");
+        SessionSlot { session: self.session.id, sequence: self.sequence, first_unanswered: slots.first }
+    }
+
+    /// The session it belongs to.
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.session.settle(self.sequence);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_unanswered_follows_the_gaps() {
+        let session = Session::new(7, 3);
+        let (one, two, three) =
+            (session.begin().unwrap(), session.begin().unwrap(), session.begin().unwrap());
+        assert!(session.begin().is_none(), "the window is full");
+        assert_eq!(two.slot(), SessionSlot { session: 7, sequence: 2, first_unanswered: 1 });
+        drop(two);
+        assert!(session.begin().is_none(), "1 is still unanswered");
+        drop(one);
+        assert_eq!(three.slot(), SessionSlot { session: 7, sequence: 3, first_unanswered: 3 });
+        let four = session.begin().unwrap();
+        drop(three);
+        assert_eq!(four.slot(), SessionSlot { session: 7, sequence: 4, first_unanswered: 4 });
+    }
+}
