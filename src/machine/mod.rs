@@ -4,9 +4,11 @@
 //! machine that reads any of those gives different states on different nodes, and no protocol can
 //! repair that. Time and position reach a command through its [`ApplyContext`].
 //!
-//! [`kv`] is the machine the server hosts; the embedding examples bring their own.
+//! [`kv`] is the machine the server hosts; the embedding examples bring their own. [`sessions`] stands in front
+//! of whichever machine it is.
 
 pub mod kv;
+pub mod sessions;
 
 use std::io::{self, Read, Write};
 
