@@ -2,7 +2,9 @@
 //!
 //! - [`EngineConfig`]: what a node needs to know before it starts;
 //! - `formation`: how a cluster comes into being, once;
+//! - `writes`: admission, sessions, acknowledgement levels;
 //! - `reads`: linearizable reads that share one confirmation of leadership;
+//! - `wake`: commands that the machine asked for in advance, such as the expiry of keys;
 //! - `compaction`: when snapshots are taken and the log is cut.
 //!
 //! # Promises
@@ -22,22 +24,24 @@ mod config;
 mod formation;
 mod reads;
 mod status;
+mod wake;
+mod writes;
 
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 pub use config::{EngineConfig, Limits, SnapshotPolicy, Timing};
-pub use status::{NodeState, ReadOutcome, Status, Written};
+pub use status::{NodeState, ReadOutcome, Status};
+pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, WriteOptions, Written};
 
-use crate::error::{FatalError, OpenError, ReadError, StorageError, WriteError};
+use crate::error::{FatalError, OpenError, ReadError, StorageError};
 use crate::machine::StateMachine;
 use crate::raft::apply::Applier;
-use crate::raft::core::{Core, CoreConfig, NoReadIndex, Parts, Proposed};
-use crate::raft::envelope::{self, Header};
+use crate::raft::core::{Core, CoreConfig, NoReadIndex, Parts};
 use crate::raft::network::client::{Caller, PeerClients};
 use crate::raft::network::grpc::{self, GrpcTransport};
 use crate::raft::network::service::Callee;
@@ -225,52 +229,6 @@ impl<M: StateMachine> Engine<M> {
         self.inner.core.door()
     }
 
-    /// Writes: returns once `command` is committed by a quorum and applied here.
-    ///
-    /// # Errors
-    /// See [`WriteError`]; [`WriteError::maybe_applied`] says whether a retry could apply twice.
-    pub async fn write(&self, command: M::Command) -> Result<Written<M::Reply>, WriteError> {
-        let (done, outcome) = oneshot::channel();
-        self.propose(command, move |result| {
-            // The caller may have given up.
-            let _ = done.send(result);
-        })
-        .await;
-        outcome.await.unwrap_or_else(|_| Err(self.stopped_write()))
-    }
-
-    /// Proposes `command` and returns; `done` is called exactly once with the outcome, on an engine task
-    /// that must not be blocked. Waits only while the queue of proposals is full. Commands proposed one
-    /// after the other by one task enter the log in that order.
-    pub async fn propose<F>(&self, command: M::Command, done: F)
-    where
-        F: FnOnce(Result<Written<M::Reply>, WriteError>) + Send + 'static,
-    {
-        let inner = &self.inner;
-        let header = Header { time_ms: runtime::unix_time_ms(), ..Header::default() };
-        let command = match envelope::seal(header, &command) {
-            Ok(command) => command,
-            Err(error) => return done(Err(WriteError::Unencodable { reason: error.to_string() })),
-        };
-        let (bytes, limits) = (command.len(), &inner.config.limits);
-        if bytes > limits.max_command_bytes {
-            return done(Err(WriteError::TooLarge { bytes, limit: limits.max_command_bytes }));
-        }
-        let inflight = inner.inflight_bytes.clone();
-        if inflight.fetch_add(bytes, Ordering::Relaxed) + bytes > limits.max_inflight_bytes {
-            inflight.fetch_sub(bytes, Ordering::Relaxed);
-            return done(Err(WriteError::Overloaded));
-        }
-        let fatal = inner.fatal.clone();
-        inner
-            .core
-            .propose(command, move |outcome| {
-                inflight.fetch_sub(bytes, Ordering::Relaxed);
-                done(write_outcome(outcome, &fatal));
-            })
-            .await;
-    }
-
     /// Answers `query` at `level`.
     ///
     /// # Errors
@@ -418,10 +376,6 @@ impl<M: StateMachine> Engine<M> {
             tracing::warn!(successor, "nobody took the lead in time");
         }
     }
-
-    fn stopped_write(&self) -> WriteError {
-        write_stopped(&self.inner.fatal)
-    }
 }
 
 /// Runs `task` until it ends or the node stops.
@@ -479,30 +433,6 @@ fn core_config(config: &EngineConfig) -> CoreConfig {
         election_timeout_min_ms: config.timing.election_timeout_min_ms,
         election_timeout_max_ms: config.timing.election_timeout_max_ms,
         message_bytes: config.limits.append_message_bytes,
-    }
-}
-
-fn write_stopped(fatal: &watch::Sender<Option<FatalError>>) -> WriteError {
-    let reason = match &*fatal.borrow() {
-        Some(fatal) => fatal.to_string(),
-        None => "the node is shutting down".to_owned(),
-    };
-    // The command may have reached the log, and a peer, before.
-    WriteError::Stopped { reason, maybe_applied: true }
-}
-
-fn write_outcome<R: serde::de::DeserializeOwned>(
-    outcome: Proposed,
-    fatal: &watch::Sender<Option<FatalError>>,
-) -> Result<Written<R>, WriteError> {
-    match outcome {
-        Proposed::Applied { log_id, reply } => {
-            let reply = envelope::decode(&reply).expect("invariant: this node has just encoded the reply");
-            Ok(Written { log_id, reply })
-        }
-        Proposed::NotLeader(leader) => Err(WriteError::NotLeader { leader }),
-        Proposed::Interrupted(leader) => Err(WriteError::Interrupted { leader }),
-        Proposed::Stopped => Err(write_stopped(fatal)),
     }
 }
 

@@ -84,6 +84,20 @@ pub trait StateMachine: Send + Sync + 'static {
         None
     }
 
+    /// When, in log time (milliseconds since the Unix epoch), the command [`wake`](Self::wake) is due; asked
+    /// after every batch, so it must be cheap. `None`: never.
+    fn next_wake_ms(&self) -> Option<u64> {
+        None
+    }
+
+    /// The command that the leader proposes once that time has come. `None` for machines that never wake.
+    fn wake() -> Option<Self::Command>
+    where
+        Self: Sized,
+    {
+        None
+    }
+
     /// A hash of the state: equal on two nodes that have applied the same entries, and in practice
     /// different otherwise. The default hashes what `write_snapshot` writes, which costs time
     /// proportional to the state on every call; a machine of size should keep a running hash.

@@ -9,6 +9,7 @@
 //! - [`apply`]: committed entries into the state machine, in batches;
 //! - [`published`]: how far that is, and views for readers;
 //! - [`snapshot`]: views of the state into files, off the apply path, and back;
+//! - [`held`]: which members are known to hold which entries;
 //! - [`network`]: messages between members, over any [`Transport`](network::Transport).
 //!
 //! What it does not do: decide when a cluster forms, whom to answer, or when a snapshot is due. That is
@@ -19,6 +20,7 @@ pub mod apply;
 mod conformance;
 pub mod core;
 pub mod envelope;
+pub mod held;
 pub mod log;
 pub mod network;
 pub mod published;

@@ -59,6 +59,8 @@ pub struct PeerService<M: StateMachine> {
     /// same snapshot at once, before the first one is durable.
     installing: Arc<tokio::sync::Mutex<()>>,
     heard: Arc<LastHeard>,
+    /// Until when this node elects nobody: see [`PeerService::new`].
+    silent_until: Instant,
 }
 
 /// When the leader was last heard.
@@ -84,18 +86,24 @@ impl<M: StateMachine> Clone for PeerService<M> {
             snapshots: self.snapshots.clone(),
             installing: self.installing.clone(),
             heard: self.heard.clone(),
+            silent_until: self.silent_until,
         }
     }
 }
 
 impl<M: StateMachine> PeerService<M> {
     /// A service that answers as `callee`.
+    ///
+    /// For the length of `lease` it grants no vote, unless the leader itself has asked for the election: before it
+    /// was restarted this node may have confirmed a leader, which relies on not being replaced meanwhile.
     pub fn new(
         callee: Callee,
         raft: Raft<TypeConfig, Applier<M>>,
         snapshots: Arc<dyn SnapshotStore>,
+        lease: Duration,
     ) -> Self {
-        Self { callee, raft, snapshots, installing: Arc::default(), heard: Arc::default() }
+        let silent_until = Instant::now() + lease;
+        Self { callee, raft, snapshots, installing: Arc::default(), heard: Arc::default(), silent_until }
     }
 
     /// When this node last heard its leader.
@@ -124,11 +132,13 @@ impl<M: StateMachine> PeerService<M> {
             }
             request::Body::Vote(vote) => {
                 let vote = wire::from_vote_request(from, vote).map_err(|e| failed(&e))?;
+                self.check_silence(vote.leadership_transfer)?;
                 let response = self.raft.vote(vote).await.map_err(|e| failed(&e))?;
                 Ok(response::Body::Vote(wire::vote_response(response)))
             }
             request::Body::PreVote(vote) => {
                 let vote = wire::from_vote_request(from, vote).map_err(|e| failed(&e))?;
+                self.check_silence(false)?;
                 let response = self.raft.pre_vote(vote).await.map_err(|e| failed(&e))?;
                 Ok(response::Body::Vote(wire::vote_response(response)))
             }
@@ -140,6 +150,13 @@ impl<M: StateMachine> PeerService<M> {
             request::Body::ReadIndex(_) | request::Body::Announce(_) => Err("not known".to_owned()),
             request::Body::Hello(_) => Err("a handshake in the middle of a connection".to_owned()),
             request::Body::Snapshot(_) => Err("invariant: pieces are taken out before".to_owned()),
+        }
+    }
+
+    fn check_silence(&self, leadership_transfer: bool) -> Result<(), String> {
+        match leadership_transfer || Instant::now() >= self.silent_until {
+            true => Ok(()),
+            false => Err("this node was restarted a moment ago; a leader may still rely on it".to_owned()),
         }
     }
 
