@@ -2,7 +2,6 @@
 //!
 //! - [`EngineConfig`]: what a node needs to know before it starts;
 //! - `formation`: how a cluster comes into being, once;
-//! - `reads`: linearizable reads that share one confirmation of leadership;
 //! - `compaction`: when snapshots are taken and the log is cut.
 //!
 //! # Promises
@@ -20,7 +19,6 @@
 mod compaction;
 mod config;
 mod formation;
-mod reads;
 mod status;
 
 use std::net::TcpListener;
@@ -28,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use config::{EngineConfig, Limits, SnapshotPolicy, Timing};
 pub use status::{NodeState, ReadOutcome, Status, Written};
@@ -38,6 +36,7 @@ use crate::machine::StateMachine;
 use crate::raft::apply::Applier;
 use crate::raft::core::{Core, CoreConfig, NoReadIndex, Parts, Proposed};
 use crate::raft::envelope::{self, Header};
+use crate::raft::network::addresses::Addresses;
 use crate::raft::network::client::{Caller, PeerClients};
 use crate::raft::network::grpc::{self, GrpcTransport};
 use crate::raft::network::service::Callee;
@@ -68,7 +67,6 @@ struct Inner<M: StateMachine> {
     core: Core<M>,
     own: Member,
     config: EngineConfig,
-    reads: reads::ReadIndexes,
     inflight_bytes: Arc<AtomicUsize>,
     state: watch::Receiver<NodeState>,
     fatal: watch::Sender<Option<FatalError>>,
@@ -164,8 +162,10 @@ impl<M: StateMachine> Engine<M> {
             cluster: config.cluster.clone(),
             node_id: config.node_id,
             incarnation,
+            addresses: Arc::new(Addresses::new(config.initial_members.clone())),
             fenced: fenced.clone(),
         };
+        let (announcements, _) = mpsc::channel(1);
         let callee = Callee {
             cluster: config.cluster.clone(),
             node_id: config.node_id,
@@ -174,6 +174,7 @@ impl<M: StateMachine> Engine<M> {
             client_address: config.client_advertise.clone(),
             founders: config.initial_members.clone(),
             fenced,
+            announcements,
         };
         let own = Member {
             peer: config.peer_advertise.clone(),
@@ -202,21 +203,9 @@ impl<M: StateMachine> Engine<M> {
             status::run(core.clone(), config.node_id, state_tx, fatal.clone(), stopping.clone()),
         );
         until_stopped(&stop, stop_when_fatal(core.clone(), fatal.subscribe()));
-        let reads = reads::ReadIndexes::start(core.clone(), config.timing.patience());
         let inflight_bytes = Arc::new(AtomicUsize::new(0));
-        let inner = Inner {
-            core,
-            own,
-            config,
-            reads,
-            inflight_bytes,
-            state,
-            fatal,
-            stopping,
-            stop,
-            released,
-            log_stats,
-        };
+        let inner =
+            Inner { core, own, config, inflight_bytes, state, fatal, stopping, stop, released, log_stats };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -281,7 +270,7 @@ impl<M: StateMachine> Engine<M> {
         }
         let mut index = None;
         if level == ReadLevel::Linearizable {
-            index = Some(self.inner.reads.next().await.map_err(|error| match error {
+            index = Some(self.inner.core.shared_read_index().await.map_err(|error| match error {
                 NoReadIndex::NotLeader(leader) => ReadError::NotLeader { leader },
                 NoReadIndex::NoQuorum(reason) => ReadError::NoQuorum { reason },
                 NoReadIndex::Stopped(reason) => ReadError::Stopped { reason },

@@ -8,12 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::errors::{
-    ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
-};
+use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::raft::ClientWriteResult;
 use openraft::type_config::alias::WatchReceiverOf;
-use openraft::{Config, Raft, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
+use openraft::{Config, Raft, RaftMetrics, ServerState, SnapshotPolicy};
 
 use super::apply::Applier;
 use super::log::RaftLog;
@@ -21,7 +19,9 @@ use super::network::PeerDoor;
 use super::network::client::PeerClients;
 use super::network::service::{Callee, LastHeard, PeerService};
 use super::published::{Applied, Published};
-use super::type_config::{self, Command, Responder, TypeConfig};
+pub use super::read_index::NoReadIndex;
+use super::read_index::ReadIndexes;
+use super::type_config::{self, Command, Responder, TypeConfig, leader};
 use crate::error::Leader;
 use crate::machine::StateMachine;
 use crate::storage::{LogStore, SnapshotStore};
@@ -81,17 +81,6 @@ pub enum Proposed {
     Stopped,
 }
 
-/// Why there is no read index.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NoReadIndex {
-    /// This node does not lead.
-    NotLeader(Option<Leader>),
-    /// A quorum did not confirm that it leads.
-    NoQuorum(String),
-    /// The core has stopped.
-    Stopped(String),
-}
-
 /// The core's view of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metrics {
@@ -127,6 +116,7 @@ pub struct Core<M: StateMachine> {
     published: Arc<Published<M::View>>,
     door: Arc<dyn PeerDoor>,
     heard: Arc<LastHeard>,
+    reads: ReadIndexes,
     purge_mark: Arc<AtomicU64>,
     /// A leader not heard of for this long may have been replaced.
     lease: Duration,
@@ -139,6 +129,7 @@ impl<M: StateMachine> Clone for Core<M> {
             published: self.published.clone(),
             door: self.door.clone(),
             heard: self.heard.clone(),
+            reads: self.reads.clone(),
             purge_mark: self.purge_mark.clone(),
             lease: self.lease,
         }
@@ -160,10 +151,11 @@ impl<M: StateMachine> Core<M> {
             .map_err(|error| error.to_string())?;
         // The core reports its state before it answers: from here on peers are checked against the membership.
         raft.is_initialized().await.map_err(|error| error.to_string())?;
-        let service = PeerService::new(parts.callee, raft.clone(), parts.snapshots);
-        let heard = service.last_heard();
         let lease = Duration::from_millis(config.election_timeout_max_ms.saturating_mul(2));
-        Ok(Self { raft, published, door: Arc::new(service), heard, purge_mark, lease })
+        let reads = ReadIndexes::start(raft.clone(), lease);
+        let service = PeerService::new(parts.callee, raft.clone(), parts.snapshots, reads.clone());
+        let heard = service.last_heard();
+        Ok(Self { raft, published, door: Arc::new(service), heard, reads, purge_mark, lease })
     }
 
     /// What this node shows to its peers.
@@ -211,21 +203,12 @@ impl<M: StateMachine> Core<M> {
     }
 
     /// An index such that a state that has applied it has seen every write acknowledged before this call
-    /// (Raft thesis, §6.4).
+    /// (Raft thesis, §6.4). Costs a round of heartbeats, shared by all who ask at the same time, peers included.
     ///
     /// # Errors
     /// See [`NoReadIndex`].
-    pub async fn read_index(&self) -> Result<u64, NoReadIndex> {
-        match self.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
-            Ok((read, _)) => Ok(read.log_id().index),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-                Err(NoReadIndex::NotLeader(leader(forward)))
-            }
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(quorum))) => {
-                Err(NoReadIndex::NoQuorum(quorum.to_string()))
-            }
-            Err(RaftError::Fatal(fatal)) => Err(NoReadIndex::Stopped(fatal.to_string())),
-        }
+    pub async fn shared_read_index(&self) -> Result<u64, NoReadIndex> {
+        self.reads.next().await
     }
 
     /// Whether the log or the vote shows that this node belongs to a cluster.
@@ -330,13 +313,6 @@ fn raft_config(config: &CoreConfig) -> Result<Config, String> {
     }
     .validate()
     .map_err(|error| error.to_string())
-}
-
-fn leader(forward: ForwardToLeader<TypeConfig>) -> Option<Leader> {
-    match (forward.leader_id, forward.leader_node) {
-        (Some(node_id), Some(member)) => Some(Leader { node_id, client: member.client }),
-        _ => None,
-    }
 }
 
 fn proposed(result: ClientWriteResult<TypeConfig>) -> Proposed {
