@@ -3,7 +3,7 @@
 //! - [`EngineConfig`]: what a node needs to know before it starts;
 //! - `formation`: how a cluster comes into being, once;
 //! - `writes`: admission, sessions, acknowledgement levels;
-//! - `reads`: linearizable reads that share one confirmation of leadership;
+//! - `reads`: how fresh the state must be that answers;
 //! - `wake`: commands that the machine asked for in advance, such as the expiry of keys;
 //! - `compaction`: when snapshots are taken and the log is cut.
 //!
@@ -32,24 +32,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 pub use config::{EngineConfig, Limits, SnapshotPolicy, Timing};
 pub use status::{NodeState, ReadOutcome, Status};
 pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, WriteOptions, Written};
 
-use crate::error::{FatalError, OpenError, ReadError, StorageError};
+use crate::error::{FatalError, OpenError, StorageError};
 use crate::machine::StateMachine;
 use crate::raft::apply::Applier;
-use crate::raft::core::{Core, CoreConfig, NoReadIndex, Parts};
+use crate::raft::core::{Core, CoreConfig, Parts};
+use crate::raft::network::addresses::Addresses;
 use crate::raft::network::client::{Caller, PeerClients};
 use crate::raft::network::grpc::{self, GrpcTransport};
 use crate::raft::network::service::Callee;
+use crate::raft::network::upstream::Upstream;
 use crate::raft::network::{PeerDoor, Transport};
-use crate::raft::published::Applied;
 use crate::runtime::{self, offload};
 use crate::storage::{DataDir, LogStats, LogStore, SledOptions, SledStore, SnapshotDir, SnapshotStore};
-use crate::types::{Incarnation, LogId, Member, ReadLevel, Role};
+use crate::types::{Incarnation, LogId, Member, Role};
 
 /// One node of a replicated state machine. Cheap to clone; all clones are the same node.
 pub struct Engine<M: StateMachine> {
@@ -73,7 +74,7 @@ struct Inner<M: StateMachine> {
     own: Member,
     config: EngineConfig,
     reads: reads::ReadIndexes,
-    inflight_bytes: Arc<AtomicUsize>,
+    inflight_bytes: AtomicUsize,
     state: watch::Receiver<NodeState>,
     fatal: watch::Sender<Option<FatalError>>,
     /// Set when the node is asked to stop, so that the end of its core is no surprise.
@@ -168,8 +169,10 @@ impl<M: StateMachine> Engine<M> {
             cluster: config.cluster.clone(),
             node_id: config.node_id,
             incarnation,
+            addresses: Arc::new(Addresses::new(config.initial_members.clone())),
             fenced: fenced.clone(),
         };
+        let (announcements, _) = mpsc::channel(1);
         let callee = Callee {
             cluster: config.cluster.clone(),
             node_id: config.node_id,
@@ -178,6 +181,7 @@ impl<M: StateMachine> Engine<M> {
             client_address: config.client_advertise.clone(),
             founders: config.initial_members.clone(),
             fenced,
+            announcements,
         };
         let own = Member {
             peer: config.peer_advertise.clone(),
@@ -185,6 +189,7 @@ impl<M: StateMachine> Engine<M> {
             incarnation,
         };
         let clients = PeerClients::new(caller.clone(), transport.clone());
+        let upstream = Upstream::new(caller.clone(), transport.clone());
         let core_parts = Parts { log, snapshots, applier, clients, callee };
         let core = Core::start(&core_config(&config), core_parts).await.map_err(OpenError::Core)?;
 
@@ -206,75 +211,27 @@ impl<M: StateMachine> Engine<M> {
             status::run(core.clone(), config.node_id, state_tx, fatal.clone(), stopping.clone()),
         );
         until_stopped(&stop, stop_when_fatal(core.clone(), fatal.subscribe()));
-        let reads = reads::ReadIndexes::start(core.clone(), config.timing.patience());
-        let inflight_bytes = Arc::new(AtomicUsize::new(0));
-        let inner = Inner {
+        let reads = reads::ReadIndexes::start(core.clone(), upstream, config.timing.patience());
+        let inner = Arc::new(Inner {
             core,
             own,
             config,
             reads,
-            inflight_bytes,
+            inflight_bytes: AtomicUsize::new(0),
             state,
             fatal,
             stopping,
             stop,
             released,
             log_stats,
-        };
-        Ok(Self { inner: Arc::new(inner) })
+        });
+        until_stopped(&inner.stop, wake::run(Arc::downgrade(&inner)));
+        Ok(Self { inner })
     }
 
     /// What this node shows to its peers; for those who bring their own transport.
     pub fn peer_door(&self) -> Arc<dyn PeerDoor> {
         self.inner.core.door()
-    }
-
-    /// Answers `query` at `level`.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub async fn read(&self, query: M::Query, level: ReadLevel) -> Result<ReadOutcome<M::Answer>, ReadError> {
-        if let Some(fatal) = &*self.inner.fatal.borrow() {
-            return Err(ReadError::Stopped { reason: fatal.to_string() });
-        }
-        let mut index = None;
-        if level == ReadLevel::Linearizable {
-            index = Some(self.inner.reads.next().await.map_err(|error| match error {
-                NoReadIndex::NotLeader(leader) => ReadError::NotLeader { leader },
-                NoReadIndex::NoQuorum(reason) => ReadError::NoQuorum { reason },
-                NoReadIndex::Stopped(reason) => ReadError::Stopped { reason },
-            })?);
-        }
-        let applied = self.view(index).await?;
-        Ok(ReadOutcome { applied: applied.progress.log_id, answer: M::query(&applied.view, query) })
-    }
-
-    /// A view of what is applied now, or once entry `index` is, which a leader may have read before it was
-    /// committed.
-    async fn view(&self, index: Option<u64>) -> Result<Arc<Applied<M::View>>, ReadError> {
-        let inner = &self.inner;
-        let (mut fatal, mut stop) = (inner.fatal.subscribe(), inner.stop.subscribe());
-        let patience = inner.config.timing.patience();
-        let view = async {
-            if let Some(index) = index {
-                inner.core.published().wait_applied(index).await;
-            }
-            inner.core.view().await
-        };
-        tokio::select! {
-            biased;
-            view = view => Ok(view),
-            _ = fatal.wait_for(Option::is_some) => {
-                let reason = inner.fatal.borrow().as_ref().map(ToString::to_string).unwrap_or_default();
-                Err(ReadError::Stopped { reason })
-            }
-            _ = stop.wait_for(|stop| *stop) => {
-                Err(ReadError::Stopped { reason: "the node is shutting down".to_owned() })
-            }
-            () = tokio::time::sleep(patience) => {
-                Err(ReadError::NoQuorum { reason: format!("the state was not that far after {patience:?}") })
-            }
-        }
     }
 
     /// The node's state at this moment.
@@ -297,7 +254,8 @@ impl<M: StateMachine> Engine<M> {
             Some(hash) => hash,
             None => {
                 // A node that has stopped tells what it last showed.
-                let applied = self.view(None).await.unwrap_or_else(|_| inner.core.published().last_view());
+                let deadline = tokio::time::Instant::now() + inner.config.timing.patience();
+                let applied = inner.view(None, deadline).await.unwrap_or_else(|_| inner.core.published().last_view());
                 progress = applied.progress;
                 offload(move || M::state_hash(&applied.view)).await
             }

@@ -9,12 +9,10 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::errors::{
-    ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
-};
+use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::raft::ClientWriteResult;
 use openraft::type_config::alias::WatchReceiverOf;
-use openraft::{Config, LinearizerOption, Raft, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
+use openraft::{Config, LinearizerOption, Raft, RaftMetrics, ServerState, SnapshotPolicy};
 
 use super::apply::Applier;
 use super::held::Held;
@@ -23,7 +21,9 @@ use super::network::PeerDoor;
 use super::network::client::PeerClients;
 use super::network::service::{Callee, LastHeard, PeerService};
 use super::published::{Applied, Published};
-use super::type_config::{self, Answer, Command, OnFlushed, Responder, TypeConfig};
+pub use super::read_index::NoReadIndex;
+use super::read_index::{self, ReadIndexes};
+use super::type_config::{self, Answer, Command, OnFlushed, Responder, TypeConfig, leader};
 use crate::error::Leader;
 use crate::machine::StateMachine;
 use crate::storage::{LogStore, SnapshotStore};
@@ -90,17 +90,6 @@ pub enum Proposed {
     Stopped,
 }
 
-/// Why there is no read index.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NoReadIndex {
-    /// This node does not lead.
-    NotLeader(Option<Leader>),
-    /// A quorum did not confirm that it leads.
-    NoQuorum(String),
-    /// The core has stopped.
-    Stopped(String),
-}
-
 /// The core's view of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metrics {
@@ -136,6 +125,7 @@ pub struct Core<M: StateMachine> {
     published: Arc<Published<M::View>>,
     door: Arc<dyn PeerDoor>,
     heard: Arc<LastHeard>,
+    reads: ReadIndexes,
     purge_mark: Arc<AtomicU64>,
     held: Arc<Held>,
     admission: Arc<Admission>,
@@ -150,6 +140,7 @@ impl<M: StateMachine> Clone for Core<M> {
             published: self.published.clone(),
             door: self.door.clone(),
             heard: self.heard.clone(),
+            reads: self.reads.clone(),
             purge_mark: self.purge_mark.clone(),
             held: self.held.clone(),
             admission: self.admission.clone(),
@@ -175,17 +166,19 @@ impl<M: StateMachine> Core<M> {
         // The core reports its state before it answers: from here on peers are checked against the membership.
         raft.is_initialized().await.map_err(|error| error.to_string())?;
         let voter_lease = Duration::from_millis(config.election_timeout_max_ms);
-        let service = PeerService::new(parts.callee, raft.clone(), parts.snapshots, voter_lease);
+        let lease = voter_lease.saturating_mul(2);
+        let reads = ReadIndexes::start(raft.clone(), lease);
+        let service =
+            PeerService::new(parts.callee, raft.clone(), parts.snapshots, reads.clone(), voter_lease);
         let heard = service.last_heard();
-        let lease = Duration::from_millis(config.election_timeout_max_ms.saturating_mul(2));
         let admission = Arc::new(Admission {
             metrics: raft.metrics(),
-            lease: Duration::from_millis(config.election_timeout_max_ms),
+            lease: voter_lease,
             since: Mutex::new((0, Instant::now())),
             void_lease_term: AtomicU64::new(0),
         });
         let door = Arc::new(service);
-        Ok(Self { raft, published, door, heard, purge_mark, held, admission, lease })
+        Ok(Self { raft, published, door, heard, reads, purge_mark, held, admission, lease })
     }
 
     /// What this node shows to its peers.
@@ -267,7 +260,7 @@ impl<M: StateMachine> Core<M> {
         metrics.membership_config.voter_ids().collect()
     }
 
-    /// As [`read_index`](Self::read_index), without asking anybody: a quorum answered a short while ago, and no
+    /// As [`shared_read_index`](Self::shared_read_index), without asking anybody: a quorum answered a short while ago, and no
     /// voter that did so elects another leader before this one's lease is over (Raft thesis, §6.4.1).
     ///
     /// The lease is a tenth shorter than what voters wait for, in case their clocks run faster. A voter that was
@@ -279,7 +272,7 @@ impl<M: StateMachine> Core<M> {
     pub async fn lease_index(&self) -> Result<u64, NoReadIndex> {
         let lease = self.admission.lease.mul_f64(LEASE_SHARE);
         let option = LinearizerOption::new(Some(lease), false).with_wait_timeout(Duration::ZERO);
-        let index = self.read_index_by(option).await?;
+        let index = read_index::ask(&self.raft, option).await?;
         // Looked at last: a transfer that began before this was seen is a transfer that ends after this read.
         if self.admission.is_lease_void() {
             return Err(NoReadIndex::NoQuorum("leadership is being handed over".to_owned()));
@@ -288,25 +281,12 @@ impl<M: StateMachine> Core<M> {
     }
 
     /// An index such that a state that has applied it has seen every write acknowledged before this call
-    /// (Raft thesis, §6.4).
+    /// (Raft thesis, §6.4). Costs a round of heartbeats, shared by all who ask at the same time, peers included.
     ///
     /// # Errors
     /// See [`NoReadIndex`].
-    pub async fn read_index(&self) -> Result<u64, NoReadIndex> {
-        self.read_index_by(ReadPolicy::ReadIndex.into()).await
-    }
-
-    async fn read_index_by(&self, option: LinearizerOption) -> Result<u64, NoReadIndex> {
-        match self.raft.get_read_log_id(option).await {
-            Ok((read, _)) => Ok(read.log_id().index),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-                Err(NoReadIndex::NotLeader(leader(forward)))
-            }
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(quorum))) => {
-                Err(NoReadIndex::NoQuorum(quorum.to_string()))
-            }
-            Err(RaftError::Fatal(fatal)) => Err(NoReadIndex::Stopped(fatal.to_string())),
-        }
+    pub async fn shared_read_index(&self) -> Result<u64, NoReadIndex> {
+        self.reads.next().await
     }
 
     /// Whether the log or the vote shows that this node belongs to a cluster.
@@ -459,13 +439,6 @@ fn raft_config(config: &CoreConfig) -> Result<Config, String> {
     }
     .validate()
     .map_err(|error| error.to_string())
-}
-
-fn leader(forward: ForwardToLeader<TypeConfig>) -> Option<Leader> {
-    match (forward.leader_id, forward.leader_node) {
-        (Some(node_id), Some(member)) => Some(Leader { node_id, client: member.client }),
-        _ => None,
-    }
 }
 
 fn proposed(result: ClientWriteResult<TypeConfig>) -> Proposed {

@@ -7,6 +7,7 @@
 //! - [`log`]: openraft's log storage on a [`LogStore`](crate::storage::LogStore);
 //! - [`core`]: the running core, behind our own types;
 //! - [`apply`]: committed entries into the state machine, in batches;
+//! - [`read_index`]: linearizable reads that share one confirmation of leadership;
 //! - [`published`]: how far that is, and views for readers;
 //! - [`snapshot`]: views of the state into files, off the apply path, and back;
 //! - [`held`]: which members are known to hold which entries;
@@ -24,5 +25,6 @@ pub mod held;
 pub mod log;
 pub mod network;
 pub mod published;
+pub mod read_index;
 pub mod snapshot;
 pub mod type_config;

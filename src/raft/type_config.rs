@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::RaftTypeConfig;
+use openraft::errors::ForwardToLeader;
 use openraft::raft::responder::Responder as RaftResponder;
 use openraft::type_config::AsyncRuntime;
 use openraft::vote::{RaftLeaderId, RaftLeaderIdExt as _};
 use openraft_rt_tokio::TokioRuntime;
 use rand::{SeedableRng, rngs::SmallRng};
 
+use crate::error::Leader;
 use crate::machine::sessions::SessionRefusal;
 use crate::runtime;
 use crate::types::{self, Member, NodeId};
@@ -249,6 +251,14 @@ pub fn vote(vote: types::Vote) -> Vote {
 /// Our form of `vote`.
 pub fn from_vote(vote: &Vote) -> types::Vote {
     types::Vote { term: vote.leader_id.term, node_id: vote.leader_id.voted_for, committed: vote.committed }
+}
+
+/// Who leads instead, according to openraft.
+pub fn leader(forward: ForwardToLeader<TypeConfig>) -> Option<Leader> {
+    match (forward.leader_id, forward.leader_node) {
+        (Some(node_id), Some(member)) => Some(Leader { node_id, client: member.client }),
+        _ => None,
+    }
 }
 
 /// openraft's form of `membership`.

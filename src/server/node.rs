@@ -23,6 +23,12 @@ pub(super) trait KvNode: Clone + Send + Sync + 'static {
 
     fn close_session(&self, session: u64) -> impl Future<Output = Result<LogId, WriteError>> + Send;
 
+    fn write(
+        &self,
+        command: KvCommand,
+        options: WriteOptions,
+    ) -> impl Future<Output = Result<Acknowledged<KvReply>, WriteError>> + Send;
+
     fn read(
         &self,
         query: KvQuery,
@@ -42,6 +48,14 @@ impl KvNode for Engine<KvMachine> {
         F: FnOnce(Result<Acknowledged<KvReply>, WriteError>) + Send + 'static,
     {
         Engine::propose(self, command, options, done).await;
+    }
+
+    async fn write(
+        &self,
+        command: KvCommand,
+        options: WriteOptions,
+    ) -> Result<Acknowledged<KvReply>, WriteError> {
+        Engine::write_with(self, command, options).await
     }
 
     async fn open_session(&self, ttl_ms: u64) -> Result<LogId, WriteError> {

@@ -93,7 +93,12 @@ fn no_seed_loses_a_write() {
     // A run in which nothing went wrong would prove nothing.
     for (what, happened, at_least) in [
         ("acknowledged writes", did.acknowledged, 50 * count),
-        ("linearizable reads", did.reads, 10 * count),
+        ("reads", did.reads, 10 * count),
+        ("linearizable reads on followers", did.follower_reads, 5 * count),
+        ("lease reads", did.lease_reads, count),
+        ("bounded reads", did.bounded_reads, count),
+        ("exactly-once writes", did.counted, 20 * count),
+        ("exactly-once writes that had to be repeated", did.repeated, count / 4),
         ("crashes", did.crashes, count),
         ("orderly stops", did.stops, count / 4),
         ("lost messages", did.lost, 10 * count),

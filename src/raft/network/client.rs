@@ -25,6 +25,7 @@ use openraft::storage::Snapshot;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep};
 
+use super::addresses::Addresses;
 use super::wire::{self, Malformed};
 use super::{Connection, DialError, PROTOCOL_VERSION, Purpose, Refusal, Target, Transport};
 use crate::proto::peer::{Hello, Request, Response, SnapshotPiece, request, response};
@@ -61,6 +62,8 @@ pub struct Caller {
     pub node_id: NodeId,
     /// Its data directory.
     pub incarnation: Incarnation,
+    /// Where to dial members.
+    pub addresses: Arc<Addresses>,
     /// Called when a peer knows this node with another data directory.
     pub fenced: Arc<dyn Fn(Incarnation) + Send + Sync>,
 }
@@ -110,8 +113,8 @@ impl PeerClients {
 
     fn client(&self, node_id: NodeId, member: &Member, purpose: Purpose) -> PeerClient {
         PeerClient {
-            target: Target { node_id, address: member.peer.clone() },
-            incarnation: member.incarnation,
+            node_id,
+            member: member.clone(),
             purpose,
             clients: self.clone(),
             dialling: None,
@@ -140,8 +143,8 @@ impl RaftNetworkFactory<TypeConfig> for PeerClients {
 
 /// Sends one peer's messages for one purpose.
 pub struct PeerClient {
-    target: Target,
-    incarnation: Incarnation,
+    node_id: NodeId,
+    member: Member,
     purpose: Purpose,
     clients: PeerClients,
     dialling: Option<oneshot::Receiver<Result<Connection, DialError>>>,
@@ -195,14 +198,20 @@ impl PeerClient {
 
     fn dial(&self) -> oneshot::Receiver<Result<Connection, DialError>> {
         let (done, outcome) = oneshot::channel();
-        let hello = self.clients.caller.hello(self.target.node_id, Some(self.incarnation));
-        let dial = self.clients.transport.connect(self.target.clone(), hello, self.purpose);
-        let (target, fenced) = (self.target.clone(), self.clients.caller.fenced.clone());
+        let caller = &self.clients.caller;
+        let addresses = caller.addresses.clone();
+        let target = Target { node_id: self.node_id, address: addresses.of(self.node_id, &self.member) };
+        let hello = caller.hello(self.node_id, Some(self.member.incarnation));
+        let dial = self.clients.transport.connect(target.clone(), hello, self.purpose);
+        let fenced = caller.fenced.clone();
         runtime::spawn(async move {
             let result = match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
                 Ok(result) => result,
                 Err(_) => Err(DialError::Unreachable(format!("no answer within {DIAL_TIMEOUT:?}"))),
             };
+            if result.is_err() {
+                addresses.failed(target.node_id, &target.address);
+            }
             match &result {
                 Err(DialError::Refused(refusal)) => {
                     tracing::warn!(node = target.node_id, address = %target.address, %refusal, "peer refused this node");
@@ -507,13 +516,13 @@ where
                 self.client.accepted = asked.last.max(self.client.accepted);
                 if let Some(last) = &asked.last {
                     let held = &self.client.clients.held;
-                    held.note(self.client.target.node_id, crate::raft::type_config::from_log_id(last));
+                    held.note(self.client.node_id, crate::raft::type_config::from_log_id(last));
                 }
                 self.check_purge(asked.last)
             }
             Err(StreamAppendError::Conflict(at)) if Some(*at) == asked.previous => {
                 if asked.previous <= self.client.accepted {
-                    let node_id = self.client.target.node_id;
+                    let node_id = self.client.node_id;
                     tracing::error!(node_id, conflict = %at, "a peer no longer has entries that it had accepted");
                     return Err(unreachable("the peer has lost entries that it had accepted"));
                 }

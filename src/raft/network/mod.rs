@@ -1,10 +1,12 @@
 //! Messages between the members of a cluster.
 //!
-//! Three connections per peer, so that none delays another: appends, heartbeats and snapshots. Each
-//! begins with a handshake in which both sides name the cluster, the node and the incarnation they are
+//! Three connections per peer, so that none delays another: appends, heartbeats and snapshots; and one from every
+//! other member to the leader, for what members ask of it. Each begins with a handshake in which both sides name the cluster, the node and the incarnation they are
 //! and expect; after that the caller sends requests and the callee answers them, matched by id.
 //!
 //! - [`client`]: the calling side, what openraft sends through;
+//! - [`addresses`]: where members are dialled;
+//! - [`upstream`]: a node's own line to its leader;
 //! - [`service`]: the answering side;
 //! - [`wire`]: the message formats;
 //! - [`grpc`]: both over tonic. Simulation brings a transport of its own.
@@ -17,9 +19,11 @@
 //! overtakes another one or does not come in time. What a transport must not do is change messages or invent
 //! them.
 
+pub mod addresses;
 pub mod client;
 pub mod grpc;
 pub mod service;
+pub mod upstream;
 pub mod wire;
 
 use futures::future::BoxFuture;
@@ -29,7 +33,7 @@ pub use crate::proto::peer::{Hello, IdentifyRequest, IdentifyResponse, Request, 
 use crate::types::{Incarnation, NodeId};
 
 /// The version of the messages between members. Nodes of different versions refuse each other.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Requests a connection holds before its sender sees it as stalled.
 pub const CONNECTION_REQUESTS: usize = 256;
@@ -43,6 +47,8 @@ pub enum Purpose {
     Heartbeat,
     /// Snapshots, which may be large.
     Snapshot,
+    /// What a member asks of its leader; answered in any order.
+    Upstream,
 }
 
 /// Whom to connect to.

@@ -5,20 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::stream::FuturesOrdered;
+use futures::stream::{FuturesOrdered, FuturesUnordered};
 use futures::{FutureExt, StreamExt};
-use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::raft::AppendEntriesResponse;
 use openraft::storage::Snapshot;
+use openraft::{Raft, ServerState};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::upstream::Announcement;
 use super::wire::{self, Malformed};
 use super::{IdentifyRequest, IdentifyResponse, PROTOCOL_VERSION, PeerDoor, Refusal};
 use crate::machine::StateMachine;
 use crate::proto::peer::{self as proto, Hello, Request, Response, SnapshotPiece, request, response};
 use crate::raft::apply::Applier;
+use crate::raft::read_index::ReadIndexes;
 use crate::raft::snapshot::{self, SnapshotData};
 use crate::raft::type_config::{TypeConfig, Vote};
 use crate::runtime::offload;
@@ -27,6 +29,8 @@ use crate::types::{Incarnation, LogId, NodeId};
 
 /// Requests of one connection that the core is working on; more stay in the connection.
 const REQUESTS_IN_PROGRESS: usize = 64;
+/// The same for requests that may be answered in any order.
+const UNORDERED_IN_PROGRESS: usize = 1024;
 
 /// How often a caller is told that its snapshot is still being installed.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -48,6 +52,8 @@ pub struct Callee {
     pub founders: BTreeMap<NodeId, String>,
     /// Called when a member of the cluster knows this node with another data directory.
     pub fenced: Arc<dyn Fn(Incarnation) + Send + Sync>,
+    /// Where what members announce goes while this node leads. Bounded: a member repeats what is not accepted.
+    pub announcements: mpsc::Sender<(NodeId, Announcement)>,
 }
 
 /// Answers peers on behalf of one node.
@@ -58,6 +64,7 @@ pub struct PeerService<M: StateMachine> {
     /// Held while a received snapshot is being installed. openraft answers a second installation of the
     /// same snapshot at once, before the first one is durable.
     installing: Arc<tokio::sync::Mutex<()>>,
+    reads: ReadIndexes,
     heard: Arc<LastHeard>,
     /// Until when this node elects nobody: see [`PeerService::new`].
     silent_until: Instant,
@@ -85,6 +92,7 @@ impl<M: StateMachine> Clone for PeerService<M> {
             raft: self.raft.clone(),
             snapshots: self.snapshots.clone(),
             installing: self.installing.clone(),
+            reads: self.reads.clone(),
             heard: self.heard.clone(),
             silent_until: self.silent_until,
         }
@@ -100,10 +108,12 @@ impl<M: StateMachine> PeerService<M> {
         callee: Callee,
         raft: Raft<TypeConfig, Applier<M>>,
         snapshots: Arc<dyn SnapshotStore>,
+        reads: ReadIndexes,
         lease: Duration,
     ) -> Self {
         let silent_until = Instant::now() + lease;
-        Self { callee, raft, snapshots, installing: Arc::default(), heard: Arc::default(), silent_until }
+        let (installing, heard) = (Arc::default(), Arc::default());
+        Self { callee, raft, snapshots, installing, reads, heard, silent_until }
     }
 
     /// When this node last heard its leader.
@@ -147,7 +157,16 @@ impl<M: StateMachine> PeerService<M> {
                 let response = self.raft.handle_transfer_leader(transfer).await.map_err(|e| failed(&e))?;
                 Ok(response::Body::TransferLeader(wire::transfer_response(response)))
             }
-            request::Body::ReadIndex(_) | request::Body::Announce(_) => Err("not known".to_owned()),
+            request::Body::ReadIndex(_) => {
+                Ok(response::Body::ReadIndex(wire::read_index_response(self.reads.next().await)))
+            }
+            request::Body::Announce(announcement) => {
+                let announcement = wire::from_announce(announcement).map_err(|e| failed(&e))?;
+                let leads = self.raft.metrics().borrow_watched().state == ServerState::Leader;
+                // A full queue is worked off before the member says so again.
+                let accepted = leads && self.callee.announcements.try_send((from, announcement)).is_ok();
+                Ok(response::Body::Announce(proto::AnnounceResponse { accepted }))
+            }
             request::Body::Hello(_) => Err("a handshake in the middle of a connection".to_owned()),
             request::Body::Snapshot(_) => Err("invariant: pieces are taken out before".to_owned()),
         }
@@ -220,10 +239,12 @@ impl<M: StateMachine> PeerService<M> {
     ) {
         // In order, because the caller's core takes a conflict that overtakes an acceptance for a lost disk.
         let mut working = FuturesOrdered::new();
+        // What members ask of their leader is not for the core's log.
+        let mut unordered = FuturesUnordered::new();
         let mut newest = 0;
         let mut incoming = None;
         let mut open = true;
-        while open || !working.is_empty() {
+        while open || !working.is_empty() || !unordered.is_empty() {
             tokio::select! {
                 biased;
                 // The caller is gone; what the core has taken in it will finish without us.
@@ -233,8 +254,20 @@ impl<M: StateMachine> PeerService<M> {
                         return;
                     }
                 }
-                request = requests.recv(), if open && working.len() < REQUESTS_IN_PROGRESS => match request {
+                Some(response) = unordered.next() => {
+                    if responses.send(response).await.is_err() {
+                        return;
+                    }
+                }
+                request = requests.recv(), if open
+                    && working.len() < REQUESTS_IN_PROGRESS
+                    && unordered.len() < UNORDERED_IN_PROGRESS => match request
+                {
                     None => open = false,
+                    // Delivered twice or late, they do no harm.
+                    Some(request @ Request { body: Some(request::Body::ReadIndex(_) | request::Body::Announce(_)), .. }) => {
+                        unordered.push(self.clone().answer(from, request));
+                    }
                     // Late, or delivered twice.
                     Some(Request { id, .. }) if id <= newest => {}
                     Some(Request { id, body: Some(request::Body::Snapshot(piece)) }) => {

@@ -8,7 +8,9 @@ use openraft::raft::{
 };
 
 use super::Refusal;
+use super::upstream::Announcement;
 use crate::proto::peer as proto;
+use crate::raft::read_index::NoReadIndex;
 use crate::raft::type_config::{self, LogId, TypeConfig, Vote};
 use crate::types::{self, Incarnation, Member, Membership};
 
@@ -58,6 +60,11 @@ fn member(member: &Member) -> proto::Member {
     }
 }
 
+fn from_member(member: proto::Member) -> Result<Member, Malformed> {
+    let incarnation = incarnation(&member.incarnation)?;
+    Ok(Member { peer: member.peer, client: member.client, incarnation })
+}
+
 fn membership(membership: &Membership) -> proto::Membership {
     proto::Membership {
         voters: membership
@@ -74,9 +81,7 @@ fn from_membership(membership: proto::Membership) -> Result<Membership, Malforme
     let members = membership
         .members
         .into_iter()
-        .map(|(id, m)| {
-            Ok((id, Member { peer: m.peer, client: m.client, incarnation: incarnation(&m.incarnation)? }))
-        })
+        .map(|(id, member)| Ok((id, from_member(member)?)))
         .collect::<Result<_, Malformed>>()?;
     Ok(Membership { voters, members })
 }
@@ -255,6 +260,34 @@ pub fn transfer_response(response: TransferLeaderResponse<TypeConfig>) -> proto:
         accepted: response.is_ok(),
         reason: response.err().map(|error| error.to_string()).unwrap_or_default(),
     }
+}
+
+/// The wire form of an announcement.
+pub fn announce(announcement: &Announcement) -> proto::AnnounceRequest {
+    proto::AnnounceRequest {
+        member: announcement.member.as_ref().map(member),
+        wants_lead: announcement.wants_lead,
+    }
+}
+
+/// The announcement in a message.
+///
+/// # Errors
+/// When it is incomplete.
+pub fn from_announce(request: proto::AnnounceRequest) -> Result<Announcement, Malformed> {
+    let member = request.member.map(from_member).transpose()?;
+    Ok(Announcement { member, wants_lead: request.wants_lead })
+}
+
+/// The wire form of the answer to a request for a read index.
+pub fn read_index_response(outcome: Result<u64, NoReadIndex>) -> proto::ReadIndexResponse {
+    use proto::read_index_response::Outcome;
+    let outcome = match outcome {
+        Ok(index) => Outcome::Index(index),
+        Err(NoReadIndex::NotLeader(leader)) => Outcome::Leader(leader.map_or(0, |leader| leader.node_id)),
+        Err(NoReadIndex::NoQuorum(reason) | NoReadIndex::Stopped(reason)) => Outcome::NoQuorum(reason),
+    };
+    proto::ReadIndexResponse { outcome: Some(outcome) }
 }
 
 /// The wire form of a refusal.

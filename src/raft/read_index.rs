@@ -1,0 +1,96 @@
+//! Read indexes: reads that wait at the same time share one confirmation of leadership, whether they were asked
+//! for here or by a follower on behalf of its own readers.
+
+use std::time::Duration;
+
+use openraft::errors::{LinearizableReadError, RaftError};
+use openraft::{LinearizerOption, Raft, ReadPolicy};
+use tokio::sync::{mpsc, oneshot};
+
+use super::apply::Applier;
+use super::type_config::{self, TypeConfig};
+use crate::error::Leader;
+use crate::machine::StateMachine;
+use crate::runtime;
+
+/// Most reads that share one confirmation; more wait for their turn.
+const MAX_SHARED: usize = 65_536;
+
+/// Why there is no read index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoReadIndex {
+    /// This node does not lead.
+    NotLeader(Option<Leader>),
+    /// A quorum did not confirm that it leads.
+    NoQuorum(String),
+    /// The core has stopped.
+    Stopped(String),
+}
+
+type Waiter = oneshot::Sender<Result<u64, NoReadIndex>>;
+
+/// Hands out read indexes. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ReadIndexes {
+    waiting: mpsc::Sender<Waiter>,
+}
+
+impl ReadIndexes {
+    /// Starts the task that asks `raft`, and gives up on a quorum after `patience`. It ends with the last clone.
+    pub fn start<M: StateMachine>(raft: Raft<TypeConfig, Applier<M>>, patience: Duration) -> Self {
+        let (waiting, arrivals) = mpsc::channel(MAX_SHARED);
+        runtime::spawn(confirm(raft, arrivals, patience));
+        Self { waiting }
+    }
+
+    /// An index such that a state that has applied it has seen every write acknowledged before this call
+    /// (Raft thesis, §6.4).
+    ///
+    /// # Errors
+    /// See [`NoReadIndex`].
+    pub async fn next(&self) -> Result<u64, NoReadIndex> {
+        let stopped = || NoReadIndex::Stopped("the node is shutting down".to_owned());
+        let (done, outcome) = oneshot::channel();
+        self.waiting.send(done).await.map_err(|_| stopped())?;
+        outcome.await.map_err(|_| stopped())?
+    }
+}
+
+/// One confirmation after the other, each for all reads that arrived before it began.
+async fn confirm<M: StateMachine>(
+    raft: Raft<TypeConfig, Applier<M>>,
+    mut arrivals: mpsc::Receiver<Waiter>,
+    patience: Duration,
+) {
+    let mut waiters = Vec::new();
+    while arrivals.recv_many(&mut waiters, MAX_SHARED).await > 0 {
+        let outcome = match tokio::time::timeout(patience, ask(&raft, ReadPolicy::ReadIndex)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(NoReadIndex::NoQuorum(format!("no majority answered within {patience:?}"))),
+        };
+        for waiter in waiters.drain(..) {
+            // A reader that gave up does not matter.
+            let _ = waiter.send(outcome.clone());
+        }
+    }
+}
+
+/// The read index for `how`.
+///
+/// # Errors
+/// See [`NoReadIndex`].
+pub(super) async fn ask<M: StateMachine>(
+    raft: &Raft<TypeConfig, Applier<M>>,
+    how: impl Into<LinearizerOption>,
+) -> Result<u64, NoReadIndex> {
+    match raft.get_read_log_id(how).await {
+        Ok((read, _)) => Ok(read.log_id().index),
+        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+            Err(NoReadIndex::NotLeader(type_config::leader(forward)))
+        }
+        Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(quorum))) => {
+            Err(NoReadIndex::NoQuorum(quorum.to_string()))
+        }
+        Err(RaftError::Fatal(fatal)) => Err(NoReadIndex::Stopped(fatal.to_string())),
+    }
+}
