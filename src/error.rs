@@ -150,6 +150,11 @@ pub enum ReadError {
     },
 }
 
+/// A setting that a running node does not take. Says which, and what would do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigureError(pub String);
+
 /// Why a node could not be opened. Every message says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

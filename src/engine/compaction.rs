@@ -6,8 +6,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::Settings;
 use super::config::SnapshotPolicy;
 use crate::machine::StateMachine;
 use crate::raft::core::Core;
@@ -77,7 +79,7 @@ impl Gauge {
 }
 
 /// Takes snapshots and purges the log behind them for as long as the core runs.
-pub(super) async fn run<M: StateMachine>(core: Core<M>, policy: SnapshotPolicy) {
+pub(super) async fn run<M: StateMachine>(core: Core<M>, mut settings: watch::Receiver<Settings>) {
     let now = || {
         let progress = core.published().progress();
         Mark { index: progress.log_id.map_or(0, |log_id| log_id.index), bytes: progress.command_bytes }
@@ -86,7 +88,7 @@ pub(super) async fn run<M: StateMachine>(core: Core<M>, policy: SnapshotPolicy) 
     let mut newest = core.metrics().snapshot;
     // What is applied is counted from the snapshot on, at a restart as well.
     let start = Mark { index: newest.map_or(0, |snapshot| snapshot.index), bytes: 0 };
-    let mut gauge = Gauge::new(policy, start);
+    let mut gauge = Gauge::new(settings.borrow().snapshots.clone(), start);
     let mut requested: Option<Instant> = None;
     loop {
         // While a snapshot is being written its end is awaited even if nothing is applied meanwhile.
@@ -96,6 +98,9 @@ pub(super) async fn run<M: StateMachine>(core: Core<M>, policy: SnapshotPolicy) 
         tokio::time::sleep(PACE).await;
         let mark = now();
         gauge.observe(mark);
+        if settings.has_changed().unwrap_or(false) {
+            gauge.policy = settings.borrow_and_update().snapshots.clone();
+        }
         let metrics = core.metrics();
         if metrics.fatal.is_some() || metrics.role == crate::types::Role::Stopped {
             return;

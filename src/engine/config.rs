@@ -35,6 +35,8 @@ pub struct EngineConfig {
     pub snapshots: SnapshotPolicy,
     /// Bounds on memory and messages.
     pub limits: Limits,
+    /// Whether this node asks for the lead whenever it could lead.
+    pub preferred_leader: bool,
 }
 
 impl EngineConfig {
@@ -53,6 +55,7 @@ impl EngineConfig {
             timing: Timing::default(),
             snapshots: SnapshotPolicy::default(),
             limits: Limits::default(),
+            preferred_leader: false,
         }
     }
 }
@@ -83,10 +86,7 @@ impl EngineConfig {
                 "timing must satisfy 0 < 2 x heartbeat_interval_ms <= election_timeout_min_ms < election_timeout_max_ms, got {heartbeat}, {min}, {max}"
             ));
         }
-        let snapshots = &self.snapshots;
-        if snapshots.every_entries == 0 || snapshots.every_bytes == 0 {
-            return refuse("snapshots must be taken every 1 or more entries and bytes".to_owned());
-        }
+        self.snapshots.validate().map_err(OpenError::Config)?;
         let limits = &self.limits;
         if limits.max_command_bytes == 0 || limits.max_inflight_bytes < limits.max_command_bytes {
             return refuse(
@@ -145,6 +145,19 @@ pub struct SnapshotPolicy {
     pub keep_entries: u64,
     /// Bytes of commands kept in the log although a snapshot covers them.
     pub keep_bytes: u64,
+}
+
+impl SnapshotPolicy {
+    /// Refuses what cannot work.
+    ///
+    /// # Errors
+    /// Which setting, and why.
+    pub(super) fn validate(&self) -> Result<(), String> {
+        match self.every_entries == 0 || self.every_bytes == 0 {
+            true => Err("snapshots must be taken every 1 or more entries and bytes".to_owned()),
+            false => Ok(()),
+        }
+    }
 }
 
 impl Default for SnapshotPolicy {

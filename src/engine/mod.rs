@@ -5,6 +5,7 @@
 //! - `writes`: admission, sessions, acknowledgement levels;
 //! - `reads`: how fresh the state must be that answers;
 //! - `wake`: commands that the machine asked for in advance, such as the expiry of keys;
+//! - `settings`: what can be changed while the node runs;
 //! - `compaction`: when snapshots are taken and the log is cut.
 //!
 //! # Promises
@@ -23,6 +24,7 @@ mod compaction;
 mod config;
 mod formation;
 mod reads;
+mod settings;
 mod status;
 mod wake;
 mod writes;
@@ -35,6 +37,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 pub use config::{EngineConfig, Limits, SnapshotPolicy, Timing};
+pub use settings::Settings;
 pub use status::{NodeState, ReadOutcome, Status};
 pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, WriteOptions, Written};
 
@@ -74,6 +77,7 @@ struct Inner<M: StateMachine> {
     own: Member,
     config: EngineConfig,
     reads: reads::ReadIndexes,
+    settings: watch::Sender<Settings>,
     inflight_bytes: AtomicUsize,
     state: watch::Receiver<NodeState>,
     fatal: watch::Sender<Option<FatalError>>,
@@ -203,7 +207,8 @@ impl<M: StateMachine> Engine<M> {
             founders,
         };
         until_stopped(&stop, formation.run());
-        until_stopped(&stop, compaction::run(core.clone(), config.snapshots.clone()));
+        let settings = watch::Sender::new(Settings::of(&config));
+        until_stopped(&stop, compaction::run(core.clone(), settings.subscribe()));
         let stopping = Arc::new(AtomicBool::new(false));
         let (state_tx, state) = watch::channel(status::observe(&core, config.node_id, None));
         until_stopped(
@@ -217,6 +222,7 @@ impl<M: StateMachine> Engine<M> {
             own,
             config,
             reads,
+            settings,
             inflight_bytes: AtomicUsize::new(0),
             state,
             fatal,

@@ -206,7 +206,7 @@ fn decoded<R: serde::de::DeserializeOwned>(acknowledged: Acknowledged<Bytes>) ->
 impl<M: StateMachine> Inner<M> {
     /// Takes `bytes` into account as in flight, unless they are too many.
     fn admit(&self, bytes: usize) -> Result<(), WriteError> {
-        let limits = &self.config.limits;
+        let limits = self.settings.borrow();
         if bytes > limits.max_command_bytes {
             return Err(WriteError::TooLarge { bytes, limit: limits.max_command_bytes });
         }

@@ -20,9 +20,12 @@ use crate::error::{Leader, ReadError, WriteError};
 use crate::machine::kv::KvRejection;
 use crate::proto::v1::{Failure, LeaderHint, Reason};
 
+use super::wire::position;
+
 impl From<WriteError> for Failure {
     fn from(error: WriteError) -> Self {
         let (message, maybe_applied) = (error.to_string(), error.maybe_applied());
+        let mut standing = (None, Vec::new());
         let (reason, leader) = match error {
             WriteError::NotLeader { leader } => (Reason::NotLeader, leader),
             WriteError::TooLarge { .. } => (Reason::TooLarge, None),
@@ -33,11 +36,15 @@ impl From<WriteError> for Failure {
             WriteError::WindowExceeded => (Reason::WindowExceeded, None),
             WriteError::AnswerForgotten => (Reason::AnswerForgotten, None),
             WriteError::TooManySessions => (Reason::TooManySessions, None),
-            WriteError::AckTimeout { .. } => (Reason::AckTimeout, None),
+            WriteError::AckTimeout { log_id, missing } => {
+                standing = (Some(position(log_id)), missing);
+                (Reason::AckTimeout, None)
+            }
             WriteError::Interrupted { leader } => (Reason::Interrupted, leader),
             WriteError::Stopped { .. } => (Reason::Stopped, None),
         };
-        failure(reason, message, maybe_applied, leader)
+        let (position, missing) = standing;
+        Failure { position, missing, ..failure(reason, message, maybe_applied, leader) }
     }
 }
 
@@ -57,15 +64,39 @@ impl From<ReadError> for Failure {
 impl From<KvRejection> for Failure {
     fn from(rejection: KvRejection) -> Self {
         let reason = match rejection {
-            KvRejection::ValueTooLong { .. } => Reason::TooLarge,
+            KvRejection::ValueTooLong { .. }
+            | KvRejection::TooManyCompares { .. }
+            | KvRejection::TooManyOperations { .. }
+            | KvRejection::TxnTooLong { .. }
+            | KvRejection::ResultsTooLong
+            | KvRejection::TooManyDeleted => Reason::TooLarge,
             KvRejection::EmptyName
             | KvRejection::NameTooLong { .. }
             | KvRejection::NameContainsNul
             | KvRejection::EmptyKey
-            | KvRejection::KeyTooLong { .. } => Reason::Invalid,
+            | KvRejection::KeyTooLong { .. }
+            | KvRejection::NoTimeToLive => Reason::Invalid,
         };
         failure(reason, rejection.to_string(), false, None)
     }
+}
+
+/// The machine answers every command and query in kind; if it ever did not, the caller would learn of it.
+pub(super) fn unexpected(answer: &dyn std::fmt::Debug) -> Failure {
+    failure(Reason::Unspecified, format!("the machine answered another question: {answer:?}"), true, None)
+}
+
+/// The node cannot go on with a stream.
+pub(super) fn stopped(reason: String) -> Failure {
+    failure(Reason::Stopped, reason, false, None)
+}
+
+/// The history begins later than what was asked for.
+pub(super) fn compacted(from_revision: u64, first_revision: u64) -> Failure {
+    let message = format!(
+        "this node's history begins at revision {first_revision}, after {from_revision}: read the range, and watch from the revision of that read plus one"
+    );
+    Failure { first_revision, ..failure(Reason::Compacted, message, false, None) }
 }
 
 /// A request that makes no sense.

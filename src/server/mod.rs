@@ -28,8 +28,10 @@ mod log_metrics;
 mod metrics;
 mod node;
 mod pipeline;
+mod streams;
 #[cfg(test)]
 mod tests;
+mod txn;
 mod wire;
 
 use std::net::SocketAddr;

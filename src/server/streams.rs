@@ -151,7 +151,7 @@ async fn follow<N: KvNode>(
         }
         tokio::select! {
             biased;
-            _ = draining.wait_for(|draining| *draining) => {
+            () = until_draining(&mut draining) => {
                 outlet.send(Err(failure::stopped("the node is shutting down".to_owned()).into())).await;
                 return;
             }
@@ -159,6 +159,11 @@ async fn follow<N: KvNode>(
             () = tokio::time::sleep(PROGRESS) => {}
         }
     }
+}
+
+async fn until_draining(draining: &mut watch::Receiver<bool>) {
+    // An error means that the server is gone.
+    let _ = draining.wait_for(|draining| *draining).await;
 }
 
 fn response(

@@ -17,7 +17,7 @@ use tonic_health::pb::health_client::HealthClient;
 use super::*;
 use crate::engine::{Acknowledged, NodeState, ReadOutcome, Status, WriteOptions};
 use crate::error::{FatalError, Leader, ReadError, WriteError};
-use crate::machine::kv::{KvAnswer, KvCommand, KvQuery, KvReply};
+use crate::machine::kv::{KvAnswer, KvCommand, KvQuery, KvReply, KvView};
 use crate::machine::{ApplyContext, StateMachine};
 use crate::proto::v1::admin_client::AdminClient;
 use crate::proto::v1::kv_client::KvClient;
@@ -135,6 +135,11 @@ impl KvNode for FakeNode {
         let inner = self.inner.lock().unwrap();
         let answer = KvMachine::query(&inner.machine.view(), query);
         Ok(ReadOutcome { applied: Some(LogId::new(3, inner.index)), answer })
+    }
+
+    async fn view(&self, _: ReadOptions) -> Result<(Option<LogId>, KvView), ReadError> {
+        let inner = self.inner.lock().unwrap();
+        Ok((Some(LogId::new(3, inner.index)), inner.machine.view()))
     }
 
     fn state(&self) -> NodeState {
