@@ -82,6 +82,21 @@ pub trait StateMachine: Send + Sync + 'static {
         None
     }
 
+    /// When, in log time (milliseconds), the command that [`wake`](Self::wake) gives is due; `None` for never. The
+    /// leader proposes it once its clock has got there, again and again until this is later. Asked after every
+    /// batch, so it must be cheap.
+    fn next_wake_ms(&self) -> Option<u64> {
+        None
+    }
+
+    /// The command that the leader proposes when the machine is due. `None` for a machine that never wakes.
+    fn wake() -> Option<Self::Command>
+    where
+        Self: Sized,
+    {
+        None
+    }
+
     /// A hash of the state: equal on two nodes that have applied the same entries, and in practice
     /// different otherwise. The default hashes what `write_snapshot` writes, which costs time
     /// proportional to the state on every call; a machine of size should keep a running hash.

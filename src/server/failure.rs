@@ -50,12 +50,18 @@ impl From<ReadError> for Failure {
 impl From<KvRejection> for Failure {
     fn from(rejection: KvRejection) -> Self {
         let reason = match rejection {
-            KvRejection::ValueTooLong { .. } => Reason::TooLarge,
+            KvRejection::ValueTooLong { .. }
+            | KvRejection::TooManyCompares { .. }
+            | KvRejection::TooManyOperations { .. }
+            | KvRejection::TxnTooLong { .. }
+            | KvRejection::ResultsTooLong
+            | KvRejection::TooManyDeleted => Reason::TooLarge,
             KvRejection::EmptyName
             | KvRejection::NameTooLong { .. }
             | KvRejection::NameContainsNul
             | KvRejection::EmptyKey
-            | KvRejection::KeyTooLong { .. } => Reason::Invalid,
+            | KvRejection::KeyTooLong { .. }
+            | KvRejection::NoTimeToLive => Reason::Invalid,
         };
         failure(reason, rejection.to_string(), false, None)
     }

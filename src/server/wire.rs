@@ -119,6 +119,9 @@ pub(super) fn written(
             Ok(Response::Delete(v1::DeleteResponse { header, deleted: existed }))
         }
         KvReply::Rejected(rejection) => Err(rejection.into()),
+        KvReply::DeletedRange { .. } | KvReply::Txn { .. } | KvReply::Expired { .. } => {
+            unreachable!("invariant: no request is decoded to a command with this reply")
+        }
     }
 }
 
@@ -141,6 +144,9 @@ pub(super) fn answered(
             Ok(Response::Range(v1::RangeResponse { header, items, next }))
         }
         KvAnswer::Rejected(rejection) => Err(rejection.into()),
+        KvAnswer::Events(_) | KvAnswer::Compacted { .. } => {
+            unreachable!("invariant: no request is decoded to a query with this answer")
+        }
     }
 }
 
@@ -148,12 +154,12 @@ pub(super) fn answered(
 pub(super) fn asked_key(query: &KvQuery) -> Option<bytes::Bytes> {
     match query {
         KvQuery::Get { key, .. } => Some(key.clone()),
-        KvQuery::Range(_) => None,
+        KvQuery::Range(_) | KvQuery::Events(_) => None,
     }
 }
 
 fn item(key: bytes::Bytes, item: Item) -> v1::Item {
-    let Item { value, create_revision, mod_revision, version } = item;
+    let Item { value, create_revision, mod_revision, version, expires_ms: _ } = item;
     v1::Item { key, value, create_revision, mod_revision, version }
 }
 
