@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::config::SnapshotPolicy;
 use crate::machine::StateMachine;
 use crate::raft::core::Core;
+use crate::storage::DiskWatch;
 
 /// How often the applied position is looked at.
 const PACE: Duration = Duration::from_millis(20);
@@ -77,7 +78,7 @@ impl Gauge {
 }
 
 /// Takes snapshots and purges the log behind them for as long as the core runs.
-pub(super) async fn run<M: StateMachine>(core: Core<M>, policy: SnapshotPolicy) {
+pub(super) async fn run<M: StateMachine>(core: Core<M>, policy: SnapshotPolicy, disk: DiskWatch) {
     let now = || {
         let progress = core.published().progress();
         Mark { index: progress.log_id.map_or(0, |log_id| log_id.index), bytes: progress.command_bytes }
@@ -109,7 +110,9 @@ pub(super) async fn run<M: StateMachine>(core: Core<M>, policy: SnapshotPolicy) 
                 core.purge(upto).await;
             }
         }
-        if gauge.is_snapshot_due(mark) && requested.is_none_or(|at| at.elapsed() > ASK_AGAIN) {
+        // A full disk has no room for one; it is taken once there is.
+        let wanted = gauge.is_snapshot_due(mark) && disk.has_room();
+        if wanted && requested.is_none_or(|at| at.elapsed() > ASK_AGAIN) {
             requested = Some(Instant::now());
             core.snapshot().await;
         }

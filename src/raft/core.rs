@@ -18,7 +18,7 @@ use openraft::{Config, Raft, RaftMetrics, ReadPolicy, ServerState, SnapshotPolic
 use super::apply::Applier;
 use super::log::RaftLog;
 use super::network::PeerDoor;
-use super::network::client::PeerClients;
+use super::network::client::{PeerClients, PeerFitness};
 use super::network::service::{Callee, LastHeard, PeerService};
 use super::published::{Applied, Published};
 use super::type_config::{self, Command, Responder, TypeConfig};
@@ -128,6 +128,7 @@ pub struct Core<M: StateMachine> {
     door: Arc<dyn PeerDoor>,
     heard: Arc<LastHeard>,
     purge_mark: Arc<AtomicU64>,
+    fitness: Arc<PeerFitness>,
     /// A leader not heard of for this long may have been replaced.
     lease: Duration,
 }
@@ -140,6 +141,7 @@ impl<M: StateMachine> Clone for Core<M> {
             door: self.door.clone(),
             heard: self.heard.clone(),
             purge_mark: self.purge_mark.clone(),
+            fitness: self.fitness.clone(),
             lease: self.lease,
         }
     }
@@ -153,6 +155,7 @@ impl<M: StateMachine> Core<M> {
     pub async fn start(config: &CoreConfig, parts: Parts<M>) -> Result<Self, String> {
         let published = parts.applier.published();
         let purge_mark = parts.clients.purge_mark();
+        let fitness = parts.clients.fitness();
         let log = RaftLog::new(parts.log, config.message_bytes);
         let raft_config = raft_config(config)?;
         let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier)
@@ -163,7 +166,7 @@ impl<M: StateMachine> Core<M> {
         let service = PeerService::new(parts.callee, raft.clone(), parts.snapshots);
         let heard = service.last_heard();
         let lease = Duration::from_millis(config.election_timeout_max_ms.saturating_mul(2));
-        Ok(Self { raft, published, door: Arc::new(service), heard, purge_mark, lease })
+        Ok(Self { raft, published, door: Arc::new(service), heard, purge_mark, fitness, lease })
     }
 
     /// What this node shows to its peers.
@@ -260,6 +263,11 @@ impl<M: StateMachine> Core<M> {
     /// Asks `to` to take the lead at once. Ignored unless this node leads.
     pub async fn transfer_leader(&self, to: NodeId) {
         let _ = self.raft.trigger().transfer_leader(to).await;
+    }
+
+    /// Peers that have answered this node, as their leader, a short while ago, and whether their disks are well.
+    pub fn peers_in_touch(&self) -> BTreeMap<NodeId, bool> {
+        self.fitness.within(self.lease)
     }
 
     /// The core's present view of itself.
