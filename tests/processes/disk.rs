@@ -117,7 +117,8 @@ fn faulty(backing: &std::path::Path, path: &std::path::Path) -> io::Result<Fault
 
 /// A client that soon gives up, for writes that are expected to fail.
 fn impatient(nodes: &TestCluster) -> Client {
-    let config = ClientConfig { timeout: Duration::from_secs(3), ..ClientConfig::default() };
+    let mut config = ClientConfig::default();
+    config.timeout = Duration::from_secs(3);
     Client::new(nodes.cluster.endpoints(), config).unwrap()
 }
 
