@@ -15,7 +15,7 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use serde::Deserialize;
 
-use crate::engine::{EngineConfig, Limits, SnapshotPolicy, Timing};
+use crate::engine::{DiskPolicy, EngineConfig, Limits, SnapshotPolicy, Timing};
 use crate::types::NodeId;
 
 mod peers;
@@ -136,6 +136,16 @@ pub struct Settings {
     /// Most bytes of log entries in one message to another node [default: 1 MiB]
     #[arg(long, value_name = "BYTES", env = "QUORATE_APPEND_MESSAGE_BYTES")]
     pub append_message_bytes: Option<usize>,
+
+    /// Disk space set aside for writes under way when the disk turns out to be full; no writes are taken on while less
+    /// than a quarter of this is free beside it. 0 for none [default: 128 MiB]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_DISK_RESERVE_BYTES")]
+    pub disk_reserve_bytes: Option<u64>,
+
+    /// A write to the log that takes longer, in milliseconds, counts as a disk that hangs: a leader hands over and
+    /// takes no writes meanwhile. 0 for never [default: 1000]
+    #[arg(long, value_name = "MS", env = "QUORATE_FSYNC_STALL_MS")]
+    pub fsync_stall_ms: Option<u64>,
 }
 
 /// How log lines are written.
@@ -209,6 +219,8 @@ pub struct ServeConfig {
     pub snapshots: SnapshotPolicy,
     /// Bounds on memory and messages.
     pub limits: Limits,
+    /// What is asked of the disk.
+    pub disk: DiskPolicy,
 }
 
 /// Defaults that the engine does not have.
@@ -237,6 +249,7 @@ impl ServeConfig {
     /// [`ConfigError::Invalid`].
     pub fn resolve(settings: Settings) -> Result<Self, ConfigError> {
         let (timing, snapshots, limits) = (Timing::default(), SnapshotPolicy::default(), Limits::default());
+        let disk = DiskPolicy::default();
         let node_id = match (settings.node_id, &settings.peers) {
             (Some(node_id), _) => node_id,
             (None, None) => 1,
@@ -283,6 +296,10 @@ impl ServeConfig {
                 max_inflight_bytes: settings.max_inflight_bytes.unwrap_or(limits.max_inflight_bytes),
                 log_tail_bytes: settings.log_tail_bytes.unwrap_or(limits.log_tail_bytes),
                 append_message_bytes: settings.append_message_bytes.unwrap_or(limits.append_message_bytes),
+            },
+            disk: DiskPolicy {
+                reserve_bytes: settings.disk_reserve_bytes.unwrap_or(disk.reserve_bytes),
+                stall_ms: settings.fsync_stall_ms.unwrap_or(disk.stall_ms),
             },
         };
         config.validate()?;
@@ -361,6 +378,7 @@ impl ServeConfig {
         config.timing = self.timing.clone();
         config.snapshots = self.snapshots.clone();
         config.limits = self.limits.clone();
+        config.disk = self.disk.clone();
         config
     }
 }
@@ -461,6 +479,8 @@ impl Settings {
             max_inflight_bytes: self.max_inflight_bytes.or(other.max_inflight_bytes),
             log_tail_bytes: self.log_tail_bytes.or(other.log_tail_bytes),
             append_message_bytes: self.append_message_bytes.or(other.append_message_bytes),
+            disk_reserve_bytes: self.disk_reserve_bytes.or(other.disk_reserve_bytes),
+            fsync_stall_ms: self.fsync_stall_ms.or(other.fsync_stall_ms),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::types::{Incarnation, LogId, NodeId};
 
@@ -52,6 +53,21 @@ pub enum WriteError {
     /// Too many bytes are in flight on this node. The command was not proposed.
     #[error("too many writes are in flight on this node; retry after a pause")]
     Overloaded,
+    /// The disk of this node has too little room. The command was not proposed. Writes are taken again, without a
+    /// restart, once there is room; reads go on meanwhile.
+    #[error(
+        "the disk of this node is full ({available_bytes} bytes are left): free some space on it, or enlarge it"
+    )]
+    DiskFull {
+        /// Bytes that are free.
+        available_bytes: u64,
+    },
+    /// The disk of this node hangs. The command was not proposed.
+    #[error("the disk of this node has not finished a write for {} ms; retry, another node may lead by now", .writing_for.as_millis())]
+    DiskStalled {
+        /// How long the present write has been under way.
+        writing_for: Duration,
+    },
     /// This node leads, but has not heard from a quorum for longer than its lease. The command was not proposed.
     #[error("this leader has lost touch with its quorum; retry, another node may lead by now")]
     NoQuorum,
@@ -108,6 +124,8 @@ impl WriteError {
             | Self::Unencodable { .. }
             | Self::Overloaded
             | Self::NoQuorum
+            | Self::DiskFull { .. }
+            | Self::DiskStalled { .. }
             | Self::WindowExceeded
             | Self::TooManySessions => false,
             // Earlier attempts are what the session was for.

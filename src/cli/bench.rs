@@ -247,6 +247,8 @@ fn kind_of(error: &ClientError) -> &'static str {
             Cause::NoQuorum => "no_quorum",
             Cause::NotLeader => "not_leader",
             Cause::Overloaded => "overloaded",
+            Cause::DiskFull => "disk_full",
+            Cause::DiskStalled => "disk_stalled",
             Cause::Stopped => "stopped",
             Cause::Unexpected => "unexpected",
         },

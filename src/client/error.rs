@@ -109,6 +109,10 @@ pub enum Cause {
     NotLeader,
     /// The node refuses work at present.
     Overloaded,
+    /// The disk of the leader is full, and no other node could take the lead.
+    DiskFull,
+    /// The disk of the leader hangs.
+    DiskStalled,
     /// The node has stopped or is stopping.
     Stopped,
     /// The answer was none that this version knows.

@@ -51,6 +51,8 @@ struct Operation<'a> {
     pauses: u32,
     redirects: u32,
     last: Option<String>,
+    /// The last refusal of a write for its node's disk: what is to be told if it lasts until the deadline.
+    refused: Option<ClientError>,
 }
 
 /// Executes `request`, on the node at `chosen` only if that is set.
@@ -75,6 +77,7 @@ pub(super) async fn execute(
         pauses: 0,
         redirects: 0,
         last: None,
+        refused: None,
     };
     let mut now = started;
     loop {
@@ -122,6 +125,7 @@ impl Operation<'_> {
         if let Verdict::Return(error) = verdict {
             return Err(error);
         }
+        self.refused = disk_refusal(self.kind, endpoint, &failure).or(self.refused.take());
         let now = Instant::now();
         let undecided = self.kind == Kind::Write
             && matches!(failure, Failure::Attempt(AttemptError::Expired { sent: true }));
@@ -175,7 +179,7 @@ impl Operation<'_> {
                     self.router.hunt();
                     true
                 }
-                Reason::NoQuorum | Reason::Interrupted => {
+                Reason::NoQuorum | Reason::Interrupted | Reason::DiskFull | Reason::DiskStalled => {
                     self.router.hunt();
                     false
                 }
@@ -219,6 +223,9 @@ impl Operation<'_> {
 
     fn deadline_exceeded(&self, failure: &Failure) -> ClientError {
         let sent = matches!(failure, Failure::Attempt(AttemptError::Expired { sent: true }));
+        if !sent && let Some(refused) = &self.refused {
+            return refused.clone();
+        }
         ClientError::DeadlineExceeded {
             timeout: self.router.config.timeout,
             maybe_applied: sent && self.kind == Kind::Write,
@@ -258,20 +265,39 @@ fn judge(kind: Kind, endpoint: &Endpoint, failure: &Failure) -> Verdict {
         Reason::Interrupted => Cause::Interrupted,
         Reason::NoQuorum => Cause::NoQuorum,
         Reason::Stopped => Cause::Stopped,
+        Reason::DiskFull => Cause::DiskFull,
+        Reason::DiskStalled => Cause::DiskStalled,
         _ => Cause::Unexpected,
     };
     if undecided {
         return Verdict::Return(failed(endpoint, cause, in_words(failure), true));
     }
     match reason {
-        Reason::NotLeader | Reason::Stopped | Reason::Interrupted | Reason::NoQuorum => Verdict::Elsewhere,
-        Reason::Overloaded => Verdict::Later,
+        Reason::NotLeader
+        | Reason::Stopped
+        | Reason::Interrupted
+        | Reason::NoQuorum
+        | Reason::DiskStalled => Verdict::Elsewhere,
+        // A leader with a full disk hands over, if there is anybody to hand over to.
+        Reason::Overloaded | Reason::DiskFull => Verdict::Later,
         _ => match Code::from(answer.code) {
             Code::InvalidArgument | Code::OutOfRange => rejected(Rejection::Invalid),
             Code::Unavailable | Code::ResourceExhausted | Code::Aborted => Verdict::Later,
             _ => Verdict::Return(failed(endpoint, cause, in_words(failure), false)),
         },
     }
+}
+
+/// The error for a write that was refused because of its node's disk, and was not applied.
+fn disk_refusal(kind: Kind, endpoint: &Endpoint, failure: &Failure) -> Option<ClientError> {
+    let Failure::Answered(answer) = failure else { return None };
+    let cause = match reason(answer) {
+        Reason::DiskFull => Cause::DiskFull,
+        Reason::DiskStalled => Cause::DiskStalled,
+        _ => return None,
+    };
+    let decided = kind == Kind::Write && !answer.maybe_applied;
+    decided.then(|| failed(endpoint, cause, in_words(failure), false))
 }
 
 fn is_refusal(failure: &Failure) -> bool {
@@ -342,6 +368,8 @@ mod tests {
             (answered(Reason::NotLeader, false), "ee"),
             (answered(Reason::NotLeader, true), "re"),
             (answered(Reason::Overloaded, false), "ll"),
+            (answered(Reason::DiskFull, false), "ll"),
+            (answered(Reason::DiskStalled, false), "ee"),
             (answered(Reason::Interrupted, true), "re"),
             (answered(Reason::NoQuorum, true), "re"),
             (answered(Reason::NoQuorum, false), "ee"),

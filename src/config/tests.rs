@@ -52,6 +52,7 @@ fn defaults_are_those_of_the_engine_and_work() {
 fn the_help_tells_the_defaults() {
     let help = Line::command().term_width(1000).render_long_help().to_string();
     let (timing, snapshots, limits) = (Timing::default(), SnapshotPolicy::default(), Limits::default());
+    let disk = DiskPolicy::default();
     let mib = |bytes: u64| format!("{} MiB", bytes as f64 / (1024.0 * 1024.0));
     for (flag, default) in [
         ("heartbeat-interval-ms", timing.heartbeat_interval_ms.to_string()),
@@ -65,6 +66,8 @@ fn the_help_tells_the_defaults() {
         ("max-inflight-bytes", mib(limits.max_inflight_bytes as u64)),
         ("log-tail-bytes", mib(limits.log_tail_bytes as u64)),
         ("append-message-bytes", mib(limits.append_message_bytes as u64)),
+        ("disk-reserve-bytes", mib(disk.reserve_bytes)),
+        ("fsync-stall-ms", disk.stall_ms.to_string()),
         ("client-listen", DEFAULT_CLIENT_LISTEN.to_owned()),
         ("peer-listen", DEFAULT_PEER_LISTEN.to_owned()),
         ("cluster", DEFAULT_CLUSTER.to_owned()),
@@ -198,6 +201,8 @@ fn what_cannot_work_is_refused_with_what_to_do() {
         (&["--snapshot-every-entries", "0"], "snapshots"),
         (&["--max-command-bytes", "999999999"], "--max-command-bytes"),
         (&["--max-inflight-bytes", "1"], "max_inflight_bytes"),
+        (&["--disk-reserve-bytes", "1000000"], "disk_reserve_bytes"),
+        (&["--max-inflight-bytes", "500000000"], "disk_reserve_bytes"),
         (&["--log-tail-bytes", "1"], "--log-tail-bytes"),
     ];
     for (given, expected) in cases {

@@ -13,6 +13,7 @@ use super::Settings;
 use super::config::SnapshotPolicy;
 use crate::machine::StateMachine;
 use crate::raft::core::Core;
+use crate::storage::DiskWatch;
 
 /// How often the applied position is looked at.
 const PACE: Duration = Duration::from_millis(20);
@@ -79,7 +80,11 @@ impl Gauge {
 }
 
 /// Takes snapshots and purges the log behind them for as long as the core runs.
-pub(super) async fn run<M: StateMachine>(core: Core<M>, mut settings: watch::Receiver<Settings>) {
+pub(super) async fn run<M: StateMachine>(
+    core: Core<M>,
+    mut settings: watch::Receiver<Settings>,
+    disk: DiskWatch,
+) {
     let now = || {
         let progress = core.published().progress();
         Mark { index: progress.log_id.map_or(0, |log_id| log_id.index), bytes: progress.command_bytes }
@@ -114,7 +119,9 @@ pub(super) async fn run<M: StateMachine>(core: Core<M>, mut settings: watch::Rec
                 core.purge(upto).await;
             }
         }
-        if gauge.is_snapshot_due(mark) && requested.is_none_or(|at| at.elapsed() > ASK_AGAIN) {
+        // A full disk has no room for one; it is taken once there is.
+        let wanted = gauge.is_snapshot_due(mark) && disk.has_room();
+        if wanted && requested.is_none_or(|at| at.elapsed() > ASK_AGAIN) {
             requested = Some(Instant::now());
             core.snapshot().await;
         }

@@ -37,6 +37,8 @@ pub struct EngineConfig {
     pub limits: Limits,
     /// Whether this node asks for the lead whenever it could lead.
     pub preferred_leader: bool,
+    /// What is asked of the disk.
+    pub disk: DiskPolicy,
 }
 
 impl EngineConfig {
@@ -56,6 +58,7 @@ impl EngineConfig {
             snapshots: SnapshotPolicy::default(),
             limits: Limits::default(),
             preferred_leader: false,
+            disk: DiskPolicy::default(),
         }
     }
 }
@@ -92,6 +95,13 @@ impl EngineConfig {
             return refuse(
                 "max_inflight_bytes must be at least max_command_bytes, and that at least 1".to_owned(),
             );
+        }
+        let reserve = self.disk.reserve_bytes;
+        let needed = DiskPolicy::needed_bytes(limits);
+        if reserve != 0 && reserve < needed {
+            return refuse(format!(
+                "disk_reserve_bytes ({reserve}) must be 0, for none, or at least {needed}: 32 MiB and five quarters of max_inflight_bytes"
+            ));
         }
         if limits.max_command_bytes > MAX_COMMAND_BYTES || limits.append_message_bytes > MAX_COMMAND_BYTES {
             return refuse(format!(
@@ -192,5 +202,33 @@ impl Default for Limits {
             log_tail_bytes: 64 * 1024 * 1024,
             append_message_bytes: 1024 * 1024,
         }
+    }
+}
+
+/// What is asked of the disk before writes are taken on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskPolicy {
+    /// Size of the reserve that the data directory holds for writes under way when the disk turns out to be full;
+    /// writes are refused once less than a quarter of it is left beside it, and taken again once half of it is. 0
+    /// for no reserve and no such check: a full disk then stops the node.
+    pub reserve_bytes: u64,
+    /// A write of the log that takes longer has stalled: a leader hands over and refuses writes meanwhile. 0 for
+    /// no such check.
+    pub stall_ms: u64,
+}
+
+impl DiskPolicy {
+    /// The smallest reserve for these limits: what may be in flight with what the log adds to it, a segment of the
+    /// log, and room for votes.
+    fn needed_bytes(limits: &Limits) -> u64 {
+        const BESIDE_BYTES: u64 = 32 * 1024 * 1024;
+        let inflight = limits.max_inflight_bytes as u64;
+        inflight.saturating_add(inflight / 4).saturating_add(BESIDE_BYTES)
+    }
+}
+
+impl Default for DiskPolicy {
+    fn default() -> Self {
+        Self { reserve_bytes: 128 * 1024 * 1024, stall_ms: 1000 }
     }
 }

@@ -6,7 +6,8 @@
 //! - `reads`: how fresh the state must be that answers;
 //! - `wake`: commands that the machine asked for in advance, such as the expiry of keys;
 //! - `settings`: what can be changed while the node runs;
-//! - `compaction`: when snapshots are taken and the log is cut.
+//! - `compaction`: when snapshots are taken and the log is cut;
+//! - `health`: a leader whose disk is full or hangs hands over, and takes no writes meanwhile.
 //!
 //! # Promises
 //!
@@ -23,6 +24,7 @@
 mod compaction;
 mod config;
 mod formation;
+mod health;
 mod reads;
 mod settings;
 mod status;
@@ -36,7 +38,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-pub use config::{EngineConfig, Limits, SnapshotPolicy, Timing};
+pub use config::{DiskPolicy, EngineConfig, Limits, SnapshotPolicy, Timing};
 pub use settings::Settings;
 pub use status::{NodeState, ReadOutcome, Status};
 pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, WriteOptions, Written};
@@ -52,7 +54,10 @@ use crate::raft::network::service::Callee;
 use crate::raft::network::upstream::Upstream;
 use crate::raft::network::{PeerDoor, Transport};
 use crate::runtime::{self, offload};
-use crate::storage::{DataDir, LogStats, LogStore, SledOptions, SledStore, SnapshotDir, SnapshotStore};
+use crate::storage::{
+    DataDir, DiskWatch, LogStats, LogStore, Room, SledOptions, SledStore, SnapshotDir, SnapshotStore,
+};
+pub use crate::storage::{DiskState, DiskStatus};
 use crate::types::{Incarnation, LogId, Member, Role};
 
 /// One node of a replicated state machine. Cheap to clone; all clones are the same node.
@@ -88,6 +93,7 @@ struct Inner<M: StateMachine> {
     /// Closed when the data directory can be opened again.
     released: Option<watch::Receiver<()>>,
     log_stats: Option<Arc<LogStats>>,
+    disk: DiskWatch,
 }
 
 /// What a node is made of, for those who bring their own: simulation, and tests.
@@ -104,6 +110,8 @@ pub struct EngineParts {
     pub transport: Arc<dyn Transport>,
     /// What the log counts, if it does.
     pub log_stats: Option<Arc<LogStats>>,
+    /// The disk under the log; the default watches none.
+    pub disk: DiskWatch,
     /// Closed once the log has been dropped, if somebody cares.
     pub released: Option<watch::Receiver<()>>,
 }
@@ -134,10 +142,13 @@ impl<M: StateMachine> Engine<M> {
         let (release, released) = watch::channel(());
         let (path, cluster, node_id) = (config.data_dir.clone(), config.cluster.clone(), config.node_id);
         let tail_bytes = config.limits.log_tail_bytes;
+        let DiskPolicy { reserve_bytes, stall_ms } = config.disk;
         let (log, snapshots, incarnation) = offload(move || -> Result<_, StorageError> {
             let dir = DataDir::open(&path, &cluster, node_id)?;
-            let log = SledStore::open_in(&dir, SledOptions { tail_bytes, ..SledOptions::default() })?;
-            let snapshots = SnapshotDir::open(&dir.snapshot_dir())?;
+            let room = (reserve_bytes > 0).then(|| Room::open(dir.path(), reserve_bytes)).transpose()?;
+            let options = SledOptions { tail_bytes, ..SledOptions::default() };
+            let log = SledStore::open_in_room(&dir, options, room.clone())?;
+            let snapshots = SnapshotDir::open_in_room(&dir.snapshot_dir(), room)?;
             let incarnation = dir.identity().incarnation;
             Ok((LockedLog { log, _dir: dir, _released: release }, snapshots, incarnation))
         })
@@ -146,6 +157,7 @@ impl<M: StateMachine> Engine<M> {
             incarnation,
             log_stats: Some(log.log.stats().clone()),
             released: Some(released),
+            disk: log.log.watch_disk((stall_ms > 0).then(|| Duration::from_millis(stall_ms))),
             log: Arc::new(log),
             snapshots: Arc::new(snapshots),
             transport: Arc::new(GrpcTransport),
@@ -162,7 +174,7 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`OpenError`].
     pub async fn start(parts: EngineParts, machine: M) -> Result<Self, OpenError> {
-        let EngineParts { config, incarnation, log, snapshots, transport, log_stats, released } = parts;
+        let EngineParts { config, incarnation, log, snapshots, transport, log_stats, disk, released } = parts;
         config.validate()?;
         let recovery = snapshots.clone();
         let applier = offload(move || Applier::recover(machine, recovery)).await?;
@@ -186,6 +198,7 @@ impl<M: StateMachine> Engine<M> {
             founders: config.initial_members.clone(),
             fenced,
             announcements,
+            disk: disk.clone(),
         };
         let own = Member {
             peer: config.peer_advertise.clone(),
@@ -208,12 +221,23 @@ impl<M: StateMachine> Engine<M> {
         };
         until_stopped(&stop, formation.run());
         let settings = watch::Sender::new(Settings::of(&config));
-        until_stopped(&stop, compaction::run(core.clone(), settings.subscribe()));
-        let stopping = Arc::new(AtomicBool::new(false));
-        let (state_tx, state) = watch::channel(status::observe(&core, config.node_id, None));
+        until_stopped(&stop, compaction::run(core.clone(), settings.subscribe(), disk.clone()));
         until_stopped(
             &stop,
-            status::run(core.clone(), config.node_id, state_tx, fatal.clone(), stopping.clone()),
+            health::run(core.clone(), config.node_id, disk.clone(), config.timing.patience()),
+        );
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (state_tx, state) = watch::channel(status::observe(&core, config.node_id, &disk, None));
+        until_stopped(
+            &stop,
+            status::run(
+                core.clone(),
+                config.node_id,
+                disk.clone(),
+                state_tx,
+                fatal.clone(),
+                stopping.clone(),
+            ),
         );
         until_stopped(&stop, stop_when_fatal(core.clone(), fatal.subscribe()));
         let reads = reads::ReadIndexes::start(core.clone(), upstream, config.timing.patience());
@@ -230,6 +254,7 @@ impl<M: StateMachine> Engine<M> {
             stop,
             released,
             log_stats,
+            disk,
         });
         until_stopped(&inner.stop, wake::run(Arc::downgrade(&inner)));
         Ok(Self { inner })
@@ -243,7 +268,7 @@ impl<M: StateMachine> Engine<M> {
     /// The node's state at this moment.
     pub fn state(&self) -> NodeState {
         let fatal = self.inner.fatal.borrow().clone();
-        status::observe(&self.inner.core, self.inner.config.node_id, fatal)
+        status::observe(&self.inner.core, self.inner.config.node_id, &self.inner.disk, fatal)
     }
 
     /// The node's state, and every change of it. Changes that follow each other closely are reported as
@@ -290,6 +315,16 @@ impl<M: StateMachine> Engine<M> {
     /// What the log counts: flushes, their durations, entries and bytes.
     pub fn log_stats(&self) -> Option<&Arc<LogStats>> {
         self.inner.log_stats.as_ref()
+    }
+
+    /// What this node knows of its disk. Never waits for it.
+    pub fn disk(&self) -> DiskStatus {
+        self.inner.disk.status()
+    }
+
+    /// The watch behind [`disk`](Self::disk), if there is a disk.
+    pub fn disk_watch(&self) -> Option<DiskWatch> {
+        Some(self.inner.disk.clone()).filter(DiskWatch::watches)
     }
 
     /// Hands leadership over if this node leads, then stops. When it returns, the data directory can be

@@ -18,7 +18,7 @@ use super::apply::Applier;
 use super::held::Held;
 use super::log::RaftLog;
 use super::network::PeerDoor;
-use super::network::client::PeerClients;
+use super::network::client::{PeerClients, PeerFitness};
 use super::network::service::{Callee, LastHeard, PeerService};
 use super::published::{Applied, Published};
 pub use super::read_index::NoReadIndex;
@@ -129,6 +129,7 @@ pub struct Core<M: StateMachine> {
     purge_mark: Arc<AtomicU64>,
     held: Arc<Held>,
     admission: Arc<Admission>,
+    fitness: Arc<PeerFitness>,
     /// A leader not heard of for this long may have been replaced.
     lease: Duration,
 }
@@ -144,6 +145,7 @@ impl<M: StateMachine> Clone for Core<M> {
             purge_mark: self.purge_mark.clone(),
             held: self.held.clone(),
             admission: self.admission.clone(),
+            fitness: self.fitness.clone(),
             lease: self.lease,
         }
     }
@@ -157,7 +159,7 @@ impl<M: StateMachine> Core<M> {
     pub async fn start(config: &CoreConfig, parts: Parts<M>) -> Result<Self, String> {
         let published = parts.applier.published();
         let purge_mark = parts.clients.purge_mark();
-        let held = parts.clients.held();
+        let (held, fitness) = (parts.clients.held(), parts.clients.fitness());
         let log = RaftLog::new(parts.log, config.message_bytes, config.node_id, held.clone());
         let raft_config = raft_config(config)?;
         let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier)
@@ -178,7 +180,7 @@ impl<M: StateMachine> Core<M> {
             void_lease_term: AtomicU64::new(0),
         });
         let door = Arc::new(service);
-        Ok(Self { raft, published, door, heard, reads, purge_mark, held, admission, lease })
+        Ok(Self { raft, published, door, heard, reads, purge_mark, held, admission, fitness, lease })
     }
 
     /// What this node shows to its peers.
@@ -322,6 +324,11 @@ impl<M: StateMachine> Core<M> {
     pub async fn transfer_leader(&self, to: NodeId) {
         self.admission.void_lease();
         let _ = self.raft.trigger().transfer_leader(to).await;
+    }
+
+    /// Peers that have answered this node, as their leader, a short while ago, and whether their disks are well.
+    pub fn peers_in_touch(&self) -> BTreeMap<NodeId, bool> {
+        self.fitness.within(self.lease)
     }
 
     /// The core's present view of itself.

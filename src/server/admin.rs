@@ -28,6 +28,7 @@ impl<N: KvNode> Admin for AdminService<N> {
             role: state.role.to_string(),
             term: state.term,
             ready: state.is_ready(),
+            disk: state.disk.to_string(),
             fatal: state.fatal.as_ref().map(ToString::to_string).unwrap_or_default(),
             leader: state.leader.map(leader_hint),
             last_log: state.last_log,

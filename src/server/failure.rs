@@ -7,6 +7,8 @@
 //! | not leader, none known | `UNAVAILABLE` | retries after a pause |
 //! | no quorum | `UNAVAILABLE` | retries after a pause, or another node |
 //! | overloaded | `RESOURCE_EXHAUSTED` | retries after a pause |
+//! | disk full | `RESOURCE_EXHAUSTED` | retries after a pause: another node may take the lead |
+//! | disk stalled | `UNAVAILABLE` | retries after a pause, or another node |
 //! | too large, invalid | `INVALID_ARGUMENT` | does not retry |
 //! | interrupted; stopped with the write in flight | `UNKNOWN` | retries only what may apply twice |
 //! | stopped | `UNAVAILABLE` | goes to another node |
@@ -32,6 +34,8 @@ impl From<WriteError> for Failure {
             WriteError::Unencodable { .. } => (Reason::Invalid, None),
             WriteError::Overloaded => (Reason::Overloaded, None),
             WriteError::NoQuorum => (Reason::NoQuorum, None),
+            WriteError::DiskFull { .. } => (Reason::DiskFull, None),
+            WriteError::DiskStalled { .. } => (Reason::DiskStalled, None),
             WriteError::SessionExpired { .. } => (Reason::SessionExpired, None),
             WriteError::WindowExceeded => (Reason::WindowExceeded, None),
             WriteError::AnswerForgotten => (Reason::AnswerForgotten, None),
@@ -157,7 +161,7 @@ mod tests {
     #[test]
     fn every_error_has_its_reason_and_code() {
         let stopped = |maybe_applied| WriteError::Stopped { reason: "full disk".to_owned(), maybe_applied };
-        let cases: [(Failure, Reason, Code, bool, bool); 13] = [
+        let cases: [(Failure, Reason, Code, bool, bool); 15] = [
             (
                 WriteError::NotLeader { leader: leader() }.into(),
                 Reason::NotLeader,
@@ -180,6 +184,20 @@ mod tests {
                 false,
             ),
             (WriteError::Overloaded.into(), Reason::Overloaded, Code::ResourceExhausted, false, false),
+            (
+                WriteError::DiskFull { available_bytes: 1 }.into(),
+                Reason::DiskFull,
+                Code::ResourceExhausted,
+                false,
+                false,
+            ),
+            (
+                WriteError::DiskStalled { writing_for: std::time::Duration::from_secs(2) }.into(),
+                Reason::DiskStalled,
+                Code::Unavailable,
+                false,
+                false,
+            ),
             (
                 WriteError::Interrupted { leader: leader() }.into(),
                 Reason::Interrupted,

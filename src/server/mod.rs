@@ -21,6 +21,7 @@
 //!   within [`DRAIN`], whatever clients do.
 
 mod admin;
+mod disk_metrics;
 mod failure;
 mod http;
 mod kv;
@@ -57,6 +58,7 @@ use crate::proto::v1::kv_server::KvServer;
 use crate::runtime;
 
 use admin::AdminService;
+use disk_metrics::DiskCollector;
 use kv::KvService;
 use log_metrics::LogCollector;
 use metrics::Metrics;
@@ -140,6 +142,9 @@ impl Server {
             let collector: Box<dyn Collector> = Box::new(LogCollector(stats.clone()));
             collector
         }));
+        if let Some(disk) = engine.disk_watch() {
+            self.collectors.push(Box::new(DiskCollector(disk)));
+        }
         self.serve_node(engine, DRAIN, shutdown).await
     }
 

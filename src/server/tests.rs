@@ -24,6 +24,7 @@ use crate::proto::v1::kv_client::KvClient;
 use crate::proto::v1::tagged_request::Request as Ask;
 use crate::proto::v1::tagged_response::Response as Reply;
 use crate::proto::v1::{self, Failure, PipelineRequest, PipelineResponse, Reason, TaggedRequest};
+use crate::storage::DiskState;
 use crate::types::{Incarnation, LogId, Membership, ReadOptions, Role};
 
 /// Long enough for a loaded machine; nothing waits for it in vain.
@@ -62,6 +63,7 @@ impl FakeNode {
             snapshot: None,
             purged: None,
             membership: Membership::default(),
+            disk: DiskState::Ok,
             fatal: None,
         };
         Self {

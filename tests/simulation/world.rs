@@ -181,6 +181,7 @@ impl World {
             snapshots: node.disk.snapshots(),
             transport: Arc::new(SimTransport { network: self.network.clone(), node_id: id }),
             log_stats: None,
+            disk: quorate::storage::DiskWatch::default(),
             released: None,
         };
         let engine = group.spawn(Engine::start(parts, KvMachine::default())).await.unwrap();

@@ -4,11 +4,11 @@
 //! and again when it broke. A dial goes on in the background when its caller gives up: a heartbeat waits
 //! only tens of milliseconds, less than a handshake may take on a long link.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -91,12 +91,31 @@ pub struct PeerClients {
     purge: Arc<AtomicU64>,
     /// Where to note what peers have on disk.
     held: Arc<Held>,
+    fitness: Arc<PeerFitness>,
+}
+
+/// What peers have said of themselves in their answers to appends and heartbeats.
+#[derive(Debug, Default)]
+pub struct PeerFitness(Mutex<BTreeMap<NodeId, (Instant, bool)>>);
+
+impl PeerFitness {
+    fn note(&self, node_id: NodeId, fit: bool) {
+        let mut peers = self.0.lock().expect("invariant: no panic under this lock");
+        peers.insert(node_id, (Instant::now(), fit));
+    }
+
+    /// Peers that answered within `time`, and whether they could lead.
+    pub fn within(&self, time: Duration) -> BTreeMap<NodeId, bool> {
+        let peers = self.0.lock().expect("invariant: no panic under this lock");
+        peers.iter().filter(|(_, (at, _))| at.elapsed() <= time).map(|(id, (_, fit))| (*id, *fit)).collect()
+    }
 }
 
 impl PeerClients {
     /// Clients that call as `caller` over `transport`.
     pub fn new(caller: Caller, transport: Arc<dyn Transport>) -> Self {
-        Self { caller, transport, purge: Arc::default(), held: Arc::default() }
+        let (purge, held, fitness) = (Arc::default(), Arc::default(), Arc::default());
+        Self { caller, transport, purge, held, fitness }
     }
 
     /// What is known of which members hold which entries.
@@ -109,6 +128,11 @@ impl PeerClients {
     /// a snapshot.
     pub fn purge_mark(&self) -> Arc<AtomicU64> {
         self.purge.clone()
+    }
+
+    /// What peers say of themselves.
+    pub fn fitness(&self) -> Arc<PeerFitness> {
+        self.fitness.clone()
     }
 
     fn client(&self, node_id: NodeId, member: &Member, purpose: Purpose) -> PeerClient {
@@ -341,7 +365,10 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
         match self.call(request::Body::Append(wire::append(rpc)), APPEND_IDLE).await? {
-            response::Body::Append(response) => Ok(wire::from_append_response(response)?.into()),
+            response::Body::Append(response) => {
+                self.clients.fitness.note(self.node_id, !response.unfit_to_lead);
+                Ok(wire::from_append_response(response)?.into())
+            }
             _ => Err(Malformed("not the answer to an append").into()),
         }
     }
@@ -559,6 +586,8 @@ where
         let item =
             std::task::ready!(self.poll_answer(cx)).and_then(|(asked, response)| match response.body {
                 Some(response::Body::Append(response)) => {
+                    let client = &self.client;
+                    client.clients.fitness.note(client.node_id, !response.unfit_to_lead);
                     let result = wire::from_append_response(response)?;
                     self.check(asked, &result)?;
                     Ok(result)

@@ -10,7 +10,7 @@ use futures::{FutureExt, StreamExt};
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::raft::AppendEntriesResponse;
 use openraft::storage::Snapshot;
-use openraft::{Raft, ServerState};
+use openraft::{EntryPayload, Raft, ServerState};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -24,7 +24,7 @@ use crate::raft::read_index::ReadIndexes;
 use crate::raft::snapshot::{self, SnapshotData};
 use crate::raft::type_config::{TypeConfig, Vote};
 use crate::runtime::offload;
-use crate::storage::{SnapshotReceiver, SnapshotStore};
+use crate::storage::{DiskWatch, SnapshotReceiver, SnapshotStore};
 use crate::types::{Incarnation, LogId, NodeId};
 
 /// Requests of one connection that the core is working on; more stay in the connection.
@@ -34,6 +34,9 @@ const UNORDERED_IN_PROGRESS: usize = 1024;
 
 /// How often a caller is told that its snapshot is still being installed.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// What a leader is told that sends more than there is room for; it tries again.
+const DISK_FULL: &str = "the disk is full";
 
 /// Who answers.
 #[derive(Clone)]
@@ -54,6 +57,8 @@ pub struct Callee {
     pub fenced: Arc<dyn Fn(Incarnation) + Send + Sync>,
     /// Where what members announce goes while this node leads. Bounded: a member repeats what is not accepted.
     pub announcements: mpsc::Sender<(NodeId, Announcement)>,
+    /// The disk under its log.
+    pub disk: DiskWatch,
 }
 
 /// Answers peers on behalf of one node.
@@ -132,13 +137,22 @@ impl<M: StateMachine> PeerService<M> {
         match request.body.ok_or(Malformed("request is empty")).map_err(|e| failed(&e))? {
             request::Body::Append(append) => {
                 let append = wire::from_append(from, append).map_err(|e| failed(&e))?;
+                // Blank entries and memberships are small, and a new leader answers no read before its first is
+                // committed.
+                let has_commands =
+                    append.entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Normal(_)));
+                if has_commands && !self.callee.disk.takes_entries() {
+                    return Err(DISK_FULL.to_owned());
+                }
                 let previous = append.prev_log_id;
                 let last = append.entries.last().map(|entry| entry.log_id).or(previous);
                 let result = self.raft.append_entries(append).await.map_err(|e| failed(&e))?;
                 if !matches!(result, AppendEntriesResponse::HigherVote(_)) {
                     self.heard.now();
                 }
-                Ok(response::Body::Append(wire::append_response(result, previous, last)))
+                let unfit_to_lead = !self.callee.disk.state().takes_writes();
+                let response = wire::append_response(result, previous, last);
+                Ok(response::Body::Append(proto::AppendResponse { unfit_to_lead, ..response }))
             }
             request::Body::Vote(vote) => {
                 let vote = wire::from_vote_request(from, vote).map_err(|e| failed(&e))?;
@@ -197,6 +211,9 @@ impl<M: StateMachine> PeerService<M> {
             return Err("the snapshot is newer than its sender's term".to_owned());
         }
         self.heard.now();
+        if !self.callee.disk.has_room() {
+            return Err(DISK_FULL.to_owned());
+        }
         if piece.offset == 0 {
             let receiver = self.snapshots.receive(log_id).map_err(|e| e.to_string())?;
             *incoming = Some(Incoming { log_id, received: 0, receiver });
