@@ -10,6 +10,7 @@
 //! - [`read_index`]: linearizable reads that share one confirmation of leadership;
 //! - [`published`]: how far that is, and views for readers;
 //! - [`snapshot`]: views of the state into files, off the apply path, and back;
+//! - [`membership`]: changes of the membership;
 //! - [`network`]: messages between members, over any [`Transport`](network::Transport).
 //!
 //! What it does not do: decide when a cluster forms, whom to answer, or when a snapshot is due. That is
@@ -21,6 +22,7 @@ mod conformance;
 pub mod core;
 pub mod envelope;
 pub mod log;
+pub mod membership;
 pub mod network;
 pub mod published;
 pub mod read_index;
