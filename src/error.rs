@@ -182,7 +182,7 @@ pub enum MembershipError {
     },
     /// The node did not catch up in time. It stays a learner and goes on catching up.
     #[error(
-        "node {node_id} is still {lag} entries behind; it stays a learner and goes on catching up: repeat the command, with a longer --timeout if it takes a snapshot"
+        "node {node_id} is still {lag} entries behind; it stays a learner and goes on catching up: repeat the command, with a longer --catch-up if it has much to fetch"
     )]
     NotCaughtUp {
         /// The learner.
@@ -321,6 +321,29 @@ pub enum TransferError {
     /// The lead was offered, and nobody took it in time.
     #[error(
         "nobody took the lead within {waited_ms} ms; a new leader is elected as soon as a majority answers"
+    )]
+    Timeout {
+        /// How long was waited, in milliseconds.
+        waited_ms: u64,
+    },
+    /// The node has stopped or is stopping.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why no snapshot was taken on request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// The node has applied nothing.
+    #[error("this node has applied nothing yet; there is nothing to take a snapshot of")]
+    Nothing,
+    /// It was not written in time; it may be later.
+    #[error(
+        "no snapshot after {waited_ms} ms; it is being written still, or the node's log says why it is not"
     )]
     Timeout {
         /// How long was waited, in milliseconds.

@@ -247,6 +247,7 @@ fn kind_of(error: &ClientError) -> &'static str {
             Cause::NoQuorum => "no_quorum",
             Cause::NotLeader => "not_leader",
             Cause::Overloaded => "overloaded",
+            Cause::Operation => "operation",
             Cause::Stopped => "stopped",
             Cause::Unexpected => "unexpected",
         },

@@ -109,6 +109,9 @@ pub enum Cause {
     NotLeader,
     /// The node refuses work at present.
     Overloaded,
+    /// The node cannot, or may not, do what was asked of it as an operation on the cluster. The message says why, and
+    /// what to do.
+    Operation,
     /// The node has stopped or is stopping.
     Stopped,
     /// The answer was none that this version knows.

@@ -228,6 +228,7 @@ impl<M: StateMachine> Engine<M> {
             transport: transport.clone(),
             caller: caller.clone(),
             refusals,
+            joins: config.join,
             fatal: fatal.clone(),
         };
         until_stopped(&stop, standing.run());

@@ -8,7 +8,6 @@
 //! A voter meets refusals when it asks for votes. A learner asks for nothing; a member that hears from nobody
 //! therefore asks the others every now and then.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +35,8 @@ pub(super) struct Standing<M: StateMachine> {
     pub(super) caller: Caller,
     /// What peers said when they refused this node.
     pub(super) refusals: mpsc::Receiver<Refusal>,
+    /// It was started to be added: until it is, it is no surprise that it is no member.
+    pub(super) joins: bool,
     /// Where to say that this node must not go on.
     pub(super) fatal: watch::Sender<Option<FatalError>>,
 }
@@ -43,6 +44,7 @@ pub(super) struct Standing<M: StateMachine> {
 impl<M: StateMachine> Standing<M> {
     /// Watches until this node has lost its place.
     pub(super) async fn run(mut self) {
+        let mut has_been_in_touch = false;
         loop {
             let refusal = tokio::select! {
                 refusal = self.refusals.recv() => match refusal {
@@ -50,13 +52,20 @@ impl<M: StateMachine> Standing<M> {
                     None => return,
                 },
                 () = tokio::time::sleep(PACE) => {
+                    has_been_in_touch |= self.core.metrics().in_touch;
                     // What it is told arrives as a refusal.
                     self.ask_others().await;
                     continue;
                 }
             };
             let Caller { node_id, incarnation, .. } = self.caller;
-            if let Some(error) = verdict(node_id, incarnation, &self.core.metrics(), &refusal) {
+            let metrics = self.core.metrics();
+            has_been_in_touch |= metrics.in_touch;
+            if let Some(error) = verdict(node_id, incarnation, &metrics, &refusal) {
+                if self.joins && !has_been_in_touch && matches!(error, FatalError::Removed { .. }) {
+                    tracing::debug!(%error, "waiting to be added again");
+                    continue;
+                }
                 status::report(&self.fatal, error);
                 return;
             }
@@ -72,7 +81,7 @@ impl<M: StateMachine> Standing<M> {
         for (node_id, member) in metrics.membership.members.iter().filter(|(id, _)| **id != own) {
             let request = IdentifyRequest {
                 hello: Some(self.caller.hello(*node_id, Some(member.incarnation))),
-                founders: BTreeMap::new().into_iter().collect(),
+                founders: Default::default(),
             };
             let address = self.caller.addresses.of(*node_id, member);
             let call = self.transport.identify(address, request);
@@ -112,6 +121,8 @@ fn verdict(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::types::{LogId, Member, Membership, Role};
 

@@ -16,6 +16,7 @@ use openraft::{Config, Raft, RaftMetrics, ServerState, SnapshotPolicy};
 use super::apply::Applier;
 use super::log::RaftLog;
 use super::network::PeerDoor;
+use super::network::addresses::Seen;
 use super::network::client::PeerClients;
 use super::network::service::{Callee, LastHeard, PeerService};
 use super::published::{Applied, Published};
@@ -161,7 +162,11 @@ impl<M: StateMachine> Core<M> {
         let membership = raft.metrics();
         addresses.follow(move |node_id| {
             let metrics = membership.borrow_watched();
-            metrics.membership_config.membership().get_node(&node_id).cloned()
+            let stored = &metrics.membership_config;
+            Seen {
+                at: stored.log_id().as_ref().map(type_config::from_log_id),
+                member: stored.membership().get_node(&node_id).cloned(),
+            }
         });
         // The core reports its state before it answers: from here on peers are checked against the membership.
         raft.is_initialized().await.map_err(|error| error.to_string())?;

@@ -26,6 +26,8 @@ use crate::proto::v1::tagged_response::Response as Reply;
 use crate::proto::v1::{self, Failure, PipelineRequest, PipelineResponse, Reason, TaggedRequest};
 use crate::types::{Incarnation, LogId, Membership, ReadLevel, Role};
 
+mod members;
+
 /// Long enough for a loaded machine; nothing waits for it in vain.
 const DEADLINE: Duration = Duration::from_secs(20);
 

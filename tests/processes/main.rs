@@ -19,6 +19,7 @@ mod catch_up;
 mod cluster_command;
 mod corruption;
 mod crash;
+mod membership;
 mod refusals;
 mod restart;
 mod support;

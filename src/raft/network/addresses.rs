@@ -9,13 +9,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Mutex, OnceLock};
 
-use crate::types::{Member, NodeId};
+use crate::types::{LogId, Member, NodeId};
+
+/// What the membership in effect says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Where it stands in the log.
+    pub at: Option<LogId>,
+    /// What it says about the member asked for.
+    pub member: Option<Member>,
+}
 
 /// What this node was told about its peers' addresses, and which of them to use.
 #[derive(Default)]
 pub struct Addresses {
-    /// Looks a member up in the membership in effect.
-    membership: OnceLock<Box<dyn Fn(NodeId) -> Option<Member> + Send + Sync>>,
+    membership: OnceLock<Box<dyn Fn(NodeId) -> Seen + Send + Sync>>,
     told: BTreeMap<NodeId, String>,
     /// Members to be dialled where this node was told.
     use_told: Mutex<BTreeSet<NodeId>>,
@@ -29,8 +37,13 @@ impl Addresses {
 
     /// From now on `membership` tells what the membership in effect says: the core keeps a connection to a member for
     /// as long as it leads, whatever becomes of the member's addresses. Only the first call counts.
-    pub fn follow(&self, membership: impl Fn(NodeId) -> Option<Member> + Send + Sync + 'static) {
+    pub fn follow(&self, membership: impl Fn(NodeId) -> Seen + Send + Sync + 'static) {
         let _ = self.membership.set(Box::new(membership));
+    }
+
+    /// What the membership in effect says about `node_id`. Nothing before the core has started.
+    pub fn seen(&self, node_id: NodeId) -> Seen {
+        self.membership.get().map(|membership| membership(node_id)).unwrap_or_default()
     }
 
     /// Where to dial `node_id` next, which was reached as `member` says when the caller last looked.
@@ -38,7 +51,7 @@ impl Addresses {
         let use_told = self.use_told.lock().expect("invariant: no panic under this lock");
         match self.told.get(&node_id) {
             Some(told) if use_told.contains(&node_id) => told.clone(),
-            _ => match self.membership.get().and_then(|membership| membership(node_id)) {
+            _ => match self.seen(node_id).member {
                 Some(now) if now.incarnation == member.incarnation => now.peer,
                 _ => member.peer.clone(),
             },
@@ -89,7 +102,8 @@ mod tests {
             incarnation: Incarnation(incarnation),
         };
         let addresses = Addresses::default();
-        addresses.follow(move |node_id| (node_id == 2).then(|| member("moved:1", 1)));
+        addresses
+            .follow(move |node_id| Seen { at: None, member: (node_id == 2).then(|| member("moved:1", 1)) });
         assert_eq!(addresses.of(2, &member("old:1", 1)), "moved:1");
         assert_eq!(addresses.of(2, &member("old:1", 7)), "old:1", "another node under the same id");
         assert_eq!(addresses.of(3, &member("other:1", 1)), "other:1");

@@ -77,6 +77,7 @@ impl Caller {
             from_incarnation: self.incarnation.to_string(),
             to_node,
             to_incarnation: to_incarnation.map(|i| i.to_string()).unwrap_or_default(),
+            membership: self.addresses.seen(to_node).at.map(wire::plain_log_id),
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::proto::peer::{self as proto, Hello, Request, Response, SnapshotPiece,
 use crate::raft::apply::Applier;
 use crate::raft::read_index::ReadIndexes;
 use crate::raft::snapshot::{self, SnapshotData};
-use crate::raft::type_config::{TypeConfig, Vote};
+use crate::raft::type_config::{self, TypeConfig, Vote};
 use crate::runtime::offload;
 use crate::storage::{SnapshotReceiver, SnapshotStore};
 use crate::types::{Incarnation, LogId, NodeId};
@@ -333,7 +333,13 @@ impl<M: StateMachine> PeerDoor for PeerService<M> {
         let known_there = committed.membership().get_node(&node_id).map(|member| member.incarnation);
         let at =
             (known_there != Some(from)).then(|| committed.log_id().as_ref().map(|at| at.index)).flatten();
+        // A caller whose membership is newer may have been added, or replaced, by what this node has not heard yet. That
+        // it is of this cluster it shows by knowing this node's incarnation, below.
+        let theirs = hello.membership.map(|at| LogId::new(at.term, at.index));
+        let ours = metrics.membership_config.log_id().as_ref().map(type_config::from_log_id);
+        let is_ahead = theirs > ours && !hello.to_incarnation.is_empty();
         match known.get_node(&node_id) {
+            _ if is_ahead => {}
             Some(member) if member.incarnation != from => {
                 return Err(Refusal::CallerFenced { node_id, known: member.incarnation, at });
             }

@@ -25,6 +25,11 @@ pub fn log_id(log_id: &LogId) -> proto::LogId {
     proto::LogId { term: log_id.term, index: log_id.index }
 }
 
+/// The wire form of a log id of ours.
+pub fn plain_log_id(log_id: types::LogId) -> proto::LogId {
+    proto::LogId { term: log_id.term, index: log_id.index }
+}
+
 fn from_log_id(log_id: proto::LogId) -> LogId {
     type_config::log_id(types::LogId::new(log_id.term, log_id.index))
 }
