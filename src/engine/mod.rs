@@ -5,6 +5,9 @@
 //! - `membership`: who belongs to it from then on;
 //! - `leadership`: handing over the lead, nodes that prefer it, members that moved;
 //! - `standing`: whether this node still belongs to its cluster;
+//! - `writes`: admission, sessions, acknowledgement levels;
+//! - `reads`: how fresh the state must be that answers;
+//! - `wake`: commands that the machine asked for in advance, such as the expiry of keys;
 //! - `compaction`: when snapshots are taken and the log is cut.
 //!
 //! # Promises
@@ -24,36 +27,38 @@ mod config;
 mod formation;
 mod leadership;
 mod membership;
+mod reads;
 mod standing;
 mod status;
+mod wake;
+mod writes;
 
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 pub use config::{EngineConfig, Limits, SnapshotPolicy, Timing};
 pub use membership::{CATCH_UP_PATIENCE, MemberList, MemberState, NewAddresses, NewMember};
-pub use status::{NodeState, ReadOutcome, Status, Written};
+pub use status::{NodeState, ReadOutcome, Status};
+pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, WriteOptions, Written};
 
 use self::config::NO_CLUSTER;
-use crate::error::{FatalError, OpenError, ReadError, StorageError, WriteError};
+use crate::error::{FatalError, OpenError, StorageError};
 use crate::machine::StateMachine;
 use crate::raft::apply::Applier;
-use crate::raft::core::{Core, CoreConfig, NoReadIndex, Parts, Proposed};
-use crate::raft::envelope::{self, Header};
+use crate::raft::core::{Core, CoreConfig, Parts};
 use crate::raft::network::addresses::Addresses;
 use crate::raft::network::client::{Caller, PeerClients};
 use crate::raft::network::grpc::{self, GrpcTransport};
 use crate::raft::network::service::Callee;
 use crate::raft::network::upstream::Upstream;
 use crate::raft::network::{PeerDoor, Transport};
-use crate::raft::published::Applied;
 use crate::runtime::{self, offload};
 use crate::storage::{DataDir, LogStats, LogStore, SledOptions, SledStore, SnapshotDir, SnapshotStore};
-use crate::types::{Incarnation, LogId, Member, ReadLevel, Role};
+use crate::types::{Incarnation, LogId, Member, Role};
 
 /// One node of a replicated state machine. Cheap to clone; all clones are the same node.
 pub struct Engine<M: StateMachine> {
@@ -83,7 +88,8 @@ struct Inner<M: StateMachine> {
     wishes: Arc<leadership::Wishes>,
     own: Member,
     config: EngineConfig,
-    inflight_bytes: Arc<AtomicUsize>,
+    reads: reads::ReadIndexes,
+    inflight_bytes: AtomicUsize,
     state: watch::Receiver<NodeState>,
     fatal: watch::Sender<Option<FatalError>>,
     /// Set when the node is asked to stop, so that the end of its core is no surprise.
@@ -205,6 +211,7 @@ impl<M: StateMachine> Engine<M> {
             incarnation,
         };
         let clients = PeerClients::new(caller.clone(), transport.clone());
+        let upstream = Upstream::new(caller.clone(), transport.clone());
         let core_parts = Parts { log, snapshots, applier, clients, callee };
         let core = Core::start(&core_config(&config), core_parts).await.map_err(OpenError::Core)?;
         if !config.join && config.initial_members.is_empty() && !core.is_initialized().await {
@@ -240,17 +247,18 @@ impl<M: StateMachine> Engine<M> {
             status::run(core.clone(), config.node_id, state_tx, fatal.clone(), stopping.clone()),
         );
         until_stopped(&stop, stop_when_fatal(core.clone(), fatal.subscribe()));
-        let inflight_bytes = Arc::new(AtomicUsize::new(0));
+        let reads = reads::ReadIndexes::start(core.clone(), upstream.clone(), config.timing.patience());
         let inner = Arc::new(Inner {
             core,
-            upstream: Upstream::new(caller.clone(), transport.clone()),
+            upstream,
             caller,
             transport,
             changes: tokio::sync::Mutex::default(),
             wishes: leadership::Wishes::new(config.preferred_leader),
             own,
             config,
-            inflight_bytes,
+            reads,
+            inflight_bytes: AtomicUsize::new(0),
             state,
             fatal,
             stopping,
@@ -259,106 +267,13 @@ impl<M: StateMachine> Engine<M> {
             log_stats,
         });
         until_stopped(&inner.stop, leadership::run(Arc::downgrade(&inner), announced));
+        until_stopped(&inner.stop, wake::run(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
 
     /// What this node shows to its peers; for those who bring their own transport.
     pub fn peer_door(&self) -> Arc<dyn PeerDoor> {
         self.inner.core.door()
-    }
-
-    /// Writes: returns once `command` is committed by a quorum and applied here.
-    ///
-    /// # Errors
-    /// See [`WriteError`]; [`WriteError::maybe_applied`] says whether a retry could apply twice.
-    pub async fn write(&self, command: M::Command) -> Result<Written<M::Reply>, WriteError> {
-        let (done, outcome) = oneshot::channel();
-        self.propose(command, move |result| {
-            // The caller may have given up.
-            let _ = done.send(result);
-        })
-        .await;
-        outcome.await.unwrap_or_else(|_| Err(self.stopped_write()))
-    }
-
-    /// Proposes `command` and returns; `done` is called exactly once with the outcome, on an engine task
-    /// that must not be blocked. Waits only while the queue of proposals is full. Commands proposed one
-    /// after the other by one task enter the log in that order.
-    pub async fn propose<F>(&self, command: M::Command, done: F)
-    where
-        F: FnOnce(Result<Written<M::Reply>, WriteError>) + Send + 'static,
-    {
-        let inner = &self.inner;
-        let header = Header { time_ms: runtime::unix_time_ms(), ..Header::default() };
-        let command = match envelope::seal(header, &command) {
-            Ok(command) => command,
-            Err(error) => return done(Err(WriteError::Unencodable { reason: error.to_string() })),
-        };
-        let (bytes, limits) = (command.len(), &inner.config.limits);
-        if bytes > limits.max_command_bytes {
-            return done(Err(WriteError::TooLarge { bytes, limit: limits.max_command_bytes }));
-        }
-        let inflight = inner.inflight_bytes.clone();
-        if inflight.fetch_add(bytes, Ordering::Relaxed) + bytes > limits.max_inflight_bytes {
-            inflight.fetch_sub(bytes, Ordering::Relaxed);
-            return done(Err(WriteError::Overloaded));
-        }
-        let fatal = inner.fatal.clone();
-        inner
-            .core
-            .propose(command, move |outcome| {
-                inflight.fetch_sub(bytes, Ordering::Relaxed);
-                done(write_outcome(outcome, &fatal));
-            })
-            .await;
-    }
-
-    /// Answers `query` at `level`.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub async fn read(&self, query: M::Query, level: ReadLevel) -> Result<ReadOutcome<M::Answer>, ReadError> {
-        if let Some(fatal) = &*self.inner.fatal.borrow() {
-            return Err(ReadError::Stopped { reason: fatal.to_string() });
-        }
-        let mut index = None;
-        if level == ReadLevel::Linearizable {
-            index = Some(self.inner.core.shared_read_index().await.map_err(|error| match error {
-                NoReadIndex::NotLeader(leader) => ReadError::NotLeader { leader },
-                NoReadIndex::NoQuorum(reason) => ReadError::NoQuorum { reason },
-                NoReadIndex::Stopped(reason) => ReadError::Stopped { reason },
-            })?);
-        }
-        let applied = self.view(index).await?;
-        Ok(ReadOutcome { applied: applied.progress.log_id, answer: M::query(&applied.view, query) })
-    }
-
-    /// A view of what is applied now, or once entry `index` is, which a leader may have read before it was
-    /// committed.
-    async fn view(&self, index: Option<u64>) -> Result<Arc<Applied<M::View>>, ReadError> {
-        let inner = &self.inner;
-        let (mut fatal, mut stop) = (inner.fatal.subscribe(), inner.stop.subscribe());
-        let patience = inner.config.timing.patience();
-        let view = async {
-            if let Some(index) = index {
-                inner.core.published().wait_applied(index).await;
-            }
-            inner.core.view().await
-        };
-        tokio::select! {
-            biased;
-            view = view => Ok(view),
-            _ = fatal.wait_for(Option::is_some) => {
-                let reason = inner.fatal.borrow().as_ref().map(ToString::to_string).unwrap_or_default();
-                Err(ReadError::Stopped { reason })
-            }
-            _ = stop.wait_for(|stop| *stop) => {
-                Err(ReadError::Stopped { reason: "the node is shutting down".to_owned() })
-            }
-            () = tokio::time::sleep(patience) => {
-                Err(ReadError::NoQuorum { reason: format!("the state was not that far after {patience:?}") })
-            }
-        }
     }
 
     /// The node's state at this moment.
@@ -381,7 +296,9 @@ impl<M: StateMachine> Engine<M> {
             Some(hash) => hash,
             None => {
                 // A node that has stopped tells what it last showed.
-                let applied = self.view(None).await.unwrap_or_else(|_| inner.core.published().last_view());
+                let deadline = tokio::time::Instant::now() + inner.config.timing.patience();
+                let applied =
+                    inner.view(None, deadline).await.unwrap_or_else(|_| inner.core.published().last_view());
                 progress = applied.progress;
                 offload(move || M::state_hash(&applied.view)).await
             }
@@ -445,10 +362,6 @@ impl<M: StateMachine> Engine<M> {
         {
             tracing::warn!(%error, "stopping without handing over");
         }
-    }
-
-    fn stopped_write(&self) -> WriteError {
-        write_stopped(&self.inner.fatal)
     }
 }
 
@@ -516,30 +429,6 @@ fn core_config(config: &EngineConfig) -> CoreConfig {
         election_timeout_min_ms: config.timing.election_timeout_min_ms,
         election_timeout_max_ms: config.timing.election_timeout_max_ms,
         message_bytes: config.limits.append_message_bytes,
-    }
-}
-
-fn write_stopped(fatal: &watch::Sender<Option<FatalError>>) -> WriteError {
-    let reason = match &*fatal.borrow() {
-        Some(fatal) => fatal.to_string(),
-        None => "the node is shutting down".to_owned(),
-    };
-    // The command may have reached the log, and a peer, before.
-    WriteError::Stopped { reason, maybe_applied: true }
-}
-
-fn write_outcome<R: serde::de::DeserializeOwned>(
-    outcome: Proposed,
-    fatal: &watch::Sender<Option<FatalError>>,
-) -> Result<Written<R>, WriteError> {
-    match outcome {
-        Proposed::Applied { log_id, reply } => {
-            let reply = envelope::decode(&reply).expect("invariant: this node has just encoded the reply");
-            Ok(Written { log_id, reply })
-        }
-        Proposed::NotLeader(leader) => Err(WriteError::NotLeader { leader }),
-        Proposed::Interrupted(leader) => Err(WriteError::Interrupted { leader }),
-        Proposed::Stopped => Err(write_stopped(fatal)),
     }
 }
 

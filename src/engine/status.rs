@@ -17,15 +17,6 @@ const PACE: Duration = Duration::from_millis(5);
 /// The state is looked at this often even when nothing happens.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
-/// An acknowledged write.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Written<R> {
-    /// Where in the log the command stands.
-    pub log_id: LogId,
-    /// What the state machine answered.
-    pub reply: R,
-}
-
 /// An answered read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadOutcome<A> {

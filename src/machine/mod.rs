@@ -4,9 +4,11 @@
 //! machine that reads any of those gives different states on different nodes, and no protocol can
 //! repair that. Time and position reach a command through its [`ApplyContext`].
 //!
-//! [`kv`] is the machine the server hosts; the embedding examples bring their own.
+//! [`kv`] is the machine the server hosts; the embedding examples bring their own. [`sessions`] stands in front
+//! of whichever machine it is.
 
 pub mod kv;
+pub mod sessions;
 
 use std::io::{self, Read, Write};
 
@@ -79,6 +81,20 @@ pub trait StateMachine: Send + Sync + 'static {
     /// The hash of the present state, for a machine that keeps it up to date anyway; the same as
     /// [`state_hash`](Self::state_hash) of a view taken now. It lets a node tell its hash without taking a view.
     fn running_hash(&self) -> Option<u64> {
+        None
+    }
+
+    /// When, in log time (milliseconds since the Unix epoch), the command [`wake`](Self::wake) is due; asked
+    /// after every batch, so it must be cheap. `None`: never.
+    fn next_wake_ms(&self) -> Option<u64> {
+        None
+    }
+
+    /// The command that the leader proposes once that time has come. `None` for machines that never wake.
+    fn wake() -> Option<Self::Command>
+    where
+        Self: Sized,
+    {
         None
     }
 

@@ -1,6 +1,6 @@
 //! Committed entries into the state machine.
 //!
-//! One task applies, in batches. The machine, the position it has reached, the log time and the
+//! One task applies, in batches. The machine, the table of sessions, the position reached, the log time and the
 //! membership change together, in memory, between two awaits; then the new position is
 //! [published](super::published), and only then are the callers told. A reader therefore sees a state that
 //! some position explains, never half a batch, and a caller who was told of a write finds it.
@@ -16,11 +16,12 @@ use openraft::OptionalSend;
 use openraft::entry::RaftPayload as _;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapshot};
 
-use super::envelope;
+use super::envelope::{self, Content};
 use super::log::position;
 use super::published::{Applied, Progress, Published};
-use super::snapshot::{SnapshotBuilder, SnapshotData, install};
-use super::type_config::{self, Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig};
+use super::snapshot::{Restored, SnapshotBuilder, SnapshotData, install};
+use super::type_config::{self, Answer, Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::machine::sessions::{Admission, SessionTable};
 use crate::machine::{ApplyContext, StateMachine};
 use crate::storage::SnapshotStore;
 use crate::types;
@@ -31,6 +32,7 @@ const PUBLISH_ENTRIES: usize = 4096;
 /// The user's machine with all that must change together with it.
 pub struct Applier<M: StateMachine> {
     machine: M,
+    sessions: SessionTable,
     progress: Progress,
     membership: StoredMembership,
     published: Arc<Published<M::View>>,
@@ -46,17 +48,22 @@ impl<M: StateMachine> Applier<M> {
         machine: M,
         snapshots: Arc<dyn SnapshotStore>,
     ) -> Result<Self, crate::error::StorageError> {
-        let progress = Progress { state_hash: machine.running_hash(), ..Progress::default() };
+        let progress = Progress {
+            state_hash: machine.running_hash(),
+            wake_ms: machine.next_wake_ms(),
+            ..Progress::default()
+        };
         let mut this = Self {
             published: Published::new(Applied { progress, view: machine.view() }),
             machine,
+            sessions: SessionTable::default(),
             progress,
             membership: StoredMembership::default(),
             snapshots,
         };
         if let Some(handle) = this.snapshots.newest()? {
-            let machine = super::snapshot::read::<M>(&handle)?;
-            this.replace(machine, handle.meta());
+            let content = super::snapshot::read::<M>(&handle)?;
+            this.replace(content, handle.meta());
         }
         Ok(this)
     }
@@ -66,24 +73,41 @@ impl<M: StateMachine> Applier<M> {
         self.published.clone()
     }
 
-    fn replace(&mut self, machine: M, meta: &crate::storage::SnapshotMeta) {
-        self.machine = machine;
+    fn replace(&mut self, content: Restored<M>, meta: &crate::storage::SnapshotMeta) {
+        self.machine = content.machine;
+        self.sessions = content.sessions;
         self.membership = super::snapshot::stored_membership(meta);
         self.progress.log_id = Some(meta.log_id);
         self.progress.time_ms = meta.time_ms;
-        self.progress.state_hash = self.machine.running_hash();
+        self.measure();
         self.published.advance(self.progress);
         // The last view would keep the state before alive.
         self.published.publish(self.applied());
+    }
+
+    fn measure(&mut self) {
+        self.progress.state_hash = self.machine.running_hash();
+        self.progress.wake_ms = self.machine.next_wake_ms();
+        self.progress.sessions = self.sessions.len();
+        self.progress.session_bytes = self.sessions.bytes();
     }
 
     fn applied(&self) -> Applied<M::View> {
         Applied { progress: self.progress, view: self.machine.view() }
     }
 
+    fn snapshot_builder(&self) -> SnapshotBuilder<M> {
+        SnapshotBuilder::new(
+            self.applied(),
+            self.sessions.clone(),
+            self.membership.clone(),
+            self.snapshots.clone(),
+        )
+    }
+
     /// Tells how far the machine is, and leaves a view if somebody waits for one.
     pub fn publish_if_wanted(&mut self) {
-        self.progress.state_hash = self.machine.running_hash();
+        self.measure();
         if self.published.advance(self.progress) {
             self.published.publish(self.applied());
         }
@@ -93,7 +117,7 @@ impl<M: StateMachine> Applier<M> {
     fn apply_batch(
         &mut self,
         batch: Vec<io::Result<EntryResponder<TypeConfig>>>,
-    ) -> io::Result<Vec<(ApplyResponder<TypeConfig>, Bytes)>> {
+    ) -> io::Result<Vec<(ApplyResponder<TypeConfig>, Answer)>> {
         let mut replies = Vec::with_capacity(batch.len());
         for item in batch {
             let (entry, responder) = item?;
@@ -104,35 +128,61 @@ impl<M: StateMachine> Applier<M> {
         Ok(replies)
     }
 
-    /// Applies one entry and returns the encoded reply.
-    fn apply_entry(&mut self, entry: Entry) -> io::Result<Bytes> {
+    /// Applies one entry.
+    fn apply_entry(&mut self, entry: Entry) -> io::Result<Answer> {
         let log_id = position(&entry);
         // That none is left out is the log's part: see `RaftLog::entries_stream`.
         assert!(
             self.progress.log_id.is_none_or(|applied| log_id.index > applied.index),
             "invariant: no entry is applied twice"
         );
-        let reply = match &entry.payload {
-            Payload::Blank => Bytes::new(),
+        let answer = match &entry.payload {
+            Payload::Blank => Answer::empty(),
             Payload::Membership(_) => {
                 let membership = entry.payload.get_membership().expect("invariant: just matched");
                 self.membership = StoredMembership::new(Some(type_config::log_id(log_id)), membership);
-                Bytes::new()
+                Answer::empty()
             }
             Payload::Normal(command) => {
-                self.progress.command_bytes += command.0.len() as u64;
-                let (header, command) = envelope::open::<M::Command>(&command.0).map_err(|error| {
+                self.progress.command_bytes += command.bytes.len() as u64;
+                let opened = envelope::open::<M::Command>(&command.bytes).map_err(|error| {
                     io::Error::new(io::ErrorKind::InvalidData, format!("entry {log_id}: {error}"))
                 })?;
                 // A new leader's clock may be behind its predecessor's.
-                self.progress.time_ms = self.progress.time_ms.max(header.time_ms);
-                let context = ApplyContext { log_id, time_ms: self.progress.time_ms };
-                let reply = self.machine.apply(&context, command);
-                envelope::encode(&reply).map_err(io::Error::other)?
+                self.progress.time_ms = self.progress.time_ms.max(opened.time_ms);
+                self.carry_out(log_id, opened.content)?
             }
         };
         self.progress.log_id = Some(log_id);
-        Ok(reply)
+        Ok(answer)
+    }
+
+    fn carry_out(&mut self, log_id: types::LogId, content: Content<M::Command>) -> io::Result<Answer> {
+        let time_ms = self.progress.time_ms;
+        let (command, slot) = match content {
+            Content::Command(command, slot) => (command, slot),
+            Content::OpenSession { ttl_ms } => {
+                let opened = self.sessions.open(log_id.index, ttl_ms, time_ms);
+                return Ok(Answer { reply: opened.map(|()| Bytes::new()), first: None });
+            }
+            Content::CloseSession { session } => {
+                self.sessions.close(session);
+                return Ok(Answer::empty());
+            }
+        };
+        match slot.map(|slot| self.sessions.admit(slot, time_ms)) {
+            Some(Admission::Refuse(refusal)) => Ok(Answer { reply: Err(refusal), first: None }),
+            Some(Admission::Repeat { log_id, reply }) => Ok(Answer { reply: Ok(reply), first: Some(log_id) }),
+            Some(Admission::Apply) | None => {
+                let context = ApplyContext { log_id, time_ms };
+                let reply = self.machine.apply(&context, command);
+                let reply = envelope::encode(&reply).map_err(io::Error::other)?;
+                if let Some(slot) = slot {
+                    self.sessions.record(slot, log_id, reply.clone());
+                }
+                Ok(Answer { reply: Ok(reply), first: None })
+            }
+        }
     }
 }
 
@@ -164,16 +214,16 @@ impl<M: StateMachine> RaftStateMachine<TypeConfig> for Applier<M> {
         if self.progress.log_id.is_none() && !force {
             return None;
         }
-        Some(SnapshotBuilder::new(Arc::new(self.applied()), self.membership.clone(), self.snapshots.clone()))
+        Some(self.snapshot_builder())
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder<M> {
-        SnapshotBuilder::new(Arc::new(self.applied()), self.membership.clone(), self.snapshots.clone())
+        self.snapshot_builder()
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
-        let (machine, meta) = install::<M>(snapshot, self.snapshots.clone()).await?;
-        self.replace(machine, &meta);
+        let (content, meta) = install::<M>(snapshot, self.snapshots.clone()).await?;
+        self.replace(content, &meta);
         Ok(())
     }
 

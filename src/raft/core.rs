@@ -1,8 +1,8 @@
 //! The running core, behind our own types.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,9 +11,11 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::raft::ClientWriteResult;
 use openraft::type_config::alias::WatchReceiverOf;
-use openraft::{Config, Raft, RaftMetrics, ServerState, SnapshotPolicy};
+use openraft::{Config, LinearizerOption, Raft, RaftMetrics, ServerState, SnapshotPolicy};
+use tokio::time::Instant;
 
 use super::apply::Applier;
+use super::held::Held;
 use super::log::RaftLog;
 use super::network::PeerDoor;
 use super::network::addresses::Seen;
@@ -21,8 +23,8 @@ use super::network::client::PeerClients;
 use super::network::service::{Callee, LastHeard, PeerService};
 use super::published::{Applied, Published};
 pub use super::read_index::NoReadIndex;
-use super::read_index::ReadIndexes;
-use super::type_config::{self, Command, Responder, TypeConfig, leader};
+use super::read_index::{self, ReadIndexes};
+use super::type_config::{self, Answer, Command, OnFlushed, Responder, TypeConfig, leader};
 use crate::error::Leader;
 use crate::machine::StateMachine;
 use crate::storage::{LogStore, SnapshotStore};
@@ -71,9 +73,16 @@ pub enum Proposed {
     Applied {
         /// Where it stands.
         log_id: LogId,
-        /// The encoded reply.
-        reply: Bytes,
+        /// What it was answered.
+        answer: Answer,
     },
+    /// This leader has it on disk; nothing more is known. Only for [`Core::propose_to_leader`].
+    Flushed {
+        /// Where it stands.
+        log_id: LogId,
+    },
+    /// This node leads, but has lost touch with its quorum; nothing was proposed.
+    NoQuorum,
     /// This node does not lead; nothing was proposed.
     NotLeader(Option<Leader>),
     /// Leadership was lost with the entry in the log: it may yet be committed.
@@ -127,6 +136,8 @@ pub struct Core<M: StateMachine> {
     heard: Arc<LastHeard>,
     reads: ReadIndexes,
     purge_mark: Arc<AtomicU64>,
+    held: Arc<Held>,
+    admission: Arc<Admission>,
     /// A leader not heard of for this long may have been replaced.
     lease: Duration,
 }
@@ -140,6 +151,8 @@ impl<M: StateMachine> Clone for Core<M> {
             heard: self.heard.clone(),
             reads: self.reads.clone(),
             purge_mark: self.purge_mark.clone(),
+            held: self.held.clone(),
+            admission: self.admission.clone(),
             lease: self.lease,
         }
     }
@@ -154,7 +167,8 @@ impl<M: StateMachine> Core<M> {
         let published = parts.applier.published();
         let purge_mark = parts.clients.purge_mark();
         let addresses = parts.clients.addresses();
-        let log = RaftLog::new(parts.log, config.message_bytes);
+        let held = parts.clients.held();
+        let log = RaftLog::new(parts.log, config.message_bytes, config.node_id, held.clone());
         let raft_config = raft_config(config)?;
         let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier)
             .await
@@ -170,11 +184,20 @@ impl<M: StateMachine> Core<M> {
         });
         // The core reports its state before it answers: from here on peers are checked against the membership.
         raft.is_initialized().await.map_err(|error| error.to_string())?;
-        let lease = Duration::from_millis(config.election_timeout_max_ms.saturating_mul(2));
+        let voter_lease = Duration::from_millis(config.election_timeout_max_ms);
+        let lease = voter_lease.saturating_mul(2);
         let reads = ReadIndexes::start(raft.clone(), lease);
-        let service = PeerService::new(parts.callee, raft.clone(), parts.snapshots, reads.clone());
+        let service =
+            PeerService::new(parts.callee, raft.clone(), parts.snapshots, reads.clone(), voter_lease);
         let heard = service.last_heard();
-        Ok(Self { raft, published, door: Arc::new(service), heard, reads, purge_mark, lease })
+        let admission = Arc::new(Admission {
+            metrics: raft.metrics(),
+            lease: voter_lease,
+            since: Mutex::new((0, Instant::now())),
+            void_lease_term: AtomicU64::new(0),
+        });
+        let door = Arc::new(service);
+        Ok(Self { raft, published, door, heard, reads, purge_mark, held, admission, lease })
     }
 
     pub(super) fn raft(&self) -> &Raft<TypeConfig, Applier<M>> {
@@ -220,9 +243,64 @@ impl<M: StateMachine> Core<M> {
 
     /// Proposes `command`; `done` is called exactly once.
     pub async fn propose(&self, command: Bytes, done: impl FnOnce(Proposed) + Send + 'static) {
+        if !self.admission.is_in_touch() {
+            return done(Proposed::NoQuorum);
+        }
         let responder = Responder::new(|outcome| done(outcome.map_or(Proposed::Stopped, proposed)));
         // On failure the responder has been dropped, and has reported so.
-        let _ = self.raft.client_write_ff(Command(command), Some(responder)).await;
+        let _ = self.raft.client_write_ff(Command::new(command), Some(responder)).await;
+    }
+
+    /// Proposes `command`; `done` is called exactly once: with [`Proposed::Flushed`] as soon as this leader has it on
+    /// disk, or with what went wrong before.
+    pub async fn propose_to_leader(&self, command: Bytes, done: impl FnOnce(Proposed) + Send + 'static) {
+        if !self.admission.is_in_touch() {
+            return done(Proposed::NoQuorum);
+        }
+        let done = Arc::new(Mutex::new(Some(done)));
+        let once = move |outcome| {
+            let done = done.lock().expect("invariant: no panic under this lock").take();
+            if let Some(done) = done {
+                done(outcome);
+            }
+        };
+        let flushed = once.clone();
+        let on_flushed = OnFlushed::new(move |log_id| flushed(Proposed::Flushed { log_id }));
+        let command = Command { bytes: command, on_flushed: Some(on_flushed) };
+        let responder = Responder::new(move |outcome| once(outcome.map_or(Proposed::Stopped, proposed)));
+        let _ = self.raft.client_write_ff(command, Some(responder)).await;
+    }
+
+    /// Which members are known to hold which entries on disk.
+    pub fn held(&self) -> &Arc<Held> {
+        &self.held
+    }
+
+    /// Those who vote at present.
+    pub fn voters(&self) -> BTreeSet<NodeId> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.voter_ids().collect()
+    }
+
+    /// As [`shared_read_index`](Self::shared_read_index), without asking anybody: a quorum answered a short while ago, and no
+    /// voter that did so elects another leader before this one's lease is over (Raft thesis, §6.4.1).
+    ///
+    /// The lease is a tenth shorter than what voters wait for, in case their clocks run faster. A voter that was
+    /// restarted does not know of its promise: it elects nobody for the length of a lease
+    /// ([`PeerService`]). A leader that asks another to take over lets go of its lease for good.
+    ///
+    /// # Errors
+    /// [`NoReadIndex::NoQuorum`] when there is no lease, [`NoReadIndex::NotLeader`] on other nodes.
+    pub async fn lease_index(&self) -> Result<u64, NoReadIndex> {
+        let lease = self.admission.lease.mul_f64(LEASE_SHARE);
+        let option = LinearizerOption::new(Some(lease), false).with_wait_timeout(Duration::ZERO);
+        let index = read_index::ask(&self.raft, option).await?;
+        // Looked at last: a transfer that began before this was seen is a transfer that ends after this read.
+        if self.admission.is_lease_void() {
+            return Err(NoReadIndex::NoQuorum("leadership is being handed over".to_owned()));
+        }
+        Ok(index)
     }
 
     /// An index such that a state that has applied it has seen every write acknowledged before this call
@@ -265,6 +343,7 @@ impl<M: StateMachine> Core<M> {
 
     /// Asks `to` to take the lead at once. Ignored unless this node leads.
     pub async fn transfer_leader(&self, to: NodeId) {
+        self.admission.void_lease();
         let _ = self.raft.trigger().transfer_leader(to).await;
     }
 
@@ -307,6 +386,53 @@ impl<M: StateMachine> Core<M> {
     }
 }
 
+/// How much of the time for which voters elect nobody else a leader relies on.
+const LEASE_SHARE: f64 = 0.9;
+
+/// Whether a leader may still act as one.
+struct Admission {
+    metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
+    /// For how long after it was heard a quorum elects nobody else.
+    lease: Duration,
+    /// Since when this node has been seen to lead in which term.
+    since: Mutex<(u64, Instant)>,
+    /// The term in which this node has asked another one to take the lead.
+    void_lease_term: AtomicU64,
+}
+
+impl Admission {
+    /// False for a leader that has not heard from a quorum for the length of its lease: others may be electing a
+    /// new one, and what it accepts has little chance of being committed.
+    fn is_in_touch(&self) -> bool {
+        let metrics = self.metrics.borrow_watched();
+        if metrics.state != ServerState::Leader || metrics.membership_config.voter_ids().nth(1).is_none() {
+            return true;
+        }
+        match &metrics.last_quorum_acked {
+            Some(acked) if acked.elapsed() <= self.lease => true,
+            // Not heard from yet, or not for too long; but a new leader must be given the time.
+            _ => {
+                let term = metrics.current_term;
+                let mut since = self.since.lock().expect("invariant: no panic under this lock");
+                if since.0 != term {
+                    *since = (term, Instant::now());
+                }
+                since.1.elapsed() <= self.lease && metrics.last_quorum_acked.is_none()
+            }
+        }
+    }
+
+    fn void_lease(&self) {
+        let term = self.metrics.borrow_watched().current_term;
+        self.void_lease_term.fetch_max(term, Ordering::SeqCst);
+    }
+
+    fn is_lease_void(&self) -> bool {
+        let term = self.metrics.borrow_watched().current_term;
+        self.void_lease_term.load(Ordering::SeqCst) >= term
+    }
+}
+
 /// Wakes when the core's view of itself changes.
 pub struct Changes(WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>);
 
@@ -345,7 +471,7 @@ fn raft_config(config: &CoreConfig) -> Result<Config, String> {
 fn proposed(result: ClientWriteResult<TypeConfig>) -> Proposed {
     match result {
         Ok(response) => {
-            Proposed::Applied { log_id: type_config::from_log_id(&response.log_id), reply: response.data }
+            Proposed::Applied { log_id: type_config::from_log_id(&response.log_id), answer: response.data }
         }
         Err(ClientWriteError::ForwardToLeader(forward)) => Proposed::NotLeader(leader(forward)),
         Err(ClientWriteError::LogEntryDiscarded(forward)) => Proposed::Interrupted(leader(forward)),

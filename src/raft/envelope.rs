@@ -2,29 +2,66 @@
 //!
 //! | bytes | content |
 //! |---|---|
-//! | 1 | version, at present 1 |
-//! | 8 | log time: the proposing leader's clock, milliseconds since the Unix epoch, little-endian |
-//! | 8 | session, 0 for none |
-//! | 8 | sequence within the session, 0 for none |
-//! | rest | the command, in bincode's standard configuration |
+//! | 1 | version, at present 2 |
+//! | 1 | kind |
+//! | 8 | log time: the proposing leader's clock, milliseconds since the Unix epoch |
+//! | rest | by kind |
+//!
+//! | kind | rest |
+//! |---|---|
+//! | 0: command | the command |
+//! | 1: command of a session | session (8), sequence (8), first unanswered sequence (8), the command |
+//! | 2: open a session | how long it may stay unused, in milliseconds (8); 0 for the default |
+//! | 3: close a session | session (8) |
+//!
+//! Numbers are little-endian; commands are in bincode's standard configuration. Version 1 had no kind: log
+//! time (8), session (8) and sequence (8), both always 0, and the command. It is still read.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
 
-/// The version this build writes.
-const VERSION: u8 = 1;
-/// Bytes before the command.
-const HEADER_BYTES: usize = 1 + 8 + 8 + 8;
+use crate::types::SessionSlot;
 
-/// A command's envelope.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Header {
-    /// The leader's clock when it proposed the command, in milliseconds since the Unix epoch.
+/// The version this build writes.
+const VERSION: u8 = 2;
+/// The oldest version this build reads.
+const OLDEST_VERSION: u8 = 1;
+/// Bytes before what depends on the kind.
+const HEAD_BYTES: usize = 1 + 1 + 8;
+/// Bytes of a session's slot.
+const SLOT_BYTES: usize = 3 * 8;
+/// Bytes before the command in version 1.
+const HEAD_BYTES_1: usize = 1 + 8 + 8 + 8;
+
+const COMMAND: u8 = 0;
+const SESSION_COMMAND: u8 = 1;
+const OPEN_SESSION: u8 = 2;
+const CLOSE_SESSION: u8 = 3;
+
+/// What an entry asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content<C> {
+    /// Apply a command, in its place in a session if it has one.
+    Command(C, Option<SessionSlot>),
+    /// Open a session; the entry's index becomes its id.
+    OpenSession {
+        /// How long it may stay unused, in milliseconds; 0 for the default.
+        ttl_ms: u64,
+    },
+    /// Close a session.
+    CloseSession {
+        /// Its id.
+        session: u64,
+    },
+}
+
+/// An opened envelope.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opened<C> {
+    /// The leader's clock when it proposed the entry, in milliseconds since the Unix epoch.
     pub time_ms: u64,
-    /// The client session the command belongs to, 0 for none.
-    pub session: u64,
-    /// The command's number within its session, 0 for none.
-    pub sequence: u64,
+    /// What it asks for.
+    pub content: Content<C>,
 }
 
 /// Why an envelope could not be opened.
@@ -41,6 +78,12 @@ pub enum EnvelopeError {
     #[error("the entry has envelope version {found}; this build reads up to {VERSION}: upgrade this node")]
     Version {
         /// Its version.
+        found: u8,
+    },
+    /// A kind this build does not know.
+    #[error("the entry is of kind {found}, which this build does not know: upgrade this node")]
+    Kind {
+        /// Its kind.
         found: u8,
     },
     /// The command's bytes are not one.
@@ -64,40 +107,99 @@ impl bincode::enc::write::Writer for Output<'_> {
     }
 }
 
+fn head(kind: u8, time_ms: u64, room: usize) -> BytesMut {
+    let mut out = BytesMut::with_capacity(HEAD_BYTES + room);
+    out.put_u8(VERSION);
+    out.put_u8(kind);
+    out.put_u64_le(time_ms);
+    out
+}
+
 /// Puts `command` into an envelope.
 ///
 /// # Errors
 /// Passes on what the command's `Serialize` implementation returns.
-pub fn seal<C: Serialize>(header: Header, command: &C) -> Result<Bytes, bincode::error::EncodeError> {
-    let mut out = BytesMut::with_capacity(HEADER_BYTES + 128);
-    out.put_u8(VERSION);
-    out.put_u64_le(header.time_ms);
-    out.put_u64_le(header.session);
-    out.put_u64_le(header.sequence);
+pub fn seal<C: Serialize>(
+    time_ms: u64,
+    command: &C,
+    slot: Option<SessionSlot>,
+) -> Result<Bytes, bincode::error::EncodeError> {
+    /// What most commands take.
+    const COMMAND_BYTES: usize = 128;
+    let kind = if slot.is_some() { SESSION_COMMAND } else { COMMAND };
+    let mut out = head(kind, time_ms, SLOT_BYTES + COMMAND_BYTES);
+    if let Some(slot) = slot {
+        out.put_u64_le(slot.session);
+        out.put_u64_le(slot.sequence);
+        out.put_u64_le(slot.first_unanswered);
+    }
     bincode::serde::encode_into_writer(command, Output(&mut out), bincode::config::standard())?;
     Ok(out.freeze())
 }
 
-/// Takes a command out of its envelope.
+/// Asks for a session.
+pub fn seal_open_session(time_ms: u64, ttl_ms: u64) -> Bytes {
+    let mut out = head(OPEN_SESSION, time_ms, 8);
+    out.put_u64_le(ttl_ms);
+    out.freeze()
+}
+
+/// Gives a session back.
+pub fn seal_close_session(time_ms: u64, session: u64) -> Bytes {
+    let mut out = head(CLOSE_SESSION, time_ms, 8);
+    out.put_u64_le(session);
+    out.freeze()
+}
+
+/// Opens an envelope.
 ///
 /// # Errors
 /// See [`EnvelopeError`]. A committed entry that cannot be opened stops the node.
-pub fn open<C: DeserializeOwned>(mut bytes: &[u8]) -> Result<(Header, C), EnvelopeError> {
-    match bytes.first() {
-        None => return Err(EnvelopeError::Truncated { bytes: 0 }),
-        Some(&VERSION) => {}
-        Some(&found) => return Err(EnvelopeError::Version { found }),
+pub fn open<C: DeserializeOwned>(mut bytes: &[u8]) -> Result<Opened<C>, EnvelopeError> {
+    let whole = bytes.len();
+    let need = |bytes: &[u8], count: usize| match bytes.len() >= count {
+        true => Ok(()),
+        false => Err(EnvelopeError::Truncated { bytes: whole }),
+    };
+    need(bytes, 1)?;
+    match bytes.get_u8() {
+        OLDEST_VERSION => {
+            need(bytes, HEAD_BYTES_1 - 1)?;
+            let time_ms = bytes.get_u64_le();
+            bytes.advance(16);
+            return Ok(Opened { time_ms, content: Content::Command(decode(bytes)?, None) });
+        }
+        VERSION => need(bytes, HEAD_BYTES - 1)?,
+        found => return Err(EnvelopeError::Version { found }),
     }
-    if bytes.len() < HEADER_BYTES {
-        return Err(EnvelopeError::Truncated { bytes: bytes.len() });
-    }
-    bytes.advance(1);
-    let header =
-        Header { time_ms: bytes.get_u64_le(), session: bytes.get_u64_le(), sequence: bytes.get_u64_le() };
-    Ok((header, decode(bytes)?))
+    let kind = bytes.get_u8();
+    let time_ms = bytes.get_u64_le();
+    let content = match kind {
+        COMMAND => Content::Command(decode(bytes)?, None),
+        SESSION_COMMAND => {
+            need(bytes, SLOT_BYTES)?;
+            let (session, sequence, first_unanswered) =
+                (bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u64_le());
+            let slot = SessionSlot { session, sequence, first_unanswered };
+            Content::Command(decode(bytes)?, Some(slot))
+        }
+        OPEN_SESSION | CLOSE_SESSION => {
+            need(bytes, 8)?;
+            let number = bytes.get_u64_le();
+            if !bytes.is_empty() {
+                return Err(EnvelopeError::Trailing { bytes: bytes.len() });
+            }
+            match kind {
+                OPEN_SESSION => Content::OpenSession { ttl_ms: number },
+                _ => Content::CloseSession { session: number },
+            }
+        }
+        found => return Err(EnvelopeError::Kind { found }),
+    };
+    Ok(Opened { time_ms, content })
 }
 
-/// Encodes a reply the way it travels from apply to its caller, and later into the session table.
+/// Encodes a reply the way it travels from apply to its caller, and into the table of sessions.
 ///
 /// # Errors
 /// Passes on what the reply's `Serialize` implementation returns.
@@ -121,26 +223,58 @@ pub fn decode<R: DeserializeOwned>(bytes: &[u8]) -> Result<R, EnvelopeError> {
 mod tests {
     use super::*;
 
+    type Command = (String, Vec<u8>);
+
     #[test]
     fn what_is_sealed_can_be_opened() {
-        let header = Header { time_ms: 7, session: 8, sequence: 9 };
-        let bytes = seal(header, &("put", vec![1u8, 2, 3])).unwrap();
-        let (opened, command): (Header, (String, Vec<u8>)) = open(&bytes).unwrap();
-        assert_eq!(opened, header);
-        assert_eq!(command, ("put".to_owned(), vec![1, 2, 3]));
+        let command: Command = ("put".to_owned(), vec![1, 2, 3]);
+        for slot in [None, Some(SessionSlot { session: 8, sequence: 9, first_unanswered: 4 })] {
+            let opened = open::<Command>(&seal(7, &command, slot).unwrap()).unwrap();
+            assert_eq!(opened, Opened { time_ms: 7, content: Content::Command(command.clone(), slot) });
+        }
+        let opened = open::<Command>(&seal_open_session(7, 60)).unwrap();
+        assert_eq!(opened, Opened { time_ms: 7, content: Content::OpenSession { ttl_ms: 60 } });
+        let opened = open::<Command>(&seal_close_session(7, 60)).unwrap();
+        assert_eq!(opened, Opened { time_ms: 7, content: Content::CloseSession { session: 60 } });
+    }
+
+    /// Logs in use hold these bytes.
+    #[test]
+    fn the_bytes_are_as_documented() {
+        let slot = SessionSlot { session: 2, sequence: 3, first_unanswered: 4 };
+        let numbers = |numbers: &[u64]| -> Vec<u8> { numbers.iter().flat_map(|n| n.to_le_bytes()).collect() };
+        let expect = |kind: u8, rest: &[u64], command: &[u8]| {
+            [&[2, kind][..], &numbers(&[1]), &numbers(rest), command].concat()
+        };
+        assert_eq!(seal(1, &9_u8, None).unwrap(), expect(0, &[], &[9]));
+        assert_eq!(seal(1, &9_u8, Some(slot)).unwrap(), expect(1, &[2, 3, 4], &[9]));
+        assert_eq!(seal_open_session(1, 5), expect(2, &[5], &[]));
+        assert_eq!(seal_close_session(1, 5), expect(3, &[5], &[]));
+
+        let version_1 = [&[1][..], &numbers(&[1, 0, 0]), &[9]].concat();
+        let opened = open::<u8>(&version_1).unwrap();
+        assert_eq!(opened, Opened { time_ms: 1, content: Content::Command(9, None) });
     }
 
     #[test]
     fn damage_is_told_apart() {
-        let bytes = seal(Header::default(), &1234u64).unwrap();
+        let slot = SessionSlot { session: 2, sequence: 3, first_unanswered: 4 };
+        let bytes = seal(0, &1234u64, Some(slot)).unwrap();
         assert!(matches!(open::<u64>(&[]), Err(EnvelopeError::Truncated { bytes: 0 })));
-        assert!(matches!(open::<u64>(&bytes[..10]), Err(EnvelopeError::Truncated { bytes: 10 })));
-        assert!(matches!(open::<u64>(&bytes[..HEADER_BYTES]), Err(EnvelopeError::Command(_))));
-        let mut newer = bytes.to_vec();
-        newer[0] = 2;
-        assert!(matches!(open::<u64>(&newer), Err(EnvelopeError::Version { found: 2 })));
-        let mut longer = bytes.to_vec();
-        longer.push(0);
-        assert!(matches!(open::<u64>(&longer), Err(EnvelopeError::Trailing { bytes: 1 })));
+        assert!(matches!(open::<u64>(&bytes[..9]), Err(EnvelopeError::Truncated { bytes: 9 })));
+        assert!(matches!(open::<u64>(&bytes[..33]), Err(EnvelopeError::Truncated { bytes: 33 })));
+        assert!(matches!(open::<u64>(&bytes[..34]), Err(EnvelopeError::Command(_))));
+        assert!(matches!(open::<u64>(&[1; 24]), Err(EnvelopeError::Truncated { bytes: 24 })));
+        let changed = |at: usize, byte: u8| {
+            let mut changed = bytes.to_vec();
+            changed[at] = byte;
+            open::<u64>(&changed)
+        };
+        assert!(matches!(changed(0, 3), Err(EnvelopeError::Version { found: 3 })));
+        assert!(matches!(changed(1, 4), Err(EnvelopeError::Kind { found: 4 })));
+        for sealed in [bytes, seal_open_session(0, 0)] {
+            let longer = [&sealed[..], &[0]].concat();
+            assert!(matches!(open::<u64>(&longer), Err(EnvelopeError::Trailing { bytes: 1 })));
+        }
     }
 }

@@ -10,9 +10,10 @@ use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{OptionalSend, entry::RaftEntry as _};
 use tokio::sync::oneshot;
 
-use super::type_config::{self, Entry, LogId, TypeConfig, Vote};
+use super::held::Held;
+use super::type_config::{self, Command, Entry, LogId, Payload, TypeConfig, Vote};
 use crate::storage::LogStore;
-use crate::types;
+use crate::types::{self, NodeId};
 
 /// The adapter. Cheap to clone; every clone reads and writes the same store.
 #[derive(Clone)]
@@ -20,6 +21,9 @@ pub struct RaftLog {
     store: Arc<dyn LogStore>,
     /// Most bytes of entries in one message to a peer.
     message_bytes: usize,
+    node_id: NodeId,
+    /// Where to note what is on disk.
+    held: Arc<Held>,
 }
 
 impl Debug for RaftLog {
@@ -30,8 +34,8 @@ impl Debug for RaftLog {
 
 impl RaftLog {
     /// An adapter whose replication reads return at most `message_bytes` of entries, or one entry.
-    pub fn new(store: Arc<dyn LogStore>, message_bytes: usize) -> Self {
-        Self { store, message_bytes }
+    pub fn new(store: Arc<dyn LogStore>, message_bytes: usize, node_id: NodeId, held: Arc<Held>) -> Self {
+        Self { store, message_bytes, node_id, held }
     }
 
     /// Submits a write and waits until it is durable.
@@ -155,8 +159,26 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries: Vec<types::Entry> = entries.into_iter().map(type_config::from_entry).collect();
-        self.store.append(entries, Box::new(move |result| callback.io_completed(result)));
+        let mut waiting = Vec::new();
+        let mut local = |entry: Entry| {
+            if let Payload::Normal(Command { on_flushed: Some(on_flushed), .. }) = &entry.payload {
+                waiting.push((position(&entry), on_flushed.clone()));
+            }
+            type_config::from_entry(entry)
+        };
+        let entries: Vec<types::Entry> = entries.into_iter().map(&mut local).collect();
+        let (last, node_id, held) =
+            (entries.last().map(|entry| entry.log_id), self.node_id, self.held.clone());
+        let flushed = move |result: io::Result<()>| {
+            if let (Ok(()), Some(last)) = (&result, last) {
+                held.note(node_id, last);
+                for (log_id, on_flushed) in waiting {
+                    on_flushed.flushed(log_id);
+                }
+            }
+            callback.io_completed(result);
+        };
+        self.store.append(entries, Box::new(flushed));
         Ok(())
     }
 

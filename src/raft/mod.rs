@@ -11,6 +11,7 @@
 //! - [`published`]: how far that is, and views for readers;
 //! - [`snapshot`]: views of the state into files, off the apply path, and back;
 //! - [`membership`]: changes of the membership;
+//! - [`held`]: which members are known to hold which entries;
 //! - [`network`]: messages between members, over any [`Transport`](network::Transport).
 //!
 //! What it does not do: decide when a cluster forms, whom to answer, or when a snapshot is due. That is
@@ -21,6 +22,7 @@ pub mod apply;
 mod conformance;
 pub mod core;
 pub mod envelope;
+pub mod held;
 pub mod log;
 pub mod membership;
 pub mod network;

@@ -24,6 +24,12 @@ pub struct Progress {
     pub command_bytes: u64,
     /// Hash of the state, if the machine keeps one up to date.
     pub state_hash: Option<u64>,
+    /// When, in log time, the machine wants to be woken.
+    pub wake_ms: Option<u64>,
+    /// Sessions open.
+    pub sessions: usize,
+    /// Bytes of answers kept for them.
+    pub session_bytes: usize,
 }
 
 impl Progress {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use openraft::errors::{LinearizableReadError, RaftError};
-use openraft::{Raft, ReadPolicy};
+use openraft::{LinearizerOption, Raft, ReadPolicy};
 use tokio::sync::{mpsc, oneshot};
 
 use super::apply::Applier;
@@ -64,7 +64,7 @@ async fn confirm<M: StateMachine>(
 ) {
     let mut waiters = Vec::new();
     while arrivals.recv_many(&mut waiters, MAX_SHARED).await > 0 {
-        let outcome = match tokio::time::timeout(patience, ask(&raft)).await {
+        let outcome = match tokio::time::timeout(patience, ask(&raft, ReadPolicy::ReadIndex)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(NoReadIndex::NoQuorum(format!("no majority answered within {patience:?}"))),
         };
@@ -75,8 +75,15 @@ async fn confirm<M: StateMachine>(
     }
 }
 
-async fn ask<M: StateMachine>(raft: &Raft<TypeConfig, Applier<M>>) -> Result<u64, NoReadIndex> {
-    match raft.get_read_log_id(ReadPolicy::ReadIndex).await {
+/// The read index for `how`.
+///
+/// # Errors
+/// See [`NoReadIndex`].
+pub(super) async fn ask<M: StateMachine>(
+    raft: &Raft<TypeConfig, Applier<M>>,
+    how: impl Into<LinearizerOption>,
+) -> Result<u64, NoReadIndex> {
+    match raft.get_read_log_id(how).await {
         Ok((read, _)) => Ok(read.log_id().index),
         Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
             Err(NoReadIndex::NotLeader(type_config::leader(forward)))

@@ -12,6 +12,7 @@ use super::published::Applied;
 use super::type_config::{self, CommittedLeaderId, StoredMembership, TypeConfig};
 use crate::error::StorageError;
 use crate::machine::StateMachine;
+use crate::machine::sessions::SessionTable;
 use crate::runtime::offload;
 use crate::storage::{ReceivedSnapshot, SnapshotHandle, SnapshotStore};
 use crate::types::{Member, NodeId};
@@ -37,21 +38,36 @@ impl std::fmt::Debug for SnapshotData {
     }
 }
 
+/// What a snapshot holds, to be written.
+struct Content<V> {
+    applied: Applied<V>,
+    sessions: SessionTable,
+}
+
+/// What a snapshot held.
+pub struct Restored<M> {
+    /// The machine.
+    pub machine: M,
+    /// The sessions at this point.
+    pub sessions: SessionTable,
+}
+
 /// Writes one view into a snapshot file.
 pub struct SnapshotBuilder<M: StateMachine> {
-    applied: Arc<Applied<M::View>>,
+    content: Arc<Content<M::View>>,
     membership: StoredMembership,
     snapshots: Arc<dyn SnapshotStore>,
 }
 
 impl<M: StateMachine> SnapshotBuilder<M> {
-    /// A builder for the state `applied`, at which `membership` was in effect.
+    /// A builder for the state `applied` with its `sessions`, at which `membership` was in effect.
     pub fn new(
-        applied: Arc<Applied<M::View>>,
+        applied: Applied<M::View>,
+        sessions: SessionTable,
         membership: StoredMembership,
         snapshots: Arc<dyn SnapshotStore>,
     ) -> Self {
-        Self { applied, membership, snapshots }
+        Self { content: Arc::new(Content { applied, sessions }), membership, snapshots }
     }
 }
 
@@ -61,7 +77,7 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
     async fn build_snapshot(
         &mut self,
     ) -> io::Result<Snapshot<CommittedLeaderId, NodeId, Member, SnapshotData>> {
-        let Some(log_id) = self.applied.progress.log_id else {
+        let Some(log_id) = self.content.applied.progress.log_id else {
             return Ok(Snapshot {
                 meta: type_config::SnapshotMeta::default(),
                 snapshot: SnapshotData::Empty,
@@ -69,16 +85,14 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
         };
         let meta = crate::storage::SnapshotMeta {
             log_id,
-            time_ms: self.applied.progress.time_ms,
+            time_ms: self.content.applied.progress.time_ms,
             membership_log_id: self.membership.log_id().as_ref().map(type_config::from_log_id),
             membership: type_config::from_membership(self.membership.membership()),
         };
-        let (applied, snapshots) = (self.applied.clone(), self.snapshots.clone());
+        let (content, snapshots) = (self.content.clone(), self.snapshots.clone());
         let handle = offload(move || {
             // openraft waits for ever for a build that panics.
-            catch("writing a snapshot", || {
-                write::<M>(&applied.view, meta, &*snapshots).map_err(io::Error::other)
-            })
+            catch("writing a snapshot", || write::<M>(&content, meta, &*snapshots).map_err(io::Error::other))
         })
         .await?;
         Ok(Snapshot { meta: self::meta(handle.meta()), snapshot: SnapshotData::Placed(handle) })
@@ -86,7 +100,7 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
 }
 
 fn write<M: StateMachine>(
-    view: &M::View,
+    content: &Content<M::View>,
     meta: crate::storage::SnapshotMeta,
     snapshots: &dyn SnapshotStore,
 ) -> Result<SnapshotHandle, StorageError> {
@@ -98,24 +112,31 @@ fn write<M: StateMachine>(
         path: PathBuf::from("the snapshot directory"),
         source,
     };
-    M::write_snapshot(view, &mut out).map_err(failed)?;
+    content.sessions.write(&mut out).map_err(failed)?;
+    M::write_snapshot(&content.applied.view, &mut out).map_err(failed)?;
     out.into_inner().map_err(|error| failed(error.into_error()))?.finish()
 }
 
-/// The machine that `handle` holds.
+/// What `handle` holds. The sessions come first, then the machine; before version 2 there were no sessions.
 ///
 /// # Errors
 /// [`StorageError::Corrupt`] when a checksum does not match or the machine rejects the content.
-pub fn read<M: StateMachine>(handle: &SnapshotHandle) -> Result<M, StorageError> {
+pub fn read<M: StateMachine>(handle: &SnapshotHandle) -> Result<Restored<M>, StorageError> {
     let corrupt = |error: io::Error| StorageError::Corrupt {
         path: handle.path().to_owned(),
         detail: error.to_string(),
     };
-    let mut input = handle.open().map_err(corrupt)?;
+    /// The first version of a snapshot file with sessions in its payload.
+    const SESSIONS_SINCE: u32 = 2;
+    let (version, mut input) = handle.open().map_err(corrupt)?;
+    let sessions = match version {
+        ..SESSIONS_SINCE => SessionTable::default(),
+        _ => SessionTable::read(&mut input).map_err(corrupt)?,
+    };
     let machine = M::read_snapshot(&mut input).map_err(corrupt)?;
     // What the machine left unread must still be checked.
     io::copy(&mut input, &mut io::sink()).map_err(corrupt)?;
-    Ok(machine)
+    Ok(Restored { machine, sessions })
 }
 
 /// Turns a panic of the user's machine into an error, which stops the node in order.
@@ -138,7 +159,7 @@ pub(super) fn catch<T>(what: &str, work: impl FnOnce() -> io::Result<T>) -> io::
 pub async fn install<M: StateMachine>(
     snapshot: SnapshotData,
     snapshots: Arc<dyn SnapshotStore>,
-) -> io::Result<(M, crate::storage::SnapshotMeta)> {
+) -> io::Result<(Restored<M>, crate::storage::SnapshotMeta)> {
     offload(move || {
         let received = match snapshot {
             SnapshotData::Received(received) => received,
@@ -146,9 +167,9 @@ pub async fn install<M: StateMachine>(
             SnapshotData::Empty => return Err(io::Error::other("an empty snapshot cannot be installed")),
         };
         // Read first: one that this build cannot read must not be found at the next start.
-        let machine = catch("reading a snapshot", || read::<M>(received.handle()).map_err(io::Error::other))?;
+        let content = catch("reading a snapshot", || read::<M>(received.handle()).map_err(io::Error::other))?;
         let handle = received.place().map_err(io::Error::other)?;
-        Ok((machine, handle.meta().clone()))
+        Ok((content, handle.meta().clone()))
     })
     .await
 }

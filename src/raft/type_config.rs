@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use openraft_rt_tokio::TokioRuntime;
 use rand::{SeedableRng, rngs::SmallRng};
 
 use crate::error::Leader;
+use crate::machine::sessions::SessionRefusal;
 use crate::runtime;
 use crate::types::{self, Member, NodeId};
 
@@ -42,7 +44,7 @@ pub type SnapshotMeta = openraft::storage::SnapshotMeta<CommittedLeaderId, NodeI
 
 impl RaftTypeConfig for TypeConfig {
     type D = Command;
-    type R = Bytes;
+    type R = Answer;
     type NodeId = NodeId;
     type Node = Member;
     type Term = u64;
@@ -63,8 +65,49 @@ impl RaftTypeConfig for TypeConfig {
 }
 
 /// A command in its [envelope](super::envelope), opaque to consensus.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Command(pub Bytes);
+#[derive(Clone)]
+pub struct Command {
+    /// The envelope.
+    pub bytes: Bytes,
+    /// Who wants to know when this node has it on disk. Does not travel.
+    pub on_flushed: Option<OnFlushed>,
+}
+
+impl Command {
+    /// A command that nobody on this node waits for.
+    pub fn new(bytes: Bytes) -> Self {
+        Self { bytes, on_flushed: None }
+    }
+}
+
+impl PartialEq for Command {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Command {}
+
+/// Called at most once, when the log of the node that proposed a command has it on disk.
+#[derive(Clone)]
+pub struct OnFlushed(Arc<Mutex<Option<OnFlushedCall>>>);
+
+type OnFlushedCall = Box<dyn FnOnce(types::LogId) + Send>;
+
+impl OnFlushed {
+    /// Calls `call` with the command's position.
+    pub fn new(call: impl FnOnce(types::LogId) + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(Box::new(call)))))
+    }
+
+    /// The command is on disk, at `log_id`.
+    pub fn flushed(&self, log_id: types::LogId) {
+        let call = self.0.lock().expect("invariant: no panic under this lock").take();
+        if let Some(call) = call {
+            call(log_id);
+        }
+    }
+}
 
 impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -74,7 +117,23 @@ impl fmt::Debug for Command {
 
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes", self.0.len())
+        write!(f, "{} bytes", self.bytes.len())
+    }
+}
+
+/// What an applied entry was answered.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The machine's reply, encoded, or why the entry's session did not let it through.
+    pub reply: Result<Bytes, SessionRefusal>,
+    /// Where the command stands, when it was applied by an earlier entry of the same session and sequence.
+    pub first: Option<types::LogId>,
+}
+
+impl Answer {
+    /// Of an entry that is answered by being applied.
+    pub fn empty() -> Self {
+        Self { reply: Ok(Bytes::new()), first: None }
     }
 }
 
@@ -227,7 +286,7 @@ pub fn from_membership(membership: &Membership) -> types::Membership {
 pub fn entry(entry: types::Entry) -> Result<Entry, openraft::errors::MembershipError<NodeId>> {
     let payload = match entry.payload {
         types::Payload::Blank => Payload::Blank,
-        types::Payload::Command(bytes) => Payload::Normal(Command(bytes)),
+        types::Payload::Command(bytes) => Payload::Normal(Command::new(bytes)),
         types::Payload::Membership(change) => Payload::Membership(membership(change)?),
     };
     Ok(Entry { log_id: log_id(entry.log_id), payload })
@@ -237,7 +296,7 @@ pub fn entry(entry: types::Entry) -> Result<Entry, openraft::errors::MembershipE
 pub fn from_entry(entry: Entry) -> types::Entry {
     let payload = match entry.payload {
         Payload::Blank => types::Payload::Blank,
-        Payload::Normal(Command(bytes)) => types::Payload::Command(bytes),
+        Payload::Normal(command) => types::Payload::Command(command.bytes),
         Payload::Membership(membership) => types::Payload::Membership(from_membership(&membership)),
     };
     types::Entry { log_id: from_log_id(&entry.log_id), payload }

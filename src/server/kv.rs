@@ -34,10 +34,18 @@ impl<N: KvNode> KvService<N> {
     async fn call(&self, request: Asked) -> Result<Answer, Status> {
         let (started, method) = (Instant::now(), wire::method(&request));
         let outcome = match wire::decode(request) {
-            Ok(Call::Write(command)) => wire::written(self.node_id, self.node.write(command).await),
-            Ok(Call::Read(query, level)) => {
+            Ok(Call::Write(command, options)) => {
+                wire::written(self.node_id, method, self.node.write(command, options).await)
+            }
+            Ok(Call::OpenSession { ttl_ms }) => {
+                wire::opened(self.node_id, ttl_ms, self.node.open_session(ttl_ms).await)
+            }
+            Ok(Call::CloseSession { session }) => {
+                wire::closed(self.node_id, self.node.close_session(session).await)
+            }
+            Ok(Call::Read(query, options)) => {
                 let key = wire::asked_key(&query);
-                wire::answered(self.node_id, key, self.node.read(query, level).await)
+                wire::answered(self.node_id, key, self.node.read(query, options).await)
             }
             Err(failure) => Err(failure),
         };
@@ -75,6 +83,26 @@ impl<N: KvNode> Kv for KvService<N> {
     async fn range(&self, request: Request<v1::RangeRequest>) -> Result<Response<v1::RangeResponse>, Status> {
         match self.call(Asked::Range(request.into_inner())).await? {
             Answer::Range(response) => Ok(Response::new(response)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn open_session(
+        &self,
+        request: Request<v1::OpenSessionRequest>,
+    ) -> Result<Response<v1::OpenSessionResponse>, Status> {
+        match self.call(Asked::OpenSession(request.into_inner())).await? {
+            Answer::OpenSession(response) => Ok(Response::new(response)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn close_session(
+        &self,
+        request: Request<v1::CloseSessionRequest>,
+    ) -> Result<Response<v1::CloseSessionResponse>, Status> {
+        match self.call(Asked::CloseSession(request.into_inner())).await? {
+            Answer::CloseSession(response) => Ok(Response::new(response)),
             other => Err(unexpected(&other)),
         }
     }

@@ -2,23 +2,37 @@
 
 use tokio::sync::watch;
 
-use crate::engine::{Engine, NodeState, ReadOutcome, Status, Written};
+use crate::engine::{Acknowledged, Engine, NodeState, ReadOutcome, Status, WriteOptions};
 use crate::error::{ReadError, WriteError};
 use crate::machine::kv::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply};
-use crate::types::ReadLevel;
+use crate::types::{LogId, ReadOptions};
 
 /// A node with a key-value machine. The methods promise what those of [`Engine`] do.
 pub(super) trait KvNode: Clone + Send + Sync + 'static {
-    fn propose<F>(&self, command: KvCommand, done: F) -> impl Future<Output = ()> + Send
+    fn propose<F>(
+        &self,
+        command: KvCommand,
+        options: WriteOptions,
+        done: F,
+    ) -> impl Future<Output = ()> + Send
     where
-        F: FnOnce(Result<Written<KvReply>, WriteError>) + Send + 'static;
+        F: FnOnce(Result<Acknowledged<KvReply>, WriteError>) + Send + 'static;
 
-    fn write(&self, command: KvCommand) -> impl Future<Output = Result<Written<KvReply>, WriteError>> + Send;
+    /// The position of the entry is the session's id.
+    fn open_session(&self, ttl_ms: u64) -> impl Future<Output = Result<LogId, WriteError>> + Send;
+
+    fn close_session(&self, session: u64) -> impl Future<Output = Result<LogId, WriteError>> + Send;
+
+    fn write(
+        &self,
+        command: KvCommand,
+        options: WriteOptions,
+    ) -> impl Future<Output = Result<Acknowledged<KvReply>, WriteError>> + Send;
 
     fn read(
         &self,
         query: KvQuery,
-        level: ReadLevel,
+        options: ReadOptions,
     ) -> impl Future<Output = Result<ReadOutcome<KvAnswer>, ReadError>> + Send;
 
     fn state(&self) -> NodeState;
@@ -29,19 +43,31 @@ pub(super) trait KvNode: Clone + Send + Sync + 'static {
 }
 
 impl KvNode for Engine<KvMachine> {
-    async fn propose<F>(&self, command: KvCommand, done: F)
+    async fn propose<F>(&self, command: KvCommand, options: WriteOptions, done: F)
     where
-        F: FnOnce(Result<Written<KvReply>, WriteError>) + Send + 'static,
+        F: FnOnce(Result<Acknowledged<KvReply>, WriteError>) + Send + 'static,
     {
-        Engine::propose(self, command, done).await;
+        Engine::propose(self, command, options, done).await;
     }
 
-    async fn write(&self, command: KvCommand) -> Result<Written<KvReply>, WriteError> {
-        Engine::write(self, command).await
+    async fn write(
+        &self,
+        command: KvCommand,
+        options: WriteOptions,
+    ) -> Result<Acknowledged<KvReply>, WriteError> {
+        Engine::write_with(self, command, options).await
     }
 
-    async fn read(&self, query: KvQuery, level: ReadLevel) -> Result<ReadOutcome<KvAnswer>, ReadError> {
-        Engine::read(self, query, level).await
+    async fn open_session(&self, ttl_ms: u64) -> Result<LogId, WriteError> {
+        Engine::open_session_at(self, ttl_ms).await
+    }
+
+    async fn close_session(&self, session: u64) -> Result<LogId, WriteError> {
+        Engine::close_session(self, session).await
+    }
+
+    async fn read(&self, query: KvQuery, options: ReadOptions) -> Result<ReadOutcome<KvAnswer>, ReadError> {
+        Engine::read(self, query, options).await
     }
 
     fn state(&self) -> NodeState {

@@ -34,7 +34,7 @@ use crate::machine::kv::KvQuery;
 use crate::proto::v1::tagged_response::Response;
 use crate::proto::v1::{Failure, PipelineRequest, PipelineResponse, TaggedRequest, TaggedResponse};
 use crate::runtime;
-use crate::types::{NodeId, ReadLevel};
+use crate::types::{NodeId, ReadOptions};
 
 use super::failure;
 use super::metrics::{Metrics, OpenPipeline};
@@ -185,14 +185,30 @@ async fn start_requests<N: KvNode>(node: &N, outlet: &Arc<Outlet>, message: Pipe
         };
         let ticket = Ticket { tag, method, started, permits };
         match wire::decode(request) {
-            Ok(Call::Write(command)) => {
+            Ok(Call::Write(command, options)) => {
                 let outlet = outlet.clone();
-                node.propose(command, move |outcome| {
-                    outlet.answer(ticket, wire::written(outlet.node_id, outcome));
+                node.propose(command, options, move |outcome| {
+                    let outcome = wire::written(outlet.node_id, ticket.method, outcome);
+                    outlet.answer(ticket, outcome);
                 })
                 .await;
             }
-            Ok(Call::Read(query, level)) => reads.push((ticket, query, level)),
+            Ok(Call::Read(query, options)) => reads.push((ticket, query, options)),
+            // Rare enough for a task each.
+            Ok(Call::OpenSession { ttl_ms }) => {
+                let (node, outlet) = (node.clone(), outlet.clone());
+                runtime::spawn(async move {
+                    let opened = node.open_session(ttl_ms).await;
+                    outlet.answer(ticket, wire::opened(outlet.node_id, ttl_ms, opened));
+                });
+            }
+            Ok(Call::CloseSession { session }) => {
+                let (node, outlet) = (node.clone(), outlet.clone());
+                runtime::spawn(async move {
+                    let closed = node.close_session(session).await;
+                    outlet.answer(ticket, wire::closed(outlet.node_id, closed));
+                });
+            }
             Err(failure) => outlet.answer(ticket, Err(failure)),
         }
     }
@@ -201,7 +217,7 @@ async fn start_requests<N: KvNode>(node: &N, outlet: &Arc<Outlet>, message: Pipe
 }
 
 /// Awaits `reads` together in a task of their own.
-fn start_reads<N: KvNode>(node: &N, outlet: &Arc<Outlet>, reads: Vec<(Ticket, KvQuery, ReadLevel)>) {
+fn start_reads<N: KvNode>(node: &N, outlet: &Arc<Outlet>, reads: Vec<(Ticket, KvQuery, ReadOptions)>) {
     if reads.is_empty() {
         return;
     }
@@ -210,9 +226,9 @@ fn start_reads<N: KvNode>(node: &N, outlet: &Arc<Outlet>, reads: Vec<(Ticket, Kv
         let (node, outlet) = (&node, &*outlet);
         let mut running: FuturesUnordered<_> = reads
             .into_iter()
-            .map(|(ticket, query, level)| async move {
+            .map(|(ticket, query, options)| async move {
                 let key = wire::asked_key(&query);
-                let outcome = node.read(query, level).await;
+                let outcome = node.read(query, options).await;
                 outlet.answer(ticket, wire::answered(outlet.node_id, key, outcome));
             })
             .collect();

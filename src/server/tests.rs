@@ -15,7 +15,7 @@ use tonic_health::pb::health_check_response::ServingStatus as Health;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::*;
-use crate::engine::{NodeState, ReadOutcome, Status, Written};
+use crate::engine::{Acknowledged, NodeState, ReadOutcome, Status, WriteOptions};
 use crate::error::{FatalError, Leader, ReadError, WriteError};
 use crate::machine::kv::{KvAnswer, KvCommand, KvQuery, KvReply};
 use crate::machine::{ApplyContext, StateMachine};
@@ -24,7 +24,7 @@ use crate::proto::v1::kv_client::KvClient;
 use crate::proto::v1::tagged_request::Request as Ask;
 use crate::proto::v1::tagged_response::Response as Reply;
 use crate::proto::v1::{self, Failure, PipelineRequest, PipelineResponse, Reason, TaggedRequest};
-use crate::types::{Incarnation, LogId, Membership, ReadLevel, Role};
+use crate::types::{Incarnation, LogId, Membership, ReadOptions, Role};
 
 mod members;
 
@@ -87,15 +87,17 @@ impl FakeNode {
 }
 
 impl KvNode for FakeNode {
-    async fn propose<F>(&self, command: KvCommand, done: F)
+    async fn propose<F>(&self, command: KvCommand, options: WriteOptions, done: F)
     where
-        F: FnOnce(Result<Written<KvReply>, WriteError>) + Send + 'static,
+        F: FnOnce(Result<Acknowledged<KvReply>, WriteError>) + Send + 'static,
     {
         let mut inner = self.inner.lock().unwrap();
         inner.index += 1;
         let log_id = LogId::new(3, inner.index);
         let reply = inner.machine.apply(&ApplyContext { log_id, time_ms: 0 }, command);
-        let done = move || done(Ok(Written { log_id, reply }));
+        let (ack, held_by) = (options.ack, vec![7]);
+        let done =
+            move || done(Ok(Acknowledged { log_id, reply: Some(reply), ack, held_by, repeated: false }));
         if *self.open.borrow() {
             drop(inner);
             done();
@@ -105,16 +107,30 @@ impl KvNode for FakeNode {
         self.proposed.send_modify(|proposed| *proposed += 1);
     }
 
-    async fn write(&self, command: KvCommand) -> Result<Written<KvReply>, WriteError> {
+    async fn open_session(&self, _ttl_ms: u64) -> Result<LogId, WriteError> {
+        let mut inner = self.inner.lock().unwrap();
+        inner.index += 1;
+        Ok(LogId::new(3, inner.index))
+    }
+
+    async fn close_session(&self, _session: u64) -> Result<LogId, WriteError> {
+        self.open_session(0).await
+    }
+
+    async fn write(
+        &self,
+        command: KvCommand,
+        options: WriteOptions,
+    ) -> Result<Acknowledged<KvReply>, WriteError> {
         let (done, outcome) = oneshot::channel();
-        self.propose(command, |result| {
+        self.propose(command, options, |result| {
             let _ = done.send(result);
         })
         .await;
         outcome.await.unwrap()
     }
 
-    async fn read(&self, query: KvQuery, _: ReadLevel) -> Result<ReadOutcome<KvAnswer>, ReadError> {
+    async fn read(&self, query: KvQuery, _: ReadOptions) -> Result<ReadOutcome<KvAnswer>, ReadError> {
         self.reading.send_modify(|reading| *reading += 1);
         self.open.subscribe().wait_for(|open| *open).await.unwrap();
         self.reading.send_modify(|reading| *reading -= 1);
@@ -263,7 +279,7 @@ async fn unary_calls() {
     let request = v1::PutRequest { key: "k".into(), value: "v".into(), ..Default::default() };
     let response = kv.put(request).await.unwrap().into_inner();
     let position = Some(v1::Position { term: 3, index: 1 });
-    let header = Some(v1::Header { node_id: 7, position, ..Default::default() });
+    let header = Some(v1::Header { node_id: 7, position, held_by: vec![7], ..Default::default() });
     let expected = v1::PutResponse { header, revision: 1, create_revision: 1, version: 1 };
     assert_eq!(response, expected);
 

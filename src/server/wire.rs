@@ -1,13 +1,16 @@
 //! Between protocol messages and what the engine takes and gives. Pure functions: defaults and limits
 //! on the way in, headers on the way out.
 
-use crate::engine::{ReadOutcome, Written};
+use std::time::Duration;
+
+use crate::engine::{Acknowledged, DEFAULT_ACK_TIMEOUT, ReadOutcome, WriteOptions};
 use crate::error::{ReadError, WriteError};
 use crate::machine::kv::{Item, KvAnswer, KvCommand, KvQuery, KvReply, RangeQuery};
+use crate::machine::sessions::{WINDOW, granted_ttl_ms};
 use crate::proto::v1;
 use crate::proto::v1::tagged_request::Request;
 use crate::proto::v1::tagged_response::Response;
-use crate::types::{LogId, NodeId, ReadLevel};
+use crate::types::{AckLevel, LogId, NodeId, ReadLevel, ReadOptions, SessionSlot};
 
 use super::failure;
 
@@ -20,6 +23,9 @@ pub(super) const MAX_RANGE_ITEMS: usize = 10_000;
 /// Most bytes of keys and values in one range answer. One item may exceed it.
 pub(super) const MAX_RANGE_BYTES: usize = 4 * 1024 * 1024;
 
+/// Longest time that a write may ask to wait for the slowest voter.
+const MAX_ACK_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// What is counted and timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Method {
@@ -27,10 +33,23 @@ pub(super) enum Method {
     Get,
     Delete,
     Range,
+    DeleteRange,
+    Txn,
+    OpenSession,
+    CloseSession,
 }
 
 impl Method {
-    pub(super) const ALL: [Self; 4] = [Self::Put, Self::Get, Self::Delete, Self::Range];
+    pub(super) const ALL: [Self; 8] = [
+        Self::Put,
+        Self::Get,
+        Self::Delete,
+        Self::Range,
+        Self::DeleteRange,
+        Self::Txn,
+        Self::OpenSession,
+        Self::CloseSession,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -38,6 +57,10 @@ impl Method {
             Self::Get => "get",
             Self::Delete => "delete",
             Self::Range => "range",
+            Self::DeleteRange => "delete_range",
+            Self::Txn => "txn",
+            Self::OpenSession => "open_session",
+            Self::CloseSession => "close_session",
         }
     }
 }
@@ -45,8 +68,10 @@ impl Method {
 /// What the engine is asked to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Call {
-    Write(KvCommand),
-    Read(KvQuery, ReadLevel),
+    Write(KvCommand, WriteOptions),
+    Read(KvQuery, ReadOptions),
+    OpenSession { ttl_ms: u64 },
+    CloseSession { session: u64 },
 }
 
 pub(super) fn method(request: &Request) -> Method {
@@ -54,7 +79,11 @@ pub(super) fn method(request: &Request) -> Method {
         Request::Put(_) => Method::Put,
         Request::Get(_) => Method::Get,
         Request::Delete(_) => Method::Delete,
-        _ => Method::Range,
+        Request::Range(_) => Method::Range,
+        Request::DeleteRange(_) => Method::DeleteRange,
+        Request::Txn(_) => Method::Txn,
+        Request::OpenSession(_) => Method::OpenSession,
+        Request::CloseSession(_) => Method::CloseSession,
     }
 }
 
@@ -64,54 +93,103 @@ pub(super) fn method(request: &Request) -> Method {
 /// The failure to answer instead.
 pub(super) fn decode(request: Request) -> Result<Call, v1::Failure> {
     let call = match request {
-        Request::Put(v1::PutRequest { tenant, collection, key, value, .. }) => {
-            Call::Write(KvCommand::Put { tenant: name(tenant), collection: name(collection), key, value })
-        }
-        Request::Delete(v1::DeleteRequest { tenant, collection, key, .. }) => {
-            Call::Write(KvCommand::Delete { tenant: name(tenant), collection: name(collection), key })
-        }
-        Request::Get(v1::GetRequest { tenant, collection, key, level, .. }) => Call::Read(
-            KvQuery::Get { tenant: name(tenant), collection: name(collection), key },
-            read_level(level)?,
+        Request::Put(v1::PutRequest { tenant, collection, key, value, ttl_ms: _, options }) => Call::Write(
+            KvCommand::Put { tenant: name(tenant), collection: name(collection), key, value },
+            write_options(options)?,
         ),
-        Request::Range(v1::RangeRequest { tenant, collection, start, end, limit, level, .. }) => {
-            let limit = match usize::try_from(limit) {
-                Ok(limit @ 1..=MAX_RANGE_ITEMS) => limit,
-                _ => MAX_RANGE_ITEMS,
-            };
-            let (tenant, collection, max_bytes) = (name(tenant), name(collection), MAX_RANGE_BYTES);
-            let query = RangeQuery { tenant, collection, start, end, limit, max_bytes };
-            Call::Read(KvQuery::Range(query), read_level(level)?)
+        Request::Delete(v1::DeleteRequest { tenant, collection, key, options }) => Call::Write(
+            KvCommand::Delete { tenant: name(tenant), collection: name(collection), key },
+            write_options(options)?,
+        ),
+        Request::Get(v1::GetRequest { tenant, collection, key, level, freshness }) => Call::Read(
+            KvQuery::Get { tenant: name(tenant), collection: name(collection), key },
+            read_options(level, freshness)?,
+        ),
+        Request::Range(request) => {
+            let options = read_options(request.level, request.freshness)?;
+            Call::Read(KvQuery::Range(range_query(request)), options)
         }
+        Request::OpenSession(v1::OpenSessionRequest { ttl_ms }) => Call::OpenSession { ttl_ms },
+        Request::CloseSession(v1::CloseSessionRequest { session }) => Call::CloseSession { session },
         _ => return Err(failure::invalid("not known")),
     };
     match &call {
-        Call::Write(command) => command.check()?,
+        Call::Write(command, _) => command.check()?,
         Call::Read(query, _) => query.check()?,
+        Call::OpenSession { .. } | Call::CloseSession { .. } => {}
     }
     Ok(call)
+}
+
+fn range_query(request: v1::RangeRequest) -> RangeQuery {
+    let v1::RangeRequest { tenant, collection, start, end, limit, .. } = request;
+    let limit = match usize::try_from(limit) {
+        Ok(limit @ 1..=MAX_RANGE_ITEMS) => limit,
+        _ => MAX_RANGE_ITEMS,
+    };
+    let (tenant, collection, max_bytes) = (name(tenant), name(collection), MAX_RANGE_BYTES);
+    RangeQuery { tenant, collection, start, end, limit, max_bytes }
 }
 
 fn name(name: String) -> String {
     if name.is_empty() { DEFAULT_NAME.to_owned() } else { name }
 }
 
-fn read_level(level: i32) -> Result<ReadLevel, v1::Failure> {
-    match v1::ReadLevel::try_from(level) {
-        Ok(v1::ReadLevel::Linearizable) => Ok(ReadLevel::Linearizable),
-        Ok(v1::ReadLevel::Local) => Ok(ReadLevel::Local),
+fn read_options(level: i32, freshness: Option<v1::Freshness>) -> Result<ReadOptions, v1::Failure> {
+    let v1::Freshness { max_lag_ms, after_index } = freshness.unwrap_or_default();
+    let level = match v1::ReadLevel::try_from(level) {
+        Ok(v1::ReadLevel::Linearizable) => ReadLevel::Linearizable,
+        Ok(v1::ReadLevel::Lease) => ReadLevel::Lease,
+        Ok(v1::ReadLevel::Bounded) => ReadLevel::Bounded { max_lag_ms },
+        Ok(v1::ReadLevel::Local) => ReadLevel::Local,
         // Never answer more weakly than was asked for.
-        _ => Err(failure::invalid("this node does not know the read level asked for")),
-    }
+        Err(_) => return Err(failure::invalid("this node does not know the read level asked for")),
+    };
+    Ok(ReadOptions { level, after_index })
 }
 
-/// The response to a write, or its failure.
+fn write_options(options: Option<v1::WriteOptions>) -> Result<WriteOptions, v1::Failure> {
+    let Some(options) = options else { return Ok(WriteOptions::default()) };
+    let ack = match v1::AckLevel::try_from(options.ack) {
+        Ok(v1::AckLevel::Quorum) => AckLevel::Quorum,
+        Ok(v1::AckLevel::All) => AckLevel::All,
+        Ok(v1::AckLevel::Leader) => AckLevel::Leader,
+        // Never promise less than was asked for.
+        Err(_) => {
+            return Err(failure::invalid("this node does not know the acknowledgement level asked for"));
+        }
+    };
+    let v1::WriteOptions { session, sequence, first_unanswered, .. } = options;
+    let slot = match (session, sequence) {
+        (0, 0) => None,
+        (0, _) | (_, 0) => {
+            return Err(failure::invalid("a session and a sequence belong together, each from 1"));
+        }
+        // 0: nothing was answered yet.
+        _ => Some(SessionSlot { session, sequence, first_unanswered: first_unanswered.max(1) }),
+    };
+    let ack_timeout = match options.ack_timeout_ms {
+        0 => DEFAULT_ACK_TIMEOUT,
+        ack_timeout_ms => Duration::from_millis(ack_timeout_ms).min(MAX_ACK_TIMEOUT),
+    };
+    Ok(WriteOptions { slot, ack, ack_timeout })
+}
+
+/// The response to a write of this kind, or its failure.
 pub(super) fn written(
     node_id: NodeId,
-    outcome: Result<Written<KvReply>, WriteError>,
+    method: Method,
+    outcome: Result<Acknowledged<KvReply>, WriteError>,
 ) -> Result<Response, v1::Failure> {
-    let Written { log_id, reply } = outcome?;
-    let header = Some(header(node_id, Some(log_id)));
+    let Acknowledged { log_id, reply, ack, held_by, repeated } = outcome?;
+    let header = Some(v1::Header {
+        node_id,
+        position: Some(position(log_id)),
+        ack: wire_ack(ack).into(),
+        held_by,
+        repeated_write: repeated,
+    });
+    let Some(reply) = reply else { return Ok(unapplied(method, header, log_id.index)) };
     match reply {
         KvReply::Put { revision, create_revision, version } => {
             Ok(Response::Put(v1::PutResponse { header, revision, create_revision, version }))
@@ -121,6 +199,47 @@ pub(super) fn written(
         }
         KvReply::Rejected(rejection) => Err(rejection.into()),
     }
+}
+
+/// The response to a write that is acknowledged before it is applied: where it stands, and nothing else.
+fn unapplied(method: Method, header: Option<v1::Header>, revision: u64) -> Response {
+    match method {
+        Method::Delete => Response::Delete(v1::DeleteResponse { header, ..Default::default() }),
+        Method::DeleteRange => {
+            Response::DeleteRange(v1::DeleteRangeResponse { header, ..Default::default() })
+        }
+        Method::Txn => Response::Txn(v1::TxnResponse { header, revision, ..Default::default() }),
+        _ => Response::Put(v1::PutResponse { header, revision, ..Default::default() }),
+    }
+}
+
+fn wire_ack(ack: AckLevel) -> v1::AckLevel {
+    match ack {
+        AckLevel::Quorum => v1::AckLevel::Quorum,
+        AckLevel::All => v1::AckLevel::All,
+        AckLevel::Leader => v1::AckLevel::Leader,
+    }
+}
+
+/// The response to a request for a session, or its failure.
+pub(super) fn opened(
+    node_id: NodeId,
+    ttl_ms: u64,
+    outcome: Result<LogId, WriteError>,
+) -> Result<Response, v1::Failure> {
+    let log_id = outcome?;
+    Ok(Response::OpenSession(v1::OpenSessionResponse {
+        header: Some(header(node_id, Some(log_id))),
+        session: log_id.index,
+        ttl_ms: granted_ttl_ms(ttl_ms),
+        window: WINDOW,
+    }))
+}
+
+/// The response to a session's end, or its failure.
+pub(super) fn closed(node_id: NodeId, outcome: Result<LogId, WriteError>) -> Result<Response, v1::Failure> {
+    let header = Some(header(node_id, Some(outcome?)));
+    Ok(Response::CloseSession(v1::CloseSessionResponse { header }))
 }
 
 /// The response to the read of `key` or, when that is not set, of a range; or its failure.
@@ -178,7 +297,7 @@ mod tests {
         let request = v1::DeleteRequest { collection: "c".into(), key: "k".into(), ..Default::default() };
         let expected =
             KvCommand::Delete { tenant: "default".into(), collection: "c".into(), key: "k".into() };
-        assert_eq!(decode(Request::Delete(request)).unwrap(), Call::Write(expected));
+        assert_eq!(decode(Request::Delete(request)).unwrap(), Call::Write(expected, WriteOptions::default()));
     }
 
     #[test]
@@ -199,14 +318,35 @@ mod tests {
     }
 
     #[test]
+    fn options_that_make_no_sense_are_refused() {
+        let decoded = |options| {
+            let request = v1::DeleteRequest { key: "k".into(), options: Some(options), ..Default::default() };
+            match decode(Request::Delete(request)) {
+                Ok(Call::Write(_, options)) => Ok(options),
+                Ok(other) => panic!("{other:?}"),
+                Err(failure) => Err(failure.reason()),
+            }
+        };
+        let slot = |session, sequence| v1::WriteOptions { session, sequence, ..Default::default() };
+        assert_eq!(decoded(slot(0, 0)), Ok(WriteOptions::default()));
+        let expected = SessionSlot { session: 5, sequence: 7, first_unanswered: 1 };
+        assert_eq!(decoded(slot(5, 7)).unwrap().slot, Some(expected));
+        assert_eq!(decoded(slot(0, 7)), Err(Reason::Invalid));
+        assert_eq!(decoded(slot(5, 0)), Err(Reason::Invalid));
+        assert_eq!(decoded(v1::WriteOptions { ack: 99, ..Default::default() }), Err(Reason::Invalid));
+        let all = v1::WriteOptions { ack: 1, ack_timeout_ms: u64::MAX, ..Default::default() };
+        let decoded = decoded(all).unwrap();
+        assert_eq!((decoded.ack, decoded.ack_timeout), (AckLevel::All, MAX_ACK_TIMEOUT));
+    }
+
+    #[test]
     fn a_range_is_bounded_by_the_server() {
         for (asked, expected) in [(0, MAX_RANGE_ITEMS), (7, 7), (u32::MAX, MAX_RANGE_ITEMS)] {
             let request = v1::RangeRequest { limit: asked, ..Default::default() };
-            let Ok(Call::Read(KvQuery::Range(query), ReadLevel::Linearizable)) =
-                decode(Request::Range(request))
-            else {
+            let Ok(Call::Read(KvQuery::Range(query), options)) = decode(Request::Range(request)) else {
                 panic!("not a range")
             };
+            assert_eq!(options.level, ReadLevel::Linearizable);
             assert_eq!((query.limit, query.max_bytes), (expected, MAX_RANGE_BYTES));
         }
     }

@@ -93,7 +93,12 @@ fn no_seed_loses_a_write() {
     // A run in which nothing went wrong would prove nothing.
     for (what, happened, at_least) in [
         ("acknowledged writes", did.acknowledged, 50 * count),
-        ("linearizable reads", did.reads, 10 * count),
+        ("reads", did.reads, 10 * count),
+        ("linearizable reads on followers", did.follower_reads, 5 * count),
+        ("lease reads", did.lease_reads, count),
+        ("bounded reads", did.bounded_reads, count),
+        ("exactly-once writes", did.counted, 20 * count),
+        ("exactly-once writes that had to be repeated", did.repeated, count / 4),
         ("crashes", did.crashes, count),
         ("orderly stops", did.stops, count / 4),
         ("lost messages", did.lost, 10 * count),
@@ -140,6 +145,19 @@ fn a_disk_that_lies_about_its_syncs_is_caught() {
     assert!(
         failures.iter().any(|failure| failure.contains("acknowledged")),
         "60 seeds on a disk that acknowledges before it syncs lost nothing: the check is blind. {failures:?}"
+    );
+}
+
+#[test]
+fn retries_without_a_session_are_caught() {
+    let scenario = Scenario { no_sessions: true, ..Scenario::default() };
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let (_, failures) = run_all(0..60, scenario);
+    std::panic::set_hook(hook);
+    assert!(
+        failures.iter().any(|failure| failure.contains("increments")),
+        "60 seeds of retries without a session applied nothing twice: the check is blind. {failures:?}"
     );
 }
 

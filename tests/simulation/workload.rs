@@ -1,36 +1,58 @@
 //! Clients of the simulated cluster, and what they were promised.
 //!
 //! Writers own their keys and write growing numbers, so a linearizable read has simple bounds: at least
-//! the greatest number acknowledged before it began, at most the greatest one tried before it ended.
+//! the greatest number acknowledged before it began, at most the greatest one tried before it ended. Reads of
+//! every other level have bounds of the same kind, and are asked of any node.
+//!
+//! Counters write one key all together, each write in a session and sent again after every failure until it is
+//! acknowledged. A key's version counts the writes applied to it, so no two acknowledgements may carry the
+//! same version, and the last version is the number of writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate::engine::Engine;
-use quorate::error::WriteError;
+use quorate::Session;
+use quorate::engine::{Engine, WriteOptions};
+use quorate::error::{ReadError, WriteError};
 use quorate::machine::kv::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply};
-use quorate::types::{NodeId, ReadLevel};
+use quorate::types::{NodeId, ReadLevel, Role};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 
 use crate::Shared;
 use crate::trace::Trace;
 use crate::world::Engines;
 
 const WRITERS: u64 = 4;
-const READERS: u64 = 2;
+const READERS: u64 = 3;
+const COUNTERS: u64 = 2;
 /// Keys each writer writes again and again.
 const REGISTERS: u64 = 3;
 /// A call that takes longer has an unknown outcome.
 const PATIENCE: Duration = Duration::from_millis(800);
+
+/// The key that all counters write.
+pub const COUNTER: &str = "counter";
 
 /// What the clients saw.
 #[derive(Debug, Default)]
 pub struct History {
     /// The greatest acknowledged value of each key.
     pub acknowledged: BTreeMap<String, u64>,
+    /// When which value was acknowledged.
+    when: BTreeMap<String, Vec<(Instant, u64)>>,
+    /// Versions of the counter that were acknowledged.
+    pub counted: BTreeSet<u64>,
+    /// Answers that an earlier attempt had earned.
+    pub repeated: u64,
+    /// Reads answered by a node that did not lead.
+    pub follower_reads: u64,
+    pub lease_reads: u64,
+    pub bounded_reads: u64,
     /// The greatest value tried for each key.
     tried: BTreeMap<String, u64>,
     pub acknowledgements: u64,
@@ -56,10 +78,11 @@ struct Client {
     acknowledged: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     leader: Option<NodeId>,
+    sessions: bool,
 }
 
 impl Workload {
-    pub fn start(seed: u64, engines: Engines, trace: Arc<Trace>) -> Self {
+    pub fn start(seed: u64, engines: Engines, trace: Arc<Trace>, sessions: bool) -> Self {
         let history = Arc::new(Mutex::new(History::default()));
         let acknowledged = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
@@ -72,8 +95,10 @@ impl Workload {
             acknowledged: acknowledged.clone(),
             stop: stop.clone(),
             leader: None,
+            sessions,
         };
         let mut tasks: Vec<_> = (0..WRITERS).map(|id| tokio::spawn(client(id).write())).collect();
+        tasks.extend((0..COUNTERS).map(|id| tokio::spawn(client(100 + id).count())));
         tasks.extend((0..READERS).map(|id| tokio::spawn(client(WRITERS + id).read())));
         Self { history, acknowledged, stop, tasks }
     }
@@ -138,6 +163,7 @@ impl Client {
                 Ok(Ok(written)) => {
                     assert!(matches!(written.reply, KvReply::Put { .. }), "{:?}", written.reply);
                     self.trace.record(format_args!("ok {key}={value} at {}", written.log_id));
+                    history.when.entry(key.clone()).or_default().push((Instant::now(), value));
                     history.acknowledged.insert(key, value);
                     history.acknowledgements += 1;
                     self.acknowledged.fetch_add(1, Ordering::Relaxed);
@@ -158,22 +184,88 @@ impl Client {
         }
     }
 
+    async fn count(mut self) {
+        let mut session: Option<Arc<Session>> = None;
+        while !self.stop.load(Ordering::Relaxed) {
+            self.pause().await;
+            let Some((node, engine)) = self.pick() else { continue };
+            let Some(open) = &session else {
+                let opened = tokio::time::timeout(PATIENCE, engine.open_session(Duration::ZERO)).await;
+                self.follow(node, &opened);
+                session = opened.ok().and_then(Result::ok);
+                continue;
+            };
+            let ticket = open.begin().expect("one write at a time fits every window");
+            // Sent until it is answered, also beyond the end of the run: the cluster is healed by then.
+            loop {
+                self.pause().await;
+                let Some((node, engine)) = self.pick() else { continue };
+                let command = KvCommand::Put {
+                    tenant: "t".to_owned(),
+                    collection: "c".to_owned(),
+                    key: Bytes::from(COUNTER),
+                    value: Bytes::from(self.id.to_string()),
+                };
+                let slot = self.sessions.then(|| ticket.slot());
+                let options = WriteOptions { slot, ..WriteOptions::default() };
+                let result = tokio::time::timeout(PATIENCE, engine.write_with(command, options)).await;
+                self.follow(node, &result);
+                let Ok(Ok(written)) = result else { continue };
+                let Some(KvReply::Put { version, .. }) = written.reply else { panic!("{:?}", written.reply) };
+                self.trace.record(format_args!("counted {version}"));
+                let mut history = self.history.lock().unwrap();
+                history.repeated += u64::from(written.repeated);
+                if !history.counted.insert(version) {
+                    history.violations.push(format!("version {version} of the counter was given twice"));
+                }
+                break;
+            }
+        }
+    }
+
+    /// Remembers who leads.
+    fn follow<T>(&mut self, node: NodeId, result: &Result<Result<T, WriteError>, Elapsed>) {
+        self.leader = match result {
+            Ok(Ok(_)) => Some(node),
+            Ok(Err(WriteError::NotLeader { leader })) => leader.as_ref().map(|leader| leader.node_id),
+            Ok(Err(error @ (WriteError::SessionExpired { .. } | WriteError::AnswerForgotten))) => {
+                self.history.lock().unwrap().violations.push(error.to_string());
+                None
+            }
+            _ => None,
+        };
+    }
+
     async fn read(mut self) {
         while !self.stop.load(Ordering::Relaxed) {
             self.pause().await;
+            // Any node answers, except for the lease, which only the leader has.
+            let level = match self.rng.random_range(0..6) {
+                0 => ReadLevel::Lease,
+                1 => ReadLevel::Bounded { max_lag_ms: self.rng.random_range(0..400) },
+                _ => ReadLevel::Linearizable,
+            };
+            if level != ReadLevel::Lease {
+                self.leader = None;
+            }
             let Some((_, engine)) = self.pick() else { continue };
-            let Some((key, at_least)) = self.known_key() else { continue };
-            let result =
-                tokio::time::timeout(PATIENCE, engine.read(query(&key), ReadLevel::Linearizable)).await;
+            let Some((key, at_least)) = self.known_key(level) else { continue };
+            let result = tokio::time::timeout(PATIENCE, engine.read(query(&key), level)).await;
+            let leads = engine.state().role == Role::Leader;
             let Ok(Ok(outcome)) = result else {
                 self.leader = match result {
-                    Ok(Err(quorate::error::ReadError::NotLeader { leader })) => leader.map(|l| l.node_id),
+                    Ok(Err(ReadError::NotLeader { leader })) => leader.map(|l| l.node_id),
                     _ => None,
                 };
                 continue;
             };
             let mut history = self.history.lock().unwrap();
             history.reads += 1;
+            match level {
+                ReadLevel::Lease => history.lease_reads += 1,
+                ReadLevel::Bounded { .. } => history.bounded_reads += 1,
+                _ => history.follower_reads += u64::from(!leads),
+            }
             let found = match outcome.answer {
                 KvAnswer::Item(item) => {
                     item.map_or(0, |item| std::str::from_utf8(&item.value).unwrap().parse().unwrap())
@@ -181,24 +273,31 @@ impl Client {
                 other => panic!("{other:?}"),
             };
             let at_most = history.tried[&key];
-            self.trace.record(format_args!("read {key}={found}"));
+            self.trace.record(format_args!("read {key}={found} {level:?}"));
             if found < at_least || found > at_most {
                 let applied = outcome.applied;
                 history.violations.push(format!(
-                    "read {key}={found} at {applied:?}, but {at_least} was acknowledged before and {at_most} tried last"
+                    "{level:?} read {key}={found} at {applied:?}, but {at_least} was acknowledged before and {at_most} tried last"
                 ));
             }
         }
     }
 
-    /// A key somebody has written, and the greatest value acknowledged for it by now.
-    fn known_key(&mut self) -> Option<(String, u64)> {
+    /// A key somebody has written, and the least value that a read of it at this level may find now.
+    fn known_key(&mut self, level: ReadLevel) -> Option<(String, u64)> {
         let history = self.history.lock().unwrap();
         let count = history.acknowledged.len();
         if count == 0 {
             return None;
         }
         let (key, value) = history.acknowledged.iter().nth(self.rng.random_range(0..count))?;
-        Some((key.clone(), *value))
+        let at_least = match level {
+            ReadLevel::Bounded { max_lag_ms } => {
+                let settled = |at: &Instant| at.elapsed() > Duration::from_millis(max_lag_ms);
+                history.when[key].iter().filter(|(at, _)| settled(at)).map(|(_, value)| *value).max()
+            }
+            _ => Some(*value),
+        };
+        Some((key.clone(), at_least.unwrap_or(0)))
     }
 }

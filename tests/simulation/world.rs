@@ -17,7 +17,7 @@ use crate::disk::Disk;
 use crate::faults::{self, Fault};
 use crate::network::{Network, SimTransport, Weather, address};
 use crate::trace::Trace;
-use crate::workload::{History, Workload};
+use crate::workload::{COUNTER, History, Workload};
 
 /// How long faults go on.
 const SAFETY: Duration = Duration::from_secs(12);
@@ -30,11 +30,13 @@ pub struct Scenario {
     pub nodes: u64,
     /// Acknowledge writes before they are synced: a bug that must be noticed.
     pub lying_disk: bool,
+    /// Send writes again without a session: a bug of a client that must be noticed.
+    pub no_sessions: bool,
 }
 
 impl Default for Scenario {
     fn default() -> Self {
-        Self { nodes: 3, lying_disk: false }
+        Self { nodes: 3, lying_disk: false, no_sessions: false }
     }
 }
 
@@ -54,6 +56,11 @@ pub struct Outcome {
     pub leader_changes: u64,
     pub snapshots_built: u64,
     pub snapshots_installed: u64,
+    pub counted: u64,
+    pub repeated: u64,
+    pub follower_reads: u64,
+    pub lease_reads: u64,
+    pub bounded_reads: u64,
 }
 
 impl Outcome {
@@ -71,6 +78,11 @@ impl Outcome {
         self.leader_changes += other.leader_changes;
         self.snapshots_built += other.snapshots_built;
         self.snapshots_installed += other.snapshots_installed;
+        self.counted += other.counted;
+        self.repeated += other.repeated;
+        self.follower_reads += other.follower_reads;
+        self.lease_reads += other.lease_reads;
+        self.bounded_reads += other.bounded_reads;
     }
 }
 
@@ -125,7 +137,8 @@ impl World {
     pub async fn run(mut self) -> Outcome {
         let _trace = SaveTrace(self.trace.clone());
         self.start_all().await;
-        let workload = Workload::start(self.seed, self.engines.clone(), self.trace.clone());
+        let workload =
+            Workload::start(self.seed, self.engines.clone(), self.trace.clone(), !self.scenario.no_sessions);
         self.suffer().await;
         self.heal().await;
         self.expect_progress(&workload).await;
@@ -278,10 +291,19 @@ impl World {
         }
     }
 
-    /// Every acknowledged write must be there, on every node.
+    /// Every acknowledged write must be there, on every node, and every counted one exactly once.
     async fn scan(&self, history: &History) {
         let engines: Vec<_> = self.engines.lock().unwrap().clone().into_iter().collect();
         for (id, engine) in engines {
+            let query = KvQuery::Get {
+                tenant: "t".to_owned(),
+                collection: "c".to_owned(),
+                key: Bytes::from(COUNTER),
+            };
+            let read = engine.read(query, ReadLevel::Local).await.unwrap();
+            let KvAnswer::Item(counter) = read.answer else { panic!("{:?}", read.answer) };
+            let (applied, asked) = (counter.map_or(0, |item| item.version), history.counted.len() as u64);
+            assert_eq!(applied, asked, "node {id} has applied {applied} increments of {asked}");
             for (key, value) in &history.acknowledged {
                 let query = KvQuery::Get {
                     tenant: "t".to_owned(),
@@ -313,6 +335,11 @@ impl World {
         self.outcome.acknowledged = history.acknowledgements;
         self.outcome.unknown = history.unknown;
         self.outcome.reads = history.reads;
+        self.outcome.counted = history.counted.len() as u64;
+        self.outcome.repeated = history.repeated;
+        self.outcome.follower_reads = history.follower_reads;
+        self.outcome.lease_reads = history.lease_reads;
+        self.outcome.bounded_reads = history.bounded_reads;
         self.outcome.trace_hash = self.trace.hash();
         self.outcome
     }

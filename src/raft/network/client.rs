@@ -29,6 +29,7 @@ use super::addresses::Addresses;
 use super::wire::{self, Malformed};
 use super::{Connection, DialError, PROTOCOL_VERSION, Purpose, Refusal, Target, Transport};
 use crate::proto::peer::{Hello, Request, Response, SnapshotPiece, request, response};
+use crate::raft::held::Held;
 use crate::raft::snapshot::SnapshotData;
 use crate::raft::type_config::{CommittedLeaderId, LogId, TypeConfig, Vote};
 use crate::runtime;
@@ -89,12 +90,19 @@ pub struct PeerClients {
     transport: Arc<dyn Transport>,
     /// Up to where the log is to be purged.
     purge: Arc<AtomicU64>,
+    /// Where to note what peers have on disk.
+    held: Arc<Held>,
 }
 
 impl PeerClients {
     /// Clients that call as `caller` over `transport`.
     pub fn new(caller: Caller, transport: Arc<dyn Transport>) -> Self {
-        Self { caller, transport, purge: Arc::default() }
+        Self { caller, transport, purge: Arc::default(), held: Arc::default() }
+    }
+
+    /// What is known of which members hold which entries.
+    pub fn held(&self) -> Arc<Held> {
+        self.held.clone()
     }
 
     /// Where to note up to where the log is to be purged. openraft does not purge what it is sending, so a
@@ -510,6 +518,10 @@ where
         match result {
             Ok(last) if *last == asked.last => {
                 self.client.accepted = asked.last.max(self.client.accepted);
+                if let Some(last) = &asked.last {
+                    let held = &self.client.clients.held;
+                    held.note(self.client.node_id, crate::raft::type_config::from_log_id(last));
+                }
                 self.check_purge(asked.last)
             }
             Err(StreamAppendError::Conflict(at)) if Some(*at) == asked.previous => {

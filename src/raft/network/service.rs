@@ -68,6 +68,8 @@ pub struct PeerService<M: StateMachine> {
     installing: Arc<tokio::sync::Mutex<()>>,
     reads: ReadIndexes,
     heard: Arc<LastHeard>,
+    /// Until when this node elects nobody: see [`PeerService::new`].
+    silent_until: Instant,
 }
 
 /// When the leader was last heard.
@@ -94,19 +96,26 @@ impl<M: StateMachine> Clone for PeerService<M> {
             installing: self.installing.clone(),
             reads: self.reads.clone(),
             heard: self.heard.clone(),
+            silent_until: self.silent_until,
         }
     }
 }
 
 impl<M: StateMachine> PeerService<M> {
     /// A service that answers as `callee`.
+    ///
+    /// For the length of `lease` it grants no vote, unless the leader itself has asked for the election: before it
+    /// was restarted this node may have confirmed a leader, which relies on not being replaced meanwhile.
     pub fn new(
         callee: Callee,
         raft: Raft<TypeConfig, Applier<M>>,
         snapshots: Arc<dyn SnapshotStore>,
         reads: ReadIndexes,
+        lease: Duration,
     ) -> Self {
-        Self { callee, raft, snapshots, installing: Arc::default(), reads, heard: Arc::default() }
+        let silent_until = Instant::now() + lease;
+        let (installing, heard) = (Arc::default(), Arc::default());
+        Self { callee, raft, snapshots, installing, reads, heard, silent_until }
     }
 
     /// When this node last heard its leader.
@@ -135,11 +144,13 @@ impl<M: StateMachine> PeerService<M> {
             }
             request::Body::Vote(vote) => {
                 let vote = wire::from_vote_request(from, vote).map_err(|e| failed(&e))?;
+                self.check_silence(vote.leadership_transfer)?;
                 let response = self.raft.vote(vote).await.map_err(|e| failed(&e))?;
                 Ok(response::Body::Vote(wire::vote_response(response)))
             }
             request::Body::PreVote(vote) => {
                 let vote = wire::from_vote_request(from, vote).map_err(|e| failed(&e))?;
+                self.check_silence(false)?;
                 let response = self.raft.pre_vote(vote).await.map_err(|e| failed(&e))?;
                 Ok(response::Body::Vote(wire::vote_response(response)))
             }
@@ -160,6 +171,13 @@ impl<M: StateMachine> PeerService<M> {
             }
             request::Body::Hello(_) => Err("a handshake in the middle of a connection".to_owned()),
             request::Body::Snapshot(_) => Err("invariant: pieces are taken out before".to_owned()),
+        }
+    }
+
+    fn check_silence(&self, leadership_transfer: bool) -> Result<(), String> {
+        match leadership_transfer || Instant::now() >= self.silent_until {
+            true => Ok(()),
+            false => Err("this node was restarted a moment ago; a leader may still rely on it".to_owned()),
         }
     }
 

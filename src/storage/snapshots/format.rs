@@ -10,7 +10,10 @@ use std::sync::Arc;
 use super::{SnapshotMeta, Source};
 
 const MAGIC: &[u8; 8] = b"QUORSNAP";
-const VERSION: u32 = 1;
+/// Version 2 begins its payload with the table of sessions; the file is as before.
+const VERSION: u32 = 2;
+/// The oldest version this build reads.
+const OLDEST_VERSION: u32 = 1;
 
 /// Magic, version, length of the meta data.
 const HEAD_BYTES: usize = 16;
@@ -110,6 +113,7 @@ fn frame_checksum(length: [u8; 4], bytes: &[u8]) -> u32 {
 
 /// Reads the payload of a snapshot file, and checks it on the way.
 pub(crate) struct Payload {
+    version: u32,
     source: Arc<dyn Source>,
     offset: u64,
     whole: crc32fast::Hasher,
@@ -124,6 +128,7 @@ impl Payload {
     /// Reads and checks the head.
     pub(crate) fn open(source: Arc<dyn Source>) -> io::Result<(Self, SnapshotMeta)> {
         let mut payload = Self {
+            version: VERSION,
             source,
             offset: 0,
             whole: crc32fast::Hasher::new(),
@@ -151,7 +156,8 @@ impl Payload {
             return Err(self.damage(0, "the checksum of its head does not match"));
         }
         let version = u32_at(&head, 8);
-        if version != VERSION {
+        self.version = version;
+        if !(OLDEST_VERSION..=VERSION).contains(&version) {
             let detail = format!("it has version {version}, this build reads up to {VERSION}");
             return Err(self.damage(8, &detail));
         }
@@ -159,6 +165,11 @@ impl Payload {
             Ok((decoded, read)) if read == meta.len() => Ok(decoded),
             _ => Err(self.damage(HEAD_BYTES as u64, "its meta data does not decode")),
         }
+    }
+
+    /// The version of the file.
+    pub(crate) fn version(&self) -> u32 {
+        self.version
     }
 
     /// Reads the next frame; false at the end of the payload, once everything was checked.

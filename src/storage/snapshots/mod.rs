@@ -134,15 +134,15 @@ impl SnapshotHandle {
         Ok(bytes.into())
     }
 
-    /// The payload, each frame checked before any byte of it is given out.
+    /// The version of the file, and its payload, each frame checked before any byte of it is given out.
     ///
     /// The reader ends exactly at the end of the payload, after the checksum of the whole file matched. It
     /// fails with [`ErrorKind::InvalidData`] on anything else: damage, truncation, bytes after the end.
     ///
     /// # Errors
     /// When the head cannot be read or is damaged.
-    pub fn open(&self) -> io::Result<impl Read + Send + 'static> {
-        Payload::open(self.source.clone()).map(|(payload, _)| payload)
+    pub fn open(&self) -> io::Result<(u32, impl Read + Send + 'static)> {
+        Payload::open(self.source.clone()).map(|(payload, _)| (payload.version(), payload))
     }
 
     /// Reads `source` from the first to the last byte and checks all of it.

@@ -34,7 +34,7 @@ fn write(store: &dyn SnapshotStore, meta: &SnapshotMeta, payload: &[u8]) -> Snap
 
 fn read(handle: &SnapshotHandle) -> Vec<u8> {
     let mut bytes = Vec::new();
-    handle.open().unwrap().read_to_end(&mut bytes).unwrap();
+    handle.open().unwrap().1.read_to_end(&mut bytes).unwrap();
     bytes
 }
 
@@ -235,7 +235,7 @@ fn damage_after_opening_is_found_when_read() {
     bytes[500_000] ^= 1;
     fs::write(&path, &bytes).unwrap();
     let mut read = Vec::new();
-    let error = handle.open().unwrap().read_to_end(&mut read).unwrap_err();
+    let error = handle.open().unwrap().1.read_to_end(&mut read).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidData);
     assert_eq!(read, payload(700_000)[..256 * 1024], "only intact frames were given out");
 }

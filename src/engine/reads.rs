@@ -1,0 +1,226 @@
+//! Reads: how fresh the state must be that answers, and how that is made sure on any node.
+//!
+//! A linearizable read needs a *read index*: a position such that a state that has applied it has seen every
+//! write acknowledged before the read began (Raft thesis, §6.4). The leader learns one from a round of
+//! heartbeats; a follower asks the leader and waits until it has applied that far itself. Reads that wait at the
+//! same time share one confirmation, on the leader and on its way there.
+//!
+//! A bounded read uses the last read index again for as long as that is fresh enough. Its age is measured on
+//! this node's own clock, from before the index was asked for: no message that was under way for long, and
+//! no pause of this process, makes a state look fresher than it is.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use super::{Engine, Inner, ReadOutcome};
+use crate::error::ReadError;
+use crate::machine::StateMachine;
+use crate::raft::core::{Core, NoReadIndex};
+use crate::raft::network::upstream::{ReadIndexAnswer, Upstream};
+use crate::raft::published::Applied;
+use crate::runtime;
+use crate::types::{ReadLevel, ReadOptions};
+
+/// Most reads that share one question to the leader; more wait for their turn.
+const MAX_SHARED: usize = 65_536;
+/// Before a leader is asked or looked for again.
+const PAUSE: Duration = Duration::from_millis(10);
+
+type Waiter = oneshot::Sender<Result<u64, NoReadIndex>>;
+
+/// Where this node's readers get their read indexes.
+#[derive(Debug)]
+pub(super) struct ReadIndexes {
+    /// To the task that asks the leader when this node is not it.
+    remote: mpsc::Sender<Waiter>,
+    /// The freshest read index known, and when it was asked for.
+    freshest: Mutex<Option<(u64, Instant)>>,
+}
+
+impl ReadIndexes {
+    /// Starts the task that asks leaders, over `upstream`, and gives up on one after `patience`.
+    pub(super) fn start<M: StateMachine>(core: Core<M>, upstream: Upstream, patience: Duration) -> Self {
+        let (remote, arrivals) = mpsc::channel(MAX_SHARED);
+        runtime::spawn(ask_leader(core, upstream, arrivals, patience));
+        Self { remote, freshest: Mutex::default() }
+    }
+
+    /// A read index that was asked for at most `max_lag` ago, if there is one.
+    fn within(&self, max_lag: Duration) -> Option<u64> {
+        let freshest = self.freshest.lock().expect("invariant: no panic under this lock");
+        freshest.filter(|(_, asked)| asked.elapsed() <= max_lag).map(|(index, _)| index)
+    }
+
+    fn note(&self, index: u64, asked: Instant) {
+        let mut freshest = self.freshest.lock().expect("invariant: no panic under this lock");
+        if freshest.is_none_or(|(_, before)| before < asked) {
+            *freshest = Some((index, asked));
+        }
+    }
+
+    /// A read index that covers every write acknowledged before this call.
+    async fn next<M: StateMachine>(&self, core: &Core<M>) -> Result<u64, NoReadIndex> {
+        let asked = Instant::now();
+        let index = match core.shared_read_index().await {
+            Err(NoReadIndex::NotLeader(_)) => self.next_remote().await?,
+            outcome => outcome?,
+        };
+        self.note(index, asked);
+        Ok(index)
+    }
+
+    async fn next_remote(&self) -> Result<u64, NoReadIndex> {
+        let stopped = || NoReadIndex::Stopped("the node is shutting down".to_owned());
+        let (done, outcome) = oneshot::channel();
+        self.remote.send(done).await.map_err(|_| stopped())?;
+        outcome.await.map_err(|_| stopped())?
+    }
+}
+
+/// One question after the other, each for all reads that arrived before it was asked.
+async fn ask_leader<M: StateMachine>(
+    core: Core<M>,
+    upstream: Upstream,
+    mut arrivals: mpsc::Receiver<Waiter>,
+    patience: Duration,
+) {
+    let mut waiters = Vec::new();
+    while arrivals.recv_many(&mut waiters, MAX_SHARED).await > 0 {
+        let outcome = ask_once(&core, &upstream, patience).await;
+        for waiter in waiters.drain(..) {
+            // A reader that gave up does not matter.
+            let _ = waiter.send(outcome.clone());
+        }
+    }
+}
+
+async fn ask_once<M: StateMachine>(
+    core: &Core<M>,
+    upstream: &Upstream,
+    patience: Duration,
+) -> Result<u64, NoReadIndex> {
+    let metrics = core.metrics();
+    let Some(leader) = metrics.leader else { return Err(NoReadIndex::NotLeader(None)) };
+    let Some(member) = metrics.membership.members.get(&leader.node_id) else {
+        return Err(NoReadIndex::NotLeader(None));
+    };
+    match upstream.read_index(leader.node_id, member, patience).await {
+        Ok(ReadIndexAnswer::Index(index)) => Ok(index),
+        Ok(ReadIndexAnswer::NotLeader(_)) => Err(NoReadIndex::NotLeader(None)),
+        Ok(ReadIndexAnswer::NoQuorum(reason)) => Err(NoReadIndex::NoQuorum(reason)),
+        // Whoever asks may reach the leader although this node does not.
+        Err(error) => {
+            tracing::debug!(%error, "no read index from the leader");
+            Err(NoReadIndex::NotLeader(Some(leader)))
+        }
+    }
+}
+
+impl<M: StateMachine> Engine<M> {
+    /// Answers `query` from a state that is as fresh as `options` ask for; a plain [`ReadLevel`] will do.
+    ///
+    /// Waits for a leader, or for this node to have applied what is needed, for twice the longest election
+    /// timeout.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn read(
+        &self,
+        query: M::Query,
+        options: impl Into<ReadOptions>,
+    ) -> Result<ReadOutcome<M::Answer>, ReadError> {
+        let applied = self.state_at(options.into()).await?;
+        Ok(ReadOutcome { applied: applied.progress.log_id, answer: M::query(&applied.view, query) })
+    }
+
+    /// A state that is as fresh as `options` ask for, from which any number of queries can be answered.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub(crate) async fn state_at(&self, options: ReadOptions) -> Result<Arc<Applied<M::View>>, ReadError> {
+        let inner = &self.inner;
+        if let Some(fatal) = &*inner.fatal.borrow() {
+            return Err(ReadError::Stopped { reason: fatal.to_string() });
+        }
+        let deadline = Instant::now() + inner.config.timing.patience();
+        let index = match options.level {
+            ReadLevel::Local => None,
+            ReadLevel::Lease => Some(inner.core.lease_index().await.map_err(read_error)?),
+            ReadLevel::Linearizable => Some(inner.read_index(deadline).await?),
+            ReadLevel::Bounded { max_lag_ms } => {
+                match inner.reads.within(Duration::from_millis(max_lag_ms)) {
+                    Some(index) => Some(index),
+                    None => Some(inner.read_index(deadline).await?),
+                }
+            }
+        };
+        let after = (options.after_index > 0).then_some(options.after_index);
+        inner.view(index.max(after), deadline).await
+    }
+}
+
+impl<M: StateMachine> Inner<M> {
+    /// A read index, once there is a leader to get it from.
+    async fn read_index(&self, deadline: Instant) -> Result<u64, ReadError> {
+        loop {
+            let error = match timeout_at(deadline, self.reads.next(&self.core)).await {
+                Ok(Ok(index)) => return Ok(index),
+                Ok(Err(error)) => error,
+                Err(_) => NoReadIndex::NoQuorum("no leader answered in time".to_owned()),
+            };
+            // Only the absence of a leader may pass; who is sent elsewhere should go there at once.
+            let may_pass = matches!(error, NoReadIndex::NotLeader(None));
+            if !may_pass || Instant::now() + PAUSE >= deadline {
+                return Err(read_error(error));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// A view of what is applied now, or once entry `index` is, which a leader may have read before it was
+    /// committed.
+    pub(super) async fn view(
+        &self,
+        index: Option<u64>,
+        deadline: Instant,
+    ) -> Result<Arc<Applied<M::View>>, ReadError> {
+        let published = self.core.published();
+        let ready = index.is_none_or(|index| published.progress().next_index() > index);
+        if ready && let Some(view) = published.view_from(published.progress().next_index()) {
+            return Ok(view);
+        }
+        let (mut fatal, mut stop) = (self.fatal.subscribe(), self.stop.subscribe());
+        let view = async {
+            if let Some(index) = index {
+                published.wait_applied(index).await;
+            }
+            self.core.view().await
+        };
+        tokio::select! {
+            biased;
+            view = view => Ok(view),
+            _ = fatal.wait_for(Option::is_some) => {
+                let reason = self.fatal.borrow().as_ref().map(ToString::to_string).unwrap_or_default();
+                Err(ReadError::Stopped { reason })
+            }
+            _ = stop.wait_for(|stop| *stop) => {
+                Err(ReadError::Stopped { reason: "the node is shutting down".to_owned() })
+            }
+            () = tokio::time::sleep_until(deadline) => {
+                let applied = published.progress().log_id.map(|log_id| log_id.index);
+                Err(ReadError::Behind { applied, wanted: index.unwrap_or_default() })
+            }
+        }
+    }
+}
+
+fn read_error(error: NoReadIndex) -> ReadError {
+    match error {
+        NoReadIndex::NotLeader(leader) => ReadError::NotLeader { leader },
+        NoReadIndex::NoQuorum(reason) => ReadError::NoQuorum { reason },
+        NoReadIndex::Stopped(reason) => ReadError::Stopped { reason },
+    }
+}

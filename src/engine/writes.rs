@@ -1,0 +1,283 @@
+//! Writes: admission, sessions, and when a write counts as acknowledged.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{Engine, Inner};
+use crate::error::WriteError;
+use crate::machine::StateMachine;
+use crate::machine::sessions::{SessionRefusal, WINDOW};
+use crate::raft::core::Proposed;
+use crate::raft::envelope;
+use crate::runtime;
+use crate::session::{Session, Ticket};
+use crate::types::{AckLevel, LogId, NodeId, SessionSlot};
+
+/// How long a write at [`AckLevel::All`] waits for the slowest voter if its caller does not say.
+pub const DEFAULT_ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How a write is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WriteOptions {
+    /// Its place in a session, which makes it exactly-once.
+    pub slot: Option<SessionSlot>,
+    /// When it is acknowledged.
+    pub ack: AckLevel,
+    /// [`AckLevel::All`]: how long to wait, once it is committed, until every voter holds it.
+    pub ack_timeout: Duration,
+}
+
+impl Default for WriteOptions {
+    fn default() -> Self {
+        Self { slot: None, ack: AckLevel::Quorum, ack_timeout: DEFAULT_ACK_TIMEOUT }
+    }
+}
+
+/// A write that was applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written<R> {
+    /// Where in the log the command stands.
+    pub log_id: LogId,
+    /// What the state machine answered.
+    pub reply: R,
+}
+
+/// A write that was acknowledged, at whichever level.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acknowledged<R> {
+    /// Where in the log the command stands.
+    pub log_id: LogId,
+    /// What the state machine answered; nothing at [`AckLevel::Leader`], which does not wait for it.
+    pub reply: Option<R>,
+    /// What the acknowledgement promises.
+    pub ack: AckLevel,
+    /// The members known to hold the entry on disk when it was acknowledged. There may be more.
+    pub held_by: Vec<NodeId>,
+    /// Whether an earlier attempt of the same session and sequence had applied it. Then `log_id` and `reply` are
+    /// that attempt's.
+    pub repeated: bool,
+}
+
+/// What happened to an entry.
+type Outcome = Result<Acknowledged<Bytes>, WriteError>;
+
+impl<M: StateMachine> Engine<M> {
+    /// Writes: returns once `command` is committed by a quorum and applied here.
+    ///
+    /// # Errors
+    /// See [`WriteError`]; [`WriteError::maybe_applied`] says whether a retry could apply twice.
+    pub async fn write(&self, command: M::Command) -> Result<Written<M::Reply>, WriteError> {
+        self.write_with(command, WriteOptions::default()).await.map(applied)
+    }
+
+    /// As [`write`](Self::write), at most once however often it is called with the same `ticket`, on whichever
+    /// node of the cluster: a repeated write returns what the first one did.
+    ///
+    /// # Errors
+    /// See [`WriteError`]. After any of them the call may be repeated, on the node that leads; only
+    /// [`WriteError::SessionExpired`] and [`WriteError::AnswerForgotten`] are final, and then earlier attempts may
+    /// have been applied, once.
+    pub async fn write_in(
+        &self,
+        ticket: &Ticket,
+        command: M::Command,
+    ) -> Result<Written<M::Reply>, WriteError> {
+        let options = WriteOptions { slot: Some(ticket.slot()), ..WriteOptions::default() };
+        self.write_with(command, options).await.map(applied)
+    }
+
+    /// As [`write`](Self::write), in the way that `options` ask for.
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    pub async fn write_with(
+        &self,
+        command: M::Command,
+        options: WriteOptions,
+    ) -> Result<Acknowledged<M::Reply>, WriteError> {
+        let (done, outcome) = oneshot::channel();
+        self.propose(command, options, move |result| {
+            // The caller may have given up.
+            let _ = done.send(result);
+        })
+        .await;
+        outcome.await.unwrap_or_else(|_| Err(self.inner.stopped_write()))
+    }
+
+    /// Proposes `command` and returns; `done` is called exactly once with the outcome, on an engine task
+    /// that must not be blocked. Waits only while the queue of proposals is full. Commands proposed one
+    /// after the other by one task enter the log in that order.
+    pub async fn propose<F>(&self, command: M::Command, options: WriteOptions, done: F)
+    where
+        F: FnOnce(Result<Acknowledged<M::Reply>, WriteError>) + Send + 'static,
+    {
+        let envelope = match envelope::seal(runtime::unix_time_ms(), &command, options.slot) {
+            Ok(envelope) => envelope,
+            Err(error) => return done(Err(WriteError::Unencodable { reason: error.to_string() })),
+        };
+        self.propose_envelope(envelope, options, move |outcome| done(outcome.map(decoded::<M::Reply>))).await;
+    }
+
+    /// Opens a session, which makes writes exactly-once: see [`crate::session`]. It is closed when it is not used for
+    /// `ttl`, by the cluster's clock; zero means ten minutes, and the bounds are ten seconds and a day.
+    ///
+    /// # Errors
+    /// See [`WriteError`]. When the outcome is unknown a session may have been opened that nobody uses; it
+    /// expires.
+    pub async fn open_session(&self, ttl: Duration) -> Result<Arc<Session>, WriteError> {
+        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let opened = self.open_session_at(ttl_ms).await?;
+        Ok(Session::new(opened.index, WINDOW))
+    }
+
+    /// As [`open_session`](Self::open_session), for those who keep count of sequences elsewhere. The index of the
+    /// position is the session's id.
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    pub async fn open_session_at(&self, ttl_ms: u64) -> Result<LogId, WriteError> {
+        let envelope = envelope::seal_open_session(runtime::unix_time_ms(), ttl_ms);
+        self.write_envelope(envelope).await.map(|opened| opened.log_id)
+    }
+
+    /// Gives a session back. Its unanswered writes can be repeated no more.
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    pub async fn close_session(&self, session: u64) -> Result<LogId, WriteError> {
+        let envelope = envelope::seal_close_session(runtime::unix_time_ms(), session);
+        self.write_envelope(envelope).await.map(|closed| closed.log_id)
+    }
+
+    async fn write_envelope(&self, envelope: Bytes) -> Outcome {
+        let (done, outcome) = oneshot::channel();
+        self.propose_envelope(envelope, WriteOptions::default(), move |result| {
+            let _ = done.send(result);
+        })
+        .await;
+        outcome.await.unwrap_or_else(|_| Err(self.inner.stopped_write()))
+    }
+
+    async fn propose_envelope<F>(&self, envelope: Bytes, options: WriteOptions, done: F)
+    where
+        F: FnOnce(Outcome) + Send + 'static,
+    {
+        let inner = &self.inner;
+        let bytes = envelope.len();
+        if let Err(refusal) = inner.admit(bytes) {
+            return done(Err(refusal));
+        }
+        let (engine, session) = (self.inner.clone(), options.slot.map(|slot| slot.session));
+        let finish = move |outcome| {
+            engine.inflight_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            match engine.acknowledge(outcome, options.ack, session) {
+                Ok((acknowledged, entry)) if options.ack == AckLevel::All => {
+                    runtime::spawn(async move {
+                        done(engine.wait_for_all(acknowledged, entry, options.ack_timeout).await);
+                    });
+                }
+                outcome => done(outcome.map(|(acknowledged, _)| acknowledged)),
+            }
+        };
+        match options.ack {
+            AckLevel::Leader => inner.core.propose_to_leader(envelope, finish).await,
+            AckLevel::Quorum | AckLevel::All => inner.core.propose(envelope, finish).await,
+        }
+    }
+}
+
+fn applied<R>(acknowledged: Acknowledged<R>) -> Written<R> {
+    let reply = acknowledged.reply.expect("invariant: a write acknowledged by a quorum was applied");
+    Written { log_id: acknowledged.log_id, reply }
+}
+
+fn decoded<R: serde::de::DeserializeOwned>(acknowledged: Acknowledged<Bytes>) -> Acknowledged<R> {
+    let Acknowledged { log_id, reply, ack, held_by, repeated } = acknowledged;
+    let reply = reply.map(|reply| {
+        envelope::decode(&reply)
+            .expect("invariant: replies are encoded and decoded by the same state machine")
+    });
+    Acknowledged { log_id, reply, ack, held_by, repeated }
+}
+
+impl<M: StateMachine> Inner<M> {
+    /// Takes `bytes` into account as in flight, unless they are too many.
+    fn admit(&self, bytes: usize) -> Result<(), WriteError> {
+        let limits = &self.config.limits;
+        if bytes > limits.max_command_bytes {
+            return Err(WriteError::TooLarge { bytes, limit: limits.max_command_bytes });
+        }
+        if self.inflight_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > limits.max_inflight_bytes {
+            self.inflight_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(WriteError::Overloaded);
+        }
+        Ok(())
+    }
+
+    pub(super) fn stopped_write(&self) -> WriteError {
+        let reason = match &*self.fatal.borrow() {
+            Some(fatal) => fatal.to_string(),
+            None => "the node is shutting down".to_owned(),
+        };
+        // The command may have reached the log, and a peer, before.
+        WriteError::Stopped { reason, maybe_applied: true }
+    }
+
+    /// What to tell the caller, and the position of the entry itself, which for a repeated write is not the
+    /// position of the command.
+    fn acknowledge(
+        &self,
+        outcome: Proposed,
+        ack: AckLevel,
+        session: Option<u64>,
+    ) -> Result<(Acknowledged<Bytes>, LogId), WriteError> {
+        let (entry, answer) = match outcome {
+            Proposed::Applied { log_id, answer } => (log_id, answer),
+            Proposed::Flushed { log_id } => {
+                let held_by = self.core.held().holders(log_id);
+                let flushed = Acknowledged { log_id, reply: None, ack, held_by, repeated: false };
+                return Ok((flushed, log_id));
+            }
+            Proposed::NotLeader(leader) => return Err(WriteError::NotLeader { leader }),
+            Proposed::NoQuorum => return Err(WriteError::NoQuorum),
+            Proposed::Interrupted(leader) => return Err(WriteError::Interrupted { leader }),
+            Proposed::Stopped => return Err(self.stopped_write()),
+        };
+        let reply = answer.reply.map_err(|refusal| match refusal {
+            SessionRefusal::Expired => WriteError::SessionExpired { session: session.unwrap_or_default() },
+            SessionRefusal::WindowExceeded => WriteError::WindowExceeded,
+            SessionRefusal::AnswerForgotten => WriteError::AnswerForgotten,
+            SessionRefusal::TooManySessions => WriteError::TooManySessions,
+        })?;
+        let acknowledged = Acknowledged {
+            log_id: answer.first.unwrap_or(entry),
+            reply: Some(reply),
+            ack,
+            held_by: self.core.held().holders(entry),
+            repeated: answer.first.is_some(),
+        };
+        Ok((acknowledged, entry))
+    }
+
+    /// Waits until every voter holds `entry`, and with it everything before.
+    async fn wait_for_all(
+        &self,
+        acknowledged: Acknowledged<Bytes>,
+        entry: LogId,
+        patience: Duration,
+    ) -> Outcome {
+        let (core, held) = (&self.core, self.core.held());
+        let all = held.wait_for_all(entry, || core.voters());
+        let in_time = tokio::time::timeout(patience, all).await.is_ok();
+        let held_by = held.holders(entry);
+        if in_time {
+            return Ok(Acknowledged { held_by, ..acknowledged });
+        }
+        let missing = core.voters().into_iter().filter(|voter| !held_by.contains(voter)).collect();
+        Err(WriteError::AckTimeout { log_id: acknowledged.log_id, missing })
+    }
+}

@@ -1,0 +1,567 @@
+//! The replicated table of sessions: which writes have been applied, and what they were answered.
+//!
+//! It stands between the log and the state machine. A write that carries a [`SessionSlot`] is looked up
+//! before it is applied: if its sequence has an answer already, that is given again and the machine does
+//! not see the command (Raft thesis, §6.3). The table changes by log entries only, so it is the same on every
+//! node, and it travels inside snapshots: a retry is recognised after any fail-over.
+//!
+//! # Invariants
+//!
+//! - A sequence is applied at most once. Below `first_unanswered` nothing is applied any more, whether or
+//!   not it was before: a write that was given up cannot surface late.
+//! - Time is log time. No clock is read, so a session expires at the same entry everywhere.
+//! - The limits below are part of the protocol: nodes that disagreed on them would diverge.
+//!
+//! # Bounds
+//!
+//! Sessions are bounded in number, the window of one session in sequences and bytes, all answers together in
+//! bytes. A session that exceeds its bytes is closed; when the table exceeds its bytes, the sessions
+//! that were unused for longest are. A writer whose session is gone is told so, and never applied twice.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use imbl::OrdMap;
+use serde::{Deserialize, Serialize};
+
+use crate::types::{LogId, SessionSlot};
+
+/// Sessions open at a time.
+pub const MAX_SESSIONS: usize = 16_384;
+/// How far a sequence may be ahead of the first unanswered one of its session.
+pub const WINDOW: u64 = 65_536;
+/// Shortest time after which an unused session may be closed to make room for a new one.
+pub const MIN_IDLE_MS: u64 = 60_000;
+/// Bounds on how long a session may stay unused.
+pub const MIN_TTL_MS: u64 = 10_000;
+/// See [`MIN_TTL_MS`].
+pub const MAX_TTL_MS: u64 = 24 * 3_600_000;
+/// How long a session may stay unused if its owner does not say.
+pub const DEFAULT_TTL_MS: u64 = 600_000;
+/// Bytes of answers kept for one session.
+const MAX_SESSION_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes of answers kept for all.
+const MAX_TABLE_BYTES: usize = 256 * 1024 * 1024;
+/// What an answer counts beyond its own bytes.
+const ANSWER_BYTES: usize = 64;
+/// Expired sessions are looked for when log time has advanced by this much.
+const SWEEP_MS: u64 = 1_000;
+
+/// What a write was answered the first time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Answer {
+    log_id: LogId,
+    reply: Bytes,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    ttl_ms: u64,
+    /// Log time of the last entry that named this session.
+    used_ms: u64,
+    /// Everything below is settled.
+    first_unanswered: u64,
+    /// From `first_unanswered` on; never ends with none.
+    answers: VecDeque<Option<Answer>>,
+    bytes: usize,
+}
+
+impl Entry {
+    fn is_expired(&self, time_ms: u64) -> bool {
+        time_ms.saturating_sub(self.used_ms) > self.ttl_ms
+    }
+
+    /// Forgets answers below `first_unanswered`; returns the bytes given back.
+    fn forget_below(&mut self, first_unanswered: u64) -> usize {
+        let before = self.bytes;
+        while self.first_unanswered < first_unanswered {
+            match self.answers.pop_front() {
+                Some(answer) => {
+                    self.bytes -= answer.map_or(0, |answer| answer.reply.len()) + ANSWER_BYTES;
+                    self.first_unanswered += 1;
+                }
+                None => self.first_unanswered = first_unanswered,
+            }
+        }
+        before - self.bytes
+    }
+}
+
+/// What to do with a write of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// Apply it, and [record](SessionTable::record) the answer.
+    Apply,
+    /// It was applied before, at this position, and this was the answer.
+    Repeat {
+        /// Where it stands.
+        log_id: LogId,
+        /// The encoded reply.
+        reply: Bytes,
+    },
+    /// Do not apply it.
+    Refuse(SessionRefusal),
+}
+
+/// Why a session's entry was not carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionRefusal {
+    /// There is no such session, or no more.
+    Expired,
+    /// The sequence is too far ahead.
+    WindowExceeded,
+    /// The sequence was settled before.
+    AnswerForgotten,
+    /// No room for another session.
+    TooManySessions,
+}
+
+/// See the [module](self). Cloning it costs a reference count; what is changed afterwards is copied once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SessionTable {
+    sessions: OrdMap<u64, Arc<Entry>>,
+    bytes: usize,
+    swept_ms: u64,
+}
+
+impl SessionTable {
+    /// Sessions open.
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether none is open.
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// Bytes of answers kept.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Opens session `id`, the index of the entry that asks for it. `ttl_ms` is how long it may stay unused; 0
+    /// and what is out of bounds are taken to the default and the bounds.
+    ///
+    /// # Errors
+    /// [`SessionRefusal::TooManySessions`] when the table is full of sessions in use.
+    pub fn open(&mut self, id: u64, ttl_ms: u64, time_ms: u64) -> Result<(), SessionRefusal> {
+        self.sweep(time_ms);
+        if self.sessions.len() >= MAX_SESSIONS {
+            let idlest = self.sessions.iter().min_by_key(|(id, entry)| (entry.used_ms, **id));
+            match idlest.map(|(id, entry)| (*id, entry.used_ms)) {
+                Some((idlest, used_ms)) if time_ms.saturating_sub(used_ms) >= MIN_IDLE_MS => {
+                    self.close(idlest)
+                }
+                _ => return Err(SessionRefusal::TooManySessions),
+            }
+        }
+        let entry = Entry {
+            ttl_ms: granted_ttl_ms(ttl_ms),
+            used_ms: time_ms,
+            first_unanswered: 1,
+            answers: VecDeque::new(),
+            bytes: 0,
+        };
+        self.sessions.insert(id, Arc::new(entry));
+        Ok(())
+    }
+
+    /// Closes session `id`, if it is open.
+    pub fn close(&mut self, id: u64) {
+        if let Some(entry) = self.sessions.remove(&id) {
+            self.bytes -= entry.bytes;
+        }
+    }
+
+    /// What to do with the write at `slot`.
+    pub fn admit(&mut self, slot: SessionSlot, time_ms: u64) -> Admission {
+        self.sweep(time_ms);
+        let Some(entry) = self.sessions.get_mut(&slot.session) else {
+            return Admission::Refuse(SessionRefusal::Expired);
+        };
+        if entry.is_expired(time_ms) {
+            self.close(slot.session);
+            return Admission::Refuse(SessionRefusal::Expired);
+        }
+        let entry = Arc::make_mut(entry);
+        entry.used_ms = time_ms;
+        // A sequence below what its own write calls unanswered makes no sense; it counts as unanswered.
+        self.bytes -= entry.forget_below(slot.first_unanswered.min(slot.sequence));
+        let Some(place) = slot.sequence.checked_sub(entry.first_unanswered) else {
+            return Admission::Refuse(SessionRefusal::AnswerForgotten);
+        };
+        if place >= WINDOW {
+            return Admission::Refuse(SessionRefusal::WindowExceeded);
+        }
+        match entry.answers.get(place as usize) {
+            Some(Some(Answer { log_id, reply })) => {
+                Admission::Repeat { log_id: *log_id, reply: reply.clone() }
+            }
+            Some(None) | None => Admission::Apply,
+        }
+    }
+
+    /// The write at `slot`, just [admitted](Self::admit), was applied at `log_id` and answered with `reply`.
+    pub fn record(&mut self, slot: SessionSlot, log_id: LogId, reply: Bytes) {
+        let entry = self.sessions.get_mut(&slot.session).expect("invariant: just admitted");
+        let entry = Arc::make_mut(entry);
+        let place = (slot.sequence - entry.first_unanswered) as usize;
+        let before = entry.bytes;
+        while entry.answers.len() <= place {
+            entry.answers.push_back(None);
+            entry.bytes += ANSWER_BYTES;
+        }
+        entry.bytes += reply.len();
+        entry.answers[place] = Some(Answer { log_id, reply });
+        let bytes = entry.bytes;
+        self.bytes += bytes - before;
+        if bytes > MAX_SESSION_BYTES {
+            self.close(slot.session);
+        }
+        if self.bytes > MAX_TABLE_BYTES {
+            self.evict();
+        }
+    }
+
+    /// Closes the sessions that were unused for longest, until an eighth of the bytes is free again.
+    fn evict(&mut self) {
+        let mut by_use: Vec<_> = self.sessions.iter().map(|(id, entry)| (entry.used_ms, *id)).collect();
+        by_use.sort_unstable();
+        for (_, id) in by_use {
+            if self.bytes <= MAX_TABLE_BYTES / 8 * 7 {
+                return;
+            }
+            self.close(id);
+        }
+    }
+
+    /// Closes expired sessions, when that was not done a short while ago.
+    fn sweep(&mut self, time_ms: u64) {
+        if time_ms < self.swept_ms + SWEEP_MS {
+            return;
+        }
+        self.swept_ms = time_ms;
+        let expired: Vec<u64> =
+            self.sessions.iter().filter(|(_, entry)| entry.is_expired(time_ms)).map(|(id, _)| *id).collect();
+        for id in expired {
+            self.close(id);
+        }
+    }
+}
+
+/// The time that a session is granted when `ttl_ms` is asked for.
+pub fn granted_ttl_ms(ttl_ms: u64) -> u64 {
+    match ttl_ms {
+        0 => DEFAULT_TTL_MS,
+        asked => asked.clamp(MIN_TTL_MS, MAX_TTL_MS),
+    }
+}
+
+/// What a session is in a snapshot. Positional: fields are only added under a new version.
+#[derive(Serialize, Deserialize)]
+struct StoredSession {
+    id: u64,
+    ttl_ms: u64,
+    used_ms: u64,
+    first_unanswered: u64,
+    answers: Vec<Option<(u64, u64, Bytes)>>,
+}
+
+/// The version of the table in snapshots.
+const VERSION: u32 = 1;
+
+impl SessionTable {
+    /// Writes the table: version (u32), time of the last sweep (u64), count (u32), then for each session, in
+    /// the order of ids, its length (u32) and its bytes in bincode. Numbers are little-endian.
+    ///
+    /// # Errors
+    /// Passes on what `out` returns.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let count = u32::try_from(self.sessions.len()).expect("invariant: sessions are bounded");
+        out.write_all(&VERSION.to_le_bytes())?;
+        out.write_all(&self.swept_ms.to_le_bytes())?;
+        out.write_all(&count.to_le_bytes())?;
+        for (id, entry) in &self.sessions {
+            let answer = |answer: &Answer| (answer.log_id.term, answer.log_id.index, answer.reply.clone());
+            let stored = StoredSession {
+                id: *id,
+                ttl_ms: entry.ttl_ms,
+                used_ms: entry.used_ms,
+                first_unanswered: entry.first_unanswered,
+                answers: entry.answers.iter().map(|slot| slot.as_ref().map(answer)).collect(),
+            };
+            let bytes = bincode::serde::encode_to_vec(&stored, bincode::config::standard())
+                .map_err(io::Error::other)?;
+            let length = u32::try_from(bytes.len()).expect("invariant: a session's bytes are bounded");
+            out.write_all(&length.to_le_bytes())?;
+            out.write_all(&bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what [`write`](Self::write) wrote.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] when it is something else.
+    pub fn read(input: &mut dyn Read) -> io::Result<Self> {
+        /// No stored session is longer: its answers, and what encodes them.
+        const MAX_STORED_BYTES: usize = 2 * MAX_SESSION_BYTES;
+        let version = u32::from_le_bytes(read_array(input)?);
+        if version != VERSION {
+            return Err(invalid(format!("has version {version}, this build reads version {VERSION}")));
+        }
+        let mut table = Self { swept_ms: u64::from_le_bytes(read_array(input)?), ..Self::default() };
+        let count = u32::from_le_bytes(read_array(input)?);
+        if count as usize > MAX_SESSIONS {
+            return Err(invalid(format!("holds {count} sessions, more than {MAX_SESSIONS}")));
+        }
+        for _ in 0..count {
+            let length = u32::from_le_bytes(read_array(input)?) as usize;
+            if length > MAX_STORED_BYTES {
+                return Err(invalid(format!("holds a session of {length} bytes")));
+            }
+            let mut bytes = vec![0; length];
+            input.read_exact(&mut bytes)?;
+            let (stored, read): (StoredSession, _) =
+                bincode::serde::decode_from_slice(&bytes, bincode::config::standard())
+                    .map_err(|error| invalid(error.to_string()))?;
+            if read != length || table.sessions.contains_key(&stored.id) {
+                return Err(invalid(format!("session {} is malformed", stored.id)));
+            }
+            let answer = |(term, index, reply): (u64, u64, Bytes)| Answer {
+                log_id: LogId::new(term, index),
+                // Decoding may have taken a slice of the whole buffer, which would stay alive with it.
+                reply: Bytes::copy_from_slice(&reply),
+            };
+            let answers: VecDeque<_> = stored.answers.into_iter().map(|slot| slot.map(answer)).collect();
+            let replies = answers.iter().flatten().map(|answer| answer.reply.len());
+            let bytes = replies.sum::<usize>() + answers.len() * ANSWER_BYTES;
+            let entry = Entry {
+                ttl_ms: stored.ttl_ms,
+                used_ms: stored.used_ms,
+                first_unanswered: stored.first_unanswered,
+                answers,
+                bytes,
+            };
+            table.bytes += bytes;
+            table.sessions.insert(stored.id, Arc::new(entry));
+        }
+        Ok(table)
+    }
+}
+
+fn read_array<const N: usize>(input: &mut dyn Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    input.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn invalid(detail: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the table of sessions {detail}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn slot(session: u64, sequence: u64, first_unanswered: u64) -> SessionSlot {
+        SessionSlot { session, sequence, first_unanswered }
+    }
+
+    fn apply(table: &mut SessionTable, slot: SessionSlot, index: u64, time_ms: u64) -> Admission {
+        let admission = table.admit(slot, time_ms);
+        if admission == Admission::Apply {
+            table.record(slot, LogId::new(1, index), Bytes::from(format!("reply {index}")));
+        }
+        admission
+    }
+
+    fn repeats(index: u64) -> Admission {
+        Admission::Repeat { log_id: LogId::new(1, index), reply: Bytes::from(format!("reply {index}")) }
+    }
+
+    #[test]
+    fn a_retry_gets_the_first_answer() {
+        let mut table = SessionTable::default();
+        table.open(5, 0, 0).unwrap();
+        assert_eq!(apply(&mut table, slot(5, 2, 1), 6, 0), Admission::Apply);
+        assert_eq!(apply(&mut table, slot(5, 1, 1), 7, 0), Admission::Apply, "in any order");
+        assert_eq!(apply(&mut table, slot(5, 2, 1), 8, 0), repeats(6));
+        assert_eq!(apply(&mut table, slot(5, 1, 1), 9, 0), repeats(7));
+        assert_eq!(apply(&mut table, slot(5, 3, 2), 10, 0), Admission::Apply);
+        assert_eq!(
+            apply(&mut table, slot(5, 1, 1), 11, 0),
+            Admission::Refuse(SessionRefusal::AnswerForgotten),
+            "settled by the write before"
+        );
+        assert_eq!(apply(&mut table, slot(5, 2, 1), 12, 0), repeats(6), "a late hint forgets nothing more");
+    }
+
+    #[test]
+    fn a_write_that_was_given_up_does_not_surface_late() {
+        let mut table = SessionTable::default();
+        table.open(5, 0, 0).unwrap();
+        assert_eq!(apply(&mut table, slot(5, 4, 4), 6, 0), Admission::Apply);
+        assert_eq!(
+            apply(&mut table, slot(5, 3, 1), 7, 0),
+            Admission::Refuse(SessionRefusal::AnswerForgotten)
+        );
+    }
+
+    #[test]
+    fn the_window_is_bounded() {
+        let mut table = SessionTable::default();
+        table.open(5, 0, 0).unwrap();
+        assert_eq!(apply(&mut table, slot(5, WINDOW, 1), 6, 0), Admission::Apply);
+        let beyond = apply(&mut table, slot(5, WINDOW + 1, 1), 7, 0);
+        assert_eq!(beyond, Admission::Refuse(SessionRefusal::WindowExceeded));
+        assert_eq!(apply(&mut table, slot(5, WINDOW + 1, 2), 8, 0), Admission::Apply);
+        assert_eq!(
+            apply(&mut table, slot(5, u64::MAX, u64::MAX), 9, 0),
+            Admission::Apply,
+            "a jump forgets at once"
+        );
+        assert_eq!(table.bytes(), ANSWER_BYTES + "reply 9".len());
+    }
+
+    #[test]
+    fn sessions_expire_by_log_time() {
+        let mut table = SessionTable::default();
+        table.open(5, MIN_TTL_MS, 0).unwrap();
+        table.open(6, MIN_TTL_MS * 10, 0).unwrap();
+        assert_eq!(apply(&mut table, slot(5, 1, 1), 7, MIN_TTL_MS), Admission::Apply);
+        assert_eq!(apply(&mut table, slot(5, 2, 1), 8, MIN_TTL_MS * 2), Admission::Apply, "used meanwhile");
+        let late = apply(&mut table, slot(5, 3, 1), 9, MIN_TTL_MS * 3 + 1);
+        assert_eq!(late, Admission::Refuse(SessionRefusal::Expired));
+        assert_eq!((table.len(), table.bytes()), (1, 0));
+        assert_eq!(
+            apply(&mut table, slot(99, 1, 1), 10, 0),
+            Admission::Refuse(SessionRefusal::Expired),
+            "never opened"
+        );
+        table.close(6);
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn a_full_table_gives_way_only_where_nobody_works() {
+        let mut table = SessionTable::default();
+        for id in 1..=MAX_SESSIONS as u64 {
+            table.open(id, 0, id % 7).unwrap();
+        }
+        let id = MAX_SESSIONS as u64 + 1;
+        assert_eq!(table.open(id, 0, 100), Err(SessionRefusal::TooManySessions));
+        assert_eq!(apply(&mut table, slot(7, 1, 1), 0, MIN_IDLE_MS), Admission::Apply);
+        table.open(id, 0, MIN_IDLE_MS).unwrap();
+        assert_eq!(table.len(), MAX_SESSIONS);
+        assert_eq!(apply(&mut table, slot(7, 1, 1), 0, MIN_IDLE_MS), repeats(0), "in use, so it stayed");
+        assert_eq!(
+            apply(&mut table, slot(14, 1, 1), 0, MIN_IDLE_MS),
+            Admission::Refuse(SessionRefusal::Expired),
+            "the one that was unused for longest"
+        );
+    }
+
+    #[test]
+    fn answers_that_are_too_large_cost_their_session_not_their_node() {
+        let mut table = SessionTable::default();
+        table.open(5, 0, 0).unwrap();
+        let large = Bytes::from(vec![0; MAX_SESSION_BYTES / 2]);
+        for sequence in 1..=2 {
+            assert_eq!(table.admit(slot(5, sequence, 1), 0), Admission::Apply);
+            table.record(slot(5, sequence, 1), LogId::new(1, sequence), large.clone());
+        }
+        assert_eq!(table.admit(slot(5, 1, 1), 0), Admission::Refuse(SessionRefusal::Expired));
+        assert_eq!(table.bytes(), 0);
+
+        for id in 1..=40 {
+            table.open(id, 0, id).unwrap();
+            assert_eq!(table.admit(slot(id, 1, 1), id), Admission::Apply);
+            table.record(slot(id, 1, 1), LogId::new(1, id), large.clone());
+            assert!(table.bytes() <= MAX_TABLE_BYTES);
+        }
+        assert_eq!(table.admit(slot(1, 1, 1), 40), Admission::Refuse(SessionRefusal::Expired));
+        assert!(matches!(table.admit(slot(40, 1, 1), 40), Admission::Repeat { .. }));
+    }
+
+    #[test]
+    fn what_is_stored_has_its_documented_bytes() {
+        let mut table = SessionTable::default();
+        table.open(5, MIN_TTL_MS, 3).unwrap();
+        apply(&mut table, slot(5, 2, 1), 7, 4);
+        let mut bytes = Vec::new();
+        table.write(&mut bytes).unwrap();
+        let mut expected = 1_u32.to_le_bytes().to_vec();
+        expected.extend(0_u64.to_le_bytes());
+        expected.extend(1_u32.to_le_bytes());
+        let session = b"\x05\xfb\x10\x27\x04\x01\x02\x00\x01\x01\x07\x07reply 7";
+        expected.extend((session.len() as u32).to_le_bytes());
+        expected.extend(session);
+        assert_eq!(bytes, expected);
+        assert_eq!(SessionTable::read(&mut bytes.as_slice()).unwrap(), table);
+    }
+
+    #[test]
+    fn damage_is_refused() {
+        let mut table = SessionTable::default();
+        table.open(5, 0, 0).unwrap();
+        let mut bytes = Vec::new();
+        table.write(&mut bytes).unwrap();
+        for end in 0..bytes.len() {
+            assert!(SessionTable::read(&mut &bytes[..end]).is_err());
+        }
+        let mut newer = bytes.clone();
+        newer[0] = 2;
+        assert!(SessionTable::read(&mut newer.as_slice()).is_err());
+        let mut many = bytes;
+        many[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(SessionTable::read(&mut many.as_slice()).is_err());
+    }
+
+    proptest! {
+        /// Any history of sends and re-sends applies every write at most once and answers it always the same;
+        /// a snapshot at any point changes nothing.
+        #[test]
+        fn every_write_is_applied_at_most_once(
+            sends in prop::collection::vec((0..3_u64, 1..12_u64, 0..6_u64, any::<bool>()), 1..200),
+        ) {
+            let mut table = SessionTable::default();
+            for id in 0..3 {
+                table.open(id, 0, 0).unwrap();
+            }
+            let mut applied: BTreeMap<(u64, u64), u64> = BTreeMap::new();
+            let mut settled = [1_u64; 3];
+            for (index, (session, sequence, behind, snapshot)) in sends.into_iter().enumerate() {
+                let index = index as u64 + 10;
+                let first = sequence.saturating_sub(behind).max(1);
+                let slot = slot(session, sequence, first);
+                let admission = apply(&mut table, slot, index, index);
+                let mark = &mut settled[session as usize];
+                *mark = first.max(*mark);
+                let expected = match applied.get(&(session, sequence)) {
+                    _ if sequence < *mark => Admission::Refuse(SessionRefusal::AnswerForgotten),
+                    Some(first) => repeats(*first),
+                    None => Admission::Apply,
+                };
+                prop_assert_eq!(&admission, &expected);
+                if admission == Admission::Apply {
+                    prop_assert!(applied.insert((session, sequence), index).is_none());
+                }
+                if snapshot {
+                    let mut bytes = Vec::new();
+                    table.write(&mut bytes).unwrap();
+                    let restored = SessionTable::read(&mut bytes.as_slice()).unwrap();
+                    prop_assert_eq!(&restored, &table);
+                    table = restored;
+                }
+            }
+        }
+    }
+}
