@@ -249,6 +249,7 @@ fn kind_of(error: &ClientError) -> &'static str {
             Cause::Overloaded => "overloaded",
             Cause::DiskFull => "disk_full",
             Cause::DiskStalled => "disk_stalled",
+            Cause::Operation => "operation",
             Cause::Stopped => "stopped",
             Cause::Unexpected => "unexpected",
         },

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::cluster::ClusterCommandError;
 use super::serve::ServeError;
-use crate::client::{ClientError, ConfigError};
+use crate::client::{Cause, ClientError, ConfigError};
 
 /// All went well.
 pub const EXIT_OK: u8 = 0;
@@ -121,6 +121,9 @@ const UNREACHABLE_HINT: &str =
     "is the cluster running? `quorate cluster` starts a local one; --endpoints says where another one is";
 
 fn client_hint(error: &ClientError) -> Option<&'static str> {
+    if let ClientError::Failed { cause: Cause::Operation, maybe_applied: true, .. } = error {
+        return Some("`quorate member list` shows what has become of it; repeating the command completes it");
+    }
     if error.maybe_applied() {
         return Some("read the key to find out whether the write took effect before you repeat it");
     }

@@ -113,6 +113,9 @@ pub enum Cause {
     DiskFull,
     /// The disk of the leader hangs.
     DiskStalled,
+    /// The node cannot, or may not, do what was asked of it as an operation on the cluster. The message says why, and
+    /// what to do.
+    Operation,
     /// The node has stopped or is stopping.
     Stopped,
     /// The answer was none that this version knows.

@@ -20,7 +20,7 @@
 //!
 //! # Where things are
 //!
-//! `operation` decides about retries, `router` knows who leads, `connection` owns the stream to one
+//! `admin` operates the cluster. `operation` decides about retries, `router` knows who leads, `connection` owns the stream to one
 //! node, `node` is what the others share about that node. Tasks: one per node that was used, and
 //! short-lived probes; none per request.
 
@@ -30,6 +30,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::join_all;
 
+pub use admin::{Member, MemberChange, Members};
 pub use config::{ClientConfig, Endpoint};
 pub use error::{Cause, ClientError, ConfigError, Rejection};
 pub use request::{
@@ -40,6 +41,7 @@ pub use status::{MemberStatus, NodeStatus};
 use crate::types::ReadLevel;
 use router::Router;
 
+mod admin;
 mod config;
 mod connection;
 mod error;

@@ -9,16 +9,20 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Settings;
+use super::{Engine, Settings};
 use super::config::SnapshotPolicy;
+use crate::error::SnapshotError;
 use crate::machine::StateMachine;
 use crate::raft::core::Core;
 use crate::storage::DiskWatch;
+use crate::types::{LogId, Role};
 
 /// How often the applied position is looked at.
 const PACE: Duration = Duration::from_millis(20);
 /// A request for a snapshot is ignored while another one is being written, and repeated after this long.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a snapshot that somebody asked for may take.
+const TAKE_PATIENCE: Duration = Duration::from_secs(60);
 /// The log is measured at points this many bytes or entries apart.
 const MARK_BYTES: u64 = 1024 * 1024;
 const MARK_ENTRIES: u64 = 1000;
@@ -76,6 +80,42 @@ impl Gauge {
             self.marks.pop_front();
         }
         (upto > 0).then_some(upto)
+    }
+}
+
+impl<M: StateMachine> Engine<M> {
+    /// Takes a snapshot of what is applied now, unless there is one, and waits until it is on disk. Returns what it
+    /// covers.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    pub async fn take_snapshot(&self) -> Result<LogId, SnapshotError> {
+        let begun = Instant::now();
+        let core = &self.inner.core;
+        let wanted = core.published().progress().log_id.ok_or(SnapshotError::Nothing)?;
+        let mut asked: Option<Instant> = None;
+        loop {
+            if let Some(fatal) = &*self.inner.fatal.borrow() {
+                return Err(SnapshotError::Stopped { reason: fatal.to_string() });
+            }
+            let metrics = core.metrics();
+            match metrics.snapshot {
+                Some(snapshot) if snapshot >= wanted => return Ok(snapshot),
+                _ if metrics.role == Role::Stopped => {
+                    return Err(SnapshotError::Stopped { reason: "the node is shutting down".to_owned() });
+                }
+                _ if begun.elapsed() >= TAKE_PATIENCE => {
+                    let waited_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    return Err(SnapshotError::Timeout { waited_ms });
+                }
+                _ => {}
+            }
+            if asked.is_none_or(|at| at.elapsed() > ASK_AGAIN) {
+                asked = Some(Instant::now());
+                core.snapshot().await;
+            }
+            tokio::time::sleep(PACE).await;
+        }
     }
 }
 

@@ -26,23 +26,28 @@ pub struct EngineConfig {
     pub peer_advertise: String,
     /// `host:port` under which clients reach this node; told to clients that ask another node.
     pub client_advertise: String,
-    /// All founding members with their peer addresses, this node included. Used once, to form the
-    /// cluster; ignored by a node that already belongs to one.
+    /// All founding members with their peer addresses, this node included. Used once, to form the cluster. A node
+    /// that already belongs to one dials members also here, where the membership's addresses fail. Empty only with
+    /// [`join`](Self::join), or for a node that belongs to a cluster.
     pub initial_members: BTreeMap<NodeId, String>,
+    /// The node forms no cluster but waits until it is added to one; see
+    /// [`Engine::add_member`](super::Engine::add_member). No effect on a node that already belongs to one.
+    pub join: bool,
+    /// The node prefers to lead: once it has caught up, a leader that does not prefer it itself hands over to it.
+    pub preferred_leader: bool,
     /// Heartbeats and elections.
     pub timing: Timing,
     /// When snapshots are taken and the log is cut.
     pub snapshots: SnapshotPolicy,
     /// Bounds on memory and messages.
     pub limits: Limits,
-    /// Whether this node asks for the lead whenever it could lead.
-    pub preferred_leader: bool,
     /// What is asked of the disk.
     pub disk: DiskPolicy,
 }
 
 impl EngineConfig {
-    /// Settings for node `node_id` in `data_dir`, reached by its peers at `peer`.
+    /// Settings for node `node_id` in `data_dir`, reached by its peers at `peer`: a cluster of its own, unless more
+    /// [`initial_members`](Self::initial_members) are added.
     pub fn new(node_id: NodeId, data_dir: impl Into<PathBuf>, peer: impl Into<String>) -> Self {
         let peer = peer.into();
         Self {
@@ -54,10 +59,11 @@ impl EngineConfig {
             peer_advertise: peer.clone(),
             client_advertise: String::new(),
             initial_members: BTreeMap::from([(node_id, peer)]),
+            join: false,
+            preferred_leader: false,
             timing: Timing::default(),
             snapshots: SnapshotPolicy::default(),
             limits: Limits::default(),
-            preferred_leader: false,
             disk: DiskPolicy::default(),
         }
     }
@@ -81,7 +87,8 @@ impl EngineConfig {
         if self.cluster.is_empty() || self.cluster.len() > MAX_CLUSTER_NAME_BYTES {
             return refuse(format!("the cluster's name must have 1 to {MAX_CLUSTER_NAME_BYTES} bytes"));
         }
-        if !self.initial_members.contains_key(&self.node_id) {
+        let founds = !self.join && !self.initial_members.is_empty();
+        if founds && !self.initial_members.contains_key(&self.node_id) {
             return refuse(format!("node {} is not among the founding members it was given", self.node_id));
         }
         if heartbeat == 0 || heartbeat.saturating_mul(2) > min || min >= max {
@@ -111,6 +118,9 @@ impl EngineConfig {
         Ok(())
     }
 }
+
+/// What to say to a node that belongs to no cluster and was not told how to get one.
+pub(super) const NO_CLUSTER: &str = "this node belongs to no cluster yet, and was not told which. There are three ways: --peers 1=HOST:PORT,2=HOST:PORT,… forms a cluster with the nodes it names; --join waits until `quorate member add` takes the node into one that exists; --single forms a cluster of this node alone";
 
 /// Largest command, and batch of entries, that a message between nodes has room for.
 const MAX_COMMAND_BYTES: usize = 32 * 1024 * 1024 - 1024 * 1024;

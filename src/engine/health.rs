@@ -124,6 +124,10 @@ mod tests {
             snapshot: None,
             purged: None,
             membership: Membership { voters: vec![[1, 2, 3].into()], members: BTreeMap::new() },
+            membership_at: at(0),
+            committed_membership: Membership::default(),
+            committed_membership_at: at(0),
+            reachable: Default::default(),
             matched: matched.iter().map(|(id, index)| (*id, at(*index))).collect(),
             fatal: None,
         }

@@ -2,6 +2,9 @@
 //!
 //! - [`EngineConfig`]: what a node needs to know before it starts;
 //! - `formation`: how a cluster comes into being, once;
+//! - `membership`: who belongs to it from then on;
+//! - `leadership`: handing over the lead, nodes that prefer it, members that moved;
+//! - `standing`: whether this node still belongs to its cluster;
 //! - `writes`: admission, sessions, acknowledgement levels;
 //! - `reads`: how fresh the state must be that answers;
 //! - `wake`: commands that the machine asked for in advance, such as the expiry of keys;
@@ -25,8 +28,11 @@ mod compaction;
 mod config;
 mod formation;
 mod health;
+mod leadership;
+mod membership;
 mod reads;
 mod settings;
+mod standing;
 mod status;
 mod wake;
 mod writes;
@@ -39,10 +45,12 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 pub use config::{DiskPolicy, EngineConfig, Limits, SnapshotPolicy, Timing};
+pub use membership::{CATCH_UP_PATIENCE, MemberList, MemberState, NewAddresses, NewMember};
 pub use settings::Settings;
 pub use status::{NodeState, ReadOutcome, Status};
 pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, WriteOptions, Written};
 
+use self::config::NO_CLUSTER;
 use crate::error::{FatalError, OpenError, StorageError};
 use crate::machine::StateMachine;
 use crate::raft::apply::Applier;
@@ -79,6 +87,12 @@ impl<M: StateMachine> std::fmt::Debug for Engine<M> {
 
 struct Inner<M: StateMachine> {
     core: Core<M>,
+    caller: Caller,
+    transport: Arc<dyn Transport>,
+    /// This node's own line to whoever leads.
+    upstream: Upstream,
+    /// Held while the membership is being changed here.
+    changes: tokio::sync::Mutex<()>,
     own: Member,
     config: EngineConfig,
     reads: reads::ReadIndexes,
@@ -139,6 +153,9 @@ impl<M: StateMachine> Engine<M> {
             None => TcpListener::bind(&config.peer_listen)
                 .map_err(|source| OpenError::Listen { address: config.peer_listen.clone(), source })?,
         };
+        if !config.join && config.initial_members.is_empty() && !DataDir::exists(&config.data_dir) {
+            return Err(OpenError::Config(NO_CLUSTER.to_owned()));
+        }
         let (release, released) = watch::channel(());
         let (path, cluster, node_id) = (config.data_dir.clone(), config.cluster.clone(), config.node_id);
         let tail_bytes = config.limits.log_tail_bytes;
@@ -180,23 +197,27 @@ impl<M: StateMachine> Engine<M> {
         let applier = offload(move || Applier::recover(machine, recovery)).await?;
         check_coverage(&config, &*log, &applier)?;
         let (fatal, stop) = (watch::Sender::new(None), watch::Sender::new(false));
-        let fenced = fence(&config, incarnation, fatal.clone());
+        let (refused, refusals) = mpsc::channel(standing::MAX_REFUSALS);
         let caller = Caller {
             cluster: config.cluster.clone(),
             node_id: config.node_id,
             incarnation,
             addresses: Arc::new(Addresses::new(config.initial_members.clone())),
-            fenced: fenced.clone(),
+            refused: Arc::new(move |refusal| {
+                // One that finds no room comes again.
+                let _ = refused.try_send(refusal.clone());
+            }),
         };
-        let (announcements, _) = mpsc::channel(1);
+        let (announcements, announced) = mpsc::channel(leadership::MAX_ANNOUNCEMENTS);
         let callee = Callee {
             cluster: config.cluster.clone(),
             node_id: config.node_id,
             incarnation,
             peer_address: config.peer_advertise.clone(),
             client_address: config.client_advertise.clone(),
+            joins: config.join,
             founders: config.initial_members.clone(),
-            fenced,
+            fenced: fence(&config, incarnation, fatal.clone()),
             announcements,
             disk: disk.clone(),
         };
@@ -209,17 +230,31 @@ impl<M: StateMachine> Engine<M> {
         let upstream = Upstream::new(caller.clone(), transport.clone());
         let core_parts = Parts { log, snapshots, applier, clients, callee };
         let core = Core::start(&core_config(&config), core_parts).await.map_err(OpenError::Core)?;
+        if !config.join && config.initial_members.is_empty() && !core.is_initialized().await {
+            core.shutdown().await;
+            return Err(OpenError::Config(NO_CLUSTER.to_owned()));
+        }
 
         let founders = config.initial_members.clone();
         let formation = formation::Formation {
             core: core.clone(),
-            transport,
-            caller,
+            transport: transport.clone(),
+            caller: caller.clone(),
             own: own.clone(),
             fatal: fatal.clone(),
             founders,
+            joins: config.join,
         };
         until_stopped(&stop, formation.run());
+        let standing = standing::Standing {
+            core: core.clone(),
+            transport: transport.clone(),
+            caller: caller.clone(),
+            refusals,
+            joins: config.join,
+            fatal: fatal.clone(),
+        };
+        until_stopped(&stop, standing.run());
         let settings = watch::Sender::new(Settings::of(&config));
         until_stopped(&stop, compaction::run(core.clone(), settings.subscribe(), disk.clone()));
         until_stopped(
@@ -240,9 +275,13 @@ impl<M: StateMachine> Engine<M> {
             ),
         );
         until_stopped(&stop, stop_when_fatal(core.clone(), fatal.subscribe()));
-        let reads = reads::ReadIndexes::start(core.clone(), upstream, config.timing.patience());
+        let reads = reads::ReadIndexes::start(core.clone(), upstream.clone(), config.timing.patience());
         let inner = Arc::new(Inner {
             core,
+            upstream,
+            caller,
+            transport,
+            changes: tokio::sync::Mutex::default(),
             own,
             config,
             reads,
@@ -256,6 +295,7 @@ impl<M: StateMachine> Engine<M> {
             log_stats,
             disk,
         });
+        until_stopped(&inner.stop, leadership::run(Arc::downgrade(&inner), announced));
         until_stopped(&inner.stop, wake::run(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
@@ -286,7 +326,8 @@ impl<M: StateMachine> Engine<M> {
             None => {
                 // A node that has stopped tells what it last showed.
                 let deadline = tokio::time::Instant::now() + inner.config.timing.patience();
-                let applied = inner.view(None, deadline).await.unwrap_or_else(|_| inner.core.published().last_view());
+                let applied =
+                    inner.view(None, deadline).await.unwrap_or_else(|_| inner.core.published().last_view());
                 progress = applied.progress;
                 offload(move || M::state_hash(&applied.view)).await
             }
@@ -353,26 +394,12 @@ impl<M: StateMachine> Engine<M> {
         }
     }
 
-    /// Asks the voter that is furthest ahead to take the lead, and waits until somebody has.
+    /// Hands over if this node leads and somebody can.
     async fn hand_over(&self) {
-        let inner = &self.inner;
-        let metrics = inner.core.metrics();
-        if metrics.role != Role::Leader {
-            return;
-        }
-        let own = inner.config.node_id;
-        let successor = metrics
-            .matched
-            .iter()
-            .filter(|(id, _)| **id != own && metrics.membership.is_voter(**id))
-            .max_by_key(|(_, matched)| **matched);
-        let Some((&successor, _)) = successor else { return };
-        tracing::info!(successor, "handing over the lead");
-        inner.core.transfer_leader(successor).await;
-        let mut state = self.watch();
-        let led_by_other = state.wait_for(|state| state.leader.as_ref().is_some_and(|l| l.node_id != own));
-        if tokio::time::timeout(inner.config.timing.patience(), led_by_other).await.is_err() {
-            tracing::warn!(successor, "nobody took the lead in time");
+        if self.inner.core.metrics().role == Role::Leader
+            && let Err(error) = self.transfer_leader(None).await
+        {
+            tracing::warn!(%error, "stopping without handing over");
         }
     }
 }
@@ -397,13 +424,22 @@ async fn stop_when_fatal<M: StateMachine>(core: Core<M>, mut fatal: watch::Recei
     }
 }
 
-/// What to do when a peer knows this node with another data directory.
+/// What to do when a peer expects another data directory of this node, which belongs to no cluster yet.
 fn fence(
     config: &EngineConfig,
     presented: Incarnation,
     fatal: watch::Sender<Option<FatalError>>,
 ) -> Arc<dyn Fn(Incarnation) + Send + Sync> {
-    let node_id = config.node_id;
+    let (node_id, peer) = (config.node_id, config.peer_advertise.clone());
+    if config.join {
+        // It has promised nothing yet and takes part in nothing before it is added.
+        return Arc::new(move |known| {
+            tracing::debug!(
+                %known,
+                "the cluster knows node {node_id} by another data directory: `quorate member replace {node_id} --peer {peer}` puts this one in its place"
+            );
+        });
+    }
     Arc::new(move |known| status::report(&fatal, FatalError::Fenced { node_id, known, presented }))
 }
 

@@ -17,7 +17,7 @@ pub struct Settings {
     pub max_command_bytes: usize,
     /// Most bytes of proposed commands that are not yet applied.
     pub max_inflight_bytes: usize,
-    /// Whether this node asks for the lead whenever it could lead.
+    /// See [`EngineConfig::preferred_leader`].
     pub preferred_leader: bool,
 }
 

@@ -1,23 +1,24 @@
 //! The running core, behind our own types.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
 use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::raft::ClientWriteResult;
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Config, LinearizerOption, Raft, RaftMetrics, ServerState, SnapshotPolicy};
+use tokio::time::Instant;
 
 use super::apply::Applier;
 use super::held::Held;
 use super::log::RaftLog;
 use super::network::PeerDoor;
+use super::network::addresses::Seen;
 use super::network::client::{PeerClients, PeerFitness};
 use super::network::service::{Callee, LastHeard, PeerService};
 use super::published::{Applied, Published};
@@ -113,6 +114,14 @@ pub struct Metrics {
     pub purged: Option<LogId>,
     /// The membership in effect.
     pub membership: Membership,
+    /// Where that stands in the log.
+    pub membership_at: Option<LogId>,
+    /// The newest membership known to be committed; the one in effect may yet be taken back.
+    pub committed_membership: Membership,
+    /// Where that stands in the log.
+    pub committed_membership_at: Option<LogId>,
+    /// On a leader: the members that have answered it within its lease, itself included.
+    pub reachable: BTreeSet<NodeId>,
     /// On a leader: up to where each member's log is known to match.
     pub matched: BTreeMap<NodeId, Option<LogId>>,
     /// Why the core stopped by itself.
@@ -159,12 +168,22 @@ impl<M: StateMachine> Core<M> {
     pub async fn start(config: &CoreConfig, parts: Parts<M>) -> Result<Self, String> {
         let published = parts.applier.published();
         let purge_mark = parts.clients.purge_mark();
+        let addresses = parts.clients.addresses();
         let (held, fitness) = (parts.clients.held(), parts.clients.fitness());
         let log = RaftLog::new(parts.log, config.message_bytes, config.node_id, held.clone());
         let raft_config = raft_config(config)?;
         let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier)
             .await
             .map_err(|error| error.to_string())?;
+        let membership = raft.metrics();
+        addresses.follow(move |node_id| {
+            let metrics = membership.borrow_watched();
+            let stored = &metrics.membership_config;
+            Seen {
+                at: stored.log_id().as_ref().map(type_config::from_log_id),
+                member: stored.membership().get_node(&node_id).cloned(),
+            }
+        });
         // The core reports its state before it answers: from here on peers are checked against the membership.
         raft.is_initialized().await.map_err(|error| error.to_string())?;
         let voter_lease = Duration::from_millis(config.election_timeout_max_ms);
@@ -181,6 +200,10 @@ impl<M: StateMachine> Core<M> {
         });
         let door = Arc::new(service);
         Ok(Self { raft, published, door, heard, reads, purge_mark, held, admission, fitness, lease })
+    }
+
+    pub(super) fn raft(&self) -> &Raft<TypeConfig, Applier<M>> {
+        &self.raft
     }
 
     /// What this node shows to its peers.
@@ -342,7 +365,11 @@ impl<M: StateMachine> Core<M> {
             }
             _ => self.heard.within(self.lease),
         };
-        Metrics { in_touch, ..from_metrics(&current) }
+        let answered = current.heartbeat.iter().flatten().filter(|(node_id, at)| {
+            **node_id == current.id || at.as_ref().is_some_and(|at| at.elapsed() <= self.lease)
+        });
+        let reachable = answered.map(|(node_id, _)| *node_id).collect();
+        Metrics { in_touch, reachable, ..from_metrics(&current) }
     }
 
     /// Tells when the view may have changed.
@@ -494,6 +521,10 @@ fn from_metrics(metrics: &RaftMetrics<TypeConfig>) -> Metrics {
         snapshot: position(&metrics.snapshot),
         purged: position(&metrics.purged),
         membership,
+        membership_at: position(metrics.membership_config.log_id()),
+        committed_membership: type_config::from_membership(metrics.committed_membership_config.membership()),
+        committed_membership_at: position(metrics.committed_membership_config.log_id()),
+        reachable: BTreeSet::new(),
         matched,
         fatal,
     }

@@ -18,7 +18,7 @@
 use prost::Message;
 use tonic::Code;
 
-use crate::error::{Leader, ReadError, WriteError};
+use crate::error::{Leader, MembershipError, ReadError, SnapshotError, TransferError, WriteError};
 use crate::machine::kv::KvRejection;
 use crate::proto::v1::{Failure, LeaderHint, Reason};
 
@@ -62,6 +62,58 @@ impl From<ReadError> for Failure {
             ReadError::Stopped { .. } => (Reason::Stopped, None),
         };
         failure(reason, message, false, leader)
+    }
+}
+
+impl From<MembershipError> for Failure {
+    fn from(error: MembershipError) -> Self {
+        let message = error.to_string();
+        let (reason, maybe_applied, leader) = match error {
+            MembershipError::NotLeader { leader } => (Reason::NotLeader, false, leader),
+            MembershipError::Interrupted { leader } => (Reason::Interrupted, true, leader),
+            MembershipError::Timeout { .. } => (Reason::Membership, true, None),
+            MembershipError::Stopped { .. } => (Reason::Stopped, true, None),
+            MembershipError::Address { .. } => (Reason::Invalid, false, None),
+            MembershipError::UnknownMember { .. }
+            | MembershipError::AlreadyMember { .. }
+            | MembershipError::NotCaughtUp { .. }
+            | MembershipError::WouldLoseQuorum { .. }
+            | MembershipError::LastVoter { .. }
+            | MembershipError::AnotherChange
+            | MembershipError::Unreachable { .. }
+            | MembershipError::Identity { .. }
+            | MembershipError::HandOver { .. } => (Reason::Membership, false, None),
+        };
+        failure(reason, message, maybe_applied, leader)
+    }
+}
+
+impl From<TransferError> for Failure {
+    fn from(error: TransferError) -> Self {
+        let message = error.to_string();
+        let (reason, leader) = match error {
+            TransferError::NotLeader { leader } => (Reason::NotLeader, leader),
+            TransferError::Stopped { .. } => (Reason::Stopped, None),
+            TransferError::UnknownMember { .. }
+            | TransferError::NotAVoter { .. }
+            | TransferError::NotInTouch { .. }
+            | TransferError::NotCaughtUp { .. }
+            | TransferError::NobodyElse
+            | TransferError::Timeout { .. } => (Reason::Membership, None),
+        };
+        failure(reason, message, false, leader)
+    }
+}
+
+impl From<SnapshotError> for Failure {
+    fn from(error: SnapshotError) -> Self {
+        let message = error.to_string();
+        let reason = match error {
+            SnapshotError::Nothing => Reason::Behind,
+            SnapshotError::Timeout { .. } => Reason::Overloaded,
+            SnapshotError::Stopped { .. } => Reason::Stopped,
+        };
+        failure(reason, message, false, None)
     }
 }
 

@@ -3,7 +3,7 @@
 //! | door | what for |
 //! |---|---|
 //! | `quorate.v1.Kv` | reads and writes, one by one or on a [`pipeline`] |
-//! | `quorate.v1.Admin` | status |
+//! | `quorate.v1.Admin` | status, members, who leads, snapshots |
 //! | `grpc.health.v1.Health` | serving when the node is ready |
 //! | server reflection, v1 and v1alpha | `grpcurl … list` |
 //! | `/livez`, `/readyz`, `/metrics` | probes and Prometheus ([`http`]) |
@@ -26,6 +26,7 @@ mod failure;
 mod http;
 mod kv;
 mod log_metrics;
+mod members;
 mod metrics;
 mod node;
 mod pipeline;
@@ -61,6 +62,7 @@ use admin::AdminService;
 use disk_metrics::DiskCollector;
 use kv::KvService;
 use log_metrics::LogCollector;
+use members::ClusterNode;
 use metrics::Metrics;
 use node::KvNode;
 
@@ -150,7 +152,7 @@ impl Server {
 
     async fn serve_node<N, F>(self, node: N, patience: Duration, shutdown: F) -> Result<(), ServeError>
     where
-        N: KvNode,
+        N: ClusterNode,
         F: Future<Output = ()> + Send,
     {
         let metrics = Arc::new(Metrics::new(node.clone(), self.collectors));
@@ -203,7 +205,7 @@ fn builder() -> tonic::transport::Server {
         .http2_keepalive_interval(Some(KEEPALIVE))
 }
 
-fn add_services<N: KvNode>(
+fn add_services<N: ClusterNode>(
     routes: Routes,
     node: N,
     metrics: Arc<Metrics>,

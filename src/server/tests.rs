@@ -27,6 +27,8 @@ use crate::proto::v1::{self, Failure, PipelineRequest, PipelineResponse, Reason,
 use crate::storage::DiskState;
 use crate::types::{Incarnation, LogId, Membership, ReadOptions, Role};
 
+mod members;
+
 /// Long enough for a loaded machine; nothing waits for it in vain.
 const DEADLINE: Duration = Duration::from_secs(20);
 

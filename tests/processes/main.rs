@@ -20,6 +20,7 @@ mod cluster_command;
 mod corruption;
 mod crash;
 mod disk;
+mod membership;
 mod refusals;
 mod restart;
 mod support;

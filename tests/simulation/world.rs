@@ -137,12 +137,8 @@ impl World {
     pub async fn run(mut self) -> Outcome {
         let _trace = SaveTrace(self.trace.clone());
         self.start_all().await;
-        let workload = Workload::start(
-            self.seed,
-            self.engines.clone(),
-            self.trace.clone(),
-            !self.scenario.no_sessions,
-        );
+        let workload =
+            Workload::start(self.seed, self.engines.clone(), self.trace.clone(), !self.scenario.no_sessions);
         self.suffer().await;
         self.heal().await;
         self.expect_progress(&workload).await;

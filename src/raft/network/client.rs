@@ -64,8 +64,8 @@ pub struct Caller {
     pub incarnation: Incarnation,
     /// Where to dial members.
     pub addresses: Arc<Addresses>,
-    /// Called when a peer knows this node with another data directory.
-    pub fenced: Arc<dyn Fn(Incarnation) + Send + Sync>,
+    /// Called when a peer refuses this node.
+    pub refused: Arc<dyn Fn(&Refusal) + Send + Sync>,
 }
 
 impl Caller {
@@ -78,6 +78,7 @@ impl Caller {
             from_incarnation: self.incarnation.to_string(),
             to_node,
             to_incarnation: to_incarnation.map(|i| i.to_string()).unwrap_or_default(),
+            membership: self.addresses.seen(to_node).at.map(wire::plain_log_id),
         }
     }
 }
@@ -133,6 +134,11 @@ impl PeerClients {
     /// What peers say of themselves.
     pub fn fitness(&self) -> Arc<PeerFitness> {
         self.fitness.clone()
+    }
+
+    /// Where peers are dialled.
+    pub fn addresses(&self) -> Arc<Addresses> {
+        self.caller.addresses.clone()
     }
 
     fn client(&self, node_id: NodeId, member: &Member, purpose: Purpose) -> PeerClient {
@@ -227,7 +233,7 @@ impl PeerClient {
         let target = Target { node_id: self.node_id, address: addresses.of(self.node_id, &self.member) };
         let hello = caller.hello(self.node_id, Some(self.member.incarnation));
         let dial = self.clients.transport.connect(target.clone(), hello, self.purpose);
-        let fenced = caller.fenced.clone();
+        let refused = caller.refused.clone();
         runtime::spawn(async move {
             let result = match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
                 Ok(result) => result,
@@ -239,9 +245,7 @@ impl PeerClient {
             match &result {
                 Err(DialError::Refused(refusal)) => {
                     tracing::warn!(node = target.node_id, address = %target.address, %refusal, "peer refused this node");
-                    if let Refusal::CallerFenced { known, .. } = refusal {
-                        fenced(*known);
-                    }
+                    refused(refusal);
                 }
                 Err(error) => tracing::debug!(node = target.node_id, %error, "cannot reach peer"),
                 Ok(_) => {}
