@@ -103,7 +103,7 @@ pub(crate) async fn read(
     let mut range = Range::default();
     loop {
         let (scope, level) = (Scope::default(), ReadLevel::Local);
-        let request = Request::Range { scope, range: range.clone(), level };
+        let request = Request::Range { scope, range: range.clone(), read: level.into() };
         let Response::Range(reply) = client.execute_at(endpoint, request).await? else {
             unreachable!("invariant: a response answers its request")
         };

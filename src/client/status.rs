@@ -35,6 +35,10 @@ pub struct NodeStatus {
     pub purged: Option<LogId>,
     /// The version that it runs.
     pub version: String,
+    /// Whether it follows or leads, and has applied what it knows to be committed.
+    pub ready: bool,
+    /// Why it has stopped by itself; empty while it runs.
+    pub fatal: String,
     /// All members that it knows, itself included.
     pub members: Vec<MemberStatus>,
 }
@@ -70,6 +74,8 @@ impl NodeStatus {
             snapshot: position(status.snapshot),
             purged: position(status.purged),
             version: status.version,
+            ready: status.ready,
+            fatal: status.fatal,
             members: status.members.into_iter().map(MemberStatus::from_wire).collect(),
         }
     }

@@ -255,7 +255,8 @@ impl<M: StateMachine> Engine<M> {
             None => {
                 // A node that has stopped tells what it last showed.
                 let deadline = tokio::time::Instant::now() + inner.config.timing.patience();
-                let applied = inner.view(None, deadline).await.unwrap_or_else(|_| inner.core.published().last_view());
+                let applied =
+                    inner.view(None, deadline).await.unwrap_or_else(|_| inner.core.published().last_view());
                 progress = applied.progress;
                 offload(move || M::state_hash(&applied.view)).await
             }

@@ -198,7 +198,8 @@ fn applied<R>(acknowledged: Acknowledged<R>) -> Written<R> {
 fn decoded<R: serde::de::DeserializeOwned>(acknowledged: Acknowledged<Bytes>) -> Acknowledged<R> {
     let Acknowledged { log_id, reply, ack, held_by, repeated } = acknowledged;
     let reply = reply.map(|reply| {
-        envelope::decode(&reply).expect("invariant: replies are encoded and decoded by the same state machine")
+        envelope::decode(&reply)
+            .expect("invariant: replies are encoded and decoded by the same state machine")
     });
     Acknowledged { log_id, reply, ack, held_by, repeated }
 }
@@ -263,7 +264,12 @@ impl<M: StateMachine> Inner<M> {
     }
 
     /// Waits until every voter holds `entry`, and with it everything before.
-    async fn wait_for_all(&self, acknowledged: Acknowledged<Bytes>, entry: LogId, patience: Duration) -> Outcome {
+    async fn wait_for_all(
+        &self,
+        acknowledged: Acknowledged<Bytes>,
+        entry: LogId,
+        patience: Duration,
+    ) -> Outcome {
         let (core, held) = (&self.core, self.core.held());
         let all = held.wait_for_all(entry, || core.voters());
         let in_time = tokio::time::timeout(patience, all).await.is_ok();

@@ -152,7 +152,9 @@ impl SessionTable {
         if self.sessions.len() >= MAX_SESSIONS {
             let idlest = self.sessions.iter().min_by_key(|(id, entry)| (entry.used_ms, **id));
             match idlest.map(|(id, entry)| (*id, entry.used_ms)) {
-                Some((idlest, used_ms)) if time_ms.saturating_sub(used_ms) >= MIN_IDLE_MS => self.close(idlest),
+                Some((idlest, used_ms)) if time_ms.saturating_sub(used_ms) >= MIN_IDLE_MS => {
+                    self.close(idlest)
+                }
                 _ => return Err(SessionRefusal::TooManySessions),
             }
         }

@@ -167,7 +167,8 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
             type_config::from_entry(entry)
         };
         let entries: Vec<types::Entry> = entries.into_iter().map(&mut local).collect();
-        let (last, node_id, held) = (entries.last().map(|entry| entry.log_id), self.node_id, self.held.clone());
+        let (last, node_id, held) =
+            (entries.last().map(|entry| entry.log_id), self.node_id, self.held.clone());
         let flushed = move |result: io::Result<()>| {
             if let (Ok(()), Some(last)) = (&result, last) {
                 held.note(node_id, last);

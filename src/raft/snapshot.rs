@@ -92,9 +92,7 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
         let (content, snapshots) = (self.content.clone(), self.snapshots.clone());
         let handle = offload(move || {
             // openraft waits for ever for a build that panics.
-            catch("writing a snapshot", || {
-                write::<M>(&content, meta, &*snapshots).map_err(io::Error::other)
-            })
+            catch("writing a snapshot", || write::<M>(&content, meta, &*snapshots).map_err(io::Error::other))
         })
         .await?;
         Ok(Snapshot { meta: self::meta(handle.meta()), snapshot: SnapshotData::Placed(handle) })

@@ -208,9 +208,7 @@ impl Client {
                 let result = tokio::time::timeout(PATIENCE, engine.write_with(command, options)).await;
                 self.follow(node, &result);
                 let Ok(Ok(written)) = result else { continue };
-                let Some(KvReply::Put { version, .. }) = written.reply else {
-                    panic!("{:?}", written.reply)
-                };
+                let Some(KvReply::Put { version, .. }) = written.reply else { panic!("{:?}", written.reply) };
                 self.trace.record(format_args!("counted {version}"));
                 let mut history = self.history.lock().unwrap();
                 history.repeated += u64::from(written.repeated);

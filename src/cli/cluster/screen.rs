@@ -214,6 +214,8 @@ mod tests {
                 snapshot: None,
                 purged: None,
                 version: String::new(),
+                ready: true,
+                fatal: String::new(),
                 members: Vec::new(),
             }),
         }

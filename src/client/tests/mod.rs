@@ -7,6 +7,7 @@ use tokio::time::{Instant, timeout};
 
 use super::*;
 use crate::proto::v1::{Failure, LeaderHint, MemberInfo, Reason, StatusResponse, TaggedResponse};
+use crate::types::ReadLevel;
 use fake::{Fake, Step, leader, not_leader, refused, refusing, served, silent};
 
 pub(crate) mod fake;
@@ -330,7 +331,8 @@ async fn a_chosen_node_is_asked_and_no_other() {
     let (first, second) = (Fake::start(leader), Fake::start(refusing(not_leader(None))));
     let client = client_of(&[&first, &second]);
     let endpoint = Endpoint::parse(&second.endpoint()).unwrap();
-    let request = Request::Get { scope: Scope::default(), key: "k".into(), level: ReadLevel::Linearizable };
+    let request =
+        Request::Get { scope: Scope::default(), key: "k".into(), read: ReadLevel::Linearizable.into() };
     let error = client.execute_at(&endpoint, request).await.unwrap_err();
     assert!(matches!(error, ClientError::Failed { cause: Cause::NotLeader, .. }), "{error}");
     assert_eq!((first.requests(), second.requests()), (0, 1));
