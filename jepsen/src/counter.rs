@@ -99,7 +99,12 @@ struct Seen {
 ///
 /// # Errors
 /// When the cluster cannot be started. What goes wrong after that is a verdict.
-pub(crate) async fn run(config: &Config, seed: u64, binary: &Path, data_dir: &Path) -> anyhow::Result<Results> {
+pub(crate) async fn run(
+    config: &Config,
+    seed: u64,
+    binary: &Path,
+    data_dir: &Path,
+) -> anyhow::Result<Results> {
     let mut spec = ClusterSpec::new(binary, data_dir).with_free_ports()?;
     spec.nodes = config.nodes;
     let cluster = Cluster::start(spec)?;
@@ -196,7 +201,7 @@ async fn increment(
 ) -> Seen {
     let mut seen = Seen::default();
     while taken.fetch_add(1, Ordering::Relaxed) < increments {
-        let once = loop {
+        let mut once = loop {
             match client.once().await {
                 Ok(once) => break once,
                 Err(error) => seen.note(&error),
@@ -259,7 +264,12 @@ struct Nemesis<'a> {
 }
 
 impl Nemesis<'_> {
-    async fn inject(mut self, config: &Config, done: &AtomicU64, faults: &mut Vec<Fault>) -> Result<(), String> {
+    async fn inject(
+        mut self,
+        config: &Config,
+        done: &AtomicU64,
+        faults: &mut Vec<Fault>,
+    ) -> Result<(), String> {
         let stride = config.increments / u64::from(config.faults + 1).max(1);
         for number in 0..config.faults {
             let target = stride * u64::from(number) + self.rng.random_range(stride / 2..=stride);

@@ -164,7 +164,7 @@ pub(crate) async fn run(config: &Config, binary: &Path, data_dir: &Path) -> anyh
     pulse.stop.store(true, Ordering::Relaxed);
     let duration = pulse.began.elapsed();
     callers.join_all().await;
-    let settled = observe::settled(&observer, DEADLINE).await;
+    let settled = observe::converged(&observer, DEADLINE).await;
 
     let mut reasons: Vec<String> = Vec::new();
     let unknown = [disturbed.err(), settled.err()].into_iter().flatten().collect::<Vec<_>>();

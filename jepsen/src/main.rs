@@ -119,7 +119,8 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
             let seed = args.config.seed.unwrap_or_else(quorate::runtime::random_u64);
             let store = Store::create(&args.common.store, "smoke")?;
             store.write_json("test.json", &smoke::test(&args.config, seed, &binary, &args.common.store))?;
-            let run = runtime.block_on(smoke::run(&args.config, seed, &binary, &store.path().join("cluster")))?;
+            let run =
+                runtime.block_on(smoke::run(&args.config, seed, &binary, &store.path().join("cluster")))?;
             store.write_lines("history.jsonl", &run.history)?;
             conclude(&store, run.results.verdict, &run.results)
         }
@@ -141,7 +142,8 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
             let binary = binary(args.common.binary)?;
             let store = Store::create(&args.common.store, "gaps")?;
             store.write_json("test.json", &Test::of("gaps", None, &args.config, &binary))?;
-            let results = runtime.block_on(gaps::run(&args.config, &binary, &store.path().join("cluster")))?;
+            let results =
+                runtime.block_on(gaps::run(&args.config, &binary, &store.path().join("cluster")))?;
             conclude(&store, results.verdict, &results)
         }
     }

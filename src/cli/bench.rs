@@ -15,7 +15,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::get::level;
+use super::read::parse_level;
 use super::{CliError, Common, Format, ScopeArgs, output};
 use crate::client::{Cause, Client, ClientError, Scope};
 use crate::runtime;
@@ -24,7 +24,7 @@ use crate::types::ReadLevel;
 /// Arguments of `quorate bench`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Example:\n  quorate bench --callers 256 --value-bytes 256 --seconds 10\n  quorate bench --callers 64 --kind get --local -o json\n  quorate bench --callers 64 --reads 0.9\n\nWrites keys bench-00000000 and up in the chosen collection. Exits non-zero when no operation succeeded."
+    after_help = "Example:\n  quorate bench --callers 256 --value-bytes 256 --seconds 10\n  quorate bench --callers 64 --kind get --local -o json\n  quorate bench --callers 64 --reads 0.9\n  quorate bench --no-session                what exactly-once costs, compared with the same without it\n\nWrites keys bench-00000000 and up in the chosen collection. Exits non-zero when no operation succeeded."
 )]
 pub struct BenchArgs {
     /// Callers, each with one operation under way at a time
@@ -48,9 +48,15 @@ pub struct BenchArgs {
     /// Which part of the operations are gets, from 0 to 1; the others are puts
     #[arg(long, value_name = "FRACTION", value_parser = parse_fraction, conflicts_with = "kind")]
     pub reads: Option<f64>,
-    /// Read from all nodes in turn what they have applied so far
-    #[arg(long)]
+    /// How fresh gets are: linearizable, lease, bounded:MS or local
+    #[arg(long, value_name = "LEVEL", value_parser = parse_level, default_value = "linearizable")]
+    pub level: ReadLevel,
+    /// Short for --level local
+    #[arg(long, conflicts_with = "level")]
     pub local: bool,
+    /// Write without a session, so that a put whose outcome is unknown fails instead of being sent again
+    #[arg(long)]
+    pub no_session: bool,
     /// Whose keys
     #[command(flatten)]
     pub scope: ScopeArgs,
@@ -149,9 +155,9 @@ pub async fn run(common: &Common, args: BenchArgs) -> Result<(), CliError> {
     let window = Duration::from_secs(args.seconds.into());
     let measure_from = Instant::now() + Duration::from_secs(args.warmup_seconds.into());
     let plan = Plan {
-        client: common.client_with(|_| {})?,
+        client: common.client_with(|config| config.exactly_once = !args.no_session)?,
         scope: args.scope.scope(),
-        level: level(args.local),
+        level: if args.local { ReadLevel::Local } else { args.level },
         keys: args.keys.into(),
         value_bytes: args.value_bytes as usize,
         reads,
@@ -159,6 +165,7 @@ pub async fn run(common: &Common, args: BenchArgs) -> Result<(), CliError> {
         until: measure_from + window,
     };
     let total = measure(&plan, args.callers as usize).await;
+    plan.client.close().await;
     let report = report(&args, reads, window, &total);
     match common.output {
         Format::Json => output::json(&report)?,
@@ -240,6 +247,8 @@ fn kind_of(error: &ClientError) -> &'static str {
         ClientError::Unavailable { .. } => "unavailable",
         ClientError::DeadlineExceeded { .. } => "deadline_exceeded",
         ClientError::Rejected { .. } => "rejected",
+        ClientError::AckTimeout { .. } => "ack_timeout",
+        ClientError::Compacted { .. } => "compacted",
         ClientError::Failed { cause, .. } => match cause {
             Cause::ConnectionLost => "connection_lost",
             Cause::LeaderChanged => "leader_changed",
@@ -252,6 +261,10 @@ fn kind_of(error: &ClientError) -> &'static str {
             Cause::Operation => "operation",
             Cause::Stopped => "stopped",
             Cause::Unexpected => "unexpected",
+            Cause::SessionExpired => "session_expired",
+            Cause::TooManySessions => "too_many_sessions",
+            Cause::AnswerForgotten => "answer_forgotten",
+            Cause::Behind => "behind",
         },
     }
 }

@@ -33,6 +33,30 @@ pub enum CliError {
         /// The key.
         key: String,
     },
+    /// A put had a condition, and it does not hold.
+    #[error("{key} was not set: {}", found(.current_revision))]
+    ConditionFailed {
+        /// The key.
+        key: String,
+        /// Revision of its last put; `None` when it does not exist.
+        current_revision: Option<u64>,
+    },
+    /// Arguments that do not go together, or a text that cannot be read as what it should be.
+    #[error("{0}")]
+    Usage(String),
+    /// Not every node is healthy.
+    #[error("{unhealthy} of {nodes} nodes are not healthy{}", if *.leader { "" } else { ", and nobody leads" })]
+    Unhealthy {
+        /// How many were asked.
+        nodes: usize,
+        /// How many of them do not answer, or are not ready.
+        unhealthy: usize,
+        /// Whether a leader is known.
+        leader: bool,
+    },
+    /// Signals cannot be caught.
+    #[error("cannot listen for signals: {0}")]
+    Signals(#[source] io::Error),
     /// What should be read cannot be.
     #[error("cannot read {}: {source}", path.display())]
     Input {
@@ -63,6 +87,13 @@ pub enum CliError {
     Node(Box<dyn Error + Send + Sync>),
 }
 
+fn found(current_revision: &Option<u64>) -> String {
+    match current_revision {
+        Some(revision) => format!("its last put was at revision {revision}"),
+        None => "it does not exist".to_owned(),
+    }
+}
+
 /// Whether a node failed because of what it was given.
 fn is_invalid_input(error: &(dyn Error + Send + Sync + 'static)) -> bool {
     error.downcast_ref().is_some_and(ServeError::is_invalid_input)
@@ -81,12 +112,18 @@ impl CliError {
             Self::Client(ClientError::Unavailable { .. })
             | Self::NoNodeAnswers
             | Self::NothingMeasured { unreachable: true, .. } => EXIT_UNREACHABLE,
-            Self::Client(ClientError::Rejected { .. }) | Self::Config(_) | Self::Input { .. } => EXIT_INVALID,
+            Self::Client(ClientError::Rejected { .. })
+            | Self::Config(_)
+            | Self::Usage(_)
+            | Self::Input { .. } => EXIT_INVALID,
             Self::Node(error) if is_invalid_input(&**error) => EXIT_INVALID,
             Self::Node(_) => EXIT_ERROR,
             Self::Output(_) if self.is_broken_pipe() => EXIT_OK,
             Self::Client(_)
             | Self::NotFound { .. }
+            | Self::ConditionFailed { .. }
+            | Self::Unhealthy { .. }
+            | Self::Signals(_)
             | Self::Output(_)
             | Self::Json(_)
             | Self::NothingMeasured { .. } => EXIT_ERROR,
@@ -107,7 +144,13 @@ impl CliError {
                 Some("give the nodes' client addresses: --endpoints host:port,host:port")
             }
             Self::NotFound { .. } => Some("`quorate range --prefix PREFIX` lists the keys that exist"),
+            Self::Unhealthy { .. } => {
+                Some("`quorate status` shows roles and positions; the log of a node says why it is not ready")
+            }
             Self::Config(_)
+            | Self::ConditionFailed { .. }
+            | Self::Usage(_)
+            | Self::Signals(_)
             | Self::Input { .. }
             | Self::Output(_)
             | Self::Json(_)
@@ -124,6 +167,9 @@ fn client_hint(error: &ClientError) -> Option<&'static str> {
     if let ClientError::Failed { cause: Cause::Operation, maybe_applied: true, .. } = error {
         return Some("`quorate member list` shows what has become of it; repeating the command completes it");
     }
+    if let ClientError::AckTimeout { .. } = error {
+        return Some("the write is done; `quorate status` shows which nodes are behind");
+    }
     if error.maybe_applied() {
         return Some("read the key to find out whether the write took effect before you repeat it");
     }
@@ -132,7 +178,13 @@ fn client_hint(error: &ClientError) -> Option<&'static str> {
         ClientError::DeadlineExceeded { .. } => {
             Some("`quorate status` shows whether a majority of the nodes is up; --timeout allows more time")
         }
-        ClientError::Rejected { .. } | ClientError::Failed { .. } => None,
+        ClientError::Failed { cause: Cause::DiskFull, .. } => {
+            Some("make room on the disk: writes are accepted again by themselves")
+        }
+        ClientError::Rejected { .. }
+        | ClientError::Failed { .. }
+        | ClientError::AckTimeout { .. }
+        | ClientError::Compacted { .. } => None,
     }
 }
 

@@ -2,28 +2,23 @@
 
 use clap::Args;
 
+use super::read::ReadArgs;
 use super::{CliError, Common, Format, ScopeArgs, output};
-use crate::types::ReadLevel;
 
 /// Arguments of `quorate get`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate get greeting\n  quorate get logo > logo.png\n  quorate get greeting -o json\n\nPrints the value as it is; with -o json an object whose value is in \"value\", or in \"value_base64\" when it is not UTF-8. Exits with 1 when the key does not exist."
+    after_help = "Example:\n  quorate get greeting\n  quorate get logo > logo.png\n  quorate get greeting -o json\n  quorate get greeting --level bounded:500 --prefer nearest\n  quorate get greeting --local --after 42      what the put at revision 42 wrote, from any node\n\nPrints the value as it is; with -o json an object whose value is in \"value\", or in \"value_base64\" when it is not UTF-8. Exits with 1 when the key does not exist."
 )]
 pub struct GetArgs {
     /// The key
     pub key: String,
-    /// Read from any node what it has applied so far, which may be old
-    #[arg(long)]
-    pub local: bool,
+    /// How fresh, and from where
+    #[command(flatten)]
+    pub read: ReadArgs,
     /// Whose key
     #[command(flatten)]
     pub scope: ScopeArgs,
-}
-
-/// The read level that `--local` asks for.
-pub(super) fn level(local: bool) -> ReadLevel {
-    if local { ReadLevel::Local } else { ReadLevel::Linearizable }
 }
 
 /// Prints the value.
@@ -31,7 +26,8 @@ pub(super) fn level(local: bool) -> ReadLevel {
 /// # Errors
 /// [`CliError::NotFound`] when there is none; others see [`CliError`].
 pub async fn run(common: &Common, args: GetArgs) -> Result<(), CliError> {
-    let reply = common.client()?.get(&args.scope.scope(), args.key.clone(), level(args.local)).await?;
+    let client = args.read.prefer(&common.client()?).await;
+    let reply = client.get(&args.scope.scope(), args.key.clone(), args.read.options()).await?;
     let Some(item) = reply.item else {
         return Err(CliError::NotFound { key: args.key });
     };

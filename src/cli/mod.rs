@@ -12,7 +12,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 pub use error::{CliError, EXIT_ERROR, EXIT_INVALID, EXIT_OK, EXIT_UNREACHABLE};
 pub use output::Format;
 
-use crate::client::{Client, ClientConfig, Endpoint, Scope};
+use crate::client::{Client, ClientConfig, Endpoint, SESSION_TTL_MIN, Scope};
 
 pub mod bench;
 pub mod cluster;
@@ -20,14 +20,19 @@ pub mod completion;
 pub mod del;
 mod error;
 pub mod get;
+pub mod health;
 pub mod member;
 mod output;
 pub mod put;
 pub mod range;
+pub mod read;
 pub mod serve;
 pub mod snapshot;
 pub mod status;
 pub mod transfer;
+pub mod txn;
+pub mod watch;
+pub mod write;
 
 /// quorate: keeps a key-value state on three or more machines, durable and linearizable.
 #[derive(Debug, Parser)]
@@ -78,7 +83,23 @@ pub struct Common {
 impl Common {
     /// A client for a command that does one thing: it does not wait for a cluster that is not there.
     fn client(&self) -> Result<Client, CliError> {
-        self.client_with(|config| config.unavailable_after = Duration::ZERO)
+        self.client_with(|config| {
+            config.unavailable_after = Duration::ZERO;
+            // Long enough for every attempt, and if this process is killed its session is not kept for long.
+            let max = config.session_ttl.max(self.timeout);
+            config.session_ttl = self.timeout.saturating_mul(2).clamp(SESSION_TTL_MIN, max);
+        })
+    }
+
+    /// Runs a writing command with a client of its own, whose session is closed whatever comes of it.
+    async fn with_client(
+        &self,
+        command: impl AsyncFnOnce(&Client) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        let client = self.client()?;
+        let outcome = command(&client).await;
+        client.close().await;
+        outcome
     }
 
     fn client_with(&self, change: impl FnOnce(&mut ClientConfig)) -> Result<Client, CliError> {
@@ -114,10 +135,16 @@ pub enum Command {
     Put(put::PutArgs),
     /// Print the value of a key
     Get(get::GetArgs),
-    /// Remove a key
+    /// Remove a key, or all with a prefix
     Del(del::DelArgs),
     /// List keys and values in order
     Range(range::RangeArgs),
+    /// Compare, then do one of two lists of operations at one revision
+    Txn(txn::TxnArgs),
+    /// Print what happens to keys, until Ctrl-C
+    Watch(watch::WatchArgs),
+    /// Ask every node whether it is healthy
+    Health(health::HealthArgs),
     /// Show every node's role, term and positions
     Status(status::StatusArgs),
     /// Show and change who belongs to the cluster
@@ -172,6 +199,9 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Get(args) => get::run(&common, args).await,
         Command::Del(args) => del::run(&common, args).await,
         Command::Range(args) => range::run(&common, args).await,
+        Command::Txn(args) => txn::run(&common, args).await,
+        Command::Watch(args) => watch::run(&common, args).await,
+        Command::Health(args) => health::run(&common, args).await,
         Command::Status(args) => status::run(&common, args).await,
         Command::Member(args) => member::run(&common, args).await,
         Command::TransferLeader(args) => transfer::run(&common, args).await,

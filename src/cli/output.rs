@@ -45,6 +45,11 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
     line(&serde_json::to_string_pretty(value).map_err(CliError::Json)?)
 }
 
+/// Writes `value` as JSON on one line.
+pub(super) fn json_line(value: &impl Serialize) -> Result<(), CliError> {
+    line(&serde_json::to_string(value).map_err(CliError::Json)?)
+}
+
 /// Writes a remark for people on standard error, where it is not in the way of the result.
 pub(super) fn remark(text: &str) {
     // Nothing is left to complain to when standard error is closed.
@@ -85,6 +90,9 @@ pub(super) fn item_object(item: &Item) -> Map<String, Value> {
     object.insert("create_revision".to_owned(), item.create_revision.into());
     object.insert("mod_revision".to_owned(), item.mod_revision.into());
     object.insert("version".to_owned(), item.version.into());
+    if item.expires_ms != 0 {
+        object.insert("expires_ms".to_owned(), item.expires_ms.into());
+    }
     object
 }
 

@@ -2,16 +2,17 @@
 
 use bytes::Bytes;
 use clap::Args;
+use futures::StreamExt;
 use serde_json::{Map, Value};
 
-use super::get::level;
+use super::read::ReadArgs;
 use super::{CliError, Common, Format, ScopeArgs, output};
-use crate::client::{Item, Range};
+use crate::client::{Item, Range, end_of_prefix};
 
 /// Arguments of `quorate range`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate range                       all keys, in order\n  quorate range user/100 user/200     from user/100, before user/200\n  quorate range --prefix user/ --limit 10"
+    after_help = "Example:\n  quorate range                       all keys, in order\n  quorate range user/100 user/200     from user/100, before user/200\n  quorate range --prefix user/ --limit 10\n  quorate range --all -o json | wc -l  every key, from one point in time, one object per line\n\nWithout --all the answer is read in pages: writes between two pages show."
 )]
 pub struct RangeArgs {
     /// The first key; without it, from the beginning
@@ -25,9 +26,12 @@ pub struct RangeArgs {
     /// List at most this many
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub limit: u32,
-    /// Read from any node what it has applied so far, which may be old
-    #[arg(long)]
-    pub local: bool,
+    /// List all, however many, as they were at one moment; with -o json one object per line
+    #[arg(long, conflicts_with = "limit")]
+    pub all: bool,
+    /// How fresh, and from where
+    #[command(flatten)]
+    pub read: ReadArgs,
     /// Whose keys
     #[command(flatten)]
     pub scope: ScopeArgs,
@@ -38,6 +42,9 @@ pub struct RangeArgs {
 /// # Errors
 /// See [`CliError`].
 pub async fn run(common: &Common, args: RangeArgs) -> Result<(), CliError> {
+    if args.all {
+        return stream(common, &args).await;
+    }
     let (items, next) = read(common, &args).await?;
     match common.output {
         Format::Table => {
@@ -66,19 +73,14 @@ pub async fn run(common: &Common, args: RangeArgs) -> Result<(), CliError> {
 
 /// Reads page by page up to the limit. Each page is a read of its own: writes between two of them show.
 async fn read(common: &Common, args: &RangeArgs) -> Result<(Vec<Item>, Option<Bytes>), CliError> {
-    let client = common.client()?;
+    let client = args.read.prefer(&common.client()?).await;
     let scope = args.scope.scope();
-    let mut start = Bytes::from(args.start.clone());
-    let end = match &args.end {
-        Some(end) => Bytes::from(end.clone()),
-        None if args.prefix => end_of_prefix(&start),
-        None => Bytes::new(),
-    };
+    let Range { mut start, end, .. } = args.range();
     let mut items = Vec::new();
     let mut left = args.limit;
     loop {
         let range = Range { start: start.clone(), end: end.clone(), limit_items: left };
-        let page = client.range(&scope, range, level(args.local)).await?;
+        let page = client.range(&scope, range, args.read.options()).await?;
         left = left.saturating_sub(u32::try_from(page.items.len()).unwrap_or(u32::MAX));
         items.extend(page.items);
         match page.next {
@@ -89,16 +91,30 @@ async fn read(common: &Common, args: &RangeArgs) -> Result<(Vec<Item>, Option<By
     }
 }
 
-/// The first key after all keys that begin with `prefix`; empty when there is none.
-fn end_of_prefix(prefix: &[u8]) -> Bytes {
-    let mut end = prefix.to_vec();
-    while let Some(last) = end.pop() {
-        if last < u8::MAX {
-            end.push(last + 1);
-            break;
+/// Prints item by item, so that the memory it takes does not grow with the answer.
+async fn stream(common: &Common, args: &RangeArgs) -> Result<(), CliError> {
+    let client = args.read.prefer(&common.client()?).await;
+    let mut items = client.range_stream(&args.scope.scope(), args.range(), args.read.options()).await?;
+    while let Some(item) = items.next().await {
+        let item = item?;
+        match common.output {
+            Format::Table => output::line(&row(&item).join("  "))?,
+            Format::Json => output::json_line(&output::item_object(&item))?,
         }
     }
-    end.into()
+    Ok(())
+}
+
+impl RangeArgs {
+    fn range(&self) -> Range {
+        let start = Bytes::from(self.start.clone());
+        let end = match &self.end {
+            Some(end) => Bytes::from(end.clone()),
+            None if self.prefix => end_of_prefix(&start),
+            None => Bytes::new(),
+        };
+        Range { start, end, limit_items: 0 }
+    }
 }
 
 fn row(item: &Item) -> Vec<String> {
@@ -108,17 +124,4 @@ fn row(item: &Item) -> Vec<String> {
         item.mod_revision.to_string(),
         item.version.to_string(),
     ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_end_of_a_prefix_is_the_next_key_that_does_not_have_it() {
-        assert_eq!(end_of_prefix(b"user/"), "user0");
-        assert_eq!(end_of_prefix(b"a\xff\xff"), "b");
-        assert_eq!(end_of_prefix(b"\xff"), "");
-        assert_eq!(end_of_prefix(b""), "");
-    }
 }

@@ -5,6 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::ConfigError;
+use super::preference::ReadPreference;
+
+/// The shortest time after which the cluster closes a session that is not used.
+pub(crate) const SESSION_TTL_MIN: Duration = Duration::from_secs(10);
+/// The longest.
+const SESSION_TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Limits and patience of a [`Client`](super::Client). [`ClientConfig::default`] suits a cluster in one region.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,9 +18,22 @@ use super::error::ConfigError;
 pub struct ClientConfig {
     /// How long an operation may take, all retries included. Default 10 s.
     pub timeout: Duration,
-    /// How long one attempt of a read may take before it is tried again. Default 1 s. Writes have no such
-    /// limit, because a write that was sent cannot be tried again.
+    /// How long one attempt of a read may take before it is tried again. Default 1 s.
     pub attempt_timeout: Duration,
+    /// How long one attempt of a write in a session may take before it is sent again to whoever leads. Default
+    /// 2 s. Without a session a write has no such limit, because it cannot be sent again.
+    pub write_attempt_timeout: Duration,
+    /// Whether writes are numbered in a session, which the client opens by itself, so that each is applied at
+    /// most once and can be repeated after any failure. Default true.
+    pub exactly_once: bool,
+    /// A session that is not used for this long is closed by the cluster; a new one is opened when it is needed.
+    /// Default 10 min; from 10 s to 24 h.
+    pub session_ttl: Duration,
+    /// Which node answers reads that any node can answer. Without one, linearizable reads go to the leader,
+    /// where they are cheapest, and others as [`ReadPreference::Any`] says.
+    pub read_preference: Option<ReadPreference>,
+    /// How often every known node is asked whether it is ready, and who leads. Default 2 s.
+    pub health_interval: Duration,
     /// How long connecting to one node may take. Default 1 s.
     pub connect_timeout: Duration,
     /// An operation gives up as [`Unavailable`](super::ClientError::Unavailable) when no known endpoint
@@ -49,6 +68,11 @@ impl Default for ClientConfig {
         Self {
             timeout: Duration::from_secs(10),
             attempt_timeout: Duration::from_secs(1),
+            write_attempt_timeout: Duration::from_secs(2),
+            exactly_once: true,
+            session_ttl: Duration::from_secs(600),
+            read_preference: None,
+            health_interval: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(1),
             unavailable_after: Duration::from_secs(2),
             stall_after: Duration::from_millis(500),
@@ -74,6 +98,8 @@ impl ClientConfig {
         let positive = [
             ("timeout", self.timeout),
             ("attempt_timeout", self.attempt_timeout),
+            ("write_attempt_timeout", self.write_attempt_timeout),
+            ("health_interval", self.health_interval),
             ("connect_timeout", self.connect_timeout),
             ("stall_after", self.stall_after),
             ("keep_alive_interval", self.keep_alive_interval),
@@ -90,6 +116,10 @@ impl ClientConfig {
                 setting: "retry_backoff_max",
                 rule: "must not be shorter than retry_backoff_min",
             });
+        }
+        if !(SESSION_TTL_MIN..=SESSION_TTL_MAX).contains(&self.session_ttl) {
+            let rule = "must be from 10 s to 24 h";
+            return Err(ConfigError::Setting { setting: "session_ttl", rule });
         }
         let counts = [
             ("queue_requests", self.queue_requests),
@@ -190,10 +220,12 @@ mod tests {
     #[test]
     fn settings_that_cannot_work_are_refused() {
         assert!(ClientConfig::default().validate().is_ok());
-        let broken: [fn(&mut ClientConfig); 4] = [
+        let broken: [fn(&mut ClientConfig); 6] = [
             |config| config.timeout = Duration::ZERO,
             |config| config.retry_backoff_max = Duration::from_millis(1),
             |config| config.batch_requests = 0,
+            |config| config.session_ttl = Duration::from_secs(9),
+            |config| config.health_interval = Duration::ZERO,
             |config| config.in_flight_requests = usize::MAX,
         ];
         for break_it in broken {

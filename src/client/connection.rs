@@ -39,7 +39,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(20);
 /// Messages between this task and the transport. Few: what waits in the queue instead joins a batch.
 const OUTBOUND_MESSAGES: usize = 2;
 /// Largest message accepted from a server.
-const MAX_RESPONSE_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+pub(super) const MAX_RESPONSE_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 /// Pauses between attempts to reach a node that is down.
 const RECONNECT_MIN: Duration = Duration::from_millis(25);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
@@ -256,7 +256,7 @@ impl Connection {
             router.hunt();
             if router.is_led_by_other_than(&self.node.endpoint) {
                 tracing::debug!(endpoint = %self.node.endpoint, "leader has changed while requests were in flight");
-                self.in_flight.fail(&AttemptError::LeaderChanged, |waiter| waiter.kind != Kind::LocalRead);
+                self.in_flight.fail(&AttemptError::LeaderChanged, |waiter| waiter.kind != Kind::Anywhere);
             }
         }
     }
@@ -275,7 +275,7 @@ impl Connection {
         }
     }
 
-    /// Pauses before the next attempt to connect; calls that arrive meanwhile fail at once, so that they
+    /// Pauses before the next attempt to connect, or until a probe has reached the node; calls that arrive meanwhile fail at once, so that they
     /// can go elsewhere. False when the client was dropped.
     async fn back_off(&mut self, failures: u32, why: &Arc<str>) -> bool {
         let pause = sleep(backoff(RECONNECT_MIN, RECONNECT_MAX, failures - 1));
@@ -283,6 +283,7 @@ impl Connection {
         loop {
             select! {
                 () = &mut pause => return true,
+                () = self.node.revived.notified() => return true,
                 received = self.queue.recv_many(&mut self.waiting, self.config.batch_requests) => {
                     if received == 0 {
                         return false;
@@ -297,8 +298,8 @@ impl Connection {
 }
 
 fn size_bytes(request: &tagged_request::Request) -> usize {
-    /// Tag, field headers and lengths.
-    const OVERHEAD_BYTES: usize = 32;
+    /// Tag, field headers and lengths, and the options of a write.
+    const OVERHEAD_BYTES: usize = 56;
     use tagged_request::Request;
     OVERHEAD_BYTES
         + match request {
@@ -310,7 +311,11 @@ fn size_bytes(request: &tagged_request::Request) -> usize {
             Request::Range(range) => {
                 range.tenant.len() + range.collection.len() + range.start.len() + range.end.len()
             }
-            _ => 0,
+            Request::DeleteRange(range) => {
+                range.tenant.len() + range.collection.len() + range.start.len() + range.end.len()
+            }
+            Request::Txn(txn) => prost::Message::encoded_len(txn),
+            Request::OpenSession(_) | Request::CloseSession(_) => 0,
         }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::config::Endpoint;
+use crate::types::{LogId, NodeId};
 
 /// Why a client could not be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,16 +70,62 @@ pub enum ClientError {
         /// Whether a write may have taken effect, or may still do so.
         maybe_applied: bool,
     },
+    /// A write that was to be on disk at every voter is committed and applied, but not known to be everywhere.
+    #[error(
+        "{endpoint}: the write is committed and applied, but not known to be on disk at nodes {missing:?}"
+    )]
+    AckTimeout {
+        /// The node that was asked.
+        endpoint: Endpoint,
+        /// Where the write stands in the log.
+        position: Option<LogId>,
+        /// The voters not known to hold it.
+        missing: Vec<NodeId>,
+    },
+    /// The history does not reach back to the revision that was to be watched from.
+    #[error("the history begins at revision {first_revision}; read the keys anew, and watch from there")]
+    Compacted {
+        /// The first revision that can be watched from, on the node that was asked.
+        first_revision: u64,
+    },
 }
 
 impl ClientError {
+    /// Whether trying again cannot help: the request itself is at fault, or the session that made it exactly-once is
+    /// gone.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Rejected { .. } => true,
+            Self::Failed { cause, .. } => matches!(cause, Cause::SessionExpired | Cause::AnswerForgotten),
+            _ => false,
+        }
+    }
+
     /// Whether a write may have taken effect, or may still do so. Never true for a read.
     pub fn maybe_applied(&self) -> bool {
         match self {
-            Self::Unavailable { .. } | Self::Rejected { .. } => false,
+            Self::Unavailable { .. } | Self::Rejected { .. } | Self::Compacted { .. } => false,
+            Self::AckTimeout { .. } => true,
             Self::DeadlineExceeded { maybe_applied, .. } | Self::Failed { maybe_applied, .. } => {
                 *maybe_applied
             }
+        }
+    }
+
+    /// The same, of a write of which an earlier attempt may have been applied.
+    pub(super) fn undecided(self, endpoint: &Endpoint) -> Self {
+        let failed =
+            |cause, message| Self::Failed { endpoint: endpoint.clone(), cause, message, maybe_applied: true };
+        match self {
+            Self::DeadlineExceeded { timeout, last, .. } => {
+                Self::DeadlineExceeded { timeout, maybe_applied: true, last }
+            }
+            Self::Failed { endpoint, cause, message, .. } => {
+                Self::Failed { endpoint, cause, message, maybe_applied: true }
+            }
+            Self::Unavailable { .. } => failed(Cause::ConnectionLost, self.to_string()),
+            Self::Rejected { message, .. } => failed(Cause::Unexpected, message),
+            Self::AckTimeout { .. } | Self::Compacted { .. } => self,
         }
     }
 }
@@ -109,7 +156,8 @@ pub enum Cause {
     NotLeader,
     /// The node refuses work at present.
     Overloaded,
-    /// The disk of the leader is full, and no other node could take the lead.
+    /// The disk of the leader is full, and no other node could take the lead. Writes are accepted again once there
+    /// is room.
     DiskFull,
     /// The disk of the leader hangs.
     DiskStalled,
@@ -120,6 +168,15 @@ pub enum Cause {
     Stopped,
     /// The answer was none that this version knows.
     Unexpected,
+    /// The session was never opened, was closed, or was not used for too long, and an earlier attempt of the
+    /// write may have been applied in it.
+    SessionExpired,
+    /// The cluster has as many sessions as it allows.
+    TooManySessions,
+    /// The server has forgotten the answer to this write. A defect on one of the two sides.
+    AnswerForgotten,
+    /// The node's state is not as recent as was asked for.
+    Behind,
 }
 
 fn list(tried: &[(Endpoint, String)]) -> String {

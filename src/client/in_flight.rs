@@ -79,7 +79,7 @@ impl InFlight {
     /// When the oldest request that only the leader can answer was sent.
     pub(super) fn oldest_for_leader(&self) -> Option<Instant> {
         let waiters = self.slots.iter().flatten().map(|(_, waiter)| waiter);
-        waiters.filter(|waiter| waiter.kind != Kind::LocalRead).map(|waiter| waiter.sent).min()
+        waiters.filter(|waiter| waiter.kind != Kind::Anywhere).map(|waiter| waiter.sent).min()
     }
 
     /// Fails the requests for which `which` holds.
@@ -127,10 +127,10 @@ mod tests {
     fn failing_is_selective() {
         let mut table = InFlight::new(8);
         let (write, mut write_answer) = waiter(Kind::Write);
-        let (read, mut read_answer) = waiter(Kind::LocalRead);
+        let (read, mut read_answer) = waiter(Kind::Anywhere);
         table.insert(write);
         let tag = table.insert(read);
-        table.fail(&AttemptError::LeaderChanged, |waiter| waiter.kind != Kind::LocalRead);
+        table.fail(&AttemptError::LeaderChanged, |waiter| waiter.kind != Kind::Anywhere);
         assert!(matches!(write_answer.try_recv(), Ok(Err(AttemptError::LeaderChanged))));
         assert!(read_answer.try_recv().is_err());
         assert!(table.oldest_for_leader().is_none());

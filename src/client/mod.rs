@@ -2,67 +2,98 @@
 //!
 //! A [`Client`] is given some endpoints and finds the rest: it learns the members and the leader from
 //! whoever answers, sends writes and linearizable reads to the leader, follows it through a fail-over, and
-//! spreads local reads over all nodes. All callers share one stream per node; many requests travel in one
-//! message and are answered out of order.
+//! spreads other reads over the healthy nodes as a [`ReadPreference`] says. All callers share one stream per
+//! node; many requests travel in one message and are answered out of order.
 //!
 //! # What it promises
 //!
 //! - An operation ends by its deadline, with an answer or a [`ClientError`].
-//! - A read is repeated until it is answered. A write is repeated only when it is certain that it was not
-//!   applied; otherwise the caller gets an error for which [`ClientError::maybe_applied`] is true.
+//! - Everything is repeated until it is answered. Each write is applied at most once, however often it is sent,
+//!   because it has a number in a [session](crate::session) that the client opens by itself. An operation that ends
+//!   without an answer says whether it [may have been applied](ClientError::maybe_applied).
+//! - With [`ClientConfig::exactly_once`] off, a write is repeated only when it is certain that it was not applied.
+//! - A [`Watch`] goes on by itself at another node, without a gap and without repeating anything.
 //! - A leader whose process is gone is noticed at once, one that hangs within a second or two, and one that
 //!   was deposed without knowing it as soon as another node tells of its successor.
 //!
 //! # What it does not do
 //!
-//! It does not make writes exactly-once yet: that takes sessions. It does not cache, and it does not order
-//! the operations of concurrent callers. It has no TLS yet.
+//! It does not cache, and it does not order the operations of concurrent callers. It does not carry exactly-once
+//! over the end of the process: a session is forgotten with its client. It has no TLS yet.
 //!
 //! # Where things are
 //!
-//! `admin` operates the cluster. `operation` decides about retries, `router` knows who leads, `connection` owns the stream to one
-//! node, `node` is what the others share about that node. Tasks: one per node that was used, and
-//! short-lived probes; none per request.
+//! `admin` operates the cluster. `operation` carries one request to its end, and `judge` decides whether it may be
+//! tried again; `sessions` numbers writes, `router` knows who leads and who is healthy, `connection` owns the stream to
+//! one node, `node` is what the others share about that node, `streams` are the answers that come in pieces. Tasks: one
+//! per node that was used, one that asks after the nodes' health, and short-lived probes; none per request.
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
+use tokio::time::Instant;
 
 pub use admin::{Member, MemberChange, Members};
 pub use config::{ClientConfig, Endpoint};
 pub use error::{Cause, ClientError, ConfigError, Rejection};
-pub use request::{
-    DeleteReply, GetReply, Header, Item, PutReply, Range, RangeReply, Request, Response, Scope,
+pub use metrics::{ClientMetrics, Latencies, MethodMetrics};
+pub use once::Once;
+pub use preference::{Candidate, ReadPreference};
+pub use reply::{
+    ConditionalPut, DeleteRangeReply, DeleteReply, GetReply, Header, Item, PutReply, RangeReply, Response,
 };
+pub use request::{DEFAULT_ACK_TIMEOUT, Method, Range, Request, Scope, WriteOptions, end_of_prefix};
 pub use status::{MemberStatus, NodeStatus};
+pub use streams::{EventKind, RangeStream, Watch, WatchEvent};
+pub use txn::{Compare, Comparison, NumberOf, Txn, TxnOp, TxnReply, TxnResult, ValueOf};
 
-use crate::types::ReadLevel;
+pub(crate) use config::SESSION_TTL_MIN;
+
+use crate::types::{AckLevel, ReadOptions};
 use router::Router;
+use sessions::Sessions;
 
 mod admin;
 mod config;
 mod connection;
 mod error;
 mod in_flight;
+mod judge;
+mod metrics;
 mod node;
+mod once;
 mod operation;
+mod preference;
+mod reply;
 mod request;
 mod router;
+mod sessions;
 mod status;
+mod streams;
 #[cfg(test)]
 pub(crate) mod tests;
+mod txn;
 
 /// A handle on a cluster. Cheap to clone; all clones share their connections.
 ///
 /// Connections are made when they are first needed, on the tokio runtime of the caller that needs them;
 /// they end with that runtime. Dropping the future of an operation does not recall what was sent: a write
 /// may be applied all the same.
+///
+/// The last clone that is dropped leaves its session to expire; [`close`](Self::close) gives it back at once.
 #[derive(Clone)]
 pub struct Client {
     router: Arc<Router>,
+    sessions: Arc<Sessions>,
+    preference: Option<ReadPreference>,
 }
+
+/// How long [`Client::close`] waits: long enough for the request to leave this process. Whether it is answered does
+/// not matter.
+const CLOSE_PATIENCE: Duration = Duration::from_millis(20);
 
 impl Client {
     /// A client of the cluster that the nodes at `endpoints` (`host:port` or `http://host:port`) belong to.
@@ -86,7 +117,29 @@ impl Client {
         if parsed.is_empty() {
             return Err(ConfigError::NoEndpoints);
         }
-        Ok(Self { router: Arc::new(Router::new(parsed, config)) })
+        let preference = config.read_preference.clone();
+        let router = Arc::new(Router::new(parsed, config));
+        Ok(Self { router, sessions: Arc::new(Sessions::new()), preference })
+    }
+
+    /// The same client, with its connections and its session, whose reads go where `preference` says.
+    #[must_use]
+    pub fn preferring(&self, preference: ReadPreference) -> Self {
+        Self { preference: Some(preference), ..self.clone() }
+    }
+
+    /// Closes the client's session, so that the cluster need not keep it until it expires. Best effort: one
+    /// attempt, and back after 20 ms at most. Call it when all writes have ended; one that is under way loses its
+    /// session. A later write opens another.
+    pub async fn close(&self) {
+        if let Some(session) = self.sessions.take() {
+            operation::close_session(&self.router, session.id(), Instant::now() + CLOSE_PATIENCE).await;
+        }
+    }
+
+    /// What this client and its clones have done so far.
+    pub fn metrics(&self) -> ClientMetrics {
+        self.router.metrics.snapshot()
     }
 
     /// Sets `key` to `value`.
@@ -99,24 +152,103 @@ impl Client {
         key: impl Into<Bytes>,
         value: impl Into<Bytes>,
     ) -> Result<PutReply, ClientError> {
-        let request = Request::Put { scope: scope.clone(), key: key.into(), value: value.into() };
-        match self.execute(request).await? {
+        self.put_with(scope, key, value, WriteOptions::default()).await
+    }
+
+    /// Sets `key` to `value`, acknowledged and expiring as `options` say: [`WriteOptions`] or an [`AckLevel`].
+    ///
+    /// # Errors
+    /// See [`ClientError`]; [`ClientError::AckTimeout`] when not every voter holds it in time.
+    pub async fn put_with(
+        &self,
+        scope: &Scope,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+        options: impl Into<WriteOptions>,
+    ) -> Result<PutReply, ClientError> {
+        let (key, value, options) = (key.into(), value.into(), options.into());
+        match self.execute(Request::Put { scope: scope.clone(), key, value, options }).await? {
             Response::Put(reply) => Ok(reply),
             _ => unreachable!("invariant: a response answers its request"),
         }
     }
 
-    /// Reads `key`. The reply holds no item when the key does not exist.
+    /// Sets `key` to `value` if it does not exist.
+    ///
+    /// # Errors
+    /// See [`ClientError`]. A key that exists is no error: the reply says so.
+    pub async fn put_if_absent(
+        &self,
+        scope: &Scope,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+    ) -> Result<ConditionalPut, ClientError> {
+        let key = key.into();
+        self.put_when(scope, Compare::missing(key.clone()), key, value, WriteOptions::default()).await
+    }
+
+    /// Sets `key` to `new` if its value is `expected`.
+    ///
+    /// # Errors
+    /// See [`ClientError`]. Another value, or none, is no error: the reply says so.
+    pub async fn compare_and_set(
+        &self,
+        scope: &Scope,
+        key: impl Into<Bytes>,
+        expected: impl Into<Bytes>,
+        new: impl Into<Bytes>,
+    ) -> Result<ConditionalPut, ClientError> {
+        let key = key.into();
+        let condition = Compare::value(key.clone()).equals(expected);
+        self.put_when(scope, condition, key, new, WriteOptions::default()).await
+    }
+
+    /// Sets `key` to `value` if `condition` holds, whatever key that is about. Not with [`AckLevel::Leader`], which
+    /// is acknowledged before it is known whether the condition holds.
+    ///
+    /// # Errors
+    /// See [`ClientError`]. A condition that does not hold is no error: the reply says so.
+    pub async fn put_when(
+        &self,
+        scope: &Scope,
+        condition: Compare,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+        options: impl Into<WriteOptions>,
+    ) -> Result<ConditionalPut, ClientError> {
+        let (key, options) = (key.into(), options.into());
+        if options.ack == AckLevel::Leader {
+            let message = "a conditional put cannot be acknowledged before it is applied".to_owned();
+            return Err(ClientError::Rejected { rejection: Rejection::Invalid, message });
+        }
+        let put = match options.ttl {
+            Some(ttl) => TxnOp::put_with_ttl(key.clone(), value, ttl),
+            None => TxnOp::put(key.clone(), value),
+        };
+        let txn = Txn::new().when(condition).then(put).otherwise(TxnOp::get(key));
+        let reply = self.txn_with(scope, txn, WriteOptions { ttl: None, ..options }).await?;
+        let current = reply.results.into_iter().find_map(|result| match result {
+            TxnResult::Get(item) => item,
+            _ => None,
+        });
+        let TxnReply { header, revision, succeeded, .. } = reply;
+        Ok(ConditionalPut { header, succeeded, revision, current })
+    }
+
+    /// Reads `key`. The reply holds no item when the key does not exist. `read` is a [`ReadLevel`], or
+    /// [`ReadOptions`] such as [`Header::then_read`] makes.
     ///
     /// # Errors
     /// See [`ClientError`].
+    ///
+    /// [`ReadLevel`]: crate::ReadLevel
     pub async fn get(
         &self,
         scope: &Scope,
         key: impl Into<Bytes>,
-        level: ReadLevel,
+        read: impl Into<ReadOptions>,
     ) -> Result<GetReply, ClientError> {
-        let request = Request::Get { scope: scope.clone(), key: key.into(), level };
+        let request = Request::Get { scope: scope.clone(), key: key.into(), read: read.into() };
         match self.execute(request).await? {
             Response::Get(reply) => Ok(reply),
             _ => unreachable!("invariant: a response answers its request"),
@@ -128,10 +260,63 @@ impl Client {
     /// # Errors
     /// See [`ClientError`]; [`ClientError::maybe_applied`] says whether the key may be gone all the same.
     pub async fn delete(&self, scope: &Scope, key: impl Into<Bytes>) -> Result<DeleteReply, ClientError> {
-        let request = Request::Delete { scope: scope.clone(), key: key.into() };
+        self.delete_with(scope, key, WriteOptions::default()).await
+    }
+
+    /// Removes `key`, acknowledged as `options` say.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete_with(
+        &self,
+        scope: &Scope,
+        key: impl Into<Bytes>,
+        options: impl Into<WriteOptions>,
+    ) -> Result<DeleteReply, ClientError> {
+        let request = Request::Delete { scope: scope.clone(), key: key.into(), options: options.into() };
         match self.execute(request).await? {
             Response::Delete(reply) => Ok(reply),
             _ => unreachable!("invariant: a response answers its request"),
+        }
+    }
+
+    /// Removes the first keys of `range`, at one revision: as many as its limit and the server's allow. A reply
+    /// with `more` set has left some.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete_range(
+        &self,
+        scope: &Scope,
+        range: Range,
+        options: impl Into<WriteOptions>,
+    ) -> Result<DeleteRangeReply, ClientError> {
+        let request = Request::DeleteRange { scope: scope.clone(), range, options: options.into() };
+        match self.execute(request).await? {
+            Response::DeleteRange(reply) => Ok(reply),
+            _ => unreachable!("invariant: a response answers its request"),
+        }
+    }
+
+    /// Removes all keys that begin with `prefix`, however many: in pieces, each at a revision of its own and with the
+    /// operation's time of its own, the first keys first. The reply counts all.
+    ///
+    /// # Errors
+    /// See [`ClientError`]. The pieces before the one that failed have been removed.
+    pub async fn delete_prefix(
+        &self,
+        scope: &Scope,
+        prefix: impl Into<Bytes>,
+    ) -> Result<DeleteRangeReply, ClientError> {
+        let range = Range::prefix(prefix);
+        let mut deleted = 0;
+        loop {
+            let piece = self.delete_range(scope, range.clone(), WriteOptions::default()).await?;
+            deleted += piece.deleted;
+            // A server that does not move on would keep us here for ever.
+            if !piece.more || piece.deleted == 0 {
+                return Ok(DeleteRangeReply { deleted, ..piece });
+            }
         }
     }
 
@@ -143,22 +328,83 @@ impl Client {
         &self,
         scope: &Scope,
         range: Range,
-        level: ReadLevel,
+        read: impl Into<ReadOptions>,
     ) -> Result<RangeReply, ClientError> {
-        let request = Request::Range { scope: scope.clone(), range, level };
+        let request = Request::Range { scope: scope.clone(), range, read: read.into() };
         match self.execute(request).await? {
             Response::Range(reply) => Ok(reply),
             _ => unreachable!("invariant: a response answers its request"),
         }
     }
 
-    /// Executes `request`: on the leader, or on any node in turn for a local read. The response is of the
+    /// Reads all keys in `range`, however many, from one point in time, as a stream. The limit of `range` bounds the
+    /// whole; 0 means no bound.
+    ///
+    /// # Errors
+    /// See [`ClientError`]. The stream too can end with an error: see [`RangeStream`].
+    pub async fn range_stream(
+        &self,
+        scope: &Scope,
+        range: Range,
+        read: impl Into<ReadOptions>,
+    ) -> Result<RangeStream, ClientError> {
+        streams::range(&self.router, scope, range, read.into(), self.preference.as_ref()).await
+    }
+
+    /// Compares, and does one of two lists of operations, all at one revision.
+    ///
+    /// # Errors
+    /// See [`ClientError`]. A comparison that does not hold is no error: the reply says so.
+    pub async fn txn(&self, scope: &Scope, txn: Txn) -> Result<TxnReply, ClientError> {
+        self.txn_with(scope, txn, WriteOptions::default()).await
+    }
+
+    /// As [`txn`](Self::txn), acknowledged as `options` say.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn txn_with(
+        &self,
+        scope: &Scope,
+        txn: Txn,
+        options: impl Into<WriteOptions>,
+    ) -> Result<TxnReply, ClientError> {
+        let request = Request::Txn { scope: scope.clone(), txn, options: options.into() };
+        match self.execute(request).await? {
+            Response::Txn(reply) => Ok(reply),
+            _ => unreachable!("invariant: a response answers its request"),
+        }
+    }
+
+    /// Watches the keys in `range`, whose limit does not count, from `from_revision` on, or without one from the
+    /// present: every write that is acknowledged after this call has returned shows.
+    ///
+    /// # Errors
+    /// See [`ClientError`]: the present could not be asked for. The stream has its own: see [`Watch`].
+    pub async fn watch(
+        &self,
+        scope: &Scope,
+        range: Range,
+        from_revision: Option<u64>,
+    ) -> Result<Watch, ClientError> {
+        let from_revision = match from_revision {
+            Some(revision) => revision.max(1),
+            // "From now on" would mean another moment after each break of the connection.
+            None => match self.execute(streams::present(scope, &range)).await? {
+                Response::Range(reply) => reply.header.position.map_or(1, |position| position.index + 1),
+                _ => unreachable!("invariant: a response answers its request"),
+            },
+        };
+        Ok(streams::watch(&self.router, scope, range, from_revision, self.preference.as_ref()))
+    }
+
+    /// Executes `request`: writes on the leader, reads where level and preference say. The response is of the
     /// request's kind.
     ///
     /// # Errors
     /// See [`ClientError`].
     pub async fn execute(&self, request: Request) -> Result<Response, ClientError> {
-        operation::execute(&self.router, request, None).await
+        operation::execute(&self.router, &self.sessions, request, None, self.preference.as_ref()).await
     }
 
     /// Executes `request` on the node at `endpoint` and on no other.
@@ -166,7 +412,8 @@ impl Client {
     /// # Errors
     /// See [`ClientError`]; [`Cause::NotLeader`] when the node does not lead and the request needs the leader.
     pub async fn execute_at(&self, endpoint: &Endpoint, request: Request) -> Result<Response, ClientError> {
-        operation::execute(&self.router, request, Some(endpoint)).await
+        let preference = self.preference.as_ref();
+        operation::execute(&self.router, &self.sessions, request, Some(endpoint), preference).await
     }
 
     /// Asks the node at `endpoint` for its status; once, without retries.

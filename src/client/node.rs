@@ -1,10 +1,10 @@
 //! One node as the client sees it: what is known of it, and the way to its connection task.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::transport::Channel;
 
@@ -20,6 +20,11 @@ use crate::types::NodeId;
 const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// HTTP/2 window of the whole connection.
 const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
+/// HTTP/2 window of a watch or a range stream. Whoever does not read it holds up to this much, and no more.
+const SIDE_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// HTTP/2 window of the connection of watches and range streams: so large that only their own windows stop
+/// them, and one that is not read does not stop the others.
+const SIDE_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024 * 1024;
 /// Largest HTTP/2 frame the server may send: a message of many answers needs few frames.
 const FRAME_BYTES: u32 = 1024 * 1024;
 
@@ -35,9 +40,16 @@ pub(super) struct Node {
     pub(super) configured: bool,
     transport: tonic::transport::Endpoint,
     channel: OnceLock<Channel>,
+    /// For watches and range streams, which may stand still: apart from the pipeline, so that it never waits for them.
+    side_channel: OnceLock<Channel>,
     /// [`UNTRIED`], [`UP`] or [`DOWN`].
     health: AtomicU8,
     last_failure: Mutex<Option<Arc<str>>>,
+    /// Whether it answered the last question about itself, and said that it was ready.
+    ready: AtomicBool,
+    round_trip: RoundTrip,
+    /// Notified when a probe has reached the node although it counts as down.
+    pub(super) revived: Notify,
     /// Its id once it has told; 0 before.
     node_id: AtomicU64,
     /// Whether a probe of it is under way.
@@ -61,8 +73,13 @@ impl Node {
             configured,
             transport,
             channel: OnceLock::new(),
+            side_channel: OnceLock::new(),
             health: AtomicU8::new(UNTRIED),
             last_failure: Mutex::new(None),
+            // Until it says otherwise: a client that has just been made must not wait for probes.
+            ready: AtomicBool::new(true),
+            round_trip: RoundTrip::default(),
+            revived: Notify::new(),
             node_id: AtomicU64::new(0),
             asking: AtomicBool::new(false),
         }
@@ -71,6 +88,27 @@ impl Node {
     /// The transport to this node; connects when it is used, and again after a break.
     pub(super) fn channel(&self) -> Channel {
         self.channel.get_or_init(|| self.transport.connect_lazy()).clone()
+    }
+
+    /// The same for calls whose answers may not be read for a while.
+    pub(super) fn side_channel(&self) -> Channel {
+        let connect = || {
+            let transport = self.transport.clone();
+            transport
+                .initial_stream_window_size(SIDE_STREAM_WINDOW_BYTES)
+                .initial_connection_window_size(SIDE_CONNECTION_WINDOW_BYTES)
+                .connect_lazy()
+        };
+        self.side_channel.get_or_init(connect).clone()
+    }
+
+    /// Whether it can be reached and is ready, as far as is known.
+    pub(super) fn is_healthy(&self) -> bool {
+        !self.is_down() && self.ready.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn round_trip(&self) -> Option<Duration> {
+        self.round_trip.average()
     }
 
     pub(super) fn is_down(&self) -> bool {
@@ -100,18 +138,62 @@ impl Node {
         Some(self.node_id.load(Ordering::Relaxed)).filter(|node_id| *node_id != 0)
     }
 
-    /// Asks the node what it knows of itself and its cluster.
+    /// Asks the node what it knows of itself and its cluster. Its health is known better afterwards.
     pub(super) async fn status(&self, patience: Duration) -> Result<v1::StatusResponse, Arc<str>> {
         let mut admin = AdminClient::new(self.channel());
+        let asked = Instant::now();
         match timeout(patience, admin.status(v1::StatusRequest {})).await {
             Ok(Ok(answer)) => {
                 let status = answer.into_inner();
                 self.node_id.store(status.node_id, Ordering::Relaxed);
+                self.round_trip.measured(asked.elapsed());
+                self.ready.store(status.ready, Ordering::Relaxed);
+                if self.is_down() {
+                    self.revived.notify_one();
+                }
                 Ok(status)
             }
-            Ok(Err(status)) => Err(describe(&status)),
-            Err(_) => Err(format!("no answer within {} ms", patience.as_millis()).into()),
+            Ok(Err(status)) => {
+                // One that answers, if only that it does not know the question, is there.
+                if status.code() != tonic::Code::Unimplemented {
+                    self.ready.store(false, Ordering::Relaxed);
+                }
+                Err(describe(&status))
+            }
+            Err(_) => {
+                self.ready.store(false, Ordering::Relaxed);
+                Err(format!("no answer within {} ms", patience.as_millis()).into())
+            }
         }
+    }
+}
+
+/// The average of round trips, the newer the weightier.
+#[derive(Debug, Default)]
+struct RoundTrip {
+    average_us: AtomicU64,
+    samples: AtomicU64,
+}
+
+impl RoundTrip {
+    /// A new sample counts as one part in this many.
+    const WEIGHT: u64 = 4;
+
+    /// The first round trip includes connecting, so the second one takes its place.
+    fn measured(&self, sample: Duration) {
+        let sample_us = u64::try_from(sample.as_micros()).unwrap_or(u64::MAX).max(1);
+        let average_us = match self.samples.fetch_add(1, Ordering::Relaxed) {
+            0 | 1 => sample_us,
+            _ => {
+                let average_us = self.average_us.load(Ordering::Relaxed);
+                average_us - average_us / Self::WEIGHT + sample_us / Self::WEIGHT
+            }
+        };
+        self.average_us.store(average_us, Ordering::Relaxed);
+    }
+
+    fn average(&self) -> Option<Duration> {
+        Some(self.average_us.load(Ordering::Relaxed)).filter(|us| *us != 0).map(Duration::from_micros)
     }
 }
 
@@ -123,6 +205,23 @@ pub(super) struct Link {
     /// The other end, until the first call starts the task.
     unstarted: Mutex<Option<mpsc::Receiver<Call>>>,
     started: AtomicBool,
+    in_flight: AtomicUsize,
+}
+
+/// Counts an attempt from here until it is dropped.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Link {
@@ -133,6 +232,7 @@ impl Link {
             calls,
             unstarted: Mutex::new(Some(queue)),
             started: AtomicBool::new(false),
+            in_flight: AtomicUsize::new(0),
         }
     }
 
@@ -147,6 +247,7 @@ impl Link {
         if !self.started.load(Ordering::Acquire) {
             self.start(router);
         }
+        let _counted = Counted::new(&self.in_flight);
         let (reply, answer) = oneshot::channel();
         let call = Call { request, kind, expires, reply };
         if let Err(refused) = self.calls.try_send(call) {
@@ -164,13 +265,35 @@ impl Link {
         answer.await.unwrap_or_else(|_| Err(AttemptError::task_gone(true)))
     }
 
+    /// Attempts that wait for this node.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
     #[cold]
     fn start(&self, router: &Arc<Router>) {
         let unstarted = self.unstarted.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(queue) = unstarted {
             let connection = Connection::new(self.node.clone(), queue, router);
             drop(runtime::spawn(connection.run()));
+            router.watch_health();
         }
         self.started.store(true, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_round_trip_does_not_count_once_there_is_another() {
+        let round_trip = RoundTrip::default();
+        assert_eq!(round_trip.average(), None);
+        let measured = [900, 100, 100, 500].map(|ms| {
+            round_trip.measured(Duration::from_millis(ms));
+            round_trip.average().unwrap().as_millis()
+        });
+        assert_eq!(measured, [900, 100, 100, 200]);
     }
 }

@@ -1,190 +1,377 @@
-//! One operation from first attempt to outcome: where to send it, what a failure means, when to try again.
+//! One operation from first attempt to outcome: where to send it, and when to try again.
 //!
-//! Reads are tried again until the deadline, because reading twice is harmless. A write is tried again only
-//! when the failure says that it was not applied: the node refused it, or it never left this process. Any
-//! other failure of a write goes to the caller as *maybe applied*. Once writes carry a session and a
-//! sequence, the server recognises a repeated one, and [`judge`] may retry those too.
+//! What a failure means is for [`judge`] to say. Everything is repeated until the deadline, except a write
+//! without a session whose outcome is unknown. A write in a session keeps its number through all attempts,
+//! and is *undecided* from the first attempt that may have been applied: whatever error it ends with then says
+//! so.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::select;
 use tokio::time::{Instant, sleep_until};
-use tonic::Code;
 
 use super::config::Endpoint;
 use super::connection::AttemptError;
 use super::error::{Cause, ClientError, Rejection};
+use super::judge::{Case, Failure, Verdict, failed, in_words, judge};
 use super::node::Link;
-use super::request::{Kind, Request, Response};
+use super::preference::ReadPreference;
+use super::reply::{NoAnswer, Response};
+use super::request::{Kind, Request, whole_ms};
 use super::router::Router;
-use crate::proto::v1::{self, Reason};
+use super::sessions::{Place, Sessions};
+use crate::proto::v1::{self, Reason, tagged_request, tagged_response};
 use crate::runtime;
+use crate::session::Session;
+use crate::types::{AckLevel, ReadLevel};
 
 /// Attempts that may follow each other without a pause, while each goes to another node.
 const MAX_REDIRECTS: u32 = 3;
 
-/// Why an attempt failed, on this side or on the server's.
-#[derive(Debug)]
-enum Failure {
-    Attempt(AttemptError),
-    Answered(v1::Failure),
+/// What becomes of an operation after a failed attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    Again,
+    InNewSession,
 }
 
-/// What to do about it.
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    Return(ClientError),
-    /// Try another node, at once if one is known.
-    Elsewhere,
-    /// Try again after a pause.
-    Later,
-}
-
-struct Operation<'a> {
+pub(super) struct Operation<'a> {
     router: &'a Arc<Router>,
     kind: Kind,
+    /// Whether the server recognises a repeated attempt.
+    in_session: bool,
+    /// Which node reads go to that any node can answer.
+    preference: &'a ReadPreference,
     /// The only node to ask, if the caller chose one.
     chosen: Option<Arc<Link>>,
     started: Instant,
     deadline: Instant,
     pauses: u32,
     redirects: u32,
+    /// The node that failed last.
+    failed: Option<Endpoint>,
+    /// Whether an attempt of a write may have been applied.
+    undecided: bool,
     last: Option<String>,
-    /// The last refusal of a write for its node's disk: what is to be told if it lasts until the deadline.
-    refused: Option<ClientError>,
 }
+
+/// Where reads that any node can answer go unless somebody prefers otherwise.
+static NO_PREFERENCE: ReadPreference = ReadPreference::Any;
 
 /// Executes `request`, on the node at `chosen` only if that is set.
 pub(super) async fn execute(
     router: &Arc<Router>,
+    sessions: &Sessions,
     request: Request,
     chosen: Option<&Endpoint>,
+    preference: Option<&ReadPreference>,
 ) -> Result<Response, ClientError> {
-    let limit = router.config.max_request_bytes;
-    if request.size_bytes() > limit {
-        let message =
-            format!("the request takes {} bytes, more than the limit of {limit} bytes", request.size_bytes());
-        return Err(ClientError::Rejected { rejection: Rejection::TooLarge, message });
-    }
+    refuse(router, &request)?;
     let started = Instant::now();
-    let mut operation = Operation {
-        router,
-        kind: request.kind(),
-        chosen: chosen.map(|endpoint| router.at(endpoint)),
-        started,
-        deadline: started + router.config.timeout,
-        pauses: 0,
-        redirects: 0,
-        last: None,
-        refused: None,
+    let under_way = router.metrics.start(request.method(), started);
+    let mut operation = Operation::new(router, kind(&request, preference), preference, started);
+    operation.chosen = chosen.map(|endpoint| router.at(endpoint));
+    let outcome = operation.run(sessions, &request).await;
+    under_way.finish(outcome.is_ok());
+    outcome
+}
+
+/// Executes the write `request` in `place`, in which it may have been tried before: then it is `undecided`, and is so
+/// again if it ends in an error that leaves it open.
+pub(super) async fn execute_in(
+    router: &Arc<Router>,
+    place: &Place,
+    request: &Request,
+    undecided: &mut bool,
+) -> Result<Response, ClientError> {
+    refuse(router, request)?;
+    let started = Instant::now();
+    let under_way = router.metrics.start(request.method(), started);
+    let mut operation = Operation::new(router, Kind::Write, None, started);
+    operation.in_session = true;
+    operation.undecided = *undecided;
+    let outcome = loop {
+        // Whoever gives up while an attempt is under way leaves it undecided.
+        let before = std::mem::replace(undecided, true);
+        let attempted = operation.attempt(request, Some(place)).await;
+        *undecided = before || operation.undecided;
+        match attempted {
+            Ok(Ok(response)) => break Ok(response),
+            Ok(Err(Next::Again)) => {}
+            // Nothing was applied, and nothing can be any more.
+            Ok(Err(Next::InNewSession)) => break Err(operation.session_gone(place)),
+            Err(error) => break Err(error),
+        }
     };
-    let mut now = started;
-    loop {
-        let link = operation.link();
-        let expires = match operation.kind {
-            Kind::Write => operation.deadline,
-            Kind::LeaderRead | Kind::LocalRead => operation.deadline.min(now + router.config.attempt_timeout),
-        };
-        let failure = match link.call(router, request.clone().into_wire(), operation.kind, expires).await {
-            Err(error) => Failure::Attempt(error),
-            Ok(answer) => match Response::from_wire(answer) {
-                Err(failure) => Failure::Answered(failure),
-                Ok(response) if response.answers(&request) => {
-                    if operation.kind != Kind::LocalRead && operation.chosen.is_none() {
-                        router.answered_as_leader(&link);
-                    }
-                    return Ok(response);
-                }
-                Ok(_) => return Err(operation.unexpected(&link)),
-            },
-        };
-        operation.after(&link, failure).await?;
-        now = Instant::now();
+    under_way.finish(outcome.is_ok());
+    outcome
+}
+
+/// Refuses what the server would, without sending it.
+fn refuse(router: &Router, request: &Request) -> Result<(), ClientError> {
+    let limit = router.config.max_request_bytes;
+    let (rejection, message) = match request.fault() {
+        Some(fault) => (Rejection::Invalid, fault.to_owned()),
+        None if request.size_bytes() > limit => {
+            let bytes = request.size_bytes();
+            let message = format!("the request takes {bytes} bytes, more than the limit of {limit} bytes");
+            (Rejection::TooLarge, message)
+        }
+        None => return Ok(()),
+    };
+    Err(ClientError::Rejected { rejection, message })
+}
+
+fn kind(request: &Request, preference: Option<&ReadPreference>) -> Kind {
+    match request.read_level() {
+        None => Kind::Write,
+        Some(level) => read_kind(level, preference),
     }
 }
 
-impl Operation<'_> {
-    fn link(&self) -> Arc<Link> {
+/// A linearizable read is cheapest at the leader, and goes elsewhere only for somebody who prefers that.
+pub(super) fn read_kind(level: ReadLevel, preference: Option<&ReadPreference>) -> Kind {
+    match (level, preference) {
+        (ReadLevel::Lease, _) | (ReadLevel::Linearizable, None | Some(ReadPreference::Leader)) => {
+            Kind::AtLeader
+        }
+        (ReadLevel::Linearizable | ReadLevel::Bounded { .. } | ReadLevel::Local, _) => Kind::Anywhere,
+    }
+}
+
+/// Opens a session. One whose answer is lost is opened in vain, and expires.
+pub(super) async fn open_session(
+    router: &Arc<Router>,
+    deadline: Instant,
+) -> Result<Arc<Session>, ClientError> {
+    let ttl_ms = whole_ms(router.config.session_ttl);
+    let mut operation = Operation::new(router, Kind::AtLeader, None, Instant::now());
+    operation.deadline = deadline;
+    loop {
+        let link = operation.link();
+        let expires = deadline.min(Instant::now() + router.config.write_attempt_timeout);
+        let request = tagged_request::Request::OpenSession(v1::OpenSessionRequest { ttl_ms });
+        let failure = match link.call(router, request, Kind::AtLeader, expires).await {
+            Ok(tagged_response::Response::OpenSession(opened)) => {
+                router.answered_as_leader(&link);
+                return Ok(Session::new(opened.session, opened.window));
+            }
+            Ok(tagged_response::Response::Failure(failure)) => Failure::Answered(failure),
+            Ok(_) => return Err(operation.unexpected(&link)),
+            Err(error) => Failure::Attempt(error),
+        };
+        operation.after(&link, failure).await?;
+    }
+}
+
+/// Closes a session: one attempt, which is over by `expires`.
+pub(super) async fn close_session(router: &Arc<Router>, session: u64, expires: Instant) {
+    let link = router.leader_or_next();
+    let request = tagged_request::Request::CloseSession(v1::CloseSessionRequest { session });
+    let outcome = link.call(router, request, Kind::AtLeader, expires).await;
+    tracing::debug!(session, closed = outcome.is_ok(), "closed the session");
+}
+
+impl<'a> Operation<'a> {
+    pub(super) fn new(
+        router: &'a Arc<Router>,
+        kind: Kind,
+        preference: Option<&'a ReadPreference>,
+        started: Instant,
+    ) -> Self {
+        Self {
+            router,
+            kind,
+            in_session: false,
+            preference: preference.unwrap_or(&NO_PREFERENCE),
+            chosen: None,
+            started,
+            deadline: started + router.config.timeout,
+            pauses: 0,
+            redirects: 0,
+            failed: None,
+            undecided: false,
+            last: None,
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    async fn run(&mut self, sessions: &Sessions, request: &Request) -> Result<Response, ClientError> {
+        let router = self.router;
+        self.in_session = self.kind == Kind::Write && router.config.exactly_once;
+        let mut place = self.begin(sessions).await?;
+        loop {
+            match self.attempt(request, place.as_ref()).await? {
+                Ok(response) => return Ok(response),
+                Err(Next::Again) => {}
+                Err(Next::InNewSession) => {
+                    if let Some(gone) = place.take() {
+                        sessions.forget(gone.slot().session);
+                    }
+                    place = self.begin(sessions).await?;
+                }
+            }
+        }
+    }
+
+    /// One attempt, and whatever comes between a failed one and the next.
+    async fn attempt(
+        &mut self,
+        request: &Request,
+        place: Option<&Place>,
+    ) -> Result<Result<Response, Next>, ClientError> {
+        let (router, now) = (self.router, Instant::now());
+        let link = self.link();
+        let expires = self.attempt_expires(request, now);
+        let left = self.deadline.saturating_duration_since(now);
+        let wire = request.clone().into_wire(place.map(Place::slot), left);
+        let failure = match link.call(router, wire, self.kind, expires).await {
+            Err(error) => Failure::Attempt(error),
+            Ok(answer) => match Response::from_wire(answer) {
+                Err(NoAnswer::Failure(failure)) => Failure::Answered(failure),
+                Ok(response) if response.answers(request) => {
+                    // A linearizable read proves nothing: every node answers it.
+                    if self.kind == Kind::Write && self.chosen.is_none() {
+                        router.answered_as_leader(&link);
+                    }
+                    return Ok(Ok(response));
+                }
+                Ok(_) | Err(NoAnswer::Unexpected) => return Err(self.unexpected(&link)),
+            },
+        };
+        self.after(&link, failure).await.map(Err)
+    }
+
+    async fn begin(&self, sessions: &Sessions) -> Result<Option<Place>, ClientError> {
+        if !self.in_session {
+            return Ok(None);
+        }
+        sessions.begin(self.router, self.deadline).await.map(Some)
+    }
+
+    fn attempt_expires(&self, request: &Request, now: Instant) -> Instant {
+        let config = &self.router.config;
+        let limit = match request.write_options() {
+            None => config.attempt_timeout,
+            Some(_) if !self.in_session => return self.deadline,
+            // The server answers this one only when it has waited for everybody.
+            Some(options) if options.ack == AckLevel::All => {
+                options.ack_timeout + config.write_attempt_timeout
+            }
+            Some(_) => config.write_attempt_timeout,
+        };
+        self.deadline.min(now + limit)
+    }
+
+    pub(super) fn link(&self) -> Arc<Link> {
         match (&self.chosen, self.kind) {
             (Some(link), _) => link.clone(),
-            (None, Kind::LocalRead) => self.router.next(),
-            (None, Kind::Write | Kind::LeaderRead) => self.router.leader_or_next(),
+            (None, Kind::Anywhere) => self.router.choose(self.preference, self.failed.as_ref()),
+            (None, Kind::Write | Kind::AtLeader) => self.router.leader_or_next(),
         }
     }
 
     /// Learns from a failure, and waits as long as it takes before the next attempt.
-    async fn after(&mut self, link: &Arc<Link>, failure: Failure) -> Result<(), ClientError> {
+    pub(super) async fn after(&mut self, link: &Arc<Link>, failure: Failure) -> Result<Next, ClientError> {
         let endpoint = &link.node.endpoint;
-        let news = self.learn(endpoint, &failure);
-        let verdict = judge(self.kind, endpoint, &failure);
+        let case = Case { kind: self.kind, in_session: self.in_session, undecided: self.undecided };
+        self.undecided |= self.kind == Kind::Write && failure.maybe_applied();
+        match self.weigh(link, case, &failure).await {
+            Ok(next) => {
+                self.failed = Some(endpoint.clone());
+                self.router.metrics.retries.fetch_add(1, Ordering::Relaxed);
+                Ok(next)
+            }
+            Err(error) if self.undecided => Err(error.undecided(endpoint)),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn weigh(&mut self, link: &Arc<Link>, case: Case, failure: &Failure) -> Result<Next, ClientError> {
+        let endpoint = &link.node.endpoint;
+        let news = self.learn(endpoint, failure);
+        let verdict = judge(case, endpoint, failure);
         let expired_unsent = matches!(failure, Failure::Attempt(AttemptError::Expired { sent: false }));
         if !expired_unsent || self.last.is_none() {
-            self.last = Some(format!("{endpoint}: {}", in_words(&failure)));
+            self.last = Some(format!("{endpoint}: {}", in_words(failure)));
         }
-        if let Verdict::Return(error) = verdict {
-            return Err(error);
-        }
-        self.refused = disk_refusal(self.kind, endpoint, &failure).or(self.refused.take());
         let now = Instant::now();
-        let undecided = self.kind == Kind::Write
-            && matches!(failure, Failure::Attempt(AttemptError::Expired { sent: true }));
-        if now >= self.deadline || undecided {
-            return Err(self.deadline_exceeded(&failure));
+        let patient = now.duration_since(self.started) < self.router.config.unavailable_after;
+        let next = if verdict == Verdict::NewSession { Next::InNewSession } else { Next::Again };
+        match &verdict {
+            Verdict::Return(error) => return Err(error.clone()),
+            Verdict::Patiently(error) if !patient || now >= self.deadline => return Err(error.clone()),
+            _ => {}
         }
-        if self.chosen.is_some() && is_refusal(&failure) {
-            return Err(failed(endpoint, Cause::NotLeader, in_words(&failure), false));
+        if now >= self.deadline {
+            return Err(self.deadline_exceeded());
         }
-        if let Some(tried) = self.unreachable(link)
-            && now.duration_since(self.started) >= self.router.config.unavailable_after
-        {
+        if self.chosen.is_some() && failure.is_refusal() {
+            return Err(failed(endpoint, Cause::NotLeader, in_words(failure), false));
+        }
+        if !patient && let Some(tried) = self.unreachable(link) {
             return Err(ClientError::Unavailable { tried });
         }
-        let at_once = self.chosen.is_none() && verdict == Verdict::Elsewhere && news;
+        let elsewhere = matches!(verdict, Verdict::Elsewhere | Verdict::Patiently(_));
+        let at_once = match verdict {
+            Verdict::NewSession => true,
+            Verdict::Elsewhere => self.chosen.is_none() && news,
+            _ => false,
+        };
         if at_once && self.redirects < MAX_REDIRECTS {
             self.redirects += 1;
-            return Ok(());
+            if failure.is_refusal() {
+                self.router.metrics.redirects.fetch_add(1, Ordering::Relaxed);
+            }
+            return Ok(next);
         }
         self.redirects = 0;
-        self.pause(endpoint, verdict == Verdict::Elsewhere).await;
+        self.pause(endpoint, elsewhere).await;
         if Instant::now() >= self.deadline {
-            return Err(match self.unreachable(link) {
-                Some(tried) => ClientError::Unavailable { tried },
-                None => self.deadline_exceeded(&failure),
+            return Err(match (self.unreachable(link), verdict) {
+                (Some(tried), _) => ClientError::Unavailable { tried },
+                (None, Verdict::Patiently(error)) => error,
+                (None, _) => self.deadline_exceeded(),
             });
         }
-        Ok(())
+        Ok(next)
     }
 
     /// Tells the router what the failure says about the cluster. True when there is somebody else to ask.
     fn learn(&self, endpoint: &Endpoint, failure: &Failure) -> bool {
-        match failure {
+        let answer = match failure {
             Failure::Attempt(AttemptError::Expired { .. }) => {
+                self.router.hunt();
+                return true;
+            }
+            Failure::Attempt(_) => return self.router.all_down().is_none(),
+            Failure::Answered(answer) => answer,
+        };
+        match failure.reason().unwrap_or_default() {
+            Reason::NotLeader => {
+                let hinted = answer.leader.as_ref().is_some_and(|hint| self.router.hinted(endpoint, hint));
+                if !hinted {
+                    self.router.lost_leader(endpoint);
+                    self.router.hunt();
+                }
+                true
+            }
+            Reason::Stopped => {
+                self.router.lost_leader(endpoint);
                 self.router.hunt();
                 true
             }
-            Failure::Attempt(_) => self.router.all_down().is_none(),
-            Failure::Answered(answer) => match reason(answer) {
-                Reason::NotLeader => {
-                    let hinted =
-                        answer.leader.as_ref().is_some_and(|hint| self.router.hinted(endpoint, hint));
-                    if !hinted {
-                        self.router.lost_leader(endpoint);
-                        self.router.hunt();
-                    }
-                    true
-                }
-                Reason::Stopped => {
-                    self.router.lost_leader(endpoint);
-                    self.router.hunt();
-                    true
-                }
-                Reason::NoQuorum | Reason::Interrupted | Reason::DiskFull | Reason::DiskStalled => {
-                    self.router.hunt();
-                    false
-                }
-                _ => false,
-            },
+            Reason::Behind => self.kind == Kind::Anywhere && self.router.has_healthy_other_than(endpoint),
+            Reason::NoQuorum | Reason::Interrupted | Reason::DiskFull | Reason::DiskStalled => {
+                self.router.hunt();
+                false
+            }
+            _ => false,
         }
     }
 
@@ -194,7 +381,7 @@ impl Operation<'_> {
         let pause = backoff(config.retry_backoff_min, config.retry_backoff_max, self.pauses);
         self.pauses += 1;
         let until = (Instant::now() + pause).min(self.deadline);
-        if !until_leader || self.chosen.is_some() {
+        if !until_leader || self.chosen.is_some() || self.kind == Kind::Anywhere {
             return sleep_until(until).await;
         }
         let found = self.router.leader_found.notified();
@@ -221,111 +408,22 @@ impl Operation<'_> {
         }
     }
 
-    fn deadline_exceeded(&self, failure: &Failure) -> ClientError {
-        let sent = matches!(failure, Failure::Attempt(AttemptError::Expired { sent: true }));
-        if !sent && let Some(refused) = &self.refused {
-            return refused.clone();
-        }
+    fn deadline_exceeded(&self) -> ClientError {
         ClientError::DeadlineExceeded {
             timeout: self.router.config.timeout,
-            maybe_applied: sent && self.kind == Kind::Write,
+            maybe_applied: self.undecided,
             last: self.last.clone(),
         }
+    }
+
+    fn session_gone(&self, place: &Place) -> ClientError {
+        let message = format!("session {} is gone; nothing was applied", place.slot().session);
+        failed(&self.link().node.endpoint, Cause::SessionExpired, message, false)
     }
 
     fn unexpected(&self, link: &Link) -> ClientError {
         let message = "the server answered another kind of request".to_owned();
         failed(&link.node.endpoint, Cause::Unexpected, message, self.kind == Kind::Write)
-    }
-}
-
-/// Whether an operation of this kind may be tried again after `failure`. The one place that decides it.
-fn judge(kind: Kind, endpoint: &Endpoint, failure: &Failure) -> Verdict {
-    let write = kind == Kind::Write;
-    let answer = match failure {
-        Failure::Attempt(AttemptError::Lost(_)) if write => {
-            return Verdict::Return(failed(endpoint, Cause::ConnectionLost, in_words(failure), true));
-        }
-        Failure::Attempt(AttemptError::LeaderChanged) if write => {
-            return Verdict::Return(failed(endpoint, Cause::LeaderChanged, in_words(failure), true));
-        }
-        // An expired write has reached its deadline, which the caller of this function looks after.
-        Failure::Attempt(_) => return Verdict::Elsewhere,
-        Failure::Answered(answer) => answer,
-    };
-    let reason = reason(answer);
-    let undecided = write && answer.maybe_applied;
-    let rejected =
-        |rejection| Verdict::Return(ClientError::Rejected { rejection, message: answer.message.clone() });
-    let cause = match reason {
-        Reason::TooLarge => return rejected(Rejection::TooLarge),
-        Reason::Invalid => return rejected(Rejection::Invalid),
-        Reason::NotLeader => Cause::NotLeader,
-        Reason::Overloaded => Cause::Overloaded,
-        Reason::Interrupted => Cause::Interrupted,
-        Reason::NoQuorum => Cause::NoQuorum,
-        Reason::Stopped => Cause::Stopped,
-        Reason::DiskFull => Cause::DiskFull,
-        Reason::DiskStalled => Cause::DiskStalled,
-        _ => Cause::Unexpected,
-    };
-    if undecided {
-        return Verdict::Return(failed(endpoint, cause, in_words(failure), true));
-    }
-    match reason {
-        Reason::NotLeader
-        | Reason::Stopped
-        | Reason::Interrupted
-        | Reason::NoQuorum
-        | Reason::DiskStalled => Verdict::Elsewhere,
-        // A leader with a full disk hands over, if there is anybody to hand over to.
-        Reason::Overloaded | Reason::DiskFull => Verdict::Later,
-        _ => match Code::from(answer.code) {
-            Code::InvalidArgument | Code::OutOfRange => rejected(Rejection::Invalid),
-            Code::Unavailable | Code::ResourceExhausted | Code::Aborted => Verdict::Later,
-            _ => Verdict::Return(failed(endpoint, cause, in_words(failure), false)),
-        },
-    }
-}
-
-/// The error for a write that was refused because of its node's disk, and was not applied.
-fn disk_refusal(kind: Kind, endpoint: &Endpoint, failure: &Failure) -> Option<ClientError> {
-    let Failure::Answered(answer) = failure else { return None };
-    let cause = match reason(answer) {
-        Reason::DiskFull => Cause::DiskFull,
-        Reason::DiskStalled => Cause::DiskStalled,
-        _ => return None,
-    };
-    let decided = kind == Kind::Write && !answer.maybe_applied;
-    decided.then(|| failed(endpoint, cause, in_words(failure), false))
-}
-
-fn is_refusal(failure: &Failure) -> bool {
-    matches!(failure, Failure::Answered(answer) if reason(answer) == Reason::NotLeader)
-}
-
-/// A reason that this version does not know counts as none: then the gRPC code decides.
-fn reason(answer: &v1::Failure) -> Reason {
-    Reason::try_from(answer.reason).unwrap_or(Reason::Unspecified)
-}
-
-fn failed(endpoint: &Endpoint, cause: Cause, message: String, maybe_applied: bool) -> ClientError {
-    ClientError::Failed { endpoint: endpoint.clone(), cause, message, maybe_applied }
-}
-
-fn in_words(failure: &Failure) -> String {
-    match failure {
-        Failure::Attempt(AttemptError::NotSent(why)) => why.to_string(),
-        Failure::Attempt(AttemptError::Lost(why)) => format!("the connection was lost: {why}"),
-        Failure::Attempt(AttemptError::Expired { sent: false }) => "no connection in time".to_owned(),
-        Failure::Attempt(AttemptError::Expired { sent: true }) => "no answer in time".to_owned(),
-        Failure::Attempt(AttemptError::LeaderChanged) => {
-            "the node has not answered, and another leads by now".to_owned()
-        }
-        Failure::Answered(answer) if answer.message.is_empty() => {
-            Code::from(answer.code).description().to_owned()
-        }
-        Failure::Answered(answer) => answer.message.clone(),
     }
 }
 
@@ -340,63 +438,6 @@ pub(super) fn backoff(min: Duration, max: Duration, step: u32) -> Duration {
 mod tests {
     use super::*;
 
-    fn endpoint() -> Endpoint {
-        Endpoint::parse("n1:1").unwrap()
-    }
-
-    fn answered(reason: Reason, maybe_applied: bool) -> Failure {
-        Failure::Answered(v1::Failure { reason: reason.into(), maybe_applied, ..Default::default() })
-    }
-
-    /// What `judge` says, in one letter: (r)eturn undecided, return (d)ecided, (e)lsewhere, (l)ater.
-    fn letter(kind: Kind, failure: &Failure) -> char {
-        match judge(kind, &endpoint(), failure) {
-            Verdict::Return(error) if error.maybe_applied() => 'r',
-            Verdict::Return(_) => 'd',
-            Verdict::Elsewhere => 'e',
-            Verdict::Later => 'l',
-        }
-    }
-
-    #[test]
-    fn a_write_is_repeated_only_when_it_was_not_applied() {
-        let why: Arc<str> = "x".into();
-        let table = [
-            (Failure::Attempt(AttemptError::NotSent(why.clone())), "ee"),
-            (Failure::Attempt(AttemptError::Lost(why)), "re"),
-            (Failure::Attempt(AttemptError::LeaderChanged), "re"),
-            (answered(Reason::NotLeader, false), "ee"),
-            (answered(Reason::NotLeader, true), "re"),
-            (answered(Reason::Overloaded, false), "ll"),
-            (answered(Reason::DiskFull, false), "ll"),
-            (answered(Reason::DiskStalled, false), "ee"),
-            (answered(Reason::Interrupted, true), "re"),
-            (answered(Reason::NoQuorum, true), "re"),
-            (answered(Reason::NoQuorum, false), "ee"),
-            (answered(Reason::Stopped, true), "re"),
-            (answered(Reason::Stopped, false), "ee"),
-            (answered(Reason::TooLarge, false), "dd"),
-            (answered(Reason::Invalid, false), "dd"),
-            (answered(Reason::Unspecified, true), "rd"),
-            (answered(Reason::Unspecified, false), "dd"),
-        ];
-        for (failure, expected) in table {
-            let letters: String =
-                [Kind::Write, Kind::LeaderRead].iter().map(|kind| letter(*kind, &failure)).collect();
-            assert_eq!(letters, expected, "{failure:?}");
-        }
-    }
-
-    #[test]
-    fn an_unknown_reason_is_judged_by_its_code() {
-        let unknown = |code: Code| {
-            Failure::Answered(v1::Failure { code: code.into(), reason: 9999, ..Default::default() })
-        };
-        assert_eq!(letter(Kind::Write, &unknown(Code::Unavailable)), 'l');
-        assert_eq!(letter(Kind::Write, &unknown(Code::InvalidArgument)), 'd');
-        assert_eq!(letter(Kind::Write, &unknown(Code::Internal)), 'd');
-    }
-
     #[test]
     fn pauses_grow_within_their_bounds() {
         let (min, max) = (Duration::from_millis(10), Duration::from_millis(100));
@@ -405,5 +446,21 @@ mod tests {
             assert!(pause >= min / 2 && pause <= max, "step {step}: {pause:?}");
         }
         assert!(backoff(min, max, 30) >= max / 2);
+    }
+
+    #[test]
+    fn reads_go_where_they_are_cheapest_unless_somebody_prefers_otherwise() {
+        let nearest = ReadPreference::Nearest;
+        for (level, preference, expected) in [
+            (ReadLevel::Linearizable, None, Kind::AtLeader),
+            (ReadLevel::Linearizable, Some(&ReadPreference::Leader), Kind::AtLeader),
+            (ReadLevel::Linearizable, Some(&nearest), Kind::Anywhere),
+            (ReadLevel::Lease, None, Kind::AtLeader),
+            (ReadLevel::Lease, Some(&nearest), Kind::AtLeader),
+            (ReadLevel::Local, None, Kind::Anywhere),
+            (ReadLevel::Bounded { max_lag_ms: 1 }, Some(&ReadPreference::Leader), Kind::Anywhere),
+        ] {
+            assert_eq!(read_kind(level, preference), expected, "{level:?} {preference:?}");
+        }
     }
 }

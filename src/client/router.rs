@@ -7,16 +7,18 @@
 //!
 //! Reading the picture costs an atomic load per operation; changing it copies it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::config::{ClientConfig, Endpoint};
+use super::metrics::Metrics;
 use super::node::{Link, Node};
+use super::preference::{Candidate, ReadPreference};
 use crate::proto::v1;
 use crate::runtime;
 use crate::types::NodeId;
@@ -36,12 +38,15 @@ struct Leader {
     confirmed: bool,
 }
 
+/// See the module's documentation.
 #[derive(Debug, Clone, Default)]
 struct Picture {
     links: Vec<Arc<Link>>,
     leader: Option<Leader>,
     /// The highest term heard of.
     term: u64,
+    /// Who led last, for counting fail-overs.
+    led: Option<Endpoint>,
     /// The last leader, when it is known to lead no more or not to be reached: others may not know yet.
     lost: Option<Endpoint>,
 }
@@ -64,12 +69,15 @@ impl Picture {
 #[derive(Debug)]
 pub(super) struct Router {
     pub(super) config: Arc<ClientConfig>,
+    pub(super) metrics: Metrics,
     picture: ArcSwap<Picture>,
     /// Held while a new picture is made.
     change: Mutex<()>,
     rotation: AtomicUsize,
     /// Notified when a leader is known for certain.
     pub(super) leader_found: Notify,
+    /// Whether the task that asks after everybody's health has been started.
+    watching_health: AtomicBool,
 }
 
 impl Router {
@@ -82,6 +90,8 @@ impl Router {
             change: Mutex::new(()),
             rotation: AtomicUsize::new(0),
             leader_found: Notify::new(),
+            watching_health: AtomicBool::new(false),
+            metrics: Metrics::new(),
         }
     }
 
@@ -94,9 +104,30 @@ impl Router {
         }
     }
 
-    /// The next link in turn, past the nodes that are down if any other is left.
-    pub(super) fn next(&self) -> Arc<Link> {
-        self.next_of(&self.picture.load())
+    /// The link to the node that `preference` chooses, past the one that has just failed if any other is left.
+    pub(super) fn choose(&self, preference: &ReadPreference, failed: Option<&Endpoint>) -> Arc<Link> {
+        let picture = self.picture.load();
+        let leader = picture.leader.as_ref().map(|leader| &leader.link.node.endpoint);
+        let candidates: Vec<_> = (picture.links.iter())
+            .map(|link| &link.node)
+            .zip(picture.links.iter().map(|link| link.in_flight()))
+            .map(|(node, in_flight)| Candidate {
+                endpoint: &node.endpoint,
+                leads: leader == Some(&node.endpoint),
+                healthy: node.is_healthy() && failed != Some(&node.endpoint),
+                in_flight,
+                round_trip: node.round_trip(),
+            })
+            .collect();
+        let turn = self.rotation.fetch_add(1, Ordering::Relaxed);
+        let chosen = preference.choose(&candidates, turn as u64);
+        picture.links[chosen.expect("invariant: there is at least one endpoint")].clone()
+    }
+
+    /// Whether another node than `endpoint` is healthy, so that it could be asked instead.
+    pub(super) fn has_healthy_other_than(&self, endpoint: &Endpoint) -> bool {
+        let picture = self.picture.load();
+        picture.links.iter().any(|link| link.node.endpoint != *endpoint && link.node.is_healthy())
     }
 
     fn next_of(&self, picture: &Picture) -> Arc<Link> {
@@ -257,6 +288,23 @@ impl Router {
         link
     }
 
+    /// From now on asks every node at intervals whether it is ready, and who leads.
+    pub(super) fn watch_health(self: &Arc<Self>) {
+        if self.watching_health.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let router = Arc::downgrade(self);
+        let mut due = interval(self.config.health_interval);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        drop(runtime::spawn(async move {
+            loop {
+                due.tick().await;
+                let Some(router) = router.upgrade() else { return };
+                router.hunt();
+            }
+        }));
+    }
+
     /// Probes every node for the leader, in the background. Cheap while probes are under way.
     pub(super) fn hunt(self: &Arc<Self>) {
         for link in &self.picture.load().links {
@@ -284,6 +332,12 @@ impl Router {
         let _one_at_a_time = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         let mut picture = Picture::clone(&self.picture.load());
         let made = make(&mut picture);
+        let leads = picture.leader.as_ref().map(|leader| &leader.link.node.endpoint);
+        if let Some(leads) = leads.filter(|leads| picture.led.as_ref() != Some(leads)) {
+            if picture.led.replace(leads.clone()).is_some() {
+                self.metrics.fail_overs.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         self.picture.store(Arc::new(picture));
         made
     }

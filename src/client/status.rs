@@ -37,6 +37,10 @@ pub struct NodeStatus {
     pub disk: String,
     /// The version that it runs.
     pub version: String,
+    /// Whether it follows or leads, and has applied what it knows to be committed.
+    pub ready: bool,
+    /// Why it has stopped by itself; empty while it runs.
+    pub fatal: String,
     /// All members that it knows, itself included.
     pub members: Vec<MemberStatus>,
 }
@@ -73,6 +77,8 @@ impl NodeStatus {
             purged: position(status.purged),
             disk: status.disk,
             version: status.version,
+            ready: status.ready,
+            fatal: status.fatal,
             members: status.members.into_iter().map(MemberStatus::from_wire).collect(),
         }
     }

@@ -215,6 +215,8 @@ mod tests {
                 purged: None,
                 disk: String::new(),
                 version: String::new(),
+                ready: true,
+                fatal: String::new(),
                 members: Vec::new(),
             }),
         }

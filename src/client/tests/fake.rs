@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures::{Stream, StreamExt};
@@ -21,6 +21,7 @@ pub(crate) enum Step {
 }
 
 type Script = Box<dyn FnMut(Vec<TaggedRequest>) -> Step + Send>;
+type WatchScript = Box<dyn FnMut(WatchRequest) -> Vec<Result<WatchResponse, Status>> + Send>;
 
 #[derive(Clone)]
 struct Service {
@@ -28,6 +29,50 @@ struct Service {
     status: Arc<Mutex<Option<StatusResponse>>>,
     streams: Arc<AtomicUsize>,
     requests: Arc<AtomicUsize>,
+    sessions: Arc<Sessions>,
+    watch: Arc<Mutex<Option<WatchScript>>>,
+    /// What a range stream sends.
+    pieces: Arc<Mutex<Vec<Result<RangeResponse, Status>>>>,
+}
+
+/// Sessions are opened and closed without the script, unless it is to see them.
+#[derive(Default)]
+struct Sessions {
+    scripted: AtomicBool,
+    window: AtomicU64,
+    opened: AtomicU64,
+    closed: AtomicU64,
+}
+
+impl Sessions {
+    /// Answers what is about sessions, and leaves the rest.
+    fn answer(&self, requests: Vec<TaggedRequest>) -> (Vec<TaggedResponse>, Vec<TaggedRequest>) {
+        use tagged_request::Request as Ask;
+        use tagged_response::Response as Reply;
+        let mut answers = Vec::new();
+        let mut rest = Vec::new();
+        for request in requests {
+            let reply = match &request.request {
+                _ if self.scripted.load(Ordering::SeqCst) => None,
+                Some(Ask::OpenSession(ask)) => {
+                    let session = self.opened.fetch_add(1, Ordering::SeqCst) + 1;
+                    let window = self.window.load(Ordering::SeqCst);
+                    let ttl_ms = ask.ttl_ms;
+                    Some(Reply::OpenSession(OpenSessionResponse { session, ttl_ms, window, header: None }))
+                }
+                Some(Ask::CloseSession(_)) => {
+                    self.closed.fetch_add(1, Ordering::SeqCst);
+                    Some(Reply::CloseSession(CloseSessionResponse::default()))
+                }
+                _ => None,
+            };
+            match reply {
+                Some(reply) => answers.push(TaggedResponse { tag: request.tag, response: Some(reply) }),
+                None => rest.push(request),
+            }
+        }
+        (answers, rest)
+    }
 }
 
 /// A node on a runtime of its own, so that killing it closes its sockets at once.
@@ -56,7 +101,11 @@ impl Fake {
             status: Arc::default(),
             streams: Arc::default(),
             requests: Arc::default(),
+            sessions: Arc::default(),
+            watch: Arc::default(),
+            pieces: Arc::default(),
         };
+        service.sessions.window.store(100_000, Ordering::SeqCst);
         let serving = service.clone();
         drop(runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).unwrap();
@@ -85,6 +134,33 @@ impl Fake {
         *self.service.status.lock().unwrap() = Some(status);
     }
 
+    pub(crate) fn set_window(&self, window: u64) {
+        self.service.sessions.window.store(window, Ordering::SeqCst);
+    }
+
+    /// From now on the script sees, and must answer, what is about sessions.
+    pub(crate) fn script_sessions(&self) {
+        self.service.sessions.scripted.store(true, Ordering::SeqCst);
+    }
+
+    /// Sessions opened and closed.
+    pub(crate) fn sessions(&self) -> (u64, u64) {
+        let sessions = &self.service.sessions;
+        (sessions.opened.load(Ordering::SeqCst), sessions.closed.load(Ordering::SeqCst))
+    }
+
+    /// What a watch is sent. It stays open after that, unless the last one is an error.
+    pub(crate) fn set_watch(
+        &self,
+        script: impl FnMut(WatchRequest) -> Vec<Result<WatchResponse, Status>> + Send + 'static,
+    ) {
+        *self.service.watch.lock().unwrap() = Some(Box::new(script));
+    }
+
+    pub(crate) fn set_pieces(&self, pieces: Vec<Result<RangeResponse, Status>>) {
+        *self.service.pieces.lock().unwrap() = pieces;
+    }
+
     pub(crate) fn streams(&self) -> usize {
         self.service.streams.load(Ordering::SeqCst)
     }
@@ -106,7 +182,8 @@ impl Drop for Fake {
     }
 }
 
-type Answers = Pin<Box<dyn Stream<Item = Result<PipelineResponse, Status>> + Send>>;
+type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type Answers = Messages<PipelineResponse>;
 
 #[tonic::async_trait]
 impl Kv for Service {
@@ -117,14 +194,41 @@ impl Kv for Service {
         self.streams.fetch_add(1, Ordering::SeqCst);
         let service = self.clone();
         let answers = request.into_inner().map(move |message| {
-            let requests = message?.requests;
+            let (mut answers, requests) = service.sessions.answer(message?.requests);
+            if requests.is_empty() {
+                return Ok(PipelineResponse { responses: answers });
+            }
             service.requests.fetch_add(requests.len(), Ordering::SeqCst);
             match (service.script.lock().unwrap())(requests) {
-                Step::Answer(responses) => Ok(PipelineResponse { responses }),
+                Step::Answer(responses) => {
+                    answers.extend(responses);
+                    Ok(PipelineResponse { responses: answers })
+                }
                 Step::BreakStream => Err(Status::aborted("the script says so")),
             }
         });
         Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<Messages<WatchResponse>>, Status> {
+        let mut script = self.watch.lock().unwrap();
+        let script = script.as_mut().ok_or_else(|| Status::unimplemented("no watch was set"))?;
+        let messages = script(request.into_inner());
+        if let [Err(status)] = &messages[..] {
+            return Err(status.clone());
+        }
+        let stream = futures::stream::iter(messages).chain(futures::stream::pending());
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn range_stream(
+        &self,
+        _: Request<RangeRequest>,
+    ) -> Result<Response<Messages<RangeResponse>>, Status> {
+        Ok(Response::new(Box::pin(futures::stream::iter(self.pieces.lock().unwrap().clone()))))
     }
 }
 
@@ -150,6 +254,12 @@ pub(crate) fn served(request: &TaggedRequest) -> TaggedResponse {
         }
         Ask::Delete(_) => Reply::Delete(DeleteResponse { deleted: true, ..Default::default() }),
         Ask::Range(range) => Reply::Range(RangeResponse { next: range.start.clone(), ..Default::default() }),
+        Ask::DeleteRange(_) => Reply::DeleteRange(DeleteRangeResponse { deleted: 1, ..Default::default() }),
+        Ask::Txn(txn) => {
+            let put = txn_result::Result::Put(PutResponse::default());
+            let results = txn.success.iter().map(|_| TxnResult { result: Some(put.clone()) }).collect();
+            Reply::Txn(TxnResponse { succeeded: true, results, ..Default::default() })
+        }
         other => panic!("{other:?}"),
     };
     TaggedResponse { tag: request.tag, response: Some(reply) }
@@ -157,6 +267,23 @@ pub(crate) fn served(request: &TaggedRequest) -> TaggedResponse {
 
 pub(crate) fn refused(request: &TaggedRequest, failure: &Failure) -> TaggedResponse {
     TaggedResponse { tag: request.tag, response: Some(tagged_response::Response::Failure(failure.clone())) }
+}
+
+/// Where a write stands in its session: session and sequence; zeroes without one.
+pub(crate) fn slot(request: &TaggedRequest) -> (u64, u64) {
+    use tagged_request::Request as Ask;
+    let options = match request.request.as_ref().unwrap() {
+        Ask::Put(put) => &put.options,
+        Ask::Delete(delete) => &delete.options,
+        Ask::DeleteRange(delete) => &delete.options,
+        Ask::Txn(txn) => &txn.options,
+        other => panic!("{other:?} is no write"),
+    };
+    options.map_or((0, 0), |options| (options.session, options.sequence))
+}
+
+pub(crate) fn failure(reason: Reason, maybe_applied: bool) -> Failure {
+    Failure { reason: reason.into(), maybe_applied, ..Default::default() }
 }
 
 pub(crate) fn not_leader(hint: Option<(u64, String)>) -> Failure {
@@ -178,6 +305,28 @@ pub(crate) fn leader(requests: Vec<TaggedRequest>) -> Step {
 /// Refuses everything in the same way.
 pub(crate) fn refusing(failure: Failure) -> impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static {
     move |requests| Step::Answer(requests.iter().map(|request| refused(request, &failure)).collect())
+}
+
+/// Does each step once, in order, then answers everything.
+pub(crate) fn steps(
+    steps: impl IntoIterator<Item = Next>,
+) -> impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static {
+    let mut steps: std::collections::VecDeque<_> = steps.into_iter().collect();
+    move |requests| match steps.pop_front() {
+        Some(Next::Break) => Step::BreakStream,
+        Some(Next::Ignore) => Step::Answer(vec![]),
+        Some(Next::Refuse(failure)) => {
+            Step::Answer(requests.iter().map(|request| refused(request, &failure)).collect())
+        }
+        None => leader(requests),
+    }
+}
+
+/// What is done with one message.
+pub(crate) enum Next {
+    Break,
+    Ignore,
+    Refuse(Failure),
 }
 
 /// Accepts everything, answers nothing.

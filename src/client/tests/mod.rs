@@ -7,9 +7,13 @@ use tokio::time::{Instant, timeout};
 
 use super::*;
 use crate::proto::v1::{Failure, LeaderHint, MemberInfo, Reason, StatusResponse, TaggedResponse};
+use crate::types::ReadLevel;
 use fake::{Fake, Step, leader, not_leader, refused, refusing, served, silent};
 
 pub(crate) mod fake;
+mod reads;
+mod sessions;
+mod streams;
 
 /// Longer than any test takes; only a client that hangs meets it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -24,6 +28,20 @@ fn client_with(fakes: &[&Fake], change: impl FnOnce(&mut ClientConfig)) -> Clien
     Client::new(fakes.iter().map(|fake| fake.endpoint()), config).unwrap()
 }
 
+/// Without sessions: each write is sent once, unless it is certain that it was not applied.
+fn sessionless(fakes: &[&Fake]) -> Client {
+    client_with(fakes, |config| config.exactly_once = false)
+}
+
+/// Waits until `condition` holds; looks again whenever other tasks have run.
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "in vain waited until {what}");
+        tokio::task::yield_now().await;
+    }
+}
+
 async fn put(client: &Client, key: &'static str, value: &'static str) -> Result<PutReply, ClientError> {
     timeout(PATIENCE, client.put(&Scope::default(), key, value)).await.expect("the client hangs")
 }
@@ -36,6 +54,7 @@ fn status_of(node_id: u64, role: &str, term: u64, leader: Option<(u64, &Fake)>) 
     StatusResponse {
         node_id,
         role: role.to_owned(),
+        ready: true,
         term,
         leader: leader.map(|(node_id, fake)| LeaderHint { node_id, client: fake.endpoint() }),
         ..Default::default()
@@ -101,9 +120,9 @@ async fn a_hint_to_a_dead_leader_does_not_keep_the_client_from_the_living_one() 
 }
 
 #[tokio::test]
-async fn a_broken_stream_leaves_writes_undecided_and_repeats_reads() {
+async fn a_broken_stream_leaves_writes_without_a_session_undecided_and_repeats_reads() {
     let first = Fake::start(|_| Step::BreakStream);
-    let client = client_of(&[&first]);
+    let client = sessionless(&[&first]);
     let error = put(&client, "k", "v").await.unwrap_err();
     assert!(error.maybe_applied());
     assert!(matches!(error, ClientError::Failed { cause: Cause::ConnectionLost, .. }), "{error}");
@@ -123,7 +142,7 @@ async fn a_broken_stream_leaves_writes_undecided_and_repeats_reads() {
 }
 
 #[tokio::test]
-async fn all_that_is_in_flight_fails_when_the_leader_dies_and_the_client_follows_the_next_one() {
+async fn all_that_is_in_flight_goes_to_the_next_leader_when_one_dies() {
     let mut first = Fake::start(leader);
     let second = Fake::start(refusing(not_leader(Some((1, first.endpoint())))));
     let client = client_of(&[&first, &second]);
@@ -133,17 +152,15 @@ async fn all_that_is_in_flight_fails_when_the_leader_dies_and_the_client_follows
     let writes = join_all((0..100).map(|_| put(&client, "k", "v")));
     let read = get(&client, "key", ReadLevel::Linearizable);
     let fail_over = async {
-        let deadline = Instant::now() + PATIENCE;
-        while first.requests() < 102 && Instant::now() < deadline {
-            tokio::task::yield_now().await;
-        }
+        until("all are in flight", || first.requests() >= 102).await;
         first.kill();
         second.set_script(leader);
     };
     let (writes, read, ()) = tokio::join!(writes, read, fail_over);
     for write in writes {
-        assert!(write.unwrap_err().maybe_applied());
+        write.unwrap();
     }
+    assert!(client.metrics().fail_overs >= 1);
     assert_eq!(read.unwrap().item.unwrap().value, "key");
     put(&client, "k", "v").await.unwrap();
 }
@@ -153,16 +170,16 @@ async fn a_hung_leader_is_left_when_another_claims_a_newer_term() {
     let first = Fake::start(leader);
     first.set_status(status_of(1, "leader", 1, None));
     let second = Fake::start(refusing(not_leader(Some((1, first.endpoint())))));
-    let client = client_with(&[&first, &second], |config| config.stall_after = Duration::from_millis(20));
+    let client = client_with(&[&first, &second], |config| {
+        config.stall_after = Duration::from_millis(20);
+        config.exactly_once = false;
+    });
     put(&client, "k", "v").await.unwrap();
 
     first.set_script(silent);
     let hangs = put(&client, "k", "v");
     let elect = async {
-        let deadline = Instant::now() + PATIENCE;
-        while first.requests() < 2 && Instant::now() < deadline {
-            tokio::task::yield_now().await;
-        }
+        until("the write is in flight", || first.requests() >= 2).await;
         second.set_script(leader);
         second.set_status(status_of(2, "leader", 2, None));
     };
@@ -290,7 +307,10 @@ async fn refusals_are_repeated_or_returned_by_their_reason() {
         }
     };
     let node = Fake::start(leader);
-    let client = client_with(&[&node], |config| config.max_request_bytes = 100);
+    let client = client_with(&[&node], |config| {
+        config.max_request_bytes = 100;
+        config.exactly_once = false;
+    });
     for reason in [Reason::Overloaded, Reason::NotLeader, Reason::Stopped] {
         node.set_script(refuse_first(reason, false));
         put(&client, "k", "v").await.unwrap();
@@ -330,7 +350,8 @@ async fn a_chosen_node_is_asked_and_no_other() {
     let (first, second) = (Fake::start(leader), Fake::start(refusing(not_leader(None))));
     let client = client_of(&[&first, &second]);
     let endpoint = Endpoint::parse(&second.endpoint()).unwrap();
-    let request = Request::Get { scope: Scope::default(), key: "k".into(), level: ReadLevel::Linearizable };
+    let request =
+        Request::Get { scope: Scope::default(), key: "k".into(), read: ReadLevel::Linearizable.into() };
     let error = client.execute_at(&endpoint, request).await.unwrap_err();
     assert!(matches!(error, ClientError::Failed { cause: Cause::NotLeader, .. }), "{error}");
     assert_eq!((first.requests(), second.requests()), (0, 1));
@@ -374,8 +395,9 @@ fn one_stream_throughput() {
     const SECONDS: u64 = 3;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let node = Fake::start(leader);
-    for callers in [1, 64, 256, 1000, 4000] {
-        let client = client_of(&[&node]);
+    for (callers, exactly_once) in [1, 64, 256, 1000, 4000].into_iter().flat_map(|n| [(n, true), (n, false)])
+    {
+        let client = client_with(&[&node], |config| config.exactly_once = exactly_once);
         let total: u64 = runtime.block_on(async {
             let until = Instant::now() + Duration::from_secs(SECONDS);
             let callers = (0..callers).map(|_| {
@@ -392,6 +414,7 @@ fn one_stream_throughput() {
             });
             join_all(callers).await.into_iter().map(Result::unwrap).sum()
         });
-        println!("{callers} callers: {} operations/s", total / SECONDS);
+        let how = if exactly_once { "in a session" } else { "without" };
+        println!("{callers} callers {how}: {} operations/s", total / SECONDS);
     }
 }

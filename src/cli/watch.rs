@@ -1,0 +1,103 @@
+//! `quorate watch`.
+
+use clap::Args;
+use futures::StreamExt;
+use serde_json::{Map, Value};
+
+use super::{CliError, Common, Format, ScopeArgs, output};
+use crate::client::{EventKind, Range, ReadPreference, Watch, WatchEvent};
+
+/// Arguments of `quorate watch`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  quorate watch greeting\n  quorate watch --prefix user/ --from 1\n  quorate watch --prefix '' -o json | jq -r .key\n\nPrints one line for each change, in order, nothing left out: revision, what happened, key, value; with -o json one object per line. Goes on at another node when the one it reads from fails. Ends with Ctrl-C (exit code 0), or when the history does not reach back to where it stood (exit code 1)."
+)]
+pub struct WatchArgs {
+    /// The key, or with --prefix the beginning of the keys
+    pub key: String,
+    /// Watch all keys that begin with KEY; an empty KEY means all keys
+    #[arg(long)]
+    pub prefix: bool,
+    /// Begin at this revision; without it, with the next change
+    #[arg(long, value_name = "REVISION", value_parser = clap::value_parser!(u64).range(1..))]
+    pub from: Option<u64>,
+    /// Whose keys
+    #[command(flatten)]
+    pub scope: ScopeArgs,
+}
+
+/// Prints changes until it is told to stop.
+///
+/// # Errors
+/// See [`CliError`].
+pub async fn run(common: &Common, args: WatchArgs) -> Result<(), CliError> {
+    let range = if args.prefix { Range::prefix(args.key) } else { Range::key(args.key) };
+    // Followers have less to do than the leader; a watch is the same at all of them.
+    let client = common.client()?.preferring(ReadPreference::Any);
+    let watching = async {
+        let watch = client.watch(&args.scope.scope(), range, args.from).await?;
+        print(watch, common.output).await
+    };
+    tokio::select! {
+        ended = watching => ended,
+        stop = tokio::signal::ctrl_c() => stop.map_err(CliError::Signals),
+    }
+}
+
+async fn print(mut watch: Watch, format: Format) -> Result<(), CliError> {
+    while let Some(event) = watch.next().await {
+        let event = event?;
+        match format {
+            Format::Table => output::line(&line(&event))?,
+            Format::Json => output::json_line(&object(&event))?,
+        }
+    }
+    Ok(())
+}
+
+fn name(kind: EventKind) -> &'static str {
+    match kind {
+        EventKind::Put => "put",
+        EventKind::Delete => "delete",
+        EventKind::Expire => "expire",
+    }
+}
+
+fn line(event: &WatchEvent) -> String {
+    let (revision, key) = (event.revision, output::printable(&event.item.key));
+    match event.kind {
+        EventKind::Put => format!("{revision}  put     {key}  {}", output::printable(&event.item.value)),
+        kind => format!("{revision}  {:<6}  {key}", name(kind)),
+    }
+}
+
+fn object(event: &WatchEvent) -> Map<String, Value> {
+    let mut object = match event.kind {
+        EventKind::Put => output::item_object(&event.item),
+        EventKind::Delete | EventKind::Expire => {
+            let mut object = Map::new();
+            output::insert_bytes(&mut object, "key", &event.item.key);
+            object
+        }
+    };
+    object.insert("event".to_owned(), name(event.kind).into());
+    object.insert("revision".to_owned(), event.revision.into());
+    object
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Item;
+
+    #[test]
+    fn an_event_is_one_line() {
+        let item = Item { key: "a\nb".into(), value: "v".into(), version: 2, ..Item::default() };
+        let put = WatchEvent { kind: EventKind::Put, revision: 7, item: item.clone() };
+        assert_eq!(line(&put), "7  put     a\\nb  v");
+        let gone = WatchEvent { kind: EventKind::Expire, revision: 8, item };
+        assert_eq!(line(&gone), "8  expire  a\\nb");
+        let json = serde_json::to_string(&object(&gone)).unwrap();
+        assert_eq!(json, "{\"event\":\"expire\",\"key\":\"a\\nb\",\"revision\":8}");
+    }
+}

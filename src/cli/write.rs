@@ -1,0 +1,63 @@
+//! What every writing command can be told: when the write counts as done.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Map, Value};
+
+use super::parse_time;
+use crate::client::{Header, WriteOptions};
+use crate::types::AckLevel;
+
+/// When a write is acknowledged.
+#[derive(Debug, Clone, Args)]
+pub struct WriteArgs {
+    /// Who must have the write on disk before it is acknowledged
+    #[arg(long, value_enum, value_name = "WHO", default_value_t = Ack::Quorum)]
+    pub ack: Ack,
+    /// With --ack all: how long to wait for the slowest voter
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "5s")]
+    pub ack_timeout: Duration,
+}
+
+/// Who must have a write on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Ack {
+    /// A majority of the voters
+    Quorum,
+    /// Every voter
+    All,
+    /// Only the leader: lost if it fails before a majority has it, and printed before it is applied
+    Leader,
+}
+
+impl WriteArgs {
+    pub(super) fn options(&self) -> WriteOptions {
+        let ack = match self.ack {
+            Ack::Quorum => AckLevel::Quorum,
+            Ack::All => AckLevel::All,
+            Ack::Leader => AckLevel::Leader,
+        };
+        WriteOptions::from(ack).with_ack_timeout(self.ack_timeout)
+    }
+}
+
+/// Adds who holds the write, and where it stands, to a result for programs.
+pub(super) fn insert_header(object: &mut Map<String, Value>, header: &Header) {
+    let ack = match header.ack {
+        AckLevel::Quorum => "quorum",
+        AckLevel::All => "all",
+        AckLevel::Leader => "leader",
+    };
+    object.insert("node_id".to_owned(), header.node_id.into());
+    object.insert("index".to_owned(), header.position.map(|position| position.index).into());
+    object.insert("ack".to_owned(), ack.into());
+    object.insert("held_by".to_owned(), header.held_by.clone().into());
+    object.insert("repeated_write".to_owned(), header.repeated_write.into());
+}
+
+/// What is printed of a write that is not applied yet.
+pub(super) fn not_applied(header: &Header) -> String {
+    let index = header.position.map_or_else(|| "?".to_owned(), |position| position.index.to_string());
+    format!("index {index}, on the leader's disk only")
+}

@@ -1,0 +1,289 @@
+//! What a failed attempt means: the one place that decides whether an operation may be tried again.
+//!
+//! | failure | write in a session | write without | read |
+//! |---|---|---|---|
+//! | it was not sent, or refused for a while | again | again | again |
+//! | it was sent, and the outcome is unknown | again: the server knows it | error, *maybe applied* | again |
+//! | session gone, no attempt can have been applied | again in a new session | | |
+//! | session gone, an attempt may have been applied | error, *maybe applied* | | |
+//! | the disk is full or hangs | again for a while, then error | the same | again |
+//! | the request is at fault | error | error | error |
+
+use tonic::Code;
+
+use super::config::Endpoint;
+use super::connection::{AttemptError, describe};
+use super::error::{Cause, ClientError, Rejection};
+use super::request::Kind;
+use crate::proto::v1::{self, Reason};
+use crate::types::LogId;
+
+/// Why an attempt failed, on this side or on the server's.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Attempt(AttemptError),
+    Answered(v1::Failure),
+}
+
+/// What to do about it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Return(ClientError),
+    /// Try another node, at once if one is known.
+    Elsewhere,
+    /// Try again after a pause.
+    Later,
+    /// Try again for a while; it may pass, but not soon.
+    Patiently(ClientError),
+    /// Try again in a new session.
+    NewSession,
+}
+
+/// What the judge must know about the operation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Case {
+    pub(super) kind: Kind,
+    /// Whether the server recognises a repeated attempt.
+    pub(super) in_session: bool,
+    /// Whether an attempt before this one may have been applied.
+    pub(super) undecided: bool,
+}
+
+impl Failure {
+    /// Whether this attempt of a write may have been applied, or may still be.
+    pub(super) fn maybe_applied(&self) -> bool {
+        match self {
+            Self::Attempt(AttemptError::NotSent(_) | AttemptError::Expired { sent: false }) => false,
+            Self::Attempt(_) => true,
+            Self::Answered(answer) => answer.maybe_applied,
+        }
+    }
+
+    pub(super) fn is_refusal(&self) -> bool {
+        self.reason() == Some(Reason::NotLeader)
+    }
+
+    /// What the server says. A reason that this version does not know counts as none: then the gRPC code decides.
+    pub(super) fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Attempt(_) => None,
+            Self::Answered(answer) => Some(reason(answer)),
+        }
+    }
+
+    /// The failure that a call other than a pipeline ended with.
+    pub(super) fn of_call(status: &tonic::Status) -> Self {
+        if let Ok(failure) = prost::Message::decode(status.details())
+            && failure != v1::Failure::default()
+        {
+            return Self::Answered(failure);
+        }
+        // Not from a node but from the transport to it.
+        if std::error::Error::source(status).is_some() {
+            return Self::Attempt(AttemptError::Lost(describe(status)));
+        }
+        let (code, message) = (status.code().into(), status.message().to_owned());
+        Self::Answered(v1::Failure { code, message, ..Default::default() })
+    }
+}
+
+/// Whether the operation may be tried again after `failure`.
+pub(super) fn judge(case: Case, endpoint: &Endpoint, failure: &Failure) -> Verdict {
+    let unsafe_write = case.kind == Kind::Write && !case.in_session;
+    let answer = match failure {
+        Failure::Attempt(AttemptError::Lost(_)) if unsafe_write => {
+            return Verdict::Return(failed(endpoint, Cause::ConnectionLost, in_words(failure), true));
+        }
+        Failure::Attempt(AttemptError::LeaderChanged) if unsafe_write => {
+            return Verdict::Return(failed(endpoint, Cause::LeaderChanged, in_words(failure), true));
+        }
+        // Outside a session a write expires at its deadline only, which the caller looks after.
+        Failure::Attempt(_) => return Verdict::Elsewhere,
+        Failure::Answered(answer) => answer,
+    };
+    let cause = match decisive(case, endpoint, failure, answer) {
+        Ok(verdict) => return verdict,
+        Err(cause) => cause,
+    };
+    if answer.maybe_applied && unsafe_write {
+        return Verdict::Return(failed(endpoint, cause, in_words(failure), true));
+    }
+    match reason(answer) {
+        Reason::NotLeader | Reason::Stopped | Reason::Interrupted | Reason::NoQuorum | Reason::Behind => {
+            Verdict::Elsewhere
+        }
+        Reason::Overloaded | Reason::WindowExceeded => Verdict::Later,
+        // The server does not know the outcome, whatever the reason: it will recognise the write.
+        _ if answer.maybe_applied && case.kind == Kind::Write => Verdict::Later,
+        _ => match Code::from(answer.code) {
+            Code::InvalidArgument | Code::OutOfRange => rejected(Rejection::Invalid, answer),
+            Code::Unavailable | Code::ResourceExhausted | Code::Aborted => Verdict::Later,
+            _ => Verdict::Return(failed(endpoint, cause, in_words(failure), false)),
+        },
+    }
+}
+
+/// The verdict on reasons that leave no choice; the cause of the others.
+fn decisive(
+    case: Case,
+    endpoint: &Endpoint,
+    failure: &Failure,
+    answer: &v1::Failure,
+) -> Result<Verdict, Cause> {
+    let failed = |cause, maybe_applied| failed(endpoint, cause, in_words(failure), maybe_applied);
+    Ok(match reason(answer) {
+        Reason::TooLarge => rejected(Rejection::TooLarge, answer),
+        Reason::Invalid => rejected(Rejection::Invalid, answer),
+        Reason::SessionExpired if case.in_session && !case.undecided => Verdict::NewSession,
+        Reason::SessionExpired => Verdict::Return(failed(Cause::SessionExpired, case.undecided)),
+        // We never say that a write is settled and then send it: something is broken.
+        Reason::AnswerForgotten => Verdict::Return(failed(Cause::AnswerForgotten, true)),
+        Reason::TooManySessions => Verdict::Return(failed(Cause::TooManySessions, false)),
+        Reason::DiskFull => Verdict::Patiently(failed(Cause::DiskFull, answer.maybe_applied)),
+        Reason::DiskStalled => Verdict::Patiently(failed(Cause::DiskStalled, answer.maybe_applied)),
+        Reason::AckTimeout => Verdict::Return(ClientError::AckTimeout {
+            endpoint: endpoint.clone(),
+            position: answer.position.map(|position| LogId::new(position.term, position.index)),
+            missing: answer.missing.clone(),
+        }),
+        Reason::Compacted => {
+            Verdict::Return(ClientError::Compacted { first_revision: answer.first_revision })
+        }
+        Reason::NotLeader => return Err(Cause::NotLeader),
+        Reason::Overloaded | Reason::WindowExceeded => return Err(Cause::Overloaded),
+        Reason::Interrupted => return Err(Cause::Interrupted),
+        Reason::NoQuorum => return Err(Cause::NoQuorum),
+        Reason::Stopped => return Err(Cause::Stopped),
+        Reason::Behind => return Err(Cause::Behind),
+        Reason::Unspecified | Reason::Membership => return Err(Cause::Unexpected),
+    })
+}
+
+fn rejected(rejection: Rejection, answer: &v1::Failure) -> Verdict {
+    Verdict::Return(ClientError::Rejected { rejection, message: answer.message.clone() })
+}
+
+fn reason(answer: &v1::Failure) -> Reason {
+    Reason::try_from(answer.reason).unwrap_or(Reason::Unspecified)
+}
+
+pub(super) fn failed(endpoint: &Endpoint, cause: Cause, message: String, maybe_applied: bool) -> ClientError {
+    ClientError::Failed { endpoint: endpoint.clone(), cause, message, maybe_applied }
+}
+
+pub(super) fn in_words(failure: &Failure) -> String {
+    match failure {
+        Failure::Attempt(AttemptError::NotSent(why)) => why.to_string(),
+        Failure::Attempt(AttemptError::Lost(why)) => format!("the connection was lost: {why}"),
+        Failure::Attempt(AttemptError::Expired { sent: false }) => "no connection in time".to_owned(),
+        Failure::Attempt(AttemptError::Expired { sent: true }) => "no answer in time".to_owned(),
+        Failure::Attempt(AttemptError::LeaderChanged) => {
+            "the node has not answered, and another leads by now".to_owned()
+        }
+        Failure::Answered(answer) if answer.message.is_empty() => {
+            Code::from(answer.code).description().to_owned()
+        }
+        Failure::Answered(answer) => answer.message.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn endpoint() -> Endpoint {
+        Endpoint::parse("n1:1").unwrap()
+    }
+
+    fn answered(reason: Reason, maybe_applied: bool) -> Failure {
+        Failure::Answered(v1::Failure { reason: reason.into(), maybe_applied, ..Default::default() })
+    }
+
+    /// First attempt of a write in a session, later one whose earlier attempts are undecided, write without a
+    /// session, read.
+    const CASES: [Case; 4] = [
+        Case { kind: Kind::Write, in_session: true, undecided: false },
+        Case { kind: Kind::Write, in_session: true, undecided: true },
+        Case { kind: Kind::Write, in_session: false, undecided: false },
+        Case { kind: Kind::AtLeader, in_session: false, undecided: false },
+    ];
+
+    /// What `judge` says, in one letter: (r)eturn undecided, return (d)ecided, (e)lsewhere, (l)ater, (p)atiently,
+    /// (n)ew session.
+    fn letter(case: Case, failure: &Failure) -> char {
+        match judge(case, &endpoint(), failure) {
+            Verdict::Return(error) if error.maybe_applied() => 'r',
+            Verdict::Return(_) => 'd',
+            Verdict::Elsewhere => 'e',
+            Verdict::Later => 'l',
+            Verdict::Patiently(_) => 'p',
+            Verdict::NewSession => 'n',
+        }
+    }
+
+    #[test]
+    fn a_write_is_repeated_only_in_a_session_or_when_it_was_not_applied() {
+        let why: Arc<str> = "x".into();
+        let table = [
+            (Failure::Attempt(AttemptError::NotSent(why.clone())), "eeee"),
+            (Failure::Attempt(AttemptError::Expired { sent: false }), "eeee"),
+            (Failure::Attempt(AttemptError::Expired { sent: true }), "eeee"),
+            (Failure::Attempt(AttemptError::Lost(why)), "eere"),
+            (Failure::Attempt(AttemptError::LeaderChanged), "eere"),
+            (answered(Reason::NotLeader, false), "eeee"),
+            (answered(Reason::NotLeader, true), "eere"),
+            (answered(Reason::Overloaded, false), "llll"),
+            (answered(Reason::Interrupted, true), "eere"),
+            (answered(Reason::NoQuorum, true), "eere"),
+            (answered(Reason::NoQuorum, false), "eeee"),
+            (answered(Reason::Stopped, true), "eere"),
+            (answered(Reason::Stopped, false), "eeee"),
+            (answered(Reason::Behind, false), "eeee"),
+            (answered(Reason::TooLarge, false), "dddd"),
+            (answered(Reason::Invalid, false), "dddd"),
+            (answered(Reason::Unspecified, true), "llrd"),
+            (answered(Reason::Unspecified, false), "dddd"),
+            (answered(Reason::SessionExpired, false), "nrdd"),
+            (answered(Reason::WindowExceeded, false), "llll"),
+            (answered(Reason::TooManySessions, false), "dddd"),
+            (answered(Reason::AnswerForgotten, false), "rrrr"),
+            (answered(Reason::AckTimeout, true), "rrrr"),
+            (answered(Reason::DiskFull, false), "pppp"),
+            (answered(Reason::DiskStalled, false), "pppp"),
+            (answered(Reason::Compacted, false), "dddd"),
+            (answered(Reason::Membership, false), "dddd"),
+        ];
+        for (failure, expected) in table {
+            let letters: String = CASES.iter().map(|case| letter(*case, &failure)).collect();
+            assert_eq!(letters, expected, "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_reason_is_judged_by_its_code() {
+        let unknown = |code: Code| {
+            Failure::Answered(v1::Failure { code: code.into(), reason: 9999, ..Default::default() })
+        };
+        for (code, expected) in
+            [(Code::Unavailable, "llll"), (Code::InvalidArgument, "dddd"), (Code::Internal, "dddd")]
+        {
+            let letters: String = CASES.iter().map(|case| letter(*case, &unknown(code))).collect();
+            assert_eq!(letters, expected, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_call_fails_with_what_is_in_its_details_or_with_its_code() {
+        let sent = v1::Failure { reason: Reason::Compacted.into(), first_revision: 7, ..Default::default() };
+        let details = prost::Message::encode_to_vec(&sent);
+        let status = tonic::Status::with_details(Code::OutOfRange, "x", details.into());
+        let Failure::Answered(received) = Failure::of_call(&status) else { panic!("no answer") };
+        assert_eq!(received, sent);
+        let Failure::Answered(bare) = Failure::of_call(&tonic::Status::unimplemented("x")) else {
+            panic!("no answer")
+        };
+        assert_eq!((bare.code, bare.message.as_str()), (Code::Unimplemented.into(), "x"));
+    }
+}

@@ -1,0 +1,250 @@
+//! What the client counts: a few atomic additions per operation, read as a snapshot.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::request::Method;
+
+/// Sub-buckets per doubling of latency, as a power of two: a bucket is at most an eighth of its bound wide.
+const SUB_BITS: u32 = 3;
+const SUB: usize = 1 << SUB_BITS;
+/// Latencies from here on share the last bucket: 2^32 µs, more than an hour.
+const MAX_BITS: u32 = 32;
+const BUCKETS: usize = (MAX_BITS - SUB_BITS + 1) as usize * SUB;
+
+/// The counters of one method.
+#[derive(Debug)]
+struct PerMethod {
+    started: AtomicU64,
+    failed: AtomicU64,
+    abandoned: AtomicU64,
+    latency_sum_us: AtomicU64,
+    buckets: Box<[AtomicU64]>,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    methods: Vec<PerMethod>,
+    pub(super) retries: AtomicU64,
+    pub(super) redirects: AtomicU64,
+    pub(super) fail_overs: AtomicU64,
+    pub(super) sessions_opened: AtomicU64,
+    pub(super) watch_reconnects: AtomicU64,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Self {
+        let per_method = |_| PerMethod {
+            started: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            abandoned: AtomicU64::new(0),
+            latency_sum_us: AtomicU64::new(0),
+            buckets: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(),
+        };
+        Self {
+            methods: Method::ALL.iter().map(per_method).collect(),
+            retries: AtomicU64::new(0),
+            redirects: AtomicU64::new(0),
+            fail_overs: AtomicU64::new(0),
+            sessions_opened: AtomicU64::new(0),
+            watch_reconnects: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts an operation from here until it is finished, or dropped, which counts as abandoned.
+    pub(super) fn start(&self, method: Method, started: Instant) -> UnderWay<'_> {
+        let counters = &self.methods[method as usize];
+        counters.started.fetch_add(1, Relaxed);
+        UnderWay { counters: Some(counters), started }
+    }
+
+    pub(super) fn snapshot(&self) -> ClientMetrics {
+        let method = |(method, counters): (&Method, &PerMethod)| {
+            // Before `started`: an operation that ends meanwhile must not make the difference negative.
+            let buckets: Vec<u64> = counters.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect();
+            let (failed, abandoned) = (counters.failed.load(Relaxed), counters.abandoned.load(Relaxed));
+            let latency = Latencies { sum_us: counters.latency_sum_us.load(Relaxed), buckets };
+            let requests = counters.started.load(Relaxed);
+            let in_flight = requests.saturating_sub(latency.count() + abandoned);
+            MethodMetrics { method: *method, requests, failed, abandoned, in_flight, latency }
+        };
+        ClientMetrics {
+            methods: Method::ALL.iter().zip(&self.methods).map(method).collect(),
+            retries: self.retries.load(Relaxed),
+            redirects: self.redirects.load(Relaxed),
+            fail_overs: self.fail_overs.load(Relaxed),
+            sessions_opened: self.sessions_opened.load(Relaxed),
+            watch_reconnects: self.watch_reconnects.load(Relaxed),
+        }
+    }
+}
+
+/// One operation that is being counted.
+#[derive(Debug)]
+pub(super) struct UnderWay<'a> {
+    counters: Option<&'a PerMethod>,
+    started: Instant,
+}
+
+impl UnderWay<'_> {
+    pub(super) fn finish(mut self, succeeded: bool) {
+        if let Some(counters) = self.counters.take() {
+            let latency_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            counters.latency_sum_us.fetch_add(latency_us, Relaxed);
+            if !succeeded {
+                counters.failed.fetch_add(1, Relaxed);
+            }
+            counters.buckets[bucket(latency_us)].fetch_add(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if let Some(counters) = self.counters {
+            counters.abandoned.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// The bucket of a latency.
+fn bucket(us: u64) -> usize {
+    let us = us.min((1 << MAX_BITS) - 1);
+    if us < SUB as u64 {
+        return us as usize;
+    }
+    let doublings = us.ilog2() - SUB_BITS;
+    (doublings as usize) * SUB + (us >> doublings) as usize
+}
+
+/// The largest latency of a bucket.
+fn bound_us(bucket: usize) -> u64 {
+    let doublings = (bucket / SUB).saturating_sub(1);
+    let sub = (bucket - doublings * SUB) as u64;
+    ((sub + 1) << doublings) - 1
+}
+
+/// What a client has done since it was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClientMetrics {
+    /// By method, each once.
+    pub methods: Vec<MethodMetrics>,
+    /// Attempts after the first of an operation.
+    pub retries: u64,
+    /// Those of them that went straight to a node that another had named as leader.
+    pub redirects: u64,
+    /// How often another node than before was found to lead.
+    pub fail_overs: u64,
+    /// Sessions opened.
+    pub sessions_opened: u64,
+    /// How often a watch went on at another node, or at the same one after a break.
+    pub watch_reconnects: u64,
+}
+
+impl ClientMetrics {
+    /// Operations under way, of all methods.
+    pub fn in_flight(&self) -> u64 {
+        self.methods.iter().map(|method| method.in_flight).sum()
+    }
+
+    /// The counts of one method.
+    ///
+    /// # Panics
+    /// Never for a snapshot that a client made.
+    pub fn of(&self, method: Method) -> &MethodMetrics {
+        let found = self.methods.iter().find(|counts| counts.method == method);
+        found.expect("invariant: a snapshot holds all methods")
+    }
+}
+
+/// What a client has done by one method.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MethodMetrics {
+    /// Which.
+    pub method: Method,
+    /// Operations begun.
+    pub requests: u64,
+    /// Operations that ended with an error.
+    pub failed: u64,
+    /// Operations whose future was dropped before they ended.
+    pub abandoned: u64,
+    /// Operations under way.
+    pub in_flight: u64,
+    /// How long those took that ended, failed ones and retries included.
+    pub latency: Latencies,
+}
+
+/// Latencies in buckets, each at most an eighth of its bound wide.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Latencies {
+    sum_us: u64,
+    buckets: Vec<u64>,
+}
+
+impl Latencies {
+    /// How many.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// All of them together.
+    pub fn sum(&self) -> Duration {
+        Duration::from_micros(self.sum_us)
+    }
+
+    /// A bound that this part of them (0 to 1) does not exceed; zero when there are none.
+    pub fn quantile(&self, part: f64) -> Duration {
+        let count = self.count();
+        let rank = ((count as f64 * part.clamp(0.0, 1.0)).ceil() as u64).max(1);
+        let mut below = 0;
+        for (bucket, count) in self.buckets.iter().enumerate() {
+            below += count;
+            if below >= rank {
+                return Duration::from_micros(bound_us(bucket));
+            }
+        }
+        Duration::ZERO
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_ordered_and_bounded() {
+        let mut last = 0;
+        for us in (0..5000).chain([1 << 20, (1 << 32) - 1, 1 << 32, u64::MAX]) {
+            let at = bucket(us);
+            assert!(at >= last && at < BUCKETS, "{us}");
+            let bounded = us.min((1 << 32) - 1);
+            assert!(bound_us(at) >= bounded, "{us}");
+            assert!(bound_us(at) - bounded <= bounded / 8, "{us}: {}", bound_us(at));
+            last = at;
+        }
+        assert_eq!(last, BUCKETS - 1);
+    }
+
+    #[test]
+    fn what_is_dropped_is_abandoned_and_what_ends_is_measured() {
+        let metrics = Metrics::new();
+        let now = Instant::now();
+        metrics.start(Method::Put, now).finish(true);
+        metrics.start(Method::Put, now).finish(false);
+        drop(metrics.start(Method::Put, now));
+        let under_way = metrics.start(Method::Get, now);
+        let seen = metrics.snapshot();
+        let put = seen.of(Method::Put);
+        assert_eq!((put.requests, put.failed, put.abandoned, put.in_flight), (3, 1, 1, 0));
+        assert_eq!(put.latency.count(), 2);
+        assert!(put.latency.quantile(0.99) < Duration::from_secs(1));
+        assert_eq!((seen.in_flight(), seen.of(Method::Get).in_flight), (1, 1));
+        under_way.finish(true);
+        assert_eq!(metrics.snapshot().in_flight(), 0);
+    }
+}

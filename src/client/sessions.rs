@@ -1,0 +1,154 @@
+//! The client's session: opened when the first write needs it, shared by all callers, replaced when it is gone.
+//!
+//! [`crate::session`] says what a session is. Here is who opens it: one caller at a time, while the others
+//! wait for it; one that is given up half-way leaves a session that nobody uses, which expires.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::{Mutex, Notify};
+use tokio::time::{Instant, timeout_at};
+
+use super::error::ClientError;
+use super::operation;
+use super::router::Router;
+use crate::session::{Session, Ticket};
+use crate::types::SessionSlot;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    current: ArcSwapOption<Session>,
+    /// Held by whoever opens a session. Why the last attempt failed.
+    opening: Mutex<Option<ClientError>>,
+    /// Attempts to open one that have ended, either way.
+    attempts: AtomicU64,
+    /// Notified when a write is settled, which may make room in the window.
+    settled: Arc<Notify>,
+}
+
+/// The place of one write in the session; settles it when dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// `None` only while it is dropped.
+    ticket: Option<Ticket>,
+    settled: Arc<Notify>,
+}
+
+impl Place {
+    /// What to send with the next attempt.
+    pub(super) fn slot(&self) -> SessionSlot {
+        self.ticket.as_ref().expect("invariant: taken only in drop").slot()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        drop(self.ticket.take());
+        self.settled.notify_one();
+    }
+}
+
+impl Sessions {
+    pub(super) fn new() -> Self {
+        Self {
+            current: ArcSwapOption::empty(),
+            opening: Mutex::new(None),
+            attempts: AtomicU64::new(0),
+            settled: Arc::default(),
+        }
+    }
+
+    /// A place for a write. Opens a session if there is none, and waits while its window is full.
+    pub(super) async fn begin(&self, router: &Arc<Router>, deadline: Instant) -> Result<Place, ClientError> {
+        if let Some(ticket) = self.current.load().as_ref().and_then(Session::begin) {
+            return Ok(self.place(ticket));
+        }
+        Box::pin(self.begin_slowly(router, deadline)).await
+    }
+
+    async fn begin_slowly(&self, router: &Arc<Router>, deadline: Instant) -> Result<Place, ClientError> {
+        loop {
+            let settled = self.settled.notified();
+            tokio::pin!(settled);
+            // From before the look at the window, so that nothing that is settled after it is missed.
+            settled.as_mut().enable();
+            let Some(session) = self.current.load_full() else {
+                self.open(router, deadline).await?;
+                continue;
+            };
+            if let Some(ticket) = session.begin() {
+                // One settled write can make room for many: whoever gets in lets the next one try.
+                self.settled.notify_one();
+                return Ok(self.place(ticket));
+            }
+            if timeout_at(deadline, settled).await.is_err() {
+                return Err(out_of_time(router, "the session's window is full"));
+            }
+        }
+    }
+
+    fn place(&self, ticket: Ticket) -> Place {
+        Place { ticket: Some(ticket), settled: self.settled.clone() }
+    }
+
+    /// Sees to it that there is a session, unless another caller does.
+    async fn open(&self, router: &Arc<Router>, deadline: Instant) -> Result<(), ClientError> {
+        let seen = self.attempts.load(Ordering::Acquire);
+        let Ok(mut last_failure) = timeout_at(deadline, self.opening.lock()).await else {
+            return Err(out_of_time(router, "no session could be opened"));
+        };
+        if self.current.load().is_some() {
+            return Ok(());
+        }
+        // What another caller has just been told holds for us too, except that its time was over.
+        if self.attempts.load(Ordering::Acquire) != seen
+            && let Some(error) = &*last_failure
+            && !matches!(error, ClientError::DeadlineExceeded { .. })
+        {
+            return Err(error.clone());
+        }
+        let opened = operation::open_session(router, deadline).await;
+        self.attempts.fetch_add(1, Ordering::AcqRel);
+        match opened {
+            Ok(session) => {
+                router.metrics.sessions_opened.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(session = session.id(), "opened a session");
+                self.current.store(Some(session));
+                *last_failure = None;
+                Ok(())
+            }
+            Err(error) => {
+                *last_failure = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// The session `id` is gone: the next write opens another.
+    pub(super) fn forget(&self, id: u64) {
+        let current = self.current.load();
+        if current.as_ref().is_some_and(|session| session.id() == id) {
+            // Does nothing if somebody else has replaced it meanwhile.
+            self.current.compare_and_swap(&*current, None);
+            self.settled.notify_waiters();
+        }
+    }
+
+    /// The session, which is used no more.
+    pub(super) fn take(&self) -> Option<Arc<Session>> {
+        let session = self.current.swap(None);
+        self.settled.notify_waiters();
+        session
+    }
+}
+
+/// Nothing was sent when the deadline passed.
+fn out_of_time(router: &Router, last: &str) -> ClientError {
+    ClientError::DeadlineExceeded {
+        timeout: router.config.timeout,
+        maybe_applied: false,
+        last: Some(last.to_owned()),
+    }
+}

@@ -1,0 +1,362 @@
+//! Answers that come in pieces: ranges of any size, and watches.
+//!
+//! Both are calls of their own beside the pipeline, over a second connection to the node: a reader that is slow
+//! stops its own stream and nothing else. What waits for such a reader is one message and one HTTP/2 window.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::{Stream, stream};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tonic::Streaming;
+
+use super::connection::{AttemptError, MAX_RESPONSE_MESSAGE_BYTES};
+use super::error::ClientError;
+use super::judge::{Case, Failure, Verdict, judge};
+use super::node::Link;
+use super::operation::{Operation, backoff, read_kind};
+use super::preference::ReadPreference;
+use super::reply::{Header, Item, RangeReply};
+use super::request::{Kind, Range, Scope, wire_range};
+use super::router::Router;
+use crate::proto::v1::{self, kv_client::KvClient};
+use crate::types::{ReadLevel, ReadOptions};
+
+type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, ClientError>> + Send>>;
+
+/// The items of a range, in the order of their keys, all from one point in time.
+///
+/// Ends after the last item, or with an error: if the connection breaks midway, the rest cannot be had from the same
+/// point in time, so the client does not go on by itself. To go on with what is newer, ask again from the key after
+/// the last item.
+#[must_use = "streams do nothing unless they are read"]
+pub struct RangeStream {
+    header: Header,
+    items: Boxed<Item>,
+}
+
+impl RangeStream {
+    /// Who answers, from which state.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+}
+
+impl Stream for RangeStream {
+    type Item = Result<Item, ClientError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.items.as_mut().poll_next(cx)
+    }
+}
+
+impl fmt::Debug for RangeStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RangeStream").field("header", &self.header).finish_non_exhaustive()
+    }
+}
+
+fn kv(link: &Link) -> KvClient<tonic::transport::Channel> {
+    KvClient::new(link.node.side_channel()).max_decoding_message_size(MAX_RESPONSE_MESSAGE_BYTES)
+}
+
+/// Opens a range stream: repeated like a read until the first piece is there.
+pub(super) async fn range(
+    router: &Arc<Router>,
+    scope: &Scope,
+    range: Range,
+    read: ReadOptions,
+    preference: Option<&ReadPreference>,
+) -> Result<RangeStream, ClientError> {
+    let request = wire_range(scope.clone(), range, read);
+    let kind = read_kind(read.level, preference);
+    let mut operation = Operation::new(router, kind, preference, Instant::now());
+    router.watch_health();
+    loop {
+        let link = operation.link();
+        let expires = operation.deadline().min(Instant::now() + router.config.attempt_timeout);
+        let opening = async {
+            let mut pieces = kv(&link).range_stream(request.clone()).await?.into_inner();
+            // The first piece tells whether the node can answer at all.
+            let first = pieces.message().await?;
+            Ok::<_, tonic::Status>((first, pieces))
+        };
+        let failure = match timeout_at(expires, opening).await {
+            Ok(Ok((first, pieces))) => return Ok(items_of(&link, first, pieces, router.config.timeout)),
+            Ok(Err(status)) => Failure::of_call(&status),
+            Err(_) => Failure::Attempt(AttemptError::Expired { sent: true }),
+        };
+        operation.after(&link, failure).await?;
+    }
+}
+
+struct Pieces {
+    link: Arc<Link>,
+    ready: VecDeque<Item>,
+    /// `None` after the last piece.
+    pieces: Option<Streaming<v1::RangeResponse>>,
+    patience: Duration,
+}
+
+fn items_of(
+    link: &Arc<Link>,
+    first: Option<v1::RangeResponse>,
+    pieces: Streaming<v1::RangeResponse>,
+    patience: Duration,
+) -> RangeStream {
+    let pieces = first.is_some().then_some(pieces);
+    let first = RangeReply::from_wire(first.unwrap_or_default());
+    let state = Pieces { link: link.clone(), ready: first.items.into(), pieces, patience };
+    let items = stream::try_unfold(state, |mut state| async move {
+        loop {
+            if let Some(item) = state.ready.pop_front() {
+                return Ok(Some((item, state)));
+            }
+            let Some(pieces) = &mut state.pieces else { return Ok(None) };
+            let failure = match timeout(state.patience, pieces.message()).await {
+                Ok(Ok(Some(piece))) => {
+                    state.ready = RangeReply::from_wire(piece).items.into();
+                    continue;
+                }
+                Ok(Ok(None)) => {
+                    state.pieces = None;
+                    continue;
+                }
+                Ok(Err(status)) => Failure::of_call(&status),
+                Err(_) => Failure::Attempt(AttemptError::Expired { sent: true }),
+            };
+            let endpoint = &state.link.node.endpoint;
+            let message = format!("the range broke off midway: {}", super::judge::in_words(&failure));
+            return Err(super::judge::failed(endpoint, super::Cause::ConnectionLost, message, false));
+        }
+    });
+    RangeStream { header: first.header, items: Box::pin(items) }
+}
+
+/// What happened to a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// It was set.
+    Put,
+    /// It was removed.
+    Delete,
+    /// It was removed because its time to live was over.
+    Expire,
+}
+
+/// One change of one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WatchEvent {
+    /// What happened.
+    pub kind: EventKind,
+    /// The revision at which it did. Changes of one transaction share it.
+    pub revision: u64,
+    /// The key, and what it holds now; only the key when it is gone.
+    pub item: Item,
+}
+
+/// What happens to a range of keys from a revision on: in order, nothing left out, nothing twice.
+///
+/// When the connection breaks, or the node is not healthy any more, the watch goes on at another node where it was.
+/// It waits for the cluster as long as it takes; so the stream ends only with
+/// [`ClientError::Compacted`] when the history does not reach back to where the watch stood, or with an error that
+/// says that the request itself is at fault. After an error it is over.
+#[must_use = "streams do nothing unless they are read"]
+pub struct Watch {
+    events: Boxed<WatchEvent>,
+    resume_from: Arc<AtomicU64>,
+}
+
+impl Watch {
+    /// Where another watch has to begin to miss nothing that this one has not delivered yet: pass it as
+    /// `from_revision`. In the middle of a transaction's changes, that other watch repeats those already delivered.
+    pub fn resume_from(&self) -> u64 {
+        self.resume_from.load(Ordering::Relaxed)
+    }
+}
+
+impl Stream for Watch {
+    type Item = Result<WatchEvent, ClientError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.events.as_mut().poll_next(cx)
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("resume_from", &self.resume_from()).finish_non_exhaustive()
+    }
+}
+
+/// What a watch knows between two events.
+struct Watching {
+    router: Arc<Router>,
+    preference: ReadPreference,
+    request: v1::WatchRequest,
+    /// Everything below has been received.
+    next_revision: u64,
+    /// Received, not yet delivered; at most one message.
+    ready: VecDeque<WatchEvent>,
+    open: Option<(Arc<Link>, Streaming<v1::WatchResponse>)>,
+    /// The node that failed last.
+    failed: Option<Arc<Link>>,
+    /// Attempts in vain since the last message.
+    pauses: u32,
+    resume_from: Arc<AtomicU64>,
+}
+
+/// Watches from `from_revision` on. Connects when the stream is first read.
+pub(super) fn watch(
+    router: &Arc<Router>,
+    scope: &Scope,
+    range: Range,
+    from_revision: u64,
+    preference: Option<&ReadPreference>,
+) -> Watch {
+    let resume_from = Arc::new(AtomicU64::new(from_revision));
+    let watching = Watching {
+        router: router.clone(),
+        preference: preference.cloned().unwrap_or_default(),
+        request: v1::WatchRequest {
+            tenant: scope.tenant.clone(),
+            collection: scope.collection.clone(),
+            start: range.start,
+            end: range.end,
+            from_revision,
+        },
+        next_revision: from_revision,
+        ready: VecDeque::new(),
+        open: None,
+        failed: None,
+        pauses: 0,
+        resume_from: resume_from.clone(),
+    };
+    let events = stream::try_unfold(watching, |mut watching| async move {
+        let event = watching.next().await?;
+        Ok(Some((event, watching)))
+    });
+    Watch { events: Box::pin(events), resume_from }
+}
+
+impl Watching {
+    async fn next(&mut self) -> Result<WatchEvent, ClientError> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                let rest = self.ready.front().map_or(self.next_revision, |next| next.revision);
+                self.resume_from.store(rest, Ordering::Relaxed);
+                return Ok(event);
+            }
+            self.resume_from.store(self.next_revision, Ordering::Relaxed);
+            match self.receive().await {
+                Ok(message) => self.take_in(message),
+                Err((link, failure)) => self.after(link, &failure).await?,
+            }
+        }
+    }
+
+    /// The next message, from a stream that is opened if need be.
+    async fn receive(&mut self) -> Result<v1::WatchResponse, (Arc<Link>, Failure)> {
+        let (link, messages) = match &mut self.open {
+            Some(open) => open,
+            None => {
+                let (link, messages) = self.connect().await?;
+                self.open.insert((link, messages))
+            }
+        };
+        loop {
+            match timeout(self.router.config.health_interval, messages.message()).await {
+                Ok(Ok(Some(message))) => return Ok(message),
+                Ok(Ok(None)) => {
+                    let why = "the server closed the watch".into();
+                    return Err((link.clone(), Failure::Attempt(AttemptError::Lost(why))));
+                }
+                Ok(Err(status)) => return Err((link.clone(), Failure::of_call(&status))),
+                // A node that has lost the cluster stays silent and knows nothing new.
+                Err(_) if link.node.is_healthy() => {}
+                Err(_) if !self.router.has_healthy_other_than(&link.node.endpoint) => {}
+                Err(_) => {
+                    let why = "the node is not healthy".into();
+                    return Err((link.clone(), Failure::Attempt(AttemptError::Lost(why))));
+                }
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<(Arc<Link>, Streaming<v1::WatchResponse>), (Arc<Link>, Failure)> {
+        let config = &self.router.config;
+        self.router.watch_health();
+        let link = self.router.choose(&self.preference, self.failed.as_ref().map(|link| &link.node.endpoint));
+        let request = v1::WatchRequest { from_revision: self.next_revision, ..self.request.clone() };
+        let mut kv = kv(&link);
+        match timeout(config.connect_timeout + config.attempt_timeout, kv.watch(request)).await {
+            Ok(Ok(answer)) => Ok((link, answer.into_inner())),
+            Ok(Err(status)) => Err((link, Failure::of_call(&status))),
+            Err(_) => Err((link, Failure::Attempt(AttemptError::Expired { sent: true }))),
+        }
+    }
+
+    fn take_in(&mut self, message: v1::WatchResponse) {
+        self.pauses = 0;
+        self.failed = None;
+        let received_up_to = self.next_revision;
+        for event in message.events {
+            self.next_revision = self.next_revision.max(event.revision + 1);
+            // After a break a node may begin a little earlier than it was asked to.
+            if event.revision >= received_up_to {
+                self.ready.push_back(WatchEvent::from_wire(event));
+            }
+        }
+        self.next_revision = self.next_revision.max(message.next_revision);
+    }
+
+    /// Waits before the next attempt, unless another node can be asked at once; or gives up.
+    async fn after(&mut self, link: Arc<Link>, failure: &Failure) -> Result<(), ClientError> {
+        let was_open = self.open.take().is_some();
+        tracing::debug!(endpoint = %link.node.endpoint, ?failure, from = self.next_revision, "watch broke off");
+        let case = Case { kind: Kind::Anywhere, in_session: false, undecided: false };
+        if let Verdict::Return(error) = judge(case, &link.node.endpoint, failure)
+            && matches!(error, ClientError::Compacted { .. } | ClientError::Rejected { .. })
+        {
+            return Err(error);
+        }
+        if was_open {
+            self.router.metrics.watch_reconnects.fetch_add(1, Ordering::Relaxed);
+        }
+        let another = self.router.has_healthy_other_than(&link.node.endpoint);
+        let first = self.failed.replace(link).is_none();
+        if !(first && another) {
+            let config = &self.router.config;
+            sleep(backoff(config.retry_backoff_min, config.retry_backoff_max, self.pauses)).await;
+            self.pauses += 1;
+            self.router.hunt();
+        }
+        Ok(())
+    }
+}
+
+impl WatchEvent {
+    fn from_wire(event: v1::Event) -> Self {
+        let kind = match event.kind() {
+            v1::event::Kind::Put => EventKind::Put,
+            v1::event::Kind::Delete => EventKind::Delete,
+            v1::event::Kind::Expire => EventKind::Expire,
+        };
+        Self { kind, revision: event.revision, item: Item::from_wire(event.item.unwrap_or_default()) }
+    }
+}
+
+/// What to read to learn at which revision the present begins: a linearizable read of next to nothing.
+pub(super) fn present(scope: &Scope, range: &Range) -> super::Request {
+    super::Request::Range {
+        scope: scope.clone(),
+        range: range.clone().with_limit(1),
+        read: ReadLevel::Linearizable.into(),
+    }
+}

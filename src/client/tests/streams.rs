@@ -1,0 +1,182 @@
+//! Range streams and watches.
+
+use std::sync::{Arc, Mutex};
+
+use futures::StreamExt;
+use tonic::{Code, Status};
+
+use super::fake::failure;
+use super::*;
+use crate::proto::v1::{
+    Event, Header as WireHeader, Item as WireItem, Position, RangeResponse, WatchRequest, WatchResponse,
+    event, tagged_response,
+};
+
+fn broken() -> Status {
+    Status::unavailable("the script says so")
+}
+
+fn compacted(first_revision: u64) -> Status {
+    let failure = Failure { first_revision, ..failure(Reason::Compacted, false) };
+    Status::with_details(Code::OutOfRange, "compacted", prost::Message::encode_to_vec(&failure).into())
+}
+
+/// Puts at these revisions, in one message.
+fn events(revisions: &[u64]) -> Result<WatchResponse, Status> {
+    let event = |revision: &u64| Event {
+        kind: event::Kind::Put.into(),
+        revision: *revision,
+        item: Some(WireItem { key: "k".into(), ..Default::default() }),
+    };
+    let next_revision = revisions.last().map_or(0, |last| last + 1);
+    Ok(WatchResponse { events: revisions.iter().map(event).collect(), next_revision, header: None })
+}
+
+/// Notes from where each watch begins, and sends what the list says, one entry per watch.
+fn noting(
+    mut sent: Vec<Vec<Result<WatchResponse, Status>>>,
+) -> (impl FnMut(WatchRequest) -> Vec<Result<WatchResponse, Status>> + Send + 'static, Arc<Mutex<Vec<u64>>>) {
+    let notes = Arc::new(Mutex::new(Vec::new()));
+    let noted = notes.clone();
+    let script = move |request: WatchRequest| {
+        noted.lock().unwrap().push(request.from_revision);
+        if sent.is_empty() { vec![] } else { sent.remove(0) }
+    };
+    (script, notes)
+}
+
+async fn revisions(watch: &mut Watch, count: usize) -> Vec<u64> {
+    let mut revisions = Vec::new();
+    while revisions.len() < count {
+        let event = timeout(PATIENCE, watch.next()).await.expect("the watch hangs").unwrap();
+        revisions.push(event.unwrap().revision);
+    }
+    revisions
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_after_breaks_without_gap_or_duplicate() {
+    let node = Fake::start(leader);
+    let progress = Ok(WatchResponse { next_revision: 20, ..Default::default() });
+    let (script, notes) = noting(vec![
+        vec![events(&[5, 5, 6]), Err(broken())],
+        // Asked from 7, it repeats 6.
+        vec![events(&[6, 7]), events(&[8]), progress, Err(broken())],
+        vec![Err(broken())],
+        vec![events(&[20, 21])],
+    ]);
+    node.set_watch(script);
+    let client = client_of(&[&node]);
+    let mut watch = client.watch(&Scope::default(), Range::key("k"), Some(5)).await.unwrap();
+    assert_eq!(revisions(&mut watch, 1).await, [5]);
+    assert_eq!(watch.resume_from(), 5, "the other change of revision 5 has not been delivered");
+    assert_eq!(revisions(&mut watch, 6).await, [5, 6, 7, 8, 20, 21]);
+    assert_eq!(watch.resume_from(), 22);
+    assert_eq!(*notes.lock().unwrap(), [5, 7, 20, 20]);
+    assert!(client.metrics().watch_reconnects >= 2);
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_at_another_node_when_one_dies() {
+    let (mut first, second) = (Fake::start(leader), Fake::start(leader));
+    let (script, notes) = noting(vec![vec![events(&[1, 2])]]);
+    first.set_watch(script);
+    let (other_script, other_notes) = noting(vec![vec![events(&[3])]]);
+    second.set_watch(other_script);
+    let weights = [(Endpoint::parse(&first.endpoint()).unwrap(), 1)];
+    let client = client_of(&[&first, &second]).preferring(ReadPreference::weighted(weights));
+    let mut watch = client.watch(&Scope::default(), Range::prefix(""), Some(1)).await.unwrap();
+    assert_eq!(revisions(&mut watch, 2).await, [1, 2]);
+    first.kill();
+    assert_eq!(revisions(&mut watch, 1).await, [3]);
+    assert_eq!((notes.lock().unwrap().clone(), other_notes.lock().unwrap().clone()), (vec![1], vec![3]));
+}
+
+#[tokio::test]
+async fn a_watch_leaves_a_node_that_is_silent_and_not_healthy() {
+    let (first, second) = (Fake::start(leader), Fake::start(leader));
+    first.set_watch(noting(vec![vec![events(&[1])]]).0);
+    second.set_watch(noting(vec![vec![events(&[2])]]).0);
+    first.set_status(status_of(1, "follower", 1, None));
+    second.set_status(status_of(2, "follower", 1, None));
+    let weights = [(Endpoint::parse(&first.endpoint()).unwrap(), 1)];
+    let client = client_with(&[&first, &second], |config| config.health_interval = Duration::from_millis(10));
+    let client = client.preferring(ReadPreference::weighted(weights));
+    let mut watch = client.watch(&Scope::default(), Range::prefix(""), Some(1)).await.unwrap();
+    assert_eq!(revisions(&mut watch, 1).await, [1]);
+    first.set_status(StatusResponse { ready: false, ..status_of(1, "follower", 1, None) });
+    assert_eq!(revisions(&mut watch, 1).await, [2]);
+}
+
+#[tokio::test]
+async fn a_watch_from_the_present_begins_after_what_is_known() {
+    let node = Fake::start(|requests| {
+        let header = WireHeader { position: Some(Position { term: 1, index: 41 }), ..Default::default() };
+        let range = RangeResponse { header: Some(header), ..Default::default() };
+        let response = Some(tagged_response::Response::Range(range));
+        Step::Answer(vec![TaggedResponse { tag: requests[0].tag, response }])
+    });
+    let (script, notes) = noting(vec![vec![Err(broken())], vec![events(&[42])]]);
+    node.set_watch(script);
+    let mut watch = client_of(&[&node]).watch(&Scope::default(), Range::prefix(""), None).await.unwrap();
+    assert_eq!(revisions(&mut watch, 1).await, [42]);
+    assert_eq!(*notes.lock().unwrap(), [42, 42]);
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_the_history_does_not_reach_back() {
+    let node = Fake::start(leader);
+    node.set_watch(noting(vec![vec![events(&[3]), Err(broken())], vec![Err(compacted(9))]]).0);
+    let mut watch = client_of(&[&node]).watch(&Scope::default(), Range::prefix(""), Some(3)).await.unwrap();
+    assert_eq!(revisions(&mut watch, 1).await, [3]);
+    let end = timeout(PATIENCE, watch.next()).await.expect("the watch hangs").unwrap();
+    assert_eq!(end, Err(ClientError::Compacted { first_revision: 9 }));
+    assert!(watch.next().await.is_none());
+}
+
+fn piece(keys: &[&'static str]) -> Result<RangeResponse, Status> {
+    let items = keys.iter().map(|key| WireItem { key: (*key).into(), ..Default::default() }).collect();
+    Ok(RangeResponse { items, ..Default::default() })
+}
+
+async fn keys(node: &Fake) -> Vec<Result<Item, ClientError>> {
+    let stream =
+        client_of(&[node]).range_stream(&Scope::default(), Range::prefix(""), ReadLevel::Local).await;
+    timeout(PATIENCE, stream.unwrap().collect()).await.expect("the stream hangs")
+}
+
+#[tokio::test]
+async fn a_range_stream_brings_all_pieces() {
+    let node = Fake::start(leader);
+    node.set_pieces(vec![piece(&["a", "b"]), piece(&[]), piece(&["c"])]);
+    let found: Vec<_> = keys(&node).await.into_iter().map(|item| item.unwrap().key).collect();
+    assert_eq!(found, ["a", "b", "c"]);
+    node.set_pieces(vec![]);
+    assert!(keys(&node).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_range_stream_that_breaks_midway_ends_with_an_error() {
+    let node = Fake::start(leader);
+    node.set_pieces(vec![piece(&["a"]), Err(broken()), piece(&["b"])]);
+    let found = keys(&node).await;
+    assert_eq!(found.len(), 2);
+    assert_eq!(found[0].as_ref().unwrap().key, "a");
+    let error = found[1].as_ref().unwrap_err();
+    assert!(matches!(error, ClientError::Failed { maybe_applied: false, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_range_stream_is_opened_at_a_node_that_can_answer() {
+    let first = Fake::start(leader);
+    first.set_pieces(vec![Err(broken())]);
+    let second = Fake::start(leader);
+    second.set_pieces(vec![piece(&["a"])]);
+    let client = client_of(&[&first, &second]);
+    for _ in 0..4 {
+        let stream =
+            client.range_stream(&Scope::default(), Range::prefix(""), ReadLevel::Local).await.unwrap();
+        let items: Vec<_> = timeout(PATIENCE, stream.collect::<Vec<_>>()).await.expect("the stream hangs");
+        assert_eq!(items.len(), 1);
+    }
+}
