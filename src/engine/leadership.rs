@@ -31,7 +31,7 @@ use crate::error::{Leader, TransferError};
 use crate::machine::StateMachine;
 use crate::raft::core::Metrics;
 use crate::raft::network::upstream::Announcement;
-use crate::types::{NodeId, Role};
+use crate::types::{Member, NodeId, Role};
 
 /// A voter that lacks more entries is not handed the lead.
 const FOLLOWS_ENTRIES: u64 = 10_000;
@@ -147,7 +147,9 @@ impl<M: StateMachine> Engine<M> {
             && metrics.membership_at == metrics.committed_membership_at;
         let outcome = match metrics.membership.members.get(&own) {
             _ if half_made => self.settle_member_change().await,
-            Some(known) if known.incarnation == inner.own.incarnation && *known != inner.own => {
+            Some(known)
+                if known.incarnation == inner.own.incarnation && *known != self.own_as_known(known) =>
+            {
                 self.update_member(own, new_addresses(&inner.own.peer, &inner.own.client)).await
             }
             _ => return,
@@ -172,8 +174,16 @@ impl<M: StateMachine> Engine<M> {
             .is_none_or(|committed| applied + FOLLOWS_ENTRIES >= committed.index);
         let wants_lead =
             inner.wishes.wants_lead() && metrics.membership.is_voter(inner.config.node_id) && has_caught_up;
-        let member = (*known != inner.own).then(|| inner.own.clone());
+        let own = self.own_as_known(known);
+        let member = (*known != own).then_some(own);
         (wants_lead || member.is_some()).then_some((leader, Announcement { member, wants_lead }))
+    }
+
+    /// This node as the membership should have it. An embedded node may serve no clients: then what is known stays.
+    fn own_as_known(&self, known: &Member) -> Member {
+        let own = &self.inner.own;
+        let client = if own.client.is_empty() { &known.client } else { &own.client };
+        Member { client: client.clone(), ..own.clone() }
     }
 
     async fn announce(&self, metrics: &Metrics, leader: &Leader, announcement: &Announcement) -> bool {
@@ -195,6 +205,8 @@ impl<M: StateMachine> Engine<M> {
         if let Some(member) = announcement.member
             && member.incarnation == known.incarnation
             && member != *known
+            // Until a change that is under way has ended the member says so again.
+            && self.inner.changes.try_lock().is_ok()
         {
             tracing::info!(node = from, peer = member.peer, client = member.client, "a member has moved");
             let addresses = new_addresses(&member.peer, &member.client);
