@@ -37,6 +37,8 @@ use crate::types::{Member, NodeId, Role};
 const FOLLOWS_ENTRIES: u64 = 10_000;
 /// How often a node looks whether it has something to announce or, as the leader, to set right.
 const LOOK_PACE: Duration = Duration::from_millis(250);
+/// Pause between two looks at who could lead.
+const PAUSE: Duration = Duration::from_millis(20);
 /// How often the same is announced again, and the shortest time between two hand-overs to nodes that prefer to lead.
 const ANNOUNCE_PACE: Duration = Duration::from_secs(3);
 /// Announcements of members that wait for their turn; more are repeated by the members.
@@ -93,10 +95,7 @@ impl<M: StateMachine> Engine<M> {
         if to == Some(own) {
             return metrics.leader.ok_or(TransferError::NobodyElse);
         }
-        let successor = match to {
-            Some(node_id) => could_lead(&metrics, node_id).map(|()| node_id)?,
-            None => furthest(&metrics, own).ok_or(TransferError::NobodyElse)?,
-        };
+        let successor = self.successor(to, own).await?;
         tracing::info!(successor, "handing over the lead");
         let begun = Instant::now();
         inner.core.transfer_leader(successor).await;
@@ -120,6 +119,29 @@ impl<M: StateMachine> Engine<M> {
                     waited_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
                 })
             }
+        }
+    }
+
+    /// The voter to hand over to. A leader that was elected just now has not heard from all of them yet: they have as
+    /// long to answer as they have to be counted as answering.
+    async fn successor(&self, to: Option<NodeId>, own: NodeId) -> Result<NodeId, TransferError> {
+        let deadline = Instant::now() + self.inner.config.timing.patience();
+        loop {
+            let metrics = self.leading_for_transfer()?;
+            let found = match to {
+                Some(node_id) => could_lead(&metrics, node_id).map(|()| node_id),
+                None => furthest(&metrics, own).ok_or(TransferError::NobodyElse),
+            };
+            let others_vote = metrics.membership.voters.iter().flatten().any(|voter| *voter != own);
+            let may_come = match &found {
+                Err(TransferError::NobodyElse) => others_vote,
+                Err(TransferError::NotInTouch { .. } | TransferError::NotCaughtUp { .. }) => true,
+                _ => false,
+            };
+            if !may_come || Instant::now() >= deadline {
+                return found;
+            }
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
