@@ -30,12 +30,14 @@ use crate::error::{Leader, TransferError};
 use crate::machine::StateMachine;
 use crate::raft::core::Metrics;
 use crate::raft::network::upstream::Announcement;
-use crate::types::{NodeId, Role};
+use crate::types::{Member, NodeId, Role};
 
 /// A voter that lacks more entries is not handed the lead.
 const FOLLOWS_ENTRIES: u64 = 10_000;
 /// How often a node looks whether it has something to announce or, as the leader, to set right.
 const LOOK_PACE: Duration = Duration::from_millis(250);
+/// Pause between two looks at who could lead.
+const PAUSE: Duration = Duration::from_millis(20);
 /// How often the same is announced again, and the shortest time between two hand-overs to nodes that prefer to lead.
 const ANNOUNCE_PACE: Duration = Duration::from_secs(3);
 /// Announcements of members that wait for their turn; more are repeated by the members.
@@ -64,10 +66,7 @@ impl<M: StateMachine> Engine<M> {
         if to == Some(own) {
             return metrics.leader.ok_or(TransferError::NobodyElse);
         }
-        let successor = match to {
-            Some(node_id) => could_lead(&metrics, node_id).map(|()| node_id)?,
-            None => furthest(&metrics, own).ok_or(TransferError::NobodyElse)?,
-        };
+        let successor = self.successor(to, own).await?;
         tracing::info!(successor, "handing over the lead");
         let begun = Instant::now();
         inner.core.transfer_leader(successor).await;
@@ -91,6 +90,29 @@ impl<M: StateMachine> Engine<M> {
                     waited_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
                 })
             }
+        }
+    }
+
+    /// The voter to hand over to. A leader that was elected just now has not heard from all of them yet: they have as
+    /// long to answer as they have to be counted as answering.
+    async fn successor(&self, to: Option<NodeId>, own: NodeId) -> Result<NodeId, TransferError> {
+        let deadline = Instant::now() + self.inner.config.timing.patience();
+        loop {
+            let metrics = self.leading_for_transfer()?;
+            let found = match to {
+                Some(node_id) => could_lead(&metrics, node_id).map(|()| node_id),
+                None => furthest(&metrics, own).ok_or(TransferError::NobodyElse),
+            };
+            let others_vote = metrics.membership.voters.iter().flatten().any(|voter| *voter != own);
+            let may_come = match &found {
+                Err(TransferError::NobodyElse) => others_vote,
+                Err(TransferError::NotInTouch { .. } | TransferError::NotCaughtUp { .. }) => true,
+                _ => false,
+            };
+            if !may_come || Instant::now() >= deadline {
+                return found;
+            }
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
@@ -118,7 +140,9 @@ impl<M: StateMachine> Engine<M> {
             && metrics.membership_at == metrics.committed_membership_at;
         let outcome = match metrics.membership.members.get(&own) {
             _ if half_made => self.settle_member_change().await,
-            Some(known) if known.incarnation == inner.own.incarnation && *known != inner.own => {
+            Some(known)
+                if known.incarnation == inner.own.incarnation && *known != self.own_as_known(known) =>
+            {
                 self.update_member(own, new_addresses(&inner.own.peer, &inner.own.client)).await
             }
             _ => return,
@@ -143,8 +167,16 @@ impl<M: StateMachine> Engine<M> {
             .is_none_or(|committed| applied + FOLLOWS_ENTRIES >= committed.index);
         let wants_lead =
             inner.wants_lead() && metrics.membership.is_voter(inner.config.node_id) && has_caught_up;
-        let member = (*known != inner.own).then(|| inner.own.clone());
+        let own = self.own_as_known(known);
+        let member = (*known != own).then_some(own);
         (wants_lead || member.is_some()).then_some((leader, Announcement { member, wants_lead }))
+    }
+
+    /// This node as the membership should have it. An embedded node may serve no clients: then what is known stays.
+    fn own_as_known(&self, known: &Member) -> Member {
+        let own = &self.inner.own;
+        let client = if own.client.is_empty() { &known.client } else { &own.client };
+        Member { client: client.clone(), ..own.clone() }
     }
 
     async fn announce(&self, metrics: &Metrics, leader: &Leader, announcement: &Announcement) -> bool {
@@ -166,6 +198,8 @@ impl<M: StateMachine> Engine<M> {
         if let Some(member) = announcement.member
             && member.incarnation == known.incarnation
             && member != *known
+            // Until a change that is under way has ended the member says so again.
+            && self.inner.changes.try_lock().is_ok()
         {
             tracing::info!(node = from, peer = member.peer, client = member.client, "a member has moved");
             let addresses = new_addresses(&member.peer, &member.client);

@@ -163,7 +163,7 @@ impl<M: StateMachine> Engine<M> {
             let metrics = engine.leading()?;
             engine.known(&metrics, node_id)?;
             if metrics.membership.is_voter(node_id) {
-                engine.may_lose(&metrics, node_id, force)?;
+                engine.may_lose(node_id, force).await?;
                 engine.step_aside(node_id).await?;
                 engine.commit("the demotion", MembershipChange::Demote(node_id)).await?;
             }
@@ -183,7 +183,7 @@ impl<M: StateMachine> Engine<M> {
             let metrics = engine.leading()?;
             engine.known(&metrics, node_id)?;
             if metrics.membership.is_voter(node_id) {
-                engine.may_lose(&metrics, node_id, force)?;
+                engine.may_lose(node_id, force).await?;
                 engine.step_aside(node_id).await?;
             }
             engine.commit("the removal", MembershipChange::Remove(node_id)).await
@@ -363,10 +363,10 @@ impl<M: StateMachine> Engine<M> {
             return Ok(());
         }
         self.caught_up(node_id, deadline).await?;
-        let metrics = self.leading()?;
-        let mut voters = voters(&metrics);
-        voters.insert(node_id);
-        keeps_quorum(&metrics, &voters)?;
+        self.keeps_quorum(|voters| {
+            voters.insert(node_id);
+        })
+        .await?;
         self.commit("the promotion", MembershipChange::Promote(node_id)).await
     }
 
@@ -387,18 +387,39 @@ impl<M: StateMachine> Engine<M> {
     }
 
     /// Refuses to lose the voter `node_id` when too few would be left.
-    fn may_lose(&self, metrics: &Metrics, node_id: NodeId, force: bool) -> Result<(), MembershipError> {
-        let mut left = voters(metrics);
-        left.remove(&node_id);
-        if left.is_empty() {
+    async fn may_lose(&self, node_id: NodeId, force: bool) -> Result<(), MembershipError> {
+        if voters(&self.leading()?).iter().all(|voter| *voter == node_id) {
             return Err(MembershipError::LastVoter { node_id });
         }
-        match keeps_quorum(metrics, &left) {
-            Err(error) if force => {
+        let without = |voters: &mut BTreeSet<NodeId>| {
+            voters.remove(&node_id);
+        };
+        match self.keeps_quorum(without).await {
+            Err(error @ MembershipError::WouldLoseQuorum { .. }) if force => {
                 tracing::warn!(node_id, %error, "losing a voter by force");
                 Ok(())
             }
             checked => checked,
+        }
+    }
+
+    /// Whether a majority of the voters after `change` answers. A leader that was elected just now has not heard from all
+    /// of them yet: they have as long to answer as they have to be counted as answering.
+    async fn keeps_quorum(&self, change: impl Fn(&mut BTreeSet<NodeId>)) -> Result<(), MembershipError> {
+        let deadline = Instant::now() + self.inner.config.timing.patience();
+        loop {
+            let metrics = self.leading()?;
+            let mut voters = voters(&metrics);
+            change(&mut voters);
+            let healthy = voters.intersection(&metrics.reachable).count();
+            let needed = voters.len() / 2 + 1;
+            if healthy >= needed {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(MembershipError::WouldLoseQuorum { voters: voters.len(), healthy, needed });
+            }
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
@@ -428,7 +449,7 @@ impl<M: StateMachine> Engine<M> {
         {
             voter = metrics.membership.is_voter(node_id);
             if voter {
-                self.may_lose(&metrics, node_id, false)?;
+                self.may_lose(node_id, false).await?;
             }
             self.commit("the removal of the old node", MembershipChange::Remove(node_id)).await?;
         }
@@ -462,11 +483,11 @@ impl<M: StateMachine> Engine<M> {
             return self.commit("the removal of the old node", MembershipChange::Remove(old)).await;
         }
         self.caught_up(new.node_id, deadline).await?;
-        let metrics = self.leading()?;
-        let mut left = voters(&metrics);
-        left.remove(&old);
-        left.insert(new.node_id);
-        keeps_quorum(&metrics, &left)?;
+        self.keeps_quorum(|voters| {
+            voters.remove(&old);
+            voters.insert(new.node_id);
+        })
+        .await?;
         self.commit("the replacement", MembershipChange::Swap { old, new: new.node_id }).await
     }
 
@@ -527,14 +548,4 @@ pub(super) fn lag(metrics: &Metrics, node_id: NodeId) -> u64 {
     let next = metrics.last_log.map_or(0, |last| last + 1);
     let matched = metrics.matched.get(&node_id).copied().flatten();
     next.saturating_sub(matched.map_or(0, |matched| matched.index + 1))
-}
-
-/// Whether a majority of `voters` answers the leader.
-fn keeps_quorum(metrics: &Metrics, voters: &BTreeSet<NodeId>) -> Result<(), MembershipError> {
-    let healthy = voters.intersection(&metrics.reachable).count();
-    let needed = voters.len() / 2 + 1;
-    match healthy >= needed {
-        true => Ok(()),
-        false => Err(MembershipError::WouldLoseQuorum { voters: voters.len(), healthy, needed }),
-    }
 }

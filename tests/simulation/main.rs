@@ -126,11 +126,30 @@ fn one_node_and_five_nodes_hold_as_well() {
 }
 
 #[test]
+fn members_come_and_go_and_nothing_is_lost() {
+    let count = from_env("QUORATE_SIM_SEEDS", 200);
+    let (did, failures) = run_all(0..count, Scenario { spare: 2, ..Scenario::default() });
+    assert!(failures.is_empty(), "{} of {count} seeds failed:\n{}", failures.len(), failures.join("\n"));
+    eprintln!("{count} seeds: {did:?}");
+    for (what, happened, at_least) in [
+        ("acknowledged writes", did.acknowledged, 50 * count),
+        ("changes of the membership", did.changes, count),
+        ("wiped nodes taken back", did.replaced, count / 4),
+        ("crashes", did.crashes, count),
+        ("leader changes", did.leader_changes, count),
+    ] {
+        assert!(happened >= at_least, "only {happened} {what} in {count} seeds: {did:?}");
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_trace() {
     for seed in [0, 1, 7, 42] {
         let (first, second) = (run(seed, Scenario::default()), run(seed, Scenario::default()));
         assert_eq!(first, second, "seed {seed}");
     }
+    let moving = Scenario { spare: 2, ..Scenario::default() };
+    assert_eq!(run(3, moving.clone()), run(3, moving), "with members that come and go");
     let (one, other) = (run(1, Scenario::default()), run(2, Scenario::default()));
     assert_ne!(one.trace_hash, other.trace_hash, "different seeds should differ");
 }

@@ -1,5 +1,7 @@
 //! One simulated cluster, from its formation to the scan after the last fault.
 
+mod members;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +11,7 @@ use quorate::engine::{Engine, EngineConfig, EngineParts, SnapshotPolicy};
 use quorate::machine::kv::{KvAnswer, KvMachine, KvQuery};
 use quorate::runtime::TaskGroup;
 use quorate::types::{Incarnation, NodeId, ReadLevel};
-use rand::{SeedableRng, rngs::SmallRng};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::time::Instant;
 
 use crate::Shared;
@@ -28,6 +30,8 @@ const POLL: Duration = Duration::from_millis(10);
 #[derive(Debug, Clone)]
 pub struct Scenario {
     pub nodes: u64,
+    /// Nodes that do not found the cluster: with any of these, members come and go.
+    pub spare: u64,
     /// Acknowledge writes before they are synced: a bug that must be noticed.
     pub lying_disk: bool,
     /// Send writes again without a session: a bug of a client that must be noticed.
@@ -36,7 +40,7 @@ pub struct Scenario {
 
 impl Default for Scenario {
     fn default() -> Self {
-        Self { nodes: 3, lying_disk: false, no_sessions: false }
+        Self { nodes: 3, spare: 0, lying_disk: false, no_sessions: false }
     }
 }
 
@@ -61,6 +65,9 @@ pub struct Outcome {
     pub follower_reads: u64,
     pub lease_reads: u64,
     pub bounded_reads: u64,
+    /// Changes of the membership that were made, and wiped nodes that were taken back.
+    pub changes: u64,
+    pub replaced: u64,
 }
 
 impl Outcome {
@@ -83,6 +90,8 @@ impl Outcome {
         self.follower_reads += other.follower_reads;
         self.lease_reads += other.lease_reads;
         self.bounded_reads += other.bounded_reads;
+        self.changes += other.changes;
+        self.replaced += other.replaced;
     }
 }
 
@@ -101,6 +110,9 @@ pub type Engines = Shared<BTreeMap<NodeId, Engine<KvMachine>>>;
 
 struct Node {
     disk: Disk,
+    incarnation: u128,
+    /// Started to be added.
+    joins: bool,
     group: Option<Arc<TaskGroup>>,
 }
 
@@ -112,6 +124,10 @@ pub struct World {
     network: Arc<Network>,
     nodes: BTreeMap<NodeId, Node>,
     engines: Engines,
+    /// A member whose disk was lost, until the cluster has taken it back.
+    wiped: Option<NodeId>,
+    /// Nodes that were removed for certain.
+    retired: BTreeSet<NodeId>,
     outcome: Outcome,
 }
 
@@ -119,9 +135,13 @@ impl World {
     pub fn new(seed: u64, scenario: Scenario) -> Self {
         let keep_text = std::env::var_os("QUORATE_SIM_TRACE").is_some();
         let trace = Arc::new(Trace::new(keep_text));
-        let nodes = (1..=scenario.nodes)
-            .map(|id| (id, Node { disk: Disk::new(seed ^ id, scenario.lying_disk), group: None }))
-            .collect();
+        let node = |id| Node {
+            disk: Disk::new(seed ^ id, scenario.lying_disk),
+            incarnation: u128::from(id),
+            joins: id > scenario.nodes,
+            group: None,
+        };
+        let nodes = (1..=scenario.nodes + scenario.spare).map(|id| (id, node(id))).collect();
         Self {
             seed,
             scenario,
@@ -130,6 +150,8 @@ impl World {
             trace,
             nodes,
             engines: Arc::new(Mutex::new(BTreeMap::new())),
+            wiped: None,
+            retired: BTreeSet::new(),
             outcome: Outcome::default(),
         }
     }
@@ -141,6 +163,7 @@ impl World {
             Workload::start(self.seed, self.engines.clone(), self.trace.clone(), !self.scenario.no_sessions);
         self.suffer().await;
         self.heal().await;
+        self.settle_members().await;
         self.expect_progress(&workload).await;
         let history = workload.stop().await;
         self.expect_agreement().await;
@@ -168,11 +191,12 @@ impl World {
         config.cluster = "simulation".to_owned();
         config.client_advertise = format!("node-{id}:7801");
         config.initial_members = (1..=self.scenario.nodes).map(|id| (id, address(id))).collect();
+        config.join = node.joins;
         config.snapshots =
             SnapshotPolicy { every_entries: 40, keep_entries: 10, ..SnapshotPolicy::default() };
         let parts = EngineParts {
             config,
-            incarnation: Incarnation(u128::from(id)),
+            incarnation: Incarnation(node.incarnation),
             log: node.disk.open_log(&group),
             snapshots: node.disk.snapshots(),
             transport: Arc::new(SimTransport { network: self.network.clone(), node_id: id }),
@@ -217,7 +241,8 @@ impl World {
     fn note(&mut self, engine: Option<&Engine<KvMachine>>) {
         if let Some(engine) = engine {
             let state = engine.state();
-            assert_eq!(state.fatal, None, "node {} has stopped", state.node_id);
+            let fatal = state.fatal.as_ref().filter(|fatal| !self.may_stop(fatal));
+            assert_eq!(fatal, None, "node {} has stopped", state.node_id);
             self.outcome.leader_changes = self.outcome.leader_changes.max(state.term.saturating_sub(1));
         }
     }
@@ -228,6 +253,9 @@ impl World {
             let ids = self.ids();
             let (pause, fault) = faults::next(&mut self.rng, &ids);
             tokio::time::sleep(pause).await;
+            if self.scenario.spare > 0 && self.rng.random_bool(0.5) {
+                self.change_members().await;
+            }
             self.trace.record(format_args!("fault {fault:?}"));
             match fault {
                 Fault::Crash(id) => self.crash(id).await,
