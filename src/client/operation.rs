@@ -183,7 +183,7 @@ impl<'a> Operation<'a> {
             let failure = match link.call(router, wire, self.kind, expires).await {
                 Err(error) => Failure::Attempt(error),
                 Ok(answer) => match Response::from_wire(answer) {
-                    Err(NoAnswer::Failure(failure)) => Failure::Answered(failure),
+                    Err(NoAnswer::Failure(failure)) => Failure::Answered(*failure),
                     Ok(response) if response.answers(request) => {
                         // A linearizable read proves nothing: every node answers it.
                         if self.kind == Kind::Write && self.chosen.is_none() {

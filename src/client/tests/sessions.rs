@@ -8,10 +8,13 @@ use crate::proto::v1::{AckLevel as WireAck, Header as WireHeader, Position, PutR
 use crate::proto::v1::{TaggedRequest, tagged_request, tagged_response};
 use crate::types::LogId;
 
+/// Session and sequence of each write that was seen.
+type Notes = Arc<Mutex<Vec<(u64, u64)>>>;
+
 /// A script that notes session and sequence of every write.
 fn noting(
     mut script: impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static,
-) -> (impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static, Arc<Mutex<Vec<(u64, u64)>>>) {
+) -> (impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static, Notes) {
     let notes = Arc::new(Mutex::new(Vec::new()));
     let noted = notes.clone();
     let script = move |requests: Vec<TaggedRequest>| {
