@@ -15,7 +15,7 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use serde::Deserialize;
 
-use crate::engine::{EngineConfig, Limits, SnapshotPolicy, Timing};
+use crate::engine::{DiskPolicy, EngineConfig, Limits, SnapshotPolicy, Timing};
 use crate::types::NodeId;
 
 mod peers;
@@ -25,11 +25,14 @@ mod tests;
 pub use peers::{InvalidPeers, Peers};
 
 const EXAMPLE: &str = "Example:
-  quorate serve                                one node by itself
+  quorate serve --single                       one node by itself
   quorate serve --node-id 1 --data-dir /var/lib/quorate \\
     --client-listen 0.0.0.0:7801 --client-advertise 10.0.0.1:7801 --peer-listen 0.0.0.0:7901 \\
     --peers 1=10.0.0.1:7901,2=10.0.0.2:7901,3=10.0.0.3:7901
+  quorate serve --node-id 4 --data-dir /var/lib/quorate --peer-listen 10.0.0.4:7901 --join
   quorate serve --config quorate.toml
+
+A node that belongs to no cluster yet needs one of --peers, --join and --single; later starts need none of them.
 
 Settings come from the file, then the environment, then flags; the later wins. In a file, --node-id is node_id.";
 
@@ -80,9 +83,21 @@ pub struct Settings {
     pub peer_advertise: Option<String>,
 
     /// Founding members, this node included, as 1=HOST:PORT,2=HOST:PORT,… with their peer addresses; used once,
-    /// to form the cluster [default: this node alone]
+    /// to form the cluster, and later only to find members that the cluster's own list of addresses does not lead to
     #[arg(long, value_name = "PEERS", env = "QUORATE_PEERS")]
     pub peers: Option<Peers>,
+
+    /// Form no cluster, but wait until `quorate member add` or `member replace` takes this node into one
+    #[arg(long, value_name = "BOOL", env = "QUORATE_JOIN", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub join: Option<bool>,
+
+    /// Form a cluster of this node alone
+    #[arg(long, value_name = "BOOL", env = "QUORATE_SINGLE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub single: Option<bool>,
+
+    /// Prefer to lead: take the lead, from a node that does not prefer it, once this one has caught up
+    #[arg(long, value_name = "BOOL", env = "QUORATE_PREFERRED_LEADER", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub preferred_leader: Option<bool>,
 
     /// How to write the log to stderr [default: text]
     #[arg(long, value_name = "FORMAT", env = "QUORATE_LOG_FORMAT")]
@@ -136,6 +151,16 @@ pub struct Settings {
     /// Most bytes of log entries in one message to another node [default: 1 MiB]
     #[arg(long, value_name = "BYTES", env = "QUORATE_APPEND_MESSAGE_BYTES")]
     pub append_message_bytes: Option<usize>,
+
+    /// Disk space set aside for writes under way when the disk turns out to be full; no writes are taken on while less
+    /// than a quarter of this is free beside it. 0 for none [default: 128 MiB]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_DISK_RESERVE_BYTES")]
+    pub disk_reserve_bytes: Option<u64>,
+
+    /// A write to the log that takes longer, in milliseconds, counts as a disk that hangs: a leader hands over and
+    /// takes no writes meanwhile. 0 for never [default: 1000]
+    #[arg(long, value_name = "MS", env = "QUORATE_FSYNC_STALL_MS")]
+    pub fsync_stall_ms: Option<u64>,
 }
 
 /// How log lines are written.
@@ -197,8 +222,12 @@ pub struct ServeConfig {
     pub peer_listen: String,
     /// Where peers are told to go.
     pub peer_advertise: String,
-    /// The founding members.
+    /// The founding members; none when the node joins, or was not told.
     pub peers: BTreeMap<NodeId, String>,
+    /// Whether the node waits to be added to a cluster.
+    pub join: bool,
+    /// Whether the node prefers to lead.
+    pub preferred_leader: bool,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// Which log lines are written.
@@ -209,6 +238,8 @@ pub struct ServeConfig {
     pub snapshots: SnapshotPolicy,
     /// Bounds on memory and messages.
     pub limits: Limits,
+    /// What is asked of the disk.
+    pub disk: DiskPolicy,
 }
 
 /// Defaults that the engine does not have.
@@ -237,6 +268,7 @@ impl ServeConfig {
     /// [`ConfigError::Invalid`].
     pub fn resolve(settings: Settings) -> Result<Self, ConfigError> {
         let (timing, snapshots, limits) = (Timing::default(), SnapshotPolicy::default(), Limits::default());
+        let disk = DiskPolicy::default();
         let node_id = match (settings.node_id, &settings.peers) {
             (Some(node_id), _) => node_id,
             (None, None) => 1,
@@ -252,13 +284,25 @@ impl ServeConfig {
         }
         let peer_advertise =
             settings.peer_advertise.or(listed.cloned()).unwrap_or_else(|| peer_listen.clone());
+        let (join, single) = (settings.join.unwrap_or(false), settings.single.unwrap_or(false));
+        if single && (join || peers.as_ref().is_some_and(|peers| peers.len() > 1)) {
+            return Err(invalid(
+                "--single forms a cluster of this node alone; leave it out, or leave out --join and --peers",
+            ));
+        }
+        let alone = || match single {
+            true => BTreeMap::from([(node_id, peer_advertise.clone())]),
+            false => BTreeMap::new(),
+        };
         let config = Self {
             node_id,
+            join,
+            preferred_leader: settings.preferred_leader.unwrap_or(false),
             cluster: settings.cluster.unwrap_or_else(|| DEFAULT_CLUSTER.to_owned()),
             data_dir: settings.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
             client_listen: settings.client_listen.unwrap_or_else(|| DEFAULT_CLIENT_LISTEN.to_owned()),
             client_advertise: settings.client_advertise,
-            peers: peers.unwrap_or_else(|| BTreeMap::from([(node_id, peer_advertise.clone())])),
+            peers: peers.unwrap_or_else(alone),
             peer_listen,
             peer_advertise,
             log_format: settings.log_format.unwrap_or_default(),
@@ -284,6 +328,10 @@ impl ServeConfig {
                 log_tail_bytes: settings.log_tail_bytes.unwrap_or(limits.log_tail_bytes),
                 append_message_bytes: settings.append_message_bytes.unwrap_or(limits.append_message_bytes),
             },
+            disk: DiskPolicy {
+                reserve_bytes: settings.disk_reserve_bytes.unwrap_or(disk.reserve_bytes),
+                stall_ms: settings.fsync_stall_ms.unwrap_or(disk.stall_ms),
+            },
         };
         config.validate()?;
         Ok(config)
@@ -304,7 +352,7 @@ impl ServeConfig {
             Some(address) => check_advertised("--client-advertise", address, false)?,
             None => check_advertised("--client-advertise", &self.client_listen, true)?,
         }
-        check_advertised("--peer-advertise", &self.peer_advertise, self.peers.len() == 1)?;
+        check_advertised("--peer-advertise", &self.peer_advertise, self.peers.len() <= 1)?;
         self.check_peers()?;
         tracing_subscriber::EnvFilter::try_new(&self.log_level).map_err(|error| {
             invalid(format!("--log-level \"{}\" is not a filter: {error}", self.log_level))
@@ -326,6 +374,7 @@ impl ServeConfig {
             }
         }
         match peers.get(node_id) {
+            None if self.join || peers.is_empty() => Ok(()),
             None => Err(invalid(format!(
                 "--peers does not name node {node_id}; add {node_id}={peer_advertise}, or correct --node-id"
             ))),
@@ -358,9 +407,12 @@ impl ServeConfig {
         config.peer_listen.clone_from(&self.peer_listen);
         config.client_advertise = self.client_advertise.clone().unwrap_or(client_listens_at);
         config.initial_members.clone_from(&self.peers);
+        config.join = self.join;
+        config.preferred_leader = self.preferred_leader;
         config.timing = self.timing.clone();
         config.snapshots = self.snapshots.clone();
         config.limits = self.limits.clone();
+        config.disk = self.disk.clone();
         config
     }
 }
@@ -448,6 +500,9 @@ impl Settings {
             peer_listen: self.peer_listen.or(other.peer_listen),
             peer_advertise: self.peer_advertise.or(other.peer_advertise),
             peers: self.peers.or(other.peers),
+            join: self.join.or(other.join),
+            single: self.single.or(other.single),
+            preferred_leader: self.preferred_leader.or(other.preferred_leader),
             log_format: self.log_format.or(other.log_format),
             log_level: self.log_level.or(other.log_level),
             heartbeat_interval_ms: self.heartbeat_interval_ms.or(other.heartbeat_interval_ms),
@@ -461,6 +516,8 @@ impl Settings {
             max_inflight_bytes: self.max_inflight_bytes.or(other.max_inflight_bytes),
             log_tail_bytes: self.log_tail_bytes.or(other.log_tail_bytes),
             append_message_bytes: self.append_message_bytes.or(other.append_message_bytes),
+            disk_reserve_bytes: self.disk_reserve_bytes.or(other.disk_reserve_bytes),
+            fsync_stall_ms: self.fsync_stall_ms.or(other.fsync_stall_ms),
         }
     }
 }

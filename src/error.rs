@@ -6,6 +6,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::types::{Incarnation, LogId, NodeId};
 
@@ -52,6 +53,21 @@ pub enum WriteError {
     /// Too many bytes are in flight on this node. The command was not proposed.
     #[error("too many writes are in flight on this node; retry after a pause")]
     Overloaded,
+    /// The disk of this node has too little room. The command was not proposed. Writes are taken again, without a
+    /// restart, once there is room; reads go on meanwhile.
+    #[error(
+        "the disk of this node is full ({available_bytes} bytes are left): free some space on it, or enlarge it"
+    )]
+    DiskFull {
+        /// Bytes that are free.
+        available_bytes: u64,
+    },
+    /// The disk of this node hangs. The command was not proposed.
+    #[error("the disk of this node has not finished a write for {} ms; retry, another node may lead by now", .writing_for.as_millis())]
+    DiskStalled {
+        /// How long the present write has been under way.
+        writing_for: Duration,
+    },
     /// This node leads, but has not heard from a quorum for longer than its lease. The command was not proposed.
     #[error("this leader has lost touch with its quorum; retry, another node may lead by now")]
     NoQuorum,
@@ -108,6 +124,8 @@ impl WriteError {
             | Self::Unencodable { .. }
             | Self::Overloaded
             | Self::NoQuorum
+            | Self::DiskFull { .. }
+            | Self::DiskStalled { .. }
             | Self::WindowExceeded
             | Self::TooManySessions => false,
             // Earlier attempts are what the session was for.
@@ -141,6 +159,218 @@ pub enum ReadError {
         applied: Option<u64>,
         /// Index asked for.
         wanted: u64,
+    },
+    /// The node has stopped or is stopping.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A setting that a running node does not take. Says which, and what would do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigureError(pub String);
+
+/// Why a change of the membership was not made. Every message says what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MembershipError {
+    /// This node does not lead. Nothing was changed.
+    #[error("this node is not the leader: {}", describe(.leader))]
+    NotLeader {
+        /// Where to go instead.
+        leader: Option<Leader>,
+    },
+    /// No member has this id; also what the repetition of a removal meets.
+    #[error("node {node_id} is not a member; `quorate member list` shows who is")]
+    UnknownMember {
+        /// The id asked for.
+        node_id: NodeId,
+    },
+    /// The id belongs to a member with another data directory.
+    #[error(
+        "node {node_id} is a member with data directory {known}, not {presented}; to put the new one in its place, use `quorate member replace {node_id} --peer {peer}`"
+    )]
+    AlreadyMember {
+        /// The id.
+        node_id: NodeId,
+        /// The member's data directory.
+        known: Incarnation,
+        /// The one found at the address that was given.
+        presented: Incarnation,
+        /// That address.
+        peer: String,
+    },
+    /// The node did not catch up in time. It stays a learner and goes on catching up.
+    #[error(
+        "node {node_id} is still {lag} entries behind; it stays a learner and goes on catching up: repeat the command, with a longer --catch-up if it has much to fetch"
+    )]
+    NotCaughtUp {
+        /// The learner.
+        node_id: NodeId,
+        /// Entries it is behind.
+        lag: u64,
+    },
+    /// Too few of the voters that would be left answer the leader. Nothing was changed.
+    #[error(
+        "of the {voters} voters that would be left only {healthy} answer, and {needed} are needed to go on; bring the others back first, or use --force: then nothing may be written until {needed} answer"
+    )]
+    WouldLoseQuorum {
+        /// Voters that would be left.
+        voters: usize,
+        /// Those of them that have answered the leader a short while ago.
+        healthy: usize,
+        /// The majority.
+        needed: usize,
+    },
+    /// A cluster without voters does not exist. Nothing was changed.
+    #[error(
+        "node {node_id} is the only voter; promote another one first, or stop the node to end the cluster"
+    )]
+    LastVoter {
+        /// The voter.
+        node_id: NodeId,
+    },
+    /// Another change is under way. Nothing was changed.
+    #[error(
+        "another change of the membership is under way; repeat this one once `quorate member list` shows its end"
+    )]
+    AnotherChange,
+    /// The node to be added does not answer. Nothing was changed.
+    #[error(
+        "node {node_id} cannot be reached at {address}: {reason}; is it started with --join, and is this the address of its peer port?"
+    )]
+    Unreachable {
+        /// The node.
+        node_id: NodeId,
+        /// The address given.
+        address: String,
+        /// What was met there.
+        reason: String,
+    },
+    /// Whoever answers is not the node to be added, or refuses to be. Nothing was changed.
+    #[error("node {node_id} at {address} cannot be added: {detail}")]
+    Identity {
+        /// The node.
+        node_id: NodeId,
+        /// The address given.
+        address: String,
+        /// Why not, and what to do.
+        detail: String,
+    },
+    /// An address that cannot be one.
+    #[error("\"{address}\" is not of the form HOST:PORT, such as 10.0.0.4:7901")]
+    Address {
+        /// What was given.
+        address: String,
+    },
+    /// A change was not committed in time. It may be made yet.
+    #[error(
+        "{step} was not committed within {waited_ms} ms: too few voters answer, or slowly; `quorate member list` shows whether it was made, and the command may be repeated"
+    )]
+    Timeout {
+        /// What was waited for.
+        step: &'static str,
+        /// How long, in milliseconds.
+        waited_ms: u64,
+    },
+    /// Leadership was lost on the way. The change may be made, by half or not at all; repeating it completes it.
+    #[error(
+        "leadership was lost during the change, which may be made by half; repeat the command to complete it"
+    )]
+    Interrupted {
+        /// Who leads now, if known.
+        leader: Option<Leader>,
+    },
+    /// The leader is to go, and could not hand over first. Nothing was changed.
+    #[error("node {node_id} leads, and cannot hand over first: {source}")]
+    HandOver {
+        /// The leader.
+        node_id: NodeId,
+        /// Why not.
+        source: TransferError,
+    },
+    /// The node has stopped or is stopping. The change may be made by half; repeating it completes it.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why the lead was not handed over. Every message says what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// This node does not lead.
+    #[error("this node is not the leader: {}", describe(.leader))]
+    NotLeader {
+        /// Where to go instead.
+        leader: Option<Leader>,
+    },
+    /// No member has this id.
+    #[error("node {node_id} is not a member; `quorate member list` shows who is")]
+    UnknownMember {
+        /// The id asked for.
+        node_id: NodeId,
+    },
+    /// A learner cannot lead.
+    #[error(
+        "node {node_id} is a learner and cannot lead; `quorate member promote {node_id}` makes it a voter"
+    )]
+    NotAVoter {
+        /// The learner.
+        node_id: NodeId,
+    },
+    /// The node has not answered the leader for a while.
+    #[error("node {node_id} does not answer the leader; choose another node, or see to it first")]
+    NotInTouch {
+        /// The node.
+        node_id: NodeId,
+    },
+    /// The node has too little of the log.
+    #[error("node {node_id} is {lag} entries behind; choose another node, or wait until it has caught up")]
+    NotCaughtUp {
+        /// The node.
+        node_id: NodeId,
+        /// Entries it is behind.
+        lag: u64,
+    },
+    /// There is no other voter that answers and has caught up.
+    #[error("no other voter answers and has caught up; `quorate status` shows what they lack")]
+    NobodyElse,
+    /// The lead was offered, and nobody took it in time.
+    #[error(
+        "nobody took the lead within {waited_ms} ms; a new leader is elected as soon as a majority answers"
+    )]
+    Timeout {
+        /// How long was waited, in milliseconds.
+        waited_ms: u64,
+    },
+    /// The node has stopped or is stopping.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why no snapshot was taken on request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// The node has applied nothing.
+    #[error("this node has applied nothing yet; there is nothing to take a snapshot of")]
+    Nothing,
+    /// It was not written in time; it may be later.
+    #[error(
+        "no snapshot after {waited_ms} ms; it is being written still, or the node's log says why it is not"
+    )]
+    Timeout {
+        /// How long was waited, in milliseconds.
+        waited_ms: u64,
     },
     /// The node has stopped or is stopping.
     #[error("the node has stopped: {reason}")]
@@ -266,7 +496,7 @@ pub enum StorageError {
 pub enum FatalError {
     /// The cluster knows this node id with another data directory.
     #[error(
-        "node {node_id} is known to its cluster by data directory {known}, but presents {presented}: the disk was wiped or replaced, and with it the log and vote this node had promised to keep. Restore the old data directory, or remove node {node_id} from the cluster and join under a new id"
+        "node {node_id} is known to its cluster by data directory {known}, but presents {presented}: the disk was wiped or replaced, and with it the log and vote this node had promised to keep. Restore the old data directory; or start the node with --join on an empty one, and let the cluster take it back with `quorate member replace {node_id} --peer HOST:PORT`"
     )]
     Fenced {
         /// This node.
@@ -276,9 +506,17 @@ pub enum FatalError {
         /// The incarnation of this data directory.
         presented: Incarnation,
     },
+    /// The cluster has removed this node.
+    #[error(
+        "node {node_id} was removed from its cluster. To bring it back, start it with --join and use `quorate member add {node_id} --peer HOST:PORT`; its data directory may be kept"
+    )]
+    Removed {
+        /// This node.
+        node_id: NodeId,
+    },
     /// The peers this node was given belong to a cluster that does not know it.
     #[error(
-        "node {node_id} is not a member of the cluster at {address}; start it with the --peers of a cluster it founds, or add it to that one first"
+        "node {node_id} is not a member of the cluster at {address}; start it with the --peers of a cluster it founds, or with --join, and then add it with `quorate member add {node_id} --peer HOST:PORT`"
     )]
     NotAMember {
         /// This node.

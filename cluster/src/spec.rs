@@ -19,6 +19,8 @@ pub struct ClusterSpec {
     pub binary: PathBuf,
     /// How many nodes.
     pub nodes: u64,
+    /// How many of them, the last ones, do not form the cluster but are started to be added to it. Default 0.
+    pub joining: u64,
     /// Where `cluster.json`, the lock and one directory per node go.
     pub data_dir: PathBuf,
     /// The address that all nodes listen on and are reached at.
@@ -42,6 +44,7 @@ impl ClusterSpec {
         Self {
             binary: binary.into(),
             nodes: 3,
+            joining: 0,
             data_dir: data_dir.into(),
             host: "127.0.0.1".to_owned(),
             client_port: 7801,
@@ -62,6 +65,11 @@ impl ClusterSpec {
         self.peer_port = block.peer_port();
         self.reserved = Some(Arc::new(block));
         Ok(self)
+    }
+
+    /// How many nodes form the cluster; their ids come first.
+    fn founders(&self) -> u64 {
+        self.nodes.saturating_sub(self.joining)
     }
 
     /// The ids of all nodes.
@@ -94,10 +102,11 @@ impl ClusterSpec {
         self.node_ids().map(|node_id| self.client_address(node_id)).collect()
     }
 
-    /// All members with their peer addresses, as `--peers` takes them.
+    /// All founding members with their peer addresses, as `--peers` takes them.
     pub fn peers(&self) -> String {
-        let peers: Vec<_> =
-            self.node_ids().map(|node_id| format!("{node_id}={}", self.peer_address(node_id))).collect();
+        let peers: Vec<_> = (1..=self.founders())
+            .map(|node_id| format!("{node_id}={}", self.peer_address(node_id)))
+            .collect();
         peers.join(",")
     }
 
@@ -128,9 +137,13 @@ impl ClusterSpec {
             .args(["--client-listen", &self.client_address(node_id)])
             .args(["--client-advertise", &self.client_address(node_id)])
             .args(["--peer-listen", &self.peer_address(node_id)])
-            .args(["--peer-advertise", &self.peer_address(node_id)])
-            .args(["--peers", &self.peers()])
-            .args(&self.extra_args);
+            .args(["--peer-advertise", &self.peer_address(node_id)]);
+        if node_id <= self.founders() {
+            command.args(["--peers", &self.peers()]);
+        } else {
+            command.arg("--join");
+        }
+        command.args(&self.extra_args);
         command
     }
 
@@ -146,6 +159,9 @@ impl ClusterSpec {
     pub(crate) fn validate(&self) -> Result<(), ClusterError> {
         if self.nodes == 0 || self.nodes > MAX_NODES {
             return Err(ClusterError::Nodes { nodes: self.nodes, max: MAX_NODES });
+        }
+        if self.joining >= self.nodes {
+            return Err(ClusterError::Nodes { nodes: 0, max: MAX_NODES });
         }
         let client = u64::from(self.client_port)..u64::from(self.client_port) + self.nodes;
         let peer = u64::from(self.peer_port)..u64::from(self.peer_port) + self.nodes;

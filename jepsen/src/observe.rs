@@ -53,6 +53,25 @@ pub(crate) async fn converged(client: &Client, deadline: Duration) -> Result<Vec
     }
 }
 
+/// Waits until all nodes have applied the same entry, with the same state.
+///
+/// # Errors
+/// Says which node is behind, or that they differ, if that is so until `deadline`.
+pub(crate) async fn settled(client: &Client, deadline: Duration) -> Result<(), String> {
+    let end = Instant::now() + deadline;
+    loop {
+        let why = match positions(client).await {
+            Ok(nodes) if nodes.windows(2).all(|pair| pair[0].state_hash == pair[1].state_hash) => return Ok(()),
+            Ok(_) => "the nodes hold different states".to_owned(),
+            Err(why) => why,
+        };
+        if Instant::now() >= end {
+            return Err(why);
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
 /// The status of all nodes, if they have applied the same entry.
 async fn positions(client: &Client) -> Result<Vec<NodeStatus>, String> {
     let answers = client.status_all().await;

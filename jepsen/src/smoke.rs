@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::observe;
 use crate::set::{self, Attempt, Findings};
+use crate::verdict::Verdict;
 use crate::writers::Writers;
 
 /// For each thing that is waited for.
@@ -41,28 +42,6 @@ pub(crate) struct Config {
     /// Decides when the faults come, relative to the writes [default: random]
     #[arg(long)]
     pub(crate) seed: Option<u64>,
-}
-
-/// What a run has shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Verdict {
-    /// Nothing was lost, nothing invented, all nodes equal.
-    Valid,
-    /// Something that must never happen has.
-    Invalid,
-    /// The run proves nothing.
-    Unknown,
-}
-
-impl Verdict {
-    pub(crate) fn exit_code(self) -> u8 {
-        match self {
-            Self::Valid => 0,
-            Self::Invalid => 1,
-            Self::Unknown => 2,
-        }
-    }
 }
 
 /// `results.json`.

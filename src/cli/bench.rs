@@ -256,14 +256,15 @@ fn kind_of(error: &ClientError) -> &'static str {
             Cause::NoQuorum => "no_quorum",
             Cause::NotLeader => "not_leader",
             Cause::Overloaded => "overloaded",
+            Cause::DiskFull => "disk_full",
+            Cause::DiskStalled => "disk_stalled",
+            Cause::Operation => "operation",
             Cause::Stopped => "stopped",
             Cause::Unexpected => "unexpected",
             Cause::SessionExpired => "session_expired",
             Cause::TooManySessions => "too_many_sessions",
             Cause::AnswerForgotten => "answer_forgotten",
             Cause::Behind => "behind",
-            Cause::DiskFull => "disk_full",
-            Cause::DiskStalled => "disk_stalled",
         },
     }
 }

@@ -167,6 +167,9 @@ fn client_hint(error: &ClientError) -> Option<&'static str> {
     if let ClientError::AckTimeout { .. } = error {
         return Some("the write is done; `quorate status` shows which nodes are behind");
     }
+    if let ClientError::Failed { cause: Cause::Operation, maybe_applied: true, .. } = error {
+        return Some("`quorate member list` shows what has become of it; repeating the command completes it");
+    }
     if error.maybe_applied() {
         return Some("read the key to find out whether the write took effect before you repeat it");
     }

@@ -21,12 +21,15 @@ pub mod del;
 mod error;
 pub mod get;
 pub mod health;
+pub mod member;
 mod output;
 pub mod put;
 pub mod range;
 pub mod read;
 pub mod serve;
+pub mod snapshot;
 pub mod status;
+pub mod transfer;
 pub mod txn;
 pub mod watch;
 pub mod write;
@@ -144,11 +147,17 @@ pub enum Command {
     Health(health::HealthArgs),
     /// Show every node's role, term and positions
     Status(status::StatusArgs),
+    /// Show and change who belongs to the cluster
+    Member(member::MemberArgs),
+    /// Hand the lead to another node
+    TransferLeader(transfer::TransferArgs),
+    /// Take a snapshot of a node's state now
+    Snapshot(snapshot::SnapshotArgs),
     /// Measure operations per second and latency
     Bench(bench::BenchArgs),
     /// Run one node
     #[command(
-        after_help = "Example:\n  quorate serve --node-id 1 --data-dir /var/lib/quorate --client-listen 127.0.0.1:7801"
+        after_help = "Example:\n  quorate serve --single --data-dir /var/lib/quorate --client-listen 127.0.0.1:7801"
     )]
     Serve(Box<serve::ServeArgs>),
     /// Run a local cluster in real processes until Ctrl-C
@@ -194,6 +203,9 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Watch(args) => watch::run(&common, args).await,
         Command::Health(args) => health::run(&common, args).await,
         Command::Status(args) => status::run(&common, args).await,
+        Command::Member(args) => member::run(&common, args).await,
+        Command::TransferLeader(args) => transfer::run(&common, args).await,
+        Command::Snapshot(args) => snapshot::run(&common, args).await,
         Command::Bench(args) => bench::run(&common, args).await,
         Command::Serve(args) => serve::run(*args).await.map_err(CliError::node),
         Command::Cluster(args) => cluster::run(args).await.map_err(CliError::node),
@@ -298,6 +310,13 @@ mod tests {
             vec!["status", "-o", "json"],
             vec!["bench", "--callers", "8", "--value-bytes", "16", "--seconds", "1", "--kind", "get"],
             vec!["completion", "bash"],
+            vec!["member", "list"],
+            vec!["member", "add", "4", "--peer", "a:1", "--promote", "--catch-up", "5m"],
+            vec!["member", "replace", "2", "--peer", "a:1"],
+            vec!["member", "update", "2", "--client", "a:1"],
+            vec!["transfer-leader"],
+            vec!["transfer-leader", "3"],
+            vec!["snapshot", "--endpoint", "a:1"],
         ] {
             assert_eq!(exit_code(&args), EXIT_OK, "{args:?}");
         }
@@ -317,6 +336,10 @@ mod tests {
             vec!["bench", "--reads", "1.5"],
             vec!["bench", "--kind", "put", "--reads", "0.5"],
             vec!["completion", "cmd.exe"],
+            vec!["member"],
+            vec!["member", "add", "4"],
+            vec!["member", "update", "2"],
+            vec!["transfer-leader", "three"],
         ] {
             assert_eq!(exit_code(&args), EXIT_INVALID, "{args:?}");
         }

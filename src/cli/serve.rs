@@ -103,7 +103,8 @@ fn with_peer_listener(mut config: EngineConfig) -> Result<EngineConfig, OpenErro
     listener.set_nonblocking(true).map_err(failed)?;
     if config.peer_advertise.ends_with(":0") {
         let bound = listener.local_addr().map_err(failed)?.to_string();
-        config.initial_members.insert(config.node_id, bound.clone());
+        // Only a node that forms a cluster by itself may have a port that nobody knows beforehand.
+        config.initial_members.entry(config.node_id).and_modify(|own| own.clone_from(&bound));
         config.peer_advertise = bound;
     }
     config.peer_listener = Some(listener);

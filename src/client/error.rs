@@ -146,6 +146,14 @@ pub enum Cause {
     NotLeader,
     /// The node refuses work at present.
     Overloaded,
+    /// The disk of the leader is full, and no other node could take the lead. Writes are accepted again once there is
+    /// room.
+    DiskFull,
+    /// The disk of the leader hangs.
+    DiskStalled,
+    /// The node cannot, or may not, do what was asked of it as an operation on the cluster. The message says why, and
+    /// what to do.
+    Operation,
     /// The node has stopped or is stopping.
     Stopped,
     /// The answer was none that this version knows.
@@ -159,10 +167,6 @@ pub enum Cause {
     AnswerForgotten,
     /// The node's state is not as recent as was asked for.
     Behind,
-    /// The node's disk is full. Writes are accepted again once there is room.
-    DiskFull,
-    /// The node's disk hangs.
-    DiskStalled,
 }
 
 fn list(tried: &[(Endpoint, String)]) -> String {

@@ -23,8 +23,8 @@
 //!
 //! # Where things are
 //!
-//! `operation` carries one request to its end, and `judge` decides whether it may be tried again; `sessions` numbers
-//! writes, `router` knows who leads and who is healthy, `connection` owns the stream to one node, `node` is what
+//! `admin` operates the cluster. `operation` carries one request to its end, and `judge` decides whether it may be
+//! tried again; `sessions` numbers writes, `router` knows who leads and who is healthy, `connection` owns the stream to one node, `node` is what
 //! the others share about that node, `streams` are the answers that come in pieces. Tasks: one per node that was
 //! used, one that asks after the nodes' health, and short-lived probes; none per request.
 
@@ -36,6 +36,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use tokio::time::Instant;
 
+pub use admin::{Member, MemberChange, Members};
 pub use config::{ClientConfig, Endpoint};
 pub use error::{Cause, ClientError, ConfigError, Rejection};
 pub use metrics::{ClientMetrics, Latencies, MethodMetrics};
@@ -54,6 +55,7 @@ use crate::types::{AckLevel, ReadOptions};
 use router::Router;
 use sessions::Sessions;
 
+mod admin;
 mod config;
 mod connection;
 mod error;

@@ -33,6 +33,8 @@ pub struct NodeStatus {
     pub snapshot: Option<LogId>,
     /// Up to where it has purged its log.
     pub purged: Option<LogId>,
+    /// What its disk is good for: `ok`, `low`, `full` or `stalled`; empty from a node that does not tell.
+    pub disk: String,
     /// The version that it runs.
     pub version: String,
     /// Whether it follows or leads, and has applied what it knows to be committed.
@@ -73,6 +75,7 @@ impl NodeStatus {
             state_hash: status.state_hash,
             snapshot: position(status.snapshot),
             purged: position(status.purged),
+            disk: status.disk,
             version: status.version,
             ready: status.ready,
             fatal: status.fatal,

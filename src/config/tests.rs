@@ -41,10 +41,29 @@ const THREE: &str = "1=a:7901,2=b:7901,3=c:7901";
 fn defaults_are_those_of_the_engine_and_work() {
     let config = ServeConfig::resolve(Settings::default()).unwrap();
     assert_eq!((config.node_id, &*config.cluster), (1, "quorate"));
-    assert_eq!(config.peers, BTreeMap::from([(1, "127.0.0.1:7901".to_owned())]));
+    assert!(config.peers.is_empty() && !config.join && !config.preferred_leader);
     let engine = config.engine_config("127.0.0.1:7801".to_owned());
     assert_eq!(engine.client_advertise, "127.0.0.1:7801");
     assert_eq!((engine.timing, engine.snapshots, engine.limits), Default::default());
+}
+
+#[test]
+fn a_node_is_told_in_one_way_which_cluster_it_belongs_to() {
+    let own = BTreeMap::from([(1, "127.0.0.1:7901".to_owned())]);
+    assert_eq!(ServeConfig::load(flags(&["--single"])).unwrap().peers, own);
+    let named = ServeConfig::load(flags(&["--peers", "1=127.0.0.1:7901", "--node-id", "1"])).unwrap();
+    assert_eq!(named.peers, own);
+    let joins = ServeConfig::load(flags(&["--join", "--node-id", "4", "--preferred-leader"])).unwrap();
+    assert!(joins.join && joins.preferred_leader && joins.peers.is_empty());
+    // The addresses of the others may be told; a joining node need not be among them.
+    assert!(ServeConfig::load(flags(&["--join", "--node-id", "4", "--peers", THREE])).is_ok());
+    assert!(!ServeConfig::load(flags(&["--join=false"])).unwrap().join);
+    for contradiction in [
+        &["--single", "--join"][..],
+        &["--single", "--node-id", "1", "--peers", THREE, "--peer-advertise", "a:7901"],
+    ] {
+        assert!(refusal(contradiction).contains("--single forms a cluster of this node alone"));
+    }
 }
 
 /// The help text repeats the defaults; it must not lie.
@@ -52,6 +71,7 @@ fn defaults_are_those_of_the_engine_and_work() {
 fn the_help_tells_the_defaults() {
     let help = Line::command().term_width(1000).render_long_help().to_string();
     let (timing, snapshots, limits) = (Timing::default(), SnapshotPolicy::default(), Limits::default());
+    let disk = DiskPolicy::default();
     let mib = |bytes: u64| format!("{} MiB", bytes as f64 / (1024.0 * 1024.0));
     for (flag, default) in [
         ("heartbeat-interval-ms", timing.heartbeat_interval_ms.to_string()),
@@ -65,6 +85,8 @@ fn the_help_tells_the_defaults() {
         ("max-inflight-bytes", mib(limits.max_inflight_bytes as u64)),
         ("log-tail-bytes", mib(limits.log_tail_bytes as u64)),
         ("append-message-bytes", mib(limits.append_message_bytes as u64)),
+        ("disk-reserve-bytes", mib(disk.reserve_bytes)),
+        ("fsync-stall-ms", disk.stall_ms.to_string()),
         ("client-listen", DEFAULT_CLIENT_LISTEN.to_owned()),
         ("peer-listen", DEFAULT_PEER_LISTEN.to_owned()),
         ("cluster", DEFAULT_CLUSTER.to_owned()),
@@ -198,6 +220,8 @@ fn what_cannot_work_is_refused_with_what_to_do() {
         (&["--snapshot-every-entries", "0"], "snapshots"),
         (&["--max-command-bytes", "999999999"], "--max-command-bytes"),
         (&["--max-inflight-bytes", "1"], "max_inflight_bytes"),
+        (&["--disk-reserve-bytes", "1000000"], "disk_reserve_bytes"),
+        (&["--max-inflight-bytes", "500000000"], "disk_reserve_bytes"),
         (&["--log-tail-bytes", "1"], "--log-tail-bytes"),
     ];
     for (given, expected) in cases {

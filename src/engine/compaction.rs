@@ -6,16 +6,23 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::{Engine, Settings};
 use super::config::SnapshotPolicy;
+use crate::error::SnapshotError;
 use crate::machine::StateMachine;
 use crate::raft::core::Core;
+use crate::storage::DiskWatch;
+use crate::types::{LogId, Role};
 
 /// How often the applied position is looked at.
 const PACE: Duration = Duration::from_millis(20);
 /// A request for a snapshot is ignored while another one is being written, and repeated after this long.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a snapshot that somebody asked for may take.
+const TAKE_PATIENCE: Duration = Duration::from_secs(60);
 /// The log is measured at points this many bytes or entries apart.
 const MARK_BYTES: u64 = 1024 * 1024;
 const MARK_ENTRIES: u64 = 1000;
@@ -76,8 +83,48 @@ impl Gauge {
     }
 }
 
+impl<M: StateMachine> Engine<M> {
+    /// Takes a snapshot of what is applied now, unless there is one, and waits until it is on disk. Returns what it
+    /// covers.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    pub async fn take_snapshot(&self) -> Result<LogId, SnapshotError> {
+        let begun = Instant::now();
+        let core = &self.inner.core;
+        let wanted = core.published().progress().log_id.ok_or(SnapshotError::Nothing)?;
+        let mut asked: Option<Instant> = None;
+        loop {
+            if let Some(fatal) = &*self.inner.fatal.borrow() {
+                return Err(SnapshotError::Stopped { reason: fatal.to_string() });
+            }
+            let metrics = core.metrics();
+            match metrics.snapshot {
+                Some(snapshot) if snapshot >= wanted => return Ok(snapshot),
+                _ if metrics.role == Role::Stopped => {
+                    return Err(SnapshotError::Stopped { reason: "the node is shutting down".to_owned() });
+                }
+                _ if begun.elapsed() >= TAKE_PATIENCE => {
+                    let waited_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    return Err(SnapshotError::Timeout { waited_ms });
+                }
+                _ => {}
+            }
+            if asked.is_none_or(|at| at.elapsed() > ASK_AGAIN) {
+                asked = Some(Instant::now());
+                core.snapshot().await;
+            }
+            tokio::time::sleep(PACE).await;
+        }
+    }
+}
+
 /// Takes snapshots and purges the log behind them for as long as the core runs.
-pub(super) async fn run<M: StateMachine>(core: Core<M>, policy: SnapshotPolicy) {
+pub(super) async fn run<M: StateMachine>(
+    core: Core<M>,
+    mut settings: watch::Receiver<Settings>,
+    disk: DiskWatch,
+) {
     let now = || {
         let progress = core.published().progress();
         Mark { index: progress.log_id.map_or(0, |log_id| log_id.index), bytes: progress.command_bytes }
@@ -86,7 +133,7 @@ pub(super) async fn run<M: StateMachine>(core: Core<M>, policy: SnapshotPolicy) 
     let mut newest = core.metrics().snapshot;
     // What is applied is counted from the snapshot on, at a restart as well.
     let start = Mark { index: newest.map_or(0, |snapshot| snapshot.index), bytes: 0 };
-    let mut gauge = Gauge::new(policy, start);
+    let mut gauge = Gauge::new(settings.borrow().snapshots.clone(), start);
     let mut requested: Option<Instant> = None;
     loop {
         // While a snapshot is being written its end is awaited even if nothing is applied meanwhile.
@@ -96,6 +143,9 @@ pub(super) async fn run<M: StateMachine>(core: Core<M>, policy: SnapshotPolicy) 
         tokio::time::sleep(PACE).await;
         let mark = now();
         gauge.observe(mark);
+        if settings.has_changed().unwrap_or(false) {
+            gauge.policy = settings.borrow_and_update().snapshots.clone();
+        }
         let metrics = core.metrics();
         if metrics.fatal.is_some() || metrics.role == crate::types::Role::Stopped {
             return;
@@ -109,7 +159,9 @@ pub(super) async fn run<M: StateMachine>(core: Core<M>, policy: SnapshotPolicy) 
                 core.purge(upto).await;
             }
         }
-        if gauge.is_snapshot_due(mark) && requested.is_none_or(|at| at.elapsed() > ASK_AGAIN) {
+        // A full disk has no room for one; it is taken once there is.
+        let wanted = gauge.is_snapshot_due(mark) && disk.has_room();
+        if wanted && requested.is_none_or(|at| at.elapsed() > ASK_AGAIN) {
             requested = Some(Instant::now());
             core.snapshot().await;
         }

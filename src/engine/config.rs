@@ -26,19 +26,28 @@ pub struct EngineConfig {
     pub peer_advertise: String,
     /// `host:port` under which clients reach this node; told to clients that ask another node.
     pub client_advertise: String,
-    /// All founding members with their peer addresses, this node included. Used once, to form the
-    /// cluster; ignored by a node that already belongs to one.
+    /// All founding members with their peer addresses, this node included. Used once, to form the cluster. A node
+    /// that already belongs to one dials members also here, where the membership's addresses fail. Empty only with
+    /// [`join`](Self::join), or for a node that belongs to a cluster.
     pub initial_members: BTreeMap<NodeId, String>,
+    /// The node forms no cluster but waits until it is added to one; see
+    /// [`Engine::add_member`](super::Engine::add_member). No effect on a node that already belongs to one.
+    pub join: bool,
+    /// The node prefers to lead: once it has caught up, a leader that does not prefer it itself hands over to it.
+    pub preferred_leader: bool,
     /// Heartbeats and elections.
     pub timing: Timing,
     /// When snapshots are taken and the log is cut.
     pub snapshots: SnapshotPolicy,
     /// Bounds on memory and messages.
     pub limits: Limits,
+    /// What is asked of the disk.
+    pub disk: DiskPolicy,
 }
 
 impl EngineConfig {
-    /// Settings for node `node_id` in `data_dir`, reached by its peers at `peer`.
+    /// Settings for node `node_id` in `data_dir`, reached by its peers at `peer`: a cluster of its own, unless more
+    /// [`initial_members`](Self::initial_members) are added.
     pub fn new(node_id: NodeId, data_dir: impl Into<PathBuf>, peer: impl Into<String>) -> Self {
         let peer = peer.into();
         Self {
@@ -50,9 +59,12 @@ impl EngineConfig {
             peer_advertise: peer.clone(),
             client_advertise: String::new(),
             initial_members: BTreeMap::from([(node_id, peer)]),
+            join: false,
+            preferred_leader: false,
             timing: Timing::default(),
             snapshots: SnapshotPolicy::default(),
             limits: Limits::default(),
+            disk: DiskPolicy::default(),
         }
     }
 }
@@ -75,7 +87,8 @@ impl EngineConfig {
         if self.cluster.is_empty() || self.cluster.len() > MAX_CLUSTER_NAME_BYTES {
             return refuse(format!("the cluster's name must have 1 to {MAX_CLUSTER_NAME_BYTES} bytes"));
         }
-        if !self.initial_members.contains_key(&self.node_id) {
+        let founds = !self.join && !self.initial_members.is_empty();
+        if founds && !self.initial_members.contains_key(&self.node_id) {
             return refuse(format!("node {} is not among the founding members it was given", self.node_id));
         }
         if heartbeat == 0 || heartbeat.saturating_mul(2) > min || min >= max {
@@ -83,15 +96,19 @@ impl EngineConfig {
                 "timing must satisfy 0 < 2 x heartbeat_interval_ms <= election_timeout_min_ms < election_timeout_max_ms, got {heartbeat}, {min}, {max}"
             ));
         }
-        let snapshots = &self.snapshots;
-        if snapshots.every_entries == 0 || snapshots.every_bytes == 0 {
-            return refuse("snapshots must be taken every 1 or more entries and bytes".to_owned());
-        }
+        self.snapshots.validate().map_err(OpenError::Config)?;
         let limits = &self.limits;
         if limits.max_command_bytes == 0 || limits.max_inflight_bytes < limits.max_command_bytes {
             return refuse(
                 "max_inflight_bytes must be at least max_command_bytes, and that at least 1".to_owned(),
             );
+        }
+        let reserve = self.disk.reserve_bytes;
+        let needed = DiskPolicy::needed_bytes(limits);
+        if reserve != 0 && reserve < needed {
+            return refuse(format!(
+                "disk_reserve_bytes ({reserve}) must be 0, for none, or at least {needed}: 32 MiB and five quarters of max_inflight_bytes"
+            ));
         }
         if limits.max_command_bytes > MAX_COMMAND_BYTES || limits.append_message_bytes > MAX_COMMAND_BYTES {
             return refuse(format!(
@@ -101,6 +118,9 @@ impl EngineConfig {
         Ok(())
     }
 }
+
+/// What to say to a node that belongs to no cluster and was not told how to get one.
+pub(super) const NO_CLUSTER: &str = "this node belongs to no cluster yet, and was not told which. There are three ways: --peers 1=HOST:PORT,2=HOST:PORT,… forms a cluster with the nodes it names; --join waits until `quorate member add` takes the node into one that exists; --single forms a cluster of this node alone";
 
 /// Largest command, and batch of entries, that a message between nodes has room for.
 const MAX_COMMAND_BYTES: usize = 32 * 1024 * 1024 - 1024 * 1024;
@@ -147,6 +167,19 @@ pub struct SnapshotPolicy {
     pub keep_bytes: u64,
 }
 
+impl SnapshotPolicy {
+    /// Refuses what cannot work.
+    ///
+    /// # Errors
+    /// Which setting, and why.
+    pub(super) fn validate(&self) -> Result<(), String> {
+        match self.every_entries == 0 || self.every_bytes == 0 {
+            true => Err("snapshots must be taken every 1 or more entries and bytes".to_owned()),
+            false => Ok(()),
+        }
+    }
+}
+
 impl Default for SnapshotPolicy {
     fn default() -> Self {
         Self {
@@ -179,5 +212,33 @@ impl Default for Limits {
             log_tail_bytes: 64 * 1024 * 1024,
             append_message_bytes: 1024 * 1024,
         }
+    }
+}
+
+/// What is asked of the disk before writes are taken on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskPolicy {
+    /// Size of the reserve that the data directory holds for writes under way when the disk turns out to be full;
+    /// writes are refused once less than a quarter of it is left beside it, and taken again once half of it is. 0
+    /// for no reserve and no such check: a full disk then stops the node.
+    pub reserve_bytes: u64,
+    /// A write of the log that takes longer has stalled: a leader hands over and refuses writes meanwhile. 0 for
+    /// no such check.
+    pub stall_ms: u64,
+}
+
+impl DiskPolicy {
+    /// The smallest reserve for these limits: what may be in flight with what the log adds to it, a segment of the
+    /// log, and room for votes.
+    fn needed_bytes(limits: &Limits) -> u64 {
+        const BESIDE_BYTES: u64 = 32 * 1024 * 1024;
+        let inflight = limits.max_inflight_bytes as u64;
+        inflight.saturating_add(inflight / 4).saturating_add(BESIDE_BYTES)
+    }
+}
+
+impl Default for DiskPolicy {
+    fn default() -> Self {
+        Self { reserve_bytes: 128 * 1024 * 1024, stall_ms: 1000 }
     }
 }

@@ -9,6 +9,9 @@
 //! Only one founder writes, because two that met the others at different times might write different
 //! memberships under the same position.
 //!
+//! A node that is started to join forms nothing and writes nothing: it answers who it is and waits until a leader
+//! has added it (`membership`) and sends it the log.
+//!
 //! A founder that is told by a peer that the cluster already knows it with another directory stops: its
 //! disk was wiped, and with it the log and vote it had promised to keep. So does a wiped first founder: it
 //! must speak to all others before it may write, and meets one that knows it.
@@ -44,6 +47,8 @@ pub(super) struct Formation<M: StateMachine> {
     pub(super) own: Member,
     /// All founders with their peer addresses.
     pub(super) founders: BTreeMap<NodeId, String>,
+    /// It forms no cluster, but waits to be added to one.
+    pub(super) joins: bool,
     /// Where to say that this node must not go on.
     pub(super) fatal: watch::Sender<Option<FatalError>>,
 }
@@ -51,6 +56,9 @@ pub(super) struct Formation<M: StateMachine> {
 impl<M: StateMachine> Formation<M> {
     /// Returns once this node belongs to a cluster.
     pub(super) async fn run(self) {
+        if self.joins {
+            return self.wait_to_be_added().await;
+        }
         let writes = self.founders.keys().next() == Some(&self.caller.node_id);
         let mut round = 0;
         while !self.core.is_initialized().await {
@@ -69,6 +77,21 @@ impl<M: StateMachine> Formation<M> {
             round += 1;
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    async fn wait_to_be_added(&self) {
+        let (node_id, peer) = (self.caller.node_id, &self.own.peer);
+        let mut round = 0;
+        while !self.core.is_initialized().await {
+            if round % ROUNDS_PER_MESSAGE == 0 {
+                tracing::info!(
+                    "waiting to be added to a cluster: `quorate member add {node_id} --peer {peer}`, or, where node {node_id} is a member that lost its data, `quorate member replace {node_id} --peer {peer}`"
+                );
+            }
+            round += 1;
+            tokio::time::sleep(PAUSE).await;
+        }
+        tracing::info!("a cluster has taken this node in");
     }
 
     /// All founders as they present themselves now, or nothing if one does not answer. Answers of earlier
@@ -101,8 +124,8 @@ impl<M: StateMachine> Formation<M> {
             .await
             .unwrap_or_else(|_| Err(DialError::Unreachable(format!("no answer within {CALL_TIMEOUT:?}"))))
             .inspect_err(|error| match error {
-                DialError::Refused(Refusal::CallerFenced { known, .. }) => (self.caller.fenced)(*known),
-                DialError::Refused(Refusal::UnknownPeer { node_id }) => {
+                DialError::Refused(refusal @ Refusal::CallerFenced { .. }) => (self.caller.refused)(refusal),
+                DialError::Refused(Refusal::UnknownPeer { node_id, .. }) => {
                     let error = FatalError::NotAMember { node_id: *node_id, address: address.to_owned() };
                     status::report(&self.fatal, error);
                 }

@@ -2,10 +2,15 @@
 //!
 //! - [`EngineConfig`]: what a node needs to know before it starts;
 //! - `formation`: how a cluster comes into being, once;
+//! - `membership`: who belongs to it from then on;
+//! - `leadership`: handing over the lead, nodes that prefer it, members that moved;
+//! - `standing`: whether this node still belongs to its cluster;
 //! - `writes`: admission, sessions, acknowledgement levels;
 //! - `reads`: how fresh the state must be that answers;
 //! - `wake`: commands that the machine asked for in advance, such as the expiry of keys;
-//! - `compaction`: when snapshots are taken and the log is cut.
+//! - `settings`: what can be changed while the node runs;
+//! - `compaction`: when snapshots are taken and the log is cut;
+//! - `health`: a leader whose disk is full or hangs hands over, and takes no writes meanwhile.
 //!
 //! # Promises
 //!
@@ -22,7 +27,12 @@
 mod compaction;
 mod config;
 mod formation;
+mod health;
+mod leadership;
+mod membership;
 mod reads;
+mod settings;
+mod standing;
 mod status;
 mod wake;
 mod writes;
@@ -34,10 +44,13 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-pub use config::{EngineConfig, Limits, SnapshotPolicy, Timing};
+pub use config::{DiskPolicy, EngineConfig, Limits, SnapshotPolicy, Timing};
+pub use membership::{CATCH_UP_PATIENCE, MemberList, MemberState, NewAddresses, NewMember};
+pub use settings::Settings;
 pub use status::{NodeState, ReadOutcome, Status};
 pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, WriteOptions, Written};
 
+use self::config::NO_CLUSTER;
 use crate::error::{FatalError, OpenError, StorageError};
 use crate::machine::StateMachine;
 use crate::raft::apply::Applier;
@@ -49,7 +62,10 @@ use crate::raft::network::service::Callee;
 use crate::raft::network::upstream::Upstream;
 use crate::raft::network::{PeerDoor, Transport};
 use crate::runtime::{self, offload};
-use crate::storage::{DataDir, LogStats, LogStore, SledOptions, SledStore, SnapshotDir, SnapshotStore};
+use crate::storage::{
+    DataDir, DiskWatch, LogStats, LogStore, Room, SledOptions, SledStore, SnapshotDir, SnapshotStore,
+};
+pub use crate::storage::{DiskState, DiskStatus};
 use crate::types::{Incarnation, LogId, Member, Role};
 
 /// One node of a replicated state machine. Cheap to clone; all clones are the same node.
@@ -71,9 +87,16 @@ impl<M: StateMachine> std::fmt::Debug for Engine<M> {
 
 struct Inner<M: StateMachine> {
     core: Core<M>,
+    caller: Caller,
+    transport: Arc<dyn Transport>,
+    /// This node's own line to whoever leads.
+    upstream: Upstream,
+    /// Held while the membership is being changed here.
+    changes: tokio::sync::Mutex<()>,
     own: Member,
     config: EngineConfig,
     reads: reads::ReadIndexes,
+    settings: watch::Sender<Settings>,
     inflight_bytes: AtomicUsize,
     state: watch::Receiver<NodeState>,
     fatal: watch::Sender<Option<FatalError>>,
@@ -84,6 +107,7 @@ struct Inner<M: StateMachine> {
     /// Closed when the data directory can be opened again.
     released: Option<watch::Receiver<()>>,
     log_stats: Option<Arc<LogStats>>,
+    disk: DiskWatch,
 }
 
 /// What a node is made of, for those who bring their own: simulation, and tests.
@@ -100,6 +124,8 @@ pub struct EngineParts {
     pub transport: Arc<dyn Transport>,
     /// What the log counts, if it does.
     pub log_stats: Option<Arc<LogStats>>,
+    /// The disk under the log; the default watches none.
+    pub disk: DiskWatch,
     /// Closed once the log has been dropped, if somebody cares.
     pub released: Option<watch::Receiver<()>>,
 }
@@ -127,13 +153,19 @@ impl<M: StateMachine> Engine<M> {
             None => TcpListener::bind(&config.peer_listen)
                 .map_err(|source| OpenError::Listen { address: config.peer_listen.clone(), source })?,
         };
+        if !config.join && config.initial_members.is_empty() && !DataDir::exists(&config.data_dir) {
+            return Err(OpenError::Config(NO_CLUSTER.to_owned()));
+        }
         let (release, released) = watch::channel(());
         let (path, cluster, node_id) = (config.data_dir.clone(), config.cluster.clone(), config.node_id);
         let tail_bytes = config.limits.log_tail_bytes;
+        let DiskPolicy { reserve_bytes, stall_ms } = config.disk;
         let (log, snapshots, incarnation) = offload(move || -> Result<_, StorageError> {
             let dir = DataDir::open(&path, &cluster, node_id)?;
-            let log = SledStore::open_in(&dir, SledOptions { tail_bytes, ..SledOptions::default() })?;
-            let snapshots = SnapshotDir::open(&dir.snapshot_dir())?;
+            let room = (reserve_bytes > 0).then(|| Room::open(dir.path(), reserve_bytes)).transpose()?;
+            let options = SledOptions { tail_bytes, ..SledOptions::default() };
+            let log = SledStore::open_in_room(&dir, options, room.clone())?;
+            let snapshots = SnapshotDir::open_in_room(&dir.snapshot_dir(), room)?;
             let incarnation = dir.identity().incarnation;
             Ok((LockedLog { log, _dir: dir, _released: release }, snapshots, incarnation))
         })
@@ -142,6 +174,7 @@ impl<M: StateMachine> Engine<M> {
             incarnation,
             log_stats: Some(log.log.stats().clone()),
             released: Some(released),
+            disk: log.log.watch_disk((stall_ms > 0).then(|| Duration::from_millis(stall_ms))),
             log: Arc::new(log),
             snapshots: Arc::new(snapshots),
             transport: Arc::new(GrpcTransport),
@@ -158,30 +191,35 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`OpenError`].
     pub async fn start(parts: EngineParts, machine: M) -> Result<Self, OpenError> {
-        let EngineParts { config, incarnation, log, snapshots, transport, log_stats, released } = parts;
+        let EngineParts { config, incarnation, log, snapshots, transport, log_stats, disk, released } = parts;
         config.validate()?;
         let recovery = snapshots.clone();
         let applier = offload(move || Applier::recover(machine, recovery)).await?;
         check_coverage(&config, &*log, &applier)?;
         let (fatal, stop) = (watch::Sender::new(None), watch::Sender::new(false));
-        let fenced = fence(&config, incarnation, fatal.clone());
+        let (refused, refusals) = mpsc::channel(standing::MAX_REFUSALS);
         let caller = Caller {
             cluster: config.cluster.clone(),
             node_id: config.node_id,
             incarnation,
             addresses: Arc::new(Addresses::new(config.initial_members.clone())),
-            fenced: fenced.clone(),
+            refused: Arc::new(move |refusal| {
+                // One that finds no room comes again.
+                let _ = refused.try_send(refusal.clone());
+            }),
         };
-        let (announcements, _) = mpsc::channel(1);
+        let (announcements, announced) = mpsc::channel(leadership::MAX_ANNOUNCEMENTS);
         let callee = Callee {
             cluster: config.cluster.clone(),
             node_id: config.node_id,
             incarnation,
             peer_address: config.peer_advertise.clone(),
             client_address: config.client_advertise.clone(),
+            joins: config.join,
             founders: config.initial_members.clone(),
-            fenced,
+            fenced: fence(&config, incarnation, fatal.clone()),
             announcements,
+            disk: disk.clone(),
         };
         let own = Member {
             peer: config.peer_advertise.clone(),
@@ -192,31 +230,62 @@ impl<M: StateMachine> Engine<M> {
         let upstream = Upstream::new(caller.clone(), transport.clone());
         let core_parts = Parts { log, snapshots, applier, clients, callee };
         let core = Core::start(&core_config(&config), core_parts).await.map_err(OpenError::Core)?;
+        if !config.join && config.initial_members.is_empty() && !core.is_initialized().await {
+            core.shutdown().await;
+            return Err(OpenError::Config(NO_CLUSTER.to_owned()));
+        }
 
         let founders = config.initial_members.clone();
         let formation = formation::Formation {
             core: core.clone(),
-            transport,
-            caller,
+            transport: transport.clone(),
+            caller: caller.clone(),
             own: own.clone(),
             fatal: fatal.clone(),
             founders,
+            joins: config.join,
         };
         until_stopped(&stop, formation.run());
-        until_stopped(&stop, compaction::run(core.clone(), config.snapshots.clone()));
-        let stopping = Arc::new(AtomicBool::new(false));
-        let (state_tx, state) = watch::channel(status::observe(&core, config.node_id, None));
+        let standing = standing::Standing {
+            core: core.clone(),
+            transport: transport.clone(),
+            caller: caller.clone(),
+            refusals,
+            joins: config.join,
+            fatal: fatal.clone(),
+        };
+        until_stopped(&stop, standing.run());
+        let settings = watch::Sender::new(Settings::of(&config));
+        until_stopped(&stop, compaction::run(core.clone(), settings.subscribe(), disk.clone()));
         until_stopped(
             &stop,
-            status::run(core.clone(), config.node_id, state_tx, fatal.clone(), stopping.clone()),
+            health::run(core.clone(), config.node_id, disk.clone(), config.timing.patience()),
+        );
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (state_tx, state) = watch::channel(status::observe(&core, config.node_id, &disk, None));
+        until_stopped(
+            &stop,
+            status::run(
+                core.clone(),
+                config.node_id,
+                disk.clone(),
+                state_tx,
+                fatal.clone(),
+                stopping.clone(),
+            ),
         );
         until_stopped(&stop, stop_when_fatal(core.clone(), fatal.subscribe()));
-        let reads = reads::ReadIndexes::start(core.clone(), upstream, config.timing.patience());
+        let reads = reads::ReadIndexes::start(core.clone(), upstream.clone(), config.timing.patience());
         let inner = Arc::new(Inner {
             core,
+            upstream,
+            caller,
+            transport,
+            changes: tokio::sync::Mutex::default(),
             own,
             config,
             reads,
+            settings,
             inflight_bytes: AtomicUsize::new(0),
             state,
             fatal,
@@ -224,7 +293,9 @@ impl<M: StateMachine> Engine<M> {
             stop,
             released,
             log_stats,
+            disk,
         });
+        until_stopped(&inner.stop, leadership::run(Arc::downgrade(&inner), announced));
         until_stopped(&inner.stop, wake::run(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
@@ -237,7 +308,7 @@ impl<M: StateMachine> Engine<M> {
     /// The node's state at this moment.
     pub fn state(&self) -> NodeState {
         let fatal = self.inner.fatal.borrow().clone();
-        status::observe(&self.inner.core, self.inner.config.node_id, fatal)
+        status::observe(&self.inner.core, self.inner.config.node_id, &self.inner.disk, fatal)
     }
 
     /// The node's state, and every change of it. Changes that follow each other closely are reported as
@@ -287,6 +358,16 @@ impl<M: StateMachine> Engine<M> {
         self.inner.log_stats.as_ref()
     }
 
+    /// What this node knows of its disk. Never waits for it.
+    pub fn disk(&self) -> DiskStatus {
+        self.inner.disk.status()
+    }
+
+    /// The watch behind [`disk`](Self::disk), if there is a disk.
+    pub fn disk_watch(&self) -> Option<DiskWatch> {
+        Some(self.inner.disk.clone()).filter(DiskWatch::watches)
+    }
+
     /// Hands leadership over if this node leads, then stops. When it returns, the data directory can be
     /// opened again. Idempotent.
     pub async fn shutdown(&self) {
@@ -313,26 +394,12 @@ impl<M: StateMachine> Engine<M> {
         }
     }
 
-    /// Asks the voter that is furthest ahead to take the lead, and waits until somebody has.
+    /// Hands over if this node leads and somebody can.
     async fn hand_over(&self) {
-        let inner = &self.inner;
-        let metrics = inner.core.metrics();
-        if metrics.role != Role::Leader {
-            return;
-        }
-        let own = inner.config.node_id;
-        let successor = metrics
-            .matched
-            .iter()
-            .filter(|(id, _)| **id != own && metrics.membership.is_voter(**id))
-            .max_by_key(|(_, matched)| **matched);
-        let Some((&successor, _)) = successor else { return };
-        tracing::info!(successor, "handing over the lead");
-        inner.core.transfer_leader(successor).await;
-        let mut state = self.watch();
-        let led_by_other = state.wait_for(|state| state.leader.as_ref().is_some_and(|l| l.node_id != own));
-        if tokio::time::timeout(inner.config.timing.patience(), led_by_other).await.is_err() {
-            tracing::warn!(successor, "nobody took the lead in time");
+        if self.inner.core.metrics().role == Role::Leader
+            && let Err(error) = self.transfer_leader(None).await
+        {
+            tracing::warn!(%error, "stopping without handing over");
         }
     }
 }
@@ -357,13 +424,22 @@ async fn stop_when_fatal<M: StateMachine>(core: Core<M>, mut fatal: watch::Recei
     }
 }
 
-/// What to do when a peer knows this node with another data directory.
+/// What to do when a peer expects another data directory of this node, which belongs to no cluster yet.
 fn fence(
     config: &EngineConfig,
     presented: Incarnation,
     fatal: watch::Sender<Option<FatalError>>,
 ) -> Arc<dyn Fn(Incarnation) + Send + Sync> {
-    let node_id = config.node_id;
+    let (node_id, peer) = (config.node_id, config.peer_advertise.clone());
+    if config.join {
+        // It has promised nothing yet and takes part in nothing before it is added.
+        return Arc::new(move |known| {
+            tracing::debug!(
+                %known,
+                "the cluster knows node {node_id} by another data directory: `quorate member replace {node_id} --peer {peer}` puts this one in its place"
+            );
+        });
+    }
     Arc::new(move |known| status::report(&fatal, FatalError::Fenced { node_id, known, presented }))
 }
 

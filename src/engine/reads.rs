@@ -22,7 +22,7 @@ use crate::raft::core::{Core, NoReadIndex};
 use crate::raft::network::upstream::{ReadIndexAnswer, Upstream};
 use crate::raft::published::Applied;
 use crate::runtime;
-use crate::types::{ReadLevel, ReadOptions};
+use crate::types::{LogId, ReadLevel, ReadOptions};
 
 /// Most reads that share one question to the leader; more wait for their turn.
 const MAX_SHARED: usize = 65_536;
@@ -136,11 +136,23 @@ impl<M: StateMachine> Engine<M> {
         Ok(ReadOutcome { applied: applied.progress.log_id, answer: M::query(&applied.view, query) })
     }
 
-    /// A state that is as fresh as `options` ask for, from which any number of queries can be answered.
+    /// A state that is as fresh as `options` ask for, and its position. Any number of queries can be answered from it,
+    /// all from the same point in time. Holding it keeps memory that the machine no longer needs.
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub(crate) async fn state_at(&self, options: ReadOptions) -> Result<Arc<Applied<M::View>>, ReadError> {
+    pub async fn view(
+        &self,
+        options: impl Into<ReadOptions>,
+    ) -> Result<(Option<LogId>, M::View), ReadError>
+    where
+        M::View: Clone,
+    {
+        let applied = self.state_at(options.into()).await?;
+        Ok((applied.progress.log_id, applied.view.clone()))
+    }
+
+    async fn state_at(&self, options: ReadOptions) -> Result<Arc<Applied<M::View>>, ReadError> {
         let inner = &self.inner;
         if let Some(fatal) = &*inner.fatal.borrow() {
             return Err(ReadError::Stopped { reason: fatal.to_string() });

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use crate::error::{FatalError, Leader};
 use crate::machine::StateMachine;
 use crate::raft::core::Core;
+use crate::storage::{DiskState, DiskWatch};
 use crate::types::{Incarnation, LogId, Membership, NodeId, Role};
 
 /// Changes closer together than this are reported as one.
@@ -51,6 +52,8 @@ pub struct NodeState {
     pub purged: Option<LogId>,
     /// The membership in effect.
     pub membership: Membership,
+    /// What its disk is good for.
+    pub disk: DiskState,
     /// Set when the node has stopped because of an error.
     pub fatal: Option<FatalError>,
 }
@@ -86,6 +89,7 @@ pub struct Status {
 pub(super) fn observe<M: StateMachine>(
     core: &Core<M>,
     node_id: NodeId,
+    disk: &DiskWatch,
     fatal: Option<FatalError>,
 ) -> NodeState {
     let metrics = core.metrics();
@@ -103,6 +107,7 @@ pub(super) fn observe<M: StateMachine>(
         snapshot: metrics.snapshot,
         purged: metrics.purged,
         membership: metrics.membership,
+        disk: disk.state(),
         fatal,
     }
 }
@@ -123,6 +128,7 @@ pub(super) fn report(fatal: &watch::Sender<Option<FatalError>>, error: FatalErro
 pub(super) async fn run<M: StateMachine>(
     core: Core<M>,
     node_id: NodeId,
+    disk: DiskWatch,
     state: watch::Sender<NodeState>,
     fatal: watch::Sender<Option<FatalError>>,
     stopping: Arc<AtomicBool>,
@@ -131,7 +137,7 @@ pub(super) async fn run<M: StateMachine>(
     let mut progress = core.published().watch();
     let mut fatal_rx = fatal.subscribe();
     loop {
-        let now = observe(&core, node_id, fatal_rx.borrow_and_update().clone());
+        let now = observe(&core, node_id, &disk, fatal_rx.borrow_and_update().clone());
         if let Some(error) = &now.fatal {
             report(&fatal, error.clone());
         }
@@ -154,7 +160,7 @@ pub(super) async fn run<M: StateMachine>(
             if !stopping.load(Ordering::Acquire) {
                 report(&fatal, FatalError::Core(core.cause_of_death().await));
             }
-            let now = observe(&core, node_id, fatal.borrow().clone());
+            let now = observe(&core, node_id, &disk, fatal.borrow().clone());
             state.send_replace(NodeState { role: Role::Stopped, leader: None, ..now });
             return;
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{Engine, Inner};
+use super::{Engine, Inner, health};
 use crate::error::WriteError;
 use crate::machine::StateMachine;
 use crate::machine::sessions::{SessionRefusal, WINDOW};
@@ -207,10 +207,11 @@ fn decoded<R: serde::de::DeserializeOwned>(acknowledged: Acknowledged<Bytes>) ->
 impl<M: StateMachine> Inner<M> {
     /// Takes `bytes` into account as in flight, unless they are too many.
     fn admit(&self, bytes: usize) -> Result<(), WriteError> {
-        let limits = &self.config.limits;
+        let limits = self.settings.borrow();
         if bytes > limits.max_command_bytes {
             return Err(WriteError::TooLarge { bytes, limit: limits.max_command_bytes });
         }
+        health::admit(&self.disk)?;
         if self.inflight_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > limits.max_inflight_bytes {
             self.inflight_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(WriteError::Overloaded);

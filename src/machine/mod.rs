@@ -84,13 +84,14 @@ pub trait StateMachine: Send + Sync + 'static {
         None
     }
 
-    /// When, in log time (milliseconds since the Unix epoch), the command [`wake`](Self::wake) is due; asked
-    /// after every batch, so it must be cheap. `None`: never.
+    /// When, in log time (milliseconds), the command that [`wake`](Self::wake) gives is due; `None` for never. The
+    /// leader proposes it once its clock has got there, again and again until this is later. Asked after every
+    /// batch, so it must be cheap.
     fn next_wake_ms(&self) -> Option<u64> {
         None
     }
 
-    /// The command that the leader proposes once that time has come. `None` for machines that never wake.
+    /// The command that the leader proposes when the machine is due. `None` for a machine that never wakes.
     fn wake() -> Option<Self::Command>
     where
         Self: Sized,

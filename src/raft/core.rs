@@ -18,7 +18,8 @@ use super::apply::Applier;
 use super::held::Held;
 use super::log::RaftLog;
 use super::network::PeerDoor;
-use super::network::client::PeerClients;
+use super::network::addresses::Seen;
+use super::network::client::{PeerClients, PeerFitness};
 use super::network::service::{Callee, LastHeard, PeerService};
 use super::published::{Applied, Published};
 pub use super::read_index::NoReadIndex;
@@ -113,6 +114,14 @@ pub struct Metrics {
     pub purged: Option<LogId>,
     /// The membership in effect.
     pub membership: Membership,
+    /// Where that stands in the log.
+    pub membership_at: Option<LogId>,
+    /// The newest membership known to be committed; the one in effect may yet be taken back.
+    pub committed_membership: Membership,
+    /// Where that stands in the log.
+    pub committed_membership_at: Option<LogId>,
+    /// On a leader: the members that have answered it within its lease, itself included.
+    pub reachable: BTreeSet<NodeId>,
     /// On a leader: up to where each member's log is known to match.
     pub matched: BTreeMap<NodeId, Option<LogId>>,
     /// Why the core stopped by itself.
@@ -129,6 +138,7 @@ pub struct Core<M: StateMachine> {
     purge_mark: Arc<AtomicU64>,
     held: Arc<Held>,
     admission: Arc<Admission>,
+    fitness: Arc<PeerFitness>,
     /// A leader not heard of for this long may have been replaced.
     lease: Duration,
 }
@@ -144,6 +154,7 @@ impl<M: StateMachine> Clone for Core<M> {
             purge_mark: self.purge_mark.clone(),
             held: self.held.clone(),
             admission: self.admission.clone(),
+            fitness: self.fitness.clone(),
             lease: self.lease,
         }
     }
@@ -157,12 +168,22 @@ impl<M: StateMachine> Core<M> {
     pub async fn start(config: &CoreConfig, parts: Parts<M>) -> Result<Self, String> {
         let published = parts.applier.published();
         let purge_mark = parts.clients.purge_mark();
-        let held = parts.clients.held();
+        let addresses = parts.clients.addresses();
+        let (held, fitness) = (parts.clients.held(), parts.clients.fitness());
         let log = RaftLog::new(parts.log, config.message_bytes, config.node_id, held.clone());
         let raft_config = raft_config(config)?;
         let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier)
             .await
             .map_err(|error| error.to_string())?;
+        let membership = raft.metrics();
+        addresses.follow(move |node_id| {
+            let metrics = membership.borrow_watched();
+            let stored = &metrics.membership_config;
+            Seen {
+                at: stored.log_id().as_ref().map(type_config::from_log_id),
+                member: stored.membership().get_node(&node_id).cloned(),
+            }
+        });
         // The core reports its state before it answers: from here on peers are checked against the membership.
         raft.is_initialized().await.map_err(|error| error.to_string())?;
         let voter_lease = Duration::from_millis(config.election_timeout_max_ms);
@@ -178,7 +199,11 @@ impl<M: StateMachine> Core<M> {
             void_lease_term: AtomicU64::new(0),
         });
         let door = Arc::new(service);
-        Ok(Self { raft, published, door, heard, reads, purge_mark, held, admission, lease })
+        Ok(Self { raft, published, door, heard, reads, purge_mark, held, admission, fitness, lease })
+    }
+
+    pub(super) fn raft(&self) -> &Raft<TypeConfig, Applier<M>> {
+        &self.raft
     }
 
     /// What this node shows to its peers.
@@ -324,6 +349,11 @@ impl<M: StateMachine> Core<M> {
         let _ = self.raft.trigger().transfer_leader(to).await;
     }
 
+    /// Peers that have answered this node, as their leader, a short while ago, and whether their disks are well.
+    pub fn peers_in_touch(&self) -> BTreeMap<NodeId, bool> {
+        self.fitness.within(self.lease)
+    }
+
     /// The core's present view of itself.
     pub fn metrics(&self) -> Metrics {
         let metrics = self.raft.metrics();
@@ -335,7 +365,11 @@ impl<M: StateMachine> Core<M> {
             }
             _ => self.heard.within(self.lease),
         };
-        Metrics { in_touch, ..from_metrics(&current) }
+        let answered = current.heartbeat.iter().flatten().filter(|(node_id, at)| {
+            **node_id == current.id || at.as_ref().is_some_and(|at| at.elapsed() <= self.lease)
+        });
+        let reachable = answered.map(|(node_id, _)| *node_id).collect();
+        Metrics { in_touch, reachable, ..from_metrics(&current) }
     }
 
     /// Tells when the view may have changed.
@@ -487,6 +521,10 @@ fn from_metrics(metrics: &RaftMetrics<TypeConfig>) -> Metrics {
         snapshot: position(&metrics.snapshot),
         purged: position(&metrics.purged),
         membership,
+        membership_at: position(metrics.membership_config.log_id()),
+        committed_membership: type_config::from_membership(metrics.committed_membership_config.membership()),
+        committed_membership_at: position(metrics.committed_membership_config.log_id()),
+        reachable: BTreeSet::new(),
         matched,
         fatal,
     }

@@ -10,6 +10,7 @@
 //! - [`read_index`]: linearizable reads that share one confirmation of leadership;
 //! - [`published`]: how far that is, and views for readers;
 //! - [`snapshot`]: views of the state into files, off the apply path, and back;
+//! - [`membership`]: changes of the membership;
 //! - [`held`]: which members are known to hold which entries;
 //! - [`network`]: messages between members, over any [`Transport`](network::Transport).
 //!
@@ -23,6 +24,7 @@ pub mod core;
 pub mod envelope;
 pub mod held;
 pub mod log;
+pub mod membership;
 pub mod network;
 pub mod published;
 pub mod read_index;

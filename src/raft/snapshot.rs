@@ -24,7 +24,7 @@ pub enum SnapshotData {
     /// Received from the leader, complete and verified, but not in its place before openraft accepts it:
     /// a rejected snapshot must not be found at the next start.
     Received(ReceivedSnapshot),
-    /// Of a machine that has applied nothing: there is no file.
+    /// Of a machine that has applied nothing, or for which the disk has no room: there is no file.
     Empty,
 }
 
@@ -78,10 +78,7 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
         &mut self,
     ) -> io::Result<Snapshot<CommittedLeaderId, NodeId, Member, SnapshotData>> {
         let Some(log_id) = self.content.applied.progress.log_id else {
-            return Ok(Snapshot {
-                meta: type_config::SnapshotMeta::default(),
-                snapshot: SnapshotData::Empty,
-            });
+            return Ok(nothing());
         };
         let meta = crate::storage::SnapshotMeta {
             log_id,
@@ -90,13 +87,32 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
             membership: type_config::from_membership(self.membership.membership()),
         };
         let (content, snapshots) = (self.content.clone(), self.snapshots.clone());
-        let handle = offload(move || {
+        let built = offload(move || {
             // openraft waits for ever for a build that panics.
-            catch("writing a snapshot", || write::<M>(&content, meta, &*snapshots).map_err(io::Error::other))
+            catch("writing a snapshot", || match write::<M>(&content, meta, &*snapshots) {
+                Ok(handle) => Ok(Some(handle)),
+                Err(error) if is_full(&error) => {
+                    tracing::warn!(%error, "no snapshot for lack of space; the next one may succeed");
+                    Ok(None)
+                }
+                Err(error) => Err(io::Error::other(error)),
+            })
         })
         .await?;
+        // An error would be the node's end. openraft ignores a snapshot that is not newer than the last.
+        let Some(handle) = built else { return Ok(nothing()) };
         Ok(Snapshot { meta: self::meta(handle.meta()), snapshot: SnapshotData::Placed(handle) })
     }
+}
+
+/// A snapshot of nothing.
+fn nothing() -> Snapshot<CommittedLeaderId, NodeId, Member, SnapshotData> {
+    Snapshot { meta: type_config::SnapshotMeta::default(), snapshot: SnapshotData::Empty }
+}
+
+/// Whether the disk had no room.
+fn is_full(error: &StorageError) -> bool {
+    matches!(error, StorageError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
 }
 
 fn write<M: StateMachine>(

@@ -1,20 +1,24 @@
-//! `quorate.v1.Admin`: what a node knows of itself and its cluster.
+//! `quorate.v1.Admin`: what a node knows of itself and its cluster, and changes of the latter.
+
+use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
+use crate::engine::{CATCH_UP_PATIENCE, MemberList, NewAddresses, NewMember};
+use crate::error::MembershipError;
 use crate::proto::v1;
+use crate::proto::v1::Failure;
 use crate::proto::v1::admin_server::Admin;
-use crate::types::Membership;
 
 use super::failure::leader_hint;
-use super::node::KvNode;
+use super::members::{Change, ClusterNode};
 use super::wire::position;
 
 /// The service, over whatever node it is given.
 pub(super) struct AdminService<N>(pub(super) N);
 
 #[tonic::async_trait]
-impl<N: KvNode> Admin for AdminService<N> {
+impl<N: ClusterNode> Admin for AdminService<N> {
     async fn status(
         &self,
         _request: Request<v1::StatusRequest>,
@@ -28,6 +32,7 @@ impl<N: KvNode> Admin for AdminService<N> {
             role: state.role.to_string(),
             term: state.term,
             ready: state.is_ready(),
+            disk: state.disk.to_string(),
             fatal: state.fatal.as_ref().map(ToString::to_string).unwrap_or_default(),
             leader: state.leader.map(leader_hint),
             last_log: state.last_log,
@@ -37,19 +42,105 @@ impl<N: KvNode> Admin for AdminService<N> {
             snapshot: state.snapshot.map(position),
             purged: state.purged.map(position),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            members: members(&state.membership),
+            members: members(self.0.members()),
             ..Default::default()
         }))
     }
+
+    async fn member_list(
+        &self,
+        _request: Request<v1::MemberListRequest>,
+    ) -> Result<Response<v1::MemberListResponse>, Status> {
+        let list = self.0.members();
+        Ok(Response::new(v1::MemberListResponse {
+            leader: list.leader.clone().map(leader_hint),
+            position: list.position.map(position),
+            joint: list.joint,
+            members: members(list),
+        }))
+    }
+
+    async fn add_member(&self, request: Request<v1::AddMemberRequest>) -> Changed {
+        let v1::AddMemberRequest { node_id, peer, promote, timeout_ms } = request.into_inner();
+        let new = NewMember { node_id, peer };
+        changed(self.0.change(Change::Add { new, promote, timeout: patience(timeout_ms) }).await)
+    }
+
+    async fn promote_member(&self, request: Request<v1::PromoteMemberRequest>) -> Changed {
+        let v1::PromoteMemberRequest { node_id, timeout_ms } = request.into_inner();
+        changed(self.0.change(Change::Promote { node_id, timeout: patience(timeout_ms) }).await)
+    }
+
+    async fn demote_member(&self, request: Request<v1::DemoteMemberRequest>) -> Changed {
+        let v1::DemoteMemberRequest { node_id, force } = request.into_inner();
+        changed(self.0.change(Change::Demote { node_id, force }).await)
+    }
+
+    async fn remove_member(&self, request: Request<v1::RemoveMemberRequest>) -> Changed {
+        let v1::RemoveMemberRequest { node_id, force } = request.into_inner();
+        changed(self.0.change(Change::Remove { node_id, force }).await)
+    }
+
+    async fn replace_member(&self, request: Request<v1::ReplaceMemberRequest>) -> Changed {
+        let v1::ReplaceMemberRequest { node_id, new_node_id, peer, timeout_ms } = request.into_inner();
+        let new = NewMember { node_id: new_node_id, peer };
+        changed(self.0.change(Change::Replace { old: node_id, new, timeout: patience(timeout_ms) }).await)
+    }
+
+    async fn update_member(&self, request: Request<v1::UpdateMemberRequest>) -> Changed {
+        let v1::UpdateMemberRequest { node_id, peer, client } = request.into_inner();
+        let addresses = NewAddresses { peer: given(peer), client: given(client) };
+        changed(self.0.change(Change::Update { node_id, addresses }).await)
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        let to = Some(request.into_inner().to_node).filter(|node_id| *node_id != 0);
+        let leader = self.0.transfer_leader(to).await.map_err(Failure::from)?;
+        Ok(Response::new(v1::TransferLeaderResponse { leader: Some(leader_hint(leader)) }))
+    }
+
+    async fn snapshot(
+        &self,
+        _request: Request<v1::SnapshotRequest>,
+    ) -> Result<Response<v1::SnapshotResponse>, Status> {
+        let taken = self.0.take_snapshot().await.map_err(Failure::from)?;
+        Ok(Response::new(v1::SnapshotResponse { position: Some(position(taken)) }))
+    }
 }
 
-fn members(membership: &Membership) -> Vec<v1::MemberInfo> {
-    let info = |(&node_id, member): (&u64, &crate::types::Member)| v1::MemberInfo {
-        node_id,
-        peer: member.peer.clone(),
-        client: member.client.clone(),
-        voter: membership.is_voter(node_id),
-        ..Default::default()
+type Changed = Result<Response<v1::MemberChangeResponse>, Status>;
+
+fn changed(outcome: Result<MemberList, MembershipError>) -> Changed {
+    let list = outcome.map_err(Failure::from)?;
+    let position = list.position.map(position);
+    Ok(Response::new(v1::MemberChangeResponse { members: members(list), position }))
+}
+
+/// The time that was asked for; more than any log takes to be sent is not waited for.
+fn patience(timeout_ms: u64) -> Duration {
+    const MAX: Duration = Duration::from_secs(24 * 60 * 60);
+    match timeout_ms {
+        0 => CATCH_UP_PATIENCE,
+        _ => Duration::from_millis(timeout_ms).min(MAX),
+    }
+}
+
+fn given(address: String) -> Option<String> {
+    (!address.is_empty()).then_some(address)
+}
+
+fn members(list: MemberList) -> Vec<v1::MemberInfo> {
+    let info = |state: crate::engine::MemberState| v1::MemberInfo {
+        node_id: state.node_id,
+        peer: state.member.peer,
+        client: state.member.client,
+        voter: state.voter,
+        incarnation: state.member.incarnation.to_string(),
+        matched: state.matched,
+        reachable: state.reachable,
     };
-    membership.members.iter().map(info).collect()
+    list.members.into_iter().map(info).collect()
 }

@@ -7,6 +7,8 @@
 //! | not leader, none known | `UNAVAILABLE` | retries after a pause |
 //! | no quorum | `UNAVAILABLE` | retries after a pause, or another node |
 //! | overloaded | `RESOURCE_EXHAUSTED` | retries after a pause |
+//! | disk full | `RESOURCE_EXHAUSTED` | retries after a pause: another node may take the lead |
+//! | disk stalled | `UNAVAILABLE` | retries after a pause, or another node |
 //! | too large, invalid | `INVALID_ARGUMENT` | does not retry |
 //! | interrupted; stopped with the write in flight | `UNKNOWN` | retries only what may apply twice |
 //! | stopped | `UNAVAILABLE` | goes to another node |
@@ -16,28 +18,37 @@
 use prost::Message;
 use tonic::Code;
 
-use crate::error::{Leader, ReadError, WriteError};
+use crate::error::{Leader, MembershipError, ReadError, SnapshotError, TransferError, WriteError};
 use crate::machine::kv::KvRejection;
 use crate::proto::v1::{Failure, LeaderHint, Reason};
+
+use super::wire::position;
 
 impl From<WriteError> for Failure {
     fn from(error: WriteError) -> Self {
         let (message, maybe_applied) = (error.to_string(), error.maybe_applied());
+        let mut standing = (None, Vec::new());
         let (reason, leader) = match error {
             WriteError::NotLeader { leader } => (Reason::NotLeader, leader),
             WriteError::TooLarge { .. } => (Reason::TooLarge, None),
             WriteError::Unencodable { .. } => (Reason::Invalid, None),
             WriteError::Overloaded => (Reason::Overloaded, None),
             WriteError::NoQuorum => (Reason::NoQuorum, None),
+            WriteError::DiskFull { .. } => (Reason::DiskFull, None),
+            WriteError::DiskStalled { .. } => (Reason::DiskStalled, None),
             WriteError::SessionExpired { .. } => (Reason::SessionExpired, None),
             WriteError::WindowExceeded => (Reason::WindowExceeded, None),
             WriteError::AnswerForgotten => (Reason::AnswerForgotten, None),
             WriteError::TooManySessions => (Reason::TooManySessions, None),
-            WriteError::AckTimeout { .. } => (Reason::AckTimeout, None),
+            WriteError::AckTimeout { log_id, missing } => {
+                standing = (Some(position(log_id)), missing);
+                (Reason::AckTimeout, None)
+            }
             WriteError::Interrupted { leader } => (Reason::Interrupted, leader),
             WriteError::Stopped { .. } => (Reason::Stopped, None),
         };
-        failure(reason, message, maybe_applied, leader)
+        let (position, missing) = standing;
+        Failure { position, missing, ..failure(reason, message, maybe_applied, leader) }
     }
 }
 
@@ -54,18 +65,94 @@ impl From<ReadError> for Failure {
     }
 }
 
+impl From<MembershipError> for Failure {
+    fn from(error: MembershipError) -> Self {
+        let message = error.to_string();
+        let (reason, maybe_applied, leader) = match error {
+            MembershipError::NotLeader { leader } => (Reason::NotLeader, false, leader),
+            MembershipError::Interrupted { leader } => (Reason::Interrupted, true, leader),
+            MembershipError::Timeout { .. } => (Reason::Membership, true, None),
+            MembershipError::Stopped { .. } => (Reason::Stopped, true, None),
+            MembershipError::Address { .. } => (Reason::Invalid, false, None),
+            MembershipError::UnknownMember { .. }
+            | MembershipError::AlreadyMember { .. }
+            | MembershipError::NotCaughtUp { .. }
+            | MembershipError::WouldLoseQuorum { .. }
+            | MembershipError::LastVoter { .. }
+            | MembershipError::AnotherChange
+            | MembershipError::Unreachable { .. }
+            | MembershipError::Identity { .. }
+            | MembershipError::HandOver { .. } => (Reason::Membership, false, None),
+        };
+        failure(reason, message, maybe_applied, leader)
+    }
+}
+
+impl From<TransferError> for Failure {
+    fn from(error: TransferError) -> Self {
+        let message = error.to_string();
+        let (reason, leader) = match error {
+            TransferError::NotLeader { leader } => (Reason::NotLeader, leader),
+            TransferError::Stopped { .. } => (Reason::Stopped, None),
+            TransferError::UnknownMember { .. }
+            | TransferError::NotAVoter { .. }
+            | TransferError::NotInTouch { .. }
+            | TransferError::NotCaughtUp { .. }
+            | TransferError::NobodyElse
+            | TransferError::Timeout { .. } => (Reason::Membership, None),
+        };
+        failure(reason, message, false, leader)
+    }
+}
+
+impl From<SnapshotError> for Failure {
+    fn from(error: SnapshotError) -> Self {
+        let message = error.to_string();
+        let reason = match error {
+            SnapshotError::Nothing => Reason::Behind,
+            SnapshotError::Timeout { .. } => Reason::Overloaded,
+            SnapshotError::Stopped { .. } => Reason::Stopped,
+        };
+        failure(reason, message, false, None)
+    }
+}
+
 impl From<KvRejection> for Failure {
     fn from(rejection: KvRejection) -> Self {
         let reason = match rejection {
-            KvRejection::ValueTooLong { .. } => Reason::TooLarge,
+            KvRejection::ValueTooLong { .. }
+            | KvRejection::TooManyCompares { .. }
+            | KvRejection::TooManyOperations { .. }
+            | KvRejection::TxnTooLong { .. }
+            | KvRejection::ResultsTooLong
+            | KvRejection::TooManyDeleted => Reason::TooLarge,
             KvRejection::EmptyName
             | KvRejection::NameTooLong { .. }
             | KvRejection::NameContainsNul
             | KvRejection::EmptyKey
-            | KvRejection::KeyTooLong { .. } => Reason::Invalid,
+            | KvRejection::KeyTooLong { .. }
+            | KvRejection::NoTimeToLive => Reason::Invalid,
         };
         failure(reason, rejection.to_string(), false, None)
     }
+}
+
+/// The machine answers every command and query in kind; if it ever did not, the caller would learn of it.
+pub(super) fn unexpected(answer: &dyn std::fmt::Debug) -> Failure {
+    failure(Reason::Unspecified, format!("the machine answered another question: {answer:?}"), true, None)
+}
+
+/// The node cannot go on with a stream.
+pub(super) fn stopped(reason: String) -> Failure {
+    failure(Reason::Stopped, reason, false, None)
+}
+
+/// The history begins later than what was asked for.
+pub(super) fn compacted(from_revision: u64, first_revision: u64) -> Failure {
+    let message = format!(
+        "this node's history begins at revision {first_revision}, after {from_revision}: read the range, and watch from the revision of that read plus one"
+    );
+    Failure { first_revision, ..failure(Reason::Compacted, message, false, None) }
 }
 
 /// A request that makes no sense.
@@ -126,7 +213,7 @@ mod tests {
     #[test]
     fn every_error_has_its_reason_and_code() {
         let stopped = |maybe_applied| WriteError::Stopped { reason: "full disk".to_owned(), maybe_applied };
-        let cases: [(Failure, Reason, Code, bool, bool); 13] = [
+        let cases: [(Failure, Reason, Code, bool, bool); 15] = [
             (
                 WriteError::NotLeader { leader: leader() }.into(),
                 Reason::NotLeader,
@@ -149,6 +236,20 @@ mod tests {
                 false,
             ),
             (WriteError::Overloaded.into(), Reason::Overloaded, Code::ResourceExhausted, false, false),
+            (
+                WriteError::DiskFull { available_bytes: 1 }.into(),
+                Reason::DiskFull,
+                Code::ResourceExhausted,
+                false,
+                false,
+            ),
+            (
+                WriteError::DiskStalled { writing_for: std::time::Duration::from_secs(2) }.into(),
+                Reason::DiskStalled,
+                Code::Unavailable,
+                false,
+                false,
+            ),
             (
                 WriteError::Interrupted { leader: leader() }.into(),
                 Reason::Interrupted,

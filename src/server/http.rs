@@ -80,6 +80,7 @@ async fn unknown(headers: HeaderMap, uri: Uri) -> Response {
 mod tests {
     use super::*;
     use crate::error::{FatalError, Leader};
+    use crate::storage::DiskState;
     use crate::types::{LogId, Membership};
 
     fn state() -> NodeState {
@@ -95,6 +96,7 @@ mod tests {
             snapshot: None,
             purged: None,
             membership: Membership::default(),
+            disk: DiskState::Ok,
             fatal: None,
         }
     }

@@ -17,7 +17,8 @@ use crate::types::NodeId;
 use super::metrics::Metrics;
 use super::node::KvNode;
 use super::pipeline;
-use super::wire::{self, Call};
+use super::streams;
+use super::wire::{self, Asked as AskedFor, Call};
 
 type Pipelined = Pin<Box<dyn Stream<Item = Result<v1::PipelineResponse, Status>> + Send>>;
 
@@ -35,7 +36,8 @@ impl<N: KvNode> KvService<N> {
         let (started, method) = (Instant::now(), wire::method(&request));
         let outcome = match wire::decode(request) {
             Ok(Call::Write(command, options)) => {
-                wire::written(self.node_id, method, self.node.write(command, options).await)
+                let asked = AskedFor::new(method, &command);
+                wire::written(self.node_id, asked, self.node.write(command, options).await)
             }
             Ok(Call::OpenSession { ttl_ms }) => {
                 wire::opened(self.node_id, ttl_ms, self.node.open_session(ttl_ms).await)
@@ -85,6 +87,39 @@ impl<N: KvNode> Kv for KvService<N> {
             Answer::Range(response) => Ok(Response::new(response)),
             other => Err(unexpected(&other)),
         }
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<v1::DeleteRangeRequest>,
+    ) -> Result<Response<v1::DeleteRangeResponse>, Status> {
+        match self.call(Asked::DeleteRange(request.into_inner())).await? {
+            Answer::DeleteRange(response) => Ok(Response::new(response)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn txn(&self, request: Request<v1::TxnRequest>) -> Result<Response<v1::TxnResponse>, Status> {
+        match self.call(Asked::Txn(request.into_inner())).await? {
+            Answer::Txn(response) => Ok(Response::new(response)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn range_stream(
+        &self,
+        request: Request<v1::RangeRequest>,
+    ) -> Result<Response<streams::Responses<v1::RangeResponse>>, Status> {
+        let stream = streams::range(self.node.clone(), self.node_id, request.into_inner()).await;
+        Ok(Response::new(stream?))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchRequest>,
+    ) -> Result<Response<streams::Responses<v1::WatchResponse>>, Status> {
+        let (node, draining) = (self.node.clone(), self.draining.clone());
+        Ok(Response::new(streams::watch(node, self.node_id, draining, request.into_inner())?))
     }
 
     async fn open_session(

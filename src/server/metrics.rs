@@ -28,8 +28,18 @@ const LATENCY_BUCKETS: [f64; 14] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
 /// How requests end, in the order of [`Reason`]; the first is success, or no reason at all.
-const OUTCOMES: [&str; 8] =
-    ["ok", "not_leader", "too_large", "overloaded", "interrupted", "no_quorum", "stopped", "invalid"];
+const OUTCOMES: [&str; 10] = [
+    "ok",
+    "not_leader",
+    "too_large",
+    "overloaded",
+    "interrupted",
+    "no_quorum",
+    "stopped",
+    "invalid",
+    "disk_full",
+    "disk_stalled",
+];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -130,6 +140,8 @@ fn outcome_of(reason: Reason) -> usize {
         Reason::NoQuorum => 5,
         Reason::Stopped => 6,
         Reason::Invalid => 7,
+        Reason::DiskFull => 8,
+        Reason::DiskStalled => 9,
         _ => 0,
     }
 }

@@ -3,7 +3,7 @@
 //! | door | what for |
 //! |---|---|
 //! | `quorate.v1.Kv` | reads and writes, one by one or on a [`pipeline`] |
-//! | `quorate.v1.Admin` | status |
+//! | `quorate.v1.Admin` | status, members, who leads, snapshots |
 //! | `grpc.health.v1.Health` | serving when the node is ready |
 //! | server reflection, v1 and v1alpha | `grpcurl … list` |
 //! | `/livez`, `/readyz`, `/metrics` | probes and Prometheus ([`http`]) |
@@ -21,15 +21,19 @@
 //!   within [`DRAIN`], whatever clients do.
 
 mod admin;
+mod disk_metrics;
 mod failure;
 mod http;
 mod kv;
 mod log_metrics;
+mod members;
 mod metrics;
 mod node;
 mod pipeline;
+mod streams;
 #[cfg(test)]
 mod tests;
+mod txn;
 mod wire;
 
 use std::net::SocketAddr;
@@ -55,8 +59,10 @@ use crate::proto::v1::kv_server::KvServer;
 use crate::runtime;
 
 use admin::AdminService;
+use disk_metrics::DiskCollector;
 use kv::KvService;
 use log_metrics::LogCollector;
+use members::ClusterNode;
 use metrics::Metrics;
 use node::KvNode;
 
@@ -138,12 +144,15 @@ impl Server {
             let collector: Box<dyn Collector> = Box::new(LogCollector(stats.clone()));
             collector
         }));
+        if let Some(disk) = engine.disk_watch() {
+            self.collectors.push(Box::new(DiskCollector(disk)));
+        }
         self.serve_node(engine, DRAIN, shutdown).await
     }
 
     async fn serve_node<N, F>(self, node: N, patience: Duration, shutdown: F) -> Result<(), ServeError>
     where
-        N: KvNode,
+        N: ClusterNode,
         F: Future<Output = ()> + Send,
     {
         let metrics = Arc::new(Metrics::new(node.clone(), self.collectors));
@@ -196,7 +205,7 @@ fn builder() -> tonic::transport::Server {
         .http2_keepalive_interval(Some(KEEPALIVE))
 }
 
-fn add_services<N: KvNode>(
+fn add_services<N: ClusterNode>(
     routes: Routes,
     node: N,
     metrics: Arc<Metrics>,

@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 use crate::engine::{Acknowledged, Engine, NodeState, ReadOutcome, Status, WriteOptions};
 use crate::error::{ReadError, WriteError};
-use crate::machine::kv::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply};
+use crate::machine::kv::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply, KvView};
 use crate::types::{LogId, ReadOptions};
 
 /// A node with a key-value machine. The methods promise what those of [`Engine`] do.
@@ -34,6 +34,12 @@ pub(super) trait KvNode: Clone + Send + Sync + 'static {
         query: KvQuery,
         options: ReadOptions,
     ) -> impl Future<Output = Result<ReadOutcome<KvAnswer>, ReadError>> + Send;
+
+    /// A state from which any number of queries can be answered, and its position.
+    fn view(
+        &self,
+        options: ReadOptions,
+    ) -> impl Future<Output = Result<(Option<LogId>, KvView), ReadError>> + Send;
 
     fn state(&self) -> NodeState;
 
@@ -68,6 +74,10 @@ impl KvNode for Engine<KvMachine> {
 
     async fn read(&self, query: KvQuery, options: ReadOptions) -> Result<ReadOutcome<KvAnswer>, ReadError> {
         Engine::read(self, query, options).await
+    }
+
+    async fn view(&self, options: ReadOptions) -> Result<(Option<LogId>, KvView), ReadError> {
+        Engine::view(self, options).await
     }
 
     fn state(&self) -> NodeState {

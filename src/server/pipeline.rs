@@ -39,7 +39,7 @@ use crate::types::{NodeId, ReadOptions};
 use super::failure;
 use super::metrics::{Metrics, OpenPipeline};
 use super::node::KvNode;
-use super::wire::{self, Call, Method};
+use super::wire::{self, Asked, Call, Method};
 
 /// Requests in flight on one pipeline; more are not read until some are answered.
 pub(super) const MAX_IN_FLIGHT: usize = 16_384;
@@ -187,8 +187,9 @@ async fn start_requests<N: KvNode>(node: &N, outlet: &Arc<Outlet>, message: Pipe
         match wire::decode(request) {
             Ok(Call::Write(command, options)) => {
                 let outlet = outlet.clone();
+                let asked = Asked::new(ticket.method, &command);
                 node.propose(command, options, move |outcome| {
-                    let outcome = wire::written(outlet.node_id, ticket.method, outcome);
+                    let outcome = wire::written(outlet.node_id, asked, outcome);
                     outlet.answer(ticket, outcome);
                 })
                 .await;

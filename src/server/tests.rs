@@ -17,14 +17,17 @@ use tonic_health::pb::health_client::HealthClient;
 use super::*;
 use crate::engine::{Acknowledged, NodeState, ReadOutcome, Status, WriteOptions};
 use crate::error::{FatalError, Leader, ReadError, WriteError};
-use crate::machine::kv::{KvAnswer, KvCommand, KvQuery, KvReply};
+use crate::machine::kv::{KvAnswer, KvCommand, KvQuery, KvReply, KvView};
 use crate::machine::{ApplyContext, StateMachine};
 use crate::proto::v1::admin_client::AdminClient;
 use crate::proto::v1::kv_client::KvClient;
 use crate::proto::v1::tagged_request::Request as Ask;
 use crate::proto::v1::tagged_response::Response as Reply;
 use crate::proto::v1::{self, Failure, PipelineRequest, PipelineResponse, Reason, TaggedRequest};
+use crate::storage::DiskState;
 use crate::types::{Incarnation, LogId, Membership, ReadOptions, Role};
+
+mod members;
 
 /// Long enough for a loaded machine; nothing waits for it in vain.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -62,6 +65,7 @@ impl FakeNode {
             snapshot: None,
             purged: None,
             membership: Membership::default(),
+            disk: DiskState::Ok,
             fatal: None,
         };
         Self {
@@ -135,6 +139,11 @@ impl KvNode for FakeNode {
         let inner = self.inner.lock().unwrap();
         let answer = KvMachine::query(&inner.machine.view(), query);
         Ok(ReadOutcome { applied: Some(LogId::new(3, inner.index)), answer })
+    }
+
+    async fn view(&self, _: ReadOptions) -> Result<(Option<LogId>, KvView), ReadError> {
+        let inner = self.inner.lock().unwrap();
+        Ok((Some(LogId::new(3, inner.index)), inner.machine.view()))
     }
 
     fn state(&self) -> NodeState {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::engine::{Acknowledged, DEFAULT_ACK_TIMEOUT, ReadOutcome, WriteOptions};
 use crate::error::{ReadError, WriteError};
-use crate::machine::kv::{Item, KvAnswer, KvCommand, KvQuery, KvReply, RangeQuery};
+use crate::machine::kv::{Item, KvAnswer, KvCommand, KvQuery, KvReply, RangeAnswer, RangeQuery};
 use crate::machine::sessions::{WINDOW, granted_ttl_ms};
 use crate::proto::v1;
 use crate::proto::v1::tagged_request::Request;
@@ -13,6 +13,7 @@ use crate::proto::v1::tagged_response::Response;
 use crate::types::{AckLevel, LogId, NodeId, ReadLevel, ReadOptions, SessionSlot};
 
 use super::failure;
+use super::txn::{self, AskedKeys};
 
 /// Stands in for an empty tenant or collection.
 pub(super) const DEFAULT_NAME: &str = "default";
@@ -93,10 +94,14 @@ pub(super) fn method(request: &Request) -> Method {
 /// The failure to answer instead.
 pub(super) fn decode(request: Request) -> Result<Call, v1::Failure> {
     let call = match request {
-        Request::Put(v1::PutRequest { tenant, collection, key, value, ttl_ms: _, options }) => Call::Write(
-            KvCommand::Put { tenant: name(tenant), collection: name(collection), key, value },
-            write_options(options)?,
-        ),
+        Request::Put(v1::PutRequest { tenant, collection, key, value, ttl_ms, options }) => {
+            let (tenant, collection) = (name(tenant), name(collection));
+            let command = match ttl_ms {
+                0 => KvCommand::Put { tenant, collection, key, value },
+                _ => KvCommand::PutExpiring { tenant, collection, key, value, ttl_ms },
+            };
+            Call::Write(command, write_options(options)?)
+        }
         Request::Delete(v1::DeleteRequest { tenant, collection, key, options }) => Call::Write(
             KvCommand::Delete { tenant: name(tenant), collection: name(collection), key },
             write_options(options)?,
@@ -111,7 +116,16 @@ pub(super) fn decode(request: Request) -> Result<Call, v1::Failure> {
         }
         Request::OpenSession(v1::OpenSessionRequest { ttl_ms }) => Call::OpenSession { ttl_ms },
         Request::CloseSession(v1::CloseSessionRequest { session }) => Call::CloseSession { session },
-        _ => return Err(failure::invalid("not known")),
+        Request::DeleteRange(request) => {
+            let v1::DeleteRangeRequest { tenant, collection, start, end, limit, options } = request;
+            let (tenant, collection) = (name(tenant), name(collection));
+            let command = KvCommand::DeleteRange { tenant, collection, start, end, limit };
+            Call::Write(command, write_options(options)?)
+        }
+        Request::Txn(mut request) => {
+            let options = write_options(request.options.take())?;
+            Call::Write(KvCommand::Txn(txn::decode(request)?), options)
+        }
     };
     match &call {
         Call::Write(command, _) => command.check()?,
@@ -121,7 +135,7 @@ pub(super) fn decode(request: Request) -> Result<Call, v1::Failure> {
     Ok(call)
 }
 
-fn range_query(request: v1::RangeRequest) -> RangeQuery {
+pub(super) fn range_query(request: v1::RangeRequest) -> RangeQuery {
     let v1::RangeRequest { tenant, collection, start, end, limit, .. } = request;
     let limit = match usize::try_from(limit) {
         Ok(limit @ 1..=MAX_RANGE_ITEMS) => limit,
@@ -131,11 +145,11 @@ fn range_query(request: v1::RangeRequest) -> RangeQuery {
     RangeQuery { tenant, collection, start, end, limit, max_bytes }
 }
 
-fn name(name: String) -> String {
+pub(super) fn name(name: String) -> String {
     if name.is_empty() { DEFAULT_NAME.to_owned() } else { name }
 }
 
-fn read_options(level: i32, freshness: Option<v1::Freshness>) -> Result<ReadOptions, v1::Failure> {
+pub(super) fn read_options(level: i32, freshness: Option<v1::Freshness>) -> Result<ReadOptions, v1::Failure> {
     let v1::Freshness { max_lag_ms, after_index } = freshness.unwrap_or_default();
     let level = match v1::ReadLevel::try_from(level) {
         Ok(v1::ReadLevel::Linearizable) => ReadLevel::Linearizable,
@@ -175,10 +189,28 @@ fn write_options(options: Option<v1::WriteOptions>) -> Result<WriteOptions, v1::
     Ok(WriteOptions { slot, ack, ack_timeout })
 }
 
-/// The response to a write of this kind, or its failure.
+/// What of a write is needed to answer it.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) method: Method,
+    /// Of a transaction.
+    keys: Option<Box<AskedKeys>>,
+}
+
+impl Asked {
+    pub(super) fn new(method: Method, command: &KvCommand) -> Self {
+        let keys = match command {
+            KvCommand::Txn(txn) => Some(Box::new(txn::asked_keys(txn))),
+            _ => None,
+        };
+        Self { method, keys }
+    }
+}
+
+/// The response to a write, or its failure.
 pub(super) fn written(
     node_id: NodeId,
-    method: Method,
+    asked: Asked,
     outcome: Result<Acknowledged<KvReply>, WriteError>,
 ) -> Result<Response, v1::Failure> {
     let Acknowledged { log_id, reply, ack, held_by, repeated } = outcome?;
@@ -189,7 +221,7 @@ pub(super) fn written(
         held_by,
         repeated_write: repeated,
     });
-    let Some(reply) = reply else { return Ok(unapplied(method, header, log_id.index)) };
+    let Some(reply) = reply else { return Ok(unapplied(asked.method, header, log_id.index)) };
     match reply {
         KvReply::Put { revision, create_revision, version } => {
             Ok(Response::Put(v1::PutResponse { header, revision, create_revision, version }))
@@ -197,7 +229,16 @@ pub(super) fn written(
         KvReply::Deleted { existed, .. } => {
             Ok(Response::Delete(v1::DeleteResponse { header, deleted: existed }))
         }
+        KvReply::DeletedRange { deleted, more, .. } => {
+            Ok(Response::DeleteRange(v1::DeleteRangeResponse { header, deleted, more }))
+        }
+        KvReply::Txn { revision, succeeded, results } => {
+            let keys = asked.keys.map(|keys| *keys).unwrap_or_default();
+            let results = txn::results(revision, succeeded, results, keys);
+            Ok(Response::Txn(v1::TxnResponse { header, revision, succeeded, results }))
+        }
         KvReply::Rejected(rejection) => Err(rejection.into()),
+        other => Err(failure::unexpected(&other)),
     }
 }
 
@@ -256,28 +297,32 @@ pub(super) fn answered(
             Ok(Response::Get(v1::GetResponse { header, item }))
         }
         KvAnswer::Range(range) => {
-            let items = range.items.into_iter().map(|(key, found)| item(key, found)).collect();
-            let next = range.next.unwrap_or_default();
-            Ok(Response::Range(v1::RangeResponse { header, items, next }))
+            Ok(Response::Range(self::range(header, range)))
         }
         KvAnswer::Rejected(rejection) => Err(rejection.into()),
+        other => Err(failure::unexpected(&other)),
     }
+}
+
+pub(super) fn range(header: Option<v1::Header>, range: RangeAnswer) -> v1::RangeResponse {
+    let items = range.items.into_iter().map(|(key, found)| item(key, found)).collect();
+    v1::RangeResponse { header, items, next: range.next.unwrap_or_default() }
 }
 
 /// The key that a get asks for: its response repeats it.
 pub(super) fn asked_key(query: &KvQuery) -> Option<bytes::Bytes> {
     match query {
         KvQuery::Get { key, .. } => Some(key.clone()),
-        KvQuery::Range(_) => None,
+        _ => None,
     }
 }
 
-fn item(key: bytes::Bytes, item: Item) -> v1::Item {
-    let Item { value, create_revision, mod_revision, version } = item;
-    v1::Item { key, value, create_revision, mod_revision, version, ..Default::default() }
+pub(super) fn item(key: bytes::Bytes, item: Item) -> v1::Item {
+    let Item { value, create_revision, mod_revision, version, expires_ms } = item;
+    v1::Item { key, value, create_revision, mod_revision, version, expires_ms }
 }
 
-fn header(node_id: NodeId, log_id: Option<LogId>) -> v1::Header {
+pub(super) fn header(node_id: NodeId, log_id: Option<LogId>) -> v1::Header {
     v1::Header { node_id, position: log_id.map(position), ..Default::default() }
 }
 

@@ -118,6 +118,11 @@ pub struct DataDir {
 }
 
 impl DataDir {
+    /// Whether the directory at `path` has been used by a node before, or looks so.
+    pub fn exists(path: &Path) -> bool {
+        path.join(IDENTITY).exists() || path.join(LOG).exists() || path.join(SNAPSHOTS).exists()
+    }
+
     /// Locks the directory at `path` and checks that it belongs to `node_id` of `cluster`; creates it, with a
     /// fresh incarnation, if it is not there or empty.
     ///

@@ -16,7 +16,7 @@
 //! # What is where
 //! [`SledStore`] keeps the log on disk, [`MemoryStore`] in memory for simulation; both pass one conformance
 //! suite. [`SnapshotDir`] and [`MemorySnapshots`] are the same pair for snapshots. [`DataDir`] locks a data
-//! directory and says whose it is; open it first. `docs/FORMAT.md` describes every byte on disk.
+//! directory and says whose it is; open it first. [`DiskWatch`] tells whether the disk can take more. `docs/FORMAT.md` describes every byte on disk.
 //!
 //! What it does not do: replicate, compare terms, decide what may be truncated.
 
@@ -29,6 +29,7 @@ mod power;
 mod record;
 mod sled_store;
 mod snapshots;
+mod space;
 
 use std::io;
 
@@ -44,6 +45,8 @@ pub use snapshots::{
     MemorySnapshots, ReceivedSnapshot, SnapshotDir, SnapshotHandle, SnapshotMeta, SnapshotReceiver,
     SnapshotStore, SnapshotWriter,
 };
+pub(crate) use space::Room;
+pub use space::{DiskState, DiskStatus, DiskWatch};
 
 /// Called exactly once when a write is durable, or has failed for good.
 pub type Completion = Box<dyn FnOnce(io::Result<()>) + Send + 'static>;

@@ -19,6 +19,8 @@ mod catch_up;
 mod cluster_command;
 mod corruption;
 mod crash;
+mod disk;
+mod membership;
 mod refusals;
 mod restart;
 mod support;

@@ -74,7 +74,7 @@ async fn an_empty_disk_under_a_known_identity() {
     assert_eq!(exit.status.code(), Some(1), "{}", node.log_tail(20));
     let log = output(node);
     for text in
-        ["node 2 is known to its cluster by data directory", "wiped or replaced", "join under a new id"]
+        ["node 2 is known to its cluster by data directory", "wiped or replaced", "quorate member replace 2"]
     {
         assert!(log.contains(text), "\"{text}\" is not in {log}");
     }

@@ -148,5 +148,18 @@ fn a_disk_that_lies_about_its_syncs_is_caught() {
     );
 }
 
+#[test]
+fn retries_without_a_session_are_caught() {
+    let scenario = Scenario { no_sessions: true, ..Scenario::default() };
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let (_, failures) = run_all(0..60, scenario);
+    std::panic::set_hook(hook);
+    assert!(
+        failures.iter().any(|failure| failure.contains("increments")),
+        "60 seeds of retries without a session applied nothing twice: the check is blind. {failures:?}"
+    );
+}
+
 /// Keeps `Arc` in the prelude of the modules below short.
 type Shared<T> = Arc<Mutex<T>>;

@@ -78,10 +78,11 @@ struct Client {
     acknowledged: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     leader: Option<NodeId>,
+    sessions: bool,
 }
 
 impl Workload {
-    pub fn start(seed: u64, engines: Engines, trace: Arc<Trace>) -> Self {
+    pub fn start(seed: u64, engines: Engines, trace: Arc<Trace>, sessions: bool) -> Self {
         let history = Arc::new(Mutex::new(History::default()));
         let acknowledged = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
@@ -94,6 +95,7 @@ impl Workload {
             acknowledged: acknowledged.clone(),
             stop: stop.clone(),
             leader: None,
+            sessions,
         };
         let mut tasks: Vec<_> = (0..WRITERS).map(|id| tokio::spawn(client(id).write())).collect();
         tasks.extend((0..COUNTERS).map(|id| tokio::spawn(client(100 + id).count())));
@@ -204,7 +206,8 @@ impl Client {
                     key: Bytes::from(COUNTER),
                     value: Bytes::from(self.id.to_string()),
                 };
-                let options = WriteOptions { slot: Some(ticket.slot()), ..WriteOptions::default() };
+                let slot = self.sessions.then(|| ticket.slot());
+                let options = WriteOptions { slot, ..WriteOptions::default() };
                 let result = tokio::time::timeout(PATIENCE, engine.write_with(command, options)).await;
                 self.follow(node, &result);
                 let Ok(Ok(written)) = result else { continue };

@@ -30,11 +30,13 @@ pub struct Scenario {
     pub nodes: u64,
     /// Acknowledge writes before they are synced: a bug that must be noticed.
     pub lying_disk: bool,
+    /// Send writes again without a session: a bug of a client that must be noticed.
+    pub no_sessions: bool,
 }
 
 impl Default for Scenario {
     fn default() -> Self {
-        Self { nodes: 3, lying_disk: false }
+        Self { nodes: 3, lying_disk: false, no_sessions: false }
     }
 }
 
@@ -135,7 +137,8 @@ impl World {
     pub async fn run(mut self) -> Outcome {
         let _trace = SaveTrace(self.trace.clone());
         self.start_all().await;
-        let workload = Workload::start(self.seed, self.engines.clone(), self.trace.clone());
+        let workload =
+            Workload::start(self.seed, self.engines.clone(), self.trace.clone(), !self.scenario.no_sessions);
         self.suffer().await;
         self.heal().await;
         self.expect_progress(&workload).await;
@@ -174,6 +177,7 @@ impl World {
             snapshots: node.disk.snapshots(),
             transport: Arc::new(SimTransport { network: self.network.clone(), node_id: id }),
             log_stats: None,
+            disk: quorate::storage::DiskWatch::default(),
             released: None,
         };
         let engine = group.spawn(Engine::start(parts, KvMachine::default())).await.unwrap();

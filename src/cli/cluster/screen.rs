@@ -213,6 +213,7 @@ mod tests {
                 state_hash: 0,
                 snapshot: None,
                 purged: None,
+                disk: String::new(),
                 version: String::new(),
                 ready: true,
                 fatal: String::new(),

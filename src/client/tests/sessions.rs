@@ -264,11 +264,11 @@ async fn an_acknowledgement_says_what_it_promises_and_who_holds_the_write() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_waited_for_for_a_while_and_then_named() {
+async fn a_full_disk_is_waited_for_and_named_if_it_lasts() {
     let node = Fake::start(steps([Next::Refuse(failure(Reason::DiskFull, false))]));
     put(&client_of(&[&node]), "k", "v").await.unwrap();
     node.set_script(refusing(failure(Reason::DiskFull, false)));
-    let client = client_with(&[&node], |config| config.unavailable_after = Duration::from_millis(50));
+    let client = client_with(&[&node], |config| config.timeout = Duration::from_millis(100));
     let error = put(&client, "k", "v").await.unwrap_err();
     let expected = matches!(error, ClientError::Failed { cause: Cause::DiskFull, maybe_applied: false, .. });
     assert!(expected, "{error}");

@@ -1,61 +1,21 @@
-//! Composite keys and the limits on their parts.
+//! Composite keys, and ranges of them.
 //!
 //! The composite key of an item is `tenant NUL collection NUL key`. Names contain no NUL, so two
 //! different triples never give the same bytes, and all keys of one collection stand together in the
 //! order of their bytes. The encoding is part of the snapshot format.
 
-use serde::{Deserialize, Serialize};
+use std::ops::Bound;
+use std::sync::Arc;
 
-/// Longest tenant or collection name, in bytes.
-///
-/// Limits on what is stored may be raised, never lowered: logs and snapshots hold what older limits let in.
-pub const MAX_NAME_BYTES: usize = 128;
+use bytes::Bytes;
 
-/// Longest key, in bytes. Keys are compared on every step of a lookup and copied into log entries; what is
-/// longer belongs into the value.
-pub const MAX_KEY_BYTES: usize = 4 * 1024;
-
-/// Longest value, in bytes. A value travels in one log entry, which must fit one message to a peer.
-pub const MAX_VALUE_BYTES: usize = 1024 * 1024;
+use super::limits::{KvRejection, MAX_KEY_BYTES, MAX_NAME_BYTES, MAX_VALUE_BYTES};
 
 /// Longest composite key, in bytes.
 pub(super) const MAX_COMPOSITE_BYTES: usize = 2 * (MAX_NAME_BYTES + 1) + MAX_KEY_BYTES;
 
 /// Ends each of the two names in a composite key.
 const SEPARATOR: u8 = 0;
-
-/// Why a command or query was not accepted. Encoded by variant index: add variants at the end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[non_exhaustive]
-pub enum KvRejection {
-    /// A tenant or collection name is empty.
-    #[error("tenant and collection must not be empty")]
-    EmptyName,
-    /// A tenant or collection name is too long.
-    #[error("a tenant or collection name has {bytes} bytes, more than the limit of {MAX_NAME_BYTES} bytes")]
-    NameTooLong {
-        /// Its length.
-        bytes: u64,
-    },
-    /// A tenant or collection name contains a NUL character.
-    #[error("tenant and collection must not contain a NUL character")]
-    NameContainsNul,
-    /// The key is empty.
-    #[error("the key must not be empty")]
-    EmptyKey,
-    /// The key, or a bound of a range, is too long.
-    #[error("the key has {bytes} bytes, more than the limit of {MAX_KEY_BYTES} bytes")]
-    KeyTooLong {
-        /// Its length.
-        bytes: u64,
-    },
-    /// The value is too long.
-    #[error("the value has {bytes} bytes, more than the limit of {MAX_VALUE_BYTES} bytes")]
-    ValueTooLong {
-        /// Its length.
-        bytes: u64,
-    },
-}
 
 /// Checks a full address of an item.
 pub(super) fn check(tenant: &str, collection: &str, key: &[u8]) -> Result<(), KvRejection> {
@@ -67,17 +27,20 @@ pub(super) fn check(tenant: &str, collection: &str, key: &[u8]) -> Result<(), Kv
     }
 }
 
-pub(super) fn check_names(tenant: &str, collection: &str) -> Result<(), KvRejection> {
-    for name in [tenant, collection] {
-        if name.is_empty() {
-            return Err(KvRejection::EmptyName);
-        }
-        if name.len() > MAX_NAME_BYTES {
-            return Err(KvRejection::NameTooLong { bytes: name.len() as u64 });
-        }
-        if name.as_bytes().contains(&SEPARATOR) {
-            return Err(KvRejection::NameContainsNul);
-        }
+fn check_names(tenant: &str, collection: &str) -> Result<(), KvRejection> {
+    check_name(tenant)?;
+    check_name(collection)
+}
+
+pub(super) fn check_name(name: &str) -> Result<(), KvRejection> {
+    if name.is_empty() {
+        return Err(KvRejection::EmptyName);
+    }
+    if name.len() > MAX_NAME_BYTES {
+        return Err(KvRejection::NameTooLong { bytes: name.len() as u64 });
+    }
+    if name.as_bytes().contains(&SEPARATOR) {
+        return Err(KvRejection::NameContainsNul);
     }
     Ok(())
 }
@@ -89,43 +52,87 @@ pub(super) fn check_value(value: &[u8]) -> Result<(), KvRejection> {
     Ok(())
 }
 
+/// Checks a range of keys.
+pub(super) fn check_range(
+    tenant: &str,
+    collection: &str,
+    start: &[u8],
+    end: &[u8],
+) -> Result<(), KvRejection> {
+    check_names(tenant, collection)?;
+    check_bound(start)?;
+    check_bound(end)
+}
+
 /// Checks the start or end of a range: empty is fine, and so is the successor of the longest key.
-pub(super) fn check_bound(bound: &[u8]) -> Result<(), KvRejection> {
+fn check_bound(bound: &[u8]) -> Result<(), KvRejection> {
     if bound.len() > MAX_KEY_BYTES + 1 {
         return Err(KvRejection::KeyTooLong { bytes: bound.len() as u64 });
     }
     Ok(())
 }
 
-/// The composite key of `key`.
-pub(super) fn composite(tenant: &str, collection: &str, key: &[u8]) -> Vec<u8> {
-    let mut composite = Vec::with_capacity(tenant.len() + collection.len() + key.len() + 2);
-    push_names(&mut composite, tenant, collection);
-    composite.extend_from_slice(key);
+/// The composite key of `key`, in the allocation the tree keeps.
+pub(super) fn composite(tenant: &str, collection: &str, key: &[u8]) -> Arc<[u8]> {
+    let (tenant, collection, nul) = (tenant.as_bytes(), collection.as_bytes(), &[SEPARATOR][..]);
+    let length = tenant.len() + collection.len() + key.len() + 2;
+    // Collecting an iterator of known length allocates once; a Vec in between would be copied again.
+    let mut composite: Arc<[u8]> = std::iter::repeat_n(0, length).collect();
+    let mut rest = Arc::get_mut(&mut composite).expect("invariant: a new allocation has one owner");
+    for part in [tenant, nul, collection, nul, key] {
+        let (slot, after) = rest.split_at_mut(part.len());
+        slot.copy_from_slice(part);
+        rest = after;
+    }
     composite
 }
 
 /// What the composite keys of a collection begin with.
-pub(super) fn prefix(tenant: &str, collection: &str) -> Vec<u8> {
+fn prefix(tenant: &str, collection: &str) -> Vec<u8> {
     let mut prefix = Vec::with_capacity(tenant.len() + collection.len() + 2);
-    push_names(&mut prefix, tenant, collection);
+    for name in [tenant, collection] {
+        prefix.extend_from_slice(name.as_bytes());
+        prefix.push(SEPARATOR);
+    }
     prefix
 }
 
-fn push_names(composite: &mut Vec<u8>, tenant: &str, collection: &str) {
-    composite.extend_from_slice(tenant.as_bytes());
-    composite.push(SEPARATOR);
-    composite.extend_from_slice(collection.as_bytes());
-    composite.push(SEPARATOR);
+/// The composite keys between two keys of one collection. Holds at least one possible key.
+#[derive(Debug)]
+pub(super) struct KeyRange {
+    prefix_bytes: usize,
+    start: Vec<u8>,
+    end: Vec<u8>,
 }
 
-/// The composite key of `key` in the collection with this prefix.
-pub(super) fn within(prefix: &[u8], key: &[u8]) -> Vec<u8> {
-    [prefix, key].concat()
+impl KeyRange {
+    /// From `start`, inclusive, to `end`, exclusive; an empty `end` means the end of the collection. `None` when no
+    /// key can be in between.
+    pub(super) fn new(tenant: &str, collection: &str, start: &[u8], end: &[u8]) -> Option<Self> {
+        let prefix = prefix(tenant, collection);
+        let end = if end.is_empty() { collection_end(&prefix) } else { [&prefix, end].concat() };
+        let start = [&prefix, start].concat();
+        // The tree, like the standard library's, does not accept an empty range.
+        (start < end).then_some(Self { prefix_bytes: prefix.len(), start, end })
+    }
+
+    /// The range as the tree takes it.
+    pub(super) fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
+        (Bound::Included(&self.start), Bound::Excluded(&self.end))
+    }
+
+    pub(super) fn contains(&self, composite: &[u8]) -> bool {
+        *self.start <= *composite && *composite < *self.end
+    }
+
+    /// The key in the collection that `composite`, which is in this range, stands for.
+    pub(super) fn key(&self, composite: &[u8]) -> Bytes {
+        Bytes::copy_from_slice(&composite[self.prefix_bytes..])
+    }
 }
 
 /// A bound above every key of the collection with this prefix, and below every other one after it.
-pub(super) fn collection_end(prefix: &[u8]) -> Vec<u8> {
+fn collection_end(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     *end.last_mut().expect("invariant: a prefix ends in a separator") = SEPARATOR + 1;
     end
@@ -169,14 +176,15 @@ mod tests {
         // Names chosen so that a careless encoding would interleave them.
         let collections = [("a", "b"), ("a", "b!"), ("ab", "c"), ("a\u{1}", "b"), ("a", "\u{1}")];
         for (tenant, collection) in collections {
-            let prefix = prefix(tenant, collection);
-            let end = collection_end(&prefix);
+            let range = KeyRange::new(tenant, collection, b"", b"").unwrap();
             for (other_tenant, other_collection) in collections {
                 for key in [&[0_u8][..], &[1], &[255; 8], b"b\0k"] {
                     let composite = composite(other_tenant, other_collection, key);
                     assert!(is_composite(&composite));
-                    let inside = (prefix.as_slice()..end.as_slice()).contains(&composite.as_slice());
-                    assert_eq!(inside, (tenant, collection) == (other_tenant, other_collection));
+                    assert_eq!(
+                        range.contains(&composite),
+                        (tenant, collection) == (other_tenant, other_collection)
+                    );
                 }
             }
         }

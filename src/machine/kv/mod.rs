@@ -1,186 +1,70 @@
 //! The key-value machine: the state that `quorate serve` replicates.
 //!
 //! A key lives in a collection of a tenant. It maps to an [`Item`]: a value, the revision that created
-//! it, the revision that last wrote it, and how often it was written since. The revision of a write is
-//! the index of its log entry, so every revision names one operation, and revisions have gaps.
+//! it, the revision that last wrote it, how often it was written since, and when it is due. The revision of a
+//! write is the index of its log entry, so every revision names one operation, and revisions have gaps.
+//! [`command`] says what changes items, [`query`] what can be asked.
 //!
 //! # Shape
 //!
-//! All items are in one persistent B-tree, ordered by the composite key `tenant NUL collection NUL key`
+//! All items are in one persistent B-tree ([`items`]), ordered by the composite key `tenant NUL collection NUL key`
 //! ([`key`]); names contain no NUL, so a collection is one contiguous range. A view is a clone of the
 //! tree's root: reads and snapshots go on undisturbed while commands are applied, and the nodes that
 //! an apply touches are copied once per view. A slot of the tree is two pointers to shared bytes (the key
 //! and the [`record`]), so that this copy is 512 bytes and some reference counts, and ten million small
-//! items cost some 150 bytes each beyond their keys and values.
+//! items cost some 160 bytes each beyond their keys and values.
+//!
+//! Beside the items there is a second tree with the deadlines of those that expire, and a bounded
+//! [`history`] of the latest changes for those who watch. Both are persistent too, and part of the view.
+//!
+//! # Time to live
+//!
+//! A write may give its key a deadline in log time. A key that is due is still there: it is read, compared
+//! and overwritten like any other, until [`KvCommand::Expire`] removes it, so every node removes the same keys at the
+//! same log id. [`next_wake_ms`](StateMachine::next_wake_ms) says when the leader should propose that.
 //!
 //! # Promises
 //!
-//! - *Totality*: every command that can be decoded is answered; what breaks a limit is answered with
+//! - *Totality*: every command that can be decoded is answered; what breaks a limit ([`limits`]) is answered with
 //!   [`KvReply::Rejected`] and changes nothing.
+//! - *Atomicity*: a [transaction](KvTxn) happens at one revision or not at all, also in the history.
 //! - *State hash*: the wrapping sum of one hash per item, kept up to date by every write. It does not
 //!   depend on the order of writes nor on keys that are gone, and costs nothing to read.
+//! - *History*: an answer to [`KvQuery::Events`] holds every change it covers, in order, or says that this node does not
+//!   reach back that far. How far it reaches differs from node to node, and is in no hash.
 //!
 //! # What it does not do
 //!
-//! It keeps no older versions of a key, resolves no defaults for empty names (the server does), and
-//! does not look at values.
+//! It keeps no older versions of a key to be read, resolves no defaults for empty names (the server does), and
+//! does not look at values beyond comparing them.
 
+mod command;
+mod history;
+mod items;
 mod key;
+mod limits;
+mod query;
 mod record;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod txn;
 
 use std::io::{self, Read, Write};
-use std::ops::Bound;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use imbl::OrdMap;
-use serde::{Deserialize, Serialize};
-
-pub use key::{KvRejection, MAX_KEY_BYTES, MAX_NAME_BYTES, MAX_VALUE_BYTES};
+pub use command::{Compare, Comparison, Condition, KvCommand, KvReply, KvTxn, TxnOp, TxnResult};
+pub use limits::{
+    KvRejection, MAX_DELETED_KEYS, MAX_EXPIRED_KEYS, MAX_KEY_BYTES, MAX_NAME_BYTES, MAX_TXN_BYTES,
+    MAX_TXN_COMPARES, MAX_TXN_OPERATIONS, MAX_TXN_RESULT_BYTES, MAX_VALUE_BYTES,
+};
+pub use query::{Change, Event, EventsAnswer, EventsQuery, Item, KvAnswer, KvQuery, RangeAnswer, RangeQuery};
 
 use super::{ApplyContext, StateMachine};
+use history::{EventBounds, Happened, History};
+use items::{Items, Written};
+use key::KeyRange;
 use record::Record;
-
-/// A change of the state.
-///
-/// Stored in the log with bincode, which writes the variant's index: variants are only ever added at
-/// the end, and a variant's fields never change.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum KvCommand {
-    /// Writes `value` under `key`, whether or not the key exists.
-    Put {
-        /// The tenant, 1 to [`MAX_NAME_BYTES`] bytes without NUL.
-        tenant: String,
-        /// The collection, under the same rule.
-        collection: String,
-        /// The key, 1 to [`MAX_KEY_BYTES`] bytes.
-        key: Bytes,
-        /// The value, up to [`MAX_VALUE_BYTES`] bytes; may be empty.
-        value: Bytes,
-    },
-    /// Removes `key` if it exists.
-    Delete {
-        /// The tenant.
-        tenant: String,
-        /// The collection.
-        collection: String,
-        /// The key.
-        key: Bytes,
-    },
-}
-
-impl KvCommand {
-    /// Whether `apply` would accept this command. Doors ask before they propose, so that a command
-    /// that breaks a limit does not travel through the log first.
-    ///
-    /// # Errors
-    /// The rejection that `apply` would answer.
-    pub fn check(&self) -> Result<(), KvRejection> {
-        match self {
-            Self::Put { tenant, collection, key, value } => {
-                key::check(tenant, collection, key)?;
-                key::check_value(value)
-            }
-            Self::Delete { tenant, collection, key } => key::check(tenant, collection, key),
-        }
-    }
-}
-
-/// What a command is answered. Encoded like [`KvCommand`], under the same rule.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum KvReply {
-    /// The value is written.
-    Put {
-        /// Revision of this write.
-        revision: u64,
-        /// Revision of the write that created the key.
-        create_revision: u64,
-        /// Writes since the key was created, this one included; 1 when it is new.
-        version: u64,
-    },
-    /// The key does not exist any more.
-    Deleted {
-        /// Revision of this delete.
-        revision: u64,
-        /// Whether there was something to remove.
-        existed: bool,
-    },
-    /// The command breaks a limit; nothing has changed.
-    Rejected(KvRejection),
-}
-
-/// A question to one state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum KvQuery {
-    /// The item of one key.
-    Get {
-        /// The tenant.
-        tenant: String,
-        /// The collection.
-        collection: String,
-        /// The key.
-        key: Bytes,
-    },
-    /// The items of a range of keys within one collection, in the order of their keys.
-    Range(RangeQuery),
-}
-
-/// A range of keys, and how much of it to return.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RangeQuery {
-    /// The tenant.
-    pub tenant: String,
-    /// The collection.
-    pub collection: String,
-    /// The first key, inclusive. Empty: from the first key of the collection.
-    pub start: Bytes,
-    /// The end, exclusive. Empty: to the last key of the collection.
-    pub end: Bytes,
-    /// At most this many items.
-    pub limit: usize,
-    /// Stop before the items exceed this many bytes; at least one item is returned if there is one.
-    pub max_bytes: usize,
-}
-
-/// What a query is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum KvAnswer {
-    /// The item, if the key exists.
-    Item(Option<Item>),
-    /// The items found.
-    Range(RangeAnswer),
-    /// The query breaks a limit.
-    Rejected(KvRejection),
-}
-
-/// Items of a range.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct RangeAnswer {
-    /// Keys, within their collection, and items, in the order of the keys.
-    pub items: Vec<(Bytes, Item)>,
-    /// The next key of the range when a bound was reached: where to start the next query.
-    pub next: Option<Bytes>,
-}
-
-/// What a key maps to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Item {
-    /// The value. Shares its memory with the state, so that holding it does not copy it.
-    pub value: Bytes,
-    /// Revision of the write that created the key.
-    pub create_revision: u64,
-    /// Revision of the write that left this value.
-    pub mod_revision: u64,
-    /// Writes since the key was created, from 1.
-    pub version: u64,
-}
 
 /// The key-value machine. See the [module](self).
 #[derive(Debug, Clone, Default)]
@@ -188,15 +72,19 @@ pub struct KvMachine {
     state: KvView,
 }
 
-/// The state of a [`KvMachine`] at one point in time. Cloning it costs a reference count.
-///
-/// # Invariants
-/// - Every key is a composite key ([`key`]) within the limits.
-/// - `hash` is the wrapping sum of [`record::item_hash`] over all items.
+/// The state of a [`KvMachine`] at one point in time. Cloning it costs a few reference counts.
 #[derive(Debug, Clone, Default)]
 pub struct KvView {
-    items: OrdMap<Arc<[u8]>, Record>,
-    hash: u64,
+    items: Items,
+    history: History,
+}
+
+/// What a command writes into what it touches.
+#[derive(Debug, Clone, Copy)]
+struct Stamp {
+    revision: u64,
+    /// Log time.
+    time_ms: u64,
 }
 
 impl KvView {
@@ -207,71 +95,90 @@ impl KvView {
 
     /// Whether there is no key at all.
     pub fn is_empty(&self) -> bool {
-        self.items.is_empty()
+        self.items.len() == 0
     }
 
-    fn get(&self, key: &[u8]) -> Option<Item> {
-        self.items.get(key).map(Record::item)
+    /// Carries out `command`, which has been checked.
+    fn apply(&mut self, stamp: Stamp, command: KvCommand) -> KvReply {
+        let revision = stamp.revision;
+        let (tenant, collection, key, value, ttl_ms) = match command {
+            KvCommand::Put { tenant, collection, key, value } => (tenant, collection, key, value, 0),
+            KvCommand::PutExpiring { tenant, collection, key, value, ttl_ms } => {
+                (tenant, collection, key, value, ttl_ms)
+            }
+            KvCommand::Delete { tenant, collection, key } => {
+                let existed = self.delete(stamp, &key::composite(&tenant, &collection, &key));
+                return KvReply::Deleted { revision, existed };
+            }
+            KvCommand::DeleteRange { tenant, collection, start, end, limit } => {
+                let range = KeyRange::new(&tenant, &collection, &start, &end);
+                return self.delete_range(stamp, range.as_ref(), limit);
+            }
+            KvCommand::Txn(txn) => return txn::apply(self, stamp, &txn),
+            KvCommand::Expire => return self.expire(stamp),
+        };
+        let record = self.put(stamp, key::composite(&tenant, &collection, &key), &value, ttl_ms);
+        let (create_revision, version) = (record.create_revision(), record.version());
+        KvReply::Put { revision, create_revision, version }
+    }
+
+    /// Writes a key, due after `ttl_ms` unless that is 0.
+    fn put(&mut self, stamp: Stamp, key: Arc<[u8]>, value: &[u8], ttl_ms: u64) -> Record {
+        let expires_ms = if ttl_ms == 0 { 0 } else { stamp.time_ms.saturating_add(ttl_ms) };
+        let record = self.items.put(&key, value, Written { revision: stamp.revision, expires_ms });
+        self.history.push(stamp.revision, key, Happened::Put(record.clone()));
+        record
+    }
+
+    /// Removes a key, and tells whether it existed.
+    fn delete(&mut self, stamp: Stamp, key: &[u8]) -> bool {
+        let removed = self.items.remove(key);
+        let existed = removed.is_some();
+        if let Some(key) = removed {
+            self.history.push(stamp.revision, key, Happened::Deleted);
+        }
+        existed
+    }
+
+    /// Removes the first keys of `range`.
+    fn delete_range(&mut self, stamp: Stamp, range: Option<&KeyRange>, limit: u32) -> KvReply {
+        let limit = match limit as usize {
+            limit @ 1..=MAX_DELETED_KEYS => limit,
+            _ => MAX_DELETED_KEYS,
+        };
+        let mut keys = range.map_or_else(Vec::new, |range| self.items.keys(range, limit + 1));
+        let more = keys.len() > limit;
+        keys.truncate(limit);
+        for key in &keys {
+            self.delete(stamp, key);
+        }
+        KvReply::DeletedRange { revision: stamp.revision, deleted: keys.len() as u64, more }
+    }
+
+    /// Removes the keys that are due, the earliest first.
+    fn expire(&mut self, stamp: Stamp) -> KvReply {
+        let mut removed = 0;
+        while removed < MAX_EXPIRED_KEYS {
+            let due = self.items.first_deadline().filter(|(expires_ms, _)| *expires_ms <= stamp.time_ms);
+            let Some((_, key)) = due.cloned() else { break };
+            self.items.remove(&key).expect("invariant: what has a deadline exists");
+            self.history.push(stamp.revision, key, Happened::Expired);
+            removed += 1;
+        }
+        KvReply::Expired { revision: stamp.revision, removed: removed as u64 }
     }
 
     fn range(&self, query: &RangeQuery) -> RangeAnswer {
-        let mut answer = RangeAnswer::default();
-        let prefix = key::prefix(&query.tenant, &query.collection);
-        let start = key::within(&prefix, &query.start);
-        let end = if query.end.is_empty() {
-            key::collection_end(&prefix)
-        } else {
-            key::within(&prefix, &query.end)
-        };
-        if start >= end {
-            return answer; // the tree, like the standard library's, does not accept such a range
-        }
-        let bounds = (Bound::Included(start.as_slice()), Bound::Excluded(end.as_slice()));
-        let mut bytes = 0;
-        for (full_key, record) in self.items.range::<_, [u8]>(bounds) {
-            let key = Bytes::copy_from_slice(&full_key[prefix.len()..]);
-            bytes += key.len() + record.value_len() + RANGE_ITEM_OVERHEAD_BYTES;
-            let full = bytes > query.max_bytes && !answer.items.is_empty();
-            if full || answer.items.len() >= query.limit {
-                answer.next = Some(key);
-                break;
-            }
-            answer.items.push((key, record.item()));
-        }
-        answer
-    }
-}
-
-/// What an item of a range counts beyond its key and value: its revisions and the framing of any
-/// encoding it is sent in.
-const RANGE_ITEM_OVERHEAD_BYTES: usize = 64;
-
-impl KvMachine {
-    fn put(&mut self, revision: u64, full_key: Arc<[u8]>, value: &[u8]) -> KvReply {
-        let KvView { items, hash } = &mut self.state;
-        if let Some(slot) = items.get_mut(&*full_key) {
-            let create_revision = slot.create_revision();
-            let version = slot.version() + 1;
-            let record = Record::new(create_revision, revision, version, value);
-            *hash = hash
-                .wrapping_sub(record::item_hash(&full_key, slot))
-                .wrapping_add(record::item_hash(&full_key, &record));
-            *slot = record;
-            return KvReply::Put { revision, create_revision, version };
-        }
-        let record = Record::new(revision, revision, 1, value);
-        *hash = hash.wrapping_add(record::item_hash(&full_key, &record));
-        items.insert(full_key, record);
-        KvReply::Put { revision, create_revision: revision, version: 1 }
+        let RangeQuery { tenant, collection, start, end, limit, max_bytes } = query;
+        let range = KeyRange::new(tenant, collection, start, end);
+        range.map_or_else(RangeAnswer::default, |range| self.items.range(&range, *limit, *max_bytes))
     }
 
-    fn delete(&mut self, revision: u64, full_key: &[u8]) -> KvReply {
-        let KvView { items, hash } = &mut self.state;
-        let removed = items.remove(full_key);
-        if let Some(record) = &removed {
-            *hash = hash.wrapping_sub(record::item_hash(full_key, record));
-        }
-        KvReply::Deleted { revision, existed: removed.is_some() }
+    fn events(&self, query: &EventsQuery) -> KvAnswer {
+        let EventsQuery { tenant, collection, start, end, from_revision, limit, max_bytes } = query;
+        let range = KeyRange::new(tenant, collection, start, end);
+        let bounds = EventBounds { limit: *limit, max_bytes: *max_bytes };
+        self.history.events(range.as_ref(), *from_revision, bounds)
     }
 }
 
@@ -283,18 +190,14 @@ impl StateMachine for KvMachine {
     type View = KvView;
 
     fn apply(&mut self, context: &ApplyContext, command: KvCommand) -> KvReply {
-        if let Err(rejection) = command.check() {
-            return KvReply::Rejected(rejection);
-        }
-        let revision = context.log_id.index;
-        match command {
-            KvCommand::Put { tenant, collection, key, value } => {
-                self.put(revision, key::composite(&tenant, &collection, &key).into(), &value)
-            }
-            KvCommand::Delete { tenant, collection, key } => {
-                self.delete(revision, &key::composite(&tenant, &collection, &key))
-            }
-        }
+        let Self { state } = self;
+        let stamp = Stamp { revision: context.log_id.index, time_ms: context.time_ms };
+        let reply = match command.check() {
+            Ok(()) => state.apply(stamp, command),
+            Err(rejection) => KvReply::Rejected(rejection),
+        };
+        state.history.advance(stamp.revision);
+        reply
     }
 
     fn view(&self) -> KvView {
@@ -307,9 +210,10 @@ impl StateMachine for KvMachine {
         }
         match query {
             KvQuery::Get { tenant, collection, key } => {
-                KvAnswer::Item(view.get(&key::composite(&tenant, &collection, &key)))
+                KvAnswer::Item(view.items.get(&key::composite(&tenant, &collection, &key)))
             }
             KvQuery::Range(query) => KvAnswer::Range(view.range(&query)),
+            KvQuery::Events(query) => view.events(&query),
         }
     }
 
@@ -322,27 +226,18 @@ impl StateMachine for KvMachine {
     }
 
     fn running_hash(&self) -> Option<u64> {
-        Some(self.state.hash)
+        Some(self.state.items.hash())
     }
 
     fn state_hash(view: &KvView) -> u64 {
-        view.hash
+        view.items.hash()
     }
-}
 
-impl KvQuery {
-    /// Whether this query keeps within the limits.
-    ///
-    /// # Errors
-    /// The rejection that the machine would answer.
-    pub fn check(&self) -> Result<(), KvRejection> {
-        match self {
-            Self::Get { tenant, collection, key } => key::check(tenant, collection, key),
-            Self::Range(query) => {
-                key::check_names(&query.tenant, &query.collection)?;
-                key::check_bound(&query.start)?;
-                key::check_bound(&query.end)
-            }
-        }
+    fn next_wake_ms(&self) -> Option<u64> {
+        self.state.items.first_deadline().map(|(expires_ms, _)| *expires_ms)
+    }
+
+    fn wake() -> Option<KvCommand> {
+        Some(KvCommand::Expire)
     }
 }

@@ -1,8 +1,8 @@
-//! What the tree holds per key: revisions and value packed into one shared allocation.
+//! What the tree holds per key: revisions, expiry and value packed into one shared allocation.
 //!
-//! `create revision (8) · mod revision (8) · version (8) · value`, numbers in little-endian. The bytes
+//! `create revision (8) · mod revision (8) · version (8) · expires (8) · value`, numbers in little-endian. The bytes
 //! are what an item's hash is taken of and what a snapshot stores, so the layout is part of the snapshot
-//! format.
+//! format. Snapshots of version 1 hold records without `expires`.
 
 use std::sync::Arc;
 
@@ -10,26 +10,40 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::Item;
-use super::key::MAX_VALUE_BYTES;
+use super::limits::MAX_VALUE_BYTES;
 
 /// Bytes before the value.
-pub(super) const HEADER_BYTES: usize = 24;
+pub(super) const HEADER_BYTES: usize = 32;
+
+/// Bytes before the value in a snapshot of version 1.
+const HEADER_BYTES_V1: usize = 24;
 
 /// Most bytes of a record.
 pub(super) const MAX_RECORD_BYTES: usize = HEADER_BYTES + MAX_VALUE_BYTES;
+
+/// What a record says of its value.
+#[derive(Clone, Copy)]
+pub(super) struct Header {
+    pub(super) create_revision: u64,
+    pub(super) mod_revision: u64,
+    pub(super) version: u64,
+    /// In log time; 0 for never.
+    pub(super) expires_ms: u64,
+}
 
 /// One record. Cloning it costs a reference count: the tree copies its nodes on write.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Record(Arc<[u8]>);
 
 impl Record {
-    pub(super) fn new(create_revision: u64, mod_revision: u64, version: u64, value: &[u8]) -> Self {
+    pub(super) fn new(header: Header, value: &[u8]) -> Self {
         // Collecting an iterator of known length allocates once; a Vec in between would be copied again.
         let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, HEADER_BYTES + value.len()).collect();
         let slot = Arc::get_mut(&mut bytes).expect("invariant: a new allocation has one owner");
-        slot[..8].copy_from_slice(&create_revision.to_le_bytes());
-        slot[8..16].copy_from_slice(&mod_revision.to_le_bytes());
-        slot[16..24].copy_from_slice(&version.to_le_bytes());
+        slot[..8].copy_from_slice(&header.create_revision.to_le_bytes());
+        slot[8..16].copy_from_slice(&header.mod_revision.to_le_bytes());
+        slot[16..24].copy_from_slice(&header.version.to_le_bytes());
+        slot[24..32].copy_from_slice(&header.expires_ms.to_le_bytes());
         slot[HEADER_BYTES..].copy_from_slice(value);
         Self(bytes)
     }
@@ -37,6 +51,13 @@ impl Record {
     /// The record with these bytes; `None` when they are too few or too many.
     pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         (HEADER_BYTES..=MAX_RECORD_BYTES).contains(&bytes.len()).then(|| Self(bytes.into()))
+    }
+
+    /// The record that a snapshot of version 1 holds as these bytes; `None` when they are too few or too many.
+    pub(super) fn from_bytes_v1(bytes: &[u8]) -> Option<Self> {
+        let (header, value) = bytes.split_at_checked(HEADER_BYTES_V1)?;
+        let never = [0; HEADER_BYTES - HEADER_BYTES_V1];
+        Self::from_bytes(&[header, &never[..], value].concat())
     }
 
     pub(super) fn as_bytes(&self) -> &[u8] {
@@ -55,8 +76,12 @@ impl Record {
         self.number(16)
     }
 
-    pub(super) fn value_len(&self) -> usize {
-        self.0.len() - HEADER_BYTES
+    pub(super) fn expires_ms(&self) -> u64 {
+        self.number(24)
+    }
+
+    pub(super) fn value(&self) -> &[u8] {
+        &self.0[HEADER_BYTES..]
     }
 
     fn number(&self, at: usize) -> u64 {
@@ -71,6 +96,7 @@ impl Record {
             create_revision: self.create_revision(),
             mod_revision: self.mod_revision(),
             version: self.version(),
+            expires_ms: self.expires_ms(),
         }
     }
 }
@@ -81,8 +107,8 @@ impl std::fmt::Debug for Record {
     }
 }
 
-/// What one item adds to the state hash. The key is hashed into the seed, so that its end and the
-/// record's beginning cannot be confused.
-pub(super) fn item_hash(key: &[u8], record: &Record) -> u64 {
-    xxh3_64_with_seed(&record.0, xxh3_64(key))
+/// What one item adds to the state hash, `record` being the record's bytes. The key is hashed into the seed, so
+/// that its end and the record's beginning cannot be confused.
+pub(super) fn item_hash(key: &[u8], record: &[u8]) -> u64 {
+    xxh3_64_with_seed(record, xxh3_64(key))
 }

@@ -1,36 +1,52 @@
 //! The snapshot of a key-value machine.
 //!
 //! ```text
-//! version  u32 = 1
+//! version  u32 = 2
+//! next     u64   the revision that follows the last command applied; 0 if there was none or it is not known
 //! count    u64
 //! count ×  key length u32 · composite key · record length u32 · record
-//! hash     u64   the state hash
+//! seal     u64   XXH3 of the 8 bytes of `next`, seeded with the state hash
 //! ```
 //!
-//! Numbers are little-endian; keys ascend strictly. Whoever stores the snapshot adds checksums; the checks
+//! Version 1, which is still read, has records without expiry, no `next`, and the sum of its records' hashes
+//! in place of the seal.
+//!
+//! Numbers are little-endian; keys ascend strictly. `next` is where the history goes on after a restart: without
+//! it, nobody who watches could tell whether they missed something before the first command. Whoever stores the snapshot adds checksums; the checks
 //! here catch a snapshot of something else, and no length is believed before it was compared with its limit.
 
 use std::io::{self, BufReader, BufWriter, Read, Write};
 
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
 use super::KvView;
+use super::history::History;
+use super::items::Items;
 use super::key::{MAX_COMPOSITE_BYTES, is_composite};
 use super::record::{MAX_RECORD_BYTES, Record, item_hash};
 
-const VERSION: u32 = 1;
+/// What this build writes.
+const VERSION: u32 = 2;
 
 /// Size of the buffer between items and the file, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
 
 pub(super) fn write(view: &KvView, out: &mut dyn Write) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, out);
+    let next_revision = view.history.next_revision();
     out.write_all(&VERSION.to_le_bytes())?;
+    out.write_all(&next_revision.to_le_bytes())?;
     out.write_all(&(view.items.len() as u64).to_le_bytes())?;
     for (key, record) in view.items.iter() {
         write_part(&mut out, key)?;
         write_part(&mut out, record.as_bytes())?;
     }
-    out.write_all(&view.hash.to_le_bytes())?;
+    out.write_all(&seal(next_revision, view.items.hash()).to_le_bytes())?;
     out.flush()
+}
+
+fn seal(next_revision: u64, state_hash: u64) -> u64 {
+    xxh3_64_with_seed(&next_revision.to_le_bytes(), state_hash)
 }
 
 fn write_part(out: &mut impl Write, part: &[u8]) -> io::Result<()> {
@@ -41,32 +57,60 @@ fn write_part(out: &mut impl Write, part: &[u8]) -> io::Result<()> {
 
 pub(super) fn read(input: &mut dyn Read) -> io::Result<KvView> {
     let mut input = BufReader::with_capacity(BUFFER_BYTES, input);
-    let version = u32::from_le_bytes(read_array(&mut input)?);
-    if version != VERSION {
-        return Err(invalid(format!("has version {version}, this build reads version {VERSION}")));
-    }
-    let count = u64::from_le_bytes(read_array(&mut input)?);
-    let mut view = KvView::default();
-    let (mut key, mut previous, mut record) = (Vec::new(), Vec::new(), Vec::new());
-    for number in 0..count {
-        read_part(&mut input, &mut key, MAX_COMPOSITE_BYTES)?;
-        read_part(&mut input, &mut record, MAX_RECORD_BYTES)?;
-        if !is_composite(&key) || (number > 0 && key <= previous) {
-            return Err(invalid(format!("key {number} is malformed or out of order")));
+    let view = match u32::from_le_bytes(read_array(&mut input)?) {
+        1 => read_v1(&mut input)?,
+        VERSION => read_v2(&mut input)?,
+        version => {
+            return Err(invalid(format!("has version {version}, this build reads up to version {VERSION}")));
         }
-        let record = Record::from_bytes(&record)
-            .ok_or_else(|| invalid(format!("record {number} has {} bytes", record.len())))?;
-        view.hash = view.hash.wrapping_add(item_hash(&key, &record));
-        view.items.insert(key.as_slice().into(), record);
-        std::mem::swap(&mut key, &mut previous);
-    }
-    if u64::from_le_bytes(read_array(&mut input)?) != view.hash {
-        return Err(invalid("items do not add up to the state hash".to_owned()));
-    }
+    };
     match input.read(&mut [0])? {
         0 => Ok(view),
         _ => Err(invalid("goes on after its end".to_owned())),
     }
+}
+
+fn read_v2(input: &mut impl Read) -> io::Result<KvView> {
+    let next_revision = u64::from_le_bytes(read_array(input)?);
+    let items = read_items(input, |_, record| Record::from_bytes(record))?;
+    if u64::from_le_bytes(read_array(input)?) != seal(next_revision, items.hash()) {
+        return Err(invalid("does not add up to its seal".to_owned()));
+    }
+    Ok(KvView { items, history: History::after_snapshot(next_revision) })
+}
+
+fn read_v1(input: &mut impl Read) -> io::Result<KvView> {
+    let mut hash = 0_u64;
+    let items = read_items(input, |key, record| {
+        hash = hash.wrapping_add(item_hash(key, record));
+        Record::from_bytes_v1(record)
+    })?;
+    if u64::from_le_bytes(read_array(input)?) != hash {
+        return Err(invalid("items do not add up to the state hash".to_owned()));
+    }
+    Ok(KvView { items, history: History::after_snapshot(0) })
+}
+
+/// Reads count and items; `decode` takes the key and the bytes of a record.
+fn read_items(
+    input: &mut impl Read,
+    mut decode: impl FnMut(&[u8], &[u8]) -> Option<Record>,
+) -> io::Result<Items> {
+    let count = u64::from_le_bytes(read_array(input)?);
+    let mut items = Items::default();
+    let (mut key, mut previous, mut record) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 0..count {
+        read_part(input, &mut key, MAX_COMPOSITE_BYTES)?;
+        read_part(input, &mut record, MAX_RECORD_BYTES)?;
+        if !is_composite(&key) || (number > 0 && key <= previous) {
+            return Err(invalid(format!("key {number} is malformed or out of order")));
+        }
+        let record = decode(&key, &record)
+            .ok_or_else(|| invalid(format!("record {number} has {} bytes", record.len())))?;
+        items.restore(key.as_slice().into(), record);
+        std::mem::swap(&mut key, &mut previous);
+    }
+    Ok(items)
 }
 
 fn read_part(input: &mut impl Read, part: &mut Vec<u8>, limit: usize) -> io::Result<()> {

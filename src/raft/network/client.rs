@@ -4,11 +4,11 @@
 //! and again when it broke. A dial goes on in the background when its caller gives up: a heartbeat waits
 //! only tens of milliseconds, less than a handshake may take on a long link.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -64,8 +64,8 @@ pub struct Caller {
     pub incarnation: Incarnation,
     /// Where to dial members.
     pub addresses: Arc<Addresses>,
-    /// Called when a peer knows this node with another data directory.
-    pub fenced: Arc<dyn Fn(Incarnation) + Send + Sync>,
+    /// Called when a peer refuses this node.
+    pub refused: Arc<dyn Fn(&Refusal) + Send + Sync>,
 }
 
 impl Caller {
@@ -78,6 +78,7 @@ impl Caller {
             from_incarnation: self.incarnation.to_string(),
             to_node,
             to_incarnation: to_incarnation.map(|i| i.to_string()).unwrap_or_default(),
+            membership: self.addresses.seen(to_node).at.map(wire::plain_log_id),
         }
     }
 }
@@ -91,12 +92,31 @@ pub struct PeerClients {
     purge: Arc<AtomicU64>,
     /// Where to note what peers have on disk.
     held: Arc<Held>,
+    fitness: Arc<PeerFitness>,
+}
+
+/// What peers have said of themselves in their answers to appends and heartbeats.
+#[derive(Debug, Default)]
+pub struct PeerFitness(Mutex<BTreeMap<NodeId, (Instant, bool)>>);
+
+impl PeerFitness {
+    fn note(&self, node_id: NodeId, fit: bool) {
+        let mut peers = self.0.lock().expect("invariant: no panic under this lock");
+        peers.insert(node_id, (Instant::now(), fit));
+    }
+
+    /// Peers that answered within `time`, and whether they could lead.
+    pub fn within(&self, time: Duration) -> BTreeMap<NodeId, bool> {
+        let peers = self.0.lock().expect("invariant: no panic under this lock");
+        peers.iter().filter(|(_, (at, _))| at.elapsed() <= time).map(|(id, (_, fit))| (*id, *fit)).collect()
+    }
 }
 
 impl PeerClients {
     /// Clients that call as `caller` over `transport`.
     pub fn new(caller: Caller, transport: Arc<dyn Transport>) -> Self {
-        Self { caller, transport, purge: Arc::default(), held: Arc::default() }
+        let (purge, held, fitness) = (Arc::default(), Arc::default(), Arc::default());
+        Self { caller, transport, purge, held, fitness }
     }
 
     /// What is known of which members hold which entries.
@@ -109,6 +129,16 @@ impl PeerClients {
     /// a snapshot.
     pub fn purge_mark(&self) -> Arc<AtomicU64> {
         self.purge.clone()
+    }
+
+    /// What peers say of themselves.
+    pub fn fitness(&self) -> Arc<PeerFitness> {
+        self.fitness.clone()
+    }
+
+    /// Where peers are dialled.
+    pub fn addresses(&self) -> Arc<Addresses> {
+        self.caller.addresses.clone()
     }
 
     fn client(&self, node_id: NodeId, member: &Member, purpose: Purpose) -> PeerClient {
@@ -203,7 +233,7 @@ impl PeerClient {
         let target = Target { node_id: self.node_id, address: addresses.of(self.node_id, &self.member) };
         let hello = caller.hello(self.node_id, Some(self.member.incarnation));
         let dial = self.clients.transport.connect(target.clone(), hello, self.purpose);
-        let fenced = caller.fenced.clone();
+        let refused = caller.refused.clone();
         runtime::spawn(async move {
             let result = match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
                 Ok(result) => result,
@@ -215,9 +245,7 @@ impl PeerClient {
             match &result {
                 Err(DialError::Refused(refusal)) => {
                     tracing::warn!(node = target.node_id, address = %target.address, %refusal, "peer refused this node");
-                    if let Refusal::CallerFenced { known, .. } = refusal {
-                        fenced(*known);
-                    }
+                    refused(refusal);
                 }
                 Err(error) => tracing::debug!(node = target.node_id, %error, "cannot reach peer"),
                 Ok(_) => {}
@@ -341,7 +369,10 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
         match self.call(request::Body::Append(wire::append(rpc)), APPEND_IDLE).await? {
-            response::Body::Append(response) => Ok(wire::from_append_response(response)?.into()),
+            response::Body::Append(response) => {
+                self.clients.fitness.note(self.node_id, !response.unfit_to_lead);
+                Ok(wire::from_append_response(response)?.into())
+            }
             _ => Err(Malformed("not the answer to an append").into()),
         }
     }
@@ -559,6 +590,8 @@ where
         let item =
             std::task::ready!(self.poll_answer(cx)).and_then(|(asked, response)| match response.body {
                 Some(response::Body::Append(response)) => {
+                    let client = &self.client;
+                    client.clients.fitness.note(client.node_id, !response.unfit_to_lead);
                     let result = wire::from_append_response(response)?;
                     self.check(asked, &result)?;
                     Ok(result)

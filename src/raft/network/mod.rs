@@ -107,6 +107,8 @@ pub enum Refusal {
         node_id: NodeId,
         /// The incarnation in the membership.
         known: Incarnation,
+        /// Index of the refusing side's membership, if it is committed and says so too.
+        at: Option<u64>,
     },
     /// The callee's data directory is not the one the caller knows.
     #[error("this node's data directory is {ours}, not the one the caller's cluster knows")]
@@ -121,6 +123,16 @@ pub enum Refusal {
     #[error("node {node_id} is not a member of this cluster; add it first, or remove its data directory")]
     UnknownPeer {
         /// The caller.
+        node_id: NodeId,
+        /// Index of the refusing side's membership, if it is committed and says so too.
+        at: Option<u64>,
+    },
+    /// The callee is about to form a cluster of its own.
+    #[error(
+        "node {node_id} is not waiting to be added: it forms a cluster with its own --peers; start it with --join on an empty data directory"
+    )]
+    NotJoining {
+        /// The refusing node.
         node_id: NodeId,
     },
     /// Two nodes were started with different founding members.

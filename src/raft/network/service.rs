@@ -10,7 +10,7 @@ use futures::{FutureExt, StreamExt};
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::raft::AppendEntriesResponse;
 use openraft::storage::Snapshot;
-use openraft::{Raft, ServerState};
+use openraft::{EntryPayload, Raft, ServerState};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -22,9 +22,9 @@ use crate::proto::peer::{self as proto, Hello, Request, Response, SnapshotPiece,
 use crate::raft::apply::Applier;
 use crate::raft::read_index::ReadIndexes;
 use crate::raft::snapshot::{self, SnapshotData};
-use crate::raft::type_config::{TypeConfig, Vote};
+use crate::raft::type_config::{self, TypeConfig, Vote};
 use crate::runtime::offload;
-use crate::storage::{SnapshotReceiver, SnapshotStore};
+use crate::storage::{DiskWatch, SnapshotReceiver, SnapshotStore};
 use crate::types::{Incarnation, LogId, NodeId};
 
 /// Requests of one connection that the core is working on; more stay in the connection.
@@ -34,6 +34,9 @@ const UNORDERED_IN_PROGRESS: usize = 1024;
 
 /// How often a caller is told that its snapshot is still being installed.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// What a leader is told that sends more than there is room for; it tries again.
+const DISK_FULL: &str = "the disk is full";
 
 /// Who answers.
 #[derive(Clone)]
@@ -48,12 +51,16 @@ pub struct Callee {
     pub peer_address: String,
     /// Its advertised client address.
     pub client_address: String,
+    /// It was started to be added to a cluster, and forms none.
+    pub joins: bool,
     /// The founding members it was given, with their peer addresses.
     pub founders: BTreeMap<NodeId, String>,
-    /// Called when a member of the cluster knows this node with another data directory.
+    /// Called when a member of the cluster expects another data directory, and this one belongs to no cluster yet.
     pub fenced: Arc<dyn Fn(Incarnation) + Send + Sync>,
     /// Where what members announce goes while this node leads. Bounded: a member repeats what is not accepted.
     pub announcements: mpsc::Sender<(NodeId, Announcement)>,
+    /// The disk under its log.
+    pub disk: DiskWatch,
 }
 
 /// Answers peers on behalf of one node.
@@ -132,13 +139,22 @@ impl<M: StateMachine> PeerService<M> {
         match request.body.ok_or(Malformed("request is empty")).map_err(|e| failed(&e))? {
             request::Body::Append(append) => {
                 let append = wire::from_append(from, append).map_err(|e| failed(&e))?;
+                // Blank entries and memberships are small, and a new leader answers no read before its first is
+                // committed.
+                let has_commands =
+                    append.entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Normal(_)));
+                if has_commands && !self.callee.disk.takes_entries() {
+                    return Err(DISK_FULL.to_owned());
+                }
                 let previous = append.prev_log_id;
                 let last = append.entries.last().map(|entry| entry.log_id).or(previous);
                 let result = self.raft.append_entries(append).await.map_err(|e| failed(&e))?;
                 if !matches!(result, AppendEntriesResponse::HigherVote(_)) {
                     self.heard.now();
                 }
-                Ok(response::Body::Append(wire::append_response(result, previous, last)))
+                let unfit_to_lead = !self.callee.disk.state().takes_writes();
+                let response = wire::append_response(result, previous, last);
+                Ok(response::Body::Append(proto::AppendResponse { unfit_to_lead, ..response }))
             }
             request::Body::Vote(vote) => {
                 let vote = wire::from_vote_request(from, vote).map_err(|e| failed(&e))?;
@@ -197,6 +213,9 @@ impl<M: StateMachine> PeerService<M> {
             return Err("the snapshot is newer than its sender's term".to_owned());
         }
         self.heard.now();
+        if !self.callee.disk.has_room() {
+            return Err(DISK_FULL.to_owned());
+        }
         if piece.offset == 0 {
             let receiver = self.snapshots.receive(log_id).map_err(|e| e.to_string())?;
             *incoming = Some(Incoming { log_id, received: 0, receiver });
@@ -343,11 +362,23 @@ impl<M: StateMachine> PeerDoor for PeerService<M> {
         let from = wire::incarnation(&hello.from_incarnation).map_err(malformed)?;
         let known = metrics.membership_config.membership();
         let is_member = known.nodes().next().is_some();
-        match known.get_node(&hello.from_node) {
+        let node_id = hello.from_node;
+        // What is not committed may be taken back, and the caller acts on what it is told.
+        let committed = &metrics.committed_membership_config;
+        let known_there = committed.membership().get_node(&node_id).map(|member| member.incarnation);
+        let at =
+            (known_there != Some(from)).then(|| committed.log_id().as_ref().map(|at| at.index)).flatten();
+        // A caller whose membership is newer may have been added, or replaced, by what this node has not heard yet. That
+        // it is of this cluster it shows by knowing this node's incarnation, below.
+        let theirs = hello.membership.map(|at| LogId::new(at.term, at.index));
+        let ours = metrics.membership_config.log_id().as_ref().map(type_config::from_log_id);
+        let is_ahead = theirs > ours && !hello.to_incarnation.is_empty();
+        match known.get_node(&node_id) {
+            _ if is_ahead => {}
             Some(member) if member.incarnation != from => {
-                return Err(Refusal::CallerFenced { node_id: hello.from_node, known: member.incarnation });
+                return Err(Refusal::CallerFenced { node_id, known: member.incarnation, at });
             }
-            None if is_member => return Err(Refusal::UnknownPeer { node_id: hello.from_node }),
+            None if is_member => return Err(Refusal::UnknownPeer { node_id, at }),
             _ => {}
         }
         if !hello.to_incarnation.is_empty() {
@@ -368,7 +399,20 @@ impl<M: StateMachine> PeerDoor for PeerService<M> {
         self.admit(&hello)?;
         let theirs: BTreeMap<NodeId, String> = request.founders.into_iter().collect();
         let callee = &self.callee;
-        if theirs != callee.founders {
+        if theirs.is_empty() {
+            // Not about forming a cluster: then a node that does form one must not be drawn into another.
+            let is_member = !self
+                .raft
+                .metrics()
+                .borrow_watched()
+                .membership_config
+                .membership()
+                .get_joint_config()
+                .is_empty();
+            if !is_member && !callee.joins {
+                return Err(Refusal::NotJoining { node_id: callee.node_id });
+            }
+        } else if theirs != callee.founders {
             return Err(Refusal::OtherFounders { ours: list(&callee.founders), theirs: list(&theirs) });
         }
         Ok(IdentifyResponse {

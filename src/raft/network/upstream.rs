@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::client::Caller;
 use super::wire;
-use super::{Connection, DialError, Purpose, Refusal, Target, Transport};
+use super::{Connection, DialError, Purpose, Target, Transport};
 use crate::proto::peer::{self as proto, Request, Response, read_index_response, request, response};
 use crate::runtime;
 use crate::types::{Incarnation, Member, NodeId};
@@ -270,8 +270,8 @@ impl Upstream {
             let dialled = dialled.map(Link::open).map_err(|error| {
                 line.caller.addresses.failed(leader, &target.address);
                 tracing::debug!(node = leader, address = %target.address, %error, "cannot reach the leader");
-                if let DialError::Refused(Refusal::CallerFenced { known, .. }) = &error {
-                    (line.caller.fenced)(*known);
+                if let DialError::Refused(refusal) = &error {
+                    (line.caller.refused)(refusal);
                 }
                 Failed { error, at: Instant::now() }
             });
@@ -443,7 +443,7 @@ mod tests {
             node_id: 1,
             incarnation: Incarnation(1),
             addresses: Arc::new(Addresses::default()),
-            fenced: Arc::new(|_| {}),
+            refused: Arc::new(|_| {}),
         };
         (Upstream::new(caller, fake.clone()), fake, connected)
     }

@@ -25,6 +25,11 @@ pub fn log_id(log_id: &LogId) -> proto::LogId {
     proto::LogId { term: log_id.term, index: log_id.index }
 }
 
+/// The wire form of a log id of ours.
+pub fn plain_log_id(log_id: types::LogId) -> proto::LogId {
+    proto::LogId { term: log_id.term, index: log_id.index }
+}
+
 fn from_log_id(log_id: proto::LogId) -> LogId {
     type_config::log_id(types::LogId::new(log_id.term, log_id.index))
 }
@@ -159,7 +164,7 @@ pub fn append_response(
         Err(StreamAppendError::Conflict(at)) => Outcome::Conflict(log_id(&at)),
         Err(StreamAppendError::HigherVote(higher)) => Outcome::HigherVote(vote(&higher)),
     };
-    proto::AppendResponse { outcome: Some(outcome) }
+    proto::AppendResponse { outcome: Some(outcome), unfit_to_lead: false }
 }
 
 /// The outcome in a message.
@@ -294,27 +299,36 @@ pub fn read_index_response(outcome: Result<u64, NoReadIndex>) -> proto::ReadInde
 pub fn refusal(refusal: &Refusal) -> proto::Refusal {
     use proto::refusal::Reason;
     let mut known_incarnation = String::new();
+    let mut membership_index = None;
     let reason = match refusal {
         Refusal::ProtocolVersion { .. } => Reason::ProtocolVersion,
         Refusal::OtherCluster { .. } => Reason::OtherCluster,
         Refusal::OtherNode { .. } => Reason::OtherNode,
-        Refusal::CallerFenced { known, .. } => {
+        Refusal::CallerFenced { known, at, .. } => {
             known_incarnation = known.to_string();
+            membership_index = *at;
             Reason::CallerFenced
         }
         Refusal::CalleeFenced { .. } => Reason::CalleeFenced,
-        Refusal::UnknownPeer { .. } => Reason::UnknownPeer,
+        Refusal::UnknownPeer { at, .. } => {
+            membership_index = *at;
+            Reason::UnknownPeer
+        }
+        Refusal::NotJoining { .. } => Reason::NotJoining,
         Refusal::OtherFounders { .. } => Reason::OtherFounders,
         Refusal::Malformed(_) | Refusal::Stopped(_) => Reason::Unspecified,
     };
-    proto::Refusal { reason: reason.into(), detail: refusal.to_string(), known_incarnation }
+    proto::Refusal { reason: reason.into(), detail: refusal.to_string(), known_incarnation, membership_index }
 }
 
 /// The refusal in a message. Only those the caller acts on keep their structure.
 pub fn from_refusal(caller: types::NodeId, refusal: proto::Refusal) -> Refusal {
+    let at = refusal.membership_index;
     match (refusal.reason(), incarnation(&refusal.known_incarnation)) {
-        (proto::refusal::Reason::CallerFenced, Ok(known)) => Refusal::CallerFenced { node_id: caller, known },
-        (proto::refusal::Reason::UnknownPeer, _) => Refusal::UnknownPeer { node_id: caller },
+        (proto::refusal::Reason::CallerFenced, Ok(known)) => {
+            Refusal::CallerFenced { node_id: caller, known, at }
+        }
+        (proto::refusal::Reason::UnknownPeer, _) => Refusal::UnknownPeer { node_id: caller, at },
         _ => Refusal::Malformed(refusal.detail),
     }
 }

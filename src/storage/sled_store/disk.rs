@@ -43,6 +43,8 @@ pub(crate) enum DiskError {
     Truncate(#[from] ScanError),
     #[error("a part of the log could not be written: {0}")]
     WriteBack(std::io::Error),
+    #[error("cannot look after the disk's free space: {0}")]
+    Room(std::io::Error),
     #[error("cannot write the ready file: {0}")]
     Mark(std::io::Error),
     #[error("{0}")]

@@ -44,7 +44,8 @@ use std::time::Duration;
 use crate::error::StorageError;
 use crate::types::{Entry, LogId, Vote};
 
-use super::{Completion, DataDir, LogBounds, LogStore, files};
+use super::space::Attendant;
+use super::{Completion, DataDir, DiskWatch, LogBounds, LogStore, Room, files};
 use disk::Trees;
 use ledger::first_index;
 pub use stats::{FLUSH_BUCKETS_US, LogStats};
@@ -139,6 +140,8 @@ pub struct SledStore {
     watchdog: Option<JoinHandle<()>>,
     /// The writer, and what ends when it does.
     threads: Vec<JoinHandle<()>>,
+    /// Looks after the room of the disk, if anybody does.
+    attendant: Option<Attendant>,
 }
 
 impl fmt::Debug for SledStore {
@@ -153,6 +156,8 @@ pub(crate) struct Shared {
     queue: Queue,
     progress: Progress,
     stats: Arc<LogStats>,
+    /// Looked at before each batch.
+    room: Option<Arc<Room>>,
     on_failure: Arc<dyn Fn(&Failure) + Send + Sync>,
 }
 
@@ -270,6 +275,14 @@ impl SledStore {
     /// [`StorageError::Lost`] if the log existed and is gone, [`StorageError::Corrupt`] if it holds anything
     /// that was not written there, [`StorageError::InUse`] if another store has it open.
     pub fn open(directory: &Path, options: SledOptions) -> Result<Self, StorageError> {
+        Self::open_with(directory, options, None)
+    }
+
+    fn open_with(
+        directory: &Path,
+        options: SledOptions,
+        room: Option<Arc<Room>>,
+    ) -> Result<Self, StorageError> {
         let stats = Arc::new(LogStats::default());
         let state = State {
             bounds: LogBounds::default(),
@@ -286,6 +299,7 @@ impl SledStore {
             queue: Queue::default(),
             progress: Progress::new(),
             stats: stats.clone(),
+            room,
             on_failure: options.on_failure.clone(),
         });
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
@@ -301,6 +315,7 @@ impl SledStore {
             directory: directory.to_owned(),
             watchdog: None,
             threads: Vec::new(),
+            attendant: None,
         };
         let (watched, limit) = (shared.clone(), options.flush_watchdog);
         store.watchdog = Some(spawn("log-watchdog", Box::new(move || writer::supervise(&watched, limit)))?);
@@ -311,6 +326,9 @@ impl SledStore {
         if shared.progress.end().is_err() {
             std::mem::forget(disk);
             return Err(recovery::too_late(directory));
+        }
+        if let Some(room) = &shared.room {
+            store.attendant = Some(room.attend(&directory.join("db"))?);
         }
         {
             let mut state = shared.write();
@@ -333,9 +351,24 @@ impl SledStore {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_in(dir: &DataDir, options: SledOptions) -> Result<Self, StorageError> {
-        let store = Self::open(&dir.log_dir(), options)?;
+        Self::open_in_room(dir, options, None)
+    }
+
+    /// [`open_in`](Self::open_in) with a look at `room` before every batch.
+    pub(crate) fn open_in_room(
+        dir: &DataDir,
+        options: SledOptions,
+        room: Option<Arc<Room>>,
+    ) -> Result<Self, StorageError> {
+        let store = Self::open_with(&dir.log_dir(), options, room)?;
         dir.record_log()?;
         Ok(store)
+    }
+
+    /// A view of the disk under this log. A write that takes longer than `stall` has stalled.
+    pub fn watch_disk(&self, stall: Option<Duration>) -> DiskWatch {
+        let shared = self.shared.clone();
+        DiskWatch::new(self.shared.room.clone(), move || shared.progress.busy_for(), stall)
     }
 
     /// Counters for metrics.

@@ -159,6 +159,11 @@ impl Progress {
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
+    /// How long the present batch, or step, has been under way.
+    pub(crate) fn busy_for(&self) -> Option<Duration> {
+        self.lock().busy_since.map(|since| since.elapsed())
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("invariant: no panic under this lock")
     }
@@ -344,6 +349,10 @@ fn write(shared: &Shared, disk: &mut Disk, writes: Vec<Write>) -> Result<(), Dis
     let (changes, completions): (Vec<_>, Vec<_>) =
         writes.into_iter().map(|write| (write.change, write.done)).unzip();
     shared.progress.begin(completions)?;
+    if let Some(room) = &shared.room {
+        // sled must not meet a full disk.
+        room.before_batch(bytes as u64).map_err(DiskError::Room)?;
+    }
     for change in changes {
         match change {
             Change::Append(entries) => disk.append(&entries)?,

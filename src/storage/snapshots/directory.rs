@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::error::StorageError;
 use crate::runtime;
+use crate::storage::Room;
 use crate::storage::files::{self, UNFINISHED, io_error};
 use crate::types::LogId;
 
@@ -31,6 +32,8 @@ struct Shared {
     path: PathBuf,
     /// The newest snapshot, once it was asked for or published.
     newest: Mutex<Option<SnapshotHandle>>,
+    /// What the log needs is not for snapshots.
+    room: Option<Arc<Room>>,
 }
 
 impl SnapshotDir {
@@ -39,6 +42,11 @@ impl SnapshotDir {
     /// # Errors
     /// When the directory cannot be used. Snapshots are looked at by [`newest`](SnapshotStore::newest) only.
     pub fn open(path: &Path) -> Result<Self, StorageError> {
+        Self::open_in_room(path, None)
+    }
+
+    /// [`open`](Self::open); snapshots then fail with [`ErrorKind::StorageFull`] before `room` is used up.
+    pub(crate) fn open_in_room(path: &Path, room: Option<Arc<Room>>) -> Result<Self, StorageError> {
         files::create_directory(path)?;
         for file in files::list(path)? {
             if has_extension(&file, UNFINISHED) {
@@ -47,11 +55,12 @@ impl SnapshotDir {
         }
         // A crash may have come between a rename and its fsync; from here on the name counts.
         files::sync(path)?;
-        let shared = Shared { path: path.to_owned(), newest: Mutex::new(None) };
+        let shared = Shared { path: path.to_owned(), newest: Mutex::new(None), room };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     fn stage(&self, log_id: LogId) -> Result<Box<dyn Staging>, StorageError> {
+        self.shared.check_room(0).map_err(|error| io_error("cannot write to", &self.shared.path, error))?;
         // Random, because somebody who had the directory open before may not have noticed yet that it is closed.
         let number = runtime::random_u64();
         let path = self.shared.path.join(format!("{}.{number:016x}.{UNFINISHED}", name(log_id)));
@@ -75,6 +84,13 @@ fn has_extension(path: &Path, extension: &str) -> bool {
 }
 
 impl Shared {
+    fn check_room(&self, bytes: usize) -> io::Result<()> {
+        match &self.room {
+            Some(room) if !room.has_room_for(bytes as u64) => Err(ErrorKind::StorageFull.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Complete snapshots, oldest first.
     fn snapshots(&self) -> Result<Vec<PathBuf>, StorageError> {
         let mut paths = files::list(&self.path)?;
@@ -143,6 +159,7 @@ impl Staging for UnfinishedFile {
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.shared.check_room(bytes.len())?;
         self.file.write_all(bytes)?;
         self.length += bytes.len() as u64;
         self.unsynced += bytes.len() as u64;

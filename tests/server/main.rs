@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails
 
+mod features;
+
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -130,7 +132,8 @@ fn a_process_stops_in_order_on_a_signal() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().to_str().unwrap();
     let ports = ["--client-listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"];
-    let mut process = serve(&[&["--data-dir", data, "--log-format", "json"][..], &ports].concat());
+    let mut process =
+        serve(&[&["--single", "--data-dir", data, "--log-format", "json"][..], &ports].concat());
     let mut lines = BufReader::new(process.0.stderr.take().unwrap()).lines().map(Result::unwrap);
     let serving = lines.find(|line| line.contains("\"serving\"")).expect("the node serves");
     assert!(serving.contains("\"client\":\"127.0.0.1:"), "{serving}");
@@ -152,6 +155,7 @@ fn exit_codes_tell_invalid_settings_from_other_errors() {
         (&["--config", "/nowhere/c.toml"], 3),
         (&["--frobnicate"], 3),
         (&["--data-dir", data, "--client-listen", &taken], 1),
+        (&["--data-dir", data, "--client-listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"], 3),
     ] {
         assert_eq!(serve(args).0.wait().unwrap().code(), Some(code), "{args:?}");
     }

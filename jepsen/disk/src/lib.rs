@@ -1,0 +1,83 @@
+//! Disks for tests: one that fails on demand, and one that is small.
+//!
+//! [`FaultyDisk`] is a file system of its own (FUSE) that passes everything on to a directory of the host, and each
+//! operation past a [`Fault`] first. [`SmallDisk`] is a tmpfs of a given size. Both need the right to
+//! mount, and unmount when dropped, also when the test has failed.
+//!
+//! It knows nothing of `quorate`. Linux only; elsewhere the crate is empty.
+//!
+//! # Adding a fault
+//! Every operation that changes something asks [`Faults::judge`](faults::Faults) before it reaches the backing
+//! directory, naming what it is about to do. A new kind of failure is a new [`Fault`] and its verdict there.
+//! A disk that forgets what was not synced needs more: a log of what was written since the last fsync of each file,
+//! between the verdict and the backing directory, replayed or dropped at the cut.
+
+#![cfg(target_os = "linux")]
+
+mod faults;
+mod inodes;
+mod passthrough;
+mod small;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use faults::Fault;
+use faults::Faults;
+use passthrough::Passthrough;
+pub use small::SmallDisk;
+
+/// Threads that answer the kernel. An operation that is held occupies none.
+const THREADS: usize = 4;
+
+/// A mounted directory whose disk fails on demand.
+#[derive(Debug)]
+pub struct FaultyDisk {
+    faults: Arc<Faults>,
+    session: Option<fuser::BackgroundSession>,
+    path: PathBuf,
+}
+
+impl FaultyDisk {
+    /// Mounts `backing` at `path`; both are existing directories.
+    ///
+    /// # Errors
+    /// When this process may not mount, or there is no FUSE.
+    pub fn mount(backing: &Path, path: &Path) -> io::Result<Self> {
+        let faults = Arc::new(Faults::default());
+        let mut config = fuser::Config::default();
+        config.mount_options = vec![fuser::MountOption::FSName("quorate-disk".to_owned())];
+        config.n_threads = Some(THREADS);
+        let session = fuser::spawn_mount(Passthrough::new(backing, faults.clone())?, path, &config)?;
+        Ok(Self { faults, session: Some(session), path: path.to_owned() })
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// From now on, operations meet `fault`. Those that an earlier fault holds stay held.
+    pub fn set(&self, fault: Fault) {
+        self.faults.set(fault);
+    }
+
+    /// Mends the disk: operations succeed again, and those that were held are carried out, in their order.
+    pub fn mend(&self) {
+        self.faults.mend();
+    }
+
+    /// Operations that are held at present.
+    pub fn held(&self) -> usize {
+        self.faults.held()
+    }
+}
+
+impl Drop for FaultyDisk {
+    fn drop(&mut self) {
+        small::unmount(&self.path);
+        self.mend();
+        drop(self.session.take());
+    }
+}

@@ -1,0 +1,208 @@
+//! `quorate member`: who belongs to the cluster.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{CliError, Common, Format, output, parse_time};
+use crate::client::{Member, MemberChange, Members};
+use crate::types::NodeId;
+
+/// Arguments of `quorate member`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  quorate member list\n  quorate serve --node-id 4 --data-dir /var/lib/quorate --peer-listen 10.0.0.4:7901 --join    on the new machine\n  quorate member add 4 --peer 10.0.0.4:7901 --promote\n  quorate member remove 2\n\nChanges go to the leader, wherever it is. One that was interrupted is completed by repeating it."
+)]
+pub struct MemberArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: MemberCommand,
+}
+
+/// What can be done with members.
+#[derive(Debug, Subcommand)]
+pub enum MemberCommand {
+    /// Show the members, as the leader knows them
+    #[command(
+        after_help = "Example:\n  quorate member list\n  quorate member list -o json | jq '.members[] | select(.reachable == false)'"
+    )]
+    List,
+    /// Add a node that was started with --join
+    #[command(
+        after_help = "Example:\n  quorate member add 4 --peer 10.0.0.4:7901            a learner, which receives everything and does not vote\n  quorate member add 4 --peer 10.0.0.4:7901 --promote  a voter, once it has caught up"
+    )]
+    Add {
+        /// Its --node-id
+        node_id: NodeId,
+        /// Its peer address; it tells its client address itself
+        #[arg(long, value_name = "HOST:PORT")]
+        peer: String,
+        /// Make it a voter once it has caught up
+        #[arg(long)]
+        promote: bool,
+        /// How long it may take to catch up.
+        #[command(flatten)]
+        wait: CatchUp,
+    },
+    /// Make a learner a voter, once it has caught up
+    #[command(after_help = "Example:\n  quorate member promote 4")]
+    Promote {
+        /// The learner
+        node_id: NodeId,
+        /// How long it may take to catch up.
+        #[command(flatten)]
+        wait: CatchUp,
+    },
+    /// Make a voter a learner
+    #[command(after_help = "Example:\n  quorate member demote 4")]
+    Demote {
+        /// The voter
+        node_id: NodeId,
+        /// Do it although too few voters that answer would be left
+        #[arg(long)]
+        force: bool,
+    },
+    /// Remove a member; if it runs it learns of it and stops
+    #[command(
+        after_help = "Example:\n  quorate member remove 2\n\nA leader hands over before it is removed. Refused when too few of the remaining voters answer."
+    )]
+    Remove {
+        /// The member
+        node_id: NodeId,
+        /// Do it although too few voters that answer would be left
+        #[arg(long)]
+        force: bool,
+    },
+    /// Put a node in the place of a dead or wiped one
+    #[command(
+        after_help = "Example:\n  quorate member replace 2 --with 4 --peer 10.0.0.4:7901   by another node\n  quorate member replace 2 --peer 10.0.0.2:7901            by itself, started with --join on an empty data directory\n\nAnother node becomes a voter at the moment the old one ceases to be one; under the same id there is one voter less\nuntil the new data directory has caught up."
+    )]
+    Replace {
+        /// The node that goes
+        node_id: NodeId,
+        /// The node that comes [default: the same id]
+        #[arg(long, value_name = "NODE_ID")]
+        with: Option<NodeId>,
+        /// Peer address of the node that comes
+        #[arg(long, value_name = "HOST:PORT")]
+        peer: String,
+        /// How long it may take to catch up.
+        #[command(flatten)]
+        wait: CatchUp,
+    },
+    /// Correct the addresses of a member
+    #[command(
+        after_help = "Example:\n  quorate member update 2 --peer 10.0.1.2:7901 --client 10.0.1.2:7801\n\nA node that starts with new addresses does this by itself as soon as it finds the leader."
+    )]
+    Update {
+        /// The member
+        node_id: NodeId,
+        /// Its peer address
+        #[arg(long, value_name = "HOST:PORT", required_unless_present = "client")]
+        peer: Option<String>,
+        /// Its client address
+        #[arg(long, value_name = "HOST:PORT")]
+        client: Option<String>,
+    },
+}
+
+/// How long to wait for a node to catch up.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct CatchUp {
+    /// How long to wait for the node to catch up, such as 60s or 10m
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "60s")]
+    pub catch_up: Duration,
+}
+
+/// One member, as shown.
+#[derive(Debug, Serialize)]
+struct Row<'a> {
+    node_id: NodeId,
+    role: &'static str,
+    leader: bool,
+    peer: &'a str,
+    client: &'a str,
+    matched: Option<u64>,
+    reachable: Option<bool>,
+    incarnation: &'a str,
+}
+
+/// Does what was asked for, and lists the members.
+///
+/// # Errors
+/// See [`CliError`].
+pub async fn run(common: &Common, args: MemberArgs) -> Result<(), CliError> {
+    let client = common.client()?;
+    let change = match args.command {
+        MemberCommand::List => None,
+        MemberCommand::Add { node_id, peer, promote, wait: CatchUp { catch_up } } => {
+            Some(MemberChange::Add { node_id, peer, promote, catch_up })
+        }
+        MemberCommand::Promote { node_id, wait: CatchUp { catch_up } } => {
+            Some(MemberChange::Promote { node_id, catch_up })
+        }
+        MemberCommand::Demote { node_id, force } => Some(MemberChange::Demote { node_id, force }),
+        MemberCommand::Remove { node_id, force } => Some(MemberChange::Remove { node_id, force }),
+        MemberCommand::Replace { node_id, with, peer, wait: CatchUp { catch_up } } => {
+            let new_node_id = with.unwrap_or(node_id);
+            Some(MemberChange::Replace { node_id, new_node_id, peer, catch_up })
+        }
+        MemberCommand::Update { node_id, peer, client } => {
+            Some(MemberChange::Update { node_id, peer, client })
+        }
+    };
+    match change {
+        None => show(common.output, &client.members().await?),
+        Some(change) => show(common.output, &client.change_members(change).await?),
+    }
+}
+
+fn show(format: Format, list: &Members) -> Result<(), CliError> {
+    let rows: Vec<Row<'_>> = list.members.iter().map(|member| row(list, member)).collect();
+    match format {
+        Format::Json => output::json(&json!({
+            "members": rows,
+            "position": list.position.map(|position| position.index),
+            "joint": list.joint,
+        })),
+        Format::Table => {
+            let headings = ["NODE", "ROLE", "PEER", "CLIENT", "MATCHED", "ANSWERS", "DATA DIRECTORY"];
+            let cells: Vec<_> = rows.iter().map(cells).collect();
+            output::raw(output::table(&headings, &cells).as_bytes())?;
+            if list.joint {
+                output::remark(
+                    "a change of the voters is under way: it needs majorities of the old and the new ones",
+                );
+            }
+            Ok(())
+        }
+    }
+}
+
+fn row<'a>(list: &Members, member: &'a Member) -> Row<'a> {
+    Row {
+        node_id: member.node_id,
+        role: if member.voter { "voter" } else { "learner" },
+        leader: list.leader == Some(member.node_id),
+        peer: &member.peer,
+        client: &member.client,
+        matched: member.matched,
+        reachable: member.reachable,
+        incarnation: &member.incarnation,
+    }
+}
+
+fn cells(row: &Row<'_>) -> Vec<String> {
+    let unknown = || "-".to_owned();
+    vec![
+        row.node_id.to_string(),
+        if row.leader { format!("{}, leads", row.role) } else { row.role.to_owned() },
+        row.peer.to_owned(),
+        row.client.to_owned(),
+        row.matched.map_or_else(unknown, |matched| matched.to_string()),
+        row.reachable.map_or_else(unknown, |answers| if answers { "yes" } else { "no" }.to_owned()),
+        row.incarnation.to_owned(),
+    ]
+}

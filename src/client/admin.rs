@@ -1,0 +1,335 @@
+//! Operating the cluster through the client: members, leadership, snapshots.
+//!
+//! What the leader must do is sent to whoever leads, found first by asking for its status: so a node that cannot be
+//! reached costs no attempt. A change is sent once. When its answer is lost the caller is told so, and may repeat it:
+//! the server completes what was begun.
+
+use std::time::Duration;
+
+use prost::Message;
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+use super::Client;
+use super::config::Endpoint;
+use super::connection::describe;
+use super::error::{Cause, ClientError};
+use super::node::Link;
+use super::operation::backoff;
+use crate::proto::v1::{self, Reason, admin_client::AdminClient};
+use crate::types::{LogId, NodeId};
+
+/// How long a node may take to say whether it leads.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// One member, as the answering node knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub node_id: NodeId,
+    /// Its advertised peer address.
+    pub peer: String,
+    /// Its advertised client address.
+    pub client: String,
+    /// Whether it votes.
+    pub voter: bool,
+    /// Identity of its data directory.
+    pub incarnation: String,
+    /// Index up to which the leader knows its log to match.
+    pub matched: Option<u64>,
+    /// Whether it has answered the leader a short while ago.
+    pub reachable: Option<bool>,
+}
+
+/// Who belongs to the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Members {
+    /// All members, in the order of their ids.
+    pub members: Vec<Member>,
+    /// Who leads.
+    pub leader: Option<NodeId>,
+    /// Where the membership stands in the log.
+    pub position: Option<LogId>,
+    /// Whether a change is under way that needs majorities of two sets of voters.
+    pub joint: bool,
+}
+
+/// A change of the membership.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MemberChange {
+    /// Adds a node that was started to join, as a learner or, with `promote`, as a voter.
+    Add {
+        /// Its id.
+        node_id: NodeId,
+        /// `host:port` of its peer port.
+        peer: String,
+        /// Whether to make it a voter.
+        promote: bool,
+        /// How long it may take to catch up before that.
+        catch_up: Duration,
+    },
+    /// Makes a learner a voter.
+    Promote {
+        /// Which.
+        node_id: NodeId,
+        /// How long it may take to catch up before that.
+        catch_up: Duration,
+    },
+    /// Makes a voter a learner.
+    Demote {
+        /// Which.
+        node_id: NodeId,
+        /// Although too few voters that answer would be left.
+        force: bool,
+    },
+    /// Removes a member.
+    Remove {
+        /// Which.
+        node_id: NodeId,
+        /// Although too few voters that answer would be left.
+        force: bool,
+    },
+    /// Puts a node in the place of another one, or of itself with another data directory.
+    Replace {
+        /// Who goes.
+        node_id: NodeId,
+        /// Who comes.
+        new_node_id: NodeId,
+        /// `host:port` of the new one's peer port.
+        peer: String,
+        /// How long it may take to catch up.
+        catch_up: Duration,
+    },
+    /// Corrects addresses; what is `None` stays.
+    Update {
+        /// Whose.
+        node_id: NodeId,
+        /// `host:port` of its peer port.
+        peer: Option<String>,
+        /// `host:port` of its client port.
+        client: Option<String>,
+    },
+}
+
+impl MemberChange {
+    /// How long it may rightly take beside what every operation takes.
+    fn catch_up(&self) -> Duration {
+        match self {
+            Self::Add { promote: true, catch_up, .. }
+            | Self::Promote { catch_up, .. }
+            | Self::Replace { catch_up, .. } => *catch_up,
+            Self::Add { .. } | Self::Demote { .. } | Self::Remove { .. } | Self::Update { .. } => {
+                Duration::ZERO
+            }
+        }
+    }
+}
+
+impl Client {
+    /// Who belongs to the cluster, according to its leader.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn members(&self) -> Result<Members, ClientError> {
+        let call = |mut admin: AdminClient<Channel>| async move {
+            admin.member_list(v1::MemberListRequest {}).await
+        };
+        let (list, _) = self.on_leader(Duration::ZERO, call).await?;
+        Ok(Members {
+            leader: list.leader.map(|leader| leader.node_id),
+            joint: list.joint,
+            ..members(list.members, list.position)
+        })
+    }
+
+    /// Makes `change`, and returns the membership after it.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; [`ClientError::maybe_applied`] says whether the change may have been made, all or half.
+    /// Repeating it completes it.
+    pub async fn change_members(&self, change: MemberChange) -> Result<Members, ClientError> {
+        let call = |admin: AdminClient<Channel>| send(admin, change.clone());
+        let (changed, leader) = self.on_leader(change.catch_up(), call).await?;
+        Ok(Members { leader, ..members(changed.members, changed.position) })
+    }
+
+    /// Hands the lead to `to`, or to whoever is furthest ahead, and returns who leads then.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<NodeId, ClientError> {
+        let request = v1::TransferLeaderRequest { to_node: to.unwrap_or(0) };
+        let call = |mut admin: AdminClient<Channel>| async move { admin.transfer_leader(request).await };
+        let (answer, _) = self.on_leader(Duration::ZERO, call).await?;
+        Ok(answer.leader.map_or(0, |leader| leader.node_id))
+    }
+
+    /// Takes a snapshot on the node at `endpoint`, or on the leader, and returns what it covers.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn take_snapshot(&self, endpoint: Option<&Endpoint>) -> Result<LogId, ClientError> {
+        let call =
+            |mut admin: AdminClient<Channel>| async move { admin.snapshot(v1::SnapshotRequest {}).await };
+        let answer = match endpoint {
+            None => self.on_leader(Duration::ZERO, call).await?.0,
+            Some(endpoint) => {
+                let link = self.router.at(endpoint);
+                let deadline = Instant::now() + self.router.config.timeout;
+                let answered = timeout_at(deadline, call(AdminClient::new(link.node.channel()))).await;
+                self.judge(&link, answered.map_err(|_| ()))?.map_err(|failure| {
+                    failed(&link, Cause::Operation, failure.message, failure.maybe_applied)
+                })?
+            }
+        };
+        let position = answer.position.unwrap_or_default();
+        Ok(LogId::new(position.term, position.index))
+    }
+
+    /// Calls whoever leads, within the client's timeout and `extra`. Returns the answer, and who gave it.
+    async fn on_leader<T, F>(
+        &self,
+        extra: Duration,
+        call: impl Fn(AdminClient<Channel>) -> F,
+    ) -> Result<(T, Option<NodeId>), ClientError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let (router, config) = (&self.router, &self.router.config);
+        let begun = Instant::now();
+        let deadline = begun + config.timeout;
+        let mut last = None;
+        for attempt in 0.. {
+            let link = router.leader_or_next();
+            match self.leads(&link, deadline).await {
+                Ok(true) => {
+                    let answered = timeout_at(deadline + extra, call(AdminClient::new(link.node.channel())));
+                    match self.judge(&link, answered.await.map_err(|_| ()))? {
+                        Ok(answer) => return Ok((answer, link.node.node_id())),
+                        Err(failure) => {
+                            let hint = failure.leader.as_ref();
+                            if !hint.is_some_and(|hint| router.hinted(&link.node.endpoint, hint)) {
+                                router.lost_leader(&link.node.endpoint);
+                                router.hunt();
+                            }
+                            last = Some(failure.message);
+                        }
+                    }
+                }
+                Ok(false) => {}
+                Err(why) => last = Some(why),
+            }
+            if let Some(tried) = router.all_down()
+                && begun.elapsed() >= config.unavailable_after
+            {
+                return Err(ClientError::Unavailable { tried });
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+            sleep(backoff(config.retry_backoff_min, config.retry_backoff_max, attempt)).await;
+        }
+        Err(ClientError::DeadlineExceeded { timeout: config.timeout, maybe_applied: false, last })
+    }
+
+    /// Whether the node says that it leads. Learns from what it says.
+    async fn leads(&self, link: &Link, deadline: Instant) -> Result<bool, String> {
+        let (router, endpoint) = (&self.router, &link.node.endpoint);
+        let patience = ASK_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
+        match link.node.status(patience).await {
+            Ok(status) => {
+                link.node.set_up();
+                let leads = status.role == "leader";
+                if !leads {
+                    router.lost_leader(endpoint);
+                    if !status.leader.is_some_and(|hint| router.hinted(endpoint, &hint)) {
+                        router.hunt();
+                    }
+                }
+                Ok(leads)
+            }
+            Err(why) => {
+                link.node.set_down(why.clone());
+                router.lost_leader(endpoint);
+                router.hunt();
+                Err(format!("{endpoint}: {why}"))
+            }
+        }
+    }
+
+    /// What came of a call: an answer, a refusal to be followed elsewhere, or an error.
+    fn judge<T>(
+        &self,
+        link: &Link,
+        answered: Result<Result<Response<T>, Status>, ()>,
+    ) -> Result<Result<T, v1::Failure>, ClientError> {
+        let status = match answered {
+            Ok(Ok(answer)) => return Ok(Ok(answer.into_inner())),
+            Ok(Err(status)) => status,
+            Err(()) => {
+                return Err(failed(link, Cause::Operation, "no answer in time".to_owned(), true));
+            }
+        };
+        match v1::Failure::decode(status.details()) {
+            Ok(failure) if !status.details().is_empty() => match failure.reason() {
+                Reason::NotLeader => Ok(Err(failure)),
+                _ => Err(failed(link, Cause::Operation, failure.message, failure.maybe_applied)),
+            },
+            // Nobody that knows our failures has answered: the connection broke, or the server is an older one.
+            _ => Err(failed(link, Cause::ConnectionLost, describe(&status).to_string(), true)),
+        }
+    }
+}
+
+async fn send(
+    mut admin: AdminClient<Channel>,
+    change: MemberChange,
+) -> Result<Response<v1::MemberChangeResponse>, Status> {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    match change {
+        MemberChange::Add { node_id, peer, promote, catch_up } => {
+            let timeout_ms = ms(catch_up);
+            admin.add_member(v1::AddMemberRequest { node_id, peer, promote, timeout_ms }).await
+        }
+        MemberChange::Promote { node_id, catch_up } => {
+            admin.promote_member(v1::PromoteMemberRequest { node_id, timeout_ms: ms(catch_up) }).await
+        }
+        MemberChange::Demote { node_id, force } => {
+            admin.demote_member(v1::DemoteMemberRequest { node_id, force }).await
+        }
+        MemberChange::Remove { node_id, force } => {
+            admin.remove_member(v1::RemoveMemberRequest { node_id, force }).await
+        }
+        MemberChange::Replace { node_id, new_node_id, peer, catch_up } => {
+            let timeout_ms = ms(catch_up);
+            admin.replace_member(v1::ReplaceMemberRequest { node_id, new_node_id, peer, timeout_ms }).await
+        }
+        MemberChange::Update { node_id, peer, client } => {
+            let (peer, client) = (peer.unwrap_or_default(), client.unwrap_or_default());
+            admin.update_member(v1::UpdateMemberRequest { node_id, peer, client }).await
+        }
+    }
+}
+
+fn failed(link: &Link, cause: Cause, message: String, maybe_applied: bool) -> ClientError {
+    ClientError::Failed { endpoint: link.node.endpoint.clone(), cause, message, maybe_applied }
+}
+
+fn members(members: Vec<v1::MemberInfo>, position: Option<v1::Position>) -> Members {
+    let member = |info: v1::MemberInfo| Member {
+        node_id: info.node_id,
+        peer: info.peer,
+        client: info.client,
+        voter: info.voter,
+        incarnation: info.incarnation,
+        matched: info.matched,
+        reachable: info.reachable,
+    };
+    Members {
+        members: members.into_iter().map(member).collect(),
+        position: position.map(|position| LogId::new(position.term, position.index)),
+        ..Members::default()
+    }
+}

@@ -1,0 +1,540 @@
+//! Changes of the cluster: who belongs to it, and who votes.
+//!
+//! # Promises
+//!
+//! - Only the leader changes the membership, one change after the other; who must wait too long is told so.
+//! - A node becomes a voter only once it answers and has nearly the whole log: before that it would make a majority
+//!   larger without helping to form one.
+//! - A change after which fewer voters than a majority would answer is refused, unless forced where that is offered.
+//! - A change that was interrupted, by the loss of the leader or of its caller, is completed by repeating it. Adding,
+//!   promoting, demoting and replacing what is already so succeeds; removing who is no member fails, because the id may
+//!   have been mistyped.
+//! - A change goes on when its caller goes away.
+//! - A leader that is to be removed, demoted or replaced hands over first, and the caller is told who leads now. It
+//!   never leads a cluster that it is not a voter of.
+//!
+//! # Ids and data directories
+//!
+//! A member is an id and a data directory. A node that lost its directory may come back under its old id only through
+//! [`Engine::replace_member`], which removes the old member by one committed entry and adds the new one by another. From
+//! the first of them on, handshakes with the old directory are refused by everybody who has that entry, and nothing
+//! is committed without a majority that does. So the old one may come back at any time and changes nothing: the two
+//! are as different as nodes with different ids. Until the new one has caught up the cluster has one voter less,
+//! which replacing a node by one with another id avoids.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Engine;
+use crate::error::{Leader, MembershipError, TransferError};
+use crate::machine::StateMachine;
+use crate::raft::core::Metrics;
+use crate::raft::membership::{ChangeError, MembershipChange};
+use crate::raft::network::{DialError, IdentifyRequest, wire};
+use crate::runtime;
+use crate::types::{LogId, Member, NodeId, Role};
+
+/// How long a change waits for the one before it.
+const TURN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long an entry may take to be committed.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a node to be added may take to say who it is.
+const IDENTIFY_PATIENCE: Duration = Duration::from_secs(3);
+/// Pause between two looks at something that is awaited.
+const PAUSE: Duration = Duration::from_millis(20);
+/// A learner that has all but this many entries has caught up: under load nobody has them all.
+const CAUGHT_UP_ENTRIES: u64 = 1_000;
+/// How long to wait for a learner to catch up when nothing else is said.
+pub const CATCH_UP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Who belongs to the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberList {
+    /// All members, in the order of their ids.
+    pub members: Vec<MemberState>,
+    /// Who leads, if known.
+    pub leader: Option<Leader>,
+    /// Where the membership stands in the log.
+    pub position: Option<LogId>,
+    /// Whether a change is under way that needs majorities of two sets of voters.
+    pub joint: bool,
+}
+
+/// One member, as the asked node knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberState {
+    /// Its id.
+    pub node_id: NodeId,
+    /// Its addresses and identity.
+    pub member: Member,
+    /// Whether it votes.
+    pub voter: bool,
+    /// Index up to which its log is known to match; on the leader only.
+    pub matched: Option<u64>,
+    /// Whether it has answered a short while ago; on the leader only.
+    pub reachable: Option<bool>,
+}
+
+/// A node to be added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewMember {
+    /// Its id.
+    pub node_id: NodeId,
+    /// `host:port` of its peer port. It tells its identity and what it advertises itself.
+    pub peer: String,
+}
+
+/// New addresses of a member; what is `None` stays.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NewAddresses {
+    /// `host:port` of its peer port.
+    pub peer: Option<String>,
+    /// `host:port` of its client port.
+    pub client: Option<String>,
+}
+
+impl<M: StateMachine> Engine<M> {
+    /// Who belongs to the cluster, as far as this node knows.
+    pub fn members(&self) -> MemberList {
+        let metrics = self.inner.core.metrics();
+        let leads = metrics.role == Role::Leader;
+        let state = |(node_id, member): (&NodeId, &Member)| MemberState {
+            node_id: *node_id,
+            member: member.clone(),
+            voter: metrics.membership.is_voter(*node_id),
+            matched: metrics.matched.get(node_id).copied().flatten().map(|matched| matched.index),
+            reachable: leads.then(|| metrics.reachable.contains(node_id)),
+        };
+        MemberList {
+            members: metrics.membership.members.iter().map(state).collect(),
+            leader: metrics.leader.clone(),
+            position: metrics.membership_at,
+            joint: metrics.membership.voters.len() > 1,
+        }
+    }
+
+    /// Adds `new`, which was started to join, as a learner; with `promote` also makes it a voter, once it has caught
+    /// up, for which it has `timeout`.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn add_member(
+        &self,
+        new: NewMember,
+        promote: bool,
+        timeout: Duration,
+    ) -> Result<MemberList, MembershipError> {
+        self.change(move |engine| async move {
+            engine.settle().await?;
+            engine.join(&new).await?;
+            match promote {
+                true => engine.promote(new.node_id, Instant::now() + timeout).await,
+                false => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// Makes a learner a voter, once it has caught up, for which it has `timeout`.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn promote_member(
+        &self,
+        node_id: NodeId,
+        timeout: Duration,
+    ) -> Result<MemberList, MembershipError> {
+        self.change(move |engine| async move {
+            engine.settle().await?;
+            engine.promote(node_id, Instant::now() + timeout).await
+        })
+        .await
+    }
+
+    /// Makes a voter a learner. `force` does so although too few voters that answer would be left.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn demote_member(&self, node_id: NodeId, force: bool) -> Result<MemberList, MembershipError> {
+        self.change(move |engine| async move {
+            engine.settle().await?;
+            let metrics = engine.leading()?;
+            engine.known(&metrics, node_id)?;
+            if metrics.membership.is_voter(node_id) {
+                engine.may_lose(&metrics, node_id, force)?;
+                engine.step_aside(node_id).await?;
+                engine.commit("the demotion", MembershipChange::Demote(node_id)).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes a member. `force` does so although too few voters that answer would be left. A node that still runs
+    /// learns of it from the others and stops.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn remove_member(&self, node_id: NodeId, force: bool) -> Result<MemberList, MembershipError> {
+        self.change(move |engine| async move {
+            engine.settle().await?;
+            let metrics = engine.leading()?;
+            engine.known(&metrics, node_id)?;
+            if metrics.membership.is_voter(node_id) {
+                engine.may_lose(&metrics, node_id, force)?;
+                engine.step_aside(node_id).await?;
+            }
+            engine.commit("the removal", MembershipChange::Remove(node_id)).await
+        })
+        .await
+    }
+
+    /// Puts `new` in the place of `old`, which may be dead or wiped: a voter if the old one was, once it has caught up,
+    /// for which it has `timeout`. The two may have the same id; see the [module](self) for what that means.
+    ///
+    /// Repeated after an interruption it completes what is missing. When the old member of the same id is gone by then,
+    /// it is taken to have been a voter.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn replace_member(
+        &self,
+        old: NodeId,
+        new: NewMember,
+        timeout: Duration,
+    ) -> Result<MemberList, MembershipError> {
+        self.change(move |engine| async move {
+            engine.settle().await?;
+            let deadline = Instant::now() + timeout;
+            match old == new.node_id {
+                true => engine.replace_in_place(&new, deadline).await,
+                false => engine.replace_by_other(old, &new, deadline).await,
+            }
+        })
+        .await
+    }
+
+    /// Corrects the addresses of a member. A member that starts with new ones does this by itself.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn update_member(
+        &self,
+        node_id: NodeId,
+        addresses: NewAddresses,
+    ) -> Result<MemberList, MembershipError> {
+        for address in addresses.peer.iter().chain(&addresses.client) {
+            check_address(address)?;
+        }
+        self.change(move |engine| async move {
+            let metrics = engine.leading()?;
+            let known = engine.known(&metrics, node_id)?;
+            let member = Member {
+                peer: addresses.peer.unwrap_or_else(|| known.peer.clone()),
+                client: addresses.client.unwrap_or_else(|| known.client.clone()),
+                incarnation: known.incarnation,
+            };
+            match member == known {
+                true => Ok(()),
+                false => {
+                    let change = MembershipChange::Readdress { node_id, member };
+                    engine.commit("the change of addresses", change).await
+                }
+            }
+        })
+        .await
+    }
+
+    /// Ends a change that was left half made; called where nobody asked for it.
+    pub(super) async fn settle_member_change(&self) -> Result<MemberList, MembershipError> {
+        self.change(move |engine| async move { engine.settle().await }).await
+    }
+
+    /// Does `work` when it is its turn, and to its end even if the caller goes away.
+    async fn change<W>(
+        &self,
+        work: impl FnOnce(Self) -> W + Send + 'static,
+    ) -> Result<MemberList, MembershipError>
+    where
+        W: Future<Output = Result<(), MembershipError>> + Send,
+    {
+        self.leading()?;
+        let engine = self.clone();
+        let task = runtime::spawn(async move {
+            let turn = tokio::time::timeout(TURN_PATIENCE, engine.inner.changes.lock());
+            let _turn = turn.await.map_err(|_| MembershipError::AnotherChange)?;
+            let mut stop = engine.inner.stop.subscribe();
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => Err(stopped("the node is shutting down")),
+                done = work(engine.clone()) => done.map(|()| engine.members()),
+            }
+        });
+        match task.await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(stopped("the change was abandoned")),
+        }
+    }
+
+    /// What the core knows, if this node leads.
+    fn leading(&self) -> Result<Metrics, MembershipError> {
+        let fatal = self.inner.fatal.borrow().as_ref().map(ToString::to_string);
+        let metrics = self.inner.core.metrics();
+        match (fatal, metrics.role) {
+            (Some(reason), _) => Err(MembershipError::Stopped { reason }),
+            (None, Role::Leader) => Ok(metrics),
+            (None, Role::Stopped) => Err(stopped("the node is shutting down")),
+            (None, _) => Err(MembershipError::NotLeader { leader: metrics.leader }),
+        }
+    }
+
+    fn known(&self, metrics: &Metrics, node_id: NodeId) -> Result<Member, MembershipError> {
+        let known = metrics.membership.members.get(&node_id);
+        known.cloned().ok_or(MembershipError::UnknownMember { node_id })
+    }
+
+    /// Commits `change`.
+    async fn commit(&self, step: &'static str, change: MembershipChange) -> Result<(), MembershipError> {
+        let begun = Instant::now();
+        let timeout = || MembershipError::Timeout {
+            step,
+            waited_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        };
+        tracing::info!(?change, "changing the membership");
+        loop {
+            let attempt = self.inner.core.change_membership(change.clone());
+            let outcome = tokio::time::timeout(COMMIT_PATIENCE, attempt).await.map_err(|_| timeout())?;
+            match outcome {
+                Ok(at) => {
+                    tracing::info!(?change, %at, "the membership has changed");
+                    return Ok(());
+                }
+                // An entry of an earlier leader, or of one whose caller gave up.
+                Err(ChangeError::UnderWay) if begun.elapsed() < COMMIT_PATIENCE => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(ChangeError::UnderWay) => return Err(MembershipError::AnotherChange),
+                Err(ChangeError::NotLeader(leader)) => return Err(MembershipError::NotLeader { leader }),
+                Err(ChangeError::Interrupted(leader)) => return Err(MembershipError::Interrupted { leader }),
+                Err(ChangeError::Stopped(reason)) => return Err(MembershipError::Stopped { reason }),
+                Err(ChangeError::Invalid(reason)) => {
+                    // The membership is not what it was when the change was decided on.
+                    tracing::warn!(?change, reason, "the core refuses a change of the membership");
+                    return Err(MembershipError::AnotherChange);
+                }
+            }
+        }
+    }
+
+    /// Completes what an earlier leader has left half made.
+    async fn settle(&self) -> Result<(), MembershipError> {
+        match self.leading()?.membership.voters.len() > 1 {
+            true => self.commit("the end of an earlier change", MembershipChange::Settle).await,
+            false => Ok(()),
+        }
+    }
+
+    /// Makes `new` a member, if it is none.
+    async fn join(&self, new: &NewMember) -> Result<(), MembershipError> {
+        let found = self.identify(new).await?;
+        let metrics = self.leading()?;
+        let node_id = new.node_id;
+        match metrics.membership.members.get(&node_id) {
+            Some(known) if known.incarnation == found.incarnation => Ok(()),
+            Some(known) => Err(MembershipError::AlreadyMember {
+                node_id,
+                known: known.incarnation,
+                presented: found.incarnation,
+                peer: new.peer.clone(),
+            }),
+            None => {
+                self.commit("the addition", MembershipChange::AddLearner { node_id, member: found }).await
+            }
+        }
+    }
+
+    /// Makes a learner a voter, once it has caught up.
+    async fn promote(&self, node_id: NodeId, deadline: Instant) -> Result<(), MembershipError> {
+        let metrics = self.leading()?;
+        self.known(&metrics, node_id)?;
+        if metrics.membership.is_voter(node_id) {
+            return Ok(());
+        }
+        self.caught_up(node_id, deadline).await?;
+        let metrics = self.leading()?;
+        let mut voters = voters(&metrics);
+        voters.insert(node_id);
+        keeps_quorum(&metrics, &voters)?;
+        self.commit("the promotion", MembershipChange::Promote(node_id)).await
+    }
+
+    /// Waits until a learner answers and has nearly all entries.
+    async fn caught_up(&self, node_id: NodeId, deadline: Instant) -> Result<(), MembershipError> {
+        loop {
+            let metrics = self.leading()?;
+            self.known(&metrics, node_id)?;
+            let lag = lag(&metrics, node_id);
+            if lag <= CAUGHT_UP_ENTRIES && metrics.reachable.contains(&node_id) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(MembershipError::NotCaughtUp { node_id, lag });
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Refuses to lose the voter `node_id` when too few would be left.
+    fn may_lose(&self, metrics: &Metrics, node_id: NodeId, force: bool) -> Result<(), MembershipError> {
+        let mut left = voters(metrics);
+        left.remove(&node_id);
+        if left.is_empty() {
+            return Err(MembershipError::LastVoter { node_id });
+        }
+        match keeps_quorum(metrics, &left) {
+            Err(error) if force => {
+                tracing::warn!(node_id, %error, "losing a voter by force");
+                Ok(())
+            }
+            checked => checked,
+        }
+    }
+
+    /// When this node itself is to go: hands over, and sends the caller to whoever leads then.
+    async fn step_aside(&self, node_id: NodeId) -> Result<(), MembershipError> {
+        if node_id != self.inner.config.node_id {
+            return Ok(());
+        }
+        match self.transfer_leader(None).await {
+            Ok(leader) => Err(MembershipError::NotLeader { leader: Some(leader) }),
+            Err(TransferError::NotLeader { leader }) => Err(MembershipError::NotLeader { leader }),
+            Err(source) => Err(MembershipError::HandOver { node_id, source }),
+        }
+    }
+
+    /// A member with another data directory takes the place of the one with the same id.
+    async fn replace_in_place(&self, new: &NewMember, deadline: Instant) -> Result<(), MembershipError> {
+        let node_id = new.node_id;
+        // Before anything is removed: is there something to put in its place?
+        let found = self.identify(new).await?;
+        let metrics = self.leading()?;
+        let known = metrics.membership.members.get(&node_id);
+        // Without the old one there is nobody to ask what it was.
+        let mut voter = true;
+        if let Some(known) = known
+            && known.incarnation != found.incarnation
+        {
+            voter = metrics.membership.is_voter(node_id);
+            if voter {
+                self.may_lose(&metrics, node_id, false)?;
+            }
+            self.commit("the removal of the old node", MembershipChange::Remove(node_id)).await?;
+        }
+        self.join(new).await?;
+        match voter {
+            true => self.promote(node_id, deadline).await,
+            false => Ok(()),
+        }
+    }
+
+    /// Another node takes the place of `old`; if that votes, both change at once.
+    async fn replace_by_other(
+        &self,
+        old: NodeId,
+        new: &NewMember,
+        deadline: Instant,
+    ) -> Result<(), MembershipError> {
+        let metrics = self.leading()?;
+        let is_member = |node_id| metrics.membership.members.contains_key(&node_id);
+        if !is_member(old) && !is_member(new.node_id) {
+            return Err(MembershipError::UnknownMember { node_id: old });
+        }
+        if metrics.membership.is_voter(old) {
+            self.step_aside(old).await?;
+        }
+        self.join(new).await?;
+        if !is_member(old) {
+            return Ok(());
+        }
+        if !metrics.membership.is_voter(old) {
+            return self.commit("the removal of the old node", MembershipChange::Remove(old)).await;
+        }
+        self.caught_up(new.node_id, deadline).await?;
+        let metrics = self.leading()?;
+        let mut left = voters(&metrics);
+        left.remove(&old);
+        left.insert(new.node_id);
+        keeps_quorum(&metrics, &left)?;
+        self.commit("the replacement", MembershipChange::Swap { old, new: new.node_id }).await
+    }
+
+    /// Asks the node at an address who it is.
+    async fn identify(&self, new: &NewMember) -> Result<Member, MembershipError> {
+        let (node_id, address) = (new.node_id, new.peer.clone());
+        check_address(&address)?;
+        let refused =
+            |detail: String| Err(MembershipError::Identity { node_id, address: address.clone(), detail });
+        if node_id == 0 {
+            return refused("node id 0 is reserved; number the nodes from 1".to_owned());
+        }
+        if node_id == self.inner.config.node_id {
+            return refused("this is the leader's own id".to_owned());
+        }
+        let hello = Some(self.inner.caller.hello(node_id, None));
+        let request = IdentifyRequest { hello, founders: Default::default() };
+        let call = self.inner.transport.identify(address.clone(), request);
+        let answer = tokio::time::timeout(IDENTIFY_PATIENCE, call).await.unwrap_or_else(|_| {
+            Err(DialError::Unreachable(format!("no answer within {IDENTIFY_PATIENCE:?}")))
+        });
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(DialError::Refused(refusal)) => return refused(refusal.to_string()),
+            Err(DialError::Unreachable(reason)) => {
+                return Err(MembershipError::Unreachable { node_id, address, reason });
+            }
+        };
+        match wire::incarnation(&answer.incarnation) {
+            Ok(incarnation) if answer.node_id == node_id => {
+                Ok(Member { peer: answer.peer_address, client: answer.client_address, incarnation })
+            }
+            Ok(_) => refused(format!("it is node {}; check the id and the address", answer.node_id)),
+            Err(error) => refused(error.to_string()),
+        }
+    }
+}
+
+fn stopped(reason: &str) -> MembershipError {
+    MembershipError::Stopped { reason: reason.to_owned() }
+}
+
+fn check_address(address: &str) -> Result<(), MembershipError> {
+    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    match port.and_then(|(_, port)| port.parse::<u16>().ok()) {
+        Some(port) if port != 0 => Ok(()),
+        _ => Err(MembershipError::Address { address: address.to_owned() }),
+    }
+}
+
+/// The voters in effect; of a joint membership, those that are to be.
+fn voters(metrics: &Metrics) -> BTreeSet<NodeId> {
+    metrics.membership.voters.last().cloned().unwrap_or_default()
+}
+
+/// Entries that a member is not known to have.
+pub(super) fn lag(metrics: &Metrics, node_id: NodeId) -> u64 {
+    let next = metrics.last_log.map_or(0, |last| last + 1);
+    let matched = metrics.matched.get(&node_id).copied().flatten();
+    next.saturating_sub(matched.map_or(0, |matched| matched.index + 1))
+}
+
+/// Whether a majority of `voters` answers the leader.
+fn keeps_quorum(metrics: &Metrics, voters: &BTreeSet<NodeId>) -> Result<(), MembershipError> {
+    let healthy = voters.intersection(&metrics.reachable).count();
+    let needed = voters.len() / 2 + 1;
+    match healthy >= needed {
+        true => Ok(()),
+        false => Err(MembershipError::WouldLoseQuorum { voters: voters.len(), healthy, needed }),
+    }
+}

@@ -1,0 +1,197 @@
+//! Whether this node still belongs to its cluster.
+//!
+//! The others refuse a node that they have removed, or whose id belongs to another data directory by now. Such a node
+//! must not go on as if it were only alone: it says so and stops. But whoever refuses may be behind and not know of
+//! this node yet. So a refusal counts only when it stands on a committed membership that is newer than the newest one
+//! in which this node knows itself to be a member.
+//!
+//! A voter meets refusals when it asks for votes. A learner asks for nothing; a member that hears from nobody
+//! therefore asks the others every now and then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use super::status;
+use crate::error::FatalError;
+use crate::machine::StateMachine;
+use crate::raft::core::{Core, Metrics};
+use crate::raft::network::client::Caller;
+use crate::raft::network::{DialError, IdentifyRequest, Refusal, Transport};
+use crate::types::{Incarnation, NodeId};
+
+/// How often a member that hears from nobody asks the others.
+const PACE: Duration = Duration::from_secs(2);
+/// How long one of them may take to answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Refusals that wait to be judged; more are dropped, as they come again.
+pub(super) const MAX_REFUSALS: usize = 64;
+
+/// What a node needs to judge by.
+pub(super) struct Standing<M: StateMachine> {
+    pub(super) core: Core<M>,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) caller: Caller,
+    /// What peers said when they refused this node.
+    pub(super) refusals: mpsc::Receiver<Refusal>,
+    /// It was started to be added: until it is, it is no surprise that it is no member.
+    pub(super) joins: bool,
+    /// Where to say that this node must not go on.
+    pub(super) fatal: watch::Sender<Option<FatalError>>,
+}
+
+impl<M: StateMachine> Standing<M> {
+    /// Watches until this node has lost its place.
+    pub(super) async fn run(mut self) {
+        let mut has_been_in_touch = false;
+        loop {
+            let refusal = tokio::select! {
+                refusal = self.refusals.recv() => match refusal {
+                    Some(refusal) => refusal,
+                    None => return,
+                },
+                () = tokio::time::sleep(PACE) => {
+                    has_been_in_touch |= self.core.metrics().in_touch;
+                    // What it is told arrives as a refusal.
+                    self.ask_others().await;
+                    continue;
+                }
+            };
+            let Caller { node_id, incarnation, .. } = self.caller;
+            let metrics = self.core.metrics();
+            has_been_in_touch |= metrics.in_touch;
+            if let Some(error) = verdict(node_id, incarnation, &metrics, &refusal) {
+                if self.joins && !has_been_in_touch && matches!(error, FatalError::Removed { .. }) {
+                    tracing::debug!(%error, "waiting to be added again");
+                    continue;
+                }
+                status::report(&self.fatal, error);
+                return;
+            }
+        }
+    }
+
+    async fn ask_others(&self) {
+        let metrics = self.core.metrics();
+        let own = self.caller.node_id;
+        if metrics.in_touch || !metrics.membership.members.contains_key(&own) {
+            return;
+        }
+        for (node_id, member) in metrics.membership.members.iter().filter(|(id, _)| **id != own) {
+            let request = IdentifyRequest {
+                hello: Some(self.caller.hello(*node_id, Some(member.incarnation))),
+                founders: Default::default(),
+            };
+            let address = self.caller.addresses.of(*node_id, member);
+            let call = self.transport.identify(address, request);
+            if let Ok(Err(DialError::Refused(refusal))) = tokio::time::timeout(CALL_TIMEOUT, call).await {
+                (self.caller.refused)(&refusal);
+            }
+        }
+    }
+}
+
+/// What a refusal means for this node, if it means anything for certain.
+fn verdict(
+    node_id: NodeId,
+    presented: Incarnation,
+    metrics: &Metrics,
+    refusal: &Refusal,
+) -> Option<FatalError> {
+    let (known, at) = match refusal {
+        Refusal::CallerFenced { known, at: Some(at), .. } => (Some(*known), *at),
+        Refusal::UnknownPeer { at: Some(at), .. } => (None, *at),
+        _ => return None,
+    };
+    let is_newer = match metrics.membership_at {
+        // A disk without a membership, under an id that the cluster knows.
+        None => known.is_some(),
+        Some(own_at) => {
+            let own = metrics.membership.members.get(&node_id);
+            // A node that catches up has yet to read the entry that added it.
+            own.is_some_and(|member| member.incarnation == presented) && at > own_at.index
+        }
+    };
+    is_newer.then_some(match known {
+        Some(known) => FatalError::Fenced { node_id, known, presented },
+        None => FatalError::Removed { node_id },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::types::{LogId, Member, Membership, Role};
+
+    const OWN: Incarnation = Incarnation(7);
+
+    fn metrics(at: Option<u64>, incarnation: Option<Incarnation>) -> Metrics {
+        let member = |incarnation| Member { incarnation, ..Member::default() };
+        let members = incarnation.map(|incarnation| (3, member(incarnation))).into_iter().collect();
+        Metrics {
+            role: Role::Follower,
+            term: 1,
+            leader: None,
+            in_touch: false,
+            last_log: at,
+            committed: None,
+            cluster_committed: None,
+            snapshot: None,
+            purged: None,
+            membership: Membership { voters: Vec::new(), members },
+            membership_at: at.map(|index| LogId::new(1, index)),
+            committed_membership: Membership::default(),
+            committed_membership_at: None,
+            reachable: Default::default(),
+            matched: BTreeMap::new(),
+            fatal: None,
+        }
+    }
+
+    fn judge(metrics: &Metrics, refusal: Refusal) -> Option<FatalError> {
+        verdict(3, OWN, metrics, &refusal)
+    }
+
+    fn unknown(at: Option<u64>) -> Refusal {
+        Refusal::UnknownPeer { node_id: 3, at }
+    }
+
+    fn fenced(at: Option<u64>) -> Refusal {
+        Refusal::CallerFenced { node_id: 3, known: Incarnation(8), at }
+    }
+
+    #[test]
+    fn a_newer_committed_membership_decides() {
+        let member = metrics(Some(10), Some(OWN));
+        assert_eq!(judge(&member, unknown(Some(11))), Some(FatalError::Removed { node_id: 3 }));
+        let replaced = FatalError::Fenced { node_id: 3, known: Incarnation(8), presented: OWN };
+        assert_eq!(judge(&member, fenced(Some(11))), Some(replaced));
+    }
+
+    #[test]
+    fn whoever_is_behind_or_not_sure_decides_nothing() {
+        let member = metrics(Some(10), Some(OWN));
+        for at in [Some(9), Some(10), None] {
+            assert_eq!(judge(&member, unknown(at)), None, "{at:?}");
+            assert_eq!(judge(&member, fenced(at)), None, "{at:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_catches_up_waits_for_the_entry_that_added_it() {
+        let before_it = metrics(Some(10), None);
+        assert_eq!(judge(&before_it, unknown(Some(20))), None);
+        let still_the_old_one = metrics(Some(10), Some(Incarnation(6)));
+        assert_eq!(judge(&still_the_old_one, fenced(Some(20))), None);
+    }
+
+    #[test]
+    fn an_empty_disk_under_a_known_id_is_fenced() {
+        let empty = metrics(None, None);
+        assert!(matches!(judge(&empty, fenced(Some(0))), Some(FatalError::Fenced { .. })));
+        assert_eq!(judge(&empty, unknown(Some(0))), None, "formation decides about that");
+    }
+}

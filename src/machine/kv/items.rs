@@ -1,0 +1,148 @@
+//! All items, and what is kept up to date beside them: the deadlines and the state hash.
+
+use std::sync::Arc;
+
+use imbl::{OrdMap, OrdSet};
+
+use super::key::KeyRange;
+use super::record::{Header, Record, item_hash};
+use super::{Item, RangeAnswer};
+
+/// What an item counts in a bounded answer beyond its key and value: its revisions and the framing of any
+/// encoding it is sent in.
+pub(super) const ITEM_OVERHEAD_BYTES: usize = 64;
+
+/// The items of all tenants. Cloning it costs two reference counts.
+///
+/// # Invariants
+/// - Every key is a composite key ([`super::key`]) within the limits.
+/// - `deadlines` holds exactly the items whose `expires_ms` is not 0.
+/// - `hash` is the wrapping sum of [`item_hash`] over all items.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Items {
+    tree: OrdMap<Arc<[u8]>, Record>,
+    /// When an item is due, and its key: the earliest deadline comes first.
+    deadlines: OrdSet<(u64, Arc<[u8]>)>,
+    hash: u64,
+}
+
+impl Items {
+    pub(super) fn len(&self) -> usize {
+        self.tree.len()
+    }
+
+    pub(super) fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// All keys with their records, ascending.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<[u8]>, &Record)> {
+        self.tree.iter()
+    }
+
+    pub(super) fn record(&self, key: &[u8]) -> Option<&Record> {
+        self.tree.get(key)
+    }
+
+    pub(super) fn get(&self, key: &[u8]) -> Option<Item> {
+        self.tree.get(key).map(Record::item)
+    }
+
+    /// The items of `range`, at most `limit`, and one or as many as stay within `max_bytes`.
+    pub(super) fn range(&self, range: &KeyRange, limit: usize, max_bytes: usize) -> RangeAnswer {
+        let mut answer = RangeAnswer::default();
+        let mut bytes = 0;
+        for (full_key, record) in self.tree.range::<_, [u8]>(range.bounds()) {
+            let key = range.key(full_key);
+            bytes += key.len() + record.value().len() + ITEM_OVERHEAD_BYTES;
+            let full = bytes > max_bytes && !answer.items.is_empty();
+            if full || answer.items.len() >= limit {
+                answer.next = Some(key);
+                break;
+            }
+            answer.items.push((key, record.item()));
+        }
+        answer
+    }
+
+    /// The first keys of `range`, at most `limit`.
+    pub(super) fn keys(&self, range: &KeyRange, limit: usize) -> Vec<Arc<[u8]>> {
+        self.tree.range::<_, [u8]>(range.bounds()).take(limit).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// The earliest deadline and its key.
+    pub(super) fn first_deadline(&self) -> Option<&(u64, Arc<[u8]>)> {
+        self.deadlines.get_min()
+    }
+
+    /// Writes `value` under `key`, due at `expires_ms` unless that is 0. Returns the new record.
+    pub(super) fn put(
+        &mut self,
+        key: &Arc<[u8]>,
+        value: &[u8],
+        Written { revision, expires_ms }: Written,
+    ) -> Record {
+        let Self { tree, deadlines, hash } = self;
+        let mut header = Header { create_revision: revision, mod_revision: revision, version: 1, expires_ms };
+        let record = if let Some(slot) = tree.get_mut(&**key) {
+            (header.create_revision, header.version) = (slot.create_revision(), slot.version() + 1);
+            if slot.expires_ms() != 0 {
+                deadlines.remove(&(slot.expires_ms(), key.clone()));
+            }
+            *hash = hash.wrapping_sub(item_hash(key, slot.as_bytes()));
+            *slot = Record::new(header, value);
+            slot.clone()
+        } else {
+            let record = Record::new(header, value);
+            tree.insert(key.clone(), record.clone());
+            record
+        };
+        *hash = hash.wrapping_add(item_hash(key, record.as_bytes()));
+        if expires_ms != 0 {
+            deadlines.insert((expires_ms, key.clone()));
+        }
+        record
+    }
+
+    /// Removes `key`, and returns it as it was in the tree.
+    pub(super) fn remove(&mut self, key: &[u8]) -> Option<Arc<[u8]>> {
+        let (key, record) = self.tree.remove_with_key(key)?;
+        self.hash = self.hash.wrapping_sub(item_hash(&key, record.as_bytes()));
+        if record.expires_ms() != 0 {
+            self.deadlines.remove(&(record.expires_ms(), key.clone()));
+        }
+        Some(key)
+    }
+
+    /// Adds an item that a snapshot holds; its key is new.
+    pub(super) fn restore(&mut self, key: Arc<[u8]>, record: Record) {
+        self.hash = self.hash.wrapping_add(item_hash(&key, record.as_bytes()));
+        if record.expires_ms() != 0 {
+            self.deadlines.insert((record.expires_ms(), key.clone()));
+        }
+        self.tree.insert(key, record);
+    }
+
+    /// Checks the invariants against one another, item by item.
+    #[cfg(test)]
+    pub(super) fn assert_consistent(&self) {
+        let sum = self
+            .tree
+            .iter()
+            .fold(0_u64, |sum, (key, record)| sum.wrapping_add(item_hash(key, record.as_bytes())));
+        assert_eq!(self.hash, sum, "the hash is not that of the items");
+        let mut deadlines: Vec<_> =
+            self.tree.iter().map(|(key, record)| (record.expires_ms(), key.clone())).collect();
+        deadlines.retain(|(expires_ms, _)| *expires_ms != 0);
+        deadlines.sort();
+        assert_eq!(self.deadlines.iter().cloned().collect::<Vec<_>>(), deadlines);
+    }
+}
+
+/// What a write leaves in the record beside the value.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Written {
+    pub(super) revision: u64,
+    /// In log time; 0 for never.
+    pub(super) expires_ms: u64,
+}

@@ -1,0 +1,236 @@
+//! `Kv.Watch` and `Kv.RangeStream`: answers that go on.
+//!
+//! Both are fed by one task per stream through a short channel, so that a client that reads slowly holds up
+//! nobody else and costs a bounded amount of memory. A watch reads the machine's history, on whichever node it
+//! is asked: every node has the same. A long range is read from one view, which stays what it was.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::Stream;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use crate::machine::kv::{
+    Change, Event, EventsAnswer, EventsQuery, KvAnswer, KvMachine, KvQuery, KvView, RangeQuery,
+};
+use crate::machine::StateMachine as _;
+use crate::proto::v1::{self, Failure};
+use crate::runtime;
+use crate::types::{LogId, NodeId, ReadLevel, ReadOptions, Role};
+
+use super::failure;
+use super::node::KvNode;
+use super::wire;
+
+/// Messages of one stream that wait for their client.
+const STREAM_MESSAGES: usize = 4;
+/// Most events in one message; those of one revision are never split.
+const MESSAGE_EVENTS: usize = 1_000;
+/// Most items in one message.
+const MESSAGE_ITEMS: usize = 1_000;
+/// Most bytes of keys and values in one message; one item, or the events of one revision, may exceed it.
+const MESSAGE_BYTES: usize = 1024 * 1024;
+/// How often a watch on which nothing happens tells how far it is.
+const PROGRESS: Duration = Duration::from_secs(5);
+/// New events are looked for this often at most: those that come closer together go into one message.
+const PACE: Duration = Duration::from_millis(2);
+/// A client that takes nothing for this long has lost its stream.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A stream of responses.
+pub(super) type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Where the messages of a stream go.
+struct Outlet<T>(mpsc::Sender<Result<T, Status>>);
+
+impl<T> Outlet<T> {
+    /// False when nobody takes messages any more.
+    async fn send(&self, message: Result<T, Status>) -> bool {
+        match tokio::time::timeout(CLIENT_PATIENCE, self.0.send(message)).await {
+            Ok(sent) => sent.is_ok(),
+            Err(_) => false,
+        }
+    }
+}
+
+fn stream<T: Send + 'static>() -> (Outlet<T>, Responses<T>) {
+    let (sender, receiver) = mpsc::channel(STREAM_MESSAGES);
+    (Outlet(sender), Box::pin(ReceiverStream::new(receiver)))
+}
+
+/// Starts to watch what `request` asks for.
+///
+/// # Errors
+/// The failure to answer instead.
+pub(super) fn watch<N: KvNode>(
+    node: N,
+    node_id: NodeId,
+    draining: watch::Receiver<bool>,
+    request: v1::WatchRequest,
+) -> Result<Responses<v1::WatchResponse>, Failure> {
+    let v1::WatchRequest { tenant, collection, start, end, from_revision } = request;
+    let query = EventsQuery {
+        tenant: wire::name(tenant),
+        collection: wire::name(collection),
+        start,
+        end,
+        from_revision,
+        limit: MESSAGE_EVENTS,
+        max_bytes: MESSAGE_BYTES,
+    };
+    KvQuery::Events(query.clone()).check()?;
+    let (outlet, responses) = stream();
+    runtime::spawn(async move {
+        let closed = outlet.0.clone();
+        tokio::select! {
+            () = closed.closed() => {}
+            () = follow(node, node_id, draining, query, outlet) => {}
+        }
+    });
+    Ok(responses)
+}
+
+async fn follow<N: KvNode>(
+    node: N,
+    node_id: NodeId,
+    mut draining: watch::Receiver<bool>,
+    mut query: EventsQuery,
+    outlet: Outlet<v1::WatchResponse>,
+) {
+    let mut state = node.watch();
+    if query.from_revision == 0 {
+        query.from_revision = node.state().applied.map_or(0, |applied| applied.index) + 1;
+    }
+    let mut told = None;
+    loop {
+        let seen = state.borrow_and_update().clone();
+        if seen.role == Role::Stopped {
+            let reason = seen.fatal.map_or_else(|| "the node is shutting down".to_owned(), |f| f.to_string());
+            outlet.send(Err(failure::stopped(reason).into())).await;
+            return;
+        }
+        let read = node.read(KvQuery::Events(query.clone()), ReadLevel::Local.into()).await;
+        let (applied, answer) = match read {
+            Ok(outcome) => (outcome.applied, outcome.answer),
+            Err(error) => {
+                outlet.send(Err(Failure::from(error).into())).await;
+                return;
+            }
+        };
+        let EventsAnswer { events, next_revision } = match answer {
+            KvAnswer::Events(events) => events,
+            KvAnswer::Compacted { first_revision } => {
+                outlet.send(Err(failure::compacted(query.from_revision, first_revision).into())).await;
+                return;
+            }
+            other => unreachable!("invariant: events are answered with events, not {other:?}"),
+        };
+        let more = !events.is_empty();
+        let next_revision = next_revision.max(query.from_revision);
+        let overdue = told.is_none_or(|at: tokio::time::Instant| at.elapsed() >= PROGRESS);
+        if more || overdue {
+            told = Some(tokio::time::Instant::now());
+            let message = response(node_id, applied, events, next_revision);
+            if !outlet.send(Ok(message)).await {
+                return;
+            }
+        }
+        let advanced = next_revision > query.from_revision;
+        query.from_revision = next_revision;
+        if more {
+            // What else there is may have come meanwhile.
+            tokio::time::sleep(PACE).await;
+            continue;
+        }
+        if advanced && next_revision <= applied.map_or(0, |applied| applied.index) {
+            // The scan of the history is bounded; go on with it.
+            tokio::task::yield_now().await;
+            continue;
+        }
+        tokio::select! {
+            biased;
+            () = until_draining(&mut draining) => {
+                outlet.send(Err(failure::stopped("the node is shutting down".to_owned()).into())).await;
+                return;
+            }
+            changed = state.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(PROGRESS) => {}
+        }
+    }
+}
+
+async fn until_draining(draining: &mut watch::Receiver<bool>) {
+    // An error means that the server is gone.
+    let _ = draining.wait_for(|draining| *draining).await;
+}
+
+fn response(
+    node_id: NodeId,
+    applied: Option<LogId>,
+    events: Vec<Event>,
+    next_revision: u64,
+) -> v1::WatchResponse {
+    let event = |Event { revision, key, change }| {
+        let (kind, item) = match change {
+            Change::Put(item) => (v1::event::Kind::Put, wire::item(key, item)),
+            Change::Deleted => (v1::event::Kind::Delete, v1::Item { key, ..Default::default() }),
+            Change::Expired => (v1::event::Kind::Expire, v1::Item { key, ..Default::default() }),
+        };
+        v1::Event { kind: kind.into(), revision, item: Some(item) }
+    };
+    v1::WatchResponse {
+        header: Some(wire::header(node_id, applied)),
+        events: events.into_iter().map(event).collect(),
+        next_revision,
+    }
+}
+
+/// Starts to send the range that `request` asks for, from one point in time.
+///
+/// # Errors
+/// The failure to answer instead.
+pub(super) async fn range<N: KvNode>(
+    node: N,
+    node_id: NodeId,
+    request: v1::RangeRequest,
+) -> Result<Responses<v1::RangeResponse>, Failure> {
+    let options: ReadOptions = wire::read_options(request.level, request.freshness)?;
+    let limit = match request.limit {
+        0 => usize::MAX,
+        limit => limit as usize,
+    };
+    let query = RangeQuery { max_bytes: MESSAGE_BYTES, ..wire::range_query(request) };
+    KvQuery::Range(query.clone()).check()?;
+    let (applied, view) = node.view(options).await?;
+    let (outlet, responses) = stream();
+    runtime::spawn(send_range(node_id, applied, view, query, limit, outlet));
+    Ok(responses)
+}
+
+async fn send_range(
+    node_id: NodeId,
+    applied: Option<LogId>,
+    view: KvView,
+    mut query: RangeQuery,
+    mut left: usize,
+    outlet: Outlet<v1::RangeResponse>,
+) {
+    loop {
+        query.limit = left.min(MESSAGE_ITEMS);
+        let answer = match KvMachine::query(&view, KvQuery::Range(query.clone())) {
+            KvAnswer::Range(answer) => answer,
+            other => unreachable!("invariant: a range that was checked is answered with items, not {other:?}"),
+        };
+        left -= answer.items.len();
+        let next = answer.next.clone();
+        if !outlet.send(Ok(wire::range(Some(wire::header(node_id, applied)), answer))).await {
+            return;
+        }
+        match next {
+            Some(next) if left > 0 => query.start = next,
+            _ => return,
+        }
+    }
+}
