@@ -6,7 +6,7 @@
 //! | it was sent, and the outcome is unknown | again: the server knows it | error, *maybe applied* | again |
 //! | session gone, no attempt can have been applied | again in a new session | | |
 //! | session gone, an attempt may have been applied | error, *maybe applied* | | |
-//! | the disk is full or hangs | again for a while, then error | the same | again |
+//! | the disk is full or hangs | again: another node may lead soon; at the deadline, that error | the same | the same |
 //! | the request is at fault | error | error | error |
 
 use tonic::Code;
@@ -33,7 +33,7 @@ pub(super) enum Verdict {
     Elsewhere,
     /// Try again after a pause.
     Later,
-    /// Try again for a while; it may pass, but not soon.
+    /// Try again after a pause, or once another node leads; the error if it lasts until the deadline.
     Patiently(ClientError),
     /// Try again in a new session.
     NewSession,
@@ -155,7 +155,8 @@ fn decisive(
         Reason::NoQuorum => return Err(Cause::NoQuorum),
         Reason::Stopped => return Err(Cause::Stopped),
         Reason::Behind => return Err(Cause::Behind),
-        Reason::Unspecified | Reason::Membership => return Err(Cause::Unexpected),
+        Reason::Membership => return Err(Cause::Operation),
+        Reason::Unspecified => return Err(Cause::Unexpected),
     })
 }
 

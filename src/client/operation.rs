@@ -55,6 +55,8 @@ pub(super) struct Operation<'a> {
     /// Whether an attempt of a write may have been applied.
     undecided: bool,
     last: Option<String>,
+    /// The last refusal that may pass: what is to be told if it lasts until the deadline.
+    refused: Option<ClientError>,
 }
 
 /// Where reads that any node can answer go unless somebody prefers otherwise.
@@ -194,6 +196,7 @@ impl<'a> Operation<'a> {
             failed: None,
             undecided: false,
             last: None,
+            refused: None,
         }
     }
 
@@ -233,7 +236,7 @@ impl<'a> Operation<'a> {
         let failure = match link.call(router, wire, self.kind, expires).await {
             Err(error) => Failure::Attempt(error),
             Ok(answer) => match Response::from_wire(answer) {
-                Err(NoAnswer::Failure(failure)) => Failure::Answered(failure),
+                Err(NoAnswer::Failure(failure)) => Failure::Answered(*failure),
                 Ok(response) if response.answers(request) => {
                     // A linearizable read proves nothing: every node answers it.
                     if self.kind == Kind::Write && self.chosen.is_none() {
@@ -305,7 +308,7 @@ impl<'a> Operation<'a> {
         let next = if verdict == Verdict::NewSession { Next::InNewSession } else { Next::Again };
         match &verdict {
             Verdict::Return(error) => return Err(error.clone()),
-            Verdict::Patiently(error) if !patient || now >= self.deadline => return Err(error.clone()),
+            Verdict::Patiently(error) => self.refused = Some(error.clone()),
             _ => {}
         }
         if now >= self.deadline {
@@ -333,10 +336,9 @@ impl<'a> Operation<'a> {
         self.redirects = 0;
         self.pause(endpoint, elsewhere).await;
         if Instant::now() >= self.deadline {
-            return Err(match (self.unreachable(link), verdict) {
-                (Some(tried), _) => ClientError::Unavailable { tried },
-                (None, Verdict::Patiently(error)) => error,
-                (None, _) => self.deadline_exceeded(),
+            return Err(match self.unreachable(link) {
+                Some(tried) => ClientError::Unavailable { tried },
+                None => self.deadline_exceeded(),
             });
         }
         Ok(next)
@@ -409,6 +411,11 @@ impl<'a> Operation<'a> {
     }
 
     fn deadline_exceeded(&self) -> ClientError {
+        if !self.undecided
+            && let Some(refused) = &self.refused
+        {
+            return refused.clone();
+        }
         ClientError::DeadlineExceeded {
             timeout: self.router.config.timeout,
             maybe_applied: self.undecided,

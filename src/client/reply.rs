@@ -171,7 +171,8 @@ pub enum Response {
 /// What came in place of an answer.
 #[derive(Debug)]
 pub(super) enum NoAnswer {
-    Failure(v1::Failure),
+    /// Boxed, because it is much larger than what else there is.
+    Failure(Box<v1::Failure>),
     /// The answer to another kind of question.
     Unexpected,
 }
@@ -225,7 +226,7 @@ impl Response {
                     .collect::<Option<_>>()
                     .ok_or(NoAnswer::Unexpected)?,
             }),
-            Wire::Failure(failure) => return Err(NoAnswer::Failure(failure)),
+            Wire::Failure(failure) => return Err(NoAnswer::Failure(Box::new(failure))),
             Wire::OpenSession(_) | Wire::CloseSession(_) => return Err(NoAnswer::Unexpected),
         })
     }

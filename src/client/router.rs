@@ -333,10 +333,10 @@ impl Router {
         let mut picture = Picture::clone(&self.picture.load());
         let made = make(&mut picture);
         let leads = picture.leader.as_ref().map(|leader| &leader.link.node.endpoint);
-        if let Some(leads) = leads.filter(|leads| picture.led.as_ref() != Some(leads)) {
-            if picture.led.replace(leads.clone()).is_some() {
-                self.metrics.fail_overs.fetch_add(1, Ordering::Relaxed);
-            }
+        if let Some(leads) = leads.filter(|leads| picture.led.as_ref() != Some(leads))
+            && picture.led.replace(leads.clone()).is_some()
+        {
+            self.metrics.fail_overs.fetch_add(1, Ordering::Relaxed);
         }
         self.picture.store(Arc::new(picture));
         made

@@ -8,10 +8,13 @@ use crate::proto::v1::{AckLevel as WireAck, Header as WireHeader, Position, PutR
 use crate::proto::v1::{TaggedRequest, tagged_request, tagged_response};
 use crate::types::LogId;
 
+/// Session and sequence of each write that was seen.
+type Notes = Arc<Mutex<Vec<(u64, u64)>>>;
+
 /// A script that notes session and sequence of every write.
 fn noting(
     mut script: impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static,
-) -> (impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static, Arc<Mutex<Vec<(u64, u64)>>>) {
+) -> (impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static, Notes) {
     let notes = Arc::new(Mutex::new(Vec::new()));
     let noted = notes.clone();
     let script = move |requests: Vec<TaggedRequest>| {
@@ -261,11 +264,11 @@ async fn an_acknowledgement_says_what_it_promises_and_who_holds_the_write() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_waited_for_for_a_while_and_then_named() {
+async fn a_full_disk_is_waited_for_and_named_if_it_lasts() {
     let node = Fake::start(steps([Next::Refuse(failure(Reason::DiskFull, false))]));
     put(&client_of(&[&node]), "k", "v").await.unwrap();
     node.set_script(refusing(failure(Reason::DiskFull, false)));
-    let client = client_with(&[&node], |config| config.unavailable_after = Duration::from_millis(50));
+    let client = client_with(&[&node], |config| config.timeout = Duration::from_millis(100));
     let error = put(&client, "k", "v").await.unwrap_err();
     let expected = matches!(error, ClientError::Failed { cause: Cause::DiskFull, maybe_applied: false, .. });
     assert!(expected, "{error}");

@@ -32,10 +32,13 @@ fn events(revisions: &[u64]) -> Result<WatchResponse, Status> {
     Ok(WatchResponse { events: revisions.iter().map(event).collect(), next_revision, header: None })
 }
 
+/// From where each watch began.
+type Notes = Arc<Mutex<Vec<u64>>>;
+
 /// Notes from where each watch begins, and sends what the list says, one entry per watch.
 fn noting(
     mut sent: Vec<Vec<Result<WatchResponse, Status>>>,
-) -> (impl FnMut(WatchRequest) -> Vec<Result<WatchResponse, Status>> + Send + 'static, Arc<Mutex<Vec<u64>>>) {
+) -> (impl FnMut(WatchRequest) -> Vec<Result<WatchResponse, Status>> + Send + 'static, Notes) {
     let notes = Arc::new(Mutex::new(Vec::new()));
     let noted = notes.clone();
     let script = move |request: WatchRequest| {
