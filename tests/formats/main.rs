@@ -1,0 +1,198 @@
+//! What this version writes must be read by the next: the files of a node, and the messages of every service.
+//!
+//! `fixtures/` holds what earlier versions have written, and is only ever added to:
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `data-1.tar.gz` | the data directory of a node: log, vote, a snapshot with sessions, expiring keys |
+//! | `protocol-1.bin` | the descriptors of all protocol files |
+//!
+//! A new fixture is written by `QUORATE_WRITE_FIXTURES=1 cargo test --test formats`, under a new number, when a format
+//! gets a new version.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on fails
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorSet};
+use quorate::engine::WriteOptions;
+use quorate::machine::kv::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply, KvTxn, TxnOp};
+use quorate::types::{ReadLevel, SessionSlot};
+use quorate::{Engine, EngineConfig};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+/// The cluster whose data the fixture is.
+const CLUSTER: &str = "fixture";
+/// The session that the fixture holds: the first entry after the membership and the leader's blank one opened it.
+const SESSION: u64 = 2;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/formats/fixtures")
+}
+
+async fn open(dir: &Path) -> Engine<KvMachine> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let mut config = EngineConfig::new(1, dir, listener.local_addr().unwrap().to_string());
+    config.cluster = CLUSTER.to_owned();
+    config.peer_listener = Some(listener);
+    let engine = Engine::open(config, KvMachine::default()).await.unwrap();
+    assert!(engine.ready(DEADLINE).await);
+    engine
+}
+
+fn put(key: &str, value: &str, ttl_ms: u64) -> KvCommand {
+    let (tenant, collection) = ("tenant".to_owned(), "collection".to_owned());
+    let (key, value) = (Bytes::from(key.to_owned()), Bytes::from(value.to_owned()));
+    match ttl_ms {
+        0 => KvCommand::Put { tenant, collection, key, value },
+        _ => KvCommand::PutExpiring { tenant, collection, key, value, ttl_ms },
+    }
+}
+
+fn in_session(sequence: u64) -> WriteOptions {
+    let slot = SessionSlot { session: SESSION, sequence, first_unanswered: 1 };
+    WriteOptions { slot: Some(slot), ..WriteOptions::default() }
+}
+
+/// Everything that the fixture holds: before its snapshot, and in the log after it.
+async fn write_all(engine: &Engine<KvMachine>) {
+    /// A century: the fixture is read long after it was written.
+    const TTL_MS: u64 = 100 * 365 * 24 * 3_600_000;
+    let session = engine.open_session(Duration::from_secs(24 * 3600)).await.unwrap();
+    assert_eq!(session.id(), SESSION);
+    engine.write(put("plain", "1", 0)).await.unwrap();
+    engine.write(put("expiring", "2", TTL_MS)).await.unwrap();
+    engine.write_with(put("counted", "3", 0), in_session(1)).await.unwrap();
+    engine.write(put("large", &"x".repeat(100_000), 0)).await.unwrap();
+    engine.take_snapshot().await.unwrap();
+    engine.write_with(put("counted", "4", 0), in_session(2)).await.unwrap();
+    let key = Bytes::from_static(b"plain");
+    let delete = TxnOp::Delete { collection: "collection".to_owned(), key };
+    let txn =
+        KvTxn { tenant: "tenant".to_owned(), compares: vec![], then: vec![delete], otherwise: vec![] };
+    engine.write(KvCommand::Txn(txn)).await.unwrap();
+    engine.write(put("after the snapshot", "5", 0)).await.unwrap();
+}
+
+async fn value(engine: &Engine<KvMachine>, key: &str) -> Option<(String, u64, bool)> {
+    let query = KvQuery::Get {
+        tenant: "tenant".to_owned(),
+        collection: "collection".to_owned(),
+        key: Bytes::from(key.to_owned()),
+    };
+    let KvAnswer::Item(item) = engine.read(query, ReadLevel::Linearizable).await.unwrap().answer else {
+        panic!("a get is answered with an item")
+    };
+    item.map(|item| {
+        (String::from_utf8_lossy(&item.value).into_owned(), item.version, item.expires_ms > 0)
+    })
+}
+
+fn tar(args: &[&str]) {
+    assert!(Command::new("tar").args(args).status().unwrap().success(), "tar {args:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_data_directory_of_every_earlier_version_is_read() {
+    let scratch = tempfile::tempdir().unwrap();
+    if std::env::var_os("QUORATE_WRITE_FIXTURES").is_some() {
+        let data = scratch.path().join("written/data");
+        let engine = open(&data).await;
+        write_all(&engine).await;
+        engine.shutdown().await;
+        drop(engine);
+        std::fs::remove_file(data.join("reserve")).unwrap();
+        let archive = fixtures().join("data-new.tar.gz");
+        tar(&["-czf", archive.to_str().unwrap(), "-C", data.parent().unwrap().to_str().unwrap(), "data"]);
+    }
+    for version in ["data-1"] {
+        let dir = scratch.path().join(version);
+        std::fs::create_dir_all(&dir).unwrap();
+        let archive = fixtures().join(format!("{version}.tar.gz"));
+        tar(&["-xzf", archive.to_str().unwrap(), "-C", dir.to_str().unwrap()]);
+        let engine = open(&dir.join("data")).await;
+        let expect = |text: &str, version, expires| Some((text.to_owned(), version, expires));
+        assert_eq!(value(&engine, "plain").await, None);
+        assert_eq!(value(&engine, "expiring").await, expect("2", 1, true));
+        assert_eq!(value(&engine, "counted").await, expect("4", 2, false));
+        assert_eq!(value(&engine, "large").await, expect(&"x".repeat(100_000), 1, false));
+        assert_eq!(value(&engine, "after the snapshot").await, expect("5", 1, false));
+        assert!(engine.state().snapshot.is_some(), "the fixture holds a snapshot");
+        engine.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_are_in_what_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path()).await;
+    write_all(&engine).await;
+    engine.shutdown().await;
+    drop(engine);
+    let engine = open(dir.path()).await;
+    for (sequence, version) in [(1, 1), (2, 2)] {
+        let again = engine.write_with(put("counted", "again", 0), in_session(sequence)).await.unwrap();
+        assert!(again.repeated, "sequence {sequence}");
+        assert!(matches!(again.reply, Some(KvReply::Put { version: found, .. }) if found == version));
+    }
+    engine.shutdown().await;
+}
+
+/// All fields and values by their full names: number and type.
+fn names(descriptors: &[u8]) -> BTreeMap<String, String> {
+    fn messages(prefix: &str, all: &[DescriptorProto], names: &mut BTreeMap<String, String>) {
+        for message in all {
+            let name = format!("{prefix}.{}", message.name());
+            for field in &message.field {
+                let kind = format!("{} {:?} {:?} {}", field.number(), field.label(), field.r#type(), field.type_name());
+                names.insert(format!("{name}.{}", field.name()), kind);
+            }
+            enums(&name, &message.enum_type, names);
+            messages(&name, &message.nested_type, names);
+        }
+    }
+    fn enums(prefix: &str, all: &[EnumDescriptorProto], names: &mut BTreeMap<String, String>) {
+        for kind in all {
+            for value in &kind.value {
+                names.insert(format!("{prefix}.{}.{}", kind.name(), value.name()), value.number().to_string());
+            }
+        }
+    }
+    let mut names = BTreeMap::new();
+    for file in FileDescriptorSet::decode(descriptors).unwrap().file {
+        let package = file.package().to_owned();
+        messages(&package, &file.message_type, &mut names);
+        enums(&package, &file.enum_type, &mut names);
+        for service in &file.service {
+            for method in &service.method {
+                let (input, output) = (method.input_type(), method.output_type());
+                let streams = (method.client_streaming(), method.server_streaming());
+                names.insert(
+                    format!("{package}.{}.{}", service.name(), method.name()),
+                    format!("{input} {output} {streams:?}"),
+                );
+            }
+        }
+    }
+    names
+}
+
+/// What was once sent keeps its number, its type and its meaning: a node or client of an earlier version is understood.
+#[test]
+fn the_protocol_is_only_added_to() {
+    let now = names(quorate::proto::DESCRIPTORS);
+    if std::env::var_os("QUORATE_WRITE_FIXTURES").is_some() {
+        std::fs::write(fixtures().join("protocol-new.bin"), quorate::proto::DESCRIPTORS).unwrap();
+    }
+    let earlier = names(&std::fs::read(fixtures().join("protocol-1.bin")).unwrap());
+    assert!(earlier.len() > 200, "the fixture holds {} names", earlier.len());
+    for (name, what) in &earlier {
+        assert_eq!(now.get(name), Some(what), "{name} has changed or is gone");
+    }
+}
