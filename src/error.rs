@@ -71,6 +71,12 @@ pub enum WriteError {
     /// This node leads, but has not heard from a quorum for longer than its lease. The command was not proposed.
     #[error("this leader has lost touch with its quorum; retry, another node may lead by now")]
     NoQuorum,
+    /// A write of a session cannot be acknowledged by the leader alone: whether the session lets it through is known
+    /// only when it is applied. It was not proposed.
+    #[error(
+        "a write of a session cannot be acknowledged at level leader; choose another level, or no session"
+    )]
+    LeaderAckInSession,
     /// The session was never opened, was closed, or was not used for too long. This attempt was not applied; an
     /// earlier one of the same write may have been.
     #[error(
@@ -124,6 +130,7 @@ impl WriteError {
             | Self::Unencodable { .. }
             | Self::Overloaded
             | Self::NoQuorum
+            | Self::LeaderAckInSession
             | Self::DiskFull { .. }
             | Self::DiskStalled { .. }
             | Self::WindowExceeded

@@ -206,7 +206,9 @@ impl<'a> Operation<'a> {
 
     async fn run(&mut self, sessions: &Sessions, request: &Request) -> Result<Response, ClientError> {
         let router = self.router;
-        self.in_session = self.kind == Kind::Write && router.config.exactly_once;
+        // At level leader nobody waits to hear what the session says.
+        let at_leader = request.write_options().is_some_and(|options| options.ack == AckLevel::Leader);
+        self.in_session = self.kind == Kind::Write && router.config.exactly_once && !at_leader;
         let mut place = self.begin(sessions).await?;
         loop {
             match self.attempt(request, place.as_ref()).await? {

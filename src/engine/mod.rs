@@ -38,17 +38,18 @@ mod wake;
 mod writes;
 
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 pub use config::{DiskPolicy, EngineConfig, Limits, SnapshotPolicy, Timing};
 pub use membership::{CATCH_UP_PATIENCE, MemberList, MemberState, NewAddresses, NewMember};
 pub use settings::Settings;
 pub use status::{NodeState, ReadOutcome, Status};
-pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, WriteOptions, Written};
+pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, OpenedSession, WriteOptions, Written};
 
 use self::config::NO_CLUSTER;
 use crate::error::{FatalError, OpenError, StorageError};
@@ -98,6 +99,10 @@ struct Inner<M: StateMachine> {
     reads: reads::ReadIndexes,
     settings: watch::Sender<Settings>,
     inflight_bytes: AtomicUsize,
+    /// The latest log time handed out, and when.
+    log_clock: Mutex<(u64, Instant)>,
+    /// When a session was last asked for although all were in use.
+    asked_for_session: Mutex<Option<Instant>>,
     state: watch::Receiver<NodeState>,
     fatal: watch::Sender<Option<FatalError>>,
     /// Set when the node is asked to stop, so that the end of its core is no surprise.
@@ -287,6 +292,8 @@ impl<M: StateMachine> Engine<M> {
             reads,
             settings,
             inflight_bytes: AtomicUsize::new(0),
+            log_clock: Mutex::new((0, Instant::now())),
+            asked_for_session: Mutex::default(),
             state,
             fatal,
             stopping,
@@ -297,6 +304,8 @@ impl<M: StateMachine> Engine<M> {
         });
         until_stopped(&inner.stop, leadership::run(Arc::downgrade(&inner), announced));
         until_stopped(&inner.stop, wake::run(Arc::downgrade(&inner)));
+        let core = inner.core.clone();
+        until_stopped(&inner.stop, async move { core.held().tell(|| core.voters()).await });
         Ok(Self { inner })
     }
 

@@ -22,7 +22,7 @@ use crate::raft::core::{Core, NoReadIndex};
 use crate::raft::network::upstream::{ReadIndexAnswer, Upstream};
 use crate::raft::published::Applied;
 use crate::runtime;
-use crate::types::{LogId, ReadLevel, ReadOptions};
+use crate::types::{LogId, ReadLevel, ReadOptions, Role};
 
 /// Most reads that share one question to the leader; more wait for their turn.
 const MAX_SHARED: usize = 65_536;
@@ -103,7 +103,9 @@ async fn ask_once<M: StateMachine>(
     patience: Duration,
 ) -> Result<u64, NoReadIndex> {
     let metrics = core.metrics();
-    let Some(leader) = metrics.leader else { return Err(NoReadIndex::NotLeader(None)) };
+    // A leader that hands over still takes itself for one.
+    let own = metrics.role == Role::Leader;
+    let Some(leader) = metrics.leader.filter(|_| !own) else { return Err(NoReadIndex::NotLeader(None)) };
     let Some(member) = metrics.membership.members.get(&leader.node_id) else {
         return Err(NoReadIndex::NotLeader(None));
     };
@@ -218,6 +220,8 @@ impl<M: StateMachine> Inner<M> {
             _ = stop.wait_for(|stop| *stop) => {
                 Err(ReadError::Stopped { reason: "the node is shutting down".to_owned() })
             }
+            // Whatever there is will do, however old: the apply task is busy.
+            () = tokio::time::sleep_until(deadline), if index.is_none() => Ok(published.last_view()),
             () = tokio::time::sleep_until(deadline) => {
                 let applied = published.progress().log_id.map(|log_id| log_id.index);
                 Err(ReadError::Behind { applied, wanted: index.unwrap_or_default() })

@@ -10,7 +10,6 @@ use tokio::sync::oneshot;
 
 use super::{Engine, Inner, WriteOptions};
 use crate::machine::StateMachine;
-use crate::runtime;
 use crate::types::Role;
 
 /// Between two proposals: what is due close together goes into one.
@@ -32,12 +31,9 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
     };
     loop {
         let leads = state.borrow_and_update().role == Role::Leader;
-        let (wake_ms, log_ms) = {
-            let progress = progress.borrow_and_update();
-            (progress.wake_ms, progress.time_ms)
-        };
-        // The log's clock may be ahead of this one, if the last leader's was.
-        let now_ms = runtime::unix_time_ms().max(log_ms);
+        let wake_ms = progress.borrow_and_update().wake_ms;
+        // What the entry would be stamped with.
+        let Some(now_ms) = node.upgrade().map(|inner| inner.log_time_ms()) else { return };
         let due_in = match wake_ms {
             Some(wake_ms) if leads => Some(Duration::from_millis(wake_ms.saturating_sub(now_ms))),
             _ => None,

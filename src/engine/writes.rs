@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::{Engine, Inner, health};
 use crate::error::WriteError;
 use crate::machine::StateMachine;
-use crate::machine::sessions::{SessionRefusal, WINDOW};
+use crate::machine::sessions::{MAX_SESSIONS, SessionRefusal, WINDOW};
 use crate::raft::core::Proposed;
 use crate::raft::envelope;
 use crate::runtime;
@@ -60,6 +61,15 @@ pub struct Acknowledged<R> {
     /// Whether an earlier attempt of the same session and sequence had applied it. Then `log_id` and `reply` are
     /// that attempt's.
     pub repeated: bool,
+}
+
+/// A session that was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenedSession {
+    /// Its id.
+    pub session: u64,
+    /// Where the entry that opened it stands.
+    pub log_id: LogId,
 }
 
 /// What happened to an entry.
@@ -115,7 +125,11 @@ impl<M: StateMachine> Engine<M> {
     where
         F: FnOnce(Result<Acknowledged<M::Reply>, WriteError>) + Send + 'static,
     {
-        let envelope = match envelope::seal(runtime::unix_time_ms(), &command, options.slot) {
+        if options.slot.is_some() && options.ack == AckLevel::Leader {
+            // Whether the session lets it through is known only when it is applied, which nobody waits for.
+            return done(Err(WriteError::LeaderAckInSession));
+        }
+        let envelope = match envelope::seal(self.inner.log_time_ms(), &command, options.slot) {
             Ok(envelope) => envelope,
             Err(error) => return done(Err(WriteError::Unencodable { reason: error.to_string() })),
         };
@@ -131,17 +145,19 @@ impl<M: StateMachine> Engine<M> {
     pub async fn open_session(&self, ttl: Duration) -> Result<Arc<Session>, WriteError> {
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         let opened = self.open_session_at(ttl_ms).await?;
-        Ok(Session::new(opened.index, WINDOW))
+        Ok(Session::new(opened.session, WINDOW))
     }
 
-    /// As [`open_session`](Self::open_session), for those who keep count of sequences elsewhere. The index of the
-    /// position is the session's id.
+    /// As [`open_session`](Self::open_session), for those who keep count of sequences elsewhere.
     ///
     /// # Errors
     /// See [`WriteError`].
-    pub async fn open_session_at(&self, ttl_ms: u64) -> Result<LogId, WriteError> {
-        let envelope = envelope::seal_open_session(runtime::unix_time_ms(), ttl_ms);
-        self.write_envelope(envelope).await.map(|opened| opened.log_id)
+    pub async fn open_session_at(&self, ttl_ms: u64) -> Result<OpenedSession, WriteError> {
+        self.inner.admit_session()?;
+        // Random, so that nobody writes into somebody else's session by accident, such as one of an earlier cluster.
+        let session = runtime::random_u64().max(1);
+        let envelope = envelope::seal_open_session(self.inner.log_time_ms(), session, ttl_ms);
+        self.write_envelope(envelope).await.map(|opened| OpenedSession { session, log_id: opened.log_id })
     }
 
     /// Gives a session back. Its unanswered writes can be repeated no more.
@@ -149,7 +165,7 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`WriteError`].
     pub async fn close_session(&self, session: u64) -> Result<LogId, WriteError> {
-        let envelope = envelope::seal_close_session(runtime::unix_time_ms(), session);
+        let envelope = envelope::seal_close_session(self.inner.log_time_ms(), session);
         self.write_envelope(envelope).await.map(|closed| closed.log_id)
     }
 
@@ -219,6 +235,39 @@ impl<M: StateMachine> Inner<M> {
         Ok(())
     }
 
+    /// Refuses a session when all are in use, without asking the log every time: each refusal there costs every node a
+    /// look through the whole table.
+    fn admit_session(&self) -> Result<(), WriteError> {
+        /// One in this time is let through, to find out whether there is room by now.
+        const ASK_AGAIN: Duration = Duration::from_millis(100);
+        if self.core.published().progress().sessions < MAX_SESSIONS {
+            return Ok(());
+        }
+        let mut asked = self.asked_for_session.lock().expect("invariant: no panic under this lock");
+        match *asked {
+            Some(at) if at.elapsed() < ASK_AGAIN => Err(WriteError::TooManySessions),
+            _ => {
+                *asked = Some(Instant::now());
+                Ok(())
+            }
+        }
+    }
+
+    /// The time to stamp an entry with: this node's clock, or the log's time and what has passed since, whichever is
+    /// later. So the log's time goes on even while it is ahead of every clock, because a leader's once was.
+    pub(super) fn log_time_ms(&self) -> u64 {
+        let wall_ms = runtime::unix_time_ms();
+        let log_ms = self.core.published().progress().time_ms;
+        let mut clock = self.log_clock.lock().expect("invariant: no panic under this lock");
+        let passed = u64::try_from(clock.1.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let going_on = clock.0.saturating_add(passed);
+        let now_ms = wall_ms.max(log_ms).max(going_on);
+        if now_ms > going_on {
+            *clock = (now_ms, Instant::now());
+        }
+        now_ms
+    }
+
     pub(super) fn stopped_write(&self) -> WriteError {
         let reason = match &*self.fatal.borrow() {
             Some(fatal) => fatal.to_string(),
@@ -272,8 +321,7 @@ impl<M: StateMachine> Inner<M> {
         patience: Duration,
     ) -> Outcome {
         let (core, held) = (&self.core, self.core.held());
-        let all = held.wait_for_all(entry, || core.voters());
-        let in_time = tokio::time::timeout(patience, all).await.is_ok();
+        let in_time = matches!(tokio::time::timeout(patience, held.wait_for_all(entry)).await, Ok(Ok(())));
         let held_by = held.holders(entry);
         if in_time {
             return Ok(Acknowledged { held_by, ..acknowledged });

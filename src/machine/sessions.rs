@@ -15,8 +15,9 @@
 //! # Bounds
 //!
 //! Sessions are bounded in number, the window of one session in sequences and bytes, all answers together in
-//! bytes. A session that exceeds its bytes is closed; when the table exceeds its bytes, the sessions
-//! that were unused for longest are. A writer whose session is gone is told so, and never applied twice.
+//! bytes. A session that has reached its bytes takes no write before some of its answers are settled; when the table
+//! exceeds its bytes, the largest sessions are closed. A writer whose session is gone is told so, and never applied
+//! twice.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -40,7 +41,7 @@ pub const MIN_TTL_MS: u64 = 10_000;
 pub const MAX_TTL_MS: u64 = 24 * 3_600_000;
 /// How long a session may stay unused if its owner does not say.
 pub const DEFAULT_TTL_MS: u64 = 600_000;
-/// Bytes of answers kept for one session.
+/// Bytes of answers kept for one session; the last answer may exceed it.
 const MAX_SESSION_BYTES: usize = 16 * 1024 * 1024;
 /// Bytes of answers kept for all.
 const MAX_TABLE_BYTES: usize = 256 * 1024 * 1024;
@@ -142,13 +143,17 @@ impl SessionTable {
         self.bytes
     }
 
-    /// Opens session `id`, the index of the entry that asks for it. `ttl_ms` is how long it may stay unused; 0
+    /// Opens session `id`. `ttl_ms` is how long it may stay unused; 0
     /// and what is out of bounds are taken to the default and the bounds.
     ///
     /// # Errors
     /// [`SessionRefusal::TooManySessions`] when the table is full of sessions in use.
     pub fn open(&mut self, id: u64, ttl_ms: u64, time_ms: u64) -> Result<(), SessionRefusal> {
         self.sweep(time_ms);
+        if self.sessions.contains_key(&id) {
+            // Drawn twice: as good as never.
+            return Err(SessionRefusal::TooManySessions);
+        }
         if self.sessions.len() >= MAX_SESSIONS {
             let idlest = self.sessions.iter().min_by_key(|(id, entry)| (entry.used_ms, **id));
             match idlest.map(|(id, entry)| (*id, entry.used_ms)) {
@@ -200,6 +205,9 @@ impl SessionTable {
             Some(Some(Answer { log_id, reply })) => {
                 Admission::Repeat { log_id: *log_id, reply: reply.clone() }
             }
+            Some(None) | None if entry.bytes >= MAX_SESSION_BYTES => {
+                Admission::Refuse(SessionRefusal::WindowExceeded)
+            }
             Some(None) | None => Admission::Apply,
         }
     }
@@ -218,7 +226,7 @@ impl SessionTable {
         entry.answers[place] = Some(Answer { log_id, reply });
         let bytes = entry.bytes;
         self.bytes += bytes - before;
-        if bytes > MAX_SESSION_BYTES {
+        if bytes > 2 * MAX_SESSION_BYTES {
             self.close(slot.session);
         }
         if self.bytes > MAX_TABLE_BYTES {
@@ -226,11 +234,11 @@ impl SessionTable {
         }
     }
 
-    /// Closes the sessions that were unused for longest, until an eighth of the bytes is free again.
+    /// Closes the largest sessions, until an eighth of the bytes is free again: the others are not to pay for them.
     fn evict(&mut self) {
-        let mut by_use: Vec<_> = self.sessions.iter().map(|(id, entry)| (entry.used_ms, *id)).collect();
-        by_use.sort_unstable();
-        for (_, id) in by_use {
+        let mut by_size: Vec<_> = self.sessions.iter().map(|(id, entry)| (entry.bytes, *id)).collect();
+        by_size.sort_unstable();
+        for (_, id) in by_size.into_iter().rev() {
             if self.bytes <= MAX_TABLE_BYTES / 8 * 7 {
                 return;
             }
@@ -308,7 +316,7 @@ impl SessionTable {
     /// [`io::ErrorKind::InvalidData`] when it is something else.
     pub fn read(input: &mut dyn Read) -> io::Result<Self> {
         /// No stored session is longer: its answers, and what encodes them.
-        const MAX_STORED_BYTES: usize = 2 * MAX_SESSION_BYTES;
+        const MAX_STORED_BYTES: usize = 4 * MAX_SESSION_BYTES;
         let version = u32::from_le_bytes(read_array(input)?);
         if version != VERSION {
             return Err(invalid(format!("has version {version}, this build reads version {VERSION}")));
@@ -470,25 +478,32 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_are_too_large_cost_their_session_not_their_node() {
+    fn large_answers_cost_their_session_not_the_others() {
         let mut table = SessionTable::default();
-        table.open(5, 0, 0).unwrap();
-        let large = Bytes::from(vec![0; MAX_SESSION_BYTES / 2]);
-        for sequence in 1..=2 {
-            assert_eq!(table.admit(slot(5, sequence, 1), 0), Admission::Apply);
-            table.record(slot(5, sequence, 1), LogId::new(1, sequence), large.clone());
-        }
-        assert_eq!(table.admit(slot(5, 1, 1), 0), Admission::Refuse(SessionRefusal::Expired));
-        assert_eq!(table.bytes(), 0);
-
-        for id in 1..=40 {
+        table.open(1, 0, 0).unwrap();
+        assert_eq!(apply(&mut table, slot(1, 1, 1), 1, 0), Admission::Apply);
+        let large = Bytes::from(vec![0; MAX_SESSION_BYTES]);
+        for id in 2..=16 {
             table.open(id, 0, id).unwrap();
             assert_eq!(table.admit(slot(id, 1, 1), id), Admission::Apply);
             table.record(slot(id, 1, 1), LogId::new(1, id), large.clone());
             assert!(table.bytes() <= MAX_TABLE_BYTES);
         }
-        assert_eq!(table.admit(slot(1, 1, 1), 40), Admission::Refuse(SessionRefusal::Expired));
-        assert!(matches!(table.admit(slot(40, 1, 1), 40), Admission::Repeat { .. }));
+        let full = table.admit(slot(2, 2, 1), 20);
+        assert_eq!(full, Admission::Refuse(SessionRefusal::WindowExceeded), "settle some first");
+        assert_eq!(table.admit(slot(2, 2, 2), 20), Admission::Apply);
+        table.record(slot(2, 2, 2), LogId::new(1, 20), large.clone());
+
+        table.open(17, 0, 20).unwrap();
+        assert_eq!(table.admit(slot(17, 1, 1), 20), Admission::Apply);
+        table.record(slot(17, 1, 1), LogId::new(1, 21), large);
+        assert!(table.bytes() <= MAX_TABLE_BYTES);
+        assert_eq!(
+            table.admit(slot(17, 1, 1), 20),
+            Admission::Refuse(SessionRefusal::Expired),
+            "one of the largest"
+        );
+        assert_eq!(table.admit(slot(1, 1, 1), 20), repeats(1), "the small one stays");
     }
 
     #[test]

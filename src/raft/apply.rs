@@ -28,6 +28,8 @@ use crate::types;
 
 /// Most entries applied before readers and callers are told. After a restart the whole log may be waiting.
 const PUBLISH_ENTRIES: usize = 4096;
+/// Most bytes of replies before that; the last reply may exceed it.
+const REPLY_BYTES: usize = 4 * 1024 * 1024;
 
 /// The user's machine with all that must change together with it.
 pub struct Applier<M: StateMachine> {
@@ -113,16 +115,20 @@ impl<M: StateMachine> Applier<M> {
         }
     }
 
-    /// Applies `batch` and publishes how far that is. The replies may be sent afterwards, not before.
+    /// Applies entries off `batch` and publishes how far that is. The replies may be sent afterwards, not before. Stops
+    /// early when they are many bytes.
     fn apply_batch(
         &mut self,
-        batch: Vec<io::Result<EntryResponder<TypeConfig>>>,
+        batch: &mut impl Iterator<Item = io::Result<EntryResponder<TypeConfig>>>,
     ) -> io::Result<Vec<(ApplyResponder<TypeConfig>, Answer)>> {
-        let mut replies = Vec::with_capacity(batch.len());
-        for item in batch {
+        let (mut replies, mut bytes) = (Vec::with_capacity(batch.size_hint().0), 0);
+        while bytes < REPLY_BYTES
+            && let Some(item) = batch.next()
+        {
             let (entry, responder) = item?;
-            let reply = self.apply_entry(entry)?;
-            replies.extend(responder.map(|responder| (responder, reply)));
+            let answer = self.apply_entry(entry)?;
+            bytes += answer.reply.as_ref().map_or(0, Bytes::len);
+            replies.extend(responder.map(|responder| (responder, answer)));
         }
         self.publish_if_wanted();
         Ok(replies)
@@ -161,8 +167,8 @@ impl<M: StateMachine> Applier<M> {
         let time_ms = self.progress.time_ms;
         let (command, slot) = match content {
             Content::Command(command, slot) => (command, slot),
-            Content::OpenSession { ttl_ms } => {
-                let opened = self.sessions.open(log_id.index, ttl_ms, time_ms);
+            Content::OpenSession { session, ttl_ms } => {
+                let opened = self.sessions.open(session, ttl_ms, time_ms);
                 return Ok(Answer { reply: opened.map(|()| Bytes::new()), first: None });
             }
             Content::CloseSession { session } => {
@@ -200,11 +206,14 @@ impl<M: StateMachine> RaftStateMachine<TypeConfig> for Applier<M> {
     {
         let mut entries = entries.ready_chunks(PUBLISH_ENTRIES);
         while let Some(batch) = entries.next().await {
-            let replies = super::snapshot::catch("applying a command", || self.apply_batch(batch))?;
-            for (responder, reply) in replies {
-                responder.send(reply);
+            let mut batch = batch.into_iter().peekable();
+            while batch.peek().is_some() {
+                let replies = super::snapshot::catch("applying a command", || self.apply_batch(&mut batch))?;
+                for (responder, reply) in replies {
+                    responder.send(reply);
+                }
+                tokio::task::consume_budget().await;
             }
-            tokio::task::consume_budget().await;
         }
         Ok(())
     }

@@ -187,6 +187,14 @@ impl<M: StateMachine> Core<M> {
         // The core reports its state before it answers: from here on peers are checked against the membership.
         raft.is_initialized().await.map_err(|error| error.to_string())?;
         let voter_lease = Duration::from_millis(config.election_timeout_max_ms);
+        // Neither for others, see `PeerService`, nor for itself: a leader may rely on what this node confirmed before it
+        // was restarted. An election that the leader asks for is not held up.
+        raft.runtime_config().elect(false);
+        let elects = raft.clone();
+        crate::runtime::spawn(async move {
+            tokio::time::sleep(voter_lease).await;
+            elects.runtime_config().elect(true);
+        });
         let lease = voter_lease.saturating_mul(2);
         let reads = ReadIndexes::start(raft.clone(), lease);
         let service =
@@ -224,21 +232,24 @@ impl<M: StateMachine> Core<M> {
             return view;
         }
         if self.published.want_view() {
-            // After its next batch the apply task looks by itself; this is for when there is none.
-            // Nobody looks when the core has stopped.
-            let _ = self
-                .raft
-                .external_state_machine_request(|applier| {
-                    let looked = super::snapshot::catch("taking a view", || {
-                        applier.publish_if_wanted();
-                        Ok(())
-                    });
-                    if let Err(error) = looked {
-                        tracing::error!(%error, "readers get no view");
-                    }
-                    Box::pin(std::future::ready(()))
-                })
-                .await;
+            // After its next batch the apply task looks by itself; this is for when there is none. In a task of its
+            // own: the reader may give up, and others rely on its having asked.
+            let raft = self.raft.clone();
+            crate::runtime::spawn(async move {
+                // Nobody looks when the core has stopped.
+                let _ = raft
+                    .external_state_machine_request(|applier| {
+                        let looked = super::snapshot::catch("taking a view", || {
+                            applier.publish_if_wanted();
+                            Ok(())
+                        });
+                        if let Err(error) = looked {
+                            tracing::error!(%error, "readers get no view");
+                        }
+                        Box::pin(std::future::ready(()))
+                    })
+                    .await;
+            });
         }
         self.published.wait_view(next_index).await
     }

@@ -11,7 +11,7 @@
 //! |---|---|
 //! | 0: command | the command |
 //! | 1: command of a session | session (8), sequence (8), first unanswered sequence (8), the command |
-//! | 2: open a session | how long it may stay unused, in milliseconds (8); 0 for the default |
+//! | 2: open a session | its id (8), how long it may stay unused, in milliseconds (8); 0 for the default |
 //! | 3: close a session | session (8) |
 //!
 //! Numbers are little-endian; commands are in bincode's standard configuration. Version 1 had no kind: log
@@ -43,8 +43,10 @@ const CLOSE_SESSION: u8 = 3;
 pub enum Content<C> {
     /// Apply a command, in its place in a session if it has one.
     Command(C, Option<SessionSlot>),
-    /// Open a session; the entry's index becomes its id.
+    /// Open a session.
     OpenSession {
+        /// Its id, drawn at random by whoever proposed it.
+        session: u64,
         /// How long it may stay unused, in milliseconds; 0 for the default.
         ttl_ms: u64,
     },
@@ -138,8 +140,9 @@ pub fn seal<C: Serialize>(
 }
 
 /// Asks for a session.
-pub fn seal_open_session(time_ms: u64, ttl_ms: u64) -> Bytes {
-    let mut out = head(OPEN_SESSION, time_ms, 8);
+pub fn seal_open_session(time_ms: u64, session: u64, ttl_ms: u64) -> Bytes {
+    let mut out = head(OPEN_SESSION, time_ms, 16);
+    out.put_u64_le(session);
     out.put_u64_le(ttl_ms);
     out.freeze()
 }
@@ -183,20 +186,26 @@ pub fn open<C: DeserializeOwned>(mut bytes: &[u8]) -> Result<Opened<C>, Envelope
             let slot = SessionSlot { session, sequence, first_unanswered };
             Content::Command(decode(bytes)?, Some(slot))
         }
-        OPEN_SESSION | CLOSE_SESSION => {
+        OPEN_SESSION => {
+            need(bytes, 16)?;
+            Content::OpenSession { session: bytes.get_u64_le(), ttl_ms: end(&mut bytes)? }
+        }
+        CLOSE_SESSION => {
             need(bytes, 8)?;
-            let number = bytes.get_u64_le();
-            if !bytes.is_empty() {
-                return Err(EnvelopeError::Trailing { bytes: bytes.len() });
-            }
-            match kind {
-                OPEN_SESSION => Content::OpenSession { ttl_ms: number },
-                _ => Content::CloseSession { session: number },
-            }
+            Content::CloseSession { session: end(&mut bytes)? }
         }
         found => return Err(EnvelopeError::Kind { found }),
     };
     Ok(Opened { time_ms, content })
+}
+
+/// The last number of an envelope.
+fn end(bytes: &mut &[u8]) -> Result<u64, EnvelopeError> {
+    let number = bytes.get_u64_le();
+    match bytes.len() {
+        0 => Ok(number),
+        bytes => Err(EnvelopeError::Trailing { bytes }),
+    }
 }
 
 /// Encodes a reply the way it travels from apply to its caller, and into the table of sessions.
@@ -232,8 +241,9 @@ mod tests {
             let opened = open::<Command>(&seal(7, &command, slot).unwrap()).unwrap();
             assert_eq!(opened, Opened { time_ms: 7, content: Content::Command(command.clone(), slot) });
         }
-        let opened = open::<Command>(&seal_open_session(7, 60)).unwrap();
-        assert_eq!(opened, Opened { time_ms: 7, content: Content::OpenSession { ttl_ms: 60 } });
+        let opened = open::<Command>(&seal_open_session(7, 8, 60)).unwrap();
+        let content = Content::OpenSession { session: 8, ttl_ms: 60 };
+        assert_eq!(opened, Opened { time_ms: 7, content });
         let opened = open::<Command>(&seal_close_session(7, 60)).unwrap();
         assert_eq!(opened, Opened { time_ms: 7, content: Content::CloseSession { session: 60 } });
     }
@@ -248,7 +258,7 @@ mod tests {
         };
         assert_eq!(seal(1, &9_u8, None).unwrap(), expect(0, &[], &[9]));
         assert_eq!(seal(1, &9_u8, Some(slot)).unwrap(), expect(1, &[2, 3, 4], &[9]));
-        assert_eq!(seal_open_session(1, 5), expect(2, &[5], &[]));
+        assert_eq!(seal_open_session(1, 4, 5), expect(2, &[4, 5], &[]));
         assert_eq!(seal_close_session(1, 5), expect(3, &[5], &[]));
 
         let version_1 = [&[1][..], &numbers(&[1, 0, 0]), &[9]].concat();
@@ -272,7 +282,7 @@ mod tests {
         };
         assert!(matches!(changed(0, 3), Err(EnvelopeError::Version { found: 3 })));
         assert!(matches!(changed(1, 4), Err(EnvelopeError::Kind { found: 4 })));
-        for sealed in [bytes, seal_open_session(0, 0)] {
+        for sealed in [bytes, seal_open_session(0, 1, 0)] {
             let longer = [&sealed[..], &[0]].concat();
             assert!(matches!(open::<u64>(&longer), Err(EnvelopeError::Trailing { bytes: 1 })));
         }

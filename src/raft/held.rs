@@ -6,23 +6,35 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
+use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::types::{LogId, NodeId};
+
+/// Those who wait are looked through this often at most, however often anything advances.
+const PACE: Duration = Duration::from_millis(2);
+/// Those who have given up are forgotten this often, when nothing advances.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// How far each member's log is known to be durable, as far as it is this leader's.
 #[derive(Debug, Default)]
 pub struct Held {
     upto: Mutex<BTreeMap<NodeId, LogId>>,
     advanced: Notify,
+    /// Who waits until all voters hold an entry, by its position.
+    waiting: Mutex<BTreeMap<LogId, Vec<oneshot::Sender<()>>>>,
 }
 
 impl Held {
     /// `node_id` holds everything up to `log_id` on disk.
     pub fn note(&self, node_id: NodeId, log_id: LogId) {
-        self.upto.lock().expect("invariant: no panic under this lock").insert(node_id, log_id);
-        self.advanced.notify_waiters();
+        let mut upto = self.upto.lock().expect("invariant: no panic under this lock");
+        let held = upto.entry(node_id).or_insert(log_id);
+        // Answers to different requests may overtake each other.
+        *held = log_id.max(*held);
+        drop(upto);
+        self.advanced.notify_one();
     }
 
     /// The members known to hold the entry at `log_id`.
@@ -35,18 +47,51 @@ impl Held {
         upto.iter().filter(|(_, held)| holds(held)).map(|(node_id, _)| *node_id).collect()
     }
 
-    /// Waits until all that `voters` returns at that moment hold the entry at `log_id`, which may be for ever.
-    pub async fn wait_for_all(&self, log_id: LogId, voters: impl Fn() -> BTreeSet<NodeId>) {
+    /// Resolves once all voters hold the entry at `log_id`, which may be never.
+    pub fn wait_for_all(&self, log_id: LogId) -> oneshot::Receiver<()> {
+        let (done, held) = oneshot::channel();
+        let mut waiting = self.waiting.lock().expect("invariant: no panic under this lock");
+        waiting.entry(log_id).or_default().push(done);
+        drop(waiting);
+        self.advanced.notify_one();
+        held
+    }
+
+    /// Tells those who wait, for ever. One task does it for all: there may be thousands of them, and something advances
+    /// thousands of times a second.
+    pub async fn tell(&self, voters: impl Fn() -> BTreeSet<NodeId>) {
         loop {
-            let advanced = self.advanced.notified();
-            tokio::pin!(advanced);
-            advanced.as_mut().enable();
-            let holders = self.holders(log_id);
-            if voters().iter().all(|voter| holders.contains(voter)) {
-                return;
+            // An error: nothing has advanced.
+            let _ = tokio::time::timeout(SWEEP, self.advanced.notified()).await;
+            if self.waiting.lock().expect("invariant: no panic under this lock").is_empty() {
+                continue;
             }
-            advanced.await;
+            self.tell_now(self.all_hold(&voters()));
+            tokio::time::sleep(PACE).await;
         }
+    }
+
+    fn tell_now(&self, all: Option<LogId>) {
+        let mut waiting = self.waiting.lock().expect("invariant: no panic under this lock");
+        waiting.retain(|log_id, waiters| {
+            if all.is_some_and(|all| all.term == log_id.term && all.index >= log_id.index) {
+                for waiter in waiters.drain(..) {
+                    // Whoever gave up does not matter.
+                    let _ = waiter.send(());
+                }
+            }
+            waiters.retain(|waiter| !waiter.is_closed());
+            !waiters.is_empty()
+        });
+    }
+
+    /// The last entry that all of `voters` hold, if they hold entries of the same term.
+    fn all_hold(&self, voters: &BTreeSet<NodeId>) -> Option<LogId> {
+        let upto = self.upto.lock().expect("invariant: no panic under this lock");
+        let held: Option<Vec<LogId>> = voters.iter().map(|voter| upto.get(voter).copied()).collect();
+        let held = held?;
+        let (least, most) = (held.iter().min()?, held.iter().max()?);
+        (least.term == most.term).then_some(*least)
     }
 }
 
@@ -65,5 +110,25 @@ mod tests {
         assert_eq!(held.holders(LogId::new(1, 5)), [3]);
         held.note(3, LogId::new(2, 6));
         assert_eq!(held.holders(LogId::new(2, 6)), [1, 3]);
+        held.note(3, LogId::new(2, 5));
+        assert_eq!(held.holders(LogId::new(2, 6)), [1, 3], "a late answer takes nothing back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_are_told_when_the_slowest_has_it() {
+        let held = std::sync::Arc::new(Held::default());
+        let telling = held.clone();
+        crate::runtime::spawn(async move { telling.tell(|| BTreeSet::from([1, 2])).await });
+        let (mut first, mut second) =
+            (held.wait_for_all(LogId::new(2, 5)), held.wait_for_all(LogId::new(2, 9)));
+        held.note(1, LogId::new(2, 9));
+        tokio::time::sleep(SWEEP).await;
+        assert!(first.try_recv().is_err() && second.try_recv().is_err());
+        held.note(2, LogId::new(2, 6));
+        first.await.unwrap();
+        assert!(second.try_recv().is_err());
+        drop(second);
+        tokio::time::sleep(SWEEP * 2).await;
+        assert!(held.waiting.lock().unwrap().is_empty(), "whoever gave up is forgotten");
     }
 }

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{OptionalSend, entry::RaftEntry as _};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::held::Held;
-use super::type_config::{self, Command, Entry, LogId, Payload, TypeConfig, Vote};
+use super::type_config::{self, Command, Entry, LogId, OnFlushed, Payload, TypeConfig, Vote};
+use crate::runtime;
 use crate::storage::LogStore;
 use crate::types::{self, NodeId};
 
@@ -24,6 +25,19 @@ pub struct RaftLog {
     node_id: NodeId,
     /// Where to note what is on disk.
     held: Arc<Held>,
+    /// To the task that tells those who wait for their commands to be on disk.
+    flushed_commands: mpsc::UnboundedSender<FlushedCommands>,
+}
+
+/// Commands that are on disk, with who waits for that.
+type FlushedCommands = Vec<(types::LogId, OnFlushed)>;
+
+async fn tell(mut flushed: mpsc::UnboundedReceiver<FlushedCommands>) {
+    while let Some(commands) = flushed.recv().await {
+        for (log_id, on_flushed) in commands {
+            on_flushed.flushed(log_id);
+        }
+    }
 }
 
 impl Debug for RaftLog {
@@ -35,7 +49,10 @@ impl Debug for RaftLog {
 impl RaftLog {
     /// An adapter whose replication reads return at most `message_bytes` of entries, or one entry.
     pub fn new(store: Arc<dyn LogStore>, message_bytes: usize, node_id: NodeId, held: Arc<Held>) -> Self {
-        Self { store, message_bytes, node_id, held }
+        // Bounded by the bytes in flight that admission allows.
+        let (flushed_commands, flushed) = mpsc::unbounded_channel();
+        runtime::spawn(tell(flushed));
+        Self { store, message_bytes, node_id, held, flushed_commands }
     }
 
     /// Submits a write and waits until it is durable.
@@ -169,14 +186,17 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
         let entries: Vec<types::Entry> = entries.into_iter().map(&mut local).collect();
         let (last, node_id, held) =
             (entries.last().map(|entry| entry.log_id), self.node_id, self.held.clone());
+        let flushed_commands = self.flushed_commands.clone();
         let flushed = move |result: io::Result<()>| {
-            if let (Ok(()), Some(last)) = (&result, last) {
+            let durable = result.is_ok();
+            if let (true, Some(last)) = (durable, last) {
                 held.note(node_id, last);
-                for (log_id, on_flushed) in waiting {
-                    on_flushed.flushed(log_id);
-                }
             }
             callback.io_completed(result);
+            if durable && !waiting.is_empty() {
+                // Not on this thread, which has the next batch to write. Nobody receives once the core is gone.
+                let _ = flushed_commands.send(waiting);
+            }
         };
         self.store.append(entries, Box::new(flushed));
         Ok(())

@@ -34,6 +34,7 @@ impl From<WriteError> for Failure {
             WriteError::Unencodable { .. } => (Reason::Invalid, None),
             WriteError::Overloaded => (Reason::Overloaded, None),
             WriteError::NoQuorum => (Reason::NoQuorum, None),
+            WriteError::LeaderAckInSession => (Reason::Invalid, None),
             WriteError::DiskFull { .. } => (Reason::DiskFull, None),
             WriteError::DiskStalled { .. } => (Reason::DiskStalled, None),
             WriteError::SessionExpired { .. } => (Reason::SessionExpired, None),
@@ -153,6 +154,22 @@ pub(super) fn compacted(from_revision: u64, first_revision: u64) -> Failure {
         "this node's history begins at revision {first_revision}, after {from_revision}: read the range, and watch from the revision of that read plus one"
     );
     Failure { first_revision, ..failure(Reason::Compacted, message, false, None) }
+}
+
+/// As many long ranges are under way as a node serves.
+pub(super) fn too_many_ranges() -> Failure {
+    let message =
+        format!("{} long ranges are under way on this node; try again", super::streams::MAX_LONG_RANGES);
+    failure(Reason::Overloaded, message, false, None)
+}
+
+/// A long range that its caller takes too long to read.
+pub(super) fn range_too_slow(patience: std::time::Duration) -> Failure {
+    let message = format!(
+        "the range was not read within {} s; go on from the last key in another one, which shows a later time",
+        patience.as_secs()
+    );
+    failure(Reason::Behind, message, false, None)
 }
 
 /// A request that makes no sense.

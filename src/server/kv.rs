@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures::Stream;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::proto::v1;
@@ -27,6 +27,8 @@ pub(super) struct KvService<N> {
     pub(super) node: N,
     pub(super) node_id: NodeId,
     pub(super) metrics: Arc<Metrics>,
+    /// Places for long ranges.
+    pub(super) long_ranges: Arc<Semaphore>,
     /// True once pipelines are to end.
     pub(super) draining: watch::Receiver<bool>,
 }
@@ -110,7 +112,8 @@ impl<N: KvNode> Kv for KvService<N> {
         &self,
         request: Request<v1::RangeRequest>,
     ) -> Result<Response<streams::Responses<v1::RangeResponse>>, Status> {
-        let stream = streams::range(self.node.clone(), self.node_id, request.into_inner()).await;
+        let stream =
+            streams::range(self.node.clone(), self.node_id, &self.long_ranges, request.into_inner()).await;
         Ok(Response::new(stream?))
     }
 

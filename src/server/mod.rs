@@ -43,7 +43,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use prometheus_client::collector::Collector;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
@@ -66,7 +66,11 @@ use members::ClusterNode;
 use metrics::Metrics;
 use node::KvNode;
 
-/// Largest message, in either direction: a range answer of the largest size with its last item, and room.
+/// Largest message that a watch sends: the events of one command come together, and a command that removes many long keys
+/// has many; the history keeps no more than 32 MiB of one.
+const MAX_EVENTS_BYTES: usize = 64 * 1024 * 1024;
+
+/// Largest message otherwise: a range answer of the largest size with its last item, and room.
 pub const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 
 /// How long requests in flight may take to be answered once the server is told to stop.
@@ -212,10 +216,11 @@ fn add_services<N: ClusterNode>(
     draining: watch::Receiver<bool>,
 ) -> Routes {
     let node_id = node.state().node_id;
+    let long_ranges = Arc::new(Semaphore::new(streams::MAX_LONG_RANGES));
     let admin = AdminServer::new(AdminService(node.clone()));
-    let kv = KvServer::new(KvService { node, node_id, metrics, draining })
+    let kv = KvServer::new(KvService { node, node_id, metrics, long_ranges, draining })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        .max_encoding_message_size(MAX_EVENTS_BYTES);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)

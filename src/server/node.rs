@@ -2,7 +2,7 @@
 
 use tokio::sync::watch;
 
-use crate::engine::{Acknowledged, Engine, NodeState, ReadOutcome, Status, WriteOptions};
+use crate::engine::{Acknowledged, Engine, NodeState, OpenedSession, ReadOutcome, Status, WriteOptions};
 use crate::error::{ReadError, WriteError};
 use crate::machine::kv::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply, KvView};
 use crate::types::{LogId, ReadOptions};
@@ -18,8 +18,7 @@ pub(super) trait KvNode: Clone + Send + Sync + 'static {
     where
         F: FnOnce(Result<Acknowledged<KvReply>, WriteError>) + Send + 'static;
 
-    /// The position of the entry is the session's id.
-    fn open_session(&self, ttl_ms: u64) -> impl Future<Output = Result<LogId, WriteError>> + Send;
+    fn open_session(&self, ttl_ms: u64) -> impl Future<Output = Result<OpenedSession, WriteError>> + Send;
 
     fn close_session(&self, session: u64) -> impl Future<Output = Result<LogId, WriteError>> + Send;
 
@@ -64,7 +63,7 @@ impl KvNode for Engine<KvMachine> {
         Engine::write_with(self, command, options).await
     }
 
-    async fn open_session(&self, ttl_ms: u64) -> Result<LogId, WriteError> {
+    async fn open_session(&self, ttl_ms: u64) -> Result<OpenedSession, WriteError> {
         Engine::open_session_at(self, ttl_ms).await
     }
 

@@ -44,14 +44,20 @@ use super::wire::{self, Asked, Call, Method};
 /// Requests in flight on one pipeline; more are not read until some are answered.
 pub(super) const MAX_IN_FLIGHT: usize = 16_384;
 
-/// A range counts as this many requests: its answer may be thousands of times larger than others.
+/// A range or a transaction counts as this many requests: its answer may be thousands of times larger than others.
 const RANGE_PERMITS: u32 = 64;
+
+/// Bytes of answers that wait for their client; a pipeline that has more is not read.
+const QUEUED_BYTES: usize = 64 * 1024 * 1024;
 
 /// Most answers in one message.
 const MESSAGE_RESPONSES: usize = 1024;
 
 /// A message is sent once it has this many bytes. The last answer in it may exceed it.
 const MESSAGE_BYTES: usize = 1024 * 1024;
+
+/// Answers of fewer bytes are not counted one by one; permits bound how many there are.
+const LARGE_BYTES: usize = 1024;
 
 /// What a write's answer takes in a message, and what any answer takes beyond its items.
 const RESPONSE_BYTES: usize = 64;
@@ -71,7 +77,11 @@ where
     S: Stream<Item = Result<PipelineRequest, Status>> + Send + Unpin + 'static,
 {
     let (sender, answers) = mpsc::unbounded_channel();
-    let shared = Arc::new(Shared { permits: Semaphore::new(MAX_IN_FLIGHT), broken: OnceLock::new() });
+    let shared = Arc::new(Shared {
+        permits: Semaphore::new(MAX_IN_FLIGHT),
+        queued_bytes: watch::Sender::new(0),
+        broken: OnceLock::new(),
+    });
     let open = service.metrics.open_pipeline();
     let outlet =
         Outlet { sender, shared: shared.clone(), node_id: service.node_id, metrics: service.metrics.clone() };
@@ -82,6 +92,8 @@ where
 /// What both directions share. Must not hold the channel's sender: the channel closes with the last request.
 struct Shared {
     permits: Semaphore,
+    /// Bytes of answers that are not in a message yet.
+    queued_bytes: watch::Sender<usize>,
     /// Why the request stream ended, if not in order.
     broken: OnceLock<Status>,
 }
@@ -116,12 +128,23 @@ impl Outlet {
 
     fn send(&self, tag: u64, permits: u32, response: Response) {
         let response = TaggedResponse { tag, response: Some(response) };
+        let bytes = response_bytes(&response);
+        if bytes > LARGE_BYTES {
+            self.shared.queued_bytes.send_modify(|queued| *queued += bytes);
+        }
         // Fails when the client is gone: then nobody wants to know.
         let _ = self.sender.send(Answered { response, permits });
     }
 
     fn try_admit(&self, permits: u32) -> bool {
         self.shared.permits.try_acquire_many(permits).map(|permit| permit.forget()).is_ok()
+    }
+
+    /// Waits until few enough bytes of answers are queued.
+    async fn has_room(&self) {
+        let mut queued = self.shared.queued_bytes.subscribe();
+        // The sender lives as long as `self`.
+        let _ = queued.wait_for(|bytes| *bytes < QUEUED_BYTES).await;
     }
 
     /// Waits for permits; false when the client is gone.
@@ -146,7 +169,7 @@ async fn read_requests<N, S>(
             // An error means that the server is gone, which ends its pipelines too.
             _ = draining.wait_for(|draining| *draining) => return,
             () = outlet.sender.closed() => return,
-            message = inbound.next() => message,
+            message = next_request(&outlet, &mut inbound) => message,
         };
         match message {
             Some(Ok(message)) => {
@@ -164,13 +187,25 @@ async fn read_requests<N, S>(
     }
 }
 
+/// The next message, once the client has taken enough of the answers.
+async fn next_request<S>(outlet: &Outlet, inbound: &mut S) -> Option<Result<PipelineRequest, Status>>
+where
+    S: Stream<Item = Result<PipelineRequest, Status>> + Unpin,
+{
+    outlet.has_room().await;
+    inbound.next().await
+}
+
 /// Starts all requests of a message; false when the client is gone.
 async fn start_requests<N: KvNode>(node: &N, outlet: &Arc<Outlet>, message: PipelineRequest) -> bool {
     let started = Instant::now();
     let mut reads = Vec::new();
     for TaggedRequest { tag, request } in message.requests {
         let method = request.as_ref().map(wire::method);
-        let permits = if method == Some(Method::Range) { RANGE_PERMITS } else { 1 };
+        let permits = match method {
+            Some(Method::Range | Method::Txn) => RANGE_PERMITS,
+            _ => 1,
+        };
         if !outlet.try_admit(permits) {
             // Reads that are not started would never give their permits back.
             start_reads(node, outlet, std::mem::take(&mut reads));
@@ -259,7 +294,11 @@ impl Outgoing {
         while bytes < MESSAGE_BYTES
             && let Some(answered) = self.pending.pop_front()
         {
-            bytes += response_bytes(&answered.response);
+            let answer_bytes = response_bytes(&answered.response);
+            if answer_bytes > LARGE_BYTES {
+                self.shared.queued_bytes.send_modify(|queued| *queued -= answer_bytes);
+            }
+            bytes += answer_bytes;
             permits += answered.permits as usize;
             responses.push(answered.response);
         }

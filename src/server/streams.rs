@@ -5,10 +5,11 @@
 //! is asked: every node has the same. A long range is read from one view, which stays what it was.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -38,6 +39,11 @@ const PROGRESS: Duration = Duration::from_secs(5);
 const PACE: Duration = Duration::from_millis(2);
 /// A client that takes nothing for this long has lost its stream.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Long ranges that one node serves at a time, each from a state that it keeps in memory.
+pub(super) const MAX_LONG_RANGES: usize = 64;
+/// How long one of them may take.
+const RANGE_PATIENCE: Duration = Duration::from_secs(300);
 
 /// A stream of responses.
 pub(super) type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -71,6 +77,11 @@ pub(super) fn watch<N: KvNode>(
     request: v1::WatchRequest,
 ) -> Result<Responses<v1::WatchResponse>, Failure> {
     let v1::WatchRequest { tenant, collection, start, end, from_revision } = request;
+    // Decided before the caller is answered, who may write next and wait for that.
+    let from_revision = match from_revision {
+        0 => node.state().applied.map_or(0, |applied| applied.index) + 1,
+        from_revision => from_revision,
+    };
     let query = EventsQuery {
         tenant: wire::name(tenant),
         collection: wire::name(collection),
@@ -100,9 +111,6 @@ async fn follow<N: KvNode>(
     outlet: Outlet<v1::WatchResponse>,
 ) {
     let mut state = node.watch();
-    if query.from_revision == 0 {
-        query.from_revision = node.state().applied.map_or(0, |applied| applied.index) + 1;
-    }
     let mut told = None;
     loop {
         let seen = state.borrow_and_update().clone();
@@ -194,8 +202,10 @@ fn response(
 pub(super) async fn range<N: KvNode>(
     node: N,
     node_id: NodeId,
+    places: &Arc<Semaphore>,
     request: v1::RangeRequest,
 ) -> Result<Responses<v1::RangeResponse>, Failure> {
+    let Ok(place) = places.clone().try_acquire_owned() else { return Err(failure::too_many_ranges()) };
     let options: ReadOptions = wire::read_options(request.level, request.freshness)?;
     let limit = match request.limit {
         0 => usize::MAX,
@@ -205,7 +215,15 @@ pub(super) async fn range<N: KvNode>(
     KvQuery::Range(query.clone()).check()?;
     let (applied, view) = node.view(options).await?;
     let (outlet, responses) = stream();
-    runtime::spawn(send_range(node_id, applied, view, query, limit, outlet));
+    runtime::spawn(async move {
+        let late = outlet.0.clone();
+        let sending = send_range(node_id, applied, view, query, limit, outlet);
+        if tokio::time::timeout(RANGE_PATIENCE, sending).await.is_err() {
+            // The state it was read from is let go whether or not anybody hears this.
+            let _ = late.try_send(Err(failure::range_too_slow(RANGE_PATIENCE).into()));
+        }
+        drop(place);
+    });
     Ok(responses)
 }
 

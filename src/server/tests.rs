@@ -15,7 +15,7 @@ use tonic_health::pb::health_check_response::ServingStatus as Health;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::*;
-use crate::engine::{Acknowledged, NodeState, ReadOutcome, Status, WriteOptions};
+use crate::engine::{Acknowledged, NodeState, OpenedSession, ReadOutcome, Status, WriteOptions};
 use crate::error::{FatalError, Leader, ReadError, WriteError};
 use crate::machine::kv::{KvAnswer, KvCommand, KvQuery, KvReply, KvView};
 use crate::machine::{ApplyContext, StateMachine};
@@ -109,14 +109,15 @@ impl KvNode for FakeNode {
         self.proposed.send_modify(|proposed| *proposed += 1);
     }
 
-    async fn open_session(&self, _ttl_ms: u64) -> Result<LogId, WriteError> {
+    async fn open_session(&self, _ttl_ms: u64) -> Result<OpenedSession, WriteError> {
         let mut inner = self.inner.lock().unwrap();
         inner.index += 1;
-        Ok(LogId::new(3, inner.index))
+        let log_id = LogId::new(3, inner.index);
+        Ok(OpenedSession { session: 42, log_id })
     }
 
     async fn close_session(&self, _session: u64) -> Result<LogId, WriteError> {
-        self.open_session(0).await
+        self.open_session(0).await.map(|opened| opened.log_id)
     }
 
     async fn write(

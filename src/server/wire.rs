@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::engine::{Acknowledged, DEFAULT_ACK_TIMEOUT, ReadOutcome, WriteOptions};
+use crate::engine::{Acknowledged, DEFAULT_ACK_TIMEOUT, OpenedSession, ReadOutcome, WriteOptions};
 use crate::error::{ReadError, WriteError};
 use crate::machine::kv::{Item, KvAnswer, KvCommand, KvQuery, KvReply, RangeAnswer, RangeQuery};
 use crate::machine::sessions::{WINDOW, granted_ttl_ms};
@@ -180,6 +180,11 @@ fn write_options(options: Option<v1::WriteOptions>) -> Result<WriteOptions, v1::
             return Err(failure::invalid("a session and a sequence belong together, each from 1"));
         }
         // 0: nothing was answered yet.
+        _ if ack == AckLevel::Leader => {
+            return Err(failure::invalid(
+                "a write of a session cannot be acknowledged at level leader; choose another level, or no session",
+            ));
+        }
         _ => Some(SessionSlot { session, sequence, first_unanswered: first_unanswered.max(1) }),
     };
     let ack_timeout = match options.ack_timeout_ms {
@@ -266,12 +271,12 @@ fn wire_ack(ack: AckLevel) -> v1::AckLevel {
 pub(super) fn opened(
     node_id: NodeId,
     ttl_ms: u64,
-    outcome: Result<LogId, WriteError>,
+    outcome: Result<OpenedSession, WriteError>,
 ) -> Result<Response, v1::Failure> {
-    let log_id = outcome?;
+    let OpenedSession { session, log_id } = outcome?;
     Ok(Response::OpenSession(v1::OpenSessionResponse {
         header: Some(header(node_id, Some(log_id))),
-        session: log_id.index,
+        session,
         ttl_ms: granted_ttl_ms(ttl_ms),
         window: WINDOW,
     }))

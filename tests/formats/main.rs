@@ -28,8 +28,6 @@ use quorate::{Engine, EngineConfig};
 const DEADLINE: Duration = Duration::from_secs(30);
 /// The cluster whose data the fixture is.
 const CLUSTER: &str = "fixture";
-/// The session that the fixture holds: the first entry after the membership and the leader's blank one opened it.
-const SESSION: u64 = 2;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/formats/fixtures")
@@ -55,29 +53,28 @@ fn put(key: &str, value: &str, ttl_ms: u64) -> KvCommand {
     }
 }
 
-fn in_session(sequence: u64) -> WriteOptions {
-    let slot = SessionSlot { session: SESSION, sequence, first_unanswered: 1 };
+fn in_session(session: u64, sequence: u64) -> WriteOptions {
+    let slot = SessionSlot { session, sequence, first_unanswered: 1 };
     WriteOptions { slot: Some(slot), ..WriteOptions::default() }
 }
 
-/// Everything that the fixture holds: before its snapshot, and in the log after it.
-async fn write_all(engine: &Engine<KvMachine>) {
+/// Everything that the fixture holds: before its snapshot, and in the log after it. Returns its session.
+async fn write_all(engine: &Engine<KvMachine>) -> u64 {
     /// A century: the fixture is read long after it was written.
     const TTL_MS: u64 = 100 * 365 * 24 * 3_600_000;
-    let session = engine.open_session(Duration::from_secs(24 * 3600)).await.unwrap();
-    assert_eq!(session.id(), SESSION);
+    let session = engine.open_session(Duration::from_secs(24 * 3600)).await.unwrap().id();
     engine.write(put("plain", "1", 0)).await.unwrap();
     engine.write(put("expiring", "2", TTL_MS)).await.unwrap();
-    engine.write_with(put("counted", "3", 0), in_session(1)).await.unwrap();
+    engine.write_with(put("counted", "3", 0), in_session(session, 1)).await.unwrap();
     engine.write(put("large", &"x".repeat(100_000), 0)).await.unwrap();
     engine.take_snapshot().await.unwrap();
-    engine.write_with(put("counted", "4", 0), in_session(2)).await.unwrap();
+    engine.write_with(put("counted", "4", 0), in_session(session, 2)).await.unwrap();
     let key = Bytes::from_static(b"plain");
     let delete = TxnOp::Delete { collection: "collection".to_owned(), key };
-    let txn =
-        KvTxn { tenant: "tenant".to_owned(), compares: vec![], then: vec![delete], otherwise: vec![] };
+    let txn = KvTxn { tenant: "tenant".to_owned(), compares: vec![], then: vec![delete], otherwise: vec![] };
     engine.write(KvCommand::Txn(txn)).await.unwrap();
     engine.write(put("after the snapshot", "5", 0)).await.unwrap();
+    session
 }
 
 async fn value(engine: &Engine<KvMachine>, key: &str) -> Option<(String, u64, bool)> {
@@ -89,9 +86,7 @@ async fn value(engine: &Engine<KvMachine>, key: &str) -> Option<(String, u64, bo
     let KvAnswer::Item(item) = engine.read(query, ReadLevel::Linearizable).await.unwrap().answer else {
         panic!("a get is answered with an item")
     };
-    item.map(|item| {
-        (String::from_utf8_lossy(&item.value).into_owned(), item.version, item.expires_ms > 0)
-    })
+    item.map(|item| (String::from_utf8_lossy(&item.value).into_owned(), item.version, item.expires_ms > 0))
 }
 
 fn tar(args: &[&str]) {
@@ -132,12 +127,13 @@ async fn the_data_directory_of_every_earlier_version_is_read() {
 async fn sessions_are_in_what_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path()).await;
-    write_all(&engine).await;
+    let session = write_all(&engine).await;
     engine.shutdown().await;
     drop(engine);
     let engine = open(dir.path()).await;
     for (sequence, version) in [(1, 1), (2, 2)] {
-        let again = engine.write_with(put("counted", "again", 0), in_session(sequence)).await.unwrap();
+        let again =
+            engine.write_with(put("counted", "again", 0), in_session(session, sequence)).await.unwrap();
         assert!(again.repeated, "sequence {sequence}");
         assert!(matches!(again.reply, Some(KvReply::Put { version: found, .. }) if found == version));
     }
@@ -150,7 +146,13 @@ fn names(descriptors: &[u8]) -> BTreeMap<String, String> {
         for message in all {
             let name = format!("{prefix}.{}", message.name());
             for field in &message.field {
-                let kind = format!("{} {:?} {:?} {}", field.number(), field.label(), field.r#type(), field.type_name());
+                let kind = format!(
+                    "{} {:?} {:?} {}",
+                    field.number(),
+                    field.label(),
+                    field.r#type(),
+                    field.type_name()
+                );
                 names.insert(format!("{name}.{}", field.name()), kind);
             }
             enums(&name, &message.enum_type, names);
@@ -160,7 +162,8 @@ fn names(descriptors: &[u8]) -> BTreeMap<String, String> {
     fn enums(prefix: &str, all: &[EnumDescriptorProto], names: &mut BTreeMap<String, String>) {
         for kind in all {
             for value in &kind.value {
-                names.insert(format!("{prefix}.{}.{}", kind.name(), value.name()), value.number().to_string());
+                names
+                    .insert(format!("{prefix}.{}.{}", kind.name(), value.name()), value.number().to_string());
             }
         }
     }

@@ -581,25 +581,39 @@ where
     }
 
     fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<AppendItem>> {
-        if let Err(error) = self.send_ready(cx) {
-            return Poll::Ready(Some(Err(error)));
+        loop {
+            if let Err(error) = self.send_ready(cx) {
+                return Poll::Ready(Some(Err(error)));
+            }
+            if self.unanswered.is_empty() {
+                return if self.input.is_none() { Poll::Ready(None) } else { Poll::Pending };
+            }
+            let item = match std::task::ready!(self.poll_answer(cx)) {
+                Ok((asked, response)) => match self.judge(asked, response) {
+                    // The core takes an acceptance for the answer to every request that ends at the same entry, and
+                    // believes that the peer followed this leader when the last of them was sent: its lease and its
+                    // read indexes rest on that. So it is told once the last of them is answered.
+                    Ok(Ok(_)) if self.unanswered.iter().any(|later| later.last == asked.last) => continue,
+                    item => item,
+                },
+                Err(error) => Err(error),
+            };
+            return Poll::Ready(Some(item));
         }
-        if self.unanswered.is_empty() {
-            return if self.input.is_none() { Poll::Ready(None) } else { Poll::Pending };
+    }
+
+    fn judge(&mut self, asked: Unanswered, response: Response) -> AppendItem {
+        match response.body {
+            Some(response::Body::Append(response)) => {
+                let client = &self.client;
+                client.clients.fitness.note(client.node_id, !response.unfit_to_lead);
+                let result = wire::from_append_response(response)?;
+                self.check(asked, &result)?;
+                Ok(result)
+            }
+            Some(response::Body::Failure(reason)) => Err(unreachable(reason)),
+            _ => Err(Malformed("not the answer to an append").into()),
         }
-        let item =
-            std::task::ready!(self.poll_answer(cx)).and_then(|(asked, response)| match response.body {
-                Some(response::Body::Append(response)) => {
-                    let client = &self.client;
-                    client.clients.fitness.note(client.node_id, !response.unfit_to_lead);
-                    let result = wire::from_append_response(response)?;
-                    self.check(asked, &result)?;
-                    Ok(result)
-                }
-                Some(response::Body::Failure(reason)) => Err(unreachable(reason)),
-                _ => Err(Malformed("not the answer to an append").into()),
-            });
-        Poll::Ready(Some(item))
     }
 }
 
