@@ -254,7 +254,11 @@ mod tests {
                 vec!["get", "k"],
                 vec!["get", "k", "--local"],
                 vec!["del", "k"],
+                vec!["get", "k", "--level", "bounded:100", "--prefer", "nearest", "--after", "3"],
+                vec!["put", "k", "v", "--if-absent", "--ttl", "30s", "--ack", "all"],
+                vec!["del", "k", "--prefix"],
                 vec!["range", "--prefix", "k", "--limit", "1"],
+                vec!["txn", "--when", "k = v", "--then", "put k w", "--else", "get k"],
                 vec!["status", "--members"],
                 vec!["bench", "--callers", "4", "--seconds", "1", "--warmup-seconds", "0", "--reads", "0.5"],
             ] {
@@ -276,6 +280,8 @@ mod tests {
         let missing = run_at(&node, &["get", "k"]).await.unwrap_err();
         assert_eq!((missing.exit_code(), missing.hint().is_some()), (EXIT_ERROR, true));
         node.set_script(refusing(v1::Failure { reason: v1::Reason::TooLarge.into(), ..Default::default() }));
+        let unread = run_at(&node, &["txn", "--then", "put"]).await.unwrap_err();
+        assert_eq!(unread.exit_code(), EXIT_INVALID);
         let too_large = run_at(&node, &["put", "k", "v"]).await.unwrap_err();
         assert_eq!(too_large.exit_code(), EXIT_INVALID);
         let unreadable = run_at(&node, &["put", "k", "--file", "/nonexistent/file"]).await.unwrap_err();
@@ -307,6 +313,11 @@ mod tests {
             vec!["range"],
             vec!["range", "a", "b", "--limit", "3"],
             vec!["range", "--prefix", "a"],
+            vec!["range", "--all", "--prefer", "weighted:a:1=2,b:1=1"],
+            vec!["txn", "-"],
+            vec!["txn", "--then", "get k"],
+            vec!["watch", "--prefix", "", "--from", "7"],
+            vec!["health", "-o", "json"],
             vec!["status", "-o", "json"],
             vec!["bench", "--callers", "8", "--value-bytes", "16", "--seconds", "1", "--kind", "get"],
             vec!["completion", "bash"],
@@ -332,6 +343,14 @@ mod tests {
             vec!["get", "k", "--timeout", "0"],
             vec!["get", "k", "--timeout", "5 parsecs"],
             vec!["range", "a", "b", "--prefix"],
+            vec!["range", "--all", "--limit", "3"],
+            vec!["get", "k", "--level", "fresh"],
+            vec!["get", "k", "--local", "--level", "lease"],
+            vec!["put", "k", "v", "--ttl", "0s"],
+            vec!["put", "k", "v", "--if-absent", "--if-revision", "3"],
+            vec!["txn"],
+            vec!["txn", "--when", "k = v"],
+            vec!["watch", "k", "--from", "0"],
             vec!["bench", "--callers", "0"],
             vec!["bench", "--reads", "1.5"],
             vec!["bench", "--kind", "put", "--reads", "0.5"],

@@ -16,6 +16,7 @@ mod set;
 mod writers;
 
 mod catch_up;
+mod client;
 mod cluster_command;
 mod corruption;
 mod crash;

@@ -388,18 +388,18 @@ async fn every_kind_of_request_is_answered_in_kind() {
     assert!(matches!(error, ClientError::Failed { cause: Cause::Unexpected, maybe_applied: true, .. }));
 }
 
-/// Not a test of correctness: shows what one stream carries. `cargo test --release one_stream -- --ignored --nocapture`
+/// Not a test of correctness: shows what one stream carries, and what sessions cost. The two are measured in turns,
+/// so that what else the machine does meets both. `cargo test --release one_stream -- --ignored --nocapture`
 #[test]
 #[ignore = "measures"]
 fn one_stream_throughput() {
-    const SECONDS: u64 = 3;
+    const TURNS: u64 = 4;
+    const TURN: Duration = Duration::from_millis(750);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let node = Fake::start(leader);
-    for (callers, exactly_once) in [1, 64, 256, 1000, 4000].into_iter().flat_map(|n| [(n, true), (n, false)])
-    {
-        let client = client_with(&[&node], |config| config.exactly_once = exactly_once);
-        let total: u64 = runtime.block_on(async {
-            let until = Instant::now() + Duration::from_secs(SECONDS);
+    let run = |client: &Client, callers: u64| -> u64 {
+        runtime.block_on(async {
+            let until = Instant::now() + TURN;
             let callers = (0..callers).map(|_| {
                 let client = client.clone();
                 crate::runtime::spawn(async move {
@@ -413,8 +413,17 @@ fn one_stream_throughput() {
                 })
             });
             join_all(callers).await.into_iter().map(Result::unwrap).sum()
-        });
-        let how = if exactly_once { "in a session" } else { "without" };
-        println!("{callers} callers {how}: {} operations/s", total / SECONDS);
+        })
+    };
+    for callers in [1, 64, 256, 1000, 4000] {
+        let (with, without) = (client_of(&[&node]), sessionless(&[&node]));
+        let mut totals = [0, 0];
+        for _ in 0..TURNS {
+            totals[0] += run(&with, callers);
+            totals[1] += run(&without, callers);
+        }
+        let [with, without] = totals.map(|total| total as f64 / (TURN.as_secs_f64() * TURNS as f64));
+        let ratio = with / without;
+        println!("{callers} callers: {with:.0} operations/s in a session, {without:.0} without: {ratio:.2}");
     }
 }
