@@ -170,6 +170,8 @@ impl<M: StateMachine> Engine<M> {
             Ok((LockedLog { log, _dir: dir, _released: release }, snapshots, incarnation))
         })
         .await?;
+        let transport = GrpcTransport::default();
+        let traffic = transport.counts();
         let parts = EngineParts {
             incarnation,
             log_stats: Some(log.log.stats().clone()),
@@ -177,11 +179,11 @@ impl<M: StateMachine> Engine<M> {
             disk: log.log.watch_disk((stall_ms > 0).then(|| Duration::from_millis(stall_ms))),
             log: Arc::new(log),
             snapshots: Arc::new(snapshots),
-            transport: Arc::new(GrpcTransport),
+            transport: Arc::new(transport),
             config,
         };
         let engine = Self::start(parts, machine).await?;
-        grpc::serve(listener, engine.peer_door(), engine.inner.stop.subscribe())
+        grpc::serve(listener, engine.peer_door(), traffic, engine.inner.stop.subscribe())
             .map_err(|source| OpenError::Listen { address: engine.inner.own.peer.clone(), source })?;
         Ok(engine)
     }
