@@ -9,6 +9,7 @@
 //! - `reads`: how fresh the state must be that answers;
 //! - `wake`: commands that the machine asked for in advance, such as the expiry of keys;
 //! - `settings`: what can be changed while the node runs;
+//! - `replication`: how far everybody is, and what is in flight;
 //! - `compaction`: when snapshots are taken and the log is cut;
 //! - `health`: a leader whose disk is full or hangs hands over, and takes no writes meanwhile.
 //!
@@ -31,6 +32,7 @@ mod health;
 mod leadership;
 mod membership;
 mod reads;
+mod replication;
 mod settings;
 mod standing;
 mod status;
@@ -46,6 +48,10 @@ use tokio::sync::{mpsc, watch};
 
 pub use config::{DiskPolicy, EngineConfig, Limits, SnapshotPolicy, Timing};
 pub use membership::{CATCH_UP_PATIENCE, MemberList, MemberState, NewAddresses, NewMember};
+pub use replication::{
+    Counters, DISCONNECTED_AFTER, InFlight, LAGGING_AFTER, Lag, LedPeer, PeerStanding, PeerState, READ_LEVELS,
+    Refused, SYNCING_ENTRIES,
+};
 pub use settings::Settings;
 pub use status::{NodeState, ReadOutcome, Status};
 pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, WriteOptions, Written};
@@ -65,6 +71,8 @@ use crate::runtime::{self, offload};
 use crate::storage::{
     DataDir, DiskWatch, LogStats, LogStore, Room, SledOptions, SledStore, SnapshotDir, SnapshotStore,
 };
+pub use crate::raft::activity::{Activity, LATENCY_BUCKETS_US, Latency, Snapshots};
+pub use crate::raft::network::traffic::Carried;
 pub use crate::storage::{DiskState, DiskStatus};
 use crate::types::{Incarnation, LogId, Member, Role};
 
@@ -98,6 +106,8 @@ struct Inner<M: StateMachine> {
     reads: reads::ReadIndexes,
     settings: watch::Sender<Settings>,
     inflight_bytes: AtomicUsize,
+    inflight_commands: AtomicUsize,
+    counters: Counters,
     state: watch::Receiver<NodeState>,
     fatal: watch::Sender<Option<FatalError>>,
     /// Set when the node is asked to stop, so that the end of its core is no surprise.
@@ -289,6 +299,8 @@ impl<M: StateMachine> Engine<M> {
             reads,
             settings,
             inflight_bytes: AtomicUsize::new(0),
+            inflight_commands: AtomicUsize::new(0),
+            counters: Counters::default(),
             state,
             fatal,
             stopping,

@@ -21,6 +21,7 @@ use crate::runtime;
 use crate::types::{LogId, NodeId, ReadLevel, ReadOptions, Role};
 
 use super::failure;
+use super::metrics::OpenStream;
 use super::node::KvNode;
 use super::wire;
 
@@ -60,7 +61,7 @@ fn stream<T: Send + 'static>() -> (Outlet<T>, Responses<T>) {
     (Outlet(sender), Box::pin(ReceiverStream::new(receiver)))
 }
 
-/// Starts to watch what `request` asks for.
+/// Starts to watch what `request` asks for; it counts as open for as long as `open` lives.
 ///
 /// # Errors
 /// The failure to answer instead.
@@ -69,6 +70,7 @@ pub(super) fn watch<N: KvNode>(
     node_id: NodeId,
     draining: watch::Receiver<bool>,
     request: v1::WatchRequest,
+    open: OpenStream,
 ) -> Result<Responses<v1::WatchResponse>, Failure> {
     let v1::WatchRequest { tenant, collection, start, end, from_revision } = request;
     let query = EventsQuery {
@@ -83,6 +85,7 @@ pub(super) fn watch<N: KvNode>(
     KvQuery::Events(query.clone()).check()?;
     let (outlet, responses) = stream();
     runtime::spawn(async move {
+        let _open = open;
         let closed = outlet.0.clone();
         tokio::select! {
             () = closed.closed() => {}
