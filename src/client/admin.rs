@@ -187,7 +187,8 @@ impl Client {
         endpoint: Option<&Endpoint>,
         settings: &[(String, String)],
     ) -> Result<Vec<(String, String)>, ClientError> {
-        let setting = |(name, value): &(String, String)| v1::Setting { name: name.clone(), value: value.clone() };
+        let setting =
+            |(name, value): &(String, String)| v1::Setting { name: name.clone(), value: value.clone() };
         let request = v1::ConfigureRequest { settings: settings.iter().map(setting).collect() };
         let call = |mut admin: AdminClient<Channel>| {
             let request = request.clone();

@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Engine, Settings};
 use super::config::SnapshotPolicy;
+use super::{Engine, Settings};
 use crate::error::SnapshotError;
 use crate::machine::StateMachine;
 use crate::raft::core::Core;

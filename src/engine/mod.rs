@@ -49,8 +49,8 @@ use tokio::sync::{mpsc, watch};
 pub use config::{DiskPolicy, EngineConfig, Limits, SnapshotPolicy, Timing};
 pub use membership::{CATCH_UP_PATIENCE, MemberList, MemberState, NewAddresses, NewMember};
 pub use replication::{
-    Counters, DISCONNECTED_AFTER, InFlight, LAGGING_AFTER, Lag, LedPeer, PeerStanding, PeerState, READ_LEVELS,
-    Refused, SYNCING_ENTRIES,
+    Counters, DISCONNECTED_AFTER, InFlight, LAGGING_AFTER, Lag, LedPeer, PeerStanding, PeerState,
+    READ_LEVELS, Refused, SYNCING_ENTRIES,
 };
 pub use settings::Settings;
 pub use status::{NodeState, ReadOutcome, Status};
@@ -59,20 +59,20 @@ pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, WriteOptions, Written};
 use self::config::NO_CLUSTER;
 use crate::error::{FatalError, OpenError, StorageError};
 use crate::machine::StateMachine;
+pub use crate::raft::activity::{Activity, LATENCY_BUCKETS_US, Latency, Snapshots};
 use crate::raft::apply::Applier;
 use crate::raft::core::{Core, CoreConfig, Parts};
 use crate::raft::network::addresses::Addresses;
 use crate::raft::network::client::{Caller, PeerClients};
 use crate::raft::network::grpc::{self, GrpcTransport};
 use crate::raft::network::service::Callee;
+pub use crate::raft::network::traffic::Carried;
 use crate::raft::network::upstream::Upstream;
 use crate::raft::network::{PeerDoor, Transport};
 use crate::runtime::{self, offload};
 use crate::storage::{
     DataDir, DiskWatch, LogStats, LogStore, Room, SledOptions, SledStore, SnapshotDir, SnapshotStore,
 };
-pub use crate::raft::activity::{Activity, LATENCY_BUCKETS_US, Latency, Snapshots};
-pub use crate::raft::network::traffic::Carried;
 pub use crate::storage::{DiskState, DiskStatus};
 use crate::types::{Incarnation, LogId, Member, Role};
 

@@ -141,10 +141,7 @@ impl<M: StateMachine> Engine<M> {
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub async fn view(
-        &self,
-        options: impl Into<ReadOptions>,
-    ) -> Result<(Option<LogId>, M::View), ReadError>
+    pub async fn view(&self, options: impl Into<ReadOptions>) -> Result<(Option<LogId>, M::View), ReadError>
     where
         M::View: Clone,
     {

@@ -137,7 +137,10 @@ impl<M: StateMachine> Applier<M> {
             let (entry, responder) = item?;
             let command = matches!(entry.payload, Payload::Normal(_));
             let reply = self.apply_entry(entry)?;
-            if traced && command && let Some(log_id) = self.progress.log_id {
+            if traced
+                && command
+                && let Some(log_id) = self.progress.log_id
+            {
                 tracing::trace!(target: WRITES, %log_id, "applied");
             }
             replies.extend(responder.map(|responder| (responder, reply)));

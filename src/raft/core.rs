@@ -174,7 +174,8 @@ impl<M: StateMachine> Core<M> {
         let purge_mark = parts.clients.purge_mark();
         let addresses = parts.clients.addresses();
         let (held, fitness) = (parts.clients.held(), parts.clients.fitness());
-        let log = RaftLog::new(parts.log, config.message_bytes, config.node_id, held.clone(), activity.clone());
+        let log =
+            RaftLog::new(parts.log, config.message_bytes, config.node_id, held.clone(), activity.clone());
         let raft_config = raft_config(config)?;
         let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier)
             .await
@@ -209,7 +210,19 @@ impl<M: StateMachine> Core<M> {
             void_lease_term: AtomicU64::new(0),
         });
         let door = Arc::new(service);
-        Ok(Self { raft, published, door, heard, reads, purge_mark, held, admission, fitness, activity, lease })
+        Ok(Self {
+            raft,
+            published,
+            door,
+            heard,
+            reads,
+            purge_mark,
+            held,
+            admission,
+            fitness,
+            activity,
+            lease,
+        })
     }
 
     pub(super) fn raft(&self) -> &Raft<TypeConfig, Applier<M>> {

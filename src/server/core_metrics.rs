@@ -32,7 +32,12 @@ impl<N: ObservedNode> Collector for CoreCollector<N> {
         encode_activity(encoder, node.activity())?;
         encode_snapshots(encoder, node.activity())?;
         let lag = node.lag();
-        gauge(encoder, "quorate_raft_lag_entries", "Entries known to be committed, not applied", lag.entries)?;
+        gauge(
+            encoder,
+            "quorate_raft_lag_entries",
+            "Entries known to be committed, not applied",
+            lag.entries,
+        )?;
         if let Some(time) = lag.time {
             let help = "How long ago the first of them was heard to be committed; absent without a leader";
             seconds(encoder, "quorate_raft_lag", help, time.as_secs_f64())?;
@@ -70,7 +75,11 @@ fn encode_activity(encoder: &mut DescriptorEncoder<'_>, activity: &Activity) -> 
         ("quorate_read_confirmations", "Rounds that confirmed this leader", &activity.read_confirmations),
         ("quorate_read_confirmed_reads", "Reads that shared those rounds", &activity.confirmed_reads),
         ("quorate_log_purges", "Purges of the log behind a snapshot", &activity.purges),
-        ("quorate_session_repeated_answers", "Repeated writes given their first answer", &activity.repeated_answers),
+        (
+            "quorate_session_repeated_answers",
+            "Repeated writes given their first answer",
+            &activity.repeated_answers,
+        ),
         ("quorate_session_expired_refusals", "Writes of sessions that are gone", &activity.expired_sessions),
     ];
     for (name, help, value) in counters {
@@ -79,7 +88,12 @@ fn encode_activity(encoder: &mut DescriptorEncoder<'_>, activity: &Activity) -> 
     let metric = ConstCounter::new(activity.apply_us.load(Relaxed) as f64 / 1e6);
     let help = "Time spent applying";
     let unit = Some(&Unit::Seconds);
-    metric.encode(encoder.encode_descriptor("quorate_raft_apply_time", help, unit, metric.metric_type())?)?;
+    metric.encode(encoder.encode_descriptor(
+        "quorate_raft_apply_time",
+        help,
+        unit,
+        metric.metric_type(),
+    )?)?;
     let help = "On the leader, from append to commit; one batch at a time is sampled";
     latency(encoder, "quorate_raft_commit_duration", help, &activity.commit)?;
     let help = "On the leader, from append to application; one batch at a time is sampled";
@@ -144,15 +158,12 @@ where
 
 fn latency(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, latency: &Latency) -> Encoded {
     let bounds = LATENCY_BUCKETS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::MAX]);
-    let buckets: Vec<_> =
-        bounds.zip(latency.buckets.iter().map(|count| count.load(Relaxed))).collect();
+    let buckets: Vec<_> = bounds.zip(latency.buckets.iter().map(|count| count.load(Relaxed))).collect();
     let unit = Some(&Unit::Seconds);
-    encoder
-        .encode_descriptor(name, help, unit, MetricType::Histogram)?
-        .encode_histogram::<[(&str, &str); 0]>(
-            latency.sum_us.load(Relaxed) as f64 / 1e6,
-            latency.count.load(Relaxed),
-            &buckets,
-            None,
-        )
+    encoder.encode_descriptor(name, help, unit, MetricType::Histogram)?.encode_histogram::<[(&str, &str); 0]>(
+        latency.sum_us.load(Relaxed) as f64 / 1e6,
+        latency.count.load(Relaxed),
+        &buckets,
+        None,
+    )
 }

@@ -23,11 +23,7 @@ use super::settings::NodeSettings;
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The routes over `node`.
-pub(super) fn router<N: ObservedNode>(
-    node: &N,
-    settings: NodeSettings<N>,
-    metrics: Arc<Metrics>,
-) -> Router {
+pub(super) fn router<N: ObservedNode>(node: &N, settings: NodeSettings<N>, metrics: Arc<Metrics>) -> Router {
     let probe = |assess: fn(&NodeState) -> Result<(), String>| {
         let node = node.clone();
         get(async move || match assess(&node.state()) {
@@ -79,7 +75,10 @@ async fn unknown(headers: HeaderMap, uri: Uri) -> Response {
     if content_type.is_some_and(|value| value.starts_with(b"application/grpc")) {
         return tonic::Status::unimplemented(format!("there is no {}", uri.path())).into_http();
     }
-    (StatusCode::NOT_FOUND, format!("there is no {}; try /livez, /readyz, /metrics, /stats or /replication/status\n", uri.path()))
+    (
+        StatusCode::NOT_FOUND,
+        format!("there is no {}; try /livez, /readyz, /metrics, /stats or /replication/status\n", uri.path()),
+    )
         .into_response()
 }
 

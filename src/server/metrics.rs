@@ -217,6 +217,8 @@ mod tests {
             assert_eq!(format!("REASON_{}", name.to_uppercase()), reason.as_str_name());
         }
         // The enumeration has no holes, or what is behind one would be missing.
-        assert!(Reason::from_str_name("REASON_ANSWER_FORGOTTEN").is_some_and(|last| names.len() > last as usize));
+        assert!(
+            Reason::from_str_name("REASON_ANSWER_FORGOTTEN").is_some_and(|last| names.len() > last as usize)
+        );
     }
 }

@@ -120,9 +120,10 @@ impl<N: ObservedNode> NodeSettings<N> {
     /// The settings that can change, with their present values.
     pub(super) fn list(&self) -> Vec<(&'static str, Value)> {
         let settings = self.node.settings();
-        let log_level = self.log_level.as_ref().map(|log| {
-            log.current.lock().expect("invariant: no panic under this lock").clone()
-        });
+        let log_level = self
+            .log_level
+            .as_ref()
+            .map(|log| log.current.lock().expect("invariant: no panic under this lock").clone());
         let value = |name| match name {
             "snapshot_every_entries" => Some(settings.snapshots.every_entries.into()),
             "snapshot_every_bytes" => Some(settings.snapshots.every_bytes.into()),
@@ -167,7 +168,10 @@ impl<N: ObservedNode> NodeSettings<N> {
         if let Err(reason) = (log.apply)(&filter) {
             // What was in force a moment ago is valid.
             let _ = self.node.configure(|settings| *settings = before);
-            return Err(Refused::new(format!("{LOG_LEVEL} cannot be changed: {reason}"), "nothing was changed"));
+            return Err(Refused::new(
+                format!("{LOG_LEVEL} cannot be changed: {reason}"),
+                "nothing was changed",
+            ));
         }
         tracing::info!(filter, "the log's filter has changed");
         *log.current.lock().expect("invariant: no panic under this lock") = filter;
@@ -188,11 +192,13 @@ impl<N: ObservedNode> NodeSettings<N> {
     /// # Errors
     /// The failure to answer instead.
     pub(super) fn configure(&self, request: v1::ConfigureRequest) -> Result<v1::ConfigureResponse, Failure> {
-        let wanted: Vec<_> = request.settings.into_iter().map(|setting| (setting.name, setting.value)).collect();
+        let wanted: Vec<_> =
+            request.settings.into_iter().map(|setting| (setting.name, setting.value)).collect();
         if !wanted.is_empty() {
             self.change(&wanted)?;
         }
-        let setting = |(name, value): (&str, Value)| v1::Setting { name: name.to_owned(), value: text(&value) };
+        let setting =
+            |(name, value): (&str, Value)| v1::Setting { name: name.to_owned(), value: text(&value) };
         Ok(v1::ConfigureResponse { settings: self.list().into_iter().map(setting).collect() })
     }
 
@@ -208,7 +214,10 @@ impl<N: ObservedNode> NodeSettings<N> {
         for (name, value) in object {
             if matches!(value, Value::Null | Value::Array(_) | Value::Object(_)) {
                 check_name(&name)?;
-                return Err(Refused::new(format!("{name} must be a number, true, false or a string"), EXAMPLE));
+                return Err(Refused::new(
+                    format!("{name} must be a number, true, false or a string"),
+                    EXAMPLE,
+                ));
             }
             wanted.push((name, text(&value)));
         }

@@ -12,10 +12,10 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use crate::machine::StateMachine as _;
 use crate::machine::kv::{
     Change, Event, EventsAnswer, EventsQuery, KvAnswer, KvMachine, KvQuery, KvView, RangeQuery,
 };
-use crate::machine::StateMachine as _;
 use crate::proto::v1::{self, Failure};
 use crate::runtime;
 use crate::types::{LogId, NodeId, ReadLevel, ReadOptions, Role};
@@ -224,7 +224,9 @@ async fn send_range(
         query.limit = left.min(MESSAGE_ITEMS);
         let answer = match KvMachine::query(&view, KvQuery::Range(query.clone())) {
             KvAnswer::Range(answer) => answer,
-            other => unreachable!("invariant: a range that was checked is answered with items, not {other:?}"),
+            other => {
+                unreachable!("invariant: a range that was checked is answered with items, not {other:?}")
+            }
         };
         left -= answer.items.len();
         let next = answer.next.clone();

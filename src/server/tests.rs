@@ -231,7 +231,8 @@ impl Port {
         let mut response = String::new();
         within(stream.read_to_string(&mut response)).await.unwrap();
         let (head, body) = response.split_once("\r\n\r\n").unwrap();
-        let content_type = head.lines().find_map(|line| line.strip_prefix("content-type: ")).unwrap_or_default();
+        let content_type =
+            head.lines().find_map(|line| line.strip_prefix("content-type: ")).unwrap_or_default();
         (head.split(' ').nth(1).unwrap().parse().unwrap(), content_type.to_owned(), body.to_owned())
     }
 

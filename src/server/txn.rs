@@ -31,10 +31,7 @@ pub(super) fn decode(request: v1::TxnRequest) -> Result<KvTxn, v1::Failure> {
     })
 }
 
-fn decode_compare(
-    compare: v1::Compare,
-    within: &impl Fn(String) -> String,
-) -> Result<Compare, v1::Failure> {
+fn decode_compare(compare: v1::Compare, within: &impl Fn(String) -> String) -> Result<Compare, v1::Failure> {
     let v1::Compare { collection, key, comparison, target } = compare;
     let comparison = match WireComparison::try_from(comparison) {
         Ok(WireComparison::Equal) => Comparison::Equal,
@@ -61,7 +58,9 @@ fn decode_operation(
     let unknown = || failure::invalid("an operation is empty, or of a kind that this node does not know");
     Ok(match operation.operation.ok_or_else(unknown)? {
         Operation::Get(v1::TxnGet { key }) => TxnOp::Get { collection, key },
-        Operation::Range(v1::TxnRange { start, end, limit }) => TxnOp::Range { collection, start, end, limit },
+        Operation::Range(v1::TxnRange { start, end, limit }) => {
+            TxnOp::Range { collection, start, end, limit }
+        }
         Operation::Put(v1::TxnPut { key, value, ttl_ms }) => TxnOp::Put { collection, key, value, ttl_ms },
         Operation::Delete(v1::TxnDelete { key }) => TxnOp::Delete { collection, key },
         Operation::DeleteRange(v1::TxnDeleteRange { start, end }) => {

@@ -296,9 +296,7 @@ pub(super) fn answered(
             let item = found.map(|found| item(key.unwrap_or_default(), found));
             Ok(Response::Get(v1::GetResponse { header, item }))
         }
-        KvAnswer::Range(range) => {
-            Ok(Response::Range(self::range(header, range)))
-        }
+        KvAnswer::Range(range) => Ok(Response::Range(self::range(header, range))),
         KvAnswer::Rejected(rejection) => Err(rejection.into()),
         other => Err(failure::unexpected(&other)),
     }

@@ -24,3 +24,4 @@ mod membership;
 mod refusals;
 mod restart;
 mod support;
+mod visibility;

@@ -40,7 +40,8 @@ async fn events(watch: &mut Streaming<WatchResponse>, count: usize) -> (Vec<Even
     let mut events = Vec::new();
     let mut next = 0;
     while events.len() < count {
-        let message = timeout(DEADLINE, watch.message()).await.expect("the watch is silent").unwrap().unwrap();
+        let message =
+            timeout(DEADLINE, watch.message()).await.expect("the watch is silent").unwrap().unwrap();
         assert!(message.next_revision >= next, "a watch does not go back");
         next = message.next_revision;
         events.extend(message.events);
@@ -117,7 +118,8 @@ async fn every_read_level_answers_on_a_leader() {
         }
         let after_index = u64::MAX;
         let freshness = Some(quorate::proto::v1::Freshness { after_index, ..Default::default() });
-        let status = kv.get(GetRequest { key: "k".into(), freshness, ..Default::default() }).await.unwrap_err();
+        let status =
+            kv.get(GetRequest { key: "k".into(), freshness, ..Default::default() }).await.unwrap_err();
         assert_eq!((status.code(), failure(&status).reason()), (Code::Unavailable, Reason::Behind));
     })
     .await;
@@ -128,8 +130,7 @@ async fn a_transaction_does_one_of_two_things() {
     let dir = tempfile::tempdir().unwrap();
     with_node(dir.path(), async |address| {
         let mut kv = KvClient::new(channel(address).await);
-        let operation =
-            |operation| TxnOperation { collection: String::new(), operation: Some(operation) };
+        let operation = |operation| TxnOperation { collection: String::new(), operation: Some(operation) };
         let put_if_absent = |value: &str| TxnRequest {
             compare: vec![Compare {
                 key: "k".into(),
@@ -202,7 +203,8 @@ async fn an_expired_key_is_removed_and_watchers_are_told() {
         kv.put(PutRequest { ttl_ms: 1, ..put("gone", "v") }).await.unwrap();
         kv.put(PutRequest { ttl_ms: 3_600_000, ..put("kept", "v") }).await.unwrap();
         let (seen, _) = events(&mut watch, 3).await;
-        let mut kinds: Vec<_> = seen.iter().map(|event| (event.kind(), event.item.clone().unwrap().key)).collect();
+        let mut kinds: Vec<_> =
+            seen.iter().map(|event| (event.kind(), event.item.clone().unwrap().key)).collect();
         kinds.sort_by_key(|(_, key)| key.clone());
         assert_eq!(
             kinds,

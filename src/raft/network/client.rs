@@ -352,8 +352,7 @@ impl PeerClient {
             return Err(unreachable("the snapshot is empty").into());
         }
         let begun = Instant::now();
-        let sending =
-            SendingSnapshot { fitness: self.clients.fitness.clone(), node_id: self.node_id, total };
+        let sending = SendingSnapshot { fitness: self.clients.fitness.clone(), node_id: self.node_id, total };
         let mut offset = 0;
         let mut unanswered: VecDeque<u64> = VecDeque::new();
         loop {

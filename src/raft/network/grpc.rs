@@ -155,10 +155,7 @@ impl Transport for GrpcTransport {
 }
 
 /// Counts messages on their way out.
-fn counted<T: Message>(
-    outgoing: mpsc::Receiver<T>,
-    traffic: Arc<PeerTraffic>,
-) -> impl Stream<Item = T> + Send
+fn counted<T: Message>(outgoing: mpsc::Receiver<T>, traffic: Arc<PeerTraffic>) -> impl Stream<Item = T> + Send
 where
     T: Send + 'static,
 {

@@ -36,7 +36,8 @@ const MOST_INFLIGHT_BYTES: usize = 1000;
 fn peer(node_id: u64, led: Option<LedPeer>) -> PeerState {
     let peer = format!("10.0.0.{node_id}:7901");
     let member = Member { peer, client: format!("10.0.0.{node_id}:7801"), incarnation: Incarnation(9) };
-    let carried = Carried { sent_bytes: 10 * node_id, received_bytes: 1, dials_failed: 2, ..Carried::default() };
+    let carried =
+        Carried { sent_bytes: 10 * node_id, received_bytes: 1, dials_failed: 2, ..Carried::default() };
     PeerState { node_id, member, voter: node_id != 3, carried, led }
 }
 
@@ -212,7 +213,8 @@ async fn the_admin_service_configures_the_log_too() {
     };
     let names: Vec<_> = ask(&[]).await.unwrap().settings.into_iter().map(|setting| setting.name).collect();
     assert_eq!(names, settings::CHANGEABLE);
-    let changed = ask(&[("log_level", "info,quorate::write=trace"), ("max_command_bytes", "50")]).await.unwrap();
+    let changed =
+        ask(&[("log_level", "info,quorate::write=trace"), ("max_command_bytes", "50")]).await.unwrap();
     assert_eq!(changed.settings.last().unwrap().value, "info,quorate::write=trace");
     assert_eq!(*applied.lock().unwrap(), ["info,quorate::write=trace"]);
 
@@ -252,7 +254,10 @@ async fn metrics_cover_peers_writes_reads_and_snapshots() {
         "quorate_server_watches_open 0",
         "quorate_server_requests_total{method=\"put\",outcome=\"answer_forgotten\"} 0",
     ] {
-        assert!(text.lines().any(|shown| shown.strip_suffix(".0").unwrap_or(shown) == line), "{line}\n{text}");
+        assert!(
+            text.lines().any(|shown| shown.strip_suffix(".0").unwrap_or(shown) == line),
+            "{line}\n{text}"
+        );
     }
     // What was never heard has no age.
     assert!(!text.contains("quorate_peer_heard_seconds{peer=\"3\"}"));
