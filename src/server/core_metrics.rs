@@ -116,7 +116,7 @@ fn encode_snapshots(encoder: &mut DescriptorEncoder<'_>, activity: &Activity) ->
     bytes(encoder, "quorate_snapshot_newest", "Size of the newest snapshot's file; 0 for none", newest)
 }
 
-pub(super) fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> Encoded {
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> Encoded {
     let metric = ConstGauge::new(value);
     metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
 }

@@ -19,6 +19,7 @@
 //! leader. On a follower it is how long ago the first entry that it has not applied was heard to be committed; null
 //! when it has lost touch with the leader, because then nobody here knows.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -29,7 +30,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::engine::{Carried, NodeState, PeerStanding, PeerState, Snapshots};
 use crate::error::Leader;

@@ -93,3 +93,25 @@ async fn a_setting_takes_effect_at_once_and_shows() {
     })
     .await;
 }
+
+/// The guide's alarms name metrics; one that does not exist would never ring.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_that_the_guide_names_exists() {
+    let guide = include_str!("../../docs/OPERATIONS.md");
+    let words = guide.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let named: Vec<_> = words.filter(|word| word.starts_with("quorate_") && !word.ends_with('_')).collect();
+    assert!(named.len() > 10);
+    let dir = tempfile::tempdir().unwrap();
+    with_node(dir.path(), async |address| {
+        let (_, text) = http(address, "GET", "/metrics", "").await;
+        let declared: Vec<_> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        for name in named {
+            assert!(
+                declared.contains(&name.strip_suffix("_total").unwrap_or(name)),
+                "{name} is none of {declared:?}"
+            );
+        }
+    })
+    .await;
+}
