@@ -34,7 +34,11 @@ const EXAMPLE: &str = "Example:
 
 A node that belongs to no cluster yet needs one of --peers, --join and --single; later starts need none of them.
 
-Settings come from the file, then the environment, then flags; the later wins. In a file, --node-id is node_id.";
+Settings come from the file, then the environment, then flags; the later wins. In a file, --node-id is node_id.
+cluster/config/node.toml explains all of them.
+
+These can change while the node runs, with `quorate configure`: log_level, preferred_leader, snapshot_every_entries,
+snapshot_every_bytes, snapshot_keep_entries, snapshot_keep_bytes, max_command_bytes, max_inflight_bytes.";
 
 /// Arguments of `quorate serve`.
 #[derive(Debug, Clone, Default, clap::Args)]

@@ -17,6 +17,7 @@ use crate::client::{Client, ClientConfig, Endpoint, SESSION_TTL_MIN, Scope};
 pub mod bench;
 pub mod cluster;
 pub mod completion;
+pub mod configure;
 pub mod del;
 mod error;
 pub mod get;
@@ -153,6 +154,8 @@ pub enum Command {
     TransferLeader(transfer::TransferArgs),
     /// Take a snapshot of a node's state now
     Snapshot(snapshot::SnapshotArgs),
+    /// Show and change settings of a running node
+    Configure(configure::ConfigureArgs),
     /// Measure operations per second and latency
     Bench(bench::BenchArgs),
     /// Run one node
@@ -206,6 +209,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Member(args) => member::run(&common, args).await,
         Command::TransferLeader(args) => transfer::run(&common, args).await,
         Command::Snapshot(args) => snapshot::run(&common, args).await,
+        Command::Configure(args) => configure::run(&common, args).await,
         Command::Bench(args) => bench::run(&common, args).await,
         Command::Serve(args) => serve::run(*args).await.map_err(CliError::node),
         Command::Cluster(args) => cluster::run(args).await.map_err(CliError::node),
@@ -328,6 +332,8 @@ mod tests {
             vec!["transfer-leader"],
             vec!["transfer-leader", "3"],
             vec!["snapshot", "--endpoint", "a:1"],
+            vec!["configure"],
+            vec!["configure", "log_level=debug", "preferred_leader=true", "--endpoint", "a:1"],
         ] {
             assert_eq!(exit_code(&args), EXIT_OK, "{args:?}");
         }
@@ -359,6 +365,7 @@ mod tests {
             vec!["member", "add", "4"],
             vec!["member", "update", "2"],
             vec!["transfer-leader", "three"],
+            vec!["configure", "log_level"],
         ] {
             assert_eq!(exit_code(&args), EXIT_INVALID, "{args:?}");
         }

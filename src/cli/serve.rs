@@ -11,7 +11,7 @@ use std::process;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, reload};
 
 pub use crate::config::ServeArgs;
 
@@ -20,6 +20,7 @@ use crate::engine::{Engine, EngineConfig};
 use crate::error::{FatalError, OpenError};
 use crate::machine::kv::KvMachine;
 use crate::runtime;
+use crate::server::settings::LogLevel;
 use crate::server::{self, Server};
 
 /// Why `quorate serve` ended.
@@ -58,9 +59,12 @@ impl ServeError {
 /// See [`ServeError`].
 pub async fn run(args: ServeArgs) -> Result<(), ServeError> {
     let config = ServeConfig::load(args)?;
-    log_to_stderr(&config);
+    let log_level = log_to_stderr(&config);
     let mut signals = Signals::listen().map_err(ServeError::Signals)?;
-    let server = Server::bind(&config.client_listen).await?;
+    let mut server = Server::bind(&config.client_listen).await?;
+    if let Some(log_level) = log_level {
+        server = server.with_log_level(log_level);
+    }
     let engine_config = with_peer_listener(config.engine_config(server.local_addr().to_string()))?;
     tracing::info!(
         node_id = config.node_id,
@@ -129,16 +133,32 @@ fn exit_fatally(fatal: &FatalError) -> ! {
     process::exit(1)
 }
 
-fn log_to_stderr(config: &ServeConfig) {
+/// Writes the log to standard error. Returns how to change what is written; nothing if an embedding process has set up
+/// a log of its own, which stays.
+fn log_to_stderr(config: &ServeConfig) -> Option<LogLevel> {
     let filter = EnvFilter::new(&config.log_level);
     let colours = std::io::stderr().is_terminal();
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
-    // An embedding process may have installed its own; that one stays.
-    let _ = match config.log_format {
-        LogFormat::Text => log.try_init(),
-        LogFormat::Json => log.json().try_init(),
-    };
+    match config.log_format {
+        LogFormat::Text => {
+            let log = log.with_filter_reloading();
+            let level = log_level(config, log.reload_handle());
+            log.try_init().ok().map(|()| level)
+        }
+        LogFormat::Json => {
+            let log = log.json().with_filter_reloading();
+            let level = log_level(config, log.reload_handle());
+            log.try_init().ok().map(|()| level)
+        }
+    }
+}
+
+fn log_level<S: 'static>(config: &ServeConfig, handle: reload::Handle<EnvFilter, S>) -> LogLevel {
+    LogLevel::new(&config.log_level, move |filter| {
+        let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
+        handle.reload(filter).map_err(|error| error.to_string())
+    })
 }
 
 /// The signals that ask a process to stop.

@@ -173,19 +173,46 @@ impl Client {
     pub async fn take_snapshot(&self, endpoint: Option<&Endpoint>) -> Result<LogId, ClientError> {
         let call =
             |mut admin: AdminClient<Channel>| async move { admin.snapshot(v1::SnapshotRequest {}).await };
-        let answer = match endpoint {
-            None => self.on_leader(Duration::ZERO, call).await?.0,
-            Some(endpoint) => {
-                let link = self.router.at(endpoint);
-                let deadline = Instant::now() + self.router.config.timeout;
-                let answered = timeout_at(deadline, call(AdminClient::new(link.node.channel()))).await;
-                self.judge(&link, answered.map_err(|_| ()))?.map_err(|failure| {
-                    failed(&link, Cause::Operation, failure.message, failure.maybe_applied)
-                })?
-            }
-        };
-        let position = answer.position.unwrap_or_default();
+        let position = self.on_node(endpoint, call).await?.position.unwrap_or_default();
         Ok(LogId::new(position.term, position.index))
+    }
+
+    /// Changes settings of the node at `endpoint`, or of the leader, all or none, and returns those that can be changed
+    /// with their values after that. With no `settings` it changes nothing.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn configure(
+        &self,
+        endpoint: Option<&Endpoint>,
+        settings: &[(String, String)],
+    ) -> Result<Vec<(String, String)>, ClientError> {
+        let setting =
+            |(name, value): &(String, String)| v1::Setting { name: name.clone(), value: value.clone() };
+        let request = v1::ConfigureRequest { settings: settings.iter().map(setting).collect() };
+        let call = |mut admin: AdminClient<Channel>| {
+            let request = request.clone();
+            async move { admin.configure(request).await }
+        };
+        let answer = self.on_node(endpoint, call).await?;
+        Ok(answer.settings.into_iter().map(|setting| (setting.name, setting.value)).collect())
+    }
+
+    /// Calls the node at `endpoint`, or whoever leads, within the client's timeout.
+    async fn on_node<T, F>(
+        &self,
+        endpoint: Option<&Endpoint>,
+        call: impl Fn(AdminClient<Channel>) -> F,
+    ) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let Some(endpoint) = endpoint else { return Ok(self.on_leader(Duration::ZERO, call).await?.0) };
+        let link = self.router.at(endpoint);
+        let deadline = Instant::now() + self.router.config.timeout;
+        let answered = timeout_at(deadline, call(AdminClient::new(link.node.channel()))).await;
+        self.judge(&link, answered.map_err(|_| ()))?
+            .map_err(|failure| failed(&link, Cause::Operation, failure.message, failure.maybe_applied))
     }
 
     /// Calls whoever leads, within the client's timeout and `extra`. Returns the answer, and who gave it.

@@ -249,3 +249,54 @@ fn listen_and_advertise_are_separate() {
     assert_eq!(engine.client_advertise, "b.example:7801");
     assert_eq!(engine.initial_members.len(), 3);
 }
+
+/// The one file in which every setting is explained.
+const COMMENTED: &str = include_str!("../../cluster/config/node.toml");
+
+/// The name of the setting that a line sets, commented out or not.
+fn set_by(line: &str) -> Option<&str> {
+    let (name, _) = line.trim_start_matches("# ").split_once(" = ")?;
+    name.chars().all(|c| c.is_ascii_lowercase() || c == '_').then_some(name)
+}
+
+#[test]
+fn the_commented_file_names_every_setting_with_its_default() {
+    let lines = || {
+        COMMENTED
+            .lines()
+            .map(|line| if set_by(line).is_some() { line.trim_start_matches("# ") } else { line })
+    };
+    let everything = lines().collect::<Vec<_>>().join("\n");
+    let all = parse("c.toml", &everything).unwrap();
+    assert!(parse("c.toml", COMMENTED).is_ok());
+    for arg in ServeArgs::augment_args(Command::new("serve")).get_arguments() {
+        let name = arg.get_long().unwrap().replace('-', "_");
+        let named = COMMENTED.lines().filter(|line| set_by(line) == Some(&*name)).count();
+        assert_eq!(named, usize::from(!matches!(&*name, "peers" | "config")), "{name}");
+    }
+    assert!(COMMENTED.contains("\n[peers]\n"));
+    let defaults = |line: &&str| set_by(line).is_some() && line.starts_with("# ");
+    let commented: Vec<_> = COMMENTED.lines().filter(defaults).map(|line| &line[2..]).collect();
+    let only_defaults = ServeConfig::resolve(parse("c.toml", &commented.join("\n")).unwrap()).unwrap();
+    assert_eq!(only_defaults, ServeConfig::resolve(Settings::default()).unwrap());
+    assert_eq!(all.peers.unwrap().0.len(), 3);
+    assert!(parse("c.yaml", include_str!("../../cluster/config/node.yaml")).is_ok());
+}
+
+#[test]
+fn the_commented_file_says_what_can_change_while_the_node_runs() {
+    use crate::server::settings::{CHANGEABLE, NEED_RESTART};
+    let (before, after) = COMMENTED.split_once("# == Can be changed while it runs ==").unwrap();
+    let names =
+        |text: &'static str| text.lines().filter_map(set_by).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(names(after), CHANGEABLE.into_iter().collect());
+    let mut fixed = names(before);
+    fixed.insert("peers");
+    assert_eq!(fixed, NEED_RESTART.into_iter().collect());
+    // The help says so too.
+    let help = ServeArgs::augment_args(Command::new("serve")).get_after_help().unwrap().to_string();
+    let (_, told) = help.split_once("can change while the node runs").unwrap();
+    for name in CHANGEABLE {
+        assert!(told.contains(name), "{name} is not named below the help");
+    }
+}

@@ -9,6 +9,7 @@
 //! - `reads`: how fresh the state must be that answers;
 //! - `wake`: commands that the machine asked for in advance, such as the expiry of keys;
 //! - `settings`: what can be changed while the node runs;
+//! - `replication`: how far everybody is, and what is in flight;
 //! - `compaction`: when snapshots are taken and the log is cut;
 //! - `health`: a leader whose disk is full or hangs hands over, and takes no writes meanwhile.
 //!
@@ -31,6 +32,7 @@ mod health;
 mod leadership;
 mod membership;
 mod reads;
+mod replication;
 mod settings;
 mod standing;
 mod status;
@@ -47,6 +49,10 @@ use tokio::time::Instant;
 
 pub use config::{DiskPolicy, EngineConfig, Limits, SnapshotPolicy, Timing};
 pub use membership::{CATCH_UP_PATIENCE, MemberList, MemberState, NewAddresses, NewMember};
+pub use replication::{
+    Counters, DISCONNECTED_AFTER, InFlight, LAGGING_AFTER, Lag, LedPeer, PeerStanding, PeerState,
+    READ_LEVELS, Refused, SYNCING_ENTRIES,
+};
 pub use settings::Settings;
 pub use status::{NodeState, ReadOutcome, Status};
 pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, OpenedSession, WriteOptions, Written};
@@ -54,12 +60,14 @@ pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, OpenedSession, WriteOptions,
 use self::config::NO_CLUSTER;
 use crate::error::{FatalError, OpenError, StorageError};
 use crate::machine::StateMachine;
+pub use crate::raft::activity::{Activity, LATENCY_BUCKETS_US, Latency, Snapshots};
 use crate::raft::apply::Applier;
 use crate::raft::core::{Core, CoreConfig, Parts};
 use crate::raft::network::addresses::Addresses;
 use crate::raft::network::client::{Caller, PeerClients};
 use crate::raft::network::grpc::{self, GrpcTransport};
 use crate::raft::network::service::Callee;
+pub use crate::raft::network::traffic::Carried;
 use crate::raft::network::upstream::Upstream;
 use crate::raft::network::{PeerDoor, Transport};
 use crate::runtime::{self, offload};
@@ -103,6 +111,8 @@ struct Inner<M: StateMachine> {
     log_clock: Mutex<(u64, Instant)>,
     /// When a session was last asked for although all were in use.
     asked_for_session: Mutex<Option<Instant>>,
+    inflight_commands: AtomicUsize,
+    counters: Counters,
     state: watch::Receiver<NodeState>,
     fatal: watch::Sender<Option<FatalError>>,
     /// Set when the node is asked to stop, so that the end of its core is no surprise.
@@ -175,6 +185,8 @@ impl<M: StateMachine> Engine<M> {
             Ok((LockedLog { log, _dir: dir, _released: release }, snapshots, incarnation))
         })
         .await?;
+        let transport = GrpcTransport::default();
+        let traffic = transport.counts();
         let parts = EngineParts {
             incarnation,
             log_stats: Some(log.log.stats().clone()),
@@ -182,11 +194,11 @@ impl<M: StateMachine> Engine<M> {
             disk: log.log.watch_disk((stall_ms > 0).then(|| Duration::from_millis(stall_ms))),
             log: Arc::new(log),
             snapshots: Arc::new(snapshots),
-            transport: Arc::new(GrpcTransport),
+            transport: Arc::new(transport),
             config,
         };
         let engine = Self::start(parts, machine).await?;
-        grpc::serve(listener, engine.peer_door(), engine.inner.stop.subscribe())
+        grpc::serve(listener, engine.peer_door(), traffic, engine.inner.stop.subscribe())
             .map_err(|source| OpenError::Listen { address: engine.inner.own.peer.clone(), source })?;
         Ok(engine)
     }
@@ -294,6 +306,8 @@ impl<M: StateMachine> Engine<M> {
             inflight_bytes: AtomicUsize::new(0),
             log_clock: Mutex::new((0, Instant::now())),
             asked_for_session: Mutex::default(),
+            inflight_commands: AtomicUsize::new(0),
+            counters: Counters::default(),
             state,
             fatal,
             stopping,

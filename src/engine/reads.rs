@@ -156,6 +156,7 @@ impl<M: StateMachine> Engine<M> {
         if let Some(fatal) = &*inner.fatal.borrow() {
             return Err(ReadError::Stopped { reason: fatal.to_string() });
         }
+        inner.counters.read(options.level);
         let deadline = Instant::now() + inner.config.timing.patience();
         let index = match options.level {
             ReadLevel::Local => None,

@@ -4,6 +4,7 @@
 //! [`wake`](StateMachine::wake) command and it is applied, at the same position everywhere.
 
 use std::sync::Weak;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -64,6 +65,7 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
 /// Whether the command was applied.
 async fn wake<M: StateMachine>(engine: &Engine<M>) -> bool {
     let Some(command) = M::wake() else { return false };
+    engine.inner.counters.wake_ups.fetch_add(1, Ordering::Relaxed);
     let (done, outcome) = oneshot::channel();
     engine
         .propose(command, WriteOptions::default(), move |result| {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Engine, Inner, health};
+use super::{Engine, Inner, Refused, health};
 use crate::error::WriteError;
 use crate::machine::StateMachine;
 use crate::machine::sessions::{MAX_SESSIONS, SessionRefusal, WINDOW};
@@ -190,6 +190,7 @@ impl<M: StateMachine> Engine<M> {
         let (engine, session) = (self.inner.clone(), options.slot.map(|slot| slot.session));
         let finish = move |outcome| {
             engine.inflight_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            engine.inflight_commands.fetch_sub(1, Ordering::Relaxed);
             match engine.acknowledge(outcome, options.ack, session) {
                 Ok((acknowledged, entry)) if options.ack == AckLevel::All => {
                     runtime::spawn(async move {
@@ -223,6 +224,19 @@ fn decoded<R: serde::de::DeserializeOwned>(acknowledged: Acknowledged<Bytes>) ->
 impl<M: StateMachine> Inner<M> {
     /// Takes `bytes` into account as in flight, unless they are too many.
     fn admit(&self, bytes: usize) -> Result<(), WriteError> {
+        let refused = self.try_admit(bytes);
+        let why = match &refused {
+            Ok(()) => return Ok(()),
+            Err(WriteError::TooLarge { .. }) => Refused::TooLarge,
+            Err(WriteError::DiskFull { .. }) => Refused::DiskFull,
+            Err(WriteError::DiskStalled { .. }) => Refused::DiskStalled,
+            Err(_) => Refused::Overloaded,
+        };
+        self.counters.refuse(why);
+        refused
+    }
+
+    fn try_admit(&self, bytes: usize) -> Result<(), WriteError> {
         let limits = self.settings.borrow();
         if bytes > limits.max_command_bytes {
             return Err(WriteError::TooLarge { bytes, limit: limits.max_command_bytes });
@@ -232,6 +246,7 @@ impl<M: StateMachine> Inner<M> {
             self.inflight_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(WriteError::Overloaded);
         }
+        self.inflight_commands.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -292,8 +307,14 @@ impl<M: StateMachine> Inner<M> {
                 let flushed = Acknowledged { log_id, reply: None, ack, held_by, repeated: false };
                 return Ok((flushed, log_id));
             }
-            Proposed::NotLeader(leader) => return Err(WriteError::NotLeader { leader }),
-            Proposed::NoQuorum => return Err(WriteError::NoQuorum),
+            Proposed::NotLeader(leader) => {
+                self.counters.refuse(Refused::NotLeader);
+                return Err(WriteError::NotLeader { leader });
+            }
+            Proposed::NoQuorum => {
+                self.counters.refuse(Refused::NoQuorum);
+                return Err(WriteError::NoQuorum);
+            }
             Proposed::Interrupted(leader) => return Err(WriteError::Interrupted { leader }),
             Proposed::Stopped => return Err(self.stopped_write()),
         };

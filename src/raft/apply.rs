@@ -9,19 +9,22 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::entry::RaftPayload as _;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapshot};
+use tokio::time::Instant;
 
+use super::activity::Activity;
 use super::envelope::{self, Content};
-use super::log::position;
+use super::log::{WRITES, position};
 use super::published::{Applied, Progress, Published};
 use super::snapshot::{Restored, SnapshotBuilder, SnapshotData, install};
 use super::type_config::{self, Answer, Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig};
-use crate::machine::sessions::{Admission, SessionTable};
+use crate::machine::sessions::{Admission, SessionRefusal, SessionTable};
 use crate::machine::{ApplyContext, StateMachine};
 use crate::storage::SnapshotStore;
 use crate::types;
@@ -39,6 +42,7 @@ pub struct Applier<M: StateMachine> {
     membership: StoredMembership,
     published: Arc<Published<M::View>>,
     snapshots: Arc<dyn SnapshotStore>,
+    activity: Arc<Activity>,
 }
 
 impl<M: StateMachine> Applier<M> {
@@ -62,10 +66,12 @@ impl<M: StateMachine> Applier<M> {
             progress,
             membership: StoredMembership::default(),
             snapshots,
+            activity: Arc::default(),
         };
         if let Some(handle) = this.snapshots.newest()? {
             let content = super::snapshot::read::<M>(&handle)?;
             this.replace(content, handle.meta());
+            this.activity.snapshot_bytes.store(handle.len_bytes(), Relaxed);
         }
         Ok(this)
     }
@@ -73,6 +79,11 @@ impl<M: StateMachine> Applier<M> {
     /// Where the state can be read while it is being applied to.
     pub fn published(&self) -> Arc<Published<M::View>> {
         self.published.clone()
+    }
+
+    /// What this node counts of its own work.
+    pub fn activity(&self) -> Arc<Activity> {
+        self.activity.clone()
     }
 
     fn replace(&mut self, content: Restored<M>, meta: &crate::storage::SnapshotMeta) {
@@ -104,6 +115,7 @@ impl<M: StateMachine> Applier<M> {
             self.sessions.clone(),
             self.membership.clone(),
             self.snapshots.clone(),
+            self.activity.clone(),
         )
     }
 
@@ -121,16 +133,29 @@ impl<M: StateMachine> Applier<M> {
         &mut self,
         batch: &mut impl Iterator<Item = io::Result<EntryResponder<TypeConfig>>>,
     ) -> io::Result<Vec<(ApplyResponder<TypeConfig>, Answer)>> {
-        let (mut replies, mut bytes) = (Vec::with_capacity(batch.size_hint().0), 0);
+        let begun = Instant::now();
+        let traced = tracing::enabled!(target: WRITES, tracing::Level::TRACE);
+        let (mut replies, mut bytes, mut entries) = (Vec::with_capacity(batch.size_hint().0), 0, 0);
         while bytes < REPLY_BYTES
             && let Some(item) = batch.next()
         {
             let (entry, responder) = item?;
+            let command = matches!(entry.payload, Payload::Normal(_));
             let answer = self.apply_entry(entry)?;
+            entries += 1;
             bytes += answer.reply.as_ref().map_or(0, Bytes::len);
+            if traced
+                && command
+                && let Some(log_id) = self.progress.log_id
+            {
+                tracing::trace!(target: WRITES, %log_id, "applied");
+            }
             replies.extend(responder.map(|responder| (responder, answer)));
         }
         self.publish_if_wanted();
+        if let Some(applied) = self.progress.log_id {
+            self.activity.applied(entries, applied.index, begun.elapsed());
+        }
         Ok(replies)
     }
 
@@ -177,8 +202,15 @@ impl<M: StateMachine> Applier<M> {
             }
         };
         match slot.map(|slot| self.sessions.admit(slot, time_ms)) {
-            Some(Admission::Refuse(refusal)) => Ok(Answer { reply: Err(refusal), first: None }),
-            Some(Admission::Repeat { log_id, reply }) => Ok(Answer { reply: Ok(reply), first: Some(log_id) }),
+            Some(Admission::Refuse(refusal)) => {
+                let expired = u64::from(refusal == SessionRefusal::Expired);
+                self.activity.expired_sessions.fetch_add(expired, Relaxed);
+                Ok(Answer { reply: Err(refusal), first: None })
+            }
+            Some(Admission::Repeat { log_id, reply }) => {
+                self.activity.repeated_answers.fetch_add(1, Relaxed);
+                Ok(Answer { reply: Ok(reply), first: Some(log_id) })
+            }
             Some(Admission::Apply) | None => {
                 let context = ApplyContext { log_id, time_ms };
                 let reply = self.machine.apply(&context, command);
@@ -231,8 +263,13 @@ impl<M: StateMachine> RaftStateMachine<TypeConfig> for Applier<M> {
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
-        let (content, meta) = install::<M>(snapshot, self.snapshots.clone()).await?;
-        self.replace(content, &meta);
+        let begun = Instant::now();
+        let (content, handle) = install::<M>(snapshot, self.snapshots.clone()).await?;
+        let (upto, bytes, took) = (handle.meta().log_id, handle.len_bytes(), begun.elapsed());
+        self.activity.snapshots_installed.add(bytes, took);
+        self.activity.snapshot_bytes.store(bytes, Relaxed);
+        tracing::info!(%upto, bytes, ?took, "installed the leader's snapshot");
+        self.replace(content, handle.meta());
         Ok(())
     }
 

@@ -14,12 +14,13 @@ use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Config, LinearizerOption, Raft, RaftMetrics, ServerState, SnapshotPolicy};
 use tokio::time::Instant;
 
+use super::activity::Activity;
 use super::apply::Applier;
 use super::held::Held;
 use super::log::RaftLog;
 use super::network::PeerDoor;
 use super::network::addresses::Seen;
-use super::network::client::{PeerClients, PeerFitness};
+use super::network::client::{PeerClients, PeerFitness, PeerProgress};
 use super::network::service::{Callee, LastHeard, PeerService};
 use super::published::{Applied, Published};
 pub use super::read_index::NoReadIndex;
@@ -139,6 +140,7 @@ pub struct Core<M: StateMachine> {
     held: Arc<Held>,
     admission: Arc<Admission>,
     fitness: Arc<PeerFitness>,
+    activity: Arc<Activity>,
     /// A leader not heard of for this long may have been replaced.
     lease: Duration,
 }
@@ -155,6 +157,7 @@ impl<M: StateMachine> Clone for Core<M> {
             held: self.held.clone(),
             admission: self.admission.clone(),
             fitness: self.fitness.clone(),
+            activity: self.activity.clone(),
             lease: self.lease,
         }
     }
@@ -165,12 +168,14 @@ impl<M: StateMachine> Core<M> {
     ///
     /// # Errors
     /// What openraft says when it cannot recover from the log and the snapshots.
-    pub async fn start(config: &CoreConfig, parts: Parts<M>) -> Result<Self, String> {
-        let published = parts.applier.published();
+    pub async fn start(config: &CoreConfig, mut parts: Parts<M>) -> Result<Self, String> {
+        let (published, activity) = (parts.applier.published(), parts.applier.activity());
+        parts.clients.count_in(activity.clone());
         let purge_mark = parts.clients.purge_mark();
         let addresses = parts.clients.addresses();
         let (held, fitness) = (parts.clients.held(), parts.clients.fitness());
-        let log = RaftLog::new(parts.log, config.message_bytes, config.node_id, held.clone());
+        let log =
+            RaftLog::new(parts.log, config.message_bytes, config.node_id, held.clone(), activity.clone());
         let raft_config = raft_config(config)?;
         let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier)
             .await
@@ -196,9 +201,15 @@ impl<M: StateMachine> Core<M> {
             elects.runtime_config().elect(true);
         });
         let lease = voter_lease.saturating_mul(2);
-        let reads = ReadIndexes::start(raft.clone(), lease);
-        let service =
-            PeerService::new(parts.callee, raft.clone(), parts.snapshots, reads.clone(), voter_lease);
+        let reads = ReadIndexes::start(raft.clone(), lease, activity.clone());
+        let service = PeerService::new(
+            parts.callee,
+            raft.clone(),
+            parts.snapshots,
+            reads.clone(),
+            activity.clone(),
+            voter_lease,
+        );
         let heard = service.last_heard();
         let admission = Arc::new(Admission {
             metrics: raft.metrics(),
@@ -207,7 +218,19 @@ impl<M: StateMachine> Core<M> {
             void_lease_term: AtomicU64::new(0),
         });
         let door = Arc::new(service);
-        Ok(Self { raft, published, door, heard, reads, purge_mark, held, admission, fitness, lease })
+        Ok(Self {
+            raft,
+            published,
+            door,
+            heard,
+            reads,
+            purge_mark,
+            held,
+            admission,
+            fitness,
+            activity,
+            lease,
+        })
     }
 
     pub(super) fn raft(&self) -> &Raft<TypeConfig, Applier<M>> {
@@ -363,6 +386,31 @@ impl<M: StateMachine> Core<M> {
     /// Peers that have answered this node, as their leader, a short while ago, and whether their disks are well.
     pub fn peers_in_touch(&self) -> BTreeMap<NodeId, bool> {
         self.fitness.within(self.lease)
+    }
+
+    /// What this node has counted of its own work.
+    pub fn activity(&self) -> &Arc<Activity> {
+        &self.activity
+    }
+
+    /// What this node knows of its peers from its own messages to them.
+    pub fn peer_progress(&self) -> BTreeMap<NodeId, PeerProgress> {
+        self.fitness.progress()
+    }
+
+    /// For how long the entry at `index` has been in this node's log, at least; `None` when it is not.
+    pub fn entry_age(&self, index: u64) -> Option<Duration> {
+        self.activity.appended.age(index)
+    }
+
+    /// How long ago this node first heard a leader say that the entry at `index` is committed; `None` when it has not.
+    pub fn told_committed(&self, index: u64) -> Option<Duration> {
+        self.activity.told_committed.age(index)
+    }
+
+    /// How long ago this node last heard its leader; `None` when it never has, or leads itself.
+    pub fn leader_heard(&self) -> Option<Duration> {
+        self.heard.ago()
     }
 
     /// The core's present view of itself.

@@ -4,17 +4,23 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use futures::{Stream, StreamExt, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{OptionalSend, entry::RaftEntry as _};
 use tokio::sync::{mpsc, oneshot};
 
+use super::activity::Activity;
 use super::held::Held;
 use super::type_config::{self, Command, Entry, LogId, OnFlushed, Payload, TypeConfig, Vote};
 use crate::runtime;
 use crate::storage::LogStore;
 use crate::types::{self, NodeId};
+
+/// The target of log lines that follow single writes by their `log_id`, at level trace: `proposed` on the leader and
+/// `appended` on followers, `applied` on all. `flushed` and `committed` come once per batch, and say up to where.
+pub(super) const WRITES: &str = "quorate::write";
 
 /// The adapter. Cheap to clone; every clone reads and writes the same store.
 #[derive(Clone)]
@@ -25,6 +31,7 @@ pub struct RaftLog {
     node_id: NodeId,
     /// Where to note what is on disk.
     held: Arc<Held>,
+    activity: Arc<Activity>,
     /// To the task that tells those who wait for their commands to be on disk.
     flushed_commands: mpsc::UnboundedSender<FlushedCommands>,
 }
@@ -48,11 +55,21 @@ impl Debug for RaftLog {
 
 impl RaftLog {
     /// An adapter whose replication reads return at most `message_bytes` of entries, or one entry.
-    pub fn new(store: Arc<dyn LogStore>, message_bytes: usize, node_id: NodeId, held: Arc<Held>) -> Self {
+    pub fn new(
+        store: Arc<dyn LogStore>,
+        message_bytes: usize,
+        node_id: NodeId,
+        held: Arc<Held>,
+        activity: Arc<Activity>,
+    ) -> Self {
+        // What was there before is at least as old as this.
+        if let Some(last) = store.bounds().last {
+            activity.appended(last.index);
+        }
         // Bounded by the bytes in flight that admission allows.
         let (flushed_commands, flushed) = mpsc::unbounded_channel();
         runtime::spawn(tell(flushed));
-        Self { store, message_bytes, node_id, held, flushed_commands }
+        Self { store, message_bytes, node_id, held, activity, flushed_commands }
     }
 
     /// Submits a write and waits until it is durable.
@@ -63,6 +80,22 @@ impl RaftLog {
             let _ = done.send(result);
         }));
         outcome.await.unwrap_or_else(|_| Err(io::Error::other("the log store went away")))
+    }
+
+    /// Tells of every command in `entries`, for those who follow single writes.
+    fn trace(&self, entries: &[types::Entry]) {
+        if !tracing::enabled!(target: WRITES, tracing::Level::TRACE) {
+            return;
+        }
+        let (node_id, leads) = (self.node_id, self.activity.leads());
+        for types::Entry { log_id, payload } in entries {
+            let types::Payload::Command(command) = payload else { continue };
+            let bytes = command.len();
+            match leads {
+                true => tracing::trace!(target: WRITES, node_id, %log_id, bytes, "proposed"),
+                false => tracing::trace!(target: WRITES, node_id, %log_id, bytes, "appended"),
+            }
+        }
     }
 
     fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
@@ -159,11 +192,17 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let vote = type_config::from_vote(vote);
+        self.activity.voted(self.node_id, vote);
         self.durably(|done| self.store.save_vote(vote, done)).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
-        self.store.save_committed(committed.as_ref().map(type_config::from_log_id));
+        let committed = committed.as_ref().map(type_config::from_log_id);
+        if let Some(upto) = committed {
+            self.activity.committed(upto.index);
+            tracing::trace!(target: WRITES, node_id = self.node_id, %upto, "committed");
+        }
+        self.store.save_committed(committed);
         Ok(())
     }
 
@@ -187,10 +226,15 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
         let (last, node_id, held) =
             (entries.last().map(|entry| entry.log_id), self.node_id, self.held.clone());
         let flushed_commands = self.flushed_commands.clone();
+        if let Some(last) = last {
+            self.activity.appended(last.index);
+        }
+        self.trace(&entries);
         let flushed = move |result: io::Result<()>| {
             let durable = result.is_ok();
             if let (true, Some(last)) = (durable, last) {
                 held.note(node_id, last);
+                tracing::trace!(target: WRITES, node_id, upto = %last, "flushed");
             }
             callback.io_completed(result);
             if durable && !waiting.is_empty() {
@@ -204,11 +248,13 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
         let last = last.as_ref().map(type_config::from_log_id);
+        self.activity.truncated(last.map(|last| last.index));
         self.durably(|done| self.store.truncate(last, done)).await
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
         let upto = type_config::from_log_id(&upto);
+        self.activity.purges.fetch_add(1, Relaxed);
         self.durably(|done| self.store.purge(upto, done)).await
     }
 }

@@ -12,11 +12,13 @@
 //! - [`snapshot`]: views of the state into files, off the apply path, and back;
 //! - [`membership`]: changes of the membership;
 //! - [`held`]: which members are known to hold which entries;
+//! - [`activity`], [`timeline`]: what the core has done, counted, and how old what it holds is;
 //! - [`network`]: messages between members, over any [`Transport`](network::Transport).
 //!
 //! What it does not do: decide when a cluster forms, whom to answer, or when a snapshot is due. That is
 //! [`crate::engine`].
 
+pub mod activity;
 pub mod apply;
 #[cfg(test)]
 mod conformance;
@@ -29,4 +31,5 @@ pub mod network;
 pub mod published;
 pub mod read_index;
 pub mod snapshot;
+pub mod timeline;
 pub mod type_config;

@@ -1,12 +1,15 @@
 //! Read indexes: reads that wait at the same time share one confirmation of leadership, whether they were asked
 //! for here or by a follower on behalf of its own readers.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use openraft::errors::{LinearizableReadError, RaftError};
 use openraft::{LinearizerOption, Raft, ReadPolicy};
 use tokio::sync::{mpsc, oneshot};
 
+use super::activity::Activity;
 use super::apply::Applier;
 use super::type_config::{self, TypeConfig};
 use crate::error::Leader;
@@ -37,9 +40,14 @@ pub struct ReadIndexes {
 
 impl ReadIndexes {
     /// Starts the task that asks `raft`, and gives up on a quorum after `patience`. It ends with the last clone.
-    pub fn start<M: StateMachine>(raft: Raft<TypeConfig, Applier<M>>, patience: Duration) -> Self {
+    /// Counts in `activity`.
+    pub fn start<M: StateMachine>(
+        raft: Raft<TypeConfig, Applier<M>>,
+        patience: Duration,
+        activity: Arc<Activity>,
+    ) -> Self {
         let (waiting, arrivals) = mpsc::channel(MAX_SHARED);
-        runtime::spawn(confirm(raft, arrivals, patience));
+        runtime::spawn(confirm(raft, arrivals, patience, activity));
         Self { waiting }
     }
 
@@ -61,6 +69,7 @@ async fn confirm<M: StateMachine>(
     raft: Raft<TypeConfig, Applier<M>>,
     mut arrivals: mpsc::Receiver<Waiter>,
     patience: Duration,
+    activity: Arc<Activity>,
 ) {
     let mut waiters = Vec::new();
     while arrivals.recv_many(&mut waiters, MAX_SHARED).await > 0 {
@@ -68,6 +77,11 @@ async fn confirm<M: StateMachine>(
             Ok(outcome) => outcome,
             Err(_) => Err(NoReadIndex::NoQuorum(format!("no majority answered within {patience:?}"))),
         };
+        // A node that does not lead has confirmed nothing.
+        if !matches!(outcome, Err(NoReadIndex::NotLeader(_))) {
+            activity.read_confirmations.fetch_add(1, Relaxed);
+            activity.confirmed_reads.fetch_add(waiters.len() as u64, Relaxed);
+        }
         for waiter in waiters.drain(..) {
             // A reader that gave up does not matter.
             let _ = waiter.send(outcome.clone());

@@ -5,9 +5,12 @@ use std::io::{self, BufWriter};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use openraft::storage::{RaftSnapshotBuilder, Snapshot};
+use tokio::time::Instant;
 
+use super::activity::Activity;
 use super::published::Applied;
 use super::type_config::{self, CommittedLeaderId, StoredMembership, TypeConfig};
 use crate::error::StorageError;
@@ -57,17 +60,19 @@ pub struct SnapshotBuilder<M: StateMachine> {
     content: Arc<Content<M::View>>,
     membership: StoredMembership,
     snapshots: Arc<dyn SnapshotStore>,
+    activity: Arc<Activity>,
 }
 
 impl<M: StateMachine> SnapshotBuilder<M> {
-    /// A builder for the state `applied` with its `sessions`, at which `membership` was in effect.
+    /// A builder for the state `applied` with its `sessions`, at which `membership` was in effect. Counts in `activity`.
     pub fn new(
         applied: Applied<M::View>,
         sessions: SessionTable,
         membership: StoredMembership,
         snapshots: Arc<dyn SnapshotStore>,
+        activity: Arc<Activity>,
     ) -> Self {
-        Self { content: Arc::new(Content { applied, sessions }), membership, snapshots }
+        Self { content: Arc::new(Content { applied, sessions }), membership, snapshots, activity }
     }
 }
 
@@ -86,6 +91,7 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
             membership_log_id: self.membership.log_id().as_ref().map(type_config::from_log_id),
             membership: type_config::from_membership(self.membership.membership()),
         };
+        let begun = Instant::now();
         let (content, snapshots) = (self.content.clone(), self.snapshots.clone());
         let built = offload(move || {
             // openraft waits for ever for a build that panics.
@@ -101,6 +107,9 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
         .await?;
         // An error would be the node's end. openraft ignores a snapshot that is not newer than the last.
         let Some(handle) = built else { return Ok(nothing()) };
+        self.activity.snapshots_built.add(handle.len_bytes(), begun.elapsed());
+        self.activity.snapshot_bytes.store(handle.len_bytes(), Relaxed);
+        tracing::info!(upto = %log_id, bytes = handle.len_bytes(), took = ?begun.elapsed(), "wrote a snapshot");
         Ok(Snapshot { meta: self::meta(handle.meta()), snapshot: SnapshotData::Placed(handle) })
     }
 }
@@ -175,7 +184,7 @@ pub(super) fn catch<T>(what: &str, work: impl FnOnce() -> io::Result<T>) -> io::
 pub async fn install<M: StateMachine>(
     snapshot: SnapshotData,
     snapshots: Arc<dyn SnapshotStore>,
-) -> io::Result<(Restored<M>, crate::storage::SnapshotMeta)> {
+) -> io::Result<(Restored<M>, SnapshotHandle)> {
     offload(move || {
         let received = match snapshot {
             SnapshotData::Received(received) => received,
@@ -185,7 +194,7 @@ pub async fn install<M: StateMachine>(
         // Read first: one that this build cannot read must not be found at the next start.
         let content = catch("reading a snapshot", || read::<M>(received.handle()).map_err(io::Error::other))?;
         let handle = received.place().map_err(io::Error::other)?;
-        Ok((content, handle.meta().clone()))
+        Ok((content, handle))
     })
     .await
 }

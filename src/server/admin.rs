@@ -11,14 +11,16 @@ use crate::proto::v1::Failure;
 use crate::proto::v1::admin_server::Admin;
 
 use super::failure::leader_hint;
-use super::members::{Change, ClusterNode};
+use super::members::Change;
+use super::observed::ObservedNode;
+use super::settings::NodeSettings;
 use super::wire::position;
 
 /// The service, over whatever node it is given.
-pub(super) struct AdminService<N>(pub(super) N);
+pub(super) struct AdminService<N>(pub(super) N, pub(super) NodeSettings<N>);
 
 #[tonic::async_trait]
-impl<N: ClusterNode> Admin for AdminService<N> {
+impl<N: ObservedNode> Admin for AdminService<N> {
     async fn status(
         &self,
         _request: Request<v1::StatusRequest>,
@@ -108,6 +110,13 @@ impl<N: ClusterNode> Admin for AdminService<N> {
     ) -> Result<Response<v1::SnapshotResponse>, Status> {
         let taken = self.0.take_snapshot().await.map_err(Failure::from)?;
         Ok(Response::new(v1::SnapshotResponse { position: Some(position(taken)) }))
+    }
+
+    async fn configure(
+        &self,
+        request: Request<v1::ConfigureRequest>,
+    ) -> Result<Response<v1::ConfigureResponse>, Status> {
+        Ok(Response::new(self.1.configure(request.into_inner())?))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The plain HTTP doors: `/livez`, `/readyz`, `/metrics`.
+//! The plain HTTP doors: `/livez`, `/readyz`, `/metrics`, and those of [`replication`].
 //!
 //! `/livez` asks whether restarting the process would help, so it does not depend on the quorum. `/readyz` asks
 //! whether to send requests here.
@@ -15,13 +15,15 @@ use crate::engine::NodeState;
 use crate::types::Role;
 
 use super::metrics::Metrics;
-use super::node::KvNode;
+use super::observed::ObservedNode;
+use super::replication;
+use super::settings::NodeSettings;
 
 /// What OpenMetrics text is sent as.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The routes over `node`.
-pub(super) fn router<N: KvNode>(node: &N, metrics: Arc<Metrics>) -> Router {
+pub(super) fn router<N: ObservedNode>(node: &N, settings: NodeSettings<N>, metrics: Arc<Metrics>) -> Router {
     let probe = |assess: fn(&NodeState) -> Result<(), String>| {
         let node = node.clone();
         get(async move || match assess(&node.state()) {
@@ -33,6 +35,7 @@ pub(super) fn router<N: KvNode>(node: &N, metrics: Arc<Metrics>) -> Router {
         .route("/livez", probe(alive))
         .route("/readyz", probe(ready))
         .route("/metrics", get(scrape).with_state(metrics))
+        .merge(replication::router(node.clone(), settings))
         .fallback(unknown)
 }
 
@@ -72,7 +75,10 @@ async fn unknown(headers: HeaderMap, uri: Uri) -> Response {
     if content_type.is_some_and(|value| value.starts_with(b"application/grpc")) {
         return tonic::Status::unimplemented(format!("there is no {}", uri.path())).into_http();
     }
-    (StatusCode::NOT_FOUND, format!("there is no {}; try /livez, /readyz or /metrics\n", uri.path()))
+    (
+        StatusCode::NOT_FOUND,
+        format!("there is no {}; try /livez, /readyz, /metrics, /stats or /replication/status\n", uri.path()),
+    )
         .into_response()
 }
 

@@ -122,7 +122,8 @@ impl<N: KvNode> Kv for KvService<N> {
         request: Request<v1::WatchRequest>,
     ) -> Result<Response<streams::Responses<v1::WatchResponse>>, Status> {
         let (node, draining) = (self.node.clone(), self.draining.clone());
-        Ok(Response::new(streams::watch(node, self.node_id, draining, request.into_inner())?))
+        let open = self.metrics.open_watch();
+        Ok(Response::new(streams::watch(node, self.node_id, draining, request.into_inner(), open)?))
     }
 
     async fn open_session(

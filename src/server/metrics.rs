@@ -27,24 +27,10 @@ use super::wire::Method;
 const LATENCY_BUCKETS: [f64; 14] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
-/// How requests end, in the order of [`Reason`]; the first is success, or no reason at all.
-const OUTCOMES: [&str; 10] = [
-    "ok",
-    "not_leader",
-    "too_large",
-    "overloaded",
-    "interrupted",
-    "no_quorum",
-    "stopped",
-    "invalid",
-    "disk_full",
-    "disk_stalled",
-];
-
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     method: &'static str,
-    outcome: &'static str,
+    outcome: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -62,11 +48,13 @@ pub(super) struct Metrics {
     registry: Registry,
     methods: [MethodMetrics; Method::ALL.len()],
     pipelines: Gauge,
+    watches: Gauge,
 }
 
 /// The metrics of one method.
 struct MethodMetrics {
-    outcomes: [Counter; OUTCOMES.len()],
+    /// In the order of [`outcomes`].
+    outcomes: Vec<Counter>,
     latency: Histogram,
 }
 
@@ -77,7 +65,7 @@ impl Metrics {
         let requests = Family::<RequestLabels, Counter>::default();
         let latency =
             Family::<MethodLabels, Histogram>::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS));
-        let pipelines = Gauge::default();
+        let (pipelines, watches) = (Gauge::default(), Gauge::default());
         registry.register("quorate_server_requests", "Requests answered", requests.clone());
         registry.register_with_unit(
             "quorate_server_request_duration",
@@ -86,6 +74,7 @@ impl Metrics {
             latency.clone(),
         );
         registry.register("quorate_server_pipelines_open", "Pipelines open", pipelines.clone());
+        registry.register("quorate_server_watches_open", "Watches open", watches.clone());
         registry.register_collector(Box::new(NodeCollector(move || node.state())));
         for collector in collectors {
             registry.register_collector(collector);
@@ -93,29 +82,30 @@ impl Metrics {
         let methods = Method::ALL.map(|method| {
             let method = method.name();
             MethodMetrics {
-                outcomes: OUTCOMES
-                    .map(|outcome| requests.get_or_create_owned(&RequestLabels { method, outcome })),
+                outcomes: outcomes()
+                    .map(|outcome| requests.get_or_create_owned(&RequestLabels { method, outcome }))
+                    .collect(),
                 latency: latency.get_or_create_owned(&MethodLabels { method }),
             }
         });
-        Self { registry, methods, pipelines }
+        Self { registry, methods, pipelines, watches }
     }
 
     /// Counts an answered request.
     pub(super) fn observe(&self, method: Method, started: Instant, outcome: &Result<Response, Failure>) {
         let metrics = &self.methods[method as usize];
-        let outcome = match outcome {
-            Ok(_) => 0,
-            Err(failure) => outcome_of(failure.reason()),
-        };
-        metrics.outcomes[outcome].inc();
+        metrics.outcomes[place_of(outcome)].inc();
         metrics.latency.observe(started.elapsed().as_secs_f64());
     }
 
     /// Counts a pipeline for as long as the guard lives.
-    pub(super) fn open_pipeline(&self) -> OpenPipeline {
-        self.pipelines.inc();
-        OpenPipeline(self.pipelines.clone())
+    pub(super) fn open_pipeline(&self) -> OpenStream {
+        OpenStream::new(&self.pipelines)
+    }
+
+    /// Counts a watch for as long as the guard lives.
+    pub(super) fn open_watch(&self) -> OpenStream {
+        OpenStream::new(&self.watches)
     }
 
     /// Everything, in the OpenMetrics text format.
@@ -129,27 +119,35 @@ impl Metrics {
     }
 }
 
-/// Position in [`OUTCOMES`].
-fn outcome_of(reason: Reason) -> usize {
-    match reason {
-        Reason::Unspecified => 0,
-        Reason::NotLeader => 1,
-        Reason::TooLarge => 2,
-        Reason::Overloaded => 3,
-        Reason::Interrupted => 4,
-        Reason::NoQuorum => 5,
-        Reason::Stopped => 6,
-        Reason::Invalid => 7,
-        Reason::DiskFull => 8,
-        Reason::DiskStalled => 9,
-        _ => 0,
+/// How requests end: `ok`, or the reason of their failure as `proto/kv.proto` names it, in lower case.
+fn outcomes() -> impl Iterator<Item = String> {
+    let reasons = (0..).map_while(|number| Reason::try_from(number).ok());
+    let name = |reason: Reason| {
+        let name = reason.as_str_name();
+        name.strip_prefix("REASON_").unwrap_or(name).to_lowercase()
+    };
+    std::iter::once("ok".to_owned()).chain(reasons.map(name))
+}
+
+/// Position in [`outcomes`].
+fn place_of(outcome: &Result<Response, Failure>) -> usize {
+    match outcome {
+        Ok(_) => 0,
+        Err(failure) => 1 + failure.reason() as usize,
     }
 }
 
-/// An open pipeline.
-pub(super) struct OpenPipeline(Gauge);
+/// An open pipeline or watch.
+pub(super) struct OpenStream(Gauge);
 
-impl Drop for OpenPipeline {
+impl OpenStream {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -198,5 +196,29 @@ impl<F: Fn() -> NodeState + Send + Sync + 'static> Collector for NodeCollector<F
             gauge.encode(roles.encode_family(&labels)?)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_an_outcome_of_its_own() {
+        let names: Vec<_> = outcomes().collect();
+        assert_eq!(names[..3], ["ok", "unspecified", "not_leader"]);
+        let mut distinct = names.clone();
+        distinct.sort();
+        distinct.dedup();
+        assert_eq!(distinct.len(), names.len());
+        for reason in (0..).map_while(|number| Reason::try_from(number).ok()) {
+            let failure = Failure { reason: reason.into(), ..Default::default() };
+            let name = &names[place_of(&Err(failure))];
+            assert_eq!(format!("REASON_{}", name.to_uppercase()), reason.as_str_name());
+        }
+        // The enumeration has no holes, or what is behind one would be missing.
+        assert!(
+            Reason::from_str_name("REASON_ANSWER_FORGOTTEN").is_some_and(|last| names.len() > last as usize)
+        );
     }
 }

@@ -7,6 +7,7 @@
 //! | `grpc.health.v1.Health` | serving when the node is ready |
 //! | server reflection, v1 and v1alpha | `grpcurl … list` |
 //! | `/livez`, `/readyz`, `/metrics` | probes and Prometheus ([`http`]) |
+//! | `/replication/…`, `/stats` | how replication goes, and settings, as JSON ([`replication`]) |
 //!
 //! A door decodes, calls the engine, and encodes. Limits are checked at the door ([`wire`]), so that what
 //! the machine would reject does not travel through the log; errors become replies in one place
@@ -21,6 +22,7 @@
 //!   within [`DRAIN`], whatever clients do.
 
 mod admin;
+mod core_metrics;
 mod disk_metrics;
 mod failure;
 mod http;
@@ -29,7 +31,11 @@ mod log_metrics;
 mod members;
 mod metrics;
 mod node;
+mod observed;
+mod peer_metrics;
 mod pipeline;
+mod replication;
+pub mod settings;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -59,12 +65,15 @@ use crate::proto::v1::kv_server::KvServer;
 use crate::runtime;
 
 use admin::AdminService;
+use core_metrics::CoreCollector;
 use disk_metrics::DiskCollector;
 use kv::KvService;
 use log_metrics::LogCollector;
-use members::ClusterNode;
 use metrics::Metrics;
 use node::KvNode;
+use observed::ObservedNode;
+use peer_metrics::PeerCollector;
+use settings::{LogLevel, NodeSettings};
 
 /// Largest message that a watch sends: the events of one command come together, and a command that removes many long keys
 /// has many; the history keeps no more than 32 MiB of one.
@@ -101,6 +110,7 @@ pub struct Server {
     listener: TcpListener,
     local_addr: SocketAddr,
     collectors: Vec<Box<dyn Collector>>,
+    log_level: Option<LogLevel>,
 }
 
 /// Serving ended although nobody asked for it.
@@ -120,7 +130,7 @@ impl Server {
         let failed = |source| OpenError::Listen { address: address.to_owned(), source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, local_addr, collectors: Vec::new() })
+        Ok(Self { listener, local_addr, collectors: Vec::new(), log_level: None })
     }
 
     /// The address that is listened on.
@@ -132,6 +142,13 @@ impl Server {
     #[must_use]
     pub fn with_collector(mut self, collector: Box<dyn Collector>) -> Self {
         self.collectors.push(collector);
+        self
+    }
+
+    /// Lets clients change the filter of the process's log. Without this `log_level` is none of the settings.
+    #[must_use]
+    pub fn with_log_level(mut self, log_level: LogLevel) -> Self {
+        self.log_level = Some(log_level);
         self
     }
 
@@ -154,19 +171,22 @@ impl Server {
         self.serve_node(engine, DRAIN, shutdown).await
     }
 
-    async fn serve_node<N, F>(self, node: N, patience: Duration, shutdown: F) -> Result<(), ServeError>
+    async fn serve_node<N, F>(mut self, node: N, patience: Duration, shutdown: F) -> Result<(), ServeError>
     where
-        N: ClusterNode,
+        N: ObservedNode,
         F: Future<Output = ()> + Send,
     {
+        self.collectors.push(Box::new(CoreCollector(node.clone())));
+        self.collectors.push(Box::new(PeerCollector(node.clone())));
+        let settings = NodeSettings::new(node.clone(), self.log_level);
         let metrics = Arc::new(Metrics::new(node.clone(), self.collectors));
         let (drain, draining) = watch::channel(false);
         let (reporter, health) = tonic_health::server::health_reporter();
         // Reporters begin with "serving"; nothing is served yet, and nobody knows whether it can be.
         reporter.set_service_status("", ServingStatus::NotServing).await;
         let following = runtime::spawn(report_health(node.clone(), reporter.clone()));
-        let routes = Routes::from(http::router(&node, metrics.clone())).add_service(health);
-        let routes = add_services(routes, node, metrics, draining.clone());
+        let routes = Routes::from(http::router(&node, settings.clone(), metrics.clone())).add_service(health);
+        let routes = add_services(routes, node, settings, metrics, draining.clone());
 
         let incoming =
             TcpIncoming::from(self.listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
@@ -209,15 +229,16 @@ fn builder() -> tonic::transport::Server {
         .http2_keepalive_interval(Some(KEEPALIVE))
 }
 
-fn add_services<N: ClusterNode>(
+fn add_services<N: ObservedNode>(
     routes: Routes,
     node: N,
+    settings: NodeSettings<N>,
     metrics: Arc<Metrics>,
     draining: watch::Receiver<bool>,
 ) -> Routes {
     let node_id = node.state().node_id;
     let long_ranges = Arc::new(Semaphore::new(streams::MAX_LONG_RANGES));
-    let admin = AdminServer::new(AdminService(node.clone()));
+    let admin = AdminServer::new(AdminService(node.clone(), settings));
     let kv = KvServer::new(KvService { node, node_id, metrics, long_ranges, draining })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_EVENTS_BYTES);

@@ -37,7 +37,7 @@ use crate::runtime;
 use crate::types::{NodeId, ReadOptions};
 
 use super::failure;
-use super::metrics::{Metrics, OpenPipeline};
+use super::metrics::{Metrics, OpenStream};
 use super::node::KvNode;
 use super::wire::{self, Asked, Call, Method};
 
@@ -283,7 +283,7 @@ pub(super) struct Outgoing {
     /// Taken off the channel, not yet in a message.
     pending: VecDeque<Answered>,
     shared: Arc<Shared>,
-    _open: OpenPipeline,
+    _open: OpenStream,
 }
 
 impl Outgoing {

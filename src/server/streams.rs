@@ -22,6 +22,7 @@ use crate::runtime;
 use crate::types::{LogId, NodeId, ReadLevel, ReadOptions, Role};
 
 use super::failure;
+use super::metrics::OpenStream;
 use super::node::KvNode;
 use super::wire;
 
@@ -66,7 +67,7 @@ fn stream<T: Send + 'static>() -> (Outlet<T>, Responses<T>) {
     (Outlet(sender), Box::pin(ReceiverStream::new(receiver)))
 }
 
-/// Starts to watch what `request` asks for.
+/// Starts to watch what `request` asks for; it counts as open for as long as `open` lives.
 ///
 /// # Errors
 /// The failure to answer instead.
@@ -75,6 +76,7 @@ pub(super) fn watch<N: KvNode>(
     node_id: NodeId,
     draining: watch::Receiver<bool>,
     request: v1::WatchRequest,
+    open: OpenStream,
 ) -> Result<Responses<v1::WatchResponse>, Failure> {
     let v1::WatchRequest { tenant, collection, start, end, from_revision } = request;
     // Decided before the caller is answered, who may write next and wait for that.
@@ -94,6 +96,7 @@ pub(super) fn watch<N: KvNode>(
     KvQuery::Events(query.clone()).check()?;
     let (outlet, responses) = stream();
     runtime::spawn(async move {
+        let _open = open;
         let closed = outlet.0.clone();
         tokio::select! {
             () = closed.closed() => {}

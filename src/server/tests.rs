@@ -28,6 +28,7 @@ use crate::storage::DiskState;
 use crate::types::{Incarnation, LogId, Membership, ReadOptions, Role};
 
 mod members;
+mod replication;
 
 /// Long enough for a loaded machine; nothing waits for it in vain.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -40,6 +41,7 @@ struct FakeNode {
     state: Arc<watch::Sender<NodeState>>,
     /// Writes and reads are answered while true.
     open: Arc<watch::Sender<bool>>,
+    observed: Arc<replication::Observed>,
     proposed: Arc<watch::Sender<usize>>,
     reading: Arc<watch::Sender<usize>>,
 }
@@ -72,6 +74,7 @@ impl FakeNode {
             inner: Arc::default(),
             state: Arc::new(watch::Sender::new(state)),
             open: Arc::new(watch::Sender::new(true)),
+            observed: Arc::default(),
             proposed: Arc::default(),
             reading: Arc::default(),
         }
@@ -214,13 +217,24 @@ impl Port {
     }
 
     async fn http(&self, path: &str) -> (u16, String) {
+        let (code, _, body) = self.ask("GET", path, "").await;
+        (code, body)
+    }
+
+    /// Code, content type and body.
+    async fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n");
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut response = String::new();
         within(stream.read_to_string(&mut response)).await.unwrap();
         let (head, body) = response.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+        let content_type =
+            head.lines().find_map(|line| line.strip_prefix("content-type: ")).unwrap_or_default();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), content_type.to_owned(), body.to_owned())
     }
 
     /// Asks until the body of `path` contains `text`.

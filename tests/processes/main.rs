@@ -25,3 +25,4 @@ mod membership;
 mod refusals;
 mod restart;
 mod support;
+mod visibility;

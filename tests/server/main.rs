@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails
 
 mod features;
+mod replication;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};

@@ -29,6 +29,7 @@ use super::addresses::Addresses;
 use super::wire::{self, Malformed};
 use super::{Connection, DialError, PROTOCOL_VERSION, Purpose, Refusal, Target, Transport};
 use crate::proto::peer::{Hello, Request, Response, SnapshotPiece, request, response};
+use crate::raft::activity::Activity;
 use crate::raft::held::Held;
 use crate::raft::snapshot::SnapshotData;
 use crate::raft::type_config::{CommittedLeaderId, LogId, TypeConfig, Vote};
@@ -93,22 +94,67 @@ pub struct PeerClients {
     /// Where to note what peers have on disk.
     held: Arc<Held>,
     fitness: Arc<PeerFitness>,
+    /// Where to count what is sent.
+    activity: Arc<Activity>,
 }
 
-/// What peers have said of themselves in their answers to appends and heartbeats.
+/// What peers have said of themselves in their answers to appends and heartbeats, and what they were sent.
 #[derive(Debug, Default)]
-pub struct PeerFitness(Mutex<BTreeMap<NodeId, (Instant, bool)>>);
+pub struct PeerFitness(Mutex<BTreeMap<NodeId, PeerProgress>>);
+
+/// What is known of one peer, from this node's own messages to it.
+#[derive(Debug, Clone, Copy)]
+pub struct PeerProgress {
+    /// When it last answered this node as its leader.
+    pub heard: Option<Instant>,
+    /// Whether its disk is well, as it said then.
+    pub fit: bool,
+    /// Entries it has accepted from this node.
+    pub accepted_entries: u64,
+    /// Bytes sent, and bytes in all, of the snapshot that is being sent to it.
+    pub snapshot: Option<(u64, u64)>,
+}
 
 impl PeerFitness {
-    fn note(&self, node_id: NodeId, fit: bool) {
+    fn update(&self, node_id: NodeId, change: impl FnOnce(&mut PeerProgress)) {
         let mut peers = self.0.lock().expect("invariant: no panic under this lock");
-        peers.insert(node_id, (Instant::now(), fit));
+        let unknown = PeerProgress { heard: None, fit: false, accepted_entries: 0, snapshot: None };
+        change(peers.entry(node_id).or_insert(unknown));
+    }
+
+    fn note(&self, node_id: NodeId, fit: bool) {
+        self.update(node_id, |peer| (peer.heard, peer.fit) = (Some(Instant::now()), fit));
     }
 
     /// Peers that answered within `time`, and whether they could lead.
     pub fn within(&self, time: Duration) -> BTreeMap<NodeId, bool> {
         let peers = self.0.lock().expect("invariant: no panic under this lock");
-        peers.iter().filter(|(_, (at, _))| at.elapsed() <= time).map(|(id, (_, fit))| (*id, *fit)).collect()
+        let heard = |peer: &PeerProgress| peer.heard.is_some_and(|at| at.elapsed() <= time);
+        peers.iter().filter(|(_, peer)| heard(peer)).map(|(id, peer)| (*id, peer.fit)).collect()
+    }
+
+    /// All that is known, by peer.
+    pub fn progress(&self) -> BTreeMap<NodeId, PeerProgress> {
+        self.0.lock().expect("invariant: no panic under this lock").clone()
+    }
+}
+
+/// A snapshot on its way to a peer, for as long as this lives.
+struct SendingSnapshot {
+    fitness: Arc<PeerFitness>,
+    node_id: NodeId,
+    total: u64,
+}
+
+impl SendingSnapshot {
+    fn reached(&self, offset: u64) {
+        self.fitness.update(self.node_id, |peer| peer.snapshot = Some((offset, self.total)));
+    }
+}
+
+impl Drop for SendingSnapshot {
+    fn drop(&mut self) {
+        self.fitness.update(self.node_id, |peer| peer.snapshot = None);
     }
 }
 
@@ -116,7 +162,12 @@ impl PeerClients {
     /// Clients that call as `caller` over `transport`.
     pub fn new(caller: Caller, transport: Arc<dyn Transport>) -> Self {
         let (purge, held, fitness) = (Arc::default(), Arc::default(), Arc::default());
-        Self { caller, transport, purge, held, fitness }
+        Self { caller, transport, purge, held, fitness, activity: Arc::default() }
+    }
+
+    /// From now on what is sent is counted in `activity`.
+    pub fn count_in(&mut self, activity: Arc<Activity>) {
+        self.activity = activity;
     }
 
     /// What is known of which members hold which entries.
@@ -300,9 +351,12 @@ impl PeerClient {
         if total == 0 {
             return Err(unreachable("the snapshot is empty").into());
         }
+        let begun = Instant::now();
+        let sending = SendingSnapshot { fitness: self.clients.fitness.clone(), node_id: self.node_id, total };
         let mut offset = 0;
         let mut unanswered: VecDeque<u64> = VecDeque::new();
         loop {
+            sending.reached(offset);
             while unanswered.len() < SNAPSHOT_PIECES_IN_FLIGHT && offset < total {
                 let (source, at) = (handle.clone(), offset);
                 let bytes = runtime::offload(move || source.read_at(at, SNAPSHOT_PIECE_BYTES))
@@ -342,7 +396,11 @@ impl PeerClient {
             match response.body {
                 Some(response::Body::Snapshot(answer)) => {
                     let answered = wire::from_vote(answer.vote).map_err(RpcError::from)?;
-                    if answered > vote || (unanswered.is_empty() && offset >= total) {
+                    let complete = unanswered.is_empty() && offset >= total;
+                    if complete && answered <= vote {
+                        self.clients.activity.snapshots_sent.add(total, begun.elapsed());
+                    }
+                    if answered > vote || complete {
                         return Ok(answered);
                     }
                 }
@@ -548,6 +606,12 @@ where
                 if let Some(last) = &asked.last {
                     let held = &self.client.clients.held;
                     held.note(self.client.node_id, crate::raft::type_config::from_log_id(last));
+                    let before = asked.previous.map_or(0, |previous| previous.index + 1);
+                    let entries = (last.index + 1).saturating_sub(before);
+                    if entries > 0 {
+                        let fitness = &self.client.clients.fitness;
+                        fitness.update(self.client.node_id, |peer| peer.accepted_entries += entries);
+                    }
                 }
                 self.check_purge(asked.last)
             }

@@ -13,6 +13,7 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Status, Streaming};
 
+use super::traffic::{PeerTraffic, Traffic};
 use super::wire;
 use super::{
     CONNECTION_REQUESTS, Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, PeerDoor, Purpose,
@@ -40,9 +41,16 @@ const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
 /// Connects to peers over TCP.
 #[derive(Debug, Clone, Default)]
-pub struct GrpcTransport;
+pub struct GrpcTransport {
+    traffic: Arc<Traffic>,
+}
 
 impl GrpcTransport {
+    /// Where it counts; the answering side counts there too.
+    pub fn counts(&self) -> Arc<Traffic> {
+        self.traffic.clone()
+    }
+
     async fn open(&self, address: &str) -> Result<PeerClient<Channel>, DialError> {
         let unreachable = |error: tonic::transport::Error| DialError::Unreachable(chain(&error));
         let channel = Endpoint::from_shared(format!("http://{address}"))
@@ -60,6 +68,27 @@ impl GrpcTransport {
         Ok(PeerClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    async fn dial(
+        &self,
+        address: &str,
+        hello: Hello,
+        traffic: Arc<PeerTraffic>,
+    ) -> Result<Connection, DialError> {
+        let mut client = self.open(address).await?;
+        let caller = hello.from_node;
+        let (requests, outgoing) = mpsc::channel(CONNECTION_REQUESTS);
+        let hello = Request { id: 0, body: Some(proto::request::Body::Hello(hello)) };
+        requests.try_send(hello).expect("invariant: an empty queue takes the handshake");
+        let incoming = client
+            .exchange(counted(outgoing, traffic.clone()))
+            .await
+            .map_err(|status| dial_error(caller, &status))?
+            .into_inner();
+        let (answers, responses) = mpsc::channel(CONNECTION_REQUESTS);
+        runtime::spawn(forward(incoming, answers, traffic));
+        Ok(Connection { requests, responses })
     }
 }
 
@@ -96,20 +125,11 @@ impl Transport for GrpcTransport {
         _purpose: Purpose,
     ) -> BoxFuture<'static, Result<Connection, DialError>> {
         let this = self.clone();
+        let traffic = self.traffic.with(target.node_id);
         async move {
-            let mut client = this.open(&target.address).await?;
-            let caller = hello.from_node;
-            let (requests, outgoing) = mpsc::channel(CONNECTION_REQUESTS);
-            let hello = Request { id: 0, body: Some(proto::request::Body::Hello(hello)) };
-            requests.try_send(hello).expect("invariant: an empty queue takes the handshake");
-            let incoming = client
-                .exchange(ReceiverStream::new(outgoing))
-                .await
-                .map_err(|status| dial_error(caller, &status))?
-                .into_inner();
-            let (answers, responses) = mpsc::channel(CONNECTION_REQUESTS);
-            runtime::spawn(forward(incoming, answers));
-            Ok(Connection { requests, responses })
+            let dialled = this.dial(&target.address, hello, traffic.clone()).await;
+            traffic.dialled(dialled.is_ok());
+            dialled
         }
         .boxed()
     }
@@ -128,10 +148,22 @@ impl Transport for GrpcTransport {
         }
         .boxed()
     }
+
+    fn traffic(&self) -> Option<Arc<Traffic>> {
+        Some(self.counts())
+    }
 }
 
-/// Moves messages from a gRPC stream into a channel until either ends.
-async fn forward<T>(mut incoming: Streaming<T>, out: mpsc::Sender<T>) {
+/// Counts messages on their way out.
+fn counted<T: Message>(outgoing: mpsc::Receiver<T>, traffic: Arc<PeerTraffic>) -> impl Stream<Item = T> + Send
+where
+    T: Send + 'static,
+{
+    ReceiverStream::new(outgoing).inspect(move |message| traffic.sent(message.encoded_len()))
+}
+
+/// Moves messages from a gRPC stream into a channel until either ends, and counts them.
+async fn forward<T: Message>(mut incoming: Streaming<T>, out: mpsc::Sender<T>, traffic: Arc<PeerTraffic>) {
     loop {
         let next = tokio::select! {
             biased;
@@ -140,6 +172,7 @@ async fn forward<T>(mut incoming: Streaming<T>, out: mpsc::Sender<T>) {
         };
         match next {
             Some(Ok(message)) => {
+                traffic.received(message.encoded_len());
                 if out.send(message).await.is_err() {
                     return;
                 }
@@ -157,6 +190,7 @@ type Responses = Pin<Box<dyn Stream<Item = Result<Response, Status>> + Send>>;
 
 struct GrpcDoor {
     door: Arc<dyn PeerDoor>,
+    traffic: Arc<Traffic>,
     stop: watch::Receiver<bool>,
 }
 
@@ -188,7 +222,8 @@ impl Peer for GrpcDoor {
         }
         let (requests, accepted) = mpsc::channel(CONNECTION_REQUESTS);
         let (responses, outgoing) = mpsc::channel(CONNECTION_REQUESTS);
-        runtime::spawn(forward(incoming, requests));
+        let traffic = self.traffic.with(hello.from_node);
+        runtime::spawn(forward(incoming, requests, traffic.clone()));
         let (serve, mut stop) = (self.door.serve(hello.from_node, accepted, responses), self.stop.clone());
         runtime::spawn(async move {
             tokio::select! {
@@ -197,22 +232,23 @@ impl Peer for GrpcDoor {
                 () = serve => {}
             }
         });
-        Ok(tonic::Response::new(ReceiverStream::new(outgoing).map(Ok).boxed()))
+        Ok(tonic::Response::new(counted(outgoing, traffic).map(Ok).boxed()))
     }
 }
 
-/// Serves peers on `listener` until `stop` changes.
+/// Serves peers on `listener` until `stop` changes. Counts what is carried in `traffic`.
 ///
 /// # Errors
 /// When the listener cannot be used.
 pub fn serve(
     listener: std::net::TcpListener,
     door: Arc<dyn PeerDoor>,
+    traffic: Arc<Traffic>,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<tokio::task::JoinHandle<()>> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let service = PeerServer::new(GrpcDoor { door, stop: stop.clone() })
+    let service = PeerServer::new(GrpcDoor { door, traffic, stop: stop.clone() })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let incoming = TcpListenerStream::new(listener).inspect(|stream| {

@@ -8,6 +8,7 @@
 //! - [`addresses`]: where members are dialled;
 //! - [`upstream`]: a node's own line to its leader;
 //! - [`service`]: the answering side;
+//! - [`traffic`]: what was carried, per peer;
 //! - [`wire`]: the message formats;
 //! - [`grpc`]: both over tonic. Simulation brings a transport of its own.
 //!
@@ -23,14 +24,18 @@ pub mod addresses;
 pub mod client;
 pub mod grpc;
 pub mod service;
+pub mod traffic;
 pub mod upstream;
 pub mod wire;
+
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
 pub use crate::proto::peer::{Hello, IdentifyRequest, IdentifyResponse, Request, Response};
 use crate::types::{Incarnation, NodeId};
+use traffic::Traffic;
 
 /// The version of the messages between members. Nodes of different versions refuse each other.
 pub const PROTOCOL_VERSION: u32 = 2;
@@ -177,6 +182,11 @@ pub trait Transport: Send + Sync + 'static {
         address: String,
         request: IdentifyRequest,
     ) -> BoxFuture<'static, Result<IdentifyResponse, DialError>>;
+
+    /// What it has carried, if it counts.
+    fn traffic(&self) -> Option<Arc<Traffic>> {
+        None
+    }
 }
 
 /// What a node shows to its peers: the answering side of [`Transport`].

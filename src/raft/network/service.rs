@@ -19,6 +19,7 @@ use super::wire::{self, Malformed};
 use super::{IdentifyRequest, IdentifyResponse, PROTOCOL_VERSION, PeerDoor, Refusal};
 use crate::machine::StateMachine;
 use crate::proto::peer::{self as proto, Hello, Request, Response, SnapshotPiece, request, response};
+use crate::raft::activity::Activity;
 use crate::raft::apply::Applier;
 use crate::raft::read_index::ReadIndexes;
 use crate::raft::snapshot::{self, SnapshotData};
@@ -73,6 +74,7 @@ pub struct PeerService<M: StateMachine> {
     installing: Arc<tokio::sync::Mutex<()>>,
     reads: ReadIndexes,
     heard: Arc<LastHeard>,
+    activity: Arc<Activity>,
     /// Until when this node elects nobody: see [`PeerService::new`].
     silent_until: Instant,
 }
@@ -86,9 +88,14 @@ impl LastHeard {
         *self.0.lock().expect("invariant: no panic under this lock") = Some(Instant::now());
     }
 
+    /// How long ago that was.
+    pub fn ago(&self) -> Option<Duration> {
+        self.0.lock().expect("invariant: no panic under this lock").map(|at| at.elapsed())
+    }
+
     /// Whether the leader was heard within `time`.
     pub fn within(&self, time: Duration) -> bool {
-        self.0.lock().expect("invariant: no panic under this lock").is_some_and(|at| at.elapsed() <= time)
+        self.ago().is_some_and(|ago| ago <= time)
     }
 }
 
@@ -101,6 +108,7 @@ impl<M: StateMachine> Clone for PeerService<M> {
             installing: self.installing.clone(),
             reads: self.reads.clone(),
             heard: self.heard.clone(),
+            activity: self.activity.clone(),
             silent_until: self.silent_until,
         }
     }
@@ -116,11 +124,12 @@ impl<M: StateMachine> PeerService<M> {
         raft: Raft<TypeConfig, Applier<M>>,
         snapshots: Arc<dyn SnapshotStore>,
         reads: ReadIndexes,
+        activity: Arc<Activity>,
         lease: Duration,
     ) -> Self {
         let silent_until = Instant::now() + lease;
         let (installing, heard) = (Arc::default(), Arc::default());
-        Self { callee, raft, snapshots, installing, reads, heard, silent_until }
+        Self { callee, raft, snapshots, installing, reads, heard, activity, silent_until }
     }
 
     /// When this node last heard its leader.
@@ -148,9 +157,13 @@ impl<M: StateMachine> PeerService<M> {
                 }
                 let previous = append.prev_log_id;
                 let last = append.entries.last().map(|entry| entry.log_id).or(previous);
+                let leader_commit = append.leader_commit.as_ref().map(|committed| committed.index);
                 let result = self.raft.append_entries(append).await.map_err(|e| failed(&e))?;
                 if !matches!(result, AppendEntriesResponse::HigherVote(_)) {
                     self.heard.now();
+                    if let Some(index) = leader_commit {
+                        self.activity.told_committed.note(index);
+                    }
                 }
                 let unfit_to_lead = !self.callee.disk.state().takes_writes();
                 let response = wire::append_response(result, previous, last);

@@ -6,7 +6,7 @@ use super::*;
 use crate::engine::{MemberList, MemberState, NewAddresses, NewMember};
 use crate::error::{MembershipError, SnapshotError, TransferError};
 use crate::proto::v1::admin_server::Admin;
-use crate::server::members::Change;
+use crate::server::members::{Change, ClusterNode};
 use crate::types::{Member, NodeId};
 
 /// Changes that succeed concern this node; the others fail, each in its way.
@@ -64,13 +64,18 @@ impl ClusterNode for FakeNode {
     }
 }
 
+fn service() -> AdminService<FakeNode> {
+    let node = FakeNode::new();
+    AdminService(node.clone(), NodeSettings::new(node, None))
+}
+
 fn failure(status: &Status) -> Failure {
     Failure::decode(status.details()).unwrap()
 }
 
 #[tokio::test]
 async fn changes_reach_the_node_and_the_membership_comes_back() {
-    let node = AdminService(FakeNode::new());
+    let node = service();
     let add =
         v1::AddMemberRequest { node_id: WELL, peer: "p:1".to_owned(), promote: true, ..Default::default() };
     let changed = node.add_member(Request::new(add)).await.unwrap().into_inner();
@@ -94,7 +99,7 @@ async fn changes_reach_the_node_and_the_membership_comes_back() {
 
 #[tokio::test]
 async fn refusals_carry_their_reason() {
-    let node = AdminService(FakeNode::new());
+    let node = service();
     let elsewhere = node.promote_member(Request::new(Default::default())).await.unwrap_err();
     assert_eq!(failure(&elsewhere).reason(), Reason::NotLeader);
     assert_eq!(failure(&elsewhere).leader.unwrap().node_id, 2);

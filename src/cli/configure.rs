@@ -1,0 +1,62 @@
+//! `quorate configure`.
+
+use clap::Args;
+use serde_json::{Map, Value};
+
+use super::{CliError, Common, Format, output};
+use crate::client::Endpoint;
+
+/// Arguments of `quorate configure`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  quorate configure                                       lists what can be changed, on the leader\n  quorate configure snapshot_every_entries=100000 --endpoint 10.0.0.2:7801\n  quorate configure log_level=info,quorate::write=trace --endpoint 10.0.0.2:7801\n\nA change takes effect at once, on one node, until it stops: put what is to stay into its configuration file too.\nOf several settings all change or none."
+)]
+pub struct ConfigureArgs {
+    /// Settings by their names in the configuration file; lists them when none is given
+    #[arg(value_name = "NAME=VALUE", value_parser = parse_setting)]
+    pub settings: Vec<(String, String)>,
+    /// Client address of the node [default: the leader's]
+    #[arg(long, value_name = "HOST:PORT", value_parser = Endpoint::parse)]
+    pub endpoint: Option<Endpoint>,
+}
+
+fn parse_setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.replace('-', "_"), value.to_owned())),
+        _ => Err("write NAME=VALUE, such as snapshot_every_entries=100000".to_owned()),
+    }
+}
+
+/// Changes what is asked for, and prints the settings as they are then.
+///
+/// # Errors
+/// See [`CliError`].
+pub async fn run(common: &Common, args: ConfigureArgs) -> Result<(), CliError> {
+    let settings = common.client()?.configure(args.endpoint.as_ref(), &args.settings).await?;
+    match common.output {
+        Format::Table => {
+            let rows: Vec<_> = settings.into_iter().map(|(name, value)| vec![name, value]).collect();
+            output::raw(output::table(&["SETTING", "VALUE"], &rows).as_bytes())
+        }
+        Format::Json => {
+            let object: Map<_, _> =
+                settings.into_iter().map(|(name, value)| (name, Value::from(value))).collect();
+            output::json(&object)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_has_a_name_and_a_value() {
+        let parsed = |name: &str, value: &str| Ok((name.to_owned(), value.to_owned()));
+        assert_eq!(parse_setting("log_level=info,quorate=debug"), parsed("log_level", "info,quorate=debug"));
+        assert_eq!(parse_setting("preferred-leader=true"), parsed("preferred_leader", "true"));
+        for text in ["", "log_level", "=info"] {
+            assert!(parse_setting(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,477 @@
+//! `/replication/*` and `/stats`: how replication goes, as JSON, and settings of the running node.
+//!
+//! | path | what |
+//! |---|---|
+//! | `GET /replication/status` | this node: role, offsets, lag, health |
+//! | `GET /replication/stats` | this node's counters since it started |
+//! | `GET /replication/replicas` | the other members; what only the leader knows of them is null elsewhere |
+//! | `GET`, `POST /replication/configure` | settings that can change while the node runs ([`settings`](super::settings)) |
+//! | `GET /stats` | the most asked for of the first three, flat |
+//!
+//! Every node answers for itself, and names the leader for callers who want to know more. Errors are JSON too:
+//! `{"error", "hint"}`.
+//!
+//! # How far behind
+//!
+//! In operations: entries of the log, memberships and the like included. In milliseconds: for how long the first entry
+//! that is missing has been in the leader's log, by the leader's own clock. No two clocks are compared. A replica's lag
+//! is therefore what would be lost if it took over now, in time, and includes the way of its last answer back to the
+//! leader. On a follower it is how long ago the first entry that it has not applied was heard to be committed; null
+//! when it has lost touch with the leader, because then nobody here knows.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::engine::{Carried, NodeState, PeerStanding, PeerState, Snapshots};
+use crate::error::Leader;
+use crate::runtime;
+use crate::storage::LogStats;
+use crate::types::LogId;
+
+use super::observed::ObservedNode;
+use super::settings::{NodeSettings, Refused};
+
+/// Largest body of a request.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// What the routes work with.
+#[derive(Debug, Clone)]
+struct Door<N> {
+    node: N,
+    settings: NodeSettings<N>,
+    started: Instant,
+}
+
+/// The routes over `node`.
+pub(super) fn router<N: ObservedNode>(node: N, settings: NodeSettings<N>) -> Router {
+    let door = Door { node, settings, started: Instant::now() };
+    Router::new()
+        .route("/replication/status", get(status::<N>))
+        .route("/replication/stats", get(stats::<N>))
+        .route("/replication/replicas", get(replicas::<N>))
+        .route("/replication/configure", get(settings_now::<N>).post(configure::<N>))
+        .route("/stats", get(summary::<N>))
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(door)
+}
+
+fn document(code: StatusCode, value: &impl Serialize) -> Response {
+    match serde_json::to_string(value) {
+        Ok(mut text) => {
+            text.push('\n');
+            (code, [(header::CONTENT_TYPE, "application/json")], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+fn refusal(code: StatusCode, refused: &Refused) -> Response {
+    document(code, &json!({ "error": refused.error, "hint": refused.hint }))
+}
+
+async fn wrong_method() -> Response {
+    let refused = Refused::new("this method is not allowed here", "use GET, or POST to change settings");
+    refusal(StatusCode::METHOD_NOT_ALLOWED, &refused)
+}
+
+async fn settings_now<N: ObservedNode>(State(door): State<Door<N>>) -> Response {
+    let settings: serde_json::Map<_, _> =
+        door.settings.list().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    document(StatusCode::OK, &json!({ "settings": settings }))
+}
+
+async fn configure<N: ObservedNode>(State(door): State<Door<N>>, body: Bytes) -> Response {
+    match door.settings.configure_json(&body) {
+        Ok(()) => settings_now(State(door)).await,
+        Err(refused) => refusal(StatusCode::BAD_REQUEST, &refused),
+    }
+}
+
+async fn status<N: ObservedNode>(State(door): State<Door<N>>) -> Response {
+    document(StatusCode::OK, &door.status().await)
+}
+
+async fn stats<N: ObservedNode>(State(door): State<Door<N>>) -> Response {
+    document(StatusCode::OK, &door.stats())
+}
+
+async fn replicas<N: ObservedNode>(State(door): State<Door<N>>) -> Response {
+    let state = door.node.state();
+    let replicas: Vec<_> = door.node.peers().iter().map(Replica::of).collect();
+    let answer = json!({
+        "node_id": state.node_id,
+        "role": state.role,
+        "term": state.term,
+        "leader": leader(state.leader.as_ref()),
+        "replicas": replicas,
+    });
+    document(StatusCode::OK, &answer)
+}
+
+async fn summary<N: ObservedNode>(State(door): State<Door<N>>) -> Response {
+    let (status, stats) = (door.status().await, door.stats());
+    let answer = json!({
+        "node_id": status.node_id,
+        "cluster": status.cluster,
+        "role": status.role,
+        "term": status.term,
+        "leader": status.leader,
+        "healthy": status.healthy,
+        "last_log": status.offsets.last_log,
+        "committed": status.offsets.committed,
+        "applied": status.offsets.applied,
+        "lag_operations": status.lag.operations,
+        "lag_ms": status.lag.ms,
+        "connected_replicas": status.connected_replicas,
+        "disk": status.disk.state,
+        "sessions": status.sessions.open,
+        "pending_operations": stats.pending_operations,
+        "pending_bytes": stats.pending_bytes,
+        "applied_operations": stats.applied_operations,
+        "sent_bytes": stats.sent.bytes,
+        "received_bytes": stats.received.bytes,
+        "snapshot_bytes": stats.snapshot_bytes,
+        "uptime_ms": stats.uptime_ms,
+        "version": status.version,
+    });
+    document(StatusCode::OK, &answer)
+}
+
+#[derive(Debug, Serialize)]
+struct Status {
+    node_id: u64,
+    cluster: String,
+    role: crate::types::Role,
+    term: u64,
+    leader: Value,
+    /// It runs, follows or leads, has applied nearly everything, and its disk takes writes.
+    healthy: bool,
+    /// As `/readyz`.
+    ready: bool,
+    fatal: Option<String>,
+    offsets: Offsets,
+    state_hash: String,
+    lag: LagNow,
+    /// Members that answer, on the leader.
+    connected_replicas: Option<usize>,
+    /// Members other than this one.
+    replicas: usize,
+    disk: Disk,
+    sessions: Sessions,
+    uptime_ms: u64,
+    version: &'static str,
+}
+
+/// Indexes in the log; null where there is none.
+#[derive(Debug, Serialize)]
+struct Offsets {
+    last_log: Option<u64>,
+    committed: Option<u64>,
+    applied: Option<u64>,
+    snapshot: Option<u64>,
+    purged: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct LagNow {
+    /// Known to be committed and not yet applied.
+    operations: u64,
+    ms: Option<f64>,
+    /// How long ago the leader was heard; null on the leader.
+    leader_heard_ms: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Disk {
+    state: &'static str,
+    available_bytes: Option<u64>,
+    reserve_bytes: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Sessions {
+    open: usize,
+    bytes: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Stats {
+    node_id: u64,
+    uptime_ms: u64,
+    sent: Amount,
+    received: Amount,
+    peers: Vec<PeerTraffic>,
+    /// Proposed on this node and not yet applied.
+    pending_operations: usize,
+    pending_bytes: usize,
+    applied_operations: u64,
+    apply_batches: u64,
+    snapshot_bytes: u64,
+    snapshots_built: SnapshotCount,
+    snapshots_sent: SnapshotCount,
+    snapshots_installed: SnapshotCount,
+    elections_started: u64,
+    elections_won: u64,
+    leader_changes: u64,
+    /// Null without a disk.
+    log: Option<Log>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Amount {
+    bytes: u64,
+    messages: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct PeerTraffic {
+    node_id: u64,
+    sent: Amount,
+    received: Amount,
+    connections: u64,
+    connections_failed: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct SnapshotCount {
+    count: u64,
+    bytes: u64,
+    ms: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Log {
+    flushes: u64,
+    flush_ms_mean: f64,
+    flush_ms_max: f64,
+    entries: u64,
+    record_bytes: u64,
+    queued_bytes: u64,
+    queued_writes: u64,
+}
+
+/// One of the other members.
+#[derive(Debug, Serialize)]
+struct Replica {
+    id: u64,
+    host: String,
+    port: u16,
+    client: String,
+    role: &'static str,
+    /// Null on a node that does not lead, as all that follows.
+    status: Option<&'static str>,
+    last_heartbeat_ms: Option<f64>,
+    last_heartbeat: Option<String>,
+    matched: Option<u64>,
+    operations_behind: Option<u64>,
+    ms_behind: Option<f64>,
+    /// Accepted from this leader since its process started.
+    operations_synced: Option<u64>,
+    /// Null when none is under way.
+    snapshot: Option<Sending>,
+}
+
+#[derive(Debug, Serialize)]
+struct Sending {
+    sent_bytes: u64,
+    total_bytes: u64,
+}
+
+impl<N: ObservedNode> Door<N> {
+    fn uptime_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    async fn status(&self) -> Status {
+        let node = &self.node;
+        let told = node.status().await;
+        let (state, lag, disk, peers) = (told.state, node.lag(), node.disk(), node.peers());
+        let (open, bytes) = node.sessions();
+        let connected = |peers: &[PeerState]| {
+            let standings = peers.iter().filter_map(|peer| peer.led.as_ref()).map(|led| led.standing());
+            standings.filter(|standing| *standing != PeerStanding::Disconnected).count()
+        };
+        Status {
+            node_id: state.node_id,
+            cluster: told.cluster,
+            role: state.role,
+            term: state.term,
+            leader: leader(state.leader.as_ref()),
+            healthy: state.is_ready() && state.disk.takes_writes(),
+            ready: state.is_ready(),
+            fatal: state.fatal.as_ref().map(ToString::to_string),
+            offsets: Offsets::of(&state),
+            state_hash: format!("{:016x}", told.state_hash),
+            lag: LagNow {
+                operations: lag.entries,
+                ms: lag.time.map(ms),
+                leader_heard_ms: lag.leader_heard.map(ms),
+            },
+            connected_replicas: (state.role == crate::types::Role::Leader).then(|| connected(&peers)),
+            replicas: peers.len(),
+            disk: Disk {
+                state: disk.state.name(),
+                available_bytes: disk.available_bytes,
+                reserve_bytes: disk.reserve_bytes,
+            },
+            sessions: Sessions { open, bytes },
+            uptime_ms: self.uptime_ms(),
+            version: env!("CARGO_PKG_VERSION"),
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        let node = &self.node;
+        let (in_flight, activity, peers) = (node.in_flight(), node.activity(), node.peers());
+        let total = |bytes: fn(&Carried) -> u64| peers.iter().map(|peer| bytes(&peer.carried)).sum();
+        let count = |counter: &AtomicU64| counter.load(Relaxed);
+        let snapshots = |snapshots: &Snapshots| SnapshotCount {
+            count: count(&snapshots.count),
+            bytes: count(&snapshots.bytes),
+            ms: count(&snapshots.us) as f64 / 1e3,
+        };
+        Stats {
+            node_id: node.state().node_id,
+            uptime_ms: self.uptime_ms(),
+            sent: Amount {
+                bytes: total(|carried| carried.sent_bytes),
+                messages: total(|carried| carried.sent_messages),
+            },
+            received: Amount {
+                bytes: total(|carried| carried.received_bytes),
+                messages: total(|carried| carried.received_messages),
+            },
+            peers: peers.iter().map(PeerTraffic::of).collect(),
+            pending_operations: in_flight.commands,
+            pending_bytes: in_flight.bytes,
+            applied_operations: count(&activity.applied_entries),
+            apply_batches: count(&activity.apply_batches),
+            snapshot_bytes: count(&activity.snapshot_bytes),
+            snapshots_built: snapshots(&activity.snapshots_built),
+            snapshots_sent: snapshots(&activity.snapshots_sent),
+            snapshots_installed: snapshots(&activity.snapshots_installed),
+            elections_started: count(&activity.elections_started),
+            elections_won: count(&activity.elections_won),
+            leader_changes: count(&activity.leader_changes),
+            log: node.log_stats().map(Log::of),
+        }
+    }
+}
+
+impl Offsets {
+    fn of(state: &NodeState) -> Self {
+        let index = |position: Option<LogId>| position.map(|log_id| log_id.index);
+        Self {
+            last_log: state.last_log,
+            committed: index(state.committed),
+            applied: index(state.applied),
+            snapshot: index(state.snapshot),
+            purged: index(state.purged),
+        }
+    }
+}
+
+impl PeerTraffic {
+    fn of(peer: &PeerState) -> Self {
+        let carried = peer.carried;
+        Self {
+            node_id: peer.node_id,
+            sent: Amount { bytes: carried.sent_bytes, messages: carried.sent_messages },
+            received: Amount { bytes: carried.received_bytes, messages: carried.received_messages },
+            connections: carried.dialled,
+            connections_failed: carried.dials_failed,
+        }
+    }
+}
+
+impl Log {
+    fn of(stats: &LogStats) -> Self {
+        let flushes = stats.flushes.load(Relaxed);
+        let us = |counter: &AtomicU64| counter.load(Relaxed) as f64 / 1e3;
+        Self {
+            flushes,
+            flush_ms_mean: us(&stats.flush_us_sum) / flushes.max(1) as f64,
+            flush_ms_max: us(&stats.flush_us_max),
+            entries: stats.entries.load(Relaxed),
+            record_bytes: stats.bytes_written.load(Relaxed),
+            queued_bytes: stats.queued_bytes.load(Relaxed),
+            queued_writes: stats.queued_writes.load(Relaxed),
+        }
+    }
+}
+
+impl Replica {
+    fn of(peer: &PeerState) -> Self {
+        let (host, port) = peer.member.peer.rsplit_once(':').unwrap_or((&peer.member.peer, ""));
+        let led = peer.led.as_ref();
+        Self {
+            id: peer.node_id,
+            host: host.to_owned(),
+            port: port.parse().unwrap_or_default(),
+            client: peer.member.client.clone(),
+            role: if peer.voter { "voter" } else { "learner" },
+            status: led.map(|led| standing(led.standing())),
+            last_heartbeat_ms: led.and_then(|led| led.heard).map(ms),
+            last_heartbeat: led.and_then(|led| led.heard).map(ago),
+            matched: led.and_then(|led| led.matched),
+            operations_behind: led.map(|led| led.behind_entries),
+            ms_behind: led.map(|led| ms(led.behind)),
+            operations_synced: led.map(|led| led.accepted_entries),
+            snapshot: led
+                .and_then(|led| led.snapshot)
+                .map(|(sent_bytes, total_bytes)| Sending { sent_bytes, total_bytes }),
+        }
+    }
+}
+
+fn standing(standing: PeerStanding) -> &'static str {
+    match standing {
+        PeerStanding::Connected => "Connected",
+        PeerStanding::Syncing => "Syncing",
+        PeerStanding::Lagging => "Lagging",
+        PeerStanding::Disconnected => "Disconnected",
+    }
+}
+
+fn leader(leader: Option<&Leader>) -> Value {
+    leader.map_or(Value::Null, |leader| json!({ "node_id": leader.node_id, "client": leader.client }))
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1e3
+}
+
+/// The wall clock `time` ago, as RFC 3339 in UTC.
+fn ago(time: Duration) -> String {
+    let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    rfc3339(runtime::unix_time_ms().saturating_sub(ms))
+}
+
+fn rfc3339(unix_ms: u64) -> String {
+    let timestamp = prost_types::Timestamp {
+        seconds: i64::try_from(unix_ms / 1000).unwrap_or(i64::MAX),
+        nanos: i32::try_from(unix_ms % 1000 * 1_000_000).expect("invariant: less than a second"),
+    };
+    timestamp.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rfc_3339_in_utc() {
+        assert_eq!(rfc3339(1_767_225_600_123), "2026-01-01T00:00:00.123Z");
+        assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00Z");
+    }
+}

@@ -1,0 +1,309 @@
+//! Settings of the running node, by the names they have in its configuration file.
+//!
+//! Those that can change are the engine's, and the log's filter, which belongs to the process: whoever set up the log
+//! hands over a [`LogLevel`]. A change takes effect at once, on this node only, until the node stops. Of several
+//! settings in one request either all change or none: everything is parsed and checked before anything
+//! is changed, and requests take turns.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Map, Value};
+use tracing_subscriber::EnvFilter;
+
+use super::failure;
+use super::observed::ObservedNode;
+use crate::engine::Settings;
+use crate::proto::v1::{self, Failure};
+
+/// The settings that can change while a node runs, by their names in the configuration file.
+pub const CHANGEABLE: [&str; 8] = [
+    "snapshot_every_entries",
+    "snapshot_every_bytes",
+    "snapshot_keep_entries",
+    "snapshot_keep_bytes",
+    "max_command_bytes",
+    "max_inflight_bytes",
+    "preferred_leader",
+    LOG_LEVEL,
+];
+
+/// All others of the configuration file: they take effect when the node is started.
+pub const NEED_RESTART: [&str; 18] = [
+    "node_id",
+    "cluster",
+    "data_dir",
+    "client_listen",
+    "client_advertise",
+    "peer_listen",
+    "peer_advertise",
+    "peers",
+    "join",
+    "single",
+    "log_format",
+    "heartbeat_interval_ms",
+    "election_timeout_min_ms",
+    "election_timeout_max_ms",
+    "log_tail_bytes",
+    "append_message_bytes",
+    "disk_reserve_bytes",
+    "fsync_stall_ms",
+];
+
+const LOG_LEVEL: &str = "log_level";
+
+/// Most settings in one request; more than there are makes no sense.
+const MAX_CHANGES: usize = 64;
+
+/// The filter of the process's log, and how to change it. Cheap to clone; all clones are the same filter.
+#[derive(Clone)]
+pub struct LogLevel {
+    current: Arc<Mutex<String>>,
+    apply: Arc<ApplyFilter>,
+}
+
+type ApplyFilter = dyn Fn(&str) -> Result<(), String> + Send + Sync;
+
+impl LogLevel {
+    /// The log is filtered by `current`, and `apply` makes it another filter, which it is given as text that
+    /// [`EnvFilter`] understands; it fails with the reason.
+    pub fn new(
+        current: impl Into<String>,
+        apply: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        Self { current: Arc::new(Mutex::new(current.into())), apply: Arc::new(apply) }
+    }
+}
+
+impl fmt::Debug for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LogLevel").field(&self.current).finish()
+    }
+}
+
+/// Why settings were not changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{error}")]
+pub(super) struct Refused {
+    /// What is wrong.
+    pub(super) error: String,
+    /// What to do.
+    pub(super) hint: String,
+}
+
+impl Refused {
+    pub(super) fn new(error: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { error: error.into(), hint: hint.into() }
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        failure::invalid(&format!("{}: {}", refused.error, refused.hint))
+    }
+}
+
+/// The settings of one node.
+#[derive(Debug, Clone)]
+pub(super) struct NodeSettings<N> {
+    node: N,
+    log_level: Option<LogLevel>,
+    turn: Arc<Mutex<()>>,
+}
+
+impl<N: ObservedNode> NodeSettings<N> {
+    /// The log's filter can be changed if there is a `log_level`.
+    pub(super) fn new(node: N, log_level: Option<LogLevel>) -> Self {
+        Self { node, log_level, turn: Arc::default() }
+    }
+
+    /// The settings that can change, with their present values.
+    pub(super) fn list(&self) -> Vec<(&'static str, Value)> {
+        let settings = self.node.settings();
+        let log_level = self
+            .log_level
+            .as_ref()
+            .map(|log| log.current.lock().expect("invariant: no panic under this lock").clone());
+        let value = |name| match name {
+            "snapshot_every_entries" => Some(settings.snapshots.every_entries.into()),
+            "snapshot_every_bytes" => Some(settings.snapshots.every_bytes.into()),
+            "snapshot_keep_entries" => Some(settings.snapshots.keep_entries.into()),
+            "snapshot_keep_bytes" => Some(settings.snapshots.keep_bytes.into()),
+            "max_command_bytes" => Some(settings.max_command_bytes.into()),
+            "max_inflight_bytes" => Some(settings.max_inflight_bytes.into()),
+            "preferred_leader" => Some(settings.preferred_leader.into()),
+            _ => log_level.clone().map(Value::from),
+        };
+        CHANGEABLE.into_iter().filter_map(|name| Some((name, value(name)?))).collect()
+    }
+
+    /// Changes all of `wanted` or nothing.
+    ///
+    /// # Errors
+    /// The first that cannot be changed, and why.
+    pub(super) fn change(&self, wanted: &[(String, String)]) -> Result<(), Refused> {
+        if wanted.len() > MAX_CHANGES {
+            return Err(Refused::new(
+                format!("{} settings in one request", wanted.len()),
+                format!("these can change: {}", CHANGEABLE.join(", ")),
+            ));
+        }
+        let mut changes = Vec::new();
+        let mut filter = None;
+        for (at, (name, value)) in wanted.iter().enumerate() {
+            if wanted[..at].iter().any(|(earlier, _)| earlier == name) {
+                return Err(Refused::new(format!("{name} is given twice"), "give it once"));
+            }
+            match name == LOG_LEVEL {
+                true => filter = Some((self.changeable_log()?, checked_filter(value)?)),
+                false => changes.push(change(name, value)?),
+            }
+        }
+        let _turn = self.turn.lock().expect("invariant: no panic under this lock");
+        let before = self.node.settings();
+        self.node
+            .configure(|settings| changes.into_iter().for_each(|change| change(settings)))
+            .map_err(|error| Refused::new(error.to_string(), "nothing was changed"))?;
+        let Some((log, filter)) = filter else { return Ok(()) };
+        if let Err(reason) = (log.apply)(&filter) {
+            // What was in force a moment ago is valid.
+            let _ = self.node.configure(|settings| *settings = before);
+            return Err(Refused::new(
+                format!("{LOG_LEVEL} cannot be changed: {reason}"),
+                "nothing was changed",
+            ));
+        }
+        tracing::info!(filter, "the log's filter has changed");
+        *log.current.lock().expect("invariant: no panic under this lock") = filter;
+        Ok(())
+    }
+
+    fn changeable_log(&self) -> Result<&LogLevel, Refused> {
+        self.log_level.as_ref().ok_or_else(|| {
+            Refused::new(
+                format!("{LOG_LEVEL} cannot be changed here"),
+                "the program that this node is part of has set up the log by itself",
+            )
+        })
+    }
+
+    /// `Admin.Configure`: changes what is asked for, and lists what there is then.
+    ///
+    /// # Errors
+    /// The failure to answer instead.
+    pub(super) fn configure(&self, request: v1::ConfigureRequest) -> Result<v1::ConfigureResponse, Failure> {
+        let wanted: Vec<_> =
+            request.settings.into_iter().map(|setting| (setting.name, setting.value)).collect();
+        if !wanted.is_empty() {
+            self.change(&wanted)?;
+        }
+        let setting =
+            |(name, value): (&str, Value)| v1::Setting { name: name.to_owned(), value: text(&value) };
+        Ok(v1::ConfigureResponse { settings: self.list().into_iter().map(setting).collect() })
+    }
+
+    /// `POST /replication/configure`, given a JSON object of settings.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn configure_json(&self, body: &[u8]) -> Result<(), Refused> {
+        const EXAMPLE: &str = "send an object such as {\"snapshot_every_entries\": 100000}";
+        let object: Map<String, Value> = serde_json::from_slice(body)
+            .map_err(|error| Refused::new(format!("the body is not a JSON object: {error}"), EXAMPLE))?;
+        let mut wanted = Vec::new();
+        for (name, value) in object {
+            if matches!(value, Value::Null | Value::Array(_) | Value::Object(_)) {
+                check_name(&name)?;
+                return Err(Refused::new(
+                    format!("{name} must be a number, true, false or a string"),
+                    EXAMPLE,
+                ));
+            }
+            wanted.push((name, text(&value)));
+        }
+        self.change(&wanted)
+    }
+}
+
+/// As in a configuration file, but without quotes.
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn checked_filter(value: &str) -> Result<String, Refused> {
+    match EnvFilter::try_new(value) {
+        Ok(_) => Ok(value.to_owned()),
+        Err(error) => Err(Refused::new(
+            format!("{LOG_LEVEL} \"{value}\" is not a filter: {error}"),
+            "write error, warn, info, debug or trace, or a filter such as info,quorate=debug",
+        )),
+    }
+}
+
+fn check_name(name: &str) -> Result<(), Refused> {
+    if CHANGEABLE.contains(&name) {
+        return Ok(());
+    }
+    let can = format!("these can change while the node runs: {}", CHANGEABLE.join(", "));
+    Err(match NEED_RESTART.contains(&name) {
+        true => Refused::new(
+            format!("{name} cannot change while the node runs"),
+            format!("set it in the configuration file and restart the node; {can}"),
+        ),
+        false => Refused::new(format!("there is no setting {name:?}"), can),
+    })
+}
+
+type Change = Box<dyn FnOnce(&mut Settings)>;
+
+/// What setting `name` to `value` does.
+fn change(name: &str, value: &str) -> Result<Change, Refused> {
+    check_name(name)?;
+    let number = || {
+        value.parse::<u64>().map_err(|_| {
+            Refused::new(format!("{name} must be a whole number, not \"{value}\""), "write bytes as 1048576")
+        })
+    };
+    let size = || {
+        number().and_then(|number| {
+            usize::try_from(number)
+                .map_err(|_| Refused::new(format!("{name} is too large"), "give a smaller number"))
+        })
+    };
+    Ok(match name {
+        "snapshot_every_entries" => {
+            let number = number()?;
+            Box::new(move |settings| settings.snapshots.every_entries = number)
+        }
+        "snapshot_every_bytes" => {
+            let number = number()?;
+            Box::new(move |settings| settings.snapshots.every_bytes = number)
+        }
+        "snapshot_keep_entries" => {
+            let number = number()?;
+            Box::new(move |settings| settings.snapshots.keep_entries = number)
+        }
+        "snapshot_keep_bytes" => {
+            let number = number()?;
+            Box::new(move |settings| settings.snapshots.keep_bytes = number)
+        }
+        "max_command_bytes" => {
+            let size = size()?;
+            Box::new(move |settings| settings.max_command_bytes = size)
+        }
+        "max_inflight_bytes" => {
+            let size = size()?;
+            Box::new(move |settings| settings.max_inflight_bytes = size)
+        }
+        "preferred_leader" => {
+            let prefers = value.parse::<bool>().map_err(|_| {
+                Refused::new(format!("{name} must be true or false, not \"{value}\""), "write true or false")
+            })?;
+            Box::new(move |settings| settings.preferred_leader = prefers)
+        }
+        other => unreachable!("invariant: {other} was just found among the settings"),
+    })
+}

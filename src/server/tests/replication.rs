@@ -1,0 +1,269 @@
+//! Status pages, metrics and settings over a node whose state the test sets.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::engine::{
+    Activity, Carried, Counters, DiskStatus, InFlight, Lag, LedPeer, PeerState, Settings, SnapshotPolicy,
+};
+use crate::error::ConfigureError;
+use crate::proto::v1::admin_server::Admin;
+use crate::storage::LogStats;
+use crate::types::Member;
+
+/// What the fake node tells of itself.
+pub(super) struct Observed {
+    settings: Mutex<Settings>,
+    activity: Activity,
+    counters: Counters,
+}
+
+impl Default for Observed {
+    fn default() -> Self {
+        let settings = Settings {
+            snapshots: SnapshotPolicy::default(),
+            max_command_bytes: 100,
+            max_inflight_bytes: 1000,
+            preferred_leader: false,
+        };
+        Self { settings: Mutex::new(settings), activity: Activity::default(), counters: Counters::default() }
+    }
+}
+
+/// The largest that the fake accepts.
+const MOST_INFLIGHT_BYTES: usize = 1000;
+
+fn peer(node_id: u64, led: Option<LedPeer>) -> PeerState {
+    let peer = format!("10.0.0.{node_id}:7901");
+    let member = Member { peer, client: format!("10.0.0.{node_id}:7801"), incarnation: Incarnation(9) };
+    let carried =
+        Carried { sent_bytes: 10 * node_id, received_bytes: 1, dials_failed: 2, ..Carried::default() };
+    PeerState { node_id, member, voter: node_id != 3, carried, led }
+}
+
+impl ObservedNode for FakeNode {
+    fn peers(&self) -> Vec<PeerState> {
+        let leads = self.state().role == Role::Leader;
+        let well = LedPeer {
+            matched: Some(8),
+            behind_entries: 2,
+            behind: Duration::from_micros(1500),
+            heard: Some(Duration::from_millis(30)),
+            accepted_entries: 5,
+            snapshot: None,
+        };
+        let gone = LedPeer { heard: None, matched: None, ..well.clone() };
+        vec![peer(2, leads.then_some(well)), peer(3, leads.then_some(gone))]
+    }
+
+    fn lag(&self) -> Lag {
+        Lag { entries: 1, time: Some(Duration::from_micros(250)), leader_heard: None }
+    }
+
+    fn in_flight(&self) -> InFlight {
+        InFlight { commands: 3, bytes: 300 }
+    }
+
+    fn sessions(&self) -> (usize, usize) {
+        (4, 400)
+    }
+
+    fn disk(&self) -> DiskStatus {
+        crate::storage::DiskWatch::default().status()
+    }
+
+    fn activity(&self) -> &Activity {
+        &self.observed.activity
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.observed.counters
+    }
+
+    fn log_stats(&self) -> Option<&LogStats> {
+        None
+    }
+
+    fn settings(&self) -> Settings {
+        self.observed.settings.lock().unwrap().clone()
+    }
+
+    fn configure(&self, change: impl FnOnce(&mut Settings)) -> Result<Settings, ConfigureError> {
+        let mut changed = self.settings();
+        change(&mut changed);
+        if changed.max_inflight_bytes > MOST_INFLIGHT_BYTES {
+            return Err(ConfigureError("max_inflight_bytes is too large".to_owned()));
+        }
+        *self.observed.settings.lock().unwrap() = changed.clone();
+        Ok(changed)
+    }
+}
+
+async fn json(port: &Port, method: &str, path: &str, body: &str) -> (u16, Value) {
+    let (code, content_type, body) = port.ask(method, path, body).await;
+    assert_eq!(content_type, "application/json", "{path}: {body}");
+    (code, serde_json::from_str(&body).unwrap())
+}
+
+#[tokio::test]
+async fn the_leader_tells_of_every_replica_and_followers_tell_where_to_ask() {
+    let port = Port::open().await;
+    let (code, answer) = json(&port, "GET", "/replication/replicas", "").await;
+    assert_eq!((code, &answer["role"], &answer["leader"]["node_id"]), (200, &json!("leader"), &json!(7)));
+    let mut well = answer["replicas"][0].clone();
+    let heartbeat = well["last_heartbeat"].take();
+    assert!(heartbeat.as_str().is_some_and(|at| at.len() > 19 && at.ends_with('Z')), "{heartbeat}");
+    let expected = json!({
+        "id": 2, "host": "10.0.0.2", "port": 7901, "client": "10.0.0.2:7801", "role": "voter",
+        "status": "Connected", "last_heartbeat_ms": 30.0, "last_heartbeat": null, "matched": 8,
+        "operations_behind": 2, "ms_behind": 1.5, "operations_synced": 5, "snapshot": null,
+    });
+    assert_eq!(well, expected);
+    let gone = &answer["replicas"][1];
+    assert_eq!((&gone["status"], &gone["role"]), (&json!("Disconnected"), &json!("learner")));
+
+    port.node.state.send_modify(|state| state.role = Role::Follower);
+    let (code, answer) = json(&port, "GET", "/replication/replicas", "").await;
+    assert_eq!((code, &answer["leader"]["client"]), (200, &json!("here:7801")));
+    assert_eq!(answer["replicas"][0]["status"], Value::Null);
+    assert_eq!(answer["replicas"][0]["host"], "10.0.0.2");
+}
+
+#[tokio::test]
+async fn status_stats_and_their_union() {
+    let port = Port::open().await;
+    port.node.state.send_modify(|state| {
+        (state.last_log, state.committed) = (Some(10), Some(LogId::new(3, 9)));
+        state.applied = Some(LogId::new(3, 8));
+    });
+    let (_, status) = json(&port, "GET", "/replication/status", "").await;
+    let offsets = json!({"last_log": 10, "committed": 9, "applied": 8, "snapshot": null, "purged": null});
+    assert_eq!(status["offsets"], offsets);
+    assert_eq!((&status["lag"]["operations"], &status["lag"]["ms"]), (&json!(1), &json!(0.25)));
+    assert_eq!((&status["connected_replicas"], &status["replicas"]), (&json!(1), &json!(2)));
+    assert_eq!((&status["healthy"], &status["disk"]["state"]), (&json!(true), &json!("ok")));
+    assert_eq!(status["sessions"], json!({"open": 4, "bytes": 400}));
+
+    let (_, stats) = json(&port, "GET", "/replication/stats", "").await;
+    assert_eq!((&stats["sent"]["bytes"], &stats["received"]["bytes"]), (&json!(50), &json!(2)));
+    assert_eq!((&stats["pending_operations"], &stats["pending_bytes"]), (&json!(3), &json!(300)));
+    assert_eq!(stats["peers"][1]["connections_failed"], 2);
+
+    port.node.state.send_modify(|state| state.disk = DiskState::Full);
+    let (_, union) = json(&port, "GET", "/stats", "").await;
+    assert_eq!((&union["healthy"], &union["applied"]), (&json!(false), &json!(8)));
+    assert_eq!((&union["sent_bytes"], &union["cluster"]), (&json!(50), &json!("c")));
+}
+
+#[tokio::test]
+async fn settings_are_changed_all_or_none() {
+    let port = Port::open().await;
+    let path = "/replication/configure";
+    let before = port.node.settings();
+    for (body, error, hint) in [
+        (r#"{"max_command_bytes": 50, "nonsense": 1}"#, "no setting \"nonsense\"", "max_command_bytes"),
+        (r#"{"max_command_bytes": 50, "node_id": 2}"#, "node_id cannot change", "restart the node"),
+        (r#"{"max_command_bytes": 50, "max_inflight_bytes": 1001}"#, "too large", "nothing was changed"),
+        (r#"{"max_command_bytes": "a lot"}"#, "whole number, not \"a lot\"", "1048576"),
+        (r#"{"max_command_bytes": [1]}"#, "must be a number", "send an object"),
+        (r#"{"preferred_leader": 1}"#, "true or false", "true or false"),
+        (r#"{"max_command_bytes": 50, "log_level": "info"}"#, "log_level cannot be changed", "by itself"),
+        ("[]", "not a JSON object", "send an object"),
+        ("", "not a JSON object", "send an object"),
+    ] {
+        let (code, answer) = json(&port, "POST", path, body).await;
+        assert_eq!(code, 400, "{body}");
+        assert!(answer["error"].as_str().unwrap().contains(error), "{body}: {answer}");
+        assert!(answer["hint"].as_str().unwrap().contains(hint), "{body}: {answer}");
+        assert_eq!(port.node.settings(), before, "{body}");
+    }
+    let (code, answer) =
+        json(&port, "POST", path, r#"{"snapshot_keep_entries": "7", "preferred_leader": true}"#).await;
+    assert_eq!(code, 200);
+    assert_eq!(answer["settings"]["snapshot_keep_entries"], 7);
+    assert_eq!(json(&port, "GET", path, "").await, (200, answer));
+    assert!(port.node.settings().preferred_leader);
+
+    let (code, answer) = json(&port, "DELETE", path, "").await;
+    assert_eq!((code, answer["hint"].is_string()), (405, true));
+}
+
+#[tokio::test]
+async fn the_admin_service_configures_the_log_too() {
+    let node = FakeNode::new();
+    let applied = Arc::new(Mutex::new(Vec::new()));
+    let log = LogLevel::new("info", {
+        let applied = applied.clone();
+        move |filter: &str| match filter {
+            "error" => Err("the log is gone".to_owned()),
+            _ => {
+                applied.lock().unwrap().push(filter.to_owned());
+                Ok(())
+            }
+        }
+    });
+    let admin = AdminService(node.clone(), NodeSettings::new(node.clone(), Some(log)));
+    let ask = async |settings: &[(&str, &str)]| {
+        let setting = |(name, value): &(&str, &str)| v1::Setting {
+            name: (*name).to_owned(),
+            value: (*value).to_owned(),
+        };
+        let request = v1::ConfigureRequest { settings: settings.iter().map(setting).collect() };
+        admin.configure(tonic::Request::new(request)).await.map(tonic::Response::into_inner)
+    };
+    let names: Vec<_> = ask(&[]).await.unwrap().settings.into_iter().map(|setting| setting.name).collect();
+    assert_eq!(names, settings::CHANGEABLE);
+    let changed =
+        ask(&[("log_level", "info,quorate::write=trace"), ("max_command_bytes", "50")]).await.unwrap();
+    assert_eq!(changed.settings.last().unwrap().value, "info,quorate::write=trace");
+    assert_eq!(*applied.lock().unwrap(), ["info,quorate::write=trace"]);
+
+    for refused in [
+        &[("max_command_bytes", "60"), ("log_level", "quorate=loud")][..],
+        &[("max_command_bytes", "60"), ("log_level", "error")],
+        &[("max_command_bytes", "60"), ("max_command_bytes", "70")],
+        &[("log_level", "debug"), ("max_inflight_bytes", "1001")],
+    ] {
+        let status = ask(refused).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{refused:?}");
+        assert_eq!(node.settings().max_command_bytes, 50, "{refused:?}");
+    }
+    assert_eq!(applied.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn metrics_cover_peers_writes_reads_and_snapshots() {
+    let port = Port::open().await;
+    let (_, text) = port.http("/metrics").await;
+    for line in [
+        "quorate_peer_lag_entries{peer=\"2\"} 2",
+        "quorate_peer_heard_seconds{peer=\"2\"} 0.03",
+        "quorate_peer_sent_bytes_total{peer=\"3\"} 30",
+        "quorate_peer_connections_failed_total{peer=\"2\"} 2",
+        "quorate_peer_connected{peer=\"3\"} 0",
+        "quorate_raft_elections_won_total 0",
+        "quorate_raft_commit_duration_seconds_count 0",
+        "quorate_raft_lag_seconds 0.00025",
+        "quorate_write_in_flight 3",
+        "quorate_write_in_flight_bytes 300",
+        "quorate_write_refusals_total{reason=\"disk_full\"} 0",
+        "quorate_read_requests_total{level=\"lease\"} 0",
+        "quorate_session_open 4",
+        "quorate_snapshot_bytes_total{step=\"sent\"} 0",
+        "quorate_snapshot_time_seconds_total{step=\"built\"} 0",
+        "quorate_server_watches_open 0",
+        "quorate_server_requests_total{method=\"put\",outcome=\"answer_forgotten\"} 0",
+    ] {
+        assert!(
+            text.lines().any(|shown| shown.strip_suffix(".0").unwrap_or(shown) == line),
+            "{line}\n{text}"
+        );
+    }
+    // What was never heard has no age.
+    assert!(!text.contains("quorate_peer_heard_seconds{peer=\"3\"}"));
+    let mut families: Vec<_> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
+    let all = families.len();
+    families.sort_unstable();
+    families.dedup();
+    assert_eq!(families.len(), all, "a metric is declared twice");
+}

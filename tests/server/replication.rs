@@ -1,0 +1,117 @@
+//! `/replication/*` and metrics in front of a real engine.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::{put_many, with_node};
+
+/// Code and body of an answer.
+async fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.unwrap();
+    let (head, body) = response.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+async fn json_of(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, Value) {
+    let (code, text) = http(address, method, path, body).await;
+    (code, serde_json::from_str(&text).unwrap())
+}
+
+/// The value of a metric without labels, or with those that are part of `name`.
+fn metric(text: &str, name: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("there is no {name} in {text}")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_shows_in_status_stats_and_metrics() {
+    const PUTS: u64 = 500;
+    let dir = tempfile::tempdir().unwrap();
+    with_node(dir.path(), async |address| {
+        put_many(address, PUTS).await;
+        let (code, status) = json_of(address, "GET", "/replication/status", "").await;
+        assert_eq!((code, &status["role"], &status["healthy"]), (200, &json!("leader"), &json!(true)));
+        assert_eq!(status["offsets"]["applied"], status["offsets"]["committed"]);
+        assert_eq!(status["lag"], json!({"operations": 0, "ms": 0.0, "leader_heard_ms": null}));
+        assert_eq!((&status["connected_replicas"], &status["replicas"]), (&json!(0), &json!(0)));
+        assert_ne!(status["disk"]["state"], Value::Null);
+
+        let (_, stats) = json_of(address, "GET", "/replication/stats", "").await;
+        assert!(stats["applied_operations"].as_u64().unwrap() >= PUTS, "{stats}");
+        assert_eq!((&stats["pending_operations"], &stats["pending_bytes"]), (&json!(0), &json!(0)));
+        assert!(stats["log"]["flush_ms_mean"].as_f64().unwrap() > 0.0);
+        let (_, union) = json_of(address, "GET", "/stats", "").await;
+        assert_eq!(union["applied"], status["offsets"]["applied"]);
+
+        let (_, text) = http(address, "GET", "/metrics", "").await;
+        assert!(metric(&text, "quorate_raft_applied_entries_total") >= PUTS as f64);
+        assert_eq!(metric(&text, "quorate_raft_elections_won_total"), 1.0);
+        assert_eq!(metric(&text, "quorate_write_in_flight"), 0.0);
+        let samples = metric(&text, "quorate_raft_commit_duration_seconds_count");
+        assert!(samples >= 1.0, "batches are followed to their commit");
+        assert_eq!(metric(&text, "quorate_raft_apply_duration_seconds_count"), samples);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_setting_takes_effect_at_once_and_shows() {
+    let dir = tempfile::tempdir().unwrap();
+    with_node(dir.path(), async |address| {
+        let path = "/replication/configure";
+        let (code, answer) = json_of(address, "POST", path, r#"{"max_command_bytes": 10}"#).await;
+        assert_eq!((code, &answer["settings"]["max_command_bytes"]), (200, &json!(10)));
+        let mut kv = quorate::proto::v1::kv_client::KvClient::new(crate::channel(address).await);
+        let put = quorate::proto::v1::PutRequest {
+            key: "k".into(),
+            value: "longer than it may be".into(),
+            ..Default::default()
+        };
+        assert_eq!(kv.put(put.clone()).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+        let (_, text) = http(address, "GET", "/metrics", "").await;
+        assert_eq!(metric(&text, "quorate_write_refusals_total{reason=\"too_large\"}"), 1.0);
+        assert_eq!(metric(&text, "quorate_server_requests_total{method=\"put\",outcome=\"too_large\"}"), 1.0);
+
+        let (code, answer) = json_of(address, "POST", path, r#"{"snapshot_every_entries": 0}"#).await;
+        assert_eq!((code, answer["hint"].is_string()), (400, true), "{answer}");
+        let (code, _) = json_of(address, "POST", path, r#"{"max_command_bytes": 1000}"#).await;
+        assert_eq!(code, 200);
+        kv.put(put).await.unwrap();
+        assert!(
+            !json_of(address, "GET", path, "").await.1["settings"]["preferred_leader"].as_bool().unwrap()
+        );
+    })
+    .await;
+}
+
+/// The guide's alarms name metrics; one that does not exist would never ring.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_that_the_guide_names_exists() {
+    let guide = include_str!("../../docs/OPERATIONS.md");
+    let words = guide.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let named: Vec<_> = words.filter(|word| word.starts_with("quorate_") && !word.ends_with('_')).collect();
+    assert!(named.len() > 10);
+    let dir = tempfile::tempdir().unwrap();
+    with_node(dir.path(), async |address| {
+        let (_, text) = http(address, "GET", "/metrics", "").await;
+        let declared: Vec<_> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        for name in named {
+            assert!(
+                declared.contains(&name.strip_suffix("_total").unwrap_or(name)),
+                "{name} is none of {declared:?}"
+            );
+        }
+    })
+    .await;
+}
