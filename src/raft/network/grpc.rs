@@ -155,9 +155,9 @@ impl Transport for GrpcTransport {
 }
 
 /// Counts messages on their way out.
-fn counted<T: Message>(outgoing: mpsc::Receiver<T>, traffic: Arc<PeerTraffic>) -> impl Stream<Item = T> + Send
+fn counted<T>(outgoing: mpsc::Receiver<T>, traffic: Arc<PeerTraffic>) -> impl Stream<Item = T> + Send
 where
-    T: Send + 'static,
+    T: Message + Send + 'static,
 {
     ReceiverStream::new(outgoing).inspect(move |message| traffic.sent(message.encoded_len()))
 }
