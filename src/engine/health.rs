@@ -121,7 +121,7 @@ impl<M: StateMachine> Health<M> {
             if state.takes_writes() && begun.is_none() {
                 continue;
             }
-            // Once it has begun, only the first answers after it are newer.
+            // Once it has begun, nobody answers any more.
             let candidates = begun.as_ref().map_or(&in_touch, |begun| &begun.in_touch);
             let Some(to) = successor(&metrics, self.own, candidates, begun.is_some()) else { continue };
             tracing::warn!(to, disk = %state, "handing over the lead: the disk is unwell");
@@ -160,12 +160,7 @@ fn lacks_disks(membership: &Membership, own: NodeId, in_touch: &InTouch) -> bool
 
 /// Who is to lead instead of `own`: a voter in touch that holds the whole log, is `fit`, or is any at all once
 /// there is no way back.
-fn successor(
-    metrics: &Metrics,
-    own: NodeId,
-    in_touch: &InTouch,
-    no_way_back: bool,
-) -> Option<NodeId> {
+fn successor(metrics: &Metrics, own: NodeId, in_touch: &InTouch, no_way_back: bool) -> Option<NodeId> {
     let holds_all = |id: &NodeId| {
         let matched = metrics.matched.get(id).copied().flatten();
         matched.map(|matched| matched.index) >= metrics.last_log

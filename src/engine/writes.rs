@@ -173,15 +173,13 @@ impl<M: StateMachine> Engine<M> {
         }
         let (engine, session) = (self.inner.clone(), options.slot.map(|slot| slot.session));
         let in_flight = InFlight { engine: self.inner.clone(), bytes };
-        let finish = move |outcome| {
-            match engine.acknowledge(outcome, options.ack, session) {
-                Ok((acknowledged, entry)) if options.ack == AckLevel::All => {
-                    runtime::spawn(async move {
-                        done(engine.wait_for_all(acknowledged, entry, options.ack_timeout).await);
-                    });
-                }
-                outcome => done(outcome.map(|(acknowledged, _)| acknowledged)),
+        let finish = move |outcome| match engine.acknowledge(outcome, options.ack, session) {
+            Ok((acknowledged, entry)) if options.ack == AckLevel::All => {
+                runtime::spawn(async move {
+                    done(engine.wait_for_all(acknowledged, entry, options.ack_timeout).await);
+                });
             }
+            outcome => done(outcome.map(|(acknowledged, _)| acknowledged)),
         };
         match options.ack {
             // Acknowledged long before it is committed: a leader without a quorum must not take on more and more.

@@ -70,7 +70,8 @@ impl SnapshotDir {
         }
         // A crash may have come between a rename and its fsync; from here on the name counts.
         files::sync(path)?;
-        let shared = Shared { path: path.to_owned(), newest: Mutex::new(None), room, refused: Mutex::new(None) };
+        let shared =
+            Shared { path: path.to_owned(), newest: Mutex::new(None), room, refused: Mutex::new(None) };
         Ok(Self { shared: Arc::new(shared) })
     }
 

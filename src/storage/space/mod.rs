@@ -229,10 +229,12 @@ impl Room {
             && !self.owns(soon)?
             && let Some(log) = self.log.get()
         {
-            let wanted = ledger.policy.headroom().max(soon.saturating_add(SEGMENT_BYTES));
+            // No batch takes more than the reserve is meant for.
+            let wanted = soon.saturating_add(SEGMENT_BYTES).min(ledger.policy.to_own());
             let available = self.gauge.available.load(Relaxed);
             if available >= LEAST_CLAIM_BYTES {
-                claim(log, wanted.min(available))?;
+                let most = owned_beyond_end(log)?.saturating_add(available);
+                claim(log, wanted.max(ledger.policy.headroom()).min(most))?;
             }
         }
         Ok(())
@@ -240,7 +242,9 @@ impl Room {
 
     /// Whether the log's file owns enough for a batch that takes `bytes`, or is not to own anything.
     fn owns(&self, bytes: u64) -> io::Result<bool> {
-        let Some(log) = self.log.get().filter(|_| self.gauge.has_headroom.load(Relaxed)) else { return Ok(true) };
+        let Some(log) = self.log.get().filter(|_| self.gauge.has_headroom.load(Relaxed)) else {
+            return Ok(true);
+        };
         Ok(owned_beyond_end(log)? >= bytes.saturating_add(SEGMENT_BYTES))
     }
 
@@ -272,10 +276,8 @@ impl Room {
     fn look_with(&self, ledger: &mut Ledger, soon: u64, may_hold: bool) -> io::Result<()> {
         let before = ledger.policy.space();
         let figures = self.figures(ledger)?;
-        let step = ledger.policy.observe(Figures {
-            available: figures.available.saturating_sub(soon),
-            ..figures
-        });
+        let step =
+            ledger.policy.observe(Figures { available: figures.available.saturating_sub(soon), ..figures });
         // Before anything that takes time: nothing more is to be taken on meanwhile.
         self.note(ledger, figures);
         match step {
