@@ -53,13 +53,14 @@ pub enum WriteError {
     /// Too many bytes are in flight on this node. The command was not proposed.
     #[error("too many writes are in flight on this node; retry after a pause")]
     Overloaded,
-    /// The disk of this node has too little room. The command was not proposed. Writes are taken again, without a
-    /// restart, once there is room; reads go on meanwhile.
+    /// The disk of this node has too little room, or the disks of so many voters are full or hang that nothing would be
+    /// committed. The command was not proposed. Writes are taken again, without a restart, once there is room; reads
+    /// go on meanwhile.
     #[error(
-        "the disk of this node is full ({available_bytes} bytes are left): free some space on it, or enlarge it"
+        "the disk of this node, or of too many other voters, is full ({available_bytes} bytes are left on this node): free some space there, or enlarge it"
     )]
     DiskFull {
-        /// Bytes that are free.
+        /// Bytes that are free on this node.
         available_bytes: u64,
     },
     /// The disk of this node hangs. The command was not proposed.

@@ -21,6 +21,8 @@ use crate::types::{LogId, Role};
 const PACE: Duration = Duration::from_millis(20);
 /// A request for a snapshot is ignored while another one is being written, and repeated after this long.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How often that is doubled: a snapshot for which there is no room is not to be begun over and over.
+const MAX_DOUBLINGS: u32 = 6;
 /// How long a snapshot that somebody asked for may take.
 const TAKE_PATIENCE: Duration = Duration::from_secs(60);
 /// The log is measured at points this many bytes or entries apart.
@@ -83,6 +85,39 @@ impl Gauge {
     }
 }
 
+/// When a snapshot is asked for again that has not come.
+#[derive(Debug, Default)]
+struct Asking {
+    last: Option<Instant>,
+    /// Requests in a row that led to nothing.
+    vain: u32,
+}
+
+impl Asking {
+    fn is_under_way(&self) -> bool {
+        self.last.is_some()
+    }
+
+    /// Whether to ask now; each time after the first it takes twice as long.
+    fn ask(&mut self) -> bool {
+        let Some(last) = self.last else {
+            self.last = Some(Instant::now());
+            return true;
+        };
+        let due = last.elapsed() > ASK_AGAIN.saturating_mul(1 << self.vain.min(MAX_DOUBLINGS));
+        if due {
+            self.last = Some(Instant::now());
+            self.vain += 1;
+        }
+        due
+    }
+
+    /// What stood in the way is gone: the next request is not to wait for long.
+    fn begin_anew(&mut self) {
+        self.vain = 0;
+    }
+}
+
 impl<M: StateMachine> Engine<M> {
     /// Takes a snapshot of what is applied now, unless there is one, and waits until it is on disk. Returns what it
     /// covers.
@@ -134,10 +169,10 @@ pub(super) async fn run<M: StateMachine>(
     // What is applied is counted from the snapshot on, at a restart as well.
     let start = Mark { index: newest.map_or(0, |snapshot| snapshot.index), bytes: 0 };
     let mut gauge = Gauge::new(settings.borrow().snapshots.clone(), start);
-    let mut requested: Option<Instant> = None;
+    let (mut asking, mut had_room) = (Asking::default(), true);
     loop {
         // While a snapshot is being written its end is awaited even if nothing is applied meanwhile.
-        if requested.is_none() && progress.changed().await.is_err() {
+        if !asking.is_under_way() && progress.changed().await.is_err() {
             return;
         }
         tokio::time::sleep(PACE).await;
@@ -154,15 +189,18 @@ pub(super) async fn run<M: StateMachine>(
             && metrics.snapshot > newest
         {
             newest = metrics.snapshot;
-            requested = None;
+            asking = Asking::default();
             if let Some(upto) = gauge.snapshot_taken(snapshot.index) {
                 core.purge(upto).await;
             }
         }
         // A full disk has no room for one; it is taken once there is.
-        let wanted = gauge.is_snapshot_due(mark) && disk.has_room();
-        if wanted && requested.is_none_or(|at| at.elapsed() > ASK_AGAIN) {
-            requested = Some(Instant::now());
+        let has_room = disk.has_room();
+        if has_room && !had_room {
+            asking.begin_anew();
+        }
+        had_room = has_room;
+        if has_room && gauge.is_snapshot_due(mark) && asking.ask() {
             core.snapshot().await;
         }
     }
@@ -187,6 +225,23 @@ mod tests {
         assert!(!gauge.is_snapshot_due(Mark { index: 10_499, bytes: (100 << 20) - 1 }));
         assert!(gauge.is_snapshot_due(Mark { index: 10_500, bytes: 0 }));
         assert!(gauge.is_snapshot_due(Mark { index: 501, bytes: 100 << 20 }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_that_does_not_come_is_asked_for_more_and_more_rarely() {
+        let mut asking = Asking::default();
+        let begun = Instant::now();
+        let mut asked = Vec::new();
+        while begun.elapsed() < Duration::from_secs(200) {
+            if asking.ask() {
+                asked.push(begun.elapsed().as_secs());
+            }
+            tokio::time::sleep(PACE).await;
+        }
+        assert_eq!(asked, [0, 1, 3, 7, 15, 31, 63, 127, 191]);
+        asking.begin_anew();
+        tokio::time::sleep(ASK_AGAIN + PACE).await;
+        assert!(asking.ask() && asking.is_under_way());
     }
 
     #[test]

@@ -123,6 +123,7 @@ struct Inner<M: StateMachine> {
     released: Option<watch::Receiver<()>>,
     log_stats: Option<Arc<LogStats>>,
     disk: DiskWatch,
+    quorum_disks: Arc<health::QuorumDisks>,
 }
 
 /// What a node is made of, for those who bring their own: simulation, and tests.
@@ -274,10 +275,15 @@ impl<M: StateMachine> Engine<M> {
         until_stopped(&stop, standing.run());
         let settings = watch::Sender::new(Settings::of(&config));
         until_stopped(&stop, compaction::run(core.clone(), settings.subscribe(), disk.clone()));
-        until_stopped(
-            &stop,
-            health::run(core.clone(), config.node_id, disk.clone(), config.timing.patience()),
-        );
+        let quorum_disks = Arc::new(health::QuorumDisks::default());
+        let health = health::Health {
+            core: core.clone(),
+            own: config.node_id,
+            disk: disk.clone(),
+            quorum_disks: quorum_disks.clone(),
+            patience: config.timing.patience(),
+        };
+        until_stopped(&stop, health.run());
         let stopping = Arc::new(AtomicBool::new(false));
         let (state_tx, state) = watch::channel(status::observe(&core, config.node_id, &disk, None));
         until_stopped(
@@ -315,6 +321,7 @@ impl<M: StateMachine> Engine<M> {
             released,
             log_stats,
             disk,
+            quorum_disks,
         });
         until_stopped(&inner.stop, leadership::run(Arc::downgrade(&inner), announced));
         until_stopped(&inner.stop, wake::run(Arc::downgrade(&inner)));

@@ -188,22 +188,39 @@ impl<M: StateMachine> Engine<M> {
             return done(Err(refusal));
         }
         let (engine, session) = (self.inner.clone(), options.slot.map(|slot| slot.session));
-        let finish = move |outcome| {
-            engine.inflight_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            engine.inflight_commands.fetch_sub(1, Ordering::Relaxed);
-            match engine.acknowledge(outcome, options.ack, session) {
-                Ok((acknowledged, entry)) if options.ack == AckLevel::All => {
-                    runtime::spawn(async move {
-                        done(engine.wait_for_all(acknowledged, entry, options.ack_timeout).await);
-                    });
-                }
-                outcome => done(outcome.map(|(acknowledged, _)| acknowledged)),
+        let in_flight = Admitted { engine: self.inner.clone(), bytes };
+        let finish = move |outcome| match engine.acknowledge(outcome, options.ack, session) {
+            Ok((acknowledged, entry)) if options.ack == AckLevel::All => {
+                runtime::spawn(async move {
+                    done(engine.wait_for_all(acknowledged, entry, options.ack_timeout).await);
+                });
             }
+            outcome => done(outcome.map(|(acknowledged, _)| acknowledged)),
         };
         match options.ack {
-            AckLevel::Leader => inner.core.propose_to_leader(envelope, finish).await,
-            AckLevel::Quorum | AckLevel::All => inner.core.propose(envelope, finish).await,
+            // Acknowledged long before it is committed: a leader without a quorum must not take on more and more.
+            AckLevel::Leader => inner.core.propose_to_leader(envelope, finish, move || drop(in_flight)).await,
+            AckLevel::Quorum | AckLevel::All => {
+                let finish = move |outcome| {
+                    drop(in_flight);
+                    finish(outcome);
+                };
+                inner.core.propose(envelope, finish).await;
+            }
         }
+    }
+}
+
+/// An admitted command, in flight until this is dropped.
+struct Admitted<M: StateMachine> {
+    engine: Arc<Inner<M>>,
+    bytes: usize,
+}
+
+impl<M: StateMachine> Drop for Admitted<M> {
+    fn drop(&mut self) {
+        self.engine.inflight_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.engine.inflight_commands.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -241,7 +258,7 @@ impl<M: StateMachine> Inner<M> {
         if bytes > limits.max_command_bytes {
             return Err(WriteError::TooLarge { bytes, limit: limits.max_command_bytes });
         }
-        health::admit(&self.disk)?;
+        health::admit(&self.disk, &self.quorum_disks)?;
         if self.inflight_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > limits.max_inflight_bytes {
             self.inflight_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(WriteError::Overloaded);

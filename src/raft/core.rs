@@ -288,10 +288,17 @@ impl<M: StateMachine> Core<M> {
     }
 
     /// Proposes `command`; `done` is called exactly once: with [`Proposed::Flushed`] as soon as this leader has it on
-    /// disk, or with what went wrong before.
-    pub async fn propose_to_leader(&self, command: Bytes, done: impl FnOnce(Proposed) + Send + 'static) {
+    /// disk, or with what went wrong before. `ended` is called exactly once, when it has been applied here or is lost
+    /// to this node.
+    pub async fn propose_to_leader(
+        &self,
+        command: Bytes,
+        done: impl FnOnce(Proposed) + Send + 'static,
+        ended: impl FnOnce() + Send + 'static,
+    ) {
         if !self.admission.is_in_touch() {
-            return done(Proposed::NoQuorum);
+            done(Proposed::NoQuorum);
+            return ended();
         }
         let done = Arc::new(Mutex::new(Some(done)));
         let once = move |outcome| {
@@ -303,7 +310,10 @@ impl<M: StateMachine> Core<M> {
         let flushed = once.clone();
         let on_flushed = OnFlushed::new(move |log_id| flushed(Proposed::Flushed { log_id }));
         let command = Command { bytes: command, on_flushed: Some(on_flushed) };
-        let responder = Responder::new(move |outcome| once(outcome.map_or(Proposed::Stopped, proposed)));
+        let responder = Responder::new(move |outcome| {
+            once(outcome.map_or(Proposed::Stopped, proposed));
+            ended();
+        });
         let _ = self.raft.client_write_ff(command, Some(responder)).await;
     }
 

@@ -17,7 +17,7 @@ use crate::error::StorageError;
 use crate::machine::StateMachine;
 use crate::machine::sessions::SessionTable;
 use crate::runtime::offload;
-use crate::storage::{ReceivedSnapshot, SnapshotHandle, SnapshotStore};
+use crate::storage::{self, ReceivedSnapshot, SnapshotHandle, SnapshotStore};
 use crate::types::{Member, NodeId};
 
 /// A snapshot on its way through openraft.
@@ -121,7 +121,7 @@ fn nothing() -> Snapshot<CommittedLeaderId, NodeId, Member, SnapshotData> {
 
 /// Whether the disk had no room.
 fn is_full(error: &StorageError) -> bool {
-    matches!(error, StorageError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    matches!(error, StorageError::Io { source, .. } if storage::is_full(source.kind()))
 }
 
 fn write<M: StateMachine>(

@@ -24,7 +24,11 @@ impl Collector for DiskCollector {
         let status = self.0.status();
         let gauges = [
             ("quorate_disk_available", "Bytes free on the data directory's disk", status.available_bytes),
-            ("quorate_disk_reserve", "Bytes that the reserve holds", status.reserve_bytes),
+            (
+                "quorate_disk_reserve",
+                "Bytes set aside for the log, in the reserve and beyond its end",
+                status.reserve_bytes,
+            ),
         ];
         for (name, help, value) in gauges {
             if let Some(value) = value {

@@ -13,6 +13,11 @@ pub(crate) fn io_error(operation: &'static str, path: &Path, source: io::Error) 
     StorageError::Io { operation, path: path.to_owned(), source }
 }
 
+/// Whether an IO error of this kind says that there is no room, on the disk or within a quota.
+pub(crate) fn is_full(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
 /// Makes the content of a file, or the entries of a directory, durable.
 pub(crate) fn sync(path: &Path) -> Result<(), StorageError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|error| io_error("cannot sync", path, error))

@@ -35,6 +35,7 @@ use std::io;
 
 use crate::types::{Entry, LogId, Vote};
 
+pub(crate) use files::is_full;
 pub use identity::{DataDir, Identity};
 pub use memory::{MemoryDisk, MemoryStore, SyncMode};
 pub use power::ensure_power_safe;
@@ -46,7 +47,7 @@ pub use snapshots::{
     SnapshotStore, SnapshotWriter,
 };
 pub(crate) use space::Room;
-pub use space::{DiskState, DiskStatus, DiskWatch};
+pub use space::{DiskState, DiskStatus, DiskWatch, Origin, Taken};
 
 /// Called exactly once when a write is durable, or has failed for good.
 pub type Completion = Box<dyn FnOnce(io::Result<()>) + Send + 'static>;

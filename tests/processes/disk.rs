@@ -203,6 +203,36 @@ async fn a_cluster_whose_disks_are_all_full_is_read_and_recovers_by_itself() {
     cluster.nodes.check(&attempts).await;
 }
 
+/// Nothing that the leader took would be committed, so it must say so, at once and for as long as that is so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_refuses_writes_while_the_disks_of_its_quorum_are_full() {
+    let Some(cluster) = OnDisks::start(&[1, 2], small) else { return };
+    let pids = cluster.pids();
+    cluster.nodes.put("known", "before").await;
+    cluster.lead_by(3).await;
+    for disk in cluster.disks.values() {
+        disk.fill(BALLAST).unwrap();
+    }
+    for node_id in [1, 2] {
+        cluster.wait_disk(node_id, "full").await;
+    }
+    let (client, scope) = (impatient(&cluster.nodes), Scope::default());
+    eventually("writes are refused for the others' disks", async || {
+        let outcome = client.put(&scope, "known".to_owned(), "during".to_owned()).await;
+        matches!(outcome, Err(ClientError::Failed { cause: Cause::DiskFull, maybe_applied: false, .. }))
+    })
+    .await;
+    assert_eq!(cluster.disk_state(3).await, "ok");
+    assert!(cluster.nodes.quorate(&["get", "known"]).status.success(), "reads go on");
+
+    cluster.disks[&1].empty(BALLAST).unwrap();
+    eventually("a quorum is enough", async || {
+        client.put(&scope, "known".to_owned(), "after".to_owned()).await.is_ok()
+    })
+    .await;
+    cluster.assert_unbroken(&pids);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_whose_disk_hangs_is_replaced_and_catches_up_when_it_answers_again() {
     let Some(cluster) = OnDisks::start(&[1], faulty) else { return };

@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, FuturesUnordered};
 use futures::{FutureExt, StreamExt};
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::raft::AppendEntriesResponse;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use openraft::storage::Snapshot;
 use openraft::{EntryPayload, Raft, ServerState};
 use tokio::sync::mpsc;
@@ -25,7 +25,7 @@ use crate::raft::read_index::ReadIndexes;
 use crate::raft::snapshot::{self, SnapshotData};
 use crate::raft::type_config::{self, TypeConfig, Vote};
 use crate::runtime::offload;
-use crate::storage::{DiskWatch, SnapshotReceiver, SnapshotStore};
+use crate::storage::{DiskWatch, Origin, SnapshotReceiver, SnapshotStore, Taken};
 use crate::types::{Incarnation, LogId, NodeId};
 
 /// Requests of one connection that the core is working on; more stay in the connection.
@@ -148,13 +148,10 @@ impl<M: StateMachine> PeerService<M> {
         match request.body.ok_or(Malformed("request is empty")).map_err(|e| failed(&e))? {
             request::Body::Append(append) => {
                 let append = wire::from_append(from, append).map_err(|e| failed(&e))?;
-                // Blank entries and memberships are small, and a new leader answers no read before its first is
-                // committed.
-                let has_commands =
-                    append.entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Normal(_)));
-                if has_commands && !self.callee.disk.takes_entries() {
+                // Until they are written.
+                let Some(_taken) = take_entries(&self.callee.disk, &append) else {
                     return Err(DISK_FULL.to_owned());
-                }
+                };
                 let previous = append.prev_log_id;
                 let last = append.entries.last().map(|entry| entry.log_id).or(previous);
                 let leader_commit = append.leader_commit.as_ref().map(|committed| committed.index);
@@ -320,6 +317,27 @@ impl<M: StateMachine> PeerService<M> {
                 },
             }
         }
+    }
+}
+
+/// Takes the commands of `append`, if the disk has room for them. Blank entries and memberships are small, and a new
+/// leader answers no read before its first entry is committed: they always pass, and what they have to follow may use
+/// room that is not for its own commands.
+fn take_entries(disk: &DiskWatch, append: &AppendEntriesRequest<TypeConfig>) -> Option<Taken> {
+    let commands = append.entries.iter().filter_map(|entry| match &entry.payload {
+        EntryPayload::Normal(command) => Some((entry.log_id.leader_id.term, command.bytes.len())),
+        _ => None,
+    });
+    let (mut bytes, mut origin) = (0, Origin::EarlierLeaders);
+    for (term, length) in commands {
+        bytes += length as u64;
+        if term == append.vote.leader_id.term {
+            origin = Origin::ThisLeader;
+        }
+    }
+    match bytes {
+        0 => Some(Taken::default()),
+        _ => disk.take_entries(bytes, origin),
     }
 }
 

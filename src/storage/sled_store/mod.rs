@@ -367,8 +367,9 @@ impl SledStore {
 
     /// A view of the disk under this log. A write that takes longer than `stall` has stalled.
     pub fn watch_disk(&self, stall: Option<Duration>) -> DiskWatch {
-        let shared = self.shared.clone();
-        DiskWatch::new(self.shared.room.clone(), move || shared.progress.busy_for(), stall)
+        let (shared, stats) = (self.shared.clone(), self.shared.stats.clone());
+        let queued = move || stats.queued_bytes.load(Relaxed);
+        DiskWatch::new(self.shared.room.clone(), move || shared.progress.busy_for(), queued, stall)
     }
 
     /// Counters for metrics.

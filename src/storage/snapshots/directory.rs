@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::error::StorageError;
 use crate::runtime;
@@ -21,6 +22,9 @@ const EXTENSION: &str = "snapshot";
 /// everything older with it.
 const SYNC_BYTES: u64 = 32 * 1024 * 1024;
 
+/// After a snapshot was refused for what it probably takes, one is tried nevertheless: the state may have shrunk.
+const TRY_ANYWAY: Duration = Duration::from_secs(60);
+
 /// Snapshots in one directory, which nobody else uses.
 #[derive(Debug)]
 pub struct SnapshotDir {
@@ -34,6 +38,15 @@ struct Shared {
     newest: Mutex<Option<SnapshotHandle>>,
     /// What the log needs is not for snapshots.
     room: Option<Arc<Room>>,
+    refused: Mutex<Option<Refused>>,
+}
+
+/// A snapshot for which there was no room.
+#[derive(Debug, Clone, Copy)]
+struct Refused {
+    since: Instant,
+    /// What a snapshot takes at least.
+    bytes: u64,
 }
 
 impl SnapshotDir {
@@ -45,7 +58,9 @@ impl SnapshotDir {
         Self::open_in_room(path, None)
     }
 
-    /// [`open`](Self::open); snapshots then fail with [`ErrorKind::StorageFull`] before `room` is used up.
+    /// [`open`](Self::open); snapshots then fail with [`ErrorKind::StorageFull`] before `room` gets short for the
+    /// log. One that would not fit, by the size of the last one or by how far the last attempt got, is refused
+    /// before anything is written.
     pub(crate) fn open_in_room(path: &Path, room: Option<Arc<Room>>) -> Result<Self, StorageError> {
         files::create_directory(path)?;
         for file in files::list(path)? {
@@ -55,12 +70,15 @@ impl SnapshotDir {
         }
         // A crash may have come between a rename and its fsync; from here on the name counts.
         files::sync(path)?;
-        let shared = Shared { path: path.to_owned(), newest: Mutex::new(None), room };
+        let shared =
+            Shared { path: path.to_owned(), newest: Mutex::new(None), room, refused: Mutex::new(None) };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    fn stage(&self, log_id: LogId) -> Result<Box<dyn Staging>, StorageError> {
-        self.shared.check_room(0).map_err(|error| io_error("cannot write to", &self.shared.path, error))?;
+    /// For a snapshot that takes about `bytes`.
+    fn stage(&self, log_id: LogId, bytes: u64) -> Result<Box<dyn Staging>, StorageError> {
+        let begun = self.shared.check_room_to_begin(bytes);
+        begun.map_err(|error| io_error("cannot write to", &self.shared.path, error))?;
         // Random, because somebody who had the directory open before may not have noticed yet that it is closed.
         let number = runtime::random_u64();
         let path = self.shared.path.join(format!("{}.{number:016x}.{UNFINISHED}", name(log_id)));
@@ -84,11 +102,35 @@ fn has_extension(path: &Path, extension: &str) -> bool {
 }
 
 impl Shared {
-    fn check_room(&self, bytes: usize) -> io::Result<()> {
-        match &self.room {
-            Some(room) if !room.has_room_for(bytes as u64) => Err(ErrorKind::StorageFull.into()),
-            _ => Ok(()),
+    fn has_room_for(&self, bytes: u64) -> io::Result<bool> {
+        self.room.as_ref().map_or(Ok(true), |room| room.has_room_for(bytes))
+    }
+
+    /// Refuses a snapshot of about `bytes`, and any that is sure to need more than there is. Both are guesses: now and
+    /// then one may show.
+    fn check_room_to_begin(&self, bytes: u64) -> io::Result<()> {
+        let mut refused = self.refused.lock().expect("invariant: no panic under this lock");
+        let bytes = refused.map_or(bytes, |refused| refused.bytes.max(bytes));
+        if self.has_room_for(bytes)? {
+            return Ok(());
         }
+        let since = refused.map_or_else(Instant::now, |refused| refused.since);
+        if since.elapsed() >= TRY_ANYWAY && self.has_room_for(0)? {
+            *refused = None;
+            return Ok(());
+        }
+        *refused = Some(Refused { since, bytes });
+        Err(ErrorKind::StorageFull.into())
+    }
+
+    /// Refuses the next `bytes` of a snapshot of which `written` are there.
+    fn check_room(&self, written: u64, bytes: u64) -> io::Result<()> {
+        if self.has_room_for(bytes)? {
+            return Ok(());
+        }
+        let mut refused = self.refused.lock().expect("invariant: no panic under this lock");
+        *refused = Some(Refused { since: Instant::now(), bytes: written.saturating_add(bytes) });
+        Err(ErrorKind::StorageFull.into())
     }
 
     /// Complete snapshots, oldest first.
@@ -119,11 +161,14 @@ impl Shared {
 
 impl SnapshotStore for SnapshotDir {
     fn begin(&self, meta: &SnapshotMeta) -> Result<SnapshotWriter, StorageError> {
-        SnapshotWriter::begin(self.stage(meta.log_id)?, meta)
+        // Not asked of the file: what has not been verified yet says nothing.
+        let newest = self.shared.newest.lock().expect("invariant: no panic under this lock").clone();
+        let about = newest.map_or(0, |newest| newest.len_bytes());
+        SnapshotWriter::begin(self.stage(meta.log_id, about)?, meta)
     }
 
     fn receive(&self, log_id: LogId) -> Result<SnapshotReceiver, StorageError> {
-        Ok(SnapshotReceiver::begin(self.stage(log_id)?, log_id))
+        Ok(SnapshotReceiver::begin(self.stage(log_id, 0)?, log_id))
     }
 
     fn newest(&self) -> Result<Option<SnapshotHandle>, StorageError> {
@@ -159,7 +204,7 @@ impl Staging for UnfinishedFile {
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.shared.check_room(bytes.len())?;
+        self.shared.check_room(self.length, bytes.len() as u64)?;
         self.file.write_all(bytes)?;
         self.length += bytes.len() as u64;
         self.unsynced += bytes.len() as u64;
@@ -189,6 +234,7 @@ impl Staging for UnfinishedFile {
             return Err(io_error("cannot publish", &self.path, taken));
         }
         files::rename_durably(&self.path, &path)?;
+        *self.shared.refused.lock().expect("invariant: no panic under this lock") = None;
         let snapshots = self.shared.snapshots()?;
         if snapshots.last() == Some(&path) {
             *newest = Some(handle.clone());

@@ -6,20 +6,26 @@
 //! present write has been under way.
 //!
 //! # Room
-//! A *reserve* file holds blocks for what has been taken on already when the disk turns out to be full: commands in
-//! flight, votes, what sled adds. Below a quarter of the reserve (or of what a batch may leave) the state is
-//! [`DiskState::Full`], and the reserve is given to the log's file, beyond its end: from then on nobody else can
-//! take it, even a process that goes on writing. A piece is kept, for the next start. Once the whole reserve
-//! and half of it again are free, it is set aside again, and only then the state changes back.
+//! A *reserve* holds blocks for what has been taken on already when the disk turns out to be full: commands in flight,
+//! votes, what sled adds. Most of it is a file; a part, the *headroom*, the log's own file owns beyond its end at all
+//! times (`fallocate` with `KEEP_SIZE`), so that whoever fills the disk cannot take the room of a batch between the
+//! look before it and its write. Below a quarter of the reserve (or of what a batch may leave) the state is
+//! [`DiskState::Full`], and the log's file is given all of the reserve but a piece for the next start. At every look it
+//! is given again what it has lost: sled shortens its file now and then, and that frees what lies beyond.
+//! Once the reserve is whole again, in whichever file, and half of it again is free, the state changes back.
 //!
 //! # Invariants
 //! - Room is looked at before a batch reaches sled, never after.
-//! - While the state is not `Full`, the reserve was whole at the last look.
+//! - While the state is not `Full`, the reserve was whole at the last look, but for half of the headroom.
+//! - At most one reserve is set aside: what the log owns counts.
+//! - One look sets aside at most once. A file system that does not say what is set aside costs a warning, not a loop.
+//! - A look that finds room which then cannot be had (a quota, of which `statvfs` says nothing) leads to `Full`.
 //! - Readers of the state never wait for the disk, or for one who does.
 //!
 //! # What it does not do
 //! Keep others from taking the blocks in the instant between their release by one file and their allocation by
-//! another; notice a quota of which `statvfs` says nothing. Either may end in sled's failure, which stops the node.
+//! another; protect a log whose file can own nothing beyond its end by more than the watermark. Either may end in
+//! sled's failure, which stops the node.
 
 mod policy;
 mod reserve;
@@ -33,9 +39,9 @@ use std::time::Duration;
 
 use crate::error::StorageError;
 
-use super::files::io_error;
+use super::files::{io_error, is_full};
 use policy::{Figures, Policy, Space, Step};
-use reserve::{Reserve, owned_beyond_end};
+use reserve::{Claimed, LEAST_CLAIM_BYTES, Reserve, claim, owned_beyond_end};
 
 /// The name of the reserve in a data directory.
 const RESERVE: &str = "reserve";
@@ -45,6 +51,11 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Bytes that a batch may take on the disk, per byte of its entries: records, and what sled rewrites.
 const BATCH_FACTOR: u64 = 2;
+/// What a batch may take besides: sled goes on in a new segment.
+const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+/// Looks in a row that find nothing of what the log's file was just granted; then it is not asked for any more. One
+/// may come at a moment when sled has shortened the file.
+const MISSES: u8 = 3;
 
 /// What the disk is good for at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,7 +104,7 @@ pub struct DiskStatus {
     pub state: DiskState,
     /// Bytes free for this process at the last look; none where nobody looks.
     pub available_bytes: Option<u64>,
-    /// Bytes that the reserve holds; none without a reserve.
+    /// Bytes that are set aside, in the reserve file and beyond the end of the log's; none without a reserve.
     pub reserve_bytes: Option<u64>,
     /// How long the present write of the log has been under way.
     pub writing_for: Option<Duration>,
@@ -105,9 +116,14 @@ struct Gauge {
     /// A [`Space`]; see [`Gauge::space`].
     space: AtomicU8,
     available: AtomicU64,
-    held: AtomicU64,
+    /// Bytes that are set aside, in whichever file.
+    reserved: AtomicU64,
     /// Bytes that the log can surely write: free ones, and those that its file owns.
     room: AtomicU64,
+    /// Bytes that are free beside a whole reserve.
+    beside: AtomicU64,
+    /// Whether the log's file owns room beyond its end.
+    has_headroom: AtomicBool,
 }
 
 impl Gauge {
@@ -154,13 +170,15 @@ enum Phase {
 struct Ledger {
     policy: Policy,
     reserve: Reserve,
+    /// Of [`MISSES`].
+    misses: u8,
 }
 
 impl Room {
     /// Opens the reserve of the data directory at `directory`, which this process has locked. Nothing is taken on
     /// before [`attend`](Self::attend). If the disk is full, part of the reserve is freed for opening the log.
     pub(crate) fn open(directory: &Path, reserve_bytes: u64) -> Result<Arc<Self>, StorageError> {
-        let reserve = Reserve::open(&directory.join(RESERVE), reserve_bytes)?;
+        let reserve = Reserve::open(&directory.join(RESERVE))?;
         let failed = |error| io_error("cannot ask for free space of", directory, error);
         let available = available_bytes(directory).map_err(failed)?;
         reserve.lend(available).map_err(|error| io_error("cannot shorten", reserve.path(), error))?;
@@ -170,7 +188,7 @@ impl Room {
             directory: directory.to_owned(),
             reserve_bytes,
             gauge,
-            ledger: Mutex::new(Ledger { policy: Policy::new(reserve_bytes), reserve }),
+            ledger: Mutex::new(Ledger { policy: Policy::new(reserve_bytes), reserve, misses: 0 }),
             log: OnceLock::new(),
             phase: Mutex::new(Phase::Looking),
             changed: Condvar::new(),
@@ -183,17 +201,10 @@ impl Room {
         let file = OpenOptions::new().write(true).open(log);
         let file = file.map_err(|error| io_error("cannot open", log, error))?;
         self.log.get_or_init(|| file);
-        {
-            let mut ledger = self.ledger();
-            match ledger.reserve.hold() {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                    tracing::warn!(directory = %self.directory.display(), "the disk is full; this node starts without taking writes");
-                }
-                Err(error) => return Err(io_error("cannot set aside", ledger.reserve.path(), error)),
-            }
-            self.look_with(&mut ledger, 0, true)
-                .map_err(|error| io_error("cannot ask for free space of", &self.directory, error))?;
+        self.look_with(&mut self.ledger(), 0, true)
+            .map_err(|error| io_error("cannot set room aside in", &self.directory, error))?;
+        if self.gauge.space() == Space::Full {
+            tracing::warn!(directory = %self.directory.display(), "the disk is full; this node starts without taking writes");
         }
         let room = self.clone();
         std::thread::Builder::new()
@@ -204,53 +215,91 @@ impl Room {
     }
 
     /// Looks whether a batch of `bytes` will leave enough, and gives the log the reserve if it will not. Called before
-    /// the batch reaches sled.
+    /// the batch reaches sled, which then writes to blocks that the log's file owns already.
     pub(crate) fn before_batch(&self, bytes: u64) -> io::Result<()> {
-        // Whoever sets the reserve aside at this moment has found plenty.
-        let Ok(mut ledger) = self.ledger.try_lock() else { return Ok(()) };
-        self.look_with(&mut ledger, bytes.saturating_mul(BATCH_FACTOR), false)
+        let soon = bytes.saturating_mul(BATCH_FACTOR);
+        let mut ledger = match self.ledger.try_lock() {
+            Ok(ledger) => ledger,
+            // Somebody looks at this moment, or sets the reserve aside, which takes time, and has found plenty.
+            Err(_) if self.owns(soon)? => return Ok(()),
+            Err(_) => self.ledger(),
+        };
+        self.look_with(&mut ledger, soon, false)?;
+        if self.gauge.has_headroom.load(Relaxed)
+            && !self.owns(soon)?
+            && let Some(log) = self.log.get()
+        {
+            // No batch takes more than the reserve is meant for.
+            let wanted = soon.saturating_add(SEGMENT_BYTES).min(ledger.policy.to_own());
+            let available = self.gauge.available.load(Relaxed);
+            if available >= LEAST_CLAIM_BYTES {
+                let most = owned_beyond_end(log)?.saturating_add(available);
+                claim(log, wanted.max(ledger.policy.headroom()).min(most))?;
+            }
+        }
+        Ok(())
     }
 
-    /// Whether `bytes` of something that can wait, such as a snapshot, may be written.
-    pub(crate) fn has_room_for(&self, bytes: u64) -> bool {
-        self.gauge.space() != Space::Full && self.gauge.available.load(Relaxed) > bytes
+    /// Whether the log's file owns enough for a batch that takes `bytes`, or is not to own anything.
+    fn owns(&self, bytes: u64) -> io::Result<bool> {
+        let Some(log) = self.log.get().filter(|_| self.gauge.has_headroom.load(Relaxed)) else {
+            return Ok(true);
+        };
+        Ok(owned_beyond_end(log)? >= bytes.saturating_add(SEGMENT_BYTES))
+    }
+
+    /// Whether `bytes` of something that can wait, such as a snapshot, may be written: what is left then is at least
+    /// what ends [`DiskState::Full`], so they are never what leads to it. Asks the file system, because much can be
+    /// written between two looks.
+    pub(crate) fn has_room_for(&self, bytes: u64) -> io::Result<bool> {
+        let available = available_bytes(&self.directory)?;
+        let gauge = &self.gauge;
+        let missing = gauge.available.load(Relaxed).saturating_sub(gauge.beside.load(Relaxed));
+        let left = available.saturating_sub(missing).checked_sub(bytes);
+        Ok(gauge.space() != Space::Full && left >= Some(Policy::untouched(self.reserve_bytes)))
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().expect("invariant: no panic under this lock")
     }
 
-    /// Looks, as if `soon` more bytes were in use, and does what follows from it. Setting the reserve aside takes
+    fn figures(&self, ledger: &Ledger) -> io::Result<Figures> {
+        Ok(Figures {
+            available: available_bytes(&self.directory)?,
+            held: ledger.reserve.held()?,
+            owned: self.log.get().map_or(Ok(0), owned_beyond_end)?,
+        })
+    }
+
+    /// Looks, as if `soon` more bytes were in use, and does what follows from it, once. Setting the reserve aside takes
     /// time, so it is left to those who `may_hold`.
     fn look_with(&self, ledger: &mut Ledger, soon: u64, may_hold: bool) -> io::Result<()> {
         let before = ledger.policy.space();
-        loop {
-            let available = available_bytes(&self.directory)?;
-            let held = ledger.reserve.held()?;
-            let step = ledger.policy.observe(Figures { available: available.saturating_sub(soon), held });
-            // Before anything that takes time: nothing more is to be taken on meanwhile.
-            self.note(ledger.policy.space(), available, held)?;
-            match step {
-                Step::Nothing => break,
-                Step::Give => {
-                    if let Some(log) = self.log.get() {
-                        ledger.reserve.give(log)?;
-                    }
-                    self.note(
-                        ledger.policy.space(),
-                        available_bytes(&self.directory)?,
-                        ledger.reserve.held()?,
-                    )?;
-                    break;
+        let figures = self.figures(ledger)?;
+        let step =
+            ledger.policy.observe(Figures { available: figures.available.saturating_sub(soon), ..figures });
+        // Before anything that takes time: nothing more is to be taken on meanwhile.
+        self.note(ledger, figures);
+        match step {
+            Step::Nothing => {}
+            Step::Give => self.give(ledger, figures)?,
+            Step::Hold if !may_hold => {}
+            Step::Hold => match self.hold(ledger) {
+                Ok(()) => {
+                    let figures = self.figures(ledger)?;
+                    // Whatever it says is the next look's to do.
+                    ledger.policy.observe(figures);
+                    self.note(ledger, figures);
                 }
-                Step::Hold if !may_hold => break,
-                Step::Hold => match ledger.reserve.hold() {
-                    Ok(()) => {}
-                    // Somebody was faster. Another time.
-                    Err(error) if error.kind() == io::ErrorKind::StorageFull => break,
-                    Err(error) => return Err(error),
-                },
-            }
+                // Somebody was faster, or there is a quota.
+                Err(error) if is_full(error.kind()) => {
+                    ledger.policy.fill_up();
+                    self.note(ledger, figures);
+                    let figures = self.figures(ledger)?;
+                    self.give(ledger, figures)?;
+                }
+                Err(error) => return Err(error),
+            },
         }
         let (now, available) = (ledger.policy.space(), self.gauge.available.load(Relaxed));
         match (before, now) {
@@ -265,13 +314,56 @@ impl Room {
         Ok(())
     }
 
-    fn note(&self, space: Space, available: u64, held: u64) -> io::Result<()> {
-        let owned = self.log.get().map_or(Ok(0), owned_beyond_end)?;
-        self.gauge.available.store(available, Relaxed);
-        self.gauge.held.store(held, Relaxed);
-        self.gauge.room.store(available.saturating_add(owned), Relaxed);
-        self.gauge.set_space(space);
+    /// Gives the log's file all of the reserve but a piece, and makes up for what either has lost since. On a file
+    /// system that cannot do that what is given becomes free, for whoever is first.
+    fn give(&self, ledger: &mut Ledger, found: Figures) -> io::Result<()> {
+        let Some(log) = self.log.get() else { return Ok(()) };
+        let Ledger { policy, reserve, .. } = &mut *ledger;
+        reserve.keep(policy.piece(), found.available)?;
+        let freed = found.held.saturating_sub(reserve.held()?);
+        let missing = policy.to_own().saturating_sub(found.owned);
+        // Beyond what is free there is nothing to be had, and asking is not cheap.
+        let grant = missing.min(available_bytes(&self.directory)?.max(freed));
+        let asks = grant >= LEAST_CLAIM_BYTES && (freed > 0 || policy.headroom() > 0);
+        if asks {
+            claim(log, found.owned.saturating_add(grant))?;
+        }
+        let figures = self.figures(ledger)?;
+        self.note(ledger, figures);
         Ok(())
+    }
+
+    /// Sets aside what is missing: first for the log's file, then in the reserve's.
+    ///
+    /// # Errors
+    /// One for which [`is_full`] holds if it cannot be had.
+    fn hold(&self, ledger: &mut Ledger) -> io::Result<()> {
+        let Some(log) = self.log.get() else { return Ok(()) };
+        let Ledger { policy, reserve, misses } = ledger;
+        let headroom = policy.headroom();
+        if headroom > 0 {
+            let claimed = claim(log, headroom)?;
+            if claimed == Claimed::Part {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            let counts = owned_beyond_end(log)? >= headroom / 2;
+            *misses = if counts { 0 } else { misses.saturating_add(1) };
+            if claimed == Claimed::Nothing || *misses >= MISSES {
+                tracing::warn!(directory = %self.directory.display(), "on this file system the log's file cannot own room in advance");
+                policy.give_up_headroom();
+            }
+        }
+        reserve.hold(policy.to_hold(owned_beyond_end(log)?))
+    }
+
+    fn note(&self, ledger: &Ledger, found: Figures) {
+        let Figures { available, held, owned } = found;
+        self.gauge.available.store(available, Relaxed);
+        self.gauge.reserved.store(held.saturating_add(owned), Relaxed);
+        self.gauge.room.store(available.saturating_add(owned), Relaxed);
+        self.gauge.beside.store(ledger.policy.beside(found), Relaxed);
+        self.gauge.has_headroom.store(ledger.policy.headroom() > 0, Relaxed);
+        self.gauge.set_space(ledger.policy.space());
     }
 
     fn look_until_ended(&self) {
@@ -321,6 +413,29 @@ impl Drop for Attendant {
 
 /// Tells how long a write has been under way.
 type Writing = dyn Fn() -> Option<Duration> + Send + Sync;
+/// Tells how many bytes wait to be written to the log.
+type Queued = dyn Fn() -> u64 + Send + Sync;
+
+/// Whose commands are to be taken on a full disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// At least one is of the leader that sends them.
+    ThisLeader,
+    /// All are of leaders before it: until they are in the log, its own first entry cannot be, and it answers no read.
+    EarlierLeaders,
+}
+
+/// Room for entries on their way into the log; none by default. Dropped, it is free again, or used.
+#[derive(Debug, Default)]
+pub struct Taken(Option<(Arc<Watched>, u64)>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some((watched, bytes)) = &self.0 {
+            watched.taken.fetch_sub(*bytes, Relaxed);
+        }
+    }
+}
 
 /// A node's view of its disk. Cheap to clone, and never waits for the disk. The default watches nothing and finds
 /// everything in order: a store in memory has no disk.
@@ -330,8 +445,17 @@ pub struct DiskWatch(Option<Arc<Watched>>);
 struct Watched {
     room: Option<Arc<Room>>,
     writing: Box<Writing>,
+    queued: Box<Queued>,
     stall: Option<Duration>,
     stalled: AtomicBool,
+    /// Bytes of entries that were taken and are on their way into the log.
+    taken: AtomicU64,
+}
+
+impl std::fmt::Debug for Watched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watched").field("room", &self.room).finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for DiskWatch {
@@ -341,14 +465,22 @@ impl std::fmt::Debug for DiskWatch {
 }
 
 impl DiskWatch {
-    /// Watches `room`, and a log whose present write is `writing`; one that takes longer than `stall` has stalled.
+    /// Watches `room`, and a log whose present write is `writing` and for which so many bytes are `queued`; a write
+    /// that takes longer than `stall` has stalled.
     pub(crate) fn new(
         room: Option<Arc<Room>>,
         writing: impl Fn() -> Option<Duration> + Send + Sync + 'static,
+        queued: impl Fn() -> u64 + Send + Sync + 'static,
         stall: Option<Duration>,
     ) -> Self {
-        let writing = Box::new(writing);
-        Self(Some(Arc::new(Watched { room, writing, stall, stalled: AtomicBool::new(false) })))
+        Self(Some(Arc::new(Watched {
+            room,
+            writing: Box::new(writing),
+            queued: Box::new(queued),
+            stall,
+            stalled: AtomicBool::new(false),
+            taken: AtomicU64::new(0),
+        })))
     }
 
     /// Whether there is anything to watch.
@@ -386,22 +518,40 @@ impl DiskWatch {
         }
     }
 
-    /// Whether entries of a leader can be taken. They can on a full disk, as long as half of what was the
-    /// reserve is left for votes and what is under way: the last writes of a cluster whose disks are all full
-    /// are to be committed.
-    pub fn takes_entries(&self) -> bool {
+    /// Takes `bytes` of a leader's entries, or none if there is no room for them. There is on a full disk, as long as
+    /// half of what was the reserve is left for votes and what is under way: the last writes of a cluster whose disks
+    /// are all full are to be committed. What a new leader needs to get to its own first entry may use
+    /// more. What was taken and is not written yet counts as written; keep the outcome until it is.
+    pub fn take_entries(&self, bytes: u64, origin: Origin) -> Option<Taken> {
+        /// Left for votes in any case: they may begin a segment.
+        const LAST_BYTES: u64 = 2 * SEGMENT_BYTES;
         const SHARE: u64 = 2;
-        let room = self.0.as_ref().and_then(|watched| watched.room.as_ref());
-        room.is_none_or(|room| {
-            let gauge = &room.gauge;
-            gauge.space() != Space::Full || gauge.room.load(Relaxed) >= room.reserve_bytes / SHARE
-        })
+        let Some(watched) = &self.0 else { return Some(Taken(None)) };
+        let before = watched.taken.fetch_add(bytes, Relaxed);
+        let taken = Taken(Some((watched.clone(), bytes)));
+        let Some(room) = &watched.room else { return Some(taken) };
+        let gauge = &room.gauge;
+        if gauge.space() != Space::Full {
+            return Some(taken);
+        }
+        let half = room.reserve_bytes / SHARE;
+        let kept = match origin {
+            Origin::ThisLeader => half,
+            Origin::EarlierLeaders => LAST_BYTES.min(half),
+        };
+        // What is queued was taken, but may be longer than its sender has waited for the answer.
+        let pending = before.max((watched.queued)()).saturating_add(bytes);
+        let needed = kept.saturating_add(pending.saturating_mul(BATCH_FACTOR));
+        (gauge.room.load(Relaxed) >= needed).then_some(taken)
     }
 
     /// Whether something that can wait, such as a snapshot, should be begun.
     pub fn has_room(&self) -> bool {
         let room = self.0.as_ref().and_then(|watched| watched.room.as_ref());
-        room.is_none_or(|room| room.gauge.space() != Space::Full)
+        room.is_none_or(|room| {
+            let untouched = Policy::untouched(room.reserve_bytes);
+            room.gauge.space() != Space::Full && room.gauge.beside.load(Relaxed) >= untouched
+        })
     }
 
     /// All that is known.
@@ -411,7 +561,7 @@ impl DiskWatch {
         DiskStatus {
             state: self.state(),
             available_bytes: gauge.map(|gauge| gauge.available.load(Relaxed)),
-            reserve_bytes: gauge.map(|gauge| gauge.held.load(Relaxed)),
+            reserve_bytes: gauge.map(|gauge| gauge.reserved.load(Relaxed)),
             writing_for: (watched.writing)(),
         }
     }
@@ -424,66 +574,4 @@ fn available_bytes(directory: &Path) -> io::Result<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MIB: u64 = 1024 * 1024;
-
-    /// Looks go on by themselves on a disk with plenty of room, and end with the attendant.
-    #[test]
-    fn a_disk_with_room_takes_writes_once_the_reserve_is_held() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("db");
-        std::fs::write(&log, b"log").unwrap();
-        let room = Room::open(dir.path(), 4 * MIB).unwrap();
-        let watch = DiskWatch::new(Some(room.clone()), || None, None);
-        assert_eq!(watch.state(), DiskState::Full, "nothing is held yet");
-        let attendant = room.attend(&log).unwrap();
-        assert!(watch.state().takes_writes() && watch.takes_entries());
-        let status = watch.status();
-        assert_eq!(status.reserve_bytes, Some(4 * MIB));
-        assert!(status.available_bytes > Some(0));
-        assert_eq!(std::fs::metadata(dir.path().join(RESERVE)).unwrap().len(), 4 * MIB);
-        room.before_batch(100).unwrap();
-        assert!(watch.state().takes_writes());
-        drop(attendant);
-    }
-
-    /// A batch that would leave nothing gives the log the reserve before it is written.
-    #[test]
-    fn a_batch_that_needs_all_there_is_finds_the_reserve_with_the_log() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("db");
-        std::fs::write(&log, b"log").unwrap();
-        let room = Room::open(dir.path(), 32 * MIB).unwrap();
-        let attendant = room.attend(&log).unwrap();
-        // Otherwise the thread would set the reserve aside again at once.
-        drop(attendant);
-        room.before_batch(u64::MAX).unwrap();
-        assert_eq!(room.gauge.space(), Space::Full);
-        assert!(room.gauge.held.load(Relaxed) < 32 * MIB);
-        #[cfg(target_os = "linux")]
-        assert!(owned_beyond_end(room.log.get().unwrap()).unwrap() >= 15 * MIB);
-        room.before_batch(0).unwrap();
-        assert_eq!(room.gauge.space(), Space::Full, "that takes time, and is not for the writer");
-        room.look_with(&mut room.ledger(), 0, true).unwrap();
-        assert!(room.gauge.space() != Space::Full);
-        assert_eq!(room.gauge.held.load(Relaxed), 32 * MIB);
-    }
-
-    #[test]
-    fn a_write_that_takes_too_long_is_a_stall_until_it_ends() {
-        let writing = Arc::new(Mutex::new(None));
-        let now = writing.clone();
-        let limit = Duration::from_secs(1);
-        let watch = DiskWatch::new(None, move || *now.lock().unwrap(), Some(limit));
-        assert_eq!(watch.look(), DiskState::Ok);
-        *writing.lock().unwrap() = Some(limit);
-        assert_eq!(watch.look(), DiskState::Ok);
-        *writing.lock().unwrap() = Some(limit * 2);
-        assert_eq!((watch.look(), watch.takes_entries()), (DiskState::Stalled, true));
-        *writing.lock().unwrap() = None;
-        assert_eq!(watch.state(), DiskState::Stalled, "what the last look has found");
-        assert_eq!(watch.look(), DiskState::Ok);
-    }
-}
+mod tests;

@@ -1,16 +1,14 @@
-//! The reserve file: blocks that belong to nobody else when the disk is full.
+//! The reserve file, and what the log's file owns beyond its end: blocks that belong to nobody else when the disk is
+//! full.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::policy::OPENING_BYTES;
 use crate::error::StorageError;
-use crate::storage::files::io_error;
-
-/// What is kept of the reserve when it is given up. The next start on a full disk has it: opening the log
-/// writes sled's own snapshot, and may begin a segment.
-const OPENING_BYTES: u64 = 16 * 1024 * 1024;
+use crate::storage::files::{self, io_error};
 
 /// What `st_blocks` counts, whatever the file system's own blocks are.
 const BLOCK_BYTES: u64 = 512;
@@ -20,13 +18,13 @@ const BLOCK_BYTES: u64 = 512;
 pub(crate) struct Reserve {
     file: File,
     path: PathBuf,
-    /// When whole.
-    bytes: u64,
+    /// Whether the file system says how many blocks a file occupies. Some only say so later, or never.
+    counted: bool,
 }
 
 impl Reserve {
     /// Opens or creates the file, without changing its size.
-    pub(crate) fn open(path: &Path, bytes: u64) -> Result<Self, StorageError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, StorageError> {
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -34,21 +32,22 @@ impl Reserve {
             .write(true)
             .open(path)
             .map_err(|error| io_error("cannot open", path, error))?;
-        Ok(Self { file, path: path.to_owned(), bytes })
+        Ok(Self { file, path: path.to_owned(), counted: true })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Bytes that are set aside at present.
+    /// Bytes that are set aside at present. Where blocks do not count, the length of the file: then the watermark on
+    /// what is free is all that protects the log.
     pub(crate) fn held(&self) -> io::Result<u64> {
         let metadata = self.file.metadata()?;
-        Ok(metadata.len().min(metadata.blocks() * BLOCK_BYTES))
+        let blocks = if self.counted { metadata.blocks() * BLOCK_BYTES } else { u64::MAX };
+        Ok(metadata.len().min(blocks))
     }
 
-    /// Frees what opening the log may need, if the disk has not got it. Call before opening, and
-    /// [`hold`](Self::hold) after it.
+    /// Frees what opening the log may need, if the disk has not got it. Call before opening.
     pub(crate) fn lend(&self, available: u64) -> io::Result<()> {
         let short = OPENING_BYTES.saturating_sub(available);
         let held = self.held()?;
@@ -59,43 +58,48 @@ impl Reserve {
         self.file.sync_all()
     }
 
-    /// Sets everything aside, durably, or as much as there is up to the piece that the next start needs.
+    /// Sets `bytes` aside, durably; frees what is held beyond that. What has been set aside stays so on failure.
     ///
     /// # Errors
-    /// [`ErrorKind::StorageFull`] if it is not everything.
-    pub(crate) fn hold(&self) -> io::Result<()> {
-        let whole = self.grow(self.bytes);
-        if let Err(error) = &whole
-            && error.kind() == ErrorKind::StorageFull
-        {
-            let piece = OPENING_BYTES.min(self.bytes);
-            let held = [piece, piece / 2, piece / 4].into_iter().any(|bytes| self.grow(bytes).is_ok());
-            if !held {
-                self.file.set_len(0)?;
-            }
-        }
-        whole
-    }
-
-    fn grow(&self, bytes: u64) -> io::Result<()> {
+    /// One for which [`files::is_full`] holds, if there is less than that.
+    pub(crate) fn hold(&mut self, bytes: u64) -> io::Result<()> {
         let length = self.file.metadata()?.len();
         if length > bytes {
             self.file.set_len(bytes)?;
-        }
-        allocate(&self.file, bytes)?;
-        self.file.sync_all()
-    }
-
-    /// Gives everything but the opening piece to `log`, beyond its end where only `log` can use it. On a file
-    /// system that cannot do that it becomes free, for whoever is first.
-    pub(crate) fn give(&self, log: &File) -> io::Result<()> {
-        let held = self.held()?;
-        let piece = OPENING_BYTES.min(self.bytes);
-        if held <= piece {
+        } else if self.held()? == bytes {
             return Ok(());
         }
-        self.file.set_len(piece)?;
-        claim(log, held - piece)
+        allocate(&self.file, bytes)?;
+        self.file.sync_all()?;
+        self.check_count(bytes)
+    }
+
+    /// Everything has been allocated, so if blocks say otherwise they mean nothing.
+    fn check_count(&mut self, bytes: u64) -> io::Result<()> {
+        if self.held()? < bytes {
+            self.counted = false;
+            tracing::warn!(path = %self.path.display(), "this file system does not count what the reserve occupies; only free space is watched");
+        }
+        Ok(())
+    }
+
+    /// Shortens the file to `piece`, for the log to have the rest, or has it hold as much of it as is `available`.
+    pub(crate) fn keep(&mut self, piece: u64, available: u64) -> io::Result<()> {
+        /// Less is no use to a start.
+        const SHARES: [u64; 3] = [1, 2, 4];
+        let held = self.held()?;
+        if held > piece {
+            // Where blocks do not count there may be none to give.
+            return if self.counted { self.file.set_len(piece) } else { Ok(()) };
+        }
+        let fits = |bytes: &u64| *bytes > held && *bytes - held <= available;
+        for bytes in SHARES.map(|share| piece / share).into_iter().filter(fits) {
+            match allocate(&self.file, bytes).and_then(|()| self.file.sync_all()) {
+                Err(error) if files::is_full(error.kind()) => {}
+                outcome => return outcome,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -111,9 +115,13 @@ fn allocate(file: &File, bytes: u64) -> io::Result<()> {
         return Ok(());
     }
     #[cfg(target_os = "linux")]
-    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
-        other => return other.map_err(io::Error::from),
+    {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let allocated = rustix::io::retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, bytes));
+        match allocated {
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+            other => return other.map_err(io::Error::from),
+        }
     }
     fill(file, bytes)
 }
@@ -133,23 +141,48 @@ fn fill(file: &File, bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Has `file` own `bytes` more beyond its end, without changing its length.
+/// Of a claim: less is not worth an attempt. On a full disk, each makes some file systems commit their journal first.
+pub(crate) const LEAST_CLAIM_BYTES: u64 = 1024 * 1024;
+
+/// How much of a claim was granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claimed {
+    All,
+    /// The disk is full, or the quota.
+    Part,
+    /// The file system cannot do that.
+    Nothing,
+}
+
+/// Has `file` own `bytes` beyond its end, what it owns there already included, without changing its length. Where
+/// there is less, it gets that.
 #[cfg(target_os = "linux")]
-fn claim(file: &File, bytes: u64) -> io::Result<()> {
+pub(crate) fn claim(file: &File, bytes: u64) -> io::Result<Claimed> {
     use rustix::fs::{FallocateFlags, fallocate};
-    let end = file.metadata()?.len() + owned_beyond_end(file)?;
-    match fallocate(file, FallocateFlags::KEEP_SIZE, 0, end + bytes) {
-        // Somebody took part of it in between: then the log has what is left.
-        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::NOSPC) => {
-            Ok(())
+    use rustix::io::Errno;
+    let mut done = owned_beyond_end(file)?.min(bytes);
+    let mut step = (bytes - done).max(1);
+    loop {
+        // Where it ends now: the log may have been shortened meanwhile, which frees what was beyond.
+        let end = file.metadata()?.len();
+        let upto = done.saturating_add(step).min(bytes);
+        if upto == 0 {
+            return Ok(Claimed::All);
         }
-        Err(error) => Err(error.into()),
+        match rustix::io::retry_on_intr(|| fallocate(file, FallocateFlags::KEEP_SIZE, end, upto)) {
+            Ok(()) if upto == bytes => return Ok(Claimed::All),
+            Ok(()) => done = upto,
+            Err(Errno::NOSPC | Errno::DQUOT) if step / 2 < LEAST_CLAIM_BYTES => return Ok(Claimed::Part),
+            Err(Errno::NOSPC | Errno::DQUOT) => step /= 2,
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(Claimed::Nothing),
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn claim(_file: &File, _bytes: u64) -> io::Result<()> {
-    Ok(())
+pub(crate) fn claim(_file: &File, _bytes: u64) -> io::Result<Claimed> {
+    Ok(Claimed::Nothing)
 }
 
 #[cfg(test)]
@@ -158,36 +191,53 @@ mod tests {
 
     const MIB: u64 = 1024 * 1024;
 
-    fn reserve(bytes: u64) -> (tempfile::TempDir, Reserve) {
+    fn reserve() -> (tempfile::TempDir, Reserve) {
         let dir = tempfile::tempdir().unwrap();
-        let reserve = Reserve::open(&dir.path().join("reserve"), bytes).unwrap();
+        let reserve = Reserve::open(&dir.path().join("reserve")).unwrap();
         (dir, reserve)
     }
 
     #[test]
-    fn what_is_given_belongs_to_the_log() {
-        let (dir, reserve) = reserve(48 * MIB);
-        reserve.hold().unwrap();
-        assert_eq!(reserve.held().unwrap(), 48 * MIB);
+    fn what_is_set_aside_is_what_was_asked_for() {
+        let (_dir, mut reserve) = reserve();
+        for mib in [48, 16, 32, 32] {
+            reserve.hold(mib * MIB).unwrap();
+            assert_eq!(reserve.held().unwrap(), mib * MIB);
+        }
+        reserve.keep(16 * MIB, 0).unwrap();
+        assert_eq!(reserve.held().unwrap(), 16 * MIB);
+        reserve.keep(20 * MIB, MIB).unwrap();
+        assert_eq!(reserve.held().unwrap(), 16 * MIB);
+        reserve.keep(20 * MIB, 4 * MIB).unwrap();
+        assert_eq!(reserve.held().unwrap(), 20 * MIB);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_claim_counts_what_is_owned_already() {
+        let dir = tempfile::tempdir().unwrap();
         let log = File::create(dir.path().join("db")).unwrap();
         log.set_len(3).unwrap();
-        reserve.give(&log).unwrap();
-        assert_eq!(reserve.held().unwrap(), OPENING_BYTES);
-        assert_eq!(log.metadata().unwrap().len(), 3, "readers see nothing of it");
-        #[cfg(target_os = "linux")]
-        assert!(owned_beyond_end(&log).unwrap() >= 32 * MIB - 4096);
-        reserve.give(&log).unwrap();
-        assert_eq!(reserve.held().unwrap(), OPENING_BYTES);
-        reserve.hold().unwrap();
-        assert_eq!(reserve.held().unwrap(), 48 * MIB);
+        for _ in 0..5 {
+            assert_eq!(claim(&log, 32 * MIB).unwrap(), Claimed::All);
+            assert_eq!(log.metadata().unwrap().len(), 3, "readers see nothing of it");
+            let owned = owned_beyond_end(&log).unwrap();
+            assert!((32 * MIB - 4096..=32 * MIB + 4096).contains(&owned), "{owned}");
+        }
+        // Shortening frees all of it.
+        log.set_len(0).unwrap();
+        assert_eq!(owned_beyond_end(&log).unwrap(), 0);
+        assert_eq!(claim(&log, 0).unwrap(), Claimed::All);
+        assert_eq!(claim(&log, MIB).unwrap(), Claimed::All);
+        assert!(owned_beyond_end(&log).unwrap() >= MIB);
     }
 
     #[test]
     fn a_start_is_lent_what_it_lacks() {
-        let (_dir, reserve) = reserve(48 * MIB);
+        let (_dir, mut reserve) = reserve();
         reserve.lend(0).unwrap();
         assert_eq!(reserve.held().unwrap(), 0);
-        reserve.hold().unwrap();
+        reserve.hold(48 * MIB).unwrap();
         reserve.lend(OPENING_BYTES).unwrap();
         assert_eq!(reserve.held().unwrap(), 48 * MIB);
         reserve.lend(6 * MIB).unwrap();
@@ -196,8 +246,20 @@ mod tests {
 
     #[test]
     fn a_file_system_without_preallocation_is_written_to() {
-        let (_dir, reserve) = reserve(5 * MIB + 17);
-        fill(&reserve.file, reserve.bytes).unwrap();
-        assert_eq!(reserve.held().unwrap(), reserve.bytes);
+        let (_dir, reserve) = reserve();
+        fill(&reserve.file, 5 * MIB + 17).unwrap();
+        assert_eq!(reserve.held().unwrap(), 5 * MIB + 17);
+    }
+
+    /// A file of that length that occupies nothing is what such a file system shows.
+    #[test]
+    fn where_blocks_do_not_count_the_length_does() {
+        let (_dir, mut reserve) = reserve();
+        reserve.file.set_len(5 * MIB).unwrap();
+        assert_eq!(reserve.held().unwrap(), 0);
+        reserve.check_count(5 * MIB).unwrap();
+        assert_eq!(reserve.held().unwrap(), 5 * MIB);
+        reserve.keep(MIB, MIB).unwrap();
+        assert_eq!(reserve.held().unwrap(), 5 * MIB, "there is nothing to give");
     }
 }
