@@ -11,17 +11,18 @@
 //! # Invariants
 //! - Leadership is never offered to a node whose disk is known to be unwell, so it does not go round among full
 //!   ones; leaving the state "full" takes more room than entering it.
-//! - A leader that has begun to hand over proposes nothing more (that is openraft's rule, and it has no way back),
-//!   so it goes on until somebody else leads; then it may offer the lead to an unwell voter as well.
+//! - A leader that has begun to hand over proposes nothing more (that is openraft's rule, and it has no way back);
+//!   `transfer` goes on until somebody else leads, and then offers the lead to an unwell voter as well.
 //! - Nobody takes the lead back when its disk is well again. A node whose disk hangs cannot save a vote, hence
 //!   neither stand for election nor grant one.
 //!
 //! What it does not do: stop the node. A write that does not come back at all is the log's watchdog's to end.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::membership::lag;
+use super::transfer::Others;
 use crate::error::WriteError;
 use crate::machine::StateMachine;
 use crate::raft::core::{Core, Metrics};
@@ -54,8 +55,6 @@ pub(super) async fn run<M: StateMachine>(core: Core<M>, own: NodeId, disk: DiskW
     if !disk.watches() {
         return;
     }
-    // The term in which this node has begun to hand over.
-    let mut begun = None;
     loop {
         tokio::time::sleep(PACE).await;
         let state = disk.look();
@@ -63,53 +62,29 @@ pub(super) async fn run<M: StateMachine>(core: Core<M>, own: NodeId, disk: DiskW
         if metrics.role == Role::Stopped {
             return;
         }
-        if metrics.role != Role::Leader || begun.is_some_and(|term| term != metrics.term) {
-            begun = None;
-        }
-        if metrics.role != Role::Leader || (state.takes_writes() && begun.is_none()) {
+        if metrics.role != Role::Leader || state.takes_writes() || core.is_handing_over() {
             continue;
         }
-        let Some(to) = successor(&metrics, own, &core.peers_in_touch(), begun.is_some()) else { continue };
+        let Some(to) = successor(&metrics, own, &core.peers_in_touch()) else { continue };
         tracing::warn!(to, disk = %state, "handing over the lead: the disk is unwell");
-        begun = Some(metrics.term);
-        let handing_over = async {
-            core.transfer_leader(to).await;
-            while core.metrics().role == Role::Leader && core.metrics().term == metrics.term {
-                disk.look();
-                tokio::time::sleep(PACE).await;
-            }
-        };
-        // A core that waits for the disk, or a successor that is not elected; another attempt follows.
-        if tokio::time::timeout(patience, handing_over).await.is_err() {
-            tracing::warn!(to, "nobody took the lead in time");
+        // A core that waits for the disk takes no orders.
+        if tokio::time::timeout(patience, core.transfer_leader(to)).await.is_err() {
+            tracing::warn!(to, "the core does not hand over");
         }
     }
 }
 
-/// Who is to lead instead of `own`: a voter in touch that holds the whole log, is `fit`, or is any at all once
-/// there is no way back.
-fn successor(
-    metrics: &Metrics,
-    own: NodeId,
-    in_touch: &BTreeMap<NodeId, bool>,
-    no_way_back: bool,
-) -> Option<NodeId> {
-    let holds_all = |id: &NodeId| {
-        let matched = metrics.matched.get(id).copied().flatten();
-        matched.map(|matched| matched.index) >= metrics.last_log
-    };
-    in_touch
-        .iter()
-        .filter(|(id, fit)| **id != own && metrics.membership.is_voter(**id) && (**fit || no_way_back))
-        .filter(|(id, _)| holds_all(id))
-        .min_by_key(|(id, fit)| (Reverse(**fit), **id))
-        .map(|(id, _)| *id)
+/// Who is to lead instead of `own`: a voter in touch that is fit and holds the whole log.
+fn successor(metrics: &Metrics, own: NodeId, in_touch: &BTreeMap<NodeId, bool>) -> Option<NodeId> {
+    let others = Others { metrics, in_touch };
+    let fit = in_touch.keys().copied().filter(|id| *id != own && others.may_lead(*id).is_ok());
+    fit.filter(|id| lag(metrics, *id) == 0).min()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{LogId, Membership};
+    use crate::types::{LogId, Member, Membership};
 
     fn leader(matched: &[(NodeId, u64)]) -> Metrics {
         let at = |index| Some(LogId::new(1, index));
@@ -123,7 +98,10 @@ mod tests {
             cluster_committed: at(9),
             snapshot: None,
             purged: None,
-            membership: Membership { voters: vec![[1, 2, 3].into()], members: BTreeMap::new() },
+            membership: Membership {
+                voters: vec![[1, 2, 3].into()],
+                members: (1..=4).map(|id| (id, Member::default())).collect(),
+            },
             membership_at: at(0),
             committed_membership: Membership::default(),
             committed_membership_at: at(0),
@@ -135,23 +113,21 @@ mod tests {
 
     #[test]
     fn the_lead_goes_to_a_fit_voter_that_holds_the_whole_log() {
-        // Matched positions, who is in touch and whether it is fit, whether there is no way back, who it is.
-        type Case<'a> = (&'a [(NodeId, u64)], &'a [(NodeId, bool)], bool, Option<NodeId>);
-        let cases: [Case<'_>; 9] = [
-            (&[(1, 9), (2, 9), (3, 9)], &[(2, true), (3, true)], false, Some(2)),
-            (&[(1, 9), (2, 8), (3, 9)], &[(2, true), (3, true)], false, Some(3)),
-            (&[(1, 9), (2, 9), (3, 9)], &[(2, false), (3, true)], false, Some(3)),
-            (&[(1, 9), (2, 9), (3, 9)], &[(3, true)], false, Some(3)),
-            (&[(1, 9), (2, 9), (3, 9)], &[(2, false), (3, false)], false, None),
-            (&[(1, 9), (2, 9), (3, 9)], &[(2, false), (3, false)], true, Some(2)),
-            (&[(1, 9), (2, 9), (3, 9)], &[(2, false), (3, true)], true, Some(3)),
-            (&[(1, 9), (2, 8), (3, 8)], &[(2, true), (3, true)], true, None),
+        // Matched positions, who is in touch and whether it is fit, who it is.
+        type Case<'a> = (&'a [(NodeId, u64)], &'a [(NodeId, bool)], Option<NodeId>);
+        let cases: [Case<'_>; 7] = [
+            (&[(1, 9), (2, 9), (3, 9)], &[(2, true), (3, true)], Some(2)),
+            (&[(1, 9), (2, 8), (3, 9)], &[(2, true), (3, true)], Some(3)),
+            (&[(1, 9), (2, 9), (3, 9)], &[(2, false), (3, true)], Some(3)),
+            (&[(1, 9), (2, 9), (3, 9)], &[(3, true)], Some(3)),
+            (&[(1, 9), (2, 9), (3, 9)], &[(2, false), (3, false)], None),
+            (&[(1, 9), (2, 8), (3, 8)], &[(2, true), (3, true)], None),
             // A learner, and this node itself.
-            (&[(1, 9), (4, 9)], &[(1, true), (4, true)], true, None),
+            (&[(1, 9), (4, 9)], &[(1, true), (4, true)], None),
         ];
-        for (number, (matched, in_touch, no_way_back, expected)) in cases.into_iter().enumerate() {
+        for (number, (matched, in_touch, expected)) in cases.into_iter().enumerate() {
             let in_touch = in_touch.iter().copied().collect();
-            let found = successor(&leader(matched), 1, &in_touch, no_way_back);
+            let found = successor(&leader(matched), 1, &in_touch);
             assert_eq!(found, expected, "case {number}");
         }
     }

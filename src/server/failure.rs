@@ -78,6 +78,10 @@ impl From<MembershipError> for Failure {
             | MembershipError::AlreadyMember { .. }
             | MembershipError::NotCaughtUp { .. }
             | MembershipError::WouldLoseQuorum { .. }
+            | MembershipError::WouldWeakenQuorum { .. }
+            | MembershipError::AlreadyReplaced { .. }
+            | MembershipError::BothVote { .. }
+            | MembershipError::Advertises { .. }
             | MembershipError::LastVoter { .. }
             | MembershipError::AnotherChange
             | MembershipError::Unreachable { .. }
@@ -98,6 +102,7 @@ impl From<TransferError> for Failure {
             | TransferError::NotAVoter { .. }
             | TransferError::NotInTouch { .. }
             | TransferError::NotCaughtUp { .. }
+            | TransferError::Unfit { .. }
             | TransferError::NobodyElse
             | TransferError::Timeout { .. } => (Reason::Membership, None),
         };

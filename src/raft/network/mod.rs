@@ -7,6 +7,7 @@
 //! - [`client`]: the calling side, what openraft sends through;
 //! - [`addresses`]: where members are dialled;
 //! - [`upstream`]: a node's own line to its leader;
+//! - `admission`: whom a node talks to;
 //! - [`service`]: the answering side;
 //! - [`wire`]: the message formats;
 //! - [`grpc`]: both over tonic. Simulation brings a transport of its own.
@@ -20,6 +21,7 @@
 //! them.
 
 pub mod addresses;
+mod admission;
 pub mod client;
 pub mod grpc;
 pub mod service;
