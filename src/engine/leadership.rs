@@ -299,7 +299,10 @@ pub(super) async fn run<M: StateMachine>(
         }
         let metrics = engine.inner.core.metrics();
         let (leads, is_well) = (metrics.role == Role::Leader, engine.inner.disk.state().takes_writes());
-        memory.preference.look(Instant::now(), leads, metrics.term, is_well);
+        // Of an election that goes on nobody knows the outcome.
+        if metrics.role != Role::Candidate {
+            memory.preference.look(Instant::now(), leads, metrics.term, is_well);
+        }
         match metrics.role {
             Role::Leader => engine.look_as_leader(&metrics).await,
             Role::Stopped => {}

@@ -152,7 +152,8 @@ impl<M: StateMachine> Engine<M> {
         node_id: NodeId,
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
-        self.change(move |engine| async move { engine.promote(node_id, Instant::now() + timeout).await }).await
+        self.change(move |engine| async move { engine.promote(node_id, Instant::now() + timeout).await })
+            .await
     }
 
     /// Makes a voter a learner. `force` does so although too few voters that have caught up and whose disks are well
@@ -735,12 +736,10 @@ mod tests {
         let check = |metrics: &Metrics, in_touch: &BTreeMap<NodeId, bool>, after: &[NodeId]| {
             check_quorum(metrics, in_touch, &after.iter().copied().collect(), Strength::IsWell)
         };
-        let lost = |voters, healthy, needed| {
-            Err(MembershipError::WouldLoseQuorum { voters, healthy, needed })
-        };
-        let weak = |voters, healthy, needed| {
-            Err(MembershipError::WouldWeakenQuorum { voters, healthy, needed })
-        };
+        let lost =
+            |voters, healthy, needed| Err(MembershipError::WouldLoseQuorum { voters, healthy, needed });
+        let weak =
+            |voters, healthy, needed| Err(MembershipError::WouldWeakenQuorum { voters, healthy, needed });
         let all = leader(&[&[1, 2, 3]], &[(1, 4_999), (2, 4_999), (3, 4_500)]);
         assert_eq!(check(&all, &well, &[1, 3]), Ok(()));
         // Node 3 is silent: node 2 may not go, node 3 may.

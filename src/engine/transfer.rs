@@ -186,7 +186,10 @@ pub(super) async fn follow_up<M: StateMachine>(
         if metrics.role == Role::Stopped {
             return;
         }
-        if metrics.role != Role::Leader || !core.is_handing_over() || ends(&core, metrics.term, election).await {
+        if metrics.role != Role::Leader
+            || !core.is_handing_over()
+            || ends(&core, metrics.term, election).await
+        {
             continue;
         }
         offer(&core, own, metrics.term, election).await;

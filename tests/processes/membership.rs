@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::{Child, Stdio};
 use std::time::Instant;
 
 use quorate::client::{Client, ClientConfig, MemberChange, Members};
@@ -210,7 +211,17 @@ async fn all_nodes_move_to_new_addresses() {
     nodes.check(&attempts).await;
 }
 
-/// A node that is started at other addresses than before, of which nobody else was told, and which was told of nobody.
+/// Killed when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A node is started at other addresses than before. The others were not told, and it was told of nobody where anybody is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_node_moves_and_announces_itself() {
     let nodes = start(0, &[]);
@@ -218,31 +229,25 @@ async fn one_node_moves_and_announces_itself() {
     let id = nodes.follower().await;
     let node = nodes.node(id);
     node.stop(DEADLINE).unwrap();
-    let (unused, _dir) = spec();
-    let (peer, client) = (unused.peer_address(id), unused.client_address(id));
-    let peers: Vec<String> = nodes
-        .cluster
-        .spec()
-        .node_ids()
-        .map(|other| match other == id {
-            true => format!("{other}={peer}"),
-            false => format!("{other}={}", nodes.node(other).peer_address()),
-        })
-        .collect();
-    let mut moved = Command::new(QUORATE);
-    moved.args(["serve", "--node-id", &id.to_string(), "--cluster", &nodes.cluster.spec().cluster_name()]);
-    moved.args(["--peers", &peers.join(","), "--peer-listen", &peer, "--client-listen", &client]);
-    let moved = Process::start(moved.arg("--data-dir").arg(node.data_dir()));
+    let (mut elsewhere, _unused) = spec();
+    elsewhere.data_dir.clone_from(&nodes.cluster.spec().data_dir);
+    let (peer, client) = (elsewhere.peer_address(id), elsewhere.client_address(id));
+    assert_ne!(peer, node.peer_address());
+    let mut command = elsewhere.command(id);
+    let moved = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     eventually("the membership has the new addresses", async || {
         let list = nodes.client.members().await.unwrap();
         list.members.iter().any(|member| {
-            (member.node_id, &member.peer, &member.client, member.reachable) == (id, &peer, &client, Some(true))
+            (member.node_id, &member.peer, &member.client, member.reachable)
+                == (id, &peer, &client, Some(true))
         })
     })
     .await;
     // What it does not advertise it would correct again.
     let other = nodes.node(id).peer_address();
-    nodes.quorate(&["member", "update", &id.to_string(), "--peer", &other]).assert_refused(1, &["cannot be reached"]);
+    nodes
+        .quorate(&["member", "update", &id.to_string(), "--peer", &other])
+        .assert_refused(1, &["cannot be reached"]);
     nodes
         .quorate(&["member", "update", &id.to_string(), "--client", &other])
         .assert_refused(1, &["advertises peer address", &peer]);
@@ -257,8 +262,7 @@ async fn a_wiped_single_founder_does_not_found_a_second_cluster() {
     spec.joining = 2;
     let founder = vec![spec.client_address(1)];
     let cluster = Cluster::prepare(spec).unwrap();
-    let nodes =
-        TestCluster { client: Client::new(founder, ClientConfig::default()).unwrap(), cluster, dir };
+    let nodes = TestCluster { client: Client::new(founder, ClientConfig::default()).unwrap(), cluster, dir };
     nodes.node(1).start().unwrap();
     nodes.node(1).wait_ready(DEADLINE).unwrap();
     for id in [2, 3] {

@@ -130,7 +130,8 @@ mod tests {
     #[test]
     fn what_was_told_is_forgotten_once_the_membership_is_right() {
         let addresses = Addresses::new(BTreeMap::from([(2, "told:1".to_owned())]));
-        let member = Member { peer: "known:1".to_owned(), client: String::new(), incarnation: Incarnation(1) };
+        let member =
+            Member { peer: "known:1".to_owned(), client: String::new(), incarnation: Incarnation(1) };
         addresses.failed(2, "known:1");
         addresses.reached(2, &member, "told:1");
         assert_eq!(addresses.of(2, &member), "told:1", "the membership is not right yet");

@@ -359,7 +359,10 @@ impl<M: StateMachine> PeerDoor for PeerService<M> {
         let known = Known {
             members: members.map(|(node_id, member)| (*node_id, member.incarnation)).collect(),
             at: position(metrics.membership_config.log_id()),
-            committed_caller: committed.membership().get_node(&hello.from_node).map(|member| member.incarnation),
+            committed_caller: committed
+                .membership()
+                .get_node(&hello.from_node)
+                .map(|member| member.incarnation),
             committed_at: position(committed.log_id()),
         };
         admission::check_identities(own, &known, hello).map_err(|refused| {
