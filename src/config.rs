@@ -95,7 +95,8 @@ pub struct Settings {
     #[arg(long, value_name = "BOOL", env = "QUORATE_JOIN", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub join: Option<bool>,
 
-    /// Form a cluster of this node alone
+    /// Form a cluster of this node alone, on an empty data directory. Leave it out again once other nodes have been
+    /// added: should the directory be lost, the node must come back with --join, and not form another cluster
     #[arg(long, value_name = "BOOL", env = "QUORATE_SINGLE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub single: Option<bool>,
 

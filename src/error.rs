@@ -221,9 +221,9 @@ pub enum MembershipError {
         /// Entries it is behind.
         lag: u64,
     },
-    /// Too few of the voters that would be left answer the leader. Nothing was changed.
+    /// Too few of the present voters, or of those that there would be, answer the leader. Nothing was changed.
     #[error(
-        "of the {voters} voters that would be left only {healthy} answer, and {needed} are needed to go on; bring the others back first, or use --force: then nothing may be written until {needed} answer"
+        "of {voters} voters only {healthy} answer, and {needed} are needed to commit the change and to go on after it; bring the others back first, or remove those that are gone for good"
     )]
     WouldLoseQuorum {
         /// Voters that would be left.
@@ -232,6 +232,50 @@ pub enum MembershipError {
         healthy: usize,
         /// The majority.
         needed: usize,
+    },
+    /// The voters that would be left answer, but too few of them have caught up or have a disk that is well. Nothing was
+    /// changed.
+    #[error(
+        "of the {voters} voters that would be left only {healthy} have caught up and have a disk that is well, and {needed} are needed to take writes; see to the others first, or use --force: then nothing may be written until {needed} are"
+    )]
+    WouldWeakenQuorum {
+        /// Voters that would be left.
+        voters: usize,
+        /// Those of them that are well.
+        healthy: usize,
+        /// The majority.
+        needed: usize,
+    },
+    /// The new node is in its place already, as a learner, and what the old one was is not known any more. Nothing was
+    /// changed.
+    #[error(
+        "node {node_id} is in its place already, and a learner; if the one it replaced was a voter, `quorate member promote {node_id}` completes the replacement"
+    )]
+    AlreadyReplaced {
+        /// The new node.
+        node_id: NodeId,
+    },
+    /// Both nodes vote: the one would not take the other's place. Nothing was changed.
+    #[error(
+        "nodes {old} and {new} are both voters, so node {new} cannot take the place of node {old}; to have one voter less, use `quorate member remove {old}`"
+    )]
+    BothVote {
+        /// The node that was to go.
+        old: NodeId,
+        /// The node that was to come.
+        new: NodeId,
+    },
+    /// The node advertises other addresses, and would correct those given. Nothing was changed.
+    #[error(
+        "node {node_id} advertises peer address {peer} and client address {client}, and would announce them again; start it with the addresses it is to have, and it announces those by itself"
+    )]
+    Advertises {
+        /// The node.
+        node_id: NodeId,
+        /// Its peer address, as it says.
+        peer: String,
+        /// Its client address, as it says.
+        client: String,
     },
     /// A cluster without voters does not exist. Nothing was changed.
     #[error(
@@ -246,9 +290,9 @@ pub enum MembershipError {
         "another change of the membership is under way; repeat this one once `quorate member list` shows its end"
     )]
     AnotherChange,
-    /// The node to be added does not answer. Nothing was changed.
+    /// The node does not answer. Nothing was changed.
     #[error(
-        "node {node_id} cannot be reached at {address}: {reason}; is it started with --join, and is this the address of its peer port?"
+        "node {node_id} cannot be reached at {address}: {reason}; is it started (a new one with --join), and is this the address of its peer port?"
     )]
     Unreachable {
         /// The node.
@@ -346,8 +390,16 @@ pub enum TransferError {
         /// Entries it is behind.
         lag: u64,
     },
-    /// There is no other voter that answers and has caught up.
-    #[error("no other voter answers and has caught up; `quorate status` shows what they lack")]
+    /// The node's disk is full or hangs.
+    #[error("the disk of node {node_id} is full or hangs; choose another node, or see to its disk first")]
+    Unfit {
+        /// The node.
+        node_id: NodeId,
+    },
+    /// There is no other voter that answers, has caught up, and whose disk is well.
+    #[error(
+        "no other voter answers, has caught up and has a disk that is well; `quorate status` shows what they lack"
+    )]
     NobodyElse,
     /// The lead was offered, and nobody took it in time.
     #[error(
@@ -532,6 +584,11 @@ pub enum FatalError {
         /// The peer that said so.
         address: String,
     },
+    /// The node has offered its lead to others, nobody has taken it, and it could not give it up.
+    #[error(
+        "this node offered its lead to the others, nobody took it, and it could not give it up either; start it again: it then stands for election like any other"
+    )]
+    StuckTransfer,
     /// Writing, flushing or reading the log or a snapshot failed, or apply panicked.
     #[error("{0}")]
     Core(String),

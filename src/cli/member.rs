@@ -60,18 +60,20 @@ pub enum MemberCommand {
     Demote {
         /// The voter
         node_id: NodeId,
-        /// Do it although too few voters that answer would be left
+        /// Do it although too few voters would be left that have caught up and whose disks are well; a majority must
+        /// answer in any case
         #[arg(long)]
         force: bool,
     },
     /// Remove a member; if it runs it learns of it and stops
     #[command(
-        after_help = "Example:\n  quorate member remove 2\n\nA leader hands over before it is removed. Refused when too few of the remaining voters answer."
+        after_help = "Example:\n  quorate member remove 2\n\nA leader hands over before it is removed. Refused when too few of the remaining voters answer: remove those first that are gone\nfor good. --force does not help there, as the removal itself could not be committed."
     )]
     Remove {
         /// The member
         node_id: NodeId,
-        /// Do it although too few voters that answer would be left
+        /// Do it although too few voters would be left that have caught up and whose disks are well; a majority must
+        /// answer in any case
         #[arg(long)]
         force: bool,
     },
@@ -94,7 +96,7 @@ pub enum MemberCommand {
     },
     /// Correct the addresses of a member
     #[command(
-        after_help = "Example:\n  quorate member update 2 --peer 10.0.1.2:7901 --client 10.0.1.2:7801\n\nA node that starts with new addresses does this by itself as soon as it finds the leader."
+        after_help = "Example:\n  quorate member update 2 --peer 10.0.1.2:7901 --client 10.0.1.2:7801\n\nA node that starts with new addresses does this by itself as soon as it finds the leader. It must answer at the addresses\ngiven, and advertise them."
     )]
     Update {
         /// The member

@@ -12,6 +12,11 @@
 //! A node that is started to join forms nothing and writes nothing: it answers who it is and waits until a leader
 //! has added it (`membership`) and sends it the log.
 //!
+//! A founder that is to form a cluster alone has nobody to ask. It listens for a moment before it writes: members of a
+//! cluster that has grown from it, before its disk was wiped, call it all the time and expect the old directory.
+//! One that could not reach it in time still stops it when it calls later (`admission`), but what it has written in the
+//! meantime is another cluster's. So `--single` is best left out again once others have been added.
+//!
 //! A founder that is told by a peer that the cluster already knows it with another directory stops: its
 //! disk was wiped, and with it the log and vote it had promised to keep. So does a wiped first founder: it
 //! must speak to all others before it may write, and meets one that knows it.
@@ -35,6 +40,9 @@ use crate::types::{Member, NodeId};
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long one call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a founder that has nobody to ask listens before it writes: twice the longest pause that a leader makes
+/// between two calls.
+const LISTEN: Duration = Duration::from_secs(1);
 /// Rounds between two messages about who is missing: every five seconds or so.
 const ROUNDS_PER_MESSAGE: u32 = 100;
 
@@ -60,12 +68,17 @@ impl<M: StateMachine> Formation<M> {
             return self.wait_to_be_added().await;
         }
         let writes = self.founders.keys().next() == Some(&self.caller.node_id);
+        if self.founders.len() == 1 && !self.core.is_initialized().await {
+            tokio::time::sleep(LISTEN).await;
+        }
         let mut round = 0;
         while !self.core.is_initialized().await {
             let report = round % ROUNDS_PER_MESSAGE == ROUNDS_PER_MESSAGE - 1;
             let members = self.meet_all(report).await;
             if let Some(members) = members
                 && writes
+                // It may have been told that its disk was wiped.
+                && self.fatal.borrow().is_none()
             {
                 let count = members.len();
                 match self.core.initialize(members).await {

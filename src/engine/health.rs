@@ -13,21 +13,20 @@
 //! # Invariants
 //! - Leadership is never offered to a node whose disk is known to be unwell, so it does not go round among full
 //!   ones; leaving the state "full" takes more room than entering it.
-//! - A leader that has begun to hand over proposes nothing more and sends no more heartbeats (that is openraft's rule,
-//!   and it has no way back): the others elect a leader after an election timeout, if the one that was asked does
-//!   not stand before. Until then it is asked again, or another one, also an unwell one, of those that were in touch when
-//!   the hand-over began: nobody answers this node any more, so it learns nothing newer.
+//! - A leader that has begun to hand over proposes nothing more (that is openraft's rule, and it has no way back);
+//!   `transfer` goes on until somebody else leads, and then offers the lead to an unwell voter as well.
 //! - Nobody takes the lead back when its disk is well again. A node whose disk hangs cannot save a vote, hence
 //!   neither stand for election nor grant one.
 //!
 //! What it does not do: stop the node. A write that does not come back at all is the log's watchdog's to end.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use super::membership::lag;
+use super::transfer::Others;
 use crate::error::WriteError;
 use crate::machine::StateMachine;
 use crate::raft::core::{Core, Metrics};
@@ -84,16 +83,8 @@ pub(super) struct Health<M: StateMachine> {
     pub(super) own: NodeId,
     pub(super) disk: DiskWatch,
     pub(super) quorum_disks: Arc<QuorumDisks>,
-    /// How long a hand-over may take before there is another attempt.
+    /// How long the core may take to begin a hand-over.
     pub(super) patience: Duration,
-}
-
-/// A hand-over that has begun, and cannot be taken back.
-#[derive(Debug)]
-struct Begun {
-    term: u64,
-    /// Who was in touch then.
-    in_touch: InTouch,
 }
 
 impl<M: StateMachine> Health<M> {
@@ -102,7 +93,6 @@ impl<M: StateMachine> Health<M> {
         if !self.disk.watches() {
             return;
         }
-        let mut begun: Option<Begun> = None;
         loop {
             tokio::time::sleep(PACE).await;
             let state = self.disk.look();
@@ -110,38 +100,24 @@ impl<M: StateMachine> Health<M> {
             if metrics.role == Role::Stopped {
                 return;
             }
-            let leads = metrics.role == Role::Leader;
-            begun = begun.filter(|begun| leads && begun.term == metrics.term);
-            if !leads {
+            if metrics.role != Role::Leader {
                 self.quorum_disks.note(false);
+                continue;
+            }
+            if self.core.is_handing_over() {
                 continue;
             }
             let in_touch = self.core.peers_in_touch();
             self.quorum_disks.note(lacks_disks(&metrics.membership, self.own, &in_touch));
-            if state.takes_writes() && begun.is_none() {
+            if state.takes_writes() {
                 continue;
             }
-            // Once it has begun, nobody answers any more.
-            let candidates = begun.as_ref().map_or(&in_touch, |begun| &begun.in_touch);
-            let Some(to) = successor(&metrics, self.own, candidates, begun.is_some()) else { continue };
+            let Some(to) = successor(&metrics, self.own, &in_touch) else { continue };
             tracing::warn!(to, disk = %state, "handing over the lead: the disk is unwell");
-            let term = metrics.term;
-            begun.get_or_insert(Begun { term, in_touch });
-            self.hand_over(to, term).await;
-        }
-    }
-
-    async fn hand_over(&self, to: NodeId, term: u64) {
-        let handing_over = async {
-            self.core.transfer_leader(to).await;
-            while self.core.metrics().role == Role::Leader && self.core.metrics().term == term {
-                self.disk.look();
-                tokio::time::sleep(PACE).await;
+            // A core that waits for the disk takes no orders.
+            if tokio::time::timeout(self.patience, self.core.transfer_leader(to)).await.is_err() {
+                tracing::warn!(to, "the core does not hand over");
             }
-        };
-        // A core that waits for the disk, or a successor that is not elected; another attempt follows.
-        if tokio::time::timeout(self.patience, handing_over).await.is_err() {
-            tracing::warn!(to, "nobody took the lead in time");
         }
     }
 }
@@ -158,25 +134,17 @@ fn lacks_disks(membership: &Membership, own: NodeId, in_touch: &InTouch) -> bool
     quorum_of(&|id| in_touch.contains_key(id)) && !quorum_of(&|id| in_touch.get(id) == Some(&true))
 }
 
-/// Who is to lead instead of `own`: a voter in touch that holds the whole log, is `fit`, or is any at all once
-/// there is no way back.
-fn successor(metrics: &Metrics, own: NodeId, in_touch: &InTouch, no_way_back: bool) -> Option<NodeId> {
-    let holds_all = |id: &NodeId| {
-        let matched = metrics.matched.get(id).copied().flatten();
-        matched.map(|matched| matched.index) >= metrics.last_log
-    };
-    in_touch
-        .iter()
-        .filter(|(id, fit)| **id != own && metrics.membership.is_voter(**id) && (**fit || no_way_back))
-        .filter(|(id, _)| holds_all(id))
-        .min_by_key(|(id, fit)| (Reverse(**fit), **id))
-        .map(|(id, _)| *id)
+/// Who is to lead instead of `own`: a voter in touch that is fit and holds the whole log.
+fn successor(metrics: &Metrics, own: NodeId, in_touch: &InTouch) -> Option<NodeId> {
+    let others = Others { metrics, in_touch };
+    let fit = in_touch.keys().copied().filter(|id| *id != own && others.may_lead(*id).is_ok());
+    fit.filter(|id| lag(metrics, *id) == 0).min()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::LogId;
+    use crate::types::{LogId, Member};
 
     fn leader(matched: &[(NodeId, u64)]) -> Metrics {
         let at = |index| Some(LogId::new(1, index));
@@ -190,7 +158,10 @@ mod tests {
             cluster_committed: at(9),
             snapshot: None,
             purged: None,
-            membership: Membership { voters: vec![[1, 2, 3].into()], members: BTreeMap::new() },
+            membership: Membership {
+                voters: vec![[1, 2, 3].into()],
+                members: (1..=4).map(|id| (id, Member::default())).collect(),
+            },
             membership_at: at(0),
             committed_membership: Membership::default(),
             committed_membership_at: at(0),
@@ -202,23 +173,21 @@ mod tests {
 
     #[test]
     fn the_lead_goes_to_a_fit_voter_that_holds_the_whole_log() {
-        // Matched positions, who is in touch and whether it is fit, whether there is no way back, who it is.
-        type Case<'a> = (&'a [(NodeId, u64)], &'a [(NodeId, bool)], bool, Option<NodeId>);
-        let cases: [Case<'_>; 9] = [
-            (&[(1, 9), (2, 9), (3, 9)], &[(2, true), (3, true)], false, Some(2)),
-            (&[(1, 9), (2, 8), (3, 9)], &[(2, true), (3, true)], false, Some(3)),
-            (&[(1, 9), (2, 9), (3, 9)], &[(2, false), (3, true)], false, Some(3)),
-            (&[(1, 9), (2, 9), (3, 9)], &[(3, true)], false, Some(3)),
-            (&[(1, 9), (2, 9), (3, 9)], &[(2, false), (3, false)], false, None),
-            (&[(1, 9), (2, 9), (3, 9)], &[(2, false), (3, false)], true, Some(2)),
-            (&[(1, 9), (2, 9), (3, 9)], &[(2, false), (3, true)], true, Some(3)),
-            (&[(1, 9), (2, 8), (3, 8)], &[(2, true), (3, true)], true, None),
+        // Matched positions, who is in touch and whether it is fit, who it is.
+        type Case<'a> = (&'a [(NodeId, u64)], &'a [(NodeId, bool)], Option<NodeId>);
+        let cases: [Case<'_>; 7] = [
+            (&[(1, 9), (2, 9), (3, 9)], &[(2, true), (3, true)], Some(2)),
+            (&[(1, 9), (2, 8), (3, 9)], &[(2, true), (3, true)], Some(3)),
+            (&[(1, 9), (2, 9), (3, 9)], &[(2, false), (3, true)], Some(3)),
+            (&[(1, 9), (2, 9), (3, 9)], &[(3, true)], Some(3)),
+            (&[(1, 9), (2, 9), (3, 9)], &[(2, false), (3, false)], None),
+            (&[(1, 9), (2, 8), (3, 8)], &[(2, true), (3, true)], None),
             // A learner, and this node itself.
-            (&[(1, 9), (4, 9)], &[(1, true), (4, true)], true, None),
+            (&[(1, 9), (4, 9)], &[(1, true), (4, true)], None),
         ];
-        for (number, (matched, in_touch, no_way_back, expected)) in cases.into_iter().enumerate() {
+        for (number, (matched, in_touch, expected)) in cases.into_iter().enumerate() {
             let in_touch = in_touch.iter().copied().collect();
-            let found = successor(&leader(matched), 1, &in_touch, no_way_back);
+            let found = successor(&leader(matched), 1, &in_touch);
             assert_eq!(found, expected, "case {number}");
         }
     }

@@ -1,47 +1,119 @@
-//! Who leads when several could: handing over, and nodes that prefer to lead.
-//!
-//! A leader hands over to a voter that answers and has nearly all entries; openraft then stops writes, tells that voter
-//! to stand at once, and the voters to let it. If it does not win, a new leader is elected after an election timeout,
-//! as if the old one had failed.
+//! Nodes that prefer to lead, and members that moved.
 //!
 //! # Preferred leaders
 //!
 //! A follower that prefers to lead tells the leader so, every [`ANNOUNCE_PACE`], while it is a voter, has caught up, hears
-//! the leader, and its disk is well. The leader hands over, unless it prefers to lead itself. So of several that prefer,
-//! the first to lead keeps the lead until it fails or is told to hand over; they do not take it from each other. A leader
-//! whose disk is not well prefers nothing. After a hand-over on somebody's command, a preferred node asks again with its
-//! next announcement: take the preference back first to move the lead for longer.
+//! the leader, and its disk has been well for [`WELL_FOR`]. The leader hands over, unless it prefers to lead itself. So of
+//! several that prefer, the first to lead keeps the lead until it fails or is told to hand over; they do not take it from
+//! each other. A leader whose disk is not well prefers nothing. After a hand-over on somebody's command, or one that
+//! failed, a preferred node asks again after a pause, which doubles each time ([`Preference`]): take the preference back
+//! first to move the lead for longer.
 //!
 //! # Addresses
 //!
-//! The same announcement carries a member's addresses when they are not those in the membership, and the leader commits
-//! them; its own it commits itself. Nothing is kept of what was announced: until the membership says what the member
-//! says, it says so again, to whoever leads.
+//! The same announcement carries a member's addresses when they are not those in the membership. The leader asks at them
+//! who answers, and commits them if it is that member; its own it commits itself. Nothing is kept of what was
+//! announced: until the membership says what the member says, it says so again, to whoever leads. A node that has moved
+//! alone hears of no leader, because it is called where it was: it tells one member after the other.
 
+use std::collections::BTreeMap;
 use std::sync::Weak;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::membership::{NewAddresses, lag};
+use super::transfer::Others;
 use super::{Engine, Inner};
-use crate::error::{Leader, TransferError};
 use crate::machine::StateMachine;
 use crate::raft::core::Metrics;
 use crate::raft::network::upstream::Announcement;
 use crate::types::{Member, NodeId, Role};
 
-/// A voter that lacks more entries is not handed the lead.
-const FOLLOWS_ENTRIES: u64 = 10_000;
+/// A node that lacks more entries does not ask for the lead, and is not handed it: under load nobody has them all.
+const FOLLOWS_ENTRIES: u64 = 1_000;
 /// How often a node looks whether it has something to announce or, as the leader, to set right.
 const LOOK_PACE: Duration = Duration::from_millis(250);
-/// Pause between two looks at who could lead.
-const PAUSE: Duration = Duration::from_millis(20);
-/// How often the same is announced again, and the shortest time between two hand-overs to nodes that prefer to lead.
+/// How often the same is announced again, and the shortest time between two hand-overs to nodes that prefer to lead, or two
+/// changes of one member's addresses.
 const ANNOUNCE_PACE: Duration = Duration::from_secs(3);
+/// How long a disk must have been well, after it was not, before its node asks for the lead.
+const WELL_FOR: Duration = Duration::from_secs(60);
+/// The pause after a lead that did not come, or did not last.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// A lead that has lasted this long is no failure when it ends.
+const LASTS: Duration = Duration::from_secs(60);
 /// Announcements of members that wait for their turn; more are repeated by the members.
 pub(super) const MAX_ANNOUNCEMENTS: usize = 64;
+
+/// When a node that prefers to lead may ask for the lead, so that the lead does not go to and fro between a node that
+/// prefers it and others that are fit for it.
+#[derive(Debug)]
+struct Preference {
+    not_before: Option<Instant>,
+    pause: Duration,
+    /// Since when this node leads.
+    leads_since: Option<Instant>,
+    /// The term in which it has asked for the lead.
+    asked_in: Option<u64>,
+}
+
+impl Preference {
+    fn new() -> Self {
+        Self { not_before: None, pause: FIRST_PAUSE, leads_since: None, asked_in: None }
+    }
+
+    /// Takes in what the node is at `now`.
+    fn look(&mut self, now: Instant, leads: bool, term: u64, is_well: bool) {
+        if !is_well {
+            self.wait_until(now + WELL_FOR);
+        }
+        match (leads, self.leads_since) {
+            (true, None) => (self.leads_since, self.asked_in) = (Some(now), None),
+            (true, Some(since)) if now.duration_since(since) >= LASTS => self.pause = FIRST_PAUSE,
+            (true, Some(_)) => {}
+            (false, Some(_)) => {
+                self.leads_since = None;
+                self.back_off(now);
+            }
+            (false, None) if self.asked_in.is_some_and(|asked| asked < term) => {
+                // An election came of it, and another outcome.
+                self.asked_in = None;
+                self.back_off(now);
+            }
+            (false, None) => {}
+        }
+    }
+
+    fn may_ask(&self, now: Instant) -> bool {
+        self.not_before.is_none_or(|at| now >= at)
+    }
+
+    fn back_off(&mut self, now: Instant) {
+        self.wait_until(now + self.pause);
+        self.pause = self.pause.saturating_mul(2).min(LONGEST_PAUSE);
+    }
+
+    fn wait_until(&mut self, at: Instant) {
+        self.not_before = self.not_before.max(Some(at));
+    }
+}
+
+/// What a node remembers from one look to the next.
+struct Memory {
+    preference: Preference,
+    /// What was told to whom last, and when.
+    told: Option<(NodeId, Announcement, Instant)>,
+    /// Members that were told in vain since.
+    in_vain: usize,
+    /// As the leader: when it last handed over to a node that prefers to lead.
+    last_offer: Option<Instant>,
+    /// As the leader: when it last acted on new addresses of a member.
+    last_moves: BTreeMap<NodeId, Instant>,
+}
 
 impl<M: StateMachine> Inner<M> {
     /// Whether this node prefers to lead, and is fit to.
@@ -51,91 +123,22 @@ impl<M: StateMachine> Inner<M> {
 }
 
 impl<M: StateMachine> Engine<M> {
-    /// Hands the lead to `to`, or to the voter that is furthest ahead, and waits until another node leads. Returns who
-    /// does: an election may have had another outcome than was asked for.
-    ///
-    /// Writes are refused meanwhile with [`WriteError::NotLeader`](crate::error::WriteError::NotLeader), for as long
-    /// as an election takes; those in flight are committed first.
-    ///
-    /// # Errors
-    /// See [`TransferError`].
-    pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<Leader, TransferError> {
-        let inner = &self.inner;
-        let own = inner.config.node_id;
-        let metrics = self.leading_for_transfer()?;
-        if to == Some(own) {
-            return metrics.leader.ok_or(TransferError::NobodyElse);
-        }
-        let successor = self.successor(to, own).await?;
-        tracing::info!(successor, "handing over the lead");
-        let begun = Instant::now();
-        inner.core.transfer_leader(successor).await;
-        let patience = inner.config.timing.patience().saturating_mul(2);
-        let mut state = self.watch();
-        let changed = state.wait_for(|state| {
-            state.role == Role::Stopped || state.leader.as_ref().is_some_and(|leader| leader.node_id != own)
-        });
-        match tokio::time::timeout(patience, changed).await {
-            Ok(Ok(state)) => match state.leader.clone().filter(|leader| leader.node_id != own) {
-                Some(leader) => {
-                    tracing::info!(leader = leader.node_id, took = ?begun.elapsed(), "another node leads");
-                    Ok(leader)
-                }
-                None => Err(transfer_stopped()),
-            },
-            Ok(Err(_)) => Err(transfer_stopped()),
-            Err(_) => {
-                tracing::warn!(successor, "nobody took the lead in time");
-                Err(TransferError::Timeout {
-                    waited_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
-                })
-            }
-        }
-    }
-
-    /// The voter to hand over to. A leader that was elected just now has not heard from all of them yet: they have as
-    /// long to answer as they have to be counted as answering.
-    async fn successor(&self, to: Option<NodeId>, own: NodeId) -> Result<NodeId, TransferError> {
-        let deadline = Instant::now() + self.inner.config.timing.patience();
-        loop {
-            let metrics = self.leading_for_transfer()?;
-            let found = match to {
-                Some(node_id) => could_lead(&metrics, node_id).map(|()| node_id),
-                None => furthest(&metrics, own).ok_or(TransferError::NobodyElse),
-            };
-            let others_vote = metrics.membership.voters.iter().flatten().any(|voter| *voter != own);
-            let may_come = match &found {
-                Err(TransferError::NobodyElse) => others_vote,
-                Err(TransferError::NotInTouch { .. } | TransferError::NotCaughtUp { .. }) => true,
-                _ => false,
-            };
-            if !may_come || Instant::now() >= deadline {
-                return found;
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
-
-    fn leading_for_transfer(&self) -> Result<Metrics, TransferError> {
-        if let Some(fatal) = &*self.inner.fatal.borrow() {
-            return Err(TransferError::Stopped { reason: fatal.to_string() });
-        }
-        let metrics = self.inner.core.metrics();
-        match metrics.role {
-            Role::Leader => Ok(metrics),
-            Role::Stopped => Err(transfer_stopped()),
-            _ => Err(TransferError::NotLeader { leader: metrics.leader }),
-        }
-    }
-
     /// Sets right what a leader finds wrong. A change that is under way is left alone.
     async fn look_as_leader(&self, metrics: &Metrics) {
         let inner = &self.inner;
-        if inner.changes.try_lock().is_err() {
+        if inner.changes.try_lock().is_err() || inner.core.is_handing_over() {
             return;
         }
         let own = inner.config.node_id;
-        let half_made = metrics.membership.voters.len() > 1
+        let voters = &metrics.membership.voters;
+        if voters.last().is_some_and(|voters| !voters.contains(&own)) {
+            // Elected from a joint membership that it is about to leave.
+            if let Err(error) = self.transfer_leader(None).await {
+                tracing::warn!(%error, "this node does not vote any more, and could not hand over; trying again");
+            }
+            return;
+        }
+        let half_made = voters.len() > 1
             && metrics.membership_at.is_some()
             && metrics.membership_at == metrics.committed_membership_at;
         let outcome = match metrics.membership.members.get(&own) {
@@ -153,11 +156,11 @@ impl<M: StateMachine> Engine<M> {
     }
 
     /// What this node has to tell the leader, if anything.
-    fn announcement(&self, metrics: &Metrics) -> Option<(Leader, Announcement)> {
+    fn announcement(&self, metrics: &Metrics, may_ask: bool) -> Option<Announcement> {
         let inner = &self.inner;
-        let leader = metrics.leader.clone().filter(|_| metrics.in_touch)?;
-        let known = metrics.membership.members.get(&inner.config.node_id)?;
-        if known.incarnation != inner.own.incarnation || leader.node_id == inner.config.node_id {
+        let node_id = inner.config.node_id;
+        let known = metrics.membership.members.get(&node_id)?;
+        if known.incarnation != inner.own.incarnation {
             return None;
         }
         let applied = inner.core.published().progress().log_id.map_or(0, |applied| applied.index);
@@ -165,11 +168,14 @@ impl<M: StateMachine> Engine<M> {
             .committed
             .max(metrics.cluster_committed)
             .is_none_or(|committed| applied + FOLLOWS_ENTRIES >= committed.index);
-        let wants_lead =
-            inner.wants_lead() && metrics.membership.is_voter(inner.config.node_id) && has_caught_up;
+        let wants_lead = may_ask
+            && inner.wants_lead()
+            && metrics.in_touch
+            && metrics.membership.is_voter(node_id)
+            && has_caught_up;
         let own = self.own_as_known(known);
         let member = (*known != own).then_some(own);
-        (wants_lead || member.is_some()).then_some((leader, Announcement { member, wants_lead }))
+        (wants_lead || member.is_some()).then_some(Announcement { member, wants_lead })
     }
 
     /// This node as the membership should have it. An embedded node may serve no clients: then what is known stays.
@@ -179,41 +185,72 @@ impl<M: StateMachine> Engine<M> {
         Member { client: client.clone(), ..own.clone() }
     }
 
-    async fn announce(&self, metrics: &Metrics, leader: &Leader, announcement: &Announcement) -> bool {
-        let Some(member) = metrics.membership.members.get(&leader.node_id) else { return false };
-        let patience = self.inner.config.timing.patience();
-        match self.inner.upstream.announce(leader.node_id, member, announcement, patience).await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::debug!(%error, "the leader does not hear this node's announcement");
-                false
-            }
+    /// Tells whoever leads, if this node has something to tell. Each time that nobody takes notice, the next member is tried:
+    /// the leader known last comes first.
+    async fn announce(&self, metrics: &Metrics, memory: &mut Memory) {
+        let Some(announcement) = self.announcement(metrics, memory.preference.may_ask(Instant::now())) else {
+            return;
+        };
+        let own = self.inner.config.node_id;
+        let leader = metrics.leader.as_ref().map(|leader| leader.node_id);
+        let mut others: Vec<_> = metrics.membership.members.iter().filter(|(id, _)| **id != own).collect();
+        others.sort_by_key(|(id, _)| (Some(**id) != leader, **id));
+        // One that hears its leader need not look for another.
+        others.truncate(if metrics.in_touch && leader.is_some() { 1 } else { others.len() });
+        if others.is_empty() {
+            return;
         }
+        let (to, member) = others[memory.in_vain % others.len()];
+        // What was told need not be told again at once.
+        if let Some((told, same, at)) = &memory.told
+            && (told, same) == (to, &announcement)
+            && at.elapsed() < ANNOUNCE_PACE
+        {
+            return;
+        }
+        let patience = self.inner.config.timing.patience();
+        match self.inner.upstream.announce(*to, member, &announcement, patience).await {
+            Ok(true) => {
+                if announcement.wants_lead {
+                    memory.preference.asked_in = Some(metrics.term);
+                }
+                memory.told = Some((*to, announcement, Instant::now()));
+                return;
+            }
+            Ok(false) => tracing::debug!(to, "not the leader, or one that has no time for an announcement"),
+            Err(error) => tracing::debug!(to, %error, "this node's announcement is not heard"),
+        }
+        memory.in_vain = memory.in_vain.wrapping_add(1);
     }
 
     /// What a member has announced to this node, which leads.
-    async fn take(&self, from: NodeId, announcement: Announcement, last_offer: &mut Option<Instant>) {
+    async fn take(&self, from: NodeId, announcement: Announcement, memory: &mut Memory) {
         let metrics = self.inner.core.metrics();
         let Some(known) = metrics.membership.members.get(&from) else { return };
+        let has_passed = |at: Option<&Instant>| at.is_none_or(|at| at.elapsed() >= ANNOUNCE_PACE);
         if let Some(member) = announcement.member
             && member.incarnation == known.incarnation
             && member != *known
+            && has_passed(memory.last_moves.get(&from))
             // Until a change that is under way has ended the member says so again.
             && self.inner.changes.try_lock().is_ok()
         {
+            memory.last_moves.retain(|node_id, _| metrics.membership.members.contains_key(node_id));
+            memory.last_moves.insert(from, Instant::now());
             tracing::info!(node = from, peer = member.peer, client = member.client, "a member has moved");
             let addresses = new_addresses(&member.peer, &member.client);
             if let Err(error) = self.update_member(from, addresses).await {
                 tracing::warn!(node = from, %error, "its new addresses are not in the membership yet");
             }
         }
-        let paced = last_offer.is_none_or(|at| at.elapsed() >= ANNOUNCE_PACE);
-        if announcement.wants_lead && paced && !self.inner.wants_lead() {
-            if let Err(error) = could_lead(&metrics, from) {
-                tracing::debug!(node = from, %error, "a node that prefers to lead has to wait");
+        if announcement.wants_lead && has_passed(memory.last_offer.as_ref()) && !self.inner.wants_lead() {
+            let others = Others { metrics: &metrics, in_touch: &self.inner.core.peers_in_touch() };
+            let fit = others.may_lead(from);
+            if fit.is_err() || lag(&metrics, from) > FOLLOWS_ENTRIES {
+                tracing::debug!(node = from, ?fit, "a node that prefers to lead has to wait");
                 return;
             }
-            *last_offer = Some(Instant::now());
+            memory.last_offer = Some(Instant::now());
             if let Err(error) = self.transfer_leader(Some(from)).await {
                 tracing::warn!(node = from, %error, "a node that prefers to lead did not take the lead");
             }
@@ -227,32 +264,49 @@ pub(super) async fn run<M: StateMachine>(
     node: Weak<Inner<M>>,
     mut announcements: mpsc::Receiver<(NodeId, Announcement)>,
 ) {
-    let (mut last_offer, mut told) = (None, None);
+    let mut memory = Memory {
+        preference: Preference::new(),
+        told: None,
+        in_vain: 0,
+        last_offer: None,
+        last_moves: BTreeMap::new(),
+    };
+    let mut look = tokio::time::interval(LOOK_PACE);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let arrived = tokio::select! {
+            biased;
+            // First, so that announcements do not keep a leader from setting things right.
+            _ = look.tick() => None,
             arrived = announcements.recv() => match arrived {
                 Some(arrived) => Some(arrived),
                 None => return,
             },
-            () = tokio::time::sleep(LOOK_PACE) => None,
         };
         let Some(inner) = node.upgrade() else { return };
         let engine = Engine { inner };
         if let Some((from, announcement)) = arrived {
-            engine.take(from, announcement, &mut last_offer).await;
+            // Of what one member has said only the last counts.
+            let mut latest = BTreeMap::from([(from, announcement)]);
+            for _ in 0..MAX_ANNOUNCEMENTS {
+                let Ok((from, announcement)) = announcements.try_recv() else { break };
+                latest.insert(from, announcement);
+            }
+            for (from, announcement) in latest {
+                engine.take(from, announcement, &mut memory).await;
+            }
             continue;
         }
         let metrics = engine.inner.core.metrics();
-        if metrics.role == Role::Leader {
-            engine.look_as_leader(&metrics).await;
-        } else if let Some((leader, announcement)) = engine.announcement(&metrics) {
-            // What was told to this leader need not be told again at once.
-            let same = |told: &(Leader, Announcement, Instant)| {
-                told.0 == leader && told.1 == announcement && told.2.elapsed() < ANNOUNCE_PACE
-            };
-            if !told.as_ref().is_some_and(same) && engine.announce(&metrics, &leader, &announcement).await {
-                told = Some((leader, announcement, Instant::now()));
-            }
+        let (leads, is_well) = (metrics.role == Role::Leader, engine.inner.disk.state().takes_writes());
+        // Of an election that goes on nobody knows the outcome.
+        if metrics.role != Role::Candidate {
+            memory.preference.look(Instant::now(), leads, metrics.term, is_well);
+        }
+        match metrics.role {
+            Role::Leader => engine.look_as_leader(&metrics).await,
+            Role::Stopped => {}
+            _ => engine.announce(&metrics, &mut memory).await,
         }
     }
 }
@@ -262,31 +316,53 @@ fn new_addresses(peer: &str, client: &str) -> NewAddresses {
     NewAddresses { peer: given(peer), client: given(client) }
 }
 
-fn transfer_stopped() -> TransferError {
-    TransferError::Stopped { reason: "the node is shutting down".to_owned() }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Whether the lead may be handed to `node_id`.
-fn could_lead(metrics: &Metrics, node_id: NodeId) -> Result<(), TransferError> {
-    if !metrics.membership.members.contains_key(&node_id) {
-        return Err(TransferError::UnknownMember { node_id });
-    }
-    // Of a joint membership: a voter that is about to go is none to hand over to.
-    if !metrics.membership.voters.iter().all(|voters| voters.contains(&node_id)) {
-        return Err(TransferError::NotAVoter { node_id });
-    }
-    if !metrics.reachable.contains(&node_id) {
-        return Err(TransferError::NotInTouch { node_id });
-    }
-    match lag(metrics, node_id) {
-        lag if lag > FOLLOWS_ENTRIES => Err(TransferError::NotCaughtUp { node_id, lag }),
-        _ => Ok(()),
-    }
-}
+    const SECOND: Duration = Duration::from_secs(1);
 
-/// The voter that the lead is best handed to.
-fn furthest(metrics: &Metrics, own: NodeId) -> Option<NodeId> {
-    let others = metrics.membership.members.keys().filter(|node_id| **node_id != own);
-    let fit = others.filter(|node_id| could_lead(metrics, **node_id).is_ok());
-    fit.min_by_key(|node_id| lag(metrics, **node_id)).copied()
+    #[test]
+    fn a_disk_must_have_been_well_for_a_while() {
+        let (mut preference, start) = (Preference::new(), Instant::now());
+        preference.look(start, false, 1, true);
+        assert!(preference.may_ask(start), "nothing was wrong yet");
+        preference.look(start, false, 1, false);
+        preference.look(start + SECOND, false, 1, true);
+        assert!(!preference.may_ask(start + WELL_FOR - SECOND));
+        assert!(preference.may_ask(start + WELL_FOR));
+    }
+
+    #[test]
+    fn a_lead_that_does_not_last_or_does_not_come_makes_the_pause_longer() {
+        let (mut preference, start) = (Preference::new(), Instant::now());
+        preference.look(start, true, 2, true);
+        preference.look(start + SECOND, false, 3, true);
+        let lost = start + SECOND;
+        assert!(!preference.may_ask(lost + FIRST_PAUSE - SECOND));
+        assert!(preference.may_ask(lost + FIRST_PAUSE));
+        // It asks, and somebody else is elected.
+        preference.asked_in = Some(3);
+        let asked = lost + FIRST_PAUSE;
+        preference.look(asked, false, 3, true);
+        assert!(preference.may_ask(asked), "no election yet");
+        preference.look(asked, false, 4, true);
+        assert!(!preference.may_ask(asked + FIRST_PAUSE * 2 - SECOND));
+        assert!(preference.may_ask(asked + FIRST_PAUSE * 2));
+        for _ in 0..20 {
+            preference.back_off(asked);
+        }
+        assert!(preference.may_ask(asked + LONGEST_PAUSE));
+    }
+
+    #[test]
+    fn a_lead_that_has_lasted_is_no_failure() {
+        let (mut preference, start) = (Preference::new(), Instant::now());
+        preference.back_off(start);
+        let asked = start + FIRST_PAUSE;
+        preference.look(asked, true, 2, true);
+        preference.look(asked + LASTS, true, 2, true);
+        preference.look(asked + LASTS, false, 3, true);
+        assert!(preference.may_ask(asked + LASTS + FIRST_PAUSE));
+    }
 }

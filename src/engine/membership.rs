@@ -5,11 +5,13 @@
 //! - Only the leader changes the membership, one change after the other; who must wait too long is told so.
 //! - A node becomes a voter only once it answers and has nearly the whole log: before that it would make a majority
 //!   larger without helping to form one.
-//! - A change after which fewer voters than a majority would answer is refused, unless forced where that is offered.
+//! - A change is refused unless a majority of the voters before it, and one of those after it, answers: it could not be
+//!   committed, and would leave a cluster that cannot undo it. Losing a voter is also refused when too few of those left
+//!   have caught up or have a disk that is well; that may be overridden.
 //! - A change that was interrupted, by the loss of the leader or of its caller, is completed by repeating it. Adding,
 //!   promoting, demoting and replacing what is already so succeeds; removing who is no member fails, because the id may
-//!   have been mistyped.
-//! - A change goes on when its caller goes away.
+//!   have been mistyped. Between its two entries a demotion looks like a removal, and the next leader ends it as one.
+//! - A change goes on when its caller goes away. While a learner catches up others may change the membership.
 //! - A leader that is to be removed, demoted or replaced hands over first, and the caller is told who leads now. It
 //!   never leads a cluster that it is not a voter of.
 //!
@@ -22,9 +24,10 @@
 //! are as different as nodes with different ids. Until the new one has caught up the cluster has one voter less,
 //! which replacing a node by one with another id avoids.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
 use super::Engine;
@@ -34,7 +37,7 @@ use crate::raft::core::Metrics;
 use crate::raft::membership::{ChangeError, MembershipChange};
 use crate::raft::network::{DialError, IdentifyRequest, wire};
 use crate::runtime;
-use crate::types::{LogId, Member, NodeId, Role};
+use crate::types::{Incarnation, LogId, Member, NodeId, Role};
 
 /// How long a change waits for the one before it.
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
@@ -127,8 +130,11 @@ impl<M: StateMachine> Engine<M> {
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
         self.change(move |engine| async move {
-            engine.settle().await?;
-            engine.join(&new).await?;
+            {
+                let _turn = engine.turn().await?;
+                engine.settle().await?;
+                engine.join(&new).await?;
+            }
             match promote {
                 true => engine.promote(new.node_id, Instant::now() + timeout).await,
                 false => Ok(()),
@@ -146,19 +152,18 @@ impl<M: StateMachine> Engine<M> {
         node_id: NodeId,
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
-        self.change(move |engine| async move {
-            engine.settle().await?;
-            engine.promote(node_id, Instant::now() + timeout).await
-        })
-        .await
+        self.change(move |engine| async move { engine.promote(node_id, Instant::now() + timeout).await })
+            .await
     }
 
-    /// Makes a voter a learner. `force` does so although too few voters that answer would be left.
+    /// Makes a voter a learner. `force` does so although too few voters that have caught up and whose disks are well
+    /// would be left; a majority must answer in any case.
     ///
     /// # Errors
     /// See [`MembershipError`].
     pub async fn demote_member(&self, node_id: NodeId, force: bool) -> Result<MemberList, MembershipError> {
         self.change(move |engine| async move {
+            let _turn = engine.turn().await?;
             engine.settle().await?;
             let metrics = engine.leading()?;
             engine.known(&metrics, node_id)?;
@@ -172,13 +177,14 @@ impl<M: StateMachine> Engine<M> {
         .await
     }
 
-    /// Removes a member. `force` does so although too few voters that answer would be left. A node that still runs
-    /// learns of it from the others and stops.
+    /// Removes a member. `force` does so although too few voters that have caught up and whose disks are well would be
+    /// left; a majority must answer in any case. A node that still runs learns of it from the others and stops.
     ///
     /// # Errors
     /// See [`MembershipError`].
     pub async fn remove_member(&self, node_id: NodeId, force: bool) -> Result<MemberList, MembershipError> {
         self.change(move |engine| async move {
+            let _turn = engine.turn().await?;
             engine.settle().await?;
             let metrics = engine.leading()?;
             engine.known(&metrics, node_id)?;
@@ -195,7 +201,8 @@ impl<M: StateMachine> Engine<M> {
     /// for which it has `timeout`. The two may have the same id; see the [module](self) for what that means.
     ///
     /// Repeated after an interruption it completes what is missing. When the old member of the same id is gone by then,
-    /// it is taken to have been a voter.
+    /// it is taken to have been a voter. When the new one is a learner by then, nobody can tell what the old one was: the
+    /// caller is told to promote it or leave it.
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -206,7 +213,6 @@ impl<M: StateMachine> Engine<M> {
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
         self.change(move |engine| async move {
-            engine.settle().await?;
             let deadline = Instant::now() + timeout;
             match old == new.node_id {
                 true => engine.replace_in_place(&new, deadline).await,
@@ -216,7 +222,8 @@ impl<M: StateMachine> Engine<M> {
         .await
     }
 
-    /// Corrects the addresses of a member. A member that starts with new ones does this by itself.
+    /// Corrects the addresses of a member. A member that starts with new ones does this by itself, so it must answer at
+    /// them and advertise them already: what it does not advertise it would correct again.
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -229,13 +236,14 @@ impl<M: StateMachine> Engine<M> {
             check_address(address)?;
         }
         self.change(move |engine| async move {
-            let metrics = engine.leading()?;
-            let known = engine.known(&metrics, node_id)?;
+            let _turn = engine.turn().await?;
+            let known = engine.known(&engine.leading()?, node_id)?;
             let member = Member {
                 peer: addresses.peer.unwrap_or_else(|| known.peer.clone()),
                 client: addresses.client.unwrap_or_else(|| known.client.clone()),
                 incarnation: known.incarnation,
             };
+            engine.check_advertised(node_id, &member).await?;
             match member == known {
                 true => Ok(()),
                 false => {
@@ -249,10 +257,20 @@ impl<M: StateMachine> Engine<M> {
 
     /// Ends a change that was left half made; called where nobody asked for it.
     pub(super) async fn settle_member_change(&self) -> Result<MemberList, MembershipError> {
-        self.change(move |engine| async move { engine.settle().await }).await
+        self.change(move |engine| async move {
+            let _turn = engine.turn().await?;
+            engine.settle().await
+        })
+        .await
     }
 
-    /// Does `work` when it is its turn, and to its end even if the caller goes away.
+    /// Waits until no other change is being made here. What was known before may not hold any more.
+    async fn turn(&self) -> Result<MutexGuard<'_, ()>, MembershipError> {
+        let turn = tokio::time::timeout(TURN_PATIENCE, self.inner.changes.lock());
+        turn.await.map_err(|_| MembershipError::AnotherChange)
+    }
+
+    /// Does `work` to its end even if the caller goes away.
     async fn change<W>(
         &self,
         work: impl FnOnce(Self) -> W + Send + 'static,
@@ -263,8 +281,6 @@ impl<M: StateMachine> Engine<M> {
         self.leading()?;
         let engine = self.clone();
         let task = runtime::spawn(async move {
-            let turn = tokio::time::timeout(TURN_PATIENCE, engine.inner.changes.lock());
-            let _turn = turn.await.map_err(|_| MembershipError::AnotherChange)?;
             let mut stop = engine.inner.stop.subscribe();
             tokio::select! {
                 biased;
@@ -328,12 +344,17 @@ impl<M: StateMachine> Engine<M> {
         }
     }
 
-    /// Completes what an earlier leader has left half made.
+    /// Completes what an earlier leader has left half made. Who does not vote afterwards leaves that to another leader.
     async fn settle(&self) -> Result<(), MembershipError> {
-        match self.leading()?.membership.voters.len() > 1 {
-            true => self.commit("the end of an earlier change", MembershipChange::Settle).await,
-            false => Ok(()),
+        let metrics = self.leading()?;
+        if metrics.membership.voters.len() <= 1 {
+            return Ok(());
         }
+        let own = self.inner.config.node_id;
+        if !voters(&metrics).contains(&own) {
+            return self.step_aside(own).await;
+        }
+        self.commit("the end of an earlier change", MembershipChange::Settle).await
     }
 
     /// Makes `new` a member, if it is none.
@@ -355,38 +376,66 @@ impl<M: StateMachine> Engine<M> {
         }
     }
 
-    /// Makes a learner a voter, once it has caught up.
+    /// Makes a learner a voter, once it has caught up. Others may change the membership meanwhile.
     async fn promote(&self, node_id: NodeId, deadline: Instant) -> Result<(), MembershipError> {
         let metrics = self.leading()?;
-        self.known(&metrics, node_id)?;
-        if metrics.membership.is_voter(node_id) {
-            return Ok(());
+        let incarnation = self.known(&metrics, node_id)?.incarnation;
+        loop {
+            if !voters(&self.leading()?).contains(&node_id) {
+                self.caught_up(node_id, incarnation, deadline).await?;
+            }
+            let _turn = self.turn().await?;
+            self.settle().await?;
+            let metrics = self.leading()?;
+            if metrics.membership.is_voter(node_id) {
+                return Ok(());
+            }
+            // It may have fallen behind, or been replaced, while others had their turn.
+            if !self.has_caught_up(&metrics, node_id, incarnation)? {
+                continue;
+            }
+            let with = |voters: &mut BTreeSet<NodeId>| {
+                voters.insert(node_id);
+            };
+            self.keeps_quorum(with, Strength::Answers).await?;
+            return self.commit("the promotion", MembershipChange::Promote(node_id)).await;
         }
-        self.caught_up(node_id, deadline).await?;
-        self.keeps_quorum(|voters| {
-            voters.insert(node_id);
-        })
-        .await?;
-        self.commit("the promotion", MembershipChange::Promote(node_id)).await
     }
 
     /// Waits until a learner answers and has nearly all entries.
-    async fn caught_up(&self, node_id: NodeId, deadline: Instant) -> Result<(), MembershipError> {
+    async fn caught_up(
+        &self,
+        node_id: NodeId,
+        incarnation: Incarnation,
+        deadline: Instant,
+    ) -> Result<(), MembershipError> {
         loop {
             let metrics = self.leading()?;
-            self.known(&metrics, node_id)?;
-            let lag = lag(&metrics, node_id);
-            if lag <= CAUGHT_UP_ENTRIES && metrics.reachable.contains(&node_id) {
+            if self.has_caught_up(&metrics, node_id, incarnation)? {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                return Err(MembershipError::NotCaughtUp { node_id, lag });
+                return Err(MembershipError::NotCaughtUp { node_id, lag: lag(&metrics, node_id) });
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    /// Refuses to lose the voter `node_id` when too few would be left.
+    /// Whether the member with this data directory answers and has nearly all entries.
+    fn has_caught_up(
+        &self,
+        metrics: &Metrics,
+        node_id: NodeId,
+        incarnation: Incarnation,
+    ) -> Result<bool, MembershipError> {
+        match self.known(metrics, node_id)?.incarnation == incarnation {
+            true => Ok(lag(metrics, node_id) <= CAUGHT_UP_ENTRIES && metrics.reachable.contains(&node_id)),
+            // Somebody else has replaced it.
+            false => Err(MembershipError::AnotherChange),
+        }
+    }
+
+    /// Refuses to lose the voter `node_id` when too few would be left; by force only when those could not even commit it.
     async fn may_lose(&self, node_id: NodeId, force: bool) -> Result<(), MembershipError> {
         if voters(&self.leading()?).iter().all(|voter| *voter == node_id) {
             return Err(MembershipError::LastVoter { node_id });
@@ -394,8 +443,8 @@ impl<M: StateMachine> Engine<M> {
         let without = |voters: &mut BTreeSet<NodeId>| {
             voters.remove(&node_id);
         };
-        match self.keeps_quorum(without).await {
-            Err(error @ MembershipError::WouldLoseQuorum { .. }) if force => {
+        match self.keeps_quorum(without, Strength::IsWell).await {
+            Err(error @ MembershipError::WouldWeakenQuorum { .. }) if force => {
                 tracing::warn!(node_id, %error, "losing a voter by force");
                 Ok(())
             }
@@ -403,21 +452,21 @@ impl<M: StateMachine> Engine<M> {
         }
     }
 
-    /// Whether a majority of the voters after `change` answers. A leader that was elected just now has not heard from all
-    /// of them yet: they have as long to answer as they have to be counted as answering.
-    async fn keeps_quorum(&self, change: impl Fn(&mut BTreeSet<NodeId>)) -> Result<(), MembershipError> {
+    /// Whether a majority of the voters, and one of those after `change`, is as asked for. A leader that was elected just
+    /// now has not heard from all of them yet: they have as long to answer as they have to be counted as answering.
+    async fn keeps_quorum(
+        &self,
+        change: impl Fn(&mut BTreeSet<NodeId>),
+        asked: Strength,
+    ) -> Result<(), MembershipError> {
         let deadline = Instant::now() + self.inner.config.timing.patience();
         loop {
             let metrics = self.leading()?;
-            let mut voters = voters(&metrics);
-            change(&mut voters);
-            let healthy = voters.intersection(&metrics.reachable).count();
-            let needed = voters.len() / 2 + 1;
-            if healthy >= needed {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                return Err(MembershipError::WouldLoseQuorum { voters: voters.len(), healthy, needed });
+            let mut after = voters(&metrics);
+            change(&mut after);
+            let checked = check_quorum(&metrics, &self.inner.core.peers_in_touch(), &after, asked);
+            if checked.is_ok() || Instant::now() >= deadline {
+                return checked;
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -440,24 +489,31 @@ impl<M: StateMachine> Engine<M> {
         let node_id = new.node_id;
         // Before anything is removed: is there something to put in its place?
         let found = self.identify(new).await?;
-        let metrics = self.leading()?;
-        let known = metrics.membership.members.get(&node_id);
-        // Without the old one there is nobody to ask what it was.
-        let mut voter = true;
-        if let Some(known) = known
-            && known.incarnation != found.incarnation
         {
-            voter = metrics.membership.is_voter(node_id);
-            if voter {
-                self.may_lose(node_id, false).await?;
+            let _turn = self.turn().await?;
+            // What it was is decided before an earlier change is ended, which may end its vote.
+            let before = self.leading()?.membership;
+            let was_voter = before.is_voter(node_id);
+            let known = before.members.get(&node_id).map(|member| member.incarnation);
+            self.settle().await?;
+            if known == Some(found.incarnation) {
+                return match self.leading()?.membership.is_voter(node_id) {
+                    true => Ok(()),
+                    false => Err(MembershipError::AlreadyReplaced { node_id }),
+                };
             }
-            self.commit("the removal of the old node", MembershipChange::Remove(node_id)).await?;
+            if self.leading()?.membership.members.contains_key(&node_id) {
+                if self.leading()?.membership.is_voter(node_id) {
+                    self.may_lose(node_id, false).await?;
+                }
+                self.commit("the removal of the old node", MembershipChange::Remove(node_id)).await?;
+            }
+            self.join(new).await?;
+            if known.is_some() && !was_voter {
+                return Ok(());
+            }
         }
-        self.join(new).await?;
-        match voter {
-            true => self.promote(node_id, deadline).await,
-            false => Ok(()),
-        }
+        self.promote(node_id, deadline).await
     }
 
     /// Another node takes the place of `old`; if that votes, both change at once.
@@ -467,28 +523,83 @@ impl<M: StateMachine> Engine<M> {
         new: &NewMember,
         deadline: Instant,
     ) -> Result<(), MembershipError> {
-        let metrics = self.leading()?;
-        let is_member = |node_id| metrics.membership.members.contains_key(&node_id);
-        if !is_member(old) && !is_member(new.node_id) {
-            return Err(MembershipError::UnknownMember { node_id: old });
+        {
+            let _turn = self.turn().await?;
+            self.settle().await?;
+            let membership = self.leading()?.membership;
+            let voted = membership.is_voter(new.node_id);
+            match membership.members.contains_key(&old) {
+                false if voted => return Ok(()),
+                false if membership.members.contains_key(&new.node_id) => {
+                    return Err(MembershipError::AlreadyReplaced { node_id: new.node_id });
+                }
+                false => return Err(MembershipError::UnknownMember { node_id: old }),
+                true if voted && membership.is_voter(old) => {
+                    return Err(MembershipError::BothVote { old, new: new.node_id });
+                }
+                true => {}
+            }
+            if membership.is_voter(old) {
+                self.step_aside(old).await?;
+            }
+            self.join(new).await?;
+            if !membership.is_voter(old) {
+                return self.commit("the removal of the old node", MembershipChange::Remove(old)).await;
+            }
         }
-        if metrics.membership.is_voter(old) {
+        self.swap(old, new.node_id, deadline).await
+    }
+
+    /// The learner `new` becomes a voter once it has caught up, and the voter `old` ceases to be one.
+    async fn swap(&self, old: NodeId, new: NodeId, deadline: Instant) -> Result<(), MembershipError> {
+        let incarnation = self.known(&self.leading()?, new)?.incarnation;
+        loop {
+            self.caught_up(new, incarnation, deadline).await?;
+            let _turn = self.turn().await?;
+            self.settle().await?;
+            let metrics = self.leading()?;
+            if !self.has_caught_up(&metrics, new, incarnation)? {
+                continue;
+            }
+            // Others may have changed either while it caught up.
+            if !metrics.membership.is_voter(old) || metrics.membership.is_voter(new) {
+                return Err(MembershipError::AnotherChange);
+            }
             self.step_aside(old).await?;
+            let swapped = |voters: &mut BTreeSet<NodeId>| {
+                voters.remove(&old);
+                voters.insert(new);
+            };
+            self.keeps_quorum(swapped, Strength::Answers).await?;
+            return self.commit("the replacement", MembershipChange::Swap { old, new }).await;
         }
-        self.join(new).await?;
-        if !is_member(old) {
-            return Ok(());
+    }
+
+    /// Refuses addresses of a member at which it does not answer, or which are not what it advertises.
+    pub(super) async fn check_advertised(
+        &self,
+        node_id: NodeId,
+        member: &Member,
+    ) -> Result<(), MembershipError> {
+        let own = &self.inner.own;
+        let found = match node_id == self.inner.config.node_id {
+            true => own.clone(),
+            false => self.identify(&NewMember { node_id, peer: member.peer.clone() }).await?,
+        };
+        if found.incarnation != member.incarnation {
+            return Err(MembershipError::AlreadyMember {
+                node_id,
+                known: member.incarnation,
+                presented: found.incarnation,
+                peer: member.peer.clone(),
+            });
         }
-        if !metrics.membership.is_voter(old) {
-            return self.commit("the removal of the old node", MembershipChange::Remove(old)).await;
+        // An embedded node may serve no clients; then it does not mind.
+        let same_client = found.client == member.client || found.client.is_empty();
+        match found.peer == member.peer && same_client {
+            true => Ok(()),
+            false => Err(MembershipError::Advertises { node_id, peer: found.peer, client: found.client }),
         }
-        self.caught_up(new.node_id, deadline).await?;
-        self.keeps_quorum(|voters| {
-            voters.remove(&old);
-            voters.insert(new.node_id);
-        })
-        .await?;
-        self.commit("the replacement", MembershipChange::Swap { old, new: new.node_id }).await
     }
 
     /// Asks the node at an address who it is.
@@ -538,6 +649,44 @@ fn check_address(address: &str) -> Result<(), MembershipError> {
     }
 }
 
+/// What is asked of a majority of the voters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Strength {
+    /// They answer.
+    Answers,
+    /// They answer, have caught up, and their disks are well.
+    IsWell,
+}
+
+/// Whether a majority of the present voters and one of those `after` a change answer, and, if asked, one of the latter is
+/// well. `in_touch` says of the other members whether their disks are.
+fn check_quorum(
+    metrics: &Metrics,
+    in_touch: &BTreeMap<NodeId, bool>,
+    after: &BTreeSet<NodeId>,
+    asked: Strength,
+) -> Result<(), MembershipError> {
+    let answering = |set: &BTreeSet<NodeId>| set.intersection(&metrics.reachable).count();
+    for set in metrics.membership.voters.iter().chain([after]) {
+        let (voters, healthy, needed) = (set.len(), answering(set), set.len() / 2 + 1);
+        if healthy < needed {
+            return Err(MembershipError::WouldLoseQuorum { voters, healthy, needed });
+        }
+    }
+    // The leader itself is not heard from: what it lacks it has handed over for.
+    let is_well = |node_id: &NodeId| {
+        in_touch.get(node_id) != Some(&false)
+            && metrics.reachable.contains(node_id)
+            && lag(metrics, *node_id) <= CAUGHT_UP_ENTRIES
+    };
+    let (voters, needed) = (after.len(), after.len() / 2 + 1);
+    let healthy = after.iter().filter(|node_id| is_well(node_id)).count();
+    match asked == Strength::Answers || healthy >= needed {
+        true => Ok(()),
+        false => Err(MembershipError::WouldWeakenQuorum { voters, healthy, needed }),
+    }
+}
+
 /// The voters in effect; of a joint membership, those that are to be.
 fn voters(metrics: &Metrics) -> BTreeSet<NodeId> {
     metrics.membership.voters.last().cloned().unwrap_or_default()
@@ -548,4 +697,64 @@ pub(super) fn lag(metrics: &Metrics, node_id: NodeId) -> u64 {
     let next = metrics.last_log.map_or(0, |last| last + 1);
     let matched = metrics.matched.get(&node_id).copied().flatten();
     next.saturating_sub(matched.map_or(0, |matched| matched.index + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Membership;
+
+    /// Node 1 leads; those given answer, with their logs matching as given, of 5000 entries.
+    fn leader(voters: &[&[NodeId]], answering: &[(NodeId, u64)]) -> Metrics {
+        let at = |index| Some(LogId::new(1, index));
+        Metrics {
+            role: Role::Leader,
+            term: 1,
+            leader: None,
+            in_touch: true,
+            last_log: Some(4_999),
+            committed: at(0),
+            cluster_committed: at(0),
+            snapshot: None,
+            purged: None,
+            membership: Membership {
+                voters: voters.iter().map(|set| set.iter().copied().collect()).collect(),
+                members: BTreeMap::new(),
+            },
+            membership_at: at(0),
+            committed_membership: Membership::default(),
+            committed_membership_at: at(0),
+            reachable: answering.iter().map(|(id, _)| *id).collect(),
+            matched: answering.iter().map(|(id, index)| (*id, at(*index))).collect(),
+            fatal: None,
+        }
+    }
+
+    #[test]
+    fn a_majority_before_and_after_must_answer_and_be_well() {
+        let well = BTreeMap::from([(2, true), (3, true)]);
+        let check = |metrics: &Metrics, in_touch: &BTreeMap<NodeId, bool>, after: &[NodeId]| {
+            check_quorum(metrics, in_touch, &after.iter().copied().collect(), Strength::IsWell)
+        };
+        let lost =
+            |voters, healthy, needed| Err(MembershipError::WouldLoseQuorum { voters, healthy, needed });
+        let weak =
+            |voters, healthy, needed| Err(MembershipError::WouldWeakenQuorum { voters, healthy, needed });
+        let all = leader(&[&[1, 2, 3]], &[(1, 4_999), (2, 4_999), (3, 4_500)]);
+        assert_eq!(check(&all, &well, &[1, 3]), Ok(()));
+        // Node 3 is silent: node 2 may not go, node 3 may.
+        let two = leader(&[&[1, 2, 3]], &[(1, 4_999), (2, 4_999)]);
+        assert_eq!(check(&two, &well, &[1, 3]), lost(2, 1, 2));
+        assert_eq!(check(&two, &well, &[1, 2]), Ok(()));
+        // The voters that go must agree as well.
+        let one = leader(&[&[1, 2, 3]], &[(1, 4_999)]);
+        assert_eq!(check(&one, &well, &[1]), lost(3, 1, 2));
+        // Node 3 answers, and is far behind or has no room.
+        let behind = leader(&[&[1, 2, 3]], &[(1, 4_999), (2, 4_999), (3, 10)]);
+        assert_eq!(check(&behind, &well, &[1, 3]), weak(2, 1, 2));
+        let full = BTreeMap::from([(2, true), (3, false)]);
+        assert_eq!(check(&all, &full, &[1, 3]), weak(2, 1, 2));
+        let after = [1, 3].into();
+        assert_eq!(check_quorum(&all, &full, &after, Strength::Answers), Ok(()));
+    }
 }

@@ -3,7 +3,8 @@
 //! - [`EngineConfig`]: what a node needs to know before it starts;
 //! - `formation`: how a cluster comes into being, once;
 //! - `membership`: who belongs to it from then on;
-//! - `leadership`: handing over the lead, nodes that prefer it, members that moved;
+//! - `transfer`: handing over the lead;
+//! - `leadership`: nodes that prefer to lead, members that moved;
 //! - `standing`: whether this node still belongs to its cluster;
 //! - `writes`: admission, sessions, acknowledgement levels;
 //! - `reads`: how fresh the state must be that answers;
@@ -36,6 +37,7 @@ mod replication;
 mod settings;
 mod standing;
 mod status;
+mod transfer;
 mod wake;
 mod writes;
 
@@ -284,6 +286,8 @@ impl<M: StateMachine> Engine<M> {
             patience: config.timing.patience(),
         };
         until_stopped(&stop, health.run());
+        let election = config.timing.patience();
+        until_stopped(&stop, transfer::follow_up(core.clone(), config.node_id, election, fatal.clone()));
         let stopping = Arc::new(AtomicBool::new(false));
         let (state_tx, state) = watch::channel(status::observe(&core, config.node_id, &disk, None));
         until_stopped(
@@ -454,7 +458,7 @@ async fn stop_when_fatal<M: StateMachine>(core: Core<M>, mut fatal: watch::Recei
     }
 }
 
-/// What to do when a peer expects another data directory of this node, which belongs to no cluster yet.
+/// What to do when a peer expects another data directory of this node, which belongs to no cluster, or to one of its own.
 fn fence(
     config: &EngineConfig,
     presented: Incarnation,

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
-use openraft::raft::ClientWriteResult;
+use openraft::raft::{ClientWriteResult, VoteRequest};
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Config, LinearizerOption, Raft, RaftMetrics, ServerState, SnapshotPolicy};
 use tokio::time::Instant;
@@ -29,7 +29,7 @@ use super::type_config::{self, Answer, Command, OnFlushed, Responder, TypeConfig
 use crate::error::Leader;
 use crate::machine::StateMachine;
 use crate::storage::{LogStore, SnapshotStore};
-use crate::types::{LogId, Member, Membership, NodeId, Role};
+use crate::types::{self, LogId, Member, Membership, NodeId, Role};
 
 /// Most entries in one message to a peer, and in one write to the log.
 const MAX_BATCH_ENTRIES: u64 = 4096;
@@ -391,6 +391,27 @@ impl<M: StateMachine> Core<M> {
     pub async fn transfer_leader(&self, to: NodeId) {
         self.admission.void_lease();
         let _ = self.raft.trigger().transfer_leader(to).await;
+    }
+
+    /// Whether this node leads and has asked another one to take over. openraft has no way back from there.
+    pub fn is_handing_over(&self) -> bool {
+        self.raft.metrics().borrow_watched().state == ServerState::Leader && self.admission.is_lease_void()
+    }
+
+    /// Ends this node's term, if it leads: it votes in the next one, as if `candidate`, with a log as long as its own, had
+    /// asked it to. Nobody is told of that vote, so nobody wins by it; if `candidate` asks for it later its log is compared
+    /// like anybody's. This node stands for election itself when its timeout has passed.
+    pub async fn give_up_lead(&self, candidate: NodeId) {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let (ServerState::Leader, Some(last_index)) = (metrics.state, metrics.last_log_index) else { return };
+        // Every leader's last entry is of its own term, and one that hands over appends nothing more.
+        let last_log_id = type_config::log_id(LogId::new(metrics.current_term, last_index));
+        let next = types::Vote { term: metrics.current_term + 1, node_id: candidate, committed: false };
+        let mut request = VoteRequest::new(type_config::vote(next), Some(last_log_id));
+        request.leadership_transfer = true;
+        if let Err(error) = self.raft.vote(request).await {
+            tracing::error!(%error, "the core does not give up the lead");
+        }
     }
 
     /// Peers that have answered this node, as their leader, a short while ago, and whether their disks are well.

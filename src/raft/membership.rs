@@ -50,7 +50,8 @@ pub enum MembershipChange {
         /// With the incarnation it had.
         member: Member,
     },
-    /// Ends a change that somebody has begun. Voters that it removes stay as learners.
+    /// Ends a change that somebody has begun. Voters that it removes are no members any more: whether they were to stay
+    /// is not written anywhere, and one that was to be replaced must not stay as a learner in its own place.
     Settle,
 }
 
@@ -76,7 +77,10 @@ impl<M: StateMachine> Core<M> {
     /// See [`ChangeError`].
     pub async fn change_membership(&self, change: MembershipChange) -> Result<LogId, ChangeError> {
         // Whether voters that are removed stay as learners.
-        let retain = !matches!(change, MembershipChange::Remove(_) | MembershipChange::Swap { .. });
+        let retain = !matches!(
+            change,
+            MembershipChange::Remove(_) | MembershipChange::Swap { .. } | MembershipChange::Settle
+        );
         let learner = |metrics: &super::core::Metrics, node_id| !metrics.membership.is_voter(node_id);
         let changes = match change {
             MembershipChange::AddLearner { node_id, member } => {

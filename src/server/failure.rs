@@ -79,6 +79,10 @@ impl From<MembershipError> for Failure {
             | MembershipError::AlreadyMember { .. }
             | MembershipError::NotCaughtUp { .. }
             | MembershipError::WouldLoseQuorum { .. }
+            | MembershipError::WouldWeakenQuorum { .. }
+            | MembershipError::AlreadyReplaced { .. }
+            | MembershipError::BothVote { .. }
+            | MembershipError::Advertises { .. }
             | MembershipError::LastVoter { .. }
             | MembershipError::AnotherChange
             | MembershipError::Unreachable { .. }
@@ -99,6 +103,7 @@ impl From<TransferError> for Failure {
             | TransferError::NotAVoter { .. }
             | TransferError::NotInTouch { .. }
             | TransferError::NotCaughtUp { .. }
+            | TransferError::Unfit { .. }
             | TransferError::NobodyElse
             | TransferError::Timeout { .. } => (Reason::Membership, None),
         };

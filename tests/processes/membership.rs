@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::{Child, Stdio};
 use std::time::Instant;
 
 use quorate::client::{Client, ClientConfig, MemberChange, Members};
@@ -210,8 +211,78 @@ async fn all_nodes_move_to_new_addresses() {
     nodes.check(&attempts).await;
 }
 
+/// Killed when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A node is started at other addresses than before. The others were not told, and it was told of nobody where anybody is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_would_lose_the_quorum_is_refused_unless_forced() {
+async fn one_node_moves_and_announces_itself() {
+    let nodes = start(0, &[]);
+    nodes.put("k", "v").await;
+    let id = nodes.follower().await;
+    let node = nodes.node(id);
+    node.stop(DEADLINE).unwrap();
+    let (mut elsewhere, _unused) = spec();
+    elsewhere.data_dir.clone_from(&nodes.cluster.spec().data_dir);
+    let (peer, client) = (elsewhere.peer_address(id), elsewhere.client_address(id));
+    assert_ne!(peer, node.peer_address());
+    let mut command = elsewhere.command(id);
+    let moved = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    eventually("the membership has the new addresses", async || {
+        let list = nodes.client.members().await.unwrap();
+        list.members.iter().any(|member| {
+            (member.node_id, &member.peer, &member.client, member.reachable)
+                == (id, &peer, &client, Some(true))
+        })
+    })
+    .await;
+    // What it does not advertise it would correct again.
+    let other = nodes.node(id).peer_address();
+    nodes
+        .quorate(&["member", "update", &id.to_string(), "--peer", &other])
+        .assert_refused(1, &["cannot be reached"]);
+    nodes
+        .quorate(&["member", "update", &id.to_string(), "--client", &other])
+        .assert_refused(1, &["advertises peer address", &peer]);
+    drop(moved);
+}
+
+/// A founder that was single and lost its disk after its cluster had grown must not found another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_single_founder_does_not_found_a_second_cluster() {
+    let (mut spec, dir) = spec();
+    spec.nodes = 3;
+    spec.joining = 2;
+    let founder = vec![spec.client_address(1)];
+    let cluster = Cluster::prepare(spec).unwrap();
+    let nodes = TestCluster { client: Client::new(founder, ClientConfig::default()).unwrap(), cluster, dir };
+    nodes.node(1).start().unwrap();
+    nodes.node(1).wait_ready(DEADLINE).unwrap();
+    for id in [2, 3] {
+        nodes.node(id).start().unwrap();
+        eventually("it is added", async || nodes.client.change_members(add(&nodes, id, true)).await.is_ok())
+            .await;
+    }
+    nodes.put("k", "v").await;
+    nodes.node(1).kill().unwrap();
+    fs::remove_dir_all(nodes.node(1).data_dir()).unwrap();
+    nodes.node(1).start().unwrap();
+    let exit = nodes.node(1).wait_exit(DEADLINE).unwrap();
+    assert_eq!(exit.status.code(), Some(1), "{}", nodes.node(1).log_tail(20));
+    let log = output(nodes.node(1));
+    assert!(log.contains("quorate member replace 1 --peer"), "{log}");
+    assert!(!log.contains("the cluster has formed"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_would_lose_the_quorum_is_refused() {
     let nodes = start(0, &[]);
     let leader = nodes.leader(0).await.node_id;
     let followers: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
@@ -223,14 +294,19 @@ async fn what_would_lose_the_quorum_is_refused_unless_forced() {
     })
     .await;
     for command in ["remove", "demote"] {
-        let refused = nodes.quorate(&["member", command, &alive.to_string()]);
-        refused.assert_refused(1, &["only 1 answer, and 2 are needed", "--force"]);
+        // By force neither: the change itself could not be committed.
+        for force in [&[][..], &["--force"]] {
+            let alive = alive.to_string();
+            let refused = nodes.quorate(&[&["member", command, &alive], force].concat());
+            refused.assert_refused(1, &["only 1 answer, and 2 are needed"]);
+        }
     }
     assert_eq!(voters(&nodes.client.members().await.unwrap()), [1, 2, 3]);
-    // The dead one may go: the others are a majority of what is left. After that one of two may not.
+    nodes.put("k", "v").await;
+    // The dead one may go: the others are a majority of what is left.
     nodes.client.change_members(remove(dead)).await.unwrap();
-    let forced = nodes.quorate(&["member", "demote", &alive.to_string(), "--force"]);
-    assert_eq!(forced.status.code(), Some(0), "{forced:#?}");
+    let demoted = nodes.quorate(&["member", "demote", &alive.to_string()]);
+    assert_eq!(demoted.status.code(), Some(0), "{demoted:#?}");
     let list = nodes.client.members().await.unwrap();
     assert_eq!(voters(&list), [leader]);
     nodes

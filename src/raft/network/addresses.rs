@@ -3,11 +3,12 @@
 //! The two differ while members move. When all of them were restarted at new addresses, nobody can be reached where
 //! the membership says, so nobody could commit a membership that says better; the addresses each was told are the
 //! way out. A dial that fails makes the other address the next to be tried, one that succeeds is tried again.
-//! Whoever answers is asked for its identity, so a stale address costs time and no more.
+//! Whoever answers is asked for its identity, so a stale address costs time and no more, and only until the member has
+//! been reached where the membership says: from then on what this node was told is forgotten.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use crate::types::{LogId, Member, NodeId};
 
@@ -24,15 +25,22 @@ pub struct Seen {
 #[derive(Default)]
 pub struct Addresses {
     membership: OnceLock<Box<dyn Fn(NodeId) -> Seen + Send + Sync>>,
-    told: BTreeMap<NodeId, String>,
-    /// Members to be dialled where this node was told.
-    use_told: Mutex<BTreeSet<NodeId>>,
+    told: Mutex<BTreeMap<NodeId, Told>>,
+}
+
+/// What this node was told about one member.
+#[derive(Debug)]
+struct Told {
+    address: String,
+    /// The member is to be dialled here.
+    is_next: bool,
 }
 
 impl Addresses {
     /// Besides what the membership says, members may be reached at `told`.
     pub fn new(told: BTreeMap<NodeId, String>) -> Self {
-        Self { membership: OnceLock::new(), told, use_told: Mutex::default() }
+        let told = told.into_iter().map(|(node_id, address)| (node_id, Told { address, is_next: false }));
+        Self { membership: OnceLock::new(), told: Mutex::new(told.collect()) }
     }
 
     /// From now on `membership` tells what the membership in effect says: the core keeps a connection to a member for
@@ -48,24 +56,34 @@ impl Addresses {
 
     /// Where to dial `node_id` next, which was reached as `member` says when the caller last looked.
     pub fn of(&self, node_id: NodeId, member: &Member) -> String {
-        let use_told = self.use_told.lock().expect("invariant: no panic under this lock");
-        match self.told.get(&node_id) {
-            Some(told) if use_told.contains(&node_id) => told.clone(),
-            _ => match self.seen(node_id).member {
-                Some(now) if now.incarnation == member.incarnation => now.peer,
-                _ => member.peer.clone(),
-            },
-        }
+        let told = self.told().get(&node_id).filter(|told| told.is_next).map(|told| told.address.clone());
+        told.unwrap_or_else(|| self.known(node_id, member))
     }
 
     /// `node_id` did not answer at `address`, or somebody else did.
     pub fn failed(&self, node_id: NodeId, address: &str) {
-        let Some(told) = self.told.get(&node_id) else { return };
-        let mut use_told = self.use_told.lock().expect("invariant: no panic under this lock");
-        match told == address {
-            true => use_told.remove(&node_id),
-            false => use_told.insert(node_id),
-        };
+        if let Some(told) = self.told().get_mut(&node_id) {
+            told.is_next = told.address != address;
+        }
+    }
+
+    /// `node_id`, known as `member`, answered at `address` and is who it should be.
+    pub fn reached(&self, node_id: NodeId, member: &Member, address: &str) {
+        if self.known(node_id, member) == address {
+            self.told().remove(&node_id);
+        }
+    }
+
+    /// Where the membership says that `node_id` is.
+    fn known(&self, node_id: NodeId, member: &Member) -> String {
+        match self.seen(node_id).member {
+            Some(now) if now.incarnation == member.incarnation => now.peer,
+            _ => member.peer.clone(),
+        }
+    }
+
+    fn told(&self) -> MutexGuard<'_, BTreeMap<NodeId, Told>> {
+        self.told.lock().expect("invariant: no panic under this lock")
     }
 }
 
@@ -107,6 +125,20 @@ mod tests {
         assert_eq!(addresses.of(2, &member("old:1", 1)), "moved:1");
         assert_eq!(addresses.of(2, &member("old:1", 7)), "old:1", "another node under the same id");
         assert_eq!(addresses.of(3, &member("other:1", 1)), "other:1");
+    }
+
+    #[test]
+    fn what_was_told_is_forgotten_once_the_membership_is_right() {
+        let addresses = Addresses::new(BTreeMap::from([(2, "told:1".to_owned())]));
+        let member =
+            Member { peer: "known:1".to_owned(), client: String::new(), incarnation: Incarnation(1) };
+        addresses.failed(2, "known:1");
+        addresses.reached(2, &member, "told:1");
+        assert_eq!(addresses.of(2, &member), "told:1", "the membership is not right yet");
+        addresses.failed(2, "told:1");
+        addresses.reached(2, &member, "known:1");
+        addresses.failed(2, "known:1");
+        assert_eq!(addresses.of(2, &member), "known:1");
     }
 
     #[test]

@@ -284,14 +284,15 @@ impl PeerClient {
         let target = Target { node_id: self.node_id, address: addresses.of(self.node_id, &self.member) };
         let hello = caller.hello(self.node_id, Some(self.member.incarnation));
         let dial = self.clients.transport.connect(target.clone(), hello, self.purpose);
-        let refused = caller.refused.clone();
+        let (refused, member) = (caller.refused.clone(), self.member.clone());
         runtime::spawn(async move {
             let result = match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
                 Ok(result) => result,
                 Err(_) => Err(DialError::Unreachable(format!("no answer within {DIAL_TIMEOUT:?}"))),
             };
-            if result.is_err() {
-                addresses.failed(target.node_id, &target.address);
+            match &result {
+                Ok(_) => addresses.reached(target.node_id, &member, &target.address),
+                Err(_) => addresses.failed(target.node_id, &target.address),
             }
             match &result {
                 Err(DialError::Refused(refusal)) => {

@@ -7,6 +7,7 @@
 //! - [`client`]: the calling side, what openraft sends through;
 //! - [`addresses`]: where members are dialled;
 //! - [`upstream`]: a node's own line to its leader;
+//! - `admission`: whom a node talks to;
 //! - [`service`]: the answering side;
 //! - [`traffic`]: what was carried, per peer;
 //! - [`wire`]: the message formats;
@@ -21,6 +22,7 @@
 //! them.
 
 pub mod addresses;
+mod admission;
 pub mod client;
 pub mod grpc;
 pub mod service;

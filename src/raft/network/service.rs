@@ -14,9 +14,10 @@ use openraft::{EntryPayload, Raft, ServerState};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::admission::{self, Known, Own};
 use super::upstream::Announcement;
 use super::wire::{self, Malformed};
-use super::{IdentifyRequest, IdentifyResponse, PROTOCOL_VERSION, PeerDoor, Refusal};
+use super::{IdentifyRequest, IdentifyResponse, PeerDoor, Refusal};
 use crate::machine::StateMachine;
 use crate::proto::peer::{self as proto, Hello, Request, Response, SnapshotPiece, request, response};
 use crate::raft::activity::Activity;
@@ -56,7 +57,8 @@ pub struct Callee {
     pub joins: bool,
     /// The founding members it was given, with their peer addresses.
     pub founders: BTreeMap<NodeId, String>,
-    /// Called when a member of the cluster expects another data directory, and this one belongs to no cluster yet.
+    /// Called when a member of the cluster expects another data directory, and this one belongs to no cluster, or to one
+    /// of its own.
     pub fenced: Arc<dyn Fn(Incarnation) + Send + Sync>,
     /// Where what members announce goes while this node leads. Bounded: a member repeats what is not accepted.
     pub announcements: mpsc::Sender<(NodeId, Announcement)>,
@@ -222,7 +224,10 @@ impl<M: StateMachine> PeerService<M> {
         if log_id.term > vote.leader_id.term {
             return Err("the snapshot is newer than its sender's term".to_owned());
         }
-        self.heard.now();
+        // A leader of an earlier term is none any more.
+        if vote >= self.vote() {
+            self.heard.now();
+        }
         if !self.callee.disk.has_room() {
             return Err(DISK_FULL.to_owned());
         }
@@ -373,56 +378,30 @@ fn list(founders: &BTreeMap<NodeId, String>) -> String {
 impl<M: StateMachine> PeerDoor for PeerService<M> {
     fn admit(&self, hello: &Hello) -> Result<(), Refusal> {
         let callee = &self.callee;
-        if hello.protocol_version != PROTOCOL_VERSION {
-            return Err(Refusal::ProtocolVersion { ours: PROTOCOL_VERSION, theirs: hello.protocol_version });
-        }
-        if hello.cluster != callee.cluster {
-            return Err(Refusal::OtherCluster {
-                ours: callee.cluster.clone(),
-                theirs: hello.cluster.clone(),
-            });
-        }
-        if hello.to_node != callee.node_id {
-            return Err(Refusal::OtherNode { ours: callee.node_id, wanted: hello.to_node });
-        }
+        let own = Own { cluster: &callee.cluster, node_id: callee.node_id, incarnation: callee.incarnation };
+        admission::check_address(own, hello)?;
         let metrics = self.raft.metrics().borrow_watched().clone();
         if let Err(fatal) = &metrics.running_state {
             return Err(Refusal::Stopped(fatal.to_string()));
         }
-        let malformed = |error: Malformed| Refusal::Malformed(error.to_string());
-        let from = wire::incarnation(&hello.from_incarnation).map_err(malformed)?;
-        let known = metrics.membership_config.membership();
-        let is_member = known.nodes().next().is_some();
-        let node_id = hello.from_node;
-        // What is not committed may be taken back, and the caller acts on what it is told.
+        let position = |at: &Option<type_config::LogId>| at.as_ref().map(type_config::from_log_id);
+        let members = metrics.membership_config.membership().nodes();
         let committed = &metrics.committed_membership_config;
-        let known_there = committed.membership().get_node(&node_id).map(|member| member.incarnation);
-        let at =
-            (known_there != Some(from)).then(|| committed.log_id().as_ref().map(|at| at.index)).flatten();
-        // A caller whose membership is newer may have been added, or replaced, by what this node has not heard yet. That
-        // it is of this cluster it shows by knowing this node's incarnation, below.
-        let theirs = hello.membership.map(|at| LogId::new(at.term, at.index));
-        let ours = metrics.membership_config.log_id().as_ref().map(type_config::from_log_id);
-        let is_ahead = theirs > ours && !hello.to_incarnation.is_empty();
-        match known.get_node(&node_id) {
-            _ if is_ahead => {}
-            Some(member) if member.incarnation != from => {
-                return Err(Refusal::CallerFenced { node_id, known: member.incarnation, at });
+        let known = Known {
+            members: members.map(|(node_id, member)| (*node_id, member.incarnation)).collect(),
+            at: position(metrics.membership_config.log_id()),
+            committed_caller: committed
+                .membership()
+                .get_node(&hello.from_node)
+                .map(|member| member.incarnation),
+            committed_at: position(committed.log_id()),
+        };
+        admission::check_identities(own, &known, hello).map_err(|refused| {
+            if let Some(lost) = refused.lost {
+                (callee.fenced)(lost);
             }
-            None if is_member => return Err(Refusal::UnknownPeer { node_id, at }),
-            _ => {}
-        }
-        if !hello.to_incarnation.is_empty() {
-            let expected = wire::incarnation(&hello.to_incarnation).map_err(malformed)?;
-            if expected != callee.incarnation {
-                if !is_member {
-                    // A member expects the disk this node had before; this one is new.
-                    (callee.fenced)(expected);
-                }
-                return Err(Refusal::CalleeFenced { ours: callee.incarnation });
-            }
-        }
-        Ok(())
+            refused.refusal
+        })
     }
 
     fn identify(&self, request: IdentifyRequest) -> Result<IdentifyResponse, Refusal> {

@@ -260,6 +260,7 @@ impl Upstream {
         let target = Target { node_id: leader, address: line.caller.addresses.of(leader, member) };
         let hello = line.caller.hello(leader, Some(member.incarnation));
         let connect = line.transport.connect(target.clone(), hello, Purpose::Upstream);
+        let known = member.clone();
         let (done, outcome) = oneshot::channel();
         // The dial goes on when its caller gives up: a handshake may take longer than a read waits.
         runtime::spawn(async move {
@@ -267,6 +268,9 @@ impl Upstream {
                 Ok(dialled) => dialled,
                 Err(_) => Err(DialError::Unreachable(format!("no answer within {DIAL_TIMEOUT:?}"))),
             };
+            if dialled.is_ok() {
+                line.caller.addresses.reached(leader, &known, &target.address);
+            }
             let dialled = dialled.map(Link::open).map_err(|error| {
                 line.caller.addresses.failed(leader, &target.address);
                 tracing::debug!(node = leader, address = %target.address, %error, "cannot reach the leader");

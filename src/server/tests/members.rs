@@ -46,7 +46,7 @@ impl ClusterNode for FakeNode {
                 Err(MembershipError::Timeout { step: "the demotion", waited_ms: 1 })
             }
             Change::Remove { .. } => {
-                Err(MembershipError::WouldLoseQuorum { voters: 2, healthy: 1, needed: 2 })
+                Err(MembershipError::WouldWeakenQuorum { voters: 2, healthy: 1, needed: 2 })
             }
             other => panic!("{other:?}"),
         }

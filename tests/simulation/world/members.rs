@@ -99,7 +99,8 @@ impl World {
     ) -> bool {
         let outcome = tokio::time::timeout(PATIENCE, change).await;
         self.trace.record(format_args!("{what} {id}: {outcome:?}"));
-        let done = matches!(outcome, Ok(Ok(_)));
+        // One whose promotion was interrupted is in its place as a learner.
+        let done = matches!(outcome, Ok(Ok(_) | Err(MembershipError::AlreadyReplaced { .. })));
         self.outcome.changes += u64::from(done);
         done
     }

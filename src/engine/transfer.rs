@@ -1,0 +1,306 @@
+//! Handing over the lead.
+//!
+//! A leader hands over to a voter that answers, whose disk is well, and that has all the leader had when it was asked to:
+//! so its log takes entries, and lacks no more than what is just under way. openraft then stops writes, tells that voter
+//! to stand at once, and the voters to let it.
+//!
+//! A leader that has offered the lead takes no writes, answers no reads and sends no heartbeats any more, and openraft
+//! has no way back. Whoever has begun it, [`follow_up`] therefore sees to its end: the lead is offered to the other
+//! voters in turn, in touch or not, until somebody else leads. When nobody takes it, because those that could be elected
+//! lack entries that they do not take, this node gives the lead up and stands for election like any other. If not
+//! even that ends its term, it stops with an error, so that it is started anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::membership::lag;
+use super::{Engine, status};
+use crate::error::{FatalError, Leader, TransferError};
+use crate::machine::StateMachine;
+use crate::raft::core::{Core, Metrics};
+use crate::types::{NodeId, Role};
+
+/// Pause between two looks at something that is awaited.
+const PAUSE: Duration = Duration::from_millis(20);
+/// How long the lead is offered before it is given up: this often as long as an election may take.
+const OFFER_ELECTIONS: u32 = 6;
+/// How long giving it up may take: a vote is written to the disk.
+const GIVE_UP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a leader knows of those that could lead in its place.
+pub(super) struct Others<'a> {
+    pub(super) metrics: &'a Metrics,
+    /// Who has answered a short while ago, and whether its disk is well.
+    pub(super) in_touch: &'a BTreeMap<NodeId, bool>,
+}
+
+impl Others<'_> {
+    /// Whether `node_id` may be offered the lead, wherever its log ends.
+    pub(super) fn may_lead(&self, node_id: NodeId) -> Result<(), TransferError> {
+        let membership = &self.metrics.membership;
+        if !membership.members.contains_key(&node_id) {
+            return Err(TransferError::UnknownMember { node_id });
+        }
+        // Of a joint membership: a voter that is about to go is none to hand over to.
+        if !membership.voters.iter().all(|voters| voters.contains(&node_id)) {
+            return Err(TransferError::NotAVoter { node_id });
+        }
+        match self.in_touch.get(&node_id) {
+            None => Err(TransferError::NotInTouch { node_id }),
+            Some(false) => Err(TransferError::Unfit { node_id }),
+            Some(true) => Ok(()),
+        }
+    }
+
+    /// The same, and its log must reach to `goal`.
+    fn could_lead(&self, node_id: NodeId, goal: Option<u64>) -> Result<(), TransferError> {
+        self.may_lead(node_id)?;
+        let matched = self.metrics.matched.get(&node_id).copied().flatten();
+        match matched.map(|matched| matched.index) >= goal {
+            true => Ok(()),
+            false => Err(TransferError::NotCaughtUp { node_id, lag: lag(self.metrics, node_id) }),
+        }
+    }
+
+    /// The voter that the lead is best handed to.
+    fn furthest(&self, own: NodeId, goal: Option<u64>) -> Option<NodeId> {
+        let others = self.metrics.membership.members.keys().filter(|node_id| **node_id != own);
+        let fit = others.filter(|node_id| self.could_lead(**node_id, goal).is_ok());
+        fit.min_by_key(|node_id| lag(self.metrics, **node_id)).copied()
+    }
+
+    /// Whom to offer a lead that is to go in any case: who was not `offered` it yet, the likeliest first.
+    fn next(&self, own: NodeId, offered: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let voters = self.metrics.membership.members.keys().copied().filter(|node_id| {
+            *node_id != own && self.metrics.membership.voters.iter().all(|voters| voters.contains(node_id))
+        });
+        voters.min_by_key(|node_id| {
+            let is_fit = self.in_touch.get(node_id).copied();
+            (offered.contains(node_id), lag(self.metrics, *node_id), is_fit != Some(true), *node_id)
+        })
+    }
+}
+
+impl<M: StateMachine> Engine<M> {
+    /// Hands the lead to `to`, or to the voter that is furthest ahead, and waits until another node leads. Returns who
+    /// does: an election may have had another outcome than was asked for.
+    ///
+    /// Writes are refused meanwhile with [`WriteError::NotLeader`](crate::error::WriteError::NotLeader), for as long
+    /// as an election takes; those in flight are committed first.
+    ///
+    /// # Errors
+    /// See [`TransferError`].
+    pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<Leader, TransferError> {
+        let inner = &self.inner;
+        let own = inner.config.node_id;
+        let metrics = self.leading_for_transfer()?;
+        if to == Some(own) {
+            return metrics.leader.ok_or(TransferError::NobodyElse);
+        }
+        let begun = Instant::now();
+        // One that has begun already goes on by itself.
+        if !inner.core.is_handing_over() {
+            let successor = self.successor(to, own).await?;
+            tracing::info!(successor, "handing over the lead");
+            inner.core.transfer_leader(successor).await;
+        }
+        let patience = inner.config.timing.patience().saturating_mul(2);
+        let mut state = self.watch();
+        let changed = state.wait_for(|state| {
+            state.role == Role::Stopped || state.leader.as_ref().is_some_and(|leader| leader.node_id != own)
+        });
+        match tokio::time::timeout(patience, changed).await {
+            Ok(Ok(state)) => match state.leader.clone().filter(|leader| leader.node_id != own) {
+                Some(leader) => {
+                    tracing::info!(leader = leader.node_id, took = ?begun.elapsed(), "another node leads");
+                    Ok(leader)
+                }
+                None => Err(transfer_stopped()),
+            },
+            Ok(Err(_)) => Err(transfer_stopped()),
+            Err(_) => {
+                tracing::warn!("nobody took the lead in time");
+                Err(TransferError::Timeout {
+                    waited_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+                })
+            }
+        }
+    }
+
+    /// The voter to hand over to. A leader that was elected just now has not heard from all of them yet: they have as
+    /// long to answer, and to take what this leader has by now, as they have to be counted as answering.
+    async fn successor(&self, to: Option<NodeId>, own: NodeId) -> Result<NodeId, TransferError> {
+        let deadline = Instant::now() + self.inner.config.timing.patience();
+        let goal = self.leading_for_transfer()?.last_log;
+        loop {
+            let metrics = self.leading_for_transfer()?;
+            let others = Others { metrics: &metrics, in_touch: &self.inner.core.peers_in_touch() };
+            let found = match to {
+                Some(node_id) => others.could_lead(node_id, goal).map(|()| node_id),
+                None => others.furthest(own, goal).ok_or(TransferError::NobodyElse),
+            };
+            let others_vote = metrics.membership.voters.iter().flatten().any(|voter| *voter != own);
+            let may_come = match &found {
+                Err(TransferError::NobodyElse) => others_vote,
+                Err(TransferError::NotInTouch { .. } | TransferError::NotCaughtUp { .. }) => true,
+                _ => false,
+            };
+            if !may_come || Instant::now() >= deadline {
+                return found;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn leading_for_transfer(&self) -> Result<Metrics, TransferError> {
+        if let Some(fatal) = &*self.inner.fatal.borrow() {
+            return Err(TransferError::Stopped { reason: fatal.to_string() });
+        }
+        let metrics = self.inner.core.metrics();
+        match metrics.role {
+            Role::Leader => Ok(metrics),
+            Role::Stopped => Err(transfer_stopped()),
+            _ => Err(TransferError::NotLeader { leader: metrics.leader }),
+        }
+    }
+}
+
+fn transfer_stopped() -> TransferError {
+    TransferError::Stopped { reason: "the node is shutting down".to_owned() }
+}
+
+/// Sees every transfer that this node begins to its end, for as long as the core runs. `election` is how long an
+/// election may take.
+pub(super) async fn follow_up<M: StateMachine>(
+    core: Core<M>,
+    own: NodeId,
+    election: Duration,
+    fatal: watch::Sender<Option<FatalError>>,
+) {
+    loop {
+        tokio::time::sleep(PAUSE).await;
+        let metrics = core.metrics();
+        if metrics.role == Role::Stopped {
+            return;
+        }
+        if metrics.role != Role::Leader
+            || !core.is_handing_over()
+            || ends(&core, metrics.term, election).await
+        {
+            continue;
+        }
+        offer(&core, own, metrics.term, election).await;
+        let Some(other) = core.voters().into_iter().find(|voter| *voter != own) else { continue };
+        if core.metrics().role != Role::Leader || core.metrics().term != metrics.term {
+            continue;
+        }
+        tracing::warn!("nobody takes the lead: giving it up");
+        core.give_up_lead(other).await;
+        if !ends(&core, metrics.term, GIVE_UP_PATIENCE).await {
+            status::report(&fatal, FatalError::StuckTransfer);
+            return;
+        }
+    }
+}
+
+/// Offers the lead to one voter after the other, until somebody leads or it takes too long.
+async fn offer<M: StateMachine>(core: &Core<M>, own: NodeId, term: u64, election: Duration) {
+    let mut offered = BTreeSet::new();
+    for _ in 0..OFFER_ELECTIONS {
+        let metrics = core.metrics();
+        let others = Others { metrics: &metrics, in_touch: &core.peers_in_touch() };
+        let Some(to) = others.next(own, &offered) else { return };
+        if !offered.insert(to) {
+            // Everybody was asked.
+            offered = BTreeSet::from([to]);
+        }
+        tracing::warn!(to, "nobody took the lead in time: offering it again");
+        core.transfer_leader(to).await;
+        if ends(core, term, election).await {
+            return;
+        }
+    }
+}
+
+/// Waits until this node no longer leads `term`. False when `patience` has passed before.
+async fn ends<M: StateMachine>(core: &Core<M>, term: u64, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    loop {
+        let metrics = core.metrics();
+        if metrics.role != Role::Leader || metrics.term != term {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{LogId, Member, Membership};
+
+    /// Node 1 leads, its last entry is 9, and the others' logs match as given.
+    fn leader(voters: &[&[NodeId]], matched: &[(NodeId, u64)]) -> Metrics {
+        let at = |index| Some(LogId::new(1, index));
+        let voters: Vec<BTreeSet<NodeId>> = voters.iter().map(|set| set.iter().copied().collect()).collect();
+        Metrics {
+            role: Role::Leader,
+            term: 1,
+            leader: None,
+            in_touch: true,
+            last_log: Some(9),
+            committed: at(9),
+            cluster_committed: at(9),
+            snapshot: None,
+            purged: None,
+            membership: Membership { voters, members: (1..=4).map(|id| (id, Member::default())).collect() },
+            membership_at: at(0),
+            committed_membership: Membership::default(),
+            committed_membership_at: at(0),
+            reachable: BTreeSet::new(),
+            matched: matched.iter().map(|(id, index)| (*id, at(*index))).collect(),
+            fatal: None,
+        }
+    }
+
+    #[test]
+    fn the_lead_goes_to_a_fit_voter_of_all_sets_that_takes_entries() {
+        let metrics = leader(&[&[1, 2, 3]], &[(2, 8), (3, 9), (4, 9)]);
+        let well = BTreeMap::from([(2, true), (3, true), (4, true)]);
+        let others = Others { metrics: &metrics, in_touch: &well };
+        assert_eq!(others.furthest(1, Some(8)), Some(3));
+        assert_eq!(others.could_lead(2, Some(8)), Ok(()));
+        assert_eq!(others.could_lead(2, Some(9)), Err(TransferError::NotCaughtUp { node_id: 2, lag: 1 }));
+        assert_eq!(others.could_lead(4, Some(9)), Err(TransferError::NotAVoter { node_id: 4 }));
+        assert_eq!(others.could_lead(5, Some(9)), Err(TransferError::UnknownMember { node_id: 5 }));
+
+        let unwell = BTreeMap::from([(3, false)]);
+        let others = Others { metrics: &metrics, in_touch: &unwell };
+        assert_eq!(others.could_lead(3, Some(9)), Err(TransferError::Unfit { node_id: 3 }));
+        assert_eq!(others.could_lead(2, Some(8)), Err(TransferError::NotInTouch { node_id: 2 }));
+        assert_eq!(others.furthest(1, Some(0)), None);
+
+        let joint = leader(&[&[1, 2, 3], &[1, 2]], &[(2, 9), (3, 9)]);
+        let others = Others { metrics: &joint, in_touch: &well };
+        assert_eq!(others.could_lead(3, Some(9)), Err(TransferError::NotAVoter { node_id: 3 }));
+        assert_eq!(others.furthest(1, Some(9)), Some(2));
+    }
+
+    #[test]
+    fn a_lead_that_is_to_go_is_offered_to_every_voter_in_turn() {
+        let metrics = leader(&[&[1, 2, 3]], &[(2, 5), (3, 9), (4, 9)]);
+        let nobody = BTreeMap::new();
+        let others = Others { metrics: &metrics, in_touch: &nobody };
+        assert_eq!(others.next(1, &BTreeSet::new()), Some(3));
+        assert_eq!(others.next(1, &BTreeSet::from([3])), Some(2));
+        assert_eq!(others.next(1, &BTreeSet::from([2, 3])), Some(3), "and again");
+        let alone = leader(&[&[1]], &[]);
+        assert_eq!(Others { metrics: &alone, in_touch: &nobody }.next(1, &BTreeSet::new()), None);
+    }
+}
