@@ -487,6 +487,13 @@ impl<M: StateMachine> Engine<M> {
     /// A member with another data directory takes the place of the one with the same id.
     async fn replace_in_place(&self, new: &NewMember, deadline: Instant) -> Result<(), MembershipError> {
         let node_id = new.node_id;
+        if node_id == self.inner.config.node_id {
+            // Repeated after it was done, and has come to lead: a leader is in its own place.
+            return match self.leading()?.membership.is_voter(node_id) {
+                true => Ok(()),
+                false => Err(MembershipError::AlreadyReplaced { node_id }),
+            };
+        }
         // Before anything is removed: is there something to put in its place?
         let found = self.identify(new).await?;
         {

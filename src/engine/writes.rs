@@ -52,7 +52,7 @@ pub struct Written<R> {
 pub struct Acknowledged<R> {
     /// Where in the log the command stands.
     pub log_id: LogId,
-    /// What the state machine answered; nothing at [`AckLevel::Leader`], which does not wait for it.
+    /// What the state machine answered; at [`AckLevel::Leader`], which does not wait for it, only if it had by then.
     pub reply: Option<R>,
     /// What the acknowledgement promises.
     pub ack: AckLevel,

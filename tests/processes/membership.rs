@@ -278,7 +278,8 @@ async fn a_wiped_single_founder_does_not_found_a_second_cluster() {
     assert_eq!(exit.status.code(), Some(1), "{}", nodes.node(1).log_tail(20));
     let log = output(nodes.node(1));
     assert!(log.contains("quorate member replace 1 --peer"), "{log}");
-    assert!(!log.contains("the cluster has formed"), "{log}");
+    let (_, after_the_wipe) = log.rsplit_once("starting").unwrap();
+    assert!(!after_the_wipe.contains("the cluster has formed"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 
+use quorate::proto::v1::SnapshotRequest;
+use quorate::proto::v1::admin_client::AdminClient;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::{put_many, with_node};
+use crate::{channel, put_many, with_node};
 
 /// Code and body of an answer.
 async fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
@@ -103,6 +105,10 @@ async fn every_metric_that_the_guide_names_exists() {
     assert!(named.len() > 10);
     let dir = tempfile::tempdir().unwrap();
     with_node(dir.path(), async |address| {
+        // Some tell of a snapshot, and there is none before somebody asks for one.
+        put_many(address, 1).await;
+        let mut admin = AdminClient::new(channel(address).await);
+        admin.snapshot(SnapshotRequest {}).await.unwrap();
         let (_, text) = http(address, "GET", "/metrics", "").await;
         let declared: Vec<_> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();

@@ -127,7 +127,7 @@ fn one_node_and_five_nodes_hold_as_well() {
 
 #[test]
 fn members_come_and_go_and_nothing_is_lost() {
-    let count = from_env("QUORATE_SIM_SEEDS", 200);
+    let count = from_env("QUORATE_SIM_SEEDS", 60);
     let (did, failures) = run_all(0..count, Scenario { spare: 2, ..Scenario::default() });
     assert!(failures.is_empty(), "{} of {count} seeds failed:\n{}", failures.len(), failures.join("\n"));
     eprintln!("{count} seeds: {did:?}");

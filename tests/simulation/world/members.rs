@@ -21,6 +21,8 @@ use crate::network::address;
 const PATIENCE: Duration = Duration::from_secs(4);
 /// How long a learner may take to catch up.
 const CATCH_UP: Duration = Duration::from_secs(2);
+/// A change goes on when its operator has given up, but not for longer than this.
+const UNDER_WAY: Duration = Duration::from_secs(40);
 /// Fewer voters are left alone, so that crashes leave a majority now and then.
 const FEWEST_VOTERS: usize = 3;
 
@@ -142,6 +144,8 @@ impl World {
         if self.scenario.spare == 0 {
             return;
         }
+        // What was begun under faults may be made yet, and change who is a member after that was looked at.
+        tokio::time::sleep(UNDER_WAY).await;
         let deadline = Instant::now() + LIVENESS;
         loop {
             assert!(Instant::now() < deadline, "healed, but members are not settled: {:?}", self.states());
