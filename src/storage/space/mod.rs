@@ -234,7 +234,13 @@ impl Room {
             let available = self.gauge.available.load(Relaxed);
             if available >= LEAST_CLAIM_BYTES {
                 let most = owned_beyond_end(log)?.saturating_add(available);
-                claim(log, wanted.max(ledger.policy.headroom()).min(most))?;
+                let claimed = claim(log, wanted.max(ledger.policy.headroom()).min(most))?;
+                if claimed == Claimed::Part {
+                    // The batch has the reserve.
+                    let before = ledger.policy.space();
+                    self.find_full(&mut ledger)?;
+                    self.report(before, ledger.policy.space());
+                }
             }
         }
         Ok(())
@@ -291,17 +297,24 @@ impl Room {
                     ledger.policy.observe(figures);
                     self.note(ledger, figures);
                 }
-                // Somebody was faster, or there is a quota.
-                Err(error) if is_full(error.kind()) => {
-                    ledger.policy.fill_up();
-                    self.note(ledger, figures);
-                    let figures = self.figures(ledger)?;
-                    self.give(ledger, figures)?;
-                }
+                Err(error) if is_full(error.kind()) => self.find_full(ledger)?,
                 Err(error) => return Err(error),
             },
         }
-        let (now, available) = (ledger.policy.space(), self.gauge.available.load(Relaxed));
+        self.report(before, ledger.policy.space());
+        Ok(())
+    }
+
+    /// Room that should be there could not be had: somebody was faster, or there is a quota.
+    fn find_full(&self, ledger: &mut Ledger) -> io::Result<()> {
+        ledger.policy.fill_up();
+        let figures = self.figures(ledger)?;
+        self.note(ledger, figures);
+        self.give(ledger, figures)
+    }
+
+    fn report(&self, before: Space, now: Space) {
+        let available = self.gauge.available.load(Relaxed);
         match (before, now) {
             (Space::Full, Space::Full) => {}
             (_, Space::Full) => {
@@ -311,7 +324,6 @@ impl Room {
             (Space::Ample, Space::Low) => tracing::warn!(available, "the disk is filling up"),
             _ => {}
         }
-        Ok(())
     }
 
     /// Gives the log's file all of the reserve but a piece, and makes up for what either has lost since. On a file
