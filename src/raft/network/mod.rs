@@ -8,6 +8,7 @@
 //! - [`addresses`]: where members are dialled;
 //! - [`upstream`]: a node's own line to its leader;
 //! - [`service`]: the answering side;
+//! - [`progress`]: what is learnt of peers by talking to them;
 //! - [`traffic`]: what was carried, per peer;
 //! - [`wire`]: the message formats;
 //! - [`grpc`]: both over tonic. Simulation brings a transport of its own.
@@ -23,6 +24,7 @@
 pub mod addresses;
 pub mod client;
 pub mod grpc;
+pub mod progress;
 pub mod service;
 pub mod traffic;
 pub mod upstream;
