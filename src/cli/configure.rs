@@ -48,7 +48,20 @@ pub async fn run(common: &Common, args: ConfigureArgs) -> Result<(), CliError> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
+    use crate::cli::Cli;
+
+    /// The variant of the command must not hide what its arguments have to say.
+    #[test]
+    fn the_help_of_serve_names_what_can_be_changed() {
+        let cli = Cli::command();
+        let serve = cli.find_subcommand("serve").unwrap().get_after_help().unwrap().to_string();
+        for name in crate::server::settings::CHANGEABLE {
+            assert!(serve.contains(name), "{name} is not in {serve}");
+        }
+    }
 
     #[test]
     fn a_setting_has_a_name_and_a_value() {

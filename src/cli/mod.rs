@@ -159,9 +159,6 @@ pub enum Command {
     /// Measure operations per second and latency
     Bench(bench::BenchArgs),
     /// Run one node
-    #[command(
-        after_help = "Example:\n  quorate serve --single --data-dir /var/lib/quorate --client-listen 127.0.0.1:7801"
-    )]
     Serve(Box<serve::ServeArgs>),
     /// Run a local cluster in real processes until Ctrl-C
     #[command(

@@ -4,11 +4,11 @@
 //! and again when it broke. A dial goes on in the background when its caller gives up: a heartbeat waits
 //! only tens of milliseconds, less than a handshake may take on a long link.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep};
 
 use super::addresses::Addresses;
+use super::progress::{PeerFitness, SendingSnapshot};
 use super::wire::{self, Malformed};
 use super::{Connection, DialError, PROTOCOL_VERSION, Purpose, Refusal, Target, Transport};
 use crate::proto::peer::{Hello, Request, Response, SnapshotPiece, request, response};
@@ -96,66 +97,6 @@ pub struct PeerClients {
     fitness: Arc<PeerFitness>,
     /// Where to count what is sent.
     activity: Arc<Activity>,
-}
-
-/// What peers have said of themselves in their answers to appends and heartbeats, and what they were sent.
-#[derive(Debug, Default)]
-pub struct PeerFitness(Mutex<BTreeMap<NodeId, PeerProgress>>);
-
-/// What is known of one peer, from this node's own messages to it.
-#[derive(Debug, Clone, Copy)]
-pub struct PeerProgress {
-    /// When it last answered this node as its leader.
-    pub heard: Option<Instant>,
-    /// Whether its disk is well, as it said then.
-    pub fit: bool,
-    /// Entries it has accepted from this node.
-    pub accepted_entries: u64,
-    /// Bytes sent, and bytes in all, of the snapshot that is being sent to it.
-    pub snapshot: Option<(u64, u64)>,
-}
-
-impl PeerFitness {
-    fn update(&self, node_id: NodeId, change: impl FnOnce(&mut PeerProgress)) {
-        let mut peers = self.0.lock().expect("invariant: no panic under this lock");
-        let unknown = PeerProgress { heard: None, fit: false, accepted_entries: 0, snapshot: None };
-        change(peers.entry(node_id).or_insert(unknown));
-    }
-
-    fn note(&self, node_id: NodeId, fit: bool) {
-        self.update(node_id, |peer| (peer.heard, peer.fit) = (Some(Instant::now()), fit));
-    }
-
-    /// Peers that answered within `time`, and whether they could lead.
-    pub fn within(&self, time: Duration) -> BTreeMap<NodeId, bool> {
-        let peers = self.0.lock().expect("invariant: no panic under this lock");
-        let heard = |peer: &PeerProgress| peer.heard.is_some_and(|at| at.elapsed() <= time);
-        peers.iter().filter(|(_, peer)| heard(peer)).map(|(id, peer)| (*id, peer.fit)).collect()
-    }
-
-    /// All that is known, by peer.
-    pub fn progress(&self) -> BTreeMap<NodeId, PeerProgress> {
-        self.0.lock().expect("invariant: no panic under this lock").clone()
-    }
-}
-
-/// A snapshot on its way to a peer, for as long as this lives.
-struct SendingSnapshot {
-    fitness: Arc<PeerFitness>,
-    node_id: NodeId,
-    total: u64,
-}
-
-impl SendingSnapshot {
-    fn reached(&self, offset: u64) {
-        self.fitness.update(self.node_id, |peer| peer.snapshot = Some((offset, self.total)));
-    }
-}
-
-impl Drop for SendingSnapshot {
-    fn drop(&mut self) {
-        self.fitness.update(self.node_id, |peer| peer.snapshot = None);
-    }
 }
 
 impl PeerClients {
@@ -353,7 +294,7 @@ impl PeerClient {
             return Err(unreachable("the snapshot is empty").into());
         }
         let begun = Instant::now();
-        let sending = SendingSnapshot { fitness: self.clients.fitness.clone(), node_id: self.node_id, total };
+        let sending = SendingSnapshot::new(self.clients.fitness.clone(), self.node_id, total);
         let mut offset = 0;
         let mut unanswered: VecDeque<u64> = VecDeque::new();
         loop {

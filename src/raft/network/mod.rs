@@ -9,6 +9,7 @@
 //! - [`upstream`]: a node's own line to its leader;
 //! - `admission`: whom a node talks to;
 //! - [`service`]: the answering side;
+//! - [`progress`]: what is learnt of peers by talking to them;
 //! - [`traffic`]: what was carried, per peer;
 //! - [`wire`]: the message formats;
 //! - [`grpc`]: both over tonic. Simulation brings a transport of its own.
@@ -25,6 +26,7 @@ pub mod addresses;
 mod admission;
 pub mod client;
 pub mod grpc;
+pub mod progress;
 pub mod service;
 pub mod traffic;
 pub mod upstream;

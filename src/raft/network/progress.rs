@@ -1,0 +1,96 @@
+//! What a node learns of its peers by talking to them: when they answered, what they accepted, whether they could lead.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::types::NodeId;
+
+/// What peers have said of themselves in their answers to appends and heartbeats, and what they were sent.
+#[derive(Debug, Default)]
+pub struct PeerFitness(Mutex<BTreeMap<NodeId, PeerProgress>>);
+
+/// What is known of one peer, from this node's own messages to it.
+#[derive(Debug, Clone, Copy)]
+pub struct PeerProgress {
+    /// When it last answered this node as its leader.
+    pub heard: Option<Instant>,
+    /// Whether its disk is well, as it said then.
+    pub fit: bool,
+    /// Entries it has accepted from this node.
+    pub accepted_entries: u64,
+    /// Bytes sent, and bytes in all, of the snapshot that is being sent to it.
+    pub snapshot: Option<(u64, u64)>,
+}
+
+impl PeerFitness {
+    pub(super) fn update(&self, node_id: NodeId, change: impl FnOnce(&mut PeerProgress)) {
+        let mut peers = self.0.lock().expect("invariant: no panic under this lock");
+        let unknown = PeerProgress { heard: None, fit: false, accepted_entries: 0, snapshot: None };
+        change(peers.entry(node_id).or_insert(unknown));
+    }
+
+    pub(super) fn note(&self, node_id: NodeId, fit: bool) {
+        self.update(node_id, |peer| (peer.heard, peer.fit) = (Some(Instant::now()), fit));
+    }
+
+    /// Peers that answered within `time`, and whether they could lead.
+    pub fn within(&self, time: Duration) -> BTreeMap<NodeId, bool> {
+        let peers = self.0.lock().expect("invariant: no panic under this lock");
+        let heard = |peer: &PeerProgress| peer.heard.is_some_and(|at| at.elapsed() <= time);
+        peers.iter().filter(|(_, peer)| heard(peer)).map(|(id, peer)| (*id, peer.fit)).collect()
+    }
+
+    /// All that is known, by peer.
+    pub fn progress(&self) -> BTreeMap<NodeId, PeerProgress> {
+        self.0.lock().expect("invariant: no panic under this lock").clone()
+    }
+}
+
+/// A snapshot on its way to a peer, for as long as this lives.
+pub(super) struct SendingSnapshot {
+    fitness: Arc<PeerFitness>,
+    node_id: NodeId,
+    total: u64,
+}
+
+impl SendingSnapshot {
+    pub(super) fn new(fitness: Arc<PeerFitness>, node_id: NodeId, total: u64) -> Self {
+        Self { fitness, node_id, total }
+    }
+
+    pub(super) fn reached(&self, offset: u64) {
+        self.fitness.update(self.node_id, |peer| peer.snapshot = Some((offset, self.total)));
+    }
+}
+
+impl Drop for SendingSnapshot {
+    fn drop(&mut self) {
+        self.fitness.update(self.node_id, |peer| peer.snapshot = None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_is_known_by_its_answers_and_a_snapshot_only_while_it_is_sent() {
+        let fitness = Arc::new(PeerFitness::default());
+        let sending = SendingSnapshot::new(fitness.clone(), 2, 100);
+        sending.reached(30);
+        assert_eq!(fitness.progress()[&2].snapshot, Some((30, 100)));
+        // Being sent something is no sign of life.
+        assert!(fitness.within(Duration::MAX).is_empty());
+        fitness.note(2, true);
+        fitness.update(2, |peer| peer.accepted_entries += 5);
+        drop(sending);
+        tokio::time::advance(Duration::from_millis(10)).await;
+        assert_eq!(fitness.within(Duration::from_millis(10)), BTreeMap::from([(2, true)]));
+        assert!(fitness.within(Duration::from_millis(9)).is_empty());
+        let peer = fitness.progress()[&2];
+        assert_eq!((peer.snapshot, peer.accepted_entries), (None, 5));
+    }
+}
