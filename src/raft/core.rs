@@ -191,14 +191,15 @@ impl<M: StateMachine> Core<M> {
             }
         });
         // The core reports its state before it answers: from here on peers are checked against the membership.
-        raft.is_initialized().await.map_err(|error| error.to_string())?;
+        let has_confirmed = raft.is_initialized().await.map_err(|error| error.to_string())?;
         let voter_lease = Duration::from_millis(config.election_timeout_max_ms);
-        // Neither for others, see `PeerService`, nor for itself: a leader may rely on what this node confirmed before it
-        // was restarted. An election that the leader asks for is not held up.
-        raft.runtime_config().elect(false);
+        // A leader may rely on what this node confirmed before it was restarted, so for a while it elects nobody, neither
+        // others, see `PeerService`, nor itself. An election that the leader asks for is not held up.
+        let silence = if has_confirmed { voter_lease } else { Duration::ZERO };
+        raft.runtime_config().elect(silence.is_zero());
         let elects = raft.clone();
         crate::runtime::spawn(async move {
-            tokio::time::sleep(voter_lease).await;
+            tokio::time::sleep(silence).await;
             elects.runtime_config().elect(true);
         });
         let lease = voter_lease.saturating_mul(2);
@@ -209,7 +210,7 @@ impl<M: StateMachine> Core<M> {
             parts.snapshots,
             reads.clone(),
             activity.clone(),
-            voter_lease,
+            silence,
         );
         let heard = service.last_heard();
         let admission = Arc::new(Admission {

@@ -119,7 +119,7 @@ impl<M: StateMachine> Clone for PeerService<M> {
 impl<M: StateMachine> PeerService<M> {
     /// A service that answers as `callee`.
     ///
-    /// For the length of `lease` it grants no vote, unless the leader itself has asked for the election: before it
+    /// For as long as `silence` it grants no vote, unless the leader itself has asked for the election: before it
     /// was restarted this node may have confirmed a leader, which relies on not being replaced meanwhile.
     pub fn new(
         callee: Callee,
@@ -127,9 +127,9 @@ impl<M: StateMachine> PeerService<M> {
         snapshots: Arc<dyn SnapshotStore>,
         reads: ReadIndexes,
         activity: Arc<Activity>,
-        lease: Duration,
+        silence: Duration,
     ) -> Self {
-        let silent_until = Instant::now() + lease;
+        let silent_until = Instant::now() + silence;
         let (installing, heard) = (Arc::default(), Arc::default());
         Self { callee, raft, snapshots, installing, reads, heard, activity, silent_until }
     }
