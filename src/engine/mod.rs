@@ -18,7 +18,7 @@
 //!
 //! - [`Engine::write`] returns `Ok` only for a command that a quorum holds on disk and this node has
 //!   applied. An error says whether the command may have been applied nevertheless.
-//! - [`Engine::read`] at [`ReadLevel::Linearizable`] sees every write acknowledged before it was called,
+//! - [`Engine::read`] at [`ReadLevel::Linearizable`](crate::ReadLevel::Linearizable) sees every write acknowledged before it was called,
 //!   by whichever node.
 //! - A node that meets a fatal error (a failed fsync, a damaged record, a panic in `apply`, a peer that
 //!   knows another data directory) stops acknowledging at once, and says why in [`NodeState::fatal`]. It

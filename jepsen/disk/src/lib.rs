@@ -7,7 +7,7 @@
 //! It knows nothing of `quorate`. Linux only; elsewhere the crate is empty.
 //!
 //! # Adding a fault
-//! Every operation that changes something asks [`Faults::judge`](faults::Faults) before it reaches the backing
+//! Every operation that changes something asks `Faults::judge` before it reaches the backing
 //! directory, naming what it is about to do. A new kind of failure is a new [`Fault`] and its verdict there.
 //! A disk that forgets what was not synced needs more: a log of what was written since the last fsync of each file,
 //! between the verdict and the backing directory, replayed or dropped at the cut.
