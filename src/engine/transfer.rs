@@ -242,8 +242,21 @@ async fn ends<M: StateMachine>(core: &Core<M>, term: u64, patience: Duration) ->
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+
     use super::*;
-    use crate::types::{LogId, Member, Membership};
+    use crate::engine::{EngineConfig, EngineParts};
+    use crate::error::WriteError;
+    use crate::machine::kv::{KvCommand, KvMachine};
+    use crate::raft::network::{
+        Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, Purpose, Target, Transport,
+    };
+    use crate::storage::{DiskWatch, MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
+    use crate::types::{Incarnation, LogId, Member, Membership};
 
     /// Node 1 leads, its last entry is 9, and the others' logs match as given.
     fn leader(voters: &[&[NodeId]], matched: &[(NodeId, u64)]) -> Metrics {
@@ -302,5 +315,68 @@ mod tests {
         assert_eq!(others.next(1, &BTreeSet::from([2, 3])), Some(3), "and again");
         let alone = leader(&[&[1]], &[]);
         assert_eq!(Others { metrics: &alone, in_touch: &nobody }.next(1, &BTreeSet::new()), None);
+    }
+
+    /// Nobody is reached.
+    struct Nowhere;
+
+    impl Transport for Nowhere {
+        fn connect(
+            &self,
+            _target: Target,
+            _hello: Hello,
+            _purpose: Purpose,
+        ) -> BoxFuture<'static, Result<Connection, DialError>> {
+            async { Err(DialError::Unreachable("nowhere".to_owned())) }.boxed()
+        }
+
+        fn identify(
+            &self,
+            _address: String,
+            _request: IdentifyRequest,
+        ) -> BoxFuture<'static, Result<IdentifyResponse, DialError>> {
+            async { Err(DialError::Unreachable("nowhere".to_owned())) }.boxed()
+        }
+    }
+
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn a_lead_that_nobody_takes_is_given_up_and_won_again() {
+        let disk = MemoryDisk::new(SyncMode::Immediate);
+        let parts = EngineParts {
+            config: EngineConfig::new(1, "", "nowhere:1"),
+            incarnation: Incarnation(1),
+            log: Arc::new(MemoryStore::open(&disk)),
+            snapshots: Arc::new(MemorySnapshots::new()),
+            transport: Arc::new(Nowhere),
+            log_stats: None,
+            disk: DiskWatch::default(),
+            released: None,
+        };
+        let engine = Engine::start(parts, KvMachine::default()).await.unwrap();
+        assert!(engine.ready(DEADLINE).await);
+        let (tenant, collection) = ("t".to_owned(), "c".to_owned());
+        let (key, value) = (Bytes::from("k"), Bytes::from("v"));
+        let put = KvCommand::Put { tenant, collection, key, value };
+        engine.write(put.clone()).await.unwrap();
+
+        let core = &engine.inner.core;
+        let term = core.metrics().term;
+        core.transfer_leader(2).await;
+        let refused = engine.write(put.clone()).await.unwrap_err();
+        assert!(matches!(refused, WriteError::NotLeader { .. }), "{refused:?}");
+        assert!(core.is_handing_over());
+        let election = engine.inner.config.timing.patience();
+        assert!(!ends(core, term, election).await, "openraft has no way back of its own");
+
+        core.give_up_lead(2).await;
+        assert!(ends(core, term, DEADLINE).await);
+        let mut state = engine.watch();
+        let leads = state.wait_for(|state| state.role == Role::Leader && state.term > term);
+        assert!(tokio::time::timeout(DEADLINE, leads).await.is_ok(), "elected again");
+        assert!(!core.is_handing_over());
+        engine.write(put).await.unwrap();
+        engine.shutdown().await;
     }
 }
