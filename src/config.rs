@@ -16,6 +16,7 @@ use clap::ValueEnum;
 use serde::Deserialize;
 
 use crate::engine::{DiskPolicy, EngineConfig, Limits, SnapshotPolicy, Timing};
+use crate::server::settings::parse_filter;
 use crate::types::NodeId;
 
 mod peers;
@@ -359,7 +360,7 @@ impl ServeConfig {
         }
         check_advertised("--peer-advertise", &self.peer_advertise, self.peers.len() <= 1)?;
         self.check_peers()?;
-        tracing_subscriber::EnvFilter::try_new(&self.log_level).map_err(|error| {
+        parse_filter(&self.log_level).map_err(|error| {
             invalid(format!("--log-level \"{}\" is not a filter: {error}", self.log_level))
         })?;
         self.check_limits()?;

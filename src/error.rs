@@ -511,7 +511,7 @@ pub enum StorageError {
     },
     /// A file holds something that was not written there.
     #[error(
-        "{} is corrupt: {detail}; nothing was changed. Move the whole data directory aside and rebuild this node from its peers",
+        "{} is corrupt: {detail}. Move the whole data directory aside and rebuild this node from its peers",
         path.display()
     )]
     Corrupt {

@@ -35,6 +35,7 @@ pub mod client;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub(crate) mod incoming;
 pub mod machine;
 pub mod proto;
 pub mod raft;

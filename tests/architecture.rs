@@ -19,17 +19,21 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("runtime", &[]),
     ("proto", &[]),
+    ("incoming", &[]),
     ("error", &["types"]),
     ("session", &["types"]),
     // Pure: no IO, no clock, no randomness, so not even `runtime`.
     ("machine", &["types", "error"]),
     ("storage", &["types", "error", "runtime"]),
-    ("raft", &["types", "error", "runtime", "proto", "machine", "storage"]),
+    ("raft", &["types", "error", "runtime", "incoming", "proto", "machine", "storage"]),
     ("stream", &["types", "error", "runtime", "proto", "machine", "storage"]),
     ("engine", &["types", "error", "session", "runtime", "machine", "storage", "raft", "stream"]),
     (
         "server",
-        &["types", "error", "session", "runtime", "proto", "machine", "storage", "raft", "stream", "engine"],
+        &[
+            "types", "error", "session", "runtime", "incoming", "proto", "machine", "storage", "raft", "stream",
+            "engine",
+        ],
     ),
     // Settings of a whole process, so above what they are the settings of.
     ("config", &["types", "error", "runtime", "engine", "server"]),
@@ -38,8 +42,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "types", "error", "runtime", "config", "machine", "storage", "engine", "stream", "server",
-            "client",
+            "types", "error", "runtime", "incoming", "config", "machine", "storage", "engine", "stream",
+            "server", "client",
         ],
     ),
     ("main", &["cli", "config", "error"]),
@@ -54,7 +58,10 @@ const VENDORS: &[(&str, &[&str])] = &[
     ("sled", &["src/storage/", "src/storage.rs"]),
     (
         "tonic",
-        &["src/server/", "src/server.rs", "src/client/", "src/client.rs", "src/raft/network", "src/proto.rs"],
+        &[
+            "src/server/", "src/server.rs", "src/client/", "src/client.rs", "src/raft/network", "src/proto.rs",
+            "src/incoming.rs",
+        ],
     ),
     ("anyhow", &["src/main.rs"]),
 ];

@@ -260,6 +260,7 @@ fn kind_of(error: &ClientError) -> &'static str {
             Cause::DiskStalled => "disk_stalled",
             Cause::Operation => "operation",
             Cause::Stopped => "stopped",
+            Cause::Rejected => "rejected",
             Cause::Unexpected => "unexpected",
             Cause::SessionExpired => "session_expired",
             Cause::TooManySessions => "too_many_sessions",

@@ -18,9 +18,10 @@ pub use crate::config::ServeArgs;
 use crate::config::{ConfigError, LogFormat, ServeConfig};
 use crate::engine::{Engine, EngineConfig};
 use crate::error::{FatalError, OpenError};
+use crate::incoming;
 use crate::machine::kv::KvMachine;
 use crate::runtime;
-use crate::server::settings::LogLevel;
+use crate::server::settings::{LogLevel, parse_filter};
 use crate::server::{self, Server};
 
 /// Why `quorate serve` ended.
@@ -60,6 +61,9 @@ impl ServeError {
 pub async fn run(args: ServeArgs) -> Result<(), ServeError> {
     let config = ServeConfig::load(args)?;
     let log_level = log_to_stderr(&config);
+    if let Err(error) = incoming::raise_open_files() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
     let mut signals = Signals::listen().map_err(ServeError::Signals)?;
     let mut server = Server::bind(&config.client_listen).await?;
     if let Some(log_level) = log_level {
@@ -136,7 +140,7 @@ fn exit_fatally(fatal: &FatalError) -> ! {
 /// Writes the log to standard error. Returns how to change what is written; nothing if an embedding process has set up
 /// a log of its own, which stays.
 fn log_to_stderr(config: &ServeConfig) -> Option<LogLevel> {
-    let filter = EnvFilter::new(&config.log_level);
+    let filter = parse_filter(&config.log_level).unwrap_or_default(); // checked with the configuration
     let colours = std::io::stderr().is_terminal();
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
@@ -156,7 +160,7 @@ fn log_to_stderr(config: &ServeConfig) -> Option<LogLevel> {
 
 fn log_level<S: 'static>(config: &ServeConfig, handle: reload::Handle<EnvFilter, S>) -> LogLevel {
     LogLevel::new(&config.log_level, move |filter| {
-        let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
+        let filter = parse_filter(filter)?;
         handle.reload(filter).map_err(|error| error.to_string())
     })
 }

@@ -95,6 +95,8 @@ impl ClientConfig {
     /// # Errors
     /// [`ConfigError::Setting`] names the first setting that is out of its range.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        /// Deadlines are points in time, which cannot be as late as a duration is long.
+        const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
         let positive = [
             ("timeout", self.timeout),
             ("attempt_timeout", self.attempt_timeout),
@@ -109,6 +111,9 @@ impl ClientConfig {
         for (setting, value) in positive {
             if value.is_zero() {
                 return Err(ConfigError::Setting { setting, rule: "must be longer than zero" });
+            }
+            if value > LONGEST {
+                return Err(ConfigError::Setting { setting, rule: "must be a year at most" });
             }
         }
         if self.retry_backoff_max < self.retry_backoff_min {

@@ -163,7 +163,9 @@ impl Connection {
         let mut kv = KvClient::new(self.node.channel()).max_decoding_message_size(MAX_RESPONSE_MESSAGE_BYTES);
         let opening = timeout(self.config.connect_timeout, kv.pipeline(ReceiverStream::new(messages)));
         tokio::pin!(opening);
+        let mut abandoned = false;
         loop {
+            let limit = self.config.batch_requests - self.waiting.len();
             select! {
                 opened = &mut opening => return match opened {
                     Ok(Ok(answer)) => Ok(Stream { outbound, inbound: answer.into_inner() }),
@@ -172,6 +174,10 @@ impl Connection {
                         Err(format!("no answer within {} ms", self.config.connect_timeout.as_millis()).into())
                     }
                 },
+                // So that they are swept: what stays in the queue is not.
+                received = self.queue.recv_many(&mut self.waiting, limit), if limit > 0 && !abandoned => {
+                    abandoned = received == 0;
+                }
                 _ = self.sweep_due.tick(), if !self.waiting.is_empty() => self.sweep(),
             }
         }

@@ -96,7 +96,9 @@ impl ClientError {
     pub fn is_final(&self) -> bool {
         match self {
             Self::Rejected { .. } => true,
-            Self::Failed { cause, .. } => matches!(cause, Cause::SessionExpired | Cause::AnswerForgotten),
+            Self::Failed { cause, .. } => {
+                matches!(cause, Cause::Rejected | Cause::SessionExpired | Cause::AnswerForgotten)
+            }
             _ => false,
         }
     }
@@ -124,7 +126,7 @@ impl ClientError {
                 Self::Failed { endpoint, cause, message, maybe_applied: true }
             }
             Self::Unavailable { .. } => failed(Cause::ConnectionLost, self.to_string()),
-            Self::Rejected { message, .. } => failed(Cause::Unexpected, message),
+            Self::Rejected { message, .. } => failed(Cause::Rejected, message),
             Self::AckTimeout { .. } | Self::Compacted { .. } => self,
         }
     }
@@ -166,6 +168,9 @@ pub enum Cause {
     Operation,
     /// The node has stopped or is stopping.
     Stopped,
+    /// The server does not accept the request, such as since one of its limits was lowered, and an earlier attempt of
+    /// it may have been applied.
+    Rejected,
     /// The answer was none that this version knows.
     Unexpected,
     /// The session was never opened, was closed, or was not used for too long, and an earlier attempt of the
@@ -190,4 +195,17 @@ fn because(last: &Option<String>) -> String {
 
 fn unknown(maybe_applied: bool) -> &'static str {
     if maybe_applied { "; the write may have been applied" } else { "" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_rejected_stays_so_even_when_an_attempt_is_undecided() {
+        let rejected = || ClientError::Rejected { rejection: Rejection::TooLarge, message: "too large".into() };
+        assert!(rejected().is_final() && !rejected().maybe_applied());
+        let undecided = rejected().undecided(&Endpoint::parse("n1:1").unwrap());
+        assert!(undecided.is_final() && undecided.maybe_applied(), "{undecided:?}");
+    }
 }

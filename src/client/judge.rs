@@ -6,7 +6,7 @@
 //! | it was sent, and the outcome is unknown | again: the server knows it | error, *maybe applied* | again |
 //! | session gone, no attempt can have been applied | again in a new session | | |
 //! | session gone, an attempt may have been applied | error, *maybe applied* | | |
-//! | the disk is full or hangs | again: another node may lead soon; at the deadline, that error | the same | the same |
+//! | the disk is full or hangs, the table of sessions is full | again: another node may lead soon; at the deadline, that error | the same | the same |
 //! | the request is at fault | error | error | error |
 
 use tonic::Code;
@@ -138,7 +138,7 @@ fn decisive(
         Reason::SessionExpired => Verdict::Return(failed(Cause::SessionExpired, case.undecided)),
         // We never say that a write is settled and then send it: something is broken.
         Reason::AnswerForgotten => Verdict::Return(failed(Cause::AnswerForgotten, true)),
-        Reason::TooManySessions => Verdict::Return(failed(Cause::TooManySessions, false)),
+        Reason::TooManySessions => Verdict::Patiently(failed(Cause::TooManySessions, false)),
         Reason::DiskFull => Verdict::Patiently(failed(Cause::DiskFull, answer.maybe_applied)),
         Reason::DiskStalled => Verdict::Patiently(failed(Cause::DiskStalled, answer.maybe_applied)),
         Reason::AckTimeout => Verdict::Return(ClientError::AckTimeout {
@@ -248,7 +248,7 @@ mod tests {
             (answered(Reason::Unspecified, false), "dddd"),
             (answered(Reason::SessionExpired, false), "nrdd"),
             (answered(Reason::WindowExceeded, false), "llll"),
-            (answered(Reason::TooManySessions, false), "dddd"),
+            (answered(Reason::TooManySessions, false), "pppp"),
             (answered(Reason::AnswerForgotten, false), "rrrr"),
             (answered(Reason::AckTimeout, true), "rrrr"),
             (answered(Reason::DiskFull, false), "pppp"),

@@ -5,12 +5,41 @@
 //! spreads other reads over the healthy nodes as a [`ReadPreference`] says. All callers share one stream per
 //! node; many requests travel in one message and are answered out of order.
 //!
+//! ```no_run
+//! use quorate::ReadLevel;
+//! use quorate::client::{Client, ClientConfig, Scope};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::new(["10.0.0.1:7801", "10.0.0.2:7801"], ClientConfig::default())?;
+//! let scope = Scope::default();
+//! client.put(&scope, "greeting", "hello").await?;
+//! let reply = client.get(&scope, "greeting", ReadLevel::Linearizable).await?;
+//! assert!(reply.item.is_some_and(|item| item.value == "hello"));
+//!
+//! // One write, asked for until its outcome is known.
+//! let mut once = client.once().await?;
+//! let reply = loop {
+//!     match once.put(&scope, "counter", "17").await {
+//!         Ok(reply) => break reply,
+//!         Err(error) if error.is_final() => return Err(error.into()),
+//!         Err(error) => eprintln!("again: {error}"),
+//!     }
+//! };
+//! println!("version {}", reply.version);
+//! drop(once);
+//! client.close().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # What it promises
 //!
 //! - An operation ends by its deadline, with an answer or a [`ClientError`].
-//! - Everything is repeated until it is answered. Each write is applied at most once, however often it is sent,
-//!   because it has a number in a [session](crate::session) that the client opens by itself. An operation that ends
-//!   without an answer says whether it [may have been applied](ClientError::maybe_applied).
+//! - Everything is repeated until it is answered or its time is over. Each call writes at most once, however often the
+//!   write is sent, because it has a number in a [session](crate::session) that the client opens by itself. An
+//!   operation that ends without an answer says whether it [may have been applied](ClientError::maybe_applied).
+//! - To call again after an error is to make another write. [`Client::once`] is for those who must not: the same
+//!   [`Once`] may be asked again after any error that is not [final](ClientError::is_final).
 //! - With [`ClientConfig::exactly_once`] off, a write is repeated only when it is certain that it was not applied.
 //! - A [`Watch`] goes on by itself at another node, without a gap and without repeating anything.
 //! - A leader whose process is gone is noticed at once, one that hangs within a second or two, and one that

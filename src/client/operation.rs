@@ -266,11 +266,11 @@ impl<'a> Operation<'a> {
             Some(_) if !self.in_session => return self.deadline,
             // The server answers this one only when it has waited for everybody.
             Some(options) if options.ack == AckLevel::All => {
-                options.ack_timeout + config.write_attempt_timeout
+                options.ack_timeout.saturating_add(config.write_attempt_timeout)
             }
             Some(_) => config.write_attempt_timeout,
         };
-        self.deadline.min(now + limit)
+        now.checked_add(limit).map_or(self.deadline, |expires| expires.min(self.deadline))
     }
 
     pub(super) fn link(&self) -> Arc<Link> {

@@ -73,6 +73,10 @@ pub(super) async fn range(
     read: ReadOptions,
     preference: Option<&ReadPreference>,
 ) -> Result<RangeStream, ClientError> {
+    let left = match range.limit_items {
+        0 => u64::MAX,
+        limit => limit.into(),
+    };
     let request = wire_range(scope.clone(), range, read);
     let kind = read_kind(read.level, preference);
     let mut operation = Operation::new(router, kind, preference, Instant::now());
@@ -87,7 +91,11 @@ pub(super) async fn range(
             Ok::<_, tonic::Status>((first, pieces))
         };
         let failure = match timeout_at(expires, opening).await {
-            Ok(Ok((first, pieces))) => return Ok(items_of(&link, first, pieces, router.config.timeout)),
+            Ok(Ok((Some(first), pieces))) => {
+                let (ready, patience) = (VecDeque::new(), router.config.timeout);
+                return Ok(items_of(first, Pieces { link, ready, pieces, more: true, left, patience }));
+            }
+            Ok(Ok((None, _))) => Failure::Attempt(AttemptError::Lost("the range has no beginning".into())),
             Ok(Err(status)) => Failure::of_call(&status),
             Err(_) => Failure::Attempt(AttemptError::Expired { sent: true }),
         };
@@ -98,35 +106,43 @@ pub(super) async fn range(
 struct Pieces {
     link: Arc<Link>,
     ready: VecDeque<Item>,
-    /// `None` after the last piece.
-    pieces: Option<Streaming<v1::RangeResponse>>,
+    pieces: Streaming<v1::RangeResponse>,
+    /// Whether the last piece said that there is more than what it brought.
+    more: bool,
+    /// Items still to come at most.
+    left: u64,
     patience: Duration,
 }
 
-fn items_of(
-    link: &Arc<Link>,
-    first: Option<v1::RangeResponse>,
-    pieces: Streaming<v1::RangeResponse>,
-    patience: Duration,
-) -> RangeStream {
-    let pieces = first.is_some().then_some(pieces);
-    let first = RangeReply::from_wire(first.unwrap_or_default());
-    let state = Pieces { link: link.clone(), ready: first.items.into(), pieces, patience };
+impl Pieces {
+    fn take_in(&mut self, piece: v1::RangeResponse) -> Header {
+        let RangeReply { header, items, next } = RangeReply::from_wire(piece);
+        self.more = next.is_some();
+        self.left = self.left.saturating_sub(items.len() as u64);
+        self.ready = items.into();
+        header
+    }
+
+    /// Whether the stream may end here.
+    fn is_complete(&self) -> bool {
+        !self.more || self.left == 0
+    }
+}
+
+fn items_of(first: v1::RangeResponse, mut state: Pieces) -> RangeStream {
+    let header = state.take_in(first);
     let items = stream::try_unfold(state, |mut state| async move {
         loop {
             if let Some(item) = state.ready.pop_front() {
                 return Ok(Some((item, state)));
             }
-            let Some(pieces) = &mut state.pieces else { return Ok(None) };
-            let failure = match timeout(state.patience, pieces.message()).await {
+            let failure = match timeout(state.patience, state.pieces.message()).await {
                 Ok(Ok(Some(piece))) => {
-                    state.ready = RangeReply::from_wire(piece).items.into();
+                    state.take_in(piece);
                     continue;
                 }
-                Ok(Ok(None)) => {
-                    state.pieces = None;
-                    continue;
-                }
+                Ok(Ok(None)) if state.is_complete() => return Ok(None),
+                Ok(Ok(None)) => Failure::Attempt(AttemptError::Lost("the server ended it too early".into())),
                 Ok(Err(status)) => Failure::of_call(&status),
                 Err(_) => Failure::Attempt(AttemptError::Expired { sent: true }),
             };
@@ -135,7 +151,7 @@ fn items_of(
             return Err(super::judge::failed(endpoint, super::Cause::ConnectionLost, message, false));
         }
     });
-    RangeStream { header: first.header, items: Box::pin(items) }
+    RangeStream { header, items: Box::pin(items) }
 }
 
 /// What happened to a key.

@@ -239,6 +239,8 @@ impl<M: StateMachine> Engine<M> {
         }
         self.change(move |engine| async move {
             let _turn = engine.turn().await?;
+            // A joint membership that is left would be ended by this change, but not in the way that its own change meant.
+            engine.settle().await?;
             let known = engine.known(&engine.leading()?, node_id)?;
             let member = Member {
                 peer: addresses.peer.unwrap_or_else(|| known.peer.clone()),

@@ -74,7 +74,7 @@ use crate::raft::network::upstream::Upstream;
 use crate::raft::network::{PeerDoor, Transport};
 use crate::runtime::{self, offload};
 use crate::storage::{
-    DataDir, DiskWatch, LogStats, LogStore, Room, SledOptions, SledStore, SnapshotDir, SnapshotStore,
+    DataDir, DiskWatch, LogStats, LogStore, Room, SledOptions, SledStore, SnapshotDir, SnapshotStore, lease,
 };
 pub use crate::storage::{DiskState, DiskStatus};
 use crate::types::{Incarnation, LogId, Member, Role};
@@ -111,8 +111,8 @@ struct Inner<M: StateMachine> {
     inflight_bytes: AtomicUsize,
     /// The latest log time handed out, and when.
     log_clock: Mutex<(u64, Instant)>,
-    /// When a session was last asked for although all were in use.
-    asked_for_session: Mutex<Option<Instant>>,
+    /// When the log last refused to open a session, because all were in use.
+    no_session: Mutex<Option<Instant>>,
     inflight_commands: AtomicUsize,
     counters: Counters,
     state: watch::Receiver<NodeState>,
@@ -146,13 +146,15 @@ pub struct EngineParts {
     pub disk: DiskWatch,
     /// Closed once the log has been dropped, if somebody cares.
     pub released: Option<watch::Receiver<()>>,
+    /// The longest lease, in milliseconds, that whoever used these parts before may have promised; 0 if it was the same.
+    pub promised_lease_ms: u64,
 }
 
 /// A log store and the lock on its directory. Fields are dropped in their order: the log is closed, then the
 /// lock released, and then whoever waits is told.
 struct LockedLog {
     log: SledStore,
-    _dir: DataDir,
+    dir: DataDir,
     _released: watch::Sender<()>,
 }
 
@@ -178,29 +180,39 @@ impl<M: StateMachine> Engine<M> {
         let (path, cluster, node_id) = (config.data_dir.clone(), config.cluster.clone(), config.node_id);
         let tail_bytes = config.limits.log_tail_bytes;
         let DiskPolicy { reserve_bytes, stall_ms } = config.disk;
-        let (log, snapshots, incarnation) = offload(move || -> Result<_, StorageError> {
+        let lease_ms = config.timing.election_timeout_max_ms;
+        let (log, snapshots, incarnation, promised_lease_ms) = offload(move || -> Result<_, StorageError> {
             let dir = DataDir::open(&path, &cluster, node_id)?;
-            let room = (reserve_bytes > 0).then(|| Room::open(dir.path(), reserve_bytes)).transpose()?;
+            let room = match reserve_bytes {
+                0 => Room::give_up(dir.path()).map(|()| None)?,
+                _ => Some(Room::open(dir.path(), reserve_bytes)?),
+            };
             let options = SledOptions { tail_bytes, ..SledOptions::default() };
             let log = SledStore::open_in_room(&dir, options, room.clone())?;
             let snapshots = SnapshotDir::open_in_room(&dir.snapshot_dir(), room)?;
             let incarnation = dir.identity().incarnation;
-            Ok((LockedLog { log, _dir: dir, _released: release }, snapshots, incarnation))
+            let promised_lease_ms = lease::promise(dir.path(), lease_ms)?;
+            Ok((LockedLog { log, dir, _released: release }, snapshots, incarnation, promised_lease_ms))
         })
         .await?;
         let transport = GrpcTransport::default();
         let traffic = transport.counts();
+        let log = Arc::new(log);
         let parts = EngineParts {
             incarnation,
             log_stats: Some(log.log.stats().clone()),
             released: Some(released),
             disk: log.log.watch_disk((stall_ms > 0).then(|| Duration::from_millis(stall_ms))),
-            log: Arc::new(log),
+            log: log.clone(),
             snapshots: Arc::new(snapshots),
             transport: Arc::new(transport),
+            promised_lease_ms,
             config,
         };
         let engine = Self::start(parts, machine).await?;
+        if promised_lease_ms > lease_ms {
+            until_stopped(&engine.inner.stop, settle_lease(log, promised_lease_ms, lease_ms));
+        }
         grpc::serve(listener, engine.peer_door(), traffic, engine.inner.stop.subscribe())
             .map_err(|source| OpenError::Listen { address: engine.inner.own.peer.clone(), source })?;
         Ok(engine)
@@ -211,7 +223,8 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`OpenError`].
     pub async fn start(parts: EngineParts, machine: M) -> Result<Self, OpenError> {
-        let EngineParts { config, incarnation, log, snapshots, transport, log_stats, disk, released } = parts;
+        let EngineParts { config, incarnation, log, snapshots, transport, log_stats, disk, released, promised_lease_ms } =
+            parts;
         config.validate()?;
         let recovery = snapshots.clone();
         let applier = offload(move || Applier::recover(machine, recovery)).await?;
@@ -249,7 +262,7 @@ impl<M: StateMachine> Engine<M> {
         let clients = PeerClients::new(caller.clone(), transport.clone());
         let upstream = Upstream::new(caller.clone(), transport.clone());
         let core_parts = Parts { log, snapshots, applier, clients, callee };
-        let core = Core::start(&core_config(&config), core_parts).await.map_err(OpenError::Core)?;
+        let core = Core::start(&core_config(&config, promised_lease_ms), core_parts).await.map_err(OpenError::Core)?;
         if !config.join && config.initial_members.is_empty() && !core.is_initialized().await {
             core.shutdown().await;
             return Err(OpenError::Config(NO_CLUSTER.to_owned()));
@@ -315,7 +328,7 @@ impl<M: StateMachine> Engine<M> {
             settings,
             inflight_bytes: AtomicUsize::new(0),
             log_clock: Mutex::new((0, Instant::now())),
-            asked_for_session: Mutex::default(),
+            no_session: Mutex::default(),
             inflight_commands: AtomicUsize::new(0),
             counters: Counters::default(),
             state,
@@ -494,13 +507,24 @@ fn check_coverage<M: StateMachine>(
     Ok(())
 }
 
-fn core_config(config: &EngineConfig) -> CoreConfig {
+/// Once a longer lease than the present one, which was promised before the restart, has run out, it binds no more.
+async fn settle_lease(log: Arc<LockedLog>, promised_ms: u64, lease_ms: u64) {
+    tokio::time::sleep(Duration::from_millis(promised_ms)).await;
+    let settled = offload(move || lease::settle(log.dir.path(), lease_ms)).await;
+    if let Err(error) = settled {
+        // Then the next start is silent for longer than it need be.
+        tracing::warn!(%error, "the shorter lease could not be noted");
+    }
+}
+
+fn core_config(config: &EngineConfig, promised_lease_ms: u64) -> CoreConfig {
     CoreConfig {
         cluster: config.cluster.clone(),
         node_id: config.node_id,
         heartbeat_interval_ms: config.timing.heartbeat_interval_ms,
         election_timeout_min_ms: config.timing.election_timeout_min_ms,
         election_timeout_max_ms: config.timing.election_timeout_max_ms,
+        promised_lease_ms,
         message_bytes: config.limits.append_message_bytes,
     }
 }

@@ -193,12 +193,13 @@ pub(super) async fn follow_up<M: StateMachine>(
             continue;
         }
         offer(&core, own, metrics.term, election).await;
-        let Some(other) = core.voters().into_iter().find(|voter| *voter != own) else { continue };
         if core.metrics().role != Role::Leader || core.metrics().term != metrics.term {
             continue;
         }
         tracing::warn!("nobody takes the lead: giving it up");
-        core.give_up_lead(other).await;
+        // The other voters may have been removed meanwhile: any id will do that is not this node's.
+        let other = core.voters().into_keys().find(|voter| *voter != own);
+        core.give_up_lead(other.unwrap_or(own.wrapping_add(1))).await;
         if !ends(&core, metrics.term, GIVE_UP_PATIENCE).await {
             status::report(&fatal, FatalError::StuckTransfer);
             return;
@@ -353,6 +354,7 @@ mod tests {
             log_stats: None,
             disk: DiskWatch::default(),
             released: None,
+            promised_lease_ms: 0,
         };
         let engine = Engine::start(parts, KvMachine::default()).await.unwrap();
         assert!(engine.ready(DEADLINE).await);

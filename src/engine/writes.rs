@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{Engine, Inner, Refused, health};
 use crate::error::WriteError;
 use crate::machine::StateMachine;
-use crate::machine::sessions::{MAX_SESSIONS, SessionRefusal, WINDOW};
+use crate::machine::sessions::{SessionRefusal, WINDOW};
 use crate::raft::core::Proposed;
 use crate::raft::envelope;
 use crate::runtime;
@@ -154,6 +154,14 @@ impl<M: StateMachine> Engine<M> {
     /// See [`WriteError`].
     pub async fn open_session_at(&self, ttl_ms: u64) -> Result<OpenedSession, WriteError> {
         self.inner.admit_session()?;
+        let opened = self.open_random_session(ttl_ms).await;
+        if matches!(opened, Err(WriteError::TooManySessions)) {
+            *self.inner.no_session.lock().expect("invariant: no panic under this lock") = Some(Instant::now());
+        }
+        opened
+    }
+
+    async fn open_random_session(&self, ttl_ms: u64) -> Result<OpenedSession, WriteError> {
         // Random, so that nobody writes into somebody else's session by accident, such as one of an earlier cluster.
         let session = runtime::random_u64().max(1);
         let envelope = envelope::seal_open_session(self.inner.log_time_ms(), session, ttl_ms);
@@ -270,18 +278,12 @@ impl<M: StateMachine> Inner<M> {
     /// Refuses a session when all are in use, without asking the log every time: each refusal there costs every node a
     /// look through the whole table.
     fn admit_session(&self) -> Result<(), WriteError> {
-        /// One in this time is let through, to find out whether there is room by now.
-        const ASK_AGAIN: Duration = Duration::from_millis(100);
-        if self.core.published().progress().sessions < MAX_SESSIONS {
-            return Ok(());
-        }
-        let mut asked = self.asked_for_session.lock().expect("invariant: no panic under this lock");
-        match *asked {
-            Some(at) if at.elapsed() < ASK_AGAIN => Err(WriteError::TooManySessions),
-            _ => {
-                *asked = Some(Instant::now());
-                Ok(())
-            }
+        /// For so long after the log has refused one, no other is put to it: each costs it a look through its table.
+        const PAUSE: Duration = Duration::from_millis(100);
+        let refused = self.no_session.lock().expect("invariant: no panic under this lock");
+        match refused.is_some_and(|at| at.elapsed() < PAUSE) {
+            true => Err(WriteError::TooManySessions),
+            false => Ok(()),
         }
     }
 
@@ -364,7 +366,7 @@ impl<M: StateMachine> Inner<M> {
         if in_time {
             return Ok(Acknowledged { held_by, ..acknowledged });
         }
-        let missing = core.voters().into_iter().filter(|voter| !held_by.contains(voter)).collect();
+        let missing = core.voters().into_keys().filter(|voter| !held_by.contains(voter)).collect();
         Err(WriteError::AckTimeout { log_id: acknowledged.log_id, missing })
     }
 }

@@ -15,7 +15,8 @@
 //! # Bounds
 //!
 //! Sessions are bounded in number, the window of one session in sequences and bytes, all answers together in
-//! bytes. A session that has reached its bytes takes no write before some of its answers are settled; when the table
+//! bytes. A session that has reached its bytes takes no write but its first unanswered one before some of its answers are
+//! settled; when the table
 //! exceeds its bytes, the largest sessions are closed. A writer whose session is gone is told so, and never applied
 //! twice.
 
@@ -205,7 +206,8 @@ impl SessionTable {
             Some(Some(Answer { log_id, reply })) => {
                 Admission::Repeat { log_id: *log_id, reply: reply.clone() }
             }
-            Some(None) | None if entry.bytes >= MAX_SESSION_BYTES => {
+            // Not the first one: while it is refused nothing can be settled, and it would be refused for ever.
+            Some(None) | None if place > 0 && entry.bytes >= MAX_SESSION_BYTES => {
                 Admission::Refuse(SessionRefusal::WindowExceeded)
             }
             Some(None) | None => Admission::Apply,

@@ -13,7 +13,7 @@ use super::log::RaftLog;
 use super::type_config::TypeConfig;
 use crate::machine::{ApplyContext, StateMachine};
 use crate::storage::{Completion, LogBounds, LogStore, SnapshotStore};
-use crate::types::{Entry, LogId, Vote};
+use crate::types::{Entry, Incarnation, LogId, Vote};
 
 /// A machine that only counts.
 #[derive(Default)]
@@ -114,7 +114,7 @@ impl<G: Send + Sync + 'static> StoreBuilder<TypeConfig, RaftLog, Applier<Count>,
         let (guard, store, snapshots) = (self.0)();
         let log = Arc::new(FromAnywhere { store, hidden: Mutex::new(None) });
         let applier = Applier::recover(Count::default(), snapshots).expect("an empty store can be recovered");
-        Ok((guard, RaftLog::new(log, 1024 * 1024, 1, Arc::default(), applier.activity()), applier))
+        Ok((guard, RaftLog::new(log, 1024 * 1024, (1, Incarnation(1)), Arc::default(), applier.activity()), applier))
     }
 }
 

@@ -22,7 +22,7 @@ use super::network::PeerDoor;
 use super::network::addresses::Seen;
 use super::network::client::PeerClients;
 use super::network::progress::{PeerFitness, PeerProgress};
-use super::network::service::{Callee, LastHeard, PeerService};
+use super::network::service::{Callee, LastHeard, PeerService, Promise};
 use super::published::{Applied, Published};
 pub use super::read_index::NoReadIndex;
 use super::read_index::{self, ReadIndexes};
@@ -30,7 +30,7 @@ use super::type_config::{self, Answer, Command, OnFlushed, Responder, TypeConfig
 use crate::error::Leader;
 use crate::machine::StateMachine;
 use crate::storage::{LogStore, SnapshotStore};
-use crate::types::{self, LogId, Member, Membership, NodeId, Role};
+use crate::types::{self, Incarnation, LogId, Member, Membership, NodeId, Role};
 
 /// Most entries in one message to a peer, and in one write to the log.
 const MAX_BATCH_ENTRIES: u64 = 4096;
@@ -50,6 +50,8 @@ pub struct CoreConfig {
     pub election_timeout_min_ms: u64,
     /// Longest election timeout, in milliseconds.
     pub election_timeout_max_ms: u64,
+    /// What that was before, if it was longer: a leader may still rely on it.
+    pub promised_lease_ms: u64,
     /// Most bytes of entries in one message to a peer.
     pub message_bytes: usize,
 }
@@ -175,8 +177,9 @@ impl<M: StateMachine> Core<M> {
         let purge_mark = parts.clients.purge_mark();
         let addresses = parts.clients.addresses();
         let (held, fitness) = (parts.clients.held(), parts.clients.fitness());
+        let own = (config.node_id, parts.callee.incarnation);
         let log =
-            RaftLog::new(parts.log, config.message_bytes, config.node_id, held.clone(), activity.clone());
+            RaftLog::new(parts.log, config.message_bytes, own, held.clone(), activity.clone());
         let raft_config = raft_config(config)?;
         let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier)
             .await
@@ -195,8 +198,10 @@ impl<M: StateMachine> Core<M> {
         let voter_lease = Duration::from_millis(config.election_timeout_max_ms);
         // A leader may rely on what this node confirmed before it was restarted, so for a while it elects nobody, neither
         // others, see `PeerService`, nor itself. An election that the leader asks for is not held up.
-        let silence = if has_confirmed { voter_lease } else { Duration::ZERO };
-        raft.runtime_config().elect(silence.is_zero());
+        let silence = match has_confirmed {
+            true => voter_lease.max(Duration::from_millis(config.promised_lease_ms)),
+            false => Duration::ZERO,
+        };
         let elects = raft.clone();
         crate::runtime::spawn(async move {
             tokio::time::sleep(silence).await;
@@ -210,7 +215,7 @@ impl<M: StateMachine> Core<M> {
             parts.snapshots,
             reads.clone(),
             activity.clone(),
-            silence,
+            Promise { silence, lease: voter_lease },
         );
         let heard = service.last_heard();
         let admission = Arc::new(Admission {
@@ -325,23 +330,25 @@ impl<M: StateMachine> Core<M> {
     }
 
     /// Those who vote at present.
-    pub fn voters(&self) -> BTreeSet<NodeId> {
+    pub fn voters(&self) -> BTreeMap<NodeId, Incarnation> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        metrics.membership_config.voter_ids().collect()
+        let membership = metrics.membership_config.membership();
+        let incarnation = |node_id| membership.get_node(&node_id).map(|member| (node_id, member.incarnation));
+        membership.voter_ids().filter_map(incarnation).collect()
     }
 
     /// As [`shared_read_index`](Self::shared_read_index), without asking anybody: a quorum answered a short while ago, and no
     /// voter that did so elects another leader before this one's lease is over (Raft thesis, §6.4.1).
     ///
-    /// The lease is a tenth shorter than what voters wait for, in case their clocks run faster. A voter that was
-    /// restarted does not know of its promise: it elects nobody for the length of a lease
+    /// The lease is a tenth shorter than what voters wait for, as they say themselves, in case their clocks run faster. A
+    /// voter that was restarted does not know of its promise: it elects nobody for the length of a lease
     /// ([`PeerService`]). A leader that asks another to take over lets go of its lease for good.
     ///
     /// # Errors
     /// [`NoReadIndex::NoQuorum`] when there is no lease, [`NoReadIndex::NotLeader`] on other nodes.
     pub async fn lease_index(&self) -> Result<u64, NoReadIndex> {
-        let lease = self.admission.lease.mul_f64(LEASE_SHARE);
+        let lease = self.fitness.shortest_lease(self.admission.lease).mul_f64(LEASE_SHARE);
         let option = LinearizerOption::new(Some(lease), false).with_wait_timeout(Duration::ZERO);
         let index = read_index::ask(&self.raft, option).await?;
         // Looked at last: a transfer that began before this was seen is a transfer that ends after this read.
@@ -558,6 +565,8 @@ fn raft_config(config: &CoreConfig) -> Result<Config, String> {
         // Snapshots have idle timeouts of their own.
         install_snapshot_timeout: Duration::from_secs(24 * 3600).as_millis() as u64,
         enable_pre_vote: Some(true),
+        // Until it is known whether this node must be silent first.
+        enable_elect: false,
         // The state machine is in memory: a restarted leader must be elected again.
         enable_leader_restore: Some(false),
         backoff: BACKOFF.to_owned(),

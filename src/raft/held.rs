@@ -4,35 +4,40 @@
 //! that ask for all voters need to know at once, and every acknowledgement names the nodes that hold the
 //! entry. So what the peers accept and what the own log flushes is noted here too.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 
-use crate::types::{LogId, NodeId};
+use crate::types::{Incarnation, LogId, NodeId};
 
 /// Those who wait are looked through this often at most, however often anything advances.
 const PACE: Duration = Duration::from_millis(2);
-/// Those who have given up are forgotten this often, when nothing advances.
+/// Those who have given up are forgotten this often.
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// How far each member's log is known to be durable, as far as it is this leader's.
 #[derive(Debug, Default)]
 pub struct Held {
-    upto: Mutex<BTreeMap<NodeId, LogId>>,
+    upto: Mutex<BTreeMap<NodeId, (Incarnation, LogId)>>,
     advanced: Notify,
     /// Who waits until all voters hold an entry, by its position.
     waiting: Mutex<BTreeMap<LogId, Vec<oneshot::Sender<()>>>>,
 }
 
 impl Held {
-    /// `node_id` holds everything up to `log_id` on disk.
-    pub fn note(&self, node_id: NodeId, log_id: LogId) {
+    /// A node holds everything up to `log_id` in its data directory.
+    pub fn note(&self, (node_id, incarnation): (NodeId, Incarnation), log_id: LogId) {
         let mut upto = self.upto.lock().expect("invariant: no panic under this lock");
-        let held = upto.entry(node_id).or_insert(log_id);
-        // Answers to different requests may overtake each other.
-        *held = log_id.max(*held);
+        let held = upto.entry(node_id).or_insert((incarnation, log_id));
+        *held = match held.0 == incarnation {
+            // Answers to different requests may overtake each other.
+            true => (incarnation, log_id.max(held.1)),
+            // It was replaced: what its predecessor held is gone.
+            false => (incarnation, log_id),
+        };
         drop(upto);
         self.advanced.notify_one();
     }
@@ -44,7 +49,7 @@ impl Held {
     pub fn holders(&self, log_id: LogId) -> Vec<NodeId> {
         let upto = self.upto.lock().expect("invariant: no panic under this lock");
         let holds = |held: &LogId| held.term == log_id.term && held.index >= log_id.index;
-        upto.iter().filter(|(_, held)| holds(held)).map(|(node_id, _)| *node_id).collect()
+        upto.iter().filter(|(_, (_, held))| holds(held)).map(|(node_id, _)| *node_id).collect()
     }
 
     /// Resolves once all voters hold the entry at `log_id`, which may be never.
@@ -59,36 +64,51 @@ impl Held {
 
     /// Tells those who wait, for ever. One task does it for all: there may be thousands of them, and something advances
     /// thousands of times a second.
-    pub async fn tell(&self, voters: impl Fn() -> BTreeSet<NodeId>) {
+    pub async fn tell(&self, voters: impl Fn() -> BTreeMap<NodeId, Incarnation>) {
+        let mut swept = Instant::now();
         loop {
             // An error: nothing has advanced.
             let _ = tokio::time::timeout(SWEEP, self.advanced.notified()).await;
             if self.waiting.lock().expect("invariant: no panic under this lock").is_empty() {
                 continue;
             }
-            self.tell_now(self.all_hold(&voters()));
+            if let Some(all) = self.all_hold(&voters()) {
+                self.tell_upto(all);
+            }
+            if swept.elapsed() >= SWEEP {
+                swept = Instant::now();
+                self.forget_closed();
+            }
             tokio::time::sleep(PACE).await;
         }
     }
 
-    fn tell_now(&self, all: Option<LogId>) {
+    /// Looks only at those it tells: the others may wait long, for a voter that is down.
+    fn tell_upto(&self, all: LogId) {
         let mut waiting = self.waiting.lock().expect("invariant: no panic under this lock");
-        waiting.retain(|log_id, waiters| {
-            if all.is_some_and(|all| all.term == log_id.term && all.index >= log_id.index) {
-                for waiter in waiters.drain(..) {
-                    // Whoever gave up does not matter.
-                    let _ = waiter.send(());
-                }
-            }
+        // Not those of an earlier term: their entries may have been replaced.
+        let reached: Vec<LogId> = waiting.range(LogId::new(all.term, 0)..=all).map(|(at, _)| *at).collect();
+        for waiter in reached.iter().filter_map(|at| waiting.remove(at)).flatten() {
+            // Whoever gave up does not matter.
+            let _ = waiter.send(());
+        }
+    }
+
+    fn forget_closed(&self) {
+        let mut waiting = self.waiting.lock().expect("invariant: no panic under this lock");
+        waiting.retain(|_, waiters| {
             waiters.retain(|waiter| !waiter.is_closed());
             !waiters.is_empty()
         });
     }
 
     /// The last entry that all of `voters` hold, if they hold entries of the same term.
-    fn all_hold(&self, voters: &BTreeSet<NodeId>) -> Option<LogId> {
+    fn all_hold(&self, voters: &BTreeMap<NodeId, Incarnation>) -> Option<LogId> {
         let upto = self.upto.lock().expect("invariant: no panic under this lock");
-        let held: Option<Vec<LogId>> = voters.iter().map(|voter| upto.get(voter).copied()).collect();
+        let holds = |(voter, incarnation): (&NodeId, &Incarnation)| {
+            upto.get(voter).filter(|held| held.0 == *incarnation).map(|held| held.1)
+        };
+        let held: Option<Vec<LogId>> = voters.iter().map(holds).collect();
         let held = held?;
         let (least, most) = (held.iter().min()?, held.iter().max()?);
         (least.term == most.term).then_some(*least)
@@ -99,18 +119,23 @@ impl Held {
 mod tests {
     use super::*;
 
+    /// A node in its first data directory.
+    fn node(node_id: NodeId) -> (NodeId, Incarnation) {
+        (node_id, Incarnation(1))
+    }
+
     #[test]
     fn only_the_same_term_counts() {
         let held = Held::default();
-        held.note(1, LogId::new(2, 9));
-        held.note(2, LogId::new(2, 5));
-        held.note(3, LogId::new(1, 20));
+        held.note(node(1), LogId::new(2, 9));
+        held.note(node(2), LogId::new(2, 5));
+        held.note(node(3), LogId::new(1, 20));
         assert_eq!(held.holders(LogId::new(2, 5)), [1, 2]);
         assert_eq!(held.holders(LogId::new(2, 6)), [1]);
         assert_eq!(held.holders(LogId::new(1, 5)), [3]);
-        held.note(3, LogId::new(2, 6));
+        held.note(node(3), LogId::new(2, 6));
         assert_eq!(held.holders(LogId::new(2, 6)), [1, 3]);
-        held.note(3, LogId::new(2, 5));
+        held.note(node(3), LogId::new(2, 5));
         assert_eq!(held.holders(LogId::new(2, 6)), [1, 3], "a late answer takes nothing back");
     }
 
@@ -118,17 +143,41 @@ mod tests {
     async fn those_who_wait_are_told_when_the_slowest_has_it() {
         let held = std::sync::Arc::new(Held::default());
         let telling = held.clone();
-        crate::runtime::spawn(async move { telling.tell(|| BTreeSet::from([1, 2])).await });
+        crate::runtime::spawn(async move { telling.tell(|| BTreeMap::from([node(1), node(2)])).await });
         let (mut first, mut second) =
             (held.wait_for_all(LogId::new(2, 5)), held.wait_for_all(LogId::new(2, 9)));
-        held.note(1, LogId::new(2, 9));
+        held.note(node(1), LogId::new(2, 9));
         tokio::time::sleep(SWEEP).await;
         assert!(first.try_recv().is_err() && second.try_recv().is_err());
-        held.note(2, LogId::new(2, 6));
+        held.note(node(2), LogId::new(2, 6));
         first.await.unwrap();
         assert!(second.try_recv().is_err());
         drop(second);
         tokio::time::sleep(SWEEP * 2).await;
         assert!(held.waiting.lock().unwrap().is_empty(), "whoever gave up is forgotten");
+    }
+
+    #[test]
+    fn what_a_replaced_node_held_is_gone() {
+        let held = Held::default();
+        let voters = |incarnation| BTreeMap::from([node(1), (2, Incarnation(incarnation))]);
+        held.note(node(1), LogId::new(2, 9));
+        held.note(node(2), LogId::new(2, 9));
+        assert_eq!(held.all_hold(&voters(1)), Some(LogId::new(2, 9)));
+        assert_eq!(held.all_hold(&voters(2)), None, "the new node has said nothing yet");
+        held.note((2, Incarnation(2)), LogId::new(2, 4));
+        assert_eq!(held.all_hold(&voters(2)), Some(LogId::new(2, 4)));
+        assert_eq!(held.holders(LogId::new(2, 9)), [1]);
+    }
+
+    #[test]
+    fn only_those_of_the_same_term_are_told() {
+        let held = Held::default();
+        let mut waiting = [(1, 5), (2, 5), (2, 6), (2, 7), (3, 1)]
+            .map(|(term, index)| held.wait_for_all(LogId::new(term, index)));
+        held.tell_upto(LogId::new(2, 6));
+        let told = waiting.each_mut().map(|waiter| waiter.try_recv().is_ok());
+        assert_eq!(told, [false, true, true, false, false]);
+        assert_eq!(held.waiting.lock().unwrap().len(), 3);
     }
 }

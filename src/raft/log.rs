@@ -16,7 +16,7 @@ use super::held::Held;
 use super::type_config::{self, Command, Entry, LogId, OnFlushed, Payload, TypeConfig, Vote};
 use crate::runtime;
 use crate::storage::LogStore;
-use crate::types::{self, NodeId};
+use crate::types::{self, Incarnation, NodeId};
 
 /// The target of log lines that follow single writes by their `log_id`, at level trace: `proposed` on the leader and
 /// `appended` on followers, `applied` on all. `flushed` and `committed` come once per batch, and say up to where.
@@ -28,7 +28,8 @@ pub struct RaftLog {
     store: Arc<dyn LogStore>,
     /// Most bytes of entries in one message to a peer.
     message_bytes: usize,
-    node_id: NodeId,
+    /// This node and its data directory.
+    own: (NodeId, Incarnation),
     /// Where to note what is on disk.
     held: Arc<Held>,
     activity: Arc<Activity>,
@@ -58,7 +59,7 @@ impl RaftLog {
     pub fn new(
         store: Arc<dyn LogStore>,
         message_bytes: usize,
-        node_id: NodeId,
+        own: (NodeId, Incarnation),
         held: Arc<Held>,
         activity: Arc<Activity>,
     ) -> Self {
@@ -69,7 +70,7 @@ impl RaftLog {
         // Bounded by the bytes in flight that admission allows.
         let (flushed_commands, flushed) = mpsc::unbounded_channel();
         runtime::spawn(tell(flushed));
-        Self { store, message_bytes, node_id, held, activity, flushed_commands }
+        Self { store, message_bytes, own, held, activity, flushed_commands }
     }
 
     /// Submits a write and waits until it is durable.
@@ -87,7 +88,7 @@ impl RaftLog {
         if !tracing::enabled!(target: WRITES, tracing::Level::TRACE) {
             return;
         }
-        let (node_id, leads) = (self.node_id, self.activity.leads());
+        let (node_id, leads) = (self.own.0, self.activity.leads());
         for types::Entry { log_id, payload } in entries {
             let types::Payload::Command(command) = payload else { continue };
             let bytes = command.len();
@@ -192,7 +193,7 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let vote = type_config::from_vote(vote);
-        self.activity.voted(self.node_id, vote);
+        self.activity.voted(self.own.0, vote);
         self.durably(|done| self.store.save_vote(vote, done)).await
     }
 
@@ -200,7 +201,7 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
         let committed = committed.as_ref().map(type_config::from_log_id);
         if let Some(upto) = committed {
             self.activity.committed(upto.index);
-            tracing::trace!(target: WRITES, node_id = self.node_id, %upto, "committed");
+            tracing::trace!(target: WRITES, node_id = self.own.0, %upto, "committed");
         }
         self.store.save_committed(committed);
         Ok(())
@@ -223,8 +224,7 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
             type_config::from_entry(entry)
         };
         let entries: Vec<types::Entry> = entries.into_iter().map(&mut local).collect();
-        let (last, node_id, held) =
-            (entries.last().map(|entry| entry.log_id), self.node_id, self.held.clone());
+        let (last, own, held) = (entries.last().map(|entry| entry.log_id), self.own, self.held.clone());
         let flushed_commands = self.flushed_commands.clone();
         if let Some(last) = last {
             self.activity.appended(last.index);
@@ -233,8 +233,8 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
         let flushed = move |result: io::Result<()>| {
             let durable = result.is_ok();
             if let (true, Some(last)) = (durable, last) {
-                held.note(node_id, last);
-                tracing::trace!(target: WRITES, node_id, upto = %last, "flushed");
+                held.note(own, last);
+                tracing::trace!(target: WRITES, node_id = own.0, upto = %last, "flushed");
             }
             callback.io_completed(result);
             if durable && !waiting.is_empty() {

@@ -3,7 +3,8 @@
 //! A view of a persistent data structure costs nothing to take, but it shares all its nodes with the machine,
 //! and every node the machine changes afterwards must be copied first. Taking one after every batch made
 //! that copying a third of a write's cost. So a view is taken only when somebody asks for one that is newer than
-//! the last: by the apply task, after its next batch or when it is idle.
+//! the last: by the apply task, after its next batch or when it is idle. And when the last one has become so old that
+//! it keeps more alive than it saves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +13,9 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use crate::types::LogId;
+
+/// A view may be this many entries old. It keeps alive all that has been overwritten since.
+const VIEW_ENTRIES: u64 = 65_536;
 
 /// How far the machine has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,7 +77,8 @@ impl<V> Published<V> {
     /// The machine has come this far. Whether a view of it is wanted.
     pub fn advance(&self, progress: Progress) -> bool {
         self.progress.send_replace(progress);
-        self.wanted.swap(false, Ordering::AcqRel)
+        let is_old = progress.next_index() >= *self.viewed.borrow() + VIEW_ENTRIES;
+        self.wanted.swap(false, Ordering::AcqRel) || is_old
     }
 
     /// Leaves a view for readers.
@@ -122,5 +127,27 @@ impl<V> Published<V> {
         let reached = viewed.wait_for(|next| *next >= next_index).await;
         debug_assert!(reached.is_ok(), "invariant: the sender is in self");
         self.view.load_full()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(index: u64) -> Progress {
+        Progress { log_id: Some(LogId::new(1, index)), ..Progress::default() }
+    }
+
+    #[test]
+    fn a_view_is_wanted_by_a_reader_or_by_age() {
+        let published = Published::new(Applied { progress: progress(9), view: () });
+        assert!(!published.advance(progress(10)));
+        assert!(published.want_view());
+        assert!(published.advance(progress(11)));
+        assert!(!published.advance(progress(12)));
+        assert!(!published.advance(progress(8 + VIEW_ENTRIES)));
+        assert!(published.advance(progress(9 + VIEW_ENTRIES)), "nobody reads, and the last view is old");
+        published.publish(Applied { progress: progress(9 + VIEW_ENTRIES), view: () });
+        assert!(!published.advance(progress(10 + VIEW_ENTRIES)));
     }
 }

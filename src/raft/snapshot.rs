@@ -97,8 +97,8 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
             // openraft waits for ever for a build that panics.
             catch("writing a snapshot", || match write::<M>(&content, meta, &*snapshots) {
                 Ok(handle) => Ok(Some(handle)),
-                Err(error) if is_full(&error) => {
-                    tracing::warn!(%error, "no snapshot for lack of space; the next one may succeed");
+                Err(error) if passes(&error) => {
+                    tracing::warn!(%error, "no snapshot; the next one may succeed");
                     Ok(None)
                 }
                 Err(error) => Err(io::Error::other(error)),
@@ -119,9 +119,10 @@ fn nothing() -> Snapshot<CommittedLeaderId, NodeId, Member, SnapshotData> {
     Snapshot { meta: type_config::SnapshotMeta::default(), snapshot: SnapshotData::Empty }
 }
 
-/// Whether the disk had no room.
-fn is_full(error: &StorageError) -> bool {
-    matches!(error, StorageError::Io { source, .. } if storage::is_full(source.kind()))
+/// Whether the disk had no room, or too many files are open.
+fn passes(error: &StorageError) -> bool {
+    matches!(error, StorageError::Io { source, .. }
+        if storage::is_full(source.kind()) || storage::is_out_of_files(source))
 }
 
 fn write<M: StateMachine>(

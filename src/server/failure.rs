@@ -177,6 +177,15 @@ pub(super) fn range_too_slow(patience: std::time::Duration) -> Failure {
     failure(Reason::Behind, message, false, None)
 }
 
+/// The client has taken nothing of a stream for too long.
+pub(super) fn too_slow(patience: std::time::Duration) -> Failure {
+    let message = format!(
+        "nothing was read from the stream for {} s, so the node has ended it; open another one where this one stopped",
+        patience.as_secs()
+    );
+    failure(Reason::Behind, message, false, None)
+}
+
 /// A request that makes no sense.
 pub(super) fn invalid(message: &str) -> Failure {
     failure(Reason::Invalid, message.to_owned(), false, None)

@@ -15,7 +15,7 @@
 //!
 //! # Promises
 //!
-//! - Everything is bounded: message sizes, streams per connection, requests in flight per pipeline, bytes per
+//! - Everything is bounded: connections, message sizes, streams per connection, requests in flight per pipeline, bytes per
 //!   range answer.
 //! - A request that makes no sense fails alone; the pipeline it came on goes on.
 //! - On shutdown nothing new is accepted, requests in flight are answered, and [`Server::serve`] returns
@@ -46,7 +46,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use prometheus_client::collector::Collector;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -58,6 +57,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::engine::Engine;
 use crate::error::OpenError;
+use crate::incoming;
 use crate::machine::kv::KvMachine;
 use crate::proto::DESCRIPTORS;
 use crate::proto::v1::admin_server::AdminServer;
@@ -101,8 +101,8 @@ const MAX_FRAME_BYTES: u32 = 256 * 1024;
 /// A connection that has been silent for this long is pinged, and closed when nobody answers.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// After a failed accept (out of file descriptors, mostly), before the next.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// One in so many of the files that the process may open is for clients.
+const FILES_SHARE: usize = 2;
 
 /// A client port that is bound and not yet served: connections wait in the socket's backlog.
 #[derive(Debug)]
@@ -190,12 +190,7 @@ impl Server {
 
         let incoming =
             TcpIncoming::from(self.listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
-        let incoming = incoming.then(async |connection| {
-            if connection.is_err() {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-            connection
-        });
+        let incoming = incoming::bounded(incoming, incoming::connections(FILES_SHARE));
         let stop = async {
             shutdown.await;
             following.abort();

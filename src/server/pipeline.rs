@@ -198,6 +198,12 @@ where
 
 /// Starts all requests of a message; false when the client is gone.
 async fn start_requests<N: KvNode>(node: &N, outlet: &Arc<Outlet>, message: PipelineRequest) -> bool {
+    if message.requests.len() > MAX_IN_FLIGHT {
+        // It would be held until that many others are answered; eight megabytes can hold four million empty requests.
+        let failure = failure::invalid(&format!("a message holds more than {MAX_IN_FLIGHT} requests"));
+        let _ = outlet.shared.broken.set(failure.into());
+        return false;
+    }
     let started = Instant::now();
     let mut reads = Vec::new();
     for TaggedRequest { tag, request } in message.requests {

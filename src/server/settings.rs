@@ -55,6 +55,20 @@ const LOG_LEVEL: &str = "log_level";
 /// Most settings in one request; more than there are makes no sense.
 const MAX_CHANGES: usize = 64;
 
+/// Longest filter of the log.
+const MAX_FILTER_BYTES: usize = 1024;
+
+/// Reads `filter`, without regular expressions: one that a client made up may take all memory there is.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_filter(filter: &str) -> Result<EnvFilter, String> {
+    if filter.len() > MAX_FILTER_BYTES {
+        return Err(format!("it has {} bytes, more than {MAX_FILTER_BYTES}", filter.len()));
+    }
+    EnvFilter::builder().with_regex(false).parse(filter).map_err(|error| error.to_string())
+}
+
 /// The filter of the process's log, and how to change it. Cheap to clone; all clones are the same filter.
 #[derive(Clone)]
 pub struct LogLevel {
@@ -66,7 +80,7 @@ type ApplyFilter = dyn Fn(&str) -> Result<(), String> + Send + Sync;
 
 impl LogLevel {
     /// The log is filtered by `current`, and `apply` makes it another filter, which it is given as text that
-    /// [`EnvFilter`] understands; it fails with the reason.
+    /// [`parse_filter`] understands; it fails with the reason.
     pub fn new(
         current: impl Into<String>,
         apply: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static,
@@ -234,7 +248,7 @@ fn text(value: &Value) -> String {
 }
 
 fn checked_filter(value: &str) -> Result<String, Refused> {
-    match EnvFilter::try_new(value) {
+    match parse_filter(value) {
         Ok(_) => Ok(value.to_owned()),
         Err(error) => Err(Refused::new(
             format!("{LOG_LEVEL} \"{value}\" is not a filter: {error}"),

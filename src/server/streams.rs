@@ -5,12 +5,12 @@
 //! is asked: every node has the same. A long range is read from one view, which stays what it was.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::Stream;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use crate::machine::StateMachine as _;
@@ -50,21 +50,55 @@ const RANGE_PATIENCE: Duration = Duration::from_secs(300);
 pub(super) type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Where the messages of a stream go.
-struct Outlet<T>(mpsc::Sender<Result<T, Status>>);
+struct Outlet<T> {
+    messages: mpsc::Sender<T>,
+    end: Arc<OnceLock<Status>>,
+}
 
 impl<T> Outlet<T> {
-    /// False when nobody takes messages any more.
-    async fn send(&self, message: Result<T, Status>) -> bool {
-        match tokio::time::timeout(CLIENT_PATIENCE, self.0.send(message)).await {
+    /// False when nobody takes messages any more: then the stream is over, with an error for whoever comes back to it.
+    async fn send(&self, message: T) -> bool {
+        match tokio::time::timeout(CLIENT_PATIENCE, self.messages.send(message)).await {
             Ok(sent) => sent.is_ok(),
-            Err(_) => false,
+            Err(_) => {
+                self.fail(failure::too_slow(CLIENT_PATIENCE));
+                false
+            }
         }
+    }
+
+    /// Once the messages sent before are taken, the stream ends with `failure`. The first one counts.
+    fn fail(&self, failure: Failure) {
+        let _ = self.end.set(failure.into());
+    }
+}
+
+/// Messages, and then the error that they end with, if any. It does not take a place among the messages: for want of
+/// one, a stream that was cut short would look like one that is complete.
+struct Inlet<T> {
+    messages: mpsc::Receiver<T>,
+    end: Arc<OnceLock<Status>>,
+    ended: bool,
+}
+
+impl<T> Stream for Inlet<T> {
+    type Item = Result<T, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let message = ready!(self.messages.poll_recv(cx));
+        self.ended = message.is_none();
+        Poll::Ready(message.map(Ok).or_else(|| self.end.get().cloned().map(Err)))
     }
 }
 
 fn stream<T: Send + 'static>() -> (Outlet<T>, Responses<T>) {
     let (sender, receiver) = mpsc::channel(STREAM_MESSAGES);
-    (Outlet(sender), Box::pin(ReceiverStream::new(receiver)))
+    let end = Arc::new(OnceLock::new());
+    let inlet = Inlet { messages: receiver, end: end.clone(), ended: false };
+    (Outlet { messages: sender, end }, Box::pin(inlet))
 }
 
 /// Starts to watch what `request` asks for; it counts as open for as long as `open` lives.
@@ -97,7 +131,7 @@ pub(super) fn watch<N: KvNode>(
     let (outlet, responses) = stream();
     runtime::spawn(async move {
         let _open = open;
-        let closed = outlet.0.clone();
+        let closed = outlet.messages.clone();
         tokio::select! {
             () = closed.closed() => {}
             () = follow(node, node_id, draining, query, outlet) => {}
@@ -119,22 +153,17 @@ async fn follow<N: KvNode>(
         let seen = state.borrow_and_update().clone();
         if seen.role == Role::Stopped {
             let reason = seen.fatal.map_or_else(|| "the node is shutting down".to_owned(), |f| f.to_string());
-            outlet.send(Err(failure::stopped(reason).into())).await;
-            return;
+            return outlet.fail(failure::stopped(reason));
         }
         let read = node.read(KvQuery::Events(query.clone()), ReadLevel::Local.into()).await;
         let (applied, answer) = match read {
             Ok(outcome) => (outcome.applied, outcome.answer),
-            Err(error) => {
-                outlet.send(Err(Failure::from(error).into())).await;
-                return;
-            }
+            Err(error) => return outlet.fail(error.into()),
         };
         let EventsAnswer { events, next_revision } = match answer {
             KvAnswer::Events(events) => events,
             KvAnswer::Compacted { first_revision } => {
-                outlet.send(Err(failure::compacted(query.from_revision, first_revision).into())).await;
-                return;
+                return outlet.fail(failure::compacted(query.from_revision, first_revision));
             }
             other => unreachable!("invariant: events are answered with events, not {other:?}"),
         };
@@ -144,7 +173,7 @@ async fn follow<N: KvNode>(
         if more || overdue {
             told = Some(tokio::time::Instant::now());
             let message = response(node_id, applied, events, next_revision);
-            if !outlet.send(Ok(message)).await {
+            if !outlet.send(message).await {
                 return;
             }
         }
@@ -163,8 +192,7 @@ async fn follow<N: KvNode>(
         tokio::select! {
             biased;
             () = until_draining(&mut draining) => {
-                outlet.send(Err(failure::stopped("the node is shutting down".to_owned()).into())).await;
-                return;
+                return outlet.fail(failure::stopped("the node is shutting down".to_owned()));
             }
             changed = state.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(PROGRESS) => {}
@@ -219,11 +247,9 @@ pub(super) async fn range<N: KvNode>(
     let (applied, view) = node.view(options).await?;
     let (outlet, responses) = stream();
     runtime::spawn(async move {
-        let late = outlet.0.clone();
-        let sending = send_range(node_id, applied, view, query, limit, outlet);
+        let sending = send_range(node_id, applied, view, query, limit, &outlet);
         if tokio::time::timeout(RANGE_PATIENCE, sending).await.is_err() {
-            // The state it was read from is let go whether or not anybody hears this.
-            let _ = late.try_send(Err(failure::range_too_slow(RANGE_PATIENCE).into()));
+            outlet.fail(failure::range_too_slow(RANGE_PATIENCE));
         }
         drop(place);
     });
@@ -236,7 +262,7 @@ async fn send_range(
     view: KvView,
     mut query: RangeQuery,
     mut left: usize,
-    outlet: Outlet<v1::RangeResponse>,
+    outlet: &Outlet<v1::RangeResponse>,
 ) {
     loop {
         query.limit = left.min(MESSAGE_ITEMS);
@@ -248,7 +274,7 @@ async fn send_range(
         };
         left -= answer.items.len();
         let next = answer.next.clone();
-        if !outlet.send(Ok(wire::range(Some(wire::header(node_id, applied)), answer))).await {
+        if !outlet.send(wire::range(Some(wire::header(node_id, applied)), answer)).await {
             return;
         }
         match next {

@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 
 use futures::Stream;
+use futures::StreamExt;
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

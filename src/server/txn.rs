@@ -1,6 +1,6 @@
 //! Transactions between the protocol and the machine. Pure functions, like [`wire`](super::wire).
 
-use crate::machine::kv::{Compare, Comparison, Condition, KvTxn, TxnOp, TxnResult};
+use crate::machine::kv::{MAX_TXN_OPERATIONS, Compare, Comparison, Condition, KvTxn, TxnOp, TxnResult};
 use crate::proto::v1;
 use crate::proto::v1::compare::{Comparison as WireComparison, Target};
 use crate::proto::v1::txn_operation::Operation;
@@ -15,6 +15,11 @@ use super::wire::{self, name};
 /// The failure to answer instead, when a part is missing or of a kind that this node does not know.
 pub(super) fn decode(request: v1::TxnRequest) -> Result<KvTxn, v1::Failure> {
     let v1::TxnRequest { tenant, collection, compare, success, failure, options: _ } = request;
+    // Before anything is made of them: a small message can hold millions.
+    let parts = compare.len().max(success.len()).max(failure.len());
+    if parts > MAX_TXN_OPERATIONS {
+        return Err(failure::invalid(&format!("a transaction has {parts} operations, more than {MAX_TXN_OPERATIONS}")));
+    }
     let collection = name(collection);
     let within = |own: String| if own.is_empty() { collection.clone() } else { own };
     let operations = |operations: Vec<v1::TxnOperation>| -> Result<Vec<TxnOp>, v1::Failure> {

@@ -24,6 +24,7 @@
 mod conformance;
 mod files;
 mod identity;
+pub(crate) mod lease;
 mod memory;
 mod power;
 mod record;
@@ -35,7 +36,7 @@ use std::io;
 
 use crate::types::{Entry, LogId, Vote};
 
-pub(crate) use files::is_full;
+pub(crate) use files::{is_full, is_out_of_files};
 pub use identity::{DataDir, Identity};
 pub use memory::{MemoryDisk, MemoryStore, SyncMode};
 pub use power::ensure_power_safe;

@@ -203,6 +203,7 @@ impl World {
             log_stats: None,
             disk: quorate::storage::DiskWatch::default(),
             released: None,
+            promised_lease_ms: 0,
         };
         let engine = group.spawn(Engine::start(parts, KvMachine::default())).await.unwrap();
         let engine = engine.unwrap_or_else(|error| panic!("node {id} does not start: {error}"));

@@ -154,8 +154,27 @@ async fn a_range_stream_brings_all_pieces() {
     node.set_pieces(vec![piece(&["a", "b"]), piece(&[]), piece(&["c"])]);
     let found: Vec<_> = keys(&node).await.into_iter().map(|item| item.unwrap().key).collect();
     assert_eq!(found, ["a", "b", "c"]);
-    node.set_pieces(vec![]);
+    node.set_pieces(vec![piece(&[])]);
     assert!(keys(&node).await.is_empty());
+}
+
+/// A server that gives up on a reader, or a proxy that ends calls in good order, must not pass for the end of the range.
+#[tokio::test]
+async fn a_range_stream_that_ends_before_its_end_is_an_error() {
+    let node = Fake::start(leader);
+    let unfinished = |keys| piece(keys).map(|piece| RangeResponse { next: "b".into(), ..piece });
+    node.set_pieces(vec![unfinished(&["a"])]);
+    let found = keys(&node).await;
+    assert_eq!(found.len(), 2, "{found:?}");
+    let error = found[1].as_ref().unwrap_err().to_string();
+    assert!(error.contains("ended it too early"), "{error}");
+
+    // There is more, but no more was asked for.
+    node.set_pieces(vec![unfinished(&["a"])]);
+    let one = Range::prefix("").with_limit(1);
+    let stream = client_of(&[&node]).range_stream(&Scope::default(), one, ReadLevel::Local).await.unwrap();
+    let items: Vec<_> = timeout(PATIENCE, stream.collect()).await.expect("the stream hangs");
+    assert!(matches!(&items[..], [Ok(item)] if item.key == "a"), "{items:?}");
 }
 
 #[tokio::test]

@@ -45,6 +45,12 @@ const APPEND_IDLE: Duration = Duration::from_secs(5);
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a request waits for a dial, which goes on without it.
 const DIAL_PATIENCE: Duration = Duration::from_millis(500);
+/// Pause after the first dial that failed; it doubles with every other one, up to
+/// [`LONGEST_REDIAL_PAUSE`]. openraft pauses only between requests, and there is none without a connection: a peer that
+/// refuses at once would be dialled thousands of times a second.
+const FIRST_REDIAL_PAUSE: Duration = Duration::from_millis(10);
+/// See [`FIRST_REDIAL_PAUSE`].
+const LONGEST_REDIAL_PAUSE: Duration = Duration::from_millis(200);
 /// How long a peer may keep the log from being purged before it is sent a snapshot instead.
 const PURGE_PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a snapshot in one message.
@@ -140,6 +146,7 @@ impl PeerClients {
             purpose,
             clients: self.clone(),
             dialling: None,
+            redial: Redial::default(),
             connection: None,
             next_id: 0,
             accepted: None,
@@ -170,10 +177,32 @@ pub struct PeerClient {
     purpose: Purpose,
     clients: PeerClients,
     dialling: Option<oneshot::Receiver<Result<Connection, DialError>>>,
+    redial: Redial,
     connection: Option<Connection>,
     next_id: u64,
     /// The last position this peer has accepted from this client.
     accepted: Option<LogId>,
+}
+
+/// When a peer may be dialled again. What is kept is a point in time: whoever waits for it may give up and come back.
+#[derive(Debug, Default)]
+struct Redial {
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+impl Redial {
+    fn failed(&mut self) {
+        let pause = FIRST_REDIAL_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_REDIAL_PAUSE);
+        self.failures += 1;
+        self.not_before = Some(Instant::now() + pause);
+    }
+
+    async fn pause(&self) {
+        if let Some(not_before) = self.not_before {
+            tokio::time::sleep_until(not_before).await;
+        }
+    }
 }
 
 type RpcError = RPCError<TypeConfig>;
@@ -202,6 +231,7 @@ impl PeerClient {
             let dialled = match &mut self.dialling {
                 Some(dialling) => dialling,
                 None => {
+                    self.redial.pause().await;
                     let dialling = self.dial();
                     self.dialling.insert(dialling)
                 }
@@ -210,10 +240,16 @@ impl PeerClient {
                 .await
                 .map_err(|_| unreachable(format!("not connected within {DIAL_PATIENCE:?}")))?;
             self.dialling = None;
-            let connection = outcome
-                .unwrap_or_else(|_| Err(DialError::Unreachable("the dial was abandoned".to_owned())))
-                .map_err(unreachable)?;
-            self.connection = Some(connection);
+            match outcome.unwrap_or_else(|_| Err(DialError::Unreachable("the dial was abandoned".to_owned()))) {
+                Ok(connection) => {
+                    self.redial = Redial::default();
+                    self.connection = Some(connection);
+                }
+                Err(error) => {
+                    self.redial.failed();
+                    return Err(unreachable(error));
+                }
+            }
         }
         Ok(self.connection.as_mut().expect("invariant: just connected"))
     }
@@ -370,7 +406,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
         match self.call(request::Body::Append(wire::append(rpc)), APPEND_IDLE).await? {
             response::Body::Append(response) => {
-                self.clients.fitness.note(self.node_id, !response.unfit_to_lead);
+                self.clients.fitness.note(self.node_id, &response);
                 Ok(wire::from_append_response(response)?.into())
             }
             _ => Err(Malformed("not the answer to an append").into()),
@@ -547,7 +583,8 @@ where
                 self.client.accepted = asked.last.max(self.client.accepted);
                 if let Some(last) = &asked.last {
                     let held = &self.client.clients.held;
-                    held.note(self.client.node_id, crate::raft::type_config::from_log_id(last));
+                    let holder = (self.client.node_id, self.client.member.incarnation);
+                    held.note(holder, crate::raft::type_config::from_log_id(last));
                     let before = asked.previous.map_or(0, |previous| previous.index + 1);
                     let entries = (last.index + 1).saturating_sub(before);
                     if entries > 0 {
@@ -612,7 +649,7 @@ where
         match response.body {
             Some(response::Body::Append(response)) => {
                 let client = &self.client;
-                client.clients.fitness.note(client.node_id, !response.unfit_to_lead);
+                client.clients.fitness.note(client.node_id, &response);
                 let result = wire::from_append_response(response)?;
                 self.check(asked, &result)?;
                 Ok(result)

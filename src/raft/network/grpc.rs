@@ -9,7 +9,8 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, Stream, StreamExt};
 use prost::Message;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Status, Streaming};
 
@@ -19,6 +20,7 @@ use super::{
     CONNECTION_REQUESTS, Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, PeerDoor, Purpose,
     Refusal, Request, Response, Target, Transport,
 };
+use crate::incoming;
 use crate::proto::peer as proto;
 use crate::proto::peer::peer_client::PeerClient;
 use crate::proto::peer::peer_server::{Peer, PeerServer};
@@ -34,6 +36,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest message between members. Not derived from this node's limits: another node, or this one before it
 /// was configured anew, may have larger entries in its log.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+/// One in so many of the files that the process may open is for peers.
+const FILES_SHARE: usize = 8;
 /// Streams one peer may open on one connection.
 const MAX_STREAMS: u32 = 64;
 /// Bytes that may be under way before the receiver has taken them.
@@ -251,12 +255,8 @@ pub fn serve(
     let service = PeerServer::new(GrpcDoor { door, traffic, stop: stop.clone() })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let incoming = TcpListenerStream::new(listener).inspect(|stream| {
-        if let Ok(stream) = stream {
-            // Only latency suffers without it.
-            let _ = stream.set_nodelay(true);
-        }
-    });
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = incoming::bounded(incoming, incoming::connections(FILES_SHARE));
     Ok(runtime::spawn(async move {
         let server = Server::builder()
             .max_concurrent_streams(MAX_STREAMS)

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::proto::peer::AppendResponse;
 use crate::types::NodeId;
 
 /// What peers have said of themselves in their answers to appends and heartbeats, and what they were sent.
@@ -19,6 +20,8 @@ pub struct PeerProgress {
     pub heard: Option<Instant>,
     /// Whether its disk is well, as it said then.
     pub fit: bool,
+    /// For how long after an answer it elects nobody else, as it said then.
+    pub lease: Option<Duration>,
     /// Entries it has accepted from this node.
     pub accepted_entries: u64,
     /// Bytes sent, and bytes in all, of the snapshot that is being sent to it.
@@ -28,12 +31,24 @@ pub struct PeerProgress {
 impl PeerFitness {
     pub(super) fn update(&self, node_id: NodeId, change: impl FnOnce(&mut PeerProgress)) {
         let mut peers = self.0.lock().expect("invariant: no panic under this lock");
-        let unknown = PeerProgress { heard: None, fit: false, accepted_entries: 0, snapshot: None };
+        let unknown = PeerProgress { heard: None, fit: false, lease: None, accepted_entries: 0, snapshot: None };
         change(peers.entry(node_id).or_insert(unknown));
     }
 
-    pub(super) fn note(&self, node_id: NodeId, fit: bool) {
-        self.update(node_id, |peer| (peer.heard, peer.fit) = (Some(Instant::now()), fit));
+    /// A peer has answered. Must be called before the core learns of it, which may rely on the peer from then on.
+    pub(super) fn note(&self, node_id: NodeId, answer: &AppendResponse) {
+        self.update(node_id, |peer| {
+            peer.heard = Some(Instant::now());
+            peer.fit = !answer.unfit_to_lead;
+            peer.lease = Some(Duration::from_millis(answer.lease_ms));
+        });
+    }
+
+    /// For how long after an answer none of those that have ever answered elects somebody else, if that is less than
+    /// `own`.
+    pub fn shortest_lease(&self, own: Duration) -> Duration {
+        let peers = self.0.lock().expect("invariant: no panic under this lock");
+        peers.values().filter_map(|peer| peer.lease).fold(own, Duration::min)
     }
 
     /// Peers that answered within `time`, and whether they could lead.
@@ -76,6 +91,23 @@ impl Drop for SendingSnapshot {
 mod tests {
     use super::*;
 
+    fn answer(lease_ms: u64) -> AppendResponse {
+        AppendResponse { lease_ms, ..AppendResponse::default() }
+    }
+
+    #[test]
+    fn a_lease_is_as_short_as_the_shortest() {
+        let fitness = PeerFitness::default();
+        let own = Duration::from_millis(1500);
+        fitness.update(2, |peer| peer.snapshot = Some((0, 1)));
+        assert_eq!(fitness.shortest_lease(own), own, "who has answered nothing supports no lease");
+        fitness.note(2, &answer(2000));
+        fitness.note(3, &answer(300));
+        assert_eq!(fitness.shortest_lease(own), Duration::from_millis(300));
+        fitness.note(3, &answer(0));
+        assert_eq!(fitness.shortest_lease(own), Duration::ZERO, "who does not say promises nothing");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_peer_is_known_by_its_answers_and_a_snapshot_only_while_it_is_sent() {
         let fitness = Arc::new(PeerFitness::default());
@@ -84,7 +116,7 @@ mod tests {
         assert_eq!(fitness.progress()[&2].snapshot, Some((30, 100)));
         // Being sent something is no sign of life.
         assert!(fitness.within(Duration::MAX).is_empty());
-        fitness.note(2, true);
+        fitness.note(2, &answer(300));
         fitness.update(2, |peer| peer.accepted_entries += 5);
         drop(sending);
         tokio::time::advance(Duration::from_millis(10)).await;

@@ -77,8 +77,20 @@ pub struct PeerService<M: StateMachine> {
     reads: ReadIndexes,
     heard: Arc<LastHeard>,
     activity: Arc<Activity>,
-    /// Until when this node elects nobody: see [`PeerService::new`].
+    /// Until when this node elects nobody: see [`Promise`].
     silent_until: Instant,
+    /// See [`Promise`].
+    lease: Duration,
+}
+
+/// What a leader may rely on.
+#[derive(Debug, Clone, Copy)]
+pub struct Promise {
+    /// For how long this node grants no vote from now on, unless the leader itself has asked for the election: before it
+    /// was restarted it may have confirmed a leader, which relies on not being replaced meanwhile.
+    pub silence: Duration,
+    /// For how long after it has confirmed a leader it elects nobody else.
+    pub lease: Duration,
 }
 
 /// When the leader was last heard.
@@ -112,26 +124,24 @@ impl<M: StateMachine> Clone for PeerService<M> {
             heard: self.heard.clone(),
             activity: self.activity.clone(),
             silent_until: self.silent_until,
+            lease: self.lease,
         }
     }
 }
 
 impl<M: StateMachine> PeerService<M> {
     /// A service that answers as `callee`.
-    ///
-    /// For as long as `silence` it grants no vote, unless the leader itself has asked for the election: before it
-    /// was restarted this node may have confirmed a leader, which relies on not being replaced meanwhile.
     pub fn new(
         callee: Callee,
         raft: Raft<TypeConfig, Applier<M>>,
         snapshots: Arc<dyn SnapshotStore>,
         reads: ReadIndexes,
         activity: Arc<Activity>,
-        silence: Duration,
+        promise: Promise,
     ) -> Self {
-        let silent_until = Instant::now() + silence;
+        let (silent_until, lease) = (Instant::now() + promise.silence, promise.lease);
         let (installing, heard) = (Arc::default(), Arc::default());
-        Self { callee, raft, snapshots, installing, reads, heard, activity, silent_until }
+        Self { callee, raft, snapshots, installing, reads, heard, activity, silent_until, lease }
     }
 
     /// When this node last heard its leader.
@@ -166,7 +176,8 @@ impl<M: StateMachine> PeerService<M> {
                 }
                 let unfit_to_lead = !self.callee.disk.state().takes_writes();
                 let response = wire::append_response(result, previous, last);
-                Ok(response::Body::Append(proto::AppendResponse { unfit_to_lead, ..response }))
+                let lease_ms = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
+                Ok(response::Body::Append(proto::AppendResponse { unfit_to_lead, lease_ms, ..response }))
             }
             request::Body::Vote(vote) => {
                 let vote = wire::from_vote_request(from, vote).map_err(|e| failed(&e))?;

@@ -164,7 +164,7 @@ pub fn append_response(
         Err(StreamAppendError::Conflict(at)) => Outcome::Conflict(log_id(&at)),
         Err(StreamAppendError::HigherVote(higher)) => Outcome::HigherVote(vote(&higher)),
     };
-    proto::AppendResponse { outcome: Some(outcome), unfit_to_lead: false }
+    proto::AppendResponse { outcome: Some(outcome), ..proto::AppendResponse::default() }
 }
 
 /// The outcome in a message.

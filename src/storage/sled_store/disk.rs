@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
+use crate::storage::is_out_of_files;
 use crate::storage::power::WriteErrors;
 use crate::storage::record::{Body, Key, Packed, Packer, Record};
 use crate::types::{Entry, LogId, Vote};
@@ -225,8 +226,12 @@ impl Disk {
         self.marker.mark(self.ledger.sequence).map_err(DiskError::Mark)?;
         self.dirty = false;
         if self.bytes_until_blob_check == 0 {
+            match check_blobs(&self.blobs) {
+                // Checked again at the next flush.
+                Err(DiskError::List(_, error)) if is_out_of_files(&error) => return Ok(()),
+                checked => checked?,
+            }
             self.bytes_until_blob_check = DISK_BYTES_BETWEEN_BLOB_CHECKS;
-            check_blobs(&self.blobs)?;
         }
         Ok(())
     }

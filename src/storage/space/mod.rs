@@ -30,8 +30,8 @@
 mod policy;
 mod reserve;
 
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
@@ -193,6 +193,18 @@ impl Room {
             phase: Mutex::new(Phase::Looking),
             changed: Condvar::new(),
         }))
+    }
+
+    /// Gives back what an earlier run has set aside in `directory`, for a node that is to set nothing aside.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub(crate) fn give_up(directory: &Path) -> Result<(), StorageError> {
+        let path = directory.join(RESERVE);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error("cannot remove", &path, error)),
+            _ => Ok(()),
+        }
     }
 
     /// Takes up its work for the log whose file is `log`, which is open by now: sets the reserve aside if that is
