@@ -10,7 +10,7 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, timeout_at};
 
-use super::error::ClientError;
+use super::error::{Cause, ClientError};
 use super::operation;
 use super::router::Router;
 use crate::session::{Session, Ticket};
@@ -102,10 +102,12 @@ impl Sessions {
         if self.current.load().is_some() {
             return Ok(());
         }
-        // What another caller has just been told holds for us too, except that its time was over.
+        // What another caller has just been told holds for us too, except that its time was over, if ours is not.
+        let is_late = deadline <= Instant::now() + router.config.retry_backoff_max;
         if self.attempts.load(Ordering::Acquire) != seen
             && let Some(error) = &*last_failure
             && !matches!(error, ClientError::DeadlineExceeded { .. })
+            && (is_late || !ended_by_deadline(error))
         {
             return Err(error.clone());
         }
@@ -142,6 +144,12 @@ impl Sessions {
         self.settled.notify_waiters();
         session
     }
+}
+
+/// Whether this is what was told last when the time was over: with more of it there might be a session.
+fn ended_by_deadline(error: &ClientError) -> bool {
+    let passes = |cause: &Cause| matches!(cause, Cause::TooManySessions | Cause::DiskFull | Cause::DiskStalled);
+    matches!(error, ClientError::Failed { cause, .. } if passes(cause))
 }
 
 /// Nothing was sent when the deadline passed.

@@ -441,6 +441,19 @@ mod tests {
         assert_eq!(table.bytes(), ANSWER_BYTES + "reply 9".len());
     }
 
+    /// While the first one is refused nothing can be settled: it must not be refused for what came after it.
+    #[test]
+    fn the_first_unanswered_write_is_taken_however_large_the_answers_of_later_ones() {
+        let mut table = SessionTable::default();
+        table.open(5, 0, 0).unwrap();
+        assert_eq!(table.admit(slot(5, 2, 1), 0), Admission::Apply);
+        table.record(slot(5, 2, 1), LogId::new(1, 6), Bytes::from(vec![0; MAX_SESSION_BYTES]));
+        let refused = Admission::Refuse(SessionRefusal::WindowExceeded);
+        assert_eq!(apply(&mut table, slot(5, 3, 1), 7, 0), refused);
+        assert_eq!(apply(&mut table, slot(5, 1, 1), 8, 0), Admission::Apply);
+        assert_eq!(apply(&mut table, slot(5, 3, 3), 9, 0), Admission::Apply, "the large one is settled");
+    }
+
     #[test]
     fn sessions_expire_by_log_time() {
         let mut table = SessionTable::default();

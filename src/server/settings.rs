@@ -321,3 +321,18 @@ fn change(name: &str, value: &str) -> Result<Change, Refused> {
         other => unreachable!("invariant: {other} was just found among the settings"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_cannot_take_the_memory() {
+        assert!(parse_filter("info,quorate::write=trace").is_ok());
+        assert!(parse_filter("quorate=loud").is_err());
+        assert!(parse_filter(&format!("info,{}=debug", "x".repeat(MAX_FILTER_BYTES))).is_err());
+        // As a regular expression this one has a thousand million states.
+        let greedy = format!("[{{f=a{}}}]=info", ".".repeat(30));
+        assert!(parse_filter(&greedy).is_ok(), "taken literally");
+    }
+}

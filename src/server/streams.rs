@@ -283,3 +283,40 @@ async fn send_range(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+
+    use super::*;
+
+    /// A stream that simply ended would look complete to its reader.
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_is_too_slow_finds_what_was_sent_and_then_an_error() {
+        let (outlet, mut responses) = stream();
+        for message in 0..STREAM_MESSAGES {
+            assert!(outlet.send(message).await);
+        }
+        assert!(!outlet.send(STREAM_MESSAGES).await, "nobody has read for a minute");
+        drop(outlet);
+        for message in 0..STREAM_MESSAGES {
+            assert_eq!(responses.next().await.unwrap().unwrap(), message);
+        }
+        let end = responses.next().await.unwrap().unwrap_err();
+        assert!(end.message().contains("nothing was read"), "{end}");
+        assert!(responses.next().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_range_that_takes_too_long_ends_with_an_error_although_its_channel_is_full() {
+        let (outlet, mut responses) = stream();
+        while outlet.messages.capacity() > 0 {
+            assert!(outlet.send(()).await);
+        }
+        outlet.fail(failure::range_too_slow(RANGE_PATIENCE));
+        drop(outlet);
+        let all: Vec<_> = responses.by_ref().collect().await;
+        assert_eq!(all.len(), STREAM_MESSAGES + 1);
+        assert!(all.last().unwrap().is_err());
+    }
+}

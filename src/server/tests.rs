@@ -363,6 +363,25 @@ async fn a_pipeline_answers_by_tag_and_survives_nonsense() {
     port.http_shows("/metrics", "quorate_server_pipelines_open 0").await;
 }
 
+/// Small on the wire, large in memory: they are not kept until there is room for them.
+#[tokio::test]
+async fn a_message_of_too_many_requests_ends_its_pipeline() {
+    let port = Port::open().await;
+    let mut pipeline = port.pipeline().await;
+    pipeline.send((0..=pipeline::MAX_IN_FLIGHT as u64).map(|tag| (tag, None)));
+    let end = within(pipeline.responses.next()).await.unwrap().unwrap_err();
+    assert_eq!(end.code(), Code::InvalidArgument, "{end}");
+    assert!(within(pipeline.responses.next()).await.is_none());
+
+    let operation = v1::TxnOperation::default();
+    let txn = v1::TxnRequest { success: vec![operation; 1_000], ..Default::default() };
+    let mut pipeline = port.pipeline().await;
+    pipeline.send([(1, Some(Ask::Txn(txn)))]);
+    let answers = pipeline.answers(1).await;
+    let Reply::Failure(failure) = &answers[&1] else { panic!("{answers:?}") };
+    assert!(failure.message.contains("1000 operations"), "{failure:?}");
+}
+
 #[tokio::test]
 async fn a_full_pipeline_is_not_read_and_nothing_fails() {
     const EXTRA: usize = 1000;

@@ -113,6 +113,8 @@ struct Node {
     incarnation: u128,
     /// Started to be added.
     joins: bool,
+    /// The longest lease it has promised in any of its lives.
+    promised_lease_ms: u64,
     group: Option<Arc<TaskGroup>>,
 }
 
@@ -136,6 +138,7 @@ impl World {
         let keep_text = std::env::var_os("QUORATE_SIM_TRACE").is_some();
         let trace = Arc::new(Trace::new(keep_text));
         let node = |id| Node {
+            promised_lease_ms: 0,
             disk: Disk::new(seed ^ id, scenario.lying_disk),
             incarnation: u128::from(id),
             joins: id > scenario.nodes,
@@ -186,12 +189,16 @@ impl World {
     async fn start(&mut self, id: NodeId) {
         self.trace.record(format_args!("start {id}"));
         let group = Arc::new(TaskGroup::default());
+        // Nodes do not agree on how long a lease is, and change their minds when they are restarted.
+        let lease_ms = [300, 300, 600, 1200][self.rng.random_range(0..4)];
         let node = self.nodes.get_mut(&id).unwrap();
         let mut config = EngineConfig::new(id, "", address(id));
         config.cluster = "simulation".to_owned();
         config.client_advertise = format!("node-{id}:7801");
         config.initial_members = (1..=self.scenario.nodes).map(|id| (id, address(id))).collect();
         config.join = node.joins;
+        config.timing.election_timeout_max_ms = lease_ms;
+        node.promised_lease_ms = node.promised_lease_ms.max(lease_ms);
         config.snapshots =
             SnapshotPolicy { every_entries: 40, keep_entries: 10, ..SnapshotPolicy::default() };
         let parts = EngineParts {
@@ -203,7 +210,7 @@ impl World {
             log_stats: None,
             disk: quorate::storage::DiskWatch::default(),
             released: None,
-            promised_lease_ms: 0,
+            promised_lease_ms: node.promised_lease_ms,
         };
         let engine = group.spawn(Engine::start(parts, KvMachine::default())).await.unwrap();
         let engine = engine.unwrap_or_else(|error| panic!("node {id} does not start: {error}"));

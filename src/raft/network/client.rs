@@ -6,10 +6,8 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -18,18 +16,19 @@ use futures::{FutureExt, Stream, StreamExt};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::storage::Snapshot;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::addresses::Addresses;
+use super::appends::AppendStream;
 use super::progress::{PeerFitness, SendingSnapshot};
 use super::wire::{self, Malformed};
 use super::{Connection, DialError, PROTOCOL_VERSION, Purpose, Refusal, Target, Transport};
-use crate::proto::peer::{Hello, Request, Response, SnapshotPiece, request, response};
+use crate::proto::peer::{Hello, Request, SnapshotPiece, request, response};
 use crate::raft::activity::Activity;
 use crate::raft::held::Held;
 use crate::raft::snapshot::SnapshotData;
@@ -37,10 +36,8 @@ use crate::raft::type_config::{CommittedLeaderId, LogId, TypeConfig, Vote};
 use crate::runtime;
 use crate::types::{Incarnation, Member, NodeId};
 
-/// Appends sent to a peer and not yet answered, per connection.
-const APPENDS_IN_FLIGHT: usize = 32;
 /// An append may wait for the peer's disk. One that is not answered for this long counts as lost.
-const APPEND_IDLE: Duration = Duration::from_secs(5);
+pub(super) const APPEND_IDLE: Duration = Duration::from_secs(5);
 /// A dial that takes longer has failed.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a request waits for a dial, which goes on without it.
@@ -51,8 +48,6 @@ const DIAL_PATIENCE: Duration = Duration::from_millis(500);
 const FIRST_REDIAL_PAUSE: Duration = Duration::from_millis(10);
 /// See [`FIRST_REDIAL_PAUSE`].
 const LONGEST_REDIAL_PAUSE: Duration = Duration::from_millis(200);
-/// How long a peer may keep the log from being purged before it is sent a snapshot instead.
-const PURGE_PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a snapshot in one message.
 const SNAPSHOT_PIECE_BYTES: usize = 512 * 1024;
 /// Snapshot pieces sent and not yet answered.
@@ -97,10 +92,10 @@ pub struct PeerClients {
     caller: Caller,
     transport: Arc<dyn Transport>,
     /// Up to where the log is to be purged.
-    purge: Arc<AtomicU64>,
+    pub(super) purge: Arc<AtomicU64>,
     /// Where to note what peers have on disk.
-    held: Arc<Held>,
-    fitness: Arc<PeerFitness>,
+    pub(super) held: Arc<Held>,
+    pub(super) fitness: Arc<PeerFitness>,
     /// Where to count what is sent.
     activity: Arc<Activity>,
 }
@@ -172,16 +167,16 @@ impl RaftNetworkFactory<TypeConfig> for PeerClients {
 
 /// Sends one peer's messages for one purpose.
 pub struct PeerClient {
-    node_id: NodeId,
-    member: Member,
+    pub(super) node_id: NodeId,
+    pub(super) member: Member,
     purpose: Purpose,
-    clients: PeerClients,
+    pub(super) clients: PeerClients,
     dialling: Option<oneshot::Receiver<Result<Connection, DialError>>>,
     redial: Redial,
-    connection: Option<Connection>,
+    pub(super) connection: Option<Connection>,
     next_id: u64,
     /// The last position this peer has accepted from this client.
-    accepted: Option<LogId>,
+    pub(super) accepted: Option<LogId>,
 }
 
 /// When a peer may be dialled again. What is kept is a point in time: whoever waits for it may give up and come back.
@@ -205,13 +200,13 @@ impl Redial {
     }
 }
 
-type RpcError = RPCError<TypeConfig>;
+pub(super) type RpcError = RPCError<TypeConfig>;
 
-fn unreachable(reason: impl ToString) -> RpcError {
+pub(super) fn unreachable(reason: impl ToString) -> RpcError {
     RPCError::Unreachable(Unreachable::from_string(reason))
 }
 
-fn broken(reason: impl ToString) -> RpcError {
+pub(super) fn broken(reason: impl ToString) -> RpcError {
     RPCError::Network(NetworkError::from_string(reason))
 }
 
@@ -285,7 +280,7 @@ impl PeerClient {
         outcome
     }
 
-    fn request(&mut self, body: request::Body) -> Request {
+    pub(super) fn request(&mut self, body: request::Body) -> Request {
         self.next_id += 1;
         Request { id: self.next_id, body: Some(body) }
     }
@@ -389,7 +384,7 @@ impl PeerClient {
     }
 }
 
-fn send(connection: &Connection, request: Request) -> Result<(), RpcError> {
+pub(super) fn send(connection: &Connection, request: Request) -> Result<(), RpcError> {
     connection.requests.try_send(request).map_err(|error| match error {
         mpsc::error::TrySendError::Full(_) => unreachable("too many requests are waiting to be sent"),
         mpsc::error::TrySendError::Closed(_) => broken("connection closed"),
@@ -423,15 +418,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
     {
         async move {
             self.connected().await?;
-            Ok(AppendStream {
-                client: self,
-                input: Some(input),
-                unanswered: VecDeque::new(),
-                behind_since: None,
-                idle: Box::pin(tokio::time::sleep(APPEND_IDLE)),
-                ended: false,
-            }
-            .boxed())
+            Ok(AppendStream::new(self, input).boxed())
         }
         .boxed()
     }
@@ -492,197 +479,59 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
     }
 }
 
-/// An append sent and not yet answered.
-#[derive(Debug, Clone, Copy)]
-struct Unanswered {
-    id: u64,
-    previous: Option<LogId>,
-    last: Option<LogId>,
-}
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Appends on their way out and their results on the way back, in the order of the requests.
-struct AppendStream<'s, S> {
-    client: &'s mut PeerClient,
-    input: Option<S>,
-    unanswered: VecDeque<Unanswered>,
-    /// Since when the peer has kept the log from being purged.
-    behind_since: Option<Instant>,
-    idle: Pin<Box<Sleep>>,
-    ended: bool,
-}
+    use super::super::{IdentifyRequest, IdentifyResponse};
+    use super::*;
 
-type AppendItem = Result<StreamAppendResult<TypeConfig>, RpcError>;
+    /// Refuses every dial at once, as a host does on which the node does not run.
+    #[derive(Default)]
+    struct Refusing {
+        dials: AtomicU32,
+    }
 
-impl<S> AppendStream<'_, S>
-where
-    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
-{
-    /// Sends what the core has ready, as far as the window allows.
-    fn send_ready(&mut self, cx: &mut Context<'_>) -> Result<(), RpcError> {
-        while self.unanswered.len() < APPENDS_IN_FLIGHT {
-            let Some(input) = &mut self.input else { return Ok(()) };
-            match input.poll_next_unpin(cx) {
-                Poll::Pending => return Ok(()),
-                Poll::Ready(None) => self.input = None,
-                Poll::Ready(Some(append)) => {
-                    let previous = append.prev_log_id;
-                    let last = append.entries.last().map(|entry| entry.log_id).or(previous);
-                    let request = self.client.request(request::Body::Append(wire::append(append)));
-                    if self.unanswered.is_empty() {
-                        self.restart_idle();
-                    }
-                    self.unanswered.push_back(Unanswered { id: request.id, previous, last });
-                    let connection =
-                        self.client.connection.as_ref().ok_or_else(|| broken("not connected"))?;
-                    send(connection, request)?;
-                }
-            }
+    impl Transport for Refusing {
+        fn connect(
+            &self,
+            _target: Target,
+            _hello: Hello,
+            _purpose: Purpose,
+        ) -> BoxFuture<'static, Result<Connection, DialError>> {
+            self.dials.fetch_add(1, Ordering::Relaxed);
+            async { Err(DialError::Unreachable("connection refused".to_owned())) }.boxed()
         }
-        Ok(())
-    }
 
-    fn restart_idle(&mut self) {
-        self.idle.as_mut().reset(Instant::now() + APPEND_IDLE);
-    }
-
-    /// The answer to the oldest unanswered append.
-    ///
-    /// The peer answers in order. An answer that overtook another one therefore means that a message was
-    /// lost, and what the peer made of the later ones cannot be reported to the core: it takes a conflict
-    /// below what has matched for a follower that lost its disk.
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(Unanswered, Response), RpcError>> {
-        let front = *self.unanswered.front().expect("invariant: asked only while something is unanswered");
-        loop {
-            let Some(connection) = &mut self.client.connection else {
-                return Poll::Ready(Err(broken("not connected")));
-            };
-            match connection.responses.poll_recv(cx) {
-                Poll::Ready(None) => return Poll::Ready(Err(broken("connection closed"))),
-                Poll::Ready(Some(response)) if response.id == front.id => {
-                    self.unanswered.pop_front();
-                    self.restart_idle();
-                    return Poll::Ready(Ok((front, response)));
-                }
-                Poll::Ready(Some(response)) if response.id > front.id => {
-                    return Poll::Ready(Err(broken("an earlier message was lost")));
-                }
-                // The answer to a request of an earlier stream, or delivered twice.
-                Poll::Ready(Some(_)) => {}
-                Poll::Pending => {
-                    std::task::ready!(self.idle.as_mut().poll(cx));
-                    return Poll::Ready(Err(unreachable(format!("no answer within {APPEND_IDLE:?}"))));
-                }
-            }
+        fn identify(
+            &self,
+            _address: String,
+            _request: IdentifyRequest,
+        ) -> BoxFuture<'static, Result<IdentifyResponse, DialError>> {
+            async { Err(DialError::Unreachable("connection refused".to_owned())) }.boxed()
         }
     }
 
-    /// Whether the core may be told of `result`: it believes what it hears.
-    fn check(&mut self, asked: Unanswered, result: &StreamAppendResult<TypeConfig>) -> Result<(), RpcError> {
-        match result {
-            Ok(last) if *last == asked.last => {
-                self.client.accepted = asked.last.max(self.client.accepted);
-                if let Some(last) = &asked.last {
-                    let held = &self.client.clients.held;
-                    let holder = (self.client.node_id, self.client.member.incarnation);
-                    held.note(holder, crate::raft::type_config::from_log_id(last));
-                    let before = asked.previous.map_or(0, |previous| previous.index + 1);
-                    let entries = (last.index + 1).saturating_sub(before);
-                    if entries > 0 {
-                        let fitness = &self.client.clients.fitness;
-                        fitness.update(self.client.node_id, |peer| peer.accepted_entries += entries);
-                    }
-                }
-                self.check_purge(asked.last)
-            }
-            Err(StreamAppendError::Conflict(at)) if Some(*at) == asked.previous => {
-                if asked.previous <= self.client.accepted {
-                    let node_id = self.client.node_id;
-                    tracing::error!(node_id, conflict = %at, "a peer no longer has entries that it had accepted");
-                    return Err(unreachable("the peer has lost entries that it had accepted"));
-                }
-                Ok(())
-            }
-            Err(StreamAppendError::HigherVote(_)) => Ok(()),
-            Ok(_) | Err(StreamAppendError::Conflict(_)) => {
-                Err(Malformed("an answer to something else").into())
-            }
+    /// The core asks for a stream again as soon as it has heard that there is none: it is here that time must pass.
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_refuses_is_dialled_a_few_times_a_second() {
+        let transport = Arc::new(Refusing::default());
+        let caller = Caller {
+            cluster: "c".to_owned(),
+            node_id: 1,
+            incarnation: Incarnation(1),
+            addresses: Arc::new(Addresses::new(std::collections::BTreeMap::new())),
+            refused: Arc::new(|_| {}),
+        };
+        let clients = PeerClients::new(caller, transport.clone());
+        let mut client = clients.client(2, &Member::default(), Purpose::Append);
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(10) {
+            assert!(client.connected().await.is_err());
+            // One who gives up in the middle of a pause does not shorten it.
+            let _ = tokio::time::timeout(Duration::from_millis(1), client.connected()).await;
         }
-    }
-
-    /// Gives a peer up that has been keeping the log from being purged for too long.
-    fn check_purge(&mut self, accepted: Option<LogId>) -> Result<(), RpcError> {
-        let purge = self.client.clients.purge.load(Ordering::Relaxed);
-        if accepted.map_or(0, |accepted| accepted.index) >= purge {
-            self.behind_since = None;
-            return Ok(());
-        }
-        let since = *self.behind_since.get_or_insert_with(Instant::now);
-        match since.elapsed() < PURGE_PATIENCE {
-            true => Ok(()),
-            false => Err(unreachable("the peer is too far behind for the log; a snapshot follows")),
-        }
-    }
-
-    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<AppendItem>> {
-        loop {
-            if let Err(error) = self.send_ready(cx) {
-                return Poll::Ready(Some(Err(error)));
-            }
-            if self.unanswered.is_empty() {
-                return if self.input.is_none() { Poll::Ready(None) } else { Poll::Pending };
-            }
-            let item = match std::task::ready!(self.poll_answer(cx)) {
-                Ok((asked, response)) => match self.judge(asked, response) {
-                    // The core takes an acceptance for the answer to every request that ends at the same entry, and
-                    // believes that the peer followed this leader when the last of them was sent: its lease and its
-                    // read indexes rest on that. So it is told once the last of them is answered.
-                    Ok(Ok(_)) if self.unanswered.iter().any(|later| later.last == asked.last) => continue,
-                    item => item,
-                },
-                Err(error) => Err(error),
-            };
-            return Poll::Ready(Some(item));
-        }
-    }
-
-    fn judge(&mut self, asked: Unanswered, response: Response) -> AppendItem {
-        match response.body {
-            Some(response::Body::Append(response)) => {
-                let client = &self.client;
-                client.clients.fitness.note(client.node_id, &response);
-                let result = wire::from_append_response(response)?;
-                self.check(asked, &result)?;
-                Ok(result)
-            }
-            Some(response::Body::Failure(reason)) => Err(unreachable(reason)),
-            _ => Err(Malformed("not the answer to an append").into()),
-        }
-    }
-}
-
-impl<S> Stream for AppendStream<'_, S>
-where
-    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
-{
-    type Item = AppendItem;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<AppendItem>> {
-        let this = self.get_mut();
-        if this.ended {
-            return Poll::Ready(None);
-        }
-        let item = std::task::ready!(this.poll_item(cx));
-        match &item {
-            Some(Err(_)) => {
-                // Whatever is still under way belongs to a connection that failed.
-                this.client.connection = None;
-                this.ended = true;
-            }
-            None | Some(Ok(Err(StreamAppendError::Conflict(_) | StreamAppendError::HigherVote(_)))) => {
-                this.ended = true;
-            }
-            Some(Ok(Ok(_))) => {}
-        }
-        Poll::Ready(item)
+        let dials = transport.dials.load(Ordering::Relaxed);
+        assert!((50..=56).contains(&dials), "{dials} dials in 10 s");
     }
 }

@@ -24,6 +24,7 @@
 
 pub mod addresses;
 mod admission;
+mod appends;
 pub mod client;
 pub mod grpc;
 pub mod progress;
