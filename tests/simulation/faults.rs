@@ -18,6 +18,10 @@ pub enum Fault {
     CrashAll,
     /// Every node that is down starts again.
     StartAll,
+    /// Whoever leads hears nobody and is heard by nobody.
+    Isolate,
+    /// The same, and all others die and start again at once: what they promised, they have to remember.
+    IsolateAndRestart,
     /// These links are cut, each one way.
     Cut(BTreeSet<(NodeId, NodeId)>),
     /// All links work again.
@@ -35,7 +39,9 @@ pub fn next(rng: &mut SmallRng, nodes: &[NodeId]) -> (Duration, Fault) {
         20..24 => Fault::CrashAll,
         24..30 => Fault::Stop(one),
         30..50 => Fault::StartAll,
-        50..70 => Fault::Cut(cuts(rng, nodes, one)),
+        50..62 => Fault::Cut(cuts(rng, nodes, one)),
+        62..67 => Fault::Isolate,
+        67..70 => Fault::IsolateAndRestart,
         70..85 => Fault::Join,
         85..95 => Fault::Weather(Weather {
             loss: rng.random_range(0.0..0.15),

@@ -34,6 +34,8 @@ const COUNTERS: u64 = 2;
 const REGISTERS: u64 = 3;
 /// A call that takes longer has an unknown outcome.
 const PATIENCE: Duration = Duration::from_millis(800);
+/// The same for one of the writers, who therefore soon finds whoever leads instead.
+const IMPATIENCE: Duration = Duration::from_millis(50);
 
 /// The key that all counters write.
 pub const COUNTER: &str = "counter";
@@ -53,6 +55,8 @@ pub struct History {
     pub follower_reads: u64,
     pub lease_reads: u64,
     pub bounded_reads: u64,
+    /// The write that was acknowledged last.
+    newest: Option<(String, u64)>,
     /// The greatest value tried for each key.
     tried: BTreeMap<String, u64>,
     pub acknowledgements: u64,
@@ -100,6 +104,7 @@ impl Workload {
         let mut tasks: Vec<_> = (0..WRITERS).map(|id| tokio::spawn(client(id).write())).collect();
         tasks.extend((0..COUNTERS).map(|id| tokio::spawn(client(100 + id).count())));
         tasks.extend((0..READERS).map(|id| tokio::spawn(client(WRITERS + id).read())));
+        tasks.push(tokio::spawn(client(WRITERS + READERS).watch_leases()));
         Self { history, acknowledged, stop, tasks }
     }
 
@@ -141,6 +146,7 @@ impl Client {
 
     async fn write(mut self) {
         let mut value = 0;
+        let patience = if self.id == 0 { IMPATIENCE } else { PATIENCE };
         while !self.stop.load(Ordering::Relaxed) {
             self.pause().await;
             let Some((node, engine)) = self.pick() else { continue };
@@ -156,7 +162,7 @@ impl Client {
                 key: Bytes::from(key.clone()),
                 value: Bytes::from(value.to_string()),
             };
-            let result = tokio::time::timeout(PATIENCE, engine.write(command)).await;
+            let result = tokio::time::timeout(patience, engine.write(command)).await;
             drop(engine);
             let mut history = self.history.lock().unwrap();
             match result {
@@ -164,6 +170,7 @@ impl Client {
                     assert!(matches!(written.reply, KvReply::Put { .. }), "{:?}", written.reply);
                     self.trace.record(format_args!("ok {key}={value} at {}", written.log_id));
                     history.when.entry(key.clone()).or_default().push((Instant::now(), value));
+                    history.newest = Some((key.clone(), value));
                     history.acknowledged.insert(key, value);
                     history.acknowledgements += 1;
                     self.acknowledged.fetch_add(1, Ordering::Relaxed);
@@ -279,6 +286,32 @@ impl Client {
                 history.violations.push(format!(
                     "{level:?} read {key}={found} at {applied:?}, but {at_least} was acknowledged before and {at_most} tried last"
                 ));
+            }
+        }
+    }
+
+    /// Asks every node for what was acknowledged last, again and again: one that takes its lease for longer than it is
+    /// shows itself.
+    async fn watch_leases(mut self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(self.rng.random_range(5..25))).await;
+            let engines = self.engines.lock().unwrap().clone();
+            for (node, engine) in engines {
+                let Some((key, at_least)) = self.history.lock().unwrap().newest.clone() else { break };
+                let read = engine.read(query(&key), ReadLevel::Lease);
+                let Ok(Ok(outcome)) = tokio::time::timeout(PATIENCE, read).await else { continue };
+                let found = match outcome.answer {
+                    KvAnswer::Item(Some(item)) => std::str::from_utf8(&item.value).unwrap().parse().unwrap(),
+                    _ => 0,
+                };
+                let mut history = self.history.lock().unwrap();
+                history.lease_reads += 1;
+                if found < at_least {
+                    let applied = outcome.applied;
+                    history.violations.push(format!(
+                        "by its lease node {node} read {key}={found} at {applied:?}, but {at_least} was acknowledged before"
+                    ));
+                }
             }
         }
     }

@@ -278,8 +278,24 @@ impl World {
                     self.outcome.cuts += cuts.len() as u64;
                     self.network.set_cuts(cuts);
                 }
+                Fault::Isolate => self.isolate_leader(false).await,
+                Fault::IsolateAndRestart => self.isolate_leader(true).await,
                 Fault::Join => self.network.set_cuts(BTreeSet::new()),
                 Fault::Weather(weather) => self.network.set_weather(weather),
+            }
+        }
+    }
+
+    async fn isolate_leader(&mut self, restart_others: bool) {
+        let Some(leader) = self.leading().map(|engine| engine.state().node_id) else { return };
+        let others: Vec<NodeId> = self.ids().into_iter().filter(|id| *id != leader).collect();
+        let cuts: BTreeSet<_> = others.iter().flat_map(|id| [(leader, *id), (*id, leader)]).collect();
+        self.outcome.cuts += cuts.len() as u64;
+        self.network.set_cuts(cuts);
+        if restart_others {
+            for id in others {
+                self.crash(id).await;
+                self.start(id).await;
             }
         }
     }

@@ -27,7 +27,7 @@ const UNDER_WAY: Duration = Duration::from_secs(40);
 const FEWEST_VOTERS: usize = 3;
 
 impl World {
-    fn leading(&self) -> Option<Engine<KvMachine>> {
+    pub(super) fn leading(&self) -> Option<Engine<KvMachine>> {
         let engines = self.engines.lock().unwrap();
         let leading = engines.values().filter(|engine| engine.state().role == Role::Leader);
         leading.max_by_key(|engine| engine.state().term).cloned()
