@@ -131,7 +131,10 @@ mod tests {
         }
         let first = timeout(DEADLINE, accepted.next()).await.unwrap().unwrap().unwrap();
         let mut second = timeout(DEADLINE, accepted.next()).await.unwrap().unwrap().unwrap();
-        assert!(timeout(Duration::from_millis(50), accepted.next()).await.is_err(), "two places, two connections");
+        assert!(
+            timeout(Duration::from_millis(50), accepted.next()).await.is_err(),
+            "two places, two connections"
+        );
         drop(first);
         timeout(DEADLINE, accepted.next()).await.unwrap().unwrap().unwrap();
         clients[1].write_all(b"still there").await.unwrap();

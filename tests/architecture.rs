@@ -31,8 +31,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "server",
         &[
-            "types", "error", "session", "runtime", "incoming", "proto", "machine", "storage", "raft", "stream",
-            "engine",
+            "types", "error", "session", "runtime", "incoming", "proto", "machine", "storage", "raft",
+            "stream", "engine",
         ],
     ),
     // Settings of a whole process, so above what they are the settings of.
@@ -59,7 +59,12 @@ const VENDORS: &[(&str, &[&str])] = &[
     (
         "tonic",
         &[
-            "src/server/", "src/server.rs", "src/client/", "src/client.rs", "src/raft/network", "src/proto.rs",
+            "src/server/",
+            "src/server.rs",
+            "src/client/",
+            "src/client.rs",
+            "src/raft/network",
+            "src/proto.rs",
             "src/incoming.rs",
         ],
     ),

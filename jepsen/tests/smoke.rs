@@ -60,3 +60,23 @@ fn a_short_run_is_valid_and_leaves_its_record() {
     assert!(run.join("cluster/node-1/output.log").is_file());
     assert!(!run.join("cluster/node-1/data").exists());
 }
+
+/// Increments that are sent again after every error, while leaders are killed and paused.
+#[test]
+fn a_short_count_is_exact() {
+    let store = tempfile::tempdir().unwrap();
+    let output = Command::new(SUITE)
+        .args(["counter", "--increments", "2000", "--faults", "4", "--seed", "7"])
+        .arg("--binary")
+        .arg(quorate())
+        .arg("--store")
+        .arg(store.path())
+        .output()
+        .unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{stdout}\n{stderr}");
+    let printed: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(printed["verdict"], "valid");
+    assert_eq!(printed["counters"], serde_json::json!({"1": 2000, "2": 2000, "3": 2000}));
+    assert_eq!(printed["faults"].as_array().unwrap().len(), 4);
+}

@@ -203,7 +203,8 @@ mod tests {
 
     #[test]
     fn what_is_rejected_stays_so_even_when_an_attempt_is_undecided() {
-        let rejected = || ClientError::Rejected { rejection: Rejection::TooLarge, message: "too large".into() };
+        let rejected =
+            || ClientError::Rejected { rejection: Rejection::TooLarge, message: "too large".into() };
         assert!(rejected().is_final() && !rejected().maybe_applied());
         let undecided = rejected().undecided(&Endpoint::parse("n1:1").unwrap());
         assert!(undecided.is_final() && undecided.maybe_applied(), "{undecided:?}");

@@ -148,7 +148,8 @@ impl Sessions {
 
 /// Whether this is what was told last when the time was over: with more of it there might be a session.
 fn ended_by_deadline(error: &ClientError) -> bool {
-    let passes = |cause: &Cause| matches!(cause, Cause::TooManySessions | Cause::DiskFull | Cause::DiskStalled);
+    let passes =
+        |cause: &Cause| matches!(cause, Cause::TooManySessions | Cause::DiskFull | Cause::DiskStalled);
     matches!(error, ClientError::Failed { cause, .. } if passes(cause))
 }
 

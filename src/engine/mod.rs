@@ -223,8 +223,17 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`OpenError`].
     pub async fn start(parts: EngineParts, machine: M) -> Result<Self, OpenError> {
-        let EngineParts { config, incarnation, log, snapshots, transport, log_stats, disk, released, promised_lease_ms } =
-            parts;
+        let EngineParts {
+            config,
+            incarnation,
+            log,
+            snapshots,
+            transport,
+            log_stats,
+            disk,
+            released,
+            promised_lease_ms,
+        } = parts;
         config.validate()?;
         let recovery = snapshots.clone();
         let applier = offload(move || Applier::recover(machine, recovery)).await?;
@@ -262,7 +271,9 @@ impl<M: StateMachine> Engine<M> {
         let clients = PeerClients::new(caller.clone(), transport.clone());
         let upstream = Upstream::new(caller.clone(), transport.clone());
         let core_parts = Parts { log, snapshots, applier, clients, callee };
-        let core = Core::start(&core_config(&config, promised_lease_ms), core_parts).await.map_err(OpenError::Core)?;
+        let core = Core::start(&core_config(&config, promised_lease_ms), core_parts)
+            .await
+            .map_err(OpenError::Core)?;
         if !config.join && config.initial_members.is_empty() && !core.is_initialized().await {
             core.shutdown().await;
             return Err(OpenError::Config(NO_CLUSTER.to_owned()));

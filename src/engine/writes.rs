@@ -156,7 +156,8 @@ impl<M: StateMachine> Engine<M> {
         self.inner.admit_session()?;
         let opened = self.open_random_session(ttl_ms).await;
         if matches!(opened, Err(WriteError::TooManySessions)) {
-            *self.inner.no_session.lock().expect("invariant: no panic under this lock") = Some(Instant::now());
+            *self.inner.no_session.lock().expect("invariant: no panic under this lock") =
+                Some(Instant::now());
         }
         opened
     }

@@ -114,7 +114,11 @@ impl<G: Send + Sync + 'static> StoreBuilder<TypeConfig, RaftLog, Applier<Count>,
         let (guard, store, snapshots) = (self.0)();
         let log = Arc::new(FromAnywhere { store, hidden: Mutex::new(None) });
         let applier = Applier::recover(Count::default(), snapshots).expect("an empty store can be recovered");
-        Ok((guard, RaftLog::new(log, 1024 * 1024, (1, Incarnation(1)), Arc::default(), applier.activity()), applier))
+        Ok((
+            guard,
+            RaftLog::new(log, 1024 * 1024, (1, Incarnation(1)), Arc::default(), applier.activity()),
+            applier,
+        ))
     }
 }
 

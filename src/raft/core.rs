@@ -178,8 +178,7 @@ impl<M: StateMachine> Core<M> {
         let addresses = parts.clients.addresses();
         let (held, fitness) = (parts.clients.held(), parts.clients.fitness());
         let own = (config.node_id, parts.callee.incarnation);
-        let log =
-            RaftLog::new(parts.log, config.message_bytes, own, held.clone(), activity.clone());
+        let log = RaftLog::new(parts.log, config.message_bytes, own, held.clone(), activity.clone());
         let raft_config = raft_config(config)?;
         let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier)
             .await

@@ -1,6 +1,6 @@
 //! Transactions between the protocol and the machine. Pure functions, like [`wire`](super::wire).
 
-use crate::machine::kv::{MAX_TXN_OPERATIONS, Compare, Comparison, Condition, KvTxn, TxnOp, TxnResult};
+use crate::machine::kv::{Compare, Comparison, Condition, KvTxn, MAX_TXN_OPERATIONS, TxnOp, TxnResult};
 use crate::proto::v1;
 use crate::proto::v1::compare::{Comparison as WireComparison, Target};
 use crate::proto::v1::txn_operation::Operation;
@@ -18,7 +18,9 @@ pub(super) fn decode(request: v1::TxnRequest) -> Result<KvTxn, v1::Failure> {
     // Before anything is made of them: a small message can hold millions.
     let parts = compare.len().max(success.len()).max(failure.len());
     if parts > MAX_TXN_OPERATIONS {
-        return Err(failure::invalid(&format!("a transaction has {parts} operations, more than {MAX_TXN_OPERATIONS}")));
+        return Err(failure::invalid(&format!(
+            "a transaction has {parts} operations, more than {MAX_TXN_OPERATIONS}"
+        )));
     }
     let collection = name(collection);
     let within = |own: String| if own.is_empty() { collection.clone() } else { own };

@@ -8,7 +8,8 @@ use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
-use quorate::client::{Cause, Client, ClientConfig, ClientError, Scope};
+use quorate::ReadLevel;
+use quorate::client::{Cause, Client, ClientConfig, ClientError, Endpoint, Range, ReadPreference, Scope};
 use quorate_cluster::Cluster;
 use quorate_disk::{Fault, FaultyDisk, SmallDisk};
 
@@ -21,7 +22,7 @@ const DISK_BYTES: u64 = 192 * MIB;
 const ARGS: [&str; 4] = ["--disk-reserve-bytes", "44040192", "--max-inflight-bytes", "8388608"];
 /// The file that fills a disk.
 const BALLAST: &str = "ballast";
-/// What the issue promises: from room on the disk to writes that succeed.
+/// From room on the disk to writes that succeed.
 const RECOVERY: Duration = Duration::from_secs(30);
 
 /// Says whether a test has to be left out: only where it was allowed explicitly.
@@ -255,10 +256,40 @@ async fn a_leader_whose_disk_hangs_is_replaced_and_catches_up_when_it_answers_ag
     assert!(writers.reached(served, DEADLINE).await, "the others do not go on");
     assert!(cluster.disks[&1].held() > 0, "nothing waits for the disk");
     assert!(output(cluster.nodes.node(1)).contains("handing over the lead"));
+    // What it holds can be read while it hangs.
+    let hanging = Endpoint::parse(&cluster.nodes.node(1).client_address()).unwrap();
+    let there = cluster.nodes.client.preferring(ReadPreference::weighted([(hanging, 1)]));
+    let read =
+        there.range(&Scope::default(), Range::prefix("").with_limit(9), ReadLevel::Local).await.unwrap();
+    assert_eq!((read.header.node_id, read.items.len()), (1, 9));
 
     cluster.disks[&1].mend();
     cluster.wait_disk(1, "ok").await;
     let attempts = writers.finish().await;
     cluster.assert_unbroken(&pids);
     cluster.nodes.check(&attempts).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_whose_disks_all_hang_says_so_and_recovers_by_itself() {
+    let Some(cluster) = OnDisks::start(&[1, 2, 3], faulty) else { return };
+    let pids = cluster.pids();
+    cluster.nodes.put("before", "1").await;
+    for disk in cluster.disks.values() {
+        disk.set(Fault::Stall);
+    }
+    let (client, scope) = (impatient(&cluster.nodes), Scope::default());
+    eventually("writes are refused for a disk that hangs", async || {
+        let error = client.put(&scope, "during", "1").await.expect_err("no disk takes it");
+        matches!(error, ClientError::Failed { cause: Cause::DiskStalled, .. })
+    })
+    .await;
+    let read = client.get(&scope, "before", ReadLevel::Local).await.unwrap();
+    assert_eq!(read.item.unwrap().value, "1");
+    for disk in cluster.disks.values() {
+        disk.mend();
+    }
+    eventually("writes succeed", async || client.put(&scope, "after", "1").await.is_ok()).await;
+    cluster.assert_unbroken(&pids);
+    cluster.nodes.converged().await;
 }

@@ -21,6 +21,7 @@ mod cluster_command;
 mod corruption;
 mod crash;
 mod disk;
+mod isolation;
 mod membership;
 mod refusals;
 mod restart;

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use crate::set::Outcome;
 use crate::support::{DEADLINE, TestCluster, output};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -71,5 +72,10 @@ async fn a_rolling_restart_interrupts_nobody_for_long() {
     }
     let served = writers.acknowledged() + 30;
     assert!(writers.reached(served, DEADLINE).await);
-    nodes.check(&writers.finish().await).await;
+    let attempts = writers.finish().await;
+    nodes.check(&attempts).await;
+    // With the client's default retries.
+    let failed: Vec<_> =
+        attempts.iter().filter(|attempt| !matches!(attempt.outcome, Outcome::Acknowledged { .. })).collect();
+    assert!(failed.is_empty(), "calls failed: {failed:?}");
 }

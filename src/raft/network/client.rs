@@ -16,8 +16,8 @@ use futures::{FutureExt, Stream, StreamExt};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
-    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::storage::Snapshot;
 use tokio::sync::{mpsc, oneshot};
@@ -235,7 +235,8 @@ impl PeerClient {
                 .await
                 .map_err(|_| unreachable(format!("not connected within {DIAL_PATIENCE:?}")))?;
             self.dialling = None;
-            match outcome.unwrap_or_else(|_| Err(DialError::Unreachable("the dial was abandoned".to_owned()))) {
+            match outcome.unwrap_or_else(|_| Err(DialError::Unreachable("the dial was abandoned".to_owned())))
+            {
                 Ok(connection) => {
                     self.redial = Redial::default();
                     self.connection = Some(connection);

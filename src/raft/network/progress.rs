@@ -31,7 +31,8 @@ pub struct PeerProgress {
 impl PeerFitness {
     pub(super) fn update(&self, node_id: NodeId, change: impl FnOnce(&mut PeerProgress)) {
         let mut peers = self.0.lock().expect("invariant: no panic under this lock");
-        let unknown = PeerProgress { heard: None, fit: false, lease: None, accepted_entries: 0, snapshot: None };
+        let unknown =
+            PeerProgress { heard: None, fit: false, lease: None, accepted_entries: 0, snapshot: None };
         change(peers.entry(node_id).or_insert(unknown));
     }
 
