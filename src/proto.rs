@@ -2,6 +2,8 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used)] // generated
 
+pub mod codec;
+
 pub mod peer {
     tonic::include_proto!("quorate.peer.v1");
 }

@@ -66,6 +66,7 @@ const VENDORS: &[(&str, &[&str])] = &[
             "src/raft/network",
             "src/proto.rs",
             "src/incoming.rs",
+            "src/proto/",
         ],
     ),
     ("anyhow", &["src/main.rs"]),

@@ -1,0 +1,137 @@
+//! Messages on the wire, in no more memory than they deserve.
+//!
+//! A message is limited in bytes, but an empty request takes two of them there and two hundred once it is decoded: eight
+//! megabytes become most of a gigabyte. So before a message with a list is decoded its fields are counted.
+
+use std::any::TypeId;
+use std::marker::PhantomData;
+
+use bytes::Buf as _;
+use prost::Message;
+use prost::encoding::{WireType, decode_key, decode_varint};
+use tonic::Status;
+use tonic::codec::{Codec, DecodeBuf, Decoder};
+use tonic_prost::{ProstCodec, ProstDecoder};
+
+use super::v1::{ConfigureRequest, PipelineRequest, TxnRequest};
+
+/// Most fields of one message, some fifty megabytes once decoded: sixteen for each request of a full pipeline.
+const MAX_FIELDS: usize = 16 * 16_384;
+
+/// protobuf, with a limit on the number of fields of requests.
+#[derive(Debug)]
+pub struct BoundedCodec<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for BoundedCodec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for BoundedCodec<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = <ProstCodec<T, U> as Codec>::Encoder;
+    type Decoder = BoundedDecoder<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstCodec::<T, U>::default().encoder()
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        BoundedDecoder(ProstDecoder::default())
+    }
+}
+
+/// See [`BoundedCodec`].
+#[derive(Debug)]
+pub struct BoundedDecoder<U>(ProstDecoder<U>);
+
+impl<U: Message + Default + 'static> Decoder for BoundedDecoder<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        let depth = depth_of_lists(TypeId::of::<U>());
+        if depth > 0 && count_fields(buf.chunk(), depth, MAX_FIELDS) > MAX_FIELDS {
+            return Err(Status::invalid_argument(format!("a message has more than {MAX_FIELDS} fields")));
+        }
+        self.0.decode(buf)
+    }
+}
+
+/// How many levels of a message hold lists; 0 for messages without, and for answers.
+fn depth_of_lists(message: TypeId) -> u32 {
+    match message {
+        // Requests, which one it is, and the parts of a transaction.
+        id if id == TypeId::of::<PipelineRequest>() => 3,
+        id if id == TypeId::of::<TxnRequest>() || id == TypeId::of::<ConfigureRequest>() => 1,
+        _ => 0,
+    }
+}
+
+/// Fields in `message`, those of its parts included, `depth` levels down. Stops soon after `enough`, and at what is no
+/// protobuf, which the decoder then finds too.
+fn count_fields(mut message: &[u8], depth: u32, enough: usize) -> usize {
+    let mut count = 0;
+    while count <= enough && message.has_remaining() {
+        let Ok((_, wire_type)) = decode_key(&mut message) else { break };
+        count += 1;
+        let length = match wire_type {
+            WireType::Varint => decode_varint(&mut message).map(|_| 0),
+            WireType::LengthDelimited => decode_varint(&mut message),
+            WireType::SixtyFourBit => Ok(8),
+            WireType::ThirtyTwoBit => Ok(4),
+            // What is between them counts as if it were here.
+            WireType::StartGroup | WireType::EndGroup => Ok(0),
+        };
+        let Some(part) = length.ok().and_then(|length| message.get(..usize::try_from(length).ok()?)) else {
+            break;
+        };
+        if wire_type == WireType::LengthDelimited && depth > 1 {
+            count += count_fields(part, depth - 1, enough - enough.min(count));
+        }
+        message.advance(part.len());
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::v1::{PutRequest, TaggedRequest, TxnOperation, tagged_request::Request};
+
+    fn count(message: &impl Message, depth: u32) -> usize {
+        count_fields(&message.encode_to_vec(), depth, usize::MAX)
+    }
+
+    #[test]
+    fn every_level_counts() {
+        // Bytes that look like a message are not taken for one.
+        let put = PutRequest { key: "k".into(), value: vec![10, 0, 10, 0].into(), ..Default::default() };
+        let put = TaggedRequest { tag: 7, request: Some(Request::Put(put)) };
+        assert_eq!(count(&PipelineRequest { requests: vec![put] }, 3), 1 + 2 + 2);
+        let txn = TxnRequest { success: vec![TxnOperation::default(); 100], ..Default::default() };
+        assert_eq!(count(&txn, 1), 100);
+        let tagged = TaggedRequest { tag: 7, request: Some(Request::Txn(txn)) };
+        assert_eq!(count(&PipelineRequest { requests: vec![tagged; 2] }, 3), 2 * (1 + 2 + 100));
+    }
+
+    #[test]
+    fn four_million_empty_requests_are_found_without_looking_at_all_of_them() {
+        let bytes = [10, 0].repeat(4 << 20);
+        let found = count_fields(&bytes, 3, MAX_FIELDS);
+        assert!(found > MAX_FIELDS && found < MAX_FIELDS + 10, "{found}");
+    }
+
+    #[test]
+    fn what_is_no_message_is_left_to_the_decoder() {
+        for garbage in [&[255u8; 20][..], &[10, 200, 1, 1], &[8], &[11, 12, 13]] {
+            assert!(count_fields(garbage, 3, MAX_FIELDS) <= garbage.len());
+        }
+    }
+}
