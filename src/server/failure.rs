@@ -10,8 +10,14 @@
 //! | disk full | `RESOURCE_EXHAUSTED` | retries after a pause: another node may take the lead |
 //! | disk stalled | `UNAVAILABLE` | retries after a pause, or another node |
 //! | too large, invalid | `INVALID_ARGUMENT` | does not retry |
-//! | interrupted; stopped with the write in flight | `UNKNOWN` | retries only what may apply twice |
+//! | interrupted; stopped with the write in flight | `UNKNOWN` | retries in its session, or only what may apply twice |
 //! | stopped | `UNAVAILABLE` | goes to another node |
+//! | behind | `UNAVAILABLE` | retries after a pause, or another node |
+//! | not held by all in time | `DEADLINE_EXCEEDED` | knows that it is applied, and who lacks it |
+//! | session expired, answer forgotten | `FAILED_PRECONDITION` | opens a session for what it has not sent before |
+//! | window exceeded | `RESOURCE_EXHAUSTED` | retries after a pause |
+//! | too many sessions | `UNAVAILABLE` | retries after a pause |
+//! | compacted | `OUT_OF_RANGE` | watches from `first_revision`, after reading what there is |
 //!
 //! `UNAVAILABLE` is never used for a write that may have been applied: generic gRPC clients retry it.
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use quorate::ReadLevel;
 use quorate::client::{Cause, Client, ClientConfig, ClientError, Endpoint, Range, ReadPreference, Scope};
 use quorate_cluster::Cluster;
-use quorate_disk::{Fault, FaultyDisk, SmallDisk};
+use quorate_disk::{Fault, FaultyDisk, SmallDisk, mounted};
 
 use crate::support::{DEADLINE, TestCluster, client, eventually, output, spec};
 
@@ -24,20 +24,6 @@ const ARGS: [&str; 4] = ["--disk-reserve-bytes", "44040192", "--max-inflight-byt
 const BALLAST: &str = "ballast";
 /// From room on the disk to writes that succeed.
 const RECOVERY: Duration = Duration::from_secs(30);
-
-/// Says whether a test has to be left out: only where it was allowed explicitly.
-fn mounted<T>(mount: io::Result<T>) -> Option<T> {
-    match mount {
-        Ok(mounted) => Some(mounted),
-        Err(error) if std::env::var_os("QUORATE_TEST_WITHOUT_MOUNT").is_some() => {
-            eprintln!("NOT TESTED: cannot mount a file system here: {error}");
-            None
-        }
-        Err(error) => panic!(
-            "this test mounts file systems and cannot: {error}. Run it as root with /dev/fuse, or set QUORATE_TEST_WITHOUT_MOUNT to leave it out"
-        ),
-    }
-}
 
 /// A cluster whose disks are made by `mount`, one per node id, in a directory of their own. Dropped in this order:
 /// processes first, then their disks, then the directory.

@@ -28,6 +28,24 @@ use faults::Faults;
 use passthrough::Passthrough;
 pub use small::SmallDisk;
 
+/// What was mounted, or `None` when it could not be and `QUORATE_TEST_WITHOUT_MOUNT` allows that its tests are left out: a
+/// check that did not run must not look like one that passed.
+///
+/// # Panics
+/// Panics when it could not be mounted and that was not allowed.
+pub fn mounted<T>(mount: io::Result<T>) -> Option<T> {
+    match mount {
+        Ok(mounted) => Some(mounted),
+        Err(error) if std::env::var_os("QUORATE_TEST_WITHOUT_MOUNT").is_some() => {
+            eprintln!("NOT TESTED: cannot mount a file system here: {error}");
+            None
+        }
+        Err(error) => panic!(
+            "this test mounts file systems and cannot: {error}. Run it as root with /dev/fuse, or set QUORATE_TEST_WITHOUT_MOUNT to leave it out"
+        ),
+    }
+}
+
 /// Threads that answer the kernel. An operation that is held occupies none.
 const THREADS: usize = 4;
 

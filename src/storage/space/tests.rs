@@ -54,21 +54,12 @@ impl Still {
 #[cfg(target_os = "linux")]
 mod small_disk {
     use super::*;
-    use quorate_disk::SmallDisk;
+    use quorate_disk::{SmallDisk, mounted};
 
     /// A mounted disk of so many bytes, unless that was allowed to be left out. Unmounted before its directory goes.
     fn small(bytes: u64) -> Option<(SmallDisk, tempfile::TempDir)> {
         let dir = tempfile::tempdir().unwrap();
-        match SmallDisk::mount(dir.path(), bytes) {
-            Ok(disk) => Some((disk, dir)),
-            Err(error) if std::env::var_os("QUORATE_TEST_WITHOUT_MOUNT").is_some() => {
-                eprintln!("NOT TESTED: cannot mount a file system here: {error}");
-                None
-            }
-            Err(error) => panic!(
-                "this test mounts a file system and cannot: {error}. Run it as root, or set QUORATE_TEST_WITHOUT_MOUNT to leave it out"
-            ),
-        }
+        Some((mounted(SmallDisk::mount(dir.path(), bytes))?, dir))
     }
 
     #[test]
