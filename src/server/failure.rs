@@ -211,6 +211,8 @@ fn failure(reason: Reason, message: String, maybe_applied: bool, leader: Option<
 /// The table in the module's documentation.
 fn code(reason: Reason, maybe_applied: bool, leader_known: bool) -> Code {
     match reason {
+        // That much is known: it is applied.
+        Reason::AckTimeout => Code::DeadlineExceeded,
         _ if maybe_applied => Code::Unknown,
         Reason::NotLeader if leader_known => Code::FailedPrecondition,
         Reason::NotLeader
@@ -223,7 +225,6 @@ fn code(reason: Reason, maybe_applied: bool, leader_known: bool) -> Code {
         Reason::TooLarge | Reason::Invalid => Code::InvalidArgument,
         Reason::SessionExpired | Reason::AnswerForgotten | Reason::Membership => Code::FailedPrecondition,
         Reason::Compacted => Code::OutOfRange,
-        Reason::AckTimeout => Code::DeadlineExceeded,
         Reason::Interrupted | Reason::Unspecified => Code::Unknown,
     }
 }
