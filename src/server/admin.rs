@@ -27,6 +27,7 @@ impl<N: ObservedNode> Admin for AdminService<N> {
     ) -> Result<Response<v1::StatusResponse>, Status> {
         let status = self.0.status().await;
         let state = status.state;
+        let (sessions, session_bytes) = self.0.sessions();
         Ok(Response::new(v1::StatusResponse {
             cluster: status.cluster,
             node_id: state.node_id,
@@ -45,7 +46,8 @@ impl<N: ObservedNode> Admin for AdminService<N> {
             purged: state.purged.map(position),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             members: members(self.0.members()),
-            ..Default::default()
+            sessions: sessions as u64,
+            session_bytes: session_bytes as u64,
         }))
     }
 
