@@ -44,14 +44,9 @@ impl WriteArgs {
 
 /// Adds who holds the write, and where it stands, to a result for programs.
 pub(super) fn insert_header(object: &mut Map<String, Value>, header: &Header) {
-    let ack = match header.ack {
-        AckLevel::Quorum => "quorum",
-        AckLevel::All => "all",
-        AckLevel::Leader => "leader",
-    };
     object.insert("node_id".to_owned(), header.node_id.into());
     object.insert("index".to_owned(), header.position.map(|position| position.index).into());
-    object.insert("ack".to_owned(), ack.into());
+    object.insert("ack".to_owned(), header.ack.name().into());
     object.insert("held_by".to_owned(), header.held_by.clone().into());
     object.insert("repeated_write".to_owned(), header.repeated_write.into());
 }

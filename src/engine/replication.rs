@@ -10,7 +10,7 @@ use super::membership::lag;
 use crate::machine::StateMachine;
 use crate::raft::activity::Activity;
 use crate::raft::network::traffic::Carried;
-use crate::types::{Member, NodeId, ReadLevel, Role};
+use crate::types::{AckLevel, Member, NodeId, ReadLevel, Role};
 
 /// A peer whose first missing entry is older than this, or that has been silent for longer, lags.
 pub const LAGGING_AFTER: Duration = Duration::from_secs(1);
@@ -104,7 +104,7 @@ pub struct InFlight {
     pub bytes: usize,
 }
 
-/// Why a command was not proposed.
+/// Why a command was refused: most are not even proposed, those of sessions when they come to be applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
     /// Larger than `max_command_bytes`.
@@ -119,17 +119,23 @@ pub enum Refused {
     NoQuorum,
     /// This node does not lead.
     NotLeader,
+    /// All sessions are in use.
+    TooManySessions,
+    /// Its session has too many writes, or too many bytes of answers, that its owner has not settled.
+    WindowExceeded,
 }
 
 impl Refused {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::TooLarge,
         Self::Overloaded,
         Self::DiskFull,
         Self::DiskStalled,
         Self::NoQuorum,
         Self::NotLeader,
+        Self::TooManySessions,
+        Self::WindowExceeded,
     ];
 
     /// Its name in metrics.
@@ -141,6 +147,8 @@ impl Refused {
             Self::DiskStalled => "disk_stalled",
             Self::NoQuorum => "no_quorum",
             Self::NotLeader => "not_leader",
+            Self::TooManySessions => "too_many_sessions",
+            Self::WindowExceeded => "window_exceeded",
         }
     }
 }
@@ -153,6 +161,7 @@ pub const READ_LEVELS: [&str; 4] = ["linearizable", "lease", "bounded", "local"]
 pub struct Counters {
     refused: [AtomicU64; Refused::ALL.len()],
     reads: [AtomicU64; READ_LEVELS.len()],
+    acknowledged: [AtomicU64; AckLevel::ALL.len()],
     /// Commands proposed because the machine had asked to be woken.
     pub wake_ups: AtomicU64,
 }
@@ -170,6 +179,15 @@ impl Counters {
             ReadLevel::Local => 3,
         };
         self.reads[place].fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn acknowledge(&self, level: AckLevel) {
+        self.acknowledged[level as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Commands acknowledged at this level, for sessions and of the machine's own included.
+    pub fn acknowledged(&self, level: AckLevel) -> u64 {
+        self.acknowledged[level as usize].load(Relaxed)
     }
 
     /// Commands refused for this reason.
@@ -292,13 +310,15 @@ mod tests {
     }
 
     #[test]
-    fn refusals_and_levels_are_counted_under_their_names() {
+    fn refusals_and_levels_are_counted_in_their_places() {
         let counters = Counters::default();
         Refused::ALL.into_iter().for_each(|why| counters.refuse(why));
         counters.refuse(Refused::Overloaded);
         let refused = Refused::ALL.map(|why| counters.refused(why));
-        assert_eq!(refused, [1, 2, 1, 1, 1, 1]);
+        assert_eq!(refused, [1, 2, 1, 1, 1, 1, 1, 1]);
         counters.read(ReadLevel::Bounded { max_lag_ms: 5 });
         assert_eq!(counters.reads(), [0, 0, 1, 0]);
+        counters.acknowledge(AckLevel::Leader);
+        assert_eq!(AckLevel::ALL.map(|level| counters.acknowledged(level)), [0, 0, 1]);
     }
 }

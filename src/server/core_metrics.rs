@@ -13,6 +13,7 @@ use prometheus_client::registry::Unit;
 use crate::engine::{Activity, LATENCY_BUCKETS_US, Latency, READ_LEVELS, Refused};
 
 use super::observed::ObservedNode;
+use crate::types::AckLevel;
 
 /// Reads the node's counters at every scrape.
 pub(super) struct CoreCollector<N>(pub(super) N);
@@ -56,7 +57,10 @@ impl<N: ObservedNode> Collector for CoreCollector<N> {
         bytes(encoder, "quorate_write_in_flight", "Bytes of them", in_flight.bytes as u64)?;
         let counters = node.counters();
         let refused = Refused::ALL.map(|why| (why.name(), counters.refused(why)));
-        labelled(encoder, "quorate_write_refusals", "Commands not proposed", None, "reason", refused)?;
+        labelled(encoder, "quorate_write_refusals", "Commands refused", None, "reason", refused)?;
+        let acknowledged = AckLevel::ALL.map(|level| (level.name(), counters.acknowledged(level)));
+        let help = "Commands acknowledged, by who had them on disk: a quorum, all voters, or only the leader";
+        labelled(encoder, "quorate_write_acknowledged", help, None, "ack", acknowledged)?;
         let reads = counters.reads();
         let reads = READ_LEVELS.into_iter().zip(reads);
         labelled(encoder, "quorate_read_requests", "Reads asked of the engine", None, "level", reads)?;

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
+use crate::replication::{http, json_of, metric};
 use crate::{DEADLINE, channel, put_many, with_node};
 
 type Kv = KvClient<Channel>;
@@ -97,6 +98,12 @@ async fn a_write_is_acknowledged_at_the_level_it_asks_for() {
             assert_eq!(answer.revision, header.position.unwrap().index);
             // What is acknowledged before it is applied has no version, unless it was applied by then.
             assert!(answer.version > 0 || ack == AckLevel::Leader);
+        }
+        let (_, text) = http(address, "GET", "/metrics", "").await;
+        let (_, stats) = json_of(address, "GET", "/replication/stats", "").await;
+        for ack in ["quorum", "all", "leader"] {
+            assert_eq!(metric(&text, &format!("quorate_write_acknowledged_total{{ack=\"{ack}\"}}")), 1.0);
+            assert_eq!(stats["acknowledged"][ack], 1);
         }
         let unknown = WriteOptions { ack: 99, ..Default::default() };
         let status = kv.put(PutRequest { options: Some(unknown), ..put("k", "v") }).await.unwrap_err();

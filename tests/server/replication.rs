@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::{channel, put_many, with_node};
 
 /// Code and body of an answer.
-async fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
+pub(crate) async fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let length = body.len();
     let request = format!(
@@ -24,13 +24,13 @@ async fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
-async fn json_of(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, Value) {
+pub(crate) async fn json_of(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, Value) {
     let (code, text) = http(address, method, path, body).await;
     (code, serde_json::from_str(&text).unwrap())
 }
 
 /// The value of a metric without labels, or with those that are part of `name`.
-fn metric(text: &str, name: &str) -> f64 {
+pub(crate) fn metric(text: &str, name: &str) -> f64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("there is no {name} in {text}")).parse().unwrap()
 }
