@@ -62,7 +62,7 @@ pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, OpenedSession, WriteOptions,
 use self::config::NO_CLUSTER;
 use crate::error::{FatalError, OpenError, StorageError};
 use crate::machine::StateMachine;
-pub use crate::raft::activity::{Activity, LATENCY_BUCKETS_US, Latency, Snapshots};
+pub use crate::raft::activity::{Activity, LATENCY_BUCKETS_US, Latency, SessionTotals, Snapshots};
 use crate::raft::apply::Applier;
 use crate::raft::core::{Core, CoreConfig, Parts};
 use crate::raft::network::addresses::Addresses;
@@ -214,7 +214,8 @@ impl<M: StateMachine> Engine<M> {
         let EngineParts { config, incarnation, log, snapshots, transport, log_stats, disk, released } = parts;
         config.validate()?;
         let recovery = snapshots.clone();
-        let applier = offload(move || Applier::recover(machine, recovery)).await?;
+        let node_id = config.node_id;
+        let applier = offload(move || Applier::recover(node_id, machine, recovery)).await?;
         check_coverage(&config, &*log, &applier)?;
         let (fatal, stop) = (watch::Sender::new(None), watch::Sender::new(false));
         let (refused, refusals) = mpsc::channel(standing::MAX_REFUSALS);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::timeline::Timeline;
+use crate::machine::sessions::SessionCounts;
 use crate::types::{NodeId, Vote};
 
 /// Upper bounds of a [`Latency`]'s buckets, in microseconds; a last bucket takes what is longer.
@@ -62,6 +63,29 @@ impl Snapshots {
     }
 }
 
+/// What became of sessions; see [`SessionCounts`].
+#[derive(Debug, Default)]
+pub struct SessionTotals {
+    /// Opened.
+    pub opened: AtomicU64,
+    /// Closed by their owners.
+    pub closed: AtomicU64,
+    /// Closed because they were not used for too long.
+    pub expired: AtomicU64,
+    /// Closed to make room.
+    pub evicted: AtomicU64,
+}
+
+impl SessionTotals {
+    pub(super) fn add(&self, counts: SessionCounts) {
+        let SessionCounts { opened, closed, expired, evicted } = counts;
+        self.opened.fetch_add(opened, Relaxed);
+        self.closed.fetch_add(closed, Relaxed);
+        self.expired.fetch_add(expired, Relaxed);
+        self.evicted.fetch_add(evicted, Relaxed);
+    }
+}
+
 /// Counters of one node since it started. Read at any time; each is exact, but two read one after the other may belong
 /// to different moments.
 #[derive(Debug, Default)]
@@ -101,6 +125,8 @@ pub struct Activity {
     pub repeated_answers: AtomicU64,
     /// Writes refused because their session had expired or never was.
     pub expired_sessions: AtomicU64,
+    /// What became of sessions, as far as this node has applied it since it started.
+    pub sessions: SessionTotals,
     leads: AtomicBool,
     sample: Mutex<Option<Sample>>,
     seen_leader: Mutex<Option<(u64, NodeId)>>,

@@ -84,6 +84,10 @@ fn encode_activity(encoder: &mut DescriptorEncoder<'_>, activity: &Activity) -> 
             "Repeated writes given their first answer",
             &activity.repeated_answers,
         ),
+        ("quorate_session_opened", "Sessions opened", &activity.sessions.opened),
+        ("quorate_session_closed", "Sessions closed by their owners", &activity.sessions.closed),
+        ("quorate_session_expired", "Sessions closed as unused for too long", &activity.sessions.expired),
+        ("quorate_session_evicted", "Sessions closed to make room", &activity.sessions.evicted),
         ("quorate_session_expired_refusals", "Writes of sessions that are gone", &activity.expired_sessions),
     ];
     for (name, help, value) in counters {

@@ -76,12 +76,25 @@ async fn a_write_sent_twice_in_a_session_is_applied_once() {
         let request = PutRequest { options: Some(options), ..put("k", "v") };
         assert_eq!(kv.put(request.clone()).await.unwrap().into_inner().revision, first);
         kv.close_session(CloseSessionRequest { session }).await.unwrap();
+        // What the log is read again for at a start counts: the session was opened.
+        let (_, text) = http(address, "GET", "/metrics", "").await;
+        assert_eq!(metric(&text, "quorate_session_opened_total"), 1.0);
+        assert_eq!(metric(&text, "quorate_session_closed_total"), 1.0);
+        let beyond =
+            WriteOptions { session: open_session(&mut kv).await, sequence: u64::MAX, ..Default::default() };
+        kv.put(PutRequest { options: Some(beyond), ..put("k", "v") }).await.unwrap_err();
+        let (_, text) = http(address, "GET", "/metrics", "").await;
+        assert_eq!(metric(&text, "quorate_write_refusals_total{reason=\"window_exceeded\"}"), 1.0);
         let status = kv.put(request).await.unwrap_err();
         assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
         let failure = failure(&status);
         assert_eq!((failure.reason(), failure.maybe_applied), (Reason::SessionExpired, false));
     })
     .await;
+}
+
+async fn open_session(kv: &mut Kv) -> u64 {
+    kv.open_session(OpenSessionRequest { ttl_ms: 0 }).await.unwrap().into_inner().session
 }
 
 #[tokio::test(flavor = "multi_thread")]
