@@ -31,6 +31,8 @@ mod config;
 mod formation;
 mod health;
 mod leadership;
+#[cfg(test)]
+mod lone;
 mod membership;
 mod reads;
 mod replication;
@@ -53,7 +55,7 @@ pub use config::{DiskPolicy, EngineConfig, Limits, SnapshotPolicy, Timing};
 pub use membership::{CATCH_UP_PATIENCE, MemberList, MemberState, NewAddresses, NewMember};
 pub use replication::{
     Counters, DISCONNECTED_AFTER, InFlight, LAGGING_AFTER, Lag, LedPeer, PeerStanding, PeerState,
-    READ_LEVELS, Refused, SYNCING_ENTRIES,
+    READ_LEVELS, ReadWait, Refused, SYNCING_ENTRIES,
 };
 pub use settings::Settings;
 pub use status::{NodeState, ReadOutcome, Status};

@@ -102,6 +102,8 @@ pub struct InFlight {
     pub commands: usize,
     /// Bytes of them, encoded.
     pub bytes: usize,
+    /// Writes that are applied and wait until every voter holds them; they do not count as commands in flight.
+    pub waiting_for_all: usize,
 }
 
 /// Why a command was refused: most are not even proposed, those of sessions when they come to be applied.
@@ -156,12 +158,44 @@ impl Refused {
 /// Names of the read levels in metrics, in the order in which [`Counters`] counts them.
 pub const READ_LEVELS: [&str; 4] = ["linearizable", "lease", "bounded", "local"];
 
+/// What a read may have to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadWait {
+    /// A leader, and its confirmation that it leads.
+    ReadIndex,
+    /// That this node has applied as much as the read needs, and a view of it.
+    Apply,
+}
+
+impl ReadWait {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::ReadIndex, Self::Apply];
+
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ReadIndex => "read_index",
+            Self::Apply => "apply",
+        }
+    }
+}
+
+/// A read that waits; it counts for as long as this lives.
+pub(super) struct Waiting<'a>(&'a AtomicU64);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 /// What the engine counts, since the node started.
 #[derive(Debug, Default)]
 pub struct Counters {
     refused: [AtomicU64; Refused::ALL.len()],
     reads: [AtomicU64; READ_LEVELS.len()],
     acknowledged: [AtomicU64; AckLevel::ALL.len()],
+    waiting: [AtomicU64; ReadWait::ALL.len()],
     /// Commands proposed because the machine had asked to be woken.
     pub wake_ups: AtomicU64,
 }
@@ -188,6 +222,17 @@ impl Counters {
     /// Commands acknowledged at this level, for sessions and of the machine's own included.
     pub fn acknowledged(&self, level: AckLevel) -> u64 {
         self.acknowledged[level as usize].load(Relaxed)
+    }
+
+    pub(super) fn wait(&self, on: ReadWait) -> Waiting<'_> {
+        let waiting = &self.waiting[on as usize];
+        waiting.fetch_add(1, Relaxed);
+        Waiting(waiting)
+    }
+
+    /// Reads that wait for this at the moment.
+    pub fn waiting(&self, on: ReadWait) -> u64 {
+        self.waiting[on as usize].load(Relaxed)
     }
 
     /// Commands refused for this reason.
@@ -259,6 +304,7 @@ impl<M: StateMachine> Engine<M> {
         InFlight {
             commands: self.inner.inflight_commands.load(Relaxed),
             bytes: self.inner.inflight_bytes.load(Relaxed),
+            waiting_for_all: self.inner.core.held().waiting(),
         }
     }
 
@@ -273,7 +319,7 @@ impl<M: StateMachine> Engine<M> {
         self.inner.core.activity()
     }
 
-    /// What the engine has counted: reads and refusals.
+    /// What the engine has counted: reads, acknowledgements and refusals.
     pub fn counters(&self) -> &Counters {
         &self.inner.counters
     }

@@ -1,5 +1,7 @@
 //! Status pages, metrics and settings over a node whose state the test sets.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -61,7 +63,7 @@ impl ObservedNode for FakeNode {
     }
 
     fn in_flight(&self) -> InFlight {
-        InFlight { commands: 3, bytes: 300 }
+        InFlight { commands: 3, bytes: 300, waiting_for_all: 2 }
     }
 
     fn sessions(&self) -> (usize, usize) {
@@ -234,6 +236,22 @@ async fn the_admin_service_configures_the_log_too() {
 #[tokio::test]
 async fn metrics_cover_peers_writes_reads_and_snapshots() {
     let port = Port::open().await;
+    let activity = &port.node.observed.activity;
+    let counts = [
+        &activity.transfers_begun,
+        &activity.transfers_succeeded,
+        &activity.transfers_failed,
+        &activity.snapshots_not_begun,
+        &activity.snapshots_not_written,
+        &activity.snapshots_not_received,
+        &activity.sessions.opened,
+        &activity.sessions.closed,
+        &activity.sessions.expired,
+        &activity.sessions.evicted,
+    ];
+    for (count, value) in counts.into_iter().zip(1..) {
+        count.store(value, Relaxed);
+    }
     let (_, text) = port.http("/metrics").await;
     for line in [
         "quorate_peer_lag_entries{peer=\"2\"} 2",
@@ -246,6 +264,20 @@ async fn metrics_cover_peers_writes_reads_and_snapshots() {
         "quorate_raft_lag_seconds 0.00025",
         "quorate_write_in_flight 3",
         "quorate_write_in_flight_bytes 300",
+        "quorate_write_waiting_for_all 2",
+        "quorate_write_acknowledged_total{ack=\"leader\"} 0",
+        "quorate_read_waiting{on=\"read_index\"} 0",
+        "quorate_read_waiting{on=\"apply\"} 0",
+        "quorate_raft_transfers_begun_total 1",
+        "quorate_raft_transfers_succeeded_total 2",
+        "quorate_raft_transfers_failed_total 3",
+        "quorate_snapshot_failures_total{step=\"begin\"} 4",
+        "quorate_snapshot_failures_total{step=\"write\"} 5",
+        "quorate_snapshot_failures_total{step=\"receive\"} 6",
+        "quorate_session_opened_total 7",
+        "quorate_session_closed_total 8",
+        "quorate_session_expired_total 9",
+        "quorate_session_evicted_total 10",
         "quorate_write_refusals_total{reason=\"disk_full\"} 0",
         "quorate_read_requests_total{level=\"lease\"} 0",
         "quorate_session_open 4",
