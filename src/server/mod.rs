@@ -238,7 +238,7 @@ fn add_services<N: ObservedNode>(
 ) -> Routes {
     let node_id = node.state().node_id;
     let long_ranges = Arc::new(Semaphore::new(streams::MAX_LONG_RANGES));
-    let admin = AdminServer::new(AdminService(node.clone(), settings));
+    let admin = AdminServer::new(AdminService { node: node.clone(), settings, metrics: metrics.clone() });
     let kv = KvServer::new(KvService { node, node_id, metrics, long_ranges, draining })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_EVENTS_BYTES);

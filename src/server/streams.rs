@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -22,7 +22,7 @@ use crate::runtime;
 use crate::types::{LogId, NodeId, ReadLevel, ReadOptions, Role};
 
 use super::failure;
-use super::metrics::OpenStream;
+use super::metrics::StreamCall;
 use super::node::KvNode;
 use super::wire;
 
@@ -67,7 +67,7 @@ fn stream<T: Send + 'static>() -> (Outlet<T>, Responses<T>) {
     (Outlet(sender), Box::pin(ReceiverStream::new(receiver)))
 }
 
-/// Starts to watch what `request` asks for; it counts as open for as long as `open` lives.
+/// Starts to watch what `request` asks for.
 ///
 /// # Errors
 /// The failure to answer instead.
@@ -76,8 +76,24 @@ pub(super) fn watch<N: KvNode>(
     node_id: NodeId,
     draining: watch::Receiver<bool>,
     request: v1::WatchRequest,
-    open: OpenStream,
+    call: StreamCall,
 ) -> Result<Responses<v1::WatchResponse>, Failure> {
+    let (query, open) = call.open(events_query(&node, request))?;
+    let (outlet, responses) = stream();
+    runtime::spawn(async move {
+        let ended = tokio::select! {
+            () = outlet.0.closed() => Ok(()),
+            ended = follow(node, node_id, draining, query, &outlet) => ended,
+        };
+        open.ended(&ended);
+        if let Err(failure) = ended {
+            outlet.send(Err(failure.into())).await;
+        }
+    });
+    Ok(responses)
+}
+
+fn events_query<N: KvNode>(node: &N, request: v1::WatchRequest) -> Result<EventsQuery, Failure> {
     let v1::WatchRequest { tenant, collection, start, end, from_revision } = request;
     // Decided before the caller is answered, who may write next and wait for that.
     let from_revision = match from_revision {
@@ -94,47 +110,31 @@ pub(super) fn watch<N: KvNode>(
         max_bytes: MESSAGE_BYTES,
     };
     KvQuery::Events(query.clone()).check()?;
-    let (outlet, responses) = stream();
-    runtime::spawn(async move {
-        let _open = open;
-        let closed = outlet.0.clone();
-        tokio::select! {
-            () = closed.closed() => {}
-            () = follow(node, node_id, draining, query, outlet) => {}
-        }
-    });
-    Ok(responses)
+    Ok(query)
 }
 
+/// Sends events until the client has gone, or what has failed.
 async fn follow<N: KvNode>(
     node: N,
     node_id: NodeId,
     mut draining: watch::Receiver<bool>,
     mut query: EventsQuery,
-    outlet: Outlet<v1::WatchResponse>,
-) {
+    outlet: &Outlet<v1::WatchResponse>,
+) -> Result<(), Failure> {
     let mut state = node.watch();
     let mut told = None;
     loop {
         let seen = state.borrow_and_update().clone();
         if seen.role == Role::Stopped {
             let reason = seen.fatal.map_or_else(|| "the node is shutting down".to_owned(), |f| f.to_string());
-            outlet.send(Err(failure::stopped(reason).into())).await;
-            return;
+            return Err(failure::stopped(reason));
         }
-        let read = node.read(KvQuery::Events(query.clone()), ReadLevel::Local.into()).await;
-        let (applied, answer) = match read {
-            Ok(outcome) => (outcome.applied, outcome.answer),
-            Err(error) => {
-                outlet.send(Err(Failure::from(error).into())).await;
-                return;
-            }
-        };
-        let EventsAnswer { events, next_revision } = match answer {
+        let outcome = node.read(KvQuery::Events(query.clone()), ReadLevel::Local.into()).await?;
+        let applied = outcome.applied;
+        let EventsAnswer { events, next_revision } = match outcome.answer {
             KvAnswer::Events(events) => events,
             KvAnswer::Compacted { first_revision } => {
-                outlet.send(Err(failure::compacted(query.from_revision, first_revision).into())).await;
-                return;
+                return Err(failure::compacted(query.from_revision, first_revision));
             }
             other => unreachable!("invariant: events are answered with events, not {other:?}"),
         };
@@ -145,7 +145,7 @@ async fn follow<N: KvNode>(
             told = Some(tokio::time::Instant::now());
             let message = response(node_id, applied, events, next_revision);
             if !outlet.send(Ok(message)).await {
-                return;
+                return Ok(());
             }
         }
         let advanced = next_revision > query.from_revision;
@@ -163,10 +163,9 @@ async fn follow<N: KvNode>(
         tokio::select! {
             biased;
             () = until_draining(&mut draining) => {
-                outlet.send(Err(failure::stopped("the node is shutting down".to_owned()).into())).await;
-                return;
+                return Err(failure::stopped("the node is shutting down".to_owned()));
             }
-            changed = state.changed() => if changed.is_err() { return },
+            changed = state.changed() => if changed.is_err() { return Ok(()) },
             () = tokio::time::sleep(PROGRESS) => {}
         }
     }
@@ -207,53 +206,70 @@ pub(super) async fn range<N: KvNode>(
     node_id: NodeId,
     places: &Arc<Semaphore>,
     request: v1::RangeRequest,
+    call: StreamCall,
 ) -> Result<Responses<v1::RangeResponse>, Failure> {
-    let Ok(place) = places.clone().try_acquire_owned() else { return Err(failure::too_many_ranges()) };
-    let options: ReadOptions = wire::read_options(request.level, request.freshness)?;
-    let limit = match request.limit {
-        0 => usize::MAX,
-        limit => limit as usize,
-    };
-    let query = RangeQuery { max_bytes: MESSAGE_BYTES, ..wire::range_query(request) };
-    KvQuery::Range(query.clone()).check()?;
-    let (applied, view) = node.view(options).await?;
+    let (range, open) = call.open(LongRange::prepare(&node, places, request).await)?;
     let (outlet, responses) = stream();
     runtime::spawn(async move {
-        let late = outlet.0.clone();
-        let sending = send_range(node_id, applied, view, query, limit, outlet);
-        if tokio::time::timeout(RANGE_PATIENCE, sending).await.is_err() {
-            // The state it was read from is let go whether or not anybody hears this.
-            let _ = late.try_send(Err(failure::range_too_slow(RANGE_PATIENCE).into()));
+        // The state it is read from is let go when it takes too long, whether or not anybody hears of it.
+        let sending = tokio::time::timeout(RANGE_PATIENCE, range.send(node_id, &outlet)).await;
+        let ended = sending.map_err(|_| failure::range_too_slow(RANGE_PATIENCE));
+        open.ended(&ended);
+        if let Err(failure) = ended {
+            let _ = outlet.0.try_send(Err(failure.into()));
         }
-        drop(place);
     });
     Ok(responses)
 }
 
-async fn send_range(
-    node_id: NodeId,
+/// A range that is read from one state.
+struct LongRange {
     applied: Option<LogId>,
     view: KvView,
-    mut query: RangeQuery,
-    mut left: usize,
-    outlet: Outlet<v1::RangeResponse>,
-) {
-    loop {
-        query.limit = left.min(MESSAGE_ITEMS);
-        let answer = match KvMachine::query(&view, KvQuery::Range(query.clone())) {
-            KvAnswer::Range(answer) => answer,
-            other => {
-                unreachable!("invariant: a range that was checked is answered with items, not {other:?}")
-            }
+    query: RangeQuery,
+    /// Items to be sent.
+    left: usize,
+    _place: OwnedSemaphorePermit,
+}
+
+impl LongRange {
+    async fn prepare<N: KvNode>(
+        node: &N,
+        places: &Arc<Semaphore>,
+        request: v1::RangeRequest,
+    ) -> Result<Self, Failure> {
+        let Ok(place) = places.clone().try_acquire_owned() else { return Err(failure::too_many_ranges()) };
+        let options: ReadOptions = wire::read_options(request.level, request.freshness)?;
+        let left = match request.limit {
+            0 => usize::MAX,
+            limit => limit as usize,
         };
-        left -= answer.items.len();
-        let next = answer.next.clone();
-        if !outlet.send(Ok(wire::range(Some(wire::header(node_id, applied)), answer))).await {
-            return;
-        }
-        match next {
-            Some(next) if left > 0 => query.start = next,
-            _ => return,
+        let query = RangeQuery { max_bytes: MESSAGE_BYTES, ..wire::range_query(request) };
+        KvQuery::Range(query.clone()).check()?;
+        let (applied, view) = node.view(options).await?;
+        Ok(Self { applied, view, query, left, _place: place })
+    }
+
+    /// Sends it all, unless the client goes.
+    async fn send(self, node_id: NodeId, outlet: &Outlet<v1::RangeResponse>) {
+        let Self { applied, view, mut query, mut left, _place } = self;
+        loop {
+            query.limit = left.min(MESSAGE_ITEMS);
+            let answer = match KvMachine::query(&view, KvQuery::Range(query.clone())) {
+                KvAnswer::Range(answer) => answer,
+                other => {
+                    unreachable!("invariant: a range that was checked is answered with items, not {other:?}")
+                }
+            };
+            left -= answer.items.len();
+            let next = answer.next.clone();
+            if !outlet.send(Ok(wire::range(Some(wire::header(node_id, applied)), answer))).await {
+                return;
+            }
+            match next {
+                Some(next) if left > 0 => query.start = next,
+                _ => return,
+            }
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::storage::DiskState;
 use crate::types::{Incarnation, LogId, Membership, ReadOptions, Role};
 
 mod members;
+mod queues;
 mod replication;
 
 /// Long enough for a loaded machine; nothing waits for it in vain.

@@ -204,7 +204,7 @@ async fn the_admin_service_configures_the_log_too() {
             }
         }
     });
-    let admin = AdminService(node.clone(), NodeSettings::new(node.clone(), Some(log)));
+    let admin = members::admin_of(node.clone(), Some(log));
     let ask = async |settings: &[(&str, &str)]| {
         let setting = |(name, value): &(&str, &str)| v1::Setting {
             name: (*name).to_owned(),
