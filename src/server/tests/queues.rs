@@ -53,7 +53,7 @@ async fn requests_on_pipelines_and_their_answers_are_counted_until_they_are_sent
 async fn a_stream_is_open_until_it_ends_and_counts_by_how_it_ended() {
     let mut port = Port::open().await;
     let mut kv = port.kv().await;
-    put_large(&mut kv, 32).await;
+    put_large(&mut kv, 16).await;
     let range = kv.range_stream(v1::RangeRequest::default()).await.unwrap();
     let watch = kv.watch(v1::WatchRequest::default()).await.unwrap();
     shows(&port, &["quorate_server_long_ranges_open 1", "quorate_server_watches_open 1"]).await;
