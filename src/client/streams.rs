@@ -9,9 +9,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures::{Stream, stream};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::Streaming;
 
@@ -77,6 +77,8 @@ pub(super) async fn range(
     let kind = read_kind(read.level, preference);
     let mut operation = Operation::new(router, kind, preference, Instant::now());
     router.watch_health();
+    let counts = &router.metrics.range_streams;
+    counts.opened.fetch_add(1, Ordering::Relaxed);
     loop {
         let link = operation.link();
         let expires = operation.deadline().min(Instant::now() + router.config.attempt_timeout);
@@ -86,50 +88,62 @@ pub(super) async fn range(
             let first = pieces.message().await?;
             Ok::<_, tonic::Status>((first, pieces))
         };
-        let failure = match timeout_at(expires, opening).await {
-            Ok(Ok((first, pieces))) => return Ok(items_of(&link, first, pieces, router.config.timeout)),
-            Ok(Err(status)) => Failure::of_call(&status),
-            Err(_) => Failure::Attempt(AttemptError::Expired { sent: true }),
+        let failure = match link.node.counted(in_time(timeout_at(expires, opening))).await {
+            Ok((first, pieces)) => return Ok(items_of(router, &link, first, pieces)),
+            Err(failure) => failure,
         };
-        operation.after(&link, failure).await?;
+        operation.after(&link, failure).await.inspect_err(|_| {
+            counts.failed.fetch_add(1, Ordering::Relaxed);
+        })?;
+    }
+}
+
+/// What a call brought that had a limited time.
+async fn in_time<T>(
+    call: impl Future<Output = Result<Result<T, tonic::Status>, Elapsed>>,
+) -> Result<T, Failure> {
+    match call.await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(status)) => Err(Failure::of_call(&status)),
+        Err(_) => Err(Failure::Attempt(AttemptError::Expired { sent: true })),
     }
 }
 
 struct Pieces {
+    router: Arc<Router>,
     link: Arc<Link>,
     ready: VecDeque<Item>,
     /// `None` after the last piece.
     pieces: Option<Streaming<v1::RangeResponse>>,
-    patience: Duration,
 }
 
 fn items_of(
+    router: &Arc<Router>,
     link: &Arc<Link>,
     first: Option<v1::RangeResponse>,
     pieces: Streaming<v1::RangeResponse>,
-    patience: Duration,
 ) -> RangeStream {
     let pieces = first.is_some().then_some(pieces);
     let first = RangeReply::from_wire(first.unwrap_or_default());
-    let state = Pieces { link: link.clone(), ready: first.items.into(), pieces, patience };
+    let state = Pieces { router: router.clone(), link: link.clone(), ready: first.items.into(), pieces };
     let items = stream::try_unfold(state, |mut state| async move {
         loop {
             if let Some(item) = state.ready.pop_front() {
                 return Ok(Some((item, state)));
             }
             let Some(pieces) = &mut state.pieces else { return Ok(None) };
-            let failure = match timeout(state.patience, pieces.message()).await {
-                Ok(Ok(Some(piece))) => {
+            let failure = match in_time(timeout(state.router.config.timeout, pieces.message())).await {
+                Ok(Some(piece)) => {
                     state.ready = RangeReply::from_wire(piece).items.into();
                     continue;
                 }
-                Ok(Ok(None)) => {
+                Ok(None) => {
                     state.pieces = None;
                     continue;
                 }
-                Ok(Err(status)) => Failure::of_call(&status),
-                Err(_) => Failure::Attempt(AttemptError::Expired { sent: true }),
+                Err(failure) => failure,
             };
+            state.router.metrics.range_streams.failed.fetch_add(1, Ordering::Relaxed);
             let endpoint = &state.link.node.endpoint;
             let message = format!("the range broke off midway: {}", super::judge::in_words(&failure));
             return Err(super::judge::failed(endpoint, super::Cause::ConnectionLost, message, false));
@@ -220,6 +234,7 @@ pub(super) fn watch(
     from_revision: u64,
     preference: Option<&ReadPreference>,
 ) -> Watch {
+    router.metrics.watches.opened.fetch_add(1, Ordering::Relaxed);
     let resume_from = Arc::new(AtomicU64::new(from_revision));
     let watching = Watching {
         router: router.clone(),
@@ -295,10 +310,10 @@ impl Watching {
         let link = self.router.choose(&self.preference, self.failed.as_ref().map(|link| &link.node.endpoint));
         let request = v1::WatchRequest { from_revision: self.next_revision, ..self.request.clone() };
         let mut kv = kv(&link);
-        match timeout(config.connect_timeout + config.attempt_timeout, kv.watch(request)).await {
-            Ok(Ok(answer)) => Ok((link, answer.into_inner())),
-            Ok(Err(status)) => Err((link, Failure::of_call(&status))),
-            Err(_) => Err((link, Failure::Attempt(AttemptError::Expired { sent: true }))),
+        let opening = timeout(config.connect_timeout + config.attempt_timeout, kv.watch(request));
+        match link.node.counted(in_time(opening)).await {
+            Ok(answer) => Ok((link, answer.into_inner())),
+            Err(failure) => Err((link, failure)),
         }
     }
 
@@ -324,6 +339,7 @@ impl Watching {
         if let Verdict::Return(error) = judge(case, &link.node.endpoint, failure)
             && matches!(error, ClientError::Compacted { .. } | ClientError::Rejected { .. })
         {
+            self.router.metrics.watches.failed.fetch_add(1, Ordering::Relaxed);
             return Err(error);
         }
         if was_open {

@@ -51,11 +51,11 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-pub use config::{DiskPolicy, EngineConfig, Limits, SnapshotPolicy, Timing};
+pub use config::{DiskPolicy, EngineConfig, Limits, PeerPolicy, SnapshotPolicy, Timing};
 pub use membership::{CATCH_UP_PATIENCE, MemberList, MemberState, NewAddresses, NewMember};
 pub use replication::{
-    Counters, DISCONNECTED_AFTER, InFlight, LAGGING_AFTER, Lag, LedPeer, PeerStanding, PeerState,
-    READ_LEVELS, ReadWait, Refused, SYNCING_ENTRIES,
+    Counters, InFlight, Lag, LedPeer, PeerStanding, PeerState, READ_LEVELS, ReadWait, Refused,
+    SYNCING_ENTRIES,
 };
 pub use settings::Settings;
 pub use status::{NodeState, ReadOutcome, Status};

@@ -5,17 +5,13 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::Engine;
 use super::membership::lag;
+use super::{Engine, PeerPolicy};
 use crate::machine::StateMachine;
 use crate::raft::activity::Activity;
 use crate::raft::network::traffic::Carried;
 use crate::types::{AckLevel, Member, NodeId, ReadLevel, Role};
 
-/// A peer whose first missing entry is older than this, or that has been silent for longer, lags.
-pub const LAGGING_AFTER: Duration = Duration::from_secs(1);
-/// A peer that has been silent for longer is disconnected.
-pub const DISCONNECTED_AFTER: Duration = Duration::from_secs(60);
 /// A peer that answers and lacks more entries than this is catching up.
 pub const SYNCING_ENTRIES: u64 = 10_000;
 
@@ -26,10 +22,10 @@ pub enum PeerStanding {
     Connected,
     /// It answers, and is being sent a snapshot or more than [`SYNCING_ENTRIES`] entries.
     Syncing,
-    /// Its first missing entry is older than [`LAGGING_AFTER`], or it has not answered for as long: then what it
-    /// has is what it last said.
+    /// Its first missing entry is older than [`PeerPolicy::lagging_after_ms`], or it has not answered for as long: then
+    /// what it has is what it last said.
     Lagging,
-    /// It has not answered for longer than [`DISCONNECTED_AFTER`], or never.
+    /// It has not answered for longer than [`PeerPolicy::disconnected_after_ms`], or never.
     Disconnected,
 }
 
@@ -64,19 +60,23 @@ pub struct LedPeer {
     pub accepted_entries: u64,
     /// Bytes sent and bytes in all of the snapshot that it is being sent.
     pub snapshot: Option<(u64, u64)>,
+    /// What this leader takes for slow and for silent.
+    pub policy: PeerPolicy,
 }
 
 impl LedPeer {
     /// What to make of it.
     pub fn standing(&self) -> PeerStanding {
+        let lagging_after = Duration::from_millis(self.policy.lagging_after_ms);
+        let disconnected_after = Duration::from_millis(self.policy.disconnected_after_ms);
         match self.heard {
             None => PeerStanding::Disconnected,
-            Some(heard) if heard > DISCONNECTED_AFTER => PeerStanding::Disconnected,
-            Some(heard) if heard > LAGGING_AFTER => PeerStanding::Lagging,
+            Some(heard) if heard > disconnected_after => PeerStanding::Disconnected,
+            Some(heard) if heard > lagging_after => PeerStanding::Lagging,
             Some(_) if self.snapshot.is_some() || self.behind_entries > SYNCING_ENTRIES => {
                 PeerStanding::Syncing
             }
-            Some(_) if self.behind > LAGGING_AFTER => PeerStanding::Lagging,
+            Some(_) if self.behind > lagging_after => PeerStanding::Lagging,
             Some(_) => PeerStanding::Connected,
         }
     }
@@ -270,6 +270,7 @@ impl<M: StateMachine> Engine<M> {
                 heard: known.and_then(|peer| peer.heard).map(|at| at.elapsed()),
                 accepted_entries: known.map_or(0, |peer| peer.accepted_entries),
                 snapshot: known.and_then(|peer| peer.snapshot),
+                policy: inner.config.peers,
             }
         };
         let others =
@@ -338,6 +339,7 @@ mod tests {
             heard: Some(Duration::from_millis(20)),
             accepted_entries: 10,
             snapshot: None,
+            policy: PeerPolicy::default(),
         };
         assert_eq!(well.standing(), PeerStanding::Connected);
         let late = LedPeer { behind_entries: 5, behind: Duration::from_millis(1001), ..well.clone() };
@@ -353,6 +355,11 @@ mod tests {
             let gone = LedPeer { heard, ..far.clone() };
             assert_eq!(gone.standing(), PeerStanding::Disconnected);
         }
+        // Who expects more of its peers calls them slow or gone earlier.
+        let policy = PeerPolicy { lagging_after_ms: 10, disconnected_after_ms: 19, ..well.policy };
+        assert_eq!(LedPeer { policy, ..well.clone() }.standing(), PeerStanding::Disconnected);
+        let policy = PeerPolicy { disconnected_after_ms: 20, ..policy };
+        assert_eq!(LedPeer { policy, ..well }.standing(), PeerStanding::Lagging);
     }
 
     #[test]

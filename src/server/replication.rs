@@ -5,7 +5,7 @@
 //! | `GET /replication/status` | this node: role, offsets, lag, health |
 //! | `GET /replication/stats` | this node's counters since it started |
 //! | `GET /replication/replicas` | the other members; what only the leader knows of them is null elsewhere |
-//! | `GET`, `POST /replication/configure` | settings that can change while the node runs ([`settings`](super::settings)) |
+//! | `GET`, `POST /replication/configure` | settings that can change while the node runs, and the others ([`settings`](super::settings)) |
 //! | `GET /stats` | the most asked for of the first three, flat |
 //!
 //! Every node answers for itself, and names the leader for callers who want to know more. Errors are JSON too:
@@ -85,9 +85,12 @@ async fn wrong_method() -> Response {
 }
 
 async fn settings_now<N: ObservedNode>(State(door): State<Door<N>>) -> Response {
-    let settings: serde_json::Map<_, _> =
-        door.settings.list().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    document(StatusCode::OK, &json!({ "settings": settings }))
+    let object = |settings: &[(&str, Value)]| {
+        let members = settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        Value::Object(members.collect())
+    };
+    let (settings, fixed) = (object(&door.settings.list()), object(door.settings.fixed()));
+    document(StatusCode::OK, &json!({ "settings": settings, "fixed": fixed }))
 }
 
 async fn configure<N: ObservedNode>(State(door): State<Door<N>>, body: Bytes) -> Response {

@@ -71,7 +71,7 @@ fn service() -> AdminService<FakeNode> {
 /// The service in front of `node`.
 pub(super) fn admin_of(node: FakeNode, log_level: Option<LogLevel>) -> AdminService<FakeNode> {
     AdminService {
-        settings: NodeSettings::new(node.clone(), log_level),
+        settings: NodeSettings::new(node.clone(), log_level, [("node_id", 7.into())]),
         metrics: Arc::new(Metrics::new(node.clone(), Vec::new())),
         node,
     }

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::engine::{
-    Activity, Carried, Counters, DiskStatus, InFlight, Lag, LedPeer, PeerState, Settings, SnapshotPolicy,
+    Activity, Carried, Counters, DiskStatus, InFlight, Lag, LedPeer, PeerPolicy, PeerState, Settings,
+    SnapshotPolicy,
 };
 use crate::error::ConfigureError;
 use crate::proto::v1::admin_server::Admin;
@@ -53,6 +54,7 @@ impl ObservedNode for FakeNode {
             heard: Some(Duration::from_millis(30)),
             accepted_entries: 5,
             snapshot: None,
+            policy: PeerPolicy::default(),
         };
         let gone = LedPeer { heard: None, matched: None, ..well.clone() };
         vec![peer(2, leads.then_some(well)), peer(3, leads.then_some(gone))]
@@ -183,6 +185,7 @@ async fn settings_are_changed_all_or_none() {
         json(&port, "POST", path, r#"{"snapshot_keep_entries": "7", "preferred_leader": true}"#).await;
     assert_eq!(code, 200);
     assert_eq!(answer["settings"]["snapshot_keep_entries"], 7);
+    assert_eq!(answer["fixed"], json!({}), "nobody has told");
     assert_eq!(json(&port, "GET", path, "").await, (200, answer));
     assert!(port.node.settings().preferred_leader);
 
@@ -209,15 +212,20 @@ async fn the_admin_service_configures_the_log_too() {
         let setting = |(name, value): &(&str, &str)| v1::Setting {
             name: (*name).to_owned(),
             value: (*value).to_owned(),
+            ..Default::default()
         };
         let request = v1::ConfigureRequest { settings: settings.iter().map(setting).collect() };
         admin.configure(tonic::Request::new(request)).await.map(tonic::Response::into_inner)
     };
-    let names: Vec<_> = ask(&[]).await.unwrap().settings.into_iter().map(|setting| setting.name).collect();
+    let mut listed = ask(&[]).await.unwrap().settings;
+    let fixed = listed.pop().unwrap();
+    assert_eq!((&*fixed.name, &*fixed.value, fixed.changeable), ("node_id", "7", false));
+    assert!(listed.iter().all(|setting| setting.changeable));
+    let names: Vec<_> = listed.into_iter().map(|setting| setting.name).collect();
     assert_eq!(names, settings::CHANGEABLE);
     let changed =
         ask(&[("log_level", "info,quorate::write=trace"), ("max_command_bytes", "50")]).await.unwrap();
-    assert_eq!(changed.settings.last().unwrap().value, "info,quorate::write=trace");
+    assert!(changed.settings.iter().any(|setting| setting.value == "info,quorate::write=trace"));
     assert_eq!(*applied.lock().unwrap(), ["info,quorate::write=trace"]);
 
     for refused in [
