@@ -64,11 +64,14 @@ async fn one_write_is_followed_across_nodes_by_its_log_id() {
                 let set =
                     nodes.quorate(&["configure", &format!("log_level={filter}"), "--endpoint", &endpoint]);
                 assert!(set.status.success() && set.stdout.contains(filter), "{set:?}");
+                let restart = set.stdout.lines().find(|line| line.starts_with("data_dir "));
+                assert!(restart.unwrap().ends_with("at a restart"), "{set:?}");
             }
             false => {
                 let body = json!({ "log_level": filter }).to_string();
                 let (code, answer) = http(node, "POST", "/replication/configure", &body);
                 assert_eq!((code, &answer["settings"]["log_level"]), (200, &json!(filter)));
+                assert_eq!(answer["fixed"]["node_id"], node.node_id());
             }
         }
     }
