@@ -15,10 +15,11 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use serde::Deserialize;
 
-use crate::engine::{DiskPolicy, EngineConfig, Limits, SnapshotPolicy, Timing};
+use crate::engine::{DiskPolicy, EngineConfig, Limits, PeerPolicy, SnapshotPolicy, Timing};
 use crate::server::settings::parse_filter;
 use crate::types::NodeId;
 
+mod fixed;
 mod peers;
 #[cfg(test)]
 mod tests;
@@ -167,6 +168,20 @@ pub struct Settings {
     /// takes no writes meanwhile. 0 for never [default: 1000]
     #[arg(long, value_name = "MS", env = "QUORATE_FSYNC_STALL_MS")]
     pub fsync_stall_ms: Option<u64>,
+
+    /// A member counts as lagging when it has not answered the leader for this many milliseconds, or when the first
+    /// entry that it lacks is older than that [default: 1000]
+    #[arg(long, value_name = "MS", env = "QUORATE_LAGGING_AFTER_MS")]
+    pub lagging_after_ms: Option<u64>,
+
+    /// A member counts as disconnected when it has not answered the leader for this many milliseconds
+    /// [default: 60000]
+    #[arg(long, value_name = "MS", env = "QUORATE_DISCONNECTED_AFTER_MS")]
+    pub disconnected_after_ms: Option<u64>,
+
+    /// Longest pause, in milliseconds, between two attempts to connect to another member [default: 200]
+    #[arg(long, value_name = "MS", env = "QUORATE_RECONNECT_INTERVAL_MS")]
+    pub reconnect_interval_ms: Option<u64>,
 }
 
 /// How log lines are written.
@@ -232,6 +247,8 @@ pub struct ServeConfig {
     pub peers: BTreeMap<NodeId, String>,
     /// Whether the node waits to be added to a cluster.
     pub join: bool,
+    /// Whether the node forms a cluster by itself.
+    pub single: bool,
     /// Whether the node prefers to lead.
     pub preferred_leader: bool,
     /// How log lines are written.
@@ -246,6 +263,8 @@ pub struct ServeConfig {
     pub limits: Limits,
     /// What is asked of the disk.
     pub disk: DiskPolicy,
+    /// What is made of peers that are slow or silent.
+    pub peer_policy: PeerPolicy,
 }
 
 /// Defaults that the engine does not have.
@@ -274,7 +293,7 @@ impl ServeConfig {
     /// [`ConfigError::Invalid`].
     pub fn resolve(settings: Settings) -> Result<Self, ConfigError> {
         let (timing, snapshots, limits) = (Timing::default(), SnapshotPolicy::default(), Limits::default());
-        let disk = DiskPolicy::default();
+        let (disk, peer_policy) = (DiskPolicy::default(), PeerPolicy::default());
         let node_id = match (settings.node_id, &settings.peers) {
             (Some(node_id), _) => node_id,
             (None, None) => 1,
@@ -303,6 +322,7 @@ impl ServeConfig {
         let config = Self {
             node_id,
             join,
+            single,
             preferred_leader: settings.preferred_leader.unwrap_or(false),
             cluster: settings.cluster.unwrap_or_else(|| DEFAULT_CLUSTER.to_owned()),
             data_dir: settings.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
@@ -337,6 +357,15 @@ impl ServeConfig {
             disk: DiskPolicy {
                 reserve_bytes: settings.disk_reserve_bytes.unwrap_or(disk.reserve_bytes),
                 stall_ms: settings.fsync_stall_ms.unwrap_or(disk.stall_ms),
+            },
+            peer_policy: PeerPolicy {
+                lagging_after_ms: settings.lagging_after_ms.unwrap_or(peer_policy.lagging_after_ms),
+                disconnected_after_ms: settings
+                    .disconnected_after_ms
+                    .unwrap_or(peer_policy.disconnected_after_ms),
+                reconnect_interval_ms: settings
+                    .reconnect_interval_ms
+                    .unwrap_or(peer_policy.reconnect_interval_ms),
             },
         };
         config.validate()?;
@@ -419,6 +448,7 @@ impl ServeConfig {
         config.snapshots = self.snapshots.clone();
         config.limits = self.limits.clone();
         config.disk = self.disk.clone();
+        config.peers = self.peer_policy;
         config
     }
 }
@@ -524,6 +554,9 @@ impl Settings {
             append_message_bytes: self.append_message_bytes.or(other.append_message_bytes),
             disk_reserve_bytes: self.disk_reserve_bytes.or(other.disk_reserve_bytes),
             fsync_stall_ms: self.fsync_stall_ms.or(other.fsync_stall_ms),
+            lagging_after_ms: self.lagging_after_ms.or(other.lagging_after_ms),
+            disconnected_after_ms: self.disconnected_after_ms.or(other.disconnected_after_ms),
+            reconnect_interval_ms: self.reconnect_interval_ms.or(other.reconnect_interval_ms),
         }
     }
 }

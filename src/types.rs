@@ -175,6 +175,20 @@ pub enum AckLevel {
     Leader,
 }
 
+impl AckLevel {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Quorum, Self::All, Self::Leader];
+
+    /// Its name in metrics, JSON and arguments.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Quorum => "quorum",
+            Self::All => "all",
+            Self::Leader => "leader",
+        }
+    }
+}
+
 /// A write's place in a session: what makes it exactly-once. See [`crate::session`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SessionSlot {

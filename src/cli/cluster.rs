@@ -39,7 +39,7 @@ const LEADER_EXPECTED_MS: u64 = 15_000;
 /// Arguments of `quorate cluster`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "Examples:\n  quorate cluster\n  quorate cluster --nodes 5 --data-dir /tmp/five --restart\n\nThe commands to try, with the leader's process id, are printed once a node leads."
+    after_help = "Example:\n  quorate cluster\n  quorate cluster --nodes 5 --data-dir /tmp/five --client-port 8801 --peer-port 8901 --restart\n\nThe commands to try, with the leader's process id, are printed once a node leads."
 )]
 pub struct ClusterArgs {
     /// Number of nodes; three survive the loss of one, five the loss of two

@@ -4,15 +4,15 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 use super::{CliError, Common, Format, output};
-use crate::client::Endpoint;
+use crate::client::{Endpoint, NodeSetting};
 
 /// Arguments of `quorate configure`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate configure                                       lists what can be changed, on the leader\n  quorate configure snapshot_every_entries=100000 --endpoint 10.0.0.2:7801\n  quorate configure log_level=info,quorate::write=trace --endpoint 10.0.0.2:7801\n\nA change takes effect at once, on one node, until it stops: put what is to stay into its configuration file too.\nOf several settings all change or none."
+    after_help = "Example:\n  quorate configure                                       lists all settings, of the leader\n  quorate configure snapshot_every_entries=100000 --endpoint 10.0.0.2:7801\n  quorate configure log_level=info,quorate::write=trace --endpoint 10.0.0.2:7801\n\nA change takes effect at once, on one node, until it stops: put what is to stay into its configuration file too.\nOf several settings all change or none."
 )]
 pub struct ConfigureArgs {
-    /// Settings by their names in the configuration file; lists them when none is given
+    /// Settings by their names in the configuration file; lists all when none is given
     #[arg(value_name = "NAME=VALUE", value_parser = parse_setting)]
     pub settings: Vec<(String, String)>,
     /// Client address of the node [default: the leader's]
@@ -35,15 +35,27 @@ pub async fn run(common: &Common, args: ConfigureArgs) -> Result<(), CliError> {
     let settings = common.client()?.configure(args.endpoint.as_ref(), &args.settings).await?;
     match common.output {
         Format::Table => {
-            let rows: Vec<_> = settings.into_iter().map(|(name, value)| vec![name, value]).collect();
-            output::raw(output::table(&["SETTING", "VALUE"], &rows).as_bytes())
+            let rows: Vec<_> = settings.into_iter().map(row).collect();
+            output::raw(output::table(&["SETTING", "VALUE", "CHANGES"], &rows).as_bytes())
         }
-        Format::Json => {
-            let object: Map<_, _> =
-                settings.into_iter().map(|(name, value)| (name, Value::from(value))).collect();
-            output::json(&object)
-        }
+        Format::Json => output::json(&object(settings)),
     }
+}
+
+fn row(setting: NodeSetting) -> Vec<String> {
+    let changes = if setting.changeable { "at once" } else { "at a restart" };
+    vec![setting.name, setting.value, changes.to_owned()]
+}
+
+/// What can change by its names, and the rest in an object of its own.
+fn object(settings: Vec<NodeSetting>) -> Map<String, Value> {
+    let (changeable, fixed): (Vec<_>, Vec<_>) = settings.into_iter().partition(|setting| setting.changeable);
+    let members = |settings: Vec<NodeSetting>| {
+        settings.into_iter().map(|setting| (setting.name, setting.value.into())).collect::<Map<_, _>>()
+    };
+    let mut object = members(changeable);
+    object.insert("fixed".to_owned(), members(fixed).into());
+    object
 }
 
 #[cfg(test)]
@@ -61,6 +73,19 @@ mod tests {
         for name in crate::server::settings::CHANGEABLE {
             assert!(serve.contains(name), "{name} is not in {serve}");
         }
+    }
+
+    #[test]
+    fn settings_are_shown_with_what_changes_them() {
+        let setting =
+            |name: &str, changeable| NodeSetting { name: name.to_owned(), value: "1".to_owned(), changeable };
+        let settings = || vec![setting("max_command_bytes", true), setting("node_id", false)];
+        assert_eq!(
+            settings().into_iter().map(|setting| row(setting).pop().unwrap()).collect::<Vec<_>>(),
+            ["at once", "at a restart"]
+        );
+        let expected = serde_json::json!({ "max_command_bytes": "1", "fixed": { "node_id": "1" } });
+        assert_eq!(Value::Object(object(settings())), expected);
     }
 
     #[test]

@@ -166,6 +166,7 @@ fn show(format: Format, list: &Members) -> Result<(), CliError> {
     match format {
         Format::Json => output::json(&json!({
             "members": rows,
+            "term": list.position.map(|position| position.term),
             "position": list.position.map(|position| position.index),
             "joint": list.joint,
         })),

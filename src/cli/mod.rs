@@ -161,9 +161,6 @@ pub enum Command {
     /// Run one node
     Serve(Box<serve::ServeArgs>),
     /// Run a local cluster in real processes until Ctrl-C
-    #[command(
-        after_help = "Example:\n  quorate cluster\n  quorate cluster --nodes 5 --data-dir /tmp/five --client-port 8801 --peer-port 8901"
-    )]
     Cluster(cluster::ClusterArgs),
     /// Print a completion script for a shell
     Completion(completion::CompletionArgs),
@@ -368,14 +365,18 @@ mod tests {
         }
     }
 
+    fn assert_examples(command: &clap::Command, path: &str) {
+        for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
+            let path = format!("{path} {}", command.get_name());
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&path), "`{path}` shows no example of itself");
+            assert_examples(command, &path);
+        }
+    }
+
     #[test]
     fn every_command_shows_an_example() {
-        for command in Cli::command().get_subcommands() {
-            if command.get_name() != "help" {
-                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-                assert!(help.contains("quorate "), "{} has no example", command.get_name());
-            }
-        }
+        assert_examples(&Cli::command(), "quorate");
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub async fn run(args: ServeArgs) -> Result<(), ServeError> {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
     let mut signals = Signals::listen().map_err(ServeError::Signals)?;
-    let mut server = Server::bind(&config.client_listen).await?;
+    let mut server = Server::bind(&config.client_listen).await?.with_fixed_settings(config.fixed_settings());
     if let Some(log_level) = log_level {
         server = server.with_log_level(log_level);
     }

@@ -31,7 +31,9 @@ struct Row {
     leader: Option<NodeId>,
     last_log: Option<u64>,
     committed: Option<u64>,
+    committed_term: Option<u64>,
     applied: Option<u64>,
+    applied_term: Option<u64>,
     state_hash: Option<String>,
     reachable: bool,
     error: Option<String>,
@@ -104,7 +106,9 @@ fn row(endpoint: &Endpoint, answer: &Result<NodeStatus, ClientError>) -> Row {
             leader: status.leader,
             last_log: status.last_log,
             committed: status.committed.map(|position| position.index),
+            committed_term: status.committed.map(|position| position.term),
             applied: status.applied.map(|position| position.index),
+            applied_term: status.applied.map(|position| position.term),
             state_hash: Some(format!("{:016x}", status.state_hash)),
             reachable: true,
             error: None,
@@ -146,7 +150,8 @@ mod tests {
         let json = serde_json::to_value(row(&endpoint, &Err(why))).unwrap();
         let expected = serde_json::json!({
             "node_id": null, "endpoint": "n1:1", "role": null, "term": null, "leader": null, "last_log": null,
-            "committed": null, "applied": null, "state_hash": null, "reachable": false, "error": "refused",
+            "committed": null, "committed_term": null, "applied": null, "applied_term": null, "state_hash": null,
+            "reachable": false, "error": "refused",
         });
         assert_eq!(json, expected);
     }

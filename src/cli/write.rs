@@ -44,14 +44,10 @@ impl WriteArgs {
 
 /// Adds who holds the write, and where it stands, to a result for programs.
 pub(super) fn insert_header(object: &mut Map<String, Value>, header: &Header) {
-    let ack = match header.ack {
-        AckLevel::Quorum => "quorum",
-        AckLevel::All => "all",
-        AckLevel::Leader => "leader",
-    };
     object.insert("node_id".to_owned(), header.node_id.into());
+    object.insert("term".to_owned(), header.position.map(|position| position.term).into());
     object.insert("index".to_owned(), header.position.map(|position| position.index).into());
-    object.insert("ack".to_owned(), ack.into());
+    object.insert("ack".to_owned(), header.ack.name().into());
     object.insert("held_by".to_owned(), header.held_by.clone().into());
     object.insert("repeated_write".to_owned(), header.repeated_write.into());
 }
@@ -60,4 +56,21 @@ pub(super) fn insert_header(object: &mut Map<String, Value>, header: &Header) {
 pub(super) fn not_applied(header: &Header) -> String {
     let index = header.position.map_or_else(|| "?".to_owned(), |position| position.index.to_string());
     format!("index {index}, on the leader's disk only")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::LogId;
+
+    #[test]
+    fn a_write_is_named_by_term_and_index() {
+        let mut object = Map::new();
+        let header = Header { node_id: 1, position: Some(LogId::new(3, 7)), ..Header::default() };
+        insert_header(&mut object, &header);
+        let expected = serde_json::json!({
+            "node_id": 1, "term": 3, "index": 7, "ack": "quorum", "held_by": [], "repeated_write": false,
+        });
+        assert_eq!(Value::Object(object), expected);
+    }
 }

@@ -55,6 +55,17 @@ pub struct Members {
     pub joint: bool,
 }
 
+/// A setting of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeSetting {
+    /// Its name in the configuration file.
+    pub name: String,
+    /// Its present value.
+    pub value: String,
+    /// Whether it can change while the node runs; else it takes effect when the node is started.
+    pub changeable: bool,
+}
+
 /// A change of the membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -177,8 +188,8 @@ impl Client {
         Ok(LogId::new(position.term, position.index))
     }
 
-    /// Changes settings of the node at `endpoint`, or of the leader, all or none, and returns those that can be changed
-    /// with their values after that. With no `settings` it changes nothing.
+    /// Changes settings of the node at `endpoint`, or of the leader, all or none, and returns all that it has, with their
+    /// values after that. With no `settings` it changes nothing.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -186,16 +197,20 @@ impl Client {
         &self,
         endpoint: Option<&Endpoint>,
         settings: &[(String, String)],
-    ) -> Result<Vec<(String, String)>, ClientError> {
-        let setting =
-            |(name, value): &(String, String)| v1::Setting { name: name.clone(), value: value.clone() };
+    ) -> Result<Vec<NodeSetting>, ClientError> {
+        let setting = |(name, value): &(String, String)| v1::Setting {
+            name: name.clone(),
+            value: value.clone(),
+            ..Default::default()
+        };
         let request = v1::ConfigureRequest { settings: settings.iter().map(setting).collect() };
         let call = |mut admin: AdminClient<Channel>| {
             let request = request.clone();
             async move { admin.configure(request).await }
         };
         let answer = self.on_node(endpoint, call).await?;
-        Ok(answer.settings.into_iter().map(|setting| (setting.name, setting.value)).collect())
+        let setting = |v1::Setting { name, value, changeable }| NodeSetting { name, value, changeable };
+        Ok(answer.settings.into_iter().map(setting).collect())
     }
 
     /// Calls the node at `endpoint`, or whoever leads, within the client's timeout.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::config::Endpoint;
 use super::request::Method;
 
 /// Sub-buckets per doubling of latency, as a power of two: a bucket is at most an eighth of its bound wide.
@@ -24,10 +25,27 @@ struct PerMethod {
     buckets: Box<[AtomicU64]>,
 }
 
+/// The counters of one kind of stream.
+#[derive(Debug, Default)]
+pub(super) struct PerStream {
+    pub(super) opened: AtomicU64,
+    pub(super) failed: AtomicU64,
+}
+
+impl PerStream {
+    fn snapshot(&self) -> StreamMetrics {
+        // Before `opened`: what fails meanwhile must not make more failures than streams.
+        let failed = self.failed.load(Relaxed);
+        StreamMetrics { opened: self.opened.load(Relaxed), failed }
+    }
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Metrics {
     methods: Vec<PerMethod>,
+    pub(super) range_streams: PerStream,
+    pub(super) watches: PerStream,
     pub(super) retries: AtomicU64,
     pub(super) redirects: AtomicU64,
     pub(super) fail_overs: AtomicU64,
@@ -46,6 +64,8 @@ impl Metrics {
         };
         Self {
             methods: Method::ALL.iter().map(per_method).collect(),
+            range_streams: PerStream::default(),
+            watches: PerStream::default(),
             retries: AtomicU64::new(0),
             redirects: AtomicU64::new(0),
             fail_overs: AtomicU64::new(0),
@@ -61,7 +81,8 @@ impl Metrics {
         UnderWay { counters: Some(counters), started }
     }
 
-    pub(super) fn snapshot(&self) -> ClientMetrics {
+    /// What was counted, with what is known of each node.
+    pub(super) fn snapshot(&self, nodes: Vec<NodeMetrics>) -> ClientMetrics {
         let method = |(method, counters): (&Method, &PerMethod)| {
             // Before `started`: an operation that ends meanwhile must not make the difference negative.
             let buckets: Vec<u64> = counters.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect();
@@ -73,6 +94,9 @@ impl Metrics {
         };
         ClientMetrics {
             methods: Method::ALL.iter().zip(&self.methods).map(method).collect(),
+            range_streams: self.range_streams.snapshot(),
+            watches: self.watches.snapshot(),
+            nodes,
             retries: self.retries.load(Relaxed),
             redirects: self.redirects.load(Relaxed),
             fail_overs: self.fail_overs.load(Relaxed),
@@ -128,11 +152,21 @@ fn bound_us(bucket: usize) -> u64 {
 }
 
 /// What a client has done since it was made.
+///
+/// Operations are counted by method, from the call to its end, however many attempts they take. Range streams and
+/// watches, which have no such end, are counted when they are opened and when they end with an error. Attempts are
+/// counted by the node to which they went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ClientMetrics {
     /// By method, each once.
     pub methods: Vec<MethodMetrics>,
+    /// Ranges read as streams.
+    pub range_streams: StreamMetrics,
+    /// Watches.
+    pub watches: StreamMetrics,
+    /// By node: those that the client was given, then those it has learnt of.
+    pub nodes: Vec<NodeMetrics>,
     /// Attempts after the first of an operation.
     pub retries: u64,
     /// Those of them that went straight to a node that another had named as leader.
@@ -159,6 +193,36 @@ impl ClientMetrics {
         let found = self.methods.iter().find(|counts| counts.method == method);
         found.expect("invariant: a snapshot holds all methods")
     }
+}
+
+/// What a client has done by one kind of stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct StreamMetrics {
+    /// Streams that the caller has asked for, whether or not they could be opened. A watch that goes on at another node
+    /// is the same watch.
+    pub opened: u64,
+    /// Those that ended with an error, be it at once.
+    pub failed: u64,
+}
+
+/// What a client knows of one node, and what it has asked of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeMetrics {
+    /// Where it is.
+    pub endpoint: Endpoint,
+    /// Whether it can be reached and is ready, as far as is known; a node that was never asked counts as healthy.
+    pub healthy: bool,
+    /// Attempts that wait for its answer; those that open a stream are not among them.
+    pub in_flight: u64,
+    /// How long it took to answer the last question about itself; `None` before the first. Such questions are asked once
+    /// the client has sent something.
+    pub round_trip: Option<Duration>,
+    /// Attempts made there, those that open a stream included.
+    pub attempts: u64,
+    /// Attempts that brought no answer. A refusal is an answer, except to the opening of a stream.
+    pub failures: u64,
 }
 
 /// What a client has done by one method.
@@ -238,13 +302,13 @@ mod tests {
         metrics.start(Method::Put, now).finish(false);
         drop(metrics.start(Method::Put, now));
         let under_way = metrics.start(Method::Get, now);
-        let seen = metrics.snapshot();
+        let seen = metrics.snapshot(Vec::new());
         let put = seen.of(Method::Put);
         assert_eq!((put.requests, put.failed, put.abandoned, put.in_flight), (3, 1, 1, 0));
         assert_eq!(put.latency.count(), 2);
         assert!(put.latency.quantile(0.99) < Duration::from_secs(1));
         assert_eq!((seen.in_flight(), seen.of(Method::Get).in_flight), (1, 1));
         under_way.finish(true);
-        assert_eq!(metrics.snapshot().in_flight(), 0);
+        assert_eq!(metrics.snapshot(Vec::new()).in_flight(), 0);
     }
 }

@@ -65,10 +65,10 @@ use bytes::Bytes;
 use futures::future::join_all;
 use tokio::time::Instant;
 
-pub use admin::{Member, MemberChange, Members};
+pub use admin::{Member, MemberChange, Members, NodeSetting};
 pub use config::{ClientConfig, Endpoint};
 pub use error::{Cause, ClientError, ConfigError, Rejection};
-pub use metrics::{ClientMetrics, Latencies, MethodMetrics};
+pub use metrics::{ClientMetrics, Latencies, MethodMetrics, NodeMetrics, StreamMetrics};
 pub use once::Once;
 pub use preference::{Candidate, ReadPreference};
 pub use reply::{
@@ -168,7 +168,7 @@ impl Client {
 
     /// What this client and its clones have done so far.
     pub fn metrics(&self) -> ClientMetrics {
-        self.router.metrics.snapshot()
+        self.router.metrics.snapshot(self.router.node_metrics())
     }
 
     /// Sets `key` to `value`.

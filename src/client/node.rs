@@ -10,6 +10,7 @@ use tonic::transport::Channel;
 
 use super::config::{ClientConfig, Endpoint};
 use super::connection::{AttemptError, Call, Connection, Outcome, describe};
+use super::metrics::NodeMetrics;
 use super::request::Kind;
 use super::router::Router;
 use crate::proto::v1::{self, admin_client::AdminClient, tagged_request};
@@ -48,6 +49,8 @@ pub(super) struct Node {
     /// Whether it answered the last question about itself, and said that it was ready.
     ready: AtomicBool,
     round_trip: RoundTrip,
+    attempts: AtomicU64,
+    failures: AtomicU64,
     /// Notified when a probe has reached the node although it counts as down.
     pub(super) revived: Notify,
     /// Its id once it has told; 0 before.
@@ -79,6 +82,8 @@ impl Node {
             // Until it says otherwise: a client that has just been made must not wait for probes.
             ready: AtomicBool::new(true),
             round_trip: RoundTrip::default(),
+            attempts: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
             revived: Notify::new(),
             node_id: AtomicU64::new(0),
             asking: AtomicBool::new(false),
@@ -109,6 +114,14 @@ impl Node {
 
     pub(super) fn round_trip(&self) -> Option<Duration> {
         self.round_trip.average()
+    }
+
+    /// Counts `attempt`, and whether it brought an answer.
+    pub(super) async fn counted<T, E>(&self, attempt: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        self.attempts.fetch_add(1, Ordering::Relaxed);
+        let outcome = attempt.await;
+        self.failures.fetch_add(outcome.is_err().into(), Ordering::Relaxed);
+        outcome
     }
 
     pub(super) fn is_down(&self) -> bool {
@@ -171,6 +184,7 @@ impl Node {
 /// The average of round trips, the newer the weightier.
 #[derive(Debug, Default)]
 struct RoundTrip {
+    last_us: AtomicU64,
     average_us: AtomicU64,
     samples: AtomicU64,
 }
@@ -190,6 +204,11 @@ impl RoundTrip {
             }
         };
         self.average_us.store(average_us, Ordering::Relaxed);
+        self.last_us.store(sample_us, Ordering::Relaxed);
+    }
+
+    fn last(&self) -> Option<Duration> {
+        Some(self.last_us.load(Ordering::Relaxed)).filter(|us| *us != 0).map(Duration::from_micros)
     }
 
     fn average(&self) -> Option<Duration> {
@@ -248,6 +267,10 @@ impl Link {
             self.start(router);
         }
         let _counted = Counted::new(&self.in_flight);
+        self.node.counted(self.ask(request, kind, expires)).await
+    }
+
+    async fn ask(&self, request: tagged_request::Request, kind: Kind, expires: Instant) -> Outcome {
         let (reply, answer) = oneshot::channel();
         let call = Call { request, kind, expires, reply };
         if let Err(refused) = self.calls.try_send(call) {
@@ -263,6 +286,20 @@ impl Link {
             }
         }
         answer.await.unwrap_or_else(|_| Err(AttemptError::task_gone(true)))
+    }
+
+    pub(super) fn metrics(&self) -> NodeMetrics {
+        let node = &self.node;
+        // Before `attempts`: what fails meanwhile must not make more failures than attempts.
+        let failures = node.failures.load(Ordering::Relaxed);
+        NodeMetrics {
+            endpoint: node.endpoint.clone(),
+            healthy: node.is_healthy(),
+            in_flight: self.in_flight() as u64,
+            round_trip: node.round_trip.last(),
+            attempts: node.attempts.load(Ordering::Relaxed),
+            failures,
+        }
     }
 
     /// Attempts that wait for this node.
@@ -289,11 +326,12 @@ mod tests {
     #[test]
     fn the_first_round_trip_does_not_count_once_there_is_another() {
         let round_trip = RoundTrip::default();
-        assert_eq!(round_trip.average(), None);
+        assert_eq!((round_trip.average(), round_trip.last()), (None, None));
         let measured = [900, 100, 100, 500].map(|ms| {
             round_trip.measured(Duration::from_millis(ms));
             round_trip.average().unwrap().as_millis()
         });
         assert_eq!(measured, [900, 100, 100, 200]);
+        assert_eq!(round_trip.last(), Some(Duration::from_millis(500)));
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::config::{ClientConfig, Endpoint};
-use super::metrics::Metrics;
+use super::metrics::{Metrics, NodeMetrics};
 use super::node::{Link, Node};
 use super::preference::{Candidate, ReadPreference};
 use crate::proto::v1;
@@ -144,6 +144,11 @@ impl Router {
             return link.clone();
         }
         self.change(|picture| self.learn(picture, endpoint.clone()))
+    }
+
+    /// What is known of each node, those given by the user first.
+    pub(super) fn node_metrics(&self) -> Vec<NodeMetrics> {
+        self.picture.load().links.iter().map(|link| link.metrics()).collect()
     }
 
     /// Endpoints given by the user, then those learnt.

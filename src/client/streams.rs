@@ -9,9 +9,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures::{Stream, stream};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::Streaming;
 
@@ -81,6 +81,8 @@ pub(super) async fn range(
     let kind = read_kind(read.level, preference);
     let mut operation = Operation::new(router, kind, preference, Instant::now());
     router.watch_health();
+    let counts = &router.metrics.range_streams;
+    counts.opened.fetch_add(1, Ordering::Relaxed);
     loop {
         let link = operation.link();
         let expires = operation.deadline().min(Instant::now() + router.config.attempt_timeout);
@@ -90,20 +92,33 @@ pub(super) async fn range(
             let first = pieces.message().await?;
             Ok::<_, tonic::Status>((first, pieces))
         };
-        let failure = match timeout_at(expires, opening).await {
-            Ok(Ok((Some(first), pieces))) => {
-                let (ready, patience) = (VecDeque::new(), router.config.timeout);
-                return Ok(items_of(first, Pieces { link, ready, pieces, more: true, left, patience }));
+        let failure = match link.node.counted(in_time(timeout_at(expires, opening))).await {
+            Ok((Some(first), pieces)) => {
+                let (router, ready) = (router.clone(), VecDeque::new());
+                return Ok(items_of(first, Pieces { router, link, ready, pieces, more: true, left }));
             }
-            Ok(Ok((None, _))) => Failure::Attempt(AttemptError::Lost("the range has no beginning".into())),
-            Ok(Err(status)) => Failure::of_call(&status),
-            Err(_) => Failure::Attempt(AttemptError::Expired { sent: true }),
+            Ok((None, _)) => Failure::Attempt(AttemptError::Lost("the range has no beginning".into())),
+            Err(failure) => failure,
         };
-        operation.after(&link, failure).await?;
+        operation.after(&link, failure).await.inspect_err(|_| {
+            counts.failed.fetch_add(1, Ordering::Relaxed);
+        })?;
+    }
+}
+
+/// What a call brought that had a limited time.
+async fn in_time<T>(
+    call: impl Future<Output = Result<Result<T, tonic::Status>, Elapsed>>,
+) -> Result<T, Failure> {
+    match call.await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(status)) => Err(Failure::of_call(&status)),
+        Err(_) => Err(Failure::Attempt(AttemptError::Expired { sent: true })),
     }
 }
 
 struct Pieces {
+    router: Arc<Router>,
     link: Arc<Link>,
     ready: VecDeque<Item>,
     pieces: Streaming<v1::RangeResponse>,
@@ -111,7 +126,6 @@ struct Pieces {
     more: bool,
     /// Items still to come at most.
     left: u64,
-    patience: Duration,
 }
 
 impl Pieces {
@@ -136,16 +150,16 @@ fn items_of(first: v1::RangeResponse, mut state: Pieces) -> RangeStream {
             if let Some(item) = state.ready.pop_front() {
                 return Ok(Some((item, state)));
             }
-            let failure = match timeout(state.patience, state.pieces.message()).await {
-                Ok(Ok(Some(piece))) => {
+            let failure = match in_time(timeout(state.router.config.timeout, state.pieces.message())).await {
+                Ok(Some(piece)) => {
                     state.take_in(piece);
                     continue;
                 }
-                Ok(Ok(None)) if state.is_complete() => return Ok(None),
-                Ok(Ok(None)) => Failure::Attempt(AttemptError::Lost("the server ended it too early".into())),
-                Ok(Err(status)) => Failure::of_call(&status),
-                Err(_) => Failure::Attempt(AttemptError::Expired { sent: true }),
+                Ok(None) if state.is_complete() => return Ok(None),
+                Ok(None) => Failure::Attempt(AttemptError::Lost("the server ended it too early".into())),
+                Err(failure) => failure,
             };
+            state.router.metrics.range_streams.failed.fetch_add(1, Ordering::Relaxed);
             let endpoint = &state.link.node.endpoint;
             let message = format!("the range broke off midway: {}", super::judge::in_words(&failure));
             return Err(super::judge::failed(endpoint, super::Cause::ConnectionLost, message, false));
@@ -236,6 +250,7 @@ pub(super) fn watch(
     from_revision: u64,
     preference: Option<&ReadPreference>,
 ) -> Watch {
+    router.metrics.watches.opened.fetch_add(1, Ordering::Relaxed);
     let resume_from = Arc::new(AtomicU64::new(from_revision));
     let watching = Watching {
         router: router.clone(),
@@ -311,10 +326,10 @@ impl Watching {
         let link = self.router.choose(&self.preference, self.failed.as_ref().map(|link| &link.node.endpoint));
         let request = v1::WatchRequest { from_revision: self.next_revision, ..self.request.clone() };
         let mut kv = kv(&link);
-        match timeout(config.connect_timeout + config.attempt_timeout, kv.watch(request)).await {
-            Ok(Ok(answer)) => Ok((link, answer.into_inner())),
-            Ok(Err(status)) => Err((link, Failure::of_call(&status))),
-            Err(_) => Err((link, Failure::Attempt(AttemptError::Expired { sent: true }))),
+        let opening = timeout(config.connect_timeout + config.attempt_timeout, kv.watch(request));
+        match link.node.counted(in_time(opening)).await {
+            Ok(answer) => Ok((link, answer.into_inner())),
+            Err(failure) => Err((link, failure)),
         }
     }
 
@@ -340,6 +355,7 @@ impl Watching {
         if let Verdict::Return(error) = judge(case, &link.node.endpoint, failure)
             && matches!(error, ClientError::Compacted { .. } | ClientError::Rejected { .. })
         {
+            self.router.metrics.watches.failed.fetch_add(1, Ordering::Relaxed);
             return Err(error);
         }
         if was_open {

@@ -40,6 +40,16 @@ impl Peers {
     }
 }
 
+impl fmt::Display for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, (id, address)) in self.0.iter().enumerate() {
+            let separator = if place == 0 { "" } else { "," };
+            write!(f, "{separator}{id}={address}")?;
+        }
+        Ok(())
+    }
+}
+
 impl FromStr for Peers {
     type Err = InvalidPeers;
 

@@ -44,7 +44,7 @@ fn defaults_are_those_of_the_engine_and_work() {
     assert!(config.peers.is_empty() && !config.join && !config.preferred_leader);
     let engine = config.engine_config("127.0.0.1:7801".to_owned());
     assert_eq!(engine.client_advertise, "127.0.0.1:7801");
-    assert_eq!((engine.timing, engine.snapshots, engine.limits), Default::default());
+    assert_eq!((engine.timing, engine.snapshots, engine.limits, engine.peers), Default::default());
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_node_is_told_in_one_way_which_cluster_it_belongs_to() {
 fn the_help_tells_the_defaults() {
     let help = Line::command().term_width(1000).render_long_help().to_string();
     let (timing, snapshots, limits) = (Timing::default(), SnapshotPolicy::default(), Limits::default());
-    let disk = DiskPolicy::default();
+    let (disk, peers) = (DiskPolicy::default(), PeerPolicy::default());
     let mib = |bytes: u64| format!("{} MiB", bytes as f64 / (1024.0 * 1024.0));
     for (flag, default) in [
         ("heartbeat-interval-ms", timing.heartbeat_interval_ms.to_string()),
@@ -87,6 +87,9 @@ fn the_help_tells_the_defaults() {
         ("append-message-bytes", mib(limits.append_message_bytes as u64)),
         ("disk-reserve-bytes", mib(disk.reserve_bytes)),
         ("fsync-stall-ms", disk.stall_ms.to_string()),
+        ("lagging-after-ms", peers.lagging_after_ms.to_string()),
+        ("disconnected-after-ms", peers.disconnected_after_ms.to_string()),
+        ("reconnect-interval-ms", peers.reconnect_interval_ms.to_string()),
         ("client-listen", DEFAULT_CLIENT_LISTEN.to_owned()),
         ("peer-listen", DEFAULT_PEER_LISTEN.to_owned()),
         ("cluster", DEFAULT_CLUSTER.to_owned()),
@@ -248,6 +251,44 @@ fn listen_and_advertise_are_separate() {
     assert_eq!((&*engine.peer_listen, &*engine.peer_advertise), ("0.0.0.0:7901", "b:7901"));
     assert_eq!(engine.client_advertise, "b.example:7801");
     assert_eq!(engine.initial_members.len(), 3);
+}
+
+#[test]
+fn what_is_made_of_slow_peers_reaches_the_engine_if_it_can_work() {
+    let given =
+        ["--lagging-after-ms", "500", "--disconnected-after-ms", "9000", "--reconnect-interval-ms", "50"];
+    let config = ServeConfig::load(flags(&given)).unwrap();
+    let expected =
+        PeerPolicy { lagging_after_ms: 500, disconnected_after_ms: 9000, reconnect_interval_ms: 50 };
+    assert_eq!(config.engine_config(String::new()).peers, expected);
+    for (given, named) in [
+        (["--lagging-after-ms", "0"], "0 < lagging_after_ms"),
+        (["--disconnected-after-ms", "1000"], "lagging_after_ms < disconnected_after_ms"),
+        (["--reconnect-interval-ms", "0"], "reconnect_interval_ms (0) must be from 1"),
+        (["--reconnect-interval-ms", "60001"], "reconnect_interval_ms (60001)"),
+    ] {
+        let refusal = refusal(&given);
+        assert!(refusal.contains(named), "{refusal}");
+    }
+}
+
+/// What a running node says of its settings can be given to another one.
+#[test]
+fn the_fixed_settings_are_those_that_the_node_was_started_with() {
+    let given = ["--node-id", "2", "--peers", THREE, "--peer-listen", "b:7901", "--log-format", "json"];
+    let config = ServeConfig::load(flags(&given)).unwrap();
+    let fixed = config.fixed_settings();
+    assert_eq!(
+        fixed.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+        crate::server::settings::NEED_RESTART
+    );
+    let told = fixed.into_iter().map(|(name, value)| (name.to_owned(), value));
+    let told: serde_json::Map<_, _> = told.collect();
+    assert_eq!((&told["peers"], &told["log_format"]), (&THREE.into(), &"json".into()));
+    let again: Settings = serde_json::from_value(told.into()).unwrap();
+    let again = ServeConfig::resolve(again).unwrap();
+    assert_eq!(again.client_advertise.as_ref(), Some(&config.client_listen), "told where it is not given");
+    assert_eq!(ServeConfig { client_advertise: None, ..again }, config);
 }
 
 /// The one file in which every setting is explained.

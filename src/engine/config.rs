@@ -43,6 +43,8 @@ pub struct EngineConfig {
     pub limits: Limits,
     /// What is asked of the disk.
     pub disk: DiskPolicy,
+    /// What is made of peers that are slow or silent.
+    pub peers: PeerPolicy,
 }
 
 impl EngineConfig {
@@ -65,6 +67,7 @@ impl EngineConfig {
             snapshots: SnapshotPolicy::default(),
             limits: Limits::default(),
             disk: DiskPolicy::default(),
+            peers: PeerPolicy::default(),
         }
     }
 }
@@ -97,6 +100,7 @@ impl EngineConfig {
             ));
         }
         self.snapshots.validate().map_err(OpenError::Config)?;
+        self.peers.validate().map_err(OpenError::Config)?;
         let limits = &self.limits;
         if limits.max_command_bytes == 0 || limits.max_inflight_bytes < limits.max_command_bytes {
             return refuse(
@@ -212,6 +216,43 @@ impl Default for Limits {
             log_tail_bytes: 64 * 1024 * 1024,
             append_message_bytes: 1024 * 1024,
         }
+    }
+}
+
+/// What is made of peers that are slow or silent, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerPolicy {
+    /// A peer whose first missing entry is older than this, or that has been silent for longer, lags.
+    pub lagging_after_ms: u64,
+    /// A peer that has been silent for longer is disconnected.
+    pub disconnected_after_ms: u64,
+    /// The longest pause between two attempts to connect to a peer.
+    pub reconnect_interval_ms: u64,
+}
+
+impl PeerPolicy {
+    /// Refuses what cannot work.
+    fn validate(&self) -> Result<(), String> {
+        /// A peer that has come back is not to wait for longer.
+        const MAX_RECONNECT_INTERVAL_MS: u64 = 60_000;
+        let Self { lagging_after_ms: lagging, disconnected_after_ms: disconnected, .. } = *self;
+        if lagging == 0 || disconnected <= lagging {
+            return Err(format!(
+                "peers must satisfy 0 < lagging_after_ms < disconnected_after_ms, got {lagging}, {disconnected}"
+            ));
+        }
+        match self.reconnect_interval_ms {
+            1..=MAX_RECONNECT_INTERVAL_MS => Ok(()),
+            other => {
+                Err(format!("reconnect_interval_ms ({other}) must be from 1 to {MAX_RECONNECT_INTERVAL_MS}"))
+            }
+        }
+    }
+}
+
+impl Default for PeerPolicy {
+    fn default() -> Self {
+        Self { lagging_after_ms: 1_000, disconnected_after_ms: 60_000, reconnect_interval_ms: 200 }
     }
 }
 

@@ -31,6 +31,8 @@ mod config;
 mod formation;
 mod health;
 mod leadership;
+#[cfg(test)]
+mod lone;
 mod membership;
 mod reads;
 mod replication;
@@ -49,11 +51,11 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-pub use config::{DiskPolicy, EngineConfig, Limits, SnapshotPolicy, Timing};
+pub use config::{DiskPolicy, EngineConfig, Limits, PeerPolicy, SnapshotPolicy, Timing};
 pub use membership::{CATCH_UP_PATIENCE, MemberList, MemberState, NewAddresses, NewMember};
 pub use replication::{
-    Counters, DISCONNECTED_AFTER, InFlight, LAGGING_AFTER, Lag, LedPeer, PeerStanding, PeerState,
-    READ_LEVELS, Refused, SYNCING_ENTRIES,
+    Counters, InFlight, Lag, LedPeer, PeerStanding, PeerState, READ_LEVELS, ReadWait, Refused,
+    SYNCING_ENTRIES,
 };
 pub use settings::Settings;
 pub use status::{NodeState, ReadOutcome, Status};
@@ -62,7 +64,7 @@ pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, OpenedSession, WriteOptions,
 use self::config::NO_CLUSTER;
 use crate::error::{FatalError, OpenError, StorageError};
 use crate::machine::StateMachine;
-pub use crate::raft::activity::{Activity, LATENCY_BUCKETS_US, Latency, Snapshots};
+pub use crate::raft::activity::{Activity, LATENCY_BUCKETS_US, Latency, SessionTotals, Snapshots};
 use crate::raft::apply::Applier;
 use crate::raft::core::{Core, CoreConfig, Parts};
 use crate::raft::network::addresses::Addresses;
@@ -236,7 +238,8 @@ impl<M: StateMachine> Engine<M> {
         } = parts;
         config.validate()?;
         let recovery = snapshots.clone();
-        let applier = offload(move || Applier::recover(machine, recovery)).await?;
+        let node_id = config.node_id;
+        let applier = offload(move || Applier::recover(node_id, machine, recovery)).await?;
         check_coverage(&config, &*log, &applier)?;
         let (fatal, stop) = (watch::Sender::new(None), watch::Sender::new(false));
         let (refused, refusals) = mpsc::channel(standing::MAX_REFUSALS);

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Engine, Inner, ReadOutcome};
+use super::{Engine, Inner, ReadOutcome, ReadWait};
 use crate::error::ReadError;
 use crate::machine::StateMachine;
 use crate::raft::core::{Core, NoReadIndex};
@@ -177,6 +177,7 @@ impl<M: StateMachine> Engine<M> {
 impl<M: StateMachine> Inner<M> {
     /// A read index, once there is a leader to get it from.
     async fn read_index(&self, deadline: Instant) -> Result<u64, ReadError> {
+        let _waiting = self.counters.wait(ReadWait::ReadIndex);
         loop {
             let error = match timeout_at(deadline, self.reads.next(&self.core)).await {
                 Ok(Ok(index)) => return Ok(index),
@@ -204,6 +205,7 @@ impl<M: StateMachine> Inner<M> {
         if ready && let Some(view) = published.view_from(published.progress().next_index()) {
             return Ok(view);
         }
+        let _waiting = self.counters.wait(ReadWait::Apply);
         let (mut fatal, mut stop) = (self.fatal.subscribe(), self.stop.subscribe());
         let view = async {
             if let Some(index) = index {
@@ -236,5 +238,31 @@ fn read_error(error: NoReadIndex) -> ReadError {
         NoReadIndex::NotLeader(leader) => ReadError::NotLeader { leader },
         NoReadIndex::NoQuorum(reason) => ReadError::NoQuorum { reason },
         NoReadIndex::Stopped(reason) => ReadError::Stopped { reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::lone;
+    use crate::machine::kv::KvQuery;
+
+    #[tokio::test]
+    async fn reads_that_wait_are_counted_by_what_they_wait_for() {
+        // A node that is in no cluster knows no leader and applies nothing.
+        let engine = lone::engine(true).await;
+        let waiting = || ReadWait::ALL.map(|on| engine.counters().waiting(on));
+        let query = || KvQuery::Get { tenant: "t".into(), collection: "c".into(), key: "k".into() };
+        let no_leader = engine.read(query(), ReadLevel::Linearizable);
+        let not_applied = engine.read(query(), ReadOptions { level: ReadLevel::Local, after_index: 9 });
+        let reads = async { tokio::join!(no_leader, not_applied) };
+        let mut reads = std::pin::pin!(reads);
+        assert!(futures::poll!(&mut reads).is_pending());
+        assert_eq!(waiting(), [1, 1]);
+        let (no_leader, not_applied) = reads.await;
+        assert!(no_leader.is_err(), "{no_leader:?}");
+        assert!(matches!(not_applied, Err(ReadError::Behind { wanted: 9, .. })));
+        assert_eq!(waiting(), [0, 0]);
+        engine.shutdown().await;
     }
 }

@@ -5,17 +5,13 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::Engine;
 use super::membership::lag;
+use super::{Engine, PeerPolicy};
 use crate::machine::StateMachine;
 use crate::raft::activity::Activity;
 use crate::raft::network::traffic::Carried;
-use crate::types::{Member, NodeId, ReadLevel, Role};
+use crate::types::{AckLevel, Member, NodeId, ReadLevel, Role};
 
-/// A peer whose first missing entry is older than this, or that has been silent for longer, lags.
-pub const LAGGING_AFTER: Duration = Duration::from_secs(1);
-/// A peer that has been silent for longer is disconnected.
-pub const DISCONNECTED_AFTER: Duration = Duration::from_secs(60);
 /// A peer that answers and lacks more entries than this is catching up.
 pub const SYNCING_ENTRIES: u64 = 10_000;
 
@@ -26,10 +22,10 @@ pub enum PeerStanding {
     Connected,
     /// It answers, and is being sent a snapshot or more than [`SYNCING_ENTRIES`] entries.
     Syncing,
-    /// Its first missing entry is older than [`LAGGING_AFTER`], or it has not answered for as long: then what it
-    /// has is what it last said.
+    /// Its first missing entry is older than [`PeerPolicy::lagging_after_ms`], or it has not answered for as long: then
+    /// what it has is what it last said.
     Lagging,
-    /// It has not answered for longer than [`DISCONNECTED_AFTER`], or never.
+    /// It has not answered for longer than [`PeerPolicy::disconnected_after_ms`], or never.
     Disconnected,
 }
 
@@ -64,19 +60,23 @@ pub struct LedPeer {
     pub accepted_entries: u64,
     /// Bytes sent and bytes in all of the snapshot that it is being sent.
     pub snapshot: Option<(u64, u64)>,
+    /// What this leader takes for slow and for silent.
+    pub policy: PeerPolicy,
 }
 
 impl LedPeer {
     /// What to make of it.
     pub fn standing(&self) -> PeerStanding {
+        let lagging_after = Duration::from_millis(self.policy.lagging_after_ms);
+        let disconnected_after = Duration::from_millis(self.policy.disconnected_after_ms);
         match self.heard {
             None => PeerStanding::Disconnected,
-            Some(heard) if heard > DISCONNECTED_AFTER => PeerStanding::Disconnected,
-            Some(heard) if heard > LAGGING_AFTER => PeerStanding::Lagging,
+            Some(heard) if heard > disconnected_after => PeerStanding::Disconnected,
+            Some(heard) if heard > lagging_after => PeerStanding::Lagging,
             Some(_) if self.snapshot.is_some() || self.behind_entries > SYNCING_ENTRIES => {
                 PeerStanding::Syncing
             }
-            Some(_) if self.behind > LAGGING_AFTER => PeerStanding::Lagging,
+            Some(_) if self.behind > lagging_after => PeerStanding::Lagging,
             Some(_) => PeerStanding::Connected,
         }
     }
@@ -102,9 +102,11 @@ pub struct InFlight {
     pub commands: usize,
     /// Bytes of them, encoded.
     pub bytes: usize,
+    /// Writes that are applied and wait until every voter holds them; they do not count as commands in flight.
+    pub waiting_for_all: usize,
 }
 
-/// Why a command was not proposed.
+/// Why a command was refused: most are not even proposed, those of sessions when they come to be applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
     /// Larger than `max_command_bytes`.
@@ -119,17 +121,23 @@ pub enum Refused {
     NoQuorum,
     /// This node does not lead.
     NotLeader,
+    /// All sessions are in use.
+    TooManySessions,
+    /// Its session has too many writes, or too many bytes of answers, that its owner has not settled.
+    WindowExceeded,
 }
 
 impl Refused {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::TooLarge,
         Self::Overloaded,
         Self::DiskFull,
         Self::DiskStalled,
         Self::NoQuorum,
         Self::NotLeader,
+        Self::TooManySessions,
+        Self::WindowExceeded,
     ];
 
     /// Its name in metrics.
@@ -141,6 +149,8 @@ impl Refused {
             Self::DiskStalled => "disk_stalled",
             Self::NoQuorum => "no_quorum",
             Self::NotLeader => "not_leader",
+            Self::TooManySessions => "too_many_sessions",
+            Self::WindowExceeded => "window_exceeded",
         }
     }
 }
@@ -148,11 +158,44 @@ impl Refused {
 /// Names of the read levels in metrics, in the order in which [`Counters`] counts them.
 pub const READ_LEVELS: [&str; 4] = ["linearizable", "lease", "bounded", "local"];
 
+/// What a read may have to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadWait {
+    /// A leader, and its confirmation that it leads.
+    ReadIndex,
+    /// That this node has applied as much as the read needs, and a view of it.
+    Apply,
+}
+
+impl ReadWait {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::ReadIndex, Self::Apply];
+
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ReadIndex => "read_index",
+            Self::Apply => "apply",
+        }
+    }
+}
+
+/// A read that waits; it counts for as long as this lives.
+pub(super) struct Waiting<'a>(&'a AtomicU64);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 /// What the engine counts, since the node started.
 #[derive(Debug, Default)]
 pub struct Counters {
     refused: [AtomicU64; Refused::ALL.len()],
     reads: [AtomicU64; READ_LEVELS.len()],
+    acknowledged: [AtomicU64; AckLevel::ALL.len()],
+    waiting: [AtomicU64; ReadWait::ALL.len()],
     /// Commands proposed because the machine had asked to be woken.
     pub wake_ups: AtomicU64,
 }
@@ -170,6 +213,26 @@ impl Counters {
             ReadLevel::Local => 3,
         };
         self.reads[place].fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn acknowledge(&self, level: AckLevel) {
+        self.acknowledged[level as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Commands acknowledged at this level, for sessions and of the machine's own included.
+    pub fn acknowledged(&self, level: AckLevel) -> u64 {
+        self.acknowledged[level as usize].load(Relaxed)
+    }
+
+    pub(super) fn wait(&self, on: ReadWait) -> Waiting<'_> {
+        let waiting = &self.waiting[on as usize];
+        waiting.fetch_add(1, Relaxed);
+        Waiting(waiting)
+    }
+
+    /// Reads that wait for this at the moment.
+    pub fn waiting(&self, on: ReadWait) -> u64 {
+        self.waiting[on as usize].load(Relaxed)
     }
 
     /// Commands refused for this reason.
@@ -207,6 +270,7 @@ impl<M: StateMachine> Engine<M> {
                 heard: known.and_then(|peer| peer.heard).map(|at| at.elapsed()),
                 accepted_entries: known.map_or(0, |peer| peer.accepted_entries),
                 snapshot: known.and_then(|peer| peer.snapshot),
+                policy: inner.config.peers,
             }
         };
         let others =
@@ -241,6 +305,7 @@ impl<M: StateMachine> Engine<M> {
         InFlight {
             commands: self.inner.inflight_commands.load(Relaxed),
             bytes: self.inner.inflight_bytes.load(Relaxed),
+            waiting_for_all: self.inner.core.held().waiting(),
         }
     }
 
@@ -255,7 +320,7 @@ impl<M: StateMachine> Engine<M> {
         self.inner.core.activity()
     }
 
-    /// What the engine has counted: reads and refusals.
+    /// What the engine has counted: reads, acknowledgements and refusals.
     pub fn counters(&self) -> &Counters {
         &self.inner.counters
     }
@@ -274,6 +339,7 @@ mod tests {
             heard: Some(Duration::from_millis(20)),
             accepted_entries: 10,
             snapshot: None,
+            policy: PeerPolicy::default(),
         };
         assert_eq!(well.standing(), PeerStanding::Connected);
         let late = LedPeer { behind_entries: 5, behind: Duration::from_millis(1001), ..well.clone() };
@@ -289,16 +355,23 @@ mod tests {
             let gone = LedPeer { heard, ..far.clone() };
             assert_eq!(gone.standing(), PeerStanding::Disconnected);
         }
+        // Who expects more of its peers calls them slow or gone earlier.
+        let policy = PeerPolicy { lagging_after_ms: 10, disconnected_after_ms: 19, ..well.policy };
+        assert_eq!(LedPeer { policy, ..well.clone() }.standing(), PeerStanding::Disconnected);
+        let policy = PeerPolicy { disconnected_after_ms: 20, ..policy };
+        assert_eq!(LedPeer { policy, ..well }.standing(), PeerStanding::Lagging);
     }
 
     #[test]
-    fn refusals_and_levels_are_counted_under_their_names() {
+    fn refusals_and_levels_are_counted_in_their_places() {
         let counters = Counters::default();
         Refused::ALL.into_iter().for_each(|why| counters.refuse(why));
         counters.refuse(Refused::Overloaded);
         let refused = Refused::ALL.map(|why| counters.refused(why));
-        assert_eq!(refused, [1, 2, 1, 1, 1, 1]);
+        assert_eq!(refused, [1, 2, 1, 1, 1, 1, 1, 1]);
         counters.read(ReadLevel::Bounded { max_lag_ms: 5 });
         assert_eq!(counters.reads(), [0, 0, 1, 0]);
+        counters.acknowledge(AckLevel::Leader);
+        assert_eq!(AckLevel::ALL.map(|level| counters.acknowledged(level)), [0, 0, 1]);
     }
 }

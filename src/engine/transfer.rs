@@ -243,21 +243,15 @@ async fn ends<M: StateMachine>(core: &Core<M>, term: u64, patience: Duration) ->
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::atomic::Ordering::Relaxed;
 
     use bytes::Bytes;
-    use futures::FutureExt;
-    use futures::future::BoxFuture;
 
     use super::*;
-    use crate::engine::{EngineConfig, EngineParts};
+    use crate::engine::lone;
     use crate::error::WriteError;
-    use crate::machine::kv::{KvCommand, KvMachine};
-    use crate::raft::network::{
-        Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, Purpose, Target, Transport,
-    };
-    use crate::storage::{DiskWatch, MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
-    use crate::types::{Incarnation, LogId, Member, Membership};
+    use crate::machine::kv::KvCommand;
+    use crate::types::{LogId, Member, Membership};
 
     /// Node 1 leads, its last entry is 9, and the others' logs match as given.
     fn leader(voters: &[&[NodeId]], matched: &[(NodeId, u64)]) -> Metrics {
@@ -318,45 +312,11 @@ mod tests {
         assert_eq!(Others { metrics: &alone, in_touch: &nobody }.next(1, &BTreeSet::new()), None);
     }
 
-    /// Nobody is reached.
-    struct Nowhere;
-
-    impl Transport for Nowhere {
-        fn connect(
-            &self,
-            _target: Target,
-            _hello: Hello,
-            _purpose: Purpose,
-        ) -> BoxFuture<'static, Result<Connection, DialError>> {
-            async { Err(DialError::Unreachable("nowhere".to_owned())) }.boxed()
-        }
-
-        fn identify(
-            &self,
-            _address: String,
-            _request: IdentifyRequest,
-        ) -> BoxFuture<'static, Result<IdentifyResponse, DialError>> {
-            async { Err(DialError::Unreachable("nowhere".to_owned())) }.boxed()
-        }
-    }
-
     const DEADLINE: Duration = Duration::from_secs(30);
 
     #[tokio::test]
     async fn a_lead_that_nobody_takes_is_given_up_and_won_again() {
-        let disk = MemoryDisk::new(SyncMode::Immediate);
-        let parts = EngineParts {
-            config: EngineConfig::new(1, "", "nowhere:1"),
-            incarnation: Incarnation(1),
-            log: Arc::new(MemoryStore::open(&disk)),
-            snapshots: Arc::new(MemorySnapshots::new()),
-            transport: Arc::new(Nowhere),
-            log_stats: None,
-            disk: DiskWatch::default(),
-            released: None,
-            promised_lease_ms: 0,
-        };
-        let engine = Engine::start(parts, KvMachine::default()).await.unwrap();
+        let engine = lone::engine(false).await;
         assert!(engine.ready(DEADLINE).await);
         let (tenant, collection) = ("t".to_owned(), "c".to_owned());
         let (key, value) = (Bytes::from("k"), Bytes::from("v"));
@@ -378,6 +338,8 @@ mod tests {
         let leads = state.wait_for(|state| state.role == Role::Leader && state.term > term);
         assert!(tokio::time::timeout(DEADLINE, leads).await.is_ok(), "elected again");
         assert!(!core.is_handing_over());
+        let transfers = [&core.activity().transfers_begun, &core.activity().transfers_failed];
+        assert_eq!(transfers.map(|count| count.load(Relaxed)), [1, 1]);
         engine.write(put).await.unwrap();
         engine.shutdown().await;
     }

@@ -201,10 +201,11 @@ impl<M: StateMachine> Engine<M> {
         let finish = move |outcome| match engine.acknowledge(outcome, options.ack, session) {
             Ok((acknowledged, entry)) if options.ack == AckLevel::All => {
                 runtime::spawn(async move {
-                    done(engine.wait_for_all(acknowledged, entry, options.ack_timeout).await);
+                    let outcome = engine.wait_for_all(acknowledged, entry, options.ack_timeout).await;
+                    done(engine.counted(outcome));
                 });
             }
-            outcome => done(outcome.map(|(acknowledged, _)| acknowledged)),
+            outcome => done(engine.counted(outcome.map(|(acknowledged, _)| acknowledged))),
         };
         match options.ack {
             // Acknowledged long before it is committed: a leader without a quorum must not take on more and more.
@@ -283,7 +284,10 @@ impl<M: StateMachine> Inner<M> {
         const PAUSE: Duration = Duration::from_millis(100);
         let refused = self.no_session.lock().expect("invariant: no panic under this lock");
         match refused.is_some_and(|at| at.elapsed() < PAUSE) {
-            true => Err(WriteError::TooManySessions),
+            true => {
+                self.counters.refuse(Refused::TooManySessions);
+                Err(WriteError::TooManySessions)
+            }
             false => Ok(()),
         }
     }
@@ -338,12 +342,7 @@ impl<M: StateMachine> Inner<M> {
             Proposed::Interrupted(leader) => return Err(WriteError::Interrupted { leader }),
             Proposed::Stopped => return Err(self.stopped_write()),
         };
-        let reply = answer.reply.map_err(|refusal| match refusal {
-            SessionRefusal::Expired => WriteError::SessionExpired { session: session.unwrap_or_default() },
-            SessionRefusal::WindowExceeded => WriteError::WindowExceeded,
-            SessionRefusal::AnswerForgotten => WriteError::AnswerForgotten,
-            SessionRefusal::TooManySessions => WriteError::TooManySessions,
-        })?;
+        let reply = answer.reply.map_err(|refusal| self.session_refused(refusal, session))?;
         let acknowledged = Acknowledged {
             log_id: answer.first.unwrap_or(entry),
             reply: Some(reply),
@@ -352,6 +351,31 @@ impl<M: StateMachine> Inner<M> {
             repeated: answer.first.is_some(),
         };
         Ok((acknowledged, entry))
+    }
+
+    /// What to tell the owner of `session` whose command was not carried out. That a session has expired is counted
+    /// where it is applied, by every node ([`Activity::expired_sessions`](super::Activity)).
+    fn session_refused(&self, refusal: SessionRefusal, session: Option<u64>) -> WriteError {
+        match refusal {
+            SessionRefusal::Expired => WriteError::SessionExpired { session: session.unwrap_or_default() },
+            SessionRefusal::AnswerForgotten => WriteError::AnswerForgotten,
+            SessionRefusal::WindowExceeded => {
+                self.counters.refuse(Refused::WindowExceeded);
+                WriteError::WindowExceeded
+            }
+            SessionRefusal::TooManySessions => {
+                self.counters.refuse(Refused::TooManySessions);
+                WriteError::TooManySessions
+            }
+        }
+    }
+
+    /// Counts `outcome` if it is an acknowledgement.
+    fn counted(&self, outcome: Outcome) -> Outcome {
+        if let Ok(acknowledged) = &outcome {
+            self.counters.acknowledge(acknowledged.ack);
+        }
+        outcome
     }
 
     /// Waits until every voter holds `entry`, and with it everything before.

@@ -19,6 +19,11 @@
 //! settled; when the table
 //! exceeds its bytes, the largest sessions are closed. A writer whose session is gone is told so, and never applied
 //! twice.
+//!
+//! # Counts
+//!
+//! What became of sessions is counted for whoever [takes the counts](SessionTable::take_counts). They belong to this
+//! process, not to the replicated state: they are in no snapshot, and tables that differ in nothing else are equal.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -120,13 +125,36 @@ pub enum SessionRefusal {
     TooManySessions,
 }
 
+/// What became of sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SessionCounts {
+    /// Opened.
+    pub opened: u64,
+    /// Closed by their owners.
+    pub closed: u64,
+    /// Closed because they were not used for as long as they had been granted.
+    pub expired: u64,
+    /// Closed to make room: idle ones for a new one, the largest because of their answers.
+    pub evicted: u64,
+}
+
 /// See the [module](self). Cloning it costs a reference count; what is changed afterwards is copied once.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct SessionTable {
     sessions: OrdMap<u64, Arc<Entry>>,
     bytes: usize,
     swept_ms: u64,
+    counts: SessionCounts,
 }
+
+impl PartialEq for SessionTable {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { sessions, bytes, swept_ms, counts: _ } = self;
+        (sessions, bytes, swept_ms) == (&other.sessions, &other.bytes, &other.swept_ms)
+    }
+}
+
+impl Eq for SessionTable {}
 
 impl SessionTable {
     /// Sessions open.
@@ -159,7 +187,7 @@ impl SessionTable {
             let idlest = self.sessions.iter().min_by_key(|(id, entry)| (entry.used_ms, **id));
             match idlest.map(|(id, entry)| (*id, entry.used_ms)) {
                 Some((idlest, used_ms)) if time_ms.saturating_sub(used_ms) >= MIN_IDLE_MS => {
-                    self.close(idlest)
+                    self.counts.evicted += self.remove(idlest);
                 }
                 _ => return Err(SessionRefusal::TooManySessions),
             }
@@ -172,14 +200,25 @@ impl SessionTable {
             bytes: 0,
         };
         self.sessions.insert(id, Arc::new(entry));
+        self.counts.opened += 1;
         Ok(())
     }
 
-    /// Closes session `id`, if it is open.
+    /// Closes session `id`, if it is open, because its owner asks for it.
     pub fn close(&mut self, id: u64) {
-        if let Some(entry) = self.sessions.remove(&id) {
-            self.bytes -= entry.bytes;
-        }
+        self.counts.closed += self.remove(id);
+    }
+
+    /// What became of sessions since this was asked for the last time.
+    pub fn take_counts(&mut self) -> SessionCounts {
+        std::mem::take(&mut self.counts)
+    }
+
+    /// Removes session `id`. Returns how many that were: one, or none.
+    fn remove(&mut self, id: u64) -> u64 {
+        let Some(entry) = self.sessions.remove(&id) else { return 0 };
+        self.bytes -= entry.bytes;
+        1
     }
 
     /// What to do with the write at `slot`.
@@ -189,7 +228,7 @@ impl SessionTable {
             return Admission::Refuse(SessionRefusal::Expired);
         };
         if entry.is_expired(time_ms) {
-            self.close(slot.session);
+            self.counts.expired += self.remove(slot.session);
             return Admission::Refuse(SessionRefusal::Expired);
         }
         let entry = Arc::make_mut(entry);
@@ -214,8 +253,9 @@ impl SessionTable {
         }
     }
 
-    /// The write at `slot`, just [admitted](Self::admit), was applied at `log_id` and answered with `reply`.
-    pub fn record(&mut self, slot: SessionSlot, log_id: LogId, reply: Bytes) {
+    /// The write at `slot`, just [admitted](Self::admit), was applied at `log_id` and answered with `reply`. Returns how
+    /// many sessions had to be closed because their answers take too many bytes.
+    pub fn record(&mut self, slot: SessionSlot, log_id: LogId, reply: Bytes) -> u64 {
         let entry = self.sessions.get_mut(&slot.session).expect("invariant: just admitted");
         let entry = Arc::make_mut(entry);
         let place = (slot.sequence - entry.first_unanswered) as usize;
@@ -228,24 +268,30 @@ impl SessionTable {
         entry.answers[place] = Some(Answer { log_id, reply });
         let bytes = entry.bytes;
         self.bytes += bytes - before;
+        let mut evicted = 0;
         if bytes > 2 * MAX_SESSION_BYTES {
-            self.close(slot.session);
+            evicted += self.remove(slot.session);
         }
         if self.bytes > MAX_TABLE_BYTES {
-            self.evict();
+            evicted += self.evict();
         }
+        self.counts.evicted += evicted;
+        evicted
     }
 
     /// Closes the largest sessions, until an eighth of the bytes is free again: the others are not to pay for them.
-    fn evict(&mut self) {
+    /// Returns how many.
+    fn evict(&mut self) -> u64 {
+        let mut evicted = 0;
         let mut by_size: Vec<_> = self.sessions.iter().map(|(id, entry)| (entry.bytes, *id)).collect();
         by_size.sort_unstable();
         for (_, id) in by_size.into_iter().rev() {
             if self.bytes <= MAX_TABLE_BYTES / 8 * 7 {
-                return;
+                break;
             }
-            self.close(id);
+            evicted += self.remove(id);
         }
+        evicted
     }
 
     /// Closes expired sessions, when that was not done a short while ago.
@@ -257,7 +303,7 @@ impl SessionTable {
         let expired: Vec<u64> =
             self.sessions.iter().filter(|(_, entry)| entry.is_expired(time_ms)).map(|(id, _)| *id).collect();
         for id in expired {
-            self.close(id);
+            self.counts.expired += self.remove(id);
         }
     }
 }
@@ -470,7 +516,10 @@ mod tests {
             "never opened"
         );
         table.close(6);
+        table.close(6);
         assert!(table.is_empty());
+        assert_eq!(table.take_counts(), SessionCounts { opened: 2, closed: 1, expired: 1, evicted: 0 });
+        assert_eq!(table.take_counts(), SessionCounts::default(), "taken once");
     }
 
     #[test]
@@ -484,6 +533,7 @@ mod tests {
         assert_eq!(apply(&mut table, slot(7, 1, 1), 0, MIN_IDLE_MS), Admission::Apply);
         table.open(id, 0, MIN_IDLE_MS).unwrap();
         assert_eq!(table.len(), MAX_SESSIONS);
+        assert_eq!(table.take_counts(), SessionCounts { opened: id, evicted: 1, ..Default::default() });
         assert_eq!(apply(&mut table, slot(7, 1, 1), 0, MIN_IDLE_MS), repeats(0), "in use, so it stayed");
         assert_eq!(
             apply(&mut table, slot(14, 1, 1), 0, MIN_IDLE_MS),
@@ -501,18 +551,19 @@ mod tests {
         for id in 2..=16 {
             table.open(id, 0, id).unwrap();
             assert_eq!(table.admit(slot(id, 1, 1), id), Admission::Apply);
-            table.record(slot(id, 1, 1), LogId::new(1, id), large.clone());
+            assert_eq!(table.record(slot(id, 1, 1), LogId::new(1, id), large.clone()), 0);
             assert!(table.bytes() <= MAX_TABLE_BYTES);
         }
         let full = table.admit(slot(2, 2, 1), 20);
         assert_eq!(full, Admission::Refuse(SessionRefusal::WindowExceeded), "settle some first");
         assert_eq!(table.admit(slot(2, 2, 2), 20), Admission::Apply);
-        table.record(slot(2, 2, 2), LogId::new(1, 20), large.clone());
+        assert_eq!(table.record(slot(2, 2, 2), LogId::new(1, 20), large.clone()), 0);
 
         table.open(17, 0, 20).unwrap();
         assert_eq!(table.admit(slot(17, 1, 1), 20), Admission::Apply);
-        table.record(slot(17, 1, 1), LogId::new(1, 21), large);
-        assert!(table.bytes() <= MAX_TABLE_BYTES);
+        let evicted = table.record(slot(17, 1, 1), LogId::new(1, 21), large);
+        assert!(evicted > 0 && table.bytes() <= MAX_TABLE_BYTES);
+        assert_eq!(table.take_counts(), SessionCounts { opened: 17, evicted, ..Default::default() });
         assert_eq!(
             table.admit(slot(17, 1, 1), 20),
             Admission::Refuse(SessionRefusal::Expired),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::timeline::Timeline;
+use crate::machine::sessions::SessionCounts;
 use crate::types::{NodeId, Vote};
 
 /// Upper bounds of a [`Latency`]'s buckets, in microseconds; a last bucket takes what is longer.
@@ -62,6 +63,29 @@ impl Snapshots {
     }
 }
 
+/// What became of sessions; see [`SessionCounts`].
+#[derive(Debug, Default)]
+pub struct SessionTotals {
+    /// Opened.
+    pub opened: AtomicU64,
+    /// Closed by their owners.
+    pub closed: AtomicU64,
+    /// Closed because they were not used for too long.
+    pub expired: AtomicU64,
+    /// Closed to make room.
+    pub evicted: AtomicU64,
+}
+
+impl SessionTotals {
+    pub(super) fn add(&self, counts: SessionCounts) {
+        let SessionCounts { opened, closed, expired, evicted } = counts;
+        self.opened.fetch_add(opened, Relaxed);
+        self.closed.fetch_add(closed, Relaxed);
+        self.expired.fetch_add(expired, Relaxed);
+        self.evicted.fetch_add(evicted, Relaxed);
+    }
+}
+
 /// Counters of one node since it started. Read at any time; each is exact, but two read one after the other may belong
 /// to different moments.
 #[derive(Debug, Default)]
@@ -93,6 +117,12 @@ pub struct Activity {
     pub snapshots_sent: Snapshots,
     /// Snapshots taken over from leaders.
     pub snapshots_installed: Snapshots,
+    /// Snapshots of this node's state that were refused before they began, for lack of space.
+    pub snapshots_not_begun: AtomicU64,
+    /// Those that were given up midway, for lack of space.
+    pub snapshots_not_written: AtomicU64,
+    /// Snapshots of leaders that were not taken: refused, broken off, or not valid.
+    pub snapshots_not_received: AtomicU64,
     /// Size of the newest snapshot's file; 0 while there is none.
     pub snapshot_bytes: AtomicU64,
     /// Purges of the log.
@@ -101,7 +131,16 @@ pub struct Activity {
     pub repeated_answers: AtomicU64,
     /// Writes refused because their session had expired or never was.
     pub expired_sessions: AtomicU64,
+    /// What became of sessions, as far as this node has applied it since it started.
+    pub sessions: SessionTotals,
+    /// Times this node has begun to hand over the lead.
+    pub transfers_begun: AtomicU64,
+    /// Those after which another node led.
+    pub transfers_succeeded: AtomicU64,
+    /// Those after which this node gave the lead up, because nobody took it, or won it again.
+    pub transfers_failed: AtomicU64,
     leads: AtomicBool,
+    hands_over: AtomicBool,
     sample: Mutex<Option<Sample>>,
     seen_leader: Mutex<Option<(u64, NodeId)>>,
     pub(super) appended: Timeline,
@@ -129,12 +168,31 @@ impl Activity {
                 *seen = Some((vote.term, vote.node_id));
                 self.leader_changes.fetch_add(1, Relaxed);
                 self.elections_won.fetch_add(u64::from(won), Relaxed);
+                self.transfer_ended(if won { &self.transfers_failed } else { &self.transfers_succeeded });
             }
         }
         if !won {
             *self.sample() = None;
         }
         self.leads.store(won, Relaxed);
+    }
+
+    /// This node, which leads, offers the lead to another. To offer it to a second one goes on with the same transfer.
+    pub(super) fn transfer_begun(&self) {
+        if !self.hands_over.swap(true, Relaxed) {
+            self.transfers_begun.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Nobody took the lead, and this node lets go of it.
+    pub(super) fn lead_given_up(&self) {
+        self.transfer_ended(&self.transfers_failed);
+    }
+
+    fn transfer_ended(&self, how: &AtomicU64) {
+        if self.hands_over.swap(false, Relaxed) {
+            how.fetch_add(1, Relaxed);
+        }
     }
 
     /// Whether this node's last vote says that it leads.
@@ -219,6 +277,30 @@ mod tests {
         assert!(!activity.leads());
         let counts = [&activity.elections_started, &activity.elections_won, &activity.leader_changes];
         assert_eq!(counts.map(|count| count.load(Relaxed)), [1, 1, 2]);
+    }
+
+    #[test]
+    fn a_transfer_ends_once_and_in_one_of_two_ways() {
+        let activity = Activity::default();
+        let elected = |term, node_id| Vote { term, node_id, committed: true };
+        let counts = || {
+            let counts =
+                [&activity.transfers_begun, &activity.transfers_succeeded, &activity.transfers_failed];
+            counts.map(|count| count.load(Relaxed))
+        };
+        activity.transfer_begun();
+        activity.transfer_begun();
+        assert_eq!(counts(), [1, 0, 0], "offered to one voter after the other");
+        activity.voted(1, elected(2, 2));
+        activity.voted(1, elected(3, 3));
+        assert_eq!(counts(), [1, 1, 0]);
+        activity.transfer_begun();
+        activity.lead_given_up();
+        activity.voted(1, elected(4, 1));
+        assert_eq!(counts(), [2, 1, 1]);
+        activity.transfer_begun();
+        activity.voted(1, elected(5, 1));
+        assert_eq!(counts(), [3, 1, 2]);
     }
 
     #[tokio::test(start_paused = true)]

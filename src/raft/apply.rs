@@ -36,6 +36,7 @@ const REPLY_BYTES: usize = 4 * 1024 * 1024;
 
 /// The user's machine with all that must change together with it.
 pub struct Applier<M: StateMachine> {
+    node_id: types::NodeId,
     machine: M,
     sessions: SessionTable,
     progress: Progress,
@@ -46,11 +47,12 @@ pub struct Applier<M: StateMachine> {
 }
 
 impl<M: StateMachine> Applier<M> {
-    /// The state of the newest snapshot in `snapshots`, or `machine` when there is none.
+    /// The state of the newest snapshot in `snapshots`, or `machine` when there is none, on node `node_id`.
     ///
     /// # Errors
     /// When the newest snapshot is corrupt, or not one of this machine.
     pub fn recover(
+        node_id: types::NodeId,
         machine: M,
         snapshots: Arc<dyn SnapshotStore>,
     ) -> Result<Self, crate::error::StorageError> {
@@ -60,6 +62,7 @@ impl<M: StateMachine> Applier<M> {
             ..Progress::default()
         };
         let mut this = Self {
+            node_id,
             published: Published::new(Applied { progress, view: machine.view() }),
             machine,
             sessions: SessionTable::default(),
@@ -148,11 +151,12 @@ impl<M: StateMachine> Applier<M> {
                 && command
                 && let Some(log_id) = self.progress.log_id
             {
-                tracing::trace!(target: WRITES, %log_id, "applied");
+                tracing::trace!(target: WRITES, node_id = self.node_id, %log_id, "applied");
             }
             replies.extend(responder.map(|responder| (responder, answer)));
         }
         self.publish_if_wanted();
+        self.activity.sessions.add(self.sessions.take_counts());
         if let Some(applied) = self.progress.log_id {
             self.activity.applied(entries, applied.index, begun.elapsed());
         }
@@ -216,10 +220,19 @@ impl<M: StateMachine> Applier<M> {
                 let reply = self.machine.apply(&context, command);
                 let reply = envelope::encode(&reply).map_err(io::Error::other)?;
                 if let Some(slot) = slot {
-                    self.sessions.record(slot, log_id, reply.clone());
+                    self.record(slot, log_id, reply.clone());
                 }
                 Ok(Answer { reply: Ok(reply), first: None })
             }
+        }
+    }
+
+    /// Keeps the answer to the write at `slot` for its session.
+    fn record(&mut self, slot: types::SessionSlot, log_id: types::LogId, reply: Bytes) {
+        let evicted = self.sessions.record(slot, log_id, reply);
+        if evicted > 0 {
+            let bytes = self.sessions.bytes();
+            tracing::warn!(%log_id, evicted, bytes, "closed the largest sessions: too many bytes of answers are kept");
         }
     }
 }
@@ -283,5 +296,77 @@ impl<M: StateMachine> RaftStateMachine<TypeConfig> for Applier<M> {
             meta: super::snapshot::meta(handle.meta()),
             snapshot: SnapshotData::Placed(handle),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+    use crate::machine::sessions::MIN_TTL_MS;
+    use crate::storage::MemorySnapshots;
+    use crate::types::SessionSlot;
+
+    /// Answers with as many bytes as it is asked for.
+    #[derive(Debug, Default)]
+    struct Talkative;
+
+    impl StateMachine for Talkative {
+        type Command = usize;
+        type Reply = Bytes;
+        type Query = ();
+        type Answer = ();
+        type View = ();
+
+        fn apply(&mut self, _: &ApplyContext, bytes: usize) -> Bytes {
+            vec![0; bytes].into()
+        }
+
+        fn view(&self) {}
+
+        fn query((): &(), (): ()) {}
+
+        fn write_snapshot((): &(), _: &mut dyn Write) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn read_snapshot(_: &mut dyn Read) -> io::Result<Self> {
+            Ok(Self)
+        }
+    }
+
+    fn entry(index: u64, command: Bytes) -> io::Result<EntryResponder<TypeConfig>> {
+        let payload = types::Payload::Command(command);
+        let entry = types::Entry { log_id: types::LogId::new(1, index), payload };
+        Ok((type_config::entry(entry).unwrap(), None))
+    }
+
+    #[test]
+    fn what_becomes_of_sessions_is_counted_as_it_is_applied() {
+        /// More than the answers of one session may take.
+        const HUGE: usize = 40 * 1024 * 1024;
+        let mut applier = Applier::recover(1, Talkative, Arc::new(MemorySnapshots::default())).unwrap();
+        let write = |session, time_ms, bytes: usize| {
+            let slot = SessionSlot { session, sequence: 1, first_unanswered: 1 };
+            envelope::seal(time_ms, &bytes, Some(slot)).unwrap()
+        };
+        let commands = [
+            envelope::seal_open_session(0, 1, MIN_TTL_MS),
+            envelope::seal_open_session(0, 2, MIN_TTL_MS),
+            envelope::seal_open_session(0, 3, MIN_TTL_MS),
+            envelope::seal_close_session(0, 1),
+            write(2, 0, HUGE),
+            write(3, MIN_TTL_MS + 1, 1),
+        ];
+        let mut batch = (1..).zip(commands).map(|(index, command)| entry(index, command));
+        applier.apply_batch(&mut batch).unwrap();
+        applier.apply_batch(&mut batch).unwrap();
+        let activity = applier.activity();
+        let totals = &activity.sessions;
+        let totals = [&totals.opened, &totals.closed, &totals.evicted, &totals.expired];
+        assert_eq!(totals.map(|total| total.load(Relaxed)), [3, 1, 1, 1]);
+        assert_eq!(activity.expired_sessions.load(Relaxed), 1);
+        assert!(applier.sessions.is_empty());
     }
 }

@@ -113,12 +113,10 @@ impl<G: Send + Sync + 'static> StoreBuilder<TypeConfig, RaftLog, Applier<Count>,
     async fn build(&self) -> Result<(G, RaftLog, Applier<Count>), StorageError<TypeConfig>> {
         let (guard, store, snapshots) = (self.0)();
         let log = Arc::new(FromAnywhere { store, hidden: Mutex::new(None) });
-        let applier = Applier::recover(Count::default(), snapshots).expect("an empty store can be recovered");
-        Ok((
-            guard,
-            RaftLog::new(log, 1024 * 1024, (1, Incarnation(1)), Arc::default(), applier.activity()),
-            applier,
-        ))
+        let applier =
+            Applier::recover(1, Count::default(), snapshots).expect("an empty store can be recovered");
+        let activity = applier.activity();
+        Ok((guard, RaftLog::new(log, 1024 * 1024, (1, Incarnation(1)), Arc::default(), activity), applier))
     }
 }
 

@@ -398,6 +398,9 @@ impl<M: StateMachine> Core<M> {
     /// Asks `to` to take the lead at once. Ignored unless this node leads.
     pub async fn transfer_leader(&self, to: NodeId) {
         self.admission.void_lease();
+        if self.is_handing_over() {
+            self.activity.transfer_begun();
+        }
         let _ = self.raft.trigger().transfer_leader(to).await;
     }
 
@@ -417,8 +420,9 @@ impl<M: StateMachine> Core<M> {
         let next = types::Vote { term: metrics.current_term + 1, node_id: candidate, committed: false };
         let mut request = VoteRequest::new(type_config::vote(next), Some(last_log_id));
         request.leadership_transfer = true;
-        if let Err(error) = self.raft.vote(request).await {
-            tracing::error!(%error, "the core does not give up the lead");
+        match self.raft.vote(request).await {
+            Ok(_) => self.activity.lead_given_up(),
+            Err(error) => tracing::error!(%error, "the core does not give up the lead"),
         }
     }
 

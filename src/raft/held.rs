@@ -62,6 +62,12 @@ impl Held {
         held
     }
 
+    /// How many wait until all voters hold something.
+    pub fn waiting(&self) -> usize {
+        let waiting = self.waiting.lock().expect("invariant: no panic under this lock");
+        waiting.values().flatten().filter(|waiter| !waiter.is_closed()).count()
+    }
+
     /// Tells those who wait, for ever. One task does it for all: there may be thousands of them, and something advances
     /// thousands of times a second.
     pub async fn tell(&self, voters: impl Fn() -> BTreeMap<NodeId, Incarnation>) {
@@ -149,10 +155,13 @@ mod tests {
         held.note(node(1), LogId::new(2, 9));
         tokio::time::sleep(SWEEP).await;
         assert!(first.try_recv().is_err() && second.try_recv().is_err());
+        assert_eq!(held.waiting(), 2);
         held.note(node(2), LogId::new(2, 6));
         first.await.unwrap();
         assert!(second.try_recv().is_err());
+        assert_eq!(held.waiting(), 1);
         drop(second);
+        assert_eq!(held.waiting(), 0);
         tokio::time::sleep(SWEEP * 2).await;
         assert!(held.waiting.lock().unwrap().is_empty(), "whoever gave up is forgotten");
     }

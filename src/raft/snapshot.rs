@@ -5,7 +5,7 @@ use std::io::{self, BufWriter};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use openraft::storage::{RaftSnapshotBuilder, Snapshot};
 use tokio::time::Instant;
@@ -17,7 +17,7 @@ use crate::error::StorageError;
 use crate::machine::StateMachine;
 use crate::machine::sessions::SessionTable;
 use crate::runtime::offload;
-use crate::storage::{self, ReceivedSnapshot, SnapshotHandle, SnapshotStore};
+use crate::storage::{self, ReceivedSnapshot, SnapshotHandle, SnapshotStore, SnapshotWriter};
 use crate::types::{Member, NodeId};
 
 /// A snapshot on its way through openraft.
@@ -92,16 +92,14 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
             membership: type_config::from_membership(self.membership.membership()),
         };
         let begun = Instant::now();
-        let (content, snapshots) = (self.content.clone(), self.snapshots.clone());
+        let (content, snapshots, activity) =
+            (self.content.clone(), self.snapshots.clone(), self.activity.clone());
         let built = offload(move || {
             // openraft waits for ever for a build that panics.
-            catch("writing a snapshot", || match write::<M>(&content, meta, &*snapshots) {
-                Ok(handle) => Ok(Some(handle)),
-                Err(error) if passes(&error) => {
-                    tracing::warn!(%error, "no snapshot; the next one may succeed");
-                    Ok(None)
-                }
-                Err(error) => Err(io::Error::other(error)),
+            catch("writing a snapshot", || {
+                let writer = unless_it_passes(snapshots.begin(&meta), &activity.snapshots_not_begun)?;
+                let Some(writer) = writer else { return Ok(None) };
+                unless_it_passes(write::<M>(&content, writer), &activity.snapshots_not_written)
             })
         })
         .await?;
@@ -119,6 +117,19 @@ fn nothing() -> Snapshot<CommittedLeaderId, NodeId, Member, SnapshotData> {
     Snapshot { meta: type_config::SnapshotMeta::default(), snapshot: SnapshotData::Empty }
 }
 
+/// What came of `step`; nothing, which is counted in `without`, if what kept it from being done will pass.
+fn unless_it_passes<T>(step: Result<T, StorageError>, without: &AtomicU64) -> io::Result<Option<T>> {
+    match step {
+        Ok(done) => Ok(Some(done)),
+        Err(error) if passes(&error) => {
+            without.fetch_add(1, Relaxed);
+            tracing::warn!(%error, "no snapshot; the next one may succeed");
+            Ok(None)
+        }
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
 /// Whether the disk had no room, or too many files are open.
 fn passes(error: &StorageError) -> bool {
     matches!(error, StorageError::Io { source, .. }
@@ -127,12 +138,11 @@ fn passes(error: &StorageError) -> bool {
 
 fn write<M: StateMachine>(
     content: &Content<M::View>,
-    meta: crate::storage::SnapshotMeta,
-    snapshots: &dyn SnapshotStore,
+    writer: SnapshotWriter,
 ) -> Result<SnapshotHandle, StorageError> {
     /// Machines write small pieces; the store wants frames.
     const BUFFER_BYTES: usize = 256 * 1024;
-    let mut out = BufWriter::with_capacity(BUFFER_BYTES, snapshots.begin(&meta)?);
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, writer);
     let failed = |source| StorageError::Io {
         operation: "cannot write a snapshot to",
         path: PathBuf::from("the snapshot directory"),
@@ -229,4 +239,80 @@ pub fn stored_membership(meta: &crate::storage::SnapshotMeta) -> StoredMembershi
     let membership = type_config::membership(meta.membership.clone())
         .expect("invariant: a snapshot's membership was in effect when it was written");
     StoredMembership::new(meta.membership_log_id.map(type_config::log_id), membership)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+    use crate::machine::ApplyContext;
+    use crate::raft::published::Progress;
+    use crate::storage::{MemorySnapshots, SnapshotReceiver};
+    use crate::types::LogId;
+
+    const FULL: io::ErrorKind = io::ErrorKind::StorageFull;
+
+    /// A machine whose snapshot finds the disk full.
+    #[derive(Debug, Default)]
+    struct Large;
+
+    impl StateMachine for Large {
+        type Command = ();
+        type Reply = ();
+        type Query = ();
+        type Answer = ();
+        type View = ();
+
+        fn apply(&mut self, _: &ApplyContext, (): ()) {}
+
+        fn view(&self) {}
+
+        fn query((): &(), (): ()) {}
+
+        fn write_snapshot((): &(), _: &mut dyn Write) -> io::Result<()> {
+            Err(FULL.into())
+        }
+
+        fn read_snapshot(_: &mut dyn Read) -> io::Result<Self> {
+            Ok(Self)
+        }
+    }
+
+    /// A disk that is full before anything is written.
+    struct NoRoom;
+
+    impl SnapshotStore for NoRoom {
+        fn begin(&self, _: &crate::storage::SnapshotMeta) -> Result<SnapshotWriter, StorageError> {
+            let path = PathBuf::from("nowhere");
+            Err(StorageError::Io { operation: "cannot write to", path, source: FULL.into() })
+        }
+
+        fn receive(&self, _: LogId) -> Result<SnapshotReceiver, StorageError> {
+            unreachable!("nothing is received")
+        }
+
+        fn newest(&self) -> Result<Option<SnapshotHandle>, StorageError> {
+            Ok(None)
+        }
+    }
+
+    #[tokio::test]
+    async fn snapshots_without_room_are_counted_and_stop_nothing() {
+        let activity = Arc::new(Activity::default());
+        let stores: [Arc<dyn SnapshotStore>; 2] = [Arc::new(NoRoom), Arc::new(MemorySnapshots::new())];
+        for (store, counts) in stores.into_iter().zip([[1, 0], [1, 1]]) {
+            let progress = Progress { log_id: Some(LogId::new(1, 1)), ..Progress::default() };
+            let applied = Applied { progress, view: () };
+            let sessions = SessionTable::default();
+            let membership = StoredMembership::default();
+            let mut builder =
+                SnapshotBuilder::<Large>::new(applied, sessions, membership, store, activity.clone());
+            let built = builder.build_snapshot().await.unwrap();
+            assert!(matches!(built.snapshot, SnapshotData::Empty));
+            let counted = [&activity.snapshots_not_begun, &activity.snapshots_not_written];
+            assert_eq!(counted.map(|count| count.load(Relaxed)), counts);
+        }
+        assert_eq!(activity.snapshots_built.count.load(Relaxed), 0);
+    }
 }

@@ -1,33 +1,57 @@
 //! `quorate.v1.Admin`: what a node knows of itself and its cluster, and changes of the latter.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tonic::{Request, Response, Status};
 
 use crate::engine::{CATCH_UP_PATIENCE, MemberList, NewAddresses, NewMember};
-use crate::error::MembershipError;
+use crate::error::{MembershipError, SnapshotError, TransferError};
 use crate::proto::v1;
 use crate::proto::v1::Failure;
 use crate::proto::v1::admin_server::Admin;
 
 use super::failure::leader_hint;
 use super::members::Change;
+use super::metrics::Metrics;
 use super::observed::ObservedNode;
 use super::settings::NodeSettings;
-use super::wire::position;
+use super::wire::{Method, position};
 
 /// The service, over whatever node it is given.
-pub(super) struct AdminService<N>(pub(super) N, pub(super) NodeSettings<N>);
+pub(super) struct AdminService<N> {
+    pub(super) node: N,
+    pub(super) settings: NodeSettings<N>,
+    pub(super) metrics: Arc<Metrics>,
+}
 
-#[tonic::async_trait]
-impl<N: ObservedNode> Admin for AdminService<N> {
-    async fn status(
+impl<N: ObservedNode> AdminService<N> {
+    /// Does what was asked for, and counts it.
+    async fn call<T, E: Into<Failure>>(
         &self,
-        _request: Request<v1::StatusRequest>,
-    ) -> Result<Response<v1::StatusResponse>, Status> {
-        let status = self.0.status().await;
+        method: Method,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<Response<T>, Status> {
+        let started = Instant::now();
+        let outcome = work.await.map_err(Into::into);
+        self.metrics.observe(method, started, &outcome);
+        Ok(Response::new(outcome?))
+    }
+
+    async fn change(&self, method: Method, change: Change) -> Changed {
+        self.call(method, async {
+            let list = self.node.change(change).await?;
+            let position = list.position.map(position);
+            Ok::<_, MembershipError>(v1::MemberChangeResponse { members: members(list), position })
+        })
+        .await
+    }
+
+    async fn state(&self) -> v1::StatusResponse {
+        let status = self.node.status().await;
         let state = status.state;
-        Ok(Response::new(v1::StatusResponse {
+        let (sessions, session_bytes) = self.node.sessions();
+        v1::StatusResponse {
             cluster: status.cluster,
             node_id: state.node_id,
             endpoint: status.client,
@@ -44,55 +68,71 @@ impl<N: ObservedNode> Admin for AdminService<N> {
             snapshot: state.snapshot.map(position),
             purged: state.purged.map(position),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            members: members(self.0.members()),
-            ..Default::default()
-        }))
+            members: members(self.node.members()),
+            sessions: sessions as u64,
+            session_bytes: session_bytes as u64,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl<N: ObservedNode> Admin for AdminService<N> {
+    async fn status(
+        &self,
+        _request: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusResponse>, Status> {
+        self.call(Method::Status, async { Ok::<_, Failure>(self.state().await) }).await
     }
 
     async fn member_list(
         &self,
         _request: Request<v1::MemberListRequest>,
     ) -> Result<Response<v1::MemberListResponse>, Status> {
-        let list = self.0.members();
-        Ok(Response::new(v1::MemberListResponse {
+        let list = self.node.members();
+        let response = v1::MemberListResponse {
             leader: list.leader.clone().map(leader_hint),
             position: list.position.map(position),
             joint: list.joint,
             members: members(list),
-        }))
+        };
+        self.call(Method::MemberList, async { Ok::<_, Failure>(response) }).await
     }
 
     async fn add_member(&self, request: Request<v1::AddMemberRequest>) -> Changed {
         let v1::AddMemberRequest { node_id, peer, promote, timeout_ms } = request.into_inner();
         let new = NewMember { node_id, peer };
-        changed(self.0.change(Change::Add { new, promote, timeout: patience(timeout_ms) }).await)
+        self.change(Method::AddMember, Change::Add { new, promote, timeout: patience(timeout_ms) }).await
     }
 
     async fn promote_member(&self, request: Request<v1::PromoteMemberRequest>) -> Changed {
         let v1::PromoteMemberRequest { node_id, timeout_ms } = request.into_inner();
-        changed(self.0.change(Change::Promote { node_id, timeout: patience(timeout_ms) }).await)
+        self.change(Method::PromoteMember, Change::Promote { node_id, timeout: patience(timeout_ms) }).await
     }
 
     async fn demote_member(&self, request: Request<v1::DemoteMemberRequest>) -> Changed {
         let v1::DemoteMemberRequest { node_id, force } = request.into_inner();
-        changed(self.0.change(Change::Demote { node_id, force }).await)
+        self.change(Method::DemoteMember, Change::Demote { node_id, force }).await
     }
 
     async fn remove_member(&self, request: Request<v1::RemoveMemberRequest>) -> Changed {
         let v1::RemoveMemberRequest { node_id, force } = request.into_inner();
-        changed(self.0.change(Change::Remove { node_id, force }).await)
+        self.change(Method::RemoveMember, Change::Remove { node_id, force }).await
     }
 
     async fn replace_member(&self, request: Request<v1::ReplaceMemberRequest>) -> Changed {
         let v1::ReplaceMemberRequest { node_id, new_node_id, peer, timeout_ms } = request.into_inner();
         let new = NewMember { node_id: new_node_id, peer };
-        changed(self.0.change(Change::Replace { old: node_id, new, timeout: patience(timeout_ms) }).await)
+        self.change(
+            Method::ReplaceMember,
+            Change::Replace { old: node_id, new, timeout: patience(timeout_ms) },
+        )
+        .await
     }
 
     async fn update_member(&self, request: Request<v1::UpdateMemberRequest>) -> Changed {
         let v1::UpdateMemberRequest { node_id, peer, client } = request.into_inner();
         let addresses = NewAddresses { peer: given(peer), client: given(client) };
-        changed(self.0.change(Change::Update { node_id, addresses }).await)
+        self.change(Method::UpdateMember, Change::Update { node_id, addresses }).await
     }
 
     async fn transfer_leader(
@@ -100,33 +140,33 @@ impl<N: ObservedNode> Admin for AdminService<N> {
         request: Request<v1::TransferLeaderRequest>,
     ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
         let to = Some(request.into_inner().to_node).filter(|node_id| *node_id != 0);
-        let leader = self.0.transfer_leader(to).await.map_err(Failure::from)?;
-        Ok(Response::new(v1::TransferLeaderResponse { leader: Some(leader_hint(leader)) }))
+        self.call(Method::TransferLeader, async {
+            let leader = Some(leader_hint(self.node.transfer_leader(to).await?));
+            Ok::<_, TransferError>(v1::TransferLeaderResponse { leader })
+        })
+        .await
     }
 
     async fn snapshot(
         &self,
         _request: Request<v1::SnapshotRequest>,
     ) -> Result<Response<v1::SnapshotResponse>, Status> {
-        let taken = self.0.take_snapshot().await.map_err(Failure::from)?;
-        Ok(Response::new(v1::SnapshotResponse { position: Some(position(taken)) }))
+        self.call(Method::Snapshot, async {
+            let position = Some(position(self.node.take_snapshot().await?));
+            Ok::<_, SnapshotError>(v1::SnapshotResponse { position })
+        })
+        .await
     }
 
     async fn configure(
         &self,
         request: Request<v1::ConfigureRequest>,
     ) -> Result<Response<v1::ConfigureResponse>, Status> {
-        Ok(Response::new(self.1.configure(request.into_inner())?))
+        self.call(Method::Configure, async { self.settings.configure(request.into_inner()) }).await
     }
 }
 
 type Changed = Result<Response<v1::MemberChangeResponse>, Status>;
-
-fn changed(outcome: Result<MemberList, MembershipError>) -> Changed {
-    let list = outcome.map_err(Failure::from)?;
-    let position = list.position.map(position);
-    Ok(Response::new(v1::MemberChangeResponse { members: members(list), position }))
-}
 
 /// The time that was asked for; more than any log takes to be sent is not waited for.
 fn patience(timeout_ms: u64) -> Duration {

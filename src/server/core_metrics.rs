@@ -10,9 +10,10 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
-use crate::engine::{Activity, LATENCY_BUCKETS_US, Latency, READ_LEVELS, Refused};
+use crate::engine::{Activity, LATENCY_BUCKETS_US, Latency, READ_LEVELS, ReadWait, Refused};
 
 use super::observed::ObservedNode;
+use crate::types::AckLevel;
 
 /// Reads the node's counters at every scrape.
 pub(super) struct CoreCollector<N>(pub(super) N);
@@ -54,9 +55,16 @@ impl<N: ObservedNode> Collector for CoreCollector<N> {
         let help = "Commands proposed and not yet applied";
         gauge(encoder, "quorate_write_in_flight", help, in_flight.commands as u64)?;
         bytes(encoder, "quorate_write_in_flight", "Bytes of them", in_flight.bytes as u64)?;
+        let help = "Writes that are applied and wait until every voter holds them";
+        gauge(encoder, "quorate_write_waiting_for_all", help, in_flight.waiting_for_all as u64)?;
         let counters = node.counters();
+        let waiting = ReadWait::ALL.map(|on| (on.name(), counters.waiting(on)));
+        gauges(encoder, "quorate_read_waiting", "Reads that wait for this", "on", waiting)?;
         let refused = Refused::ALL.map(|why| (why.name(), counters.refused(why)));
-        labelled(encoder, "quorate_write_refusals", "Commands not proposed", None, "reason", refused)?;
+        labelled(encoder, "quorate_write_refusals", "Commands refused", None, "reason", refused)?;
+        let acknowledged = AckLevel::ALL.map(|level| (level.name(), counters.acknowledged(level)));
+        let help = "Commands acknowledged, by who had them on disk: a quorum, all voters, or only the leader";
+        labelled(encoder, "quorate_write_acknowledged", help, None, "ack", acknowledged)?;
         let reads = counters.reads();
         let reads = READ_LEVELS.into_iter().zip(reads);
         labelled(encoder, "quorate_read_requests", "Reads asked of the engine", None, "level", reads)?;
@@ -75,11 +83,18 @@ fn encode_activity(encoder: &mut DescriptorEncoder<'_>, activity: &Activity) -> 
         ("quorate_read_confirmations", "Rounds that confirmed this leader", &activity.read_confirmations),
         ("quorate_read_confirmed_reads", "Reads that shared those rounds", &activity.confirmed_reads),
         ("quorate_log_purges", "Purges of the log behind a snapshot", &activity.purges),
+        ("quorate_raft_transfers_begun", "Times it began to hand over the lead", &activity.transfers_begun),
+        ("quorate_raft_transfers_succeeded", "Those that another node took", &activity.transfers_succeeded),
+        ("quorate_raft_transfers_failed", "Those that nobody took", &activity.transfers_failed),
         (
             "quorate_session_repeated_answers",
             "Repeated writes given their first answer",
             &activity.repeated_answers,
         ),
+        ("quorate_session_opened", "Sessions opened", &activity.sessions.opened),
+        ("quorate_session_closed", "Sessions closed by their owners", &activity.sessions.closed),
+        ("quorate_session_expired", "Sessions closed as unused for too long", &activity.sessions.expired),
+        ("quorate_session_evicted", "Sessions closed to make room", &activity.sessions.evicted),
         ("quorate_session_expired_refusals", "Writes of sessions that are gone", &activity.expired_sessions),
     ];
     for (name, help, value) in counters {
@@ -112,6 +127,14 @@ fn encode_snapshots(encoder: &mut DescriptorEncoder<'_>, activity: &Activity) ->
     labelled(encoder, "quorate_snapshot", "Bytes of them", Some(&Unit::Bytes), "step", size)?;
     let time = steps.map(|(step, snapshots)| (step, snapshots.us.load(Relaxed) as f64 / 1e6));
     labelled(encoder, "quorate_snapshot_time", "Time they took", Some(&Unit::Seconds), "step", time)?;
+    let failures = [
+        ("begin", &activity.snapshots_not_begun),
+        ("write", &activity.snapshots_not_written),
+        ("receive", &activity.snapshots_not_received),
+    ];
+    let failures = failures.map(|(step, count)| (step, count.load(Relaxed)));
+    let help = "Snapshots refused or given up, by the step";
+    labelled(encoder, "quorate_snapshot_failures", help, None, "step", failures)?;
     let newest = activity.snapshot_bytes.load(Relaxed);
     bytes(encoder, "quorate_snapshot_newest", "Size of the newest snapshot's file; 0 for none", newest)
 }
@@ -119,6 +142,21 @@ fn encode_snapshots(encoder: &mut DescriptorEncoder<'_>, activity: &Activity) ->
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> Encoded {
     let metric = ConstGauge::new(value);
     metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+}
+
+/// A gauge for each value of a label.
+fn gauges(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: impl IntoIterator<Item = (&'static str, u64)>,
+) -> Encoded {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (value, count) in values {
+        ConstGauge::new(count).encode(family.encode_family(&[(label, value)])?)?;
+    }
+    Ok(())
 }
 
 fn bytes(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> Encoded {

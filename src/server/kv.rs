@@ -14,11 +14,11 @@ use crate::proto::v1::tagged_request::Request as Asked;
 use crate::proto::v1::tagged_response::Response as Answer;
 use crate::types::NodeId;
 
-use super::metrics::Metrics;
+use super::metrics::{Metrics, StreamCall};
 use super::node::KvNode;
 use super::pipeline;
 use super::streams;
-use super::wire::{self, Asked as AskedFor, Call};
+use super::wire::{self, Asked as AskedFor, Call, Method};
 
 type Pipelined = Pin<Box<dyn Stream<Item = Result<v1::PipelineResponse, Status>> + Send>>;
 
@@ -112,18 +112,18 @@ impl<N: KvNode> Kv for KvService<N> {
         &self,
         request: Request<v1::RangeRequest>,
     ) -> Result<Response<streams::Responses<v1::RangeResponse>>, Status> {
-        let stream =
-            streams::range(self.node.clone(), self.node_id, &self.long_ranges, request.into_inner()).await;
-        Ok(Response::new(stream?))
+        let call = StreamCall::new(self.metrics.clone(), Method::RangeStream);
+        let (node, places) = (self.node.clone(), &self.long_ranges);
+        Ok(Response::new(streams::range(node, self.node_id, places, request.into_inner(), call).await?))
     }
 
     async fn watch(
         &self,
         request: Request<v1::WatchRequest>,
     ) -> Result<Response<streams::Responses<v1::WatchResponse>>, Status> {
+        let call = StreamCall::new(self.metrics.clone(), Method::Watch);
         let (node, draining) = (self.node.clone(), self.draining.clone());
-        let open = self.metrics.open_watch();
-        Ok(Response::new(streams::watch(node, self.node_id, draining, request.into_inner(), open)?))
+        Ok(Response::new(streams::watch(node, self.node_id, draining, request.into_inner(), call)?))
     }
 
     async fn open_session(

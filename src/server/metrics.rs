@@ -4,6 +4,8 @@
 //! Other rooms add theirs with [`Server::with_collector`](super::Server::with_collector).
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::Instant;
 
 use prometheus_client::collector::Collector;
@@ -16,11 +18,11 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::engine::NodeState;
-use crate::proto::v1::tagged_response::Response;
 use crate::proto::v1::{Failure, Reason};
 use crate::types::Role;
 
 use super::node::KvNode;
+use super::streams::MAX_LONG_RANGES;
 use super::wire::Method;
 
 /// Upper bounds of the latency buckets, in seconds: a durable write on a fast disk to a wedged quorum.
@@ -48,7 +50,10 @@ pub(super) struct Metrics {
     registry: Registry,
     methods: [MethodMetrics; Method::ALL.len()],
     pipelines: Gauge,
+    pipeline_requests: Gauge,
+    pipeline_bytes: Gauge,
     watches: Gauge,
+    long_ranges: Gauge,
 }
 
 /// The metrics of one method.
@@ -65,16 +70,30 @@ impl Metrics {
         let requests = Family::<RequestLabels, Counter>::default();
         let latency =
             Family::<MethodLabels, Histogram>::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS));
-        let (pipelines, watches) = (Gauge::default(), Gauge::default());
+        let (pipelines, pipeline_requests, pipeline_bytes) = <(Gauge, Gauge, Gauge)>::default();
+        let (watches, long_ranges) = <(Gauge, Gauge)>::default();
         registry.register("quorate_server_requests", "Requests answered", requests.clone());
         registry.register_with_unit(
             "quorate_server_request_duration",
-            "From reading a request to its answer",
+            "From reading a request to its answer, or to the end of its stream",
             Unit::Seconds,
             latency.clone(),
         );
         registry.register("quorate_server_pipelines_open", "Pipelines open", pipelines.clone());
+        registry.register(
+            "quorate_server_pipeline_requests_in_flight",
+            "Requests read from pipelines and not yet answered",
+            pipeline_requests.clone(),
+        );
+        registry.register_with_unit(
+            "quorate_server_pipeline_queued",
+            "Answers that wait to be sent on pipelines",
+            Unit::Bytes,
+            pipeline_bytes.clone(),
+        );
         registry.register("quorate_server_watches_open", "Watches open", watches.clone());
+        let help = format!("Long ranges being sent, {MAX_LONG_RANGES} at most");
+        registry.register("quorate_server_long_ranges_open", help, long_ranges.clone());
         registry.register_collector(Box::new(NodeCollector(move || node.state())));
         for collector in collectors {
             registry.register_collector(collector);
@@ -88,11 +107,11 @@ impl Metrics {
                 latency: latency.get_or_create_owned(&MethodLabels { method }),
             }
         });
-        Self { registry, methods, pipelines, watches }
+        Self { registry, methods, pipelines, pipeline_requests, pipeline_bytes, watches, long_ranges }
     }
 
-    /// Counts an answered request.
-    pub(super) fn observe(&self, method: Method, started: Instant, outcome: &Result<Response, Failure>) {
+    /// Counts an answered request, or a stream that has ended.
+    pub(super) fn observe<T>(&self, method: Method, started: Instant, outcome: &Result<T, Failure>) {
         let metrics = &self.methods[method as usize];
         metrics.outcomes[place_of(outcome)].inc();
         metrics.latency.observe(started.elapsed().as_secs_f64());
@@ -103,9 +122,14 @@ impl Metrics {
         OpenStream::new(&self.pipelines)
     }
 
-    /// Counts a watch for as long as the guard lives.
-    pub(super) fn open_watch(&self) -> OpenStream {
-        OpenStream::new(&self.watches)
+    /// What one pipeline adds to the requests in flight on all.
+    pub(super) fn pipeline_requests(&self) -> Share {
+        Share::new(&self.pipeline_requests)
+    }
+
+    /// What one pipeline adds to the bytes of answers that wait on all.
+    pub(super) fn pipeline_bytes(&self) -> Share {
+        Share::new(&self.pipeline_bytes)
     }
 
     /// Everything, in the OpenMetrics text format.
@@ -130,14 +154,14 @@ fn outcomes() -> impl Iterator<Item = String> {
 }
 
 /// Position in [`outcomes`].
-fn place_of(outcome: &Result<Response, Failure>) -> usize {
+fn place_of<T>(outcome: &Result<T, Failure>) -> usize {
     match outcome {
         Ok(_) => 0,
         Err(failure) => 1 + failure.reason() as usize,
     }
 }
 
-/// An open pipeline or watch.
+/// An open pipeline, watch or long range.
 pub(super) struct OpenStream(Gauge);
 
 impl OpenStream {
@@ -150,6 +174,85 @@ impl OpenStream {
 impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// A call that a stream answers. It is counted once: when it is refused, or by how its stream ends.
+pub(super) struct StreamCall {
+    metrics: Arc<Metrics>,
+    method: Method,
+    started: Instant,
+}
+
+impl StreamCall {
+    /// A [`Method::Watch`] or a [`Method::RangeStream`].
+    pub(super) fn new(metrics: Arc<Metrics>, method: Method) -> Self {
+        Self { metrics, method, started: Instant::now() }
+    }
+
+    /// The stream is open from here on if what it needs is `prepared`, else the call has failed.
+    ///
+    /// # Errors
+    /// The failure, counted.
+    pub(super) fn open<T>(self, prepared: Result<T, Failure>) -> Result<(T, OpenCall), Failure> {
+        match prepared {
+            Ok(prepared) => {
+                let open = match self.method {
+                    Method::Watch => &self.metrics.watches,
+                    _ => &self.metrics.long_ranges,
+                };
+                Ok((prepared, OpenCall { _open: OpenStream::new(open), call: self }))
+            }
+            Err(failure) => {
+                self.metrics.observe(self.method, self.started, &Err::<(), _>(failure.clone()));
+                Err(failure)
+            }
+        }
+    }
+}
+
+/// A call whose stream is open for as long as this lives.
+pub(super) struct OpenCall {
+    call: StreamCall,
+    _open: OpenStream,
+}
+
+impl OpenCall {
+    /// The stream has ended. A client that has had enough of it is no failure.
+    pub(super) fn ended(self, outcome: &Result<(), Failure>) {
+        let StreamCall { metrics, method, started } = &self.call;
+        metrics.observe(*method, *started, outcome);
+    }
+}
+
+/// What one of many adds to a gauge of all of them. It takes back what is left of it when it goes.
+pub(super) struct Share {
+    all: Gauge,
+    own: AtomicI64,
+}
+
+impl Share {
+    fn new(all: &Gauge) -> Self {
+        Self { all: all.clone(), own: AtomicI64::new(0) }
+    }
+
+    pub(super) fn add(&self, amount: usize) {
+        self.change(i64::try_from(amount).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn sub(&self, amount: usize) {
+        self.change(-i64::try_from(amount).unwrap_or(i64::MAX));
+    }
+
+    fn change(&self, by: i64) {
+        self.own.fetch_add(by, Relaxed);
+        self.all.inc_by(by);
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.all.dec_by(*self.own.get_mut());
     }
 }
 
@@ -204,6 +307,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn methods_stand_in_their_places_under_names_of_their_own() {
+        assert!(Method::ALL.iter().enumerate().all(|(place, method)| *method as usize == place));
+        let names: std::collections::BTreeSet<_> = Method::ALL.iter().map(|method| method.name()).collect();
+        assert_eq!(names.len(), Method::ALL.len());
+    }
+
+    #[test]
+    fn a_share_that_goes_takes_back_what_is_left_of_it() {
+        let all = Gauge::default();
+        let (first, second) = (Share::new(&all), Share::new(&all));
+        first.add(5);
+        second.add(7);
+        first.sub(2);
+        assert_eq!(all.get(), 10);
+        drop(first);
+        assert_eq!(all.get(), 7);
+    }
+
+    #[test]
     fn every_reason_has_an_outcome_of_its_own() {
         let names: Vec<_> = outcomes().collect();
         assert_eq!(names[..3], ["ok", "unspecified", "not_leader"]);
@@ -213,7 +335,7 @@ mod tests {
         assert_eq!(distinct.len(), names.len());
         for reason in (0..).map_while(|number| Reason::try_from(number).ok()) {
             let failure = Failure { reason: reason.into(), ..Default::default() };
-            let name = &names[place_of(&Err(failure))];
+            let name = &names[place_of(&Err::<(), _>(failure))];
             assert_eq!(format!("REASON_{}", name.to_uppercase()), reason.as_str_name());
         }
         // The enumeration has no holes, or what is behind one would be missing.

@@ -47,6 +47,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tonic::server::NamedService;
@@ -111,6 +112,7 @@ pub struct Server {
     local_addr: SocketAddr,
     collectors: Vec<Box<dyn Collector>>,
     log_level: Option<LogLevel>,
+    fixed_settings: Vec<(&'static str, Value)>,
 }
 
 /// Serving ended although nobody asked for it.
@@ -130,7 +132,7 @@ impl Server {
         let failed = |source| OpenError::Listen { address: address.to_owned(), source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, local_addr, collectors: Vec::new(), log_level: None })
+        Ok(Self { listener, local_addr, collectors: Vec::new(), log_level: None, fixed_settings: Vec::new() })
     }
 
     /// The address that is listened on.
@@ -149,6 +151,13 @@ impl Server {
     #[must_use]
     pub fn with_log_level(mut self, log_level: LogLevel) -> Self {
         self.log_level = Some(log_level);
+        self
+    }
+
+    /// Shows those who ask for settings also these, which only a restart changes.
+    #[must_use]
+    pub fn with_fixed_settings(mut self, settings: Vec<(&'static str, Value)>) -> Self {
+        self.fixed_settings = settings;
         self
     }
 
@@ -178,7 +187,7 @@ impl Server {
     {
         self.collectors.push(Box::new(CoreCollector(node.clone())));
         self.collectors.push(Box::new(PeerCollector(node.clone())));
-        let settings = NodeSettings::new(node.clone(), self.log_level);
+        let settings = NodeSettings::new(node.clone(), self.log_level, self.fixed_settings);
         let metrics = Arc::new(Metrics::new(node.clone(), self.collectors));
         let (drain, draining) = watch::channel(false);
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -233,7 +242,7 @@ fn add_services<N: ObservedNode>(
 ) -> Routes {
     let node_id = node.state().node_id;
     let long_ranges = Arc::new(Semaphore::new(streams::MAX_LONG_RANGES));
-    let admin = AdminServer::new(AdminService(node.clone(), settings));
+    let admin = AdminServer::new(AdminService { node: node.clone(), settings, metrics: metrics.clone() });
     let kv = KvServer::new(KvService { node, node_id, metrics, long_ranges, draining })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_EVENTS_BYTES);

@@ -55,7 +55,7 @@ impl<N: ObservedNode> Collector for PeerCollector<N> {
             ("quorate_peer_heard", "How long ago it answered; absent if never", Some(Unit::Seconds), |led| {
                 led.heard.map(|heard| heard.as_secs_f64())
             }),
-            ("quorate_peer_connected", "0 after a minute without an answer", None, |led| {
+            ("quorate_peer_connected", "0 once it counts as disconnected", None, |led| {
                 Some(f64::from(u8::from(led.standing() != PeerStanding::Disconnected)))
             }),
             ("quorate_peer_snapshot_left", "Left of the snapshot being sent", Some(Unit::Bytes), |led| {

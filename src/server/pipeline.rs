@@ -37,7 +37,7 @@ use crate::runtime;
 use crate::types::{NodeId, ReadOptions};
 
 use super::failure;
-use super::metrics::{Metrics, OpenStream};
+use super::metrics::{Metrics, OpenStream, Share};
 use super::node::KvNode;
 use super::wire::{self, Asked, Call, Method};
 
@@ -80,6 +80,8 @@ where
     let shared = Arc::new(Shared {
         permits: Semaphore::new(MAX_IN_FLIGHT),
         queued_bytes: watch::Sender::new(0),
+        in_flight: service.metrics.pipeline_requests(),
+        queued: service.metrics.pipeline_bytes(),
         broken: OnceLock::new(),
     });
     let open = service.metrics.open_pipeline();
@@ -92,8 +94,11 @@ where
 /// What both directions share. Must not hold the channel's sender: the channel closes with the last request.
 struct Shared {
     permits: Semaphore,
-    /// Bytes of answers that are not in a message yet.
+    /// Bytes of large answers that are not in a message yet.
     queued_bytes: watch::Sender<usize>,
+    /// For metrics: requests that were read, and bytes of all answers, until they are in a message.
+    in_flight: Share,
+    queued: Share,
     /// Why the request stream ended, if not in order.
     broken: OnceLock<Status>,
 }
@@ -132,6 +137,7 @@ impl Outlet {
         if bytes > LARGE_BYTES {
             self.shared.queued_bytes.send_modify(|queued| *queued += bytes);
         }
+        self.shared.queued.add(bytes);
         // Fails when the client is gone: then nobody wants to know.
         let _ = self.sender.send(Answered { response, permits });
     }
@@ -206,6 +212,7 @@ async fn start_requests<N: KvNode>(node: &N, outlet: &Arc<Outlet>, message: Pipe
     }
     let started = Instant::now();
     let mut reads = Vec::new();
+    outlet.shared.in_flight.add(message.requests.len());
     for TaggedRequest { tag, request } in message.requests {
         let method = request.as_ref().map(wire::method);
         let permits = match method {
@@ -309,6 +316,8 @@ impl Outgoing {
             responses.push(answered.response);
         }
         self.shared.permits.add_permits(permits);
+        self.shared.in_flight.sub(responses.len());
+        self.shared.queued.sub(bytes);
         PipelineResponse { responses }
     }
 }

@@ -5,7 +5,7 @@
 //! | `GET /replication/status` | this node: role, offsets, lag, health |
 //! | `GET /replication/stats` | this node's counters since it started |
 //! | `GET /replication/replicas` | the other members; what only the leader knows of them is null elsewhere |
-//! | `GET`, `POST /replication/configure` | settings that can change while the node runs ([`settings`](super::settings)) |
+//! | `GET`, `POST /replication/configure` | settings that can change while the node runs, and the others ([`settings`](super::settings)) |
 //! | `GET /stats` | the most asked for of the first three, flat |
 //!
 //! Every node answers for itself, and names the leader for callers who want to know more. Errors are JSON too:
@@ -31,11 +31,11 @@ use axum::routing::get;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::engine::{Carried, NodeState, PeerStanding, PeerState, Snapshots};
+use crate::engine::{Carried, Counters, NodeState, PeerStanding, PeerState, Snapshots};
 use crate::error::Leader;
 use crate::runtime;
 use crate::storage::LogStats;
-use crate::types::LogId;
+use crate::types::{AckLevel, LogId};
 
 use super::observed::ObservedNode;
 use super::settings::{NodeSettings, Refused};
@@ -85,9 +85,12 @@ async fn wrong_method() -> Response {
 }
 
 async fn settings_now<N: ObservedNode>(State(door): State<Door<N>>) -> Response {
-    let settings: serde_json::Map<_, _> =
-        door.settings.list().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    document(StatusCode::OK, &json!({ "settings": settings }))
+    let object = |settings: &[(&str, Value)]| {
+        let members = settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        Value::Object(members.collect())
+    };
+    let (settings, fixed) = (object(&door.settings.list()), object(door.settings.fixed()));
+    document(StatusCode::OK, &json!({ "settings": settings, "fixed": fixed }))
 }
 
 async fn configure<N: ObservedNode>(State(door): State<Door<N>>, body: Bytes) -> Response {
@@ -214,6 +217,7 @@ struct Stats {
     /// Proposed on this node and not yet applied.
     pending_operations: usize,
     pending_bytes: usize,
+    acknowledged: Acknowledged,
     applied_operations: u64,
     apply_batches: u64,
     snapshot_bytes: u64,
@@ -231,6 +235,15 @@ struct Stats {
 struct Amount {
     bytes: u64,
     messages: u64,
+}
+
+/// Writes acknowledged on this node, by what that promises.
+#[derive(Debug, Serialize)]
+struct Acknowledged {
+    quorum: u64,
+    all: u64,
+    /// Not durable on a quorum when they were acknowledged.
+    leader: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -354,6 +367,7 @@ impl<N: ObservedNode> Door<N> {
             peers: peers.iter().map(PeerTraffic::of).collect(),
             pending_operations: in_flight.commands,
             pending_bytes: in_flight.bytes,
+            acknowledged: Acknowledged::of(node.counters()),
             applied_operations: count(&activity.applied_entries),
             apply_batches: count(&activity.apply_batches),
             snapshot_bytes: count(&activity.snapshot_bytes),
@@ -378,6 +392,14 @@ impl Offsets {
             snapshot: index(state.snapshot),
             purged: index(state.purged),
         }
+    }
+}
+
+impl Acknowledged {
+    fn of(counters: &Counters) -> Self {
+        let [quorum, all, leader] =
+            [AckLevel::Quorum, AckLevel::All, AckLevel::Leader].map(|level| counters.acknowledged(level));
+        Self { quorum, all, leader }
     }
 }
 

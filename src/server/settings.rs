@@ -4,6 +4,8 @@
 //! hands over a [`LogLevel`]. A change takes effect at once, on this node only, until the node stops. Of several
 //! settings in one request either all change or none: everything is parsed and checked before anything
 //! is changed, and requests take turns.
+//!
+//! The others are the process's: it tells the server what it was started with, to be shown beside those that can change.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -29,7 +31,7 @@ pub const CHANGEABLE: [&str; 8] = [
 ];
 
 /// All others of the configuration file: they take effect when the node is started.
-pub const NEED_RESTART: [&str; 18] = [
+pub const NEED_RESTART: [&str; 21] = [
     "node_id",
     "cluster",
     "data_dir",
@@ -48,6 +50,9 @@ pub const NEED_RESTART: [&str; 18] = [
     "append_message_bytes",
     "disk_reserve_bytes",
     "fsync_stall_ms",
+    "lagging_after_ms",
+    "disconnected_after_ms",
+    "reconnect_interval_ms",
 ];
 
 const LOG_LEVEL: &str = "log_level";
@@ -122,13 +127,23 @@ impl From<Refused> for Failure {
 pub(super) struct NodeSettings<N> {
     node: N,
     log_level: Option<LogLevel>,
+    fixed: Arc<[(&'static str, Value)]>,
     turn: Arc<Mutex<()>>,
 }
 
 impl<N: ObservedNode> NodeSettings<N> {
-    /// The log's filter can be changed if there is a `log_level`.
-    pub(super) fn new(node: N, log_level: Option<LogLevel>) -> Self {
-        Self { node, log_level, turn: Arc::default() }
+    /// The log's filter can be changed if there is a `log_level`. `fixed` are settings that only a restart changes.
+    pub(super) fn new(
+        node: N,
+        log_level: Option<LogLevel>,
+        fixed: impl Into<Arc<[(&'static str, Value)]>>,
+    ) -> Self {
+        Self { node, log_level, fixed: fixed.into(), turn: Arc::default() }
+    }
+
+    /// The settings that only a restart changes, as far as they are known.
+    pub(super) fn fixed(&self) -> &[(&'static str, Value)] {
+        &self.fixed
     }
 
     /// The settings that can change, with their present values.
@@ -211,9 +226,15 @@ impl<N: ObservedNode> NodeSettings<N> {
         if !wanted.is_empty() {
             self.change(&wanted)?;
         }
-        let setting =
-            |(name, value): (&str, Value)| v1::Setting { name: name.to_owned(), value: text(&value) };
-        Ok(v1::ConfigureResponse { settings: self.list().into_iter().map(setting).collect() })
+        let setting = |name: &str, value: &Value, changeable| v1::Setting {
+            name: name.to_owned(),
+            value: text(value),
+            changeable,
+        };
+        let changeable = self.list();
+        let changeable = changeable.iter().map(|(name, value)| setting(name, value, true));
+        let fixed = self.fixed().iter().map(|(name, value)| setting(name, value, false));
+        Ok(v1::ConfigureResponse { settings: changeable.chain(fixed).collect() })
     }
 
     /// `POST /replication/configure`, given a JSON object of settings.

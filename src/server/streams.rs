@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::Stream;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tonic::Status;
 
 use crate::machine::StateMachine as _;
@@ -22,7 +22,7 @@ use crate::runtime;
 use crate::types::{LogId, NodeId, ReadLevel, ReadOptions, Role};
 
 use super::failure;
-use super::metrics::OpenStream;
+use super::metrics::StreamCall;
 use super::node::KvNode;
 use super::wire;
 
@@ -56,14 +56,14 @@ struct Outlet<T> {
 }
 
 impl<T> Outlet<T> {
-    /// False when nobody takes messages any more: then the stream is over, with an error for whoever comes back to it.
-    async fn send(&self, message: T) -> bool {
+    /// False when the client has gone.
+    ///
+    /// # Errors
+    /// When it takes nothing.
+    async fn send(&self, message: T) -> Result<bool, Failure> {
         match tokio::time::timeout(CLIENT_PATIENCE, self.messages.send(message)).await {
-            Ok(sent) => sent.is_ok(),
-            Err(_) => {
-                self.fail(failure::too_slow(CLIENT_PATIENCE));
-                false
-            }
+            Ok(sent) => Ok(sent.is_ok()),
+            Err(_) => Err(failure::too_slow(CLIENT_PATIENCE)),
         }
     }
 
@@ -101,7 +101,7 @@ fn stream<T: Send + 'static>() -> (Outlet<T>, Responses<T>) {
     (Outlet { messages: sender, end }, Box::pin(inlet))
 }
 
-/// Starts to watch what `request` asks for; it counts as open for as long as `open` lives.
+/// Starts to watch what `request` asks for.
 ///
 /// # Errors
 /// The failure to answer instead.
@@ -110,8 +110,24 @@ pub(super) fn watch<N: KvNode>(
     node_id: NodeId,
     draining: watch::Receiver<bool>,
     request: v1::WatchRequest,
-    open: OpenStream,
+    call: StreamCall,
 ) -> Result<Responses<v1::WatchResponse>, Failure> {
+    let (query, open) = call.open(events_query(&node, request))?;
+    let (outlet, responses) = stream();
+    runtime::spawn(async move {
+        let ended = tokio::select! {
+            () = outlet.messages.closed() => Ok(()),
+            ended = follow(node, node_id, draining, query, &outlet) => ended,
+        };
+        open.ended(&ended);
+        if let Err(failure) = ended {
+            outlet.fail(failure);
+        }
+    });
+    Ok(responses)
+}
+
+fn events_query<N: KvNode>(node: &N, request: v1::WatchRequest) -> Result<EventsQuery, Failure> {
     let v1::WatchRequest { tenant, collection, start, end, from_revision } = request;
     // Decided before the caller is answered, who may write next and wait for that.
     let from_revision = match from_revision {
@@ -128,42 +144,31 @@ pub(super) fn watch<N: KvNode>(
         max_bytes: MESSAGE_BYTES,
     };
     KvQuery::Events(query.clone()).check()?;
-    let (outlet, responses) = stream();
-    runtime::spawn(async move {
-        let _open = open;
-        let closed = outlet.messages.clone();
-        tokio::select! {
-            () = closed.closed() => {}
-            () = follow(node, node_id, draining, query, outlet) => {}
-        }
-    });
-    Ok(responses)
+    Ok(query)
 }
 
+/// Sends events until the client has gone, or what has failed.
 async fn follow<N: KvNode>(
     node: N,
     node_id: NodeId,
     mut draining: watch::Receiver<bool>,
     mut query: EventsQuery,
-    outlet: Outlet<v1::WatchResponse>,
-) {
+    outlet: &Outlet<v1::WatchResponse>,
+) -> Result<(), Failure> {
     let mut state = node.watch();
     let mut told = None;
     loop {
         let seen = state.borrow_and_update().clone();
         if seen.role == Role::Stopped {
             let reason = seen.fatal.map_or_else(|| "the node is shutting down".to_owned(), |f| f.to_string());
-            return outlet.fail(failure::stopped(reason));
+            return Err(failure::stopped(reason));
         }
-        let read = node.read(KvQuery::Events(query.clone()), ReadLevel::Local.into()).await;
-        let (applied, answer) = match read {
-            Ok(outcome) => (outcome.applied, outcome.answer),
-            Err(error) => return outlet.fail(error.into()),
-        };
-        let EventsAnswer { events, next_revision } = match answer {
+        let outcome = node.read(KvQuery::Events(query.clone()), ReadLevel::Local.into()).await?;
+        let applied = outcome.applied;
+        let EventsAnswer { events, next_revision } = match outcome.answer {
             KvAnswer::Events(events) => events,
             KvAnswer::Compacted { first_revision } => {
-                return outlet.fail(failure::compacted(query.from_revision, first_revision));
+                return Err(failure::compacted(query.from_revision, first_revision));
             }
             other => unreachable!("invariant: events are answered with events, not {other:?}"),
         };
@@ -173,8 +178,8 @@ async fn follow<N: KvNode>(
         if more || overdue {
             told = Some(tokio::time::Instant::now());
             let message = response(node_id, applied, events, next_revision);
-            if !outlet.send(message).await {
-                return;
+            if !outlet.send(message).await? {
+                return Ok(());
             }
         }
         let advanced = next_revision > query.from_revision;
@@ -192,9 +197,9 @@ async fn follow<N: KvNode>(
         tokio::select! {
             biased;
             () = until_draining(&mut draining) => {
-                return outlet.fail(failure::stopped("the node is shutting down".to_owned()));
+                return Err(failure::stopped("the node is shutting down".to_owned()));
             }
-            changed = state.changed() => if changed.is_err() { return },
+            changed = state.changed() => if changed.is_err() { return Ok(()) },
             () = tokio::time::sleep(PROGRESS) => {}
         }
     }
@@ -235,51 +240,70 @@ pub(super) async fn range<N: KvNode>(
     node_id: NodeId,
     places: &Arc<Semaphore>,
     request: v1::RangeRequest,
+    call: StreamCall,
 ) -> Result<Responses<v1::RangeResponse>, Failure> {
-    let Ok(place) = places.clone().try_acquire_owned() else { return Err(failure::too_many_ranges()) };
-    let options: ReadOptions = wire::read_options(request.level, request.freshness)?;
-    let limit = match request.limit {
-        0 => usize::MAX,
-        limit => limit as usize,
-    };
-    let query = RangeQuery { max_bytes: MESSAGE_BYTES, ..wire::range_query(request) };
-    KvQuery::Range(query.clone()).check()?;
-    let (applied, view) = node.view(options).await?;
+    let (range, open) = call.open(LongRange::prepare(&node, places, request).await)?;
     let (outlet, responses) = stream();
     runtime::spawn(async move {
-        let sending = send_range(node_id, applied, view, query, limit, &outlet);
-        if tokio::time::timeout(RANGE_PATIENCE, sending).await.is_err() {
-            outlet.fail(failure::range_too_slow(RANGE_PATIENCE));
+        // The state it is read from is let go when it takes too long, whether or not anybody hears of it.
+        let sending = tokio::time::timeout(RANGE_PATIENCE, range.send(node_id, &outlet)).await;
+        let ended = sending.unwrap_or_else(|_| Err(failure::range_too_slow(RANGE_PATIENCE)));
+        open.ended(&ended);
+        if let Err(failure) = ended {
+            outlet.fail(failure);
         }
-        drop(place);
     });
     Ok(responses)
 }
 
-async fn send_range(
-    node_id: NodeId,
+/// A range that is read from one state.
+struct LongRange {
     applied: Option<LogId>,
     view: KvView,
-    mut query: RangeQuery,
-    mut left: usize,
-    outlet: &Outlet<v1::RangeResponse>,
-) {
-    loop {
-        query.limit = left.min(MESSAGE_ITEMS);
-        let answer = match KvMachine::query(&view, KvQuery::Range(query.clone())) {
-            KvAnswer::Range(answer) => answer,
-            other => {
-                unreachable!("invariant: a range that was checked is answered with items, not {other:?}")
-            }
+    query: RangeQuery,
+    /// Items to be sent.
+    left: usize,
+    _place: OwnedSemaphorePermit,
+}
+
+impl LongRange {
+    async fn prepare<N: KvNode>(
+        node: &N,
+        places: &Arc<Semaphore>,
+        request: v1::RangeRequest,
+    ) -> Result<Self, Failure> {
+        let Ok(place) = places.clone().try_acquire_owned() else { return Err(failure::too_many_ranges()) };
+        let options: ReadOptions = wire::read_options(request.level, request.freshness)?;
+        let left = match request.limit {
+            0 => usize::MAX,
+            limit => limit as usize,
         };
-        left -= answer.items.len();
-        let next = answer.next.clone();
-        if !outlet.send(wire::range(Some(wire::header(node_id, applied)), answer)).await {
-            return;
-        }
-        match next {
-            Some(next) if left > 0 => query.start = next,
-            _ => return,
+        let query = RangeQuery { max_bytes: MESSAGE_BYTES, ..wire::range_query(request) };
+        KvQuery::Range(query.clone()).check()?;
+        let (applied, view) = node.view(options).await?;
+        Ok(Self { applied, view, query, left, _place: place })
+    }
+
+    /// Sends it all, unless the client goes.
+    async fn send(self, node_id: NodeId, outlet: &Outlet<v1::RangeResponse>) -> Result<(), Failure> {
+        let Self { applied, view, mut query, mut left, _place } = self;
+        loop {
+            query.limit = left.min(MESSAGE_ITEMS);
+            let answer = match KvMachine::query(&view, KvQuery::Range(query.clone())) {
+                KvAnswer::Range(answer) => answer,
+                other => {
+                    unreachable!("invariant: a range that was checked is answered with items, not {other:?}")
+                }
+            };
+            left -= answer.items.len();
+            let next = answer.next.clone();
+            if !outlet.send(wire::range(Some(wire::header(node_id, applied)), answer)).await? {
+                return Ok(());
+            }
+            match next {
+                Some(next) if left > 0 => query.start = next,
+                _ => return Ok(()),
+            }
         }
     }
 }
@@ -295,9 +319,10 @@ mod tests {
     async fn a_reader_that_is_too_slow_finds_what_was_sent_and_then_an_error() {
         let (outlet, mut responses) = stream();
         for message in 0..STREAM_MESSAGES {
-            assert!(outlet.send(message).await);
+            assert!(outlet.send(message).await.unwrap());
         }
-        assert!(!outlet.send(STREAM_MESSAGES).await, "nobody has read for a minute");
+        let failure = outlet.send(STREAM_MESSAGES).await.expect_err("nobody has read for a minute");
+        outlet.fail(failure);
         drop(outlet);
         for message in 0..STREAM_MESSAGES {
             assert_eq!(responses.next().await.unwrap().unwrap(), message);
@@ -311,7 +336,7 @@ mod tests {
     async fn a_range_that_takes_too_long_ends_with_an_error_although_its_channel_is_full() {
         let (outlet, mut responses) = stream();
         while outlet.messages.capacity() > 0 {
-            assert!(outlet.send(()).await);
+            assert!(outlet.send(()).await.unwrap());
         }
         outlet.fail(failure::range_too_slow(RANGE_PATIENCE));
         drop(outlet);

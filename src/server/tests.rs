@@ -29,6 +29,7 @@ use crate::storage::DiskState;
 use crate::types::{Incarnation, LogId, Membership, ReadOptions, Role};
 
 mod members;
+mod queues;
 mod replication;
 
 /// Long enough for a loaded machine; nothing waits for it in vain.
@@ -331,6 +332,7 @@ async fn unary_calls() {
     let status = AdminClient::new(port.channel().await).status(v1::StatusRequest {}).await.unwrap();
     let status = status.into_inner();
     assert_eq!((&*status.role, status.node_id, status.state_hash, status.ready), ("leader", 7, 42, true));
+    assert_eq!((status.sessions, status.session_bytes), (4, 400));
 }
 
 #[tokio::test]

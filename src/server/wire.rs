@@ -27,7 +27,7 @@ pub(super) const MAX_RANGE_BYTES: usize = 4 * 1024 * 1024;
 /// Longest time that a write may ask to wait for the slowest voter.
 const MAX_ACK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What is counted and timed.
+/// What is counted and timed: every call of the services but pipelines, whose requests count one by one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Method {
     Put,
@@ -38,10 +38,23 @@ pub(super) enum Method {
     Txn,
     OpenSession,
     CloseSession,
+    RangeStream,
+    Watch,
+    Status,
+    MemberList,
+    AddMember,
+    PromoteMember,
+    DemoteMember,
+    RemoveMember,
+    ReplaceMember,
+    UpdateMember,
+    TransferLeader,
+    Snapshot,
+    Configure,
 }
 
 impl Method {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 21] = [
         Self::Put,
         Self::Get,
         Self::Delete,
@@ -50,6 +63,19 @@ impl Method {
         Self::Txn,
         Self::OpenSession,
         Self::CloseSession,
+        Self::RangeStream,
+        Self::Watch,
+        Self::Status,
+        Self::MemberList,
+        Self::AddMember,
+        Self::PromoteMember,
+        Self::DemoteMember,
+        Self::RemoveMember,
+        Self::ReplaceMember,
+        Self::UpdateMember,
+        Self::TransferLeader,
+        Self::Snapshot,
+        Self::Configure,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -62,6 +88,19 @@ impl Method {
             Self::Txn => "txn",
             Self::OpenSession => "open_session",
             Self::CloseSession => "close_session",
+            Self::RangeStream => "range_stream",
+            Self::Watch => "watch",
+            Self::Status => "status",
+            Self::MemberList => "member_list",
+            Self::AddMember => "add_member",
+            Self::PromoteMember => "promote_member",
+            Self::DemoteMember => "demote_member",
+            Self::RemoveMember => "remove_member",
+            Self::ReplaceMember => "replace_member",
+            Self::UpdateMember => "update_member",
+            Self::TransferLeader => "transfer_leader",
+            Self::Snapshot => "snapshot",
+            Self::Configure => "configure",
         }
     }
 }

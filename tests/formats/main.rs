@@ -112,6 +112,9 @@ async fn the_data_directory_of_every_earlier_version_is_read() {
         let archive = fixtures().join(format!("{version}.tar.gz"));
         tar(&["-xzf", archive.to_str().unwrap(), "-C", dir.to_str().unwrap()]);
         let engine = open(&dir.join("data")).await;
+        // The session is long unused, but no entry has said so yet.
+        let (sessions, bytes) = engine.sessions();
+        assert!(sessions == 1 && bytes > 0, "{sessions} sessions with {bytes} bytes of answers");
         let expect = |text: &str, version, expires| Some((text.to_owned(), version, expires));
         assert_eq!(value(&engine, "plain").await, None);
         assert_eq!(value(&engine, "expiring").await, expect("2", 1, true));

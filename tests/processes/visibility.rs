@@ -25,13 +25,25 @@ fn http(node: &Node, method: &str, path: &str, body: &str) -> (u16, Value) {
     (code, serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {response}")))
 }
 
-/// Messages of the lines that follow the write at `log_id` in a node's log.
+/// The fields of the lines by which writes are followed in a node's log.
+fn write_lines(node: &Node) -> Vec<Value> {
+    let output = output(node);
+    let lines = output.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter(|line| line["target"] == "quorate::write").map(|mut line| line["fields"].take()).collect()
+}
+
+/// Messages of the lines that name the write at `log_id`.
 fn seen(node: &Node, log_id: &str) -> Vec<String> {
-    let lines = output(node);
-    let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let of_write =
-        lines.filter(|line| line["target"] == "quorate::write" && line["fields"]["log_id"] == log_id);
-    of_write.map(|line| line["fields"]["message"].as_str().unwrap().to_owned()).collect()
+    let of_write = write_lines(node).into_iter().filter(|fields| fields["log_id"] == log_id);
+    of_write.map(|fields| fields["message"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Whether a line with this message says that everything up to `index` has come that far.
+fn has_come(node: &Node, message: &str, index: u64) -> bool {
+    write_lines(node).iter().filter(|fields| fields["message"] == message).any(|fields| {
+        let (_, upto) = fields["upto"].as_str().unwrap().split_once(':').unwrap();
+        upto.parse::<u64>().unwrap() >= index
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -52,18 +64,26 @@ async fn one_write_is_followed_across_nodes_by_its_log_id() {
                 let set =
                     nodes.quorate(&["configure", &format!("log_level={filter}"), "--endpoint", &endpoint]);
                 assert!(set.status.success() && set.stdout.contains(filter), "{set:?}");
+                let restart = set.stdout.lines().find(|line| line.starts_with("data_dir "));
+                assert!(restart.unwrap().ends_with("at a restart"), "{set:?}");
             }
             false => {
                 let body = json!({ "log_level": filter }).to_string();
                 let (code, answer) = http(node, "POST", "/replication/configure", &body);
                 assert_eq!((code, &answer["settings"]["log_level"]), (200, &json!(filter)));
+                assert_eq!(answer["fixed"]["node_id"], node.node_id());
             }
         }
     }
     let log_id = put("loud").await;
+    let index = log_id.split_once(':').unwrap().1.parse().unwrap();
     for node in nodes.cluster.nodes() {
         let first = if node.node_id() == leader { "proposed" } else { "appended" };
         eventually("the write shows in every log", async || seen(node, &log_id) == [first, "applied"]).await;
+        for message in ["flushed", "committed"] {
+            eventually("its batch shows, too", async || has_come(node, message, index)).await;
+        }
+        assert!(write_lines(node).iter().all(|fields| fields["node_id"] == node.node_id()));
         assert!(seen(node, &before).is_empty(), "nothing is logged of a write unless it is asked for");
     }
 }

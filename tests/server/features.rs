@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
+use crate::replication::{http, json_of, metric};
 use crate::{DEADLINE, channel, put_many, with_node};
 
 type Kv = KvClient<Channel>;
@@ -75,12 +76,25 @@ async fn a_write_sent_twice_in_a_session_is_applied_once() {
         let request = PutRequest { options: Some(options), ..put("k", "v") };
         assert_eq!(kv.put(request.clone()).await.unwrap().into_inner().revision, first);
         kv.close_session(CloseSessionRequest { session }).await.unwrap();
+        // What the log is read again for at a start counts: the session was opened.
+        let (_, text) = http(address, "GET", "/metrics", "").await;
+        assert_eq!(metric(&text, "quorate_session_opened_total"), 1.0);
+        assert_eq!(metric(&text, "quorate_session_closed_total"), 1.0);
+        let beyond =
+            WriteOptions { session: open_session(&mut kv).await, sequence: u64::MAX, ..Default::default() };
+        kv.put(PutRequest { options: Some(beyond), ..put("k", "v") }).await.unwrap_err();
+        let (_, text) = http(address, "GET", "/metrics", "").await;
+        assert_eq!(metric(&text, "quorate_write_refusals_total{reason=\"window_exceeded\"}"), 1.0);
         let status = kv.put(request).await.unwrap_err();
         assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
         let failure = failure(&status);
         assert_eq!((failure.reason(), failure.maybe_applied), (Reason::SessionExpired, false));
     })
     .await;
+}
+
+async fn open_session(kv: &mut Kv) -> u64 {
+    kv.open_session(OpenSessionRequest { ttl_ms: 0 }).await.unwrap().into_inner().session
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,6 +111,12 @@ async fn a_write_is_acknowledged_at_the_level_it_asks_for() {
             assert_eq!(answer.revision, header.position.unwrap().index);
             // What is acknowledged before it is applied has no version, unless it was applied by then.
             assert!(answer.version > 0 || ack == AckLevel::Leader);
+        }
+        let (_, text) = http(address, "GET", "/metrics", "").await;
+        let (_, stats) = json_of(address, "GET", "/replication/stats", "").await;
+        for ack in ["quorum", "all", "leader"] {
+            assert_eq!(metric(&text, &format!("quorate_write_acknowledged_total{{ack=\"{ack}\"}}")), 1.0);
+            assert_eq!(stats["acknowledged"][ack], 1);
         }
         let unknown = WriteOptions { ack: 99, ..Default::default() };
         let status = kv.put(PutRequest { options: Some(unknown), ..put("k", "v") }).await.unwrap_err();

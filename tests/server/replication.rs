@@ -1,17 +1,22 @@
 //! `/replication/*` and metrics in front of a real engine.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 
+use quorate::machine::kv::KvMachine;
+use quorate::proto::peer::{Request, SnapshotPiece, request, response};
 use quorate::proto::v1::SnapshotRequest;
 use quorate::proto::v1::admin_client::AdminClient;
+use quorate::{Engine, EngineConfig};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 
 use crate::{channel, put_many, with_node};
 
 /// Code and body of an answer.
-async fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
+pub(crate) async fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let length = body.len();
     let request = format!(
@@ -24,13 +29,13 @@ async fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
-async fn json_of(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, Value) {
+pub(crate) async fn json_of(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, Value) {
     let (code, text) = http(address, method, path, body).await;
     (code, serde_json::from_str(&text).unwrap())
 }
 
 /// The value of a metric without labels, or with those that are part of `name`.
-fn metric(text: &str, name: &str) -> f64 {
+pub(crate) fn metric(text: &str, name: &str) -> f64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("there is no {name} in {text}")).parse().unwrap()
 }
@@ -94,6 +99,28 @@ async fn a_setting_takes_effect_at_once_and_shows() {
         );
     })
     .await;
+}
+
+/// What a leader is told that sends a snapshot which makes no sense shows where it was to be received.
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_that_are_not_taken_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::open(EngineConfig::new(1, dir.path(), "127.0.0.1:0"), KvMachine::default());
+    let engine = engine.await.unwrap();
+    let (requests, arrivals) = mpsc::channel(8);
+    let (answers, mut responses) = mpsc::channel(8);
+    let serving = quorate::runtime::spawn(engine.peer_door().serve(2, arrivals, answers));
+    for (id, offset) in [(1, 0), (2, 5)] {
+        let body = Some(request::Body::Snapshot(SnapshotPiece { offset, ..Default::default() }));
+        requests.send(Request { id, body }).await.unwrap();
+        let answer = responses.recv().await.unwrap();
+        assert!(matches!(answer.body, Some(response::Body::Failure(_))), "{answer:?}");
+    }
+    drop(requests);
+    serving.await.unwrap();
+    let failed = engine.activity().snapshots_not_received.load(Ordering::Relaxed);
+    assert_eq!(failed, 1, "the second piece fails with the first");
+    engine.shutdown().await;
 }
 
 /// The guide's alarms name metrics; one that does not exist would never ring.

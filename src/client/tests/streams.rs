@@ -130,10 +130,13 @@ async fn a_watch_from_the_present_begins_after_what_is_known() {
 async fn a_watch_ends_when_the_history_does_not_reach_back() {
     let node = Fake::start(leader);
     node.set_watch(noting(vec![vec![events(&[3]), Err(broken())], vec![Err(compacted(9))]]).0);
-    let mut watch = client_of(&[&node]).watch(&Scope::default(), Range::prefix(""), Some(3)).await.unwrap();
+    let client = client_of(&[&node]);
+    let mut watch = client.watch(&Scope::default(), Range::prefix(""), Some(3)).await.unwrap();
     assert_eq!(revisions(&mut watch, 1).await, [3]);
+    assert_eq!((client.metrics().watches.opened, client.metrics().watches.failed), (1, 0));
     let end = timeout(PATIENCE, watch.next()).await.expect("the watch hangs").unwrap();
     assert_eq!(end, Err(ClientError::Compacted { first_revision: 9 }));
+    assert_eq!((client.metrics().watches.opened, client.metrics().watches.failed), (1, 1));
     assert!(watch.next().await.is_none());
 }
 
@@ -143,8 +146,11 @@ fn piece(keys: &[&'static str]) -> Result<RangeResponse, Status> {
 }
 
 async fn keys(node: &Fake) -> Vec<Result<Item, ClientError>> {
-    let stream =
-        client_of(&[node]).range_stream(&Scope::default(), Range::prefix(""), ReadLevel::Local).await;
+    keys_by(&client_of(&[node])).await
+}
+
+async fn keys_by(client: &Client) -> Vec<Result<Item, ClientError>> {
+    let stream = client.range_stream(&Scope::default(), Range::prefix(""), ReadLevel::Local).await;
     timeout(PATIENCE, stream.unwrap().collect()).await.expect("the stream hangs")
 }
 
@@ -181,7 +187,9 @@ async fn a_range_stream_that_ends_before_its_end_is_an_error() {
 async fn a_range_stream_that_breaks_midway_ends_with_an_error() {
     let node = Fake::start(leader);
     node.set_pieces(vec![piece(&["a"]), Err(broken()), piece(&["b"])]);
-    let found = keys(&node).await;
+    let client = client_of(&[&node]);
+    let found = keys_by(&client).await;
+    assert_eq!((client.metrics().range_streams.opened, client.metrics().range_streams.failed), (1, 1));
     assert_eq!(found.len(), 2);
     assert_eq!(found[0].as_ref().unwrap().key, "a");
     let error = found[1].as_ref().unwrap_err();
@@ -201,4 +209,48 @@ async fn a_range_stream_is_opened_at_a_node_that_can_answer() {
         let items: Vec<_> = timeout(PATIENCE, stream.collect::<Vec<_>>()).await.expect("the stream hangs");
         assert_eq!(items.len(), 1);
     }
+    let metrics = client.metrics();
+    assert_eq!((metrics.range_streams.opened, metrics.range_streams.failed), (4, 0));
+    let counts = |node: &Fake| {
+        let endpoint = node.endpoint();
+        let node = metrics.nodes.iter().find(|known| known.endpoint.as_str() == endpoint).unwrap();
+        (node.attempts, node.failures)
+    };
+    let (asked_in_vain, failures) = counts(&first);
+    assert_eq!(asked_in_vain, failures);
+    assert_eq!(counts(&second), (4, 0));
+}
+
+#[tokio::test]
+async fn what_is_known_of_each_node_is_told() {
+    let (healthy, unready) = (Fake::start(leader), Fake::start(silent));
+    healthy.set_status(status_of(1, "leader", 1, Some((1, &healthy))));
+    unready.set_status(StatusResponse { ready: false, ..status_of(2, "follower", 1, None) });
+    let client = client_of(&[&healthy, &unready]);
+    let of = |node: &Fake| {
+        let nodes = client.metrics().nodes;
+        nodes.into_iter().find(|known| known.endpoint.as_str() == node.endpoint()).unwrap()
+    };
+    let before = of(&unready);
+    assert_eq!((before.healthy, before.attempts, before.round_trip), (true, 0, None), "nothing was asked");
+    client.status_all().await;
+    put(&client, "k", "v").await.unwrap();
+    let (healthy, after) = (of(&healthy), of(&unready));
+    assert!(healthy.healthy && healthy.round_trip.is_some() && healthy.attempts > 0, "{healthy:?}");
+    assert_eq!((healthy.failures, healthy.in_flight), (0, 0));
+    assert!(!after.healthy && after.round_trip.is_some(), "{after:?}");
+
+    unready.set_status(status_of(2, "follower", 1, None));
+    client.status_all().await;
+    let elsewhere = client.preferring(ReadPreference::weighted([(after.endpoint.clone(), 1)]));
+    let waiting = crate::runtime::spawn(async move { get(&elsewhere, "k", ReadLevel::Local).await });
+    timeout(PATIENCE, async {
+        while of(&unready).in_flight == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .expect("the read waits for its node");
+    assert_eq!(of(&unready).attempts, after.attempts + 1);
+    waiting.abort();
 }

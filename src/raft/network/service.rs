@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -317,10 +318,16 @@ impl<M: StateMachine> PeerService<M> {
                     Some(Request { id, .. }) if id <= newest => {}
                     Some(Request { id, body: Some(request::Body::Snapshot(piece)) }) => {
                         newest = id;
+                        let is_awaited = piece.offset == 0 || incoming.is_some();
                         let taken = signs_of_life(id, &responses, self.vote(), self.take_piece(from, &mut incoming, piece));
                         let body = match taken.await {
                             Ok(response) => response::Body::Snapshot(response),
-                            Err(reason) => response::Body::Failure(reason),
+                            Err(reason) => {
+                                // The caller begins anew. What it has sent meanwhile fails with this piece.
+                                incoming = None;
+                                self.activity.snapshots_not_received.fetch_add(is_awaited.into(), Relaxed);
+                                response::Body::Failure(reason)
+                            }
                         };
                         if responses.send(Response { id, body: Some(body) }).await.is_err() {
                             return;

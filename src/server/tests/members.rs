@@ -65,8 +65,16 @@ impl ClusterNode for FakeNode {
 }
 
 fn service() -> AdminService<FakeNode> {
-    let node = FakeNode::new();
-    AdminService(node.clone(), NodeSettings::new(node, None))
+    admin_of(FakeNode::new(), None)
+}
+
+/// The service in front of `node`.
+pub(super) fn admin_of(node: FakeNode, log_level: Option<LogLevel>) -> AdminService<FakeNode> {
+    AdminService {
+        settings: NodeSettings::new(node.clone(), log_level, [("node_id", 7.into())]),
+        metrics: Arc::new(Metrics::new(node.clone(), Vec::new())),
+        node,
+    }
 }
 
 fn failure(status: &Status) -> Failure {
@@ -112,4 +120,17 @@ async fn refusals_carry_their_reason() {
     let transfer = v1::TransferLeaderRequest { to_node: 3 };
     let nobody = node.transfer_leader(Request::new(transfer)).await.unwrap_err();
     assert_eq!(failure(&nobody).reason(), Reason::Membership);
+
+    node.status(Request::new(v1::StatusRequest {})).await.unwrap();
+    let metrics = node.metrics.encode().unwrap();
+    for line in [
+        r#"quorate_server_requests_total{method="promote_member",outcome="not_leader"} 1"#,
+        r#"quorate_server_requests_total{method="remove_member",outcome="membership"} 1"#,
+        r#"quorate_server_requests_total{method="transfer_leader",outcome="membership"} 1"#,
+        r#"quorate_server_requests_total{method="status",outcome="ok"} 1"#,
+        r#"quorate_server_requests_total{method="configure",outcome="ok"} 0"#,
+        r#"quorate_server_request_duration_seconds_count{method="demote_member"} 1"#,
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
+    }
 }

@@ -1,10 +1,13 @@
 //! Status pages, metrics and settings over a node whose state the test sets.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use serde_json::{Value, json};
 
 use super::*;
 use crate::engine::{
-    Activity, Carried, Counters, DiskStatus, InFlight, Lag, LedPeer, PeerState, Settings, SnapshotPolicy,
+    Activity, Carried, Counters, DiskStatus, InFlight, Lag, LedPeer, PeerPolicy, PeerState, Settings,
+    SnapshotPolicy,
 };
 use crate::error::ConfigureError;
 use crate::proto::v1::admin_server::Admin;
@@ -51,6 +54,7 @@ impl ObservedNode for FakeNode {
             heard: Some(Duration::from_millis(30)),
             accepted_entries: 5,
             snapshot: None,
+            policy: PeerPolicy::default(),
         };
         let gone = LedPeer { heard: None, matched: None, ..well.clone() };
         vec![peer(2, leads.then_some(well)), peer(3, leads.then_some(gone))]
@@ -61,7 +65,7 @@ impl ObservedNode for FakeNode {
     }
 
     fn in_flight(&self) -> InFlight {
-        InFlight { commands: 3, bytes: 300 }
+        InFlight { commands: 3, bytes: 300, waiting_for_all: 2 }
     }
 
     fn sessions(&self) -> (usize, usize) {
@@ -181,6 +185,7 @@ async fn settings_are_changed_all_or_none() {
         json(&port, "POST", path, r#"{"snapshot_keep_entries": "7", "preferred_leader": true}"#).await;
     assert_eq!(code, 200);
     assert_eq!(answer["settings"]["snapshot_keep_entries"], 7);
+    assert_eq!(answer["fixed"], json!({}), "nobody has told");
     assert_eq!(json(&port, "GET", path, "").await, (200, answer));
     assert!(port.node.settings().preferred_leader);
 
@@ -202,20 +207,25 @@ async fn the_admin_service_configures_the_log_too() {
             }
         }
     });
-    let admin = AdminService(node.clone(), NodeSettings::new(node.clone(), Some(log)));
+    let admin = members::admin_of(node.clone(), Some(log));
     let ask = async |settings: &[(&str, &str)]| {
         let setting = |(name, value): &(&str, &str)| v1::Setting {
             name: (*name).to_owned(),
             value: (*value).to_owned(),
+            ..Default::default()
         };
         let request = v1::ConfigureRequest { settings: settings.iter().map(setting).collect() };
         admin.configure(tonic::Request::new(request)).await.map(tonic::Response::into_inner)
     };
-    let names: Vec<_> = ask(&[]).await.unwrap().settings.into_iter().map(|setting| setting.name).collect();
+    let mut listed = ask(&[]).await.unwrap().settings;
+    let fixed = listed.pop().unwrap();
+    assert_eq!((&*fixed.name, &*fixed.value, fixed.changeable), ("node_id", "7", false));
+    assert!(listed.iter().all(|setting| setting.changeable));
+    let names: Vec<_> = listed.into_iter().map(|setting| setting.name).collect();
     assert_eq!(names, settings::CHANGEABLE);
     let changed =
         ask(&[("log_level", "info,quorate::write=trace"), ("max_command_bytes", "50")]).await.unwrap();
-    assert_eq!(changed.settings.last().unwrap().value, "info,quorate::write=trace");
+    assert!(changed.settings.iter().any(|setting| setting.value == "info,quorate::write=trace"));
     assert_eq!(*applied.lock().unwrap(), ["info,quorate::write=trace"]);
 
     for refused in [
@@ -234,6 +244,22 @@ async fn the_admin_service_configures_the_log_too() {
 #[tokio::test]
 async fn metrics_cover_peers_writes_reads_and_snapshots() {
     let port = Port::open().await;
+    let activity = &port.node.observed.activity;
+    let counts = [
+        &activity.transfers_begun,
+        &activity.transfers_succeeded,
+        &activity.transfers_failed,
+        &activity.snapshots_not_begun,
+        &activity.snapshots_not_written,
+        &activity.snapshots_not_received,
+        &activity.sessions.opened,
+        &activity.sessions.closed,
+        &activity.sessions.expired,
+        &activity.sessions.evicted,
+    ];
+    for (count, value) in counts.into_iter().zip(1..) {
+        count.store(value, Relaxed);
+    }
     let (_, text) = port.http("/metrics").await;
     for line in [
         "quorate_peer_lag_entries{peer=\"2\"} 2",
@@ -246,6 +272,20 @@ async fn metrics_cover_peers_writes_reads_and_snapshots() {
         "quorate_raft_lag_seconds 0.00025",
         "quorate_write_in_flight 3",
         "quorate_write_in_flight_bytes 300",
+        "quorate_write_waiting_for_all 2",
+        "quorate_write_acknowledged_total{ack=\"leader\"} 0",
+        "quorate_read_waiting{on=\"read_index\"} 0",
+        "quorate_read_waiting{on=\"apply\"} 0",
+        "quorate_raft_transfers_begun_total 1",
+        "quorate_raft_transfers_succeeded_total 2",
+        "quorate_raft_transfers_failed_total 3",
+        "quorate_snapshot_failures_total{step=\"begin\"} 4",
+        "quorate_snapshot_failures_total{step=\"write\"} 5",
+        "quorate_snapshot_failures_total{step=\"receive\"} 6",
+        "quorate_session_opened_total 7",
+        "quorate_session_closed_total 8",
+        "quorate_session_expired_total 9",
+        "quorate_session_evicted_total 10",
         "quorate_write_refusals_total{reason=\"disk_full\"} 0",
         "quorate_read_requests_total{level=\"lease\"} 0",
         "quorate_session_open 4",

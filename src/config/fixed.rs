@@ -1,0 +1,46 @@
+//! The settings that only a restart changes, for those who ask a running node.
+
+use clap::ValueEnum;
+use serde_json::Value;
+
+use super::{Peers, ServeConfig};
+use crate::server::settings::NEED_RESTART;
+
+impl ServeConfig {
+    /// The settings that take effect when the node is started, by their names in the configuration file and with the
+    /// values that the node was started with, defaults included. Addresses are as configured: a free port is 0.
+    pub fn fixed_settings(&self) -> Vec<(&'static str, Value)> {
+        NEED_RESTART.into_iter().map(|name| (name, self.fixed_setting(name))).collect()
+    }
+
+    fn fixed_setting(&self, name: &str) -> Value {
+        match name {
+            "node_id" => self.node_id.into(),
+            "cluster" => self.cluster.clone().into(),
+            "data_dir" => self.data_dir.display().to_string().into(),
+            "client_listen" => self.client_listen.clone().into(),
+            "client_advertise" => {
+                self.client_advertise.as_ref().unwrap_or(&self.client_listen).clone().into()
+            }
+            "peer_listen" => self.peer_listen.clone().into(),
+            "peer_advertise" => self.peer_advertise.clone().into(),
+            "peers" => Peers(self.peers.clone()).to_string().into(),
+            "join" => self.join.into(),
+            "single" => self.single.into(),
+            "log_format" => {
+                self.log_format.to_possible_value().map(|format| format.get_name().to_owned()).into()
+            }
+            "heartbeat_interval_ms" => self.timing.heartbeat_interval_ms.into(),
+            "election_timeout_min_ms" => self.timing.election_timeout_min_ms.into(),
+            "election_timeout_max_ms" => self.timing.election_timeout_max_ms.into(),
+            "log_tail_bytes" => self.limits.log_tail_bytes.into(),
+            "append_message_bytes" => self.limits.append_message_bytes.into(),
+            "disk_reserve_bytes" => self.disk.reserve_bytes.into(),
+            "fsync_stall_ms" => self.disk.stall_ms.into(),
+            "lagging_after_ms" => self.peer_policy.lagging_after_ms.into(),
+            "disconnected_after_ms" => self.peer_policy.disconnected_after_ms.into(),
+            "reconnect_interval_ms" => self.peer_policy.reconnect_interval_ms.into(),
+            other => unreachable!("invariant: {other} is among the settings that need a restart"),
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! A node in memory that reaches nobody, for tests.
+
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use super::{Engine, EngineConfig, EngineParts};
+use crate::machine::kv::KvMachine;
+use crate::raft::network::{
+    Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, Purpose, Target, Transport,
+};
+use crate::storage::{DiskWatch, MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
+use crate::types::Incarnation;
+
+/// Nobody is reached.
+struct Nowhere;
+
+impl Transport for Nowhere {
+    fn connect(
+        &self,
+        _target: Target,
+        _hello: Hello,
+        _purpose: Purpose,
+    ) -> BoxFuture<'static, Result<Connection, DialError>> {
+        async { Err(DialError::Unreachable("nowhere".to_owned())) }.boxed()
+    }
+
+    fn identify(
+        &self,
+        _address: String,
+        _request: IdentifyRequest,
+    ) -> BoxFuture<'static, Result<IdentifyResponse, DialError>> {
+        async { Err(DialError::Unreachable("nowhere".to_owned())) }.boxed()
+    }
+}
+
+/// Node 1 of a cluster of its own, or of none while it `joins`.
+pub(super) async fn engine(joins: bool) -> Engine<KvMachine> {
+    let disk = MemoryDisk::new(SyncMode::Immediate);
+    let mut config = EngineConfig::new(1, "", "nowhere:1");
+    config.join = joins;
+    if joins {
+        config.initial_members.clear();
+    }
+    let parts = EngineParts {
+        config,
+        incarnation: Incarnation(1),
+        log: Arc::new(MemoryStore::open(&disk)),
+        snapshots: Arc::new(MemorySnapshots::new()),
+        transport: Arc::new(Nowhere),
+        log_stats: None,
+        disk: DiskWatch::default(),
+        released: None,
+        promised_lease_ms: 0,
+    };
+    Engine::start(parts, KvMachine::default()).await.expect("a node in memory can be started")
+}
