@@ -31,7 +31,7 @@ const EXAMPLE: &str = "Example:
   quorate serve --node-id 1 --data-dir /var/lib/quorate \\
     --client-listen 0.0.0.0:7801 --client-advertise 10.0.0.1:7801 --peer-listen 0.0.0.0:7901 \\
     --peers 1=10.0.0.1:7901,2=10.0.0.2:7901,3=10.0.0.3:7901
-  quorate serve --node-id 4 --data-dir /var/lib/quorate --peer-listen 10.0.0.4:7901 --join
+  quorate serve --node-id 4 --data-dir /var/lib/quorate --client-listen 10.0.0.4:7801 --peer-listen 10.0.0.4:7901 --join
   quorate serve --config quorate.toml
 
 A node that belongs to no cluster yet needs one of --peers, --join and --single; later starts need none of them.

@@ -13,7 +13,7 @@ use crate::types::NodeId;
 /// Arguments of `quorate member`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate member list\n  quorate serve --node-id 4 --data-dir /var/lib/quorate --peer-listen 10.0.0.4:7901 --join    on the new machine\n  quorate member add 4 --peer 10.0.0.4:7901 --promote\n  quorate member remove 2\n\nChanges go to the leader, wherever it is. One that was interrupted is completed by repeating it."
+    after_help = "Example:\n  quorate member list\n  quorate serve --node-id 4 --data-dir /var/lib/quorate --client-listen 10.0.0.4:7801 --peer-listen 10.0.0.4:7901 --join    on the new machine\n  quorate member add 4 --peer 10.0.0.4:7901 --promote\n  quorate member remove 2\n\nChanges go to the leader, wherever it is. One that was interrupted is completed by repeating it."
 )]
 pub struct MemberArgs {
     /// What to do.

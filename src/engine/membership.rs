@@ -529,10 +529,19 @@ impl<M: StateMachine> Engine<M> {
         }
         let hello = Some(self.inner.caller.hello(node_id, None));
         let request = IdentifyRequest { hello, founders: Default::default() };
-        let call = self.inner.transport.identify(address.clone(), request);
-        let answer = tokio::time::timeout(IDENTIFY_PATIENCE, call).await.unwrap_or_else(|_| {
-            Err(DialError::Unreachable(format!("no answer within {IDENTIFY_PATIENCE:?}")))
-        });
+        let mut failed = format!("no answer within {IDENTIFY_PATIENCE:?}");
+        let asking = async {
+            loop {
+                match self.inner.transport.identify(address.clone(), request.clone()).await {
+                    // It may have been started a moment ago.
+                    Err(DialError::Unreachable(reason)) => failed = reason,
+                    answer => return answer,
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        let answer = tokio::time::timeout(IDENTIFY_PATIENCE, asking).await;
+        let answer = answer.unwrap_or(Err(DialError::Unreachable(failed)));
         let answer = match answer {
             Ok(answer) => answer,
             Err(DialError::Refused(refusal)) => return refused(refusal.to_string()),

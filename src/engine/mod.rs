@@ -271,7 +271,8 @@ impl<M: StateMachine> Engine<M> {
             client: config.client_advertise.clone(),
             incarnation,
         };
-        let clients = PeerClients::new(caller.clone(), transport.clone());
+        let redial_pause = Duration::from_millis(config.peers.reconnect_interval_ms);
+        let clients = PeerClients::new(caller.clone(), transport.clone(), redial_pause);
         let upstream = Upstream::new(caller.clone(), transport.clone());
         let core_parts = Parts { log, snapshots, applier, clients, callee };
         let core = Core::start(&core_config(&config, promised_lease_ms), core_parts)

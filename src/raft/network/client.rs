@@ -42,12 +42,10 @@ pub(super) const APPEND_IDLE: Duration = Duration::from_secs(5);
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a request waits for a dial, which goes on without it.
 const DIAL_PATIENCE: Duration = Duration::from_millis(500);
-/// Pause after the first dial that failed; it doubles with every other one, up to
-/// [`LONGEST_REDIAL_PAUSE`]. openraft pauses only between requests, and there is none without a connection: a peer that
-/// refuses at once would be dialled thousands of times a second.
+/// Pause after the first dial that failed; it doubles with every other one, up to a limit. openraft pauses only between
+/// requests, and there is none without a connection: a peer that refuses at once would be dialled thousands of times a
+/// second.
 const FIRST_REDIAL_PAUSE: Duration = Duration::from_millis(10);
-/// See [`FIRST_REDIAL_PAUSE`].
-const LONGEST_REDIAL_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes of a snapshot in one message.
 const SNAPSHOT_PIECE_BYTES: usize = 512 * 1024;
 /// Snapshot pieces sent and not yet answered.
@@ -91,6 +89,8 @@ impl Caller {
 pub struct PeerClients {
     caller: Caller,
     transport: Arc<dyn Transport>,
+    /// The longest pause between two dials of a peer.
+    redial_pause: Duration,
     /// Up to where the log is to be purged.
     pub(super) purge: Arc<AtomicU64>,
     /// Where to note what peers have on disk.
@@ -101,10 +101,11 @@ pub struct PeerClients {
 }
 
 impl PeerClients {
-    /// Clients that call as `caller` over `transport`.
-    pub fn new(caller: Caller, transport: Arc<dyn Transport>) -> Self {
+    /// Clients that call as `caller` over `transport`, and pause at most for `redial_pause` before they dial a peer
+    /// again.
+    pub fn new(caller: Caller, transport: Arc<dyn Transport>, redial_pause: Duration) -> Self {
         let (purge, held, fitness) = (Arc::default(), Arc::default(), Arc::default());
-        Self { caller, transport, purge, held, fitness, activity: Arc::default() }
+        Self { caller, transport, redial_pause, purge, held, fitness, activity: Arc::default() }
     }
 
     /// From now on what is sent is counted in `activity`.
@@ -187,8 +188,8 @@ struct Redial {
 }
 
 impl Redial {
-    fn failed(&mut self) {
-        let pause = FIRST_REDIAL_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_REDIAL_PAUSE);
+    fn failed(&mut self, longest_pause: Duration) {
+        let pause = FIRST_REDIAL_PAUSE.saturating_mul(1 << self.failures.min(20)).min(longest_pause);
         self.failures += 1;
         self.not_before = Some(Instant::now() + pause);
     }
@@ -242,7 +243,7 @@ impl PeerClient {
                     self.connection = Some(connection);
                 }
                 Err(error) => {
-                    self.redial.failed();
+                    self.redial.failed(self.clients.redial_pause);
                     return Err(unreachable(error));
                 }
             }
@@ -524,7 +525,7 @@ mod tests {
             addresses: Arc::new(Addresses::new(std::collections::BTreeMap::new())),
             refused: Arc::new(|_| {}),
         };
-        let clients = PeerClients::new(caller, transport.clone());
+        let clients = PeerClients::new(caller, transport.clone(), Duration::from_millis(200));
         let mut client = clients.client(2, &Member::default(), Purpose::Append);
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(10) {
