@@ -2,12 +2,13 @@
 //!
 //! Every connection takes a file descriptor, and a node without descriptors can neither write a snapshot nor open a
 //! file of its log. So each port has a share of what the process may open. Those that find it used up wait in the
-//! socket's backlog until another connection ends.
+//! socket's backlog until another connection ends. A connection on which nothing is said gives its place back: no
+//! keep-alive of a protocol looks after it before it has begun to speak one.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
@@ -15,10 +16,15 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Sleep, sleep};
 use tonic::transport::server::{Connected, TcpConnectInfo, TcpIncoming};
 
 /// After a failed accept, before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A connection has begun to speak when it has said as much as HTTP/2 begins with; the shortest request of HTTP/1 is longer.
+const OPENING_BYTES: usize = 24;
+/// For how long one that has not keeps its place.
+const OPENING_PATIENCE: Duration = Duration::from_secs(10);
 /// Most connections on one port, however many files the process may open.
 const MAX_CONNECTIONS: usize = 16_384;
 /// A port gets so many even where few files may be opened.
@@ -46,7 +52,15 @@ pub(crate) fn connections(parts: usize) -> usize {
 #[derive(Debug)]
 pub(crate) struct Accepted {
     stream: TcpStream,
+    /// Until it has begun to speak: what it has said, and when its time is over.
+    opening: Option<(usize, Pin<Box<Sleep>>)>,
     _place: OwnedSemaphorePermit,
+}
+
+impl Accepted {
+    fn new(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
+        Self { stream, opening: Some((0, Box::pin(sleep(OPENING_PATIENCE)))), _place: place }
+    }
 }
 
 /// What `incoming` accepts, at most `connections` at a time. Never fails: an accept that does is tried again.
@@ -56,10 +70,10 @@ pub(crate) fn bounded(incoming: TcpIncoming, connections: usize) -> impl Stream<
         let place = places.clone().acquire_owned().await.ok()?;
         loop {
             match incoming.next().await? {
-                Ok(stream) => return Some((Ok(Accepted { stream, _place: place }), (incoming, places))),
+                Ok(stream) => return Some((Ok(Accepted::new(stream, place)), (incoming, places))),
                 Err(error) => {
                     tracing::debug!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
@@ -80,7 +94,21 @@ impl AsyncRead for Accepted {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buffer) {
+            if let Some((said, _)) = &mut self.opening {
+                *said += buffer.filled().len() - before;
+                if *said >= OPENING_BYTES {
+                    self.opening = None;
+                }
+            }
+            return Poll::Ready(read);
+        }
+        if let Some((_, over)) = &mut self.opening {
+            ready!(over.as_mut().poll(cx));
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the caller says nothing")));
+        }
+        Poll::Pending
     }
 }
 
@@ -141,6 +169,29 @@ mod tests {
         let mut heard = [0; 11];
         timeout(DEADLINE, second.read_exact(&mut heard)).await.unwrap().unwrap();
         assert_eq!(&heard, b"still there");
+    }
+
+    #[tokio::test]
+    async fn a_place_is_given_back_by_a_caller_that_says_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut accepted = Box::pin(bounded(TcpIncoming::from(listener), 8));
+        let mut accept = async |opening: &[u8]| {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(opening).await.unwrap();
+            let mut server = accepted.next().await.unwrap().unwrap();
+            let mut heard = vec![0; opening.len()];
+            server.read_exact(&mut heard).await.unwrap();
+            (client, server)
+        };
+        let (_silent, mut of_silent) = accept(b"").await;
+        let (_slow, mut of_slow) = accept(&[b'x'; OPENING_BYTES - 1]).await;
+        let (_speaking, mut of_speaking) = accept(&[b'x'; OPENING_BYTES]).await;
+        tokio::time::pause();
+        for server in [&mut of_silent, &mut of_slow] {
+            assert_eq!(server.read_u8().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        }
+        assert!(timeout(OPENING_PATIENCE * 10, of_speaking.read_u8()).await.is_err(), "it may pause");
     }
 
     #[test]

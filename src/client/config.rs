@@ -95,6 +95,9 @@ impl ClientConfig {
     /// # Errors
     /// [`ConfigError::Setting`] names the first setting that is out of its range.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        /// Servers take no more in one message.
+        const MAX_BATCH_REQUESTS: usize = 16_384;
+        const MAX_BATCH_BYTES: usize = 1024 * 1024;
         /// Deadlines are points in time, which cannot be as late as a duration is long.
         const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
         let positive = [
@@ -107,6 +110,7 @@ impl ClientConfig {
             ("keep_alive_interval", self.keep_alive_interval),
             ("keep_alive_timeout", self.keep_alive_timeout),
             ("retry_backoff_min", self.retry_backoff_min),
+            ("retry_backoff_max", self.retry_backoff_max),
         ];
         for (setting, value) in positive {
             if value.is_zero() {
@@ -125,6 +129,17 @@ impl ClientConfig {
         if !(SESSION_TTL_MIN..=SESSION_TTL_MAX).contains(&self.session_ttl) {
             let rule = "must be from 10 s to 24 h";
             return Err(ConfigError::Setting { setting: "session_ttl", rule });
+        }
+        for (setting, value, most) in [
+            ("batch_requests", self.batch_requests, MAX_BATCH_REQUESTS),
+            ("batch_bytes", self.batch_bytes, MAX_BATCH_BYTES),
+        ] {
+            if value > most {
+                return Err(ConfigError::Setting {
+                    setting,
+                    rule: "must be at most 16384 requests and 1 MiB",
+                });
+            }
         }
         let counts = [
             ("queue_requests", self.queue_requests),

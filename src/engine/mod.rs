@@ -113,7 +113,7 @@ struct Inner<M: StateMachine> {
     inflight_bytes: AtomicUsize,
     /// The latest log time handed out, and when.
     log_clock: Mutex<(u64, Instant)>,
-    /// When the log last refused to open a session, because all were in use.
+    /// When the log last refused to open a session, because all were in use, or was asked for one again since.
     no_session: Mutex<Option<Instant>>,
     inflight_commands: AtomicUsize,
     counters: Counters,
@@ -189,11 +189,12 @@ impl<M: StateMachine> Engine<M> {
                 0 => Room::give_up(dir.path()).map(|()| None)?,
                 _ => Some(Room::open(dir.path(), reserve_bytes)?),
             };
+            // Before the log has all the room there is, on a disk that is full.
+            let promised_lease_ms = lease::promise(dir.path(), lease_ms)?;
             let options = SledOptions { tail_bytes, ..SledOptions::default() };
             let log = SledStore::open_in_room(&dir, options, room.clone())?;
             let snapshots = SnapshotDir::open_in_room(&dir.snapshot_dir(), room)?;
             let incarnation = dir.identity().incarnation;
-            let promised_lease_ms = lease::promise(dir.path(), lease_ms)?;
             Ok((LockedLog { log, dir, _released: release }, snapshots, incarnation, promised_lease_ms))
         })
         .await?;

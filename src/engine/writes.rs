@@ -155,9 +155,11 @@ impl<M: StateMachine> Engine<M> {
     pub async fn open_session_at(&self, ttl_ms: u64) -> Result<OpenedSession, WriteError> {
         self.inner.admit_session()?;
         let opened = self.open_random_session(ttl_ms).await;
-        if matches!(opened, Err(WriteError::TooManySessions)) {
-            *self.inner.no_session.lock().expect("invariant: no panic under this lock") =
-                Some(Instant::now());
+        let mut refused = self.inner.no_session.lock().expect("invariant: no panic under this lock");
+        match &opened {
+            Ok(_) => *refused = None,
+            Err(WriteError::TooManySessions) => *refused = Some(Instant::now()),
+            Err(_) => {}
         }
         opened
     }
@@ -280,15 +282,20 @@ impl<M: StateMachine> Inner<M> {
     /// Refuses a session when all are in use, without asking the log every time: each refusal there costs every node a
     /// look through the whole table.
     fn admit_session(&self) -> Result<(), WriteError> {
-        /// For so long after the log has refused one, no other is put to it: each costs it a look through its table.
+        /// Once the log has refused one, one in this time is put to it, until one succeeds: each costs it a look through
+        /// its table.
         const PAUSE: Duration = Duration::from_millis(100);
-        let refused = self.no_session.lock().expect("invariant: no panic under this lock");
-        match refused.is_some_and(|at| at.elapsed() < PAUSE) {
-            true => {
+        let mut refused = self.no_session.lock().expect("invariant: no panic under this lock");
+        match &mut *refused {
+            None => Ok(()),
+            Some(at) if at.elapsed() >= PAUSE => {
+                *at = Instant::now();
+                Ok(())
+            }
+            Some(_) => {
                 self.counters.refuse(Refused::TooManySessions);
                 Err(WriteError::TooManySessions)
             }
-            false => Ok(()),
         }
     }
 

@@ -347,9 +347,14 @@ impl<M: StateMachine> Core<M> {
     /// # Errors
     /// [`NoReadIndex::NoQuorum`] when there is no lease, [`NoReadIndex::NotLeader`] on other nodes.
     pub async fn lease_index(&self) -> Result<u64, NoReadIndex> {
-        let lease = self.fitness.shortest_lease(self.admission.lease).mul_f64(LEASE_SHARE);
-        let option = LinearizerOption::new(Some(lease), false).with_wait_timeout(Duration::ZERO);
-        let index = read_index::ask(&self.raft, option).await?;
+        let shortest = || self.fitness.shortest_lease(self.admission.lease, &self.voters());
+        let lease = shortest();
+        let option = LinearizerOption::new(Some(lease.mul_f64(LEASE_SHARE)), false);
+        let index = read_index::ask(&self.raft, option.with_wait_timeout(Duration::ZERO)).await?;
+        // What the core went by may be an answer that came since, of a voter that promises less.
+        if shortest() < lease {
+            return Err(NoReadIndex::NoQuorum("a voter's lease is shorter than was known".to_owned()));
+        }
         // Looked at last: a transfer that began before this was seen is a transfer that ends after this read.
         if self.admission.is_lease_void() {
             return Err(NoReadIndex::NoQuorum("leadership is being handed over".to_owned()));

@@ -128,8 +128,7 @@ where
                 self.client.accepted = asked.last.max(self.client.accepted);
                 if let Some(last) = &asked.last {
                     let held = &self.client.clients.held;
-                    let holder = (self.client.node_id, self.client.member.incarnation);
-                    held.note(holder, type_config::from_log_id(last));
+                    held.note(self.client.holder(), type_config::from_log_id(last));
                     let before = asked.previous.map_or(0, |previous| previous.index + 1);
                     let entries = (last.index + 1).saturating_sub(before);
                     if entries > 0 {
@@ -194,7 +193,7 @@ where
         match response.body {
             Some(response::Body::Append(response)) => {
                 let client = &self.client;
-                client.clients.fitness.note(client.node_id, &response);
+                client.clients.fitness.note(client.holder(), &response);
                 let result = wire::from_append_response(response)?;
                 self.check(asked, &result)?;
                 Ok(result)

@@ -282,6 +282,11 @@ impl PeerClient {
         outcome
     }
 
+    /// The peer, in the data directory that it is expected to have.
+    pub(super) fn holder(&self) -> (NodeId, Incarnation) {
+        (self.node_id, self.member.incarnation)
+    }
+
     pub(super) fn request(&mut self, body: request::Body) -> Request {
         self.next_id += 1;
         Request { id: self.next_id, body: Some(body) }
@@ -370,6 +375,7 @@ impl PeerClient {
             unanswered.remove(place);
             match response.body {
                 Some(response::Body::Snapshot(answer)) => {
+                    self.clients.fitness.note_lease(self.holder(), answer.lease_ms);
                     let answered = wire::from_vote(answer.vote).map_err(RpcError::from)?;
                     let complete = unanswered.is_empty() && offset >= total;
                     if complete && answered <= vote {
@@ -403,7 +409,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
         match self.call(request::Body::Append(wire::append(rpc)), APPEND_IDLE).await? {
             response::Body::Append(response) => {
-                self.clients.fitness.note(self.node_id, &response);
+                self.clients.fitness.note(self.holder(), &response);
                 Ok(wire::from_append_response(response)?.into())
             }
             _ => Err(Malformed("not the answer to an append").into()),

@@ -31,6 +31,8 @@ use crate::types::NodeId;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a silent connection is probed, and how long the answer may take.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// How long a connection may be silent before the system looks whether its other end is still there.
+const TCP_KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long a caller may take to begin.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest message between members. Not derived from this node's limits: another node, or this one before it
@@ -255,7 +257,7 @@ pub fn serve(
     let service = PeerServer::new(GrpcDoor { door, traffic, stop: stop.clone() })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(TCP_KEEP_ALIVE));
     let incoming = incoming::bounded(incoming, incoming::connections(FILES_SHARE));
     Ok(runtime::spawn(async move {
         let server = Server::builder()

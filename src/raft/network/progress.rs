@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::proto::peer::AppendResponse;
-use crate::types::NodeId;
+use crate::types::{Incarnation, NodeId};
 
 /// What peers have said of themselves in their answers to appends and heartbeats, and what they were sent.
 #[derive(Debug, Default)]
@@ -20,13 +20,27 @@ pub struct PeerProgress {
     pub heard: Option<Instant>,
     /// Whether its disk is well, as it said then.
     pub fit: bool,
-    /// For how long after an answer it elects nobody else, as it said then.
-    pub lease: Option<Duration>,
+    /// For how long after an answer it elects nobody else.
+    lease: Option<Lease>,
     /// Entries it has accepted from this node.
     pub accepted_entries: u64,
     /// Bytes sent, and bytes in all, of the snapshot that is being sent to it.
     pub snapshot: Option<(u64, u64)>,
 }
+
+/// What a peer said of its lease.
+#[derive(Debug, Clone, Copy)]
+struct Lease {
+    /// In which data directory it said so.
+    incarnation: Incarnation,
+    length: Duration,
+    /// When it last said no more than that.
+    said: Instant,
+}
+
+/// An answer is not under way for longer than this. So for as long a longer lease does not replace a shorter one: what
+/// says it may be from before a restart.
+const OUTLIVED: Duration = Duration::from_secs(10);
 
 impl PeerFitness {
     pub(super) fn update(&self, node_id: NodeId, change: impl FnOnce(&mut PeerProgress)) {
@@ -37,19 +51,37 @@ impl PeerFitness {
     }
 
     /// A peer has answered. Must be called before the core learns of it, which may rely on the peer from then on.
-    pub(super) fn note(&self, node_id: NodeId, answer: &AppendResponse) {
+    pub(super) fn note(&self, (node_id, incarnation): (NodeId, Incarnation), answer: &AppendResponse) {
         self.update(node_id, |peer| {
             peer.heard = Some(Instant::now());
             peer.fit = !answer.unfit_to_lead;
-            peer.lease = Some(Duration::from_millis(answer.lease_ms));
+        });
+        self.note_lease((node_id, incarnation), answer.lease_ms);
+    }
+
+    /// A peer has said what it promises. Must be called before the core learns of the answer.
+    pub(super) fn note_lease(&self, (node_id, incarnation): (NodeId, Incarnation), lease_ms: u64) {
+        let new = Lease { incarnation, length: Duration::from_millis(lease_ms), said: Instant::now() };
+        self.update(node_id, |peer| {
+            let stays = peer.lease.is_some_and(|lease| {
+                lease.incarnation == incarnation
+                    && lease.length < new.length
+                    && lease.said.elapsed() < OUTLIVED
+            });
+            if !stays {
+                peer.lease = Some(new);
+            }
         });
     }
 
-    /// For how long after an answer none of those that have ever answered elects somebody else, if that is less than
-    /// `own`.
-    pub fn shortest_lease(&self, own: Duration) -> Duration {
+    /// For how long after an answer none of `voters` elects somebody else, as far as they have answered, if that is less
+    /// than `own`.
+    pub fn shortest_lease(&self, own: Duration, voters: &BTreeMap<NodeId, Incarnation>) -> Duration {
         let peers = self.0.lock().expect("invariant: no panic under this lock");
-        peers.values().filter_map(|peer| peer.lease).fold(own, Duration::min)
+        let leases = voters.iter().filter_map(|(voter, incarnation)| {
+            peers.get(voter)?.lease.filter(|lease| lease.incarnation == *incarnation)
+        });
+        leases.map(|lease| lease.length).fold(own, Duration::min)
     }
 
     /// Peers that answered within `time`, and whether they could lead.
@@ -96,17 +128,43 @@ mod tests {
         AppendResponse { lease_ms, ..AppendResponse::default() }
     }
 
-    #[test]
-    fn a_lease_is_as_short_as_the_shortest() {
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_as_short_as_the_shortest_of_the_voters() {
         let fitness = PeerFitness::default();
         let own = Duration::from_millis(1500);
+        let (first, second) = (Incarnation(1), Incarnation(2));
+        let voters = BTreeMap::from([(1, first), (2, first), (3, first)]);
         fitness.update(2, |peer| peer.snapshot = Some((0, 1)));
-        assert_eq!(fitness.shortest_lease(own), own, "who has answered nothing supports no lease");
-        fitness.note(2, &answer(2000));
-        fitness.note(3, &answer(300));
-        assert_eq!(fitness.shortest_lease(own), Duration::from_millis(300));
-        fitness.note(3, &answer(0));
-        assert_eq!(fitness.shortest_lease(own), Duration::ZERO, "who does not say promises nothing");
+        assert_eq!(fitness.shortest_lease(own, &voters), own, "who has answered nothing supports no lease");
+        fitness.note((2, first), &answer(2000));
+        fitness.note((3, first), &answer(300));
+        fitness.note((4, first), &answer(100));
+        assert_eq!(fitness.shortest_lease(own, &voters), Duration::from_millis(300), "4 has no vote");
+        fitness.note((3, first), &answer(0));
+        assert_eq!(fitness.shortest_lease(own, &voters), Duration::ZERO, "who does not say promises nothing");
+        let replaced = BTreeMap::from([(1, first), (2, first), (3, second)]);
+        assert_eq!(fitness.shortest_lease(own, &replaced), own, "the new one has not answered");
+        fitness.note((3, second), &answer(600));
+        assert_eq!(fitness.shortest_lease(own, &replaced), Duration::from_millis(600));
+    }
+
+    /// An answer from before a restart may come after one from after it.
+    #[tokio::test(start_paused = true)]
+    async fn a_longer_lease_counts_when_the_shorter_one_is_long_ago() {
+        let fitness = PeerFitness::default();
+        let (own, voters) = (Duration::from_millis(1500), BTreeMap::from([(2, Incarnation(1))]));
+        let short = Duration::from_millis(300);
+        fitness.note_lease((2, Incarnation(1)), 300);
+        tokio::time::advance(OUTLIVED / 2).await;
+        fitness.note_lease((2, Incarnation(1)), 1500);
+        assert_eq!(fitness.shortest_lease(own, &voters), short);
+        fitness.note_lease((2, Incarnation(1)), 300);
+        tokio::time::advance(OUTLIVED / 2).await;
+        fitness.note_lease((2, Incarnation(1)), 1500);
+        assert_eq!(fitness.shortest_lease(own, &voters), short, "said again meanwhile");
+        tokio::time::advance(OUTLIVED / 2).await;
+        fitness.note_lease((2, Incarnation(1)), 1500);
+        assert_eq!(fitness.shortest_lease(own, &voters), own);
     }
 
     #[tokio::test(start_paused = true)]
@@ -117,7 +175,7 @@ mod tests {
         assert_eq!(fitness.progress()[&2].snapshot, Some((30, 100)));
         // Being sent something is no sign of life.
         assert!(fitness.within(Duration::MAX).is_empty());
-        fitness.note(2, &answer(300));
+        fitness.note((2, Incarnation(1)), &answer(300));
         fitness.update(2, |peer| peer.accepted_entries += 5);
         drop(sending);
         tokio::time::advance(Duration::from_millis(10)).await;

@@ -177,7 +177,7 @@ impl<M: StateMachine> PeerService<M> {
                 }
                 let unfit_to_lead = !self.callee.disk.state().takes_writes();
                 let response = wire::append_response(result, previous, last);
-                let lease_ms = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
+                let lease_ms = self.lease_ms();
                 Ok(response::Body::Append(proto::AppendResponse { unfit_to_lead, lease_ms, ..response }))
             }
             request::Body::Vote(vote) => {
@@ -210,6 +210,10 @@ impl<M: StateMachine> PeerService<M> {
             request::Body::Hello(_) => Err("a handshake in the middle of a connection".to_owned()),
             request::Body::Snapshot(_) => Err("invariant: pieces are taken out before".to_owned()),
         }
+    }
+
+    fn lease_ms(&self) -> u64 {
+        u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
     }
 
     fn check_silence(&self, leadership_transfer: bool) -> Result<(), String> {
@@ -258,7 +262,11 @@ impl<M: StateMachine> PeerService<M> {
         if piece.offset < current.received {
             // Delivered twice.
             *incoming = Some(current);
-            return Ok(proto::SnapshotResponse { vote: Some(own_vote), installing: false });
+            return Ok(proto::SnapshotResponse {
+                vote: Some(own_vote),
+                installing: false,
+                lease_ms: self.lease_ms(),
+            });
         }
         current.received += piece.bytes.len() as u64;
         let (offset, bytes) = (piece.offset, piece.bytes);
@@ -267,14 +275,19 @@ impl<M: StateMachine> PeerService<M> {
             .map_err(|e| e.to_string())?;
         if !piece.last {
             *incoming = Some(current);
-            return Ok(proto::SnapshotResponse { vote: Some(own_vote), installing: false });
+            return Ok(proto::SnapshotResponse {
+                vote: Some(own_vote),
+                installing: false,
+                lease_ms: self.lease_ms(),
+            });
         }
         let received = offload(move || current.receiver.finish()).await.map_err(|e| e.to_string())?;
         let meta = snapshot::meta(received.meta());
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(received) };
         let _one_at_a_time = self.installing.lock().await;
         let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(|e| e.to_string())?;
-        Ok(proto::SnapshotResponse { vote: Some(wire::vote(&response.vote)), installing: false })
+        let vote = Some(wire::vote(&response.vote));
+        Ok(proto::SnapshotResponse { vote, installing: false, lease_ms: self.lease_ms() })
     }
 
     async fn run(
@@ -376,7 +389,7 @@ async fn signs_of_life<T>(
         if let Ok(done) = tokio::time::timeout(SIGN_OF_LIFE, &mut work).await {
             return done;
         }
-        let alive = proto::SnapshotResponse { vote: Some(wire::vote(&vote)), installing: true };
+        let alive = proto::SnapshotResponse { vote: Some(wire::vote(&vote)), installing: true, lease_ms: 0 };
         // A caller that is gone does not stop the installation.
         let _ = responses.try_send(Response { id, body: Some(response::Body::Snapshot(alive)) });
     }
