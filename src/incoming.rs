@@ -21,7 +21,8 @@ use tonic::transport::server::{Connected, TcpConnectInfo, TcpIncoming};
 
 /// After a failed accept, before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// A connection has begun to speak when it has said as much as HTTP/2 begins with; the shortest request of HTTP/1 is longer.
+/// A connection has begun to speak when it has said as much as HTTP/2 begins with. A request of HTTP/1 may be shorter, and
+/// is answered all the same.
 const OPENING_BYTES: usize = 24;
 /// For how long one that has not keeps its place.
 const OPENING_PATIENCE: Duration = Duration::from_secs(10);
