@@ -111,7 +111,7 @@ pub struct Settings {
     pub log_format: Option<LogFormat>,
 
     /// What to log: error, warn, info, debug, trace, or a filter such as info,quorate=debug
-    /// [default: info,openraft=warn]
+    /// [default: info,openraft=error]
     #[arg(long, value_name = "FILTER", env = "QUORATE_LOG_LEVEL")]
     pub log_level: Option<String>,
 
@@ -272,7 +272,7 @@ const DEFAULT_CLUSTER: &str = "quorate";
 const DEFAULT_DATA_DIR: &str = "quorate-node";
 const DEFAULT_CLIENT_LISTEN: &str = "127.0.0.1:7801";
 const DEFAULT_PEER_LISTEN: &str = "127.0.0.1:7901";
-const DEFAULT_LOG_LEVEL: &str = "info,openraft=warn";
+const DEFAULT_LOG_LEVEL: &str = "info,openraft=error";
 
 impl ServeConfig {
     /// The settings from `args` and the file they name.

@@ -239,10 +239,17 @@ impl PeerClient {
             match outcome.unwrap_or_else(|_| Err(DialError::Unreachable("the dial was abandoned".to_owned())))
             {
                 Ok(connection) => {
+                    if self.redial.failures > 0 && self.purpose == Purpose::Append {
+                        tracing::info!(node = self.node_id, "reached the peer again");
+                    }
                     self.redial = Redial::default();
                     self.connection = Some(connection);
                 }
                 Err(error) => {
+                    // Once, by one of the clients of a peer: each goes on trying several times a second.
+                    if self.redial.failures == 0 && self.purpose == Purpose::Append {
+                        tracing::warn!(node = self.node_id, %error, "cannot reach a peer; trying again until it answers");
+                    }
                     self.redial.failed(self.clients.redial_pause);
                     return Err(unreachable(error));
                 }
