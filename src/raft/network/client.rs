@@ -4,10 +4,10 @@
 //! and again when it broke. A dial goes on in the background when its caller gives up: a heartbeat waits
 //! only tens of milliseconds, less than a handshake may take on a long link.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -91,6 +91,8 @@ pub struct PeerClients {
     transport: Arc<dyn Transport>,
     /// The longest pause between two dials of a peer.
     redial_pause: Duration,
+    /// Peers of which the log says that they cannot be reached. Each has several clients that go on trying.
+    away: Arc<Mutex<BTreeSet<NodeId>>>,
     /// Up to where the log is to be purged.
     pub(super) purge: Arc<AtomicU64>,
     /// Where to note what peers have on disk.
@@ -104,8 +106,8 @@ impl PeerClients {
     /// Clients that call as `caller` over `transport`, and pause at most for `redial_pause` before they dial a peer
     /// again.
     pub fn new(caller: Caller, transport: Arc<dyn Transport>, redial_pause: Duration) -> Self {
-        let (purge, held, fitness) = (Arc::default(), Arc::default(), Arc::default());
-        Self { caller, transport, redial_pause, purge, held, fitness, activity: Arc::default() }
+        let (away, purge, held, fitness) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
+        Self { caller, transport, redial_pause, away, purge, held, fitness, activity: Arc::default() }
     }
 
     /// From now on what is sent is counted in `activity`.
@@ -133,6 +135,10 @@ impl PeerClients {
     /// Where peers are dialled.
     pub fn addresses(&self) -> Arc<Addresses> {
         self.caller.addresses.clone()
+    }
+
+    fn away(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.away.lock().expect("invariant: no panic under this lock")
     }
 
     fn client(&self, node_id: NodeId, member: &Member, purpose: Purpose) -> PeerClient {
@@ -239,15 +245,14 @@ impl PeerClient {
             match outcome.unwrap_or_else(|_| Err(DialError::Unreachable("the dial was abandoned".to_owned())))
             {
                 Ok(connection) => {
-                    if self.redial.failures > 0 && self.purpose == Purpose::Append {
+                    if self.clients.away().remove(&self.node_id) {
                         tracing::info!(node = self.node_id, "reached the peer again");
                     }
                     self.redial = Redial::default();
                     self.connection = Some(connection);
                 }
                 Err(error) => {
-                    // Once, by one of the clients of a peer: each goes on trying several times a second.
-                    if self.redial.failures == 0 && self.purpose == Purpose::Append {
+                    if self.clients.away().insert(self.node_id) {
                         tracing::warn!(node = self.node_id, %error, "cannot reach a peer; trying again until it answers");
                     }
                     self.redial.failed(self.clients.redial_pause);
@@ -546,6 +551,7 @@ mod tests {
             // One who gives up in the middle of a pause does not shorten it.
             let _ = tokio::time::timeout(Duration::from_millis(1), client.connected()).await;
         }
+        assert_eq!(clients.away().len(), 1, "told once");
         let dials = transport.dials.load(Ordering::Relaxed);
         assert!((50..=56).contains(&dials), "{dials} dials in 10 s");
     }
