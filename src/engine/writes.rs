@@ -156,11 +156,8 @@ impl<M: StateMachine> Engine<M> {
         self.inner.admit_session()?;
         let opened = self.open_random_session(ttl_ms).await;
         let mut refused = self.inner.no_session.lock().expect("invariant: no panic under this lock");
-        match &opened {
-            Ok(_) => *refused = None,
-            Err(WriteError::TooManySessions) => *refused = Some(Instant::now()),
-            Err(_) => {}
-        }
+        // Whatever else came of it says nothing about the table.
+        *refused = matches!(opened, Err(WriteError::TooManySessions)).then(Instant::now);
         opened
     }
 
@@ -282,7 +279,7 @@ impl<M: StateMachine> Inner<M> {
     /// Refuses a session when all are in use, without asking the log every time: each refusal there costs every node a
     /// look through the whole table.
     fn admit_session(&self) -> Result<(), WriteError> {
-        /// Once the log has refused one, one in this time is put to it, until one succeeds: each costs it a look through
+        /// Once the log has refused one, one in this time is put to it, until that has another outcome: each costs it a look through
         /// its table.
         const PAUSE: Duration = Duration::from_millis(100);
         let mut refused = self.no_session.lock().expect("invariant: no panic under this lock");

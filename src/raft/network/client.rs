@@ -4,7 +4,7 @@
 //! and again when it broke. A dial goes on in the background when its caller gives up: a heartbeat waits
 //! only tens of milliseconds, less than a handshake may take on a long link.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -91,8 +91,8 @@ pub struct PeerClients {
     transport: Arc<dyn Transport>,
     /// The longest pause between two dials of a peer.
     redial_pause: Duration,
-    /// Peers of which the log says that they cannot be reached. Each has several clients that go on trying.
-    away: Arc<Mutex<BTreeSet<NodeId>>>,
+    /// When peers could not be reached last of which the log says so. Each has several clients that go on trying.
+    away: Arc<Mutex<BTreeMap<NodeId, Instant>>>,
     /// Up to where the log is to be purged.
     pub(super) purge: Arc<AtomicU64>,
     /// Where to note what peers have on disk.
@@ -137,8 +137,25 @@ impl PeerClients {
         self.caller.addresses.clone()
     }
 
-    fn away(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+    fn away(&self) -> MutexGuard<'_, BTreeMap<NodeId, Instant>> {
         self.away.lock().expect("invariant: no panic under this lock")
+    }
+
+    /// A peer cannot be reached. Whether that is news.
+    fn is_gone(&self, node_id: NodeId) -> bool {
+        let before = self.away().insert(node_id, Instant::now());
+        before.is_none_or(|at| self.is_forgotten(at))
+    }
+
+    /// A peer was reached. Whether that is news.
+    fn is_back(&self, node_id: NodeId) -> bool {
+        let before = self.away().remove(&node_id);
+        before.is_some_and(|at| !self.is_forgotten(at))
+    }
+
+    /// Whether nobody has tried for so long, such as since this node led, that it says nothing about the present.
+    fn is_forgotten(&self, at: Instant) -> bool {
+        at.elapsed() > self.redial_pause.saturating_mul(2).max(DIAL_TIMEOUT * 2)
     }
 
     fn client(&self, node_id: NodeId, member: &Member, purpose: Purpose) -> PeerClient {
@@ -245,14 +262,14 @@ impl PeerClient {
             match outcome.unwrap_or_else(|_| Err(DialError::Unreachable("the dial was abandoned".to_owned())))
             {
                 Ok(connection) => {
-                    if self.clients.away().remove(&self.node_id) {
+                    if self.clients.is_back(self.node_id) {
                         tracing::info!(node = self.node_id, "reached the peer again");
                     }
                     self.redial = Redial::default();
                     self.connection = Some(connection);
                 }
                 Err(error) => {
-                    if self.clients.away().insert(self.node_id) {
+                    if self.clients.is_gone(self.node_id) {
                         tracing::warn!(node = self.node_id, %error, "cannot reach a peer; trying again until it answers");
                     }
                     self.redial.failed(self.clients.redial_pause);
@@ -540,7 +557,7 @@ mod tests {
             cluster: "c".to_owned(),
             node_id: 1,
             incarnation: Incarnation(1),
-            addresses: Arc::new(Addresses::new(std::collections::BTreeMap::new())),
+            addresses: Arc::new(Addresses::new(BTreeMap::new())),
             refused: Arc::new(|_| {}),
         };
         let clients = PeerClients::new(caller, transport.clone(), Duration::from_millis(200));
@@ -551,7 +568,10 @@ mod tests {
             // One who gives up in the middle of a pause does not shorten it.
             let _ = tokio::time::timeout(Duration::from_millis(1), client.connected()).await;
         }
-        assert_eq!(clients.away().len(), 1, "told once");
+        assert!(!clients.is_gone(2) && clients.is_back(2) && !clients.is_back(2), "told once");
+        assert!(clients.is_gone(2));
+        tokio::time::advance(DIAL_TIMEOUT * 3).await;
+        assert!(clients.is_gone(2), "another time");
         let dials = transport.dials.load(Ordering::Relaxed);
         assert!((50..=56).contains(&dials), "{dials} dials in 10 s");
     }
