@@ -27,21 +27,21 @@ fn quorate() -> PathBuf {
     beside
 }
 
-#[test]
-fn a_short_run_is_valid_and_leaves_its_record() {
-    let store = tempfile::tempdir().unwrap();
-    let output = Command::new(SUITE)
-        .args(["smoke", "--kills", "2", "--writes", "1000", "--seed", "7"])
-        .arg("--binary")
-        .arg(quorate())
-        .arg("--store")
-        .arg(store.path())
-        .output()
-        .unwrap();
+/// Makes a run that must be valid, and returns what it printed.
+fn valid_run(args: &[&str], store: &Path) -> serde_json::Value {
+    let mut run = Command::new(SUITE);
+    let output = run.args(args).arg("--binary").arg(quorate()).arg("--store").arg(store).output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{stdout}\n{stderr}");
     let printed: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(printed["verdict"], "valid");
+    printed
+}
+
+#[test]
+fn a_short_run_is_valid_and_leaves_its_record() {
+    let store = tempfile::tempdir().unwrap();
+    let printed = valid_run(&["smoke", "--kills", "2", "--writes", "1000", "--seed", "7"], store.path());
     assert_eq!(printed["kills"].as_array().unwrap().len(), 2);
 
     let runs: Vec<_> = std::fs::read_dir(store.path().join("smoke")).unwrap().collect();
@@ -65,18 +65,8 @@ fn a_short_run_is_valid_and_leaves_its_record() {
 #[test]
 fn a_short_count_is_exact() {
     let store = tempfile::tempdir().unwrap();
-    let output = Command::new(SUITE)
-        .args(["counter", "--increments", "2000", "--faults", "4", "--seed", "7"])
-        .arg("--binary")
-        .arg(quorate())
-        .arg("--store")
-        .arg(store.path())
-        .output()
-        .unwrap();
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert_eq!(output.status.code(), Some(0), "{stdout}\n{stderr}");
-    let printed: serde_json::Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!(printed["verdict"], "valid");
+    let printed =
+        valid_run(&["counter", "--increments", "2000", "--faults", "4", "--seed", "7"], store.path());
     assert_eq!(printed["counters"], serde_json::json!({"1": 2000, "2": 2000, "3": 2000}));
     assert_eq!(printed["faults"].as_array().unwrap().len(), 4);
 }

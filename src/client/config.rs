@@ -130,16 +130,11 @@ impl ClientConfig {
             let rule = "must be from 10 s to 24 h";
             return Err(ConfigError::Setting { setting: "session_ttl", rule });
         }
-        for (setting, value, most) in [
-            ("batch_requests", self.batch_requests, MAX_BATCH_REQUESTS),
-            ("batch_bytes", self.batch_bytes, MAX_BATCH_BYTES),
-        ] {
-            if value > most {
-                return Err(ConfigError::Setting {
-                    setting,
-                    rule: "must be at most 16384 requests and 1 MiB",
-                });
-            }
+        if self.batch_requests > MAX_BATCH_REQUESTS {
+            return Err(ConfigError::Setting { setting: "batch_requests", rule: "must be at most 16384" });
+        }
+        if self.batch_bytes > MAX_BATCH_BYTES {
+            return Err(ConfigError::Setting { setting: "batch_bytes", rule: "must be at most 1 MiB" });
         }
         let counts = [
             ("queue_requests", self.queue_requests),
