@@ -2,38 +2,11 @@
 
 use std::sync::Arc;
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
-
 use super::{Engine, EngineConfig, EngineParts};
 use crate::machine::kv::KvMachine;
-use crate::raft::network::{
-    Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, Purpose, Target, Transport,
-};
+use crate::raft::network::nowhere::Nowhere;
 use crate::storage::{DiskWatch, MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
 use crate::types::Incarnation;
-
-/// Nobody is reached.
-struct Nowhere;
-
-impl Transport for Nowhere {
-    fn connect(
-        &self,
-        _target: Target,
-        _hello: Hello,
-        _purpose: Purpose,
-    ) -> BoxFuture<'static, Result<Connection, DialError>> {
-        async { Err(DialError::Unreachable("nowhere".to_owned())) }.boxed()
-    }
-
-    fn identify(
-        &self,
-        _address: String,
-        _request: IdentifyRequest,
-    ) -> BoxFuture<'static, Result<IdentifyResponse, DialError>> {
-        async { Err(DialError::Unreachable("nowhere".to_owned())) }.boxed()
-    }
-}
 
 /// Node 1 of a cluster of its own, or of none while it `joins`.
 pub(super) async fn engine(joins: bool) -> Engine<KvMachine> {
@@ -48,7 +21,7 @@ pub(super) async fn engine(joins: bool) -> Engine<KvMachine> {
         incarnation: Incarnation(1),
         log: Arc::new(MemoryStore::open(&disk)),
         snapshots: Arc::new(MemorySnapshots::new()),
-        transport: Arc::new(Nowhere),
+        transport: Arc::new(Nowhere::default()),
         log_stats: None,
         disk: DiskWatch::default(),
         released: None,

@@ -24,20 +24,23 @@
 //! are as different as nodes with different ids. Until the new one has caught up the cluster has one voter less,
 //! which replacing a node by one with another id avoids.
 
+mod identify;
+mod quorum;
 mod replace;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
+use self::identify::check_address;
+use self::quorum::{Strength, check_quorum};
 use super::Engine;
 use crate::error::{Leader, MembershipError, TransferError};
 use crate::machine::StateMachine;
 use crate::raft::core::Metrics;
 use crate::raft::membership::{ChangeError, MembershipChange};
-use crate::raft::network::{DialError, IdentifyRequest, wire};
 use crate::runtime;
 use crate::types::{Incarnation, LogId, Member, NodeId, Role};
 
@@ -45,8 +48,6 @@ use crate::types::{Incarnation, LogId, Member, NodeId, Role};
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long an entry may take to be committed.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a node to be added may take to say who it is.
-const IDENTIFY_PATIENCE: Duration = Duration::from_secs(3);
 /// Pause between two looks at something that is awaited.
 const PAUSE: Duration = Duration::from_millis(20);
 /// A learner that has all but this many entries has caught up: under load nobody has them all.
@@ -487,126 +488,10 @@ impl<M: StateMachine> Engine<M> {
             Err(source) => Err(MembershipError::HandOver { node_id, source }),
         }
     }
-
-    /// Refuses addresses of a member at which it does not answer, or which are not what it advertises.
-    pub(super) async fn check_advertised(
-        &self,
-        node_id: NodeId,
-        member: &Member,
-    ) -> Result<(), MembershipError> {
-        let own = &self.inner.own;
-        let found = match node_id == self.inner.config.node_id {
-            true => own.clone(),
-            false => self.identify(&NewMember { node_id, peer: member.peer.clone() }).await?,
-        };
-        if found.incarnation != member.incarnation {
-            return Err(MembershipError::AlreadyMember {
-                node_id,
-                known: member.incarnation,
-                presented: found.incarnation,
-                peer: member.peer.clone(),
-            });
-        }
-        // An embedded node may serve no clients; then it does not mind.
-        let same_client = found.client == member.client || found.client.is_empty();
-        match found.peer == member.peer && same_client {
-            true => Ok(()),
-            false => Err(MembershipError::Advertises { node_id, peer: found.peer, client: found.client }),
-        }
-    }
-
-    /// Asks the node at an address who it is.
-    async fn identify(&self, new: &NewMember) -> Result<Member, MembershipError> {
-        let (node_id, address) = (new.node_id, new.peer.clone());
-        check_address(&address)?;
-        let refused =
-            |detail: String| Err(MembershipError::Identity { node_id, address: address.clone(), detail });
-        if node_id == 0 {
-            return refused("node id 0 is reserved; number the nodes from 1".to_owned());
-        }
-        if node_id == self.inner.config.node_id {
-            return refused("this is the leader's own id".to_owned());
-        }
-        let hello = Some(self.inner.caller.hello(node_id, None));
-        let request = IdentifyRequest { hello, founders: Default::default() };
-        let mut failed = format!("no answer within {IDENTIFY_PATIENCE:?}");
-        let asking = async {
-            loop {
-                match self.inner.transport.identify(address.clone(), request.clone()).await {
-                    // It may have been started a moment ago.
-                    Err(DialError::Unreachable(reason)) => failed = reason,
-                    answer => return answer,
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
-        };
-        let answer = tokio::time::timeout(IDENTIFY_PATIENCE, asking).await;
-        let answer = answer.unwrap_or(Err(DialError::Unreachable(failed)));
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(DialError::Refused(refusal)) => return refused(refusal.to_string()),
-            Err(DialError::Unreachable(reason)) => {
-                return Err(MembershipError::Unreachable { node_id, address, reason });
-            }
-        };
-        match wire::incarnation(&answer.incarnation) {
-            Ok(incarnation) if answer.node_id == node_id => {
-                Ok(Member { peer: answer.peer_address, client: answer.client_address, incarnation })
-            }
-            Ok(_) => refused(format!("it is node {}; check the id and the address", answer.node_id)),
-            Err(error) => refused(error.to_string()),
-        }
-    }
 }
 
 fn stopped(reason: &str) -> MembershipError {
     MembershipError::Stopped { reason: reason.to_owned() }
-}
-
-fn check_address(address: &str) -> Result<(), MembershipError> {
-    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-    match port.and_then(|(_, port)| port.parse::<u16>().ok()) {
-        Some(port) if port != 0 => Ok(()),
-        _ => Err(MembershipError::Address { address: address.to_owned() }),
-    }
-}
-
-/// What is asked of a majority of the voters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Strength {
-    /// They answer.
-    Answers,
-    /// They answer, have caught up, and their disks are well.
-    IsWell,
-}
-
-/// Whether a majority of the present voters and one of those `after` a change answer, and, if asked, one of the latter is
-/// well. `in_touch` says of the other members whether their disks are.
-fn check_quorum(
-    metrics: &Metrics,
-    in_touch: &BTreeMap<NodeId, bool>,
-    after: &BTreeSet<NodeId>,
-    asked: Strength,
-) -> Result<(), MembershipError> {
-    let answering = |set: &BTreeSet<NodeId>| set.intersection(&metrics.reachable).count();
-    for set in metrics.membership.voters.iter().chain([after]) {
-        let (voters, healthy, needed) = (set.len(), answering(set), set.len() / 2 + 1);
-        if healthy < needed {
-            return Err(MembershipError::WouldLoseQuorum { voters, healthy, needed });
-        }
-    }
-    // The leader itself is not heard from: what it lacks it has handed over for.
-    let is_well = |node_id: &NodeId| {
-        in_touch.get(node_id) != Some(&false)
-            && metrics.reachable.contains(node_id)
-            && lag(metrics, *node_id) <= CAUGHT_UP_ENTRIES
-    };
-    let (voters, needed) = (after.len(), after.len() / 2 + 1);
-    let healthy = after.iter().filter(|node_id| is_well(node_id)).count();
-    match asked == Strength::Answers || healthy >= needed {
-        true => Ok(()),
-        false => Err(MembershipError::WouldWeakenQuorum { voters, healthy, needed }),
-    }
 }
 
 /// The voters in effect; of a joint membership, those that are to be.
@@ -619,64 +504,4 @@ pub(super) fn lag(metrics: &Metrics, node_id: NodeId) -> u64 {
     let next = metrics.last_log.map_or(0, |last| last + 1);
     let matched = metrics.matched.get(&node_id).copied().flatten();
     next.saturating_sub(matched.map_or(0, |matched| matched.index + 1))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::types::Membership;
-
-    /// Node 1 leads; those given answer, with their logs matching as given, of 5000 entries.
-    fn leader(voters: &[&[NodeId]], answering: &[(NodeId, u64)]) -> Metrics {
-        let at = |index| Some(LogId::new(1, index));
-        Metrics {
-            role: Role::Leader,
-            term: 1,
-            leader: None,
-            in_touch: true,
-            last_log: Some(4_999),
-            committed: at(0),
-            cluster_committed: at(0),
-            snapshot: None,
-            purged: None,
-            membership: Membership {
-                voters: voters.iter().map(|set| set.iter().copied().collect()).collect(),
-                members: BTreeMap::new(),
-            },
-            membership_at: at(0),
-            committed_membership: Membership::default(),
-            committed_membership_at: at(0),
-            reachable: answering.iter().map(|(id, _)| *id).collect(),
-            matched: answering.iter().map(|(id, index)| (*id, at(*index))).collect(),
-            fatal: None,
-        }
-    }
-
-    #[test]
-    fn a_majority_before_and_after_must_answer_and_be_well() {
-        let well = BTreeMap::from([(2, true), (3, true)]);
-        let check = |metrics: &Metrics, in_touch: &BTreeMap<NodeId, bool>, after: &[NodeId]| {
-            check_quorum(metrics, in_touch, &after.iter().copied().collect(), Strength::IsWell)
-        };
-        let lost =
-            |voters, healthy, needed| Err(MembershipError::WouldLoseQuorum { voters, healthy, needed });
-        let weak =
-            |voters, healthy, needed| Err(MembershipError::WouldWeakenQuorum { voters, healthy, needed });
-        let all = leader(&[&[1, 2, 3]], &[(1, 4_999), (2, 4_999), (3, 4_500)]);
-        assert_eq!(check(&all, &well, &[1, 3]), Ok(()));
-        // Node 3 is silent: node 2 may not go, node 3 may.
-        let two = leader(&[&[1, 2, 3]], &[(1, 4_999), (2, 4_999)]);
-        assert_eq!(check(&two, &well, &[1, 3]), lost(2, 1, 2));
-        assert_eq!(check(&two, &well, &[1, 2]), Ok(()));
-        // The voters that go must agree as well.
-        let one = leader(&[&[1, 2, 3]], &[(1, 4_999)]);
-        assert_eq!(check(&one, &well, &[1]), lost(3, 1, 2));
-        // Node 3 answers, and is far behind or has no room.
-        let behind = leader(&[&[1, 2, 3]], &[(1, 4_999), (2, 4_999), (3, 10)]);
-        assert_eq!(check(&behind, &well, &[1, 3]), weak(2, 1, 2));
-        let full = BTreeMap::from([(2, true), (3, false)]);
-        assert_eq!(check(&all, &full, &[1, 3]), weak(2, 1, 2));
-        let after = [1, 3].into();
-        assert_eq!(check_quorum(&all, &full, &after, Strength::Answers), Ok(()));
-    }
 }

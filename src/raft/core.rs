@@ -12,11 +12,11 @@ use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::raft::{ClientWriteResult, VoteRequest};
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Config, LinearizerOption, Raft, RaftMetrics, ServerState, SnapshotPolicy};
-use tokio::time::Instant;
 
 use super::activity::Activity;
 use super::apply::Applier;
 use super::held::Held;
+use super::lease::{Admission, LEASE_SHARE};
 use super::log::RaftLog;
 use super::network::PeerDoor;
 use super::network::addresses::Seen;
@@ -217,12 +217,7 @@ impl<M: StateMachine> Core<M> {
             Promise { silence, lease: voter_lease },
         );
         let heard = service.last_heard();
-        let admission = Arc::new(Admission {
-            metrics: raft.metrics(),
-            lease: voter_lease,
-            since: Mutex::new((0, Instant::now())),
-            void_lease_term: AtomicU64::new(0),
-        });
+        let admission = Arc::new(Admission::new(raft.metrics(), voter_lease));
         let door = Arc::new(service);
         Ok(Self {
             raft,
@@ -497,53 +492,6 @@ impl<M: StateMachine> Core<M> {
         if let Err(error) = self.raft.shutdown().await {
             tracing::error!(%error, "the core did not stop in order");
         }
-    }
-}
-
-/// How much of the time for which voters elect nobody else a leader relies on.
-const LEASE_SHARE: f64 = 0.9;
-
-/// Whether a leader may still act as one.
-struct Admission {
-    metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
-    /// For how long after it was heard a quorum elects nobody else.
-    lease: Duration,
-    /// Since when this node has been seen to lead in which term.
-    since: Mutex<(u64, Instant)>,
-    /// The term in which this node has asked another one to take the lead.
-    void_lease_term: AtomicU64,
-}
-
-impl Admission {
-    /// False for a leader that has not heard from a quorum for the length of its lease: others may be electing a
-    /// new one, and what it accepts has little chance of being committed.
-    fn is_in_touch(&self) -> bool {
-        let metrics = self.metrics.borrow_watched();
-        if metrics.state != ServerState::Leader || metrics.membership_config.voter_ids().nth(1).is_none() {
-            return true;
-        }
-        match &metrics.last_quorum_acked {
-            Some(acked) if acked.elapsed() <= self.lease => true,
-            // Not heard from yet, or not for too long; but a new leader must be given the time.
-            _ => {
-                let term = metrics.current_term;
-                let mut since = self.since.lock().expect("invariant: no panic under this lock");
-                if since.0 != term {
-                    *since = (term, Instant::now());
-                }
-                since.1.elapsed() <= self.lease && metrics.last_quorum_acked.is_none()
-            }
-        }
-    }
-
-    fn void_lease(&self) {
-        let term = self.metrics.borrow_watched().current_term;
-        self.void_lease_term.fetch_max(term, Ordering::SeqCst);
-    }
-
-    fn is_lease_void(&self) -> bool {
-        let term = self.metrics.borrow_watched().current_term;
-        self.void_lease_term.load(Ordering::SeqCst) >= term
     }
 }
 

@@ -25,6 +25,7 @@ mod conformance;
 pub mod core;
 pub mod envelope;
 pub mod held;
+mod lease;
 pub mod log;
 pub mod membership;
 pub mod network;

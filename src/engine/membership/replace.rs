@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
-use super::{NewMember, Strength};
+use super::NewMember;
+use super::quorum::Strength;
 use crate::engine::Engine;
 use crate::error::MembershipError;
 use crate::machine::StateMachine;

@@ -27,6 +27,8 @@ mod admission;
 mod appends;
 pub mod client;
 pub mod grpc;
+#[cfg(test)]
+pub(crate) mod nowhere;
 pub mod progress;
 pub mod service;
 pub mod traffic;

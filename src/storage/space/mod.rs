@@ -29,6 +29,7 @@
 
 mod policy;
 mod reserve;
+mod watch;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -42,6 +43,7 @@ use crate::error::StorageError;
 use super::files::{io_error, is_full};
 use policy::{Figures, Policy, Space, Step};
 use reserve::{Claimed, LEAST_CLAIM_BYTES, Reserve, claim, owned_beyond_end};
+pub use watch::{DiskStatus, DiskWatch, Origin, Taken};
 
 /// The name of the reserve in a data directory.
 const RESERVE: &str = "reserve";
@@ -95,19 +97,6 @@ impl std::fmt::Display for DiskState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
     }
-}
-
-/// What a node knows of its disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct DiskStatus {
-    /// What it is good for.
-    pub state: DiskState,
-    /// Bytes free for this process at the last look; none where nobody looks.
-    pub available_bytes: Option<u64>,
-    /// Bytes that are set aside, in the reserve file and beyond the end of the log's; none without a reserve.
-    pub reserve_bytes: Option<u64>,
-    /// How long the present write of the log has been under way.
-    pub writing_for: Option<Duration>,
 }
 
 /// What all who look at the disk have last found.
@@ -432,162 +421,6 @@ impl Drop for Attendant {
         room.changed.notify_all();
         let ended = room.changed.wait_timeout_while(phase, PATIENCE, |phase| *phase != Phase::Ended);
         drop(ended.expect("invariant: no panic under this lock"));
-    }
-}
-
-/// Tells how long a write has been under way.
-type Writing = dyn Fn() -> Option<Duration> + Send + Sync;
-/// Tells how many bytes wait to be written to the log.
-type Queued = dyn Fn() -> u64 + Send + Sync;
-
-/// Whose commands are to be taken on a full disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
-    /// At least one is of the leader that sends them.
-    ThisLeader,
-    /// All are of leaders before it: until they are in the log, its own first entry cannot be, and it answers no read.
-    EarlierLeaders,
-}
-
-/// Room for entries on their way into the log; none by default. Dropped, it is free again, or used.
-#[derive(Debug, Default)]
-pub struct Taken(Option<(Arc<Watched>, u64)>);
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        if let Some((watched, bytes)) = &self.0 {
-            watched.taken.fetch_sub(*bytes, Relaxed);
-        }
-    }
-}
-
-/// A node's view of its disk. Cheap to clone, and never waits for the disk. The default watches nothing and finds
-/// everything in order: a store in memory has no disk.
-#[derive(Clone, Default)]
-pub struct DiskWatch(Option<Arc<Watched>>);
-
-struct Watched {
-    room: Option<Arc<Room>>,
-    writing: Box<Writing>,
-    queued: Box<Queued>,
-    stall: Option<Duration>,
-    stalled: AtomicBool,
-    /// Bytes of entries that were taken and are on their way into the log.
-    taken: AtomicU64,
-}
-
-impl std::fmt::Debug for Watched {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Watched").field("room", &self.room).finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for DiskWatch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("DiskWatch").field(&self.status()).finish()
-    }
-}
-
-impl DiskWatch {
-    /// Watches `room`, and a log whose present write is `writing` and for which so many bytes are `queued`; a write
-    /// that takes longer than `stall` has stalled.
-    pub(crate) fn new(
-        room: Option<Arc<Room>>,
-        writing: impl Fn() -> Option<Duration> + Send + Sync + 'static,
-        queued: impl Fn() -> u64 + Send + Sync + 'static,
-        stall: Option<Duration>,
-    ) -> Self {
-        Self(Some(Arc::new(Watched {
-            room,
-            writing: Box::new(writing),
-            queued: Box::new(queued),
-            stall,
-            stalled: AtomicBool::new(false),
-            taken: AtomicU64::new(0),
-        })))
-    }
-
-    /// Whether there is anything to watch.
-    pub fn watches(&self) -> bool {
-        self.0.is_some()
-    }
-
-    /// Looks whether a write has stalled, or one that had has come back. To be called every now and then: the other
-    /// methods tell what this one has found.
-    pub fn look(&self) -> DiskState {
-        if let Some(watched) = &self.0
-            && let Some(limit) = watched.stall
-        {
-            let writing = (watched.writing)();
-            let stalled = writing.is_some_and(|time| time > limit);
-            match (watched.stalled.swap(stalled, Relaxed), stalled) {
-                (false, true) => tracing::error!(?writing, "the disk hangs: this node takes no writes"),
-                (true, false) => tracing::info!("the disk answers again"),
-                _ => {}
-            }
-        }
-        self.state()
-    }
-
-    /// What the disk is good for.
-    pub fn state(&self) -> DiskState {
-        let Some(watched) = &self.0 else { return DiskState::Ok };
-        if watched.stalled.load(Relaxed) {
-            return DiskState::Stalled;
-        }
-        match watched.room.as_ref().map_or(Space::Ample, |room| room.gauge.space()) {
-            Space::Ample => DiskState::Ok,
-            Space::Low => DiskState::Low,
-            Space::Full => DiskState::Full,
-        }
-    }
-
-    /// Takes `bytes` of a leader's entries, or none if there is no room for them. There is on a full disk, as long as
-    /// half of what was the reserve is left for votes and what is under way: the last writes of a cluster whose disks
-    /// are all full are to be committed. What a new leader needs to get to its own first entry may use
-    /// more. What was taken and is not written yet counts as written; keep the outcome until it is.
-    pub fn take_entries(&self, bytes: u64, origin: Origin) -> Option<Taken> {
-        /// Left for votes in any case: they may begin a segment.
-        const LAST_BYTES: u64 = 2 * SEGMENT_BYTES;
-        const SHARE: u64 = 2;
-        let Some(watched) = &self.0 else { return Some(Taken(None)) };
-        let before = watched.taken.fetch_add(bytes, Relaxed);
-        let taken = Taken(Some((watched.clone(), bytes)));
-        let Some(room) = &watched.room else { return Some(taken) };
-        let gauge = &room.gauge;
-        if gauge.space() != Space::Full {
-            return Some(taken);
-        }
-        let half = room.reserve_bytes / SHARE;
-        let kept = match origin {
-            Origin::ThisLeader => half,
-            Origin::EarlierLeaders => LAST_BYTES.min(half),
-        };
-        // What is queued was taken, but may be longer than its sender has waited for the answer.
-        let pending = before.max((watched.queued)()).saturating_add(bytes);
-        let needed = kept.saturating_add(pending.saturating_mul(BATCH_FACTOR));
-        (gauge.room.load(Relaxed) >= needed).then_some(taken)
-    }
-
-    /// Whether something that can wait, such as a snapshot, should be begun.
-    pub fn has_room(&self) -> bool {
-        let room = self.0.as_ref().and_then(|watched| watched.room.as_ref());
-        room.is_none_or(|room| {
-            let untouched = Policy::untouched(room.reserve_bytes);
-            room.gauge.space() != Space::Full && room.gauge.beside.load(Relaxed) >= untouched
-        })
-    }
-
-    /// All that is known.
-    pub fn status(&self) -> DiskStatus {
-        let Some(watched) = &self.0 else { return DiskStatus::default() };
-        let gauge = watched.room.as_ref().map(|room| &room.gauge);
-        DiskStatus {
-            state: self.state(),
-            available_bytes: gauge.map(|gauge| gauge.available.load(Relaxed)),
-            reserve_bytes: gauge.map(|gauge| gauge.reserved.load(Relaxed)),
-            writing_for: (watched.writing)(),
-        }
     }
 }
 

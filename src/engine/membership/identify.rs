@@ -1,0 +1,93 @@
+//! Who a node is that is to be a member: what it says itself, at the address that was given.
+
+use std::time::Duration;
+
+use super::{NewMember, PAUSE};
+use crate::engine::Engine;
+use crate::error::MembershipError;
+use crate::machine::StateMachine;
+use crate::raft::network::{DialError, IdentifyRequest, wire};
+use crate::types::{Member, NodeId};
+
+/// How long a node to be added may take to say who it is.
+const IDENTIFY_PATIENCE: Duration = Duration::from_secs(3);
+
+impl<M: StateMachine> Engine<M> {
+    /// Refuses addresses of a member at which it does not answer, or which are not what it advertises.
+    pub(in crate::engine) async fn check_advertised(
+        &self,
+        node_id: NodeId,
+        member: &Member,
+    ) -> Result<(), MembershipError> {
+        let own = &self.inner.own;
+        let found = match node_id == self.inner.config.node_id {
+            true => own.clone(),
+            false => self.identify(&NewMember { node_id, peer: member.peer.clone() }).await?,
+        };
+        if found.incarnation != member.incarnation {
+            return Err(MembershipError::AlreadyMember {
+                node_id,
+                known: member.incarnation,
+                presented: found.incarnation,
+                peer: member.peer.clone(),
+            });
+        }
+        // An embedded node may serve no clients; then it does not mind.
+        let same_client = found.client == member.client || found.client.is_empty();
+        match found.peer == member.peer && same_client {
+            true => Ok(()),
+            false => Err(MembershipError::Advertises { node_id, peer: found.peer, client: found.client }),
+        }
+    }
+
+    /// Asks the node at an address who it is.
+    pub(super) async fn identify(&self, new: &NewMember) -> Result<Member, MembershipError> {
+        let (node_id, address) = (new.node_id, new.peer.clone());
+        check_address(&address)?;
+        let refused =
+            |detail: String| Err(MembershipError::Identity { node_id, address: address.clone(), detail });
+        if node_id == 0 {
+            return refused("node id 0 is reserved; number the nodes from 1".to_owned());
+        }
+        if node_id == self.inner.config.node_id {
+            return refused("this is the leader's own id".to_owned());
+        }
+        let hello = Some(self.inner.caller.hello(node_id, None));
+        let request = IdentifyRequest { hello, founders: Default::default() };
+        let mut failed = format!("no answer within {IDENTIFY_PATIENCE:?}");
+        let asking = async {
+            loop {
+                match self.inner.transport.identify(address.clone(), request.clone()).await {
+                    // It may have been started a moment ago.
+                    Err(DialError::Unreachable(reason)) => failed = reason,
+                    answer => return answer,
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        let answer = tokio::time::timeout(IDENTIFY_PATIENCE, asking).await;
+        let answer = answer.unwrap_or(Err(DialError::Unreachable(failed)));
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(DialError::Refused(refusal)) => return refused(refusal.to_string()),
+            Err(DialError::Unreachable(reason)) => {
+                return Err(MembershipError::Unreachable { node_id, address, reason });
+            }
+        };
+        match wire::incarnation(&answer.incarnation) {
+            Ok(incarnation) if answer.node_id == node_id => {
+                Ok(Member { peer: answer.peer_address, client: answer.client_address, incarnation })
+            }
+            Ok(_) => refused(format!("it is node {}; check the id and the address", answer.node_id)),
+            Err(error) => refused(error.to_string()),
+        }
+    }
+}
+
+pub(super) fn check_address(address: &str) -> Result<(), MembershipError> {
+    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    match port.and_then(|(_, port)| port.parse::<u16>().ok()) {
+        Some(port) if port != 0 => Ok(()),
+        _ => Err(MembershipError::Address { address: address.to_owned() }),
+    }
+}
