@@ -477,6 +477,18 @@ pub enum StorageError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// Reading failed while the data directory was opened. That is not corruption: nothing was changed since, and the
+    /// next start may find everything.
+    #[error(
+        "{} cannot be read: {source}; the data is untouched. Start again; if that fails too, the disk is at fault: move the whole data directory aside and rebuild this node from its peers",
+        path.display()
+    )]
+    Unreadable {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// Another process holds the directory.
     #[error("data directory {} is in use by another process; stop it first, or choose another --data-dir", path.display())]
     InUse {

@@ -13,6 +13,11 @@ pub(crate) fn io_error(operation: &'static str, path: &Path, source: io::Error) 
     StorageError::Io { operation, path: path.to_owned(), source }
 }
 
+/// For a read of what is there already: unlike damage, that it fails says nothing about what is on the disk.
+pub(crate) fn unreadable(path: &Path, source: io::Error) -> StorageError {
+    StorageError::Unreadable { path: path.to_owned(), source }
+}
+
 /// Whether an IO error of this kind says that there is no room, on the disk or within a quota.
 pub(crate) fn is_full(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
@@ -90,7 +95,7 @@ pub(crate) fn list(directory: &Path) -> Result<Vec<PathBuf>, StorageError> {
     let list = || -> io::Result<Vec<PathBuf>> {
         fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.path())).collect()
     };
-    let mut paths = list().map_err(|error| io_error("cannot list", directory, error))?;
+    let mut paths = list().map_err(|error| unreadable(directory, error))?;
     paths.sort();
     Ok(paths)
 }

@@ -60,7 +60,7 @@ impl Marker {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(files::io_error("cannot read", path, error)),
+            Err(error) => return Err(files::unreadable(path, error)),
         };
         let corrupt =
             |detail: &str| StorageError::Corrupt { path: path.to_owned(), detail: detail.to_owned() };

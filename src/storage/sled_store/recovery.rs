@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::StorageError;
-use crate::storage::files::{self, io_error};
+use crate::storage::files::{self, io_error, unreadable};
 use crate::storage::power::{WriteErrors, ensure_intercepted, ensure_power_safe, forget_cached};
 use crate::storage::record::{Key, RecordError};
 use crate::types::LogId;
@@ -143,7 +143,7 @@ fn set_aside(directory: &Path) -> Result<(), StorageError> {
 
 /// Whether there is such a file; that it cannot be told is an error, not a no.
 fn exists(path: &Path) -> Result<bool, StorageError> {
-    path.try_exists().map_err(|error| io_error("cannot look for", path, error))
+    path.try_exists().map_err(|error| unreadable(path, error))
 }
 
 fn open_and_verify(
@@ -223,7 +223,7 @@ fn read_through(path: &Path) -> Result<(), StorageError> {
             }
         }
     };
-    read().map_err(|error| io_error("cannot read", path, error))
+    read().map_err(|error| unreadable(path, error))
 }
 
 /// Checks the headers of sled's segments, as sled does: one that does not match its checksum is a free segment to
@@ -233,7 +233,7 @@ fn read_through(path: &Path) -> Result<(), StorageError> {
 /// The last segment of the file is left to sled: the file may have grown by it and no further.
 fn check_segments(db: &Path) -> Result<(), StorageError> {
     const HEADER_BYTES: usize = 20;
-    let cannot_read = |error| io_error("cannot read", db, error);
+    let cannot_read = |error| unreadable(db, error);
     let file = File::open(db).map_err(cannot_read)?;
     let length = file.metadata().map_err(cannot_read)?.len();
     let segments = length.div_ceil(SEGMENT_BYTES as u64);
@@ -449,6 +449,6 @@ mod tests {
         // Nothing is mapped at its beginning.
         let path = Path::new("/proc/self/mem");
         let error = read_through(path).unwrap_err();
-        assert!(matches!(error, StorageError::Io { path: named, .. } if named == path));
+        assert!(matches!(error, StorageError::Unreadable { path: named, .. } if named == path));
     }
 }
