@@ -68,6 +68,47 @@ impl fmt::Debug for Incarnation {
     }
 }
 
+/// Names one history of a log: positions of different histories say nothing of each other.
+///
+/// A cluster that is made anew, or restored from a backup, counts its entries from the beginning, or from somewhere else,
+/// on the same addresses. Whoever brings a position back brings its history along, so that one of another history is
+/// refused instead of being waited for, or taken for one that it is not.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct HistoryEpoch(pub u64);
+
+impl HistoryEpoch {
+    /// Not known: what was written by a version without histories has none before a leader has agreed on one. Also what is
+    /// brought by whoever does not care.
+    pub const UNKNOWN: Self = Self(0);
+
+    /// The history that begins with this membership. As random as the incarnations in it, and the same for all who read it.
+    pub fn founded_by(membership: &Membership) -> Self {
+        let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+        for (node_id, member) in &membership.members {
+            hasher.update(&node_id.to_le_bytes());
+            hasher.update(&member.incarnation.0.to_le_bytes());
+        }
+        Self(hasher.digest().max(1))
+    }
+
+    /// Whether both are known, and are not the same.
+    pub fn differs_from(self, other: Self) -> bool {
+        self != Self::UNKNOWN && other != Self::UNKNOWN && self != other
+    }
+}
+
+impl fmt::Display for HistoryEpoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for HistoryEpoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
 /// Where a member is reached, and which data directory it must present.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Member {
@@ -233,5 +274,25 @@ impl Entry {
                 Payload::Command(command) => command.len(),
                 Payload::Membership(membership) => membership.members.len() * MEMBER_BYTES,
             }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_is_known_by_the_disks_that_founded_it() {
+        let founded = |incarnations: &[u128]| {
+            let member = |incarnation| Member { incarnation: Incarnation(incarnation), ..Member::default() };
+            let members = (1..).zip(incarnations.iter().map(|incarnation| member(*incarnation))).collect();
+            HistoryEpoch::founded_by(&Membership { voters: vec![[1].into()], members })
+        };
+        assert_eq!(founded(&[7, 8]), founded(&[7, 8]));
+        assert!(founded(&[7, 8]).differs_from(founded(&[7, 9])), "one disk was wiped");
+        assert!(founded(&[7]).differs_from(founded(&[7, 8])));
+        assert!(!HistoryEpoch::UNKNOWN.differs_from(founded(&[7])), "nothing is known, nothing is claimed");
+        assert!(!founded(&[7]).differs_from(HistoryEpoch::UNKNOWN));
+        assert_ne!(founded(&[]), HistoryEpoch::UNKNOWN);
     }
 }

@@ -31,6 +31,8 @@ use crate::types;
 
 /// Most entries applied before readers and callers are told. After a restart the whole log may be waiting.
 const PUBLISH_ENTRIES: usize = 4096;
+/// Where a log holds the membership that its cluster was founded with.
+const FOUNDING_INDEX: u64 = 0;
 /// Most bytes of replies before that; the last reply may exceed it.
 const REPLY_BYTES: usize = 4 * 1024 * 1024;
 
@@ -95,6 +97,7 @@ impl<M: StateMachine> Applier<M> {
         self.membership = super::snapshot::stored_membership(meta);
         self.progress.log_id = Some(meta.log_id);
         self.progress.time_ms = meta.time_ms;
+        self.progress.history = meta.history;
         self.measure();
         self.published.advance(self.progress);
         // The last view would keep the state before alive.
@@ -175,6 +178,10 @@ impl<M: StateMachine> Applier<M> {
             Payload::Blank => Answer::empty(),
             Payload::Membership(_) => {
                 let membership = entry.payload.get_membership().expect("invariant: just matched");
+                if log_id.index == FOUNDING_INDEX {
+                    let founders = type_config::from_membership(&membership);
+                    self.progress.history = types::HistoryEpoch::founded_by(&founders);
+                }
                 self.membership = StoredMembership::new(Some(type_config::log_id(log_id)), membership);
                 Answer::empty()
             }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use crate::types::LogId;
+use crate::types::{HistoryEpoch, LogId};
 
 /// A view may be this many entries old. It keeps alive all that has been overwritten since.
 const VIEW_ENTRIES: u64 = 65_536;
@@ -24,6 +24,8 @@ pub struct Progress {
     pub log_id: Option<LogId>,
     /// Log time reached, in milliseconds since the Unix epoch.
     pub time_ms: u64,
+    /// The history that positions belong to.
+    pub history: HistoryEpoch,
     /// Bytes of commands applied since this node started; compaction is paced by it.
     pub command_bytes: u64,
     /// Hash of the state, if the machine keeps one up to date.

@@ -82,14 +82,16 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
     async fn build_snapshot(
         &mut self,
     ) -> io::Result<Snapshot<CommittedLeaderId, NodeId, Member, SnapshotData>> {
-        let Some(log_id) = self.content.applied.progress.log_id else {
-            return Ok(nothing());
-        };
+        let progress = self.content.applied.progress;
+        let Some(log_id) = progress.log_id else { return Ok(nothing()) };
         let meta = crate::storage::SnapshotMeta {
             log_id,
-            time_ms: self.content.applied.progress.time_ms,
+            time_ms: progress.time_ms,
             membership_log_id: self.membership.log_id().as_ref().map(type_config::from_log_id),
             membership: type_config::from_membership(self.membership.membership()),
+            elapsed_ms: progress.time_ms,
+            history: progress.history,
+            quota_bytes: 0,
         };
         let begun = Instant::now();
         let (content, snapshots, activity) =

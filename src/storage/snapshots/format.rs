@@ -7,11 +7,15 @@
 use std::io::{self, ErrorKind, Read};
 use std::sync::Arc;
 
-use super::{SnapshotMeta, Source};
+use serde::de::DeserializeOwned;
+
+use super::{SnapshotMeta, SnapshotMetaV2, Source};
 
 const MAGIC: &[u8; 8] = b"QUORSNAP";
-/// Version 2 begins its payload with the table of sessions; the file is as before.
-const VERSION: u32 = 2;
+/// Version 2 begins its payload with the table of sessions; the file is as before. Version 3 has more meta data.
+const VERSION: u32 = 3;
+/// The first version with elapsed time, history and quota in its meta data.
+const FULL_META_SINCE: u32 = 3;
 /// The oldest version this build reads.
 const OLDEST_VERSION: u32 = 1;
 
@@ -103,6 +107,12 @@ impl Encoder {
     }
 }
 
+/// What all of `bytes` are.
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let (decoded, read) = bincode::serde::decode_from_slice(bytes, bincode::config::standard()).ok()?;
+    (read == bytes.len()).then_some(decoded)
+}
+
 /// Of a frame: its length as stored, then its bytes.
 fn frame_checksum(length: [u8; 4], bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
@@ -161,10 +171,11 @@ impl Payload {
             let detail = format!("it has version {version}, this build reads up to {VERSION}");
             return Err(self.damage(8, &detail));
         }
-        match bincode::serde::decode_from_slice(&meta, bincode::config::standard()) {
-            Ok((decoded, read)) if read == meta.len() => Ok(decoded),
-            _ => Err(self.damage(HEAD_BYTES as u64, "its meta data does not decode")),
-        }
+        let decoded = match version {
+            FULL_META_SINCE.. => decode(&meta),
+            _ => decode::<SnapshotMetaV2>(&meta).map(SnapshotMeta::from),
+        };
+        decoded.ok_or_else(|| self.damage(HEAD_BYTES as u64, "its meta data does not decode"))
     }
 
     /// The version of the file.

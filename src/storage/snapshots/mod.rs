@@ -29,7 +29,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::error::StorageError;
-use crate::types::{LogId, Membership};
+use crate::types::{HistoryEpoch, LogId, Membership};
 
 use super::files::io_error;
 pub use directory::SnapshotDir;
@@ -47,6 +47,29 @@ pub struct SnapshotMeta {
     pub membership_log_id: Option<LogId>,
     /// The membership as of `log_id`.
     pub membership: Membership,
+    /// The cluster's elapsed time at that entry, in milliseconds; before version 3 it was the log's time.
+    pub elapsed_ms: u64,
+    /// The history that positions of this log belong to; 0 where it is not known.
+    pub history: HistoryEpoch,
+    /// Most bytes that the state may take; 0 where none was agreed.
+    pub quota_bytes: u64,
+}
+
+/// The meta data of a snapshot before version 3.
+#[derive(Deserialize)]
+struct SnapshotMetaV2 {
+    log_id: LogId,
+    time_ms: u64,
+    membership_log_id: Option<LogId>,
+    membership: Membership,
+}
+
+impl From<SnapshotMetaV2> for SnapshotMeta {
+    fn from(meta: SnapshotMetaV2) -> Self {
+        let SnapshotMetaV2 { log_id, time_ms, membership_log_id, membership } = meta;
+        let (elapsed_ms, history, quota_bytes) = (time_ms, HistoryEpoch::default(), 0);
+        Self { log_id, time_ms, membership_log_id, membership, elapsed_ms, history, quota_bytes }
+    }
 }
 
 /// Where a node keeps its snapshots. See the [module](self) for what all of them promise.
