@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::PathBuf};
 
-const FILES: [&str; 3] = ["peer.proto", "kv.proto", "admin.proto"];
+const FILES: [&str; 4] = ["peer.proto", "kv.proto", "admin.proto", "google/rpc/status.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -11,6 +11,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
     tonic_prost_build::configure()
         .generate_default_stubs(true)
+        // One list of reasons for all interfaces, with what each is there.
+        .extern_path(".quorate.v1.Reason", "crate::reason::Reason")
         .codec_path("crate::proto::codec::BoundedCodec")
         .bytes(".")
         .compile_fds(descriptors)?;

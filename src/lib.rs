@@ -39,6 +39,7 @@ pub(crate) mod incoming;
 pub mod machine;
 pub mod proto;
 pub mod raft;
+pub mod reason;
 #[doc(hidden)]
 pub mod runtime;
 pub mod server;
@@ -48,5 +49,6 @@ pub mod types;
 
 pub use engine::{Engine, EngineConfig};
 pub use machine::{ApplyContext, StateMachine};
+pub use reason::Reason;
 pub use session::Session;
 pub use types::{AckLevel, LogId, NodeId, ReadLevel, ReadOptions};

@@ -3,6 +3,13 @@
 #![allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used)] // generated
 
 pub mod codec;
+pub mod details;
+
+pub mod google {
+    pub mod rpc {
+        tonic::include_proto!("google.rpc");
+    }
+}
 
 pub mod peer {
     tonic::include_proto!("quorate.peer.v1");
@@ -10,6 +17,8 @@ pub mod peer {
 
 pub mod v1 {
     tonic::include_proto!("quorate.v1");
+
+    pub use crate::reason::Reason;
 }
 
 /// Descriptors of all services, for server reflection.

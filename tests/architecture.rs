@@ -18,9 +18,11 @@ const FILE_LINES: usize = 700;
 const ROOMS: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("runtime", &[]),
-    ("proto", &[]),
+    // What failures are on every interface.
+    ("reason", &[]),
+    ("proto", &["reason"]),
     ("incoming", &[]),
-    ("error", &["types"]),
+    ("error", &["types", "reason"]),
     ("session", &["types"]),
     // Pure: no IO, no clock, no randomness, so not even `runtime`.
     ("machine", &["types", "error"]),
@@ -31,26 +33,26 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "server",
         &[
-            "types", "error", "session", "runtime", "incoming", "proto", "machine", "storage", "raft",
-            "stream", "engine",
+            "types", "reason", "error", "session", "runtime", "incoming", "proto", "machine", "storage",
+            "raft", "stream", "engine",
         ],
     ),
     // Settings of a whole process, so above what they are the settings of.
     ("config", &["types", "error", "runtime", "engine", "server"]),
     // A client shares nothing with the server but the protocol.
-    ("client", &["types", "session", "runtime", "proto"]),
+    ("client", &["types", "reason", "session", "runtime", "proto"]),
     (
         "cli",
         &[
-            "types", "error", "runtime", "incoming", "config", "machine", "storage", "engine", "stream",
-            "server", "client",
+            "types", "reason", "error", "runtime", "incoming", "config", "machine", "storage", "engine",
+            "stream", "server", "client",
         ],
     ),
     ("main", &["cli", "config", "error"]),
 ];
 
 /// What tests at the end of a file may name beyond that: the command line is tested against a fake server.
-const IN_TESTS: &[(&str, &str)] = &[("cli", "proto")];
+const IN_TESTS: &[(&str, &str)] = &[("cli", "proto"), ("reason", "proto")];
 
 /// Which files may name a vendor crate, or another one whose name begins with it and `_`.
 const VENDORS: &[(&str, &[&str])] = &[

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::read::parse_level;
 use super::{CliError, Common, Format, ScopeArgs, output};
-use crate::client::{Cause, Client, ClientError, Scope};
+use crate::client::{Client, ClientError, Scope};
 use crate::runtime;
 use crate::types::ReadLevel;
 
@@ -128,7 +128,7 @@ impl Tally {
     }
 
     fn fail(&mut self, error: ClientError) {
-        *self.errors.entry(kind_of(&error)).or_default() += 1;
+        *self.errors.entry(error.reason().name()).or_default() += 1;
         self.last_error = Some(error);
     }
 
@@ -242,34 +242,6 @@ async fn operate(plan: &Plan, rng: &mut SmallRng) -> Result<(), ClientError> {
     }
 }
 
-fn kind_of(error: &ClientError) -> &'static str {
-    match error {
-        ClientError::Unavailable { .. } => "unavailable",
-        ClientError::DeadlineExceeded { .. } => "deadline_exceeded",
-        ClientError::Rejected { .. } => "rejected",
-        ClientError::AckTimeout { .. } => "ack_timeout",
-        ClientError::Compacted { .. } => "compacted",
-        ClientError::Failed { cause, .. } => match cause {
-            Cause::ConnectionLost => "connection_lost",
-            Cause::LeaderChanged => "leader_changed",
-            Cause::Interrupted => "interrupted",
-            Cause::NoQuorum => "no_quorum",
-            Cause::NotLeader => "not_leader",
-            Cause::Overloaded => "overloaded",
-            Cause::DiskFull => "disk_full",
-            Cause::DiskStalled => "disk_stalled",
-            Cause::Operation => "operation",
-            Cause::Stopped => "stopped",
-            Cause::Rejected => "rejected",
-            Cause::Unexpected => "unexpected",
-            Cause::SessionExpired => "session_expired",
-            Cause::TooManySessions => "too_many_sessions",
-            Cause::AnswerForgotten => "answer_forgotten",
-            Cause::Behind => "behind",
-        },
-    }
-}
-
 fn report(args: &BenchArgs, reads: f64, window: Duration, total: &Tally) -> Report {
     let operations = total.latency_us.len();
     let seconds = window.as_secs_f64();
@@ -320,7 +292,7 @@ mod tests {
         let endpoint = crate::client::Endpoint::parse("n1:1").unwrap();
         let lost = ClientError::Failed {
             endpoint,
-            cause: Cause::ConnectionLost,
+            reason: crate::reason::Reason::Interrupted,
             message: String::new(),
             maybe_applied: true,
         };
@@ -334,7 +306,7 @@ mod tests {
         }
         assert_eq!(total.latency_us.len(), 2);
         assert!(total.latency_us.max() >= 3_000_000);
-        assert_eq!(total.errors["connection_lost"], 4);
+        assert_eq!(total.errors["INTERRUPTED"], 4);
         assert!(total.last_error.is_some());
     }
 }

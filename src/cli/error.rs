@@ -6,16 +6,8 @@ use std::path::PathBuf;
 
 use super::cluster::ClusterCommandError;
 use super::serve::ServeError;
-use crate::client::{Cause, ClientError, ConfigError};
-
-/// All went well.
-pub const EXIT_OK: u8 = 0;
-/// The command failed.
-pub const EXIT_ERROR: u8 = 1;
-/// No endpoint can be connected to.
-pub const EXIT_UNREACHABLE: u8 = 2;
-/// An argument, a file or a value cannot be used.
-pub const EXIT_INVALID: u8 = 3;
+use crate::client::{ClientError, ConfigError};
+use crate::reason::{EXIT_ERROR, EXIT_INVALID, EXIT_OK, EXIT_UNREACHABLE, Reason};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -164,7 +156,7 @@ const UNREACHABLE_HINT: &str =
     "is the cluster running? `quorate cluster` starts a local one; --endpoints says where another one is";
 
 fn client_hint(error: &ClientError) -> Option<&'static str> {
-    if let ClientError::Failed { cause: Cause::Operation, maybe_applied: true, .. } = error {
+    if let ClientError::Failed { reason: Reason::Membership, maybe_applied: true, .. } = error {
         return Some("`quorate member list` shows what has become of it; repeating the command completes it");
     }
     if let ClientError::AckTimeout { .. } = error {
@@ -178,7 +170,7 @@ fn client_hint(error: &ClientError) -> Option<&'static str> {
         ClientError::DeadlineExceeded { .. } => {
             Some("`quorate status` shows whether a majority of the nodes is up; --timeout allows more time")
         }
-        ClientError::Failed { cause: Cause::DiskFull, .. } => {
+        ClientError::Failed { reason: Reason::DiskFull, .. } => {
             Some("make room on the disk: writes are accepted again by themselves")
         }
         ClientError::Rejected { .. }
@@ -191,12 +183,11 @@ fn client_hint(error: &ClientError) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::Rejection;
     use crate::error::OpenError;
 
     #[test]
     fn exit_codes() {
-        let rejected = ClientError::Rejected { rejection: Rejection::Invalid, message: String::new() };
+        let rejected = ClientError::Rejected { reason: Reason::Invalid, message: String::new() };
         for (error, code) in [
             (CliError::Client(ClientError::Unavailable { tried: vec![] }), EXIT_UNREACHABLE),
             (CliError::Client(rejected), EXIT_INVALID),

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-pub use error::{CliError, EXIT_ERROR, EXIT_INVALID, EXIT_OK, EXIT_UNREACHABLE};
+pub use crate::reason::{EXIT_ERROR, EXIT_INVALID, EXIT_OK, EXIT_UNREACHABLE};
+pub use error::CliError;
 pub use output::Format;
 
 use crate::client::{Client, ClientConfig, Endpoint, SESSION_TTL_MIN, Scope};

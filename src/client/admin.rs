@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use prost::Message;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -14,10 +13,12 @@ use tonic::{Response, Status};
 use super::Client;
 use super::config::Endpoint;
 use super::connection::describe;
-use super::error::{Cause, ClientError};
+use super::error::ClientError;
 use super::node::Link;
 use super::operation::backoff;
-use crate::proto::v1::{self, Reason, admin_client::AdminClient};
+use crate::proto::details;
+use crate::proto::v1::{self, admin_client::AdminClient};
+use crate::reason::Reason;
 use crate::types::{LogId, NodeId};
 
 /// How long a node may take to say whether it leads.
@@ -226,8 +227,7 @@ impl Client {
         let link = self.router.at(endpoint);
         let deadline = Instant::now() + self.router.config.timeout;
         let answered = timeout_at(deadline, call(AdminClient::new(link.node.channel()))).await;
-        self.judge(&link, answered.map_err(|_| ()))?
-            .map_err(|failure| failed(&link, Cause::Operation, failure.message, failure.maybe_applied))
+        self.judge(&link, answered.map_err(|_| ()))?.map_err(|failure| refused(&link, failure))
     }
 
     /// Calls whoever leads, within the client's timeout and `extra`. Returns the answer, and who gave it.
@@ -311,16 +311,14 @@ impl Client {
             Ok(Ok(answer)) => return Ok(Ok(answer.into_inner())),
             Ok(Err(status)) => status,
             Err(()) => {
-                return Err(failed(link, Cause::Operation, "no answer in time".to_owned(), true));
+                return Err(failed(link, Reason::DeadlineExceeded, "no answer in time".to_owned(), true));
             }
         };
-        match v1::Failure::decode(status.details()) {
-            Ok(failure) if !status.details().is_empty() => match failure.reason() {
-                Reason::NotLeader => Ok(Err(failure)),
-                _ => Err(failed(link, Cause::Operation, failure.message, failure.maybe_applied)),
-            },
+        match details::failure(status.details()) {
+            Some(failure) if failure.reason() == Reason::NotLeader => Ok(Err(failure)),
+            Some(failure) => Err(refused(link, failure)),
             // Nobody that knows our failures has answered: the connection broke, or the server is an older one.
-            _ => Err(failed(link, Cause::ConnectionLost, describe(&status).to_string(), true)),
+            None => Err(failed(link, Reason::Interrupted, describe(&status).to_string(), true)),
         }
     }
 }
@@ -355,8 +353,12 @@ async fn send(
     }
 }
 
-fn failed(link: &Link, cause: Cause, message: String, maybe_applied: bool) -> ClientError {
-    ClientError::Failed { endpoint: link.node.endpoint.clone(), cause, message, maybe_applied }
+fn failed(link: &Link, reason: Reason, message: String, maybe_applied: bool) -> ClientError {
+    ClientError::Failed { endpoint: link.node.endpoint.clone(), reason, message, maybe_applied }
+}
+
+fn refused(link: &Link, failure: v1::Failure) -> ClientError {
+    failed(link, failure.reason(), failure.message, failure.maybe_applied)
 }
 
 fn members(members: Vec<v1::MemberInfo>, position: Option<v1::Position>) -> Members {

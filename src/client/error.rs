@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::config::Endpoint;
+use crate::reason::Reason;
 use crate::types::{LogId, NodeId};
 
 /// Why a client could not be made.
@@ -53,8 +54,9 @@ pub enum ClientError {
     /// The request itself is at fault, and fails again wherever it is sent.
     #[error("{message}")]
     Rejected {
-        /// Which fault.
-        rejection: Rejection,
+        /// Which fault: [`TooLarge`](Reason::TooLarge), [`Invalid`](Reason::Invalid) or
+        /// [`Undecodable`](Reason::Undecodable).
+        reason: Reason,
         /// The fault in words.
         message: String,
     },
@@ -63,8 +65,9 @@ pub enum ClientError {
     Failed {
         /// The node that was asked.
         endpoint: Endpoint,
-        /// What kind of failure.
-        cause: Cause,
+        /// What kind of failure. [`Interrupted`](Reason::Interrupted) also when the connection was lost;
+        /// [`Unspecified`](Reason::Unspecified) when the answer was none that this version knows.
+        reason: Reason,
         /// The failure in words.
         message: String,
         /// Whether a write may have taken effect, or may still do so.
@@ -91,15 +94,34 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Which of the reasons that all interfaces share.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Unavailable { .. } => Reason::Unreachable,
+            Self::DeadlineExceeded { .. } => Reason::DeadlineExceeded,
+            Self::Rejected { reason, .. } | Self::Failed { reason, .. } => *reason,
+            Self::AckTimeout { .. } => Reason::AckTimeout,
+            Self::Compacted { .. } => Reason::Compacted,
+        }
+    }
+
     /// Whether trying again cannot help: the request itself is at fault, or the session that made it exactly-once is
     /// gone.
     pub fn is_final(&self) -> bool {
         match self {
             Self::Rejected { .. } => true,
-            Self::Failed { cause, .. } => {
-                matches!(cause, Cause::Rejected | Cause::SessionExpired | Cause::AnswerForgotten)
-            }
-            _ => false,
+            Self::Failed { reason, .. } => matches!(
+                reason,
+                Reason::TooLarge
+                    | Reason::Invalid
+                    | Reason::Undecodable
+                    | Reason::SessionExpired
+                    | Reason::AnswerForgotten
+            ),
+            Self::Unavailable { .. }
+            | Self::DeadlineExceeded { .. }
+            | Self::AckTimeout { .. }
+            | Self::Compacted { .. } => false,
         }
     }
 
@@ -116,72 +138,24 @@ impl ClientError {
 
     /// The same, of a write of which an earlier attempt may have been applied.
     pub(super) fn undecided(self, endpoint: &Endpoint) -> Self {
-        let failed =
-            |cause, message| Self::Failed { endpoint: endpoint.clone(), cause, message, maybe_applied: true };
+        let failed = |reason, message| Self::Failed {
+            endpoint: endpoint.clone(),
+            reason,
+            message,
+            maybe_applied: true,
+        };
         match self {
             Self::DeadlineExceeded { timeout, last, .. } => {
                 Self::DeadlineExceeded { timeout, maybe_applied: true, last }
             }
-            Self::Failed { endpoint, cause, message, .. } => {
-                Self::Failed { endpoint, cause, message, maybe_applied: true }
+            Self::Failed { endpoint, reason, message, .. } => {
+                Self::Failed { endpoint, reason, message, maybe_applied: true }
             }
-            Self::Unavailable { .. } => failed(Cause::ConnectionLost, self.to_string()),
-            Self::Rejected { message, .. } => failed(Cause::Rejected, message),
+            Self::Unavailable { .. } => failed(Reason::Interrupted, self.to_string()),
+            Self::Rejected { reason, message } => failed(reason, message),
             Self::AckTimeout { .. } | Self::Compacted { .. } => self,
         }
     }
-}
-
-/// What is wrong with a rejected request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Rejection {
-    /// It exceeds the server's limit, or [`max_request_bytes`](super::ClientConfig::max_request_bytes).
-    TooLarge,
-    /// A field has a value that the server does not accept.
-    Invalid,
-}
-
-/// What kind of failure an attempt met.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Cause {
-    /// The connection broke while the request was under way.
-    ConnectionLost,
-    /// Another node leads by now, and the one that was asked had not answered.
-    LeaderChanged,
-    /// The node lost leadership while the write was under way.
-    Interrupted,
-    /// A quorum did not answer.
-    NoQuorum,
-    /// The node does not lead, and only this node was to be asked.
-    NotLeader,
-    /// The node refuses work at present.
-    Overloaded,
-    /// The disk of the leader is full, and no other node could take the lead. Writes are accepted again once there
-    /// is room.
-    DiskFull,
-    /// The disk of the leader hangs.
-    DiskStalled,
-    /// The node cannot, or may not, do what was asked of it as an operation on the cluster. The message says why, and
-    /// what to do.
-    Operation,
-    /// The node has stopped or is stopping.
-    Stopped,
-    /// The server does not accept the request, such as since one of its limits was lowered, and an earlier attempt of
-    /// it may have been applied.
-    Rejected,
-    /// The answer was none that this version knows.
-    Unexpected,
-    /// The session was never opened, was closed, or was not used for too long, and an earlier attempt of the
-    /// write may have been applied in it.
-    SessionExpired,
-    /// The cluster has as many sessions as it allows.
-    TooManySessions,
-    /// The server has forgotten the answer to this write. A defect on one of the two sides.
-    AnswerForgotten,
-    /// The node's state is not as recent as was asked for.
-    Behind,
 }
 
 fn list(tried: &[(Endpoint, String)]) -> String {
@@ -203,8 +177,7 @@ mod tests {
 
     #[test]
     fn what_is_rejected_stays_so_even_when_an_attempt_is_undecided() {
-        let rejected =
-            || ClientError::Rejected { rejection: Rejection::TooLarge, message: "too large".into() };
+        let rejected = || ClientError::Rejected { reason: Reason::TooLarge, message: "too large".into() };
         assert!(rejected().is_final() && !rejected().maybe_applied());
         let undecided = rejected().undecided(&Endpoint::parse("n1:1").unwrap());
         assert!(undecided.is_final() && undecided.maybe_applied(), "{undecided:?}");

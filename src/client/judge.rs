@@ -13,9 +13,10 @@ use tonic::Code;
 
 use super::config::Endpoint;
 use super::connection::{AttemptError, describe};
-use super::error::{Cause, ClientError, Rejection};
+use super::error::ClientError;
 use super::request::Kind;
-use crate::proto::v1::{self, Reason};
+use crate::proto::{details, v1};
+use crate::reason::Reason;
 use crate::types::LogId;
 
 /// Why an attempt failed, on this side or on the server's.
@@ -73,9 +74,7 @@ impl Failure {
 
     /// The failure that a call other than a pipeline ended with.
     pub(super) fn of_call(status: &tonic::Status) -> Self {
-        if let Ok(failure) = prost::Message::decode(status.details())
-            && failure != v1::Failure::default()
-        {
+        if let Some(failure) = details::failure(status.details()) {
             return Self::Answered(failure);
         }
         // Not from a node but from the transport to it.
@@ -92,55 +91,55 @@ pub(super) fn judge(case: Case, endpoint: &Endpoint, failure: &Failure) -> Verdi
     let unsafe_write = case.kind == Kind::Write && !case.in_session;
     let answer = match failure {
         Failure::Attempt(AttemptError::Lost(_)) if unsafe_write => {
-            return Verdict::Return(failed(endpoint, Cause::ConnectionLost, in_words(failure), true));
+            return Verdict::Return(failed(endpoint, Reason::Interrupted, in_words(failure), true));
         }
         Failure::Attempt(AttemptError::LeaderChanged) if unsafe_write => {
-            return Verdict::Return(failed(endpoint, Cause::LeaderChanged, in_words(failure), true));
+            return Verdict::Return(failed(endpoint, Reason::Interrupted, in_words(failure), true));
         }
         // Outside a session a write expires at its deadline only, which the caller looks after.
         Failure::Attempt(_) => return Verdict::Elsewhere,
         Failure::Answered(answer) => answer,
     };
-    let cause = match decisive(case, endpoint, failure, answer) {
-        Ok(verdict) => return verdict,
-        Err(cause) => cause,
-    };
-    if answer.maybe_applied && unsafe_write {
-        return Verdict::Return(failed(endpoint, cause, in_words(failure), true));
+    if let Some(verdict) = decisive(case, endpoint, failure, answer) {
+        return verdict;
     }
-    match reason(answer) {
-        Reason::NotLeader | Reason::Stopped | Reason::Interrupted | Reason::NoQuorum | Reason::Behind => {
-            Verdict::Elsewhere
+    let reason = reason(answer);
+    if answer.maybe_applied && unsafe_write {
+        return Verdict::Return(failed(endpoint, reason, in_words(failure), true));
+    }
+    match reason {
+        Reason::NotLeader
+        | Reason::Stopped
+        | Reason::Interrupted
+        | Reason::NoQuorum
+        | Reason::Behind
+        | Reason::Diverged
+        | Reason::Unreachable => Verdict::Elsewhere,
+        Reason::Overloaded | Reason::WindowExceeded | Reason::LimitReached | Reason::DeadlineExceeded => {
+            Verdict::Later
         }
-        Reason::Overloaded | Reason::WindowExceeded => Verdict::Later,
         // The server does not know the outcome, whatever the reason: it will recognise the write.
         _ if answer.maybe_applied && case.kind == Kind::Write => Verdict::Later,
         _ => match Code::from(answer.code) {
-            Code::InvalidArgument | Code::OutOfRange => rejected(Rejection::Invalid, answer),
+            Code::InvalidArgument | Code::OutOfRange => rejected(Reason::Invalid, answer),
             Code::Unavailable | Code::ResourceExhausted | Code::Aborted => Verdict::Later,
-            _ => Verdict::Return(failed(endpoint, cause, in_words(failure), false)),
+            _ => Verdict::Return(failed(endpoint, reason, in_words(failure), false)),
         },
     }
 }
 
-/// The verdict on reasons that leave no choice; the cause of the others.
-fn decisive(
-    case: Case,
-    endpoint: &Endpoint,
-    failure: &Failure,
-    answer: &v1::Failure,
-) -> Result<Verdict, Cause> {
-    let failed = |cause, maybe_applied| failed(endpoint, cause, in_words(failure), maybe_applied);
-    Ok(match reason(answer) {
-        Reason::TooLarge => rejected(Rejection::TooLarge, answer),
-        Reason::Invalid => rejected(Rejection::Invalid, answer),
+/// The verdict on reasons that leave no choice.
+fn decisive(case: Case, endpoint: &Endpoint, failure: &Failure, answer: &v1::Failure) -> Option<Verdict> {
+    let reason = reason(answer);
+    let failed = |maybe_applied| failed(endpoint, reason, in_words(failure), maybe_applied);
+    Some(match reason {
+        Reason::TooLarge | Reason::Invalid | Reason::Undecodable => rejected(reason, answer),
         Reason::SessionExpired if case.in_session && !case.undecided => Verdict::NewSession,
-        Reason::SessionExpired => Verdict::Return(failed(Cause::SessionExpired, case.undecided)),
+        Reason::SessionExpired => Verdict::Return(failed(case.undecided)),
         // We never say that a write is settled and then send it: something is broken.
-        Reason::AnswerForgotten => Verdict::Return(failed(Cause::AnswerForgotten, true)),
-        Reason::TooManySessions => Verdict::Patiently(failed(Cause::TooManySessions, false)),
-        Reason::DiskFull => Verdict::Patiently(failed(Cause::DiskFull, answer.maybe_applied)),
-        Reason::DiskStalled => Verdict::Patiently(failed(Cause::DiskStalled, answer.maybe_applied)),
+        Reason::AnswerForgotten => Verdict::Return(failed(true)),
+        Reason::TooManySessions => Verdict::Patiently(failed(false)),
+        Reason::DiskFull | Reason::DiskStalled => Verdict::Patiently(failed(answer.maybe_applied)),
         Reason::AckTimeout => Verdict::Return(ClientError::AckTimeout {
             endpoint: endpoint.clone(),
             position: answer.position.map(|position| LogId::new(position.term, position.index)),
@@ -149,27 +148,43 @@ fn decisive(
         Reason::Compacted => {
             Verdict::Return(ClientError::Compacted { first_revision: answer.first_revision })
         }
-        Reason::NotLeader => return Err(Cause::NotLeader),
-        Reason::Overloaded | Reason::WindowExceeded => return Err(Cause::Overloaded),
-        Reason::Interrupted => return Err(Cause::Interrupted),
-        Reason::NoQuorum => return Err(Cause::NoQuorum),
-        Reason::Stopped => return Err(Cause::Stopped),
-        Reason::Behind => return Err(Cause::Behind),
-        Reason::Membership => return Err(Cause::Operation),
-        Reason::Unspecified => return Err(Cause::Unexpected),
+        // Nothing that passes by itself.
+        Reason::QuotaExceeded
+        | Reason::OtherHistory
+        | Reason::Ahead
+        | Reason::NotFound
+        | Reason::ConditionFailed => Verdict::Return(failed(answer.maybe_applied)),
+        Reason::NotLeader
+        | Reason::Overloaded
+        | Reason::Interrupted
+        | Reason::NoQuorum
+        | Reason::WindowExceeded
+        | Reason::Stopped
+        | Reason::Behind
+        | Reason::Membership
+        | Reason::LimitReached
+        | Reason::Diverged
+        | Reason::DeadlineExceeded
+        | Reason::Unreachable
+        | Reason::Unspecified => return None,
     })
 }
 
-fn rejected(rejection: Rejection, answer: &v1::Failure) -> Verdict {
-    Verdict::Return(ClientError::Rejected { rejection, message: answer.message.clone() })
+fn rejected(reason: Reason, answer: &v1::Failure) -> Verdict {
+    Verdict::Return(ClientError::Rejected { reason, message: answer.message.clone() })
 }
 
 fn reason(answer: &v1::Failure) -> Reason {
     Reason::try_from(answer.reason).unwrap_or(Reason::Unspecified)
 }
 
-pub(super) fn failed(endpoint: &Endpoint, cause: Cause, message: String, maybe_applied: bool) -> ClientError {
-    ClientError::Failed { endpoint: endpoint.clone(), cause, message, maybe_applied }
+pub(super) fn failed(
+    endpoint: &Endpoint,
+    reason: Reason,
+    message: String,
+    maybe_applied: bool,
+) -> ClientError {
+    ClientError::Failed { endpoint: endpoint.clone(), reason, message, maybe_applied }
 }
 
 pub(super) fn in_words(failure: &Failure) -> String {
@@ -255,6 +270,16 @@ mod tests {
             (answered(Reason::DiskStalled, false), "pppp"),
             (answered(Reason::Compacted, false), "dddd"),
             (answered(Reason::Membership, false), "dddd"),
+            (answered(Reason::QuotaExceeded, false), "dddd"),
+            (answered(Reason::LimitReached, false), "llll"),
+            (answered(Reason::OtherHistory, false), "dddd"),
+            (answered(Reason::Ahead, false), "dddd"),
+            (answered(Reason::Diverged, false), "eeee"),
+            (answered(Reason::Undecodable, false), "dddd"),
+            (answered(Reason::DeadlineExceeded, true), "llrl"),
+            (answered(Reason::DeadlineExceeded, false), "llll"),
+            (answered(Reason::NotFound, false), "dddd"),
+            (answered(Reason::ConditionFailed, false), "dddd"),
         ];
         for (failure, expected) in table {
             let letters: String = CASES.iter().map(|case| letter(*case, &failure)).collect();
@@ -278,10 +303,13 @@ mod tests {
     #[test]
     fn a_call_fails_with_what_is_in_its_details_or_with_its_code() {
         let sent = v1::Failure { reason: Reason::Compacted.into(), first_revision: 7, ..Default::default() };
-        let details = prost::Message::encode_to_vec(&sent);
-        let status = tonic::Status::with_details(Code::OutOfRange, "x", details.into());
-        let Failure::Answered(received) = Failure::of_call(&status) else { panic!("no answer") };
-        assert_eq!(received, sent);
+        // A server of before wrote the failure without anything around it.
+        let bare = prost::Message::encode_to_vec(&sent).into();
+        for details in [details::of_failure(&sent), bare] {
+            let status = tonic::Status::with_details(Code::OutOfRange, "x", details);
+            let Failure::Answered(received) = Failure::of_call(&status) else { panic!("no answer") };
+            assert_eq!(received, sent);
+        }
         let Failure::Answered(bare) = Failure::of_call(&tonic::Status::unimplemented("x")) else {
             panic!("no answer")
         };

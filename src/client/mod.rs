@@ -65,9 +65,10 @@ use bytes::Bytes;
 use futures::future::join_all;
 use tokio::time::Instant;
 
+pub use crate::reason::Reason;
 pub use admin::{Member, MemberChange, Members, NodeSetting};
 pub use config::{ClientConfig, Endpoint};
-pub use error::{Cause, ClientError, ConfigError, Rejection};
+pub use error::{ClientError, ConfigError};
 pub use metrics::{ClientMetrics, Latencies, MethodMetrics, NodeMetrics, StreamMetrics};
 pub use once::Once;
 pub use preference::{Candidate, ReadPreference};
@@ -248,7 +249,7 @@ impl Client {
         let (key, options) = (key.into(), options.into());
         if options.ack == AckLevel::Leader {
             let message = "a conditional put cannot be acknowledged before it is applied".to_owned();
-            return Err(ClientError::Rejected { rejection: Rejection::Invalid, message });
+            return Err(ClientError::Rejected { reason: Reason::Invalid, message });
         }
         let put = match options.ttl {
             Some(ttl) => TxnOp::put_with_ttl(key.clone(), value, ttl),
@@ -439,7 +440,7 @@ impl Client {
     /// Executes `request` on the node at `endpoint` and on no other.
     ///
     /// # Errors
-    /// See [`ClientError`]; [`Cause::NotLeader`] when the node does not lead and the request needs the leader.
+    /// See [`ClientError`]; [`Reason::NotLeader`] when the node does not lead and the request needs the leader.
     pub async fn execute_at(&self, endpoint: &Endpoint, request: Request) -> Result<Response, ClientError> {
         let preference = self.preference.as_ref();
         operation::execute(&self.router, &self.sessions, request, Some(endpoint), preference).await

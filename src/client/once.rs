@@ -8,12 +8,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::error::{Cause, ClientError};
+use super::error::ClientError;
 use super::reply::{PutReply, Response};
 use super::request::{Method, Request, Scope, WriteOptions};
 use super::router::Router;
 use super::sessions::{Place, Sessions};
 use super::{Client, operation};
+use crate::reason::Reason;
 
 /// A place for one write in the client's session. Dropping it gives the write up: it is then applied once, or not
 /// at all.
@@ -54,7 +55,7 @@ impl Once {
             "invariant: only writes have a place in a session"
         );
         let outcome = operation::execute_in(&self.router, &self.place, &request, &mut self.undecided).await;
-        if let Err(ClientError::Failed { cause: Cause::SessionExpired, .. }) = &outcome {
+        if let Err(ClientError::Failed { reason: Reason::SessionExpired, .. }) = &outcome {
             self.sessions.forget(self.place.slot().session);
         }
         outcome

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::config::Endpoint;
 use super::connection::AttemptError;
-use super::error::{Cause, ClientError, Rejection};
+use super::error::ClientError;
 use super::judge::{Case, Failure, Verdict, failed, in_words, judge};
 use super::node::Link;
 use super::preference::ReadPreference;
@@ -22,7 +22,8 @@ use super::reply::{NoAnswer, Response};
 use super::request::{Kind, Request, whole_ms};
 use super::router::Router;
 use super::sessions::{Place, Sessions};
-use crate::proto::v1::{self, Reason, tagged_request, tagged_response};
+use crate::proto::v1::{self, tagged_request, tagged_response};
+use crate::reason::Reason;
 use crate::runtime;
 use crate::session::Session;
 use crate::types::{AckLevel, ReadLevel};
@@ -114,16 +115,16 @@ pub(super) async fn execute_in(
 /// Refuses what the server would, without sending it.
 fn refuse(router: &Router, request: &Request) -> Result<(), ClientError> {
     let limit = router.config.max_request_bytes;
-    let (rejection, message) = match request.fault() {
-        Some(fault) => (Rejection::Invalid, fault.to_owned()),
+    let (reason, message) = match request.fault() {
+        Some(fault) => (Reason::Invalid, fault.to_owned()),
         None if request.size_bytes() > limit => {
             let bytes = request.size_bytes();
             let message = format!("the request takes {bytes} bytes, more than the limit of {limit} bytes");
-            (Rejection::TooLarge, message)
+            (Reason::TooLarge, message)
         }
         None => return Ok(()),
     };
-    Err(ClientError::Rejected { rejection, message })
+    Err(ClientError::Rejected { reason, message })
 }
 
 fn kind(request: &Request, preference: Option<&ReadPreference>) -> Kind {
@@ -317,7 +318,7 @@ impl<'a> Operation<'a> {
             return Err(self.deadline_exceeded());
         }
         if self.chosen.is_some() && failure.is_refusal() {
-            return Err(failed(endpoint, Cause::NotLeader, in_words(failure), false));
+            return Err(failed(endpoint, Reason::NotLeader, in_words(failure), false));
         }
         if !patient && let Some(tried) = self.unreachable(link) {
             return Err(ClientError::Unavailable { tried });
@@ -427,12 +428,12 @@ impl<'a> Operation<'a> {
 
     fn session_gone(&self, place: &Place) -> ClientError {
         let message = format!("session {} is gone; nothing was applied", place.slot().session);
-        failed(&self.link().node.endpoint, Cause::SessionExpired, message, false)
+        failed(&self.link().node.endpoint, Reason::SessionExpired, message, false)
     }
 
     fn unexpected(&self, link: &Link) -> ClientError {
         let message = "the server answered another kind of request".to_owned();
-        failed(&link.node.endpoint, Cause::Unexpected, message, self.kind == Kind::Write)
+        failed(&link.node.endpoint, Reason::Unspecified, message, self.kind == Kind::Write)
     }
 }
 

@@ -10,9 +10,10 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, timeout_at};
 
-use super::error::{Cause, ClientError};
+use super::error::ClientError;
 use super::operation;
 use super::router::Router;
+use crate::reason::Reason;
 use crate::session::{Session, Ticket};
 use crate::types::SessionSlot;
 
@@ -149,8 +150,8 @@ impl Sessions {
 /// Whether this is what was told last when the time was over: with more of it there might be a session.
 fn ended_by_deadline(error: &ClientError) -> bool {
     let passes =
-        |cause: &Cause| matches!(cause, Cause::TooManySessions | Cause::DiskFull | Cause::DiskStalled);
-    matches!(error, ClientError::Failed { cause, .. } if passes(cause))
+        |reason: &Reason| matches!(reason, Reason::TooManySessions | Reason::DiskFull | Reason::DiskStalled);
+    matches!(error, ClientError::Failed { reason, .. } if passes(reason))
 }
 
 /// Nothing was sent when the deadline passed.

@@ -25,6 +25,7 @@ use super::reply::{Header, Item, RangeReply};
 use super::request::{Kind, Range, Scope, wire_range};
 use super::router::Router;
 use crate::proto::v1::{self, kv_client::KvClient};
+use crate::reason::Reason;
 use crate::types::{ReadLevel, ReadOptions};
 
 type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, ClientError>> + Send>>;
@@ -162,7 +163,7 @@ fn items_of(first: v1::RangeResponse, mut state: Pieces) -> RangeStream {
             state.router.metrics.range_streams.failed.fetch_add(1, Ordering::Relaxed);
             let endpoint = &state.link.node.endpoint;
             let message = format!("the range broke off midway: {}", super::judge::in_words(&failure));
-            return Err(super::judge::failed(endpoint, super::Cause::ConnectionLost, message, false));
+            return Err(super::judge::failed(endpoint, Reason::Interrupted, message, false));
         }
     });
     RangeStream { header, items: Box::pin(items) }

@@ -15,18 +15,19 @@
 //! | behind | `UNAVAILABLE` | retries after a pause, or another node |
 //! | not held by all in time | `DEADLINE_EXCEEDED` | knows that it is applied, and who lacks it |
 //! | session expired, answer forgotten | `FAILED_PRECONDITION` | opens a session for what it has not sent before |
-//! | window exceeded | `RESOURCE_EXHAUSTED` | retries after a pause |
-//! | too many sessions | `UNAVAILABLE` | retries after a pause |
+//! | window exceeded, too many sessions | `RESOURCE_EXHAUSTED` | retries after a pause |
 //! | compacted | `OUT_OF_RANGE` | watches from `first_revision`, after reading what there is |
 //!
-//! `UNAVAILABLE` is never used for a write that may have been applied: generic gRPC clients retry it.
+//! The codes are those of [`crate::reason`]. `UNAVAILABLE` is never used for a write that may have been applied:
+//! generic gRPC clients retry it.
 
-use prost::Message;
 use tonic::Code;
 
 use crate::error::{Leader, MembershipError, ReadError, SnapshotError, TransferError, WriteError};
 use crate::machine::kv::KvRejection;
-use crate::proto::v1::{Failure, LeaderHint, Reason};
+use crate::proto::details;
+use crate::proto::v1::{Failure, LeaderHint};
+use crate::reason::Reason;
 
 use super::wire::position;
 
@@ -199,33 +200,12 @@ pub(super) fn invalid(message: &str) -> Failure {
 
 fn failure(reason: Reason, message: String, maybe_applied: bool, leader: Option<Leader>) -> Failure {
     Failure {
-        code: code(reason, maybe_applied, leader.is_some()) as i32,
+        code: reason.grpc_code(maybe_applied, leader.is_some()) as i32,
         reason: reason.into(),
         message,
         maybe_applied,
         leader: leader.map(leader_hint),
         ..Default::default()
-    }
-}
-
-/// The table in the module's documentation.
-fn code(reason: Reason, maybe_applied: bool, leader_known: bool) -> Code {
-    match reason {
-        // That much is known: it is applied.
-        Reason::AckTimeout => Code::DeadlineExceeded,
-        _ if maybe_applied => Code::Unknown,
-        Reason::NotLeader if leader_known => Code::FailedPrecondition,
-        Reason::NotLeader
-        | Reason::NoQuorum
-        | Reason::Stopped
-        | Reason::Behind
-        | Reason::DiskStalled
-        | Reason::TooManySessions => Code::Unavailable,
-        Reason::Overloaded | Reason::DiskFull | Reason::WindowExceeded => Code::ResourceExhausted,
-        Reason::TooLarge | Reason::Invalid => Code::InvalidArgument,
-        Reason::SessionExpired | Reason::AnswerForgotten | Reason::Membership => Code::FailedPrecondition,
-        Reason::Compacted => Code::OutOfRange,
-        Reason::Interrupted | Reason::Unspecified => Code::Unknown,
     }
 }
 
@@ -235,7 +215,7 @@ pub(super) fn leader_hint(leader: Leader) -> LeaderHint {
 
 impl From<Failure> for tonic::Status {
     fn from(failure: Failure) -> Self {
-        let details = failure.encode_to_vec().into();
+        let details = details::of_failure(&failure);
         tonic::Status::with_details(Code::from_i32(failure.code), failure.message, details)
     }
 }
@@ -343,14 +323,6 @@ mod tests {
         let status = tonic::Status::from(failure.clone());
         assert_eq!(status.code(), Code::FailedPrecondition);
         assert_eq!(status.message(), failure.message);
-        assert_eq!(Failure::decode(status.details()).unwrap(), failure);
-    }
-
-    /// Generic clients retry UNAVAILABLE by themselves.
-    #[test]
-    fn what_may_have_been_applied_is_never_unavailable() {
-        for reason in (1..).map_while(|number| Reason::try_from(number).ok()) {
-            assert_ne!(code(reason, true, false), Code::Unavailable, "{reason:?}");
-        }
+        assert_eq!(details::failure(status.details()), Some(failure));
     }
 }

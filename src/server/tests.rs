@@ -4,7 +4,6 @@ use std::sync::Mutex;
 
 use futures::Stream;
 use futures::StreamExt;
-use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
@@ -20,6 +19,7 @@ use crate::engine::{Acknowledged, NodeState, OpenedSession, ReadOutcome, Status,
 use crate::error::{FatalError, Leader, ReadError, WriteError};
 use crate::machine::kv::{KvAnswer, KvCommand, KvQuery, KvReply, KvView};
 use crate::machine::{ApplyContext, StateMachine};
+use crate::proto::details;
 use crate::proto::v1::admin_client::AdminClient;
 use crate::proto::v1::kv_client::KvClient;
 use crate::proto::v1::tagged_request::Request as Ask;
@@ -327,7 +327,7 @@ async fn unary_calls() {
 
     let status = kv.put(v1::PutRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
-    assert_eq!(Failure::decode(status.details()).unwrap().reason(), Reason::Invalid);
+    assert_eq!(details::failure(status.details()).unwrap().reason(), Reason::Invalid);
 
     let status = AdminClient::new(port.channel().await).status(v1::StatusRequest {}).await.unwrap();
     let status = status.into_inner();

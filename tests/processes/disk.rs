@@ -9,7 +9,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use quorate::ReadLevel;
-use quorate::client::{Cause, Client, ClientConfig, ClientError, Endpoint, Range, ReadPreference, Scope};
+use quorate::client::{Client, ClientConfig, ClientError, Endpoint, Range, ReadPreference, Reason, Scope};
 use quorate_cluster::Cluster;
 use quorate_disk::{Fault, FaultyDisk, SmallDisk, mounted};
 
@@ -153,7 +153,7 @@ async fn a_cluster_whose_disks_are_all_full_is_read_and_recovers_by_itself() {
     let (client, scope) = (impatient(&cluster.nodes), Scope::default());
     let refused = client.put(&scope, "refused".to_owned(), "x".to_owned()).await.unwrap_err();
     assert!(!refused.maybe_applied(), "{refused:?}");
-    assert!(matches!(refused, ClientError::Failed { cause: Cause::DiskFull, .. }), "{refused:?}");
+    assert!(matches!(refused, ClientError::Failed { reason: Reason::DiskFull, .. }), "{refused:?}");
     let read = cluster.nodes.quorate(&["get", "known"]);
     assert_eq!((read.status.code(), read.stdout.trim_end()), (Some(0), "before"), "{read:?}");
 
@@ -206,7 +206,7 @@ async fn a_leader_refuses_writes_while_the_disks_of_its_quorum_are_full() {
     let (client, scope) = (impatient(&cluster.nodes), Scope::default());
     eventually("writes are refused for the others' disks", async || {
         let outcome = client.put(&scope, "known".to_owned(), "during".to_owned()).await;
-        matches!(outcome, Err(ClientError::Failed { cause: Cause::DiskFull, maybe_applied: false, .. }))
+        matches!(outcome, Err(ClientError::Failed { reason: Reason::DiskFull, maybe_applied: false, .. }))
     })
     .await;
     assert_eq!(cluster.disk_state(3).await, "ok");
@@ -267,7 +267,7 @@ async fn a_cluster_whose_disks_all_hang_says_so_and_recovers_by_itself() {
     let (client, scope) = (impatient(&cluster.nodes), Scope::default());
     eventually("writes are refused for a disk that hangs", async || {
         let error = client.put(&scope, "during", "1").await.expect_err("no disk takes it");
-        matches!(error, ClientError::Failed { cause: Cause::DiskStalled, .. })
+        matches!(error, ClientError::Failed { reason: Reason::DiskStalled, .. })
     })
     .await;
     let read = client.get(&scope, "before", ReadLevel::Local).await.unwrap();

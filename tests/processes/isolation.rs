@@ -35,7 +35,7 @@ async fn read(kv: &mut KvClient<Channel>, request: GetRequest) -> Result<u64, St
 }
 
 fn failure(status: &Status) -> Failure {
-    prost::Message::decode(status.details()).unwrap()
+    quorate::proto::details::failure(status.details()).unwrap()
 }
 
 /// A leader falls asleep in the middle of its lease, and wakes when another one has acknowledged a write. It does not

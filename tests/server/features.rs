@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use prost::Message as _;
 use quorate::proto::v1::compare::{Comparison, Target};
 use quorate::proto::v1::event::Kind;
 use quorate::proto::v1::kv_client::KvClient;
@@ -33,7 +32,7 @@ async fn value(kv: &mut Kv, key: &str) -> Option<String> {
 }
 
 fn failure(status: &Status) -> Failure {
-    Failure::decode(status.details()).unwrap()
+    quorate::proto::details::failure(status.details()).unwrap()
 }
 
 /// Events of `watch` until there are `count`, in order, and where to go on.

@@ -125,7 +125,7 @@ async fn a_broken_stream_leaves_writes_without_a_session_undecided_and_repeats_r
     let client = sessionless(&[&first]);
     let error = put(&client, "k", "v").await.unwrap_err();
     assert!(error.maybe_applied());
-    assert!(matches!(error, ClientError::Failed { cause: Cause::ConnectionLost, .. }), "{error}");
+    assert!(matches!(error, ClientError::Failed { reason: Reason::Interrupted, .. }), "{error}");
     assert_eq!(first.requests(), 1, "the write was not repeated");
 
     let mut breaks = 2;
@@ -185,7 +185,7 @@ async fn a_hung_leader_is_left_when_another_claims_a_newer_term() {
     };
     let (error, ()) = tokio::join!(hangs, elect);
     let error = error.unwrap_err();
-    assert!(matches!(error, ClientError::Failed { cause: Cause::LeaderChanged, .. }), "{error}");
+    assert!(matches!(error, ClientError::Failed { reason: Reason::Interrupted, .. }), "{error}");
     assert!(error.maybe_applied());
     let before = second.requests();
     put(&client, "k", "v").await.unwrap();
@@ -317,16 +317,16 @@ async fn refusals_are_repeated_or_returned_by_their_reason() {
     }
     node.set_script(refuse_first(Reason::Interrupted, true));
     let error = put(&client, "k", "v").await.unwrap_err();
-    assert!(matches!(error, ClientError::Failed { cause: Cause::Interrupted, maybe_applied: true, .. }));
+    assert!(matches!(error, ClientError::Failed { reason: Reason::Interrupted, maybe_applied: true, .. }));
     node.set_script(refuse_first(Reason::NoQuorum, false));
     get(&client, "k", ReadLevel::Linearizable).await.unwrap();
     node.set_script(refuse_first(Reason::Invalid, false));
     let error = put(&client, "k", "v").await.unwrap_err();
-    assert!(matches!(error, ClientError::Rejected { rejection: Rejection::Invalid, .. }));
+    assert!(matches!(error, ClientError::Rejected { reason: Reason::Invalid, .. }));
 
     let sent = node.requests();
     let error = client.put(&Scope::default(), "k", vec![0; 200]).await.unwrap_err();
-    assert!(matches!(error, ClientError::Rejected { rejection: Rejection::TooLarge, .. }));
+    assert!(matches!(error, ClientError::Rejected { reason: Reason::TooLarge, .. }));
     assert_eq!(node.requests(), sent, "what is too large is not sent");
 }
 
@@ -353,7 +353,7 @@ async fn a_chosen_node_is_asked_and_no_other() {
     let request =
         Request::Get { scope: Scope::default(), key: "k".into(), read: ReadLevel::Linearizable.into() };
     let error = client.execute_at(&endpoint, request).await.unwrap_err();
-    assert!(matches!(error, ClientError::Failed { cause: Cause::NotLeader, .. }), "{error}");
+    assert!(matches!(error, ClientError::Failed { reason: Reason::NotLeader, .. }), "{error}");
     assert_eq!((first.requests(), second.requests()), (0, 1));
 }
 
@@ -385,7 +385,7 @@ async fn every_kind_of_request_is_answered_in_kind() {
         Step::Answer(vec![get, TaggedResponse { tag: put, response: Some(wrong) }])
     });
     let error = put(&client, "k", "v").await.unwrap_err();
-    assert!(matches!(error, ClientError::Failed { cause: Cause::Unexpected, maybe_applied: true, .. }));
+    assert!(matches!(error, ClientError::Failed { reason: Reason::Unspecified, maybe_applied: true, .. }));
 }
 
 /// Not a test of correctness: shows what one stream carries, and what sessions cost. The two are measured in turns,

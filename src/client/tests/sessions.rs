@@ -97,7 +97,7 @@ async fn a_session_that_expires_under_a_write_leaves_it_undecided() {
     let client = client_of(&[&node]);
     let error = put(&client, "k", "v").await.unwrap_err();
     let expected =
-        matches!(error, ClientError::Failed { cause: Cause::SessionExpired, maybe_applied: true, .. });
+        matches!(error, ClientError::Failed { reason: Reason::SessionExpired, maybe_applied: true, .. });
     assert!(expected, "{error}");
     put(&client, "k", "v").await.unwrap();
 }
@@ -130,7 +130,7 @@ async fn a_write_whose_nodes_are_all_gone_afterwards_is_undecided() {
     let (error, ()) = tokio::join!(writing, fail);
     let error = error.unwrap_err();
     let expected =
-        matches!(error, ClientError::Failed { cause: Cause::ConnectionLost, maybe_applied: true, .. });
+        matches!(error, ClientError::Failed { reason: Reason::Interrupted, maybe_applied: true, .. });
     assert!(expected, "{error}");
 }
 
@@ -157,7 +157,7 @@ async fn callers_that_need_a_session_at_once_share_its_refusal() {
     for write in join_all((0..50).map(|_| put(&client, "k", "v"))).await {
         let error = write.unwrap_err();
         assert!(!error.maybe_applied(), "{error}");
-        told += u32::from(matches!(error, ClientError::Failed { cause: Cause::TooManySessions, .. }));
+        told += u32::from(matches!(error, ClientError::Failed { reason: Reason::TooManySessions, .. }));
     }
     assert!(told > 0);
     assert!((2..=10).contains(&node.requests()), "one of them asks again and again: {}", node.requests());
@@ -286,6 +286,7 @@ async fn a_full_disk_is_waited_for_and_named_if_it_lasts() {
     node.set_script(refusing(failure(Reason::DiskFull, false)));
     let client = client_with(&[&node], |config| config.timeout = Duration::from_millis(100));
     let error = put(&client, "k", "v").await.unwrap_err();
-    let expected = matches!(error, ClientError::Failed { cause: Cause::DiskFull, maybe_applied: false, .. });
+    let expected =
+        matches!(error, ClientError::Failed { reason: Reason::DiskFull, maybe_applied: false, .. });
     assert!(expected, "{error}");
 }

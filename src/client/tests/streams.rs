@@ -18,7 +18,7 @@ fn broken() -> Status {
 
 fn compacted(first_revision: u64) -> Status {
     let failure = Failure { first_revision, ..failure(Reason::Compacted, false) };
-    Status::with_details(Code::OutOfRange, "compacted", prost::Message::encode_to_vec(&failure).into())
+    Status::with_details(Code::OutOfRange, "compacted", crate::proto::details::of_failure(&failure))
 }
 
 /// Puts at these revisions, in one message.

@@ -21,9 +21,9 @@ use super::{
     Refusal, Request, Response, Target, Transport,
 };
 use crate::incoming;
-use crate::proto::peer as proto;
 use crate::proto::peer::peer_client::PeerClient;
 use crate::proto::peer::peer_server::{Peer, PeerServer};
+use crate::proto::{details, peer as proto};
 use crate::runtime;
 use crate::types::NodeId;
 
@@ -111,7 +111,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 fn dial_error(caller: NodeId, status: &Status) -> DialError {
     if status.code() == Code::PermissionDenied
-        && let Ok(refusal) = proto::Refusal::decode(status.details())
+        && let Some(refusal) = details::refusal(status.details())
     {
         return DialError::Refused(wire::from_refusal(caller, refusal));
     }
@@ -119,8 +119,9 @@ fn dial_error(caller: NodeId, status: &Status) -> DialError {
 }
 
 fn refused(refusal: &Refusal) -> Status {
-    let details = wire::refusal(refusal).encode_to_vec();
-    Status::with_details(Code::PermissionDenied, refusal.to_string(), details.into())
+    let code = Code::PermissionDenied;
+    let details = details::of_refusal(code.into(), &wire::refusal(refusal));
+    Status::with_details(code, refusal.to_string(), details)
 }
 
 impl Transport for GrpcTransport {

@@ -78,7 +78,7 @@ pub(super) fn admin_of(node: FakeNode, log_level: Option<LogLevel>) -> AdminServ
 }
 
 fn failure(status: &Status) -> Failure {
-    Failure::decode(status.details()).unwrap()
+    details::failure(status.details()).unwrap()
 }
 
 #[tokio::test]
