@@ -8,7 +8,7 @@
 //! 3. [`raft::log`] appends it to the [`storage`]: one fsync for everything that waits. At the same time
 //!    [`raft::network`] sends it to the peers, which do the same.
 //! 4. Once a quorum holds it on disk it is committed, and [`raft::apply`] hands it to the [`machine`]:
-//!    state, position and log time change together.
+//!    state, position and clocks change together.
 //! 5. The new position is published, and then the caller is told.
 //!
 //! # A node

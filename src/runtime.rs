@@ -10,6 +10,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -61,12 +62,32 @@ pub fn random_u64() -> u64 {
     })
 }
 
-/// Milliseconds since the Unix epoch.
+/// Milliseconds since the Unix epoch, by this node's wall clock; 0 if that is set to before the epoch.
 pub fn unix_time_ms() -> u64 {
-    SIMULATION.with_borrow(|simulation| match simulation {
-        Some(simulation) => SIMULATED_EPOCH_MS + millis(simulation.start.elapsed()),
-        None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
-    })
+    WallClock::of_this_node().unix_time_ms()
+}
+
+/// The wall clock of one node, for tasks that do not belong to it: a caller of a simulated node has another clock.
+#[derive(Debug, Clone, Default)]
+pub struct WallClock {
+    node: Option<Arc<TaskGroup>>,
+}
+
+impl WallClock {
+    /// The clock of the node that the present task belongs to.
+    pub fn of_this_node() -> Self {
+        Self { node: TASK_GROUP.try_with(Arc::clone).ok() }
+    }
+
+    /// Milliseconds since the Unix epoch; 0 if the clock is set to before the epoch.
+    pub fn unix_time_ms(&self) -> u64 {
+        let world_ms = SIMULATION.with_borrow(|simulation| match simulation {
+            Some(simulation) => SIMULATED_EPOCH_MS + millis(simulation.start.elapsed()),
+            None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
+        });
+        let shift_ms = self.node.as_ref().map_or(0, |node| node.wall_shift_ms.load(Ordering::Relaxed));
+        world_ms.saturating_add_signed(shift_ms)
+    }
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -115,6 +136,8 @@ where
 #[derive(Debug, Default)]
 pub struct TaskGroup {
     tasks: Mutex<Vec<AbortHandle>>,
+    /// How far the node's wall clock is ahead of the world's, in milliseconds.
+    wall_shift_ms: AtomicI64,
 }
 
 impl TaskGroup {
@@ -127,6 +150,11 @@ impl TaskGroup {
         let task = tokio::spawn(TASK_GROUP.scope(self.clone(), future));
         self.register(task.abort_handle());
         task
+    }
+
+    /// Sets the node's wall clock to be ahead of the world's by `shift_ms`.
+    pub fn shift_wall_clock(&self, shift_ms: i64) {
+        self.wall_shift_ms.store(shift_ms, Ordering::Relaxed);
     }
 
     fn register(&self, task: AbortHandle) {

@@ -241,6 +241,21 @@ pub struct SessionSlot {
     pub first_unanswered: u64,
 }
 
+/// The clocks of a cluster, replicated: how much time has passed, and what wall clocks show. [`crate::raft::clock`] says how
+/// they advance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct ClusterClock {
+    /// Elapsed time in milliseconds. It begins at the wall clock of the first leader, never goes back, and is never ahead of what
+    /// has really passed. Lifetimes are measured in it.
+    pub elapsed_ms: u64,
+    /// What is to be added for log time.
+    pub wall_offset_ms: i64,
+    /// The term of the last entry that carried a reading of its leader's clocks.
+    pub term: u64,
+    /// How much that leader had counted in this term by then, in milliseconds; `None` if that is not known.
+    pub counted_ms: Option<u64>,
+}
+
 /// What an entry carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Payload {

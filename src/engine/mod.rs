@@ -9,6 +9,7 @@
 //! - `writes`: admission, sessions, acknowledgement levels;
 //! - `reads`: how fresh the state must be that answers;
 //! - `wake`: commands that the machine asked for in advance, such as the expiry of keys;
+//! - `clock`: the cluster's clocks as this node knows them, and wall clocks that jump;
 //! - `settings`: what can be changed while the node runs;
 //! - `replication`: how far everybody is, and what is in flight;
 //! - `compaction`: when snapshots are taken and the log is cut;
@@ -26,6 +27,7 @@
 //!
 //! What it does not do: retry, or forward to the leader. That is the client's part.
 
+mod clock;
 mod compaction;
 mod config;
 mod formation;
@@ -74,7 +76,7 @@ use crate::raft::network::service::Callee;
 pub use crate::raft::network::traffic::Carried;
 use crate::raft::network::upstream::Upstream;
 use crate::raft::network::{PeerDoor, Transport};
-use crate::runtime::{self, offload};
+use crate::runtime::{self, WallClock, offload};
 use crate::storage::{
     DataDir, DiskWatch, LogStats, LogStore, Room, SledOptions, SledStore, SnapshotDir, SnapshotStore, lease,
 };
@@ -111,8 +113,7 @@ struct Inner<M: StateMachine> {
     reads: reads::ReadIndexes,
     settings: watch::Sender<Settings>,
     inflight_bytes: AtomicUsize,
-    /// The latest log time handed out, and when.
-    log_clock: Mutex<(u64, Instant)>,
+    wall_clock: WallClock,
     /// When the log last refused to open a session, because all were in use, or was asked for one again since.
     no_session: Mutex<Option<Instant>>,
     inflight_commands: AtomicUsize,
@@ -343,7 +344,7 @@ impl<M: StateMachine> Engine<M> {
             reads,
             settings,
             inflight_bytes: AtomicUsize::new(0),
-            log_clock: Mutex::new((0, Instant::now())),
+            wall_clock: WallClock::of_this_node(),
             no_session: Mutex::default(),
             inflight_commands: AtomicUsize::new(0),
             counters: Counters::default(),
@@ -358,6 +359,7 @@ impl<M: StateMachine> Engine<M> {
         });
         until_stopped(&inner.stop, leadership::run(Arc::downgrade(&inner), announced));
         until_stopped(&inner.stop, wake::run(Arc::downgrade(&inner)));
+        until_stopped(&inner.stop, clock::watch_wall_clock(Arc::downgrade(&inner)));
         let core = inner.core.clone();
         until_stopped(&inner.stop, async move { core.held().tell(|| core.voters()).await });
         Ok(Self { inner })
@@ -435,6 +437,7 @@ impl<M: StateMachine> Engine<M> {
     /// opened again. Idempotent.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
+        wake::note_time(self).await;
         self.hand_over().await;
         inner.stopping.store(true, Ordering::Release);
         /// A wedged disk must not keep the process for ever.

@@ -198,6 +198,10 @@ pub struct Counters {
     waiting: [AtomicU64; ReadWait::ALL.len()],
     /// Commands proposed because the machine had asked to be woken.
     pub wake_ups: AtomicU64,
+    /// Entries proposed for nothing but their time.
+    pub clock_entries: AtomicU64,
+    /// Jumps of this node's wall clock.
+    pub clock_jumps: AtomicU64,
 }
 
 impl Counters {

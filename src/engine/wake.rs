@@ -1,7 +1,12 @@
-//! Proposes the command that the state machine asked for in advance, once its time has come.
+//! Proposes the command that the state machine asked for in advance, once its time has come, and lets time into the log.
 //!
 //! Time passes in the log: nothing happens on any node until the leader has proposed the machine's
 //! [`wake`](StateMachine::wake) command and it is applied, at the same position everywhere.
+//!
+//! What has passed since the last entry is known to nodes that were running meanwhile, and to no others. If all nodes stopped
+//! at once, keys and sessions would live longer by all of it. So while anything waits for its end, and nothing else is
+//! written, the leader writes an entry that says nothing but the time: after a tenth of what the first of them has
+//! left, from [`CLOCK_MIN`] to [`CLOCK_MAX`]. It also does so before it is stopped in order.
 
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
@@ -11,20 +16,61 @@ use tokio::sync::oneshot;
 
 use super::{Engine, Inner, WriteOptions};
 use crate::machine::StateMachine;
+use crate::raft::clock::Reading;
+use crate::raft::envelope;
+use crate::raft::published::Progress;
 use crate::types::Role;
 
 /// Between two proposals: what is due close together goes into one.
 const PACE: Duration = Duration::from_millis(10);
 /// After a proposal that failed.
 const PAUSE: Duration = Duration::from_millis(250);
-/// The clock is looked at this often, in case it is set.
+/// What is due is looked at this often, whether or not anything has changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Bounds on how long nothing is written before an entry is for its time.
+const CLOCK_MIN: Duration = Duration::from_secs(1);
+/// See [`CLOCK_MIN`].
+const CLOCK_MAX: Duration = Duration::from_secs(10);
+/// How long a node that is being stopped tries to write such an entry.
+const LAST_ENTRY: Duration = Duration::from_secs(1);
+
+/// What is to be proposed next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// The machine's wake-up, after this long.
+    WakeUp(Duration),
+    /// An entry for its time, after this long.
+    Clock(Duration),
+}
+
+/// What a leader has to propose next, when it has applied `progress` and its clocks show `reading`. `wakes` tells whether
+/// the machine has a wake-up command.
+fn next(progress: &Progress, reading: &Reading, wakes: bool) -> Option<Next> {
+    let Progress { clock, wake_ms, sessions, .. } = progress;
+    if wake_ms.is_none() && *sessions == 0 {
+        return None;
+    }
+    if !clock.goes_on_at(reading) {
+        return Some(Next::Clock(Duration::ZERO));
+    }
+    let now_ms = clock.elapsed_at(reading);
+    // One millisecond later, because readings are rounded down.
+    let left = wake_ms.map(|wake_ms| {
+        Duration::from_millis(wake_ms.saturating_sub(now_ms).saturating_add(u64::from(wake_ms >= now_ms)))
+    });
+    let unwritten = Duration::from_millis(now_ms - clock.elapsed_ms);
+    let pause =
+        left.map_or(CLOCK_MAX, |left| (left.saturating_add(unwritten) / 10).clamp(CLOCK_MIN, CLOCK_MAX));
+    let clock_in = pause.saturating_sub(unwritten);
+    match left {
+        Some(left) if wakes && left <= clock_in => Some(Next::WakeUp(left)),
+        _ => Some(Next::Clock(clock_in)),
+    }
+}
 
 /// Runs for as long as there is a handle to the node.
 pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
-    if M::wake().is_none() {
-        return;
-    }
+    let wakes = M::wake().is_some();
     let Some((mut progress, mut state)) =
         node.upgrade().map(|inner| (inner.core.published().watch(), inner.state.clone()))
     else {
@@ -32,33 +78,36 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
     };
     loop {
         let leads = state.borrow_and_update().role == Role::Leader;
-        let wake_ms = progress.borrow_and_update().wake_ms;
-        // What the entry would be stamped with.
-        let Some(now_ms) = node.upgrade().map(|inner| inner.log_time_ms()) else { return };
-        let due_in = match wake_ms {
-            Some(wake_ms) if leads => Some(Duration::from_millis(wake_ms.saturating_sub(now_ms))),
-            _ => None,
-        };
-        match due_in {
-            Some(Duration::ZERO) => {
+        let applied = *progress.borrow_and_update();
+        let Some(reading) = node.upgrade().map(|inner| inner.reading()) else { return };
+        let next = if leads { next(&applied, &reading, wakes) } else { None };
+        let due_in = match next {
+            Some(Next::WakeUp(Duration::ZERO)) => {
                 let Some(inner) = node.upgrade() else { return };
                 let pause = if wake(&Engine { inner }).await { PACE } else { PAUSE };
                 tokio::time::sleep(pause).await;
+                continue;
             }
-            due_in => {
-                let sleep = tokio::time::sleep(due_in.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN));
-                let alive = tokio::select! {
-                    changed = progress.changed() => changed.is_ok(),
-                    changed = state.changed() => changed.is_ok(),
-                    () = sleep => true,
-                };
-                if !alive {
-                    return;
-                }
-                // A busy machine advances with every batch; that often the deadline need not be looked at.
-                tokio::time::sleep(PACE.min(due_in.unwrap_or(PACE))).await;
+            Some(Next::Clock(Duration::ZERO)) => {
+                let Some(inner) = node.upgrade() else { return };
+                let pause = if write_clock(&Engine { inner }).await { PACE } else { CLOCK_MIN };
+                tokio::time::sleep(pause).await;
+                continue;
             }
+            Some(Next::WakeUp(due_in) | Next::Clock(due_in)) => Some(due_in),
+            None => None,
+        };
+        let sleep = tokio::time::sleep(due_in.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN));
+        let alive = tokio::select! {
+            changed = progress.changed() => changed.is_ok(),
+            changed = state.changed() => changed.is_ok(),
+            () = sleep => true,
+        };
+        if !alive {
+            return;
         }
+        // A busy machine advances with every batch; that often the deadline need not be looked at.
+        tokio::time::sleep(PACE.min(due_in.unwrap_or(PACE))).await;
     }
 }
 
@@ -79,5 +128,78 @@ async fn wake<M: StateMachine>(engine: &Engine<M>) -> bool {
             false
         }
         Err(_) => false,
+    }
+}
+
+/// Writes the time into the log. Whether that was applied.
+async fn write_clock<M: StateMachine>(engine: &Engine<M>) -> bool {
+    engine.inner.counters.clock_entries.fetch_add(1, Ordering::Relaxed);
+    let written = engine.write_envelope(envelope::seal_clock(engine.inner.reading())).await;
+    if let Err(error) = &written {
+        tracing::debug!(%error, "the time is not in the log; it is written again");
+    }
+    written.is_ok()
+}
+
+/// Before this node stops: if it leads, and anything waits for its end, writes down how much time has passed.
+pub(super) async fn note_time<M: StateMachine>(engine: &Engine<M>) {
+    let inner = &engine.inner;
+    let Progress { wake_ms, sessions, .. } = inner.core.published().progress();
+    let leads = inner.core.metrics().role == Role::Leader && !inner.core.is_handing_over();
+    if leads && (wake_ms.is_some() || sessions > 0) {
+        let written = tokio::time::timeout(LAST_ENTRY, write_clock(engine)).await;
+        if !matches!(written, Ok(true)) {
+            tracing::debug!("stopping without a last entry for its time");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::ClusterClock;
+
+    fn progress(wake_ms: Option<u64>, sessions: usize) -> Progress {
+        let clock = ClusterClock { elapsed_ms: 100_000, wall_offset_ms: 0, term: 2, counted_ms: Some(5_000) };
+        Progress { clock, wake_ms, sessions, ..Progress::default() }
+    }
+
+    fn at(counted_ms: u64) -> Reading {
+        Reading { wall_ms: 0, term: 2, counted_ms }
+    }
+
+    #[test]
+    fn time_is_written_while_something_waits_for_it() {
+        let millis = Duration::from_millis;
+        assert_eq!(next(&progress(None, 0), &at(5_000), true), None, "nothing waits");
+        let sessions = progress(None, 3);
+        assert_eq!(next(&sessions, &at(5_000), true), Some(Next::Clock(CLOCK_MAX)));
+        assert_eq!(next(&sessions, &at(11_000), true), Some(Next::Clock(millis(4_000))));
+        assert_eq!(next(&sessions, &at(15_000), true), Some(Next::Clock(Duration::ZERO)));
+        let hour = progress(Some(3_700_000), 0);
+        assert_eq!(next(&hour, &at(5_000), true), Some(Next::Clock(CLOCK_MAX)));
+        let soon = progress(Some(130_000), 0);
+        assert_eq!(
+            next(&soon, &at(5_000), true),
+            Some(Next::Clock(Duration::from_micros(3_000_100))),
+            "a tenth"
+        );
+        assert_eq!(next(&soon, &at(7_000), true), Some(Next::Clock(Duration::from_micros(1_000_100))));
+        let next_second = progress(Some(100_600), 0);
+        assert_eq!(next(&next_second, &at(5_000), true), Some(Next::WakeUp(millis(601))));
+        assert_eq!(next(&next_second, &at(5_000), false), Some(Next::Clock(CLOCK_MIN)), "it has no wake-up");
+        assert_eq!(next(&next_second, &at(5_600), true), Some(Next::WakeUp(millis(1))));
+        assert_eq!(next(&next_second, &at(5_601), true), Some(Next::WakeUp(Duration::ZERO)));
+        assert_eq!(next(&next_second, &at(9_000), true), Some(Next::WakeUp(Duration::ZERO)));
+        assert_eq!(next(&progress(Some(u64::MAX), 0), &at(5_000), true), Some(Next::Clock(CLOCK_MAX)));
+    }
+
+    #[test]
+    fn time_that_does_not_go_on_is_written_at_once() {
+        let mut stuck = progress(Some(200_000), 0);
+        stuck.clock.counted_ms = None;
+        assert_eq!(next(&stuck, &at(9_000), true), Some(Next::Clock(Duration::ZERO)));
+        let later = Reading { term: 3, ..at(9_000) };
+        assert_eq!(next(&stuck, &later, true), Some(Next::Clock(CLOCK_MIN)), "nine seconds are unwritten");
     }
 }

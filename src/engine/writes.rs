@@ -73,7 +73,7 @@ pub struct OpenedSession {
 }
 
 /// What happened to an entry.
-type Outcome = Result<Acknowledged<Bytes>, WriteError>;
+pub(super) type Outcome = Result<Acknowledged<Bytes>, WriteError>;
 
 impl<M: StateMachine> Engine<M> {
     /// Writes: returns once `command` is committed by a quorum and applied here.
@@ -129,7 +129,7 @@ impl<M: StateMachine> Engine<M> {
             // Whether the session lets it through is known only when it is applied, which nobody waits for.
             return done(Err(WriteError::LeaderAckInSession));
         }
-        let envelope = match envelope::seal(self.inner.log_time_ms(), &command, options.slot) {
+        let envelope = match envelope::seal(self.inner.reading(), &command, options.slot) {
             Ok(envelope) => envelope,
             Err(error) => return done(Err(WriteError::Unencodable { reason: error.to_string() })),
         };
@@ -137,7 +137,7 @@ impl<M: StateMachine> Engine<M> {
     }
 
     /// Opens a session, which makes writes exactly-once: see [`crate::session`]. It is closed when it is not used for
-    /// `ttl`, by the cluster's clock; zero means ten minutes, and the bounds are ten seconds and a day.
+    /// `ttl`, by elapsed time; zero means ten minutes, and the bounds are ten seconds and a day.
     ///
     /// # Errors
     /// See [`WriteError`]. When the outcome is unknown a session may have been opened that nobody uses; it
@@ -164,7 +164,7 @@ impl<M: StateMachine> Engine<M> {
     async fn open_random_session(&self, ttl_ms: u64) -> Result<OpenedSession, WriteError> {
         // Random, so that nobody writes into somebody else's session by accident, such as one of an earlier cluster.
         let session = runtime::random_u64().max(1);
-        let envelope = envelope::seal_open_session(self.inner.log_time_ms(), session, ttl_ms);
+        let envelope = envelope::seal_open_session(self.inner.reading(), session, ttl_ms);
         self.write_envelope(envelope).await.map(|opened| OpenedSession { session, log_id: opened.log_id })
     }
 
@@ -173,11 +173,11 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`WriteError`].
     pub async fn close_session(&self, session: u64) -> Result<LogId, WriteError> {
-        let envelope = envelope::seal_close_session(self.inner.log_time_ms(), session);
+        let envelope = envelope::seal_close_session(self.inner.reading(), session);
         self.write_envelope(envelope).await.map(|closed| closed.log_id)
     }
 
-    async fn write_envelope(&self, envelope: Bytes) -> Outcome {
+    pub(super) async fn write_envelope(&self, envelope: Bytes) -> Outcome {
         let (done, outcome) = oneshot::channel();
         self.propose_envelope(envelope, WriteOptions::default(), move |result| {
             let _ = done.send(result);
@@ -294,21 +294,6 @@ impl<M: StateMachine> Inner<M> {
                 Err(WriteError::TooManySessions)
             }
         }
-    }
-
-    /// The time to stamp an entry with: this node's clock, or the log's time and what has passed since, whichever is
-    /// later. So the log's time goes on even while it is ahead of every clock, because a leader's once was.
-    pub(super) fn log_time_ms(&self) -> u64 {
-        let wall_ms = runtime::unix_time_ms();
-        let log_ms = self.core.published().progress().time_ms;
-        let mut clock = self.log_clock.lock().expect("invariant: no panic under this lock");
-        let passed = u64::try_from(clock.1.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let going_on = clock.0.saturating_add(passed);
-        let now_ms = wall_ms.max(log_ms).max(going_on);
-        if now_ms > going_on {
-            *clock = (now_ms, Instant::now());
-        }
-        now_ms
     }
 
     pub(super) fn stopped_write(&self) -> WriteError {

@@ -21,8 +21,14 @@ use crate::types::LogId;
 pub struct ApplyContext {
     /// Position of the entry that carries the command. Its index is the revision of the state.
     pub log_id: LogId,
-    /// The leader's clock when it proposed the command, in milliseconds since the Unix epoch,
-    /// and never less than that of any command applied before.
+    /// Elapsed time when the command was proposed, in milliseconds: for leases and everything else that ends after a
+    /// while. Never less than that of any command applied before. Between two commands it advances by no more than
+    /// what has passed between their proposals, and by little less: a change of leader may cost some milliseconds, a
+    /// restart of all nodes at once the time they were down and up to ten seconds. No wall clock enters it. The difference
+    /// of two values is what counts: it begins at a wall clock, so it looks like a time of day, but it is none.
+    pub elapsed_ms: u64,
+    /// Log time when the command was proposed, in milliseconds since the Unix epoch: for people to read. It is the wall clock of the
+    /// leader, give or take a second, and goes back when that is set back. Decide nothing by it.
     pub time_ms: u64,
 }
 
@@ -84,9 +90,10 @@ pub trait StateMachine: Send + Sync + 'static {
         None
     }
 
-    /// When, in log time (milliseconds), the command that [`wake`](Self::wake) gives is due; `None` for never. The
-    /// leader proposes it once its clock has got there, again and again until this is later. Asked after every
-    /// batch, so it must be cheap.
+    /// When, in [elapsed time](ApplyContext::elapsed_ms), the command that [`wake`](Self::wake) gives is due; `None` for never. The
+    /// leader proposes it once that much time has passed, again and again until this is later. While this is not
+    /// `None`, time is written to the log although nothing else is, so that it is not lost with all nodes. Asked
+    /// after every batch, so it must be cheap.
     fn next_wake_ms(&self) -> Option<u64> {
         None
     }

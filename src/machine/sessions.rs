@@ -9,7 +9,7 @@
 //!
 //! - A sequence is applied at most once. Below `first_unanswered` nothing is applied any more, whether or
 //!   not it was before: a write that was given up cannot surface late.
-//! - Time is log time. No clock is read, so a session expires at the same entry everywhere.
+//! - Time is [elapsed time](super::ApplyContext::elapsed_ms). No clock is read, so a session expires at the same entry everywhere.
 //! - The limits below are part of the protocol: nodes that disagreed on them would diverge.
 //!
 //! # Bounds
@@ -53,7 +53,7 @@ const MAX_SESSION_BYTES: usize = 16 * 1024 * 1024;
 const MAX_TABLE_BYTES: usize = 256 * 1024 * 1024;
 /// What an answer counts beyond its own bytes.
 const ANSWER_BYTES: usize = 64;
-/// Expired sessions are looked for when log time has advanced by this much.
+/// Expired sessions are looked for when elapsed time has advanced by this much.
 const SWEEP_MS: u64 = 1_000;
 
 /// What a write was answered the first time.
@@ -66,7 +66,7 @@ struct Answer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
     ttl_ms: u64,
-    /// Log time of the last entry that named this session.
+    /// Elapsed time at the last entry that named this session.
     used_ms: u64,
     /// Everything below is settled.
     first_unanswered: u64,
@@ -76,8 +76,8 @@ struct Entry {
 }
 
 impl Entry {
-    fn is_expired(&self, time_ms: u64) -> bool {
-        time_ms.saturating_sub(self.used_ms) > self.ttl_ms
+    fn is_expired(&self, elapsed_ms: u64) -> bool {
+        elapsed_ms.saturating_sub(self.used_ms) > self.ttl_ms
     }
 
     /// Forgets answers below `first_unanswered`; returns the bytes given back.
@@ -177,8 +177,8 @@ impl SessionTable {
     ///
     /// # Errors
     /// [`SessionRefusal::TooManySessions`] when the table is full of sessions in use.
-    pub fn open(&mut self, id: u64, ttl_ms: u64, time_ms: u64) -> Result<(), SessionRefusal> {
-        self.sweep(time_ms);
+    pub fn open(&mut self, id: u64, ttl_ms: u64, elapsed_ms: u64) -> Result<(), SessionRefusal> {
+        self.expire(elapsed_ms);
         if self.sessions.contains_key(&id) {
             // Drawn twice: as good as never.
             return Err(SessionRefusal::TooManySessions);
@@ -186,7 +186,7 @@ impl SessionTable {
         if self.sessions.len() >= MAX_SESSIONS {
             let idlest = self.sessions.iter().min_by_key(|(id, entry)| (entry.used_ms, **id));
             match idlest.map(|(id, entry)| (*id, entry.used_ms)) {
-                Some((idlest, used_ms)) if time_ms.saturating_sub(used_ms) >= MIN_IDLE_MS => {
+                Some((idlest, used_ms)) if elapsed_ms.saturating_sub(used_ms) >= MIN_IDLE_MS => {
                     self.counts.evicted += self.remove(idlest);
                 }
                 _ => return Err(SessionRefusal::TooManySessions),
@@ -194,7 +194,7 @@ impl SessionTable {
         }
         let entry = Entry {
             ttl_ms: granted_ttl_ms(ttl_ms),
-            used_ms: time_ms,
+            used_ms: elapsed_ms,
             first_unanswered: 1,
             answers: VecDeque::new(),
             bytes: 0,
@@ -222,17 +222,17 @@ impl SessionTable {
     }
 
     /// What to do with the write at `slot`.
-    pub fn admit(&mut self, slot: SessionSlot, time_ms: u64) -> Admission {
-        self.sweep(time_ms);
+    pub fn admit(&mut self, slot: SessionSlot, elapsed_ms: u64) -> Admission {
+        self.expire(elapsed_ms);
         let Some(entry) = self.sessions.get_mut(&slot.session) else {
             return Admission::Refuse(SessionRefusal::Expired);
         };
-        if entry.is_expired(time_ms) {
+        if entry.is_expired(elapsed_ms) {
             self.counts.expired += self.remove(slot.session);
             return Admission::Refuse(SessionRefusal::Expired);
         }
         let entry = Arc::make_mut(entry);
-        entry.used_ms = time_ms;
+        entry.used_ms = elapsed_ms;
         // A sequence below what its own write calls unanswered makes no sense; it counts as unanswered.
         self.bytes -= entry.forget_below(slot.first_unanswered.min(slot.sequence));
         let Some(place) = slot.sequence.checked_sub(entry.first_unanswered) else {
@@ -294,14 +294,18 @@ impl SessionTable {
         evicted
     }
 
-    /// Closes expired sessions, when that was not done a short while ago.
-    fn sweep(&mut self, time_ms: u64) {
-        if time_ms < self.swept_ms + SWEEP_MS {
+    /// Closes expired sessions, unless that was done less than a second ago.
+    pub fn expire(&mut self, elapsed_ms: u64) {
+        if elapsed_ms < self.swept_ms + SWEEP_MS {
             return;
         }
-        self.swept_ms = time_ms;
-        let expired: Vec<u64> =
-            self.sessions.iter().filter(|(_, entry)| entry.is_expired(time_ms)).map(|(id, _)| *id).collect();
+        self.swept_ms = elapsed_ms;
+        let expired: Vec<u64> = self
+            .sessions
+            .iter()
+            .filter(|(_, entry)| entry.is_expired(elapsed_ms))
+            .map(|(id, _)| *id)
+            .collect();
         for id in expired {
             self.counts.expired += self.remove(id);
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::clock::LeaderClock;
 use super::timeline::Timeline;
 use crate::machine::sessions::SessionCounts;
 use crate::types::{NodeId, Vote};
@@ -90,6 +91,8 @@ impl SessionTotals {
 /// to different moments.
 #[derive(Debug, Default)]
 pub struct Activity {
+    /// What this node counts time by when it leads.
+    pub leader_clock: LeaderClock,
     /// Elections in which this node asked for votes; rounds that ended before, because nobody would have voted for it,
     /// do not count.
     pub elections_started: AtomicU64,

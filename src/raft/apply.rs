@@ -1,6 +1,6 @@
 //! Committed entries into the state machine.
 //!
-//! One task applies, in batches. The machine, the table of sessions, the position reached, the log time and the
+//! One task applies, in batches. The machine, the table of sessions, the position reached, the clocks and the
 //! membership change together, in memory, between two awaits; then the new position is
 //! [published](super::published), and only then are the callers told. A reader therefore sees a state that
 //! some position explains, never half a batch, and a caller who was told of a write finds it.
@@ -96,7 +96,7 @@ impl<M: StateMachine> Applier<M> {
         self.sessions = content.sessions;
         self.membership = super::snapshot::stored_membership(meta);
         self.progress.log_id = Some(meta.log_id);
-        self.progress.time_ms = meta.time_ms;
+        self.progress.clock = meta.clock;
         self.progress.history = meta.history;
         self.measure();
         self.published.advance(self.progress);
@@ -190,8 +190,7 @@ impl<M: StateMachine> Applier<M> {
                 let opened = envelope::open::<M::Command>(&command.bytes).map_err(|error| {
                     io::Error::new(io::ErrorKind::InvalidData, format!("entry {log_id}: {error}"))
                 })?;
-                // A new leader's clock may be behind its predecessor's.
-                self.progress.time_ms = self.progress.time_ms.max(opened.time_ms);
+                self.progress.clock.advance(log_id.term, opened.stamp);
                 self.carry_out(log_id, opened.content)?
             }
         };
@@ -200,19 +199,23 @@ impl<M: StateMachine> Applier<M> {
     }
 
     fn carry_out(&mut self, log_id: types::LogId, content: Content<M::Command>) -> io::Result<Answer> {
-        let time_ms = self.progress.time_ms;
+        let (elapsed_ms, time_ms) = (self.progress.clock.elapsed_ms, self.progress.clock.log_time_ms());
         let (command, slot) = match content {
             Content::Command(command, slot) => (command, slot),
             Content::OpenSession { session, ttl_ms } => {
-                let opened = self.sessions.open(session, ttl_ms, time_ms);
+                let opened = self.sessions.open(session, ttl_ms, elapsed_ms);
                 return Ok(Answer { reply: opened.map(|()| Bytes::new()), first: None });
             }
             Content::CloseSession { session } => {
                 self.sessions.close(session);
                 return Ok(Answer::empty());
             }
+            Content::Clock => {
+                self.sessions.expire(elapsed_ms);
+                return Ok(Answer::empty());
+            }
         };
-        match slot.map(|slot| self.sessions.admit(slot, time_ms)) {
+        match slot.map(|slot| self.sessions.admit(slot, elapsed_ms)) {
             Some(Admission::Refuse(refusal)) => {
                 let expired = u64::from(refusal == SessionRefusal::Expired);
                 self.activity.expired_sessions.fetch_add(expired, Relaxed);
@@ -223,7 +226,7 @@ impl<M: StateMachine> Applier<M> {
                 Ok(Answer { reply: Ok(reply), first: Some(log_id) })
             }
             Some(Admission::Apply) | None => {
-                let context = ApplyContext { log_id, time_ms };
+                let context = ApplyContext { log_id, elapsed_ms, time_ms };
                 let reply = self.machine.apply(&context, command);
                 let reply = envelope::encode(&reply).map_err(io::Error::other)?;
                 if let Some(slot) = slot {
@@ -312,6 +315,7 @@ mod tests {
 
     use super::*;
     use crate::machine::sessions::MIN_TTL_MS;
+    use crate::raft::clock::Reading;
     use crate::storage::MemorySnapshots;
     use crate::types::SessionSlot;
 
@@ -354,15 +358,16 @@ mod tests {
         /// More than the answers of one session may take.
         const HUGE: usize = 40 * 1024 * 1024;
         let mut applier = Applier::recover(1, Talkative, Arc::new(MemorySnapshots::default())).unwrap();
-        let write = |session, time_ms, bytes: usize| {
+        let at = |counted_ms| Reading { wall_ms: 7_000, term: 1, counted_ms };
+        let write = |session, counted_ms, bytes: usize| {
             let slot = SessionSlot { session, sequence: 1, first_unanswered: 1 };
-            envelope::seal(time_ms, &bytes, Some(slot)).unwrap()
+            envelope::seal(at(counted_ms), &bytes, Some(slot)).unwrap()
         };
         let commands = [
-            envelope::seal_open_session(0, 1, MIN_TTL_MS),
-            envelope::seal_open_session(0, 2, MIN_TTL_MS),
-            envelope::seal_open_session(0, 3, MIN_TTL_MS),
-            envelope::seal_close_session(0, 1),
+            envelope::seal_open_session(at(0), 1, MIN_TTL_MS),
+            envelope::seal_open_session(at(0), 2, MIN_TTL_MS),
+            envelope::seal_open_session(at(0), 3, MIN_TTL_MS),
+            envelope::seal_close_session(at(0), 1),
             write(2, 0, HUGE),
             write(3, MIN_TTL_MS + 1, 1),
         ];

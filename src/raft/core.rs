@@ -15,6 +15,7 @@ use openraft::{Config, LinearizerOption, Raft, RaftMetrics, ServerState, Snapsho
 
 use super::activity::Activity;
 use super::apply::Applier;
+use super::clock::Reading;
 use super::held::Held;
 use super::lease::{Admission, LEASE_SHARE};
 use super::log::RaftLog;
@@ -316,6 +317,11 @@ impl<M: StateMachine> Core<M> {
             ended();
         });
         let _ = self.raft.client_write_ff(command, Some(responder)).await;
+    }
+
+    /// What an entry is to say of the time at which it is proposed here, `wall_ms` being what the wall clock shows.
+    pub fn reading(&self, wall_ms: u64) -> Reading {
+        self.activity.leader_clock.reading(wall_ms)
     }
 
     /// Which members are known to hold which entries on disk.

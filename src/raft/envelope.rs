@@ -2,9 +2,11 @@
 //!
 //! | bytes | content |
 //! |---|---|
-//! | 1 | version, at present 2 |
+//! | 1 | version, at present 3 |
 //! | 1 | kind |
-//! | 8 | log time: the proposing leader's clock, milliseconds since the Unix epoch |
+//! | 8 | the proposing leader's wall clock, milliseconds since the Unix epoch |
+//! | 8 | the term that it was counting in |
+//! | 8 | how long it had counted in that term, in milliseconds: see [`clock`](super::clock) |
 //! | rest | by kind |
 //!
 //! | kind | rest |
@@ -13,21 +15,28 @@
 //! | 1: command of a session | session (8), sequence (8), first unanswered sequence (8), the command |
 //! | 2: open a session | its id (8), how long it may stay unused, in milliseconds (8); 0 for the default |
 //! | 3: close a session | session (8) |
+//! | 4: clock | nothing: it is there for its time |
 //!
-//! Numbers are little-endian; commands are in bincode's standard configuration. Version 1 had no kind: log
-//! time (8), session (8) and sequence (8), both always 0, and the command. It is still read.
+//! Numbers are little-endian; commands are in bincode's standard configuration. Earlier versions are still read. Version 2
+//! had no kind 4 and one clock, *log time* (8), in place of the three numbers. Version 1 had no kind either: log
+//! time (8), session (8) and sequence (8), both always 0, and the command.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
 
+use super::clock::{Reading, Stamp};
 use crate::types::SessionSlot;
 
 /// The version this build writes.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+/// The version with one clock.
+const LOG_TIME_VERSION: u8 = 2;
 /// The oldest version this build reads.
 const OLDEST_VERSION: u8 = 1;
 /// Bytes before what depends on the kind.
-const HEAD_BYTES: usize = 1 + 1 + 8;
+const HEAD_BYTES: usize = 1 + 1 + 3 * 8;
+/// Bytes before what depends on the kind in version 2.
+const HEAD_BYTES_2: usize = 1 + 1 + 8;
 /// Bytes of a session's slot.
 const SLOT_BYTES: usize = 3 * 8;
 /// Bytes before the command in version 1.
@@ -37,6 +46,7 @@ const COMMAND: u8 = 0;
 const SESSION_COMMAND: u8 = 1;
 const OPEN_SESSION: u8 = 2;
 const CLOSE_SESSION: u8 = 3;
+const CLOCK: u8 = 4;
 
 /// What an entry asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,13 +65,15 @@ pub enum Content<C> {
         /// Its id.
         session: u64,
     },
+    /// Nothing but let time pass.
+    Clock,
 }
 
 /// An opened envelope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opened<C> {
-    /// The leader's clock when it proposed the entry, in milliseconds since the Unix epoch.
-    pub time_ms: u64,
+    /// When the leader proposed the entry.
+    pub stamp: Stamp,
     /// What it asks for.
     pub content: Content<C>,
 }
@@ -109,11 +121,14 @@ impl bincode::enc::write::Writer for Output<'_> {
     }
 }
 
-fn head(kind: u8, time_ms: u64, room: usize) -> BytesMut {
+fn head(kind: u8, reading: Reading, room: usize) -> BytesMut {
+    let Reading { wall_ms, term, counted_ms } = reading;
     let mut out = BytesMut::with_capacity(HEAD_BYTES + room);
     out.put_u8(VERSION);
     out.put_u8(kind);
-    out.put_u64_le(time_ms);
+    out.put_u64_le(wall_ms);
+    out.put_u64_le(term);
+    out.put_u64_le(counted_ms);
     out
 }
 
@@ -122,14 +137,14 @@ fn head(kind: u8, time_ms: u64, room: usize) -> BytesMut {
 /// # Errors
 /// Passes on what the command's `Serialize` implementation returns.
 pub fn seal<C: Serialize>(
-    time_ms: u64,
+    reading: Reading,
     command: &C,
     slot: Option<SessionSlot>,
 ) -> Result<Bytes, bincode::error::EncodeError> {
     /// What most commands take.
     const COMMAND_BYTES: usize = 128;
     let kind = if slot.is_some() { SESSION_COMMAND } else { COMMAND };
-    let mut out = head(kind, time_ms, SLOT_BYTES + COMMAND_BYTES);
+    let mut out = head(kind, reading, SLOT_BYTES + COMMAND_BYTES);
     if let Some(slot) = slot {
         out.put_u64_le(slot.session);
         out.put_u64_le(slot.sequence);
@@ -140,18 +155,23 @@ pub fn seal<C: Serialize>(
 }
 
 /// Asks for a session.
-pub fn seal_open_session(time_ms: u64, session: u64, ttl_ms: u64) -> Bytes {
-    let mut out = head(OPEN_SESSION, time_ms, 16);
+pub fn seal_open_session(reading: Reading, session: u64, ttl_ms: u64) -> Bytes {
+    let mut out = head(OPEN_SESSION, reading, 16);
     out.put_u64_le(session);
     out.put_u64_le(ttl_ms);
     out.freeze()
 }
 
 /// Gives a session back.
-pub fn seal_close_session(time_ms: u64, session: u64) -> Bytes {
-    let mut out = head(CLOSE_SESSION, time_ms, 8);
+pub fn seal_close_session(reading: Reading, session: u64) -> Bytes {
+    let mut out = head(CLOSE_SESSION, reading, 8);
     out.put_u64_le(session);
     out.freeze()
+}
+
+/// Lets time pass, by itself.
+pub fn seal_clock(reading: Reading) -> Bytes {
+    head(CLOCK, reading, 0).freeze()
 }
 
 /// Opens an envelope.
@@ -165,18 +185,26 @@ pub fn open<C: DeserializeOwned>(mut bytes: &[u8]) -> Result<Opened<C>, Envelope
         false => Err(EnvelopeError::Truncated { bytes: whole }),
     };
     need(bytes, 1)?;
-    match bytes.get_u8() {
+    let version = bytes.get_u8();
+    match version {
         OLDEST_VERSION => {
             need(bytes, HEAD_BYTES_1 - 1)?;
-            let time_ms = bytes.get_u64_le();
+            let stamp = Stamp::LogTime(bytes.get_u64_le());
             bytes.advance(16);
-            return Ok(Opened { time_ms, content: Content::Command(decode(bytes)?, None) });
+            return Ok(Opened { stamp, content: Content::Command(decode(bytes)?, None) });
         }
+        LOG_TIME_VERSION => need(bytes, HEAD_BYTES_2 - 1)?,
         VERSION => need(bytes, HEAD_BYTES - 1)?,
         found => return Err(EnvelopeError::Version { found }),
     }
     let kind = bytes.get_u8();
-    let time_ms = bytes.get_u64_le();
+    let stamp = match version {
+        LOG_TIME_VERSION => Stamp::LogTime(bytes.get_u64_le()),
+        _ => {
+            let (wall_ms, term, counted_ms) = (bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u64_le());
+            Stamp::Reading(Reading { wall_ms, term, counted_ms })
+        }
+    };
     let content = match kind {
         COMMAND => Content::Command(decode(bytes)?, None),
         SESSION_COMMAND => {
@@ -194,9 +222,13 @@ pub fn open<C: DeserializeOwned>(mut bytes: &[u8]) -> Result<Opened<C>, Envelope
             need(bytes, 8)?;
             Content::CloseSession { session: end(&mut bytes)? }
         }
+        CLOCK if version > LOG_TIME_VERSION => match bytes.len() {
+            0 => Content::Clock,
+            bytes => return Err(EnvelopeError::Trailing { bytes }),
+        },
         found => return Err(EnvelopeError::Kind { found }),
     };
-    Ok(Opened { time_ms, content })
+    Ok(Opened { stamp, content })
 }
 
 /// The last number of an envelope.
@@ -234,18 +266,22 @@ mod tests {
 
     type Command = (String, Vec<u8>);
 
+    const READING: Reading = Reading { wall_ms: 7, term: 3, counted_ms: 90 };
+
     #[test]
     fn what_is_sealed_can_be_opened() {
         let command: Command = ("put".to_owned(), vec![1, 2, 3]);
+        let expect = |sealed: &[u8], content| {
+            let opened = open::<Command>(sealed).unwrap();
+            assert_eq!(opened, Opened { stamp: Stamp::Reading(READING), content });
+        };
         for slot in [None, Some(SessionSlot { session: 8, sequence: 9, first_unanswered: 4 })] {
-            let opened = open::<Command>(&seal(7, &command, slot).unwrap()).unwrap();
-            assert_eq!(opened, Opened { time_ms: 7, content: Content::Command(command.clone(), slot) });
+            let sealed = seal(READING, &command, slot).unwrap();
+            expect(&sealed, Content::Command(command.clone(), slot));
         }
-        let opened = open::<Command>(&seal_open_session(7, 8, 60)).unwrap();
-        let content = Content::OpenSession { session: 8, ttl_ms: 60 };
-        assert_eq!(opened, Opened { time_ms: 7, content });
-        let opened = open::<Command>(&seal_close_session(7, 60)).unwrap();
-        assert_eq!(opened, Opened { time_ms: 7, content: Content::CloseSession { session: 60 } });
+        expect(&seal_open_session(READING, 8, 60), Content::OpenSession { session: 8, ttl_ms: 60 });
+        expect(&seal_close_session(READING, 60), Content::CloseSession { session: 60 });
+        expect(&seal_clock(READING), Content::Clock);
     }
 
     /// Logs in use hold these bytes.
@@ -254,35 +290,49 @@ mod tests {
         let slot = SessionSlot { session: 2, sequence: 3, first_unanswered: 4 };
         let numbers = |numbers: &[u64]| -> Vec<u8> { numbers.iter().flat_map(|n| n.to_le_bytes()).collect() };
         let expect = |kind: u8, rest: &[u64], command: &[u8]| {
+            [&[3, kind][..], &numbers(&[7, 3, 90]), &numbers(rest), command].concat()
+        };
+        assert_eq!(seal(READING, &9_u8, None).unwrap(), expect(0, &[], &[9]));
+        assert_eq!(seal(READING, &9_u8, Some(slot)).unwrap(), expect(1, &[2, 3, 4], &[9]));
+        assert_eq!(seal_open_session(READING, 4, 5), expect(2, &[4, 5], &[]));
+        assert_eq!(seal_close_session(READING, 5), expect(3, &[5], &[]));
+        assert_eq!(seal_clock(READING), expect(4, &[], &[]));
+
+        // Of earlier versions.
+        let earlier = |bytes: &[u8], content| {
+            let opened = open::<u8>(bytes).unwrap();
+            assert_eq!(opened, Opened { stamp: Stamp::LogTime(1), content });
+        };
+        let version_2 = |kind: u8, rest: &[u64], command: &[u8]| {
             [&[2, kind][..], &numbers(&[1]), &numbers(rest), command].concat()
         };
-        assert_eq!(seal(1, &9_u8, None).unwrap(), expect(0, &[], &[9]));
-        assert_eq!(seal(1, &9_u8, Some(slot)).unwrap(), expect(1, &[2, 3, 4], &[9]));
-        assert_eq!(seal_open_session(1, 4, 5), expect(2, &[4, 5], &[]));
-        assert_eq!(seal_close_session(1, 5), expect(3, &[5], &[]));
-
+        earlier(&version_2(0, &[], &[9]), Content::Command(9, None));
+        earlier(&version_2(1, &[2, 3, 4], &[9]), Content::Command(9, Some(slot)));
+        earlier(&version_2(2, &[4, 5], &[]), Content::OpenSession { session: 4, ttl_ms: 5 });
+        earlier(&version_2(3, &[5], &[]), Content::CloseSession { session: 5 });
+        assert!(matches!(open::<u8>(&version_2(4, &[], &[])), Err(EnvelopeError::Kind { found: 4 })));
         let version_1 = [&[1][..], &numbers(&[1, 0, 0]), &[9]].concat();
-        let opened = open::<u8>(&version_1).unwrap();
-        assert_eq!(opened, Opened { time_ms: 1, content: Content::Command(9, None) });
+        earlier(&version_1, Content::Command(9, None));
     }
 
     #[test]
     fn damage_is_told_apart() {
         let slot = SessionSlot { session: 2, sequence: 3, first_unanswered: 4 };
-        let bytes = seal(0, &1234u64, Some(slot)).unwrap();
+        let bytes = seal(READING, &1234u64, Some(slot)).unwrap();
         assert!(matches!(open::<u64>(&[]), Err(EnvelopeError::Truncated { bytes: 0 })));
-        assert!(matches!(open::<u64>(&bytes[..9]), Err(EnvelopeError::Truncated { bytes: 9 })));
-        assert!(matches!(open::<u64>(&bytes[..33]), Err(EnvelopeError::Truncated { bytes: 33 })));
-        assert!(matches!(open::<u64>(&bytes[..34]), Err(EnvelopeError::Command(_))));
+        assert!(matches!(open::<u64>(&bytes[..25]), Err(EnvelopeError::Truncated { bytes: 25 })));
+        assert!(matches!(open::<u64>(&bytes[..49]), Err(EnvelopeError::Truncated { bytes: 49 })));
+        assert!(matches!(open::<u64>(&bytes[..50]), Err(EnvelopeError::Command(_))));
         assert!(matches!(open::<u64>(&[1; 24]), Err(EnvelopeError::Truncated { bytes: 24 })));
+        assert!(matches!(open::<u64>(&[2; 9]), Err(EnvelopeError::Truncated { bytes: 9 })));
         let changed = |at: usize, byte: u8| {
             let mut changed = bytes.to_vec();
             changed[at] = byte;
             open::<u64>(&changed)
         };
-        assert!(matches!(changed(0, 3), Err(EnvelopeError::Version { found: 3 })));
-        assert!(matches!(changed(1, 4), Err(EnvelopeError::Kind { found: 4 })));
-        for sealed in [bytes, seal_open_session(0, 1, 0)] {
+        assert!(matches!(changed(0, 4), Err(EnvelopeError::Version { found: 4 })));
+        assert!(matches!(changed(1, 99), Err(EnvelopeError::Kind { found: 99 })));
+        for sealed in [bytes, seal_open_session(READING, 1, 0), seal_clock(READING)] {
             let longer = [&sealed[..], &[0]].concat();
             assert!(matches!(open::<u64>(&longer), Err(EnvelopeError::Trailing { bytes: 1 })));
         }

@@ -226,7 +226,8 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
         let entries: Vec<types::Entry> = entries.into_iter().map(&mut local).collect();
         let (last, own, held) = (entries.last().map(|entry| entry.log_id), self.own, self.held.clone());
         let flushed_commands = self.flushed_commands.clone();
-        if let Some(last) = last {
+        if let (Some(first), Some(last)) = (entries.first(), last) {
+            self.activity.leader_clock.entries_received(first.log_id.term, last.term);
             self.activity.appended(last.index);
         }
         self.trace(&entries);

@@ -4,6 +4,7 @@
 //! that the public API, the disk and the wire know only [`crate::types`].
 //!
 //! - [`envelope`]: what surrounds a command inside an entry;
+//! - [`clock`]: how much time has passed, by the log;
 //! - [`log`]: openraft's log storage on a [`LogStore`](crate::storage::LogStore);
 //! - [`core`]: the running core, behind our own types;
 //! - [`apply`]: committed entries into the state machine, in batches;
@@ -20,6 +21,7 @@
 
 pub mod activity;
 pub mod apply;
+pub mod clock;
 #[cfg(test)]
 mod conformance;
 pub mod core;

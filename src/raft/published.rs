@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use crate::types::{HistoryEpoch, LogId};
+use crate::types::{ClusterClock, HistoryEpoch, LogId};
 
 /// A view may be this many entries old. It keeps alive all that has been overwritten since.
 const VIEW_ENTRIES: u64 = 65_536;
@@ -22,15 +22,15 @@ const VIEW_ENTRIES: u64 = 65_536;
 pub struct Progress {
     /// The last entry applied.
     pub log_id: Option<LogId>,
-    /// Log time reached, in milliseconds since the Unix epoch.
-    pub time_ms: u64,
+    /// The cluster's clocks at that entry.
+    pub clock: ClusterClock,
     /// The history that positions belong to.
     pub history: HistoryEpoch,
     /// Bytes of commands applied since this node started; compaction is paced by it.
     pub command_bytes: u64,
     /// Hash of the state, if the machine keeps one up to date.
     pub state_hash: Option<u64>,
-    /// When, in log time, the machine wants to be woken.
+    /// When, in elapsed time, the machine wants to be woken.
     pub wake_ms: Option<u64>,
     /// Sessions open.
     pub sessions: usize,

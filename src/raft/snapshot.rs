@@ -86,10 +86,9 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
         let Some(log_id) = progress.log_id else { return Ok(nothing()) };
         let meta = crate::storage::SnapshotMeta {
             log_id,
-            time_ms: progress.time_ms,
+            clock: progress.clock,
             membership_log_id: self.membership.log_id().as_ref().map(type_config::from_log_id),
             membership: type_config::from_membership(self.membership.membership()),
-            elapsed_ms: progress.time_ms,
             history: progress.history,
             quota_bytes: 0,
         };

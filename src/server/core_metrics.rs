@@ -69,7 +69,11 @@ impl<N: ObservedNode> Collector for CoreCollector<N> {
         let reads = READ_LEVELS.into_iter().zip(reads);
         labelled(encoder, "quorate_read_requests", "Reads asked of the engine", None, "level", reads)?;
         let help = "Commands proposed because the machine had asked to be woken, for the expiry of keys";
-        counter(encoder, "quorate_machine_wake_ups", help, &counters.wake_ups)
+        counter(encoder, "quorate_machine_wake_ups", help, &counters.wake_ups)?;
+        let help = "Entries proposed so that time is in the log while something waits for it";
+        counter(encoder, "quorate_clock_entries", help, &counters.clock_entries)?;
+        let help = "Jumps of this node's wall clock by a second or more, in either direction";
+        counter(encoder, "quorate_clock_jumps", help, &counters.clock_jumps)
     }
 }
 

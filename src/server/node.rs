@@ -1,4 +1,7 @@
 //! What the doors need of the node they serve: a narrow trait, so that they are tested without a cluster.
+//!
+//! Here deadlines turn from elapsed time, in which the machine measures lifetimes, into log time, which clients compare
+//! with their own wall clocks.
 
 use tokio::sync::watch;
 
@@ -40,6 +43,9 @@ pub(super) trait KvNode: Clone + Send + Sync + 'static {
         options: ReadOptions,
     ) -> impl Future<Output = Result<(Option<LogId>, KvView), ReadError>> + Send;
 
+    /// What wall clocks will show when elapsed time is `elapsed_ms`, for the items of a view.
+    fn log_time_at(&self, elapsed_ms: u64) -> u64;
+
     fn state(&self) -> NodeState;
 
     fn watch(&self) -> watch::Receiver<NodeState>;
@@ -52,6 +58,11 @@ impl KvNode for Engine<KvMachine> {
     where
         F: FnOnce(Result<Acknowledged<KvReply>, WriteError>) + Send + 'static,
     {
+        if !matches!(command, KvCommand::Txn(_)) {
+            return Engine::propose(self, command, options, done).await;
+        }
+        let engine = self.clone();
+        let done = move |outcome| done(in_log_time(&engine, outcome));
         Engine::propose(self, command, options, done).await;
     }
 
@@ -60,7 +71,7 @@ impl KvNode for Engine<KvMachine> {
         command: KvCommand,
         options: WriteOptions,
     ) -> Result<Acknowledged<KvReply>, WriteError> {
-        Engine::write_with(self, command, options).await
+        in_log_time(self, Engine::write_with(self, command, options).await)
     }
 
     async fn open_session(&self, ttl_ms: u64) -> Result<OpenedSession, WriteError> {
@@ -72,11 +83,17 @@ impl KvNode for Engine<KvMachine> {
     }
 
     async fn read(&self, query: KvQuery, options: ReadOptions) -> Result<ReadOutcome<KvAnswer>, ReadError> {
-        Engine::read(self, query, options).await
+        let mut outcome = Engine::read(self, query, options).await?;
+        outcome.answer.map_expiry(|expires_ms| Engine::log_time_at(self, expires_ms));
+        Ok(outcome)
     }
 
     async fn view(&self, options: ReadOptions) -> Result<(Option<LogId>, KvView), ReadError> {
         Engine::view(self, options).await
+    }
+
+    fn log_time_at(&self, elapsed_ms: u64) -> u64 {
+        Engine::log_time_at(self, elapsed_ms)
     }
 
     fn state(&self) -> NodeState {
@@ -90,4 +107,17 @@ impl KvNode for Engine<KvMachine> {
     async fn status(&self) -> Status {
         Engine::status(self).await
     }
+}
+
+/// The items that a transaction has read, as clients see them.
+fn in_log_time(
+    engine: &Engine<KvMachine>,
+    outcome: Result<Acknowledged<KvReply>, WriteError>,
+) -> Result<Acknowledged<KvReply>, WriteError> {
+    outcome.map(|mut acknowledged| {
+        if let Some(reply) = &mut acknowledged.reply {
+            reply.map_expiry(|expires_ms| Engine::log_time_at(engine, expires_ms));
+        }
+        acknowledged
+    })
 }

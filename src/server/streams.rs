@@ -246,7 +246,7 @@ pub(super) async fn range<N: KvNode>(
     let (outlet, responses) = stream();
     runtime::spawn(async move {
         // The state it is read from is let go when it takes too long, whether or not anybody hears of it.
-        let sending = tokio::time::timeout(RANGE_PATIENCE, range.send(node_id, &outlet)).await;
+        let sending = tokio::time::timeout(RANGE_PATIENCE, range.send(&node, node_id, &outlet)).await;
         let ended = sending.unwrap_or_else(|_| Err(failure::range_too_slow(RANGE_PATIENCE)));
         open.ended(&ended);
         if let Err(failure) = ended {
@@ -285,16 +285,22 @@ impl LongRange {
     }
 
     /// Sends it all, unless the client goes.
-    async fn send(self, node_id: NodeId, outlet: &Outlet<v1::RangeResponse>) -> Result<(), Failure> {
+    async fn send<N: KvNode>(
+        self,
+        node: &N,
+        node_id: NodeId,
+        outlet: &Outlet<v1::RangeResponse>,
+    ) -> Result<(), Failure> {
         let Self { applied, view, mut query, mut left, _place } = self;
         loop {
             query.limit = left.min(MESSAGE_ITEMS);
-            let answer = match KvMachine::query(&view, KvQuery::Range(query.clone())) {
+            let mut answer = match KvMachine::query(&view, KvQuery::Range(query.clone())) {
                 KvAnswer::Range(answer) => answer,
                 other => {
                     unreachable!("invariant: a range that was checked is answered with items, not {other:?}")
                 }
             };
+            answer.map_expiry(|expires_ms| node.log_time_at(expires_ms));
             left -= answer.items.len();
             let next = answer.next.clone();
             if !outlet.send(wire::range(Some(wire::header(node_id, applied)), answer)).await? {

@@ -101,7 +101,7 @@ impl KvNode for FakeNode {
         let mut inner = self.inner.lock().unwrap();
         inner.index += 1;
         let log_id = LogId::new(3, inner.index);
-        let reply = inner.machine.apply(&ApplyContext { log_id, time_ms: 0 }, command);
+        let reply = inner.machine.apply(&ApplyContext { log_id, elapsed_ms: 0, time_ms: 0 }, command);
         let (ack, held_by) = (options.ack, vec![7]);
         let done =
             move || done(Ok(Acknowledged { log_id, reply: Some(reply), ack, held_by, repeated: false }));
@@ -150,6 +150,10 @@ impl KvNode for FakeNode {
     async fn view(&self, _: ReadOptions) -> Result<(Option<LogId>, KvView), ReadError> {
         let inner = self.inner.lock().unwrap();
         Ok((Some(LogId::new(3, inner.index)), inner.machine.view()))
+    }
+
+    fn log_time_at(&self, elapsed_ms: u64) -> u64 {
+        elapsed_ms
     }
 
     fn state(&self) -> NodeState {

@@ -18,6 +18,7 @@
 
 mod disk;
 mod faults;
+mod lifetimes;
 mod network;
 mod trace;
 mod workload;
@@ -139,6 +140,68 @@ fn members_come_and_go_and_nothing_is_lost() {
         ("leader changes", did.leader_changes, count),
     ] {
         assert!(happened >= at_least, "only {happened} {what} in {count} seeds: {did:?}");
+    }
+}
+
+#[test]
+fn nothing_ends_early_whatever_wall_clocks_do() {
+    let count = from_env("QUORATE_SIM_SEEDS", 40);
+    let (did, failures) = run_all(0..count, Scenario { clocks: true, ..Scenario::default() });
+    assert!(failures.is_empty(), "{} of {count} seeds failed:\n{}", failures.len(), failures.join("\n"));
+    eprintln!("{count} seeds: {did:?}");
+    for (what, happened, at_least) in [
+        ("jumps of a wall clock", did.jumps, 5 * count),
+        ("keys that ended", did.ended, 10 * count),
+        ("sessions used shortly before their end", did.kept, count / 2),
+        ("leader changes", did.leader_changes, count),
+    ] {
+        assert!(happened >= at_least, "only {happened} {what} in {count} seeds: {did:?}");
+    }
+}
+
+/// In a simulated world with this seed.
+fn in_world<F: Future<Output = ()>>(seed: u64, run: impl FnOnce(World) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()))
+        .build()
+        .unwrap();
+    runtime.block_on(async move {
+        let _guard = quorate::runtime::simulate(seed);
+        run(World::new(seed, Scenario::default())).await;
+    });
+}
+
+#[test]
+fn a_leader_whose_wall_clock_jumps_ends_nothing_early_or_late() {
+    for seed in 0..5 {
+        for shift_ms in [3_600_000, -3_600_000, 86_400_000 * 365 * 10] {
+            in_world(seed, |world| world.leader_jumps(shift_ms));
+        }
+    }
+}
+
+#[test]
+fn what_a_follower_s_wall_clock_once_showed_counts_for_nothing() {
+    for seed in 0..10 {
+        in_world(seed, World::follower_jumps);
+    }
+}
+
+#[test]
+fn lifetimes_go_on_while_nobody_leads() {
+    for seed in 0..10 {
+        in_world(seed, World::leaders_fail);
+    }
+}
+
+#[test]
+fn after_the_loss_of_all_nodes_lifetimes_are_longer_by_little_more_than_that() {
+    for seed in 0..5 {
+        for down_s in [0, 5, 3_600] {
+            in_world(seed, |world| world.all_fail(std::time::Duration::from_secs(down_s)));
+        }
     }
 }
 

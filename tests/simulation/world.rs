@@ -1,5 +1,6 @@
 //! One simulated cluster, from its formation to the scan after the last fault.
 
+mod clocks;
 mod members;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 use crate::Shared;
 use crate::disk::Disk;
 use crate::faults::{self, Fault};
+use crate::lifetimes::Lifetimes;
 use crate::network::{Network, SimTransport, Weather, address};
 use crate::trace::Trace;
 use crate::workload::{COUNTER, History, Workload};
@@ -36,11 +38,13 @@ pub struct Scenario {
     pub lying_disk: bool,
     /// Send writes again without a session: a bug of a client that must be noticed.
     pub no_sessions: bool,
+    /// Wall clocks jump, and keys and sessions are watched that are to end after a while.
+    pub clocks: bool,
 }
 
 impl Default for Scenario {
     fn default() -> Self {
-        Self { nodes: 3, spare: 0, lying_disk: false, no_sessions: false }
+        Self { nodes: 3, spare: 0, lying_disk: false, no_sessions: false, clocks: false }
     }
 }
 
@@ -68,6 +72,10 @@ pub struct Outcome {
     /// Changes of the membership that were made, and wiped nodes that were taken back.
     pub changes: u64,
     pub replaced: u64,
+    /// Jumps of wall clocks, keys whose end was seen, and sessions that were nearly over when they were used.
+    pub jumps: u64,
+    pub ended: u64,
+    pub kept: u64,
 }
 
 impl Outcome {
@@ -92,6 +100,9 @@ impl Outcome {
         self.bounded_reads += other.bounded_reads;
         self.changes += other.changes;
         self.replaced += other.replaced;
+        self.jumps += other.jumps;
+        self.ended += other.ended;
+        self.kept += other.kept;
     }
 }
 
@@ -115,6 +126,8 @@ struct Node {
     joins: bool,
     /// The longest lease it has promised in any of its lives.
     promised_lease_ms: u64,
+    /// How far its wall clock is ahead.
+    wall_shift_ms: i64,
     group: Option<Arc<TaskGroup>>,
 }
 
@@ -139,6 +152,7 @@ impl World {
         let trace = Arc::new(Trace::new(keep_text));
         let node = |id| Node {
             promised_lease_ms: 0,
+            wall_shift_ms: 0,
             disk: Disk::new(seed ^ id, scenario.lying_disk),
             incarnation: u128::from(id),
             joins: id > scenario.nodes,
@@ -164,11 +178,17 @@ impl World {
         self.start_all().await;
         let workload =
             Workload::start(self.seed, self.engines.clone(), self.trace.clone(), !self.scenario.no_sessions);
+        let lifetimes = self.scenario.clocks.then(|| Lifetimes::start(self.seed, &self.engines));
         self.suffer().await;
         self.heal().await;
         self.settle_members().await;
         self.expect_progress(&workload).await;
         let history = workload.stop().await;
+        if let Some(lifetimes) = lifetimes {
+            // The time that was lost with all nodes comes on top.
+            (self.outcome.ended, self.outcome.kept) =
+                lifetimes.finish(&self.engines, SAFETY + LIVENESS).await;
+        }
         self.expect_agreement().await;
         self.scan(&history).await;
         self.finish(&history)
@@ -189,6 +209,7 @@ impl World {
     async fn start(&mut self, id: NodeId) {
         self.trace.record(format_args!("start {id}"));
         let group = Arc::new(TaskGroup::default());
+        group.shift_wall_clock(self.nodes[&id].wall_shift_ms);
         // Nodes do not agree on how long a lease is, and change their minds when they are restarted.
         let lease_ms = [300, 300, 600, 1200][self.rng.random_range(0..4)];
         let node = self.nodes.get_mut(&id).unwrap();
@@ -261,6 +282,11 @@ impl World {
             let ids = self.ids();
             let (pause, fault) = faults::next(&mut self.rng, &ids);
             tokio::time::sleep(pause).await;
+            if self.scenario.clocks {
+                let id = ids[self.rng.random_range(0..ids.len())];
+                let shift_ms = [0, 0, 3_600_000, 45_000, -45_000, -3_600_000][self.rng.random_range(0..6)];
+                self.shift(id, shift_ms);
+            }
             if self.scenario.spare > 0 && self.rng.random_bool(0.5) {
                 self.change_members().await;
             }

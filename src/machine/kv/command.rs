@@ -36,7 +36,7 @@ pub enum KvCommand {
         /// The key.
         key: Bytes,
     },
-    /// Like [`Put`](Self::Put), but the key is due `ttl_ms` after the log time of this command. It stays until an
+    /// Like [`Put`](Self::Put), but the key is due `ttl_ms` after this command, in elapsed time. It stays until an
     /// [`Expire`](Self::Expire) removes it.
     PutExpiring {
         /// The tenant.
@@ -65,7 +65,7 @@ pub enum KvCommand {
     },
     /// Compares, then changes and reads, all at one revision or not at all.
     Txn(KvTxn),
-    /// Removes the keys that are due at the log time of this command, the earliest first, at most
+    /// Removes the keys that are due when this command was proposed, the earliest first, at most
     /// [`MAX_EXPIRED_KEYS`](super::MAX_EXPIRED_KEYS). Proposed by the leader.
     Expire,
 }
@@ -175,6 +175,31 @@ pub enum TxnOp {
         /// The end, exclusive. Empty: to the last key of the collection.
         end: Bytes,
     },
+}
+
+impl KvReply {
+    /// Maps when the items in it expire, which is in elapsed time, by `map`; those that never do stay so.
+    pub fn map_expiry(&mut self, map: impl Fn(u64) -> u64) {
+        match self {
+            Self::Txn { results, .. } => {
+                for result in results {
+                    match result {
+                        TxnResult::Item(Some(item)) => item.map_expiry(&map),
+                        TxnResult::Range(range) => range.map_expiry(&map),
+                        TxnResult::Item(None)
+                        | TxnResult::Put { .. }
+                        | TxnResult::Deleted { .. }
+                        | TxnResult::DeletedRange { .. } => {}
+                    }
+                }
+            }
+            Self::Put { .. }
+            | Self::Deleted { .. }
+            | Self::Rejected(_)
+            | Self::DeletedRange { .. }
+            | Self::Expired { .. } => {}
+        }
+    }
 }
 
 impl KvCommand {

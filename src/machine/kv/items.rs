@@ -143,6 +143,6 @@ impl Items {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Written {
     pub(super) revision: u64,
-    /// In log time; 0 for never.
+    /// In elapsed time; 0 for never.
     pub(super) expires_ms: u64,
 }

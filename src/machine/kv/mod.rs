@@ -19,7 +19,7 @@
 //!
 //! # Time to live
 //!
-//! A write may give its key a deadline in log time. A key that is due is still there: it is read, compared
+//! A write may give its key a deadline in elapsed time, which no wall clock enters. A key that is due is still there: it is read, compared
 //! and overwritten like any other, until [`KvCommand::Expire`] removes it, so every node removes the same keys at the
 //! same log id. [`next_wake_ms`](StateMachine::next_wake_ms) says when the leader should propose that.
 //!
@@ -83,8 +83,8 @@ pub struct KvView {
 #[derive(Debug, Clone, Copy)]
 struct Stamp {
     revision: u64,
-    /// Log time.
-    time_ms: u64,
+    /// See [`ApplyContext::elapsed_ms`].
+    elapsed_ms: u64,
 }
 
 impl KvView {
@@ -124,7 +124,7 @@ impl KvView {
 
     /// Writes a key, due after `ttl_ms` unless that is 0.
     fn put(&mut self, stamp: Stamp, key: Arc<[u8]>, value: &[u8], ttl_ms: u64) -> Record {
-        let expires_ms = if ttl_ms == 0 { 0 } else { stamp.time_ms.saturating_add(ttl_ms) };
+        let expires_ms = if ttl_ms == 0 { 0 } else { stamp.elapsed_ms.saturating_add(ttl_ms) };
         let record = self.items.put(&key, value, Written { revision: stamp.revision, expires_ms });
         self.history.push(stamp.revision, key, Happened::Put(record.clone()));
         record
@@ -159,7 +159,7 @@ impl KvView {
     fn expire(&mut self, stamp: Stamp) -> KvReply {
         let mut removed = 0;
         while removed < MAX_EXPIRED_KEYS {
-            let due = self.items.first_deadline().filter(|(expires_ms, _)| *expires_ms <= stamp.time_ms);
+            let due = self.items.first_deadline().filter(|(expires_ms, _)| *expires_ms <= stamp.elapsed_ms);
             let Some((_, key)) = due.cloned() else { break };
             self.items.remove(&key).expect("invariant: what has a deadline exists");
             self.history.push(stamp.revision, key, Happened::Expired);
@@ -191,7 +191,7 @@ impl StateMachine for KvMachine {
 
     fn apply(&mut self, context: &ApplyContext, command: KvCommand) -> KvReply {
         let Self { state } = self;
-        let stamp = Stamp { revision: context.log_id.index, time_ms: context.time_ms };
+        let stamp = Stamp { revision: context.log_id.index, elapsed_ms: context.elapsed_ms };
         let reply = match command.check() {
             Ok(()) => state.apply(stamp, command),
             Err(rejection) => KvReply::Rejected(rejection),

@@ -120,8 +120,46 @@ pub struct Item {
     pub mod_revision: u64,
     /// Writes since the key was created, from 1.
     pub version: u64,
-    /// When the key is due, in milliseconds of log time; 0: never. It exists until a command removes it.
+    /// When the key is due, in milliseconds of [elapsed time](crate::ApplyContext::elapsed_ms); 0: never.
+    /// [`Engine::log_time_at`](crate::Engine::log_time_at) tells what wall clocks will show then. It exists until a command removes it.
     pub expires_ms: u64,
+}
+
+impl Item {
+    /// Maps when it expires by `map`, unless it never does.
+    pub fn map_expiry(&mut self, map: impl Fn(u64) -> u64) {
+        if self.expires_ms != 0 {
+            self.expires_ms = map(self.expires_ms);
+        }
+    }
+}
+
+impl RangeAnswer {
+    /// Maps when the items expire by `map`; those that never do stay so.
+    pub fn map_expiry(&mut self, map: impl Fn(u64) -> u64) {
+        for (_, item) in &mut self.items {
+            item.map_expiry(&map);
+        }
+    }
+}
+
+impl KvAnswer {
+    /// Maps when the items in it expire, which is in elapsed time, by `map`; those that never do stay so.
+    pub fn map_expiry(&mut self, map: impl Fn(u64) -> u64) {
+        match self {
+            Self::Item(Some(item)) => item.map_expiry(map),
+            Self::Range(range) => range.map_expiry(map),
+            Self::Events(EventsAnswer { events, .. }) => {
+                for event in events {
+                    match &mut event.change {
+                        Change::Put(item) => item.map_expiry(&map),
+                        Change::Deleted | Change::Expired => {}
+                    }
+                }
+            }
+            Self::Item(None) | Self::Rejected(_) | Self::Compacted { .. } => {}
+        }
+    }
 }
 
 /// Changes of a range of keys.

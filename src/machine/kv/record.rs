@@ -27,7 +27,7 @@ pub(super) struct Header {
     pub(super) create_revision: u64,
     pub(super) mod_revision: u64,
     pub(super) version: u64,
-    /// In log time; 0 for never.
+    /// In elapsed time; 0 for never.
     pub(super) expires_ms: u64,
 }
 

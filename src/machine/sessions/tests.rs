@@ -10,8 +10,8 @@ fn slot(session: u64, sequence: u64, first_unanswered: u64) -> SessionSlot {
     SessionSlot { session, sequence, first_unanswered }
 }
 
-fn apply(table: &mut SessionTable, slot: SessionSlot, index: u64, time_ms: u64) -> Admission {
-    let admission = table.admit(slot, time_ms);
+fn apply(table: &mut SessionTable, slot: SessionSlot, index: u64, elapsed_ms: u64) -> Admission {
+    let admission = table.admit(slot, elapsed_ms);
     if admission == Admission::Apply {
         table.record(slot, LogId::new(1, index), Bytes::from(format!("reply {index}")));
     }
@@ -77,7 +77,7 @@ fn the_first_unanswered_write_is_taken_however_large_the_answers_of_later_ones()
 }
 
 #[test]
-fn sessions_expire_by_log_time() {
+fn sessions_expire_by_elapsed_time() {
     let mut table = SessionTable::default();
     table.open(5, MIN_TTL_MS, 0).unwrap();
     table.open(6, MIN_TTL_MS * 10, 0).unwrap();

@@ -285,6 +285,8 @@ impl<M: StateMachine> PeerService<M> {
         let meta = snapshot::meta(received.meta());
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(received) };
         let _one_at_a_time = self.installing.lock().await;
+        // Before the core may count on it.
+        self.activity.leader_clock.snapshot_received();
         let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(|e| e.to_string())?;
         let vote = Some(wire::vote(&response.vote));
         Ok(proto::SnapshotResponse { vote, installing: false, lease_ms: self.lease_ms() })

@@ -14,7 +14,7 @@ use super::{SnapshotMeta, SnapshotMetaV2, Source};
 const MAGIC: &[u8; 8] = b"QUORSNAP";
 /// Version 2 begins its payload with the table of sessions; the file is as before. Version 3 has more meta data.
 const VERSION: u32 = 3;
-/// The first version with elapsed time, history and quota in its meta data.
+/// The first version with clocks, history and quota in its meta data.
 const FULL_META_SINCE: u32 = 3;
 /// The oldest version this build reads.
 const OLDEST_VERSION: u32 = 1;

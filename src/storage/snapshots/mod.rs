@@ -29,7 +29,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::error::StorageError;
-use crate::types::{HistoryEpoch, LogId, Membership};
+use crate::types::{ClusterClock, HistoryEpoch, LogId, Membership};
 
 use super::files::io_error;
 pub use directory::SnapshotDir;
@@ -41,14 +41,12 @@ pub use memory::MemorySnapshots;
 pub struct SnapshotMeta {
     /// The last entry whose effect it contains.
     pub log_id: LogId,
-    /// The log's time at that entry, in milliseconds since the Unix epoch.
-    pub time_ms: u64,
+    /// The cluster's clocks at that entry. Before version 3 there was one for everything, the log's time.
+    pub clock: ClusterClock,
     /// Where the membership stands in the log; none for one that was never logged.
     pub membership_log_id: Option<LogId>,
     /// The membership as of `log_id`.
     pub membership: Membership,
-    /// The cluster's elapsed time at that entry, in milliseconds; before version 3 it was the log's time.
-    pub elapsed_ms: u64,
     /// The history that positions of this log belong to; 0 where it is not known.
     pub history: HistoryEpoch,
     /// Most bytes that the state may take; 0 where none was agreed.
@@ -67,8 +65,10 @@ struct SnapshotMetaV2 {
 impl From<SnapshotMetaV2> for SnapshotMeta {
     fn from(meta: SnapshotMetaV2) -> Self {
         let SnapshotMetaV2 { log_id, time_ms, membership_log_id, membership } = meta;
-        let (elapsed_ms, history, quota_bytes) = (time_ms, HistoryEpoch::default(), 0);
-        Self { log_id, time_ms, membership_log_id, membership, elapsed_ms, history, quota_bytes }
+        // Deadlines were in log time.
+        let clock = ClusterClock { elapsed_ms: time_ms, ..ClusterClock::default() };
+        let (history, quota_bytes) = (HistoryEpoch::default(), 0);
+        Self { log_id, clock, membership_log_id, membership, history, quota_bytes }
     }
 }
 

@@ -7,16 +7,15 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::storage::files;
-use crate::types::{HistoryEpoch, Incarnation, Member};
+use crate::types::{ClusterClock, HistoryEpoch, Incarnation, Member};
 
 fn meta(term: u64, index: u64) -> SnapshotMeta {
     let member = Member { peer: "p:1".into(), client: "c:1".into(), incarnation: Incarnation(7) };
     SnapshotMeta {
         log_id: LogId::new(term, index),
-        time_ms: 1234,
+        clock: ClusterClock { elapsed_ms: 1234, wall_offset_ms: -5, term, counted_ms: Some(34) },
         membership_log_id: Some(LogId::new(1, 2)),
         membership: Membership { voters: vec![[1].into()], members: BTreeMap::from([(1, member)]) },
-        elapsed_ms: 5678,
         history: HistoryEpoch(0x0123_4567_89ab_cdef),
         quota_bytes: 1 << 30,
     }
@@ -278,8 +277,8 @@ fn large_files_are_synced_on_the_way() {
 
 #[test]
 fn meta_data_of_version_2_is_read() {
-    let SnapshotMeta { log_id, time_ms, membership_log_id, membership, .. } = meta(3, 9);
-    let old = (log_id, time_ms, membership_log_id, membership.clone());
+    let SnapshotMeta { log_id, clock, membership_log_id, membership, .. } = meta(3, 9);
+    let old = (log_id, clock.elapsed_ms, membership_log_id, membership.clone());
     let old = bincode::serde::encode_to_vec(old, bincode::config::standard()).unwrap();
     let mut file = b"QUORSNAP".to_vec();
     file.extend_from_slice(&2_u32.to_le_bytes());
@@ -292,9 +291,10 @@ fn meta_data_of_version_2_is_read() {
     let mut receiver = store.receive(log_id).unwrap();
     receiver.write(0, &file).unwrap();
     let handle = receiver.finish().unwrap().place().unwrap();
-    let (history, elapsed_ms) = (HistoryEpoch::UNKNOWN, time_ms);
+    let history = HistoryEpoch::UNKNOWN;
+    let clock = ClusterClock { elapsed_ms: clock.elapsed_ms, ..ClusterClock::default() };
     let expected =
-        SnapshotMeta { log_id, time_ms, membership_log_id, membership, elapsed_ms, history, quota_bytes: 0 };
+        SnapshotMeta { log_id, clock, membership_log_id, membership, history, quota_bytes: 0 };
     assert_eq!(handle.meta(), &expected);
     assert_eq!(handle.open().unwrap().0, 2);
 }

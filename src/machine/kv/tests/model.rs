@@ -46,7 +46,7 @@ impl Model {
             }
             KvCommand::Expire => {
                 let before = self.0.len();
-                self.0.retain(|_, item| item.expires_ms == 0 || item.expires_ms > context.time_ms);
+                self.0.retain(|_, item| item.expires_ms == 0 || item.expires_ms > context.elapsed_ms);
                 KvReply::Expired { revision, removed: (before - self.0.len()) as u64 }
             }
         }
@@ -60,7 +60,7 @@ impl Model {
             create_revision: old.as_ref().map_or(revision, |old| old.create_revision),
             mod_revision: revision,
             version: old.map_or(0, |old| old.version) + 1,
-            expires_ms: if ttl_ms == 0 { 0 } else { context.time_ms + ttl_ms },
+            expires_ms: if ttl_ms == 0 { 0 } else { context.elapsed_ms + ttl_ms },
         };
         self.0.insert(address, item.clone());
         item
@@ -351,7 +351,7 @@ proptest! {
         prop_assert_eq!(snapshot_of(&restored.view()), bytes);
         // Deadlines included: it goes on like the original.
         for (context, command) in after {
-            let context = at(context.log_id.index + 1000, context.time_ms);
+            let context = at(context.log_id.index + 1000, context.elapsed_ms);
             prop_assert_eq!(restored.next_wake_ms(), machine.next_wake_ms());
             prop_assert_eq!(restored.apply(&context, command.clone()), machine.apply(&context, command));
         }

@@ -1,0 +1,168 @@
+//! Wall clocks that jump, one thing at a time: how long what was promised to end does live.
+
+use std::time::Duration;
+
+use quorate::engine::Engine;
+use quorate::machine::kv::KvMachine;
+use quorate::types::NodeId;
+use tokio::time::Instant;
+
+use super::{LIVENESS, POLL, World};
+use crate::lifetimes::{get, put};
+
+/// A leader writes down the time at least so often while a key waits for its end.
+const TICK: Duration = Duration::from_secs(10);
+/// What the end of a key may take beyond that: a proposal, and looking at it.
+const SLACK: Duration = Duration::from_millis(400);
+/// How far log time may be from the leader's wall clock.
+const TOLERANCE_MS: u64 = 1_100;
+
+impl World {
+    /// Sets the wall clock of node `id` to be ahead of true time by so many milliseconds.
+    pub(super) fn shift(&mut self, id: NodeId, shift_ms: i64) {
+        self.trace.record(format_args!("clock {id} {shift_ms}"));
+        self.outcome.jumps += 1;
+        let node = self.nodes.get_mut(&id).unwrap();
+        node.wall_shift_ms = shift_ms;
+        if let Some(group) = &node.group {
+            group.shift_wall_clock(shift_ms);
+        }
+    }
+
+    async fn leader(&self) -> Engine<KvMachine> {
+        let deadline = Instant::now() + LIVENESS;
+        loop {
+            match self.leading() {
+                Some(leader) if leader.state().in_touch => return leader,
+                _ => assert!(Instant::now() < deadline, "nobody leads: {:?}", self.states()),
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn write(&self, key: &str, ttl: Duration) -> Instant {
+        let deadline = Instant::now() + LIVENESS;
+        loop {
+            let began = Instant::now();
+            match self.leader().await.write(put(key, ttl)).await {
+                Ok(_) => return began,
+                Err(error) => assert!(Instant::now() < deadline, "{key}: {error}"),
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until `key`, written at `began`, is gone, and tells how long it has lived.
+    async fn lifetime(&self, key: &str, began: Instant) -> Duration {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        loop {
+            if get(&self.leader().await, key).await == Some(None) {
+                return began.elapsed();
+            }
+            assert!(Instant::now() < deadline, "{key} does not end");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// How far what is shown as the end of a key is ahead of the true one, in milliseconds.
+    async fn shown_ahead_ms(&self, key: &str, began_ms: u64, ttl: Duration) -> i64 {
+        let leader = self.leader().await;
+        let item = get(&leader, key).await.flatten().expect("the key is there");
+        let shown_ms = leader.log_time_at(item.expires_ms);
+        i64::try_from(shown_ms).unwrap() - i64::try_from(began_ms).unwrap() - ttl.as_millis() as i64
+    }
+
+    /// The leader's clock jumps by an hour, and is set right again.
+    pub async fn leader_jumps(mut self, shift_ms: i64) {
+        self.start_all().await;
+        let (long, short) = (Duration::from_secs(600), Duration::from_secs(30));
+        let began_ms = quorate::runtime::unix_time_ms();
+        self.write("long", long).await;
+        let began = self.write("short", short).await;
+        let leads = self.leader().await.state().node_id;
+        self.shift(leads, shift_ms);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        self.write("meanwhile", short).await;
+        let ahead_ms = self.shown_ahead_ms("long", began_ms, long).await;
+        assert!(
+            ahead_ms.abs_diff(shift_ms) <= TOLERANCE_MS,
+            "shown as the leader's clock has it: {ahead_ms} ms"
+        );
+        assert_eq!(self.leader().await.counters().clock_jumps.load(std::sync::atomic::Ordering::Relaxed), 1);
+        self.shift(leads, 0);
+        self.write("afterwards", short).await;
+        let ahead_ms = self.shown_ahead_ms("long", began_ms, long).await;
+        assert!(ahead_ms.unsigned_abs() <= TOLERANCE_MS, "{ahead_ms} ms ahead when the clock is right again");
+        let lived = self.lifetime("short", began).await;
+        assert!(lived >= short && lived <= short + SLACK, "{lived:?} of {short:?}");
+        assert!(get(&self.leader().await, "long").await.flatten().is_some());
+    }
+
+    /// A follower's clock is ahead for a while, and right again; then that node leads.
+    pub async fn follower_jumps(mut self) {
+        self.start_all().await;
+        let ttl = Duration::from_secs(30);
+        let leads = self.leader().await.state().node_id;
+        let follower = self.ids().into_iter().find(|id| *id != leads).unwrap();
+        self.write("before", ttl).await;
+        self.shift(follower, 45_000);
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        self.write("meanwhile", ttl).await;
+        self.shift(follower, 0);
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        let began_ms = quorate::runtime::unix_time_ms();
+        let began = self.write("key", ttl).await;
+        let session = self.leader().await.open_session(Duration::from_secs(10)).await.unwrap();
+        let deadline = Instant::now() + LIVENESS;
+        while self.leader().await.state().node_id != follower {
+            assert!(Instant::now() < deadline, "node {follower} does not lead");
+            let _ = self.leader().await.transfer_leader(Some(follower)).await;
+        }
+        let ahead_ms = self.shown_ahead_ms("key", began_ms, ttl).await;
+        assert!(ahead_ms.unsigned_abs() <= TOLERANCE_MS, "{ahead_ms} ms ahead");
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        let ticket = session.begin().unwrap();
+        self.leader().await.write_in(&ticket, put("in the session", ttl)).await.unwrap();
+        let lived = self.lifetime("key", began).await;
+        assert!(lived >= ttl && lived <= ttl + SLACK, "{lived:?} of {ttl:?}");
+    }
+
+    /// Leaders fail one after the other, each with another wall clock: the time without a leader counts.
+    pub async fn leaders_fail(mut self) {
+        self.start_all().await;
+        let ttl = Duration::from_secs(40);
+        for (id, shift_ms) in self.ids().into_iter().zip([3_600_000, -86_400_000, 7_000]) {
+            self.shift(id, shift_ms);
+        }
+        let began = self.write("key", ttl).await;
+        for _ in 0..4 {
+            // Nothing is written meanwhile but what the leader writes by itself.
+            tokio::time::sleep(Duration::from_secs(6)).await;
+            let leads = self.leader().await.state().node_id;
+            self.crash(leads).await;
+            self.leader().await;
+            self.start(leads).await;
+        }
+        let lived = self.lifetime("key", began).await;
+        assert!(lived >= ttl && lived <= ttl + SLACK, "{lived:?} of {ttl:?}");
+    }
+
+    /// All nodes fail at once, and are down for a while.
+    pub async fn all_fail(mut self, down: Duration) {
+        self.start_all().await;
+        let ttl = Duration::from_secs(60);
+        let began = self.write("key", ttl).await;
+        tokio::time::sleep(Duration::from_secs(35)).await;
+        for id in self.ids() {
+            self.crash(id).await;
+        }
+        tokio::time::sleep(down).await;
+        let up = Instant::now();
+        self.start_all().await;
+        self.leader().await;
+        let election = up.elapsed();
+        let lived = self.lifetime("key", began).await;
+        let latest = ttl + down + TICK + election + SLACK;
+        assert!(lived >= ttl && lived <= latest, "{lived:?} of {ttl:?}, at most {latest:?}");
+    }
+}
