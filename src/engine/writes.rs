@@ -164,7 +164,7 @@ impl<M: StateMachine> Engine<M> {
     async fn open_random_session(&self, ttl_ms: u64) -> Result<OpenedSession, WriteError> {
         // Random, so that nobody writes into somebody else's session by accident, such as one of an earlier cluster.
         let session = runtime::random_u64().max(1);
-        let envelope = envelope::seal_open_session(self.inner.reading(), session, ttl_ms);
+        let envelope = envelope::seal_open_session(self.inner.reading(), session, ttl_ms, "");
         self.write_envelope(envelope).await.map(|opened| OpenedSession { session, log_id: opened.log_id })
     }
 

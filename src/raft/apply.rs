@@ -202,7 +202,7 @@ impl<M: StateMachine> Applier<M> {
         let (elapsed_ms, time_ms) = (self.progress.clock.elapsed_ms, self.progress.clock.log_time_ms());
         let (command, slot) = match content {
             Content::Command(command, slot) => (command, slot),
-            Content::OpenSession { session, ttl_ms } => {
+            Content::OpenSession { session, ttl_ms, opener: _ } => {
                 let opened = self.sessions.open(session, ttl_ms, elapsed_ms);
                 return Ok(Answer { reply: opened.map(|()| Bytes::new()), first: None });
             }
@@ -364,9 +364,9 @@ mod tests {
             envelope::seal(at(counted_ms), &bytes, Some(slot)).unwrap()
         };
         let commands = [
-            envelope::seal_open_session(at(0), 1, MIN_TTL_MS),
-            envelope::seal_open_session(at(0), 2, MIN_TTL_MS),
-            envelope::seal_open_session(at(0), 3, MIN_TTL_MS),
+            envelope::seal_open_session(at(0), 1, MIN_TTL_MS, ""),
+            envelope::seal_open_session(at(0), 2, MIN_TTL_MS, ""),
+            envelope::seal_open_session(at(0), 3, MIN_TTL_MS, ""),
             envelope::seal_close_session(at(0), 1),
             write(2, 0, HUGE),
             write(3, MIN_TTL_MS + 1, 1),

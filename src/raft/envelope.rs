@@ -13,12 +13,12 @@
 //! |---|---|
 //! | 0: command | the command |
 //! | 1: command of a session | session (8), sequence (8), first unanswered sequence (8), the command |
-//! | 2: open a session | its id (8), how long it may stay unused, in milliseconds (8); 0 for the default |
+//! | 2: open a session | its id (8), how long it may stay unused, in milliseconds (8), 0 for the default, and who opens it, in UTF-8 |
 //! | 3: close a session | session (8) |
 //! | 4: clock | nothing: it is there for its time |
 //!
 //! Numbers are little-endian; commands are in bincode's standard configuration. Earlier versions are still read. Version 2
-//! had no kind 4 and one clock, *log time* (8), in place of the three numbers. Version 1 had no kind either: log
+//! had no kind 4, no opener of a session, and one clock, *log time* (8), in place of the three numbers. Version 1 had no kind either: log
 //! time (8), session (8) and sequence (8), both always 0, and the command.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -48,6 +48,9 @@ const OPEN_SESSION: u8 = 2;
 const CLOSE_SESSION: u8 = 3;
 const CLOCK: u8 = 4;
 
+/// Most bytes of the name of who opens a session.
+pub const MAX_OPENER_BYTES: usize = 64;
+
 /// What an entry asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content<C> {
@@ -59,6 +62,9 @@ pub enum Content<C> {
         session: u64,
         /// How long it may stay unused, in milliseconds; 0 for the default.
         ttl_ms: u64,
+        /// Who asks for it: the address of a client, at most [`MAX_OPENER_BYTES`]; empty when it is the program that the
+        /// engine is embedded in, or not known.
+        opener: String,
     },
     /// Close a session.
     CloseSession {
@@ -103,6 +109,9 @@ pub enum EnvelopeError {
     /// The command's bytes are not one.
     #[error("the command cannot be decoded: {0}")]
     Command(#[from] bincode::error::DecodeError),
+    /// Who opens a session is not a text, or too long a one.
+    #[error("the opener of a session is not a text of at most {MAX_OPENER_BYTES} bytes")]
+    Opener,
     /// The command was followed by bytes that do not belong to it.
     #[error("{bytes} bytes follow the command")]
     Trailing {
@@ -154,11 +163,13 @@ pub fn seal<C: Serialize>(
     Ok(out.freeze())
 }
 
-/// Asks for a session.
-pub fn seal_open_session(reading: Reading, session: u64, ttl_ms: u64) -> Bytes {
-    let mut out = head(OPEN_SESSION, reading, 16);
+/// Asks for a session for `opener`, of whose name no more than [`MAX_OPENER_BYTES`] are kept.
+pub fn seal_open_session(reading: Reading, session: u64, ttl_ms: u64, opener: &str) -> Bytes {
+    let opener = &opener[..opener.floor_char_boundary(MAX_OPENER_BYTES)];
+    let mut out = head(OPEN_SESSION, reading, 16 + opener.len());
     out.put_u64_le(session);
     out.put_u64_le(ttl_ms);
+    out.put_slice(opener.as_bytes());
     out.freeze()
 }
 
@@ -216,7 +227,12 @@ pub fn open<C: DeserializeOwned>(mut bytes: &[u8]) -> Result<Opened<C>, Envelope
         }
         OPEN_SESSION => {
             need(bytes, 16)?;
-            Content::OpenSession { session: bytes.get_u64_le(), ttl_ms: end(&mut bytes)? }
+            let session = bytes.get_u64_le();
+            let (ttl_ms, opener) = match version {
+                LOG_TIME_VERSION => (end(&mut bytes)?, ""),
+                _ => (bytes.get_u64_le(), opener(bytes)?),
+            };
+            Content::OpenSession { session, ttl_ms, opener: opener.to_owned() }
         }
         CLOSE_SESSION => {
             need(bytes, 8)?;
@@ -229,6 +245,13 @@ pub fn open<C: DeserializeOwned>(mut bytes: &[u8]) -> Result<Opened<C>, Envelope
         found => return Err(EnvelopeError::Kind { found }),
     };
     Ok(Opened { stamp, content })
+}
+
+fn opener(bytes: &[u8]) -> Result<&str, EnvelopeError> {
+    match std::str::from_utf8(bytes) {
+        Ok(opener) if opener.len() <= MAX_OPENER_BYTES => Ok(opener),
+        _ => Err(EnvelopeError::Opener),
+    }
 }
 
 /// The last number of an envelope.
@@ -279,7 +302,13 @@ mod tests {
             let sealed = seal(READING, &command, slot).unwrap();
             expect(&sealed, Content::Command(command.clone(), slot));
         }
-        expect(&seal_open_session(READING, 8, 60), Content::OpenSession { session: 8, ttl_ms: 60 });
+        for opener in ["", "192.0.2.1:50000"] {
+            let content = Content::OpenSession { session: 8, ttl_ms: 60, opener: opener.to_owned() };
+            expect(&seal_open_session(READING, 8, 60, opener), content);
+        }
+        let long = "\u{e4}".repeat(MAX_OPENER_BYTES);
+        let content = Content::OpenSession { session: 8, ttl_ms: 0, opener: "\u{e4}".repeat(32) };
+        expect(&seal_open_session(READING, 8, 0, &long), content);
         expect(&seal_close_session(READING, 60), Content::CloseSession { session: 60 });
         expect(&seal_clock(READING), Content::Clock);
     }
@@ -294,7 +323,7 @@ mod tests {
         };
         assert_eq!(seal(READING, &9_u8, None).unwrap(), expect(0, &[], &[9]));
         assert_eq!(seal(READING, &9_u8, Some(slot)).unwrap(), expect(1, &[2, 3, 4], &[9]));
-        assert_eq!(seal_open_session(READING, 4, 5), expect(2, &[4, 5], &[]));
+        assert_eq!(seal_open_session(READING, 4, 5, "a:1"), expect(2, &[4, 5], b"a:1"));
         assert_eq!(seal_close_session(READING, 5), expect(3, &[5], &[]));
         assert_eq!(seal_clock(READING), expect(4, &[], &[]));
 
@@ -308,7 +337,8 @@ mod tests {
         };
         earlier(&version_2(0, &[], &[9]), Content::Command(9, None));
         earlier(&version_2(1, &[2, 3, 4], &[9]), Content::Command(9, Some(slot)));
-        earlier(&version_2(2, &[4, 5], &[]), Content::OpenSession { session: 4, ttl_ms: 5 });
+        let opened = Content::OpenSession { session: 4, ttl_ms: 5, opener: String::new() };
+        earlier(&version_2(2, &[4, 5], &[]), opened);
         earlier(&version_2(3, &[5], &[]), Content::CloseSession { session: 5 });
         assert!(matches!(open::<u8>(&version_2(4, &[], &[])), Err(EnvelopeError::Kind { found: 4 })));
         let version_1 = [&[1][..], &numbers(&[1, 0, 0]), &[9]].concat();
@@ -332,7 +362,12 @@ mod tests {
         };
         assert!(matches!(changed(0, 4), Err(EnvelopeError::Version { found: 4 })));
         assert!(matches!(changed(1, 99), Err(EnvelopeError::Kind { found: 99 })));
-        for sealed in [bytes, seal_open_session(READING, 1, 0), seal_clock(READING)] {
+        let opened = |opener: &[u8]| {
+            open::<u64>(&[&seal_open_session(READING, 1, 0, "")[..], opener].concat())
+        };
+        assert!(matches!(opened(&[0xff]), Err(EnvelopeError::Opener)));
+        assert!(matches!(opened(&[b'a'; MAX_OPENER_BYTES + 1]), Err(EnvelopeError::Opener)));
+        for sealed in [bytes, seal_close_session(READING, 1), seal_clock(READING)] {
             let longer = [&sealed[..], &[0]].concat();
             assert!(matches!(open::<u64>(&longer), Err(EnvelopeError::Trailing { bytes: 1 })));
         }

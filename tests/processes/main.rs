@@ -17,6 +17,7 @@ mod writers;
 
 mod catch_up;
 mod client;
+mod clocks;
 mod cluster_command;
 mod corruption;
 mod crash;

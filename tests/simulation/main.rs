@@ -175,7 +175,7 @@ fn in_world<F: Future<Output = ()>>(seed: u64, run: impl FnOnce(World) -> F) {
 
 #[test]
 fn a_leader_whose_wall_clock_jumps_ends_nothing_early_or_late() {
-    for seed in 0..5 {
+    for seed in 0..2 {
         for shift_ms in [3_600_000, -3_600_000, 86_400_000 * 365 * 10] {
             in_world(seed, |world| world.leader_jumps(shift_ms));
         }
@@ -184,22 +184,22 @@ fn a_leader_whose_wall_clock_jumps_ends_nothing_early_or_late() {
 
 #[test]
 fn what_a_follower_s_wall_clock_once_showed_counts_for_nothing() {
-    for seed in 0..10 {
+    for seed in 0..3 {
         in_world(seed, World::follower_jumps);
     }
 }
 
 #[test]
 fn lifetimes_go_on_while_nobody_leads() {
-    for seed in 0..10 {
+    for seed in 0..3 {
         in_world(seed, World::leaders_fail);
     }
 }
 
 #[test]
 fn after_the_loss_of_all_nodes_lifetimes_are_longer_by_little_more_than_that() {
-    for seed in 0..5 {
-        for down_s in [0, 5, 3_600] {
+    for seed in 0..2 {
+        for down_s in [0, 3_600] {
             in_world(seed, |world| world.all_fail(std::time::Duration::from_secs(down_s)));
         }
     }
