@@ -362,9 +362,8 @@ mod tests {
         };
         assert!(matches!(changed(0, 4), Err(EnvelopeError::Version { found: 4 })));
         assert!(matches!(changed(1, 99), Err(EnvelopeError::Kind { found: 99 })));
-        let opened = |opener: &[u8]| {
-            open::<u64>(&[&seal_open_session(READING, 1, 0, "")[..], opener].concat())
-        };
+        let opened =
+            |opener: &[u8]| open::<u64>(&[&seal_open_session(READING, 1, 0, "")[..], opener].concat());
         assert!(matches!(opened(&[0xff]), Err(EnvelopeError::Opener)));
         assert!(matches!(opened(&[b'a'; MAX_OPENER_BYTES + 1]), Err(EnvelopeError::Opener)));
         for sealed in [bytes, seal_close_session(READING, 1), seal_clock(READING)] {

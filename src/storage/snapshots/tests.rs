@@ -293,8 +293,7 @@ fn meta_data_of_version_2_is_read() {
     let handle = receiver.finish().unwrap().place().unwrap();
     let history = HistoryEpoch::UNKNOWN;
     let clock = ClusterClock { elapsed_ms: clock.elapsed_ms, ..ClusterClock::default() };
-    let expected =
-        SnapshotMeta { log_id, clock, membership_log_id, membership, history, quota_bytes: 0 };
+    let expected = SnapshotMeta { log_id, clock, membership_log_id, membership, history, quota_bytes: 0 };
     assert_eq!(handle.meta(), &expected);
     assert_eq!(handle.open().unwrap().0, 2);
 }

@@ -52,15 +52,17 @@ impl World {
         }
     }
 
-    /// Waits until `key`, written at `began`, is gone, and tells how long it has lived.
-    async fn lifetime(&self, key: &str, began: Instant) -> Duration {
+    /// Waits until `key`, written at `began` for `ttl`, is gone, and tells how long it has lived.
+    async fn lifetime(&self, key: &str, began: Instant, ttl: Duration) -> Duration {
+        // Not looked at until shortly before; if it is gone by then, it has not lived for long enough.
+        tokio::time::sleep_until(began + ttl - Duration::from_millis(100)).await;
         let deadline = Instant::now() + Duration::from_secs(120);
         loop {
             if get(&self.leader().await, key).await == Some(None) {
                 return began.elapsed();
             }
             assert!(Instant::now() < deadline, "{key} does not end");
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(2 * POLL).await;
         }
     }
 
@@ -93,7 +95,7 @@ impl World {
         self.write("afterwards", short).await;
         let ahead_ms = self.shown_ahead_ms("long", began_ms, long).await;
         assert!(ahead_ms.unsigned_abs() <= TOLERANCE_MS, "{ahead_ms} ms ahead when the clock is right again");
-        let lived = self.lifetime("short", began).await;
+        let lived = self.lifetime("short", began, short).await;
         assert!(lived >= short && lived <= short + SLACK, "{lived:?} of {short:?}");
         assert!(get(&self.leader().await, "long").await.flatten().is_some());
     }
@@ -123,7 +125,7 @@ impl World {
         tokio::time::sleep(Duration::from_secs(8)).await;
         let ticket = session.begin().unwrap();
         self.leader().await.write_in(&ticket, put("in the session", ttl)).await.unwrap();
-        let lived = self.lifetime("key", began).await;
+        let lived = self.lifetime("key", began, ttl).await;
         assert!(lived >= ttl && lived <= ttl + SLACK, "{lived:?} of {ttl:?}");
     }
 
@@ -143,7 +145,7 @@ impl World {
             self.leader().await;
             self.start(leads).await;
         }
-        let lived = self.lifetime("key", began).await;
+        let lived = self.lifetime("key", began, ttl).await;
         assert!(lived >= ttl && lived <= ttl + SLACK, "{lived:?} of {ttl:?}");
     }
 
@@ -161,7 +163,7 @@ impl World {
         self.start_all().await;
         self.leader().await;
         let election = up.elapsed();
-        let lived = self.lifetime("key", began).await;
+        let lived = self.lifetime("key", began, ttl).await;
         let latest = ttl + down + TICK + election + SLACK;
         assert!(lived >= ttl && lived <= latest, "{lived:?} of {ttl:?}, at most {latest:?}");
     }
