@@ -194,11 +194,13 @@ pub struct ReadOptions {
     /// The answering state includes the entry at this index: the position of an earlier write, to read it
     /// whatever the level and the node.
     pub after_index: u64,
+    /// The history that `after_index` belongs to. The read is refused when this is another one.
+    pub history: HistoryEpoch,
 }
 
 impl From<ReadLevel> for ReadOptions {
     fn from(level: ReadLevel) -> Self {
-        Self { level, after_index: 0 }
+        Self { level, ..Self::default() }
     }
 }
 

@@ -26,7 +26,7 @@ pub struct ReadArgs {
 impl ReadArgs {
     pub(super) fn options(&self) -> ReadOptions {
         let level = if self.local { ReadLevel::Local } else { self.level };
-        ReadOptions { level, after_index: self.after }
+        ReadOptions { after_index: self.after, ..level.into() }
     }
 
     /// The client with the preference, if one was given.

@@ -26,7 +26,7 @@ impl Header {
     /// What to ask for to read the state of this answer or a later one, on whatever node: one's own write, or
     /// never less than what was read before.
     pub fn then_read(&self, level: ReadLevel) -> ReadOptions {
-        ReadOptions { level, after_index: self.position.map_or(0, |position| position.index) }
+        ReadOptions { after_index: self.position.map_or(0, |position| position.index), ..level.into() }
     }
 
     pub(super) fn from_wire(header: Option<v1::Header>) -> Self {

@@ -16,7 +16,7 @@ use crate::raft::core::Proposed;
 use crate::raft::envelope;
 use crate::runtime;
 use crate::session::{Session, Ticket};
-use crate::types::{AckLevel, LogId, NodeId, SessionSlot};
+use crate::types::{AckLevel, HistoryEpoch, LogId, NodeId, SessionSlot};
 
 /// How long a write at [`AckLevel::All`] waits for the slowest voter if its caller does not say.
 pub const DEFAULT_ACK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,11 +30,15 @@ pub struct WriteOptions {
     pub ack: AckLevel,
     /// [`AckLevel::All`]: how long to wait, once it is committed, until every voter holds it.
     pub ack_timeout: Duration,
+    /// The history that the session, and whatever positions the command holds, belong to. The write is refused, and
+    /// nothing proposed, when this is another one.
+    pub history: HistoryEpoch,
 }
 
 impl Default for WriteOptions {
     fn default() -> Self {
-        Self { slot: None, ack: AckLevel::Quorum, ack_timeout: DEFAULT_ACK_TIMEOUT }
+        let (ack, ack_timeout) = (AckLevel::Quorum, DEFAULT_ACK_TIMEOUT);
+        Self { slot: None, ack, ack_timeout, history: HistoryEpoch::UNKNOWN }
     }
 }
 
@@ -192,7 +196,7 @@ impl<M: StateMachine> Engine<M> {
     {
         let inner = &self.inner;
         let bytes = envelope.len();
-        if let Err(refusal) = inner.admit(bytes) {
+        if let Err(refusal) = inner.check_history(options.history).and_then(|()| inner.admit(bytes)) {
             return done(Err(refusal));
         }
         let (engine, session) = (self.inner.clone(), options.slot.map(|slot| slot.session));
@@ -248,6 +252,19 @@ fn decoded<R: serde::de::DeserializeOwned>(acknowledged: Acknowledged<Bytes>) ->
 }
 
 impl<M: StateMachine> Inner<M> {
+    /// Refuses what belongs to another history than this node's.
+    fn check_history(&self, given: HistoryEpoch) -> Result<(), WriteError> {
+        let known = self.core.published().history();
+        if given.differs_from(known) {
+            return Err(WriteError::OtherHistory { given, known });
+        }
+        // This node leads, but has not applied again what its log begins with: it cannot tell yet.
+        if given != HistoryEpoch::UNKNOWN && known == HistoryEpoch::UNKNOWN {
+            return Err(WriteError::NotLeader { leader: None });
+        }
+        Ok(())
+    }
+
     /// Takes `bytes` into account as in flight, unless they are too many.
     fn admit(&self, bytes: usize) -> Result<(), WriteError> {
         let refused = self.try_admit(bytes);

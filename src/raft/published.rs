@@ -7,7 +7,7 @@
 //! it keeps more alive than it saves.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -63,6 +63,8 @@ pub struct Published<V> {
     viewed: watch::Sender<u64>,
     /// Whether somebody waits for a newer view.
     wanted: AtomicBool,
+    /// That of `progress`: every answer names it, and none should wait for the others.
+    history: AtomicU64,
 }
 
 impl<V> Published<V> {
@@ -71,6 +73,7 @@ impl<V> Published<V> {
         Arc::new(Self {
             progress: watch::Sender::new(applied.progress),
             viewed: watch::Sender::new(applied.progress.next_index()),
+            history: AtomicU64::new(applied.progress.history.0),
             view: ArcSwap::from_pointee(applied),
             wanted: AtomicBool::new(false),
         })
@@ -78,6 +81,7 @@ impl<V> Published<V> {
 
     /// The machine has come this far. Whether a view of it is wanted.
     pub fn advance(&self, progress: Progress) -> bool {
+        self.history.store(progress.history.0, Ordering::Release);
         self.progress.send_replace(progress);
         let is_old = progress.next_index() >= *self.viewed.borrow() + VIEW_ENTRIES;
         self.wanted.swap(false, Ordering::AcqRel) || is_old
@@ -93,6 +97,11 @@ impl<V> Published<V> {
     /// How far the machine has come.
     pub fn progress(&self) -> Progress {
         *self.progress.borrow()
+    }
+
+    /// The history that positions of this state belong to.
+    pub fn history(&self) -> HistoryEpoch {
+        HistoryEpoch(self.history.load(Ordering::Acquire))
     }
 
     /// Reports every advance.

@@ -198,7 +198,7 @@ pub(super) fn read_options(level: i32, freshness: Option<v1::Freshness>) -> Resu
         // Never answer more weakly than was asked for.
         Err(_) => return Err(failure::invalid("this node does not know the read level asked for")),
     };
-    Ok(ReadOptions { level, after_index })
+    Ok(ReadOptions { after_index, ..level.into() })
 }
 
 fn write_options(options: Option<v1::WriteOptions>) -> Result<WriteOptions, v1::Failure> {
@@ -230,7 +230,7 @@ fn write_options(options: Option<v1::WriteOptions>) -> Result<WriteOptions, v1::
         0 => DEFAULT_ACK_TIMEOUT,
         ack_timeout_ms => Duration::from_millis(ack_timeout_ms).min(MAX_ACK_TIMEOUT),
     };
-    Ok(WriteOptions { slot, ack, ack_timeout })
+    Ok(WriteOptions { slot, ack, ack_timeout, ..WriteOptions::default() })
 }
 
 /// What of a write is needed to answer it.
