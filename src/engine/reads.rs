@@ -170,7 +170,7 @@ impl<M: StateMachine> Engine<M> {
             }
         };
         let after = (options.after_index > 0).then_some(options.after_index);
-        check_history(options.history, inner.core.published().history())?;
+        check_history(options.history, inner.core.published().history().epoch())?;
         let applied = match inner.view(index.max(after), deadline).await {
             Err(ReadError::Behind { wanted, .. }) if after == Some(wanted) => {
                 return Err(inner.why_not_reached(wanted).await);

@@ -100,7 +100,8 @@ impl<M: StateMachine> Engine<M> {
         ticket: &Ticket,
         command: M::Command,
     ) -> Result<Written<M::Reply>, WriteError> {
-        let options = WriteOptions { slot: Some(ticket.slot()), ..WriteOptions::default() };
+        let (slot, history) = (Some(ticket.slot()), ticket.session().history());
+        let options = WriteOptions { slot, history, ..WriteOptions::default() };
         self.write_with(command, options).await.map(applied)
     }
 
@@ -149,7 +150,7 @@ impl<M: StateMachine> Engine<M> {
     pub async fn open_session(&self, ttl: Duration) -> Result<Arc<Session>, WriteError> {
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         let opened = self.open_session_at(ttl_ms).await?;
-        Ok(Session::new(opened.session, WINDOW))
+        Ok(Session::new(opened.session, WINDOW, self.history()))
     }
 
     /// As [`open_session`](Self::open_session), for those who keep count of sequences elsewhere.
@@ -177,6 +178,15 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`WriteError`].
     pub async fn close_session(&self, session: u64) -> Result<LogId, WriteError> {
+        self.close_session_in(session, HistoryEpoch::UNKNOWN).await
+    }
+
+    /// As [`close_session`](Self::close_session), of a session that was opened in `history`.
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    pub async fn close_session_in(&self, session: u64, history: HistoryEpoch) -> Result<LogId, WriteError> {
+        self.inner.check_history(history)?;
         let envelope = envelope::seal_close_session(self.inner.log_time_ms(), session);
         self.write_envelope(envelope).await.map(|closed| closed.log_id)
     }
@@ -254,7 +264,7 @@ fn decoded<R: serde::de::DeserializeOwned>(acknowledged: Acknowledged<Bytes>) ->
 impl<M: StateMachine> Inner<M> {
     /// Refuses what belongs to another history than this node's.
     fn check_history(&self, given: HistoryEpoch) -> Result<(), WriteError> {
-        let known = self.core.published().history();
+        let known = self.core.published().history().epoch();
         if given.differs_from(known) {
             return Err(WriteError::OtherHistory { given, known });
         }

@@ -2,10 +2,12 @@
 
 use tokio::sync::watch;
 
-use crate::engine::{Acknowledged, Engine, NodeState, OpenedSession, ReadOutcome, Status, WriteOptions};
+use crate::engine::{
+    Acknowledged, CurrentHistory, Engine, NodeState, OpenedSession, ReadOutcome, Status, WriteOptions,
+};
 use crate::error::{ReadError, WriteError};
 use crate::machine::kv::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply, KvView};
-use crate::types::{LogId, ReadOptions};
+use crate::types::{HistoryEpoch, LogId, ReadOptions};
 
 /// A node with a key-value machine. The methods promise what those of [`Engine`] do.
 pub(super) trait KvNode: Clone + Send + Sync + 'static {
@@ -20,7 +22,11 @@ pub(super) trait KvNode: Clone + Send + Sync + 'static {
 
     fn open_session(&self, ttl_ms: u64) -> impl Future<Output = Result<OpenedSession, WriteError>> + Send;
 
-    fn close_session(&self, session: u64) -> impl Future<Output = Result<LogId, WriteError>> + Send;
+    fn close_session(
+        &self,
+        session: u64,
+        history: HistoryEpoch,
+    ) -> impl Future<Output = Result<LogId, WriteError>> + Send;
 
     fn write(
         &self,
@@ -39,6 +45,9 @@ pub(super) trait KvNode: Clone + Send + Sync + 'static {
         &self,
         options: ReadOptions,
     ) -> impl Future<Output = Result<(Option<LogId>, KvView), ReadError>> + Send;
+
+    /// The history that the node's positions belong to.
+    fn current_history(&self) -> CurrentHistory;
 
     fn state(&self) -> NodeState;
 
@@ -67,8 +76,8 @@ impl KvNode for Engine<KvMachine> {
         Engine::open_session_at(self, ttl_ms).await
     }
 
-    async fn close_session(&self, session: u64) -> Result<LogId, WriteError> {
-        Engine::close_session(self, session).await
+    async fn close_session(&self, session: u64, history: HistoryEpoch) -> Result<LogId, WriteError> {
+        Engine::close_session_in(self, session, history).await
     }
 
     async fn read(&self, query: KvQuery, options: ReadOptions) -> Result<ReadOutcome<KvAnswer>, ReadError> {
@@ -77,6 +86,10 @@ impl KvNode for Engine<KvMachine> {
 
     async fn view(&self, options: ReadOptions) -> Result<(Option<LogId>, KvView), ReadError> {
         Engine::view(self, options).await
+    }
+
+    fn current_history(&self) -> CurrentHistory {
+        Engine::current_history(self)
     }
 
     fn state(&self) -> NodeState {
