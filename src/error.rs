@@ -8,7 +8,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::types::{Incarnation, LogId, NodeId};
+use crate::types::{HistoryEpoch, Incarnation, LogId, NodeId};
 
 /// Who leads, as far as the answering node knows, and where clients reach it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +49,15 @@ pub enum WriteError {
     Unencodable {
         /// What it said.
         reason: String,
+    },
+    /// The session, or a position in the command, belongs to another history than this cluster's. The command was not
+    /// proposed.
+    #[error("{}", other_history(.given, .known))]
+    OtherHistory {
+        /// The history that was given.
+        given: HistoryEpoch,
+        /// This cluster's.
+        known: HistoryEpoch,
     },
     /// Too many bytes are in flight on this node. The command was not proposed.
     #[error("too many writes are in flight on this node; retry after a pause")]
@@ -132,6 +141,7 @@ impl WriteError {
             | Self::Overloaded
             | Self::NoQuorum
             | Self::LeaderAckInSession
+            | Self::OtherHistory { .. }
             | Self::DiskFull { .. }
             | Self::DiskStalled { .. }
             | Self::WindowExceeded
@@ -168,12 +178,36 @@ pub enum ReadError {
         /// Index asked for.
         wanted: u64,
     },
+    /// No entry of the cluster has the index asked for: it is of another cluster, or of a write that was lost.
+    #[error(
+        "position {wanted} is ahead of the cluster, whose last committed position is {last}: it is of another cluster, or of a write that was acknowledged by its leader alone and lost with it"
+    )]
+    Ahead {
+        /// Index asked for.
+        wanted: u64,
+        /// The last that was committed.
+        last: u64,
+    },
+    /// The position asked for belongs to another history than this cluster's.
+    #[error("{}", other_history(.given, .known))]
+    OtherHistory {
+        /// The history that was given.
+        given: HistoryEpoch,
+        /// This cluster's.
+        known: HistoryEpoch,
+    },
     /// The node has stopped or is stopping.
     #[error("the node has stopped: {reason}")]
     Stopped {
         /// Why.
         reason: String,
     },
+}
+
+fn other_history(given: &HistoryEpoch, known: &HistoryEpoch) -> String {
+    format!(
+        "the position or session belongs to history {given}, and this cluster's is {known}: it was made anew or restored, or is another cluster; read what it holds and begin again from there"
+    )
 }
 
 /// A setting that a running node does not take. Says which, and what would do.

@@ -16,12 +16,13 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use crate::types::SessionSlot;
+use crate::types::{HistoryEpoch, SessionSlot};
 
 /// A session that is open in the cluster. One value may serve any number of concurrent writers.
 #[derive(Debug)]
 pub struct Session {
     id: u64,
+    history: HistoryEpoch,
     window: u64,
     slots: Mutex<Slots>,
 }
@@ -37,14 +38,20 @@ struct Slots {
 
 impl Session {
     /// The session `id`, of which no write has been sent yet, with room for `window` unsettled sequences.
-    pub fn new(id: u64, window: u64) -> Arc<Self> {
+    /// It was opened in `history`.
+    pub fn new(id: u64, window: u64, history: HistoryEpoch) -> Arc<Self> {
         let slots = Slots { first: 1, settled: VecDeque::new() };
-        Arc::new(Self { id, window: window.max(1), slots: Mutex::new(slots) })
+        Arc::new(Self { id, history, window: window.max(1), slots: Mutex::new(slots) })
     }
 
     /// Its id.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// The history in which it was opened: in another one it does not exist, and what was written in it may not either.
+    pub fn history(&self) -> HistoryEpoch {
+        self.history
     }
 
     /// A place for one write, however often it will be sent. `None` while the window is full: settle some
@@ -106,7 +113,7 @@ mod tests {
 
     #[test]
     fn the_smallest_unanswered_follows_the_gaps() {
-        let session = Session::new(7, 3);
+        let session = Session::new(7, 3, HistoryEpoch::UNKNOWN);
         let (one, two, three) =
             (session.begin().unwrap(), session.begin().unwrap(), session.begin().unwrap());
         assert!(session.begin().is_none(), "the window is full");

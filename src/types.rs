@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::str::FromStr;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -109,6 +110,54 @@ impl fmt::Debug for HistoryEpoch {
     }
 }
 
+/// Where to read from or go on from: an index of the log, and the history in which it was found.
+///
+/// As text `42@9f3c52a80d1e7b64`, or `42` without a history, which is then not checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Bookmark {
+    /// The index.
+    pub index: u64,
+    /// The history.
+    pub history: HistoryEpoch,
+}
+
+impl From<u64> for Bookmark {
+    fn from(index: u64) -> Self {
+        Self { index, history: HistoryEpoch::UNKNOWN }
+    }
+}
+
+impl fmt::Display for Bookmark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.history {
+            HistoryEpoch::UNKNOWN => write!(f, "{}", self.index),
+            history => write!(f, "{}@{history}", self.index),
+        }
+    }
+}
+
+/// A text is no [`Bookmark`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("write an index, or an index and a history as in 42@9f3c52a80d1e7b64")]
+pub struct ParseBookmarkError;
+
+impl FromStr for Bookmark {
+    type Err = ParseBookmarkError;
+
+    fn from_str(text: &str) -> Result<Self, ParseBookmarkError> {
+        let digits = |text: &str, radix| {
+            let plain = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            u64::from_str_radix(text, radix).ok().filter(|_| plain).ok_or(ParseBookmarkError)
+        };
+        Ok(match text.split_once('@') {
+            None => digits(text, 10)?.into(),
+            Some((index, history)) => {
+                Self { index: digits(index, 10)?, history: HistoryEpoch(digits(history, 16)?) }
+            }
+        })
+    }
+}
+
 /// Where a member is reached, and which data directory it must present.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Member {
@@ -194,11 +243,21 @@ pub struct ReadOptions {
     /// The answering state includes the entry at this index: the position of an earlier write, to read it
     /// whatever the level and the node.
     pub after_index: u64,
+    /// The history that `after_index` belongs to. The read is refused when this is another one.
+    pub history: HistoryEpoch,
+}
+
+impl ReadOptions {
+    /// The same, from a state that includes the entry at `bookmark`.
+    #[must_use]
+    pub fn after(self, bookmark: Bookmark) -> Self {
+        Self { after_index: bookmark.index, history: bookmark.history, ..self }
+    }
 }
 
 impl From<ReadLevel> for ReadOptions {
     fn from(level: ReadLevel) -> Self {
-        Self { level, after_index: 0 }
+        Self { level, ..Self::default() }
     }
 }
 
@@ -295,6 +354,24 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bookmark_is_read_as_it_is_written() {
+        let history = HistoryEpoch(0x0f3c_52a8_0d1e_7b64);
+        for (text, bookmark) in [
+            ("42", Bookmark::from(42)),
+            ("42@0f3c52a80d1e7b64", Bookmark { index: 42, history }),
+            ("0@ffffffffffffffff", Bookmark { index: 0, history: HistoryEpoch(u64::MAX) }),
+        ] {
+            assert_eq!(text.parse(), Ok(bookmark));
+            assert_eq!(bookmark.to_string(), text);
+        }
+        for text in
+            ["", "@", "42@", "@7", "-1", "+1", "x", "42@+7", "42@0f3c52a80d1e7b640", "99999999999999999999"]
+        {
+            assert_eq!(text.parse::<Bookmark>(), Err(ParseBookmarkError), "{text}");
+        }
+    }
 
     #[test]
     fn a_history_is_known_by_the_disks_that_founded_it() {

@@ -36,6 +36,7 @@ pub async fn run(common: &Common, args: GetArgs) -> Result<(), CliError> {
         Format::Json => {
             let mut object = output::item_object(&item);
             object.insert("node_id".to_owned(), reply.header.node_id.into());
+            object.insert("bookmark".to_owned(), reply.header.bookmark().to_string().into());
             output::json(&object)
         }
     }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Map, Value};
 
+use super::read;
 use super::write::{self, WriteArgs};
 use super::{CliError, Common, Format, ScopeArgs, output, parse_time};
 use crate::client::{Client, Compare, WriteOptions};
-use crate::types::AckLevel;
+use crate::types::{AckLevel, Bookmark, HistoryEpoch};
 
 /// Arguments of `quorate put`.
 #[derive(Debug, Args)]
@@ -33,8 +34,8 @@ pub struct PutArgs {
     #[arg(long, conflicts_with = "if_revision")]
     pub if_absent: bool,
     /// Only if the key's last put was at this revision
-    #[arg(long, value_name = "REVISION", value_parser = clap::value_parser!(u64).range(1..))]
-    pub if_revision: Option<u64>,
+    #[arg(long, value_name = "REVISION[@HISTORY]", value_parser = read::parse_revision)]
+    pub if_revision: Option<Bookmark>,
     /// When it counts as done
     #[command(flatten)]
     pub write: WriteArgs,
@@ -45,13 +46,14 @@ pub struct PutArgs {
 
 impl PutArgs {
     fn options(&self) -> WriteOptions {
-        let options = self.write.options();
+        let history = self.if_revision.map_or(HistoryEpoch::UNKNOWN, |revision| revision.history);
+        let options = self.write.options().with_history(history);
         self.ttl.map_or(options, |ttl| options.with_ttl(ttl))
     }
 
     fn condition(&self) -> Option<Compare> {
         match self.if_revision {
-            Some(revision) => Some(Compare::mod_revision(self.key.clone()).equals(revision)),
+            Some(revision) => Some(Compare::mod_revision(self.key.clone()).equals(revision.index)),
             None => self.if_absent.then(|| Compare::missing(self.key.clone())),
         }
     }

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use crate::client::{Client, Endpoint, ReadPreference};
-use crate::types::{ReadLevel, ReadOptions};
+use crate::types::{Bookmark, ReadLevel, ReadOptions};
 
 /// How fresh a read must be, and which node answers it.
 #[derive(Debug, Clone, Args)]
@@ -18,15 +18,16 @@ pub struct ReadArgs {
     /// Which node is asked first: leader, any, round-robin, nearest, or weighted:HOST:PORT=N,...
     #[arg(long, value_name = "WHICH", value_parser = parse_preference)]
     pub prefer: Option<ReadPreference>,
-    /// Wait until the node has applied the entry at this index: the revision of a write, to read it anywhere
-    #[arg(long, value_name = "INDEX", default_value_t = 0, hide_default_value = true)]
-    pub after: u64,
+    /// Wait until the node has applied the entry at this index: the revision of a write, to read it anywhere. Of another
+    /// cluster's history, it is refused
+    #[arg(long, value_name = "INDEX[@HISTORY]", default_value_t, hide_default_value = true)]
+    pub after: Bookmark,
 }
 
 impl ReadArgs {
     pub(super) fn options(&self) -> ReadOptions {
         let level = if self.local { ReadLevel::Local } else { self.level };
-        ReadOptions { level, after_index: self.after }
+        ReadOptions::from(level).after(self.after)
     }
 
     /// The client with the preference, if one was given.
@@ -54,6 +55,14 @@ pub(super) fn parse_level(text: &str) -> Result<ReadLevel, String> {
             _ => Err("write linearizable, lease, local, or bounded: and milliseconds, such as bounded:500"
                 .to_owned()),
         },
+    }
+}
+
+/// Revisions are counted from 1.
+pub(super) fn parse_revision(text: &str) -> Result<Bookmark, String> {
+    match text.parse::<Bookmark>() {
+        Ok(Bookmark { index: 0, .. }) => Err("revisions are counted from 1".to_owned()),
+        parsed => parsed.map_err(|error| error.to_string()),
     }
 }
 

@@ -4,8 +4,9 @@ use clap::Args;
 use futures::StreamExt;
 use serde_json::{Map, Value};
 
-use super::{CliError, Common, Format, ScopeArgs, output};
+use super::{CliError, Common, Format, ScopeArgs, output, read};
 use crate::client::{EventKind, Range, ReadPreference, Watch, WatchEvent};
+use crate::types::Bookmark;
 
 /// Arguments of `quorate watch`.
 #[derive(Debug, Args)]
@@ -18,9 +19,9 @@ pub struct WatchArgs {
     /// Watch all keys that begin with KEY; an empty KEY means all keys
     #[arg(long)]
     pub prefix: bool,
-    /// Begin at this revision; without it, with the next change
-    #[arg(long, value_name = "REVISION", value_parser = clap::value_parser!(u64).range(1..))]
-    pub from: Option<u64>,
+    /// Begin at this revision; without it, with the next change. Of another cluster's history, it is refused
+    #[arg(long, value_name = "REVISION[@HISTORY]", value_parser = read::parse_revision)]
+    pub from: Option<Bookmark>,
     /// Whose keys
     #[command(flatten)]
     pub scope: ScopeArgs,
@@ -49,7 +50,11 @@ async fn print(mut watch: Watch, format: Format) -> Result<(), CliError> {
         let event = event?;
         match format {
             Format::Table => output::line(&line(&event))?,
-            Format::Json => output::json_line(&object(&event))?,
+            Format::Json => {
+                let mut object = object(&event);
+                object.insert("history".to_owned(), watch.resume_from().history.to_string().into());
+                output::json_line(&object)?;
+            }
         }
     }
     Ok(())

@@ -47,6 +47,7 @@ pub(super) fn insert_header(object: &mut Map<String, Value>, header: &Header) {
     object.insert("node_id".to_owned(), header.node_id.into());
     object.insert("term".to_owned(), header.position.map(|position| position.term).into());
     object.insert("index".to_owned(), header.position.map(|position| position.index).into());
+    object.insert("bookmark".to_owned(), header.position.map(|_| header.bookmark().to_string()).into());
     object.insert("ack".to_owned(), header.ack.name().into());
     object.insert("held_by".to_owned(), header.held_by.clone().into());
     object.insert("repeated_write".to_owned(), header.repeated_write.into());
@@ -61,15 +62,16 @@ pub(super) fn not_applied(header: &Header) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::LogId;
+    use crate::types::{HistoryEpoch, LogId};
 
     #[test]
     fn a_write_is_named_by_term_and_index() {
         let mut object = Map::new();
-        let header = Header { node_id: 1, position: Some(LogId::new(3, 7)), ..Header::default() };
+        let (position, history) = (Some(LogId::new(3, 7)), HistoryEpoch(0xb));
+        let header = Header { node_id: 1, position, history, ..Header::default() };
         insert_header(&mut object, &header);
         let expected = serde_json::json!({
-            "node_id": 1, "term": 3, "index": 7, "ack": "quorum", "held_by": [], "repeated_write": false,
+            "node_id": 1, "term": 3, "index": 7, "bookmark": "7@000000000000000b", "ack": "quorum", "held_by": [], "repeated_write": false,
         });
         assert_eq!(Value::Object(object), expected);
     }

@@ -148,12 +148,12 @@ fn decisive(case: Case, endpoint: &Endpoint, failure: &Failure, answer: &v1::Fai
         Reason::Compacted => {
             Verdict::Return(ClientError::Compacted { first_revision: answer.first_revision })
         }
+        // What an earlier attempt did, it did in a cluster that is no more.
+        Reason::OtherHistory => Verdict::Return(failed(case.undecided)),
         // Nothing that passes by itself.
-        Reason::QuotaExceeded
-        | Reason::OtherHistory
-        | Reason::Ahead
-        | Reason::NotFound
-        | Reason::ConditionFailed => Verdict::Return(failed(answer.maybe_applied)),
+        Reason::QuotaExceeded | Reason::Ahead | Reason::NotFound | Reason::ConditionFailed => {
+            Verdict::Return(failed(answer.maybe_applied))
+        }
         Reason::NotLeader
         | Reason::Overloaded
         | Reason::Interrupted
@@ -272,7 +272,7 @@ mod tests {
             (answered(Reason::Membership, false), "dddd"),
             (answered(Reason::QuotaExceeded, false), "dddd"),
             (answered(Reason::LimitReached, false), "llll"),
-            (answered(Reason::OtherHistory, false), "dddd"),
+            (answered(Reason::OtherHistory, false), "drdd"),
             (answered(Reason::Ahead, false), "dddd"),
             (answered(Reason::Diverged, false), "eeee"),
             (answered(Reason::Undecodable, false), "dddd"),

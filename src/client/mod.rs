@@ -82,7 +82,7 @@ pub use txn::{Compare, Comparison, NumberOf, Txn, TxnOp, TxnReply, TxnResult, Va
 
 pub(crate) use config::SESSION_TTL_MIN;
 
-use crate::types::{AckLevel, ReadOptions};
+use crate::types::{AckLevel, Bookmark, ReadOptions};
 use router::Router;
 use sessions::Sessions;
 
@@ -163,7 +163,7 @@ impl Client {
     /// session. A later write opens another.
     pub async fn close(&self) {
         if let Some(session) = self.sessions.take() {
-            operation::close_session(&self.router, session.id(), Instant::now() + CLOSE_PATIENCE).await;
+            operation::close_session(&self.router, &session, Instant::now() + CLOSE_PATIENCE).await;
         }
     }
 
@@ -406,7 +406,7 @@ impl Client {
         }
     }
 
-    /// Watches the keys in `range`, whose limit does not count, from `from_revision` on, or without one from the
+    /// Watches the keys in `range`, whose limit does not count, from a revision on, or without one from the
     /// present: every write that is acknowledged after this call has returned shows.
     ///
     /// # Errors
@@ -415,17 +415,20 @@ impl Client {
         &self,
         scope: &Scope,
         range: Range,
-        from_revision: Option<u64>,
+        from: Option<Bookmark>,
     ) -> Result<Watch, ClientError> {
-        let from_revision = match from_revision {
-            Some(revision) => revision.max(1),
+        let from = match from {
+            Some(from) => Bookmark { index: from.index.max(1), ..from },
             // "From now on" would mean another moment after each break of the connection.
             None => match self.execute(streams::present(scope, &range)).await? {
-                Response::Range(reply) => reply.header.position.map_or(1, |position| position.index + 1),
+                Response::Range(reply) => {
+                    let present = reply.header.bookmark();
+                    Bookmark { index: present.index + 1, ..present }
+                }
                 _ => unreachable!("invariant: a response answers its request"),
             },
         };
-        Ok(streams::watch(&self.router, scope, range, from_revision, self.preference.as_ref()))
+        Ok(streams::watch(&self.router, scope, range, from, self.preference.as_ref()))
     }
 
     /// Executes `request`: writes on the leader, reads where level and preference say. The response is of the

@@ -18,7 +18,7 @@ use super::error::ClientError;
 use super::judge::{Case, Failure, Verdict, failed, in_words, judge};
 use super::node::Link;
 use super::preference::ReadPreference;
-use super::reply::{NoAnswer, Response};
+use super::reply::{Header, NoAnswer, Response};
 use super::request::{Kind, Request, whole_ms};
 use super::router::Router;
 use super::sessions::{Place, Sessions};
@@ -159,7 +159,8 @@ pub(super) async fn open_session(
         let failure = match link.call(router, request, Kind::AtLeader, expires).await {
             Ok(tagged_response::Response::OpenSession(opened)) => {
                 router.answered_as_leader(&link);
-                return Ok(Session::new(opened.session, opened.window));
+                let history = Header::from_wire(opened.header).history;
+                return Ok(Session::new(opened.session, opened.window, history));
             }
             Ok(tagged_response::Response::Failure(failure)) => Failure::Answered(failure),
             Ok(_) => return Err(operation.unexpected(&link)),
@@ -170,9 +171,10 @@ pub(super) async fn open_session(
 }
 
 /// Closes a session: one attempt, which is over by `expires`.
-pub(super) async fn close_session(router: &Arc<Router>, session: u64, expires: Instant) {
+pub(super) async fn close_session(router: &Arc<Router>, session: &Session, expires: Instant) {
+    let (session, history) = (session.id(), session.history().0);
     let link = router.leader_or_next();
-    let request = tagged_request::Request::CloseSession(v1::CloseSessionRequest { session });
+    let request = tagged_request::Request::CloseSession(v1::CloseSessionRequest { session, history });
     let outcome = link.call(router, request, Kind::AtLeader, expires).await;
     tracing::debug!(session, closed = outcome.is_ok(), "closed the session");
 }
@@ -212,7 +214,13 @@ impl<'a> Operation<'a> {
         self.in_session = self.kind == Kind::Write && router.config.exactly_once && !at_leader;
         let mut place = self.begin(sessions).await?;
         loop {
-            match self.attempt(request, place.as_ref()).await? {
+            let attempted = self.attempt(request, place.as_ref()).await.inspect_err(|error| {
+                // Here it will never exist again.
+                if let (Reason::OtherHistory, Some(place)) = (error.reason(), &place) {
+                    sessions.forget(place.slot().session);
+                }
+            });
+            match attempted? {
                 Ok(response) => return Ok(response),
                 Err(Next::Again) => {}
                 Err(Next::InNewSession) => {
@@ -235,7 +243,7 @@ impl<'a> Operation<'a> {
         let link = self.link();
         let expires = self.attempt_expires(request, now);
         let left = self.deadline.saturating_duration_since(now);
-        let wire = request.clone().into_wire(place.map(Place::slot), left);
+        let wire = request.clone().into_wire(place, left);
         let failure = match link.call(router, wire, self.kind, expires).await {
             Err(error) => Failure::Attempt(error),
             Ok(answer) => match Response::from_wire(answer) {

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::request::Request;
 use super::txn::{TxnReply, TxnResult};
 use crate::proto::v1::{self, tagged_response};
-use crate::types::{AckLevel, LogId, NodeId, ReadLevel, ReadOptions};
+use crate::types::{AckLevel, Bookmark, HistoryEpoch, LogId, NodeId, ReadLevel, ReadOptions};
 
 /// Who answered, and from which state.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -14,6 +14,8 @@ pub struct Header {
     pub node_id: NodeId,
     /// Of a write: its place in the log. Of a read: up to where the answering state had been applied.
     pub position: Option<LogId>,
+    /// The history that `position` belongs to.
+    pub history: HistoryEpoch,
     /// Of a write: what the acknowledgement promises.
     pub ack: AckLevel,
     /// Of a write: the nodes known to hold it on disk when it was acknowledged.
@@ -26,7 +28,12 @@ impl Header {
     /// What to ask for to read the state of this answer or a later one, on whatever node: one's own write, or
     /// never less than what was read before.
     pub fn then_read(&self, level: ReadLevel) -> ReadOptions {
-        ReadOptions { level, after_index: self.position.map_or(0, |position| position.index) }
+        ReadOptions::from(level).after(self.bookmark())
+    }
+
+    /// The position, to be kept and come back with: index 0 where there is none.
+    pub fn bookmark(&self) -> Bookmark {
+        Bookmark { index: self.position.map_or(0, |position| position.index), history: self.history }
     }
 
     pub(super) fn from_wire(header: Option<v1::Header>) -> Self {
@@ -38,6 +45,7 @@ impl Header {
                 v1::AckLevel::Leader => AckLevel::Leader,
             },
             node_id: header.node_id,
+            history: HistoryEpoch(header.position.map_or(0, |position| position.history)),
             position: header.position.map(|position| LogId::new(position.term, position.index)),
             held_by: header.held_by,
             repeated_write: header.repeated_write,

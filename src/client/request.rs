@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::sessions::Place;
 use super::txn::Txn;
 use crate::proto::v1::{self, tagged_request};
-use crate::types::{AckLevel, ReadLevel, ReadOptions, SessionSlot};
+use crate::types::{AckLevel, HistoryEpoch, ReadLevel, ReadOptions, SessionSlot};
 
 /// Whose keys: a collection of a tenant. Empty names mean `default`, and cost nothing to send.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -39,6 +40,10 @@ pub struct WriteOptions {
     /// A put: the key is removed after this long, unless it is written again. In milliseconds, rounded up; zero is
     /// refused. Other writes refuse it; a transaction's puts have their own. Default: never.
     pub ttl: Option<Duration>,
+    /// The history that the revisions in a transaction's comparisons were read in:
+    /// [`Reason::OtherHistory`](crate::reason::Reason::OtherHistory), and nothing is done, where it is another one by now.
+    /// Default: not checked.
+    pub history: HistoryEpoch,
 }
 
 /// How long [`AckLevel::All`] waits for the slowest voter unless told otherwise.
@@ -46,7 +51,8 @@ pub const DEFAULT_ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Default for WriteOptions {
     fn default() -> Self {
-        Self { ack: AckLevel::default(), ack_timeout: DEFAULT_ACK_TIMEOUT, ttl: None }
+        let (ack, ack_timeout, history) = (AckLevel::default(), DEFAULT_ACK_TIMEOUT, HistoryEpoch::UNKNOWN);
+        Self { ack, ack_timeout, ttl: None, history }
     }
 }
 
@@ -61,6 +67,12 @@ impl WriteOptions {
     #[must_use]
     pub fn with_ack_timeout(self, ack_timeout: Duration) -> Self {
         Self { ack_timeout, ..self }
+    }
+
+    /// The same, of revisions that were read in this history.
+    #[must_use]
+    pub fn with_history(self, history: HistoryEpoch) -> Self {
+        Self { history, ..self }
     }
 
     /// The same with a time to live.
@@ -282,12 +294,12 @@ impl Request {
         scope.tenant.len() + scope.collection.len() + content
     }
 
-    /// For one attempt: in `slot` of a session if it is a write of one, with `left` of the operation's time.
-    pub(super) fn into_wire(self, slot: Option<SessionSlot>, left: Duration) -> tagged_request::Request {
+    /// For one attempt: in its `place` in a session if it is a write of one, with `left` of the operation's time.
+    pub(super) fn into_wire(self, place: Option<&Place>, left: Duration) -> tagged_request::Request {
         match self {
             Self::Put { scope: Scope { tenant, collection }, key, value, options } => {
                 let ttl_ms = options.ttl.map_or(0, whole_ms);
-                let options = wire_options(&options, slot, left);
+                let options = wire_options(&options, place, left);
                 tagged_request::Request::Put(v1::PutRequest {
                     tenant,
                     collection,
@@ -302,12 +314,12 @@ impl Request {
                 tagged_request::Request::Get(v1::GetRequest { tenant, collection, key, level, freshness })
             }
             Self::Delete { scope: Scope { tenant, collection }, key, options } => {
-                let options = wire_options(&options, slot, left);
+                let options = wire_options(&options, place, left);
                 tagged_request::Request::Delete(v1::DeleteRequest { tenant, collection, key, options })
             }
             Self::DeleteRange { scope: Scope { tenant, collection }, range, options } => {
                 let Range { start, end, limit_items: limit } = range;
-                let options = wire_options(&options, slot, left);
+                let options = wire_options(&options, place, left);
                 tagged_request::Request::DeleteRange(v1::DeleteRangeRequest {
                     tenant,
                     collection,
@@ -321,7 +333,7 @@ impl Request {
                 tagged_request::Request::Range(wire_range(scope, range, read))
             }
             Self::Txn { scope, txn, options } => {
-                let options = wire_options(&options, slot, left);
+                let options = wire_options(&options, place, left);
                 tagged_request::Request::Txn(txn.into_wire(scope, options))
             }
         }
@@ -343,27 +355,29 @@ fn wire_read(read: ReadOptions) -> (i32, Option<v1::Freshness>) {
         ReadLevel::Lease => (v1::ReadLevel::Lease, 0),
         ReadLevel::Bounded { max_lag_ms } => (v1::ReadLevel::Bounded, max_lag_ms),
     };
-    let freshness = v1::Freshness { max_lag_ms, after_index: read.after_index };
+    let freshness = v1::Freshness { max_lag_ms, after_index: read.after_index, history: read.history.0 };
     (level.into(), (freshness != v1::Freshness::default()).then_some(freshness))
 }
 
 /// Left out when it says nothing, which saves its bytes in every request.
-fn wire_options(
-    options: &WriteOptions,
-    slot: Option<SessionSlot>,
-    left: Duration,
-) -> Option<v1::WriteOptions> {
+fn wire_options(options: &WriteOptions, place: Option<&Place>, left: Duration) -> Option<v1::WriteOptions> {
     let (ack, ack_timeout_ms) = match options.ack {
         AckLevel::Quorum => (v1::AckLevel::Quorum, 0),
         AckLevel::Leader => (v1::AckLevel::Leader, 0),
         // The server is to give up first: its answer says where the write stands, our deadline does not.
         AckLevel::All => (v1::AckLevel::All, whole_ms(options.ack_timeout.min(left / 10 * 9))),
     };
-    if slot.is_none() && ack == v1::AckLevel::Quorum {
+    let history = match options.history {
+        HistoryEpoch::UNKNOWN => place.map_or(HistoryEpoch::UNKNOWN, Place::history),
+        history => history,
+    };
+    if place.is_none() && ack == v1::AckLevel::Quorum && history == HistoryEpoch::UNKNOWN {
         return None;
     }
-    let slot = slot.unwrap_or(SessionSlot { session: 0, sequence: 0, first_unanswered: 0 });
+    let none = SessionSlot { session: 0, sequence: 0, first_unanswered: 0 };
+    let slot = place.map_or(none, Place::slot);
     Some(v1::WriteOptions {
+        history: history.0,
         session: slot.session,
         sequence: slot.sequence,
         first_unanswered: slot.first_unanswered,
@@ -395,10 +409,11 @@ mod tests {
         let left = Duration::from_secs(10);
         assert_eq!(wire_options(&WriteOptions::default(), None, left), None);
         assert_eq!(wire_read(ReadLevel::Linearizable.into()), (0, None));
-        let read = ReadOptions { level: ReadLevel::Bounded { max_lag_ms: 7 }, after_index: 9 };
+        let bookmark = "9@b".parse().unwrap();
+        let read = ReadOptions::from(ReadLevel::Bounded { max_lag_ms: 7 }).after(bookmark);
         let (level, freshness) = wire_read(read);
         assert_eq!(level, v1::ReadLevel::Bounded as i32);
-        assert_eq!(freshness, Some(v1::Freshness { max_lag_ms: 7, after_index: 9 }));
+        assert_eq!(freshness, Some(v1::Freshness { max_lag_ms: 7, after_index: 9, history: 0xb }));
     }
 
     #[test]

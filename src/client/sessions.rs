@@ -15,7 +15,7 @@ use super::operation;
 use super::router::Router;
 use crate::reason::Reason;
 use crate::session::{Session, Ticket};
-use crate::types::SessionSlot;
+use crate::types::{HistoryEpoch, SessionSlot};
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -40,7 +40,16 @@ pub(super) struct Place {
 impl Place {
     /// What to send with the next attempt.
     pub(super) fn slot(&self) -> SessionSlot {
-        self.ticket.as_ref().expect("invariant: taken only in drop").slot()
+        self.ticket().slot()
+    }
+
+    /// The history in which its session was opened.
+    pub(super) fn history(&self) -> HistoryEpoch {
+        self.ticket().session().history()
+    }
+
+    fn ticket(&self) -> &Ticket {
+        self.ticket.as_ref().expect("invariant: taken only in drop")
     }
 }
 

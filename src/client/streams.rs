@@ -26,7 +26,7 @@ use super::request::{Kind, Range, Scope, wire_range};
 use super::router::Router;
 use crate::proto::v1::{self, kv_client::KvClient};
 use crate::reason::Reason;
-use crate::types::{ReadLevel, ReadOptions};
+use crate::types::{Bookmark, HistoryEpoch, ReadLevel, ReadOptions};
 
 type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, ClientError>> + Send>>;
 
@@ -196,19 +196,22 @@ pub struct WatchEvent {
 ///
 /// When the connection breaks, or the node is not healthy any more, the watch goes on at another node where it was.
 /// It waits for the cluster as long as it takes; so the stream ends only with
-/// [`ClientError::Compacted`] when the history does not reach back to where the watch stood, or with an error that
+/// [`ClientError::Compacted`] when the history does not reach back to where the watch stood, with
+/// [`Reason::OtherHistory`] or [`Reason::Ahead`] when where it stood is no place in this cluster, or with an error that
 /// says that the request itself is at fault. After an error it is over.
 #[must_use = "streams do nothing unless they are read"]
 pub struct Watch {
     events: Boxed<WatchEvent>,
     resume_from: Arc<AtomicU64>,
+    history: Arc<AtomicU64>,
 }
 
 impl Watch {
     /// Where another watch has to begin to miss nothing that this one has not delivered yet: pass it as
-    /// `from_revision`. In the middle of a transaction's changes, that other watch repeats those already delivered.
-    pub fn resume_from(&self) -> u64 {
-        self.resume_from.load(Ordering::Relaxed)
+    /// `from`. In the middle of a transaction's changes, that other watch repeats those already delivered.
+    pub fn resume_from(&self) -> Bookmark {
+        let history = HistoryEpoch(self.history.load(Ordering::Relaxed));
+        Bookmark { index: self.resume_from.load(Ordering::Relaxed), history }
     }
 }
 
@@ -241,18 +244,21 @@ struct Watching {
     /// Attempts in vain since the last message.
     pauses: u32,
     resume_from: Arc<AtomicU64>,
+    /// The history that `next_revision` belongs to, as soon as it is known.
+    history: Arc<AtomicU64>,
 }
 
-/// Watches from `from_revision` on. Connects when the stream is first read.
+/// Watches from `from` on. Connects when the stream is first read.
 pub(super) fn watch(
     router: &Arc<Router>,
     scope: &Scope,
     range: Range,
-    from_revision: u64,
+    from: Bookmark,
     preference: Option<&ReadPreference>,
 ) -> Watch {
     router.metrics.watches.opened.fetch_add(1, Ordering::Relaxed);
-    let resume_from = Arc::new(AtomicU64::new(from_revision));
+    let resume_from = Arc::new(AtomicU64::new(from.index));
+    let history = Arc::new(AtomicU64::new(from.history.0));
     let watching = Watching {
         router: router.clone(),
         preference: preference.cloned().unwrap_or_default(),
@@ -261,20 +267,22 @@ pub(super) fn watch(
             collection: scope.collection.clone(),
             start: range.start,
             end: range.end,
-            from_revision,
+            from_revision: from.index,
+            history: from.history.0,
         },
-        next_revision: from_revision,
+        next_revision: from.index,
         ready: VecDeque::new(),
         open: None,
         failed: None,
         pauses: 0,
         resume_from: resume_from.clone(),
+        history: history.clone(),
     };
     let events = stream::try_unfold(watching, |mut watching| async move {
         let event = watching.next().await?;
         Ok(Some((event, watching)))
     });
-    Watch { events: Box::pin(events), resume_from }
+    Watch { events: Box::pin(events), resume_from, history }
 }
 
 impl Watching {
@@ -325,7 +333,11 @@ impl Watching {
         let config = &self.router.config;
         self.router.watch_health();
         let link = self.router.choose(&self.preference, self.failed.as_ref().map(|link| &link.node.endpoint));
-        let request = v1::WatchRequest { from_revision: self.next_revision, ..self.request.clone() };
+        let request = v1::WatchRequest {
+            from_revision: self.next_revision,
+            history: self.history.load(Ordering::Relaxed),
+            ..self.request.clone()
+        };
         let mut kv = kv(&link);
         let opening = timeout(config.connect_timeout + config.attempt_timeout, kv.watch(request));
         match link.node.counted(in_time(opening)).await {
@@ -337,6 +349,9 @@ impl Watching {
     fn take_in(&mut self, message: v1::WatchResponse) {
         self.pauses = 0;
         self.failed = None;
+        if let Some(HistoryEpoch(history @ 1..)) = message.header.as_ref().map(history) {
+            self.history.store(history, Ordering::Relaxed);
+        }
         let received_up_to = self.next_revision;
         for event in message.events {
             self.next_revision = self.next_revision.max(event.revision + 1);
@@ -354,7 +369,7 @@ impl Watching {
         tracing::debug!(endpoint = %link.node.endpoint, ?failure, from = self.next_revision, "watch broke off");
         let case = Case { kind: Kind::Anywhere, in_session: false, undecided: false };
         if let Verdict::Return(error) = judge(case, &link.node.endpoint, failure)
-            && matches!(error, ClientError::Compacted { .. } | ClientError::Rejected { .. })
+            && ends_watch(&error)
         {
             self.router.metrics.watches.failed.fetch_add(1, Ordering::Relaxed);
             return Err(error);
@@ -372,6 +387,23 @@ impl Watching {
         }
         Ok(())
     }
+}
+
+/// Whether a watch cannot go on, at whichever node.
+fn ends_watch(error: &ClientError) -> bool {
+    matches!(
+        error.reason(),
+        Reason::Compacted
+            | Reason::OtherHistory
+            | Reason::Ahead
+            | Reason::TooLarge
+            | Reason::Invalid
+            | Reason::Undecodable
+    )
+}
+
+fn history(header: &v1::Header) -> HistoryEpoch {
+    HistoryEpoch(header.position.map_or(0, |position| position.history))
 }
 
 impl WatchEvent {

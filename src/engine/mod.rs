@@ -76,12 +76,13 @@ use crate::raft::network::service::Callee;
 pub use crate::raft::network::traffic::Carried;
 use crate::raft::network::upstream::Upstream;
 use crate::raft::network::{PeerDoor, Transport};
+pub(crate) use crate::raft::published::CurrentHistory;
 use crate::runtime::{self, WallClock, offload};
 use crate::storage::{
     DataDir, DiskWatch, LogStats, LogStore, Room, SledOptions, SledStore, SnapshotDir, SnapshotStore, lease,
 };
 pub use crate::storage::{DiskState, DiskStatus};
-use crate::types::{Incarnation, LogId, Member, Role};
+use crate::types::{HistoryEpoch, Incarnation, LogId, Member, Role};
 
 /// One node of a replicated state machine. Cheap to clone; all clones are the same node.
 pub struct Engine<M: StateMachine> {
@@ -220,6 +221,17 @@ impl<M: StateMachine> Engine<M> {
         grpc::serve(listener, engine.peer_door(), traffic, engine.inner.stop.subscribe())
             .map_err(|source| OpenError::Listen { address: engine.inner.own.peer.clone(), source })?;
         Ok(engine)
+    }
+
+    /// The history that positions of this node belong to: to be kept with every position that is to be brought back,
+    /// and given along with it. [`UNKNOWN`](HistoryEpoch::UNKNOWN) on a node that has not applied anything yet.
+    pub fn history(&self) -> HistoryEpoch {
+        self.inner.core.published().history().epoch()
+    }
+
+    /// The same, for those who name it with every answer.
+    pub(crate) fn current_history(&self) -> CurrentHistory {
+        self.inner.core.published().history().clone()
     }
 
     /// Starts a node from parts. Its caller carries messages to [`peer_door`](Self::peer_door).

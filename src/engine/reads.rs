@@ -22,7 +22,7 @@ use crate::raft::core::{Core, NoReadIndex};
 use crate::raft::network::upstream::{ReadIndexAnswer, Upstream};
 use crate::raft::published::Applied;
 use crate::runtime;
-use crate::types::{LogId, ReadLevel, ReadOptions, Role};
+use crate::types::{HistoryEpoch, LogId, ReadLevel, ReadOptions, Role};
 
 /// Most reads that share one question to the leader; more wait for their turn.
 const MAX_SHARED: usize = 65_536;
@@ -170,7 +170,23 @@ impl<M: StateMachine> Engine<M> {
             }
         };
         let after = (options.after_index > 0).then_some(options.after_index);
-        inner.view(index.max(after), deadline).await
+        check_history(options.history, inner.core.published().history().epoch())?;
+        let applied = match inner.view(index.max(after), deadline).await {
+            Err(ReadError::Behind { wanted, .. }) if after == Some(wanted) => {
+                return Err(inner.why_not_reached(wanted).await);
+            }
+            outcome => outcome?,
+        };
+        // A node that was just started may have learnt meanwhile which history it holds.
+        check_history(options.history, applied.progress.history)?;
+        Ok(applied)
+    }
+}
+
+fn check_history(given: HistoryEpoch, known: HistoryEpoch) -> Result<(), ReadError> {
+    match given.differs_from(known) {
+        true => Err(ReadError::OtherHistory { given, known }),
+        false => Ok(()),
     }
 }
 
@@ -190,6 +206,15 @@ impl<M: StateMachine> Inner<M> {
                 return Err(read_error(error));
             }
             tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Why no state with entry `wanted` was to be had: this node lags, or there is no such entry in the whole cluster.
+    async fn why_not_reached(&self, wanted: u64) -> ReadError {
+        let applied = self.core.published().progress().log_id.map(|log_id| log_id.index);
+        match self.read_index(Instant::now() + self.config.timing.patience()).await {
+            Ok(last) if last < wanted => ReadError::Ahead { wanted, last },
+            Ok(_) | Err(_) => ReadError::Behind { applied, wanted },
         }
     }
 
@@ -244,8 +269,10 @@ fn read_error(error: NoReadIndex) -> ReadError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::WriteOptions;
     use crate::engine::lone;
-    use crate::machine::kv::KvQuery;
+    use crate::error::WriteError;
+    use crate::machine::kv::{KvCommand, KvQuery};
 
     #[tokio::test]
     async fn reads_that_wait_are_counted_by_what_they_wait_for() {
@@ -254,7 +281,7 @@ mod tests {
         let waiting = || ReadWait::ALL.map(|on| engine.counters().waiting(on));
         let query = || KvQuery::Get { tenant: "t".into(), collection: "c".into(), key: "k".into() };
         let no_leader = engine.read(query(), ReadLevel::Linearizable);
-        let not_applied = engine.read(query(), ReadOptions { level: ReadLevel::Local, after_index: 9 });
+        let not_applied = engine.read(query(), ReadOptions { after_index: 9, ..ReadLevel::Local.into() });
         let reads = async { tokio::join!(no_leader, not_applied) };
         let mut reads = std::pin::pin!(reads);
         assert!(futures::poll!(&mut reads).is_pending());
@@ -263,6 +290,38 @@ mod tests {
         assert!(no_leader.is_err(), "{no_leader:?}");
         assert!(matches!(not_applied, Err(ReadError::Behind { wanted: 9, .. })));
         assert_eq!(waiting(), [0, 0]);
+        engine.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn positions_that_are_not_of_this_history_are_refused() {
+        let engine = lone::engine(false).await;
+        assert!(engine.ready(Duration::from_secs(30)).await);
+        let query = || KvQuery::Get { tenant: "t".into(), collection: "c".into(), key: "k".into() };
+        let own = engine.history();
+        assert_ne!(own, HistoryEpoch::UNKNOWN);
+        let other = HistoryEpoch(own.0 ^ 2);
+        for level in [ReadLevel::Local, ReadLevel::Lease, ReadLevel::Linearizable] {
+            let read = async |after_index, history| {
+                engine.read(query(), ReadOptions { level, after_index, history }).await.map(|_| ())
+            };
+            assert_eq!(read(1, own).await, Ok(()));
+            assert_eq!(read(0, HistoryEpoch::UNKNOWN).await, Ok(()));
+            assert_eq!(read(1, other).await, Err(ReadError::OtherHistory { given: other, known: own }));
+            let ahead = read(1_000_000, own).await;
+            assert!(
+                matches!(ahead, Err(ReadError::Ahead { wanted: 1_000_000, last }) if last < 10),
+                "{ahead:?}"
+            );
+        }
+        let write = async |history| {
+            let command = KvCommand::Delete { tenant: "t".into(), collection: "c".into(), key: "k".into() };
+            engine.write_with(command, WriteOptions { history, ..WriteOptions::default() }).await.map(|_| ())
+        };
+        assert!(write(own).await.is_ok());
+        let refused = write(other).await.unwrap_err();
+        assert!(matches!(refused, WriteError::OtherHistory { given, .. } if given == other), "{refused:?}");
+        assert!(!refused.maybe_applied());
         engine.shutdown().await;
     }
 }

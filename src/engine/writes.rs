@@ -16,7 +16,7 @@ use crate::raft::core::Proposed;
 use crate::raft::envelope;
 use crate::runtime;
 use crate::session::{Session, Ticket};
-use crate::types::{AckLevel, LogId, NodeId, SessionSlot};
+use crate::types::{AckLevel, HistoryEpoch, LogId, NodeId, SessionSlot};
 
 /// How long a write at [`AckLevel::All`] waits for the slowest voter if its caller does not say.
 pub const DEFAULT_ACK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,11 +30,15 @@ pub struct WriteOptions {
     pub ack: AckLevel,
     /// [`AckLevel::All`]: how long to wait, once it is committed, until every voter holds it.
     pub ack_timeout: Duration,
+    /// The history that the session, and whatever positions the command holds, belong to. The write is refused, and
+    /// nothing proposed, when this is another one.
+    pub history: HistoryEpoch,
 }
 
 impl Default for WriteOptions {
     fn default() -> Self {
-        Self { slot: None, ack: AckLevel::Quorum, ack_timeout: DEFAULT_ACK_TIMEOUT }
+        let (ack, ack_timeout) = (AckLevel::Quorum, DEFAULT_ACK_TIMEOUT);
+        Self { slot: None, ack, ack_timeout, history: HistoryEpoch::UNKNOWN }
     }
 }
 
@@ -96,7 +100,8 @@ impl<M: StateMachine> Engine<M> {
         ticket: &Ticket,
         command: M::Command,
     ) -> Result<Written<M::Reply>, WriteError> {
-        let options = WriteOptions { slot: Some(ticket.slot()), ..WriteOptions::default() };
+        let (slot, history) = (Some(ticket.slot()), ticket.session().history());
+        let options = WriteOptions { slot, history, ..WriteOptions::default() };
         self.write_with(command, options).await.map(applied)
     }
 
@@ -145,7 +150,7 @@ impl<M: StateMachine> Engine<M> {
     pub async fn open_session(&self, ttl: Duration) -> Result<Arc<Session>, WriteError> {
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         let opened = self.open_session_at(ttl_ms).await?;
-        Ok(Session::new(opened.session, WINDOW))
+        Ok(Session::new(opened.session, WINDOW, self.history()))
     }
 
     /// As [`open_session`](Self::open_session), for those who keep count of sequences elsewhere.
@@ -173,6 +178,15 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`WriteError`].
     pub async fn close_session(&self, session: u64) -> Result<LogId, WriteError> {
+        self.close_session_in(session, HistoryEpoch::UNKNOWN).await
+    }
+
+    /// As [`close_session`](Self::close_session), of a session that was opened in `history`.
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    pub async fn close_session_in(&self, session: u64, history: HistoryEpoch) -> Result<LogId, WriteError> {
+        self.inner.check_history(history)?;
         let envelope = envelope::seal_close_session(self.inner.reading(), session);
         self.write_envelope(envelope).await.map(|closed| closed.log_id)
     }
@@ -192,7 +206,7 @@ impl<M: StateMachine> Engine<M> {
     {
         let inner = &self.inner;
         let bytes = envelope.len();
-        if let Err(refusal) = inner.admit(bytes) {
+        if let Err(refusal) = inner.check_history(options.history).and_then(|()| inner.admit(bytes)) {
             return done(Err(refusal));
         }
         let (engine, session) = (self.inner.clone(), options.slot.map(|slot| slot.session));
@@ -248,6 +262,19 @@ fn decoded<R: serde::de::DeserializeOwned>(acknowledged: Acknowledged<Bytes>) ->
 }
 
 impl<M: StateMachine> Inner<M> {
+    /// Refuses what belongs to another history than this node's.
+    fn check_history(&self, given: HistoryEpoch) -> Result<(), WriteError> {
+        let known = self.core.published().history().epoch();
+        if given.differs_from(known) {
+            return Err(WriteError::OtherHistory { given, known });
+        }
+        // This node leads, but has not applied again what its log begins with: it cannot tell yet.
+        if given != HistoryEpoch::UNKNOWN && known == HistoryEpoch::UNKNOWN {
+            return Err(WriteError::NotLeader { leader: None });
+        }
+        Ok(())
+    }
+
     /// Takes `bytes` into account as in flight, unless they are too many.
     fn admit(&self, bytes: usize) -> Result<(), WriteError> {
         let refused = self.try_admit(bytes);

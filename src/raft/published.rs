@@ -7,7 +7,7 @@
 //! it keeps more alive than it saves.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -63,14 +63,35 @@ pub struct Published<V> {
     viewed: watch::Sender<u64>,
     /// Whether somebody waits for a newer view.
     wanted: AtomicBool,
+    /// That of `progress`: every answer names it, and none should wait for the others.
+    history: CurrentHistory,
+}
+
+/// The history that a node's positions belong to, for those who name it in every answer. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct CurrentHistory(Arc<AtomicU64>);
+
+impl CurrentHistory {
+    /// It is known to be `history`.
+    pub fn set(&self, history: HistoryEpoch) {
+        self.0.store(history.0, Ordering::Release);
+    }
+
+    /// What is known of it at present.
+    pub fn epoch(&self) -> HistoryEpoch {
+        HistoryEpoch(self.0.load(Ordering::Acquire))
+    }
 }
 
 impl<V> Published<V> {
     /// The state a node starts with.
     pub fn new(applied: Applied<V>) -> Arc<Self> {
+        let history = CurrentHistory::default();
+        history.set(applied.progress.history);
         Arc::new(Self {
             progress: watch::Sender::new(applied.progress),
             viewed: watch::Sender::new(applied.progress.next_index()),
+            history,
             view: ArcSwap::from_pointee(applied),
             wanted: AtomicBool::new(false),
         })
@@ -78,6 +99,7 @@ impl<V> Published<V> {
 
     /// The machine has come this far. Whether a view of it is wanted.
     pub fn advance(&self, progress: Progress) -> bool {
+        self.history.set(progress.history);
         self.progress.send_replace(progress);
         let is_old = progress.next_index() >= *self.viewed.borrow() + VIEW_ENTRIES;
         self.wanted.swap(false, Ordering::AcqRel) || is_old
@@ -93,6 +115,11 @@ impl<V> Published<V> {
     /// How far the machine has come.
     pub fn progress(&self) -> Progress {
         *self.progress.borrow()
+    }
+
+    /// The history that positions of this state belong to.
+    pub fn history(&self) -> &CurrentHistory {
+        &self.history
     }
 
     /// Reports every advance.

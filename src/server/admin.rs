@@ -10,13 +10,14 @@ use crate::error::{MembershipError, SnapshotError, TransferError};
 use crate::proto::v1;
 use crate::proto::v1::Failure;
 use crate::proto::v1::admin_server::Admin;
+use crate::types::LogId;
 
 use super::failure::leader_hint;
 use super::members::Change;
 use super::metrics::Metrics;
 use super::observed::ObservedNode;
 use super::settings::NodeSettings;
-use super::wire::{Method, position};
+use super::wire::{Answerer, Method};
 
 /// The service, over whatever node it is given.
 pub(super) struct AdminService<N> {
@@ -41,10 +42,14 @@ impl<N: ObservedNode> AdminService<N> {
     async fn change(&self, method: Method, change: Change) -> Changed {
         self.call(method, async {
             let list = self.node.change(change).await?;
-            let position = list.position.map(position);
+            let position = list.position.map(|at| self.position(at));
             Ok::<_, MembershipError>(v1::MemberChangeResponse { members: members(list), position })
         })
         .await
+    }
+
+    fn position(&self, log_id: LogId) -> v1::Position {
+        Answerer::of(&self.node).position(log_id)
     }
 
     async fn state(&self) -> v1::StatusResponse {
@@ -62,11 +67,11 @@ impl<N: ObservedNode> AdminService<N> {
             fatal: state.fatal.as_ref().map(ToString::to_string).unwrap_or_default(),
             leader: state.leader.map(leader_hint),
             last_log: state.last_log,
-            committed: state.committed.map(position),
-            applied: state.applied.map(position),
+            committed: state.committed.map(|at| self.position(at)),
+            applied: state.applied.map(|at| self.position(at)),
             state_hash: status.state_hash,
-            snapshot: state.snapshot.map(position),
-            purged: state.purged.map(position),
+            snapshot: state.snapshot.map(|at| self.position(at)),
+            purged: state.purged.map(|at| self.position(at)),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             members: members(self.node.members()),
             sessions: sessions as u64,
@@ -91,7 +96,7 @@ impl<N: ObservedNode> Admin for AdminService<N> {
         let list = self.node.members();
         let response = v1::MemberListResponse {
             leader: list.leader.clone().map(leader_hint),
-            position: list.position.map(position),
+            position: list.position.map(|at| self.position(at)),
             joint: list.joint,
             members: members(list),
         };
@@ -152,7 +157,7 @@ impl<N: ObservedNode> Admin for AdminService<N> {
         _request: Request<v1::SnapshotRequest>,
     ) -> Result<Response<v1::SnapshotResponse>, Status> {
         self.call(Method::Snapshot, async {
-            let position = Some(position(self.node.take_snapshot().await?));
+            let position = Some(self.position(self.node.take_snapshot().await?));
             Ok::<_, SnapshotError>(v1::SnapshotResponse { position })
         })
         .await

@@ -53,6 +53,7 @@ impl From<WriteError> for Failure {
                 (Reason::AckTimeout, None)
             }
             WriteError::Interrupted { leader } => (Reason::Interrupted, leader),
+            WriteError::OtherHistory { .. } => (Reason::OtherHistory, None),
             WriteError::Stopped { .. } => (Reason::Stopped, None),
         };
         let (position, missing) = standing;
@@ -67,6 +68,8 @@ impl From<ReadError> for Failure {
             ReadError::NotLeader { leader } => (Reason::NotLeader, leader),
             ReadError::NoQuorum { .. } => (Reason::NoQuorum, None),
             ReadError::Behind { .. } => (Reason::Behind, None),
+            ReadError::Ahead { .. } => (Reason::Ahead, None),
+            ReadError::OtherHistory { .. } => (Reason::OtherHistory, None),
             ReadError::Stopped { .. } => (Reason::Stopped, None),
         };
         failure(reason, message, false, leader)

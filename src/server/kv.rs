@@ -12,20 +12,19 @@ use crate::proto::v1;
 use crate::proto::v1::kv_server::Kv;
 use crate::proto::v1::tagged_request::Request as Asked;
 use crate::proto::v1::tagged_response::Response as Answer;
-use crate::types::NodeId;
 
 use super::metrics::{Metrics, StreamCall};
 use super::node::KvNode;
 use super::pipeline;
 use super::streams;
-use super::wire::{self, Asked as AskedFor, Call, Method};
+use super::wire::{self, Answerer, Asked as AskedFor, Call, Method};
 
 type Pipelined = Pin<Box<dyn Stream<Item = Result<v1::PipelineResponse, Status>> + Send>>;
 
 /// The service, over whatever node it is given.
 pub(super) struct KvService<N> {
     pub(super) node: N,
-    pub(super) node_id: NodeId,
+    pub(super) by: Answerer,
     pub(super) metrics: Arc<Metrics>,
     /// Places for long ranges.
     pub(super) long_ranges: Arc<Semaphore>,
@@ -39,17 +38,17 @@ impl<N: KvNode> KvService<N> {
         let outcome = match wire::decode(request) {
             Ok(Call::Write(command, options)) => {
                 let asked = AskedFor::new(method, &command);
-                wire::written(self.node_id, asked, self.node.write(command, options).await)
+                wire::written(&self.by, asked, self.node.write(command, options).await)
             }
             Ok(Call::OpenSession { ttl_ms }) => {
-                wire::opened(self.node_id, ttl_ms, self.node.open_session(ttl_ms).await)
+                wire::opened(&self.by, ttl_ms, self.node.open_session(ttl_ms).await)
             }
-            Ok(Call::CloseSession { session }) => {
-                wire::closed(self.node_id, self.node.close_session(session).await)
+            Ok(Call::CloseSession { session, history }) => {
+                wire::closed(&self.by, self.node.close_session(session, history).await)
             }
             Ok(Call::Read(query, options)) => {
                 let key = wire::asked_key(&query);
-                wire::answered(self.node_id, key, self.node.read(query, options).await)
+                wire::answered(&self.by, key, self.node.read(query, options).await)
             }
             Err(failure) => Err(failure),
         };
@@ -114,7 +113,7 @@ impl<N: KvNode> Kv for KvService<N> {
     ) -> Result<Response<streams::Responses<v1::RangeResponse>>, Status> {
         let call = StreamCall::new(self.metrics.clone(), Method::RangeStream);
         let (node, places) = (self.node.clone(), &self.long_ranges);
-        Ok(Response::new(streams::range(node, self.node_id, places, request.into_inner(), call).await?))
+        Ok(Response::new(streams::range(node, self.by.clone(), places, request.into_inner(), call).await?))
     }
 
     async fn watch(
@@ -123,7 +122,7 @@ impl<N: KvNode> Kv for KvService<N> {
     ) -> Result<Response<streams::Responses<v1::WatchResponse>>, Status> {
         let call = StreamCall::new(self.metrics.clone(), Method::Watch);
         let (node, draining) = (self.node.clone(), self.draining.clone());
-        Ok(Response::new(streams::watch(node, self.node_id, draining, request.into_inner(), call)?))
+        Ok(Response::new(streams::watch(node, self.by.clone(), draining, request.into_inner(), call).await?))
     }
 
     async fn open_session(
@@ -152,7 +151,7 @@ impl<N: KvNode> Kv for KvService<N> {
     ) -> Result<Response<Pipelined>, Status> {
         let service = pipeline::Service {
             node: self.node.clone(),
-            node_id: self.node_id,
+            by: self.by.clone(),
             metrics: self.metrics.clone(),
             draining: self.draining.clone(),
         };

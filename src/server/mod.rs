@@ -75,6 +75,7 @@ use node::KvNode;
 use observed::ObservedNode;
 use peer_metrics::PeerCollector;
 use settings::{LogLevel, NodeSettings};
+use wire::Answerer;
 
 /// Largest message that a watch sends: the events of one command come together, and a command that removes many long keys
 /// has many; the history keeps no more than 32 MiB of one.
@@ -240,10 +241,10 @@ fn add_services<N: ObservedNode>(
     metrics: Arc<Metrics>,
     draining: watch::Receiver<bool>,
 ) -> Routes {
-    let node_id = node.state().node_id;
+    let by = Answerer::of(&node);
     let long_ranges = Arc::new(Semaphore::new(streams::MAX_LONG_RANGES));
     let admin = AdminServer::new(AdminService { node: node.clone(), settings, metrics: metrics.clone() });
-    let kv = KvServer::new(KvService { node, node_id, metrics, long_ranges, draining })
+    let kv = KvServer::new(KvService { node, by, metrics, long_ranges, draining })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_EVENTS_BYTES);
     let reflection = || {

@@ -5,10 +5,12 @@
 
 use tokio::sync::watch;
 
-use crate::engine::{Acknowledged, Engine, NodeState, OpenedSession, ReadOutcome, Status, WriteOptions};
+use crate::engine::{
+    Acknowledged, CurrentHistory, Engine, NodeState, OpenedSession, ReadOutcome, Status, WriteOptions,
+};
 use crate::error::{ReadError, WriteError};
 use crate::machine::kv::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply, KvView};
-use crate::types::{LogId, ReadOptions};
+use crate::types::{HistoryEpoch, LogId, ReadOptions};
 
 /// A node with a key-value machine. The methods promise what those of [`Engine`] do.
 pub(super) trait KvNode: Clone + Send + Sync + 'static {
@@ -23,7 +25,11 @@ pub(super) trait KvNode: Clone + Send + Sync + 'static {
 
     fn open_session(&self, ttl_ms: u64) -> impl Future<Output = Result<OpenedSession, WriteError>> + Send;
 
-    fn close_session(&self, session: u64) -> impl Future<Output = Result<LogId, WriteError>> + Send;
+    fn close_session(
+        &self,
+        session: u64,
+        history: HistoryEpoch,
+    ) -> impl Future<Output = Result<LogId, WriteError>> + Send;
 
     fn write(
         &self,
@@ -45,6 +51,9 @@ pub(super) trait KvNode: Clone + Send + Sync + 'static {
 
     /// What wall clocks will show when elapsed time is `elapsed_ms`, for the items of a view.
     fn log_time_at(&self, elapsed_ms: u64) -> u64;
+
+    /// The history that the node's positions belong to.
+    fn current_history(&self) -> CurrentHistory;
 
     fn state(&self) -> NodeState;
 
@@ -78,8 +87,8 @@ impl KvNode for Engine<KvMachine> {
         Engine::open_session_at(self, ttl_ms).await
     }
 
-    async fn close_session(&self, session: u64) -> Result<LogId, WriteError> {
-        Engine::close_session(self, session).await
+    async fn close_session(&self, session: u64, history: HistoryEpoch) -> Result<LogId, WriteError> {
+        Engine::close_session_in(self, session, history).await
     }
 
     async fn read(&self, query: KvQuery, options: ReadOptions) -> Result<ReadOutcome<KvAnswer>, ReadError> {
@@ -94,6 +103,10 @@ impl KvNode for Engine<KvMachine> {
 
     fn log_time_at(&self, elapsed_ms: u64) -> u64 {
         Engine::log_time_at(self, elapsed_ms)
+    }
+
+    fn current_history(&self) -> CurrentHistory {
+        Engine::current_history(self)
     }
 
     fn state(&self) -> NodeState {

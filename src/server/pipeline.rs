@@ -34,12 +34,12 @@ use crate::machine::kv::KvQuery;
 use crate::proto::v1::tagged_response::Response;
 use crate::proto::v1::{Failure, PipelineRequest, PipelineResponse, TaggedRequest, TaggedResponse};
 use crate::runtime;
-use crate::types::{NodeId, ReadOptions};
+use crate::types::ReadOptions;
 
 use super::failure;
 use super::metrics::{Metrics, OpenStream, Share};
 use super::node::KvNode;
-use super::wire::{self, Asked, Call, Method};
+use super::wire::{self, Answerer, Asked, Call, Method};
 
 /// Requests in flight on one pipeline; more are not read until some are answered.
 pub(super) const MAX_IN_FLIGHT: usize = 16_384;
@@ -65,7 +65,7 @@ const RESPONSE_BYTES: usize = 64;
 /// What a pipeline works with.
 pub(super) struct Service<N> {
     pub(super) node: N,
-    pub(super) node_id: NodeId,
+    pub(super) by: Answerer,
     pub(super) metrics: Arc<Metrics>,
     pub(super) draining: watch::Receiver<bool>,
 }
@@ -85,8 +85,7 @@ where
         broken: OnceLock::new(),
     });
     let open = service.metrics.open_pipeline();
-    let outlet =
-        Outlet { sender, shared: shared.clone(), node_id: service.node_id, metrics: service.metrics.clone() };
+    let outlet = Outlet { sender, shared: shared.clone(), by: service.by, metrics: service.metrics.clone() };
     runtime::spawn(read_requests(service.node, inbound, Arc::new(outlet), service.draining));
     Outgoing { answers, arrived: Vec::new(), pending: VecDeque::new(), shared, _open: open }
 }
@@ -107,7 +106,7 @@ struct Shared {
 struct Outlet {
     sender: mpsc::UnboundedSender<Answered>,
     shared: Arc<Shared>,
-    node_id: NodeId,
+    by: Answerer,
     metrics: Arc<Metrics>,
 }
 
@@ -237,7 +236,7 @@ async fn start_requests<N: KvNode>(node: &N, outlet: &Arc<Outlet>, message: Pipe
                 let outlet = outlet.clone();
                 let asked = Asked::new(ticket.method, &command);
                 node.propose(command, options, move |outcome| {
-                    let outcome = wire::written(outlet.node_id, asked, outcome);
+                    let outcome = wire::written(&outlet.by, asked, outcome);
                     outlet.answer(ticket, outcome);
                 })
                 .await;
@@ -248,14 +247,14 @@ async fn start_requests<N: KvNode>(node: &N, outlet: &Arc<Outlet>, message: Pipe
                 let (node, outlet) = (node.clone(), outlet.clone());
                 runtime::spawn(async move {
                     let opened = node.open_session(ttl_ms).await;
-                    outlet.answer(ticket, wire::opened(outlet.node_id, ttl_ms, opened));
+                    outlet.answer(ticket, wire::opened(&outlet.by, ttl_ms, opened));
                 });
             }
-            Ok(Call::CloseSession { session }) => {
+            Ok(Call::CloseSession { session, history }) => {
                 let (node, outlet) = (node.clone(), outlet.clone());
                 runtime::spawn(async move {
-                    let closed = node.close_session(session).await;
-                    outlet.answer(ticket, wire::closed(outlet.node_id, closed));
+                    let closed = node.close_session(session, history).await;
+                    outlet.answer(ticket, wire::closed(&outlet.by, closed));
                 });
             }
             Err(failure) => outlet.answer(ticket, Err(failure)),
@@ -278,7 +277,7 @@ fn start_reads<N: KvNode>(node: &N, outlet: &Arc<Outlet>, reads: Vec<(Ticket, Kv
             .map(|(ticket, query, options)| async move {
                 let key = wire::asked_key(&query);
                 let outcome = node.read(query, options).await;
-                outlet.answer(ticket, wire::answered(outlet.node_id, key, outcome));
+                outlet.answer(ticket, wire::answered(&outlet.by, key, outcome));
             })
             .collect();
         tokio::select! {

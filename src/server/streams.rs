@@ -19,12 +19,12 @@ use crate::machine::kv::{
 };
 use crate::proto::v1::{self, Failure};
 use crate::runtime;
-use crate::types::{LogId, NodeId, ReadLevel, ReadOptions, Role};
+use crate::types::{Bookmark, HistoryEpoch, LogId, ReadLevel, ReadOptions, Role};
 
 use super::failure;
 use super::metrics::StreamCall;
 use super::node::KvNode;
-use super::wire;
+use super::wire::{self, Answerer};
 
 /// Messages of one stream that wait for their client.
 const STREAM_MESSAGES: usize = 4;
@@ -105,19 +105,21 @@ fn stream<T: Send + 'static>() -> (Outlet<T>, Responses<T>) {
 ///
 /// # Errors
 /// The failure to answer instead.
-pub(super) fn watch<N: KvNode>(
+pub(super) async fn watch<N: KvNode>(
     node: N,
-    node_id: NodeId,
+    by: Answerer,
     draining: watch::Receiver<bool>,
     request: v1::WatchRequest,
     call: StreamCall,
 ) -> Result<Responses<v1::WatchResponse>, Failure> {
-    let (query, open) = call.open(events_query(&node, request))?;
+    let bookmark = Bookmark { index: request.from_revision, history: HistoryEpoch(request.history) };
+    let (query, open) =
+        call.open(check_beginning(&node, bookmark).await.and_then(|()| events_query(&node, request)))?;
     let (outlet, responses) = stream();
     runtime::spawn(async move {
         let ended = tokio::select! {
             () = outlet.messages.closed() => Ok(()),
-            ended = follow(node, node_id, draining, query, &outlet) => ended,
+            ended = follow(node, by, draining, query, &outlet) => ended,
         };
         open.ended(&ended);
         if let Err(failure) = ended {
@@ -127,8 +129,18 @@ pub(super) fn watch<N: KvNode>(
     Ok(responses)
 }
 
+/// Refuses a revision that is of another history, or that the cluster has not got to.
+async fn check_beginning<N: KvNode>(node: &N, from: Bookmark) -> Result<(), Failure> {
+    // What is watched from may be the next revision: that of the entry before it must be there.
+    let before = Bookmark { index: from.index.saturating_sub(1), ..from };
+    let applied = node.state().applied.map_or(0, |applied| applied.index);
+    let level = if before.index <= applied { ReadLevel::Local } else { ReadLevel::Linearizable };
+    node.view(ReadOptions::from(level).after(before)).await?;
+    Ok(())
+}
+
 fn events_query<N: KvNode>(node: &N, request: v1::WatchRequest) -> Result<EventsQuery, Failure> {
-    let v1::WatchRequest { tenant, collection, start, end, from_revision } = request;
+    let v1::WatchRequest { tenant, collection, start, end, from_revision, history: _ } = request;
     // Decided before the caller is answered, who may write next and wait for that.
     let from_revision = match from_revision {
         0 => node.state().applied.map_or(0, |applied| applied.index) + 1,
@@ -150,7 +162,7 @@ fn events_query<N: KvNode>(node: &N, request: v1::WatchRequest) -> Result<Events
 /// Sends events until the client has gone, or what has failed.
 async fn follow<N: KvNode>(
     node: N,
-    node_id: NodeId,
+    by: Answerer,
     mut draining: watch::Receiver<bool>,
     mut query: EventsQuery,
     outlet: &Outlet<v1::WatchResponse>,
@@ -177,7 +189,7 @@ async fn follow<N: KvNode>(
         let overdue = told.is_none_or(|at: tokio::time::Instant| at.elapsed() >= PROGRESS);
         if more || overdue {
             told = Some(tokio::time::Instant::now());
-            let message = response(node_id, applied, events, next_revision);
+            let message = response(&by, applied, events, next_revision);
             if !outlet.send(message).await? {
                 return Ok(());
             }
@@ -211,7 +223,7 @@ async fn until_draining(draining: &mut watch::Receiver<bool>) {
 }
 
 fn response(
-    node_id: NodeId,
+    by: &Answerer,
     applied: Option<LogId>,
     events: Vec<Event>,
     next_revision: u64,
@@ -225,7 +237,7 @@ fn response(
         v1::Event { kind: kind.into(), revision, item: Some(item) }
     };
     v1::WatchResponse {
-        header: Some(wire::header(node_id, applied)),
+        header: Some(by.header(applied)),
         events: events.into_iter().map(event).collect(),
         next_revision,
     }
@@ -237,7 +249,7 @@ fn response(
 /// The failure to answer instead.
 pub(super) async fn range<N: KvNode>(
     node: N,
-    node_id: NodeId,
+    by: Answerer,
     places: &Arc<Semaphore>,
     request: v1::RangeRequest,
     call: StreamCall,
@@ -246,7 +258,7 @@ pub(super) async fn range<N: KvNode>(
     let (outlet, responses) = stream();
     runtime::spawn(async move {
         // The state it is read from is let go when it takes too long, whether or not anybody hears of it.
-        let sending = tokio::time::timeout(RANGE_PATIENCE, range.send(&node, node_id, &outlet)).await;
+        let sending = tokio::time::timeout(RANGE_PATIENCE, range.send(&node, &by, &outlet)).await;
         let ended = sending.unwrap_or_else(|_| Err(failure::range_too_slow(RANGE_PATIENCE)));
         open.ended(&ended);
         if let Err(failure) = ended {
@@ -288,7 +300,7 @@ impl LongRange {
     async fn send<N: KvNode>(
         self,
         node: &N,
-        node_id: NodeId,
+        by: &Answerer,
         outlet: &Outlet<v1::RangeResponse>,
     ) -> Result<(), Failure> {
         let Self { applied, view, mut query, mut left, _place } = self;
@@ -303,7 +315,7 @@ impl LongRange {
             answer.map_expiry(|expires_ms| node.log_time_at(expires_ms));
             left -= answer.items.len();
             let next = answer.next.clone();
-            if !outlet.send(wire::range(Some(wire::header(node_id, applied)), answer)).await? {
+            if !outlet.send(wire::range(Some(by.header(applied)), answer)).await? {
                 return Ok(());
             }
             match next {

@@ -15,7 +15,9 @@ use tonic_health::pb::health_check_response::ServingStatus as Health;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::*;
-use crate::engine::{Acknowledged, NodeState, OpenedSession, ReadOutcome, Status, WriteOptions};
+use crate::engine::{
+    Acknowledged, CurrentHistory, NodeState, OpenedSession, ReadOutcome, Status, WriteOptions,
+};
 use crate::error::{FatalError, Leader, ReadError, WriteError};
 use crate::machine::kv::{KvAnswer, KvCommand, KvQuery, KvReply, KvView};
 use crate::machine::{ApplyContext, StateMachine};
@@ -26,7 +28,7 @@ use crate::proto::v1::tagged_request::Request as Ask;
 use crate::proto::v1::tagged_response::Response as Reply;
 use crate::proto::v1::{self, Failure, PipelineRequest, PipelineResponse, Reason, TaggedRequest};
 use crate::storage::DiskState;
-use crate::types::{Incarnation, LogId, Membership, ReadOptions, Role};
+use crate::types::{HistoryEpoch, Incarnation, LogId, Membership, ReadOptions, Role};
 
 mod members;
 mod queues;
@@ -36,6 +38,8 @@ mod replication;
 const DEADLINE: Duration = Duration::from_secs(20);
 
 type Held = Box<dyn FnOnce() + Send>;
+
+const HISTORY: HistoryEpoch = HistoryEpoch(0xabc);
 
 #[derive(Clone)]
 struct FakeNode {
@@ -114,6 +118,12 @@ impl KvNode for FakeNode {
         self.proposed.send_modify(|proposed| *proposed += 1);
     }
 
+    fn current_history(&self) -> CurrentHistory {
+        let history = CurrentHistory::default();
+        history.set(HISTORY);
+        history
+    }
+
     async fn open_session(&self, _ttl_ms: u64) -> Result<OpenedSession, WriteError> {
         let mut inner = self.inner.lock().unwrap();
         inner.index += 1;
@@ -121,7 +131,7 @@ impl KvNode for FakeNode {
         Ok(OpenedSession { session: 42, log_id })
     }
 
-    async fn close_session(&self, _session: u64) -> Result<LogId, WriteError> {
+    async fn close_session(&self, _session: u64, _history: HistoryEpoch) -> Result<LogId, WriteError> {
         self.open_session(0).await.map(|opened| opened.log_id)
     }
 
@@ -306,7 +316,7 @@ async fn unary_calls() {
     let mut kv = port.kv().await;
     let request = v1::PutRequest { key: "k".into(), value: "v".into(), ..Default::default() };
     let response = kv.put(request).await.unwrap().into_inner();
-    let position = Some(v1::Position { term: 3, index: 1 });
+    let position = Some(v1::Position { term: 3, index: 1, history: HISTORY.0 });
     let header = Some(v1::Header { node_id: 7, position, held_by: vec![7], ..Default::default() });
     let expected = v1::PutResponse { header, revision: 1, create_revision: 1, version: 1 };
     assert_eq!(response, expected);

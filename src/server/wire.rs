@@ -3,16 +3,19 @@
 
 use std::time::Duration;
 
-use crate::engine::{Acknowledged, DEFAULT_ACK_TIMEOUT, OpenedSession, ReadOutcome, WriteOptions};
+use crate::engine::{
+    Acknowledged, CurrentHistory, DEFAULT_ACK_TIMEOUT, OpenedSession, ReadOutcome, WriteOptions,
+};
 use crate::error::{ReadError, WriteError};
 use crate::machine::kv::{Item, KvAnswer, KvCommand, KvQuery, KvReply, RangeAnswer, RangeQuery};
 use crate::machine::sessions::{WINDOW, granted_ttl_ms};
 use crate::proto::v1;
 use crate::proto::v1::tagged_request::Request;
 use crate::proto::v1::tagged_response::Response;
-use crate::types::{AckLevel, LogId, NodeId, ReadLevel, ReadOptions, SessionSlot};
+use crate::types::{AckLevel, HistoryEpoch, LogId, NodeId, ReadLevel, ReadOptions, SessionSlot};
 
 use super::failure;
+use super::node::KvNode;
 use super::txn::{self, AskedKeys};
 
 /// Stands in for an empty tenant or collection.
@@ -111,7 +114,7 @@ pub(super) enum Call {
     Write(KvCommand, WriteOptions),
     Read(KvQuery, ReadOptions),
     OpenSession { ttl_ms: u64 },
-    CloseSession { session: u64 },
+    CloseSession { session: u64, history: HistoryEpoch },
 }
 
 pub(super) fn method(request: &Request) -> Method {
@@ -154,7 +157,9 @@ pub(super) fn decode(request: Request) -> Result<Call, v1::Failure> {
             Call::Read(KvQuery::Range(range_query(request)), options)
         }
         Request::OpenSession(v1::OpenSessionRequest { ttl_ms }) => Call::OpenSession { ttl_ms },
-        Request::CloseSession(v1::CloseSessionRequest { session }) => Call::CloseSession { session },
+        Request::CloseSession(v1::CloseSessionRequest { session, history }) => {
+            Call::CloseSession { session, history: HistoryEpoch(history) }
+        }
         Request::DeleteRange(request) => {
             let v1::DeleteRangeRequest { tenant, collection, start, end, limit, options } = request;
             let (tenant, collection) = (name(tenant), name(collection));
@@ -189,7 +194,7 @@ pub(super) fn name(name: String) -> String {
 }
 
 pub(super) fn read_options(level: i32, freshness: Option<v1::Freshness>) -> Result<ReadOptions, v1::Failure> {
-    let v1::Freshness { max_lag_ms, after_index } = freshness.unwrap_or_default();
+    let v1::Freshness { max_lag_ms, after_index, history } = freshness.unwrap_or_default();
     let level = match v1::ReadLevel::try_from(level) {
         Ok(v1::ReadLevel::Linearizable) => ReadLevel::Linearizable,
         Ok(v1::ReadLevel::Lease) => ReadLevel::Lease,
@@ -198,7 +203,7 @@ pub(super) fn read_options(level: i32, freshness: Option<v1::Freshness>) -> Resu
         // Never answer more weakly than was asked for.
         Err(_) => return Err(failure::invalid("this node does not know the read level asked for")),
     };
-    Ok(ReadOptions { level, after_index })
+    Ok(ReadOptions { level, after_index, history: HistoryEpoch(history) })
 }
 
 fn write_options(options: Option<v1::WriteOptions>) -> Result<WriteOptions, v1::Failure> {
@@ -230,7 +235,7 @@ fn write_options(options: Option<v1::WriteOptions>) -> Result<WriteOptions, v1::
         0 => DEFAULT_ACK_TIMEOUT,
         ack_timeout_ms => Duration::from_millis(ack_timeout_ms).min(MAX_ACK_TIMEOUT),
     };
-    Ok(WriteOptions { slot, ack, ack_timeout })
+    Ok(WriteOptions { slot, ack, ack_timeout, history: HistoryEpoch(options.history) })
 }
 
 /// What of a write is needed to answer it.
@@ -253,14 +258,15 @@ impl Asked {
 
 /// The response to a write, or its failure.
 pub(super) fn written(
-    node_id: NodeId,
+    by: &Answerer,
     asked: Asked,
     outcome: Result<Acknowledged<KvReply>, WriteError>,
 ) -> Result<Response, v1::Failure> {
+    let outcome = outcome.map_err(|error| by.failure(error));
     let Acknowledged { log_id, reply, ack, held_by, repeated } = outcome?;
     let header = Some(v1::Header {
-        node_id,
-        position: Some(position(log_id)),
+        node_id: by.node_id,
+        position: Some(by.position(log_id)),
         ack: wire_ack(ack).into(),
         held_by,
         repeated_write: repeated,
@@ -308,13 +314,13 @@ fn wire_ack(ack: AckLevel) -> v1::AckLevel {
 
 /// The response to a request for a session, or its failure.
 pub(super) fn opened(
-    node_id: NodeId,
+    by: &Answerer,
     ttl_ms: u64,
     outcome: Result<OpenedSession, WriteError>,
 ) -> Result<Response, v1::Failure> {
     let OpenedSession { session, log_id } = outcome?;
     Ok(Response::OpenSession(v1::OpenSessionResponse {
-        header: Some(header(node_id, Some(log_id))),
+        header: Some(by.header(Some(log_id))),
         session,
         ttl_ms: granted_ttl_ms(ttl_ms),
         window: WINDOW,
@@ -322,19 +328,19 @@ pub(super) fn opened(
 }
 
 /// The response to a session's end, or its failure.
-pub(super) fn closed(node_id: NodeId, outcome: Result<LogId, WriteError>) -> Result<Response, v1::Failure> {
-    let header = Some(header(node_id, Some(outcome?)));
+pub(super) fn closed(by: &Answerer, outcome: Result<LogId, WriteError>) -> Result<Response, v1::Failure> {
+    let header = Some(by.header(Some(outcome?)));
     Ok(Response::CloseSession(v1::CloseSessionResponse { header }))
 }
 
 /// The response to the read of `key` or, when that is not set, of a range; or its failure.
 pub(super) fn answered(
-    node_id: NodeId,
+    by: &Answerer,
     key: Option<bytes::Bytes>,
     outcome: Result<ReadOutcome<KvAnswer>, ReadError>,
 ) -> Result<Response, v1::Failure> {
     let ReadOutcome { applied, answer } = outcome?;
-    let header = Some(header(node_id, applied));
+    let header = Some(by.header(applied));
     match answer {
         KvAnswer::Item(found) => {
             let item = found.map(|found| item(key.unwrap_or_default(), found));
@@ -364,12 +370,40 @@ pub(super) fn item(key: bytes::Bytes, item: Item) -> v1::Item {
     v1::Item { key, value, create_revision, mod_revision, version, expires_ms }
 }
 
-pub(super) fn header(node_id: NodeId, log_id: Option<LogId>) -> v1::Header {
-    v1::Header { node_id, position: log_id.map(position), ..Default::default() }
+/// Whose word an answer is: a node, and the history that it holds.
+#[derive(Debug, Clone)]
+pub(super) struct Answerer {
+    pub(super) node_id: NodeId,
+    pub(super) history: CurrentHistory,
 }
 
+impl Answerer {
+    pub(super) fn of<N: KvNode>(node: &N) -> Self {
+        Self { node_id: node.state().node_id, history: node.current_history() }
+    }
+
+    pub(super) fn header(&self, log_id: Option<LogId>) -> v1::Header {
+        let position = log_id.map(|log_id| self.position(log_id));
+        v1::Header { node_id: self.node_id, position, ..Default::default() }
+    }
+
+    pub(super) fn position(&self, log_id: LogId) -> v1::Position {
+        v1::Position { history: self.history.epoch().0, ..position(log_id) }
+    }
+
+    /// What is answered to a write that failed: it may stand somewhere nevertheless.
+    fn failure(&self, error: WriteError) -> v1::Failure {
+        let mut failure = v1::Failure::from(error);
+        if let Some(position) = &mut failure.position {
+            position.history = self.history.epoch().0;
+        }
+        failure
+    }
+}
+
+/// A position, of which history is not said yet.
 pub(super) fn position(log_id: LogId) -> v1::Position {
-    v1::Position { term: log_id.term, index: log_id.index }
+    v1::Position { term: log_id.term, index: log_id.index, history: 0 }
 }
 
 #[cfg(test)]

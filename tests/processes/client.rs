@@ -140,7 +140,7 @@ async fn the_library_reaches_everything_that_the_server_offers() {
         let event = tokio::time::timeout(DEADLINE, watch.next()).await.expect("the watch hangs").unwrap();
         assert_eq!(event.unwrap().kind, EventKind::Delete);
     }
-    let old = client.watch(&scope, Range::prefix(""), Some(1)).await.unwrap().next().await.unwrap();
+    let old = client.watch(&scope, Range::prefix(""), Some(1.into())).await.unwrap().next().await.unwrap();
     assert!(old.is_ok(), "{old:?}");
     client.close().await;
 }

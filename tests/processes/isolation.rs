@@ -22,7 +22,7 @@ async fn connect(nodes: &TestCluster, node_id: u64) -> KvClient<Channel> {
 }
 
 fn get(level: ReadLevel, max_lag_ms: u64) -> GetRequest {
-    let freshness = Some(Freshness { max_lag_ms, after_index: 0 });
+    let freshness = Some(Freshness { max_lag_ms, ..Freshness::default() });
     GetRequest { key: KEY.into(), level: level.into(), freshness, ..Default::default() }
 }
 

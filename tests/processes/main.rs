@@ -15,6 +15,7 @@ mod set;
 #[path = "../../jepsen/src/writers.rs"]
 mod writers;
 
+mod anew;
 mod catch_up;
 mod client;
 mod clocks;

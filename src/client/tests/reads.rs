@@ -131,7 +131,7 @@ async fn freshness_is_asked_for() {
         assert_eq!((freshness.max_lag_ms, freshness.after_index), (250, 40));
         leader(requests)
     });
-    let read = ReadOptions { level: ReadLevel::Bounded { max_lag_ms: 250 }, after_index: 40 };
+    let read = ReadOptions::from(ReadLevel::Bounded { max_lag_ms: 250 }).after(40.into());
     client_of(&[&node]).get(&Scope::default(), "k", read).await.unwrap();
 }
 

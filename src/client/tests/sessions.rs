@@ -257,7 +257,7 @@ async fn without_sessions_writes_carry_nothing() {
 async fn an_acknowledgement_says_what_it_promises_and_who_holds_the_write() {
     let node = Fake::start(answering(WireHeader {
         node_id: 2,
-        position: Some(Position { term: 3, index: 40 }),
+        position: Some(Position { term: 3, index: 40, history: 0xabc }),
         ack: WireAck::All.into(),
         held_by: vec![1, 2, 3],
         ..Default::default()
@@ -266,10 +266,10 @@ async fn an_acknowledgement_says_what_it_promises_and_who_holds_the_write() {
     let reply = client.put_with(&Scope::default(), "k", "v", AckLevel::All).await.unwrap();
     assert_eq!((reply.header.ack, &reply.header.held_by[..]), (AckLevel::All, &[1, 2, 3][..]));
     let own = reply.header.then_read(ReadLevel::Local);
-    assert_eq!((own.level, own.after_index), (ReadLevel::Local, 40));
+    assert_eq!((own.level, own.after_index, own.history.0), (ReadLevel::Local, 40, 0xabc));
 
     node.set_script(refusing(Failure {
-        position: Some(Position { term: 3, index: 41 }),
+        position: Some(Position { term: 3, index: 41, history: 0xabc }),
         missing: vec![3],
         ..failure(Reason::AckTimeout, true)
     }));
@@ -289,4 +289,17 @@ async fn a_full_disk_is_waited_for_and_named_if_it_lasts() {
     let expected =
         matches!(error, ClientError::Failed { reason: Reason::DiskFull, maybe_applied: false, .. });
     assert!(expected, "{error}");
+}
+
+#[tokio::test]
+async fn a_session_of_another_history_is_said_once_and_then_replaced() {
+    let node = Fake::start(leader);
+    let client = client_of(&[&node]);
+    put(&client, "k", "v").await.unwrap();
+    node.set_script(steps([Next::Refuse(failure(Reason::OtherHistory, false))]));
+    let error = put(&client, "k", "v").await.unwrap_err();
+    assert_eq!((error.reason(), error.maybe_applied()), (Reason::OtherHistory, false), "{error}");
+    assert_eq!(node.sessions().0, 1);
+    put(&client, "k", "v").await.unwrap();
+    assert_eq!(node.sessions().0, 2, "the old one does not exist in this history");
 }

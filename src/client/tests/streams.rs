@@ -70,11 +70,11 @@ async fn a_watch_goes_on_after_breaks_without_gap_or_duplicate() {
     ]);
     node.set_watch(script);
     let client = client_of(&[&node]);
-    let mut watch = client.watch(&Scope::default(), Range::key("k"), Some(5)).await.unwrap();
+    let mut watch = client.watch(&Scope::default(), Range::key("k"), Some(5.into())).await.unwrap();
     assert_eq!(revisions(&mut watch, 1).await, [5]);
-    assert_eq!(watch.resume_from(), 5, "the other change of revision 5 has not been delivered");
+    assert_eq!(watch.resume_from().index, 5, "the other change of revision 5 has not been delivered");
     assert_eq!(revisions(&mut watch, 6).await, [5, 6, 7, 8, 20, 21]);
-    assert_eq!(watch.resume_from(), 22);
+    assert_eq!(watch.resume_from().index, 22);
     assert_eq!(*notes.lock().unwrap(), [5, 7, 20, 20]);
     assert!(client.metrics().watch_reconnects >= 2);
 }
@@ -88,7 +88,7 @@ async fn a_watch_goes_on_at_another_node_when_one_dies() {
     second.set_watch(other_script);
     let weights = [(Endpoint::parse(&first.endpoint()).unwrap(), 1)];
     let client = client_of(&[&first, &second]).preferring(ReadPreference::weighted(weights));
-    let mut watch = client.watch(&Scope::default(), Range::prefix(""), Some(1)).await.unwrap();
+    let mut watch = client.watch(&Scope::default(), Range::prefix(""), Some(1.into())).await.unwrap();
     assert_eq!(revisions(&mut watch, 2).await, [1, 2]);
     first.kill();
     assert_eq!(revisions(&mut watch, 1).await, [3]);
@@ -105,7 +105,7 @@ async fn a_watch_leaves_a_node_that_is_silent_and_not_healthy() {
     let weights = [(Endpoint::parse(&first.endpoint()).unwrap(), 1)];
     let client = client_with(&[&first, &second], |config| config.health_interval = Duration::from_millis(10));
     let client = client.preferring(ReadPreference::weighted(weights));
-    let mut watch = client.watch(&Scope::default(), Range::prefix(""), Some(1)).await.unwrap();
+    let mut watch = client.watch(&Scope::default(), Range::prefix(""), Some(1.into())).await.unwrap();
     assert_eq!(revisions(&mut watch, 1).await, [1]);
     first.set_status(StatusResponse { ready: false, ..status_of(1, "follower", 1, None) });
     assert_eq!(revisions(&mut watch, 1).await, [2]);
@@ -114,7 +114,10 @@ async fn a_watch_leaves_a_node_that_is_silent_and_not_healthy() {
 #[tokio::test]
 async fn a_watch_from_the_present_begins_after_what_is_known() {
     let node = Fake::start(|requests| {
-        let header = WireHeader { position: Some(Position { term: 1, index: 41 }), ..Default::default() };
+        let header = WireHeader {
+            position: Some(Position { term: 1, index: 41, history: 0xabc }),
+            ..Default::default()
+        };
         let range = RangeResponse { header: Some(header), ..Default::default() };
         let response = Some(tagged_response::Response::Range(range));
         Step::Answer(vec![TaggedResponse { tag: requests[0].tag, response }])
@@ -131,7 +134,7 @@ async fn a_watch_ends_when_the_history_does_not_reach_back() {
     let node = Fake::start(leader);
     node.set_watch(noting(vec![vec![events(&[3]), Err(broken())], vec![Err(compacted(9))]]).0);
     let client = client_of(&[&node]);
-    let mut watch = client.watch(&Scope::default(), Range::prefix(""), Some(3)).await.unwrap();
+    let mut watch = client.watch(&Scope::default(), Range::prefix(""), Some(3.into())).await.unwrap();
     assert_eq!(revisions(&mut watch, 1).await, [3]);
     assert_eq!((client.metrics().watches.opened, client.metrics().watches.failed), (1, 0));
     let end = timeout(PATIENCE, watch.next()).await.expect("the watch hangs").unwrap();
@@ -253,4 +256,20 @@ async fn what_is_known_of_each_node_is_told() {
     .expect("the read waits for its node");
     assert_eq!(of(&unready).attempts, after.attempts + 1);
     waiting.abort();
+}
+
+#[tokio::test]
+async fn a_watch_says_that_its_cluster_was_made_anew() {
+    for reason in [Reason::OtherHistory, Reason::Ahead] {
+        let node = Fake::start(leader);
+        let refused = Failure { code: Code::OutOfRange.into(), ..failure(reason, false) };
+        let refused = Status::from(refused);
+        node.set_watch(noting(vec![vec![events(&[3]), Err(broken())], vec![Err(refused)]]).0);
+        let client = client_of(&[&node]);
+        let mut watch = client.watch(&Scope::default(), Range::prefix(""), Some(3.into())).await.unwrap();
+        assert_eq!(revisions(&mut watch, 1).await, [3]);
+        let error = timeout(PATIENCE, watch.next()).await.expect("the watch hangs").unwrap().unwrap_err();
+        assert_eq!(error.reason(), reason);
+        assert!(timeout(PATIENCE, watch.next()).await.expect("the watch hangs").is_none());
+    }
 }

@@ -87,7 +87,7 @@ async fn changes_reach_the_node_and_the_membership_comes_back() {
     let add =
         v1::AddMemberRequest { node_id: WELL, peer: "p:1".to_owned(), promote: true, ..Default::default() };
     let changed = node.add_member(Request::new(add)).await.unwrap().into_inner();
-    assert_eq!(changed.position, Some(v1::Position { term: 3, index: 5 }));
+    assert_eq!(changed.position, Some(v1::Position { term: 3, index: 5, history: HISTORY.0 }));
     let member = &changed.members[0];
     assert_eq!((member.node_id, member.matched, member.reachable), (WELL, Some(5), Some(true)));
     assert_eq!(member.incarnation, Incarnation(9).to_string());
