@@ -27,5 +27,6 @@ mod isolation;
 mod membership;
 mod refusals;
 mod restart;
+mod strangers;
 mod support;
 mod visibility;
