@@ -8,7 +8,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::types::{HistoryEpoch, Incarnation, LogId, NodeId};
+use crate::types::{Divergence, HistoryEpoch, Incarnation, LogId, NodeId};
 
 /// Who leads, as far as the answering node knows, and where clients reach it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +59,23 @@ pub enum WriteError {
         /// This cluster's.
         known: HistoryEpoch,
     },
+    /// The command can be encoded, but not be decoded again from that. It was not proposed: no node could have applied it.
+    #[error(
+        "the command cannot be decoded again from its own encoding: {reason}; its types need Serialize and Deserialize implementations that fit a format which does not describe itself"
+    )]
+    Undecodable {
+        /// What was wrong.
+        reason: String,
+    },
+    /// The write was applied, but what the state machine replied cannot be read: it does not decode from its own encoding,
+    /// or comes from another version of the machine that replied to an earlier attempt.
+    #[error("the write at {log_id} was applied, but its reply cannot be read: {reason}")]
+    UnreadableReply {
+        /// Where the command stands.
+        log_id: LogId,
+        /// What was wrong.
+        reason: String,
+    },
     /// Too many bytes are in flight on this node. The command was not proposed.
     #[error("too many writes are in flight on this node; retry after a pause")]
     Overloaded,
@@ -77,6 +94,15 @@ pub enum WriteError {
     DiskStalled {
         /// How long the present write has been under way.
         writing_for: Duration,
+    },
+    /// This node's state differs from the other nodes' at the same position, so whatever it replied would be wrong. The
+    /// command was not proposed.
+    #[error(
+        "{divergence}: this node's state differs from the others', and it takes no writes; rebuild it from its peers"
+    )]
+    Diverged {
+        /// Where, and how.
+        divergence: Divergence,
     },
     /// This node leads, but has not heard from a quorum for longer than its lease. The command was not proposed.
     #[error("this leader has lost touch with its quorum; retry, another node may lead by now")]
@@ -148,8 +174,10 @@ impl WriteError {
             Self::NotLeader { .. }
             | Self::TooLarge { .. }
             | Self::Unencodable { .. }
+            | Self::Undecodable { .. }
             | Self::Overloaded
             | Self::NoQuorum
+            | Self::Diverged { .. }
             | Self::LeaderAckInSession
             | Self::OtherHistory { .. }
             | Self::DiskFull { .. }
@@ -159,7 +187,7 @@ impl WriteError {
             | Self::TooManyOfOpener { .. } => false,
             // Earlier attempts are what the session was for.
             Self::SessionExpired { .. } | Self::AnswerForgotten => false,
-            Self::Interrupted { .. } | Self::AckTimeout { .. } => true,
+            Self::Interrupted { .. } | Self::AckTimeout { .. } | Self::UnreadableReply { .. } => true,
             Self::Stopped { maybe_applied, .. } => *maybe_applied,
         }
     }
@@ -206,6 +234,14 @@ pub enum ReadError {
         given: HistoryEpoch,
         /// This cluster's.
         known: HistoryEpoch,
+    },
+    /// This node's state differs from the other nodes' at the same position, so whatever it answered would be wrong.
+    #[error(
+        "{divergence}: this node's state differs from the others', and it answers no reads; ask another node, and rebuild this one from its peers"
+    )]
+    Diverged {
+        /// Where, and how.
+        divergence: Divergence,
     },
     /// The node has stopped or is stopping.
     #[error("the node has stopped: {reason}")]

@@ -169,6 +169,16 @@ pub struct Member {
     pub incarnation: Incarnation,
 }
 
+impl Member {
+    /// Longest address, in bytes: a host name has at most 253.
+    pub const MAX_ADDRESS_BYTES: usize = 512;
+
+    /// Whether its addresses are no longer than they may be. Members refuse a membership with longer ones.
+    pub fn fits(&self) -> bool {
+        self.peer.len() <= Self::MAX_ADDRESS_BYTES && self.client.len() <= Self::MAX_ADDRESS_BYTES
+    }
+}
+
 /// Who belongs to the cluster, and who votes.
 ///
 /// One voter set in the ordinary case, two while a joint change is under way (Raft, §6). Every
@@ -185,6 +195,33 @@ impl Membership {
     /// Whether `node_id` votes in any of the sets.
     pub fn is_voter(&self, node_id: NodeId) -> bool {
         self.voters.iter().any(|set| set.contains(&node_id))
+    }
+}
+
+/// That a node's state is not the others', at the same position of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Divergence {
+    /// After which entry.
+    pub at: LogId,
+    /// The hash of this node's state.
+    pub own: u64,
+    /// What a majority of the voters has. `None` when no majority has the same.
+    pub majority: Option<u64>,
+}
+
+impl fmt::Display for Divergence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { at, own, majority } = self;
+        match majority {
+            Some(majority) => write!(
+                f,
+                "after entry {at} the state of this node has the hash {own:016x}, and that of a majority of the voters {majority:016x}"
+            ),
+            None => write!(
+                f,
+                "after entry {at} the state of this node has the hash {own:016x}, and no majority of the voters has the same"
+            ),
+        }
     }
 }
 

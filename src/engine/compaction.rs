@@ -1,9 +1,10 @@
 //! When snapshots are taken, and how much of the log is kept behind them.
 //!
 //! Both are counted in entries and in bytes, whichever comes first: a log of small entries costs time at
-//! the next start, one of large entries costs disk.
+//! the next start, one of large entries costs disk. While a follower is being sent a snapshot, and until it has caught up
+//! from there, the log after that snapshot is kept for it as well, within bounds.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -13,9 +14,9 @@ use super::config::SnapshotPolicy;
 use super::{Engine, Settings};
 use crate::error::SnapshotError;
 use crate::machine::StateMachine;
-use crate::raft::core::Core;
+use crate::raft::core::{Core, Metrics};
 use crate::storage::DiskWatch;
-use crate::types::{LogId, Role};
+use crate::types::{LogId, NodeId, Role};
 
 /// How often the applied position is looked at.
 const PACE: Duration = Duration::from_millis(20);
@@ -25,6 +26,11 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 const MAX_DOUBLINGS: u32 = 6;
 /// How long a snapshot that somebody asked for may take.
 const TAKE_PATIENCE: Duration = Duration::from_secs(60);
+/// While a snapshot is being sent to a follower, what comes after it is kept for that follower: no more than so many times what
+/// makes another snapshot due, in entries or in bytes.
+const HELD_SNAPSHOTS: u64 = 4;
+/// The same, and for no longer than this.
+const HOLD_TIME: Duration = Duration::from_secs(30 * 60);
 /// The log is measured at points this many bytes or entries apart.
 const MARK_BYTES: u64 = 1024 * 1024;
 const MARK_ENTRIES: u64 = 1000;
@@ -65,9 +71,7 @@ impl Gauge {
 
     /// A snapshot up to `index` exists. Returns up to where the log may now be purged.
     fn snapshot_taken(&mut self, index: u64) -> Option<u64> {
-        let bytes_at =
-            |index| self.marks.iter().rev().find(|mark| mark.index <= index).map(|mark| mark.bytes);
-        let bytes = bytes_at(index).unwrap_or(self.base.bytes);
+        let bytes = self.bytes_at(index).unwrap_or(self.base.bytes);
         self.base = Mark { index, bytes };
         let by_entries = index.saturating_sub(self.policy.keep_entries);
         // The last point that lies more than `keep_bytes` back.
@@ -78,11 +82,100 @@ impl Gauge {
             .find(|mark| mark.index <= index && bytes.saturating_sub(mark.bytes) >= self.policy.keep_bytes)
             .map_or(0, |mark| mark.index);
         let upto = by_entries.max(by_bytes).min(index);
+        (upto > 0).then_some(upto)
+    }
+
+    fn bytes_at(&self, index: u64) -> Option<u64> {
+        self.marks.iter().rev().find(|mark| mark.index <= index).map(|mark| mark.bytes)
+    }
+
+    /// The log up to `upto` is to be purged.
+    fn purged(&mut self, upto: u64) {
         while self.marks.len() > 1 && self.marks[0].index < upto {
             self.marks.pop_front();
         }
-        (upto > 0).then_some(upto)
     }
+
+    /// Whether the log from `index` to `now` is more than may be held for one that needs it.
+    fn is_too_much(&self, index: u64, now: Mark) -> bool {
+        let bytes = now.bytes.saturating_sub(self.bytes_at(index).unwrap_or(0));
+        now.index.saturating_sub(index) > self.policy.every_entries.saturating_mul(HELD_SNAPSHOTS)
+            || bytes > self.policy.every_bytes.saturating_mul(HELD_SNAPSHOTS)
+    }
+}
+
+/// What followers of this leader need that are being sent a snapshot: the log from its end on. Without it they would need
+/// another snapshot as soon as they have this one, and so on: behind a link that takes longer for a snapshot than the
+/// leader to the next one they would never catch up.
+#[derive(Debug, Default)]
+struct Held(BTreeMap<NodeId, Need>);
+
+/// One follower's need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Need {
+    /// The last entry of its snapshot.
+    from: u64,
+    since: Instant,
+    /// It is too large, or has lasted for too long.
+    is_given_up: bool,
+}
+
+impl Held {
+    /// Looks at who is being sent which snapshot and how far the others' logs reach by now, and lets go of what is needed no
+    /// more: by those who have the entries up to `wanted` and nearly all after it, and by those who are no members. What has
+    /// become too large or has lasted for too long is given up.
+    fn look(&mut self, gauge: &Gauge, now: Mark, wanted: u64, members: &BTreeMap<NodeId, Standing>) {
+        for (node_id, standing) in members {
+            if let Some(from) = standing.receives {
+                let new = Need { from, since: Instant::now(), is_given_up: false };
+                let need = self.0.entry(*node_id).or_insert(new);
+                if need.from != from {
+                    *need = new;
+                }
+            }
+        }
+        let nearly_all = wanted.max(now.index.saturating_sub(gauge.policy.keep_entries));
+        self.0.retain(|node_id, need| {
+            let Some(standing) = members.get(node_id) else { return false };
+            let is_served = standing.receives.is_none() && standing.matched >= Some(nearly_all);
+            if !need.is_given_up && (need.since.elapsed() > HOLD_TIME || gauge.is_too_much(need.from, now)) {
+                need.is_given_up = true;
+                tracing::warn!(
+                    node_id,
+                    from = need.from,
+                    "a follower is too far behind its snapshot for the log"
+                );
+            }
+            !is_served
+        });
+    }
+
+    /// Up to where the log may be purged, if it is to be purged up to `wanted`.
+    fn allows(&self, wanted: u64) -> u64 {
+        self.0.values().filter(|need| !need.is_given_up).map(|need| need.from).fold(wanted, u64::min)
+    }
+}
+
+/// How far a follower of this leader is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Standing {
+    /// The last entry of the snapshot that it is being sent.
+    receives: Option<u64>,
+    matched: Option<u64>,
+}
+
+/// How far the followers of this leader are; none if it does not lead.
+fn standings<M: StateMachine>(core: &Core<M>, metrics: &Metrics) -> BTreeMap<NodeId, Standing> {
+    if metrics.role != Role::Leader {
+        return BTreeMap::new();
+    }
+    let progress = core.peer_progress();
+    let standing = |node_id: &NodeId| {
+        let receives = progress.get(node_id).and_then(|peer| peer.snapshot_upto);
+        let matched = metrics.matched.get(node_id).copied().flatten().map(|matched| matched.index);
+        (*node_id, Standing { receives, matched })
+    };
+    metrics.membership.members.keys().map(standing).collect()
 }
 
 /// When a snapshot is asked for again that has not come.
@@ -170,10 +263,19 @@ pub(super) async fn run<M: StateMachine>(
     let start = Mark { index: newest.map_or(0, |snapshot| snapshot.index), bytes: 0 };
     let mut gauge = Gauge::new(settings.borrow().snapshots.clone(), start);
     let (mut asking, mut had_room) = (Asking::default(), true);
+    // Up to where the log is to be purged, and what is held back from that.
+    let (mut wanted, mut purged, mut held) = (None, 0, Held::default());
     loop {
-        // While a snapshot is being written its end is awaited even if nothing is applied meanwhile.
-        if !asking.is_under_way() && progress.changed().await.is_err() {
-            return;
+        // While a snapshot is being written its end is awaited even if nothing is applied meanwhile, and while a follower
+        // needs the log, the end of that.
+        if !asking.is_under_way() {
+            let changed = match held.0.is_empty() {
+                true => progress.changed().await,
+                false => tokio::time::timeout(ASK_AGAIN, progress.changed()).await.unwrap_or(Ok(())),
+            };
+            if changed.is_err() {
+                return;
+            }
         }
         tokio::time::sleep(PACE).await;
         let mark = now();
@@ -190,9 +292,14 @@ pub(super) async fn run<M: StateMachine>(
         {
             newest = metrics.snapshot;
             asking = Asking::default();
-            if let Some(upto) = gauge.snapshot_taken(snapshot.index) {
-                core.purge(upto).await;
-            }
+            wanted = gauge.snapshot_taken(snapshot.index).max(wanted);
+        }
+        // Looked at all the time: a snapshot may have been sent before there is something to purge.
+        held.look(&gauge, mark, wanted.unwrap_or(0), &standings(&core, &metrics));
+        if let Some(upto) = wanted.map(|wanted| held.allows(wanted)).filter(|upto| *upto > purged) {
+            purged = upto;
+            gauge.purged(upto);
+            core.purge(upto).await;
         }
         // A full disk has no room for one; it is taken once there is.
         let has_room = disk.has_room();
@@ -250,6 +357,7 @@ mod tests {
         (1..=10).for_each(|n| gauge.observe(Mark { index: n * 1000, bytes: n * 1000 }));
         assert_eq!(gauge.snapshot_taken(10_000), Some(6_000));
         assert_eq!(gauge.base, Mark { index: 10_000, bytes: 10_000 });
+        gauge.purged(6_000);
         assert_eq!(gauge.marks[0].index, 6_000);
     }
 
@@ -258,6 +366,55 @@ mod tests {
         let mut gauge = Gauge::new(policy(), Mark { index: 0, bytes: 0 });
         (1..=100).for_each(|n| gauge.observe(Mark { index: n, bytes: n << 20 }));
         assert_eq!(gauge.snapshot_taken(100), Some(80));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_follows_a_snapshot_in_flight_is_kept_for_who_gets_it() {
+        let mut gauge = Gauge::new(policy(), Mark { index: 0, bytes: 0 });
+        (1..=30).for_each(|n| gauge.observe(Mark { index: n * 1000, bytes: n * 1000 }));
+        let now = Mark { index: 30_000, bytes: 30_000 };
+        let standings = |receives: Option<u64>, matched: Option<u64>| {
+            BTreeMap::from([
+                (2, Standing { receives: None, matched: Some(30_000) }),
+                (4, Standing { receives, matched }),
+            ])
+        };
+        let mut held = Held::default();
+        held.look(&gauge, now, 26_000, &standings(None, None));
+        assert_eq!(held.allows(26_000), 26_000, "nobody is sent one");
+        held.look(&gauge, now, 26_000, &standings(Some(10_000), None));
+        assert_eq!(held.allows(26_000), 10_000);
+        assert_eq!(held.allows(6_000), 6_000);
+        // It has the snapshot, and what follows is on its way.
+        held.look(&gauge, now, 26_000, &standings(None, Some(12_000)));
+        assert_eq!(held.allows(26_000), 10_000);
+        held.look(&gauge, Mark { index: 30_001, bytes: 0 }, 26_000, &standings(None, Some(26_000)));
+        assert_eq!(held.allows(26_000), 10_000, "not quite");
+        held.look(&gauge, now, 26_000, &standings(None, Some(26_000)));
+        assert_eq!(held.allows(26_000), 26_000, "it has caught up");
+
+        // Who gets another one needs what follows that.
+        held.look(&gauge, now, 26_000, &standings(Some(10_000), None));
+        held.look(&gauge, now, 26_000, &standings(Some(20_000), None));
+        assert_eq!(held.allows(26_000), 20_000);
+        let much = Mark { index: 20_001 + 4 * 10_000, bytes: 0 };
+        held.look(&gauge, much, 26_000, &standings(Some(20_000), None));
+        assert_eq!(held.allows(26_000), 26_000, "too many entries");
+        let large = Mark { index: 30_000, bytes: (401 << 20) + 20_000 };
+        let mut held = Held::default();
+        held.look(&gauge, large, 26_000, &standings(Some(20_000), None));
+        assert_eq!(held.allows(26_000), 26_000, "too many bytes");
+        let mut held = Held::default();
+        held.look(&gauge, now, 26_000, &standings(Some(20_000), None));
+        tokio::time::advance(HOLD_TIME + PACE).await;
+        held.look(&gauge, now, 26_000, &standings(Some(20_000), None));
+        assert_eq!(held.allows(26_000), 26_000, "too long");
+        held.look(&gauge, now, 26_000, &standings(Some(20_000), None));
+        assert_eq!(held.allows(26_000), 26_000, "for good");
+        held.look(&gauge, now, 26_000, &standings(Some(25_000), None));
+        assert_eq!(held.allows(26_000), 25_000, "another snapshot");
+        held.look(&gauge, now, 26_000, &BTreeMap::new());
+        assert_eq!(held.allows(26_000), 26_000, "no member any more, or this node leads no more");
     }
 
     #[test]

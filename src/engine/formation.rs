@@ -145,10 +145,14 @@ impl<M: StateMachine> Formation<M> {
                 _ => {}
             })?;
         let malformed = |error: wire::Malformed| DialError::Refused(Refusal::Malformed(error.to_string()));
-        Ok(Member {
+        let member = Member {
             peer: response.peer_address,
             client: response.client_address,
             incarnation: wire::incarnation(&response.incarnation).map_err(malformed)?,
-        })
+        };
+        match member.fits() && response.node_id == node_id {
+            true => Ok(member),
+            false => Err(malformed(wire::Malformed("an address is too long, or another node answers"))),
+        }
     }
 }

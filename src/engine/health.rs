@@ -115,7 +115,7 @@ impl<M: StateMachine> Health<M> {
             let Some(to) = successor(&metrics, self.own, &in_touch) else { continue };
             tracing::warn!(to, disk = %state, "handing over the lead: the disk is unwell");
             // A core that waits for the disk takes no orders.
-            if tokio::time::timeout(self.patience, self.core.transfer_leader(to)).await.is_err() {
+            if tokio::time::timeout(self.patience, self.core.transfer_leader(to, false)).await.is_err() {
                 tracing::warn!(to, "the core does not hand over");
             }
         }

@@ -251,7 +251,7 @@ impl<M: StateMachine> Engine<M> {
                 return;
             }
             memory.last_offer = Some(Instant::now());
-            if let Err(error) = self.transfer_leader(Some(from)).await {
+            if let Err(error) = self.transfer(Some(from), true).await {
                 tracing::warn!(node = from, %error, "a node that prefers to lead did not take the lead");
             }
         }

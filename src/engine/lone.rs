@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Engine, EngineConfig, EngineParts};
+use crate::machine::StateMachine;
 use crate::machine::kv::KvMachine;
 use crate::raft::network::nowhere::Nowhere;
 use crate::storage::{DiskWatch, MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
@@ -10,6 +11,11 @@ use crate::types::Incarnation;
 
 /// Node 1 of a cluster of its own, or of none while it `joins`.
 pub(super) async fn engine(joins: bool) -> Engine<KvMachine> {
+    engine_of(joins, KvMachine::default()).await
+}
+
+/// The same, with another machine.
+pub(super) async fn engine_of<M: StateMachine>(joins: bool, machine: M) -> Engine<M> {
     let disk = MemoryDisk::new(SyncMode::Immediate);
     let mut config = EngineConfig::new(1, "", "nowhere:1");
     config.join = joins;
@@ -27,5 +33,5 @@ pub(super) async fn engine(joins: bool) -> Engine<KvMachine> {
         released: None,
         promised_lease_ms: 0,
     };
-    Engine::start(parts, KvMachine::default()).await.expect("a node in memory can be started")
+    Engine::start(parts, machine).await.expect("a node in memory can be started")
 }

@@ -52,6 +52,8 @@ const COMMIT_PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(20);
 /// A learner that has all but this many entries has caught up: under load nobody has them all.
 const CAUGHT_UP_ENTRIES: u64 = 1_000;
+/// And lacks none that is older than this.
+const CAUGHT_UP_AGE: Duration = Duration::from_secs(2);
 /// How long to wait for a learner to catch up when nothing else is said.
 pub const CATCH_UP_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -434,10 +436,21 @@ impl<M: StateMachine> Engine<M> {
         incarnation: Incarnation,
     ) -> Result<bool, MembershipError> {
         match self.known(metrics, node_id)?.incarnation == incarnation {
-            true => Ok(lag(metrics, node_id) <= CAUGHT_UP_ENTRIES && metrics.reachable.contains(&node_id)),
+            true => Ok(metrics.reachable.contains(&node_id) && self.follows(metrics, node_id)),
             // Somebody else has replaced it.
             false => Err(MembershipError::AnotherChange),
         }
+    }
+
+    /// Whether a member takes the log as it comes: it lacks little, and nothing that is old, and is not sent a snapshot. Behind
+    /// a slow link few entries may be many bytes.
+    fn follows(&self, metrics: &Metrics, node_id: NodeId) -> bool {
+        let core = &self.inner.core;
+        let missing = lag(metrics, node_id);
+        let receives = core.peer_progress().get(&node_id).is_some_and(|peer| peer.snapshot_upto.is_some());
+        let oldest = metrics.last_log.map(|last| last.saturating_sub(missing.saturating_sub(1)));
+        let age = oldest.filter(|_| missing > 0).and_then(|oldest| core.entry_age(oldest));
+        !receives && missing <= CAUGHT_UP_ENTRIES && age.is_none_or(|age| age <= CAUGHT_UP_AGE)
     }
 
     /// Refuses to lose the voter `node_id` when too few would be left; by force only when those could not even commit it.

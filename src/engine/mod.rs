@@ -14,6 +14,7 @@
 //! - `settings`: what can be changed while the node runs;
 //! - `replication`: how far everybody is, and what is in flight;
 //! - `compaction`: when snapshots are taken and the log is cut;
+//! - `agreement`: a node whose state differs from the others' serves no more;
 //! - `health`: a leader whose disk is full or hangs hands over, and takes no writes meanwhile.
 //!
 //! # Promises
@@ -28,6 +29,7 @@
 //!
 //! What it does not do: retry, or forward to the leader. That is the client's part.
 
+mod agreement;
 mod clock;
 mod compaction;
 mod config;
@@ -72,6 +74,7 @@ pub use crate::raft::activity::{Activity, LATENCY_BUCKETS_US, Latency, SessionTo
 use crate::raft::apply::Applier;
 use crate::raft::core::{Core, CoreConfig, Parts};
 use crate::raft::network::addresses::Addresses;
+use crate::raft::network::admission::Claim;
 use crate::raft::network::client::{Caller, PeerClients};
 use crate::raft::network::grpc::{self, GrpcTransport};
 use crate::raft::network::service::Callee;
@@ -261,12 +264,14 @@ impl<M: StateMachine> Engine<M> {
             cluster: config.cluster.clone(),
             node_id: config.node_id,
             incarnation,
+            peer: config.peer_advertise.clone(),
             addresses: Arc::new(Addresses::new(config.initial_members.clone())),
             refused: Arc::new(move |refusal| {
                 // One that finds no room comes again.
                 let _ = refused.try_send(refusal.clone());
             }),
         };
+        let (claimed, claims) = mpsc::channel(standing::MAX_CLAIMS);
         let (announcements, announced) = mpsc::channel(leadership::MAX_ANNOUNCEMENTS);
         let callee = Callee {
             cluster: config.cluster.clone(),
@@ -276,7 +281,7 @@ impl<M: StateMachine> Engine<M> {
             client_address: config.client_advertise.clone(),
             joins: config.join,
             founders: config.initial_members.clone(),
-            fenced: fence(&config, incarnation, fatal.clone()),
+            claimed: look_into_claims(&config, claimed),
             announcements,
             disk: disk.clone(),
         };
@@ -313,6 +318,8 @@ impl<M: StateMachine> Engine<M> {
             transport: transport.clone(),
             caller: caller.clone(),
             refusals,
+            claims,
+            founders: config.initial_members.clone(),
             joins: config.join,
             fatal: fatal.clone(),
         };
@@ -371,6 +378,7 @@ impl<M: StateMachine> Engine<M> {
         until_stopped(&inner.stop, leadership::run(Arc::downgrade(&inner), announced));
         until_stopped(&inner.stop, wake::run(Arc::downgrade(&inner)));
         until_stopped(&inner.stop, clock::watch_wall_clock(Arc::downgrade(&inner)));
+        until_stopped(&inner.stop, agreement::run(Arc::downgrade(&inner)));
         let core = inner.core.clone();
         until_stopped(&inner.stop, async move { core.held().tell(|| core.voters()).await });
         Ok(Self { inner })
@@ -501,23 +509,20 @@ async fn stop_when_fatal<M: StateMachine>(core: Core<M>, mut fatal: watch::Recei
     }
 }
 
-/// What to do when a peer expects another data directory of this node, which belongs to no cluster, or to one of its own.
-fn fence(
-    config: &EngineConfig,
-    presented: Incarnation,
-    fatal: watch::Sender<Option<FatalError>>,
-) -> Arc<dyn Fn(Incarnation) + Send + Sync> {
+/// What to do when a caller expects another data directory of this node, which belongs to no cluster, or to one of its own.
+fn look_into_claims(config: &EngineConfig, claims: mpsc::Sender<Claim>) -> Arc<dyn Fn(Claim) + Send + Sync> {
     let (node_id, peer) = (config.node_id, config.peer_advertise.clone());
     if config.join {
         // It has promised nothing yet and takes part in nothing before it is added.
-        return Arc::new(move |known| {
+        return Arc::new(move |claim| {
             tracing::debug!(
-                %known,
+                known = %claim.expected,
                 "the cluster knows node {node_id} by another data directory: `quorate member replace {node_id} --peer {peer}` puts this one in its place"
             );
         });
     }
-    Arc::new(move |known| status::report(&fatal, FatalError::Fenced { node_id, known, presented }))
+    // One that finds no room comes again.
+    Arc::new(move |claim| drop(claims.try_send(claim)))
 }
 
 /// A purged log is useless without the snapshot that covers what was purged.

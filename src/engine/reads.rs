@@ -156,6 +156,9 @@ impl<M: StateMachine> Engine<M> {
         if let Some(fatal) = &*inner.fatal.borrow() {
             return Err(ReadError::Stopped { reason: fatal.to_string() });
         }
+        if let Some(divergence) = inner.core.agreement().divergence() {
+            return Err(ReadError::Diverged { divergence });
+        }
         inner.counters.read(options.level);
         let deadline = Instant::now() + inner.config.timing.patience();
         let index = match options.level {

@@ -5,26 +5,39 @@
 //! this node yet. So a refusal counts only when it stands on a committed membership that is newer than the newest one
 //! in which this node knows itself to be a member.
 //!
+//! What a caller says proves even less: anybody can call. A node that is said to have lost its disk ([`Claim`]) therefore asks
+//! the claimant in its turn, by the claimant's own identity and without giving away its own, and only an answer that
+//! stands on a committed membership counts. A founder asks where its own `--peers` say that the claimant is; one that was
+//! alone knows nobody, and asks where the claimant says.
+//!
 //! A voter meets refusals when it asks for votes. A learner asks for nothing; a member that hears from nobody
 //! therefore asks the others every now and then.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::status;
 use crate::error::FatalError;
 use crate::machine::StateMachine;
 use crate::raft::core::{Core, Metrics};
+use crate::raft::network::admission::Claim;
 use crate::raft::network::client::Caller;
-use crate::raft::network::{DialError, IdentifyRequest, Refusal, Transport};
+use crate::raft::network::{DialError, Hello, IdentifyRequest, Refusal, Transport};
+use crate::runtime;
 use crate::types::{Incarnation, NodeId};
 
 /// How often a member that hears from nobody asks the others.
 const PACE: Duration = Duration::from_secs(2);
 /// How long one of them may take to answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Claims that wait to be looked into; more are dropped, as they come again.
+pub(super) const MAX_CLAIMS: usize = 8;
+/// Claims are looked into no more often than this: anybody can make one.
+const CLAIM_PACE: Duration = Duration::from_millis(200);
 /// Refusals that wait to be judged; more are dropped, as they come again.
 pub(super) const MAX_REFUSALS: usize = 64;
 
@@ -35,6 +48,10 @@ pub(super) struct Standing<M: StateMachine> {
     pub(super) caller: Caller,
     /// What peers said when they refused this node.
     pub(super) refusals: mpsc::Receiver<Refusal>,
+    /// Who says that this node has lost its disk.
+    pub(super) claims: mpsc::Receiver<Claim>,
+    /// The founding members this node was given, with their peer addresses.
+    pub(super) founders: BTreeMap<NodeId, String>,
     /// It was started to be added: until it is, it is no surprise that it is no member.
     pub(super) joins: bool,
     /// Where to say that this node must not go on.
@@ -45,13 +62,20 @@ impl<M: StateMachine> Standing<M> {
     /// Watches until this node has lost its place.
     pub(super) async fn run(mut self) {
         let mut has_been_in_touch = false;
+        let mut look = tokio::time::interval_at(Instant::now() + PACE, PACE);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let refusal = tokio::select! {
                 refusal = self.refusals.recv() => match refusal {
                     Some(refusal) => refusal,
                     None => return,
                 },
-                () = tokio::time::sleep(PACE) => {
+                Some(claim) = self.claims.recv() => {
+                    self.look_into(claim).await;
+                    tokio::time::sleep(CLAIM_PACE).await;
+                    continue;
+                }
+                _ = look.tick() => {
                     has_been_in_touch |= self.core.metrics().in_touch;
                     // What it is told arrives as a refusal.
                     self.ask_others().await;
@@ -69,6 +93,34 @@ impl<M: StateMachine> Standing<M> {
                 status::report(&self.fatal, error);
                 return;
             }
+        }
+    }
+
+    /// Asks a claimant whether this node has lost its disk. What it answers is judged like any refusal.
+    async fn look_into(&self, claim: Claim) {
+        let address = match (self.founders.get(&claim.node_id), self.founders.len()) {
+            (Some(address), _) => address.clone(),
+            (None, ..=1) => claim.peer,
+            (None, _) => return,
+        };
+        let own = self.caller.incarnation;
+        let hello = Hello {
+            // Any but its own: a claimant that lies is not to learn that.
+            from_incarnation: Incarnation(u128::from(runtime::random_u64().max(1))).to_string(),
+            membership: None,
+            ..self.caller.hello(claim.node_id, Some(claim.incarnation))
+        };
+        let request = IdentifyRequest { hello: Some(hello), founders: Default::default() };
+        let asked = tokio::time::timeout(CALL_TIMEOUT, self.transport.identify(address, request)).await;
+        match asked {
+            Ok(Err(DialError::Refused(refusal @ Refusal::CallerFenced { known, .. }))) if known != own => {
+                tracing::warn!(node = claim.node_id, %refusal, "a member knows this node by another data directory");
+                (self.caller.refused)(&refusal);
+            }
+            _ => tracing::debug!(
+                node = claim.node_id,
+                "a claim that this node has lost its disk is not borne out"
+            ),
         }
     }
 
@@ -121,8 +173,6 @@ fn verdict(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::types::{LogId, Member, Membership, Role};
 

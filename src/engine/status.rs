@@ -10,7 +10,7 @@ use crate::error::{FatalError, Leader};
 use crate::machine::StateMachine;
 use crate::raft::core::Core;
 use crate::storage::{DiskState, DiskWatch};
-use crate::types::{Incarnation, LogId, Membership, NodeId, Role};
+use crate::types::{Divergence, Incarnation, LogId, Membership, NodeId, Role};
 
 /// Changes closer together than this are reported as one.
 const PACE: Duration = Duration::from_millis(5);
@@ -54,6 +54,8 @@ pub struct NodeState {
     pub membership: Membership,
     /// What its disk is good for.
     pub disk: DiskState,
+    /// Set while this node's state is known to differ from the others': it serves nothing then.
+    pub diverged: Option<Divergence>,
     /// Set when the node has stopped because of an error.
     pub fatal: Option<FatalError>,
 }
@@ -66,7 +68,11 @@ impl NodeState {
         const UNDER_WAY: u64 = 1_000;
         let committed = self.committed.map_or(0, |log_id| log_id.index);
         let applied = self.applied.map_or(0, |log_id| log_id.index);
-        self.fatal.is_none() && self.leader.is_some() && self.in_touch && applied + UNDER_WAY >= committed
+        self.fatal.is_none()
+            && self.diverged.is_none()
+            && self.leader.is_some()
+            && self.in_touch
+            && applied + UNDER_WAY >= committed
     }
 }
 
@@ -108,6 +114,7 @@ pub(super) fn observe<M: StateMachine>(
         purged: metrics.purged,
         membership: metrics.membership,
         disk: disk.state(),
+        diverged: core.agreement().divergence(),
         fatal,
     }
 }

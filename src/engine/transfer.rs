@@ -94,6 +94,15 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`TransferError`].
     pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<Leader, TransferError> {
+        self.transfer(to, false).await
+    }
+
+    /// As [`transfer_leader`](Self::transfer_leader), because the other node `wants_lead` or for another reason.
+    pub(super) async fn transfer(
+        &self,
+        to: Option<NodeId>,
+        wants_lead: bool,
+    ) -> Result<Leader, TransferError> {
         let inner = &self.inner;
         let own = inner.config.node_id;
         let metrics = self.leading_for_transfer()?;
@@ -105,7 +114,7 @@ impl<M: StateMachine> Engine<M> {
         if !inner.core.is_handing_over() {
             let successor = self.successor(to, own).await?;
             tracing::info!(successor, "handing over the lead");
-            inner.core.transfer_leader(successor).await;
+            inner.core.transfer_leader(successor, wants_lead).await;
         }
         let patience = inner.config.timing.patience().saturating_mul(2);
         let mut state = self.watch();
@@ -219,7 +228,7 @@ async fn offer<M: StateMachine>(core: &Core<M>, own: NodeId, term: u64, election
             offered = BTreeSet::from([to]);
         }
         tracing::warn!(to, "nobody took the lead in time: offering it again");
-        core.transfer_leader(to).await;
+        core.transfer_leader(to, false).await;
         if ends(core, term, election).await {
             return;
         }
@@ -325,7 +334,7 @@ mod tests {
 
         let core = &engine.inner.core;
         let term = core.metrics().term;
-        core.transfer_leader(2).await;
+        core.transfer_leader(2, false).await;
         let refused = engine.write(put.clone()).await.unwrap_err();
         assert!(matches!(refused, WriteError::NotLeader { .. }), "{refused:?}");
         assert!(core.is_handing_over());

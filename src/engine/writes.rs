@@ -128,7 +128,13 @@ impl<M: StateMachine> Engine<M> {
             Ok(envelope) => envelope,
             Err(error) => return done(Err(WriteError::Unencodable { reason: error.to_string() })),
         };
-        self.propose_envelope(envelope, options, move |outcome| done(outcome.map(decoded::<M::Reply>))).await;
+        if !M::COMMANDS_ROUND_TRIP
+            && let Err(reason) = envelope::try_open::<M::Command>(&envelope)
+        {
+            return done(Err(WriteError::Undecodable { reason }));
+        }
+        self.propose_envelope(envelope, options, move |outcome| done(outcome.and_then(decoded::<M::Reply>)))
+            .await;
     }
 
     pub(super) async fn write_envelope(&self, envelope: Bytes) -> Outcome {
@@ -192,13 +198,13 @@ fn applied<R>(acknowledged: Acknowledged<R>) -> Written<R> {
     Written { log_id: acknowledged.log_id, reply }
 }
 
-fn decoded<R: serde::de::DeserializeOwned>(acknowledged: Acknowledged<Bytes>) -> Acknowledged<R> {
+fn decoded<R: serde::de::DeserializeOwned>(
+    acknowledged: Acknowledged<Bytes>,
+) -> Result<Acknowledged<R>, WriteError> {
     let Acknowledged { log_id, reply, ack, held_by, repeated } = acknowledged;
-    let reply = reply.map(|reply| {
-        envelope::decode(&reply)
-            .expect("invariant: replies are encoded and decoded by the same state machine")
-    });
-    Acknowledged { log_id, reply, ack, held_by, repeated }
+    let reply = reply.map(|reply| envelope::try_decode(&reply)).transpose();
+    let reply = reply.map_err(|reason| WriteError::UnreadableReply { log_id, reason })?;
+    Ok(Acknowledged { log_id, reply, ack, held_by, repeated })
 }
 
 impl<M: StateMachine> Inner<M> {
@@ -217,6 +223,9 @@ impl<M: StateMachine> Inner<M> {
 
     /// Takes `bytes` into account as in flight, unless they are too many.
     fn admit(&self, bytes: usize) -> Result<(), WriteError> {
+        if let Some(divergence) = self.core.agreement().divergence() {
+            return Err(WriteError::Diverged { divergence });
+        }
         let refused = self.try_admit(bytes);
         let why = match &refused {
             Ok(()) => return Ok(()),
@@ -333,5 +342,92 @@ impl<M: StateMachine> Inner<M> {
         }
         let missing = core.voters().into_keys().filter(|voter| !held_by.contains(voter)).collect();
         Err(WriteError::AckTimeout { log_id: acknowledged.log_id, missing })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Read, Write};
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::engine::lone;
+    use crate::machine::ApplyContext;
+
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    /// Keeps nothing, and replies with what it was given. `Value` cannot be read from a format that does not describe itself.
+    struct Echo<C>(std::marker::PhantomData<C>);
+
+    impl<C> StateMachine for Echo<C>
+    where
+        C: serde::Serialize + serde::de::DeserializeOwned + Into<Value> + Send + Sync + 'static,
+    {
+        type Command = C;
+        type Reply = Value;
+        type Query = ();
+        type Answer = ();
+        type View = ();
+
+        fn apply(&mut self, _: &ApplyContext, command: C) -> Value {
+            command.into()
+        }
+
+        fn view(&self) {}
+
+        fn query((): &(), (): ()) {}
+
+        fn write_snapshot((): &(), _: &mut dyn Write) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn read_snapshot(_: &mut dyn Read) -> io::Result<Self> {
+            Ok(Self(std::marker::PhantomData))
+        }
+    }
+
+    async fn engine<C>() -> Engine<Echo<C>>
+    where
+        Echo<C>: StateMachine,
+    {
+        let engine = lone::engine_of(false, Echo(std::marker::PhantomData)).await;
+        assert!(engine.ready(DEADLINE).await);
+        engine
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_command_that_cannot_be_decoded_again_is_not_proposed() {
+        let engine = engine::<Value>().await;
+        let before = engine.state().last_log;
+        for command in [json!({"a": 1}), json!(null), json!([1, "two"])] {
+            let refused = engine.write(command).await.unwrap_err();
+            assert!(
+                matches!(refused, WriteError::Undecodable { .. }) && !refused.maybe_applied(),
+                "{refused}"
+            );
+        }
+        let state = engine.state();
+        assert_eq!((state.last_log, state.fatal), (before, None));
+        engine.shutdown().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reply_that_cannot_be_decoded_is_an_error_of_a_write_that_was_applied() {
+        let engine = engine::<u8>().await;
+        let session = engine.open_session(Duration::ZERO).await.unwrap();
+        let ticket = session.begin().unwrap();
+        let mut positions = Vec::new();
+        // The second time it is what the table of sessions has kept.
+        for _ in 0..2 {
+            let refused = engine.write_in(&ticket, 7).await.unwrap_err();
+            let WriteError::UnreadableReply { log_id, .. } = &refused else { panic!("{refused}") };
+            assert!(refused.maybe_applied());
+            positions.push(*log_id);
+        }
+        assert_eq!(positions[0], positions[1], "applied once");
+        assert!(engine.state().applied >= Some(positions[1]));
+        assert_eq!(engine.state().fatal, None);
+        engine.shutdown().await;
     }
 }

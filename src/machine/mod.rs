@@ -58,6 +58,26 @@ pub trait StateMachine: Send + Sync + 'static {
     /// that neither waits for `apply` nor holds it up.
     type View: Send + Sync + 'static;
 
+    /// Whether every command is sure to be decoded again as what was encoded. Until a machine says so, each of its commands
+    /// is decoded once more before it is proposed: one that cannot be would end the whole cluster when it is applied, on
+    /// every node and at every start. Types that derive `Serialize` and `Deserialize` and use none of serde's attributes
+    /// `untagged`, `flatten`, `tag`, `skip_serializing_if`, nor types that ask the input what comes next, such as
+    /// `serde_json::Value`, are sure to be.
+    const COMMANDS_ROUND_TRIP: bool = false;
+
+    /// Whether `encoded` is a command for certain, told without decoding it. What others send is decoded before it is taken into the
+    /// log, and again when it is applied; a machine with many small commands may spare itself the first. False if that is
+    /// not known.
+    fn is_command(encoded: &[u8]) -> bool {
+        let _ = encoded;
+        false
+    }
+
+    /// Which way the state is hashed. Nodes compare their hashes, and a node whose hash differs stops serving; to be raised
+    /// whenever a new version of the machine hashes the same state to something else, or writes it into snapshots in another way and keeps
+    /// the default [`state_hash`](Self::state_hash). Hashes of different ways are not compared.
+    const HASH_VERSION: u32 = 0;
+
     /// Applies one command. The only place where the state changes.
     fn apply(&mut self, context: &ApplyContext, command: Self::Command) -> Self::Reply;
 

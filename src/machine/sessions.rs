@@ -384,7 +384,7 @@ impl SessionTable {
 
     /// Closes expired sessions, unless that was done less than a second ago.
     pub fn expire(&mut self, elapsed_ms: u64) {
-        if elapsed_ms < self.swept_ms + SWEEP_MS {
+        if elapsed_ms < self.swept_ms.saturating_add(SWEEP_MS) {
             return;
         }
         self.swept_ms = elapsed_ms;

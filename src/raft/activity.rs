@@ -12,6 +12,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::clock::LeaderClock;
+pub use super::succession::Succession;
+use super::succession::Successions;
 use super::timeline::Timeline;
 use crate::machine::sessions::SessionCounts;
 use crate::types::{NodeId, Vote};
@@ -145,7 +147,9 @@ pub struct Activity {
     leads: AtomicBool,
     hands_over: AtomicBool,
     sample: Mutex<Option<Sample>>,
-    seen_leader: Mutex<Option<(u64, NodeId)>>,
+    /// The term of this node's vote.
+    term: AtomicU64,
+    successions: Successions,
     pub(super) appended: Timeline,
     /// Positions that a leader has said to be committed.
     pub(super) told_committed: Timeline,
@@ -163,21 +167,42 @@ impl Activity {
     /// `vote` is about to be saved by `own`, in the order in which the core decides.
     pub(super) fn voted(&self, own: NodeId, vote: Vote) {
         let won = vote.committed && vote.node_id == own;
+        self.term.fetch_max(vote.term, Relaxed);
+        let succession = self.successions.voted(vote);
         if !vote.committed {
             self.elections_started.fetch_add(u64::from(vote.node_id == own), Relaxed);
-        } else {
-            let mut seen = self.seen_leader.lock().expect("invariant: no panic under this lock");
-            if *seen != Some((vote.term, vote.node_id)) {
-                *seen = Some((vote.term, vote.node_id));
-                self.leader_changes.fetch_add(1, Relaxed);
-                self.elections_won.fetch_add(u64::from(won), Relaxed);
-                self.transfer_ended(if won { &self.transfers_failed } else { &self.transfers_succeeded });
-            }
+        }
+        if let Some((before, why)) = succession {
+            let (term, leader) = (vote.term, vote.node_id);
+            tracing::info!(node_id = own, term, leader, before, %why, "another leader");
+            self.leader_changes.fetch_add(1, Relaxed);
+            self.elections_won.fetch_add(u64::from(won), Relaxed);
+            self.transfer_ended(if won { &self.transfers_failed } else { &self.transfers_succeeded });
         }
         if !won {
             *self.sample() = None;
         }
         self.leads.store(won, Relaxed);
+    }
+
+    /// The term of this node's vote, also when that is just being saved.
+    pub(super) fn term(&self) -> u64 {
+        self.term.load(Relaxed)
+    }
+
+    /// The vote that this node had when it was started.
+    pub(super) fn had_voted(&self, vote: Vote) {
+        self.term.fetch_max(vote.term, Relaxed);
+    }
+
+    /// The leader of `term` asks `to` to stand.
+    pub(super) fn offered(&self, term: u64, to: NodeId, why: Succession) {
+        self.successions.offered(term, to, why);
+    }
+
+    /// Why the leader of `term` has asked `to` to stand, if it has.
+    pub(super) fn offer(&self, term: u64, to: NodeId) -> Option<Succession> {
+        self.successions.offer(term, to)
     }
 
     /// This node, which leads, offers the lead to another. To offer it to a second one goes on with the same transfer.

@@ -19,6 +19,7 @@ use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapsh
 use tokio::time::Instant;
 
 use super::activity::Activity;
+use super::agreement::Agreement;
 use super::envelope::{self, Content};
 use super::log::{WRITES, position};
 use super::published::{Applied, Progress, Published};
@@ -46,6 +47,7 @@ pub struct Applier<M: StateMachine> {
     published: Arc<Published<M::View>>,
     snapshots: Arc<dyn SnapshotStore>,
     activity: Arc<Activity>,
+    agreement: Arc<Agreement>,
 }
 
 impl<M: StateMachine> Applier<M> {
@@ -72,6 +74,7 @@ impl<M: StateMachine> Applier<M> {
             membership: StoredMembership::default(),
             snapshots,
             activity: Arc::default(),
+            agreement: Arc::default(),
         };
         if let Some(handle) = this.snapshots.newest()? {
             let content = super::snapshot::read::<M>(&handle)?;
@@ -96,10 +99,16 @@ impl<M: StateMachine> Applier<M> {
         (self.progress, self.sessions.clone())
     }
 
+    /// What it notes of its states.
+    pub fn agreement(&self) -> Arc<Agreement> {
+        self.agreement.clone()
+    }
+
     fn replace(&mut self, content: Restored<M>, meta: &crate::storage::SnapshotMeta) {
         self.machine = content.machine;
         self.sessions = content.sessions;
         self.membership = super::snapshot::stored_membership(meta);
+        self.agreement.begin_anew();
         self.progress.log_id = Some(meta.log_id);
         self.progress.clock = meta.clock;
         self.progress.history = meta.history;
@@ -201,6 +210,7 @@ impl<M: StateMachine> Applier<M> {
             }
         };
         self.progress.log_id = Some(log_id);
+        self.agreement.applied(&self.machine, log_id);
         Ok(answer)
     }
 
@@ -234,7 +244,12 @@ impl<M: StateMachine> Applier<M> {
             Some(Admission::Apply) | None => {
                 let context = ApplyContext { log_id, elapsed_ms, time_ms };
                 let reply = self.machine.apply(&context, command);
-                let reply = envelope::encode(&reply).map_err(io::Error::other)?;
+                // What cannot be encoded is kept as nothing, which its caller cannot read: it was applied all the same, here
+                // and on every other node.
+                let reply = envelope::encode(&reply).unwrap_or_else(|error| {
+                    tracing::error!(%log_id, %error, "the reply to a command cannot be encoded");
+                    Bytes::new()
+                });
                 if let Some(slot) = slot {
                     self.record(slot, log_id, reply.clone());
                 }

@@ -15,6 +15,7 @@ use openraft::{Config, LinearizerOption, Raft, RaftMetrics, ServerState, Snapsho
 use tokio::sync::oneshot;
 
 use super::activity::Activity;
+use super::agreement::Agreement;
 use super::apply::Applier;
 use super::clock::Reading;
 use super::held::Held;
@@ -23,8 +24,9 @@ use super::log::RaftLog;
 use super::network::PeerDoor;
 use super::network::addresses::Seen;
 use super::network::client::PeerClients;
+use super::network::plausible;
 use super::network::progress::{PeerFitness, PeerProgress};
-use super::network::service::{Callee, LastHeard, PeerService, Promise};
+use super::network::service::{Callee, LastHeard, Offers, PeerService, Promise};
 use super::published::{Applied, Progress, Published};
 pub use super::read_index::NoReadIndex;
 use super::read_index::{self, ReadIndexes};
@@ -141,12 +143,14 @@ pub struct Core<M: StateMachine> {
     published: Arc<Published<M::View>>,
     door: Arc<dyn PeerDoor>,
     heard: Arc<LastHeard>,
+    offers: Arc<Offers>,
     reads: ReadIndexes,
     purge_mark: Arc<AtomicU64>,
     held: Arc<Held>,
     admission: Arc<Admission>,
     fitness: Arc<PeerFitness>,
     activity: Arc<Activity>,
+    agreement: Arc<Agreement>,
     /// A leader not heard of for this long may have been replaced.
     lease: Duration,
 }
@@ -158,12 +162,14 @@ impl<M: StateMachine> Clone for Core<M> {
             published: self.published.clone(),
             door: self.door.clone(),
             heard: self.heard.clone(),
+            offers: self.offers.clone(),
             reads: self.reads.clone(),
             purge_mark: self.purge_mark.clone(),
             held: self.held.clone(),
             admission: self.admission.clone(),
             fitness: self.fitness.clone(),
             activity: self.activity.clone(),
+            agreement: self.agreement.clone(),
             lease: self.lease,
         }
     }
@@ -176,12 +182,20 @@ impl<M: StateMachine> Core<M> {
     /// What openraft says when it cannot recover from the log and the snapshots.
     pub async fn start(config: &CoreConfig, mut parts: Parts<M>) -> Result<Self, String> {
         let (published, activity) = (parts.applier.published(), parts.applier.activity());
+        let agreement = parts.applier.agreement();
         parts.clients.count_in(activity.clone());
         let purge_mark = parts.clients.purge_mark();
         let addresses = parts.clients.addresses();
         let (held, fitness) = (parts.clients.held(), parts.clients.fitness());
         let own = (config.node_id, parts.callee.incarnation);
-        let log = RaftLog::new(parts.log, config.message_bytes, own, held.clone(), activity.clone());
+        if let Some(vote) = parts.log.vote() {
+            // The next one is not to be out of bounds.
+            if vote.term >= plausible::LARGEST_TERM {
+                return Err(format!("this node has voted in term {}, after which there is none", vote.term));
+            }
+            activity.had_voted(vote);
+        }
+        let log = RaftLog::new(parts.log.clone(), config.message_bytes, own, held.clone(), activity.clone());
         let raft_config = raft_config(config)?;
         let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier)
             .await
@@ -214,12 +228,12 @@ impl<M: StateMachine> Core<M> {
         let service = PeerService::new(
             parts.callee,
             raft.clone(),
-            parts.snapshots,
+            (parts.log, parts.snapshots),
             reads.clone(),
-            activity.clone(),
+            (activity.clone(), agreement.clone()),
             Promise { silence, lease: voter_lease },
         );
-        let heard = service.last_heard();
+        let (heard, offers) = (service.last_heard(), service.offers());
         let admission = Arc::new(Admission::new(raft.metrics(), voter_lease));
         let door = Arc::new(service);
         Ok(Self {
@@ -227,12 +241,14 @@ impl<M: StateMachine> Core<M> {
             published,
             door,
             heard,
+            offers,
             reads,
             purge_mark,
             held,
             admission,
             fitness,
             activity,
+            agreement,
             lease,
         })
     }
@@ -415,9 +431,13 @@ impl<M: StateMachine> Core<M> {
         let _ = self.raft.trigger().purge_log(upto).await;
     }
 
-    /// Asks `to` to take the lead at once. Ignored unless this node leads.
-    pub async fn transfer_leader(&self, to: NodeId) {
+    /// Asks `to` to take the lead at once, because that node `wants_lead` or for another reason. Ignored unless this node
+    /// leads.
+    pub async fn transfer_leader(&self, to: NodeId, wants_lead: bool) {
         self.admission.void_lease();
+        // This node's own vote is one of those that the other one needs.
+        let vote = self.raft.metrics().borrow_watched().vote;
+        self.offers.note(vote, to, wants_lead);
         if self.is_handing_over() {
             self.activity.transfer_begun();
         }
@@ -454,6 +474,16 @@ impl<M: StateMachine> Core<M> {
     /// What this node has counted of its own work.
     pub fn activity(&self) -> &Arc<Activity> {
         &self.activity
+    }
+
+    /// Whether this node's state is the others'.
+    pub fn agreement(&self) -> &Arc<Agreement> {
+        &self.agreement
+    }
+
+    /// From now on this node does not stand for election.
+    pub fn never_stand(&self) {
+        self.raft.runtime_config().elect(false);
     }
 
     /// What this node knows of its peers from its own messages to them.

@@ -21,10 +21,14 @@
 //! had no kind 4, no opener of a session, and one clock, *log time* (8), in place of the three numbers. Version 1 had no kind either: log
 //! time (8), session (8) and sequence (8), both always 0, and the command.
 
+use std::any::Any;
+use std::panic::catch_unwind;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::clock::{Reading, Stamp};
+use crate::machine::StateMachine;
 use crate::types::SessionSlot;
 
 /// The version this build writes.
@@ -252,6 +256,61 @@ fn opener(bytes: &[u8]) -> Result<&str, EnvelopeError> {
         Ok(opener) if opener.len() <= MAX_OPENER_BYTES => Ok(opener),
         _ => Err(EnvelopeError::Opener),
     }
+}
+
+/// As [`open`], for bytes of which it is not known whether they can be opened: a command's `Deserialize` implementation
+/// may panic as well.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn try_open<C: DeserializeOwned>(bytes: &[u8]) -> Result<Opened<C>, String> {
+    catch_unwind(|| open(bytes))
+        .map_err(|panic| format!("decoding it panicked: {}", message_of(&*panic)))?
+        .map_err(|error| error.to_string())
+}
+
+/// Whether `bytes` can be opened and hold a command of machine `M`, or something else that an entry may ask for. Returns when
+/// the leader proposed it.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn check<M: StateMachine>(bytes: &[u8]) -> Result<Stamp, String> {
+    match plain_command(bytes) {
+        Some((stamp, command)) if M::is_command(command) => Ok(stamp),
+        _ => try_open::<M::Command>(bytes).map(|opened| opened.stamp),
+    }
+}
+
+/// The stamp and the command in an envelope of this build's version, if it holds one.
+fn plain_command(bytes: &[u8]) -> Option<(Stamp, &[u8])> {
+    let (mut head, rest) = bytes.split_at_checked(HEAD_BYTES)?;
+    let command = match (head.get_u8(), head.get_u8()) {
+        (VERSION, COMMAND) => rest,
+        (VERSION, SESSION_COMMAND) => rest.get(SLOT_BYTES..)?,
+        _ => return None,
+    };
+    let reading =
+        Reading { wall_ms: head.get_u64_le(), term: head.get_u64_le(), counted_ms: head.get_u64_le() };
+    Some((Stamp::Reading(reading), command))
+}
+
+/// As [`decode`], for bytes of which it is not known whether they can be decoded.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn try_decode<R: DeserializeOwned>(bytes: &[u8]) -> Result<R, String> {
+    catch_unwind(|| decode(bytes))
+        .map_err(|panic| format!("decoding it panicked: {}", message_of(&*panic)))?
+        .map_err(|error| error.to_string())
+}
+
+/// What a panic said.
+pub(super) fn message_of(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
 }
 
 /// The last number of an envelope.

@@ -13,6 +13,8 @@
 //! - [`snapshot`]: views of the state into files, off the apply path, and back;
 //! - [`membership`]: changes of the membership;
 //! - [`held`]: which members are known to hold which entries;
+//! - [`agreement`]: whether the nodes' states are the same at the same positions;
+//! - `succession`: why another node leads;
 //! - [`activity`], [`timeline`]: what the core has done, counted, and how old what it holds is;
 //! - [`network`]: messages between members, over any [`Transport`](network::Transport).
 //!
@@ -20,6 +22,7 @@
 //! [`crate::engine`].
 
 pub mod activity;
+pub mod agreement;
 pub mod apply;
 pub mod clock;
 #[cfg(test)]
@@ -34,5 +37,6 @@ pub mod network;
 pub mod published;
 pub mod read_index;
 pub mod snapshot;
+mod succession;
 pub mod timeline;
 pub mod type_config;

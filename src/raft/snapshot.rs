@@ -11,6 +11,7 @@ use openraft::storage::{RaftSnapshotBuilder, Snapshot};
 use tokio::time::Instant;
 
 use super::activity::Activity;
+use super::envelope;
 use super::published::Applied;
 use super::type_config::{self, CommittedLeaderId, StoredMembership, TypeConfig};
 use crate::error::StorageError;
@@ -24,9 +25,9 @@ use crate::types::{Member, NodeId};
 pub enum SnapshotData {
     /// In its final place.
     Placed(SnapshotHandle),
-    /// Received from the leader, complete and verified, but not in its place before openraft accepts it:
-    /// a rejected snapshot must not be found at the next start.
-    Received(ReceivedSnapshot),
+    /// Received from the leader, complete, verified and read, but not in its place before openraft accepts it:
+    /// a rejected snapshot must not be found at the next start. With what it holds, a [`Restored`] machine.
+    Received(ReceivedSnapshot, Box<dyn Any + Send>),
     /// Of a machine that has applied nothing, or for which the disk has no room: there is no file.
     Empty,
 }
@@ -35,7 +36,7 @@ impl std::fmt::Debug for SnapshotData {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Placed(_) => "Placed",
-            Self::Received(_) => "Received",
+            Self::Received(..) => "Received",
             Self::Empty => "Empty",
         })
     }
@@ -179,12 +180,7 @@ pub fn read<M: StateMachine>(handle: &SnapshotHandle) -> Result<Restored<M>, Sto
 /// Turns a panic of the user's machine into an error, which stops the node in order.
 pub(super) fn catch<T>(what: &str, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let panic: &(dyn Any + Send) = &*panic;
-        let message = panic
-            .downcast_ref::<&str>()
-            .copied()
-            .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("no message");
+        let message = envelope::message_of(&*panic);
         Err(io::Error::other(format!("{what} panicked: {message}")))
     })
 }
@@ -198,13 +194,20 @@ pub async fn install<M: StateMachine>(
     snapshots: Arc<dyn SnapshotStore>,
 ) -> io::Result<(Restored<M>, SnapshotHandle)> {
     offload(move || {
-        let received = match snapshot {
-            SnapshotData::Received(received) => received,
-            SnapshotData::Placed(handle) => copy(&handle, &*snapshots)?,
+        // Read first: one that this build cannot read must not be found at the next start.
+        let (received, content) = match snapshot {
+            SnapshotData::Received(received, content) => match content.downcast::<Restored<M>>() {
+                Ok(content) => (received, *content),
+                Err(_) => return Err(io::Error::other("the snapshot was read as another machine's")),
+            },
+            SnapshotData::Placed(handle) => {
+                let received = copy(&handle, &*snapshots)?;
+                let content =
+                    catch("reading a snapshot", || read(received.handle()).map_err(io::Error::other))?;
+                (received, content)
+            }
             SnapshotData::Empty => return Err(io::Error::other("an empty snapshot cannot be installed")),
         };
-        // Read first: one that this build cannot read must not be found at the next start.
-        let content = catch("reading a snapshot", || read::<M>(received.handle()).map_err(io::Error::other))?;
         let handle = received.place().map_err(io::Error::other)?;
         Ok((content, handle))
     })

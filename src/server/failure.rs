@@ -39,6 +39,10 @@ impl From<WriteError> for Failure {
             WriteError::NotLeader { leader } => (Reason::NotLeader, leader),
             WriteError::TooLarge { .. } => (Reason::TooLarge, None),
             WriteError::Unencodable { .. } => (Reason::Invalid, None),
+            WriteError::Undecodable { .. } | WriteError::UnreadableReply { .. } => {
+                (Reason::Undecodable, None)
+            }
+            WriteError::Diverged { .. } => (Reason::Diverged, None),
             WriteError::Overloaded => (Reason::Overloaded, None),
             WriteError::NoQuorum => (Reason::NoQuorum, None),
             WriteError::LeaderAckInSession => (Reason::Invalid, None),
@@ -72,6 +76,7 @@ impl From<ReadError> for Failure {
             ReadError::Behind { .. } => (Reason::Behind, None),
             ReadError::Ahead { .. } => (Reason::Ahead, None),
             ReadError::OtherHistory { .. } => (Reason::OtherHistory, None),
+            ReadError::Diverged { .. } => (Reason::Diverged, None),
             ReadError::Stopped { .. } => (Reason::Stopped, None),
         };
         failure(reason, message, false, leader)

@@ -51,6 +51,9 @@ fn alive(state: &NodeState) -> Result<(), String> {
 /// Whether requests should be sent to the node; else why not.
 fn ready(state: &NodeState) -> Result<(), String> {
     alive(state)?;
+    if let Some(divergence) = &state.diverged {
+        return Err(format!("this node's state differs from the others': {divergence}"));
+    }
     if state.leader.is_none() {
         return Err("no leader is known".to_owned());
     }
@@ -87,7 +90,7 @@ mod tests {
     use super::*;
     use crate::error::{FatalError, Leader};
     use crate::storage::DiskState;
-    use crate::types::{LogId, Membership};
+    use crate::types::{Divergence, LogId, Membership};
 
     fn state() -> NodeState {
         NodeState {
@@ -103,6 +106,7 @@ mod tests {
             purged: None,
             membership: Membership::default(),
             disk: DiskState::Ok,
+            diverged: None,
             fatal: None,
         }
     }
@@ -115,6 +119,17 @@ mod tests {
         let behind = NodeState { applied: None, ..state() };
         let reason = "catching up: applied 0 of 9000 committed entries";
         assert_eq!((alive(&behind), ready(&behind)), (Ok(()), Err(reason.to_owned())));
+    }
+
+    #[test]
+    fn a_node_whose_state_differs_is_alive_and_not_ready_and_says_why() {
+        let divergence = Divergence { at: LogId::new(3, 8960), own: 7, majority: Some(8) };
+        let diverged = NodeState { diverged: Some(divergence), ..state() };
+        assert_eq!(alive(&diverged), Ok(()));
+        let why = ready(&diverged).unwrap_err();
+        for part in ["differs", "3:8960", "0000000000000007", "0000000000000008"] {
+            assert!(why.contains(part), "{why}");
+        }
     }
 
     #[test]

@@ -76,6 +76,7 @@ impl FakeNode {
             purged: None,
             membership: Membership::default(),
             disk: DiskState::Ok,
+            diverged: None,
             fatal: None,
         };
         Self {

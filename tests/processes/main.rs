@@ -28,5 +28,6 @@ mod membership;
 mod refusals;
 mod restart;
 mod sessions;
+mod strangers;
 mod support;
 mod visibility;

@@ -17,7 +17,9 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, missing_docs, unreachable_pub)] // the simulated world itself runs on plain tokio
 
 mod disk;
+mod divergence;
 mod faults;
+mod hostile;
 mod lifetimes;
 mod network;
 mod trace;

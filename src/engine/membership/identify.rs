@@ -76,7 +76,14 @@ impl<M: StateMachine> Engine<M> {
         };
         match wire::incarnation(&answer.incarnation) {
             Ok(incarnation) if answer.node_id == node_id => {
-                Ok(Member { peer: answer.peer_address, client: answer.client_address, incarnation })
+                let found = Member { peer: answer.peer_address, client: answer.client_address, incarnation };
+                match found.fits() {
+                    true => Ok(found),
+                    false => refused(format!(
+                        "it advertises an address of more than {} bytes",
+                        Member::MAX_ADDRESS_BYTES
+                    )),
+                }
             }
             Ok(_) => refused(format!("it is node {}; check the id and the address", answer.node_id)),
             Err(error) => refused(error.to_string()),
@@ -87,7 +94,7 @@ impl<M: StateMachine> Engine<M> {
 pub(super) fn check_address(address: &str) -> Result<(), MembershipError> {
     let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
     match port.and_then(|(_, port)| port.parse::<u16>().ok()) {
-        Some(port) if port != 0 => Ok(()),
+        Some(port) if port != 0 && address.len() <= Member::MAX_ADDRESS_BYTES => Ok(()),
         _ => Err(MembershipError::Address { address: address.to_owned() }),
     }
 }

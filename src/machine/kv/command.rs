@@ -381,3 +381,40 @@ pub enum TxnResult {
         deleted: u64,
     },
 }
+
+/// Whether `encoded` is a [`KvCommand::Put`], which most commands are: its number, then four parts, the first two of them text,
+/// and nothing else.
+pub(super) fn is_put(encoded: &[u8]) -> bool {
+    const PUT: u8 = 0;
+    let put = || {
+        let rest = encoded.strip_prefix(&[PUT])?;
+        let (tenant, rest) = part(rest)?;
+        let (collection, rest) = part(rest)?;
+        let (_key, rest) = part(rest)?;
+        let (_value, rest) = part(rest)?;
+        let is_text = std::str::from_utf8(tenant).is_ok() && std::str::from_utf8(collection).is_ok();
+        Some(is_text && rest.is_empty())
+    };
+    put().unwrap_or(false)
+}
+
+/// The part that `bytes` begin with, and what follows it. Its length comes first: one byte up to 250, else a mark and two or four
+/// bytes. No command is longer.
+fn part(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    const TWO_BYTES: u8 = 251;
+    const FOUR_BYTES: u8 = 252;
+    let (mark, rest) = bytes.split_first()?;
+    let (length, rest) = match *mark {
+        TWO_BYTES => {
+            let (length, rest) = rest.split_first_chunk::<2>()?;
+            (u32::from(u16::from_le_bytes(*length)), rest)
+        }
+        FOUR_BYTES => {
+            let (length, rest) = rest.split_first_chunk::<4>()?;
+            (u32::from_le_bytes(*length), rest)
+        }
+        short if short < TWO_BYTES => (u32::from(short), rest),
+        _ => return None,
+    };
+    rest.split_at_checked(usize::try_from(length).ok()?)
+}

@@ -189,6 +189,12 @@ impl StateMachine for KvMachine {
     type Answer = KvAnswer;
     type View = KvView;
 
+    const COMMANDS_ROUND_TRIP: bool = true;
+
+    fn is_command(encoded: &[u8]) -> bool {
+        command::is_put(encoded)
+    }
+
     fn apply(&mut self, context: &ApplyContext, command: KvCommand) -> KvReply {
         let Self { state } = self;
         let stamp = Stamp { revision: context.log_id.index, elapsed_ms: context.elapsed_ms };

@@ -1,17 +1,24 @@
-//! Whom a node talks to.
+//! Whom a node talks to, and what it tells the others.
 //!
-//! Both sides of a handshake name themselves and each other. What is refused for good (the caller was removed, or
-//! replaced) makes the caller stop, so it is said only to callers that have shown to be of this cluster, by knowing this
-//! node's data directory. Whoever wanted another directory is told just that: it may have come by a stale address, from
-//! another cluster of the same name.
+//! Both sides of a handshake name themselves and each other. A caller is *known* if it is a member in the data directory that
+//! the membership says, or if it knows the callee's own directory: nobody outside the cluster is ever told one. Everybody
+//! else is a *stranger*. Strangers are all told the same, [`Refusal::Stranger`]: neither the cluster's name, nor who its
+//! members are, nor whether an incarnation was right. The callee's own log says what was wrong. A node that belongs to no
+//! cluster yet has nothing to hide but its cluster's name, so callers that know the name are told what is wrong.
 //!
-//! What callers expect also tells a node that it has lost its disk. It believes them while it belongs to no cluster, and
-//! when it is the only member of one while theirs has gone further: a founder that was wiped after its cluster had grown
-//! would otherwise lead a second cluster under the same name, id and address. A member among others is not stopped
-//! by strangers.
+//! What is refused for good (the caller was removed, or replaced) makes the caller stop, so it is said only to callers that
+//! know this node's data directory. Whoever wanted another directory is told just that: it may have come by a stale address,
+//! from another cluster of the same name.
+//!
+//! What callers expect also suggests that a node has lost its disk ([`Claim`]). A claim proves nothing, and stops nothing: it
+//! makes the node ask the claimant, which then has to answer from a committed membership (`engine/standing.rs`). That is
+//! asked while the node belongs to no cluster, and when it is the only member of one while the claimant's has gone
+//! further: a founder that was wiped after its cluster had grown would otherwise lead a second cluster under the same
+//! name, id and address. A member among others does not care for claims.
 
 use std::collections::BTreeMap;
 
+use super::plausible;
 use super::wire::{self, Malformed};
 use super::{Hello, PROTOCOL_VERSION, Refusal};
 use crate::types::{Incarnation, LogId, NodeId};
@@ -37,70 +44,129 @@ pub(super) struct Known {
     pub(super) committed_at: Option<LogId>,
 }
 
+/// What a caller wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// To exchange messages. It must know whom with.
+    Exchange,
+    /// To know who this node is.
+    Identity,
+    /// The same, to form a cluster with it.
+    Founding,
+}
+
+/// A caller says that this node's data directory should be another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Who says so.
+    pub node_id: NodeId,
+    /// The claimant's data directory.
+    pub incarnation: Incarnation,
+    /// Where it says that it is reached. Empty when it does not.
+    pub peer: String,
+    /// The data directory that it expected.
+    pub expected: Incarnation,
+}
+
 /// Why a caller is not admitted.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refused {
     /// What it is told.
-    pub(super) refusal: Refusal,
-    /// The data directory this node had before it lost its disk, if the call shows that it did.
-    pub(super) lost: Option<Incarnation>,
+    pub(super) told: Refusal,
+    /// What this node's log says.
+    pub(super) why: Refusal,
+    /// What the caller claims, if this node has to look into it.
+    pub(super) claim: Option<Claim>,
 }
 
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, lost: None }
+        Self { told: refusal.clone(), why: refusal, claim: None }
     }
 }
 
-impl From<Malformed> for Refused {
-    fn from(error: Malformed) -> Self {
-        Refusal::Malformed(error.to_string()).into()
-    }
+/// A refusal whose reason is none of the caller's business.
+fn stranger(why: Refusal) -> Refused {
+    Refused { told: Refusal::Stranger, why, claim: None }
 }
 
-/// Whether versions, clusters and node ids agree, before anything else is looked at.
-pub(super) fn check_address(own: Own<'_>, hello: &Hello) -> Result<(), Refusal> {
-    if hello.protocol_version != PROTOCOL_VERSION {
-        return Err(Refusal::ProtocolVersion { ours: PROTOCOL_VERSION, theirs: hello.protocol_version });
-    }
-    if hello.cluster != own.cluster {
-        return Err(Refusal::OtherCluster { ours: own.cluster.to_owned(), theirs: hello.cluster.clone() });
-    }
-    match hello.to_node == own.node_id {
-        true => Ok(()),
-        false => Err(Refusal::OtherNode { ours: own.node_id, wanted: hello.to_node }),
-    }
-}
-
-/// Whether the two know each other.
-pub(super) fn check_identities(own: Own<'_>, known: &Known, hello: &Hello) -> Result<(), Refused> {
+/// Who calls, if that can be somebody at all.
+fn identity(own: Own<'_>, hello: &Hello) -> Result<(NodeId, Incarnation), Malformed> {
     let from = wire::incarnation(&hello.from_incarnation)?;
+    if from == Incarnation::default() {
+        return Err(Malformed("the caller's incarnation is zero"));
+    }
+    match hello.from_node {
+        0 => Err(Malformed("the caller's node id is zero")),
+        node_id if node_id == own.node_id => Err(Malformed("the caller claims this node's own id")),
+        node_id => Ok((node_id, from)),
+    }
+}
+
+/// The beginning of a text that somebody sent, for logs and messages.
+pub(super) fn shortened(text: &str) -> String {
+    const CHARACTERS: usize = 128;
+    text.chars().take(CHARACTERS).collect()
+}
+
+/// Whether to talk to a caller.
+pub(super) fn check(own: Own<'_>, known: &Known, hello: &Hello, wish: Wish) -> Result<(), Refused> {
+    if hello.cluster != own.cluster {
+        let (ours, theirs) = (own.cluster.to_owned(), shortened(&hello.cluster));
+        return Err(stranger(Refusal::OtherCluster { ours, theirs }));
+    }
+    let malformed = |error: Malformed| stranger(Refusal::Malformed(error.to_string()));
+    let (node_id, from) = identity(own, hello).map_err(malformed)?;
+    let expected = match hello.to_incarnation.is_empty() {
+        true => None,
+        false => Some(wire::incarnation(&hello.to_incarnation).map_err(malformed)?),
+    };
     let theirs = hello.membership.map(|at| LogId::new(at.term, at.index));
+    if theirs.is_some_and(|at| plausible::position(at).is_err()) {
+        return Err(malformed(Malformed("no membership stands there")));
+    }
+    let knows_this = expected == Some(own.incarnation);
+    let is_member = known.members.get(&node_id) == Some(&from);
+    // What is told to the caller of what is found wrong.
+    let refuse = |why: Refusal| match is_member || knows_this || known.members.is_empty() {
+        true => why.into(),
+        false => stranger(why),
+    };
+    if hello.protocol_version != PROTOCOL_VERSION {
+        let (ours, theirs) = (PROTOCOL_VERSION, hello.protocol_version);
+        return Err(refuse(Refusal::ProtocolVersion { ours, theirs }));
+    }
+    if hello.to_node != own.node_id {
+        return Err(refuse(Refusal::OtherNode { ours: own.node_id, wanted: hello.to_node }));
+    }
     let is_ahead = theirs > known.at;
-    let expects_this = !hello.to_incarnation.is_empty();
-    if expects_this {
-        let expected = wire::incarnation(&hello.to_incarnation)?;
-        if expected != own.incarnation {
-            let alone = known.members.keys().all(|member| *member == own.node_id);
-            let lost = known.members.is_empty() || (alone && is_ahead);
-            return Err(Refused {
-                refusal: Refusal::CalleeFenced { ours: own.incarnation },
-                lost: lost.then_some(expected),
-            });
-        }
+    if let Some(expected) = expected
+        && expected != own.incarnation
+    {
+        let alone = known.members.keys().all(|member| *member == own.node_id);
+        let may_be_so = known.members.is_empty() || (alone && is_ahead);
+        let peer = shortened(&hello.from_peer);
+        let claim = may_be_so.then_some(Claim { node_id, incarnation: from, peer, expected });
+        return Err(Refused { claim, ..refuse(Refusal::CalleeFenced) });
+    }
+    if wish == Wish::Exchange && !knows_this {
+        return Err(refuse(Refusal::Malformed("the caller does not say whom it expects".to_owned())));
     }
     // A caller whose membership is newer may have been added, or replaced, by what this node has not heard yet.
-    if is_ahead && expects_this {
+    if is_member || known.members.is_empty() || (is_ahead && knows_this) {
         return Ok(());
     }
-    let node_id = hello.from_node;
     let at = (known.committed_caller != Some(from)).then_some(known.committed_at).flatten();
     let at = at.map(|at| at.index);
-    match known.members.get(&node_id) {
-        Some(known) if *known != from => Err(Refusal::CallerFenced { node_id, known: *known, at }.into()),
-        None if !known.members.is_empty() => Err(Refusal::UnknownPeer { node_id, at }.into()),
-        _ => Ok(()),
-    }
+    Err(match known.members.get(&node_id) {
+        Some(known) => refuse(Refusal::CallerFenced { node_id, known: *known, at }),
+        // A founder with the wrong peers: it may know that it has no place here, and no more.
+        None if wish == Wish::Founding && !knows_this => {
+            let why = Refusal::UnknownPeer { node_id, at };
+            Refused { told: Refusal::UnknownPeer { node_id, at: None }, why, claim: None }
+        }
+        None => refuse(Refusal::UnknownPeer { node_id, at }),
+    })
 }
 
 #[cfg(test)]
@@ -108,6 +174,7 @@ mod tests {
     use super::*;
 
     const OWN: Own<'static> = Own { cluster: "c", node_id: 1, incarnation: Incarnation(10) };
+    const WISHES: [Wish; 3] = [Wish::Exchange, Wish::Identity, Wish::Founding];
 
     /// Node 2 calls node 1, of which it expects `to`.
     fn hello(from: u128, to: Option<u128>, membership: Option<LogId>) -> Hello {
@@ -119,6 +186,7 @@ mod tests {
             to_node: 1,
             to_incarnation: to.map(|to| Incarnation(to).to_string()).unwrap_or_default(),
             membership: membership.map(wire::plain_log_id),
+            from_peer: "two:1".to_owned(),
         }
     }
 
@@ -130,31 +198,72 @@ mod tests {
     }
 
     fn refused(known: &Known, hello: &Hello) -> Refused {
-        check_identities(OWN, known, hello).unwrap_err()
+        check(OWN, known, hello, Wish::Identity).unwrap_err()
     }
 
     const NEWER: Option<LogId> = Some(LogId::new(2, 9));
     const OLDER: Option<LogId> = Some(LogId::new(1, 3));
-    const CALLEE_FENCED: Refusal = Refusal::CalleeFenced { ours: Incarnation(10) };
 
     #[test]
-    fn members_are_admitted_and_others_refused_for_certain() {
+    fn members_are_admitted_and_others_refused_for_certain_if_they_know_this_node() {
         let ours = known(&[(1, 10), (2, 20)]);
-        for to in [Some(10), None] {
-            assert_eq!(check_identities(OWN, &ours, &hello(20, to, OLDER)), Ok(()));
-            let fenced = Refusal::CallerFenced { node_id: 2, known: Incarnation(20), at: Some(5) };
-            assert_eq!(refused(&ours, &hello(21, to, OLDER)), fenced.into());
-            let without = known(&[(1, 10), (3, 30)]);
-            let unknown = Refusal::UnknownPeer { node_id: 2, at: Some(5) };
-            assert_eq!(refused(&without, &hello(20, to, OLDER)), unknown.into());
+        for wish in WISHES {
+            assert_eq!(check(OWN, &ours, &hello(20, Some(10), OLDER), wish), Ok(()));
         }
+        assert_eq!(check(OWN, &ours, &hello(20, None, OLDER), Wish::Identity), Ok(()));
+        assert!(check(OWN, &ours, &hello(20, None, OLDER), Wish::Exchange).is_err(), "whom with?");
+        let fenced = Refusal::CallerFenced { node_id: 2, known: Incarnation(20), at: Some(5) };
+        assert_eq!(refused(&ours, &hello(21, Some(10), OLDER)), fenced.into());
+        let without = known(&[(1, 10), (3, 30)]);
+        let unknown = Refusal::UnknownPeer { node_id: 2, at: Some(5) };
+        assert_eq!(refused(&without, &hello(20, Some(10), OLDER)), unknown.into());
     }
 
     #[test]
     fn who_knows_more_is_admitted_if_it_knows_this_node() {
         let ours = known(&[(1, 10), (3, 30)]);
-        assert_eq!(check_identities(OWN, &ours, &hello(20, Some(10), NEWER)), Ok(()));
-        assert!(matches!(refused(&ours, &hello(20, None, NEWER)).refusal, Refusal::UnknownPeer { .. }));
+        for wish in WISHES {
+            assert_eq!(check(OWN, &ours, &hello(20, Some(10), NEWER), wish), Ok(()));
+        }
+        assert_eq!(refused(&ours, &hello(20, None, NEWER)).told, Refusal::Stranger);
+    }
+
+    /// Whatever is wrong with it: the cluster's name, an incarnation, or all at once.
+    #[test]
+    fn strangers_are_all_told_the_same() {
+        let plain = || hello(21, None, NEWER);
+        let strangers = [
+            Hello { cluster: "d".to_owned(), ..hello(20, Some(10), NEWER) },
+            Hello { cluster: String::new(), ..plain() },
+            Hello { from_incarnation: Incarnation(0).to_string(), ..hello(0, Some(10), NEWER) },
+            Hello { from_incarnation: "0".to_owned(), ..plain() },
+            Hello { from_incarnation: "none".to_owned(), ..plain() },
+            Hello { to_incarnation: "none".to_owned(), ..hello(20, None, NEWER) },
+            Hello { from_node: 0, ..hello(20, Some(10), NEWER) },
+            // Who came by its incarnation.
+            Hello { from_node: 1, ..hello(10, Some(10), NEWER) },
+            Hello { from_node: 9, ..plain() },
+            Hello { to_node: 3, ..plain() },
+            Hello { protocol_version: 0, ..plain() },
+            Hello { membership: Some(wire::plain_log_id(LogId::new(1, u64::MAX))), ..plain() },
+            hello(21, Some(77), NEWER),
+            plain(),
+        ];
+        for (number, stranger) in strangers.iter().enumerate() {
+            let ours = known(&[(1, 10), (2, 20), (3, 30)]);
+            let refused = refused(&ours, stranger);
+            assert_eq!((refused.told, refused.claim), (Refusal::Stranger, None), "stranger {number}");
+            assert!(check(OWN, &ours, stranger, Wish::Exchange).is_err(), "stranger {number}");
+        }
+        let text = Refusal::Stranger.to_string();
+        assert!(!text.contains("\"c\"") && !text.contains(&Incarnation(10).to_string()), "{text}");
+    }
+
+    #[test]
+    fn a_founder_with_the_wrong_peers_learns_that_it_has_no_place_and_no_more() {
+        let ours = known(&[(1, 10), (3, 30)]);
+        let refused = check(OWN, &ours, &hello(20, None, None), Wish::Founding).unwrap_err();
+        assert_eq!(refused.told, Refusal::UnknownPeer { node_id: 2, at: None });
     }
 
     #[test]
@@ -162,29 +271,36 @@ mod tests {
         // Its own cluster has the same name and the same ids.
         let ours = known(&[(1, 10), (2, 20)]);
         for membership in [OLDER, NEWER] {
-            let expected = Refused { refusal: CALLEE_FENCED, lost: None };
-            assert_eq!(refused(&ours, &hello(99, Some(77), membership)), expected);
+            let refused = refused(&ours, &hello(99, Some(77), membership));
+            assert_eq!((refused.told, refused.claim), (Refusal::Stranger, None));
         }
     }
 
     #[test]
-    fn a_wiped_founder_learns_of_its_loss_before_and_after_it_has_founded_again() {
-        let lost = Refused { refusal: CALLEE_FENCED, lost: Some(Incarnation(77)) };
-        assert_eq!(refused(&known(&[]), &hello(20, Some(77), NEWER)), lost);
-        assert_eq!(refused(&known(&[(1, 10)]), &hello(20, Some(77), NEWER)), lost);
+    fn what_is_expected_of_a_wiped_founder_is_a_claim_before_and_after_it_has_founded_again() {
+        let claim = Claim {
+            node_id: 2,
+            incarnation: Incarnation(20),
+            peer: "two:1".to_owned(),
+            expected: Incarnation(77),
+        };
+        for ours in [known(&[]), known(&[(1, 10)])] {
+            assert_eq!(refused(&ours, &hello(20, Some(77), NEWER)).claim, Some(claim.clone()));
+        }
         // What it was before is no news to a cluster that has gone on since.
-        assert_eq!(refused(&known(&[(1, 10)]), &hello(20, Some(77), OLDER)).lost, None);
+        assert_eq!(refused(&known(&[(1, 10)]), &hello(20, Some(77), OLDER)).claim, None);
+        assert_eq!(refused(&known(&[(1, 10), (3, 30)]), &hello(20, Some(77), NEWER)).claim, None);
     }
 
     #[test]
-    fn versions_clusters_and_ids_come_first() {
+    fn before_there_is_a_cluster_callers_that_know_its_name_are_told_what_is_wrong() {
         let plain = || hello(20, None, None);
-        assert_eq!(check_address(OWN, &plain()), Ok(()));
-        let other = Hello { cluster: "d".to_owned(), ..plain() };
-        assert!(matches!(check_address(OWN, &other), Err(Refusal::OtherCluster { .. })));
+        assert_eq!(check(OWN, &known(&[]), &plain(), Wish::Identity), Ok(()));
+        let told = |hello: &Hello| refused(&known(&[]), hello).told;
+        assert_eq!(told(&Hello { cluster: "d".to_owned(), ..plain() }), Refusal::Stranger);
         let other = Hello { to_node: 3, ..plain() };
-        assert!(matches!(check_address(OWN, &other), Err(Refusal::OtherNode { ours: 1, wanted: 3 })));
+        assert_eq!(told(&other), Refusal::OtherNode { ours: 1, wanted: 3 });
         let other = Hello { protocol_version: 0, ..plain() };
-        assert!(matches!(check_address(OWN, &other), Err(Refusal::ProtocolVersion { .. })));
+        assert!(matches!(told(&other), Refusal::ProtocolVersion { .. }));
     }
 }

@@ -194,7 +194,7 @@ where
             Some(response::Body::Append(response)) => {
                 let client = &self.client;
                 client.clients.fitness.note(client.holder(), &response);
-                let result = wire::from_append_response(response)?;
+                let result = client.clients.believe_appended(wire::from_append_response(response)?)?;
                 self.check(asked, &result)?;
                 Ok(result)
             }

@@ -16,8 +16,8 @@ use futures::{FutureExt, Stream, StreamExt};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::storage::Snapshot;
 use tokio::sync::{mpsc, oneshot};
@@ -25,14 +25,15 @@ use tokio::time::Instant;
 
 use super::addresses::Addresses;
 use super::appends::AppendStream;
+use super::plausible::{self, Bearings};
 use super::progress::{PeerFitness, SendingSnapshot};
 use super::wire::{self, Malformed};
 use super::{Connection, DialError, PROTOCOL_VERSION, Purpose, Refusal, Target, Transport};
 use crate::proto::peer::{Hello, Request, SnapshotPiece, request, response};
-use crate::raft::activity::Activity;
+use crate::raft::activity::{Activity, Succession};
 use crate::raft::held::Held;
 use crate::raft::snapshot::SnapshotData;
-use crate::raft::type_config::{CommittedLeaderId, LogId, TypeConfig, Vote};
+use crate::raft::type_config::{self, CommittedLeaderId, LogId, TypeConfig, Vote};
 use crate::runtime;
 use crate::types::{Incarnation, Member, NodeId};
 
@@ -63,6 +64,8 @@ pub struct Caller {
     pub node_id: NodeId,
     /// Its data directory.
     pub incarnation: Incarnation,
+    /// Where it is reached by its peers.
+    pub peer: String,
     /// Where to dial members.
     pub addresses: Arc<Addresses>,
     /// Called when a peer refuses this node.
@@ -80,6 +83,7 @@ impl Caller {
             to_node,
             to_incarnation: to_incarnation.map(|i| i.to_string()).unwrap_or_default(),
             membership: self.addresses.seen(to_node).at.map(wire::plain_log_id),
+            from_peer: self.peer.clone(),
         }
     }
 }
@@ -135,6 +139,32 @@ impl PeerClients {
     /// Where peers are dialled.
     pub fn addresses(&self) -> Arc<Addresses> {
         self.caller.addresses.clone()
+    }
+
+    /// What answers are judged by: this node has asked, so it has a log.
+    fn bearings(&self) -> Bearings {
+        Bearings { term: self.activity.term(), ..Bearings::default() }
+    }
+
+    /// Refuses an answer to a request for a vote that no member can have given.
+    fn believe(&self, answer: VoteResponse<TypeConfig>) -> Result<VoteResponse<TypeConfig>, Malformed> {
+        self.bearings().term(answer.vote.leader_id.term)?;
+        if let Some(last) = answer.last_log_id.as_ref().map(type_config::from_log_id) {
+            plausible::position(last)?;
+            self.bearings().term(last.term)?;
+        }
+        Ok(answer)
+    }
+
+    /// Refuses an answer to an append that no member can have given.
+    pub(super) fn believe_appended(
+        &self,
+        result: StreamAppendResult<TypeConfig>,
+    ) -> Result<StreamAppendResult<TypeConfig>, Malformed> {
+        if let Err(StreamAppendError::HigherVote(higher)) = &result {
+            self.bearings().term(higher.leader_id.term)?;
+        }
+        Ok(result)
     }
 
     fn away(&self) -> MutexGuard<'_, BTreeMap<NodeId, Instant>> {
@@ -356,12 +386,16 @@ impl PeerClient {
             return Err(unreachable("the snapshot is not in its place yet").into());
         };
         let total = handle.len_bytes();
-        let log_id = wire::log_id(&crate::raft::type_config::log_id(handle.meta().log_id));
+        let log_id = wire::log_id(&type_config::log_id(handle.meta().log_id));
         if total == 0 {
             return Err(unreachable("the snapshot is empty").into());
         }
         let begun = Instant::now();
-        let sending = SendingSnapshot::new(self.clients.fitness.clone(), self.node_id, total);
+        let sending = SendingSnapshot::new(
+            self.clients.fitness.clone(),
+            self.node_id,
+            (total, handle.meta().log_id.index),
+        );
         let mut offset = 0;
         let mut unanswered: VecDeque<u64> = VecDeque::new();
         loop {
@@ -406,6 +440,7 @@ impl PeerClient {
                 Some(response::Body::Snapshot(answer)) => {
                     self.clients.fitness.note_lease(self.holder(), answer.lease_ms);
                     let answered = wire::from_vote(answer.vote).map_err(RpcError::from)?;
+                    self.clients.bearings().term(answered.leader_id.term).map_err(RpcError::from)?;
                     let complete = unanswered.is_empty() && offset >= total;
                     if complete && answered <= vote {
                         self.clients.activity.snapshots_sent.add(total, begun.elapsed());
@@ -439,7 +474,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         match self.call(request::Body::Append(wire::append(rpc)), APPEND_IDLE).await? {
             response::Body::Append(response) => {
                 self.clients.fitness.note(self.holder(), &response);
-                Ok(wire::from_append_response(response)?.into())
+                Ok(self.clients.believe_appended(wire::from_append_response(response)?)?.into())
             }
             _ => Err(Malformed("not the answer to an append").into()),
         }
@@ -466,7 +501,9 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         match self.call(request::Body::Vote(wire::vote_request(rpc)), option.soft_ttl()).await? {
-            response::Body::Vote(response) => Ok(wire::from_vote_response(response)?),
+            response::Body::Vote(response) => {
+                Ok(self.clients.believe(wire::from_vote_response(response)?)?)
+            }
             _ => Err(Malformed("not the answer to a request for a vote").into()),
         }
     }
@@ -477,7 +514,9 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         match self.call(request::Body::PreVote(wire::vote_request(rpc)), option.soft_ttl()).await? {
-            response::Body::Vote(response) => Ok(wire::from_vote_response(response)?),
+            response::Body::Vote(response) => {
+                Ok(self.clients.believe(wire::from_vote_response(response)?)?)
+            }
             _ => Err(Malformed("not the answer to a request for a vote").into()),
         }
     }
@@ -506,7 +545,9 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         request: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
-        match self.call(request::Body::TransferLeader(wire::transfer(&request)), option.soft_ttl()).await? {
+        let offer = self.clients.activity.offer(request.from_leader().leader_id.term, *request.to_node_id());
+        let body = wire::transfer(&request, offer == Some(Succession::Preference));
+        match self.call(request::Body::TransferLeader(body), option.soft_ttl()).await? {
             response::Body::TransferLeader(response) if response.accepted => Ok(Ok(())),
             response::Body::TransferLeader(response) => {
                 Err(unreachable(format!("the peer declined the lead: {}", response.reason)))
@@ -529,6 +570,7 @@ mod tests {
             cluster: "c".to_owned(),
             node_id: 1,
             incarnation: Incarnation(1),
+            peer: String::new(),
             addresses: Arc::new(Addresses::new(BTreeMap::new())),
             refused: Arc::new(|_| {}),
         };

@@ -8,6 +8,7 @@
 //! - [`addresses`]: where members are dialled;
 //! - [`upstream`]: a node's own line to its leader;
 //! - `admission`: whom a node talks to;
+//! - `plausible`: what a peer's messages may say;
 //! - [`service`]: the answering side;
 //! - [`progress`]: what is learnt of peers by talking to them;
 //! - [`traffic`]: what was carried, per peer;
@@ -23,12 +24,13 @@
 //! them.
 
 pub mod addresses;
-mod admission;
+pub(crate) mod admission;
 mod appends;
 pub mod client;
 pub mod grpc;
 #[cfg(test)]
 pub(crate) mod nowhere;
+pub(crate) mod plausible;
 pub mod progress;
 pub mod service;
 pub mod traffic;
@@ -123,11 +125,13 @@ pub enum Refusal {
         at: Option<u64>,
     },
     /// The callee's data directory is not the one the caller knows.
-    #[error("this node's data directory is {ours}, not the one the caller's cluster knows")]
-    CalleeFenced {
-        /// The refusing node's incarnation.
-        ours: Incarnation,
-    },
+    #[error("this node's data directory is not the one the caller's cluster knows")]
+    CalleeFenced,
+    /// The callee does not know the caller, and says no more than that.
+    #[error(
+        "this node does not answer callers that it does not know; check --cluster, the node ids and the peer addresses on both sides: the log of the node that was asked says what is wrong"
+    )]
+    Stranger,
     /// The refusing node has stopped because of an error.
     #[error("this node has stopped: {0}")]
     Stopped(String),
@@ -149,11 +153,11 @@ pub enum Refusal {
     },
     /// Two nodes were started with different founding members.
     #[error(
-        "the nodes disagree on the founding members: this node was given {ours}, the caller {theirs}; start all with the same --peers"
+        "the nodes disagree on the founding members: the caller was given {theirs}, and node {node_id} something else, which its log says; start all with the same --peers"
     )]
     OtherFounders {
-        /// The refusing side's list.
-        ours: String,
+        /// The refusing node.
+        node_id: NodeId,
         /// The caller's list.
         theirs: String,
     },

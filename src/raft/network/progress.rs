@@ -26,6 +26,8 @@ pub struct PeerProgress {
     pub accepted_entries: u64,
     /// Bytes sent, and bytes in all, of the snapshot that is being sent to it.
     pub snapshot: Option<(u64, u64)>,
+    /// Index of the last entry in that snapshot: what follows it is what the peer needs next.
+    pub snapshot_upto: Option<u64>,
 }
 
 /// What a peer said of its lease.
@@ -45,8 +47,14 @@ const OUTLIVED: Duration = Duration::from_secs(10);
 impl PeerFitness {
     pub(super) fn update(&self, node_id: NodeId, change: impl FnOnce(&mut PeerProgress)) {
         let mut peers = self.0.lock().expect("invariant: no panic under this lock");
-        let unknown =
-            PeerProgress { heard: None, fit: false, lease: None, accepted_entries: 0, snapshot: None };
+        let unknown = PeerProgress {
+            heard: None,
+            fit: false,
+            lease: None,
+            accepted_entries: 0,
+            snapshot: None,
+            snapshot_upto: None,
+        };
         change(peers.entry(node_id).or_insert(unknown));
     }
 
@@ -105,7 +113,9 @@ pub(super) struct SendingSnapshot {
 }
 
 impl SendingSnapshot {
-    pub(super) fn new(fitness: Arc<PeerFitness>, node_id: NodeId, total: u64) -> Self {
+    /// Begins to send a snapshot of `total` bytes up to the entry at `upto`.
+    pub(super) fn new(fitness: Arc<PeerFitness>, node_id: NodeId, (total, upto): (u64, u64)) -> Self {
+        fitness.update(node_id, |peer| peer.snapshot_upto = Some(upto));
         Self { fitness, node_id, total }
     }
 
@@ -116,7 +126,7 @@ impl SendingSnapshot {
 
 impl Drop for SendingSnapshot {
     fn drop(&mut self) {
-        self.fitness.update(self.node_id, |peer| peer.snapshot = None);
+        self.fitness.update(self.node_id, |peer| (peer.snapshot, peer.snapshot_upto) = (None, None));
     }
 }
 
@@ -170,9 +180,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_is_known_by_its_answers_and_a_snapshot_only_while_it_is_sent() {
         let fitness = Arc::new(PeerFitness::default());
-        let sending = SendingSnapshot::new(fitness.clone(), 2, 100);
+        let sending = SendingSnapshot::new(fitness.clone(), 2, (100, 7));
         sending.reached(30);
-        assert_eq!(fitness.progress()[&2].snapshot, Some((30, 100)));
+        let sent = fitness.progress()[&2];
+        assert_eq!((sent.snapshot, sent.snapshot_upto), (Some((30, 100)), Some(7)));
         // Being sent something is no sign of life.
         assert!(fitness.within(Duration::MAX).is_empty());
         fitness.note((2, Incarnation(1)), &answer(300));
@@ -182,6 +193,6 @@ mod tests {
         assert_eq!(fitness.within(Duration::from_millis(10)), BTreeMap::from([(2, true)]));
         assert!(fitness.within(Duration::from_millis(9)).is_empty());
         let peer = fitness.progress()[&2];
-        assert_eq!((peer.snapshot, peer.accepted_entries), (None, 5));
+        assert_eq!((peer.snapshot, peer.snapshot_upto, peer.accepted_entries), (None, None, 5));
     }
 }

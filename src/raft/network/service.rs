@@ -1,42 +1,48 @@
 //! The answering side: admits peers and passes their requests to the core.
+//!
+//! - `door`: whom it admits;
+//! - `pieces`: snapshots, piece by piece;
+//! - `offers`: hand-overs that a leader has announced.
+//!
+//! Nothing reaches the core before it was found to be [plausible](super::plausible).
+
+mod door;
+mod offers;
+mod pieces;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
+use futures::StreamExt;
 use futures::stream::{FuturesOrdered, FuturesUnordered};
-use futures::{FutureExt, StreamExt};
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
-use openraft::storage::Snapshot;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
 use openraft::{EntryPayload, Raft, ServerState};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::admission::{self, Known, Own};
+pub use self::offers::Offers;
+use self::pieces::Unreadable;
+use super::admission::Claim;
+use super::plausible::{self, Bearings, Statements};
 use super::upstream::Announcement;
 use super::wire::{self, Malformed};
-use super::{IdentifyRequest, IdentifyResponse, PeerDoor, Refusal};
 use crate::machine::StateMachine;
-use crate::proto::peer::{self as proto, Hello, Request, Response, SnapshotPiece, request, response};
+use crate::proto::peer::{self as proto, Request, Response, request, response};
 use crate::raft::activity::Activity;
+use crate::raft::agreement::{Agreement, Told};
 use crate::raft::apply::Applier;
 use crate::raft::read_index::ReadIndexes;
-use crate::raft::snapshot::{self, SnapshotData};
 use crate::raft::type_config::{self, TypeConfig, Vote};
-use crate::runtime::offload;
-use crate::storage::{DiskWatch, Origin, SnapshotReceiver, SnapshotStore, Taken};
+use crate::storage::{DiskWatch, LogStore, Origin, SnapshotStore, Taken};
 use crate::types::{Incarnation, LogId, NodeId};
 
 /// Requests of one connection that the core is working on; more stay in the connection.
 const REQUESTS_IN_PROGRESS: usize = 64;
 /// The same for requests that may be answered in any order.
 const UNORDERED_IN_PROGRESS: usize = 1024;
-
-/// How often a caller is told that its snapshot is still being installed.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// What a leader is told that sends more than there is room for; it tries again.
 const DISK_FULL: &str = "the disk is full";
@@ -58,20 +64,84 @@ pub struct Callee {
     pub joins: bool,
     /// The founding members it was given, with their peer addresses.
     pub founders: BTreeMap<NodeId, String>,
-    /// Called when a member of the cluster expects another data directory, and this one belongs to no cluster, or to one
-    /// of its own.
-    pub fenced: Arc<dyn Fn(Incarnation) + Send + Sync>,
+    /// Called when a caller expects another data directory, and this one belongs to no cluster, or to one of its own. It
+    /// is only a claim: whoever is called looks into it.
+    pub claimed: Arc<dyn Fn(Claim) + Send + Sync>,
     /// Where what members announce goes while this node leads. Bounded: a member repeats what is not accepted.
     pub announcements: mpsc::Sender<(NodeId, Announcement)>,
     /// The disk under its log.
     pub disk: DiskWatch,
 }
 
+/// Why a request is not answered.
+#[derive(Debug, thiserror::Error)]
+enum Unanswered {
+    /// No member can have meant it.
+    #[error(transparent)]
+    Implausible(#[from] Malformed),
+    /// An entry that this node could not apply.
+    #[error("entry {at} cannot be applied by this node: {reason}")]
+    Undecodable { at: LogId, reason: String },
+    /// This node cannot, at present.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Unanswered {
+    fn failed(error: impl std::fmt::Display) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// What is logged of refusals: one in a while, whoever calls and however often.
+#[derive(Debug, Default)]
+struct Complaints(Mutex<(Option<Instant>, u64)>);
+
+impl Complaints {
+    /// How long nothing more is logged.
+    const PAUSE: Duration = Duration::from_secs(1);
+
+    /// Whether to log now, and how many were not logged since the last time.
+    fn is_due(&self) -> Option<u64> {
+        let mut last = self.0.lock().expect("invariant: no panic under this lock");
+        let is_due = last.0.is_none_or(|at| at.elapsed() >= Self::PAUSE);
+        match is_due {
+            true => {
+                let unsaid = last.1;
+                *last = (Some(Instant::now()), 0);
+                Some(unsaid)
+            }
+            false => {
+                last.1 = last.1.saturating_add(1);
+                None
+            }
+        }
+    }
+
+    /// A message was refused. What this node only cannot do at present is its caller's to tell.
+    fn refused(&self, from: NodeId, refused: &Unanswered) {
+        if !matches!(refused, Unanswered::Failed(_))
+            && let Some(unsaid) = self.is_due()
+        {
+            tracing::warn!(node = from, %refused, unsaid, "refused a peer's message");
+        }
+    }
+}
+
 /// Answers peers on behalf of one node.
 pub struct PeerService<M: StateMachine> {
     callee: Callee,
     raft: Raft<TypeConfig, Applier<M>>,
+    log: Arc<dyn LogStore>,
     snapshots: Arc<dyn SnapshotStore>,
+    /// What leaders have said of their logs.
+    statements: Arc<Statements>,
+    agreement: Arc<Agreement>,
+    offers: Arc<Offers>,
+    /// What is refused over and over is logged now and then.
+    complaints: Arc<Complaints>,
+    /// A snapshot that this node cannot read is not received again and again.
+    unreadable: Arc<Mutex<Option<Unreadable>>>,
     /// Held while a received snapshot is being installed. openraft answers a second installation of the
     /// same snapshot at once, before the first one is durable.
     installing: Arc<tokio::sync::Mutex<()>>,
@@ -119,7 +189,13 @@ impl<M: StateMachine> Clone for PeerService<M> {
         Self {
             callee: self.callee.clone(),
             raft: self.raft.clone(),
+            log: self.log.clone(),
             snapshots: self.snapshots.clone(),
+            statements: self.statements.clone(),
+            agreement: self.agreement.clone(),
+            offers: self.offers.clone(),
+            complaints: self.complaints.clone(),
+            unreadable: self.unreadable.clone(),
             installing: self.installing.clone(),
             reads: self.reads.clone(),
             heard: self.heard.clone(),
@@ -135,14 +211,33 @@ impl<M: StateMachine> PeerService<M> {
     pub fn new(
         callee: Callee,
         raft: Raft<TypeConfig, Applier<M>>,
-        snapshots: Arc<dyn SnapshotStore>,
+        (log, snapshots): (Arc<dyn LogStore>, Arc<dyn SnapshotStore>),
         reads: ReadIndexes,
-        activity: Arc<Activity>,
+        (activity, agreement): (Arc<Activity>, Arc<Agreement>),
         promise: Promise,
     ) -> Self {
-        let (silent_until, lease) = (Instant::now() + promise.silence, promise.lease);
-        let (installing, heard) = (Arc::default(), Arc::default());
-        Self { callee, raft, snapshots, installing, reads, heard, activity, silent_until, lease }
+        Self {
+            callee,
+            raft,
+            log,
+            snapshots,
+            statements: Arc::default(),
+            agreement,
+            offers: Arc::new(Offers::new(activity.clone())),
+            complaints: Arc::default(),
+            unreadable: Arc::default(),
+            installing: Arc::default(),
+            reads,
+            heard: Arc::default(),
+            activity,
+            silent_until: Instant::now() + promise.silence,
+            lease: promise.lease,
+        }
+    }
+
+    /// The hand-overs that leaders have announced; this node's own are to be noted there as well.
+    pub fn offers(&self) -> Arc<Offers> {
+        self.offers.clone()
     }
 
     /// When this node last heard its leader.
@@ -152,144 +247,179 @@ impl<M: StateMachine> PeerService<M> {
 
     async fn answer(self, from: NodeId, request: Request) -> Response {
         let id = request.id;
-        let body = self.dispatch(from, request).await.unwrap_or_else(response::Body::Failure);
+        let body = self.dispatch(from, request).await.unwrap_or_else(|refused| {
+            self.complaints.refused(from, &refused);
+            response::Body::Failure(refused.to_string())
+        });
         Response { id, body: Some(body) }
     }
 
-    async fn dispatch(&self, from: NodeId, request: Request) -> Result<response::Body, String> {
-        let failed = |error: &dyn std::fmt::Display| error.to_string();
-        match request.body.ok_or(Malformed("request is empty")).map_err(|e| failed(&e))? {
-            request::Body::Append(append) => {
-                let append = wire::from_append(from, append).map_err(|e| failed(&e))?;
-                // Until they are written.
-                let Some(_taken) = take_entries(&self.callee.disk, &append) else {
-                    return Err(DISK_FULL.to_owned());
-                };
-                let previous = append.prev_log_id;
-                let last = append.entries.last().map(|entry| entry.log_id).or(previous);
-                let leader_commit = append.leader_commit.as_ref().map(|committed| committed.index);
-                let result = self.raft.append_entries(append).await.map_err(|e| failed(&e))?;
-                if !matches!(result, AppendEntriesResponse::HigherVote(_)) {
-                    self.heard.now();
-                    if let Some(index) = leader_commit {
-                        self.activity.told_committed.note(index);
-                    }
-                }
-                let unfit_to_lead = !self.callee.disk.state().takes_writes();
-                let response = wire::append_response(result, previous, last);
-                let lease_ms = self.lease_ms();
-                Ok(response::Body::Append(proto::AppendResponse { unfit_to_lead, lease_ms, ..response }))
-            }
+    async fn dispatch(&self, from: NodeId, request: Request) -> Result<response::Body, Unanswered> {
+        match request.body.ok_or(Malformed("request is empty"))? {
+            request::Body::Append(append) => self.append(from, append).await,
             request::Body::Vote(vote) => {
-                let vote = wire::from_vote_request(from, vote).map_err(|e| failed(&e))?;
-                self.check_silence(vote.leadership_transfer)?;
-                let response = self.raft.vote(vote).await.map_err(|e| failed(&e))?;
+                let vote = self.vote_request(wire::from_vote_request(from, vote)?)?;
+                let vote = self.authorised(vote).await?;
+                let response = self.raft.vote(vote).await.map_err(Unanswered::failed)?;
                 Ok(response::Body::Vote(wire::vote_response(response)))
             }
             request::Body::PreVote(vote) => {
-                let vote = wire::from_vote_request(from, vote).map_err(|e| failed(&e))?;
-                self.check_silence(false)?;
-                let response = self.raft.pre_vote(vote).await.map_err(|e| failed(&e))?;
+                let mut vote = self.vote_request(wire::from_vote_request(from, vote)?)?;
+                vote.leadership_transfer = false;
+                self.check_silence()?;
+                let response = self.raft.pre_vote(vote).await.map_err(Unanswered::failed)?;
                 Ok(response::Body::Vote(wire::vote_response(response)))
             }
             request::Body::TransferLeader(transfer) => {
-                let transfer = wire::from_transfer(from, transfer).map_err(|e| failed(&e))?;
-                let response = self.raft.handle_transfer_leader(transfer).await.map_err(|e| failed(&e))?;
+                let wants_lead = transfer.wants_lead;
+                let transfer = wire::from_transfer(from, transfer)?;
+                let (vote, to) = (*transfer.from_leader(), *transfer.to_node_id());
+                self.bearings().candidate(vote.leader_id.term, None)?;
+                if let Some(last) = transfer.last_log_id() {
+                    plausible::position(type_config::from_log_id(last))?;
+                }
+                if vote == self.vote() {
+                    self.offers.note(vote, to, wants_lead);
+                }
+                if to == self.callee.node_id && self.agreement.is_outvoted() {
+                    let differs = "this node's state differs from the others': it is not to lead";
+                    return Err(Unanswered::Failed(differs.to_owned()));
+                }
+                let response =
+                    self.raft.handle_transfer_leader(transfer).await.map_err(Unanswered::failed)?;
                 Ok(response::Body::TransferLeader(wire::transfer_response(response)))
             }
             request::Body::ReadIndex(_) => {
                 Ok(response::Body::ReadIndex(wire::read_index_response(self.reads.next().await)))
             }
             request::Body::Announce(announcement) => {
-                let announcement = wire::from_announce(announcement).map_err(|e| failed(&e))?;
+                let announcement = wire::from_announce(announcement)?;
                 let leads = self.raft.metrics().borrow_watched().state == ServerState::Leader;
                 // A full queue is worked off before the member says so again.
                 let accepted = leads && self.callee.announcements.try_send((from, announcement)).is_ok();
                 Ok(response::Body::Announce(proto::AnnounceResponse { accepted }))
             }
-            request::Body::Hello(_) => Err("a handshake in the middle of a connection".to_owned()),
-            request::Body::Snapshot(_) => Err("invariant: pieces are taken out before".to_owned()),
+            request::Body::Compare(compare) => {
+                let metrics = self.raft.metrics().borrow_watched().clone();
+                let checks = wire::from_compare::<M>(compare)?;
+                let mut told = Told::new();
+                if let (ServerState::Leader, Some(checks)) = (metrics.state, checks) {
+                    self.agreement.told(from, checks);
+                    let members = metrics.membership_config.membership().nodes();
+                    told = self.agreement.all_told(&members.map(|(node_id, _)| *node_id).collect());
+                }
+                Ok(response::Body::Compare(wire::compare_response(&told)))
+            }
+            request::Body::Hello(_) => Err(Malformed("a handshake in the middle of a connection").into()),
+            request::Body::Snapshot(_) => Err(Malformed("a piece of a snapshot out of its turn").into()),
         }
+    }
+
+    async fn append(&self, from: NodeId, append: proto::AppendRequest) -> Result<response::Body, Unanswered> {
+        let mut append = wire::from_append(from, append)?;
+        let leader_commit = append.leader_commit.as_ref().map(|committed| committed.index);
+        self.examine(&mut append)?;
+        // Until they are written.
+        let taken = take_entries(&self.callee.disk, &append);
+        let _taken = taken.ok_or_else(|| Unanswered::Failed(DISK_FULL.to_owned()))?;
+        let previous = append.prev_log_id;
+        let last = append.entries.last().map(|entry| entry.log_id).or(previous);
+        let result = self.raft.append_entries(append).await.map_err(Unanswered::failed)?;
+        if !matches!(result, AppendEntriesResponse::HigherVote(_)) {
+            self.heard.now();
+            if let Some(index) = leader_commit {
+                self.activity.told_committed.note(index);
+            }
+        }
+        let unfit_to_lead = !self.callee.disk.state().takes_writes();
+        let response = wire::append_response(result, previous, last);
+        let lease_ms = self.lease_ms();
+        Ok(response::Body::Append(proto::AppendResponse { unfit_to_lead, lease_ms, ..response }))
+    }
+
+    /// Refuses what the sender of `append` cannot have meant, or what this node could not apply.
+    fn examine(&self, append: &mut AppendEntriesRequest<TypeConfig>) -> Result<(), Unanswered> {
+        let has_memberships =
+            append.entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Membership(_)));
+        let bearings = if has_memberships { self.full_bearings() } else { self.bearings() };
+        bearings.append(append)?;
+        for entry in &append.entries {
+            if let EntryPayload::Normal(command) = &entry.payload {
+                plausible::command::<M>(&command.bytes).map_err(|reason| Unanswered::Undecodable {
+                    at: type_config::from_log_id(&entry.log_id),
+                    reason,
+                })?;
+            }
+        }
+        let term_at = |index: u64| {
+            let found = self.log.read(index, index + 1, usize::MAX).ok()?;
+            found.first().filter(|entry| entry.log_id.index == index).map(|entry| entry.log_id.term)
+        };
+        Ok(self.statements.take(append, bearings.committed, term_at)?)
+    }
+
+    /// What this node judges messages by.
+    fn bearings(&self) -> Bearings {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        Bearings {
+            term: self.activity.term(),
+            is_empty: metrics.last_log_index.is_none(),
+            committed: metrics.local_committed.as_ref().map(type_config::from_log_id),
+            memberships: Vec::new(),
+        }
+    }
+
+    /// The same, with the memberships.
+    fn full_bearings(&self) -> Bearings {
+        let bearings = self.bearings();
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let stored = [&metrics.membership_config, &metrics.committed_membership_config];
+        let memberships = stored.into_iter().filter_map(|stored| {
+            let at = type_config::from_log_id(stored.log_id().as_ref()?);
+            Some((at, stored.membership().get_joint_config().clone()))
+        });
+        Bearings { memberships: memberships.collect(), ..bearings }
+    }
+
+    fn vote_request(&self, request: VoteRequest<TypeConfig>) -> Result<VoteRequest<TypeConfig>, Malformed> {
+        let last = request.last_log_id.as_ref().map(type_config::from_log_id);
+        self.bearings().candidate(request.vote.leader_id.term, last)?;
+        Ok(request)
+    }
+
+    /// Takes the mark of a hand-over off a request for a vote whose sender was not asked to stand by this node's leader.
+    /// It is the leader's word that lets a voter break its promise to that leader.
+    async fn authorised(
+        &self,
+        mut request: VoteRequest<TypeConfig>,
+    ) -> Result<VoteRequest<TypeConfig>, Unanswered> {
+        if request.leadership_transfer {
+            request.leadership_transfer = self.offers.authorise(request.vote, || self.vote()).await;
+        }
+        if !request.leadership_transfer {
+            self.check_silence()?;
+        }
+        Ok(request)
     }
 
     fn lease_ms(&self) -> u64 {
         u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn check_silence(&self, leadership_transfer: bool) -> Result<(), String> {
-        match leadership_transfer || Instant::now() >= self.silent_until {
+    fn check_silence(&self) -> Result<(), Unanswered> {
+        match Instant::now() >= self.silent_until {
             true => Ok(()),
-            false => Err("this node was restarted a moment ago; a leader may still rely on it".to_owned()),
+            false => {
+                let silent = "this node was restarted a moment ago; a leader may still rely on it";
+                Err(Unanswered::Failed(silent.to_owned()))
+            }
         }
     }
 
     fn vote(&self) -> Vote {
         self.raft.metrics().borrow_watched().vote
-    }
-
-    /// Takes the next piece of a snapshot; installs it with the last one.
-    async fn take_piece(
-        &self,
-        from: NodeId,
-        incoming: &mut Option<Incoming>,
-        piece: SnapshotPiece,
-    ) -> Result<proto::SnapshotResponse, String> {
-        let vote = wire::from_leader(from, piece.vote).map_err(|e| e.to_string())?;
-        let last_log = piece.last_log.ok_or("the snapshot's position is missing")?;
-        let log_id = LogId::new(last_log.term, last_log.index);
-        if log_id.term > vote.leader_id.term {
-            return Err("the snapshot is newer than its sender's term".to_owned());
-        }
-        // A leader of an earlier term is none any more.
-        if vote >= self.vote() {
-            self.heard.now();
-        }
-        if !self.callee.disk.has_room() {
-            return Err(DISK_FULL.to_owned());
-        }
-        if piece.offset == 0 {
-            let receiver = self.snapshots.receive(log_id).map_err(|e| e.to_string())?;
-            *incoming = Some(Incoming { log_id, received: 0, receiver });
-        }
-        let mut current = incoming.take().ok_or("a piece of a snapshot whose beginning is missing")?;
-        if current.log_id != log_id || piece.offset > current.received {
-            return Err(format!(
-                "a piece is missing: have {} bytes, got offset {}",
-                current.received, piece.offset
-            ));
-        }
-        let own_vote = wire::vote(&self.vote());
-        if piece.offset < current.received {
-            // Delivered twice.
-            *incoming = Some(current);
-            return Ok(proto::SnapshotResponse {
-                vote: Some(own_vote),
-                installing: false,
-                lease_ms: self.lease_ms(),
-            });
-        }
-        current.received += piece.bytes.len() as u64;
-        let (offset, bytes) = (piece.offset, piece.bytes);
-        let current = offload(move || current.receiver.write(offset, &bytes).map(|()| current))
-            .await
-            .map_err(|e| e.to_string())?;
-        if !piece.last {
-            *incoming = Some(current);
-            return Ok(proto::SnapshotResponse {
-                vote: Some(own_vote),
-                installing: false,
-                lease_ms: self.lease_ms(),
-            });
-        }
-        let received = offload(move || current.receiver.finish()).await.map_err(|e| e.to_string())?;
-        let meta = snapshot::meta(received.meta());
-        let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(received) };
-        let _one_at_a_time = self.installing.lock().await;
-        // Before the core may count on it.
-        self.activity.leader_clock.snapshot_received();
-        let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(|e| e.to_string())?;
-        let vote = Some(wire::vote(&response.vote));
-        Ok(proto::SnapshotResponse { vote, installing: false, lease_ms: self.lease_ms() })
     }
 
     async fn run(
@@ -326,7 +456,7 @@ impl<M: StateMachine> PeerService<M> {
                 {
                     None => open = false,
                     // Delivered twice or late, they do no harm.
-                    Some(request @ Request { body: Some(request::Body::ReadIndex(_) | request::Body::Announce(_)), .. }) => {
+                    Some(request @ Request { body: Some(request::Body::ReadIndex(_) | request::Body::Announce(_) | request::Body::Compare(_)), .. }) => {
                         unordered.push(self.clone().answer(from, request));
                     }
                     // Late, or delivered twice.
@@ -334,14 +464,15 @@ impl<M: StateMachine> PeerService<M> {
                     Some(Request { id, body: Some(request::Body::Snapshot(piece)) }) => {
                         newest = id;
                         let is_awaited = piece.offset == 0 || incoming.is_some();
-                        let taken = signs_of_life(id, &responses, self.vote(), self.take_piece(from, &mut incoming, piece));
+                        let taken = pieces::signs_of_life(id, &responses, self.vote(), self.take_piece(from, &mut incoming, piece));
                         let body = match taken.await {
                             Ok(response) => response::Body::Snapshot(response),
-                            Err(reason) => {
+                            Err(refused) => {
+                                self.complaints.refused(from, &refused);
                                 // The caller begins anew. What it has sent meanwhile fails with this piece.
                                 incoming = None;
                                 self.activity.snapshots_not_received.fetch_add(is_awaited.into(), Relaxed);
-                                response::Body::Failure(reason)
+                                response::Body::Failure(refused.to_string())
                             }
                         };
                         if responses.send(Response { id, body: Some(body) }).await.is_err() {
@@ -376,102 +507,5 @@ fn take_entries(disk: &DiskWatch, append: &AppendEntriesRequest<TypeConfig>) -> 
     match bytes {
         0 => Some(Taken::default()),
         _ => disk.take_entries(bytes, origin),
-    }
-}
-
-/// Waits for `work`, and lets the caller of request `id` know every now and then that it goes on.
-async fn signs_of_life<T>(
-    id: u64,
-    responses: &mpsc::Sender<Response>,
-    vote: Vote,
-    work: impl Future<Output = T>,
-) -> T {
-    tokio::pin!(work);
-    loop {
-        if let Ok(done) = tokio::time::timeout(SIGN_OF_LIFE, &mut work).await {
-            return done;
-        }
-        let alive = proto::SnapshotResponse { vote: Some(wire::vote(&vote)), installing: true, lease_ms: 0 };
-        // A caller that is gone does not stop the installation.
-        let _ = responses.try_send(Response { id, body: Some(response::Body::Snapshot(alive)) });
-    }
-}
-
-/// A snapshot of which some pieces have arrived.
-struct Incoming {
-    log_id: LogId,
-    received: u64,
-    receiver: SnapshotReceiver,
-}
-
-fn list(founders: &BTreeMap<NodeId, String>) -> String {
-    founders.iter().map(|(id, address)| format!("{id}={address}")).collect::<Vec<_>>().join(",")
-}
-
-impl<M: StateMachine> PeerDoor for PeerService<M> {
-    fn admit(&self, hello: &Hello) -> Result<(), Refusal> {
-        let callee = &self.callee;
-        let own = Own { cluster: &callee.cluster, node_id: callee.node_id, incarnation: callee.incarnation };
-        admission::check_address(own, hello)?;
-        let metrics = self.raft.metrics().borrow_watched().clone();
-        if let Err(fatal) = &metrics.running_state {
-            return Err(Refusal::Stopped(fatal.to_string()));
-        }
-        let position = |at: &Option<type_config::LogId>| at.as_ref().map(type_config::from_log_id);
-        let members = metrics.membership_config.membership().nodes();
-        let committed = &metrics.committed_membership_config;
-        let known = Known {
-            members: members.map(|(node_id, member)| (*node_id, member.incarnation)).collect(),
-            at: position(metrics.membership_config.log_id()),
-            committed_caller: committed
-                .membership()
-                .get_node(&hello.from_node)
-                .map(|member| member.incarnation),
-            committed_at: position(committed.log_id()),
-        };
-        admission::check_identities(own, &known, hello).map_err(|refused| {
-            if let Some(lost) = refused.lost {
-                (callee.fenced)(lost);
-            }
-            refused.refusal
-        })
-    }
-
-    fn identify(&self, request: IdentifyRequest) -> Result<IdentifyResponse, Refusal> {
-        let hello = request.hello.ok_or_else(|| Refusal::Malformed("the handshake is missing".to_owned()))?;
-        self.admit(&hello)?;
-        let theirs: BTreeMap<NodeId, String> = request.founders.into_iter().collect();
-        let callee = &self.callee;
-        if theirs.is_empty() {
-            // Not about forming a cluster: then a node that does form one must not be drawn into another.
-            let is_member = !self
-                .raft
-                .metrics()
-                .borrow_watched()
-                .membership_config
-                .membership()
-                .get_joint_config()
-                .is_empty();
-            if !is_member && !callee.joins {
-                return Err(Refusal::NotJoining { node_id: callee.node_id });
-            }
-        } else if theirs != callee.founders {
-            return Err(Refusal::OtherFounders { ours: list(&callee.founders), theirs: list(&theirs) });
-        }
-        Ok(IdentifyResponse {
-            node_id: callee.node_id,
-            incarnation: callee.incarnation.to_string(),
-            peer_address: callee.peer_address.clone(),
-            client_address: callee.client_address.clone(),
-        })
-    }
-
-    fn serve(
-        &self,
-        from: NodeId,
-        requests: mpsc::Receiver<Request>,
-        responses: mpsc::Sender<Response>,
-    ) -> BoxFuture<'static, ()> {
-        self.clone().run(from, requests, responses).boxed()
     }
 }

@@ -20,7 +20,9 @@ use tokio::time::Instant;
 use super::client::Caller;
 use super::wire;
 use super::{Connection, DialError, Purpose, Target, Transport};
+use crate::machine::StateMachine;
 use crate::proto::peer::{self as proto, Request, Response, read_index_response, request, response};
+use crate::raft::agreement::{Check, Told};
 use crate::runtime;
 use crate::types::{Incarnation, Member, NodeId};
 
@@ -235,6 +237,28 @@ impl Upstream {
         }
     }
 
+    /// Tells `leader` the hashes of this node's states. Returns what all members have said; nothing when it does not lead.
+    ///
+    /// # Errors
+    /// See [`UpstreamError`].
+    pub async fn compare<M: StateMachine>(
+        &self,
+        leader: NodeId,
+        member: &Member,
+        checks: &[Check],
+        patience: Duration,
+    ) -> Result<Told, UpstreamError> {
+        let failed = |reason: String| UpstreamError::Failed { leader, reason };
+        let body = request::Body::Compare(wire::compare::<M>(checks));
+        match self.call(leader, member, body, patience).await? {
+            response::Body::Compare(told) => {
+                wire::from_compare_response(told).map_err(|error| failed(error.to_string()))
+            }
+            response::Body::Failure(reason) => Err(failed(reason)),
+            _ => Err(failed("not the answer to a comparison".to_owned())),
+        }
+    }
+
     /// The connection to `leader`, or the attempt to make one that is under way.
     fn dialled(&self, leader: NodeId, member: &Member) -> Dialled {
         let mut current = lock(&self.shared.current);
@@ -446,6 +470,7 @@ mod tests {
             cluster: "c".to_owned(),
             node_id: 1,
             incarnation: Incarnation(1),
+            peer: String::new(),
             addresses: Arc::new(Addresses::default()),
             refused: Arc::new(|_| {}),
         };

@@ -2,14 +2,19 @@
 //!
 //! Whatever arrives is untrusted: a missing field is an error, never a default.
 
+use std::collections::BTreeSet;
+
 use openraft::raft::{
     AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 
 use super::Refusal;
+use super::plausible;
 use super::upstream::Announcement;
+use crate::machine::StateMachine;
 use crate::proto::peer as proto;
+use crate::raft::agreement::{Check, MOST_TOLD, Told};
 use crate::raft::read_index::NoReadIndex;
 use crate::raft::type_config::{self, LogId, TypeConfig, Vote};
 use crate::types::{self, Incarnation, Member, Membership};
@@ -82,13 +87,20 @@ fn membership(membership: &Membership) -> proto::Membership {
 }
 
 fn from_membership(membership: proto::Membership) -> Result<Membership, Malformed> {
-    let voters = membership.voters.into_iter().map(|set| set.node_ids.into_iter().collect()).collect();
+    let set = |set: proto::VoterSet| {
+        let count = set.node_ids.len();
+        let ids: BTreeSet<types::NodeId> = set.node_ids.into_iter().collect();
+        (ids.len() == count).then_some(ids).ok_or(Malformed("a voter is named twice"))
+    };
+    let voters = membership.voters.into_iter().map(set).collect::<Result<_, _>>()?;
     let members = membership
         .members
         .into_iter()
         .map(|(id, member)| Ok((id, from_member(member)?)))
         .collect::<Result<_, Malformed>>()?;
-    Ok(Membership { voters, members })
+    let membership = Membership { voters, members };
+    plausible::membership(&membership)?;
+    Ok(membership)
 }
 
 fn entry(entry: type_config::Entry) -> proto::Entry {
@@ -238,12 +250,16 @@ pub fn from_vote_response(response: proto::VoteResponse) -> Result<VoteResponse<
     Ok(VoteResponse::new(from_vote(response.vote)?, last, response.granted))
 }
 
-/// The wire form of a transfer of leadership.
-pub fn transfer(request: &TransferLeaderRequest<TypeConfig>) -> proto::TransferLeaderRequest {
+/// The wire form of a transfer of leadership, to a node that `wants_lead` or for another reason.
+pub fn transfer(
+    request: &TransferLeaderRequest<TypeConfig>,
+    wants_lead: bool,
+) -> proto::TransferLeaderRequest {
     proto::TransferLeaderRequest {
         from_leader: Some(vote(request.from_leader())),
         to_node: *request.to_node_id(),
         last_log: request.last_log_id().map(log_id),
+        wants_lead,
     }
 }
 
@@ -284,6 +300,68 @@ pub fn from_announce(request: proto::AnnounceRequest) -> Result<Announcement, Ma
     Ok(Announcement { member, wants_lead: request.wants_lead })
 }
 
+fn state_hashes(checks: &[Check]) -> Vec<proto::StateHash> {
+    checks
+        .iter()
+        .map(|check| proto::StateHash { at: Some(plain_log_id(check.log_id)), hash: check.hash })
+        .collect()
+}
+
+fn from_state_hashes(hashes: Vec<proto::StateHash>) -> Result<Vec<Check>, Malformed> {
+    if hashes.len() > MOST_TOLD {
+        return Err(Malformed("too many hashes"));
+    }
+    let check = |hash: proto::StateHash| {
+        let at = hash.at.ok_or(Malformed("the position of a hash is missing"))?;
+        let log_id = types::LogId::new(at.term, at.index);
+        plausible::position(log_id)?;
+        Ok(Check { log_id, hash: hash.hash })
+    };
+    hashes.into_iter().map(check).collect()
+}
+
+/// How the hashes of this node's states are computed.
+fn scheme<M: StateMachine>() -> String {
+    format!("{}/{}", env!("CARGO_PKG_VERSION"), M::HASH_VERSION)
+}
+
+/// The wire form of this node's hashes.
+pub fn compare<M: StateMachine>(checks: &[Check]) -> proto::CompareRequest {
+    proto::CompareRequest { scheme: scheme::<M>(), hashes: state_hashes(checks) }
+}
+
+/// The hashes in a message; none if they cannot be compared with this node's.
+///
+/// # Errors
+/// When they are too many, or stand nowhere.
+pub fn from_compare<M: StateMachine>(
+    request: proto::CompareRequest,
+) -> Result<Option<Vec<Check>>, Malformed> {
+    match request.scheme == scheme::<M>() {
+        true => from_state_hashes(request.hashes).map(Some),
+        false => Ok(None),
+    }
+}
+
+/// The wire form of what members have said.
+pub fn compare_response(told: &Told) -> proto::CompareResponse {
+    let member = |(node_id, checks): (&types::NodeId, &Vec<Check>)| proto::compare_response::Member {
+        node_id: *node_id,
+        hashes: state_hashes(checks),
+    };
+    proto::CompareResponse { members: told.iter().map(member).collect() }
+}
+
+/// What members have said, in a message.
+///
+/// # Errors
+/// As [`from_compare`].
+pub fn from_compare_response(response: proto::CompareResponse) -> Result<Told, Malformed> {
+    let member =
+        |member: proto::compare_response::Member| Ok((member.node_id, from_state_hashes(member.hashes)?));
+    response.members.into_iter().map(member).collect()
+}
+
 /// The wire form of the answer to a request for a read index.
 pub fn read_index_response(outcome: Result<u64, NoReadIndex>) -> proto::ReadIndexResponse {
     use proto::read_index_response::Outcome;
@@ -309,14 +387,14 @@ pub fn refusal(refusal: &Refusal) -> proto::Refusal {
             membership_index = *at;
             Reason::CallerFenced
         }
-        Refusal::CalleeFenced { .. } => Reason::CalleeFenced,
+        Refusal::CalleeFenced => Reason::CalleeFenced,
         Refusal::UnknownPeer { at, .. } => {
             membership_index = *at;
             Reason::UnknownPeer
         }
         Refusal::NotJoining { .. } => Reason::NotJoining,
         Refusal::OtherFounders { .. } => Reason::OtherFounders,
-        Refusal::Malformed(_) | Refusal::Stopped(_) => Reason::Unspecified,
+        Refusal::Malformed(_) | Refusal::Stopped(_) | Refusal::Stranger => Reason::Unspecified,
     };
     proto::Refusal { reason: reason.into(), detail: refusal.to_string(), known_incarnation, membership_index }
 }

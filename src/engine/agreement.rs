@@ -1,0 +1,232 @@
+//! Compares this node's state with the others', and what follows when it differs.
+//!
+//! Once a second every member tells the leader the hashes that it has noted, hears what all others have told, and judges
+//! itself ([`agreement`](crate::raft::agreement)). A machine that is not deterministic, a bit that flipped in memory, or a
+//! snapshot that was changed on disk all show like this, and nothing else would: the log is the same everywhere.
+//!
+//! A node whose state is not the majority's says so in its log and its probes, answers no reads, takes no writes, hands
+//! over the lead, and stands for none any more. Its log and its vote are as good as before, so it goes on replicating
+//! and voting. It stays like this until it is restarted or sent a snapshot: what it would answer is wrong, and nothing that
+//! it applies makes that right. Where no majority has the same state, all that have spoken do the same until a
+//! majority agrees, but may lead: somebody must, for the operator to replace members.
+
+use std::collections::BTreeSet;
+use std::sync::Weak;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::{Engine, Inner};
+use crate::machine::StateMachine;
+use crate::raft::agreement::{Check, Told, judge};
+use crate::raft::core::Metrics;
+use crate::runtime::offload;
+use crate::types::{LogId, NodeId, Role};
+
+/// How often states are compared.
+const PACE: Duration = Duration::from_secs(1);
+
+/// What this node did the last time.
+struct Memory {
+    /// Index of the next entry to apply, then.
+    next_index: u64,
+    at: Instant,
+    /// Where a state was hashed because nothing was written.
+    idle_at: Option<LogId>,
+}
+
+/// Compares until the node is gone. Holds no handle, so that dropping the last one ends the node.
+pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
+    let mut memory = Memory { next_index: 0, at: Instant::now(), idle_at: None };
+    let mut look = tokio::time::interval(PACE);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        let Some(inner) = node.upgrade() else { return };
+        Engine { inner }.compare(&mut memory).await;
+    }
+}
+
+impl<M: StateMachine> Engine<M> {
+    async fn compare(&self, memory: &mut Memory) {
+        let (core, own) = (&self.inner.core, self.inner.config.node_id);
+        let metrics = core.metrics();
+        if metrics.role == Role::Stopped {
+            return;
+        }
+        self.hash(memory).await;
+        let Some(told) = self.told(&metrics).await else { return };
+        // Of a joint membership, those that are to vote.
+        let voters = metrics.membership.voters.last().cloned().unwrap_or_default();
+        let verdict = judge(own, &voters, &told);
+        let agreement = core.agreement();
+        match verdict {
+            None => {}
+            Some(Ok(at)) => {
+                if agreement.agrees(at) {
+                    tracing::info!(%at, "this node's state is the same as a majority's again");
+                }
+            }
+            Some(Err(divergence)) => {
+                if agreement.differs(&divergence) {
+                    tracing::error!(%divergence, "this node answers no reads any more");
+                }
+            }
+        }
+        if agreement.is_outvoted() {
+            core.never_stand();
+            self.leave_the_lead().await;
+        }
+    }
+
+    /// Hashes the state of a machine that keeps no hash, if it is time to.
+    async fn hash(&self, memory: &mut Memory) {
+        let core = &self.inner.core;
+        let (progress, agreement) = (core.published().progress(), core.agreement());
+        if progress.state_hash.is_some() {
+            return;
+        }
+        let entries = progress.next_index().saturating_sub(memory.next_index);
+        agreement.choose_step(entries, memory.at.elapsed());
+        (memory.next_index, memory.at) = (progress.next_index(), Instant::now());
+        let is_new = progress.log_id.is_some() && progress.log_id != memory.idle_at;
+        if entries > 0 || !is_new || !agreement.may_hash() {
+            return;
+        }
+        let deadline = Instant::now() + self.inner.config.timing.patience();
+        let Ok(applied) = self.inner.view(None, deadline).await else { return };
+        let Some(log_id) = applied.progress.log_id else { return };
+        let begun = Instant::now();
+        let hash = offload(move || M::state_hash(&applied.view)).await;
+        agreement.hashed(Check { log_id, hash }, begun.elapsed());
+        memory.idle_at = Some(log_id);
+    }
+
+    /// What all members have said, this one included, as far as the leader knows.
+    async fn told(&self, metrics: &Metrics) -> Option<Told> {
+        let (inner, own) = (&self.inner, self.inner.config.node_id);
+        let agreement = inner.core.agreement();
+        let progress = inner.core.published().progress();
+        let mut mine = agreement.own();
+        if let (Some(log_id), Some(hash)) = (progress.log_id, progress.state_hash) {
+            mine.retain(|check| check.log_id != log_id);
+            mine.push(Check { log_id, hash });
+        }
+        let members: BTreeSet<NodeId> = metrics.membership.members.keys().copied().collect();
+        if metrics.role == Role::Leader {
+            agreement.told(own, mine);
+            return Some(agreement.all_told(&members));
+        }
+        let leader = metrics.leader.as_ref()?.node_id;
+        let member = metrics.membership.members.get(&leader).filter(|_| leader != own)?;
+        let patience = inner.config.timing.patience();
+        match inner.upstream.compare::<M>(leader, member, &mine, patience).await {
+            Ok(mut told) => {
+                told.retain(|node_id, _| members.contains(node_id));
+                told.insert(own, mine);
+                Some(told)
+            }
+            Err(error) => {
+                tracing::debug!(leader, %error, "this node's state was not compared with the others'");
+                None
+            }
+        }
+    }
+
+    async fn leave_the_lead(&self) {
+        let core = &self.inner.core;
+        if core.metrics().role != Role::Leader || core.is_handing_over() {
+            return;
+        }
+        if let Err(error) = self.transfer_leader(None).await {
+            tracing::error!(%error, "this node's state is wrong, and it could not hand over the lead; trying again");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Read, Write};
+
+    use super::*;
+    use crate::engine::lone;
+    use crate::error::{ReadError, WriteError};
+    use crate::machine::ApplyContext;
+    use crate::types::ReadLevel;
+
+    /// Counts, from a number that each node has its own of.
+    #[derive(Debug, Clone)]
+    struct Skewed(u64);
+
+    impl StateMachine for Skewed {
+        type Command = ();
+        type Reply = u64;
+        type Query = ();
+        type Answer = u64;
+        type View = u64;
+
+        fn apply(&mut self, _: &ApplyContext, (): ()) -> u64 {
+            self.0 += 1;
+            self.0
+        }
+
+        fn view(&self) -> u64 {
+            self.0
+        }
+
+        fn query(view: &u64, (): ()) -> u64 {
+            *view
+        }
+
+        fn write_snapshot(view: &u64, out: &mut dyn Write) -> io::Result<()> {
+            out.write_all(&view.to_le_bytes())
+        }
+
+        fn read_snapshot(input: &mut dyn Read) -> io::Result<Self> {
+            let mut bytes = [0; 8];
+            input.read_exact(&mut bytes)?;
+            Ok(Self(u64::from_le_bytes(bytes)))
+        }
+    }
+
+    /// A machine without a running hash, where nothing is written any more, and what others say of the same position.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_whose_state_is_not_the_majoritys_serves_no_more() {
+        let engine = lone::engine_of(false, Skewed(0)).await;
+        assert!(engine.ready(Duration::from_secs(30)).await);
+        let written = engine.write(()).await.unwrap();
+        let agreement = engine.inner.core.agreement().clone();
+        let noted = async {
+            while !agreement.own().iter().any(|check| check.log_id == written.log_id) {
+                tokio::time::sleep(PACE).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), noted).await.expect("an idle state is hashed");
+
+        let own = agreement.own();
+        let others: Vec<Check> =
+            own.iter().map(|check| Check { hash: check.hash.wrapping_add(1), ..*check }).collect();
+        let told = Told::from([(1, own), (2, others.clone()), (3, others)]);
+        let divergence = judge(1, &[1, 2, 3].into(), &told).unwrap().unwrap_err();
+        assert!(agreement.differs(&divergence) && agreement.is_outvoted());
+        assert!(!agreement.differs(&divergence), "told once");
+        assert!(!agreement.agrees(written.log_id), "nothing that it applies makes it right");
+
+        let text = divergence.to_string();
+        for part in [divergence.at.to_string(), format!("{:016x}", divergence.own)] {
+            assert!(text.contains(&part), "{text}");
+        }
+        let state = engine.state();
+        assert_eq!(
+            (state.diverged.as_ref(), state.is_ready(), state.fatal),
+            (Some(&divergence), false, None)
+        );
+        for level in [ReadLevel::Local, ReadLevel::Linearizable, ReadLevel::Lease] {
+            let refused = engine.read((), level).await.unwrap_err();
+            assert!(matches!(refused, ReadError::Diverged { .. }), "{refused}");
+        }
+        let refused = engine.write(()).await.unwrap_err();
+        assert!(matches!(refused, WriteError::Diverged { .. }) && !refused.maybe_applied(), "{refused}");
+        engine.shutdown().await;
+    }
+}

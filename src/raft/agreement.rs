@@ -1,0 +1,329 @@
+//! Whether the nodes' states are the same at the same positions.
+//!
+//! Every node notes hashes of its state at positions that all nodes pass, and tells them to the leader, which tells every
+//! member what the others have said. Each judges itself: the one whose state is not what the majority of the voters has
+//! is the one that is wrong. Where no majority has the same, all are in doubt.
+//!
+//! # Positions
+//!
+//! A machine with a [running hash](StateMachine::running_hash) is noted at every index that is a multiple of
+//! [`STEP`], which costs it nothing, and where it stands when nothing is written. Of those positions the last few are kept
+//! for every power of two: two nodes have some in common however far apart they are.
+//!
+//! For other machines a view is taken, and hashed off the apply path, one at a time. How often depends on what it costs:
+//! the multiples are those of a power of two that comes about once a second, and no more than one in
+//! [`COST_SHARE`] of the time is spent. Nodes that apply the same entries at about the same pace choose the same powers, or
+//! neighbouring ones, whose multiples they share.
+//!
+//! # What it does not do
+//!
+//! Repair. What is noted is in memory; after a restart a node is judged anew by what it applies from then on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::machine::StateMachine;
+use crate::runtime;
+use crate::types::{Divergence, LogId, NodeId};
+
+/// Hashes are noted at multiples of this index, or of larger powers of two.
+pub const STEP: u64 = 64;
+/// Of a second, or of any other time, the part that is spent on hashing states at most: one in so many.
+pub const COST_SHARE: u32 = 50;
+/// A state is hashed no more often than this.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+/// Positions kept for every power of two.
+const KEPT_PER_POWER: usize = 4;
+/// Kept positions are thinned out once there are so many.
+const MOST_KEPT: usize = 320;
+/// Hashes that one member may tell at a time.
+pub(super) const MOST_TOLD: usize = 512;
+
+/// The hash of the state after an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Check {
+    /// Which entry.
+    pub log_id: LogId,
+    /// The hash.
+    pub hash: u64,
+}
+
+/// What members have said, each for itself.
+pub type Told = BTreeMap<NodeId, Vec<Check>>;
+
+/// The hashes of this node, and those it was told while it led.
+#[derive(Debug, Default)]
+pub struct Agreement {
+    own: Mutex<BTreeMap<u64, Check>>,
+    told: Mutex<Told>,
+    /// For machines without a running hash: multiples of this index are hashed; 0 for none.
+    step: AtomicU64,
+    is_hashing: AtomicBool,
+    divergence: Mutex<Option<Divergence>>,
+    /// When a state was last hashed, and how long that took.
+    hashed: Mutex<Option<(Instant, Duration)>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("invariant: no panic under this lock")
+}
+
+impl Agreement {
+    /// The machine has applied `log_id`.
+    pub(super) fn applied<M: StateMachine>(self: &Arc<Self>, machine: &M, log_id: LogId) {
+        if !log_id.index.is_multiple_of(STEP) {
+            return;
+        }
+        match machine.running_hash() {
+            Some(hash) => self.note(Check { log_id, hash }),
+            None => {
+                let step = self.step.load(Relaxed);
+                if step > 0 && log_id.index.is_multiple_of(step) && !self.is_hashing.swap(true, Relaxed) {
+                    let (this, view) = (self.clone(), machine.view());
+                    runtime::spawn(async move { this.hash::<M>(log_id, view).await });
+                }
+            }
+        }
+    }
+
+    /// Notes the hash of `view`, the state after `log_id`. Hashing has been begun.
+    async fn hash<M: StateMachine>(&self, log_id: LogId, view: M::View) {
+        let begun = Instant::now();
+        let hash = runtime::offload(move || {
+            let view = view;
+            super::snapshot::catch("hashing the state", || Ok(M::state_hash(&view)))
+        });
+        match hash.await {
+            Ok(hash) => self.note(Check { log_id, hash }),
+            Err(error) => tracing::warn!(%error, "the state is not compared with the others'"),
+        }
+        *lock(&self.hashed) = Some((Instant::now(), begun.elapsed()));
+        self.is_hashing.store(false, Relaxed);
+    }
+
+    /// Whether a state may be hashed now that is not at a chosen position.
+    pub fn may_hash(&self) -> bool {
+        let hashed = *lock(&self.hashed);
+        hashed.is_none_or(|(at, took)| at.elapsed() >= pause_after(took)) && !self.is_hashing.load(Relaxed)
+    }
+
+    /// The state after `log_id` has this hash, which took some time to find.
+    pub fn hashed(&self, check: Check, took: Duration) {
+        self.note(check);
+        *lock(&self.hashed) = Some((Instant::now(), took));
+    }
+
+    /// Chooses the positions to hash at, where `entries` were applied in `time`.
+    pub fn choose_step(&self, entries: u64, time: Duration) {
+        let took = lock(&self.hashed).map_or(Duration::ZERO, |(_, took)| took);
+        let entries = u128::from(entries) * pause_after(took).as_millis() / time.as_millis().max(1);
+        let entries = u64::try_from(entries).unwrap_or(u64::MAX).min(1 << 48);
+        self.step.store(entries.next_power_of_two().max(STEP), Relaxed);
+    }
+
+    fn note(&self, check: Check) {
+        let mut own = lock(&self.own);
+        own.insert(check.log_id.index, check);
+        if own.len() > MOST_KEPT {
+            thin_out(&mut own);
+        }
+    }
+
+    /// This node has another state than before.
+    pub(super) fn begin_anew(&self) {
+        lock(&self.own).clear();
+        *lock(&self.divergence) = None;
+    }
+
+    /// That this node's state differs, if it is known to.
+    pub fn divergence(&self) -> Option<Divergence> {
+        lock(&self.divergence).clone()
+    }
+
+    /// Whether a majority of the voters has another state.
+    pub fn is_outvoted(&self) -> bool {
+        lock(&self.divergence).as_ref().is_some_and(|divergence| divergence.majority.is_some())
+    }
+
+    /// This node's state differs. Whether that is news.
+    pub fn differs(&self, found: &Divergence) -> bool {
+        let mut known = lock(&self.divergence);
+        let is_news = match &*known {
+            None => true,
+            Some(known) => known.majority.is_none() && found.majority.is_some(),
+        };
+        if is_news {
+            *known = Some(found.clone());
+        }
+        is_news
+    }
+
+    /// This node's state is a majority's, as of `at`. Whether that ends a doubt.
+    pub fn agrees(&self, at: LogId) -> bool {
+        let mut known = lock(&self.divergence);
+        let ends = known.as_ref().is_some_and(|known| known.majority.is_none() && known.at <= at);
+        if ends {
+            *known = None;
+        }
+        ends
+    }
+
+    /// What this node has noted.
+    pub fn own(&self) -> Vec<Check> {
+        lock(&self.own).values().copied().collect()
+    }
+
+    /// A member has said this of itself.
+    pub fn told(&self, node_id: NodeId, mut checks: Vec<Check>) {
+        // Whoever says two things of one position has one voice.
+        checks.sort_by_key(|check| check.log_id);
+        checks.dedup_by_key(|check| check.log_id);
+        lock(&self.told).insert(node_id, checks);
+    }
+
+    /// What `members` have said of themselves.
+    pub fn all_told(&self, members: &BTreeSet<NodeId>) -> Told {
+        let mut told = lock(&self.told);
+        told.retain(|node_id, _| members.contains(node_id));
+        told.clone()
+    }
+}
+
+fn pause_after(took: Duration) -> Duration {
+    took.saturating_mul(COST_SHARE).max(LEAST_PAUSE)
+}
+
+/// Keeps, for every power of two, the newest positions that are multiples of it.
+fn thin_out(own: &mut BTreeMap<u64, Check>) {
+    // Newer positions, by how often two divides them.
+    let mut newer = [0; 65];
+    let mut kept = BTreeMap::new();
+    for (index, check) in own.iter().rev() {
+        let power = index.trailing_zeros() as usize;
+        if newer[power..].iter().sum::<usize>() < KEPT_PER_POWER {
+            kept.insert(*index, *check);
+        }
+        newer[power] += 1;
+    }
+    *own = kept;
+}
+
+/// What `told` says of node `own`: where its state was last found to differ from the voters', or that it does not, as of the
+/// newest position of which enough of them have spoken. `None` while there is none.
+pub fn judge(own: NodeId, voters: &BTreeSet<NodeId>, told: &Told) -> Option<Result<LogId, Divergence>> {
+    let majority = voters.len() / 2 + 1;
+    let mine = told.get(&own)?;
+    let mut by_position: BTreeMap<LogId, BTreeMap<u64, usize>> = BTreeMap::new();
+    for check in voters.iter().filter_map(|voter| told.get(voter)).flatten() {
+        *by_position.entry(check.log_id).or_default().entry(check.hash).or_default() += 1;
+    }
+    let mut newest = mine.clone();
+    newest.sort_by_key(|check| std::cmp::Reverse(check.log_id));
+    newest.iter().find_map(|check| {
+        let hashes = by_position.get(&check.log_id)?;
+        if hashes.values().sum::<usize>() < majority {
+            return None;
+        }
+        let common = hashes.iter().find(|(_, count)| **count >= majority).map(|(hash, _)| *hash);
+        match common {
+            Some(hash) if hash == check.hash => Some(Ok(check.log_id)),
+            // One voter alone has nobody to differ from.
+            None if hashes.len() < 2 => None,
+            majority => Some(Err(Divergence { at: check.log_id, own: check.hash, majority })),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(index: u64, hash: u64) -> Check {
+        Check { log_id: LogId::new(1, index), hash }
+    }
+
+    fn told(all: &[(NodeId, &[(u64, u64)])]) -> Told {
+        let checks = |list: &[(u64, u64)]| list.iter().map(|(index, hash)| check(*index, *hash)).collect();
+        all.iter().map(|(node_id, list)| (*node_id, checks(list))).collect()
+    }
+
+    const THREE: [NodeId; 3] = [1, 2, 3];
+
+    fn verdicts(voters: &[NodeId], told: &Told) -> Vec<Option<Result<u64, Option<u64>>>> {
+        let voters = voters.iter().copied().collect();
+        let judged = told.keys().map(|node_id| judge(*node_id, &voters, told));
+        judged.map(|judged| judged.map(|v| v.map(|at| at.index).map_err(|d| d.majority))).collect()
+    }
+
+    #[test]
+    fn the_minority_is_wrong() {
+        let equal = told(&[(1, &[(64, 7)]), (2, &[(64, 7)]), (3, &[(64, 7)])]);
+        assert_eq!(verdicts(&THREE, &equal), [Some(Ok(64)); 3]);
+        let one_differs = told(&[(1, &[(64, 7)]), (2, &[(64, 8)]), (3, &[(64, 7)])]);
+        assert_eq!(verdicts(&THREE, &one_differs), [Some(Ok(64)), Some(Err(Some(7))), Some(Ok(64))]);
+        // The third need not have spoken.
+        let two = told(&[(1, &[(64, 7)]), (2, &[(64, 7)])]);
+        assert_eq!(verdicts(&THREE, &two), [Some(Ok(64)); 2]);
+        // A learner is judged, and does not judge.
+        let learner = told(&[(1, &[(64, 7)]), (2, &[(64, 7)]), (3, &[(64, 7)]), (4, &[(64, 9)])]);
+        assert_eq!(verdicts(&THREE, &learner)[3], Some(Err(Some(7))));
+    }
+
+    #[test]
+    fn without_a_majority_all_are_in_doubt() {
+        let all_differ = told(&[(1, &[(64, 7)]), (2, &[(64, 8)]), (3, &[(64, 9)])]);
+        assert_eq!(verdicts(&THREE, &all_differ), [Some(Err(None)); 3]);
+        let two_differ = told(&[(1, &[(64, 7)]), (2, &[(64, 8)])]);
+        assert_eq!(verdicts(&THREE, &two_differ), [Some(Err(None)); 2]);
+        assert_eq!(verdicts(&[1, 2], &two_differ), [Some(Err(None)); 2]);
+        assert_eq!(verdicts(&[1], &told(&[(1, &[(64, 7)])])), [Some(Ok(64))]);
+    }
+
+    #[test]
+    fn only_equal_positions_of_which_enough_have_spoken_count() {
+        let one_alone = told(&[(1, &[(64, 7)]), (2, &[(128, 8)])]);
+        assert_eq!(verdicts(&THREE, &one_alone), [None; 2]);
+        // The newest that is common decides.
+        let healed = told(&[(1, &[(64, 7), (128, 5)]), (2, &[(64, 8), (128, 5)]), (3, &[(64, 7)])]);
+        assert_eq!(verdicts(&THREE, &healed)[..2], [Some(Ok(128)); 2]);
+        let other_term =
+            Told::from([(1, vec![check(64, 7)]), (2, vec![Check { log_id: LogId::new(2, 64), hash: 8 }])]);
+        assert_eq!(verdicts(&THREE, &other_term), [None; 2]);
+    }
+
+    #[test]
+    fn nodes_that_are_far_apart_have_positions_in_common() {
+        let at = |last: u64| {
+            let agreement = Agreement::default();
+            (0..=last / STEP).for_each(|n| agreement.note(check(n * STEP, n)));
+            assert!(agreement.own().len() <= MOST_KEPT);
+            agreement.own().into_iter().map(|check| check.log_id.index).collect::<BTreeSet<_>>()
+        };
+        let newest = at(1_000_000);
+        for behind in [1, 64, 1_000, 20_000, 300_000] {
+            let older = at(1_000_000 - behind);
+            assert!(newest.intersection(&older).any(|index| *index > 0), "{behind} entries behind");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_hashing_costs_decides_how_often() {
+        let agreement = Agreement::default();
+        let second = Duration::from_secs(1);
+        agreement.choose_step(10, second);
+        assert_eq!(agreement.step.load(Relaxed), STEP);
+        agreement.choose_step(10_000, second);
+        assert_eq!(agreement.step.load(Relaxed), 16_384);
+        assert!(agreement.may_hash());
+        agreement.hashed(check(5, 5), second);
+        agreement.choose_step(10_000, second);
+        assert_eq!(agreement.step.load(Relaxed), 524_288, "a hash takes a second: fifty pass to the next");
+        assert!(!agreement.may_hash());
+        tokio::time::advance(second * COST_SHARE).await;
+        assert!(agreement.may_hash());
+    }
+}

@@ -1,0 +1,109 @@
+//! Whom the answering side admits.
+
+use std::collections::BTreeMap;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use tokio::sync::mpsc;
+
+use super::PeerService;
+use crate::machine::StateMachine;
+use crate::proto::peer::{Hello, Request, Response};
+use crate::raft::network::admission::{self, Known, Own, Refused, Wish};
+use crate::raft::network::{IdentifyRequest, IdentifyResponse, PeerDoor, Refusal};
+use crate::raft::type_config;
+use crate::types::NodeId;
+
+impl<M: StateMachine> PeerService<M> {
+    fn known(&self, caller: NodeId) -> Known {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let position = |at: &Option<type_config::LogId>| at.as_ref().map(type_config::from_log_id);
+        let members = metrics.membership_config.membership().nodes();
+        let committed = &metrics.committed_membership_config;
+        Known {
+            members: members.map(|(node_id, member)| (*node_id, member.incarnation)).collect(),
+            at: position(metrics.membership_config.log_id()),
+            committed_caller: committed.membership().get_node(&caller).map(|member| member.incarnation),
+            committed_at: position(committed.log_id()),
+        }
+    }
+
+    /// Lets a caller in, or tells it and the log why not.
+    fn check(&self, hello: &Hello, wish: Wish) -> Result<(), Refusal> {
+        let callee = &self.callee;
+        let own = Own { cluster: &callee.cluster, node_id: callee.node_id, incarnation: callee.incarnation };
+        let known = self.known(hello.from_node);
+        if let Err(Refused { told, why, claim }) = admission::check(own, &known, hello, wish) {
+            self.log_refusal(hello.from_node, &why);
+            if let Some(claim) = claim {
+                (callee.claimed)(claim);
+            }
+            return Err(told);
+        }
+        let running = self.raft.metrics().borrow_watched().running_state.clone();
+        running.map_err(|fatal| Refusal::Stopped(fatal.to_string()))
+    }
+
+    fn log_refusal(&self, node: NodeId, why: &Refusal) {
+        if let Some(unsaid) = self.complaints.is_due() {
+            tracing::warn!(node, %why, unsaid, "refused a peer");
+        }
+    }
+}
+
+impl<M: StateMachine> PeerDoor for PeerService<M> {
+    fn admit(&self, hello: &Hello) -> Result<(), Refusal> {
+        self.check(hello, Wish::Exchange)
+    }
+
+    fn identify(&self, request: IdentifyRequest) -> Result<IdentifyResponse, Refusal> {
+        let theirs: BTreeMap<NodeId, String> = request.founders.into_iter().collect();
+        // All that a caller without a name could be.
+        let hello = request.hello.ok_or(Refusal::Stranger)?;
+        self.check(&hello, if theirs.is_empty() { Wish::Identity } else { Wish::Founding })?;
+        let callee = &self.callee;
+        if theirs.is_empty() {
+            // Not about forming a cluster: then a node that does form one must not be drawn into another.
+            let membership = self.raft.metrics().borrow_watched().membership_config.clone();
+            if membership.membership().get_joint_config().is_empty() && !callee.joins {
+                return Err(Refusal::NotJoining { node_id: callee.node_id });
+            }
+        } else if theirs != callee.founders {
+            if let Some(unsaid) = self.complaints.is_due() {
+                let (ours, theirs) = (list(&callee.founders), list(&theirs));
+                tracing::warn!(
+                    node = hello.from_node,
+                    ours,
+                    theirs,
+                    unsaid,
+                    "nodes disagree on the founding members"
+                );
+            }
+            return Err(Refusal::OtherFounders { node_id: callee.node_id, theirs: list(&theirs) });
+        }
+        Ok(IdentifyResponse {
+            node_id: callee.node_id,
+            incarnation: callee.incarnation.to_string(),
+            peer_address: callee.peer_address.clone(),
+            client_address: callee.client_address.clone(),
+        })
+    }
+
+    fn serve(
+        &self,
+        from: NodeId,
+        requests: mpsc::Receiver<Request>,
+        responses: mpsc::Sender<Response>,
+    ) -> BoxFuture<'static, ()> {
+        self.clone().run(from, requests, responses).boxed()
+    }
+}
+
+/// The first of `founders`, for a message.
+fn list(founders: &BTreeMap<NodeId, String>) -> String {
+    /// A cluster is not formed by more.
+    const SHOWN: usize = 16;
+    let shown = founders.iter().take(SHOWN);
+    shown.map(|(id, address)| format!("{id}={}", admission::shortened(address))).collect::<Vec<_>>().join(",")
+}

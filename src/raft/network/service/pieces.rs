@@ -1,0 +1,198 @@
+//! Snapshots from the leader, piece by piece.
+//!
+//! A snapshot is read to its end, by the machine as well, before the core hears of it: one that this node cannot read is
+//! refused and changes nothing.
+
+use std::any::Any;
+use std::io;
+use std::time::Duration;
+
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+use openraft::storage::Snapshot;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::{DISK_FULL, PeerService, Unanswered};
+use crate::machine::StateMachine;
+use crate::proto::peer::{self as proto, Response, SnapshotPiece, response};
+use crate::raft::network::plausible;
+use crate::raft::network::wire::{self, Malformed};
+use crate::raft::snapshot::{self, SnapshotData};
+use crate::raft::type_config::{self, Vote};
+use crate::runtime::offload;
+use crate::storage::{ReceivedSnapshot, SnapshotMeta, SnapshotReceiver};
+use crate::types::{ClusterClock, LogId, NodeId};
+
+/// How often a caller is told that its snapshot is still being installed.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+/// How long a snapshot that could not be read is refused at its first piece.
+const UNREADABLE_FOR: Duration = Duration::from_secs(30);
+
+/// A snapshot that was received in vain.
+#[derive(Debug, Clone)]
+pub(super) struct Unreadable {
+    log_id: LogId,
+    at: Instant,
+    reason: String,
+}
+
+/// A snapshot of which some pieces have arrived.
+pub(super) struct Incoming {
+    log_id: LogId,
+    received: u64,
+    receiver: SnapshotReceiver,
+}
+
+/// A snapshot that has arrived and was read.
+type Read = (ReceivedSnapshot, Box<dyn Any + Send>);
+
+impl<M: StateMachine> PeerService<M> {
+    /// Takes the next piece of a snapshot; installs it with the last one.
+    pub(super) async fn take_piece(
+        &self,
+        from: NodeId,
+        incoming: &mut Option<Incoming>,
+        piece: SnapshotPiece,
+    ) -> Result<proto::SnapshotResponse, Unanswered> {
+        let vote = wire::from_leader(from, piece.vote)?;
+        let last_log = piece.last_log.ok_or(Malformed("the snapshot's position is missing"))?;
+        let log_id = LogId::new(last_log.term, last_log.index);
+        self.bearings().snapshot(vote.leader_id.term, log_id)?;
+        // A leader of an earlier term is none any more.
+        if vote >= self.vote() {
+            self.heard.now();
+        }
+        if !self.callee.disk.has_room() {
+            return Err(Unanswered::Failed(DISK_FULL.to_owned()));
+        }
+        if piece.offset == 0 {
+            self.check_readable(log_id)?;
+            let receiver = self.snapshots.receive(log_id).map_err(Unanswered::failed)?;
+            *incoming = Some(Incoming { log_id, received: 0, receiver });
+        }
+        let mut current =
+            incoming.take().ok_or(Malformed("a piece of a snapshot whose beginning is missing"))?;
+        if current.log_id != log_id || piece.offset > current.received {
+            let (have, offset) = (current.received, piece.offset);
+            return Err(Unanswered::Failed(format!(
+                "a piece is missing: have {have} bytes, got offset {offset}"
+            )));
+        }
+        let taken = proto::SnapshotResponse {
+            vote: Some(wire::vote(&self.vote())),
+            installing: false,
+            lease_ms: self.lease_ms(),
+        };
+        if piece.offset < current.received {
+            // Delivered twice.
+            *incoming = Some(current);
+            return Ok(taken);
+        }
+        current.received += piece.bytes.len() as u64;
+        let (offset, bytes) = (piece.offset, piece.bytes);
+        let current = offload(move || current.receiver.write(offset, &bytes).map(|()| current))
+            .await
+            .map_err(Unanswered::failed)?;
+        if !piece.last {
+            *incoming = Some(current);
+            return Ok(taken);
+        }
+        self.install(vote, current).await
+    }
+
+    async fn install(&self, vote: Vote, complete: Incoming) -> Result<proto::SnapshotResponse, Unanswered> {
+        let log_id = complete.log_id;
+        let read = offload(move || read::<M>(complete.receiver)).await;
+        let (received, content) = read.inspect_err(|reason| self.note_unreadable(log_id, reason))?;
+        let meta = snapshot::meta(received.meta());
+        let _one_at_a_time = self.installing.lock().await;
+        let answer = |vote: &Vote| proto::SnapshotResponse {
+            vote: Some(wire::vote(vote)),
+            installing: false,
+            lease_ms: self.lease_ms(),
+        };
+        // From here on no other leader commits anything that the snapshot might contradict: the core asserts that it does
+        // not.
+        self.statements.note(vote, Some(log_id), Some(log_id))?;
+        let here = AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None };
+        match self.raft.append_entries(here).await.map_err(Unanswered::failed)? {
+            AppendEntriesResponse::HigherVote(higher) => return Ok(answer(&higher)),
+            AppendEntriesResponse::Success
+            | AppendEntriesResponse::PartialSuccess(_)
+            | AppendEntriesResponse::Conflict => {}
+        }
+        let committed = self
+            .raft
+            .with_raft_state(|state| state.local_committed().map(type_config::from_log_id))
+            .await
+            .map_err(Unanswered::failed)?;
+        plausible::Bearings { committed, ..self.bearings() }.snapshot(vote.leader_id.term, log_id)?;
+        let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(received, content) };
+        // Before the core may count on it.
+        self.activity.leader_clock.snapshot_received();
+        let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(Unanswered::failed)?;
+        Ok(answer(&response.vote))
+    }
+
+    /// Refuses a snapshot that could not be read a short while ago.
+    fn check_readable(&self, log_id: LogId) -> Result<(), Unanswered> {
+        let unreadable = self.unreadable.lock().expect("invariant: no panic under this lock");
+        match &*unreadable {
+            Some(before) if before.log_id == log_id && before.at.elapsed() < UNREADABLE_FOR => {
+                Err(Unanswered::Failed(before.reason.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn note_unreadable(&self, log_id: LogId, refused: &Unanswered) {
+        let (at, reason) = (Instant::now(), refused.to_string());
+        tracing::error!(%log_id, reason, "the leader's snapshot cannot be used by this node");
+        let mut unreadable = self.unreadable.lock().expect("invariant: no panic under this lock");
+        *unreadable = Some(Unreadable { log_id, at, reason });
+    }
+}
+
+/// What a snapshot that has arrived holds.
+fn read<M: StateMachine>(receiver: SnapshotReceiver) -> Result<Read, Unanswered> {
+    let received = receiver.finish().map_err(Unanswered::failed)?;
+    check(received.meta())?;
+    let content = snapshot::catch("reading a snapshot", || {
+        snapshot::read::<M>(received.handle()).map_err(io::Error::other)
+    });
+    Ok((received, Box::new(content.map_err(Unanswered::failed)?)))
+}
+
+/// Refuses a snapshot that says impossible things of itself. They would be believed at every start.
+fn check(meta: &SnapshotMeta) -> Result<(), Malformed> {
+    plausible::membership(&meta.membership)?;
+    let membership_at =
+        meta.membership_log_id.ok_or(Malformed("the snapshot's membership stands nowhere"))?;
+    if membership_at.index > meta.log_id.index || membership_at.term > meta.log_id.term {
+        return Err(Malformed("the snapshot's membership is newer than the snapshot"));
+    }
+    let ClusterClock { elapsed_ms, wall_offset_ms, term, counted_ms } = meta.clock;
+    let times = [elapsed_ms, wall_offset_ms.unsigned_abs(), counted_ms.unwrap_or(0)];
+    match times.iter().all(|ms| *ms <= plausible::LARGEST_TIME_MS) && term <= meta.log_id.term {
+        true => Ok(()),
+        false => Err(Malformed("the snapshot's clocks are beyond the year 9999, or of a later term")),
+    }
+}
+
+/// Waits for `work`, and lets the caller of request `id` know every now and then that it goes on.
+pub(super) async fn signs_of_life<T>(
+    id: u64,
+    responses: &mpsc::Sender<Response>,
+    vote: Vote,
+    work: impl Future<Output = T>,
+) -> T {
+    tokio::pin!(work);
+    loop {
+        if let Ok(done) = tokio::time::timeout(SIGN_OF_LIFE, &mut work).await {
+            return done;
+        }
+        let alive = proto::SnapshotResponse { vote: Some(wire::vote(&vote)), installing: true, lease_ms: 0 };
+        // A caller that is gone does not stop the installation.
+        let _ = responses.try_send(Response { id, body: Some(response::Body::Snapshot(alive)) });
+    }
+}

@@ -1,0 +1,127 @@
+//! Why another node leads: one line in the log of every node that learns of it.
+//!
+//! openraft does not say. It is told from the votes that this node saves, in their order, and from what leaders have
+//! announced: somebody was asked to stand, this node gave its vote, or it only heard of a newer term.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Mutex;
+
+use crate::types::{NodeId, Vote};
+
+/// Candidates of one hand-over that are remembered.
+const CANDIDATES: usize = 64;
+
+/// Why a node leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Succession {
+    /// No leader was known since this node started.
+    Start,
+    /// The leader before it was not heard of for an election timeout.
+    Timeout,
+    /// The leader before it handed over.
+    Transfer,
+    /// It prefers to lead, and the leader before it handed over for that reason.
+    Preference,
+    /// This node took no part in the election, and heard of a newer term.
+    HigherTerm,
+}
+
+impl fmt::Display for Succession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Start => "start: this node had not known a leader since it was started",
+            Self::Timeout => "timeout: the leader before it was not heard of in time",
+            Self::Transfer => "transfer: the leader before it handed over",
+            Self::Preference => "preference: it prefers to lead, and the leader before it handed over",
+            Self::HigherTerm => "higher term: it was elected without this node's vote",
+        })
+    }
+}
+
+/// A leader, in its term.
+type Led = (u64, NodeId);
+
+#[derive(Debug, Default)]
+struct Known {
+    leader: Option<Led>,
+    /// For whom this node has voted last, itself included.
+    voted: Option<Led>,
+    /// The term whose leader hands over, and to whom.
+    offered: (u64, BTreeMap<NodeId, Succession>),
+}
+
+/// What this node knows of leaders and their hand-overs.
+#[derive(Debug, Default)]
+pub(super) struct Successions(Mutex<Known>);
+
+impl Successions {
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.0.lock().expect("invariant: no panic under this lock")
+    }
+
+    /// The leader of `term` asks `to` to stand.
+    pub(super) fn offered(&self, term: u64, to: NodeId, why: Succession) {
+        let mut known = self.known();
+        if known.offered.0 != term {
+            known.offered = (term, BTreeMap::new());
+        }
+        if known.offered.1.len() < CANDIDATES {
+            known.offered.1.insert(to, why);
+        }
+    }
+
+    /// Why the leader of `term` has asked `to` to stand, if it has.
+    pub(super) fn offer(&self, term: u64, to: NodeId) -> Option<Succession> {
+        let known = self.known();
+        known.offered.1.get(&to).filter(|_| known.offered.0 == term).copied()
+    }
+
+    /// This node saves `vote`. If that makes another leader, says which led before, and why another one does.
+    pub(super) fn voted(&self, vote: Vote) -> Option<(Option<NodeId>, Succession)> {
+        let new = (vote.term, vote.node_id);
+        if !vote.committed {
+            self.known().voted = Some(new);
+            return None;
+        }
+        let offer = vote.term.checked_sub(1).and_then(|before| self.offer(before, vote.node_id));
+        let mut known = self.known();
+        if known.leader == Some(new) {
+            return None;
+        }
+        let before = known.leader.replace(new).map(|(_, node_id)| node_id);
+        let why = match (offer, before) {
+            (Some(why), _) => why,
+            (None, None) => Succession::Start,
+            (None, Some(_)) if known.voted == Some(new) => Succession::Timeout,
+            (None, Some(_)) => Succession::HigherTerm,
+        };
+        Some((before, why))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_change_of_leader_has_its_reason_once() {
+        let successions = Successions::default();
+        let vote = |term, node_id, committed| successions.voted(Vote { term, node_id, committed });
+        assert_eq!(vote(1, 1, false), None);
+        assert_eq!(vote(1, 1, true), Some((None, Succession::Start)));
+        assert_eq!(vote(1, 1, true), None, "told before");
+        assert_eq!(vote(2, 2, false), None);
+        assert_eq!(vote(2, 2, true), Some((Some(1), Succession::Timeout)));
+        assert_eq!(vote(4, 3, true), Some((Some(2), Succession::HigherTerm)));
+        successions.offered(4, 1, Succession::Transfer);
+        assert_eq!(vote(5, 1, true), Some((Some(3), Succession::Transfer)));
+        successions.offered(5, 2, Succession::Preference);
+        assert_eq!(vote(6, 2, true), Some((Some(1), Succession::Preference)));
+        successions.offered(6, 3, Succession::Transfer);
+        assert_eq!(vote(9, 3, true), Some((Some(2), Succession::HigherTerm)), "that offer came to nothing");
+        // An election that the same leader wins again.
+        assert_eq!(vote(10, 3, false), None);
+        assert_eq!(vote(10, 3, true), Some((Some(3), Succession::Timeout)));
+    }
+}
