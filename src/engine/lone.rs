@@ -26,6 +26,7 @@ pub(super) async fn engine(joins: bool) -> Engine<KvMachine> {
         disk: DiskWatch::default(),
         released: None,
         promised_lease_ms: 0,
+        memory_bytes: None,
     };
     Engine::start(parts, KvMachine::default()).await.expect("a node in memory can be started")
 }

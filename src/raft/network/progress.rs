@@ -26,6 +26,8 @@ pub struct PeerProgress {
     pub accepted_entries: u64,
     /// Bytes sent, and bytes in all, of the snapshot that is being sent to it.
     pub snapshot: Option<(u64, u64)>,
+    /// The quota on the state that it could bear, as it said last.
+    pub quota_bytes: Option<u64>,
 }
 
 /// What a peer said of its lease.
@@ -45,8 +47,14 @@ const OUTLIVED: Duration = Duration::from_secs(10);
 impl PeerFitness {
     pub(super) fn update(&self, node_id: NodeId, change: impl FnOnce(&mut PeerProgress)) {
         let mut peers = self.0.lock().expect("invariant: no panic under this lock");
-        let unknown =
-            PeerProgress { heard: None, fit: false, lease: None, accepted_entries: 0, snapshot: None };
+        let unknown = PeerProgress {
+            heard: None,
+            fit: false,
+            lease: None,
+            accepted_entries: 0,
+            snapshot: None,
+            quota_bytes: None,
+        };
         change(peers.entry(node_id).or_insert(unknown));
     }
 
@@ -55,6 +63,7 @@ impl PeerFitness {
         self.update(node_id, |peer| {
             peer.heard = Some(Instant::now());
             peer.fit = !answer.unfit_to_lead;
+            peer.quota_bytes = answer.quota_bytes;
         });
         self.note_lease((node_id, incarnation), answer.lease_ms);
     }

@@ -65,6 +65,8 @@ pub struct Callee {
     pub announcements: mpsc::Sender<(NodeId, Announcement)>,
     /// The disk under its log.
     pub disk: DiskWatch,
+    /// The quota on the state that it could bear, if that is known.
+    pub quota_bytes: Option<u64>,
 }
 
 /// Answers peers on behalf of one node.
@@ -178,7 +180,9 @@ impl<M: StateMachine> PeerService<M> {
                 let unfit_to_lead = !self.callee.disk.state().takes_writes();
                 let response = wire::append_response(result, previous, last);
                 let lease_ms = self.lease_ms();
-                Ok(response::Body::Append(proto::AppendResponse { unfit_to_lead, lease_ms, ..response }))
+                let quota_bytes = self.callee.quota_bytes;
+                let own = proto::AppendResponse { unfit_to_lead, lease_ms, quota_bytes, ..response };
+                Ok(response::Body::Append(own))
             }
             request::Body::Vote(vote) => {
                 let vote = wire::from_vote_request(from, vote).map_err(|e| failed(&e))?;
