@@ -40,7 +40,8 @@ Settings come from the file, then the environment, then flags; the later wins. I
 cluster/config/node.toml explains all of them.
 
 These can change while the node runs, with `quorate configure`: log_level, preferred_leader, snapshot_every_entries,
-snapshot_every_bytes, snapshot_keep_entries, snapshot_keep_bytes, max_command_bytes, max_inflight_bytes.";
+snapshot_every_bytes, snapshot_keep_entries, snapshot_keep_bytes, max_command_bytes, max_inflight_bytes; and, for the
+whole cluster, state_quota_bytes.";
 
 /// Arguments of `quorate serve`.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -151,7 +152,7 @@ pub struct Settings {
     #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_INFLIGHT_BYTES")]
     pub max_inflight_bytes: Option<usize>,
 
-    /// Bytes of log entries kept in memory for replication and apply [default: 64 MiB]
+    /// Bytes of log entries kept in memory for replication and apply [default: 16 MiB]
     #[arg(long, value_name = "BYTES", env = "QUORATE_LOG_TAIL_BYTES")]
     pub log_tail_bytes: Option<usize>,
 
@@ -182,6 +183,12 @@ pub struct Settings {
     /// Longest pause, in milliseconds, between two attempts to connect to another member [default: 200]
     #[arg(long, value_name = "MS", env = "QUORATE_RECONNECT_INTERVAL_MS")]
     pub reconnect_interval_ms: Option<u64>,
+
+    /// Memory that this node may use: its buffers fit into it, and the quota on the cluster's state follows the member
+    /// with the least. 0 for all that the machine, the control group and the resource limits allow: give nodes that share a
+    /// machine their shares [default: 0]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_MEMORY_BYTES")]
+    pub memory_bytes: Option<u64>,
 }
 
 /// How log lines are written.
@@ -265,6 +272,8 @@ pub struct ServeConfig {
     pub disk: DiskPolicy,
     /// What is made of peers that are slow or silent.
     pub peer_policy: PeerPolicy,
+    /// Memory that this node may use, in bytes; `None` for all that it is allowed.
+    pub memory_bytes: Option<u64>,
 }
 
 /// Defaults that the engine does not have.
@@ -367,6 +376,7 @@ impl ServeConfig {
                     .reconnect_interval_ms
                     .unwrap_or(peer_policy.reconnect_interval_ms),
             },
+            memory_bytes: settings.memory_bytes.filter(|bytes| *bytes != 0),
         };
         config.validate()?;
         Ok(config)
@@ -449,6 +459,7 @@ impl ServeConfig {
         config.limits = self.limits.clone();
         config.disk = self.disk.clone();
         config.peers = self.peer_policy;
+        config.memory_bytes = self.memory_bytes;
         config
     }
 }
@@ -557,6 +568,7 @@ impl Settings {
             lagging_after_ms: self.lagging_after_ms.or(other.lagging_after_ms),
             disconnected_after_ms: self.disconnected_after_ms.or(other.disconnected_after_ms),
             reconnect_interval_ms: self.reconnect_interval_ms.or(other.reconnect_interval_ms),
+            memory_bytes: self.memory_bytes.or(other.memory_bytes),
         }
     }
 }

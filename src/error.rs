@@ -104,6 +104,17 @@ pub enum WriteError {
         /// Where, and how.
         divergence: Divergence,
     },
+    /// The state would have outgrown its quota, so the command was not applied, on any node. Reads, deletes, and writes
+    /// that do not make the state larger go on. A repetition is applied once there is room.
+    #[error(
+        "the state has {state_bytes} of {quota_bytes} bytes that its quota allows, and this write does not fit: delete something, or raise the quota"
+    )]
+    QuotaExceeded {
+        /// Bytes of state.
+        state_bytes: u64,
+        /// How many they may be.
+        quota_bytes: u64,
+    },
     /// This node leads, but has not heard from a quorum for longer than its lease. The command was not proposed.
     #[error("this leader has lost touch with its quorum; retry, another node may lead by now")]
     NoQuorum,
@@ -182,6 +193,7 @@ impl WriteError {
             | Self::OtherHistory { .. }
             | Self::DiskFull { .. }
             | Self::DiskStalled { .. }
+            | Self::QuotaExceeded { .. }
             | Self::WindowExceeded
             | Self::TooManySessions
             | Self::TooManyOfOpener { .. } => false,

@@ -225,6 +225,53 @@ impl fmt::Display for Divergence {
     }
 }
 
+/// How many bytes the state may take, as agreed through the log: all nodes refuse by the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// Most bytes of state, as the state machine counts them.
+    pub bytes: u64,
+    /// Who said so.
+    pub source: QuotaSource,
+}
+
+/// Where a [`Quota`] comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuotaSource {
+    /// The leader took it from the memory of the smallest member. It follows the members.
+    Memory,
+    /// An operator set it. It stays until an operator changes it.
+    Operator,
+}
+
+impl Quota {
+    /// Set in [`to_stored`](Self::to_stored) when an operator chose the quota.
+    const OPERATOR_BIT: u64 = 1 << 63;
+    /// The largest quota there can be.
+    pub const MAX_BYTES: u64 = Self::OPERATOR_BIT - 1;
+    /// The smallest quota that an operator can set: one command of the greatest length fits.
+    pub const MIN_BYTES: u64 = 2 * 1024 * 1024;
+
+    /// One number for both fields, never 0.
+    pub fn to_stored(self) -> u64 {
+        let bytes = self.bytes.clamp(1, Self::MAX_BYTES);
+        match self.source {
+            QuotaSource::Memory => bytes,
+            QuotaSource::Operator => bytes | Self::OPERATOR_BIT,
+        }
+    }
+
+    /// What [`to_stored`](Self::to_stored) gave this number for; `None` for 0.
+    pub fn from_stored(stored: u64) -> Option<Self> {
+        let source = match stored & Self::OPERATOR_BIT {
+            0 => QuotaSource::Memory,
+            _ => QuotaSource::Operator,
+        };
+        let bytes = stored & Self::MAX_BYTES;
+        (bytes != 0).then_some(Self { bytes, source })
+    }
+}
+
 /// What a node is to its cluster at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -87,7 +87,7 @@ async fn read_all(client: &Client, nodes: &[NodeStatus]) -> Result<Vec<Reading>,
         readings.push(Reading {
             node_id: status.node_id,
             applied: status.applied.map_or(0, |position| position.index),
-            state_hash: status.state_hash,
+            state_hash: status.state_hash.unwrap_or_default(),
             items: items.map_err(|error| format!("{}: {error}", status.endpoint))?,
         });
     }

@@ -19,6 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
 use crate::client::{Client, ClientConfig, ConfigError, Endpoint, NodeStatus};
+use crate::engine::{MIN_MEMORY_BYTES, available_memory_bytes};
 use crate::runtime;
 use crate::types::NodeId;
 use screen::{NodeRow, Screen, View};
@@ -101,6 +102,11 @@ pub async fn run(args: ClusterArgs) -> Result<(), ClusterCommandError> {
     let binary = std::env::current_exe().map_err(ClusterCommandError::Program)?;
     let mut spec = ClusterSpec::new(binary, &args.data_dir);
     (spec.nodes, spec.client_port, spec.peer_port) = (args.nodes, args.client_port, args.peer_port);
+    if std::env::var_os("QUORATE_MEMORY_BYTES").is_none() {
+        // Each would count on all of it.
+        let share = (available_memory_bytes() / args.nodes.max(1)).max(MIN_MEMORY_BYTES);
+        spec.extra_args.extend(["--memory-bytes".into(), share.to_string().into()]);
+    }
 
     let mut call = shown_path(&spec.binary);
     // Other commands look for three nodes on the default ports by themselves.

@@ -35,6 +35,9 @@ struct Row {
     applied: Option<u64>,
     applied_term: Option<u64>,
     state_hash: Option<String>,
+    state_bytes: Option<u64>,
+    state_quota_bytes: Option<u64>,
+    state_quota_set: Option<bool>,
     reachable: bool,
     error: Option<String>,
 }
@@ -64,6 +67,8 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
                 "COMMITTED",
                 "APPLIED",
                 "STATE HASH",
+                "STATE BYTES",
+                "QUOTA",
             ];
             let cells: Vec<_> = rows.iter().map(cells).collect();
             output::raw(output::table(&headings, &cells).as_bytes())?;
@@ -109,7 +114,10 @@ fn row(endpoint: &Endpoint, answer: &Result<NodeStatus, ClientError>) -> Row {
             committed_term: status.committed.map(|position| position.term),
             applied: status.applied.map(|position| position.index),
             applied_term: status.applied.map(|position| position.term),
-            state_hash: Some(format!("{:016x}", status.state_hash)),
+            state_hash: status.state_hash.map(|hash| format!("{hash:016x}")),
+            state_bytes: status.state_bytes,
+            state_quota_bytes: status.state_quota_bytes,
+            state_quota_set: status.state_quota_bytes.map(|_| status.state_quota_set),
             reachable: true,
             error: None,
         },
@@ -136,6 +144,8 @@ fn cells(row: &Row) -> Vec<String> {
         number(row.committed),
         number(row.applied),
         row.state_hash.clone().unwrap_or_else(|| "-".to_owned()),
+        number(row.state_bytes),
+        number(row.state_quota_bytes),
     ]
 }
 
@@ -151,6 +161,7 @@ mod tests {
         let expected = serde_json::json!({
             "node_id": null, "endpoint": "n1:1", "role": null, "term": null, "leader": null, "last_log": null,
             "committed": null, "committed_term": null, "applied": null, "applied_term": null, "state_hash": null,
+            "state_bytes": null, "state_quota_bytes": null, "state_quota_set": null,
             "reachable": false, "error": "refused",
         });
         assert_eq!(json, expected);

@@ -27,8 +27,15 @@ pub struct NodeStatus {
     pub committed: Option<LogId>,
     /// Up to where it has applied; `state_hash` belongs to this position.
     pub applied: Option<LogId>,
-    /// Hash of its state; equal on nodes that have applied the same entry.
-    pub state_hash: u64,
+    /// Hash of its state; equal on nodes that have applied the same entry. `None` from a node that does not keep it up to
+    /// date.
+    pub state_hash: Option<u64>,
+    /// Bytes of state, as the quota counts them; `None` from a node that does not tell.
+    pub state_bytes: Option<u64>,
+    /// How many they may be; `None` before that is agreed.
+    pub state_quota_bytes: Option<u64>,
+    /// Whether an operator has set that; otherwise it follows the member with the least memory.
+    pub state_quota_set: bool,
     /// Last position covered by its newest snapshot.
     pub snapshot: Option<LogId>,
     /// Up to where it has purged its log.
@@ -73,6 +80,9 @@ impl NodeStatus {
             committed: position(status.committed),
             applied: position(status.applied),
             state_hash: status.state_hash,
+            state_bytes: status.state_bytes,
+            state_quota_bytes: status.state_quota_bytes,
+            state_quota_set: status.state_quota_set,
             snapshot: position(status.snapshot),
             purged: position(status.purged),
             disk: status.disk,

@@ -45,6 +45,10 @@ pub struct EngineConfig {
     pub disk: DiskPolicy,
     /// What is made of peers that are slow or silent.
     pub peers: PeerPolicy,
+    /// Memory that this node may use, in bytes: its buffers fit into it, and the cluster's quota on the state is what the
+    /// member with the least of it can bear. `None` for all that the machine, the control groups and the resource limits of
+    /// the process allow. Nodes that share a machine are to be given their shares.
+    pub memory_bytes: Option<u64>,
 }
 
 impl EngineConfig {
@@ -68,6 +72,7 @@ impl EngineConfig {
             limits: Limits::default(),
             disk: DiskPolicy::default(),
             peers: PeerPolicy::default(),
+            memory_bytes: None,
         }
     }
 }
@@ -101,6 +106,11 @@ impl EngineConfig {
         }
         self.snapshots.validate().map_err(OpenError::Config)?;
         self.peers.validate().map_err(OpenError::Config)?;
+        if self.memory_bytes.is_some_and(|bytes| bytes < MIN_MEMORY_BYTES) {
+            return refuse(format!(
+                "memory_bytes must be at least {MIN_MEMORY_BYTES}: a node without any state takes as much"
+            ));
+        }
         let limits = &self.limits;
         if limits.max_command_bytes == 0 || limits.max_inflight_bytes < limits.max_command_bytes {
             return refuse(
@@ -128,6 +138,8 @@ pub(super) const NO_CLUSTER: &str = "this node belongs to no cluster yet, and wa
 
 /// Largest command, and batch of entries, that a message between nodes has room for.
 const MAX_COMMAND_BYTES: usize = 32 * 1024 * 1024 - 1024 * 1024;
+/// The least memory, in bytes, that a node can be told to live with.
+pub const MIN_MEMORY_BYTES: u64 = 192 * 1024 * 1024;
 /// Longest name of a cluster.
 const MAX_CLUSTER_NAME_BYTES: usize = 128;
 
@@ -213,7 +225,7 @@ impl Default for Limits {
         Self {
             max_command_bytes: 1536 * 1024,
             max_inflight_bytes: 64 * 1024 * 1024,
-            log_tail_bytes: 64 * 1024 * 1024,
+            log_tail_bytes: 16 * 1024 * 1024,
             append_message_bytes: 1024 * 1024,
         }
     }

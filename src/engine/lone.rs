@@ -32,6 +32,7 @@ pub(super) async fn engine_of<M: StateMachine>(joins: bool, machine: M) -> Engin
         disk: DiskWatch::default(),
         released: None,
         promised_lease_ms: 0,
+        memory_bytes: None,
     };
     Engine::start(parts, machine).await.expect("a node in memory can be started")
 }

@@ -12,6 +12,8 @@
 //! - `wake`: commands that the machine asked for in advance, such as the expiry of keys;
 //! - `clock`: the cluster's clocks as this node knows them, and wall clocks that jump;
 //! - `settings`: what can be changed while the node runs;
+//! - `quota`: how large the state may become;
+//! - `memory`: how much of it this node has, and what for;
 //! - `replication`: how far everybody is, and what is in flight;
 //! - `compaction`: when snapshots are taken and the log is cut;
 //! - `agreement`: a node whose state differs from the others' serves no more;
@@ -39,6 +41,8 @@ mod leadership;
 #[cfg(test)]
 mod lone;
 mod membership;
+mod memory;
+mod quota;
 mod reads;
 mod replication;
 mod sessions;
@@ -56,8 +60,10 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-pub use config::{DiskPolicy, EngineConfig, Limits, PeerPolicy, SnapshotPolicy, Timing};
+pub use config::{DiskPolicy, EngineConfig, Limits, MIN_MEMORY_BYTES, PeerPolicy, SnapshotPolicy, Timing};
 pub use membership::{CATCH_UP_PATIENCE, MemberList, MemberState, NewAddresses, NewMember};
+pub use memory::available_bytes as available_memory_bytes;
+pub use quota::QuotaError;
 pub use replication::{
     Counters, InFlight, Lag, LedPeer, PeerStanding, PeerState, READ_LEVELS, ReadWait, Refused,
     SYNCING_ENTRIES,
@@ -68,6 +74,7 @@ pub use status::{NodeState, ReadOutcome, Status};
 pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, WriteOptions, Written};
 
 use self::config::NO_CLUSTER;
+use self::memory::Memory;
 use crate::error::{FatalError, OpenError, StorageError};
 use crate::machine::StateMachine;
 pub use crate::raft::activity::{Activity, LATENCY_BUCKETS_US, Latency, SessionTotals, Snapshots};
@@ -120,6 +127,8 @@ struct Inner<M: StateMachine> {
     settings: watch::Sender<Settings>,
     inflight_bytes: AtomicUsize,
     wall_clock: WallClock,
+    /// The quota on the state that this node could bear, if that is known.
+    quota_bytes: Option<u64>,
     inflight_commands: AtomicUsize,
     counters: Counters,
     state: watch::Receiver<NodeState>,
@@ -155,6 +164,8 @@ pub struct EngineParts {
     pub released: Option<watch::Receiver<()>>,
     /// The longest lease, in milliseconds, that whoever used these parts before may have promised; 0 if it was the same.
     pub promised_lease_ms: u64,
+    /// Memory that the node may use, in bytes; `None` for a node that proposes no quota on the state.
+    pub memory_bytes: Option<u64>,
 }
 
 /// A log store and the lock on its directory. Fields are dropped in their order: the log is closed, then the
@@ -175,6 +186,9 @@ impl<M: StateMachine> Engine<M> {
     /// See [`OpenError`]. Nothing has been changed when opening fails.
     pub async fn open(mut config: EngineConfig, machine: M) -> Result<Self, OpenError> {
         config.validate()?;
+        // Found out, it may be less than could be asked for.
+        let memory = config.memory_bytes.map_or_else(Memory::of_this_process, Memory);
+        memory.fit(&mut config.limits, &mut config.snapshots);
         let listener = match config.peer_listener.take() {
             Some(listener) => listener,
             None => TcpListener::bind(&config.peer_listen)
@@ -215,6 +229,7 @@ impl<M: StateMachine> Engine<M> {
             snapshots: Arc::new(snapshots),
             transport: Arc::new(transport),
             promised_lease_ms,
+            memory_bytes: Some(memory.0),
             config,
         };
         let engine = Self::start(parts, machine).await?;
@@ -252,12 +267,20 @@ impl<M: StateMachine> Engine<M> {
             disk,
             released,
             promised_lease_ms,
+            memory_bytes,
         } = parts;
         config.validate()?;
+        let memory = memory_bytes.map(Memory);
         let recovery = snapshots.clone();
         let node_id = config.node_id;
-        let applier = offload(move || Applier::recover(node_id, machine, recovery)).await?;
+        let mut applier = offload(move || Applier::recover(node_id, machine, recovery)).await?;
         check_coverage(&config, &*log, &applier)?;
+        if let Some(memory) = memory {
+            applier.bound_snapshot_lag(memory.snapshot_lag_bytes());
+        }
+        let recovery = log.clone();
+        let replayed = offload(move || applier.replay(&*recovery).map(|()| applier)).await;
+        let applier = replayed.map_err(|error| OpenError::Core(error.to_string()))?;
         let (fatal, stop) = (watch::Sender::new(None), watch::Sender::new(false));
         let (refused, refusals) = mpsc::channel(standing::MAX_REFUSALS);
         let caller = Caller {
@@ -284,6 +307,7 @@ impl<M: StateMachine> Engine<M> {
             claimed: look_into_claims(&config, claimed),
             announcements,
             disk: disk.clone(),
+            quota_bytes: memory.map(Memory::quota_bytes),
         };
         let own = Member {
             peer: config.peer_advertise.clone(),
@@ -364,6 +388,7 @@ impl<M: StateMachine> Engine<M> {
             settings,
             inflight_bytes: AtomicUsize::new(0),
             wall_clock: WallClock::of_this_node(),
+            quota_bytes: memory.map(Memory::quota_bytes),
             inflight_commands: AtomicUsize::new(0),
             counters: Counters::default(),
             state,
@@ -379,6 +404,7 @@ impl<M: StateMachine> Engine<M> {
         until_stopped(&inner.stop, wake::run(Arc::downgrade(&inner)));
         until_stopped(&inner.stop, clock::watch_wall_clock(Arc::downgrade(&inner)));
         until_stopped(&inner.stop, agreement::run(Arc::downgrade(&inner)));
+        until_stopped(&inner.stop, quota::run(Arc::downgrade(&inner)));
         let core = inner.core.clone();
         until_stopped(&inner.stop, async move { core.held().tell(|| core.voters()).await });
         Ok(Self { inner })
@@ -399,31 +425,6 @@ impl<M: StateMachine> Engine<M> {
     /// one.
     pub fn watch(&self) -> watch::Receiver<NodeState> {
         self.inner.state.clone()
-    }
-
-    /// State, identity and state hash.
-    pub async fn status(&self) -> Status {
-        let inner = &self.inner;
-        let mut progress = inner.core.published().progress();
-        let state_hash = match progress.state_hash {
-            Some(hash) => hash,
-            None => {
-                // A node that has stopped tells what it last showed.
-                let deadline = tokio::time::Instant::now() + inner.config.timing.patience();
-                let applied =
-                    inner.view(None, deadline).await.unwrap_or_else(|_| inner.core.published().last_view());
-                progress = applied.progress;
-                offload(move || M::state_hash(&applied.view)).await
-            }
-        };
-        let state = NodeState { applied: progress.log_id, ..self.state() };
-        Status {
-            cluster: inner.config.cluster.clone(),
-            incarnation: inner.own.incarnation,
-            client: inner.own.client.clone(),
-            state,
-            state_hash,
-        }
     }
 
     /// Waits until the node [is ready](NodeState::is_ready). False when `timeout` passes first, or the node

@@ -125,11 +125,13 @@ pub enum Refused {
     TooManySessions,
     /// Its session has too many writes, or too many bytes of answers, that its owner has not settled.
     WindowExceeded,
+    /// The state would have outgrown its quota; found before or after it was proposed.
+    QuotaExceeded,
 }
 
 impl Refused {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::TooLarge,
         Self::Overloaded,
         Self::DiskFull,
@@ -138,6 +140,7 @@ impl Refused {
         Self::NotLeader,
         Self::TooManySessions,
         Self::WindowExceeded,
+        Self::QuotaExceeded,
     ];
 
     /// Its name in metrics.
@@ -151,6 +154,7 @@ impl Refused {
             Self::NotLeader => "not_leader",
             Self::TooManySessions => "too_many_sessions",
             Self::WindowExceeded => "window_exceeded",
+            Self::QuotaExceeded => "quota_exceeded",
         }
     }
 }
@@ -377,7 +381,7 @@ mod tests {
         Refused::ALL.into_iter().for_each(|why| counters.refuse(why));
         counters.refuse(Refused::Overloaded);
         let refused = Refused::ALL.map(|why| counters.refused(why));
-        assert_eq!(refused, [1, 2, 1, 1, 1, 1, 1, 1]);
+        assert_eq!(refused, [1, 2, 1, 1, 1, 1, 1, 1, 1]);
         counters.read(ReadLevel::Bounded { max_lag_ms: 5 });
         assert_eq!(counters.reads(), [0, 0, 1, 0]);
         counters.acknowledge(AckLevel::Leader);

@@ -5,12 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use super::Engine;
 use crate::error::{FatalError, Leader};
 use crate::machine::StateMachine;
 use crate::raft::core::Core;
+use crate::raft::published::Progress;
+use crate::runtime::offload;
 use crate::storage::{DiskState, DiskWatch};
-use crate::types::{Divergence, Incarnation, LogId, Membership, NodeId, Role};
+use crate::types::{Divergence, Incarnation, LogId, Membership, NodeId, Quota, Role};
 
 /// Changes closer together than this are reported as one.
 const PACE: Duration = Duration::from_millis(5);
@@ -85,10 +89,53 @@ pub struct Status {
     pub incarnation: Incarnation,
     /// Its advertised client address.
     pub client: String,
-    /// Role, term and positions. `state.applied` is the position that `state_hash` belongs to.
+    /// Role, term and positions. `state.applied` is the position that the fields below belong to.
     pub state: NodeState,
-    /// Hash of the state after `state.applied`: equal on all nodes that have applied the same entry.
-    pub state_hash: u64,
+    /// Hash of the state after `state.applied`: equal on all nodes that have applied the same entry. `None` where the
+    /// machine does not keep it up to date; [`Engine::status_with_hash`] computes it.
+    pub state_hash: Option<u64>,
+    /// Bytes of state, for a machine that counts them.
+    pub state_bytes: Option<u64>,
+    /// How many they may be, once that is agreed.
+    pub quota: Option<Quota>,
+}
+
+impl<M: StateMachine> Engine<M> {
+    /// State and identity, and the state hash where the machine keeps one up to date. Cheap: nothing is computed.
+    pub async fn status(&self) -> Status {
+        let progress = self.inner.core.published().progress();
+        self.status_at(progress, progress.state_hash)
+    }
+
+    /// As [`status`](Self::status), with the state hash of any machine. Where the machine does not
+    /// [keep one up to date](StateMachine::running_hash) this reads all of the state, off the apply path, and what is
+    /// changed meanwhile is in memory twice.
+    pub async fn status_with_hash(&self) -> Status {
+        let inner = &self.inner;
+        let progress = inner.core.published().progress();
+        if progress.state_hash.is_some() {
+            return self.status_at(progress, progress.state_hash);
+        }
+        // A node that has stopped tells what it last showed.
+        let deadline = Instant::now() + inner.config.timing.patience();
+        let applied = inner.view(None, deadline).await.unwrap_or_else(|_| inner.core.published().last_view());
+        let progress = applied.progress;
+        let state_hash = offload(move || M::state_hash(&applied.view)).await;
+        self.status_at(progress, Some(state_hash))
+    }
+
+    fn status_at(&self, progress: Progress, state_hash: Option<u64>) -> Status {
+        let inner = &self.inner;
+        Status {
+            cluster: inner.config.cluster.clone(),
+            incarnation: inner.own.incarnation,
+            client: inner.own.client.clone(),
+            state: NodeState { applied: progress.log_id, ..self.state() },
+            state_hash,
+            state_bytes: progress.state_bytes,
+            quota: progress.quota,
+        }
+    }
 }
 
 /// The node's state at this moment.

@@ -13,6 +13,7 @@ use crate::machine::StateMachine;
 use crate::machine::sessions::{MAX_OPENER_SESSIONS, SessionRefusal};
 use crate::raft::core::Proposed;
 use crate::raft::envelope;
+use crate::raft::type_config::NotApplied;
 use crate::runtime;
 use crate::session::Ticket;
 use crate::types::{AckLevel, HistoryEpoch, LogId, NodeId, SessionSlot};
@@ -123,6 +124,13 @@ impl<M: StateMachine> Engine<M> {
         if options.slot.is_some() && options.ack == AckLevel::Leader {
             // Whether the session lets it through is known only when it is applied, which nobody waits for.
             return done(Err(WriteError::LeaderAckInSession));
+        }
+        // Of a write of a session an earlier attempt may have been applied, and only the log knows.
+        if options.slot.is_none()
+            && let Some(state) = self.inner.nearly_full(M::most_growth_bytes(&command)).await
+            && let Err(refusal) = self.inner.admit_growth(&state, &command)
+        {
+            return done(Err(refusal));
         }
         let envelope = match envelope::seal(self.inner.reading(), &command, options.slot) {
             Ok(envelope) => envelope,
@@ -287,7 +295,7 @@ impl<M: StateMachine> Inner<M> {
             Proposed::Interrupted(leader) => return Err(WriteError::Interrupted { leader }),
             Proposed::Stopped => return Err(self.stopped_write()),
         };
-        let reply = answer.reply.map_err(|refusal| self.session_refused(refusal, session))?;
+        let reply = answer.reply.map_err(|refusal| self.not_applied(refusal, session))?;
         let acknowledged = Acknowledged {
             log_id: answer.first.unwrap_or(entry),
             reply: Some(reply),
@@ -300,7 +308,14 @@ impl<M: StateMachine> Inner<M> {
 
     /// What to tell the owner of `session` whose command was not carried out. That a session has expired is counted
     /// where it is applied, by every node ([`Activity::expired_sessions`](super::Activity)).
-    fn session_refused(&self, refusal: SessionRefusal, session: Option<u64>) -> WriteError {
+    fn not_applied(&self, refusal: NotApplied, session: Option<u64>) -> WriteError {
+        let refusal = match refusal {
+            NotApplied::Session(refusal) => refusal,
+            NotApplied::QuotaExceeded { state_bytes, quota_bytes } => {
+                self.counters.refuse(Refused::QuotaExceeded);
+                return WriteError::QuotaExceeded { state_bytes, quota_bytes };
+            }
+        };
         match refusal {
             SessionRefusal::Expired => WriteError::SessionExpired { session: session.unwrap_or_default() },
             SessionRefusal::AnswerForgotten => WriteError::AnswerForgotten,

@@ -110,6 +110,28 @@ pub trait StateMachine: Send + Sync + 'static {
         None
     }
 
+    /// Bytes that the state takes in memory, for a machine that counts them: what the cluster's quota is compared with.
+    /// A part of the state, the same on every node. `None` for a machine that does not count: it has no quota. Asked
+    /// with every command, so it must cost nothing.
+    fn state_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// Most bytes by which `command` may make any state grow, as [`state_bytes`](Self::state_bytes) counts; 0 for a
+    /// command that only removes, which no quota holds up. Asked with every command, so it must be cheap.
+    fn most_growth_bytes(command: &Self::Command) -> u64 {
+        let _ = command;
+        0
+    }
+
+    /// Bytes by which `command` would make this state grow: no more than
+    /// [`most_growth_bytes`](Self::most_growth_bytes), and no less than it then does. Asked only when the quota is
+    /// nearly reached. The answer decides whether the command is applied, so it must be the same on every node.
+    fn growth_bytes(view: &Self::View, command: &Self::Command) -> u64 {
+        let _ = view;
+        Self::most_growth_bytes(command)
+    }
+
     /// When, in [elapsed time](ApplyContext::elapsed_ms), the command that [`wake`](Self::wake) gives is due; `None` for never. The
     /// leader proposes it once that much time has passed, again and again until this is later. While this is not
     /// `None`, time is written to the log although nothing else is, so that it is not lost with all nodes. Asked

@@ -60,6 +60,12 @@ pub const DEFAULT_TTL_MS: u64 = 600_000;
 const MAX_SESSION_BYTES: usize = 16 * 1024 * 1024;
 /// Bytes of answers kept for all.
 const MAX_TABLE_BYTES: usize = 256 * 1024 * 1024;
+/// Where there is a quota on the state, all answers take no more than one in so many bytes of it.
+const QUOTA_SHARE: u64 = 8;
+/// They may take this much even then.
+const MIN_TABLE_BYTES: usize = 16 * 1024 * 1024;
+/// And those of one session one in so many bytes of that.
+const SESSION_SHARE: usize = 4;
 /// What an answer counts beyond its own bytes.
 const ANSWER_BYTES: usize = 64;
 /// Expired sessions are looked for when elapsed time has advanced by this much.
@@ -178,6 +184,8 @@ pub struct SessionTable {
     sessions: OrdMap<u64, Arc<Entry>>,
     openers: Openers,
     bytes: usize,
+    /// `None` for [`MAX_TABLE_BYTES`]. Follows from the quota, and is not stored.
+    max_bytes: Option<usize>,
     swept_ms: u64,
     /// Before that no session can have been unused for [`MIN_IDLE_MS`]. Not part of the state: it only spares a look.
     none_idle_before_ms: u64,
@@ -187,7 +195,7 @@ pub struct SessionTable {
 impl PartialEq for SessionTable {
     fn eq(&self, other: &Self) -> bool {
         // The openers follow from the sessions.
-        let Self { sessions, openers: _, bytes, swept_ms, none_idle_before_ms: _, counts: _ } = self;
+        let Self { sessions, openers: _, bytes, max_bytes: _, swept_ms, none_idle_before_ms: _, counts: _ } = self;
         (sessions, bytes, swept_ms) == (&other.sessions, &other.bytes, &other.swept_ms)
     }
 }
@@ -228,6 +236,26 @@ impl SessionTable {
             unsettled: entry.answers.iter().flatten().count(),
         };
         self.sessions.range(first..).take(limit).map(info).collect()
+    }
+
+    /// Bounds the answers so that they fit beside a state of `quota_bytes`; `None` for the bound that always holds. The
+    /// quota is part of the state, so the bound is the same on every node. What is too much already goes with the next
+    /// answer.
+    pub fn fit_quota(&mut self, quota_bytes: Option<u64>) {
+        self.max_bytes = quota_bytes.map(|quota| {
+            let share = usize::try_from(quota / QUOTA_SHARE).unwrap_or(usize::MAX);
+            share.clamp(MIN_TABLE_BYTES, MAX_TABLE_BYTES)
+        });
+    }
+
+    /// Most bytes of answers.
+    fn max_bytes(&self) -> usize {
+        self.max_bytes.unwrap_or(MAX_TABLE_BYTES)
+    }
+
+    /// Most bytes of answers of one session, the last answer apart.
+    fn max_session_bytes(&self) -> usize {
+        MAX_SESSION_BYTES.min(self.max_bytes() / SESSION_SHARE)
     }
 
     /// Opens session `id` for `opener`. `ttl_ms` is how long it may stay unused; 0
@@ -312,6 +340,7 @@ impl SessionTable {
     /// What to do with the write at `slot`.
     pub fn admit(&mut self, slot: SessionSlot, elapsed_ms: u64) -> Admission {
         self.expire(elapsed_ms);
+        let max_session_bytes = self.max_session_bytes();
         let Some(entry) = self.sessions.get_mut(&slot.session) else {
             return Admission::Refuse(SessionRefusal::Expired);
         };
@@ -334,7 +363,7 @@ impl SessionTable {
                 Admission::Repeat { log_id: *log_id, reply: reply.clone() }
             }
             // Not the first one: while it is refused nothing can be settled, and it would be refused for ever.
-            Some(None) | None if place > 0 && entry.bytes >= MAX_SESSION_BYTES => {
+            Some(None) | None if place > 0 && entry.bytes >= max_session_bytes => {
                 Admission::Refuse(SessionRefusal::WindowExceeded)
             }
             Some(None) | None => Admission::Apply,
@@ -357,10 +386,10 @@ impl SessionTable {
         let bytes = entry.bytes;
         self.bytes += bytes - before;
         let mut evicted = 0;
-        if bytes > 2 * MAX_SESSION_BYTES {
+        if bytes > 2 * self.max_session_bytes() {
             evicted += self.remove(slot.session);
         }
-        if self.bytes > MAX_TABLE_BYTES {
+        if self.bytes > self.max_bytes() {
             evicted += self.evict();
         }
         self.counts.evicted += evicted;
@@ -374,7 +403,7 @@ impl SessionTable {
         let mut by_size: Vec<_> = self.sessions.iter().map(|(id, entry)| (entry.bytes, *id)).collect();
         by_size.sort_unstable();
         for (_, id) in by_size.into_iter().rev() {
-            if self.bytes <= MAX_TABLE_BYTES / 8 * 7 {
+            if self.bytes <= self.max_bytes() / 8 * 7 {
                 break;
             }
             evicted += self.remove(id);

@@ -134,6 +134,8 @@ pub struct Activity {
     pub purges: AtomicU64,
     /// Writes that were answered with what an earlier attempt had been answered.
     pub repeated_answers: AtomicU64,
+    /// Commands that were committed and not applied, because the state would have outgrown its quota.
+    pub quota_refusals: AtomicU64,
     /// Writes refused because their session had expired or never was.
     pub expired_sessions: AtomicU64,
     /// What became of sessions, as far as this node has applied it since it started.

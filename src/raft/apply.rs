@@ -10,30 +10,38 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::entry::RaftPayload as _;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapshot};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::activity::Activity;
 use super::agreement::Agreement;
-use super::envelope::{self, Content};
+use super::envelope::{self, Content, QuotaChange};
 use super::log::{WRITES, position};
 use super::published::{Applied, Progress, Published};
 use super::snapshot::{Restored, SnapshotBuilder, SnapshotData, install};
-use super::type_config::{self, Answer, Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig};
+use super::type_config::{
+    self, Answer, Entry, LogId, NotApplied, Payload, SnapshotMeta, StoredMembership, TypeConfig,
+};
 use crate::machine::sessions::{Admission, SessionRefusal, SessionTable};
 use crate::machine::{ApplyContext, StateMachine};
-use crate::storage::SnapshotStore;
-use crate::types;
+use crate::storage::{LogStore, SnapshotStore};
+use crate::types::{self, Quota, QuotaSource};
 
 /// Most entries applied before readers and callers are told. After a restart the whole log may be waiting.
 const PUBLISH_ENTRIES: usize = 4096;
 /// Where a log holds the membership that its cluster was founded with.
 const FOUNDING_INDEX: u64 = 0;
+/// Most bytes of commands taken into memory for that; the last command may exceed it.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// A start that takes long says this often how far it has come.
+const SAY_AGAIN: Duration = Duration::from_secs(2);
 /// Most bytes of replies before that; the last reply may exceed it.
 const REPLY_BYTES: usize = 4 * 1024 * 1024;
 
@@ -48,6 +56,10 @@ pub struct Applier<M: StateMachine> {
     snapshots: Arc<dyn SnapshotStore>,
     activity: Arc<Activity>,
     agreement: Arc<Agreement>,
+    /// See [`bound_snapshot_lag`](Self::bound_snapshot_lag).
+    snapshot_lag_bytes: u64,
+    /// The snapshot that is being written, if one is, and the bytes of commands that it covers.
+    writing: Option<(watch::Receiver<()>, u64)>,
 }
 
 impl<M: StateMachine> Applier<M> {
@@ -63,6 +75,7 @@ impl<M: StateMachine> Applier<M> {
         let progress = Progress {
             state_hash: machine.running_hash(),
             wake_ms: machine.next_wake_ms(),
+            state_bytes: machine.state_bytes(),
             ..Progress::default()
         };
         let mut this = Self {
@@ -75,13 +88,74 @@ impl<M: StateMachine> Applier<M> {
             snapshots,
             activity: Arc::default(),
             agreement: Arc::default(),
+            snapshot_lag_bytes: u64::MAX,
+            writing: None,
         };
         if let Some(handle) = this.snapshots.newest()? {
+            let (begun, upto, bytes) = (Instant::now(), handle.meta().log_id, handle.len_bytes());
+            tracing::info!(%upto, bytes, "reading the snapshot");
             let content = super::snapshot::read::<M>(&handle)?;
+            tracing::info!(%upto, took = ?begun.elapsed(), "read the snapshot");
             this.replace(content, handle.meta());
             this.activity.snapshot_bytes.store(handle.len_bytes(), Relaxed);
         }
         Ok(this)
+    }
+
+    /// Has entries wait for a snapshot that is being written once so many bytes of commands have been applied since it was
+    /// begun: whatever they replace or remove is in memory until it is written. A leader whose entries wait refuses more
+    /// when what is in flight reaches its limit.
+    pub fn bound_snapshot_lag(&mut self, bytes: u64) {
+        self.snapshot_lag_bytes = bytes;
+    }
+
+    async fn wait_for_snapshot(&mut self) {
+        let Some((writing, covered)) = &mut self.writing else { return };
+        if writing.has_changed().is_err() {
+            self.writing = None;
+        } else if self.progress.command_bytes.saturating_sub(*covered) >= self.snapshot_lag_bytes {
+            tracing::debug!("entries wait for the snapshot that is being written");
+            // Nothing is sent: it ends when the view is gone.
+            while writing.changed().await.is_ok() {}
+            self.writing = None;
+        }
+    }
+
+    /// Applies what `log` knows to be committed, piece by piece. The core would do the same when it starts, with 64 entries
+    /// in memory at a time, however large they are.
+    ///
+    /// # Errors
+    /// What the log says that cannot be read, or the machine that cannot be applied.
+    pub fn replay(&mut self, log: &dyn LogStore) -> io::Result<()> {
+        let Some(committed) = log.committed() else { return Ok(()) };
+        let begun = Instant::now();
+        let mut said = begun;
+        let first = self.progress.next_index();
+        while self.progress.next_index() <= committed.index {
+            let next = self.progress.next_index();
+            if said.elapsed() >= SAY_AGAIN {
+                said = Instant::now();
+                tracing::info!(next, upto = committed.index, took = ?begun.elapsed(), "applying the log");
+            }
+            let entries = log.read(next, committed.index + 1, BATCH_BYTES)?;
+            if entries.first().is_none_or(|entry| entry.log_id.index != next) {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("entry {next} is missing")));
+            }
+            let piece = entries.into_iter().map(|entry| {
+                let entry = type_config::entry(entry)
+                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                Ok((entry, None))
+            });
+            let mut piece = piece.peekable();
+            while piece.peek().is_some() {
+                super::snapshot::catch("applying a command", || self.apply_batch(&mut piece))?;
+            }
+        }
+        let entries = self.progress.next_index() - first;
+        if entries > 0 {
+            tracing::info!(first, upto = committed.index, took = ?begun.elapsed(), "applied the log");
+        }
+        Ok(())
     }
 
     /// Where the state can be read while it is being applied to.
@@ -112,6 +186,7 @@ impl<M: StateMachine> Applier<M> {
         self.progress.log_id = Some(meta.log_id);
         self.progress.clock = meta.clock;
         self.progress.history = meta.history;
+        self.set_quota(Quota::from_stored(meta.quota_bytes));
         self.measure();
         self.published.advance(self.progress);
         // The last view would keep the state before alive.
@@ -124,20 +199,52 @@ impl<M: StateMachine> Applier<M> {
         self.progress.sessions = self.sessions.len();
         self.progress.session_bytes = self.sessions.bytes();
         self.progress.largest_opener = self.sessions.largest_opener();
+        self.progress.state_bytes = self.machine.state_bytes();
+    }
+
+    /// The answers kept for sessions are bounded by the quota as well: both count on the same memory.
+    fn set_quota(&mut self, quota: Option<Quota>) {
+        self.progress.quota = quota;
+        self.sessions.fit_quota(quota.map(|quota| quota.bytes));
+    }
+
+    fn change_quota(&mut self, change: QuotaChange) {
+        let current = self.progress.quota;
+        let by_operator = current.is_some_and(|quota| quota.source == QuotaSource::Operator);
+        let quota = match change {
+            QuotaChange::Follow(_) if by_operator => return,
+            QuotaChange::Follow(bytes) => Some(Quota { bytes, source: QuotaSource::Memory }),
+            QuotaChange::Set(bytes) => Some(Quota { bytes, source: QuotaSource::Operator }),
+            QuotaChange::Release => current.map(|quota| Quota { source: QuotaSource::Memory, ..quota }),
+        };
+        // As it is stored: in a snapshot, and on the nodes that are restored from it.
+        self.set_quota(quota.and_then(|quota| Quota::from_stored(quota.to_stored())));
+    }
+
+    /// Why `command` must not be applied: it would have the state outgrow its quota.
+    fn over_quota(&self, command: &M::Command) -> Option<NotApplied> {
+        let (quota, state_bytes) = self.progress.quota.zip(self.machine.state_bytes())?;
+        let room = quota.bytes.saturating_sub(state_bytes);
+        // The view is gone before the machine changes again, so nothing needs to be copied for it.
+        let exceeds =
+            M::most_growth_bytes(command) > room && M::growth_bytes(&self.machine.view(), command) > room;
+        exceeds.then_some(NotApplied::QuotaExceeded { state_bytes, quota_bytes: quota.bytes })
     }
 
     fn applied(&self) -> Applied<M::View> {
         Applied { progress: self.progress, view: self.machine.view() }
     }
 
-    fn snapshot_builder(&self) -> SnapshotBuilder<M> {
-        SnapshotBuilder::new(
+    fn snapshot_builder(&mut self) -> SnapshotBuilder<M> {
+        let builder = SnapshotBuilder::new(
             self.applied(),
             self.sessions.clone(),
             self.membership.clone(),
             self.snapshots.clone(),
             self.activity.clone(),
-        )
+        );
+        self.writing = Some((builder.written(), self.progress.command_bytes));
+        builder
     }
 
     /// Tells how far the machine is, and leaves a view if somebody waits for one.
@@ -220,7 +327,7 @@ impl<M: StateMachine> Applier<M> {
             Content::Command(command, slot) => (command, slot),
             Content::OpenSession { session, ttl_ms, opener } => {
                 let opened = self.sessions.open(session, ttl_ms, &opener, elapsed_ms);
-                return Ok(Answer { reply: opened.map(|()| Bytes::new()), first: None });
+                return Ok(Answer { reply: opened.map(|()| Bytes::new()).map_err(Into::into), first: None });
             }
             Content::CloseSession { session } => {
                 let closed = u8::from(self.sessions.close(session));
@@ -230,18 +337,26 @@ impl<M: StateMachine> Applier<M> {
                 self.sessions.expire(elapsed_ms);
                 return Ok(Answer::empty());
             }
+            Content::Quota(change) => {
+                self.change_quota(change);
+                return Ok(Answer::empty());
+            }
         };
         match slot.map(|slot| self.sessions.admit(slot, elapsed_ms)) {
             Some(Admission::Refuse(refusal)) => {
                 let expired = u64::from(refusal == SessionRefusal::Expired);
                 self.activity.expired_sessions.fetch_add(expired, Relaxed);
-                Ok(Answer { reply: Err(refusal), first: None })
+                Ok(Answer { reply: Err(refusal.into()), first: None })
             }
             Some(Admission::Repeat { log_id, reply }) => {
                 self.activity.repeated_answers.fetch_add(1, Relaxed);
                 Ok(Answer { reply: Ok(reply), first: Some(log_id) })
             }
             Some(Admission::Apply) | None => {
+                if let Some(refusal) = self.over_quota(&command) {
+                    self.activity.quota_refusals.fetch_add(1, Relaxed);
+                    return Ok(Answer { reply: Err(refusal), first: None });
+                }
                 let context = ApplyContext { log_id, elapsed_ms, time_ms };
                 let reply = self.machine.apply(&context, command);
                 // What cannot be encoded is kept as nothing, which its caller cannot read: it was applied all the same, here
@@ -268,6 +383,27 @@ impl<M: StateMachine> Applier<M> {
     }
 }
 
+/// The entries of `entries` that are there, at least one unless it has ended. Not more than fit in memory: a node that
+/// starts, or catches up, has all of its log there.
+async fn next_batch<S>(entries: &mut S) -> Vec<io::Result<EntryResponder<TypeConfig>>>
+where
+    S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin,
+{
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    let mut next = entries.next().await;
+    while let Some(item) = next {
+        if let Ok((Entry { payload: Payload::Normal(command), .. }, _)) = &item {
+            bytes += command.bytes.len();
+        }
+        batch.push(item);
+        if batch.len() >= PUBLISH_ENTRIES || bytes >= BATCH_BYTES {
+            break;
+        }
+        next = entries.next().now_or_never().flatten();
+    }
+    batch
+}
+
 impl<M: StateMachine> RaftStateMachine<TypeConfig> for Applier<M> {
     type SnapshotData = SnapshotData;
     type SnapshotBuilder = SnapshotBuilder<M>;
@@ -280,8 +416,13 @@ impl<M: StateMachine> RaftStateMachine<TypeConfig> for Applier<M> {
     where
         S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
-        let mut entries = entries.ready_chunks(PUBLISH_ENTRIES);
-        while let Some(batch) = entries.next().await {
+        let mut entries = entries.fuse();
+        loop {
+            self.wait_for_snapshot().await;
+            let batch = next_batch(&mut entries).await;
+            if batch.is_empty() {
+                return Ok(());
+            }
             let mut batch = batch.into_iter().peekable();
             while batch.peek().is_some() {
                 let replies = super::snapshot::catch("applying a command", || self.apply_batch(&mut batch))?;
@@ -291,7 +432,6 @@ impl<M: StateMachine> RaftStateMachine<TypeConfig> for Applier<M> {
                 tokio::task::consume_budget().await;
             }
         }
-        Ok(())
     }
 
     /// A snapshot of nothing is refused, unless the core insists.
@@ -330,6 +470,8 @@ impl<M: StateMachine> RaftStateMachine<TypeConfig> for Applier<M> {
     }
 }
 
+#[cfg(test)]
+mod quota_tests;
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};

@@ -16,6 +16,7 @@
 //! | 2: open a session | its id (8), how long it may stay unused, in milliseconds (8), 0 for the default, and who opens it, in UTF-8 |
 //! | 3: close a session | session (8) |
 //! | 4: clock | nothing: it is there for its time |
+//! | 5: quota | who sets it (1): 0 the leader, from the memory of the members; 1 an operator; 2 an operator, who leaves it to the leader again; bytes (8), 0 in the last case |
 //!
 //! Numbers are little-endian; commands are in bincode's standard configuration. Earlier versions are still read. Version 2
 //! had no kind 4, no opener of a session, and one clock, *log time* (8), in place of the three numbers. Version 1 had no kind either: log
@@ -51,6 +52,11 @@ const SESSION_COMMAND: u8 = 1;
 const OPEN_SESSION: u8 = 2;
 const CLOSE_SESSION: u8 = 3;
 const CLOCK: u8 = 4;
+const QUOTA: u8 = 5;
+
+const QUOTA_OF_MEMORY: u8 = 0;
+const QUOTA_OF_OPERATOR: u8 = 1;
+const QUOTA_RELEASED: u8 = 2;
 
 /// Most bytes of the name of who opens a session.
 pub const MAX_OPENER_BYTES: usize = 64;
@@ -77,6 +83,19 @@ pub enum Content<C> {
     },
     /// Nothing but let time pass.
     Clock,
+    /// Change the quota on the state.
+    Quota(QuotaChange),
+}
+
+/// What becomes of the quota on the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QuotaChange {
+    /// The leader takes it from the memory of the members. No effect while an operator has set one.
+    Follow(u64),
+    /// An operator sets it.
+    Set(u64),
+    /// An operator leaves it to the leader from now on; it stays what it is until the leader changes it.
+    Release,
 }
 
 /// An opened envelope.
@@ -110,6 +129,14 @@ pub enum EnvelopeError {
         /// Its kind.
         found: u8,
     },
+    /// A change of the quota that this build does not know.
+    #[error(
+        "the entry changes the quota in a way ({found}) that this build does not know: upgrade this node"
+    )]
+    Quota {
+        /// How.
+        found: u8,
+    },
     /// The command's bytes are not one.
     #[error("the command cannot be decoded: {0}")]
     Command(#[from] bincode::error::DecodeError),
@@ -134,6 +161,16 @@ impl bincode::enc::write::Writer for Output<'_> {
     }
 }
 
+/// Counts what bincode would write.
+struct Length(usize);
+
+impl bincode::enc::write::Writer for &mut Length {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), bincode::error::EncodeError> {
+        self.0 += bytes.len();
+        Ok(())
+    }
+}
+
 fn head(kind: u8, reading: Reading, room: usize) -> BytesMut {
     let Reading { wall_ms, term, counted_ms } = reading;
     let mut out = BytesMut::with_capacity(HEAD_BYTES + room);
@@ -154,10 +191,11 @@ pub fn seal<C: Serialize>(
     command: &C,
     slot: Option<SessionSlot>,
 ) -> Result<Bytes, bincode::error::EncodeError> {
-    /// What most commands take.
-    const COMMAND_BYTES: usize = 128;
-    let kind = if slot.is_some() { SESSION_COMMAND } else { COMMAND };
-    let mut out = head(kind, reading, SLOT_BYTES + COMMAND_BYTES);
+    // Envelopes stay in memory as long as the log's tail does. One that grew on the way would take up to twice its bytes.
+    let mut command_bytes = Length(0);
+    bincode::serde::encode_into_writer(command, &mut command_bytes, bincode::config::standard())?;
+    let (kind, slot_bytes) = if slot.is_some() { (SESSION_COMMAND, SLOT_BYTES) } else { (COMMAND, 0) };
+    let mut out = head(kind, reading, slot_bytes + command_bytes.0);
     if let Some(slot) = slot {
         out.put_u64_le(slot.session);
         out.put_u64_le(slot.sequence);
@@ -187,6 +225,19 @@ pub fn seal_close_session(reading: Reading, session: u64) -> Bytes {
 /// Lets time pass, by itself.
 pub fn seal_clock(reading: Reading) -> Bytes {
     head(CLOCK, reading, 0).freeze()
+}
+
+/// Changes the quota on the state.
+pub fn seal_quota(reading: Reading, change: QuotaChange) -> Bytes {
+    let (how, bytes) = match change {
+        QuotaChange::Follow(bytes) => (QUOTA_OF_MEMORY, bytes),
+        QuotaChange::Set(bytes) => (QUOTA_OF_OPERATOR, bytes),
+        QuotaChange::Release => (QUOTA_RELEASED, 0),
+    };
+    let mut out = head(QUOTA, reading, 1 + 8);
+    out.put_u8(how);
+    out.put_u64_le(bytes);
+    out.freeze()
 }
 
 /// Opens an envelope.
@@ -246,6 +297,16 @@ pub fn open<C: DeserializeOwned>(mut bytes: &[u8]) -> Result<Opened<C>, Envelope
             0 => Content::Clock,
             bytes => return Err(EnvelopeError::Trailing { bytes }),
         },
+        QUOTA if version > LOG_TIME_VERSION => {
+            need(bytes, 1 + 8)?;
+            let (how, amount) = (bytes.get_u8(), end(&mut bytes)?);
+            Content::Quota(match how {
+                QUOTA_OF_MEMORY => QuotaChange::Follow(amount),
+                QUOTA_OF_OPERATOR => QuotaChange::Set(amount),
+                QUOTA_RELEASED => QuotaChange::Release,
+                found => return Err(EnvelopeError::Quota { found }),
+            })
+        }
         found => return Err(EnvelopeError::Kind { found }),
     };
     Ok(Opened { stamp, content })
@@ -370,6 +431,9 @@ mod tests {
         expect(&seal_open_session(READING, 8, 0, &long), content);
         expect(&seal_close_session(READING, 60), Content::CloseSession { session: 60 });
         expect(&seal_clock(READING), Content::Clock);
+        for change in [QuotaChange::Follow(5), QuotaChange::Set(6), QuotaChange::Release] {
+            expect(&seal_quota(READING, change), Content::Quota(change));
+        }
     }
 
     /// Logs in use hold these bytes.
@@ -385,6 +449,11 @@ mod tests {
         assert_eq!(seal_open_session(READING, 4, 5, "a:1"), expect(2, &[4, 5], b"a:1"));
         assert_eq!(seal_close_session(READING, 5), expect(3, &[5], &[]));
         assert_eq!(seal_clock(READING), expect(4, &[], &[]));
+        let quota = |how: u8, bytes: u64| expect(5, &[], &[&[how], &numbers(&[bytes])[..]].concat());
+        assert_eq!(seal_quota(READING, QuotaChange::Follow(9)), quota(0, 9));
+        assert_eq!(seal_quota(READING, QuotaChange::Set(9)), quota(1, 9));
+        assert_eq!(seal_quota(READING, QuotaChange::Release), quota(2, 0));
+        assert!(matches!(open::<u8>(&quota(3, 9)), Err(EnvelopeError::Quota { found: 3 })));
 
         // Of earlier versions.
         let earlier = |bytes: &[u8], content| {
@@ -425,7 +494,12 @@ mod tests {
             |opener: &[u8]| open::<u64>(&[&seal_open_session(READING, 1, 0, "")[..], opener].concat());
         assert!(matches!(opened(&[0xff]), Err(EnvelopeError::Opener)));
         assert!(matches!(opened(&[b'a'; MAX_OPENER_BYTES + 1]), Err(EnvelopeError::Opener)));
-        for sealed in [bytes, seal_close_session(READING, 1), seal_clock(READING)] {
+        for sealed in [
+            bytes,
+            seal_close_session(READING, 1),
+            seal_clock(READING),
+            seal_quota(READING, QuotaChange::Release),
+        ] {
             let longer = [&sealed[..], &[0]].concat();
             assert!(matches!(open::<u64>(&longer), Err(EnvelopeError::Trailing { bytes: 1 })));
         }

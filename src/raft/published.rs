@@ -12,10 +12,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use crate::types::{ClusterClock, HistoryEpoch, LogId};
+use crate::types::{ClusterClock, HistoryEpoch, LogId, Quota};
 
 /// A view may be this many entries old. It keeps alive all that has been overwritten since.
 const VIEW_ENTRIES: u64 = 65_536;
+/// A view may be this many bytes of commands old, for the same reason.
+const VIEW_BYTES: u64 = 8 * 1024 * 1024;
 
 /// How far the machine has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,6 +40,10 @@ pub struct Progress {
     pub session_bytes: usize,
     /// Sessions of the opener that has most.
     pub largest_opener: usize,
+    /// Bytes of state, if the machine counts them.
+    pub state_bytes: Option<u64>,
+    /// How many they may be, once that is agreed.
+    pub quota: Option<Quota>,
 }
 
 impl Progress {
@@ -63,6 +69,8 @@ pub struct Published<V> {
     view: ArcSwap<Applied<V>>,
     /// The next index of `view`; readers wait on it.
     viewed: watch::Sender<u64>,
+    /// How many bytes of commands had been applied when `view` was taken.
+    viewed_bytes: AtomicU64,
     /// Whether somebody waits for a newer view.
     wanted: AtomicBool,
     /// That of `progress`: every answer names it, and none should wait for the others.
@@ -94,6 +102,7 @@ impl<V> Published<V> {
             progress: watch::Sender::new(applied.progress),
             viewed: watch::Sender::new(applied.progress.next_index()),
             history,
+            viewed_bytes: AtomicU64::new(applied.progress.command_bytes),
             view: ArcSwap::from_pointee(applied),
             wanted: AtomicBool::new(false),
         })
@@ -103,13 +112,15 @@ impl<V> Published<V> {
     pub fn advance(&self, progress: Progress) -> bool {
         self.history.set(progress.history);
         self.progress.send_replace(progress);
-        let is_old = progress.next_index() >= *self.viewed.borrow() + VIEW_ENTRIES;
+        let is_old = progress.next_index() >= *self.viewed.borrow() + VIEW_ENTRIES
+            || progress.command_bytes >= self.viewed_bytes.load(Ordering::Relaxed) + VIEW_BYTES;
         self.wanted.swap(false, Ordering::AcqRel) || is_old
     }
 
     /// Leaves a view for readers.
     pub fn publish(&self, applied: Applied<V>) {
         let next = applied.progress.next_index();
+        self.viewed_bytes.store(applied.progress.command_bytes, Ordering::Relaxed);
         self.view.store(Arc::new(applied));
         self.viewed.send_replace(next);
     }
@@ -180,5 +191,10 @@ mod tests {
         assert!(published.advance(progress(9 + VIEW_ENTRIES)), "nobody reads, and the last view is old");
         published.publish(Applied { progress: progress(9 + VIEW_ENTRIES), view: () });
         assert!(!published.advance(progress(10 + VIEW_ENTRIES)));
+        let large = |bytes| Progress { command_bytes: bytes, ..progress(11 + VIEW_ENTRIES) };
+        assert!(!published.advance(large(VIEW_BYTES - 1)));
+        assert!(published.advance(large(VIEW_BYTES)), "few entries, but large ones");
+        published.publish(Applied { progress: large(VIEW_BYTES), view: () });
+        assert!(!published.advance(large(2 * VIEW_BYTES - 1)));
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use openraft::storage::{RaftSnapshotBuilder, Snapshot};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::activity::Activity;
@@ -19,7 +20,7 @@ use crate::machine::StateMachine;
 use crate::machine::sessions::SessionTable;
 use crate::runtime::offload;
 use crate::storage::{self, ReceivedSnapshot, SnapshotHandle, SnapshotStore, SnapshotWriter};
-use crate::types::{Member, NodeId};
+use crate::types::{Member, NodeId, Quota};
 
 /// A snapshot on its way through openraft.
 pub enum SnapshotData {
@@ -46,6 +47,8 @@ impl std::fmt::Debug for SnapshotData {
 struct Content<V> {
     applied: Applied<V>,
     sessions: SessionTable,
+    /// Closed when this is gone.
+    held: watch::Sender<()>,
 }
 
 /// What a snapshot held.
@@ -73,7 +76,13 @@ impl<M: StateMachine> SnapshotBuilder<M> {
         snapshots: Arc<dyn SnapshotStore>,
         activity: Arc<Activity>,
     ) -> Self {
-        Self { content: Arc::new(Content { applied, sessions }), membership, snapshots, activity }
+        let content = Arc::new(Content { applied, sessions, held: watch::Sender::new(()) });
+        Self { content, membership, snapshots, activity }
+    }
+
+    /// Closed when the snapshot is written or given up, and the state that it is taken of held no more.
+    pub fn written(&self) -> watch::Receiver<()> {
+        self.content.held.subscribe()
     }
 }
 
@@ -91,7 +100,7 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
             membership_log_id: self.membership.log_id().as_ref().map(type_config::from_log_id),
             membership: type_config::from_membership(self.membership.membership()),
             history: progress.history,
-            quota_bytes: 0,
+            quota_bytes: progress.quota.map_or(0, Quota::to_stored),
         };
         let begun = Instant::now();
         let (content, snapshots, activity) =

@@ -121,11 +121,31 @@ impl fmt::Display for Command {
     }
 }
 
+/// Why a committed entry was not carried out, on any node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotApplied {
+    /// Its session did not let it through.
+    Session(SessionRefusal),
+    /// The state would have outgrown its quota. Its session does not count it as applied.
+    QuotaExceeded {
+        /// Bytes of state.
+        state_bytes: u64,
+        /// How many they may be.
+        quota_bytes: u64,
+    },
+}
+
+impl From<SessionRefusal> for NotApplied {
+    fn from(refusal: SessionRefusal) -> Self {
+        Self::Session(refusal)
+    }
+}
+
 /// What an applied entry was answered.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// The machine's reply, encoded, or why the entry's session did not let it through.
-    pub reply: Result<Bytes, SessionRefusal>,
+    /// The machine's reply, encoded, or why the entry was not carried out.
+    pub reply: Result<Bytes, NotApplied>,
     /// Where the command stands, when it was applied by an earlier entry of the same session and sequence.
     pub first: Option<types::LogId>,
 }

@@ -18,6 +18,7 @@ use super::metrics::Metrics;
 use super::observed::ObservedNode;
 use super::settings::NodeSettings;
 use super::wire::{self, Answerer, Method};
+use crate::types::QuotaSource;
 
 /// The service, over whatever node it is given.
 pub(super) struct AdminService<N> {
@@ -76,6 +77,9 @@ impl<N: ObservedNode> AdminService<N> {
             members: members(self.node.members()),
             sessions: sessions as u64,
             session_bytes: session_bytes as u64,
+            state_bytes: status.state_bytes,
+            state_quota_bytes: status.quota.map(|quota| quota.bytes),
+            state_quota_set: status.quota.is_some_and(|quota| quota.source == QuotaSource::Operator),
         }
     }
 }
@@ -195,7 +199,7 @@ impl<N: ObservedNode> Admin for AdminService<N> {
         &self,
         request: Request<v1::ConfigureRequest>,
     ) -> Result<Response<v1::ConfigureResponse>, Status> {
-        self.call(Method::Configure, async { self.settings.configure(request.into_inner()) }).await
+        self.call(Method::Configure, self.settings.configure(request.into_inner())).await
     }
 }
 

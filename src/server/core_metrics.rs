@@ -53,6 +53,7 @@ impl<N: ObservedNode> Collector for CoreCollector<N> {
         gauge(encoder, "quorate_session_largest_opener", help, node.largest_opener() as u64)?;
         let help = "Answers kept for sessions";
         bytes(encoder, "quorate_session_answer", help, answer_bytes as u64)?;
+        encode_state(encoder, node)?;
         let in_flight = node.in_flight();
         let help = "Commands proposed and not yet applied";
         gauge(encoder, "quorate_write_in_flight", help, in_flight.commands as u64)?;
@@ -77,6 +78,18 @@ impl<N: ObservedNode> Collector for CoreCollector<N> {
         let help = "Jumps of this node's wall clock by a second or more, in either direction";
         counter(encoder, "quorate_clock_jumps", help, &counters.clock_jumps)
     }
+}
+
+fn encode_state<N: ObservedNode>(encoder: &mut DescriptorEncoder<'_>, node: &N) -> Encoded {
+    let (state_bytes, quota) = node.state_size();
+    if let Some(state_bytes) = state_bytes {
+        bytes(encoder, "quorate_state", "State, as its quota counts", state_bytes)?;
+    }
+    if let Some(quota) = quota {
+        bytes(encoder, "quorate_state_quota", "The most that the state may be", quota.bytes)?;
+    }
+    let help = "Committed commands that were not applied because the state would have outgrown its quota";
+    counter(encoder, "quorate_state_quota_refusals", help, &node.activity().quota_refusals)
 }
 
 fn encode_activity(encoder: &mut DescriptorEncoder<'_>, activity: &Activity) -> Encoded {

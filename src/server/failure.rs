@@ -48,6 +48,7 @@ impl From<WriteError> for Failure {
             WriteError::LeaderAckInSession => (Reason::Invalid, None),
             WriteError::DiskFull { .. } => (Reason::DiskFull, None),
             WriteError::DiskStalled { .. } => (Reason::DiskStalled, None),
+            WriteError::QuotaExceeded { .. } => (Reason::QuotaExceeded, None),
             WriteError::SessionExpired { .. } => (Reason::SessionExpired, None),
             WriteError::WindowExceeded => (Reason::WindowExceeded, None),
             WriteError::AnswerForgotten => (Reason::AnswerForgotten, None),
@@ -241,7 +242,7 @@ mod tests {
     #[test]
     fn every_error_has_its_reason_and_code() {
         let stopped = |maybe_applied| WriteError::Stopped { reason: "full disk".to_owned(), maybe_applied };
-        let cases: [(Failure, Reason, Code, bool, bool); 15] = [
+        let cases: [(Failure, Reason, Code, bool, bool); 16] = [
             (
                 WriteError::NotLeader { leader: leader() }.into(),
                 Reason::NotLeader,
@@ -275,6 +276,13 @@ mod tests {
                 WriteError::DiskStalled { writing_for: std::time::Duration::from_secs(2) }.into(),
                 Reason::DiskStalled,
                 Code::Unavailable,
+                false,
+                false,
+            ),
+            (
+                WriteError::QuotaExceeded { state_bytes: 9, quota_bytes: 9 }.into(),
+                Reason::QuotaExceeded,
+                Code::ResourceExhausted,
                 false,
                 false,
             ),

@@ -1,10 +1,11 @@
 //! What status pages, metrics and settings need of the node they are about, beside what [`ClusterNode`] has.
 
 use super::members::ClusterNode;
-use crate::engine::{Activity, Counters, DiskStatus, Engine, InFlight, Lag, PeerState, Settings};
+use crate::engine::{Activity, Counters, DiskStatus, Engine, InFlight, Lag, PeerState, QuotaError, Settings};
 use crate::error::ConfigureError;
 use crate::machine::kv::KvMachine;
 use crate::storage::LogStats;
+use crate::types::{LogId, Quota};
 
 /// A node that tells how it is. The methods promise what those of [`Engine`] do.
 pub(super) trait ObservedNode: ClusterNode {
@@ -31,6 +32,11 @@ pub(super) trait ObservedNode: ClusterNode {
     fn settings(&self) -> Settings;
 
     fn configure(&self, change: impl FnOnce(&mut Settings)) -> Result<Settings, ConfigureError>;
+
+    /// Bytes of state, and how many they may be.
+    fn state_size(&self) -> (Option<u64>, Option<Quota>);
+
+    fn set_state_quota(&self, bytes: Option<u64>) -> impl Future<Output = Result<LogId, QuotaError>> + Send;
 }
 
 impl ObservedNode for Engine<KvMachine> {
@@ -76,5 +82,13 @@ impl ObservedNode for Engine<KvMachine> {
 
     fn configure(&self, change: impl FnOnce(&mut Settings)) -> Result<Settings, ConfigureError> {
         Engine::configure(self, change)
+    }
+
+    fn state_size(&self) -> (Option<u64>, Option<Quota>) {
+        (Engine::state_bytes(self), Engine::state_quota(self))
+    }
+
+    async fn set_state_quota(&self, bytes: Option<u64>) -> Result<LogId, QuotaError> {
+        Engine::set_state_quota(self, bytes).await
     }
 }

@@ -35,7 +35,7 @@ use crate::engine::{Carried, Counters, NodeState, PeerStanding, PeerState, Snaps
 use crate::error::Leader;
 use crate::runtime;
 use crate::storage::LogStats;
-use crate::types::{AckLevel, LogId};
+use crate::types::{AckLevel, LogId, Quota, QuotaSource};
 
 use super::observed::ObservedNode;
 use super::settings::{NodeSettings, Refused};
@@ -94,7 +94,7 @@ async fn settings_now<N: ObservedNode>(State(door): State<Door<N>>) -> Response 
 }
 
 async fn configure<N: ObservedNode>(State(door): State<Door<N>>, body: Bytes) -> Response {
-    match door.settings.configure_json(&body) {
+    match door.settings.configure_json(&body).await {
         Ok(()) => settings_now(State(door)).await,
         Err(refused) => refusal(StatusCode::BAD_REQUEST, &refused),
     }
@@ -163,7 +163,9 @@ struct Status {
     ready: bool,
     fatal: Option<String>,
     offsets: Offsets,
-    state_hash: String,
+    /// Null where the node does not keep it up to date.
+    state_hash: Option<String>,
+    state: StateSize,
     lag: LagNow,
     /// Members that answer, on the leader.
     connected_replicas: Option<usize>,
@@ -173,6 +175,22 @@ struct Status {
     sessions: Sessions,
     uptime_ms: u64,
     version: &'static str,
+}
+
+/// Bytes of state; null where they are not known.
+#[derive(Debug, Serialize)]
+struct StateSize {
+    bytes: Option<u64>,
+    quota_bytes: Option<u64>,
+    /// `memory` or `operator`.
+    quota_source: Option<QuotaSource>,
+}
+
+impl StateSize {
+    fn of(bytes: Option<u64>, quota: Option<Quota>) -> Self {
+        let (quota_bytes, quota_source) = quota.map(|quota| (quota.bytes, quota.source)).unzip();
+        Self { bytes, quota_bytes, quota_source }
+    }
 }
 
 /// Indexes in the log; null where there is none.
@@ -324,7 +342,8 @@ impl<N: ObservedNode> Door<N> {
             ready: state.is_ready(),
             fatal: state.fatal.as_ref().map(ToString::to_string),
             offsets: Offsets::of(&state),
-            state_hash: format!("{:016x}", told.state_hash),
+            state_hash: told.state_hash.map(|hash| format!("{hash:016x}")),
+            state: StateSize::of(told.state_bytes, told.quota),
             lag: LagNow {
                 operations: lag.entries,
                 ms: lag.time.map(ms),

@@ -5,6 +5,9 @@
 //! settings in one request either all change or none: everything is parsed and checked before anything
 //! is changed, and requests take turns.
 //!
+//! One setting is the cluster's: [`STATE_QUOTA`] goes through the log, to all nodes and for good, so it is changed at the
+//! leader and by itself.
+//!
 //! The others are the process's: it tells the server what it was started with, to be shown beside those that can change.
 
 use std::fmt;
@@ -15,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::failure;
 use super::observed::ObservedNode;
-use crate::engine::Settings;
+use crate::engine::{QuotaError, Settings};
 use crate::proto::v1::{self, Failure};
 
 /// The settings that can change while a node runs, by their names in the configuration file.
@@ -31,7 +34,7 @@ pub const CHANGEABLE: [&str; 8] = [
 ];
 
 /// All others of the configuration file: they take effect when the node is started.
-pub const NEED_RESTART: [&str; 21] = [
+pub const NEED_RESTART: [&str; 22] = [
     "node_id",
     "cluster",
     "data_dir",
@@ -53,9 +56,14 @@ pub const NEED_RESTART: [&str; 21] = [
     "lagging_after_ms",
     "disconnected_after_ms",
     "reconnect_interval_ms",
+    "memory_bytes",
 ];
 
 const LOG_LEVEL: &str = "log_level";
+
+/// The quota on the state, in bytes; 0 for what the memory of the smallest member allows. The cluster's, and in no
+/// configuration file.
+pub const STATE_QUOTA: &str = "state_quota_bytes";
 
 /// Most settings in one request; more than there are makes no sense.
 const MAX_CHANGES: usize = 64;
@@ -116,6 +124,27 @@ impl Refused {
     }
 }
 
+/// Why a request for settings was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotChanged {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
+}
+
+impl From<NotChanged> for Failure {
+    fn from(error: NotChanged) -> Self {
+        match error {
+            NotChanged::Refused(refused) => refused.into(),
+            NotChanged::Quota(QuotaError::Write(error)) => error.into(),
+            NotChanged::Quota(error @ (QuotaError::Range { .. } | QuotaError::NotCounted)) => {
+                failure::invalid(&error.to_string())
+            }
+        }
+    }
+}
+
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
         failure::invalid(&format!("{}: {}", refused.error, refused.hint))
@@ -163,14 +192,32 @@ impl<N: ObservedNode> NodeSettings<N> {
             "preferred_leader" => Some(settings.preferred_leader.into()),
             _ => log_level.clone().map(Value::from),
         };
-        CHANGEABLE.into_iter().filter_map(|name| Some((name, value(name)?))).collect()
+        let of_node = CHANGEABLE.into_iter().filter_map(|name| Some((name, value(name)?)));
+        let (_, quota) = self.node.state_size();
+        of_node.chain(quota.map(|quota| (STATE_QUOTA, quota.bytes.into()))).collect()
     }
 
     /// Changes all of `wanted` or nothing.
     ///
     /// # Errors
     /// The first that cannot be changed, and why.
-    pub(super) fn change(&self, wanted: &[(String, String)]) -> Result<(), Refused> {
+    async fn change(&self, wanted: &[(String, String)]) -> Result<(), NotChanged> {
+        if let Some((_, value)) = wanted.iter().find(|(name, _)| name == STATE_QUOTA) {
+            if wanted.len() > 1 {
+                return Err(Refused::new(
+                    format!("{STATE_QUOTA} is the cluster's, the others are this node's"),
+                    "change it by itself",
+                )
+                .into());
+            }
+            let bytes = whole_number(STATE_QUOTA, value)?;
+            self.node.set_state_quota((bytes != 0).then_some(bytes)).await?;
+            return Ok(());
+        }
+        Ok(self.change_node(wanted)?)
+    }
+
+    fn change_node(&self, wanted: &[(String, String)]) -> Result<(), Refused> {
         if wanted.len() > MAX_CHANGES {
             return Err(Refused::new(
                 format!("{} settings in one request", wanted.len()),
@@ -220,11 +267,14 @@ impl<N: ObservedNode> NodeSettings<N> {
     ///
     /// # Errors
     /// The failure to answer instead.
-    pub(super) fn configure(&self, request: v1::ConfigureRequest) -> Result<v1::ConfigureResponse, Failure> {
+    pub(super) async fn configure(
+        &self,
+        request: v1::ConfigureRequest,
+    ) -> Result<v1::ConfigureResponse, Failure> {
         let wanted: Vec<_> =
             request.settings.into_iter().map(|setting| (setting.name, setting.value)).collect();
         if !wanted.is_empty() {
-            self.change(&wanted)?;
+            self.change(&wanted).await?;
         }
         let setting = |name: &str, value: &Value, changeable| v1::Setting {
             name: name.to_owned(),
@@ -241,7 +291,7 @@ impl<N: ObservedNode> NodeSettings<N> {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn configure_json(&self, body: &[u8]) -> Result<(), Refused> {
+    pub(super) async fn configure_json(&self, body: &[u8]) -> Result<(), Refused> {
         const EXAMPLE: &str = "send an object such as {\"snapshot_every_entries\": 100000}";
         let object: Map<String, Value> = serde_json::from_slice(body)
             .map_err(|error| Refused::new(format!("the body is not a JSON object: {error}"), EXAMPLE))?;
@@ -256,7 +306,12 @@ impl<N: ObservedNode> NodeSettings<N> {
             }
             wanted.push((name, text(&value)));
         }
-        self.change(&wanted)
+        self.change(&wanted).await.map_err(|error| match error {
+            NotChanged::Refused(refused) => refused,
+            NotChanged::Quota(error) => {
+                Refused::new(error.to_string(), format!("{STATE_QUOTA} is changed at the leader"))
+            }
+        })
     }
 }
 
@@ -282,7 +337,7 @@ fn check_name(name: &str) -> Result<(), Refused> {
     if CHANGEABLE.contains(&name) {
         return Ok(());
     }
-    let can = format!("these can change while the node runs: {}", CHANGEABLE.join(", "));
+    let can = format!("these can change while the node runs: {}, {STATE_QUOTA}", CHANGEABLE.join(", "));
     Err(match NEED_RESTART.contains(&name) {
         true => Refused::new(
             format!("{name} cannot change while the node runs"),
@@ -292,16 +347,18 @@ fn check_name(name: &str) -> Result<(), Refused> {
     })
 }
 
-type Change = Box<dyn FnOnce(&mut Settings)>;
+type Change = Box<dyn FnOnce(&mut Settings) + Send>;
+
+fn whole_number(name: &str, value: &str) -> Result<u64, Refused> {
+    value.parse().map_err(|_| {
+        Refused::new(format!("{name} must be a whole number, not \"{value}\""), "write bytes as 1048576")
+    })
+}
 
 /// What setting `name` to `value` does.
 fn change(name: &str, value: &str) -> Result<Change, Refused> {
     check_name(name)?;
-    let number = || {
-        value.parse::<u64>().map_err(|_| {
-            Refused::new(format!("{name} must be a whole number, not \"{value}\""), "write bytes as 1048576")
-        })
-    };
+    let number = || whole_number(name, value);
     let size = || {
         number().and_then(|number| {
             usize::try_from(number)

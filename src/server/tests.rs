@@ -30,7 +30,9 @@ use crate::proto::v1::tagged_request::Request as Ask;
 use crate::proto::v1::tagged_response::Response as Reply;
 use crate::proto::v1::{self, Failure, PipelineRequest, PipelineResponse, Reason, TaggedRequest};
 use crate::storage::DiskState;
-use crate::types::{ClusterClock, HistoryEpoch, Incarnation, LogId, Membership, ReadOptions, Role};
+use crate::types::{
+    ClusterClock, HistoryEpoch, Incarnation, LogId, Membership, Quota, QuotaSource, ReadOptions, Role,
+};
 
 mod members;
 mod queues;
@@ -201,10 +203,15 @@ impl KvNode for FakeNode {
             incarnation: Incarnation(1),
             client: "here:7801".to_owned(),
             state: self.state(),
-            state_hash: 42,
+            state_hash: Some(42),
+            state_bytes: Some(1_000),
+            quota: Some(QUOTA),
         }
     }
 }
+
+/// What the fake node says of the size of its state.
+const QUOTA: Quota = Quota { bytes: 2_000, source: QuotaSource::Memory };
 
 /// A served node.
 struct Port {
@@ -366,7 +373,12 @@ async fn unary_calls() {
 
     let status = AdminClient::new(port.channel().await).status(v1::StatusRequest {}).await.unwrap();
     let status = status.into_inner();
-    assert_eq!((&*status.role, status.node_id, status.state_hash, status.ready), ("leader", 7, 42, true));
+    assert_eq!(
+        (&*status.role, status.node_id, status.state_hash, status.ready),
+        ("leader", 7, Some(42), true)
+    );
+    let size = (status.state_bytes, status.state_quota_bytes, status.state_quota_set);
+    assert_eq!(size, (Some(1_000), Some(2_000), false));
     assert_eq!((status.sessions, status.session_bytes), (4, 400));
 }
 

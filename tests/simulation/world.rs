@@ -232,6 +232,7 @@ impl World {
             disk: quorate::storage::DiskWatch::default(),
             released: None,
             promised_lease_ms: node.promised_lease_ms,
+            memory_bytes: Some((500 + id) << 20),
         };
         let engine = group.spawn(Engine::start(parts, KvMachine::default())).await.unwrap();
         let engine = engine.unwrap_or_else(|error| panic!("node {id} does not start: {error}"));

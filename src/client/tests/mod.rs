@@ -360,12 +360,16 @@ async fn a_chosen_node_is_asked_and_no_other() {
 #[tokio::test]
 async fn status_tells_the_reachable_from_the_others() {
     let node = Fake::start(leader);
-    node.set_status(StatusResponse { state_hash: 7, last_log: Some(3), ..status_of(1, "leader", 2, None) });
+    node.set_status(StatusResponse {
+        state_hash: Some(7),
+        last_log: Some(3),
+        ..status_of(1, "leader", 2, None)
+    });
     let nobody = address_of_nobody();
     let client = Client::new([node.endpoint(), nobody], ClientConfig::default()).unwrap();
     let all = client.status_all().await;
     let status = all[0].1.as_ref().unwrap();
-    assert_eq!((status.node_id, status.term, status.state_hash, status.last_log), (1, 2, 7, Some(3)));
+    assert_eq!((status.node_id, status.term, status.state_hash, status.last_log), (1, 2, Some(7), Some(3)));
     assert!(matches!(all[1].1, Err(ClientError::Unavailable { .. })));
 }
 

@@ -12,18 +12,37 @@ use super::{Item, RangeAnswer};
 /// encoding it is sent in.
 pub(super) const ITEM_OVERHEAD_BYTES: usize = 64;
 
+/// What an item counts in the size of the state beyond its key and record: its slot in the tree, the heads of two
+/// allocations and what the allocator rounds up. Decides what fits the quota, so it never changes.
+pub(super) const ITEM_STATE_BYTES: usize = 128;
+
+/// What an item counts more if it is due some time: its slot among the deadlines.
+pub(super) const DEADLINE_STATE_BYTES: usize = 64;
+
+/// What an item counts in the size of the state.
+pub(super) fn state_bytes(key_bytes: usize, record_bytes: usize, expires: bool) -> u64 {
+    let deadline = if expires { DEADLINE_STATE_BYTES } else { 0 };
+    (key_bytes + record_bytes + ITEM_STATE_BYTES + deadline) as u64
+}
+
+fn item_state_bytes(key: &[u8], record: &Record) -> u64 {
+    state_bytes(key.len(), record.as_bytes().len(), record.expires_ms() != 0)
+}
+
 /// The items of all tenants. Cloning it costs two reference counts.
 ///
 /// # Invariants
 /// - Every key is a composite key ([`super::key`]) within the limits.
 /// - `deadlines` holds exactly the items whose `expires_ms` is not 0.
 /// - `hash` is the wrapping sum of [`item_hash`] over all items.
+/// - `bytes` is the sum of [`state_bytes`] over all items.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Items {
     tree: OrdMap<Arc<[u8]>, Record>,
     /// When an item is due, and its key: the earliest deadline comes first.
     deadlines: OrdSet<(u64, Arc<[u8]>)>,
     hash: u64,
+    bytes: u64,
 }
 
 impl Items {
@@ -33,6 +52,16 @@ impl Items {
 
     pub(super) fn hash(&self) -> u64 {
         self.hash
+    }
+
+    /// What all items count in the size of the state.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What the item of `key` counts in the size of the state; 0 if there is none.
+    pub(super) fn bytes_of(&self, key: &[u8]) -> u64 {
+        self.tree.get(key).map_or(0, |record| item_state_bytes(key, record))
     }
 
     /// All keys with their records, ascending.
@@ -82,7 +111,7 @@ impl Items {
         value: &[u8],
         Written { revision, expires_ms }: Written,
     ) -> Record {
-        let Self { tree, deadlines, hash } = self;
+        let Self { tree, deadlines, hash, bytes } = self;
         let mut header = Header { create_revision: revision, mod_revision: revision, version: 1, expires_ms };
         let record = if let Some(slot) = tree.get_mut(&**key) {
             (header.create_revision, header.version) = (slot.create_revision(), slot.version() + 1);
@@ -90,6 +119,7 @@ impl Items {
                 deadlines.remove(&(slot.expires_ms(), key.clone()));
             }
             *hash = hash.wrapping_sub(item_hash(key, slot.as_bytes()));
+            *bytes -= item_state_bytes(key, slot);
             *slot = Record::new(header, value);
             slot.clone()
         } else {
@@ -98,6 +128,7 @@ impl Items {
             record
         };
         *hash = hash.wrapping_add(item_hash(key, record.as_bytes()));
+        *bytes += item_state_bytes(key, &record);
         if expires_ms != 0 {
             deadlines.insert((expires_ms, key.clone()));
         }
@@ -108,6 +139,7 @@ impl Items {
     pub(super) fn remove(&mut self, key: &[u8]) -> Option<Arc<[u8]>> {
         let (key, record) = self.tree.remove_with_key(key)?;
         self.hash = self.hash.wrapping_sub(item_hash(&key, record.as_bytes()));
+        self.bytes -= item_state_bytes(&key, &record);
         if record.expires_ms() != 0 {
             self.deadlines.remove(&(record.expires_ms(), key.clone()));
         }
@@ -117,6 +149,7 @@ impl Items {
     /// Adds an item that a snapshot holds; its key is new.
     pub(super) fn restore(&mut self, key: Arc<[u8]>, record: Record) {
         self.hash = self.hash.wrapping_add(item_hash(&key, record.as_bytes()));
+        self.bytes += item_state_bytes(&key, &record);
         if record.expires_ms() != 0 {
             self.deadlines.insert((record.expires_ms(), key.clone()));
         }
@@ -131,6 +164,8 @@ impl Items {
             .iter()
             .fold(0_u64, |sum, (key, record)| sum.wrapping_add(item_hash(key, record.as_bytes())));
         assert_eq!(self.hash, sum, "the hash is not that of the items");
+        let bytes: u64 = self.tree.iter().map(|(key, record)| item_state_bytes(key, record)).sum();
+        assert_eq!(self.bytes, bytes, "the size is not that of the items");
         let mut deadlines: Vec<_> =
             self.tree.iter().map(|(key, record)| (record.expires_ms(), key.clone())).collect();
         deadlines.retain(|(expires_ms, _)| *expires_ms != 0);

@@ -33,12 +33,19 @@
 //! - *History*: an answer to [`KvQuery::Events`] holds every change it covers, in order, or says that this node does not
 //!   reach back that far. How far it reaches differs from node to node, and is in no hash.
 //!
+//! # Size
+//!
+//! Every item counts its composite key, its record (value and 32 bytes) and 128 bytes more, and another 64 if it is due
+//! some time: what it takes in memory. The sum is kept up to date by every write, and is what the cluster's quota is
+//! compared with ([`growth`] says what a command adds). What is deleted or expires counts no more.
+//!
 //! # What it does not do
 //!
 //! It keeps no older versions of a key to be read, resolves no defaults for empty names (the server does), and
 //! does not look at values beyond comparing them.
 
 mod command;
+mod growth;
 mod history;
 mod items;
 mod key;
@@ -96,6 +103,11 @@ impl KvView {
     /// Whether there is no key at all.
     pub fn is_empty(&self) -> bool {
         self.items.len() == 0
+    }
+
+    /// Bytes that all items take, as the quota counts them.
+    pub fn state_bytes(&self) -> u64 {
+        self.items.bytes()
     }
 
     /// Carries out `command`, which has been checked.
@@ -229,6 +241,18 @@ impl StateMachine for KvMachine {
 
     fn read_snapshot(input: &mut dyn Read) -> io::Result<Self> {
         Ok(Self { state: snapshot::read(input)? })
+    }
+
+    fn state_bytes(&self) -> Option<u64> {
+        Some(self.state.state_bytes())
+    }
+
+    fn most_growth_bytes(command: &KvCommand) -> u64 {
+        growth::most_bytes(command)
+    }
+
+    fn growth_bytes(view: &KvView, command: &KvCommand) -> u64 {
+        growth::bytes(&view.items, command)
     }
 
     fn running_hash(&self) -> Option<u64> {

@@ -6,14 +6,14 @@
 use std::cmp::Ordering;
 
 use super::command::{Compare, Comparison, Condition, KvTxn, TxnOp, TxnResult};
-use super::items::ITEM_OVERHEAD_BYTES;
+use super::items::{ITEM_OVERHEAD_BYTES, Items};
 use super::key::{self, KeyRange};
 use super::limits::{KvRejection, MAX_DELETED_KEYS, MAX_TXN_RESULT_BYTES};
 use super::{Item, KvReply, KvView, RangeAnswer, Stamp};
 
 /// Carries out `txn`, which has been checked, on `state`.
 pub(super) fn apply(state: &mut KvView, stamp: Stamp, txn: &KvTxn) -> KvReply {
-    let succeeded = txn.compares.iter().all(|compare| holds(state, &txn.tenant, compare));
+    let succeeded = succeeds(&state.items, txn);
     let operations = if succeeded { &txn.then } else { &txn.otherwise };
     // While a copy is alive every node that changes is copied, so one is made only if it may be needed.
     let before = operations.iter().any(may_break_a_limit).then(|| state.items.clone());
@@ -28,8 +28,13 @@ pub(super) fn apply(state: &mut KvView, stamp: Stamp, txn: &KvTxn) -> KvReply {
     }
 }
 
-fn holds(state: &KvView, tenant: &str, compare: &Compare) -> bool {
-    let found = state.items.record(&key::composite(tenant, &compare.collection, &compare.key));
+/// Whether all compares of `txn` hold.
+pub(super) fn succeeds(items: &Items, txn: &KvTxn) -> bool {
+    txn.compares.iter().all(|compare| holds(items, &txn.tenant, compare))
+}
+
+fn holds(items: &Items, tenant: &str, compare: &Compare) -> bool {
+    let found = items.record(&key::composite(tenant, &compare.collection, &compare.key));
     let (comparison, ordering) = match &compare.condition {
         Condition::Value(comparison, operand) => {
             let Some(record) = found else { return false };

@@ -28,6 +28,8 @@ pub struct PeerProgress {
     pub snapshot: Option<(u64, u64)>,
     /// Index of the last entry in that snapshot: what follows it is what the peer needs next.
     pub snapshot_upto: Option<u64>,
+    /// The quota on the state that it could bear, as it said last.
+    pub quota_bytes: Option<u64>,
 }
 
 /// What a peer said of its lease.
@@ -54,6 +56,7 @@ impl PeerFitness {
             accepted_entries: 0,
             snapshot: None,
             snapshot_upto: None,
+            quota_bytes: None,
         };
         change(peers.entry(node_id).or_insert(unknown));
     }
@@ -63,6 +66,7 @@ impl PeerFitness {
         self.update(node_id, |peer| {
             peer.heard = Some(Instant::now());
             peer.fit = !answer.unfit_to_lead;
+            peer.quota_bytes = answer.quota_bytes;
         });
         self.note_lease((node_id, incarnation), answer.lease_ms);
     }

@@ -71,6 +71,8 @@ pub struct Callee {
     pub announcements: mpsc::Sender<(NodeId, Announcement)>,
     /// The disk under its log.
     pub disk: DiskWatch,
+    /// The quota on the state that it could bear, if that is known.
+    pub quota_bytes: Option<u64>,
 }
 
 /// Why a request is not answered.
@@ -333,8 +335,9 @@ impl<M: StateMachine> PeerService<M> {
         }
         let unfit_to_lead = !self.callee.disk.state().takes_writes();
         let response = wire::append_response(result, previous, last);
-        let lease_ms = self.lease_ms();
-        Ok(response::Body::Append(proto::AppendResponse { unfit_to_lead, lease_ms, ..response }))
+        let (lease_ms, quota_bytes) = (self.lease_ms(), self.callee.quota_bytes);
+        let own = proto::AppendResponse { unfit_to_lead, lease_ms, quota_bytes, ..response };
+        Ok(response::Body::Append(own))
     }
 
     /// Refuses what the sender of `append` cannot have meant, or what this node could not apply.

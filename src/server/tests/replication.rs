@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::engine::{
-    Activity, Carried, Counters, DiskStatus, InFlight, Lag, LedPeer, PeerPolicy, PeerState, Settings,
-    SnapshotPolicy,
+    Activity, Carried, Counters, DiskStatus, InFlight, Lag, LedPeer, PeerPolicy, PeerState, QuotaError,
+    Settings, SnapshotPolicy,
 };
-use crate::error::ConfigureError;
+use crate::error::{ConfigureError, WriteError};
 use crate::proto::v1::admin_server::Admin;
 use crate::storage::LogStats;
 use crate::types::Member;
@@ -17,6 +17,7 @@ use crate::types::Member;
 /// What the fake node tells of itself.
 pub(super) struct Observed {
     settings: Mutex<Settings>,
+    quota: Mutex<Option<Quota>>,
     activity: Activity,
     counters: Counters,
 }
@@ -29,7 +30,8 @@ impl Default for Observed {
             max_inflight_bytes: 1000,
             preferred_leader: false,
         };
-        Self { settings: Mutex::new(settings), activity: Activity::default(), counters: Counters::default() }
+        let (activity, counters) = (Activity::default(), Counters::default());
+        Self { settings: Mutex::new(settings), quota: Mutex::default(), activity, counters }
     }
 }
 
@@ -90,6 +92,22 @@ impl ObservedNode for FakeNode {
 
     fn log_stats(&self) -> Option<&LogStats> {
         None
+    }
+
+    fn state_size(&self) -> (Option<u64>, Option<Quota>) {
+        (Some(1_000), *self.observed.quota.lock().unwrap())
+    }
+
+    async fn set_state_quota(&self, bytes: Option<u64>) -> Result<LogId, QuotaError> {
+        match bytes {
+            Some(bytes @ ..1_000) => Err(QuotaError::Range { bytes }),
+            Some(9_999) => Err(QuotaError::Write(WriteError::NoQuorum)),
+            _ => {
+                let quota = bytes.map(|bytes| Quota { bytes, source: QuotaSource::Operator });
+                *self.observed.quota.lock().unwrap() = Some(quota.unwrap_or(QUOTA));
+                Ok(LogId::new(1, 9))
+            }
+        }
     }
 
     fn settings(&self) -> Settings {
@@ -195,6 +213,38 @@ async fn settings_are_changed_all_or_none() {
 
     let (code, answer) = json(&port, "DELETE", path, "").await;
     assert_eq!((code, answer["hint"].is_string()), (405, true));
+}
+
+#[tokio::test]
+async fn the_quota_is_changed_by_itself_and_by_the_cluster() {
+    let port = Port::open().await;
+    let path = "/replication/configure";
+    for (body, error, hint) in [
+        (r#"{"state_quota_bytes": 5000, "max_command_bytes": 50}"#, "the cluster's", "by itself"),
+        (r#"{"state_quota_bytes": "much"}"#, "whole number, not \"much\"", "1048576"),
+        (r#"{"state_quota_bytes": 999}"#, "must be from", "leader"),
+        (r#"{"state_quota_bytes": 9999}"#, "lost touch with its quorum", "leader"),
+    ] {
+        let (code, answer) = json(&port, "POST", path, body).await;
+        assert_eq!(code, 400, "{body}");
+        assert!(answer["error"].as_str().unwrap().contains(error), "{body}: {answer}");
+        assert!(answer["hint"].as_str().unwrap().contains(hint), "{body}: {answer}");
+        assert_eq!(port.node.state_size(), (Some(1_000), None), "{body}");
+    }
+    let (code, answer) = json(&port, "POST", path, r#"{"state_quota_bytes": 5000}"#).await;
+    assert_eq!((code, &answer["settings"]["state_quota_bytes"]), (200, &json!(5000)));
+    let quota = Quota { bytes: 5000, source: QuotaSource::Operator };
+    assert_eq!(port.node.state_size(), (Some(1_000), Some(quota)));
+    json(&port, "POST", path, r#"{"state_quota_bytes": 0}"#).await;
+    assert_eq!(port.node.state_size(), (Some(1_000), Some(QUOTA)), "the leader's again");
+    let (_, metrics) = port.http("/metrics").await;
+    for line in
+        ["quorate_state_bytes 1000", "quorate_state_quota_bytes 2000", "quorate_state_quota_refusals_total 0"]
+    {
+        assert!(metrics.lines().any(|found| found == line), "{line} is not in {metrics}");
+    }
+    let (_, status) = json(&port, "GET", "/replication/status", "").await;
+    assert_eq!(status["state"], json!({ "bytes": 1000, "quota_bytes": 2000, "quota_source": "memory" }));
 }
 
 #[tokio::test]

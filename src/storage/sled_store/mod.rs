@@ -86,9 +86,9 @@ pub struct Failure {
 /// Settings of a [`SledStore`].
 #[derive(Clone)]
 pub struct SledOptions {
-    /// Memory for the newest entries, in bytes. Entries that are not yet durable may exceed it. Default: 64 MiB.
+    /// Memory for the newest entries, in bytes. Entries that are not yet durable may exceed it. Default: 16 MiB.
     pub tail_bytes: usize,
-    /// Memory for sled's page cache, in bytes. Default: 32 MiB.
+    /// Memory for sled's page cache, in bytes. Default: 8 MiB. Only members that lag by more than the tail read from it.
     pub cache_bytes: u64,
     /// A write to the disk that takes longer than this has hung; a step of opening or closing may take 20 times as
     /// long. Default: 30 s.
@@ -105,8 +105,8 @@ pub struct SledOptions {
 impl Default for SledOptions {
     fn default() -> Self {
         Self {
-            tail_bytes: 64 * 1024 * 1024,
-            cache_bytes: 32 * 1024 * 1024,
+            tail_bytes: 16 * 1024 * 1024,
+            cache_bytes: 8 * 1024 * 1024,
             flush_watchdog: Duration::from_secs(30),
             on_failure: Arc::new(|failure| {
                 tracing::error!(reason = failure.reason, "the log has failed; this node must stop");

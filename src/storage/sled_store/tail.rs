@@ -28,6 +28,16 @@ struct Tailed {
     entry: Entry,
 }
 
+impl Tailed {
+    /// What an entry takes in memory beyond its own bytes: its slot, of which there may be twice as many as there are
+    /// entries, and the count of those that share it.
+    const OVERHEAD_BYTES: usize = 2 * size_of::<Self>() + 32;
+
+    fn bytes(entry: &Entry) -> usize {
+        entry.size_bytes() + Self::OVERHEAD_BYTES
+    }
+}
+
 impl Tail {
     pub(crate) fn new(budget_bytes: usize) -> Self {
         Self { entries: VecDeque::new(), bytes: 0, budget_bytes, durable_ticket: 0 }
@@ -42,7 +52,7 @@ impl Tail {
         debug_assert!(
             self.entries.back().is_none_or(|last| last.entry.log_id.index + 1 == entry.log_id.index)
         );
-        self.bytes += entry.size_bytes();
+        self.bytes += Tailed::bytes(&entry);
         self.entries.push_back(Tailed { ticket, entry });
     }
 
@@ -59,7 +69,7 @@ impl Tail {
     pub(crate) fn truncate(&mut self, from: u64) {
         while self.entries.back().is_some_and(|last| last.entry.log_id.index >= from) {
             if let Some(last) = self.entries.pop_back() {
-                self.bytes -= last.entry.size_bytes();
+                self.bytes -= Tailed::bytes(&last.entry);
             }
         }
     }
@@ -72,7 +82,7 @@ impl Tail {
 
     fn pop_front(&mut self) {
         if let Some(first) = self.entries.pop_front() {
-            self.bytes -= first.entry.size_bytes();
+            self.bytes -= Tailed::bytes(&first.entry);
         }
     }
 
@@ -102,7 +112,8 @@ mod tests {
 
     #[test]
     fn only_durable_entries_make_room() {
-        let mut tail = Tail::new(250); // two entries of 100 bytes
+        let two = 2 * Tailed::bytes(&entry(0));
+        let mut tail = Tail::new(two + two / 4);
         for index in 0..5 {
             tail.push(index + 1, entry(index));
         }

@@ -5,6 +5,7 @@ mod history;
 mod limits;
 mod model;
 mod operations;
+mod size;
 mod snapshots;
 
 use super::*;

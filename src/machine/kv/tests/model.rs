@@ -242,7 +242,11 @@ proptest! {
         let (mut machine, mut model) = (KvMachine::default(), Model::default());
         for (context, command) in history {
             let expected = model.apply(context, &command);
+            let growth = KvMachine::growth_bytes(&machine.view(), &command);
+            prop_assert!(growth <= KvMachine::most_growth_bytes(&command));
+            let most = machine.view().state_bytes() + growth;
             prop_assert_eq!(machine.apply(&context, command), expected);
+            prop_assert!(machine.view().state_bytes() <= most, "it has grown by more than was said");
             let deadlines = model.0.values().map(|item| item.expires_ms);
             prop_assert_eq!(machine.next_wake_ms(), deadlines.filter(|expires_ms| *expires_ms != 0).min());
         }
