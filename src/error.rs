@@ -103,8 +103,18 @@ pub enum WriteError {
     #[error("the answer to this write was forgotten, because the session had said that it was settled")]
     AnswerForgotten,
     /// All sessions are in use. None was opened.
-    #[error("all sessions are in use; close some, or wait until unused ones expire")]
+    #[error(
+        "all sessions are in use; close some (`quorate session list` shows whose they are), or wait until unused ones expire"
+    )]
     TooManySessions,
+    /// The client has as many sessions as one connection may have. None was opened.
+    #[error(
+        "this connection has {limit} sessions open, the most it may have; close some, or use one for many writes"
+    )]
+    TooManyOfOpener {
+        /// How many it may have.
+        limit: usize,
+    },
     /// Committed and applied, but not every voter is known to hold it.
     #[error(
         "the write at {log_id} is committed and applied, but not known to be on disk at nodes {missing:?}"
@@ -145,7 +155,8 @@ impl WriteError {
             | Self::DiskFull { .. }
             | Self::DiskStalled { .. }
             | Self::WindowExceeded
-            | Self::TooManySessions => false,
+            | Self::TooManySessions
+            | Self::TooManyOfOpener { .. } => false,
             // Earlier attempts are what the session was for.
             Self::SessionExpired { .. } | Self::AnswerForgotten => false,
             Self::Interrupted { .. } | Self::AckTimeout { .. } => true,

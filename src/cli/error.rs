@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::cluster::ClusterCommandError;
 use super::serve::ServeError;
 use crate::client::{ClientError, ConfigError};
-use crate::reason::{EXIT_ERROR, EXIT_INVALID, EXIT_OK, EXIT_UNREACHABLE, Reason};
+use crate::reason::{EXIT_ERROR, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_OK, EXIT_UNREACHABLE, Reason};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +24,12 @@ pub enum CliError {
     NotFound {
         /// The key.
         key: String,
+    },
+    /// None of the sessions that were to be closed is open.
+    #[error("not open: {asked}")]
+    SessionNotOpen {
+        /// Which that were.
+        asked: String,
     },
     /// A put had a condition, and it does not hold.
     #[error("{key} was not set: {}", found(.current_revision))]
@@ -111,6 +117,7 @@ impl CliError {
             Self::Node(error) if is_invalid_input(&**error) => EXIT_INVALID,
             Self::Node(_) => EXIT_ERROR,
             Self::Output(_) if self.is_broken_pipe() => EXIT_OK,
+            Self::SessionNotOpen { .. } => EXIT_NOT_FOUND,
             Self::Client(_)
             | Self::NotFound { .. }
             | Self::ConditionFailed { .. }
@@ -135,6 +142,7 @@ impl CliError {
             Self::Config(ConfigError::NoEndpoints | ConfigError::Endpoint { .. }) => {
                 Some("give the nodes' client addresses: --endpoints host:port,host:port")
             }
+            Self::SessionNotOpen { .. } => Some("`quorate session list` shows those that are"),
             Self::NotFound { .. } => Some("`quorate range --prefix PREFIX` lists the keys that exist"),
             Self::Unhealthy { .. } => {
                 Some("`quorate status` shows roles and positions; the log of a node says why it is not ready")

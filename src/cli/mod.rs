@@ -29,6 +29,7 @@ pub mod put;
 pub mod range;
 pub mod read;
 pub mod serve;
+pub mod session;
 pub mod snapshot;
 pub mod status;
 pub mod transfer;
@@ -87,6 +88,8 @@ impl Common {
     fn client(&self) -> Result<Client, CliError> {
         self.client_with(|config| {
             config.unavailable_after = Duration::ZERO;
+            // One write needs no place among those who stay; if its outcome is not known, it says so.
+            config.without_session_when_full = true;
             // Long enough for every attempt, and if this process is killed its session is not kept for long.
             let max = config.session_ttl.max(self.timeout);
             config.session_ttl = self.timeout.saturating_mul(2).clamp(SESSION_TTL_MIN, max);
@@ -151,6 +154,8 @@ pub enum Command {
     Status(status::StatusArgs),
     /// Show and change who belongs to the cluster
     Member(member::MemberArgs),
+    /// Show and close the sessions of clients
+    Session(session::SessionArgs),
     /// Hand the lead to another node
     TransferLeader(transfer::TransferArgs),
     /// Take a snapshot of a node's state now
@@ -202,6 +207,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Health(args) => health::run(&common, args).await,
         Command::Status(args) => status::run(&common, args).await,
         Command::Member(args) => member::run(&common, args).await,
+        Command::Session(args) => session::run(&common, args).await,
         Command::TransferLeader(args) => transfer::run(&common, args).await,
         Command::Snapshot(args) => snapshot::run(&common, args).await,
         Command::Configure(args) => configure::run(&common, args).await,
@@ -324,6 +330,10 @@ mod tests {
             vec!["member", "add", "4", "--peer", "a:1", "--promote", "--catch-up", "5m"],
             vec!["member", "replace", "2", "--peer", "a:1"],
             vec!["member", "update", "2", "--client", "a:1"],
+            vec!["session", "list"],
+            vec!["session", "list", "--opener", "192.0.2.1", "-o", "json"],
+            vec!["session", "close", "7", "18446744073709551615"],
+            vec!["session", "close", "--opener", "192.0.2.1:5"],
             vec!["transfer-leader"],
             vec!["transfer-leader", "3"],
             vec!["snapshot", "--endpoint", "a:1"],
@@ -359,6 +369,10 @@ mod tests {
             vec!["member"],
             vec!["member", "add", "4"],
             vec!["member", "update", "2"],
+            vec!["session"],
+            vec!["session", "close"],
+            vec!["session", "close", "seven"],
+            vec!["session", "close", "7", "--opener", "192.0.2.1"],
             vec!["transfer-leader", "three"],
             vec!["configure", "log_level"],
         ] {

@@ -96,6 +96,12 @@ pub(super) fn item_object(item: &Item) -> Map<String, Value> {
     object
 }
 
+/// A time as RFC 3339 has it, in UTC, to the second.
+pub(super) fn time(unix_ms: u64) -> String {
+    let seconds = i64::try_from(unix_ms / 1000).unwrap_or(i64::MAX);
+    prost_types::Timestamp { seconds, nanos: 0 }.to_string()
+}
+
 /// Bytes on one line of a table: control characters and what is not UTF-8 are escaped.
 pub(super) fn printable(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
@@ -115,6 +121,12 @@ mod tests {
     fn tables_line_up() {
         let rows = [vec!["1".to_owned(), "längere".to_owned()], vec!["22".to_owned(), "x".to_owned()]];
         assert_eq!(table(&["ID", "NAME"], &rows), "ID  NAME\n1   längere\n22  x\n");
+    }
+
+    #[test]
+    fn times_are_for_people() {
+        assert_eq!(time(1_767_225_600_999), "2026-01-01T00:00:00Z");
+        assert!(!time(u64::MAX).is_empty());
     }
 
     #[test]

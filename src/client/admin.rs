@@ -67,6 +67,35 @@ pub struct NodeSetting {
     pub changeable: bool,
 }
 
+/// An open session.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct SessionInfo {
+    /// Its id.
+    pub session: u64,
+    /// `host:port` of the connection that opened it; empty if that is not known.
+    pub opener: String,
+    /// When it was opened, in milliseconds since the Unix epoch.
+    pub opened_ms: u64,
+    /// When it was last used.
+    pub used_ms: u64,
+    /// From when on it is closed, unless it is used.
+    pub expires_ms: u64,
+    /// What its kept answers take.
+    pub bytes: u64,
+    /// Writes that were answered, and of whose answers its client has not said yet that it has them.
+    pub unsettled: u64,
+}
+
+/// Some of the open sessions.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SessionPage {
+    /// In the order of their ids.
+    pub sessions: Vec<SessionInfo>,
+    /// Where to go on; `None` when that is all.
+    pub next_after: Option<u64>,
+}
+
 /// A change of the membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -176,6 +205,33 @@ impl Client {
         let call = |mut admin: AdminClient<Channel>| async move { admin.transfer_leader(request).await };
         let (answer, _) = self.on_leader(Duration::ZERO, call).await?;
         Ok(answer.leader.map_or(0, |leader| leader.node_id))
+    }
+
+    /// The open sessions with ids above `after`, at most `limit`, or as many as the server gives at a time if that is 0.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn list_sessions(&self, after: u64, limit: u32) -> Result<SessionPage, ClientError> {
+        let request = v1::ListSessionsRequest { after, limit };
+        let call = |mut admin: AdminClient<Channel>| async move { admin.list_sessions(request).await };
+        let (list, _) = self.on_leader(Duration::ZERO, call).await?;
+        let info = |info: v1::SessionInfo| {
+            let v1::SessionInfo { session, opener, opened_ms, used_ms, expires_ms, bytes, unsettled } = info;
+            SessionInfo { session, opener, opened_ms, used_ms, expires_ms, bytes, unsettled }
+        };
+        let next_after = Some(list.next_after).filter(|after| *after != 0);
+        Ok(SessionPage { sessions: list.sessions.into_iter().map(info).collect(), next_after })
+    }
+
+    /// Closes a session, whoever opened it. Tells whether it was open.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn close_session(&self, session: u64) -> Result<bool, ClientError> {
+        let request = v1::CloseSessionRequest { session, ..Default::default() };
+        let call = |mut admin: AdminClient<Channel>| async move { admin.close_session(request).await };
+        let (closed, _) = self.on_leader(Duration::ZERO, call).await?;
+        Ok(closed.was_open)
     }
 
     /// Takes a snapshot on the node at `endpoint`, or on the leader, and returns what it covers.

@@ -26,6 +26,10 @@ pub struct ClientConfig {
     /// Whether writes are numbered in a session, which the client opens by itself, so that each is applied at
     /// most once and can be repeated after any failure. Default true.
     pub exactly_once: bool,
+    /// Whether a write goes without a session when the cluster has no room for another one. Such a write is sent once: if its
+    /// outcome is not known it [may have been applied](super::ClientError::maybe_applied), and is not sent again. Default
+    /// false: it waits for room.
+    pub without_session_when_full: bool,
     /// A session that is not used for this long is closed by the cluster; a new one is opened when it is needed.
     /// Default 10 min; from 10 s to 24 h.
     pub session_ttl: Duration,
@@ -70,6 +74,7 @@ impl Default for ClientConfig {
             attempt_timeout: Duration::from_secs(1),
             write_attempt_timeout: Duration::from_secs(2),
             exactly_once: true,
+            without_session_when_full: false,
             session_ttl: Duration::from_secs(600),
             read_preference: None,
             health_interval: Duration::from_secs(2),

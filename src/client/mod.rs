@@ -66,7 +66,7 @@ use futures::future::join_all;
 use tokio::time::Instant;
 
 pub use crate::reason::Reason;
-pub use admin::{Member, MemberChange, Members, NodeSetting};
+pub use admin::{Member, MemberChange, Members, NodeSetting, SessionInfo, SessionPage};
 pub use config::{ClientConfig, Endpoint};
 pub use error::{ClientError, ConfigError};
 pub use metrics::{ClientMetrics, Latencies, MethodMetrics, NodeMetrics, StreamMetrics};

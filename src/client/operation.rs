@@ -166,6 +166,9 @@ pub(super) async fn open_session(
             Ok(_) => return Err(operation.unexpected(&link)),
             Err(error) => Failure::Attempt(error),
         };
+        if router.config.without_session_when_full && failure.reason() == Some(Reason::TooManySessions) {
+            return Err(failed(&link.node.endpoint, Reason::TooManySessions, in_words(&failure), false));
+        }
         operation.after(&link, failure).await?;
     }
 }
@@ -261,11 +264,20 @@ impl<'a> Operation<'a> {
         self.after(&link, failure).await.map(Err)
     }
 
-    async fn begin(&self, sessions: &Sessions) -> Result<Option<Place>, ClientError> {
+    async fn begin(&mut self, sessions: &Sessions) -> Result<Option<Place>, ClientError> {
         if !self.in_session {
             return Ok(None);
         }
-        sessions.begin(self.router, self.deadline).await.map(Some)
+        match sessions.begin(self.router, self.deadline).await {
+            Err(ClientError::Failed { reason: Reason::TooManySessions, .. })
+                if self.router.config.without_session_when_full && !self.undecided =>
+            {
+                tracing::debug!("all sessions are in use: the write is sent once, without one");
+                self.in_session = false;
+                Ok(None)
+            }
+            begun => begun.map(Some),
+        }
     }
 
     fn attempt_expires(&self, request: &Request, now: Instant) -> Instant {

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Engine, Inner};
+use super::{Engine, Inner, wake};
 use crate::machine::StateMachine;
 use crate::raft::clock::Reading;
 use crate::runtime::WallClock;
-use crate::types::ClusterClock;
+use crate::types::{ClusterClock, NodeId};
 
 /// How often the wall clock is compared with the monotonic one.
 const LOOK: Duration = Duration::from_millis(250);
@@ -75,37 +75,39 @@ pub(super) async fn watch_wall_clock<M: StateMachine>(node: Weak<Inner<M>>) {
     };
     let mut before = None;
     loop {
-        let now = Sight::take(&clock);
-        if let (None, Some(now)) = (before, now)
-            && now.wall_ms == 0
-        {
-            tracing::warn!(
-                node_id,
-                "this machine's wall clock is set to before 1970: times are shown as if it was 1970 until the clock is set; lifetimes of keys and sessions do not depend on it"
-            );
-        }
-        if let (Some(then), Some(now)) = (before, now) {
-            let ahead_ms = now.ahead_ms(&then);
-            if ahead_ms.unsigned_abs() >= JUMP_MS {
+        match (before, Sight::take(&clock)) {
+            (None, Some(now)) => {
+                before = Some(now);
+                if now.wall_ms == 0 {
+                    tracing::warn!(
+                        node_id,
+                        "this machine's wall clock is set to before 1970: times are shown as if it was 1970 until the clock is set; lifetimes of keys and sessions do not depend on it"
+                    );
+                }
+            }
+            (Some(then), Some(now)) if now.ahead_ms(&then).unsigned_abs() >= JUMP_MS => {
+                before = Some(now);
                 let Some(inner) = node.upgrade() else { return };
                 inner.counters.clock_jumps.fetch_add(1, Ordering::Relaxed);
-                let direction = if ahead_ms < 0 { "back" } else { "forward" };
-                let by = Duration::from_millis(ahead_ms.unsigned_abs());
-                tracing::warn!(
-                    node_id,
-                    jump_ms = ahead_ms,
-                    "this machine's wall clock jumped {direction} by {by:?}, or the machine was suspended; lifetimes of keys and sessions do not depend on it"
-                );
+                log_jump(node_id, now.ahead_ms(&then));
+                // What is shown follows with the next entry; this is for when there is none.
+                wake::note_time(&Engine { inner }).await;
             }
-            // The difference adds up over small steps until it is a jump.
-            if ahead_ms.unsigned_abs() < JUMP_MS {
-                tokio::time::sleep(LOOK).await;
-                continue;
-            }
+            // Small differences add up until they are a jump.
+            (_, None) | (Some(_), Some(_)) => {}
         }
-        before = now.or(before);
         tokio::time::sleep(LOOK).await;
     }
+}
+
+fn log_jump(node_id: NodeId, jump_ms: i64) {
+    let direction = if jump_ms < 0 { "back" } else { "forward" };
+    let by = Duration::from_millis(jump_ms.unsigned_abs());
+    tracing::warn!(
+        node_id,
+        jump_ms,
+        "this machine's wall clock jumped {direction} by {by:?}, or the machine was suspended; lifetimes of keys and sessions do not depend on it"
+    );
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@
 //! - `transfer`: handing over the lead;
 //! - `leadership`: nodes that prefer to lead, members that moved;
 //! - `standing`: whether this node still belongs to its cluster;
-//! - `writes`: admission, sessions, acknowledgement levels;
+//! - `writes`: admission, acknowledgement levels;
+//! - `sessions`: opened, closed and listed;
 //! - `reads`: how fresh the state must be that answers;
 //! - `wake`: commands that the machine asked for in advance, such as the expiry of keys;
 //! - `clock`: the cluster's clocks as this node knows them, and wall clocks that jump;
@@ -38,6 +39,7 @@ mod lone;
 mod membership;
 mod reads;
 mod replication;
+mod sessions;
 mod settings;
 mod standing;
 mod status;
@@ -46,12 +48,11 @@ mod wake;
 mod writes;
 
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 
 pub use config::{DiskPolicy, EngineConfig, Limits, PeerPolicy, SnapshotPolicy, Timing};
 pub use membership::{CATCH_UP_PATIENCE, MemberList, MemberState, NewAddresses, NewMember};
@@ -59,9 +60,10 @@ pub use replication::{
     Counters, InFlight, Lag, LedPeer, PeerStanding, PeerState, READ_LEVELS, ReadWait, Refused,
     SYNCING_ENTRIES,
 };
+pub use sessions::{ClosedSession, MAX_LISTED_SESSIONS, OpenedSession, SessionList};
 pub use settings::Settings;
 pub use status::{NodeState, ReadOutcome, Status};
-pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, OpenedSession, WriteOptions, Written};
+pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, WriteOptions, Written};
 
 use self::config::NO_CLUSTER;
 use crate::error::{FatalError, OpenError, StorageError};
@@ -115,8 +117,6 @@ struct Inner<M: StateMachine> {
     settings: watch::Sender<Settings>,
     inflight_bytes: AtomicUsize,
     wall_clock: WallClock,
-    /// When the log last refused to open a session, because all were in use, or was asked for one again since.
-    no_session: Mutex<Option<Instant>>,
     inflight_commands: AtomicUsize,
     counters: Counters,
     state: watch::Receiver<NodeState>,
@@ -357,7 +357,6 @@ impl<M: StateMachine> Engine<M> {
             settings,
             inflight_bytes: AtomicUsize::new(0),
             wall_clock: WallClock::of_this_node(),
-            no_session: Mutex::default(),
             inflight_commands: AtomicUsize::new(0),
             counters: Counters::default(),
             state,

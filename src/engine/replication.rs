@@ -121,7 +121,7 @@ pub enum Refused {
     NoQuorum,
     /// This node does not lead.
     NotLeader,
-    /// All sessions are in use.
+    /// All sessions are in use, or as many as one client may have.
     TooManySessions,
     /// Its session has too many writes, or too many bytes of answers, that its owner has not settled.
     WindowExceeded,
@@ -317,6 +317,11 @@ impl<M: StateMachine> Engine<M> {
     pub fn sessions(&self) -> (usize, usize) {
         let progress = self.inner.core.published().progress();
         (progress.sessions, progress.session_bytes)
+    }
+
+    /// Sessions of the client connection that has most of them.
+    pub fn largest_opener(&self) -> usize {
+        self.inner.core.published().progress().largest_opener
     }
 
     /// What the core has counted: elections, applied entries, snapshots and the like.

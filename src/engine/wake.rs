@@ -31,8 +31,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const CLOCK_MIN: Duration = Duration::from_secs(1);
 /// See [`CLOCK_MIN`].
 const CLOCK_MAX: Duration = Duration::from_secs(10);
-/// How long a node that is being stopped tries to write such an entry.
-const LAST_ENTRY: Duration = Duration::from_secs(1);
+/// How long a node tries to write such an entry when it is being stopped, or its wall clock was set.
+const NOTE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is to be proposed next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,15 +141,16 @@ async fn write_clock<M: StateMachine>(engine: &Engine<M>) -> bool {
     written.is_ok()
 }
 
-/// Before this node stops: if it leads, and anything waits for its end, writes down how much time has passed.
+/// Writes into the log how much time has passed, and what the wall clock shows, if this node leads and anything waits for its
+/// end: before the node stops, and when its wall clock was set.
 pub(super) async fn note_time<M: StateMachine>(engine: &Engine<M>) {
     let inner = &engine.inner;
     let Progress { wake_ms, sessions, .. } = inner.core.published().progress();
     let leads = inner.core.metrics().role == Role::Leader && !inner.core.is_handing_over();
     if leads && (wake_ms.is_some() || sessions > 0) {
-        let written = tokio::time::timeout(LAST_ENTRY, write_clock(engine)).await;
+        let written = tokio::time::timeout(NOTE_PATIENCE, write_clock(engine)).await;
         if !matches!(written, Ok(true)) {
-            tracing::debug!("stopping without a last entry for its time");
+            tracing::debug!("the time could not be written into the log");
         }
     }
 }

@@ -6,16 +6,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 use super::{Engine, Inner, Refused, health};
 use crate::error::WriteError;
 use crate::machine::StateMachine;
-use crate::machine::sessions::{SessionRefusal, WINDOW};
+use crate::machine::sessions::{MAX_OPENER_SESSIONS, SessionRefusal};
 use crate::raft::core::Proposed;
 use crate::raft::envelope;
 use crate::runtime;
-use crate::session::{Session, Ticket};
+use crate::session::Ticket;
 use crate::types::{AckLevel, HistoryEpoch, LogId, NodeId, SessionSlot};
 
 /// How long a write at [`AckLevel::All`] waits for the slowest voter if its caller does not say.
@@ -65,15 +64,6 @@ pub struct Acknowledged<R> {
     /// Whether an earlier attempt of the same session and sequence had applied it. Then `log_id` and `reply` are
     /// that attempt's.
     pub repeated: bool,
-}
-
-/// A session that was opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OpenedSession {
-    /// Its id.
-    pub session: u64,
-    /// Where the entry that opened it stands.
-    pub log_id: LogId,
 }
 
 /// What happened to an entry.
@@ -139,56 +129,6 @@ impl<M: StateMachine> Engine<M> {
             Err(error) => return done(Err(WriteError::Unencodable { reason: error.to_string() })),
         };
         self.propose_envelope(envelope, options, move |outcome| done(outcome.map(decoded::<M::Reply>))).await;
-    }
-
-    /// Opens a session, which makes writes exactly-once: see [`crate::session`]. It is closed when it is not used for
-    /// `ttl`, by elapsed time; zero means ten minutes, and the bounds are ten seconds and a day.
-    ///
-    /// # Errors
-    /// See [`WriteError`]. When the outcome is unknown a session may have been opened that nobody uses; it
-    /// expires.
-    pub async fn open_session(&self, ttl: Duration) -> Result<Arc<Session>, WriteError> {
-        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-        let opened = self.open_session_at(ttl_ms).await?;
-        Ok(Session::new(opened.session, WINDOW, self.history()))
-    }
-
-    /// As [`open_session`](Self::open_session), for those who keep count of sequences elsewhere.
-    ///
-    /// # Errors
-    /// See [`WriteError`].
-    pub async fn open_session_at(&self, ttl_ms: u64) -> Result<OpenedSession, WriteError> {
-        self.inner.admit_session()?;
-        let opened = self.open_random_session(ttl_ms).await;
-        let mut refused = self.inner.no_session.lock().expect("invariant: no panic under this lock");
-        // Whatever else came of it says nothing about the table.
-        *refused = matches!(opened, Err(WriteError::TooManySessions)).then(Instant::now);
-        opened
-    }
-
-    async fn open_random_session(&self, ttl_ms: u64) -> Result<OpenedSession, WriteError> {
-        // Random, so that nobody writes into somebody else's session by accident, such as one of an earlier cluster.
-        let session = runtime::random_u64().max(1);
-        let envelope = envelope::seal_open_session(self.inner.reading(), session, ttl_ms, "");
-        self.write_envelope(envelope).await.map(|opened| OpenedSession { session, log_id: opened.log_id })
-    }
-
-    /// Gives a session back. Its unanswered writes can be repeated no more.
-    ///
-    /// # Errors
-    /// See [`WriteError`].
-    pub async fn close_session(&self, session: u64) -> Result<LogId, WriteError> {
-        self.close_session_in(session, HistoryEpoch::UNKNOWN).await
-    }
-
-    /// As [`close_session`](Self::close_session), of a session that was opened in `history`.
-    ///
-    /// # Errors
-    /// See [`WriteError`].
-    pub async fn close_session_in(&self, session: u64, history: HistoryEpoch) -> Result<LogId, WriteError> {
-        self.inner.check_history(history)?;
-        let envelope = envelope::seal_close_session(self.inner.reading(), session);
-        self.write_envelope(envelope).await.map(|closed| closed.log_id)
     }
 
     pub(super) async fn write_envelope(&self, envelope: Bytes) -> Outcome {
@@ -263,7 +203,7 @@ fn decoded<R: serde::de::DeserializeOwned>(acknowledged: Acknowledged<Bytes>) ->
 
 impl<M: StateMachine> Inner<M> {
     /// Refuses what belongs to another history than this node's.
-    fn check_history(&self, given: HistoryEpoch) -> Result<(), WriteError> {
+    pub(super) fn check_history(&self, given: HistoryEpoch) -> Result<(), WriteError> {
         let known = self.core.published().history().epoch();
         if given.differs_from(known) {
             return Err(WriteError::OtherHistory { given, known });
@@ -301,26 +241,6 @@ impl<M: StateMachine> Inner<M> {
         }
         self.inflight_commands.fetch_add(1, Ordering::Relaxed);
         Ok(())
-    }
-
-    /// Refuses a session when all are in use, without asking the log every time: each refusal there costs every node a
-    /// look through the whole table.
-    fn admit_session(&self) -> Result<(), WriteError> {
-        /// Once the log has refused one, one in this time is put to it, until that has another outcome: each costs it a look through
-        /// its table.
-        const PAUSE: Duration = Duration::from_millis(100);
-        let mut refused = self.no_session.lock().expect("invariant: no panic under this lock");
-        match &mut *refused {
-            None => Ok(()),
-            Some(at) if at.elapsed() >= PAUSE => {
-                *at = Instant::now();
-                Ok(())
-            }
-            Some(_) => {
-                self.counters.refuse(Refused::TooManySessions);
-                Err(WriteError::TooManySessions)
-            }
-        }
     }
 
     pub(super) fn stopped_write(&self) -> WriteError {
@@ -382,6 +302,10 @@ impl<M: StateMachine> Inner<M> {
             SessionRefusal::TooManySessions => {
                 self.counters.refuse(Refused::TooManySessions);
                 WriteError::TooManySessions
+            }
+            SessionRefusal::TooManyOfOpener => {
+                self.counters.refuse(Refused::TooManySessions);
+                WriteError::TooManyOfOpener { limit: MAX_OPENER_SESSIONS }
             }
         }
     }

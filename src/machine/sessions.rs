@@ -20,23 +20,32 @@
 //! exceeds its bytes, the largest sessions are closed. A writer whose session is gone is told so, and never applied
 //! twice.
 //!
+//! No client can take all sessions. One [opener](openers), a connection of a client, has at most
+//! [`MAX_OPENER_SESSIONS`]. When the table is full, the idlest session of the opener with most of them gives way to one that
+//! has fewer; if all openers have about as many, that of the host with most. Else a session that was not used for
+//! [`MIN_IDLE_MS`] does, whoever has it. The program that the engine is embedded in opens as many as it likes.
+//!
 //! # Counts
 //!
 //! What became of sessions is counted for whoever [takes the counts](SessionTable::take_counts). They belong to this
 //! process, not to the replicated state: they are in no snapshot, and tables that differ in nothing else are equal.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use imbl::OrdMap;
-use serde::{Deserialize, Serialize};
 
 use crate::types::{LogId, SessionSlot};
+use openers::Openers;
+
+mod openers;
+mod stored;
 
 /// Sessions open at a time.
 pub const MAX_SESSIONS: usize = 16_384;
+/// Sessions that one connection of a client has open at a time.
+pub const MAX_OPENER_SESSIONS: usize = 1_024;
 /// How far a sequence may be ahead of the first unanswered one of its session.
 pub const WINDOW: u64 = 65_536;
 /// Shortest time after which an unused session may be closed to make room for a new one.
@@ -65,6 +74,10 @@ struct Answer {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
+    /// Whose connection opened it; empty if that is not known, or the program that the engine is embedded in.
+    opener: Arc<str>,
+    /// Elapsed time when it was opened.
+    opened_ms: u64,
     ttl_ms: u64,
     /// Elapsed time at the last entry that named this session.
     used_ms: u64,
@@ -123,6 +136,27 @@ pub enum SessionRefusal {
     AnswerForgotten,
     /// No room for another session.
     TooManySessions,
+    /// The opener has as many as one may have.
+    TooManyOfOpener,
+}
+
+/// What a session is, for whoever operates the cluster. Times are in elapsed time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionInfo {
+    /// Its id.
+    pub session: u64,
+    /// The address of the client that opened it; empty if that is not known, or the program that the engine is embedded in.
+    pub opener: String,
+    /// When it was opened.
+    pub opened_ms: u64,
+    /// When it was last used.
+    pub used_ms: u64,
+    /// From when on it may be closed, unless it is used.
+    pub expires_ms: u64,
+    /// What its answers take, in bytes.
+    pub bytes: usize,
+    /// Writes that were answered, and of whose answers the client has not said yet that it has them.
+    pub unsettled: usize,
 }
 
 /// What became of sessions.
@@ -130,7 +164,7 @@ pub enum SessionRefusal {
 pub struct SessionCounts {
     /// Opened.
     pub opened: u64,
-    /// Closed by their owners.
+    /// Closed by their owners, or by operators.
     pub closed: u64,
     /// Closed because they were not used for as long as they had been granted.
     pub expired: u64,
@@ -142,14 +176,18 @@ pub struct SessionCounts {
 #[derive(Debug, Clone, Default)]
 pub struct SessionTable {
     sessions: OrdMap<u64, Arc<Entry>>,
+    openers: Openers,
     bytes: usize,
     swept_ms: u64,
+    /// Before that no session can have been unused for [`MIN_IDLE_MS`]. Not part of the state: it only spares a look.
+    none_idle_before_ms: u64,
     counts: SessionCounts,
 }
 
 impl PartialEq for SessionTable {
     fn eq(&self, other: &Self) -> bool {
-        let Self { sessions, bytes, swept_ms, counts: _ } = self;
+        // The openers follow from the sessions.
+        let Self { sessions, openers: _, bytes, swept_ms, none_idle_before_ms: _, counts: _ } = self;
         (sessions, bytes, swept_ms) == (&other.sessions, &other.bytes, &other.swept_ms)
     }
 }
@@ -172,27 +210,56 @@ impl SessionTable {
         self.bytes
     }
 
-    /// Opens session `id`. `ttl_ms` is how long it may stay unused; 0
+    /// Sessions of the opener that has most.
+    pub fn largest_opener(&self) -> usize {
+        self.openers.largest()
+    }
+
+    /// The sessions with ids above `after`, at most `limit`, in the order of their ids.
+    pub fn list(&self, after: u64, limit: usize) -> Vec<SessionInfo> {
+        let Some(first) = after.checked_add(1) else { return Vec::new() };
+        let info = |(id, entry): (&u64, &Arc<Entry>)| SessionInfo {
+            session: *id,
+            opener: entry.opener.to_string(),
+            opened_ms: entry.opened_ms,
+            used_ms: entry.used_ms,
+            expires_ms: entry.used_ms.saturating_add(entry.ttl_ms),
+            bytes: entry.bytes,
+            unsettled: entry.answers.iter().flatten().count(),
+        };
+        self.sessions.range(first..).take(limit).map(info).collect()
+    }
+
+    /// Opens session `id` for `opener`. `ttl_ms` is how long it may stay unused; 0
     /// and what is out of bounds are taken to the default and the bounds.
     ///
     /// # Errors
-    /// [`SessionRefusal::TooManySessions`] when the table is full of sessions in use.
-    pub fn open(&mut self, id: u64, ttl_ms: u64, elapsed_ms: u64) -> Result<(), SessionRefusal> {
+    /// [`SessionRefusal::TooManySessions`] when the table is full of sessions in use, and nobody has more than the opener;
+    /// [`SessionRefusal::TooManyOfOpener`] when it has [`MAX_OPENER_SESSIONS`].
+    pub fn open(
+        &mut self,
+        id: u64,
+        ttl_ms: u64,
+        opener: &str,
+        elapsed_ms: u64,
+    ) -> Result<(), SessionRefusal> {
         self.expire(elapsed_ms);
         if self.sessions.contains_key(&id) {
             // Drawn twice: as good as never.
             return Err(SessionRefusal::TooManySessions);
         }
-        if self.sessions.len() >= MAX_SESSIONS {
-            let idlest = self.sessions.iter().min_by_key(|(id, entry)| (entry.used_ms, **id));
-            match idlest.map(|(id, entry)| (*id, entry.used_ms)) {
-                Some((idlest, used_ms)) if elapsed_ms.saturating_sub(used_ms) >= MIN_IDLE_MS => {
-                    self.counts.evicted += self.remove(idlest);
-                }
-                _ => return Err(SessionRefusal::TooManySessions),
-            }
+        if !opener.is_empty() && self.openers.count(opener) >= MAX_OPENER_SESSIONS {
+            return Err(SessionRefusal::TooManyOfOpener);
         }
+        if self.sessions.len() >= MAX_SESSIONS {
+            let gives_way = self.gives_way_to(opener, elapsed_ms).ok_or(SessionRefusal::TooManySessions)?;
+            self.counts.evicted += self.remove(gives_way);
+        }
+        let opener: Arc<str> = opener.into();
+        self.openers.add(&opener, id);
         let entry = Entry {
+            opener,
+            opened_ms: elapsed_ms,
             ttl_ms: granted_ttl_ms(ttl_ms),
             used_ms: elapsed_ms,
             first_unanswered: 1,
@@ -204,9 +271,29 @@ impl SessionTable {
         Ok(())
     }
 
-    /// Closes session `id`, if it is open, because its owner asks for it.
-    pub fn close(&mut self, id: u64) {
-        self.counts.closed += self.remove(id);
+    /// The session to close in a full table so that `opener` can open one.
+    fn gives_way_to(&mut self, opener: &str, elapsed_ms: u64) -> Option<u64> {
+        if let Some(largest) = self.openers.should_give_way_to(opener) {
+            let ids = self.openers.sessions_of(largest);
+            return ids.min_by_key(|id| (self.sessions.get(id).map(|entry| entry.used_ms), *id));
+        }
+        // Without a look through the table, which others could have taken again and again.
+        if elapsed_ms < self.none_idle_before_ms {
+            return None;
+        }
+        let idlest = self.sessions.iter().min_by_key(|(id, entry)| (entry.used_ms, **id));
+        let (id, idle_from_ms) =
+            idlest.map(|(id, entry)| (*id, entry.used_ms.saturating_add(MIN_IDLE_MS)))?;
+        // Until then sessions can only be used again, or go.
+        self.none_idle_before_ms = idle_from_ms;
+        (elapsed_ms >= idle_from_ms).then_some(id)
+    }
+
+    /// Closes session `id`, if it is open, because its owner or an operator asks for it. Tells whether it was.
+    pub fn close(&mut self, id: u64) -> bool {
+        let closed = self.remove(id);
+        self.counts.closed += closed;
+        closed > 0
     }
 
     /// What became of sessions since this was asked for the last time.
@@ -218,6 +305,7 @@ impl SessionTable {
     fn remove(&mut self, id: u64) -> u64 {
         let Some(entry) = self.sessions.remove(&id) else { return 0 };
         self.bytes -= entry.bytes;
+        self.openers.remove(&entry.opener, id);
         1
     }
 
@@ -318,109 +406,6 @@ pub fn granted_ttl_ms(ttl_ms: u64) -> u64 {
         0 => DEFAULT_TTL_MS,
         asked => asked.clamp(MIN_TTL_MS, MAX_TTL_MS),
     }
-}
-
-/// What a session is in a snapshot. Positional: fields are only added under a new version.
-#[derive(Serialize, Deserialize)]
-struct StoredSession {
-    id: u64,
-    ttl_ms: u64,
-    used_ms: u64,
-    first_unanswered: u64,
-    answers: Vec<Option<(u64, u64, Bytes)>>,
-}
-
-/// The version of the table in snapshots.
-const VERSION: u32 = 1;
-
-impl SessionTable {
-    /// Writes the table: version (u32), time of the last sweep (u64), count (u32), then for each session, in
-    /// the order of ids, its length (u32) and its bytes in bincode. Numbers are little-endian.
-    ///
-    /// # Errors
-    /// Passes on what `out` returns.
-    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        let count = u32::try_from(self.sessions.len()).expect("invariant: sessions are bounded");
-        out.write_all(&VERSION.to_le_bytes())?;
-        out.write_all(&self.swept_ms.to_le_bytes())?;
-        out.write_all(&count.to_le_bytes())?;
-        for (id, entry) in &self.sessions {
-            let answer = |answer: &Answer| (answer.log_id.term, answer.log_id.index, answer.reply.clone());
-            let stored = StoredSession {
-                id: *id,
-                ttl_ms: entry.ttl_ms,
-                used_ms: entry.used_ms,
-                first_unanswered: entry.first_unanswered,
-                answers: entry.answers.iter().map(|slot| slot.as_ref().map(answer)).collect(),
-            };
-            let bytes = bincode::serde::encode_to_vec(&stored, bincode::config::standard())
-                .map_err(io::Error::other)?;
-            let length = u32::try_from(bytes.len()).expect("invariant: a session's bytes are bounded");
-            out.write_all(&length.to_le_bytes())?;
-            out.write_all(&bytes)?;
-        }
-        Ok(())
-    }
-
-    /// Reads what [`write`](Self::write) wrote.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::InvalidData`] when it is something else.
-    pub fn read(input: &mut dyn Read) -> io::Result<Self> {
-        /// No stored session is longer: its answers, and what encodes them.
-        const MAX_STORED_BYTES: usize = 4 * MAX_SESSION_BYTES;
-        let version = u32::from_le_bytes(read_array(input)?);
-        if version != VERSION {
-            return Err(invalid(format!("has version {version}, this build reads version {VERSION}")));
-        }
-        let mut table = Self { swept_ms: u64::from_le_bytes(read_array(input)?), ..Self::default() };
-        let count = u32::from_le_bytes(read_array(input)?);
-        if count as usize > MAX_SESSIONS {
-            return Err(invalid(format!("holds {count} sessions, more than {MAX_SESSIONS}")));
-        }
-        for _ in 0..count {
-            let length = u32::from_le_bytes(read_array(input)?) as usize;
-            if length > MAX_STORED_BYTES {
-                return Err(invalid(format!("holds a session of {length} bytes")));
-            }
-            let mut bytes = vec![0; length];
-            input.read_exact(&mut bytes)?;
-            let (stored, read): (StoredSession, _) =
-                bincode::serde::decode_from_slice(&bytes, bincode::config::standard())
-                    .map_err(|error| invalid(error.to_string()))?;
-            if read != length || table.sessions.contains_key(&stored.id) {
-                return Err(invalid(format!("session {} is malformed", stored.id)));
-            }
-            let answer = |(term, index, reply): (u64, u64, Bytes)| Answer {
-                log_id: LogId::new(term, index),
-                // Decoding may have taken a slice of the whole buffer, which would stay alive with it.
-                reply: Bytes::copy_from_slice(&reply),
-            };
-            let answers: VecDeque<_> = stored.answers.into_iter().map(|slot| slot.map(answer)).collect();
-            let replies = answers.iter().flatten().map(|answer| answer.reply.len());
-            let bytes = replies.sum::<usize>() + answers.len() * ANSWER_BYTES;
-            let entry = Entry {
-                ttl_ms: stored.ttl_ms,
-                used_ms: stored.used_ms,
-                first_unanswered: stored.first_unanswered,
-                answers,
-                bytes,
-            };
-            table.bytes += bytes;
-            table.sessions.insert(stored.id, Arc::new(entry));
-        }
-        Ok(table)
-    }
-}
-
-fn read_array<const N: usize>(input: &mut dyn Read) -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    input.read_exact(&mut bytes)?;
-    Ok(bytes)
-}
-
-fn invalid(detail: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the table of sessions {detail}"))
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ impl Snapshots {
 pub struct SessionTotals {
     /// Opened.
     pub opened: AtomicU64,
-    /// Closed by their owners.
+    /// Closed by their owners, or by operators.
     pub closed: AtomicU64,
     /// Closed because they were not used for too long.
     pub expired: AtomicU64,

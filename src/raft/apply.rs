@@ -91,6 +91,11 @@ impl<M: StateMachine> Applier<M> {
         self.activity.clone()
     }
 
+    /// The table of sessions as it is, and up to where that is applied.
+    pub fn sessions(&self) -> (Progress, SessionTable) {
+        (self.progress, self.sessions.clone())
+    }
+
     fn replace(&mut self, content: Restored<M>, meta: &crate::storage::SnapshotMeta) {
         self.machine = content.machine;
         self.sessions = content.sessions;
@@ -109,6 +114,7 @@ impl<M: StateMachine> Applier<M> {
         self.progress.wake_ms = self.machine.next_wake_ms();
         self.progress.sessions = self.sessions.len();
         self.progress.session_bytes = self.sessions.bytes();
+        self.progress.largest_opener = self.sessions.largest_opener();
     }
 
     fn applied(&self) -> Applied<M::View> {
@@ -202,13 +208,13 @@ impl<M: StateMachine> Applier<M> {
         let (elapsed_ms, time_ms) = (self.progress.clock.elapsed_ms, self.progress.clock.log_time_ms());
         let (command, slot) = match content {
             Content::Command(command, slot) => (command, slot),
-            Content::OpenSession { session, ttl_ms, opener: _ } => {
-                let opened = self.sessions.open(session, ttl_ms, elapsed_ms);
+            Content::OpenSession { session, ttl_ms, opener } => {
+                let opened = self.sessions.open(session, ttl_ms, &opener, elapsed_ms);
                 return Ok(Answer { reply: opened.map(|()| Bytes::new()), first: None });
             }
             Content::CloseSession { session } => {
-                self.sessions.close(session);
-                return Ok(Answer::empty());
+                let closed = u8::from(self.sessions.close(session));
+                return Ok(Answer { reply: Ok(Bytes::copy_from_slice(&[closed])), first: None });
             }
             Content::Clock => {
                 self.sessions.expire(elapsed_ms);

@@ -12,6 +12,7 @@ use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::raft::{ClientWriteResult, VoteRequest};
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Config, LinearizerOption, Raft, RaftMetrics, ServerState, SnapshotPolicy};
+use tokio::sync::oneshot;
 
 use super::activity::Activity;
 use super::apply::Applier;
@@ -24,12 +25,13 @@ use super::network::addresses::Seen;
 use super::network::client::PeerClients;
 use super::network::progress::{PeerFitness, PeerProgress};
 use super::network::service::{Callee, LastHeard, PeerService, Promise};
-use super::published::{Applied, Published};
+use super::published::{Applied, Progress, Published};
 pub use super::read_index::NoReadIndex;
 use super::read_index::{self, ReadIndexes};
 use super::type_config::{self, Answer, Command, OnFlushed, Responder, TypeConfig, leader};
 use crate::error::Leader;
 use crate::machine::StateMachine;
+use crate::machine::sessions::SessionTable;
 use crate::storage::{LogStore, SnapshotStore};
 use crate::types::{self, Incarnation, LogId, Member, Membership, NodeId, Role};
 
@@ -277,6 +279,18 @@ impl<M: StateMachine> Core<M> {
             });
         }
         self.published.wait_view(next_index).await
+    }
+
+    /// The table of sessions, and up to where it has been applied; `None` when the core has stopped.
+    pub async fn sessions(&self) -> Option<(Progress, SessionTable)> {
+        let (done, table) = oneshot::channel();
+        let asked = self.raft.external_state_machine_request(move |applier| {
+            // Whoever asked may have given up.
+            let _ = done.send(applier.sessions());
+            Box::pin(std::future::ready(()))
+        });
+        asked.await.ok()?;
+        table.await.ok()
     }
 
     /// Proposes `command`; `done` is called exactly once.

@@ -36,6 +36,8 @@ pub struct Progress {
     pub sessions: usize,
     /// Bytes of answers kept for them.
     pub session_bytes: usize,
+    /// Sessions of the opener that has most.
+    pub largest_opener: usize,
 }
 
 impl Progress {

@@ -5,19 +5,19 @@ use std::time::{Duration, Instant};
 
 use tonic::{Request, Response, Status};
 
-use crate::engine::{CATCH_UP_PATIENCE, MemberList, NewAddresses, NewMember};
-use crate::error::{MembershipError, SnapshotError, TransferError};
+use crate::engine::{CATCH_UP_PATIENCE, MAX_LISTED_SESSIONS, MemberList, NewAddresses, NewMember};
+use crate::error::{MembershipError, ReadError, SnapshotError, TransferError, WriteError};
 use crate::proto::v1;
 use crate::proto::v1::Failure;
 use crate::proto::v1::admin_server::Admin;
-use crate::types::LogId;
+use crate::types::{HistoryEpoch, LogId};
 
 use super::failure::leader_hint;
 use super::members::Change;
 use super::metrics::Metrics;
 use super::observed::ObservedNode;
 use super::settings::NodeSettings;
-use super::wire::{Answerer, Method};
+use super::wire::{self, Answerer, Method};
 
 /// The service, over whatever node it is given.
 pub(super) struct AdminService<N> {
@@ -159,6 +159,34 @@ impl<N: ObservedNode> Admin for AdminService<N> {
         self.call(Method::Snapshot, async {
             let position = Some(self.position(self.node.take_snapshot().await?));
             Ok::<_, SnapshotError>(v1::SnapshotResponse { position })
+        })
+        .await
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<v1::ListSessionsRequest>,
+    ) -> Result<Response<v1::ListSessionsResponse>, Status> {
+        let v1::ListSessionsRequest { after, limit } = request.into_inner();
+        let limit = match usize::try_from(limit) {
+            Ok(limit @ 1..=MAX_LISTED_SESSIONS) => limit,
+            _ => MAX_LISTED_SESSIONS,
+        };
+        self.call(Method::ListSessions, async {
+            let list = self.node.list_sessions(after, limit).await?;
+            Ok::<_, ReadError>(wire::sessions(&Answerer::of(&self.node), list))
+        })
+        .await
+    }
+
+    async fn close_session(
+        &self,
+        request: Request<v1::CloseSessionRequest>,
+    ) -> Result<Response<v1::CloseSessionResponse>, Status> {
+        let v1::CloseSessionRequest { session, .. } = request.into_inner();
+        self.call(Method::CloseSession, async {
+            let closed = self.node.close_session(session, HistoryEpoch::UNKNOWN).await?;
+            Ok::<_, WriteError>(wire::closed_session(&Answerer::of(&self.node), closed))
         })
         .await
     }

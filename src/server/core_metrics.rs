@@ -49,6 +49,8 @@ impl<N: ObservedNode> Collector for CoreCollector<N> {
         }
         let (sessions, answer_bytes) = node.sessions();
         gauge(encoder, "quorate_session_open", "Sessions open", sessions as u64)?;
+        let help = "Sessions of the client connection that has most of them";
+        gauge(encoder, "quorate_session_largest_opener", help, node.largest_opener() as u64)?;
         let help = "Answers kept for sessions";
         bytes(encoder, "quorate_session_answer", help, answer_bytes as u64)?;
         let in_flight = node.in_flight();
@@ -96,7 +98,11 @@ fn encode_activity(encoder: &mut DescriptorEncoder<'_>, activity: &Activity) -> 
             &activity.repeated_answers,
         ),
         ("quorate_session_opened", "Sessions opened", &activity.sessions.opened),
-        ("quorate_session_closed", "Sessions closed by their owners", &activity.sessions.closed),
+        (
+            "quorate_session_closed",
+            "Sessions closed by their owners or by operators",
+            &activity.sessions.closed,
+        ),
         ("quorate_session_expired", "Sessions closed as unused for too long", &activity.sessions.expired),
         ("quorate_session_evicted", "Sessions closed to make room", &activity.sessions.evicted),
         ("quorate_session_expired_refusals", "Writes of sessions that are gone", &activity.expired_sessions),

@@ -47,7 +47,9 @@ impl From<WriteError> for Failure {
             WriteError::SessionExpired { .. } => (Reason::SessionExpired, None),
             WriteError::WindowExceeded => (Reason::WindowExceeded, None),
             WriteError::AnswerForgotten => (Reason::AnswerForgotten, None),
-            WriteError::TooManySessions => (Reason::TooManySessions, None),
+            WriteError::TooManySessions | WriteError::TooManyOfOpener { .. } => {
+                (Reason::TooManySessions, None)
+            }
             WriteError::AckTimeout { log_id, missing } => {
                 standing = (Some(position(log_id)), missing);
                 (Reason::AckTimeout, None)

@@ -34,6 +34,11 @@ pub(super) struct KvService<N> {
 
 impl<N: KvNode> KvService<N> {
     async fn call(&self, request: Asked) -> Result<Answer, Status> {
+        self.call_of("", request).await
+    }
+
+    /// Answers `request` of the client at `opener`, which is of interest if it opens a session.
+    async fn call_of(&self, opener: &str, request: Asked) -> Result<Answer, Status> {
         let (started, method) = (Instant::now(), wire::method(&request));
         let outcome = match wire::decode(request) {
             Ok(Call::Write(command, options)) => {
@@ -41,7 +46,7 @@ impl<N: KvNode> KvService<N> {
                 wire::written(&self.by, asked, self.node.write(command, options).await)
             }
             Ok(Call::OpenSession { ttl_ms }) => {
-                wire::opened(&self.by, ttl_ms, self.node.open_session(ttl_ms).await)
+                wire::opened(&self.by, ttl_ms, self.node.open_session(opener, ttl_ms).await)
             }
             Ok(Call::CloseSession { session, history }) => {
                 wire::closed(&self.by, self.node.close_session(session, history).await)
@@ -129,7 +134,8 @@ impl<N: KvNode> Kv for KvService<N> {
         &self,
         request: Request<v1::OpenSessionRequest>,
     ) -> Result<Response<v1::OpenSessionResponse>, Status> {
-        match self.call(Asked::OpenSession(request.into_inner())).await? {
+        let opener = client_address(&request);
+        match self.call_of(&opener, Asked::OpenSession(request.into_inner())).await? {
             Answer::OpenSession(response) => Ok(Response::new(response)),
             other => Err(unexpected(&other)),
         }
@@ -154,9 +160,15 @@ impl<N: KvNode> Kv for KvService<N> {
             by: self.by.clone(),
             metrics: self.metrics.clone(),
             draining: self.draining.clone(),
+            client: client_address(&request).into(),
         };
         Ok(Response::new(Box::pin(pipeline::start(service, request.into_inner()))))
     }
+}
+
+/// Where `request` comes from, to tell whose sessions are whose; empty if that is not known.
+fn client_address<T>(request: &Request<T>) -> String {
+    request.remote_addr().map(|address| address.to_string()).unwrap_or_default()
 }
 
 /// The machine answers a put as a put; if it ever did not, the caller would learn of it and nobody else.

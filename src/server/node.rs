@@ -6,7 +6,8 @@
 use tokio::sync::watch;
 
 use crate::engine::{
-    Acknowledged, CurrentHistory, Engine, NodeState, OpenedSession, ReadOutcome, Status, WriteOptions,
+    Acknowledged, ClosedSession, CurrentHistory, Engine, NodeState, OpenedSession, ReadOutcome, SessionList,
+    Status, WriteOptions,
 };
 use crate::error::{ReadError, WriteError};
 use crate::machine::kv::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply, KvView};
@@ -23,13 +24,23 @@ pub(super) trait KvNode: Clone + Send + Sync + 'static {
     where
         F: FnOnce(Result<Acknowledged<KvReply>, WriteError>) + Send + 'static;
 
-    fn open_session(&self, ttl_ms: u64) -> impl Future<Output = Result<OpenedSession, WriteError>> + Send;
+    fn open_session(
+        &self,
+        opener: &str,
+        ttl_ms: u64,
+    ) -> impl Future<Output = Result<OpenedSession, WriteError>> + Send;
 
     fn close_session(
         &self,
         session: u64,
         history: HistoryEpoch,
-    ) -> impl Future<Output = Result<LogId, WriteError>> + Send;
+    ) -> impl Future<Output = Result<ClosedSession, WriteError>> + Send;
+
+    fn list_sessions(
+        &self,
+        after: u64,
+        limit: usize,
+    ) -> impl Future<Output = Result<SessionList, ReadError>> + Send;
 
     fn write(
         &self,
@@ -83,12 +94,16 @@ impl KvNode for Engine<KvMachine> {
         in_log_time(self, Engine::write_with(self, command, options).await)
     }
 
-    async fn open_session(&self, ttl_ms: u64) -> Result<OpenedSession, WriteError> {
-        Engine::open_session_at(self, ttl_ms).await
+    async fn open_session(&self, opener: &str, ttl_ms: u64) -> Result<OpenedSession, WriteError> {
+        Engine::open_session_for(self, opener, ttl_ms).await
     }
 
-    async fn close_session(&self, session: u64, history: HistoryEpoch) -> Result<LogId, WriteError> {
+    async fn close_session(&self, session: u64, history: HistoryEpoch) -> Result<ClosedSession, WriteError> {
         Engine::close_session_in(self, session, history).await
+    }
+
+    async fn list_sessions(&self, after: u64, limit: usize) -> Result<SessionList, ReadError> {
+        Engine::list_sessions(self, after, limit).await
     }
 
     async fn read(&self, query: KvQuery, options: ReadOptions) -> Result<ReadOutcome<KvAnswer>, ReadError> {

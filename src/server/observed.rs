@@ -17,6 +17,9 @@ pub(super) trait ObservedNode: ClusterNode {
     /// Sessions open, and bytes of answers kept for them.
     fn sessions(&self) -> (usize, usize);
 
+    /// Sessions of the client connection that has most of them.
+    fn largest_opener(&self) -> usize;
+
     fn disk(&self) -> DiskStatus;
 
     fn activity(&self) -> &Activity;
@@ -45,6 +48,10 @@ impl ObservedNode for Engine<KvMachine> {
 
     fn sessions(&self) -> (usize, usize) {
         Engine::sessions(self)
+    }
+
+    fn largest_opener(&self) -> usize {
+        Engine::largest_opener(self)
     }
 
     fn disk(&self) -> DiskStatus {

@@ -68,6 +68,8 @@ pub(super) struct Service<N> {
     pub(super) by: Answerer,
     pub(super) metrics: Arc<Metrics>,
     pub(super) draining: watch::Receiver<bool>,
+    /// The client's address; empty if that is not known.
+    pub(super) client: Arc<str>,
 }
 
 /// Starts to serve `inbound`.
@@ -85,7 +87,13 @@ where
         broken: OnceLock::new(),
     });
     let open = service.metrics.open_pipeline();
-    let outlet = Outlet { sender, shared: shared.clone(), by: service.by, metrics: service.metrics.clone() };
+    let outlet = Outlet {
+        sender,
+        shared: shared.clone(),
+        by: service.by,
+        metrics: service.metrics.clone(),
+        client: service.client,
+    };
     runtime::spawn(read_requests(service.node, inbound, Arc::new(outlet), service.draining));
     Outgoing { answers, arrived: Vec::new(), pending: VecDeque::new(), shared, _open: open }
 }
@@ -108,6 +116,7 @@ struct Outlet {
     shared: Arc<Shared>,
     by: Answerer,
     metrics: Arc<Metrics>,
+    client: Arc<str>,
 }
 
 /// A response, and the permits it gives back.
@@ -246,7 +255,7 @@ async fn start_requests<N: KvNode>(node: &N, outlet: &Arc<Outlet>, message: Pipe
             Ok(Call::OpenSession { ttl_ms }) => {
                 let (node, outlet) = (node.clone(), outlet.clone());
                 runtime::spawn(async move {
-                    let opened = node.open_session(ttl_ms).await;
+                    let opened = node.open_session(&outlet.client, ttl_ms).await;
                     outlet.answer(ticket, wire::opened(&outlet.by, ttl_ms, opened));
                 });
             }

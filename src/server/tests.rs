@@ -16,10 +16,12 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::*;
 use crate::engine::{
-    Acknowledged, CurrentHistory, NodeState, OpenedSession, ReadOutcome, Status, WriteOptions,
+    Acknowledged, ClosedSession, CurrentHistory, NodeState, OpenedSession, ReadOutcome, SessionList, Status,
+    WriteOptions,
 };
 use crate::error::{FatalError, Leader, ReadError, WriteError};
 use crate::machine::kv::{KvAnswer, KvCommand, KvQuery, KvReply, KvView};
+use crate::machine::sessions::SessionInfo;
 use crate::machine::{ApplyContext, StateMachine};
 use crate::proto::details;
 use crate::proto::v1::admin_client::AdminClient;
@@ -28,7 +30,7 @@ use crate::proto::v1::tagged_request::Request as Ask;
 use crate::proto::v1::tagged_response::Response as Reply;
 use crate::proto::v1::{self, Failure, PipelineRequest, PipelineResponse, Reason, TaggedRequest};
 use crate::storage::DiskState;
-use crate::types::{HistoryEpoch, Incarnation, LogId, Membership, ReadOptions, Role};
+use crate::types::{ClusterClock, HistoryEpoch, Incarnation, LogId, Membership, ReadOptions, Role};
 
 mod members;
 mod queues;
@@ -124,15 +126,33 @@ impl KvNode for FakeNode {
         history
     }
 
-    async fn open_session(&self, _ttl_ms: u64) -> Result<OpenedSession, WriteError> {
+    async fn open_session(&self, _opener: &str, _ttl_ms: u64) -> Result<OpenedSession, WriteError> {
         let mut inner = self.inner.lock().unwrap();
         inner.index += 1;
         let log_id = LogId::new(3, inner.index);
         Ok(OpenedSession { session: 42, log_id })
     }
 
-    async fn close_session(&self, _session: u64, _history: HistoryEpoch) -> Result<LogId, WriteError> {
-        self.open_session(0).await.map(|opened| opened.log_id)
+    async fn close_session(&self, session: u64, _: HistoryEpoch) -> Result<ClosedSession, WriteError> {
+        let OpenedSession { session: open, log_id } = self.open_session("", 0).await?;
+        Ok(ClosedSession { log_id, was_open: session == open })
+    }
+
+    async fn list_sessions(&self, after: u64, limit: usize) -> Result<SessionList, ReadError> {
+        let info = |session| SessionInfo {
+            session,
+            opener: format!("192.0.2.1:{session}"),
+            opened_ms: 1_000,
+            used_ms: 2_000,
+            expires_ms: 3_000,
+            bytes: 64,
+            unsettled: 1,
+        };
+        let mut sessions: Vec<_> = (1..=5).filter(|session| *session > after).map(info).collect();
+        let more = sessions.len() > limit;
+        sessions.truncate(limit);
+        let clock = ClusterClock { elapsed_ms: 2_500, wall_offset_ms: 100, ..Default::default() };
+        Ok(SessionList { applied: Some(LogId::new(3, 9)), clock, sessions, more })
     }
 
     async fn write(

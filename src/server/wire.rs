@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use crate::engine::{
-    Acknowledged, CurrentHistory, DEFAULT_ACK_TIMEOUT, OpenedSession, ReadOutcome, WriteOptions,
+    Acknowledged, ClosedSession, CurrentHistory, DEFAULT_ACK_TIMEOUT, OpenedSession, ReadOutcome,
+    SessionList, WriteOptions,
 };
 use crate::error::{ReadError, WriteError};
 use crate::machine::kv::{Item, KvAnswer, KvCommand, KvQuery, KvReply, RangeAnswer, RangeQuery};
-use crate::machine::sessions::{WINDOW, granted_ttl_ms};
+use crate::machine::sessions::{SessionInfo, WINDOW, granted_ttl_ms};
 use crate::proto::v1;
 use crate::proto::v1::tagged_request::Request;
 use crate::proto::v1::tagged_response::Response;
@@ -54,10 +55,11 @@ pub(super) enum Method {
     TransferLeader,
     Snapshot,
     Configure,
+    ListSessions,
 }
 
 impl Method {
-    pub(super) const ALL: [Self; 21] = [
+    pub(super) const ALL: [Self; 22] = [
         Self::Put,
         Self::Get,
         Self::Delete,
@@ -79,6 +81,7 @@ impl Method {
         Self::TransferLeader,
         Self::Snapshot,
         Self::Configure,
+        Self::ListSessions,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -104,6 +107,7 @@ impl Method {
             Self::TransferLeader => "transfer_leader",
             Self::Snapshot => "snapshot",
             Self::Configure => "configure",
+            Self::ListSessions => "list_sessions",
         }
     }
 }
@@ -328,9 +332,33 @@ pub(super) fn opened(
 }
 
 /// The response to a session's end, or its failure.
-pub(super) fn closed(by: &Answerer, outcome: Result<LogId, WriteError>) -> Result<Response, v1::Failure> {
-    let header = Some(by.header(Some(outcome?)));
-    Ok(Response::CloseSession(v1::CloseSessionResponse { header }))
+pub(super) fn closed(
+    by: &Answerer,
+    outcome: Result<ClosedSession, WriteError>,
+) -> Result<Response, v1::Failure> {
+    Ok(Response::CloseSession(closed_session(by, outcome?)))
+}
+
+pub(super) fn closed_session(by: &Answerer, closed: ClosedSession) -> v1::CloseSessionResponse {
+    let ClosedSession { log_id, was_open } = closed;
+    v1::CloseSessionResponse { header: Some(by.header(Some(log_id))), was_open }
+}
+
+/// Open sessions, their times as wall clocks show them.
+pub(super) fn sessions(by: &Answerer, list: SessionList) -> v1::ListSessionsResponse {
+    let SessionList { applied, clock, sessions, more } = list;
+    let next_after = sessions.last().filter(|_| more).map_or(0, |last| last.session);
+    let info = |info: SessionInfo| v1::SessionInfo {
+        session: info.session,
+        opener: info.opener,
+        opened_ms: clock.log_time_at(info.opened_ms),
+        used_ms: clock.log_time_at(info.used_ms),
+        expires_ms: clock.log_time_at(info.expires_ms),
+        bytes: info.bytes as u64,
+        unsettled: info.unsettled as u64,
+    };
+    let sessions = sessions.into_iter().map(info).collect();
+    v1::ListSessionsResponse { header: Some(by.header(applied)), sessions, next_after }
 }
 
 /// The response to the read of `key` or, when that is not set, of a range; or its failure.

@@ -27,5 +27,6 @@ mod isolation;
 mod membership;
 mod refusals;
 mod restart;
+mod sessions;
 mod support;
 mod visibility;

@@ -240,6 +240,36 @@ impl Admin for Service {
             None => Err(Status::unimplemented("no status was set")),
         }
     }
+
+    async fn list_sessions(
+        &self,
+        request: Request<ListSessionsRequest>,
+    ) -> Result<Response<ListSessionsResponse>, Status> {
+        let ListSessionsRequest { after, limit } = request.into_inner();
+        let info = |session| SessionInfo {
+            session,
+            opener: "192.0.2.1:5".to_owned(),
+            opened_ms: 1,
+            used_ms: 2,
+            expires_ms: 3,
+            bytes: 64,
+            unsettled: 1,
+        };
+        let open = self.sessions.opened.load(Ordering::SeqCst);
+        let mut sessions: Vec<_> = (after + 1..=open).map(info).collect();
+        let more = sessions.len() > limit as usize;
+        sessions.truncate(limit as usize);
+        let next_after = sessions.last().filter(|_| more).map_or(0, |last| last.session);
+        Ok(Response::new(ListSessionsResponse { header: None, sessions, next_after }))
+    }
+
+    async fn close_session(
+        &self,
+        request: Request<CloseSessionRequest>,
+    ) -> Result<Response<CloseSessionResponse>, Status> {
+        let was_open = request.into_inner().session <= self.sessions.opened.load(Ordering::SeqCst);
+        Ok(Response::new(CloseSessionResponse { header: None, was_open }))
+    }
 }
 
 /// The answer that a leader gives: a put's revision is the length of its value, a get finds its own key.

@@ -175,6 +175,33 @@ async fn a_place_for_a_session_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_write_can_do_without_a_session_when_all_are_in_use() {
+    let script = |requests: Vec<TaggedRequest>| match &requests[0].request {
+        Some(tagged_request::Request::OpenSession(_)) => {
+            refusing(failure(Reason::TooManySessions, false))(requests)
+        }
+        Some(tagged_request::Request::Put(put)) => {
+            assert_eq!(put.options.unwrap_or_default().session, 0, "{put:?}");
+            leader(requests)
+        }
+        _ => leader(requests),
+    };
+    let node = Fake::start(script);
+    node.script_sessions();
+    let client = client_with(&[&node], |config| config.without_session_when_full = true);
+    put(&client, "k", "v").await.unwrap();
+    assert_eq!(node.requests(), 2, "it does not wait for a place");
+    // It is sent once: when its answer is lost it says so.
+    node.set_script(move |requests| match &requests[0].request {
+        Some(tagged_request::Request::Put(_)) => Step::BreakStream,
+        _ => script(requests),
+    });
+    let error = put(&client, "k", "v").await.unwrap_err();
+    assert!(error.maybe_applied(), "{error}");
+    assert_eq!(node.requests(), 4);
+}
+
+#[tokio::test]
 async fn opening_a_session_survives_lost_answers_and_a_change_of_leader() {
     let second = Fake::start(leader);
     let hint = not_leader(Some((2, second.endpoint())));

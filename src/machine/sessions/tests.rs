@@ -25,7 +25,7 @@ fn repeats(index: u64) -> Admission {
 #[test]
 fn a_retry_gets_the_first_answer() {
     let mut table = SessionTable::default();
-    table.open(5, 0, 0).unwrap();
+    table.open(5, 0, "", 0).unwrap();
     assert_eq!(apply(&mut table, slot(5, 2, 1), 6, 0), Admission::Apply);
     assert_eq!(apply(&mut table, slot(5, 1, 1), 7, 0), Admission::Apply, "in any order");
     assert_eq!(apply(&mut table, slot(5, 2, 1), 8, 0), repeats(6));
@@ -42,7 +42,7 @@ fn a_retry_gets_the_first_answer() {
 #[test]
 fn a_write_that_was_given_up_does_not_surface_late() {
     let mut table = SessionTable::default();
-    table.open(5, 0, 0).unwrap();
+    table.open(5, 0, "", 0).unwrap();
     assert_eq!(apply(&mut table, slot(5, 4, 4), 6, 0), Admission::Apply);
     assert_eq!(apply(&mut table, slot(5, 3, 1), 7, 0), Admission::Refuse(SessionRefusal::AnswerForgotten));
 }
@@ -50,7 +50,7 @@ fn a_write_that_was_given_up_does_not_surface_late() {
 #[test]
 fn the_window_is_bounded() {
     let mut table = SessionTable::default();
-    table.open(5, 0, 0).unwrap();
+    table.open(5, 0, "", 0).unwrap();
     assert_eq!(apply(&mut table, slot(5, WINDOW, 1), 6, 0), Admission::Apply);
     let beyond = apply(&mut table, slot(5, WINDOW + 1, 1), 7, 0);
     assert_eq!(beyond, Admission::Refuse(SessionRefusal::WindowExceeded));
@@ -67,7 +67,7 @@ fn the_window_is_bounded() {
 #[test]
 fn the_first_unanswered_write_is_taken_however_large_the_answers_of_later_ones() {
     let mut table = SessionTable::default();
-    table.open(5, 0, 0).unwrap();
+    table.open(5, 0, "", 0).unwrap();
     assert_eq!(table.admit(slot(5, 2, 1), 0), Admission::Apply);
     table.record(slot(5, 2, 1), LogId::new(1, 6), Bytes::from(vec![0; MAX_SESSION_BYTES]));
     let refused = Admission::Refuse(SessionRefusal::WindowExceeded);
@@ -79,8 +79,8 @@ fn the_first_unanswered_write_is_taken_however_large_the_answers_of_later_ones()
 #[test]
 fn sessions_expire_by_elapsed_time() {
     let mut table = SessionTable::default();
-    table.open(5, MIN_TTL_MS, 0).unwrap();
-    table.open(6, MIN_TTL_MS * 10, 0).unwrap();
+    table.open(5, MIN_TTL_MS, "", 0).unwrap();
+    table.open(6, MIN_TTL_MS * 10, "", 0).unwrap();
     assert_eq!(apply(&mut table, slot(5, 1, 1), 7, MIN_TTL_MS), Admission::Apply);
     assert_eq!(apply(&mut table, slot(5, 2, 1), 8, MIN_TTL_MS * 2), Admission::Apply, "used meanwhile");
     let late = apply(&mut table, slot(5, 3, 1), 9, MIN_TTL_MS * 3 + 1);
@@ -102,12 +102,12 @@ fn sessions_expire_by_elapsed_time() {
 fn a_full_table_gives_way_only_where_nobody_works() {
     let mut table = SessionTable::default();
     for id in 1..=MAX_SESSIONS as u64 {
-        table.open(id, 0, id % 7).unwrap();
+        table.open(id, 0, "", id % 7).unwrap();
     }
     let id = MAX_SESSIONS as u64 + 1;
-    assert_eq!(table.open(id, 0, 100), Err(SessionRefusal::TooManySessions));
+    assert_eq!(table.open(id, 0, "", 100), Err(SessionRefusal::TooManySessions));
     assert_eq!(apply(&mut table, slot(7, 1, 1), 0, MIN_IDLE_MS), Admission::Apply);
-    table.open(id, 0, MIN_IDLE_MS).unwrap();
+    table.open(id, 0, "", MIN_IDLE_MS).unwrap();
     assert_eq!(table.len(), MAX_SESSIONS);
     assert_eq!(table.take_counts(), SessionCounts { opened: id, evicted: 1, ..Default::default() });
     assert_eq!(apply(&mut table, slot(7, 1, 1), 0, MIN_IDLE_MS), repeats(0), "in use, so it stayed");
@@ -118,14 +118,79 @@ fn a_full_table_gives_way_only_where_nobody_works() {
     );
 }
 
+/// One opener fills the table; everybody else still gets in, and it does not.
+#[test]
+fn nobody_takes_all_sessions() {
+    let mut table = SessionTable::default();
+    let most = MAX_OPENER_SESSIONS as u64;
+    let greedy = |id: u64| format!("192.0.2.1:{}", 1000 + id / most);
+    for id in 0..MAX_SESSIONS as u64 {
+        table.open(id + 1, MAX_TTL_MS, &greedy(id), id).unwrap();
+    }
+    assert_eq!((table.len(), table.largest_opener()), (MAX_SESSIONS, MAX_OPENER_SESSIONS));
+    let now_ms = MAX_SESSIONS as u64;
+    let another = MAX_SESSIONS as u64 + 1;
+    let refused = table.open(another, 0, &greedy(0), now_ms);
+    assert_eq!(refused, Err(SessionRefusal::TooManyOfOpener), "one connection has its bound");
+    // The idlest of the connections with most; which one of them that is does not matter.
+    let ids: Vec<u64> = (another..another + 50).collect();
+    for id in &ids {
+        table.open(*id, 0, &format!("198.51.100.1:{id}"), now_ms).unwrap();
+        assert_eq!(table.len(), MAX_SESSIONS);
+    }
+    assert_eq!(table.take_counts().evicted, 50);
+    for id in &ids {
+        assert_eq!(table.admit(slot(*id, 1, 1), now_ms), Admission::Apply, "those with one are left alone");
+    }
+    // A new connection of the greedy host gets in too, at the cost of the others of that host.
+    table.open(another + 50, 0, "192.0.2.1:9", now_ms).unwrap();
+    let listed = table.list(0, usize::MAX);
+    assert_eq!(listed.len(), MAX_SESSIONS);
+    assert_eq!(listed.iter().filter(|info| info.opener.starts_with("198.51.100.1:")).count(), 50);
+}
+
+#[test]
+fn a_host_with_many_connections_gives_way_as_well() {
+    let mut table = SessionTable::default();
+    for id in 1..=MAX_SESSIONS as u64 {
+        table.open(id, MAX_TTL_MS, &format!("192.0.2.1:{id}"), 0).unwrap();
+    }
+    let id = MAX_SESSIONS as u64 + 1;
+    table.open(id, 0, "198.51.100.1:1", 1).unwrap();
+    assert_eq!(table.admit(slot(1, 1, 1), 1), Admission::Refuse(SessionRefusal::Expired), "the idlest of it");
+    let refused = Err(SessionRefusal::TooManySessions);
+    assert_eq!(table.open(id + 1, 0, "192.0.2.1:99999", 2), refused, "it has its share");
+    assert_eq!(table.open(id + 1, 0, "192.0.2.1:99999", MIN_IDLE_MS - 1), refused);
+    table.open(id + 1, 0, "192.0.2.1:99999", MIN_IDLE_MS).unwrap();
+}
+
+#[test]
+fn sessions_are_listed_in_pages() {
+    let mut table = SessionTable::default();
+    for id in [3, 5, u64::MAX] {
+        table.open(id, MIN_TTL_MS, "192.0.2.1:5", 7).unwrap();
+    }
+    apply(&mut table, slot(3, 2, 1), 6, 9);
+    let first = table.list(0, 2);
+    let bytes = 2 * ANSWER_BYTES + "reply 6".len();
+    let (opener, expires_ms) = ("192.0.2.1:5".to_owned(), 9 + MIN_TTL_MS);
+    let expected =
+        SessionInfo { session: 3, opener, opened_ms: 7, used_ms: 9, expires_ms, bytes, unsettled: 1 };
+    assert_eq!(first[0], expected);
+    assert_eq!(first[1].session, 5);
+    assert_eq!(table.list(5, 2).iter().map(|info| info.session).collect::<Vec<_>>(), [u64::MAX]);
+    assert!(table.list(u64::MAX, 2).is_empty());
+    assert!(table.close(3) && !table.close(3));
+}
+
 #[test]
 fn large_answers_cost_their_session_not_the_others() {
     let mut table = SessionTable::default();
-    table.open(1, 0, 0).unwrap();
+    table.open(1, 0, "", 0).unwrap();
     assert_eq!(apply(&mut table, slot(1, 1, 1), 1, 0), Admission::Apply);
     let large = Bytes::from(vec![0; MAX_SESSION_BYTES]);
     for id in 2..=16 {
-        table.open(id, 0, id).unwrap();
+        table.open(id, 0, "", id).unwrap();
         assert_eq!(table.admit(slot(id, 1, 1), id), Admission::Apply);
         assert_eq!(table.record(slot(id, 1, 1), LogId::new(1, id), large.clone()), 0);
         assert!(table.bytes() <= MAX_TABLE_BYTES);
@@ -135,7 +200,7 @@ fn large_answers_cost_their_session_not_the_others() {
     assert_eq!(table.admit(slot(2, 2, 2), 20), Admission::Apply);
     assert_eq!(table.record(slot(2, 2, 2), LogId::new(1, 20), large.clone()), 0);
 
-    table.open(17, 0, 20).unwrap();
+    table.open(17, 0, "", 20).unwrap();
     assert_eq!(table.admit(slot(17, 1, 1), 20), Admission::Apply);
     let evicted = table.record(slot(17, 1, 1), LogId::new(1, 21), large);
     assert!(evicted > 0 && table.bytes() <= MAX_TABLE_BYTES);
@@ -151,31 +216,44 @@ fn large_answers_cost_their_session_not_the_others() {
 #[test]
 fn what_is_stored_has_its_documented_bytes() {
     let mut table = SessionTable::default();
-    table.open(5, MIN_TTL_MS, 3).unwrap();
+    table.open(5, MIN_TTL_MS, "a:1", 3).unwrap();
     apply(&mut table, slot(5, 2, 1), 7, 4);
     let mut bytes = Vec::new();
     table.write(&mut bytes).unwrap();
-    let mut expected = 1_u32.to_le_bytes().to_vec();
+    let mut expected = 2_u32.to_le_bytes().to_vec();
     expected.extend(0_u64.to_le_bytes());
     expected.extend(1_u32.to_le_bytes());
-    let session = b"\x05\xfb\x10\x27\x04\x01\x02\x00\x01\x01\x07\x07reply 7";
+    let session = b"\x05\xfb\x10\x27\x04\x01\x02\x00\x01\x01\x07\x07reply 7\x03a:1\x03";
     expected.extend((session.len() as u32).to_le_bytes());
     expected.extend(session);
     assert_eq!(bytes, expected);
-    assert_eq!(SessionTable::read(&mut bytes.as_slice()).unwrap(), table);
+    let read = SessionTable::read(&mut bytes.as_slice()).unwrap();
+    assert_eq!(read, table);
+    assert_eq!(read.largest_opener(), 1);
+
+    // Of version 1, without an opener.
+    let session = &session[..session.len() - 5];
+    let mut earlier = 1_u32.to_le_bytes().to_vec();
+    earlier.extend(0_u64.to_le_bytes());
+    earlier.extend(1_u32.to_le_bytes());
+    earlier.extend((session.len() as u32).to_le_bytes());
+    earlier.extend(session);
+    let read = SessionTable::read(&mut earlier.as_slice()).unwrap();
+    let (of_table, of_read) = (table.list(0, 1).remove(0), read.list(0, 1).remove(0));
+    assert_eq!(of_read, SessionInfo { opener: String::new(), opened_ms: 4, ..of_table });
 }
 
 #[test]
 fn damage_is_refused() {
     let mut table = SessionTable::default();
-    table.open(5, 0, 0).unwrap();
+    table.open(5, 0, "", 0).unwrap();
     let mut bytes = Vec::new();
     table.write(&mut bytes).unwrap();
     for end in 0..bytes.len() {
         assert!(SessionTable::read(&mut &bytes[..end]).is_err());
     }
     let mut newer = bytes.clone();
-    newer[0] = 2;
+    newer[0] = 3;
     assert!(SessionTable::read(&mut newer.as_slice()).is_err());
     let mut many = bytes;
     many[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
@@ -191,7 +269,7 @@ proptest! {
     ) {
         let mut table = SessionTable::default();
         for id in 0..3 {
-            table.open(id, 0, 0).unwrap();
+            table.open(id, 0, "", 0).unwrap();
         }
         let mut applied: BTreeMap<(u64, u64), u64> = BTreeMap::new();
         let mut settled = [1_u64; 3];

@@ -68,6 +68,10 @@ impl ObservedNode for FakeNode {
         InFlight { commands: 3, bytes: 300, waiting_for_all: 2 }
     }
 
+    fn largest_opener(&self) -> usize {
+        3
+    }
+
     fn sessions(&self) -> (usize, usize) {
         (4, 400)
     }

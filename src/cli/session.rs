@@ -1,0 +1,176 @@
+//! `quorate session`: whose sessions are open.
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{CliError, Common, Format, output};
+use crate::client::{Client, SessionInfo};
+
+/// Sessions asked for at a time.
+const PAGE: u32 = 1_000;
+
+/// Arguments of `quorate session`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  quorate session list\n  quorate session close --opener 192.0.2.7\n\nA session makes a client's writes exactly-once. Clients open them by themselves; when all are in use, the connection that\nhas most of them loses its idlest one to one that has fewer."
+)]
+pub struct SessionArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: SessionCommand,
+}
+
+/// What can be done with sessions.
+#[derive(Debug, Subcommand)]
+pub enum SessionCommand {
+    /// Show the open sessions, as the leader has applied them
+    #[command(
+        after_help = "Example:\n  quorate session list\n  quorate session list --opener 192.0.2.7\n  quorate session list -o json | jq '.sessions | group_by(.opener) | map([.[0].opener, length])'"
+    )]
+    List {
+        /// Only those of a client: HOST:PORT for one connection, HOST for all of them
+        #[arg(long, value_name = "ADDRESS")]
+        opener: Option<String>,
+    },
+    /// Close sessions, whoever opened them
+    #[command(
+        after_help = "Example:\n  quorate session close 10376293541461622784\n  quorate session close --opener 192.0.2.7:50312\n\nA client whose session is closed opens another one for its next write. Of a write that it was sending again it is told that\nthe outcome is unknown. Exits with 4 when none of the sessions is open."
+    )]
+    Close {
+        /// Their ids, as listed
+        #[arg(value_name = "SESSION", required_unless_present = "opener", conflicts_with = "opener")]
+        sessions: Vec<u64>,
+        /// All of a client: HOST:PORT for one connection, HOST for all of them
+        #[arg(long, value_name = "ADDRESS")]
+        opener: Option<String>,
+    },
+}
+
+/// One session, as shown. Ids are texts, because many programs read numbers of that size wrongly.
+#[derive(Debug, Serialize)]
+struct Row<'a> {
+    session: String,
+    opener: Option<&'a str>,
+    opened_ms: u64,
+    used_ms: u64,
+    expires_ms: u64,
+    bytes: u64,
+    unanswered: u64,
+}
+
+/// Does what was asked for.
+///
+/// # Errors
+/// [`CliError::SessionNotOpen`] when nothing was there to be closed; others see [`CliError`].
+pub async fn run(common: &Common, args: SessionArgs) -> Result<(), CliError> {
+    let client = common.client()?;
+    match args.command {
+        SessionCommand::List { opener } => {
+            let sessions = all(&client, opener.as_deref()).await?;
+            show(common.output, &sessions)
+        }
+        SessionCommand::Close { sessions, opener } => {
+            let (sessions, asked) = match &opener {
+                None => {
+                    let asked = sessions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                    (sessions, format!("session {asked}"))
+                }
+                Some(opener) => {
+                    let all = all(&client, Some(opener)).await?;
+                    (all.iter().map(|info| info.session).collect(), format!("a session of {opener}"))
+                }
+            };
+            let mut closed = Vec::new();
+            for session in sessions {
+                if client.close_session(session).await? {
+                    closed.push(session.to_string());
+                }
+            }
+            if closed.is_empty() {
+                return Err(CliError::SessionNotOpen { asked });
+            }
+            match common.output {
+                Format::Table => output::line(&format!("closed {}", closed.join(", "))),
+                Format::Json => output::json(&json!({ "closed": closed })),
+            }
+        }
+    }
+}
+
+/// All sessions, or those of `opener`.
+async fn all(client: &Client, opener: Option<&str>) -> Result<Vec<SessionInfo>, CliError> {
+    let mut sessions = Vec::new();
+    let mut after = Some(0);
+    while let Some(from) = after {
+        let page = client.list_sessions(from, PAGE).await?;
+        sessions.extend(page.sessions.into_iter().filter(|info| opener.is_none_or(|of| is_of(info, of))));
+        // Ids grow from page to page, so this ends.
+        after = page.next_after.filter(|next| *next > from);
+    }
+    Ok(sessions)
+}
+
+/// Whether `info` was opened by the connection or the host `opener`.
+fn is_of(info: &SessionInfo, opener: &str) -> bool {
+    let host = info.opener.rsplit_once(':').map(|(host, _)| host);
+    info.opener == opener
+        || host.is_some_and(|host| host == opener || host.trim_matches(['[', ']']) == opener)
+}
+
+fn row(info: &SessionInfo) -> Row<'_> {
+    Row {
+        session: info.session.to_string(),
+        opener: (!info.opener.is_empty()).then_some(info.opener.as_str()),
+        opened_ms: info.opened_ms,
+        used_ms: info.used_ms,
+        expires_ms: info.expires_ms,
+        bytes: info.bytes,
+        unanswered: info.unsettled,
+    }
+}
+
+fn show(format: Format, sessions: &[SessionInfo]) -> Result<(), CliError> {
+    let cells = |info: &SessionInfo| {
+        let opener =
+            if info.opener.is_empty() { "-".to_owned() } else { output::printable(info.opener.as_bytes()) };
+        vec![
+            info.session.to_string(),
+            opener,
+            output::time(info.opened_ms),
+            output::time(info.used_ms),
+            output::time(info.expires_ms),
+            info.bytes.to_string(),
+            info.unsettled.to_string(),
+        ]
+    };
+    match format {
+        Format::Json => output::json(&json!({ "sessions": sessions.iter().map(row).collect::<Vec<_>>() })),
+        Format::Table => {
+            let headings = ["SESSION", "OPENER", "OPENED", "LAST USED", "EXPIRES", "BYTES", "UNANSWERED"];
+            let cells: Vec<_> = sessions.iter().map(cells).collect();
+            output::raw(output::table(&headings, &cells).as_bytes())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn openers_are_named_by_connection_or_host() {
+        let of = |opener: &str| SessionInfo { opener: opener.to_owned(), ..SessionInfo::default() };
+        for (opener, asked, expected) in [
+            ("192.0.2.1:5", "192.0.2.1:5", true),
+            ("192.0.2.1:5", "192.0.2.1", true),
+            ("192.0.2.1:5", "192.0.2", false),
+            ("192.0.2.1:5", "192.0.2.1:50", false),
+            ("[2001:db8::1]:5", "2001:db8::1", true),
+            ("[2001:db8::1]:5", "[2001:db8::1]", true),
+            ("", "192.0.2.1", false),
+        ] {
+            assert_eq!(is_of(&of(opener), asked), expected, "{opener} {asked}");
+        }
+    }
+}
