@@ -25,6 +25,7 @@ mod crash;
 mod disk;
 mod isolation;
 mod membership;
+mod power;
 mod refusals;
 mod restart;
 mod support;
