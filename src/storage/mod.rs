@@ -27,6 +27,7 @@ mod identity;
 pub(crate) mod lease;
 mod memory;
 mod power;
+mod read_watch;
 mod record;
 mod sled_store;
 mod snapshots;

@@ -26,6 +26,7 @@ mod disk;
 mod isolation;
 mod membership;
 mod memory;
+mod power;
 mod refusals;
 mod restart;
 mod sessions;

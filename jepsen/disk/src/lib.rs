@@ -1,7 +1,8 @@
-//! Disks for tests: one that fails on demand, and one that is small.
+//! Disks for tests: one that fails on demand, one that forgets, and one that is small.
 //!
 //! [`FaultyDisk`] is a file system of its own (FUSE) that passes everything on to a directory of the host, and each
-//! operation past a [`Fault`] first. [`SmallDisk`] is a tmpfs of a given size. Both need the right to
+//! operation past a [`Fault`] first. [`ForgetfulDisk`] is another, in memory: the power can be [cut](Cut), which costs what was not
+//! synced, and a single read can fail. [`SmallDisk`] is a tmpfs of a given size. All need the right to
 //! mount, and unmount when dropped, also when the test has failed.
 //!
 //! It knows nothing of `quorate`. Linux only; elsewhere the crate is empty.
@@ -9,14 +10,16 @@
 //! # Adding a fault
 //! Every operation that changes something asks `Faults::judge` before it reaches the backing
 //! directory, naming what it is about to do. A new kind of failure is a new [`Fault`] and its verdict there.
-//! A disk that forgets what was not synced needs more: a log of what was written since the last fsync of each file,
-//! between the verdict and the backing directory, replayed or dropped at the cut.
+//! A new way to lose what was not synced is a new [`Cut`], and says in `image` what becomes of a change.
 
 #![cfg(target_os = "linux")]
 
 mod faults;
+mod forgetful;
+mod image;
 mod inodes;
 mod passthrough;
+mod random;
 mod small;
 
 use std::io;
@@ -25,6 +28,8 @@ use std::sync::Arc;
 
 pub use faults::Fault;
 use faults::Faults;
+pub use forgetful::{ForgetfulDisk, Read};
+pub use image::{Cut, Image, Names};
 use passthrough::Passthrough;
 pub use small::SmallDisk;
 

@@ -4,11 +4,12 @@
 #![allow(clippy::unwrap_used)] // a test file: clippy exempts only the functions marked as tests
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read as _, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use quorate_disk::{Fault, FaultyDisk, SmallDisk, mounted};
+use quorate_disk::{Cut, Fault, FaultyDisk, ForgetfulDisk, Names, Read, SmallDisk, mounted};
 use tempfile::TempDir;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -106,4 +107,92 @@ fn a_small_disk_fills_up_and_empties() {
     assert_eq!(full.kind(), ErrorKind::StorageFull);
     disk.empty("ballast").unwrap();
     fs::write(dir.path().join("file"), b"content").unwrap();
+}
+
+fn forgetful(names: Names) -> Option<(TempDir, ForgetfulDisk)> {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = mounted(ForgetfulDisk::mount(dir.path(), names))?;
+    Some((dir, disk))
+}
+
+fn is_eio(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
+#[test]
+fn a_forgetful_disk_is_a_directory_while_the_power_is_on() {
+    let Some((_dir, disk)) = forgetful(Names::WithFile) else { return };
+    let below = disk.path().join("below");
+    fs::create_dir(&below).unwrap();
+    let bytes: Vec<u8> = (0..3_000_000u32).map(|n| (n / 7) as u8).collect();
+    fs::write(below.join("file"), &bytes).unwrap();
+    assert_eq!(fs::read(below.join("file")).unwrap(), bytes);
+    let mut file = OpenOptions::new().read(true).write(true).open(below.join("file")).unwrap();
+    file.seek(SeekFrom::Start(100)).unwrap();
+    file.write_all(b"abc").unwrap();
+    file.set_len(103).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 103);
+    fs::rename(below.join("file"), disk.path().join("moved")).unwrap();
+    assert_eq!(fs::read(disk.path().join("moved")).unwrap()[100..], *b"abc");
+    fs::remove_dir(&below).unwrap();
+    let names: Vec<_> = fs::read_dir(disk.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["moved"]);
+    assert_eq!(fs::write(&below, b"").map(|()| fs::remove_file(&below).unwrap()).ok(), Some(()));
+    assert_eq!(fs::remove_file(&below).unwrap_err().kind(), ErrorKind::NotFound);
+    File::create(disk.path().join("moved")).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 0, "truncated under its other handle");
+}
+
+/// With the control: what nobody has synced is gone.
+#[test]
+fn a_power_cut_keeps_what_was_synced_and_nothing_else() {
+    for names in [Names::WithFile, Names::WithDirectoryOnly] {
+        let Some((_dir, disk)) = forgetful(names) else { return };
+        let (synced, unsynced) = (disk.path().join("synced"), disk.path().join("unsynced"));
+        let mut file = File::create(&synced).unwrap();
+        file.write_all(b"durable").unwrap();
+        file.sync_all().unwrap();
+        File::open(disk.path()).unwrap().sync_all().unwrap();
+        file.write_all(b" or not").unwrap();
+        fs::write(&unsynced, b"content").unwrap();
+        let before = disk.image();
+
+        disk.cut_after(1);
+        file.write_all(b"!").unwrap();
+        assert!(!disk.is_off());
+        assert!(is_eio(&file.write_all(b"?").unwrap_err()));
+        assert!(disk.is_off());
+        assert!(is_eio(&fs::read(&synced).unwrap_err()), "nothing answers without power");
+        drop(file);
+        disk.cut(Cut::DropUnsynced, 1);
+        assert!(!disk.is_off());
+        assert_eq!(fs::read(&synced).unwrap(), b"durable");
+        assert_eq!(fs::read(&unsynced).unwrap_err().kind(), ErrorKind::NotFound);
+
+        disk.restore(&before);
+        assert_eq!(fs::read(&synced).unwrap(), b"durable or not");
+        assert_eq!(fs::read(&unsynced).unwrap(), b"content");
+    }
+}
+
+#[test]
+fn one_read_fails_and_the_next_one_succeeds() {
+    let Some((_dir, disk)) = forgetful(Names::WithFile) else { return };
+    let path = disk.path().join("file");
+    fs::write(&path, [7; 100]).unwrap();
+    let file = File::open(&path).unwrap();
+    let mut byte = [0];
+    disk.count_reads(Some(1));
+    file.read_exact_at(&mut byte, 3).unwrap();
+    assert!(is_eio(&file.read_exact_at(&mut byte, 4).unwrap_err()));
+    file.read_exact_at(&mut byte, 4).unwrap();
+    let read = |offset| Read { path: "file".into(), offset, bytes: 1 };
+    assert_eq!(disk.reads(), [3, 4, 4].map(|offset| read(Some(offset))));
+
+    disk.count_reads(Some(0));
+    let listed = fs::read_dir(disk.path()).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
+    assert!(is_eio(&listed.unwrap_err()), "names are read too");
+    assert_eq!(disk.reads(), [Read { path: "".into(), offset: None, bytes: 0 }]);
+    disk.count_reads(None);
+    assert_eq!(fs::read_dir(disk.path()).unwrap().count(), 1);
 }

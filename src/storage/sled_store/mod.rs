@@ -22,6 +22,7 @@
 mod disk;
 mod layout;
 mod ledger;
+mod log_end;
 mod marker;
 mod read;
 mod recovery;

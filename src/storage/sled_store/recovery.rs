@@ -8,11 +8,14 @@
 //!    the next power cut will still find.
 //!    Then the kernel is made to forget what it holds of them: after a failed fsync it may hold pages that never
 //!    reached the disk, and what they say must not be taken for durable.
-//! 3. Every byte is read once: what sled cannot read while it opens, it takes for free space and overwrites.
-//!    For the same reason the headers of its segments are looked at. Then sled opens, which rewrites the end of
-//!    its log; flush; everything is synced again, the parent included.
-//! 4. All records are verified, streaming, before anything of ours is changed.
-//! 5. Only then is the [ready file](super::marker) written. A store without one has promised nothing and may
+//! 3. Every byte is read once. The headers of sled's segments are looked at, as sled takes for free space, and
+//!    overwrites, what is damaged; and so is the [end of its log](super::log_end).
+//! 4. sled opens, which rewrites the end of its log. What it cannot read it takes for free as well, without a word, and
+//!    that the same read succeeded a moment ago proves nothing. So its [reads are watched](crate::storage::read_watch):
+//!    the first that fails ends the start, and nothing of what sled wants to write after it is written, nor does it
+//!    write anything if it finds another end. Then flush; everything is synced again, the parent included.
+//! 5. All records are verified, streaming, before anything of ours is changed.
+//! 6. Only then is the [ready file](super::marker) written. A store without one has promised nothing and may
 //!    be made anew; with one, a store that is missing or does not open is a lost disk.
 //!
 //! # What is refused
@@ -25,7 +28,6 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,12 +36,14 @@ use std::time::{Duration, Instant};
 use crate::error::StorageError;
 use crate::storage::files::{self, io_error, unreadable};
 use crate::storage::power::{WriteErrors, ensure_intercepted, ensure_power_safe, forget_cached};
+use crate::storage::read_watch::{LogEnd, ReadWatch, ensure_reads_watched};
 use crate::storage::record::{Key, RecordError};
 use crate::types::LogId;
 
 use super::SledOptions;
 use super::disk::{self, Disk, DiskFiles, Trees};
 use super::ledger::{self, Ledger, first_index};
+use super::log_end;
 use super::marker::{MarkSync, Marker};
 use super::scan::{Scan, ScanError};
 use super::stats::LogStats;
@@ -47,7 +51,7 @@ use super::tail::Tail;
 use super::writer::{GaveUp, Progress};
 
 /// sled writes to `blobs/` what exceeds a quarter of this; see [`TARGET_BYTES`](crate::storage::record::TARGET_BYTES).
-const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+pub(super) const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 
 /// A store that may be written to.
 pub(crate) struct Opened {
@@ -66,6 +70,7 @@ pub(crate) fn open(
     progress: &Progress,
 ) -> Result<Opened, StorageError> {
     ensure_power_safe()?;
+    ensure_reads_watched()?;
     begin_step(directory, progress)?;
     let marker_path = Marker::path(directory);
     if exists(&marker_path)? {
@@ -84,7 +89,7 @@ pub(crate) fn open(
     }
     wait_until_unlocked(directory)?;
 
-    let (trees, write_errors, found) = match open_and_verify(directory, options, mark, progress) {
+    let verified = match open_and_verify(directory, options, mark, progress) {
         Err(error) if mark.is_none() && may_recreate(&error) => {
             tracing::warn!(directory = %directory.display(), %error, "the log was never ready; making it anew");
             set_aside(directory)?;
@@ -92,18 +97,35 @@ pub(crate) fn open(
         }
         other => other?,
     };
+    let Verified { trees, write_errors, watch, found } = verified;
+    let written = begin(directory, (&trees, &write_errors), &found, marker, progress);
+    let (marker, ledger) = unless_unread(directory, &watch, written)?;
+    let mark_sync = marker.syncer();
+    let files = DiskFiles { trees: trees.clone(), write_errors, marker };
+    let disk = Disk::new(directory, files, ledger, options.observer.clone(), stats);
+    Ok(Opened { disk, mark_sync, trees, ledger, tail: found.tail })
+}
+
+/// Step 6: the first write to a log that is complete.
+fn begin(
+    directory: &Path,
+    (trees, write_errors): (&Trees, &WriteErrors),
+    found: &Found,
+    marker: Option<(Marker, u64)>,
+    progress: &Progress,
+) -> Result<(Marker, Ledger), StorageError> {
     begin_step(directory, progress)?;
-    let Verified { mut ledger, tail, torn, last } = found;
-    if let Some(index) = torn {
+    if let Some(index) = found.torn {
         tracing::warn!(index, "cutting an incomplete entry at the end of the log; it was never acknowledged");
-        cut(&trees, index).map_err(|error| sled_error(directory, error))?;
+        cut(trees, index).map_err(|error| sled_error(directory, error))?;
     }
-    let committed = ledger.committed.filter(|committed| committed.index < first_index(last));
+    let last = found.last;
+    let committed = found.ledger.committed.filter(|committed| committed.index < first_index(last));
     begin_step(directory, progress)?;
     // Always written, so that there is something to flush.
-    ledger = Ledger { sequence: ledger.sequence + 1, last, committed, ..ledger };
+    let ledger = Ledger { sequence: found.ledger.sequence + 1, last, committed, ..found.ledger };
     ensure_intercepted(|| {
-        disk::write_ledger(&trees, &ledger)
+        disk::write_ledger(trees, &ledger)
             .and_then(|()| trees.db.flush())
             .map_err(|error| sled_error(directory, error))?;
         Ok(())
@@ -111,15 +133,13 @@ pub(crate) fn open(
     sync_all(directory)?;
     files::sync(files::parent(directory))?;
     write_errors.check().map_err(|error| io_error("cannot write", directory, error))?;
+    let marker_path = Marker::path(directory);
     let marker = match marker {
         Some((marker, _)) => marker,
         None => Marker::create(&marker_path, ledger.sequence)?,
     };
     marker.mark(ledger.sequence).map_err(|error| io_error("cannot write", &marker_path, error))?;
-    let mark_sync = marker.syncer();
-    let files = DiskFiles { trees: trees.clone(), write_errors, marker };
-    let disk = Disk::new(directory, files, ledger, options.observer.clone(), stats);
-    Ok(Opened { disk, mark_sync, trees, ledger, tail })
+    Ok((marker, ledger))
 }
 
 /// Restarts the watchdog's clock, unless it has run out: then the node is lost, even if the disk comes back.
@@ -151,28 +171,35 @@ fn open_and_verify(
     options: &SledOptions,
     mark: Option<u64>,
     progress: &Progress,
-) -> Result<(Trees, WriteErrors, Verified), StorageError> {
-    let (trees, write_errors) = open_sled(directory, options, progress)?;
+) -> Result<Verified, StorageError> {
+    let write_errors = prepare(directory, progress)?;
     begin_step(directory, progress)?;
-    let found = without_panic(directory, || verify(&trees, directory, options, mark))?;
-    Ok((trees, write_errors, found))
+    let end = log_end(directory)?;
+    begin_step(directory, progress)?;
+    let (trees, watch) = open_sled(directory, options, end)?;
+    begin_step(directory, progress)?;
+    let found = without_panic(directory, || {
+        disk::check_blobs(&disk::blobs(directory)).map_err(|error| StorageError::Corrupt {
+            path: disk::blobs(directory),
+            detail: error.to_string(),
+        })?;
+        verify(&trees, directory, options, mark)
+    });
+    let found = unless_unread(directory, &watch, found)?;
+    Ok(Verified { trees, write_errors, watch, found })
 }
 
-/// Steps 1 to 3.
-fn open_sled(
-    directory: &Path,
-    options: &SledOptions,
-    progress: &Progress,
-) -> Result<(Trees, WriteErrors), StorageError> {
+/// Steps 1 to 3, as far as they come before sled.
+fn prepare(directory: &Path, progress: &Progress) -> Result<WriteErrors, StorageError> {
     files::create_directory(directory)?;
     // Listened to from before the first write on.
-    let db = directory.join("db");
+    let db = database(directory);
     let create = OpenOptions::new().create(true).truncate(false).write(true).open(&db);
     let write_errors =
         create.and_then(|_| WriteErrors::of(&db)).map_err(|error| io_error("cannot open", &db, error))?;
     for path in files::list(directory)? {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with("snap.") && name.ends_with(".generating") {
+        if name.starts_with(SNAPSHOT) && name.ends_with(".generating") {
             files::remove(&path)?;
         }
     }
@@ -184,28 +211,115 @@ fn open_sled(
         begin_step(directory, progress)?;
         read_through(&path)?;
     }
-    check_segments(&db)?;
-    begin_step(directory, progress)?;
+    Ok(write_errors)
+}
+
+/// Where sled has to find the end of its log, if that is after the newest snapshot of its pages.
+fn log_end(directory: &Path) -> Result<Option<LogEnd>, StorageError> {
+    let mut newest = 0;
+    // In the order of names, as sled looks at them.
+    for path in files::list(directory)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if let Some(position) = name.strip_prefix(SNAPSHOT) {
+            // There is no end to be found after one that is called otherwise.
+            newest = u64::from_str_radix(position, 16).unwrap_or(u64::MAX);
+        }
+    }
+    let end = log_end::find(&database(directory), newest)?;
+    Ok(end.filter(|end| end.lsn > newest))
+}
+
+/// Step 4. What sled does to its files before it returns rests on what it has read of them, so a read that fails
+/// ends all of it, and so does another `end`.
+fn open_sled(
+    directory: &Path,
+    options: &SledOptions,
+    end: Option<LogEnd>,
+) -> Result<(Trees, ReadWatch), StorageError> {
+    let db = database(directory);
+    let watch = ReadWatch::on(&db, &directory.join(SNAPSHOT), end).map_err(|error| unreadable(&db, error))?;
+    let is_empty = db.metadata().map_err(|error| unreadable(&db, error))?.len() == 0;
     let config = sled::Config::new()
         .path(directory)
         .segment_size(SEGMENT_BYTES)
         .cache_capacity(options.cache_bytes)
         .use_compression(false)
         .flush_every_ms(None);
+    let opened = without_panic(directory, || {
+        config.open().map_err(|error| match error {
+            // It has changed nothing yet: what failed is a read of a small file, the error of which it returns.
+            sled::Error::Io(source) if !watch.touched() && !files::is_full(source.kind()) => {
+                unreadable(directory, source)
+            }
+            other => sled_error(directory, other),
+        })
+    });
+    let checked = watch.check().and_then(|()| if opened.is_ok() { watch.check_end() } else { Ok(()) });
+    if let Err(error) = checked {
+        discard(directory, opened.ok(), watch);
+        return Err(unseen(directory, error));
+    }
+    let opened = opened?;
+    if !is_empty && !watch.seen() {
+        let detail = "sled has read its file, but not by the pread64 of this program".to_owned();
+        return Err(StorageError::NotPowerSafe { detail });
+    }
+    // What sled knows is complete. It returns the errors of later reads, and must be able to finish what it writes.
+    watch.allow_writes();
     let trees = without_panic(directory, || {
         let open = || -> sled::Result<Trees> {
-            let db = config.open()?;
-            let (log, meta) = (db.open_tree("log")?, db.open_tree("meta")?);
-            db.flush()?;
-            Ok(Trees { db, log, meta })
+            let (log, meta) = (opened.open_tree("log")?, opened.open_tree("meta")?);
+            opened.flush()?;
+            Ok(Trees { db: opened, log, meta })
         };
         open().map_err(|error| sled_error(directory, error))
-    })?;
+    });
+    let trees = unless_unread(directory, &watch, trees)?;
     sync_all(directory)?;
     files::sync(files::parent(directory))?;
-    disk::check_blobs(&disk::blobs(directory))
-        .map_err(|error| StorageError::Corrupt { path: disk::blobs(directory), detail: error.to_string() })?;
-    Ok((trees, write_errors))
+    Ok((trees, watch))
+}
+
+/// Lets go of a sled that has missed a part of its file, so that what it still does to it comes to nothing.
+fn discard(directory: &Path, opened: Option<sled::Db>, watch: ReadWatch) {
+    if let Some(opened) = opened {
+        // sled flushes when its last handle goes, and may wait for ever for a write that is refused.
+        let discard = std::thread::Builder::new().name("log-discard".to_owned());
+        if let Err(error) = discard.spawn(move || drop(opened)) {
+            tracing::warn!(%error, "cannot start a thread to close sled");
+        }
+    }
+    // Threads of sled may be about to write until they have closed the file.
+    if wait_until_unlocked(directory).is_err() {
+        watch.keep();
+    }
+}
+
+/// The outcome of a step, unless a read has failed: then all that it found may be due to that.
+fn unless_unread<T>(
+    directory: &Path,
+    watch: &ReadWatch,
+    outcome: Result<T, StorageError>,
+) -> Result<T, StorageError> {
+    watch.check().map_err(|error| unseen(directory, error))?;
+    outcome
+}
+
+/// What a watch says: a read has failed, or what is read differs.
+fn unseen(directory: &Path, error: io::Error) -> StorageError {
+    let path = database(directory);
+    match error.kind() {
+        ErrorKind::InvalidData => StorageError::Corrupt { path, detail: error.to_string() },
+        _ => unreadable(&path, error),
+    }
+}
+
+/// How the names of sled's snapshots of its pages begin; what follows is the end of the log at that time.
+const SNAPSHOT: &str = "snap.";
+
+/// sled's one file.
+fn database(directory: &Path) -> PathBuf {
+    directory.join("db")
 }
 
 /// Fails if any part of a file cannot be read.
@@ -224,29 +338,6 @@ fn read_through(path: &Path) -> Result<(), StorageError> {
         }
     };
     read().map_err(|error| unreadable(path, error))
-}
-
-/// Checks the headers of sled's segments, as sled does: one that does not match its checksum is a free segment to
-/// sled, and is overwritten with zeros.
-///
-/// A header lies within one sector, so a power cut leaves the old one, the new one, or zeros where there was none.
-/// The last segment of the file is left to sled: the file may have grown by it and no further.
-fn check_segments(db: &Path) -> Result<(), StorageError> {
-    const HEADER_BYTES: usize = 20;
-    let cannot_read = |error| unreadable(db, error);
-    let file = File::open(db).map_err(cannot_read)?;
-    let length = file.metadata().map_err(cannot_read)?.len();
-    let segments = length.div_ceil(SEGMENT_BYTES as u64);
-    for offset in (0..segments.saturating_sub(1)).map(|segment| segment * SEGMENT_BYTES as u64) {
-        let mut header = [0; HEADER_BYTES];
-        file.read_exact_at(&mut header, offset).map_err(cannot_read)?;
-        let stored = u32::from_le_bytes(header[..4].try_into().expect("invariant: four bytes"));
-        if header != [0; HEADER_BYTES] && !crc32fast::hash(&header[4..]) != stored {
-            let detail = format!("the header of the segment at byte {offset} is damaged");
-            return Err(StorageError::Corrupt { path: db.to_owned(), detail });
-        }
-    }
-    Ok(())
 }
 
 /// sled panics on some kinds of damage; that is an answer as well.
@@ -285,7 +376,7 @@ pub(crate) fn wait_until_unlocked(directory: &Path) -> Result<(), StorageError> 
     /// A store closed a moment ago in this process: a thread of sled may hold on to its file for an instant.
     const PATIENCE: Duration = Duration::from_secs(2);
     const PAUSE: Duration = Duration::from_millis(2);
-    let path = directory.join("db");
+    let path = database(directory);
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -327,8 +418,16 @@ fn sync_all(directory: &Path) -> Result<(), StorageError> {
     Ok(())
 }
 
-/// What a walk over all records has found.
+/// A log that is complete, and has not been written to yet.
 struct Verified {
+    trees: Trees,
+    write_errors: WriteErrors,
+    watch: ReadWatch,
+    found: Found,
+}
+
+/// What a walk over all records has found.
+struct Found {
     /// As stored.
     ledger: Ledger,
     tail: Tail,
@@ -338,13 +437,13 @@ struct Verified {
     last: Option<LogId>,
 }
 
-/// Step 4.
+/// Step 5.
 fn verify(
     trees: &Trees,
     directory: &Path,
     options: &SledOptions,
     mark: Option<u64>,
-) -> Result<Verified, StorageError> {
+) -> Result<Found, StorageError> {
     let corrupt = |detail: String| StorageError::Corrupt { path: directory.to_owned(), detail };
     let ledger = stored_ledger(trees, directory, mark)?;
     if let Some(mark) = mark
@@ -398,7 +497,7 @@ fn verify(
             ledger.next_index() - 1
         )));
     }
-    Ok(Verified { ledger, tail, torn, last })
+    Ok(Found { ledger, tail, torn, last })
 }
 
 fn stored_ledger(trees: &Trees, directory: &Path, mark: Option<u64>) -> Result<Ledger, StorageError> {
