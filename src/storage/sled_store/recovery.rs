@@ -34,11 +34,12 @@ use std::time::{Duration, Instant};
 use crate::error::StorageError;
 use crate::storage::files::{self, io_error, unreadable};
 use crate::storage::power::{WriteErrors, ensure_intercepted, ensure_power_safe, forget_cached};
+use crate::storage::progress::{StartProgress, StartStep};
 use crate::storage::record::{Key, RecordError};
 use crate::types::LogId;
 
 use super::SledOptions;
-use super::disk::{self, Disk, DiskFiles, Trees};
+use super::disk::{self, Disk, DiskError, DiskFiles, Trees};
 use super::ledger::{self, Ledger, first_index};
 use super::marker::{MarkSync, Marker};
 use super::scan::{Scan, ScanError};
@@ -180,11 +181,13 @@ fn open_sled(
     for path in all_files(directory)? {
         forget_cached(&path).map_err(|error| io_error("cannot drop from memory", &path, error))?;
     }
+    options.progress.begin(StartStep::ReadingLog, disk::length_bytes(&all_files(directory)?)?);
     for path in all_files(directory)? {
         begin_step(directory, progress)?;
-        read_through(&path)?;
+        read_through(&path, &options.progress)?;
     }
     check_segments(&db)?;
+    options.progress.begin(StartStep::OpeningLog, 0);
     begin_step(directory, progress)?;
     let config = sled::Config::new()
         .path(directory)
@@ -203,13 +206,15 @@ fn open_sled(
     })?;
     sync_all(directory)?;
     files::sync(files::parent(directory))?;
-    disk::check_blobs(&disk::blobs(directory))
-        .map_err(|error| StorageError::Corrupt { path: disk::blobs(directory), detail: error.to_string() })?;
+    disk::check_blobs(&disk::blobs(directory)).map_err(|error| match error {
+        DiskError::List(path, source) => unreadable(&path, source),
+        other => StorageError::Corrupt { path: disk::blobs(directory), detail: other.to_string() },
+    })?;
     Ok((trees, write_errors))
 }
 
 /// Fails if any part of a file cannot be read.
-fn read_through(path: &Path) -> Result<(), StorageError> {
+fn read_through(path: &Path, progress: &StartProgress) -> Result<(), StorageError> {
     const CHUNK_BYTES: usize = 1024 * 1024;
     let read = || -> io::Result<()> {
         let mut file = File::open(path)?;
@@ -217,7 +222,7 @@ fn read_through(path: &Path) -> Result<(), StorageError> {
         loop {
             match file.read(&mut chunk) {
                 Ok(0) => return Ok(()),
-                Ok(_) => {}
+                Ok(bytes) => progress.add(bytes as u64),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -356,6 +361,7 @@ fn verify(
         )));
     }
     let first = ledger.first_index();
+    options.progress.begin(StartStep::VerifyingLog, ledger.next_index().saturating_sub(first));
     let mut last = ledger.purged;
     let mut tail = Tail::new(options.tail_bytes);
     let mut torn = None;
@@ -384,6 +390,7 @@ fn verify(
                 return Err(corrupt(format!("the term decreases at entry {}", entry.log_id)));
             }
             last = Some(entry.log_id);
+            options.progress.add(1);
             if ledger.last.is_some_and(|known| known.index == entry.log_id.index && known != entry.log_id) {
                 return Err(corrupt(format!("entry {} is not the one that was last", entry.log_id)));
             }
@@ -448,7 +455,7 @@ mod tests {
     fn what_cannot_be_read_is_named() {
         // Nothing is mapped at its beginning.
         let path = Path::new("/proc/self/mem");
-        let error = read_through(path).unwrap_err();
+        let error = read_through(path, &StartProgress::default()).unwrap_err();
         assert!(matches!(error, StorageError::Unreadable { path: named, .. } if named == path));
     }
 }
