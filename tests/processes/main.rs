@@ -27,5 +27,7 @@ mod isolation;
 mod membership;
 mod refusals;
 mod restart;
+mod silent;
+mod start;
 mod support;
 mod visibility;
