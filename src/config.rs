@@ -19,12 +19,15 @@ use crate::engine::{DiskPolicy, EngineConfig, Limits, PeerPolicy, SnapshotPolicy
 use crate::server::settings::parse_filter;
 use crate::types::NodeId;
 
+mod data_dir;
 mod fixed;
 mod peers;
+mod reserve;
 #[cfg(test)]
 mod tests;
 
 pub use peers::{InvalidPeers, Peers};
+pub use reserve::ReserveBytes;
 
 const EXAMPLE: &str = "Example:
   quorate serve --single                       one node by itself
@@ -68,7 +71,8 @@ pub struct Settings {
     #[arg(long, value_name = "NAME", env = "QUORATE_CLUSTER")]
     pub cluster: Option<String>,
 
-    /// Directory for log, vote, snapshots and identity [default: quorate-node]
+    /// Directory for log, vote, snapshots and identity
+    /// [default: $XDG_DATA_HOME/quorate/node-ID, else $HOME/.local/share/quorate/node-ID]
     #[arg(long, value_name = "DIR", env = "QUORATE_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
 
@@ -161,9 +165,10 @@ pub struct Settings {
     pub append_message_bytes: Option<usize>,
 
     /// Disk space set aside for writes under way when the disk turns out to be full; no writes are taken on while less
-    /// than a quarter of this is free beside it. 0 for none [default: 128 MiB]
+    /// than a quarter of this is free beside it. At most half of the file system. 0 for none; auto for 128 MiB, or an
+    /// eighth of a file system smaller than 1 GiB [default: auto]
     #[arg(long, value_name = "BYTES", env = "QUORATE_DISK_RESERVE_BYTES")]
-    pub disk_reserve_bytes: Option<u64>,
+    pub disk_reserve_bytes: Option<ReserveBytes>,
 
     /// A write to the log that takes longer, in milliseconds, counts as a disk that hangs: a leader hands over and
     /// takes no writes meanwhile. 0 for never [default: 1000]
@@ -278,7 +283,6 @@ pub struct ServeConfig {
 
 /// Defaults that the engine does not have.
 const DEFAULT_CLUSTER: &str = "quorate";
-const DEFAULT_DATA_DIR: &str = "quorate-node";
 const DEFAULT_CLIENT_LISTEN: &str = "127.0.0.1:7801";
 const DEFAULT_PEER_LISTEN: &str = "127.0.0.1:7901";
 const DEFAULT_LOG_LEVEL: &str = "info,openraft=error";
@@ -316,6 +320,9 @@ impl ServeConfig {
         if let (Some(listed), None) = (listed, &settings.peer_advertise) {
             check_listed_port(node_id, listed, &peer_listen)?;
         }
+        if let Some(given) = &settings.peer_advertise {
+            check_advertised("--peer-advertise", given, false)?;
+        }
         let peer_advertise =
             settings.peer_advertise.or(listed.cloned()).unwrap_or_else(|| peer_listen.clone());
         let (join, single) = (settings.join.unwrap_or(false), settings.single.unwrap_or(false));
@@ -328,13 +335,17 @@ impl ServeConfig {
             true => BTreeMap::from([(node_id, peer_advertise.clone())]),
             false => BTreeMap::new(),
         };
+        let data_dir = match settings.data_dir {
+            Some(data_dir) => data_dir,
+            None => data_dir::usual(node_id, |name| std::env::var_os(name), Path::new("."))?,
+        };
         let config = Self {
             node_id,
             join,
             single,
             preferred_leader: settings.preferred_leader.unwrap_or(false),
             cluster: settings.cluster.unwrap_or_else(|| DEFAULT_CLUSTER.to_owned()),
-            data_dir: settings.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
+            data_dir,
             client_listen: settings.client_listen.unwrap_or_else(|| DEFAULT_CLIENT_LISTEN.to_owned()),
             client_advertise: settings.client_advertise,
             peers: peers.unwrap_or_else(alone),
@@ -364,7 +375,10 @@ impl ServeConfig {
                 append_message_bytes: settings.append_message_bytes.unwrap_or(limits.append_message_bytes),
             },
             disk: DiskPolicy {
-                reserve_bytes: settings.disk_reserve_bytes.unwrap_or(disk.reserve_bytes),
+                reserve_bytes: match settings.disk_reserve_bytes {
+                    Some(ReserveBytes::Given(bytes)) => Some(bytes),
+                    Some(ReserveBytes::Auto) | None => disk.reserve_bytes,
+                },
                 stall_ms: settings.fsync_stall_ms.unwrap_or(disk.stall_ms),
             },
             peer_policy: PeerPolicy {
@@ -397,7 +411,9 @@ impl ServeConfig {
             Some(address) => check_advertised("--client-advertise", address, false)?,
             None => check_advertised("--client-advertise", &self.client_listen, true)?,
         }
-        check_advertised("--peer-advertise", &self.peer_advertise, self.peers.len() <= 1)?;
+        // The bound port takes the place of a free one only where nothing else is said of the address.
+        let as_listened = self.peer_advertise == self.peer_listen;
+        check_advertised("--peer-advertise", &self.peer_advertise, self.peers.len() <= 1 && as_listened)?;
         self.check_peers()?;
         parse_filter(&self.log_level).map_err(|error| {
             invalid(format!("--log-level \"{}\" is not a filter: {error}", self.log_level))

@@ -533,6 +533,19 @@ pub enum SnapshotError {
     },
 }
 
+fn listen_hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => "stop the process that uses it, or choose another address",
+        io::ErrorKind::AddrNotAvailable => {
+            "this machine has no such address: listen on one that it has, and advertise the one that others use"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "choose a port above 1023, or give the process the right to use this one"
+        }
+        _ => "it must be HOST:PORT with a host that this machine can resolve and that is its own",
+    }
+}
+
 /// Why a node could not be opened. Every message says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -541,7 +554,7 @@ pub enum OpenError {
     #[error("invalid configuration: {0}")]
     Config(String),
     /// The peer or client address cannot be listened on.
-    #[error("cannot listen on {address}: {source}; stop the process that uses it, or choose another address")]
+    #[error("cannot listen on {address}: {source}; {}", listen_hint(.source))]
     Listen {
         /// The address asked for.
         address: String,

@@ -36,6 +36,7 @@ pub mod config;
 pub mod engine;
 pub mod error;
 pub(crate) mod incoming;
+pub mod logging;
 pub mod machine;
 pub mod proto;
 pub mod raft;

@@ -1,9 +1,7 @@
 //! The `quorate` program: arguments → command → exit code.
 
-use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use quorate::cli::{self, CliError};
 
 /// Commands are allocated on one thread and freed on another, which glibc's allocator does badly.
@@ -14,24 +12,35 @@ fn main() -> ExitCode {
     let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(usage) => {
-            // Goes to standard output for --help and --version. Nobody is left to complain to if it fails.
-            let _ = usage.print();
+            print_usage(&usage);
             return cli::usage_exit_code(&usage).into();
         }
     };
-    match execute(cli) {
-        Ok(()) => cli::EXIT_OK.into(),
-        Err(error) => report(&error).into(),
-    }
+    let code = match execute(cli) {
+        Ok(()) => cli::EXIT_OK,
+        Err(error) => report(&error),
+    };
+    cli::flush_log();
+    code.into()
 }
 
 fn execute(cli: cli::Cli) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the asynchronous runtime")?;
-    runtime.block_on(cli::run(cli))?;
-    Ok(())
+    let runtime = cli::process::start(cli.command.runs_a_node())?;
+    let outcome = runtime.block_on(cli::run(cli));
+    // What still runs would hold up the end, a disk that hangs for ever. All that matters has ended, or may end anywhere.
+    runtime.shutdown_background();
+    Ok(outcome?)
+}
+
+/// Prints what clap has to say, on standard output for --help and --version.
+fn print_usage(usage: &clap::Error) {
+    use std::io::IsTerminal;
+    match usage.use_stderr() && !std::io::stderr().is_terminal() {
+        // A process that was started wrongly ends, whether or not that can be read.
+        true => cli::last_words(&usage.render().to_string()),
+        // Nobody is left to complain to if it fails.
+        false => drop(usage.print()),
+    }
 }
 
 /// Prints the error and its hint; returns the exit code.
@@ -41,10 +50,7 @@ fn report(error: &anyhow::Error) -> u8 {
         Some(error) => (error.exit_code(), error.hint()),
         None => (cli::EXIT_ERROR, None),
     };
-    let mut stderr = std::io::stderr().lock();
-    let _ = writeln!(stderr, "error: {error}");
-    if let Some(hint) = hint {
-        let _ = writeln!(stderr, "hint: {hint}");
-    }
+    let hint = hint.map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
+    cli::last_words(&format!("error: {error}\n{hint}"));
     code
 }

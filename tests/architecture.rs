@@ -22,19 +22,20 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("reason", &[]),
     ("proto", &["reason"]),
     ("incoming", &[]),
+    ("logging", &[]),
     ("error", &["types", "reason"]),
     ("session", &["types"]),
     // Pure: no IO, no clock, no randomness, so not even `runtime`.
     ("machine", &["types", "error"]),
-    ("storage", &["types", "error", "runtime"]),
+    ("storage", &["types", "error", "runtime", "logging"]),
     ("raft", &["types", "error", "runtime", "incoming", "proto", "machine", "storage"]),
     ("stream", &["types", "error", "runtime", "proto", "machine", "storage"]),
     ("engine", &["types", "error", "session", "runtime", "machine", "storage", "raft", "stream"]),
     (
         "server",
         &[
-            "types", "reason", "error", "session", "runtime", "incoming", "proto", "machine", "storage",
-            "raft", "stream", "engine",
+            "types", "reason", "error", "session", "runtime", "incoming", "logging", "proto", "machine",
+            "storage", "raft", "stream", "engine",
         ],
     ),
     // Settings of a whole process, so above what they are the settings of.
@@ -44,8 +45,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "types", "reason", "error", "runtime", "incoming", "config", "machine", "storage", "engine",
-            "stream", "server", "client",
+            "types", "reason", "error", "runtime", "incoming", "logging", "config", "machine", "storage",
+            "engine", "stream", "server", "client",
         ],
     ),
     ("main", &["cli", "config", "error"]),

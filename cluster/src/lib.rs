@@ -27,9 +27,11 @@ mod ports;
 mod record;
 mod spawn;
 mod spec;
+mod stderr;
 
 pub use cluster::Cluster;
 pub use error::ClusterError;
 pub use node::{Exit, Node};
 pub use record::NodeRecord;
 pub use spec::{ClusterSpec, MAX_NODES};
+pub use stderr::Stderr;

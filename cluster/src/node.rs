@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
-use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, PipeReader, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
@@ -49,7 +49,12 @@ pub struct Node {
 #[derive(Debug)]
 enum State {
     Never,
-    Running { child: Child, paused: bool },
+    Running {
+        child: Child,
+        paused: bool,
+        /// Of its standard error, if that is not to be read.
+        _unread: Option<PipeReader>,
+    },
     Ended(Exit),
 }
 
@@ -151,13 +156,15 @@ impl Node {
             .map_err(ClusterError::io("cannot open", &log_path))?;
 
         let mut command = self.spec.command(self.node_id);
-        command.args(args).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        let stderr =
+            self.spec.stderr.open(stderr).map_err(ClusterError::io("cannot lead astray", &log_path))?;
+        command.args(args).stdin(Stdio::null()).stdout(stdout).stderr(stderr.stdio);
         // Ctrl-C in a terminal reaches its whole foreground group. It is for whoever runs the cluster to
         // stop the nodes, in order.
         command.process_group(0);
         let child = spawn::spawn(command).map_err(ClusterError::io("cannot start", &self.spec.binary))?;
         let pid = child.id();
-        *state = State::Running { child, paused: false };
+        *state = State::Running { child, paused: false, _unread: stderr.reader };
         self.record.set_pid(self.node_id, Some(pid))?;
         Ok(pid)
     }
@@ -298,7 +305,7 @@ impl Node {
 
     fn signal(&self, signal: Signal) -> Result<(), ClusterError> {
         let mut state = self.current();
-        let State::Running { child, paused } = &mut *state else {
+        let State::Running { child, paused, .. } = &mut *state else {
             return Err(ClusterError::NotRunning { node_id: self.node_id });
         };
         // The child is not reaped while `state` is locked, so the id cannot have passed to another process.

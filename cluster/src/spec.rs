@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::error::ClusterError;
 use crate::ports::PortBlock;
+use crate::stderr::Stderr;
 
 /// Most nodes of one local cluster.
 pub const MAX_NODES: u64 = 16;
@@ -33,6 +34,8 @@ pub struct ClusterSpec {
     pub cluster: String,
     /// Arguments for every node, after those that this crate gives.
     pub extra_args: Vec<OsString>,
+    /// Where the standard error of every node leads.
+    pub stderr: Stderr,
     /// Keeps the ports reserved while any clone of this spec, and so any cluster made from it, lives.
     reserved: Option<Arc<PortBlock>>,
 }
@@ -51,6 +54,7 @@ impl ClusterSpec {
             peer_port: 7901,
             cluster: "quorate".to_owned(),
             extra_args: Vec::new(),
+            stderr: Stderr::default(),
             reserved: None,
         }
     }

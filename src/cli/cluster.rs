@@ -15,9 +15,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quorate_cluster::{Cluster, ClusterError, ClusterSpec};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
+use super::signals::StopSignals;
 use crate::client::{Client, ClientConfig, ConfigError, Endpoint, NodeStatus};
 use crate::engine::{MIN_MEMORY_BYTES, available_memory_bytes};
 use crate::runtime;
@@ -113,8 +113,10 @@ pub async fn run(args: ClusterArgs) -> Result<(), ClusterCommandError> {
     if spec.endpoints() != ClusterSpec::new("", "").endpoints() {
         call = format!("{call} --endpoints {}", spec.endpoints().join(","));
     }
-    let cluster = Arc::new(runtime::offload(move || Cluster::start(spec)).await?);
     let mut screen = Screen::stdout();
+    let data_dir = std::path::absolute(&args.data_dir).unwrap_or_else(|_| args.data_dir.clone());
+    screen.print(&format!("the cluster's directory is {}", data_dir.display()));
+    let cluster = Arc::new(runtime::offload(move || Cluster::start(spec)).await?);
     screen.print(&format!("{} nodes started in {}", args.nodes, cluster.data_dir().display()));
 
     let outcome = Session::new(&cluster, call, args.restart)?.watch(&mut screen, &mut stop).await;
@@ -173,7 +175,7 @@ impl<'a> Session<'a> {
         let mut leader = None;
         loop {
             tokio::select! {
-                () = stop.received() => return Ok(leader),
+                _ = stop.next() => return Ok(leader),
                 view = async { tick.tick().await; self.look().await } => {
                     leader = view.leader();
                     self.supervise(&view, screen)?;
@@ -267,7 +269,7 @@ async fn stop_all(
     tokio::pin!(work);
     tokio::select! {
         outcome = &mut work => outcome?,
-        () = stop.received() => {
+        _ = stop.next() => {
             cluster.kill_all()?;
             // It finds every node ended.
             work.await?;
@@ -277,31 +279,6 @@ async fn stop_all(
     }
     screen.print(&format!("stopped; the next start continues from {}", cluster.data_dir().display()));
     Ok(())
-}
-
-/// The signals that ask for an orderly stop: Ctrl-C, a supervisor's SIGTERM, a closed terminal.
-struct StopSignals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl StopSignals {
-    fn listen() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn received(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
-        }
-    }
 }
 
 /// The shortest way to write the path of this program in the user's shell.

@@ -13,6 +13,8 @@ pub use crate::reason::{EXIT_ERROR, EXIT_INVALID, EXIT_OK, EXIT_UNREACHABLE};
 pub use error::CliError;
 pub use output::Format;
 
+pub use crate::logging::{flush as flush_log, last_words};
+
 use crate::client::{Client, ClientConfig, Endpoint, SESSION_TTL_MIN, Scope};
 
 pub mod bench;
@@ -25,11 +27,13 @@ pub mod get;
 pub mod health;
 pub mod member;
 mod output;
+pub mod process;
 pub mod put;
 pub mod range;
 pub mod read;
 pub mod serve;
 pub mod session;
+mod signals;
 pub mod snapshot;
 pub mod status;
 pub mod transfer;
@@ -170,6 +174,13 @@ pub enum Command {
     Cluster(cluster::ClusterArgs),
     /// Print a completion script for a shell
     Completion(completion::CompletionArgs),
+}
+
+impl Command {
+    /// Whether the process is a node: it needs more than one that asks a node.
+    pub fn runs_a_node(&self) -> bool {
+        matches!(self, Self::Serve(_))
+    }
 }
 
 /// Reads the arguments, the program's name first.

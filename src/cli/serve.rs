@@ -1,26 +1,32 @@
 //! `quorate serve`: one node of a cluster, in this process, until it is told to stop.
 //!
-//! SIGTERM or SIGINT stops it in order: the client port stops accepting and answers what is in flight, the
-//! engine hands leadership over and closes its log. A second signal exits at once. A fatal error of the engine
-//! exits at once too: nothing that is still running could acknowledge anything, and a supervisor restarts the
-//! process.
+//! SIGTERM, SIGINT or SIGHUP stops it in order: the client port stops accepting and answers what is in flight, the
+//! engine hands leadership over and closes its log. A second signal exits at once. So does the first while the node is
+//! still being opened: it has promised nothing since it was started, and opening may be cut off anywhere, as by a power
+//! cut. A fatal error of the engine exits at once too: nothing that is still running could acknowledge anything, and a
+//! supervisor restarts the process.
+//!
+//! The client port answers from the first moment: see [`Server::serve_opening`]. The log goes to standard error through
+//! a [writer](crate::logging) that holds up nothing, whatever becomes of standard error.
 
 use std::io::IsTerminal;
 use std::net::TcpListener;
+use std::path::Path;
 use std::process;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing_subscriber::{EnvFilter, reload};
 
 pub use crate::config::ServeArgs;
 
+use super::signals::StopSignals;
 use crate::config::{ConfigError, LogFormat, ServeConfig};
 use crate::engine::{Engine, EngineConfig};
 use crate::error::{FatalError, OpenError};
 use crate::incoming;
+use crate::logging;
 use crate::machine::kv::KvMachine;
-use crate::runtime;
+use crate::runtime::{self, offload};
 use crate::server::settings::{LogLevel, parse_filter};
 use crate::server::{self, Server};
 
@@ -40,6 +46,9 @@ pub enum ServeError {
     /// The process cannot be told when to stop.
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] std::io::Error),
+    /// There is nobody to write the log.
+    #[error("cannot write a log to standard error: {0}")]
+    Log(#[source] std::io::Error),
 }
 
 impl ServeError {
@@ -47,7 +56,7 @@ impl ServeError {
     pub fn is_invalid_input(&self) -> bool {
         match self {
             Self::Config(_) | Self::Open(OpenError::Config(_)) => true,
-            Self::Open(_) | Self::Serve(_) | Self::Signals(_) => false,
+            Self::Open(_) | Self::Serve(_) | Self::Signals(_) | Self::Log(_) => false,
         }
     }
 }
@@ -60,47 +69,105 @@ impl ServeError {
 /// See [`ServeError`].
 pub async fn run(args: ServeArgs) -> Result<(), ServeError> {
     let config = ServeConfig::load(args)?;
-    let log_level = log_to_stderr(&config);
+    let log_level = log_to_stderr(&config)?;
+    let data_dir = std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
+    tracing::info!("the data directory is {}", data_dir.display());
     if let Err(error) = incoming::raise_open_files() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
-    let mut signals = Signals::listen().map_err(ServeError::Signals)?;
-    let mut server = Server::bind(&config.client_listen).await?.with_fixed_settings(config.fixed_settings());
-    if let Some(log_level) = log_level {
-        server = server.with_log_level(log_level);
-    }
-    let engine_config = with_peer_listener(config.engine_config(server.local_addr().to_string()))?;
-    tracing::info!(
-        node_id = config.node_id,
-        cluster = config.cluster,
-        data_dir = %config.data_dir.display(),
-        client = engine_config.client_advertise,
-        peer = engine_config.peer_advertise,
-        version = env!("CARGO_PKG_VERSION"),
-        "starting"
-    );
-    let engine = Engine::open(engine_config, KvMachine::default()).await?;
-    exit_when_fatal(&engine);
+    let mut signals = StopSignals::listen().map_err(ServeError::Signals)?;
+    let (server, engine_config) = tokio::select! {
+        listening = listen(config, log_level, &data_dir) => listening?,
+        name = signals.next() => return stopped_early(name),
+    };
 
+    let client = server.local_addr();
+    let (give, opened) = oneshot::channel();
     let (stop, stopped) = oneshot::channel();
+    let progress = engine_config.progress.clone();
+    let serving = server.serve_opening(
+        async {
+            match opened.await {
+                Ok(engine) => engine,
+                // It is not going to be one: this process ends.
+                Err(_) => std::future::pending().await,
+            }
+        },
+        progress,
+        async {
+            // The sender is only dropped after it has sent.
+            let _ = stopped.await;
+        },
+    );
+    let mut serving = runtime::spawn(serving);
+    // In a task of its own: whatever it waits for, signals are heard meanwhile.
+    let opening = runtime::spawn(Engine::open(engine_config, KvMachine::default()));
+    let engine = tokio::select! {
+        engine = opening => engine.unwrap_or_else(|panic| Err(OpenError::Core(panic.to_string())))?,
+        name = signals.next() => return stopped_early(name),
+        served = &mut serving => return Ok(served.unwrap_or_else(|panic| process_ends(&panic.to_string()))?),
+    };
+    exit_when_fatal(&engine);
+    // Whoever waits for it lives as long as the port is served.
+    let _ = give.send(engine.clone());
     runtime::spawn(async move {
         let name = signals.next().await;
         tracing::info!(signal = name, "stopping; a second signal exits at once");
         let _ = stop.send(());
         let name = signals.next().await;
         tracing::warn!(signal = name, "exiting at once");
+        logging::flush();
         process::exit(1);
     });
-    tracing::info!(client = %server.local_addr(), "serving");
-    let served = server
-        .serve(engine.clone(), async {
-            // The sender is only dropped after it has sent.
-            let _ = stopped.await;
-        })
-        .await;
+    tracing::info!(%client, "serving");
+    let served = serving.await.unwrap_or_else(|panic| process_ends(&panic.to_string()));
     engine.shutdown().await;
     tracing::info!("stopped");
     Ok(served?)
+}
+
+/// Opens both ports, and makes the settings fit the machine.
+async fn listen(
+    mut config: ServeConfig,
+    log_level: Option<LogLevel>,
+    data_dir: &Path,
+) -> Result<(Server, EngineConfig), ServeError> {
+    let mut server = Server::bind(&config.client_listen).await?;
+    if let Some(log_level) = log_level {
+        server = server.with_log_level(log_level);
+    }
+    let engine_config = config.engine_config(server.local_addr().to_string());
+    // Both may wait, for a name to be resolved and for a disk.
+    let engine_config = offload(move || {
+        let mut engine_config = with_peer_listener(engine_config)?;
+        engine_config.fit_disk().map(|()| engine_config)
+    })
+    .await?;
+    (config.disk, config.limits) = (engine_config.disk.clone(), engine_config.limits.clone());
+    tracing::info!(
+        node_id = config.node_id,
+        cluster = config.cluster,
+        data_dir = %data_dir.display(),
+        client = engine_config.client_advertise,
+        peer = engine_config.peer_advertise,
+        disk_reserve_bytes = config.disk.reserve_bytes,
+        max_inflight_bytes = config.limits.max_inflight_bytes,
+        version = env!("CARGO_PKG_VERSION"),
+        "starting"
+    );
+    Ok((server.with_fixed_settings(config.fixed_settings()), engine_config))
+}
+
+/// A node that is not open yet has nobody to tell, and nothing to hand over.
+fn stopped_early(signal: &str) -> Result<(), ServeError> {
+    tracing::info!(signal, "stopped before the node was open; the next start begins anew");
+    Ok(())
+}
+
+/// A task that the process cannot do without has panicked.
+fn process_ends(reason: &str) -> ! {
+    logging::last_words(&format!("error: the client port has failed: {reason}\n"));
+    process::exit(1)
 }
 
 /// Opens the peer port here, so that port 0 can be advertised as what it turned out to be.
@@ -109,7 +176,8 @@ fn with_peer_listener(mut config: EngineConfig) -> Result<EngineConfig, OpenErro
     let failed = |source| OpenError::Listen { address: address.clone(), source };
     let listener = TcpListener::bind(&address).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
-    if config.peer_advertise.ends_with(":0") {
+    let port = config.peer_advertise.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    if port == Some(0) {
         let bound = listener.local_addr().map_err(failed)?.to_string();
         // Only a node that forms a cluster by itself may have a port that nobody knows beforehand.
         config.initial_members.entry(config.node_id).and_modify(|own| own.clone_from(&bound));
@@ -133,18 +201,23 @@ fn exit_when_fatal(engine: &Engine<KvMachine>) {
 }
 
 fn exit_fatally(fatal: &FatalError) -> ! {
-    eprintln!("error: the node has stopped: {fatal}");
+    logging::last_words(&format!("error: the node has stopped: {fatal}\n"));
     process::exit(1)
 }
 
 /// Writes the log to standard error. Returns how to change what is written; nothing if an embedding process has set up
 /// a log of its own, which stays.
-fn log_to_stderr(config: &ServeConfig) -> Option<LogLevel> {
+fn log_to_stderr(config: &ServeConfig) -> Result<Option<LogLevel>, ServeError> {
+    let writer = logging::start().map_err(ServeError::Log)?;
     let filter = parse_filter(&config.log_level).unwrap_or_default(); // checked with the configuration
     let colours = std::io::stderr().is_terminal();
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
-    match config.log_format {
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(writer)
+        // It would say so on standard error, and panic if it cannot.
+        .log_internal_errors(false);
+    Ok(match config.log_format {
         LogFormat::Text => {
             let log = log.with_filter_reloading();
             let level = log_level(config, log.reload_handle());
@@ -155,7 +228,7 @@ fn log_to_stderr(config: &ServeConfig) -> Option<LogLevel> {
             let level = log_level(config, log.reload_handle());
             log.try_init().ok().map(|()| level)
         }
-    }
+    })
 }
 
 fn log_level<S: 'static>(config: &ServeConfig, handle: reload::Handle<EnvFilter, S>) -> LogLevel {
@@ -163,25 +236,6 @@ fn log_level<S: 'static>(config: &ServeConfig, handle: reload::Handle<EnvFilter,
         let filter = parse_filter(filter)?;
         handle.reload(filter).map_err(|error| error.to_string())
     })
-}
-
-/// The signals that ask a process to stop.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ impl ServeConfig {
             "election_timeout_max_ms" => self.timing.election_timeout_max_ms.into(),
             "log_tail_bytes" => self.limits.log_tail_bytes.into(),
             "append_message_bytes" => self.limits.append_message_bytes.into(),
-            "disk_reserve_bytes" => self.disk.reserve_bytes.into(),
+            "disk_reserve_bytes" => self.disk.reserve_bytes.map_or_else(|| "auto".into(), Value::from),
             "fsync_stall_ms" => self.disk.stall_ms.into(),
             "lagging_after_ms" => self.peer_policy.lagging_after_ms.into(),
             "disconnected_after_ms" => self.peer_policy.disconnected_after_ms.into(),

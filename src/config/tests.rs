@@ -85,7 +85,7 @@ fn the_help_tells_the_defaults() {
         ("max-inflight-bytes", mib(limits.max_inflight_bytes as u64)),
         ("log-tail-bytes", mib(limits.log_tail_bytes as u64)),
         ("append-message-bytes", mib(limits.append_message_bytes as u64)),
-        ("disk-reserve-bytes", mib(disk.reserve_bytes)),
+        ("disk-reserve-bytes", "auto".to_owned()),
         ("fsync-stall-ms", disk.stall_ms.to_string()),
         ("lagging-after-ms", peers.lagging_after_ms.to_string()),
         ("disconnected-after-ms", peers.disconnected_after_ms.to_string()),
@@ -93,7 +93,7 @@ fn the_help_tells_the_defaults() {
         ("client-listen", DEFAULT_CLIENT_LISTEN.to_owned()),
         ("peer-listen", DEFAULT_PEER_LISTEN.to_owned()),
         ("cluster", DEFAULT_CLUSTER.to_owned()),
-        ("data-dir", DEFAULT_DATA_DIR.to_owned()),
+        ("data-dir", "$XDG_DATA_HOME/quorate/node-ID, else $HOME/.local/share/quorate/node-ID".to_owned()),
         ("log-level", DEFAULT_LOG_LEVEL.to_owned()),
         ("log-format", "text".to_owned()),
     ] {
@@ -220,11 +220,26 @@ fn what_cannot_work_is_refused_with_what_to_do() {
         (&["--cluster", "a b"], "--cluster"),
         (&["--log-level", "quorate=loud"], "--log-level"),
         (&["--heartbeat-interval-ms", "100"], "heartbeat_interval_ms"),
-        (&["--snapshot-every-entries", "0"], "snapshots"),
+        (&["--snapshot-every-entries", "0"], "snapshot_every_entries (0) must be from 1 to 1000000000"),
+        (&["--snapshot-keep-bytes", "18446744073709551615"], "snapshot_keep_bytes"),
+        (&["--heartbeat-interval-ms", "18446744073709551615"], "heartbeat_interval_ms"),
+        (
+            &["--election-timeout-max-ms", "999999999"],
+            "election_timeout_max_ms (999999999) must be from 3 to 600000",
+        ),
+        (&["--disk-reserve-bytes", "18446744073709551615"], "disk_reserve_bytes"),
+        (&["--fsync-stall-ms", "60000"], "fsync_stall_ms (60000) must be from 1 to 30000, or 0 for never"),
+        (&["--log-level", "loud"], "\"loud\" is no level"),
+        (&["--log-level", "openraft=debug"], "begin it with one, such as info"),
+        (&["--peer-advertise", "a:0"], "port 0"),
+        (&["--single", "--peer-listen", "127.0.0.1:7", "--peer-advertise", "127.0.0.1:0"], "port 0"),
         (&["--max-command-bytes", "999999999"], "--max-command-bytes"),
         (&["--max-inflight-bytes", "1"], "max_inflight_bytes"),
         (&["--disk-reserve-bytes", "1000000"], "disk_reserve_bytes"),
-        (&["--max-inflight-bytes", "500000000"], "disk_reserve_bytes"),
+        (
+            &["--max-inflight-bytes", "500000000", "--disk-reserve-bytes", "134217728"],
+            "disk_reserve_bytes (134217728) must be 0, for none, or at least 658554432",
+        ),
         (&["--log-tail-bytes", "1"], "--log-tail-bytes"),
     ];
     for (given, expected) in cases {
@@ -262,7 +277,7 @@ fn what_is_made_of_slow_peers_reaches_the_engine_if_it_can_work() {
         PeerPolicy { lagging_after_ms: 500, disconnected_after_ms: 9000, reconnect_interval_ms: 50 };
     assert_eq!(config.engine_config(String::new()).peers, expected);
     for (given, named) in [
-        (["--lagging-after-ms", "0"], "0 < lagging_after_ms"),
+        (["--lagging-after-ms", "0"], "lagging_after_ms (0) must be from 1"),
         (["--disconnected-after-ms", "1000"], "lagging_after_ms < disconnected_after_ms"),
         (["--reconnect-interval-ms", "0"], "reconnect_interval_ms (0) must be from 1"),
         (["--reconnect-interval-ms", "60001"], "reconnect_interval_ms (60001)"),

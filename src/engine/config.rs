@@ -5,7 +5,9 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::ranges;
 use crate::error::OpenError;
+use crate::storage::{self, StartProgress};
 use crate::types::NodeId;
 
 /// Settings of one node. [`EngineConfig::new`] gives defaults for everything but identity.
@@ -49,6 +51,8 @@ pub struct EngineConfig {
     /// member with the least of it can bear. `None` for all that the machine, the control groups and the resource limits of
     /// the process allow. Nodes that share a machine are to be given their shares.
     pub memory_bytes: Option<u64>,
+    /// Is told how far opening the node has come. Keep a clone to look at.
+    pub progress: StartProgress,
 }
 
 impl EngineConfig {
@@ -73,6 +77,7 @@ impl EngineConfig {
             disk: DiskPolicy::default(),
             peers: PeerPolicy::default(),
             memory_bytes: None,
+            progress: StartProgress::default(),
         }
     }
 }
@@ -95,6 +100,7 @@ impl EngineConfig {
         if self.cluster.is_empty() || self.cluster.len() > MAX_CLUSTER_NAME_BYTES {
             return refuse(format!("the cluster's name must have 1 to {MAX_CLUSTER_NAME_BYTES} bytes"));
         }
+        ranges::check(&self.numbers()).map_err(OpenError::Config)?;
         let founds = !self.join && !self.initial_members.is_empty();
         if founds && !self.initial_members.contains_key(&self.node_id) {
             return refuse(format!("node {} is not among the founding members it was given", self.node_id));
@@ -104,7 +110,6 @@ impl EngineConfig {
                 "timing must satisfy 0 < 2 x heartbeat_interval_ms <= election_timeout_min_ms < election_timeout_max_ms, got {heartbeat}, {min}, {max}"
             ));
         }
-        self.snapshots.validate().map_err(OpenError::Config)?;
         self.peers.validate().map_err(OpenError::Config)?;
         if self.memory_bytes.is_some_and(|bytes| bytes < MIN_MEMORY_BYTES) {
             return refuse(format!(
@@ -112,23 +117,55 @@ impl EngineConfig {
             ));
         }
         let limits = &self.limits;
-        if limits.max_command_bytes == 0 || limits.max_inflight_bytes < limits.max_command_bytes {
-            return refuse(
-                "max_inflight_bytes must be at least max_command_bytes, and that at least 1".to_owned(),
-            );
+        if limits.max_inflight_bytes < limits.max_command_bytes {
+            return refuse("max_inflight_bytes must be at least max_command_bytes".to_owned());
         }
-        let reserve = self.disk.reserve_bytes;
         let needed = DiskPolicy::needed_bytes(limits);
-        if reserve != 0 && reserve < needed {
-            return refuse(format!(
+        match self.disk.reserve_bytes {
+            Some(reserve) if reserve != 0 && reserve < needed => refuse(format!(
                 "disk_reserve_bytes ({reserve}) must be 0, for none, or at least {needed}: 32 MiB and five quarters of max_inflight_bytes"
-            ));
+            )),
+            Some(_) | None => Ok(()),
         }
-        if limits.max_command_bytes > MAX_COMMAND_BYTES || limits.append_message_bytes > MAX_COMMAND_BYTES {
-            return refuse(format!(
-                "max_command_bytes and append_message_bytes must be at most {MAX_COMMAND_BYTES}: messages between nodes are limited to twice that"
-            ));
+    }
+
+    /// Every number among the settings, by the name it has in a configuration file.
+    fn numbers(&self) -> [(&'static str, u64); ranges::RANGES.len()] {
+        let Self { timing, snapshots, limits, disk, peers, .. } = self;
+        [
+            ("heartbeat_interval_ms", timing.heartbeat_interval_ms),
+            ("election_timeout_min_ms", timing.election_timeout_min_ms),
+            ("election_timeout_max_ms", timing.election_timeout_max_ms),
+            ("snapshot_every_entries", snapshots.every_entries),
+            ("snapshot_every_bytes", snapshots.every_bytes),
+            ("snapshot_keep_entries", snapshots.keep_entries),
+            ("snapshot_keep_bytes", snapshots.keep_bytes),
+            ("max_command_bytes", limits.max_command_bytes as u64),
+            ("max_inflight_bytes", limits.max_inflight_bytes as u64),
+            ("log_tail_bytes", limits.log_tail_bytes as u64),
+            ("append_message_bytes", limits.append_message_bytes as u64),
+            ("disk_reserve_bytes", disk.reserve_bytes.unwrap_or_default()),
+            ("fsync_stall_ms", disk.stall_ms),
+            ("lagging_after_ms", peers.lagging_after_ms),
+            ("disconnected_after_ms", peers.disconnected_after_ms),
+            ("reconnect_interval_ms", peers.reconnect_interval_ms),
+        ]
+    }
+
+    /// Has the reserve, and with it what may be in flight, fit the file system that the data directory is on, or is going
+    /// to be. Settings that were given stay as they are. [`Engine::open`](super::Engine::open) does this by itself.
+    ///
+    /// # Errors
+    /// [`OpenError::Config`] when what was given does not fit, saying what would; [`OpenError::Storage`] when the file
+    /// system cannot be asked.
+    pub fn fit_disk(&mut self) -> Result<(), OpenError> {
+        if self.disk.reserve_bytes == Some(0) {
+            return Ok(());
         }
+        let size = storage::file_system_bytes(&self.data_dir)?;
+        let (reserve, inflight) = self.disk.fitting(&self.limits, size).map_err(OpenError::Config)?;
+        self.disk.reserve_bytes = Some(reserve);
+        self.limits.max_inflight_bytes = inflight;
         Ok(())
     }
 }
@@ -136,8 +173,6 @@ impl EngineConfig {
 /// What to say to a node that belongs to no cluster and was not told how to get one.
 pub(super) const NO_CLUSTER: &str = "this node belongs to no cluster yet, and was not told which. There are three ways: --peers 1=HOST:PORT,2=HOST:PORT,… forms a cluster with the nodes it names; --join waits until `quorate member add` takes the node into one that exists; --single forms a cluster of this node alone";
 
-/// Largest command, and batch of entries, that a message between nodes has room for.
-const MAX_COMMAND_BYTES: usize = 32 * 1024 * 1024 - 1024 * 1024;
 /// The least memory, in bytes, that a node can be told to live with.
 pub const MIN_MEMORY_BYTES: u64 = 192 * 1024 * 1024;
 /// Longest name of a cluster.
@@ -189,10 +224,12 @@ impl SnapshotPolicy {
     /// # Errors
     /// Which setting, and why.
     pub(super) fn validate(&self) -> Result<(), String> {
-        match self.every_entries == 0 || self.every_bytes == 0 {
-            true => Err("snapshots must be taken every 1 or more entries and bytes".to_owned()),
-            false => Ok(()),
-        }
+        ranges::check(&[
+            ("snapshot_every_entries", self.every_entries),
+            ("snapshot_every_bytes", self.every_bytes),
+            ("snapshot_keep_entries", self.keep_entries),
+            ("snapshot_keep_bytes", self.keep_bytes),
+        ])
     }
 }
 
@@ -243,21 +280,14 @@ pub struct PeerPolicy {
 }
 
 impl PeerPolicy {
-    /// Refuses what cannot work.
+    /// Refuses what does not go together.
     fn validate(&self) -> Result<(), String> {
-        /// A peer that has come back is not to wait for longer.
-        const MAX_RECONNECT_INTERVAL_MS: u64 = 60_000;
         let Self { lagging_after_ms: lagging, disconnected_after_ms: disconnected, .. } = *self;
-        if lagging == 0 || disconnected <= lagging {
-            return Err(format!(
-                "peers must satisfy 0 < lagging_after_ms < disconnected_after_ms, got {lagging}, {disconnected}"
-            ));
-        }
-        match self.reconnect_interval_ms {
-            1..=MAX_RECONNECT_INTERVAL_MS => Ok(()),
-            other => {
-                Err(format!("reconnect_interval_ms ({other}) must be from 1 to {MAX_RECONNECT_INTERVAL_MS}"))
-            }
+        match disconnected <= lagging {
+            true => Err(format!(
+                "peers must satisfy lagging_after_ms < disconnected_after_ms, got {lagging}, {disconnected}"
+            )),
+            false => Ok(()),
         }
     }
 }
@@ -273,25 +303,124 @@ impl Default for PeerPolicy {
 pub struct DiskPolicy {
     /// Size of the reserve that the data directory holds for writes under way when the disk turns out to be full;
     /// writes are refused once less than a quarter of it is left beside it, and taken again once half of it is. 0
-    /// for no reserve and no such check: a full disk then stops the node.
-    pub reserve_bytes: u64,
+    /// for no reserve and no such check: a full disk then stops the node. None for one that fits the file system: 128 MiB,
+    /// or an eighth of a file system smaller than 1 GiB, so that several nodes may share it.
+    pub reserve_bytes: Option<u64>,
     /// A write of the log that takes longer has stalled: a leader hands over and refuses writes meanwhile. 0 for
     /// no such check.
     pub stall_ms: u64,
 }
 
 impl DiskPolicy {
-    /// The smallest reserve for these limits: what may be in flight with what the log adds to it, a segment of the
-    /// log, and room for votes.
+    /// Beside what is in flight, a reserve has room for a segment of the log, and for votes.
+    const BESIDE_BYTES: u64 = 32 * 1024 * 1024;
+    /// The reserve where nothing else was asked for, and there is room.
+    const USUAL_RESERVE_BYTES: u64 = 128 * 1024 * 1024;
+    /// It takes no more than one in so many bytes of the file system, which several nodes may share.
+    const FILE_SYSTEM_SHARE: u64 = 8;
+    /// A reserve that was asked for may be one in so many: half of its size must be free beside it before writes are
+    /// taken.
+    const MOST_SHARE: u64 = 2;
+    /// So much may be in flight even under the smallest reserve.
+    const LEAST_INFLIGHT_BYTES: u64 = 4 * 1024 * 1024;
+
+    /// The smallest reserve for these limits: what may be in flight with what the log adds to it, and what is beside it.
     fn needed_bytes(limits: &Limits) -> u64 {
-        const BESIDE_BYTES: u64 = 32 * 1024 * 1024;
-        let inflight = limits.max_inflight_bytes as u64;
-        inflight.saturating_add(inflight / 4).saturating_add(BESIDE_BYTES)
+        Self::needed_for(limits.max_inflight_bytes as u64)
+    }
+
+    fn needed_for(inflight: u64) -> u64 {
+        inflight.saturating_add(inflight / 4).saturating_add(Self::BESIDE_BYTES)
+    }
+
+    /// The reserve, and what may be in flight, on a file system of `size` bytes.
+    ///
+    /// What may be in flight gives way to a small reserve only if it is what it is by default.
+    ///
+    /// # Errors
+    /// What does not fit, and what would.
+    fn fitting(&self, limits: &Limits, size: u64) -> Result<(u64, usize), String> {
+        if size == 0 {
+            // The file system does not say.
+            return Ok((
+                self.reserve_bytes.unwrap_or(Self::needed_bytes(limits).max(Self::USUAL_RESERVE_BYTES)),
+                limits.max_inflight_bytes,
+            ));
+        }
+        let most = size / Self::MOST_SHARE;
+        let refuse = |asked: u64, why: &str| {
+            format!(
+                "disk_reserve_bytes ({asked}{why}) must be at most {most}, half of the file system of the data directory ({size} bytes); set a smaller one, with a smaller max_inflight_bytes if need be, or 0 for none"
+            )
+        };
+        if let Some(reserve) = self.reserve_bytes {
+            return match reserve <= most {
+                true => Ok((reserve, limits.max_inflight_bytes)),
+                false => Err(refuse(reserve, "")),
+            };
+        }
+        let given = limits.max_inflight_bytes != Limits::default().max_inflight_bytes;
+        let command = limits.max_command_bytes as u64;
+        let least = match given {
+            true => Self::needed_bytes(limits),
+            false => Self::needed_for(Self::LEAST_INFLIGHT_BYTES.max(command)),
+        };
+        let reserve = (size / Self::FILE_SYSTEM_SHARE).min(Self::USUAL_RESERVE_BYTES).max(least);
+        if reserve > most {
+            let why = match given {
+                true => ", what max_inflight_bytes needs",
+                false => ", the smallest with these limits",
+            };
+            return Err(refuse(reserve, why));
+        }
+        let room = (reserve - Self::BESIDE_BYTES) / 5 * 4;
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        let inflight = if given { limits.max_inflight_bytes } else { limits.max_inflight_bytes.min(room) };
+        Ok((reserve, inflight))
     }
 }
 
 impl Default for DiskPolicy {
     fn default() -> Self {
-        Self { reserve_bytes: 128 * 1024 * 1024, stall_ms: 1000 }
+        Self { reserve_bytes: None, stall_ms: 1000 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1024 * 1024;
+
+    fn fit(reserve_bytes: Option<u64>, inflight_mib: u64, size: u64) -> Result<(u64, u64), String> {
+        let limits = Limits { max_inflight_bytes: (inflight_mib * MIB) as usize, ..Limits::default() };
+        let policy = DiskPolicy { reserve_bytes, ..DiskPolicy::default() };
+        let (reserve, inflight) = policy.fitting(&limits, size)?;
+        assert!(reserve >= DiskPolicy::needed_for(inflight as u64), "{reserve} for {inflight}");
+        assert!(reserve <= size / 2);
+        Ok((reserve / MIB, inflight as u64 / MIB))
+    }
+
+    #[test]
+    fn a_reserve_that_nobody_asked_for_leaves_room_for_other_nodes() {
+        assert_eq!(fit(None, 64, 1 << 50), Ok((128, 64)));
+        assert_eq!(fit(None, 64, 1024 * MIB), Ok((128, 64)));
+        assert_eq!(fit(None, 64, 400 * MIB), Ok((50, 14)), "three of them take 150 of 400");
+        assert_eq!(fit(None, 64, 100 * MIB), Ok((37, 4)), "the smallest there is");
+        // Beside three whole reserves, what ends a full disk is free for each.
+        let (reserve, _) = fit(None, 64, 400 * MIB).unwrap();
+        assert!(400 > 3 * reserve + reserve);
+    }
+
+    #[test]
+    fn what_was_asked_for_is_kept_or_refused_with_what_would_fit() {
+        assert_eq!(fit(None, 8, 400 * MIB), Ok((50, 8)));
+        assert_eq!(fit(None, 100, 400 * MIB), Ok((157, 100)), "it needs more");
+        assert_eq!(fit(Some(112 * MIB), 64, 400 * MIB), Ok((112, 64)));
+        let too_large = fit(Some(u64::MAX), 64, 400 * MIB).unwrap_err();
+        assert!(too_large.contains(&format!("at most {}", 200 * MIB)), "{too_large}");
+        for refused in [fit(None, 200, 400 * MIB), fit(None, 64, 70 * MIB)] {
+            assert!(refused.unwrap_err().contains("disk_reserve_bytes"));
+        }
     }
 }

@@ -22,6 +22,7 @@
 //! must speak to all others before it may write, and meets one that knows it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,62 @@ const LISTEN: Duration = Duration::from_secs(1);
 /// Rounds between two messages about who is missing: every five seconds or so.
 const ROUNDS_PER_MESSAGE: u32 = 100;
 
+/// What a node waits for that belongs to no cluster yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Forming {
+    /// All founders must answer at the same time, and these have not, by the last round.
+    Founders {
+        /// Their peer addresses, and why each counts as missing.
+        missing: BTreeMap<NodeId, (String, String)>,
+    },
+    /// All founders answer. The one with the smallest id writes the founding membership.
+    FirstFounder {
+        /// That one.
+        node_id: NodeId,
+    },
+    /// It is to be added to a cluster.
+    ToBeAdded,
+}
+
+impl Forming {
+    /// Before anybody was asked.
+    pub(super) fn first(own: NodeId, founders: &BTreeMap<NodeId, String>) -> Self {
+        let others = founders.iter().filter(|(id, _)| **id != own);
+        let missing: BTreeMap<_, _> =
+            others.map(|(id, address)| (*id, (address.clone(), "not asked yet".to_owned()))).collect();
+        Self::of_founders(missing, founders)
+    }
+
+    fn of_founders(missing: BTreeMap<NodeId, (String, String)>, founders: &BTreeMap<NodeId, String>) -> Self {
+        match (missing.is_empty(), founders.keys().next()) {
+            (true, Some(node_id)) => Self::FirstFounder { node_id: *node_id },
+            _ => Self::Founders { missing },
+        }
+    }
+}
+
+impl fmt::Display for Forming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Founders { missing } => {
+                f.write_str("the cluster forms once all founders answer; missing:")?;
+                for (place, (node_id, (address, why))) in missing.iter().enumerate() {
+                    let separator = if place == 0 { "" } else { "," };
+                    write!(f, "{separator} node {node_id} at {address} ({why})")?;
+                }
+                Ok(())
+            }
+            Self::FirstFounder { node_id } => {
+                write!(f, "all founders answer; node {node_id} writes the founding membership")
+            }
+            Self::ToBeAdded => f.write_str(
+                "this node waits to be added to a cluster by `quorate member add` or `quorate member replace`",
+            ),
+        }
+    }
+}
+
 /// A founder's part in forming its cluster.
 pub(super) struct Formation<M: StateMachine> {
     pub(super) core: Core<M>,
@@ -57,6 +114,8 @@ pub(super) struct Formation<M: StateMachine> {
     pub(super) founders: BTreeMap<NodeId, String>,
     /// It forms no cluster, but waits to be added to one.
     pub(super) joins: bool,
+    /// Where to say what is waited for.
+    pub(super) forming: watch::Sender<Option<Forming>>,
     /// Where to say that this node must not go on.
     pub(super) fatal: watch::Sender<Option<FatalError>>,
 }
@@ -64,9 +123,14 @@ pub(super) struct Formation<M: StateMachine> {
 impl<M: StateMachine> Formation<M> {
     /// Returns once this node belongs to a cluster.
     pub(super) async fn run(self) {
-        if self.joins {
-            return self.wait_to_be_added().await;
+        match self.joins {
+            true => self.wait_to_be_added().await,
+            false => self.found().await,
         }
+        self.forming.send_replace(None);
+    }
+
+    async fn found(&self) {
         let writes = self.founders.keys().next() == Some(&self.caller.node_id);
         if self.founders.len() == 1 && !self.core.is_initialized().await {
             tokio::time::sleep(LISTEN).await;
@@ -111,20 +175,31 @@ impl<M: StateMachine> Formation<M> {
     /// rounds do not count: a founder may have been given another disk since.
     async fn meet_all(&self, report: bool) -> Option<BTreeMap<NodeId, Member>> {
         let mut members = BTreeMap::from([(self.caller.node_id, self.own.clone())]);
-        for (node_id, address) in self.founders.iter().filter(|(id, _)| **id != self.caller.node_id) {
-            match self.identify(*node_id, address).await {
+        let mut missing = BTreeMap::new();
+        let others = self.founders.iter().filter(|(id, _)| **id != self.caller.node_id);
+        let answers = others
+            .map(async |(node_id, address)| (*node_id, address, self.identify(*node_id, address).await));
+        for (node_id, address, answer) in futures::future::join_all(answers).await {
+            match answer {
                 Ok(member) => {
-                    members.insert(*node_id, member);
+                    members.insert(node_id, member);
                 }
                 Err(error) => {
                     if report {
                         tracing::info!(node = node_id, %address, %error, "waiting for a founding member");
                     }
-                    return None;
+                    missing.insert(node_id, (address.clone(), error.to_string()));
                 }
             }
         }
-        Some(members)
+        let all = missing.is_empty();
+        let forming = Some(Forming::of_founders(missing, &self.founders));
+        self.forming.send_if_modified(|before| {
+            let changed = *before != forming;
+            *before = forming;
+            changed
+        });
+        all.then_some(members)
     }
 
     async fn identify(&self, node_id: NodeId, address: &str) -> Result<Member, DialError> {

@@ -17,6 +17,7 @@
 //! - `replication`: how far everybody is, and what is in flight;
 //! - `compaction`: when snapshots are taken and the log is cut;
 //! - `agreement`: a node whose state differs from the others' serves no more;
+//! - `ranges`: from where to where each number among the settings may be set;
 //! - `health`: a leader whose disk is full or hangs hands over, and takes no writes meanwhile.
 //!
 //! # Promises
@@ -42,7 +43,9 @@ mod leadership;
 mod lone;
 mod membership;
 mod memory;
+mod opening;
 mod quota;
+pub mod ranges;
 mod reads;
 mod replication;
 mod sessions;
@@ -61,6 +64,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 pub use config::{DiskPolicy, EngineConfig, Limits, MIN_MEMORY_BYTES, PeerPolicy, SnapshotPolicy, Timing};
+pub use formation::Forming;
 pub use membership::{CATCH_UP_PATIENCE, MemberList, MemberState, NewAddresses, NewMember};
 pub use memory::available_bytes as available_memory_bytes;
 pub use quota::QuotaError;
@@ -70,7 +74,7 @@ pub use replication::{
 };
 pub use sessions::{ClosedSession, MAX_LISTED_SESSIONS, OpenedSession, SessionList};
 pub use settings::Settings;
-pub use status::{NodeState, ReadOutcome, Status};
+pub use status::{NodeState, NotReady, ReadOutcome, Status};
 pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, WriteOptions, Written};
 
 use self::config::NO_CLUSTER;
@@ -93,7 +97,7 @@ use crate::runtime::{self, WallClock, offload};
 use crate::storage::{
     DataDir, DiskWatch, LogStats, LogStore, Room, SledOptions, SledStore, SnapshotDir, SnapshotStore, lease,
 };
-pub use crate::storage::{DiskState, DiskStatus};
+pub use crate::storage::{DiskState, DiskStatus, StartProgress, StartStep, StartedSoFar};
 use crate::types::{HistoryEpoch, Incarnation, LogId, Member, Role};
 
 /// One node of a replicated state machine. Cheap to clone; all clones are the same node.
@@ -132,6 +136,8 @@ struct Inner<M: StateMachine> {
     inflight_commands: AtomicUsize,
     counters: Counters,
     state: watch::Receiver<NodeState>,
+    /// What the cluster waits for before there is one.
+    forming: watch::Receiver<Option<Forming>>,
     fatal: watch::Sender<Option<FatalError>>,
     /// Set when the node is asked to stop, so that the end of its core is no surprise.
     stopping: Arc<AtomicBool>,
@@ -186,6 +192,8 @@ impl<M: StateMachine> Engine<M> {
     /// See [`OpenError`]. Nothing has been changed when opening fails.
     pub async fn open(mut config: EngineConfig, machine: M) -> Result<Self, OpenError> {
         config.validate()?;
+        config.fit_disk()?;
+        let _told = opening::tell_how_far(config.progress.clone());
         // Found out, it may be less than could be asked for.
         let memory = config.memory_bytes.map_or_else(Memory::of_this_process, Memory);
         memory.fit(&mut config.limits, &mut config.snapshots);
@@ -201,18 +209,19 @@ impl<M: StateMachine> Engine<M> {
         let (path, cluster, node_id) = (config.data_dir.clone(), config.cluster.clone(), config.node_id);
         let tail_bytes = config.limits.log_tail_bytes;
         let DiskPolicy { reserve_bytes, stall_ms } = config.disk;
+        let progress = config.progress.clone();
         let lease_ms = config.timing.election_timeout_max_ms;
         let (log, snapshots, incarnation, promised_lease_ms) = offload(move || -> Result<_, StorageError> {
             let dir = DataDir::open(&path, &cluster, node_id)?;
             let room = match reserve_bytes {
-                0 => Room::give_up(dir.path()).map(|()| None)?,
-                _ => Some(Room::open(dir.path(), reserve_bytes)?),
+                None | Some(0) => Room::give_up(dir.path()).map(|()| None)?,
+                Some(bytes) => Some(Room::open(dir.path(), bytes)?),
             };
             // Before the log has all the room there is, on a disk that is full.
             let promised_lease_ms = lease::promise(dir.path(), lease_ms)?;
-            let options = SledOptions { tail_bytes, ..SledOptions::default() };
+            let options = SledOptions { tail_bytes, progress: progress.clone(), ..SledOptions::default() };
             let log = SledStore::open_in_room(&dir, options, room.clone())?;
-            let snapshots = SnapshotDir::open_in_room(&dir.snapshot_dir(), room)?;
+            let snapshots = SnapshotDir::open_in_room(&dir.snapshot_dir(), room, progress)?;
             let incarnation = dir.identity().incarnation;
             Ok((LockedLog { log, dir, _released: release }, snapshots, incarnation, promised_lease_ms))
         })
@@ -317,17 +326,26 @@ impl<M: StateMachine> Engine<M> {
         let redial_pause = Duration::from_millis(config.peers.reconnect_interval_ms);
         let clients = PeerClients::new(caller.clone(), transport.clone(), redial_pause);
         let upstream = Upstream::new(caller.clone(), transport.clone());
+        let counting = opening::count_applied(&config.progress, &*log, &applier);
         let core_parts = Parts { log, snapshots, applier, clients, callee };
         let core = Core::start(&core_config(&config, promised_lease_ms), core_parts)
             .await
             .map_err(OpenError::Core)?;
+        drop(counting);
+        config.progress.begin(StartStep::Done, 0);
         if !config.join && config.initial_members.is_empty() && !core.is_initialized().await {
             core.shutdown().await;
             return Err(OpenError::Config(NO_CLUSTER.to_owned()));
         }
 
         let founders = config.initial_members.clone();
+        let (forming_tx, forming) = watch::channel(match core.is_initialized().await {
+            true => None,
+            false if config.join => Some(Forming::ToBeAdded),
+            false => Some(Forming::first(config.node_id, &founders)),
+        });
         let formation = formation::Formation {
+            forming: forming_tx,
             core: core.clone(),
             transport: transport.clone(),
             caller: caller.clone(),
@@ -362,13 +380,14 @@ impl<M: StateMachine> Engine<M> {
         let election = config.timing.patience();
         until_stopped(&stop, transfer::follow_up(core.clone(), config.node_id, election, fatal.clone()));
         let stopping = Arc::new(AtomicBool::new(false));
-        let (state_tx, state) = watch::channel(status::observe(&core, config.node_id, &disk, None));
+        let (state_tx, state) = watch::channel(status::observe(&core, config.node_id, &disk, &forming, None));
         until_stopped(
             &stop,
             status::run(
                 core.clone(),
                 config.node_id,
                 disk.clone(),
+                forming.clone(),
                 state_tx,
                 fatal.clone(),
                 stopping.clone(),
@@ -392,6 +411,7 @@ impl<M: StateMachine> Engine<M> {
             inflight_commands: AtomicUsize::new(0),
             counters: Counters::default(),
             state,
+            forming,
             fatal,
             stopping,
             stop,
@@ -418,7 +438,8 @@ impl<M: StateMachine> Engine<M> {
     /// The node's state at this moment.
     pub fn state(&self) -> NodeState {
         let fatal = self.inner.fatal.borrow().clone();
-        status::observe(&self.inner.core, self.inner.config.node_id, &self.inner.disk, fatal)
+        let inner = &self.inner;
+        status::observe(&inner.core, inner.config.node_id, &inner.disk, &inner.forming, fatal)
     }
 
     /// The node's state, and every change of it. Changes that follow each other closely are reported as

@@ -4,7 +4,7 @@
 //! the last word at the next start.
 
 use super::config::{Limits, SnapshotPolicy};
-use super::{Engine, EngineConfig};
+use super::{Engine, EngineConfig, ranges};
 use crate::error::ConfigureError;
 use crate::machine::StateMachine;
 
@@ -40,7 +40,8 @@ impl Settings {
             ("max_inflight_bytes", self.max_inflight_bytes, started_with.max_inflight_bytes),
         ];
         for (name, value, most) in limits {
-            if value == 0 || value > most {
+            ranges::check(&[(name, value as u64)]).map_err(ConfigureError)?;
+            if value > most {
                 return Err(ConfigureError(format!(
                     "{name} must be from 1 to the {most} that the node was started with; restart it with more"
                 )));

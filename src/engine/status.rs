@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Engine;
+use super::formation::Forming;
 use crate::error::{FatalError, Leader};
 use crate::machine::StateMachine;
 use crate::raft::core::Core;
@@ -60,11 +61,89 @@ pub struct NodeState {
     pub disk: DiskState,
     /// Set while this node's state is known to differ from the others': it serves nothing then.
     pub diverged: Option<Divergence>,
+    /// What it waits for before it belongs to a cluster; none once it does.
+    pub forming: Option<Forming>,
     /// Set when the node has stopped because of an error.
     pub fatal: Option<FatalError>,
 }
 
+/// Why no requests should be sent to a node at present. Shown as a word, which stays what it is, and what there is to say.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotReady {
+    /// It has met an error that ended it.
+    #[error("stopped: {0}")]
+    Stopped(FatalError),
+    /// It is being stopped.
+    #[error("stopping: the node was told to stop")]
+    Stopping,
+    /// It belongs to no cluster yet.
+    #[error("forming: {0}")]
+    Forming(Forming),
+    /// It knows of no leader.
+    #[error("no_leader: no leader is known; a majority of the voters must reach each other to elect one")]
+    NoLeader,
+    /// It has not heard from its leader, or as the leader from a quorum, for a while.
+    #[error("out_of_touch: node {leader} leads, as far as is known, but {}", if *.own { "a majority of the voters does not answer it" } else { "has not been heard of for a while" })]
+    OutOfTouch {
+        /// Who leads.
+        leader: NodeId,
+        /// Whether that is the node itself.
+        own: bool,
+    },
+    /// Its state is not that of the other nodes at the same position: it serves nothing.
+    #[error("diverged: {0}; rebuild this node from its peers")]
+    Diverged(Divergence),
+    /// It has not applied what it knows to be committed.
+    #[error("behind: applied {applied} of {committed} committed entries")]
+    Behind {
+        /// Index of the last entry applied.
+        applied: u64,
+        /// Index of the last entry known to be committed.
+        committed: u64,
+    },
+    /// Its disk is full. It answers reads.
+    #[error("disk_full: the disk is full: the node answers reads, and takes no writes until there is room")]
+    DiskFull,
+    /// Its disk hangs. It answers reads.
+    #[error(
+        "disk_stalled: a write to the disk does not come back: the node answers reads, and takes no writes meanwhile"
+    )]
+    DiskStalled,
+}
+
 impl NodeState {
+    /// Whether requests of every kind should be sent to the node.
+    ///
+    /// # Errors
+    /// Why not. A node whose disk is full or hangs may still be [ready](Self::is_ready) to answer reads.
+    pub fn readiness(&self) -> Result<(), NotReady> {
+        let index = |position: Option<LogId>| position.map_or(0, |log_id| log_id.index);
+        if let (None, Some(divergence)) = (&self.fatal, &self.diverged) {
+            return Err(NotReady::Diverged(divergence.clone()));
+        }
+        match (&self.fatal, &self.forming, &self.leader) {
+            (Some(fatal), _, _) => return Err(NotReady::Stopped(fatal.clone())),
+            (None, _, _) if self.role == Role::Stopped => return Err(NotReady::Stopping),
+            (None, Some(forming), _) => return Err(NotReady::Forming(forming.clone())),
+            (None, None, None) => return Err(NotReady::NoLeader),
+            (None, None, Some(leader)) if !self.in_touch => {
+                let (leader, own) = (leader.node_id, leader.node_id == self.node_id);
+                return Err(NotReady::OutOfTouch { leader, own });
+            }
+            (None, None, Some(_)) => {}
+        }
+        if !self.is_ready() {
+            let (applied, committed) = (index(self.applied), index(self.committed));
+            return Err(NotReady::Behind { applied, committed });
+        }
+        match self.disk {
+            DiskState::Full => Err(NotReady::DiskFull),
+            DiskState::Stalled => Err(NotReady::DiskStalled),
+            DiskState::Ok | DiskState::Low => Ok(()),
+        }
+    }
+
     /// Whether the node follows or leads, and has applied what it knows to be committed, give or take what
     /// is just under way.
     pub fn is_ready(&self) -> bool {
@@ -143,6 +222,7 @@ pub(super) fn observe<M: StateMachine>(
     core: &Core<M>,
     node_id: NodeId,
     disk: &DiskWatch,
+    forming: &watch::Receiver<Option<Forming>>,
     fatal: Option<FatalError>,
 ) -> NodeState {
     let metrics = core.metrics();
@@ -162,6 +242,7 @@ pub(super) fn observe<M: StateMachine>(
         membership: metrics.membership,
         disk: disk.state(),
         diverged: core.agreement().divergence(),
+        forming: forming.borrow().clone(),
         fatal,
     }
 }
@@ -183,6 +264,7 @@ pub(super) async fn run<M: StateMachine>(
     core: Core<M>,
     node_id: NodeId,
     disk: DiskWatch,
+    mut forming: watch::Receiver<Option<Forming>>,
     state: watch::Sender<NodeState>,
     fatal: watch::Sender<Option<FatalError>>,
     stopping: Arc<AtomicBool>,
@@ -191,7 +273,7 @@ pub(super) async fn run<M: StateMachine>(
     let mut progress = core.published().watch();
     let mut fatal_rx = fatal.subscribe();
     loop {
-        let now = observe(&core, node_id, &disk, fatal_rx.borrow_and_update().clone());
+        let now = observe(&core, node_id, &disk, &forming, fatal_rx.borrow_and_update().clone());
         if let Some(error) = &now.fatal {
             report(&fatal, error.clone());
         }
@@ -207,6 +289,8 @@ pub(super) async fn run<M: StateMachine>(
             alive = changes.changed() => alive,
             changed = progress.changed() => changed.is_ok(),
             _ = fatal_rx.changed() => true,
+            // Its end is the end of the forming.
+            Ok(()) = forming.changed() => true,
             // Losing touch is no event.
             () = tokio::time::sleep(LOOK_AGAIN) => true,
         };
@@ -214,7 +298,7 @@ pub(super) async fn run<M: StateMachine>(
             if !stopping.load(Ordering::Acquire) {
                 report(&fatal, FatalError::Core(core.cause_of_death().await));
             }
-            let now = observe(&core, node_id, &disk, fatal.borrow().clone());
+            let now = observe(&core, node_id, &disk, &forming, fatal.borrow().clone());
             state.send_replace(NodeState { role: Role::Stopped, leader: None, ..now });
             return;
         }

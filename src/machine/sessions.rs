@@ -195,7 +195,8 @@ pub struct SessionTable {
 impl PartialEq for SessionTable {
     fn eq(&self, other: &Self) -> bool {
         // The openers follow from the sessions.
-        let Self { sessions, openers: _, bytes, max_bytes: _, swept_ms, none_idle_before_ms: _, counts: _ } = self;
+        let Self { sessions, openers: _, bytes, max_bytes: _, swept_ms, none_idle_before_ms: _, counts: _ } =
+            self;
         (sessions, bytes, swept_ms) == (&other.sessions, &other.bytes, &other.swept_ms)
     }
 }

@@ -1,7 +1,7 @@
 //! Views of the state into snapshot files, off the apply path, and back.
 
 use std::any::Any;
-use std::io::{self, BufWriter};
+use std::io::{self, BufWriter, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -167,23 +167,63 @@ fn write<M: StateMachine>(
 /// What `handle` holds. The sessions come first, then the machine; before version 2 there were no sessions.
 ///
 /// # Errors
-/// [`StorageError::Corrupt`] when a checksum does not match or the machine rejects the content.
+/// [`StorageError::Corrupt`] when a checksum does not match or the machine rejects the content,
+/// [`StorageError::Unreadable`] when the file cannot be read: then nothing is known of what it holds.
 pub fn read<M: StateMachine>(handle: &SnapshotHandle) -> Result<Restored<M>, StorageError> {
-    let corrupt = |error: io::Error| StorageError::Corrupt {
-        path: handle.path().to_owned(),
-        detail: error.to_string(),
+    let (version, input) = match handle.open() {
+        Ok(opened) => opened,
+        Err(error) => return Err(unreadable(handle, None, error)),
     };
+    let mut input = Watched { input, failed: None };
+    read_from(version, &mut input).map_err(|error| unreadable(handle, input.failed, error))
+}
+
+fn read_from<M: StateMachine>(version: u32, input: &mut impl Read) -> io::Result<Restored<M>> {
     /// The first version of a snapshot file with sessions in its payload.
     const SESSIONS_SINCE: u32 = 2;
-    let (version, mut input) = handle.open().map_err(corrupt)?;
     let sessions = match version {
         ..SESSIONS_SINCE => SessionTable::default(),
-        _ => SessionTable::read(&mut input).map_err(corrupt)?,
+        _ => SessionTable::read(input)?,
     };
-    let machine = M::read_snapshot(&mut input).map_err(corrupt)?;
+    let machine = M::read_snapshot(input)?;
     // What the machine left unread must still be checked.
-    io::copy(&mut input, &mut io::sink()).map_err(corrupt)?;
+    io::copy(input, &mut io::sink())?;
     Ok(Restored { machine, sessions })
+}
+
+/// What it means that reading `handle` ended with `error`, after its file had `failed` to be read.
+fn unreadable(handle: &SnapshotHandle, failed: Option<io::Error>, error: io::Error) -> StorageError {
+    let path = handle.path().to_owned();
+    match failed {
+        Some(source) => StorageError::Unreadable { path, source },
+        None if is_damage(&error) => StorageError::Corrupt { path, detail: error.to_string() },
+        None => StorageError::Unreadable { path, source: error },
+    }
+}
+
+/// Whether an error says that something was read and is wrong, rather than that it could not be read.
+fn is_damage(error: &io::Error) -> bool {
+    // What the system says has a number; what a decoder says has none.
+    error.raw_os_error().is_none()
+}
+
+/// Remembers that the file could not be read, whatever whoever reads makes of it: a decoder may wrap the error in one
+/// of its own.
+struct Watched<R> {
+    input: R,
+    failed: Option<io::Error>,
+}
+
+impl<R: Read> Read for Watched<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.input.read(buffer).inspect_err(|error| {
+            if let Some(number) = error.raw_os_error()
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                self.failed.get_or_insert_with(|| io::Error::from_raw_os_error(number));
+            }
+        })
+    }
 }
 
 /// Turns a panic of the user's machine into an error, which stops the node in order.
@@ -256,7 +296,7 @@ pub fn stored_membership(meta: &crate::storage::SnapshotMeta) -> StoredMembershi
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::io::Write;
 
     use super::*;
     use crate::machine::ApplyContext;
@@ -307,6 +347,85 @@ mod tests {
 
         fn newest(&self) -> Result<Option<SnapshotHandle>, StorageError> {
             Ok(None)
+        }
+    }
+
+    /// A machine whose decoder says of every error that something is wrong with what it reads.
+    #[derive(Debug, Default)]
+    struct Strict;
+
+    impl StateMachine for Strict {
+        type Command = ();
+        type Reply = ();
+        type Query = ();
+        type Answer = ();
+        type View = ();
+
+        fn apply(&mut self, _: &ApplyContext, (): ()) {}
+
+        fn view(&self) {}
+
+        fn query((): &(), (): ()) {}
+
+        fn write_snapshot((): &(), _: &mut dyn Write) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn read_snapshot(input: &mut dyn Read) -> io::Result<Self> {
+            let mut all = Vec::new();
+            let outcome = input.read_to_end(&mut all);
+            outcome
+                .map(|_| Self)
+                .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it does not decode"))
+        }
+    }
+
+    /// Fails with `error` after so many bytes.
+    struct Failing(usize, io::Error);
+
+    impl Read for Failing {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let bytes = self.0.min(buffer.len());
+            if bytes == 0 {
+                let again = self.1.raw_os_error().map(io::Error::from_raw_os_error);
+                return Err(again.unwrap_or_else(|| self.1.kind().into()));
+            }
+            buffer[..bytes].fill(0);
+            self.0 -= bytes;
+            Ok(bytes)
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_called_corrupt_whatever_the_decoder_says() {
+        let store = MemorySnapshots::new();
+        let meta = crate::storage::SnapshotMeta {
+            log_id: LogId::new(1, 1),
+            clock: Default::default(),
+            membership_log_id: None,
+            membership: crate::types::Membership::default(),
+            history: crate::types::HistoryEpoch(1),
+            quota_bytes: 0,
+        };
+        let handle = store.begin(&meta).unwrap().finish().unwrap();
+        let fails = |version, bytes, error| {
+            let mut input = Watched { input: Failing(bytes, error), failed: None };
+            let error = read_from::<Strict>(version, &mut input).err().unwrap();
+            unreadable(&handle, input.failed, error)
+        };
+        for version in [1, 2] {
+            for bytes in [0, 3] {
+                let error = fails(version, bytes, io::Error::from_raw_os_error(libc::EIO));
+                assert!(
+                    matches!(&error, StorageError::Unreadable { source, .. }
+                    if source.raw_os_error() == Some(libc::EIO)),
+                    "{error}"
+                );
+                let error = error.to_string();
+                assert!(error.contains("cannot be read") && !error.contains("corrupt"), "{error}");
+            }
+            let damaged = fails(version, 0, io::ErrorKind::InvalidData.into());
+            assert!(matches!(damaged, StorageError::Corrupt { .. }), "{damaged}");
         }
     }
 

@@ -1,17 +1,19 @@
 //! The plain HTTP doors: `/livez`, `/readyz`, `/metrics`, and those of [`replication`].
 //!
 //! `/livez` asks whether restarting the process would help, so it does not depend on the quorum. `/readyz` asks
-//! whether to send requests here.
+//! whether to send requests here, and answers with a word that says why not, and what there is to add. With `?for=reads` a
+//! disk that is full or hangs is no reason.
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use tokio::sync::watch;
 
-use crate::engine::NodeState;
+use crate::engine::{NodeState, NotReady};
 use crate::types::Role;
 
 use super::metrics::Metrics;
@@ -22,47 +24,54 @@ use super::settings::NodeSettings;
 /// What OpenMetrics text is sent as.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The routes over `node`.
-pub(super) fn router<N: ObservedNode>(node: &N, settings: NodeSettings<N>, metrics: Arc<Metrics>) -> Router {
-    let probe = |assess: fn(&NodeState) -> Result<(), String>| {
-        let node = node.clone();
-        get(async move || match assess(&node.state()) {
-            Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
-            Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
-        })
+/// The routes over `node`, which is `draining` once it was told to stop.
+pub(super) fn router<N: ObservedNode>(
+    node: &N,
+    settings: NodeSettings<N>,
+    metrics: Arc<Metrics>,
+    draining: watch::Receiver<bool>,
+) -> Router {
+    let answer = |assessed: Result<(), NotReady>| match assessed {
+        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     };
+    let (living, readying) = (node.clone(), node.clone());
     Router::new()
-        .route("/livez", probe(alive))
-        .route("/readyz", probe(ready))
+        .route("/livez", get(async move || answer(alive(&living.state()))))
+        .route(
+            "/readyz",
+            get(async move |RawQuery(query): RawQuery| {
+                let reads_only = query.as_deref() == Some(FOR_READS);
+                answer(ready(&readying.state(), *draining.borrow(), reads_only))
+            }),
+        )
         .route("/metrics", get(scrape).with_state(metrics))
         .merge(replication::router(node.clone(), settings))
         .fallback(unknown)
 }
 
+/// Asks `/readyz` about reads only.
+const FOR_READS: &str = "for=reads";
+
 /// Whether the node runs; else why not.
-fn alive(state: &NodeState) -> Result<(), String> {
+fn alive(state: &NodeState) -> Result<(), NotReady> {
     match (&state.fatal, state.role) {
-        (Some(fatal), _) => Err(fatal.to_string()),
-        (None, Role::Stopped) => Err("the node is shutting down".to_owned()),
+        (Some(fatal), _) => Err(NotReady::Stopped(fatal.clone())),
+        (None, Role::Stopped) => Err(NotReady::Stopping),
         _ => Ok(()),
     }
 }
 
-/// Whether requests should be sent to the node; else why not.
-fn ready(state: &NodeState) -> Result<(), String> {
+/// Whether requests should be sent to the node, or only reads; else why not.
+fn ready(state: &NodeState, draining: bool, reads_only: bool) -> Result<(), NotReady> {
     alive(state)?;
-    if let Some(divergence) = &state.diverged {
-        return Err(format!("this node's state differs from the others': {divergence}"));
+    if draining {
+        return Err(NotReady::Stopping);
     }
-    if state.leader.is_none() {
-        return Err("no leader is known".to_owned());
+    match state.readiness() {
+        Err(NotReady::DiskFull | NotReady::DiskStalled) if reads_only => Ok(()),
+        readiness => readiness,
     }
-    if !state.is_ready() {
-        let index = |position: Option<crate::types::LogId>| position.map_or(0, |log_id| log_id.index);
-        let (applied, committed) = (index(state.applied), index(state.committed));
-        return Err(format!("catching up: applied {applied} of {committed} committed entries"));
-    }
-    Ok(())
 }
 
 async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
@@ -107,18 +116,56 @@ mod tests {
             membership: Membership::default(),
             disk: DiskState::Ok,
             diverged: None,
+            forming: None,
             fatal: None,
         }
     }
 
+    /// Every reason has its word; the words are documented, and automata rely on them.
     #[test]
-    fn liveness_does_not_depend_on_a_quorum() {
-        assert_eq!((alive(&state()), ready(&state())), (Ok(()), Ok(())));
-        let alone = NodeState { leader: None, role: Role::Candidate, ..state() };
-        assert_eq!((alive(&alone), ready(&alone)), (Ok(()), Err("no leader is known".to_owned())));
-        let behind = NodeState { applied: None, ..state() };
-        let reason = "catching up: applied 0 of 9000 committed entries";
-        assert_eq!((alive(&behind), ready(&behind)), (Ok(()), Err(reason.to_owned())));
+    fn every_reason_is_told_apart_and_liveness_depends_on_none_of_them() {
+        use crate::engine::Forming;
+        let missing = [(2, ("b:7902".to_owned(), "connection refused".to_owned()))].into();
+        let forming = |forming| NodeState { forming: Some(forming), leader: None, ..state() };
+        let follower = || NodeState { in_touch: false, ..state() };
+        let cases = [
+            (state(), None, ""),
+            (
+                NodeState { leader: None, role: Role::Candidate, ..state() },
+                Some("no_leader"),
+                "no leader is known",
+            ),
+            (follower(), Some("out_of_touch"), "node 2 leads, as far as is known, but has not been heard of"),
+            (
+                NodeState { node_id: 2, ..follower() },
+                Some("out_of_touch"),
+                "a majority of the voters does not answer",
+            ),
+            (NodeState { applied: None, ..state() }, Some("behind"), "applied 0 of 9000 committed entries"),
+            (NodeState { disk: DiskState::Full, ..state() }, Some("disk_full"), "answers reads"),
+            (NodeState { disk: DiskState::Stalled, ..state() }, Some("disk_stalled"), "does not come back"),
+            (NodeState { disk: DiskState::Low, ..state() }, None, ""),
+            (
+                forming(Forming::Founders { missing }),
+                Some("forming"),
+                "missing: node 2 at b:7902 (connection refused)",
+            ),
+            (
+                forming(Forming::FirstFounder { node_id: 1 }),
+                Some("forming"),
+                "node 1 writes the founding membership",
+            ),
+            (forming(Forming::ToBeAdded), Some("forming"), "waits to be added"),
+        ];
+        for (state, word, said) in cases {
+            assert_eq!(alive(&state), Ok(()));
+            let told = ready(&state, false, false).err().map(|reason| reason.to_string());
+            assert_eq!(told.as_deref().and_then(|told| told.split(':').next()), word, "{told:?}");
+            assert!(told.unwrap_or_default().contains(said), "{said}");
+            let disk = word.is_some_and(|word| word.starts_with("disk_"));
+            assert_eq!(ready(&state, false, true).is_ok(), disk || word.is_none(), "{word:?}");
+            assert_eq!(ready(&state, true, true), Err(NotReady::Stopping), "{word:?}");
+        }
     }
 
     #[test]
@@ -126,8 +173,8 @@ mod tests {
         let divergence = Divergence { at: LogId::new(3, 8960), own: 7, majority: Some(8) };
         let diverged = NodeState { diverged: Some(divergence), ..state() };
         assert_eq!(alive(&diverged), Ok(()));
-        let why = ready(&diverged).unwrap_err();
-        for part in ["differs", "3:8960", "0000000000000007", "0000000000000008"] {
+        let why = ready(&diverged, false, true).unwrap_err().to_string();
+        for part in ["diverged: ", "3:8960", "0000000000000007", "0000000000000008"] {
             assert!(why.contains(part), "{why}");
         }
     }
@@ -135,8 +182,8 @@ mod tests {
     #[test]
     fn a_stopped_node_is_not_alive_and_says_why() {
         let stopped = NodeState { fatal: Some(FatalError::Core("fsync failed".to_owned())), ..state() };
-        assert_eq!(alive(&stopped), Err("fsync failed".to_owned()));
-        assert_eq!(ready(&stopped), alive(&stopped));
-        assert!(alive(&NodeState { role: Role::Stopped, ..state() }).is_err());
+        assert_eq!(alive(&stopped).unwrap_err().to_string(), "stopped: fsync failed");
+        assert_eq!(ready(&stopped, false, false), alive(&stopped));
+        assert_eq!(alive(&NodeState { role: Role::Stopped, ..state() }), Err(NotReady::Stopping));
     }
 }

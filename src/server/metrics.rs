@@ -268,7 +268,11 @@ impl<F: Fn() -> NodeState + Send + Sync + 'static> Collector for NodeCollector<F
         let gauges = [
             ("quorate_raft_term", "Current term", Some(state.term)),
             ("quorate_raft_is_leader", "1 on the leader, else 0", Some(is_leader)),
-            ("quorate_raft_is_ready", "1 when /readyz answers 200, else 0", Some(state.is_ready().into())),
+            (
+                "quorate_raft_is_ready",
+                "1 when /readyz?for=reads answers 200, else 0",
+                Some(state.is_ready().into()),
+            ),
             ("quorate_raft_last_log_index", "Index of the last log entry", state.last_log),
             ("quorate_raft_committed_index", "Index known to be committed", index(state.committed)),
             ("quorate_raft_applied_index", "Index applied to the state machine", index(state.applied)),

@@ -15,6 +15,8 @@
 //!
 //! # Promises
 //!
+//! - Served by [`Server::serve_opening`], the port answers from the first moment: a node that is being opened says so, and how
+//!   far it is.
 //! - Everything is bounded: connections, message sizes, streams per connection, requests in flight per pipeline, bytes per
 //!   range answer.
 //! - A request that makes no sense fails alone; the pipeline it came on goes on.
@@ -25,6 +27,7 @@ mod admin;
 mod core_metrics;
 mod disk_metrics;
 mod failure;
+mod gate;
 mod http;
 mod kv;
 mod log_metrics;
@@ -34,6 +37,7 @@ mod node;
 mod observed;
 mod peer_metrics;
 mod pipeline;
+mod process_metrics;
 mod replication;
 pub mod settings;
 mod streams;
@@ -42,6 +46,7 @@ mod tests;
 mod txn;
 mod wire;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,24 +61,25 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, StartProgress};
 use crate::error::OpenError;
 use crate::incoming;
 use crate::machine::kv::KvMachine;
 use crate::proto::DESCRIPTORS;
 use crate::proto::v1::admin_server::AdminServer;
 use crate::proto::v1::kv_server::KvServer;
-use crate::runtime;
 
 use admin::AdminService;
 use core_metrics::CoreCollector;
 use disk_metrics::DiskCollector;
+use gate::Gate;
 use kv::KvService;
 use log_metrics::LogCollector;
 use metrics::Metrics;
 use node::KvNode;
 use observed::ObservedNode;
 use peer_metrics::PeerCollector;
+use process_metrics::ProcessCollector;
 use settings::{LogLevel, NodeSettings};
 use wire::Answerer;
 
@@ -167,54 +173,117 @@ impl Server {
     ///
     /// # Errors
     /// [`ServeError`] when the transport fails; clients' failures are their own.
-    pub async fn serve<F>(mut self, engine: Engine<KvMachine>, shutdown: F) -> Result<(), ServeError>
+    pub async fn serve<F>(self, engine: Engine<KvMachine>, shutdown: F) -> Result<(), ServeError>
     where
         F: Future<Output = ()> + Send,
     {
-        self.collectors.extend(engine.log_stats().map(|stats| {
-            let collector: Box<dyn Collector> = Box::new(LogCollector(stats.clone()));
-            collector
-        }));
-        if let Some(disk) = engine.disk_watch() {
-            self.collectors.push(Box::new(DiskCollector(disk)));
-        }
-        self.serve_node(engine, DRAIN, shutdown).await
+        self.serve_opening(std::future::ready(engine), StartProgress::default(), shutdown).await
     }
 
-    async fn serve_node<N, F>(mut self, node: N, patience: Duration, shutdown: F) -> Result<(), ServeError>
+    /// As [`serve`](Self::serve), for an engine that is still being opened: until `opening` gives it, probes are answered,
+    /// with how far `progress` is, and all else is refused as unavailable.
+    ///
+    /// # Errors
+    /// As [`serve`](Self::serve).
+    pub async fn serve_opening<O, F>(
+        self,
+        opening: O,
+        progress: StartProgress,
+        shutdown: F,
+    ) -> Result<(), ServeError>
+    where
+        O: Future<Output = Engine<KvMachine>> + Send,
+        F: Future<Output = ()> + Send,
+    {
+        let opening = async {
+            let engine = opening.await;
+            let mut collectors: Vec<Box<dyn Collector>> = Vec::new();
+            if let Some(stats) = engine.log_stats() {
+                collectors.push(Box::new(LogCollector(stats.clone())));
+            }
+            if let Some(disk) = engine.disk_watch() {
+                collectors.push(Box::new(DiskCollector(disk)));
+            }
+            (engine, collectors)
+        };
+        self.serve_gated(opening, progress, DRAIN, shutdown).await
+    }
+
+    #[cfg(test)]
+    async fn serve_node<N, F>(self, node: N, patience: Duration, shutdown: F) -> Result<(), ServeError>
     where
         N: ObservedNode,
         F: Future<Output = ()> + Send,
     {
-        self.collectors.push(Box::new(CoreCollector(node.clone())));
-        self.collectors.push(Box::new(PeerCollector(node.clone())));
-        let settings = NodeSettings::new(node.clone(), self.log_level, self.fixed_settings);
-        let metrics = Arc::new(Metrics::new(node.clone(), self.collectors));
+        let opening = std::future::ready((node, Vec::new()));
+        self.serve_gated(opening, StartProgress::default(), patience, shutdown).await
+    }
+
+    /// The port, before and after `opening` gives the node and the metrics that go with it.
+    async fn serve_gated<N, O, F>(
+        self,
+        opening: O,
+        progress: StartProgress,
+        patience: Duration,
+        shutdown: F,
+    ) -> Result<(), ServeError>
+    where
+        N: ObservedNode,
+        O: Future<Output = (N, Vec<Box<dyn Collector>>)> + Send,
+        F: Future<Output = ()> + Send,
+    {
+        let Self { listener, mut collectors, log_level, fixed_settings, .. } = self;
         let (drain, draining) = watch::channel(false);
         let (reporter, health) = tonic_health::server::health_reporter();
         // Reporters begin with "serving"; nothing is served yet, and nobody knows whether it can be.
-        reporter.set_service_status("", ServingStatus::NotServing).await;
-        let following = runtime::spawn(report_health(node.clone(), reporter.clone()));
-        let routes = Routes::from(http::router(&node, settings.clone(), metrics.clone())).add_service(health);
-        let routes = add_services(routes, node, settings, metrics, draining.clone());
+        for name in HEALTH_NAMES {
+            reporter.set_service_status(name, ServingStatus::NotServing).await;
+        }
+        let before = Routes::from(gate::before(progress, draining.clone())).add_service(health.clone());
+        let gate = Gate::new(before.into_axum_router());
+        let behind = gate.clone();
+        let (mut told_to_stop, mut overdue_since) = (draining.clone(), draining.clone());
+        let attend = async {
+            let followed = async {
+                let (node, of_engine) = opening.await;
+                collectors.extend(of_engine);
+                collectors.push(Box::new(CoreCollector(node.clone())));
+                collectors.push(Box::new(PeerCollector(node.clone())));
+                collectors.push(Box::new(ProcessCollector));
+                let settings = NodeSettings::new(node.clone(), log_level, fixed_settings);
+                let metrics = Arc::new(Metrics::new(node.clone(), collectors));
+                let http = http::router(&node, settings.clone(), metrics.clone(), draining.clone());
+                let routes = Routes::from(http).add_service(health);
+                let routes = add_services(routes, node.clone(), settings, metrics, draining.clone());
+                behind.open(routes.into_axum_router());
+                report_health(node, reporter.clone()).await;
+            };
+            tokio::select! {
+                biased;
+                // The sender lives as long as this function.
+                _ = told_to_stop.wait_for(|stopping| *stopping) => {}
+                () = async { followed.await; std::future::pending().await } => {}
+            }
+            retire(reporter.clone()).await;
+            std::future::pending::<Infallible>().await
+        };
 
-        let incoming =
-            TcpIncoming::from(self.listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
         let incoming = incoming::bounded(incoming, incoming::connections(FILES_SHARE));
         let stop = async {
             shutdown.await;
-            following.abort();
-            retire(reporter).await;
             drain.send_replace(true);
         };
-        let serving = builder().add_routes(routes).serve_with_incoming_shutdown(incoming, stop);
+        let serving = builder().serve_with_incoming_shutdown(gate, incoming, stop);
         let overdue = async {
-            let mut draining = draining;
             // The sender lives as long as this function.
-            let _ = draining.wait_for(|draining| *draining).await;
+            let _ = overdue_since.wait_for(|draining| *draining).await;
             tokio::time::sleep(patience).await;
         };
         tokio::select! {
+            biased;
+            // First: a node that is there already is behind the gate before anybody is let in.
+            never = attend => match never {},
             served = serving => Ok(served?),
             () = overdue => {
                 tracing::warn!(?patience, "clients still hold connections; leaving them");

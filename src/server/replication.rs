@@ -157,9 +157,9 @@ struct Status {
     role: crate::types::Role,
     term: u64,
     leader: Value,
-    /// It runs, follows or leads, has applied nearly everything, and its disk takes writes.
+    /// As `/readyz`: it runs, follows or leads, has applied nearly everything, and its disk takes writes.
     healthy: bool,
-    /// As `/readyz`.
+    /// As `/readyz?for=reads`.
     ready: bool,
     fatal: Option<String>,
     offsets: Offsets,

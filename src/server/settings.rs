@@ -79,7 +79,44 @@ pub fn parse_filter(filter: &str) -> Result<EnvFilter, String> {
     if filter.len() > MAX_FILTER_BYTES {
         return Err(format!("it has {} bytes, more than {MAX_FILTER_BYTES}", filter.len()));
     }
+    check_directives(filter)?;
     EnvFilter::builder().with_regex(false).parse(filter).map_err(|error| error.to_string())
+}
+
+/// Refuses what would be taken for the name of a target and log nothing of this program.
+fn check_directives(filter: &str) -> Result<(), String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    /// The modules of this program, as targets.
+    const OWN: &str = "quorate";
+    let mut speaks = false;
+    for directive in directives(filter) {
+        let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(directive));
+        if !is_level && !directive.contains(['=', '[']) {
+            return Err(format!(
+                "\"{directive}\" is no level; the levels are {}, and for a target TARGET=LEVEL",
+                LEVELS.join(", ")
+            ));
+        }
+        speaks |= is_level || directive.starts_with(OWN);
+    }
+    match speaks {
+        true => Ok(()),
+        false => Err("it says no level for this program; begin it with one, such as info".to_owned()),
+    }
+}
+
+/// The parts of a filter. A comma within brackets belongs to a part.
+fn directives(filter: &str) -> impl Iterator<Item = &str> {
+    let mut depth = 0_usize;
+    let parts = filter.split(move |c| {
+        match c {
+            '[' | '{' => depth += 1,
+            ']' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == ',' && depth == 0
+    });
+    parts.map(str::trim).filter(|part| !part.is_empty())
 }
 
 /// The filter of the process's log, and how to change it. Cheap to clone; all clones are the same filter.
@@ -410,7 +447,19 @@ mod tests {
         assert!(parse_filter("quorate=loud").is_err());
         assert!(parse_filter(&format!("info,{}=debug", "x".repeat(MAX_FILTER_BYTES))).is_err());
         // As a regular expression this one has a thousand million states.
-        let greedy = format!("[{{f=a{}}}]=info", ".".repeat(30));
+        let greedy = format!("info,[{{f=a{}}}]=info", ".".repeat(30));
         assert!(parse_filter(&greedy).is_ok(), "taken literally");
+    }
+
+    #[test]
+    fn a_filter_that_would_log_nothing_is_refused() {
+        for silent in ["loud", "info,loud", "", " , ", "openraft=debug", "1x", "verbose,info"] {
+            assert!(parse_filter(silent).is_err(), "{silent:?}");
+        }
+        for filter in ["off", "INFO", "warn,quorate=debug", "quorate::write=trace", "info,[x{a=1,b=2}]=debug"]
+        {
+            assert!(parse_filter(filter).is_ok(), "{filter:?}");
+        }
+        assert!(parse_filter("loud").err().unwrap().contains("error, warn, info"));
     }
 }

@@ -29,12 +29,14 @@ use crate::proto::v1::kv_client::KvClient;
 use crate::proto::v1::tagged_request::Request as Ask;
 use crate::proto::v1::tagged_response::Response as Reply;
 use crate::proto::v1::{self, Failure, PipelineRequest, PipelineResponse, Reason, TaggedRequest};
+use crate::runtime;
 use crate::storage::DiskState;
 use crate::types::{
     ClusterClock, HistoryEpoch, Incarnation, LogId, Membership, Quota, QuotaSource, ReadOptions, Role,
 };
 
 mod members;
+mod opening;
 mod queues;
 mod replication;
 
@@ -79,6 +81,7 @@ impl FakeNode {
             membership: Membership::default(),
             disk: DiskState::Ok,
             diverged: None,
+            forming: None,
             fatal: None,
         };
         Self {
@@ -554,10 +557,10 @@ async fn probes_and_metrics() {
 
     port.node.state.send_modify(|state| state.leader = None);
     let (code, reason) = port.http("/readyz").await;
-    assert_eq!((code, &*reason), (503, "no leader is known\n"));
+    assert!(code == 503 && reason.starts_with("no_leader: no leader is known"), "{reason}");
     assert_eq!(port.http("/livez").await.0, 200);
     port.node.state.send_modify(|state| state.fatal = Some(FatalError::Core("fsync failed".to_owned())));
-    assert_eq!(port.http("/livez").await, (503, "fsync failed\n".to_owned()));
+    assert_eq!(port.http("/livez").await, (503, "stopped: fsync failed\n".to_owned()));
 }
 
 #[tokio::test]

@@ -90,12 +90,16 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), StorageErro
     rename_durably(&aside, path)
 }
 
-/// Paths of what a directory holds, in the order of their names.
+/// What a file system keeps for itself at its root. Found in a directory that is a mount point; nobody has put it there.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// Paths of what has been put into a directory, in the order of their names.
 pub(crate) fn list(directory: &Path) -> Result<Vec<PathBuf>, StorageError> {
     let list = || -> io::Result<Vec<PathBuf>> {
         fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.path())).collect()
     };
     let mut paths = list().map_err(|error| unreadable(directory, error))?;
+    paths.retain(|path| path.file_name().is_none_or(|name| name != LOST_AND_FOUND));
     paths.sort();
     Ok(paths)
 }

@@ -8,6 +8,8 @@
 //! - The identity is durable before anything else is put into the directory, and is never written again.
 //! - It is never made anew beside a log or snapshots: a node whose identity is lost must not vote again
 //!   under its old id.
+//! - A directory whose log was never ready says so itself, by a file that is there before the identity and goes once
+//!   the log is ready. So one of which only the identity is left is not taken for a new one.
 //! - Before a log in here may acknowledge anything, the directory says durably that it has one
 //!   ([`DataDir::record_log`]). From then on a missing log is a lost one: it is never made anew under the same
 //!   incarnation.
@@ -24,6 +26,8 @@ use crate::runtime;
 use crate::types::{Incarnation, NodeId};
 
 use super::files::{self, io_error};
+use super::lease::FILE as LEASE;
+use super::space::RESERVE;
 
 /// The newest format of the whole directory this build knows.
 const FORMAT_VERSION: u32 = 1;
@@ -34,7 +38,11 @@ const LOG: &str = "log";
 const READY: &str = "log.ready";
 /// There since the log was ready for the first time.
 const FORMED: &str = "log.formed";
+/// There from before the identity until the log was ready for the first time.
+const UNFORMED: &str = "log.unformed";
 const SNAPSHOTS: &str = "snapshots";
+/// What is put beside the identity, and never before it.
+const CONTENTS: [&str; 6] = [LOG, READY, FORMED, SNAPSHOTS, LEASE, RESERVE];
 
 /// Who a data directory belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,8 +127,10 @@ pub struct DataDir {
 
 impl DataDir {
     /// Whether the directory at `path` has been used by a node before, or looks so.
+    ///
+    /// A directory in it that is empty is no sign of use: it may be a mount point.
     pub fn exists(path: &Path) -> bool {
-        path.join(IDENTITY).exists() || path.join(LOG).exists() || path.join(SNAPSHOTS).exists()
+        path.join(IDENTITY).exists() || !matches!(content(path), Ok(None))
     }
 
     /// Locks the directory at `path` and checks that it belongs to `node_id` of `cluster`; creates it, with a
@@ -137,7 +147,7 @@ impl DataDir {
         let (identity, is_new) = match fs::read(&identity_path) {
             Ok(bytes) => (IdentityFile::parse(&identity_path, &bytes)?, false),
             Err(error) if error.kind() == ErrorKind::NotFound => (create(path, cluster, node_id)?, true),
-            Err(error) => return Err(io_error("cannot read", &identity_path, error)),
+            Err(error) => return Err(files::unreadable(&identity_path, error)),
         };
         if identity.cluster != cluster {
             return Err(StorageError::OtherCluster {
@@ -167,7 +177,7 @@ impl DataDir {
         match fs::read(&path) {
             Ok(bytes) => IdentityFile::parse(&path, &bytes).map(Some),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io_error("cannot read", &path, error)),
+            Err(error) => Err(files::unreadable(&path, error)),
         }
     }
 
@@ -176,13 +186,16 @@ impl DataDir {
     /// # Errors
     /// When the disk fails.
     pub(crate) fn record_log(&self) -> Result<(), StorageError> {
-        let formed = self.path.join(FORMED);
-        if exists(&formed)? {
-            return Ok(());
+        let (formed, unformed) = (self.path.join(FORMED), self.path.join(UNFORMED));
+        if !exists(&formed)? {
+            let text =
+                b"The log of this node has been made. If it is missing, it is lost: do not remove this file.\n";
+            files::write_durably(&formed, text)?;
         }
-        let text =
-            b"The log of this node has been made. If it is missing, it is lost: do not remove this file.\n";
-        files::write_durably(&formed, text)
+        match exists(&unformed)? {
+            true => files::remove(&unformed),
+            false => Ok(()),
+        }
     }
 
     /// Who the directory belongs to.
@@ -237,28 +250,41 @@ fn check_log(path: &Path) -> Result<(), StorageError> {
     if exists(&formed)? {
         return lost(formed);
     }
-    // A directory from before there was such a note; a snapshot is taken of a log only.
+    // A snapshot is taken of a log only.
     let complete = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "snapshot");
     if exists(&snapshots)?
         && let Some(snapshot) = files::list(&snapshots)?.into_iter().find(complete)
     {
         return lost(snapshot);
     }
-    Ok(())
+    // Nothing is left that a log would leave; but then the directory says itself that there never was one.
+    match exists(&path.join(UNFORMED))? {
+        true => Ok(()),
+        false => lost(path.join(IDENTITY)),
+    }
 }
 
 fn exists(path: &Path) -> Result<bool, StorageError> {
-    path.try_exists().map_err(|error| io_error("cannot look for", path, error))
+    path.try_exists().map_err(|error| files::unreadable(path, error))
+}
+
+/// Something in the directory at `path` that a node has put there after its identity.
+fn content(path: &Path) -> Result<Option<PathBuf>, StorageError> {
+    for name in CONTENTS {
+        let found = path.join(name);
+        if exists(&found)? && !(found.is_dir() && files::list(&found)?.is_empty()) {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 fn create(path: &Path, cluster: &str, node_id: NodeId) -> Result<Identity, StorageError> {
-    for existing in [LOG, READY, FORMED, SNAPSHOTS] {
-        let existing = path.join(existing);
-        let is_empty = existing.is_dir() && files::list(&existing)?.is_empty();
-        if exists(&existing)? && !is_empty {
-            return Err(StorageError::Lost { missing: path.join(IDENTITY), marker: existing });
-        }
+    if let Some(marker) = content(path)? {
+        return Err(StorageError::Lost { missing: path.join(IDENTITY), marker });
     }
+    let text = b"This directory is being made: its log was never ready, and nothing has been promised.\n";
+    files::write_durably(&path.join(UNFORMED), text)?;
     let random = || u128::from(runtime::random_u64());
     let identity = Identity {
         cluster: cluster.to_owned(),
@@ -318,14 +344,69 @@ mod tests {
 
     #[test]
     fn no_identity_is_made_beside_a_log() {
-        for existing in ["log/db", "log.ready", "log.formed", "snapshots/x.snapshot"] {
+        for existing in ["log/db", "log.ready", "log.formed", "snapshots/x.snapshot", "lease.json", "reserve"]
+        {
             let dir = tempfile::tempdir().unwrap();
             let existing = dir.path().join(existing);
             fs::create_dir_all(existing.parent().unwrap()).unwrap();
             fs::write(&existing, b"x").unwrap();
+            assert!(DataDir::exists(dir.path()));
             assert!(matches!(open(dir.path()), Err(StorageError::Lost { .. })));
             assert!(!dir.path().join(IDENTITY).exists());
         }
+    }
+
+    /// The root of a file system is never empty.
+    #[test]
+    fn a_mount_point_is_no_sign_of_use() {
+        use crate::storage::{SledOptions, SledStore};
+        let dir = tempfile::tempdir().unwrap();
+        for mounted in ["", "log", "snapshots"] {
+            fs::create_dir_all(dir.path().join(mounted).join("lost+found/#7")).unwrap();
+        }
+        assert!(!DataDir::exists(dir.path()));
+        for _ in 0..2 {
+            let data = open(dir.path()).unwrap();
+            drop(SledStore::open_in(&data, SledOptions::default()).unwrap());
+        }
+        assert!(dir.path().join("log/lost+found/#7").exists());
+    }
+
+    /// Whatever of a used directory is missing, it is never taken for a new one.
+    #[test]
+    fn a_directory_of_which_a_part_is_left_is_refused() {
+        use crate::storage::{SledOptions, SledStore};
+        let made = || {
+            let dir = tempfile::tempdir().unwrap();
+            let data = open(dir.path()).unwrap();
+            drop(SledStore::open_in(&data, SledOptions::default()).unwrap());
+            assert!(!dir.path().join(UNFORMED).exists());
+            dir
+        };
+        let remove = |path: PathBuf| match path.is_dir() {
+            true => fs::remove_dir_all(path).unwrap(),
+            false => fs::remove_file(path).unwrap(),
+        };
+        // Every combination of what an identity can be left with, but for a whole directory.
+        for kept in 0..8_u32 {
+            let dir = made();
+            let parts = [LOG, READY, FORMED];
+            for (number, part) in parts.into_iter().enumerate() {
+                if kept & (1 << number) == 0 {
+                    remove(dir.path().join(part));
+                }
+            }
+            let whole = |name: &str| dir.path().join(name).exists();
+            let opened =
+                open(dir.path()).and_then(|data| SledStore::open_in(&data, SledOptions::default()).map(drop));
+            match whole(LOG) && whole(READY) {
+                true => opened.unwrap(),
+                false => assert!(matches!(opened, Err(StorageError::Lost { .. })), "{kept:03b}: {opened:?}"),
+            }
+        }
+        let dir = made();
+        remove(dir.path().join(IDENTITY));
+        assert!(matches!(open(dir.path()), Err(StorageError::Lost { .. })));
     }
 
     #[test]
@@ -348,10 +429,11 @@ mod tests {
         fs::remove_file(dir.path().join(READY)).unwrap();
         let error = open(dir.path()).unwrap_err();
         assert!(matches!(error, StorageError::Lost { marker, .. } if marker.ends_with(FORMED)));
-        // Without the note, snapshots tell.
+        // Without the note, snapshots tell; and at last, that nothing says that there never was a log.
         fs::remove_file(dir.path().join(FORMED)).unwrap();
         fs::create_dir(dir.path().join(SNAPSHOTS)).unwrap();
-        drop(open(dir.path()).unwrap());
+        let error = open(dir.path()).unwrap_err();
+        assert!(matches!(error, StorageError::Lost { marker, .. } if marker.ends_with(IDENTITY)));
         fs::write(dir.path().join(SNAPSHOTS).join("1-1.snapshot"), b"x").unwrap();
         assert!(matches!(open(dir.path()), Err(StorageError::Lost { .. })));
     }

@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::StorageError;
 
-use super::files::{self, io_error};
+use super::files;
 
-const FILE: &str = "lease.json";
+/// The file's name.
+pub(super) const FILE: &str = "lease.json";
 const FORMAT_VERSION: u32 = 1;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -63,7 +64,7 @@ fn read(path: &Path) -> Result<Option<u64>, StorageError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io_error("cannot read", path, error)),
+        Err(error) => return Err(files::unreadable(path, error)),
     };
     let corrupt = |detail: String| StorageError::Corrupt { path: path.to_owned(), detail };
     let file: LeaseFile =

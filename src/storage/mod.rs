@@ -27,6 +27,7 @@ mod identity;
 pub(crate) mod lease;
 mod memory;
 mod power;
+mod progress;
 mod read_watch;
 mod record;
 mod sled_store;
@@ -41,6 +42,7 @@ pub(crate) use files::{is_full, is_out_of_files};
 pub use identity::{DataDir, Identity};
 pub use memory::{MemoryDisk, MemoryStore, SyncMode};
 pub use power::ensure_power_safe;
+pub use progress::{StartProgress, StartStep, StartedSoFar};
 #[doc(hidden)]
 pub use sled_store::{DiskEvent, Observer};
 pub use sled_store::{FLUSH_BUCKETS_US, Failure, LogStats, SledOptions, SledStore};
@@ -48,8 +50,8 @@ pub use snapshots::{
     MemorySnapshots, ReceivedSnapshot, SnapshotDir, SnapshotHandle, SnapshotMeta, SnapshotReceiver,
     SnapshotStore, SnapshotWriter,
 };
-pub(crate) use space::Room;
 pub use space::{DiskState, DiskStatus, DiskWatch, Origin, Taken};
+pub(crate) use space::{Room, file_system_bytes};
 
 /// Called exactly once when a write is durable, or has failed for good.
 pub type Completion = Box<dyn FnOnce(io::Result<()>) + Send + 'static>;

@@ -13,7 +13,7 @@ use quorate::client::{Client, ClientConfig, ClientError, Endpoint, Range, ReadPr
 use quorate_cluster::Cluster;
 use quorate_disk::{Fault, FaultyDisk, SmallDisk, mounted};
 
-use crate::support::{DEADLINE, TestCluster, client, eventually, output, spec};
+use crate::support::{DEADLINE, TestCluster, client, eventually, get, output, said, spec};
 
 const MIB: u64 = 1024 * 1024;
 /// Room for the reserve, a log of some segments, and what is written in a test.
@@ -168,7 +168,13 @@ async fn a_cluster_whose_disks_are_all_full_is_read_and_recovers_by_itself() {
     .await;
     assert!(next.term > leader.term);
     node.start().unwrap();
-    node.wait_ready(DEADLINE).unwrap();
+    // It is ready for reads only, and says so.
+    eventually("the node is ready for reads", async || {
+        get(node, "/readyz?for=reads").is_some_and(|(code, _)| code == 200)
+    })
+    .await;
+    let (code, text) = get(node, "/readyz").unwrap();
+    assert!(code == 503 && text.starts_with("disk_full: "), "{text}");
     assert_eq!(cluster.disk_state(leader.node_id).await, "full");
     let mut pids = pids;
     pids[(leader.node_id - 1) as usize] = node.pid();
@@ -241,7 +247,7 @@ async fn a_leader_whose_disk_hangs_is_replaced_and_catches_up_when_it_answers_ag
     let served = writers.acknowledged() + 200;
     assert!(writers.reached(served, DEADLINE).await, "the others do not go on");
     assert!(cluster.disks[&1].held() > 0, "nothing waits for the disk");
-    assert!(output(cluster.nodes.node(1)).contains("handing over the lead"));
+    assert!(said(cluster.nodes.node(1), "handing over the lead"));
     // What it holds can be read while it hangs.
     let hanging = Endpoint::parse(&cluster.nodes.node(1).client_address()).unwrap();
     let there = cluster.nodes.client.preferring(ReadPreference::weighted([(hanging, 1)]));

@@ -30,6 +30,8 @@ mod power;
 mod refusals;
 mod restart;
 mod sessions;
+mod silent;
+mod start;
 mod strangers;
 mod support;
 mod visibility;

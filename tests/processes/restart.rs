@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::set::Outcome;
-use crate::support::{DEADLINE, TestCluster, output};
+use crate::support::{DEADLINE, TestCluster, output, said};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_continues_from_its_directory_and_forms_only_once() {
@@ -49,7 +49,7 @@ async fn an_orderly_stop_hands_leadership_over() {
     // Without a hand-over there would be an election timeout, and more than one term in an unlucky one.
     assert_eq!(next.term, leader.term + 1, "handed over within {:?}", began.elapsed());
     let log = output(nodes.node(leader.node_id));
-    assert!(log.contains("handing over the lead"), "{log}");
+    assert!(said(nodes.node(leader.node_id), "handing over the lead"), "{log}");
     assert!(!log.contains("nobody took the lead in time"), "{log}");
 
     let served = writers.acknowledged() + 50;

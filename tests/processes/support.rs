@@ -1,11 +1,13 @@
 //! A cluster of one's own, and the questions that tests ask of it.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use quorate::client::{Client, ClientConfig, Endpoint, NodeStatus, Scope};
-use quorate_cluster::{Cluster, ClusterSpec, Node};
+use quorate_cluster::{Cluster, ClusterSpec, Node, Stderr};
 use tempfile::TempDir;
 
 use crate::observe;
@@ -29,8 +31,15 @@ pub(crate) struct TestCluster {
 /// A spec for three nodes in a directory of their own.
 pub(crate) fn spec() -> (ClusterSpec, TempDir) {
     let dir = tempfile::tempdir().unwrap();
-    let spec = ClusterSpec::new(QUORATE, dir.path().join("cluster")).with_free_ports().unwrap();
+    let mut spec = ClusterSpec::new(QUORATE, dir.path().join("cluster")).with_free_ports().unwrap();
+    spec.stderr = stderr();
     (spec, dir)
+}
+
+/// Where the nodes' standard error leads. The gate runs the tests that end nodes a second time with
+/// `QUORATE_TEST_STDERR=no-reader`.
+fn stderr() -> Stderr {
+    std::env::var("QUORATE_TEST_STDERR").map_or(Stderr::Output, |kind| kind.parse().unwrap())
 }
 
 impl TestCluster {
@@ -145,6 +154,27 @@ pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> b
         assert!(start.elapsed() < DEADLINE, "in vain waited until {what}");
         tokio::time::sleep(POLL_INTERVAL).await;
     }
+}
+
+/// The code and the text that a node answers to a GET; nothing if it does not answer.
+pub(crate) fn get(node: &Node, path: &str) -> Option<(u16, String)> {
+    let ask = || -> std::io::Result<String> {
+        let address = node.client_address();
+        let mut stream = TcpStream::connect(&address)?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = ask().ok()?;
+    let (head, text) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, text.to_owned()))
+}
+
+/// Whether a node's output holds `text`, where it can be read at all.
+pub(crate) fn said(node: &Node, text: &str) -> bool {
+    stderr() != Stderr::Output || output(node).contains(text)
 }
 
 /// What has been written to a node's output.

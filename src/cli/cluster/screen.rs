@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Stdout, Write as _};
 
 use crate::client::NodeStatus;
+use crate::logging::{self, FLUSH_PATIENCE, LogWriter};
 use crate::types::NodeId;
 
 /// One node at one moment.
@@ -117,10 +118,17 @@ pub(super) fn introduction(call: &str, view: &View) -> String {
     text
 }
 
+/// Where it is printed: on a terminal at once; elsewhere by a thread of its own, because a pipe that nobody reads is
+/// no reason to look after the nodes no more.
+enum Out {
+    Terminal(Stdout),
+    Lines(LogWriter),
+}
+
 /// Standard output. A reader that goes away (`quorate cluster | head`) is no reason to stop nodes, so
 /// failures to print are ignored.
 pub(super) struct Screen {
-    out: Stdout,
+    out: Out,
     terminal: bool,
     /// Lines of the table on the screen, to go up by before it is drawn again.
     drawn_lines: usize,
@@ -130,8 +138,13 @@ pub(super) struct Screen {
 
 impl Screen {
     pub(super) fn stdout() -> Self {
-        let out = io::stdout();
-        let terminal = out.is_terminal();
+        let stdout = io::stdout();
+        let terminal = stdout.is_terminal();
+        let lines = || logging::unlocked(&stdout).and_then(LogWriter::start);
+        let out = match terminal {
+            true => Out::Terminal(stdout),
+            false => lines().map_or(Out::Terminal(io::stdout()), Out::Lines),
+        };
         Self { out, terminal, drawn_lines: 0, table: Vec::new(), gist: String::new() }
     }
 
@@ -183,7 +196,20 @@ impl Screen {
     }
 
     fn write(&mut self, text: &str) {
-        let _ = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
+        match &mut self.out {
+            Out::Terminal(stdout) => {
+                let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+            }
+            Out::Lines(writer) => writer.line(text.as_bytes()),
+        }
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        if let Out::Lines(writer) = &self.out {
+            writer.flush(FLUSH_PATIENCE);
+        }
     }
 }
 

@@ -18,6 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
+use crate::error::StorageError;
+use crate::storage::files::unreadable;
 use crate::storage::is_out_of_files;
 use crate::storage::power::WriteErrors;
 use crate::storage::record::{Body, Key, Packed, Packer, Record};
@@ -371,6 +373,13 @@ impl Disk {
 
 pub(crate) fn write_ledger(trees: &Trees, ledger: &Ledger) -> Result<(), sled::Error> {
     trees.meta.insert(ledger::KEY, ledger.encode().as_slice()).map(drop)
+}
+
+/// Bytes of `files` together.
+pub(crate) fn length_bytes(files: &[PathBuf]) -> Result<u64, StorageError> {
+    let length =
+        |path: &PathBuf| fs::metadata(path).map(|file| file.len()).map_err(|error| unreadable(path, error));
+    files.iter().map(length).sum()
 }
 
 /// Where sled keeps what is too large for its log.

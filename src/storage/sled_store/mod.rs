@@ -46,7 +46,7 @@ use crate::error::StorageError;
 use crate::types::{Entry, LogId, Vote};
 
 use super::space::Attendant;
-use super::{Completion, DataDir, DiskWatch, LogBounds, LogStore, Room, files};
+use super::{Completion, DataDir, DiskWatch, LogBounds, LogStore, Room, StartProgress, files};
 use disk::Trees;
 use ledger::first_index;
 pub use stats::{FLUSH_BUCKETS_US, LogStats};
@@ -98,6 +98,8 @@ pub struct SledOptions {
     /// it. The default logs the reason, and aborts the process if the writer hangs: a hung flush cannot be
     /// cancelled, and it may hold up an orderly exit for ever.
     pub on_failure: Arc<dyn Fn(&Failure) + Send + Sync>,
+    /// Is told how far opening is. The default tells nobody.
+    pub progress: StartProgress,
     /// Sees everything that is done to sled; an error counts as sled's. For fault injection.
     #[doc(hidden)]
     pub observer: Option<Observer>,
@@ -112,9 +114,11 @@ impl Default for SledOptions {
             on_failure: Arc::new(|failure| {
                 tracing::error!(reason = failure.reason, "the log has failed; this node must stop");
                 if failure.hung {
+                    crate::logging::flush();
                     std::process::abort();
                 }
             }),
+            progress: StartProgress::default(),
             observer: None,
         }
     }

@@ -36,12 +36,13 @@ use std::time::{Duration, Instant};
 use crate::error::StorageError;
 use crate::storage::files::{self, io_error, unreadable};
 use crate::storage::power::{WriteErrors, ensure_intercepted, ensure_power_safe, forget_cached};
+use crate::storage::progress::{StartProgress, StartStep};
 use crate::storage::read_watch::{LogEnd, ReadWatch, ensure_reads_watched};
 use crate::storage::record::{Key, RecordError};
 use crate::types::LogId;
 
 use super::SledOptions;
-use super::disk::{self, Disk, DiskFiles, Trees};
+use super::disk::{self, Disk, DiskError, DiskFiles, Trees};
 use super::ledger::{self, Ledger, first_index};
 use super::log_end;
 use super::marker::{MarkSync, Marker};
@@ -172,16 +173,17 @@ fn open_and_verify(
     mark: Option<u64>,
     progress: &Progress,
 ) -> Result<Verified, StorageError> {
-    let write_errors = prepare(directory, progress)?;
+    let write_errors = prepare(directory, options, progress)?;
     begin_step(directory, progress)?;
     let end = log_end(directory)?;
+    options.progress.begin(StartStep::OpeningLog, 0);
     begin_step(directory, progress)?;
     let (trees, watch) = open_sled(directory, options, end)?;
     begin_step(directory, progress)?;
     let found = without_panic(directory, || {
-        disk::check_blobs(&disk::blobs(directory)).map_err(|error| StorageError::Corrupt {
-            path: disk::blobs(directory),
-            detail: error.to_string(),
+        disk::check_blobs(&disk::blobs(directory)).map_err(|error| match error {
+            DiskError::List(path, source) => unreadable(&path, source),
+            other => StorageError::Corrupt { path: disk::blobs(directory), detail: other.to_string() },
         })?;
         verify(&trees, directory, options, mark)
     });
@@ -190,7 +192,11 @@ fn open_and_verify(
 }
 
 /// Steps 1 to 3, as far as they come before sled.
-fn prepare(directory: &Path, progress: &Progress) -> Result<WriteErrors, StorageError> {
+fn prepare(
+    directory: &Path,
+    options: &SledOptions,
+    progress: &Progress,
+) -> Result<WriteErrors, StorageError> {
     files::create_directory(directory)?;
     // Listened to from before the first write on.
     let db = database(directory);
@@ -207,9 +213,10 @@ fn prepare(directory: &Path, progress: &Progress) -> Result<WriteErrors, Storage
     for path in all_files(directory)? {
         forget_cached(&path).map_err(|error| io_error("cannot drop from memory", &path, error))?;
     }
+    options.progress.begin(StartStep::ReadingLog, disk::length_bytes(&all_files(directory)?)?);
     for path in all_files(directory)? {
         begin_step(directory, progress)?;
-        read_through(&path)?;
+        read_through(&path, &options.progress)?;
     }
     Ok(write_errors)
 }
@@ -323,7 +330,7 @@ fn database(directory: &Path) -> PathBuf {
 }
 
 /// Fails if any part of a file cannot be read.
-fn read_through(path: &Path) -> Result<(), StorageError> {
+fn read_through(path: &Path, progress: &StartProgress) -> Result<(), StorageError> {
     const CHUNK_BYTES: usize = 1024 * 1024;
     let read = || -> io::Result<()> {
         let mut file = File::open(path)?;
@@ -331,7 +338,7 @@ fn read_through(path: &Path) -> Result<(), StorageError> {
         loop {
             match file.read(&mut chunk) {
                 Ok(0) => return Ok(()),
-                Ok(_) => {}
+                Ok(bytes) => progress.add(bytes as u64),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -455,6 +462,7 @@ fn verify(
         )));
     }
     let first = ledger.first_index();
+    options.progress.begin(StartStep::VerifyingLog, ledger.next_index().saturating_sub(first));
     let mut last = ledger.purged;
     let mut tail = Tail::new(options.tail_bytes);
     let mut torn = None;
@@ -483,6 +491,7 @@ fn verify(
                 return Err(corrupt(format!("the term decreases at entry {}", entry.log_id)));
             }
             last = Some(entry.log_id);
+            options.progress.add(1);
             if ledger.last.is_some_and(|known| known.index == entry.log_id.index && known != entry.log_id) {
                 return Err(corrupt(format!("entry {} is not the one that was last", entry.log_id)));
             }
@@ -547,7 +556,7 @@ mod tests {
     fn what_cannot_be_read_is_named() {
         // Nothing is mapped at its beginning.
         let path = Path::new("/proc/self/mem");
-        let error = read_through(path).unwrap_err();
+        let error = read_through(path, &StartProgress::default()).unwrap_err();
         assert!(matches!(error, StorageError::Unreadable { path: named, .. } if named == path));
     }
 }

@@ -11,6 +11,7 @@ use crate::error::StorageError;
 use crate::runtime;
 use crate::storage::Room;
 use crate::storage::files::{self, UNFINISHED, io_error};
+use crate::storage::progress::{StartProgress, StartStep};
 use crate::types::LogId;
 
 use super::{SnapshotHandle, SnapshotMeta, SnapshotReceiver, SnapshotStore, SnapshotWriter, Source, Staging};
@@ -39,6 +40,8 @@ struct Shared {
     /// What the log needs is not for snapshots.
     room: Option<Arc<Room>>,
     refused: Mutex<Option<Refused>>,
+    /// Of the start that opened the directory.
+    progress: StartProgress,
 }
 
 /// A snapshot for which there was no room.
@@ -55,13 +58,17 @@ impl SnapshotDir {
     /// # Errors
     /// When the directory cannot be used. Snapshots are looked at by [`newest`](SnapshotStore::newest) only.
     pub fn open(path: &Path) -> Result<Self, StorageError> {
-        Self::open_in_room(path, None)
+        Self::open_in_room(path, None, StartProgress::default())
     }
 
     /// [`open`](Self::open); snapshots then fail with [`ErrorKind::StorageFull`] before `room` gets short for the
     /// log. One that would not fit, by the size of the last one or by how far the last attempt got, is refused
-    /// before anything is written.
-    pub(crate) fn open_in_room(path: &Path, room: Option<Arc<Room>>) -> Result<Self, StorageError> {
+    /// before anything is written. How far reading the newest one is counts as `progress`.
+    pub(crate) fn open_in_room(
+        path: &Path,
+        room: Option<Arc<Room>>,
+        progress: StartProgress,
+    ) -> Result<Self, StorageError> {
         files::create_directory(path)?;
         for file in files::list(path)? {
             if has_extension(&file, UNFINISHED) {
@@ -70,8 +77,8 @@ impl SnapshotDir {
         }
         // A crash may have come between a rename and its fsync; from here on the name counts.
         files::sync(path)?;
-        let shared =
-            Shared { path: path.to_owned(), newest: Mutex::new(None), room, refused: Mutex::new(None) };
+        let (path, newest, refused) = (path.to_owned(), Mutex::new(None), Mutex::new(None));
+        let shared = Shared { path, newest, room, refused, progress };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -145,12 +152,16 @@ impl Shared {
         let open = || -> io::Result<SnapshotHandle> {
             let file = File::open(&path)?;
             let length = file.metadata()?.len();
-            SnapshotHandle::verified(Arc::new(FileSource { path: path.clone(), file, length }))
+            /// Once to verify it, once to load it.
+            const PASSES: u64 = 2;
+            self.progress.begin(StartStep::ReadingSnapshot, length.saturating_mul(PASSES));
+            let progress = self.progress.clone();
+            SnapshotHandle::verified(Arc::new(FileSource { path: path.clone(), file, length, progress }))
         };
         let corrupt = |detail: String| StorageError::Corrupt { path: path.clone(), detail };
         let handle = open().map_err(|error| match error.kind() {
             ErrorKind::InvalidData => corrupt(error.to_string()),
-            _ => io_error("cannot read", &path, error),
+            _ => files::unreadable(&path, error),
         })?;
         if path.file_name().is_none_or(|found| found != name(handle.meta.log_id).as_str()) {
             return Err(corrupt(format!("byte 16: it was taken at {}", handle.meta.log_id)));
@@ -217,14 +228,16 @@ impl Staging for UnfinishedFile {
 
     fn source(&self) -> io::Result<Arc<dyn Source>> {
         let file = self.file.try_clone()?;
-        Ok(Arc::new(FileSource { path: self.path.clone(), file, length: self.length }))
+        let progress = StartProgress::default();
+        Ok(Arc::new(FileSource { path: self.path.clone(), file, length: self.length, progress }))
     }
 
     fn publish(self: Box<Self>, handle: SnapshotHandle) -> Result<SnapshotHandle, StorageError> {
         self.file.sync_all().map_err(|error| io_error("cannot sync", &self.path, error))?;
         let path = self.shared.path.join(name(handle.meta.log_id));
         let file = self.file.try_clone().map_err(|error| io_error("cannot open", &self.path, error))?;
-        let source = Arc::new(FileSource { path: path.clone(), file, length: self.length });
+        let progress = StartProgress::default();
+        let source = Arc::new(FileSource { path: path.clone(), file, length: self.length, progress });
         let handle = SnapshotHandle { source, meta: handle.meta };
 
         let mut newest = self.shared.newest.lock().expect("invariant: no panic under this lock");
@@ -263,6 +276,8 @@ struct FileSource {
     path: PathBuf,
     file: File,
     length: u64,
+    /// Counts what is read. After the start nobody looks at it.
+    progress: StartProgress,
 }
 
 impl Source for FileSource {
@@ -278,7 +293,11 @@ impl Source for FileSource {
         loop {
             match self.file.read_at(buffer, offset) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                result => return result,
+                Ok(bytes) => {
+                    self.progress.add(bytes as u64);
+                    return Ok(bytes);
+                }
+                Err(error) => return Err(error),
             }
         }
     }

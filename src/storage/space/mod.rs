@@ -40,13 +40,13 @@ use std::time::Duration;
 
 use crate::error::StorageError;
 
-use super::files::{io_error, is_full};
+use super::files::{self, io_error, is_full};
 use policy::{Figures, Policy, Space, Step};
 use reserve::{Claimed, LEAST_CLAIM_BYTES, Reserve, claim, owned_beyond_end};
 pub use watch::{DiskStatus, DiskWatch, Origin, Taken};
 
 /// The name of the reserve in a data directory.
-const RESERVE: &str = "reserve";
+pub(super) const RESERVE: &str = "reserve";
 
 /// How often the file system is asked while nothing is written.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -205,7 +205,15 @@ impl Room {
         self.look_with(&mut self.ledger(), 0, true)
             .map_err(|error| io_error("cannot set room aside in", &self.directory, error))?;
         if self.gauge.space() == Space::Full {
-            tracing::warn!(directory = %self.directory.display(), "the disk is full; this node starts without taking writes");
+            let needed = self.reserve_bytes.saturating_add(Policy::untouched(self.reserve_bytes));
+            let (available, held) = (self.gauge.available.load(Relaxed), self.gauge.reserved.load(Relaxed));
+            tracing::warn!(
+                directory = %self.directory.display(),
+                available,
+                held,
+                needed,
+                "the disk is full; this node starts without taking writes until what is available and what it holds of its reserve are what is needed, in bytes"
+            );
         }
         let room = self.clone();
         std::thread::Builder::new()
@@ -422,6 +430,20 @@ impl Drop for Attendant {
         let ended = room.changed.wait_timeout_while(phase, PATIENCE, |phase| *phase != Phase::Ended);
         drop(ended.expect("invariant: no panic under this lock"));
     }
+}
+
+/// Size of the file system that `directory` is on, or would be made on.
+///
+/// # Errors
+/// When the system does not say.
+pub(crate) fn file_system_bytes(directory: &Path) -> Result<u64, StorageError> {
+    let mut existing = directory;
+    while !existing.exists() && existing != files::parent(existing) {
+        existing = files::parent(existing);
+    }
+    let stat = rustix::io::retry_on_intr(|| rustix::fs::statvfs(existing))
+        .map_err(|error| io_error("cannot ask for the size of the file system of", existing, error.into()))?;
+    Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
 }
 
 /// Bytes that an unprivileged process could write to the file system of `directory`.

@@ -1,0 +1,107 @@
+//! The range of every number that an engine is set up with, in one table, for its start and for changes while it runs.
+//!
+//! A value within its range works by itself. How values must fit each other is checked where they are.
+
+/// From where to where a setting may be set. Units are in the names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// The setting, by its name in the configuration file.
+    pub name: &'static str,
+    /// The smallest value.
+    pub least: u64,
+    /// The largest value.
+    pub most: u64,
+    /// What 0 stands for beside that, if anything.
+    pub zero: Option<&'static str>,
+}
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+const TIB: u64 = 1024 * GIB;
+
+const MINUTE_MS: u64 = 60_000;
+const HOUR_MS: u64 = 60 * MINUTE_MS;
+const WEEK_MS: u64 = 7 * 24 * HOUR_MS;
+
+/// Largest command, and batch of entries, that a message between nodes has room for: half of it.
+pub(super) const MAX_COMMAND_BYTES: u64 = 31 * MIB;
+
+/// Every number among the settings.
+pub const RANGES: [Range; 16] = [
+    range("heartbeat_interval_ms", 1, MINUTE_MS),
+    range("election_timeout_min_ms", 2, 10 * MINUTE_MS),
+    range("election_timeout_max_ms", 3, 10 * MINUTE_MS),
+    // A log that is never cut fills every disk in the end.
+    range("snapshot_every_entries", 1, 1_000_000_000),
+    range("snapshot_every_bytes", 1, TIB),
+    range("snapshot_keep_entries", 0, 1_000_000_000),
+    range("snapshot_keep_bytes", 0, TIB),
+    range("max_command_bytes", 1, MAX_COMMAND_BYTES),
+    range("max_inflight_bytes", 1, 16 * GIB),
+    range("log_tail_bytes", 1, 64 * GIB),
+    range("append_message_bytes", 1, MAX_COMMAND_BYTES),
+    or_zero(range("disk_reserve_bytes", 32 * MIB, TIB), "for none"),
+    // After 30 s the log gives up on a write, and the process ends.
+    or_zero(range("fsync_stall_ms", 1, 30_000), "for never"),
+    range("lagging_after_ms", 1, WEEK_MS),
+    range("disconnected_after_ms", 2, WEEK_MS),
+    // A peer that has come back is not to wait for longer.
+    range("reconnect_interval_ms", 1, MINUTE_MS),
+];
+
+const fn range(name: &'static str, least: u64, most: u64) -> Range {
+    Range { name, least, most, zero: None }
+}
+
+const fn or_zero(range: Range, meaning: &'static str) -> Range {
+    Range { zero: Some(meaning), ..range }
+}
+
+impl Range {
+    /// Refuses a value that is not within.
+    ///
+    /// # Errors
+    /// The range, in words.
+    pub fn check(&self, value: u64) -> Result<(), String> {
+        if (self.least..=self.most).contains(&value) || (value == 0 && self.zero.is_some()) {
+            return Ok(());
+        }
+        let zero = self.zero.map(|meaning| format!(", or 0 {meaning}")).unwrap_or_default();
+        let Self { name, least, most, .. } = self;
+        Err(format!("{name} ({value}) must be from {least} to {most}{zero}"))
+    }
+}
+
+/// Checks each of `values`, which are settings by their names.
+///
+/// # Errors
+/// The first that is out of its range.
+pub(super) fn check(values: &[(&str, u64)]) -> Result<(), String> {
+    for (name, value) in values {
+        let range = RANGES.iter().find(|range| range.name == *name);
+        range.ok_or_else(|| format!("there is no setting {name}"))?.check(*value)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ends_of_every_range_are_within_and_their_neighbours_are_not() {
+        for range in RANGES.iter() {
+            assert!(range.least <= range.most, "{range:?}");
+            assert_eq!((range.check(range.least), range.check(range.most)), (Ok(()), Ok(())));
+            for beyond in
+                [range.least.checked_sub(1), Some(range.most + 1), Some(u64::MAX)].into_iter().flatten()
+            {
+                let allowed = beyond == 0 && range.zero.is_some();
+                assert_eq!(range.check(beyond).is_ok(), allowed, "{range:?}: {beyond}");
+            }
+            let told = range.check(range.most + 1).unwrap_err();
+            assert!(told.contains(range.name) && told.contains(&range.most.to_string()), "{told}");
+        }
+    }
+}
