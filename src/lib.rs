@@ -44,6 +44,7 @@ pub mod reason;
 pub mod runtime;
 pub mod server;
 pub mod session;
+pub(crate) mod shown;
 pub mod storage;
 pub mod types;
 

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use crate::engine::NodeState;
+use crate::shown::Shown;
 use crate::types::Role;
 
 use super::metrics::Metrics;
@@ -73,11 +74,14 @@ async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
 async fn unknown(headers: HeaderMap, uri: Uri) -> Response {
     let content_type = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes());
     if content_type.is_some_and(|value| value.starts_with(b"application/grpc")) {
-        return tonic::Status::unimplemented(format!("there is no {}", uri.path())).into_http();
+        return tonic::Status::unimplemented(format!("there is no {}", Shown(uri.path()))).into_http();
     }
     (
         StatusCode::NOT_FOUND,
-        format!("there is no {}; try /livez, /readyz, /metrics, /stats or /replication/status\n", uri.path()),
+        format!(
+            "there is no {}; try /livez, /readyz, /metrics, /stats or /replication/status\n",
+            Shown(uri.path())
+        ),
     )
         .into_response()
 }

@@ -13,6 +13,7 @@ use crate::proto::v1::kv_server::Kv;
 use crate::proto::v1::tagged_request::Request as Asked;
 use crate::proto::v1::tagged_response::Response as Answer;
 
+use super::failure;
 use super::metrics::{Metrics, StreamCall};
 use super::node::KvNode;
 use super::pipeline;
@@ -62,14 +63,14 @@ impl<N: KvNode> Kv for KvService<N> {
     async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
         match self.call(Asked::Put(request.into_inner())).await? {
             Answer::Put(response) => Ok(Response::new(response)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
         match self.call(Asked::Get(request.into_inner())).await? {
             Answer::Get(response) => Ok(Response::new(response)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
@@ -79,14 +80,14 @@ impl<N: KvNode> Kv for KvService<N> {
     ) -> Result<Response<v1::DeleteResponse>, Status> {
         match self.call(Asked::Delete(request.into_inner())).await? {
             Answer::Delete(response) => Ok(Response::new(response)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
     async fn range(&self, request: Request<v1::RangeRequest>) -> Result<Response<v1::RangeResponse>, Status> {
         match self.call(Asked::Range(request.into_inner())).await? {
             Answer::Range(response) => Ok(Response::new(response)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
@@ -96,14 +97,14 @@ impl<N: KvNode> Kv for KvService<N> {
     ) -> Result<Response<v1::DeleteRangeResponse>, Status> {
         match self.call(Asked::DeleteRange(request.into_inner())).await? {
             Answer::DeleteRange(response) => Ok(Response::new(response)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
     async fn txn(&self, request: Request<v1::TxnRequest>) -> Result<Response<v1::TxnResponse>, Status> {
         match self.call(Asked::Txn(request.into_inner())).await? {
             Answer::Txn(response) => Ok(Response::new(response)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
@@ -131,7 +132,7 @@ impl<N: KvNode> Kv for KvService<N> {
     ) -> Result<Response<v1::OpenSessionResponse>, Status> {
         match self.call(Asked::OpenSession(request.into_inner())).await? {
             Answer::OpenSession(response) => Ok(Response::new(response)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
@@ -141,7 +142,7 @@ impl<N: KvNode> Kv for KvService<N> {
     ) -> Result<Response<v1::CloseSessionResponse>, Status> {
         match self.call(Asked::CloseSession(request.into_inner())).await? {
             Answer::CloseSession(response) => Ok(Response::new(response)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
@@ -160,6 +161,6 @@ impl<N: KvNode> Kv for KvService<N> {
 }
 
 /// The machine answers a put as a put; if it ever did not, the caller would learn of it and nobody else.
-fn unexpected(answer: &Answer) -> Status {
-    Status::internal(format!("the machine answered another question: {answer:?}"))
+fn unexpected() -> Status {
+    failure::unexpected(true).into()
 }

@@ -23,6 +23,7 @@
 
 mod admin;
 mod core_metrics;
+mod deadline;
 mod disk_metrics;
 mod failure;
 mod http;
@@ -196,7 +197,9 @@ impl Server {
         reporter.set_service_status("", ServingStatus::NotServing).await;
         let following = runtime::spawn(report_health(node.clone(), reporter.clone()));
         let routes = Routes::from(http::router(&node, settings.clone(), metrics.clone())).add_service(health);
-        let routes = add_services(routes, node, settings, metrics, draining.clone());
+        let routes = add_services(routes, node, settings, metrics.clone(), draining.clone());
+        let limited = axum::middleware::from_fn_with_state(metrics, deadline::answer_in_time);
+        let routes = Routes::from(routes.into_axum_router().layer(limited));
 
         let incoming =
             TcpIncoming::from(self.listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
@@ -217,7 +220,10 @@ impl Server {
         tokio::select! {
             served = serving => Ok(served?),
             () = overdue => {
-                tracing::warn!(?patience, "clients still hold connections; leaving them");
+                tracing::warn!(
+                    waited_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
+                    "clients still hold connections; leaving them"
+                );
                 Ok(())
             }
         }

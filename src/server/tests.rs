@@ -30,6 +30,7 @@ use crate::proto::v1::{self, Failure, PipelineRequest, PipelineResponse, Reason,
 use crate::storage::DiskState;
 use crate::types::{HistoryEpoch, Incarnation, LogId, Membership, ReadOptions, Role};
 
+mod deadlines;
 mod members;
 mod queues;
 mod replication;
