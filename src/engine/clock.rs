@@ -90,11 +90,11 @@ pub(super) async fn watch_wall_clock<M: StateMachine>(node: Weak<Inner<M>>) {
                 let Some(inner) = node.upgrade() else { return };
                 inner.counters.clock_jumps.fetch_add(1, Ordering::Relaxed);
                 let direction = if ahead_ms < 0 { "back" } else { "forward" };
-                let by = Duration::from_millis(ahead_ms.unsigned_abs());
+                let by_ms = ahead_ms.unsigned_abs();
                 tracing::warn!(
                     node_id,
                     jump_ms = ahead_ms,
-                    "this machine's wall clock jumped {direction} by {by:?}, or the machine was suspended; lifetimes of keys and sessions do not depend on it"
+                    "this machine's wall clock jumped {direction} by {by_ms} ms, or the machine was suspended; lifetimes of keys and sessions do not depend on it"
                 );
             }
             // The difference adds up over small steps until it is a jump.
