@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use crate::engine::{DiskPolicy, EngineConfig, Limits, PeerPolicy, SnapshotPolicy, Timing};
 use crate::server::settings::parse_filter;
+use crate::shown::Shown;
 use crate::types::NodeId;
 
 mod data_dir;
@@ -416,7 +417,7 @@ impl ServeConfig {
         check_advertised("--peer-advertise", &self.peer_advertise, self.peers.len() <= 1 && as_listened)?;
         self.check_peers()?;
         parse_filter(&self.log_level).map_err(|error| {
-            invalid(format!("--log-level \"{}\" is not a filter: {error}", self.log_level))
+            invalid(format!("--log-level \"{}\" is not a filter: {error}", Shown(&self.log_level)))
         })?;
         self.check_limits()?;
         self.engine_config(String::new())
@@ -486,7 +487,7 @@ fn invalid(message: impl Into<String>) -> ConfigError {
 
 fn check_name(flag: &str, name: &str) -> Result<(), ConfigError> {
     if name.is_empty() || name.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        return Err(invalid(format!("{flag} \"{name}\" must have no spaces and not be empty")));
+        return Err(invalid(format!("{flag} \"{}\" must have no spaces and not be empty", Shown(name))));
     }
     Ok(())
 }
@@ -499,9 +500,10 @@ fn check_address<'a>(flag: &str, address: &'a str) -> Result<(&'a str, u16), Con
         Some((host, port)) if !host.is_empty() && (!host.contains(':') || host.starts_with('[')) => {
             Ok((host, port))
         }
-        _ => {
-            Err(invalid(format!("{flag} \"{address}\" is not of the form HOST:PORT, such as 10.0.0.1:7801")))
-        }
+        _ => Err(invalid(format!(
+            "{flag} \"{}\" is not of the form HOST:PORT, such as 10.0.0.1:7801",
+            Shown(address)
+        ))),
     }
 }
 
@@ -516,7 +518,10 @@ fn check_advertised(flag: &str, address: &str, free_port: bool) -> Result<(), Co
         )));
     }
     if port == 0 && !free_port {
-        return Err(invalid(format!("{flag} \"{address}\" has port 0; others need to know the port")));
+        return Err(invalid(format!(
+            "{flag} \"{}\" has port 0; others need to know the port",
+            Shown(address)
+        )));
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::shown::Shown;
 use crate::types::{Divergence, HistoryEpoch, Incarnation, LogId, NodeId};
 
 /// Who leads, as far as the answering node knows, and where clients reach it.
@@ -23,6 +24,18 @@ fn describe(leader: &Option<Leader>) -> String {
     match leader {
         Some(leader) => format!("node {} at {} leads", leader.node_id, leader.client),
         None => "no leader is known at present; retry shortly".to_owned(),
+    }
+}
+
+fn nodes(ids: &[NodeId]) -> String {
+    let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
+    format!("{} {}", if ids.len() == 1 { "node" } else { "nodes" }, ids.join(", "))
+}
+
+fn applied_up_to(index: &Option<u64>) -> String {
+    match index {
+        Some(index) => format!("has applied up to entry {index}"),
+        None => "has applied nothing yet".to_owned(),
     }
 }
 
@@ -154,7 +167,7 @@ pub enum WriteError {
     },
     /// Committed and applied, but not every voter is known to hold it.
     #[error(
-        "the write at {log_id} is committed and applied, but not known to be on disk at nodes {missing:?}"
+        "the write at {log_id} is committed and applied, but not known to be on disk at {}", nodes(.missing)
     )]
     AckTimeout {
         /// Where it stands.
@@ -222,7 +235,7 @@ pub enum ReadError {
         reason: String,
     },
     /// This node's state did not become as recent as was asked for in time.
-    #[error("this node has applied up to {applied:?}, and {wanted} was asked for; ask another node, or wait")]
+    #[error("this node {}, and the state after entry {wanted} was asked for; ask another node, or wait", applied_up_to(.applied))]
     Behind {
         /// Index of the last entry it has applied.
         applied: Option<u64>,
@@ -385,7 +398,8 @@ pub enum MembershipError {
     AnotherChange,
     /// The node does not answer. Nothing was changed.
     #[error(
-        "node {node_id} cannot be reached at {address}: {reason}; is it started (a new one with --join), and is this the address of its peer port?"
+        "node {node_id} cannot be reached at {}: {reason}; is it started (a new one with --join), and is this the address of its peer port?",
+        Shown(.address)
     )]
     Unreachable {
         /// The node.
@@ -396,7 +410,7 @@ pub enum MembershipError {
         reason: String,
     },
     /// Whoever answers is not the node to be added, or refuses to be. Nothing was changed.
-    #[error("node {node_id} at {address} cannot be added: {detail}")]
+    #[error("node {node_id} at {} cannot be added: {detail}", Shown(.address))]
     Identity {
         /// The node.
         node_id: NodeId,
@@ -406,7 +420,7 @@ pub enum MembershipError {
         detail: String,
     },
     /// An address that cannot be one.
-    #[error("\"{address}\" is not of the form HOST:PORT, such as 10.0.0.4:7901")]
+    #[error("\"{}\" is not of the form HOST:PORT, such as 10.0.0.4:7901", Shown(.address))]
     Address {
         /// What was given.
         address: String,
@@ -554,7 +568,7 @@ pub enum OpenError {
     #[error("invalid configuration: {0}")]
     Config(String),
     /// The peer or client address cannot be listened on.
-    #[error("cannot listen on {address}: {source}; {}", listen_hint(.source))]
+    #[error("cannot listen on {}: {source}; {}", Shown(.address), listen_hint(.source))]
     Listen {
         /// The address asked for.
         address: String,

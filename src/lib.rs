@@ -45,6 +45,7 @@ pub mod reason;
 pub mod runtime;
 pub mod server;
 pub mod session;
+pub(crate) mod shown;
 pub mod storage;
 pub mod types;
 

@@ -1,56 +1,48 @@
 //! The `quorate` program: arguments → command → exit code.
 
+use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
-use quorate::cli::{self, CliError};
+use quorate::cli::{self, Report};
 
 /// Commands are allocated on one thread and freed on another, which glibc's allocator does badly.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = match cli::parse(std::env::args_os()) {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let cli = match cli::parse(&args) {
         Ok(cli) => cli,
         Err(usage) => {
-            print_usage(&usage);
-            return cli::usage_exit_code(&usage).into();
+            let (text, asked_for, code) = cli::report::usage(&usage, &args);
+            match asked_for {
+                // Nobody is left to complain to if it fails.
+                true => drop(std::io::stdout().lock().write_all(text.as_bytes())),
+                // A process that was started wrongly ends, whether or not that can be read.
+                false => cli::last_words(&text),
+            }
+            return code.into();
         }
     };
+    let format = cli::report::format(&cli);
     let code = match execute(cli) {
-        Ok(()) => cli::EXIT_OK,
-        Err(error) => report(&error),
+        Ok(()) | Err(None) => cli::EXIT_OK,
+        Err(Some(report)) => {
+            cli::last_words(&report.text(format));
+            report.exit_code()
+        }
     };
     cli::flush_log();
     code.into()
 }
 
-fn execute(cli: cli::Cli) -> anyhow::Result<()> {
-    let runtime = cli::process::start(cli.command.runs_a_node())?;
-    let outcome = runtime.block_on(cli::run(cli));
+/// The error is `None` when nobody is left to be told.
+fn execute(cli: cli::Cli) -> Result<(), Option<Report>> {
+    let runtime = cli::process::start(cli.command.runs_a_node());
+    let runtime = runtime.map_err(|error| Some(Report::of_start(&error)))?;
+    let outcome = runtime.block_on(cli::execute(cli));
     // What still runs would hold up the end, a disk that hangs for ever. All that matters has ended, or may end anywhere.
     runtime.shutdown_background();
-    Ok(outcome?)
-}
-
-/// Prints what clap has to say, on standard output for --help and --version.
-fn print_usage(usage: &clap::Error) {
-    use std::io::IsTerminal;
-    match usage.use_stderr() && !std::io::stderr().is_terminal() {
-        // A process that was started wrongly ends, whether or not that can be read.
-        true => cli::last_words(&usage.render().to_string()),
-        // Nobody is left to complain to if it fails.
-        false => drop(usage.print()),
-    }
-}
-
-/// Prints the error and its hint; returns the exit code.
-fn report(error: &anyhow::Error) -> u8 {
-    let (code, hint) = match error.downcast_ref::<CliError>() {
-        Some(error) if error.is_broken_pipe() => return error.exit_code(),
-        Some(error) => (error.exit_code(), error.hint()),
-        None => (cli::EXIT_ERROR, None),
-    };
-    let hint = hint.map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
-    cli::last_words(&format!("error: {error}\n{hint}"));
-    code
+    outcome
 }

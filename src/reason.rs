@@ -100,6 +100,22 @@ pub enum GrpcCode {
     Unavailable = 14,
 }
 
+impl GrpcCode {
+    /// As gRPC writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "UNKNOWN",
+            Self::InvalidArgument => "INVALID_ARGUMENT",
+            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            Self::NotFound => "NOT_FOUND",
+            Self::ResourceExhausted => "RESOURCE_EXHAUSTED",
+            Self::FailedPrecondition => "FAILED_PRECONDITION",
+            Self::OutOfRange => "OUT_OF_RANGE",
+            Self::Unavailable => "UNAVAILABLE",
+        }
+    }
+}
+
 /// What a reason is on each interface, when nothing was applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
@@ -214,6 +230,31 @@ mod tests {
             Reason::all().map(|reason| (reason as i32, format!("REASON_{}", reason.name()))).collect();
         assert_eq!(values, ours);
         assert_eq!(ours.len(), 28, "a gap in the numbers hides what is behind it");
+    }
+
+    /// Operators read the table there.
+    #[test]
+    fn the_documentation_holds_the_same_table() {
+        let documented: Vec<Vec<&str>> = include_str!("../docs/OPERATIONS.md")
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `"))
+            .map(|line| line.split(" | ").map(|cell| cell.trim_matches(['`', ' ', '|'])).collect())
+            .filter(|cells: &Vec<_>| {
+                cells.len() == 6 && Reason::all().any(|reason| reason.name() == cells[0])
+            })
+            .collect();
+        assert_eq!(documented.len(), Reason::all().count());
+        for (reason, cells) in Reason::all().zip(documented) {
+            let row = reason.row();
+            let grpc = Reason::grpc_code(reason, false, false).name();
+            let applied = match row.maybe_applied {
+                Some(false) => "no",
+                Some(true) => "yes",
+                None => "perhaps",
+            };
+            let (exit_code, http_status) = (row.exit_code.to_string(), row.http_status.to_string());
+            assert_eq!(cells[..5], [row.name, &exit_code, grpc, &http_status, applied]);
+        }
     }
 
     #[test]

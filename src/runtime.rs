@@ -62,6 +62,11 @@ pub fn random_u64() -> u64 {
     })
 }
 
+/// Whole milliseconds, as they are logged.
+pub fn whole_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Milliseconds since the Unix epoch, by this node's wall clock; 0 if that is set to before the epoch.
 pub fn unix_time_ms() -> u64 {
     WallClock::of_this_node().unix_time_ms()

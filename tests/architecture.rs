@@ -18,12 +18,13 @@ const FILE_LINES: usize = 700;
 const ROOMS: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("runtime", &[]),
-    // What failures are on every interface.
+    // What failures are on every interface, and how their messages repeat what they were given.
     ("reason", &[]),
+    ("shown", &[]),
     ("proto", &["reason"]),
     ("incoming", &[]),
     ("logging", &[]),
-    ("error", &["types", "reason"]),
+    ("error", &["types", "reason", "shown"]),
     ("session", &["types"]),
     // Pure: no IO, no clock, no randomness, so not even `runtime`.
     ("machine", &["types", "error"]),
@@ -34,18 +35,18 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "server",
         &[
-            "types", "reason", "error", "session", "runtime", "incoming", "logging", "proto", "machine",
+            "types", "reason", "shown", "error", "session", "runtime", "incoming", "logging", "proto", "machine",
             "storage", "raft", "stream", "engine",
         ],
     ),
     // Settings of a whole process, so above what they are the settings of.
-    ("config", &["types", "error", "runtime", "engine", "server"]),
+    ("config", &["types", "shown", "error", "runtime", "engine", "server"]),
     // A client shares nothing with the server but the protocol.
-    ("client", &["types", "reason", "session", "runtime", "proto"]),
+    ("client", &["types", "reason", "shown", "session", "runtime", "proto"]),
     (
         "cli",
         &[
-            "types", "reason", "error", "runtime", "incoming", "logging", "config", "machine", "storage",
+            "types", "reason", "shown", "error", "runtime", "incoming", "logging", "config", "machine", "storage",
             "engine", "stream", "server", "client",
         ],
     ),

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::read::parse_level;
 use super::{CliError, Common, Format, ScopeArgs, output};
 use crate::client::{Client, ClientError, Scope};
+use crate::reason::Reason;
 use crate::runtime;
 use crate::types::ReadLevel;
 
@@ -88,10 +89,11 @@ struct Report {
     operations: u64,
     errors: u64,
     ops_per_second: f64,
-    p50_us: u64,
-    p99_us: u64,
-    p999_us: u64,
-    max_us: u64,
+    /// Null when nothing succeeded, as the next.
+    p50_us: Option<u64>,
+    p99_us: Option<u64>,
+    p999_us: Option<u64>,
+    max_us: Option<u64>,
     errors_by_kind: BTreeMap<&'static str, u64>,
 }
 
@@ -173,12 +175,14 @@ pub async fn run(common: &Common, args: BenchArgs) -> Result<(), CliError> {
     }
     match total.last_error {
         Some(last) if report.operations == 0 => Err(CliError::NothingMeasured {
-            unreachable: matches!(last, ClientError::Unavailable { .. }),
             last: last.to_string(),
+            reason: last.reason(),
+            maybe_applied: last.maybe_applied(),
         }),
         None if report.operations == 0 => Err(CliError::NothingMeasured {
-            unreachable: false,
             last: "none, but no operation ended in time".to_owned(),
+            reason: Reason::DeadlineExceeded,
+            maybe_applied: reads < 1.0,
         }),
         Some(last) => {
             output::remark(&format!("{} operations failed; the last error was: {last}", report.errors));
@@ -245,6 +249,7 @@ async fn operate(plan: &Plan, rng: &mut SmallRng) -> Result<(), ClientError> {
 fn report(args: &BenchArgs, reads: f64, window: Duration, total: &Tally) -> Report {
     let operations = total.latency_us.len();
     let seconds = window.as_secs_f64();
+    let quantile = |part| (operations > 0).then(|| total.latency_us.value_at_quantile(part));
     Report {
         callers: args.callers,
         value_bytes: args.value_bytes,
@@ -253,10 +258,10 @@ fn report(args: &BenchArgs, reads: f64, window: Duration, total: &Tally) -> Repo
         operations,
         errors: total.errors.values().sum(),
         ops_per_second: (operations as f64 / seconds * 10.0).round() / 10.0,
-        p50_us: total.latency_us.value_at_quantile(0.5),
-        p99_us: total.latency_us.value_at_quantile(0.99),
-        p999_us: total.latency_us.value_at_quantile(0.999),
-        max_us: total.latency_us.max(),
+        p50_us: quantile(0.5),
+        p99_us: quantile(0.99),
+        p999_us: quantile(0.999),
+        max_us: (operations > 0).then(|| total.latency_us.max()),
         errors_by_kind: total.errors.clone(),
     }
 }
@@ -273,7 +278,8 @@ fn table(report: &Report) -> String {
     for (kind, count) in &report.errors_by_kind {
         rows.push(vec![format!("  {kind}"), count.to_string()]);
     }
-    let in_ms = |us: u64| format!("{:.3} ms", us as f64 / 1000.0);
+    let in_ms =
+        |us: Option<u64>| us.map_or_else(|| "-".to_owned(), |us| format!("{:.3} ms", us as f64 / 1000.0));
     rows.push(vec!["operations/s".to_owned(), format!("{:.0}", report.ops_per_second)]);
     for (name, us) in
         [("p50", report.p50_us), ("p99", report.p99_us), ("p99.9", report.p999_us), ("max", report.max_us)]
@@ -292,7 +298,7 @@ mod tests {
         let endpoint = crate::client::Endpoint::parse("n1:1").unwrap();
         let lost = ClientError::Failed {
             endpoint,
-            reason: crate::reason::Reason::Interrupted,
+            reason: Reason::Interrupted,
             message: String::new(),
             maybe_applied: true,
         };

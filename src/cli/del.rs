@@ -11,7 +11,7 @@ use crate::types::AckLevel;
 /// Arguments of `quorate del`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate del greeting\n  quorate del --prefix user/\n\nRemoving a key that does not exist is no error; the output says whether it existed. With --prefix many keys are removed in several pieces; if one fails, those before it are done."
+    after_help = "Example:\n  quorate del greeting\n  quorate del --prefix user/\n\nExits with 4 when the key does not exist. With --prefix many keys are removed in several pieces; if one fails, those before it are done; there may be none."
 )]
 pub struct DelArgs {
     /// The key
@@ -27,10 +27,10 @@ pub struct DelArgs {
     pub scope: ScopeArgs,
 }
 
-/// Removes the key and prints whether it existed.
+/// Removes the key and prints that it did.
 ///
 /// # Errors
-/// See [`CliError`].
+/// [`CliError::NotFound`] when it does not exist; others see [`CliError`].
 pub async fn run(common: &Common, args: DelArgs) -> Result<(), CliError> {
     common.with_client(async |client| delete(client, common, args).await).await
 }
@@ -40,16 +40,19 @@ async fn delete(client: &Client, common: &Common, args: DelArgs) -> Result<(), C
     if args.prefix {
         return delete_prefix(client, common, &args).await;
     }
-    let reply = client.delete_with(&scope, args.key, options).await?;
+    let reply = client.delete_with(&scope, args.key.clone(), options).await?;
     let applied = reply.header.ack != AckLevel::Leader;
+    let missing = applied && !reply.deleted;
     match common.output {
-        Format::Table if applied => output::line(if reply.deleted { "deleted" } else { "did not exist" }),
+        Format::Table if missing => Ok(()),
+        Format::Table if applied => output::line("deleted"),
         Format::Table => output::line(&write::not_applied(&reply.header)),
         Format::Json => {
             let deleted = if applied { Value::from(reply.deleted) } else { Value::Null };
-            print(deleted, &reply.header)
+            print(deleted, applied, &reply.header)
         }
-    }
+    }?;
+    if missing { Err(CliError::NotFound { key: args.key }) } else { Ok(()) }
 }
 
 async fn delete_prefix(client: &Client, common: &Common, args: &DelArgs) -> Result<(), CliError> {
@@ -69,12 +72,12 @@ async fn delete_prefix(client: &Client, common: &Common, args: &DelArgs) -> Resu
     };
     match common.output {
         Format::Table => output::line(&format!("deleted {deleted}")),
-        Format::Json => print(deleted.into(), &last.header),
+        Format::Json => print(deleted.into(), true, &last.header),
     }
 }
 
-fn print(deleted: Value, header: &Header) -> Result<(), CliError> {
-    let revision = header.position.map(|position| position.index);
+fn print(deleted: Value, applied: bool, header: &Header) -> Result<(), CliError> {
+    let revision = header.position.filter(|_| applied).map(|position| position.index);
     let mut object =
         Map::from_iter([("deleted".to_owned(), deleted), ("revision".to_owned(), revision.into())]);
     write::insert_header(&mut object, header);

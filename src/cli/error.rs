@@ -4,10 +4,13 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
+use super::Subject;
 use super::cluster::ClusterCommandError;
 use super::serve::ServeError;
 use crate::client::{ClientError, ConfigError};
-use crate::reason::{EXIT_ERROR, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_OK, EXIT_UNREACHABLE, Reason};
+use crate::reason::{EXIT_OK, Reason};
+use crate::shown::Shown;
+use crate::types::NodeId;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +23,7 @@ pub enum CliError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The key does not exist.
-    #[error("key not found: {key}")]
+    #[error("key not found: {}", Shown(.key))]
     NotFound {
         /// The key.
         key: String,
@@ -32,7 +35,7 @@ pub enum CliError {
         asked: String,
     },
     /// A put had a condition, and it does not hold.
-    #[error("{key} was not set: {}", found(.current_revision))]
+    #[error("{} was not set: {}", Shown(.key), found(.current_revision))]
     ConditionFailed {
         /// The key.
         key: String,
@@ -72,13 +75,23 @@ pub enum CliError {
     /// No node answered.
     #[error("none of the nodes answers")]
     NoNodeAnswers,
+    /// The lead was handed over, and another node than the one that was asked for has it now.
+    #[error("node {leader} leads, not node {wanted}: an election had another outcome than was asked for")]
+    OtherLeads {
+        /// Who was to lead.
+        wanted: NodeId,
+        /// Who leads.
+        leader: NodeId,
+    },
     /// Every operation of a measurement failed.
     #[error("no operation succeeded; the last error was: {last}")]
     NothingMeasured {
         /// The last error.
         last: String,
-        /// Whether it was that no endpoint can be connected to.
-        unreachable: bool,
+        /// Its reason.
+        reason: Reason,
+        /// Whether it left a write undecided.
+        maybe_applied: bool,
     },
     /// Running one or more nodes failed.
     #[error(transparent)]
@@ -104,29 +117,48 @@ impl CliError {
         Self::Node(error.into())
     }
 
-    /// The exit code of the process.
-    pub fn exit_code(&self) -> u8 {
+    /// Which of the reasons that all interfaces share.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Client(ClientError::Unavailable { .. })
-            | Self::NoNodeAnswers
-            | Self::NothingMeasured { unreachable: true, .. } => EXIT_UNREACHABLE,
-            Self::Client(ClientError::Rejected { .. })
-            | Self::Config(_)
-            | Self::Usage(_)
-            | Self::Input { .. } => EXIT_INVALID,
-            Self::Node(error) if is_invalid_input(&**error) => EXIT_INVALID,
-            Self::Node(_) => EXIT_ERROR,
-            Self::Output(_) if self.is_broken_pipe() => EXIT_OK,
-            Self::SessionNotOpen { .. } => EXIT_NOT_FOUND,
-            Self::Client(_)
+            Self::Client(error) => error.reason(),
+            Self::NothingMeasured { reason, .. } => *reason,
+            Self::NoNodeAnswers => Reason::Unreachable,
+            Self::Config(_) | Self::Usage(_) | Self::Input { .. } => Reason::Invalid,
+            Self::NotFound { .. } | Self::SessionNotOpen { .. } => Reason::NotFound,
+            Self::ConditionFailed { .. } => Reason::ConditionFailed,
+            Self::OtherLeads { .. } => Reason::Membership,
+            Self::Unhealthy { leader: false, .. } => Reason::NoQuorum,
+            Self::Unhealthy { leader: true, .. } => Reason::Behind,
+            Self::Node(error) if is_invalid_input(&**error) => Reason::Invalid,
+            Self::Node(_) => Reason::Stopped,
+            Self::Signals(_) | Self::Output(_) | Self::Json(_) => Reason::Unspecified,
+        }
+    }
+
+    /// Whether a write may have taken effect, or may still do so.
+    pub fn maybe_applied(&self) -> bool {
+        match self {
+            Self::Client(error) => error.maybe_applied(),
+            Self::NothingMeasured { maybe_applied, .. } => *maybe_applied,
+            Self::Config(_)
             | Self::NotFound { .. }
+            | Self::SessionNotOpen { .. }
             | Self::ConditionFailed { .. }
+            | Self::Usage(_)
             | Self::Unhealthy { .. }
             | Self::Signals(_)
+            | Self::Input { .. }
             | Self::Output(_)
             | Self::Json(_)
-            | Self::NothingMeasured { .. } => EXIT_ERROR,
+            | Self::NoNodeAnswers
+            | Self::OtherLeads { .. }
+            | Self::Node(_) => false,
         }
+    }
+
+    /// The exit code of the process.
+    pub fn exit_code(&self) -> u8 {
+        if self.is_broken_pipe() { EXIT_OK } else { self.reason().exit_code(self.maybe_applied()) }
     }
 
     /// Whether the reader of standard output has gone away, as `head` does: no reason to complain.
@@ -134,11 +166,12 @@ impl CliError {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<&'static str> {
+    /// What the user can do about it, of a command that was about `subject`.
+    pub(super) fn hint(&self, subject: Subject) -> Option<&'static str> {
         match self {
-            Self::Client(error) => client_hint(error),
-            Self::NoNodeAnswers | Self::NothingMeasured { unreachable: true, .. } => Some(UNREACHABLE_HINT),
+            Self::Client(error) => client_hint(error, subject),
+            Self::NothingMeasured { reason, .. } => reason_hint(*reason, subject),
+            Self::NoNodeAnswers => reason_hint(Reason::Unreachable, subject),
             Self::Config(ConfigError::NoEndpoints | ConfigError::Endpoint { .. }) => {
                 Some("give the nodes' client addresses: --endpoints host:port,host:port")
             }
@@ -147,6 +180,7 @@ impl CliError {
             Self::Unhealthy { .. } => {
                 Some("`quorate status` shows roles and positions; the log of a node says why it is not ready")
             }
+            Self::OtherLeads { .. } => Some("`quorate status` shows how far each node is; try again"),
             Self::Config(_)
             | Self::ConditionFailed { .. }
             | Self::Usage(_)
@@ -154,37 +188,74 @@ impl CliError {
             | Self::Input { .. }
             | Self::Output(_)
             | Self::Json(_)
-            | Self::NothingMeasured { .. }
             | Self::Node(_) => None,
         }
     }
 }
 
-const UNREACHABLE_HINT: &str =
-    "is the cluster running? `quorate cluster` starts a local one; --endpoints says where another one is";
-
-fn client_hint(error: &ClientError) -> Option<&'static str> {
-    if let ClientError::Failed { reason: Reason::Membership, maybe_applied: true, .. } = error {
-        return Some("`quorate member list` shows what has become of it; repeating the command completes it");
-    }
+fn client_hint(error: &ClientError, subject: Subject) -> Option<&'static str> {
     if let ClientError::AckTimeout { .. } = error {
         return Some("the write is done; `quorate status` shows which nodes are behind");
     }
-    if error.maybe_applied() {
-        return Some("read the key to find out whether the write took effect before you repeat it");
+    if !error.maybe_applied() {
+        return reason_hint(error.reason(), subject);
     }
-    match error {
-        ClientError::Unavailable { .. } => Some(UNREACHABLE_HINT),
-        ClientError::DeadlineExceeded { .. } => {
+    match subject {
+        Subject::Write => Some("read the key to find out whether the write took effect before you repeat it"),
+        Subject::Members => {
+            Some("`quorate member list` shows what has become of it; repeating the command completes it")
+        }
+        Subject::Lead => Some("`quorate status` shows who leads now"),
+        Subject::Sessions => Some("`quorate session list` shows which are open now; closing one again does no harm"),
+        Subject::Settings => Some("`quorate configure` shows the settings as they are now"),
+        Subject::Read | Subject::Node | Subject::Process => None,
+    }
+}
+
+fn reason_hint(reason: Reason, subject: Subject) -> Option<&'static str> {
+    match reason {
+        Reason::Unreachable => Some(
+            "is the cluster running? `quorate cluster` starts a local one; --endpoints says where another one is",
+        ),
+        Reason::DeadlineExceeded | Reason::NoQuorum => {
             Some("`quorate status` shows whether a majority of the nodes is up; --timeout allows more time")
         }
-        ClientError::Failed { reason: Reason::DiskFull, .. } => {
-            Some("make room on the disk: writes are accepted again by themselves")
+        Reason::NotLeader => {
+            Some("`quorate status` shows who leads, and whether a majority of the nodes is up")
         }
-        ClientError::Rejected { .. }
-        | ClientError::Failed { .. }
-        | ClientError::AckTimeout { .. }
-        | ClientError::Compacted { .. } => None,
+        Reason::DiskFull => Some("make room on the disk: writes are accepted again by themselves"),
+        Reason::QuotaExceeded => Some("remove keys, or raise the quota; reads and deletions go on meanwhile"),
+        Reason::Ahead => Some(
+            "give a revision that a write to this cluster has printed; `quorate status` shows how far the cluster is",
+        ),
+        Reason::OtherHistory => {
+            Some("is this the cluster that the position came from? --endpoints says which is asked")
+        }
+        Reason::Behind if subject == Subject::Read => {
+            Some("--prefer leader asks the node that is furthest ahead; --timeout allows more time")
+        }
+        Reason::NotFound if subject != Subject::Members && subject != Subject::Lead => {
+            Some("`quorate range --prefix PREFIX` lists the keys that exist")
+        }
+        Reason::Overloaded | Reason::LimitReached | Reason::WindowExceeded | Reason::TooManySessions => {
+            Some("nothing was done: try again after a pause")
+        }
+        Reason::Diverged => Some("ask another node with --endpoints, and look at the log of this one"),
+        Reason::Unspecified
+        | Reason::TooLarge
+        | Reason::Interrupted
+        | Reason::Stopped
+        | Reason::Invalid
+        | Reason::DiskStalled
+        | Reason::SessionExpired
+        | Reason::AckTimeout
+        | Reason::Behind
+        | Reason::Compacted
+        | Reason::Membership
+        | Reason::AnswerForgotten
+        | Reason::Undecodable
+        | Reason::NotFound
+        | Reason::ConditionFailed => None,
     }
 }
 
@@ -192,21 +263,68 @@ fn client_hint(error: &ClientError) -> Option<&'static str> {
 mod tests {
     use super::*;
     use crate::error::OpenError;
+    use crate::reason::{EXIT_ERROR, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_UNKNOWN, EXIT_UNREACHABLE};
+
+    fn failed(reason: Reason, maybe_applied: bool) -> CliError {
+        let endpoint = crate::client::Endpoint::parse("n1:1").unwrap();
+        CliError::Client(ClientError::Failed { endpoint, reason, message: "m".to_owned(), maybe_applied })
+    }
 
     #[test]
     fn exit_codes() {
         let rejected = ClientError::Rejected { reason: Reason::Invalid, message: String::new() };
+        let expired = |maybe_applied| ClientError::DeadlineExceeded {
+            timeout: std::time::Duration::from_secs(1),
+            maybe_applied,
+            last: None,
+        };
         for (error, code) in [
             (CliError::Client(ClientError::Unavailable { tried: vec![] }), EXIT_UNREACHABLE),
             (CliError::Client(rejected), EXIT_INVALID),
+            (CliError::Client(expired(true)), EXIT_UNKNOWN),
+            (CliError::Client(expired(false)), EXIT_ERROR),
+            (failed(Reason::Interrupted, true), EXIT_UNKNOWN),
+            (failed(Reason::Invalid, true), EXIT_UNKNOWN),
+            (failed(Reason::Membership, false), EXIT_ERROR),
+            (failed(Reason::NotFound, false), EXIT_NOT_FOUND),
             (CliError::Config(ConfigError::NoEndpoints), EXIT_INVALID),
-            (CliError::NotFound { key: "k".to_owned() }, EXIT_ERROR),
+            (CliError::NotFound { key: "k".to_owned() }, EXIT_NOT_FOUND),
+            (CliError::ConditionFailed { key: "k".to_owned(), current_revision: None }, EXIT_NOT_FOUND),
+            (CliError::OtherLeads { wanted: 3, leader: 2 }, EXIT_ERROR),
+            (CliError::NoNodeAnswers, EXIT_UNREACHABLE),
             (CliError::Output(io::ErrorKind::BrokenPipe.into()), EXIT_OK),
             (CliError::Output(io::ErrorKind::StorageFull.into()), EXIT_ERROR),
             (CliError::node(ServeError::from(OpenError::Config("x".to_owned()))), EXIT_INVALID),
             (CliError::node(ServeError::from(OpenError::Core("x".to_owned()))), EXIT_ERROR),
         ] {
             assert_eq!(error.exit_code(), code, "{error:?}");
+        }
+    }
+
+    /// Nobody is told to read a key after a snapshot, or that a read may have been applied.
+    #[test]
+    fn a_hint_fits_what_the_command_is_about() {
+        for subject in [Subject::Read, Subject::Node, Subject::Process] {
+            assert_eq!(failed(Reason::Interrupted, true).hint(subject), None);
+        }
+        let hint = |subject| failed(Reason::Interrupted, true).hint(subject).unwrap();
+        assert!(hint(Subject::Write).contains("read the key"));
+        assert!(hint(Subject::Members).contains("member list"));
+        assert!(hint(Subject::Lead).contains("who leads"));
+        assert!(hint(Subject::Settings).contains("quorate configure"));
+        let behind = failed(Reason::Ahead, false);
+        assert!(!behind.hint(Subject::Read).unwrap().contains("majority"));
+    }
+
+    #[test]
+    fn long_texts_are_not_repeated() {
+        let key = "k".repeat(100_000);
+        for error in [
+            CliError::NotFound { key: key.clone() },
+            CliError::ConditionFailed { key, current_revision: None },
+        ] {
+            let message = error.to_string();
+            assert!(message.contains("(100000 bytes)") && message.len() < 200, "{message}");
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{CliError, Common, Format, ScopeArgs, output};
 /// Arguments of `quorate get`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate get greeting\n  quorate get logo > logo.png\n  quorate get greeting -o json\n  quorate get greeting --level bounded:500 --prefer nearest\n  quorate get greeting --local --after 42      what the put at revision 42 wrote, from any node\n\nPrints the value as it is; with -o json an object whose value is in \"value\", or in \"value_base64\" when it is not UTF-8. Exits with 1 when the key does not exist."
+    after_help = "Example:\n  quorate get greeting\n  quorate get logo > logo.png\n  quorate get greeting -o json\n  quorate get greeting --level bounded:500 --prefer nearest\n  quorate get greeting --local --after 42      what the put at revision 42 wrote, from any node\n\nPrints the value as it is; with -o json an object whose value is in \"value\", or in \"value_base64\" when it is not UTF-8. Exits with 4 when the key does not exist."
 )]
 pub struct GetArgs {
     /// The key

@@ -23,7 +23,8 @@ pub struct HealthArgs {}
 struct Row {
     endpoint: String,
     reachable: bool,
-    ready: bool,
+    /// Null when it does not answer.
+    ready: Option<bool>,
     node_id: Option<NodeId>,
     role: Option<String>,
     latency_us: Option<u64>,
@@ -67,7 +68,7 @@ fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeStatus, Clien
         Ok(status) => Row {
             endpoint,
             reachable: true,
-            ready: status.ready,
+            ready: Some(status.ready),
             node_id: Some(status.node_id),
             role: Some(status.role.clone()),
             latency_us: u64::try_from(latency.as_micros()).ok(),
@@ -82,7 +83,7 @@ fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeStatus, Clien
             Row {
                 endpoint,
                 reachable: false,
-                ready: false,
+                ready: None,
                 node_id: None,
                 role: None,
                 latency_us: None,
@@ -98,7 +99,7 @@ fn cells(row: &Row) -> Vec<String> {
     vec![
         row.endpoint.clone(),
         yes(row.reachable),
-        yes(row.ready),
+        row.ready.map_or_else(|| "-".to_owned(), yes),
         or_dash(row.node_id.map(|node_id| node_id.to_string())),
         or_dash(row.role.clone()),
         or_dash(row.latency_us.map(|us| format!("{:.1} ms", us as f64 / 1000.0))),
@@ -106,7 +107,7 @@ fn cells(row: &Row) -> Vec<String> {
 }
 
 fn verdict(rows: &[Row]) -> Result<(), CliError> {
-    let unhealthy = rows.iter().filter(|row| !row.ready).count();
+    let unhealthy = rows.iter().filter(|row| row.ready != Some(true)).count();
     let leader = rows.iter().any(|row| row.role.as_deref() == Some("leader"));
     match unhealthy {
         _ if rows.iter().all(|row| !row.reachable) => Err(CliError::NoNodeAnswers),
@@ -122,7 +123,15 @@ mod tests {
     fn node(reachable: bool, ready: bool, role: &str) -> Row {
         let role = reachable.then(|| role.to_owned());
         let endpoint = "n:1".to_owned();
-        Row { endpoint, reachable, ready, node_id: None, role, latency_us: None, error: None }
+        Row {
+            endpoint,
+            reachable,
+            ready: reachable.then_some(ready),
+            node_id: None,
+            role,
+            latency_us: None,
+            error: None,
+        }
     }
 
     #[test]

@@ -123,12 +123,14 @@ pub struct CatchUp {
 struct Row<'a> {
     node_id: NodeId,
     role: &'static str,
-    leader: bool,
+    /// Null when no leader is known.
+    leader: Option<bool>,
     peer: &'a str,
-    client: &'a str,
+    /// Null until it has told.
+    client: Option<&'a str>,
     matched: Option<u64>,
     reachable: Option<bool>,
-    incarnation: &'a str,
+    incarnation: Option<&'a str>,
 }
 
 /// Does what was asked for, and lists the members.
@@ -188,24 +190,28 @@ fn row<'a>(list: &Members, member: &'a Member) -> Row<'a> {
     Row {
         node_id: member.node_id,
         role: if member.voter { "voter" } else { "learner" },
-        leader: list.leader == Some(member.node_id),
+        leader: list.leader.map(|leader| leader == member.node_id),
         peer: &member.peer,
-        client: &member.client,
+        client: given(&member.client),
         matched: member.matched,
         reachable: member.reachable,
-        incarnation: &member.incarnation,
+        incarnation: given(&member.incarnation),
     }
+}
+
+fn given(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
 }
 
 fn cells(row: &Row<'_>) -> Vec<String> {
     let unknown = || "-".to_owned();
     vec![
         row.node_id.to_string(),
-        if row.leader { format!("{}, leads", row.role) } else { row.role.to_owned() },
+        if row.leader == Some(true) { format!("{}, leads", row.role) } else { row.role.to_owned() },
         row.peer.to_owned(),
-        row.client.to_owned(),
+        row.client.map_or_else(unknown, str::to_owned),
         row.matched.map_or_else(unknown, |matched| matched.to_string()),
         row.reachable.map_or_else(unknown, |answers| if answers { "yes" } else { "no" }.to_owned()),
-        row.incarnation.to_owned(),
+        row.incarnation.map_or_else(unknown, str::to_owned),
     ]
 }

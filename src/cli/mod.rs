@@ -1,17 +1,18 @@
 //! The command line: one file per command.
 //!
 //! Commands print results on standard output, as text for people or as JSON for programs (`-o json`), and
-//! everything else on standard error. Exit codes: 0 ok, 1 error, 2 no endpoint can be connected to,
-//! 3 invalid input.
+//! everything else on standard error; failures in [`report`]. Exit codes are those of [`crate::reason`].
 
 use std::ffi::OsString;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-pub use crate::reason::{EXIT_ERROR, EXIT_INVALID, EXIT_OK, EXIT_UNREACHABLE};
+pub use crate::reason::{EXIT_ERROR, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_OK, EXIT_UNKNOWN, EXIT_UNREACHABLE};
 pub use error::CliError;
 pub use output::Format;
+pub use report::Report;
 
 pub use crate::logging::{flush as flush_log, last_words};
 
@@ -31,6 +32,7 @@ pub mod process;
 pub mod put;
 pub mod range;
 pub mod read;
+pub mod report;
 pub mod serve;
 pub mod session;
 mod signals;
@@ -47,7 +49,7 @@ pub mod write;
     name = "quorate",
     version,
     arg_required_else_help = true,
-    after_help = "Example:\n  quorate cluster                 three local nodes, until Ctrl-C\n  quorate put greeting hello      in another terminal\n  quorate get greeting\n  quorate status\n\nExit codes: 0 ok, 1 error, 2 cannot connect, 3 invalid input"
+    after_help = "Example:\n  quorate cluster                 three local nodes, until Ctrl-C\n  quorate put greeting hello      in another terminal\n  quorate get greeting\n  quorate status\n\nExit codes: 0 ok, 1 error, 2 cannot connect, 3 invalid input, 4 not found or a condition does not hold, 5 outcome of a write unknown"
 )]
 pub struct Cli {
     /// How to reach the cluster, and how to print.
@@ -85,6 +87,9 @@ pub struct Common {
         default_value = "10s"
     )]
     pub timeout: Duration,
+    /// The client of the command, once it has one: a failure tells what it has learnt.
+    #[arg(skip)]
+    client: OnceLock<Client>,
 }
 
 impl Common {
@@ -114,7 +119,10 @@ impl Common {
     fn client_with(&self, change: impl FnOnce(&mut ClientConfig)) -> Result<Client, CliError> {
         let mut config = ClientConfig { timeout: self.timeout, ..ClientConfig::default() };
         change(&mut config);
-        Ok(Client::new(self.endpoints.iter().map(Endpoint::as_str), config)?)
+        let client = Client::new(self.endpoints.iter().map(Endpoint::as_str), config)?;
+        // A command makes one.
+        let _ = self.client.set(client.clone());
+        Ok(client)
     }
 }
 
@@ -176,18 +184,52 @@ pub enum Command {
     Completion(completion::CompletionArgs),
 }
 
+/// What a command is about, which decides what helps when it fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    /// Keys that it changes.
+    Write,
+    /// Keys that it reads.
+    Read,
+    /// Who belongs to the cluster.
+    Members,
+    /// Who leads.
+    Lead,
+    /// Sessions, whoever opened them.
+    Sessions,
+    /// The settings of a node.
+    Settings,
+    /// Nodes, of which it changes nothing.
+    Node,
+    /// Processes that it runs, or none.
+    Process,
+}
+
 impl Command {
     /// Whether the process is a node: it needs more than one that asks a node.
     pub fn runs_a_node(&self) -> bool {
         matches!(self, Self::Serve(_))
+    }
+
+    fn subject(&self) -> Subject {
+        match self {
+            Self::Put(_) | Self::Del(_) | Self::Txn(_) => Subject::Write,
+            Self::Get(_) | Self::Range(_) | Self::Watch(_) => Subject::Read,
+            Self::Member(_) => Subject::Members,
+            Self::TransferLeader(_) => Subject::Lead,
+            Self::Session(_) => Subject::Sessions,
+            Self::Configure(_) => Subject::Settings,
+            Self::Health(_) | Self::Status(_) | Self::Snapshot(_) | Self::Bench(_) => Subject::Node,
+            Self::Serve(_) | Self::Cluster(_) | Self::Completion(_) => Subject::Process,
+        }
     }
 }
 
 /// Reads the arguments, the program's name first.
 ///
 /// # Errors
-/// What clap has to say: a usage error, or the text of `--help` or `--version`. [`usage_exit_code`] tells
-/// the exit code.
+/// What clap has to say: a usage error, or the text of `--help` or `--version`. [`report::usage`] tells what to
+/// print, and the exit code.
 pub fn parse<I, A>(args: I) -> Result<Cli, clap::Error>
 where
     I: IntoIterator<Item = A>,
@@ -196,33 +238,44 @@ where
     Cli::try_parse_from(args)
 }
 
-/// The exit code for what [`parse`] returns instead of arguments.
-pub fn usage_exit_code(error: &clap::Error) -> u8 {
-    // clap's own code for a usage error is 2, which here means that no endpoint can be connected to.
-    if error.exit_code() == 0 { EXIT_OK } else { EXIT_INVALID }
+/// Executes the command.
+///
+/// # Errors
+/// What to tell of its failure. `None` when nobody is left to be told: the reader of standard output has gone away.
+pub async fn execute(cli: Cli) -> Result<(), Option<Report>> {
+    let Cli { common, command } = cli;
+    let subject = command.subject();
+    let outcome = dispatch(&common, command).await;
+    outcome.map_err(|error| {
+        let leader = common.client.get().and_then(Client::known_leader);
+        (!error.is_broken_pipe()).then(|| Report::of(&error, subject, leader))
+    })
 }
 
 /// Executes the command.
 ///
 /// # Errors
-/// See [`CliError`], which also knows the exit code and a hint.
+/// See [`CliError`], which also knows the exit code.
 pub async fn run(cli: Cli) -> Result<(), CliError> {
-    let Cli { common, command } = cli;
+    dispatch(&cli.common, cli.command).await
+}
+
+async fn dispatch(common: &Common, command: Command) -> Result<(), CliError> {
     match command {
-        Command::Put(args) => put::run(&common, args).await,
-        Command::Get(args) => get::run(&common, args).await,
-        Command::Del(args) => del::run(&common, args).await,
-        Command::Range(args) => range::run(&common, args).await,
-        Command::Txn(args) => txn::run(&common, args).await,
-        Command::Watch(args) => watch::run(&common, args).await,
-        Command::Health(args) => health::run(&common, args).await,
-        Command::Status(args) => status::run(&common, args).await,
-        Command::Member(args) => member::run(&common, args).await,
-        Command::Session(args) => session::run(&common, args).await,
-        Command::TransferLeader(args) => transfer::run(&common, args).await,
-        Command::Snapshot(args) => snapshot::run(&common, args).await,
-        Command::Configure(args) => configure::run(&common, args).await,
-        Command::Bench(args) => bench::run(&common, args).await,
+        Command::Put(args) => put::run(common, args).await,
+        Command::Get(args) => get::run(common, args).await,
+        Command::Del(args) => del::run(common, args).await,
+        Command::Range(args) => range::run(common, args).await,
+        Command::Txn(args) => txn::run(common, args).await,
+        Command::Watch(args) => watch::run(common, args).await,
+        Command::Health(args) => health::run(common, args).await,
+        Command::Status(args) => status::run(common, args).await,
+        Command::Member(args) => member::run(common, args).await,
+        Command::Session(args) => session::run(common, args).await,
+        Command::TransferLeader(args) => transfer::run(common, args).await,
+        Command::Snapshot(args) => snapshot::run(common, args).await,
+        Command::Configure(args) => configure::run(common, args).await,
+        Command::Bench(args) => bench::run(common, args).await,
         Command::Serve(args) => serve::run(*args).await.map_err(CliError::node),
         Command::Cluster(args) => cluster::run(args).await.map_err(CliError::node),
         Command::Completion(args) => completion::run(&args, &mut Cli::command()),
@@ -269,7 +322,7 @@ mod tests {
                 vec!["put", "k", "v"],
                 vec!["get", "k"],
                 vec!["get", "k", "--local"],
-                vec!["del", "k"],
+                vec!["del", "k", "--ack", "leader"],
                 vec!["get", "k", "--level", "bounded:100", "--prefer", "nearest", "--after", "3"],
                 vec!["put", "k", "v", "--if-absent", "--ttl", "30s", "--ack", "all"],
                 vec!["del", "k", "--prefix"],
@@ -294,7 +347,8 @@ mod tests {
             )
         });
         let missing = run_at(&node, &["get", "k"]).await.unwrap_err();
-        assert_eq!((missing.exit_code(), missing.hint().is_some()), (EXIT_ERROR, true));
+        assert_eq!(missing.exit_code(), EXIT_NOT_FOUND);
+        assert!(missing.hint(Subject::Read).is_some());
         node.set_script(refusing(v1::Failure { reason: v1::Reason::TooLarge.into(), ..Default::default() }));
         let unread = run_at(&node, &["txn", "--then", "put"]).await.unwrap_err();
         assert_eq!(unread.exit_code(), EXIT_INVALID);
@@ -307,7 +361,7 @@ mod tests {
     fn exit_code(args: &[&str]) -> u8 {
         match parse(["quorate"].iter().chain(args)) {
             Ok(_) => EXIT_OK,
-            Err(error) => usage_exit_code(&error),
+            Err(error) => report::usage(&error, &[]).2,
         }
     }
 

@@ -90,9 +90,8 @@ pub(super) fn item_object(item: &Item) -> Map<String, Value> {
     object.insert("create_revision".to_owned(), item.create_revision.into());
     object.insert("mod_revision".to_owned(), item.mod_revision.into());
     object.insert("version".to_owned(), item.version.into());
-    if item.expires_ms != 0 {
-        object.insert("expires_ms".to_owned(), item.expires_ms.into());
-    }
+    let expires_ms = Some(item.expires_ms).filter(|expires_ms| *expires_ms != 0);
+    object.insert("expires_ms".to_owned(), expires_ms.into());
     object
 }
 

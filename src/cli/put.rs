@@ -16,7 +16,7 @@ use crate::types::{AckLevel, Bookmark, HistoryEpoch};
 /// Arguments of `quorate put`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate put greeting hello\n  quorate put logo --file logo.png\n  date | quorate put now -\n  quorate put lock me --if-absent --ttl 30s\n  quorate put greeting hi --if-revision 42\n  quorate put greeting hi --ack all\n\nThe write is applied at most once, however often it had to be sent. Exits with 1 when a condition does not hold."
+    after_help = "Example:\n  quorate put greeting hello\n  quorate put logo --file logo.png\n  date | quorate put now -\n  quorate put lock me --if-absent --ttl 30s\n  quorate put greeting hi --if-revision 42\n  quorate put greeting hi --ack all\n\nThe write is applied at most once, however often it had to be sent. Exits with 4 when a condition does not hold, and with 5 when it is not known whether the value was written."
 )]
 pub struct PutArgs {
     /// The key

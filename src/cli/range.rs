@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::read::ReadArgs;
 use super::{CliError, Common, Format, ScopeArgs, output};
 use crate::client::{Item, Range, end_of_prefix};
+use crate::shown::Shown;
 
 /// Arguments of `quorate range`.
 #[derive(Debug, Args)]
@@ -55,6 +56,9 @@ pub async fn run(common: &Common, args: RangeArgs) -> Result<(), CliError> {
                     "there are more: go on from {}, or allow more with --limit",
                     output::printable(&next)
                 ));
+            }
+            if let Some(remark) = from_there_on(&args.range(), args.prefix) {
+                output::remark(&remark);
             }
             Ok(())
         }
@@ -117,6 +121,16 @@ impl RangeArgs {
     }
 }
 
+/// What a START alone means: it looks like the beginning of the keys that are wanted.
+fn from_there_on(range: &Range, prefix: bool) -> Option<String> {
+    let alone = !prefix && !range.start.is_empty() && range.end.is_empty();
+    alone.then(|| {
+        let start = output::printable(&range.start);
+        let start = Shown(&start);
+        format!("these are the keys from {start} on, to the end of the collection; --prefix lists only those that begin with {start}")
+    })
+}
+
 fn row(item: &Item) -> Vec<String> {
     vec![
         output::printable(&item.key),
@@ -124,4 +138,24 @@ fn row(item: &Item) -> Vec<String> {
         item.mod_revision.to_string(),
         item.version.to_string(),
     ]
+}
+
+#[cfg(test)]
+mod remarks {
+    use super::*;
+
+    #[test]
+    fn a_start_alone_is_explained() {
+        let range = |start: &'static str, end: &'static str| Range {
+            start: start.into(),
+            end: end.into(),
+            limit_items: 0,
+        };
+        let remark = from_there_on(&range("he", ""), false).unwrap();
+        assert!(remark.contains("from he on") && remark.contains("--prefix"), "{remark}");
+        for (range, prefix) in [(range("", ""), false), (range("a", "b"), false), (range("he", "hf"), true)] {
+            assert_eq!(from_there_on(&range, prefix), None);
+        }
+        assert_eq!(from_there_on(&range("\u{10ffff}", ""), true), None, "nothing is after that prefix");
+    }
 }

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use super::write::{self, WriteArgs};
 use super::{CliError, Common, Format, ScopeArgs, output, parse_time};
 use crate::client::{Client, Compare, Comparison, Item, Range, Txn, TxnOp, TxnReply, TxnResult};
+use crate::types::AckLevel;
 
 /// Arguments of `quorate txn`.
 #[derive(Debug, Args)]
@@ -54,7 +55,7 @@ async fn execute(client: &Client, common: &Common, args: &TxnArgs, txn: Txn) -> 
     let reply = client.txn_with(&args.scope.scope(), txn, args.write.options()).await?;
     match common.output {
         Format::Json => output::json(&object(&reply)),
-        Format::Table if reply.header.ack == crate::types::AckLevel::Leader => {
+        Format::Table if reply.header.ack == AckLevel::Leader => {
             output::line(&write::not_applied(&reply.header))
         }
         Format::Table => output::raw(text(&reply).as_bytes()),
@@ -269,8 +270,9 @@ fn object(reply: &TxnReply) -> Map<String, Value> {
         TxnResult::Get(found) => json!({ "get": found.as_ref().map(item) }),
         TxnResult::Range { items, next } => {
             let mut range = Map::from_iter([("items".to_owned(), items.iter().map(item).collect())]);
-            if let Some(next) = next {
-                output::insert_bytes(&mut range, "next", next);
+            match next {
+                Some(next) => output::insert_bytes(&mut range, "next", next),
+                None => drop(range.insert("next".to_owned(), Value::Null)),
             }
             json!({ "range": range })
         }
@@ -280,10 +282,12 @@ fn object(reply: &TxnReply) -> Map<String, Value> {
         TxnResult::Delete { deleted } => json!({ "delete": { "deleted": deleted } }),
         TxnResult::DeleteRange { deleted } => json!({ "delete_range": { "deleted": deleted } }),
     };
+    let applied = reply.header.ack != AckLevel::Leader;
+    let known = |value: Value| if applied { value } else { Value::Null };
     let mut object = Map::from_iter([
-        ("succeeded".to_owned(), reply.succeeded.into()),
-        ("revision".to_owned(), reply.revision.into()),
-        ("results".to_owned(), reply.results.iter().map(result).collect()),
+        ("succeeded".to_owned(), known(reply.succeeded.into())),
+        ("revision".to_owned(), known(reply.revision.into())),
+        ("results".to_owned(), known(reply.results.iter().map(result).collect())),
     ]);
     write::insert_header(&mut object, &reply.header);
     object
@@ -327,6 +331,23 @@ mod tests {
         // What stands before the first sign is the key, whatever it is called.
         assert_eq!(comparison("exists = 1").unwrap(), Compare::value("exists").equals("1"));
         assert_eq!(operation("put k a=b").unwrap(), TxnOp::put("k", "a=b"));
+    }
+
+    /// What is acknowledged before it is applied has not been compared yet.
+    #[test]
+    fn what_is_not_known_yet_is_null() {
+        let mut reply = TxnReply { succeeded: true, revision: 7, ..TxnReply::default() };
+        let known = Value::Object(object(&reply));
+        assert_eq!(
+            (&known["succeeded"], &known["revision"], &known["results"]),
+            (&true.into(), &7.into(), &json!([]))
+        );
+        reply.header.ack = AckLevel::Leader;
+        let unknown = Value::Object(object(&reply));
+        for name in ["succeeded", "revision", "results"] {
+            assert!(unknown[name].is_null() && unknown.get(name).is_some(), "{name} in {unknown}");
+        }
+        assert_eq!(unknown["ack"], "leader");
     }
 
     #[test]

@@ -4,15 +4,16 @@
 //! reached costs no attempt. A change is sent once. When its answer is lost the caller is told so, and may repeat it:
 //! the server completes what was begun.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::transport::Channel;
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 
 use super::Client;
 use super::config::Endpoint;
-use super::connection::describe;
+use super::connection::{describe, is_unconnected};
 use super::error::ClientError;
 use super::node::Link;
 use super::operation::backoff;
@@ -168,6 +169,23 @@ impl MemberChange {
     }
 }
 
+/// What a call does to the cluster: what is unknown when its answer does not come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    /// Nothing that its caller has to know of.
+    None,
+    /// It may be made although nobody has said so.
+    Change,
+}
+
+/// Why a call has neither an answer nor an error.
+enum Again {
+    /// The node does not lead.
+    NotLeader(v1::Failure),
+    /// There is no connection, so nothing was sent.
+    NotSent(Arc<str>),
+}
+
 impl Client {
     /// Who belongs to the cluster, according to its leader.
     ///
@@ -177,7 +195,7 @@ impl Client {
         let call = |mut admin: AdminClient<Channel>| async move {
             admin.member_list(v1::MemberListRequest {}).await
         };
-        let (list, _) = self.on_leader(Duration::ZERO, call).await?;
+        let (list, _) = self.on_leader(Duration::ZERO, Effect::None, call).await?;
         Ok(Members {
             leader: list.leader.map(|leader| leader.node_id),
             joint: list.joint,
@@ -192,7 +210,7 @@ impl Client {
     /// Repeating it completes it.
     pub async fn change_members(&self, change: MemberChange) -> Result<Members, ClientError> {
         let call = |admin: AdminClient<Channel>| send(admin, change.clone());
-        let (changed, leader) = self.on_leader(change.catch_up(), call).await?;
+        let (changed, leader) = self.on_leader(change.catch_up(), Effect::Change, call).await?;
         Ok(Members { leader, ..members(changed.members, changed.position) })
     }
 
@@ -203,7 +221,7 @@ impl Client {
     pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<NodeId, ClientError> {
         let request = v1::TransferLeaderRequest { to_node: to.unwrap_or(0) };
         let call = |mut admin: AdminClient<Channel>| async move { admin.transfer_leader(request).await };
-        let (answer, _) = self.on_leader(Duration::ZERO, call).await?;
+        let (answer, _) = self.on_leader(Duration::ZERO, Effect::Change, call).await?;
         Ok(answer.leader.map_or(0, |leader| leader.node_id))
     }
 
@@ -214,7 +232,7 @@ impl Client {
     pub async fn list_sessions(&self, after: u64, limit: u32) -> Result<SessionPage, ClientError> {
         let request = v1::ListSessionsRequest { after, limit };
         let call = |mut admin: AdminClient<Channel>| async move { admin.list_sessions(request).await };
-        let (list, _) = self.on_leader(Duration::ZERO, call).await?;
+        let (list, _) = self.on_leader(Duration::ZERO, Effect::None, call).await?;
         let info = |info: v1::SessionInfo| {
             let v1::SessionInfo { session, opener, opened_ms, used_ms, expires_ms, bytes, unsettled } = info;
             SessionInfo { session, opener, opened_ms, used_ms, expires_ms, bytes, unsettled }
@@ -230,7 +248,7 @@ impl Client {
     pub async fn close_session(&self, session: u64) -> Result<bool, ClientError> {
         let request = v1::CloseSessionRequest { session, ..Default::default() };
         let call = |mut admin: AdminClient<Channel>| async move { admin.close_session(request).await };
-        let (closed, _) = self.on_leader(Duration::ZERO, call).await?;
+        let (closed, _) = self.on_leader(Duration::ZERO, Effect::Change, call).await?;
         Ok(closed.was_open)
     }
 
@@ -241,7 +259,7 @@ impl Client {
     pub async fn take_snapshot(&self, endpoint: Option<&Endpoint>) -> Result<LogId, ClientError> {
         let call =
             |mut admin: AdminClient<Channel>| async move { admin.snapshot(v1::SnapshotRequest {}).await };
-        let position = self.on_node(endpoint, call).await?.position.unwrap_or_default();
+        let position = self.on_node(endpoint, Effect::None, call).await?.position.unwrap_or_default();
         Ok(LogId::new(position.term, position.index))
     }
 
@@ -265,7 +283,8 @@ impl Client {
             let request = request.clone();
             async move { admin.configure(request).await }
         };
-        let answer = self.on_node(endpoint, call).await?;
+        let effect = if settings.is_empty() { Effect::None } else { Effect::Change };
+        let answer = self.on_node(endpoint, effect, call).await?;
         let setting = |v1::Setting { name, value, changeable }| NodeSetting { name, value, changeable };
         Ok(answer.settings.into_iter().map(setting).collect())
     }
@@ -274,22 +293,31 @@ impl Client {
     async fn on_node<T, F>(
         &self,
         endpoint: Option<&Endpoint>,
+        effect: Effect,
         call: impl Fn(AdminClient<Channel>) -> F,
     ) -> Result<T, ClientError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let Some(endpoint) = endpoint else { return Ok(self.on_leader(Duration::ZERO, call).await?.0) };
+        let Some(endpoint) = endpoint else {
+            return Ok(self.on_leader(Duration::ZERO, effect, call).await?.0);
+        };
         let link = self.router.at(endpoint);
         let deadline = Instant::now() + self.router.config.timeout;
         let answered = timeout_at(deadline, call(AdminClient::new(link.node.channel()))).await;
-        self.judge(&link, answered.map_err(|_| ()))?.map_err(|failure| refused(&link, failure))
+        self.judge(&link, effect, answered.map_err(|_| ()))?.map_err(|again| match again {
+            Again::NotLeader(failure) => refused(&link, failure),
+            Again::NotSent(why) => {
+                ClientError::Unavailable { tried: vec![(link.node.endpoint.clone(), why.to_string())] }
+            }
+        })
     }
 
     /// Calls whoever leads, within the client's timeout and `extra`. Returns the answer, and who gave it.
     async fn on_leader<T, F>(
         &self,
         extra: Duration,
+        effect: Effect,
         call: impl Fn(AdminClient<Channel>) -> F,
     ) -> Result<(T, Option<NodeId>), ClientError>
     where
@@ -304,9 +332,15 @@ impl Client {
             match self.leads(&link, deadline).await {
                 Ok(true) => {
                     let answered = timeout_at(deadline + extra, call(AdminClient::new(link.node.channel())));
-                    match self.judge(&link, answered.await.map_err(|_| ()))? {
+                    match self.judge(&link, effect, answered.await.map_err(|_| ()))? {
                         Ok(answer) => return Ok((answer, link.node.node_id())),
-                        Err(failure) => {
+                        Err(Again::NotSent(why)) => {
+                            link.node.set_down(why.clone());
+                            router.lost_leader(&link.node.endpoint);
+                            router.hunt();
+                            last = Some(format!("{}: {why}", link.node.endpoint));
+                        }
+                        Err(Again::NotLeader(failure)) => {
                             let hint = failure.leader.as_ref();
                             if !hint.is_some_and(|hint| router.hinted(&link.node.endpoint, hint)) {
                                 router.lost_leader(&link.node.endpoint);
@@ -361,20 +395,33 @@ impl Client {
     fn judge<T>(
         &self,
         link: &Link,
+        effect: Effect,
         answered: Result<Result<Response<T>, Status>, ()>,
-    ) -> Result<Result<T, v1::Failure>, ClientError> {
+    ) -> Result<Result<T, Again>, ClientError> {
+        let undecided = effect == Effect::Change;
         let status = match answered {
             Ok(Ok(answer)) => return Ok(Ok(answer.into_inner())),
             Ok(Err(status)) => status,
             Err(()) => {
-                return Err(failed(link, Reason::DeadlineExceeded, "no answer in time".to_owned(), true));
+                return Err(ClientError::DeadlineExceeded {
+                    timeout: self.router.config.timeout,
+                    maybe_applied: undecided,
+                    last: Some(format!("{}: no answer in time", link.node.endpoint)),
+                });
             }
         };
         match details::failure(status.details()) {
-            Some(failure) if failure.reason() == Reason::NotLeader => Ok(Err(failure)),
+            Some(failure) if failure.reason() == Reason::NotLeader => Ok(Err(Again::NotLeader(failure))),
             Some(failure) => Err(refused(link, failure)),
             // Nobody that knows our failures has answered: the connection broke, or the server is an older one.
-            None => Err(failed(link, Reason::Interrupted, describe(&status).to_string(), true)),
+            None if is_unconnected(&status) => Ok(Err(Again::NotSent(describe(&status)))),
+            None if status.code() == Code::Unimplemented => {
+                Err(failed(link, Reason::Unspecified, describe(&status).to_string(), false))
+            }
+            None => {
+                let message = format!("the connection was lost: {}", describe(&status));
+                Err(failed(link, Reason::Interrupted, message, undecided))
+            }
         }
     }
 }

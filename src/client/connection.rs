@@ -339,3 +339,15 @@ pub(super) fn describe(status: &tonic::Status) -> Arc<str> {
         None => format!("{}: {}", status.code().description(), status.message()).into(),
     }
 }
+
+/// Whether there was no connection to send on.
+pub(super) fn is_unconnected(status: &tonic::Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}

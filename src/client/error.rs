@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::config::Endpoint;
 use crate::reason::Reason;
+use crate::shown::Shown;
 use crate::types::{LogId, NodeId};
 
 /// Why a client could not be made.
@@ -14,7 +15,7 @@ pub enum ConfigError {
     #[error("no endpoint was given")]
     NoEndpoints,
     /// An endpoint cannot be read.
-    #[error("invalid endpoint \"{endpoint}\": {detail}")]
+    #[error("invalid endpoint \"{}\": {detail}", Shown(.endpoint))]
     Endpoint {
         /// What was given.
         endpoint: String,
@@ -75,7 +76,7 @@ pub enum ClientError {
     },
     /// A write that was to be on disk at every voter is committed and applied, but not known to be everywhere.
     #[error(
-        "{endpoint}: the write is committed and applied, but not known to be on disk at nodes {missing:?}"
+        "{endpoint}: the write is committed and applied, but not known to be on disk at {}", nodes(.missing)
     )]
     AckTimeout {
         /// The node that was asked.
@@ -161,6 +162,11 @@ impl ClientError {
 fn list(tried: &[(Endpoint, String)]) -> String {
     let lines: Vec<_> = tried.iter().map(|(endpoint, why)| format!("{endpoint} ({why})")).collect();
     lines.join(", ")
+}
+
+fn nodes(ids: &[NodeId]) -> String {
+    let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
+    format!("{} {}", if ids.len() == 1 { "node" } else { "nodes" }, ids.join(", "))
 }
 
 fn because(last: &Option<String>) -> String {

@@ -12,7 +12,7 @@
 use tonic::Code;
 
 use super::config::Endpoint;
-use super::connection::{AttemptError, describe};
+use super::connection::{AttemptError, describe, is_unconnected};
 use super::error::ClientError;
 use super::request::Kind;
 use crate::proto::{details, v1};
@@ -76,6 +76,9 @@ impl Failure {
     pub(super) fn of_call(status: &tonic::Status) -> Self {
         if let Some(failure) = details::failure(status.details()) {
             return Self::Answered(failure);
+        }
+        if is_unconnected(status) {
+            return Self::Attempt(AttemptError::NotSent(describe(status)));
         }
         // Not from a node but from the transport to it.
         if std::error::Error::source(status).is_some() {

@@ -82,7 +82,7 @@ pub use txn::{Compare, Comparison, NumberOf, Txn, TxnOp, TxnReply, TxnResult, Va
 
 pub(crate) use config::SESSION_TTL_MIN;
 
-use crate::types::{AckLevel, Bookmark, ReadOptions};
+use crate::types::{AckLevel, Bookmark, NodeId, ReadOptions};
 use router::Router;
 use sessions::Sessions;
 
@@ -119,6 +119,15 @@ pub struct Client {
     router: Arc<Router>,
     sessions: Arc<Sessions>,
     preference: Option<ReadPreference>,
+}
+
+/// The node that leads, as a client has heard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownLeader {
+    /// Its id, unless it has not been asked for that yet.
+    pub node_id: Option<NodeId>,
+    /// Where clients reach it.
+    pub client: Endpoint,
 }
 
 /// How long [`Client::close`] waits: long enough for the request to leave this process. Whether it is answered does
@@ -470,6 +479,13 @@ impl Client {
             (endpoint, status)
         };
         join_all(self.router.endpoints(true).into_iter().map(ask)).await
+    }
+
+    /// Who leads, as far as this client has learnt from answers; it asks nobody. `None` when no leader is known, or when
+    /// the one that was known has been lost.
+    pub fn known_leader(&self) -> Option<KnownLeader> {
+        let link = self.router.leader()?;
+        Some(KnownLeader { node_id: link.node.node_id(), client: link.node.endpoint.clone() })
     }
 
     /// All endpoints known at present: those given, then those learnt.

@@ -95,6 +95,11 @@ impl Router {
         }
     }
 
+    /// The link to the leader, if one is known.
+    pub(super) fn leader(&self) -> Option<Arc<Link>> {
+        self.picture.load().leader.as_ref().map(|leader| leader.link.clone())
+    }
+
     /// The link to the leader, or to the next candidate when none is known.
     pub(super) fn leader_or_next(&self) -> Arc<Link> {
         let picture = self.picture.load();

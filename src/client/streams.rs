@@ -101,6 +101,9 @@ pub(super) async fn range(
             Ok((None, _)) => Failure::Attempt(AttemptError::Lost("the range has no beginning".into())),
             Err(failure) => failure,
         };
+        if let Failure::Attempt(AttemptError::NotSent(why)) = &failure {
+            link.node.set_down(why.clone());
+        }
         operation.after(&link, failure).await.inspect_err(|_| {
             counts.failed.fetch_add(1, Ordering::Relaxed);
         })?;

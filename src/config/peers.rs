@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 
+use crate::shown::Shown;
 use crate::types::NodeId;
 
 /// Peer addresses by node id.
@@ -18,7 +19,7 @@ pub struct Peers(pub BTreeMap<NodeId, String>);
 #[non_exhaustive]
 pub enum InvalidPeers {
     /// An element is not `ID=HOST:PORT`.
-    #[error("\"{0}\" is not of the form ID=HOST:PORT, such as 1=10.0.0.1:7901")]
+    #[error("\"{}\" is not of the form ID=HOST:PORT, such as 1=10.0.0.1:7901", Shown(.0))]
     Element(String),
     /// An id occurs twice.
     #[error("node {0} is named twice")]

@@ -325,13 +325,13 @@ impl<M: StateMachine> Engine<M> {
             step,
             waited_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         };
-        tracing::info!(?change, "changing the membership");
+        tracing::info!(%change, "changing the membership");
         loop {
             let attempt = self.inner.core.change_membership(change.clone());
             let outcome = tokio::time::timeout(COMMIT_PATIENCE, attempt).await.map_err(|_| timeout())?;
             match outcome {
                 Ok(at) => {
-                    tracing::info!(?change, %at, "the membership has changed");
+                    tracing::info!(%change, %at, "the membership has changed");
                     return Ok(());
                 }
                 // An entry of an earlier leader, or of one whose caller gave up.
@@ -344,7 +344,7 @@ impl<M: StateMachine> Engine<M> {
                 Err(ChangeError::Stopped(reason)) => return Err(MembershipError::Stopped { reason }),
                 Err(ChangeError::Invalid(reason)) => {
                     // The membership is not what it was when the change was decided on.
-                    tracing::warn!(?change, reason, "the core refuses a change of the membership");
+                    tracing::warn!(%change, reason, "the core refuses a change of the membership");
                     return Err(MembershipError::AnotherChange);
                 }
             }

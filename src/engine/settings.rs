@@ -73,7 +73,16 @@ impl<M: StateMachine> Engine<M> {
             outcome = changed.validate(&inner.config.limits);
             let changes = outcome.is_ok() && changed != *current;
             if changes {
-                tracing::info!(settings = ?changed, "settings changed");
+                tracing::info!(
+                    snapshot_every_entries = changed.snapshots.every_entries,
+                    snapshot_every_bytes = changed.snapshots.every_bytes,
+                    snapshot_keep_entries = changed.snapshots.keep_entries,
+                    snapshot_keep_bytes = changed.snapshots.keep_bytes,
+                    max_command_bytes = changed.max_command_bytes,
+                    max_inflight_bytes = changed.max_inflight_bytes,
+                    preferred_leader = changed.preferred_leader,
+                    "settings changed"
+                );
                 *current = changed;
             }
             changes

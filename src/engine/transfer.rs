@@ -124,7 +124,11 @@ impl<M: StateMachine> Engine<M> {
         match tokio::time::timeout(patience, changed).await {
             Ok(Ok(state)) => match state.leader.clone().filter(|leader| leader.node_id != own) {
                 Some(leader) => {
-                    tracing::info!(leader = leader.node_id, took = ?begun.elapsed(), "another node leads");
+                    tracing::info!(
+                        leader = leader.node_id,
+                        took_ms = crate::runtime::whole_ms(begun.elapsed()),
+                        "another node leads"
+                    );
                     Ok(leader)
                 }
                 None => Err(transfer_stopped()),

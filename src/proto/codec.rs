@@ -9,11 +9,11 @@ use std::marker::PhantomData;
 use bytes::Buf as _;
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
-use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder};
+use tonic::{Code, Status};
 use tonic_prost::{ProstCodec, ProstDecoder};
 
-use super::v1::{ConfigureRequest, PipelineRequest, TxnRequest};
+use super::v1::{ConfigureRequest, Failure, PipelineRequest, Reason, TxnRequest};
 
 /// Most fields of one message, some fifty megabytes once decoded: sixteen for each request of a full pipeline.
 const MAX_FIELDS: usize = 16 * 16_384;
@@ -58,10 +58,18 @@ impl<U: Message + Default + 'static> Decoder for BoundedDecoder<U> {
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let depth = depth_of_lists(TypeId::of::<U>());
         if depth > 0 && count_fields(buf.chunk(), depth, MAX_FIELDS) > MAX_FIELDS {
-            return Err(Status::invalid_argument(format!("a message has more than {MAX_FIELDS} fields")));
+            return Err(too_many_fields());
         }
         self.0.decode(buf)
     }
+}
+
+fn too_many_fields() -> Status {
+    let (code, reason) = (Code::InvalidArgument, Reason::TooLarge);
+    let message = format!("a message has more than {MAX_FIELDS} fields");
+    let failure =
+        Failure { code: code.into(), reason: reason.into(), message: message.clone(), ..Default::default() };
+    Status::with_details(code, message, super::details::of_failure(&failure))
 }
 
 /// How many levels of a message hold lists; 0 for messages without, and for answers.

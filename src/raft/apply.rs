@@ -452,7 +452,7 @@ impl<M: StateMachine> RaftStateMachine<TypeConfig> for Applier<M> {
         let (upto, bytes, took) = (handle.meta().log_id, handle.len_bytes(), begun.elapsed());
         self.activity.snapshots_installed.add(bytes, took);
         self.activity.snapshot_bytes.store(bytes, Relaxed);
-        tracing::info!(%upto, bytes, ?took, "installed the leader's snapshot");
+        tracing::info!(%upto, bytes, took_ms = crate::runtime::whole_ms(took), "installed the leader's snapshot");
         self.replace(content, handle.meta());
         Ok(())
     }

@@ -199,7 +199,7 @@ impl<M: StateMachine> Core<M> {
         let raft_config = raft_config(config)?;
         let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier)
             .await
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| type_config::fatal(&error))?;
         let membership = raft.metrics();
         addresses.follow(move |node_id| {
             let metrics = membership.borrow_watched();
@@ -210,7 +210,7 @@ impl<M: StateMachine> Core<M> {
             }
         });
         // The core reports its state before it answers: from here on peers are checked against the membership.
-        let has_confirmed = raft.is_initialized().await.map_err(|error| error.to_string())?;
+        let has_confirmed = raft.is_initialized().await.map_err(|error| type_config::fatal(&error))?;
         let voter_lease = Duration::from_millis(config.election_timeout_max_ms);
         // A leader may rely on what this node confirmed before it was restarted, so for a while it elects nobody, neither
         // others, see `PeerService`, nor itself. An election that the leader asks for is not held up.
@@ -415,7 +415,10 @@ impl<M: StateMachine> Core<M> {
     pub async fn initialize(&self, members: BTreeMap<NodeId, Member>) -> Result<(), String> {
         match self.raft.initialize(members).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
-            Err(error) => Err(error.to_string()),
+            Err(RaftError::APIError(InitializeError::NotInMembers(_))) => {
+                Err("this node is not one of the founding members that it was given".to_owned())
+            }
+            Err(RaftError::Fatal(fatal)) => Err(type_config::fatal(&fatal)),
         }
     }
 
@@ -511,6 +514,8 @@ impl<M: StateMachine> Core<M> {
         let metrics = self.raft.metrics();
         let current = metrics.borrow_watched().clone();
         let in_touch = match current.state {
+            // Alone it is its own quorum, whenever it was counted last.
+            ServerState::Leader if current.membership_config.voter_ids().nth(1).is_none() => true,
             ServerState::Leader => {
                 let acked = current.last_quorum_acked.as_ref();
                 acked.is_some_and(|at| at.elapsed() <= self.lease)
@@ -605,7 +610,7 @@ fn from_metrics(metrics: &RaftMetrics<TypeConfig>) -> Metrics {
     });
     let fatal = match &metrics.running_state {
         Ok(()) | Err(Fatal::Stopped) => None,
-        Err(fatal) => Some(fatal.to_string()),
+        Err(fatal) => Some(type_config::fatal(fatal)),
     };
     let role = match (&metrics.running_state, metrics.state) {
         (Err(_), _) | (_, ServerState::Shutdown) => Role::Stopped,

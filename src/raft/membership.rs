@@ -10,6 +10,7 @@
 //! a voter that has promised what the old one has.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use openraft::ChangeMembers;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
@@ -53,6 +54,24 @@ pub enum MembershipChange {
     /// Ends a change that somebody has begun. Voters that it removes are no members any more: whether they were to stay
     /// is not written anywhere, and one that was to be replaced must not stay as a learner in its own place.
     Settle,
+}
+
+impl fmt::Display for MembershipChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddLearner { node_id, member } => {
+                write!(f, "add node {node_id} at {} as a learner", member.peer)
+            }
+            Self::Promote(node_id) => write!(f, "make node {node_id} a voter"),
+            Self::Demote(node_id) => write!(f, "make node {node_id} a learner"),
+            Self::Remove(node_id) => write!(f, "remove node {node_id}"),
+            Self::Swap { old, new } => write!(f, "node {new} votes in the place of node {old}"),
+            Self::Readdress { node_id, member } => {
+                write!(f, "node {node_id} is reached at {} and {}", member.peer, member.client)
+            }
+            Self::Settle => f.write_str("end the change that has begun"),
+        }
+    }
 }
 
 /// Why a change was not made.
@@ -105,7 +124,7 @@ impl<M: StateMachine> Core<M> {
         let before = self.metrics();
         let outcome = self.raft().change_membership(changes, retain).await;
         outcome.map(|written| type_config::from_log_id(&written.log_id)).map_err(|error| match error {
-            RaftError::Fatal(fatal) => ChangeError::Stopped(fatal.to_string()),
+            RaftError::Fatal(fatal) => ChangeError::Stopped(type_config::fatal(&fatal)),
             RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
                 // The second step of a change is refused like the first one.
                 match self.metrics().membership_at == before.membership_at {

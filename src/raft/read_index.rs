@@ -15,6 +15,7 @@ use super::type_config::{self, TypeConfig};
 use crate::error::Leader;
 use crate::machine::StateMachine;
 use crate::runtime;
+use crate::types::NodeId;
 
 /// Most reads that share one confirmation; more wait for their turn.
 const MAX_SHARED: usize = 65_536;
@@ -75,7 +76,10 @@ async fn confirm<M: StateMachine>(
     while arrivals.recv_many(&mut waiters, MAX_SHARED).await > 0 {
         let outcome = match tokio::time::timeout(patience, ask(&raft, ReadPolicy::ReadIndex)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(NoReadIndex::NoQuorum(format!("no majority answered within {patience:?}"))),
+            Err(_) => {
+                let waited_ms = patience.as_millis();
+                Err(NoReadIndex::NoQuorum(format!("no majority answered within {waited_ms} ms")))
+            }
         };
         // A node that does not lead has confirmed nothing.
         if !matches!(outcome, Err(NoReadIndex::NotLeader(_))) {
@@ -86,6 +90,15 @@ async fn confirm<M: StateMachine>(
             // A reader that gave up does not matter.
             let _ = waiter.send(outcome.clone());
         }
+    }
+}
+
+/// openraft's own words for too few answers show its types.
+fn answered(nodes: impl Iterator<Item = NodeId>) -> String {
+    let nodes: Vec<_> = nodes.map(|node_id| node_id.to_string()).collect();
+    match nodes.as_slice() {
+        [] => "no node answered".to_owned(),
+        nodes => format!("no more than these nodes answered: {}", nodes.join(", ")),
     }
 }
 
@@ -103,8 +116,8 @@ pub(super) async fn ask<M: StateMachine>(
             Err(NoReadIndex::NotLeader(type_config::leader(forward)))
         }
         Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(quorum))) => {
-            Err(NoReadIndex::NoQuorum(quorum.to_string()))
+            Err(NoReadIndex::NoQuorum(answered(quorum.got.iter().copied())))
         }
-        Err(RaftError::Fatal(fatal)) => Err(NoReadIndex::Stopped(fatal.to_string())),
+        Err(RaftError::Fatal(fatal)) => Err(NoReadIndex::Stopped(type_config::fatal(&fatal))),
     }
 }

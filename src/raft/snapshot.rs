@@ -18,7 +18,7 @@ use super::type_config::{self, CommittedLeaderId, StoredMembership, TypeConfig};
 use crate::error::StorageError;
 use crate::machine::StateMachine;
 use crate::machine::sessions::SessionTable;
-use crate::runtime::offload;
+use crate::runtime::{offload, whole_ms};
 use crate::storage::{self, ReceivedSnapshot, SnapshotHandle, SnapshotStore, SnapshotWriter};
 use crate::types::{Member, NodeId, Quota};
 
@@ -118,7 +118,7 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
         let Some(handle) = built else { return Ok(nothing()) };
         self.activity.snapshots_built.add(handle.len_bytes(), begun.elapsed());
         self.activity.snapshot_bytes.store(handle.len_bytes(), Relaxed);
-        tracing::info!(upto = %log_id, bytes = handle.len_bytes(), took = ?begun.elapsed(), "wrote a snapshot");
+        tracing::info!(upto = %log_id, bytes = handle.len_bytes(), took_ms = whole_ms(begun.elapsed()), "wrote a snapshot");
         Ok(Snapshot { meta: self::meta(handle.meta()), snapshot: SnapshotData::Placed(handle) })
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::RaftTypeConfig;
-use openraft::errors::ForwardToLeader;
+use openraft::errors::{Fatal, ForwardToLeader};
 use openraft::raft::responder::Responder as RaftResponder;
 use openraft::type_config::AsyncRuntime;
 use openraft::vote::{RaftLeaderId, RaftLeaderIdExt as _};
@@ -278,6 +278,18 @@ pub fn leader(forward: ForwardToLeader<TypeConfig>) -> Option<Leader> {
     match (forward.leader_id, forward.leader_node) {
         (Some(node_id), Some(member)) => Some(Leader { node_id, client: member.client }),
         _ => None,
+    }
+}
+
+/// Why the core has stopped, without openraft's names for where.
+pub fn fatal(fatal: &Fatal<TypeConfig>) -> String {
+    match fatal {
+        Fatal::StorageError(error) => match std::error::Error::source(error) {
+            Some(source) => source.to_string(),
+            None => "the log or a snapshot cannot be read or written".to_owned(),
+        },
+        Fatal::Panicked => "the consensus core has panicked; the node's log says where".to_owned(),
+        Fatal::Stopped => "the node is shutting down".to_owned(),
     }
 }
 

@@ -1,25 +1,8 @@
 //! The one place that turns errors into what callers are told: a [`Failure`], by itself on a pipeline, and
 //! in the details of a gRPC status on a unary call.
 //!
-//! | reason | gRPC code | what a caller does |
-//! |---|---|---|
-//! | not leader, leader known | `FAILED_PRECONDITION` | goes to `leader` |
-//! | not leader, none known | `UNAVAILABLE` | retries after a pause |
-//! | no quorum | `UNAVAILABLE` | retries after a pause, or another node |
-//! | overloaded | `RESOURCE_EXHAUSTED` | retries after a pause |
-//! | disk full | `RESOURCE_EXHAUSTED` | retries after a pause: another node may take the lead |
-//! | disk stalled | `UNAVAILABLE` | retries after a pause, or another node |
-//! | too large, invalid | `INVALID_ARGUMENT` | does not retry |
-//! | interrupted; stopped with the write in flight | `UNKNOWN` | retries in its session, or only what may apply twice |
-//! | stopped | `UNAVAILABLE` | goes to another node |
-//! | behind | `UNAVAILABLE` | retries after a pause, or another node |
-//! | not held by all in time | `DEADLINE_EXCEEDED` | knows that it is applied, and who lacks it |
-//! | session expired, answer forgotten | `FAILED_PRECONDITION` | opens a session for what it has not sent before |
-//! | window exceeded, too many sessions | `RESOURCE_EXHAUSTED` | retries after a pause |
-//! | compacted | `OUT_OF_RANGE` | watches from `first_revision`, after reading what there is |
-//!
-//! The codes are those of [`crate::reason`]. `UNAVAILABLE` is never used for a write that may have been applied:
-//! generic gRPC clients retry it.
+//! Codes, and what a caller does about each reason, are in [`crate::reason`] and `docs/OPERATIONS.md`. `UNAVAILABLE` is
+//! never used for a write that may have been applied: generic gRPC clients retry it.
 
 use tonic::Code;
 
@@ -28,6 +11,7 @@ use crate::machine::kv::KvRejection;
 use crate::proto::details;
 use crate::proto::v1::{Failure, LeaderHint};
 use crate::reason::Reason;
+use crate::shown::{MESSAGE_BYTES, shortened};
 
 use super::wire::position;
 
@@ -93,8 +77,8 @@ impl From<MembershipError> for Failure {
             MembershipError::Timeout { .. } => (Reason::Membership, true, None),
             MembershipError::Stopped { .. } => (Reason::Stopped, true, None),
             MembershipError::Address { .. } => (Reason::Invalid, false, None),
-            MembershipError::UnknownMember { .. }
-            | MembershipError::AlreadyMember { .. }
+            MembershipError::UnknownMember { .. } => (Reason::NotFound, false, None),
+            MembershipError::AlreadyMember { .. }
             | MembershipError::NotCaughtUp { .. }
             | MembershipError::WouldLoseQuorum { .. }
             | MembershipError::WouldWeakenQuorum { .. }
@@ -117,8 +101,8 @@ impl From<TransferError> for Failure {
         let (reason, leader) = match error {
             TransferError::NotLeader { leader } => (Reason::NotLeader, leader),
             TransferError::Stopped { .. } => (Reason::Stopped, None),
-            TransferError::UnknownMember { .. }
-            | TransferError::NotAVoter { .. }
+            TransferError::UnknownMember { .. } => (Reason::NotFound, None),
+            TransferError::NotAVoter { .. }
             | TransferError::NotInTouch { .. }
             | TransferError::NotCaughtUp { .. }
             | TransferError::Unfit { .. }
@@ -162,8 +146,9 @@ impl From<KvRejection> for Failure {
 }
 
 /// The machine answers every command and query in kind; if it ever did not, the caller would learn of it.
-pub(super) fn unexpected(answer: &dyn std::fmt::Debug) -> Failure {
-    failure(Reason::Unspecified, format!("the machine answered another question: {answer:?}"), true, None)
+pub(super) fn unexpected(maybe_applied: bool) -> Failure {
+    let message = "the machine answered another question: this is a defect of the server";
+    failure(Reason::Unspecified, message.to_owned(), maybe_applied, None)
 }
 
 /// The node cannot go on with a stream.
@@ -204,6 +189,17 @@ pub(super) fn too_slow(patience: std::time::Duration) -> Failure {
     failure(Reason::Behind, message, false, None)
 }
 
+/// A call whose deadline has passed, or is about to: `maybe_applied` when a write was under way.
+pub(super) fn deadline_exceeded(maybe_applied: bool) -> Failure {
+    let message = match maybe_applied {
+        true => {
+            "the call's deadline has passed while it was under way: it may have been applied, or may be yet"
+        }
+        false => "the call's deadline has passed",
+    };
+    failure(Reason::DeadlineExceeded, message.to_owned(), maybe_applied, None)
+}
+
 /// A request that makes no sense.
 pub(super) fn invalid(message: &str) -> Failure {
     failure(Reason::Invalid, message.to_owned(), false, None)
@@ -213,7 +209,7 @@ fn failure(reason: Reason, message: String, maybe_applied: bool, leader: Option<
     Failure {
         code: reason.grpc_code(maybe_applied, leader.is_some()) as i32,
         reason: reason.into(),
-        message,
+        message: shortened(&message, MESSAGE_BYTES),
         maybe_applied,
         leader: leader.map(leader_hint),
         ..Default::default()

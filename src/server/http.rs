@@ -14,6 +14,7 @@ use axum::routing::get;
 use tokio::sync::watch;
 
 use crate::engine::{NodeState, NotReady};
+use crate::shown::Shown;
 use crate::types::Role;
 
 use super::metrics::Metrics;
@@ -85,11 +86,14 @@ async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
 async fn unknown(headers: HeaderMap, uri: Uri) -> Response {
     let content_type = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes());
     if content_type.is_some_and(|value| value.starts_with(b"application/grpc")) {
-        return tonic::Status::unimplemented(format!("there is no {}", uri.path())).into_http();
+        return tonic::Status::unimplemented(format!("there is no {}", Shown(uri.path()))).into_http();
     }
     (
         StatusCode::NOT_FOUND,
-        format!("there is no {}; try /livez, /readyz, /metrics, /stats or /replication/status\n", uri.path()),
+        format!(
+            "there is no {}; try /livez, /readyz, /metrics, /stats or /replication/status\n",
+            Shown(uri.path())
+        ),
     )
         .into_response()
 }

@@ -13,6 +13,7 @@ use crate::proto::v1::kv_server::Kv;
 use crate::proto::v1::tagged_request::Request as Asked;
 use crate::proto::v1::tagged_response::Response as Answer;
 
+use super::failure;
 use super::metrics::{Metrics, StreamCall};
 use super::node::KvNode;
 use super::pipeline;
@@ -67,14 +68,14 @@ impl<N: KvNode> Kv for KvService<N> {
     async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
         match self.call(Asked::Put(request.into_inner())).await? {
             Answer::Put(response) => Ok(Response::new(response)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
         match self.call(Asked::Get(request.into_inner())).await? {
             Answer::Get(response) => Ok(Response::new(response)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
@@ -84,14 +85,14 @@ impl<N: KvNode> Kv for KvService<N> {
     ) -> Result<Response<v1::DeleteResponse>, Status> {
         match self.call(Asked::Delete(request.into_inner())).await? {
             Answer::Delete(response) => Ok(Response::new(response)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
     async fn range(&self, request: Request<v1::RangeRequest>) -> Result<Response<v1::RangeResponse>, Status> {
         match self.call(Asked::Range(request.into_inner())).await? {
             Answer::Range(response) => Ok(Response::new(response)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
@@ -101,14 +102,14 @@ impl<N: KvNode> Kv for KvService<N> {
     ) -> Result<Response<v1::DeleteRangeResponse>, Status> {
         match self.call(Asked::DeleteRange(request.into_inner())).await? {
             Answer::DeleteRange(response) => Ok(Response::new(response)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
     async fn txn(&self, request: Request<v1::TxnRequest>) -> Result<Response<v1::TxnResponse>, Status> {
         match self.call(Asked::Txn(request.into_inner())).await? {
             Answer::Txn(response) => Ok(Response::new(response)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
@@ -137,7 +138,7 @@ impl<N: KvNode> Kv for KvService<N> {
         let opener = client_address(&request);
         match self.call_of(&opener, Asked::OpenSession(request.into_inner())).await? {
             Answer::OpenSession(response) => Ok(Response::new(response)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
@@ -147,7 +148,7 @@ impl<N: KvNode> Kv for KvService<N> {
     ) -> Result<Response<v1::CloseSessionResponse>, Status> {
         match self.call(Asked::CloseSession(request.into_inner())).await? {
             Answer::CloseSession(response) => Ok(Response::new(response)),
-            other => Err(unexpected(&other)),
+            _ => Err(unexpected()),
         }
     }
 
@@ -172,6 +173,6 @@ fn client_address<T>(request: &Request<T>) -> String {
 }
 
 /// The machine answers a put as a put; if it ever did not, the caller would learn of it and nobody else.
-fn unexpected(answer: &Answer) -> Status {
-    Status::internal(format!("the machine answered another question: {answer:?}"))
+fn unexpected() -> Status {
+    failure::unexpected(true).into()
 }

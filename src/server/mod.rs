@@ -25,6 +25,7 @@
 
 mod admin;
 mod core_metrics;
+mod deadline;
 mod disk_metrics;
 mod failure;
 mod gate;
@@ -254,8 +255,9 @@ impl Server {
                 let metrics = Arc::new(Metrics::new(node.clone(), collectors));
                 let http = http::router(&node, settings.clone(), metrics.clone(), draining.clone());
                 let routes = Routes::from(http).add_service(health);
-                let routes = add_services(routes, node.clone(), settings, metrics, draining.clone());
-                behind.open(routes.into_axum_router());
+                let routes = add_services(routes, node.clone(), settings, metrics.clone(), draining.clone());
+                let limited = axum::middleware::from_fn_with_state(metrics, deadline::answer_in_time);
+                behind.open(routes.into_axum_router().layer(limited));
                 report_health(node, reporter.clone()).await;
             };
             tokio::select! {
@@ -286,7 +288,10 @@ impl Server {
             never = attend => match never {},
             served = serving => Ok(served?),
             () = overdue => {
-                tracing::warn!(?patience, "clients still hold connections; leaving them");
+                tracing::warn!(
+                    waited_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
+                    "clients still hold connections; leaving them"
+                );
                 Ok(())
             }
         }

@@ -33,7 +33,9 @@ use serde_json::{Value, json};
 
 use crate::engine::{Carried, Counters, NodeState, PeerStanding, PeerState, Snapshots};
 use crate::error::Leader;
+use crate::reason::Reason;
 use crate::runtime;
+use crate::shown::{MESSAGE_BYTES, shortened};
 use crate::storage::LogStats;
 use crate::types::{AckLevel, LogId, Quota, QuotaSource};
 
@@ -75,13 +77,28 @@ fn document(code: StatusCode, value: &impl Serialize) -> Response {
     }
 }
 
-fn refusal(code: StatusCode, refused: &Refused) -> Response {
-    document(code, &json!({ "error": refused.error, "hint": refused.hint }))
+/// The object that every failure is, as `docs/OPERATIONS.md` has it; `error` is what earlier versions called the message.
+fn refusal(code: StatusCode, leading: Option<&Leader>, refused: &Refused) -> Response {
+    let message = shortened(&refused.error, MESSAGE_BYTES);
+    let object = json!({
+        "reason": Reason::Invalid.name(),
+        "message": message,
+        "hint": refused.hint,
+        "maybe_applied": false,
+        "leader": leader(leading),
+        "error": message,
+    });
+    document(code, &object)
+}
+
+fn invalid() -> StatusCode {
+    let status = StatusCode::from_u16(Reason::Invalid.http_status(false));
+    status.expect("invariant: the table holds statuses of HTTP")
 }
 
 async fn wrong_method() -> Response {
     let refused = Refused::new("this method is not allowed here", "use GET, or POST to change settings");
-    refusal(StatusCode::METHOD_NOT_ALLOWED, &refused)
+    refusal(StatusCode::METHOD_NOT_ALLOWED, None, &refused)
 }
 
 async fn settings_now<N: ObservedNode>(State(door): State<Door<N>>) -> Response {
@@ -96,7 +113,7 @@ async fn settings_now<N: ObservedNode>(State(door): State<Door<N>>) -> Response 
 async fn configure<N: ObservedNode>(State(door): State<Door<N>>, body: Bytes) -> Response {
     match door.settings.configure_json(&body).await {
         Ok(()) => settings_now(State(door)).await,
-        Err(refused) => refusal(StatusCode::BAD_REQUEST, &refused),
+        Err(refused) => refusal(invalid(), door.node.state().leader.as_ref(), &refused),
     }
 }
 
@@ -283,8 +300,9 @@ struct SnapshotCount {
 #[derive(Debug, Serialize)]
 struct Log {
     flushes: u64,
-    flush_ms_mean: f64,
-    flush_ms_max: f64,
+    /// Null before the first flush, as the next.
+    flush_ms_mean: Option<f64>,
+    flush_ms_max: Option<f64>,
     entries: u64,
     record_bytes: u64,
     queued_bytes: u64,
@@ -296,8 +314,9 @@ struct Log {
 struct Replica {
     id: u64,
     host: String,
-    port: u16,
-    client: String,
+    port: Option<u16>,
+    /// Null until it has told.
+    client: Option<String>,
     role: &'static str,
     /// Null on a node that does not lead, as all that follows.
     status: Option<&'static str>,
@@ -441,8 +460,8 @@ impl Log {
         let us = |counter: &AtomicU64| counter.load(Relaxed) as f64 / 1e3;
         Self {
             flushes,
-            flush_ms_mean: us(&stats.flush_us_sum) / flushes.max(1) as f64,
-            flush_ms_max: us(&stats.flush_us_max),
+            flush_ms_mean: (flushes > 0).then(|| us(&stats.flush_us_sum) / flushes as f64),
+            flush_ms_max: (flushes > 0).then(|| us(&stats.flush_us_max)),
             entries: stats.entries.load(Relaxed),
             record_bytes: stats.bytes_written.load(Relaxed),
             queued_bytes: stats.queued_bytes.load(Relaxed),
@@ -458,8 +477,8 @@ impl Replica {
         Self {
             id: peer.node_id,
             host: host.to_owned(),
-            port: port.parse().unwrap_or_default(),
-            client: peer.member.client.clone(),
+            port: port.parse().ok(),
+            client: Some(peer.member.client.clone()).filter(|client| !client.is_empty()),
             role: if peer.voter { "voter" } else { "learner" },
             status: led.map(|led| standing(led.standing())),
             last_heartbeat_ms: led.and_then(|led| led.heard).map(ms),

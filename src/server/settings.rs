@@ -20,6 +20,7 @@ use super::failure;
 use super::observed::ObservedNode;
 use crate::engine::{QuotaError, Settings};
 use crate::proto::v1::{self, Failure};
+use crate::shown::Shown;
 
 /// The settings that can change while a node runs, by their names in the configuration file.
 pub const CHANGEABLE: [&str; 8] = [
@@ -265,7 +266,7 @@ impl<N: ObservedNode> NodeSettings<N> {
         let mut filter = None;
         for (at, (name, value)) in wanted.iter().enumerate() {
             if wanted[..at].iter().any(|(earlier, _)| earlier == name) {
-                return Err(Refused::new(format!("{name} is given twice"), "give it once"));
+                return Err(Refused::new(format!("{} is given twice", Shown(name)), "give it once"));
             }
             match name == LOG_LEVEL {
                 true => filter = Some((self.changeable_log()?, checked_filter(value)?)),
@@ -364,7 +365,7 @@ fn checked_filter(value: &str) -> Result<String, Refused> {
     match parse_filter(value) {
         Ok(_) => Ok(value.to_owned()),
         Err(error) => Err(Refused::new(
-            format!("{LOG_LEVEL} \"{value}\" is not a filter: {error}"),
+            format!("{LOG_LEVEL} \"{}\" is not a filter: {error}", Shown(value)),
             "write error, warn, info, debug or trace, or a filter such as info,quorate=debug",
         )),
     }
@@ -380,7 +381,7 @@ fn check_name(name: &str) -> Result<(), Refused> {
             format!("{name} cannot change while the node runs"),
             format!("set it in the configuration file and restart the node; {can}"),
         ),
-        false => Refused::new(format!("there is no setting {name:?}"), can),
+        false => Refused::new(format!("there is no setting \"{}\"", Shown(name)), can),
     })
 }
 
@@ -429,7 +430,10 @@ fn change(name: &str, value: &str) -> Result<Change, Refused> {
         }
         "preferred_leader" => {
             let prefers = value.parse::<bool>().map_err(|_| {
-                Refused::new(format!("{name} must be true or false, not \"{value}\""), "write true or false")
+                Refused::new(
+                    format!("{name} must be true or false, not \"{}\"", Shown(value)),
+                    "write true or false",
+                )
             })?;
             Box::new(move |settings| settings.preferred_leader = prefers)
         }

@@ -35,6 +35,7 @@ use crate::types::{
     ClusterClock, HistoryEpoch, Incarnation, LogId, Membership, Quota, QuotaSource, ReadOptions, Role,
 };
 
+mod deadlines;
 mod members;
 mod opening;
 mod queues;

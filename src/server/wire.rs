@@ -84,6 +84,34 @@ impl Method {
         Self::ListSessions,
     ];
 
+    /// Whether it changes anything that its caller would have to look for when its answer does not come.
+    pub(super) fn changes(self) -> bool {
+        match self {
+            Self::Put
+            | Self::Delete
+            | Self::DeleteRange
+            | Self::Txn
+            | Self::OpenSession
+            | Self::CloseSession
+            | Self::AddMember
+            | Self::PromoteMember
+            | Self::DemoteMember
+            | Self::RemoveMember
+            | Self::ReplaceMember
+            | Self::UpdateMember
+            | Self::TransferLeader
+            | Self::Configure => true,
+            Self::Get
+            | Self::Range
+            | Self::RangeStream
+            | Self::Watch
+            | Self::Status
+            | Self::MemberList
+            | Self::ListSessions
+            | Self::Snapshot => false,
+        }
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Put => "put",
@@ -292,7 +320,7 @@ pub(super) fn written(
             Ok(Response::Txn(v1::TxnResponse { header, revision, succeeded, results }))
         }
         KvReply::Rejected(rejection) => Err(rejection.into()),
-        other => Err(failure::unexpected(&other)),
+        _ => Err(failure::unexpected(true)),
     }
 }
 
@@ -376,7 +404,7 @@ pub(super) fn answered(
         }
         KvAnswer::Range(range) => Ok(Response::Range(self::range(header, range))),
         KvAnswer::Rejected(rejection) => Err(rejection.into()),
-        other => Err(failure::unexpected(&other)),
+        _ => Err(failure::unexpected(false)),
     }
 }
 

@@ -155,7 +155,7 @@ async fn the_commands_do_what_their_help_says() {
     };
     let (mut watching, lines) = Running::start(&nodes, &["watch", "--prefix", "", "--from", "1"]);
     run(&["put", "lock", "me", "--if-absent", "--ack", "all"]);
-    nodes.quorate(&["put", "lock", "you", "--if-absent"]).assert_refused(1, &["lock was not set"]);
+    nodes.quorate(&["put", "lock", "you", "--if-absent"]).assert_refused(4, &["lock was not set"]);
     let done = run(&[
         "txn",
         "--when",

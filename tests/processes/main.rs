@@ -23,6 +23,7 @@ mod cluster_command;
 mod corruption;
 mod crash;
 mod disk;
+mod errors;
 mod isolation;
 mod membership;
 mod memory;

@@ -395,8 +395,8 @@ async fn commands_tell_what_they_did() {
     nodes
         .quorate(&["member", "add", "4", "--peer", &nodes.node(3).peer_address()])
         .assert_refused(1, &["this is node 3, not node 4"]);
-    nodes.quorate(&["member", "promote", "9"]).assert_refused(1, &["node 9 is not a member"]);
-    nodes.quorate(&["transfer-leader", "9"]).assert_refused(1, &["node 9 is not a member"]);
+    nodes.quorate(&["member", "promote", "9"]).assert_refused(4, &["node 9 is not a member"]);
+    nodes.quorate(&["transfer-leader", "9"]).assert_refused(4, &["node 9 is not a member"]);
 
     nodes.node(4).start().unwrap();
     eventually("it is added", async || {

@@ -129,7 +129,7 @@ async fn a_value_over_the_limit() {
         fs::write(&file, vec![b'x'; bytes]).unwrap();
         nodes.quorate(&["put", "big", "--file", &file.display().to_string()]).assert_refused(3, &["limit"]);
     }
-    assert_eq!(nodes.quorate(&["get", "big"]).status.code(), Some(1));
+    assert_eq!(nodes.quorate(&["get", "big"]).status.code(), Some(4));
     nodes.check(&attempts).await;
 }
 

@@ -369,7 +369,7 @@ impl PeerClient {
         };
         let result = match tokio::time::timeout(timeout, exchange).await {
             Ok(result) => result,
-            Err(_) => Err(unreachable(format!("no answer within {timeout:?}"))),
+            Err(_) => Err(unreachable(format!("no answer within {} ms", timeout.as_millis()))),
         };
         match result {
             Ok(response::Body::Failure(reason)) => Err(unreachable(reason)),

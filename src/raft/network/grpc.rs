@@ -224,7 +224,8 @@ impl Peer for GrpcDoor {
             _ => return Err(Status::invalid_argument("a connection begins with a handshake")),
         };
         if let Err(refusal) = self.door.admit(&hello) {
-            tracing::debug!(node = hello.from_node, address = ?from, %refusal, "refused a peer");
+            let address = from.map(tracing::field::display);
+            tracing::debug!(node = hello.from_node, address, %refusal, "refused a peer");
             return Err(refused(&refusal));
         }
         let (requests, accepted) = mpsc::channel(CONNECTION_REQUESTS);

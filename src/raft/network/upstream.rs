@@ -51,7 +51,7 @@ pub enum UpstreamError {
         leader: NodeId,
     },
     /// No answer in time. The leader may have acted on the call, or may do so later.
-    #[error("node {leader} did not answer within {patience:?}")]
+    #[error("node {leader} did not answer within {} ms", .patience.as_millis())]
     Timeout {
         /// Whom the call was for.
         leader: NodeId,

@@ -40,7 +40,7 @@ pub(crate) enum DiskError {
     Sled(#[from] sled::Error),
     #[error("the writer came back after the watchdog had given up")]
     GaveUp,
-    #[error("the log was to be truncated after {expected:?}, but holds {found} there")]
+    #[error("the log was to be truncated after {}, but holds {found} there", .expected.map_or_else(|| "nothing".to_owned(), |log_id| log_id.to_string()))]
     OtherEntry { expected: Option<LogId>, found: LogId },
     #[error("cannot shorten the log: {0}")]
     Truncate(#[from] ScanError),

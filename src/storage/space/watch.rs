@@ -106,7 +106,10 @@ impl DiskWatch {
             let writing = (watched.writing)();
             let stalled = writing.is_some_and(|time| time > limit);
             match (watched.stalled.swap(stalled, Relaxed), stalled) {
-                (false, true) => tracing::error!(?writing, "the disk hangs: this node takes no writes"),
+                (false, true) => {
+                    let writing_ms = writing.map(crate::runtime::whole_ms);
+                    tracing::error!(writing_ms, "the disk hangs: this node takes no writes");
+                }
                 (true, false) => tracing::info!("the disk answers again"),
                 _ => {}
             }

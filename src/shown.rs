@@ -1,0 +1,84 @@
+//! Text from outside, as messages repeat it: enough to recognise it by, however long it is.
+
+use std::fmt;
+use std::fmt::Write as _;
+
+/// Most bytes of a text from outside that a message repeats.
+const SHOWN_BYTES: usize = 64;
+/// A stretch without a space that is longer than this is nothing that a message says by itself.
+const WORD_BYTES: usize = 256;
+/// Longest message. In the header of a gRPC answer it stands several times, and generic clients allow 8 KiB.
+pub(crate) const MESSAGE_BYTES: usize = 1024;
+
+/// At most 64 bytes of a text, and how long it is when that is not all. Control characters are escaped.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shown<'a>(pub(crate) &'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whole = self.0.len() <= SHOWN_BYTES;
+        let text = if whole { self.0 } else { beginning(self.0, SHOWN_BYTES) };
+        for c in text.chars() {
+            if c.is_control() { write!(f, "{}", c.escape_default())? } else { f.write_char(c)? }
+        }
+        if whole { Ok(()) } else { write!(f, "… ({} bytes)", self.0.len()) }
+    }
+}
+
+/// A message without what is too long in it: what it repeats of a text from outside, and its end when it is longer than
+/// `limit` bytes.
+pub(crate) fn shortened(message: &str, limit: usize) -> String {
+    let mut short = String::with_capacity(message.len().min(limit));
+    for word in message.split_inclusive(char::is_whitespace) {
+        if short.len() + word.len().min(WORD_BYTES) > limit {
+            let _ = write!(short, "… ({} bytes)", message.len());
+            break;
+        }
+        match word.len() > WORD_BYTES {
+            // A string takes everything.
+            true => drop(write!(short, "{} ", Shown(word.trim_end()))),
+            false => short.push_str(word),
+        }
+    }
+    short
+}
+
+/// The longest beginning of at most `bytes` bytes.
+fn beginning(text: &str, bytes: usize) -> &str {
+    let end = (0..=bytes.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or_default()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_shown_whole_or_cut_with_its_length() {
+        assert_eq!(Shown("10.0.0.1:x").to_string(), "10.0.0.1:x");
+        assert_eq!(Shown("a\nb\u{7f}").to_string(), "a\\nb\\u{7f}");
+        let all = "x".repeat(SHOWN_BYTES);
+        assert_eq!(Shown(&all).to_string(), all);
+        assert_eq!(Shown(&"x".repeat(100_000)).to_string(), format!("{all}… (100000 bytes)"));
+        // Two bytes each, and the cut would be within one.
+        let odd = format!("x{}", "ä".repeat(50_000));
+        assert_eq!(Shown(&odd).to_string(), format!("x{}… (100001 bytes)", "ä".repeat(31)));
+    }
+
+    #[test]
+    fn a_message_keeps_what_it_says_itself() {
+        let plain = "this node is not the leader: node 2 at b:7802 leads";
+        assert_eq!(shortened(plain, MESSAGE_BYTES), plain);
+        let echo = format!("invalid value '{}' for '--endpoints <HOST:PORT,...>'", "9".repeat(100_000));
+        let short = shortened(&echo, MESSAGE_BYTES);
+        assert!(
+            short.starts_with("invalid value '9999") && short.ends_with("for '--endpoints <HOST:PORT,...>'")
+        );
+        assert!(short.contains("bytes)") && short.len() < 200, "{short}");
+        let words = shortened(&"word ".repeat(100_000), MESSAGE_BYTES);
+        assert!(words.ends_with("… (500000 bytes)") && words.len() < MESSAGE_BYTES + 40, "{words}");
+        for text in ["", " ", "ä", "\n\n"] {
+            assert_eq!(shortened(text, MESSAGE_BYTES), text);
+        }
+    }
+}
