@@ -61,17 +61,14 @@ impl<M: StateMachine> Engine<M> {
         let verdict = judge(own, &voters, &told);
         let agreement = core.agreement();
         match verdict {
-            None => {}
-            Some(Ok(at)) => {
-                if agreement.agrees(at) {
-                    tracing::info!(%at, "this node's state is the same as a majority's again");
-                }
+            Some(Ok(at)) if agreement.agrees(at) => {
+                tracing::info!(%at, "this node's state is the same as a majority's again");
             }
-            Some(Err(divergence)) => {
-                if agreement.differs(&divergence) {
-                    tracing::error!(%divergence, "this node answers no reads any more");
-                }
+            Some(Err(divergence)) if agreement.differs(&divergence) => {
+                tracing::error!(%divergence, "this node answers no reads any more");
             }
+            // Nothing new.
+            None | Some(_) => {}
         }
         if agreement.is_outvoted() {
             core.never_stand();

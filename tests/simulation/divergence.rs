@@ -74,6 +74,7 @@ async fn start(network: &Arc<Network>, more: [u64; 3]) -> Nodes {
             disk: DiskWatch::default(),
             released: None,
             promised_lease_ms: 0,
+            memory_bytes: None,
         };
         let group = Arc::new(TaskGroup::default());
         let engine = group.spawn(Engine::start(parts, Sum { sum: 0, more })).await.unwrap().unwrap();

@@ -213,6 +213,7 @@ async fn start(disk: &MemoryDisk) -> Engine<KvMachine> {
         disk: DiskWatch::default(),
         released: None,
         promised_lease_ms: 0,
+        memory_bytes: None,
     };
     Engine::start(parts, KvMachine::default()).await.unwrap()
 }

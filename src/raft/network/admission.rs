@@ -79,15 +79,15 @@ pub(super) struct Refused {
     pub(super) claim: Option<Claim>,
 }
 
-impl From<Refusal> for Refused {
+impl From<Refusal> for Box<Refused> {
     fn from(refusal: Refusal) -> Self {
-        Self { told: refusal.clone(), why: refusal, claim: None }
+        Self::new(Refused { told: refusal.clone(), why: refusal, claim: None })
     }
 }
 
 /// A refusal whose reason is none of the caller's business.
-fn stranger(why: Refusal) -> Refused {
-    Refused { told: Refusal::Stranger, why, claim: None }
+fn stranger(why: Refusal) -> Box<Refused> {
+    Box::new(Refused { told: Refusal::Stranger, why, claim: None })
 }
 
 /// Who calls, if that can be somebody at all.
@@ -110,7 +110,7 @@ pub(super) fn shortened(text: &str) -> String {
 }
 
 /// Whether to talk to a caller.
-pub(super) fn check(own: Own<'_>, known: &Known, hello: &Hello, wish: Wish) -> Result<(), Refused> {
+pub(super) fn check(own: Own<'_>, known: &Known, hello: &Hello, wish: Wish) -> Result<(), Box<Refused>> {
     if hello.cluster != own.cluster {
         let (ours, theirs) = (own.cluster.to_owned(), shortened(&hello.cluster));
         return Err(stranger(Refusal::OtherCluster { ours, theirs }));
@@ -147,7 +147,7 @@ pub(super) fn check(own: Own<'_>, known: &Known, hello: &Hello, wish: Wish) -> R
         let may_be_so = known.members.is_empty() || (alone && is_ahead);
         let peer = shortened(&hello.from_peer);
         let claim = may_be_so.then_some(Claim { node_id, incarnation: from, peer, expected });
-        return Err(Refused { claim, ..refuse(Refusal::CalleeFenced) });
+        return Err(Box::new(Refused { claim, ..*refuse(Refusal::CalleeFenced) }));
     }
     if wish == Wish::Exchange && !knows_this {
         return Err(refuse(Refusal::Malformed("the caller does not say whom it expects".to_owned())));
@@ -163,7 +163,7 @@ pub(super) fn check(own: Own<'_>, known: &Known, hello: &Hello, wish: Wish) -> R
         // A founder with the wrong peers: it may know that it has no place here, and no more.
         None if wish == Wish::Founding && !knows_this => {
             let why = Refusal::UnknownPeer { node_id, at };
-            Refused { told: Refusal::UnknownPeer { node_id, at: None }, why, claim: None }
+            Box::new(Refused { told: Refusal::UnknownPeer { node_id, at: None }, why, claim: None })
         }
         None => refuse(Refusal::UnknownPeer { node_id, at }),
     })
@@ -197,7 +197,7 @@ mod tests {
         Known { committed_caller: members.get(&2).copied(), members, at, committed_at: at }
     }
 
-    fn refused(known: &Known, hello: &Hello) -> Refused {
+    fn refused(known: &Known, hello: &Hello) -> Box<Refused> {
         check(OWN, known, hello, Wish::Identity).unwrap_err()
     }
 

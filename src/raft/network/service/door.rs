@@ -34,7 +34,8 @@ impl<M: StateMachine> PeerService<M> {
         let callee = &self.callee;
         let own = Own { cluster: &callee.cluster, node_id: callee.node_id, incarnation: callee.incarnation };
         let known = self.known(hello.from_node);
-        if let Err(Refused { told, why, claim }) = admission::check(own, &known, hello, wish) {
+        if let Err(refused) = admission::check(own, &known, hello, wish) {
+            let Refused { told, why, claim } = *refused;
             self.log_refusal(hello.from_node, &why);
             if let Some(claim) = claim {
                 (callee.claimed)(claim);
