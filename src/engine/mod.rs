@@ -287,6 +287,7 @@ impl<M: StateMachine> Engine<M> {
         if let Some(memory) = memory {
             applier.bound_snapshot_lag(memory.snapshot_lag_bytes());
         }
+        let counting = opening::count_applied(&config.progress, &*log, &applier);
         let recovery = log.clone();
         let replayed = offload(move || applier.replay(&*recovery).map(|()| applier)).await;
         let applier = replayed.map_err(|error| OpenError::Core(error.to_string()))?;
@@ -326,7 +327,6 @@ impl<M: StateMachine> Engine<M> {
         let redial_pause = Duration::from_millis(config.peers.reconnect_interval_ms);
         let clients = PeerClients::new(caller.clone(), transport.clone(), redial_pause);
         let upstream = Upstream::new(caller.clone(), transport.clone());
-        let counting = opening::count_applied(&config.progress, &*log, &applier);
         let core_parts = Parts { log, snapshots, applier, clients, callee };
         let core = Core::start(&core_config(&config, promised_lease_ms), core_parts)
             .await

@@ -10,7 +10,6 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt};
@@ -40,8 +39,6 @@ const PUBLISH_ENTRIES: usize = 4096;
 const FOUNDING_INDEX: u64 = 0;
 /// Most bytes of commands taken into memory for that; the last command may exceed it.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
-/// A start that takes long says this often how far it has come.
-const SAY_AGAIN: Duration = Duration::from_secs(2);
 /// Most bytes of replies before that; the last reply may exceed it.
 const REPLY_BYTES: usize = 4 * 1024 * 1024;
 
@@ -129,14 +126,9 @@ impl<M: StateMachine> Applier<M> {
     pub fn replay(&mut self, log: &dyn LogStore) -> io::Result<()> {
         let Some(committed) = log.committed() else { return Ok(()) };
         let begun = Instant::now();
-        let mut said = begun;
         let first = self.progress.next_index();
         while self.progress.next_index() <= committed.index {
             let next = self.progress.next_index();
-            if said.elapsed() >= SAY_AGAIN {
-                said = Instant::now();
-                tracing::info!(next, upto = committed.index, took = ?begun.elapsed(), "applying the log");
-            }
             let entries = log.read(next, committed.index + 1, BATCH_BYTES)?;
             if entries.first().is_none_or(|entry| entry.log_id.index != next) {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, format!("entry {next} is missing")));
