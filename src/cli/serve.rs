@@ -65,7 +65,13 @@ pub async fn run(args: ServeArgs) -> Result<(), ServeError> {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
     let mut signals = Signals::listen().map_err(ServeError::Signals)?;
-    let mut server = Server::bind(&config.client_listen).await?.with_fixed_settings(config.fixed_settings());
+    let machine = KvMachine::with_history(config.door.history);
+    let mut server = Server::bind(&config.client_listen)
+        .await?
+        .with_fixed_settings(config.fixed_settings())
+        .with_limits(config.door.limits.clone())
+        .with_names(config.names())
+        .with_history_of(&machine);
     if let Some(log_level) = log_level {
         server = server.with_log_level(log_level);
     }
@@ -79,7 +85,7 @@ pub async fn run(args: ServeArgs) -> Result<(), ServeError> {
         version = env!("CARGO_PKG_VERSION"),
         "starting"
     );
-    let engine = Engine::open(engine_config, KvMachine::default()).await?;
+    let engine = Engine::open(engine_config, machine).await?;
     exit_when_fatal(&engine);
 
     let (stop, stopped) = oneshot::channel();

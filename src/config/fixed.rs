@@ -40,7 +40,9 @@ impl ServeConfig {
             "lagging_after_ms" => self.peer_policy.lagging_after_ms.into(),
             "disconnected_after_ms" => self.peer_policy.disconnected_after_ms.into(),
             "reconnect_interval_ms" => self.peer_policy.reconnect_interval_ms.into(),
-            other => unreachable!("invariant: {other} is among the settings that need a restart"),
+            other => self.door.setting(other).unwrap_or_else(|| {
+                unreachable!("invariant: {other} is among the settings that need a restart")
+            }),
         }
     }
 }

@@ -37,6 +37,7 @@ use crate::runtime;
 use crate::storage::LogStats;
 use crate::types::{AckLevel, LogId};
 
+use super::door_metrics::History;
 use super::observed::ObservedNode;
 use super::settings::{NodeSettings, Refused};
 
@@ -48,12 +49,17 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 struct Door<N> {
     node: N,
     settings: NodeSettings<N>,
+    history: Option<History>,
     started: Instant,
 }
 
 /// The routes over `node`.
-pub(super) fn router<N: ObservedNode>(node: N, settings: NodeSettings<N>) -> Router {
-    let door = Door { node, settings, started: Instant::now() };
+pub(super) fn router<N: ObservedNode>(
+    node: N,
+    settings: NodeSettings<N>,
+    history: Option<History>,
+) -> Router {
+    let door = Door { node, settings, history, started: Instant::now() };
     Router::new()
         .route("/replication/status", get(status::<N>))
         .route("/replication/stats", get(stats::<N>))
@@ -75,7 +81,7 @@ fn document(code: StatusCode, value: &impl Serialize) -> Response {
     }
 }
 
-fn refusal(code: StatusCode, refused: &Refused) -> Response {
+pub(super) fn refusal(code: StatusCode, refused: &Refused) -> Response {
     document(code, &json!({ "error": refused.error, "hint": refused.hint }))
 }
 
@@ -171,8 +177,22 @@ struct Status {
     replicas: usize,
     disk: Disk,
     sessions: Sessions,
+    /// What can be watched from here; null when the program that this node is part of has not said so.
+    history: Option<HistoryNow>,
     uptime_ms: u64,
     version: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct HistoryNow {
+    /// Null while that is not known.
+    first_revision: Option<u64>,
+    events: usize,
+    bytes: usize,
+    max_events: usize,
+    max_bytes: usize,
+    /// 0: of any age.
+    max_age_ms: u64,
 }
 
 /// Indexes in the log; null where there is none.
@@ -338,6 +358,7 @@ impl<N: ObservedNode> Door<N> {
                 reserve_bytes: disk.reserve_bytes,
             },
             sessions: Sessions { open, bytes },
+            history: self.history.as_ref().map(HistoryNow::of),
             uptime_ms: self.uptime_ms(),
             version: env!("CARGO_PKG_VERSION"),
         }
@@ -378,6 +399,19 @@ impl<N: ObservedNode> Door<N> {
             elections_won: count(&activity.elections_won),
             leader_changes: count(&activity.leader_changes),
             log: node.log_stats().map(Log::of),
+        }
+    }
+}
+
+impl HistoryNow {
+    fn of(History { limits, reach }: &History) -> Self {
+        Self {
+            first_revision: reach.first_revision(),
+            events: reach.events(),
+            bytes: reach.bytes(),
+            max_events: limits.events,
+            max_bytes: limits.bytes,
+            max_age_ms: limits.age_ms,
         }
     }
 }

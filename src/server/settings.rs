@@ -31,7 +31,7 @@ pub const CHANGEABLE: [&str; 8] = [
 ];
 
 /// All others of the configuration file: they take effect when the node is started.
-pub const NEED_RESTART: [&str; 21] = [
+pub const NEED_RESTART: [&str; 35] = [
     "node_id",
     "cluster",
     "data_dir",
@@ -53,6 +53,20 @@ pub const NEED_RESTART: [&str; 21] = [
     "lagging_after_ms",
     "disconnected_after_ms",
     "reconnect_interval_ms",
+    "allowed_hosts",
+    "allowed_origins",
+    "max_connections",
+    "max_connection_watches",
+    "max_watches",
+    "max_connection_unsent_bytes",
+    "max_unsent_bytes",
+    "max_connection_unfinished_bytes",
+    "max_unfinished_bytes",
+    "max_pipeline_queued_bytes",
+    "max_queued_bytes",
+    "history_events",
+    "history_bytes",
+    "history_age_ms",
 ];
 
 const LOG_LEVEL: &str = "log_level";
