@@ -228,6 +228,10 @@ impl<N: KvNode> Watching<N> {
     }
 
     fn check_state(&mut self) -> Result<(), Failure> {
+        // What has changed by now must be in the state that is looked at next. An error means that the node is gone.
+        if self.state.has_changed().unwrap_or(true) {
+            self.since = Instant::now();
+        }
         let state = self.state.borrow_and_update();
         if state.role != Role::Stopped {
             return Ok(());
