@@ -21,12 +21,14 @@ use crate::shown::Shown;
 use crate::types::NodeId;
 
 mod data_dir;
+mod door;
 mod fixed;
 mod peers;
 mod reserve;
 #[cfg(test)]
 mod tests;
 
+pub use door::DoorConfig;
 pub use peers::{InvalidPeers, Peers};
 pub use reserve::ReserveBytes;
 
@@ -195,6 +197,63 @@ pub struct Settings {
     /// machine their shares [default: 0]
     #[arg(long, value_name = "BYTES", env = "QUORATE_MEMORY_BYTES")]
     pub memory_bytes: Option<u64>,
+    /// Host names that requests may call this node by, beside addresses, localhost and the names that it listens on and
+    /// advertises: those of load balancers and the like. *.example.com stands for all below it, * for every name
+    #[arg(long, value_name = "NAMES", env = "QUORATE_ALLOWED_HOSTS", value_delimiter = ',')]
+    pub allowed_hosts: Option<Vec<String>>,
+
+    /// Origins whose pages may use this node from a browser, such as https://console.example.com
+    #[arg(long, value_name = "ORIGINS", env = "QUORATE_ALLOWED_ORIGINS", value_delimiter = ',')]
+    pub allowed_origins: Option<Vec<String>>,
+
+    /// Most connections of clients; 8 more are kept back for probes and operators. 0 for half of the files that the
+    /// process may open beside its own [default: 0]
+    #[arg(long, value_name = "N", env = "QUORATE_MAX_CONNECTIONS")]
+    pub max_connections: Option<usize>,
+
+    /// Most watches on one connection [default: 2048]
+    #[arg(long, value_name = "N", env = "QUORATE_MAX_CONNECTION_WATCHES")]
+    pub max_connection_watches: Option<usize>,
+
+    /// Most watches in all [default: 16384]
+    #[arg(long, value_name = "N", env = "QUORATE_MAX_WATCHES")]
+    pub max_watches: Option<usize>,
+
+    /// Bytes of answers that one connection does not take before others on it wait [default: 32 MiB]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_CONNECTION_UNSENT_BYTES")]
+    pub max_connection_unsent_bytes: Option<usize>,
+
+    /// The same of all connections [default: 256 MiB]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_UNSENT_BYTES")]
+    pub max_unsent_bytes: Option<usize>,
+
+    /// Most bytes of requests on one connection that have not arrived as a whole [default: 64 MiB]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_CONNECTION_UNFINISHED_BYTES")]
+    pub max_connection_unfinished_bytes: Option<usize>,
+
+    /// The same on all connections [default: 256 MiB]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_UNFINISHED_BYTES")]
+    pub max_unfinished_bytes: Option<usize>,
+
+    /// Bytes of answers that wait on one pipeline before it is not read any more [default: 64 MiB]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_PIPELINE_QUEUED_BYTES")]
+    pub max_pipeline_queued_bytes: Option<usize>,
+
+    /// The same on all pipelines [default: 256 MiB]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_QUEUED_BYTES")]
+    pub max_queued_bytes: Option<usize>,
+
+    /// Most changes kept in memory for watches, which go back as far as these reach [default: 1000000]
+    #[arg(long, value_name = "N", env = "QUORATE_HISTORY_EVENTS")]
+    pub history_events: Option<usize>,
+
+    /// Most bytes kept for them [default: 64 MiB]
+    #[arg(long, value_name = "BYTES", env = "QUORATE_HISTORY_BYTES")]
+    pub history_bytes: Option<usize>,
+
+    /// How old they may be, in milliseconds; 0 for any age [default: 0]
+    #[arg(long, value_name = "MS", env = "QUORATE_HISTORY_AGE_MS")]
+    pub history_age_ms: Option<u64>,
 }
 
 /// How log lines are written.
@@ -280,6 +339,8 @@ pub struct ServeConfig {
     pub peer_policy: PeerPolicy,
     /// Memory that this node may use, in bytes; `None` for all that it is allowed.
     pub memory_bytes: Option<u64>,
+    /// The client port.
+    pub door: DoorConfig,
 }
 
 /// Defaults that the engine does not have.
@@ -308,6 +369,7 @@ impl ServeConfig {
     pub fn resolve(settings: Settings) -> Result<Self, ConfigError> {
         let (timing, snapshots, limits) = (Timing::default(), SnapshotPolicy::default(), Limits::default());
         let (disk, peer_policy) = (DiskPolicy::default(), PeerPolicy::default());
+        let door = DoorConfig::of(&settings);
         let node_id = match (settings.node_id, &settings.peers) {
             (Some(node_id), _) => node_id,
             (None, None) => 1,
@@ -392,6 +454,7 @@ impl ServeConfig {
                     .unwrap_or(peer_policy.reconnect_interval_ms),
             },
             memory_bytes: settings.memory_bytes.filter(|bytes| *bytes != 0),
+            door,
         };
         config.validate()?;
         Ok(config)
@@ -420,6 +483,7 @@ impl ServeConfig {
             invalid(format!("--log-level \"{}\" is not a filter: {error}", Shown(&self.log_level)))
         })?;
         self.check_limits()?;
+        self.door.validate()?;
         self.engine_config(String::new())
             .validate()
             .map_err(|error| ConfigError::Invalid(error.to_string().replace("invalid configuration: ", "")))
@@ -558,7 +622,8 @@ impl Settings {
 
     /// These settings, with what they leave open taken from `other`.
     #[must_use]
-    pub fn or(self, other: Self) -> Self {
+    pub fn or(mut self, other: Self) -> Self {
+        self = DoorConfig::or(self, &other);
         Self {
             node_id: self.node_id.or(other.node_id),
             cluster: self.cluster.or(other.cluster),
@@ -590,6 +655,7 @@ impl Settings {
             disconnected_after_ms: self.disconnected_after_ms.or(other.disconnected_after_ms),
             reconnect_interval_ms: self.reconnect_interval_ms.or(other.reconnect_interval_ms),
             memory_bytes: self.memory_bytes.or(other.memory_bytes),
+            ..self
         }
     }
 }

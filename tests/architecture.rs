@@ -70,6 +70,7 @@ const VENDORS: &[(&str, &[&str])] = &[
             "src/raft/network",
             "src/proto.rs",
             "src/incoming.rs",
+            "src/incoming/",
             "src/proto/",
         ],
     ),

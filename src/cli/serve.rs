@@ -76,8 +76,9 @@ pub async fn run(args: ServeArgs) -> Result<(), ServeError> {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
     let mut signals = StopSignals::listen().map_err(ServeError::Signals)?;
+    let machine = KvMachine::with_history(config.door.history);
     let (server, engine_config) = tokio::select! {
-        listening = listen(config, log_level, &data_dir) => listening?,
+        listening = listen(config, log_level, &data_dir, &machine) => listening?,
         name = signals.next() => return stopped_early(name),
     };
 
@@ -101,7 +102,7 @@ pub async fn run(args: ServeArgs) -> Result<(), ServeError> {
     );
     let mut serving = runtime::spawn(serving);
     // In a task of its own: whatever it waits for, signals are heard meanwhile.
-    let opening = runtime::spawn(Engine::open(engine_config, KvMachine::default()));
+    let opening = runtime::spawn(Engine::open(engine_config, machine));
     let engine = tokio::select! {
         engine = opening => engine.unwrap_or_else(|panic| Err(OpenError::Core(panic.to_string())))?,
         name = signals.next() => return stopped_early(name),
@@ -131,8 +132,13 @@ async fn listen(
     mut config: ServeConfig,
     log_level: Option<LogLevel>,
     data_dir: &Path,
+    machine: &KvMachine,
 ) -> Result<(Server, EngineConfig), ServeError> {
-    let mut server = Server::bind(&config.client_listen).await?;
+    let mut server = Server::bind(&config.client_listen)
+        .await?
+        .with_limits(config.door.limits.clone())
+        .with_names(config.names())
+        .with_history_of(machine);
     if let Some(log_level) = log_level {
         server = server.with_log_level(log_level);
     }

@@ -239,6 +239,10 @@ struct Watching {
     request: v1::WatchRequest,
     /// Everything below has been received.
     next_revision: u64,
+    /// Changes at `next_revision` that have been received, when it comes in pieces.
+    received: usize,
+    /// The same of what the open stream has brought: after a break the revision is told again from its beginning.
+    brought: usize,
     /// Received, not yet delivered; at most one message.
     ready: VecDeque<WatchEvent>,
     open: Option<(Arc<Link>, Streaming<v1::WatchResponse>)>,
@@ -274,6 +278,8 @@ pub(super) fn watch(
             history: from.history.0,
         },
         next_revision: from.index,
+        received: 0,
+        brought: 0,
         ready: VecDeque::new(),
         open: None,
         failed: None,
@@ -310,6 +316,7 @@ impl Watching {
             Some(open) => open,
             None => {
                 let (link, messages) = self.connect().await?;
+                self.brought = 0;
                 self.open.insert((link, messages))
             }
         };
@@ -355,15 +362,31 @@ impl Watching {
         if let Some(HistoryEpoch(history @ 1..)) = message.header.as_ref().map(history) {
             self.history.store(history, Ordering::Relaxed);
         }
-        let received_up_to = self.next_revision;
-        for event in message.events {
-            self.next_revision = self.next_revision.max(event.revision + 1);
+        let v1::WatchResponse { events, mut next_revision, more, .. } = message;
+        for event in events {
+            next_revision = next_revision.max(event.revision + 1);
             // After a break a node may begin a little earlier than it was asked to.
-            if event.revision >= received_up_to {
+            if event.revision < self.next_revision {
+                continue;
+            }
+            self.reach(event.revision);
+            self.brought += 1;
+            // Nor is a revision that comes in pieces delivered twice when a break cuts it.
+            if self.brought > self.received {
+                self.received = self.brought;
                 self.ready.push_back(WatchEvent::from_wire(event));
             }
         }
-        self.next_revision = self.next_revision.max(message.next_revision);
+        if !more {
+            self.reach(next_revision);
+        }
+    }
+
+    /// Everything below `revision` has been received.
+    fn reach(&mut self, revision: u64) {
+        if revision > self.next_revision {
+            (self.next_revision, self.received, self.brought) = (revision, 0, 0);
+        }
     }
 
     /// Waits before the next attempt, unless another node can be asked at once; or gives up.

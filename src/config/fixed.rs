@@ -41,7 +41,9 @@ impl ServeConfig {
             "disconnected_after_ms" => self.peer_policy.disconnected_after_ms.into(),
             "reconnect_interval_ms" => self.peer_policy.reconnect_interval_ms.into(),
             "memory_bytes" => self.memory_bytes.unwrap_or_default().into(),
-            other => unreachable!("invariant: {other} is among the settings that need a restart"),
+            other => self.door.setting(other).unwrap_or_else(|| {
+                unreachable!("invariant: {other} is among the settings that need a restart")
+            }),
         }
     }
 }

@@ -72,6 +72,7 @@ fn the_help_tells_the_defaults() {
     let help = Line::command().term_width(1000).render_long_help().to_string();
     let (timing, snapshots, limits) = (Timing::default(), SnapshotPolicy::default(), Limits::default());
     let (disk, peers) = (DiskPolicy::default(), PeerPolicy::default());
+    let DoorConfig { limits: door, history, .. } = DoorConfig::default();
     let mib = |bytes: u64| format!("{} MiB", bytes as f64 / (1024.0 * 1024.0));
     for (flag, default) in [
         ("heartbeat-interval-ms", timing.heartbeat_interval_ms.to_string()),
@@ -90,6 +91,18 @@ fn the_help_tells_the_defaults() {
         ("lagging-after-ms", peers.lagging_after_ms.to_string()),
         ("disconnected-after-ms", peers.disconnected_after_ms.to_string()),
         ("reconnect-interval-ms", peers.reconnect_interval_ms.to_string()),
+        ("max-connections", "0".to_owned()),
+        ("max-connection-watches", door.watches.each.to_string()),
+        ("max-watches", door.watches.all.to_string()),
+        ("max-connection-unsent-bytes", mib(door.unsent_bytes.each as u64)),
+        ("max-unsent-bytes", mib(door.unsent_bytes.all as u64)),
+        ("max-connection-unfinished-bytes", mib(door.unfinished_bytes.each as u64)),
+        ("max-unfinished-bytes", mib(door.unfinished_bytes.all as u64)),
+        ("max-pipeline-queued-bytes", mib(door.queued_bytes.each as u64)),
+        ("max-queued-bytes", mib(door.queued_bytes.all as u64)),
+        ("history-events", history.events.to_string()),
+        ("history-bytes", mib(history.bytes as u64)),
+        ("history-age-ms", history.age_ms.to_string()),
         ("client-listen", DEFAULT_CLIENT_LISTEN.to_owned()),
         ("peer-listen", DEFAULT_PEER_LISTEN.to_owned()),
         ("cluster", DEFAULT_CLUSTER.to_owned()),
@@ -112,7 +125,8 @@ fn every_setting_has_one_name_in_all_sources() {
         assert_eq!(arg.get_env().and_then(|env| env.to_str()), Some(&*variable), "--{flag}");
         if flag != "config" {
             // Of a wrong type on purpose: the file must know the key, and dislike the value.
-            let error = parse("c.toml", &format!("{} = []", flag.replace('-', "_"))).unwrap_err().to_string();
+            let error =
+                parse("c.toml", &format!("{} = [[]]", flag.replace('-', "_"))).unwrap_err().to_string();
             assert!(!error.contains("unknown field"), "{error}");
         }
     }
@@ -304,6 +318,29 @@ fn the_fixed_settings_are_those_that_the_node_was_started_with() {
     let again = ServeConfig::resolve(again).unwrap();
     assert_eq!(again.client_advertise.as_ref(), Some(&config.client_listen), "told where it is not given");
     assert_eq!(ServeConfig { client_advertise: None, ..again }, config);
+}
+
+#[test]
+fn settings_of_the_client_port_that_cannot_work_are_refused() {
+    for (given, named) in [
+        (&["--max-connection-unsent-bytes", "1"][..], "--max-connection-unsent-bytes"),
+        (&["--max-watches", "1"], "--max-watches"),
+        (&["--history-bytes", "1"], "--history-bytes"),
+        (&["--allowed-hosts", "a.example.com,b:7801"], "\"b:7801\" is no host name"),
+        (&["--allowed-origins", "console"], "\"console\" is no origin"),
+    ] {
+        let refusal = refusal(given);
+        assert!(refusal.contains(named), "{refusal}");
+    }
+    let given = ["--allowed-hosts", "a.example.com,*.b.example.com", "--max-connections", "7"];
+    let config = ServeConfig::load(flags(&given)).unwrap();
+    assert_eq!(config.door.allowed_hosts, ["a.example.com", "*.b.example.com"]);
+    assert_eq!(config.door.limits.connections, Some(7));
+    let text = "allowed_hosts = [\"a.example.com\"]\nhistory_age_ms = 5\n";
+    let settings =
+        parse("c.toml", text).unwrap().or(Settings { history_events: Some(7_000), ..Settings::default() });
+    assert_eq!(settings.allowed_hosts.as_deref(), Some(&["a.example.com".to_owned()][..]));
+    assert_eq!((settings.history_age_ms, settings.history_events), (Some(5), Some(7_000)));
 }
 
 /// The one file in which every setting is explained.

@@ -138,6 +138,12 @@ impl<M: StateMachine> Engine<M> {
         Ok(ReadOutcome { applied: applied.progress.log_id, answer: M::query(&applied.view, query) })
     }
 
+    /// Answers `query` from the newest state that anybody has asked for, however old that is: costs the machine nothing.
+    pub fn read_last(&self, query: M::Query) -> ReadOutcome<M::Answer> {
+        let applied = self.inner.core.published().last_view();
+        ReadOutcome { applied: applied.progress.log_id, answer: M::query(&applied.view, query) }
+    }
+
     /// A state that is as fresh as `options` ask for, and its position. Any number of queries can be answered from it,
     /// all from the same point in time. Holding it keeps memory that the machine no longer needs.
     ///
@@ -149,6 +155,20 @@ impl<M: StateMachine> Engine<M> {
     {
         let applied = self.state_at(options.into()).await?;
         Ok((applied.progress.log_id, applied.view.clone()))
+    }
+
+    /// A position that includes every write acknowledged before this call, from the leader; this node may not have applied
+    /// as much yet. Waits for a leader as a read does.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn present(&self) -> Result<u64, ReadError> {
+        let inner = &self.inner;
+        if let Some(fatal) = &*inner.fatal.borrow() {
+            return Err(ReadError::Stopped { reason: fatal.to_string() });
+        }
+        inner.counters.read(ReadLevel::Linearizable);
+        inner.read_index(Instant::now() + inner.config.timing.patience()).await
     }
 
     async fn state_at(&self, options: ReadOptions) -> Result<Arc<Applied<M::View>>, ReadError> {

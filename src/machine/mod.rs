@@ -104,6 +104,16 @@ pub trait StateMachine: Send + Sync + 'static {
     where
         Self: Sized;
 
+    /// Called on a machine that was read from a snapshot before it takes the place of `previous`, on the same node. What a
+    /// machine has from its node rather than from the log, such as how much of a history to keep, is in no snapshot: take
+    /// it over here. It must not change what [`write_snapshot`](Self::write_snapshot) writes.
+    fn replaces(&mut self, previous: &Self)
+    where
+        Self: Sized,
+    {
+        let _ = previous;
+    }
+
     /// The hash of the present state, for a machine that keeps it up to date anyway; the same as
     /// [`state_hash`](Self::state_hash) of a view taken now. It lets a node tell its hash without taking a view.
     fn running_hash(&self) -> Option<u64> {

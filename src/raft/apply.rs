@@ -171,7 +171,9 @@ impl<M: StateMachine> Applier<M> {
     }
 
     fn replace(&mut self, content: Restored<M>, meta: &crate::storage::SnapshotMeta) {
-        self.machine = content.machine;
+        let mut machine = content.machine;
+        machine.replaces(&self.machine);
+        self.machine = machine;
         self.sessions = content.sessions;
         self.membership = super::snapshot::stored_membership(meta);
         self.agreement.begin_anew();

@@ -13,6 +13,7 @@ use crate::proto::v1::{Failure, LeaderHint};
 use crate::reason::Reason;
 use crate::shown::{MESSAGE_BYTES, shortened};
 
+use super::limits::Bound;
 use super::wire::position;
 
 impl From<WriteError> for Failure {
@@ -168,16 +169,7 @@ pub(super) fn compacted(from_revision: u64, first_revision: u64) -> Failure {
 pub(super) fn too_many_ranges() -> Failure {
     let message =
         format!("{} long ranges are under way on this node; try again", super::streams::MAX_LONG_RANGES);
-    failure(Reason::Overloaded, message, false, None)
-}
-
-/// A long range that its caller takes too long to read.
-pub(super) fn range_too_slow(patience: std::time::Duration) -> Failure {
-    let message = format!(
-        "the range was not read within {} s; go on from the last key in another one, which shows a later time",
-        patience.as_secs()
-    );
-    failure(Reason::Behind, message, false, None)
+    failure(Reason::LimitReached, message, false, None)
 }
 
 /// The client has taken nothing of a stream for too long.
@@ -198,6 +190,53 @@ pub(super) fn deadline_exceeded(maybe_applied: bool) -> Failure {
         false => "the call's deadline has passed",
     };
     failure(Reason::DeadlineExceeded, message.to_owned(), maybe_applied, None)
+}
+
+/// A connection has, or all have, as many watches as there may be.
+pub(super) fn too_many_watches(bound: Bound) -> Failure {
+    let message = format!(
+        "this node serves {} watches on one connection and {} in all; close some, or watch at another node (max_connection_watches, max_watches)",
+        bound.each, bound.all
+    );
+    failure(Reason::LimitReached, message, false, None)
+}
+
+/// Too much of a connection's requests, or of all, has arrived only in part.
+pub(super) fn too_much_unfinished(bound: Bound) -> Failure {
+    let message = format!(
+        "requests that have not arrived as a whole may take {} bytes on one connection and {} in all; send fewer large ones at a time (max_connection_unfinished_bytes, max_unfinished_bytes)",
+        bound.each, bound.all
+    );
+    failure(Reason::LimitReached, message, false, None)
+}
+
+/// A request that does not arrive as a whole.
+pub(super) fn unfinished(silent: std::time::Duration, total: std::time::Duration) -> Failure {
+    let message = format!(
+        "the request did not arrive as a whole: no byte of it came for {} s, or the rest of it not within {} s; send it again",
+        silent.as_secs(),
+        total.as_secs()
+    );
+    failure(Reason::LimitReached, message, false, None)
+}
+
+/// A pipeline whose client does not read.
+pub(super) fn pipeline_not_read(patience: std::time::Duration, bound: Bound) -> Failure {
+    let message = format!(
+        "answers have waited on this pipeline for {} s without room for another, {} bytes at most and {} for all pipelines; read them, and go on with another pipeline (max_pipeline_queued_bytes, max_queued_bytes)",
+        patience.as_secs(),
+        bound.each,
+        bound.all
+    );
+    failure(Reason::LimitReached, message, false, None)
+}
+
+/// All connections that there may be are busy.
+pub(super) fn no_place(limit: usize) -> Failure {
+    let message = format!(
+        "{limit} connections are busy on this node, and the places beside them are for probes and operators; try again, or another node (max_connections)"
+    );
+    failure(Reason::LimitReached, message, false, None)
 }
 
 /// A request that makes no sense.

@@ -17,19 +17,19 @@ use crate::engine::{NodeState, NotReady};
 use crate::shown::Shown;
 use crate::types::Role;
 
+use super::door_metrics::History;
+use super::exposition::Exposition;
 use super::metrics::Metrics;
 use super::observed::ObservedNode;
 use super::replication;
 use super::settings::NodeSettings;
-
-/// What OpenMetrics text is sent as.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The routes over `node`, which is `draining` once it was told to stop.
 pub(super) fn router<N: ObservedNode>(
     node: &N,
     settings: NodeSettings<N>,
     metrics: Arc<Metrics>,
+    history: Option<History>,
     draining: watch::Receiver<bool>,
 ) -> Router {
     let answer = |assessed: Result<(), NotReady>| match assessed {
@@ -47,7 +47,7 @@ pub(super) fn router<N: ObservedNode>(
             }),
         )
         .route("/metrics", get(scrape).with_state(metrics))
-        .merge(replication::router(node.clone(), settings))
+        .merge(replication::router(node.clone(), settings, history))
         .fallback(unknown)
 }
 
@@ -75,9 +75,15 @@ fn ready(state: &NodeState, draining: bool, reads_only: bool) -> Result<(), NotR
     }
 }
 
-async fn scrape(State(metrics): State<Arc<Metrics>>) -> Response {
+async fn scrape(State(metrics): State<Arc<Metrics>>, headers: HeaderMap) -> Response {
+    let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok());
+    let exposition = Exposition::preferred(&accepts.collect::<Vec<_>>().join(","));
     match metrics.encode() {
-        Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Ok(text) => (
+            [(header::CONTENT_TYPE, exposition.content_type()), (header::VARY, "accept")],
+            exposition.write(text),
+        )
+            .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }

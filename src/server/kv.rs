@@ -14,10 +14,12 @@ use crate::proto::v1::tagged_request::Request as Asked;
 use crate::proto::v1::tagged_response::Response as Answer;
 
 use super::failure;
+use super::limits::DoorLimits;
 use super::metrics::{Metrics, StreamCall};
 use super::node::KvNode;
 use super::pipeline;
 use super::streams;
+use super::watches::{self, Feed, Place};
 use super::wire::{self, Answerer, Asked as AskedFor, Call, Method};
 
 type Pipelined = Pin<Box<dyn Stream<Item = Result<v1::PipelineResponse, Status>> + Send>>;
@@ -27,6 +29,8 @@ pub(super) struct KvService<N> {
     pub(super) node: N,
     pub(super) by: Answerer,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) limits: Arc<DoorLimits>,
+    pub(super) feed: Arc<Feed>,
     /// Places for long ranges.
     pub(super) long_ranges: Arc<Semaphore>,
     /// True once pipelines are to end.
@@ -128,7 +132,13 @@ impl<N: KvNode> Kv for KvService<N> {
     ) -> Result<Response<streams::Responses<v1::WatchResponse>>, Status> {
         let call = StreamCall::new(self.metrics.clone(), Method::Watch);
         let (node, draining) = (self.node.clone(), self.draining.clone());
-        Ok(Response::new(streams::watch(node, self.by.clone(), draining, request.into_inner(), call).await?))
+        let place = match request.extensions().get() {
+            Some(caller) => Place::take(caller, self.limits.watches),
+            None => Err(super::failure::invalid("the connection of this call is not known")),
+        };
+        let feed = self.feed.clone();
+        let watch = watches::watch(node, self.by.clone(), draining, feed, request.into_inner(), place, call);
+        Ok(Response::new(watch.await?))
     }
 
     async fn open_session(
@@ -162,6 +172,7 @@ impl<N: KvNode> Kv for KvService<N> {
             metrics: self.metrics.clone(),
             draining: self.draining.clone(),
             client: client_address(&request).into(),
+            bound: self.limits.queued_bytes,
         };
         Ok(Response::new(Box::pin(pipeline::start(service, request.into_inner()))))
     }

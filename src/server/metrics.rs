@@ -235,6 +235,16 @@ impl Share {
         self.change(i64::try_from(amount).unwrap_or(i64::MAX));
     }
 
+    /// What this one adds.
+    pub(super) fn own(&self) -> usize {
+        usize::try_from(self.own.load(Relaxed)).unwrap_or_default()
+    }
+
+    /// What all add together.
+    pub(super) fn all(&self) -> usize {
+        usize::try_from(self.all.get()).unwrap_or_default()
+    }
+
     pub(super) fn sub(&self, amount: usize) {
         self.change(-i64::try_from(amount).unwrap_or(i64::MAX));
     }

@@ -9,7 +9,8 @@
 //! | `/livez`, `/readyz`, `/metrics` | probes and Prometheus ([`http`]) |
 //! | `/replication/…`, `/stats` | how replication goes, and settings, as JSON ([`replication`]) |
 //!
-//! A door decodes, calls the engine, and encodes. Limits are checked at the door ([`wire`]), so that what
+//! Before every door stands the [`entrance`]: it refuses what a page in somebody's browser could send, and counts what is
+//! on its way through each connection ([`bodies`]). A door decodes, calls the engine, and encodes. Limits are checked at the door ([`wire`]), so that what
 //! the machine would reject does not travel through the log; errors become replies in one place
 //! ([`failure`]). A node that does not lead answers with who does; it forwards nothing.
 //!
@@ -17,20 +18,26 @@
 //!
 //! - Served by [`Server::serve_opening`], the port answers from the first moment: a node that is being opened says so, and how
 //!   far it is.
-//! - Everything is bounded: connections, message sizes, streams per connection, requests in flight per pipeline, bytes per
-//!   range answer.
+//! - Everything is bounded, for each caller and for all together: connections, watches, requests in flight, bytes of
+//!   requests that do not end and of answers that nobody reads ([`limits`]). Probes and operators get through all the same.
+//! - No message exceeds [`MAX_ANSWER_BYTES`], what gRPC clients accept unless they are told otherwise.
 //! - A request that makes no sense fails alone; the pipeline it came on goes on.
 //! - On shutdown nothing new is accepted, requests in flight are answered, and [`Server::serve`] returns
 //!   within [`DRAIN`], whatever clients do.
 
 mod admin;
+mod bodies;
 mod core_metrics;
 mod deadline;
 mod disk_metrics;
+mod door_metrics;
+mod entrance;
+mod exposition;
 mod failure;
 mod gate;
 mod http;
 mod kv;
+pub mod limits;
 mod log_metrics;
 mod members;
 mod metrics;
@@ -45,6 +52,7 @@ mod streams;
 #[cfg(test)]
 mod tests;
 mod txn;
+mod watches;
 mod wire;
 
 use std::convert::Infallible;
@@ -64,7 +72,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::engine::{Engine, StartProgress};
 use crate::error::OpenError;
-use crate::incoming;
+use crate::incoming::{self, Beginning, Places};
 use crate::machine::kv::KvMachine;
 use crate::proto::DESCRIPTORS;
 use crate::proto::v1::admin_server::AdminServer;
@@ -73,8 +81,12 @@ use crate::proto::v1::kv_server::KvServer;
 use admin::AdminService;
 use core_metrics::CoreCollector;
 use disk_metrics::DiskCollector;
+use door_metrics::{DoorCollector, History};
+use entrance::Entrance;
+pub use entrance::Names;
 use gate::Gate;
 use kv::KvService;
+use limits::DoorLimits;
 use log_metrics::LogCollector;
 use metrics::Metrics;
 use node::KvNode;
@@ -84,11 +96,10 @@ use process_metrics::ProcessCollector;
 use settings::{LogLevel, NodeSettings};
 use wire::Answerer;
 
-/// Largest message that a watch sends: the events of one command come together, and a command that removes many long keys
-/// has many; the history keeps no more than 32 MiB of one.
-const MAX_EVENTS_BYTES: usize = 64 * 1024 * 1024;
+/// Largest message that the port sends: what gRPC clients accept unless they are told otherwise.
+pub const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
-/// Largest message otherwise: a range answer of the largest size with its last item, and room.
+/// Largest message that it accepts.
 pub const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 
 /// How long requests in flight may take to be answered once the server is told to stop.
@@ -98,11 +109,11 @@ pub const DRAIN: Duration = Duration::from_secs(5);
 const MAX_STREAMS: u32 = 4096;
 
 /// What a client may send on one stream before it must wait: several messages, so that a pipeline over a
-/// slow link keeps flowing.
-const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// slow link keeps flowing. A pipeline that is not read holds this much.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 
 /// The same for all streams of a connection together.
-const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
 /// Largest HTTP/2 frame accepted.
 const MAX_FRAME_BYTES: u32 = 256 * 1024;
@@ -110,8 +121,11 @@ const MAX_FRAME_BYTES: u32 = 256 * 1024;
 /// A connection that has been silent for this long is pinged, and closed when nobody answers.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// One in so many of the files that the process may open is for clients.
+/// One in so many of the files that the process may open beside its own is for clients.
 const FILES_SHARE: usize = 2;
+
+/// Connections beside those, for probes and operators.
+const RESERVED_CONNECTIONS: usize = 8;
 
 /// A client port that is bound and not yet served: connections wait in the socket's backlog.
 #[derive(Debug)]
@@ -121,6 +135,9 @@ pub struct Server {
     collectors: Vec<Box<dyn Collector>>,
     log_level: Option<LogLevel>,
     fixed_settings: Vec<(&'static str, Value)>,
+    limits: DoorLimits,
+    names: Names,
+    history: Option<History>,
 }
 
 /// Serving ended although nobody asked for it.
@@ -140,7 +157,16 @@ impl Server {
         let failed = |source| OpenError::Listen { address: address.to_owned(), source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, local_addr, collectors: Vec::new(), log_level: None, fixed_settings: Vec::new() })
+        Ok(Self {
+            listener,
+            local_addr,
+            collectors: Vec::new(),
+            log_level: None,
+            fixed_settings: Vec::new(),
+            limits: DoorLimits::default(),
+            names: Names::default().and_host_of(address),
+            history: None,
+        })
     }
 
     /// The address that is listened on.
@@ -166,6 +192,28 @@ impl Server {
     #[must_use]
     pub fn with_fixed_settings(mut self, settings: Vec<(&'static str, Value)>) -> Self {
         self.fixed_settings = settings;
+        self
+    }
+
+    /// What callers may make the node hold, instead of the defaults.
+    #[must_use]
+    pub fn with_limits(mut self, limits: DoorLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The names that requests may call the node by, beside addresses and loopback names. Without this it is the one that
+    /// it was told to listen on.
+    #[must_use]
+    pub fn with_names(mut self, names: Names) -> Self {
+        self.names = names;
+        self
+    }
+
+    /// Shows how far the history of `machine` reaches. To be called before the machine is given to an engine.
+    #[must_use]
+    pub fn with_history_of(mut self, machine: &KvMachine) -> Self {
+        self.history = Some(History { limits: machine.history_limits(), reach: machine.history_reach() });
         self
     }
 
@@ -233,7 +281,16 @@ impl Server {
         O: Future<Output = (N, Vec<Box<dyn Collector>>)> + Send,
         F: Future<Output = ()> + Send,
     {
-        let Self { listener, mut collectors, log_level, fixed_settings, .. } = self;
+        let Self { listener, mut collectors, log_level, fixed_settings, limits, names, history, .. } = self;
+        let limits = Arc::new(limits);
+        let connections = limits.connections.unwrap_or_else(|| incoming::connections(FILES_SHARE));
+        let places = Places::new(connections, RESERVED_CONNECTIONS);
+        let entrance = Arc::new(Entrance { names, limits: limits.clone() });
+        let entrance = || axum::middleware::from_fn_with_state(entrance.clone(), entrance::enter);
+        collectors.push(Box::new(DoorCollector { places: places.clone(), limits: limits.clone() }));
+        if let Some(history) = &history {
+            collectors.push(Box::new(history.clone()));
+        }
         let (drain, draining) = watch::channel(false);
         let (reporter, health) = tonic_health::server::health_reporter();
         // Reporters begin with "serving"; nothing is served yet, and nobody knows whether it can be.
@@ -241,7 +298,7 @@ impl Server {
             reporter.set_service_status(name, ServingStatus::NotServing).await;
         }
         let before = Routes::from(gate::before(progress, draining.clone())).add_service(health.clone());
-        let gate = Gate::new(before.into_axum_router());
+        let gate = Gate::new(before.into_axum_router().layer(entrance()));
         let behind = gate.clone();
         let (mut told_to_stop, mut overdue_since) = (draining.clone(), draining.clone());
         let attend = async {
@@ -253,11 +310,12 @@ impl Server {
                 collectors.push(Box::new(ProcessCollector));
                 let settings = NodeSettings::new(node.clone(), log_level, fixed_settings);
                 let metrics = Arc::new(Metrics::new(node.clone(), collectors));
-                let http = http::router(&node, settings.clone(), metrics.clone(), draining.clone());
+                let http = http::router(&node, settings.clone(), metrics.clone(), history, draining.clone());
                 let routes = Routes::from(http).add_service(health);
-                let routes = add_services(routes, node.clone(), settings, metrics.clone(), draining.clone());
+                let (of_metrics, told) = (metrics.clone(), draining.clone());
+                let routes = add_services(routes, node.clone(), settings, of_metrics, &limits, told);
                 let limited = axum::middleware::from_fn_with_state(metrics, deadline::answer_in_time);
-                behind.open(routes.into_axum_router().layer(limited));
+                behind.open(routes.into_axum_router().layer(limited).layer(entrance()));
                 report_health(node, reporter.clone()).await;
             };
             tokio::select! {
@@ -271,7 +329,7 @@ impl Server {
         };
 
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
-        let incoming = incoming::bounded(incoming, incoming::connections(FILES_SHARE));
+        let incoming = incoming::bounded(incoming, places, Beginning::Request);
         let stop = async {
             shutdown.await;
             drain.send_replace(true);
@@ -313,14 +371,16 @@ fn add_services<N: ObservedNode>(
     node: N,
     settings: NodeSettings<N>,
     metrics: Arc<Metrics>,
+    limits: &Arc<DoorLimits>,
     draining: watch::Receiver<bool>,
 ) -> Routes {
     let by = Answerer::of(&node);
     let long_ranges = Arc::new(Semaphore::new(streams::MAX_LONG_RANGES));
     let admin = AdminServer::new(AdminService { node: node.clone(), settings, metrics: metrics.clone() });
-    let kv = KvServer::new(KvService { node, by, metrics, long_ranges, draining })
+    let (limits, feed) = (limits.clone(), Arc::default());
+    let kv = KvServer::new(KvService { node, by, metrics, limits, feed, long_ranges, draining })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_EVENTS_BYTES);
+        .max_encoding_message_size(MAX_ANSWER_BYTES);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)

@@ -54,6 +54,9 @@ pub(super) trait KvNode: Clone + Send + Sync + 'static {
         options: ReadOptions,
     ) -> impl Future<Output = Result<ReadOutcome<KvAnswer>, ReadError>> + Send;
 
+    /// Answers from the newest state that anybody has asked for.
+    fn read_last(&self, query: KvQuery) -> ReadOutcome<KvAnswer>;
+
     /// A state from which any number of queries can be answered, and its position.
     fn view(
         &self,
@@ -65,6 +68,9 @@ pub(super) trait KvNode: Clone + Send + Sync + 'static {
 
     /// The history that the node's positions belong to.
     fn current_history(&self) -> CurrentHistory;
+
+    /// A position that includes every write acknowledged before this call.
+    fn present(&self) -> impl Future<Output = Result<u64, ReadError>> + Send;
 
     fn state(&self) -> NodeState;
 
@@ -112,6 +118,12 @@ impl KvNode for Engine<KvMachine> {
         Ok(outcome)
     }
 
+    fn read_last(&self, query: KvQuery) -> ReadOutcome<KvAnswer> {
+        let mut outcome = Engine::read_last(self, query);
+        outcome.answer.map_expiry(|expires_ms| Engine::log_time_at(self, expires_ms));
+        outcome
+    }
+
     async fn view(&self, options: ReadOptions) -> Result<(Option<LogId>, KvView), ReadError> {
         Engine::view(self, options).await
     }
@@ -122,6 +134,10 @@ impl KvNode for Engine<KvMachine> {
 
     fn current_history(&self) -> CurrentHistory {
         Engine::current_history(self)
+    }
+
+    async fn present(&self) -> Result<u64, ReadError> {
+        Engine::present(self).await
     }
 
     fn state(&self) -> NodeState {

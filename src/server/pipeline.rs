@@ -9,9 +9,13 @@
 //! # Bounds
 //!
 //! Every request holds permits ([`MAX_IN_FLIGHT`]) from when it is read until its answer is packed. A
-//! pipeline without permits left is not read, and HTTP/2 flow control stops its client; nothing fails. What
-//! waits for a client that does not read its answers is therefore bounded too; values in it share
-//! memory with the state.
+//! pipeline without permits left is not read, and HTTP/2 flow control stops its client; nothing fails.
+//!
+//! The bytes of answers that wait for their client are bounded by pipeline and for all pipelines together
+//! ([`DoorLimits::queued_bytes`](super::limits::DoorLimits::queued_bytes)), however much one message asks for: a read whose
+//! answer finds no room is read again once there is some, and a transaction that reads is proposed when there is room for
+//! the most that it may answer. Of a client that takes nothing for [`PATIENCE`] nothing more is read. Values in
+//! answers share memory with the state.
 //!
 //! # Ends
 //!
@@ -21,22 +25,28 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, Stream, StreamExt};
 use prost::Message;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Mutex, Notify, Semaphore, mpsc, watch};
 use tonic::Status;
 
-use crate::machine::kv::KvQuery;
+use crate::machine::kv::{KvQuery, MAX_KEY_BYTES, MAX_TXN_RESULT_BYTES, MAX_VALUE_BYTES};
+use crate::proto::v1::tagged_request::Request;
 use crate::proto::v1::tagged_response::Response;
-use crate::proto::v1::{Failure, PipelineRequest, PipelineResponse, TaggedRequest, TaggedResponse};
+use crate::proto::v1::txn_operation::Operation;
+use crate::proto::v1::{
+    Failure, PipelineRequest, PipelineResponse, TaggedRequest, TaggedResponse, TxnOperation,
+};
 use crate::runtime;
 use crate::types::ReadOptions;
 
 use super::failure;
+use super::limits::Bound;
 use super::metrics::{Metrics, OpenStream, Share};
 use super::node::KvNode;
 use super::wire::{self, Answerer, Asked, Call, Method};
@@ -47,17 +57,21 @@ pub(super) const MAX_IN_FLIGHT: usize = 16_384;
 /// A range or a transaction counts as this many requests: its answer may be thousands of times larger than others.
 const RANGE_PERMITS: u32 = 64;
 
-/// Bytes of answers that wait for their client; a pipeline that has more is not read.
-const QUEUED_BYTES: usize = 64 * 1024 * 1024;
+/// A pipeline may always have so many bytes of answers waiting, however many others have.
+const QUEUED_FLOOR_BYTES: usize = 64 * 1024;
+
+/// A pipeline whose client has left no room for another answer for this long is read no more.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Most answers in one message.
 const MESSAGE_RESPONSES: usize = 1024;
 
-/// A message is sent once it has this many bytes. The last answer in it may exceed it.
+/// A message is sent once it has this many bytes. The last answer in it may exceed it, within [`FULL_MESSAGE_BYTES`].
 const MESSAGE_BYTES: usize = 1024 * 1024;
 
-/// Answers of fewer bytes are not counted one by one; permits bound how many there are.
-const LARGE_BYTES: usize = 1024;
+/// An answer with which a message would have more than this begins the next one. What is counted of small answers is a
+/// little less than what they take.
+const FULL_MESSAGE_BYTES: usize = super::MAX_ANSWER_BYTES - 128 * 1024;
 
 /// What a write's answer takes in a message, and what any answer takes beyond its items.
 const RESPONSE_BYTES: usize = 64;
@@ -70,6 +84,8 @@ pub(super) struct Service<N> {
     pub(super) draining: watch::Receiver<bool>,
     /// The client's address; empty if that is not known.
     pub(super) client: Arc<str>,
+    /// Of bytes of answers that wait.
+    pub(super) bound: Bound,
 }
 
 /// Starts to serve `inbound`.
@@ -81,9 +97,12 @@ where
     let (sender, answers) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared {
         permits: Semaphore::new(MAX_IN_FLIGHT),
-        queued_bytes: watch::Sender::new(0),
         in_flight: service.metrics.pipeline_requests(),
         queued: service.metrics.pipeline_bytes(),
+        expected: AtomicUsize::new(0),
+        bound: service.bound,
+        packed: Notify::new(),
+        turn: Mutex::new(()),
         broken: OnceLock::new(),
     });
     let open = service.metrics.open_pipeline();
@@ -101,11 +120,16 @@ where
 /// What both directions share. Must not hold the channel's sender: the channel closes with the last request.
 struct Shared {
     permits: Semaphore,
-    /// Bytes of large answers that are not in a message yet.
-    queued_bytes: watch::Sender<usize>,
-    /// For metrics: requests that were read, and bytes of all answers, until they are in a message.
+    /// Requests that were read, and bytes of answers, until they are in a message.
     in_flight: Share,
     queued: Share,
+    /// Bytes that the answers to transactions under way may have.
+    expected: AtomicUsize,
+    bound: Bound,
+    /// Notified when a message was packed.
+    packed: Notify,
+    /// Reads that found no room for their answers go one by one.
+    turn: Mutex<()>,
     /// Why the request stream ended, if not in order.
     broken: OnceLock<Status>,
 }
@@ -123,6 +147,7 @@ struct Outlet {
 struct Answered {
     response: TaggedResponse,
     permits: u32,
+    bytes: usize,
 }
 
 /// A request in flight.
@@ -131,34 +156,65 @@ struct Ticket {
     method: Method,
     started: Instant,
     permits: u32,
+    /// Bytes set aside for its answer.
+    expected: usize,
 }
 
 impl Outlet {
     fn answer(&self, ticket: Ticket, outcome: Result<Response, Failure>) {
         self.metrics.observe(ticket.method, ticket.started, &outcome);
         self.send(ticket.tag, ticket.permits, outcome.unwrap_or_else(Response::Failure));
+        if ticket.expected > 0 {
+            self.shared.expected.fetch_sub(ticket.expected, Ordering::Relaxed);
+            self.shared.packed.notify_waiters();
+        }
     }
 
     fn send(&self, tag: u64, permits: u32, response: Response) {
         let response = TaggedResponse { tag, response: Some(response) };
         let bytes = response_bytes(&response);
-        if bytes > LARGE_BYTES {
-            self.shared.queued_bytes.send_modify(|queued| *queued += bytes);
-        }
         self.shared.queued.add(bytes);
         // Fails when the client is gone: then nobody wants to know.
-        let _ = self.sender.send(Answered { response, permits });
+        let _ = self.sender.send(Answered { response, permits, bytes });
     }
 
     fn try_admit(&self, permits: u32) -> bool {
         self.shared.permits.try_acquire_many(permits).map(|permit| permit.forget()).is_ok()
     }
 
-    /// Waits until few enough bytes of answers are queued.
-    async fn has_room(&self) {
-        let mut queued = self.shared.queued_bytes.subscribe();
-        // The sender lives as long as `self`.
-        let _ = queued.wait_for(|bytes| *bytes < QUEUED_BYTES).await;
+    /// Whether another answer may be queued.
+    fn has_room(&self) -> bool {
+        let Shared { queued, expected, bound, .. } = &*self.shared;
+        let taken = queued.own() + expected.load(Ordering::Relaxed);
+        taken < bound.share(queued.all()).max(QUEUED_FLOOR_BYTES)
+    }
+
+    /// Waits until the client has taken enough of the answers; false when it is gone.
+    async fn room(&self) -> bool {
+        loop {
+            let mut packed = std::pin::pin!(self.shared.packed.notified());
+            packed.as_mut().enable();
+            if self.has_room() {
+                return true;
+            }
+            tokio::select! {
+                () = packed => {}
+                () = self.sender.closed() => return false,
+            }
+        }
+    }
+
+    /// The same, for as long as a pipeline waits that is to be read.
+    ///
+    /// # Errors
+    /// The failure that ends the pipeline.
+    async fn room_in_time(&self) -> Result<bool, Failure> {
+        if self.has_room() {
+            return Ok(true);
+        }
+        tokio::time::timeout(PATIENCE, self.room())
+            .await
+            .map_err(|_| failure::pipeline_not_read(PATIENCE, self.shared.bound))
     }
 
     /// Waits for permits; false when the client is gone.
@@ -206,8 +262,11 @@ async fn next_request<S>(outlet: &Outlet, inbound: &mut S) -> Option<Result<Pipe
 where
     S: Stream<Item = Result<PipelineRequest, Status>> + Unpin,
 {
-    outlet.has_room().await;
-    inbound.next().await
+    match outlet.room_in_time().await {
+        Ok(true) => inbound.next().await,
+        Ok(false) => None,
+        Err(failure) => Some(Err(failure.into())),
+    }
 }
 
 /// Starts all requests of a message; false when the client is gone.
@@ -239,7 +298,21 @@ async fn start_requests<N: KvNode>(node: &N, outlet: &Arc<Outlet>, message: Pipe
             outlet.send(tag, permits, Response::Failure(failure));
             continue;
         };
-        let ticket = Ticket { tag, method, started, permits };
+        let expected = expected_bytes(&request);
+        if expected > 0 {
+            if !outlet.has_room() {
+                start_reads(node, outlet, std::mem::take(&mut reads));
+            }
+            match outlet.room_in_time().await {
+                Ok(true) => outlet.shared.expected.fetch_add(expected, Ordering::Relaxed),
+                Ok(false) => return false,
+                Err(failure) => {
+                    let _ = outlet.shared.broken.set(failure.into());
+                    return false;
+                }
+            };
+        }
+        let ticket = Ticket { tag, method, started, permits, expected };
         match wire::decode(request) {
             Ok(Call::Write(command, options)) => {
                 let outlet = outlet.clone();
@@ -283,17 +356,32 @@ fn start_reads<N: KvNode>(node: &N, outlet: &Arc<Outlet>, reads: Vec<(Ticket, Kv
         let (node, outlet) = (&node, &*outlet);
         let mut running: FuturesUnordered<_> = reads
             .into_iter()
-            .map(|(ticket, query, options)| async move {
-                let key = wire::asked_key(&query);
-                let outcome = node.read(query, options).await;
-                outlet.answer(ticket, wire::answered(&outlet.by, key, outcome));
-            })
+            .map(|(ticket, query, options)| read(node, outlet, ticket, query, options))
             .collect();
         tokio::select! {
             () = outlet.sender.closed() => {}
             () = async { while running.next().await.is_some() {} } => {}
         }
     });
+}
+
+/// Reads and answers, when there is room for the answer: what is read while there is none is let go and read again.
+async fn read<N: KvNode>(node: &N, outlet: &Outlet, ticket: Ticket, query: KvQuery, options: ReadOptions) {
+    let key = wire::asked_key(&query);
+    let mut turn = None;
+    loop {
+        let outcome = node.read(query.clone(), options).await;
+        if outlet.has_room() {
+            return outlet.answer(ticket, wire::answered(&outlet.by, key, outcome));
+        }
+        drop(outcome);
+        if turn.is_none() {
+            turn = Some(outlet.shared.turn.lock().await);
+        }
+        if !outlet.room().await {
+            return;
+        }
+    }
 }
 
 /// The responses of a pipeline.
@@ -313,19 +401,17 @@ impl Outgoing {
         let mut responses = Vec::with_capacity(self.pending.len());
         let (mut bytes, mut permits) = (0, 0);
         while bytes < MESSAGE_BYTES
-            && let Some(answered) = self.pending.pop_front()
+            && let Some(answered) =
+                self.pending.pop_front_if(|next| bytes == 0 || bytes + next.bytes <= FULL_MESSAGE_BYTES)
         {
-            let answer_bytes = response_bytes(&answered.response);
-            if answer_bytes > LARGE_BYTES {
-                self.shared.queued_bytes.send_modify(|queued| *queued -= answer_bytes);
-            }
-            bytes += answer_bytes;
+            bytes += answered.bytes;
             permits += answered.permits as usize;
             responses.push(answered.response);
         }
         self.shared.permits.add_permits(permits);
         self.shared.in_flight.sub(responses.len());
         self.shared.queued.sub(bytes);
+        self.shared.packed.notify_waiters();
         PipelineResponse { responses }
     }
 }
@@ -349,6 +435,20 @@ impl Drop for Outgoing {
     fn drop(&mut self) {
         self.shared.permits.close();
     }
+}
+
+/// The most that the answer to `request` may have, where that is much and the request cannot be made again.
+fn expected_bytes(request: &Request) -> usize {
+    let Request::Txn(txn) = request else { return 0 };
+    let of = |operations: &[TxnOperation]| {
+        let operation = |operation: &TxnOperation| match operation.operation {
+            Some(Operation::Get(_)) => MAX_VALUE_BYTES + MAX_KEY_BYTES,
+            Some(Operation::Range(_)) => MAX_TXN_RESULT_BYTES,
+            Some(Operation::Put(_) | Operation::Delete(_) | Operation::DeleteRange(_)) | None => 0,
+        };
+        operations.iter().map(operation).fold(0, usize::saturating_add)
+    };
+    of(&txn.success).max(of(&txn.failure)).min(MAX_TXN_RESULT_BYTES)
 }
 
 /// Roughly what `response` takes in a message; exact where it matters.

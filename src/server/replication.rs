@@ -39,6 +39,7 @@ use crate::shown::{MESSAGE_BYTES, shortened};
 use crate::storage::LogStats;
 use crate::types::{AckLevel, LogId, Quota, QuotaSource};
 
+use super::door_metrics::History;
 use super::observed::ObservedNode;
 use super::settings::{NodeSettings, Refused};
 
@@ -50,12 +51,17 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 struct Door<N> {
     node: N,
     settings: NodeSettings<N>,
+    history: Option<History>,
     started: Instant,
 }
 
 /// The routes over `node`.
-pub(super) fn router<N: ObservedNode>(node: N, settings: NodeSettings<N>) -> Router {
-    let door = Door { node, settings, started: Instant::now() };
+pub(super) fn router<N: ObservedNode>(
+    node: N,
+    settings: NodeSettings<N>,
+    history: Option<History>,
+) -> Router {
+    let door = Door { node, settings, history, started: Instant::now() };
     Router::new()
         .route("/replication/status", get(status::<N>))
         .route("/replication/stats", get(stats::<N>))
@@ -78,7 +84,7 @@ fn document(code: StatusCode, value: &impl Serialize) -> Response {
 }
 
 /// The object that every failure is, as `docs/OPERATIONS.md` has it; `error` is what earlier versions called the message.
-fn refusal(code: StatusCode, leading: Option<&Leader>, refused: &Refused) -> Response {
+pub(super) fn refusal(code: StatusCode, leading: Option<&Leader>, refused: &Refused) -> Response {
     let message = shortened(&refused.error, MESSAGE_BYTES);
     let object = json!({
         "reason": Reason::Invalid.name(),
@@ -190,6 +196,8 @@ struct Status {
     replicas: usize,
     disk: Disk,
     sessions: Sessions,
+    /// What can be watched from here; null when the program that this node is part of has not said so.
+    history: Option<HistoryNow>,
     uptime_ms: u64,
     version: &'static str,
 }
@@ -208,6 +216,18 @@ impl StateSize {
         let (quota_bytes, quota_source) = quota.map(|quota| (quota.bytes, quota.source)).unzip();
         Self { bytes, quota_bytes, quota_source }
     }
+}
+
+#[derive(Debug, Serialize)]
+struct HistoryNow {
+    /// Null while that is not known.
+    first_revision: Option<u64>,
+    events: usize,
+    bytes: usize,
+    max_events: usize,
+    max_bytes: usize,
+    /// 0: of any age.
+    max_age_ms: u64,
 }
 
 /// Indexes in the log; null where there is none.
@@ -376,6 +396,7 @@ impl<N: ObservedNode> Door<N> {
                 reserve_bytes: disk.reserve_bytes,
             },
             sessions: Sessions { open, bytes },
+            history: self.history.as_ref().map(HistoryNow::of),
             uptime_ms: self.uptime_ms(),
             version: env!("CARGO_PKG_VERSION"),
         }
@@ -416,6 +437,19 @@ impl<N: ObservedNode> Door<N> {
             elections_won: count(&activity.elections_won),
             leader_changes: count(&activity.leader_changes),
             log: node.log_stats().map(Log::of),
+        }
+    }
+}
+
+impl HistoryNow {
+    fn of(History { limits, reach }: &History) -> Self {
+        Self {
+            first_revision: reach.first_revision(),
+            events: reach.events(),
+            bytes: reach.bytes(),
+            max_events: limits.events,
+            max_bytes: limits.bytes,
+            max_age_ms: limits.age_ms,
         }
     }
 }

@@ -35,7 +35,7 @@ pub const CHANGEABLE: [&str; 8] = [
 ];
 
 /// All others of the configuration file: they take effect when the node is started.
-pub const NEED_RESTART: [&str; 22] = [
+pub const NEED_RESTART: [&str; 36] = [
     "node_id",
     "cluster",
     "data_dir",
@@ -58,6 +58,20 @@ pub const NEED_RESTART: [&str; 22] = [
     "disconnected_after_ms",
     "reconnect_interval_ms",
     "memory_bytes",
+    "allowed_hosts",
+    "allowed_origins",
+    "max_connections",
+    "max_connection_watches",
+    "max_watches",
+    "max_connection_unsent_bytes",
+    "max_unsent_bytes",
+    "max_connection_unfinished_bytes",
+    "max_unfinished_bytes",
+    "max_pipeline_queued_bytes",
+    "max_queued_bytes",
+    "history_events",
+    "history_bytes",
+    "history_age_ms",
 ];
 
 const LOG_LEVEL: &str = "log_level";

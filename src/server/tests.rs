@@ -35,6 +35,7 @@ use crate::types::{
     ClusterClock, HistoryEpoch, Incarnation, LogId, Membership, Quota, QuotaSource, ReadOptions, Role,
 };
 
+mod bounds;
 mod deadlines;
 mod members;
 mod opening;
@@ -63,6 +64,8 @@ struct FakeNode {
 struct Inner {
     machine: KvMachine,
     index: u64,
+    /// What the leader knows, if that is more.
+    present: Option<u64>,
     held: Vec<Held>,
 }
 
@@ -184,6 +187,12 @@ impl KvNode for FakeNode {
         Ok(ReadOutcome { applied: Some(LogId::new(3, inner.index)), answer })
     }
 
+    fn read_last(&self, query: KvQuery) -> ReadOutcome<KvAnswer> {
+        let inner = self.inner.lock().unwrap();
+        let answer = KvMachine::query(&inner.machine.view(), query);
+        ReadOutcome { applied: Some(LogId::new(3, inner.index)), answer }
+    }
+
     async fn view(&self, _: ReadOptions) -> Result<(Option<LogId>, KvView), ReadError> {
         let inner = self.inner.lock().unwrap();
         Ok((Some(LogId::new(3, inner.index)), inner.machine.view()))
@@ -191,6 +200,11 @@ impl KvNode for FakeNode {
 
     fn log_time_at(&self, elapsed_ms: u64) -> u64 {
         elapsed_ms
+    }
+
+    async fn present(&self) -> Result<u64, ReadError> {
+        let inner = self.inner.lock().unwrap();
+        Ok(inner.present.unwrap_or(inner.index))
     }
 
     fn state(&self) -> NodeState {
@@ -231,7 +245,12 @@ impl Port {
     }
 
     async fn open_with_patience(patience: Duration) -> Self {
+        Self::open_with(patience, DoorLimits::default()).await
+    }
+
+    async fn open_with(patience: Duration, limits: DoorLimits) -> Self {
         let (node, server) = (FakeNode::new(), Server::bind("127.0.0.1:0").await.unwrap());
+        let server = server.with_limits(limits);
         let (address, (stop, stopped)) = (server.local_addr(), oneshot::channel());
         let served = node.clone();
         let serving = runtime::spawn(async move {
@@ -271,18 +290,27 @@ impl Port {
 
     /// Code, content type and body.
     async fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String, String) {
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
         let length = body.len();
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
         );
-        stream.write_all(request.as_bytes()).await.unwrap();
+        let (code, head, body) = self.send(&request).await;
+        let content_type = head.lines().find_map(|line| line.strip_prefix("content-type: "));
+        (code, content_type.unwrap_or_default().to_owned(), body)
+    }
+
+    /// Code, head and body of the answer to `request` on a connection of its own.
+    async fn send(&self, request: &str) -> (u16, String, String) {
+        self.send_bytes(request.as_bytes()).await
+    }
+
+    async fn send_bytes(&self, request: &[u8]) -> (u16, String, String) {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request).await.unwrap();
         let mut response = String::new();
         within(stream.read_to_string(&mut response)).await.unwrap();
         let (head, body) = response.split_once("\r\n\r\n").unwrap();
-        let content_type =
-            head.lines().find_map(|line| line.strip_prefix("content-type: ")).unwrap_or_default();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), content_type.to_owned(), body.to_owned())
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), head.to_owned(), body.to_owned())
     }
 
     /// Asks until the body of `path` contains `text`.

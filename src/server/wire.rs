@@ -25,8 +25,9 @@ pub(super) const DEFAULT_NAME: &str = "default";
 /// Most items of one range answer, whatever the request allows: the answer is put together in one go.
 pub(super) const MAX_RANGE_ITEMS: usize = 10_000;
 
-/// Most bytes of keys and values in one range answer. One item may exceed it.
-pub(super) const MAX_RANGE_BYTES: usize = 4 * 1024 * 1024;
+/// Most bytes of keys and values in one range answer, each item counted with 64 bytes more: what surrounds them must fit
+/// the same message.
+pub(super) const MAX_RANGE_BYTES: usize = super::MAX_ANSWER_BYTES - 64 * 1024;
 
 /// Longest time that a write may ask to wait for the slowest voter.
 const MAX_ACK_TIMEOUT: Duration = Duration::from_secs(60);

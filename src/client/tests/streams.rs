@@ -29,7 +29,7 @@ fn events(revisions: &[u64]) -> Result<WatchResponse, Status> {
         item: Some(WireItem { key: "k".into(), ..Default::default() }),
     };
     let next_revision = revisions.last().map_or(0, |last| last + 1);
-    Ok(WatchResponse { events: revisions.iter().map(event).collect(), next_revision, header: None })
+    Ok(WatchResponse { events: revisions.iter().map(event).collect(), next_revision, ..Default::default() })
 }
 
 /// From where each watch began.
@@ -77,6 +77,30 @@ async fn a_watch_goes_on_after_breaks_without_gap_or_duplicate() {
     assert_eq!(watch.resume_from().index, 22);
     assert_eq!(*notes.lock().unwrap(), [5, 7, 20, 20]);
     assert!(client.metrics().watch_reconnects >= 2);
+}
+
+/// A revision that exceeds a message comes in pieces, and from its beginning again after a break.
+#[tokio::test]
+async fn a_revision_in_pieces_is_delivered_once() {
+    let node = Fake::start(leader);
+    let piece = |revisions: &[u64], more: bool| {
+        let message = events(revisions).unwrap();
+        let next_revision = if more { message.next_revision - 1 } else { message.next_revision };
+        Ok(WatchResponse { next_revision, more, ..message })
+    };
+    let (script, notes) = noting(vec![
+        vec![piece(&[4, 5], true), piece(&[5, 5], true), Err(broken())],
+        vec![piece(&[5, 5], true), Err(broken())],
+        vec![piece(&[5, 5], true), piece(&[5, 5, 5], false), piece(&[6], false)],
+    ]);
+    node.set_watch(script);
+    let client = client_of(&[&node]);
+    let mut watch = client.watch(&Scope::default(), Range::key("k"), Some(4.into())).await.unwrap();
+    assert_eq!(revisions(&mut watch, 4).await, [4, 5, 5, 5]);
+    assert_eq!(watch.resume_from(), 5.into(), "another watch would have to begin with the whole of it");
+    assert_eq!(revisions(&mut watch, 3).await, [5, 5, 6]);
+    assert_eq!(*notes.lock().unwrap(), [4, 5, 5]);
+    assert_eq!(watch.resume_from(), 7.into());
 }
 
 #[tokio::test]

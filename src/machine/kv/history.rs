@@ -8,10 +8,13 @@
 //! it has reached, in a snapshot. It begins where the machine begins. After a snapshot it is empty, and complete
 //! from the next revision on.
 //!
+//! How much it keeps is a setting of its node ([`HistoryLimits`]).
+//!
 //! A clone shares the blocks. After one, the next push copies the open block: at most [`BLOCK_EVENTS`] entries of
 //! 48 bytes, unless the last commands changed more at once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use imbl::OrdMap;
 
@@ -20,11 +23,57 @@ use super::key::KeyRange;
 use super::record::Record;
 use super::{Change, Event, EventsAnswer, KvAnswer};
 
-/// Most events kept.
-pub(super) const MAX_HISTORY_EVENTS: usize = 65_536;
+/// How much of the latest changes a node keeps for those who watch. Of two nodes each may keep as much as it likes: the
+/// history is part of no state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryLimits {
+    /// Most changes kept.
+    pub events: usize,
+    /// Most bytes: of the keys and values that changes refer to, and what keeping them takes. In the worst case nothing
+    /// else keeps any of them alive.
+    pub bytes: usize,
+    /// How old a change may be, in milliseconds of elapsed time, when the next one drops it. 0: as old as the others allow.
+    pub age_ms: u64,
+}
 
-/// Most bytes of keys and values that events refer to. In the worst case nothing else keeps any of them alive.
-pub(super) const MAX_HISTORY_BYTES: usize = 32 * 1024 * 1024;
+impl Default for HistoryLimits {
+    /// A million changes, 64 MiB, of any age.
+    fn default() -> Self {
+        Self { events: 1_000_000, bytes: 64 * 1024 * 1024, age_ms: 0 }
+    }
+}
+
+/// How far a node's history reaches, for those who want to see it from outside while commands are applied.
+#[derive(Debug, Default)]
+pub struct HistoryReach {
+    /// One more than the first revision that can be watched from; 0 while that is not known.
+    first: AtomicU64,
+    events: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl HistoryReach {
+    /// The first revision that can be watched from; `None` while that is not known.
+    pub fn first_revision(&self) -> Option<u64> {
+        self.first.load(Relaxed).checked_sub(1)
+    }
+
+    /// Changes kept.
+    pub fn events(&self) -> usize {
+        self.events.load(Relaxed)
+    }
+
+    /// Bytes kept for them.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Relaxed)
+    }
+
+    pub(super) fn note(&self, history: &History) {
+        self.first.store(history.first_revision.map_or(0, |first| first.saturating_add(1)), Relaxed);
+        self.events.store(history.events, Relaxed);
+        self.bytes.store(history.bytes, Relaxed);
+    }
+}
 
 /// Most events one query looks at, but for the rest of the last revision. A query that matches little then
 /// answers with progress instead of holding up its task.
@@ -33,9 +82,12 @@ pub(super) const MAX_SCANNED_EVENTS: usize = 16_384;
 /// A block with so many events is closed. Small, because an open block may have to be copied.
 const BLOCK_EVENTS: usize = 32;
 
-/// A block with so many bytes is closed. Blocks are dropped whole: this is how much too early at worst, unless
-/// one command changed more.
-const BLOCK_BYTES: usize = MAX_HISTORY_BYTES / 32;
+/// A block is closed when it has one part in so many of the bytes that there may be. Blocks are dropped whole: this is
+/// how much too early at worst, unless one command changed more.
+const BLOCKS: usize = 32;
+
+/// What an event takes beside key and value: its entry, and the counters of the two allocations that it shares.
+const ENTRY_BYTES: usize = size_of::<Entry>() + 48;
 
 /// What became of a key.
 #[derive(Debug, Clone)]
@@ -59,7 +111,7 @@ impl Entry {
             Happened::Put(record) => record.as_bytes().len(),
             Happened::Deleted | Happened::Expired => 0,
         };
-        self.key.len() + record
+        ENTRY_BYTES + self.key.len() + record
     }
 }
 
@@ -67,6 +119,8 @@ impl Entry {
 struct Block {
     entries: Vec<Entry>,
     bytes: usize,
+    /// Elapsed time at the last entry.
+    last_ms: u64,
 }
 
 impl Clone for Block {
@@ -74,7 +128,7 @@ impl Clone for Block {
     fn clone(&self) -> Self {
         let mut entries = Vec::with_capacity(BLOCK_EVENTS.max(self.entries.len() + 1));
         entries.extend_from_slice(&self.entries);
-        Self { entries, bytes: self.bytes }
+        Self { entries, bytes: self.bytes, last_ms: self.last_ms }
     }
 }
 
@@ -96,6 +150,7 @@ pub(super) struct History {
     first_revision: Option<u64>,
     /// One above the revision of the last command applied, changed anything or not; 0 if there is none.
     next_revision: u64,
+    limits: HistoryLimits,
 }
 
 impl Default for History {
@@ -115,7 +170,17 @@ impl History {
             bytes: 0,
             first_revision: (next_revision != 0).then_some(next_revision),
             next_revision,
+            limits: HistoryLimits::default(),
         }
+    }
+
+    /// From the next command on.
+    pub(super) fn set_limits(&mut self, limits: HistoryLimits) {
+        self.limits = limits;
+    }
+
+    pub(super) fn limits(&self) -> HistoryLimits {
+        self.limits
     }
 
     /// One above the revision of the last command applied; 0 if there is none or it is not known.
@@ -143,17 +208,23 @@ impl History {
         }
     }
 
-    /// The command at `revision` has been applied.
-    pub(super) fn advance(&mut self, revision: u64) {
+    /// The command at `revision` has been applied, at elapsed time `time_ms`.
+    pub(super) fn advance(&mut self, revision: u64, time_ms: u64) {
         self.next_revision = revision + 1;
         self.first_revision.get_or_insert(revision);
-        if self.open.entries.len() >= BLOCK_EVENTS || self.open.bytes >= BLOCK_BYTES {
-            let block = std::mem::take(&mut self.open);
-            self.closed.insert(block.entries[0].revision, block);
+        if self.open.entries.len() >= BLOCK_EVENTS || self.open.bytes >= self.limits.bytes / BLOCKS {
+            let mut block = std::mem::take(&mut self.open);
+            if let Some(first) = block.entries.first().map(|first| first.revision) {
+                Arc::make_mut(&mut block).last_ms = time_ms;
+                self.closed.insert(first, block);
+            }
         }
-        while self.events > MAX_HISTORY_EVENTS || self.bytes > MAX_HISTORY_BYTES {
-            let (_, oldest) =
-                self.closed.get_min().expect("invariant: an open block is far below the limits");
+        while let Some((_, oldest)) = self.closed.get_min() {
+            let HistoryLimits { events, bytes, age_ms } = self.limits;
+            let too_old = age_ms > 0 && oldest.last_ms.saturating_add(age_ms) < time_ms;
+            if self.events <= events && self.bytes <= bytes && !too_old {
+                break;
+            }
             let (first, last) = (oldest.entries.first(), oldest.entries.last());
             let (first, last) = first
                 .zip(last)
@@ -183,7 +254,7 @@ impl History {
         from_revision: u64,
         bounds: EventBounds,
     ) -> KvAnswer {
-        let mut answer = EventsAnswer { events: Vec::new(), next_revision: from_revision };
+        let mut answer = EventsAnswer { next_revision: from_revision, ..EventsAnswer::default() };
         match self.first_revision {
             // Nothing is known of what came before, and nothing has come since.
             None => return KvAnswer::Events(answer),
@@ -192,15 +263,17 @@ impl History {
             }
             Some(_) => answer.next_revision = from_revision.max(self.next_revision),
         }
+        answer.complete = true;
         let Some(range) = range else { return KvAnswer::Events(answer) };
         let (mut scanned, mut bytes) = (0, 0);
+        let mut left_out = bounds.split.unwrap_or_default();
         // The revision at hand, and how many events there were before it.
         let (mut revision, mut before) = (None, 0);
         for entry in self.entries_from(from_revision) {
             if revision != Some(entry.revision) {
                 let full = answer.events.len() >= bounds.limit || bytes >= bounds.max_bytes;
                 if (full && !answer.events.is_empty()) || scanned >= MAX_SCANNED_EVENTS {
-                    answer.next_revision = entry.revision;
+                    answer.stop(entry.revision, 0);
                     break;
                 }
                 (revision, before) = (Some(entry.revision), answer.events.len());
@@ -209,13 +282,26 @@ impl History {
             if !range.contains(&entry.key) {
                 continue;
             }
+            if entry.revision == from_revision && left_out > 0 {
+                left_out -= 1;
+                continue;
+            }
             let event = event(range, entry);
             bytes += event_bytes(&event);
             answer.events.push(event);
             let overfull = answer.events.len() > bounds.limit || bytes > bounds.max_bytes;
             if overfull && before > 0 {
                 answer.events.truncate(before);
-                answer.next_revision = entry.revision;
+                answer.stop(entry.revision, 0);
+                break;
+            }
+            if let Some(split) = bounds.split
+                && overfull
+                && answer.events.len() > 1
+            {
+                answer.events.pop();
+                let earlier = if entry.revision == from_revision { split } else { 0 };
+                answer.stop(entry.revision, earlier + answer.events.len());
                 break;
             }
         }
@@ -237,7 +323,8 @@ impl History {
         assert!(entries.last().is_none_or(|last| last.revision < self.next_revision));
         assert_eq!(self.events, entries.len());
         assert_eq!(self.bytes, entries.iter().map(|entry| entry.bytes()).sum::<usize>());
-        assert!(self.events <= MAX_HISTORY_EVENTS && self.bytes <= MAX_HISTORY_BYTES);
+        let limits = self.limits;
+        assert!(self.closed.is_empty() || (self.events <= limits.events && self.bytes <= limits.bytes));
     }
 }
 
@@ -246,6 +333,15 @@ impl History {
 pub(super) struct EventBounds {
     pub(super) limit: usize,
     pub(super) max_bytes: usize,
+    /// See [`EventsQuery::split`](super::EventsQuery::split).
+    pub(super) split: Option<usize>,
+}
+
+impl EventsAnswer {
+    /// There is more: from `revision` on, of which so many are known.
+    fn stop(&mut self, revision: u64, told: usize) {
+        (self.next_revision, self.told, self.complete) = (revision, told, false);
+    }
 }
 
 fn event(range: &KeyRange, entry: &Entry) -> Event {

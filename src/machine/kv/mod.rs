@@ -61,6 +61,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 pub use command::{Compare, Comparison, Condition, KvCommand, KvReply, KvTxn, TxnOp, TxnResult};
+pub use history::{HistoryLimits, HistoryReach};
 pub use limits::{
     KvRejection, MAX_DELETED_KEYS, MAX_EXPIRED_KEYS, MAX_KEY_BYTES, MAX_NAME_BYTES, MAX_TXN_BYTES,
     MAX_TXN_COMPARES, MAX_TXN_OPERATIONS, MAX_TXN_RESULT_BYTES, MAX_VALUE_BYTES,
@@ -77,6 +78,7 @@ use record::Record;
 #[derive(Debug, Clone, Default)]
 pub struct KvMachine {
     state: KvView,
+    reach: Arc<HistoryReach>,
 }
 
 /// The state of a [`KvMachine`] at one point in time. Cloning it costs a few reference counts.
@@ -92,6 +94,25 @@ struct Stamp {
     revision: u64,
     /// See [`ApplyContext::elapsed_ms`].
     elapsed_ms: u64,
+}
+
+impl KvMachine {
+    /// A machine that has applied nothing, and keeps as much of its history as `limits` say.
+    pub fn with_history(limits: HistoryLimits) -> Self {
+        let mut machine = Self::default();
+        machine.state.history.set_limits(limits);
+        machine
+    }
+
+    /// How much of its history it keeps.
+    pub fn history_limits(&self) -> HistoryLimits {
+        self.state.history.limits()
+    }
+
+    /// How far the history reaches at any time, of this machine and those that take its place on its node.
+    pub fn history_reach(&self) -> Arc<HistoryReach> {
+        self.reach.clone()
+    }
 }
 
 impl KvView {
@@ -187,9 +208,9 @@ impl KvView {
     }
 
     fn events(&self, query: &EventsQuery) -> KvAnswer {
-        let EventsQuery { tenant, collection, start, end, from_revision, limit, max_bytes } = query;
+        let EventsQuery { tenant, collection, start, end, from_revision, limit, max_bytes, split } = query;
         let range = KeyRange::new(tenant, collection, start, end);
-        let bounds = EventBounds { limit: *limit, max_bytes: *max_bytes };
+        let bounds = EventBounds { limit: *limit, max_bytes: *max_bytes, split: *split };
         self.history.events(range.as_ref(), *from_revision, bounds)
     }
 }
@@ -208,13 +229,14 @@ impl StateMachine for KvMachine {
     }
 
     fn apply(&mut self, context: &ApplyContext, command: KvCommand) -> KvReply {
-        let Self { state } = self;
+        let Self { state, reach } = self;
         let stamp = Stamp { revision: context.log_id.index, elapsed_ms: context.elapsed_ms };
         let reply = match command.check() {
             Ok(()) => state.apply(stamp, command),
             Err(rejection) => KvReply::Rejected(rejection),
         };
-        state.history.advance(stamp.revision);
+        state.history.advance(stamp.revision, stamp.elapsed_ms);
+        reach.note(&state.history);
         reply
     }
 
@@ -240,7 +262,13 @@ impl StateMachine for KvMachine {
     }
 
     fn read_snapshot(input: &mut dyn Read) -> io::Result<Self> {
-        Ok(Self { state: snapshot::read(input)? })
+        Ok(Self { state: snapshot::read(input)?, reach: Arc::default() })
+    }
+
+    fn replaces(&mut self, previous: &Self) {
+        self.state.history.set_limits(previous.state.history.limits());
+        self.reach = previous.reach.clone();
+        self.reach.note(&self.state.history);
     }
 
     fn state_bytes(&self) -> Option<u64> {

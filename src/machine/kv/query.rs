@@ -44,8 +44,8 @@ pub struct RangeQuery {
 
 /// A range of keys, from which revision on their changes are asked for, and how many of them.
 ///
-/// All events of one revision are in one answer. An answer exceeds the two bounds only when the first revision in
-/// it does so alone.
+/// All events of one revision are in one answer, unless the query lets them be [`split`](Self::split). An answer exceeds
+/// the two bounds only when the first revision in it does so alone; one that may be split only with a single event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventsQuery {
     /// The tenant.
@@ -62,6 +62,9 @@ pub struct EventsQuery {
     pub limit: usize,
     /// At most this many bytes of keys and values, each event counted with 64 bytes more.
     pub max_bytes: usize,
+    /// Whether the events of a revision that exceeds the bounds alone may be split between answers. If so, this many events
+    /// at `from_revision` are left out, because earlier answers had them: see [`EventsAnswer::told`].
+    pub split: Option<usize>,
 }
 
 impl KvQuery {
@@ -171,6 +174,12 @@ pub struct EventsAnswer {
     /// next query. Never below the revision asked for. When that was too far ahead or nothing is left, there may
     /// be nothing to ask until a command with this revision or a later one has been applied.
     pub next_revision: u64,
+    /// Not 0 when the events at `next_revision` were split: how many of them this answer and those before it had. What the
+    /// next query says in [`EventsQuery::split`].
+    pub told: usize,
+    /// Whether nothing is left out up to the position of the state that answered, also where that is beyond
+    /// `next_revision`: not all entries of a log are commands.
+    pub complete: bool,
 }
 
 /// A change of one key.

@@ -20,7 +20,7 @@ use super::{
     CONNECTION_REQUESTS, Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, PeerDoor, Purpose,
     Refusal, Request, Response, Target, Transport,
 };
-use crate::incoming;
+use crate::incoming::{self, Beginning, Caller, Places};
 use crate::proto::peer::peer_client::PeerClient;
 use crate::proto::peer::peer_server::{Peer, PeerServer};
 use crate::proto::{details, peer as proto};
@@ -38,6 +38,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest message between members. Not derived from this node's limits: another node, or this one before it
 /// was configured anew, may have larger entries in its log.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+/// Most bytes that a connection carries, frames included, before its caller has said who it is: room for a handshake,
+/// or for a question who this node is with a long list of founders.
+const HANDSHAKE_BYTES: usize = 16 * 1024;
 /// One in so many of the files that the process may open is for peers.
 const FILES_SHARE: usize = 8;
 /// Streams one peer may open on one connection.
@@ -214,7 +217,8 @@ impl Peer for GrpcDoor {
         &self,
         request: tonic::Request<Streaming<Request>>,
     ) -> Result<tonic::Response<Responses>, Status> {
-        let from = request.remote_addr();
+        let caller = request.extensions().get::<Arc<Caller>>().cloned();
+        let from = caller.as_ref().and_then(|caller| caller.address());
         let mut incoming = request.into_inner();
         let first = tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming.message())
             .await
@@ -227,6 +231,9 @@ impl Peer for GrpcDoor {
             let address = from.map(tracing::field::display);
             tracing::debug!(node = hello.from_node, address, %refusal, "refused a peer");
             return Err(refused(&refusal));
+        }
+        if let Some(caller) = caller {
+            caller.stays();
         }
         let (requests, accepted) = mpsc::channel(CONNECTION_REQUESTS);
         let (responses, outgoing) = mpsc::channel(CONNECTION_REQUESTS);
@@ -260,7 +267,10 @@ pub fn serve(
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(TCP_KEEP_ALIVE));
-    let incoming = incoming::bounded(incoming, incoming::connections(FILES_SHARE));
+    // A caller that has not said who it is gives way to the next one, so strangers keep no member out.
+    let places = Places::new(incoming::connections(FILES_SHARE), 0);
+    let beginning = Beginning::Identify { max_bytes: HANDSHAKE_BYTES };
+    let incoming = incoming::bounded(incoming, places, beginning);
     Ok(runtime::spawn(async move {
         let server = Server::builder()
             .max_concurrent_streams(MAX_STREAMS)

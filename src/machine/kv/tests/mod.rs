@@ -110,6 +110,7 @@ fn events_query(collection: &str, from_revision: u64) -> EventsQuery {
         from_revision,
         limit: usize::MAX,
         max_bytes: usize::MAX,
+        split: None,
     }
 }
 

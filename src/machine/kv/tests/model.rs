@@ -294,6 +294,7 @@ proptest! {
         end in bound(),
         limit in 0..8_usize,
         max_bytes in 0..400_usize,
+        splits in any::<bool>(),
     ) {
         let since = since.index(history.len());
         let mut machine = run(history[..since].iter().cloned());
@@ -308,18 +309,20 @@ proptest! {
         let query = range_query(&tenant, &collection, &start, &end);
         let mut state: BTreeMap<_, _> = range(&past, query.clone()).items.into_iter().collect();
         let mut query_events =
-            EventsQuery { tenant, collection, start, end, from_revision, limit, max_bytes };
+            EventsQuery { tenant, collection, start, end, from_revision, limit, max_bytes, split: splits.then_some(0) };
         let mut pieces = Vec::new();
         loop {
             let answer = events(&present, query_events.clone()).unwrap();
-            let asked = query_events.from_revision;
-            prop_assert!(answer.events.iter().all(|event| (asked..answer.next_revision).contains(&event.revision)));
+            let asked = (query_events.from_revision, query_events.split.unwrap_or_default());
+            let below = answer.next_revision + u64::from(answer.told > 0);
+            prop_assert!(answer.events.iter().all(|event| (asked.0..below).contains(&event.revision)));
+            prop_assert!(splits || answer.told == 0);
             let revisions: Vec<_> = answer.events.iter().map(|event| event.revision).collect();
             let bytes: usize = answer.events.iter().map(|event| event.key.len() + 64 + match &event.change {
                 Change::Put(item) => item.value.len(),
                 Change::Deleted | Change::Expired => 0,
             }).sum();
-            let alone = revisions.first() == revisions.last();
+            let alone = if splits { revisions.len() <= 1 } else { revisions.first() == revisions.last() };
             prop_assert!(alone || (revisions.len() <= limit && bytes <= max_bytes));
             for event in &answer.events {
                 match &event.change {
@@ -332,11 +335,13 @@ proptest! {
                 }
             }
             pieces.extend(answer.events);
-            if answer.next_revision == next_revision {
+            prop_assert_eq!(answer.complete, answer.next_revision == next_revision);
+            if answer.complete {
                 break;
             }
-            prop_assert!(asked < answer.next_revision, "no progress");
+            prop_assert!(asked < (answer.next_revision, answer.told), "no progress");
             query_events.from_revision = answer.next_revision;
+            query_events.split = splits.then_some(answer.told);
         }
         prop_assert_eq!(state.into_iter().collect::<Vec<_>>(), range(&present, query).items);
 

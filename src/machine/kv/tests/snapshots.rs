@@ -57,7 +57,7 @@ fn version_1_is_still_read() {
     // It does not tell its position: nothing is promised before the first command.
     for from_revision in [0, 10, 99] {
         let answer = events(&restored.view(), events_query("c", from_revision)).unwrap();
-        assert_eq!(answer, EventsAnswer { events: vec![], next_revision: from_revision });
+        assert_eq!(answer, EventsAnswer { next_revision: from_revision, ..EventsAnswer::default() });
     }
     restored.apply(&context(20), delete("t", "c", b"k"));
     assert_eq!(events(&restored.view(), events_query("c", 19)), Err(20));
@@ -87,7 +87,7 @@ fn version_2_has_its_documented_bytes() {
 
     // It tells its position: who has seen everything up to it misses nothing.
     assert_eq!(events(&restored.view(), events_query("c", 11)), Err(12));
-    let expected = EventsAnswer { events: vec![], next_revision: 12 };
+    let expected = EventsAnswer { next_revision: 12, complete: true, ..EventsAnswer::default() };
     assert_eq!(events(&restored.view(), events_query("c", 12)), Ok(expected));
 }
 

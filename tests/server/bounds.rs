@@ -1,0 +1,446 @@
+//! What callers do to a node that has no authentication yet, tried on real processes: whatever they make it hold is
+//! bounded, others are served meanwhile, and afterwards it is as before.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream as Socket};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use h2::client::SendRequest;
+use quorate::proto::v1::admin_client::AdminClient;
+use quorate::proto::v1::kv_client::KvClient;
+use quorate::proto::v1::tagged_request::Request;
+use quorate::proto::v1::{
+    DeleteRangeRequest, GetRequest, PipelineRequest, PutRequest, StatusRequest, TaggedRequest, WatchRequest,
+};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tonic::Code;
+use tonic::codegen::http;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{DEADLINE, Process};
+
+const MIB: u64 = 1024 * 1024;
+
+/// A node of its own, as a process.
+struct Node {
+    process: Process,
+    client: SocketAddr,
+    peer: SocketAddr,
+    _dir: TempDir,
+}
+
+impl Node {
+    /// Starts one with `args`, which may open so many files.
+    fn start(args: &[&str], files: Option<u32>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let limit = files.map_or(String::new(), |files| format!("ulimit -n {files}; "));
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            &format!("{limit}exec \"$0\" \"$@\""),
+            env!("CARGO_BIN_EXE_quorate"),
+            "serve",
+            "--single",
+        ]);
+        command.args([
+            "--client-listen",
+            "127.0.0.1:0",
+            "--peer-listen",
+            "127.0.0.1:0",
+            "--log-format",
+            "json",
+        ]);
+        command.arg("--data-dir").arg(dir.path().join("data")).args(args).stderr(Stdio::piped());
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("QUORATE_")) {
+            command.env_remove(name);
+        }
+        let mut process = Process(command.spawn().unwrap());
+        let mut lines = BufReader::new(process.0.stderr.take().unwrap()).lines();
+        let mut address = BTreeMap::new();
+        let mut serving = false;
+        for line in lines.by_ref().map(Result::unwrap) {
+            let line: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+            let fields = &line["fields"];
+            for name in ["client", "peer"] {
+                if let Some(found) = fields[name].as_str().and_then(|text| text.parse::<SocketAddr>().ok()) {
+                    address.insert(name, found);
+                }
+            }
+            serving |= fields["message"] == "serving";
+            if serving && address.len() == 2 {
+                break;
+            }
+        }
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        Self { process, client: address["client"], peer: address["peer"], _dir: dir }
+    }
+
+    /// `VmRSS` or `VmHWM` of the process, in bytes.
+    fn memory(&self, what: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.0.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':')).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// Code and body of a page.
+    fn page(&self, path: &str) -> (u16, String) {
+        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))
+    }
+
+    fn ask(&self, request: &str) -> (u16, String) {
+        let mut socket = Socket::connect(self.client).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        (head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_default(), body.to_owned())
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        let (_, text) = self.page("/metrics");
+        let value =
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<f64>().ok());
+        value.unwrap_or_else(|| panic!("there is no {name} in\n{text}")) as u64
+    }
+
+    async fn metric_reaches(&self, name: &str, reached: impl Fn(u64) -> bool) {
+        let start = Instant::now();
+        loop {
+            let value = self.metric(name);
+            if reached(value) {
+                return;
+            }
+            assert!(start.elapsed() < DEADLINE, "{name} is {value}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.client)).unwrap();
+        // What most clients announce.
+        endpoint
+            .initial_stream_window_size(65_535)
+            .initial_connection_window_size(65_535)
+            .connect()
+            .await
+            .unwrap()
+    }
+
+    async fn kv(&self) -> KvClient<Channel> {
+        KvClient::new(self.channel().await)
+    }
+
+    /// It writes and reads, and answers probes, at once.
+    async fn serves_others(&self) {
+        let serves = async {
+            let mut kv = self.kv().await;
+            kv.put(PutRequest { key: "other".into(), value: "v".into(), ..Default::default() })
+                .await
+                .unwrap();
+            let request = GetRequest { key: "other".into(), ..Default::default() };
+            assert_eq!(kv.get(request).await.unwrap().into_inner().item.unwrap().value, "v");
+        };
+        timeout(DEADLINE, serves).await.expect("others are not served");
+        assert_eq!(self.page("/livez").0, 200);
+        assert_eq!(self.page("/readyz").0, 200);
+    }
+
+    /// Puts `count` values of 1 MiB, `k0` and so on.
+    async fn put_large(&self, count: usize) {
+        let mut kv = self.kv().await;
+        for number in 0..count {
+            let (key, value) = (format!("k{number}").into(), vec![7; MIB as usize].into());
+            kv.put(PutRequest { key, value, ..Default::default() }).await.unwrap();
+        }
+    }
+}
+
+/// A connection that speaks HTTP/2 by hand.
+async fn raw(address: SocketAddr) -> SendRequest<Bytes> {
+    let socket = TcpStream::connect(address).await.unwrap();
+    let (sender, connection) = h2::client::handshake(socket).await.unwrap();
+    tokio::spawn(async move {
+        // It ends when the node closes it.
+        let _ = connection.await;
+    });
+    sender
+}
+
+fn call(path: &str) -> http::Request<()> {
+    let request = http::Request::post(format!("http://localhost{path}"));
+    request.header("content-type", "application/grpc").header("te", "trailers").body(()).unwrap()
+}
+
+/// What a web page can send to any address, without asking: a form over HTTP/1.1.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_page_cannot_use_a_node() {
+    let node = Node::start(&[], None);
+    let mut kv = node.kv().await;
+    kv.put(PutRequest { key: "k".into(), value: "v".into(), ..Default::default() }).await.unwrap();
+    let term =
+        AdminClient::new(node.channel().await).status(StatusRequest {}).await.unwrap().into_inner().term;
+    let calls = [
+        "/quorate.v1.Kv/Put",
+        "/quorate.v1.Kv/DeleteRange",
+        "/quorate.v1.Admin/RemoveMember",
+        "/quorate.v1.Admin/TransferLeader",
+        "/quorate.v1.Admin/Configure",
+        "/replication/configure",
+    ];
+    let form = |path: &str, headers: &str, body: &str| {
+        let length = body.len();
+        node.ask(&format!(
+            "POST {path} HTTP/1.1\r\n{headers}Connection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        ))
+    };
+    for path in calls {
+        for (headers, expected) in [
+            ("Host: evil.example\r\nContent-Type: text/plain\r\nOrigin: http://evil.example\r\n", 403),
+            ("Host: 127.0.0.1\r\nContent-Type: text/plain\r\nOrigin: http://evil.example\r\n", 403),
+            ("Host: 127.0.0.1\r\nContent-Type: text/plain\r\n", 415),
+            ("Host: 127.0.0.1\r\n", 415),
+            ("Host: rebound.example\r\nContent-Type: application/json\r\n", 403),
+        ] {
+            // An empty message: it would delete everything, or step down.
+            let (code, _) = form(path, headers, "\0\0\0\0\0");
+            assert_eq!(code, expected, "{path} {headers}");
+        }
+    }
+    assert_eq!(
+        node.ask("GET /metrics HTTP/1.1\r\nHost: rebound.example\r\nConnection: close\r\n\r\n").0,
+        403
+    );
+    let host = "Host: 127.0.0.1\r\nContent-Type: application/json\r\n";
+    assert_eq!(form("/replication/configure", host, "{\"snapshot_every_entries\": 7}").0, 200);
+    assert!(
+        kv.get(GetRequest { key: "k".into(), ..Default::default() })
+            .await
+            .unwrap()
+            .into_inner()
+            .item
+            .is_some()
+    );
+    let now =
+        AdminClient::new(node.channel().await).status(StatusRequest {}).await.unwrap().into_inner().term;
+    assert_eq!(now, term);
+    node.serves_others().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_that_are_not_read_cost_little() {
+    const WATCHES: usize = 300;
+    let node = Node::start(&[], None);
+    let before = node.memory("VmRSS");
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut kv = node.kv().await;
+        for _ in 0..WATCHES {
+            held.push(kv.watch(WatchRequest::default()).await.unwrap().into_inner());
+        }
+    }
+    node.put_large(12).await;
+    node.metric_reaches("quorate_server_unsent_bytes", |bytes| bytes > 16 * MIB).await;
+    node.serves_others().await;
+    let unsent = node.metric("quorate_server_unsent_bytes");
+    assert!(unsent <= 2 * (32 + 4) * MIB, "{unsent}");
+    let grown = node.memory("VmHWM").saturating_sub(before);
+    assert!(grown < 450 * MIB, "{} MiB for 600 watches", grown / MIB);
+    drop(held);
+    node.metric_reaches("quorate_server_unsent_bytes", |bytes| bytes == 0).await;
+    node.metric_reaches("quorate_server_watches_open", |watches| watches == 0).await;
+    node.serves_others().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_never_end_cost_little() {
+    const STREAMS: usize = 300;
+    const SENT: usize = 512 * 1024;
+    let node = Node::start(&[], None);
+    let before = node.memory("VmRSS");
+    let mut sender = raw(node.client).await;
+    // A message of nearly 8 MiB is announced, and part of it comes.
+    let length = u32::try_from(8 * MIB - 5 * 1024).unwrap().to_be_bytes();
+    let beginning = Bytes::from([&[0][..], &length, &vec![7; SENT]].concat());
+    let (mut answers, mut streams) = (Vec::new(), Vec::new());
+    for _ in 0..STREAMS {
+        sender = sender.ready().await.unwrap();
+        let (answer, mut stream) = sender.send_request(call("/quorate.v1.Kv/Put"), false).unwrap();
+        stream.send_data(beginning.clone(), false).unwrap();
+        answers.push(answer);
+        streams.push(stream);
+    }
+    // Eight such messages are what one connection may have under way. The others are refused.
+    let mut answers: FuturesUnordered<_> = answers.into_iter().collect();
+    for _ in 0..STREAMS / 2 {
+        let answer = timeout(DEADLINE, answers.next()).await.expect("some are refused").unwrap().unwrap();
+        assert_eq!(answer.headers()["grpc-status"], "8", "RESOURCE_EXHAUSTED");
+    }
+    assert!(node.metric("quorate_server_unfinished_bytes") <= 64 * MIB);
+    node.serves_others().await;
+    let grown = node.memory("VmHWM").saturating_sub(before);
+    assert!(grown < 250 * MIB, "{} MiB", grown / MIB);
+    drop((streams, sender));
+    node.metric_reaches("quorate_server_unfinished_bytes", |bytes| bytes == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_on_the_peer_port_says_little() {
+    const CONNECTIONS: usize = 40;
+    let node = Node::start(&[], None);
+    let before = node.memory("VmRSS");
+    let length = u32::try_from(60 * MIB).unwrap().to_be_bytes();
+    let beginning = Bytes::from([&[0][..], &length, &vec![7; MIB as usize]].concat());
+    for _ in 0..CONNECTIONS {
+        let mut sender = raw(node.peer).await.ready().await.unwrap();
+        let (answer, mut stream) =
+            sender.send_request(call("/quorate.peer.v1.Peer/Exchange"), false).unwrap();
+        stream.send_data(beginning.clone(), false).unwrap();
+        let ended = timeout(DEADLINE, answer).await.expect("the connection is not closed");
+        assert!(ended.is_err() || ended.unwrap().headers().contains_key("grpc-status"));
+    }
+    let grown = node.memory("VmHWM").saturating_sub(before);
+    assert!(grown < 60 * MIB, "{} MiB", grown / MIB);
+    node.serves_others().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_give_way_and_busy_ones_leave_places_for_probes() {
+    // Few files: more silent connections than the process could open.
+    let node = Node::start(&[], Some(64));
+    let mut silent = Vec::new();
+    for number in 0..100 {
+        // Some say nothing, others begin to speak HTTP/2, or half a request.
+        match number % 3 {
+            0 => silent.push((None, Some(Socket::connect(node.client).unwrap()))),
+            1 => {
+                let mut socket = Socket::connect(node.client).unwrap();
+                socket.write_all(b"GET /livez HTTP/1.1\r\nHost: local").unwrap();
+                silent.push((None, Some(socket)));
+            }
+            _ => silent.push((Some(timeout(DEADLINE, raw(node.client)).await.unwrap()), None)),
+        }
+    }
+    node.serves_others().await;
+    assert!(node.metric("quorate_server_connections_evicted_total") >= 50);
+    drop(silent);
+    drop(node);
+
+    // All places taken by connections on which something is under way.
+    let node = Node::start(&["--max-connections", "3"], None);
+    let mut busy = Vec::new();
+    for _ in 0..3 {
+        let mut kv = node.kv().await;
+        busy.push((kv.watch(WatchRequest::default()).await.unwrap(), kv));
+    }
+    assert_eq!(node.page("/livez").0, 200);
+    assert_eq!(node.page("/readyz").0, 200);
+    let channel = node.channel().await;
+    AdminClient::new(channel.clone()).status(StatusRequest {}).await.unwrap();
+    let get = || GetRequest { key: "k".into(), ..Default::default() };
+    let refused = KvClient::new(channel.clone()).get(get()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("max_connections"), "{refused}");
+    busy.pop();
+    let served = async {
+        while KvClient::new(channel.clone()).get(get()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(DEADLINE, served).await.expect("the place that became free is given");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pipelines_that_are_not_read_cost_little() {
+    const PIPELINES: usize = 8;
+    const READS: u64 = 1_000;
+    let node = Node::start(&[], None);
+    node.put_large(4).await;
+    let before = node.memory("VmRSS");
+    let mut held = Vec::new();
+    for _ in 0..PIPELINES {
+        let get = |tag: u64| {
+            let request = GetRequest { key: format!("k{}", tag % 4).into(), ..Default::default() };
+            TaggedRequest { tag, request: Some(Request::Get(request)) }
+        };
+        let message = PipelineRequest { requests: (0..READS).map(get).collect() };
+        let requests = tokio_stream::StreamExt::chain(tokio_stream::iter([message]), tokio_stream::pending());
+        let mut kv = node.kv().await;
+        held.push(kv.pipeline(requests).await.unwrap().into_inner());
+    }
+    node.metric_reaches("quorate_server_pipeline_queued_bytes", |bytes| bytes > 100 * MIB).await;
+    node.serves_others().await;
+    let queued = node.metric("quorate_server_pipeline_queued_bytes");
+    assert!(queued <= (256 + PIPELINES as u64) * MIB, "{queued}");
+    let grown = node.memory("VmHWM").saturating_sub(before);
+    assert!(grown < 300 * MIB, "{} MiB", grown / MIB);
+    // One that is read after all is answered in full.
+    let (mut answered, mut first) = (0, held.swap_remove(0));
+    while answered < READS {
+        let message = timeout(DEADLINE, first.message()).await.unwrap().unwrap().unwrap();
+        answered += message.responses.len() as u64;
+    }
+    drop((held, first));
+    node.metric_reaches("quorate_server_pipeline_queued_bytes", |bytes| bytes == 0).await;
+    node.serves_others().await;
+}
+
+/// What stock clients refuse to receive they would refuse for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_command_is_watched_in_messages_of_ordinary_size() {
+    const KEYS: u64 = 10_000;
+    let node = Node::start(&[], None);
+    let mut kv = node.kv().await;
+    let put = |tag: u64| {
+        let put = PutRequest { key: format!("{tag:0492}").into(), ..Default::default() };
+        TaggedRequest { tag, request: Some(Request::Put(put)) }
+    };
+    let messages = (0..KEYS)
+        .step_by(1_000)
+        .map(|first| PipelineRequest { requests: (first..first + 1_000).map(put).collect() });
+    let mut answers =
+        kv.pipeline(tokio_stream::iter(messages.collect::<Vec<_>>())).await.unwrap().into_inner();
+    while timeout(DEADLINE, answers.message()).await.unwrap().unwrap().is_some() {}
+    let mut watch = kv.watch(WatchRequest::default()).await.unwrap().into_inner();
+    let deleted = kv.delete_range(DeleteRangeRequest::default()).await.unwrap().into_inner();
+    assert_eq!(deleted.deleted, KEYS);
+    let (mut events, mut next) = (0, 0);
+    let revision = deleted.header.unwrap().position.unwrap().index;
+    while next <= revision {
+        let message = timeout(DEADLINE, watch.message()).await.unwrap().unwrap().unwrap();
+        next = message.next_revision;
+        events += message.events.len() as u64;
+    }
+    assert_eq!(events, KEYS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_far_the_history_reaches_is_a_setting_and_shows() {
+    let node = Node::start(&["--history-events", "1000", "--history-bytes", "4194304"], None);
+    node.put_large(8).await;
+    assert!((1..4).contains(&node.metric("quorate_history_events")));
+    assert!(node.metric("quorate_history_bytes") <= 4 * MIB);
+    assert_eq!(node.metric("quorate_history_limit{limit=\"history_bytes\"}"), 4 * MIB);
+    let first = node.metric("quorate_history_first_revision");
+    let (_, status) = node.page("/replication/status");
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(
+        (&status["history"]["first_revision"], &status["history"]["max_events"]),
+        (&first.into(), &1000.into())
+    );
+    let mut kv = node.kv().await;
+    let request = |from_revision| WatchRequest { from_revision, ..Default::default() };
+    let mut too_early = kv.watch(request(first - 1)).await.unwrap().into_inner();
+    assert_eq!(timeout(DEADLINE, too_early.message()).await.unwrap().unwrap_err().code(), Code::OutOfRange);
+    let mut watch = kv.watch(request(first)).await.unwrap().into_inner();
+    assert!(!timeout(DEADLINE, watch.message()).await.unwrap().unwrap().unwrap().events.is_empty());
+}
