@@ -451,7 +451,7 @@ mod tests {
             assert_eq!(bookmark.to_string(), text);
         }
         for text in
-            ["", "@", "42@", "@7", "-1", "+1", "x", "42@+7", "42@0f3c52a80d1e7b640", "99999999999999999999"]
+            ["", "@", "42@", "@7", "-1", "+1", "x", "42@+7", "42@1f3c52a80d1e7b640", "99999999999999999999"]
         {
             assert_eq!(text.parse::<Bookmark>(), Err(ParseBookmarkError), "{text}");
         }

@@ -35,8 +35,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "server",
         &[
-            "types", "reason", "shown", "error", "session", "runtime", "incoming", "logging", "proto", "machine",
-            "storage", "raft", "stream", "engine",
+            "types", "reason", "shown", "error", "session", "runtime", "incoming", "logging", "proto",
+            "machine", "storage", "raft", "stream", "engine",
         ],
     ),
     // Settings of a whole process, so above what they are the settings of.
@@ -46,8 +46,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "types", "reason", "shown", "error", "runtime", "incoming", "logging", "config", "machine", "storage",
-            "engine", "stream", "server", "client",
+            "types", "reason", "shown", "error", "runtime", "incoming", "logging", "config", "machine",
+            "storage", "engine", "stream", "server", "client",
         ],
     ),
     ("main", &["cli", "config", "error"]),

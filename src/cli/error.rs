@@ -206,7 +206,9 @@ fn client_hint(error: &ClientError, subject: Subject) -> Option<&'static str> {
             Some("`quorate member list` shows what has become of it; repeating the command completes it")
         }
         Subject::Lead => Some("`quorate status` shows who leads now"),
-        Subject::Sessions => Some("`quorate session list` shows which are open now; closing one again does no harm"),
+        Subject::Sessions => {
+            Some("`quorate session list` shows which are open now; closing one again does no harm")
+        }
         Subject::Settings => Some("`quorate configure` shows the settings as they are now"),
         Subject::Read | Subject::Node | Subject::Process => None,
     }

@@ -141,8 +141,9 @@ impl<M: StateMachine> Engine<M> {
         {
             return done(Err(WriteError::Undecodable { reason }));
         }
-        self.propose_envelope(envelope, options, move |outcome| done(outcome.and_then(decoded::<M::Reply>)))
-            .await;
+        let engine = self.inner.clone();
+        let done = move |outcome: Outcome| done(engine.counted(outcome).and_then(decoded::<M::Reply>));
+        self.propose_envelope(envelope, options, done).await;
     }
 
     pub(super) async fn write_envelope(&self, envelope: Bytes) -> Outcome {
@@ -169,10 +170,10 @@ impl<M: StateMachine> Engine<M> {
             Ok((acknowledged, entry)) if options.ack == AckLevel::All => {
                 runtime::spawn(async move {
                     let outcome = engine.wait_for_all(acknowledged, entry, options.ack_timeout).await;
-                    done(engine.counted(outcome));
+                    done(outcome);
                 });
             }
-            outcome => done(engine.counted(outcome.map(|(acknowledged, _)| acknowledged))),
+            outcome => done(outcome.map(|(acknowledged, _)| acknowledged)),
         };
         match options.ack {
             // Acknowledged long before it is committed: a leader without a quorum must not take on more and more.
@@ -334,7 +335,7 @@ impl<M: StateMachine> Inner<M> {
         }
     }
 
-    /// Counts `outcome` if it is an acknowledgement.
+    /// Counts the `outcome` of a command if it is an acknowledgement. What the node writes for itself is nobody's write.
     fn counted(&self, outcome: Outcome) -> Outcome {
         if let Ok(acknowledged) = &outcome {
             self.counters.acknowledge(acknowledged.ack);

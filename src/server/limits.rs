@@ -74,7 +74,8 @@ mod tests {
     fn what_cannot_work_is_refused() {
         let limits = DoorLimits::default();
         assert_eq!(limits.validate(), Ok(()));
-        let broken: [(fn(&mut DoorLimits), &str); 5] = [
+        type Break = fn(&mut DoorLimits);
+        let broken: [(Break, &str); 5] = [
             (|limits| limits.connections = Some(0), "max_connections"),
             (|limits| limits.watches.all = 1, "max_watches"),
             (|limits| limits.unsent_bytes.each = 1, "max_connection_unsent_bytes"),

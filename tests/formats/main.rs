@@ -5,7 +5,6 @@
 //! | file | what it is |
 //! |---|---|
 //! | `data-1.tar.gz` | the data directory of a node: log, vote, a snapshot with sessions, expiring keys |
-//! | `data-2.tar.gz` | the same with elapsed time: entries of version 3, a snapshot of version 3, sessions of version 2 |
 //! | `protocol-1.bin` | the descriptors of all protocol files |
 //!
 //! A new fixture is written by `QUORATE_WRITE_FIXTURES=1 cargo test --test formats`, under a new number, when a format
@@ -107,7 +106,7 @@ async fn the_data_directory_of_every_earlier_version_is_read() {
         let archive = fixtures().join("data-new.tar.gz");
         tar(&["-czf", archive.to_str().unwrap(), "-C", data.parent().unwrap().to_str().unwrap(), "data"]);
     }
-    for version in ["data-1", "data-2"] {
+    for version in ["data-1"] {
         let dir = scratch.path().join(version);
         std::fs::create_dir_all(&dir).unwrap();
         let archive = fixtures().join(format!("{version}.tar.gz"));

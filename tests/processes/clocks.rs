@@ -64,6 +64,7 @@ fn start(nodes: u64, first: impl FnOnce(&Clocks)) -> (TestCluster, Clocks) {
     (TestCluster { client: client(&cluster), cluster, dir }, clocks)
 }
 
+#[allow(clippy::disallowed_methods)] // of this process, not of a node
 fn unix_ms() -> u64 {
     u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
 }

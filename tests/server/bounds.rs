@@ -166,6 +166,7 @@ impl Node {
 }
 
 /// A connection that speaks HTTP/2 by hand.
+#[allow(clippy::disallowed_methods)] // of this process, not of a node
 async fn raw(address: SocketAddr) -> SendRequest<Bytes> {
     let socket = TcpStream::connect(address).await.unwrap();
     let (sender, connection) = h2::client::handshake(socket).await.unwrap();

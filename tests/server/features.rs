@@ -139,7 +139,7 @@ async fn every_read_level_answers_on_a_leader() {
         let freshness = Some(quorate::proto::v1::Freshness { after_index, ..Default::default() });
         let status =
             kv.get(GetRequest { key: "k".into(), freshness, ..Default::default() }).await.unwrap_err();
-        assert_eq!((status.code(), failure(&status).reason()), (Code::Unavailable, Reason::Behind));
+        assert_eq!((status.code(), failure(&status).reason()), (Code::OutOfRange, Reason::Ahead));
     })
     .await;
 }

@@ -68,20 +68,21 @@ impl Openers {
 
     /// The sessions of `largest`.
     pub(super) fn sessions_of<'a>(&'a self, largest: Largest<'a>) -> impl Iterator<Item = u64> + 'a {
-        let (first, owns): (&str, Box<dyn Fn(&str) -> bool + 'a>) = match largest {
-            Largest::Connection(name) => (name, Box::new(move |opener| opener == name)),
+        let (Largest::Connection(first) | Largest::Host(first)) = largest;
+        let may_belong = move |opener: &str| match largest {
+            Largest::Connection(name) => opener == name,
             // All that begin with it, those of other hosts among them: `10.0.0.1` begins `10.0.0.12:7`.
-            Largest::Host(name) => (name, Box::new(move |opener| opener.starts_with(name))),
+            Largest::Host(name) => opener.starts_with(name),
         };
-        let of_host = move |opener: &str| match largest {
+        let belongs = move |opener: &str| match largest {
             Largest::Connection(_) => true,
             Largest::Host(name) => host(opener) == name,
         };
         let from: (Arc<str>, u64) = (first.into(), 0);
         self.sessions
             .range(from..)
-            .take_while(move |(opener, _)| owns(opener))
-            .filter(move |(opener, _)| of_host(opener))
+            .take_while(move |(opener, _)| may_belong(opener))
+            .filter(move |(opener, _)| belongs(opener))
             .map(|(_, id)| *id)
     }
 

@@ -12,7 +12,7 @@ mod pieces;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -134,7 +134,8 @@ impl Complaints {
 pub struct PeerService<M: StateMachine> {
     callee: Callee,
     raft: Raft<TypeConfig, Applier<M>>,
-    log: Arc<dyn LogStore>,
+    /// Gone once the core has stopped: a handle to the node must not keep its data directory.
+    log: Weak<dyn LogStore>,
     snapshots: Arc<dyn SnapshotStore>,
     /// What leaders have said of their logs.
     statements: Arc<Statements>,
@@ -221,7 +222,7 @@ impl<M: StateMachine> PeerService<M> {
         Self {
             callee,
             raft,
-            log,
+            log: Arc::downgrade(&log),
             snapshots,
             statements: Arc::default(),
             agreement,
@@ -355,7 +356,7 @@ impl<M: StateMachine> PeerService<M> {
             }
         }
         let term_at = |index: u64| {
-            let found = self.log.read(index, index + 1, usize::MAX).ok()?;
+            let found = self.log.upgrade()?.read(index, index + 1, usize::MAX).ok()?;
             found.first().filter(|entry| entry.log_id.index == index).map(|entry| entry.log_id.term)
         };
         Ok(self.statements.take(append, bearings.committed, term_at)?)

@@ -242,6 +242,8 @@ mod tests {
         }
         db.flush().unwrap();
         drop(db);
+        // A thread of sled may hold on to its file for an instant.
+        super::super::recovery::wait_until_unlocked(directory).unwrap();
         directory.join("db")
     }
 

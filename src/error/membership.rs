@@ -1,0 +1,242 @@
+//! Why a cluster was not changed: its members, and who leads it.
+
+use super::{Leader, describe};
+use crate::shown::Shown;
+use crate::types::{Incarnation, NodeId};
+
+/// Why a change of the membership was not made. Every message says what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MembershipError {
+    /// This node does not lead. Nothing was changed.
+    #[error("this node is not the leader: {}", describe(.leader))]
+    NotLeader {
+        /// Where to go instead.
+        leader: Option<Leader>,
+    },
+    /// No member has this id; also what the repetition of a removal meets.
+    #[error("node {node_id} is not a member; `quorate member list` shows who is")]
+    UnknownMember {
+        /// The id asked for.
+        node_id: NodeId,
+    },
+    /// The id belongs to a member with another data directory.
+    #[error(
+        "node {node_id} is a member with data directory {known}, not {presented}; to put the new one in its place, use `quorate member replace {node_id} --peer {peer}`"
+    )]
+    AlreadyMember {
+        /// The id.
+        node_id: NodeId,
+        /// The member's data directory.
+        known: Incarnation,
+        /// The one found at the address that was given.
+        presented: Incarnation,
+        /// That address.
+        peer: String,
+    },
+    /// The node did not catch up in time. It stays a learner and goes on catching up.
+    #[error(
+        "node {node_id} is still {lag} entries behind; it stays a learner and goes on catching up: repeat the command, with a longer --catch-up if it has much to fetch"
+    )]
+    NotCaughtUp {
+        /// The learner.
+        node_id: NodeId,
+        /// Entries it is behind.
+        lag: u64,
+    },
+    /// Too few of the present voters, or of those that there would be, answer the leader. Nothing was changed.
+    #[error(
+        "of {voters} voters only {healthy} answer, and {needed} are needed to commit the change and to go on after it; bring the others back first, or remove those that are gone for good"
+    )]
+    WouldLoseQuorum {
+        /// Voters that would be left.
+        voters: usize,
+        /// Those of them that have answered the leader a short while ago.
+        healthy: usize,
+        /// The majority.
+        needed: usize,
+    },
+    /// The voters that would be left answer, but too few of them have caught up or have a disk that is well. Nothing was
+    /// changed.
+    #[error(
+        "of the {voters} voters that would be left only {healthy} have caught up and have a disk that is well, and {needed} are needed to take writes; see to the others first, or use --force: then nothing may be written until {needed} are"
+    )]
+    WouldWeakenQuorum {
+        /// Voters that would be left.
+        voters: usize,
+        /// Those of them that are well.
+        healthy: usize,
+        /// The majority.
+        needed: usize,
+    },
+    /// The new node is in its place already, as a learner, and what the old one was is not known any more. Nothing was
+    /// changed.
+    #[error(
+        "node {node_id} is in its place already, and a learner; if the one it replaced was a voter, `quorate member promote {node_id}` completes the replacement"
+    )]
+    AlreadyReplaced {
+        /// The new node.
+        node_id: NodeId,
+    },
+    /// Both nodes vote: the one would not take the other's place. Nothing was changed.
+    #[error(
+        "nodes {old} and {new} are both voters, so node {new} cannot take the place of node {old}; to have one voter less, use `quorate member remove {old}`"
+    )]
+    BothVote {
+        /// The node that was to go.
+        old: NodeId,
+        /// The node that was to come.
+        new: NodeId,
+    },
+    /// The node advertises other addresses, and would correct those given. Nothing was changed.
+    #[error(
+        "node {node_id} advertises peer address {peer} and client address {client}, and would announce them again; start it with the addresses it is to have, and it announces those by itself"
+    )]
+    Advertises {
+        /// The node.
+        node_id: NodeId,
+        /// Its peer address, as it says.
+        peer: String,
+        /// Its client address, as it says.
+        client: String,
+    },
+    /// A cluster without voters does not exist. Nothing was changed.
+    #[error(
+        "node {node_id} is the only voter; promote another one first, or stop the node to end the cluster"
+    )]
+    LastVoter {
+        /// The voter.
+        node_id: NodeId,
+    },
+    /// Another change is under way. Nothing was changed.
+    #[error(
+        "another change of the membership is under way; repeat this one once `quorate member list` shows its end"
+    )]
+    AnotherChange,
+    /// The node does not answer. Nothing was changed.
+    #[error(
+        "node {node_id} cannot be reached at {}: {reason}; is it started (a new one with --join), and is this the address of its peer port?",
+        Shown(.address)
+    )]
+    Unreachable {
+        /// The node.
+        node_id: NodeId,
+        /// The address given.
+        address: String,
+        /// What was met there.
+        reason: String,
+    },
+    /// Whoever answers is not the node to be added, or refuses to be. Nothing was changed.
+    #[error("node {node_id} at {} cannot be added: {detail}", Shown(.address))]
+    Identity {
+        /// The node.
+        node_id: NodeId,
+        /// The address given.
+        address: String,
+        /// Why not, and what to do.
+        detail: String,
+    },
+    /// An address that cannot be one.
+    #[error("\"{}\" is not of the form HOST:PORT, such as 10.0.0.4:7901", Shown(.address))]
+    Address {
+        /// What was given.
+        address: String,
+    },
+    /// A change was not committed in time. It may be made yet.
+    #[error(
+        "{step} was not committed within {waited_ms} ms: too few voters answer, or slowly; `quorate member list` shows whether it was made, and the command may be repeated"
+    )]
+    Timeout {
+        /// What was waited for.
+        step: &'static str,
+        /// How long, in milliseconds.
+        waited_ms: u64,
+    },
+    /// Leadership was lost on the way. The change may be made, by half or not at all; repeating it completes it.
+    #[error(
+        "leadership was lost during the change, which may be made by half; repeat the command to complete it"
+    )]
+    Interrupted {
+        /// Who leads now, if known.
+        leader: Option<Leader>,
+    },
+    /// The leader is to go, and could not hand over first. Nothing was changed.
+    #[error("node {node_id} leads, and cannot hand over first: {source}")]
+    HandOver {
+        /// The leader.
+        node_id: NodeId,
+        /// Why not.
+        source: TransferError,
+    },
+    /// The node has stopped or is stopping. The change may be made by half; repeating it completes it.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why the lead was not handed over. Every message says what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// This node does not lead.
+    #[error("this node is not the leader: {}", describe(.leader))]
+    NotLeader {
+        /// Where to go instead.
+        leader: Option<Leader>,
+    },
+    /// No member has this id.
+    #[error("node {node_id} is not a member; `quorate member list` shows who is")]
+    UnknownMember {
+        /// The id asked for.
+        node_id: NodeId,
+    },
+    /// A learner cannot lead.
+    #[error(
+        "node {node_id} is a learner and cannot lead; `quorate member promote {node_id}` makes it a voter"
+    )]
+    NotAVoter {
+        /// The learner.
+        node_id: NodeId,
+    },
+    /// The node has not answered the leader for a while.
+    #[error("node {node_id} does not answer the leader; choose another node, or see to it first")]
+    NotInTouch {
+        /// The node.
+        node_id: NodeId,
+    },
+    /// The node has too little of the log.
+    #[error("node {node_id} is {lag} entries behind; choose another node, or wait until it has caught up")]
+    NotCaughtUp {
+        /// The node.
+        node_id: NodeId,
+        /// Entries it is behind.
+        lag: u64,
+    },
+    /// The node's disk is full or hangs.
+    #[error("the disk of node {node_id} is full or hangs; choose another node, or see to its disk first")]
+    Unfit {
+        /// The node.
+        node_id: NodeId,
+    },
+    /// There is no other voter that answers, has caught up, and whose disk is well.
+    #[error(
+        "no other voter answers, has caught up and has a disk that is well; `quorate status` shows what they lack"
+    )]
+    NobodyElse,
+    /// The lead was offered, and nobody took it in time.
+    #[error(
+        "nobody took the lead within {waited_ms} ms; a new leader is elected as soon as a majority answers"
+    )]
+    Timeout {
+        /// How long was waited, in milliseconds.
+        waited_ms: u64,
+    },
+    /// The node has stopped or is stopping.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+}
