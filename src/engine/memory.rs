@@ -1,7 +1,7 @@
 //! How much memory this node may use, and how it divides it.
 //!
 //! The least of what the machine has, what the control groups of the process allow, and what its resource limits allow.
-//! The state gets less than half of what is left beside the base, because at times it is there more than once: while a
+//! The state gets a quarter of what is left beside the base, because at times it is there more than once: while a
 //! snapshot is written or a view is read, what changes meanwhile is kept as it was, and the allocator rounds up.
 
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::types::Quota;
 const BASE_BYTES: u64 = 160 * 1024 * 1024;
 
 /// The state may take one in so many bytes of what is left beside the base.
-const STATE_SHARE: u64 = 2;
+const STATE_SHARE: u64 = 4;
 
 /// Each buffer with a default may take one in so many bytes of the memory, where the default is more.
 const BUFFER_SHARE: u64 = 16;
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_small_node_has_a_small_quota_and_small_buffers() {
-        assert_eq!(Memory(400 * MIB).quota_bytes(), 120 * MIB);
+        assert_eq!(Memory(400 * MIB).quota_bytes(), 60 * MIB);
         assert_eq!(
             Memory(10 * MIB).quota_bytes(),
             Quota::MIN_BYTES,

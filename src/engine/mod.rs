@@ -192,6 +192,9 @@ impl<M: StateMachine> Engine<M> {
     /// See [`OpenError`]. Nothing has been changed when opening fails.
     pub async fn open(mut config: EngineConfig, machine: M) -> Result<Self, OpenError> {
         config.validate()?;
+        if runtime::unix_time_ms() == 0 {
+            return Err(OpenError::Config(CLOCK_BEFORE_1970.to_owned()));
+        }
         config.fit_disk()?;
         let _told = opening::tell_how_far(config.progress.clone());
         // Found out, it may be less than could be asked for.
@@ -510,6 +513,10 @@ impl<M: StateMachine> Engine<M> {
         }
     }
 }
+
+/// What to say on a machine that has forgotten the time. The consensus core cannot show its clock there.
+const CLOCK_BEFORE_1970: &str =
+    "this machine's clock is set to before 1970; set it, and start the node again";
 
 /// Runs `task` until it ends or the node stops.
 fn until_stopped(stop: &watch::Sender<bool>, task: impl Future<Output = ()> + Send + 'static) {

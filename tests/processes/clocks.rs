@@ -11,7 +11,7 @@ use quorate::client::{Item, Scope, WriteOptions};
 use quorate::types::ReadLevel;
 use quorate_cluster::Cluster;
 
-use crate::support::{DEADLINE, QUORATE, TestCluster, client, eventually, output, spec};
+use crate::support::{DEADLINE, QUORATE, TestCluster, client, eventually, outcome, output, spec};
 
 const HOUR_MS: i64 = 3_600_000;
 /// How far what is shown may be from the leader's wall clock: the tolerance of log time, and what a call takes.
@@ -148,26 +148,18 @@ async fn wall_clocks_that_jump_end_nothing_and_are_logged() {
     assert_eq!(nodes.jumps(bystander), Vec::<String>::new());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_whose_clock_is_in_1960_serves_and_says_so() {
+#[test]
+fn a_node_whose_clock_is_in_1960_says_so_and_does_not_start() {
     let since_epoch_ms = i64::try_from(unix_ms()).unwrap();
     let ten_years_ms = 10 * 365 * 24 * HOUR_MS;
-    let (nodes, clocks) = start(1, |clocks| clocks.set(1, -since_epoch_ms - ten_years_ms));
-    let ttl = Duration::from_secs(2);
-    let began = nodes.put_for("short", ttl).await;
-    nodes.put_for("long", Duration::from_secs(600)).await;
-    let shown_ms = nodes.item("long").await.unwrap().expires_ms;
-    assert!(shown_ms < 700_000, "as if it was 1970: {shown_ms}");
-    eventually("the key has ended", async || nodes.item("short").await.is_none()).await;
-    assert!(began.elapsed() >= ttl);
-    let log = output(nodes.node(1));
-    assert!(log.contains("before 1970") && !log.contains("panicked"), "{log}");
-
-    clocks.set(1, 0);
-    nodes.jumped(1, 1).await;
-    let ends_ms = unix_ms() + 600_000;
-    nodes.put_for("now", Duration::from_secs(600)).await;
-    let ahead_ms = nodes.shown_ahead_ms("now", ends_ms).await;
-    assert!(ahead_ms.unsigned_abs() < TOLERANCE_MS, "{ahead_ms} ms ahead");
-    assert!(nodes.item("long").await.is_some());
+    let dir = tempfile::tempdir().unwrap();
+    let (script, clocks) = with_clocks(dir.path(), 1);
+    clocks.set(1, -since_epoch_ms - ten_years_ms);
+    let data_dir = dir.path().join("data");
+    let mut command = Command::new(script);
+    command.args(["serve", "--node-id", "1", "--single", "--client-listen", "127.0.0.1:0"]);
+    command.args(["--peer-listen", "127.0.0.1:0", "--data-dir"]).arg(data_dir);
+    let refused = outcome(command);
+    refused.assert_refused(3, &["before 1970", "start the node again"]);
+    assert!(!refused.stderr.contains("panicked"), "{}", refused.stderr);
 }
