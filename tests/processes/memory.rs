@@ -155,7 +155,10 @@ async fn lives_within_its_memory(value_bytes: usize) {
     let same = Bytes::from(vec![b'w'; value_bytes]);
     limited.client().put(&scope, key(0), same).await.expect("a key that becomes no larger can be written");
 
-    let shell = nodes.quorate(&["put", "another", "value", "-o", "json"]);
+    // As large as those that filled it: a smaller one may still fit.
+    let large = nodes.dir.path().join("large");
+    fs::write(&large, vec![b'x'; value_bytes]).unwrap();
+    let shell = nodes.quorate(&["put", "another", "--file", large.to_str().unwrap(), "-o", "json"]);
     let error: serde_json::Value = serde_json::from_str(&shell.stdout)
         .or_else(|_| serde_json::from_str(&shell.stderr))
         .unwrap_or_else(|_| panic!("{shell:#?}"));
@@ -166,7 +169,8 @@ async fn lives_within_its_memory(value_bytes: usize) {
     nodes.node(1).start().unwrap();
     nodes.cluster.wait_ready(DEADLINE).unwrap();
     assert_eq!(limited.size().await, (state, quota));
-    assert_quota(&limited.client().put(&scope, "another", "value").await.unwrap_err());
+    let another = Bytes::from(vec![b'y'; value_bytes]);
+    assert_quota(&limited.client().put(&scope, "another", another).await.unwrap_err());
 
     let half = Range { start: Bytes::new(), end: Bytes::from(key(keys / 2)), limit_items: 0 };
     loop {

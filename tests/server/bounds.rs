@@ -80,7 +80,13 @@ impl Node {
             }
         }
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        Self { process, client: address["client"], peer: address["peer"], _dir: dir }
+        let node = Self { process, client: address["client"], peer: address["peer"], _dir: dir };
+        let started = Instant::now();
+        while node.page("/readyz").0 != 200 {
+            assert!(started.elapsed() < DEADLINE, "no leader");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        node
     }
 
     /// `VmRSS` or `VmHWM` of the process, in bytes.
