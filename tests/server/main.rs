@@ -36,12 +36,13 @@ async fn channel(address: SocketAddr) -> Channel {
 async fn with_node<T>(dir: &Path, test: impl AsyncFnOnce(SocketAddr) -> T) -> T {
     let peer = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     peer.set_nonblocking(true).unwrap();
-    let server = Server::bind("127.0.0.1:0").await.unwrap();
+    let machine = KvMachine::default();
+    let server = Server::bind("127.0.0.1:0").await.unwrap().with_history_of(&machine);
     let address = server.local_addr();
     let mut config = EngineConfig::new(1, dir, peer.local_addr().unwrap().to_string());
     config.client_advertise = address.to_string();
     config.peer_listener = Some(peer);
-    let engine = Engine::open(config, KvMachine::default()).await.unwrap();
+    let engine = Engine::open(config, machine).await.unwrap();
     assert!(engine.ready(DEADLINE).await);
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = server.serve(engine.clone(), async { stopped.await.unwrap() });
