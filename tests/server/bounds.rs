@@ -243,7 +243,7 @@ async fn a_web_page_cannot_use_a_node() {
     node.serves_others().await;
 }
 
-#[ignore = "has not passed yet: what it measures is not what the bound says"]
+#[ignore = "fails: the test client ends the connection with too many data frames"]
 #[tokio::test(flavor = "multi_thread")]
 async fn watches_that_are_not_read_cost_little() {
     const WATCHES: usize = 300;
@@ -367,7 +367,7 @@ async fn idle_connections_give_way_and_busy_ones_leave_places_for_probes() {
     timeout(DEADLINE, served).await.expect("the place that became free is given");
 }
 
-#[ignore = "has not passed yet: what it measures is not what the bound says"]
+#[ignore = "fails: more bytes are queued over all pipelines than the test expects"]
 #[tokio::test(flavor = "multi_thread")]
 async fn pipelines_that_are_not_read_cost_little() {
     const PIPELINES: usize = 8;
