@@ -15,6 +15,7 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use serde::Deserialize;
 
+use crate::duration::parse_ms;
 use crate::engine::{DiskPolicy, EngineConfig, Limits, PeerPolicy, SnapshotPolicy, Timing};
 use crate::server::settings::parse_filter;
 use crate::shown::Shown;
@@ -124,15 +125,15 @@ pub struct Settings {
     pub log_level: Option<String>,
 
     /// Milliseconds between a leader's heartbeats [default: 50]
-    #[arg(long, value_name = "MS", env = "QUORATE_HEARTBEAT_INTERVAL_MS")]
+    #[arg(long, value_name = "MS", value_parser = parse_ms, env = "QUORATE_HEARTBEAT_INTERVAL_MS")]
     pub heartbeat_interval_ms: Option<u64>,
 
     /// Shortest election timeout in milliseconds; at least twice the heartbeat interval [default: 150]
-    #[arg(long, value_name = "MS", env = "QUORATE_ELECTION_TIMEOUT_MIN_MS")]
+    #[arg(long, value_name = "MS", value_parser = parse_ms, env = "QUORATE_ELECTION_TIMEOUT_MIN_MS")]
     pub election_timeout_min_ms: Option<u64>,
 
     /// Longest election timeout in milliseconds [default: 300]
-    #[arg(long, value_name = "MS", env = "QUORATE_ELECTION_TIMEOUT_MAX_MS")]
+    #[arg(long, value_name = "MS", value_parser = parse_ms, env = "QUORATE_ELECTION_TIMEOUT_MAX_MS")]
     pub election_timeout_max_ms: Option<u64>,
 
     /// Take a snapshot after this many log entries [default: 500000]
@@ -175,21 +176,21 @@ pub struct Settings {
 
     /// A write to the log that takes longer, in milliseconds, counts as a disk that hangs: a leader hands over and
     /// takes no writes meanwhile. 0 for never [default: 1000]
-    #[arg(long, value_name = "MS", env = "QUORATE_FSYNC_STALL_MS")]
+    #[arg(long, value_name = "MS", value_parser = parse_ms, env = "QUORATE_FSYNC_STALL_MS")]
     pub fsync_stall_ms: Option<u64>,
 
     /// A member counts as lagging when it has not answered the leader for this many milliseconds, or when the first
     /// entry that it lacks is older than that [default: 1000]
-    #[arg(long, value_name = "MS", env = "QUORATE_LAGGING_AFTER_MS")]
+    #[arg(long, value_name = "MS", value_parser = parse_ms, env = "QUORATE_LAGGING_AFTER_MS")]
     pub lagging_after_ms: Option<u64>,
 
     /// A member counts as disconnected when it has not answered the leader for this many milliseconds
     /// [default: 60000]
-    #[arg(long, value_name = "MS", env = "QUORATE_DISCONNECTED_AFTER_MS")]
+    #[arg(long, value_name = "MS", value_parser = parse_ms, env = "QUORATE_DISCONNECTED_AFTER_MS")]
     pub disconnected_after_ms: Option<u64>,
 
     /// Longest pause, in milliseconds, between two attempts to connect to another member [default: 200]
-    #[arg(long, value_name = "MS", env = "QUORATE_RECONNECT_INTERVAL_MS")]
+    #[arg(long, value_name = "MS", value_parser = parse_ms, env = "QUORATE_RECONNECT_INTERVAL_MS")]
     pub reconnect_interval_ms: Option<u64>,
 
     /// Memory that this node may use: its buffers fit into it, and the quota on the cluster's state follows the member
@@ -202,7 +203,7 @@ pub struct Settings {
     #[arg(long, value_name = "NAMES", env = "QUORATE_ALLOWED_HOSTS", value_delimiter = ',')]
     pub allowed_hosts: Option<Vec<String>>,
 
-    /// Origins whose pages may use this node from a browser, such as https://console.example.com
+    /// Origins whose pages may use this node from a browser, such as `https://console.example.com`
     #[arg(long, value_name = "ORIGINS", env = "QUORATE_ALLOWED_ORIGINS", value_delimiter = ',')]
     pub allowed_origins: Option<Vec<String>>,
 

@@ -96,7 +96,7 @@ pub enum WriteError {
     /// Too many bytes are in flight on this node. The command was not proposed.
     #[error("too many writes are in flight on this node; retry after a pause")]
     Overloaded,
-    /// The disk of this node has too little room, or the disks of so many voters are full or hang that nothing would be
+    /// The disk of this node has too little room, or the disks of so many voters have that nothing would be
     /// committed. The command was not proposed. Writes are taken again, without a restart, once there is room; reads
     /// go on meanwhile.
     #[error(
@@ -112,6 +112,12 @@ pub enum WriteError {
         /// How long the present write has been under way.
         writing_for: Duration,
     },
+    /// The disks of so many other voters hang that nothing would be committed. The command was not proposed. Writes are
+    /// taken again, without a restart, once enough of them answer; reads go on meanwhile.
+    #[error(
+        "the disks of so many other voters do not finish their writes that this one could not be committed: `quorate status` shows whose; look at those disks, and retry"
+    )]
+    VotersStalled,
     /// This node's state differs from the other nodes' at the same position, so whatever it replied would be wrong. The
     /// command was not proposed.
     #[error(
@@ -210,6 +216,7 @@ impl WriteError {
             | Self::OtherHistory { .. }
             | Self::DiskFull { .. }
             | Self::DiskStalled { .. }
+            | Self::VotersStalled
             | Self::QuotaExceeded { .. }
             | Self::WindowExceeded
             | Self::TooManySessions

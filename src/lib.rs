@@ -33,6 +33,7 @@
 pub mod cli;
 pub mod client;
 pub mod config;
+pub(crate) mod duration;
 pub mod engine;
 pub mod error;
 pub(crate) mod incoming;

@@ -167,6 +167,28 @@ pub struct Member {
     pub client: String,
     /// Identity of the data directory this member joined with.
     pub incarnation: Incarnation,
+    /// What members are to be, by id: see [`Intent`]. Agreed by the cluster, and no part of what a member says of itself.
+    #[serde(skip)]
+    pub intents: BTreeMap<NodeId, Intent>,
+}
+
+impl Member {
+    /// Whether both are the same data directory at the same addresses.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        (&self.peer, &self.client, self.incarnation) == (&other.peer, &other.client, other.incarnation)
+    }
+}
+
+/// What a member is to be once a change of several entries is complete, so that whoever goes on with it knows.
+///
+/// A note stands on the record of the member that it is about; while there is none, because the member was removed to be
+/// added again with another data directory, on that of another member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Intent {
+    /// A voter: it takes the place of one.
+    Voter,
+    /// A learner: it takes the place of one, or stays when it ceases to vote.
+    Learner,
 }
 
 impl Member {
@@ -195,6 +217,31 @@ impl Membership {
     /// Whether `node_id` votes in any of the sets.
     pub fn is_voter(&self, node_id: NodeId) -> bool {
         self.voters.iter().any(|set| set.contains(&node_id))
+    }
+
+    /// What is noted of what `node_id` is to be.
+    pub fn intent(&self, node_id: NodeId) -> Option<Intent> {
+        let own = self.members.get(&node_id).into_iter();
+        own.chain(self.members.values()).find_map(|member| member.intents.get(&node_id)).copied()
+    }
+
+    /// All notes: on whose record, about which member, and what it is to be.
+    pub fn intents(&self) -> impl Iterator<Item = (NodeId, NodeId, Intent)> + '_ {
+        let notes = |(holder, member): (&NodeId, &Member)| {
+            let holder = *holder;
+            member.intents.clone().into_iter().map(move |(about, intent)| (holder, about, intent))
+        };
+        self.members.iter().flat_map(notes)
+    }
+
+    /// Puts back what [`intents`](Self::intents) has told. Notes on the records of others than members are dropped.
+    pub fn with_intents(mut self, notes: impl IntoIterator<Item = (NodeId, NodeId, Intent)>) -> Self {
+        for (holder, about, intent) in notes {
+            if let Some(member) = self.members.get_mut(&holder) {
+                member.intents.insert(about, intent);
+            }
+        }
+        self
     }
 }
 

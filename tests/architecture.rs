@@ -23,6 +23,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("shown", &[]),
     ("proto", &["reason"]),
     ("incoming", &[]),
+    ("duration", &[]),
     ("logging", &[]),
     ("error", &["types", "reason", "shown"]),
     ("session", &["types"]),
@@ -40,14 +41,14 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     // Settings of a whole process, so above what they are the settings of.
-    ("config", &["types", "shown", "error", "runtime", "engine", "server"]),
+    ("config", &["types", "shown", "error", "runtime", "duration", "engine", "server"]),
     // A client shares nothing with the server but the protocol.
     ("client", &["types", "reason", "shown", "session", "runtime", "proto"]),
     (
         "cli",
         &[
-            "types", "reason", "shown", "error", "runtime", "incoming", "logging", "config", "machine",
-            "storage", "engine", "stream", "server", "client",
+            "types", "reason", "shown", "error", "runtime", "incoming", "logging", "duration", "config",
+            "machine", "storage", "engine", "stream", "server", "client",
         ],
     ),
     ("main", &["cli", "config", "error"]),

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::read::parse_level;
 use super::{CliError, Common, Format, ScopeArgs, output};
 use crate::client::{Client, ClientError, Scope};
+use crate::duration;
 use crate::reason::Reason;
 use crate::runtime;
 use crate::types::ReadLevel;
@@ -34,11 +35,11 @@ pub struct BenchArgs {
     /// Size of the values, which are random
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
     pub value_bytes: u32,
-    /// How long to measure
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    /// How long to measure, in whole seconds
+    #[arg(long, value_name = "TIME", default_value_t = 10, value_parser = parse_window)]
     pub seconds: u32,
-    /// How long to run before measuring
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    /// How long to run before measuring, in whole seconds
+    #[arg(long, value_name = "TIME", default_value_t = 2, value_parser = duration::parse_seconds)]
     pub warmup_seconds: u32,
     /// How many different keys
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
@@ -70,6 +71,14 @@ pub enum Kind {
     Put,
     /// Only gets
     Get,
+}
+
+/// A measurement of no time measures nothing.
+fn parse_window(text: &str) -> Result<u32, String> {
+    match duration::parse_seconds(text)? {
+        0 => Err("the time must be longer than zero".to_owned()),
+        seconds => Ok(seconds),
+    }
 }
 
 fn parse_fraction(text: &str) -> Result<f64, String> {

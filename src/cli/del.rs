@@ -1,8 +1,10 @@
 //! `quorate del`.
 
+use bytes::Bytes;
 use clap::Args;
 use serde_json::{Map, Value};
 
+use super::input::{self, KeyFlags};
 use super::write::{self, WriteArgs};
 use super::{CliError, Common, Format, ScopeArgs, output};
 use crate::client::{Client, Header, Range};
@@ -11,14 +13,21 @@ use crate::types::AckLevel;
 /// Arguments of `quorate del`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate del greeting\n  quorate del --prefix user/\n\nExits with 4 when the key does not exist. With --prefix many keys are removed in several pieces; if one fails, those before it are done; there may be none."
+    after_help = "Example:\n  quorate del greeting\n  quorate del --prefix user/\n  quorate del --all --collection drafts   every key of the collection\n\nExits with 4 when the key does not exist. With --prefix or --all many keys are removed in several pieces; if one fails, those before it are done; there may be none."
 )]
 pub struct DelArgs {
-    /// The key
-    pub key: String,
-    /// Remove all keys that begin with KEY
+    /// The key; left out with --all, --key-base64 or --key-file
+    #[arg(value_parser = input::argument(), required_unless_present_any = ["all", "key_base64", "key_file"])]
+    pub key: Option<Bytes>,
+    /// Remove all keys that begin with KEY, which must not be empty
     #[arg(long)]
     pub prefix: bool,
+    /// Remove every key of the collection
+    #[arg(long, conflicts_with_all = ["key", "prefix", "key_base64", "key_file"])]
+    pub all: bool,
+    /// Other ways to give the key
+    #[command(flatten)]
+    pub key_flags: KeyFlags,
     /// When it counts as done
     #[command(flatten)]
     pub write: WriteArgs,
@@ -36,11 +45,27 @@ pub async fn run(common: &Common, args: DelArgs) -> Result<(), CliError> {
 }
 
 async fn delete(client: &Client, common: &Common, args: DelArgs) -> Result<(), CliError> {
-    let (scope, options) = (args.scope.scope(), args.write.options());
-    if args.prefix {
-        return delete_prefix(client, common, &args).await;
+    if args.all {
+        return delete_many(client, common, &args, Range::all()).await;
     }
-    let reply = client.delete_with(&scope, args.key.clone(), options).await?;
+    let (scope, options) = (args.scope.scope(), args.write.options());
+    let key = args.key_flags.resolve("the key", args.key.clone())?;
+    match (key.is_empty(), args.prefix) {
+        (true, true) => {
+            return Err(CliError::Usage(
+                "the prefix is empty, and every key begins with it: --all removes every key of the collection"
+                    .to_owned(),
+            ));
+        }
+        (true, false) => {
+            return Err(CliError::Usage(
+                "the key is empty, and no key is: --all removes every key of the collection".to_owned(),
+            ));
+        }
+        (false, true) => return delete_many(client, common, &args, Range::prefix(key)).await,
+        (false, false) => {}
+    }
+    let reply = client.delete_with(&scope, key.clone(), options).await?;
     let applied = reply.header.ack != AckLevel::Leader;
     let missing = applied && !reply.deleted;
     match common.output {
@@ -52,14 +77,16 @@ async fn delete(client: &Client, common: &Common, args: DelArgs) -> Result<(), C
             print(deleted, applied, &reply.header)
         }
     }?;
-    if missing { Err(CliError::NotFound { key: args.key }) } else { Ok(()) }
+    if missing { Err(CliError::NotFound { key: output::printable(&key) }) } else { Ok(()) }
 }
 
-async fn delete_prefix(client: &Client, common: &Common, args: &DelArgs) -> Result<(), CliError> {
-    let (scope, range) = (args.scope.scope(), Range::prefix(args.key.clone()));
+/// Removes the keys of `range`, in as many pieces as it takes.
+async fn delete_many(client: &Client, common: &Common, args: &DelArgs, range: Range) -> Result<(), CliError> {
+    let scope = args.scope.scope();
     if args.write.options().ack == AckLevel::Leader {
         return Err(CliError::Usage(
-            "--prefix must know how many keys were removed: not with --ack leader".to_owned(),
+            "how many keys were removed must be known before the next ones can be: not with --ack leader"
+                .to_owned(),
         ));
     }
     let mut deleted = 0;

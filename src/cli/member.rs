@@ -6,14 +6,15 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{CliError, Common, Format, output, parse_time};
+use super::{CliError, Common, Format, output};
 use crate::client::{Member, MemberChange, Members};
+use crate::duration;
 use crate::types::NodeId;
 
 /// Arguments of `quorate member`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate member list\n  quorate serve --node-id 4 --data-dir /var/lib/quorate --client-listen 10.0.0.4:7801 --peer-listen 10.0.0.4:7901 --join    on the new machine\n  quorate member add 4 --peer 10.0.0.4:7901 --promote\n  quorate member remove 2\n\nChanges go to the leader, wherever it is. One that was interrupted is completed by repeating it."
+    after_help = "Example:\n  quorate member list\n  quorate serve --node-id 4 --data-dir /var/lib/quorate --client-listen 10.0.0.4:7801 --peer-listen 10.0.0.4:7901 --join    on the new machine\n  quorate member add 4 --peer 10.0.0.4:7901 --promote\n  quorate member remove 2\n\nChanges go to the leader, wherever it is. One that was interrupted is completed by repeating it; to repeat one that is done changes nothing, and is said."
 )]
 pub struct MemberArgs {
     /// What to do.
@@ -114,7 +115,7 @@ pub enum MemberCommand {
 #[derive(Debug, Clone, Copy, Args)]
 pub struct CatchUp {
     /// How long to wait for the node to catch up, such as 60s or 10m
-    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "60s")]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "60s")]
     pub catch_up: Duration,
 }
 
@@ -158,12 +159,16 @@ pub async fn run(common: &Common, args: MemberArgs) -> Result<(), CliError> {
         }
     };
     match change {
-        None => show(common.output, &client.members().await?),
-        Some(change) => show(common.output, &client.change_members(change).await?),
+        None => show(common.output, &client.members().await?, None),
+        Some(change) => {
+            let list = client.change_members(change).await?;
+            show(common.output, &list, Some(list.unchanged))
+        }
     }
 }
 
-fn show(format: Format, list: &Members) -> Result<(), CliError> {
+/// Prints the members, and of a change whether it has changed anything.
+fn show(format: Format, list: &Members, unchanged: Option<bool>) -> Result<(), CliError> {
     let rows: Vec<Row<'_>> = list.members.iter().map(|member| row(list, member)).collect();
     match format {
         Format::Json => output::json(&json!({
@@ -171,11 +176,15 @@ fn show(format: Format, list: &Members) -> Result<(), CliError> {
             "term": list.position.map(|position| position.term),
             "position": list.position.map(|position| position.index),
             "joint": list.joint,
+            "unchanged": unchanged,
         })),
         Format::Table => {
             let headings = ["NODE", "ROLE", "PEER", "CLIENT", "MATCHED", "ANSWERS", "DATA DIRECTORY"];
             let cells: Vec<_> = rows.iter().map(cells).collect();
             output::raw(output::table(&headings, &cells).as_bytes())?;
+            if unchanged == Some(true) {
+                output::remark("nothing had to be done: the members are as before");
+            }
             if list.joint {
                 output::remark(
                     "a change of the voters is under way: it needs majorities of the old and the new ones",

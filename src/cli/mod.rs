@@ -16,7 +16,8 @@ pub use report::Report;
 
 pub use crate::logging::{flush as flush_log, last_words};
 
-use crate::client::{Client, ClientConfig, Endpoint, SESSION_TTL_MIN, Scope};
+use crate::client::{Client, ClientConfig, Endpoint, SESSION_TTL_MAX, SESSION_TTL_MIN, Scope};
+use crate::duration;
 
 pub mod bench;
 pub mod cluster;
@@ -26,6 +27,7 @@ pub mod del;
 mod error;
 pub mod get;
 pub mod health;
+mod input;
 pub mod member;
 mod output;
 pub mod process;
@@ -77,13 +79,13 @@ pub struct Common {
     /// How results are printed
     #[arg(short, long, global = true, env = "QUORATE_OUTPUT", value_enum, default_value_t = Format::Table)]
     pub output: Format,
-    /// How long an operation may take, such as 10s, 500ms or 2m
+    /// How long an operation may take, such as 10s, 500ms or 1h30m; at most a year
     #[arg(
         long,
         global = true,
         env = "QUORATE_TIMEOUT",
         value_name = "TIME",
-        value_parser = parse_time,
+        value_parser = duration::parse,
         default_value = "10s"
     )]
     pub timeout: Duration,
@@ -100,7 +102,7 @@ impl Common {
             // One write needs no place among those who stay; if its outcome is not known, it says so.
             config.without_session_when_full = true;
             // Long enough for every attempt, and if this process is killed its session is not kept for long.
-            let max = config.session_ttl.max(self.timeout);
+            let max = config.session_ttl.max(self.timeout).min(SESSION_TTL_MAX);
             config.session_ttl = self.timeout.saturating_mul(2).clamp(SESSION_TTL_MIN, max);
         })
     }
@@ -282,26 +284,6 @@ async fn dispatch(common: &Common, command: Command) -> Result<(), CliError> {
     }
 }
 
-/// A time with its unit: `500ms`, `10s`, `2m`; a bare number is seconds.
-fn parse_time(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit_s = match &text[digits.len()..] {
-        "ms" => 0.001,
-        "s" | "" => 1.0,
-        "m" => 60.0,
-        _ => return Err("write a number with ms, s or m, such as 500ms".to_owned()),
-    };
-    let number: f64 =
-        digits.parse().map_err(|_| "write a number with ms, s or m, such as 500ms".to_owned())?;
-    match Duration::try_from_secs_f64(number * unit_s) {
-        Ok(time) if !time.is_zero() && time <= MAX_TIME => Ok(time),
-        _ => Err("the time must be longer than zero and at most a day".to_owned()),
-    }
-}
-
-/// The longest time that can be given.
-const MAX_TIME: Duration = Duration::from_secs(24 * 60 * 60);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -326,6 +308,12 @@ mod tests {
                 vec!["get", "k", "--level", "bounded:100", "--prefer", "nearest", "--after", "3"],
                 vec!["put", "k", "v", "--if-absent", "--ttl", "30s", "--ack", "all"],
                 vec!["del", "k", "--prefix"],
+                vec!["del", "--all"],
+                vec!["put", "--key-base64", "/wA=", "-", "--ttl", "400d"],
+                vec!["put", "k", "--value-base64", "/wA="],
+                vec!["get", "--key-base64", "/wA="],
+                vec!["del", "--key-base64", "/wA="],
+                vec!["range", "--key-base64", "/w==", "--prefix"],
                 vec!["range", "--prefix", "k", "--limit", "1"],
                 vec!["txn", "--when", "k = v", "--then", "put k w", "--else", "get k"],
                 vec!["status", "--members"],
@@ -387,6 +375,15 @@ mod tests {
             vec!["txn", "-"],
             vec!["txn", "--then", "get k"],
             vec!["watch", "--prefix", "", "--from", "7"],
+            vec!["watch", "--all"],
+            vec!["watch", "--key-base64", "/w==", "--prefix"],
+            vec!["put", "--key-base64", "/w==", "v"],
+            vec!["put", "k", "--value", "-"],
+            vec!["put", "k", "--value", "--ttl"],
+            vec!["put", "k", "v", "--ttl", "1w2d3h"],
+            vec!["del", "--all"],
+            vec!["range", "--key-base64", "/w==", "--end-base64", "//8="],
+            vec!["range", "--all", "--prefix", "a"],
             vec!["health", "-o", "json"],
             vec!["status", "-o", "json"],
             vec!["bench", "--callers", "8", "--value-bytes", "16", "--seconds", "1", "--kind", "get"],
@@ -413,6 +410,16 @@ mod tests {
             vec!["put"],
             vec!["put", "k"],
             vec!["put", "k", "v", "--file", "f"],
+            vec!["put", "k", "v", "--value", "w"],
+            vec!["put", "k", "--value-base64", "%"],
+            vec!["get", "--key-base64", "%"],
+            vec!["get", "--key-base64", "/w==", "--key-file", "f"],
+            vec!["del"],
+            vec!["del", "k", "--all"],
+            vec!["del", "--prefix", "--all"],
+            vec!["watch"],
+            vec!["watch", "k", "--all"],
+            vec!["put", "k", "v", "--ttl", "7 days"],
             vec!["get", "k", "--endpoints", "nowhere"],
             vec!["get", "k", "--endpoints", ""],
             vec!["get", "k", "-o", "xml"],
@@ -466,16 +473,6 @@ mod tests {
             let cli = parse(["quorate", "status"]).unwrap();
             let endpoints: Vec<_> = cli.common.endpoints.iter().map(Endpoint::as_str).collect();
             assert_eq!(endpoints, ["127.0.0.1:7801", "127.0.0.1:7802", "127.0.0.1:7803"]);
-        }
-    }
-
-    #[test]
-    fn times_have_units() {
-        assert_eq!(parse_time("1500ms").unwrap(), Duration::from_millis(1500));
-        assert_eq!(parse_time("2m").unwrap(), Duration::from_secs(120));
-        assert_eq!(parse_time("0.5").unwrap(), Duration::from_millis(500));
-        for text in ["", "s", "-1s", "0ms", "1h", "NaN", "inf", "999999m"] {
-            assert!(parse_time(text).is_err(), "{text}");
         }
     }
 }

@@ -101,15 +101,64 @@ pub(super) fn time(unix_ms: u64) -> String {
     prost_types::Timestamp { seconds, nanos: 0 }.to_string()
 }
 
-/// Bytes on one line of a table: control characters and what is not UTF-8 are escaped.
+/// Bytes on one line, such that no two strings of bytes look alike, and so that they can be typed again between the
+/// quotation marks of a transaction: a backslash is doubled, and what is not UTF-8, or is a character that cannot be
+/// seen for what it is, is `\n`, `\t`, `\r` or `\xNN` for each of its bytes. In quotation marks where it could be taken
+/// for something else: empty, with a space at either end or two in a row, or with a quotation mark in front.
 pub(super) fn printable(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text
-            .chars()
-            .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() })
-            .collect(),
-        Err(_) => bytes.escape_ascii().to_string(),
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\\' => text.push_str("\\\\"),
+                '\n' => text.push_str("\\n"),
+                '\t' => text.push_str("\\t"),
+                '\r' => text.push_str("\\r"),
+                c if is_plain(c) => text.push(c),
+                c => escape(&mut text, c.encode_utf8(&mut [0; 4]).as_bytes()),
+            }
+        }
+        escape(&mut text, chunk.invalid());
     }
+    let quote = text.is_empty() || text.starts_with([' ', '"']) || text.ends_with(' ') || text.contains("  ");
+    match quote {
+        true => format!("\"{}\"", text.replace('"', "\\\"")),
+        false => text,
+    }
+}
+
+/// The same of at most so many bytes that a message stays readable.
+pub(super) fn shown(bytes: &[u8]) -> String {
+    const SHOWN_BYTES: usize = 128;
+    match bytes.get(..SHOWN_BYTES) {
+        Some(beginning) if bytes.len() > SHOWN_BYTES => {
+            // Not within a character.
+            let whole = match std::str::from_utf8(beginning) {
+                Err(error) if error.error_len().is_none() => &beginning[..error.valid_up_to()],
+                _ => beginning,
+            };
+            format!("{}… ({} bytes)", printable(whole), bytes.len())
+        }
+        _ => printable(bytes),
+    }
+}
+
+fn escape(text: &mut String, bytes: &[u8]) {
+    for byte in bytes {
+        text.push_str(&format!("\\x{byte:02x}"));
+    }
+}
+
+/// Whether a character is seen as itself: not a control character, a space of another kind, one without a width, or
+/// one that turns the direction of writing.
+fn is_plain(c: char) -> bool {
+    let is_invisible = matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+        | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{e000}'..='\u{f8ff}' | '\u{1d173}'..='\u{1d17a}'
+        | '\u{e0000}'..='\u{10ffff}');
+    !c.is_control() && !is_invisible && (c == ' ' || !c.is_whitespace())
 }
 
 #[cfg(test)]
@@ -134,7 +183,32 @@ mod tests {
         insert_bytes(&mut object, "key", b"k");
         insert_bytes(&mut object, "value", &[0xff, 0x00]);
         assert_eq!(serde_json::to_string(&object).unwrap(), r#"{"key":"k","value_base64":"/wA="}"#);
-        assert_eq!(printable(b"a\tb"), "a\\tb");
-        assert_eq!(printable(&[0xff, b'a']), "\\xffa");
+    }
+
+    #[test]
+    fn what_is_printed_is_seen_for_what_it_is() {
+        for (bytes, expected) in [
+            (&b"plain / text=1"[..], "plain / text=1"),
+            ("l\u{e4}nger \u{65e5}".as_bytes(), "l\u{e4}nger \u{65e5}"),
+            (b"a\tb\nc\rd", "a\\tb\\nc\\rd"),
+            (b"a\\nb", "a\\\\nb"),
+            (b"\xffa\0", "\\xffa\\x00"),
+            (b"\xe4\xb8", "\\xe4\\xb8"),
+            (b"\x1b[31m\x7f", "\\x1b[31m\\x7f"),
+            (
+                "a\u{202e}b\u{200b}\u{feff}\u{a0}\u{2028}".as_bytes(),
+                "a\\xe2\\x80\\xaeb\\xe2\\x80\\x8b\\xef\\xbb\\xbf\\xc2\\xa0\\xe2\\x80\\xa8",
+            ),
+            (b"", "\"\""),
+            (b" a", "\" a\""),
+            (b"a  b", "\"a  b\""),
+            (b"\"", "\"\\\"\""),
+            (b"say \"hi\"", "say \"hi\""),
+        ] {
+            assert_eq!(printable(bytes), expected, "{bytes:?}");
+        }
+        assert_eq!(shown(b"short"), "short");
+        let long = shown("\u{e4}".repeat(5_000).as_bytes());
+        assert!(long.len() < 300 && long.ends_with("\u{e4}… (10000 bytes)"), "{long}");
     }
 }

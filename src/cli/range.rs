@@ -5,9 +5,10 @@ use clap::Args;
 use futures::StreamExt;
 use serde_json::{Map, Value};
 
+use super::input::{self, KeyFlags};
 use super::read::ReadArgs;
 use super::{CliError, Common, Format, ScopeArgs, output};
-use crate::client::{Item, Range, end_of_prefix};
+use crate::client::{Item, Range};
 use crate::shown::Shown;
 
 /// Arguments of `quorate range`.
@@ -17,13 +18,20 @@ use crate::shown::Shown;
 )]
 pub struct RangeArgs {
     /// The first key; without it, from the beginning
-    #[arg(default_value = "", hide_default_value = true)]
-    pub start: String,
+    #[arg(value_parser = input::argument())]
+    pub start: Option<Bytes>,
     /// The first key that is not listed any more; without it, to the end
-    pub end: Option<String>,
+    #[arg(value_parser = input::argument())]
+    pub end: Option<Bytes>,
+    /// END in base64
+    #[arg(long, value_name = "BASE64", value_parser = input::parse_base64, conflicts_with = "end")]
+    pub end_base64: Option<Bytes>,
     /// List the keys that begin with START
-    #[arg(long, conflicts_with = "end")]
+    #[arg(long, conflicts_with_all = ["end", "end_base64"])]
     pub prefix: bool,
+    /// Other ways to give START
+    #[command(flatten)]
+    pub key_flags: KeyFlags,
     /// List at most this many
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub limit: u32,
@@ -43,10 +51,12 @@ pub struct RangeArgs {
 /// # Errors
 /// See [`CliError`].
 pub async fn run(common: &Common, args: RangeArgs) -> Result<(), CliError> {
+    let range = args.range()?;
     if args.all {
-        return stream(common, &args).await;
+        return stream(common, &args, range).await;
     }
-    let (items, next) = read(common, &args).await?;
+    let remark = from_there_on(&range, args.prefix);
+    let (items, next) = read(common, &args, range).await?;
     match common.output {
         Format::Table => {
             let rows: Vec<_> = items.iter().map(row).collect();
@@ -57,7 +67,7 @@ pub async fn run(common: &Common, args: RangeArgs) -> Result<(), CliError> {
                     output::printable(&next)
                 ));
             }
-            if let Some(remark) = from_there_on(&args.range(), args.prefix) {
+            if let Some(remark) = remark {
                 output::remark(&remark);
             }
             Ok(())
@@ -76,10 +86,14 @@ pub async fn run(common: &Common, args: RangeArgs) -> Result<(), CliError> {
 }
 
 /// Reads page by page up to the limit. Each page is a read of its own: writes between two of them show.
-async fn read(common: &Common, args: &RangeArgs) -> Result<(Vec<Item>, Option<Bytes>), CliError> {
+async fn read(
+    common: &Common,
+    args: &RangeArgs,
+    range: Range,
+) -> Result<(Vec<Item>, Option<Bytes>), CliError> {
     let client = args.read.prefer(&common.client()?).await;
     let scope = args.scope.scope();
-    let Range { mut start, end, .. } = args.range();
+    let Range { mut start, end, .. } = range;
     let mut items = Vec::new();
     let mut left = args.limit;
     loop {
@@ -96,9 +110,9 @@ async fn read(common: &Common, args: &RangeArgs) -> Result<(Vec<Item>, Option<By
 }
 
 /// Prints item by item, so that the memory it takes does not grow with the answer.
-async fn stream(common: &Common, args: &RangeArgs) -> Result<(), CliError> {
+async fn stream(common: &Common, args: &RangeArgs, range: Range) -> Result<(), CliError> {
     let client = args.read.prefer(&common.client()?).await;
-    let mut items = client.range_stream(&args.scope.scope(), args.range(), args.read.options()).await?;
+    let mut items = client.range_stream(&args.scope.scope(), range, args.read.options()).await?;
     while let Some(item) = items.next().await {
         let item = item?;
         match common.output {
@@ -110,14 +124,34 @@ async fn stream(common: &Common, args: &RangeArgs) -> Result<(), CliError> {
 }
 
 impl RangeArgs {
-    fn range(&self) -> Range {
-        let start = Bytes::from(self.start.clone());
-        let end = match &self.end {
-            Some(end) => Bytes::from(end.clone()),
-            None if self.prefix => end_of_prefix(&start),
-            None => Bytes::new(),
+    /// With a flag for START, the first argument is END.
+    fn range(&self) -> Result<Range, CliError> {
+        let (start, end) = match self.key_flags.is_given() {
+            true if self.end.is_some() => (self.start.clone(), self.end.clone()),
+            true => (None, self.start.clone()),
+            false => (Some(self.start.clone().unwrap_or_default()), self.end.clone()),
         };
-        Range { start, end, limit_items: 0 }
+        let start = self.key_flags.resolve("START", start)?;
+        let end = match (end, &self.end_base64) {
+            (Some(_), Some(_)) => {
+                return Err(CliError::Usage("END is given twice: as an argument and by a flag".to_owned()));
+            }
+            (Some(_), None) if self.prefix => {
+                return Err(CliError::Usage(
+                    "--prefix lists what begins with START: not with END".to_owned(),
+                ));
+            }
+            (None, None) if self.prefix => return Ok(Range::prefix(start)),
+            (None, None) => return Ok(Range { start, ..Range::default() }),
+            (Some(end), None) => end,
+            (None, Some(end)) => end.clone(),
+        };
+        match end.is_empty() {
+            true => Err(CliError::Usage(
+                "END is empty, and no key is before that: leave it out to list to the end".to_owned(),
+            )),
+            false => Ok(Range { start, end, limit_items: 0 }),
+        }
     }
 }
 
@@ -141,8 +175,46 @@ fn row(item: &Item) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod remarks {
+mod tests {
     use super::*;
+    use crate::cli::{Command, parse};
+
+    fn range(args: &[&str]) -> Result<Range, CliError> {
+        match parse([&["quorate", "range"], args].concat()).unwrap().command {
+            Command::Range(range) => range.range(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn both_ends_can_be_any_bytes_and_the_second_is_not_empty_by_accident() {
+        let between = |start: &'static [u8], end: &'static [u8]| Range {
+            start: start.into(),
+            end: end.into(),
+            limit_items: 0,
+        };
+        for (args, expected) in [
+            (&[][..], Range::all()),
+            (&["a"], between(b"a", b"")),
+            (&["a", "b"], between(b"a", b"b")),
+            (&["", "b"], between(b"", b"b")),
+            (&["--prefix", "a"], between(b"a", b"b")),
+            (&["--prefix", "--key-base64", "/w=="], between(b"\xff", b"")),
+            (&["--key-base64", "/gA=", "\u{7f}"], between(b"\xfe\0", b"\x7f")),
+            (&["a", "--end-base64", "/w=="], between(b"a", b"\xff")),
+        ] {
+            assert_eq!(range(args).unwrap(), expected, "{args:?}");
+        }
+        for args in [
+            &["a", ""][..],
+            &["a", "--end-base64", ""],
+            &["--key-base64", "/w==", "a", "b"],
+            &["--key-base64", "/w==", "a", "--end-base64", "/w=="],
+            &["--key-base64", "/w==", "a", "--prefix"],
+        ] {
+            assert!(matches!(range(args), Err(CliError::Usage(_))), "{args:?}");
+        }
+    }
 
     #[test]
     fn a_start_alone_is_explained() {

@@ -3,13 +3,14 @@
 use clap::Args;
 
 use crate::client::{Client, Endpoint, ReadPreference};
+use crate::duration;
 use crate::types::{Bookmark, ReadLevel, ReadOptions};
 
 /// How fresh a read must be, and which node answers it.
 #[derive(Debug, Clone, Args)]
 pub struct ReadArgs {
-    /// How fresh: linearizable; lease: the same from the leader alone; bounded:MS: at most so many milliseconds
-    /// old; or local: whatever the node has applied
+    /// How fresh: linearizable; lease: the same from the leader alone; bounded:TIME: at most so old, a bare number
+    /// being milliseconds; or local: whatever the node has applied
     #[arg(long, value_name = "LEVEL", value_parser = parse_level, default_value = "linearizable")]
     pub level: ReadLevel,
     /// Short for --level local
@@ -50,11 +51,13 @@ pub(super) fn parse_level(text: &str) -> Result<ReadLevel, String> {
         "linearizable" => Ok(ReadLevel::Linearizable),
         "lease" => Ok(ReadLevel::Lease),
         "local" => Ok(ReadLevel::Local),
-        _ => match text.strip_prefix("bounded:").map(str::parse) {
-            Some(Ok(max_lag_ms)) => Ok(ReadLevel::Bounded { max_lag_ms }),
-            _ => Err("write linearizable, lease, local, or bounded: and milliseconds, such as bounded:500"
-                .to_owned()),
-        },
+        _ => {
+            match text.strip_prefix("bounded:").map(duration::parse_ms) {
+                Some(Ok(max_lag_ms)) => Ok(ReadLevel::Bounded { max_lag_ms }),
+                _ => Err("write linearizable, lease, local, or bounded: and a time, such as bounded:500ms"
+                    .to_owned()),
+            }
+        }
     }
 }
 
@@ -96,6 +99,7 @@ mod tests {
     #[test]
     fn levels_and_preferences_are_read_or_refused() {
         assert_eq!(parse_level("bounded:250"), Ok(ReadLevel::Bounded { max_lag_ms: 250 }));
+        assert_eq!(parse_level("bounded:1m30s"), Ok(ReadLevel::Bounded { max_lag_ms: 90_000 }));
         assert_eq!(parse_level("lease"), Ok(ReadLevel::Lease));
         for text in ["", "bounded", "bounded:", "bounded:soon", "strong"] {
             assert!(parse_level(text).is_err(), "{text}");

@@ -1,39 +1,41 @@
 //! `quorate txn`: a transaction from flags, a file or standard input.
 //!
 //! The text is one clause per line, each beginning with `when`, `then` or `else`; the flags are the same clauses
-//! without that word. A word is bare, or in double quotes with `\"`, `\\`, `\n`, `\t` and `\xNN`.
+//! without that word. A word is bare, or in double quotes with `\"`, `\\`, `\n`, `\r`, `\t` and `\xNN`: as tables print
+//! what is no plain text, so it can be copied from there. In quotes a line break is one byte of the word like any other.
+//! The text need not be UTF-8; a byte-order mark at its beginning is none of it.
 
-use std::fs;
-use std::io::Read;
 use std::path::PathBuf;
 
 use bytes::Bytes;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::input;
 use super::write::{self, WriteArgs};
-use super::{CliError, Common, Format, ScopeArgs, output, parse_time};
+use super::{CliError, Common, Format, ScopeArgs, output};
 use crate::client::{Client, Compare, Comparison, Item, Range, Txn, TxnOp, TxnReply, TxnResult};
+use crate::duration;
 use crate::types::AckLevel;
 
 /// Arguments of `quorate txn`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate txn --when 'owner = \"a\"' --then 'put owner b' --else 'get owner'\n  quorate txn --when 'missing lock' --then 'put lock me ttl=30s'\n  quorate txn move.txt\n\n  where move.txt holds\n    # comments and empty lines are skipped\n    when value(from) = \"10\"\n    when version(to) > 0\n    then put from \"9\"\n    then put to \"1\"\n    else get from\n\nComparisons: KEY = VALUE or value(KEY) = VALUE, version(KEY), created(KEY) and modified(KEY) with a number, each with = != < or >; exists KEY; missing KEY. All must hold.\nOperations: get KEY; put KEY VALUE [ttl=TIME]; del KEY; range START [END]; prefix KEY; del-range START [END]; del-prefix KEY.\nExits with 0 whichever list was done; the first line of the output says which."
+    after_help = "Example:\n  quorate txn --when 'owner = \"a\"' --then 'put owner b' --else 'get owner'\n  quorate txn --when 'missing lock' --then 'put lock me ttl=30s'\n  quorate txn move.txt\n\n  where move.txt holds\n    # comments and empty lines are skipped\n    when value(from) = \"10\"\n    when version(to) > 0\n    then put from \"9\"\n    then put to \"1\"\n    else get from\n\nComparisons: KEY = VALUE or value(KEY) = VALUE, version(KEY), created(KEY) and modified(KEY) with a number, each with = != < or >; exists KEY; missing KEY. All must hold.\nOperations: get KEY; put KEY VALUE [ttl=TIME]; del KEY; range START [END]; prefix KEY; del-range START END; del-from START, to the end; del-prefix KEY; del-all.\nA word that is no plain text is written in double quotes, with \\\" \\\\ \\n \\r \\t and \\xNN for a byte; a line break may also stand there as it is.\nExits with 0 whichever list was done; the first line of the output says which."
 )]
 pub struct TxnArgs {
     /// File with the transaction; `-` is standard input
     #[arg(conflicts_with_all = ["when", "then", "otherwise"], required_unless_present_any = ["then", "otherwise"])]
     pub file: Option<PathBuf>,
     /// A comparison; all must hold. May be repeated
-    #[arg(long, value_name = "COMPARISON")]
-    pub when: Vec<String>,
+    #[arg(long, value_name = "COMPARISON", value_parser = input::argument())]
+    pub when: Vec<Bytes>,
     /// An operation to do if all comparisons hold. May be repeated
-    #[arg(long, value_name = "OPERATION")]
-    pub then: Vec<String>,
+    #[arg(long, value_name = "OPERATION", value_parser = input::argument())]
+    pub then: Vec<Bytes>,
     /// An operation to do if not. May be repeated
-    #[arg(long = "else", value_name = "OPERATION")]
-    pub otherwise: Vec<String>,
+    #[arg(long = "else", value_name = "OPERATION", value_parser = input::argument())]
+    pub otherwise: Vec<Bytes>,
     /// When it counts as done
     #[command(flatten)]
     pub write: WriteArgs,
@@ -64,7 +66,9 @@ async fn execute(client: &Client, common: &Common, args: &TxnArgs, txn: Txn) -> 
 
 fn read(args: &TxnArgs) -> Result<Txn, CliError> {
     let Some(path) = &args.file else {
-        let refuse = |flag: &str, text: &str, why| CliError::Usage(format!("--{flag} '{text}': {why}"));
+        let refuse = |flag: &str, text: &Bytes, why| {
+            CliError::Usage(format!("--{flag} '{}': {why}", output::shown(text)))
+        };
         let mut txn = Txn::new();
         for text in &args.when {
             txn = txn.when(comparison(text).map_err(|why| refuse("when", text, why))?);
@@ -77,32 +81,40 @@ fn read(args: &TxnArgs) -> Result<Txn, CliError> {
         }
         return Ok(txn);
     };
-    let unreadable = |source| CliError::Input { path: path.clone(), source };
-    let mut text = String::new();
-    if path.as_os_str() == "-" {
-        std::io::stdin().lock().read_to_string(&mut text).map_err(unreadable)?;
-    } else {
-        text = fs::read_to_string(path).map_err(unreadable)?;
-    }
+    let text = input::read(path.clone())?;
     parse(&text).map_err(|why| CliError::Usage(format!("{}: {why}", path.display())))
 }
 
 /// A whole transaction.
-fn parse(text: &str) -> Result<Txn, String> {
+fn parse(text: &[u8]) -> Result<Txn, String> {
+    const UTF_8_MARK: &[u8] = b"\xef\xbb\xbf";
+    const UTF_16_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
+    if UTF_16_MARKS.iter().any(|mark| text.starts_with(mark)) {
+        return Err("the text is in UTF-16; write it in UTF-8".to_owned());
+    }
+    let text = text.strip_prefix(UTF_8_MARK).unwrap_or(text);
+    let mut rest = text.trim_ascii_start();
     let mut txn = Txn::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
+    while !rest.is_empty() {
+        if rest[0] == b'#' {
+            rest = rest[end_of(rest, |byte| byte != b'\n')..].trim_ascii_start();
             continue;
         }
-        let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-        let at = |why| format!("line {}: {why}", number + 1);
+        let line = 1 + text[..text.len() - rest.len()].iter().filter(|byte| **byte == b'\n').count();
+        let at = |why: String| format!("line {line}: {why}");
+        let (word, clause) = rest.split_at(end_of(rest, |byte| !byte.is_ascii_whitespace()));
+        let is_comparison = word == b"when";
+        let (found, after) = tokens(clause, is_comparison, true).map_err(at)?;
         txn = match word {
-            "when" => txn.when(comparison(rest).map_err(at)?),
-            "then" => txn.then(operation(rest).map_err(at)?),
-            "else" => txn.otherwise(operation(rest).map_err(at)?),
-            _ => return Err(at(format!("a line begins with when, then or else, not with \"{word}\""))),
+            b"when" => txn.when(read_comparison(&found).map_err(at)?),
+            b"then" => txn.then(read_operation(found).map_err(at)?),
+            b"else" => txn.otherwise(read_operation(found).map_err(at)?),
+            _ => {
+                let word = output::shown(word);
+                return Err(at(format!("a line begins with when, then or else, not with \"{word}\"")));
+            }
         };
+        rest = after.trim_ascii_start();
     }
     if txn.is_empty() { Err("there is nothing in it".to_owned()) } else { Ok(txn) }
 }
@@ -110,8 +122,8 @@ fn parse(text: &str) -> Result<Txn, String> {
 /// One word or mark of a clause.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Token {
-    Bare(String),
-    Quoted(Vec<u8>),
+    Bare(Bytes),
+    Quoted(Bytes),
     /// `=`, `!=`, `<`, `>`, `(` or `)`, only where [`tokens`] is asked for marks.
     Mark(&'static str),
 }
@@ -119,68 +131,86 @@ enum Token {
 impl Token {
     fn into_bytes(self) -> Result<Bytes, String> {
         match self {
-            Self::Bare(text) => Ok(text.into_bytes().into()),
-            Self::Quoted(bytes) => Ok(bytes.into()),
+            Self::Bare(bytes) | Self::Quoted(bytes) => Ok(bytes),
             Self::Mark(mark) => Err(format!("a word was expected instead of {mark}")),
         }
     }
 }
 
-/// Splits a clause. Marks end bare words in comparisons, and mean nothing in operations.
-fn tokens(text: &str, marks: bool) -> Result<Vec<Token>, String> {
+/// Where what `belongs` at the beginning of `text` ends.
+fn end_of(text: &[u8], belongs: impl Fn(u8) -> bool) -> usize {
+    text.iter().position(|byte| !belongs(*byte)).unwrap_or(text.len())
+}
+
+/// Splits a clause, and returns what follows it: with `one_line` it ends at a line break outside of quotes. Marks end bare
+/// words in comparisons, and mean nothing in operations.
+fn tokens(text: &[u8], marks: bool, one_line: bool) -> Result<(Vec<Token>, &[u8]), String> {
     const MARKS: [&str; 6] = ["!=", "=", "<", ">", "(", ")"];
+    let mark_at = |rest: &[u8]| MARKS.into_iter().find(|mark| marks && rest.starts_with(mark.as_bytes()));
+    let is_space = |byte: u8| byte.is_ascii_whitespace() && !(one_line && byte == b'\n');
     let mut found = Vec::new();
-    let mut rest = text.trim_start();
-    while !rest.is_empty() {
-        let mark = MARKS.into_iter().find(|mark| marks && rest.starts_with(mark));
-        if let Some(mark) = mark {
+    let mut rest = text;
+    loop {
+        rest = &rest[end_of(rest, is_space)..];
+        if rest.is_empty() || (one_line && rest[0] == b'\n') {
+            return Ok((found, rest));
+        }
+        if let Some(mark) = mark_at(rest) {
             found.push(Token::Mark(mark));
             rest = &rest[mark.len()..];
-        } else if let Some(quoted) = rest.strip_prefix('"') {
+        } else if let Some(quoted) = rest.strip_prefix(b"\"") {
             let (bytes, after) = unquote(quoted)?;
             found.push(Token::Quoted(bytes));
             rest = after;
         } else {
-            let ends = |(at, c): (usize, char)| {
-                c.is_whitespace() || (marks && MARKS.iter().any(|mark| rest[at..].starts_with(mark)))
-            };
-            let end = rest.char_indices().find(|place| ends(*place)).map_or(rest.len(), |(at, _)| at);
-            found.push(Token::Bare(rest[..end].to_owned()));
+            let ends = |at: &usize| rest[*at].is_ascii_whitespace() || mark_at(&rest[*at..]).is_some();
+            let end = (0..rest.len()).find(ends).unwrap_or(rest.len());
+            found.push(Token::Bare(Bytes::copy_from_slice(&rest[..end])));
             rest = &rest[end..];
         }
-        rest = rest.trim_start();
     }
-    Ok(found)
 }
 
 /// The bytes up to the closing quote, and what follows it.
-fn unquote(text: &str) -> Result<(Vec<u8>, &str), String> {
+fn unquote(text: &[u8]) -> Result<(Bytes, &[u8]), String> {
     let mut bytes = Vec::new();
-    let mut chars = text.char_indices();
-    while let Some((at, c)) = chars.next() {
-        match c {
-            '"' => return Ok((bytes, &text[at + 1..])),
-            '\\' => match chars.next().map(|(_, c)| c) {
-                Some('n') => bytes.push(b'\n'),
-                Some('t') => bytes.push(b'\t'),
-                Some(c @ ('"' | '\\')) => bytes.push(c as u8),
-                Some('x') => {
-                    let digits: String = chars.by_ref().take(2).map(|(_, c)| c).collect();
-                    let byte = u8::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 2);
-                    bytes.push(byte.ok_or("\\x wants two hexadecimal digits")?);
-                }
-                _ => return Err("after \\ comes one of \" \\ n t x".to_owned()),
-            },
-            c => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+    let mut at = 0;
+    while let Some(byte) = text.get(at) {
+        at += 1;
+        if *byte == b'"' {
+            return Ok((bytes.into(), &text[at..]));
         }
+        if *byte != b'\\' {
+            bytes.push(*byte);
+            continue;
+        }
+        let escaped = text.get(at);
+        at += 1;
+        bytes.push(match escaped {
+            Some(b'n') => b'\n',
+            Some(b'r') => b'\r',
+            Some(b't') => b'\t',
+            Some(c @ (b'"' | b'\\')) => *c,
+            Some(b'x') => {
+                let digits = text.get(at..at + 2).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+                at += 2;
+                let byte = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+                let byte = byte.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+                byte.ok_or("\\x wants two hexadecimal digits")?
+            }
+            _ => return Err("after \\ comes one of \" \\ n r t x".to_owned()),
+        });
     }
     Err("a quotation mark is missing at the end".to_owned())
 }
 
-fn comparison(text: &str) -> Result<Compare, String> {
+fn comparison(text: &[u8]) -> Result<Compare, String> {
+    read_comparison(&tokens(text, true, false)?.0)
+}
+
+fn read_comparison(tokens: &[Token]) -> Result<Compare, String> {
     const FORM: &str = "write KEY = VALUE, value(KEY), version(KEY), created(KEY) or modified(KEY) with = != < >, exists KEY, or missing KEY";
-    let tokens = tokens(text, true)?;
-    match &tokens[..] {
+    match tokens {
         [Token::Bare(word), key] if word == "exists" => Ok(Compare::exists(key.clone().into_bytes()?)),
         [Token::Bare(word), key] if word == "missing" => Ok(Compare::missing(key.clone().into_bytes()?)),
         [key, Token::Mark(mark), value] => {
@@ -190,14 +220,15 @@ fn comparison(text: &str) -> Result<Compare, String> {
         [Token::Bare(of), Token::Mark("("), key, Token::Mark(")"), Token::Mark(mark), value] => {
             let (key, value) = (key.clone().into_bytes()?, value.clone().into_bytes()?);
             let sign = sign(mark).ok_or(FORM)?;
-            let subject = match of.as_str() {
-                "value" => return Ok(Compare::value(key).is(sign, value)),
-                "version" => Compare::version(key),
-                "created" => Compare::create_revision(key),
-                "modified" => Compare::mod_revision(key),
+            let subject = match &of[..] {
+                b"value" => return Ok(Compare::value(key).is(sign, value)),
+                b"version" => Compare::version(key),
+                b"created" => Compare::create_revision(key),
+                b"modified" => Compare::mod_revision(key),
                 _ => return Err(FORM.to_owned()),
             };
             let number = std::str::from_utf8(&value).ok().and_then(|text| text.parse().ok());
+            let of = output::shown(of);
             Ok(subject.is(sign, number.ok_or_else(|| format!("{of} is compared with a number"))?))
         }
         _ => Err(FORM.to_owned()),
@@ -214,27 +245,40 @@ fn sign(mark: &str) -> Option<Comparison> {
     }
 }
 
-fn operation(text: &str) -> Result<TxnOp, String> {
-    const FORM: &str = "write get KEY, put KEY VALUE [ttl=TIME], del KEY, range START [END], prefix KEY, del-range START [END], or del-prefix KEY";
-    let mut tokens = tokens(text, false)?.into_iter();
+fn operation(text: &[u8]) -> Result<TxnOp, String> {
+    read_operation(tokens(text, false, false)?.0)
+}
+
+fn read_operation(tokens: Vec<Token>) -> Result<TxnOp, String> {
+    const FORM: &str = "write get KEY, put KEY VALUE [ttl=TIME], del KEY, range START [END], prefix KEY, del-range START END, del-from START, del-prefix KEY, or del-all";
+    const EMPTY: &str = "an empty word there would remove more than it says; del-all removes every key";
+    let mut tokens = tokens.into_iter();
     let Some(Token::Bare(verb)) = tokens.next() else { return Err(FORM.to_owned()) };
     let words = tokens.map(Token::into_bytes).collect::<Result<Vec<_>, _>>()?;
     let between =
         |start: &Bytes, end: &Bytes| Range { start: start.clone(), end: end.clone(), limit_items: 0 };
-    Ok(match (verb.as_str(), &words[..]) {
-        ("get", [key]) => TxnOp::get(key.clone()),
-        ("put", [key, value]) => TxnOp::put(key.clone(), value.clone()),
-        ("put", [key, value, ttl]) => {
+    if verb.starts_with(b"del-") && words.iter().any(Bytes::is_empty) {
+        return Err(EMPTY.to_owned());
+    }
+    Ok(match (&verb[..], &words[..]) {
+        (b"get", [key]) => TxnOp::get(key.clone()),
+        (b"put", [key, value]) => TxnOp::put(key.clone(), value.clone()),
+        (b"put", [key, value, ttl]) => {
             let time = std::str::from_utf8(ttl).ok().and_then(|text| text.strip_prefix("ttl="));
-            TxnOp::put_with_ttl(key.clone(), value.clone(), parse_time(time.ok_or(FORM)?)?)
+            TxnOp::put_with_ttl(key.clone(), value.clone(), duration::parse(time.ok_or(FORM)?)?)
         }
-        ("del", [key]) => TxnOp::delete(key.clone()),
-        ("range", [start]) => TxnOp::range(between(start, &Bytes::new())),
-        ("range", [start, end]) => TxnOp::range(between(start, end)),
-        ("prefix", [key]) => TxnOp::range(Range::prefix(key.clone())),
-        ("del-range", [start]) => TxnOp::delete_range(between(start, &Bytes::new())),
-        ("del-range", [start, end]) => TxnOp::delete_range(between(start, end)),
-        ("del-prefix", [key]) => TxnOp::delete_range(Range::prefix(key.clone())),
+        (b"del", [key]) => TxnOp::delete(key.clone()),
+        (b"range", [start]) => TxnOp::range(between(start, &Bytes::new())),
+        (b"range", [start, end]) => TxnOp::range(between(start, end)),
+        (b"prefix", [key]) => TxnOp::range(Range::prefix(key.clone())),
+        (b"del-range", [start, end]) => TxnOp::delete_range(between(start, end)),
+        // With an end that is forgotten, or empty in a script, del-range would be this.
+        (b"del-range", [_]) => {
+            return Err("END is missing; del-from START removes all keys from START to the end".to_owned());
+        }
+        (b"del-from", [start]) => TxnOp::delete_range(between(start, &Bytes::new())),
+        (b"del-prefix", [key]) => TxnOp::delete_range(Range::prefix(key.clone())),
+        (b"del-all", []) => TxnOp::delete_range(Range::all()),
         _ => return Err(FORM.to_owned()),
     })
 }
@@ -327,10 +371,70 @@ mod tests {
             .then(TxnOp::delete("a=b"))
             .otherwise(TxnOp::range(Range::prefix("user/")))
             .otherwise(TxnOp::delete_range(Range { start: "a".into(), end: "b".into(), limit_items: 0 }));
-        assert_eq!(parse(text).unwrap(), expected);
+        assert_eq!(parse(text.as_bytes()).unwrap(), expected);
         // What stands before the first sign is the key, whatever it is called.
-        assert_eq!(comparison("exists = 1").unwrap(), Compare::value("exists").equals("1"));
-        assert_eq!(operation("put k a=b").unwrap(), TxnOp::put("k", "a=b"));
+        assert_eq!(comparison(b"exists = 1").unwrap(), Compare::value("exists").equals("1"));
+        assert_eq!(operation(b"put k a=b").unwrap(), TxnOp::put("k", "a=b"));
+        assert_eq!(
+            operation(b"put k\nv").unwrap(),
+            TxnOp::put("k", "v"),
+            "a flag is one clause whatever is in it"
+        );
+        assert_eq!(
+            operation(b"del-from a").unwrap(),
+            TxnOp::delete_range(Range { start: "a".into(), ..Range::all() })
+        );
+        assert_eq!(operation(b"del-all").unwrap(), TxnOp::delete_range(Range::all()));
+    }
+
+    #[test]
+    fn a_text_holds_any_bytes() {
+        for text in [
+            &b"\xef\xbb\xbfthen put k \"two\nlines\"\nthen del x\n"[..],
+            b"then put k \"two\\nlines\"\r\n\r\n # a comment\r\nthen del x",
+        ] {
+            let expected = Txn::new().then(TxnOp::put("k", "two\nlines")).then(TxnOp::delete("x"));
+            assert_eq!(parse(text).unwrap(), expected, "{text:?}");
+        }
+        let bare = b"when \xff\xfe\x01=\xe4\nthen put \xff \xff\nelse get \"#\n#\"";
+        let expected = Txn::new()
+            .when(Compare::value(&b"\xff\xfe\x01"[..]).equals(&b"\xe4"[..]))
+            .then(TxnOp::put(&b"\xff"[..], &b"\xff"[..]))
+            .otherwise(TxnOp::get("#\n#"));
+        assert_eq!(parse(bare).unwrap(), expected);
+        // Whatever a table prints can be written between quotation marks, and means the same bytes.
+        for first in 0..=u8::MAX {
+            for second in [b'a', b'"', b'\\', b'\n', b' ', 0x80, 0xff] {
+                let bytes = [first, second];
+                let printed = output::printable(&bytes);
+                let quoted = match printed.starts_with('"') {
+                    true => printed,
+                    false => format!("\"{}\"", printed.replace('"', "\\\"")),
+                };
+                let read = parse(format!("then put k {quoted}").as_bytes()).unwrap();
+                assert_eq!(read, Txn::new().then(TxnOp::put("k", bytes.to_vec())), "{quoted}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_empty_means_everything() {
+        for text in [
+            "del-prefix \"\"",
+            "del-prefix",
+            "del-range \"\" b",
+            "del-range a \"\"",
+            "del-range a",
+            "del-range",
+            "del-from \"\"",
+            "del-from",
+            "del-all \"\"",
+            "del-all x",
+        ] {
+            assert!(operation(text.as_bytes()).is_err(), "{text}");
+        }
+        assert!(operation(b"del-prefix \"\"").unwrap_err().contains("del-all"));
+        assert!(operation(b"del-range a").unwrap_err().contains("del-from"));
     }
 
     /// What is acknowledged before it is applied has not been compared yet.
@@ -353,9 +457,14 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_refused_with_its_line() {
         assert_eq!(
-            parse("when k = v\nif k").unwrap_err(),
+            parse(b"when k = v\nif k").unwrap_err(),
             "line 2: a line begins with when, then or else, not with \"if\""
         );
+        assert_eq!(
+            parse(b"then put k \"a\nb\"\n\nthen put k \"a\n").unwrap_err(),
+            "line 4: a quotation mark is missing at the end"
+        );
+        assert!(parse(b"\xff\xfet\0").unwrap_err().contains("UTF-16"));
         for text in [
             "",
             "when",
@@ -374,7 +483,7 @@ mod tests {
             "then put k \"\\x1\"",
             "then put k \"\\xzz\"",
         ] {
-            assert!(parse(text).is_err(), "{text}");
+            assert!(parse(text.as_bytes()).is_err(), "{text}");
         }
     }
 }

@@ -1,24 +1,34 @@
 //! `quorate watch`.
 
+use bytes::Bytes;
 use clap::Args;
 use futures::StreamExt;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 
+use super::input::{self, KeyFlags};
 use super::{CliError, Common, Format, ScopeArgs, output, read};
-use crate::client::{EventKind, Range, ReadPreference, Watch, WatchEvent};
+use crate::client::{Contact, EventKind, Range, ReadPreference, Watch, WatchEvent};
 use crate::types::Bookmark;
 
 /// Arguments of `quorate watch`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate watch greeting\n  quorate watch --prefix user/ --from 1\n  quorate watch --prefix '' -o json | jq -r .key\n\nPrints one line for each change, in order, nothing left out: revision, what happened, key, value; with -o json one object per line. Goes on at another node when the one it reads from fails. Ends with Ctrl-C (exit code 0), or when the history does not reach back to where it stood (exit code 1)."
+    after_help = "Example:\n  quorate watch greeting\n  quorate watch --prefix user/ --from 1\n  quorate watch --all -o json | jq -r .key\n\nPrints one line for each change, in order, nothing left out: revision, what happened, key, value; with -o json one object per line. Goes on at another node when the one it reads from fails, and says on standard error when it loses its cluster and when it has it back. Ends with Ctrl-C (exit code 0), when no node answers at its beginning within --timeout (exit code 2), or when no node's history reaches back to where it stood (exit code 1)."
 )]
 pub struct WatchArgs {
-    /// The key, or with --prefix the beginning of the keys
-    pub key: String,
-    /// Watch all keys that begin with KEY; an empty KEY means all keys
+    /// The key, or with --prefix the beginning of the keys; left out with --all, --key-base64 or --key-file
+    #[arg(value_parser = input::argument(), required_unless_present_any = ["all", "key_base64", "key_file"])]
+    pub key: Option<Bytes>,
+    /// Watch all keys that begin with KEY; an empty KEY means all keys, as --all does
     #[arg(long)]
     pub prefix: bool,
+    /// Watch all keys of the collection
+    #[arg(long, conflicts_with_all = ["key", "prefix", "key_base64", "key_file"])]
+    pub all: bool,
+    /// Other ways to give the key
+    #[command(flatten)]
+    pub key_flags: KeyFlags,
     /// Begin at this revision; without it, with the next change. Of another cluster's history, it is refused
     #[arg(long, value_name = "REVISION[@HISTORY]", value_parser = read::parse_revision)]
     pub from: Option<Bookmark>,
@@ -27,12 +37,29 @@ pub struct WatchArgs {
     pub scope: ScopeArgs,
 }
 
+impl WatchArgs {
+    fn range(&self) -> Result<Range, CliError> {
+        if self.all {
+            return Ok(Range::all());
+        }
+        let key = self.key_flags.resolve("the key", self.key.clone())?;
+        match (self.prefix, key.is_empty()) {
+            (true, _) => Ok(Range::prefix(key)),
+            (false, false) => Ok(Range::key(key)),
+            // Nothing would ever be reported.
+            (false, true) => Err(CliError::Usage(
+                "the key is empty, and no key is: --all watches every key of the collection".to_owned(),
+            )),
+        }
+    }
+}
+
 /// Prints changes until it is told to stop.
 ///
 /// # Errors
 /// See [`CliError`].
 pub async fn run(common: &Common, args: WatchArgs) -> Result<(), CliError> {
-    let range = if args.prefix { Range::prefix(args.key) } else { Range::key(args.key) };
+    let range = args.range()?;
     // Followers have less to do than the leader; a watch is the same at all of them.
     let client = common.client()?.preferring(ReadPreference::Any);
     let watching = async {
@@ -46,18 +73,52 @@ pub async fn run(common: &Common, args: WatchArgs) -> Result<(), CliError> {
 }
 
 async fn print(mut watch: Watch, format: Format) -> Result<(), CliError> {
-    while let Some(event) = watch.next().await {
-        let event = event?;
-        match format {
-            Format::Table => output::line(&line(&event))?,
-            Format::Json => {
-                let mut object = object(&event);
-                object.insert("history".to_owned(), watch.resume_from().history.to_string().into());
-                output::json_line(&object)?;
+    let mut contacts = watch.contacts();
+    let mut lost_since = None;
+    let mut heard = false;
+    loop {
+        tokio::select! {
+            event = watch.next() => {
+                let Some(event) = event else { return Ok(()) };
+                let event = event?;
+                match format {
+                    Format::Table => output::line(&line(&event))?,
+                    Format::Json => {
+                        let mut object = object(&event);
+                        object.insert("history".to_owned(), watch.resume_from().history.to_string().into());
+                        output::json_line(&object)?;
+                    }
+                }
+            }
+            Some(contact) = contacts.changed() => match contact {
+                Contact::Heard { endpoint } => {
+                    heard = true;
+                    let lost: Option<Instant> = lost_since.take();
+                    if let Some(lost) = lost {
+                        let message = format!(
+                            "found the cluster again, at {endpoint}, after {:.1} s; nothing is left out",
+                            lost.elapsed().as_secs_f64()
+                        );
+                        say(format, "found", &message);
+                    }
+                }
+                Contact::Lost { why } if heard => {
+                    lost_since.get_or_insert_with(Instant::now);
+                    say(format, "lost", &format!("lost the cluster, trying again: {why}"));
+                }
+                // At the beginning the error says it, if it comes to that.
+                Contact::Lost { .. } | Contact::Seeking => {}
             }
         }
     }
-    Ok(())
+}
+
+/// Says on standard error how the watch fares.
+fn say(format: Format, contact: &str, message: &str) {
+    match format {
+        Format::Table => output::remark(message),
+        Format::Json => output::remark(&json!({ "contact": contact, "message": message }).to_string()),
+    }
 }
 
 fn name(kind: EventKind) -> &'static str {

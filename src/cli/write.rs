@@ -5,8 +5,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value};
 
-use super::parse_time;
 use crate::client::{Header, WriteOptions};
+use crate::duration;
 use crate::types::AckLevel;
 
 /// When a write is acknowledged.
@@ -16,7 +16,7 @@ pub struct WriteArgs {
     #[arg(long, value_enum, value_name = "WHO", default_value_t = Ack::Quorum)]
     pub ack: Ack,
     /// With --ack all: how long to wait for the slowest voter
-    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "5s")]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "5s")]
     pub ack_timeout: Duration,
 }
 

@@ -17,6 +17,7 @@ use super::connection::{describe, is_unconnected};
 use super::error::ClientError;
 use super::node::Link;
 use super::operation::backoff;
+use super::router::Hint;
 use crate::proto::details;
 use crate::proto::v1::{self, admin_client::AdminClient};
 use crate::reason::Reason;
@@ -55,6 +56,8 @@ pub struct Members {
     pub position: Option<LogId>,
     /// Whether a change is under way that needs majorities of two sets of voters.
     pub joint: bool,
+    /// Of the answer to a change: nothing had to be done.
+    pub unchanged: bool,
 }
 
 /// A setting of a node.
@@ -207,11 +210,12 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`]; [`ClientError::maybe_applied`] says whether the change may have been made, all or half.
-    /// Repeating it completes it.
+    /// Repeating it completes it; what is already as it is to be, the absence of who is removed included, stays so.
     pub async fn change_members(&self, change: MemberChange) -> Result<Members, ClientError> {
         let call = |admin: AdminClient<Channel>| send(admin, change.clone());
         let (changed, leader) = self.on_leader(change.catch_up(), Effect::Change, call).await?;
-        Ok(Members { leader, ..members(changed.members, changed.position) })
+        let unchanged = changed.unchanged;
+        Ok(Members { leader, unchanged, ..members(changed.members, changed.position) })
     }
 
     /// Hands the lead to `to`, or to whoever is furthest ahead, and returns who leads then.
@@ -341,12 +345,9 @@ impl Client {
                             last = Some(format!("{}: {why}", link.node.endpoint));
                         }
                         Err(Again::NotLeader(failure)) => {
-                            let hint = failure.leader.as_ref();
-                            if !hint.is_some_and(|hint| router.hinted(&link.node.endpoint, hint)) {
-                                router.lost_leader(&link.node.endpoint);
-                                router.hunt();
-                            }
-                            last = Some(failure.message);
+                            let unreached =
+                                self.follow(&link.node.endpoint, failure.leader.as_ref(), deadline).await;
+                            last = unreached.or(Some(failure.message));
                         }
                     }
                 }
@@ -373,14 +374,14 @@ impl Client {
         match link.node.status(patience).await {
             Ok(status) => {
                 link.node.set_up();
-                let leads = status.role == "leader";
-                if !leads {
-                    router.lost_leader(endpoint);
-                    if !status.leader.is_some_and(|hint| router.hinted(endpoint, &hint)) {
-                        router.hunt();
-                    }
+                if status.role == "leader" {
+                    return Ok(true);
                 }
-                Ok(leads)
+                router.lost_leader(endpoint);
+                match self.follow(endpoint, status.leader.as_ref(), deadline).await {
+                    Some(unreached) => Err(unreached),
+                    None => Ok(false),
+                }
             }
             Err(why) => {
                 link.node.set_down(why.clone());
@@ -388,6 +389,29 @@ impl Client {
                 router.hunt();
                 Err(format!("{endpoint}: {why}"))
             }
+        }
+    }
+
+    /// Goes on at the leader that the node at `from` has named, or looks for another. Returns which one is not reached.
+    async fn follow(
+        &self,
+        from: &Endpoint,
+        hint: Option<&v1::LeaderHint>,
+        deadline: Instant,
+    ) -> Option<String> {
+        let router = &self.router;
+        let hinted = match hint {
+            Some(hint) => timeout_at(deadline, router.hinted(from, hint)).await.unwrap_or(Hint::Useless),
+            None => Hint::Useless,
+        };
+        if hinted == Hint::Followed {
+            return None;
+        }
+        router.lost_leader(from);
+        router.hunt();
+        match hinted {
+            Hint::Unreached(which) => Some(which),
+            Hint::Useless | Hint::Followed => None,
         }
     }
 

@@ -10,7 +10,7 @@ use super::preference::ReadPreference;
 /// The shortest time after which the cluster closes a session that is not used.
 pub(crate) const SESSION_TTL_MIN: Duration = Duration::from_secs(10);
 /// The longest.
-const SESSION_TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const SESSION_TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Limits and patience of a [`Client`](super::Client). [`ClientConfig::default`] suits a cluster in one region.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -47,6 +47,10 @@ const RECONNECT_MAX: Duration = Duration::from_secs(2);
 /// before the next caller finds out the hard way.
 const UNASKED_RECONNECTS: u32 = 16;
 
+/// After this long without a connection the other nodes are asked who leads, and requests that another node can answer
+/// go there.
+const HEDGE_AFTER: Duration = Duration::from_millis(50);
+
 /// What comes of one attempt.
 pub(super) type Outcome = Result<tagged_response::Response, AttemptError>;
 
@@ -76,6 +80,8 @@ impl AttemptError {
 pub(super) struct Call {
     pub(super) request: tagged_request::Request,
     pub(super) kind: Kind,
+    /// Whether the caller wants this node and no other.
+    pub(super) bound: bool,
     pub(super) expires: Instant,
     pub(super) reply: oneshot::Sender<Outcome>,
 }
@@ -135,6 +141,7 @@ impl Connection {
                     failures = 0;
                     self.node.set_up();
                     if let Some(router) = self.router.upgrade() {
+                        router.note_contact();
                         router.ask(&self.node);
                     }
                     let why = self.pump(stream).await;
@@ -162,8 +169,9 @@ impl Connection {
         let (outbound, messages) = mpsc::channel(OUTBOUND_MESSAGES);
         let mut kv = KvClient::new(self.node.channel()).max_decoding_message_size(MAX_RESPONSE_MESSAGE_BYTES);
         let opening = timeout(self.config.connect_timeout, kv.pipeline(ReceiverStream::new(messages)));
-        tokio::pin!(opening);
-        let mut abandoned = false;
+        let hedge = sleep(HEDGE_AFTER);
+        tokio::pin!(opening, hedge);
+        let (mut abandoned, mut hedged) = (false, false);
         loop {
             let limit = self.config.batch_requests - self.waiting.len();
             select! {
@@ -178,8 +186,35 @@ impl Connection {
                 received = self.queue.recv_many(&mut self.waiting, limit), if limit > 0 && !abandoned => {
                     abandoned = received == 0;
                 }
-                _ = self.sweep_due.tick(), if !self.waiting.is_empty() => self.sweep(),
+                () = &mut hedge, if !hedged => {
+                    hedged = true;
+                    if let Some(router) = self.router.upgrade() {
+                        router.hunt();
+                    }
+                }
+                _ = self.sweep_due.tick(), if !self.waiting.is_empty() => {
+                    self.sweep();
+                    if hedged {
+                        self.send_elsewhere();
+                    }
+                }
             }
+        }
+    }
+
+    /// There is still no connection: whoever waits for one, and could be answered by another node, is told so.
+    fn send_elsewhere(&mut self) {
+        let Some(router) = self.router.upgrade() else { return };
+        let led_elsewhere = router.is_led_by_other_than(&self.node.endpoint);
+        let answered_elsewhere = router.has_reached_other_than(&self.node.endpoint);
+        let why: Arc<str> = "no connection yet, and another node answers".into();
+        let may_leave = |call: &mut Call| match call.kind {
+            _ if call.bound => false,
+            Kind::Anywhere => answered_elsewhere,
+            Kind::Write | Kind::AtLeader => led_elsewhere,
+        };
+        for call in self.waiting.extract_if(.., may_leave) {
+            call.fail(AttemptError::NotSent(why.clone()));
         }
     }
 
@@ -226,7 +261,7 @@ impl Connection {
         }
         let mut requests = Vec::with_capacity(count);
         for call in self.waiting.drain(..count) {
-            let Call { request, kind, expires, reply } = call;
+            let Call { request, kind, expires, reply, .. } = call;
             if expires <= now {
                 let _ = reply.send(Err(AttemptError::Expired { sent: false }));
                 continue;
@@ -273,6 +308,7 @@ impl Connection {
         // First, so that a retry does not come here again.
         if let Some(router) = self.router.upgrade() {
             router.lost_leader(&self.node.endpoint);
+            router.note_contact();
             router.hunt();
         }
         self.in_flight.fail(&AttemptError::Lost(why.clone()), |_| true);

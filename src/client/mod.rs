@@ -54,7 +54,8 @@
 //!
 //! `admin` operates the cluster. `operation` carries one request to its end, and `judge` decides whether it may be
 //! tried again; `sessions` numbers writes, `router` knows who leads and who is healthy, `connection` owns the stream to
-//! one node, `node` is what the others share about that node, `streams` are the answers that come in pieces. Tasks: one
+//! one node, `node` is what the others share about that node, `streams` are the answers that come in pieces, and `contact`
+//! tells whether the cluster is heard from at all. Tasks: one
 //! per node that was used, one that asks after the nodes' health, and short-lived probes; none per request.
 
 use std::fmt;
@@ -68,6 +69,7 @@ use tokio::time::Instant;
 pub use crate::reason::Reason;
 pub use admin::{Member, MemberChange, Members, NodeSetting, SessionInfo, SessionPage};
 pub use config::{ClientConfig, Endpoint};
+pub use contact::{Contact, Contacts};
 pub use error::{ClientError, ConfigError};
 pub use metrics::{ClientMetrics, Latencies, MethodMetrics, NodeMetrics, StreamMetrics};
 pub use once::Once;
@@ -80,7 +82,7 @@ pub use status::{MemberStatus, NodeStatus};
 pub use streams::{EventKind, RangeStream, Watch, WatchEvent};
 pub use txn::{Compare, Comparison, NumberOf, Txn, TxnOp, TxnReply, TxnResult, ValueOf};
 
-pub(crate) use config::SESSION_TTL_MIN;
+pub(crate) use config::{SESSION_TTL_MAX, SESSION_TTL_MIN};
 
 use crate::types::{AckLevel, Bookmark, NodeId, ReadOptions};
 use router::Router;
@@ -89,6 +91,7 @@ use sessions::Sessions;
 mod admin;
 mod config;
 mod connection;
+mod contact;
 mod error;
 mod in_flight;
 mod judge;
@@ -174,6 +177,12 @@ impl Client {
         if let Some(session) = self.sessions.take() {
             operation::close_session(&self.router, &session, Instant::now() + CLOSE_PATIENCE).await;
         }
+    }
+
+    /// Tells whether any node of the cluster answers this client, from now on. Nodes are asked every
+    /// [`health_interval`](ClientConfig::health_interval) once the client has been used.
+    pub fn contacts(&self) -> Contacts {
+        self.router.contact.follow()
     }
 
     /// What this client and its clones have done so far.
@@ -416,7 +425,8 @@ impl Client {
     }
 
     /// Watches the keys in `range`, whose limit does not count, from a revision on, or without one from the
-    /// present: every write that is acknowledged after this call has returned shows.
+    /// present: every write that is acknowledged after this call has returned shows. With one the watch connects when it is
+    /// first read.
     ///
     /// # Errors
     /// See [`ClientError`]: the present could not be asked for. The stream has its own: see [`Watch`].

@@ -29,6 +29,9 @@ const SIDE_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024 * 1024;
 /// Largest HTTP/2 frame the server may send: a message of many answers needs few frames.
 const FRAME_BYTES: u32 = 1024 * 1024;
 
+/// How long an address that only other nodes have told, and that was tried in vain, is not tried again on their word.
+const MISSED_FOR: Duration = Duration::from_secs(3);
+
 const UNTRIED: u8 = 0;
 const UP: u8 = 1;
 const DOWN: u8 = 2;
@@ -46,6 +49,14 @@ pub(super) struct Node {
     /// [`UNTRIED`], [`UP`] or [`DOWN`].
     health: AtomicU8,
     last_failure: Mutex<Option<Arc<str>>>,
+    /// Whether it has answered anything since it last failed to.
+    reached: AtomicBool,
+    /// Whether it was asked in vain, when that was last.
+    missed: Mutex<Option<Instant>>,
+    /// Whether another node says that it leads, and it has not been reached since.
+    pub(super) hinted: AtomicBool,
+    /// Notified when a probe of it has ended.
+    pub(super) probed: Notify,
     /// Whether it answered the last question about itself, and said that it was ready.
     ready: AtomicBool,
     round_trip: RoundTrip,
@@ -79,6 +90,10 @@ impl Node {
             side_channel: OnceLock::new(),
             health: AtomicU8::new(UNTRIED),
             last_failure: Mutex::new(None),
+            reached: AtomicBool::new(false),
+            missed: Mutex::new(None),
+            hinted: AtomicBool::new(false),
+            probed: Notify::new(),
             // Until it says otherwise: a client that has just been made must not wait for probes.
             ready: AtomicBool::new(true),
             round_trip: RoundTrip::default(),
@@ -109,7 +124,44 @@ impl Node {
 
     /// Whether it can be reached and is ready, as far as is known.
     pub(super) fn is_healthy(&self) -> bool {
-        !self.is_down() && self.ready.load(Ordering::Relaxed)
+        !self.is_down() && self.ready.load(Ordering::Relaxed) && self.is_usable()
+    }
+
+    /// Whether requests may be sent to it: the user has named its address, or it has answered there. An address that
+    /// only other nodes have told may lead nowhere from here, and is tried with a probe first.
+    pub(super) fn is_usable(&self) -> bool {
+        self.configured || self.is_reached()
+    }
+
+    /// Whether it has answered, and has not failed to since.
+    pub(super) fn is_reached(&self) -> bool {
+        self.reached.load(Ordering::Relaxed)
+    }
+
+    /// Whether it was asked in vain a short while ago.
+    pub(super) fn was_missed(&self) -> bool {
+        let missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        missed.is_some_and(|at| at.elapsed() < MISSED_FOR)
+    }
+
+    /// It has answered.
+    pub(super) fn note_reached(&self) {
+        if !self.reached.swap(true, Ordering::Relaxed) {
+            *self.missed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
+    /// It was asked in vain.
+    pub(super) fn note_missed(&self, why: Arc<str>) {
+        *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        *self.missed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.reached.store(false, Ordering::Relaxed);
+    }
+
+    /// A call beside the pipeline was not answered: other nodes are preferred until a probe is.
+    pub(super) fn note_unready(&self, why: Arc<str>) {
+        self.note_missed(why);
+        self.ready.store(false, Ordering::Relaxed);
     }
 
     pub(super) fn round_trip(&self) -> Option<Duration> {
@@ -133,11 +185,12 @@ impl Node {
     }
 
     pub(super) fn set_up(&self) {
+        self.note_reached();
         self.health.store(UP, Ordering::Relaxed);
     }
 
     pub(super) fn set_down(&self, why: Arc<str>) {
-        *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        self.note_missed(why);
         self.health.store(DOWN, Ordering::Relaxed);
     }
 
@@ -145,6 +198,11 @@ impl Node {
     pub(super) fn last_failure(&self) -> String {
         let failure = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure.as_deref().unwrap_or("not tried").to_owned()
+    }
+
+    /// Whether it was ever asked in vain.
+    pub(super) fn has_failed(&self) -> bool {
+        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     pub(super) fn node_id(&self) -> Option<NodeId> {
@@ -161,21 +219,28 @@ impl Node {
                 self.node_id.store(status.node_id, Ordering::Relaxed);
                 self.round_trip.measured(asked.elapsed());
                 self.ready.store(status.ready, Ordering::Relaxed);
+                self.note_reached();
                 if self.is_down() {
                     self.revived.notify_one();
                 }
                 Ok(status)
             }
             Ok(Err(status)) => {
+                let why = describe(&status);
                 // One that answers, if only that it does not know the question, is there.
-                if status.code() != tonic::Code::Unimplemented {
-                    self.ready.store(false, Ordering::Relaxed);
+                match status.code() {
+                    tonic::Code::Unimplemented => {
+                        self.ready.store(true, Ordering::Relaxed);
+                        self.note_reached();
+                    }
+                    _ => self.note_unready(why.clone()),
                 }
-                Err(describe(&status))
+                Err(why)
             }
             Err(_) => {
-                self.ready.store(false, Ordering::Relaxed);
-                Err(format!("no answer within {} ms", patience.as_millis()).into())
+                let why: Arc<str> = format!("no answer within {} ms", patience.as_millis()).into();
+                self.note_unready(why.clone());
+                Err(why)
             }
         }
     }
@@ -255,24 +320,30 @@ impl Link {
         }
     }
 
-    /// Makes one attempt. Answers by `expires`, give or take one sweep of the connection task.
+    /// Makes one attempt. Answers by `expires`, give or take one sweep of the connection task. One that is `bound` to this
+    /// node waits for it even if another could answer.
     pub(super) async fn call(
         &self,
         router: &Arc<Router>,
         request: tagged_request::Request,
-        kind: Kind,
+        (kind, bound): (Kind, bool),
         expires: Instant,
     ) -> Outcome {
         if !self.started.load(Ordering::Acquire) {
             self.start(router);
         }
         let _counted = Counted::new(&self.in_flight);
-        self.node.counted(self.ask(request, kind, expires)).await
+        self.node.counted(self.ask(request, (kind, bound), expires)).await
     }
 
-    async fn ask(&self, request: tagged_request::Request, kind: Kind, expires: Instant) -> Outcome {
+    async fn ask(
+        &self,
+        request: tagged_request::Request,
+        (kind, bound): (Kind, bool),
+        expires: Instant,
+    ) -> Outcome {
         let (reply, answer) = oneshot::channel();
-        let call = Call { request, kind, expires, reply };
+        let call = Call { request, kind, bound, expires, reply };
         if let Err(refused) = self.calls.try_send(call) {
             match refused {
                 mpsc::error::TrySendError::Full(call) => {

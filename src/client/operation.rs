@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::select;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::config::Endpoint;
 use super::connection::AttemptError;
@@ -20,7 +20,7 @@ use super::node::Link;
 use super::preference::ReadPreference;
 use super::reply::{Header, NoAnswer, Response};
 use super::request::{Kind, Request, whole_ms};
-use super::router::Router;
+use super::router::{Hint, Router};
 use super::sessions::{Place, Sessions};
 use crate::proto::v1::{self, tagged_request, tagged_response};
 use crate::reason::Reason;
@@ -56,6 +56,8 @@ pub(super) struct Operation<'a> {
     /// Whether an attempt of a write may have been applied.
     undecided: bool,
     last: Option<String>,
+    /// The leader that the last node asked has named, and that is not reached: which, where, and why.
+    unreached: Option<String>,
     /// The last refusal that may pass: what is to be told if it lasts until the deadline.
     refused: Option<ClientError>,
 }
@@ -156,7 +158,7 @@ pub(super) async fn open_session(
         let link = operation.link();
         let expires = deadline.min(Instant::now() + router.config.write_attempt_timeout);
         let request = tagged_request::Request::OpenSession(v1::OpenSessionRequest { ttl_ms });
-        let failure = match link.call(router, request, Kind::AtLeader, expires).await {
+        let failure = match link.call(router, request, (Kind::AtLeader, false), expires).await {
             Ok(tagged_response::Response::OpenSession(opened)) => {
                 router.answered_as_leader(&link);
                 let history = Header::from_wire(opened.header).history;
@@ -178,7 +180,7 @@ pub(super) async fn close_session(router: &Arc<Router>, session: &Session, expir
     let (session, history) = (session.id(), session.history().0);
     let link = router.leader_or_next();
     let request = tagged_request::Request::CloseSession(v1::CloseSessionRequest { session, history });
-    let outcome = link.call(router, request, Kind::AtLeader, expires).await;
+    let outcome = link.call(router, request, (Kind::AtLeader, false), expires).await;
     tracing::debug!(session, closed = outcome.is_ok(), "closed the session");
 }
 
@@ -202,6 +204,7 @@ impl<'a> Operation<'a> {
             failed: None,
             undecided: false,
             last: None,
+            unreached: None,
             refused: None,
         }
     }
@@ -247,7 +250,7 @@ impl<'a> Operation<'a> {
         let expires = self.attempt_expires(request, now);
         let left = self.deadline.saturating_duration_since(now);
         let wire = request.clone().into_wire(place, left);
-        let failure = match link.call(router, wire, self.kind, expires).await {
+        let failure = match link.call(router, wire, (self.kind, self.chosen.is_some()), expires).await {
             Err(error) => Failure::Attempt(error),
             Ok(answer) => match Response::from_wire(answer) {
                 Err(NoAnswer::Failure(failure)) => Failure::Answered(*failure),
@@ -320,7 +323,7 @@ impl<'a> Operation<'a> {
 
     async fn weigh(&mut self, link: &Arc<Link>, case: Case, failure: &Failure) -> Result<Next, ClientError> {
         let endpoint = &link.node.endpoint;
-        let news = self.learn(endpoint, failure);
+        let news = self.learn(endpoint, failure).await;
         let verdict = judge(case, endpoint, failure);
         let expired_unsent = matches!(failure, Failure::Attempt(AttemptError::Expired { sent: false }));
         if !expired_unsent || self.last.is_none() {
@@ -368,7 +371,7 @@ impl<'a> Operation<'a> {
     }
 
     /// Tells the router what the failure says about the cluster. True when there is somebody else to ask.
-    fn learn(&self, endpoint: &Endpoint, failure: &Failure) -> bool {
+    async fn learn(&mut self, endpoint: &Endpoint, failure: &Failure) -> bool {
         let answer = match failure {
             Failure::Attempt(AttemptError::Expired { .. }) => {
                 self.router.hunt();
@@ -377,14 +380,30 @@ impl<'a> Operation<'a> {
             Failure::Attempt(_) => return self.router.all_down().is_none(),
             Failure::Answered(answer) => answer,
         };
-        match failure.reason().unwrap_or_default() {
+        let reason = failure.reason().unwrap_or_default();
+        self.unreached = None;
+        match reason {
             Reason::NotLeader => {
-                let hinted = answer.leader.as_ref().is_some_and(|hint| self.router.hinted(endpoint, hint));
-                if !hinted {
-                    self.router.lost_leader(endpoint);
-                    self.router.hunt();
+                let hinted = match &answer.leader {
+                    Some(hint) if self.chosen.is_none() => {
+                        let seeking = self.router.hinted(endpoint, hint);
+                        timeout_at(self.deadline, seeking).await.unwrap_or(Hint::Useless)
+                    }
+                    _ => Hint::Useless,
+                };
+                if hinted == Hint::Followed {
+                    return true;
                 }
-                true
+                self.router.lost_leader(endpoint);
+                self.router.hunt();
+                match hinted {
+                    // To ask the same node again at once would bring the same answer.
+                    Hint::Unreached(which) => {
+                        self.unreached = Some(which);
+                        false
+                    }
+                    Hint::Useless | Hint::Followed => true,
+                }
             }
             Reason::Stopped => {
                 self.router.lost_leader(endpoint);
@@ -442,7 +461,7 @@ impl<'a> Operation<'a> {
         ClientError::DeadlineExceeded {
             timeout: self.router.config.timeout,
             maybe_applied: self.undecided,
-            last: self.last.clone(),
+            last: self.unreached.clone().or_else(|| self.last.clone()),
         }
     }
 

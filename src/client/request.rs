@@ -167,6 +167,11 @@ impl Range {
         Self { end: end_of_prefix(&start), start, limit_items: 0 }
     }
 
+    /// All keys of the collection.
+    pub fn all() -> Self {
+        Self::default()
+    }
+
     /// The one key `key`.
     pub fn key(key: impl Into<Bytes>) -> Self {
         let start = key.into();

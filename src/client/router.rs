@@ -2,7 +2,9 @@
 //!
 //! The picture has three sources. A *claim* is a node's `Admin.Status`: it carries a term, and the highest
 //! term wins. A *hint* comes with a refusal ("ask node 2"): it has no term and may be out of date, so it is
-//! followed but never announced. An *answer* is proof that a node leads. A lost connection, or a refusal
+//! followed but never announced. Either may name an address at which the node is not reached from here: an address that the
+//! user has not given is believed only once it has answered a probe, and meanwhile those that were given are asked,
+//! one of which may be the same node. An *answer* is proof that a node leads. A lost connection, or a refusal
 //! without a hint, removes the leader from the picture; probes of all nodes then look for the new one.
 //!
 //! Reading the picture costs an atomic load per operation; changing it copies it.
@@ -16,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::config::{ClientConfig, Endpoint};
+use super::contact::ContactNote;
 use super::metrics::{Metrics, NodeMetrics};
 use super::node::{Link, Node};
 use super::preference::{Candidate, ReadPreference};
@@ -78,6 +81,19 @@ pub(super) struct Router {
     pub(super) leader_found: Notify,
     /// Whether the task that asks after everybody's health has been started.
     watching_health: AtomicBool,
+    /// Whether any node answers.
+    pub(super) contact: ContactNote,
+}
+
+/// What a hint is good for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Hint {
+    /// There is somebody new to ask.
+    Followed,
+    /// It names nobody, or the node that gave it.
+    Useless,
+    /// It names a node that is not reached: which, where, and why.
+    Unreached(String),
 }
 
 impl Router {
@@ -91,6 +107,7 @@ impl Router {
             rotation: AtomicUsize::new(0),
             leader_found: Notify::new(),
             watching_health: AtomicBool::new(false),
+            contact: ContactNote::new(),
             metrics: Metrics::new(),
         }
     }
@@ -135,11 +152,27 @@ impl Router {
         picture.links.iter().any(|link| link.node.endpoint != *endpoint && link.node.is_healthy())
     }
 
+    /// Whether another node than `endpoint` is healthy and has answered lately.
+    pub(super) fn has_reached_other_than(&self, endpoint: &Endpoint) -> bool {
+        let is_reached = |node: &Node| node.is_reached() && node.is_healthy();
+        let picture = self.picture.load();
+        picture.links.iter().any(|link| link.node.endpoint != *endpoint && is_reached(&link.node))
+    }
+
+    /// The link to a node for which `wanted` holds, a healthy one if there is any.
+    pub(super) fn find(&self, wanted: impl Fn(&Node) -> bool) -> Option<Arc<Link>> {
+        let picture = self.picture.load();
+        let fit = || picture.links.iter().filter(|link| wanted(&link.node));
+        fit().find(|link| link.node.is_healthy()).or_else(|| fit().next()).cloned()
+    }
+
     fn next_of(&self, picture: &Picture) -> Arc<Link> {
         let links = &picture.links;
         let turn = self.rotation.fetch_add(1, Ordering::Relaxed);
-        let in_turn = (0..links.len()).map(|step| &links[turn.wrapping_add(step) % links.len()]);
-        let link = in_turn.clone().find(|link| !link.node.is_down()).or_else(|| in_turn.clone().next());
+        let in_turn = || (0..links.len()).map(|step| &links[turn.wrapping_add(step) % links.len()]);
+        let may_answer = |link: &&Arc<Link>| !link.node.is_down() && link.node.is_usable();
+        let link = in_turn().find(may_answer).or_else(|| in_turn().find(|link| !link.node.is_down()));
+        let link = link.or_else(|| in_turn().next());
         link.expect("invariant: configured endpoints are never forgotten, and there is at least one").clone()
     }
 
@@ -212,22 +245,60 @@ impl Router {
         }
     }
 
-    /// `from` has refused as a follower, and said who leads. True when there is somebody new to ask.
-    pub(super) fn hinted(&self, from: &Endpoint, hint: &v1::LeaderHint) -> bool {
-        let target = self.picture.load().resolve(hint.node_id, &hint.client).cloned();
-        let target = match target {
+    /// `from` has refused as a follower, and said who leads. Waits for a probe of an address that only other nodes have
+    /// told; as long as that takes, the other nodes are asked who leads, too.
+    pub(super) async fn hinted(self: &Arc<Self>, from: &Endpoint, hint: &v1::LeaderHint) -> Hint {
+        let known = self.picture.load().resolve(hint.node_id, &hint.client).cloned();
+        let target = match known {
             Some(link) => link,
             None => match Endpoint::parse(&hint.client) {
                 Ok(endpoint) => self.at(&endpoint),
-                Err(_) => return false,
+                Err(_) => return Hint::Useless,
             },
         };
-        if target.node.endpoint == *from || target.node.is_down() {
-            return false;
+        if target.node.endpoint == *from {
+            return Hint::Useless;
         }
+        if !target.node.is_usable() && !target.node.was_missed() {
+            self.seek(from, &target).await;
+        }
+        if self.is_led_by_other_than(from) {
+            return Hint::Followed;
+        }
+        if !target.node.is_usable() || target.node.is_down() {
+            let (endpoint, why) = (&target.node.endpoint, target.node.last_failure());
+            let leads =
+                format!("node {} leads, as {from} says, and is not reached at {endpoint}", hint.node_id);
+            return Hint::Unreached(format!("{leads}: {why}"));
+        }
+        self.believe(Some(from), &target);
+        Hint::Followed
+    }
+
+    /// Probes `target`, and meanwhile all others; until it has answered or failed to, or another leader is known.
+    async fn seek(self: &Arc<Self>, from: &Endpoint, target: &Arc<Link>) {
+        let (probed, found) = (target.node.probed.notified(), self.leader_found.notified());
+        tokio::pin!(probed, found);
+        probed.as_mut().enable();
+        found.as_mut().enable();
+        target.node.hinted.store(true, Ordering::Relaxed);
+        self.hunt();
+        // A probe that has ended a moment ago tells as much as another one.
+        if target.node.is_usable() || target.node.was_missed() || self.is_led_by_other_than(from) {
+            return;
+        }
+        tokio::select! {
+            () = probed => {}
+            () = found => {}
+            () = sleep(PROBE_TIMEOUT) => {}
+        }
+    }
+
+    /// `target` is said to lead; not more than that.
+    fn believe(&self, from: Option<&Endpoint>, target: &Arc<Link>) {
         let is_news = |picture: &Picture| {
             let leader = picture.leader.as_ref();
-            leader.is_none_or(|leader| leader.link.node.endpoint == *from)
+            leader.is_none_or(|leader| from == Some(&leader.link.node.endpoint))
         };
         if is_news(&self.picture.load()) {
             self.change(|picture| {
@@ -236,11 +307,11 @@ impl Router {
                 }
             });
         }
-        true
     }
 
     /// Takes in what `node` claims: members and leader.
-    fn heard(&self, node: &Arc<Node>, status: &v1::StatusResponse) {
+    pub(super) fn heard(self: &Arc<Self>, node: &Arc<Node>, status: &v1::StatusResponse) {
+        let mut unproven = None;
         let found = self.change(|picture| {
             for member in &status.members {
                 if picture.resolve(member.node_id, &member.client).is_none()
@@ -249,15 +320,26 @@ impl Router {
                     self.learn(picture, endpoint);
                 }
             }
-            self.weigh(picture, node, status)
+            self.weigh(picture, node, status, &mut unproven)
         });
         if found {
             self.leader_found.notify_waiters();
         }
+        if let Some(node) = unproven {
+            node.hinted.store(true, Ordering::Relaxed);
+            self.ask(&node);
+        }
     }
 
-    /// Whether the claim in `status` changes the leader.
-    fn weigh(&self, picture: &mut Picture, node: &Arc<Node>, status: &v1::StatusResponse) -> bool {
+    /// Whether the claim in `status` changes the leader. One that another node claims, and that has never answered at the
+    /// address that this one tells, is left in `unproven`.
+    fn weigh(
+        &self,
+        picture: &mut Picture,
+        node: &Arc<Node>,
+        status: &v1::StatusResponse,
+        unproven: &mut Option<Arc<Node>>,
+    ) -> bool {
         let own = status.role == "leader";
         let link = if own {
             picture.find(&node.endpoint)
@@ -274,6 +356,10 @@ impl Router {
             status.term < picture.term
         };
         if stale || (!own && link.node.is_down()) {
+            return false;
+        }
+        if !own && !link.node.is_usable() {
+            *unproven = (!link.node.was_missed()).then(|| link.node.clone());
             return false;
         }
         picture.term = status.term;
@@ -330,12 +416,40 @@ impl Router {
         let (router, node) = (Arc::downgrade(self), node.clone());
         drop(runtime::spawn(async move {
             let answer = node.status(PROBE_TIMEOUT).await;
-            if let (Ok(status), Some(router)) = (answer, router.upgrade()) {
-                router.heard(&node, &status);
+            if let Some(router) = router.upgrade() {
+                match answer {
+                    Ok(status) => router.heard(&node, &status),
+                    // It is there, and cannot say whether it leads.
+                    Err(_) if node.is_reached() && node.hinted.load(Ordering::Relaxed) => {
+                        router.believe(None, &router.at(&node.endpoint));
+                        router.leader_found.notify_waiters();
+                    }
+                    Err(_) => {}
+                }
+                node.hinted.store(false, Ordering::Relaxed);
+                router.note_contact();
             }
+            node.probed.notify_waiters();
             sleep(PROBE_INTERVAL).await;
             node.asking.store(false, Ordering::Release);
         }));
+    }
+
+    /// Notes whether any node answers, once it is known of each.
+    pub(super) fn note_contact(&self) {
+        let picture = self.picture.load();
+        let nodes = || picture.links.iter().map(|link| &link.node);
+        if let Some(node) = nodes().find(|node| node.is_reached()) {
+            if self.contact.heard(&node.endpoint) {
+                tracing::info!(endpoint = %node.endpoint, "the cluster answers");
+            }
+        } else if nodes().all(|node| node.has_failed()) {
+            let each = || nodes().map(|node| format!("{}: {}", node.endpoint, node.last_failure()));
+            let why = || each().collect::<Vec<_>>().join(", ");
+            if self.contact.lost(why) {
+                tracing::warn!(why = why(), "no node of the cluster answers; trying again");
+            }
+        }
     }
 
     fn change<T>(&self, make: impl FnOnce(&mut Picture) -> T) -> T {

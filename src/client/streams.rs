@@ -3,22 +3,25 @@
 //! Both are calls of their own beside the pipeline, over a second connection to the node: a reader that is slow
 //! stops its own stream and nothing else. What waits for such a reader is one message and one HTTP/2 window.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::{Stream, stream};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::Streaming;
 
+use super::config::Endpoint;
 use super::connection::{AttemptError, MAX_RESPONSE_MESSAGE_BYTES};
+use super::contact::{ContactNote, Contacts};
 use super::error::ClientError;
-use super::judge::{Case, Failure, Verdict, judge};
-use super::node::Link;
+use super::judge::{Case, Failure, Verdict, in_words, judge};
+use super::node::{Link, Node};
 use super::operation::{Operation, backoff, read_kind};
 use super::preference::ReadPreference;
 use super::reply::{Header, Item, RangeReply};
@@ -165,7 +168,7 @@ fn items_of(first: v1::RangeResponse, mut state: Pieces) -> RangeStream {
             };
             state.router.metrics.range_streams.failed.fetch_add(1, Ordering::Relaxed);
             let endpoint = &state.link.node.endpoint;
-            let message = format!("the range broke off midway: {}", super::judge::in_words(&failure));
+            let message = format!("the range broke off midway: {}", in_words(&failure));
             return Err(super::judge::failed(endpoint, Reason::Interrupted, message, false));
         }
     });
@@ -198,8 +201,10 @@ pub struct WatchEvent {
 /// What happens to a range of keys from a revision on: in order, nothing left out, nothing twice.
 ///
 /// When the connection breaks, or the node is not healthy any more, the watch goes on at another node where it was.
-/// It waits for the cluster as long as it takes; so the stream ends only with
-/// [`ClientError::Compacted`] when the history does not reach back to where the watch stood, with
+/// At its beginning it ends with [`ClientError::Unavailable`] or [`ClientError::DeadlineExceeded`] when no node answers
+/// within the client's [`timeout`](super::ClientConfig::timeout). Once it has heard from one it waits for the cluster as long
+/// as it takes, and [`contacts`](Self::contacts) tell whether it does; so the stream ends only with
+/// [`ClientError::Compacted`] when no node's history reaches back to where the watch stood, with
 /// [`Reason::OtherHistory`] or [`Reason::Ahead`] when where it stood is no place in this cluster, or with an error that
 /// says that the request itself is at fault. After an error it is over.
 #[must_use = "streams do nothing unless they are read"]
@@ -207,9 +212,15 @@ pub struct Watch {
     events: Boxed<WatchEvent>,
     resume_from: Arc<AtomicU64>,
     history: Arc<AtomicU64>,
+    contacts: Contacts,
 }
 
 impl Watch {
+    /// Tells whether the watch hears from its cluster, from now on. It changes only while the watch is read.
+    pub fn contacts(&self) -> Contacts {
+        self.contacts.clone()
+    }
+
     /// Where another watch has to begin to miss nothing that this one has not delivered yet: pass it as
     /// `from`. In the middle of a transaction's changes, that other watch repeats those already delivered.
     pub fn resume_from(&self) -> Bookmark {
@@ -253,6 +264,18 @@ struct Watching {
     resume_from: Arc<AtomicU64>,
     /// The history that `next_revision` belongs to, as soon as it is known.
     history: Arc<AtomicU64>,
+    contact: ContactNote,
+    /// When it was first read.
+    begun: Option<Instant>,
+    /// Whether a node has ever sent a message.
+    heard: bool,
+    /// Why nodes have failed since the last message; no more of them than the router knows.
+    failures: BTreeMap<Endpoint, String>,
+    /// What a node has refused last, before any was heard from.
+    refused: Option<String>,
+    /// Nodes whose history is not the one asked for, does not reach back far enough, or not that far forward, and what
+    /// they say, since the watch last got on.
+    refusals: BTreeMap<Endpoint, ClientError>,
 }
 
 /// Watches from `from` on. Connects when the stream is first read.
@@ -266,6 +289,8 @@ pub(super) fn watch(
     router.metrics.watches.opened.fetch_add(1, Ordering::Relaxed);
     let resume_from = Arc::new(AtomicU64::new(from.index));
     let history = Arc::new(AtomicU64::new(from.history.0));
+    let contact = ContactNote::new();
+    let contacts = contact.follow();
     let watching = Watching {
         router: router.clone(),
         preference: preference.cloned().unwrap_or_default(),
@@ -286,12 +311,18 @@ pub(super) fn watch(
         pauses: 0,
         resume_from: resume_from.clone(),
         history: history.clone(),
+        contact,
+        begun: None,
+        heard: false,
+        failures: BTreeMap::new(),
+        refused: None,
+        refusals: BTreeMap::new(),
     };
     let events = stream::try_unfold(watching, |mut watching| async move {
         let event = watching.next().await?;
         Ok(Some((event, watching)))
     });
-    Watch { events: Box::pin(events), resume_from, history }
+    Watch { events: Box::pin(events), resume_from, history, contacts }
 }
 
 impl Watching {
@@ -312,55 +343,99 @@ impl Watching {
 
     /// The next message, from a stream that is opened if need be.
     async fn receive(&mut self) -> Result<v1::WatchResponse, (Arc<Link>, Failure)> {
-        let (link, messages) = match &mut self.open {
-            Some(open) => open,
-            None => {
-                let (link, messages) = self.connect().await?;
-                self.brought = 0;
-                self.open.insert((link, messages))
-            }
-        };
+        self.begun.get_or_insert_with(Instant::now);
+        if self.open.is_none() {
+            self.open = Some(self.connect().await?);
+            self.brought = 0;
+        }
         loop {
-            match timeout(self.router.config.health_interval, messages.message()).await {
+            let (interval, left) = (self.router.config.health_interval, self.left());
+            let (link, messages) = self.open.as_mut().expect("invariant: opened above");
+            let link = link.clone();
+            match timeout(interval.min(left), messages.message()).await {
                 Ok(Ok(Some(message))) => return Ok(message),
                 Ok(Ok(None)) => {
                     let why = "the server closed the watch".into();
-                    return Err((link.clone(), Failure::Attempt(AttemptError::Lost(why))));
+                    return Err((link, Failure::Attempt(AttemptError::Lost(why))));
                 }
-                Ok(Err(status)) => return Err((link.clone(), Failure::of_call(&status))),
+                Ok(Err(status)) => return Err((link, Failure::of_call(&status))),
+                Err(_) if self.left().is_zero() => {
+                    return Err((link, Failure::Attempt(AttemptError::Expired { sent: true })));
+                }
                 // A node that has lost the cluster stays silent and knows nothing new.
-                Err(_) if link.node.is_healthy() => {}
-                Err(_) if !self.router.has_healthy_other_than(&link.node.endpoint) => {}
+                Err(_) if link.node.is_healthy() => self.note_heard(&link.node.endpoint),
+                Err(_) if !self.router.has_healthy_other_than(&link.node.endpoint) => {
+                    self.note_lost(|| match link.node.is_reached() {
+                        true => format!("{} is cut off from its cluster, or not ready", link.node.endpoint),
+                        false => format!("{}: {}", link.node.endpoint, link.node.last_failure()),
+                    });
+                }
                 Err(_) => {
                     let why = "the node is not healthy".into();
-                    return Err((link.clone(), Failure::Attempt(AttemptError::Lost(why))));
+                    return Err((link, Failure::Attempt(AttemptError::Lost(why))));
                 }
             }
+        }
+    }
+
+    /// How long a watch that has heard from nobody yet goes on looking for somebody.
+    fn left(&self) -> Duration {
+        match self.begun {
+            Some(begun) if !self.heard => self.router.config.timeout.saturating_sub(begun.elapsed()),
+            _ => Duration::MAX,
         }
     }
 
     async fn connect(&self) -> Result<(Arc<Link>, Streaming<v1::WatchResponse>), (Arc<Link>, Failure)> {
         let config = &self.router.config;
         self.router.watch_health();
-        let link = self.router.choose(&self.preference, self.failed.as_ref().map(|link| &link.node.endpoint));
+        let link = self.pick();
         let request = v1::WatchRequest {
             from_revision: self.next_revision,
             history: self.history.load(Ordering::Relaxed),
             ..self.request.clone()
         };
         let mut kv = kv(&link);
-        let opening = timeout(config.connect_timeout + config.attempt_timeout, kv.watch(request));
+        let patience = (config.connect_timeout + config.attempt_timeout).min(self.left());
+        let opening = timeout(patience, kv.watch(request));
         match link.node.counted(in_time(opening)).await {
             Ok(answer) => Ok((link, answer.into_inner())),
-            Err(failure) => Err((link, failure)),
+            Err(failure) => {
+                if let Failure::Attempt(_) = &failure {
+                    link.node.note_unready(in_words(&failure).into());
+                }
+                Err((link, failure))
+            }
         }
+    }
+
+    /// Which node to ask next.
+    fn pick(&self) -> Arc<Link> {
+        let unasked = match self.refusals.is_empty() {
+            true => None,
+            false => self.router.find(|node| self.is_unasked(node)),
+        };
+        let failed = self.failed.as_ref().map(|link| &link.node.endpoint);
+        unasked.unwrap_or_else(|| self.router.choose(&self.preference, failed))
+    }
+
+    /// Whether a node may have the history that others have not.
+    fn is_unasked(&self, node: &Node) -> bool {
+        let endpoint = &node.endpoint;
+        let in_vain = self.refusals.contains_key(endpoint) || self.failures.contains_key(endpoint);
+        !in_vain && (node.is_usable() || !node.was_missed())
     }
 
     fn take_in(&mut self, message: v1::WatchResponse) {
         self.pauses = 0;
         self.failed = None;
+        self.failures.clear();
+        self.heard = true;
         if let Some(HistoryEpoch(history @ 1..)) = message.header.as_ref().map(history) {
             self.history.store(history, Ordering::Relaxed);
+        }
+        if let Some((link, _)) = &self.open {
+            self.note_heard(&link.node.endpoint);
         }
         let v1::WatchResponse { events, mut next_revision, more, .. } = message;
         for event in events {
@@ -386,46 +461,126 @@ impl Watching {
     fn reach(&mut self, revision: u64) {
         if revision > self.next_revision {
             (self.next_revision, self.received, self.brought) = (revision, 0, 0);
+            self.refusals.clear();
+        }
+    }
+
+    fn note_heard(&self, endpoint: &Endpoint) {
+        if self.contact.heard(endpoint) {
+            tracing::debug!(%endpoint, from = self.next_revision, "the watch hears from its cluster");
+        }
+    }
+
+    fn note_lost(&self, why: impl Fn() -> String) {
+        if self.contact.lost(&why) {
+            tracing::warn!(
+                why = why(),
+                from = self.next_revision,
+                "the watch has lost its cluster; trying again"
+            );
         }
     }
 
     /// Waits before the next attempt, unless another node can be asked at once; or gives up.
     async fn after(&mut self, link: Arc<Link>, failure: &Failure) -> Result<(), ClientError> {
         let was_open = self.open.take().is_some();
-        tracing::debug!(endpoint = %link.node.endpoint, ?failure, from = self.next_revision, "watch broke off");
+        let endpoint = link.node.endpoint.clone();
+        tracing::debug!(%endpoint, ?failure, from = self.next_revision, "watch broke off");
         let case = Case { kind: Kind::Anywhere, in_session: false, undecided: false };
-        if let Verdict::Return(error) = judge(case, &link.node.endpoint, failure)
-            && ends_watch(&error)
-        {
-            self.router.metrics.watches.failed.fetch_add(1, Ordering::Relaxed);
-            return Err(error);
+        match judge(case, &endpoint, failure) {
+            Verdict::Return(error @ ClientError::Rejected { .. }) => return Err(self.ended(error)),
+            Verdict::Return(error) if is_about_history(&error) => self.note_refusal(&link, error).await,
+            _ => drop(self.failures.insert(endpoint.clone(), in_words(failure))),
+        }
+        if !self.refusals.is_empty() {
+            return match self.router.find(|node| self.is_unasked(node)) {
+                Some(_) => Ok(()),
+                None => Err(self.ended(self.history_is_gone())),
+            };
         }
         if was_open {
             self.router.metrics.watch_reconnects.fetch_add(1, Ordering::Relaxed);
         }
-        let another = self.router.has_healthy_other_than(&link.node.endpoint);
+        if let Failure::Answered(_) = failure {
+            self.refused = Some(in_words(failure));
+        }
+        if let Some(error) = self.nobody_answers() {
+            return Err(self.ended(error));
+        }
+        let another = self.router.has_healthy_other_than(&endpoint);
         let first = self.failed.replace(link).is_none();
         if !(first && another) {
+            self.note_lost(|| format!("{endpoint}: {}", in_words(failure)));
             let config = &self.router.config;
-            sleep(backoff(config.retry_backoff_min, config.retry_backoff_max, self.pauses)).await;
+            let pause = backoff(config.retry_backoff_min, config.retry_backoff_max, self.pauses);
             self.pauses += 1;
             self.router.hunt();
+            sleep(pause.min(self.left())).await;
         }
         Ok(())
     }
+
+    /// Another node may have the history that this one has not: learns first who there is.
+    async fn note_refusal(&mut self, link: &Arc<Link>, error: ClientError) {
+        if self.refusals.is_empty()
+            && let Ok(status) = link.node.status(self.router.config.attempt_timeout).await
+        {
+            self.router.heard(&link.node, &status);
+        }
+        self.refusals.insert(link.node.endpoint.clone(), error);
+    }
+
+    /// What all nodes that answer have refused: with the earliest beginning that any history has.
+    fn history_is_gone(&self) -> ClientError {
+        let begins = |error: &ClientError| match error {
+            ClientError::Compacted { first_revision } => *first_revision,
+            _ => u64::MAX,
+        };
+        let error = self.refusals.values().min_by_key(|error| begins(error));
+        error.expect("invariant: only asked once a node has refused").clone()
+    }
+
+    /// What a watch ends with that has heard from nobody in time.
+    fn nobody_answers(&self) -> Option<ClientError> {
+        let (config, begun) = (&self.router.config, self.begun?);
+        if self.heard {
+            return None;
+        }
+        let endpoints = self.router.endpoints(false);
+        let all_failed = endpoints.iter().all(|endpoint| self.failures.contains_key(endpoint));
+        let is_over = self.left().is_zero();
+        match &self.refused {
+            Some(refused) if is_over => Some(ClientError::DeadlineExceeded {
+                timeout: config.timeout,
+                maybe_applied: false,
+                last: Some(refused.clone()),
+            }),
+            None if is_over || (all_failed && begun.elapsed() >= config.unavailable_after) => {
+                let why = |endpoint: &Endpoint| match self.failures.get(endpoint) {
+                    Some(why) => why.clone(),
+                    None => self.router.at(endpoint).node.last_failure(),
+                };
+                let tried =
+                    endpoints.into_iter().map(|endpoint| (endpoint.clone(), why(&endpoint))).collect();
+                Some(ClientError::Unavailable { tried })
+            }
+            Some(_) | None => None,
+        }
+    }
+
+    fn ended(&self, error: ClientError) -> ClientError {
+        self.router.metrics.watches.failed.fetch_add(1, Ordering::Relaxed);
+        error
+    }
 }
 
-/// Whether a watch cannot go on, at whichever node.
-fn ends_watch(error: &ClientError) -> bool {
-    matches!(
-        error.reason(),
-        Reason::Compacted
-            | Reason::OtherHistory
-            | Reason::Ahead
-            | Reason::TooLarge
-            | Reason::Invalid
-            | Reason::Undecodable
-    )
+/// Whether a node has refused a watch for what its history is, so that another may have what it lacks.
+fn is_about_history(error: &ClientError) -> bool {
+    match error {
+        ClientError::Compacted { .. } => true,
+        ClientError::Failed { reason, .. } => matches!(reason, Reason::OtherHistory | Reason::Ahead),
+        _ => false,
+    }
 }
 
 fn history(header: &v1::Header) -> HistoryEpoch {

@@ -177,8 +177,8 @@ impl<M: StateMachine> Formation<M> {
         let mut members = BTreeMap::from([(self.caller.node_id, self.own.clone())]);
         let mut missing = BTreeMap::new();
         let others = self.founders.iter().filter(|(id, _)| **id != self.caller.node_id);
-        let answers = others
-            .map(async |(node_id, address)| (*node_id, address, self.identify(*node_id, address).await));
+        let answers =
+            others.map(async |(node_id, address)| (*node_id, address, self.meet(*node_id, address).await));
         for (node_id, address, answer) in futures::future::join_all(answers).await {
             match answer {
                 Ok(member) => {
@@ -200,6 +200,22 @@ impl<M: StateMachine> Formation<M> {
             changed
         });
         all.then_some(members)
+    }
+
+    /// A founder as it presents itself, if it is reached where it says that it is: the membership tells everybody to look for it there.
+    async fn meet(&self, node_id: NodeId, address: &str) -> Result<Member, DialError> {
+        let found = self.identify(node_id, address).await?;
+        if found.peer == address {
+            return Ok(found);
+        }
+        let unreached =
+            |why: String| DialError::Unreachable(format!("it advertises {}, and there: {why}", found.peer));
+        match self.identify(node_id, &found.peer).await {
+            Ok(there) if there.incarnation == found.incarnation => Ok(found),
+            Ok(_) => Err(unreached("a node with another data directory answers".to_owned())),
+            Err(DialError::Unreachable(why)) => Err(unreached(why)),
+            Err(DialError::Refused(refusal)) => Err(unreached(refusal.to_string())),
+        }
     }
 
     async fn identify(&self, node_id: NodeId, address: &str) -> Result<Member, DialError> {
@@ -224,6 +240,7 @@ impl<M: StateMachine> Formation<M> {
             peer: response.peer_address,
             client: response.client_address,
             incarnation: wire::incarnation(&response.incarnation).map_err(malformed)?,
+            ..Member::default()
         };
         match member.fits() && response.node_id == node_id {
             true => Ok(member),

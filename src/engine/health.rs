@@ -8,7 +8,8 @@
 //!   disk is well, and holds the whole log. Handing over needs no disk on this side. Where there is none such, the
 //!   leader stays, refuses writes and answers reads: a cluster whose disks are all full is still read.
 //! - A leader refuses writes as well while so many voters say that their disks are full or hang that the others are no
-//!   quorum: nothing that it took would be committed ([`QuorumDisks`]).
+//!   quorum: nothing that it took would be committed ([`QuorumDisks`]). What it says of them is what an operator has to
+//!   see to: disks that are full want room, disks that hang do not.
 //!
 //! # Invariants
 //! - Leadership is never offered to a node whose disk is known to be unwell, so it does not go round among full
@@ -22,7 +23,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::membership::lag;
@@ -36,20 +37,56 @@ use crate::types::{Membership, NodeId, Role};
 /// How often the disk is looked at: the time a stalled disk goes unnoticed beyond its limit.
 const PACE: Duration = Duration::from_millis(50);
 
-/// Whether the disks of this leader's quorum can take writes, as of the last look.
+/// Why the disks of this leader's quorum cannot take writes, as of the last look.
 #[derive(Debug, Default)]
 pub(super) struct QuorumDisks {
-    unwell: AtomicBool,
+    /// [`AMPLE`], [`FULL`] or [`STALLED`].
+    lack: AtomicU8,
+}
+
+const AMPLE: u8 = 0;
+const FULL: u8 = 1;
+const STALLED: u8 = 2;
+
+/// What so many voters' disks have in common that the others are no quorum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lack {
+    /// They are full, some of them perhaps hang.
+    Full,
+    /// With those that hang there would be a quorum.
+    Stalled,
 }
 
 impl QuorumDisks {
-    fn note(&self, unwell: bool) {
-        match (self.unwell.swap(unwell, Relaxed), unwell) {
-            (false, true) => {
-                tracing::error!("the disks of so many voters are full or hang that no writes are taken");
+    fn note(&self, lack: Option<Lack>) {
+        let new = match lack {
+            None => AMPLE,
+            Some(Lack::Full) => FULL,
+            Some(Lack::Stalled) => STALLED,
+        };
+        let old = self.lack.swap(new, Relaxed);
+        if old == new {
+            return;
+        }
+        match lack {
+            Some(Lack::Full) => {
+                tracing::error!("the disks of so many voters are full that no writes are taken");
             }
-            (true, false) => tracing::info!("writes are taken again, or are not this node's to take"),
-            _ => {}
+            Some(Lack::Stalled) => {
+                tracing::error!("the disks of so many voters hang that no writes are taken");
+            }
+            None => tracing::info!("writes are taken again, or are not this node's to take"),
+        }
+    }
+
+    fn lack(&self) -> Option<Lack> {
+        match self.lack.load(Relaxed) {
+            AMPLE => None,
+            STALLED => Some(Lack::Stalled),
+            lack => {
+                debug_assert_eq!(lack, FULL, "invariant: no other value is stored");
+                Some(Lack::Full)
+            }
         }
     }
 }
@@ -57,15 +94,18 @@ impl QuorumDisks {
 /// Refuses a write that the disk, or those of too many others, could not take.
 ///
 /// # Errors
-/// [`WriteError::DiskFull`], [`WriteError::DiskStalled`].
+/// [`WriteError::DiskFull`], [`WriteError::DiskStalled`], [`WriteError::VotersStalled`].
 pub(super) fn admit(disk: &DiskWatch, quorum_disks: &QuorumDisks) -> Result<(), WriteError> {
     let full = || {
         let available_bytes = disk.status().available_bytes.unwrap_or_default();
         Err(WriteError::DiskFull { available_bytes })
     };
     match disk.state() {
-        DiskState::Ok | DiskState::Low if quorum_disks.unwell.load(Relaxed) => full(),
-        DiskState::Ok | DiskState::Low => Ok(()),
+        DiskState::Ok | DiskState::Low => match quorum_disks.lack() {
+            None => Ok(()),
+            Some(Lack::Full) => full(),
+            Some(Lack::Stalled) => Err(WriteError::VotersStalled),
+        },
         DiskState::Full => full(),
         DiskState::Stalled => {
             let writing_for = disk.status().writing_for.unwrap_or_default();
@@ -101,14 +141,15 @@ impl<M: StateMachine> Health<M> {
                 return;
             }
             if metrics.role != Role::Leader {
-                self.quorum_disks.note(false);
+                self.quorum_disks.note(None);
                 continue;
             }
             if self.core.is_handing_over() {
                 continue;
             }
             let in_touch = self.core.peers_in_touch();
-            self.quorum_disks.note(lacks_disks(&metrics.membership, self.own, &in_touch));
+            let stalled = self.core.peers_stalled();
+            self.quorum_disks.note(lack(&metrics.membership, self.own, &in_touch, &stalled));
             if state.takes_writes() {
                 continue;
             }
@@ -122,8 +163,13 @@ impl<M: StateMachine> Health<M> {
     }
 }
 
-/// Whether the voters in touch are a quorum, `own` included, but those of them whose disks are well are none.
-fn lacks_disks(membership: &Membership, own: NodeId, in_touch: &InTouch) -> bool {
+/// Why those of the voters in touch whose disks are well are no quorum, `own` included, if all in touch are one.
+fn lack(
+    membership: &Membership,
+    own: NodeId,
+    in_touch: &InTouch,
+    stalled: &BTreeSet<NodeId>,
+) -> Option<Lack> {
     let quorum_of = |counts: &dyn Fn(&NodeId) -> bool| {
         let is_majority = |voters: &BTreeSet<NodeId>| {
             let count = voters.iter().filter(|id| **id == own || counts(id)).count();
@@ -131,7 +177,12 @@ fn lacks_disks(membership: &Membership, own: NodeId, in_touch: &InTouch) -> bool
         };
         membership.voters.iter().all(is_majority)
     };
-    quorum_of(&|id| in_touch.contains_key(id)) && !quorum_of(&|id| in_touch.get(id) == Some(&true))
+    let is_well = |id: &NodeId| in_touch.get(id) == Some(&true);
+    match quorum_of(&|id| in_touch.contains_key(id)) && !quorum_of(&is_well) {
+        false => None,
+        true if quorum_of(&|id| is_well(id) || stalled.contains(id)) => Some(Lack::Stalled),
+        true => Some(Lack::Full),
+    }
 }
 
 /// Who is to lead instead of `own`: a voter in touch that is fit and holds the whole log.
@@ -214,12 +265,40 @@ mod tests {
             let voters = voters.iter().map(|set| set.iter().copied().collect()).collect();
             let membership = Membership { voters, members: BTreeMap::new() };
             let in_touch = in_touch.iter().copied().collect();
-            assert_eq!(lacks_disks(&membership, 1, &in_touch), expected, "case {number}");
+            let full = lack(&membership, 1, &in_touch, &BTreeSet::new());
+            assert_eq!(full, expected.then_some(Lack::Full), "case {number}");
+        }
+    }
+
+    #[test]
+    fn what_keeps_a_quorum_from_writing_is_named_for_what_it_is() {
+        let voters = |ids: &[NodeId]| Membership {
+            voters: vec![ids.iter().copied().collect()],
+            members: BTreeMap::new(),
+        };
+        // The voters, who else is in touch and fit, whose disks hang, what is lacking.
+        type Case<'a> = (&'a [NodeId], &'a [(NodeId, bool)], &'a [NodeId], Option<Lack>);
+        let cases: [Case<'_>; 5] = [
+            (&[1, 2, 3], &[(2, false), (3, false)], &[2, 3], Some(Lack::Stalled)),
+            (&[1, 2, 3], &[(2, false), (3, false)], &[3], Some(Lack::Stalled)),
+            (&[1, 2, 3], &[(2, false), (3, true)], &[2], None),
+            // Were they only to answer again, the full ones would still be too many.
+            (&[1, 2, 3, 4, 5], &[(2, false), (3, false), (4, false), (5, false)], &[5], Some(Lack::Full)),
+            (&[1, 2, 3, 4, 5], &[(2, true), (3, false), (4, false), (5, false)], &[5], Some(Lack::Stalled)),
+        ];
+        for (number, (ids, in_touch, stalled, expected)) in cases.into_iter().enumerate() {
+            let in_touch = in_touch.iter().copied().collect();
+            let stalled = stalled.iter().copied().collect();
+            assert_eq!(lack(&voters(ids), 1, &in_touch, &stalled), expected, "case {number}");
         }
         let (disk, quorum_disks) = (DiskWatch::default(), QuorumDisks::default());
-        quorum_disks.note(true);
+        quorum_disks.note(Some(Lack::Full));
         assert!(matches!(admit(&disk, &quorum_disks), Err(WriteError::DiskFull { .. })));
-        quorum_disks.note(false);
+        quorum_disks.note(Some(Lack::Stalled));
+        let stalled = admit(&disk, &quorum_disks).unwrap_err();
+        assert!(matches!(stalled, WriteError::VotersStalled) && !stalled.maybe_applied());
+        assert!(!stalled.to_string().contains("space"), "{stalled}");
+        quorum_disks.note(None);
         assert!(admit(&disk, &quorum_disks).is_ok());
     }
 

@@ -144,7 +144,8 @@ impl<M: StateMachine> Engine<M> {
         let outcome = match metrics.membership.members.get(&own) {
             _ if half_made => self.settle_member_change().await,
             Some(known)
-                if known.incarnation == inner.own.incarnation && *known != self.own_as_known(known) =>
+                if known.incarnation == inner.own.incarnation
+                    && !known.is_same_place(&self.own_as_known(known)) =>
             {
                 self.update_member(own, new_addresses(&inner.own.peer, &inner.own.client)).await
             }
@@ -174,7 +175,7 @@ impl<M: StateMachine> Engine<M> {
             && metrics.membership.is_voter(node_id)
             && has_caught_up;
         let own = self.own_as_known(known);
-        let member = (*known != own).then_some(own);
+        let member = (!known.is_same_place(&own)).then_some(own);
         (wants_lead || member.is_some()).then_some(Announcement { member, wants_lead })
     }
 
@@ -230,7 +231,7 @@ impl<M: StateMachine> Engine<M> {
         let has_passed = |at: Option<&Instant>| at.is_none_or(|at| at.elapsed() >= ANNOUNCE_PACE);
         if let Some(member) = announcement.member
             && member.incarnation == known.incarnation
-            && member != *known
+            && !member.is_same_place(known)
             && has_passed(memory.last_moves.get(&from))
             // Until a change that is under way has ended the member says so again.
             && self.inner.changes.try_lock().is_ok()

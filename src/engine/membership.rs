@@ -8,9 +8,11 @@
 //! - A change is refused unless a majority of the voters before it, and one of those after it, answers: it could not be
 //!   committed, and would leave a cluster that cannot undo it. Losing a voter is also refused when too few of those left
 //!   have caught up or have a disk that is well; that may be overridden.
-//! - A change that was interrupted, by the loss of the leader or of its caller, is completed by repeating it. Adding,
-//!   promoting, demoting and replacing what is already so succeeds; removing who is no member fails, because the id may
-//!   have been mistyped. Between its two entries a demotion looks like a removal, and the next leader ends it as one.
+//! - A change that was interrupted, by the loss of the leader or of its caller, is completed by repeating it: what is
+//!   already as it is to be succeeds and changes nothing, the removal of who is no member included. What an interrupted
+//!   change meant to make of a member is noted in the membership itself ([`Intent`]), so that neither the repetition nor
+//!   a leader that ends it by itself has to guess.
+//! - An address comes into the membership only if the member answers there.
 //! - A change goes on when its caller goes away. While a learner catches up others may change the membership.
 //! - A leader that is to be removed, demoted or replaced hands over first, and the caller is told who leads now. It
 //!   never leads a cluster that it is not a voter of.
@@ -42,7 +44,7 @@ use crate::machine::StateMachine;
 use crate::raft::core::Metrics;
 use crate::raft::membership::{ChangeError, MembershipChange};
 use crate::runtime;
-use crate::types::{Incarnation, LogId, Member, NodeId, Role};
+use crate::types::{Incarnation, Intent, LogId, Member, NodeId, Role};
 
 /// How long a change waits for the one before it.
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
@@ -138,7 +140,7 @@ impl<M: StateMachine> Engine<M> {
             {
                 let _turn = engine.turn().await?;
                 engine.settle().await?;
-                engine.join(&new).await?;
+                engine.join(&new, None).await?;
             }
             match promote {
                 true => engine.promote(new.node_id, Instant::now() + timeout).await,
@@ -182,7 +184,7 @@ impl<M: StateMachine> Engine<M> {
         .await
     }
 
-    /// Removes a member. `force` does so although too few voters that have caught up and whose disks are well would be
+    /// Removes a member; succeeds when there is none such. `force` does so although too few voters that have caught up and whose disks are well would be
     /// left; a majority must answer in any case. A node that still runs learns of it from the others and stops.
     ///
     /// # Errors
@@ -192,12 +194,14 @@ impl<M: StateMachine> Engine<M> {
             let _turn = engine.turn().await?;
             engine.settle().await?;
             let metrics = engine.leading()?;
-            engine.known(&metrics, node_id)?;
+            if !metrics.membership.members.contains_key(&node_id) {
+                return Ok(());
+            }
             if metrics.membership.is_voter(node_id) {
                 engine.may_lose(node_id, force).await?;
                 engine.step_aside(node_id).await?;
             }
-            engine.commit("the removal", MembershipChange::Remove(node_id)).await
+            engine.commit("the removal", MembershipChange::Remove { node_id, intent: None }).await
         })
         .await
     }
@@ -205,9 +209,9 @@ impl<M: StateMachine> Engine<M> {
     /// Puts `new` in the place of `old`, which may be dead or wiped: a voter if the old one was, once it has caught up,
     /// for which it has `timeout`. The two may have the same id; see the [module](self) for what that means.
     ///
-    /// Repeated after an interruption it completes what is missing. When the old member of the same id is gone by then,
-    /// it is taken to have been a voter. When the new one is a learner by then, nobody can tell what the old one was: the
-    /// caller is told to promote it or leave it.
+    /// Repeated after an interruption it completes what is missing. When the old member of the same id is gone by then, and
+    /// what it was is not noted any more, because the leader that noted it was removed as well, it is taken to have been
+    /// a voter.
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -248,7 +252,7 @@ impl<M: StateMachine> Engine<M> {
             let member = Member {
                 peer: addresses.peer.unwrap_or_else(|| known.peer.clone()),
                 client: addresses.client.unwrap_or_else(|| known.client.clone()),
-                incarnation: known.incarnation,
+                ..known.clone()
             };
             engine.check_advertised(node_id, &member).await?;
             match member == known {
@@ -364,9 +368,9 @@ impl<M: StateMachine> Engine<M> {
         self.commit("the end of an earlier change", MembershipChange::Settle).await
     }
 
-    /// Makes `new` a member, if it is none.
-    async fn join(&self, new: &NewMember) -> Result<(), MembershipError> {
-        let found = self.identify(new).await?;
+    /// Makes `new` a member, if it is none. With an `intent` it takes another one's place.
+    async fn join(&self, new: &NewMember, intent: Option<Intent>) -> Result<(), MembershipError> {
+        let found = self.identify_reached(new).await?;
         let metrics = self.leading()?;
         let node_id = new.node_id;
         match metrics.membership.members.get(&node_id) {
@@ -378,7 +382,8 @@ impl<M: StateMachine> Engine<M> {
                 peer: new.peer.clone(),
             }),
             None => {
-                self.commit("the addition", MembershipChange::AddLearner { node_id, member: found }).await
+                let change = MembershipChange::AddLearner { node_id, member: found, intent };
+                self.commit("the addition", change).await
             }
         }
     }
@@ -422,7 +427,11 @@ impl<M: StateMachine> Engine<M> {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                return Err(MembershipError::NotCaughtUp { node_id, lag: lag(&metrics, node_id) });
+                let address = self.known(&metrics, node_id)?.peer;
+                return Err(match metrics.reachable.contains(&node_id) {
+                    true => MembershipError::NotCaughtUp { node_id, lag: lag(&metrics, node_id) },
+                    false => MembershipError::NotReached { node_id, address },
+                });
             }
             tokio::time::sleep(PAUSE).await;
         }

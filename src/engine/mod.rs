@@ -326,6 +326,7 @@ impl<M: StateMachine> Engine<M> {
             peer: config.peer_advertise.clone(),
             client: config.client_advertise.clone(),
             incarnation,
+            ..Member::default()
         };
         let redial_pause = Duration::from_millis(config.peers.reconnect_interval_ms);
         let clients = PeerClients::new(caller.clone(), transport.clone(), redial_pause);

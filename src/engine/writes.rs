@@ -240,7 +240,7 @@ impl<M: StateMachine> Inner<M> {
             Ok(()) => return Ok(()),
             Err(WriteError::TooLarge { .. }) => Refused::TooLarge,
             Err(WriteError::DiskFull { .. }) => Refused::DiskFull,
-            Err(WriteError::DiskStalled { .. }) => Refused::DiskStalled,
+            Err(WriteError::DiskStalled { .. } | WriteError::VotersStalled) => Refused::DiskStalled,
             Err(_) => Refused::Overloaded,
         };
         self.counters.refuse(why);

@@ -44,6 +44,30 @@ pub enum MembershipError {
         /// Entries it is behind.
         lag: u64,
     },
+    /// The node is a member, and does not answer the leader: waiting longer does not make it catch up.
+    #[error(
+        "node {node_id} is a learner, and the leader does not hear from it at {address}; it cannot catch up before the leader reaches it there: see that it runs, and that {address} leads to its peer port"
+    )]
+    NotReached {
+        /// The learner.
+        node_id: NodeId,
+        /// Its peer address, as the members know it.
+        address: String,
+    },
+    /// The node answers at the address given, and not at the one that it advertises. Nothing was changed.
+    #[error(
+        "node {node_id} answers at {address}, but advertises {advertised}, where the leader does not reach it: {reason}; start it with a --peer-advertise address that leads to its peer port from the other members"
+    )]
+    AdvertisedUnreachable {
+        /// The node.
+        node_id: NodeId,
+        /// The address given.
+        address: String,
+        /// The one that it advertises.
+        advertised: String,
+        /// What was met there.
+        reason: String,
+    },
     /// Too few of the present voters, or of those that there would be, answer the leader. Nothing was changed.
     #[error(
         "of {voters} voters only {healthy} answer, and {needed} are needed to commit the change and to go on after it; bring the others back first, or remove those that are gone for good"

@@ -474,6 +474,11 @@ impl<M: StateMachine> Core<M> {
         self.fitness.within(self.lease)
     }
 
+    /// Of those, the ones whose disks hang.
+    pub fn peers_stalled(&self) -> BTreeSet<NodeId> {
+        self.fitness.stalled_within(self.lease)
+    }
+
     /// What this node has counted of its own work.
     pub fn activity(&self) -> &Arc<Activity> {
         &self.activity

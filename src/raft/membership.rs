@@ -8,18 +8,22 @@
 //! place of one under the same id: the old one is removed first, by an entry of its own, and the new one added by a
 //! later one. Otherwise openraft would go on with what it knows of the old one's log, and the new one would count as
 //! a voter that has promised what the old one has.
+//!
+//! What a change of several entries means to make of a member is written into the first of them, as an
+//! [`Intent`](crate::types::Intent): whoever goes on with it, another leader or the same caller again, finds it there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use openraft::ChangeMembers;
+use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 
 use super::core::Core;
 use super::type_config::{self, leader};
 use crate::error::Leader;
 use crate::machine::StateMachine;
-use crate::types::{LogId, Member, NodeId};
+use crate::types::{Intent, LogId, Member, Membership, NodeId};
 
 /// One step from a membership to the next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,13 +34,20 @@ pub enum MembershipChange {
         node_id: NodeId,
         /// Where it is reached, and its identity.
         member: Member,
+        /// What it is to be, if it takes another one's place.
+        intent: Option<Intent>,
     },
     /// Makes a learner a voter.
     Promote(NodeId),
     /// Makes a voter a learner.
     Demote(NodeId),
     /// Removes a voter or a learner.
-    Remove(NodeId),
+    Remove {
+        /// Which.
+        node_id: NodeId,
+        /// What is to come in its place under the same id, if anything is.
+        intent: Option<Intent>,
+    },
     /// Makes the learner `new` a voter and removes the voter `old`, both at once.
     Swap {
         /// Who goes.
@@ -51,20 +62,20 @@ pub enum MembershipChange {
         /// With the incarnation it had.
         member: Member,
     },
-    /// Ends a change that somebody has begun. Voters that it removes are no members any more: whether they were to stay
-    /// is not written anywhere, and one that was to be replaced must not stay as a learner in its own place.
+    /// Ends a change that somebody has begun. Voters that it removes are no members any more, unless it is noted that they
+    /// are to stay as learners.
     Settle,
 }
 
 impl fmt::Display for MembershipChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AddLearner { node_id, member } => {
+            Self::AddLearner { node_id, member, .. } => {
                 write!(f, "add node {node_id} at {} as a learner", member.peer)
             }
             Self::Promote(node_id) => write!(f, "make node {node_id} a voter"),
             Self::Demote(node_id) => write!(f, "make node {node_id} a learner"),
-            Self::Remove(node_id) => write!(f, "remove node {node_id}"),
+            Self::Remove { node_id, .. } => write!(f, "remove node {node_id}"),
             Self::Swap { old, new } => write!(f, "node {new} votes in the place of node {old}"),
             Self::Readdress { node_id, member } => {
                 write!(f, "node {node_id} is reached at {} and {}", member.peer, member.client)
@@ -95,33 +106,9 @@ impl<M: StateMachine> Core<M> {
     /// # Errors
     /// See [`ChangeError`].
     pub async fn change_membership(&self, change: MembershipChange) -> Result<LogId, ChangeError> {
-        // Whether voters that are removed stay as learners.
-        let retain = !matches!(
-            change,
-            MembershipChange::Remove(_) | MembershipChange::Swap { .. } | MembershipChange::Settle
-        );
-        let learner = |metrics: &super::core::Metrics, node_id| !metrics.membership.is_voter(node_id);
-        let changes = match change {
-            MembershipChange::AddLearner { node_id, member } => {
-                ChangeMembers::AddNodes(BTreeMap::from([(node_id, member)]))
-            }
-            MembershipChange::Promote(node_id) => ChangeMembers::AddVoterIds(BTreeSet::from([node_id])),
-            MembershipChange::Remove(node_id) if learner(&self.metrics(), node_id) => {
-                ChangeMembers::RemoveNodes(BTreeSet::from([node_id]))
-            }
-            MembershipChange::Demote(node_id) | MembershipChange::Remove(node_id) => {
-                ChangeMembers::RemoveVoters(BTreeSet::from([node_id]))
-            }
-            MembershipChange::Swap { old, new } => ChangeMembers::Batch(vec![
-                ChangeMembers::AddVoterIds(BTreeSet::from([new])),
-                ChangeMembers::RemoveVoters(BTreeSet::from([old])),
-            ]),
-            MembershipChange::Readdress { node_id, member } => {
-                ChangeMembers::SetNodes(BTreeMap::from([(node_id, member)]))
-            }
-            MembershipChange::Settle => ChangeMembers::AddVoterIds(BTreeSet::new()),
-        };
         let before = self.metrics();
+        let own = self.raft().metrics().borrow_watched().id;
+        let (changes, retain) = changes(&before.membership, own, change);
         let outcome = self.raft().change_membership(changes, retain).await;
         outcome.map(|written| type_config::from_log_id(&written.log_id)).map_err(|error| match error {
             RaftError::Fatal(fatal) => ChangeError::Stopped(type_config::fatal(&fatal)),
@@ -144,5 +131,195 @@ impl<M: StateMachine> Core<M> {
                 ChangeError::Invalid(error.to_string())
             }
         })
+    }
+}
+
+/// openraft's form of `change`, proposed by `own`, and whether voters that it removes stay as learners.
+fn changes(
+    membership: &Membership,
+    own: NodeId,
+    change: MembershipChange,
+) -> (ChangeMembers<NodeId, Member>, bool) {
+    let note =
+        |about: NodeId, intent: Option<Intent>, holder: NodeId| noted(membership, about, intent, holder);
+    let with = |notes: BTreeMap<NodeId, Member>, change| match notes.is_empty() {
+        true => change,
+        false => ChangeMembers::Batch(vec![ChangeMembers::SetNodes(notes), change]),
+    };
+    match change {
+        MembershipChange::AddLearner { node_id, mut member, intent } => {
+            member.intents.extend(intent.map(|intent| (node_id, intent)));
+            let add = ChangeMembers::AddNodes(BTreeMap::from([(node_id, member)]));
+            (with(note(node_id, None, own), add), true)
+        }
+        MembershipChange::Promote(node_id) => {
+            let promote = ChangeMembers::AddVoterIds(BTreeSet::from([node_id]));
+            (with(note(node_id, None, node_id), promote), true)
+        }
+        MembershipChange::Demote(node_id) => {
+            let demote = ChangeMembers::RemoveVoters(BTreeSet::from([node_id]));
+            (with(note(node_id, Some(Intent::Learner), node_id), demote), true)
+        }
+        MembershipChange::Remove { node_id, intent } => {
+            // Not on its own record, which goes with it.
+            let notes = note(node_id, intent, own);
+            let remove = match membership.is_voter(node_id) {
+                true => ChangeMembers::RemoveVoters(BTreeSet::from([node_id])),
+                false => ChangeMembers::RemoveNodes(BTreeSet::from([node_id])),
+            };
+            (with(notes, remove), false)
+        }
+        MembershipChange::Swap { old, new } => {
+            let mut notes = note(old, None, own);
+            notes.extend(note(new, None, own));
+            let swap = ChangeMembers::Batch(vec![
+                ChangeMembers::AddVoterIds(BTreeSet::from([new])),
+                ChangeMembers::RemoveVoters(BTreeSet::from([old])),
+            ]);
+            (with(notes, swap), false)
+        }
+        MembershipChange::Readdress { node_id, member } => {
+            (ChangeMembers::SetNodes(BTreeMap::from([(node_id, member)])), true)
+        }
+        MembershipChange::Settle => {
+            let last = membership.voters.last();
+            let goes = |id: &&NodeId| last.is_some_and(|last| !last.contains(id));
+            let mut going = membership.voters.iter().flatten().filter(goes);
+            let stay = going.all(|id| {
+                membership.intent(*id) == Some(Intent::Learner) && is_noted_on_itself(membership, *id)
+            });
+            (ChangeMembers::AddVoterIds(BTreeSet::new()), stay)
+        }
+    }
+}
+
+/// Whether what a member is to be is noted on its own record: then it is to be that itself, and not what comes in its place.
+fn is_noted_on_itself(membership: &Membership, node_id: NodeId) -> bool {
+    membership.members.get(&node_id).is_some_and(|member| member.intents.contains_key(&node_id))
+}
+
+/// The records that change so that `intent` is noted for `about`, on that of `holder`, and nothing else is.
+fn noted(
+    membership: &Membership,
+    about: NodeId,
+    intent: Option<Intent>,
+    holder: NodeId,
+) -> BTreeMap<NodeId, Member> {
+    let changed = |(id, member): (&NodeId, &Member)| {
+        let wanted = intent.filter(|_| *id == holder);
+        if member.intents.get(&about).copied() == wanted {
+            return None;
+        }
+        let mut member = member.clone();
+        match wanted {
+            Some(intent) => drop(member.intents.insert(about, intent)),
+            None => drop(member.intents.remove(&about)),
+        }
+        Some((*id, member))
+    };
+    membership.members.iter().filter_map(changed).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::Membership as Openraft;
+
+    use super::*;
+
+    /// Nodes 1 to 3 vote, node 4 does not. Node 1 leads.
+    fn four() -> Membership {
+        let members =
+            (1..=4).map(|id| (id, Member { peer: format!("n{id}:1"), ..Member::default() })).collect();
+        Membership { voters: vec![[1, 2, 3].into()], members }
+    }
+
+    /// What openraft makes of the first entry of `change`, and whether a leader that finds it goes on with retaining voters.
+    fn first_entry(before: &Membership, change: MembershipChange) -> Membership {
+        let (changes, retain) = changes(before, 1, change);
+        apply(before, changes, retain)
+    }
+
+    /// As openraft does, whose own function is not public: the next coherent membership towards the changed one.
+    fn apply(before: &Membership, change: ChangeMembers<NodeId, Member>, retain: bool) -> Membership {
+        fn walk(membership: &mut Membership, change: ChangeMembers<NodeId, Member>) {
+            let last = membership.voters.last().cloned().unwrap_or_default();
+            match change {
+                ChangeMembers::AddVoterIds(add) => {
+                    membership.voters.push(last.union(&add).copied().collect())
+                }
+                ChangeMembers::RemoveVoters(gone) => {
+                    membership.voters.push(last.difference(&gone).copied().collect())
+                }
+                ChangeMembers::AddNodes(nodes) => {
+                    for (id, node) in nodes {
+                        membership.members.entry(id).or_insert(node);
+                    }
+                }
+                ChangeMembers::SetNodes(nodes) => membership.members.extend(nodes),
+                ChangeMembers::RemoveNodes(gone) => membership.members.retain(|id, _| !gone.contains(id)),
+                ChangeMembers::Batch(all) => all.into_iter().for_each(|change| walk(membership, change)),
+                other => panic!("{other:?}"),
+            }
+        }
+        let mut after = before.clone();
+        walk(&mut after, change);
+        let (old, goal) = (before.voters.last().cloned().unwrap_or_default(), after.voters.pop().unwrap());
+        let was_joint = before.voters.len() > 1;
+        after.voters = if was_joint || old == goal { vec![goal.clone()] } else { vec![old, goal.clone()] };
+        if !retain {
+            let kept: BTreeSet<NodeId> = after.voters.iter().flatten().copied().collect();
+            let gone: Vec<_> =
+                before.voters.iter().flatten().filter(|id| !kept.contains(id)).copied().collect();
+            after.members.retain(|id, _| !gone.contains(id));
+        }
+        Openraft::new(after.voters.clone(), after.members.clone()).unwrap();
+        after
+    }
+
+    fn settled(half_made: &Membership) -> Membership {
+        assert_eq!(half_made.voters.len(), 2, "{half_made:?}");
+        first_entry(half_made, MembershipChange::Settle)
+    }
+
+    fn ids(membership: &Membership) -> (Vec<NodeId>, Vec<NodeId>) {
+        let voters = membership.voters.last().unwrap().iter().copied().collect();
+        (voters, membership.members.keys().copied().collect())
+    }
+
+    #[test]
+    fn a_change_that_is_cut_in_two_ends_as_it_was_meant() {
+        let demoted = settled(&first_entry(&four(), MembershipChange::Demote(2)));
+        assert_eq!(ids(&demoted), (vec![1, 3], vec![1, 2, 3, 4]), "it stays as a learner");
+        let removed = settled(&first_entry(&four(), MembershipChange::Remove { node_id: 2, intent: None }));
+        assert_eq!(ids(&removed), (vec![1, 3], vec![1, 3, 4]));
+        let swapped = settled(&first_entry(&four(), MembershipChange::Swap { old: 2, new: 4 }));
+        assert_eq!(ids(&swapped), (vec![1, 3, 4], vec![1, 3, 4]));
+        // One that was demoted and promoted again is removed like any other.
+        let promoted = settled(&first_entry(&demoted, MembershipChange::Promote(2)));
+        assert_eq!((ids(&promoted), promoted.intent(2)), ((vec![1, 2, 3], vec![1, 2, 3, 4]), None));
+        let removed = settled(&first_entry(&promoted, MembershipChange::Remove { node_id: 2, intent: None }));
+        assert_eq!(ids(&removed), (vec![1, 3], vec![1, 3, 4]));
+    }
+
+    #[test]
+    fn what_is_to_come_in_a_members_place_is_known_until_it_is_there() {
+        for (node_id, intent) in [(2, Intent::Voter), (4, Intent::Learner)] {
+            let mut away = first_entry(&four(), MembershipChange::Remove { node_id, intent: Some(intent) });
+            if away.voters.len() > 1 {
+                away = settled(&away);
+            }
+            assert!(!away.members.contains_key(&node_id), "{away:?}");
+            assert_eq!(away.intent(node_id), Some(intent));
+            let member = Member { peer: "new:1".to_owned(), ..Member::default() };
+            let add = MembershipChange::AddLearner { node_id, member, intent: Some(intent) };
+            let back = first_entry(&away, add);
+            assert_eq!(
+                back.intents().collect::<Vec<_>>(),
+                [(node_id, node_id, intent)],
+                "on its own record only"
+            );
+            let promoted = settled(&first_entry(&back, MembershipChange::Promote(node_id)));
+            assert_eq!((promoted.is_voter(node_id), promoted.intents().count()), (true, 0));
+        }
     }
 }

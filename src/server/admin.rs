@@ -42,9 +42,11 @@ impl<N: ObservedNode> AdminService<N> {
 
     async fn change(&self, method: Method, change: Change) -> Changed {
         self.call(method, async {
+            let before = self.node.members().position;
             let list = self.node.change(change).await?;
+            let unchanged = list.position == before;
             let position = list.position.map(|at| self.position(at));
-            Ok::<_, MembershipError>(v1::MemberChangeResponse { members: members(list), position })
+            Ok::<_, MembershipError>(v1::MemberChangeResponse { members: members(list), position, unchanged })
         })
         .await
     }

@@ -32,7 +32,7 @@ impl From<WriteError> for Failure {
             WriteError::NoQuorum => (Reason::NoQuorum, None),
             WriteError::LeaderAckInSession => (Reason::Invalid, None),
             WriteError::DiskFull { .. } => (Reason::DiskFull, None),
-            WriteError::DiskStalled { .. } => (Reason::DiskStalled, None),
+            WriteError::DiskStalled { .. } | WriteError::VotersStalled => (Reason::DiskStalled, None),
             WriteError::QuotaExceeded { .. } => (Reason::QuotaExceeded, None),
             WriteError::SessionExpired { .. } => (Reason::SessionExpired, None),
             WriteError::WindowExceeded => (Reason::WindowExceeded, None),
@@ -81,6 +81,8 @@ impl From<MembershipError> for Failure {
             MembershipError::UnknownMember { .. } => (Reason::NotFound, false, None),
             MembershipError::AlreadyMember { .. }
             | MembershipError::NotCaughtUp { .. }
+            | MembershipError::NotReached { .. }
+            | MembershipError::AdvertisedUnreachable { .. }
             | MembershipError::WouldLoseQuorum { .. }
             | MembershipError::WouldWeakenQuorum { .. }
             | MembershipError::AlreadyReplaced { .. }

@@ -150,7 +150,12 @@ pub(crate) fn run(rig: &mut dyn Rig, steps: &[Step]) {
                 rig.store().append(entries, done);
             }
             Step::Membership => {
-                let member = Member { peer: "a:1".into(), client: "b:2".into(), incarnation: Incarnation(9) };
+                let member = Member {
+                    peer: "a:1".into(),
+                    client: "b:2".into(),
+                    incarnation: Incarnation(9),
+                    ..Member::default()
+                };
                 let membership = Membership { voters: vec![[1].into()], members: [(1, member)].into() };
                 let log_id = LogId::new(model.term, model.next());
                 let entries = [

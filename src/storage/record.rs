@@ -14,7 +14,7 @@
 
 use bytes::Bytes;
 
-use crate::types::{Entry, LogId, Membership, Payload};
+use crate::types::{Entry, Intent, LogId, Membership, NodeId, Payload};
 
 /// The newest record version this build writes and reads.
 pub(crate) const VERSION: u8 = 1;
@@ -40,6 +40,8 @@ const PAYLOAD_MEMBERSHIP: u8 = 2;
 
 /// Version of the membership payload, ahead of its bincode.
 const MEMBERSHIP_VERSION: u8 = 1;
+/// A membership that is followed by notes of what members are to be; written only where there are any.
+const MEMBERSHIP_WITH_INTENTS_VERSION: u8 = 2;
 
 /// What is wrong with a record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -316,14 +318,28 @@ impl AsRef<[u8]> for EncodedPayload<'_> {
     }
 }
 
+/// On whose record, about which member, and what it is to be.
+type Intents = Vec<(NodeId, NodeId, Intent)>;
+
 fn encode_payload(payload: &Payload) -> EncodedPayload<'_> {
     match payload {
         Payload::Blank => EncodedPayload::Blank,
         Payload::Command(command) => EncodedPayload::Command(command),
         Payload::Membership(membership) => {
-            let mut bytes = vec![MEMBERSHIP_VERSION];
-            bincode::serde::encode_into_std_write(membership, &mut bytes, bincode::config::standard())
-                .expect("invariant: a membership is encodable, and a Vec takes any bytes");
+            let intents: Intents = membership.intents().collect();
+            let mut bytes = Vec::new();
+            let encoded = match intents.is_empty() {
+                true => {
+                    bytes.push(MEMBERSHIP_VERSION);
+                    bincode::serde::encode_into_std_write(membership, &mut bytes, bincode::config::standard())
+                }
+                false => {
+                    bytes.push(MEMBERSHIP_WITH_INTENTS_VERSION);
+                    let both = (membership, intents);
+                    bincode::serde::encode_into_std_write(both, &mut bytes, bincode::config::standard())
+                }
+            };
+            encoded.expect("invariant: a membership is encodable, and a Vec takes any bytes");
             EncodedPayload::Membership(bytes)
         }
     }
@@ -357,11 +373,20 @@ fn decode_entry(fields: &mut Fields<'_>) -> Result<Entry, RecordError> {
 
 fn decode_membership(bytes: &[u8]) -> Result<Membership, RecordError> {
     let (version, bytes) = bytes.split_first().ok_or(RecordError::Short)?;
-    if *version != MEMBERSHIP_VERSION {
-        return Err(RecordError::Version(*version));
+    match *version {
+        MEMBERSHIP_VERSION => decode_whole(bytes),
+        MEMBERSHIP_WITH_INTENTS_VERSION => {
+            let (membership, intents): (Membership, Intents) = decode_whole(bytes)?;
+            Ok(membership.with_intents(intents))
+        }
+        unknown => Err(RecordError::Version(unknown)),
     }
+}
+
+/// What all of `bytes` are.
+fn decode_whole<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError> {
     match bincode::serde::decode_from_slice(bytes, bincode::config::standard()) {
-        Ok((membership, read)) if read == bytes.len() => Ok(membership),
+        Ok((decoded, read)) if read == bytes.len() => Ok(decoded),
         Ok(_) => Err(content("bytes follow a membership")),
         Err(error) => Err(content(format!("a membership does not decode: {error}"))),
     }
@@ -445,7 +470,12 @@ mod tests {
 
     #[test]
     fn every_kind_of_payload_survives() {
-        let member = Member { peer: "a:1".into(), client: "b:2".into(), incarnation: Incarnation(3) };
+        let member = Member {
+            peer: "a:1".into(),
+            client: "b:2".into(),
+            incarnation: Incarnation(3),
+            ..Member::default()
+        };
         let membership = Membership {
             voters: vec![[1, 2].into(), [1].into()],
             members: [(1, member)].into_iter().collect(),
@@ -453,7 +483,14 @@ mod tests {
         let entries = [
             Entry { log_id: LogId::new(7, 5), payload: Payload::Blank },
             command(6, 0),
-            Entry { log_id: LogId::new(7, 7), payload: Payload::Membership(membership) },
+            Entry { log_id: LogId::new(7, 7), payload: Payload::Membership(membership.clone()) },
+            // With notes of what members are to be, one of them about a node that is away.
+            Entry {
+                log_id: LogId::new(7, 8),
+                payload: Payload::Membership(
+                    membership.with_intents([(1, 1, Intent::Learner), (1, 2, Intent::Voter)]),
+                ),
+            },
         ];
         let records = pack(&entries);
         assert_eq!(records.len(), 1);

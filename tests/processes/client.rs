@@ -1,33 +1,43 @@
 //! The client and its commands against a real cluster: what fake servers cannot show.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::future::join_all;
-use quorate::client::{Compare, EventKind, Range, ReadPreference, Scope, Txn, TxnOp, TxnResult};
+use quorate::client::{
+    Client, ClientConfig, ClientError, Compare, EventKind, Range, ReadPreference, Scope, Txn, TxnOp,
+    TxnResult,
+};
 use quorate::{AckLevel, ReadLevel};
 
-use crate::support::{DEADLINE, QUORATE, TestCluster};
+use crate::support::{DEADLINE, QUORATE, TestCluster, Unlisted, eventually, outcome, spec};
 
 /// A command that goes on until it is told to stop. Killed when dropped.
 struct Running(Child);
 
 impl Running {
     fn start(nodes: &TestCluster, args: &[&str]) -> (Self, mpsc::Receiver<String>) {
+        let (running, lines, _) = Self::start_with_remarks(nodes, args);
+        (running, lines)
+    }
+
+    /// The lines of standard output, and those of standard error.
+    fn start_with_remarks(
+        nodes: &TestCluster,
+        args: &[&str],
+    ) -> (Self, mpsc::Receiver<String>, mpsc::Receiver<String>) {
         let endpoints = nodes.cluster.endpoints().join(",");
         let mut command = Command::new(QUORATE);
-        command.args(["--endpoints", &endpoints]).args(args).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
-        });
-        (Self(child), lines)
+        command.args(["--endpoints", &endpoints]).args(args).stdin(Stdio::null());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = lines_of(child.stdout.take().unwrap());
+        let remarks = lines_of(child.stderr.take().unwrap());
+        (Self(child), lines, remarks)
     }
 
     /// The exit code after Ctrl-C.
@@ -43,6 +53,13 @@ impl Running {
             std::thread::yield_now();
         }
     }
+}
+
+fn lines_of(output: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let output = BufReader::new(output);
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    lines
 }
 
 impl Drop for Running {
@@ -185,4 +202,153 @@ async fn the_commands_do_what_their_help_says() {
 
     nodes.node(1).kill().unwrap();
     nodes.quorate(&["health", "--timeout", "2s"]).assert_refused(1, &["1 of 3 nodes are not healthy"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_says_when_it_has_no_cluster() {
+    // Nobody is there, and nobody ever was.
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let hole = TcpListener::bind("127.0.0.1:0").unwrap();
+    for endpoint in [nobody, hole.local_addr().unwrap().to_string()] {
+        for extra in [&[][..], &["--from", "1"], &["-o", "json", "--from", "1"]] {
+            let mut command = Command::new(QUORATE);
+            command.args(["watch", "k", "--timeout", "2s", "--endpoints", &endpoint]).args(extra);
+            outcome(command).assert_refused(2, &[&endpoint]);
+        }
+    }
+    let nodes = TestCluster::start(&[]);
+    nodes.put("k", "1").await;
+    let (mut watching, lines, remarks) = Running::start_with_remarks(&nodes, &["watch", "k", "--from", "1"]);
+    let line = || lines.recv_timeout(DEADLINE).expect("the watch hangs");
+    assert!(line().ends_with("put     k  1"));
+    nodes.cluster.kill_all().unwrap();
+    let remark = || remarks.recv_timeout(DEADLINE).expect("the watch says nothing");
+    let lost = remark();
+    assert!(lost.contains("lost the cluster") && lost.contains("127.0.0.1:"), "{lost}");
+    for node in nodes.cluster.nodes() {
+        node.start().unwrap();
+    }
+    nodes.cluster.wait_ready(DEADLINE).unwrap();
+    nodes.put("k", "2").await;
+    assert!(line().ends_with("put     k  2"), "it goes on where it was");
+    let mut found = remark();
+    // It may have met nodes that were not ready yet.
+    while found.contains("lost the cluster") {
+        found = remark();
+    }
+    assert!(found.contains("found the cluster again"), "{found}");
+    assert_eq!(watching.interrupt(), Some(0));
+}
+
+/// Every node advertises a client address that leads nowhere from here; the endpoints that are given lead to them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn advertised_addresses_that_lead_nowhere_hold_up_nobody() {
+    let hole = TcpListener::bind("127.0.0.1:0").unwrap();
+    let nowhere = hole.local_addr().unwrap().to_string();
+    let (spec, dir) = spec();
+    let cluster = quorate_cluster::Cluster::prepare(spec).unwrap();
+    let nodes = TestCluster { client: crate::support::client(&cluster), cluster, dir };
+    let start = |id| Unlisted::start(nodes.cluster.spec(), id, "--client-advertise", &nowhere, &[]);
+    let _running: Vec<_> = nodes.cluster.spec().node_ids().map(start).collect();
+    eventually("somebody leads", async || {
+        nodes.client.status_all().await.iter().any(|(_, status)| {
+            status.as_ref().is_ok_and(|status| status.role == "leader" && status.advertised == nowhere)
+        })
+    })
+    .await;
+    for value in 0..12 {
+        let client = Client::new(nodes.cluster.endpoints(), ClientConfig::default()).unwrap();
+        client.put(&Scope::default(), "k", value.to_string()).await.unwrap();
+        let asked = client.metrics().nodes.into_iter().find(|node| node.endpoint.as_str() == nowhere);
+        assert!(asked.as_ref().is_none_or(|node| node.attempts == 0), "{asked:?}");
+        client.close().await;
+    }
+    // A client that reaches one follower only is told which address it could not reach.
+    let follower = nodes.node(nodes.follower().await).client_address();
+    let mut config = ClientConfig::default();
+    config.timeout = Duration::from_secs(2);
+    let client = Client::new([follower.clone()], config).unwrap();
+    let error = client.put(&Scope::default(), "k", "v").await.unwrap_err();
+    assert!(matches!(error, ClientError::DeadlineExceeded { maybe_applied: false, .. }), "{error:?}");
+    assert!(error.to_string().contains(&nowhere), "{error}");
+    let mut command = Command::new(QUORATE);
+    command.args(["put", "k", "v", "--timeout", "2s", "--endpoints", &follower]);
+    let refused = outcome(command);
+    assert!(!refused.status.success() && refused.stderr.contains(&nowhere), "{refused:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_string_of_bytes_goes_in_and_out() {
+    use base64::Engine;
+    let base64 = base64::prelude::BASE64_STANDARD;
+    let (mut one, dir) = spec();
+    one.nodes = 1;
+    let cluster = quorate_cluster::Cluster::start(one).unwrap();
+    cluster.wait_ready(DEADLINE).unwrap();
+    let nodes = TestCluster { client: crate::support::client(&cluster), cluster, dir };
+    let run = |args: &[&str]| {
+        let outcome = nodes.quorate(args);
+        assert!(outcome.status.success(), "{args:?}: {outcome:#?}");
+        outcome.stdout
+    };
+    let all: Vec<u8> = (0..=u8::MAX).collect();
+    for (key, value) in [
+        (&b"\xff\xfe"[..], &b"\0\xff"[..]),
+        (&all, &all),
+        ("\u{202e}x".as_bytes(), b"-"),
+        (b" ", b""),
+        (b"\"a\\n", b"two\nlines\r\n"),
+    ] {
+        let (key_text, value_text) = (base64.encode(key), base64.encode(value));
+        run(&["put", "--key-base64", &key_text, "--value-base64", &value_text]);
+        let read: serde_json::Value =
+            serde_json::from_str(&run(&["get", "--key-base64", &key_text, "-o", "json"])).unwrap();
+        for (name, bytes) in [("key", key), ("value", value)] {
+            let found = match (read[name].as_str(), read[format!("{name}_base64")].as_str()) {
+                (Some(text), None) => text.as_bytes().to_vec(),
+                (None, Some(text)) => base64.decode(text).unwrap(),
+                other => panic!("{other:?} of {read}"),
+            };
+            assert_eq!(found, bytes, "{name} of {read}");
+        }
+        // As a transaction, from a file that holds the bytes as they are.
+        let quote = |bytes: &[u8]| {
+            let mut quoted = b"\"".to_vec();
+            for byte in bytes {
+                if matches!(byte, b'"' | b'\\') {
+                    quoted.push(b'\\');
+                }
+                quoted.push(*byte);
+            }
+            quoted.push(b'"');
+            quoted
+        };
+        let mut text = b"\xef\xbb\xbf# with a byte-order mark\r\nwhen ".to_vec();
+        text.extend(
+            [&quote(key)[..], b" = ", &quote(value), b"\r\nthen put copy ", &quote(value), b"\n"].concat(),
+        );
+        let file = nodes.dir.path().join("transaction");
+        std::fs::write(&file, text).unwrap();
+        assert!(run(&["txn", file.to_str().unwrap()]).starts_with("all comparisons hold"));
+        let copy = nodes.client.get(&Scope::default(), "copy", ReadLevel::Linearizable).await.unwrap();
+        assert_eq!(copy.item.unwrap().value, value);
+        assert_eq!(run(&["del", "--key-base64", &key_text]), "deleted\n");
+    }
+    run(&["put", "k", "v"]);
+    // Nothing empty means everything, where something is removed.
+    for args in [
+        &["del", "--prefix", ""][..],
+        &["del", ""],
+        &["txn", "--then", "del-prefix \"\""],
+        &["txn", "--then", "del-range a"],
+    ] {
+        nodes.quorate(args).assert_refused(3, &[]);
+    }
+    nodes.quorate(&["del", "--prefix", ""]).assert_refused(3, &["--all"]);
+    nodes.quorate(&["watch", ""]).assert_refused(3, &["--all"]);
+    nodes.quorate(&["range", "a", ""]).assert_refused(3, &["END"]);
+    assert_eq!(run(&["get", "k"]), "v", "all of it is there");
+    assert_eq!(run(&["del", "--all"]), "deleted 2\n");
+    run(&["put", "k", "v", "--ttl", "400d"]);
+    run(&["put", "k", "v", "--ttl", "18446744073709551615ms"]);
 }

@@ -24,6 +24,7 @@ mod corruption;
 mod crash;
 mod disk;
 mod errors;
+mod half_made;
 mod isolation;
 mod membership;
 mod memory;

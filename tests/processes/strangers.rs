@@ -243,7 +243,7 @@ async fn no_member_can_take_the_terms_away_or_leave_an_entry_that_ends_a_node() 
         is_refused("a command", at + 1, entry::Payload::Command(garbage.to_vec().into())).await;
     }
     let member =
-        |id: u64| Member { peer: format!("n{id}:1"), client: String::new(), incarnation: "1".repeat(32) };
+        |id: u64| Member { peer: format!("n{id}:1"), incarnation: "1".repeat(32), ..Member::default() };
     let membership = |voters: &[&[u64]], members: &[u64]| {
         let voters = voters.iter().map(|ids| VoterSet { node_ids: ids.to_vec() }).collect();
         let members: std::collections::HashMap<u64, Member> =

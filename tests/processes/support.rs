@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use quorate::client::{Client, ClientConfig, Endpoint, NodeStatus, Scope};
@@ -144,6 +144,31 @@ pub(crate) fn outcome(mut command: Command) -> Outcome {
         status: output.status,
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// A process of a node that the cluster does not know of. Killed when dropped.
+pub(crate) struct Unlisted(Child);
+
+impl Unlisted {
+    /// Starts node `node_id` of `spec` with another value for `flag`, and with `args` too.
+    pub(crate) fn start(spec: &ClusterSpec, node_id: u64, flag: &str, value: &str, args: &[&str]) -> Self {
+        let plain = spec.command(node_id);
+        let mut command = Command::new(plain.get_program());
+        let mut is_value = false;
+        for argument in plain.get_args() {
+            command.arg(if is_value { value.as_ref() } else { argument });
+            is_value = argument == flag;
+        }
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().unwrap())
+    }
+}
+
+impl Drop for Unlisted {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

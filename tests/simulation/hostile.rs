@@ -267,8 +267,8 @@ impl Line {
 async fn take_in(line: &mut Line) {
     let member = |id: u128| proto::Member {
         peer: format!("n{id}:1"),
-        client: String::new(),
         incarnation: Incarnation(id).to_string(),
+        ..proto::Member::default()
     };
     let membership = proto::Membership {
         voters: vec![proto::VoterSet { node_ids: vec![1] }],

@@ -119,6 +119,104 @@ async fn a_hint_to_a_dead_leader_does_not_keep_the_client_from_the_living_one() 
     assert_eq!(third.requests(), 1);
 }
 
+/// Takes connections and answers nothing: connecting to it costs the whole time that connecting may take.
+struct BlackHole(std::net::TcpListener);
+
+impl BlackHole {
+    fn new() -> Self {
+        Self(std::net::TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    fn endpoint(&self) -> String {
+        self.0.local_addr().unwrap().to_string()
+    }
+}
+
+/// The addresses that the nodes advertise lead nowhere from here; those that the user has given are other ones.
+#[tokio::test]
+async fn endpoints_given_are_preferred_to_advertised_ones_that_lead_nowhere() {
+    let hole = BlackHole::new();
+    let fakes = [(); 3].map(|()| Fake::start(leader));
+    let lead = |led: usize, term: u64| {
+        for (at, fake) in fakes.iter().enumerate() {
+            let hint = LeaderHint { node_id: led as u64 + 1, client: hole.endpoint() };
+            let role = if at == led { "leader" } else { "follower" };
+            let members = (1..=3)
+                .map(|node_id| MemberInfo {
+                    node_id,
+                    client: hole.endpoint(),
+                    voter: true,
+                    ..Default::default()
+                })
+                .collect();
+            let status = status_of(at as u64 + 1, role, term, None);
+            fake.set_status(StatusResponse { leader: Some(hint.clone()), members, ..status });
+            match at == led {
+                true => fake.set_script(leader),
+                false => fake.set_script(refusing(not_leader(Some((hint.node_id, hint.client))))),
+            }
+        }
+    };
+    let began = Instant::now();
+    let lasting = client_of(&fakes.each_ref());
+    for (turn, led) in [2, 0, 1, 2].into_iter().enumerate() {
+        lead(led, turn as u64 + 1);
+        put(&lasting, "k", "v").await.unwrap();
+        // Another begins with knowing nothing, as every command does.
+        for _ in 0..3 {
+            put(&client_of(&fakes.each_ref()), "k", "v").await.unwrap();
+            get(&client_of(&fakes.each_ref()), "k", ReadLevel::Local).await.unwrap();
+        }
+    }
+    // 28 operations: one second lost by each would be far above this.
+    assert!(began.elapsed() < ClientConfig::default().connect_timeout * 5, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_leader_that_is_not_reached_is_named() {
+    let hole = BlackHole::new();
+    let nobody = address_of_nobody();
+    for (leads, given) in
+        [(hole.endpoint(), false), (nobody.clone(), false), (hole.endpoint(), true), (nobody, true)]
+    {
+        let follower = Fake::start(refusing(not_leader(Some((7, leads.clone())))));
+        follower.set_status(status_of(1, "follower", 3, None));
+        let config = ClientConfig { timeout: Duration::from_millis(2500), ..ClientConfig::default() };
+        let endpoints = [Some(follower.endpoint()), given.then(|| leads.clone())];
+        let client = Client::new(endpoints.into_iter().flatten(), config).unwrap();
+        let error = put(&client, "k", "v").await.unwrap_err();
+        let ClientError::DeadlineExceeded { maybe_applied: false, last: Some(last), .. } = &error else {
+            panic!("{error:?}")
+        };
+        assert!(last.contains("node 7 leads") && last.contains(&leads), "{error}");
+        // It is remembered for a while that nobody answers there: the follower is not asked all the time.
+        assert!(follower.requests() < 200, "{}", follower.requests());
+    }
+}
+
+/// A node that hangs costs an operation no second while another answers.
+#[tokio::test]
+async fn an_endpoint_that_leads_nowhere_does_not_hold_up_what_others_can_answer() {
+    let (hole, node) = (BlackHole::new(), Fake::start(leader));
+    node.set_status(status_of(1, "leader", 1, None));
+    let began = Instant::now();
+    for turn in 0..6 {
+        let client = Client::new([hole.endpoint(), node.endpoint()], ClientConfig::default()).unwrap();
+        match turn % 2 {
+            0 => drop(put(&client, "k", "v").await.unwrap()),
+            _ => drop(get(&client, "k", ReadLevel::Local).await.unwrap()),
+        }
+    }
+    assert!(began.elapsed() < ClientConfig::default().connect_timeout * 3, "{:?}", began.elapsed());
+    // Who asks for that very node waits for it.
+    let client = Client::new([hole.endpoint(), node.endpoint()], ClientConfig::default()).unwrap();
+    put(&client, "k", "v").await.unwrap();
+    let request = Request::Get { scope: Scope::default(), key: "k".into(), read: ReadLevel::Local.into() };
+    let chosen = Endpoint::parse(&hole.endpoint()).unwrap();
+    let error = client.execute_at(&chosen, request).await.unwrap_err();
+    assert!(error.to_string().contains(chosen.as_str()), "{error}");
+}
+
 #[tokio::test]
 async fn a_broken_stream_leaves_writes_without_a_session_undecided_and_repeats_reads() {
     let first = Fake::start(|_| Step::BreakStream);

@@ -167,6 +167,104 @@ async fn a_watch_ends_when_the_history_does_not_reach_back() {
     assert!(watch.next().await.is_none());
 }
 
+/// The history of one node begins late, because it was restarted from a snapshot: the others are asked, those too that only
+/// this one knows of, before the watch is given up.
+#[tokio::test]
+async fn a_watch_asks_every_node_before_it_says_that_the_history_is_gone() {
+    let [first, second, third] = [(); 3].map(|()| Fake::start(leader));
+    let all = [(1, &first), (2, &second), (3, &third)];
+    let info =
+        |(node_id, fake): (u64, &Fake)| MemberInfo { node_id, client: fake.endpoint(), ..Default::default() };
+    for (node_id, fake) in all {
+        let members = all.map(info).to_vec();
+        fake.set_status(StatusResponse { members, ..status_of(node_id, "follower", 1, None) });
+    }
+    first.set_watch(|_| vec![Err(compacted(9))]);
+    // A node may say so only after it has taken the call.
+    second.set_watch(|_| vec![Ok(WatchResponse::default()), Err(compacted(7))]);
+    third.set_watch(|_| vec![events(&[3, 4])]);
+    let watch = |fakes: &[&Fake]| {
+        let client = client_of(fakes);
+        async move { client.watch(&Scope::default(), Range::all(), Some(3.into())).await.unwrap() }
+    };
+    assert_eq!(revisions(&mut watch(&[&first]).await, 2).await, [3, 4], "the others are found through it");
+
+    third.set_watch(|_| vec![Err(compacted(8))]);
+    let end =
+        timeout(PATIENCE, watch(&[&first, &second, &third]).await.next()).await.expect("the watch hangs");
+    assert_eq!(end, Some(Err(ClientError::Compacted { first_revision: 7 })), "the earliest that any has");
+    // One that cannot be reached has been asked as well.
+    let nobody = address_of_nobody();
+    let client = Client::new([first.endpoint(), nobody], ClientConfig::default()).unwrap();
+    second.set_watch(|_| vec![Err(compacted(8))]);
+    let mut last = client.watch(&Scope::default(), Range::all(), Some(3.into())).await.unwrap();
+    let end = timeout(PATIENCE, last.next()).await.expect("the watch hangs");
+    assert_eq!(end, Some(Err(ClientError::Compacted { first_revision: 8 })));
+}
+
+#[tokio::test]
+async fn a_watch_that_finds_nobody_says_so_in_time() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    for endpoint in [address_of_nobody(), silent.local_addr().unwrap().to_string()] {
+        let config = ClientConfig {
+            timeout: Duration::from_millis(300),
+            unavailable_after: Duration::ZERO,
+            ..ClientConfig::default()
+        };
+        let client = Client::new([endpoint.clone()], config).unwrap();
+        let mut watch = client.watch(&Scope::default(), Range::key("k"), Some(1.into())).await.unwrap();
+        let mut contacts = watch.contacts();
+        assert_eq!(contacts.now(), Contact::Seeking);
+        let end = timeout(PATIENCE, watch.next()).await.expect("the watch hangs").unwrap();
+        let Err(ClientError::Unavailable { tried }) = end else { panic!("{end:?}") };
+        assert!(tried.len() == 1 && tried[0].0.as_str() == endpoint, "{tried:?}");
+        assert!(watch.next().await.is_none());
+        drop(watch);
+        while contacts.changed().await.is_some() {}
+    }
+    // A node that answers and refuses for so long is no reason to say that it cannot be reached.
+    let node = Fake::start(leader);
+    node.set_watch(|_| vec![Err(broken())]);
+    let client = client_with(&[&node], |config| config.timeout = Duration::from_millis(100));
+    let mut watch = client.watch(&Scope::default(), Range::key("k"), Some(1.into())).await.unwrap();
+    let end = timeout(PATIENCE, watch.next()).await.expect("the watch hangs").unwrap();
+    assert!(matches!(&end, Err(ClientError::DeadlineExceeded { last: Some(_), .. })), "{end:?}");
+}
+
+#[tokio::test]
+async fn a_watch_tells_when_it_loses_its_cluster_and_has_it_back() {
+    let mut node = Fake::start(leader);
+    node.set_watch(noting(vec![vec![events(&[1])]]).0);
+    let client = client_with(&[&node], |config| config.health_interval = Duration::from_millis(10));
+    let mut watch = client.watch(&Scope::default(), Range::key("k"), Some(1.into())).await.unwrap();
+    let (mut contacts, mut all) = (watch.contacts(), client.contacts());
+    let endpoint = Endpoint::parse(&node.endpoint()).unwrap();
+    assert_eq!(revisions(&mut watch, 1).await, [1]);
+    assert_eq!(contacts.changed().await, Some(Contact::Heard { endpoint: endpoint.clone() }));
+    node.kill();
+    let address = node.address;
+    let lost = async {
+        let lost = contacts.wait_for(|contact| matches!(contact, Contact::Lost { .. })).await;
+        let Some(Contact::Lost { why }) = lost else { panic!("{lost:?}") };
+        assert!(why.contains(endpoint.as_str()), "{why}");
+        let all_lost = all.wait_for(|contact| matches!(contact, Contact::Lost { .. })).await;
+        assert!(
+            matches!(&all_lost, Some(Contact::Lost { why }) if why.contains(endpoint.as_str())),
+            "{all_lost:?}"
+        );
+        let again = crate::runtime::offload(move || Fake::start_at(address, leader)).await;
+        again.set_watch(noting(vec![vec![events(&[2])]]).0);
+        again
+    };
+    let next = async { timeout(PATIENCE, watch.next()).await.expect("the watch hangs") };
+    let (event, again) = tokio::join!(next, lost);
+    assert_eq!(event.unwrap().unwrap().revision, 2);
+    assert_eq!(contacts.now(), Contact::Heard { endpoint: endpoint.clone() });
+    let heard = timeout(PATIENCE, all.wait_for(|contact| matches!(contact, Contact::Heard { .. }))).await;
+    assert!(heard.expect("the client does not notice").is_some());
+    drop(again);
+}
+
 fn piece(keys: &[&'static str]) -> Result<RangeResponse, Status> {
     let items = keys.iter().map(|key| WireItem { key: (*key).into(), ..Default::default() }).collect();
     Ok(RangeResponse { items, ..Default::default() })

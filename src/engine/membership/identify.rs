@@ -19,10 +19,12 @@ impl<M: StateMachine> Engine<M> {
         node_id: NodeId,
         member: &Member,
     ) -> Result<(), MembershipError> {
-        let own = &self.inner.own;
-        let found = match node_id == self.inner.config.node_id {
-            true => own.clone(),
-            false => self.identify(&NewMember { node_id, peer: member.peer.clone() }).await?,
+        let metrics = self.inner.core.metrics();
+        let alone = metrics.membership.members.keys().all(|id| *id == self.inner.config.node_id);
+        let found = match alone && node_id == self.inner.config.node_id {
+            // Nobody else is to reach it yet, and the next member is told the address only when it is added.
+            true => self.inner.own.clone(),
+            false => self.ask(&NewMember { node_id, peer: member.peer.clone() }).await?,
         };
         if found.incarnation != member.incarnation {
             return Err(MembershipError::AlreadyMember {
@@ -40,18 +42,47 @@ impl<M: StateMachine> Engine<M> {
         }
     }
 
-    /// Asks the node at an address who it is.
-    pub(super) async fn identify(&self, new: &NewMember) -> Result<Member, MembershipError> {
+    /// Asks the node at an address who it is, and at the address that it advertises whether it is there, too: that is the
+    /// one that the members are told.
+    pub(super) async fn identify_reached(&self, new: &NewMember) -> Result<Member, MembershipError> {
+        let node_id = new.node_id;
+        let found = self.identify(new).await?;
+        if found.peer == new.peer {
+            return Ok(found);
+        }
+        let (address, advertised) = (new.peer.clone(), found.peer.clone());
+        let there = self.ask(&NewMember { node_id, peer: advertised.clone() }).await;
+        let reason = match there {
+            Ok(there) if there.incarnation == found.incarnation => return Ok(found),
+            Ok(there) => format!("a node with another data directory answers there, {}", there.incarnation),
+            Err(MembershipError::Unreachable { reason, .. }) => reason,
+            Err(MembershipError::Address { .. }) => "it is not of the form HOST:PORT".to_owned(),
+            Err(MembershipError::Identity { detail, .. }) => detail,
+            Err(error) => return Err(error),
+        };
+        Err(MembershipError::AdvertisedUnreachable { node_id, address, advertised, reason })
+    }
+
+    /// Asks the node at an address who it is; another one than this.
+    async fn identify(&self, new: &NewMember) -> Result<Member, MembershipError> {
+        let (node_id, address) = (new.node_id, new.peer.clone());
+        let refused = |detail: &str| {
+            let detail = detail.to_owned();
+            Err(MembershipError::Identity { node_id, address: address.clone(), detail })
+        };
+        match node_id {
+            0 => refused("node id 0 is reserved; number the nodes from 1"),
+            own if own == self.inner.config.node_id => refused("this is the leader's own id"),
+            _ => self.ask(new).await,
+        }
+    }
+
+    /// Asks the node at an address who it is. Of this node that tells whether its address leads here.
+    async fn ask(&self, new: &NewMember) -> Result<Member, MembershipError> {
         let (node_id, address) = (new.node_id, new.peer.clone());
         check_address(&address)?;
         let refused =
             |detail: String| Err(MembershipError::Identity { node_id, address: address.clone(), detail });
-        if node_id == 0 {
-            return refused("node id 0 is reserved; number the nodes from 1".to_owned());
-        }
-        if node_id == self.inner.config.node_id {
-            return refused("this is the leader's own id".to_owned());
-        }
         let hello = Some(self.inner.caller.hello(node_id, None));
         let request = IdentifyRequest { hello, founders: Default::default() };
         let mut failed = format!("no answer within {IDENTIFY_PATIENCE:?}");
@@ -76,7 +107,8 @@ impl<M: StateMachine> Engine<M> {
         };
         match wire::incarnation(&answer.incarnation) {
             Ok(incarnation) if answer.node_id == node_id => {
-                let found = Member { peer: answer.peer_address, client: answer.client_address, incarnation };
+                let (peer, client) = (answer.peer_address, answer.client_address);
+                let found = Member { peer, client, incarnation, ..Member::default() };
                 match found.fits() {
                     true => Ok(found),
                     false => refused(format!(

@@ -13,7 +13,7 @@ use crate::engine::Engine;
 use crate::error::MembershipError;
 use crate::machine::StateMachine;
 use crate::raft::membership::MembershipChange;
-use crate::types::NodeId;
+use crate::types::{Intent, Membership, NodeId};
 
 impl<M: StateMachine> Engine<M> {
     /// A member with another data directory takes the place of the one with the same id.
@@ -31,28 +31,32 @@ impl<M: StateMachine> Engine<M> {
             };
         }
         // Before anything is removed: is there something to put in its place?
-        let found = self.identify(new).await?;
+        let found = self.identify_reached(new).await?;
         {
             let _turn = self.turn().await?;
             // What it was is decided before an earlier change is ended, which may end its vote.
             let before = self.leading()?.membership;
-            let was_voter = before.is_voter(node_id);
-            let known = before.members.get(&node_id).map(|member| member.incarnation);
+            let role = role(&before, node_id);
             self.settle().await?;
-            if known == Some(found.incarnation) {
-                return match self.leading()?.membership.is_voter(node_id) {
-                    true => Ok(()),
-                    false => Err(MembershipError::AlreadyReplaced { node_id }),
-                };
-            }
-            if self.leading()?.membership.members.contains_key(&node_id) {
-                if self.leading()?.membership.is_voter(node_id) {
-                    self.may_lose(node_id, false).await?;
+            let now = self.leading()?.membership;
+            match now.members.get(&node_id) {
+                Some(known) if known.incarnation == found.incarnation => {
+                    // It is in its place already: what is left is its vote, if it is to have one.
+                    if now.is_voter(node_id) || now.intent(node_id) != Some(Intent::Voter) {
+                        return Ok(());
+                    }
                 }
-                self.commit("the removal of the old node", MembershipChange::Remove(node_id)).await?;
+                Some(_) => {
+                    if now.is_voter(node_id) {
+                        self.may_lose(node_id, false).await?;
+                    }
+                    let change = MembershipChange::Remove { node_id, intent: Some(role) };
+                    self.commit("the removal of the old node", change).await?;
+                    self.join(new, Some(role)).await?;
+                }
+                None => self.join(new, Some(role)).await?,
             }
-            self.join(new).await?;
-            if known.is_some() && !was_voter {
+            if self.leading()?.membership.intent(node_id) == Some(Intent::Learner) {
                 return Ok(());
             }
         }
@@ -66,15 +70,22 @@ impl<M: StateMachine> Engine<M> {
         new: &NewMember,
         deadline: Instant,
     ) -> Result<(), MembershipError> {
-        {
+        let old_votes = {
             let _turn = self.turn().await?;
             self.settle().await?;
             let membership = self.leading()?.membership;
             let voted = membership.is_voter(new.node_id);
             match membership.members.contains_key(&old) {
                 false if voted => return Ok(()),
+                // The old one has gone; the vote of the new one may be left to give.
                 false if membership.members.contains_key(&new.node_id) => {
-                    return Err(MembershipError::AlreadyReplaced { node_id: new.node_id });
+                    return match membership.intent(new.node_id) {
+                        Some(Intent::Voter) => {
+                            drop(_turn);
+                            self.promote(new.node_id, deadline).await
+                        }
+                        Some(Intent::Learner) | None => Ok(()),
+                    };
                 }
                 false => return Err(MembershipError::UnknownMember { node_id: old }),
                 true if voted && membership.is_voter(old) => {
@@ -82,15 +93,25 @@ impl<M: StateMachine> Engine<M> {
                 }
                 true => {}
             }
+            let role = role(&membership, old);
             if membership.is_voter(old) {
                 self.step_aside(old).await?;
             }
-            self.join(new).await?;
+            self.join(new, Some(role)).await?;
             if !membership.is_voter(old) {
-                return self.commit("the removal of the old node", MembershipChange::Remove(old)).await;
+                let change = MembershipChange::Remove { node_id: old, intent: None };
+                self.commit("the removal of the old node", change).await?;
+                if role == Intent::Learner {
+                    return Ok(());
+                }
             }
+            membership.is_voter(old)
+        };
+        match old_votes {
+            true => self.swap(old, new.node_id, deadline).await,
+            // The old one was itself to get the vote of one before it.
+            false => self.promote(new.node_id, deadline).await,
         }
-        self.swap(old, new.node_id, deadline).await
     }
 
     /// The learner `new` becomes a voter once it has caught up, and the voter `old` ceases to be one.
@@ -115,6 +136,54 @@ impl<M: StateMachine> Engine<M> {
             };
             self.keeps_quorum(swapped, Strength::Answers).await?;
             return self.commit("the replacement", MembershipChange::Swap { old, new }).await;
+        }
+    }
+}
+
+/// What a node that takes the place of `node_id` is to be. One that is gone is taken to have been a voter, if nothing
+/// else is noted.
+fn role(membership: &Membership, node_id: NodeId) -> Intent {
+    match (membership.is_voter(node_id), membership.members.contains_key(&node_id)) {
+        (true, _) => Intent::Voter,
+        (false, is_member) => {
+            let unknown = if is_member { Intent::Learner } else { Intent::Voter };
+            membership.intent(node_id).unwrap_or(unknown)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::types::Member;
+
+    #[test]
+    fn a_node_gets_what_the_one_before_it_had_or_was_to_get() {
+        let noted =
+            |about, intent| Member { intents: BTreeMap::from([(about, intent)]), ..Member::default() };
+        let membership = Membership {
+            voters: vec![[1, 2].into()],
+            members: BTreeMap::from([
+                (1, noted(6, Intent::Learner)),
+                (2, noted(2, Intent::Learner)),
+                (3, Member::default()),
+                (4, noted(4, Intent::Voter)),
+                (5, noted(5, Intent::Learner)),
+            ]),
+        };
+        for (node_id, expected) in [
+            (1, Intent::Voter),
+            // Its demotion was cut short before it had begun.
+            (2, Intent::Voter),
+            (3, Intent::Learner),
+            (4, Intent::Voter),
+            (5, Intent::Learner),
+            (6, Intent::Learner),
+            (7, Intent::Voter),
+        ] {
+            assert_eq!(role(&membership, node_id), expected, "node {node_id}");
         }
     }
 }

@@ -101,7 +101,12 @@ mod tests {
     #[test]
     fn failures_alternate_and_success_stays() {
         let addresses = Addresses::new(BTreeMap::from([(2, "new:1".to_owned())]));
-        let member = Member { peer: "old:1".to_owned(), client: String::new(), incarnation: Incarnation(1) };
+        let member = Member {
+            peer: "old:1".to_owned(),
+            client: String::new(),
+            incarnation: Incarnation(1),
+            ..Member::default()
+        };
         assert_eq!(addresses.of(2, &member), "old:1");
         addresses.failed(2, "old:1");
         // Several connections to one peer fail together.
@@ -118,6 +123,7 @@ mod tests {
             peer: peer.to_owned(),
             client: String::new(),
             incarnation: Incarnation(incarnation),
+            ..Member::default()
         };
         let addresses = Addresses::default();
         addresses
@@ -130,8 +136,12 @@ mod tests {
     #[test]
     fn what_was_told_is_forgotten_once_the_membership_is_right() {
         let addresses = Addresses::new(BTreeMap::from([(2, "told:1".to_owned())]));
-        let member =
-            Member { peer: "known:1".to_owned(), client: String::new(), incarnation: Incarnation(1) };
+        let member = Member {
+            peer: "known:1".to_owned(),
+            client: String::new(),
+            incarnation: Incarnation(1),
+            ..Member::default()
+        };
         addresses.failed(2, "known:1");
         addresses.reached(2, &member, "told:1");
         assert_eq!(addresses.of(2, &member), "told:1", "the membership is not right yet");
@@ -144,7 +154,12 @@ mod tests {
     #[test]
     fn a_member_nothing_was_told_about_is_where_the_membership_says() {
         let addresses = Addresses::default();
-        let member = Member { peer: "old:1".to_owned(), client: String::new(), incarnation: Incarnation(1) };
+        let member = Member {
+            peer: "old:1".to_owned(),
+            client: String::new(),
+            incarnation: Incarnation(1),
+            ..Member::default()
+        };
         addresses.failed(3, "old:1");
         assert_eq!(addresses.of(3, &member), "old:1");
     }

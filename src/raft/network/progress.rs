@@ -1,6 +1,6 @@
 //! What a node learns of its peers by talking to them: when they answered, what they accepted, whether they could lead.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ pub struct PeerProgress {
     pub heard: Option<Instant>,
     /// Whether its disk is well, as it said then.
     pub fit: bool,
+    /// Whether its disk hangs, as it said then.
+    pub stalled: bool,
     /// For how long after an answer it elects nobody else.
     lease: Option<Lease>,
     /// Entries it has accepted from this node.
@@ -52,6 +54,7 @@ impl PeerFitness {
         let unknown = PeerProgress {
             heard: None,
             fit: false,
+            stalled: false,
             lease: None,
             accepted_entries: 0,
             snapshot: None,
@@ -66,6 +69,7 @@ impl PeerFitness {
         self.update(node_id, |peer| {
             peer.heard = Some(Instant::now());
             peer.fit = !answer.unfit_to_lead;
+            peer.stalled = answer.disk_stalled;
             peer.quota_bytes = answer.quota_bytes;
         });
         self.note_lease((node_id, incarnation), answer.lease_ms);
@@ -101,6 +105,13 @@ impl PeerFitness {
         let peers = self.0.lock().expect("invariant: no panic under this lock");
         let heard = |peer: &PeerProgress| peer.heard.is_some_and(|at| at.elapsed() <= time);
         peers.iter().filter(|(_, peer)| heard(peer)).map(|(id, peer)| (*id, peer.fit)).collect()
+    }
+
+    /// Peers that answered within `time` and said that their disks hang.
+    pub fn stalled_within(&self, time: Duration) -> BTreeSet<NodeId> {
+        let peers = self.0.lock().expect("invariant: no panic under this lock");
+        let stalls = |peer: &PeerProgress| peer.stalled && peer.heard.is_some_and(|at| at.elapsed() <= time);
+        peers.iter().filter(|(_, peer)| stalls(peer)).map(|(id, _)| *id).collect()
     }
 
     /// All that is known, by peer.

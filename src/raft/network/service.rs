@@ -4,7 +4,7 @@
 //! - `pieces`: snapshots, piece by piece;
 //! - `offers`: hand-overs that a leader has announced.
 //!
-//! Nothing reaches the core before it was found to be [plausible](super::plausible).
+//! Nothing reaches the core before it was found to be [plausible].
 
 mod door;
 mod offers;
@@ -36,7 +36,7 @@ use crate::raft::agreement::{Agreement, Told};
 use crate::raft::apply::Applier;
 use crate::raft::read_index::ReadIndexes;
 use crate::raft::type_config::{self, TypeConfig, Vote};
-use crate::storage::{DiskWatch, LogStore, Origin, SnapshotStore, Taken};
+use crate::storage::{DiskState, DiskWatch, LogStore, Origin, SnapshotStore, Taken};
 use crate::types::{Incarnation, LogId, NodeId};
 
 /// Requests of one connection that the core is working on; more stay in the connection.
@@ -334,10 +334,11 @@ impl<M: StateMachine> PeerService<M> {
                 self.activity.told_committed.note(index);
             }
         }
-        let unfit_to_lead = !self.callee.disk.state().takes_writes();
+        let disk = self.callee.disk.state();
+        let (unfit_to_lead, disk_stalled) = (!disk.takes_writes(), disk == DiskState::Stalled);
         let response = wire::append_response(result, previous, last);
         let (lease_ms, quota_bytes) = (self.lease_ms(), self.callee.quota_bytes);
-        let own = proto::AppendResponse { unfit_to_lead, lease_ms, quota_bytes, ..response };
+        let own = proto::AppendResponse { unfit_to_lead, disk_stalled, lease_ms, quota_bytes, ..response };
         Ok(response::Body::Append(own))
     }
 

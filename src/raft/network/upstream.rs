@@ -460,7 +460,12 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(2);
 
     fn member(id: u128) -> Member {
-        Member { peer: format!("n{id}:1"), client: String::new(), incarnation: Incarnation(id) }
+        Member {
+            peer: format!("n{id}:1"),
+            client: String::new(),
+            incarnation: Incarnation(id),
+            ..Member::default()
+        }
     }
 
     fn line() -> (Upstream, Arc<Fake>, mpsc::UnboundedReceiver<Connected>) {

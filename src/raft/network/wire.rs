@@ -17,7 +17,7 @@ use crate::proto::peer as proto;
 use crate::raft::agreement::{Check, MOST_TOLD, Told};
 use crate::raft::read_index::NoReadIndex;
 use crate::raft::type_config::{self, LogId, TypeConfig, Vote};
-use crate::types::{self, Incarnation, Member, Membership};
+use crate::types::{self, Incarnation, Intent, Member, Membership};
 
 /// A message that is not one of ours, or not complete.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -67,12 +67,26 @@ fn member(member: &Member) -> proto::Member {
         peer: member.peer.clone(),
         client: member.client.clone(),
         incarnation: member.incarnation.to_string(),
+        intents: member.intents.iter().map(|(id, intent)| (*id, wire_intent(*intent).into())).collect(),
+    }
+}
+
+fn wire_intent(intent: Intent) -> proto::Intent {
+    match intent {
+        Intent::Voter => proto::Intent::Voter,
+        Intent::Learner => proto::Intent::Learner,
     }
 }
 
 fn from_member(member: proto::Member) -> Result<Member, Malformed> {
     let incarnation = incarnation(&member.incarnation)?;
-    Ok(Member { peer: member.peer, client: member.client, incarnation })
+    let intent = |(about, intent): (u64, i32)| match proto::Intent::try_from(intent) {
+        Ok(proto::Intent::Voter) => Ok((about, Intent::Voter)),
+        Ok(proto::Intent::Learner) => Ok((about, Intent::Learner)),
+        Ok(proto::Intent::Unspecified) | Err(_) => Err(Malformed("an intent is unknown")),
+    };
+    let intents = member.intents.into_iter().map(intent).collect::<Result<_, _>>()?;
+    Ok(Member { peer: member.peer, client: member.client, incarnation, intents })
 }
 
 fn membership(membership: &Membership) -> proto::Membership {
@@ -408,5 +422,24 @@ pub fn from_refusal(caller: types::NodeId, refusal: proto::Refusal) -> Refusal {
         }
         (proto::refusal::Reason::UnknownPeer, _) => Refusal::UnknownPeer { node_id: caller, at },
         _ => Refusal::Malformed(refusal.detail),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn a_membership_arrives_as_it_was_sent() {
+        let intents = BTreeMap::from([(1, Intent::Learner), (2, Intent::Voter)]);
+        let member =
+            Member { peer: "p:1".into(), client: "c:1".into(), incarnation: Incarnation(7), intents };
+        let sent = Membership { voters: vec![[1].into()], members: BTreeMap::from([(1, member.clone())]) };
+        assert_eq!(from_membership(super::membership(&sent)).unwrap(), sent);
+        let mut unknown = super::member(&member);
+        unknown.intents.insert(3, 99);
+        assert!(from_member(unknown).is_err(), "what this version does not know is not left out");
     }
 }

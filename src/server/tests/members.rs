@@ -14,7 +14,12 @@ const WELL: NodeId = 4;
 
 impl ClusterNode for FakeNode {
     fn members(&self) -> MemberList {
-        let member = Member { peer: "p:1".to_owned(), client: "c:1".to_owned(), incarnation: Incarnation(9) };
+        let member = Member {
+            peer: "p:1".to_owned(),
+            client: "c:1".to_owned(),
+            incarnation: Incarnation(9),
+            ..Member::default()
+        };
         let state =
             MemberState { node_id: WELL, member, voter: true, matched: Some(5), reachable: Some(true) };
         MemberList {

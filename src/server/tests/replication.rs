@@ -40,7 +40,12 @@ const MOST_INFLIGHT_BYTES: usize = 1000;
 
 fn peer(node_id: u64, led: Option<LedPeer>) -> PeerState {
     let peer = format!("10.0.0.{node_id}:7901");
-    let member = Member { peer, client: format!("10.0.0.{node_id}:7801"), incarnation: Incarnation(9) };
+    let member = Member {
+        peer,
+        client: format!("10.0.0.{node_id}:7801"),
+        incarnation: Incarnation(9),
+        ..Member::default()
+    };
     let carried =
         Carried { sent_bytes: 10 * node_id, received_bytes: 1, dials_failed: 2, ..Carried::default() };
     PeerState { node_id, member, voter: node_id != 3, carried, led }

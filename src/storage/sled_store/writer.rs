@@ -153,6 +153,18 @@ pub(crate) enum Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GaveUp;
 
+impl State {
+    /// A look that comes much later than it should tells of a pause of this process, in which no write could come back:
+    /// that time is not the write's.
+    fn discount_pause(&mut self, gap: Duration, pace: Duration, now: Instant) {
+        if gap > pace * 2
+            && let Some(since) = &mut self.busy_since
+        {
+            *since = since.checked_add(gap - pace).map_or(now, |since| since.min(now));
+        }
+    }
+}
+
 impl Progress {
     pub(crate) fn new() -> Self {
         let state = State { busy_since: None, patience: 1, completions: Vec::new(), phase: Phase::Running };
@@ -248,10 +260,14 @@ impl Progress {
         /// Looks this often within the limit.
         const LOOKS: u32 = 8;
         let mut state = self.lock();
+        let mut looked = Instant::now();
         loop {
             if matches!(state.phase, Phase::Closed | Phase::Hung) {
                 return None;
             }
+            let now = Instant::now();
+            state.discount_pause(now.saturating_duration_since(looked), limit / LOOKS, now);
+            looked = now;
             let patience = limit * state.patience;
             if state.busy_since.is_some_and(|since| since.elapsed() > patience) {
                 state.phase = Phase::Hung;
@@ -387,4 +403,33 @@ pub(crate) fn complete(
         }
     }
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_of_the_process_is_not_counted_as_the_writers() {
+        let (pace, minute) = (Duration::from_secs(4), Duration::from_secs(60));
+        let progress = Progress::new();
+        progress.begin(Vec::new()).unwrap();
+        let mut state = progress.lock();
+        let began = state.busy_since.unwrap();
+        // Looks that come in time, or not much later, change nothing.
+        state.discount_pause(pace, pace, began + pace);
+        state.discount_pause(pace * 2, pace, began + pace * 3);
+        assert_eq!(state.busy_since, Some(began));
+        // Stopped for a minute: what is left of the gap is one look.
+        let now = began + pace * 3 + minute;
+        state.discount_pause(minute, pace, now);
+        assert_eq!(now - state.busy_since.unwrap(), pace * 4);
+        // A batch that began during the gap has not been under way for longer than that.
+        state.busy_since = Some(now);
+        state.discount_pause(minute, pace, now);
+        assert_eq!(state.busy_since, Some(now));
+        state.busy_since = None;
+        state.discount_pause(minute, pace, now);
+        assert_eq!(state.busy_since, None);
+    }
 }

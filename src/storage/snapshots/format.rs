@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use super::{SnapshotMeta, SnapshotMetaV2, Source};
+use crate::types::{Intent, NodeId};
 
 const MAGIC: &[u8; 8] = b"QUORSNAP";
 /// Version 2 begins its payload with the table of sessions; the file is as before. Version 3 has more meta data.
@@ -31,6 +32,9 @@ const MAX_FRAME_BYTES: usize = 1024 * 1024;
 /// No meta data is longer than this: thousands of members.
 const MAX_META_BYTES: usize = 1024 * 1024;
 
+/// What members are to be: on whose record that stands, about which member, and what.
+type Intents = Vec<(NodeId, NodeId, Intent)>;
+
 /// Where encoded bytes go.
 type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> io::Result<()>;
 
@@ -43,7 +47,8 @@ pub(crate) struct Encoder {
 
 impl Encoder {
     pub(crate) fn begin(meta: &SnapshotMeta, sink: Sink<'_>) -> io::Result<Self> {
-        let meta = bincode::serde::encode_to_vec(meta, bincode::config::standard())
+        let intents: Intents = meta.membership.intents().collect();
+        let meta = bincode::serde::encode_to_vec((meta, intents), bincode::config::standard())
             .expect("invariant: meta data is encodable");
         let length = u32::try_from(meta.len()).ok().filter(|_| meta.len() <= MAX_META_BYTES);
         let length =
@@ -172,7 +177,10 @@ impl Payload {
             return Err(self.damage(8, &detail));
         }
         let decoded = match version {
-            FULL_META_SINCE.. => decode(&meta),
+            FULL_META_SINCE.. => decode(&meta).map(|(meta, intents): (SnapshotMeta, Intents)| {
+                let membership = meta.membership.clone().with_intents(intents);
+                SnapshotMeta { membership, ..meta }
+            }),
             _ => decode::<SnapshotMetaV2>(&meta).map(SnapshotMeta::from),
         };
         decoded.ok_or_else(|| self.damage(HEAD_BYTES as u64, "its meta data does not decode"))

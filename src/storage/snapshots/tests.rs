@@ -7,10 +7,11 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::storage::files;
-use crate::types::{ClusterClock, HistoryEpoch, Incarnation, Member};
+use crate::types::{ClusterClock, HistoryEpoch, Incarnation, Intent, Member};
 
 fn meta(term: u64, index: u64) -> SnapshotMeta {
-    let member = Member { peer: "p:1".into(), client: "c:1".into(), incarnation: Incarnation(7) };
+    let member =
+        Member { peer: "p:1".into(), client: "c:1".into(), incarnation: Incarnation(7), ..Member::default() };
     SnapshotMeta {
         log_id: LogId::new(term, index),
         clock: ClusterClock { elapsed_ms: 1234, wall_offset_ms: -5, term, counted_ms: Some(34) },
@@ -296,4 +297,14 @@ fn meta_data_of_version_2_is_read() {
     let expected = SnapshotMeta { log_id, clock, membership_log_id, membership, history, quota_bytes: 0 };
     assert_eq!(handle.meta(), &expected);
     assert_eq!(handle.open().unwrap().0, 2);
+}
+
+#[test]
+fn what_members_are_to_be_is_kept() {
+    let plain = meta(3, 9);
+    let membership = plain.membership.clone().with_intents([(1, 1, Intent::Learner), (1, 2, Intent::Voter)]);
+    assert_eq!(membership.intents().count(), 2);
+    let noted = SnapshotMeta { membership, ..plain };
+    let handle = write(&MemorySnapshots::new(), &noted, &payload(10));
+    assert_eq!(handle.meta(), &noted);
 }

@@ -241,13 +241,16 @@ fn a_write_that_takes_too_long_is_a_stall_until_it_ends() {
     let now = writing.clone();
     let limit = Duration::from_secs(1);
     let watch = DiskWatch::new(None, move || *now.lock().unwrap(), || 0, Some(limit));
-    assert_eq!(watch.look(), DiskState::Ok);
-    *writing.lock().unwrap() = Some(limit);
-    assert_eq!(watch.look(), DiskState::Ok);
-    *writing.lock().unwrap() = Some(limit * 2);
-    assert_eq!(watch.look(), DiskState::Stalled);
+    let began = std::time::Instant::now();
+    let look_after = |part: u32| {
+        *writing.lock().unwrap() = Some(limit * part / 5);
+        watch.look_at(began + limit * part / 5)
+    };
+    assert_eq!(watch.look_at(began), DiskState::Ok);
+    assert!((1..=5).all(|part| look_after(part) == DiskState::Ok));
+    assert_eq!(look_after(6), DiskState::Stalled);
     assert!(watch.take_entries(1, Origin::ThisLeader).is_some());
     *writing.lock().unwrap() = None;
     assert_eq!(watch.state(), DiskState::Stalled, "what the last look has found");
-    assert_eq!(watch.look(), DiskState::Ok);
+    assert_eq!(watch.look_at(began + limit * 2), DiskState::Ok);
 }

@@ -1,8 +1,8 @@
 //! What the rest of the node sees of its disk.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::policy::{Policy, Space};
 use super::{BATCH_FACTOR, DiskState, Room, SEGMENT_BYTES};
@@ -57,8 +57,43 @@ struct Watched {
     queued: Box<Queued>,
     stall: Option<Duration>,
     stalled: AtomicBool,
+    /// What the looks at the present write have seen of it.
+    seen: Mutex<Seen>,
     /// Bytes of entries that were taken and are on their way into the log.
     taken: AtomicU64,
+}
+
+/// The most that one look tells of the time since the look before it. A process that is stopped, or gets no time to run,
+/// does not look: what it measures afterwards is its own pause.
+const LONGEST_GAP: Duration = Duration::from_millis(250);
+
+/// Later than this after the look before it, a look begins anew: the process was stopped.
+const STANDSTILL: Duration = Duration::from_secs(1);
+
+/// What is known of the write that is under way, from looks at it.
+#[derive(Debug, Default)]
+struct Seen {
+    last_look: Option<Instant>,
+    /// For how long the present write has been seen under way.
+    under_way: Duration,
+}
+
+impl Seen {
+    /// Takes in a look at `now`, by the clock at which a write has been under way for `writing`.
+    fn look(&mut self, now: Instant, writing: Option<Duration>) -> Duration {
+        let last = self.last_look.replace(now);
+        let gap = last.map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
+        self.under_way = match writing {
+            None => Duration::ZERO,
+            // Nothing is known but this.
+            Some(time) if last.is_none() => time,
+            Some(_) if gap > STANDSTILL => Duration::ZERO,
+            // It was under way at the last look already.
+            Some(time) if time >= gap => self.under_way + gap.min(LONGEST_GAP),
+            Some(time) => time,
+        };
+        self.under_way
+    }
 }
 
 impl std::fmt::Debug for Watched {
@@ -88,6 +123,7 @@ impl DiskWatch {
             queued: Box::new(queued),
             stall,
             stalled: AtomicBool::new(false),
+            seen: Mutex::default(),
             taken: AtomicU64::new(0),
         })))
     }
@@ -98,13 +134,19 @@ impl DiskWatch {
     }
 
     /// Looks whether a write has stalled, or one that had has come back. To be called every now and then: the other
-    /// methods tell what this one has found.
+    /// methods tell what this one has found. Time in which nobody looked counts for little: then it was this process that
+    /// stood still, and not the disk.
     pub fn look(&self) -> DiskState {
+        self.look_at(Instant::now())
+    }
+
+    pub(super) fn look_at(&self, now: Instant) -> DiskState {
         if let Some(watched) = &self.0
             && let Some(limit) = watched.stall
         {
             let writing = (watched.writing)();
-            let stalled = writing.is_some_and(|time| time > limit);
+            let seen = watched.seen.lock().unwrap_or_else(PoisonError::into_inner).look(now, writing);
+            let stalled = seen > limit;
             match (watched.stalled.swap(stalled, Relaxed), stalled) {
                 (false, true) => {
                     let writing_ms = writing.map(crate::runtime::whole_ms);
@@ -176,5 +218,87 @@ impl DiskWatch {
             reserve_bytes: gauge.map(|gauge| gauge.reserved.load(Relaxed)),
             writing_for: (watched.writing)(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A watch of a disk whose present write began at a time that the test sets.
+    struct Clock {
+        now: Instant,
+        began: Arc<Mutex<Option<Instant>>>,
+        at: Arc<Mutex<Instant>>,
+        disk: DiskWatch,
+    }
+
+    impl Clock {
+        fn new() -> Self {
+            let now = Instant::now();
+            let (began, at) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(now)));
+            let (since, present) = (began.clone(), at.clone());
+            let writing = move || since.lock().unwrap().map(|began| *present.lock().unwrap() - began);
+            let disk = DiskWatch::new(None, writing, || 0, Some(Duration::from_secs(1)));
+            Self { now, began, at, disk }
+        }
+
+        fn begin_write(&self) {
+            *self.began.lock().unwrap() = Some(self.now);
+        }
+
+        fn end_write(&self) {
+            *self.began.lock().unwrap() = None;
+        }
+
+        fn look_after(&mut self, ms: u64) -> DiskState {
+            self.now += Duration::from_millis(ms);
+            *self.at.lock().unwrap() = self.now;
+            self.disk.look_at(self.now)
+        }
+    }
+
+    #[test]
+    fn a_write_that_does_not_come_back_is_a_stall() {
+        let mut clock = Clock::new();
+        clock.look_after(50);
+        clock.begin_write();
+        let looks: Vec<_> = (0..30).map(|_| clock.look_after(50)).collect();
+        let first = looks.iter().position(|state| *state == DiskState::Stalled).unwrap();
+        assert_eq!(first, 20, "after 1050 ms: {looks:?}");
+        assert!(looks[first..].iter().all(|state| *state == DiskState::Stalled));
+        clock.end_write();
+        assert_eq!(clock.look_after(50), DiskState::Ok);
+        // Another that has begun since is another.
+        clock.begin_write();
+        assert!((0..20).all(|_| clock.look_after(50) == DiskState::Ok));
+    }
+
+    /// The process is stopped for a minute in the middle of a write, and goes on.
+    #[test]
+    fn a_pause_of_the_process_is_no_stall() {
+        for before_the_pause in [0, 400, 950] {
+            let mut clock = Clock::new();
+            clock.look_after(50);
+            clock.begin_write();
+            for _ in 0..before_the_pause / 50 {
+                assert_eq!(clock.look_after(50), DiskState::Ok);
+            }
+            assert_eq!(clock.look_after(60_000), DiskState::Ok, "{before_the_pause} ms before the pause");
+            assert_eq!(clock.look_after(50), DiskState::Ok);
+            clock.end_write();
+            assert_eq!(clock.look_after(50), DiskState::Ok);
+        }
+        // A disk that does not answer after the pause either hangs.
+        let mut clock = Clock::new();
+        clock.look_after(50);
+        clock.begin_write();
+        clock.look_after(60_000);
+        assert!((0..21).any(|_| clock.look_after(50) == DiskState::Stalled));
+        // So does one on a machine that is so busy that each look comes late.
+        let mut clock = Clock::new();
+        clock.look_after(50);
+        clock.begin_write();
+        assert!((0..6).any(|_| clock.look_after(700) == DiskState::Stalled));
     }
 }

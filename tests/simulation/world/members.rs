@@ -101,8 +101,7 @@ impl World {
     ) -> bool {
         let outcome = tokio::time::timeout(PATIENCE, change).await;
         self.trace.record(format_args!("{what} {id}: {outcome:?}"));
-        // One whose promotion was interrupted is in its place as a learner.
-        let done = matches!(outcome, Ok(Ok(_) | Err(MembershipError::AlreadyReplaced { .. })));
+        let done = matches!(outcome, Ok(Ok(_)));
         self.outcome.changes += u64::from(done);
         done
     }

@@ -1,0 +1,134 @@
+//! Keys and values as arguments, from files and in base64: any string of bytes can be given.
+//!
+//! An argument is taken byte by byte as the shell passes it, whether it is UTF-8 or not; one cannot be empty by
+//! accident where that would mean everything. What no shell can pass comes in base64 or from a file.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::Read;
+use std::path::PathBuf;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+
+use super::CliError;
+
+/// A key that is not given as a plain argument.
+#[derive(Debug, Clone, Default, Args)]
+pub struct KeyFlags {
+    /// The key in base64, instead of KEY: any bytes, as -o json prints them in "key_base64"
+    #[arg(long, value_name = "BASE64", value_parser = parse_base64, conflicts_with = "key_file")]
+    pub key_base64: Option<Bytes>,
+    /// Read the key from a file, instead of KEY: every byte of it, a last line break included; `-` is standard input
+    #[arg(long, value_name = "PATH")]
+    pub key_file: Option<PathBuf>,
+}
+
+impl KeyFlags {
+    /// Whether one of the flags is set.
+    pub(super) fn is_given(&self) -> bool {
+        self.key_base64.is_some() || self.key_file.is_some()
+    }
+
+    /// The key from these flags, or else the one in `argument`, which is called `name`. It may be empty.
+    ///
+    /// # Errors
+    /// [`CliError::Usage`] when there are two or none, [`CliError::Input`] when the file cannot be read.
+    pub(super) fn resolve(&self, name: &str, argument: Option<Bytes>) -> Result<Bytes, CliError> {
+        match (argument, &self.key_base64, &self.key_file) {
+            (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
+                Err(CliError::Usage(format!("{name} is given twice: as an argument and by a flag")))
+            }
+            (Some(key), None, None) => Ok(key),
+            (None, Some(key), _) => Ok(key.clone()),
+            (None, None, Some(path)) => read(path.clone()).map(Into::into),
+            (None, None, None) => Err(CliError::Usage(format!("{name} is missing"))),
+        }
+    }
+
+    /// As [`resolve`](Self::resolve), for a command that is about one key: an empty one is refused.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub(super) fn key(&self, argument: Option<Bytes>) -> Result<Bytes, CliError> {
+        match self.resolve("the key", argument)? {
+            key if key.is_empty() => Err(CliError::Usage("the key is empty; no key is".to_owned())),
+            key => Ok(key),
+        }
+    }
+}
+
+/// Reads the whole of a file, or of standard input when it is called `-`.
+///
+/// # Errors
+/// [`CliError::Input`].
+pub(super) fn read(path: PathBuf) -> Result<Vec<u8>, CliError> {
+    let mut bytes = Vec::new();
+    let read = match path.as_os_str() == "-" {
+        true => std::io::stdin().lock().read_to_end(&mut bytes).map(drop),
+        false => fs::read(&path).map(|found| bytes = found),
+    };
+    read.map(|()| bytes).map_err(|source| CliError::Input { path, source })
+}
+
+/// Takes an argument as it is, byte by byte.
+pub(super) fn argument() -> impl TypedValueParser<Value = Bytes> {
+    OsStringValueParser::new().map(|text: OsString| Bytes::from(text.into_encoded_bytes()))
+}
+
+/// Reads base64 with or without the `=` at its end.
+///
+/// # Errors
+/// In words.
+pub(super) fn parse_base64(text: &str) -> Result<Bytes, String> {
+    let bare = text.trim().trim_end_matches('=');
+    let padded = format!("{bare}{}", "=".repeat((4 - bare.len() % 4) % 4));
+    BASE64_STANDARD.decode(padded).map(Bytes::from).map_err(|error| format!("not base64: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_base64(text: &str) -> KeyFlags {
+        KeyFlags { key_base64: Some(parse_base64(text).unwrap()), key_file: None }
+    }
+
+    #[test]
+    fn every_string_of_bytes_can_be_given_in_base64() {
+        for length in 0..20_u8 {
+            let bytes: Vec<u8> = (0..length).map(|n| n.wrapping_mul(53).wrapping_add(length)).collect();
+            let text = BASE64_STANDARD.encode(&bytes);
+            assert_eq!(parse_base64(&text).unwrap(), bytes, "{text}");
+            assert_eq!(parse_base64(text.trim_end_matches('=')).unwrap(), bytes, "{text} without padding");
+        }
+        for text in ["%", "a", "YQ==Y", "Y Q", "\u{e4}"] {
+            assert!(parse_base64(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_comes_from_one_place() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), b"\xff\n").unwrap();
+        let from_file = KeyFlags { key_base64: None, key_file: Some(file.path().to_owned()) };
+        assert_eq!(from_file.key(None).unwrap(), &b"\xff\n"[..]);
+        assert_eq!(in_base64("/wA=").key(None).unwrap(), &b"\xff\0"[..]);
+        assert_eq!(KeyFlags::default().key(Some("k".into())).unwrap(), "k");
+        for (flags, argument) in [
+            (from_file, Some("k".into())),
+            (in_base64("aw=="), Some("k".into())),
+            (KeyFlags::default(), None),
+            (KeyFlags::default(), Some(Bytes::new())),
+            (in_base64(""), None),
+        ] {
+            let refused = flags.key(argument).unwrap_err();
+            assert!(matches!(refused, CliError::Usage(_)), "{refused}");
+        }
+        let missing = KeyFlags { key_base64: None, key_file: Some("/nonexistent/file".into()) };
+        assert!(matches!(missing.key(None), Err(CliError::Input { .. })));
+    }
+}
