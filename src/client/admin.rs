@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
@@ -352,6 +352,8 @@ impl Client {
                     }
                 }
                 Ok(false) => {}
+                // Towards the end there is too little time left for an answer; what was met before tells more.
+                Err(_) if last.is_some() && Instant::now() >= deadline => {}
                 Err(why) => last = Some(why),
             }
             if let Some(tried) = router.all_down()
@@ -359,10 +361,11 @@ impl Client {
             {
                 return Err(ClientError::Unavailable { tried });
             }
+            let pause = backoff(config.retry_backoff_min, config.retry_backoff_max, attempt);
+            sleep_until(deadline.min(Instant::now() + pause)).await;
             if Instant::now() >= deadline {
                 break;
             }
-            sleep(backoff(config.retry_backoff_min, config.retry_backoff_max, attempt)).await;
         }
         Err(ClientError::DeadlineExceeded { timeout: config.timeout, maybe_applied: false, last })
     }

@@ -14,8 +14,8 @@
 //!
 //! A founder that is to form a cluster alone has nobody to ask. It listens for a moment before it writes: members of a
 //! cluster that has grown from it, before its disk was wiped, call it all the time and expect the old directory.
-//! One that could not reach it in time still stops it when it calls later (`admission`), but what it has written in the
-//! meantime is another cluster's. So `--single` is best left out again once others have been added.
+//! One that could not reach it in time is only refused when it calls later, and both logs say so: by then this node is
+//! the member of another cluster. So `--single` is best left out again once others have been added.
 //!
 //! A founder that is told by a peer that the cluster already knows it with another directory stops: its
 //! disk was wiped, and with it the log and vote it had promised to keep. So does a wiped first founder: it

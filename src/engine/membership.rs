@@ -39,7 +39,7 @@ use tokio::time::Instant;
 use self::identify::check_address;
 use self::quorum::{Strength, check_quorum};
 use super::Engine;
-use crate::error::{Leader, MembershipError, TransferError};
+use crate::error::{Leader, MembershipError, ReadError, TransferError};
 use crate::machine::StateMachine;
 use crate::raft::core::Metrics;
 use crate::raft::membership::{ChangeError, MembershipChange};
@@ -289,14 +289,22 @@ impl<M: StateMachine> Engine<M> {
     where
         W: Future<Output = Result<(), MembershipError>> + Send,
     {
-        self.leading()?;
+        let before = self.leading()?.membership_at;
         let engine = self.clone();
         let task = runtime::spawn(async move {
             let mut stop = engine.inner.stop.subscribe();
+            let done = async {
+                work(engine.clone()).await?;
+                // A leader that is cut off does not know whether what was asked for is so.
+                if engine.inner.core.metrics().membership_at == before {
+                    engine.confirm().await?;
+                }
+                Ok(engine.members())
+            };
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => Err(stopped("the node is shutting down")),
-                done = work(engine.clone()) => done.map(|()| engine.members()),
+                members = done => members,
             }
         });
         match task.await {
@@ -314,6 +322,17 @@ impl<M: StateMachine> Engine<M> {
             (None, Role::Leader) => Ok(metrics),
             (None, Role::Stopped) => Err(stopped("the node is shutting down")),
             (None, _) => Err(MembershipError::NotLeader { leader: metrics.leader }),
+        }
+    }
+
+    /// That this node leads, as of now.
+    async fn confirm(&self) -> Result<(), MembershipError> {
+        let deadline = Instant::now() + self.inner.config.timing.patience();
+        match self.inner.read_index(deadline).await {
+            Ok(_) => Ok(()),
+            Err(ReadError::NotLeader { leader }) => Err(MembershipError::NotLeader { leader }),
+            Err(ReadError::Stopped { reason }) => Err(MembershipError::Stopped { reason }),
+            Err(error) => Err(MembershipError::Unconfirmed { reason: error.to_string() }),
         }
     }
 

@@ -215,7 +215,7 @@ fn check_history(given: HistoryEpoch, known: HistoryEpoch) -> Result<(), ReadErr
 
 impl<M: StateMachine> Inner<M> {
     /// A read index, once there is a leader to get it from.
-    async fn read_index(&self, deadline: Instant) -> Result<u64, ReadError> {
+    pub(super) async fn read_index(&self, deadline: Instant) -> Result<u64, ReadError> {
         let _waiting = self.counters.wait(ReadWait::ReadIndex);
         loop {
             let error = match timeout_at(deadline, self.reads.next(&self.core)).await {

@@ -5,8 +5,8 @@
 //! this node yet. So a refusal counts only when it stands on a committed membership that is newer than the newest one
 //! in which this node knows itself to be a member.
 //!
-//! What a caller says proves even less: anybody can call. A node that is said to have lost its disk ([`Claim`]) therefore asks
-//! the claimant in its turn, by the claimant's own identity and without giving away its own, and only an answer that
+//! What a caller says proves even less: anybody can call. A node that belongs to no cluster yet and is said to have lost its
+//! disk ([`Claim`]) therefore asks the claimant in its turn, by the claimant's own identity and without giving away its own, and only an answer that
 //! stands on a committed membership counts. A founder asks where its own `--peers` say that the claimant is; one that was
 //! alone knows nobody, and asks where the claimant says.
 //!

@@ -23,6 +23,9 @@ const PACE: Duration = Duration::from_millis(5);
 /// The state is looked at this often even when nothing happens.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
+/// A committed entry that has waited for so long to be applied is not just under way.
+const OVERDUE_AFTER: Duration = Duration::from_secs(10);
+
 /// An answered read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadOutcome<A> {
@@ -51,6 +54,8 @@ pub struct NodeState {
     pub committed: Option<LogId>,
     /// Up to where it has applied.
     pub applied: Option<LogId>,
+    /// Whether it has heard of a committed entry ten seconds ago that it has not applied yet.
+    pub overdue: bool,
     /// Last position covered by its newest snapshot.
     pub snapshot: Option<LogId>,
     /// Up to where it has purged its log.
@@ -155,6 +160,7 @@ impl NodeState {
             && self.diverged.is_none()
             && self.leader.is_some()
             && self.in_touch
+            && !self.overdue
             && applied + UNDER_WAY >= committed
     }
 }
@@ -227,7 +233,8 @@ pub(super) fn observe<M: StateMachine>(
 ) -> NodeState {
     let metrics = core.metrics();
     let fatal = fatal.or_else(|| metrics.fatal.clone().map(FatalError::Core));
-    let applied = core.published().progress().log_id;
+    let progress = core.published().progress();
+    let waits = core.told_committed(progress.next_index());
     NodeState {
         node_id,
         role: if fatal.is_some() { Role::Stopped } else { metrics.role },
@@ -236,7 +243,8 @@ pub(super) fn observe<M: StateMachine>(
         in_touch: metrics.in_touch,
         last_log: metrics.last_log,
         committed: metrics.committed.max(metrics.cluster_committed),
-        applied,
+        applied: progress.log_id,
+        overdue: waits.is_some_and(|waits| waits > OVERDUE_AFTER),
         snapshot: metrics.snapshot,
         purged: metrics.purged,
         membership: metrics.membership,

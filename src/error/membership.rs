@@ -14,7 +14,7 @@ pub enum MembershipError {
         /// Where to go instead.
         leader: Option<Leader>,
     },
-    /// No member has this id; also what the repetition of a removal meets.
+    /// No member has this id.
     #[error("node {node_id} is not a member; `quorate member list` shows who is")]
     UnknownMember {
         /// The id asked for.
@@ -165,6 +165,12 @@ pub enum MembershipError {
     Address {
         /// What was given.
         address: String,
+    },
+    /// Nothing had to be changed as far as this node knows, but it may not lead any more. Nothing was changed.
+    #[error("whether the members are as they are to be is not known: {reason}; bring voters back first")]
+    Unconfirmed {
+        /// Why not.
+        reason: String,
     },
     /// A change was not committed in time. It may be made yet.
     #[error(

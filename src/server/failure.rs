@@ -75,6 +75,7 @@ impl From<MembershipError> for Failure {
         let (reason, maybe_applied, leader) = match error {
             MembershipError::NotLeader { leader } => (Reason::NotLeader, false, leader),
             MembershipError::Interrupted { leader } => (Reason::Interrupted, true, leader),
+            MembershipError::Unconfirmed { .. } => (Reason::NoQuorum, false, None),
             MembershipError::Timeout { .. } => (Reason::Membership, true, None),
             MembershipError::Stopped { .. } => (Reason::Stopped, true, None),
             MembershipError::Address { .. } => (Reason::Invalid, false, None),

@@ -80,6 +80,7 @@ impl FakeNode {
             last_log: Some(0),
             committed: None,
             applied: None,
+            overdue: false,
             snapshot: None,
             purged: None,
             membership: Membership::default(),

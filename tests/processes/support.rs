@@ -155,10 +155,18 @@ impl Unlisted {
     pub(crate) fn start(spec: &ClusterSpec, node_id: u64, flag: &str, value: &str, args: &[&str]) -> Self {
         let plain = spec.command(node_id);
         let mut command = Command::new(plain.get_program());
-        let mut is_value = false;
-        for argument in plain.get_args() {
-            command.arg(if is_value { value.as_ref() } else { argument });
-            is_value = argument == flag;
+        // The founders that it is told of have it there, too.
+        let listed = |address: &str| format!("{node_id}={address}");
+        let mut before = "";
+        for argument in plain.get_args().map(|argument| argument.to_str().unwrap()) {
+            match (before, flag) {
+                ("--peers", "--peer-advertise") => {
+                    command.arg(argument.replace(&listed(&spec.peer_address(node_id)), &listed(value)))
+                }
+                _ if before == flag => command.arg(value),
+                _ => command.arg(argument),
+            };
+            before = argument;
         }
         command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Self(command.spawn().unwrap())

@@ -10,7 +10,7 @@ use quorate::error::ReadError;
 use quorate::machine::{ApplyContext, StateMachine};
 use quorate::runtime::TaskGroup;
 use quorate::storage::{DiskWatch, MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
-use quorate::types::{Incarnation, NodeId, ReadLevel, Role};
+use quorate::types::{Divergence, Incarnation, NodeId, ReadLevel, Role};
 
 use crate::network::{Network, SimTransport, address};
 use crate::trace::Trace;
@@ -131,7 +131,6 @@ fn run<T>(seed: u64, more: [u64; 3], test: impl AsyncFnOnce(Nodes) -> T) -> T {
 }
 
 #[test]
-#[ignore = "failed in its first run on the merged tree: to be explained"]
 fn the_one_that_differs_serves_no_more_and_the_others_go_on() {
     let mut led = 0;
     for (seed, odd) in [(0, 1), (1, 3), (2, 1), (3, 2)] {
@@ -148,9 +147,9 @@ async fn goes_on_without(nodes: &Nodes, odd: NodeId, seed: u64) -> u64 {
     let led = leader(nodes).is_some_and(|leader| leader.state().node_id == odd);
     // Also in the middle of a load, at positions that the nodes choose by themselves.
     add(nodes, 200).await;
-    eventually("it is found", nodes, |nodes| nodes[&odd].state().diverged.is_some()).await;
-    let divergence = nodes[&odd].state().diverged.unwrap();
-    assert!(divergence.majority.is_some_and(|majority| majority != divergence.own), "{divergence}");
+    // While only two have spoken of a position, both are in doubt.
+    let outvoted = |divergence: Divergence| divergence.majority.is_some_and(|hash| hash != divergence.own);
+    eventually("it is found", nodes, |nodes| nodes[&odd].state().diverged.is_some_and(outvoted)).await;
     eventually("another one leads", nodes, |nodes| {
         leader(nodes).is_some_and(|leader| leader.state().node_id != odd)
     })

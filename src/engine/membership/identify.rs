@@ -83,7 +83,8 @@ impl<M: StateMachine> Engine<M> {
         check_address(&address)?;
         let refused =
             |detail: String| Err(MembershipError::Identity { node_id, address: address.clone(), detail });
-        let hello = Some(self.inner.caller.hello(node_id, None));
+        let caller = &self.inner.caller;
+        let hello = Some(caller.hello(node_id, (node_id == caller.node_id).then_some(caller.incarnation)));
         let request = IdentifyRequest { hello, founders: Default::default() };
         let mut failed = format!("no answer within {IDENTIFY_PATIENCE:?}");
         let asking = async {

@@ -12,9 +12,11 @@
 //!
 //! What callers expect also suggests that a node has lost its disk ([`Claim`]). A claim proves nothing, and stops nothing: it
 //! makes the node ask the claimant, which then has to answer from a committed membership (`engine/standing.rs`). That is
-//! asked while the node belongs to no cluster, and when it is the only member of one while the claimant's has gone
-//! further: a founder that was wiped after its cluster had grown would otherwise lead a second cluster under the same
-//! name, id and address. A member among others does not care for claims.
+//! asked only while the node belongs to no cluster: a founder that was wiped after its cluster had grown would otherwise
+//! found a second one under the same name, id and address. A member does not care for claims, not even where it is the
+//! only one: whoever makes one may have made up all that it stands on, and the log says that it was made.
+//!
+//! A node may ask for itself at an address, to learn whether that leads to it.
 
 use std::collections::BTreeMap;
 
@@ -91,14 +93,18 @@ fn stranger(why: Refusal) -> Box<Refused> {
 }
 
 /// Who calls, if that can be somebody at all.
-fn identity(own: Own<'_>, hello: &Hello) -> Result<(NodeId, Incarnation), Malformed> {
+fn identity(own: Own<'_>, hello: &Hello, wish: Wish) -> Result<(NodeId, Incarnation), Malformed> {
     let from = wire::incarnation(&hello.from_incarnation)?;
+    let expects_this = wire::incarnation(&hello.to_incarnation) == Ok(own.incarnation);
+    let is_this = wish == Wish::Identity && from == own.incarnation && expects_this;
     if from == Incarnation::default() {
         return Err(Malformed("the caller's incarnation is zero"));
     }
     match hello.from_node {
         0 => Err(Malformed("the caller's node id is zero")),
-        node_id if node_id == own.node_id => Err(Malformed("the caller claims this node's own id")),
+        node_id if node_id == own.node_id && !is_this => {
+            Err(Malformed("the caller claims this node's own id"))
+        }
         node_id => Ok((node_id, from)),
     }
 }
@@ -116,7 +122,7 @@ pub(super) fn check(own: Own<'_>, known: &Known, hello: &Hello, wish: Wish) -> R
         return Err(stranger(Refusal::OtherCluster { ours, theirs }));
     }
     let malformed = |error: Malformed| stranger(Refusal::Malformed(error.to_string()));
-    let (node_id, from) = identity(own, hello).map_err(malformed)?;
+    let (node_id, from) = identity(own, hello, wish).map_err(malformed)?;
     let expected = match hello.to_incarnation.is_empty() {
         true => None,
         false => Some(wire::incarnation(&hello.to_incarnation).map_err(malformed)?),
@@ -143,10 +149,8 @@ pub(super) fn check(own: Own<'_>, known: &Known, hello: &Hello, wish: Wish) -> R
     if let Some(expected) = expected
         && expected != own.incarnation
     {
-        let alone = known.members.keys().all(|member| *member == own.node_id);
-        let may_be_so = known.members.is_empty() || (alone && is_ahead);
         let peer = shortened(&hello.from_peer);
-        let claim = may_be_so.then_some(Claim { node_id, incarnation: from, peer, expected });
+        let claim = known.members.is_empty().then_some(Claim { node_id, incarnation: from, peer, expected });
         return Err(Box::new(Refused { claim, ..*refuse(Refusal::CalleeFenced) }));
     }
     if wish == Wish::Exchange && !knows_this {
@@ -240,8 +244,9 @@ mod tests {
             Hello { from_incarnation: "none".to_owned(), ..plain() },
             Hello { to_incarnation: "none".to_owned(), ..hello(20, None, NEWER) },
             Hello { from_node: 0, ..hello(20, Some(10), NEWER) },
-            // Who came by its incarnation.
-            Hello { from_node: 1, ..hello(10, Some(10), NEWER) },
+            // Who came by its incarnation, and does not say so.
+            Hello { from_node: 1, ..hello(10, None, NEWER) },
+            Hello { from_node: 1, ..hello(20, Some(10), NEWER) },
             Hello { from_node: 9, ..plain() },
             Hello { to_node: 3, ..plain() },
             Hello { protocol_version: 0, ..plain() },
@@ -277,19 +282,28 @@ mod tests {
     }
 
     #[test]
-    fn what_is_expected_of_a_wiped_founder_is_a_claim_before_and_after_it_has_founded_again() {
+    fn a_node_may_ask_for_itself_and_exchanges_nothing_with_itself() {
+        let own = Hello { from_node: 1, ..hello(10, Some(10), OLDER) };
+        for ours in [known(&[]), known(&[(1, 10), (2, 20)])] {
+            assert_eq!(check(OWN, &ours, &own, Wish::Identity), Ok(()));
+            for wish in [Wish::Exchange, Wish::Founding] {
+                assert_eq!(check(OWN, &ours, &own, wish).unwrap_err().told, Refusal::Stranger);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_expected_of_a_wiped_founder_is_a_claim_only_before_it_has_founded_again() {
         let claim = Claim {
             node_id: 2,
             incarnation: Incarnation(20),
             peer: "two:1".to_owned(),
             expected: Incarnation(77),
         };
-        for ours in [known(&[]), known(&[(1, 10)])] {
-            assert_eq!(refused(&ours, &hello(20, Some(77), NEWER)).claim, Some(claim.clone()));
+        assert_eq!(refused(&known(&[]), &hello(20, Some(77), NEWER)).claim, Some(claim));
+        for ours in [known(&[(1, 10)]), known(&[(1, 10), (3, 30)])] {
+            assert_eq!(refused(&ours, &hello(20, Some(77), NEWER)).claim, None);
         }
-        // What it was before is no news to a cluster that has gone on since.
-        assert_eq!(refused(&known(&[(1, 10)]), &hello(20, Some(77), OLDER)).claim, None);
-        assert_eq!(refused(&known(&[(1, 10), (3, 30)]), &hello(20, Some(77), NEWER)).claim, None);
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl PeerClients {
 
     /// Refuses an answer to a request for a vote that no member can have given.
     fn believe(&self, answer: VoteResponse<TypeConfig>) -> Result<VoteResponse<TypeConfig>, Malformed> {
-        self.bearings().term(answer.vote.leader_id.term)?;
+        self.believe_vote(&answer.vote)?;
         if let Some(last) = answer.last_log_id.as_ref().map(type_config::from_log_id) {
             plausible::position(last)?;
             self.bearings().term(last.term)?;
@@ -162,9 +162,20 @@ impl PeerClients {
         result: StreamAppendResult<TypeConfig>,
     ) -> Result<StreamAppendResult<TypeConfig>, Malformed> {
         if let Err(StreamAppendError::HigherVote(higher)) = &result {
-            self.bearings().term(higher.leader_id.term)?;
+            self.believe_vote(higher)?;
         }
         Ok(result)
+    }
+
+    /// Refuses a vote that a peer cannot have come by. The core takes a vote for this node for its own, so one that it has not
+    /// cast is somebody else's invention, or its disk has lost it: then another node has to stand.
+    fn believe_vote(&self, vote: &Vote) -> Result<(), Malformed> {
+        let bearings = self.bearings();
+        bearings.term(vote.leader_id.term)?;
+        match vote.leader_id.voted_for == self.caller.node_id && vote.leader_id.term > bearings.term {
+            true => Err(Malformed("it names this node in a term in which this node has not stood")),
+            false => Ok(()),
+        }
     }
 
     fn away(&self) -> MutexGuard<'_, BTreeMap<NodeId, Instant>> {
@@ -440,7 +451,7 @@ impl PeerClient {
                 Some(response::Body::Snapshot(answer)) => {
                     self.clients.fitness.note_lease(self.holder(), answer.lease_ms);
                     let answered = wire::from_vote(answer.vote).map_err(RpcError::from)?;
-                    self.clients.bearings().term(answered.leader_id.term).map_err(RpcError::from)?;
+                    self.clients.believe_vote(&answered).map_err(RpcError::from)?;
                     let complete = unanswered.is_empty() && offset >= total;
                     if complete && answered <= vote {
                         self.clients.activity.snapshots_sent.add(total, begun.elapsed());
@@ -562,10 +573,8 @@ mod tests {
     use super::super::nowhere::Nowhere;
     use super::*;
 
-    /// The core asks for a stream again as soon as it has heard that there is none: it is here that time must pass.
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_that_refuses_is_dialled_a_few_times_a_second() {
-        let transport = Arc::new(Nowhere::default());
+    /// Of node 1.
+    fn clients(transport: Arc<Nowhere>) -> PeerClients {
         let caller = Caller {
             cluster: "c".to_owned(),
             node_id: 1,
@@ -574,7 +583,27 @@ mod tests {
             addresses: Arc::new(Addresses::new(BTreeMap::new())),
             refused: Arc::new(|_| {}),
         };
-        let clients = PeerClients::new(caller, transport.clone(), Duration::from_millis(200));
+        PeerClients::new(caller, transport, Duration::from_millis(200))
+    }
+
+    #[test]
+    fn a_vote_for_this_node_that_it_has_not_cast_is_not_believed() {
+        let clients = clients(Arc::default());
+        clients.activity.had_voted(crate::types::Vote { term: 5, node_id: 1, committed: false });
+        let vote = |term, node_id| type_config::vote(crate::types::Vote { term, node_id, committed: false });
+        for (term, node_id, believed) in [(5, 1, true), (4, 1, true), (6, 2, true), (6, 1, false)] {
+            let vote = vote(term, node_id);
+            let granted = clients.believe(VoteResponse::new(vote, None, false));
+            let appended = clients.believe_appended(Err(StreamAppendError::HigherVote(vote)));
+            assert_eq!((granted.is_ok(), appended.is_ok()), (believed, believed), "term {term} of {node_id}");
+        }
+    }
+
+    /// The core asks for a stream again as soon as it has heard that there is none: it is here that time must pass.
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_refuses_is_dialled_a_few_times_a_second() {
+        let transport = Arc::new(Nowhere::default());
+        let clients = clients(transport.clone());
         let mut client = clients.client(2, &Member::default(), Purpose::Append);
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(10) {
