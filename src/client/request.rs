@@ -349,7 +349,7 @@ pub(super) fn wire_range(scope: Scope, range: Range, read: ReadOptions) -> v1::R
     let (level, freshness) = wire_read(read);
     let Scope { tenant, collection } = scope;
     let Range { start, end, limit_items: limit } = range;
-    v1::RangeRequest { tenant, collection, start, end, limit, level, freshness }
+    v1::RangeRequest { tenant, collection, start, end, limit, level, freshness, at: None }
 }
 
 /// Level and freshness; the latter is left out when it says nothing.

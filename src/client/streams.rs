@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::{Stream, stream};
 use tokio::time::error::Elapsed;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tonic::Streaming;
 
 use super::config::Endpoint;
@@ -35,9 +36,10 @@ type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, ClientError>> + Send>>;
 
 /// The items of a range, in the order of their keys, all from one point in time.
 ///
-/// Ends after the last item, or with an error: if the connection breaks midway, the rest cannot be had from the same
-/// point in time, so the client does not go on by itself. To go on with what is newer, ask again from the key after
-/// the last item.
+/// If the connection breaks midway, the client goes on at the same node, which keeps the state for a minute, within the
+/// client's [`timeout`](super::ClientConfig::timeout). Ends after the last item, or with an error: where that node is gone,
+/// the rest cannot be had from the same point in time. To go on with what is newer, ask again from the key after the
+/// last item.
 #[must_use = "streams do nothing unless they are read"]
 pub struct RangeStream {
     header: Header,
@@ -90,18 +92,14 @@ pub(super) async fn range(
     loop {
         let link = operation.link();
         let expires = operation.deadline().min(Instant::now() + router.config.attempt_timeout);
-        let opening = async {
-            let mut pieces = kv(&link).range_stream(request.clone()).await?.into_inner();
-            // The first piece tells whether the node can answer at all.
-            let first = pieces.message().await?;
-            Ok::<_, tonic::Status>((first, pieces))
-        };
-        let failure = match link.node.counted(in_time(timeout_at(expires, opening))).await {
-            Ok((Some(first), pieces)) => {
+        let failure = match open_range(&link, request.clone(), expires).await {
+            Ok((first, pieces)) => {
                 let (router, ready) = (router.clone(), VecDeque::new());
-                return Ok(items_of(first, Pieces { router, link, ready, pieces, more: true, left }));
+                return Ok(items_of(
+                    first,
+                    Pieces { router, link, request, ready, pieces, next: None, left },
+                ));
             }
-            Ok((None, _)) => Failure::Attempt(AttemptError::Lost("the range has no beginning".into())),
             Err(failure) => failure,
         };
         if let Failure::Attempt(AttemptError::NotSent(why)) = &failure {
@@ -110,6 +108,23 @@ pub(super) async fn range(
         operation.after(&link, failure).await.inspect_err(|_| {
             counts.failed.fetch_add(1, Ordering::Relaxed);
         })?;
+    }
+}
+
+/// Opens a range stream at one node. The first piece tells whether the node can answer at all.
+async fn open_range(
+    link: &Link,
+    request: v1::RangeRequest,
+    expires: Instant,
+) -> Result<(v1::RangeResponse, Streaming<v1::RangeResponse>), Failure> {
+    let opening = async {
+        let mut pieces = kv(link).range_stream(request).await?.into_inner();
+        let first = pieces.message().await?;
+        Ok::<_, tonic::Status>((first, pieces))
+    };
+    match link.node.counted(in_time(timeout_at(expires, opening))).await? {
+        (Some(first), pieces) => Ok((first, pieces)),
+        (None, _) => Err(Failure::Attempt(AttemptError::Lost("the range has no beginning".into()))),
     }
 }
 
@@ -127,18 +142,21 @@ async fn in_time<T>(
 struct Pieces {
     router: Arc<Router>,
     link: Arc<Link>,
+    /// What is asked for again after a break, with the position and the key to go on from.
+    request: v1::RangeRequest,
     ready: VecDeque<Item>,
     pieces: Streaming<v1::RangeResponse>,
-    /// Whether the last piece said that there is more than what it brought.
-    more: bool,
+    /// The first key that the last piece did not bring; none when it was the last of all.
+    next: Option<Bytes>,
     /// Items still to come at most.
     left: u64,
 }
 
 impl Pieces {
     fn take_in(&mut self, piece: v1::RangeResponse) -> Header {
+        self.request.at = piece.header.as_ref().and_then(|header| header.position);
         let RangeReply { header, items, next } = RangeReply::from_wire(piece);
-        self.more = next.is_some();
+        self.next = next;
         self.left = self.left.saturating_sub(items.len() as u64);
         self.ready = items.into();
         header
@@ -146,8 +164,39 @@ impl Pieces {
 
     /// Whether the stream may end here.
     fn is_complete(&self) -> bool {
-        !self.more || self.left == 0
+        self.next.is_none() || self.left == 0
     }
+
+    /// Opens the stream again where a break left it, at the same node and the same state, within the client's timeout.
+    /// Whether that was possible.
+    async fn resume(&mut self) -> bool {
+        let (router, deadline) = (self.router.clone(), Instant::now() + self.router.config.timeout);
+        let (Some(start), Some(_)) = (self.next.clone(), &self.request.at) else { return false };
+        // Of no bound at all it is more than a request can say.
+        let limit = u32::try_from(self.left).unwrap_or(0);
+        let request = v1::RangeRequest { start, limit, ..self.request.clone() };
+        for attempt in 0.. {
+            match open_range(&self.link, request.clone(), deadline).await {
+                Ok((first, pieces)) => {
+                    self.pieces = pieces;
+                    self.take_in(first);
+                    return true;
+                }
+                Err(failure) if is_forgotten(&failure) || Instant::now() >= deadline => return false,
+                Err(_) => {}
+            }
+            let pause = backoff(router.config.retry_backoff_min, router.config.retry_backoff_max, attempt);
+            sleep_until(deadline.min(Instant::now() + pause)).await;
+        }
+        false
+    }
+}
+
+/// Whether a node says that it cannot go on with a state, and never will.
+fn is_forgotten(failure: &Failure) -> bool {
+    let for_good =
+        [Reason::Compacted, Reason::OtherHistory, Reason::Ahead, Reason::Diverged, Reason::Invalid];
+    failure.reason().is_some_and(|reason| for_good.contains(&reason))
 }
 
 fn items_of(first: v1::RangeResponse, mut state: Pieces) -> RangeStream {
@@ -166,6 +215,9 @@ fn items_of(first: v1::RangeResponse, mut state: Pieces) -> RangeStream {
                 Ok(None) => Failure::Attempt(AttemptError::Lost("the server ended it too early".into())),
                 Err(failure) => failure,
             };
+            if state.resume().await {
+                continue;
+            }
             state.router.metrics.range_streams.failed.fetch_add(1, Ordering::Relaxed);
             let endpoint = &state.link.node.endpoint;
             let message = format!("the range broke off midway: {}", in_words(&failure));

@@ -12,6 +12,7 @@ use crate::proto::details;
 use crate::proto::v1::{Failure, LeaderHint};
 use crate::reason::Reason;
 use crate::shown::{MESSAGE_BYTES, shortened};
+use crate::types::LogId;
 
 use super::limits::Bound;
 use super::wire::position;
@@ -168,10 +169,18 @@ pub(super) fn compacted(from_revision: u64, first_revision: u64) -> Failure {
     Failure { first_revision, ..failure(Reason::Compacted, message, false, None) }
 }
 
+/// A range was to go on with a state that is not kept any more.
+pub(super) fn forgotten_moment(at: LogId) -> Failure {
+    let message = format!(
+        "this node does not keep the state after entry {at} for readers: read the range again from its beginning"
+    );
+    failure(Reason::Compacted, message, false, None)
+}
+
 /// As many long ranges are under way as a node serves.
 pub(super) fn too_many_ranges() -> Failure {
     let message =
-        format!("{} long ranges are under way on this node; try again", super::streams::MAX_LONG_RANGES);
+        format!("{} long ranges are under way on this node; try again", super::moments::MAX_LONG_RANGES);
     failure(Reason::LimitReached, message, false, None)
 }
 

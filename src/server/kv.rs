@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures::Stream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::proto::v1;
@@ -16,6 +16,7 @@ use crate::proto::v1::tagged_response::Response as Answer;
 use super::failure;
 use super::limits::DoorLimits;
 use super::metrics::{Metrics, StreamCall};
+use super::moments::Moments;
 use super::node::KvNode;
 use super::pipeline;
 use super::streams;
@@ -31,8 +32,8 @@ pub(super) struct KvService<N> {
     pub(super) metrics: Arc<Metrics>,
     pub(super) limits: Arc<DoorLimits>,
     pub(super) feed: Arc<Feed>,
-    /// Places for long ranges.
-    pub(super) long_ranges: Arc<Semaphore>,
+    /// What long ranges are read from.
+    pub(super) moments: Arc<Moments>,
     /// True once pipelines are to end.
     pub(super) draining: watch::Receiver<bool>,
 }
@@ -122,8 +123,8 @@ impl<N: KvNode> Kv for KvService<N> {
         request: Request<v1::RangeRequest>,
     ) -> Result<Response<streams::Responses<v1::RangeResponse>>, Status> {
         let call = StreamCall::new(self.metrics.clone(), Method::RangeStream);
-        let (node, places) = (self.node.clone(), &self.long_ranges);
-        Ok(Response::new(streams::range(node, self.by.clone(), places, request.into_inner(), call).await?))
+        let (node, moments) = (self.node.clone(), self.moments.clone());
+        Ok(Response::new(streams::range(node, self.by.clone(), moments, request.into_inner(), call).await?))
     }
 
     async fn watch(

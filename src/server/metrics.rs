@@ -21,8 +21,8 @@ use crate::engine::NodeState;
 use crate::proto::v1::{Failure, Reason};
 use crate::types::Role;
 
+use super::moments::MAX_LONG_RANGES;
 use super::node::KvNode;
-use super::streams::MAX_LONG_RANGES;
 use super::wire::Method;
 
 /// Upper bounds of the latency buckets, in seconds: a durable write on a fast disk to a wedged quorum.

@@ -41,6 +41,7 @@ pub mod limits;
 mod log_metrics;
 mod members;
 mod metrics;
+mod moments;
 mod node;
 mod observed;
 mod peer_metrics;
@@ -63,7 +64,7 @@ use std::time::Duration;
 use prometheus_client::collector::Collector;
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
@@ -375,10 +376,10 @@ fn add_services<N: ObservedNode>(
     draining: watch::Receiver<bool>,
 ) -> Routes {
     let by = Answerer::of(&node);
-    let long_ranges = Arc::new(Semaphore::new(streams::MAX_LONG_RANGES));
+    let moments = Arc::default();
     let admin = AdminServer::new(AdminService { node: node.clone(), settings, metrics: metrics.clone() });
     let (limits, feed) = (limits.clone(), Arc::default());
-    let kv = KvServer::new(KvService { node, by, metrics, limits, feed, long_ranges, draining })
+    let kv = KvServer::new(KvService { node, by, metrics, limits, feed, moments, draining })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_ANSWER_BYTES);
     let reflection = || {

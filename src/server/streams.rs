@@ -2,7 +2,7 @@
 //!
 //! A range is read from one view, which stays what it was, by a task that hands over one page after the other. However
 //! long that takes, it goes on while its client reads. One that takes nothing for a while loses its stream, because a
-//! view keeps alive what has been overwritten since.
+//! view keeps alive what has been overwritten since. Whoever comes back soon goes on with the same view ([`Moments`]).
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -10,17 +10,18 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::Stream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::Status;
 
 use crate::machine::StateMachine as _;
 use crate::machine::kv::{KvAnswer, KvMachine, KvQuery, KvView, RangeQuery};
 use crate::proto::v1::{self, Failure};
 use crate::runtime;
-use crate::types::{LogId, ReadOptions};
+use crate::types::{HistoryEpoch, LogId, ReadLevel, ReadOptions};
 
 use super::failure;
 use super::metrics::StreamCall;
+use super::moments::Moments;
 use super::node::KvNode;
 use super::wire::{self, Answerer};
 
@@ -32,9 +33,6 @@ const PAGE_ITEMS: usize = 1_000;
 const PAGE_BYTES: usize = 256 * 1024;
 /// A client that takes no page for this long has lost its stream.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(300);
-
-/// Long ranges that one node serves at a time, each from a state that it keeps in memory.
-pub(super) const MAX_LONG_RANGES: usize = 64;
 
 /// A stream of responses.
 pub(super) type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -98,17 +96,25 @@ fn stream<T: Send + 'static>() -> (Outlet<T>, Responses<T>) {
 pub(super) async fn range<N: KvNode>(
     node: N,
     by: Answerer,
-    places: &Arc<Semaphore>,
+    moments: Arc<Moments>,
     request: v1::RangeRequest,
     call: StreamCall,
 ) -> Result<Responses<v1::RangeResponse>, Failure> {
-    let (range, open) = call.open(LongRange::prepare(&node, places, request).await)?;
+    let (range, open) = call.open(LongRange::prepare(&node, &moments, request).await)?;
     let (outlet, responses) = stream();
     runtime::spawn(async move {
+        let at = range.applied;
         let ended = range.send(&node, &by, &outlet).await;
-        open.ended(&ended);
+        let is_complete = matches!(ended, Ok(true));
+        open.ended(&ended.as_ref().map(|_| ()).map_err(Clone::clone));
         if let Err(failure) = ended {
             outlet.fail(failure);
+        }
+        drop(outlet);
+        match at {
+            Some(at) if is_complete => moments.end(at),
+            Some(at) => moments.leave(at).await,
+            None => {}
         }
     });
     Ok(responses)
@@ -127,10 +133,11 @@ struct LongRange {
 impl LongRange {
     async fn prepare<N: KvNode>(
         node: &N,
-        places: &Arc<Semaphore>,
+        moments: &Moments,
         request: v1::RangeRequest,
     ) -> Result<Self, Failure> {
-        let Ok(place) = places.clone().try_acquire_owned() else { return Err(failure::too_many_ranges()) };
+        let place = moments.place()?;
+        let again = request.at;
         let options: ReadOptions = wire::read_options(request.level, request.freshness)?;
         let left = match request.limit {
             0 => usize::MAX,
@@ -138,17 +145,32 @@ impl LongRange {
         };
         let query = RangeQuery { max_bytes: PAGE_BYTES, ..wire::range_query(request) };
         KvQuery::Range(query.clone()).check()?;
-        let (applied, view) = node.view(options).await?;
+        let (applied, view) = match again {
+            None => {
+                let (applied, view) = node.view(options).await?;
+                if let Some(at) = applied {
+                    moments.begin(at, &view);
+                }
+                (applied, view)
+            }
+            Some(position) => {
+                let at = LogId::new(position.term, position.index);
+                // Whether this node may answer at all, and of this history.
+                let history = HistoryEpoch(position.history);
+                node.view(ReadOptions { level: ReadLevel::Local, after_index: at.index, history }).await?;
+                (Some(at), moments.again(at)?)
+            }
+        };
         Ok(Self { applied, view, query, left, _place: place })
     }
 
-    /// Sends it all, unless the client goes.
+    /// Sends it all, unless the client goes. Whether it was all.
     async fn send<N: KvNode>(
         self,
         node: &N,
         by: &Answerer,
         outlet: &Outlet<v1::RangeResponse>,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let Self { applied, view, mut query, mut left, _place } = self;
         loop {
             query.limit = left.min(PAGE_ITEMS);
@@ -162,11 +184,11 @@ impl LongRange {
             left -= answer.items.len();
             let next = answer.next.clone();
             if !outlet.send(wire::range(Some(by.header(applied)), answer)).await? {
-                return Ok(());
+                return Ok(false);
             }
             match next {
                 Some(next) if left > 0 => query.start = next,
-                _ => return Ok(()),
+                _ => return Ok(true),
             }
         }
     }

@@ -185,6 +185,9 @@ pub(super) fn decode(request: Request) -> Result<Call, v1::Failure> {
             KvQuery::Get { tenant: name(tenant), collection: name(collection), key },
             read_options(level, freshness)?,
         ),
+        Request::Range(v1::RangeRequest { at: Some(_), .. }) => {
+            return Err(failure::invalid("only a RangeStream can go on with the state of an earlier one"));
+        }
         Request::Range(request) => {
             let options = read_options(request.level, request.freshness)?;
             Call::Read(KvQuery::Range(range_query(request)), options)

@@ -9,7 +9,7 @@ use quorate::proto::v1::txn_operation::Operation;
 use quorate::proto::v1::txn_result::Result as TxnAnswer;
 use quorate::proto::v1::{
     AckLevel, CloseSessionRequest, Compare, DeleteRangeRequest, Event, Failure, GetRequest,
-    OpenSessionRequest, PutRequest, RangeRequest, ReadLevel, Reason, TxnGet, TxnOperation, TxnPut,
+    OpenSessionRequest, Position, PutRequest, RangeRequest, ReadLevel, Reason, TxnGet, TxnOperation, TxnPut,
     TxnRequest, WatchRequest, WatchResponse, WriteOptions,
 };
 use tokio::time::timeout;
@@ -252,6 +252,28 @@ async fn a_long_range_shows_one_point_in_time() {
         }
         assert_eq!(items.len() as u64, PUTS, "what was deleted meanwhile is still shown");
         assert!(items.is_sorted_by(|a, b| a.key < b.key));
+
+        // One whose reader went away can be gone on with, also when others have read to the end of theirs.
+        put_many(address, PUTS).await;
+        let mut pages = kv.range_stream(RangeRequest::default()).await.unwrap().into_inner();
+        let first = pages.message().await.unwrap().unwrap();
+        drop(pages);
+        kv.delete_range(DeleteRangeRequest::default()).await.unwrap();
+        let at = first.header.unwrap().position;
+        let rest = RangeRequest { start: first.next, at, ..Default::default() };
+        let mut pages = kv.range_stream(rest.clone()).await.unwrap().into_inner();
+        let mut count = first.items.len() as u64;
+        while let Some(page) = timeout(Duration::from_secs(20), pages.message()).await.unwrap().unwrap() {
+            assert_eq!(page.header.unwrap().position, at);
+            count += page.items.len() as u64;
+        }
+        assert_eq!(count, PUTS);
+        let never = at.map(|at| Position { index: at.index - 1, ..at });
+        let refused = kv.range_stream(RangeRequest { at: never, ..rest.clone() }).await.unwrap_err();
+        assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+        let elsewhere = at.map(|at| Position { history: at.history + 1, ..at });
+        kv.range_stream(RangeRequest { at: elsewhere, ..rest.clone() }).await.unwrap_err();
+        assert_eq!(kv.range(rest).await.unwrap_err().code(), Code::InvalidArgument);
 
         let limited = RangeRequest { limit: 3, ..Default::default() };
         let mut none = kv.range_stream(limited).await.unwrap().into_inner();

@@ -21,6 +21,7 @@ pub(crate) enum Step {
 }
 
 type Script = Box<dyn FnMut(Vec<TaggedRequest>) -> Step + Send>;
+type RangeScript = Box<dyn FnMut(RangeRequest) -> Vec<Result<RangeResponse, Status>> + Send>;
 type WatchScript = Box<dyn FnMut(WatchRequest) -> Vec<Result<WatchResponse, Status>> + Send>;
 
 #[derive(Clone)]
@@ -32,7 +33,7 @@ struct Service {
     sessions: Arc<Sessions>,
     watch: Arc<Mutex<Option<WatchScript>>>,
     /// What a range stream sends.
-    pieces: Arc<Mutex<Vec<Result<RangeResponse, Status>>>>,
+    pieces: Arc<Mutex<RangeScript>>,
 }
 
 /// Sessions are opened and closed without the script, unless it is to see them.
@@ -103,7 +104,7 @@ impl Fake {
             requests: Arc::default(),
             sessions: Arc::default(),
             watch: Arc::default(),
-            pieces: Arc::default(),
+            pieces: Arc::new(Mutex::new(Box::new(|_| Vec::new()))),
         };
         service.sessions.window.store(100_000, Ordering::SeqCst);
         let serving = service.clone();
@@ -158,7 +159,15 @@ impl Fake {
     }
 
     pub(crate) fn set_pieces(&self, pieces: Vec<Result<RangeResponse, Status>>) {
-        *self.service.pieces.lock().unwrap() = pieces;
+        self.set_ranges(move |_| pieces.clone());
+    }
+
+    /// Answers every range stream by `script`.
+    pub(crate) fn set_ranges(
+        &self,
+        script: impl FnMut(RangeRequest) -> Vec<Result<RangeResponse, Status>> + Send + 'static,
+    ) {
+        *self.service.pieces.lock().unwrap() = Box::new(script);
     }
 
     pub(crate) fn streams(&self) -> usize {
@@ -226,9 +235,10 @@ impl Kv for Service {
 
     async fn range_stream(
         &self,
-        _: Request<RangeRequest>,
+        request: Request<RangeRequest>,
     ) -> Result<Response<Messages<RangeResponse>>, Status> {
-        Ok(Response::new(Box::pin(futures::stream::iter(self.pieces.lock().unwrap().clone()))))
+        let pieces = (self.pieces.lock().unwrap())(request.into_inner());
+        Ok(Response::new(Box::pin(futures::stream::iter(pieces))))
     }
 }
 

@@ -321,6 +321,40 @@ async fn a_range_stream_that_breaks_midway_ends_with_an_error() {
     assert!(matches!(error, ClientError::Failed { maybe_applied: false, .. }), "{error}");
 }
 
+/// It asks for the same state again, from the first key that it lacks, and only for what is left.
+#[tokio::test]
+async fn a_range_stream_that_breaks_goes_on_at_the_same_state() {
+    let at = Position { term: 2, index: 7, history: 9 };
+    let header = Some(WireHeader { position: Some(at), ..Default::default() });
+    let part = |keys: &[&'static str], next: &'static str| {
+        piece(keys).map(|piece| RangeResponse { header: header.clone(), next: next.into(), ..piece })
+    };
+    let node = Fake::start(leader);
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let noted = asked.clone();
+    let mut answers = vec![
+        vec![part(&["a", "b"], "c"), Err(broken())],
+        vec![Err(broken())],
+        // Ended in good order, and too early.
+        vec![part(&["c"], "d")],
+        vec![part(&["d"], "")],
+    ];
+    node.set_ranges(move |request| {
+        noted.lock().unwrap().push((request.start.clone(), request.limit, request.at));
+        answers.remove(0)
+    });
+    let client = client_of(&[&node]);
+    let range = Range::prefix("").with_limit(9);
+    let stream = client.range_stream(&Scope::default(), range, ReadLevel::Local).await.unwrap();
+    let items: Vec<_> = timeout(PATIENCE, stream.collect()).await.expect("the stream hangs");
+    let keys: Vec<_> = items.into_iter().map(|item| item.unwrap().key).collect();
+    assert_eq!(keys, ["a", "b", "c", "d"]);
+    let again = |start: &'static str, limit| (start.into(), limit, Some(at));
+    let expected = [("".into(), 9, None), again("c", 7), again("c", 7), again("d", 6)];
+    assert_eq!(*asked.lock().unwrap(), expected);
+    assert_eq!(client.metrics().range_streams.failed, 0);
+}
+
 #[tokio::test]
 async fn a_range_stream_is_opened_at_a_node_that_can_answer() {
     let first = Fake::start(leader);
