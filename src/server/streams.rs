@@ -13,6 +13,7 @@ use futures::Stream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::Status;
 
+use crate::incoming::{Caller, Held};
 use crate::machine::StateMachine as _;
 use crate::machine::kv::{KvAnswer, KvMachine, KvQuery, KvView, RangeQuery};
 use crate::proto::v1::{self, Failure};
@@ -35,6 +36,31 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Long ranges that one node serves at a time, each from a state that it keeps in memory.
 pub(super) const MAX_LONG_RANGES: usize = 64;
+
+/// The same on one connection: nobody takes all of them.
+pub(super) const MAX_CONNECTION_LONG_RANGES: usize = MAX_LONG_RANGES / 2;
+
+/// A long range's place among those of its connection.
+pub(super) struct Place(Arc<Caller>);
+
+impl Place {
+    /// One more on the connection of `caller`.
+    ///
+    /// # Errors
+    /// The failure to answer instead, when there are as many as there may be.
+    pub(super) fn take(caller: &Arc<Caller>) -> Result<Self, Failure> {
+        match caller.try_take(Held::LongRanges, 1, MAX_CONNECTION_LONG_RANGES) {
+            true => Ok(Self(caller.clone())),
+            false => Err(failure::too_many_ranges()),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.give_back(Held::LongRanges, 1);
+    }
+}
 
 /// A stream of responses.
 pub(super) type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -99,10 +125,11 @@ pub(super) async fn range<N: KvNode>(
     node: N,
     by: Answerer,
     places: &Arc<Semaphore>,
+    own: Result<Place, Failure>,
     request: v1::RangeRequest,
     call: StreamCall,
 ) -> Result<Responses<v1::RangeResponse>, Failure> {
-    let (range, open) = call.open(LongRange::prepare(&node, places, request).await)?;
+    let (range, open) = call.open(LongRange::prepare(&node, places, own, request).await)?;
     let (outlet, responses) = stream();
     runtime::spawn(async move {
         let ended = range.send(&node, &by, &outlet).await;
@@ -121,15 +148,17 @@ struct LongRange {
     query: RangeQuery,
     /// Items to be sent.
     left: usize,
-    _place: OwnedSemaphorePermit,
+    _places: (OwnedSemaphorePermit, Place),
 }
 
 impl LongRange {
     async fn prepare<N: KvNode>(
         node: &N,
         places: &Arc<Semaphore>,
+        own: Result<Place, Failure>,
         request: v1::RangeRequest,
     ) -> Result<Self, Failure> {
+        let own = own?;
         let Ok(place) = places.clone().try_acquire_owned() else { return Err(failure::too_many_ranges()) };
         let options: ReadOptions = wire::read_options(request.level, request.freshness)?;
         let left = match request.limit {
@@ -139,7 +168,7 @@ impl LongRange {
         let query = RangeQuery { max_bytes: PAGE_BYTES, ..wire::range_query(request) };
         KvQuery::Range(query.clone()).check()?;
         let (applied, view) = node.view(options).await?;
-        Ok(Self { applied, view, query, left, _place: place })
+        Ok(Self { applied, view, query, left, _places: (place, own) })
     }
 
     /// Sends it all, unless the client goes.
@@ -149,7 +178,7 @@ impl LongRange {
         by: &Answerer,
         outlet: &Outlet<v1::RangeResponse>,
     ) -> Result<(), Failure> {
-        let Self { applied, view, mut query, mut left, _place } = self;
+        let Self { applied, view, mut query, mut left, _places } = self;
         loop {
             query.limit = left.min(PAGE_ITEMS);
             let mut answer = match KvMachine::query(&view, KvQuery::Range(query.clone())) {
