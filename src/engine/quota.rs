@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use super::writes::Writer;
 use super::{Engine, Inner, Refused};
 use crate::error::WriteError;
 use crate::machine::StateMachine;
@@ -92,7 +93,7 @@ impl<M: StateMachine> Engine<M> {
 
     async fn write_quota(&self, change: QuotaChange) -> Result<LogId, WriteError> {
         let envelope = envelope::seal_quota(self.inner.reading(), change);
-        self.write_envelope(envelope).await.map(|written| written.log_id)
+        self.write_envelope(Writer::Node, envelope).await.map(|written| written.log_id)
     }
 
     /// The quota on the state, as far as this node has applied it; `None` before there is one.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::writes::Writer;
 use super::{Engine, Inner};
 use crate::error::{ReadError, WriteError};
 use crate::machine::StateMachine;
@@ -71,7 +72,9 @@ impl<M: StateMachine> Engine<M> {
         // Random, so that nobody writes into somebody else's session by accident, such as one of an earlier cluster.
         let session = runtime::random_u64().max(1);
         let envelope = envelope::seal_open_session(self.inner.reading(), session, ttl_ms, opener);
-        self.write_envelope(envelope).await.map(|opened| OpenedSession { session, log_id: opened.log_id })
+        self.write_envelope(Writer::Session, envelope)
+            .await
+            .map(|opened| OpenedSession { session, log_id: opened.log_id })
     }
 
     /// Closes a session, whoever opened it. Its unanswered writes can be repeated no more; later ones are refused with
@@ -94,7 +97,7 @@ impl<M: StateMachine> Engine<M> {
     ) -> Result<ClosedSession, WriteError> {
         self.inner.check_history(history)?;
         let envelope = envelope::seal_close_session(self.inner.reading(), session);
-        let closed = self.write_envelope(envelope).await?;
+        let closed = self.write_envelope(Writer::Session, envelope).await?;
         let was_open = closed.reply.is_some_and(|reply| reply.first() == Some(&1));
         Ok(ClosedSession { log_id: closed.log_id, was_open })
     }

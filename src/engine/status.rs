@@ -281,6 +281,7 @@ pub(super) async fn run<M: StateMachine>(
     let mut progress = core.published().watch();
     let mut fatal_rx = fatal.subscribe();
     loop {
+        let gist = core.gist();
         let now = observe(&core, node_id, &disk, &forming, fatal_rx.borrow_and_update().clone());
         if let Some(error) = &now.fatal {
             report(&fatal, error.clone());
@@ -292,15 +293,18 @@ pub(super) async fn run<M: StateMachine>(
             }
             changed
         });
-        let alive = tokio::select! {
-            biased;
-            alive = changes.changed() => alive,
-            changed = progress.changed() => changed.is_ok(),
-            _ = fatal_rx.changed() => true,
-            // Its end is the end of the forming.
-            Ok(()) = forming.changed() => true,
-            // Losing touch is no event.
-            () = tokio::time::sleep(LOOK_AGAIN) => true,
+        // Losing touch is no event.
+        let mut look_again = std::pin::pin!(tokio::time::sleep(LOOK_AGAIN));
+        let alive = loop {
+            tokio::select! {
+                biased;
+                alive = changes.changed() => if !alive || core.gist() != gist { break alive },
+                changed = progress.changed() => break changed.is_ok(),
+                _ = fatal_rx.changed() => break true,
+                // Its end is the end of the forming.
+                Ok(()) = forming.changed() => break true,
+                () = &mut look_again => break true,
+            }
         };
         if !alive {
             if !stopping.load(Ordering::Acquire) {

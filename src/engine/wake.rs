@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{Engine, Inner, WriteOptions};
+use super::writes::Writer;
+use super::{Engine, Inner};
 use crate::machine::StateMachine;
 use crate::raft::clock::Reading;
 use crate::raft::envelope;
@@ -117,7 +118,7 @@ async fn wake<M: StateMachine>(engine: &Engine<M>) -> bool {
     engine.inner.counters.wake_ups.fetch_add(1, Ordering::Relaxed);
     let (done, outcome) = oneshot::channel();
     engine
-        .propose(command, WriteOptions::default(), move |result| {
+        .propose_own(command, move |result| {
             let _ = done.send(result.map(|_| ()));
         })
         .await;
@@ -134,7 +135,7 @@ async fn wake<M: StateMachine>(engine: &Engine<M>) -> bool {
 /// Writes the time into the log. Whether that was applied.
 async fn write_clock<M: StateMachine>(engine: &Engine<M>) -> bool {
     engine.inner.counters.clock_entries.fetch_add(1, Ordering::Relaxed);
-    let written = engine.write_envelope(envelope::seal_clock(engine.inner.reading())).await;
+    let written = engine.write_envelope(Writer::Node, envelope::seal_clock(engine.inner.reading())).await;
     if let Err(error) = &written {
         tracing::debug!(%error, "the time is not in the log; it is written again");
     }

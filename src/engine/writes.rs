@@ -67,6 +67,18 @@ pub struct Acknowledged<R> {
     pub repeated: bool,
 }
 
+/// Whose a write is. The limits on commands are for what callers write; what the node writes for itself is small, one entry
+/// at a time, and nobody's write: neither refused by those limits nor counted as refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writer {
+    /// A command of a caller.
+    Caller,
+    /// A session that a caller opens or closes: as small as it can be.
+    Session,
+    /// The node itself.
+    Node,
+}
+
 /// What happened to an entry.
 pub(super) type Outcome = Result<Acknowledged<Bytes>, WriteError>;
 
@@ -121,6 +133,21 @@ impl<M: StateMachine> Engine<M> {
     where
         F: FnOnce(Result<Acknowledged<M::Reply>, WriteError>) + Send + 'static,
     {
+        self.propose_for(Writer::Caller, command, options, done).await;
+    }
+
+    /// As [`propose`](Self::propose), a command of the machine's own.
+    pub(super) async fn propose_own<F>(&self, command: M::Command, done: F)
+    where
+        F: FnOnce(Result<Acknowledged<M::Reply>, WriteError>) + Send + 'static,
+    {
+        self.propose_for(Writer::Node, command, WriteOptions::default(), done).await;
+    }
+
+    async fn propose_for<F>(&self, writer: Writer, command: M::Command, options: WriteOptions, done: F)
+    where
+        F: FnOnce(Result<Acknowledged<M::Reply>, WriteError>) + Send + 'static,
+    {
         if options.slot.is_some() && options.ack == AckLevel::Leader {
             // Whether the session lets it through is known only when it is applied, which nobody waits for.
             return done(Err(WriteError::LeaderAckInSession));
@@ -142,31 +169,36 @@ impl<M: StateMachine> Engine<M> {
             return done(Err(WriteError::Undecodable { reason }));
         }
         let engine = self.inner.clone();
-        let done = move |outcome: Outcome| done(engine.counted(outcome).and_then(decoded::<M::Reply>));
-        self.propose_envelope(envelope, options, done).await;
+        let done = move |outcome: Outcome| {
+            if let Ok(acknowledged) = &outcome {
+                engine.counters.acknowledge(acknowledged.ack);
+            }
+            done(outcome.and_then(decoded::<M::Reply>));
+        };
+        self.propose_envelope(writer, envelope, options, done).await;
     }
 
-    pub(super) async fn write_envelope(&self, envelope: Bytes) -> Outcome {
+    pub(super) async fn write_envelope(&self, writer: Writer, envelope: Bytes) -> Outcome {
         let (done, outcome) = oneshot::channel();
-        self.propose_envelope(envelope, WriteOptions::default(), move |result| {
+        self.propose_envelope(writer, envelope, WriteOptions::default(), move |result| {
             let _ = done.send(result);
         })
         .await;
         outcome.await.unwrap_or_else(|_| Err(self.inner.stopped_write()))
     }
 
-    async fn propose_envelope<F>(&self, envelope: Bytes, options: WriteOptions, done: F)
+    async fn propose_envelope<F>(&self, writer: Writer, envelope: Bytes, options: WriteOptions, done: F)
     where
         F: FnOnce(Outcome) + Send + 'static,
     {
         let inner = &self.inner;
         let bytes = envelope.len();
-        if let Err(refusal) = inner.check_history(options.history).and_then(|()| inner.admit(bytes)) {
+        if let Err(refusal) = inner.check_history(options.history).and_then(|()| inner.admit(writer, bytes)) {
             return done(Err(refusal));
         }
         let (engine, session) = (self.inner.clone(), options.slot.map(|slot| slot.session));
         let in_flight = Admitted { engine: self.inner.clone(), bytes };
-        let finish = move |outcome| match engine.acknowledge(outcome, options.ack, session) {
+        let finish = move |outcome| match engine.acknowledge(writer, outcome, options.ack, session) {
             Ok((acknowledged, entry)) if options.ack == AckLevel::All => {
                 runtime::spawn(async move {
                     let outcome = engine.wait_for_all(acknowledged, entry, options.ack_timeout).await;
@@ -230,12 +262,18 @@ impl<M: StateMachine> Inner<M> {
         Ok(())
     }
 
+    fn refuse(&self, writer: Writer, why: Refused) {
+        if writer != Writer::Node {
+            self.counters.refuse(why);
+        }
+    }
+
     /// Takes `bytes` into account as in flight, unless they are too many.
-    fn admit(&self, bytes: usize) -> Result<(), WriteError> {
+    fn admit(&self, writer: Writer, bytes: usize) -> Result<(), WriteError> {
         if let Some(divergence) = self.core.agreement().divergence() {
             return Err(WriteError::Diverged { divergence });
         }
-        let refused = self.try_admit(bytes);
+        let refused = self.try_admit(writer, bytes);
         let why = match &refused {
             Ok(()) => return Ok(()),
             Err(WriteError::TooLarge { .. }) => Refused::TooLarge,
@@ -243,17 +281,18 @@ impl<M: StateMachine> Inner<M> {
             Err(WriteError::DiskStalled { .. } | WriteError::VotersStalled) => Refused::DiskStalled,
             Err(_) => Refused::Overloaded,
         };
-        self.counters.refuse(why);
+        self.refuse(writer, why);
         refused
     }
 
-    fn try_admit(&self, bytes: usize) -> Result<(), WriteError> {
+    fn try_admit(&self, writer: Writer, bytes: usize) -> Result<(), WriteError> {
         let limits = self.settings.borrow();
-        if bytes > limits.max_command_bytes {
+        if writer == Writer::Caller && bytes > limits.max_command_bytes {
             return Err(WriteError::TooLarge { bytes, limit: limits.max_command_bytes });
         }
         health::admit(&self.disk, &self.quorum_disks)?;
-        if self.inflight_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > limits.max_inflight_bytes {
+        let in_flight = self.inflight_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if writer != Writer::Node && in_flight > limits.max_inflight_bytes {
             self.inflight_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(WriteError::Overloaded);
         }
@@ -274,6 +313,7 @@ impl<M: StateMachine> Inner<M> {
     /// position of the command.
     fn acknowledge(
         &self,
+        writer: Writer,
         outcome: Proposed,
         ack: AckLevel,
         session: Option<u64>,
@@ -286,11 +326,11 @@ impl<M: StateMachine> Inner<M> {
                 return Ok((flushed, log_id));
             }
             Proposed::NotLeader(leader) => {
-                self.counters.refuse(Refused::NotLeader);
+                self.refuse(writer, Refused::NotLeader);
                 return Err(WriteError::NotLeader { leader });
             }
             Proposed::NoQuorum => {
-                self.counters.refuse(Refused::NoQuorum);
+                self.refuse(writer, Refused::NoQuorum);
                 return Err(WriteError::NoQuorum);
             }
             Proposed::Interrupted(leader) => return Err(WriteError::Interrupted { leader }),
@@ -335,14 +375,6 @@ impl<M: StateMachine> Inner<M> {
         }
     }
 
-    /// Counts the `outcome` of a command if it is an acknowledgement. What the node writes for itself is nobody's write.
-    fn counted(&self, outcome: Outcome) -> Outcome {
-        if let Ok(acknowledged) = &outcome {
-            self.counters.acknowledge(acknowledged.ack);
-        }
-        outcome
-    }
-
     /// Waits until every voter holds `entry`, and with it everything before.
     async fn wait_for_all(
         &self,
@@ -370,6 +402,8 @@ mod tests {
     use super::*;
     use crate::engine::lone;
     use crate::machine::ApplyContext;
+    use crate::machine::kv::KvCommand;
+    use crate::types::Quota;
 
     const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -444,6 +478,44 @@ mod tests {
         assert_eq!(positions[0], positions[1], "applied once");
         assert!(engine.state().applied >= Some(positions[1]));
         assert_eq!(engine.state().fatal, None);
+        engine.shutdown().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_node_writes_for_itself_is_not_refused_by_the_limits_on_what_callers_write() {
+        let engine = lone::engine(false).await;
+        assert!(engine.ready(DEADLINE).await);
+        let put = |value: &'static str| KvCommand::PutExpiring {
+            tenant: "t".to_owned(),
+            collection: "c".to_owned(),
+            key: "k".into(),
+            value: value.into(),
+            ttl_ms: 5_000,
+        };
+        engine.write(put("it is gone in time")).await.unwrap();
+        engine.configure(|settings| settings.max_command_bytes = 1).unwrap();
+        let refused = |why| engine.counters().refused(why);
+        assert!(matches!(engine.write(put("")).await, Err(WriteError::TooLarge { .. })));
+        // As much is in flight as may be, and more will not come to its end.
+        let inflight = &engine.inner.inflight_bytes;
+        let full = engine.settings().max_inflight_bytes;
+        inflight.fetch_add(full, Ordering::Relaxed);
+
+        engine.set_state_quota(Some(Quota::MIN_BYTES)).await.unwrap();
+        let expired = async {
+            while engine.state_bytes() != Some(0) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, expired).await.expect("the key expires");
+        assert!(engine.counters().clock_entries.load(Ordering::Relaxed) > 0);
+        assert_eq!((refused(Refused::TooLarge), refused(Refused::Overloaded)), (1, 0));
+        // A session is a caller's, but no command that could be too large.
+        let session = engine.open_session(Duration::ZERO).await;
+        assert!(matches!(session, Err(WriteError::Overloaded)), "{session:?}");
+        inflight.fetch_sub(full, Ordering::Relaxed);
+        engine.open_session(Duration::ZERO).await.unwrap();
+        assert_eq!((refused(Refused::TooLarge), refused(Refused::Overloaded)), (1, 1));
         engine.shutdown().await;
     }
 }

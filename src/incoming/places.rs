@@ -33,10 +33,12 @@ pub(crate) enum Held {
     Unfinished,
     /// Watches.
     Watches,
+    /// Ranges that are sent from a state which the node keeps for them.
+    LongRanges,
 }
 
 impl Held {
-    const COUNT: usize = 3;
+    const COUNT: usize = 4;
 }
 
 /// How much of something may be held.
@@ -191,7 +193,7 @@ impl Places {
 
     /// Closes the connection that holds the most of what its caller does not take, of those from which nothing was taken
     /// for as long as `patience`.
-    fn close_largest_stalled(&self, patience: Duration) {
+    pub(crate) fn close_largest_stalled(&self, patience: Duration) {
         let patience = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         let before = self.now_ms().saturating_sub(patience);
         let mut table = self.table();

@@ -452,6 +452,13 @@ impl<M: StateMachine> Core<M> {
         self.raft.metrics().borrow_watched().state == ServerState::Leader && self.admission.is_lease_void()
     }
 
+    /// Whether the core is gone, or will be.
+    pub fn has_stopped(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.running_state.is_err() || metrics.state == ServerState::Shutdown
+    }
+
     /// Ends this node's term, if it leads: it votes in the next one, as if `candidate`, with a log as long as its own, had
     /// asked it to. Nobody is told of that vote, so nobody wins by it; if `candidate` asks for it later its log is compared
     /// like anybody's. This node stands for election itself when its timeout has passed.
@@ -518,20 +525,48 @@ impl<M: StateMachine> Core<M> {
     pub fn metrics(&self) -> Metrics {
         let metrics = self.raft.metrics();
         let current = metrics.borrow_watched().clone();
-        let in_touch = match current.state {
-            // Alone it is its own quorum, whenever it was counted last.
-            ServerState::Leader if current.membership_config.voter_ids().nth(1).is_none() => true,
-            ServerState::Leader => {
-                let acked = current.last_quorum_acked.as_ref();
-                acked.is_some_and(|at| at.elapsed() <= self.lease)
-            }
-            _ => self.heard.within(self.lease),
-        };
+        let in_touch = self.in_touch(&current);
         let answered = current.heartbeat.iter().flatten().filter(|(node_id, at)| {
             **node_id == current.id || at.as_ref().is_some_and(|at| at.elapsed() <= self.lease)
         });
         let reachable = answered.map(|(node_id, _)| *node_id).collect();
         Metrics { in_touch, reachable, ..from_metrics(&current) }
+    }
+
+    /// What of this view tells whether another look at all of it is worth it. The core says something new with every tick
+    /// and every heartbeat, and mostly nothing but when that was.
+    pub fn gist(&self) -> Gist {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let position = |log_id: &Option<type_config::LogId>| log_id.as_ref().map(type_config::from_log_id);
+        Gist {
+            state: metrics.state,
+            term: metrics.current_term,
+            leader: metrics.current_leader,
+            in_touch: self.in_touch(&metrics),
+            last_log: metrics.last_log_index,
+            positions: [
+                position(&metrics.local_committed),
+                position(&metrics.cluster_committed),
+                position(&metrics.snapshot),
+                position(&metrics.purged),
+                position(metrics.membership_config.log_id()),
+                position(metrics.committed_membership_config.log_id()),
+            ],
+            runs: metrics.running_state.is_ok(),
+        }
+    }
+
+    fn in_touch(&self, metrics: &RaftMetrics<TypeConfig>) -> bool {
+        match metrics.state {
+            // Alone it is its own quorum, whenever it was counted last.
+            ServerState::Leader if metrics.membership_config.voter_ids().nth(1).is_none() => true,
+            ServerState::Leader => {
+                let acked = metrics.last_quorum_acked.as_ref();
+                acked.is_some_and(|at| at.elapsed() <= self.lease)
+            }
+            _ => self.heard.within(self.lease),
+        }
     }
 
     /// Tells when the view may have changed.
@@ -553,6 +588,19 @@ impl<M: StateMachine> Core<M> {
             tracing::error!(%error, "the core did not stop in order");
         }
     }
+}
+
+/// See [`Core::gist`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gist {
+    state: ServerState,
+    term: u64,
+    leader: Option<NodeId>,
+    in_touch: bool,
+    last_log: Option<u64>,
+    /// In the order of [`Core::gist`].
+    positions: [Option<LogId>; 6],
+    runs: bool,
 }
 
 /// Wakes when the core's view of itself changes.

@@ -6,9 +6,10 @@
 //! by one, all other requests until their caller says that nothing more comes. What exceeds a connection's share is
 //! refused, and so is a request that does not get on: see [`Patience`].
 //!
-//! An answer is counted from when it is encoded until the last byte of it has been handed to the operating system, or
-//! its stream is gone. An answer is encoded only while its connection has room, so a caller that does not read makes the
-//! node hold a little more than the bound, whatever it asked for.
+//! An answer is counted from when it is there ([`Built`]), or else encoded, until the last byte of it has been handed to the
+//! operating system, or its stream is gone. An answer is made, and the next message of a stream encoded, only while its
+//! connection has room, so a caller that does not read makes the node hold a little more than the bound, whatever it asked
+//! for.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,14 +24,15 @@ use tonic::Status;
 use super::failure;
 use super::limits::DoorLimits;
 use crate::incoming::{Caller, Held, UnderWay};
+use crate::proto::v1::Failure;
 
 /// A connection that has taken nothing of its answers for this long is closed when other answers wait for it.
 const UNSENT_PATIENCE: Duration = Duration::from_secs(30);
 /// The same while the answers of all connections together leave no room for others.
-const SHORTAGE_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const SHORTAGE_PATIENCE: Duration = Duration::from_secs(1);
 /// Messages of up to this many bytes count as what has arrived of them.
 const SHORT_MESSAGE_BYTES: usize = 64 * 1024;
-/// What a connection may always have under way, however much others have.
+/// What a connection may have under way however much others have, up to twice the bound for all.
 const UNFINISHED_FLOOR_BYTES: usize = 1024 * 1024;
 /// What gRPC puts before a message: a flag and the length.
 const PREFIX_BYTES: usize = 5;
@@ -45,6 +47,19 @@ struct Patience {
 }
 
 const PATIENCE: Patience = Patience { silent: Duration::from_secs(15), total: Duration::from_secs(120) };
+
+/// Counts `bytes` more as unfinished for `caller`.
+///
+/// # Errors
+/// The failure to answer, when they are too many; then they are not counted.
+pub(super) fn hold_unfinished(caller: &Caller, limits: &DoorLimits, bytes: usize) -> Result<(), Failure> {
+    let (bound, all) = (limits.unfinished_bytes, caller.places().held(Held::Unfinished));
+    let floor = if all < bound.all.saturating_mul(2) { UNFINISHED_FLOOR_BYTES } else { 0 };
+    match caller.try_take(Held::Unfinished, bytes, bound.share(all).max(floor)) {
+        true => Ok(()),
+        false => Err(failure::too_much_unfinished(bound)),
+    }
+}
 
 /// How a request's bytes belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,12 +168,8 @@ impl Arriving {
     }
 
     fn hold(&mut self, held: usize) -> Result<(), Status> {
-        let (bound, places) = (self.limits.unfinished_bytes, self.caller.places());
         if held > self.held {
-            let most = bound.share(places.held(Held::Unfinished)).max(UNFINISHED_FLOOR_BYTES);
-            if !self.caller.try_take(Held::Unfinished, held - self.held, most) {
-                return Err(failure::too_much_unfinished(bound).into());
-            }
+            hold_unfinished(&self.caller, &self.limits, held - self.held)?;
         } else {
             self.caller.give_back(Held::Unfinished, self.held - held);
         }
@@ -241,9 +252,40 @@ impl Drop for Arriving {
     }
 }
 
+/// Waits until `caller` may be answered more: see [`Caller::room`].
+pub(super) async fn room(caller: &Caller, limits: &DoorLimits) {
+    caller.room(limits.unsent_bytes, UNSENT_PATIENCE, SHORTAGE_PATIENCE).await;
+}
+
+/// An answer that is not encoded yet, and counts as unsent all the same: HTTP/2 asks for it when its caller has a window
+/// for it, and that may never be.
+#[derive(Debug, Clone)]
+pub(super) struct Built(#[expect(dead_code, reason = "it counts for as long as it lives")] Arc<Counted>);
+
+#[derive(Debug)]
+struct Counted {
+    caller: Arc<Caller>,
+    bytes: usize,
+}
+
+impl Built {
+    pub(super) fn new(caller: Arc<Caller>, bytes: usize) -> Self {
+        caller.take(Held::Unsent, bytes);
+        Self(Arc::new(Counted { caller, bytes }))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.caller.give_back(Held::Unsent, self.bytes);
+    }
+}
+
 /// The body of an answer.
 pub(super) struct Leaving {
     body: Body,
+    /// What counts for it until it is encoded.
+    built: Option<Built>,
     caller: Arc<Caller>,
     limits: Arc<DoorLimits>,
     /// Whether it waits for room. What a probe or an operator asks for does not.
@@ -255,22 +297,28 @@ pub(super) struct Leaving {
 impl Leaving {
     pub(super) fn new(
         body: Body,
+        built: Option<Built>,
         under_way: UnderWay,
         caller: Arc<Caller>,
         limits: Arc<DoorLimits>,
         waits: bool,
     ) -> Self {
-        Self { body, caller, limits, waits, room: None, _under_way: under_way }
+        let built = built.or_else(|| {
+            // A page.
+            let bytes = usize::try_from(body.size_hint().exact()?).ok()?;
+            Some(Built::new(caller.clone(), bytes))
+        });
+        Self { body, built, caller, limits, waits, room: None, _under_way: under_way }
     }
 
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.room.is_none() && (!self.waits || self.caller.has_room(self.limits.unsent_bytes)) {
+        let is_due = !self.waits || self.built.is_some() || self.caller.has_room(self.limits.unsent_bytes);
+        if self.room.is_none() && is_due {
             return Poll::Ready(());
         }
-        let (caller, bound) = (&self.caller, self.limits.unsent_bytes);
         let room = self.room.get_or_insert_with(|| {
-            let caller = caller.clone();
-            Box::pin(async move { caller.room(bound, UNSENT_PATIENCE, SHORTAGE_PATIENCE).await })
+            let (caller, limits) = (self.caller.clone(), self.limits.clone());
+            Box::pin(async move { room(&caller, &limits).await })
         });
         ready!(room.as_mut().poll(cx));
         self.room = None;
@@ -290,9 +338,10 @@ impl HttpBody for Leaving {
         ready!(this.poll_room(cx));
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         let caller = &this.caller;
-        Poll::Ready(
-            frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| Unsent::count(bytes, caller)))),
-        )
+        let counted =
+            frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| Unsent::count(bytes, caller))));
+        this.built = None;
+        Poll::Ready(counted)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -467,7 +516,7 @@ mod tests {
         let limits = DoorLimits { unsent_bytes: Bound { each: 1500, all: 3000 }, ..DoorLimits::default() };
         let limits = Arc::new(limits);
         let frames = Frames(std::iter::repeat_n(bytes, 3).collect());
-        let mut answer = Leaving::new(Body::new(frames), caller.begin(), caller.clone(), limits, true);
+        let mut answer = Leaving::new(Body::new(frames), None, caller.begin(), caller.clone(), limits, true);
         let mut next = async || futures::future::poll_fn(|cx| Pin::new(&mut answer).poll_frame(cx)).await;
         let first = next().await.unwrap().unwrap().into_data().unwrap();
         let second = next().await.unwrap().unwrap().into_data().unwrap();

@@ -24,15 +24,22 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::bodies::{Arriving, Framing, Leaving};
+use super::bodies::{Arriving, Built, Framing, Leaving, SHORTAGE_PATIENCE};
 use super::limits::DoorLimits;
 use super::replication;
 use super::settings::Refused;
 use super::{ADMIN, KV, failure};
-use crate::incoming::Caller;
+use crate::incoming::{Caller, Held};
+use crate::proto::v1::Failure;
+use crate::reason::Reason;
 
 /// Longest part of a request that is repeated in an answer.
 const ECHOED_CHARS: usize = 100;
+
+/// What an answer to an operator's call counts as until it is encoded: no less than any takes.
+const OPERATORS_ANSWER_BYTES: usize = 256 * 1024;
+/// The call that is answered with most.
+const LIST_SESSIONS: &str = "/quorate.v1.Admin/ListSessions";
 
 /// The names that a node is called by, beside addresses and loopback names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -124,14 +131,16 @@ impl Unwanted {
     /// For a caller that speaks gRPC, or for everyone else.
     fn answer(self, is_grpc: bool) -> Response {
         if !is_grpc {
-            return replication::refusal(self.code, None, &Refused::new(self.error, self.hint));
+            let refused = Refused::new(self.error, self.hint);
+            return replication::refusal(self.code, Reason::Invalid, None, &refused);
         }
         let code = match self.code {
             StatusCode::FORBIDDEN => tonic::Code::PermissionDenied,
-            StatusCode::TOO_MANY_REQUESTS => tonic::Code::ResourceExhausted,
             _ => tonic::Code::InvalidArgument,
         };
-        let mut answer = tonic::Status::new(code, format!("{}: {}", self.error, self.hint)).into_http();
+        let message = format!("{}: {}", self.error, self.hint);
+        let failure = Failure { code: code.into(), ..failure::invalid(&message) };
+        let mut answer = tonic::Status::from(failure).into_http();
         *answer.status_mut() = self.code;
         answer
     }
@@ -146,25 +155,42 @@ pub(super) async fn enter(State(entrance): State<Arc<Entrance>>, request: Reques
     let limits = &entrance.limits;
     let (path, is_grpc) = (request.uri().path(), is_grpc(request.headers()));
     let operators = is_for_operators(path);
-    let response = if let Err(unwanted) = entrance.check(&request) {
+    let unsent = limits.unsent_bytes;
+    if operators && caller.places().held(Held::Unsent) >= unsent.all {
+        // Who asks for such pages does not wait for those that take nothing.
+        caller.places().close_largest_stalled(SHORTAGE_PATIENCE);
+    }
+    // Sessions fill a page, and are looked up by all who ask before any is answered.
+    let answer = || Built::new(caller.clone(), OPERATORS_ANSWER_BYTES);
+    let reserved = (path == LIST_SESSIONS && caller.holds(Held::Unsent) < unsent.each).then(answer);
+    let mut response = if let Err(unwanted) = entrance.check(&request) {
         // Without reading what else comes: it is not wanted.
         unwanted.answer(is_grpc && request.version() == Version::HTTP_2)
     } else if !operators && caller.is_reserved() && !caller.promote() {
-        let refused = failure::no_place(caller.places().counts().limit);
-        match is_grpc {
-            true => tonic::Status::from(refused).into_http(),
-            false => {
-                Unwanted::new(StatusCode::TOO_MANY_REQUESTS, refused.message, "try again, or another node")
-                    .answer(false)
-            }
-        }
+        too_many(failure::no_place(caller.places().counts().limit), is_grpc)
+    } else if operators && reserved.is_none() && caller.holds(Held::Unsent) >= unsent.each {
+        too_many(failure::too_much_unsent(unsent), is_grpc)
     } else {
         let framing = framing(path, is_grpc);
         let arriving = |body| Body::new(Arriving::new(body, caller.clone(), limits.clone(), framing));
         next.run(request.map(arriving)).await
     };
-    let leaving = |body| Body::new(Leaving::new(body, under_way, caller, limits.clone(), !operators));
+    let built = response.extensions_mut().remove::<Built>().or(reserved);
+    let built = built.or_else(|| (operators && is_grpc).then(answer));
+    let leaving = |body| Body::new(Leaving::new(body, built, under_way, caller, limits.clone(), !operators));
     response.map(leaving)
+}
+
+/// A refusal of what would be too much at a time.
+fn too_many(refused: Failure, is_grpc: bool) -> Response {
+    match is_grpc {
+        true => tonic::Status::from(refused).into_http(),
+        false => {
+            let (code, reason) = (StatusCode::TOO_MANY_REQUESTS, Reason::LimitReached);
+            let refused = Refused::new(refused.message, "try again, or another node");
+            replication::refusal(code, reason, None, &refused)
+        }
+    }
 }
 
 /// What probes and operators ask: little, and answered soon.

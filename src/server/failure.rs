@@ -179,8 +179,11 @@ pub(super) fn forgotten_moment(at: LogId) -> Failure {
 
 /// As many long ranges are under way as a node serves.
 pub(super) fn too_many_ranges() -> Failure {
-    let message =
-        format!("{} long ranges are under way on this node; try again", super::moments::MAX_LONG_RANGES);
+    let message = format!(
+        "{} long ranges are under way on this connection, or {} on this node; try again",
+        super::streams::MAX_CONNECTION_LONG_RANGES,
+        super::moments::MAX_LONG_RANGES
+    );
     failure(Reason::LimitReached, message, false, None)
 }
 
@@ -220,6 +223,24 @@ pub(super) fn too_much_unfinished(bound: Bound) -> Failure {
         bound.each, bound.all
     );
     failure(Reason::LimitReached, message, false, None)
+}
+
+/// Too much of what a connection was answered has not been taken.
+pub(super) fn too_much_unsent(bound: Bound) -> Failure {
+    let message = format!(
+        "{} bytes of answers wait on this connection, and nothing more is answered there before they are read (max_connection_unsent_bytes)",
+        bound.each
+    );
+    failure(Reason::LimitReached, message, false, None)
+}
+
+/// A write was applied, and there is no room for what it read.
+pub(super) fn no_room_for_answer(bound: Bound) -> Failure {
+    let message = format!(
+        "it was applied, but {} bytes of answers wait on this connection, so there is no room for its own; read them (max_connection_unsent_bytes)",
+        bound.each
+    );
+    failure(Reason::Interrupted, message, true, None)
 }
 
 /// A request that does not arrive as a whole.

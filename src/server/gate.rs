@@ -15,12 +15,14 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::future::RouteFuture;
 use axum::routing::get;
-use serde_json::json;
 use tokio::sync::watch;
 use tonic::codegen::Service;
 
 use super::failure;
+use super::replication;
+use super::settings::Refused;
 use crate::engine::{NotReady, StartProgress};
+use crate::reason::Reason;
 
 /// Hands requests to what there is behind the port at the moment. Cheap to clone; all clones are the same gate.
 #[derive(Clone)]
@@ -81,8 +83,8 @@ fn refused(headers: &HeaderMap, uri: &Uri, reason: &str) -> Response {
     match uri.path() {
         "/metrics" => (code, format!("{}\n", failure.message)).into_response(),
         _ => {
-            let body = json!({ "error": failure.message, "hint": "try again, or ask another node" });
-            (code, [(header::CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response()
+            let refused = Refused::new(failure.message, "try again, or ask another node");
+            replication::refusal(code, Reason::Stopped, None, &refused)
         }
     }
 }

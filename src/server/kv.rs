@@ -8,20 +8,26 @@ use futures::Stream;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::incoming::Caller;
 use crate::proto::v1;
+use crate::proto::v1::Failure;
 use crate::proto::v1::kv_server::Kv;
 use crate::proto::v1::tagged_request::Request as Asked;
 use crate::proto::v1::tagged_response::Response as Answer;
 
+use super::bodies::{self, Built};
 use super::failure;
 use super::limits::DoorLimits;
 use super::metrics::{Metrics, StreamCall};
 use super::moments::Moments;
 use super::node::KvNode;
-use super::pipeline;
+use super::pipeline::{self, RESPONSE_BYTES, answer_bytes};
 use super::streams;
 use super::watches::{self, Feed, Place};
 use super::wire::{self, Answerer, Asked as AskedFor, Call, Method};
+
+/// The answer to a write is given however little room there is, if it is no larger.
+const SMALL_ANSWER_BYTES: usize = 16 * 1024;
 
 type Pipelined = Pin<Box<dyn Stream<Item = Result<v1::PipelineResponse, Status>> + Send>>;
 
@@ -31,7 +37,7 @@ pub(super) struct KvService<N> {
     pub(super) by: Answerer,
     pub(super) metrics: Arc<Metrics>,
     pub(super) limits: Arc<DoorLimits>,
-    pub(super) feed: Arc<Feed>,
+    pub(super) feed: Feed,
     /// What long ranges are read from.
     pub(super) moments: Arc<Moments>,
     /// True once pipelines are to end.
@@ -39,83 +45,126 @@ pub(super) struct KvService<N> {
 }
 
 impl<N: KvNode> KvService<N> {
-    async fn call(&self, request: Asked) -> Result<Answer, Status> {
-        self.call_of("", request).await
+    /// Answers what `ask` makes of `request` with what `take` finds in the answer to that.
+    async fn call<T, R>(
+        &self,
+        request: Request<T>,
+        ask: fn(T) -> Asked,
+        take: fn(Answer) -> Option<R>,
+    ) -> Result<Response<R>, Status> {
+        let caller = request.extensions().get::<Arc<Caller>>().cloned();
+        let opener = client_address(caller.as_deref());
+        let (started, asked) = (Instant::now(), ask(request.into_inner()));
+        let method = wire::method(&asked);
+        let outcome = self.outcome(method, &opener, asked, caller.as_deref()).await;
+        self.metrics.observe(method, started, &outcome);
+        let answer = outcome?;
+        let built = caller.map(|caller| Built::new(caller, RESPONSE_BYTES + answer_bytes(&answer)));
+        // The machine answers a put as a put; if it ever did not, the caller would learn of it and nobody else.
+        let mut response = Response::new(take(answer).ok_or_else(|| failure::unexpected(true))?);
+        if let Some(built) = built {
+            response.extensions_mut().insert(built);
+        }
+        Ok(response)
     }
 
-    /// Answers `request` of the client at `opener`, which is of interest if it opens a session.
-    async fn call_of(&self, opener: &str, request: Asked) -> Result<Answer, Status> {
-        let (started, method) = (Instant::now(), wire::method(&request));
-        let outcome = match wire::decode(request) {
-            Ok(Call::Write(command, options)) => {
+    /// What a client at `opener` is answered, which is of interest if it opens a session. It is not read before its
+    /// connection has room for it.
+    async fn outcome(
+        &self,
+        method: Method,
+        opener: &str,
+        asked: Asked,
+        caller: Option<&Caller>,
+    ) -> Result<Answer, Failure> {
+        let bound = self.limits.unsent_bytes;
+        let has_room = || caller.is_none_or(|caller| caller.has_room(bound));
+        match wire::decode(asked)? {
+            Call::Write(command, options) => {
                 let asked = AskedFor::new(method, &command);
-                wire::written(&self.by, asked, self.node.write(command, options).await)
+                let answer = wire::written(&self.by, asked, self.node.write(command, options).await)?;
+                match has_room() || answer_bytes(&answer) <= SMALL_ANSWER_BYTES {
+                    true => Ok(answer),
+                    false => Err(failure::no_room_for_answer(bound)),
+                }
             }
-            Ok(Call::OpenSession { ttl_ms }) => {
+            Call::OpenSession { ttl_ms } => {
                 wire::opened(&self.by, ttl_ms, self.node.open_session(opener, ttl_ms).await)
             }
-            Ok(Call::CloseSession { session, history }) => {
+            Call::CloseSession { session, history } => {
                 wire::closed(&self.by, self.node.close_session(session, history).await)
             }
-            Ok(Call::Read(query, options)) => {
+            Call::Read(query, options) => {
                 let key = wire::asked_key(&query);
-                wire::answered(&self.by, key, self.node.read(query, options).await)
+                loop {
+                    let outcome = self.node.read(query.clone(), options).await;
+                    match caller {
+                        Some(caller) if !has_room() => {
+                            // What was read is let go, and read again.
+                            drop(outcome);
+                            bodies::room(caller, &self.limits).await;
+                        }
+                        _ => return wire::answered(&self.by, key, outcome),
+                    }
+                }
             }
-            Err(failure) => Err(failure),
-        };
-        self.metrics.observe(method, started, &outcome);
-        Ok(outcome?)
+        }
     }
+}
+
+macro_rules! answer {
+    ($kind:ident) => {
+        |answer| match answer {
+            Answer::$kind(answer) => Some(answer),
+            _ => None,
+        }
+    };
 }
 
 #[tonic::async_trait]
 impl<N: KvNode> Kv for KvService<N> {
     async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
-        match self.call(Asked::Put(request.into_inner())).await? {
-            Answer::Put(response) => Ok(Response::new(response)),
-            _ => Err(unexpected()),
-        }
+        self.call(request, Asked::Put, answer!(Put)).await
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
-        match self.call(Asked::Get(request.into_inner())).await? {
-            Answer::Get(response) => Ok(Response::new(response)),
-            _ => Err(unexpected()),
-        }
+        self.call(request, Asked::Get, answer!(Get)).await
     }
 
     async fn delete(
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
-        match self.call(Asked::Delete(request.into_inner())).await? {
-            Answer::Delete(response) => Ok(Response::new(response)),
-            _ => Err(unexpected()),
-        }
+        self.call(request, Asked::Delete, answer!(Delete)).await
     }
 
     async fn range(&self, request: Request<v1::RangeRequest>) -> Result<Response<v1::RangeResponse>, Status> {
-        match self.call(Asked::Range(request.into_inner())).await? {
-            Answer::Range(response) => Ok(Response::new(response)),
-            _ => Err(unexpected()),
-        }
+        self.call(request, Asked::Range, answer!(Range)).await
     }
 
     async fn delete_range(
         &self,
         request: Request<v1::DeleteRangeRequest>,
     ) -> Result<Response<v1::DeleteRangeResponse>, Status> {
-        match self.call(Asked::DeleteRange(request.into_inner())).await? {
-            Answer::DeleteRange(response) => Ok(Response::new(response)),
-            _ => Err(unexpected()),
-        }
+        self.call(request, Asked::DeleteRange, answer!(DeleteRange)).await
     }
 
     async fn txn(&self, request: Request<v1::TxnRequest>) -> Result<Response<v1::TxnResponse>, Status> {
-        match self.call(Asked::Txn(request.into_inner())).await? {
-            Answer::Txn(response) => Ok(Response::new(response)),
-            _ => Err(unexpected()),
-        }
+        self.call(request, Asked::Txn, answer!(Txn)).await
+    }
+
+    async fn open_session(
+        &self,
+        request: Request<v1::OpenSessionRequest>,
+    ) -> Result<Response<v1::OpenSessionResponse>, Status> {
+        self.call(request, Asked::OpenSession, answer!(OpenSession)).await
+    }
+
+    async fn close_session(
+        &self,
+        request: Request<v1::CloseSessionRequest>,
+    ) -> Result<Response<v1::CloseSessionResponse>, Status> {
+        self.call(request, Asked::CloseSession, answer!(CloseSession)).await
     }
 
     async fn range_stream(
@@ -123,8 +172,9 @@ impl<N: KvNode> Kv for KvService<N> {
         request: Request<v1::RangeRequest>,
     ) -> Result<Response<streams::Responses<v1::RangeResponse>>, Status> {
         let call = StreamCall::new(self.metrics.clone(), Method::RangeStream);
-        let (node, moments) = (self.node.clone(), self.moments.clone());
-        Ok(Response::new(streams::range(node, self.by.clone(), moments, request.into_inner(), call).await?))
+        let (node, by, moments) = (self.node.clone(), self.by.clone(), self.moments.clone());
+        let own = caller_of(&request).and_then(streams::Place::take);
+        Ok(Response::new(streams::range(node, by, moments, own, request.into_inner(), call).await?))
     }
 
     async fn watch(
@@ -133,34 +183,10 @@ impl<N: KvNode> Kv for KvService<N> {
     ) -> Result<Response<streams::Responses<v1::WatchResponse>>, Status> {
         let call = StreamCall::new(self.metrics.clone(), Method::Watch);
         let (node, draining) = (self.node.clone(), self.draining.clone());
-        let place = match request.extensions().get() {
-            Some(caller) => Place::take(caller, self.limits.watches),
-            None => Err(super::failure::invalid("the connection of this call is not known")),
-        };
+        let place = caller_of(&request).and_then(|caller| Place::take(caller, self.limits.watches));
         let feed = self.feed.clone();
         let watch = watches::watch(node, self.by.clone(), draining, feed, request.into_inner(), place, call);
         Ok(Response::new(watch.await?))
-    }
-
-    async fn open_session(
-        &self,
-        request: Request<v1::OpenSessionRequest>,
-    ) -> Result<Response<v1::OpenSessionResponse>, Status> {
-        let opener = client_address(&request);
-        match self.call_of(&opener, Asked::OpenSession(request.into_inner())).await? {
-            Answer::OpenSession(response) => Ok(Response::new(response)),
-            _ => Err(unexpected()),
-        }
-    }
-
-    async fn close_session(
-        &self,
-        request: Request<v1::CloseSessionRequest>,
-    ) -> Result<Response<v1::CloseSessionResponse>, Status> {
-        match self.call(Asked::CloseSession(request.into_inner())).await? {
-            Answer::CloseSession(response) => Ok(Response::new(response)),
-            _ => Err(unexpected()),
-        }
     }
 
     async fn pipeline(
@@ -172,19 +198,19 @@ impl<N: KvNode> Kv for KvService<N> {
             by: self.by.clone(),
             metrics: self.metrics.clone(),
             draining: self.draining.clone(),
-            client: client_address(&request).into(),
-            bound: self.limits.queued_bytes,
+            caller: request.extensions().get().cloned(),
+            limits: self.limits.clone(),
         };
         Ok(Response::new(Box::pin(pipeline::start(service, request.into_inner()))))
     }
 }
 
-/// Where `request` comes from, to tell whose sessions are whose; empty if that is not known.
-fn client_address<T>(request: &Request<T>) -> String {
-    request.remote_addr().map(|address| address.to_string()).unwrap_or_default()
+fn caller_of<T>(request: &Request<T>) -> Result<&Arc<Caller>, Failure> {
+    request.extensions().get().ok_or_else(|| failure::invalid("the connection of this call is not known"))
 }
 
-/// The machine answers a put as a put; if it ever did not, the caller would learn of it and nobody else.
-fn unexpected() -> Status {
-    failure::unexpected(true).into()
+/// Where `caller` is, to tell whose sessions are whose; empty if that is not known. What tonic tells as the remote address of
+/// a request is of connections that it has accepted itself.
+fn client_address(caller: Option<&Caller>) -> String {
+    caller.and_then(Caller::address).map(|address| address.to_string()).unwrap_or_default()
 }

@@ -249,6 +249,11 @@ impl Share {
         self.change(-i64::try_from(amount).unwrap_or(i64::MAX));
     }
 
+    /// Takes back what is left.
+    pub(super) fn clear(&self) {
+        self.all.dec_by(self.own.swap(0, Relaxed));
+    }
+
     fn change(&self, by: i64) {
         self.own.fetch_add(by, Relaxed);
         self.all.inc_by(by);

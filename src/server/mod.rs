@@ -378,7 +378,7 @@ fn add_services<N: ObservedNode>(
     let by = Answerer::of(&node);
     let moments = Arc::default();
     let admin = AdminServer::new(AdminService { node: node.clone(), settings, metrics: metrics.clone() });
-    let (limits, feed) = (limits.clone(), Arc::default());
+    let (limits, feed) = (limits.clone(), Default::default());
     let kv = KvServer::new(KvService { node, by, metrics, limits, feed, moments, draining })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_ANSWER_BYTES);
@@ -412,7 +412,7 @@ async fn report_health<N: KvNode>(node: N, reporter: HealthReporter) {
     let mut changes = node.watch();
     let mut reported = None;
     loop {
-        let ready = changes.borrow_and_update().is_ready();
+        let ready = changes.borrow_and_update().readiness().is_ok();
         if reported != Some(ready) {
             reported = Some(ready);
             let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -84,10 +85,15 @@ fn document(code: StatusCode, value: &impl Serialize) -> Response {
 }
 
 /// The object that every failure is, as `docs/OPERATIONS.md` has it; `error` is what earlier versions called the message.
-pub(super) fn refusal(code: StatusCode, leading: Option<&Leader>, refused: &Refused) -> Response {
+pub(super) fn refusal(
+    code: StatusCode,
+    reason: Reason,
+    leading: Option<&Leader>,
+    refused: &Refused,
+) -> Response {
     let message = shortened(&refused.error, MESSAGE_BYTES);
     let object = json!({
-        "reason": Reason::Invalid.name(),
+        "reason": reason.name(),
         "message": message,
         "hint": refused.hint,
         "maybe_applied": false,
@@ -104,7 +110,7 @@ fn invalid() -> StatusCode {
 
 async fn wrong_method() -> Response {
     let refused = Refused::new("this method is not allowed here", "use GET, or POST to change settings");
-    refusal(StatusCode::METHOD_NOT_ALLOWED, None, &refused)
+    refusal(StatusCode::METHOD_NOT_ALLOWED, Reason::Invalid, None, &refused)
 }
 
 async fn settings_now<N: ObservedNode>(State(door): State<Door<N>>) -> Response {
@@ -116,10 +122,26 @@ async fn settings_now<N: ObservedNode>(State(door): State<Door<N>>) -> Response 
     document(StatusCode::OK, &json!({ "settings": settings, "fixed": fixed }))
 }
 
-async fn configure<N: ObservedNode>(State(door): State<Door<N>>, body: Bytes) -> Response {
+async fn configure<N: ObservedNode>(
+    State(door): State<Door<N>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => {
+            let (reason, error) = match rejection.status() {
+                StatusCode::PAYLOAD_TOO_LARGE => {
+                    (Reason::TooLarge, format!("the settings take more than {MAX_BODY_BYTES} bytes"))
+                }
+                _ => (Reason::Invalid, "the settings did not arrive as a whole".to_owned()),
+            };
+            let refused = Refused::new(error, "send a JSON object of names and values");
+            return refusal(rejection.status(), reason, None, &refused);
+        }
+    };
     match door.settings.configure_json(&body).await {
         Ok(()) => settings_now(State(door)).await,
-        Err(refused) => refusal(invalid(), door.node.state().leader.as_ref(), &refused),
+        Err(refused) => refusal(invalid(), Reason::Invalid, door.node.state().leader.as_ref(), &refused),
     }
 }
 

@@ -13,6 +13,7 @@ use futures::Stream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::Status;
 
+use crate::incoming::{Caller, Held};
 use crate::machine::StateMachine as _;
 use crate::machine::kv::{KvAnswer, KvMachine, KvQuery, KvView, RangeQuery};
 use crate::proto::v1::{self, Failure};
@@ -21,7 +22,7 @@ use crate::types::{HistoryEpoch, LogId, ReadLevel, ReadOptions};
 
 use super::failure;
 use super::metrics::StreamCall;
-use super::moments::Moments;
+use super::moments::{MAX_LONG_RANGES, Moments};
 use super::node::KvNode;
 use super::wire::{self, Answerer};
 
@@ -33,6 +34,31 @@ const PAGE_ITEMS: usize = 1_000;
 const PAGE_BYTES: usize = 256 * 1024;
 /// A client that takes no page for this long has lost its stream.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(300);
+
+/// Long ranges that are served on one connection at a time: nobody takes all of them.
+pub(super) const MAX_CONNECTION_LONG_RANGES: usize = MAX_LONG_RANGES / 2;
+
+/// A long range's place among those of its connection.
+pub(super) struct Place(Arc<Caller>);
+
+impl Place {
+    /// One more on the connection of `caller`.
+    ///
+    /// # Errors
+    /// The failure to answer instead, when there are as many as there may be.
+    pub(super) fn take(caller: &Arc<Caller>) -> Result<Self, Failure> {
+        match caller.try_take(Held::LongRanges, 1, MAX_CONNECTION_LONG_RANGES) {
+            true => Ok(Self(caller.clone())),
+            false => Err(failure::too_many_ranges()),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.give_back(Held::LongRanges, 1);
+    }
+}
 
 /// A stream of responses.
 pub(super) type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -97,10 +123,11 @@ pub(super) async fn range<N: KvNode>(
     node: N,
     by: Answerer,
     moments: Arc<Moments>,
+    own: Result<Place, Failure>,
     request: v1::RangeRequest,
     call: StreamCall,
 ) -> Result<Responses<v1::RangeResponse>, Failure> {
-    let (range, open) = call.open(LongRange::prepare(&node, &moments, request).await)?;
+    let (range, open) = call.open(LongRange::prepare(&node, &moments, own, request).await)?;
     let (outlet, responses) = stream();
     runtime::spawn(async move {
         let at = range.applied;
@@ -127,16 +154,17 @@ struct LongRange {
     query: RangeQuery,
     /// Items to be sent.
     left: usize,
-    _place: OwnedSemaphorePermit,
+    _places: (OwnedSemaphorePermit, Place),
 }
 
 impl LongRange {
     async fn prepare<N: KvNode>(
         node: &N,
         moments: &Moments,
+        own: Result<Place, Failure>,
         request: v1::RangeRequest,
     ) -> Result<Self, Failure> {
-        let place = moments.place()?;
+        let places = (moments.place()?, own?);
         let again = request.at;
         let options: ReadOptions = wire::read_options(request.level, request.freshness)?;
         let left = match request.limit {
@@ -161,7 +189,7 @@ impl LongRange {
                 (Some(at), moments.again(at)?)
             }
         };
-        Ok(Self { applied, view, query, left, _place: place })
+        Ok(Self { applied, view, query, left, _places: places })
     }
 
     /// Sends it all, unless the client goes. Whether it was all.
@@ -171,7 +199,7 @@ impl LongRange {
         by: &Answerer,
         outlet: &Outlet<v1::RangeResponse>,
     ) -> Result<bool, Failure> {
-        let Self { applied, view, mut query, mut left, _place } = self;
+        let Self { applied, view, mut query, mut left, _places } = self;
         loop {
             query.limit = left.min(PAGE_ITEMS);
             let mut answer = match KvMachine::query(&view, KvQuery::Range(query.clone())) {

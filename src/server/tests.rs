@@ -67,6 +67,8 @@ struct Inner {
     /// What the leader knows, if that is more.
     present: Option<u64>,
     held: Vec<Held>,
+    /// Whose sessions were opened.
+    openers: Vec<String>,
 }
 
 impl FakeNode {
@@ -137,8 +139,9 @@ impl KvNode for FakeNode {
         history
     }
 
-    async fn open_session(&self, _opener: &str, _ttl_ms: u64) -> Result<OpenedSession, WriteError> {
+    async fn open_session(&self, opener: &str, _ttl_ms: u64) -> Result<OpenedSession, WriteError> {
         let mut inner = self.inner.lock().unwrap();
+        inner.openers.push(opener.to_owned());
         inner.index += 1;
         let log_id = LogId::new(3, inner.index);
         Ok(OpenedSession { session: 42, log_id })
@@ -558,6 +561,23 @@ async fn shutdown_does_not_wait_for_ever() {
     port.ended().await;
 }
 
+/// Without it one client could open all sessions there are.
+#[tokio::test]
+async fn sessions_are_opened_in_the_name_of_their_connection() {
+    let port = Port::open().await;
+    let mut pipeline = port.pipeline().await;
+    let mut kv = port.kv().await;
+    for _ in 0..2 {
+        pipeline.send([(1, Some(Ask::OpenSession(v1::OpenSessionRequest::default())))]);
+        pipeline.answers(1).await;
+        kv.open_session(v1::OpenSessionRequest::default()).await.unwrap();
+    }
+    let openers = port.node.inner.lock().unwrap().openers.clone();
+    let port_of = |opener: &String| opener.parse::<SocketAddr>().expect("an address").port();
+    let ports: Vec<_> = openers.iter().map(port_of).collect();
+    assert!(ports[0] == ports[2] && ports[1] == ports[3] && ports[0] != ports[1], "{openers:?}");
+}
+
 #[tokio::test]
 async fn probes_and_metrics() {
     let port = Port::open().await;
@@ -613,6 +633,13 @@ async fn health_follows_readiness() {
     let leader = Some(Leader { node_id: 1, client: "a:1".to_owned() });
     port.node.state.send_modify(|state| state.leader = leader);
     shows(&mut watched, Health::Serving).await;
+    // As `/readyz` has it: not all requests are answered.
+    for disk in [DiskState::Full, DiskState::Stalled] {
+        port.node.state.send_modify(|state| state.disk = disk);
+        shows(&mut watched, Health::NotServing).await;
+        port.node.state.send_modify(|state| state.disk = DiskState::Low);
+        shows(&mut watched, Health::Serving).await;
+    }
     // Neither the watch nor its idle connection holds up the end.
     port.stop();
     shows(&mut watched, Health::NotServing).await;

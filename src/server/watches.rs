@@ -14,14 +14,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::engine::ReadOutcome;
-use crate::error::ReadError;
 use crate::incoming::{Caller, Held};
 use crate::machine::kv::{Change, Event, EventsAnswer, EventsQuery, KvAnswer, KvQuery};
 use crate::proto::v1::{self, Failure};
+use crate::runtime;
 use crate::types::{Bookmark, HistoryEpoch, LogId, ReadLevel, ReadOptions, Role};
 
 use super::failure;
@@ -68,10 +68,22 @@ impl Drop for Place {
 }
 
 /// The states that all watches of a node look at.
-#[derive(Debug, Default)]
+///
+/// They are taken by a task of their own. A watch goes on only while its client takes what it is sent: if it had anything
+/// that the others wait for, they would wait for that client.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Feed {
-    /// When the last one was taken.
-    taken: Mutex<Option<Instant>>,
+    last: watch::Sender<Taken>,
+}
+
+/// The last state that was taken.
+#[derive(Debug, Clone, Default)]
+struct Taken {
+    at: Option<Instant>,
+    /// Why there was none then.
+    failure: Option<Failure>,
+    /// Whether another one is being taken.
+    taking: bool,
 }
 
 impl Feed {
@@ -82,20 +94,42 @@ impl Feed {
         query: KvQuery,
         since: Instant,
         watches: usize,
-    ) -> Result<ReadOutcome<KvAnswer>, ReadError> {
-        let mut taken = self.taken.lock().await;
-        if let Some(last) = *taken {
-            if last >= since {
-                drop(taken);
-                return Ok(node.read_last(query));
+    ) -> Result<ReadOutcome<KvAnswer>, Failure> {
+        let mut last = self.last.subscribe();
+        loop {
+            let Taken { at, failure, taking } = last.borrow_and_update().clone();
+            if at.is_some_and(|at| at >= since) {
+                return failure.map_or_else(|| Ok(node.read_last(query)), Err);
             }
-            let watches = u32::try_from(watches).unwrap_or(u32::MAX);
-            sleep_until(last + PACE_BY_WATCH.saturating_mul(watches).clamp(PACE, SLOWEST_PACE)).await;
+            if !taking {
+                self.take(node.clone(), watches);
+            }
+            // The sender is here.
+            let _ = last.changed().await;
         }
-        let now = Instant::now();
-        let outcome = node.read(query, ReadLevel::Local.into()).await?;
-        *taken = Some(now);
-        Ok(outcome)
+    }
+
+    /// Takes another state when it is time to, unless one is being taken.
+    fn take<N: KvNode>(&self, node: N, watches: usize) {
+        let mut begins = false;
+        self.last.send_if_modified(|last| {
+            begins = !std::mem::replace(&mut last.taking, true);
+            false
+        });
+        if !begins {
+            return;
+        }
+        let feed = self.clone();
+        runtime::spawn(async move {
+            let before = feed.last.borrow().at;
+            if let Some(before) = before {
+                let watches = u32::try_from(watches).unwrap_or(u32::MAX);
+                sleep_until(before + PACE_BY_WATCH.saturating_mul(watches).clamp(PACE, SLOWEST_PACE)).await;
+            }
+            let now = Instant::now();
+            let failure = node.view(ReadLevel::Local.into()).await.err().map(Failure::from);
+            feed.last.send_replace(Taken { at: Some(now), failure, taking: false });
+        });
     }
 }
 
@@ -107,7 +141,7 @@ pub(super) async fn watch<N: KvNode>(
     node: N,
     by: Answerer,
     draining: watch::Receiver<bool>,
-    feed: Arc<Feed>,
+    feed: Feed,
     request: v1::WatchRequest,
     place: Result<Place, Failure>,
     call: StreamCall,
@@ -171,7 +205,7 @@ struct Watching<N> {
     by: Answerer,
     draining: watch::Receiver<bool>,
     state: watch::Receiver<crate::engine::NodeState>,
-    feed: Arc<Feed>,
+    feed: Feed,
     /// There may be something new in a state that was taken after this.
     since: Instant,
     /// What to ask for next.

@@ -42,6 +42,15 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Lets so much time pass at once. What waits for it ends; how fast this machine is makes no difference.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
 async fn put(client: &Client, key: &'static str, value: &'static str) -> Result<PutReply, ClientError> {
     timeout(PATIENCE, client.put(&Scope::default(), key, value)).await.expect("the client hangs")
 }

@@ -62,8 +62,17 @@ async fn a_write_keeps_its_number_until_it_is_answered() {
 async fn a_write_that_is_not_answered_in_time_is_sent_again() {
     let (script, notes) = noting(steps([Next::Ignore]));
     let node = Fake::start(script);
-    let client = client_with(&[&node], |config| config.write_attempt_timeout = Duration::from_millis(50));
-    put(&client, "k", "v").await.unwrap();
+    let client = client_with(&[&node], |config| {
+        config.write_attempt_timeout = HOUR;
+        config.timeout = 2 * HOUR;
+    });
+    let time_passes = async {
+        until("it is sent", || notes.lock().unwrap().len() == 1).await;
+        pass(HOUR).await;
+    };
+    let scope = Scope::default();
+    let (written, ()) = tokio::join!(client.put(&scope, "k", "v"), time_passes);
+    written.unwrap();
     assert_eq!(*notes.lock().unwrap(), [(1, 1), (1, 1)]);
 }
 
@@ -309,10 +318,19 @@ async fn an_acknowledgement_says_what_it_promises_and_who_holds_the_write() {
 #[tokio::test]
 async fn a_full_disk_is_waited_for_and_named_if_it_lasts() {
     let node = Fake::start(steps([Next::Refuse(failure(Reason::DiskFull, false))]));
-    put(&client_of(&[&node]), "k", "v").await.unwrap();
+    let client = client_with(&[&node], |config| config.timeout = HOUR);
+    put(&client, "k", "v").await.unwrap();
     node.set_script(refusing(failure(Reason::DiskFull, false)));
-    let client = client_with(&[&node], |config| config.timeout = Duration::from_millis(100));
-    let error = put(&client, "k", "v").await.unwrap_err();
+    let before = client.metrics().retries;
+    let time_passes = async {
+        // Between two attempts: of one under way nobody would know what becomes of it.
+        let pauses = || client.metrics().nodes.iter().all(|node| node.in_flight == 0);
+        until("it is refused again", || client.metrics().retries > before && pauses()).await;
+        pass(HOUR).await;
+    };
+    let scope = Scope::default();
+    let (refused, ()) = tokio::join!(client.put(&scope, "k", "v"), time_passes);
+    let error = refused.unwrap_err();
     let expected =
         matches!(error, ClientError::Failed { reason: Reason::DiskFull, maybe_applied: false, .. });
     assert!(expected, "{error}");

@@ -132,6 +132,29 @@ async fn watches_are_bounded_by_connection_and_in_all() {
 }
 
 #[tokio::test]
+async fn one_connection_does_not_take_all_long_ranges() {
+    let port = Port::open().await;
+    let mut other = port.kv().await;
+    // So large that a range which nobody reads is not over.
+    put_large(&mut other, 24).await;
+    let mut kv = port.kv().await;
+    let mut held = Vec::new();
+    let refused = loop {
+        match kv.range_stream(v1::RangeRequest::default()).await {
+            Ok(range) => held.push(range),
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!(held.len(), streams::MAX_CONNECTION_LONG_RANGES);
+    assert_eq!(refusal(&refused), (Code::ResourceExhausted, Reason::LimitReached));
+    let mut pages = other.range_stream(v1::RangeRequest::default()).await.unwrap().into_inner();
+    while within(pages.message()).await.unwrap().is_some() {}
+    drop(held);
+    port.http_shows("/metrics", "quorate_server_long_ranges_open 0\n").await;
+    kv.range_stream(v1::RangeRequest::default()).await.unwrap();
+}
+
+#[tokio::test]
 async fn watches_that_are_not_read_hold_little_and_go_on_where_they_were() {
     const WATCHES: usize = 24;
     const PUTS: usize = 8;
@@ -300,5 +323,261 @@ async fn what_a_page_could_send_unasked_changes_nothing() {
     let endpoint = Channel::from_shared(format!("http://{}", port.address)).unwrap();
     let channel = endpoint.origin("http://evil.example".parse().unwrap()).connect().await.unwrap();
     let refused = KvClient::new(channel).get(v1::GetRequest::default()).await.unwrap_err();
-    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert_eq!(refusal(&refused), (Code::PermissionDenied, Reason::Invalid), "{refused}");
+}
+
+/// A client of which nothing is known but that it is there: it announces room for so many bytes of each answer.
+async fn raw(port: &Port, window: u32) -> h2::client::SendRequest<bytes::Bytes> {
+    let socket = TcpStream::connect(port.address).await.unwrap();
+    let builder = h2::client::Builder::new().initial_window_size(window).handshake(socket);
+    let (sender, connection) = builder.await.unwrap();
+    runtime::spawn(async move {
+        // It ends when either side closes it.
+        let _ = connection.await;
+    });
+    sender
+}
+
+fn call(path: &str) -> axum::http::Request<()> {
+    let request = axum::http::Request::post(format!("http://localhost{path}"));
+    request.header("content-type", "application/grpc").header("te", "trailers").body(()).unwrap()
+}
+
+fn framed(message: &impl prost::Message) -> bytes::Bytes {
+    let length = u32::try_from(message.encoded_len()).unwrap().to_be_bytes();
+    [&[0][..], &length, &message.encode_to_vec()].concat().into()
+}
+
+#[tokio::test]
+async fn answers_to_single_calls_that_are_not_read_are_bounded_too() {
+    const CALLS: usize = 100;
+    let bound = Bound { each: 8 * MIB, all: 16 * MIB };
+    let limits = DoorLimits { unsent_bytes: bound, ..DoorLimits::default() };
+    let port = Port::open_with(DEADLINE, limits).await;
+    let mut other = port.kv().await;
+    put_large(&mut other, 4).await;
+    let mut sender = raw(&port, 0).await;
+    let mut answers = futures::stream::FuturesUnordered::new();
+    for _ in 0..CALLS {
+        sender = sender.ready().await.unwrap();
+        let (answer, mut stream) = sender.send_request(call("/quorate.v1.Kv/Range"), false).unwrap();
+        stream.send_data(framed(&v1::RangeRequest::default()), true).unwrap();
+        answers.push(answer);
+    }
+    within(async {
+        while port.metric("quorate_server_unsent_bytes").await < bound.each {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    // Those that found no room wait, and have not been answered.
+    for _ in 0..20 {
+        port.http("/livez").await;
+    }
+    assert!(port.metric("quorate_server_unsent_bytes").await <= bound.each + 2 * MAX_ANSWER_BYTES);
+    let mut begun = Vec::new();
+    while let Some(Some(answer)) = futures::FutureExt::now_or_never(answers.next()) {
+        begun.push(answer.unwrap());
+    }
+    assert!((1..8).contains(&begun.len()), "{}", begun.len());
+    let get = v1::GetRequest { key: "k0".into(), ..Default::default() };
+    within(other.get(get)).await.unwrap();
+    // Whoever is let go of makes room for the others.
+    drop(begun);
+    begun = vec![within(answers.next()).await.unwrap().unwrap()];
+    drop((begun, answers, sender));
+    port.http_shows("/metrics", "quorate_server_unsent_bytes 0\n").await;
+}
+
+#[tokio::test]
+async fn pages_that_are_not_read_are_bounded_and_others_get_theirs() {
+    const CALLS: usize = 200;
+    let bound = Bound { each: 256 * 1024, all: 512 * 1024 };
+    let limits = DoorLimits { unsent_bytes: bound, ..DoorLimits::default() };
+    let port = Port::open_with(DEADLINE, limits).await;
+    port.http_shows("/readyz", "ok").await;
+    let mut refused = 0;
+    let mut held = Vec::new();
+    for number in 0..3 {
+        let mut sender = raw(&port, 0).await;
+        for _ in 0..CALLS {
+            // It may have been closed: it takes nothing while others ask for pages.
+            let Ok(ready) = within(sender.clone().ready()).await else { break };
+            sender = ready;
+            let page = axum::http::Request::get("http://localhost/metrics").body(()).unwrap();
+            let (answer, _) = sender.send_request(page, true).unwrap();
+            match within(answer).await {
+                Ok(answer) if answer.status() == 429 => refused += 1,
+                Ok(answer) => held.push((answer, sender.clone())),
+                Err(_) => break,
+            }
+        }
+        if number == 0 {
+            // Operators' calls are bounded like pages.
+            sender = within(sender.clone().ready()).await.unwrap();
+            let (answer, mut stream) =
+                sender.send_request(call("/quorate.v1.Admin/ListSessions"), false).unwrap();
+            stream.send_data(framed(&v1::ListSessionsRequest::default()), true).unwrap();
+            let answer = within(answer).await.unwrap();
+            assert_eq!(answer.headers()["grpc-status"], "8", "RESOURCE_EXHAUSTED");
+        }
+    }
+    assert!(refused > CALLS, "{refused}");
+    // Each has a page, and refusals, beyond its bound. All pages would be ten times as much.
+    assert!(port.metric("quorate_server_unsent_bytes").await <= 6 * bound.each);
+    assert_eq!(port.http("/livez").await.0, 200);
+    drop(held);
+    port.http_shows("/metrics", "quorate_server_unsent_bytes 0\n").await;
+}
+
+/// A pipeline that is served without a connection, so that time can be what a test wants it to be.
+struct Bare {
+    caller: Arc<crate::incoming::Caller>,
+    metrics: Arc<Metrics>,
+    requests: mpsc::UnboundedSender<Result<PipelineRequest, tonic::Status>>,
+    responses: pipeline::Outgoing,
+    _draining: watch::Sender<bool>,
+}
+
+impl Bare {
+    async fn start(node: &FakeNode, limits: DoorLimits) -> Self {
+        let metrics = Arc::new(Metrics::new(node.clone(), Vec::new()));
+        let caller = Places::new(8, 0).admit(None).await;
+        let (_draining, draining) = watch::channel(false);
+        let service = pipeline::Service {
+            node: node.clone(),
+            by: Answerer::of(node),
+            metrics: metrics.clone(),
+            draining,
+            caller: Some(caller.clone()),
+            limits: Arc::new(limits),
+        };
+        let (requests, inbound) = mpsc::unbounded_channel();
+        let responses = pipeline::start(service, UnboundedReceiverStream::new(inbound));
+        Self { caller, metrics, requests, responses, _draining }
+    }
+
+    fn send(&self, requests: impl IntoIterator<Item = Ask>) {
+        let requests = requests.into_iter().map(|ask| TaggedRequest { tag: 0, request: Some(ask) });
+        self.requests.send(Ok(PipelineRequest { requests: requests.collect() })).unwrap();
+    }
+
+    fn queued(&self) -> usize {
+        self.metrics.pipeline_bytes().all()
+    }
+
+    async fn fills(&self, bytes: usize) {
+        within(async {
+            while self.queued() < bytes {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_nobody_takes_are_let_go_of_and_their_pipeline_ends() {
+    let node = FakeNode::new();
+    node.put("k0", MIB);
+    let bound = Bound { each: 8 * MIB, all: 16 * MIB };
+    let limits = DoorLimits { queued_bytes: bound, ..DoorLimits::default() };
+    let mut pipeline = Bare::start(&node, limits).await;
+    pipeline.send((0..100).map(|_| get("k0")));
+    // However slowly they are taken, as long as they are.
+    for _ in 0..6 {
+        pipeline.fills(bound.each).await;
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        assert_eq!(within(pipeline.responses.next()).await.unwrap().unwrap().responses.len(), 1);
+    }
+    pipeline.fills(bound.each).await;
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    assert!(pipeline.queued() >= bound.each);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(pipeline.queued(), 0, "nothing was taken for a minute");
+    assert_eq!(pipeline.metrics.pipeline_requests().all(), 0);
+    let end = within(pipeline.responses.next()).await.unwrap().unwrap_err();
+    assert_eq!(refusal(&end), (Code::ResourceExhausted, Reason::LimitReached));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_of_a_message_counts_while_it_waits() {
+    let node = FakeNode::new();
+    node.put("k0", 1);
+    node.hold();
+    let bound = Bound { each: MIB, all: 4 * MIB };
+    let limits = || DoorLimits { unfinished_bytes: bound, ..DoorLimits::default() };
+    let waits = async |pipeline: &Bare| {
+        reaches(&node.reading, pipeline::MAX_IN_FLIGHT).await;
+        within(async {
+            while !pipeline.requests.is_closed()
+                && pipeline.caller.holds(crate::incoming::Held::Unfinished) == 0
+            {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    };
+    let mut pipeline = Bare::start(&node, limits()).await;
+    pipeline.send((0..pipeline::MAX_IN_FLIGHT).map(|_| get("k0")));
+    pipeline.send((0..100).map(|_| get("k0")));
+    waits(&pipeline).await;
+    let held = pipeline.caller.holds(crate::incoming::Held::Unfinished);
+    assert!((100 * 50..MIB).contains(&held), "{held}");
+    node.release();
+    let mut answered = 0;
+    while answered < pipeline::MAX_IN_FLIGHT + 100 {
+        answered += within(pipeline.responses.next()).await.unwrap().unwrap().responses.len();
+    }
+    assert_eq!(pipeline.caller.holds(crate::incoming::Held::Unfinished), 0);
+
+    node.hold();
+    let mut pipeline = Bare::start(&node, limits()).await;
+    pipeline.send((0..pipeline::MAX_IN_FLIGHT).map(|_| get("k0")));
+    pipeline.send((0..pipeline::MAX_IN_FLIGHT).map(|_| get("k0")));
+    waits(&pipeline).await;
+    assert_eq!(pipeline.caller.holds(crate::incoming::Held::Unfinished), 0, "too much");
+    node.release();
+    let mut answered = 0;
+    let end = loop {
+        match within(pipeline.responses.next()).await.unwrap() {
+            Ok(message) => answered += message.responses.len(),
+            Err(end) => break end,
+        }
+    };
+    assert_eq!(answered, pipeline::MAX_IN_FLIGHT, "what was begun is answered first");
+    assert_eq!(refusal(&end), (Code::ResourceExhausted, Reason::LimitReached));
+}
+
+/// A watch is asked for its next message when its client has room for one, and that may never come to pass.
+#[tokio::test(start_paused = true)]
+async fn a_watch_whose_client_stops_in_the_middle_of_something_holds_up_no_other() {
+    let node = FakeNode::new();
+    node.put("k", 1);
+    let metrics = Arc::new(Metrics::new(node.clone(), Vec::new()));
+    let caller = Places::new(8, 0).admit(None).await;
+    let feed = watches::Feed::default();
+    let (_drain, draining) = watch::channel(false);
+    let watch = async || {
+        let call = metrics::StreamCall::new(metrics.clone(), wire::Method::Watch);
+        let place = watches::Place::take(&caller, DoorLimits::default().watches);
+        let by = Answerer::of(&node);
+        let request = v1::WatchRequest { from_revision: 1, ..Default::default() };
+        watches::watch(node.clone(), by, draining.clone(), feed.clone(), request, place, call).await.unwrap()
+    };
+    let (mut stopped, mut other) = (watch().await, watch().await);
+    for watch in [&mut stopped, &mut other] {
+        assert_eq!(within(watch.next()).await.unwrap().unwrap().events.len(), 1);
+    }
+    for revision in 2..5 {
+        // No longer than two states are apart.
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(node.put("k", 1), revision);
+        node.state.send_modify(|state| state.last_log = Some(revision));
+        let mut begun = std::pin::pin!(stopped.next());
+        assert!(futures::poll!(begun.as_mut()).is_pending());
+        let message = within(other.next()).await.unwrap().unwrap();
+        assert_eq!(message.events[0].revision, revision);
+        within(begun).await.unwrap().unwrap();
+    }
 }

@@ -33,6 +33,7 @@ async fn a_node_that_is_not_there_yet_is_alive_and_not_ready_and_then_it_is() {
     let (code, content_type, body) = port.ask("POST", "/replication/configure", "{}").await;
     assert_eq!((code, &*content_type), (503, "application/json"));
     assert!(body.contains("312 of 800 MiB"), "{body}");
+    assert!(body.contains("\"reason\":\"STOPPED\""), "{body}");
     let channel = port.channel().await;
     assert_eq!(health(channel.clone()).await, Health::NotServing);
     let mut kv = KvClient::new(channel.clone());

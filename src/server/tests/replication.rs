@@ -218,6 +218,8 @@ async fn settings_are_changed_all_or_none() {
 
     let (code, answer) = json(&port, "DELETE", path, "").await;
     assert_eq!((code, answer["hint"].is_string()), (405, true));
+    let (code, answer) = json(&port, "POST", path, &" ".repeat(70_000)).await;
+    assert_eq!((code, &answer["reason"]), (413, &json!("TOO_LARGE")), "{answer}");
 }
 
 #[tokio::test]
