@@ -321,6 +321,18 @@ pub enum SnapshotError {
     },
 }
 
+fn unreadable_hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "Give the user that this program runs as the right to read and write it"
+        }
+        _ if crate::storage::is_out_of_files(source) => "Allow this program more open files, and start again",
+        _ => {
+            "Start again; if that fails too, the disk is at fault: move the whole data directory aside and rebuild this node from its peers"
+        }
+    }
+}
+
 fn listen_hint(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::AddrInUse => "stop the process that uses it, or choose another address",
@@ -374,8 +386,9 @@ pub enum StorageError {
     /// Reading failed while the data directory was opened. That is not corruption: nothing was changed since, and the
     /// next start may find everything.
     #[error(
-        "{} cannot be read: {source}; the data is untouched. Start again; if that fails too, the disk is at fault: move the whole data directory aside and rebuild this node from its peers",
-        path.display()
+        "{} cannot be read: {source}; the data is untouched. {}",
+        path.display(),
+        unreadable_hint(.source)
     )]
     Unreadable {
         /// The file or directory.
@@ -424,6 +437,18 @@ pub enum StorageError {
         /// The file or directory.
         path: PathBuf,
         /// What is wrong, and where in the file.
+        detail: String,
+    },
+    /// A snapshot is whole, as its checksums show, but this program cannot read it: another version of it wrote the snapshot,
+    /// or one with another state machine.
+    #[error(
+        "{} is whole, but this program cannot read what it holds: {detail}. The data is untouched: start the program that wrote it, or a newer version",
+        path.display()
+    )]
+    Undecodable {
+        /// The file.
+        path: PathBuf,
+        /// What the reader says.
         detail: String,
     },
     /// The directory was in use before, and what it held is gone.

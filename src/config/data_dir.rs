@@ -4,6 +4,7 @@
 //! nobody would notice that the data are not there.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::{ConfigError, invalid};
@@ -24,7 +25,18 @@ pub(super) fn usual(
     here: &Path,
 ) -> Result<PathBuf, ConfigError> {
     let former = here.join(FORMER);
-    if former.join("identity.json").exists() {
+    let is_there = match former.join("identity.json").try_exists() {
+        // This user cannot have kept anything there.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => false,
+        Err(error) => {
+            return Err(invalid(format!(
+                "it cannot be told whether {} holds the data of a node: {error}; name a directory with --data-dir",
+                former.display()
+            )));
+        }
+        Ok(is_there) => is_there,
+    };
+    if is_there {
         return Err(invalid(format!(
             "{} holds the data of a node, from when that was the place for it; name it with --data-dir {FORMER}, or move it away",
             former.display()
@@ -60,7 +72,12 @@ mod tests {
         assert!(of(&[]).unwrap_err().to_string().contains("--data-dir"));
         std::fs::create_dir(here.path().join(FORMER)).unwrap();
         assert!(of(&[("HOME", "/h")]).is_ok(), "an empty directory of that name says nothing");
-        std::fs::write(here.path().join(FORMER).join("identity.json"), "{}").unwrap();
+        let identity = here.path().join(FORMER).join("identity.json");
+        std::os::unix::fs::symlink("identity.json", &identity).unwrap();
+        let unknown = of(&[("HOME", "/h")]).unwrap_err().to_string();
+        assert!(unknown.contains("cannot be told") && unknown.contains("--data-dir"), "{unknown}");
+        std::fs::remove_file(&identity).unwrap();
+        std::fs::write(identity, "{}").unwrap();
         assert!(of(&[("HOME", "/h")]).unwrap_err().to_string().contains("--data-dir quorate-node"));
     }
 }

@@ -143,7 +143,7 @@ fn unless_it_passes<T>(step: Result<T, StorageError>, without: &AtomicU64) -> io
 
 /// Whether the disk had no room, or too many files are open.
 fn passes(error: &StorageError) -> bool {
-    matches!(error, StorageError::Io { source, .. }
+    matches!(error, StorageError::Io { source, .. } | StorageError::Unreadable { source, .. }
         if storage::is_full(source.kind()) || storage::is_out_of_files(source))
 }
 
@@ -167,15 +167,17 @@ fn write<M: StateMachine>(
 /// What `handle` holds. The sessions come first, then the machine; before version 2 there were no sessions.
 ///
 /// # Errors
-/// [`StorageError::Corrupt`] when a checksum does not match or the machine rejects the content,
-/// [`StorageError::Unreadable`] when the file cannot be read: then nothing is known of what it holds.
+/// [`StorageError::Corrupt`] when a checksum does not match, [`StorageError::Unreadable`] when the file cannot be read: then
+/// nothing is known of what it holds. [`StorageError::Version`] and [`StorageError::Undecodable`] when it is whole, and not
+/// for this program.
 pub fn read<M: StateMachine>(handle: &SnapshotHandle) -> Result<Restored<M>, StorageError> {
     let (version, input) = match handle.open() {
         Ok(opened) => opened,
-        Err(error) => return Err(unreadable(handle, None, error)),
+        Err(error) => return Err(handle.refuse(error)),
     };
     let mut input = Watched { input, failed: None };
-    read_from(version, &mut input).map_err(|error| unreadable(handle, input.failed, error))
+    let read = catch("reading it", || read_from(version, &mut input));
+    read.map_err(|error| unreadable(handle, input.failed, error))
 }
 
 fn read_from<M: StateMachine>(version: u32, input: &mut impl Read) -> io::Result<Restored<M>> {
@@ -191,24 +193,19 @@ fn read_from<M: StateMachine>(version: u32, input: &mut impl Read) -> io::Result
     Ok(Restored { machine, sessions })
 }
 
-/// What it means that reading `handle` ended with `error`, after its file had `failed` to be read.
+/// What it means that reading `handle` ended with `error`, after its file had `failed` to be read, or to be whole.
 fn unreadable(handle: &SnapshotHandle, failed: Option<io::Error>, error: io::Error) -> StorageError {
     let path = handle.path().to_owned();
     match failed {
-        Some(source) => StorageError::Unreadable { path, source },
-        None if is_damage(&error) => StorageError::Corrupt { path, detail: error.to_string() },
-        None => StorageError::Unreadable { path, source: error },
+        Some(failed) => handle.refuse(failed),
+        // What the system says has a number; what a decoder says has none.
+        None if error.raw_os_error().is_some() => StorageError::Unreadable { path, source: error },
+        None => StorageError::Undecodable { path, detail: error.to_string() },
     }
 }
 
-/// Whether an error says that something was read and is wrong, rather than that it could not be read.
-fn is_damage(error: &io::Error) -> bool {
-    // What the system says has a number; what a decoder says has none.
-    error.raw_os_error().is_none()
-}
-
-/// Remembers that the file could not be read, whatever whoever reads makes of it: a decoder may wrap the error in one
-/// of its own.
+/// Remembers that the file could not be read, or is damaged, whatever whoever reads makes of it: a decoder may wrap the
+/// error in one of its own.
 struct Watched<R> {
     input: R,
     failed: Option<io::Error>,
@@ -217,10 +214,11 @@ struct Watched<R> {
 impl<R: Read> Read for Watched<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.input.read(buffer).inspect_err(|error| {
-            if let Some(number) = error.raw_os_error()
-                && error.kind() != io::ErrorKind::Interrupted
-            {
-                self.failed.get_or_insert_with(|| io::Error::from_raw_os_error(number));
+            if error.kind() != io::ErrorKind::Interrupted {
+                self.failed.get_or_insert_with(|| match error.raw_os_error() {
+                    Some(number) => io::Error::from_raw_os_error(number),
+                    None => io::Error::new(error.kind(), error.to_string()),
+                });
             }
         })
     }
@@ -300,13 +298,14 @@ mod tests {
 
     use super::*;
     use crate::machine::ApplyContext;
+    use crate::machine::kv::KvMachine;
     use crate::raft::published::Progress;
     use crate::storage::{MemorySnapshots, SnapshotReceiver};
     use crate::types::LogId;
 
     const FULL: io::ErrorKind = io::ErrorKind::StorageFull;
 
-    /// A machine whose snapshot finds the disk full.
+    /// A machine whose snapshot finds the disk full, and that panics over any that it is to read.
     #[derive(Debug, Default)]
     struct Large;
 
@@ -328,7 +327,7 @@ mod tests {
         }
 
         fn read_snapshot(_: &mut dyn Read) -> io::Result<Self> {
-            Ok(Self)
+            panic!("not one of mine")
         }
     }
 
@@ -396,18 +395,20 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_cannot_be_read_is_not_called_corrupt_whatever_the_decoder_says() {
-        let store = MemorySnapshots::new();
-        let meta = crate::storage::SnapshotMeta {
+    fn some_meta() -> crate::storage::SnapshotMeta {
+        crate::storage::SnapshotMeta {
             log_id: LogId::new(1, 1),
             clock: Default::default(),
             membership_log_id: None,
             membership: crate::types::Membership::default(),
             history: crate::types::HistoryEpoch(1),
             quota_bytes: 0,
-        };
-        let handle = store.begin(&meta).unwrap().finish().unwrap();
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_called_corrupt_whatever_the_decoder_says() {
+        let handle = MemorySnapshots::new().begin(&some_meta()).unwrap().finish().unwrap();
         let fails = |version, bytes, error| {
             let mut input = Watched { input: Failing(bytes, error), failed: None };
             let error = read_from::<Strict>(version, &mut input).err().unwrap();
@@ -426,7 +427,47 @@ mod tests {
             }
             let damaged = fails(version, 0, io::ErrorKind::InvalidData.into());
             assert!(matches!(damaged, StorageError::Corrupt { .. }), "{damaged}");
+            let short = fails(version, 0, io::ErrorKind::UnexpectedEof.into());
+            assert!(matches!(short, StorageError::Unreadable { .. }), "{short}");
         }
+    }
+
+    /// After an upgrade of all nodes, the advice to move their data aside would be the end of the cluster.
+    #[test]
+    fn what_is_whole_is_not_called_corrupt_although_this_machine_cannot_read_it() {
+        let store = MemorySnapshots::new();
+        let mut writer = store.begin(&some_meta()).unwrap();
+        SessionTable::default().write(&mut writer).unwrap();
+        writer.write_all(b"of another machine").unwrap();
+        let error = read::<KvMachine>(&writer.finish().unwrap()).err().unwrap();
+        assert!(matches!(error, StorageError::Undecodable { .. }), "{error}");
+        let error = error.to_string();
+        assert!(!error.contains("corrupt") && !error.contains("aside"), "{error}");
+    }
+
+    #[test]
+    fn a_machine_that_panics_over_a_snapshot_is_quoted() {
+        let mut writer = MemorySnapshots::new().begin(&some_meta()).unwrap();
+        SessionTable::default().write(&mut writer).unwrap();
+        let error = read::<Large>(&writer.finish().unwrap()).err().unwrap();
+        assert!(
+            matches!(&error, StorageError::Undecodable { detail, .. } if detail.contains("not one of mine")),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn too_many_open_files_pass_whatever_was_to_be_opened() {
+        let path = PathBuf::from("snapshots");
+        let source = || io::Error::from_raw_os_error(libc::EMFILE);
+        assert!(passes(&StorageError::Io {
+            operation: "cannot create",
+            path: path.clone(),
+            source: source()
+        }));
+        assert!(passes(&StorageError::Unreadable { path: path.clone(), source: source() }));
+        let source = io::Error::from_raw_os_error(libc::EIO);
+        assert!(!passes(&StorageError::Unreadable { path, source }));
     }
 
     #[tokio::test]

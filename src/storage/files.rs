@@ -33,6 +33,20 @@ pub(crate) fn sync(path: &Path) -> Result<(), StorageError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|error| io_error("cannot sync", path, error))
 }
 
+/// Whether there is a directory at `path`; that it cannot be told is an error, not a no.
+pub(crate) fn is_directory(path: &Path) -> Result<bool, StorageError> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.is_dir()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(unreadable(path, error)),
+    }
+}
+
+/// Whether there is anything at `path`; that it cannot be told is an error, not a no.
+pub(crate) fn exists(path: &Path) -> Result<bool, StorageError> {
+    path.try_exists().map_err(|error| unreadable(path, error))
+}
+
 /// The directory that holds `path`.
 pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
@@ -44,7 +58,7 @@ pub(crate) fn parent(path: &Path) -> &Path {
 /// Creates a directory and those above it, and makes its entry durable, also if it was there already: a crash may
 /// have come between its creation and the sync.
 pub(crate) fn create_directory(path: &Path) -> Result<(), StorageError> {
-    if path.is_dir() {
+    if is_directory(path)? {
         return match sync(parent(path)) {
             // Then it was not made here either.
             Err(StorageError::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => Ok(()),
@@ -54,7 +68,7 @@ pub(crate) fn create_directory(path: &Path) -> Result<(), StorageError> {
     create_directory(parent(path))?;
     match fs::create_dir(path) {
         Ok(()) => sync(parent(path)),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => sync(parent(path)),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && is_directory(path)? => sync(parent(path)),
         Err(error) => Err(io_error("cannot create", path, error)),
     }
 }
@@ -102,4 +116,42 @@ pub(crate) fn list(directory: &Path) -> Result<Vec<PathBuf>, StorageError> {
     paths.retain(|path| path.file_name().is_none_or(|name| name != LOST_AND_FOUND));
     paths.sort();
     Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_taken_for_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("file"), b"").unwrap();
+        std::os::unix::fs::symlink("loop", path("loop")).unwrap();
+        assert!(is_directory(dir.path()).unwrap() && exists(dir.path()).unwrap());
+        assert!(!is_directory(&path("file")).unwrap() && exists(&path("file")).unwrap());
+        assert!(!is_directory(&path("none")).unwrap() && !exists(&path("none")).unwrap());
+        for outcome in [
+            is_directory(&path("loop")).map(drop),
+            exists(&path("loop")).map(drop),
+            create_directory(&path("loop")),
+            create_directory(&path("loop/below")),
+        ] {
+            assert!(matches!(outcome, Err(StorageError::Unreadable { .. })), "{outcome:?}");
+        }
+        create_directory(&path("a/b")).unwrap();
+        assert!(is_directory(&path("a/b")).unwrap());
+    }
+
+    /// Who must only be let in would move a healthy directory aside.
+    #[test]
+    fn what_to_do_depends_on_why_it_cannot_be_read() {
+        let advice =
+            |number| unreadable(Path::new("identity.json"), io::Error::from_raw_os_error(number)).to_string();
+        assert!(advice(libc::EIO).contains("move the whole data directory aside"));
+        assert!(
+            advice(libc::EACCES).contains("the right to read") && !advice(libc::EACCES).contains("aside")
+        );
+        assert!(advice(libc::EMFILE).contains("open files") && !advice(libc::EMFILE).contains("aside"));
+    }
 }

@@ -25,7 +25,7 @@ use crate::error::StorageError;
 use crate::runtime;
 use crate::types::{Incarnation, NodeId};
 
-use super::files::{self, io_error};
+use super::files::{self, exists, io_error};
 use super::lease::FILE as LEASE;
 use super::space::RESERVE;
 
@@ -128,9 +128,10 @@ pub struct DataDir {
 impl DataDir {
     /// Whether the directory at `path` has been used by a node before, or looks so.
     ///
-    /// A directory in it that is empty is no sign of use: it may be a mount point.
+    /// A directory in it that is empty is no sign of use: it may be a mount point. One that cannot be looked at counts as used.
     pub fn exists(path: &Path) -> bool {
-        path.join(IDENTITY).exists() || !matches!(content(path), Ok(None))
+        let identity = path.join(IDENTITY);
+        !matches!((files::exists(&identity), content(path)), (Ok(false), Ok(None)))
     }
 
     /// Locks the directory at `path` and checks that it belongs to `node_id` of `cluster`; creates it, with a
@@ -264,15 +265,11 @@ fn check_log(path: &Path) -> Result<(), StorageError> {
     }
 }
 
-fn exists(path: &Path) -> Result<bool, StorageError> {
-    path.try_exists().map_err(|error| files::unreadable(path, error))
-}
-
 /// Something in the directory at `path` that a node has put there after its identity.
 fn content(path: &Path) -> Result<Option<PathBuf>, StorageError> {
     for name in CONTENTS {
         let found = path.join(name);
-        if exists(&found)? && !(found.is_dir() && files::list(&found)?.is_empty()) {
+        if exists(&found)? && !(files::is_directory(&found)? && files::list(&found)?.is_empty()) {
             return Ok(Some(found));
         }
     }

@@ -28,6 +28,12 @@ struct LeaseFile {
     crc32: u32,
 }
 
+/// Read first, so that a newer format is called that instead of corrupt.
+#[derive(Deserialize)]
+struct FormatVersion {
+    format_version: u32,
+}
+
 impl LeaseFile {
     fn new(lease_ms: u64) -> Self {
         let crc32 = crc32fast::hash(format!("{FORMAT_VERSION}\0{lease_ms}").as_bytes());
@@ -67,15 +73,16 @@ fn read(path: &Path) -> Result<Option<u64>, StorageError> {
         Err(error) => return Err(files::unreadable(path, error)),
     };
     let corrupt = |detail: String| StorageError::Corrupt { path: path.to_owned(), detail };
-    let file: LeaseFile =
-        serde_json::from_slice(&bytes).map_err(|error| corrupt(format!("it does not parse: {error}")))?;
-    if file.format_version > FORMAT_VERSION {
+    let not_json = |error: serde_json::Error| corrupt(format!("it does not parse: {error}"));
+    let version: FormatVersion = serde_json::from_slice(&bytes).map_err(not_json)?;
+    if version.format_version > FORMAT_VERSION {
         return Err(StorageError::Version {
             path: path.to_owned(),
-            found: file.format_version,
+            found: version.format_version,
             supported: FORMAT_VERSION,
         });
     }
+    let file: LeaseFile = serde_json::from_slice(&bytes).map_err(not_json)?;
     match file.crc32 == LeaseFile::new(file.lease_ms).crc32 {
         true => Ok(Some(file.lease_ms)),
         false => Err(corrupt("its checksum does not match".to_owned())),
@@ -107,7 +114,10 @@ mod tests {
             fs::write(&path, wrong).unwrap();
             assert!(matches!(promise(dir.path(), 300), Err(StorageError::Corrupt { .. })));
         }
-        fs::write(&path, text.replace("\"format_version\":1", "\"format_version\":2")).unwrap();
-        assert!(matches!(promise(dir.path(), 300), Err(StorageError::Version { found: 2, .. })));
+        for fields in ["\"format_version\":2", "\"format_version\":2,\"since\":7"] {
+            fs::write(&path, text.replace("\"format_version\":1", fields)).unwrap();
+            let error = promise(dir.path(), 300).unwrap_err();
+            assert!(matches!(error, StorageError::Version { found: 2, .. }), "{error}");
+        }
     }
 }

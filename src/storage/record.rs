@@ -53,8 +53,13 @@ pub(crate) enum RecordError {
     #[error("its checksum does not match")]
     Checksum,
     /// A newer quorate wrote it.
-    #[error("it has version {0}, this build reads up to {VERSION}")]
-    Version(u8),
+    #[error("it has version {found}, this build reads up to {supported}")]
+    Version {
+        /// Its version.
+        found: u8,
+        /// The newest that this build reads.
+        supported: u8,
+    },
     /// Intact, but not what belongs there.
     #[error("{0}")]
     Content(String),
@@ -151,7 +156,7 @@ impl<'a> Record<'a> {
             return Err(RecordError::Checksum);
         }
         if version != VERSION {
-            return Err(RecordError::Version(version));
+            return Err(RecordError::Version { found: version, supported: VERSION });
         }
         let index = fields.u64()?;
         let previous_term = fields.u64()?;
@@ -379,7 +384,7 @@ fn decode_membership(bytes: &[u8]) -> Result<Membership, RecordError> {
             let (membership, intents): (Membership, Intents) = decode_whole(bytes)?;
             Ok(membership.with_intents(intents))
         }
-        unknown => Err(RecordError::Version(unknown)),
+        found => Err(RecordError::Version { found, supported: MEMBERSHIP_WITH_INTENTS_VERSION }),
     }
 }
 
@@ -522,6 +527,13 @@ mod tests {
         for length in 0..packed.record.len() {
             assert!(Record::decode(packed.key, &packed.record[..length]).is_err());
         }
+    }
+
+    #[test]
+    fn a_newer_version_is_called_that_and_compared_with_the_right_one() {
+        let newer = |version: u8| decode_membership(&[version, 0]).unwrap_err();
+        assert_eq!(newer(9), RecordError::Version { found: 9, supported: MEMBERSHIP_WITH_INTENTS_VERSION });
+        assert!(!matches!(newer(MEMBERSHIP_WITH_INTENTS_VERSION), RecordError::Version { .. }));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `data-1.tar.gz` | the data directory of a node: log, vote, a snapshot with sessions, expiring keys |
+//! | `data-2.tar.gz` | the same, with clocks in place of log time, a history, openers of sessions and a quota on the state |
 //! | `protocol-1.bin` | the descriptors of all protocol files |
 //!
 //! A new fixture is written by `QUORATE_WRITE_FIXTURES=1 cargo test --test formats`, under a new number, when a format
@@ -22,10 +23,14 @@ use prost::Message as _;
 use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorSet};
 use quorate::engine::WriteOptions;
 use quorate::machine::kv::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply, KvTxn, TxnOp};
-use quorate::types::{ReadLevel, SessionSlot};
+use quorate::types::{HistoryEpoch, Quota, QuotaSource, ReadLevel, SessionSlot};
 use quorate::{Engine, EngineConfig};
 
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Who opens the session in it.
+const OPENER: &str = "10.0.0.7:41234";
+/// The quota on the state.
+const QUOTA_BYTES: u64 = 96 * 1024 * 1024;
 /// The cluster whose data the fixture is.
 const CLUSTER: &str = "fixture";
 
@@ -62,7 +67,9 @@ fn in_session(session: u64, sequence: u64) -> WriteOptions {
 async fn write_all(engine: &Engine<KvMachine>) -> u64 {
     /// A century: the fixture is read long after it was written.
     const TTL_MS: u64 = 100 * 365 * 24 * 3_600_000;
-    let session = engine.open_session(Duration::from_secs(24 * 3600)).await.unwrap().id();
+    const SESSION_MS: u64 = 24 * 3_600_000;
+    let session = engine.open_session_for(OPENER, SESSION_MS).await.unwrap().session;
+    engine.set_state_quota(Some(QUOTA_BYTES / 2)).await.unwrap();
     engine.write(put("plain", "1", 0)).await.unwrap();
     engine.write(put("expiring", "2", TTL_MS)).await.unwrap();
     engine.write_with(put("counted", "3", 0), in_session(session, 1)).await.unwrap();
@@ -73,6 +80,9 @@ async fn write_all(engine: &Engine<KvMachine>) -> u64 {
     let delete = TxnOp::Delete { collection: "collection".to_owned(), key };
     let txn = KvTxn { tenant: "tenant".to_owned(), compares: vec![], then: vec![delete], otherwise: vec![] };
     engine.write(KvCommand::Txn(txn)).await.unwrap();
+    let other = engine.open_session_for("another client", SESSION_MS).await.unwrap().session;
+    assert!(engine.close_session(other).await.unwrap().was_open);
+    engine.set_state_quota(Some(QUOTA_BYTES)).await.unwrap();
     engine.write(put("after the snapshot", "5", 0)).await.unwrap();
     session
 }
@@ -106,7 +116,7 @@ async fn the_data_directory_of_every_earlier_version_is_read() {
         let archive = fixtures().join("data-new.tar.gz");
         tar(&["-czf", archive.to_str().unwrap(), "-C", data.parent().unwrap().to_str().unwrap(), "data"]);
     }
-    for version in ["data-1"] {
+    for version in ["data-1", "data-2"] {
         let dir = scratch.path().join(version);
         std::fs::create_dir_all(&dir).unwrap();
         let archive = fixtures().join(format!("{version}.tar.gz"));
@@ -122,6 +132,13 @@ async fn the_data_directory_of_every_earlier_version_is_read() {
         assert_eq!(value(&engine, "large").await, expect(&"x".repeat(100_000), 1, false));
         assert_eq!(value(&engine, "after the snapshot").await, expect("5", 1, false));
         assert!(engine.state().snapshot.is_some(), "the fixture holds a snapshot");
+        if version != "data-1" {
+            let listed = engine.list_sessions(0, 10).await.unwrap().sessions;
+            assert_eq!(listed.iter().map(|listed| listed.opener.as_str()).collect::<Vec<_>>(), [OPENER]);
+            let quota = Quota { bytes: QUOTA_BYTES, source: QuotaSource::Operator };
+            assert_eq!(engine.state_quota(), Some(quota));
+            assert_ne!(engine.history(), HistoryEpoch::UNKNOWN);
+        }
         engine.shutdown().await;
     }
 }

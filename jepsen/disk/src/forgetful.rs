@@ -41,10 +41,24 @@ pub struct ForgetfulDisk {
 pub struct Read {
     /// Of what, seen from the root.
     pub path: PathBuf,
-    /// From where on, in bytes; `None` for the names in a directory.
-    pub offset: Option<u64>,
-    /// How many bytes at most.
-    pub bytes: u32,
+    /// What of it.
+    pub part: Part,
+}
+
+/// What a read is after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The bytes of a file.
+    Bytes {
+        /// From where on.
+        offset: u64,
+        /// How many at most.
+        count: u32,
+    },
+    /// The names in a directory.
+    Names,
+    /// Whether it is there, and what it is. Not counted of the root, which always answers: there would be nothing to unmount.
+    Attributes,
 }
 
 #[derive(Debug)]
@@ -55,6 +69,8 @@ struct State {
     /// Changes until the power goes.
     remaining: Option<u64>,
     changes: u64,
+    /// Of which number the change is that fails.
+    failing_change: Option<u64>,
     is_off: bool,
     reads: Vec<Read>,
     /// Of which number the read is that fails.
@@ -73,6 +89,7 @@ impl ForgetfulDisk {
             next_handle: 1,
             remaining: None,
             changes: 0,
+            failing_change: None,
             is_off: false,
             reads: Vec::new(),
             failing: None,
@@ -93,9 +110,16 @@ impl ForgetfulDisk {
         &self.path
     }
 
-    /// Writes, syncs and changes of names so far.
+    /// Writes, syncs and changes of names so far, or since [`count_changes`](Self::count_changes).
     pub fn changes(&self) -> u64 {
         self.state().changes
+    }
+
+    /// Counts changes from here on, and has the one of number `failing`, from 0 on, fail with EIO.
+    pub fn count_changes(&self, failing: Option<u64>) {
+        let mut state = self.state();
+        state.changes = 0;
+        state.failing_change = failing;
     }
 
     /// The power goes after so many more changes. From then on everything fails with EIO.
@@ -162,15 +186,21 @@ impl State {
         self.is_off |= self.remaining == Some(0);
         self.check_power()?;
         self.remaining = self.remaining.map(|remaining| remaining - 1);
+        let fails = self.failing_change == Some(self.changes);
         self.changes += 1;
-        Ok(())
+        if fails { Err(Errno::EIO) } else { Ok(()) }
     }
 
     /// Counts a read, unless it is to fail.
-    fn meet_read(&mut self, inode: u64, offset: Option<u64>, bytes: u32) -> Result<(), Errno> {
+    fn meet_read(&mut self, inode: u64, part: Part) -> Result<(), Errno> {
+        let path = self.image.path(inode).unwrap_or_default();
+        self.meet_read_of(path, part)
+    }
+
+    fn meet_read_of(&mut self, path: PathBuf, part: Part) -> Result<(), Errno> {
         self.check_power()?;
         let fails = self.failing == Some(self.reads.len());
-        self.reads.push(Read { path: self.image.path(inode).unwrap_or_default(), offset, bytes });
+        self.reads.push(Read { path, part });
         if fails { Err(Errno::EIO) } else { Ok(()) }
     }
 
@@ -282,8 +312,9 @@ impl Filesystem for Files {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let state = self.state();
-        let found = state.check_power().and_then(|()| {
+        let mut state = self.state();
+        let path = state.image.path(parent.0).unwrap_or_default().join(name);
+        let found = state.meet_read_of(path, Part::Attributes).and_then(|()| {
             let inode = state.image.lookup(parent.0, name)?;
             state.attributes(inode)
         });
@@ -291,9 +322,9 @@ impl Filesystem for Files {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let state = self.state();
+        let mut state = self.state();
         // The root answers always: else there would be nothing to unmount.
-        let on = if ino.0 == ROOT { Ok(()) } else { state.check_power() };
+        let on = if ino.0 == ROOT { Ok(()) } else { state.meet_read(ino.0, Part::Attributes) };
         answer_attributes(reply, on.and_then(|()| state.attributes(ino.0)));
     }
 
@@ -398,7 +429,7 @@ impl Filesystem for Files {
     ) {
         let mut state = self.state();
         let allowed = state.file(fh).and_then(|inode| {
-            state.meet_read(inode, Some(offset), size)?;
+            state.meet_read(inode, Part::Bytes { offset, count: size })?;
             Ok(inode)
         });
         match allowed.and_then(|inode| Ok(state.image.read(inode, offset, size as usize)?)) {
@@ -460,7 +491,7 @@ impl Filesystem for Files {
     fn readdir(&self, _: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let mut state = self.state();
         // The kernel asks until nothing comes; the first answer holds all there is in a test.
-        let counted = if offset == 0 { state.meet_read(ino.0, None, 0) } else { state.check_power() };
+        let counted = if offset == 0 { state.meet_read(ino.0, Part::Names) } else { state.check_power() };
         let entries = match counted.and_then(|()| Ok(state.image.list(ino.0)?)) {
             Ok(entries) => entries,
             Err(errno) => return reply.error(errno),

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::random::Random;
 
@@ -58,10 +59,11 @@ enum Node {
     Directory(Entries),
 }
 
+/// Clones share their bytes until one of them is changed.
 #[derive(Debug, Clone, Default)]
 struct Content {
-    current: Vec<u8>,
-    durable: Vec<u8>,
+    current: Arc<Vec<u8>>,
+    durable: Arc<Vec<u8>>,
     unsynced: Vec<(u64, Change)>,
 }
 
@@ -209,6 +211,26 @@ impl Image {
         None
     }
 
+    /// Whether a program would see the same in both: the same names, and the same bytes under each.
+    pub fn shows_the_same(&self, other: &Self) -> bool {
+        self.nodes_are_the_same(ROOT, other, ROOT)
+    }
+
+    fn nodes_are_the_same(&self, own: u64, other: &Self, theirs: u64) -> bool {
+        match (self.nodes.get(&own), other.nodes.get(&theirs)) {
+            (Some(Node::File(own)), Some(Node::File(theirs))) => {
+                Arc::ptr_eq(&own.current, &theirs.current) || own.current == theirs.current
+            }
+            (Some(Node::Directory(own)), Some(Node::Directory(theirs))) => {
+                own.current.len() == theirs.current.len()
+                    && own.current.iter().zip(&theirs.current).all(|((name, own), (other_name, theirs))| {
+                        name == other_name && self.nodes_are_the_same(*own, other, *theirs)
+                    })
+            }
+            _ => false,
+        }
+    }
+
     /// The current content of the file at `path`.
     pub fn content_at(&self, path: &Path) -> Option<&[u8]> {
         let mut inode = ROOT;
@@ -237,7 +259,7 @@ impl Image {
         self.sequence += 1;
         let sequence = self.sequence;
         let content = self.content(file)?;
-        change.apply(&mut content.current);
+        change.apply(Arc::make_mut(&mut content.current));
         content.unsynced.push((sequence, change));
         Ok(())
     }
@@ -310,7 +332,7 @@ impl Image {
             Node::Directory(_) => true,
             Node::File(content) => {
                 for (_, change) in content.unsynced.drain(..) {
-                    change.apply(&mut content.durable);
+                    change.apply(Arc::make_mut(&mut content.durable));
                 }
                 false
             }
@@ -418,13 +440,13 @@ impl Content {
                 Cut::DataWithoutLength => vec![change],
             };
             for change in left {
-                change.apply(&mut self.durable);
+                change.apply(Arc::make_mut(&mut self.durable));
             }
         }
         if cut == Cut::DataWithoutLength {
-            self.durable.resize(durable, 0);
+            Arc::make_mut(&mut self.durable).resize(durable, 0);
         }
-        self.current.clone_from(&self.durable);
+        self.current = self.durable.clone();
     }
 }
 
@@ -546,6 +568,30 @@ mod tests {
             }
         }
         assert_eq!(seen, [true; 2]);
+    }
+
+    #[test]
+    fn what_a_program_sees_is_compared() {
+        let mut image = Image::new(Names::WithFile);
+        let directory = image.create(ROOT, name("directory"), Kind::Directory).unwrap();
+        let file = image.create(directory, name("file"), FILE).unwrap();
+        image.write(file, 0, b"content").unwrap();
+        let before = image.clone();
+        image.sync(file).unwrap();
+        image.write(file, 0, b"con").unwrap();
+        assert!(image.shows_the_same(&before));
+        for change in [
+            |image: &mut Image, file, _| image.write(file, 0, b"other").unwrap(),
+            |image: &mut Image, file, _| image.set_length(file, 6).unwrap(),
+            |image: &mut Image, _, directory| image.remove(directory, name("file")).unwrap(),
+            |image: &mut Image, _, _| {
+                image.create(ROOT, name("file"), FILE).unwrap();
+            },
+        ] {
+            let mut image = image.clone();
+            change(&mut image, file, directory);
+            assert!(!image.shows_the_same(&before) && !before.shows_the_same(&image));
+        }
     }
 
     #[test]

@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 pub use faults::Fault;
 use faults::Faults;
-pub use forgetful::{ForgetfulDisk, Read};
+pub use forgetful::{ForgetfulDisk, Part, Read};
 pub use image::{Cut, Image, Names};
 use passthrough::Passthrough;
 pub use small::SmallDisk;

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use quorate_disk::{Cut, Fault, FaultyDisk, ForgetfulDisk, Names, Read, SmallDisk, mounted};
+use quorate_disk::{Cut, Fault, FaultyDisk, ForgetfulDisk, Names, Part, Read, SmallDisk, mounted};
 use tempfile::TempDir;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -186,13 +186,32 @@ fn one_read_fails_and_the_next_one_succeeds() {
     file.read_exact_at(&mut byte, 3).unwrap();
     assert!(is_eio(&file.read_exact_at(&mut byte, 4).unwrap_err()));
     file.read_exact_at(&mut byte, 4).unwrap();
-    let read = |offset| Read { path: "file".into(), offset, bytes: 1 };
-    assert_eq!(disk.reads(), [3, 4, 4].map(|offset| read(Some(offset))));
+    let read = |part| Read { path: "file".into(), part };
+    assert_eq!(disk.reads(), [3, 4, 4].map(|offset| read(Part::Bytes { offset, count: 1 })));
 
     disk.count_reads(Some(0));
     let listed = fs::read_dir(disk.path()).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
     assert!(is_eio(&listed.unwrap_err()), "names are read too");
-    assert_eq!(disk.reads(), [Read { path: "".into(), offset: None, bytes: 0 }]);
+    assert_eq!(disk.reads(), [Read { path: "".into(), part: Part::Names }]);
     disk.count_reads(None);
     assert_eq!(fs::read_dir(disk.path()).unwrap().count(), 1);
+
+    disk.count_reads(Some(0));
+    assert!(is_eio(&fs::metadata(&path).unwrap_err()), "and what a file is");
+    assert_eq!(disk.reads(), [read(Part::Attributes)]);
+    assert_eq!(fs::metadata(&path).unwrap().len(), 100);
+}
+
+#[test]
+fn one_change_fails_and_the_next_one_succeeds() {
+    let Some((_dir, disk)) = forgetful(Names::WithFile) else { return };
+    let mut file = File::create(disk.path().join("file")).unwrap();
+    disk.count_changes(Some(1));
+    file.write_all(b"one").unwrap();
+    assert!(is_eio(&file.sync_all().unwrap_err()));
+    file.sync_all().unwrap();
+    assert_eq!(disk.changes(), 3);
+    disk.count_changes(None);
+    file.write_all(b"two").unwrap();
+    assert_eq!(disk.changes(), 1);
 }

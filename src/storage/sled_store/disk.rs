@@ -389,9 +389,10 @@ pub(crate) fn blobs(directory: &Path) -> PathBuf {
 
 /// Checks that sled has put nothing where it does not fsync.
 pub(crate) fn check_blobs(blobs: &Path) -> Result<(), DiskError> {
-    let mut files = fs::read_dir(blobs).map_err(|error| DiskError::List(blobs.to_owned(), error))?;
-    match files.next() {
+    let list = |error| DiskError::List(blobs.to_owned(), error);
+    match fs::read_dir(blobs).map_err(list)?.next() {
         None => Ok(()),
-        Some(_) => Err(DiskError::Blob(blobs.to_owned())),
+        Some(Ok(_)) => Err(DiskError::Blob(blobs.to_owned())),
+        Some(Err(error)) => Err(list(error)),
     }
 }

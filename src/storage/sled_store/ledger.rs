@@ -72,7 +72,7 @@ impl Ledger {
             return Err(RecordError::Checksum);
         }
         if version != VERSION {
-            return Err(RecordError::Version(version));
+            return Err(RecordError::Version { found: version, supported: VERSION });
         }
         let sequence = fields.u64()?;
         let mut pair = |flag| -> Result<Option<(u64, u64)>, RecordError> {

@@ -154,7 +154,10 @@ fn scan(
     match catch_unwind(AssertUnwindSafe(&mut walk)) {
         Ok(Ok(Scanned::All)) if next < end => Err(invalid(format!("entry {next} is missing"))),
         Ok(Ok(scanned)) => Ok(scanned),
-        Ok(Err(ScanError::Sled(sled::Error::Io(error)))) => Err(error),
+        Ok(Err(ScanError::Sled(sled::Error::Io(error)))) => {
+            let message = format!("the log in {} cannot be read: {error}", directory.display());
+            Err(io::Error::new(error.kind(), message))
+        }
         Ok(Err(error)) => Err(invalid(error.to_string())),
         Err(panic) => Err(invalid(format!("sled panicked: {}", panic_message(&*panic)))),
     }

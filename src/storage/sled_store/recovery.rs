@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::StorageError;
-use crate::storage::files::{self, io_error, unreadable};
+use crate::storage::files::{self, exists, io_error, unreadable};
 use crate::storage::power::{WriteErrors, ensure_intercepted, ensure_power_safe, forget_cached};
 use crate::storage::progress::{StartProgress, StartStep};
 use crate::storage::read_watch::{LogEnd, ReadWatch, ensure_reads_watched};
@@ -160,11 +160,6 @@ fn set_aside(directory: &Path) -> Result<(), StorageError> {
     let aside = PathBuf::from(aside);
     tracing::warn!(aside = %aside.display(), "what the log held is kept here; remove it if this node is new");
     files::rename_durably(directory, &aside)
-}
-
-/// Whether there is such a file; that it cannot be told is an error, not a no.
-fn exists(path: &Path) -> Result<bool, StorageError> {
-    path.try_exists().map_err(|error| unreadable(path, error))
 }
 
 fn open_and_verify(
@@ -404,7 +399,7 @@ pub(crate) fn wait_until_unlocked(directory: &Path) -> Result<(), StorageError> 
 fn all_files(directory: &Path) -> Result<Vec<PathBuf>, StorageError> {
     let mut found = Vec::new();
     for path in files::list(directory)? {
-        if path.is_dir() { found.extend(files::list(&path)?) } else { found.push(path) }
+        if files::is_directory(&path)? { found.extend(files::list(&path)?) } else { found.push(path) }
     }
     Ok(found)
 }
@@ -414,7 +409,7 @@ fn sync_all(directory: &Path) -> Result<(), StorageError> {
     files::sync(directory)?;
     let mut directories = Vec::new();
     for path in files::list(directory)? {
-        if path.is_dir() { directories.push(path) } else { files::sync(&path)? }
+        if files::is_directory(&path)? { directories.push(path) } else { files::sync(&path)? }
     }
     for directory in directories {
         for path in files::list(&directory)? {
@@ -514,7 +509,7 @@ fn stored_ledger(trees: &Trees, directory: &Path, mark: Option<u64>) -> Result<L
     let corrupt = |detail: String| StorageError::Corrupt { path: directory.to_owned(), detail };
     match stored {
         Some(bytes) => Ledger::decode(&bytes).map_err(|error| match error {
-            RecordError::Version(found) => version(directory, found),
+            RecordError::Version { found, supported } => version(directory, found, supported),
             other => corrupt(format!("the ledger is damaged: {other}")),
         }),
         None if mark.is_none() && trees.log.is_empty() => Ok(Ledger::default()),
@@ -525,17 +520,15 @@ fn stored_ledger(trees: &Trees, directory: &Path, mark: Option<u64>) -> Result<L
 fn refuse(directory: &Path, error: ScanError) -> StorageError {
     match error {
         ScanError::Sled(error) => sled_error(directory, error),
-        ScanError::Record { error: RecordError::Version(found), .. } => version(directory, found),
+        ScanError::Record { error: RecordError::Version { found, supported }, .. } => {
+            version(directory, found, supported)
+        }
         other => StorageError::Corrupt { path: directory.to_owned(), detail: other.to_string() },
     }
 }
 
-fn version(directory: &Path, found: u8) -> StorageError {
-    StorageError::Version {
-        path: PathBuf::from(directory),
-        found: found.into(),
-        supported: crate::storage::record::VERSION.into(),
-    }
+fn version(directory: &Path, found: u8, supported: u8) -> StorageError {
+    StorageError::Version { path: PathBuf::from(directory), found: found.into(), supported: supported.into() }
 }
 
 /// Removes the parts of an incomplete entry, the last one first.

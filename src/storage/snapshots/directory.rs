@@ -14,7 +14,9 @@ use crate::storage::files::{self, UNFINISHED, io_error};
 use crate::storage::progress::{StartProgress, StartStep};
 use crate::types::LogId;
 
-use super::{SnapshotHandle, SnapshotMeta, SnapshotReceiver, SnapshotStore, SnapshotWriter, Source, Staging};
+use super::{
+    SnapshotHandle, SnapshotMeta, SnapshotReceiver, SnapshotStore, SnapshotWriter, Source, Staging, format,
+};
 
 /// Ends the name of a complete snapshot.
 const EXTENSION: &str = "snapshot";
@@ -158,13 +160,10 @@ impl Shared {
             let progress = self.progress.clone();
             SnapshotHandle::verified(Arc::new(FileSource { path: path.clone(), file, length, progress }))
         };
-        let corrupt = |detail: String| StorageError::Corrupt { path: path.clone(), detail };
-        let handle = open().map_err(|error| match error.kind() {
-            ErrorKind::InvalidData => corrupt(error.to_string()),
-            _ => files::unreadable(&path, error),
-        })?;
+        let handle = open().map_err(|error| format::refuse(&path, error))?;
         if path.file_name().is_none_or(|found| found != name(handle.meta.log_id).as_str()) {
-            return Err(corrupt(format!("byte 16: it was taken at {}", handle.meta.log_id)));
+            let detail = format!("byte 16: it was taken at {}", handle.meta.log_id);
+            return Err(StorageError::Corrupt { path, detail });
         }
         Ok(Some(handle))
     }

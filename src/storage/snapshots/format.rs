@@ -5,11 +5,14 @@
 //! the one over the whole file finds frames that are missing, repeated or exchanged.
 
 use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
 use super::{SnapshotMeta, SnapshotMetaV2, Source};
+use crate::error::StorageError;
+use crate::storage::files::unreadable;
 use crate::types::{Intent, NodeId};
 
 const MAGIC: &[u8; 8] = b"QUORSNAP";
@@ -34,6 +37,28 @@ const MAX_META_BYTES: usize = 1024 * 1024;
 
 /// What members are to be: on whose record that stands, about which member, and what.
 type Intents = Vec<(NodeId, NodeId, Intent)>;
+
+/// A snapshot's version is not one that this build reads.
+#[derive(Debug, thiserror::Error)]
+#[error("snapshot {}, byte 8: it has version {found}, this build reads up to {VERSION}", .path.display())]
+struct UnknownVersion {
+    path: PathBuf,
+    found: u32,
+}
+
+/// What an error says about the snapshot at `path` that was to be read.
+pub(super) fn refuse(path: &Path, error: io::Error) -> StorageError {
+    let path = path.to_owned();
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(UnknownVersion { found, .. }) => {
+            StorageError::Version { path, found: *found, supported: VERSION }
+        }
+        None if error.kind() == ErrorKind::InvalidData => {
+            StorageError::Corrupt { path, detail: error.to_string() }
+        }
+        None => unreadable(&path, error),
+    }
+}
 
 /// Where encoded bytes go.
 type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> io::Result<()>;
@@ -173,8 +198,8 @@ impl Payload {
         let version = u32_at(&head, 8);
         self.version = version;
         if !(OLDEST_VERSION..=VERSION).contains(&version) {
-            let detail = format!("it has version {version}, this build reads up to {VERSION}");
-            return Err(self.damage(8, &detail));
+            let unknown = UnknownVersion { path: self.source.path().to_owned(), found: version };
+            return Err(io::Error::new(ErrorKind::Unsupported, unknown));
         }
         let decoded = match version {
             FULL_META_SINCE.. => decode(&meta).map(|(meta, intents): (SnapshotMeta, Intents)| {
@@ -274,9 +299,10 @@ pub(crate) fn read_exact_at(source: &dyn Source, mut offset: u64, mut buffer: &m
         let read = source.read_at(offset, buffer)?;
         if read == 0 {
             let path = source.path().display();
+            // It is as long as it says: this is not what it holds.
             return Err(io::Error::new(
-                ErrorKind::InvalidData,
-                format!("snapshot {path}, byte {offset}: it ends too early"),
+                ErrorKind::UnexpectedEof,
+                format!("snapshot {path} seemed to end at byte {offset}, before its end"),
             ));
         }
         offset += read as u64;

@@ -163,9 +163,15 @@ impl SnapshotHandle {
     /// fails with [`ErrorKind::InvalidData`] on anything else: damage, truncation, bytes after the end.
     ///
     /// # Errors
-    /// When the head cannot be read or is damaged.
+    /// When the head cannot be read or is damaged; [`refuse`](Self::refuse) says what an error means.
     pub fn open(&self) -> io::Result<(u32, impl Read + Send + 'static)> {
         Payload::open(self.source.clone()).map(|(payload, _)| (payload.version(), payload))
+    }
+
+    /// What an error of [`open`](Self::open), or of the reader that it returns, means: damage, a version that this build
+    /// does not know, or that the file cannot be read.
+    pub(crate) fn refuse(&self, error: io::Error) -> StorageError {
+        format::refuse(self.path(), error)
     }
 
     /// Reads `source` from the first to the last byte and checks all of it.

@@ -189,6 +189,19 @@ fn damage_is_found_wherever_it_is() {
     }
 }
 
+/// As an older build meets it.
+#[test]
+fn a_newer_version_is_called_that() {
+    let error = damaged(|bytes| {
+        bytes[8] = 9;
+        let meta_bytes = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+        let checksum = crc32fast::hash(&bytes[..16 + meta_bytes]);
+        bytes[16 + meta_bytes..20 + meta_bytes].copy_from_slice(&checksum.to_le_bytes());
+    });
+    assert!(matches!(error, StorageError::Version { found: 9, .. }), "{error}");
+    assert!(!error.to_string().contains("aside"), "{error}");
+}
+
 #[test]
 fn truncation_and_additions_are_found() {
     for keep in [0, 1, 15, 50, 300_000] {
