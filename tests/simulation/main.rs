@@ -199,6 +199,20 @@ fn lifetimes_go_on_while_nobody_leads() {
 }
 
 #[test]
+fn leaders_that_hardly_lead_lengthen_no_lifetime() {
+    for seed in 0..3 {
+        in_world(seed, World::leaders_hardly_lead);
+    }
+}
+
+#[test]
+fn a_wall_clock_beyond_all_years_holds_up_nothing() {
+    for seed in 0..2 {
+        in_world(seed, |world| world.clocks_beyond_all_years(i64::MAX));
+    }
+}
+
+#[test]
 fn after_the_loss_of_all_nodes_lifetimes_are_longer_by_little_more_than_that() {
     for seed in 0..2 {
         for down_s in [0, 3_600] {

@@ -34,7 +34,7 @@ use openraft::raft::AppendEntriesRequest;
 
 use super::wire::Malformed;
 use crate::machine::StateMachine;
-use crate::raft::clock::{Reading, Stamp};
+use crate::raft::clock::{LARGEST_TIME_MS, Reading, Stamp};
 use crate::raft::envelope;
 use crate::raft::type_config::{self, TypeConfig};
 use crate::types::{LogId, Membership, NodeId};
@@ -45,8 +45,6 @@ pub(crate) const TERM_LEAP: u64 = 1 << 20;
 pub(crate) const LARGEST_TERM: u64 = 1 << 62;
 /// No entry has a larger index: at a million entries a second that takes 146 thousand years.
 pub(crate) const LARGEST_INDEX: u64 = 1 << 62;
-/// Log time ends with the year 9999, in milliseconds since the Unix epoch.
-pub(crate) const LARGEST_TIME_MS: u64 = 253_402_300_799_999;
 
 /// What this node knows for certain, and judges others by.
 #[derive(Debug, Clone, Default)]

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::{DISK_FULL, PeerService, Unanswered};
 use crate::machine::StateMachine;
 use crate::proto::peer::{self as proto, Response, SnapshotPiece, response};
+use crate::raft::clock::LARGEST_TIME_MS;
 use crate::raft::network::plausible;
 use crate::raft::network::wire::{self, Malformed};
 use crate::raft::snapshot::{self, SnapshotData};
@@ -173,7 +174,8 @@ fn check(meta: &SnapshotMeta) -> Result<(), Malformed> {
     }
     let ClusterClock { elapsed_ms, wall_offset_ms, term, counted_ms } = meta.clock;
     let times = [elapsed_ms, wall_offset_ms.unsigned_abs(), counted_ms.unwrap_or(0)];
-    match times.iter().all(|ms| *ms <= plausible::LARGEST_TIME_MS) && term <= meta.log_id.term {
+    // A cluster whose first leader's clock showed the last of times has gone on since.
+    match times.iter().all(|ms| *ms <= 2 * LARGEST_TIME_MS) && term <= meta.log_id.term {
         true => Ok(()),
         false => Err(Malformed("the snapshot's clocks are beyond the year 9999, or of a later term")),
     }
