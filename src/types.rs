@@ -214,6 +214,9 @@ pub struct Membership {
 }
 
 impl Membership {
+    /// Most [notes](Intent) in one. Members refuse a membership with more, and no leader makes one.
+    pub const MOST_INTENTS: usize = 1024;
+
     /// Whether `node_id` votes in any of the sets.
     pub fn is_voter(&self, node_id: NodeId) -> bool {
         self.voters.iter().any(|set| set.contains(&node_id))
