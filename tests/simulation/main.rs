@@ -22,6 +22,7 @@ mod faults;
 mod hostile;
 mod lifetimes;
 mod network;
+mod outvoted;
 mod trace;
 mod workload;
 mod world;

@@ -343,8 +343,14 @@ impl<M: StateMachine> PeerService<M> {
         let disk = self.callee.disk.state();
         let (unfit_to_lead, disk_stalled) = (!disk.takes_writes(), disk == DiskState::Stalled);
         let response = wire::append_response(result, previous, last);
-        let (lease_ms, quota_bytes) = (self.lease_ms(), self.callee.quota_bytes);
-        let own = proto::AppendResponse { unfit_to_lead, disk_stalled, lease_ms, quota_bytes, ..response };
+        let own = proto::AppendResponse {
+            unfit_to_lead,
+            disk_stalled,
+            lease_ms: self.lease_ms(),
+            quota_bytes: self.callee.quota_bytes,
+            state_differs: self.agreement.is_outvoted(),
+            ..response
+        };
         Ok(response::Body::Append(own))
     }
 
