@@ -78,7 +78,7 @@ impl fmt::Debug for Incarnation {
 pub struct HistoryEpoch(pub u64);
 
 impl HistoryEpoch {
-    /// Not known: what was written by a version without histories has none before a leader has agreed on one. Also what is
+    /// Not known: a node that was restored from a snapshot of a version without histories knows none. Also what is
     /// brought by whoever does not care.
     pub const UNKNOWN: Self = Self(0);
 
@@ -214,6 +214,9 @@ pub struct Membership {
 }
 
 impl Membership {
+    /// Most [notes](Intent) in one. Members refuse a membership with more, and no leader makes one.
+    pub const MOST_INTENTS: usize = 1024;
+
     /// Whether `node_id` votes in any of the sets.
     pub fn is_voter(&self, node_id: NodeId) -> bool {
         self.voters.iter().any(|set| set.contains(&node_id))

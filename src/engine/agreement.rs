@@ -5,8 +5,9 @@
 //! snapshot that was changed on disk all show like this, and nothing else would: the log is the same everywhere.
 //!
 //! A node whose state is not the majority's says so in its log and its probes, answers no reads, takes no writes, hands
-//! over the lead, and stands for none any more. Its log and its vote are as good as before, so it goes on replicating
-//! and voting. It stays like this until it is restarted or sent a snapshot: what it would answer is wrong, and nothing that
+//! over the lead, sends no snapshots, and leaves elections to the others. Its log and its vote are as good as before, so it goes on replicating
+//! and voting; and where its log is the longest of those that are left, nobody but it can be elected: then it stands after
+//! a while, brings the others up to date, and hands over. It stays like this until it is restarted or sent a snapshot: what it would answer is wrong, and nothing that
 //! it applies makes that right. Where no majority has the same state, all that have spoken do the same until a
 //! majority agrees, but may lead: somebody must, for the operator to replace members.
 
@@ -25,6 +26,9 @@ use crate::types::{LogId, NodeId, Role};
 
 /// How often states are compared.
 const PACE: Duration = Duration::from_secs(1);
+/// A node whose state differs leaves elections to the others until there has been no leader for this often as long as one may
+/// take to show up.
+const RELUCTANCE: u32 = 4;
 
 /// What this node did the last time.
 struct Memory {
@@ -33,11 +37,13 @@ struct Memory {
     at: Instant,
     /// Where a state was hashed because nothing was written.
     idle_at: Option<LogId>,
+    /// Since when this node has known no leader.
+    leaderless_since: Option<Instant>,
 }
 
 /// Compares until the node is gone. Holds no handle, so that dropping the last one ends the node.
 pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
-    let mut memory = Memory { next_index: 0, at: Instant::now(), idle_at: None };
+    let mut memory = Memory { next_index: 0, at: Instant::now(), idle_at: None, leaderless_since: None };
     let mut look = tokio::time::interval(PACE);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -54,26 +60,40 @@ impl<M: StateMachine> Engine<M> {
         if metrics.role == Role::Stopped {
             return;
         }
+        let agreement = core.agreement();
+        // Before anything is looked at that this is about.
+        let life = agreement.life();
         self.hash(memory).await;
+        self.stand(&metrics, memory);
         let Some(told) = self.told(&metrics).await else { return };
         // Of a joint membership, those that are to vote.
         let voters = metrics.membership.voters.last().cloned().unwrap_or_default();
         let verdict = judge(own, &voters, &told);
-        let agreement = core.agreement();
         match verdict {
-            Some(Ok(at)) if agreement.agrees(at) => {
+            Some(Ok(at)) if agreement.agrees(life, at) => {
                 tracing::info!(%at, "this node's state is the same as a majority's again");
             }
-            Some(Err(divergence)) if agreement.differs(&divergence) => {
+            Some(Err(divergence)) if agreement.differs(life, &divergence) => {
                 tracing::error!(%divergence, "this node answers no reads any more");
             }
             // Nothing new.
             None | Some(_) => {}
         }
         if agreement.is_outvoted() {
-            core.never_stand();
+            self.stand(&metrics, memory);
             self.leave_the_lead().await;
         }
+    }
+
+    /// Decides whether this node may stand for election.
+    fn stand(&self, metrics: &Metrics, memory: &mut Memory) {
+        let core = &self.inner.core;
+        let has_leader = metrics.role == Role::Leader || metrics.in_touch;
+        let since = memory.leaderless_since.filter(|_| !has_leader);
+        memory.leaderless_since = (!has_leader).then(|| since.unwrap_or_else(Instant::now));
+        let reluctance = self.inner.config.timing.patience().saturating_mul(RELUCTANCE);
+        let is_needed = since.is_some_and(|since| since.elapsed() >= reluctance);
+        core.may_stand(!core.agreement().is_outvoted() || is_needed);
     }
 
     /// Hashes the state of a machine that keeps no hash, if it is time to.
@@ -90,12 +110,12 @@ impl<M: StateMachine> Engine<M> {
         if entries > 0 || !is_new || !agreement.may_hash() {
             return;
         }
-        let deadline = Instant::now() + self.inner.config.timing.patience();
+        let (life, deadline) = (agreement.life(), Instant::now() + self.inner.config.timing.patience());
         let Ok(applied) = self.inner.view(None, deadline).await else { return };
         let Some(log_id) = applied.progress.log_id else { return };
         let begun = Instant::now();
         let hash = offload(move || M::state_hash(&applied.view)).await;
-        agreement.hashed(Check { log_id, hash }, begun.elapsed());
+        agreement.hashed(life, Check { log_id, hash }, begun.elapsed());
         memory.idle_at = Some(log_id);
     }
 
@@ -109,11 +129,16 @@ impl<M: StateMachine> Engine<M> {
             mine.retain(|check| check.log_id != log_id);
             mine.push(Check { log_id, hash });
         }
+        // A state that is known to be wrong casts no doubt on others: one of them may be the last that is left.
+        if agreement.is_outvoted() {
+            mine.clear();
+        }
         let members: BTreeSet<NodeId> = metrics.membership.members.keys().copied().collect();
         if metrics.role == Role::Leader {
             agreement.told(own, mine);
             return Some(agreement.all_told(&members));
         }
+        agreement.forget_told();
         let leader = metrics.leader.as_ref()?.node_id;
         let member = metrics.membership.members.get(&leader).filter(|_| leader != own)?;
         let patience = inner.config.timing.patience();
@@ -205,9 +230,13 @@ mod tests {
             own.iter().map(|check| Check { hash: check.hash.wrapping_add(1), ..*check }).collect();
         let told = Told::from([(1, own), (2, others.clone()), (3, others)]);
         let divergence = judge(1, &[1, 2, 3].into(), &told).unwrap().unwrap_err();
-        assert!(agreement.differs(&divergence) && agreement.is_outvoted());
-        assert!(!agreement.differs(&divergence), "told once");
-        assert!(!agreement.agrees(written.log_id), "nothing that it applies makes it right");
+        engine.inner.settings.send_modify(|settings| settings.preferred_leader = true);
+        assert!(engine.inner.wants_lead());
+        let life = agreement.life();
+        assert!(agreement.differs(life, &divergence) && agreement.is_outvoted());
+        assert!(!engine.inner.wants_lead(), "whatever it prefers");
+        assert!(!agreement.differs(life, &divergence), "told once");
+        assert!(!agreement.agrees(life, written.log_id), "nothing that it applies makes it right");
 
         let text = divergence.to_string();
         for part in [divergence.at.to_string(), format!("{:016x}", divergence.own)] {

@@ -60,6 +60,10 @@ impl Sight {
 
     /// By how many milliseconds the wall clock went forward beyond what has passed since `earlier`; negative if it went back.
     fn ahead_ms(&self, earlier: &Self) -> i64 {
+        // Before 1970 it seems to stand still.
+        if (self.wall_ms, earlier.wall_ms) == (0, 0) {
+            return 0;
+        }
         let passed_ms = self.at.duration_since(earlier.at).as_millis();
         let expected_ms = u64::try_from(passed_ms).unwrap_or(u64::MAX).saturating_add(earlier.wall_ms);
         let size_ms = i64::try_from(self.wall_ms.abs_diff(expected_ms)).unwrap_or(i64::MAX);
@@ -123,5 +127,7 @@ mod tests {
         assert_eq!(later(95_250).ahead_ms(&earlier), 45_000);
         assert_eq!(later(250).ahead_ms(&earlier), -50_000);
         assert_eq!(later(u64::MAX).ahead_ms(&earlier), i64::MAX);
+        let before_1970 = Sight { wall_ms: 0, at };
+        assert_eq!(later(0).ahead_ms(&before_1970), 0, "told once");
     }
 }

@@ -153,7 +153,8 @@ impl<M: StateMachine> Health<M> {
             if state.takes_writes() {
                 continue;
             }
-            let Some(to) = successor(&metrics, self.own, &in_touch) else { continue };
+            let fit_to_lead = self.core.peers_fit_to_lead();
+            let Some(to) = successor(&metrics, self.own, &fit_to_lead) else { continue };
             tracing::warn!(to, disk = %state, "handing over the lead: the disk is unwell");
             // A core that waits for the disk takes no orders.
             if tokio::time::timeout(self.patience, self.core.transfer_leader(to, false)).await.is_err() {

@@ -117,8 +117,10 @@ struct Memory {
 
 impl<M: StateMachine> Inner<M> {
     /// Whether this node prefers to lead, and is fit to.
-    fn wants_lead(&self) -> bool {
-        self.settings.borrow().preferred_leader && self.disk.state().takes_writes()
+    pub(super) fn wants_lead(&self) -> bool {
+        self.settings.borrow().preferred_leader
+            && self.disk.state().takes_writes()
+            && self.core.agreement().divergence().is_none()
     }
 }
 
@@ -245,7 +247,7 @@ impl<M: StateMachine> Engine<M> {
             }
         }
         if announcement.wants_lead && has_passed(memory.last_offer.as_ref()) && !self.inner.wants_lead() {
-            let others = Others { metrics: &metrics, in_touch: &self.inner.core.peers_in_touch() };
+            let others = Others { metrics: &metrics, in_touch: &self.inner.core.peers_fit_to_lead() };
             let fit = others.may_lead(from);
             if fit.is_err() || lag(&metrics, from) > FOLLOWS_ENTRIES {
                 tracing::debug!(node = from, ?fit, "a node that prefers to lead has to wait");

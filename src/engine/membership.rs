@@ -478,7 +478,7 @@ impl<M: StateMachine> Engine<M> {
         let receives = core.peer_progress().get(&node_id).is_some_and(|peer| peer.snapshot_upto.is_some());
         let oldest = metrics.last_log.map(|last| last.saturating_sub(missing.saturating_sub(1)));
         let age = oldest.filter(|_| missing > 0).and_then(|oldest| core.entry_age(oldest));
-        !receives && missing <= CAUGHT_UP_ENTRIES && age.is_none_or(|age| age <= CAUGHT_UP_AGE)
+        Behind { receives_snapshot: receives, missing, age }.is_little()
     }
 
     /// Refuses to lose the voter `node_id` when too few would be left; by force only when those could not even commit it.
@@ -531,6 +531,24 @@ impl<M: StateMachine> Engine<M> {
     }
 }
 
+/// What a member lacks.
+#[derive(Debug, Clone, Copy)]
+struct Behind {
+    receives_snapshot: bool,
+    /// Entries.
+    missing: u64,
+    /// How old the oldest of them is, if that is known.
+    age: Option<Duration>,
+}
+
+impl Behind {
+    /// Whether it follows the log, so that it can help to form a majority.
+    fn is_little(self) -> bool {
+        let Self { receives_snapshot, missing, age } = self;
+        !receives_snapshot && missing <= CAUGHT_UP_ENTRIES && age.is_none_or(|age| age <= CAUGHT_UP_AGE)
+    }
+}
+
 fn stopped(reason: &str) -> MembershipError {
     MembershipError::Stopped { reason: reason.to_owned() }
 }
@@ -545,4 +563,26 @@ pub(super) fn lag(metrics: &Metrics, node_id: NodeId) -> u64 {
     let next = metrics.last_log.map_or(0, |last| last + 1);
     let matched = metrics.matched.get(&node_id).copied().flatten();
     next.saturating_sub(matched.map_or(0, |matched| matched.index + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_learner_that_follows_the_log_becomes_a_voter() {
+        let learner = Behind { receives_snapshot: false, missing: 0, age: None };
+        assert!(learner.is_little());
+        let under_load = Behind { missing: CAUGHT_UP_ENTRIES, age: Some(CAUGHT_UP_AGE), ..learner };
+        assert!(under_load.is_little());
+        let older = Some(CAUGHT_UP_AGE + Duration::from_millis(1));
+        for behind in [
+            Behind { receives_snapshot: true, ..learner },
+            Behind { missing: CAUGHT_UP_ENTRIES + 1, ..under_load },
+            // Few entries may be many bytes.
+            Behind { missing: 1, age: older, ..learner },
+        ] {
+            assert!(!behind.is_little(), "{behind:?}");
+        }
+    }
 }

@@ -33,7 +33,7 @@ const GIVE_UP_PATIENCE: Duration = Duration::from_secs(10);
 /// What a leader knows of those that could lead in its place.
 pub(super) struct Others<'a> {
     pub(super) metrics: &'a Metrics,
-    /// Who has answered a short while ago, and whether its disk is well.
+    /// Who has answered a short while ago, and whether its disk is well and its state the others'.
     pub(super) in_touch: &'a BTreeMap<NodeId, bool>,
 }
 
@@ -150,7 +150,7 @@ impl<M: StateMachine> Engine<M> {
         let goal = self.leading_for_transfer()?.last_log;
         loop {
             let metrics = self.leading_for_transfer()?;
-            let others = Others { metrics: &metrics, in_touch: &self.inner.core.peers_in_touch() };
+            let others = Others { metrics: &metrics, in_touch: &self.inner.core.peers_fit_to_lead() };
             let found = match to {
                 Some(node_id) => others.could_lead(node_id, goal).map(|()| node_id),
                 None => others.furthest(own, goal).ok_or(TransferError::NobodyElse),
@@ -226,7 +226,7 @@ async fn offer<M: StateMachine>(core: &Core<M>, own: NodeId, term: u64, election
     let mut offered = BTreeSet::new();
     for _ in 0..OFFER_ELECTIONS {
         let metrics = core.metrics();
-        let others = Others { metrics: &metrics, in_touch: &core.peers_in_touch() };
+        let others = Others { metrics: &metrics, in_touch: &core.peers_fit_to_lead() };
         let Some(to) = others.next(own, &offered) else { return };
         if !offered.insert(to) {
             // Everybody was asked.

@@ -6,7 +6,7 @@
 //! What has passed since the last entry is known to nodes that were running meanwhile, and to no others. If all nodes stopped
 //! at once, keys and sessions would live longer by all of it. So while anything waits for its end, and nothing else is
 //! written, the leader writes an entry that says nothing but the time: after a tenth of what the first of them has
-//! left, from [`CLOCK_MIN`] to [`CLOCK_MAX`]. It also does so before it is stopped in order.
+//! left, from [`CLOCK_MIN`] to [`CLOCK_MAX`]. It also does so as soon as it leads, and before it is stopped in order.
 
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
@@ -62,7 +62,10 @@ fn next(progress: &Progress, reading: &Reading, wakes: bool) -> Option<Next> {
     let unwritten = Duration::from_millis(now_ms - clock.elapsed_ms);
     let pause =
         left.map_or(CLOCK_MAX, |left| (left.saturating_add(unwritten) / 10).clamp(CLOCK_MIN, CLOCK_MAX));
-    let clock_in = pause.saturating_sub(unwritten);
+    // What a new leader has counted goes into the log at once: should it fail, and one lead that was restarted, nobody else may
+    // have counted it.
+    let is_first = reading.term > clock.term;
+    let clock_in = if is_first { Duration::ZERO } else { pause.saturating_sub(unwritten) };
     match left {
         Some(left) if wakes && left <= clock_in => Some(Next::WakeUp(left)),
         _ => Some(Next::Clock(clock_in)),
@@ -202,6 +205,8 @@ mod tests {
         stuck.clock.counted_ms = None;
         assert_eq!(next(&stuck, &at(9_000), true), Some(Next::Clock(Duration::ZERO)));
         let later = Reading { term: 3, ..at(9_000) };
-        assert_eq!(next(&stuck, &later, true), Some(Next::Clock(CLOCK_MIN)), "nine seconds are unwritten");
+        assert_eq!(next(&stuck, &later, true), Some(Next::Clock(Duration::ZERO)), "a new leader");
+        assert_eq!(next(&progress(None, 1), &later, true), Some(Next::Clock(Duration::ZERO)));
+        assert_eq!(next(&progress(Some(100_000), 0), &later, true), Some(Next::WakeUp(Duration::ZERO)));
     }
 }

@@ -248,18 +248,25 @@ fn decoded<R: serde::de::DeserializeOwned>(
     Ok(Acknowledged { log_id, reply, ack, held_by, repeated })
 }
 
+/// Refuses what belongs to the history `given`, if that is not the one that is `known`. `has_begun` when something has been
+/// applied.
+fn check_history(given: HistoryEpoch, known: HistoryEpoch, has_begun: bool) -> Result<(), WriteError> {
+    if given.differs_from(known) {
+        return Err(WriteError::OtherHistory { given, known });
+    }
+    // This node leads, but has not applied again what its log begins with: it cannot tell yet. If it has, and still
+    // does not know, it was restored from a snapshot of a version without histories, and will never be able to tell.
+    if given != HistoryEpoch::UNKNOWN && known == HistoryEpoch::UNKNOWN && !has_begun {
+        return Err(WriteError::NotLeader { leader: None });
+    }
+    Ok(())
+}
+
 impl<M: StateMachine> Inner<M> {
     /// Refuses what belongs to another history than this node's.
     pub(super) fn check_history(&self, given: HistoryEpoch) -> Result<(), WriteError> {
-        let known = self.core.published().history().epoch();
-        if given.differs_from(known) {
-            return Err(WriteError::OtherHistory { given, known });
-        }
-        // This node leads, but has not applied again what its log begins with: it cannot tell yet.
-        if given != HistoryEpoch::UNKNOWN && known == HistoryEpoch::UNKNOWN {
-            return Err(WriteError::NotLeader { leader: None });
-        }
-        Ok(())
+        let published = self.core.published();
+        check_history(given, published.history().epoch(), published.progress().log_id.is_some())
     }
 
     fn refuse(&self, writer: Writer, why: Refused) {
@@ -460,6 +467,19 @@ mod tests {
         let state = engine.state();
         assert_eq!((state.last_log, state.fatal), (before, None));
         engine.shutdown().await;
+    }
+
+    #[test]
+    fn only_a_history_that_is_known_to_be_another_one_is_refused_for_good() {
+        let (one, other, unknown) = (HistoryEpoch(1), HistoryEpoch(2), HistoryEpoch::UNKNOWN);
+        for has_begun in [false, true] {
+            assert!(check_history(one, one, has_begun).is_ok());
+            assert!(check_history(unknown, one, has_begun).is_ok());
+            assert!(check_history(unknown, unknown, has_begun).is_ok());
+            assert!(matches!(check_history(one, other, has_begun), Err(WriteError::OtherHistory { .. })));
+        }
+        assert!(matches!(check_history(one, unknown, false), Err(WriteError::NotLeader { .. })), "not yet");
+        assert!(check_history(one, unknown, true).is_ok(), "it will never know");
     }
 
     #[tokio::test(start_paused = true)]

@@ -244,8 +244,10 @@ pub enum TransferError {
         /// Entries it is behind.
         lag: u64,
     },
-    /// The node's disk is full or hangs.
-    #[error("the disk of node {node_id} is full or hangs; choose another node, or see to its disk first")]
+    /// The node's disk is full or hangs, or its state is not the others'.
+    #[error(
+        "node {node_id} is not fit to lead: its disk is full or hangs, or its state differs from the others'; choose another node, or see to that first"
+    )]
     Unfit {
         /// The node.
         node_id: NodeId,

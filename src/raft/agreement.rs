@@ -58,14 +58,26 @@ pub type Told = BTreeMap<NodeId, Vec<Check>>;
 /// The hashes of this node, and those it was told while it led.
 #[derive(Debug, Default)]
 pub struct Agreement {
-    own: Mutex<BTreeMap<u64, Check>>,
+    own: Mutex<Own>,
     told: Mutex<Told>,
     /// For machines without a running hash: multiples of this index are hashed; 0 for none.
     step: AtomicU64,
     is_hashing: AtomicBool,
-    divergence: Mutex<Option<Divergence>>,
     /// When a state was last hashed, and how long that took.
     hashed: Mutex<Option<(Instant, Duration)>>,
+}
+
+/// One state of this node after another: a snapshot that it is sent begins a new one. What is found of one says nothing of
+/// the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Life(u64);
+
+/// What is known of this node's state.
+#[derive(Debug, Default)]
+struct Own {
+    life: Life,
+    noted: BTreeMap<u64, Check>,
+    divergence: Option<Divergence>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -78,27 +90,28 @@ impl Agreement {
         if !log_id.index.is_multiple_of(STEP) {
             return;
         }
+        let life = self.life();
         match machine.running_hash() {
-            Some(hash) => self.note(Check { log_id, hash }),
+            Some(hash) => self.note(life, Check { log_id, hash }),
             None => {
                 let step = self.step.load(Relaxed);
                 if step > 0 && log_id.index.is_multiple_of(step) && !self.is_hashing.swap(true, Relaxed) {
                     let (this, view) = (self.clone(), machine.view());
-                    runtime::spawn(async move { this.hash::<M>(log_id, view).await });
+                    runtime::spawn(async move { this.hash::<M>(life, log_id, view).await });
                 }
             }
         }
     }
 
     /// Notes the hash of `view`, the state after `log_id`. Hashing has been begun.
-    async fn hash<M: StateMachine>(&self, log_id: LogId, view: M::View) {
+    async fn hash<M: StateMachine>(&self, life: Life, log_id: LogId, view: M::View) {
         let begun = Instant::now();
         let hash = runtime::offload(move || {
             let view = view;
             super::snapshot::catch("hashing the state", || Ok(M::state_hash(&view)))
         });
         match hash.await {
-            Ok(hash) => self.note(Check { log_id, hash }),
+            Ok(hash) => self.note(life, Check { log_id, hash }),
             Err(error) => tracing::warn!(%error, "the state is not compared with the others'"),
         }
         *lock(&self.hashed) = Some((Instant::now(), begun.elapsed()));
@@ -111,9 +124,9 @@ impl Agreement {
         hashed.is_none_or(|(at, took)| at.elapsed() >= pause_after(took)) && !self.is_hashing.load(Relaxed)
     }
 
-    /// The state after `log_id` has this hash, which took some time to find.
-    pub fn hashed(&self, check: Check, took: Duration) {
-        self.note(check);
+    /// In `life`, the state had this hash, which took some time to find.
+    pub fn hashed(&self, life: Life, check: Check, took: Duration) {
+        self.note(life, check);
         *lock(&self.hashed) = Some((Instant::now(), took));
     }
 
@@ -125,56 +138,71 @@ impl Agreement {
         self.step.store(entries.next_power_of_two().max(STEP), Relaxed);
     }
 
-    fn note(&self, check: Check) {
+    /// The present state, to be asked for before anything is found of it: what is found of an earlier one does not count.
+    pub fn life(&self) -> Life {
+        lock(&self.own).life
+    }
+
+    fn note(&self, life: Life, check: Check) {
         let mut own = lock(&self.own);
-        own.insert(check.log_id.index, check);
-        if own.len() > MOST_KEPT {
-            thin_out(&mut own);
+        if own.life != life {
+            return;
+        }
+        own.noted.insert(check.log_id.index, check);
+        if own.noted.len() > MOST_KEPT {
+            thin_out(&mut own.noted);
         }
     }
 
-    /// This node has another state than before.
+    /// This node has another state than before, and has published it.
     pub(super) fn begin_anew(&self) {
-        lock(&self.own).clear();
-        *lock(&self.divergence) = None;
+        let mut own = lock(&self.own);
+        *own = Own { life: Life(own.life.0 + 1), ..Own::default() };
     }
 
     /// That this node's state differs, if it is known to.
     pub fn divergence(&self) -> Option<Divergence> {
-        lock(&self.divergence).clone()
+        lock(&self.own).divergence.clone()
     }
 
     /// Whether a majority of the voters has another state.
     pub fn is_outvoted(&self) -> bool {
-        lock(&self.divergence).as_ref().is_some_and(|divergence| divergence.majority.is_some())
+        lock(&self.own).divergence.as_ref().is_some_and(|divergence| divergence.majority.is_some())
     }
 
-    /// This node's state differs. Whether that is news.
-    pub fn differs(&self, found: &Divergence) -> bool {
-        let mut known = lock(&self.divergence);
-        let is_news = match &*known {
-            None => true,
-            Some(known) => known.majority.is_none() && found.majority.is_some(),
-        };
+    /// This node's state differed in `life`. Whether that is news.
+    pub fn differs(&self, life: Life, found: &Divergence) -> bool {
+        let mut own = lock(&self.own);
+        let is_news = own.life == life
+            && match &own.divergence {
+                None => true,
+                Some(known) => known.majority.is_none() && found.majority.is_some(),
+            };
         if is_news {
-            *known = Some(found.clone());
+            own.divergence = Some(found.clone());
         }
         is_news
     }
 
-    /// This node's state is a majority's, as of `at`. Whether that ends a doubt.
-    pub fn agrees(&self, at: LogId) -> bool {
-        let mut known = lock(&self.divergence);
-        let ends = known.as_ref().is_some_and(|known| known.majority.is_none() && known.at <= at);
+    /// This node's state was a majority's in `life`, as of `at`. Whether that ends a doubt.
+    pub fn agrees(&self, life: Life, at: LogId) -> bool {
+        let mut own = lock(&self.own);
+        let doubt = own.divergence.as_ref().filter(|known| known.majority.is_none());
+        let ends = own.life == life && doubt.is_some_and(|known| known.at <= at);
         if ends {
-            *known = None;
+            own.divergence = None;
         }
         ends
     }
 
     /// What this node has noted.
     pub fn own(&self) -> Vec<Check> {
-        lock(&self.own).values().copied().collect()
+        lock(&self.own).noted.values().copied().collect()
+    }
+
+    /// This node does not lead: what it was told when it did may be out of date when it does again.
+    pub fn forget_told(&self) {
+        lock(&self.told).clear();
     }
 
     /// A member has said this of itself.
@@ -295,11 +323,30 @@ mod tests {
         assert_eq!(verdicts(&THREE, &other_term), [None; 2]);
     }
 
+    /// What is found of a state may come to light when a snapshot has taken its place.
+    #[test]
+    fn what_was_found_of_an_earlier_state_does_not_count() {
+        let agreement = Agreement::default();
+        let life = agreement.life();
+        let wrong = Divergence { at: LogId::new(1, 64), own: 7, majority: Some(8) };
+        agreement.note(life, check(64, 7));
+        assert!(agreement.differs(life, &wrong) && agreement.is_outvoted());
+        agreement.begin_anew();
+        assert_eq!((agreement.divergence(), agreement.own().len()), (None, 0));
+        agreement.note(life, check(64, 7));
+        assert!(!agreement.differs(life, &wrong));
+        assert_eq!((agreement.divergence(), agreement.own().len()), (None, 0));
+        let doubt = Divergence { majority: None, ..wrong };
+        assert!(agreement.differs(agreement.life(), &doubt));
+        assert!(!agreement.agrees(life, doubt.at) && agreement.divergence().is_some());
+        assert!(agreement.agrees(agreement.life(), doubt.at));
+    }
+
     #[test]
     fn nodes_that_are_far_apart_have_positions_in_common() {
         let at = |last: u64| {
             let agreement = Agreement::default();
-            (0..=last / STEP).for_each(|n| agreement.note(check(n * STEP, n)));
+            (0..=last / STEP).for_each(|n| agreement.note(Life(0), check(n * STEP, n)));
             assert!(agreement.own().len() <= MOST_KEPT);
             agreement.own().into_iter().map(|check| check.log_id.index).collect::<BTreeSet<_>>()
         };
@@ -319,7 +366,7 @@ mod tests {
         agreement.choose_step(10_000, second);
         assert_eq!(agreement.step.load(Relaxed), 16_384);
         assert!(agreement.may_hash());
-        agreement.hashed(check(5, 5), second);
+        agreement.hashed(agreement.life(), check(5, 5), second);
         agreement.choose_step(10_000, second);
         assert_eq!(agreement.step.load(Relaxed), 524_288, "a hash takes a second: fifty pass to the next");
         assert!(!agreement.may_hash());

@@ -176,7 +176,6 @@ impl<M: StateMachine> Applier<M> {
         self.machine = machine;
         self.sessions = content.sessions;
         self.membership = super::snapshot::stored_membership(meta);
-        self.agreement.begin_anew();
         self.progress.log_id = Some(meta.log_id);
         self.progress.clock = meta.clock;
         self.progress.history = meta.history;
@@ -185,6 +184,8 @@ impl<M: StateMachine> Applier<M> {
         self.published.advance(self.progress);
         // The last view would keep the state before alive.
         self.published.publish(self.applied());
+        // Last: whoever asks for the present life before it looks at what is published finds no older state in it.
+        self.agreement.begin_anew();
     }
 
     fn measure(&mut self) {

@@ -7,10 +7,11 @@
 //!
 //! # Elapsed time
 //!
-//! A leader counts from the moment at which its own log last received an entry of an earlier term ([`LeaderClock`]). Every
-//! such entry was proposed before that moment. So the first reading of a term may be added as a whole to what those
-//! entries had reached: it is less than the time that has passed since any of them was proposed. Later readings
-//! of the same term add their difference. A reading that was taken in one term and whose entry got into the log
+//! A leader counts from the moment at which its own log last received a command of an earlier term ([`LeaderClock`]). Every
+//! such command was proposed before that moment. So the first reading of a term may be added as a whole to what those
+//! commands had reached: it is less than the time that has passed since any of them was proposed. Later readings
+//! of the same term add their difference. Entries without a command carry no reading and do not count: a leader that failed before it
+//! wrote a command leaves a blank entry behind, and what had passed before that would be lost. A reading that was taken in one term and whose entry got into the log
 //! in another one adds nothing, and neither does the next one, because nobody knows what lies between the two.
 //!
 //! - *Never early*: between two entries elapsed time advances by no more than the time that has passed between their
@@ -32,11 +33,14 @@ use std::sync::{Mutex, MutexGuard};
 
 use tokio::time::Instant;
 
-use crate::types::ClusterClock;
+use crate::types::{ClusterClock, Entry, Payload};
 
 /// How far log time may be from the leader's wall clock before it is corrected, in milliseconds. Clocks of different
 /// nodes, kept by NTP, are closer to each other than that.
 pub const TOLERANCE_MS: u64 = 1_000;
+
+/// The end of the year 9999, in milliseconds since the Unix epoch: what a clock shows that is set to later.
+pub const LARGEST_TIME_MS: u64 = 253_402_300_799_999;
 
 /// What the clocks of a leader showed when it proposed an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -130,10 +134,28 @@ pub struct LeaderClock(Mutex<Received>);
 struct Received {
     /// The term of the last entry received since this node started; 0 if there was none.
     term: u64,
-    /// No entry of an earlier term was received after this.
+    /// No command of an earlier term was received after this.
     since: Instant,
-    /// When an entry, or a snapshot, was last received; the start of the node if none was.
+    /// When a command, or a snapshot, was last received; the start of the node if none was.
     last: Instant,
+}
+
+/// Entries that a log receives, as far as they matter to a [`LeaderClock`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    /// The term of the first command; `None` without one.
+    pub first_command: Option<u64>,
+    /// The term of the last entry.
+    pub last: u64,
+}
+
+impl Batch {
+    /// What `entries` are; `None` if there are none.
+    pub fn of(entries: &[Entry]) -> Option<Self> {
+        let is_command = |entry: &&Entry| matches!(entry.payload, Payload::Command(_));
+        let first_command = entries.iter().find(is_command).map(|entry| entry.log_id.term);
+        entries.last().map(|last| Self { first_command, last: last.log_id.term })
+    }
 }
 
 impl Default for LeaderClock {
@@ -149,14 +171,19 @@ impl LeaderClock {
         self.0.lock().expect("invariant: no panic under this lock")
     }
 
-    /// The log is receiving entries, the first of term `first` and the last of term `last`.
-    pub fn entries_received(&self, first: u64, last: u64) {
+    /// The log is receiving entries.
+    pub fn entries_received(&self, Batch { first_command, last }: Batch) {
         let (mut received, now) = (self.received(), Instant::now());
         if last != received.term {
-            received.since = if first == last { received.last } else { now };
+            received.since = received.last;
             received.term = last;
         }
-        received.last = now;
+        if first_command.is_some_and(|first| first < last) {
+            received.since = now;
+        }
+        if first_command.is_some() {
+            received.last = now;
+        }
     }
 
     /// The node has received a snapshot, which stands for entries of any term.
@@ -166,6 +193,8 @@ impl LeaderClock {
 
     /// What this node counts, beside what its wall clock shows. Of use only if it leads the term of the reading.
     pub fn reading(&self, wall_ms: u64) -> Reading {
+        // Nobody would take an entry that says more.
+        let wall_ms = wall_ms.min(LARGEST_TIME_MS);
         let received = self.received();
         let counted_ms = u64::try_from(received.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         Reading { wall_ms, term: received.term, counted_ms }

@@ -151,8 +151,37 @@ pub struct Core<M: StateMachine> {
     fitness: Arc<PeerFitness>,
     activity: Arc<Activity>,
     agreement: Arc<Agreement>,
+    candidacy: Arc<Candidacy>,
     /// A leader not heard of for this long may have been replaced.
     lease: Duration,
+}
+
+/// Whether a node stands for election: whether its silence after the start is over, and whether it may otherwise.
+#[derive(Debug)]
+struct Candidacy(Mutex<(bool, bool)>);
+
+impl Candidacy {
+    fn change<M: StateMachine>(
+        &self,
+        raft: &Raft<TypeConfig, Applier<M>>,
+        change: impl FnOnce(&mut (bool, bool)),
+    ) {
+        let mut state = self.0.lock().expect("invariant: no panic under this lock");
+        let before = state.0 && state.1;
+        change(&mut state);
+        let now = state.0 && state.1;
+        if now != before {
+            raft.runtime_config().elect(now);
+        }
+    }
+
+    fn silence_is_over<M: StateMachine>(&self, raft: &Raft<TypeConfig, Applier<M>>) {
+        self.change(raft, |state| state.0 = true);
+    }
+
+    fn wish<M: StateMachine>(&self, raft: &Raft<TypeConfig, Applier<M>>, may: bool) {
+        self.change(raft, |state| state.1 = may);
+    }
 }
 
 impl<M: StateMachine> Clone for Core<M> {
@@ -170,6 +199,7 @@ impl<M: StateMachine> Clone for Core<M> {
             fitness: self.fitness.clone(),
             activity: self.activity.clone(),
             agreement: self.agreement.clone(),
+            candidacy: self.candidacy.clone(),
             lease: self.lease,
         }
     }
@@ -184,6 +214,7 @@ impl<M: StateMachine> Core<M> {
         let (published, activity) = (parts.applier.published(), parts.applier.activity());
         let agreement = parts.applier.agreement();
         parts.clients.count_in(activity.clone());
+        parts.clients.judged_by(agreement.clone());
         let purge_mark = parts.clients.purge_mark();
         let addresses = parts.clients.addresses();
         let (held, fitness) = (parts.clients.held(), parts.clients.fitness());
@@ -218,10 +249,11 @@ impl<M: StateMachine> Core<M> {
             true => voter_lease.max(Duration::from_millis(config.promised_lease_ms)),
             false => Duration::ZERO,
         };
-        let elects = raft.clone();
+        let candidacy = Arc::new(Candidacy(Mutex::new((false, true))));
+        let (elects, candidate) = (raft.clone(), candidacy.clone());
         crate::runtime::spawn(async move {
             tokio::time::sleep(silence).await;
-            elects.runtime_config().elect(true);
+            candidate.silence_is_over(&elects);
         });
         let lease = voter_lease.saturating_mul(2);
         let reads = ReadIndexes::start(raft.clone(), lease, activity.clone());
@@ -249,6 +281,7 @@ impl<M: StateMachine> Core<M> {
             fitness,
             activity,
             agreement,
+            candidacy,
             lease,
         })
     }
@@ -481,6 +514,11 @@ impl<M: StateMachine> Core<M> {
         self.fitness.within(self.lease)
     }
 
+    /// The same peers, and whether they are fit to lead.
+    pub fn peers_fit_to_lead(&self) -> BTreeMap<NodeId, bool> {
+        self.fitness.fit_within(self.lease)
+    }
+
     /// Of those, the ones whose disks hang.
     pub fn peers_stalled(&self) -> BTreeSet<NodeId> {
         self.fitness.stalled_within(self.lease)
@@ -496,9 +534,9 @@ impl<M: StateMachine> Core<M> {
         &self.agreement
     }
 
-    /// From now on this node does not stand for election.
-    pub fn never_stand(&self) {
-        self.raft.runtime_config().elect(false);
+    /// Whether this node stands for election from now on. It is silent after a start in any case.
+    pub fn may_stand(&self, may: bool) {
+        self.candidacy.wish(&self.raft, may);
     }
 
     /// What this node knows of its peers from its own messages to them.

@@ -12,6 +12,7 @@ use openraft::{OptionalSend, entry::RaftEntry as _};
 use tokio::sync::{mpsc, oneshot};
 
 use super::activity::Activity;
+use super::clock::Batch;
 use super::held::Held;
 use super::type_config::{self, Command, Entry, LogId, OnFlushed, Payload, TypeConfig, Vote};
 use crate::runtime;
@@ -226,8 +227,8 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
         let entries: Vec<types::Entry> = entries.into_iter().map(&mut local).collect();
         let (last, own, held) = (entries.last().map(|entry| entry.log_id), self.own, self.held.clone());
         let flushed_commands = self.flushed_commands.clone();
-        if let (Some(first), Some(last)) = (entries.first(), last) {
-            self.activity.leader_clock.entries_received(first.log_id.term, last.term);
+        if let (Some(batch), Some(last)) = (Batch::of(&entries), last) {
+            self.activity.leader_clock.entries_received(batch);
             self.activity.appended(last.index);
         }
         self.trace(&entries);

@@ -140,15 +140,19 @@ fn changes(
     own: NodeId,
     change: MembershipChange,
 ) -> (ChangeMembers<NodeId, Member>, bool) {
-    let note =
-        |about: NodeId, intent: Option<Intent>, holder: NodeId| noted(membership, about, intent, holder);
+    // Without one, whoever goes on guesses.
+    let is_full = membership.intents().count() >= Membership::MOST_INTENTS;
+    let note = |about: NodeId, intent: Option<Intent>, holder: NodeId| {
+        let intent = intent.filter(|_| !is_full);
+        noted(membership, &BTreeMap::from([(about, intent)]), holder)
+    };
     let with = |notes: BTreeMap<NodeId, Member>, change| match notes.is_empty() {
         true => change,
         false => ChangeMembers::Batch(vec![ChangeMembers::SetNodes(notes), change]),
     };
     match change {
         MembershipChange::AddLearner { node_id, mut member, intent } => {
-            member.intents.extend(intent.map(|intent| (node_id, intent)));
+            member.intents.extend(intent.filter(|_| !is_full).map(|intent| (node_id, intent)));
             let add = ChangeMembers::AddNodes(BTreeMap::from([(node_id, member)]));
             (with(note(node_id, None, own), add), true)
         }
@@ -170,8 +174,7 @@ fn changes(
             (with(notes, remove), false)
         }
         MembershipChange::Swap { old, new } => {
-            let mut notes = note(old, None, own);
-            notes.extend(note(new, None, own));
+            let notes = noted(membership, &BTreeMap::from([(old, None), (new, None)]), own);
             let swap = ChangeMembers::Batch(vec![
                 ChangeMembers::AddVoterIds(BTreeSet::from([new])),
                 ChangeMembers::RemoveVoters(BTreeSet::from([old])),
@@ -198,24 +201,22 @@ fn is_noted_on_itself(membership: &Membership, node_id: NodeId) -> bool {
     membership.members.get(&node_id).is_some_and(|member| member.intents.contains_key(&node_id))
 }
 
-/// The records that change so that `intent` is noted for `about`, on that of `holder`, and nothing else is.
+/// The records that change so that of the members in `notes` what is given there is noted on the record of `holder`, and
+/// nothing else is.
 fn noted(
     membership: &Membership,
-    about: NodeId,
-    intent: Option<Intent>,
+    notes: &BTreeMap<NodeId, Option<Intent>>,
     holder: NodeId,
 ) -> BTreeMap<NodeId, Member> {
     let changed = |(id, member): (&NodeId, &Member)| {
-        let wanted = intent.filter(|_| *id == holder);
-        if member.intents.get(&about).copied() == wanted {
-            return None;
+        let mut intents = member.intents.clone();
+        for (about, intent) in notes {
+            match intent.filter(|_| *id == holder) {
+                Some(intent) => drop(intents.insert(*about, intent)),
+                None => drop(intents.remove(about)),
+            }
         }
-        let mut member = member.clone();
-        match wanted {
-            Some(intent) => drop(member.intents.insert(about, intent)),
-            None => drop(member.intents.remove(&about)),
-        }
-        Some((*id, member))
+        (intents != member.intents).then(|| (*id, Member { intents, ..member.clone() }))
     };
     membership.members.iter().filter_map(changed).collect()
 }
@@ -299,6 +300,32 @@ mod tests {
         assert_eq!((ids(&promoted), promoted.intent(2)), ((vec![1, 2, 3], vec![1, 2, 3, 4]), None));
         let removed = settled(&first_entry(&promoted, MembershipChange::Remove { node_id: 2, intent: None }));
         assert_eq!(ids(&removed), (vec![1, 3], vec![1, 3, 4]));
+    }
+
+    #[test]
+    fn a_swap_leaves_no_note_of_either() {
+        let mut before = four();
+        let notes = BTreeMap::from([(2, Intent::Learner), (4, Intent::Voter), (9, Intent::Learner)]);
+        before.members.entry(1).and_modify(|member| member.intents = notes);
+        let swapped = settled(&first_entry(&before, MembershipChange::Swap { old: 2, new: 4 }));
+        assert_eq!(ids(&swapped), (vec![1, 3, 4], vec![1, 3, 4]));
+        assert_eq!(swapped.intents().collect::<Vec<_>>(), [(1, 9, Intent::Learner)], "that of a third stays");
+    }
+
+    #[test]
+    fn a_leader_makes_no_more_notes_than_the_others_take() {
+        let mut full = four();
+        let notes = (100..).take(Membership::MOST_INTENTS).map(|about| (about, Intent::Voter)).collect();
+        full.members.entry(1).and_modify(|member| member.intents = notes);
+        let member = Member { peer: "new:1".to_owned(), ..Member::default() };
+        for change in [
+            MembershipChange::AddLearner { node_id: 5, member, intent: Some(Intent::Voter) },
+            MembershipChange::Demote(2),
+            MembershipChange::Remove { node_id: 2, intent: Some(Intent::Voter) },
+        ] {
+            let after = first_entry(&full, change.clone());
+            assert_eq!(after.intents().count(), Membership::MOST_INTENTS, "{change:?}");
+        }
     }
 
     #[test]

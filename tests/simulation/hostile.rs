@@ -331,6 +331,44 @@ async fn serves(engine: &Engine<KvMachine>, seed: u64) {
     assert!(written.is_ok(), "seed {seed}: {:?}", engine.state());
 }
 
+/// A leader that was cut off, and has entries that were never committed, is no liar.
+#[test]
+fn a_leader_that_was_deposed_is_told_of_the_newer_term() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let _guard = quorate::runtime::simulate(1);
+        let engine = start(&MemoryDisk::new(SyncMode::Immediate)).await;
+        let mut line = Line::open(&engine);
+        take_in(&mut line).await;
+        // The only voter elects itself, and commits other entries at the same positions.
+        serves(&engine, 1).await;
+        let vote = Some(proto::Vote { term: 1, node_id: 2, committed: true });
+        let entries = (1..4).map(|index| proto::Entry { term: 1, index, payload: None }).collect();
+        let previous = Some(proto::LogId { term: 1, index: 0 });
+        let append = proto::AppendRequest { vote, previous, entries, leader_commit: None };
+        let snapshot = proto::SnapshotPiece {
+            vote,
+            last_log: Some(proto::LogId { term: 1, index: 3 }),
+            bytes: Bytes::from("s"),
+            ..Default::default()
+        };
+        let newer = |vote: Option<proto::Vote>| vote.is_some_and(|vote| vote.term > 1 && vote.node_id == 1);
+        match line.call(Some(request::Body::Append(append))).await {
+            Some(response::Body::Append(proto::AppendResponse {
+                outcome: Some(proto::append_response::Outcome::HigherVote(vote)),
+                ..
+            })) => assert!(newer(Some(vote))),
+            answer => panic!("{answer:?}"),
+        }
+        match line.call(Some(request::Body::Snapshot(snapshot))).await {
+            Some(response::Body::Snapshot(answer)) => assert!(newer(answer.vote)),
+            answer => panic!("{answer:?}"),
+        }
+        engine.shutdown().await;
+    });
+}
+
 #[test]
 fn no_message_of_a_peer_ends_a_node() {
     let (mut refused, mut answered) = (0, 0);

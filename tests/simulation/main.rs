@@ -22,6 +22,7 @@ mod faults;
 mod hostile;
 mod lifetimes;
 mod network;
+mod outvoted;
 mod trace;
 mod workload;
 mod world;
@@ -221,6 +222,20 @@ fn what_a_follower_s_wall_clock_once_showed_counts_for_nothing() {
 fn lifetimes_go_on_while_nobody_leads() {
     for seed in 0..3 {
         in_world(seed, World::leaders_fail);
+    }
+}
+
+#[test]
+fn leaders_that_hardly_lead_lengthen_no_lifetime() {
+    for seed in 0..3 {
+        in_world(seed, World::leaders_hardly_lead);
+    }
+}
+
+#[test]
+fn a_wall_clock_beyond_all_years_holds_up_nothing() {
+    for seed in 0..2 {
+        in_world(seed, |world| world.clocks_beyond_all_years(i64::MAX));
     }
 }
 

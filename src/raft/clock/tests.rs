@@ -85,40 +85,68 @@ fn log_time_of_an_older_build_is_taken_for_elapsed_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_counts_from_the_last_entry_that_another_one_sent() {
+async fn a_leader_counts_from_the_last_command_that_another_one_sent() {
     let clock = LeaderClock::default();
     let counted = |term, counted_ms| Reading { wall_ms: 5, term, counted_ms };
     let pause = |ms| tokio::time::sleep(Duration::from_millis(ms));
+    let commands = |first, last| clock.entries_received(Batch { first_command: Some(first), last });
+    let blank = |last| clock.entries_received(Batch { first_command: None, last });
     pause(100).await;
     assert_eq!(clock.reading(5), counted(0, 100));
-    clock.entries_received(1, 1);
+    commands(1, 1);
     assert_eq!(clock.reading(5), counted(1, 100), "its log may hold older ones, from before the start");
     pause(1_000).await;
-    clock.entries_received(2, 2);
+    commands(2, 2);
     assert_eq!(clock.reading(5), counted(2, 1_000));
     pause(10).await;
-    clock.entries_received(2, 2);
+    commands(2, 2);
     assert_eq!(clock.reading(5), counted(2, 1_010), "its own entries change nothing");
     // As a follower it catches up on two terms at once, and then leads.
     pause(10).await;
-    clock.entries_received(3, 4);
+    commands(3, 4);
     assert_eq!(clock.reading(5), counted(4, 0));
+    // Leaders that fail before they have written a command.
+    for (term, since_ms) in [(5, 30), (6, 60), (7, 90)] {
+        pause(30).await;
+        blank(term);
+        assert_eq!(clock.reading(5), counted(term, since_ms), "nothing that was written before is younger");
+    }
+    commands(7, 7);
+    assert_eq!(clock.reading(5), counted(7, 90));
+    // A command of an earlier term, and after it the blank entry of the next leader.
+    pause(20).await;
+    commands(7, 8);
+    assert_eq!(clock.reading(5), counted(8, 0));
     pause(30).await;
     clock.snapshot_received();
     pause(7).await;
-    clock.entries_received(5, 5);
-    assert_eq!(clock.reading(5), counted(5, 7));
+    blank(9);
+    assert_eq!(clock.reading(5), counted(9, 7));
+    assert_eq!(clock.reading(u64::MAX).wall_ms, LARGEST_TIME_MS, "what all take");
+}
+
+#[test]
+fn of_a_batch_the_first_command_and_the_last_entry_count() {
+    let entry = |(term, command): &(u64, bool)| {
+        let payload = if *command { Payload::Command(Default::default()) } else { Payload::Blank };
+        Entry { log_id: crate::types::LogId::new(*term, 0), payload }
+    };
+    let batch = |entries: &[(u64, bool)]| Batch::of(&entries.iter().map(entry).collect::<Vec<_>>());
+    assert_eq!(batch(&[]), None);
+    assert_eq!(batch(&[(3, false)]), Some(Batch { first_command: None, last: 3 }));
+    let mixed = batch(&[(3, false), (4, true), (5, true), (6, false)]);
+    assert_eq!(mixed, Some(Batch { first_command: Some(4), last: 6 }));
 }
 
 /// An entry, with the true times at which it was proposed and came into the log.
-struct Entry {
+struct Logged {
     term: u64,
     stamp: Stamp,
     proposed_ms: u64,
     logged_ms: u64,
 }
 
-/// What a node knows of its log: the term of the last entry, since when that is so, and when it received something last.
+/// What a node knows of its log: the term of the last entry, since when no earlier leader has sent a command, and when it received one last.
 #[derive(Clone, Copy)]
 struct Node {
     term: u64,
@@ -127,10 +155,16 @@ struct Node {
 }
 
 impl Node {
-    fn receive(&mut self, term: u64, now_ms: u64) {
+    /// The blank entry of a new leader.
+    fn follow(&mut self, term: u64) {
         if self.term != term {
             (self.term, self.since_ms) = (term, self.last_ms);
         }
+    }
+
+    /// A command.
+    fn receive(&mut self, term: u64, now_ms: u64) {
+        self.follow(term);
         self.last_ms = now_ms;
     }
 
@@ -150,8 +184,8 @@ proptest! {
         let mut now_ms = 1_000_000_u64;
         let mut nodes = [Node { term: 0, since_ms: now_ms, last_ms: now_ms }; 3];
         let (mut leader, mut term) = (0, 1);
-        nodes[0].receive(1, now_ms);
-        let mut log: Vec<Entry> = Vec::new();
+        nodes[0].follow(1);
+        let mut log: Vec<Logged> = Vec::new();
         // A proposal that waits at a node until that leads.
         let mut waiting = None;
         for (step, node, pause_ms, wall) in steps {
@@ -170,19 +204,21 @@ proptest! {
                     let ready = waiting.take_if(|(_, _, at)| *at == leader);
                     let (stamp, proposed_ms) = ready
                         .map_or((nodes[leader].reading(now_ms, wall), now_ms), |(stamp, at_ms, _)| (stamp, at_ms));
-                    log.push(Entry { term, stamp, proposed_ms, logged_ms: now_ms });
+                    log.push(Logged { term, stamp, proposed_ms, logged_ms: now_ms });
                     nodes.iter_mut().for_each(|node| node.receive(term, now_ms));
                     None
                 }
             };
             if let Some(node) = elected {
                 (leader, term) = (node, term + 1);
-                nodes[node].receive(term, now_ms);
+                // Of the others, some hear of it before it fails.
+                nodes[node].follow(term);
+                nodes[(node + wall as usize % 3) % 3].follow(term);
             }
         }
         let mut clock = ClusterClock::default();
         let mut applied: Vec<(u64, u64)> = Vec::new();
-        for Entry { term, stamp, proposed_ms, logged_ms } in log {
+        for Logged { term, stamp, proposed_ms, logged_ms } in log {
             let before_ms = clock.elapsed_ms;
             clock.advance(term, stamp);
             prop_assert!(clock.elapsed_ms >= before_ms);
@@ -197,15 +233,17 @@ proptest! {
     /// While one leader goes on, or nodes that were running take over, nothing is lost.
     #[test]
     fn leaders_that_were_running_lose_no_time(
-        terms in prop::collection::vec(prop::collection::vec(0..10_000_u64, 1..5), 1..10),
+        terms in prop::collection::vec((0..10_000_u64, prop::collection::vec(0..10_000_u64, 0..5)), 1..10),
     ) {
         let (mut clock, mut now_ms) = (ClusterClock::default(), 5_000_u64);
         let mut nodes = [Node { term: 0, since_ms: now_ms, last_ms: now_ms }; 2];
         clock.advance(1, reading(1, 0, now_ms));
         nodes.iter_mut().for_each(|node| node.receive(1, now_ms));
-        for (term, pauses) in (2_u64..).zip(terms) {
+        for (term, (election_ms, pauses)) in (2_u64..).zip(terms) {
             let leader = usize::try_from(term).unwrap() % 2;
-            nodes[leader].receive(term, now_ms);
+            now_ms += election_ms;
+            // It may fail before it has written more than that.
+            nodes.iter_mut().for_each(|node| node.follow(term));
             for pause_ms in pauses {
                 now_ms += pause_ms;
                 clock.advance(term, nodes[leader].reading(now_ms, 0));

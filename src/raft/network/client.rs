@@ -31,6 +31,7 @@ use super::wire::{self, Malformed};
 use super::{Connection, DialError, PROTOCOL_VERSION, Purpose, Refusal, Target, Transport};
 use crate::proto::peer::{Hello, Request, SnapshotPiece, request, response};
 use crate::raft::activity::{Activity, Succession};
+use crate::raft::agreement::Agreement;
 use crate::raft::held::Held;
 use crate::raft::snapshot::SnapshotData;
 use crate::raft::type_config::{self, CommittedLeaderId, LogId, TypeConfig, Vote};
@@ -104,6 +105,8 @@ pub struct PeerClients {
     pub(super) fitness: Arc<PeerFitness>,
     /// Where to count what is sent.
     activity: Arc<Activity>,
+    /// Whether this node's state is the others'.
+    agreement: Arc<Agreement>,
 }
 
 impl PeerClients {
@@ -111,7 +114,13 @@ impl PeerClients {
     /// again.
     pub fn new(caller: Caller, transport: Arc<dyn Transport>, redial_pause: Duration) -> Self {
         let (away, purge, held, fitness) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
-        Self { caller, transport, redial_pause, away, purge, held, fitness, activity: Arc::default() }
+        let (activity, agreement) = (Arc::default(), Arc::default());
+        Self { caller, transport, redial_pause, away, purge, held, fitness, activity, agreement }
+    }
+
+    /// From now on `agreement` says whether this node's snapshots are fit to be sent.
+    pub fn judged_by(&mut self, agreement: Arc<Agreement>) {
+        self.agreement = agreement;
     }
 
     /// From now on what is sent is counted in `activity`.
@@ -401,6 +410,11 @@ impl PeerClient {
         if total == 0 {
             return Err(unreachable("the snapshot is empty").into());
         }
+        // It would make others wrong as well, until the wrong ones are the majority.
+        if self.clients.agreement.is_outvoted() {
+            let differs = "this node's state differs from the others': it sends no snapshots";
+            return Err(unreachable(differs).into());
+        }
         let begun = Instant::now();
         let sending = SendingSnapshot::new(
             self.clients.fitness.clone(),
@@ -572,6 +586,45 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
 mod tests {
     use super::super::nowhere::Nowhere;
     use super::*;
+    use crate::storage::{MemorySnapshots, SnapshotMeta, SnapshotStore};
+    use crate::types::{Divergence, LogId, Vote};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_whose_state_differs_sends_no_snapshots() {
+        let transport = Arc::new(Nowhere::default());
+        let caller = Caller {
+            cluster: "c".to_owned(),
+            node_id: 1,
+            incarnation: Incarnation(1),
+            peer: String::new(),
+            addresses: Arc::new(Addresses::new(BTreeMap::new())),
+            refused: Arc::new(|_| {}),
+        };
+        let meta = SnapshotMeta {
+            log_id: LogId::new(1, 9),
+            clock: Default::default(),
+            membership_log_id: None,
+            membership: Default::default(),
+            history: Default::default(),
+            quota_bytes: 0,
+        };
+        let handle = MemorySnapshots::new().begin(&meta).unwrap().finish().unwrap();
+        let agreement = Arc::new(Agreement::default());
+        let mut clients = PeerClients::new(caller, transport.clone(), Duration::from_millis(200));
+        clients.judged_by(agreement.clone());
+        let vote = type_config::vote(Vote { term: 1, node_id: 1, committed: true });
+        let send = async || {
+            let mut client = clients.client(2, &Member::default(), Purpose::Snapshot);
+            let sent = client.send_snapshot(vote, SnapshotData::Placed(handle.clone())).await;
+            sent.unwrap_err().to_string()
+        };
+        assert!(!send().await.contains("differs"));
+        assert_eq!(transport.dials(), 1, "nobody is there");
+        let divergence = Divergence { at: LogId::new(1, 9), own: 7, majority: Some(8) };
+        assert!(agreement.differs(agreement.life(), &divergence));
+        assert!(send().await.contains("differs"));
+        assert_eq!(transport.dials(), 1);
+    }
 
     /// Of node 1.
     fn clients(transport: Arc<Nowhere>) -> PeerClients {

@@ -27,14 +27,14 @@
 //! is believed.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use openraft::EntryPayload;
 use openraft::raft::AppendEntriesRequest;
 
 use super::wire::Malformed;
 use crate::machine::StateMachine;
-use crate::raft::clock::{Reading, Stamp};
+use crate::raft::clock::{LARGEST_TIME_MS, Reading, Stamp};
 use crate::raft::envelope;
 use crate::raft::type_config::{self, TypeConfig};
 use crate::types::{LogId, Membership, NodeId};
@@ -45,8 +45,6 @@ pub(crate) const TERM_LEAP: u64 = 1 << 20;
 pub(crate) const LARGEST_TERM: u64 = 1 << 62;
 /// No entry has a larger index: at a million entries a second that takes 146 thousand years.
 pub(crate) const LARGEST_INDEX: u64 = 1 << 62;
-/// Log time ends with the year 9999, in milliseconds since the Unix epoch.
-pub(crate) const LARGEST_TIME_MS: u64 = 253_402_300_799_999;
 
 /// What this node knows for certain, and judges others by.
 #[derive(Debug, Clone, Default)]
@@ -84,6 +82,7 @@ pub(super) fn membership(membership: &Membership) -> Checked {
     let Membership { voters, members } = membership;
     ensure((1..=2).contains(&voters.len()), "a membership has one set of voters or two")?;
     ensure(voters.iter().all(|set| !set.is_empty()), "a set of voters is empty")?;
+    ensure(membership.intents().count() <= Membership::MOST_INTENTS, "it has too many notes")?;
     let known = voters.iter().flatten().all(|voter| members.contains_key(voter));
     ensure(known, "a voter is not among the members")?;
     ensure(!members.contains_key(&0), "node id 0 is no member's")?;
@@ -204,11 +203,14 @@ impl Bearings {
 #[derive(Debug, Default)]
 pub(super) struct Statements(Mutex<Option<Statement>>);
 
-/// The furthest position that the leader with this vote has named.
-#[derive(Debug, Clone, Copy)]
+/// What the leader with this vote has said.
+#[derive(Debug, Clone)]
 struct Statement {
     vote: type_config::Vote,
+    /// The furthest position that it has named.
     furthest: LogId,
+    /// The last membership that it has sent.
+    membership: Option<(LogId, Voters)>,
 }
 
 impl Statements {
@@ -225,6 +227,7 @@ impl Statements {
     ) -> Checked {
         let (first, last) = ends(append);
         let furthest = self.note(append.vote, first, last)?;
+        self.note_membership(append);
         let Some(commit) = append.leader_commit.as_ref().map(type_config::from_log_id) else { return Ok(()) };
         let Some(furthest) = furthest else { return Ok(()) };
         let is_known = committed.is_some_and(|committed| commit.index <= committed.index);
@@ -256,9 +259,10 @@ impl Statements {
         first: Option<LogId>,
         last: Option<LogId>,
     ) -> Result<Option<LogId>, Malformed> {
-        let mut statement = self.0.lock().expect("invariant: no panic under this lock");
-        let before = statement.filter(|before| before.vote == vote).map(|before| before.furthest);
-        let is_outdated = statement.is_some_and(|before| before.vote > vote);
+        let mut statement = self.lock();
+        let same = statement.as_ref().filter(|before| before.vote == vote);
+        let before = same.map(|before| before.furthest);
+        let is_outdated = statement.as_ref().is_some_and(|before| before.vote > vote);
         for at in first.into_iter().chain(last) {
             ensure(
                 before.is_none_or(|before| in_one_log(at, before)),
@@ -269,9 +273,34 @@ impl Statements {
         if let Some(furthest) = furthest
             && !is_outdated
         {
-            *statement = Some(Statement { vote, furthest });
+            match statement.as_mut().filter(|before| before.vote == vote) {
+                Some(same) => same.furthest = furthest,
+                None => *statement = Some(Statement { vote, furthest, membership: None }),
+            }
         }
         Ok(furthest)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Statement>> {
+        self.0.lock().expect("invariant: no panic under this lock")
+    }
+
+    fn note_membership(&self, append: &AppendEntriesRequest<TypeConfig>) {
+        let memberships = append.entries.iter().filter_map(|entry| match &entry.payload {
+            EntryPayload::Membership(membership) => {
+                Some((position_of(entry), membership.get_joint_config().clone()))
+            }
+            EntryPayload::Blank | EntryPayload::Normal(_) => None,
+        });
+        let Some(newest) = memberships.last() else { return };
+        if let Some(statement) = self.lock().as_mut().filter(|statement| statement.vote == append.vote) {
+            statement.membership = Some(newest);
+        }
+    }
+
+    /// The last membership that the leader with this vote has sent.
+    pub(super) fn membership(&self, vote: type_config::Vote) -> Option<(LogId, Voters)> {
+        self.lock().as_ref().filter(|statement| statement.vote == vote)?.membership.clone()
     }
 }
 
@@ -464,6 +493,40 @@ mod tests {
         assert_eq!(judged(vec![change(61, &[&[7, 8, 9]])], &[]), Ok(()));
     }
 
+    /// Two messages of one leader may arrive before the core has looked at the first.
+    #[test]
+    fn a_membership_may_follow_on_one_that_is_still_under_way() {
+        let members = |sets: &[&[NodeId]]| {
+            let voters = sets.iter().map(|set| proto::VoterSet { node_ids: set.to_vec() }).collect();
+            let member = proto::Member { incarnation: "7".to_owned(), ..proto::Member::default() };
+            let ids = sets.iter().copied().flatten();
+            proto::Membership { voters, members: ids.map(|id| (*id, member.clone())).collect() }
+        };
+        let sent = |term, index, sets| {
+            let payload = Some(proto::entry::Payload::Membership(members(sets)));
+            let request = proto::AppendRequest {
+                vote: Some(proto::Vote { term, node_id: 2, committed: true }),
+                previous: Some(id(term, index - 1)),
+                entries: vec![proto::Entry { term, index, payload }],
+                leader_commit: None,
+            };
+            wire::from_append(2, request).unwrap()
+        };
+        let statements = Statements::default();
+        let before = (LogId::new(0, 0), voters(&[&[1, 2, 3]]));
+        let judge = |append: &mut AppendEntriesRequest<TypeConfig>| {
+            let memberships =
+                [before.clone()].into_iter().chain(statements.membership(append.vote)).collect();
+            Bearings { memberships, ..bearings() }.append(append)?;
+            statements.take(append, Some(HERE), |_| None)
+        };
+        let mut last = sent(6, 62, &[&[1, 2, 4]]);
+        assert!(judge(&mut last).is_err(), "two voters at once");
+        assert_eq!(judge(&mut sent(6, 61, &[&[1, 2, 3], &[1, 2, 4]])), Ok(()));
+        assert_eq!(judge(&mut last), Ok(()));
+        assert!(judge(&mut sent(7, 63, &[&[1, 5, 4]])).is_err(), "of another leader nothing is known");
+    }
+
     #[test]
     fn memberships_make_sense_in_themselves() {
         let with = |sets: &[&[NodeId]], members: &[NodeId]| Membership {
@@ -484,6 +547,12 @@ mod tests {
         let mut long = with(&[&[1]], &[1]);
         long.members.insert(2, Member { peer: "x".repeat(10_000), ..Member::default() });
         assert!(membership(&long).is_err());
+        let noted = |count: usize| {
+            let notes = (0..count as u64).map(|about| (about % 2 + 1, about, types::Intent::Voter));
+            with(&[&[1]], &[1, 2]).with_intents(notes)
+        };
+        assert_eq!(membership(&noted(Membership::MOST_INTENTS)), Ok(()));
+        assert!(membership(&noted(Membership::MOST_INTENTS + 1)).is_err());
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub struct PeerProgress {
     pub fit: bool,
     /// Whether its disk hangs, as it said then.
     pub stalled: bool,
+    /// Whether its state is not the majority's, as it said then.
+    pub differs: bool,
     /// For how long after an answer it elects nobody else.
     lease: Option<Lease>,
     /// Entries it has accepted from this node.
@@ -55,6 +57,7 @@ impl PeerFitness {
             heard: None,
             fit: false,
             stalled: false,
+            differs: false,
             lease: None,
             accepted_entries: 0,
             snapshot: None,
@@ -70,6 +73,7 @@ impl PeerFitness {
             peer.heard = Some(Instant::now());
             peer.fit = !answer.unfit_to_lead;
             peer.stalled = answer.disk_stalled;
+            peer.differs = answer.state_differs;
             peer.quota_bytes = answer.quota_bytes;
         });
         self.note_lease((node_id, incarnation), answer.lease_ms);
@@ -100,11 +104,20 @@ impl PeerFitness {
         leases.map(|lease| lease.length).fold(own, Duration::min)
     }
 
-    /// Peers that answered within `time`, and whether they could lead.
+    /// Peers that answered within `time`, and whether their disks are well.
     pub fn within(&self, time: Duration) -> BTreeMap<NodeId, bool> {
+        self.told_within(time, |peer| peer.fit)
+    }
+
+    /// Peers that answered within `time`, and whether they could lead: their disks are well, and their states are the others'.
+    pub fn fit_within(&self, time: Duration) -> BTreeMap<NodeId, bool> {
+        self.told_within(time, |peer| peer.fit && !peer.differs)
+    }
+
+    fn told_within(&self, time: Duration, what: impl Fn(&PeerProgress) -> bool) -> BTreeMap<NodeId, bool> {
         let peers = self.0.lock().expect("invariant: no panic under this lock");
         let heard = |peer: &PeerProgress| peer.heard.is_some_and(|at| at.elapsed() <= time);
-        peers.iter().filter(|(_, peer)| heard(peer)).map(|(id, peer)| (*id, peer.fit)).collect()
+        peers.iter().filter(|(_, peer)| heard(peer)).map(|(id, peer)| (*id, what(peer))).collect()
     }
 
     /// Peers that answered within `time` and said that their disks hang.
@@ -207,6 +220,9 @@ mod tests {
         tokio::time::advance(Duration::from_millis(10)).await;
         assert_eq!(fitness.within(Duration::from_millis(10)), BTreeMap::from([(2, true)]));
         assert!(fitness.within(Duration::from_millis(9)).is_empty());
+        fitness.note((2, Incarnation(1)), &AppendResponse { state_differs: true, ..answer(300) });
+        assert_eq!(fitness.within(Duration::ZERO), BTreeMap::from([(2, true)]), "its disk takes entries");
+        assert_eq!(fitness.fit_within(Duration::ZERO), BTreeMap::from([(2, false)]), "and it is not to lead");
         let peer = fitness.progress()[&2];
         assert_eq!((peer.snapshot, peer.snapshot_upto, peer.accepted_entries), (None, None, 5));
     }

@@ -321,13 +321,19 @@ impl<M: StateMachine> PeerService<M> {
     async fn append(&self, from: NodeId, append: proto::AppendRequest) -> Result<response::Body, Unanswered> {
         let mut append = wire::from_append(from, append)?;
         let leader_commit = append.leader_commit.as_ref().map(|committed| committed.index);
-        self.examine(&mut append)?;
-        // Until they are written.
-        let taken = take_entries(&self.callee.disk, &append);
-        let _taken = taken.ok_or_else(|| Unanswered::Failed(DISK_FULL.to_owned()))?;
         let previous = append.prev_log_id;
         let last = append.entries.last().map(|entry| entry.log_id).or(previous);
-        let result = self.raft.append_entries(append).await.map_err(Unanswered::failed)?;
+        let result = match self.deposed(append.vote) {
+            // It may well contradict what has been committed since, and is to hear of the newer term.
+            Some(newer) => AppendEntriesResponse::HigherVote(newer),
+            None => {
+                self.examine(&mut append)?;
+                // Until they are written.
+                let taken = take_entries(&self.callee.disk, &append);
+                let _taken = taken.ok_or_else(|| Unanswered::Failed(DISK_FULL.to_owned()))?;
+                self.raft.append_entries(append).await.map_err(Unanswered::failed)?
+            }
+        };
         if !matches!(result, AppendEntriesResponse::HigherVote(_)) {
             self.heard.now();
             if let Some(index) = leader_commit {
@@ -337,8 +343,14 @@ impl<M: StateMachine> PeerService<M> {
         let disk = self.callee.disk.state();
         let (unfit_to_lead, disk_stalled) = (!disk.takes_writes(), disk == DiskState::Stalled);
         let response = wire::append_response(result, previous, last);
-        let (lease_ms, quota_bytes) = (self.lease_ms(), self.callee.quota_bytes);
-        let own = proto::AppendResponse { unfit_to_lead, disk_stalled, lease_ms, quota_bytes, ..response };
+        let own = proto::AppendResponse {
+            unfit_to_lead,
+            disk_stalled,
+            lease_ms: self.lease_ms(),
+            quota_bytes: self.callee.quota_bytes,
+            state_differs: self.agreement.is_outvoted(),
+            ..response
+        };
         Ok(response::Body::Append(own))
     }
 
@@ -346,7 +358,7 @@ impl<M: StateMachine> PeerService<M> {
     fn examine(&self, append: &mut AppendEntriesRequest<TypeConfig>) -> Result<(), Unanswered> {
         let has_memberships =
             append.entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Membership(_)));
-        let bearings = if has_memberships { self.full_bearings() } else { self.bearings() };
+        let bearings = if has_memberships { self.full_bearings(append.vote) } else { self.bearings() };
         bearings.append(append)?;
         for entry in &append.entries {
             if let EntryPayload::Normal(command) = &entry.payload {
@@ -375,8 +387,9 @@ impl<M: StateMachine> PeerService<M> {
         }
     }
 
-    /// The same, with the memberships.
-    fn full_bearings(&self) -> Bearings {
+    /// The same, with the memberships known here and the last one that the leader with this `vote` has sent, which may not
+    /// have got to the core yet.
+    fn full_bearings(&self, vote: Vote) -> Bearings {
         let bearings = self.bearings();
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -385,7 +398,7 @@ impl<M: StateMachine> PeerService<M> {
             let at = type_config::from_log_id(stored.log_id().as_ref()?);
             Some((at, stored.membership().get_joint_config().clone()))
         });
-        Bearings { memberships: memberships.collect(), ..bearings }
+        Bearings { memberships: memberships.chain(self.statements.membership(vote)).collect(), ..bearings }
     }
 
     fn vote_request(&self, request: VoteRequest<TypeConfig>) -> Result<VoteRequest<TypeConfig>, Malformed> {
@@ -425,6 +438,11 @@ impl<M: StateMachine> PeerService<M> {
 
     fn vote(&self) -> Vote {
         self.raft.metrics().borrow_watched().vote
+    }
+
+    /// This node's vote, if that is newer than the `vote` of a leader, which then leads no more.
+    fn deposed(&self, vote: Vote) -> Option<Vote> {
+        Some(self.vote()).filter(|own| vote < *own)
     }
 
     async fn run(

@@ -149,6 +149,44 @@ impl World {
         assert!(lived >= ttl && lived <= ttl + SLACK, "{lived:?} of {ttl:?}");
     }
 
+    /// Leaders fail so soon that none of them writes anything but its blank entry.
+    pub async fn leaders_hardly_lead(mut self) {
+        self.start_all().await;
+        let ttl = Duration::from_secs(200);
+        let began = self.write("key", ttl).await;
+        for _ in 0..12 {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let leads = self.leader().await.state().node_id;
+            self.crash(leads).await;
+            self.leader().await;
+            self.start(leads).await;
+        }
+        let lived = self.lifetime("key", began, ttl).await;
+        assert!(lived >= ttl && lived <= ttl + SLACK, "{lived:?} of {ttl:?}");
+    }
+
+    /// Every wall clock is set beyond the year 9999, as by a battery that fails.
+    pub async fn clocks_beyond_all_years(mut self, shift_ms: i64) {
+        self.start_all().await;
+        let ttl = Duration::from_secs(20);
+        let began = self.write("key", ttl).await;
+        for id in self.ids() {
+            self.shift(id, shift_ms);
+        }
+        self.write("meanwhile", ttl).await;
+        let leads = self.leader().await.state().node_id;
+        self.crash(leads).await;
+        self.start(leads).await;
+        self.write("afterwards", ttl).await;
+        let lived = self.lifetime("key", began, ttl).await;
+        assert!(lived >= ttl && lived <= ttl + SLACK, "{lived:?} of {ttl:?}");
+        for id in self.ids() {
+            self.shift(id, 0);
+        }
+        self.write("right again", ttl).await;
+        self.expect_agreement().await;
+    }
+
     /// All nodes fail at once, and are down for a while.
     pub async fn all_fail(mut self, down: Duration) {
         self.start_all().await;

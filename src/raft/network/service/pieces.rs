@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::{DISK_FULL, PeerService, Unanswered};
 use crate::machine::StateMachine;
 use crate::proto::peer::{self as proto, Response, SnapshotPiece, response};
+use crate::raft::clock::LARGEST_TIME_MS;
 use crate::raft::network::plausible;
 use crate::raft::network::wire::{self, Malformed};
 use crate::raft::snapshot::{self, SnapshotData};
@@ -55,13 +56,14 @@ impl<M: StateMachine> PeerService<M> {
         piece: SnapshotPiece,
     ) -> Result<proto::SnapshotResponse, Unanswered> {
         let vote = wire::from_leader(from, piece.vote)?;
+        if self.deposed(vote).is_some() {
+            // It is to hear of the newer term; its snapshot may contradict what has been committed since.
+            return Ok(self.taken());
+        }
         let last_log = piece.last_log.ok_or(Malformed("the snapshot's position is missing"))?;
         let log_id = LogId::new(last_log.term, last_log.index);
         self.bearings().snapshot(vote.leader_id.term, log_id)?;
-        // A leader of an earlier term is none any more.
-        if vote >= self.vote() {
-            self.heard.now();
-        }
+        self.heard.now();
         if !self.callee.disk.has_room() {
             return Err(Unanswered::Failed(DISK_FULL.to_owned()));
         }
@@ -78,15 +80,10 @@ impl<M: StateMachine> PeerService<M> {
                 "a piece is missing: have {have} bytes, got offset {offset}"
             )));
         }
-        let taken = proto::SnapshotResponse {
-            vote: Some(wire::vote(&self.vote())),
-            installing: false,
-            lease_ms: self.lease_ms(),
-        };
         if piece.offset < current.received {
             // Delivered twice.
             *incoming = Some(current);
-            return Ok(taken);
+            return Ok(self.taken());
         }
         current.received += piece.bytes.len() as u64;
         let (offset, bytes) = (piece.offset, piece.bytes);
@@ -95,9 +92,17 @@ impl<M: StateMachine> PeerService<M> {
             .map_err(Unanswered::failed)?;
         if !piece.last {
             *incoming = Some(current);
-            return Ok(taken);
+            return Ok(self.taken());
         }
         self.install(vote, current).await
+    }
+
+    fn taken(&self) -> proto::SnapshotResponse {
+        proto::SnapshotResponse {
+            vote: Some(wire::vote(&self.vote())),
+            installing: false,
+            lease_ms: self.lease_ms(),
+        }
     }
 
     async fn install(&self, vote: Vote, complete: Incoming) -> Result<proto::SnapshotResponse, Unanswered> {
@@ -173,7 +178,8 @@ fn check(meta: &SnapshotMeta) -> Result<(), Malformed> {
     }
     let ClusterClock { elapsed_ms, wall_offset_ms, term, counted_ms } = meta.clock;
     let times = [elapsed_ms, wall_offset_ms.unsigned_abs(), counted_ms.unwrap_or(0)];
-    match times.iter().all(|ms| *ms <= plausible::LARGEST_TIME_MS) && term <= meta.log_id.term {
+    // A cluster whose first leader's clock showed the last of times has gone on since.
+    match times.iter().all(|ms| *ms <= 2 * LARGEST_TIME_MS) && term <= meta.log_id.term {
         true => Ok(()),
         false => Err(Malformed("the snapshot's clocks are beyond the year 9999, or of a later term")),
     }

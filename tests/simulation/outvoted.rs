@@ -1,0 +1,219 @@
+//! A node whose state is known to differ, where its log and its vote are needed all the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate::engine::{Engine, EngineConfig, EngineParts, SnapshotPolicy};
+use quorate::machine::{ApplyContext, StateMachine};
+use quorate::runtime::TaskGroup;
+use quorate::storage::{DiskWatch, MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
+use quorate::types::{Incarnation, NodeId, ReadLevel, Role};
+
+use crate::network::{Network, SimTransport, address};
+use crate::trace::Trace;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(20);
+const NODES: [NodeId; 3] = [1, 2, 3];
+/// The node that counts one too many, until it is sent a snapshot.
+const ODD: NodeId = 3;
+
+/// Counts the commands, from a number that differs where a bit has flipped.
+#[derive(Debug, Clone)]
+struct Count(u64);
+
+impl StateMachine for Count {
+    type Command = ();
+    type Reply = u64;
+    type Query = ();
+    type Answer = u64;
+    type View = u64;
+
+    fn apply(&mut self, _: &ApplyContext, (): ()) -> u64 {
+        self.0 += 1;
+        self.0
+    }
+
+    fn view(&self) -> u64 {
+        self.0
+    }
+
+    fn query(view: &u64, (): ()) -> u64 {
+        *view
+    }
+
+    fn running_hash(&self) -> Option<u64> {
+        Some(self.0)
+    }
+
+    fn state_hash(view: &u64) -> u64 {
+        *view
+    }
+
+    fn write_snapshot(view: &u64, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(&view.to_le_bytes())
+    }
+
+    fn read_snapshot(input: &mut dyn Read) -> io::Result<Self> {
+        let mut bytes = [0; 8];
+        input.read_exact(&mut bytes)?;
+        Ok(Self(u64::from_le_bytes(bytes)))
+    }
+}
+
+struct Cluster {
+    network: Arc<Network>,
+    nodes: BTreeMap<NodeId, Engine<Count>>,
+    written: u64,
+}
+
+impl Cluster {
+    async fn start(seed: u64, snapshots: SnapshotPolicy) -> Self {
+        let network = Network::new(seed, Arc::new(Trace::new(false)));
+        let mut nodes = BTreeMap::new();
+        for node_id in NODES {
+            let mut config = EngineConfig::new(node_id, "", address(node_id));
+            config.initial_members = NODES.map(|id| (id, address(id))).into();
+            config.snapshots = snapshots.clone();
+            let parts = EngineParts {
+                config,
+                incarnation: Incarnation(u128::from(node_id)),
+                log: Arc::new(MemoryStore::open(&MemoryDisk::new(SyncMode::Immediate))),
+                snapshots: Arc::new(MemorySnapshots::new()),
+                transport: Arc::new(SimTransport { network: network.clone(), node_id }),
+                log_stats: None,
+                disk: DiskWatch::default(),
+                released: None,
+                promised_lease_ms: 0,
+                memory_bytes: None,
+            };
+            let group = Arc::new(TaskGroup::default());
+            let machine = Count(u64::from(node_id == ODD));
+            let engine = group.spawn(Engine::start(parts, machine)).await.unwrap().unwrap();
+            network.open_door(node_id, engine.peer_door(), group);
+            nodes.insert(node_id, engine);
+        }
+        Self { network, nodes, written: 0 }
+    }
+
+    async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let reached = async {
+            while !condition(self) {
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        let reached = tokio::time::timeout(PATIENCE, reached).await;
+        let states = || self.nodes.values().map(|node| format!("{:?}", node.state())).collect::<Vec<_>>();
+        assert!(reached.is_ok(), "in vain waited until {what}: {:#?}", states());
+    }
+
+    fn leader(&self) -> Option<NodeId> {
+        let leading = self.nodes.values().filter(|node| node.state().role == Role::Leader);
+        leading.max_by_key(|node| node.state().term).map(|node| node.state().node_id)
+    }
+
+    async fn write(&mut self, count: u64) {
+        let until = self.written + count;
+        let written = async {
+            while self.written < until {
+                match self.leader() {
+                    Some(leader) if self.nodes[&leader].write(()).await.is_ok() => self.written += 1,
+                    _ => tokio::time::sleep(POLL).await,
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, written).await.expect("writes are taken");
+    }
+
+    /// Cuts these nodes off from all others.
+    fn cut_off(&self, ids: &[NodeId]) {
+        let pairs = NODES.iter().flat_map(|from| NODES.iter().map(move |to| (*from, *to)));
+        let cuts: BTreeSet<_> =
+            pairs.filter(|(from, to)| from != to && (ids.contains(from) || ids.contains(to))).collect();
+        self.network.set_cuts(cuts);
+    }
+
+    fn differs(&self, id: NodeId) -> bool {
+        self.nodes[&id].state().diverged.is_some()
+    }
+
+    /// A cluster in which all know that the odd one differs. Returns who leads, and who else is right.
+    async fn with_an_odd_one(seed: u64, snapshots: SnapshotPolicy) -> (Self, NodeId, NodeId) {
+        let mut cluster = Self::start(seed, snapshots).await;
+        cluster.until("somebody leads", |cluster| cluster.leader().is_some()).await;
+        cluster.write(3).await;
+        cluster
+            .until("the odd one is found, and does not lead", |cluster| {
+                cluster.differs(ODD) && cluster.leader().is_some_and(|leader| leader != ODD)
+            })
+            .await;
+        // Its word counts for nothing from now on.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let leader = cluster.leader().unwrap();
+        let other = NODES.into_iter().find(|id| ![leader, ODD].contains(id)).unwrap();
+        assert!(!cluster.differs(leader) && !cluster.differs(other));
+        (cluster, leader, other)
+    }
+}
+
+fn run<F: Future<Output = ()>>(test: impl Fn(u64) -> F) {
+    for seed in 0..3_u64 {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()))
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let _guard = quorate::runtime::simulate(seed);
+            test(seed).await;
+        });
+    }
+}
+
+#[test]
+fn with_the_longest_log_that_is_left_it_leads_until_others_have_it() {
+    run(async |seed| {
+        let (mut cluster, leader, other) = Cluster::with_an_odd_one(seed, SnapshotPolicy::default()).await;
+        cluster.cut_off(&[other]);
+        // Only these two hold them; the leader's state is beyond doubt all the same.
+        cluster.write(10).await;
+        cluster.cut_off(&[leader]);
+        cluster.until("the right one leads", |cluster| cluster.leader() == Some(other)).await;
+        cluster.write(1).await;
+        let read = cluster.nodes[&other].read((), ReadLevel::Linearizable).await.unwrap();
+        assert_eq!(read.answer, cluster.written, "nothing is lost");
+        cluster.cut_off(&[]);
+        cluster.until("one leads", |cluster| !cluster.differs(leader)).await;
+        assert!(cluster.differs(ODD) && !cluster.nodes[&ODD].state().is_ready());
+    });
+}
+
+#[test]
+fn a_snapshot_makes_it_a_node_like_any_other() {
+    run(async |seed| {
+        let snapshots = SnapshotPolicy { every_entries: 40, keep_entries: 10, ..SnapshotPolicy::default() };
+        let (mut cluster, leader, other) = Cluster::with_an_odd_one(seed, snapshots).await;
+        cluster.cut_off(&[ODD]);
+        cluster.write(200).await;
+        cluster.cut_off(&[]);
+        cluster.until("it is right again", |cluster| cluster.nodes[&ODD].state().is_ready()).await;
+        cluster.write(10).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(NODES.iter().all(|id| !cluster.differs(*id)));
+        // It has the longest log of those that are left, and is elected like any other.
+        let leader = cluster.leader().unwrap_or(leader);
+        if leader != ODD {
+            let other = NODES.into_iter().find(|id| ![leader, ODD].contains(id)).unwrap_or(other);
+            cluster.cut_off(&[other]);
+            cluster.write(10).await;
+            cluster.cut_off(&[leader]);
+            cluster.until("it leads", |cluster| cluster.leader() == Some(ODD)).await;
+        }
+        cluster.write(1).await;
+        let read = cluster.nodes[&ODD].read((), ReadLevel::Linearizable).await.unwrap();
+        assert_eq!(read.answer, cluster.written);
+    });
+}
