@@ -321,12 +321,17 @@ pub enum SnapshotError {
     },
 }
 
+/// Whether an IO error says that this process, or the system, has too many files open: it passes.
+pub(crate) fn is_out_of_files(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 fn unreadable_hint(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::PermissionDenied => {
             "Give the user that this program runs as the right to read and write it"
         }
-        _ if crate::storage::is_out_of_files(source) => "Allow this program more open files, and start again",
+        _ if is_out_of_files(source) => "Allow this program more open files, and start again",
         _ => {
             "Start again; if that fails too, the disk is at fault: move the whole data directory aside and rebuild this node from its peers"
         }

@@ -20,6 +20,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 use tonic::transport::server::{Connected, TcpIncoming};
 
+use crate::error::is_out_of_files;
+
 pub use places::Bound;
 pub(crate) use places::{Caller, Held, Places, UnderWay};
 
@@ -137,11 +139,6 @@ pub(crate) fn bounded(
             }
         }
     })
-}
-
-fn is_out_of_files(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    matches!(error.raw_os_error(), Some(code) if code == Errno::MFILE.raw_os_error() || code == Errno::NFILE.raw_os_error())
 }
 
 impl Drop for Accepted {

@@ -1,5 +1,6 @@
 //! Text from outside, as messages repeat it: enough to recognise it by, however long it is.
 
+use std::error::Error;
 use std::fmt;
 use std::fmt::Write as _;
 
@@ -43,6 +44,23 @@ pub(crate) fn shortened(message: &str, limit: usize) -> String {
     short
 }
 
+/// The innermost cause of an error, in words that no library has put around it or left out; `None` when there is none.
+pub(crate) fn cause(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut innermost = error.source()?;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+    }
+    let words = match innermost.to_string() {
+        words if words == "deadline has elapsed" => "no connection in time".to_owned(),
+        words if words.contains("frame with invalid size") || words.contains("invalid HTTP") => {
+            "what answers there is no node".to_owned()
+        }
+        words if words == "stream closed because of a broken pipe" => "the connection was closed".to_owned(),
+        words => words,
+    };
+    Some(words)
+}
+
 /// The longest beginning of at most `bytes` bytes.
 fn beginning(text: &str, bytes: usize) -> &str {
     let end = (0..=bytes.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
@@ -51,6 +69,8 @@ fn beginning(text: &str, bytes: usize) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]
@@ -63,6 +83,31 @@ mod tests {
         // Two bytes each, and the cut would be within one.
         let odd = format!("x{}", "ä".repeat(50_000));
         assert_eq!(Shown(&odd).to_string(), format!("x{}… (100001 bytes)", "ä".repeat(31)));
+    }
+
+    #[test]
+    fn a_cause_is_told_once_and_in_plain_words() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{text}: {inner}")]
+        struct Wrapped {
+            text: &'static str,
+            #[source]
+            inner: Box<dyn Error + Send + Sync>,
+        }
+        let wrap = |text, inner| Wrapped { text, inner };
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let inner = wrap("tcp connect error", refused().into());
+        let outer = wrap("transport error", wrap("tcp connect error", Box::new(inner)).into());
+        assert_eq!(cause(&outer).unwrap(), "connection refused");
+        for (technical, plain) in [
+            ("deadline has elapsed", "no connection in time"),
+            ("frame with invalid size", "what answers there is no node"),
+            ("stream closed because of a broken pipe", "the connection was closed"),
+            ("no route", "no route"),
+        ] {
+            assert_eq!(cause(&wrap("transport error", technical.into())).unwrap(), plain);
+        }
+        assert_eq!(cause(&refused()), None);
     }
 
     #[test]

@@ -30,7 +30,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // Pure: no IO, no clock, no randomness, so not even `runtime`.
     ("machine", &["types", "error"]),
     ("storage", &["types", "error", "runtime", "logging"]),
-    ("raft", &["types", "error", "runtime", "incoming", "proto", "machine", "storage"]),
+    ("raft", &["types", "shown", "error", "runtime", "incoming", "proto", "machine", "storage"]),
     ("stream", &["types", "error", "runtime", "proto", "machine", "storage"]),
     ("engine", &["types", "error", "session", "runtime", "machine", "storage", "raft", "stream"]),
     (

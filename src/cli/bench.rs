@@ -157,18 +157,22 @@ impl Tally {
 /// Measures, and prints the report.
 ///
 /// # Errors
-/// [`CliError::NothingMeasured`], after the report, when no operation succeeded; others see [`CliError`].
+/// Without a report when nothing can be read to begin with. [`CliError::NothingMeasured`], after the report, when no
+/// operation succeeded. Others see [`CliError`].
 pub async fn run(common: &Common, args: BenchArgs) -> Result<(), CliError> {
     let reads = args.reads.unwrap_or(match args.kind {
         Kind::Put => 0.0,
         Kind::Get => 1.0,
     });
     let window = Duration::from_secs(args.seconds.into());
+    let level = if args.local { ReadLevel::Local } else { args.level };
+    // Where nothing can be measured, that is known at once, and why.
+    common.client()?.get(&args.scope.scope(), "bench-00000000", level).await?;
     let measure_from = Instant::now() + Duration::from_secs(args.warmup_seconds.into());
     let plan = Plan {
         client: common.client_with(|config| config.exactly_once = !args.no_session)?,
         scope: args.scope.scope(),
-        level: if args.local { ReadLevel::Local } else { args.level },
+        level,
         keys: args.keys.into(),
         value_bytes: args.value_bytes as usize,
         reads,

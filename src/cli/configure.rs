@@ -33,13 +33,14 @@ fn parse_setting(text: &str) -> Result<(String, String), String> {
 /// See [`CliError`].
 pub async fn run(common: &Common, args: ConfigureArgs) -> Result<(), CliError> {
     let settings = common.client()?.configure(args.endpoint.as_ref(), &args.settings).await?;
-    match common.output {
+    let printed = match common.output {
         Format::Table => {
             let rows: Vec<_> = settings.into_iter().map(row).collect();
             output::raw(output::table(&["SETTING", "VALUE", "CHANGES"], &rows).as_bytes())
         }
         Format::Json => output::json(&object(settings)),
-    }
+    };
+    if args.settings.is_empty() { printed } else { output::after("the settings are changed", printed) }
 }
 
 fn row(setting: NodeSetting) -> Vec<String> {

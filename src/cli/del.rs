@@ -68,7 +68,7 @@ async fn delete(client: &Client, common: &Common, args: DelArgs) -> Result<(), C
     let reply = client.delete_with(&scope, key.clone(), options).await?;
     let applied = reply.header.ack != AckLevel::Leader;
     let missing = applied && !reply.deleted;
-    match common.output {
+    let printed = match common.output {
         Format::Table if missing => Ok(()),
         Format::Table if applied => output::line("deleted"),
         Format::Table => output::line(&write::not_applied(&reply.header)),
@@ -76,7 +76,8 @@ async fn delete(client: &Client, common: &Common, args: DelArgs) -> Result<(), C
             let deleted = if applied { Value::from(reply.deleted) } else { Value::Null };
             print(deleted, applied, &reply.header)
         }
-    }?;
+    };
+    if missing { printed } else { output::after(write::done(&reply.header), printed) }?;
     if missing { Err(CliError::NotFound { key: output::printable(&key) }) } else { Ok(()) }
 }
 
@@ -97,10 +98,11 @@ async fn delete_many(client: &Client, common: &Common, args: &DelArgs, range: Ra
             break piece;
         }
     };
-    match common.output {
+    let printed = match common.output {
         Format::Table => output::line(&format!("deleted {deleted}")),
         Format::Json => print(deleted.into(), true, &last.header),
-    }
+    };
+    if deleted == 0 { printed } else { output::after("the keys were removed", printed) }
 }
 
 fn print(deleted: Value, applied: bool, header: &Header) -> Result<(), CliError> {

@@ -46,12 +46,14 @@ pub enum CliError {
     #[error("{0}")]
     Usage(String),
     /// Not every node is healthy.
-    #[error("{unhealthy} of {nodes} nodes are not healthy{}", if *.leader { "" } else { ", and nobody leads" })]
+    #[error("{}", unhealthy(*.nodes, *.unready, *.silent, *.leader))]
     Unhealthy {
         /// How many were asked.
         nodes: usize,
-        /// How many of them do not answer, or are not ready.
-        unhealthy: usize,
+        /// How many of them answer and are not ready.
+        unready: usize,
+        /// How many of them do not answer.
+        silent: usize,
         /// Whether a leader is known.
         leader: bool,
     },
@@ -69,6 +71,14 @@ pub enum CliError {
     /// The result cannot be written.
     #[error("cannot write to standard output: {0}")]
     Output(#[source] io::Error),
+    /// What was to be changed is changed, and the result cannot be written.
+    #[error("{done}, but the result cannot be written to standard output: {source}")]
+    Unprinted {
+        /// What has been done, as a sentence without its end.
+        done: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// The result cannot be shown as JSON.
     #[error("cannot write JSON: {0}")]
     Json(#[source] serde_json::Error),
@@ -96,6 +106,20 @@ pub enum CliError {
     /// Running one or more nodes failed.
     #[error(transparent)]
     Node(Box<dyn Error + Send + Sync>),
+}
+
+fn unhealthy(nodes: usize, unready: usize, silent: usize, leader: bool) -> String {
+    let of = |count: usize, what: &str| {
+        let verb = if count == 1 {
+            what.replace("do not", "does not").replace("are", "is")
+        } else {
+            what.to_owned()
+        };
+        (count > 0).then(|| format!("{count} of {nodes} nodes {verb}"))
+    };
+    let leads = (!leader).then(|| "no leader is known".to_owned());
+    let parts = [of(silent, "do not answer"), of(unready, "are not ready"), leads];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", and ")
 }
 
 fn found(current_revision: &Option<u64>) -> String {
@@ -128,10 +152,13 @@ impl CliError {
             Self::ConditionFailed { .. } => Reason::ConditionFailed,
             Self::OtherLeads { .. } => Reason::Membership,
             Self::Unhealthy { leader: false, .. } => Reason::NoQuorum,
+            Self::Unhealthy { leader: true, silent: 1.., .. } => Reason::Stopped,
             Self::Unhealthy { leader: true, .. } => Reason::Behind,
             Self::Node(error) if is_invalid_input(&**error) => Reason::Invalid,
             Self::Node(_) => Reason::Stopped,
-            Self::Signals(_) | Self::Output(_) | Self::Json(_) => Reason::Unspecified,
+            Self::Signals(_) | Self::Output(_) | Self::Unprinted { .. } | Self::Json(_) => {
+                Reason::Unspecified
+            }
         }
     }
 
@@ -140,6 +167,7 @@ impl CliError {
         match self {
             Self::Client(error) => error.maybe_applied(),
             Self::NothingMeasured { maybe_applied, .. } => *maybe_applied,
+            Self::Unprinted { .. } => true,
             Self::Config(_)
             | Self::NotFound { .. }
             | Self::SessionNotOpen { .. }
@@ -163,7 +191,20 @@ impl CliError {
 
     /// Whether the reader of standard output has gone away, as `head` does: no reason to complain.
     pub fn is_broken_pipe(&self) -> bool {
-        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+        match self {
+            Self::Output(error) | Self::Unprinted { source: error, .. } => {
+                error.kind() == io::ErrorKind::BrokenPipe
+            }
+            _ => false,
+        }
+    }
+
+    /// Who leads, where the failure itself says so.
+    pub(super) fn leader(&self) -> Option<NodeId> {
+        match self {
+            Self::OtherLeads { leader, .. } => Some(*leader),
+            _ => None,
+        }
     }
 
     /// What the user can do about it, of a command that was about `subject`.
@@ -187,6 +228,7 @@ impl CliError {
             | Self::Signals(_)
             | Self::Input { .. }
             | Self::Output(_)
+            | Self::Unprinted { .. }
             | Self::Json(_)
             | Self::Node(_) => None,
         }
@@ -272,6 +314,19 @@ mod tests {
         CliError::Client(ClientError::Failed { endpoint, reason, message: "m".to_owned(), maybe_applied })
     }
 
+    fn unprinted(kind: io::ErrorKind) -> CliError {
+        CliError::Unprinted { done: "the write was applied", source: kind.into() }
+    }
+
+    #[test]
+    fn what_is_done_is_not_called_undone_because_it_cannot_be_printed() {
+        let error = unprinted(io::ErrorKind::StorageFull);
+        assert!(
+            error.maybe_applied() && error.to_string().starts_with("the write was applied, but"),
+            "{error}"
+        );
+    }
+
     #[test]
     fn exit_codes() {
         let rejected = ClientError::Rejected { reason: Reason::Invalid, message: String::new() };
@@ -296,6 +351,8 @@ mod tests {
             (CliError::NoNodeAnswers, EXIT_UNREACHABLE),
             (CliError::Output(io::ErrorKind::BrokenPipe.into()), EXIT_OK),
             (CliError::Output(io::ErrorKind::StorageFull.into()), EXIT_ERROR),
+            (unprinted(io::ErrorKind::StorageFull), EXIT_UNKNOWN),
+            (unprinted(io::ErrorKind::BrokenPipe), EXIT_OK),
             (CliError::node(ServeError::from(OpenError::Config("x".to_owned()))), EXIT_INVALID),
             (CliError::node(ServeError::from(OpenError::Core("x".to_owned()))), EXIT_ERROR),
         ] {

@@ -7,14 +7,14 @@ use futures::future::join_all;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{CliError, Common, Format, output};
+use super::{CliError, Common, Format, output, status};
 use crate::client::{Client, ClientError, Endpoint, NodeStatus};
 use crate::types::NodeId;
 
 /// Arguments of `quorate health`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate health\n  quorate health -o json | jq '.[] | select(.ready | not) | .endpoint'\n  until quorate health --timeout 1s; do sleep 1; done\n\nAsks the given endpoints. Exits with 0 when every one of them answers and is ready, and one leads; with 2 when none answers; else with 1. LATENCY is the second of two round trips: the first one connects."
+    after_help = "Example:\n  quorate health\n  quorate health -o json | jq '.[] | select(.ready | not) | .endpoint'\n  until quorate health --timeout 1s; do sleep 1; done\n\nAsks the given endpoints. Exits with 0 when every one of them answers and is ready, and a leader is known; with 2 when none answers; else with 1. LATENCY is the second of two round trips: the first one connects."
 )]
 pub struct HealthArgs {}
 
@@ -27,6 +27,8 @@ struct Row {
     ready: Option<bool>,
     node_id: Option<NodeId>,
     role: Option<String>,
+    /// Who leads, as the node says.
+    leader: Option<NodeId>,
     latency_us: Option<u64>,
     error: Option<String>,
 }
@@ -55,11 +57,21 @@ pub async fn run(common: &Common, _: HealthArgs) -> Result<(), CliError> {
 }
 
 async fn ask(client: &Client, endpoint: &Endpoint) -> Row {
+    let deadline = client.deadline();
+    let left = || deadline.saturating_duration_since(Instant::now());
     // The first question connects.
-    let _ = client.status(endpoint).await;
     let asked = Instant::now();
-    let answer = client.status(endpoint).await;
-    row(endpoint, asked.elapsed(), &answer)
+    let first = client.status_within(endpoint, left()).await;
+    let connected = asked.elapsed();
+    if first.is_err() {
+        return row(endpoint, connected, &first);
+    }
+    let asked = Instant::now();
+    match client.status_within(endpoint, left()).await {
+        // There was no time left for it.
+        Err(_) if left().is_zero() => row(endpoint, connected, &first),
+        second => row(endpoint, asked.elapsed(), &second),
+    }
 }
 
 fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeStatus, ClientError>) -> Row {
@@ -71,23 +83,21 @@ fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeStatus, Clien
             ready: Some(status.ready),
             node_id: Some(status.node_id),
             role: Some(status.role.clone()),
+            leader: status.leader,
             latency_us: u64::try_from(latency.as_micros()).ok(),
             error: (!status.fatal.is_empty()).then(|| status.fatal.clone()),
         },
         Err(error) => {
-            let why = match error {
-                ClientError::Unavailable { tried } => tried.iter().map(|(_, why)| why.clone()).next(),
-                _ => None,
-            };
-            let error = Some(why.unwrap_or_else(|| error.to_string()));
+            let answers = matches!(error, ClientError::Failed { .. });
             Row {
                 endpoint,
-                reachable: false,
-                ready: None,
+                reachable: answers,
+                ready: answers.then_some(false),
                 node_id: None,
                 role: None,
+                leader: None,
                 latency_us: None,
-                error,
+                error: Some(status::why(error)),
             }
         }
     }
@@ -107,18 +117,22 @@ fn cells(row: &Row) -> Vec<String> {
 }
 
 fn verdict(rows: &[Row]) -> Result<(), CliError> {
-    let unhealthy = rows.iter().filter(|row| row.ready != Some(true)).count();
-    let leader = rows.iter().any(|row| row.role.as_deref() == Some("leader"));
-    match unhealthy {
-        _ if rows.iter().all(|row| !row.reachable) => Err(CliError::NoNodeAnswers),
+    let silent = rows.iter().filter(|row| !row.reachable).count();
+    let unready = rows.iter().filter(|row| row.reachable && row.ready != Some(true)).count();
+    let leads = |row: &Row| row.role.as_deref() == Some("leader");
+    // A node that is ready is in touch with the leader that it names, whether that one was asked or not.
+    let leader = rows.iter().any(|row| leads(row) || (row.ready == Some(true) && row.leader.is_some()));
+    match silent + unready {
+        _ if silent == rows.len() => Err(CliError::NoNodeAnswers),
         0 if leader => Ok(()),
-        _ => Err(CliError::Unhealthy { nodes: rows.len(), unhealthy, leader }),
+        _ => Err(CliError::Unhealthy { nodes: rows.len(), unready, silent, leader }),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reason::Reason;
 
     fn node(reachable: bool, ready: bool, role: &str) -> Row {
         let role = reachable.then(|| role.to_owned());
@@ -129,9 +143,47 @@ mod tests {
             ready: reachable.then_some(ready),
             node_id: None,
             role,
+            leader: None,
             latency_us: None,
             error: None,
         }
+    }
+
+    #[test]
+    fn what_is_not_well_is_said_in_words_and_has_its_reason() {
+        let verdict = |rows: &[Row]| verdict(rows).map_err(|error| (error.to_string(), error.reason()));
+        let follower = || Row { leader: Some(7), ..node(true, true, "follower") };
+        assert_eq!(verdict(&[follower()]), Ok(()), "the leader need not be among those that are asked");
+        let of = |text: &str, reason| Err((text.to_owned(), reason));
+        let lone = Row { leader: None, ..follower() };
+        assert_eq!(verdict(&[lone]), of("no leader is known", Reason::NoQuorum));
+        let unready = || node(true, false, "follower");
+        assert_eq!(verdict(&[follower(), unready()]), of("1 of 2 nodes is not ready", Reason::Behind));
+        let silent = || node(false, false, "");
+        assert_eq!(verdict(&[follower(), silent()]), of("1 of 2 nodes does not answer", Reason::Stopped));
+        assert_eq!(
+            verdict(&[follower(), silent(), silent(), unready(), unready()]),
+            of("2 of 5 nodes do not answer, and 2 of 5 nodes are not ready", Reason::Stopped)
+        );
+        assert_eq!(
+            verdict(&[unready(), silent()]),
+            of(
+                "1 of 2 nodes does not answer, and 1 of 2 nodes is not ready, and no leader is known",
+                Reason::NoQuorum
+            )
+        );
+    }
+
+    /// One that is being opened answers, and says how far it is.
+    #[test]
+    fn a_node_that_cannot_say_its_status_yet_is_not_unreachable() {
+        let endpoint = Endpoint::parse("n1:1").unwrap();
+        let (reason, message) = (Reason::Stopped, "recovering".to_owned());
+        let refused =
+            ClientError::Failed { endpoint: endpoint.clone(), reason, message, maybe_applied: false };
+        let row = row(&endpoint, Duration::ZERO, &Err(refused));
+        assert_eq!((row.reachable, row.ready, row.error.as_deref()), (true, Some(false), Some("recovering")));
+        assert_eq!(verdict(&[row]).unwrap_err().exit_code(), 1);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use super::CliError;
+use crate::types::NodeId;
 
 /// A key that is not given as a plain argument.
 #[derive(Debug, Clone, Default, Args)]
@@ -79,14 +80,29 @@ pub(super) fn argument() -> impl TypedValueParser<Value = Bytes> {
     OsStringValueParser::new().map(|text: OsString| Bytes::from(text.into_encoded_bytes()))
 }
 
+/// A node id.
+///
+/// # Errors
+/// In words.
+pub(super) fn parse_node_id(text: &str) -> Result<NodeId, String> {
+    match text.parse() {
+        Ok(node_id @ 1..) => Ok(node_id),
+        _ => Err("a node id is a whole number from 1".to_owned()),
+    }
+}
+
 /// Reads base64 with or without the `=` at its end.
 ///
 /// # Errors
 /// In words.
 pub(super) fn parse_base64(text: &str) -> Result<Bytes, String> {
-    let bare = text.trim().trim_end_matches('=');
-    let padded = format!("{bare}{}", "=".repeat((4 - bare.len() % 4) % 4));
-    BASE64_STANDARD.decode(padded).map(Bytes::from).map_err(|error| format!("not base64: {error}"))
+    let text = text.trim();
+    let padded = match text.ends_with('=') {
+        true => text.to_owned(),
+        false => format!("{text}{}", "=".repeat((4 - text.len() % 4) % 4)),
+    };
+    let form = "this is not base64: write letters, digits, + and / in groups of four, the last filled up with = or not";
+    BASE64_STANDARD.decode(padded).map(Bytes::from).map_err(|_| form.to_owned())
 }
 
 #[cfg(test)]
@@ -105,9 +121,14 @@ mod tests {
             assert_eq!(parse_base64(&text).unwrap(), bytes, "{text}");
             assert_eq!(parse_base64(text.trim_end_matches('=')).unwrap(), bytes, "{text} without padding");
         }
-        for text in ["%", "a", "YQ==Y", "Y Q", "\u{e4}"] {
-            assert!(parse_base64(text).is_err(), "{text}");
+        for text in ["%", "a", "YQ==Y", "Y Q", "\u{e4}", "/w=", "/w===", "="] {
+            let refused = parse_base64(text).unwrap_err();
+            assert!(refused.starts_with("this is not base64"), "{text}: {refused}");
         }
+        for text in ["", "0", "-1", "x", "1.5", "18446744073709551616"] {
+            assert_eq!(parse_node_id(text).unwrap_err(), "a node id is a whole number from 1", "{text}");
+        }
+        assert_eq!(parse_node_id("7"), Ok(7));
     }
 
     #[test]

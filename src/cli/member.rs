@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{CliError, Common, Format, output};
+use super::{CliError, Common, Format, input, output};
 use crate::client::{Member, MemberChange, Members};
 use crate::duration;
 use crate::types::NodeId;
@@ -36,6 +36,7 @@ pub enum MemberCommand {
     )]
     Add {
         /// Its --node-id
+        #[arg(value_parser = input::parse_node_id)]
         node_id: NodeId,
         /// Its peer address; it tells its client address itself
         #[arg(long, value_name = "HOST:PORT")]
@@ -51,6 +52,7 @@ pub enum MemberCommand {
     #[command(after_help = "Example:\n  quorate member promote 4")]
     Promote {
         /// The learner
+        #[arg(value_parser = input::parse_node_id)]
         node_id: NodeId,
         /// How long it may take to catch up.
         #[command(flatten)]
@@ -60,6 +62,7 @@ pub enum MemberCommand {
     #[command(after_help = "Example:\n  quorate member demote 4")]
     Demote {
         /// The voter
+        #[arg(value_parser = input::parse_node_id)]
         node_id: NodeId,
         /// Do it although too few voters would be left that have caught up and whose disks are well; a majority must
         /// answer in any case
@@ -72,6 +75,7 @@ pub enum MemberCommand {
     )]
     Remove {
         /// The member
+        #[arg(value_parser = input::parse_node_id)]
         node_id: NodeId,
         /// Do it although too few voters would be left that have caught up and whose disks are well; a majority must
         /// answer in any case
@@ -84,9 +88,10 @@ pub enum MemberCommand {
     )]
     Replace {
         /// The node that goes
+        #[arg(value_parser = input::parse_node_id)]
         node_id: NodeId,
         /// The node that comes [default: the same id]
-        #[arg(long, value_name = "NODE_ID")]
+        #[arg(long, value_name = "NODE_ID", value_parser = input::parse_node_id)]
         with: Option<NodeId>,
         /// Peer address of the node that comes
         #[arg(long, value_name = "HOST:PORT")]
@@ -101,6 +106,7 @@ pub enum MemberCommand {
     )]
     Update {
         /// The member
+        #[arg(value_parser = input::parse_node_id)]
         node_id: NodeId,
         /// Its peer address
         #[arg(long, value_name = "HOST:PORT", required_unless_present = "client")]
@@ -162,7 +168,8 @@ pub async fn run(common: &Common, args: MemberArgs) -> Result<(), CliError> {
         None => show(common.output, &client.members().await?, None),
         Some(change) => {
             let list = client.change_members(change).await?;
-            show(common.output, &list, Some(list.unchanged))
+            let printed = show(common.output, &list, Some(list.unchanged));
+            if list.unchanged { printed } else { output::after("the members are changed", printed) }
         }
     }
 }

@@ -16,8 +16,9 @@ pub use report::Report;
 
 pub use crate::logging::{flush as flush_log, last_words};
 
-use crate::client::{Client, ClientConfig, Endpoint, SESSION_TTL_MAX, SESSION_TTL_MIN, Scope};
+use crate::client::{Client, ClientConfig, Endpoint, KnownLeader, SESSION_TTL_MAX, SESSION_TTL_MIN, Scope};
 use crate::duration;
+use crate::reason::Reason;
 
 pub mod bench;
 pub mod cluster;
@@ -116,6 +117,19 @@ impl Common {
         let outcome = command(&client).await;
         client.close().await;
         outcome
+    }
+
+    /// Who leads, to be told with a failure. A program is told even where that costs a question.
+    async fn leader(&self, error: &CliError) -> Option<KnownLeader> {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let client = self.client.get()?;
+        match (self.output, error.reason()) {
+            // It has been asked for all the time.
+            (_, Reason::Unreachable | Reason::DeadlineExceeded | Reason::NoQuorum) | (Format::Table, _) => {
+                client.known_leader()
+            }
+            (Format::Json, _) => client.find_leader(PATIENCE.min(self.timeout)).await,
+        }
     }
 
     fn client_with(&self, change: impl FnOnce(&mut ClientConfig)) -> Result<Client, CliError> {
@@ -247,11 +261,12 @@ where
 pub async fn execute(cli: Cli) -> Result<(), Option<Report>> {
     let Cli { common, command } = cli;
     let subject = command.subject();
-    let outcome = dispatch(&common, command).await;
-    outcome.map_err(|error| {
-        let leader = common.client.get().and_then(Client::known_leader);
-        (!error.is_broken_pipe()).then(|| Report::of(&error, subject, leader))
-    })
+    let Err(error) = dispatch(&common, command).await else { return Ok(()) };
+    if error.is_broken_pipe() {
+        return Err(None);
+    }
+    let leader = common.leader(&error).await;
+    Err(Some(Report::of(&error, subject, leader)))
 }
 
 /// Executes the command.
@@ -446,6 +461,9 @@ mod tests {
             vec!["session", "close", "seven"],
             vec!["session", "close", "7", "--opener", "192.0.2.1"],
             vec!["transfer-leader", "three"],
+            vec!["transfer-leader", "0"],
+            vec!["member", "remove", "0"],
+            vec!["member", "replace", "2", "--with", "0", "--peer", "a:1"],
             vec!["configure", "log_level"],
         ] {
             assert_eq!(exit_code(&args), EXIT_INVALID, "{args:?}");

@@ -23,6 +23,14 @@ pub enum Format {
     Json,
 }
 
+/// A result of printing after something has been changed: if it failed, the change is `done` all the same.
+pub(super) fn after(done: &'static str, printed: Result<(), CliError>) -> Result<(), CliError> {
+    printed.map_err(|error| match error {
+        CliError::Output(source) => CliError::Unprinted { done, source },
+        error => error,
+    })
+}
+
 /// Writes `bytes` as they are.
 pub(super) fn raw(bytes: &[u8]) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();

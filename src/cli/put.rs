@@ -11,7 +11,7 @@ use super::input::{self, KeyFlags};
 use super::read;
 use super::write::{self, WriteArgs};
 use super::{CliError, Common, Format, ScopeArgs, output};
-use crate::client::{Client, Compare, WriteOptions};
+use crate::client::{Client, Compare, ConditionalPut, PutReply, WriteOptions};
 use crate::duration;
 use crate::types::{AckLevel, Bookmark, HistoryEpoch};
 
@@ -127,33 +127,36 @@ async fn put(client: &Client, common: &Common, mut args: PutArgs) -> Result<(), 
                 current_revision: reply.current.map(|item| item.mod_revision),
             });
         }
-        return match common.output {
-            Format::Table => output::line(&format!("revision {}", reply.revision)),
-            Format::Json => {
-                let mut object = Map::from_iter([("revision".to_owned(), reply.revision.into())]);
-                write::insert_header(&mut object, &reply.header);
-                output::json(&object)
-            }
-        };
+        let ConditionalPut { header, revision, create_revision, version, .. } = reply;
+        let reply = PutReply { header, revision, create_revision, version };
+        return output::after(write::done(&reply.header), print(common.output, &reply));
     }
     let reply = client.put_with(&scope, key, value, options).await?;
+    output::after(write::done(&reply.header), print(common.output, &reply))
+}
+
+fn print(format: Format, reply: &PutReply) -> Result<(), CliError> {
     let applied = reply.header.ack != AckLevel::Leader;
-    match common.output {
+    match format {
         Format::Table if applied => {
             output::line(&format!("revision {}, version {}", reply.revision, reply.version))
         }
         Format::Table => output::line(&write::not_applied(&reply.header)),
-        Format::Json => {
-            let known = |number: u64| if applied { Value::from(number) } else { Value::Null };
-            let mut object = Map::from_iter([
-                ("revision".to_owned(), known(reply.revision)),
-                ("create_revision".to_owned(), known(reply.create_revision)),
-                ("version".to_owned(), known(reply.version)),
-            ]);
-            write::insert_header(&mut object, &reply.header);
-            output::json(&object)
-        }
+        Format::Json => output::json(&object(reply)),
     }
+}
+
+/// All fields, whatever kind of put it was; what is not known is null.
+fn object(reply: &PutReply) -> Map<String, Value> {
+    let applied = reply.header.ack != AckLevel::Leader;
+    let known = |number: u64| if applied && number > 0 { Value::from(number) } else { Value::Null };
+    let mut object = Map::from_iter([
+        ("revision".to_owned(), known(reply.revision)),
+        ("create_revision".to_owned(), known(reply.create_revision)),
+        ("version".to_owned(), known(reply.version)),
+    ]);
+    write::insert_header(&mut object, &reply.header);
+    object
 }
 
 #[cfg(test)]
@@ -166,6 +169,19 @@ mod tests {
             Command::Put(mut put) => put.read(),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn every_put_has_the_same_fields_and_what_is_not_known_is_null() {
+        let mut reply = PutReply { revision: 7, create_revision: 3, version: 2, ..PutReply::default() };
+        let fields = |reply: &PutReply| {
+            ["revision", "create_revision", "version"].map(|name| object(reply)[name].clone())
+        };
+        assert_eq!(fields(&reply), [7, 3, 2].map(Value::from));
+        reply.header.ack = AckLevel::Leader;
+        assert_eq!(fields(&reply), [Value::Null, Value::Null, Value::Null]);
+        let old_server = PutReply { revision: 7, ..PutReply::default() };
+        assert_eq!(fields(&old_server), [7.into(), Value::Null, Value::Null]);
     }
 
     #[test]

@@ -36,13 +36,21 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Leader {
     node_id: Option<u64>,
-    client: String,
+    client: Option<String>,
 }
 
 impl Report {
     /// Of a command that was about `subject`.
     pub(super) fn of(error: &CliError, subject: Subject, leader: Option<KnownLeader>) -> Self {
-        let leader = leader.map(|known| Leader { node_id: known.node_id, client: known.client.to_string() });
+        let known =
+            leader.map(|known| Leader { node_id: known.node_id, client: Some(known.client.to_string()) });
+        // What the failure says of the leader is newer than what was learnt before.
+        let leader = match error.leader() {
+            Some(node_id) => known
+                .filter(|known| known.node_id == Some(node_id))
+                .or(Some(Leader { node_id: Some(node_id), client: None })),
+            None => known,
+        };
         Self {
             hint: error.hint(subject).map(str::to_owned),
             leader,
@@ -180,6 +188,22 @@ mod tests {
             assert!(object["hint"].as_str().is_some_and(|hint| hint.contains("quorate")), "{object}");
             assert_eq!(object.as_object().unwrap().len(), 6, "{object}");
         }
+    }
+
+    /// The leader in the object is the one in the message.
+    #[test]
+    fn the_leader_that_a_failure_names_is_the_one_that_is_told() {
+        let known = |node_id| {
+            let client = crate::client::Endpoint::parse("n:1").unwrap();
+            Some(KnownLeader { node_id: Some(node_id), client })
+        };
+        let report =
+            |leader| Report::of(&CliError::OtherLeads { wanted: 1, leader: 3 }, Subject::Lead, leader).leader;
+        let told =
+            |client: Option<&str>| Some(Leader { node_id: Some(3), client: client.map(str::to_owned) });
+        assert_eq!(report(known(3)), told(Some("n:1")));
+        assert_eq!(report(known(2)), told(None));
+        assert_eq!(report(None), told(None));
     }
 
     #[test]

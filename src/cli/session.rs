@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{CliError, Common, Format, output};
 use crate::client::{Client, SessionInfo};
@@ -65,9 +66,10 @@ struct Row<'a> {
 /// [`CliError::SessionNotOpen`] when nothing was there to be closed; others see [`CliError`].
 pub async fn run(common: &Common, args: SessionArgs) -> Result<(), CliError> {
     let client = common.client()?;
+    let deadline = client.deadline();
     match args.command {
         SessionCommand::List { opener } => {
-            let sessions = all(&client, opener.as_deref()).await?;
+            let sessions = all(&client, deadline, opener.as_deref()).await?;
             show(common.output, &sessions)
         }
         SessionCommand::Close { sessions, opener } => {
@@ -77,33 +79,34 @@ pub async fn run(common: &Common, args: SessionArgs) -> Result<(), CliError> {
                     (sessions, format!("session {asked}"))
                 }
                 Some(opener) => {
-                    let all = all(&client, Some(opener)).await?;
+                    let all = all(&client, deadline, Some(opener)).await?;
                     (all.iter().map(|info| info.session).collect(), format!("a session of {opener}"))
                 }
             };
             let mut closed = Vec::new();
             for session in sessions {
-                if client.close_session(session).await? {
+                if client.close_session_by(deadline, session).await? {
                     closed.push(session.to_string());
                 }
             }
             if closed.is_empty() {
                 return Err(CliError::SessionNotOpen { asked });
             }
-            match common.output {
+            let printed = match common.output {
                 Format::Table => output::line(&format!("closed {}", closed.join(", "))),
                 Format::Json => output::json(&json!({ "closed": closed })),
-            }
+            };
+            output::after("the sessions are closed", printed)
         }
     }
 }
 
 /// All sessions, or those of `opener`.
-async fn all(client: &Client, opener: Option<&str>) -> Result<Vec<SessionInfo>, CliError> {
+async fn all(client: &Client, deadline: Instant, opener: Option<&str>) -> Result<Vec<SessionInfo>, CliError> {
     let mut sessions = Vec::new();
     let mut after = Some(0);
     while let Some(from) = after {
-        let page = client.list_sessions(from, PAGE).await?;
+        let page = client.list_sessions_by(deadline, from, PAGE).await?;
         sessions.extend(page.sessions.into_iter().filter(|info| opener.is_none_or(|of| is_of(info, of))));
         // Ids grow from page to page, so this ends.
         after = page.next_after.filter(|next| *next > from);

@@ -21,7 +21,7 @@ pub struct StatusArgs {
     pub members: bool,
 }
 
-/// One node, as shown. Everything but the endpoint is null when it does not answer.
+/// One node, as shown. Everything but the endpoint is null when it does not answer, or cannot say it yet.
 #[derive(Debug, Default, Serialize)]
 struct Row {
     node_id: Option<NodeId>,
@@ -107,33 +107,46 @@ fn row(endpoint: &Endpoint, answer: &Result<NodeStatus, ClientError>) -> Row {
             node_id: Some(status.node_id),
             endpoint,
             role: Some(status.role.clone()),
-            term: Some(status.term),
+            // Of a node that has never met its cluster nothing is known yet.
+            term: Some(status.term).filter(|term| *term > 0),
             leader: status.leader,
             last_log: status.last_log,
             committed: status.committed.map(|position| position.index),
             committed_term: status.committed.map(|position| position.term),
             applied: status.applied.map(|position| position.index),
             applied_term: status.applied.map(|position| position.term),
-            state_hash: status.state_hash.map(|hash| format!("{hash:016x}")),
+            state_hash: status
+                .state_hash
+                .filter(|_| status.applied.is_some())
+                .map(|hash| format!("{hash:016x}")),
             state_bytes: status.state_bytes,
             state_quota_bytes: status.state_quota_bytes,
             state_quota_set: status.state_quota_bytes.map(|_| status.state_quota_set),
             reachable: true,
             error: None,
         },
-        Err(error) => {
-            let why = match error {
-                ClientError::Unavailable { tried } => tried.iter().map(|(_, why)| why.clone()).next(),
-                _ => None,
-            };
-            Row { endpoint, error: Some(why.unwrap_or_else(|| error.to_string())), ..Row::default() }
-        }
+        Err(error) => Row {
+            endpoint,
+            reachable: matches!(error, ClientError::Failed { .. }),
+            error: Some(why(error)),
+            ..Row::default()
+        },
+    }
+}
+
+/// Why the one node that was asked has not told its status.
+pub(super) fn why(error: &ClientError) -> String {
+    match error {
+        ClientError::Unavailable { tried } if !tried.is_empty() => tried[0].1.clone(),
+        ClientError::Failed { message, .. } => message.clone(),
+        error => error.to_string(),
     }
 }
 
 fn cells(row: &Row) -> Vec<String> {
     let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
-    let role = row.role.clone().unwrap_or_else(|| "unreachable".to_owned());
+    let no_role = if row.reachable { "not open" } else { "unreachable" };
+    let role = row.role.clone().unwrap_or_else(|| no_role.to_owned());
     vec![
         number(row.node_id),
         row.endpoint.clone(),
@@ -152,6 +165,10 @@ fn cells(row: &Row) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::ClientConfig;
+    use crate::client::tests::fake::{Fake, leader};
+    use crate::proto::v1;
+    use crate::reason::Reason;
 
     #[test]
     fn an_unreachable_node_has_every_field_and_they_are_null() {
@@ -165,5 +182,30 @@ mod tests {
             "reachable": false, "error": "refused",
         });
         assert_eq!(json, expected);
+        let (reason, message) = (Reason::Stopped, "recovering".to_owned());
+        let refused =
+            ClientError::Failed { endpoint: endpoint.clone(), reason, message, maybe_applied: false };
+        let opening = row(&endpoint, &Err(refused));
+        assert_eq!((opening.reachable, opening.error.as_deref()), (true, Some("recovering")));
+        assert_eq!(cells(&opening)[2], "not open");
+    }
+
+    #[tokio::test]
+    async fn what_a_node_that_waits_for_its_cluster_does_not_know_is_null() {
+        let node = Fake::start(leader);
+        let waiting = v1::StatusResponse {
+            node_id: 4,
+            role: "learner".to_owned(),
+            state_hash: Some(0),
+            ..Default::default()
+        };
+        node.set_status(waiting);
+        let endpoint = Endpoint::parse(&node.endpoint()).unwrap();
+        let client = Client::new([node.endpoint()], ClientConfig::default()).unwrap();
+        let row = serde_json::to_value(row(&endpoint, &client.status(&endpoint).await)).unwrap();
+        for unknown in ["term", "leader", "state_hash", "committed", "applied", "last_log"] {
+            assert!(row[unknown].is_null(), "{unknown}: {row}");
+        }
+        assert_eq!(row["node_id"], 4);
     }
 }

@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
-use super::{CliError, Common, Format, output};
+use super::{CliError, Common, Format, input, output};
 use crate::types::NodeId;
 
 /// Arguments of `quorate transfer-leader`.
@@ -13,6 +13,7 @@ use crate::types::NodeId;
 )]
 pub struct TransferArgs {
     /// The voter that is to lead [default: the one that is furthest ahead]
+    #[arg(value_parser = input::parse_node_id)]
     pub node_id: Option<NodeId>,
 }
 
@@ -24,9 +25,12 @@ pub async fn run(common: &Common, args: TransferArgs) -> Result<(), CliError> {
     let leader = common.client()?.transfer_leader(args.node_id).await?;
     match args.node_id {
         Some(wanted) if wanted != leader => Err(CliError::OtherLeads { wanted, leader }),
-        _ => match common.output {
-            Format::Table => output::line(&format!("node {leader} leads")),
-            Format::Json => output::json(&json!({ "leader": leader })),
-        },
+        _ => {
+            let printed = match common.output {
+                Format::Table => output::line(&format!("node {leader} leads")),
+                Format::Json => output::json(&json!({ "leader": leader })),
+            };
+            output::after("the lead was handed over", printed)
+        }
     }
 }

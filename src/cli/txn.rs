@@ -16,12 +16,12 @@ use super::write::{self, WriteArgs};
 use super::{CliError, Common, Format, ScopeArgs, output};
 use crate::client::{Client, Compare, Comparison, Item, Range, Txn, TxnOp, TxnReply, TxnResult};
 use crate::duration;
-use crate::types::AckLevel;
+use crate::types::{AckLevel, Bookmark, HistoryEpoch};
 
 /// Arguments of `quorate txn`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate txn --when 'owner = \"a\"' --then 'put owner b' --else 'get owner'\n  quorate txn --when 'missing lock' --then 'put lock me ttl=30s'\n  quorate txn move.txt\n\n  where move.txt holds\n    # comments and empty lines are skipped\n    when value(from) = \"10\"\n    when version(to) > 0\n    then put from \"9\"\n    then put to \"1\"\n    else get from\n\nComparisons: KEY = VALUE or value(KEY) = VALUE, version(KEY), created(KEY) and modified(KEY) with a number, each with = != < or >; exists KEY; missing KEY. All must hold.\nOperations: get KEY; put KEY VALUE [ttl=TIME]; del KEY; range START [END]; prefix KEY; del-range START END; del-from START, to the end; del-prefix KEY; del-all.\nA word that is no plain text is written in double quotes, with \\\" \\\\ \\n \\r \\t and \\xNN for a byte; a line break may also stand there as it is.\nExits with 0 whichever list was done; the first line of the output says which."
+    after_help = "Example:\n  quorate txn --when 'owner = \"a\"' --then 'put owner b' --else 'get owner'\n  quorate txn --when 'missing lock' --then 'put lock me ttl=30s'\n  quorate txn move.txt\n\n  where move.txt holds\n    # comments and empty lines are skipped\n    when value(from) = \"10\"\n    when version(to) > 0\n    then put from \"9\"\n    then put to \"1\"\n    else get from\n\nComparisons: KEY = VALUE or value(KEY) = VALUE, version(KEY) with a number, created(KEY) and modified(KEY) with a revision, which may be a bookmark 42@HISTORY, each with = != < or >; exists KEY; missing KEY. All must hold.\nOperations: get KEY; put KEY VALUE [ttl=TIME]; del KEY; range START [END]; prefix KEY; del-range START END; del-from START, to the end; del-prefix KEY; del-all.\nA word that is no plain text is written in double quotes, with \\\" \\\\ \\n \\r \\t and \\xNN for a byte; a line break may also stand there as it is.\nExits with 0 whichever list was done; the first line of the output says which."
 )]
 pub struct TxnArgs {
     /// File with the transaction; `-` is standard input
@@ -49,29 +49,61 @@ pub struct TxnArgs {
 /// # Errors
 /// See [`CliError`].
 pub async fn run(common: &Common, args: TxnArgs) -> Result<(), CliError> {
-    let txn = read(&args)?;
-    common.with_client(async |client| execute(client, common, &args, txn).await).await
+    let script = read(&args)?;
+    common.with_client(async |client| execute(client, common, &args, script).await).await
 }
 
-async fn execute(client: &Client, common: &Common, args: &TxnArgs, txn: Txn) -> Result<(), CliError> {
-    let reply = client.txn_with(&args.scope.scope(), txn, args.write.options()).await?;
-    match common.output {
+/// A transaction, and the history that the revisions in its comparisons were read in.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Script {
+    txn: Txn,
+    history: HistoryEpoch,
+}
+
+impl Script {
+    fn when(self, (compare, history): (Compare, HistoryEpoch)) -> Result<Self, String> {
+        let Self { txn, history: known } = self;
+        match (known, history) {
+            (_, HistoryEpoch::UNKNOWN) => Ok(Self { txn: txn.when(compare), history: known }),
+            (known, history) if known != HistoryEpoch::UNKNOWN && known != history => {
+                Err("the revisions that are compared with are of two histories".to_owned())
+            }
+            _ => Ok(Self { txn: txn.when(compare), history }),
+        }
+    }
+
+    fn then(self, operation: TxnOp) -> Self {
+        Self { txn: self.txn.then(operation), ..self }
+    }
+
+    fn otherwise(self, operation: TxnOp) -> Self {
+        Self { txn: self.txn.otherwise(operation), ..self }
+    }
+}
+
+async fn execute(client: &Client, common: &Common, args: &TxnArgs, script: Script) -> Result<(), CliError> {
+    let Script { txn, history } = script;
+    let options = args.write.options().with_history(history);
+    let reply = client.txn_with(&args.scope.scope(), txn, options).await?;
+    let printed = match common.output {
         Format::Json => output::json(&object(&reply)),
         Format::Table if reply.header.ack == AckLevel::Leader => {
             output::line(&write::not_applied(&reply.header))
         }
         Format::Table => output::raw(text(&reply).as_bytes()),
-    }
+    };
+    output::after(write::done(&reply.header), printed)
 }
 
-fn read(args: &TxnArgs) -> Result<Txn, CliError> {
+fn read(args: &TxnArgs) -> Result<Script, CliError> {
     let Some(path) = &args.file else {
         let refuse = |flag: &str, text: &Bytes, why| {
             CliError::Usage(format!("--{flag} '{}': {why}", output::shown(text)))
         };
-        let mut txn = Txn::new();
+        let mut txn = Script::default();
         for text in &args.when {
-            txn = txn.when(comparison(text).map_err(|why| refuse("when", text, why))?);
+            let compared = comparison(text).and_then(|comparison| txn.when(comparison));
+            txn = compared.map_err(|why| refuse("when", text, why))?;
         }
         for text in &args.then {
             txn = txn.then(operation(text).map_err(|why| refuse("then", text, why))?);
@@ -86,7 +118,7 @@ fn read(args: &TxnArgs) -> Result<Txn, CliError> {
 }
 
 /// A whole transaction.
-fn parse(text: &[u8]) -> Result<Txn, String> {
+fn parse(text: &[u8]) -> Result<Script, String> {
     const UTF_8_MARK: &[u8] = b"\xef\xbb\xbf";
     const UTF_16_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
     if UTF_16_MARKS.iter().any(|mark| text.starts_with(mark)) {
@@ -94,7 +126,7 @@ fn parse(text: &[u8]) -> Result<Txn, String> {
     }
     let text = text.strip_prefix(UTF_8_MARK).unwrap_or(text);
     let mut rest = text.trim_ascii_start();
-    let mut txn = Txn::new();
+    let mut txn = Script::default();
     while !rest.is_empty() {
         if rest[0] == b'#' {
             rest = rest[end_of(rest, |byte| byte != b'\n')..].trim_ascii_start();
@@ -106,7 +138,7 @@ fn parse(text: &[u8]) -> Result<Txn, String> {
         let is_comparison = word == b"when";
         let (found, after) = tokens(clause, is_comparison, true).map_err(at)?;
         txn = match word {
-            b"when" => txn.when(read_comparison(&found).map_err(at)?),
+            b"when" => txn.when(read_comparison(&found).map_err(at)?).map_err(at)?,
             b"then" => txn.then(read_operation(found).map_err(at)?),
             b"else" => txn.otherwise(read_operation(found).map_err(at)?),
             _ => {
@@ -116,7 +148,7 @@ fn parse(text: &[u8]) -> Result<Txn, String> {
         };
         rest = after.trim_ascii_start();
     }
-    if txn.is_empty() { Err("there is nothing in it".to_owned()) } else { Ok(txn) }
+    if txn.txn.is_empty() { Err("there is nothing in it".to_owned()) } else { Ok(txn) }
 }
 
 /// One word or mark of a clause.
@@ -204,32 +236,48 @@ fn unquote(text: &[u8]) -> Result<(Bytes, &[u8]), String> {
     Err("a quotation mark is missing at the end".to_owned())
 }
 
-fn comparison(text: &[u8]) -> Result<Compare, String> {
+fn comparison(text: &[u8]) -> Result<(Compare, HistoryEpoch), String> {
     read_comparison(&tokens(text, true, false)?.0)
 }
 
-fn read_comparison(tokens: &[Token]) -> Result<Compare, String> {
+/// A comparison, and the history of the revision in it, if it is given.
+fn read_comparison(tokens: &[Token]) -> Result<(Compare, HistoryEpoch), String> {
     const FORM: &str = "write KEY = VALUE, value(KEY), version(KEY), created(KEY) or modified(KEY) with = != < >, exists KEY, or missing KEY";
+    let any = |compare| Ok((compare, HistoryEpoch::UNKNOWN));
     match tokens {
-        [Token::Bare(word), key] if word == "exists" => Ok(Compare::exists(key.clone().into_bytes()?)),
-        [Token::Bare(word), key] if word == "missing" => Ok(Compare::missing(key.clone().into_bytes()?)),
+        [Token::Bare(word), key] if word == "exists" => any(Compare::exists(key.clone().into_bytes()?)),
+        [Token::Bare(word), key] if word == "missing" => any(Compare::missing(key.clone().into_bytes()?)),
         [key, Token::Mark(mark), value] => {
             let (key, value) = (key.clone().into_bytes()?, value.clone().into_bytes()?);
-            Ok(Compare::value(key).is(sign(mark).ok_or(FORM)?, value))
+            any(Compare::value(key).is(sign(mark).ok_or(FORM)?, value))
         }
         [Token::Bare(of), Token::Mark("("), key, Token::Mark(")"), Token::Mark(mark), value] => {
             let (key, value) = (key.clone().into_bytes()?, value.clone().into_bytes()?);
             let sign = sign(mark).ok_or(FORM)?;
-            let subject = match &of[..] {
-                b"value" => return Ok(Compare::value(key).is(sign, value)),
-                b"version" => Compare::version(key),
-                b"created" => Compare::create_revision(key),
-                b"modified" => Compare::mod_revision(key),
-                _ => return Err(FORM.to_owned()),
+            let text = std::str::from_utf8(&value).unwrap_or_default();
+            let revision = || {
+                let revision = text.parse::<Bookmark>();
+                let of = output::shown(of);
+                revision.map_err(|_| {
+                    format!("{of} is compared with a revision: 42, or 42@HISTORY as it was printed")
+                })
             };
-            let number = std::str::from_utf8(&value).ok().and_then(|text| text.parse().ok());
-            let of = output::shown(of);
-            Ok(subject.is(sign, number.ok_or_else(|| format!("{of} is compared with a number"))?))
+            match &of[..] {
+                b"value" => any(Compare::value(key).is(sign, value)),
+                b"version" => {
+                    let number = text.parse().map_err(|_| "version is compared with a number".to_owned())?;
+                    any(Compare::version(key).is(sign, number))
+                }
+                b"created" => {
+                    let Bookmark { index, history } = revision()?;
+                    Ok((Compare::create_revision(key).is(sign, index), history))
+                }
+                b"modified" => {
+                    let Bookmark { index, history } = revision()?;
+                    Ok((Compare::mod_revision(key).is(sign, index), history))
+                }
+                _ => Err(FORM.to_owned()),
+            }
         }
         _ => Err(FORM.to_owned()),
     }
@@ -371,9 +419,9 @@ mod tests {
             .then(TxnOp::delete("a=b"))
             .otherwise(TxnOp::range(Range::prefix("user/")))
             .otherwise(TxnOp::delete_range(Range { start: "a".into(), end: "b".into(), limit_items: 0 }));
-        assert_eq!(parse(text.as_bytes()).unwrap(), expected);
+        assert_eq!(parse(text.as_bytes()).unwrap().txn, expected);
         // What stands before the first sign is the key, whatever it is called.
-        assert_eq!(comparison(b"exists = 1").unwrap(), Compare::value("exists").equals("1"));
+        assert_eq!(comparison(b"exists = 1").unwrap().0, Compare::value("exists").equals("1"));
         assert_eq!(operation(b"put k a=b").unwrap(), TxnOp::put("k", "a=b"));
         assert_eq!(
             operation(b"put k\nv").unwrap(),
@@ -394,14 +442,14 @@ mod tests {
             b"then put k \"two\\nlines\"\r\n\r\n # a comment\r\nthen del x",
         ] {
             let expected = Txn::new().then(TxnOp::put("k", "two\nlines")).then(TxnOp::delete("x"));
-            assert_eq!(parse(text).unwrap(), expected, "{text:?}");
+            assert_eq!(parse(text).unwrap().txn, expected, "{text:?}");
         }
         let bare = b"when \xff\xfe\x01=\xe4\nthen put \xff \xff\nelse get \"#\n#\"";
         let expected = Txn::new()
             .when(Compare::value(&b"\xff\xfe\x01"[..]).equals(&b"\xe4"[..]))
             .then(TxnOp::put(&b"\xff"[..], &b"\xff"[..]))
             .otherwise(TxnOp::get("#\n#"));
-        assert_eq!(parse(bare).unwrap(), expected);
+        assert_eq!(parse(bare).unwrap().txn, expected);
         // Whatever a table prints can be written between quotation marks, and means the same bytes.
         for first in 0..=u8::MAX {
             for second in [b'a', b'"', b'\\', b'\n', b' ', 0x80, 0xff] {
@@ -412,8 +460,29 @@ mod tests {
                     false => format!("\"{}\"", printed.replace('"', "\\\"")),
                 };
                 let read = parse(format!("then put k {quoted}").as_bytes()).unwrap();
-                assert_eq!(read, Txn::new().then(TxnOp::put("k", bytes.to_vec())), "{quoted}");
+                assert_eq!(read.txn, Txn::new().then(TxnOp::put("k", bytes.to_vec())), "{quoted}");
             }
+        }
+    }
+
+    #[test]
+    fn a_revision_may_be_a_bookmark_whose_history_counts_for_all() {
+        let script =
+            parse(b"when modified(k) = 4@9f3c\nwhen created(k) < 7\nwhen version(k) = 1\nthen get k")
+                .unwrap();
+        let expected = Txn::new()
+            .when(Compare::mod_revision("k").equals(4))
+            .when(Compare::create_revision("k").is(Comparison::Less, 7))
+            .when(Compare::version("k").equals(1))
+            .then(TxnOp::get("k"));
+        assert_eq!(script, Script { txn: expected, history: HistoryEpoch(0x9f3c) });
+        assert_eq!(comparison(b"created(k) != 4@b").unwrap().1, HistoryEpoch(0xb));
+        for text in [
+            "when version(k) = 4@b",
+            "when modified(k) = 4@",
+            "when modified(k) = 4@b\nwhen created(k) = 4@c",
+        ] {
+            assert!(parse(format!("{text}\nthen get k").as_bytes()).is_err(), "{text}");
         }
     }
 

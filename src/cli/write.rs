@@ -53,6 +53,14 @@ pub(super) fn insert_header(object: &mut Map<String, Value>, header: &Header) {
     object.insert("repeated_write".to_owned(), header.repeated_write.into());
 }
 
+/// What has come of a write whose answer is there.
+pub(super) fn done(header: &Header) -> &'static str {
+    match header.ack {
+        AckLevel::Leader => "the leader has the write",
+        AckLevel::Quorum | AckLevel::All => "the write was applied",
+    }
+}
+
 /// What is printed of a write that is not applied yet.
 pub(super) fn not_applied(header: &Header) -> String {
     let index = header.position.map_or_else(|| "?".to_owned(), |position| position.index.to_string());

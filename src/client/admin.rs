@@ -15,7 +15,7 @@ use super::Client;
 use super::config::Endpoint;
 use super::connection::{describe, is_unconnected};
 use super::error::ClientError;
-use super::node::Link;
+use super::node::{Link, NoStatus};
 use super::operation::backoff;
 use super::router::Hint;
 use crate::proto::details;
@@ -181,6 +181,17 @@ enum Effect {
     Change,
 }
 
+/// What a node that was asked says of the lead.
+enum Standing {
+    Leads,
+    /// Another does, and is asked next.
+    Elsewhere,
+    /// None that could be asked next.
+    Unknown(String),
+    /// There was too little time left for an answer.
+    NotAsked,
+}
+
 /// Why a call has neither an answer nor an error.
 enum Again {
     /// The node does not lead.
@@ -225,8 +236,15 @@ impl Client {
     pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<NodeId, ClientError> {
         let request = v1::TransferLeaderRequest { to_node: to.unwrap_or(0) };
         let call = |mut admin: AdminClient<Channel>| async move { admin.transfer_leader(request).await };
-        let (answer, _) = self.on_leader(Duration::ZERO, Effect::Change, call).await?;
-        Ok(answer.leader.map_or(0, |leader| leader.node_id))
+        let (answer, before) = self.on_leader(Duration::ZERO, Effect::Change, call).await?;
+        let leader = answer.leader.unwrap_or_default();
+        if before != Some(leader.node_id)
+            && let Some(link) = self.router.leader()
+        {
+            self.router.lost_leader(&link.node.endpoint);
+        }
+        self.router.note_named(Some(&leader));
+        Ok(leader.node_id)
     }
 
     /// The open sessions with ids above `after`, at most `limit`, or as many as the server gives at a time if that is 0.
@@ -234,9 +252,24 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn list_sessions(&self, after: u64, limit: u32) -> Result<SessionPage, ClientError> {
+        self.list_sessions_by(self.deadline(), after, limit).await
+    }
+
+    /// When what begins now is over.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.router.config.timeout
+    }
+
+    /// [`list_sessions`](Self::list_sessions), of which several share the time of one operation.
+    pub(crate) async fn list_sessions_by(
+        &self,
+        deadline: Instant,
+        after: u64,
+        limit: u32,
+    ) -> Result<SessionPage, ClientError> {
         let request = v1::ListSessionsRequest { after, limit };
         let call = |mut admin: AdminClient<Channel>| async move { admin.list_sessions(request).await };
-        let (list, _) = self.on_leader(Duration::ZERO, Effect::None, call).await?;
+        let (list, _) = self.on_leader_by(deadline, Duration::ZERO, Effect::None, call).await?;
         let info = |info: v1::SessionInfo| {
             let v1::SessionInfo { session, opener, opened_ms, used_ms, expires_ms, bytes, unsettled } = info;
             SessionInfo { session, opener, opened_ms, used_ms, expires_ms, bytes, unsettled }
@@ -250,9 +283,18 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn close_session(&self, session: u64) -> Result<bool, ClientError> {
+        self.close_session_by(self.deadline(), session).await
+    }
+
+    /// [`close_session`](Self::close_session), of which several share the time of one operation.
+    pub(crate) async fn close_session_by(
+        &self,
+        deadline: Instant,
+        session: u64,
+    ) -> Result<bool, ClientError> {
         let request = v1::CloseSessionRequest { session, ..Default::default() };
         let call = |mut admin: AdminClient<Channel>| async move { admin.close_session(request).await };
-        let (closed, _) = self.on_leader(Duration::ZERO, Effect::Change, call).await?;
+        let (closed, _) = self.on_leader_by(deadline, Duration::ZERO, Effect::Change, call).await?;
         Ok(closed.was_open)
     }
 
@@ -307,14 +349,39 @@ impl Client {
             return Ok(self.on_leader(Duration::ZERO, effect, call).await?.0);
         };
         let link = self.router.at(endpoint);
-        let deadline = Instant::now() + self.router.config.timeout;
+        let (config, deadline) = (&self.router.config, self.deadline());
+        let unreached = |why: Arc<str>| ClientError::Unavailable {
+            tried: vec![(link.node.endpoint.clone(), why.to_string())],
+        };
+        // Asked first whether it is there: so nothing has been sent to a port at which nobody answers.
+        let mut met = None;
+        for attempt in 0.. {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match link.node.status(left.min(config.connect_timeout + ASK_TIMEOUT)).await {
+                Ok(status) => {
+                    self.router.heard(&link.node, &status);
+                    break;
+                }
+                Err(NoStatus::Refused(failure)) => met = Some(format!("{endpoint}: {}", failure.message)),
+                // What was met before tells more than what it does not answer in next to no time.
+                Err(NoStatus::Unanswered(_)) if met.is_some() => {}
+                Err(NoStatus::Unanswered(why)) => return Err(unreached(why)),
+            }
+            let pause = backoff(config.retry_backoff_min, config.retry_backoff_max, attempt);
+            sleep_until(deadline.min(Instant::now() + pause)).await;
+            if Instant::now() >= deadline {
+                return Err(self.out_of_time(met));
+            }
+        }
         let answered = timeout_at(deadline, call(AdminClient::new(link.node.channel()))).await;
         self.judge(&link, effect, answered.map_err(|_| ()))?.map_err(|again| match again {
             Again::NotLeader(failure) => refused(&link, failure),
-            Again::NotSent(why) => {
-                ClientError::Unavailable { tried: vec![(link.node.endpoint.clone(), why.to_string())] }
-            }
+            Again::NotSent(why) => unreached(why),
         })
+    }
+
+    fn out_of_time(&self, last: Option<String>) -> ClientError {
+        ClientError::DeadlineExceeded { timeout: self.router.config.timeout, maybe_applied: false, last }
     }
 
     /// Calls whoever leads, within the client's timeout and `extra`. Returns the answer, and who gave it.
@@ -327,14 +394,27 @@ impl Client {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
+        self.on_leader_by(self.deadline(), extra, effect, call).await
+    }
+
+    /// The same, of a call that shares its time with others.
+    async fn on_leader_by<T, F>(
+        &self,
+        deadline: Instant,
+        extra: Duration,
+        effect: Effect,
+        call: impl Fn(AdminClient<Channel>) -> F,
+    ) -> Result<(T, Option<NodeId>), ClientError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
         let (router, config) = (&self.router, &self.router.config);
         let begun = Instant::now();
-        let deadline = begun + config.timeout;
         let mut last = None;
         for attempt in 0.. {
             let link = router.leader_or_next();
             match self.leads(&link, deadline).await {
-                Ok(true) => {
+                Standing::Leads => {
                     let answered = timeout_at(deadline + extra, call(AdminClient::new(link.node.channel())));
                     match self.judge(&link, effect, answered.await.map_err(|_| ()))? {
                         Ok(answer) => return Ok((answer, link.node.node_id())),
@@ -351,10 +431,9 @@ impl Client {
                         }
                     }
                 }
-                Ok(false) => {}
-                // Towards the end there is too little time left for an answer; what was met before tells more.
-                Err(_) if last.is_some() && Instant::now() >= deadline => {}
-                Err(why) => last = Some(why),
+                // What was met before tells more than that.
+                Standing::Elsewhere | Standing::NotAsked => {}
+                Standing::Unknown(why) => last = Some(why),
             }
             if let Some(tried) = router.all_down()
                 && begun.elapsed() >= config.unavailable_after
@@ -367,30 +446,62 @@ impl Client {
                 break;
             }
         }
-        Err(ClientError::DeadlineExceeded { timeout: config.timeout, maybe_applied: false, last })
+        match router.all_down().or_else(|| router.unheard()) {
+            Some(tried) => Err(ClientError::Unavailable { tried }),
+            None => Err(self.out_of_time(last)),
+        }
     }
 
-    /// Whether the node says that it leads. Learns from what it says.
-    async fn leads(&self, link: &Link, deadline: Instant) -> Result<bool, String> {
+    /// What the node says of the lead. Learns from that.
+    async fn leads(&self, link: &Link, deadline: Instant) -> Standing {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Whoever has answered once is not called unreachable for what it does not answer in next to no time.
+        if left < ASK_TIMEOUT && link.node.has_answered() {
+            return match timeout_at(deadline, link.node.status(ASK_TIMEOUT)).await {
+                Ok(answer) => self.weigh(link, answer, deadline).await,
+                Err(_) => Standing::NotAsked,
+            };
+        }
+        let answer = link.node.status(ASK_TIMEOUT.min(left)).await;
+        self.weigh(link, answer, deadline).await
+    }
+
+    async fn weigh(
+        &self,
+        link: &Link,
+        answer: Result<v1::StatusResponse, NoStatus>,
+        deadline: Instant,
+    ) -> Standing {
         let (router, endpoint) = (&self.router, &link.node.endpoint);
-        let patience = ASK_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
-        match link.node.status(patience).await {
+        match answer {
             Ok(status) => {
                 link.node.set_up();
+                router.heard(&link.node, &status);
                 if status.role == "leader" {
-                    return Ok(true);
+                    return Standing::Leads;
                 }
                 router.lost_leader(endpoint);
+                if status.leader.is_none() {
+                    router.hunt();
+                    return Standing::Unknown(format!("{endpoint}: node {} knows no leader", status.node_id));
+                }
                 match self.follow(endpoint, status.leader.as_ref(), deadline).await {
-                    Some(unreached) => Err(unreached),
-                    None => Ok(false),
+                    Some(unreached) => Standing::Unknown(unreached),
+                    None => Standing::Elsewhere,
                 }
             }
-            Err(why) => {
-                link.node.set_down(why.clone());
+            Err(failed) => {
                 router.lost_leader(endpoint);
+                let why = match failed {
+                    // It is there: whoever has time left waits for it.
+                    NoStatus::Refused(failure) => failure.message.as_str().into(),
+                    NoStatus::Unanswered(why) => {
+                        link.node.set_down(why.clone());
+                        why
+                    }
+                };
                 router.hunt();
-                Err(format!("{endpoint}: {why}"))
+                Standing::Unknown(format!("{endpoint}: {why}"))
             }
         }
     }
@@ -437,13 +548,18 @@ impl Client {
                 });
             }
         };
-        match details::failure(status.details()) {
+        let failure = details::failure(status.details());
+        if let Some(failure) = &failure {
+            self.router.note_failure(failure);
+        }
+        match failure {
             Some(failure) if failure.reason() == Reason::NotLeader => Ok(Err(Again::NotLeader(failure))),
             Some(failure) => Err(refused(link, failure)),
             // Nobody that knows our failures has answered: the connection broke, or the server is an older one.
             None if is_unconnected(&status) => Ok(Err(Again::NotSent(describe(&status)))),
             None if status.code() == Code::Unimplemented => {
-                Err(failed(link, Reason::Unspecified, describe(&status).to_string(), false))
+                let message = "the node does not know this call: it is of an older version".to_owned();
+                Err(failed(link, Reason::Unspecified, message, false))
             }
             None => {
                 let message = format!("the connection was lost: {}", describe(&status));

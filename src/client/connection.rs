@@ -29,10 +29,12 @@ use super::node::Node;
 use super::operation::backoff;
 use super::request::Kind;
 use super::router::Router;
+use crate::proto::details;
 use crate::proto::v1::{
     self, PipelineRequest, PipelineResponse, TaggedRequest, kv_client::KvClient, tagged_request,
     tagged_response,
 };
+use crate::shown;
 
 /// How often expired and stalled requests are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(20);
@@ -65,6 +67,8 @@ pub(super) enum AttemptError {
     Lost(Arc<str>),
     /// It was sent, is unanswered for long, and another node leads by now.
     LeaderChanged,
+    /// The node answers, and takes no requests at present: nothing was sent.
+    Refused(Arc<v1::Failure>),
 }
 
 impl AttemptError {
@@ -90,6 +94,31 @@ impl Call {
     fn fail(self, error: AttemptError) {
         // The caller may have given up by itself; nobody else wants to know.
         let _ = self.reply.send(Err(error));
+    }
+}
+
+/// Why there is no stream to a node.
+enum Unopened {
+    /// The node takes no requests at present, as it says itself.
+    Refused(Arc<v1::Failure>),
+    /// No node is met there.
+    Unreached(Arc<str>),
+}
+
+impl Unopened {
+    fn why(&self) -> Arc<str> {
+        match self {
+            Self::Refused(failure) => failure.message.as_str().into(),
+            Self::Unreached(why) => why.clone(),
+        }
+    }
+
+    /// What becomes of a request that was not sent for this.
+    fn error(&self) -> AttemptError {
+        match self {
+            Self::Refused(failure) => AttemptError::Refused(failure.clone()),
+            Self::Unreached(why) => AttemptError::NotSent(why.clone()),
+        }
     }
 }
 
@@ -146,13 +175,18 @@ impl Connection {
                     }
                     let why = self.pump(stream).await;
                     self.node.set_untried();
-                    self.lost(&why);
+                    self.lost(&why, &AttemptError::NotSent(why.clone()));
                 }
-                Err(why) => {
+                Err(unopened) => {
                     failures += 1;
-                    self.node.set_down(why.clone());
-                    self.lost(&why);
-                    if !self.back_off(failures, &why).await {
+                    let (why, error) = (unopened.why(), unopened.error());
+                    match unopened {
+                        // It is there: whoever has time left waits for it.
+                        Unopened::Refused(_) => self.node.set_refusing(why.clone()),
+                        Unopened::Unreached(_) => self.node.set_down(why.clone()),
+                    }
+                    self.lost(&why, &error);
+                    if !self.back_off(failures, &error).await {
                         return;
                     }
                     if failures > UNASKED_RECONNECTS {
@@ -165,7 +199,7 @@ impl Connection {
     }
 
     /// Opens the stream. Nothing is sent on it before the server has accepted it.
-    async fn open(&mut self) -> Result<Stream, Arc<str>> {
+    async fn open(&mut self) -> Result<Stream, Unopened> {
         let (outbound, messages) = mpsc::channel(OUTBOUND_MESSAGES);
         let mut kv = KvClient::new(self.node.channel()).max_decoding_message_size(MAX_RESPONSE_MESSAGE_BYTES);
         let opening = timeout(self.config.connect_timeout, kv.pipeline(ReceiverStream::new(messages)));
@@ -177,9 +211,13 @@ impl Connection {
             select! {
                 opened = &mut opening => return match opened {
                     Ok(Ok(answer)) => Ok(Stream { outbound, inbound: answer.into_inner() }),
-                    Ok(Err(status)) => Err(describe(&status)),
+                    Ok(Err(status)) => Err(match details::failure(status.details()) {
+                        Some(failure) => Unopened::Refused(Arc::new(failure)),
+                        None => Unopened::Unreached(describe(&status)),
+                    }),
                     Err(_) => {
-                        Err(format!("no answer within {} ms", self.config.connect_timeout.as_millis()).into())
+                        let patience_ms = self.config.connect_timeout.as_millis();
+                        Err(Unopened::Unreached(format!("no answer within {patience_ms} ms").into()))
                     }
                 },
                 // So that they are swept: what stays in the queue is not.
@@ -303,7 +341,7 @@ impl Connection {
     }
 
     /// The stream is gone: fails all calls that this task holds.
-    fn lost(&mut self, why: &Arc<str>) {
+    fn lost(&mut self, why: &Arc<str>, unsent: &AttemptError) {
         tracing::debug!(endpoint = %self.node.endpoint, %why, "connection lost");
         // First, so that a retry does not come here again.
         if let Some(router) = self.router.upgrade() {
@@ -313,13 +351,13 @@ impl Connection {
         }
         self.in_flight.fail(&AttemptError::Lost(why.clone()), |_| true);
         for call in self.waiting.drain(..) {
-            call.fail(AttemptError::NotSent(why.clone()));
+            call.fail(unsent.clone());
         }
     }
 
     /// Pauses before the next attempt to connect, or until a probe has reached the node; calls that arrive meanwhile fail at once, so that they
     /// can go elsewhere. False when the client was dropped.
-    async fn back_off(&mut self, failures: u32, why: &Arc<str>) -> bool {
+    async fn back_off(&mut self, failures: u32, error: &AttemptError) -> bool {
         let pause = sleep(backoff(RECONNECT_MIN, RECONNECT_MAX, failures - 1));
         tokio::pin!(pause);
         loop {
@@ -331,7 +369,7 @@ impl Connection {
                         return false;
                     }
                     for call in self.waiting.drain(..) {
-                        call.fail(AttemptError::NotSent(why.clone()));
+                        call.fail(error.clone());
                     }
                 }
             }
@@ -363,14 +401,12 @@ fn size_bytes(request: &tagged_request::Request) -> usize {
 
 /// A gRPC status in words: the innermost cause says most ("connection refused").
 pub(super) fn describe(status: &tonic::Status) -> Arc<str> {
-    let mut cause = std::error::Error::source(status);
-    let mut innermost = None;
-    while let Some(error) = cause {
-        innermost = Some(error.to_string());
-        cause = error.source();
-    }
-    match innermost {
-        Some(innermost) => innermost.into(),
+    match shown::cause(status) {
+        Some(cause) => cause.into(),
+        // Every server of gRPC says so, the one at a peer port too.
+        None if status.code() == tonic::Code::Unimplemented => {
+            "the call is not known there: is this a node's client port, and not its peer port?".into()
+        }
         None if status.message().is_empty() => status.code().description().into(),
         None => format!("{}: {}", status.code().description(), status.message()).into(),
     }

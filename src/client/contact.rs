@@ -62,6 +62,11 @@ impl ContactNote {
         Contacts(self.0.subscribe())
     }
 
+    /// Whether somebody answers.
+    pub(super) fn is_heard(&self) -> bool {
+        matches!(*self.0.borrow(), Contact::Heard { .. })
+    }
+
     /// `endpoint` answers. True when nobody did before.
     pub(super) fn heard(&self, endpoint: &Endpoint) -> bool {
         let mut first = false;

@@ -36,7 +36,8 @@ pub enum ConfigError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// No known endpoint accepts a connection. Nothing was sent that is still undecided.
+    /// No known endpoint accepts a connection, or no node has ever answered at any. Nothing was sent that is still
+    /// undecided.
     #[error("cannot connect to any endpoint: {}", list(.tried))]
     Unavailable {
         /// Every endpoint, and why it failed the last time.
@@ -174,7 +175,7 @@ fn because(last: &Option<String>) -> String {
 }
 
 fn unknown(maybe_applied: bool) -> &'static str {
-    if maybe_applied { "; the write may have been applied" } else { "" }
+    if maybe_applied { "; it may have been done all the same" } else { "" }
 }
 
 #[cfg(test)]

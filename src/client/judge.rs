@@ -51,10 +51,20 @@ pub(super) struct Case {
 }
 
 impl Failure {
+    /// Of an attempt on a pipeline.
+    pub(super) fn of_attempt(error: AttemptError) -> Self {
+        match error {
+            AttemptError::Refused(failure) => Self::Answered(failure.as_ref().clone()),
+            error => Self::Attempt(error),
+        }
+    }
+
     /// Whether this attempt of a write may have been applied, or may still be.
     pub(super) fn maybe_applied(&self) -> bool {
         match self {
-            Self::Attempt(AttemptError::NotSent(_) | AttemptError::Expired { sent: false }) => false,
+            Self::Attempt(
+                AttemptError::NotSent(_) | AttemptError::Refused(_) | AttemptError::Expired { sent: false },
+            ) => false,
             Self::Attempt(_) => true,
             Self::Answered(answer) => answer.maybe_applied,
         }
@@ -77,7 +87,8 @@ impl Failure {
         if let Some(failure) = details::failure(status.details()) {
             return Self::Answered(failure);
         }
-        if is_unconnected(status) {
+        // A server that does not know the call has not done anything, and is no node of this version.
+        if is_unconnected(status) || status.code() == Code::Unimplemented {
             return Self::Attempt(AttemptError::NotSent(describe(status)));
         }
         // Not from a node but from the transport to it.
@@ -196,6 +207,7 @@ pub(super) fn in_words(failure: &Failure) -> String {
         Failure::Attempt(AttemptError::Lost(why)) => format!("the connection was lost: {why}"),
         Failure::Attempt(AttemptError::Expired { sent: false }) => "no connection in time".to_owned(),
         Failure::Attempt(AttemptError::Expired { sent: true }) => "no answer in time".to_owned(),
+        Failure::Attempt(AttemptError::Refused(refused)) => refused.message.clone(),
         Failure::Attempt(AttemptError::LeaderChanged) => {
             "the node has not answered, and another leads by now".to_owned()
         }
@@ -245,12 +257,14 @@ mod tests {
     #[test]
     fn a_write_is_repeated_only_in_a_session_or_when_it_was_not_applied() {
         let why: Arc<str> = "x".into();
+        let stopped = Arc::new(v1::Failure { reason: Reason::Stopped.into(), ..Default::default() });
         let table = [
             (Failure::Attempt(AttemptError::NotSent(why.clone())), "eeee"),
             (Failure::Attempt(AttemptError::Expired { sent: false }), "eeee"),
             (Failure::Attempt(AttemptError::Expired { sent: true }), "eeee"),
             (Failure::Attempt(AttemptError::Lost(why)), "eere"),
             (Failure::Attempt(AttemptError::LeaderChanged), "eere"),
+            (Failure::of_attempt(AttemptError::Refused(stopped)), "eeee"),
             (answered(Reason::NotLeader, false), "eeee"),
             (answered(Reason::NotLeader, true), "eere"),
             (answered(Reason::Overloaded, false), "llll"),
@@ -313,9 +327,11 @@ mod tests {
             let Failure::Answered(received) = Failure::of_call(&status) else { panic!("no answer") };
             assert_eq!(received, sent);
         }
-        let Failure::Answered(bare) = Failure::of_call(&tonic::Status::unimplemented("x")) else {
+        let Failure::Answered(bare) = Failure::of_call(&tonic::Status::internal("x")) else {
             panic!("no answer")
         };
-        assert_eq!((bare.code, bare.message.as_str()), (Code::Unimplemented.into(), "x"));
+        assert_eq!((bare.code, bare.message.as_str()), (Code::Internal.into(), "x"));
+        let other_port = Failure::of_call(&tonic::Status::unimplemented("x"));
+        assert!(!other_port.maybe_applied() && in_words(&other_port).contains("peer port"), "{other_port:?}");
     }
 }

@@ -85,6 +85,7 @@ pub use txn::{Compare, Comparison, NumberOf, Txn, TxnOp, TxnReply, TxnResult, Va
 pub(crate) use config::{SESSION_TTL_MAX, SESSION_TTL_MIN};
 
 use crate::types::{AckLevel, Bookmark, NodeId, ReadOptions};
+use node::NoStatus;
 use router::Router;
 use sessions::Sessions;
 
@@ -275,12 +276,18 @@ impl Client {
         };
         let txn = Txn::new().when(condition).then(put).otherwise(TxnOp::get(key));
         let reply = self.txn_with(scope, txn, WriteOptions { ttl: None, ..options }).await?;
-        let current = reply.results.into_iter().find_map(|result| match result {
-            TxnResult::Get(item) => item,
-            _ => None,
-        });
+        let (mut create_revision, mut version, mut current) = (0, 0, None);
+        for result in reply.results {
+            match result {
+                TxnResult::Get(item) => current = item,
+                TxnResult::Put { create_revision: created, version: puts } => {
+                    (create_revision, version) = (created, puts);
+                }
+                _ => {}
+            }
+        }
         let TxnReply { header, revision, succeeded, .. } = reply;
-        Ok(ConditionalPut { header, succeeded, revision, current })
+        Ok(ConditionalPut { header, succeeded, revision, create_revision, version, current })
     }
 
     /// Reads `key`. The reply holds no item when the key does not exist. `read` is a [`ReadLevel`], or
@@ -471,14 +478,32 @@ impl Client {
     /// Asks the node at `endpoint` for its status; once, without retries.
     ///
     /// # Errors
-    /// [`ClientError::Unavailable`] when it does not answer in time.
+    /// [`ClientError::Unavailable`] when it does not answer in time; [`ClientError::Failed`] when it answers and cannot say,
+    /// as one does that is being opened.
     pub async fn status(&self, endpoint: &Endpoint) -> Result<NodeStatus, ClientError> {
+        self.status_within(endpoint, self.router.config.timeout).await
+    }
+
+    /// The same, within `left` of an operation's time.
+    pub(crate) async fn status_within(
+        &self,
+        endpoint: &Endpoint,
+        left: Duration,
+    ) -> Result<NodeStatus, ClientError> {
         let config = &self.router.config;
-        let patience = config.timeout.min(config.connect_timeout + config.attempt_timeout);
         let link = self.router.at(endpoint);
-        match link.node.status(patience).await {
-            Ok(status) => Ok(NodeStatus::from_wire(endpoint.clone(), status)),
-            Err(why) => Err(ClientError::Unavailable { tried: vec![(endpoint.clone(), why.to_string())] }),
+        match link.node.status(left.min(config.connect_timeout + config.attempt_timeout)).await {
+            Ok(status) => {
+                self.router.heard(&link.node, &status);
+                Ok(NodeStatus::from_wire(endpoint.clone(), status))
+            }
+            Err(NoStatus::Refused(failure)) => {
+                let reason = failure.reason();
+                Err(judge::failed(endpoint, reason, failure.message, failure.maybe_applied))
+            }
+            Err(NoStatus::Unanswered(why)) => {
+                Err(ClientError::Unavailable { tried: vec![(endpoint.clone(), why.to_string())] })
+            }
         }
     }
 
@@ -491,11 +516,18 @@ impl Client {
         join_all(self.router.endpoints(true).into_iter().map(ask)).await
     }
 
-    /// Who leads, as far as this client has learnt from answers; it asks nobody. `None` when no leader is known, or when
-    /// the one that was known has been lost.
+    /// Who leads, as far as this client has learnt from answers; it asks nobody. The leader that a node has named counts
+    /// although it is not reached. `None` when no leader is known, or when the one that was known has been lost.
     pub fn known_leader(&self) -> Option<KnownLeader> {
-        let link = self.router.leader()?;
-        Some(KnownLeader { node_id: link.node.node_id(), client: link.node.endpoint.clone() })
+        self.router.known_leader()
+    }
+
+    /// As [`known_leader`](Self::known_leader), but asks the nodes when it is not known, for as long as `patience` at most.
+    pub(crate) async fn find_leader(&self, patience: Duration) -> Option<KnownLeader> {
+        if self.known_leader().is_none() {
+            self.router.seek_leader(patience).await;
+        }
+        self.known_leader()
     }
 
     /// All endpoints known at present: those given, then those learnt.

@@ -13,6 +13,7 @@ use super::connection::{AttemptError, Call, Connection, Outcome, describe};
 use super::metrics::NodeMetrics;
 use super::request::Kind;
 use super::router::Router;
+use crate::proto::details;
 use crate::proto::v1::{self, admin_client::AdminClient, tagged_request};
 use crate::runtime;
 use crate::types::NodeId;
@@ -51,6 +52,10 @@ pub(super) struct Node {
     last_failure: Mutex<Option<Arc<str>>>,
     /// Whether it has answered anything since it last failed to.
     reached: AtomicBool,
+    /// Whether it has ever answered anything.
+    answered: AtomicBool,
+    /// Whether it took no requests when it was last connected to.
+    refusing: AtomicBool,
     /// Whether it was asked in vain, when that was last.
     missed: Mutex<Option<Instant>>,
     /// Whether another node says that it leads, and it has not been reached since.
@@ -91,6 +96,8 @@ impl Node {
             health: AtomicU8::new(UNTRIED),
             last_failure: Mutex::new(None),
             reached: AtomicBool::new(false),
+            answered: AtomicBool::new(false),
+            refusing: AtomicBool::new(false),
             missed: Mutex::new(None),
             hinted: AtomicBool::new(false),
             probed: Notify::new(),
@@ -144,8 +151,14 @@ impl Node {
         missed.is_some_and(|at| at.elapsed() < MISSED_FOR)
     }
 
+    /// Whether anything was ever heard from it.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
+    }
+
     /// It has answered.
     pub(super) fn note_reached(&self) {
+        self.answered.store(true, Ordering::Relaxed);
         if !self.reached.swap(true, Ordering::Relaxed) {
             *self.missed.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
@@ -194,10 +207,24 @@ impl Node {
         self.health.store(DOWN, Ordering::Relaxed);
     }
 
+    /// It answers, and takes no requests at present.
+    pub(super) fn set_refusing(&self, why: Arc<str>) {
+        self.note_refusal(why);
+        self.set_untried();
+        self.refusing.store(true, Ordering::Relaxed);
+    }
+
+    /// It has answered that it takes no requests at present.
+    fn note_refusal(&self, why: Arc<str>) {
+        self.note_reached();
+        *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        self.ready.store(false, Ordering::Relaxed);
+    }
+
     /// Why it could not be reached the last time.
     pub(super) fn last_failure(&self) -> String {
         let failure = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.as_deref().unwrap_or("not tried").to_owned()
+        failure.as_deref().unwrap_or("no answer").to_owned()
     }
 
     /// Whether it was ever asked in vain.
@@ -210,7 +237,7 @@ impl Node {
     }
 
     /// Asks the node what it knows of itself and its cluster. Its health is known better afterwards.
-    pub(super) async fn status(&self, patience: Duration) -> Result<v1::StatusResponse, Arc<str>> {
+    pub(super) async fn status(&self, patience: Duration) -> Result<v1::StatusResponse, NoStatus> {
         let mut admin = AdminClient::new(self.channel());
         let asked = Instant::now();
         match timeout(patience, admin.status(v1::StatusRequest {})).await {
@@ -220,12 +247,16 @@ impl Node {
                 self.round_trip.measured(asked.elapsed());
                 self.ready.store(status.ready, Ordering::Relaxed);
                 self.note_reached();
-                if self.is_down() {
+                if self.refusing.swap(false, Ordering::Relaxed) || self.is_down() {
                     self.revived.notify_one();
                 }
                 Ok(status)
             }
             Ok(Err(status)) => {
+                if let Some(failure) = details::failure(status.details()) {
+                    self.note_refusal(failure.message.as_str().into());
+                    return Err(NoStatus::Refused(failure));
+                }
                 let why = describe(&status);
                 // One that answers, if only that it does not know the question, is there.
                 match status.code() {
@@ -235,15 +266,24 @@ impl Node {
                     }
                     _ => self.note_unready(why.clone()),
                 }
-                Err(why)
+                Err(NoStatus::Unanswered(why))
             }
             Err(_) => {
                 let why: Arc<str> = format!("no answer within {} ms", patience.as_millis()).into();
                 self.note_unready(why.clone());
-                Err(why)
+                Err(NoStatus::Unanswered(why))
             }
         }
     }
+}
+
+/// Why a node has not told its status.
+#[derive(Debug)]
+pub(super) enum NoStatus {
+    /// It answers, and says why not.
+    Refused(v1::Failure),
+    /// No node answers there, or not in time.
+    Unanswered(Arc<str>),
 }
 
 /// The average of round trips, the newer the weightier.

@@ -166,7 +166,7 @@ pub(super) async fn open_session(
             }
             Ok(tagged_response::Response::Failure(failure)) => Failure::Answered(failure),
             Ok(_) => return Err(operation.unexpected(&link)),
-            Err(error) => Failure::Attempt(error),
+            Err(error) => Failure::of_attempt(error),
         };
         if router.config.without_session_when_full && failure.reason() == Some(Reason::TooManySessions) {
             return Err(failed(&link.node.endpoint, Reason::TooManySessions, in_words(&failure), false));
@@ -251,7 +251,7 @@ impl<'a> Operation<'a> {
         let left = self.deadline.saturating_duration_since(now);
         let wire = request.clone().into_wire(place, left);
         let failure = match link.call(router, wire, (self.kind, self.chosen.is_some()), expires).await {
-            Err(error) => Failure::Attempt(error),
+            Err(error) => Failure::of_attempt(error),
             Ok(answer) => match Response::from_wire(answer) {
                 Err(NoAnswer::Failure(failure)) => Failure::Answered(*failure),
                 Ok(response) if response.answers(request) => {
@@ -338,12 +338,16 @@ impl<'a> Operation<'a> {
             _ => {}
         }
         if now >= self.deadline {
-            return Err(self.deadline_exceeded());
+            return Err(self.out_of_time(link));
         }
         if self.chosen.is_some() && failure.is_refusal() {
             return Err(failed(endpoint, Reason::NotLeader, in_words(failure), false));
         }
-        if !patient && let Some(tried) = self.unreachable(link) {
+        // A write that may have been applied is sent again, in its session, for as long as it has time: an answer may come yet.
+        if !patient
+            && !self.undecided
+            && let Some(tried) = self.unreachable(link)
+        {
             return Err(ClientError::Unavailable { tried });
         }
         let elsewhere = matches!(verdict, Verdict::Elsewhere | Verdict::Patiently(_));
@@ -362,10 +366,7 @@ impl<'a> Operation<'a> {
         self.redirects = 0;
         self.pause(endpoint, elsewhere).await;
         if Instant::now() >= self.deadline {
-            return Err(match self.unreachable(link) {
-                Some(tried) => ClientError::Unavailable { tried },
-                None => self.deadline_exceeded(),
-            });
+            return Err(self.out_of_time(link));
         }
         Ok(next)
     }
@@ -380,6 +381,7 @@ impl<'a> Operation<'a> {
             Failure::Attempt(_) => return self.router.all_down().is_none(),
             Failure::Answered(answer) => answer,
         };
+        self.router.note_failure(answer);
         let reason = failure.reason().unwrap_or_default();
         self.unreached = None;
         match reason {
@@ -449,6 +451,20 @@ impl<'a> Operation<'a> {
             Some(_) => {
                 link.node.is_down().then(|| vec![(link.node.endpoint.clone(), link.node.last_failure())])
             }
+        }
+    }
+
+    /// What the operation ends with when its time is over: that no node can be connected to only if nothing was ever heard
+    /// from any, or from none any more.
+    fn out_of_time(&self, link: &Link) -> ClientError {
+        let unheard = match &self.chosen {
+            None => self.router.unheard(),
+            Some(_) => (!link.node.has_answered())
+                .then(|| vec![(link.node.endpoint.clone(), link.node.last_failure())]),
+        };
+        match self.unreachable(link).or(unheard) {
+            Some(tried) if !self.undecided => ClientError::Unavailable { tried },
+            _ => self.deadline_exceeded(),
         }
     }
 

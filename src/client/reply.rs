@@ -105,6 +105,10 @@ pub struct ConditionalPut {
     pub succeeded: bool,
     /// Revision at which the condition was examined; of the value, if it was set.
     pub revision: u64,
+    /// Revision of the put that created the key; 0 when the value was not set.
+    pub create_revision: u64,
+    /// Puts since the key was created, from 1; 0 when the value was not set.
+    pub version: u64,
     /// What the key held instead, when the condition did not hold; `None` when it did not exist.
     pub current: Option<Item>,
 }

@@ -15,8 +15,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use super::KnownLeader;
 use super::config::{ClientConfig, Endpoint};
 use super::contact::ContactNote;
 use super::metrics::{Metrics, NodeMetrics};
@@ -83,6 +84,8 @@ pub(super) struct Router {
     watching_health: AtomicBool,
     /// Whether any node answers.
     pub(super) contact: ContactNote,
+    /// Who leads, as a node has said last, whether or not it is reached.
+    named: Mutex<Option<v1::LeaderHint>>,
 }
 
 /// What a hint is good for.
@@ -108,6 +111,7 @@ impl Router {
             leader_found: Notify::new(),
             watching_health: AtomicBool::new(false),
             contact: ContactNote::new(),
+            named: Mutex::new(None),
             metrics: Metrics::new(),
         }
     }
@@ -203,6 +207,54 @@ impl Router {
         nodes.map(|node| node.is_down().then(|| (node.endpoint.clone(), node.last_failure()))).collect()
     }
 
+    /// Every endpoint with its last failure, if nothing was ever heard from any of them.
+    pub(super) fn unheard(&self) -> Option<Vec<(Endpoint, String)>> {
+        let picture = self.picture.load();
+        let nodes = picture.links.iter().map(|link| &link.node);
+        nodes
+            .map(|node| (!node.has_answered()).then(|| (node.endpoint.clone(), node.last_failure())))
+            .collect()
+    }
+
+    /// Notes whom a node has named as the leader, or that it knows of none.
+    pub(super) fn note_named(&self, hint: Option<&v1::LeaderHint>) {
+        let hint = hint.filter(|hint| hint.node_id != 0 && !hint.client.is_empty());
+        *self.named.lock().unwrap_or_else(PoisonError::into_inner) = hint.cloned();
+    }
+
+    /// Notes what a refusal says of the leader; most say nothing.
+    pub(super) fn note_failure(&self, failure: &v1::Failure) {
+        let names = failure.leader.as_ref().is_some_and(|hint| hint.node_id != 0);
+        if names || failure.reason() == v1::Reason::NotLeader {
+            self.note_named(failure.leader.as_ref());
+        }
+    }
+
+    /// Who leads: by the picture, or else the one that was named last.
+    pub(super) fn known_leader(&self) -> Option<KnownLeader> {
+        let named = self.named.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(link) = self.leader() {
+            let client = link.node.endpoint.clone();
+            let named = named.filter(|named| named.client == client.as_str()).map(|named| named.node_id);
+            return Some(KnownLeader { node_id: link.node.node_id().or(named), client });
+        }
+        let named = named?;
+        let client = Endpoint::parse(&named.client).ok()?;
+        Some(KnownLeader { node_id: Some(named.node_id), client })
+    }
+
+    /// Asks all nodes who leads, and waits until one is known, but no longer than `patience`.
+    pub(super) async fn seek_leader(self: &Arc<Self>, patience: Duration) {
+        let found = self.leader_found.notified();
+        tokio::pin!(found);
+        found.as_mut().enable();
+        self.hunt();
+        if !self.has_leader() {
+            // Whether one is found in time or not, what is known by then is told.
+            let _ = timeout(patience, found).await;
+        }
+    }
+
     /// Whether a leader is known.
     pub(super) fn has_leader(&self) -> bool {
         self.picture.load().leader.is_some()
@@ -248,6 +300,7 @@ impl Router {
     /// `from` has refused as a follower, and said who leads. Waits for a probe of an address that only other nodes have
     /// told; as long as that takes, the other nodes are asked who leads, too.
     pub(super) async fn hinted(self: &Arc<Self>, from: &Endpoint, hint: &v1::LeaderHint) -> Hint {
+        self.note_named(Some(hint));
         let known = self.picture.load().resolve(hint.node_id, &hint.client).cloned();
         let target = match known {
             Some(link) => link,
@@ -311,6 +364,9 @@ impl Router {
 
     /// Takes in what `node` claims: members and leader.
     pub(super) fn heard(self: &Arc<Self>, node: &Arc<Node>, status: &v1::StatusResponse) {
+        if status.term >= self.picture.load().term {
+            self.note_named(status.leader.as_ref());
+        }
         let mut unproven = None;
         let found = self.change(|picture| {
             for member in &status.members {
@@ -420,7 +476,9 @@ impl Router {
                 match answer {
                     Ok(status) => router.heard(&node, &status),
                     // It is there, and cannot say whether it leads.
-                    Err(_) if node.is_reached() && node.hinted.load(Ordering::Relaxed) => {
+                    Err(_)
+                        if node.is_healthy() && node.is_reached() && node.hinted.load(Ordering::Relaxed) =>
+                    {
                         router.believe(None, &router.at(&node.endpoint));
                         router.leader_found.notify_waiters();
                     }

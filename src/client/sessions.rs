@@ -107,7 +107,10 @@ impl Sessions {
     async fn open(&self, router: &Arc<Router>, deadline: Instant) -> Result<(), ClientError> {
         let seen = self.attempts.load(Ordering::Acquire);
         let Ok(mut last_failure) = timeout_at(deadline, self.opening.lock()).await else {
-            return Err(out_of_time(router, "no session could be opened"));
+            return Err(match router.all_down().or_else(|| router.unheard()) {
+                Some(tried) => ClientError::Unavailable { tried },
+                None => out_of_time(router, "no session could be opened"),
+            });
         };
         if self.current.load().is_some() {
             return Ok(());

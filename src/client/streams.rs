@@ -387,7 +387,7 @@ impl Watching {
             }
             self.resume_from.store(self.next_revision, Ordering::Relaxed);
             match self.receive().await {
-                Ok(message) => self.take_in(message),
+                Ok(message) => self.take_in(message).await,
                 Err((link, failure)) => self.after(link, &failure).await?,
             }
         }
@@ -478,7 +478,7 @@ impl Watching {
         !in_vain && (node.is_usable() || !node.was_missed())
     }
 
-    fn take_in(&mut self, message: v1::WatchResponse) {
+    async fn take_in(&mut self, message: v1::WatchResponse) {
         self.pauses = 0;
         self.failed = None;
         self.failures.clear();
@@ -487,7 +487,10 @@ impl Watching {
             self.history.store(history, Ordering::Relaxed);
         }
         if let Some((link, _)) = &self.open {
-            self.note_heard(&link.node.endpoint);
+            let link = link.clone();
+            if link.node.is_healthy() || (!self.contact.is_heard() && self.is_in_touch(&link).await) {
+                self.note_heard(&link.node.endpoint);
+            }
         }
         let v1::WatchResponse { events, mut next_revision, more, .. } = message;
         for event in events {
@@ -517,6 +520,12 @@ impl Watching {
         }
     }
 
+    /// Whether the node is in touch with its cluster, as it says when it is asked: one that is cut off sends messages, too.
+    async fn is_in_touch(&self, link: &Link) -> bool {
+        let asked = link.node.status(self.router.config.attempt_timeout).await;
+        asked.is_ok_and(|status| status.ready) || link.node.is_healthy()
+    }
+
     fn note_heard(&self, endpoint: &Endpoint) {
         if self.contact.heard(endpoint) {
             tracing::debug!(%endpoint, from = self.next_revision, "the watch hears from its cluster");
@@ -541,7 +550,10 @@ impl Watching {
         let case = Case { kind: Kind::Anywhere, in_session: false, undecided: false };
         match judge(case, &endpoint, failure) {
             Verdict::Return(error @ ClientError::Rejected { .. }) => return Err(self.ended(error)),
-            Verdict::Return(error) if is_about_history(&error) => self.note_refusal(&link, error).await,
+            Verdict::Return(error) if is_about_history(&error) => {
+                let error = self.from_where(error);
+                self.note_refusal(&link, error).await;
+            }
             _ => drop(self.failures.insert(endpoint.clone(), in_words(failure))),
         }
         if !self.refusals.is_empty() {
@@ -553,7 +565,8 @@ impl Watching {
         if was_open {
             self.router.metrics.watch_reconnects.fetch_add(1, Ordering::Relaxed);
         }
-        if let Failure::Answered(_) = failure {
+        if let Failure::Answered(answer) = failure {
+            self.router.note_failure(answer);
             self.refused = Some(in_words(failure));
         }
         if let Some(error) = self.nobody_answers() {
@@ -570,6 +583,17 @@ impl Watching {
             sleep(pause.min(self.left())).await;
         }
         Ok(())
+    }
+
+    /// With the revision that was to be watched from: a node names the position before it.
+    fn from_where(&self, error: ClientError) -> ClientError {
+        match error {
+            ClientError::Failed { endpoint, reason: reason @ Reason::Ahead, message, maybe_applied } => {
+                let message = format!("a watch cannot begin at revision {}: {message}", self.next_revision);
+                ClientError::Failed { endpoint, reason, message, maybe_applied }
+            }
+            error => error,
+        }
     }
 
     /// Another node may have the history that this one has not: learns first who there is.

@@ -15,7 +15,7 @@ use super::activity::Activity;
 use super::envelope;
 use super::published::Applied;
 use super::type_config::{self, CommittedLeaderId, StoredMembership, TypeConfig};
-use crate::error::StorageError;
+use crate::error::{StorageError, is_out_of_files};
 use crate::machine::StateMachine;
 use crate::machine::sessions::SessionTable;
 use crate::runtime::{offload, whole_ms};
@@ -144,7 +144,7 @@ fn unless_it_passes<T>(step: Result<T, StorageError>, without: &AtomicU64) -> io
 /// Whether the disk had no room, or too many files are open.
 fn passes(error: &StorageError) -> bool {
     matches!(error, StorageError::Io { source, .. } | StorageError::Unreadable { source, .. }
-        if storage::is_full(source.kind()) || storage::is_out_of_files(source))
+        if storage::is_full(source.kind()) || is_out_of_files(source))
 }
 
 fn write<M: StateMachine>(

@@ -23,11 +23,6 @@ pub(crate) fn is_full(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
-/// Whether an IO error says that this process, or the system, has too many files open: it passes.
-pub(crate) fn is_out_of_files(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
-}
-
 /// Makes the content of a file, or the entries of a directory, durable.
 pub(crate) fn sync(path: &Path) -> Result<(), StorageError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|error| io_error("cannot sync", path, error))

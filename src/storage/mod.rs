@@ -38,7 +38,7 @@ use std::io;
 
 use crate::types::{Entry, LogId, Vote};
 
-pub(crate) use files::{is_full, is_out_of_files};
+pub(crate) use files::is_full;
 pub use identity::{DataDir, Identity};
 pub use memory::{MemoryDisk, MemoryStore, SyncMode};
 pub use power::ensure_power_safe;

@@ -201,7 +201,7 @@ async fn the_commands_do_what_their_help_says() {
     assert_eq!(watching.interrupt(), Some(0));
 
     nodes.node(1).kill().unwrap();
-    nodes.quorate(&["health", "--timeout", "2s"]).assert_refused(1, &["1 of 3 nodes are not healthy"]);
+    nodes.quorate(&["health", "--timeout", "2s"]).assert_refused(1, &["1 of 3 nodes does not answer"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

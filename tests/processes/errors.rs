@@ -84,6 +84,9 @@ fn without_a_cluster_every_command_that_needs_one_says_that_it_cannot_connect() 
             (&["configure", "preferred_leader=true"], UNREACHABLE),
             (&["configure", "--endpoint", NOWHERE, "preferred_leader=true"], UNREACHABLE),
             (&["bench", "--callers", "1", "--seconds", "1", "--warmup-seconds", "0"], UNREACHABLE),
+            (&["bench", "--timeout", "2s"], UNREACHABLE),
+            (&["session", "list"], UNREACHABLE),
+            (&["session", "close", "7"], UNREACHABLE),
             (&["completion", "bash"], None),
         ],
     );
@@ -195,13 +198,43 @@ async fn at_a_node_every_command_says_what_is_wrong_in_its_own_words() {
     // On a busy machine a leader may have been out of touch a moment ago.
     eventually("the node is healthy", async || run(&endpoint, &["health"]).status.success()).await;
     let missing = failure(&[], &run(&endpoint, &["get", "missing"]));
-    // Named when it is known at that moment.
-    assert!(missing["leader"].is_null() || missing["leader"]["client"] == json!(endpoint), "{missing}");
+    eventually("the leader is named", async || {
+        let missing = failure(&[], &run(&endpoint, &["get", "missing"]));
+        missing["leader"] == json!({ "node_id": 1, "client": endpoint })
+    })
+    .await;
     assert_eq!(missing["maybe_applied"], json!(false), "{missing}");
     let ahead = failure(&[], &run(&endpoint, &["get", "k", "--after", "1000000"]));
     assert!(!ahead.to_string().contains("majority"), "{ahead}");
     let removed = run(&endpoint, &["del", "k"]);
     assert_eq!(serde_json::from_str::<Value>(&removed.stdout).unwrap()["deleted"], json!(false));
+    let absent = run(&endpoint, &["put", "absent", "v", "--if-absent"]);
+    let absent: Value = serde_json::from_str(&absent.stdout).unwrap();
+    assert_eq!(
+        (&absent["version"], &absent["create_revision"]),
+        (&json!(1), &absent["revision"]),
+        "{absent}"
+    );
+    let ahead = failure(&[], &run(&endpoint, &["watch", "k", "--from", "1000000"]));
+    assert!(ahead["message"].as_str().unwrap().contains("revision 1000000"), "{ahead}");
+    // Something answers there, and it is no node for clients.
+    let peer_port = nodes.cluster.spec().peer_address(1);
+    for args in [&["get", "k"][..], &["put", "k", "v"], &["member", "list"], &["watch", "k", "--from", "1"]] {
+        let wrong = failure(args, &run(&peer_port, args));
+        assert_eq!(wrong["code"], json!(2), "{args:?}: {wrong}");
+        assert!(wrong["message"].as_str().unwrap().contains("peer port"), "{args:?}: {wrong}");
+    }
+    // What is done is done, whether or not that can be written.
+    for args in [&["put", "full", "v"][..], &["txn", "--then", "put full w"], &["del", "full"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(QUORATE);
+        command.args(args).args(["--endpoints", &endpoint, "-o", "json"]).stdout(full);
+        let output = command.output().unwrap();
+        let object: Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert_eq!((output.status.code(), &object["maybe_applied"]), (Some(5), &json!(true)), "{object}");
+        assert!(object["message"].as_str().unwrap().contains("was applied"), "{object}");
+    }
+    assert_eq!(failure(&[], &run(&endpoint, &["get", "full"]))["reason"], json!("NOT_FOUND"), "deleted");
     let unknown = run(&endpoint, &["txn", "--ack", "leader", "--then", "put k v"]);
     let unknown: Value = serde_json::from_str(&unknown.stdout).unwrap();
     assert_eq!((&unknown["succeeded"], &unknown["ack"]), (&Value::Null, &json!("leader")), "{unknown}");

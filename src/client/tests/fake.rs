@@ -34,6 +34,23 @@ struct Service {
     watch: Arc<Mutex<Option<WatchScript>>>,
     /// What a range stream sends.
     pieces: Arc<Mutex<RangeScript>>,
+    /// What every call is refused with, if anything: as by a node that is being opened.
+    closed: Arc<Mutex<Option<Failure>>>,
+    /// How many more questions for the status are answered.
+    told: Arc<AtomicUsize>,
+    /// Who leads after a transfer.
+    transferred: Arc<Mutex<Option<LeaderHint>>>,
+    /// What open watches are sent later.
+    pushed: tokio::sync::broadcast::Sender<WatchResponse>,
+}
+
+impl Service {
+    fn refuse_if_closed(&self) -> Result<(), Status> {
+        match &*self.closed.lock().unwrap() {
+            Some(failure) => Err(Status::from(failure.clone())),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Sessions are opened and closed without the script, unless it is to see them.
@@ -105,6 +122,10 @@ impl Fake {
             sessions: Arc::default(),
             watch: Arc::default(),
             pieces: Arc::new(Mutex::new(Box::new(|_| Vec::new()))),
+            closed: Arc::default(),
+            told: Arc::new(AtomicUsize::new(usize::MAX)),
+            transferred: Arc::default(),
+            pushed: tokio::sync::broadcast::channel(16).0,
         };
         service.sessions.window.store(100_000, Ordering::SeqCst);
         let serving = service.clone();
@@ -170,6 +191,25 @@ impl Fake {
         *self.service.pieces.lock().unwrap() = Box::new(script);
     }
 
+    /// From now on refuses every call so, or takes them again.
+    pub(crate) fn close(&self, failure: Option<Failure>) {
+        *self.service.closed.lock().unwrap() = failure;
+    }
+
+    /// Answers so many more questions for its status, and no one after them.
+    pub(crate) fn tell_status(&self, times: usize) {
+        self.service.told.store(times, Ordering::SeqCst);
+    }
+
+    pub(crate) fn set_transferred(&self, leader: LeaderHint) {
+        *self.service.transferred.lock().unwrap() = Some(leader);
+    }
+
+    /// Sends this to the watches that are open.
+    pub(crate) fn push(&self, message: WatchResponse) {
+        self.service.pushed.send(message).expect("a watch is open");
+    }
+
     pub(crate) fn streams(&self) -> usize {
         self.service.streams.load(Ordering::SeqCst)
     }
@@ -201,6 +241,7 @@ impl Kv for Service {
         request: Request<Streaming<PipelineRequest>>,
     ) -> Result<Response<Answers>, Status> {
         self.streams.fetch_add(1, Ordering::SeqCst);
+        self.refuse_if_closed()?;
         let service = self.clone();
         let answers = request.into_inner().map(move |message| {
             let (mut answers, requests) = service.sessions.answer(message?.requests);
@@ -223,13 +264,18 @@ impl Kv for Service {
         &self,
         request: Request<WatchRequest>,
     ) -> Result<Response<Messages<WatchResponse>>, Status> {
+        self.refuse_if_closed()?;
         let mut script = self.watch.lock().unwrap();
         let script = script.as_mut().ok_or_else(|| Status::unimplemented("no watch was set"))?;
         let messages = script(request.into_inner());
         if let [Err(status)] = &messages[..] {
             return Err(status.clone());
         }
-        let stream = futures::stream::iter(messages).chain(futures::stream::pending());
+        let later = futures::stream::unfold(self.pushed.subscribe(), |mut pushed| async move {
+            let message = pushed.recv().await.ok()?;
+            Some((Ok(message), pushed))
+        });
+        let stream = futures::stream::iter(messages).chain(later);
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -237,6 +283,7 @@ impl Kv for Service {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<Messages<RangeResponse>>, Status> {
+        self.refuse_if_closed()?;
         let pieces = (self.pieces.lock().unwrap())(request.into_inner());
         Ok(Response::new(Box::pin(futures::stream::iter(pieces))))
     }
@@ -245,10 +292,23 @@ impl Kv for Service {
 #[tonic::async_trait]
 impl Admin for Service {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        self.refuse_if_closed()?;
+        let left = |told: usize| told.checked_sub(1);
+        if self.told.fetch_update(Ordering::SeqCst, Ordering::SeqCst, left).is_err() {
+            return std::future::pending().await;
+        }
         match &*self.status.lock().unwrap() {
             Some(status) => Ok(Response::new(status.clone())),
             None => Err(Status::unimplemented("no status was set")),
         }
+    }
+
+    async fn transfer_leader(
+        &self,
+        _: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        let leader = self.transferred.lock().unwrap().clone();
+        Ok(Response::new(TransferLeaderResponse { leader }))
     }
 
     async fn list_sessions(

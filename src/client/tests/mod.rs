@@ -14,6 +14,7 @@ pub(crate) mod fake;
 mod reads;
 mod sessions;
 mod streams;
+mod unserved;
 
 /// Longer than any test takes; only a client that hangs meets it.
 const PATIENCE: Duration = Duration::from_secs(20);

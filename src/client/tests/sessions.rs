@@ -130,7 +130,10 @@ async fn whatever_ends_a_write_after_an_open_attempt_says_so() {
 #[tokio::test]
 async fn a_write_whose_nodes_are_all_gone_afterwards_is_undecided() {
     let mut node = Fake::start(silent);
-    let client = client_with(&[&node], |config| config.unavailable_after = Duration::ZERO);
+    let client = client_with(&[&node], |config| {
+        config.unavailable_after = Duration::ZERO;
+        config.timeout = Duration::from_secs(1);
+    });
     let writing = put(&client, "k", "v");
     let fail = async {
         until("the write is in flight", || node.requests() > 0).await;
@@ -138,9 +141,31 @@ async fn a_write_whose_nodes_are_all_gone_afterwards_is_undecided() {
     };
     let (error, ()) = tokio::join!(writing, fail);
     let error = error.unwrap_err();
-    let expected =
-        matches!(error, ClientError::Failed { reason: Reason::Interrupted, maybe_applied: true, .. });
-    assert!(expected, "{error}");
+    assert!(matches!(error, ClientError::DeadlineExceeded { maybe_applied: true, .. }), "{error}");
+    // The next one has nothing under way.
+    let error = put(&client, "k", "v").await.unwrap_err();
+    assert!(!error.maybe_applied(), "{error}");
+}
+
+/// Whoever gives up connecting at once gives up no write that may have been applied.
+#[tokio::test]
+async fn a_write_whose_node_comes_back_in_time_is_sent_again() {
+    let mut node = Fake::start(silent);
+    let client = client_with(&[&node], |config| config.unavailable_after = Duration::ZERO);
+    let address = node.address;
+    let writing = put(&client, "k", "v");
+    let restart = async {
+        until("the write is in flight", || node.requests() > 0).await;
+        node.kill();
+        until("nobody listens there", || std::net::TcpStream::connect(address).is_err()).await;
+        let again = crate::runtime::offload(move || Fake::start_at(address, silent)).await;
+        let (script, notes) = noting(leader);
+        again.set_script(script);
+        (again, notes)
+    };
+    let (written, (_again, notes)) = tokio::join!(writing, restart);
+    written.unwrap();
+    assert_eq!(*notes.lock().unwrap(), [(1, 1)], "in the same place of its session");
 }
 
 #[tokio::test]

@@ -265,6 +265,45 @@ async fn a_watch_tells_when_it_loses_its_cluster_and_has_it_back() {
     drop(again);
 }
 
+/// A node that is cut off from its cluster goes on telling its watches how far it is.
+#[tokio::test]
+async fn a_message_of_a_node_that_is_cut_off_is_no_word_of_the_cluster() {
+    let node = Fake::start(leader);
+    let status = |ready| StatusResponse { ready, ..status_of(1, "leader", 1, None) };
+    node.set_status(status(true));
+    node.set_watch(noting(vec![vec![events(&[1])]]).0);
+    let client = client_with(&[&node], |config| config.health_interval = Duration::from_millis(10));
+    let mut watch = client.watch(&Scope::default(), Range::key("k"), Some(1.into())).await.unwrap();
+    assert_eq!(revisions(&mut watch, 1).await, [1]);
+    let mut contacts = watch.contacts();
+    assert!(matches!(contacts.now(), Contact::Heard { .. }));
+    node.set_status(status(false));
+    let cut_off = async {
+        contacts.wait_for(|contact| matches!(contact, Contact::Lost { .. })).await.unwrap();
+        node.push(events(&[2]).unwrap());
+    };
+    assert_eq!(tokio::join!(revisions(&mut watch, 1), cut_off).0, [2]);
+    assert!(matches!(contacts.now(), Contact::Lost { .. }), "{:?}", contacts.now());
+    node.set_status(status(true));
+    let found = async {
+        contacts.wait_for(|contact| matches!(contact, Contact::Heard { .. })).await.unwrap();
+        node.push(events(&[3]).unwrap());
+    };
+    assert_eq!(tokio::join!(revisions(&mut watch, 1), found).0, [3]);
+}
+
+#[tokio::test]
+async fn a_watch_that_begins_too_far_ahead_names_the_revision_that_was_asked_for() {
+    let node = Fake::start(leader);
+    let ahead = Failure { message: "position 99 is ahead".to_owned(), ..failure(Reason::Ahead, false) };
+    node.set_watch(move |_| vec![Err(Status::from(ahead.clone()))]);
+    let client = client_of(&[&node]);
+    let mut watch = client.watch(&Scope::default(), Range::key("k"), Some(100.into())).await.unwrap();
+    let error = timeout(PATIENCE, watch.next()).await.expect("the watch hangs").unwrap().unwrap_err();
+    assert_eq!(error.reason(), Reason::Ahead);
+    assert!(error.to_string().contains("at revision 100: position 99"), "{error}");
+}
+
 fn piece(keys: &[&'static str]) -> Result<RangeResponse, Status> {
     let items = keys.iter().map(|key| WireItem { key: (*key).into(), ..Default::default() }).collect();
     Ok(RangeResponse { items, ..Default::default() })

@@ -25,6 +25,7 @@ use crate::proto::peer::peer_client::PeerClient;
 use crate::proto::peer::peer_server::{Peer, PeerServer};
 use crate::proto::{details, peer as proto};
 use crate::runtime;
+use crate::shown;
 use crate::types::NodeId;
 
 /// How long connecting may take.
@@ -61,7 +62,7 @@ impl GrpcTransport {
     }
 
     async fn open(&self, address: &str) -> Result<PeerClient<Channel>, DialError> {
-        let unreachable = |error: tonic::transport::Error| DialError::Unreachable(chain(&error));
+        let unreachable = |error: tonic::transport::Error| DialError::Unreachable(in_words(&error));
         let channel = Endpoint::from_shared(format!("http://{address}"))
             .map_err(unreachable)?
             .connect_timeout(CONNECT_TIMEOUT)
@@ -101,15 +102,9 @@ impl GrpcTransport {
     }
 }
 
-/// An error with its causes: tonic's own message is only "transport error".
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
+/// An error by its innermost cause: tonic's own message is only "transport error".
+fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
+    shown::cause(error).unwrap_or_else(|| error.to_string())
 }
 
 fn dial_error(caller: NodeId, status: &Status) -> DialError {
@@ -118,7 +113,10 @@ fn dial_error(caller: NodeId, status: &Status) -> DialError {
     {
         return DialError::Refused(wire::from_refusal(caller, refusal));
     }
-    DialError::Unreachable(status.message().to_owned())
+    DialError::Unreachable(match status.code() {
+        Code::Unimplemented => "what answers there is no peer port of a node".to_owned(),
+        _ => shown::cause(status).unwrap_or_else(|| status.message().to_owned()),
+    })
 }
 
 fn refused(refusal: &Refusal) -> Status {
@@ -286,7 +284,7 @@ pub fn serve(
             _ = stop.wait_for(|stop| *stop) => {}
             result = server => {
                 if let Err(error) = result {
-                    tracing::error!(error = chain(&error), "the peer port failed");
+                    tracing::error!(error = in_words(&error), "the peer port failed");
                 }
             }
         }

@@ -18,9 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use crate::error::StorageError;
+use crate::error::{StorageError, is_out_of_files};
 use crate::storage::files::unreadable;
-use crate::storage::is_out_of_files;
 use crate::storage::power::WriteErrors;
 use crate::storage::record::{Body, Key, Packed, Packer, Record};
 use crate::types::{Entry, LogId, Vote};
