@@ -551,7 +551,7 @@ impl Watching {
         match judge(case, &endpoint, failure) {
             Verdict::Return(error @ ClientError::Rejected { .. }) => return Err(self.ended(error)),
             Verdict::Return(error) if is_about_history(&error) => {
-                let error = self.from_where(error);
+                let error = self.told_from_where(error);
                 self.note_refusal(&link, error).await;
             }
             _ => drop(self.failures.insert(endpoint.clone(), in_words(failure))),
@@ -586,7 +586,7 @@ impl Watching {
     }
 
     /// With the revision that was to be watched from: a node names the position before it.
-    fn from_where(&self, error: ClientError) -> ClientError {
+    fn told_from_where(&self, error: ClientError) -> ClientError {
         match error {
             ClientError::Failed { endpoint, reason: reason @ Reason::Ahead, message, maybe_applied } => {
                 let message = format!("a watch cannot begin at revision {}: {message}", self.next_revision);

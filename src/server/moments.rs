@@ -123,7 +123,7 @@ mod tests {
     async fn a_state_is_kept_for_a_reader_that_has_gone_and_not_for_long() {
         let (moments, view) = (Arc::new(Moments::default()), KvMachine::default().view());
         moments.begin(at(1), &view);
-        let leaving = tokio::spawn({
+        let leaving = crate::runtime::spawn({
             let moments = moments.clone();
             async move { moments.leave(at(1)).await }
         });
@@ -157,7 +157,7 @@ mod tests {
         for index in 0..=most {
             moments.begin(at(index), &view);
             let moments = moments.clone();
-            tokio::spawn(async move { moments.leave(at(index)).await });
+            crate::runtime::spawn(async move { moments.leave(at(index)).await });
             tokio::task::yield_now().await;
             tokio::time::advance(Duration::from_millis(1)).await;
         }
