@@ -8,8 +8,8 @@
 //! over the lead, sends no snapshots, and leaves elections to the others. Its log and its vote are as good as before, so it goes on replicating
 //! and voting; and where its log is the longest of those that are left, nobody but it can be elected: then it stands after
 //! a while, brings the others up to date, and hands over. It stays like this until it is restarted or sent a snapshot: what it would answer is wrong, and nothing that
-//! it applies makes that right. Where no majority has the same state, all that have spoken do the same until a
-//! majority agrees, but may lead: somebody must, for the operator to replace members.
+//! it applies makes that right. Where no majority has the same state, or two of three differ and the third is silent for some seconds,
+//! all that have spoken do the same until a majority agrees, but may lead: somebody must, for the operator to replace members.
 
 use std::collections::BTreeSet;
 use std::sync::Weak;
@@ -19,13 +19,15 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{Engine, Inner};
 use crate::machine::StateMachine;
-use crate::raft::agreement::{Check, Told, judge};
+use crate::raft::agreement::{Check, Life, Told, Verdict, judge};
 use crate::raft::core::Metrics;
 use crate::runtime::offload;
-use crate::types::{LogId, NodeId, Role};
+use crate::types::{Divergence, LogId, NodeId, Role};
 
 /// How often states are compared.
 const PACE: Duration = Duration::from_secs(1);
+/// Comparisons after which a doubt counts, if nothing has decided it.
+const DOUBTS: u32 = 3;
 /// A node whose state differs leaves elections to the others until there has been no leader for this often as long as one may
 /// take to show up.
 const RELUCTANCE: u32 = 4;
@@ -39,11 +41,35 @@ struct Memory {
     idle_at: Option<LogId>,
     /// Since when this node has known no leader.
     leaderless_since: Option<Instant>,
+    /// Where the voters were first found to differ without a decision since, in which life, and how often it was looked at.
+    doubted: Option<(Life, LogId, u32)>,
+}
+
+impl Memory {
+    /// A doubt that has not been decided for so long that it will not be by those that are late.
+    fn lasting(
+        &mut self,
+        life: Life,
+        decided: &Option<Result<LogId, Divergence>>,
+        doubt: Option<Divergence>,
+    ) -> Option<Divergence> {
+        let Some(doubt) = doubt else {
+            self.doubted = None;
+            return None;
+        };
+        let decided =
+            decided.as_ref().map(|decided| decided.as_ref().map_or_else(|wrong| wrong.at, |at| *at));
+        let before = self.doubted.filter(|(then, at, _)| *then == life && decided < Some(*at));
+        let (_, at, times) = before.unwrap_or((life, doubt.at, 0));
+        self.doubted = Some((life, at, times + 1));
+        (times + 1 >= DOUBTS).then_some(doubt)
+    }
 }
 
 /// Compares until the node is gone. Holds no handle, so that dropping the last one ends the node.
 pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
-    let mut memory = Memory { next_index: 0, at: Instant::now(), idle_at: None, leaderless_since: None };
+    let mut memory =
+        Memory { next_index: 0, at: Instant::now(), idle_at: None, leaderless_since: None, doubted: None };
     let mut look = tokio::time::interval(PACE);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -68,16 +94,17 @@ impl<M: StateMachine> Engine<M> {
         let Some(told) = self.told(&metrics).await else { return };
         // Of a joint membership, those that are to vote.
         let voters = metrics.membership.voters.last().cloned().unwrap_or_default();
-        let verdict = judge(own, &voters, &told);
-        match verdict {
-            Some(Ok(at)) if agreement.agrees(life, at) => {
-                tracing::info!(%at, "this node's state is the same as a majority's again");
-            }
-            Some(Err(divergence)) if agreement.differs(life, &divergence) => {
+        let Verdict { decided, doubt } = judge(own, &voters, &told);
+        let doubt = memory.lasting(life, &decided, doubt);
+        if let Some(Ok(at)) = decided
+            && agreement.agrees(life, at)
+        {
+            tracing::info!(%at, "this node's state is the same as a majority's again");
+        }
+        for divergence in decided.and_then(Result::err).into_iter().chain(doubt) {
+            if agreement.differs(life, &divergence) {
                 tracing::error!(%divergence, "this node answers no reads any more");
             }
-            // Nothing new.
-            None | Some(_) => {}
         }
         if agreement.is_outvoted() {
             self.stand(&metrics, memory);
@@ -170,6 +197,31 @@ impl<M: StateMachine> Engine<M> {
 mod tests {
     use std::io::{self, Read, Write};
 
+    #[test]
+    fn a_doubt_counts_once_it_has_lasted() {
+        let mut memory = Memory {
+            next_index: 0,
+            at: Instant::now(),
+            idle_at: None,
+            leaderless_since: None,
+            doubted: None,
+        };
+        let life = Life::default();
+        let at = |index| LogId::new(1, index);
+        let doubt = |index| Some(Divergence { at: at(index), own: 1, majority: None });
+        // The third voter is late, and decides each time.
+        for index in [10, 20, 30, 40, 50] {
+            assert_eq!(memory.lasting(life, &Some(Ok(at(index - 10))), doubt(index)), None);
+        }
+        // It has stopped.
+        let decided = Some(Ok(at(50)));
+        assert_eq!(memory.lasting(life, &decided, doubt(60)), None);
+        assert_eq!(memory.lasting(life, &decided, doubt(60)), None);
+        assert_eq!(memory.lasting(life, &decided, doubt(60)), doubt(60));
+        assert_eq!(memory.lasting(life, &decided, None), None);
+        assert_eq!(memory.lasting(life, &decided, doubt(70)), None);
+    }
+
     use super::*;
     use crate::engine::lone;
     use crate::error::{ReadError, WriteError};
@@ -229,7 +281,7 @@ mod tests {
         let others: Vec<Check> =
             own.iter().map(|check| Check { hash: check.hash.wrapping_add(1), ..*check }).collect();
         let told = Told::from([(1, own), (2, others.clone()), (3, others)]);
-        let divergence = judge(1, &[1, 2, 3].into(), &told).unwrap().unwrap_err();
+        let divergence = judge(1, &[1, 2, 3].into(), &told).decided.unwrap().unwrap_err();
         engine.inner.settings.send_modify(|settings| settings.preferred_leader = true);
         assert!(engine.inner.wants_lead());
         let life = agreement.life();

@@ -240,30 +240,46 @@ fn thin_out(own: &mut BTreeMap<u64, Check>) {
     *own = kept;
 }
 
-/// What `told` says of node `own`: where its state was last found to differ from the voters', or that it does not, as of the
-/// newest position of which enough of them have spoken. `None` while there is none.
-pub fn judge(own: NodeId, voters: &BTreeSet<NodeId>, told: &Told) -> Option<Result<LogId, Divergence>> {
+/// What members' hashes say of a node's state.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Verdict {
+    /// Where it was last found to differ from the voters', or that it does not, as of the newest position of which enough of them
+    /// have spoken to decide.
+    pub decided: Option<Result<LogId, Divergence>>,
+    /// The oldest position after that where voters differ and those that have not spoken yet may decide. They usually do a
+    /// moment later.
+    pub doubt: Option<Divergence>,
+}
+
+/// What `told` says of node `own`.
+pub fn judge(own: NodeId, voters: &BTreeSet<NodeId>, told: &Told) -> Verdict {
     let majority = voters.len() / 2 + 1;
-    let mine = told.get(&own)?;
+    let mut verdict = Verdict::default();
     let mut by_position: BTreeMap<LogId, BTreeMap<u64, usize>> = BTreeMap::new();
     for check in voters.iter().filter_map(|voter| told.get(voter)).flatten() {
         *by_position.entry(check.log_id).or_default().entry(check.hash).or_default() += 1;
     }
-    let mut newest = mine.clone();
+    let mut newest = told.get(&own).cloned().unwrap_or_default();
     newest.sort_by_key(|check| std::cmp::Reverse(check.log_id));
-    newest.iter().find_map(|check| {
-        let hashes = by_position.get(&check.log_id)?;
-        if hashes.values().sum::<usize>() < majority {
-            return None;
-        }
-        let common = hashes.iter().find(|(_, count)| **count >= majority).map(|(hash, _)| *hash);
-        match common {
-            Some(hash) if hash == check.hash => Some(Ok(check.log_id)),
-            // One voter alone has nobody to differ from.
-            None if hashes.len() < 2 => None,
-            majority => Some(Err(Divergence { at: check.log_id, own: check.hash, majority })),
-        }
-    })
+    for check in newest {
+        let Some(hashes) = by_position.get(&check.log_id) else { continue };
+        let spoken: usize = hashes.values().sum();
+        let most = hashes.iter().max_by_key(|(_, count)| **count);
+        let Some((hash, count)) = most.filter(|_| spoken >= majority) else { continue };
+        let differs = |majority| Divergence { at: check.log_id, own: check.hash, majority };
+        let may_have_majority = count + voters.len().saturating_sub(spoken) >= majority;
+        verdict.decided = Some(match *count >= majority {
+            true if *hash == check.hash => Ok(check.log_id),
+            true => Err(differs(Some(*hash))),
+            false if may_have_majority => {
+                verdict.doubt = Some(differs(None));
+                continue;
+            }
+            false => Err(differs(None)),
+        });
+        break;
+    }
+    verdict
 }
 
 #[cfg(test)]
@@ -283,7 +299,7 @@ mod tests {
 
     fn verdicts(voters: &[NodeId], told: &Told) -> Vec<Option<Result<u64, Option<u64>>>> {
         let voters = voters.iter().copied().collect();
-        let judged = told.keys().map(|node_id| judge(*node_id, &voters, told));
+        let judged = told.keys().map(|node_id| judge(*node_id, &voters, told).decided);
         judged.map(|judged| judged.map(|v| v.map(|at| at.index).map_err(|d| d.majority))).collect()
     }
 
@@ -306,9 +322,24 @@ mod tests {
         let all_differ = told(&[(1, &[(64, 7)]), (2, &[(64, 8)]), (3, &[(64, 9)])]);
         assert_eq!(verdicts(&THREE, &all_differ), [Some(Err(None)); 3]);
         let two_differ = told(&[(1, &[(64, 7)]), (2, &[(64, 8)])]);
-        assert_eq!(verdicts(&THREE, &two_differ), [Some(Err(None)); 2]);
+        assert_eq!(verdicts(&THREE, &two_differ), [None; 2], "the third may decide");
         assert_eq!(verdicts(&[1, 2], &two_differ), [Some(Err(None)); 2]);
         assert_eq!(verdicts(&[1], &told(&[(1, &[(64, 7)])])), [Some(Ok(64))]);
+    }
+
+    /// A position of which not all have spoken takes nothing back that is known of an older one.
+    #[test]
+    fn a_doubt_stands_beside_what_is_decided() {
+        let told = told(&[
+            (1, &[(64, 7), (128, 8), (192, 9)]),
+            (2, &[(64, 7), (128, 5), (192, 5)]),
+            (3, &[(64, 7)]),
+        ]);
+        let verdict = judge(1, &THREE.into(), &told);
+        assert_eq!(verdict.decided, Some(Ok(LogId::new(1, 64))));
+        assert_eq!(verdict.doubt.map(|doubt| (doubt.at.index, doubt.majority)), Some((128, None)));
+        assert_eq!(judge(3, &THREE.into(), &told).doubt, None);
+        assert_eq!(judge(4, &THREE.into(), &told), Verdict::default());
     }
 
     #[test]

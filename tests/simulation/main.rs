@@ -10,7 +10,7 @@
 //!
 //! | variable | effect |
 //! |---|---|
-//! | `QUORATE_SIM_SEEDS` | how many seeds the main test runs (200) |
+//! | `QUORATE_SIM_SEEDS` | how many seeds each test runs (the main one 200; 30 where the program is not optimised) |
 //! | `QUORATE_SIM_FIRST` | the first of them (0) |
 //! | `QUORATE_SIM_TRACE` | a file to write the trace of the first seed to |
 
