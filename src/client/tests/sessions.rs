@@ -132,14 +132,17 @@ async fn a_write_whose_nodes_are_all_gone_afterwards_is_undecided() {
     let mut node = Fake::start(silent);
     let client = client_with(&[&node], |config| {
         config.unavailable_after = Duration::ZERO;
-        config.timeout = Duration::from_secs(1);
+        config.timeout = HOUR;
     });
-    let writing = put(&client, "k", "v");
+    let scope = Scope::default();
     let fail = async {
         until("the write is in flight", || node.requests() > 0).await;
+        let before = client.metrics().retries;
         node.kill();
+        until("it is tried again in vain", || client.metrics().retries > before + 1).await;
+        pass(HOUR).await;
     };
-    let (error, ()) = tokio::join!(writing, fail);
+    let (error, ()) = tokio::join!(client.put(&scope, "k", "v"), fail);
     let error = error.unwrap_err();
     assert!(matches!(error, ClientError::DeadlineExceeded { maybe_applied: true, .. }), "{error}");
     // The next one has nothing under way.

@@ -295,7 +295,8 @@ async fn a_message_of_a_node_that_is_cut_off_is_no_word_of_the_cluster() {
 #[tokio::test]
 async fn a_watch_that_begins_too_far_ahead_names_the_revision_that_was_asked_for() {
     let node = Fake::start(leader);
-    let ahead = Failure { message: "position 99 is ahead".to_owned(), ..failure(Reason::Ahead, false) };
+    let (code, message) = (Code::OutOfRange.into(), "position 99 is ahead".to_owned());
+    let ahead = Failure { code, message, ..failure(Reason::Ahead, false) };
     node.set_watch(move |_| vec![Err(Status::from(ahead.clone()))]);
     let client = client_of(&[&node]);
     let mut watch = client.watch(&Scope::default(), Range::key("k"), Some(100.into())).await.unwrap();

@@ -1,43 +1,53 @@
 //! What the client says when nothing is done for it: that no node can be connected to only if that is so.
 
+use futures::future::LocalBoxFuture;
+use futures::{FutureExt, StreamExt};
+
 use super::fake::failure;
 use super::*;
 
-/// What came of everything that a client can be asked for, each within `timeout_ms`, by its name.
-async fn all_failures(endpoint: &str, timeout_ms: u64) -> Vec<(&'static str, ClientError)> {
+/// What came of everything that a client can be asked for, all at the same time and each with `time`, by its name.
+async fn all_failures(endpoint: &str, time: Duration) -> Vec<(&'static str, ClientError)> {
     let client = || {
-        let timeout = Duration::from_millis(timeout_ms);
-        let config = ClientConfig { timeout, unavailable_after: Duration::ZERO, ..ClientConfig::default() };
+        let config =
+            ClientConfig { timeout: time, unavailable_after: Duration::ZERO, ..ClientConfig::default() };
         Client::new([endpoint], config).unwrap()
     };
-    let (scope, at) = (Scope::default(), Endpoint::parse(endpoint).unwrap());
-    let setting = [("preferred_leader".to_owned(), "true".to_owned())];
-    let watch = async |from: Option<Bookmark>| -> ClientError {
-        match client().watch(&scope, Range::key("k"), from).await {
-            Ok(mut watch) => futures::StreamExt::next(&mut watch).await.unwrap().unwrap_err(),
+    let (scope, at) = (&Scope::default(), &Endpoint::parse(endpoint).unwrap());
+    let setting = &[("preferred_leader".to_owned(), "true".to_owned())];
+    let read = |level| async move { get(&client(), "k", level).await.unwrap_err() };
+    let read_at = async {
+        let request = Request::Get { scope: scope.clone(), key: "k".into(), read: ReadLevel::Local.into() };
+        client().execute_at(at, request).await.unwrap_err()
+    };
+    let watch = |from: Option<Bookmark>| async move {
+        match client().watch(scope, Range::key("k"), from).await {
+            Ok(mut watch) => watch.next().await.unwrap().unwrap_err(),
             Err(error) => error,
         }
     };
-    let request = Request::Get { scope: scope.clone(), key: "k".into(), read: ReadLevel::Local.into() };
-    let failures = async {
-        vec![
-            ("put", put(&client(), "k", "v").await.unwrap_err()),
-            ("get", get(&client(), "k", ReadLevel::Linearizable).await.unwrap_err()),
-            ("local get", get(&client(), "k", ReadLevel::Local).await.unwrap_err()),
-            ("get at", client().execute_at(&at, request).await.unwrap_err()),
-            ("range", client().range_stream(&scope, Range::all(), ReadLevel::Local).await.unwrap_err()),
-            ("watch", watch(None).await),
-            ("watch from", watch(Some(1.into())).await),
-            ("members", client().members().await.unwrap_err()),
-            ("sessions", client().list_sessions(0, 1).await.unwrap_err()),
-            ("transfer", client().transfer_leader(None).await.unwrap_err()),
-            ("snapshot", client().take_snapshot(None).await.unwrap_err()),
-            ("snapshot at", client().take_snapshot(Some(&at)).await.unwrap_err()),
-            ("configure", client().configure(None, &setting).await.unwrap_err()),
-            ("configure at", client().configure(Some(&at), &setting).await.unwrap_err()),
-        ]
-    };
-    timeout(PATIENCE * 2, failures).await.expect("the client hangs")
+    let snapshot = |at| async move { client().take_snapshot(at).await.unwrap_err() };
+    let configure = |at| async move { client().configure(at, setting).await.unwrap_err() };
+    let range =
+        async { client().range_stream(scope, Range::all(), ReadLevel::Local).await.map(drop).unwrap_err() };
+    let calls: Vec<(_, LocalBoxFuture<'_, ClientError>)> = vec![
+        ("put", async { put(&client(), "k", "v").await.unwrap_err() }.boxed_local()),
+        ("get", read(ReadLevel::Linearizable).boxed_local()),
+        ("local get", read(ReadLevel::Local).boxed_local()),
+        ("get at", read_at.boxed_local()),
+        ("range", range.boxed_local()),
+        ("watch", watch(None).boxed_local()),
+        ("watch from", watch(Some(1.into())).boxed_local()),
+        ("members", async { client().members().await.unwrap_err() }.boxed_local()),
+        ("sessions", async { client().list_sessions(0, 1).await.unwrap_err() }.boxed_local()),
+        ("transfer", async { client().transfer_leader(None).await.unwrap_err() }.boxed_local()),
+        ("snapshot", snapshot(None).boxed_local()),
+        ("snapshot at", snapshot(Some(at)).boxed_local()),
+        ("configure", configure(None).boxed_local()),
+        ("configure at", configure(Some(at)).boxed_local()),
+    ];
+    let calls = calls.into_iter().map(|(what, call)| async move { (what, call.await) });
+    timeout(PATIENCE, join_all(calls)).await.expect("the client hangs")
 }
 
 /// Whatever is shorter, the time of the operation or that of connecting.
@@ -47,7 +57,7 @@ async fn where_nobody_ever_answers_no_node_can_be_connected_to() {
     for (endpoint, timeout_ms) in
         [(hole.endpoint(), 100), (hole.endpoint(), 1200), (address_of_nobody(), 100)]
     {
-        for (what, error) in all_failures(&endpoint, timeout_ms).await {
+        for (what, error) in all_failures(&endpoint, Duration::from_millis(timeout_ms)).await {
             let ClientError::Unavailable { tried } = &error else {
                 panic!("{what}, {timeout_ms} ms: {error}")
             };
@@ -65,7 +75,8 @@ async fn a_node_that_answers_and_refuses_is_not_called_unreachable() {
     let stopped =
         Failure { code: tonic::Code::Unavailable.into(), message, ..failure(Reason::Stopped, false) };
     node.close(Some(stopped));
-    for (what, error) in all_failures(&node.endpoint(), 300).await {
+    // Far more than it takes to be refused.
+    for (what, error) in all_failures(&node.endpoint(), Duration::from_secs(5)).await {
         let ClientError::DeadlineExceeded { maybe_applied: false, last: Some(last), .. } = &error else {
             panic!("{what}: {error:?}")
         };
@@ -90,12 +101,13 @@ async fn what_was_met_is_told_whatever_the_last_try_brings() {
         let follower = Fake::start(refusing(not_leader(hint.clone().map(|hint| (7, hint.client)))));
         let status = status_of(1, "follower", 3, None);
         follower.set_status(StatusResponse { leader: hint.clone(), ..status });
-        // The first is answered, and the second has not time enough to count.
-        follower.tell_status(1);
         let client = client_with(&[&follower], |config| {
             config.unavailable_after = Duration::ZERO;
             config.timeout = Duration::from_millis(800);
         });
+        client.status(&Endpoint::parse(&follower.endpoint()).unwrap()).await.unwrap();
+        // One more is answered, and the one after it has not time enough to count.
+        follower.tell_status(1);
         let error = timeout(PATIENCE, client.members()).await.expect("the client hangs").unwrap_err();
         let ClientError::DeadlineExceeded { last: Some(last), .. } = &error else { panic!("{error:?}") };
         match hint {
