@@ -8,15 +8,17 @@
 //! says what to do, and so is a key that the file has and this build does not know.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use clap::ValueEnum;
 use serde::Deserialize;
 
+use crate::address::{Address, FORM};
 use crate::duration::parse_ms;
-use crate::engine::{DiskPolicy, EngineConfig, Limits, PeerPolicy, SnapshotPolicy, Timing};
+use crate::engine::{
+    DiskPolicy, EngineConfig, Limits, PeerPolicy, SnapshotPolicy, Timing, available_memory_bytes,
+    check_node_id,
+};
 use crate::server::settings::parse_filter;
 use crate::shown::Shown;
 use crate::types::NodeId;
@@ -467,6 +469,9 @@ impl ServeConfig {
     /// [`ConfigError::Invalid`], saying which setting and what to do.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_name("--cluster", &self.cluster)?;
+        for node_id in [&self.node_id].into_iter().chain(self.peers.keys()) {
+            check_node_id(*node_id).map_err(invalid)?;
+        }
         if self.data_dir.as_os_str().is_empty() {
             return Err(invalid("--data-dir is empty; name a directory"));
         }
@@ -485,6 +490,7 @@ impl ServeConfig {
         })?;
         self.check_limits()?;
         self.door.validate()?;
+        self.door.check_memory(self.memory_bytes.unwrap_or_else(available_memory_bytes))?;
         self.engine_config(String::new())
             .validate()
             .map_err(|error| ConfigError::Invalid(error.to_string().replace("invalid configuration: ", "")))
@@ -494,7 +500,7 @@ impl ServeConfig {
         let Self { node_id, peers, peer_advertise, .. } = self;
         for (id, address) in peers {
             check_advertised("--peers", address, peers.len() == 1)?;
-            if let Some((other, _)) = peers.range(id + 1..).find(|(_, other)| *other == address) {
+            if let Some((other, _)) = peers.iter().find(|(other, at)| *other > id && *at == address) {
                 return Err(invalid(format!(
                     "--peers gives nodes {id} and {other} the same address {address}; each needs its own"
                 )));
@@ -557,32 +563,28 @@ fn check_name(flag: &str, name: &str) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Host and port of `address`.
-fn check_address<'a>(flag: &str, address: &'a str) -> Result<(&'a str, u16), ConfigError> {
-    let parsed = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
-    match parsed {
-        // An IPv6 address without brackets cannot be told from its port.
-        Some((host, port)) if !host.is_empty() && (!host.contains(':') || host.starts_with('[')) => {
-            Ok((host, port))
-        }
-        _ => Err(invalid(format!(
-            "{flag} \"{}\" is not of the form HOST:PORT, such as 10.0.0.1:7801",
-            Shown(address)
-        ))),
-    }
+/// Host and port of `address`, on which somebody could listen.
+fn check_address<'a>(flag: &str, address: &'a str) -> Result<Address<'a>, ConfigError> {
+    let shown = Shown(address);
+    let parsed =
+        Address::parse(address).ok_or_else(|| invalid(format!("{flag} \"{shown}\" is not {FORM}")))?;
+    parsed.check_host().map_err(|why| {
+        invalid(format!("{flag} \"{shown}\" is no address of one host: {why}; set it to one that is"))
+    })?;
+    Ok(parsed)
 }
 
 /// Refuses addresses that nobody else could connect to. Port 0 is a free port: fine where the bound address
 /// is what gets advertised, as `free_port` says.
 fn check_advertised(flag: &str, address: &str, free_port: bool) -> Result<(), ConfigError> {
-    let (host, port) = check_address(flag, address)?;
-    let ip = IpAddr::from_str(host.trim_start_matches('[').trim_end_matches(']'));
-    if ip.is_ok_and(|ip| ip.is_unspecified()) {
+    let parsed = check_address(flag, address)?;
+    if parsed.is_unspecified() {
+        let host = parsed.host;
         return Err(invalid(format!(
             "{address} cannot be advertised: nobody can connect to {host}; set {flag} to an address that others reach this node at"
         )));
     }
-    if port == 0 && !free_port {
+    if parsed.port == 0 && !free_port {
         return Err(invalid(format!(
             "{flag} \"{}\" has port 0; others need to know the port",
             Shown(address)
@@ -593,8 +595,8 @@ fn check_advertised(flag: &str, address: &str, free_port: bool) -> Result<(), Co
 
 /// `--peers` says where this node is reached; catch a listen address that cannot be that.
 fn check_listed_port(node_id: NodeId, listed: &str, peer_listen: &str) -> Result<(), ConfigError> {
-    let (_, listed_port) = check_address("--peers", listed)?;
-    let (host, listen_port) = check_address("--peer-listen", peer_listen)?;
+    let listed_port = check_address("--peers", listed)?.port;
+    let Address { host, port: listen_port, .. } = check_address("--peer-listen", peer_listen)?;
     if listed_port != listen_port {
         return Err(invalid(format!(
             "--peers says that node {node_id} is reached at {listed}, but it listens on {peer_listen}; set --peer-listen {host}:{listed_port}, or --peer-advertise {listed} if the port is mapped"

@@ -30,6 +30,7 @@
 // The module docs are the map of the code, for those who read it as well as for those who use it.
 #![allow(rustdoc::private_intra_doc_links)]
 
+pub(crate) mod address;
 pub mod cli;
 pub mod client;
 pub mod config;

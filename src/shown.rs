@@ -61,6 +61,12 @@ pub(crate) fn cause(error: &(dyn Error + 'static)) -> Option<String> {
     Some(words)
 }
 
+/// `message` with the names of files but not where they are: for those whom that does not concern.
+pub(crate) fn without_directories(message: &str) -> String {
+    let word = |word: &str| word.rsplit_once('/').map_or(word, |(_, file)| file).to_owned();
+    message.split_inclusive(char::is_whitespace).map(word).collect()
+}
+
 /// The longest beginning of at most `bytes` bytes.
 fn beginning(text: &str, bytes: usize) -> &str {
     let end = (0..=bytes.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
@@ -72,6 +78,17 @@ mod tests {
     use std::io;
 
     use super::*;
+
+    #[test]
+    fn a_file_is_named_without_its_directory() {
+        for (message, expected) in [
+            ("cannot write /var/lib/q/snapshots/7.part: no space", "cannot write 7.part: no space"),
+            ("data/log is gone,\nor data/b is", "log is gone,\nor b is"),
+            ("nothing of the kind", "nothing of the kind"),
+        ] {
+            assert_eq!(without_directories(message), expected);
+        }
+    }
 
     #[test]
     fn a_text_is_shown_whole_or_cut_with_its_length() {

@@ -69,9 +69,8 @@ impl ServeError {
 /// See [`ServeError`].
 pub async fn run(args: ServeArgs) -> Result<(), ServeError> {
     let config = ServeConfig::load(args)?;
-    let log_level = log_to_stderr(&config)?;
     let data_dir = std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
-    tracing::info!("the data directory is {}", data_dir.display());
+    let log_level = log_to_stderr(&config, &data_dir)?;
     if let Err(error) = incoming::raise_open_files() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
@@ -211,18 +210,25 @@ fn exit_fatally(fatal: &FatalError) -> ! {
     process::exit(1)
 }
 
-/// Writes the log to standard error. Returns how to change what is written; nothing if an embedding process has set up
-/// a log of its own, which stays.
-fn log_to_stderr(config: &ServeConfig) -> Result<Option<LogLevel>, ServeError> {
+/// Writes the log to standard error, and first of all where the data are, whatever else is logged. Returns how to change
+/// what is written; nothing if an embedding process has set up a log of its own, which stays.
+fn log_to_stderr(config: &ServeConfig, data_dir: &Path) -> Result<Option<LogLevel>, ServeError> {
     let writer = logging::start().map_err(ServeError::Log)?;
     let filter = parse_filter(&config.log_level).unwrap_or_default(); // checked with the configuration
     let colours = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colours)
-        .with_writer(writer)
-        // It would say so on standard error, and panic if it cannot.
-        .log_internal_errors(false);
+    let log = || {
+        tracing_subscriber::fmt()
+            .with_ansi(colours)
+            .with_writer(writer.clone())
+            // It would say so on standard error, and panic if it cannot.
+            .log_internal_errors(false)
+    };
+    let first = || tracing::info!("the data directory is {}", data_dir.display());
+    match config.log_format {
+        LogFormat::Text => tracing::subscriber::with_default(log().finish(), first),
+        LogFormat::Json => tracing::subscriber::with_default(log().json().finish(), first),
+    }
+    let log = log().with_env_filter(filter);
     Ok(match config.log_format {
         LogFormat::Text => {
             let log = log.with_filter_reloading();

@@ -39,6 +39,8 @@ struct Row {
     state_quota_bytes: Option<u64>,
     state_quota_set: Option<bool>,
     reachable: bool,
+    /// How its state differs from the others', for which it serves nothing.
+    diverged: Option<String>,
     error: Option<String>,
 }
 
@@ -75,6 +77,9 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
             for row in &rows {
                 if let Some(error) = &row.error {
                     output::remark(&format!("{}: {error}", row.endpoint));
+                }
+                if let Some(diverged) = &row.diverged {
+                    output::remark(&format!("{}: diverged: {diverged}", row.endpoint));
                 }
             }
         }
@@ -123,6 +128,7 @@ fn row(endpoint: &Endpoint, answer: &Result<NodeStatus, ClientError>) -> Row {
             state_quota_bytes: status.state_quota_bytes,
             state_quota_set: status.state_quota_bytes.map(|_| status.state_quota_set),
             reachable: true,
+            diverged: Some(status.diverged.clone()).filter(|diverged| !diverged.is_empty()),
             error: None,
         },
         Err(error) => Row {
@@ -146,7 +152,11 @@ pub(super) fn why(error: &ClientError) -> String {
 fn cells(row: &Row) -> Vec<String> {
     let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
     let no_role = if row.reachable { "not open" } else { "unreachable" };
-    let role = row.role.clone().unwrap_or_else(|| no_role.to_owned());
+    let role = match (&row.role, &row.diverged) {
+        (Some(role), Some(_)) => format!("{role}, diverged"),
+        (Some(role), None) => role.clone(),
+        (None, _) => no_role.to_owned(),
+    };
     vec![
         number(row.node_id),
         row.endpoint.clone(),
@@ -179,7 +189,7 @@ mod tests {
             "node_id": null, "endpoint": "n1:1", "role": null, "term": null, "leader": null, "last_log": null,
             "committed": null, "committed_term": null, "applied": null, "applied_term": null, "state_hash": null,
             "state_bytes": null, "state_quota_bytes": null, "state_quota_set": null,
-            "reachable": false, "error": "refused",
+            "reachable": false, "diverged": null, "error": "refused",
         });
         assert_eq!(json, expected);
         let (reason, message) = (Reason::Stopped, "recovering".to_owned());
@@ -207,5 +217,13 @@ mod tests {
             assert!(row[unknown].is_null(), "{unknown}: {row}");
         }
         assert_eq!(row["node_id"], 4);
+    }
+
+    #[test]
+    fn a_node_whose_state_differs_is_told_by_its_role() {
+        let role = Some("follower".to_owned());
+        let well = Row { role: role.clone(), ..Row::default() };
+        let diverged = Row { role, diverged: Some("differs".to_owned()), ..Row::default() };
+        assert_eq!((&*cells(&well)[2], &*cells(&diverged)[2]), ("follower", "follower, diverged"));
     }
 }

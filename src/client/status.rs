@@ -48,6 +48,8 @@ pub struct NodeStatus {
     pub ready: bool,
     /// Why it has stopped by itself; empty while it runs.
     pub fatal: String,
+    /// How its state differs from the other nodes', for which it serves nothing; empty while it does not.
+    pub diverged: String,
     /// All members that it knows, itself included.
     pub members: Vec<MemberStatus>,
 }
@@ -83,6 +85,7 @@ impl NodeStatus {
             state_bytes: status.state_bytes,
             state_quota_bytes: status.state_quota_bytes,
             state_quota_set: status.state_quota_set,
+            diverged: status.diverged,
             snapshot: position(status.snapshot),
             purged: position(status.purged),
             disk: status.disk,

@@ -4,11 +4,7 @@ use serde_json::Value;
 
 use super::{ConfigError, ServeConfig, Settings, invalid};
 use crate::server::Names;
-use crate::server::limits::{Bound, DoorLimits, HistoryLimits};
-
-/// A history with fewer changes or bytes would not last from one message to the next.
-const MIN_HISTORY_EVENTS: usize = 1_000;
-const MIN_HISTORY_BYTES: usize = 4 * 1024 * 1024;
+use crate::server::limits::{self, Bound, DoorLimits, HistoryLimits};
 
 /// What is set for the client port.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -61,13 +57,15 @@ impl DoorConfig {
     }
 
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
-        self.limits.validate().map_err(|refusal| invalid(format!("--{}", refusal.replace('_', "-"))))?;
-        let HistoryLimits { events, bytes, .. } = self.history;
-        if events < MIN_HISTORY_EVENTS || bytes < MIN_HISTORY_BYTES {
-            return Err(invalid(format!(
-                "--history-events must be at least {MIN_HISTORY_EVENTS}, and --history-bytes at least {MIN_HISTORY_BYTES}"
-            )));
-        }
+        let flag = |refusal: String| invalid(format!("--{}", refusal.replace('_', "-")));
+        self.limits.validate().map_err(flag)?;
+        let HistoryLimits { events, bytes, age_ms } = self.history;
+        limits::check([
+            ("history_events", events as u64),
+            ("history_bytes", bytes as u64),
+            ("history_age_ms", age_ms),
+        ])
+        .map_err(flag)?;
         for host in &self.allowed_hosts {
             if host.is_empty() || host.contains([':', '/', ' ']) {
                 return Err(invalid(format!(
@@ -83,6 +81,23 @@ impl DoorConfig {
             }
         }
         Ok(())
+    }
+
+    /// Refuses bounds that were set to more than the `memory` that the node may use: they would bound nothing.
+    pub(super) fn check_memory(&self, memory: u64) -> Result<(), ConfigError> {
+        let (usual, history) = (DoorLimits::default(), HistoryLimits::default());
+        let set = [
+            ("--max-unsent-bytes", self.limits.unsent_bytes.all, usual.unsent_bytes.all),
+            ("--max-unfinished-bytes", self.limits.unfinished_bytes.all, usual.unfinished_bytes.all),
+            ("--max-queued-bytes", self.limits.queued_bytes.all, usual.queued_bytes.all),
+            ("--history-bytes", self.history.bytes, history.bytes),
+        ];
+        match set.into_iter().find(|(_, bytes, usual)| bytes != usual && *bytes as u64 > memory) {
+            None => Ok(()),
+            Some((flag, bytes, _)) => Err(invalid(format!(
+                "{flag} ({bytes}) is more than the {memory} bytes of memory that this node may use; set less"
+            ))),
+        }
     }
 
     /// The present value of setting `name`, if it is one of these.

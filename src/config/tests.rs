@@ -213,6 +213,18 @@ fn peers_are_read_strictly() {
     }
 }
 
+const LONG: &str = const {
+    const LETTERS: [u8; 300] = {
+        let mut letters = [b'a'; 300];
+        (letters[298], letters[299]) = (b':', b'1');
+        letters
+    };
+    match std::str::from_utf8(&LETTERS) {
+        Ok(text) => text,
+        Err(_) => unreachable!(),
+    }
+};
+
 #[test]
 fn what_cannot_work_is_refused_with_what_to_do() {
     let cases: &[(&[&str], &str)] = &[
@@ -223,6 +235,21 @@ fn what_cannot_work_is_refused_with_what_to_do() {
         (&["--peers", THREE, "--node-id", "1", "--peer-advertise", "z:7901"], "make them agree"),
         (&["--peers", "1=a:0,2=b:7901", "--node-id", "2"], "port 0"),
         (&["--node-id", "0"], "number the nodes from 1"),
+        (&["--node-id", "18446744073709551615"], "must be from 1 to 9007199254740991"),
+        (
+            &["--node-id", "1", "--peers", "1=127.0.0.1:7901,18446744073709551615=b:7901"],
+            "node id 18446744073709551615 must be from 1 to",
+        ),
+        (&["--client-advertise", " 127.0.0.1:1"], "--client-advertise"),
+        (&["--client-advertise", "*:1"], "HOST:PORT"),
+        (&["--peer-advertise", "host\nname:1"], "host\\nname:1"),
+        (&["--peer-advertise", LONG], "(300 bytes)"),
+        (&["--client-advertise", "224.0.0.1:1"], "multicast"),
+        (&["--client-listen", "224.0.0.1:1"], "multicast"),
+        (&["--client-listen", "255.255.255.255:1"], "broadcast"),
+        (&["--peer-listen", "[ff02::1]:1"], "multicast"),
+        (&["--peers", "1=127.0.0.1:7901,2=b c:7901", "--node-id", "1"], "HOST:PORT"),
+        (&["--memory-bytes", "18446744073709551615"], "memory_bytes (18446744073709551615) is more than"),
         (&["--client-listen", "0.0.0.0:7801"], "set --client-advertise"),
         (&["--client-listen", "[::]:7801"], "set --client-advertise"),
         (&["--client-advertise", "0.0.0.0:1"], "set --client-advertise"),
@@ -326,6 +353,20 @@ fn settings_of_the_client_port_that_cannot_work_are_refused() {
         (&["--max-connection-unsent-bytes", "1"][..], "--max-connection-unsent-bytes"),
         (&["--max-watches", "1"], "--max-watches"),
         (&["--history-bytes", "1"], "--history-bytes"),
+        (&["--max-connections", "18446744073709551615"], "(18446744073709551615) must be from 1 to 1000000"),
+        (&["--max-connection-watches", "0"], "--max-connection-watches (0) must be from 1"),
+        (&["--max-watches", "18446744073709551615"], "--max-watches"),
+        (&["--max-unsent-bytes", "18446744073709551615"], "--max-unsent-bytes"),
+        (&["--max-unfinished-bytes", "18446744073709551615"], "--max-unfinished-bytes"),
+        (&["--max-queued-bytes", "18446744073709551615"], "--max-queued-bytes"),
+        (&["--max-pipeline-queued-bytes", "18446744073709551615"], "--max-pipeline-queued-bytes"),
+        (&["--history-events", "18446744073709551615"], "--history-events"),
+        (&["--history-bytes", "18446744073709551615"], "--history-bytes"),
+        (&["--history-age-ms", "18446744073709551615"], "or 0 for any age"),
+        (
+            &["--memory-bytes", "201326592", "--max-unsent-bytes", "201326593"],
+            "more than the 201326592 bytes of memory",
+        ),
         (&["--allowed-hosts", "a.example.com,b:7801"], "\"b:7801\" is no host name"),
         (&["--allowed-origins", "console"], "\"console\" is no origin"),
     ] {

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::ranges;
+use super::{memory, ranges};
 use crate::error::OpenError;
 use crate::storage::{self, StartProgress};
 use crate::types::NodeId;
@@ -49,7 +49,7 @@ pub struct EngineConfig {
     pub peers: PeerPolicy,
     /// Memory that this node may use, in bytes: its buffers fit into it, and the cluster's quota on the state is what the
     /// member with the least of it can bear. `None` for all that the machine, the control groups and the resource limits of
-    /// the process allow. Nodes that share a machine are to be given their shares.
+    /// the process allow; more than that is refused. Nodes that share a machine are to be given their shares.
     pub memory_bytes: Option<u64>,
     /// Is told how far opening the node has come. Keep a clone to look at.
     pub progress: StartProgress,
@@ -94,8 +94,8 @@ impl EngineConfig {
             election_timeout_min_ms: min,
             election_timeout_max_ms: max,
         } = self.timing;
-        if self.node_id == 0 {
-            return refuse("node id 0 is reserved; number the nodes from 1".to_owned());
+        for node_id in [&self.node_id].into_iter().chain(self.initial_members.keys()) {
+            ranges::check_node_id(*node_id).map_err(OpenError::Config)?;
         }
         if self.cluster.is_empty() || self.cluster.len() > MAX_CLUSTER_NAME_BYTES {
             return refuse(format!("the cluster's name must have 1 to {MAX_CLUSTER_NAME_BYTES} bytes"));
@@ -116,7 +116,26 @@ impl EngineConfig {
                 "memory_bytes must be at least {MIN_MEMORY_BYTES}: a node without any state takes as much"
             ));
         }
-        let limits = &self.limits;
+        // A node that was given the least there is may be on a machine with less than that.
+        let available = memory::available_bytes().max(MIN_MEMORY_BYTES);
+        if let Some(bytes) = self.memory_bytes.filter(|bytes| *bytes > available) {
+            return refuse(format!(
+                "memory_bytes ({bytes}) is more than the {available} bytes that this machine has, or that its control group or resource limits allow this process; give at most that, or 0 for all of it"
+            ));
+        }
+        let (limits, usual) = (&self.limits, Limits::default());
+        let memory = self.memory_bytes.unwrap_or(available);
+        let set = [
+            ("max_inflight_bytes", limits.max_inflight_bytes, usual.max_inflight_bytes),
+            ("log_tail_bytes", limits.log_tail_bytes, usual.log_tail_bytes),
+        ];
+        if let Some((name, bytes, _)) =
+            set.into_iter().find(|(_, bytes, usual)| bytes != usual && *bytes as u64 > memory)
+        {
+            return refuse(format!(
+                "{name} ({bytes}) is more than the {memory} bytes of memory that this node may use; set less"
+            ));
+        }
         if limits.max_inflight_bytes < limits.max_command_bytes {
             return refuse("max_inflight_bytes must be at least max_command_bytes".to_owned());
         }
@@ -391,6 +410,20 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1024 * 1024;
+
+    #[test]
+    fn more_memory_than_there_is_is_refused() {
+        let config = |memory_bytes| EngineConfig { memory_bytes, ..EngineConfig::new(1, "unused", "a:1") };
+        let available = memory::available_bytes().max(MIN_MEMORY_BYTES);
+        for bytes in [None, Some(MIN_MEMORY_BYTES), Some(available)] {
+            assert!(config(bytes).validate().is_ok(), "{bytes:?}");
+        }
+        for bytes in [available + 1, u64::MAX] {
+            let refused = config(Some(bytes)).validate().unwrap_err().to_string();
+            assert!(refused.contains(&format!("memory_bytes ({bytes})")), "{refused}");
+            assert!(refused.contains(&format!("{available} bytes")), "{refused}");
+        }
+    }
 
     fn fit(reserve_bytes: Option<u64>, inflight_mib: u64, size: u64) -> Result<(u64, u64), String> {
         let limits = Limits { max_inflight_bytes: (inflight_mib * MIB) as usize, ..Limits::default() };

@@ -68,6 +68,7 @@ pub use formation::Forming;
 pub use membership::{CATCH_UP_PATIENCE, MemberList, MemberState, NewAddresses, NewMember};
 pub use memory::available_bytes as available_memory_bytes;
 pub use quota::QuotaError;
+pub(crate) use ranges::check_node_id;
 pub use replication::{
     Counters, InFlight, Lag, LedPeer, PeerStanding, PeerState, READ_LEVELS, ReadWait, Refused,
     SYNCING_ENTRIES,

@@ -1,6 +1,9 @@
 //! The range of every number that an engine is set up with, in one table, for its start and for changes while it runs.
+//! Those of the client port are with its [limits](crate::server::limits).
 //!
 //! A value within its range works by itself. How values must fit each other is checked where they are.
+
+use crate::types::NodeId;
 
 /// From where to where a setting may be set. Units are in the names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +17,9 @@ pub struct Range {
     /// What 0 stands for beside that, if anything.
     pub zero: Option<&'static str>,
 }
+
+/// The largest node id: larger numbers come out of many JSON readers as others.
+pub const MAX_NODE_ID: NodeId = (1 << 53) - 1;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -37,7 +43,8 @@ pub const RANGES: [Range; 16] = [
     range("snapshot_every_bytes", 1, TIB),
     range("snapshot_keep_entries", 0, 1_000_000_000),
     range("snapshot_keep_bytes", 0, TIB),
-    range("max_command_bytes", 1, MAX_COMMAND_BYTES),
+    // Hardly a command is smaller: a node that takes none would look well.
+    range("max_command_bytes", KIB, MAX_COMMAND_BYTES),
     range("max_inflight_bytes", 1, 16 * GIB),
     range("log_tail_bytes", 1, 64 * GIB),
     range("append_message_bytes", 1, MAX_COMMAND_BYTES),
@@ -50,11 +57,11 @@ pub const RANGES: [Range; 16] = [
     range("reconnect_interval_ms", 1, MINUTE_MS),
 ];
 
-const fn range(name: &'static str, least: u64, most: u64) -> Range {
+pub(crate) const fn range(name: &'static str, least: u64, most: u64) -> Range {
     Range { name, least, most, zero: None }
 }
 
-const fn or_zero(range: Range, meaning: &'static str) -> Range {
+pub(crate) const fn or_zero(range: Range, meaning: &'static str) -> Range {
     Range { zero: Some(meaning), ..range }
 }
 
@@ -70,6 +77,17 @@ impl Range {
         let zero = self.zero.map(|meaning| format!(", or 0 {meaning}")).unwrap_or_default();
         let Self { name, least, most, .. } = self;
         Err(format!("{name} ({value}) must be from {least} to {most}{zero}"))
+    }
+}
+
+/// Refuses what is no node's id.
+///
+/// # Errors
+/// The range, in words.
+pub(crate) fn check_node_id(node_id: NodeId) -> Result<(), String> {
+    match node_id {
+        1..=MAX_NODE_ID => Ok(()),
+        _ => Err(format!("node id {node_id} must be from 1 to {MAX_NODE_ID}; number the nodes from 1")),
     }
 }
 
@@ -91,7 +109,9 @@ mod tests {
 
     #[test]
     fn the_ends_of_every_range_are_within_and_their_neighbours_are_not() {
-        for range in RANGES.iter() {
+        assert!(check_node_id(0).is_err() && check_node_id(1).is_ok());
+        assert!(check_node_id(MAX_NODE_ID).is_ok() && check_node_id(MAX_NODE_ID + 1).is_err());
+        for range in RANGES.iter().chain(crate::server::limits::RANGES.iter()) {
             assert!(range.least <= range.most, "{range:?}");
             assert_eq!((range.check(range.least), range.check(range.most)), (Ok(()), Ok(())));
             for beyond in

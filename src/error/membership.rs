@@ -161,7 +161,10 @@ pub enum MembershipError {
         detail: String,
     },
     /// An address that cannot be one.
-    #[error("\"{}\" is not of the form HOST:PORT, such as 10.0.0.4:7901", Shown(.address))]
+    #[error(
+        "\"{}\" is no address that others could connect to; write HOST:PORT, such as 10.0.0.4:7901",
+        Shown(.address)
+    )]
     Address {
         /// What was given.
         address: String,

@@ -61,7 +61,22 @@ impl RaftTypeConfig for TypeConfig {
         = openraft::impls::InlineBatch<T>
     where
         T: Send + 'static;
-    type ErrorSource = openraft::impls::BoxedErrorSource;
+    type ErrorSource = Cause;
+}
+
+/// What an error of the log or the snapshots says, without the names of Rust's types.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
+#[error("{0}")]
+pub struct Cause(Box<str>);
+
+impl openraft::errors::ErrorSource for Cause {
+    fn from_error<E: std::error::Error + 'static>(error: &E) -> Self {
+        Self::from_string(error)
+    }
+
+    fn from_string(said: impl ToString) -> Self {
+        Self(said.to_string().into())
+    }
 }
 
 /// A command in its [envelope](super::envelope), opaque to consensus.

@@ -68,6 +68,7 @@ impl<N: ObservedNode> AdminService<N> {
             ready: state.is_ready(),
             disk: state.disk.to_string(),
             fatal: state.fatal.as_ref().map(ToString::to_string).unwrap_or_default(),
+            diverged: state.diverged.as_ref().map(ToString::to_string).unwrap_or_default(),
             leader: state.leader.map(leader_hint),
             last_log: state.last_log,
             committed: state.committed.map(|at| self.position(at)),

@@ -218,7 +218,7 @@ where
 }
 
 fn latency(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, latency: &Latency) -> Encoded {
-    let bounds = LATENCY_BUCKETS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::MAX]);
+    let bounds = LATENCY_BUCKETS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
     let buckets: Vec<_> = bounds.zip(latency.buckets.iter().map(|count| count.load(Relaxed))).collect();
     let unit = Some(&Unit::Seconds);
     encoder.encode_descriptor(name, help, unit, MetricType::Histogram)?.encode_histogram::<[(&str, &str); 0]>(

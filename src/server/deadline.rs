@@ -5,7 +5,8 @@
 //! earlier, with the [reason](crate::reason) and with whether the call may have been applied: a write that has been
 //! proposed goes on, whoever waits for it.
 //!
-//! Only the way to the first byte of an answer is limited. Streams have patience of their own.
+//! Here the way to the first byte of an answer is limited. Streams that are open at their deadline are ended by what
+//! [completes](super::told) them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -48,7 +49,7 @@ pub(super) async fn answer_in_time(
 }
 
 /// How long the answer may take, if that is limited.
-fn limit(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn limit(headers: &HeaderMap) -> Option<Duration> {
     let timeout = parse(headers.get("grpc-timeout")?.to_str().ok()?)?;
     Some(timeout.saturating_sub((timeout / HEADROOM_PART).min(HEADROOM_MAX)))
 }
@@ -69,6 +70,11 @@ fn parse(text: &str) -> Option<Duration> {
         "n" => Some(Duration::from_nanos(number)),
         _ => None,
     }
+}
+
+/// Whether a call at `path` that ends unexpectedly may have changed something.
+pub(super) fn may_change(path: &str) -> bool {
+    path.ends_with("/Pipeline") || method(path).is_some_and(Method::changes)
 }
 
 /// The call at `path`, if it is one of those that are counted.

@@ -284,7 +284,7 @@ fn content_type(headers: &HeaderMap) -> String {
     String::from_utf8_lossy(kind).trim().to_ascii_lowercase()
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     let kind = content_type(headers);
     kind == "application/grpc" || kind.starts_with("application/grpc+")
 }

@@ -11,7 +11,7 @@ use crate::machine::kv::KvRejection;
 use crate::proto::details;
 use crate::proto::v1::{Failure, LeaderHint};
 use crate::reason::Reason;
-use crate::shown::{MESSAGE_BYTES, shortened};
+use crate::shown::{MESSAGE_BYTES, Shown, shortened};
 use crate::types::LogId;
 
 use super::limits::Bound;
@@ -270,6 +270,27 @@ pub(super) fn no_place(limit: usize) -> Failure {
         "{limit} connections are busy on this node, and the places beside them are for probes and operators; try again, or another node (max_connections)"
     );
     failure(Reason::LimitReached, message, false, None)
+}
+
+/// What the transport says of a call at `path` that it has not taken, or whose answer it has cut short.
+pub(super) fn of_transport(status: &tonic::Status, path: &str, maybe_applied: bool) -> Failure {
+    let said = status.message();
+    let (reason, message) = match status.code() {
+        Code::Unimplemented => (Reason::Invalid, format!("there is no {}", Shown(path))),
+        // It says so of requests that cannot be decoded.
+        Code::Internal if !maybe_applied => (Reason::Invalid, format!("the request cannot be read: {said}")),
+        Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated => {
+            (Reason::Invalid, said.to_owned())
+        }
+        Code::OutOfRange => (Reason::TooLarge, said.to_owned()),
+        Code::ResourceExhausted => (Reason::LimitReached, said.to_owned()),
+        Code::NotFound => (Reason::NotFound, said.to_owned()),
+        Code::Unavailable => (Reason::Stopped, said.to_owned()),
+        Code::DeadlineExceeded => (Reason::DeadlineExceeded, said.to_owned()),
+        Code::Cancelled | Code::Aborted => (Reason::Interrupted, said.to_owned()),
+        _ => (Reason::Unspecified, said.to_owned()),
+    };
+    Failure { code: status.code() as i32, ..failure(reason, message, maybe_applied, None) }
 }
 
 /// A request that makes no sense.

@@ -3,7 +3,47 @@
 pub use crate::incoming::Bound;
 pub use crate::machine::kv::HistoryLimits;
 
+use crate::engine::ranges::{Range, or_zero, range};
+
 const MIB: usize = 1024 * 1024;
+const GIB: u64 = 1024 * MIB as u64;
+
+/// The largest message there is must pass.
+const MIN_BYTES: u64 = DoorLimits::MIN_BYTES as u64;
+/// More than that is no bound.
+const MAX_BYTES: u64 = 16 * GIB;
+const MAX_ALL_BYTES: u64 = 64 * GIB;
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// From where to where every number among the settings of the client port may be set.
+pub const RANGES: [Range; 12] = [
+    or_zero(range("max_connections", 1, 1_000_000), "for half of the files that the process may open"),
+    range("max_connection_watches", 1, 1_000_000),
+    range("max_watches", 1, 10_000_000),
+    range("max_connection_unsent_bytes", MIN_BYTES, MAX_BYTES),
+    range("max_unsent_bytes", 2 * MIN_BYTES, MAX_ALL_BYTES),
+    range("max_connection_unfinished_bytes", MIN_BYTES, MAX_BYTES),
+    range("max_unfinished_bytes", 2 * MIN_BYTES, MAX_ALL_BYTES),
+    range("max_pipeline_queued_bytes", MIN_BYTES, MAX_BYTES),
+    range("max_queued_bytes", 2 * MIN_BYTES, MAX_ALL_BYTES),
+    // A history with fewer changes or bytes would not last from one message to the next.
+    range("history_events", 1_000, 1_000_000_000),
+    range("history_bytes", 4 * MIB as u64, MAX_ALL_BYTES),
+    or_zero(range("history_age_ms", 1, 3_650 * DAY_MS), "for any age"),
+];
+
+/// Checks each of `values`, which are settings of the client port by their names.
+///
+/// # Errors
+/// The first that is out of its range.
+pub(crate) fn check<const N: usize>(values: [(&str, u64); N]) -> Result<(), String> {
+    for (name, value) in values {
+        let range = RANGES.iter().find(|range| range.name == name);
+        range.ok_or_else(|| format!("there is no setting {name}"))?.check(value)?;
+    }
+    Ok(())
+}
 
 /// Bounds of the client port. Where a caller wants more it waits, or is refused with `REASON_LIMIT_REACHED`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +85,20 @@ impl DoorLimits {
         if self.connections == Some(0) {
             return Err("max_connections must be at least 1".to_owned());
         }
-        if self.watches.each == 0 || self.watches.all < self.watches.each {
-            return Err("max_watches must be at least max_connection_watches, and that at least 1".to_owned());
+        check([
+            ("max_connections", self.connections.unwrap_or_default() as u64),
+            ("max_connection_watches", self.watches.each as u64),
+            ("max_watches", self.watches.all as u64),
+            ("max_connection_unsent_bytes", self.unsent_bytes.each as u64),
+            ("max_unsent_bytes", self.unsent_bytes.all as u64),
+            ("max_connection_unfinished_bytes", self.unfinished_bytes.each as u64),
+            ("max_unfinished_bytes", self.unfinished_bytes.all as u64),
+            ("max_pipeline_queued_bytes", self.queued_bytes.each as u64),
+            ("max_queued_bytes", self.queued_bytes.all as u64),
+        ])?;
+        if self.watches.all < self.watches.each {
+            let Bound { each, all } = self.watches;
+            return Err(format!("max_watches ({all}) must be at least max_connection_watches ({each})"));
         }
         let bytes = [
             ("unsent_bytes", self.unsent_bytes),
@@ -54,12 +106,9 @@ impl DoorLimits {
             ("queued_bytes", self.queued_bytes),
         ];
         for (name, Bound { each, all }) in bytes {
-            if each < Self::MIN_BYTES || all / 2 < each {
-                let (owner, least) =
-                    (if name == "queued_bytes" { "pipeline" } else { "connection" }, Self::MIN_BYTES);
-                return Err(format!(
-                    "max_{owner}_{name} ({each}) must be at least {least}, and max_{name} ({all}) twice as much or more"
-                ));
+            if all / 2 < each {
+                let owner = if name == "queued_bytes" { "pipeline" } else { "connection" };
+                return Err(format!("max_{name} ({all}) must be at least twice max_{owner}_{name} ({each})"));
             }
         }
         Ok(())
@@ -75,8 +124,12 @@ mod tests {
         let limits = DoorLimits::default();
         assert_eq!(limits.validate(), Ok(()));
         type Break = fn(&mut DoorLimits);
-        let broken: [(Break, &str); 5] = [
+        let broken: [(Break, &str); 9] = [
             (|limits| limits.connections = Some(0), "max_connections"),
+            (|limits| limits.connections = Some(usize::MAX), "max_connections"),
+            (|limits| limits.watches.all = usize::MAX, "max_watches"),
+            (|limits| limits.unsent_bytes.all = usize::MAX, "max_unsent_bytes"),
+            (|limits| limits.queued_bytes.each = 1 << 40, "max_pipeline_queued_bytes"),
             (|limits| limits.watches.all = 1, "max_watches"),
             (|limits| limits.unsent_bytes.each = 1, "max_connection_unsent_bytes"),
             (

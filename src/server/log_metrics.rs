@@ -62,6 +62,23 @@ fn micros(value: &AtomicU64) -> f64 {
 
 /// Upper bound in seconds, and how many flushes took no longer than it and longer than the one before.
 fn buckets(stats: &LogStats) -> Vec<(f64, u64)> {
-    let bounds = FLUSH_BUCKETS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::MAX]);
+    let bounds = FLUSH_BUCKETS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
     bounds.zip(stats.flush_us_buckets.iter().map(|count| count.load(Relaxed))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::registry::Registry;
+
+    #[test]
+    fn the_last_bucket_holds_what_exceeds_all_bounds() {
+        let stats = Arc::new(LogStats::default());
+        stats.flush_us_buckets.last().unwrap().store(3, Relaxed);
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(LogCollector(stats)));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(text.contains("quorate_log_flush_duration_seconds_bucket{le=\"+Inf\"} 3"), "{text}");
+    }
 }

@@ -288,6 +288,11 @@ impl<F: Fn() -> NodeState + Send + Sync + 'static> Collector for NodeCollector<F
                 "1 when /readyz?for=reads answers 200, else 0",
                 Some(state.is_ready().into()),
             ),
+            (
+                "quorate_raft_diverged",
+                "1 while this node's state differs from the others' and it serves nothing, else 0",
+                Some(state.diverged.is_some().into()),
+            ),
             ("quorate_raft_last_log_index", "Index of the last log entry", state.last_log),
             ("quorate_raft_committed_index", "Index known to be committed", index(state.committed)),
             ("quorate_raft_applied_index", "Index applied to the state machine", index(state.applied)),

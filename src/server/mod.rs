@@ -52,6 +52,7 @@ pub mod settings;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod told;
 mod txn;
 mod watches;
 mod wire;
@@ -299,7 +300,9 @@ impl Server {
             reporter.set_service_status(name, ServingStatus::NotServing).await;
         }
         let before = Routes::from(gate::before(progress, draining.clone())).add_service(health.clone());
-        let gate = Gate::new(before.into_axum_router().layer(entrance()));
+        let known = told::Known::default();
+        let completed = || axum::middleware::from_fn_with_state(known.clone(), told::complete);
+        let gate = Gate::new(before.into_axum_router().layer(entrance()).layer(completed()));
         let behind = gate.clone();
         let (mut told_to_stop, mut overdue_since) = (draining.clone(), draining.clone());
         let attend = async {
@@ -316,7 +319,8 @@ impl Server {
                 let (of_metrics, told) = (metrics.clone(), draining.clone());
                 let routes = add_services(routes, node.clone(), settings, of_metrics, &limits, told);
                 let limited = axum::middleware::from_fn_with_state(metrics, deadline::answer_in_time);
-                behind.open(routes.into_axum_router().layer(limited).layer(entrance()));
+                known.follow(node.watch());
+                behind.open(routes.into_axum_router().layer(limited).layer(entrance()).layer(completed()));
                 report_health(node, reporter.clone()).await;
             };
             tokio::select! {

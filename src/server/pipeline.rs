@@ -230,6 +230,10 @@ impl Outlet {
     }
 
     fn send(&self, tag: u64, permits: u32, response: Response) {
+        let response = match response {
+            Response::Failure(failure) => Response::Failure(self.by.told(failure)),
+            done => done,
+        };
         let response = TaggedResponse { tag, response: Some(response) };
         let bytes = response_bytes(&response);
         self.shared.queued.add(bytes);

@@ -9,7 +9,7 @@
 //! | `GET /stats` | the most asked for of the first three, flat |
 //!
 //! Every node answers for itself, and names the leader for callers who want to know more. Errors are JSON too:
-//! `{"error", "hint"}`.
+//! the object that `docs/OPERATIONS.md` has for them, with who leads.
 //!
 //! # How far behind
 //!
@@ -23,10 +23,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Bytes;
+use axum::body::{Bytes, to_bytes};
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{StatusCode, header};
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::Serialize;
@@ -34,6 +35,7 @@ use serde_json::{Value, json};
 
 use crate::engine::{Carried, Counters, NodeState, PeerStanding, PeerState, Snapshots};
 use crate::error::Leader;
+use crate::proto::v1::Failure;
 use crate::reason::Reason;
 use crate::runtime;
 use crate::shown::{MESSAGE_BYTES, shortened};
@@ -42,10 +44,13 @@ use crate::types::{AckLevel, LogId, Quota, QuotaSource};
 
 use super::door_metrics::History;
 use super::observed::ObservedNode;
-use super::settings::{NodeSettings, Refused};
+use super::settings::{NodeSettings, NotChanged, Refused};
 
 /// Largest body of a request.
 const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// A body that is too long is read all the same, if it is no longer than this.
+const MAX_IGNORED_BYTES: usize = 1024 * 1024;
 
 /// What the routes work with.
 #[derive(Debug, Clone)]
@@ -69,8 +74,9 @@ pub(super) fn router<N: ObservedNode>(
         .route("/replication/replicas", get(replicas::<N>))
         .route("/replication/configure", get(settings_now::<N>).post(configure::<N>))
         .route("/stats", get(summary::<N>))
-        .method_not_allowed_fallback(wrong_method)
+        .method_not_allowed_fallback(wrong_method::<N>)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn_with_state(door.clone(), check_length::<N>))
         .with_state(door)
 }
 
@@ -103,14 +109,57 @@ pub(super) fn refusal(
     document(code, &object)
 }
 
-fn invalid() -> StatusCode {
-    let status = StatusCode::from_u16(Reason::Invalid.http_status(false));
-    status.expect("invariant: the table holds statuses of HTTP")
+/// The same of a failure that says more than that a request makes no sense.
+fn failed(failure: &Failure, leading: Option<&Leader>, hint: &str) -> Response {
+    let code = StatusCode::from_u16(failure.reason().http_status(failure.maybe_applied));
+    let code = code.expect("invariant: the table holds statuses of HTTP");
+    let told =
+        failure.leader.as_ref().map(|hint| Leader { node_id: hint.node_id, client: hint.client.clone() });
+    let object = json!({
+        "reason": failure.reason().name(),
+        "message": failure.message,
+        "hint": hint,
+        "maybe_applied": failure.maybe_applied,
+        "leader": leader(told.as_ref().or(leading)),
+        "error": failure.message,
+    });
+    document(code, &object)
 }
 
-async fn wrong_method() -> Response {
+async fn wrong_method<N: ObservedNode>(State(door): State<Door<N>>) -> Response {
     let refused = Refused::new("this method is not allowed here", "use GET, or POST to change settings");
-    refusal(StatusCode::METHOD_NOT_ALLOWED, Reason::Invalid, None, &refused)
+    let leading = door.node.state().leader;
+    refusal(StatusCode::METHOD_NOT_ALLOWED, Reason::Invalid, leading.as_ref(), &refused)
+}
+
+fn too_long(leading: Option<&Leader>) -> Response {
+    let refused = Refused::new(
+        format!("the settings take more than {MAX_BODY_BYTES} bytes"),
+        "send a JSON object of names and values",
+    );
+    refusal(StatusCode::PAYLOAD_TOO_LARGE, Reason::TooLarge, leading, &refused)
+}
+
+/// Refuses a body that says that it is too long. Of one that is much too long nothing is waited for; another is read to its
+/// end first, because a connection that is closed before may cost its client the answer.
+async fn check_length<N: ObservedNode>(
+    State(door): State<Door<N>>,
+    headers: HeaderMap,
+    request: Request,
+    next: Next,
+) -> Response {
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    // One that is no number was refused before.
+    match length.and_then(|length| length.parse::<usize>().ok()) {
+        Some(length) if length > MAX_BODY_BYTES => {
+            if length <= MAX_IGNORED_BYTES {
+                // However that ends, the answer is the same.
+                let _ = to_bytes(request.into_body(), MAX_IGNORED_BYTES).await;
+            }
+            too_long(door.node.state().leader.as_ref())
+        }
+        _ => next.run(request).await,
+    }
 }
 
 async fn settings_now<N: ObservedNode>(State(door): State<Door<N>>) -> Response {
@@ -128,20 +177,25 @@ async fn configure<N: ObservedNode>(
 ) -> Response {
     let body = match body {
         Ok(body) => body,
+        Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            return too_long(door.node.state().leader.as_ref());
+        }
         Err(rejection) => {
-            let (reason, error) = match rejection.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => {
-                    (Reason::TooLarge, format!("the settings take more than {MAX_BODY_BYTES} bytes"))
-                }
-                _ => (Reason::Invalid, "the settings did not arrive as a whole".to_owned()),
-            };
-            let refused = Refused::new(error, "send a JSON object of names and values");
-            return refusal(rejection.status(), reason, None, &refused);
+            let refused = Refused::new("the settings did not arrive as a whole", "send them again");
+            let leading = door.node.state().leader;
+            return refusal(rejection.status(), Reason::Invalid, leading.as_ref(), &refused);
         }
     };
     match door.settings.configure_json(&body).await {
         Ok(()) => settings_now(State(door)).await,
-        Err(refused) => refusal(invalid(), Reason::Invalid, door.node.state().leader.as_ref(), &refused),
+        Err(NotChanged::Refused(refused)) => {
+            let leading = door.node.state().leader;
+            refusal(StatusCode::BAD_REQUEST, Reason::Invalid, leading.as_ref(), &refused)
+        }
+        Err(error) => {
+            let hint = error.hint();
+            failed(&error.into(), door.node.state().leader.as_ref(), &hint)
+        }
     }
 }
 
@@ -175,6 +229,7 @@ async fn summary<N: ObservedNode>(State(door): State<Door<N>>) -> Response {
         "term": status.term,
         "leader": status.leader,
         "healthy": status.healthy,
+        "diverged": status.diverged,
         "last_log": status.offsets.last_log,
         "committed": status.offsets.committed,
         "applied": status.offsets.applied,
@@ -207,6 +262,8 @@ struct Status {
     /// As `/readyz?for=reads`.
     ready: bool,
     fatal: Option<String>,
+    /// How its state differs from the others'; null while it does not.
+    diverged: Option<String>,
     offsets: Offsets,
     /// Null where the node does not keep it up to date.
     state_hash: Option<String>,
@@ -402,6 +459,7 @@ impl<N: ObservedNode> Door<N> {
             healthy: state.is_ready() && state.disk.takes_writes(),
             ready: state.is_ready(),
             fatal: state.fatal.as_ref().map(ToString::to_string),
+            diverged: state.diverged.as_ref().map(ToString::to_string),
             offsets: Offsets::of(&state),
             state_hash: told.state_hash.map(|hash| format!("{hash:016x}")),
             state: StateSize::of(told.state_bytes, told.quota),

@@ -197,6 +197,16 @@ impl From<NotChanged> for Failure {
     }
 }
 
+impl NotChanged {
+    /// What to do.
+    pub(super) fn hint(&self) -> String {
+        match self {
+            Self::Refused(refused) => refused.hint.clone(),
+            Self::Quota(_) => format!("{STATE_QUOTA} is changed at the leader"),
+        }
+    }
+}
+
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
         failure::invalid(&format!("{}: {}", refused.error, refused.hint))
@@ -343,7 +353,7 @@ impl<N: ObservedNode> NodeSettings<N> {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) async fn configure_json(&self, body: &[u8]) -> Result<(), Refused> {
+    pub(super) async fn configure_json(&self, body: &[u8]) -> Result<(), NotChanged> {
         const EXAMPLE: &str = "send an object such as {\"snapshot_every_entries\": 100000}";
         let object: Map<String, Value> = serde_json::from_slice(body)
             .map_err(|error| Refused::new(format!("the body is not a JSON object: {error}"), EXAMPLE))?;
@@ -354,16 +364,12 @@ impl<N: ObservedNode> NodeSettings<N> {
                 return Err(Refused::new(
                     format!("{name} must be a number, true, false or a string"),
                     EXAMPLE,
-                ));
+                )
+                .into());
             }
             wanted.push((name, text(&value)));
         }
-        self.change(&wanted).await.map_err(|error| match error {
-            NotChanged::Refused(refused) => refused,
-            NotChanged::Quota(error) => {
-                Refused::new(error.to_string(), format!("{STATE_QUOTA} is changed at the leader"))
-            }
-        })
+        self.change(&wanted).await
     }
 }
 
@@ -403,7 +409,10 @@ type Change = Box<dyn FnOnce(&mut Settings) + Send>;
 
 fn whole_number(name: &str, value: &str) -> Result<u64, Refused> {
     value.parse().map_err(|_| {
-        Refused::new(format!("{name} must be a whole number, not \"{value}\""), "write bytes as 1048576")
+        Refused::new(
+            format!("{name} must be a whole number, not \"{}\"", Shown(value)),
+            "write it without a unit, such as 1048576",
+        )
     })
 }
 

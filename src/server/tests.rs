@@ -41,6 +41,7 @@ mod members;
 mod opening;
 mod queues;
 mod replication;
+mod told;
 
 /// Long enough for a loaded machine; nothing waits for it in vain.
 const DEADLINE: Duration = Duration::from_secs(20);

@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::engine::{
-    Acknowledged, ClosedSession, CurrentHistory, DEFAULT_ACK_TIMEOUT, OpenedSession, ReadOutcome,
+    Acknowledged, ClosedSession, CurrentHistory, DEFAULT_ACK_TIMEOUT, NodeState, OpenedSession, ReadOutcome,
     SessionList, WriteOptions,
 };
 use crate::error::{ReadError, WriteError};
@@ -17,6 +19,7 @@ use crate::types::{AckLevel, HistoryEpoch, LogId, NodeId, ReadLevel, ReadOptions
 
 use super::failure;
 use super::node::KvNode;
+use super::told;
 use super::txn::{self, AskedKeys};
 
 /// Stands in for an empty tenant or collection.
@@ -430,16 +433,23 @@ pub(super) fn item(key: bytes::Bytes, item: Item) -> v1::Item {
     v1::Item { key, value, create_revision, mod_revision, version, expires_ms }
 }
 
-/// Whose word an answer is: a node, and the history that it holds.
+/// Whose word an answer is: a node, the history that it holds, and what it knows besides.
 #[derive(Debug, Clone)]
 pub(super) struct Answerer {
     pub(super) node_id: NodeId,
     pub(super) history: CurrentHistory,
+    state: watch::Receiver<NodeState>,
 }
 
 impl Answerer {
     pub(super) fn of<N: KvNode>(node: &N) -> Self {
-        Self { node_id: node.state().node_id, history: node.current_history() }
+        Self { node_id: node.state().node_id, history: node.current_history(), state: node.watch() }
+    }
+
+    /// `failure`, with who leads if that is known.
+    pub(super) fn told(&self, mut failure: v1::Failure) -> v1::Failure {
+        told::name_leader(&mut failure, &self.state.borrow());
+        failure
     }
 
     pub(super) fn header(&self, log_id: Option<LogId>) -> v1::Header {

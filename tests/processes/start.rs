@@ -165,6 +165,27 @@ async fn a_node_that_was_not_told_where_keeps_its_data_in_one_place() {
 }
 
 #[test]
+fn where_the_data_are_is_said_first_whatever_is_logged() {
+    let home = tempfile::tempdir().unwrap();
+    let expected = home.path().join("quorate/node-1");
+    for log in [
+        &["--log-level", "off"][..],
+        &["--log-level", "error"],
+        &["--log-level", "warn,quorate=off", "--log-format", "json"],
+    ] {
+        let mut command = Command::new(QUORATE);
+        // It ends by itself: there is no such address.
+        command.args(["serve", "--single", "--client-listen", "192.0.2.1:7801"]).args(log);
+        command.env_remove("QUORATE_DATA_DIR").env("XDG_DATA_HOME", home.path());
+        let run = outcome(command);
+        let first = run.stderr.lines().next().unwrap_or_default();
+        assert!(first.contains(&format!("the data directory is {}", expected.display())), "{run:#?}");
+        assert_eq!(first.starts_with('{'), log.contains(&"json"), "{first}");
+        assert_eq!(run.stderr.matches("data directory").count(), 1, "{run:#?}");
+    }
+}
+
+#[test]
 fn what_cannot_be_is_refused_with_what_could() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
 use quorate::machine::kv::KvMachine;
-use quorate::proto::peer::{Request, SnapshotPiece, request, response};
+use quorate::proto::peer::{LogId, Request, SnapshotPiece, Vote, request, response};
 use quorate::proto::v1::SnapshotRequest;
 use quorate::proto::v1::admin_client::AdminClient;
 use quorate::{Engine, EngineConfig};
@@ -76,12 +76,12 @@ async fn a_setting_takes_effect_at_once_and_shows() {
     let dir = tempfile::tempdir().unwrap();
     with_node(dir.path(), async |address| {
         let path = "/replication/configure";
-        let (code, answer) = json_of(address, "POST", path, r#"{"max_command_bytes": 10}"#).await;
-        assert_eq!((code, &answer["settings"]["max_command_bytes"]), (200, &json!(10)));
+        let (code, answer) = json_of(address, "POST", path, r#"{"max_command_bytes": 1024}"#).await;
+        assert_eq!((code, &answer["settings"]["max_command_bytes"]), (200, &json!(1024)));
         let mut kv = quorate::proto::v1::kv_client::KvClient::new(crate::channel(address).await);
         let put = quorate::proto::v1::PutRequest {
             key: "k".into(),
-            value: "longer than it may be".into(),
+            value: vec![0; 1024].into(),
             ..Default::default()
         };
         assert_eq!(kv.put(put.clone()).await.unwrap_err().code(), tonic::Code::InvalidArgument);
@@ -91,7 +91,7 @@ async fn a_setting_takes_effect_at_once_and_shows() {
 
         let (code, answer) = json_of(address, "POST", path, r#"{"snapshot_every_entries": 0}"#).await;
         assert_eq!((code, answer["hint"].is_string()), (400, true), "{answer}");
-        let (code, _) = json_of(address, "POST", path, r#"{"max_command_bytes": 1000}"#).await;
+        let (code, _) = json_of(address, "POST", path, r#"{"max_command_bytes": 2048}"#).await;
         assert_eq!(code, 200);
         kv.put(put).await.unwrap();
         assert!(
@@ -116,10 +116,25 @@ async fn snapshots_that_are_not_taken_are_counted() {
         let answer = responses.recv().await.unwrap();
         assert!(matches!(answer.body, Some(response::Body::Failure(_))), "{answer:?}");
     }
+    // One that says nothing impossible, and is damaged: whoever sent it is not told where it would have been.
+    let piece = SnapshotPiece {
+        vote: Some(Vote { term: 2, node_id: 2, committed: true }),
+        last_log: Some(LogId { term: 2, index: 1_000 }),
+        bytes: b"no snapshot".as_slice().into(),
+        last: true,
+        ..Default::default()
+    };
+    let body = Some(request::Body::Snapshot(piece));
+    requests.send(Request { id: 3, body }).await.unwrap();
+    let Some(response::Body::Failure(told)) = responses.recv().await.unwrap().body else {
+        panic!("it was taken")
+    };
+    assert!(!told.contains('/'), "{told}");
+    assert!(told.contains("snapshot") && told.contains("byte"), "{told}");
     drop(requests);
     serving.await.unwrap();
     let failed = engine.activity().snapshots_not_received.load(Ordering::Relaxed);
-    assert_eq!(failed, 1, "the second piece fails with the first");
+    assert_eq!(failed, 2, "the second piece fails with the first");
     engine.shutdown().await;
 }
 

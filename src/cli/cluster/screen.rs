@@ -240,6 +240,7 @@ mod tests {
                 state_bytes: None,
                 state_quota_bytes: None,
                 state_quota_set: false,
+                diverged: String::new(),
                 snapshot: None,
                 purged: None,
                 disk: String::new(),

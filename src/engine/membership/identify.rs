@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{NewMember, PAUSE};
+use crate::address::Address;
 use crate::engine::Engine;
 use crate::error::MembershipError;
 use crate::machine::StateMachine;
@@ -125,9 +126,10 @@ impl<M: StateMachine> Engine<M> {
 }
 
 pub(super) fn check_address(address: &str) -> Result<(), MembershipError> {
-    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-    match port.and_then(|(_, port)| port.parse::<u16>().ok()) {
-        Some(port) if port != 0 && address.len() <= Member::MAX_ADDRESS_BYTES => Ok(()),
+    let parsed = Address::parse(address)
+        .filter(|parsed| parsed.port != 0 && !parsed.is_unspecified() && parsed.check_host().is_ok());
+    match parsed {
+        Some(_) if address.len() <= Member::MAX_ADDRESS_BYTES => Ok(()),
         _ => Err(MembershipError::Address { address: address.to_owned() }),
     }
 }

@@ -36,6 +36,7 @@ use crate::raft::agreement::{Agreement, Told};
 use crate::raft::apply::Applier;
 use crate::raft::read_index::ReadIndexes;
 use crate::raft::type_config::{self, TypeConfig, Vote};
+use crate::shown::without_directories;
 use crate::storage::{DiskState, DiskWatch, LogStore, Origin, SnapshotStore, Taken};
 use crate::types::{Incarnation, LogId, NodeId};
 
@@ -252,7 +253,7 @@ impl<M: StateMachine> PeerService<M> {
         let id = request.id;
         let body = self.dispatch(from, request).await.unwrap_or_else(|refused| {
             self.complaints.refused(from, &refused);
-            response::Body::Failure(refused.to_string())
+            response::Body::Failure(without_directories(&refused.to_string()))
         });
         Response { id, body: Some(body) }
     }
@@ -495,7 +496,7 @@ impl<M: StateMachine> PeerService<M> {
                                 // The caller begins anew. What it has sent meanwhile fails with this piece.
                                 incoming = None;
                                 self.activity.snapshots_not_received.fetch_add(is_awaited.into(), Relaxed);
-                                response::Body::Failure(refused.to_string())
+                                response::Body::Failure(without_directories(&refused.to_string()))
                             }
                         };
                         if responses.send(Response { id, body: Some(body) }).await.is_err() {

@@ -107,6 +107,11 @@ impl ObservedNode for FakeNode {
         match bytes {
             Some(bytes @ ..1_000) => Err(QuotaError::Range { bytes }),
             Some(9_999) => Err(QuotaError::Write(WriteError::NoQuorum)),
+            Some(9_998) => {
+                let leader = Some(Leader { node_id: 2, client: "b:7802".to_owned() });
+                Err(QuotaError::Write(WriteError::NotLeader { leader }))
+            }
+            Some(9_997) => Err(QuotaError::Write(WriteError::Interrupted { leader: None })),
             _ => {
                 let quota = bytes.map(|bytes| Quota { bytes, source: QuotaSource::Operator });
                 *self.observed.quota.lock().unwrap() = Some(quota.unwrap_or(QUOTA));
@@ -128,6 +133,18 @@ impl ObservedNode for FakeNode {
         *self.observed.settings.lock().unwrap() = changed.clone();
         Ok(changed)
     }
+}
+
+/// `/metrics`, as `accept` has it.
+async fn metrics_for(address: SocketAddr, accept: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head =
+        format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAccept: {accept}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    within(stream.read_to_string(&mut text)).await.unwrap();
+    assert!(text.contains("application/openmetrics-text"), "{text}");
+    text
 }
 
 async fn json(port: &Port, method: &str, path: &str, body: &str) -> (u16, Value) {
@@ -220,20 +237,64 @@ async fn settings_are_changed_all_or_none() {
     assert_eq!((code, answer["hint"].is_string()), (405, true));
     let (code, answer) = json(&port, "POST", path, &" ".repeat(70_000)).await;
     assert_eq!((code, &answer["reason"]), (413, &json!("TOO_LARGE")), "{answer}");
+    assert_eq!(answer["leader"]["node_id"], 7);
+}
+
+/// Whoever announces a body that nobody would take is told at once.
+#[tokio::test]
+async fn an_absurd_length_is_refused_before_the_body_comes() {
+    let port = Port::open().await;
+    let mut stream = TcpStream::connect(port.address).await.unwrap();
+    let head = "POST /replication/configure HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99999999999\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    within(stream.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(answer, *b"HTTP/1.1 413");
+}
+
+#[tokio::test]
+async fn a_node_whose_state_differs_says_so_everywhere() {
+    use crate::types::Divergence;
+    let port = Port::open().await;
+    let (_, status) = json(&port, "GET", "/replication/status", "").await;
+    assert_eq!(status["diverged"], Value::Null);
+    let divergence = Divergence { at: LogId::new(3, 8), own: 7, majority: Some(8) };
+    let said = divergence.to_string();
+    port.node.state.send_modify(|state| state.diverged = Some(divergence));
+    for path in ["/replication/status", "/stats"] {
+        let (_, answer) = json(&port, "GET", path, "").await;
+        assert_eq!((&answer["diverged"], &answer["healthy"]), (&json!(said), &json!(false)), "{path}");
+    }
+    let (_, metrics) = port.http("/metrics").await;
+    assert!(metrics.lines().any(|line| line == "quorate_raft_diverged 1"), "{metrics}");
+    let admin = members::admin_of(port.node.clone(), None);
+    let status = admin.status(tonic::Request::new(v1::StatusRequest {})).await.unwrap().into_inner();
+    assert_eq!(status.diverged, said);
 }
 
 #[tokio::test]
 async fn the_quota_is_changed_by_itself_and_by_the_cluster() {
     let port = Port::open().await;
     let path = "/replication/configure";
-    for (body, error, hint) in [
-        (r#"{"state_quota_bytes": 5000, "max_command_bytes": 50}"#, "the cluster's", "by itself"),
-        (r#"{"state_quota_bytes": "much"}"#, "whole number, not \"much\"", "1048576"),
-        (r#"{"state_quota_bytes": 999}"#, "must be from", "leader"),
-        (r#"{"state_quota_bytes": 9999}"#, "lost touch with its quorum", "leader"),
+    for (body, expected, reason, error, hint) in [
+        (
+            r#"{"state_quota_bytes": 5000, "max_command_bytes": 50}"#,
+            400,
+            "INVALID",
+            "the cluster's",
+            "by itself",
+        ),
+        (r#"{"state_quota_bytes": "much"}"#, 400, "INVALID", "whole number, not \"much\"", "1048576"),
+        (r#"{"state_quota_bytes": 999}"#, 400, "INVALID", "must be from", "leader"),
+        (r#"{"state_quota_bytes": 9999}"#, 503, "NO_QUORUM", "lost touch with its quorum", "leader"),
+        (r#"{"state_quota_bytes": 9998}"#, 503, "NOT_LEADER", "node 2 at b:7802 leads", "leader"),
+        (r#"{"state_quota_bytes": 9997}"#, 500, "INTERRUPTED", "may have been applied", "leader"),
     ] {
         let (code, answer) = json(&port, "POST", path, body).await;
-        assert_eq!(code, 400, "{body}");
+        assert_eq!((code, &answer["reason"]), (expected, &json!(reason)), "{body}: {answer}");
+        assert_eq!(answer["maybe_applied"], json!(reason == "INTERRUPTED"), "{body}");
+        let leads = if reason == "NOT_LEADER" { 2 } else { 7 };
+        assert_eq!(answer["leader"]["node_id"], json!(leads), "{body}");
         assert!(answer["error"].as_str().unwrap().contains(error), "{body}: {answer}");
         assert!(answer["hint"].as_str().unwrap().contains(hint), "{body}: {answer}");
         assert_eq!(port.node.state_size(), (Some(1_000), None), "{body}");
@@ -359,6 +420,16 @@ async fn metrics_cover_peers_writes_reads_and_snapshots() {
             text.lines().any(|shown| shown.strip_suffix(".0").unwrap_or(shown) == line),
             "{line}\n{text}"
         );
+    }
+    // Each histogram ends with what exceeds all bounds, in both formats.
+    let counts = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" histogram"));
+    let counts: Vec<_> = counts.collect();
+    assert!(counts.contains(&"quorate_raft_commit_duration_seconds"), "{counts:?}");
+    let open_metrics = metrics_for(port.address, "application/openmetrics-text").await;
+    for (name, text) in counts.iter().flat_map(|name| [(name, &text), (name, &open_metrics)]) {
+        let of = format!("{name}_bucket{{");
+        let last = text.lines().rfind(|line| line.starts_with(&of)).unwrap();
+        assert!(last.contains("le=\"+Inf\""), "{last}");
     }
     // What was never heard has no age.
     assert!(!text.contains("quorate_peer_heard_seconds{peer=\"3\"}"));

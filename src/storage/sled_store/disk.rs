@@ -29,13 +29,14 @@ use super::ledger::{self, Ledger};
 use super::marker::Marker;
 use super::scan::{ScanError, decode_key, record_before};
 use super::stats::LogStats;
+use super::words::words;
 use super::writer::GaveUp;
 use super::{DISK_BYTES_BETWEEN_BLOB_CHECKS, DiskEvent, Observer};
 
 /// Why a write did not become durable.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DiskError {
-    #[error("sled: {0}")]
+    #[error("{}", words(.0))]
     Sled(#[from] sled::Error),
     #[error("the writer came back after the watchdog had given up")]
     GaveUp,

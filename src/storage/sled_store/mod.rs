@@ -31,6 +31,7 @@ mod stats;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod words;
 mod writer;
 
 use std::any::Any;

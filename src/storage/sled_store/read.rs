@@ -8,7 +8,7 @@ use crate::storage::LogBounds;
 use crate::types::Entry;
 
 use super::scan::{Scan, ScanError};
-use super::{Shared, panic_message};
+use super::{Shared, panic_message, words};
 
 /// Entries collected for one read.
 pub(crate) struct Collected {
@@ -155,6 +155,7 @@ fn scan(
         Ok(Ok(Scanned::All)) if next < end => Err(invalid(format!("entry {next} is missing"))),
         Ok(Ok(scanned)) => Ok(scanned),
         Ok(Err(ScanError::Sled(sled::Error::Io(error)))) => {
+            let error = words::io_error(error);
             let message = format!("the log in {} cannot be read: {error}", directory.display());
             Err(io::Error::new(error.kind(), message))
         }

@@ -49,6 +49,7 @@ use super::marker::{MarkSync, Marker};
 use super::scan::{Scan, ScanError};
 use super::stats::LogStats;
 use super::tail::Tail;
+use super::words;
 use super::writer::{GaveUp, Progress};
 
 /// sled writes to `blobs/` what exceeds a quarter of this; see [`TARGET_BYTES`](crate::storage::record::TARGET_BYTES).
@@ -251,7 +252,7 @@ fn open_sled(
         config.open().map_err(|error| match error {
             // It has changed nothing yet: what failed is a read of a small file, the error of which it returns.
             sled::Error::Io(source) if !watch.touched() && !files::is_full(source.kind()) => {
-                unreadable(directory, source)
+                unreadable(directory, words::io_error(source))
             }
             other => sled_error(directory, other),
         })
@@ -368,8 +369,8 @@ fn may_recreate(error: &StorageError) -> bool {
 
 fn sled_error(directory: &Path, error: sled::Error) -> StorageError {
     match error {
-        sled::Error::Io(source) => io_error("sled cannot use", directory, source),
-        other => StorageError::Corrupt { path: directory.to_owned(), detail: format!("sled says: {other}") },
+        sled::Error::Io(source) => io_error("sled cannot use", directory, words::io_error(source)),
+        other => StorageError::Corrupt { path: directory.to_owned(), detail: words::words(&other) },
     }
 }
 

@@ -4,6 +4,7 @@
 //! and that the parts of a large entry are all there. Whether there is a hole *between* records is for the
 //! caller to see: only it knows what has been purged.
 
+use super::words::words;
 use crate::storage::record::{Body, Key, Record, RecordError, decode_joined};
 use crate::types::Entry;
 
@@ -22,7 +23,7 @@ pub(crate) struct Run {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ScanError {
     /// sled failed.
-    #[error("sled: {0}")]
+    #[error("{}", words(.0))]
     Sled(#[from] sled::Error),
     /// A record is not what it should be.
     #[error("{key}: {error}")]

@@ -41,7 +41,7 @@ use std::time::Duration;
 use crate::error::StorageError;
 
 use super::files::{self, io_error, is_full};
-use policy::{Figures, Policy, Space, Step};
+use policy::{Figures, News, Policy, Space, Step};
 use reserve::{Claimed, LEAST_CLAIM_BYTES, Reserve, claim, owned_beyond_end};
 pub use watch::{DiskStatus, DiskWatch, Origin, Taken};
 
@@ -161,6 +161,8 @@ struct Ledger {
     reserve: Reserve,
     /// Of [`MISSES`].
     misses: u8,
+    /// Whether the log says that the disk is full, and nothing else since.
+    told_full: bool,
 }
 
 impl Room {
@@ -177,7 +179,12 @@ impl Room {
             directory: directory.to_owned(),
             reserve_bytes,
             gauge,
-            ledger: Mutex::new(Ledger { policy: Policy::new(reserve_bytes), reserve, misses: 0 }),
+            ledger: Mutex::new(Ledger {
+                policy: Policy::new(reserve_bytes),
+                reserve,
+                misses: 0,
+                told_full: false,
+            }),
             log: OnceLock::new(),
             phase: Mutex::new(Phase::Looking),
             changed: Condvar::new(),
@@ -207,6 +214,7 @@ impl Room {
         if self.gauge.space() == Space::Full {
             let needed = self.reserve_bytes.saturating_add(Policy::untouched(self.reserve_bytes));
             let (available, held) = (self.gauge.available.load(Relaxed), self.gauge.reserved.load(Relaxed));
+            self.ledger().told_full = true;
             tracing::warn!(
                 directory = %self.directory.display(),
                 available,
@@ -248,7 +256,7 @@ impl Room {
                     // The batch has the reserve.
                     let before = ledger.policy.space();
                     self.find_full(&mut ledger)?;
-                    self.report(before, ledger.policy.space());
+                    self.report(before, &mut ledger);
                 }
             }
         }
@@ -310,7 +318,7 @@ impl Room {
                 Err(error) => return Err(error),
             },
         }
-        self.report(before, ledger.policy.space());
+        self.report(before, ledger);
         Ok(())
     }
 
@@ -322,16 +330,17 @@ impl Room {
         self.give(ledger, figures)
     }
 
-    fn report(&self, before: Space, now: Space) {
+    fn report(&self, before: Space, ledger: &mut Ledger) {
         let available = self.gauge.available.load(Relaxed);
-        match (before, now) {
-            (Space::Full, Space::Full) => {}
-            (_, Space::Full) => {
+        match News::of(before, ledger.policy.space(), &mut ledger.told_full) {
+            Some(News::Full) => {
                 tracing::error!(available, "the disk is full: this node takes no writes until there is room");
             }
-            (Space::Full, _) => tracing::info!(available, "there is room again: this node takes writes"),
-            (Space::Ample, Space::Low) => tracing::warn!(available, "the disk is filling up"),
-            _ => {}
+            Some(News::RoomAgain) => {
+                tracing::info!(available, "there is room again: this node takes writes");
+            }
+            Some(News::FillingUp) => tracing::warn!(available, "the disk is filling up"),
+            None => {}
         }
     }
 
@@ -360,7 +369,7 @@ impl Room {
     /// One for which [`is_full`] holds if it cannot be had.
     fn hold(&self, ledger: &mut Ledger) -> io::Result<()> {
         let Some(log) = self.log.get() else { return Ok(()) };
-        let Ledger { policy, reserve, misses } = ledger;
+        let Ledger { policy, reserve, misses, .. } = ledger;
         let headroom = policy.headroom();
         if headroom > 0 {
             let claimed = claim(log, headroom)?;

@@ -32,6 +32,31 @@ pub(crate) enum Space {
     Full,
 }
 
+/// What the log is told about room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum News {
+    Full,
+    RoomAgain,
+    FillingUp,
+}
+
+impl News {
+    /// What there is to tell when what was `before` is `now` something else. Nothing is taken on before the first look;
+    /// that is no full disk, and was not `told_full`.
+    pub(crate) fn of(before: Space, now: Space, told_full: &mut bool) -> Option<Self> {
+        match (before, now) {
+            (Space::Full, Space::Full) => None,
+            (_, Space::Full) => {
+                *told_full = true;
+                Some(Self::Full)
+            }
+            (Space::Full, _) if std::mem::take(told_full) => Some(Self::RoomAgain),
+            (Space::Full | Space::Ample, Space::Low) => Some(Self::FillingUp),
+            _ => None,
+        }
+    }
+}
+
 /// What is to be done with the reserve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -164,6 +189,22 @@ mod tests {
             (40, 20, 100, Step::Give, Space::Full),
             (64, 28, 100, Step::Nothing, Space::Low),
         ]);
+    }
+
+    #[test]
+    fn room_is_there_again_only_where_it_was_missed() {
+        use Space::{Ample, Full, Low};
+        let mut told_full = false;
+        let mut news = |before, now| News::of(before, now, &mut told_full);
+        assert_eq!(news(Full, Ample), None, "the first look");
+        assert_eq!(news(Full, Low), Some(News::FillingUp), "as the first");
+        assert_eq!(news(Ample, Low), Some(News::FillingUp));
+        assert_eq!(news(Low, Full), Some(News::Full));
+        assert_eq!(news(Full, Full), None);
+        assert_eq!(news(Full, Low), Some(News::RoomAgain));
+        assert_eq!(news(Low, Ample), None);
+        assert_eq!(news(Ample, Full), Some(News::Full));
+        assert_eq!(news(Full, Ample), Some(News::RoomAgain));
     }
 
     #[test]
