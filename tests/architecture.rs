@@ -22,17 +22,19 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("reason", &[]),
     ("shown", &[]),
     ("proto", &["reason"]),
-    ("incoming", &[]),
     ("duration", &[]),
+    // How people write where somebody listens.
+    ("address", &[]),
     ("logging", &[]),
     ("error", &["types", "reason", "shown"]),
+    ("incoming", &["error"]),
     ("session", &["types"]),
     // Pure: no IO, no clock, no randomness, so not even `runtime`.
     ("machine", &["types", "error"]),
     ("storage", &["types", "error", "runtime", "logging"]),
     ("raft", &["types", "shown", "error", "runtime", "incoming", "proto", "machine", "storage"]),
     ("stream", &["types", "error", "runtime", "proto", "machine", "storage"]),
-    ("engine", &["types", "error", "session", "runtime", "machine", "storage", "raft", "stream"]),
+    ("engine", &["types", "address", "error", "session", "runtime", "machine", "storage", "raft", "stream"]),
     (
         "server",
         &[
@@ -41,7 +43,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     // Settings of a whole process, so above what they are the settings of.
-    ("config", &["types", "shown", "error", "runtime", "duration", "engine", "server"]),
+    ("config", &["types", "address", "shown", "error", "runtime", "duration", "engine", "server"]),
     // A client shares nothing with the server but the protocol.
     ("client", &["types", "reason", "shown", "session", "runtime", "proto"]),
     (

@@ -120,6 +120,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_ends_of_every_range_are_within_and_their_neighbours_are_not() {
+        RANGES.iter().for_each(crate::engine::ranges::assert_ends);
+    }
+
+    #[test]
     fn what_cannot_work_is_refused() {
         let limits = DoorLimits::default();
         assert_eq!(limits.validate(), Ok(()));

@@ -57,7 +57,9 @@ impl<M: StateMachine> Engine<M> {
             Ok(there) if there.incarnation == found.incarnation => return Ok(found),
             Ok(there) => format!("a node with another data directory answers there, {}", there.incarnation),
             Err(MembershipError::Unreachable { reason, .. }) => reason,
-            Err(MembershipError::Address { .. }) => "it is no address that others could connect to".to_owned(),
+            Err(MembershipError::Address { .. }) => {
+                "it is no address that others could connect to".to_owned()
+            }
             Err(MembershipError::Identity { detail, .. }) => detail,
             Err(error) => return Err(error),
         };

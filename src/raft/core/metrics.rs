@@ -1,0 +1,171 @@
+//! The core's view of itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use openraft::Instant as _;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::Fatal;
+use openraft::type_config::alias::WatchReceiverOf;
+use openraft::{RaftMetrics, ServerState};
+
+use super::super::type_config::{self, TypeConfig};
+use super::Core;
+use crate::error::Leader;
+use crate::machine::StateMachine;
+use crate::types::{LogId, Membership, NodeId, Role};
+
+/// The core's view of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metrics {
+    /// What this node is.
+    pub role: Role,
+    /// Its term.
+    pub term: u64,
+    /// Whom it follows.
+    pub leader: Option<Leader>,
+    /// Whether it has heard from its leader, or as the leader from a quorum, a short while ago.
+    pub in_touch: bool,
+    /// Index of its last entry.
+    pub last_log: Option<u64>,
+    /// Up to where it knows its log to be committed.
+    pub committed: Option<LogId>,
+    /// Up to where it has heard that the cluster has committed; may be beyond its log.
+    pub cluster_committed: Option<LogId>,
+    /// What its newest snapshot covers.
+    pub snapshot: Option<LogId>,
+    /// Up to where it has purged its log.
+    pub purged: Option<LogId>,
+    /// The membership in effect.
+    pub membership: Membership,
+    /// Where that stands in the log.
+    pub membership_at: Option<LogId>,
+    /// The newest membership known to be committed; the one in effect may yet be taken back.
+    pub committed_membership: Membership,
+    /// Where that stands in the log.
+    pub committed_membership_at: Option<LogId>,
+    /// On a leader: the members that have answered it within its lease, itself included.
+    pub reachable: BTreeSet<NodeId>,
+    /// On a leader: up to where each member's log is known to match.
+    pub matched: BTreeMap<NodeId, Option<LogId>>,
+    /// Why the core stopped by itself.
+    pub fatal: Option<String>,
+}
+
+/// See [`Core::gist`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gist {
+    state: ServerState,
+    term: u64,
+    leader: Option<NodeId>,
+    in_touch: bool,
+    last_log: Option<u64>,
+    /// In the order of [`Core::gist`].
+    positions: [Option<LogId>; 6],
+    runs: bool,
+}
+
+/// Wakes when the core's view of itself changes.
+pub struct Changes(WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>);
+
+impl Changes {
+    /// Waits for a change. False when the core is gone.
+    pub async fn changed(&mut self) -> bool {
+        self.0.changed().await.is_ok()
+    }
+}
+
+impl<M: StateMachine> Core<M> {
+    /// The core's present view of itself.
+    pub fn metrics(&self) -> Metrics {
+        let metrics = self.raft.metrics();
+        let current = metrics.borrow_watched().clone();
+        let in_touch = self.in_touch(&current);
+        let answered = current.heartbeat.iter().flatten().filter(|(node_id, at)| {
+            **node_id == current.id || at.as_ref().is_some_and(|at| at.elapsed() <= self.lease)
+        });
+        let reachable = answered.map(|(node_id, _)| *node_id).collect();
+        Metrics { in_touch, reachable, ..from_metrics(&current) }
+    }
+
+    /// What of this view tells whether another look at all of it is worth it. The core says something new with every tick
+    /// and every heartbeat, and mostly nothing but when that was.
+    pub fn gist(&self) -> Gist {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let position = |log_id: &Option<type_config::LogId>| log_id.as_ref().map(type_config::from_log_id);
+        Gist {
+            state: metrics.state,
+            term: metrics.current_term,
+            leader: metrics.current_leader,
+            in_touch: self.in_touch(&metrics),
+            last_log: metrics.last_log_index,
+            positions: [
+                position(&metrics.local_committed),
+                position(&metrics.cluster_committed),
+                position(&metrics.snapshot),
+                position(&metrics.purged),
+                position(metrics.membership_config.log_id()),
+                position(metrics.committed_membership_config.log_id()),
+            ],
+            runs: metrics.running_state.is_ok(),
+        }
+    }
+
+    fn in_touch(&self, metrics: &RaftMetrics<TypeConfig>) -> bool {
+        match metrics.state {
+            // Alone it is its own quorum, whenever it was counted last.
+            ServerState::Leader if metrics.membership_config.voter_ids().nth(1).is_none() => true,
+            ServerState::Leader => {
+                let acked = metrics.last_quorum_acked.as_ref();
+                acked.is_some_and(|at| at.elapsed() <= self.lease)
+            }
+            _ => self.heard.within(self.lease),
+        }
+    }
+
+    /// Tells when the view may have changed.
+    pub fn changes(&self) -> Changes {
+        Changes(self.raft.metrics())
+    }
+}
+
+fn from_metrics(metrics: &RaftMetrics<TypeConfig>) -> Metrics {
+    let position = |log_id: &Option<type_config::LogId>| log_id.as_ref().map(type_config::from_log_id);
+    let membership = type_config::from_membership(metrics.membership_config.membership());
+    let leader = metrics.current_leader.and_then(|node_id| {
+        let client = membership.members.get(&node_id)?.client.clone();
+        Some(Leader { node_id, client })
+    });
+    let fatal = match &metrics.running_state {
+        Ok(()) | Err(Fatal::Stopped) => None,
+        Err(fatal) => Some(type_config::fatal(fatal)),
+    };
+    let role = match (&metrics.running_state, metrics.state) {
+        (Err(_), _) | (_, ServerState::Shutdown) => Role::Stopped,
+        (_, ServerState::Learner) => Role::Learner,
+        (_, ServerState::Follower) => Role::Follower,
+        (_, ServerState::Candidate) => Role::Candidate,
+        (_, ServerState::Leader) => Role::Leader,
+    };
+    let matched = metrics.replication.as_ref().map_or_else(BTreeMap::new, |replication| {
+        replication.iter().map(|(id, log_id)| (*id, position(log_id))).collect()
+    });
+    Metrics {
+        role,
+        term: metrics.current_term,
+        leader,
+        in_touch: false,
+        last_log: metrics.last_log_index,
+        committed: position(&metrics.local_committed),
+        cluster_committed: position(&metrics.cluster_committed),
+        snapshot: position(&metrics.snapshot),
+        purged: position(&metrics.purged),
+        membership,
+        membership_at: position(metrics.membership_config.log_id()),
+        committed_membership: type_config::from_membership(metrics.committed_membership_config.membership()),
+        committed_membership_at: position(metrics.committed_membership_config.log_id()),
+        reachable: BTreeSet::new(),
+        matched,
+        fatal,
+    }
+}
