@@ -6,12 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
+use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use openraft::raft::{ClientWriteResult, VoteRequest};
-use openraft::type_config::alias::WatchReceiverOf;
-use openraft::{Config, LinearizerOption, Raft, RaftMetrics, ServerState, SnapshotPolicy};
+use openraft::{Config, LinearizerOption, Raft, ServerState, SnapshotPolicy};
 use tokio::sync::oneshot;
 
 use super::activity::Activity;
@@ -35,7 +33,7 @@ use crate::error::Leader;
 use crate::machine::StateMachine;
 use crate::machine::sessions::SessionTable;
 use crate::storage::{LogStore, SnapshotStore};
-use crate::types::{self, Incarnation, LogId, Member, Membership, NodeId, Role};
+use crate::types::{self, Incarnation, LogId, Member, NodeId};
 
 mod metrics;
 

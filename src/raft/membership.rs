@@ -10,7 +10,7 @@
 //! a voter that has promised what the old one has.
 //!
 //! What a change of several entries means to make of a member is written into the first of them, as an
-//! [`Intent`](crate::types::Intent): whoever goes on with it, another leader or the same caller again, finds it there.
+//! [`Intent`]: whoever goes on with it, another leader or the same caller again, finds it there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
