@@ -16,8 +16,9 @@ use crate::types::{ClusterClock, HistoryEpoch, LogId, Quota};
 
 /// A view may be this many entries old. It keeps alive all that has been overwritten since.
 const VIEW_ENTRIES: u64 = 65_536;
-/// A view may be this many bytes of commands old, for the same reason.
-const VIEW_BYTES: u64 = 8 * 1024 * 1024;
+/// A view may be this many bytes of commands old, for the same reason. Not less: after each view all that is written is copied
+/// once, which small commands should not pay for more often than the number of entries has them do.
+const VIEW_BYTES: u64 = 24 * 1024 * 1024;
 
 /// How far the machine has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
