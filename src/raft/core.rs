@@ -121,31 +121,41 @@ pub struct Core<M: StateMachine> {
     lease: Duration,
 }
 
-/// Whether a node stands for election: whether its silence after the start is over, and whether it may otherwise.
+/// Whether a node stands for election.
 #[derive(Debug)]
-struct Candidacy(Mutex<(bool, bool)>);
+struct Candidacy(Mutex<Grounds>);
+
+/// What it takes to stand: both.
+#[derive(Debug)]
+struct Grounds {
+    /// The silence after the start is over.
+    may_speak: bool,
+    /// Nothing is known against it.
+    may_stand: bool,
+}
 
 impl Candidacy {
     fn change<M: StateMachine>(
         &self,
         raft: &Raft<TypeConfig, Applier<M>>,
-        change: impl FnOnce(&mut (bool, bool)),
+        change: impl FnOnce(&mut Grounds),
     ) {
-        let mut state = self.0.lock().expect("invariant: no panic under this lock");
-        let before = state.0 && state.1;
-        change(&mut state);
-        let now = state.0 && state.1;
+        let mut grounds = self.0.lock().expect("invariant: no panic under this lock");
+        let stands = |grounds: &Grounds| grounds.may_speak && grounds.may_stand;
+        let before = stands(&grounds);
+        change(&mut grounds);
+        let now = stands(&grounds);
         if now != before {
             raft.runtime_config().elect(now);
         }
     }
 
     fn silence_is_over<M: StateMachine>(&self, raft: &Raft<TypeConfig, Applier<M>>) {
-        self.change(raft, |state| state.0 = true);
+        self.change(raft, |grounds| grounds.may_speak = true);
     }
 
     fn wish<M: StateMachine>(&self, raft: &Raft<TypeConfig, Applier<M>>, may: bool) {
-        self.change(raft, |state| state.1 = may);
+        self.change(raft, |grounds| grounds.may_stand = may);
     }
 }
 
@@ -214,7 +224,7 @@ impl<M: StateMachine> Core<M> {
             true => voter_lease.max(Duration::from_millis(config.promised_lease_ms)),
             false => Duration::ZERO,
         };
-        let candidacy = Arc::new(Candidacy(Mutex::new((false, true))));
+        let candidacy = Arc::new(Candidacy(Mutex::new(Grounds { may_speak: false, may_stand: true })));
         let (elects, candidate) = (raft.clone(), candidacy.clone());
         crate::runtime::spawn(async move {
             tokio::time::sleep(silence).await;

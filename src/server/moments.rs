@@ -27,7 +27,7 @@ struct Moment {
     at: LogId,
     view: KvView,
     readers: usize,
-    /// When the last reader went before its end.
+    /// When the last reader went that may come back.
     left: Option<Instant>,
 }
 
@@ -84,7 +84,7 @@ impl Moments {
         });
     }
 
-    /// A reader has gone before its end. Returns once it is too late to come back.
+    /// A reader has gone, or may lack some of what was sent. Returns once it is too late to come back.
     pub(super) async fn leave(&self, at: LogId) {
         let now = Instant::now();
         {

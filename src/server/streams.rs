@@ -132,14 +132,15 @@ pub(super) async fn range<N: KvNode>(
     runtime::spawn(async move {
         let at = range.applied;
         let ended = range.send(&node, &by, &outlet).await;
-        let is_complete = matches!(ended, Ok(true));
+        let was_one_page = matches!(ended, Ok(true));
         open.ended(&ended.as_ref().map(|_| ()).map_err(Clone::clone));
         if let Err(failure) = ended {
             outlet.fail(failure);
         }
-        drop(outlet);
+        // Whoever may come back needs the state, and neither the stream nor the node.
+        drop((outlet, node, by));
         match at {
-            Some(at) if is_complete => moments.end(at),
+            Some(at) if was_one_page => moments.end(at),
             Some(at) => moments.leave(at).await,
             None => {}
         }
@@ -192,7 +193,8 @@ impl LongRange {
         Ok(Self { applied, view, query, left, _places: places })
     }
 
-    /// Sends it all, unless the client goes. Whether it was all.
+    /// Sends it all, unless the client goes. Whether that was one page, of which a reader has all or nothing: what was sent of
+    /// others may be lost on the way.
     async fn send<N: KvNode>(
         self,
         node: &N,
@@ -200,6 +202,7 @@ impl LongRange {
         outlet: &Outlet<v1::RangeResponse>,
     ) -> Result<bool, Failure> {
         let Self { applied, view, mut query, mut left, _places } = self;
+        let mut pages = 0;
         loop {
             query.limit = left.min(PAGE_ITEMS);
             let mut answer = match KvMachine::query(&view, KvQuery::Range(query.clone())) {
@@ -210,13 +213,14 @@ impl LongRange {
             };
             answer.map_expiry(|expires_ms| node.log_time_at(expires_ms));
             left -= answer.items.len();
+            pages += 1;
             let next = answer.next.clone();
             if !outlet.send(wire::range(Some(by.header(applied)), answer)).await? {
                 return Ok(false);
             }
             match next {
                 Some(next) if left > 0 => query.start = next,
-                _ => return Ok(true),
+                _ => return Ok(pages == 1),
             }
         }
     }
