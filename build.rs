@@ -2,7 +2,15 @@
 
 use std::{env, fs, path::PathBuf};
 
-const FILES: [&str; 4] = ["peer.proto", "kv.proto", "admin.proto", "google/rpc/status.proto"];
+const FILES: [&str; 7] = [
+    "peer.proto",
+    "call.proto",
+    "sessions.proto",
+    "pipeline.proto",
+    "kv.proto",
+    "admin.proto",
+    "google/rpc/status.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -19,7 +19,7 @@ use crate::engine::{
     DiskPolicy, EngineConfig, Limits, PeerPolicy, SnapshotPolicy, Timing, available_memory_bytes,
     check_node_id,
 };
-use crate::server::settings::parse_filter;
+use crate::node::settings::parse_filter;
 use crate::shown::Shown;
 use crate::types::NodeId;
 
@@ -520,7 +520,7 @@ impl ServeConfig {
 
     fn check_limits(&self) -> Result<(), ConfigError> {
         /// What one message of the client port has room for, beside the value's frame.
-        const MAX_COMMAND_BYTES: usize = crate::server::MAX_MESSAGE_BYTES / 2;
+        const MAX_COMMAND_BYTES: usize = crate::door::MAX_MESSAGE_BYTES / 2;
         let Limits { max_command_bytes, append_message_bytes, log_tail_bytes, .. } = self.limits;
         if max_command_bytes > MAX_COMMAND_BYTES {
             return Err(invalid(format!("--max-command-bytes must not exceed {MAX_COMMAND_BYTES}")));

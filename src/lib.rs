@@ -3,7 +3,7 @@
 //!
 //! # The way of a write
 //!
-//! 1. [`server`] decodes it, or a program that embeds quorate calls [`Engine::write`] itself.
+//! 1. A [`door`] has its guest, such as [`kv`], decode it, or a program that embeds quorate calls [`Engine::write`] itself.
 //! 2. [`engine`] admits it (size, bytes in flight), stamps it with its clock and proposes it.
 //! 3. [`raft::log`] appends it to the [`storage`]: one fsync for everything that waits. At the same time
 //!    [`raft::network`] sends it to the peers, which do the same.
@@ -14,7 +14,7 @@
 //! # A node
 //!
 //! ```no_run
-//! use quorate::{Engine, EngineConfig, machine::kv::KvMachine};
+//! use quorate::{Engine, EngineConfig, kv::machine::KvMachine};
 //!
 //! # async fn start() -> Result<(), quorate::error::OpenError> {
 //! let mut config = EngineConfig::new(1, "/var/lib/quorate", "10.0.0.1:7901");
@@ -25,27 +25,31 @@
 //! # }
 //! ```
 //!
-//! `docs/examples/counter.rs` is a state machine of one's own, replicated three times in one process.
+//! `docs/examples/counter.rs` is a state machine of one's own, replicated three times in one process; `docs/examples/queue.rs` is one
+//! that is served over the network.
 
 // The module docs are the map of the code, for those who read it as well as for those who use it.
 #![allow(rustdoc::private_intra_doc_links)]
 
 pub(crate) mod address;
+pub mod call;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod door;
 pub(crate) mod duration;
 pub mod engine;
 pub mod error;
 pub(crate) mod incoming;
+pub mod kv;
 pub mod logging;
 pub mod machine;
+pub mod node;
 pub mod proto;
 pub mod raft;
 pub mod reason;
 #[doc(hidden)]
 pub mod runtime;
-pub mod server;
 pub mod session;
 pub(crate) mod shown;
 pub mod storage;

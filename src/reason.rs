@@ -1,6 +1,6 @@
 //! Why something was not done: the one list of reasons, and what each is on every interface.
 //!
-//! A reason has a number and a name (`Reason` of `proto/kv.proto` *is* this type), a gRPC code, an HTTP status and an
+//! A reason has a number and a name (`Reason` of `proto/call.proto` *is* this type), a gRPC code, an HTTP status and an
 //! exit code. [`Reason::row`] is the table; servers, clients and the command line encode it and add nothing. Whoever
 //! adds a reason adds a variant here and a value with the same number there: a test compares the two.
 //!
@@ -119,7 +119,7 @@ impl GrpcCode {
 /// What a reason is on each interface, when nothing was applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
-    /// As `proto/kv.proto` and JSON name it, without `REASON_`.
+    /// As `proto/call.proto` and JSON name it, without `REASON_`.
     pub name: &'static str,
     /// On gRPC.
     pub grpc: GrpcCode,

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -432,6 +433,30 @@ pub struct SessionSlot {
     pub sequence: u64,
     /// All writes with smaller numbers have been answered or given up.
     pub first_unanswered: u64,
+}
+
+/// How long a write at [`AckLevel::All`] waits for the slowest voter if its caller does not say.
+pub const DEFAULT_ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How a write is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WriteOptions {
+    /// Its place in a session, which makes it exactly-once.
+    pub slot: Option<SessionSlot>,
+    /// When it is acknowledged.
+    pub ack: AckLevel,
+    /// [`AckLevel::All`]: how long to wait, once it is committed, until every voter holds it.
+    pub ack_timeout: Duration,
+    /// The history that the session, and whatever positions the command holds, belong to. The write is refused, and
+    /// nothing proposed, when this is another one.
+    pub history: HistoryEpoch,
+}
+
+impl Default for WriteOptions {
+    fn default() -> Self {
+        let (ack, ack_timeout) = (AckLevel::Quorum, DEFAULT_ACK_TIMEOUT);
+        Self { slot: None, ack, ack_timeout, history: HistoryEpoch::UNKNOWN }
+    }
 }
 
 /// The clocks of a cluster, replicated: how much time has passed, and what wall clocks show. [`crate::raft::clock`] says how

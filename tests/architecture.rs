@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 const FILE_LINES: usize = 700;
 
 /// Which rooms a room may name. Imports point down; siblings do not import each other.
+///
+/// No room of the core names a guest: what is served is said where the process is put together, in `cli` and `config`.
 const ROOMS: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("runtime", &[]),
@@ -29,35 +31,90 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error", &["types", "reason", "shown"]),
     ("incoming", &["error"]),
     ("session", &["types"]),
+    // What every call carries, in the words of both ends.
+    ("call", &["types", "reason", "proto"]),
     // Pure: no IO, no clock, no randomness, so not even `runtime`.
     ("machine", &["types", "error"]),
     ("storage", &["types", "error", "runtime", "logging"]),
     ("raft", &["types", "shown", "error", "runtime", "incoming", "proto", "machine", "storage"]),
     ("stream", &["types", "error", "runtime", "proto", "machine", "storage"]),
     ("engine", &["types", "address", "error", "session", "runtime", "machine", "storage", "raft", "stream"]),
+    // What all services share, whichever guest they are for.
     (
-        "server",
+        "door",
+        &["types", "reason", "shown", "error", "runtime", "incoming", "proto", "call", "machine", "engine"],
+    ),
+    // One process's port.
+    (
+        "node",
         &[
-            "types", "reason", "shown", "error", "session", "runtime", "incoming", "logging", "proto",
-            "machine", "storage", "raft", "stream", "engine",
+            "types", "reason", "shown", "error", "runtime", "incoming", "proto", "machine", "storage",
+            "engine", "door",
+        ],
+    ),
+    // A client shares nothing with the server but the protocol.
+    ("client", &["types", "reason", "shown", "session", "runtime", "proto", "call"]),
+    // A guest: each of its parts names what it has to do with.
+    (
+        "kv",
+        &[
+            "types", "reason", "error", "runtime", "incoming", "proto", "call", "machine", "engine", "door",
+            "node", "client",
         ],
     ),
     // Settings of a whole process, so above what they are the settings of.
-    ("config", &["types", "address", "shown", "error", "runtime", "duration", "engine", "server"]),
-    // A client shares nothing with the server but the protocol.
-    ("client", &["types", "reason", "shown", "session", "runtime", "proto"]),
+    (
+        "config",
+        &["types", "address", "shown", "error", "runtime", "duration", "engine", "door", "node", "kv"],
+    ),
     (
         "cli",
         &[
             "types", "reason", "shown", "error", "runtime", "incoming", "logging", "duration", "config",
-            "machine", "storage", "engine", "stream", "server", "client",
+            "machine", "storage", "engine", "stream", "node", "kv",
         ],
     ),
     ("main", &["cli", "config", "error"]),
 ];
 
-/// What tests at the end of a file may name beyond that: the command line is tested against a fake server.
-const IN_TESTS: &[(&str, &str)] = &[("cli", "proto"), ("reason", "proto")];
+/// Which rooms the parts of a guest may name, beside each other: a guest is not one knot.
+const PARTS: &[(&str, &[&str])] = &[
+    // The vocabulary knows neither the wire nor the machine.
+    ("kv/api", &["types", "call"]),
+    ("kv/codec", &["types", "reason", "call", "proto"]),
+    // As pure as every machine.
+    ("kv/machine", &["types", "machine"]),
+    ("kv/calls", &["types", "reason", "call", "proto", "door"]),
+    // The client's side has no door, the service's no client.
+    ("kv/client", &["types", "reason", "runtime", "proto", "call", "client"]),
+    (
+        "kv/service",
+        &[
+            "types", "reason", "error", "runtime", "incoming", "proto", "call", "machine", "engine", "door",
+            "node",
+        ],
+    ),
+    ("kv/settings", &["engine"]),
+];
+
+/// Parts of one guest that a part may name.
+const NEIGHBOURS: &[(&str, &[&str])] = &[
+    ("kv/api", &[]),
+    ("kv/machine", &[]),
+    ("kv/codec", &["api", "machine"]),
+    ("kv/calls", &["api", "codec", "machine"]),
+    ("kv/client", &["api", "codec"]),
+    ("kv/service", &["api", "codec", "calls", "machine"]),
+    ("kv/settings", &["machine"]),
+];
+
+/// What tests at the end of a file may name beyond that: the command line is tested against a fake server, and the core with
+/// the machine that it has at hand.
+const IN_TESTS: &[(&str, &str)] =
+    &[("cli", "proto"), ("reason", "proto"), ("engine", "kv"), ("raft", "kv"), ("kv", "storage")];
+
+/// Files that are nothing but tests, and are not called so.
+const TEST_FILES: &[&str] = &["src/engine/lone.rs", "src/raft/apply/quota_tests.rs"];
 
 /// Which files may name a vendor crate, or another one whose name begins with it and `_`.
 const VENDORS: &[(&str, &[&str])] = &[
@@ -66,10 +123,11 @@ const VENDORS: &[(&str, &[&str])] = &[
     (
         "tonic",
         &[
-            "src/server/",
-            "src/server.rs",
+            "src/node/",
+            "src/door/",
             "src/client/",
-            "src/client.rs",
+            "src/kv/client/",
+            "src/kv/service/",
             "src/raft/network",
             "src/proto.rs",
             "src/incoming.rs",
@@ -239,6 +297,34 @@ impl Source<'_> {
         names
     }
 
+    /// Words that follow the room of the file in a path: the modules of the room that it names.
+    fn names_in_room(&self) -> Vec<(usize, &str)> {
+        let (depth, own) = (module_depth(self.file), room(self.file));
+        let mut names = Vec::new();
+        for at in 0..self.tokens.len() {
+            let begins_path = at < 2 || !self.joined(at - 2);
+            match self.word(at) {
+                Some("crate")
+                    if self.joined(at + 1) && self.word(at + 3) == Some(own) && self.joined(at + 4) =>
+                {
+                    names.extend(self.branches(at + 6));
+                }
+                Some("super") if begins_path && self.joined(at + 1) => {
+                    let mut supers = 1;
+                    let mut end = at + 3;
+                    while self.word(end) == Some("super") && self.joined(end + 1) {
+                        (supers, end) = (supers + 1, end + 3);
+                    }
+                    if supers + 1 == depth {
+                        names.extend(self.branches(end));
+                    }
+                }
+                _ => {}
+            }
+        }
+        names
+    }
+
     /// The line on which the tests begin that end the file.
     fn tests_line(&self) -> Option<usize> {
         let begins = |at: &usize| {
@@ -262,6 +348,22 @@ impl Source<'_> {
 fn module_depth(file: &str) -> usize {
     let path = file.trim_start_matches("src/").trim_end_matches(".rs").trim_end_matches("/mod");
     path.split('/').count()
+}
+
+/// Whether a file is nothing but tests.
+fn is_test_file(file: &str) -> bool {
+    file.contains("/tests/") || file.ends_with("/tests.rs") || TEST_FILES.contains(&file)
+}
+
+/// The part of a guest that a file belongs to, such as `kv/codec`; none for its root and for what is no guest's.
+fn part(file: &str) -> Option<&str> {
+    let path = file.strip_prefix("src/")?.trim_end_matches(".rs");
+    let (room, rest) = path.split_once('/')?;
+    let name = rest.split('/').next().filter(|name| *name != "mod")?;
+    PARTS
+        .iter()
+        .any(|(known, _)| known.starts_with(&format!("{room}/")))
+        .then(|| &path[..room.len() + 1 + name.len()])
 }
 
 /// The room that a file of `src/` belongs to.
@@ -293,7 +395,10 @@ fn violations(file: &str, text: &str, reexports: &BTreeMap<String, String>) -> V
         match ROOMS.iter().find(|(room, _)| *room == own) {
             None => report(1, format!("room {own} is not in the table of tests/architecture.rs")),
             Some((_, allowed)) => {
-                let tests_line = source.tests_line().unwrap_or(usize::MAX);
+                let tests_line = match is_test_file(file) {
+                    true => 0,
+                    false => source.tests_line().unwrap_or(usize::MAX),
+                };
                 for (line, name) in source.names_at_root() {
                     let target = reexports.get(name).map_or(name, String::as_str);
                     let is_room = ROOMS.iter().any(|(room, _)| *room == target);
@@ -307,7 +412,99 @@ fn violations(file: &str, text: &str, reexports: &BTreeMap<String, String>) -> V
             }
         }
     }
+    if let Some(part) = part(file).filter(|_| !is_test_file(file)) {
+        let tests_line = source.tests_line().unwrap_or(usize::MAX);
+        let listed = |table: &[(&str, &'static [&'static str])]| {
+            table.iter().find(|(known, _)| *known == part).map(|(_, allowed)| *allowed)
+        };
+        let (Some(rooms), Some(neighbours)) = (listed(PARTS), listed(NEIGHBOURS)) else {
+            report(1, format!("part {part} is not in the tables of tests/architecture.rs"));
+            return broken;
+        };
+        for (line, name) in source.names_at_root().into_iter().filter(|(line, _)| *line < tests_line) {
+            let target = reexports.get(name).map_or(name, String::as_str);
+            let is_room = ROOMS.iter().any(|(room, _)| *room == target);
+            if is_room && target != own && !rooms.contains(&target) {
+                report(line, format!("{part} names {target}; it may name {}", rooms.join(", ")));
+            }
+        }
+        for (line, name) in source.names_in_room().into_iter().filter(|(line, _)| *line < tests_line) {
+            let is_part = NEIGHBOURS.iter().any(|(known, _)| *known == format!("{own}/{name}"));
+            if is_part && part != format!("{own}/{name}") && !neighbours.contains(&name) {
+                report(line, format!("{part} names {own}/{name}; it may name {}", neighbours.join(", ")));
+            }
+        }
+    }
     broken
+}
+
+/// Rooms whose files import each other in one direction only.
+const WITHOUT_CIRCLES: &[&str] = &["door", "client"];
+
+/// A circle of imports between the files of a room, if there is one. `files` are the names of its modules, and their texts.
+fn circle(room: &str, files: &BTreeMap<String, String>) -> Option<Vec<String>> {
+    let mut imports: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, text) in files.iter().filter(|(name, _)| *name != "mod") {
+        let file = format!("src/{room}/{name}.rs");
+        let source = Source { file: &file, tokens: tokens(text) };
+        let tests_line = source.tests_line().unwrap_or(usize::MAX);
+        let named = source.names_in_room().into_iter().filter(|(line, _)| *line < tests_line);
+        let named = named.filter_map(|(_, named)| files.keys().find(|file| *file == named));
+        imports.insert(name, named.filter(|named| *named != name).map(String::as_str).collect());
+    }
+    // What imports nothing that is left is in no circle.
+    loop {
+        let free: Vec<_> = (imports.iter())
+            .filter(|(_, named)| named.iter().all(|named| !imports.contains_key(named)))
+            .map(|(name, _)| *name)
+            .collect();
+        if free.is_empty() {
+            break;
+        }
+        free.into_iter().for_each(|name| drop(imports.remove(name)));
+    }
+    let mut at = *imports.keys().next()?;
+    let mut path = vec![at];
+    loop {
+        at = imports[at].iter().copied().find(|named| imports.contains_key(named))?;
+        path.push(at);
+        if let Some(begins) = path[..path.len() - 1].iter().position(|seen| *seen == at) {
+            return Some(path[begins..].iter().map(|name| (*name).to_owned()).collect());
+        }
+    }
+}
+
+fn modules_of(room: &str) -> BTreeMap<String, String> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(room);
+    let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    let name = |path: &Path| path.file_stem().unwrap().to_str().unwrap().to_owned();
+    files.map(|path| (name(&path), fs::read_to_string(&path).unwrap())).collect()
+}
+
+#[test]
+fn files_of_a_room_do_not_import_each_other_in_circles() {
+    for room in WITHOUT_CIRCLES {
+        let modules = modules_of(room);
+        assert!(modules.len() > 5, "the files of {room} are not where this test looks for them");
+        assert_eq!(circle(room, &modules), None, "in {room}");
+    }
+}
+
+#[test]
+fn a_circle_of_imports_is_found() {
+    let files = |texts: &[(&str, &str)]| -> BTreeMap<String, String> {
+        texts.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
+    };
+    let straight =
+        files(&[("a", "use super::b::X;"), ("b", "use crate::door::c;"), ("c", ""), ("mod", "use a::Y;")]);
+    assert_eq!(circle("door", &straight), None);
+    let round =
+        files(&[("a", "use super::{b, c};"), ("b", "use super::c::X;"), ("c", "use crate::door::{b};")]);
+    assert_eq!(circle("door", &round).unwrap(), ["b", "c", "b"]);
+    let in_tests =
+        files(&[("a", "use super::b;"), ("b", "mod tests {\nuse super::super::a;\nuse crate::door::a;\n}")]);
+    assert_eq!(circle("door", &in_tests), None);
 }
 
 fn too_long(file: &str, text: &str) -> Option<Violation> {
@@ -399,7 +596,7 @@ fn a_vendor_crate_outside_its_room_is_found() {
 #[test]
 fn an_import_that_points_up_or_aside_is_found() {
     assert_eq!(broken_lines("src/storage/mod.rs", "use crate::types::X;\nuse crate::machine::Y;"), [2]);
-    assert_eq!(broken_lines("src/machine/kv/mod.rs", "fn f() { crate::storage::g() }"), [1]);
+    assert_eq!(broken_lines("src/machine/mod.rs", "fn f() { crate::storage::g() }"), [1]);
     assert_eq!(
         broken_lines("src/client/mod.rs", "use crate::{\n    types::A,\n    engine::{B, C},\n};"),
         [3]
@@ -413,6 +610,48 @@ fn an_import_that_points_up_or_aside_is_found() {
         [1]
     );
     assert_eq!(broken_lines("src/shed/mod.rs", ""), [1]);
+}
+
+#[test]
+fn a_guest_that_is_named_in_the_core_is_found() {
+    for file in
+        ["src/door/mod.rs", "src/node/mod.rs", "src/client/mod.rs", "src/engine/mod.rs", "src/machine/mod.rs"]
+    {
+        assert_eq!(broken_lines(file, "use crate::kv::api::Request;"), [1], "{file}");
+    }
+    assert_eq!(
+        broken_lines("src/engine/writes.rs", "mod tests {\nuse crate::kv::machine::KvMachine;\n}"),
+        []
+    );
+    assert_eq!(broken_lines("src/door/unary.rs", "mod tests {\nuse crate::kv::machine::KvMachine;\n}"), [2]);
+}
+
+#[test]
+fn a_part_of_a_guest_that_names_what_it_has_nothing_to_do_with_is_found() {
+    assert_eq!(
+        broken_lines(
+            "src/kv/api/mod.rs",
+            "use crate::proto::v1;\nuse super::codec;\nuse crate::kv::machine::X;"
+        ),
+        [1, 2, 3]
+    );
+    assert_eq!(
+        broken_lines("src/kv/api/txn.rs", "use super::request::Range;\nuse super::super::codec::X;"),
+        [2]
+    );
+    assert_eq!(
+        broken_lines("src/kv/client/streams.rs", "use crate::door::X;\nuse super::super::{api, service};"),
+        [1, 2]
+    );
+    assert_eq!(
+        broken_lines("src/kv/service/mod.rs", "use super::client::Client;\nuse super::{api, codec};"),
+        [1]
+    );
+    assert_eq!(
+        broken_lines("src/kv/machine/mod.rs", "use crate::storage::X;\nuse crate::machine::Y;"),
+        [1, 1]
+    );
+    assert_eq!(broken_lines("src/kv/shed/mod.rs", ""), [1]);
 }
 
 #[test]

@@ -6,6 +6,8 @@
 mod counter;
 #[path = "../docs/examples/lease.rs"]
 mod lease;
+#[path = "../docs/examples/queue.rs"]
+mod queue;
 
 #[test]
 fn counter() {
@@ -15,4 +17,9 @@ fn counter() {
 #[test]
 fn lease() {
     lease::main().unwrap();
+}
+
+#[test]
+fn queue() {
+    queue::main().unwrap();
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use quorate::client::{Client, ClientConfig, Scope};
+use quorate::kv::client::{Client, ClientConfig, Scope};
 use quorate_cluster::{Cluster, ClusterSpec};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use quorate::client::{Client, ClientConfig, Scope};
+use quorate::kv::client::{Client, ClientConfig, Scope};
 use quorate_cluster::{Cluster, ClusterSpec};
 use serde::Serialize;
 use tokio::task::JoinSet;

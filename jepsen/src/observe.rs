@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use quorate::client::{Client, ClientError, Endpoint, NodeStatus, Range, Request, Response, Scope};
+use quorate::kv::client::{Client, ClientError, Endpoint, NodeStatus, Range, Request, Response, Scope};
 use quorate::types::ReadLevel;
 
 use crate::set::{Item, Reading};
@@ -103,8 +103,8 @@ pub(crate) async fn read(
     let mut range = Range::default();
     loop {
         let (scope, level) = (Scope::default(), ReadLevel::Local);
-        let request = Request::Range { scope, range: range.clone(), read: level.into() };
-        let Response::Range(reply) = client.execute_at(endpoint, request).await? else {
+        let request = Request::Range { scope, range: range.clone() };
+        let Response::Range(reply) = client.execute_at(endpoint, request, level).await? else {
             unreachable!("invariant: a response answers its request")
         };
         for item in reply.items {

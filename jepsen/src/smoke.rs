@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use quorate::client::{Client, ClientConfig};
+use quorate::kv::client::{Client, ClientConfig};
 use quorate_cluster::{Cluster, ClusterSpec};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};

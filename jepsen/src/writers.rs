@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use quorate::client::{Client, ClientError, Scope};
+use quorate::kv::client::{Client, ClientError, Scope};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 

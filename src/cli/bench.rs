@@ -17,8 +17,8 @@ use tokio::time::Instant;
 
 use super::read::parse_level;
 use super::{CliError, Common, Format, ScopeArgs, output};
-use crate::client::{Client, ClientError, Scope};
 use crate::duration;
+use crate::kv::client::{Client, ClientError, Scope};
 use crate::reason::Reason;
 use crate::runtime;
 use crate::types::ReadLevel;
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn tallies_add_up() {
-        let endpoint = crate::client::Endpoint::parse("n1:1").unwrap();
+        let endpoint = crate::kv::client::Endpoint::parse("n1:1").unwrap();
         let lost = ClientError::Failed {
             endpoint,
             reason: Reason::Interrupted,

@@ -18,8 +18,8 @@ use quorate_cluster::{Cluster, ClusterError, ClusterSpec};
 use tokio::time::MissedTickBehavior;
 
 use super::signals::StopSignals;
-use crate::client::{Client, ClientConfig, ConfigError, Endpoint, NodeStatus};
 use crate::engine::{MIN_MEMORY_BYTES, available_memory_bytes};
+use crate::kv::client::{Client, ClientConfig, ConfigError, Endpoint, NodeStatus};
 use crate::runtime;
 use crate::types::NodeId;
 use screen::{NodeRow, Screen, View};

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 use super::{CliError, Common, Format, output};
-use crate::client::{Endpoint, NodeSetting};
+use crate::kv::client::{Endpoint, NodeSetting};
 
 /// Arguments of `quorate configure`.
 #[derive(Debug, Args)]
@@ -71,7 +71,7 @@ mod tests {
     fn the_help_of_serve_names_what_can_be_changed() {
         let cli = Cli::command();
         let serve = cli.find_subcommand("serve").unwrap().get_after_help().unwrap().to_string();
-        for name in crate::server::settings::CHANGEABLE {
+        for name in crate::node::settings::CHANGEABLE {
             assert!(serve.contains(name), "{name} is not in {serve}");
         }
     }

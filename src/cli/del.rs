@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::input::{self, KeyFlags};
 use super::write::{self, WriteArgs};
 use super::{CliError, Common, Format, ScopeArgs, output};
-use crate::client::{Client, Header, Range};
+use crate::kv::client::{Client, Header, Range};
 use crate::types::AckLevel;
 
 /// Arguments of `quorate del`.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::Subject;
 use super::cluster::ClusterCommandError;
 use super::serve::ServeError;
-use crate::client::{ClientError, ConfigError};
+use crate::kv::client::{ClientError, ConfigError};
 use crate::reason::{EXIT_OK, Reason};
 use crate::shown::Shown;
 use crate::types::NodeId;
@@ -310,7 +310,7 @@ mod tests {
     use crate::reason::{EXIT_ERROR, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_UNKNOWN, EXIT_UNREACHABLE};
 
     fn failed(reason: Reason, maybe_applied: bool) -> CliError {
-        let endpoint = crate::client::Endpoint::parse("n1:1").unwrap();
+        let endpoint = crate::kv::client::Endpoint::parse("n1:1").unwrap();
         CliError::Client(ClientError::Failed { endpoint, reason, message: "m".to_owned(), maybe_applied })
     }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{CliError, Common, Format, output, status};
-use crate::client::{Client, ClientError, Endpoint, NodeStatus};
+use crate::kv::client::{Client, ClientError, Endpoint, NodeStatus};
 use crate::types::NodeId;
 
 /// Arguments of `quorate health`.

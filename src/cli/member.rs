@@ -7,8 +7,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{CliError, Common, Format, input, output};
-use crate::client::{Member, MemberChange, Members};
 use crate::duration;
+use crate::kv::client::{Member, MemberChange, Members};
 use crate::types::NodeId;
 
 /// Arguments of `quorate member`.

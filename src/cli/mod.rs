@@ -16,8 +16,10 @@ pub use report::Report;
 
 pub use crate::logging::{flush as flush_log, last_words};
 
-use crate::client::{Client, ClientConfig, Endpoint, KnownLeader, SESSION_TTL_MAX, SESSION_TTL_MIN, Scope};
 use crate::duration;
+use crate::kv::client::{
+    Client, ClientConfig, Endpoint, KnownLeader, SESSION_TTL_MAX, SESSION_TTL_MIN, Scope,
+};
 use crate::reason::Reason;
 
 pub mod bench;
@@ -302,7 +304,7 @@ async fn dispatch(common: &Common, command: Command) -> Result<(), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::tests::fake::{Fake, Step, leader, refusing};
+    use crate::kv::client::tests::fake::{Fake, Step, leader, refusing};
     use crate::proto::v1::{self, tagged_response};
 
     async fn run_at(fake: &Fake, args: &[&str]) -> Result<(), CliError> {

@@ -11,8 +11,8 @@ use super::input::{self, KeyFlags};
 use super::read;
 use super::write::{self, WriteArgs};
 use super::{CliError, Common, Format, ScopeArgs, output};
-use crate::client::{Client, Compare, ConditionalPut, PutReply, WriteOptions};
 use crate::duration;
+use crate::kv::client::{Client, Compare, ConditionalPut, PutReply, WriteOptions};
 use crate::types::{AckLevel, Bookmark, HistoryEpoch};
 
 /// Arguments of `quorate put`.

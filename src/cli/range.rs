@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::input::{self, KeyFlags};
 use super::read::ReadArgs;
 use super::{CliError, Common, Format, ScopeArgs, output};
-use crate::client::{Item, Range};
+use crate::kv::client::{Item, Range};
 use crate::shown::Shown;
 
 /// Arguments of `quorate range`.

@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use crate::client::{Client, Endpoint, ReadPreference};
 use crate::duration;
+use crate::kv::client::{Client, Endpoint, ReadPreference};
 use crate::types::{Bookmark, ReadLevel, ReadOptions};
 
 /// How fresh a read must be, and which node answers it.

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::{Cli, Format, Subject};
-use crate::client::KnownLeader;
+use crate::kv::client::KnownLeader;
 use crate::reason::{EXIT_OK, Reason};
 use crate::shown::shortened;
 
@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn the_leader_that_a_failure_names_is_the_one_that_is_told() {
         let known = |node_id| {
-            let client = crate::client::Endpoint::parse("n:1").unwrap();
+            let client = crate::kv::client::Endpoint::parse("n:1").unwrap();
             Some(KnownLeader { node_id: Some(node_id), client })
         };
         let report =

@@ -24,11 +24,12 @@ use crate::config::{ConfigError, LogFormat, ServeConfig};
 use crate::engine::{Engine, EngineConfig};
 use crate::error::{FatalError, OpenError};
 use crate::incoming;
+use crate::kv::machine::KvMachine;
+use crate::kv::{self, Kv};
 use crate::logging;
-use crate::machine::kv::KvMachine;
+use crate::node::settings::{LogLevel, parse_filter};
+use crate::node::{self, Server};
 use crate::runtime::{self, offload};
-use crate::server::settings::{LogLevel, parse_filter};
-use crate::server::{self, Server};
 
 /// Why `quorate serve` ended.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +43,7 @@ pub enum ServeError {
     Open(#[from] OpenError),
     /// The client port failed.
     #[error(transparent)]
-    Serve(#[from] server::ServeError),
+    Serve(#[from] node::ServeError),
     /// The process cannot be told when to stop.
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] std::io::Error),
@@ -132,12 +133,11 @@ async fn listen(
     log_level: Option<LogLevel>,
     data_dir: &Path,
     machine: &KvMachine,
-) -> Result<(Server, EngineConfig), ServeError> {
-    let mut server = Server::bind(&config.client_listen)
+) -> Result<(Server<Kv>, EngineConfig), ServeError> {
+    let mut server = kv::bind(&config.client_listen, machine)
         .await?
         .with_limits(config.door.limits.clone())
-        .with_names(config.names())
-        .with_history_of(machine);
+        .with_names(config.names());
     if let Some(log_level) = log_level {
         server = server.with_log_level(log_level);
     }

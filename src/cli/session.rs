@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{CliError, Common, Format, output};
-use crate::client::{Client, SessionInfo};
+use crate::kv::client::{Client, SessionInfo};
 
 /// Sessions asked for at a time.
 const PAGE: u32 = 1_000;

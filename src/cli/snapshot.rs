@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{CliError, Common, Format, output};
-use crate::client::Endpoint;
+use crate::kv::client::Endpoint;
 
 /// Arguments of `quorate snapshot`.
 #[derive(Debug, Args)]

@@ -7,7 +7,7 @@ use futures::future::join_all;
 use serde::Serialize;
 
 use super::{CliError, Common, Format, output};
-use crate::client::{Client, ClientError, Endpoint, NodeStatus};
+use crate::kv::client::{Client, ClientError, Endpoint, NodeStatus};
 use crate::types::NodeId;
 
 /// Arguments of `quorate status`.
@@ -175,8 +175,8 @@ fn cells(row: &Row) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::ClientConfig;
-    use crate::client::tests::fake::{Fake, leader};
+    use crate::kv::client::ClientConfig;
+    use crate::kv::client::tests::fake::{Fake, leader};
     use crate::proto::v1;
     use crate::reason::Reason;
 

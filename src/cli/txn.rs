@@ -14,8 +14,8 @@ use serde_json::{Map, Value, json};
 use super::input;
 use super::write::{self, WriteArgs};
 use super::{CliError, Common, Format, ScopeArgs, output};
-use crate::client::{Client, Compare, Comparison, Item, Range, Txn, TxnOp, TxnReply, TxnResult};
 use crate::duration;
+use crate::kv::client::{Client, Compare, Comparison, Item, Range, Txn, TxnOp, TxnReply, TxnResult};
 use crate::types::{AckLevel, Bookmark, HistoryEpoch};
 
 /// Arguments of `quorate txn`.

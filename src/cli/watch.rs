@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::input::{self, KeyFlags};
 use super::{CliError, Common, Format, ScopeArgs, output, read};
-use crate::client::{Contact, EventKind, Range, ReadPreference, Watch, WatchEvent};
+use crate::kv::client::{Contact, EventKind, Range, ReadPreference, Watch, WatchEvent};
 use crate::types::Bookmark;
 
 /// Arguments of `quorate watch`.
@@ -154,7 +154,7 @@ fn object(event: &WatchEvent) -> Map<String, Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::Item;
+    use crate::kv::client::Item;
 
     #[test]
     fn an_event_is_one_line() {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value};
 
-use crate::client::{Header, WriteOptions};
 use crate::duration;
+use crate::kv::client::{Header, WriteOptions};
 use crate::types::AckLevel;
 
 /// When a write is acknowledged.

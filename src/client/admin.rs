@@ -12,11 +12,11 @@ use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
 use super::Client;
-use super::config::Endpoint;
-use super::connection::{describe, is_unconnected};
+use super::attempt::{backoff, describe, is_unconnected};
+use super::endpoint::Endpoint;
 use super::error::ClientError;
-use super::node::{Link, NoStatus};
-use super::operation::backoff;
+use super::link::Link;
+use super::node::NoStatus;
 use super::router::Hint;
 use crate::proto::details;
 use crate::proto::v1::{self, admin_client::AdminClient};

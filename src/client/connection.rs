@@ -23,25 +23,21 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeou
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
+use super::attempt::{AttemptError, Kind, Outcome, backoff, describe};
 use super::config::ClientConfig;
+use super::endpoint::Endpoint;
 use super::in_flight::{InFlight, Waiter};
 use super::node::Node;
-use super::operation::backoff;
-use super::request::Kind;
-use super::router::Router;
 use crate::proto::details;
-use crate::proto::v1::{
-    self, PipelineRequest, PipelineResponse, TaggedRequest, kv_client::KvClient, tagged_request,
-    tagged_response,
-};
-use crate::shown;
+use crate::proto::v1::call::Content;
+use crate::proto::v1::{self, PipelineAnswers, PipelineCalls, pipeline_client::PipelineClient};
 
 /// How often expired and stalled requests are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(20);
 /// Messages between this task and the transport. Few: what waits in the queue instead joins a batch.
 const OUTBOUND_MESSAGES: usize = 2;
 /// Largest message accepted from a server.
-pub(super) const MAX_RESPONSE_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+pub(crate) const MAX_RESPONSE_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 /// Pauses between attempts to reach a node that is down.
 const RECONNECT_MIN: Duration = Duration::from_millis(25);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
@@ -53,36 +49,29 @@ const UNASKED_RECONNECTS: u32 = 16;
 /// go there.
 const HEDGE_AFTER: Duration = Duration::from_millis(50);
 
-/// What comes of one attempt.
-pub(super) type Outcome = Result<tagged_response::Response, AttemptError>;
-
-/// Why an attempt has no answer.
-#[derive(Debug, Clone)]
-pub(super) enum AttemptError {
-    /// The request did not leave this process.
-    NotSent(Arc<str>),
-    /// Its time was over.
-    Expired { sent: bool },
-    /// The stream broke after the request was sent.
-    Lost(Arc<str>),
-    /// It was sent, is unanswered for long, and another node leads by now.
-    LeaderChanged,
-    /// The node answers, and takes no requests at present: nothing was sent.
-    Refused(Arc<v1::Failure>),
-}
-
-impl AttemptError {
-    /// The connection task is no more, because the runtime that it ran on is no more.
-    pub(super) fn task_gone(sent: bool) -> Self {
-        let why = "the runtime that the client was first used on has shut down".into();
-        if sent { Self::Lost(why) } else { Self::NotSent(why) }
-    }
+/// What a connection tells and asks of the other nodes.
+pub(crate) trait Cluster: Send + Sync {
+    /// Notes whether any node answers.
+    fn note_contact(&self);
+    /// Asks one node for its status.
+    fn ask(self: Arc<Self>, node: &Arc<Node>);
+    /// Asks all nodes who leads.
+    fn hunt(self: Arc<Self>);
+    /// From now on asks after the health of all nodes.
+    fn watch_health(self: Arc<Self>);
+    /// The node at `endpoint` leads no more, or cannot be reached.
+    fn lost_leader(&self, endpoint: &Endpoint);
+    /// Whether it is known for certain that another node leads.
+    fn is_led_by_other_than(&self, endpoint: &Endpoint) -> bool;
+    /// Whether another node is healthy and has answered lately.
+    fn has_reached_other_than(&self, endpoint: &Endpoint) -> bool;
 }
 
 /// One attempt on its way to the task.
 #[derive(Debug)]
-pub(super) struct Call {
-    pub(super) request: tagged_request::Request,
+pub(crate) struct Call {
+    /// Its tag is given to it when it is sent.
+    pub(super) request: v1::Call,
     pub(super) kind: Kind,
     /// Whether the caller wants this node and no other.
     pub(super) bound: bool,
@@ -123,14 +112,14 @@ impl Unopened {
 }
 
 struct Stream {
-    outbound: mpsc::Sender<PipelineRequest>,
-    inbound: Streaming<PipelineResponse>,
+    outbound: mpsc::Sender<PipelineCalls>,
+    inbound: Streaming<PipelineAnswers>,
 }
 
 /// See the module's documentation.
 pub(super) struct Connection {
     node: Arc<Node>,
-    router: Weak<Router>,
+    cluster: Weak<dyn Cluster>,
     config: Arc<ClientConfig>,
     queue: mpsc::Receiver<Call>,
     /// Taken from the queue, not yet sent; at most `batch_requests`.
@@ -140,13 +129,17 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(node: Arc<Node>, queue: mpsc::Receiver<Call>, router: &Arc<Router>) -> Self {
-        let config = router.config.clone();
+    pub(super) fn new(
+        node: Arc<Node>,
+        queue: mpsc::Receiver<Call>,
+        config: Arc<ClientConfig>,
+        cluster: Weak<dyn Cluster>,
+    ) -> Self {
         let mut sweep_due = interval(SWEEP_INTERVAL);
         sweep_due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             node,
-            router: Arc::downgrade(router),
+            cluster,
             queue,
             waiting: Vec::with_capacity(config.batch_requests.min(1024)),
             in_flight: InFlight::new(config.in_flight_requests),
@@ -169,9 +162,9 @@ impl Connection {
                 Ok(stream) => {
                     failures = 0;
                     self.node.set_up();
-                    if let Some(router) = self.router.upgrade() {
-                        router.note_contact();
-                        router.ask(&self.node);
+                    if let Some(cluster) = self.cluster.upgrade() {
+                        cluster.note_contact();
+                        cluster.ask(&self.node);
                     }
                     let why = self.pump(stream).await;
                     self.node.set_untried();
@@ -201,8 +194,9 @@ impl Connection {
     /// Opens the stream. Nothing is sent on it before the server has accepted it.
     async fn open(&mut self) -> Result<Stream, Unopened> {
         let (outbound, messages) = mpsc::channel(OUTBOUND_MESSAGES);
-        let mut kv = KvClient::new(self.node.channel()).max_decoding_message_size(MAX_RESPONSE_MESSAGE_BYTES);
-        let opening = timeout(self.config.connect_timeout, kv.pipeline(ReceiverStream::new(messages)));
+        let pipeline = PipelineClient::new(self.node.channel());
+        let mut pipeline = pipeline.max_decoding_message_size(MAX_RESPONSE_MESSAGE_BYTES);
+        let opening = timeout(self.config.connect_timeout, pipeline.run(ReceiverStream::new(messages)));
         let hedge = sleep(HEDGE_AFTER);
         tokio::pin!(opening, hedge);
         let (mut abandoned, mut hedged) = (false, false);
@@ -226,8 +220,8 @@ impl Connection {
                 }
                 () = &mut hedge, if !hedged => {
                     hedged = true;
-                    if let Some(router) = self.router.upgrade() {
-                        router.hunt();
+                    if let Some(cluster) = self.cluster.upgrade() {
+                        cluster.hunt();
                     }
                 }
                 _ = self.sweep_due.tick(), if !self.waiting.is_empty() => {
@@ -242,9 +236,9 @@ impl Connection {
 
     /// There is still no connection: whoever waits for one, and could be answered by another node, is told so.
     fn send_elsewhere(&mut self) {
-        let Some(router) = self.router.upgrade() else { return };
-        let led_elsewhere = router.is_led_by_other_than(&self.node.endpoint);
-        let answered_elsewhere = router.has_reached_other_than(&self.node.endpoint);
+        let Some(cluster) = self.cluster.upgrade() else { return };
+        let led_elsewhere = cluster.is_led_by_other_than(&self.node.endpoint);
+        let answered_elsewhere = cluster.has_reached_other_than(&self.node.endpoint);
         let why: Arc<str> = "no connection yet, and another node answers".into();
         let may_leave = |call: &mut Call| match call.kind {
             _ if call.bound => false,
@@ -286,7 +280,7 @@ impl Connection {
     }
 
     /// Puts what waits into one message, within its bounds, and enters it in the table.
-    fn next_message(&mut self) -> Option<PipelineRequest> {
+    fn next_message(&mut self) -> Option<PipelineCalls> {
         let now = Instant::now();
         let mut bytes = 0;
         let mut count = 0;
@@ -297,7 +291,7 @@ impl Connection {
             bytes += size_bytes(&call.request);
             count += 1;
         }
-        let mut requests = Vec::with_capacity(count);
+        let mut calls = Vec::with_capacity(count);
         for call in self.waiting.drain(..count) {
             let Call { request, kind, expires, reply, .. } = call;
             if expires <= now {
@@ -305,18 +299,18 @@ impl Connection {
                 continue;
             }
             let tag = self.in_flight.insert(Waiter { kind, sent: now, expires, reply });
-            requests.push(TaggedRequest { tag, request: Some(request) });
+            calls.push(v1::Call { tag, ..request });
         }
-        (!requests.is_empty()).then_some(PipelineRequest { requests })
+        (!calls.is_empty()).then_some(PipelineCalls { calls })
     }
 
     /// Hands out the answers. One that nobody waits for (given up, or never asked for) is ignored.
-    fn complete(&mut self, message: PipelineResponse) {
-        for answer in message.responses {
-            if let Some(response) = answer.response
+    fn complete(&mut self, message: PipelineAnswers) {
+        for answer in message.answers {
+            if answer.content.is_some()
                 && let Some(waiter) = self.in_flight.take(answer.tag)
             {
-                let _ = waiter.reply.send(Ok(response));
+                let _ = waiter.reply.send(Ok(answer));
             }
         }
     }
@@ -330,10 +324,10 @@ impl Connection {
         }
         let oldest = self.in_flight.oldest_for_leader();
         if oldest.is_some_and(|sent| now.duration_since(sent) >= self.config.stall_after)
-            && let Some(router) = self.router.upgrade()
+            && let Some(cluster) = self.cluster.upgrade()
         {
-            router.hunt();
-            if router.is_led_by_other_than(&self.node.endpoint) {
+            cluster.clone().hunt();
+            if cluster.is_led_by_other_than(&self.node.endpoint) {
                 tracing::debug!(endpoint = %self.node.endpoint, "leader has changed while requests were in flight");
                 self.in_flight.fail(&AttemptError::LeaderChanged, |waiter| waiter.kind != Kind::Anywhere);
             }
@@ -344,10 +338,10 @@ impl Connection {
     fn lost(&mut self, why: &Arc<str>, unsent: &AttemptError) {
         tracing::debug!(endpoint = %self.node.endpoint, %why, "connection lost");
         // First, so that a retry does not come here again.
-        if let Some(router) = self.router.upgrade() {
-            router.lost_leader(&self.node.endpoint);
-            router.note_contact();
-            router.hunt();
+        if let Some(cluster) = self.cluster.upgrade() {
+            cluster.lost_leader(&self.node.endpoint);
+            cluster.note_contact();
+            cluster.hunt();
         }
         self.in_flight.fail(&AttemptError::Lost(why.clone()), |_| true);
         for call in self.waiting.drain(..) {
@@ -377,49 +371,11 @@ impl Connection {
     }
 }
 
-fn size_bytes(request: &tagged_request::Request) -> usize {
-    /// Tag, field headers and lengths, and the options of a write.
-    const OVERHEAD_BYTES: usize = 56;
-    use tagged_request::Request;
-    OVERHEAD_BYTES
-        + match request {
-            Request::Put(v1::PutRequest { tenant, collection, key, value, .. }) => {
-                tenant.len() + collection.len() + key.len() + value.len()
-            }
-            Request::Get(get) => get.tenant.len() + get.collection.len() + get.key.len(),
-            Request::Delete(delete) => delete.tenant.len() + delete.collection.len() + delete.key.len(),
-            Request::Range(range) => {
-                range.tenant.len() + range.collection.len() + range.start.len() + range.end.len()
-            }
-            Request::DeleteRange(range) => {
-                range.tenant.len() + range.collection.len() + range.start.len() + range.end.len()
-            }
-            Request::Txn(txn) => prost::Message::encoded_len(txn),
-            Request::OpenSession(_) | Request::CloseSession(_) => 0,
-        }
-}
-
-/// A gRPC status in words: the innermost cause says most ("connection refused").
-pub(super) fn describe(status: &tonic::Status) -> Arc<str> {
-    match shown::cause(status) {
-        Some(cause) => cause.into(),
-        // Every server of gRPC says so, the one at a peer port too.
-        None if status.code() == tonic::Code::Unimplemented => {
-            "the call is not known there: is this a node's client port, and not its peer port?".into()
-        }
-        None if status.message().is_empty() => status.code().description().into(),
-        None => format!("{}: {}", status.code().description(), status.message()).into(),
+fn size_bytes(call: &v1::Call) -> usize {
+    /// Tag, method, field headers and lengths, and the options of a write.
+    const OVERHEAD_BYTES: usize = 64;
+    match &call.content {
+        Some(Content::Payload(payload)) => OVERHEAD_BYTES + payload.len(),
+        _ => OVERHEAD_BYTES,
     }
-}
-
-/// Whether there was no connection to send on.
-pub(super) fn is_unconnected(status: &tonic::Status) -> bool {
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }

@@ -5,7 +5,7 @@
 
 use tokio::sync::watch;
 
-use super::config::Endpoint;
+use super::endpoint::Endpoint;
 
 /// Whether the cluster is heard from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,24 +51,24 @@ impl Contacts {
 
 /// The other end: where contact is noted.
 #[derive(Debug)]
-pub(super) struct ContactNote(watch::Sender<Contact>);
+pub(crate) struct ContactNote(watch::Sender<Contact>);
 
 impl ContactNote {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(watch::Sender::new(Contact::Seeking))
     }
 
-    pub(super) fn follow(&self) -> Contacts {
+    pub(crate) fn follow(&self) -> Contacts {
         Contacts(self.0.subscribe())
     }
 
     /// Whether somebody answers.
-    pub(super) fn is_heard(&self) -> bool {
+    pub(crate) fn is_heard(&self) -> bool {
         matches!(*self.0.borrow(), Contact::Heard { .. })
     }
 
     /// `endpoint` answers. True when nobody did before.
-    pub(super) fn heard(&self, endpoint: &Endpoint) -> bool {
+    pub(crate) fn heard(&self, endpoint: &Endpoint) -> bool {
         let mut first = false;
         self.0.send_if_modified(|contact| {
             first = !matches!(contact, Contact::Heard { .. });
@@ -82,7 +82,7 @@ impl ContactNote {
     }
 
     /// Nobody answers, for the reason that `why` tells. True when that was not so before.
-    pub(super) fn lost(&self, why: impl FnOnce() -> String) -> bool {
+    pub(crate) fn lost(&self, why: impl FnOnce() -> String) -> bool {
         self.0.send_if_modified(|contact| {
             let is_news = !matches!(contact, Contact::Lost { .. });
             if is_news {

@@ -1,36 +1,10 @@
-//! Why an operation, or the client itself, failed.
+//! Why an operation failed.
 
 use std::time::Duration;
 
-use super::config::Endpoint;
+use super::endpoint::Endpoint;
 use crate::reason::Reason;
-use crate::shown::Shown;
 use crate::types::{LogId, NodeId};
-
-/// Why a client could not be made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// No endpoint was given.
-    #[error("no endpoint was given")]
-    NoEndpoints,
-    /// An endpoint cannot be read.
-    #[error("invalid endpoint \"{}\": {detail}", Shown(.endpoint))]
-    Endpoint {
-        /// What was given.
-        endpoint: String,
-        /// What is wrong with it.
-        detail: &'static str,
-    },
-    /// A setting is out of its range.
-    #[error("invalid client setting {setting}: {rule}")]
-    Setting {
-        /// Its name in [`ClientConfig`](super::ClientConfig).
-        setting: &'static str,
-        /// The rule that it breaks.
-        rule: &'static str,
-    },
-}
 
 /// Why an operation failed. [`maybe_applied`](Self::maybe_applied) says whether a write may have taken effect.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -3,8 +3,7 @@
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::connection::{AttemptError, Outcome};
-use super::request::Kind;
+use super::attempt::{AttemptError, Kind, Outcome};
 
 /// The low bits of a tag are the slot, the others count the requests of the connection.
 const SLOT_BITS: u32 = 20;

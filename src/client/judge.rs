@@ -11,24 +11,23 @@
 
 use tonic::Code;
 
-use super::config::Endpoint;
-use super::connection::{AttemptError, describe, is_unconnected};
+use super::attempt::{AttemptError, Kind, describe, is_unconnected};
+use super::endpoint::Endpoint;
 use super::error::ClientError;
-use super::request::Kind;
 use crate::proto::{details, v1};
 use crate::reason::Reason;
 use crate::types::LogId;
 
 /// Why an attempt failed, on this side or on the server's.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     Attempt(AttemptError),
     Answered(v1::Failure),
 }
 
 /// What to do about it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     Return(ClientError),
     /// Try another node, at once if one is known.
     Elsewhere,
@@ -42,17 +41,17 @@ pub(super) enum Verdict {
 
 /// What the judge must know about the operation.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Case {
-    pub(super) kind: Kind,
+pub(crate) struct Case {
+    pub(crate) kind: Kind,
     /// Whether the server recognises a repeated attempt.
-    pub(super) in_session: bool,
+    pub(crate) in_session: bool,
     /// Whether an attempt before this one may have been applied.
-    pub(super) undecided: bool,
+    pub(crate) undecided: bool,
 }
 
 impl Failure {
     /// Of an attempt on a pipeline.
-    pub(super) fn of_attempt(error: AttemptError) -> Self {
+    pub(crate) fn of_attempt(error: AttemptError) -> Self {
         match error {
             AttemptError::Refused(failure) => Self::Answered(failure.as_ref().clone()),
             error => Self::Attempt(error),
@@ -60,7 +59,7 @@ impl Failure {
     }
 
     /// Whether this attempt of a write may have been applied, or may still be.
-    pub(super) fn maybe_applied(&self) -> bool {
+    pub(crate) fn maybe_applied(&self) -> bool {
         match self {
             Self::Attempt(
                 AttemptError::NotSent(_) | AttemptError::Refused(_) | AttemptError::Expired { sent: false },
@@ -70,12 +69,12 @@ impl Failure {
         }
     }
 
-    pub(super) fn is_refusal(&self) -> bool {
+    pub(crate) fn is_refusal(&self) -> bool {
         self.reason() == Some(Reason::NotLeader)
     }
 
     /// What the server says. A reason that this version does not know counts as none: then the gRPC code decides.
-    pub(super) fn reason(&self) -> Option<Reason> {
+    pub(crate) fn reason(&self) -> Option<Reason> {
         match self {
             Self::Attempt(_) => None,
             Self::Answered(answer) => Some(reason(answer)),
@@ -83,7 +82,7 @@ impl Failure {
     }
 
     /// The failure that a call other than a pipeline ended with.
-    pub(super) fn of_call(status: &tonic::Status) -> Self {
+    pub(crate) fn of_call(status: &tonic::Status) -> Self {
         if let Some(failure) = details::failure(status.details()) {
             return Self::Answered(failure);
         }
@@ -101,7 +100,7 @@ impl Failure {
 }
 
 /// Whether the operation may be tried again after `failure`.
-pub(super) fn judge(case: Case, endpoint: &Endpoint, failure: &Failure) -> Verdict {
+pub(crate) fn judge(case: Case, endpoint: &Endpoint, failure: &Failure) -> Verdict {
     let unsafe_write = case.kind == Kind::Write && !case.in_session;
     let answer = match failure {
         Failure::Attempt(AttemptError::Lost(_)) if unsafe_write => {
@@ -192,7 +191,7 @@ fn reason(answer: &v1::Failure) -> Reason {
     Reason::try_from(answer.reason).unwrap_or(Reason::Unspecified)
 }
 
-pub(super) fn failed(
+pub(crate) fn failed(
     endpoint: &Endpoint,
     reason: Reason,
     message: String,
@@ -201,7 +200,7 @@ pub(super) fn failed(
     ClientError::Failed { endpoint: endpoint.clone(), reason, message, maybe_applied }
 }
 
-pub(super) fn in_words(failure: &Failure) -> String {
+pub(crate) fn in_words(failure: &Failure) -> String {
     match failure {
         Failure::Attempt(AttemptError::NotSent(why)) => why.to_string(),
         Failure::Attempt(AttemptError::Lost(why)) => format!("the connection was lost: {why}"),

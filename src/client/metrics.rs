@@ -1,12 +1,12 @@
 //! What the client counts: a few atomic additions per operation, read as a snapshot.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::config::Endpoint;
-use super::request::Method;
+use super::endpoint::Endpoint;
 
 /// Sub-buckets per doubling of latency, as a power of two: a bucket is at most an eighth of its bound wide.
 const SUB_BITS: u32 = 3;
@@ -17,7 +17,7 @@ const BUCKETS: usize = (MAX_BITS - SUB_BITS + 1) as usize * SUB;
 
 /// The counters of one method.
 #[derive(Debug)]
-struct PerMethod {
+pub(crate) struct PerMethod {
     started: AtomicU64,
     failed: AtomicU64,
     abandoned: AtomicU64,
@@ -25,11 +25,23 @@ struct PerMethod {
     buckets: Box<[AtomicU64]>,
 }
 
+impl PerMethod {
+    fn new() -> Self {
+        Self {
+            started: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            abandoned: AtomicU64::new(0),
+            latency_sum_us: AtomicU64::new(0),
+            buckets: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+}
+
 /// The counters of one kind of stream.
 #[derive(Debug, Default)]
-pub(super) struct PerStream {
-    pub(super) opened: AtomicU64,
-    pub(super) failed: AtomicU64,
+pub(crate) struct PerStream {
+    pub(crate) opened: AtomicU64,
+    pub(crate) failed: AtomicU64,
 }
 
 impl PerStream {
@@ -42,28 +54,22 @@ impl PerStream {
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub(super) struct Metrics {
-    methods: Vec<PerMethod>,
-    pub(super) range_streams: PerStream,
-    pub(super) watches: PerStream,
-    pub(super) retries: AtomicU64,
-    pub(super) redirects: AtomicU64,
-    pub(super) fail_overs: AtomicU64,
-    pub(super) sessions_opened: AtomicU64,
-    pub(super) watch_reconnects: AtomicU64,
+pub(crate) struct Metrics {
+    /// By name, in the order in which they were first heard of.
+    methods: RwLock<Vec<(&'static str, Arc<PerMethod>)>>,
+    pub(crate) range_streams: PerStream,
+    pub(crate) watches: PerStream,
+    pub(crate) retries: AtomicU64,
+    pub(crate) redirects: AtomicU64,
+    pub(crate) fail_overs: AtomicU64,
+    pub(crate) sessions_opened: AtomicU64,
+    pub(crate) watch_reconnects: AtomicU64,
 }
 
 impl Metrics {
-    pub(super) fn new() -> Self {
-        let per_method = |_| PerMethod {
-            started: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            abandoned: AtomicU64::new(0),
-            latency_sum_us: AtomicU64::new(0),
-            buckets: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(),
-        };
+    pub(crate) fn new() -> Self {
         Self {
-            methods: Method::ALL.iter().map(per_method).collect(),
+            methods: RwLock::default(),
             range_streams: PerStream::default(),
             watches: PerStream::default(),
             retries: AtomicU64::new(0),
@@ -75,25 +81,42 @@ impl Metrics {
     }
 
     /// Counts an operation from here until it is finished, or dropped, which counts as abandoned.
-    pub(super) fn start(&self, method: Method, started: Instant) -> UnderWay<'_> {
-        let counters = &self.methods[method as usize];
+    pub(crate) fn start(&self, method: &'static str, started: Instant) -> UnderWay {
+        let counters = self.of(method);
         counters.started.fetch_add(1, Relaxed);
         UnderWay { counters: Some(counters), started }
     }
 
+    /// The counters of `method`, which begin now if it was not heard of before.
+    pub(crate) fn of(&self, method: &'static str) -> Arc<PerMethod> {
+        let find = |methods: &[(&'static str, Arc<PerMethod>)]| {
+            methods.iter().find(|(name, _)| *name == method).map(|(_, counters)| counters.clone())
+        };
+        let known = find(&self.methods.read().unwrap_or_else(PoisonError::into_inner));
+        known.unwrap_or_else(|| {
+            let mut methods = self.methods.write().unwrap_or_else(PoisonError::into_inner);
+            find(&methods).unwrap_or_else(|| {
+                let counters = Arc::new(PerMethod::new());
+                methods.push((method, counters.clone()));
+                counters
+            })
+        })
+    }
+
     /// What was counted, with what is known of each node.
-    pub(super) fn snapshot(&self, nodes: Vec<NodeMetrics>) -> ClientMetrics {
-        let method = |(method, counters): (&Method, &PerMethod)| {
+    pub(crate) fn snapshot(&self, nodes: Vec<NodeMetrics>) -> ClientMetrics {
+        let method = |(method, counters): &(&'static str, Arc<PerMethod>)| {
             // Before `started`: an operation that ends meanwhile must not make the difference negative.
             let buckets: Vec<u64> = counters.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect();
             let (failed, abandoned) = (counters.failed.load(Relaxed), counters.abandoned.load(Relaxed));
             let latency = Latencies { sum_us: counters.latency_sum_us.load(Relaxed), buckets };
             let requests = counters.started.load(Relaxed);
             let in_flight = requests.saturating_sub(latency.count() + abandoned);
-            MethodMetrics { method: *method, requests, failed, abandoned, in_flight, latency }
+            MethodMetrics { method, requests, failed, abandoned, in_flight, latency }
         };
+        let methods = self.methods.read().unwrap_or_else(PoisonError::into_inner);
         ClientMetrics {
-            methods: Method::ALL.iter().zip(&self.methods).map(method).collect(),
+            methods: methods.iter().map(method).collect(),
             range_streams: self.range_streams.snapshot(),
             watches: self.watches.snapshot(),
             nodes,
@@ -108,13 +131,13 @@ impl Metrics {
 
 /// One operation that is being counted.
 #[derive(Debug)]
-pub(super) struct UnderWay<'a> {
-    counters: Option<&'a PerMethod>,
+pub(crate) struct UnderWay {
+    counters: Option<Arc<PerMethod>>,
     started: Instant,
 }
 
-impl UnderWay<'_> {
-    pub(super) fn finish(mut self, succeeded: bool) {
+impl UnderWay {
+    pub(crate) fn finish(mut self, succeeded: bool) {
         if let Some(counters) = self.counters.take() {
             let latency_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
             counters.latency_sum_us.fetch_add(latency_us, Relaxed);
@@ -126,9 +149,9 @@ impl UnderWay<'_> {
     }
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for UnderWay {
     fn drop(&mut self) {
-        if let Some(counters) = self.counters {
+        if let Some(counters) = &self.counters {
             counters.abandoned.fetch_add(1, Relaxed);
         }
     }
@@ -159,7 +182,7 @@ fn bound_us(bucket: usize) -> u64 {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ClientMetrics {
-    /// By method, each once.
+    /// By method that was called, each once.
     pub methods: Vec<MethodMetrics>,
     /// Ranges read as streams.
     pub range_streams: StreamMetrics,
@@ -185,13 +208,9 @@ impl ClientMetrics {
         self.methods.iter().map(|method| method.in_flight).sum()
     }
 
-    /// The counts of one method.
-    ///
-    /// # Panics
-    /// Never for a snapshot that a client made.
-    pub fn of(&self, method: Method) -> &MethodMetrics {
-        let found = self.methods.iter().find(|counts| counts.method == method);
-        found.expect("invariant: a snapshot holds all methods")
+    /// The counts of one method; `None` when it has not been called yet.
+    pub fn of(&self, method: impl AsRef<str>) -> Option<&MethodMetrics> {
+        self.methods.iter().find(|counts| counts.method == method.as_ref())
     }
 }
 
@@ -229,8 +248,8 @@ pub struct NodeMetrics {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MethodMetrics {
-    /// Which.
-    pub method: Method,
+    /// Its name.
+    pub method: &'static str,
     /// Operations begun.
     pub requests: u64,
     /// Operations that ended with an error.
@@ -298,16 +317,16 @@ mod tests {
     fn what_is_dropped_is_abandoned_and_what_ends_is_measured() {
         let metrics = Metrics::new();
         let now = Instant::now();
-        metrics.start(Method::Put, now).finish(true);
-        metrics.start(Method::Put, now).finish(false);
-        drop(metrics.start(Method::Put, now));
-        let under_way = metrics.start(Method::Get, now);
+        metrics.start("put", now).finish(true);
+        metrics.start("put", now).finish(false);
+        drop(metrics.start("put", now));
+        let under_way = metrics.start("get", now);
         let seen = metrics.snapshot(Vec::new());
-        let put = seen.of(Method::Put);
+        let put = seen.of("put").unwrap();
         assert_eq!((put.requests, put.failed, put.abandoned, put.in_flight), (3, 1, 1, 0));
         assert_eq!(put.latency.count(), 2);
         assert!(put.latency.quantile(0.99) < Duration::from_secs(1));
-        assert_eq!((seen.in_flight(), seen.of(Method::Get).in_flight), (1, 1));
+        assert_eq!((seen.in_flight(), seen.of("get").unwrap().in_flight), (1, 1));
         under_way.finish(true);
         assert_eq!(metrics.snapshot(Vec::new()).in_flight(), 0);
     }

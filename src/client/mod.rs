@@ -1,32 +1,22 @@
-//! The client: one handle on a cluster, for any number of concurrent callers.
+//! The client: one handle on a cluster, for any number of concurrent callers, whichever guest its nodes serve.
 //!
 //! A [`Client`] is given some endpoints and finds the rest: it learns the members and the leader from
 //! whoever answers, sends writes and linearizable reads to the leader, follows it through a fail-over, and
 //! spreads other reads over the healthy nodes as a [`ReadPreference`] says. All callers share one stream per
-//! node; many requests travel in one message and are answered out of order.
+//! node; many calls travel in one message and are answered out of order.
+//!
+//! What is called, and with which bytes, is for the guest's own client to say, which wraps this one:
+//! [`kv::client`](crate::kv::client) is that of the keys.
 //!
 //! ```no_run
 //! use quorate::ReadLevel;
-//! use quorate::client::{Client, ClientConfig, Scope};
+//! use quorate::client::{Client, ClientConfig, WriteOptions};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let client = Client::new(["10.0.0.1:7801", "10.0.0.2:7801"], ClientConfig::default())?;
-//! let scope = Scope::default();
-//! client.put(&scope, "greeting", "hello").await?;
-//! let reply = client.get(&scope, "greeting", ReadLevel::Linearizable).await?;
-//! assert!(reply.item.is_some_and(|item| item.value == "hello"));
-//!
-//! // One write, asked for until its outcome is known.
-//! let mut once = client.once().await?;
-//! let reply = loop {
-//!     match once.put(&scope, "counter", "17").await {
-//!         Ok(reply) => break reply,
-//!         Err(error) if error.is_final() => return Err(error.into()),
-//!         Err(error) => eprintln!("again: {error}"),
-//!     }
-//! };
-//! println!("version {}", reply.version);
-//! drop(once);
+//! let pushed = client.write("push", "a job", WriteOptions::default()).await?;
+//! let length = client.read("length", "", pushed.header.then_read(ReadLevel::Local)).await?;
+//! println!("{:?}", length.payload);
 //! client.close().await;
 //! # Ok(())
 //! # }
@@ -41,7 +31,6 @@
 //! - To call again after an error is to make another write. [`Client::once`] is for those who must not: the same
 //!   [`Once`] may be asked again after any error that is not [final](ClientError::is_final).
 //! - With [`ClientConfig::exactly_once`] off, a write is repeated only when it is certain that it was not applied.
-//! - A [`Watch`] goes on by itself at another node, without a gap and without repeating anything.
 //! - A leader whose process is gone is noticed at once, one that hangs within a second or two, and one that
 //!   was deposed without knowing it as soon as another node tells of its successor.
 //!
@@ -52,11 +41,10 @@
 //!
 //! # Where things are
 //!
-//! `admin` operates the cluster. `operation` carries one request to its end, and `judge` decides whether it may be
-//! tried again; `sessions` numbers writes, `router` knows who leads and who is healthy, `connection` owns the stream to
-//! one node, `node` is what the others share about that node, `streams` are the answers that come in pieces, and `contact`
-//! tells whether the cluster is heard from at all. Tasks: one
-//! per node that was used, one that asks after the nodes' health, and short-lived probes; none per request.
+//! `admin` operates the cluster. `execute` makes the attempts of one call, `operation` says where the next one goes, and `judge`
+//! whether there may be one; `sessions` numbers writes, `router` knows who leads and who is healthy, `connection` owns the stream to
+//! one node and `link` leads there, `node` is what the others share about that node, and `contact` tells whether the cluster is heard from at all.
+//! Tasks: one per node that was used, one that asks after the nodes' health, and short-lived probes; none per call.
 
 use std::fmt;
 use std::sync::Arc;
@@ -68,48 +56,47 @@ use tokio::time::Instant;
 
 pub use crate::reason::Reason;
 pub use admin::{Member, MemberChange, Members, NodeSetting, SessionInfo, SessionPage};
-pub use config::{ClientConfig, Endpoint};
+pub use config::ClientConfig;
 pub use contact::{Contact, Contacts};
-pub use error::{ClientError, ConfigError};
+pub use endpoint::{ConfigError, Endpoint};
+pub use error::ClientError;
 pub use metrics::{ClientMetrics, Latencies, MethodMetrics, NodeMetrics, StreamMetrics};
 pub use once::Once;
+pub use options::{CallOptions, WriteOptions};
 pub use preference::{Candidate, ReadPreference};
-pub use reply::{
-    ConditionalPut, DeleteRangeReply, DeleteReply, GetReply, Header, Item, PutReply, RangeReply, Response,
-};
-pub use request::{DEFAULT_ACK_TIMEOUT, Method, Range, Request, Scope, WriteOptions, end_of_prefix};
 pub use status::{MemberStatus, NodeStatus};
-pub use streams::{EventKind, RangeStream, Watch, WatchEvent};
-pub use txn::{Compare, Comparison, NumberOf, Txn, TxnOp, TxnReply, TxnResult, ValueOf};
+
+pub use crate::call::Header;
+pub use crate::types::DEFAULT_ACK_TIMEOUT;
 
 pub(crate) use config::{SESSION_TTL_MAX, SESSION_TTL_MIN};
 
-use crate::types::{AckLevel, Bookmark, NodeId, ReadOptions};
+use crate::types::{NodeId, ReadOptions};
+use execute::Ask;
 use node::NoStatus;
 use router::Router;
 use sessions::Sessions;
 
 mod admin;
+pub(crate) mod attempt;
 mod config;
-mod connection;
-mod contact;
+pub(crate) mod connection;
+pub(crate) mod contact;
+mod endpoint;
 mod error;
+mod execute;
 mod in_flight;
-mod judge;
-mod metrics;
-mod node;
+pub(crate) mod judge;
+pub(crate) mod link;
+pub(crate) mod metrics;
+pub(crate) mod node;
 mod once;
-mod operation;
+pub(crate) mod operation;
+mod options;
 mod preference;
-mod reply;
-mod request;
-mod router;
-mod sessions;
+pub(crate) mod router;
+pub(crate) mod sessions;
 mod status;
-mod streams;
-#[cfg(test)]
-pub(crate) mod tests;
-mod txn;
 
 /// A handle on a cluster. Cheap to clone; all clones share their connections.
 ///
@@ -120,9 +107,19 @@ mod txn;
 /// The last clone that is dropped leaves its session to expire; [`close`](Self::close) gives it back at once.
 #[derive(Clone)]
 pub struct Client {
-    router: Arc<Router>,
-    sessions: Arc<Sessions>,
-    preference: Option<ReadPreference>,
+    pub(crate) router: Arc<Router>,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) preference: Option<ReadPreference>,
+}
+
+/// What was answered to a call.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Answer {
+    /// Who answered, from which state.
+    pub header: Header,
+    /// The response, as the method has it.
+    pub payload: Bytes,
 }
 
 /// The node that leads, as a client has heard.
@@ -176,7 +173,7 @@ impl Client {
     /// session. A later write opens another.
     pub async fn close(&self) {
         if let Some(session) = self.sessions.take() {
-            operation::close_session(&self.router, &session, Instant::now() + CLOSE_PATIENCE).await;
+            sessions::close_session(&self.router, &session, Instant::now() + CLOSE_PATIENCE).await;
         }
     }
 
@@ -191,288 +188,45 @@ impl Client {
         self.router.metrics.snapshot(self.router.node_metrics())
     }
 
-    /// Sets `key` to `value`.
+    /// Writes: calls `method` with the request in `payload`.
     ///
     /// # Errors
-    /// See [`ClientError`]; [`ClientError::maybe_applied`] says whether the value may be set all the same.
-    pub async fn put(
+    /// See [`ClientError`]; [`ClientError::maybe_applied`] says whether it may have been applied all the same.
+    pub async fn write(
         &self,
-        scope: &Scope,
-        key: impl Into<Bytes>,
-        value: impl Into<Bytes>,
-    ) -> Result<PutReply, ClientError> {
-        self.put_with(scope, key, value, WriteOptions::default()).await
-    }
-
-    /// Sets `key` to `value`, acknowledged and expiring as `options` say: [`WriteOptions`] or an [`AckLevel`].
-    ///
-    /// # Errors
-    /// See [`ClientError`]; [`ClientError::AckTimeout`] when not every voter holds it in time.
-    pub async fn put_with(
-        &self,
-        scope: &Scope,
-        key: impl Into<Bytes>,
-        value: impl Into<Bytes>,
+        method: &'static str,
+        payload: impl Into<Bytes>,
         options: impl Into<WriteOptions>,
-    ) -> Result<PutReply, ClientError> {
-        let (key, value, options) = (key.into(), value.into(), options.into());
-        match self.execute(Request::Put { scope: scope.clone(), key, value, options }).await? {
-            Response::Put(reply) => Ok(reply),
-            _ => unreachable!("invariant: a response answers its request"),
-        }
+    ) -> Result<Answer, ClientError> {
+        self.call(method, payload.into(), CallOptions::Write(options.into()), None, answer).await
     }
 
-    /// Sets `key` to `value` if it does not exist.
-    ///
-    /// # Errors
-    /// See [`ClientError`]. A key that exists is no error: the reply says so.
-    pub async fn put_if_absent(
-        &self,
-        scope: &Scope,
-        key: impl Into<Bytes>,
-        value: impl Into<Bytes>,
-    ) -> Result<ConditionalPut, ClientError> {
-        let key = key.into();
-        self.put_when(scope, Compare::missing(key.clone()), key, value, WriteOptions::default()).await
-    }
-
-    /// Sets `key` to `new` if its value is `expected`.
-    ///
-    /// # Errors
-    /// See [`ClientError`]. Another value, or none, is no error: the reply says so.
-    pub async fn compare_and_set(
-        &self,
-        scope: &Scope,
-        key: impl Into<Bytes>,
-        expected: impl Into<Bytes>,
-        new: impl Into<Bytes>,
-    ) -> Result<ConditionalPut, ClientError> {
-        let key = key.into();
-        let condition = Compare::value(key.clone()).equals(expected);
-        self.put_when(scope, condition, key, new, WriteOptions::default()).await
-    }
-
-    /// Sets `key` to `value` if `condition` holds, whatever key that is about. Not with [`AckLevel::Leader`], which
-    /// is acknowledged before it is known whether the condition holds.
-    ///
-    /// # Errors
-    /// See [`ClientError`]. A condition that does not hold is no error: the reply says so.
-    pub async fn put_when(
-        &self,
-        scope: &Scope,
-        condition: Compare,
-        key: impl Into<Bytes>,
-        value: impl Into<Bytes>,
-        options: impl Into<WriteOptions>,
-    ) -> Result<ConditionalPut, ClientError> {
-        let (key, options) = (key.into(), options.into());
-        if options.ack == AckLevel::Leader {
-            let message = "a conditional put cannot be acknowledged before it is applied".to_owned();
-            return Err(ClientError::Rejected { reason: Reason::Invalid, message });
-        }
-        let put = match options.ttl {
-            Some(ttl) => TxnOp::put_with_ttl(key.clone(), value, ttl),
-            None => TxnOp::put(key.clone(), value),
-        };
-        let txn = Txn::new().when(condition).then(put).otherwise(TxnOp::get(key));
-        let reply = self.txn_with(scope, txn, WriteOptions { ttl: None, ..options }).await?;
-        let (mut create_revision, mut version, mut current) = (0, 0, None);
-        for result in reply.results {
-            match result {
-                TxnResult::Get(item) => current = item,
-                TxnResult::Put { create_revision: created, version: puts } => {
-                    (create_revision, version) = (created, puts);
-                }
-                _ => {}
-            }
-        }
-        let TxnReply { header, revision, succeeded, .. } = reply;
-        Ok(ConditionalPut { header, succeeded, revision, create_revision, version, current })
-    }
-
-    /// Reads `key`. The reply holds no item when the key does not exist. `read` is a [`ReadLevel`], or
-    /// [`ReadOptions`] such as [`Header::then_read`] makes.
+    /// Reads: calls `method` with the request in `payload`, where level and preference say. `read` is a
+    /// [`ReadLevel`](crate::ReadLevel), or [`ReadOptions`] such as [`Header::then_read`] makes.
     ///
     /// # Errors
     /// See [`ClientError`].
-    ///
-    /// [`ReadLevel`]: crate::ReadLevel
-    pub async fn get(
+    pub async fn read(
         &self,
-        scope: &Scope,
-        key: impl Into<Bytes>,
+        method: &'static str,
+        payload: impl Into<Bytes>,
         read: impl Into<ReadOptions>,
-    ) -> Result<GetReply, ClientError> {
-        let request = Request::Get { scope: scope.clone(), key: key.into(), read: read.into() };
-        match self.execute(request).await? {
-            Response::Get(reply) => Ok(reply),
-            _ => unreachable!("invariant: a response answers its request"),
-        }
+    ) -> Result<Answer, ClientError> {
+        self.call(method, payload.into(), CallOptions::Read(read.into()), None, answer).await
     }
 
-    /// Removes `key`. The reply says whether it existed.
-    ///
-    /// # Errors
-    /// See [`ClientError`]; [`ClientError::maybe_applied`] says whether the key may be gone all the same.
-    pub async fn delete(&self, scope: &Scope, key: impl Into<Bytes>) -> Result<DeleteReply, ClientError> {
-        self.delete_with(scope, key, WriteOptions::default()).await
-    }
-
-    /// Removes `key`, acknowledged as `options` say.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn delete_with(
+    /// Calls `method`, on the node at `chosen` and on no other if that is set; `decode` makes of the answer what was asked for.
+    pub(crate) async fn call<T>(
         &self,
-        scope: &Scope,
-        key: impl Into<Bytes>,
-        options: impl Into<WriteOptions>,
-    ) -> Result<DeleteReply, ClientError> {
-        let request = Request::Delete { scope: scope.clone(), key: key.into(), options: options.into() };
-        match self.execute(request).await? {
-            Response::Delete(reply) => Ok(reply),
-            _ => unreachable!("invariant: a response answers its request"),
-        }
-    }
-
-    /// Removes the first keys of `range`, at one revision: as many as its limit and the server's allow. A reply
-    /// with `more` set has left some.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn delete_range(
-        &self,
-        scope: &Scope,
-        range: Range,
-        options: impl Into<WriteOptions>,
-    ) -> Result<DeleteRangeReply, ClientError> {
-        let request = Request::DeleteRange { scope: scope.clone(), range, options: options.into() };
-        match self.execute(request).await? {
-            Response::DeleteRange(reply) => Ok(reply),
-            _ => unreachable!("invariant: a response answers its request"),
-        }
-    }
-
-    /// Removes all keys that begin with `prefix`, however many: in pieces, each at a revision of its own and with the
-    /// operation's time of its own, the first keys first. The reply counts all.
-    ///
-    /// # Errors
-    /// See [`ClientError`]. The pieces before the one that failed have been removed.
-    pub async fn delete_prefix(
-        &self,
-        scope: &Scope,
-        prefix: impl Into<Bytes>,
-    ) -> Result<DeleteRangeReply, ClientError> {
-        let range = Range::prefix(prefix);
-        let mut deleted = 0;
-        loop {
-            let piece = self.delete_range(scope, range.clone(), WriteOptions::default()).await?;
-            deleted += piece.deleted;
-            // A server that does not move on would keep us here for ever.
-            if !piece.more || piece.deleted == 0 {
-                return Ok(DeleteRangeReply { deleted, ..piece });
-            }
-        }
-    }
-
-    /// Reads the keys in `range`, in order. A reply with `next` set holds only the first of them.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn range(
-        &self,
-        scope: &Scope,
-        range: Range,
-        read: impl Into<ReadOptions>,
-    ) -> Result<RangeReply, ClientError> {
-        let request = Request::Range { scope: scope.clone(), range, read: read.into() };
-        match self.execute(request).await? {
-            Response::Range(reply) => Ok(reply),
-            _ => unreachable!("invariant: a response answers its request"),
-        }
-    }
-
-    /// Reads all keys in `range`, however many, from one point in time, as a stream. The limit of `range` bounds the
-    /// whole; 0 means no bound.
-    ///
-    /// # Errors
-    /// See [`ClientError`]. The stream too can end with an error: see [`RangeStream`].
-    pub async fn range_stream(
-        &self,
-        scope: &Scope,
-        range: Range,
-        read: impl Into<ReadOptions>,
-    ) -> Result<RangeStream, ClientError> {
-        streams::range(&self.router, scope, range, read.into(), self.preference.as_ref()).await
-    }
-
-    /// Compares, and does one of two lists of operations, all at one revision.
-    ///
-    /// # Errors
-    /// See [`ClientError`]. A comparison that does not hold is no error: the reply says so.
-    pub async fn txn(&self, scope: &Scope, txn: Txn) -> Result<TxnReply, ClientError> {
-        self.txn_with(scope, txn, WriteOptions::default()).await
-    }
-
-    /// As [`txn`](Self::txn), acknowledged as `options` say.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn txn_with(
-        &self,
-        scope: &Scope,
-        txn: Txn,
-        options: impl Into<WriteOptions>,
-    ) -> Result<TxnReply, ClientError> {
-        let request = Request::Txn { scope: scope.clone(), txn, options: options.into() };
-        match self.execute(request).await? {
-            Response::Txn(reply) => Ok(reply),
-            _ => unreachable!("invariant: a response answers its request"),
-        }
-    }
-
-    /// Watches the keys in `range`, whose limit does not count, from a revision on, or without one from the
-    /// present: every write that is acknowledged after this call has returned shows. With one the watch connects when it is
-    /// first read.
-    ///
-    /// # Errors
-    /// See [`ClientError`]: the present could not be asked for. The stream has its own: see [`Watch`].
-    pub async fn watch(
-        &self,
-        scope: &Scope,
-        range: Range,
-        from: Option<Bookmark>,
-    ) -> Result<Watch, ClientError> {
-        let from = match from {
-            Some(from) => Bookmark { index: from.index.max(1), ..from },
-            // "From now on" would mean another moment after each break of the connection.
-            None => match self.execute(streams::present(scope, &range)).await? {
-                Response::Range(reply) => {
-                    let present = reply.header.bookmark();
-                    Bookmark { index: present.index + 1, ..present }
-                }
-                _ => unreachable!("invariant: a response answers its request"),
-            },
-        };
-        Ok(streams::watch(&self.router, scope, range, from, self.preference.as_ref()))
-    }
-
-    /// Executes `request`: writes on the leader, reads where level and preference say. The response is of the
-    /// request's kind.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn execute(&self, request: Request) -> Result<Response, ClientError> {
-        operation::execute(&self.router, &self.sessions, request, None, self.preference.as_ref()).await
-    }
-
-    /// Executes `request` on the node at `endpoint` and on no other.
-    ///
-    /// # Errors
-    /// See [`ClientError`]; [`Reason::NotLeader`] when the node does not lead and the request needs the leader.
-    pub async fn execute_at(&self, endpoint: &Endpoint, request: Request) -> Result<Response, ClientError> {
-        let preference = self.preference.as_ref();
-        operation::execute(&self.router, &self.sessions, request, Some(endpoint), preference).await
+        method: &'static str,
+        payload: Bytes,
+        options: CallOptions,
+        chosen: Option<&Endpoint>,
+        decode: impl Fn(Header, Bytes) -> Option<T>,
+    ) -> Result<T, ClientError> {
+        let ask = Ask { method, payload, options };
+        let (router, preference) = (&self.router, self.preference.as_ref());
+        execute::execute(router, &self.sessions, &ask, decode, chosen, preference).await
     }
 
     /// Asks the node at `endpoint` for its status; once, without retries.
@@ -540,4 +294,8 @@ impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client").field("endpoints", &self.endpoints()).finish_non_exhaustive()
     }
+}
+
+fn answer(header: Header, payload: Bytes) -> Option<Answer> {
+    Some(Answer { header, payload })
 }

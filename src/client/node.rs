@@ -1,21 +1,18 @@
-//! One node as the client sees it: what is known of it, and the way to its connection task.
+//! One node as the client sees it: what is known of it.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 
-use super::config::{ClientConfig, Endpoint};
-use super::connection::{AttemptError, Call, Connection, Outcome, describe};
-use super::metrics::NodeMetrics;
-use super::request::Kind;
-use super::router::Router;
+use super::attempt::describe;
+use super::config::ClientConfig;
+use super::endpoint::Endpoint;
 use crate::proto::details;
-use crate::proto::v1::{self, admin_client::AdminClient, tagged_request};
-use crate::runtime;
+use crate::proto::v1::{self, admin_client::AdminClient};
 use crate::types::NodeId;
 
 /// HTTP/2 window of one stream: far more than a round trip's worth of answers.
@@ -39,10 +36,10 @@ const DOWN: u8 = 2;
 
 /// What is known of a node. Shared by the router, the connection task and the probes.
 #[derive(Debug)]
-pub(super) struct Node {
-    pub(super) endpoint: Endpoint,
+pub(crate) struct Node {
+    pub(crate) endpoint: Endpoint,
     /// Given by the user, hence never forgotten.
-    pub(super) configured: bool,
+    pub(crate) configured: bool,
     transport: tonic::transport::Endpoint,
     channel: OnceLock<Channel>,
     /// For watches and range streams, which may stand still: apart from the pipeline, so that it never waits for them.
@@ -59,24 +56,24 @@ pub(super) struct Node {
     /// Whether it was asked in vain, when that was last.
     missed: Mutex<Option<Instant>>,
     /// Whether another node says that it leads, and it has not been reached since.
-    pub(super) hinted: AtomicBool,
+    pub(crate) hinted: AtomicBool,
     /// Notified when a probe of it has ended.
-    pub(super) probed: Notify,
+    pub(crate) probed: Notify,
     /// Whether it answered the last question about itself, and said that it was ready.
     ready: AtomicBool,
     round_trip: RoundTrip,
-    attempts: AtomicU64,
-    failures: AtomicU64,
+    pub(super) attempts: AtomicU64,
+    pub(super) failures: AtomicU64,
     /// Notified when a probe has reached the node although it counts as down.
-    pub(super) revived: Notify,
+    pub(crate) revived: Notify,
     /// Its id once it has told; 0 before.
     node_id: AtomicU64,
     /// Whether a probe of it is under way.
-    pub(super) asking: AtomicBool,
+    pub(crate) asking: AtomicBool,
 }
 
 impl Node {
-    fn new(endpoint: Endpoint, configured: bool, config: &ClientConfig) -> Self {
+    pub(super) fn new(endpoint: Endpoint, configured: bool, config: &ClientConfig) -> Self {
         let transport = tonic::transport::Endpoint::from_shared(format!("http://{endpoint}"))
             .expect("invariant: Endpoint::parse accepts nothing that is not an authority")
             .tcp_nodelay(true)
@@ -113,12 +110,12 @@ impl Node {
     }
 
     /// The transport to this node; connects when it is used, and again after a break.
-    pub(super) fn channel(&self) -> Channel {
+    pub(crate) fn channel(&self) -> Channel {
         self.channel.get_or_init(|| self.transport.connect_lazy()).clone()
     }
 
     /// The same for calls whose answers may not be read for a while.
-    pub(super) fn side_channel(&self) -> Channel {
+    pub(crate) fn side_channel(&self) -> Channel {
         let connect = || {
             let transport = self.transport.clone();
             transport
@@ -130,34 +127,34 @@ impl Node {
     }
 
     /// Whether it can be reached and is ready, as far as is known.
-    pub(super) fn is_healthy(&self) -> bool {
+    pub(crate) fn is_healthy(&self) -> bool {
         !self.is_down() && self.ready.load(Ordering::Relaxed) && self.is_usable()
     }
 
     /// Whether requests may be sent to it: the user has named its address, or it has answered there. An address that
     /// only other nodes have told may lead nowhere from here, and is tried with a probe first.
-    pub(super) fn is_usable(&self) -> bool {
+    pub(crate) fn is_usable(&self) -> bool {
         self.configured || self.is_reached()
     }
 
     /// Whether it has answered, and has not failed to since.
-    pub(super) fn is_reached(&self) -> bool {
+    pub(crate) fn is_reached(&self) -> bool {
         self.reached.load(Ordering::Relaxed)
     }
 
     /// Whether it was asked in vain a short while ago.
-    pub(super) fn was_missed(&self) -> bool {
+    pub(crate) fn was_missed(&self) -> bool {
         let missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
         missed.is_some_and(|at| at.elapsed() < MISSED_FOR)
     }
 
     /// Whether anything was ever heard from it.
-    pub(super) fn has_answered(&self) -> bool {
+    pub(crate) fn has_answered(&self) -> bool {
         self.answered.load(Ordering::Relaxed)
     }
 
     /// It has answered.
-    pub(super) fn note_reached(&self) {
+    pub(crate) fn note_reached(&self) {
         self.answered.store(true, Ordering::Relaxed);
         if !self.reached.swap(true, Ordering::Relaxed) {
             *self.missed.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -165,50 +162,54 @@ impl Node {
     }
 
     /// It was asked in vain.
-    pub(super) fn note_missed(&self, why: Arc<str>) {
+    pub(crate) fn note_missed(&self, why: Arc<str>) {
         *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
         *self.missed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.reached.store(false, Ordering::Relaxed);
     }
 
     /// A call beside the pipeline was not answered: other nodes are preferred until a probe is.
-    pub(super) fn note_unready(&self, why: Arc<str>) {
+    pub(crate) fn note_unready(&self, why: Arc<str>) {
         self.note_missed(why);
         self.ready.store(false, Ordering::Relaxed);
     }
 
-    pub(super) fn round_trip(&self) -> Option<Duration> {
+    pub(crate) fn round_trip(&self) -> Option<Duration> {
         self.round_trip.average()
     }
 
+    pub(super) fn last_round_trip(&self) -> Option<Duration> {
+        self.round_trip.last()
+    }
+
     /// Counts `attempt`, and whether it brought an answer.
-    pub(super) async fn counted<T, E>(&self, attempt: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    pub(crate) async fn counted<T, E>(&self, attempt: impl Future<Output = Result<T, E>>) -> Result<T, E> {
         self.attempts.fetch_add(1, Ordering::Relaxed);
         let outcome = attempt.await;
         self.failures.fetch_add(outcome.is_err().into(), Ordering::Relaxed);
         outcome
     }
 
-    pub(super) fn is_down(&self) -> bool {
+    pub(crate) fn is_down(&self) -> bool {
         self.health.load(Ordering::Relaxed) == DOWN
     }
 
-    pub(super) fn set_untried(&self) {
+    pub(crate) fn set_untried(&self) {
         self.health.store(UNTRIED, Ordering::Relaxed);
     }
 
-    pub(super) fn set_up(&self) {
+    pub(crate) fn set_up(&self) {
         self.note_reached();
         self.health.store(UP, Ordering::Relaxed);
     }
 
-    pub(super) fn set_down(&self, why: Arc<str>) {
+    pub(crate) fn set_down(&self, why: Arc<str>) {
         self.note_missed(why);
         self.health.store(DOWN, Ordering::Relaxed);
     }
 
     /// It answers, and takes no requests at present.
-    pub(super) fn set_refusing(&self, why: Arc<str>) {
+    pub(crate) fn set_refusing(&self, why: Arc<str>) {
         self.note_refusal(why);
         self.set_untried();
         self.refusing.store(true, Ordering::Relaxed);
@@ -222,22 +223,22 @@ impl Node {
     }
 
     /// Why it could not be reached the last time.
-    pub(super) fn last_failure(&self) -> String {
+    pub(crate) fn last_failure(&self) -> String {
         let failure = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure.as_deref().unwrap_or("no answer").to_owned()
     }
 
     /// Whether it was ever asked in vain.
-    pub(super) fn has_failed(&self) -> bool {
+    pub(crate) fn has_failed(&self) -> bool {
         self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    pub(super) fn node_id(&self) -> Option<NodeId> {
+    pub(crate) fn node_id(&self) -> Option<NodeId> {
         Some(self.node_id.load(Ordering::Relaxed)).filter(|node_id| *node_id != 0)
     }
 
     /// Asks the node what it knows of itself and its cluster. Its health is known better afterwards.
-    pub(super) async fn status(&self, patience: Duration) -> Result<v1::StatusResponse, NoStatus> {
+    pub(crate) async fn status(&self, patience: Duration) -> Result<v1::StatusResponse, NoStatus> {
         let mut admin = AdminClient::new(self.channel());
         let asked = Instant::now();
         match timeout(patience, admin.status(v1::StatusRequest {})).await {
@@ -279,7 +280,7 @@ impl Node {
 
 /// Why a node has not told its status.
 #[derive(Debug)]
-pub(super) enum NoStatus {
+pub(crate) enum NoStatus {
     /// It answers, and says why not.
     Refused(v1::Failure),
     /// No node answers there, or not in time.
@@ -318,115 +319,6 @@ impl RoundTrip {
 
     fn average(&self) -> Option<Duration> {
         Some(self.average_us.load(Ordering::Relaxed)).filter(|us| *us != 0).map(Duration::from_micros)
-    }
-}
-
-/// The callers' end of a node's connection task. The task ends when its link is dropped.
-#[derive(Debug)]
-pub(super) struct Link {
-    pub(super) node: Arc<Node>,
-    calls: mpsc::Sender<Call>,
-    /// The other end, until the first call starts the task.
-    unstarted: Mutex<Option<mpsc::Receiver<Call>>>,
-    started: AtomicBool,
-    in_flight: AtomicUsize,
-}
-
-/// Counts an attempt from here until it is dropped.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Link {
-    pub(super) fn new(endpoint: Endpoint, configured: bool, config: &ClientConfig) -> Self {
-        let (calls, queue) = mpsc::channel(config.queue_requests);
-        Self {
-            node: Arc::new(Node::new(endpoint, configured, config)),
-            calls,
-            unstarted: Mutex::new(Some(queue)),
-            started: AtomicBool::new(false),
-            in_flight: AtomicUsize::new(0),
-        }
-    }
-
-    /// Makes one attempt. Answers by `expires`, give or take one sweep of the connection task. One that is `bound` to this
-    /// node waits for it even if another could answer.
-    pub(super) async fn call(
-        &self,
-        router: &Arc<Router>,
-        request: tagged_request::Request,
-        (kind, bound): (Kind, bool),
-        expires: Instant,
-    ) -> Outcome {
-        if !self.started.load(Ordering::Acquire) {
-            self.start(router);
-        }
-        let _counted = Counted::new(&self.in_flight);
-        self.node.counted(self.ask(request, (kind, bound), expires)).await
-    }
-
-    async fn ask(
-        &self,
-        request: tagged_request::Request,
-        (kind, bound): (Kind, bool),
-        expires: Instant,
-    ) -> Outcome {
-        let (reply, answer) = oneshot::channel();
-        let call = Call { request, kind, bound, expires, reply };
-        if let Err(refused) = self.calls.try_send(call) {
-            match refused {
-                mpsc::error::TrySendError::Full(call) => {
-                    match timeout_at(expires, self.calls.send(call)).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(_)) => return Err(AttemptError::task_gone(false)),
-                        Err(_) => return Err(AttemptError::Expired { sent: false }),
-                    }
-                }
-                mpsc::error::TrySendError::Closed(_) => return Err(AttemptError::task_gone(false)),
-            }
-        }
-        answer.await.unwrap_or_else(|_| Err(AttemptError::task_gone(true)))
-    }
-
-    pub(super) fn metrics(&self) -> NodeMetrics {
-        let node = &self.node;
-        // Before `attempts`: what fails meanwhile must not make more failures than attempts.
-        let failures = node.failures.load(Ordering::Relaxed);
-        NodeMetrics {
-            endpoint: node.endpoint.clone(),
-            healthy: node.is_healthy(),
-            in_flight: self.in_flight() as u64,
-            round_trip: node.round_trip.last(),
-            attempts: node.attempts.load(Ordering::Relaxed),
-            failures,
-        }
-    }
-
-    /// Attempts that wait for this node.
-    pub(super) fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
-    #[cold]
-    fn start(&self, router: &Arc<Router>) {
-        let unstarted = self.unstarted.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(queue) = unstarted {
-            let connection = Connection::new(self.node.clone(), queue, router);
-            drop(runtime::spawn(connection.run()));
-            router.watch_health();
-        }
-        self.started.store(true, Ordering::Release);
     }
 }
 

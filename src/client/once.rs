@@ -9,11 +9,12 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::error::ClientError;
-use super::reply::{PutReply, Response};
-use super::request::{Method, Request, Scope, WriteOptions};
+use super::execute::{self, Ask};
+use super::options::{CallOptions, WriteOptions};
 use super::router::Router;
 use super::sessions::{Place, Sessions};
-use super::{Client, operation};
+use super::{Answer, Client};
+use crate::call::Header;
 use crate::reason::Reason;
 
 /// A place for one write in the client's session. Dropping it gives the write up: it is then applied once, or not
@@ -41,41 +42,34 @@ impl Client {
 }
 
 impl Once {
-    /// Executes `request`, a write, which must be the same every time. However often it is
-    /// called, the write is applied at most once, and every call that succeeds returns what that once returned.
+    /// Calls `method` with the request in `payload`, which must be the same every time. However often it is called, the
+    /// write is applied at most once, and every call that succeeds returns what that once returned.
     ///
     /// # Errors
     /// See [`ClientError`]. Unless the error [is final](ClientError::is_final) the call may be repeated.
-    ///
-    /// # Panics
-    /// Panics when `request` is a read.
-    pub async fn execute(&mut self, request: Request) -> Result<Response, ClientError> {
-        assert!(
-            !matches!(request.method(), Method::Get | Method::Range),
-            "invariant: only writes have a place in a session"
-        );
-        let outcome = operation::execute_in(&self.router, &self.place, &request, &mut self.undecided).await;
+    pub async fn write(
+        &mut self,
+        method: &'static str,
+        payload: impl Into<Bytes>,
+        options: impl Into<WriteOptions>,
+    ) -> Result<Answer, ClientError> {
+        self.call(method, payload.into(), options.into(), super::answer).await
+    }
+
+    /// The same; `decode` makes of the answer what was asked for.
+    pub(crate) async fn call<T>(
+        &mut self,
+        method: &'static str,
+        payload: Bytes,
+        options: WriteOptions,
+        decode: impl Fn(Header, Bytes) -> Option<T>,
+    ) -> Result<T, ClientError> {
+        let ask = Ask { method, payload, options: CallOptions::Write(options) };
+        let (router, undecided) = (&self.router, &mut self.undecided);
+        let outcome = execute::execute_in(router, &self.place, &ask, decode, undecided).await;
         if let Err(ClientError::Failed { reason: Reason::SessionExpired, .. }) = &outcome {
             self.sessions.forget(self.place.slot().session);
         }
         outcome
-    }
-
-    /// Sets `key` to `value`; see [`execute`](Self::execute).
-    ///
-    /// # Errors
-    /// As [`execute`](Self::execute).
-    pub async fn put(
-        &mut self,
-        scope: &Scope,
-        key: impl Into<Bytes>,
-        value: impl Into<Bytes>,
-    ) -> Result<PutReply, ClientError> {
-        let options = WriteOptions::default();
-        let request = Request::Put { scope: scope.clone(), key: key.into(), value: value.into(), options };
-        match self.execute(request).await? {
-            Response::Put(reply) => Ok(reply),
-            _ => unreachable!("invariant: a response answers its request"),
-        }
     }
 }

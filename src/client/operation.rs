@@ -1,4 +1,4 @@
-//! One operation from first attempt to outcome: where to send it, and when to try again.
+//! One operation between its attempts: where to send it, and when to try again. [`execute`](super::execute) makes the attempts.
 //!
 //! What a failure means is for [`judge`] to say. Everything is repeated until the deadline, except a write
 //! without a session whose outcome is unknown. A write in a session keeps its number through all attempts,
@@ -7,137 +7,59 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use tokio::select;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::config::Endpoint;
-use super::connection::AttemptError;
+use super::attempt::{AttemptError, Kind, backoff};
+use super::endpoint::Endpoint;
 use super::error::ClientError;
 use super::judge::{Case, Failure, Verdict, failed, in_words, judge};
-use super::node::Link;
+use super::link::Link;
 use super::preference::ReadPreference;
-use super::reply::{Header, NoAnswer, Response};
-use super::request::{Kind, Request, whole_ms};
 use super::router::{Hint, Router};
-use super::sessions::{Place, Sessions};
-use crate::proto::v1::{self, tagged_request, tagged_response};
 use crate::reason::Reason;
-use crate::runtime;
-use crate::session::Session;
-use crate::types::{AckLevel, ReadLevel};
+use crate::types::ReadLevel;
 
 /// Attempts that may follow each other without a pause, while each goes to another node.
 const MAX_REDIRECTS: u32 = 3;
 
 /// What becomes of an operation after a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
+pub(crate) enum Next {
     Again,
     InNewSession,
 }
 
-pub(super) struct Operation<'a> {
-    router: &'a Arc<Router>,
-    kind: Kind,
+pub(crate) struct Operation<'a> {
+    pub(super) router: &'a Arc<Router>,
+    pub(super) kind: Kind,
     /// Whether the server recognises a repeated attempt.
-    in_session: bool,
+    pub(super) in_session: bool,
     /// Which node reads go to that any node can answer.
-    preference: &'a ReadPreference,
+    pub(super) preference: &'a ReadPreference,
     /// The only node to ask, if the caller chose one.
-    chosen: Option<Arc<Link>>,
-    started: Instant,
-    deadline: Instant,
-    pauses: u32,
-    redirects: u32,
+    pub(super) chosen: Option<Arc<Link>>,
+    pub(super) started: Instant,
+    pub(super) deadline: Instant,
+    pub(super) pauses: u32,
+    pub(super) redirects: u32,
     /// The node that failed last.
-    failed: Option<Endpoint>,
+    pub(super) failed: Option<Endpoint>,
     /// Whether an attempt of a write may have been applied.
-    undecided: bool,
-    last: Option<String>,
+    pub(super) undecided: bool,
+    pub(super) last: Option<String>,
     /// The leader that the last node asked has named, and that is not reached: which, where, and why.
-    unreached: Option<String>,
+    pub(super) unreached: Option<String>,
     /// The last refusal that may pass: what is to be told if it lasts until the deadline.
-    refused: Option<ClientError>,
+    pub(super) refused: Option<ClientError>,
 }
 
 /// Where reads that any node can answer go unless somebody prefers otherwise.
 static NO_PREFERENCE: ReadPreference = ReadPreference::Any;
 
-/// Executes `request`, on the node at `chosen` only if that is set.
-pub(super) async fn execute(
-    router: &Arc<Router>,
-    sessions: &Sessions,
-    request: Request,
-    chosen: Option<&Endpoint>,
-    preference: Option<&ReadPreference>,
-) -> Result<Response, ClientError> {
-    refuse(router, &request)?;
-    let started = Instant::now();
-    let under_way = router.metrics.start(request.method(), started);
-    let mut operation = Operation::new(router, kind(&request, preference), preference, started);
-    operation.chosen = chosen.map(|endpoint| router.at(endpoint));
-    let outcome = operation.run(sessions, &request).await;
-    under_way.finish(outcome.is_ok());
-    outcome
-}
-
-/// Executes the write `request` in `place`, in which it may have been tried before: then it is `undecided`, and is so
-/// again if it ends in an error that leaves it open.
-pub(super) async fn execute_in(
-    router: &Arc<Router>,
-    place: &Place,
-    request: &Request,
-    undecided: &mut bool,
-) -> Result<Response, ClientError> {
-    refuse(router, request)?;
-    let started = Instant::now();
-    let under_way = router.metrics.start(request.method(), started);
-    let mut operation = Operation::new(router, Kind::Write, None, started);
-    operation.in_session = true;
-    operation.undecided = *undecided;
-    let outcome = loop {
-        // Whoever gives up while an attempt is under way leaves it undecided.
-        let before = std::mem::replace(undecided, true);
-        let attempted = operation.attempt(request, Some(place)).await;
-        *undecided = before || operation.undecided;
-        match attempted {
-            Ok(Ok(response)) => break Ok(response),
-            Ok(Err(Next::Again)) => {}
-            // Nothing was applied, and nothing can be any more.
-            Ok(Err(Next::InNewSession)) => break Err(operation.session_gone(place)),
-            Err(error) => break Err(error),
-        }
-    };
-    under_way.finish(outcome.is_ok());
-    outcome
-}
-
-/// Refuses what the server would, without sending it.
-fn refuse(router: &Router, request: &Request) -> Result<(), ClientError> {
-    let limit = router.config.max_request_bytes;
-    let (reason, message) = match request.fault() {
-        Some(fault) => (Reason::Invalid, fault.to_owned()),
-        None if request.size_bytes() > limit => {
-            let bytes = request.size_bytes();
-            let message = format!("the request takes {bytes} bytes, more than the limit of {limit} bytes");
-            (Reason::TooLarge, message)
-        }
-        None => return Ok(()),
-    };
-    Err(ClientError::Rejected { reason, message })
-}
-
-fn kind(request: &Request, preference: Option<&ReadPreference>) -> Kind {
-    match request.read_level() {
-        None => Kind::Write,
-        Some(level) => read_kind(level, preference),
-    }
-}
-
 /// A linearizable read is cheapest at the leader, and goes elsewhere only for somebody who prefers that.
-pub(super) fn read_kind(level: ReadLevel, preference: Option<&ReadPreference>) -> Kind {
+pub(crate) fn read_kind(level: ReadLevel, preference: Option<&ReadPreference>) -> Kind {
     match (level, preference) {
         (ReadLevel::Lease, _) | (ReadLevel::Linearizable, None | Some(ReadPreference::Leader)) => {
             Kind::AtLeader
@@ -146,46 +68,8 @@ pub(super) fn read_kind(level: ReadLevel, preference: Option<&ReadPreference>) -
     }
 }
 
-/// Opens a session. One whose answer is lost is opened in vain, and expires.
-pub(super) async fn open_session(
-    router: &Arc<Router>,
-    deadline: Instant,
-) -> Result<Arc<Session>, ClientError> {
-    let ttl_ms = whole_ms(router.config.session_ttl);
-    let mut operation = Operation::new(router, Kind::AtLeader, None, Instant::now());
-    operation.deadline = deadline;
-    loop {
-        let link = operation.link();
-        let expires = deadline.min(Instant::now() + router.config.write_attempt_timeout);
-        let request = tagged_request::Request::OpenSession(v1::OpenSessionRequest { ttl_ms });
-        let failure = match link.call(router, request, (Kind::AtLeader, false), expires).await {
-            Ok(tagged_response::Response::OpenSession(opened)) => {
-                router.answered_as_leader(&link);
-                let history = Header::from_wire(opened.header).history;
-                return Ok(Session::new(opened.session, opened.window, history));
-            }
-            Ok(tagged_response::Response::Failure(failure)) => Failure::Answered(failure),
-            Ok(_) => return Err(operation.unexpected(&link)),
-            Err(error) => Failure::of_attempt(error),
-        };
-        if router.config.without_session_when_full && failure.reason() == Some(Reason::TooManySessions) {
-            return Err(failed(&link.node.endpoint, Reason::TooManySessions, in_words(&failure), false));
-        }
-        operation.after(&link, failure).await?;
-    }
-}
-
-/// Closes a session: one attempt, which is over by `expires`.
-pub(super) async fn close_session(router: &Arc<Router>, session: &Session, expires: Instant) {
-    let (session, history) = (session.id(), session.history().0);
-    let link = router.leader_or_next();
-    let request = tagged_request::Request::CloseSession(v1::CloseSessionRequest { session, history });
-    let outcome = link.call(router, request, (Kind::AtLeader, false), expires).await;
-    tracing::debug!(session, closed = outcome.is_ok(), "closed the session");
-}
-
 impl<'a> Operation<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         router: &'a Arc<Router>,
         kind: Kind,
         preference: Option<&'a ReadPreference>,
@@ -209,95 +93,11 @@ impl<'a> Operation<'a> {
         }
     }
 
-    pub(super) fn deadline(&self) -> Instant {
+    pub(crate) fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    async fn run(&mut self, sessions: &Sessions, request: &Request) -> Result<Response, ClientError> {
-        let router = self.router;
-        // At level leader nobody waits to hear what the session says.
-        let at_leader = request.write_options().is_some_and(|options| options.ack == AckLevel::Leader);
-        self.in_session = self.kind == Kind::Write && router.config.exactly_once && !at_leader;
-        let mut place = self.begin(sessions).await?;
-        loop {
-            let attempted = self.attempt(request, place.as_ref()).await.inspect_err(|error| {
-                // Here it will never exist again.
-                if let (Reason::OtherHistory, Some(place)) = (error.reason(), &place) {
-                    sessions.forget(place.slot().session);
-                }
-            });
-            match attempted? {
-                Ok(response) => return Ok(response),
-                Err(Next::Again) => {}
-                Err(Next::InNewSession) => {
-                    if let Some(gone) = place.take() {
-                        sessions.forget(gone.slot().session);
-                    }
-                    place = self.begin(sessions).await?;
-                }
-            }
-        }
-    }
-
-    /// One attempt, and whatever comes between a failed one and the next.
-    async fn attempt(
-        &mut self,
-        request: &Request,
-        place: Option<&Place>,
-    ) -> Result<Result<Response, Next>, ClientError> {
-        let (router, now) = (self.router, Instant::now());
-        let link = self.link();
-        let expires = self.attempt_expires(request, now);
-        let left = self.deadline.saturating_duration_since(now);
-        let wire = request.clone().into_wire(place, left);
-        let failure = match link.call(router, wire, (self.kind, self.chosen.is_some()), expires).await {
-            Err(error) => Failure::of_attempt(error),
-            Ok(answer) => match Response::from_wire(answer) {
-                Err(NoAnswer::Failure(failure)) => Failure::Answered(*failure),
-                Ok(response) if response.answers(request) => {
-                    // A linearizable read proves nothing: every node answers it.
-                    if self.kind == Kind::Write && self.chosen.is_none() {
-                        router.answered_as_leader(&link);
-                    }
-                    return Ok(Ok(response));
-                }
-                Ok(_) | Err(NoAnswer::Unexpected) => return Err(self.unexpected(&link)),
-            },
-        };
-        self.after(&link, failure).await.map(Err)
-    }
-
-    async fn begin(&mut self, sessions: &Sessions) -> Result<Option<Place>, ClientError> {
-        if !self.in_session {
-            return Ok(None);
-        }
-        match sessions.begin(self.router, self.deadline).await {
-            Err(ClientError::Failed { reason: Reason::TooManySessions, .. })
-                if self.router.config.without_session_when_full && !self.undecided =>
-            {
-                tracing::debug!("all sessions are in use: the write is sent once, without one");
-                self.in_session = false;
-                Ok(None)
-            }
-            begun => begun.map(Some),
-        }
-    }
-
-    fn attempt_expires(&self, request: &Request, now: Instant) -> Instant {
-        let config = &self.router.config;
-        let limit = match request.write_options() {
-            None => config.attempt_timeout,
-            Some(_) if !self.in_session => return self.deadline,
-            // The server answers this one only when it has waited for everybody.
-            Some(options) if options.ack == AckLevel::All => {
-                options.ack_timeout.saturating_add(config.write_attempt_timeout)
-            }
-            Some(_) => config.write_attempt_timeout,
-        };
-        now.checked_add(limit).map_or(self.deadline, |expires| expires.min(self.deadline))
-    }
-
-    pub(super) fn link(&self) -> Arc<Link> {
+    pub(crate) fn link(&self) -> Arc<Link> {
         match (&self.chosen, self.kind) {
             (Some(link), _) => link.clone(),
             (None, Kind::Anywhere) => self.router.choose(self.preference, self.failed.as_ref()),
@@ -306,7 +106,7 @@ impl<'a> Operation<'a> {
     }
 
     /// Learns from a failure, and waits as long as it takes before the next attempt.
-    pub(super) async fn after(&mut self, link: &Arc<Link>, failure: Failure) -> Result<Next, ClientError> {
+    pub(crate) async fn after(&mut self, link: &Arc<Link>, failure: Failure) -> Result<Next, ClientError> {
         let endpoint = &link.node.endpoint;
         let case = Case { kind: self.kind, in_session: self.in_session, undecided: self.undecided };
         self.undecided |= self.kind == Kind::Write && failure.maybe_applied();
@@ -481,37 +281,15 @@ impl<'a> Operation<'a> {
         }
     }
 
-    fn session_gone(&self, place: &Place) -> ClientError {
-        let message = format!("session {} is gone; nothing was applied", place.slot().session);
-        failed(&self.link().node.endpoint, Reason::SessionExpired, message, false)
-    }
-
-    fn unexpected(&self, link: &Link) -> ClientError {
+    pub(super) fn unexpected(&self, link: &Link) -> ClientError {
         let message = "the server answered another kind of request".to_owned();
         failed(&link.node.endpoint, Reason::Unspecified, message, self.kind == Kind::Write)
     }
 }
 
-/// `min` doubled `step` times, at most `max`; half of it random, so that callers do not come back together.
-pub(super) fn backoff(min: Duration, max: Duration, step: u32) -> Duration {
-    let whole = min.saturating_mul(1 << step.min(20)).min(max);
-    let half_us = u64::try_from(whole.as_micros() / 2).unwrap_or(u64::MAX - 1);
-    Duration::from_micros(half_us + runtime::random_u64() % (half_us + 1))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pauses_grow_within_their_bounds() {
-        let (min, max) = (Duration::from_millis(10), Duration::from_millis(100));
-        for step in 0..40 {
-            let pause = backoff(min, max, step);
-            assert!(pause >= min / 2 && pause <= max, "step {step}: {pause:?}");
-        }
-        assert!(backoff(min, max, 30) >= max / 2);
-    }
 
     #[test]
     fn reads_go_where_they_are_cheapest_unless_somebody_prefers_otherwise() {

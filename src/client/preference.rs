@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::config::Endpoint;
+use super::endpoint::Endpoint;
 
 /// Which node is asked first when any node may answer. If it fails, others are.
 ///

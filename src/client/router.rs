@@ -18,10 +18,13 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::KnownLeader;
-use super::config::{ClientConfig, Endpoint};
+use super::config::ClientConfig;
+use super::connection::Cluster;
 use super::contact::ContactNote;
+use super::endpoint::Endpoint;
+use super::link::Link;
 use super::metrics::{Metrics, NodeMetrics};
-use super::node::{Link, Node};
+use super::node::Node;
 use super::preference::{Candidate, ReadPreference};
 use crate::proto::v1;
 use crate::runtime;
@@ -71,26 +74,26 @@ impl Picture {
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub(super) struct Router {
-    pub(super) config: Arc<ClientConfig>,
-    pub(super) metrics: Metrics,
+pub(crate) struct Router {
+    pub(crate) config: Arc<ClientConfig>,
+    pub(crate) metrics: Metrics,
     picture: ArcSwap<Picture>,
     /// Held while a new picture is made.
     change: Mutex<()>,
     rotation: AtomicUsize,
     /// Notified when a leader is known for certain.
-    pub(super) leader_found: Notify,
+    pub(crate) leader_found: Notify,
     /// Whether the task that asks after everybody's health has been started.
     watching_health: AtomicBool,
     /// Whether any node answers.
-    pub(super) contact: ContactNote,
+    pub(crate) contact: ContactNote,
     /// Who leads, as a node has said last, whether or not it is reached.
     named: Mutex<Option<v1::LeaderHint>>,
 }
 
 /// What a hint is good for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Hint {
+pub(crate) enum Hint {
     /// There is somebody new to ask.
     Followed,
     /// It names nobody, or the node that gave it.
@@ -100,12 +103,13 @@ pub(super) enum Hint {
 }
 
 impl Router {
-    pub(super) fn new(endpoints: Vec<Endpoint>, config: ClientConfig) -> Self {
+    pub(crate) fn new(endpoints: Vec<Endpoint>, config: ClientConfig) -> Self {
+        let config = Arc::new(config);
         let links =
             endpoints.into_iter().map(|endpoint| Arc::new(Link::new(endpoint, true, &config))).collect();
         Self {
             picture: ArcSwap::from_pointee(Picture { links, ..Picture::default() }),
-            config: Arc::new(config),
+            config,
             change: Mutex::new(()),
             rotation: AtomicUsize::new(0),
             leader_found: Notify::new(),
@@ -117,12 +121,12 @@ impl Router {
     }
 
     /// The link to the leader, if one is known.
-    pub(super) fn leader(&self) -> Option<Arc<Link>> {
+    pub(crate) fn leader(&self) -> Option<Arc<Link>> {
         self.picture.load().leader.as_ref().map(|leader| leader.link.clone())
     }
 
     /// The link to the leader, or to the next candidate when none is known.
-    pub(super) fn leader_or_next(&self) -> Arc<Link> {
+    pub(crate) fn leader_or_next(&self) -> Arc<Link> {
         let picture = self.picture.load();
         match &picture.leader {
             Some(leader) => leader.link.clone(),
@@ -131,7 +135,7 @@ impl Router {
     }
 
     /// The link to the node that `preference` chooses, past the one that has just failed if any other is left.
-    pub(super) fn choose(&self, preference: &ReadPreference, failed: Option<&Endpoint>) -> Arc<Link> {
+    pub(crate) fn choose(&self, preference: &ReadPreference, failed: Option<&Endpoint>) -> Arc<Link> {
         let picture = self.picture.load();
         let leader = picture.leader.as_ref().map(|leader| &leader.link.node.endpoint);
         let candidates: Vec<_> = (picture.links.iter())
@@ -151,20 +155,20 @@ impl Router {
     }
 
     /// Whether another node than `endpoint` is healthy, so that it could be asked instead.
-    pub(super) fn has_healthy_other_than(&self, endpoint: &Endpoint) -> bool {
+    pub(crate) fn has_healthy_other_than(&self, endpoint: &Endpoint) -> bool {
         let picture = self.picture.load();
         picture.links.iter().any(|link| link.node.endpoint != *endpoint && link.node.is_healthy())
     }
 
     /// Whether another node than `endpoint` is healthy and has answered lately.
-    pub(super) fn has_reached_other_than(&self, endpoint: &Endpoint) -> bool {
+    pub(crate) fn has_reached_other_than(&self, endpoint: &Endpoint) -> bool {
         let is_reached = |node: &Node| node.is_reached() && node.is_healthy();
         let picture = self.picture.load();
         picture.links.iter().any(|link| link.node.endpoint != *endpoint && is_reached(&link.node))
     }
 
     /// The link to a node for which `wanted` holds, a healthy one if there is any.
-    pub(super) fn find(&self, wanted: impl Fn(&Node) -> bool) -> Option<Arc<Link>> {
+    pub(crate) fn find(&self, wanted: impl Fn(&Node) -> bool) -> Option<Arc<Link>> {
         let picture = self.picture.load();
         let fit = || picture.links.iter().filter(|link| wanted(&link.node));
         fit().find(|link| link.node.is_healthy()).or_else(|| fit().next()).cloned()
@@ -181,7 +185,7 @@ impl Router {
     }
 
     /// The link to `endpoint`, made if need be.
-    pub(super) fn at(&self, endpoint: &Endpoint) -> Arc<Link> {
+    pub(crate) fn at(&self, endpoint: &Endpoint) -> Arc<Link> {
         if let Some(link) = self.picture.load().find(endpoint) {
             return link.clone();
         }
@@ -189,26 +193,26 @@ impl Router {
     }
 
     /// What is known of each node, those given by the user first.
-    pub(super) fn node_metrics(&self) -> Vec<NodeMetrics> {
+    pub(crate) fn node_metrics(&self) -> Vec<NodeMetrics> {
         self.picture.load().links.iter().map(|link| link.metrics()).collect()
     }
 
     /// Endpoints given by the user, then those learnt.
-    pub(super) fn endpoints(&self, configured_only: bool) -> Vec<Endpoint> {
+    pub(crate) fn endpoints(&self, configured_only: bool) -> Vec<Endpoint> {
         let picture = self.picture.load();
         let nodes = picture.links.iter().map(|link| &link.node);
         nodes.filter(|node| node.configured || !configured_only).map(|node| node.endpoint.clone()).collect()
     }
 
     /// Every endpoint with its last failure, if none of them can be reached.
-    pub(super) fn all_down(&self) -> Option<Vec<(Endpoint, String)>> {
+    pub(crate) fn all_down(&self) -> Option<Vec<(Endpoint, String)>> {
         let picture = self.picture.load();
         let nodes = picture.links.iter().map(|link| &link.node);
         nodes.map(|node| node.is_down().then(|| (node.endpoint.clone(), node.last_failure()))).collect()
     }
 
     /// Every endpoint with its last failure, if nothing was ever heard from any of them.
-    pub(super) fn unheard(&self) -> Option<Vec<(Endpoint, String)>> {
+    pub(crate) fn unheard(&self) -> Option<Vec<(Endpoint, String)>> {
         let picture = self.picture.load();
         let nodes = picture.links.iter().map(|link| &link.node);
         nodes
@@ -217,13 +221,13 @@ impl Router {
     }
 
     /// Notes whom a node has named as the leader, or that it knows of none.
-    pub(super) fn note_named(&self, hint: Option<&v1::LeaderHint>) {
+    pub(crate) fn note_named(&self, hint: Option<&v1::LeaderHint>) {
         let hint = hint.filter(|hint| hint.node_id != 0 && !hint.client.is_empty());
         *self.named.lock().unwrap_or_else(PoisonError::into_inner) = hint.cloned();
     }
 
     /// Notes what a refusal says of the leader; most say nothing.
-    pub(super) fn note_failure(&self, failure: &v1::Failure) {
+    pub(crate) fn note_failure(&self, failure: &v1::Failure) {
         let names = failure.leader.as_ref().is_some_and(|hint| hint.node_id != 0);
         if names || failure.reason() == v1::Reason::NotLeader {
             self.note_named(failure.leader.as_ref());
@@ -231,7 +235,7 @@ impl Router {
     }
 
     /// Who leads: by the picture, or else the one that was named last.
-    pub(super) fn known_leader(&self) -> Option<KnownLeader> {
+    pub(crate) fn known_leader(&self) -> Option<KnownLeader> {
         let named = self.named.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(link) = self.leader() {
             let client = link.node.endpoint.clone();
@@ -244,7 +248,7 @@ impl Router {
     }
 
     /// Asks all nodes who leads, and waits until one is known, but no longer than `patience`.
-    pub(super) async fn seek_leader(self: &Arc<Self>, patience: Duration) {
+    pub(crate) async fn seek_leader(self: &Arc<Self>, patience: Duration) {
         let found = self.leader_found.notified();
         tokio::pin!(found);
         found.as_mut().enable();
@@ -256,19 +260,19 @@ impl Router {
     }
 
     /// Whether a leader is known.
-    pub(super) fn has_leader(&self) -> bool {
+    pub(crate) fn has_leader(&self) -> bool {
         self.picture.load().leader.is_some()
     }
 
     /// Whether it is known for certain that a node other than this one leads.
-    pub(super) fn is_led_by_other_than(&self, endpoint: &Endpoint) -> bool {
+    pub(crate) fn is_led_by_other_than(&self, endpoint: &Endpoint) -> bool {
         let picture = self.picture.load();
         let leader = picture.leader.as_ref();
         leader.is_some_and(|leader| leader.confirmed && leader.link.node.endpoint != *endpoint)
     }
 
     /// `link` has answered what only a leader answers.
-    pub(super) fn answered_as_leader(&self, link: &Arc<Link>) {
+    pub(crate) fn answered_as_leader(&self, link: &Arc<Link>) {
         if self.has_leader() {
             return;
         }
@@ -283,7 +287,7 @@ impl Router {
     }
 
     /// `endpoint` leads no more, or cannot be reached.
-    pub(super) fn lost_leader(&self, endpoint: &Endpoint) {
+    pub(crate) fn lost_leader(&self, endpoint: &Endpoint) {
         let leads = |picture: &Picture| {
             picture.leader.as_ref().is_some_and(|leader| leader.link.node.endpoint == *endpoint)
         };
@@ -299,7 +303,7 @@ impl Router {
 
     /// `from` has refused as a follower, and said who leads. Waits for a probe of an address that only other nodes have
     /// told; as long as that takes, the other nodes are asked who leads, too.
-    pub(super) async fn hinted(self: &Arc<Self>, from: &Endpoint, hint: &v1::LeaderHint) -> Hint {
+    pub(crate) async fn hinted(self: &Arc<Self>, from: &Endpoint, hint: &v1::LeaderHint) -> Hint {
         self.note_named(Some(hint));
         let known = self.picture.load().resolve(hint.node_id, &hint.client).cloned();
         let target = match known {
@@ -363,7 +367,7 @@ impl Router {
     }
 
     /// Takes in what `node` claims: members and leader.
-    pub(super) fn heard(self: &Arc<Self>, node: &Arc<Node>, status: &v1::StatusResponse) {
+    pub(crate) fn heard(self: &Arc<Self>, node: &Arc<Node>, status: &v1::StatusResponse) {
         if status.term >= self.picture.load().term {
             self.note_named(status.leader.as_ref());
         }
@@ -441,7 +445,7 @@ impl Router {
     }
 
     /// From now on asks every node at intervals whether it is ready, and who leads.
-    pub(super) fn watch_health(self: &Arc<Self>) {
+    pub(crate) fn watch_health(self: &Arc<Self>) {
         if self.watching_health.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -458,14 +462,14 @@ impl Router {
     }
 
     /// Probes every node for the leader, in the background. Cheap while probes are under way.
-    pub(super) fn hunt(self: &Arc<Self>) {
+    pub(crate) fn hunt(self: &Arc<Self>) {
         for link in &self.picture.load().links {
             self.ask(&link.node);
         }
     }
 
     /// Probes one node, in the background, at most once at a time.
-    pub(super) fn ask(self: &Arc<Self>, node: &Arc<Node>) {
+    pub(crate) fn ask(self: &Arc<Self>, node: &Arc<Node>) {
         if node.asking.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -494,7 +498,7 @@ impl Router {
     }
 
     /// Notes whether any node answers, once it is known of each.
-    pub(super) fn note_contact(&self) {
+    pub(crate) fn note_contact(&self) {
         let picture = self.picture.load();
         let nodes = || picture.links.iter().map(|link| &link.node);
         if let Some(node) = nodes().find(|node| node.is_reached()) {
@@ -522,5 +526,35 @@ impl Router {
         }
         self.picture.store(Arc::new(picture));
         made
+    }
+}
+
+impl Cluster for Router {
+    fn note_contact(&self) {
+        Self::note_contact(self);
+    }
+
+    fn ask(self: Arc<Self>, node: &Arc<Node>) {
+        Self::ask(&self, node);
+    }
+
+    fn hunt(self: Arc<Self>) {
+        Self::hunt(&self);
+    }
+
+    fn watch_health(self: Arc<Self>) {
+        Self::watch_health(&self);
+    }
+
+    fn lost_leader(&self, endpoint: &Endpoint) {
+        Self::lost_leader(self, endpoint);
+    }
+
+    fn is_led_by_other_than(&self, endpoint: &Endpoint) -> bool {
+        Self::is_led_by_other_than(self, endpoint)
+    }
+
+    fn has_reached_other_than(&self, endpoint: &Endpoint) -> bool {
+        Self::has_reached_other_than(self, endpoint)
     }
 }

@@ -10,16 +10,22 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, timeout_at};
 
+use super::attempt::Kind;
 use super::error::ClientError;
-use super::operation;
+use super::judge::{Failure, failed, in_words};
+use super::operation::Operation;
 use super::router::Router;
+use crate::call::{Header, whole_ms};
+use crate::proto::v1::answer::Content as Answered;
+use crate::proto::v1::call::Content;
+use crate::proto::v1::{self, OpenSessionRequest};
 use crate::reason::Reason;
 use crate::session::{Session, Ticket};
 use crate::types::{HistoryEpoch, SessionSlot};
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub(super) struct Sessions {
+pub(crate) struct Sessions {
     current: ArcSwapOption<Session>,
     /// Held by whoever opens a session. Why the last attempt failed.
     opening: Mutex<Option<ClientError>>,
@@ -31,7 +37,7 @@ pub(super) struct Sessions {
 
 /// The place of one write in the session; settles it when dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// `None` only while it is dropped.
     ticket: Option<Ticket>,
     settled: Arc<Notify>,
@@ -39,12 +45,12 @@ pub(super) struct Place {
 
 impl Place {
     /// What to send with the next attempt.
-    pub(super) fn slot(&self) -> SessionSlot {
+    pub(crate) fn slot(&self) -> SessionSlot {
         self.ticket().slot()
     }
 
     /// The history in which its session was opened.
-    pub(super) fn history(&self) -> HistoryEpoch {
+    pub(crate) fn history(&self) -> HistoryEpoch {
         self.ticket().session().history()
     }
 
@@ -61,7 +67,7 @@ impl Drop for Place {
 }
 
 impl Sessions {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             current: ArcSwapOption::empty(),
             opening: Mutex::new(None),
@@ -71,7 +77,7 @@ impl Sessions {
     }
 
     /// A place for a write. Opens a session if there is none, and waits while its window is full.
-    pub(super) async fn begin(&self, router: &Arc<Router>, deadline: Instant) -> Result<Place, ClientError> {
+    pub(crate) async fn begin(&self, router: &Arc<Router>, deadline: Instant) -> Result<Place, ClientError> {
         if let Some(ticket) = self.current.load().as_ref().and_then(Session::begin) {
             return Ok(self.place(ticket));
         }
@@ -124,7 +130,7 @@ impl Sessions {
         {
             return Err(error.clone());
         }
-        let opened = operation::open_session(router, deadline).await;
+        let opened = open_session(router, deadline).await;
         self.attempts.fetch_add(1, Ordering::AcqRel);
         match opened {
             Ok(session) => {
@@ -142,7 +148,7 @@ impl Sessions {
     }
 
     /// The session `id` is gone: the next write opens another.
-    pub(super) fn forget(&self, id: u64) {
+    pub(crate) fn forget(&self, id: u64) {
         let current = self.current.load();
         if current.as_ref().is_some_and(|session| session.id() == id) {
             // Does nothing if somebody else has replaced it meanwhile.
@@ -152,7 +158,7 @@ impl Sessions {
     }
 
     /// The session, which is used no more.
-    pub(super) fn take(&self) -> Option<Arc<Session>> {
+    pub(crate) fn take(&self) -> Option<Arc<Session>> {
         let session = self.current.swap(None);
         self.settled.notify_waiters();
         session
@@ -173,4 +179,46 @@ fn out_of_time(router: &Router, last: &str) -> ClientError {
         maybe_applied: false,
         last: Some(last.to_owned()),
     }
+}
+
+/// Opens a session. One whose answer is lost is opened in vain, and expires.
+pub(crate) async fn open_session(
+    router: &Arc<Router>,
+    deadline: Instant,
+) -> Result<Arc<Session>, ClientError> {
+    let ttl_ms = whole_ms(router.config.session_ttl);
+    let mut operation = Operation::new(router, Kind::AtLeader, None, Instant::now());
+    operation.deadline = deadline;
+    loop {
+        let link = operation.link();
+        let expires = deadline.min(Instant::now() + router.config.write_attempt_timeout);
+        let content = Some(Content::OpenSession(OpenSessionRequest { ttl_ms }));
+        let request = v1::Call { content, ..Default::default() };
+        let failure = match link.call(router, request, (Kind::AtLeader, false), expires).await {
+            Ok(answer) => match answer.content {
+                Some(Answered::OpenSession(opened)) => {
+                    router.answered_as_leader(&link);
+                    let history = Header::decode(opened.header).history;
+                    return Ok(Session::new(opened.session, opened.window, history));
+                }
+                Some(Answered::Failure(failure)) => Failure::Answered(failure),
+                _ => return Err(operation.unexpected(&link)),
+            },
+            Err(error) => Failure::of_attempt(error),
+        };
+        if router.config.without_session_when_full && failure.reason() == Some(Reason::TooManySessions) {
+            return Err(failed(&link.node.endpoint, Reason::TooManySessions, in_words(&failure), false));
+        }
+        operation.after(&link, failure).await?;
+    }
+}
+
+/// Closes a session: one attempt, which is over by `expires`.
+pub(crate) async fn close_session(router: &Arc<Router>, session: &Session, expires: Instant) {
+    let (session, history) = (session.id(), session.history().0);
+    let link = router.leader_or_next();
+    let content = Some(Content::CloseSession(v1::CloseSessionRequest { session, history }));
+    let request = v1::Call { content, ..Default::default() };
+    let outcome = link.call(router, request, (Kind::AtLeader, false), expires).await;
+    tracing::debug!(session, closed = outcome.is_ok(), "closed the session");
 }

@@ -1,6 +1,6 @@
 //! What a node says of itself, in the client's own types.
 
-use super::config::Endpoint;
+use super::endpoint::Endpoint;
 use crate::proto::v1;
 use crate::types::{LogId, NodeId};
 

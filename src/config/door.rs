@@ -3,8 +3,9 @@
 use serde_json::Value;
 
 use super::{ConfigError, ServeConfig, Settings, invalid};
-use crate::server::Names;
-use crate::server::limits::{self, Bound, DoorLimits, HistoryLimits};
+use crate::door::limits::{Bound, DoorLimits};
+use crate::kv::settings::{self, HistoryLimits};
+use crate::node::Names;
 
 /// What is set for the client port.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -59,13 +60,7 @@ impl DoorConfig {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         let flag = |refusal: String| invalid(format!("--{}", refusal.replace('_', "-")));
         self.limits.validate().map_err(flag)?;
-        let HistoryLimits { events, bytes, age_ms } = self.history;
-        limits::check([
-            ("history_events", events as u64),
-            ("history_bytes", bytes as u64),
-            ("history_age_ms", age_ms),
-        ])
-        .map_err(flag)?;
+        settings::validate(&self.history).map_err(flag)?;
         for host in &self.allowed_hosts {
             if host.is_empty() || host.contains([':', '/', ' ']) {
                 return Err(invalid(format!(

@@ -4,7 +4,47 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use super::{Peers, ServeConfig};
-use crate::server::settings::NEED_RESTART;
+
+/// The settings of the configuration file that take effect when the node is started: all but
+/// [those](crate::node::settings::CHANGEABLE) that can change while it runs.
+pub const NEED_RESTART: [&str; 36] = [
+    "node_id",
+    "cluster",
+    "data_dir",
+    "client_listen",
+    "client_advertise",
+    "peer_listen",
+    "peer_advertise",
+    "peers",
+    "join",
+    "single",
+    "log_format",
+    "heartbeat_interval_ms",
+    "election_timeout_min_ms",
+    "election_timeout_max_ms",
+    "log_tail_bytes",
+    "append_message_bytes",
+    "disk_reserve_bytes",
+    "fsync_stall_ms",
+    "lagging_after_ms",
+    "disconnected_after_ms",
+    "reconnect_interval_ms",
+    "memory_bytes",
+    "allowed_hosts",
+    "allowed_origins",
+    "max_connections",
+    "max_connection_watches",
+    "max_watches",
+    "max_connection_unsent_bytes",
+    "max_unsent_bytes",
+    "max_connection_unfinished_bytes",
+    "max_unfinished_bytes",
+    "max_pipeline_queued_bytes",
+    "max_queued_bytes",
+    "history_events",
+    "history_bytes",
+    "history_age_ms",
+];
 
 impl ServeConfig {
     /// The settings that take effect when the node is started, by their names in the configuration file and with the

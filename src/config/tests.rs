@@ -334,10 +334,7 @@ fn the_fixed_settings_are_those_that_the_node_was_started_with() {
     let given = ["--node-id", "2", "--peers", THREE, "--peer-listen", "b:7901", "--log-format", "json"];
     let config = ServeConfig::load(flags(&given)).unwrap();
     let fixed = config.fixed_settings();
-    assert_eq!(
-        fixed.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
-        crate::server::settings::NEED_RESTART
-    );
+    assert_eq!(fixed.iter().map(|(name, _)| *name).collect::<Vec<_>>(), super::fixed::NEED_RESTART);
     let told = fixed.into_iter().map(|(name, value)| (name.to_owned(), value));
     let told: serde_json::Map<_, _> = told.collect();
     assert_eq!((&told["peers"], &told["log_format"]), (&THREE.into(), &"json".into()));
@@ -419,7 +416,8 @@ fn the_commented_file_names_every_setting_with_its_default() {
 
 #[test]
 fn the_commented_file_says_what_can_change_while_the_node_runs() {
-    use crate::server::settings::{CHANGEABLE, NEED_RESTART};
+    use super::fixed::NEED_RESTART;
+    use crate::node::settings::CHANGEABLE;
     let (before, after) = COMMENTED.split_once("# == Can be changed while it runs ==").unwrap();
     let names =
         |text: &'static str| text.lines().filter_map(set_by).collect::<std::collections::BTreeSet<_>>();

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{Engine, EngineConfig, EngineParts};
+use crate::kv::machine::KvMachine;
 use crate::machine::StateMachine;
-use crate::machine::kv::KvMachine;
 use crate::raft::network::nowhere::Nowhere;
 use crate::storage::{DiskWatch, MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
 use crate::types::Incarnation;

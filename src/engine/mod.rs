@@ -76,7 +76,7 @@ pub use replication::{
 pub use sessions::{ClosedSession, MAX_LISTED_SESSIONS, OpenedSession, SessionList};
 pub use settings::Settings;
 pub use status::{NodeState, NotReady, ReadOutcome, Status};
-pub use writes::{Acknowledged, DEFAULT_ACK_TIMEOUT, WriteOptions, Written};
+pub use writes::{Acknowledged, Written};
 
 use self::config::NO_CLUSTER;
 use self::memory::Memory;
@@ -99,6 +99,7 @@ use crate::storage::{
     DataDir, DiskWatch, LogStats, LogStore, Room, SledOptions, SledStore, SnapshotDir, SnapshotStore, lease,
 };
 pub use crate::storage::{DiskState, DiskStatus, StartProgress, StartStep, StartedSoFar};
+pub use crate::types::{DEFAULT_ACK_TIMEOUT, WriteOptions};
 use crate::types::{HistoryEpoch, Incarnation, LogId, Member, Role};
 
 /// One node of a replicated state machine. Cheap to clone; all clones are the same node.

@@ -1,5 +1,5 @@
 //! The range of every number that an engine is set up with, in one table, for its start and for changes while it runs.
-//! Those of the client port are with its [limits](crate::server::limits).
+//! Those of the client port are with its [limits](crate::door::limits), and a guest has its own.
 //!
 //! A value within its range works by itself. How values must fit each other is checked where they are.
 
@@ -63,6 +63,18 @@ pub(crate) const fn range(name: &'static str, least: u64, most: u64) -> Range {
 
 pub(crate) const fn or_zero(range: Range, meaning: &'static str) -> Range {
     Range { zero: Some(meaning), ..range }
+}
+
+/// Checks each of `values`, which are settings among `ranges` by their names.
+///
+/// # Errors
+/// The first that is out of its range.
+pub(crate) fn check_among<const N: usize>(ranges: &[Range], values: [(&str, u64); N]) -> Result<(), String> {
+    for (name, value) in values {
+        let range = ranges.iter().find(|range| range.name == name);
+        range.ok_or_else(|| format!("there is no setting {name}"))?.check(value)?;
+    }
+    Ok(())
 }
 
 impl Range {

@@ -295,7 +295,7 @@ mod tests {
     use crate::engine::WriteOptions;
     use crate::engine::lone;
     use crate::error::WriteError;
-    use crate::machine::kv::{KvCommand, KvQuery};
+    use crate::kv::machine::{KvCommand, KvQuery};
 
     #[tokio::test]
     async fn reads_that_wait_are_counted_by_what_they_wait_for() {

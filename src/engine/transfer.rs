@@ -264,7 +264,7 @@ mod tests {
     use super::*;
     use crate::engine::lone;
     use crate::error::WriteError;
-    use crate::machine::kv::KvCommand;
+    use crate::kv::machine::KvCommand;
     use crate::types::{LogId, Member, Membership};
 
     /// Node 1 leads, its last entry is 9, and the others' logs match as given.

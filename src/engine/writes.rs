@@ -16,31 +16,7 @@ use crate::raft::envelope;
 use crate::raft::type_config::NotApplied;
 use crate::runtime;
 use crate::session::Ticket;
-use crate::types::{AckLevel, HistoryEpoch, LogId, NodeId, SessionSlot};
-
-/// How long a write at [`AckLevel::All`] waits for the slowest voter if its caller does not say.
-pub const DEFAULT_ACK_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How a write is carried out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WriteOptions {
-    /// Its place in a session, which makes it exactly-once.
-    pub slot: Option<SessionSlot>,
-    /// When it is acknowledged.
-    pub ack: AckLevel,
-    /// [`AckLevel::All`]: how long to wait, once it is committed, until every voter holds it.
-    pub ack_timeout: Duration,
-    /// The history that the session, and whatever positions the command holds, belong to. The write is refused, and
-    /// nothing proposed, when this is another one.
-    pub history: HistoryEpoch,
-}
-
-impl Default for WriteOptions {
-    fn default() -> Self {
-        let (ack, ack_timeout) = (AckLevel::Quorum, DEFAULT_ACK_TIMEOUT);
-        Self { slot: None, ack, ack_timeout, history: HistoryEpoch::UNKNOWN }
-    }
-}
+use crate::types::{AckLevel, HistoryEpoch, LogId, NodeId, WriteOptions};
 
 /// A write that was applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -408,8 +384,8 @@ mod tests {
 
     use super::*;
     use crate::engine::lone;
+    use crate::kv::machine::KvCommand;
     use crate::machine::ApplyContext;
-    use crate::machine::kv::KvCommand;
     use crate::types::Quota;
 
     const DEADLINE: Duration = Duration::from_secs(30);

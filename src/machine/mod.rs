@@ -4,10 +4,9 @@
 //! machine that reads any of those gives different states on different nodes, and no protocol can
 //! repair that. Time and position reach a command through its [`ApplyContext`].
 //!
-//! [`kv`] is the machine the server hosts; the embedding examples bring their own. [`sessions`] stands in front
-//! of whichever machine it is.
+//! [`kv`](crate::kv::machine) is the machine that `quorate serve` hosts; the embedding examples bring their own. [`sessions`]
+//! stands in front of whichever machine it is.
 
-pub mod kv;
 pub mod sessions;
 
 use std::io::{self, Read, Write};

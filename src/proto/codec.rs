@@ -6,14 +6,14 @@
 use std::any::TypeId;
 use std::marker::PhantomData;
 
-use bytes::Buf as _;
+use bytes::{Buf as _, Bytes};
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
 use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic::{Code, Status};
 use tonic_prost::{ProstCodec, ProstDecoder};
 
-use super::v1::{ConfigureRequest, Failure, PipelineRequest, Reason, TxnRequest};
+use super::v1::{ConfigureRequest, Failure, PipelineCalls, PipelineRequest, Reason, TxnRequest};
 
 /// Most fields of one message, some fifty megabytes once decoded: sixteen for each request of a full pipeline.
 const MAX_FIELDS: usize = 16 * 16_384;
@@ -64,6 +64,18 @@ impl<U: Message + Default + 'static> Decoder for BoundedDecoder<U> {
     }
 }
 
+/// The message in `bytes`, with the same limit.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn bounded<M: Message + Default + 'static>(bytes: Bytes) -> Result<M, String> {
+    let depth = depth_of_lists(TypeId::of::<M>());
+    if depth > 0 && count_fields(&bytes, depth, MAX_FIELDS) > MAX_FIELDS {
+        return Err(format!("it has more than {MAX_FIELDS} fields"));
+    }
+    M::decode(bytes).map_err(|error| error.to_string())
+}
+
 fn too_many_fields() -> Status {
     let (code, reason) = (Code::InvalidArgument, Reason::TooLarge);
     let message = format!("a message has more than {MAX_FIELDS} fields");
@@ -77,6 +89,8 @@ fn depth_of_lists(message: TypeId) -> u32 {
     match message {
         // Requests, which one it is, and the parts of a transaction.
         id if id == TypeId::of::<PipelineRequest>() => 3,
+        // Calls, and what each of them says. Its payload is read by itself.
+        id if id == TypeId::of::<PipelineCalls>() => 2,
         id if id == TypeId::of::<TxnRequest>() || id == TypeId::of::<ConfigureRequest>() => 1,
         _ => 0,
     }

@@ -297,8 +297,8 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::kv::machine::KvMachine;
     use crate::machine::ApplyContext;
-    use crate::machine::kv::KvMachine;
     use crate::raft::published::Progress;
     use crate::storage::{MemorySnapshots, SnapshotReceiver};
     use crate::types::LogId;

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorSet};
 use quorate::engine::WriteOptions;
-use quorate::machine::kv::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply, KvTxn, TxnOp};
+use quorate::kv::machine::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply, KvTxn, TxnOp};
 use quorate::types::{HistoryEpoch, Quota, QuotaSource, ReadLevel, SessionSlot};
 use quorate::{Engine, EngineConfig};
 

@@ -2,7 +2,7 @@
 //! the one before is told so.
 
 use futures::StreamExt;
-use quorate::client::{Client, ClientError, Range, Scope};
+use quorate::kv::client::{Client, ClientError, Range, Scope};
 use quorate::reason::Reason;
 use quorate::types::{Bookmark, ReadLevel, ReadOptions};
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::future::join_all;
-use quorate::client::{
+use quorate::kv::client::{
     Client, ClientConfig, ClientError, Compare, EventKind, Range, ReadPreference, Scope, Txn, TxnOp,
     TxnResult,
 };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use quorate::client::{Item, Scope, WriteOptions};
+use quorate::kv::client::{Item, Scope, WriteOptions};
 use quorate::types::ReadLevel;
 use quorate_cluster::Cluster;
 

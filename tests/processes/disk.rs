@@ -9,7 +9,9 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use quorate::ReadLevel;
-use quorate::client::{Client, ClientConfig, ClientError, Endpoint, Range, ReadPreference, Reason, Scope};
+use quorate::kv::client::{
+    Client, ClientConfig, ClientError, Endpoint, Range, ReadPreference, Reason, Scope,
+};
 use quorate_cluster::Cluster;
 use quorate_disk::{Fault, FaultyDisk, SmallDisk, mounted};
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 
-use quorate::client::{Client, ClientConfig, Members};
+use quorate::kv::client::{Client, ClientConfig, Members};
 use quorate_cluster::Cluster;
 
 use crate::support::{DEADLINE, TestCluster, Unlisted, eventually, outcome, output, spec};

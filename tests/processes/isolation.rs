@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use quorate::client::Scope;
+use quorate::kv::client::Scope;
 use quorate::proto::v1::kv_client::KvClient;
 use quorate::proto::v1::{Failure, Freshness, GetRequest, PutRequest, ReadLevel, Reason};
 use tonic::transport::Channel;

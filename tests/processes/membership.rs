@@ -5,7 +5,7 @@ use std::fs;
 use std::process::{Child, Stdio};
 use std::time::Instant;
 
-use quorate::client::{Client, ClientConfig, MemberChange, Members};
+use quorate::kv::client::{Client, ClientConfig, MemberChange, Members};
 use quorate_cluster::Cluster;
 
 use crate::set::{Attempt, Outcome};

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use futures::future::join_all;
 use quorate::ReadLevel;
-use quorate::client::{Client, ClientError, Endpoint, Range, Reason, Scope, WriteOptions};
+use quorate::kv::client::{Client, ClientError, Endpoint, Range, Reason, Scope, WriteOptions};
 use quorate_cluster::Cluster;
 
 use crate::support::{DEADLINE, QUORATE, TestCluster, client, eventually, spec};

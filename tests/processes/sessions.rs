@@ -1,6 +1,6 @@
 //! One client that opens all sessions there are, and everybody else.
 
-use quorate::client::{ClientError, Reason, Scope};
+use quorate::kv::client::{ClientError, Reason, Scope};
 use quorate::proto::v1::tagged_request::Request;
 use quorate::proto::v1::tagged_response::Response;
 use quorate::proto::v1::{

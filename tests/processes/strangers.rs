@@ -274,7 +274,7 @@ async fn no_member_can_take_the_terms_away_or_leave_an_entry_that_ends_a_node() 
         node.wait_ready(DEADLINE).unwrap();
     }
     eventually("it serves again", async || {
-        nodes.client.put(&quorate::client::Scope::default(), "k", "3").await.is_ok()
+        nodes.client.put(&quorate::kv::client::Scope::default(), "k", "3").await.is_ok()
     })
     .await;
     let terms: BTreeMap<u64, u64> =

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use quorate::client::{Client, ClientConfig, Endpoint, NodeStatus, Scope};
+use quorate::kv::client::{Client, ClientConfig, Endpoint, NodeStatus, Scope};
 use quorate_cluster::{Cluster, ClusterSpec, Node, Stderr};
 use tempfile::TempDir;
 

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use quorate::machine::kv::KvMachine;
+use quorate::kv::machine::KvMachine;
 use quorate::proto::v1::admin_client::AdminClient;
 use quorate::proto::v1::kv_client::KvClient;
 use quorate::proto::v1::tagged_request::Request;
@@ -21,7 +21,6 @@ use quorate::proto::v1::tagged_response::Response;
 use quorate::proto::v1::{
     GetRequest, PipelineRequest, PutRequest, StatusRequest, StatusResponse, TaggedRequest,
 };
-use quorate::server::Server;
 use quorate::{Engine, EngineConfig};
 use tokio::sync::oneshot;
 use tonic::transport::Channel;
@@ -37,7 +36,7 @@ async fn with_node<T>(dir: &Path, test: impl AsyncFnOnce(SocketAddr) -> T) -> T 
     let peer = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     peer.set_nonblocking(true).unwrap();
     let machine = KvMachine::default();
-    let server = Server::bind("127.0.0.1:0").await.unwrap().with_history_of(&machine);
+    let server = quorate::kv::bind("127.0.0.1:0", &machine).await.unwrap();
     let address = server.local_addr();
     let mut config = EngineConfig::new(1, dir, peer.local_addr().unwrap().to_string());
     config.client_advertise = address.to_string();

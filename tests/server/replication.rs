@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
-use quorate::machine::kv::KvMachine;
+use quorate::kv::machine::KvMachine;
 use quorate::proto::peer::{LogId, Request, SnapshotPiece, Vote, request, response};
 use quorate::proto::v1::SnapshotRequest;
 use quorate::proto::v1::admin_client::AdminClient;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use quorate::engine::{Engine, EngineConfig, EngineParts};
-use quorate::machine::kv::{KvCommand, KvMachine};
+use quorate::kv::machine::{KvCommand, KvMachine};
 use quorate::proto::peer::{self as proto, Request, Response, entry, request, response};
 use quorate::raft::clock::Reading;
 use quorate::raft::envelope;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate::engine::{Engine, WriteOptions};
 use quorate::error::WriteError;
-use quorate::machine::kv::{Item, KvAnswer, KvCommand, KvMachine, KvQuery};
+use quorate::kv::machine::{Item, KvAnswer, KvCommand, KvMachine, KvQuery};
 use quorate::types::ReadLevel;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::time::{Instant, timeout};

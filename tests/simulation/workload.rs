@@ -17,7 +17,7 @@ use bytes::Bytes;
 use quorate::Session;
 use quorate::engine::{Engine, WriteOptions};
 use quorate::error::{ReadError, WriteError};
-use quorate::machine::kv::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply};
+use quorate::kv::machine::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply};
 use quorate::types::{NodeId, ReadLevel, Role};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::time::Instant;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorate::engine::{Engine, EngineConfig, EngineParts, SnapshotPolicy};
-use quorate::machine::kv::{KvAnswer, KvMachine, KvQuery};
+use quorate::kv::machine::{KvAnswer, KvMachine, KvQuery};
 use quorate::runtime::TaskGroup;
 use quorate::types::{Incarnation, NodeId, ReadLevel};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};

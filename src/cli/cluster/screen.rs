@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Stdout, Write as _};
 
-use crate::client::NodeStatus;
+use crate::kv::client::NodeStatus;
 use crate::logging::{self, FLUSH_PATIENCE, LogWriter};
 use crate::types::NodeId;
 
@@ -216,7 +216,7 @@ impl Drop for Screen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::Endpoint;
+    use crate::kv::client::Endpoint;
     use crate::types::LogId;
 
     fn row(node_id: NodeId, role: &str, term: u64, applied: u64) -> NodeRow {

@@ -3,7 +3,7 @@
 use openraft::storage::RaftSnapshotBuilder as _;
 
 use super::*;
-use crate::machine::kv::{KvCommand, KvMachine, KvReply};
+use crate::kv::machine::{KvCommand, KvMachine, KvReply};
 use crate::raft::clock::Reading;
 use crate::raft::envelope::QuotaChange;
 use crate::storage::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};

@@ -327,7 +327,7 @@ fn in_one_log(one: LogId, other: LogId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::kv::{KvCommand, KvMachine};
+    use crate::kv::machine::{KvCommand, KvMachine};
     use crate::proto::peer as proto;
     use crate::raft::network::wire;
     use crate::raft::type_config::vote;

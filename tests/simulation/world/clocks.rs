@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use quorate::engine::Engine;
-use quorate::machine::kv::KvMachine;
+use quorate::kv::machine::KvMachine;
 use quorate::types::NodeId;
 use tokio::time::Instant;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use quorate::engine::{Engine, MemberList, NewMember};
 use quorate::error::{FatalError, MembershipError};
-use quorate::machine::kv::KvMachine;
+use quorate::kv::machine::KvMachine;
 use quorate::types::{NodeId, Role};
 use rand::RngExt;
 use tokio::time::Instant;

@@ -1,0 +1,401 @@
+//! The one place that turns errors into what callers are told: a [`Failure`], by itself on a pipeline, and
+//! in the details of a gRPC status on a unary call.
+//!
+//! Codes, and what a caller does about each reason, are in [`crate::reason`] and `docs/OPERATIONS.md`. `UNAVAILABLE` is
+//! never used for a write that may have been applied: generic gRPC clients retry it.
+
+use tonic::Code;
+
+use crate::call::{Rejected, encode_position};
+use crate::error::{Leader, MembershipError, ReadError, SnapshotError, TransferError, WriteError};
+use crate::proto::details;
+use crate::proto::v1::{Failure, LeaderHint};
+use crate::reason::Reason;
+use crate::shown::{MESSAGE_BYTES, Shown, shortened};
+use crate::types::HistoryEpoch;
+
+use super::limits::Bound;
+
+impl From<WriteError> for Failure {
+    fn from(error: WriteError) -> Self {
+        let (message, maybe_applied) = (error.to_string(), error.maybe_applied());
+        let mut standing = (None, Vec::new());
+        let (reason, leader) = match error {
+            WriteError::NotLeader { leader } => (Reason::NotLeader, leader),
+            WriteError::TooLarge { .. } => (Reason::TooLarge, None),
+            WriteError::Unencodable { .. } => (Reason::Invalid, None),
+            WriteError::Undecodable { .. } | WriteError::UnreadableReply { .. } => {
+                (Reason::Undecodable, None)
+            }
+            WriteError::Diverged { .. } => (Reason::Diverged, None),
+            WriteError::Overloaded => (Reason::Overloaded, None),
+            WriteError::NoQuorum => (Reason::NoQuorum, None),
+            WriteError::LeaderAckInSession => (Reason::Invalid, None),
+            WriteError::DiskFull { .. } => (Reason::DiskFull, None),
+            WriteError::DiskStalled { .. } | WriteError::VotersStalled => (Reason::DiskStalled, None),
+            WriteError::QuotaExceeded { .. } => (Reason::QuotaExceeded, None),
+            WriteError::SessionExpired { .. } => (Reason::SessionExpired, None),
+            WriteError::WindowExceeded => (Reason::WindowExceeded, None),
+            WriteError::AnswerForgotten => (Reason::AnswerForgotten, None),
+            WriteError::TooManySessions | WriteError::TooManyOfOpener { .. } => {
+                (Reason::TooManySessions, None)
+            }
+            WriteError::AckTimeout { log_id, missing } => {
+                // Of which history is for the [answerer](super::Answerer) to say.
+                standing = (Some(encode_position(log_id, HistoryEpoch::UNKNOWN)), missing);
+                (Reason::AckTimeout, None)
+            }
+            WriteError::Interrupted { leader } => (Reason::Interrupted, leader),
+            WriteError::OtherHistory { .. } => (Reason::OtherHistory, None),
+            WriteError::Stopped { .. } => (Reason::Stopped, None),
+        };
+        let (position, missing) = standing;
+        Failure { position, missing, ..failure(reason, message, maybe_applied, leader) }
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        let message = error.to_string();
+        let (reason, leader) = match error {
+            ReadError::NotLeader { leader } => (Reason::NotLeader, leader),
+            ReadError::NoQuorum { .. } => (Reason::NoQuorum, None),
+            ReadError::Behind { .. } => (Reason::Behind, None),
+            ReadError::Ahead { .. } => (Reason::Ahead, None),
+            ReadError::OtherHistory { .. } => (Reason::OtherHistory, None),
+            ReadError::Diverged { .. } => (Reason::Diverged, None),
+            ReadError::Stopped { .. } => (Reason::Stopped, None),
+        };
+        failure(reason, message, false, leader)
+    }
+}
+
+impl From<MembershipError> for Failure {
+    fn from(error: MembershipError) -> Self {
+        let message = error.to_string();
+        let (reason, maybe_applied, leader) = match error {
+            MembershipError::NotLeader { leader } => (Reason::NotLeader, false, leader),
+            MembershipError::Interrupted { leader } => (Reason::Interrupted, true, leader),
+            MembershipError::Unconfirmed { .. } => (Reason::NoQuorum, false, None),
+            MembershipError::Timeout { .. } => (Reason::Membership, true, None),
+            MembershipError::Stopped { .. } => (Reason::Stopped, true, None),
+            MembershipError::Address { .. } => (Reason::Invalid, false, None),
+            MembershipError::UnknownMember { .. } => (Reason::NotFound, false, None),
+            MembershipError::AlreadyMember { .. }
+            | MembershipError::NotCaughtUp { .. }
+            | MembershipError::NotReached { .. }
+            | MembershipError::AdvertisedUnreachable { .. }
+            | MembershipError::WouldLoseQuorum { .. }
+            | MembershipError::WouldWeakenQuorum { .. }
+            | MembershipError::AlreadyReplaced { .. }
+            | MembershipError::BothVote { .. }
+            | MembershipError::Advertises { .. }
+            | MembershipError::LastVoter { .. }
+            | MembershipError::AnotherChange
+            | MembershipError::Unreachable { .. }
+            | MembershipError::Identity { .. }
+            | MembershipError::HandOver { .. } => (Reason::Membership, false, None),
+        };
+        failure(reason, message, maybe_applied, leader)
+    }
+}
+
+impl From<TransferError> for Failure {
+    fn from(error: TransferError) -> Self {
+        let message = error.to_string();
+        let (reason, leader) = match error {
+            TransferError::NotLeader { leader } => (Reason::NotLeader, leader),
+            TransferError::Stopped { .. } => (Reason::Stopped, None),
+            TransferError::UnknownMember { .. } => (Reason::NotFound, None),
+            TransferError::NotAVoter { .. }
+            | TransferError::NotInTouch { .. }
+            | TransferError::NotCaughtUp { .. }
+            | TransferError::Unfit { .. }
+            | TransferError::NobodyElse
+            | TransferError::Timeout { .. } => (Reason::Membership, None),
+        };
+        failure(reason, message, false, leader)
+    }
+}
+
+impl From<SnapshotError> for Failure {
+    fn from(error: SnapshotError) -> Self {
+        let message = error.to_string();
+        let reason = match error {
+            SnapshotError::Nothing => Reason::Behind,
+            SnapshotError::Timeout { .. } => Reason::Overloaded,
+            SnapshotError::Stopped { .. } => Reason::Stopped,
+        };
+        failure(reason, message, false, None)
+    }
+}
+
+impl From<Rejected> for Failure {
+    fn from(rejected: Rejected) -> Self {
+        let Rejected { reason, message, maybe_applied } = rejected;
+        failure(reason, message, maybe_applied, None)
+    }
+}
+
+/// The node cannot go on with a stream.
+pub(crate) fn stopped(reason: String) -> Failure {
+    failure(Reason::Stopped, reason, false, None)
+}
+
+/// The client has taken nothing of a stream for too long.
+pub(crate) fn too_slow(patience: std::time::Duration) -> Failure {
+    let message = format!(
+        "nothing was read from the stream for {} s, so the node has ended it; open another one where this one stopped",
+        patience.as_secs()
+    );
+    failure(Reason::Behind, message, false, None)
+}
+
+/// A call whose deadline has passed, or is about to: `maybe_applied` when a write was under way.
+pub(crate) fn deadline_exceeded(maybe_applied: bool) -> Failure {
+    let message = match maybe_applied {
+        true => {
+            "the call's deadline has passed while it was under way: it may have been applied, or may be yet"
+        }
+        false => "the call's deadline has passed",
+    };
+    failure(Reason::DeadlineExceeded, message.to_owned(), maybe_applied, None)
+}
+
+/// A connection has, or all have, as many watches as there may be.
+pub(crate) fn too_many_watches(bound: Bound) -> Failure {
+    let message = format!(
+        "this node serves {} watches on one connection and {} in all; close some, or watch at another node (max_connection_watches, max_watches)",
+        bound.each, bound.all
+    );
+    failure(Reason::LimitReached, message, false, None)
+}
+
+/// Too much of a connection's requests, or of all, has arrived only in part.
+pub(crate) fn too_much_unfinished(bound: Bound) -> Failure {
+    let message = format!(
+        "requests that have not arrived as a whole may take {} bytes on one connection and {} in all; send fewer large ones at a time (max_connection_unfinished_bytes, max_unfinished_bytes)",
+        bound.each, bound.all
+    );
+    failure(Reason::LimitReached, message, false, None)
+}
+
+/// Too much of what a connection was answered has not been taken.
+pub(crate) fn too_much_unsent(bound: Bound) -> Failure {
+    let message = format!(
+        "{} bytes of answers wait on this connection, and nothing more is answered there before they are read (max_connection_unsent_bytes)",
+        bound.each
+    );
+    failure(Reason::LimitReached, message, false, None)
+}
+
+/// A write was applied, and there is no room for what it read.
+pub(crate) fn no_room_for_answer(bound: Bound) -> Failure {
+    let message = format!(
+        "it was applied, but {} bytes of answers wait on this connection, so there is no room for its own; read them (max_connection_unsent_bytes)",
+        bound.each
+    );
+    failure(Reason::Interrupted, message, true, None)
+}
+
+/// A request that does not arrive as a whole.
+pub(crate) fn unfinished(silent: std::time::Duration, total: std::time::Duration) -> Failure {
+    let message = format!(
+        "the request did not arrive as a whole: no byte of it came for {} s, or the rest of it not within {} s; send it again",
+        silent.as_secs(),
+        total.as_secs()
+    );
+    failure(Reason::LimitReached, message, false, None)
+}
+
+/// A pipeline whose client does not read.
+pub(crate) fn pipeline_not_read(patience: std::time::Duration, bound: Bound) -> Failure {
+    let message = format!(
+        "answers have waited on this pipeline for {} s without room for another, {} bytes at most and {} for all pipelines; read them, and go on with another pipeline (max_pipeline_queued_bytes, max_queued_bytes)",
+        patience.as_secs(),
+        bound.each,
+        bound.all
+    );
+    failure(Reason::LimitReached, message, false, None)
+}
+
+/// All connections that there may be are busy.
+pub(crate) fn no_place(limit: usize) -> Failure {
+    let message = format!(
+        "{limit} connections are busy on this node, and the places beside them are for probes and operators; try again, or another node (max_connections)"
+    );
+    failure(Reason::LimitReached, message, false, None)
+}
+
+/// What the transport says of a call at `path` that it has not taken, or whose answer it has cut short.
+pub(crate) fn of_transport(status: &tonic::Status, path: &str, maybe_applied: bool) -> Failure {
+    let said = status.message();
+    let (reason, message) = match status.code() {
+        Code::Unimplemented => (Reason::Invalid, format!("there is no {}", Shown(path))),
+        // It says so of requests that cannot be decoded.
+        Code::Internal if !maybe_applied => (Reason::Invalid, format!("the request cannot be read: {said}")),
+        Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated => {
+            (Reason::Invalid, said.to_owned())
+        }
+        Code::OutOfRange => (Reason::TooLarge, said.to_owned()),
+        Code::ResourceExhausted => (Reason::LimitReached, said.to_owned()),
+        Code::NotFound => (Reason::NotFound, said.to_owned()),
+        Code::Unavailable => (Reason::Stopped, said.to_owned()),
+        Code::DeadlineExceeded => (Reason::DeadlineExceeded, said.to_owned()),
+        Code::Cancelled | Code::Aborted => (Reason::Interrupted, said.to_owned()),
+        _ => (Reason::Unspecified, said.to_owned()),
+    };
+    Failure { code: status.code() as i32, ..failure(reason, message, maybe_applied, None) }
+}
+
+/// A write that says how to read, or a read that says how to write.
+pub(crate) fn mixed_up() -> Failure {
+    invalid("the request is a write and says how fresh a read must be, or the other way round")
+}
+
+/// A request that makes no sense.
+pub(crate) fn invalid(message: &str) -> Failure {
+    failure(Reason::Invalid, message.to_owned(), false, None)
+}
+
+/// A failure for `reason`.
+pub(crate) fn failure(
+    reason: Reason,
+    message: String,
+    maybe_applied: bool,
+    leader: Option<Leader>,
+) -> Failure {
+    Failure {
+        code: reason.grpc_code(maybe_applied, leader.is_some()) as i32,
+        reason: reason.into(),
+        message: shortened(&message, MESSAGE_BYTES),
+        maybe_applied,
+        leader: leader.map(leader_hint),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn leader_hint(leader: Leader) -> LeaderHint {
+    LeaderHint { node_id: leader.node_id, client: leader.client }
+}
+
+impl From<Failure> for tonic::Status {
+    fn from(failure: Failure) -> Self {
+        let details = details::of_failure(&failure);
+        tonic::Status::with_details(Code::from_i32(failure.code), failure.message, details)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leader() -> Option<Leader> {
+        Some(Leader { node_id: 2, client: "b:7802".to_owned() })
+    }
+
+    #[test]
+    fn every_error_has_its_reason_and_code() {
+        let stopped = |maybe_applied| WriteError::Stopped { reason: "full disk".to_owned(), maybe_applied };
+        let cases: [(Failure, Reason, Code, bool, bool); 16] = [
+            (
+                WriteError::NotLeader { leader: leader() }.into(),
+                Reason::NotLeader,
+                Code::FailedPrecondition,
+                false,
+                true,
+            ),
+            (
+                WriteError::NotLeader { leader: None }.into(),
+                Reason::NotLeader,
+                Code::Unavailable,
+                false,
+                false,
+            ),
+            (
+                WriteError::TooLarge { bytes: 2, limit: 1 }.into(),
+                Reason::TooLarge,
+                Code::InvalidArgument,
+                false,
+                false,
+            ),
+            (WriteError::Overloaded.into(), Reason::Overloaded, Code::ResourceExhausted, false, false),
+            (
+                WriteError::DiskFull { available_bytes: 1 }.into(),
+                Reason::DiskFull,
+                Code::ResourceExhausted,
+                false,
+                false,
+            ),
+            (
+                WriteError::DiskStalled { writing_for: std::time::Duration::from_secs(2) }.into(),
+                Reason::DiskStalled,
+                Code::Unavailable,
+                false,
+                false,
+            ),
+            (
+                WriteError::QuotaExceeded { state_bytes: 9, quota_bytes: 9 }.into(),
+                Reason::QuotaExceeded,
+                Code::ResourceExhausted,
+                false,
+                false,
+            ),
+            (
+                WriteError::Interrupted { leader: leader() }.into(),
+                Reason::Interrupted,
+                Code::Unknown,
+                true,
+                true,
+            ),
+            (stopped(true).into(), Reason::Stopped, Code::Unknown, true, false),
+            (stopped(false).into(), Reason::Stopped, Code::Unavailable, false, false),
+            (
+                ReadError::NotLeader { leader: leader() }.into(),
+                Reason::NotLeader,
+                Code::FailedPrecondition,
+                false,
+                true,
+            ),
+            (
+                ReadError::NoQuorum { reason: "r".to_owned() }.into(),
+                Reason::NoQuorum,
+                Code::Unavailable,
+                false,
+                false,
+            ),
+            (
+                ReadError::Stopped { reason: "r".to_owned() }.into(),
+                Reason::Stopped,
+                Code::Unavailable,
+                false,
+                false,
+            ),
+            (Rejected::invalid("r").into(), Reason::Invalid, Code::InvalidArgument, false, false),
+            (
+                Rejected::new(Reason::TooLarge, "r").into(),
+                Reason::TooLarge,
+                Code::InvalidArgument,
+                false,
+                false,
+            ),
+            (invalid("no request"), Reason::Invalid, Code::InvalidArgument, false, false),
+        ];
+        for (failure, reason, code, maybe_applied, leader_known) in cases {
+            assert_eq!(failure.reason(), reason, "{failure:?}");
+            assert_eq!(failure.code, code as i32, "{failure:?}");
+            assert_eq!(failure.maybe_applied, maybe_applied, "{failure:?}");
+            assert_eq!(failure.leader.is_some(), leader_known, "{failure:?}");
+            assert!(!failure.message.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_status_carries_the_failure() {
+        let failure = Failure::from(WriteError::NotLeader { leader: leader() });
+        let status = tonic::Status::from(failure.clone());
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert_eq!(status.message(), failure.message);
+        assert_eq!(details::failure(status.details()), Some(failure));
+    }
+}

@@ -1,0 +1,101 @@
+//! What a guest brings: see [`Guest`].
+
+use bytes::Bytes;
+
+use super::methods::Method;
+use crate::call::Rejected;
+use crate::machine::StateMachine;
+use crate::types::LogId;
+
+/// What a machine is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call<C, Q> {
+    /// To be replicated and applied.
+    Write(C),
+    /// To be answered from a state.
+    Read(Q),
+}
+
+/// The call that a guest makes of a request.
+pub(crate) type CallOf<G> =
+    Call<<<G as Guest>::Machine as StateMachine>::Command, <<G as Guest>::Machine as StateMachine>::Query>;
+
+/// A served machine: what its requests ask for, and how they are answered.
+///
+/// How a call is carried out (sessions, levels, deadlines), what its answer is headed by, what it may take and how it is
+/// counted is the door's.
+pub trait Guest: Send + Sync + 'static {
+    /// What is replicated.
+    type Machine: StateMachine<Query: Clone>;
+    /// A request as it arrives.
+    type Request: Send + 'static;
+    /// A response before it is encoded. One that waits for its client to read should share its memory with the state.
+    type Response: Send + 'static;
+    /// What of a request is needed to answer it.
+    type Asked: Send + 'static;
+
+    /// What can be called. The names are those of the metrics, each once.
+    const METHODS: &'static [Method];
+
+    /// The request in `payload`, which came for the method with this number. No more is made of it than its length warrants.
+    ///
+    /// # Errors
+    /// When it is none, or the method is not called in this way.
+    fn parse(method: usize, payload: Bytes) -> Result<Self::Request, Rejected>;
+
+    /// `response` as the payload of an answer.
+    fn encode(response: Self::Response) -> Bytes;
+
+    /// The most bytes that the answer to `request` may have, where that is much and the request, a write, cannot be made
+    /// again for want of room. Asked for methods that are [weighed](Method::weighed).
+    fn expected_bytes(request: &Self::Request) -> usize {
+        let _ = request;
+        0
+    }
+
+    /// The call that `request` asks for, within the machine's limits.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn call(request: Self::Request) -> Result<(CallOf<Self>, Self::Asked), Rejected>
+    where
+        Self: Sized;
+
+    /// The response to a write that stands at `at`. There is no `reply` where it is acknowledged before it is applied.
+    ///
+    /// # Errors
+    /// What the machine has rejected.
+    fn written(
+        asked: Self::Asked,
+        at: LogId,
+        reply: Option<<Self::Machine as StateMachine>::Reply>,
+    ) -> Result<Self::Response, Rejected>;
+
+    /// The response to a read.
+    ///
+    /// # Errors
+    /// What the machine has rejected.
+    fn answered(
+        asked: Self::Asked,
+        answer: <Self::Machine as StateMachine>::Answer,
+    ) -> Result<Self::Response, Rejected>;
+
+    /// Roughly what `response` takes in memory beyond what every one does, and no less than in a message.
+    fn response_bytes(response: &Self::Response) -> usize;
+
+    /// Whether replies to what was asked hold points in elapsed time that clients are to see as times of day.
+    fn tells_times(asked: &Self::Asked) -> bool {
+        let _ = asked;
+        false
+    }
+
+    /// Maps points in elapsed time to times of day by `time_at`, in a reply that [tells times](Self::tells_times).
+    fn tell_reply_times(reply: &mut <Self::Machine as StateMachine>::Reply, time_at: &dyn Fn(u64) -> u64) {
+        let _ = (reply, time_at);
+    }
+
+    /// The same in an answer.
+    fn tell_answer_times(answer: &mut <Self::Machine as StateMachine>::Answer, time_at: &dyn Fn(u64) -> u64) {
+        let _ = (answer, time_at);
+    }
+}

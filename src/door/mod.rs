@@ -1,0 +1,67 @@
+//! What every service of the client port has in common, whichever [guest](Guest) it is for.
+//!
+//! A door decodes a request, asks the engine, and encodes what came of it. Here is all of that but the guest's own part:
+//!
+//! - [`services`]: those that all guests have;
+//! - [`pipeline`]: many requests on one stream, answered in whatever order they are done; [`unary`]: one by one;
+//!   [`streams`]: answers that come in pieces;
+//! - [`answerer`]: what an answer is headed by, and whom a failure names;
+//! - [`failure`]: every error as what callers are told; [`told`] completes what the transport says;
+//! - [`deadline`]: calls that outlive theirs;
+//! - [`limits`] and [`bodies`]: what callers may make a node hold, and the bytes on their way;
+//! - [`methods`] and [`metrics`]: what can be called, and how often it was.
+//!
+//! # Promises
+//!
+//! - Everything is bounded, for each caller and for all together: requests in flight, bytes of requests that do not end and
+//!   of answers that nobody reads.
+//! - No message exceeds [`MAX_ANSWER_BYTES`], what gRPC clients accept unless they are told otherwise.
+//! - A request that makes no sense fails alone; the pipeline it came on goes on.
+//!
+//! No door forwards anything: a node that does not lead answers with who does.
+
+pub(crate) mod answerer;
+pub(crate) mod bodies;
+pub(crate) mod deadline;
+pub(crate) mod failure;
+mod guest;
+pub mod limits;
+pub(crate) mod methods;
+pub(crate) mod metrics;
+pub(crate) mod pipeline;
+pub(crate) mod served;
+pub(crate) mod services;
+pub(crate) mod streams;
+pub(crate) mod told;
+pub(crate) mod unary;
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+pub use guest::{Call, Guest};
+pub use methods::Method;
+
+use limits::DoorLimits;
+use metrics::Metrics;
+
+pub(crate) use answerer::Answerer;
+pub(crate) use guest::CallOf;
+pub(crate) use served::ServedNode;
+
+/// Largest message that the port sends: what gRPC clients accept unless they are told otherwise.
+pub const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+
+/// Largest message that it accepts.
+pub const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
+
+/// What every service of a node works with. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Door<N> {
+    pub(crate) node: N,
+    pub(crate) by: Answerer,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) limits: Arc<DoorLimits>,
+    /// True once pipelines and streams are to end.
+    pub(crate) draining: watch::Receiver<bool>,
+}

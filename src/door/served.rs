@@ -1,0 +1,138 @@
+//! What the doors need of the node they serve: a narrow trait, so that they are tested without a cluster.
+
+use tokio::sync::watch;
+
+use crate::engine::{
+    Acknowledged, ClosedSession, CurrentHistory, Engine, NodeState, OpenedSession, ReadOutcome, WriteOptions,
+};
+use crate::error::{ReadError, WriteError};
+use crate::machine::StateMachine;
+use crate::types::{HistoryEpoch, LogId, ReadOptions};
+
+/// What a node of machine `M` has to say to a write.
+pub(crate) type WriteOutcome<M> = Result<Acknowledged<<M as StateMachine>::Reply>, WriteError>;
+/// And to a read.
+pub(crate) type Read<M> = Result<ReadOutcome<<M as StateMachine>::Answer>, ReadError>;
+
+/// A node that calls are made to. The methods promise what those of [`Engine`] do.
+pub(crate) trait ServedNode: Clone + Send + Sync + 'static {
+    type Machine: StateMachine;
+
+    fn propose<F>(
+        &self,
+        command: <Self::Machine as StateMachine>::Command,
+        options: WriteOptions,
+        done: F,
+    ) -> impl Future<Output = ()> + Send
+    where
+        F: FnOnce(WriteOutcome<Self::Machine>) + Send + 'static;
+
+    fn write(
+        &self,
+        command: <Self::Machine as StateMachine>::Command,
+        options: WriteOptions,
+    ) -> impl Future<Output = WriteOutcome<Self::Machine>> + Send;
+
+    fn open_session(
+        &self,
+        opener: &str,
+        ttl_ms: u64,
+    ) -> impl Future<Output = Result<OpenedSession, WriteError>> + Send;
+
+    fn close_session(
+        &self,
+        session: u64,
+        history: HistoryEpoch,
+    ) -> impl Future<Output = Result<ClosedSession, WriteError>> + Send;
+
+    fn read(
+        &self,
+        query: <Self::Machine as StateMachine>::Query,
+        options: ReadOptions,
+    ) -> impl Future<Output = Read<Self::Machine>> + Send;
+
+    /// Answers from the newest state that anybody has asked for.
+    fn read_last(
+        &self,
+        query: <Self::Machine as StateMachine>::Query,
+    ) -> ReadOutcome<<Self::Machine as StateMachine>::Answer>;
+
+    /// A state from which any number of queries can be answered, and its position.
+    fn view(
+        &self,
+        options: ReadOptions,
+    ) -> impl Future<Output = Result<(Option<LogId>, <Self::Machine as StateMachine>::View), ReadError>> + Send
+    where
+        <Self::Machine as StateMachine>::View: Clone;
+
+    /// What wall clocks will show when elapsed time is `elapsed_ms`.
+    fn log_time_at(&self, elapsed_ms: u64) -> u64;
+
+    /// The history that the node's positions belong to.
+    fn current_history(&self) -> CurrentHistory;
+
+    /// A position that includes every write acknowledged before this call.
+    fn present(&self) -> impl Future<Output = Result<u64, ReadError>> + Send;
+
+    fn state(&self) -> NodeState;
+
+    fn watch(&self) -> watch::Receiver<NodeState>;
+}
+
+impl<M: StateMachine> ServedNode for Engine<M> {
+    type Machine = M;
+
+    async fn propose<F>(&self, command: M::Command, options: WriteOptions, done: F)
+    where
+        F: FnOnce(WriteOutcome<M>) + Send + 'static,
+    {
+        Engine::propose(self, command, options, done).await;
+    }
+
+    async fn write(&self, command: M::Command, options: WriteOptions) -> WriteOutcome<M> {
+        Engine::write_with(self, command, options).await
+    }
+
+    async fn open_session(&self, opener: &str, ttl_ms: u64) -> Result<OpenedSession, WriteError> {
+        Engine::open_session_for(self, opener, ttl_ms).await
+    }
+
+    async fn close_session(&self, session: u64, history: HistoryEpoch) -> Result<ClosedSession, WriteError> {
+        Engine::close_session_in(self, session, history).await
+    }
+
+    async fn read(&self, query: M::Query, options: ReadOptions) -> Read<M> {
+        Engine::read(self, query, options).await
+    }
+
+    fn read_last(&self, query: M::Query) -> ReadOutcome<M::Answer> {
+        Engine::read_last(self, query)
+    }
+
+    async fn view(&self, options: ReadOptions) -> Result<(Option<LogId>, M::View), ReadError>
+    where
+        M::View: Clone,
+    {
+        Engine::view(self, options).await
+    }
+
+    fn log_time_at(&self, elapsed_ms: u64) -> u64 {
+        Engine::log_time_at(self, elapsed_ms)
+    }
+
+    fn current_history(&self) -> CurrentHistory {
+        Engine::current_history(self)
+    }
+
+    async fn present(&self) -> Result<u64, ReadError> {
+        Engine::present(self).await
+    }
+
+    fn state(&self) -> NodeState {
+        Engine::state(self)
+    }
+
+    fn watch(&self) -> watch::Receiver<NodeState> {
+        Engine::watch(self)
+    }
+}

@@ -1,0 +1,170 @@
+//! The services that every guest has: `quorate.v1.Pipeline`, where its calls travel as a method and the bytes of a request, and
+//! `quorate.v1.Sessions`.
+
+use std::marker::PhantomData;
+use std::pin::Pin;
+
+use futures::Stream;
+use tonic::server::NamedService;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::bodies::Built;
+use super::guest::Guest;
+use super::pipeline::{self, Ask, Done, Framing, Outcome, Weight};
+use super::{Door, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, ServedNode};
+use crate::call::{self, Options, Rejected};
+use crate::proto::v1::answer::Content as Answered;
+use crate::proto::v1::call::Content;
+use crate::proto::v1::pipeline_server::{Pipeline, PipelineServer};
+use crate::proto::v1::sessions_server::{Sessions, SessionsServer};
+use crate::proto::v1::{self, Answer, Call, PipelineAnswers, PipelineCalls};
+
+/// The names of these services.
+pub(crate) const NAMES: [&str; 2] = ["quorate.v1.Sessions", "quorate.v1.Pipeline"];
+
+/// The path of the pipeline.
+pub(crate) const PIPELINE: &str = "/quorate.v1.Pipeline/Run";
+
+/// Adds these services to `routes`.
+pub(crate) fn add<G, N>(door: &Door<N>, routes: Routes) -> Routes
+where
+    G: Guest,
+    N: ServedNode<Machine = G::Machine>,
+{
+    let pipeline = PipelineService::<G, N> { door: door.clone(), guest: PhantomData };
+    let pipeline = PipelineServer::new(pipeline)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_ANSWER_BYTES);
+    debug_assert_eq!(NAMES[1], <PipelineServer<PipelineService<G, N>> as NamedService>::NAME);
+    routes.add_service(SessionsServer::new(SessionsService { door: door.clone() })).add_service(pipeline)
+}
+
+/// An answer that counts for its connection until it is encoded.
+pub(crate) fn counted<T>(answer: T, built: Option<Built>) -> Response<T> {
+    let mut response = Response::new(answer);
+    if let Some(built) = built {
+        response.extensions_mut().insert(built);
+    }
+    response
+}
+
+struct SessionsService<N> {
+    door: Door<N>,
+}
+
+#[tonic::async_trait]
+impl<N: ServedNode> Sessions for SessionsService<N> {
+    async fn open_session(
+        &self,
+        request: Request<v1::OpenSessionRequest>,
+    ) -> Result<Response<v1::OpenSessionResponse>, Status> {
+        let caller = request.extensions().get().cloned();
+        let (opened, built) = self.door.open_session(request.into_inner(), caller).await?;
+        Ok(counted(opened, built))
+    }
+
+    async fn close_session(
+        &self,
+        request: Request<v1::CloseSessionRequest>,
+    ) -> Result<Response<v1::CloseSessionResponse>, Status> {
+        let caller = request.extensions().get().cloned();
+        let (closed, built) = self.door.close_session(request.into_inner(), caller).await?;
+        Ok(counted(closed, built))
+    }
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<PipelineAnswers, Status>> + Send>>;
+
+struct PipelineService<G, N> {
+    door: Door<N>,
+    guest: PhantomData<fn() -> G>,
+}
+
+#[tonic::async_trait]
+impl<G, N> Pipeline for PipelineService<G, N>
+where
+    G: Guest,
+    N: ServedNode<Machine = G::Machine>,
+{
+    async fn run(&self, request: Request<Streaming<PipelineCalls>>) -> Result<Response<Answers>, Status> {
+        let caller = request.extensions().get().cloned();
+        let outgoing = pipeline::start::<Calls<G>, _, _>(self.door.clone(), caller, request.into_inner());
+        Ok(Response::new(Box::pin(outgoing)))
+    }
+}
+
+/// Calls by the names of their methods, whatever the guest.
+struct Calls<G>(PhantomData<fn() -> G>);
+
+/// The guest's method called `name`.
+fn method<G: Guest>(name: &str) -> Option<usize> {
+    G::METHODS.iter().position(|method| method.name == name)
+}
+
+impl<G: Guest> Framing for Calls<G> {
+    type Guest = G;
+    type Requests = PipelineCalls;
+    type Request = Call;
+    type Response = Answer;
+    type Responses = PipelineAnswers;
+
+    fn requests(message: PipelineCalls) -> Vec<Call> {
+        message.calls
+    }
+
+    fn weigh(call: &Call) -> Weight {
+        let (Some(Content::Payload(payload)), Some(number)) = (&call.content, method::<G>(&call.method))
+        else {
+            return Weight { permits: 1, expected: 0 };
+        };
+        let method = &G::METHODS[number];
+        let request = || G::parse(number, payload.clone()).ok();
+        let expected = match method.is_weighed {
+            true => request().map_or(0, |request| G::expected_bytes(&request)),
+            false => 0,
+        };
+        Weight { permits: method.permits, expected }
+    }
+
+    fn open(call: Call) -> (u64, Option<Ask<G>>) {
+        let Call { tag, content, method: name, write, level, freshness } = call;
+        let ask = match content {
+            Some(Content::Payload(payload)) => method::<G>(&name).map(|method| Ask::Guest {
+                method,
+                request: G::parse(method, payload),
+                options: options(G::METHODS[method].changes, write, level, freshness),
+            }),
+            Some(Content::OpenSession(open)) => Some(Ask::OpenSession(open)),
+            Some(Content::CloseSession(close)) => Some(Ask::CloseSession(close)),
+            None => None,
+        };
+        (tag, ask)
+    }
+
+    fn response(tag: u64, outcome: Outcome<G>) -> Answer {
+        let (header, content) = match outcome {
+            Ok(Done::Guest(header, response)) => (Some(header), Answered::Payload(G::encode(response))),
+            Ok(Done::Opened(opened)) => (None, Answered::OpenSession(opened)),
+            Ok(Done::Closed(closed)) => (None, Answered::CloseSession(closed)),
+            Err(failure) => (None, Answered::Failure(failure)),
+        };
+        Answer { tag, header, content: Some(content) }
+    }
+
+    fn responses(answers: Vec<Answer>) -> PipelineAnswers {
+        PipelineAnswers { answers }
+    }
+}
+
+fn options(
+    changes: bool,
+    write: Option<v1::WriteOptions>,
+    level: i32,
+    freshness: Option<v1::Freshness>,
+) -> Result<Options, Rejected> {
+    match changes {
+        true => call::decode_write(write).map(Options::Write),
+        false => call::decode_read(level, freshness).map(Options::Read),
+    }
+}

@@ -1,0 +1,127 @@
+//! Calls that are answered one by one.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::bodies::{self, Built};
+use super::guest::{Call, Guest};
+use super::methods::{CLOSE_SESSION, MethodId, OPEN_SESSION};
+use super::pipeline::{base_bytes, client_address};
+use super::{Door, ServedNode, failure};
+use crate::call::{Options, Rejected};
+use crate::incoming::Caller;
+use crate::proto::v1::{self, Failure};
+use crate::types::HistoryEpoch;
+
+/// The answer to a write is given however little room there is, if it is no larger.
+const SMALL_ANSWER_BYTES: usize = 16 * 1024;
+
+/// What the answer to a request about a session counts as until it is encoded.
+const SESSION_ANSWER_BYTES: usize = 256;
+
+/// An answer, and what counts for it until it is encoded.
+pub(crate) type Answered<T> = (T, Option<Built>);
+
+impl<N> Door<N> {
+    /// Answers `request`, to be carried out as `options` say: with what heads the answer, and the response.
+    ///
+    /// # Errors
+    /// The failure to answer instead. Either is counted.
+    pub(crate) async fn call<G>(
+        &self,
+        method: MethodId,
+        request: G::Request,
+        options: Result<Options, Rejected>,
+        caller: Option<Arc<Caller>>,
+    ) -> Result<Answered<(v1::Header, G::Response)>, Failure>
+    where
+        G: Guest,
+        N: ServedNode<Machine = G::Machine>,
+    {
+        let started = Instant::now();
+        let outcome = self.outcome::<G>(request, options, caller.as_deref()).await;
+        self.metrics.observe(method, started, &outcome);
+        let (header, response) = outcome?;
+        let bytes = base_bytes::<G>() + G::response_bytes(&response);
+        Ok(((header, response), caller.map(|caller| Built::new(caller, bytes))))
+    }
+
+    /// What is answered. It is not read before its connection has room for it.
+    async fn outcome<G>(
+        &self,
+        request: G::Request,
+        options: Result<Options, Rejected>,
+        caller: Option<&Caller>,
+    ) -> Result<(v1::Header, G::Response), Failure>
+    where
+        G: Guest,
+        N: ServedNode<Machine = G::Machine>,
+    {
+        let bound = self.limits.unsent_bytes;
+        let has_room = || caller.is_none_or(|caller| caller.has_room(bound));
+        let options = options?;
+        let (call, asked) = G::call(request)?;
+        match (call, options) {
+            (Call::Write(command), Options::Write(options)) => {
+                let outcome = self.node.write(command, options).await;
+                let clock = |elapsed_ms| self.node.log_time_at(elapsed_ms);
+                let answer = self.by.written::<G>(asked, outcome, Some(&clock))?;
+                match has_room() || G::response_bytes(&answer.1) <= SMALL_ANSWER_BYTES {
+                    true => Ok(answer),
+                    false => Err(failure::no_room_for_answer(bound)),
+                }
+            }
+            (Call::Read(query), Options::Read(options)) => loop {
+                let outcome = self.node.read(query.clone(), options).await;
+                match caller {
+                    Some(caller) if !has_room() => {
+                        // What was read is let go, and read again.
+                        drop(outcome);
+                        bodies::room(caller, &self.limits).await;
+                    }
+                    _ => {
+                        let clock = |elapsed_ms| self.node.log_time_at(elapsed_ms);
+                        return self.by.answered::<G>(asked, outcome, &clock);
+                    }
+                }
+            },
+            _ => Err(failure::mixed_up()),
+        }
+    }
+}
+
+impl<N: ServedNode> Door<N> {
+    /// Opens a session in the name of `caller`.
+    ///
+    /// # Errors
+    /// The failure to answer instead. Either is counted.
+    pub(crate) async fn open_session(
+        &self,
+        request: v1::OpenSessionRequest,
+        caller: Option<Arc<Caller>>,
+    ) -> Result<Answered<v1::OpenSessionResponse>, Failure> {
+        let started = Instant::now();
+        let v1::OpenSessionRequest { ttl_ms } = request;
+        let opened = self.node.open_session(&client_address(caller.as_deref()), ttl_ms).await;
+        let outcome = opened.map(|opened| self.by.opened(ttl_ms, opened)).map_err(Failure::from);
+        self.metrics.observe(self.metrics.methods().id(OPEN_SESSION.name), started, &outcome);
+        Ok((outcome?, caller.map(|caller| Built::new(caller, SESSION_ANSWER_BYTES))))
+    }
+
+    /// Closes a session, as `caller` asks.
+    ///
+    /// # Errors
+    /// The failure to answer instead. Either is counted.
+    pub(crate) async fn close_session(
+        &self,
+        request: v1::CloseSessionRequest,
+        caller: Option<Arc<Caller>>,
+    ) -> Result<Answered<v1::CloseSessionResponse>, Failure> {
+        let started = Instant::now();
+        let v1::CloseSessionRequest { session, history } = request;
+        let closed = self.node.close_session(session, HistoryEpoch(history)).await;
+        let outcome = closed.map(|closed| self.by.closed(closed)).map_err(Failure::from);
+        self.metrics.observe(self.metrics.methods().id(CLOSE_SESSION.name), started, &outcome);
+        Ok((outcome?, caller.map(|caller| Built::new(caller, SESSION_ANSWER_BYTES))))
+    }
+}

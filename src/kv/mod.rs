@@ -1,0 +1,22 @@
+//! The key-value guest: the machine that `quorate serve` hosts, and all that only it needs.
+//!
+//! - [`api`]: the vocabulary, in which clients ask and are answered;
+//! - [`codec`]: the vocabulary on the wire, in both directions;
+//! - [`machine`]: the state, and what the log stores of a change of it;
+//! - [`calls`]: what a request asks of the machine, and what the machine's answers are to those who asked;
+//! - [`service`]: the guest at a node's client port;
+//! - [`settings`]: how much of its history a node keeps.
+//!
+//! No room of the core names anything in here. What the log stores is no part of the vocabulary: a request may get another
+//! field, a stored command may not.
+
+pub mod api;
+pub(crate) mod calls;
+pub mod client;
+pub(crate) mod codec;
+pub mod machine;
+pub(crate) mod service;
+pub mod settings;
+
+pub use api::*;
+pub use service::{Kv, bind};

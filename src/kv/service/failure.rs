@@ -1,0 +1,32 @@
+//! Failures that only this service has.
+
+use crate::door::failure::failure;
+use crate::proto::v1::Failure;
+use crate::reason::Reason;
+use crate::types::LogId;
+
+/// The history begins later than what was asked for.
+pub(super) fn compacted(from_revision: u64, first_revision: u64) -> Failure {
+    let message = format!(
+        "this node's history begins at revision {first_revision}, after {from_revision}: read the range, and watch from the revision of that read plus one"
+    );
+    Failure { first_revision, ..failure(Reason::Compacted, message, false, None) }
+}
+
+/// A range was to go on with a state that is not kept any more.
+pub(super) fn forgotten_moment(at: LogId) -> Failure {
+    let message = format!(
+        "this node does not keep the state after entry {at} for readers: read the range again from its beginning"
+    );
+    failure(Reason::Compacted, message, false, None)
+}
+
+/// As many long ranges are under way as a node serves.
+pub(super) fn too_many_ranges() -> Failure {
+    let message = format!(
+        "{} long ranges are under way on this connection, or {} on this node; try again",
+        super::ranges::MAX_CONNECTION_LONG_RANGES,
+        super::moments::MAX_LONG_RANGES
+    );
+    failure(Reason::LimitReached, message, false, None)
+}

@@ -1,0 +1,313 @@
+//! The key-value guest at a node's client port: `quorate.v1.Kv`, one call per request or a pipeline of many.
+
+mod failure;
+mod history;
+mod moments;
+mod pipeline;
+mod ranges;
+#[cfg(test)]
+mod tests;
+mod watches;
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::Stream;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::metrics::gauge::Gauge;
+use prost::Message;
+use tonic::server::NamedService;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::api::Method as KvMethod;
+use super::calls::{self, Asked};
+use super::codec::{self, RequestMessage, ResponseMessage};
+use super::machine::{KvAnswer, KvMachine, KvReply};
+use crate::call::Rejected;
+use crate::door::failure::invalid;
+use crate::door::methods::MethodId;
+use crate::door::metrics::StreamCall;
+use crate::door::services::counted;
+use crate::door::streams::Responses;
+use crate::door::{CallOf, Door, Guest, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, Method, ServedNode};
+use crate::engine::Engine;
+use crate::error::OpenError;
+use crate::incoming::Caller;
+use crate::node::port_metrics::gauge;
+use crate::node::{Server, Services};
+use crate::proto::v1::kv_server::{Kv as KvCalls, KvServer};
+use crate::proto::v1::{self, Failure, Item};
+use crate::types::LogId;
+
+use history::{History, HistoryNow};
+use moments::{MAX_LONG_RANGES, Moments};
+use pipeline::KvFraming;
+use watches::{Feed, Place};
+
+/// A range or a transaction counts as this many requests: its answer may be thousands of times larger than others.
+const RANGE_PERMITS: u32 = 64;
+
+/// The key-value guest.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Kv {}
+
+/// Where what is no request of a pipeline stands among the methods.
+const RANGE_STREAM: usize = KvMethod::ALL.len();
+const WATCH: usize = RANGE_STREAM + 1;
+
+impl Guest for Kv {
+    type Machine = KvMachine;
+    type Request = RequestMessage;
+    type Response = ResponseMessage;
+    type Asked = Asked;
+
+    /// In the order of [`KvMethod::ALL`], then those that streams answer.
+    const METHODS: &'static [Method] = &[
+        Method::write(KvMethod::Put.name()),
+        Method::read(KvMethod::Get.name()),
+        Method::write(KvMethod::Delete.name()),
+        Method::write(KvMethod::DeleteRange.name()),
+        Method::read(KvMethod::Range.name()).counted_as(RANGE_PERMITS),
+        Method::write(KvMethod::Txn.name()).counted_as(RANGE_PERMITS).weighed(),
+        Method::read("range_stream"),
+        Method::read("watch"),
+    ];
+
+    fn parse(method: usize, payload: Bytes) -> Result<RequestMessage, Rejected> {
+        match KvMethod::ALL.get(method) {
+            Some(method) => codec::parse(*method, payload),
+            None => Err(Rejected::invalid("it is answered by a stream, which only the service Kv has")),
+        }
+    }
+
+    fn encode(response: ResponseMessage) -> Bytes {
+        codec::payload(response)
+    }
+
+    fn expected_bytes(request: &RequestMessage) -> usize {
+        calls::expected_bytes(request)
+    }
+
+    fn call(request: RequestMessage) -> Result<(CallOf<Self>, Asked), Rejected> {
+        calls::call(codec::decode(request)?)
+    }
+
+    fn written(asked: Asked, at: LogId, reply: Option<KvReply>) -> Result<ResponseMessage, Rejected> {
+        calls::written(asked, at, reply).map(codec::encode_response)
+    }
+
+    fn answered(asked: Asked, answer: KvAnswer) -> Result<ResponseMessage, Rejected> {
+        calls::answered(asked, answer).map(codec::encode_response)
+    }
+
+    fn response_bytes(response: &ResponseMessage) -> usize {
+        match response {
+            ResponseMessage::Get(get) => get.encoded_len(),
+            ResponseMessage::Range(range) => range.encoded_len() + range.items.len() * size_of::<Item>(),
+            ResponseMessage::Txn(txn) => txn.encoded_len(),
+            _ => 0,
+        }
+    }
+
+    fn tells_times(asked: &Asked) -> bool {
+        asked.is_txn()
+    }
+
+    fn tell_reply_times(reply: &mut KvReply, time_at: &dyn Fn(u64) -> u64) {
+        reply.map_expiry(time_at);
+    }
+
+    fn tell_answer_times(answer: &mut KvAnswer, time_at: &dyn Fn(u64) -> u64) {
+        answer.map_expiry(time_at);
+    }
+}
+
+/// A node with a key-value machine.
+pub(super) trait KvNode: ServedNode<Machine = KvMachine> {}
+
+impl<N: ServedNode<Machine = KvMachine>> KvNode for N {}
+
+/// Listens on `address`, a `host:port`, for a node with `machine`, and shows how far its history reaches; port 0 takes a free
+/// one. To be called before the machine is given to an engine.
+///
+/// # Errors
+/// [`OpenError::Listen`] when the address is in use or not this host's.
+pub async fn bind(address: &str, machine: &KvMachine) -> Result<Server<Kv>, OpenError> {
+    let history = History { limits: machine.history_limits(), reach: machine.history_reach() };
+    let server = bind_for(address).await?.with_collector(Box::new(history.clone()));
+    let part = move || serde_json::to_value(HistoryNow::of(&history)).unwrap_or_default();
+    Ok(server.with_status("history", Arc::new(part)))
+}
+
+/// A port with this guest's services.
+async fn bind_for<N: KvNode>(address: &str) -> Result<Server<Kv, N>, OpenError> {
+    let open = Streams::default();
+    let shown = open.clone();
+    let services = Services {
+        names: vec![NAME],
+        pipelines: vec![format!("/{NAME}/Pipeline")],
+        add: Box::new(move |door, routes| {
+            let (feed, moments) = (Feed::default(), Arc::default());
+            let service = KvServer::new(KvService { door, feed, moments, open })
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_ANSWER_BYTES);
+            routes.add_service(service)
+        }),
+    };
+    Ok(Server::bind(address).await?.with_services(services).with_collector(Box::new(shown)))
+}
+
+/// How many streams of each kind are open.
+#[derive(Debug, Clone, Default)]
+struct Streams {
+    watches: Gauge,
+    long_ranges: Gauge,
+}
+
+impl Collector for Streams {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let count = |gauge: &Gauge| u64::try_from(gauge.get()).unwrap_or_default();
+        let (encoder, watches) = (&mut encoder, count(&self.watches));
+        gauge(encoder, "quorate_server_watches_open", "Watches open", None, watches)?;
+        let help = format!("Long ranges being sent, {MAX_LONG_RANGES} at most");
+        gauge(encoder, "quorate_server_long_ranges_open", &help, None, count(&self.long_ranges))
+    }
+}
+
+const NAME: &str = <KvServer<KvService<Engine<KvMachine>>> as NamedService>::NAME;
+
+type Pipelined = Pin<Box<dyn Stream<Item = Result<v1::PipelineResponse, Status>> + Send>>;
+
+/// The service, over whatever node it is given.
+struct KvService<N> {
+    door: Door<N>,
+    feed: Feed,
+    /// What long ranges are read from.
+    moments: Arc<Moments>,
+    open: Streams,
+}
+
+impl<N: KvNode> KvService<N> {
+    /// Answers what `ask` makes of `request` with what `take` finds in the answer to that.
+    async fn call<T, R>(
+        &self,
+        request: Request<T>,
+        ask: fn(T) -> RequestMessage,
+        take: fn(ResponseMessage) -> Option<R>,
+    ) -> Result<Response<R>, Status> {
+        let caller = request.extensions().get::<Arc<Caller>>().cloned();
+        let mut message = ask(request.into_inner());
+        let method = MethodId(pipeline::method(&message).unwrap_or_default());
+        let options = codec::take_options(&mut message);
+        let ((header, mut answer), built) = self.door.call::<Kv>(method, message, options, caller).await?;
+        codec::set_header(&mut answer, header);
+        // The machine answers a put as a put; if it ever did not, the caller would learn of it and nobody else.
+        let answer = take(answer).ok_or_else(|| Failure::from(Rejected::unexpected(true)))?;
+        Ok(counted(answer, built))
+    }
+
+    fn stream_call(&self, method: usize, open: &Gauge) -> StreamCall {
+        StreamCall::new(self.door.metrics.clone(), MethodId(method), open)
+    }
+}
+
+macro_rules! answer {
+    ($kind:ident) => {
+        |answer| match answer {
+            ResponseMessage::$kind(answer) => Some(answer),
+            _ => None,
+        }
+    };
+}
+
+#[tonic::async_trait]
+impl<N: KvNode> KvCalls for KvService<N> {
+    async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
+        self.call(request, RequestMessage::Put, answer!(Put)).await
+    }
+
+    async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
+        self.call(request, RequestMessage::Get, answer!(Get)).await
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteRequest>,
+    ) -> Result<Response<v1::DeleteResponse>, Status> {
+        self.call(request, RequestMessage::Delete, answer!(Delete)).await
+    }
+
+    async fn range(&self, request: Request<v1::RangeRequest>) -> Result<Response<v1::RangeResponse>, Status> {
+        self.call(request, RequestMessage::Range, answer!(Range)).await
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<v1::DeleteRangeRequest>,
+    ) -> Result<Response<v1::DeleteRangeResponse>, Status> {
+        self.call(request, RequestMessage::DeleteRange, answer!(DeleteRange)).await
+    }
+
+    async fn txn(&self, request: Request<v1::TxnRequest>) -> Result<Response<v1::TxnResponse>, Status> {
+        self.call(request, RequestMessage::Txn, answer!(Txn)).await
+    }
+
+    async fn open_session(
+        &self,
+        request: Request<v1::OpenSessionRequest>,
+    ) -> Result<Response<v1::OpenSessionResponse>, Status> {
+        let caller = request.extensions().get().cloned();
+        let (opened, built) = self.door.open_session(request.into_inner(), caller).await?;
+        Ok(counted(opened, built))
+    }
+
+    async fn close_session(
+        &self,
+        request: Request<v1::CloseSessionRequest>,
+    ) -> Result<Response<v1::CloseSessionResponse>, Status> {
+        let caller = request.extensions().get().cloned();
+        let (closed, built) = self.door.close_session(request.into_inner(), caller).await?;
+        Ok(counted(closed, built))
+    }
+
+    async fn range_stream(
+        &self,
+        request: Request<v1::RangeRequest>,
+    ) -> Result<Response<Responses<v1::RangeResponse>>, Status> {
+        let call = self.stream_call(RANGE_STREAM, &self.open.long_ranges);
+        let Door { node, by, .. } = self.door.clone();
+        let own = caller_of(&request).and_then(ranges::Place::take);
+        let range = ranges::range(node, by, self.moments.clone(), own, request.into_inner(), call);
+        Ok(Response::new(range.await?))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchRequest>,
+    ) -> Result<Response<Responses<v1::WatchResponse>>, Status> {
+        let call = self.stream_call(WATCH, &self.open.watches);
+        let Door { node, by, limits, draining, .. } = self.door.clone();
+        let place = caller_of(&request).and_then(|caller| Place::take(caller, limits.watches));
+        let feed = self.feed.clone();
+        let watch = watches::watch(node, by, draining, feed, request.into_inner(), place, call);
+        Ok(Response::new(watch.await?))
+    }
+
+    async fn pipeline(
+        &self,
+        request: Request<Streaming<v1::PipelineRequest>>,
+    ) -> Result<Response<Pipelined>, Status> {
+        let caller = request.extensions().get().cloned();
+        let outgoing =
+            crate::door::pipeline::start::<KvFraming, _, _>(self.door.clone(), caller, request.into_inner());
+        Ok(Response::new(Box::pin(outgoing)))
+    }
+}
+
+fn caller_of<T>(request: &Request<T>) -> Result<&Arc<Caller>, Failure> {
+    request.extensions().get().ok_or_else(|| invalid("the connection of this call is not known"))
+}

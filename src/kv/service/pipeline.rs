@@ -1,0 +1,87 @@
+//! `Kv.Pipeline`: requests and responses of this guest alone, each as a message of its kind.
+
+use super::{Kv, KvMethod};
+use crate::door::Guest as _;
+use crate::door::methods::Method;
+use crate::door::pipeline::{Ask, Done, Framing, Outcome, Weight};
+use crate::kv::codec::{self, RequestMessage, ResponseMessage};
+use crate::proto::v1::{PipelineRequest, PipelineResponse, TaggedRequest, TaggedResponse};
+
+/// See the module's documentation.
+pub(super) enum KvFraming {}
+
+/// Which of the guest's methods `message` is for; none for one about sessions.
+pub(super) fn method(message: &RequestMessage) -> Option<usize> {
+    let method = match message {
+        RequestMessage::Put(_) => KvMethod::Put,
+        RequestMessage::Get(_) => KvMethod::Get,
+        RequestMessage::Delete(_) => KvMethod::Delete,
+        RequestMessage::DeleteRange(_) => KvMethod::DeleteRange,
+        RequestMessage::Range(_) => KvMethod::Range,
+        RequestMessage::Txn(_) => KvMethod::Txn,
+        RequestMessage::OpenSession(_) | RequestMessage::CloseSession(_) => return None,
+    };
+    Some(method as usize)
+}
+
+impl Framing for KvFraming {
+    type Guest = Kv;
+    type Requests = PipelineRequest;
+    type Request = TaggedRequest;
+    type Response = TaggedResponse;
+    type Responses = PipelineResponse;
+
+    fn requests(message: PipelineRequest) -> Vec<TaggedRequest> {
+        message.requests
+    }
+
+    fn weigh(request: &TaggedRequest) -> Weight {
+        let Some(message) = &request.request else { return Weight { permits: 1, expected: 0 } };
+        let permits = method(message).map_or(1, |method| Kv::METHODS[method].permits);
+        Weight { permits, expected: Kv::expected_bytes(message) }
+    }
+
+    fn open(request: TaggedRequest) -> (u64, Option<Ask<Kv>>) {
+        let TaggedRequest { tag, request } = request;
+        let ask = request.map(|message| match message {
+            RequestMessage::OpenSession(open) => Ask::OpenSession(open),
+            RequestMessage::CloseSession(close) => Ask::CloseSession(close),
+            mut message => {
+                let method = method(&message).expect("invariant: it is not about sessions");
+                let options = codec::take_options(&mut message);
+                Ask::Guest { method, request: Ok(message), options }
+            }
+        });
+        (tag, ask)
+    }
+
+    fn response(tag: u64, outcome: Outcome<Kv>) -> TaggedResponse {
+        let response = match outcome {
+            Ok(Done::Guest(header, mut message)) => {
+                codec::set_header(&mut message, header);
+                message
+            }
+            Ok(Done::Opened(opened)) => ResponseMessage::OpenSession(opened),
+            Ok(Done::Closed(closed)) => ResponseMessage::CloseSession(closed),
+            Err(failure) => ResponseMessage::Failure(failure),
+        };
+        TaggedResponse { tag, response: Some(response) }
+    }
+
+    fn responses(responses: Vec<TaggedResponse>) -> PipelineResponse {
+        PipelineResponse { responses }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn methods_stand_in_the_order_of_their_numbers() {
+        let names = KvMethod::ALL.map(KvMethod::name);
+        assert!(Kv::METHODS.iter().map(|method: &Method| method.name).zip(names).all(|(a, b)| a == b));
+        let writes = KvMethod::ALL.map(KvMethod::is_write);
+        assert!(Kv::METHODS.iter().zip(writes).all(|(method, write)| method.changes == write));
+    }
+}

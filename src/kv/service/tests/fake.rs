@@ -1,0 +1,382 @@
+//! A node whose answers the tests hold back and let go, and which tells of itself what they set.
+
+use super::*;
+use crate::engine::{
+    Activity, Carried, Counters, DiskStatus, InFlight, Lag, LedPeer, MemberList, MemberState, NewAddresses,
+    NewMember, PeerPolicy, PeerState, QuotaError, Settings, SnapshotPolicy,
+};
+use crate::error::{ConfigureError, MembershipError, SnapshotError, TransferError};
+use crate::node::operated::Change;
+use crate::storage::LogStats;
+use crate::types::{Member, NodeId};
+
+pub(super) type Held = Box<dyn FnOnce() + Send>;
+
+pub(super) const HISTORY: HistoryEpoch = HistoryEpoch(0xabc);
+
+#[derive(Clone)]
+pub(super) struct FakeNode {
+    pub(super) inner: Arc<Mutex<Inner>>,
+    pub(super) state: Arc<watch::Sender<NodeState>>,
+    /// Writes and reads are answered while true.
+    pub(super) open: Arc<watch::Sender<bool>>,
+    pub(super) observed: Arc<Observed>,
+    pub(super) proposed: Arc<watch::Sender<usize>>,
+    pub(super) reading: Arc<watch::Sender<usize>>,
+}
+
+#[derive(Default)]
+pub(super) struct Inner {
+    pub(super) machine: KvMachine,
+    pub(super) index: u64,
+    /// What the leader knows, if that is more.
+    pub(super) present: Option<u64>,
+    pub(super) held: Vec<Held>,
+    /// Whose sessions were opened.
+    pub(super) openers: Vec<String>,
+}
+
+impl FakeNode {
+    pub(super) fn new() -> Self {
+        let state = NodeState {
+            node_id: 7,
+            role: Role::Leader,
+            term: 3,
+            in_touch: true,
+            leader: Some(Leader { node_id: 7, client: "here:7801".to_owned() }),
+            last_log: Some(0),
+            committed: None,
+            applied: None,
+            overdue: false,
+            snapshot: None,
+            purged: None,
+            membership: Membership::default(),
+            disk: DiskState::Ok,
+            diverged: None,
+            forming: None,
+            fatal: None,
+        };
+        Self {
+            inner: Arc::default(),
+            state: Arc::new(watch::Sender::new(state)),
+            open: Arc::new(watch::Sender::new(true)),
+            observed: Arc::default(),
+            proposed: Arc::default(),
+            reading: Arc::default(),
+        }
+    }
+
+    pub(super) fn hold(&self) {
+        self.open.send_replace(false);
+    }
+
+    pub(super) fn release(&self) {
+        self.open.send_replace(true);
+        let held = std::mem::take(&mut self.inner.lock().unwrap().held);
+        held.into_iter().for_each(|done| done());
+    }
+}
+
+impl ServedNode for FakeNode {
+    type Machine = KvMachine;
+
+    async fn propose<F>(&self, command: KvCommand, options: WriteOptions, done: F)
+    where
+        F: FnOnce(Result<Acknowledged<KvReply>, WriteError>) + Send + 'static,
+    {
+        let mut inner = self.inner.lock().unwrap();
+        inner.index += 1;
+        let log_id = LogId::new(3, inner.index);
+        let reply = inner.machine.apply(&ApplyContext { log_id, elapsed_ms: 0, time_ms: 0 }, command);
+        let (ack, held_by) = (options.ack, vec![7]);
+        let done =
+            move || done(Ok(Acknowledged { log_id, reply: Some(reply), ack, held_by, repeated: false }));
+        if *self.open.borrow() {
+            drop(inner);
+            done();
+        } else {
+            inner.held.push(Box::new(done));
+        }
+        self.proposed.send_modify(|proposed| *proposed += 1);
+    }
+
+    fn current_history(&self) -> CurrentHistory {
+        let history = CurrentHistory::default();
+        history.set(HISTORY);
+        history
+    }
+
+    async fn open_session(&self, opener: &str, _ttl_ms: u64) -> Result<OpenedSession, WriteError> {
+        let mut inner = self.inner.lock().unwrap();
+        inner.openers.push(opener.to_owned());
+        inner.index += 1;
+        let log_id = LogId::new(3, inner.index);
+        Ok(OpenedSession { session: 42, log_id })
+    }
+
+    async fn close_session(&self, session: u64, _: HistoryEpoch) -> Result<ClosedSession, WriteError> {
+        let OpenedSession { session: open, log_id } = self.open_session("", 0).await?;
+        Ok(ClosedSession { log_id, was_open: session == open })
+    }
+
+    async fn write(
+        &self,
+        command: KvCommand,
+        options: WriteOptions,
+    ) -> Result<Acknowledged<KvReply>, WriteError> {
+        let (done, outcome) = oneshot::channel();
+        self.propose(command, options, |result| {
+            let _ = done.send(result);
+        })
+        .await;
+        outcome.await.unwrap()
+    }
+
+    async fn read(&self, query: KvQuery, _: ReadOptions) -> Result<ReadOutcome<KvAnswer>, ReadError> {
+        self.reading.send_modify(|reading| *reading += 1);
+        self.open.subscribe().wait_for(|open| *open).await.unwrap();
+        self.reading.send_modify(|reading| *reading -= 1);
+        let inner = self.inner.lock().unwrap();
+        let answer = KvMachine::query(&inner.machine.view(), query);
+        Ok(ReadOutcome { applied: Some(LogId::new(3, inner.index)), answer })
+    }
+
+    fn read_last(&self, query: KvQuery) -> ReadOutcome<KvAnswer> {
+        let inner = self.inner.lock().unwrap();
+        let answer = KvMachine::query(&inner.machine.view(), query);
+        ReadOutcome { applied: Some(LogId::new(3, inner.index)), answer }
+    }
+
+    async fn view(&self, _: ReadOptions) -> Result<(Option<LogId>, KvView), ReadError> {
+        let inner = self.inner.lock().unwrap();
+        Ok((Some(LogId::new(3, inner.index)), inner.machine.view()))
+    }
+
+    fn log_time_at(&self, elapsed_ms: u64) -> u64 {
+        elapsed_ms
+    }
+
+    async fn present(&self) -> Result<u64, ReadError> {
+        let inner = self.inner.lock().unwrap();
+        Ok(inner.present.unwrap_or(inner.index))
+    }
+
+    fn state(&self) -> NodeState {
+        self.state.borrow().clone()
+    }
+
+    fn watch(&self) -> watch::Receiver<NodeState> {
+        self.state.subscribe()
+    }
+}
+
+/// What the fake node says of the size of its state.
+pub(super) const QUOTA: Quota = Quota { bytes: 2_000, source: QuotaSource::Memory };
+
+/// Changes that succeed concern this node; the others fail, each in its way.
+pub(super) const WELL: NodeId = 4;
+
+/// What the fake node tells of itself.
+pub(super) struct Observed {
+    pub(super) settings: Mutex<Settings>,
+    pub(super) quota: Mutex<Option<Quota>>,
+    pub(super) activity: Activity,
+    pub(super) counters: Counters,
+}
+
+impl Default for Observed {
+    fn default() -> Self {
+        let settings = Settings {
+            snapshots: SnapshotPolicy::default(),
+            max_command_bytes: 100,
+            max_inflight_bytes: 1000,
+            preferred_leader: false,
+        };
+        let (activity, counters) = (Activity::default(), Counters::default());
+        Self { settings: Mutex::new(settings), quota: Mutex::default(), activity, counters }
+    }
+}
+
+/// The largest that the fake accepts.
+const MOST_INFLIGHT_BYTES: usize = 1000;
+
+fn peer(node_id: u64, led: Option<LedPeer>) -> PeerState {
+    let peer = format!("10.0.0.{node_id}:7901");
+    let member = Member {
+        peer,
+        client: format!("10.0.0.{node_id}:7801"),
+        incarnation: Incarnation(9),
+        ..Member::default()
+    };
+    let carried =
+        Carried { sent_bytes: 10 * node_id, received_bytes: 1, dials_failed: 2, ..Carried::default() };
+    PeerState { node_id, member, voter: node_id != 3, carried, led }
+}
+
+impl OperatedNode for FakeNode {
+    async fn status(&self) -> EngineStatus {
+        EngineStatus {
+            cluster: "c".to_owned(),
+            incarnation: Incarnation(1),
+            client: "here:7801".to_owned(),
+            state: self.state(),
+            state_hash: Some(42),
+            state_bytes: Some(1_000),
+            quota: Some(QUOTA),
+        }
+    }
+
+    async fn list_sessions(&self, after: u64, limit: usize) -> Result<SessionList, ReadError> {
+        let info = |session| SessionInfo {
+            session,
+            opener: format!("192.0.2.1:{session}"),
+            opened_ms: 1_000,
+            used_ms: 2_000,
+            expires_ms: 3_000,
+            bytes: 64,
+            unsettled: 1,
+        };
+        let mut sessions: Vec<_> = (1..=5).filter(|session| *session > after).map(info).collect();
+        let more = sessions.len() > limit;
+        sessions.truncate(limit);
+        let clock = ClusterClock { elapsed_ms: 2_500, wall_offset_ms: 100, ..Default::default() };
+        Ok(SessionList { applied: Some(LogId::new(3, 9)), clock, sessions, more })
+    }
+
+    fn members(&self) -> MemberList {
+        let member = Member {
+            peer: "p:1".to_owned(),
+            client: "c:1".to_owned(),
+            incarnation: Incarnation(9),
+            ..Member::default()
+        };
+        let state =
+            MemberState { node_id: WELL, member, voter: true, matched: Some(5), reachable: Some(true) };
+        MemberList {
+            members: vec![state],
+            leader: Some(Leader { node_id: 7, client: "here:7801".to_owned() }),
+            position: Some(LogId::new(3, 5)),
+            joint: true,
+        }
+    }
+
+    async fn change(&self, change: Change) -> Result<MemberList, MembershipError> {
+        let leader = Some(Leader { node_id: 2, client: "b:7801".to_owned() });
+        match change {
+            Change::Add { new: NewMember { node_id: WELL, peer }, promote: true, timeout }
+                if peer == "p:1" && timeout == Duration::from_secs(60) =>
+            {
+                Ok(self.members())
+            }
+            Change::Replace { old: 3, new, timeout } if timeout == Duration::from_millis(1) => {
+                assert_eq!(new, NewMember { node_id: WELL, peer: "p:1".to_owned() });
+                Ok(self.members())
+            }
+            Change::Update { node_id: WELL, addresses } => {
+                assert_eq!(addresses, NewAddresses { peer: None, client: Some("c:1".to_owned()) });
+                Ok(self.members())
+            }
+            Change::Promote { .. } => Err(MembershipError::NotLeader { leader }),
+            Change::Demote { force: true, .. } => {
+                Err(MembershipError::Timeout { step: "the demotion", waited_ms: 1 })
+            }
+            Change::Remove { .. } => {
+                Err(MembershipError::WouldWeakenQuorum { voters: 2, healthy: 1, needed: 2 })
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn transfer_leader(&self, to: Option<NodeId>) -> Result<Leader, TransferError> {
+        match to {
+            None => Ok(Leader { node_id: WELL, client: "c:1".to_owned() }),
+            Some(node_id) => Err(TransferError::NotInTouch { node_id }),
+        }
+    }
+
+    async fn take_snapshot(&self) -> Result<LogId, SnapshotError> {
+        Ok(LogId::new(3, 4))
+    }
+
+    fn peers(&self) -> Vec<PeerState> {
+        let leads = self.state().role == Role::Leader;
+        let well = LedPeer {
+            matched: Some(8),
+            behind_entries: 2,
+            behind: Duration::from_micros(1500),
+            heard: Some(Duration::from_millis(30)),
+            accepted_entries: 5,
+            snapshot: None,
+            policy: PeerPolicy::default(),
+        };
+        let gone = LedPeer { heard: None, matched: None, ..well.clone() };
+        vec![peer(2, leads.then_some(well)), peer(3, leads.then_some(gone))]
+    }
+
+    fn lag(&self) -> Lag {
+        Lag { entries: 1, time: Some(Duration::from_micros(250)), leader_heard: None }
+    }
+
+    fn in_flight(&self) -> InFlight {
+        InFlight { commands: 3, bytes: 300, waiting_for_all: 2 }
+    }
+
+    fn largest_opener(&self) -> usize {
+        3
+    }
+
+    fn sessions(&self) -> (usize, usize) {
+        (4, 400)
+    }
+
+    fn disk(&self) -> DiskStatus {
+        crate::storage::DiskWatch::default().status()
+    }
+
+    fn activity(&self) -> &Activity {
+        &self.observed.activity
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.observed.counters
+    }
+
+    fn log_stats(&self) -> Option<&LogStats> {
+        None
+    }
+
+    fn state_size(&self) -> (Option<u64>, Option<Quota>) {
+        (Some(1_000), *self.observed.quota.lock().unwrap())
+    }
+
+    async fn set_state_quota(&self, bytes: Option<u64>) -> Result<LogId, QuotaError> {
+        match bytes {
+            Some(bytes @ ..1_000) => Err(QuotaError::Range { bytes }),
+            Some(9_999) => Err(QuotaError::Write(WriteError::NoQuorum)),
+            Some(9_998) => {
+                let leader = Some(Leader { node_id: 2, client: "b:7802".to_owned() });
+                Err(QuotaError::Write(WriteError::NotLeader { leader }))
+            }
+            Some(9_997) => Err(QuotaError::Write(WriteError::Interrupted { leader: None })),
+            _ => {
+                let quota = bytes.map(|bytes| Quota { bytes, source: QuotaSource::Operator });
+                *self.observed.quota.lock().unwrap() = Some(quota.unwrap_or(QUOTA));
+                Ok(LogId::new(1, 9))
+            }
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        self.observed.settings.lock().unwrap().clone()
+    }
+
+    fn configure(&self, change: impl FnOnce(&mut Settings)) -> Result<Settings, ConfigureError> {
+        let mut changed = self.settings();
+        change(&mut changed);
+        if changed.max_inflight_bytes > MOST_INFLIGHT_BYTES {
+            return Err(ConfigureError("max_inflight_bytes is too large".to_owned()));
+        }
+        *self.observed.settings.lock().unwrap() = changed.clone();
+        Ok(changed)
+    }
+}

@@ -1,0 +1,468 @@
+//! One process's client port: gRPC and HTTP on one socket, in front of an engine, whichever machine it has.
+//!
+//! | door | what for |
+//! |---|---|
+//! | `quorate.v1.Pipeline`, `Sessions` | calls of the [guest](crate::door::Guest), whatever it is |
+//! | services that the guest has besides | reads and writes |
+//! | `quorate.v1.Admin` | status, members, who leads, snapshots |
+//! | `grpc.health.v1.Health` | serving when the node is ready |
+//! | server reflection, v1 and v1alpha | `grpcurl … list` |
+//! | `/livez`, `/readyz`, `/metrics` | probes and Prometheus ([`http`]) |
+//! | `/replication/…`, `/stats` | how replication goes, and settings, as JSON ([`replication`]) |
+//!
+//! Before every door stands the [`entrance`]: it refuses what a page in somebody's browser could send, and counts what is
+//! on its way through each connection. What all doors have in common is in [`door`](crate::door); a guest brings its
+//! services, its part of the status page and its metrics, and this room names none of them.
+//!
+//! # Promises
+//!
+//! - Served by [`Server::serve_opening`], the port answers from the first moment: a node that is being opened says so, and how
+//!   far it is.
+//! - Connections, watches, requests in flight, bytes of requests that do not end and of answers that nobody reads are
+//!   [bounded](crate::door::limits). Probes and operators get through all the same.
+//! - On shutdown nothing new is accepted, requests in flight are answered, and [`Server::serve`] returns
+//!   within [`DRAIN`], whatever clients do.
+
+pub(crate) mod admin;
+mod core_metrics;
+mod disk_metrics;
+mod entrance;
+mod exposition;
+mod gate;
+mod http;
+mod log_metrics;
+pub(crate) mod metrics;
+pub(crate) mod operated;
+mod peer_metrics;
+pub(crate) mod port_metrics;
+mod process_metrics;
+pub(crate) mod replication;
+pub mod settings;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::registry::Registry;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::door::limits::DoorLimits;
+use crate::door::methods::Methods;
+use crate::door::metrics::Metrics;
+use crate::door::{Answerer, Door, Guest, ServedNode, deadline, services, told};
+use crate::engine::{Engine, StartProgress};
+use crate::error::OpenError;
+use crate::incoming::{self, Beginning, Places};
+use crate::proto::DESCRIPTORS;
+use crate::proto::v1::admin_server::AdminServer;
+
+use admin::AdminService;
+use core_metrics::CoreCollector;
+use disk_metrics::DiskCollector;
+use entrance::Entrance;
+pub use entrance::Names;
+use gate::Gate;
+use log_metrics::LogCollector;
+use operated::OperatedNode;
+use peer_metrics::PeerCollector;
+use port_metrics::PortCollector;
+use process_metrics::ProcessCollector;
+use settings::{LogLevel, NodeSettings};
+
+/// How long requests in flight may take to be answered once the server is told to stop.
+pub const DRAIN: Duration = Duration::from_secs(5);
+
+/// Calls in flight per connection, pipelines included.
+const MAX_STREAMS: u32 = 4096;
+
+/// What a client may send on one stream before it must wait: several messages, so that a pipeline over a
+/// slow link keeps flowing. A pipeline that is not read holds this much.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+
+/// The same for all streams of a connection together.
+const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+
+/// Largest HTTP/2 frame accepted.
+const MAX_FRAME_BYTES: u32 = 256 * 1024;
+
+/// A connection that has been silent for this long is pinged, and closed when nobody answers.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// One in so many of the files that the process may open beside its own is for clients.
+const FILES_SHARE: usize = 2;
+
+/// Connections beside those, for probes and operators.
+const RESERVED_CONNECTIONS: usize = 8;
+
+/// What a guest has to say on the status page, asked whenever somebody looks at it.
+pub(crate) type StatusPart = Arc<dyn Fn() -> Value + Send + Sync>;
+
+/// The services of a guest.
+pub(crate) struct Services<N> {
+    /// Their full names.
+    pub(crate) names: Vec<&'static str>,
+    /// Those of their paths at which requests come one after the other, each of its own.
+    pub(crate) pipelines: Vec<String>,
+    /// Adds them to the others.
+    pub(crate) add: Box<dyn FnOnce(Door<N>, Routes) -> Routes + Send>,
+}
+
+impl<N> Default for Services<N> {
+    fn default() -> Self {
+        Self { names: Vec::new(), pipelines: Vec::new(), add: Box::new(|_, routes| routes) }
+    }
+}
+
+/// A client port that is bound and not yet served: connections wait in the socket's backlog.
+///
+/// `G` is what is served, `N` the node that it is asked of.
+pub struct Server<G: Guest, N = Engine<<G as Guest>::Machine>> {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    collectors: Vec<Box<dyn Collector>>,
+    log_level: Option<LogLevel>,
+    fixed_settings: Vec<(&'static str, Value)>,
+    limits: DoorLimits,
+    names: Names,
+    status: Vec<(&'static str, StatusPart)>,
+    services: Services<N>,
+    guest: PhantomData<fn() -> G>,
+}
+
+impl<G: Guest, N> fmt::Debug for Server<G, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("local_addr", &self.local_addr).finish_non_exhaustive()
+    }
+}
+
+/// Serving ended although nobody asked for it.
+#[derive(Debug, thiserror::Error)]
+#[error("the client port failed: {source}")]
+pub struct ServeError {
+    #[from]
+    source: tonic::transport::Error,
+}
+
+impl<G: Guest, N> Server<G, N> {
+    /// Listens on `address`, a `host:port`; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// [`OpenError::Listen`] when the address is in use or not this host's.
+    pub async fn bind(address: &str) -> Result<Self, OpenError> {
+        let failed = |source| OpenError::Listen { address: address.to_owned(), source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let local_addr = listener.local_addr().map_err(failed)?;
+        Ok(Self {
+            listener,
+            local_addr,
+            collectors: Vec::new(),
+            log_level: None,
+            fixed_settings: Vec::new(),
+            limits: DoorLimits::default(),
+            names: Names::default().and_host_of(address),
+            status: Vec::new(),
+            services: Services::default(),
+            guest: PhantomData,
+        })
+    }
+
+    /// The address that is listened on.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Adds metrics to `/metrics`. The collector is asked at every scrape and must not block.
+    #[must_use]
+    pub fn with_collector(mut self, collector: Box<dyn Collector>) -> Self {
+        self.collectors.push(collector);
+        self
+    }
+
+    /// Lets clients change the filter of the process's log. Without this `log_level` is none of the settings.
+    #[must_use]
+    pub fn with_log_level(mut self, log_level: LogLevel) -> Self {
+        self.log_level = Some(log_level);
+        self
+    }
+
+    /// Shows those who ask for settings also these, which only a restart changes.
+    #[must_use]
+    pub fn with_fixed_settings(mut self, settings: Vec<(&'static str, Value)>) -> Self {
+        self.fixed_settings = settings;
+        self
+    }
+
+    /// What callers may make the node hold, instead of the defaults.
+    #[must_use]
+    pub fn with_limits(mut self, limits: DoorLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The names that requests may call the node by, beside addresses and loopback names. Without this it is the one that
+    /// it was told to listen on.
+    #[must_use]
+    pub fn with_names(mut self, names: Names) -> Self {
+        self.names = names;
+        self
+    }
+
+    /// Shows `part` on the status page, as `name`.
+    #[must_use]
+    pub(crate) fn with_status(mut self, name: &'static str, part: StatusPart) -> Self {
+        self.status.push((name, part));
+        self
+    }
+
+    /// Serves these for the guest.
+    #[must_use]
+    pub(crate) fn with_services(mut self, services: Services<N>) -> Self {
+        self.services = services;
+        self
+    }
+}
+
+impl<G: Guest> Server<G> {
+    /// Serves `engine` until `shutdown` resolves and requests in flight are answered, [`DRAIN`] at most. Does
+    /// not stop the engine.
+    ///
+    /// # Errors
+    /// [`ServeError`] when the transport fails; clients' failures are their own.
+    pub async fn serve<F>(self, engine: Engine<G::Machine>, shutdown: F) -> Result<(), ServeError>
+    where
+        F: Future<Output = ()> + Send,
+    {
+        self.serve_opening(std::future::ready(engine), StartProgress::default(), shutdown).await
+    }
+
+    /// As [`serve`](Self::serve), for an engine that is still being opened: until `opening` gives it, probes are answered,
+    /// with how far `progress` is, and all else is refused as unavailable.
+    ///
+    /// # Errors
+    /// As [`serve`](Self::serve).
+    pub async fn serve_opening<O, F>(
+        self,
+        opening: O,
+        progress: StartProgress,
+        shutdown: F,
+    ) -> Result<(), ServeError>
+    where
+        O: Future<Output = Engine<G::Machine>> + Send,
+        F: Future<Output = ()> + Send,
+    {
+        let opening = async {
+            let engine = opening.await;
+            let mut collectors: Vec<Box<dyn Collector>> = Vec::new();
+            if let Some(stats) = engine.log_stats() {
+                collectors.push(Box::new(LogCollector(stats.clone())));
+            }
+            if let Some(disk) = engine.disk_watch() {
+                collectors.push(Box::new(DiskCollector(disk)));
+            }
+            (engine, collectors)
+        };
+        self.serve_gated(opening, progress, DRAIN, shutdown).await
+    }
+}
+
+impl<G: Guest, N: OperatedNode<Machine = G::Machine>> Server<G, N> {
+    #[cfg(test)]
+    pub(crate) async fn serve_node<F>(
+        self,
+        node: N,
+        patience: Duration,
+        shutdown: F,
+    ) -> Result<(), ServeError>
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let opening = std::future::ready((node, Vec::new()));
+        self.serve_gated(opening, StartProgress::default(), patience, shutdown).await
+    }
+
+    /// The port, before and after `opening` gives the node and the metrics that go with it.
+    pub(crate) async fn serve_gated<O, F>(
+        self,
+        opening: O,
+        progress: StartProgress,
+        patience: Duration,
+        shutdown: F,
+    ) -> Result<(), ServeError>
+    where
+        O: Future<Output = (N, Vec<Box<dyn Collector>>)> + Send,
+        F: Future<Output = ()> + Send,
+    {
+        let Self {
+            listener,
+            mut collectors,
+            log_level,
+            fixed_settings,
+            limits,
+            names,
+            status,
+            services: own,
+            ..
+        } = self;
+        let limits = Arc::new(limits);
+        let pipelines = own.pipelines.iter().cloned().chain([services::PIPELINE.to_owned()]);
+        let methods = Methods::new(G::METHODS, &admin::METHODS, pipelines);
+        let names_served = own.names.iter().copied().chain(services::NAMES);
+        let health_names: Vec<_> = [""].into_iter().chain(names_served).chain([ADMIN]).collect();
+        let connections = limits.connections.unwrap_or_else(|| incoming::connections(FILES_SHARE));
+        let places = Places::new(connections, RESERVED_CONNECTIONS);
+        let entrance = Arc::new(Entrance { names, limits: limits.clone(), methods: methods.clone() });
+        let entrance = || axum::middleware::from_fn_with_state(entrance.clone(), entrance::enter);
+        collectors.push(Box::new(PortCollector { places: places.clone(), limits: limits.clone() }));
+        let (drain, draining) = watch::channel(false);
+        let (reporter, health) = tonic_health::server::health_reporter();
+        // Reporters begin with "serving"; nothing is served yet, and nobody knows whether it can be.
+        for name in &health_names {
+            reporter.set_service_status(*name, ServingStatus::NotServing).await;
+        }
+        let before = Routes::from(gate::before(progress, draining.clone())).add_service(health.clone());
+        let known = told::Known::new(methods.clone());
+        let completed = || axum::middleware::from_fn_with_state(known.clone(), told::complete);
+        let gate = Gate::new(before.into_axum_router().layer(entrance()).layer(completed()));
+        let behind = gate.clone();
+        let (mut told_to_stop, mut overdue_since) = (draining.clone(), draining.clone());
+        let attend = async {
+            let followed = async {
+                let (node, of_engine) = opening.await;
+                collectors.extend(of_engine);
+                collectors.push(Box::new(CoreCollector(node.clone())));
+                collectors.push(Box::new(PeerCollector(node.clone())));
+                collectors.push(Box::new(ProcessCollector));
+                let settings = NodeSettings::new(node.clone(), log_level, fixed_settings);
+                let mut registry = Registry::default();
+                let metrics = Arc::new(Metrics::new(methods, &mut registry));
+                metrics::register(&mut registry, node.clone(), collectors);
+                let pages = http::Pages { settings: settings.clone(), status, registry: Arc::new(registry) };
+                let routes = Routes::from(http::router(&node, pages, draining.clone())).add_service(health);
+                let by = Answerer::of(&node);
+                let (of_door, draining) = (metrics.clone(), draining.clone());
+                let door = Door { node: node.clone(), by, metrics: of_door, limits, draining };
+                let routes = add_services::<G, N>(routes, door, settings, own);
+                let limited = axum::middleware::from_fn_with_state(metrics, deadline::answer_in_time);
+                known.follow(node.watch());
+                behind.open(routes.into_axum_router().layer(limited).layer(entrance()).layer(completed()));
+                report_health(node, reporter.clone(), &health_names).await;
+            };
+            tokio::select! {
+                biased;
+                // The sender lives as long as this function.
+                _ = told_to_stop.wait_for(|stopping| *stopping) => {}
+                () = async { followed.await; std::future::pending().await } => {}
+            }
+            retire(reporter.clone(), &health_names).await;
+            std::future::pending::<Infallible>().await
+        };
+
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
+        let incoming = incoming::bounded(incoming, places, Beginning::Request);
+        let stop = async {
+            shutdown.await;
+            drain.send_replace(true);
+        };
+        let serving = builder().serve_with_incoming_shutdown(gate, incoming, stop);
+        let overdue = async {
+            // The sender lives as long as this function.
+            let _ = overdue_since.wait_for(|draining| *draining).await;
+            tokio::time::sleep(patience).await;
+        };
+        tokio::select! {
+            biased;
+            // First: a node that is there already is behind the gate before anybody is let in.
+            never = attend => match never {},
+            served = serving => Ok(served?),
+            () = overdue => {
+                tracing::warn!(
+                    waited_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
+                    "clients still hold connections; leaving them"
+                );
+                Ok(())
+            }
+        }
+    }
+}
+
+fn builder() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .accept_http1(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_frame_size(MAX_FRAME_BYTES)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+}
+
+fn add_services<G: Guest, N: OperatedNode<Machine = G::Machine>>(
+    routes: Routes,
+    door: Door<N>,
+    settings: NodeSettings<N>,
+    own: Services<N>,
+) -> Routes {
+    let admin = AdminServer::new(AdminService {
+        node: door.node.clone(),
+        by: door.by.clone(),
+        settings,
+        metrics: door.metrics.clone(),
+    });
+    let Services { names, add, .. } = own;
+    let reflection = || {
+        let builder = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        // The descriptors also hold the protocol between peers, which this port does not serve.
+        let served = names.iter().copied().chain(services::NAMES).chain([ADMIN, HEALTH]);
+        served.fold(builder, |builder, name| builder.with_service_name(name))
+    };
+    const VALID: &str = "invariant: descriptors compiled into this binary are valid";
+    let routes = routes
+        .add_service(admin)
+        .add_service(reflection().build_v1().expect(VALID))
+        .add_service(reflection().build_v1alpha().expect(VALID));
+    let routes = services::add::<G, N>(&door, routes);
+    add(door, routes).prepare()
+}
+
+const ADMIN: &str = admin::NAME;
+const HEALTH: &str = "grpc.health.v1.Health";
+
+/// Keeps `grpc.health.v1` in step with readiness, for the server as a whole and each service. Status is also served by a
+/// node that is not ready.
+async fn report_health<N: ServedNode>(node: N, reporter: HealthReporter, names: &[&'static str]) {
+    let mut changes = node.watch();
+    let mut reported = None;
+    loop {
+        let ready = changes.borrow_and_update().readiness().is_ok();
+        if reported != Some(ready) {
+            reported = Some(ready);
+            let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+            for name in names {
+                let status = if *name == ADMIN { ServingStatus::Serving } else { status };
+                reporter.set_service_status(*name, status).await;
+            }
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells health watchers that the server goes, and ends their streams, which would hold up the drain.
+async fn retire(mut reporter: HealthReporter, names: &[&'static str]) {
+    for name in names {
+        reporter.set_service_status(*name, ServingStatus::NotServing).await;
+        reporter.clear_service_status(name).await;
+    }
+}

@@ -1,0 +1,454 @@
+//! Settings of the running node, by the names they have in its configuration file.
+//!
+//! Those that can change are the engine's, and the log's filter, which belongs to the process: whoever set up the log
+//! hands over a [`LogLevel`]. A change takes effect at once, on this node only, until the node stops. Of several
+//! settings in one request either all change or none: everything is parsed and checked before anything
+//! is changed, and requests take turns.
+//!
+//! One setting is the cluster's: [`STATE_QUOTA`] goes through the log, to all nodes and for good, so it is changed at the
+//! leader and by itself.
+//!
+//! The others are the process's: it tells the server what it was started with, to be shown beside those that can change.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Map, Value};
+use tracing_subscriber::EnvFilter;
+
+use super::operated::OperatedNode;
+use crate::door::failure;
+use crate::engine::{QuotaError, Settings};
+use crate::proto::v1::{self, Failure};
+use crate::shown::Shown;
+
+/// The settings that can change while a node runs, by their names in the configuration file.
+pub const CHANGEABLE: [&str; 8] = [
+    "snapshot_every_entries",
+    "snapshot_every_bytes",
+    "snapshot_keep_entries",
+    "snapshot_keep_bytes",
+    "max_command_bytes",
+    "max_inflight_bytes",
+    "preferred_leader",
+    LOG_LEVEL,
+];
+
+const LOG_LEVEL: &str = "log_level";
+
+/// The quota on the state, in bytes; 0 for what the memory of the smallest member allows. The cluster's, and in no
+/// configuration file.
+pub const STATE_QUOTA: &str = "state_quota_bytes";
+
+/// Most settings in one request; more than there are makes no sense.
+const MAX_CHANGES: usize = 64;
+
+/// Longest filter of the log.
+const MAX_FILTER_BYTES: usize = 1024;
+
+/// Reads `filter`, without regular expressions: one that a client made up may take all memory there is.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_filter(filter: &str) -> Result<EnvFilter, String> {
+    if filter.len() > MAX_FILTER_BYTES {
+        return Err(format!("it has {} bytes, more than {MAX_FILTER_BYTES}", filter.len()));
+    }
+    check_directives(filter)?;
+    EnvFilter::builder().with_regex(false).parse(filter).map_err(|error| error.to_string())
+}
+
+/// Refuses what would be taken for the name of a target and log nothing of this program.
+fn check_directives(filter: &str) -> Result<(), String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    /// The modules of this program, as targets.
+    const OWN: &str = "quorate";
+    let mut speaks = false;
+    for directive in directives(filter) {
+        let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(directive));
+        if !is_level && !directive.contains(['=', '[']) {
+            return Err(format!(
+                "\"{directive}\" is no level; the levels are {}, and for a target TARGET=LEVEL",
+                LEVELS.join(", ")
+            ));
+        }
+        speaks |= is_level || directive.starts_with(OWN);
+    }
+    match speaks {
+        true => Ok(()),
+        false => Err("it says no level for this program; begin it with one, such as info".to_owned()),
+    }
+}
+
+/// The parts of a filter. A comma within brackets belongs to a part.
+fn directives(filter: &str) -> impl Iterator<Item = &str> {
+    let mut depth = 0_usize;
+    let parts = filter.split(move |c| {
+        match c {
+            '[' | '{' => depth += 1,
+            ']' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == ',' && depth == 0
+    });
+    parts.map(str::trim).filter(|part| !part.is_empty())
+}
+
+/// The filter of the process's log, and how to change it. Cheap to clone; all clones are the same filter.
+#[derive(Clone)]
+pub struct LogLevel {
+    current: Arc<Mutex<String>>,
+    apply: Arc<ApplyFilter>,
+}
+
+type ApplyFilter = dyn Fn(&str) -> Result<(), String> + Send + Sync;
+
+impl LogLevel {
+    /// The log is filtered by `current`, and `apply` makes it another filter, which it is given as text that
+    /// [`parse_filter`] understands; it fails with the reason.
+    pub fn new(
+        current: impl Into<String>,
+        apply: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        Self { current: Arc::new(Mutex::new(current.into())), apply: Arc::new(apply) }
+    }
+}
+
+impl fmt::Debug for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LogLevel").field(&self.current).finish()
+    }
+}
+
+/// Why settings were not changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{error}")]
+pub(crate) struct Refused {
+    /// What is wrong.
+    pub(crate) error: String,
+    /// What to do.
+    pub(crate) hint: String,
+}
+
+impl Refused {
+    pub(crate) fn new(error: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { error: error.into(), hint: hint.into() }
+    }
+}
+
+/// Why a request for settings was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotChanged {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
+}
+
+impl From<NotChanged> for Failure {
+    fn from(error: NotChanged) -> Self {
+        match error {
+            NotChanged::Refused(refused) => refused.into(),
+            NotChanged::Quota(QuotaError::Write(error)) => error.into(),
+            NotChanged::Quota(error @ (QuotaError::Range { .. } | QuotaError::NotCounted)) => {
+                failure::invalid(&error.to_string())
+            }
+        }
+    }
+}
+
+impl NotChanged {
+    /// What to do.
+    pub(crate) fn hint(&self) -> String {
+        match self {
+            Self::Refused(refused) => refused.hint.clone(),
+            Self::Quota(_) => format!("{STATE_QUOTA} is changed at the leader"),
+        }
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        failure::invalid(&format!("{}: {}", refused.error, refused.hint))
+    }
+}
+
+/// The settings of one node.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeSettings<N> {
+    node: N,
+    log_level: Option<LogLevel>,
+    fixed: Arc<[(&'static str, Value)]>,
+    turn: Arc<Mutex<()>>,
+}
+
+impl<N: OperatedNode> NodeSettings<N> {
+    /// The log's filter can be changed if there is a `log_level`. `fixed` are settings that only a restart changes.
+    pub(crate) fn new(
+        node: N,
+        log_level: Option<LogLevel>,
+        fixed: impl Into<Arc<[(&'static str, Value)]>>,
+    ) -> Self {
+        Self { node, log_level, fixed: fixed.into(), turn: Arc::default() }
+    }
+
+    /// The settings that only a restart changes, as far as they are known.
+    pub(crate) fn fixed(&self) -> &[(&'static str, Value)] {
+        &self.fixed
+    }
+
+    /// The settings that can change, with their present values.
+    pub(crate) fn list(&self) -> Vec<(&'static str, Value)> {
+        let settings = self.node.settings();
+        let log_level = self
+            .log_level
+            .as_ref()
+            .map(|log| log.current.lock().expect("invariant: no panic under this lock").clone());
+        let value = |name| match name {
+            "snapshot_every_entries" => Some(settings.snapshots.every_entries.into()),
+            "snapshot_every_bytes" => Some(settings.snapshots.every_bytes.into()),
+            "snapshot_keep_entries" => Some(settings.snapshots.keep_entries.into()),
+            "snapshot_keep_bytes" => Some(settings.snapshots.keep_bytes.into()),
+            "max_command_bytes" => Some(settings.max_command_bytes.into()),
+            "max_inflight_bytes" => Some(settings.max_inflight_bytes.into()),
+            "preferred_leader" => Some(settings.preferred_leader.into()),
+            _ => log_level.clone().map(Value::from),
+        };
+        let of_node = CHANGEABLE.into_iter().filter_map(|name| Some((name, value(name)?)));
+        let (_, quota) = self.node.state_size();
+        of_node.chain(quota.map(|quota| (STATE_QUOTA, quota.bytes.into()))).collect()
+    }
+
+    /// Changes all of `wanted` or nothing.
+    ///
+    /// # Errors
+    /// The first that cannot be changed, and why.
+    async fn change(&self, wanted: &[(String, String)]) -> Result<(), NotChanged> {
+        if let Some((_, value)) = wanted.iter().find(|(name, _)| name == STATE_QUOTA) {
+            if wanted.len() > 1 {
+                return Err(Refused::new(
+                    format!("{STATE_QUOTA} is the cluster's, the others are this node's"),
+                    "change it by itself",
+                )
+                .into());
+            }
+            let bytes = whole_number(STATE_QUOTA, value)?;
+            self.node.set_state_quota((bytes != 0).then_some(bytes)).await?;
+            return Ok(());
+        }
+        Ok(self.change_node(wanted)?)
+    }
+
+    fn change_node(&self, wanted: &[(String, String)]) -> Result<(), Refused> {
+        if wanted.len() > MAX_CHANGES {
+            return Err(Refused::new(
+                format!("{} settings in one request", wanted.len()),
+                format!("these can change: {}", CHANGEABLE.join(", ")),
+            ));
+        }
+        let mut changes = Vec::new();
+        let mut filter = None;
+        for (at, (name, value)) in wanted.iter().enumerate() {
+            if wanted[..at].iter().any(|(earlier, _)| earlier == name) {
+                return Err(Refused::new(format!("{} is given twice", Shown(name)), "give it once"));
+            }
+            match name == LOG_LEVEL {
+                true => filter = Some((self.changeable_log()?, checked_filter(value)?)),
+                false => {
+                    check_name(name, &self.fixed)?;
+                    changes.push(change(name, value)?);
+                }
+            }
+        }
+        let _turn = self.turn.lock().expect("invariant: no panic under this lock");
+        let before = self.node.settings();
+        self.node
+            .configure(|settings| changes.into_iter().for_each(|change| change(settings)))
+            .map_err(|error| Refused::new(error.to_string(), "nothing was changed"))?;
+        let Some((log, filter)) = filter else { return Ok(()) };
+        if let Err(reason) = (log.apply)(&filter) {
+            // What was in force a moment ago is valid.
+            let _ = self.node.configure(|settings| *settings = before);
+            return Err(Refused::new(
+                format!("{LOG_LEVEL} cannot be changed: {reason}"),
+                "nothing was changed",
+            ));
+        }
+        tracing::info!(filter, "the log's filter has changed");
+        *log.current.lock().expect("invariant: no panic under this lock") = filter;
+        Ok(())
+    }
+
+    fn changeable_log(&self) -> Result<&LogLevel, Refused> {
+        self.log_level.as_ref().ok_or_else(|| {
+            Refused::new(
+                format!("{LOG_LEVEL} cannot be changed here"),
+                "the program that this node is part of has set up the log by itself",
+            )
+        })
+    }
+
+    /// `Admin.Configure`: changes what is asked for, and lists what there is then.
+    ///
+    /// # Errors
+    /// The failure to answer instead.
+    pub(crate) async fn configure(
+        &self,
+        request: v1::ConfigureRequest,
+    ) -> Result<v1::ConfigureResponse, Failure> {
+        let wanted: Vec<_> =
+            request.settings.into_iter().map(|setting| (setting.name, setting.value)).collect();
+        if !wanted.is_empty() {
+            self.change(&wanted).await?;
+        }
+        let setting = |name: &str, value: &Value, changeable| v1::Setting {
+            name: name.to_owned(),
+            value: text(value),
+            changeable,
+        };
+        let changeable = self.list();
+        let changeable = changeable.iter().map(|(name, value)| setting(name, value, true));
+        let fixed = self.fixed().iter().map(|(name, value)| setting(name, value, false));
+        Ok(v1::ConfigureResponse { settings: changeable.chain(fixed).collect() })
+    }
+
+    /// `POST /replication/configure`, given a JSON object of settings.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) async fn configure_json(&self, body: &[u8]) -> Result<(), NotChanged> {
+        const EXAMPLE: &str = "send an object such as {\"snapshot_every_entries\": 100000}";
+        let object: Map<String, Value> = serde_json::from_slice(body)
+            .map_err(|error| Refused::new(format!("the body is not a JSON object: {error}"), EXAMPLE))?;
+        let mut wanted = Vec::new();
+        for (name, value) in object {
+            if matches!(value, Value::Null | Value::Array(_) | Value::Object(_)) {
+                check_name(&name, &self.fixed)?;
+                return Err(Refused::new(
+                    format!("{name} must be a number, true, false or a string"),
+                    EXAMPLE,
+                )
+                .into());
+            }
+            wanted.push((name, text(&value)));
+        }
+        self.change(&wanted).await
+    }
+}
+
+/// As in a configuration file, but without quotes.
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn checked_filter(value: &str) -> Result<String, Refused> {
+    match parse_filter(value) {
+        Ok(_) => Ok(value.to_owned()),
+        Err(error) => Err(Refused::new(
+            format!("{LOG_LEVEL} \"{}\" is not a filter: {error}", Shown(value)),
+            "write error, warn, info, debug or trace, or a filter such as info,quorate=debug",
+        )),
+    }
+}
+
+/// Refuses a name that is none of a setting that can change; `fixed` are the others.
+fn check_name(name: &str, fixed: &[(&'static str, Value)]) -> Result<(), Refused> {
+    if CHANGEABLE.contains(&name) {
+        return Ok(());
+    }
+    let can = format!("these can change while the node runs: {}, {STATE_QUOTA}", CHANGEABLE.join(", "));
+    Err(match fixed.iter().any(|(known, _)| *known == name) {
+        true => Refused::new(
+            format!("{name} cannot change while the node runs"),
+            format!("set it in the configuration file and restart the node; {can}"),
+        ),
+        false => Refused::new(format!("there is no setting \"{}\"", Shown(name)), can),
+    })
+}
+
+type Change = Box<dyn FnOnce(&mut Settings) + Send>;
+
+fn whole_number(name: &str, value: &str) -> Result<u64, Refused> {
+    value.parse().map_err(|_| {
+        Refused::new(
+            format!("{name} must be a whole number, not \"{}\"", Shown(value)),
+            "write it without a unit, such as 1048576",
+        )
+    })
+}
+
+/// What setting `name` to `value` does.
+fn change(name: &str, value: &str) -> Result<Change, Refused> {
+    let number = || whole_number(name, value);
+    let size = || {
+        number().and_then(|number| {
+            usize::try_from(number)
+                .map_err(|_| Refused::new(format!("{name} is too large"), "give a smaller number"))
+        })
+    };
+    Ok(match name {
+        "snapshot_every_entries" => {
+            let number = number()?;
+            Box::new(move |settings| settings.snapshots.every_entries = number)
+        }
+        "snapshot_every_bytes" => {
+            let number = number()?;
+            Box::new(move |settings| settings.snapshots.every_bytes = number)
+        }
+        "snapshot_keep_entries" => {
+            let number = number()?;
+            Box::new(move |settings| settings.snapshots.keep_entries = number)
+        }
+        "snapshot_keep_bytes" => {
+            let number = number()?;
+            Box::new(move |settings| settings.snapshots.keep_bytes = number)
+        }
+        "max_command_bytes" => {
+            let size = size()?;
+            Box::new(move |settings| settings.max_command_bytes = size)
+        }
+        "max_inflight_bytes" => {
+            let size = size()?;
+            Box::new(move |settings| settings.max_inflight_bytes = size)
+        }
+        "preferred_leader" => {
+            let prefers = value.parse::<bool>().map_err(|_| {
+                Refused::new(
+                    format!("{name} must be true or false, not \"{}\"", Shown(value)),
+                    "write true or false",
+                )
+            })?;
+            Box::new(move |settings| settings.preferred_leader = prefers)
+        }
+        other => unreachable!("invariant: {other} was just found among the settings"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_cannot_take_the_memory() {
+        assert!(parse_filter("info,quorate::write=trace").is_ok());
+        assert!(parse_filter("quorate=loud").is_err());
+        assert!(parse_filter(&format!("info,{}=debug", "x".repeat(MAX_FILTER_BYTES))).is_err());
+        // As a regular expression this one has a thousand million states.
+        let greedy = format!("info,[{{f=a{}}}]=info", ".".repeat(30));
+        assert!(parse_filter(&greedy).is_ok(), "taken literally");
+    }
+
+    #[test]
+    fn a_filter_that_would_log_nothing_is_refused() {
+        for silent in ["loud", "info,loud", "", " , ", "openraft=debug", "1x", "verbose,info"] {
+            assert!(parse_filter(silent).is_err(), "{silent:?}");
+        }
+        for filter in ["off", "INFO", "warn,quorate=debug", "quorate::write=trace", "info,[x{a=1}]=debug"] {
+            assert!(parse_filter(filter).is_ok(), "{filter:?}");
+        }
+        assert!(parse_filter("loud").err().unwrap().contains("error, warn, info"));
+    }
+}
