@@ -51,11 +51,11 @@ pub(crate) trait ServedNode: Clone + Send + Sync + 'static {
         options: ReadOptions,
     ) -> impl Future<Output = Read<Self::Machine>> + Send;
 
-    /// Answers from the newest state that anybody has asked for.
+    /// Answers from the newest state that anybody has asked for; `None` when the node no longer has it.
     fn read_last(
         &self,
         query: <Self::Machine as StateMachine>::Query,
-    ) -> ReadOutcome<<Self::Machine as StateMachine>::Answer>;
+    ) -> Option<ReadOutcome<<Self::Machine as StateMachine>::Answer>>;
 
     /// A state from which any number of queries can be answered, and its position.
     fn view(
@@ -105,7 +105,7 @@ impl<M: StateMachine> ServedNode for Engine<M> {
         Engine::read(self, query, options).await
     }
 
-    fn read_last(&self, query: M::Query) -> ReadOutcome<M::Answer> {
+    fn read_last(&self, query: M::Query) -> Option<ReadOutcome<M::Answer>> {
         Engine::read_last(self, query)
     }
 

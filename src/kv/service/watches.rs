@@ -94,14 +94,21 @@ impl Feed {
         &self,
         node: &N,
         query: KvQuery,
-        since: Instant,
+        mut since: Instant,
         watches: usize,
     ) -> Result<ReadOutcome<KvAnswer>, Failure> {
         let mut last = self.last.subscribe();
         loop {
             let Taken { at, failure, taking } = last.borrow_and_update().clone();
             if at.is_some_and(|at| at >= since) {
-                return failure.map_or_else(|| Ok(read_last(node, query)), Err);
+                match failure {
+                    Some(failure) => return Err(failure),
+                    None => match read_last(node, query.clone()) {
+                        Some(outcome) => return Ok(outcome),
+                        // The node has let go of that state. Another one is taken in its turn.
+                        None => since = Instant::now(),
+                    },
+                }
             }
             if !taking {
                 self.take(node.clone(), watches);
@@ -136,10 +143,10 @@ impl Feed {
 }
 
 /// With times as clients see them.
-fn read_last<N: KvNode>(node: &N, query: KvQuery) -> ReadOutcome<KvAnswer> {
-    let mut outcome = node.read_last(query);
+fn read_last<N: KvNode>(node: &N, query: KvQuery) -> Option<ReadOutcome<KvAnswer>> {
+    let mut outcome = node.read_last(query)?;
     outcome.answer.map_expiry(|expires_ms| node.log_time_at(expires_ms));
-    outcome
+    Some(outcome)
 }
 
 /// Starts to watch what `request` asks for.
