@@ -7,7 +7,7 @@ use super::{Peers, ServeConfig};
 
 /// The settings of the configuration file that take effect when the node is started: all but
 /// [those](crate::node::settings::CHANGEABLE) that can change while it runs.
-pub const NEED_RESTART: [&str; 36] = [
+pub(super) const NEED_RESTART: [&str; 36] = [
     "node_id",
     "cluster",
     "data_dir",

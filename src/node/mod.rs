@@ -275,7 +275,7 @@ impl<G: Guest> Server<G> {
     }
 }
 
-impl<G: Guest, N: OperatedNode<Machine = G::Machine>> Server<G, N> {
+impl<G: Guest, N> Server<G, N> {
     #[cfg(test)]
     pub(crate) async fn serve_node<F>(
         self,
@@ -284,6 +284,7 @@ impl<G: Guest, N: OperatedNode<Machine = G::Machine>> Server<G, N> {
         shutdown: F,
     ) -> Result<(), ServeError>
     where
+        N: OperatedNode<Machine = G::Machine>,
         F: Future<Output = ()> + Send,
     {
         let opening = std::future::ready((node, Vec::new()));
@@ -299,6 +300,7 @@ impl<G: Guest, N: OperatedNode<Machine = G::Machine>> Server<G, N> {
         shutdown: F,
     ) -> Result<(), ServeError>
     where
+        N: OperatedNode<Machine = G::Machine>,
         O: Future<Output = (N, Vec<Box<dyn Collector>>)> + Send,
         F: Future<Output = ()> + Send,
     {

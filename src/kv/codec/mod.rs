@@ -10,10 +10,14 @@ mod response;
 mod tests;
 mod txn;
 
-pub(crate) use request::{decode, decode_range, encode, encode_range, set_options, take_options};
+#[cfg(test)]
+pub(crate) use request::set_options;
+pub(crate) use request::{decode, decode_range, encode, encode_range, take_options};
+#[cfg(test)]
+pub(crate) use response::take_header;
 pub(crate) use response::{
     decode_event, decode_range_reply, decode_response, encode_event, encode_range_reply, encode_response,
-    set_header, take_header,
+    set_header,
 };
 
 use bytes::Bytes;

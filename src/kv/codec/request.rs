@@ -85,7 +85,8 @@ pub(crate) fn decode_range(request: v1::RangeRequest) -> (Scope, Range) {
     (Scope { tenant, collection }, Range { start, end, limit_items: limit })
 }
 
-/// Says in `message` how it is to be carried out.
+/// Says in `message` how it is to be carried out, as clients do that call one by one.
+#[cfg(test)]
 pub(crate) fn set_options(message: &mut RequestMessage, options: &Options) {
     match options {
         Options::Write(write) => {

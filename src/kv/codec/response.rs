@@ -65,7 +65,8 @@ pub(crate) fn set_header(message: &mut ResponseMessage, header: v1::Header) {
     }
 }
 
-/// Takes out of `message` what it is headed by.
+/// Takes out of `message` what it is headed by, as clients do that call one by one.
+#[cfg(test)]
 pub(crate) fn take_header(message: &mut ResponseMessage) -> Option<v1::Header> {
     header_of(message).and_then(Option::take)
 }

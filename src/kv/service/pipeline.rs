@@ -2,7 +2,6 @@
 
 use super::{Kv, KvMethod};
 use crate::door::Guest as _;
-use crate::door::methods::Method;
 use crate::door::pipeline::{Ask, Done, Framing, Outcome, Weight};
 use crate::kv::codec::{self, RequestMessage, ResponseMessage};
 use crate::proto::v1::{PipelineRequest, PipelineResponse, TaggedRequest, TaggedResponse};
@@ -76,6 +75,7 @@ impl Framing for KvFraming {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::door::Method;
 
     #[test]
     fn methods_stand_in_the_order_of_their_numbers() {
