@@ -1,7 +1,7 @@
 //! What a node must not forget: its log and vote, its snapshots, and who it is.
 //!
-//! The only room that names sled. It knows nothing of Raft's rules: it keeps entries in order,
-//! says when they are durable, and stops for good at the first sign that it cannot.
+//! It knows nothing of Raft's rules: it keeps entries in order, says when they are durable, and stops for good at
+//! the first sign that it cannot. Only its folder `sled` names that crate.
 //!
 //! # Promises of every [`LogStore`]
 //!
@@ -26,11 +26,8 @@ mod files;
 mod identity;
 pub(crate) mod lease;
 mod memory;
-mod power;
 mod progress;
-mod read_watch;
-mod record;
-mod sled_store;
+mod sled;
 mod snapshots;
 mod space;
 
@@ -38,14 +35,13 @@ use std::io;
 
 use crate::types::{Entry, LogId, Vote};
 
+#[doc(hidden)]
+pub use self::sled::{DiskEvent, Observer};
+pub use self::sled::{FLUSH_BUCKETS_US, Failure, LogStats, SledOptions, SledStore, ensure_power_safe};
 pub(crate) use files::is_full;
 pub use identity::{DataDir, Identity};
 pub use memory::{MemoryDisk, MemoryStore, SyncMode};
-pub use power::ensure_power_safe;
 pub use progress::{StartProgress, StartStep, StartedSoFar};
-#[doc(hidden)]
-pub use sled_store::{DiskEvent, Observer};
-pub use sled_store::{FLUSH_BUCKETS_US, Failure, LogStats, SledOptions, SledStore};
 pub use snapshots::{
     MemorySnapshots, ReceivedSnapshot, SnapshotDir, SnapshotHandle, SnapshotMeta, SnapshotReceiver,
     SnapshotStore, SnapshotWriter,

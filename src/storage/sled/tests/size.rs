@@ -1,5 +1,5 @@
 //! How much of the disk the log takes, and how fast it is. The ignored ones are measurements:
-//! `cargo test --release --lib storage::sled_store::tests::size -- --ignored --nocapture --test-threads 1`.
+//! `cargo test --release --lib storage::sled::tests::size -- --ignored --nocapture --test-threads 1`.
 
 use std::sync::mpsc;
 use std::time::Instant;

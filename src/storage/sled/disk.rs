@@ -20,13 +20,13 @@ use std::time::Instant;
 
 use crate::error::{StorageError, is_out_of_files};
 use crate::storage::files::unreadable;
-use crate::storage::power::WriteErrors;
-use crate::storage::record::{Body, Key, Packed, Packer, Record};
 use crate::types::{Entry, LogId, Vote};
 
 use super::layout::Layout;
 use super::ledger::{self, Ledger};
 use super::marker::Marker;
+use super::power::WriteErrors;
+use super::record::{Body, Key, Packed, Packer, Record};
 use super::scan::{ScanError, decode_key, record_before};
 use super::stats::LogStats;
 use super::words::words;

@@ -11,9 +11,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::marker::Marker;
+use super::record::Key;
 use super::*;
 use crate::storage::conformance::{command, completion};
-use crate::storage::record::Key;
 
 /// Opens with everything in memory.
 fn open(directory: &Path) -> Result<SledStore, StorageError> {

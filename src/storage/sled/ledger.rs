@@ -4,8 +4,9 @@
 //! It is one value in the `meta` tree. Its sequence number grows with every write; together with the mark in
 //! the ready file it shows whether sled has brought back everything it once had.
 
-use crate::storage::record::{Fields, RecordError};
 use crate::types::{LogId, Vote};
+
+use super::record::{Fields, RecordError};
 
 /// Key of the value in the `meta` tree.
 pub(crate) const KEY: &[u8] = b"ledger";

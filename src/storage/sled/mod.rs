@@ -2,7 +2,7 @@
 //!
 //! # The route of a write
 //! `append` puts the entries into the in-memory [`tail`] and a queue, and returns; from then on they can be
-//! read. The one [`writer`] takes all that is queued, hands it to sled in packed [records](super::record),
+//! read. The one [`writer`] takes all that is queued, hands it to sled in packed [records](record),
 //! writes the [`ledger`], flushes once, notes the flush in the [ready file](marker), and calls the completions.
 //! So one fsync serves all who wait, and its cost does not grow with their number.
 //!
@@ -15,7 +15,7 @@
 //!   readable, although they may not be durable; the node has to stop.
 //!
 //! # What sled needs to be safe
-//! `sync_file_range` made ineffective ([`power`](super::power)), segments of 8 MiB with records up to
+//! `sync_file_range` made ineffective ([`power`]), segments of 8 MiB with records up to
 //! 64 KiB so that `blobs/` stays empty (checked), no compression, no flush timer, plain inserts, and the
 //! dance around opening that [`recovery`] describes.
 
@@ -24,7 +24,10 @@ mod layout;
 mod ledger;
 mod log_end;
 mod marker;
+mod power;
 mod read;
+mod read_watch;
+mod record;
 mod recovery;
 mod scan;
 mod stats;
@@ -50,6 +53,7 @@ use super::space::Attendant;
 use super::{Completion, DataDir, DiskWatch, LogBounds, LogStore, Room, StartProgress, files};
 use disk::Trees;
 use ledger::first_index;
+pub use power::ensure_power_safe;
 pub use stats::{FLUSH_BUCKETS_US, LogStats};
 use tail::Tail;
 use writer::{Change, Phase, Progress, Queue, Write};

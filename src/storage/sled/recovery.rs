@@ -11,7 +11,7 @@
 //! 3. Every byte is read once. The headers of sled's segments are looked at, as sled takes for free space, and
 //!    overwrites, what is damaged; and so is the [end of its log](super::log_end).
 //! 4. sled opens, which rewrites the end of its log. What it cannot read it takes for free as well, without a word, and
-//!    that the same read succeeded a moment ago proves nothing. So its [reads are watched](crate::storage::read_watch):
+//!    that the same read succeeded a moment ago proves nothing. So its [reads are watched](super::read_watch):
 //!    the first that fails ends the start, and nothing of what sled wants to write after it is written, nor does it
 //!    write anything if it finds another end. Then flush; everything is synced again, the parent included.
 //! 5. All records are verified, streaming, before anything of ours is changed.
@@ -35,10 +35,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::StorageError;
 use crate::storage::files::{self, exists, io_error, unreadable};
-use crate::storage::power::{WriteErrors, ensure_intercepted, ensure_power_safe, forget_cached};
 use crate::storage::progress::{StartProgress, StartStep};
-use crate::storage::read_watch::{LogEnd, ReadWatch, ensure_reads_watched};
-use crate::storage::record::{Key, RecordError};
 use crate::types::LogId;
 
 use super::SledOptions;
@@ -46,13 +43,16 @@ use super::disk::{self, Disk, DiskError, DiskFiles, Trees};
 use super::ledger::{self, Ledger, first_index};
 use super::log_end;
 use super::marker::{MarkSync, Marker};
+use super::power::{WriteErrors, ensure_intercepted, ensure_power_safe, forget_cached};
+use super::read_watch::{LogEnd, ReadWatch, ensure_reads_watched};
+use super::record::{Key, RecordError};
 use super::scan::{Scan, ScanError};
 use super::stats::LogStats;
 use super::tail::Tail;
 use super::words;
 use super::writer::{GaveUp, Progress};
 
-/// sled writes to `blobs/` what exceeds a quarter of this; see [`TARGET_BYTES`](crate::storage::record::TARGET_BYTES).
+/// sled writes to `blobs/` what exceeds a quarter of this; see [`TARGET_BYTES`](super::record::TARGET_BYTES).
 pub(super) const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 
 /// A store that may be written to.

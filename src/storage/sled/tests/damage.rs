@@ -1,7 +1,7 @@
 //! Damage: found, named, and left alone.
 
+use super::record::HEADER_BYTES;
 use super::*;
-use crate::storage::record::HEADER_BYTES;
 
 const ENTRIES: u64 = 60;
 
