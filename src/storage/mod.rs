@@ -22,6 +22,7 @@
 
 #[cfg(test)]
 mod conformance;
+mod durable_log;
 mod files;
 mod identity;
 pub(crate) mod lease;
@@ -37,7 +38,8 @@ use crate::types::{Entry, LogId, Vote};
 
 #[doc(hidden)]
 pub use self::sled::{DiskEvent, Observer};
-pub use self::sled::{FLUSH_BUCKETS_US, Failure, LogStats, SledOptions, SledStore, ensure_power_safe};
+pub use self::sled::{SledOptions, SledStore, ensure_power_safe};
+pub use durable_log::{FLUSH_BUCKETS_US, Failure, LogStats};
 pub(crate) use files::is_full;
 pub use identity::{DataDir, Identity};
 pub use memory::{MemoryDisk, MemoryStore, SyncMode};

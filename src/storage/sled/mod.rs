@@ -1,18 +1,7 @@
-//! The log on sled: the default [`LogStore`].
+//! The log on sled: the default [`LogStore`], a [`DurableLog`] of which the disk is sled.
 //!
-//! # The route of a write
-//! `append` puts the entries into the in-memory [`tail`] and a queue, and returns; from then on they can be
-//! read. The one [`writer`] takes all that is queued, hands it to sled in packed [records](record),
-//! writes the [`ledger`], flushes once, notes the flush in the [ready file](marker), and calls the completions.
-//! So one fsync serves all who wait, and its cost does not grow with their number.
-//!
-//! # Invariants
-//! - What a completion has confirmed is on the disk, in a form that [`recovery`] accepts.
-//! - The in-memory state is what the disk will hold once the queue is written; readers never see an entry
-//!   that a later truncation has removed, nor a mixture of before and after it.
-//! - After any failure (IO error, panic, a flush that hangs, a write out of order) the store is *failed* for
-//!   good: nothing more is confirmed, nothing new accepted, nothing retried. Entries accepted before stay
-//!   readable, although they may not be durable; the node has to stop.
+//! The writer hands sled what is queued in packed [records](record), writes the [`ledger`], flushes once, and notes the flush
+//! in the [ready file](marker).
 //!
 //! # What sled needs to be safe
 //! `sync_file_range` made ineffective ([`power`]), segments of 8 MiB with records up to
@@ -25,38 +14,28 @@ mod ledger;
 mod log_end;
 mod marker;
 mod power;
-mod read;
 mod read_watch;
+mod reader;
 mod record;
 mod recovery;
 mod scan;
-mod stats;
-mod tail;
 #[cfg(test)]
 mod tests;
 mod words;
-mod writer;
 
-use std::any::Any;
 use std::fmt;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::StorageError;
 use crate::types::{Entry, LogId, Vote};
 
-use super::space::Attendant;
-use super::{Completion, DataDir, DiskWatch, LogBounds, LogStore, Room, StartProgress, files};
-use disk::Trees;
-use ledger::first_index;
+use super::durable_log::{DurableLog, Duties, Failure, LogStats};
+use super::{Completion, DataDir, DiskWatch, LogBounds, LogStore, Room, StartProgress};
+use disk::Disk;
 pub use power::ensure_power_safe;
-pub use stats::{FLUSH_BUCKETS_US, LogStats};
-use tail::Tail;
-use writer::{Change, Phase, Progress, Queue, Write};
 
 /// Bytes of records between two looks into `blobs/`.
 const DISK_BYTES_BETWEEN_BLOB_CHECKS: usize = 64 * 1024 * 1024;
@@ -77,16 +56,6 @@ pub enum DiskEvent<'a> {
     Ledger(&'a [u8]),
     /// Flush what came before.
     Flush,
-}
-
-/// Why a store failed for good.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Failure {
-    /// What happened.
-    pub reason: String,
-    /// Whether the writer hangs in a system call or in sled. Then only the end of the process helps.
-    pub hung: bool,
 }
 
 /// Settings of a [`SledStore`].
@@ -143,136 +112,14 @@ impl fmt::Debug for SledOptions {
 ///
 /// Dropping it writes and flushes what is queued, stops its threads and releases sled's lock.
 pub struct SledStore {
-    shared: Arc<Shared>,
-    /// Gone only while opening or closing.
-    trees: Option<Trees>,
+    log: DurableLog<Disk>,
     directory: PathBuf,
-    watchdog: Option<JoinHandle<()>>,
-    /// The writer, and what ends when it does.
-    threads: Vec<JoinHandle<()>>,
-    /// Looks after the room of the disk, if anybody does.
-    attendant: Option<Attendant>,
 }
 
 impl fmt::Debug for SledStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SledStore").field("directory", &self.directory).finish_non_exhaustive()
     }
-}
-
-/// What the threads of a store have in common.
-pub(crate) struct Shared {
-    state: RwLock<State>,
-    queue: Queue,
-    progress: Progress,
-    stats: Arc<LogStats>,
-    /// Looked at before each batch.
-    room: Option<Arc<Room>>,
-    on_failure: Arc<dyn Fn(&Failure) + Send + Sync>,
-}
-
-/// The log as of the last submission.
-struct State {
-    bounds: LogBounds,
-    vote: Option<Vote>,
-    committed: Option<LogId>,
-    tail: Tail,
-    /// Counts truncations, so that a read that meets one starts over.
-    truncations: u64,
-    /// Of the newest submission.
-    ticket: u64,
-    failure: Option<String>,
-    /// sled must not be touched again, not even to close it.
-    abandoned: bool,
-}
-
-impl State {
-    fn first_index(&self) -> u64 {
-        first_index(self.bounds.purged)
-    }
-
-    fn next_index(&self) -> u64 {
-        first_index(self.bounds.last)
-    }
-
-    /// What is at `index`, as far as that is known without the disk.
-    fn position(&self, index: u64) -> Option<LogId> {
-        let ends = [self.bounds.last, self.bounds.purged];
-        let end = ends.into_iter().flatten().find(|position| position.index == index);
-        end.or_else(|| self.tail.log_id(index))
-    }
-}
-
-impl Shared {
-    fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().expect("invariant: no panic under this lock")
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().expect("invariant: no panic under this lock")
-    }
-
-    fn committed(&self) -> Option<LogId> {
-        self.read().committed
-    }
-
-    /// Notes that writes up to `ticket` are durable. Returns the error if the store has failed meanwhile.
-    fn settle(&self, ticket: u64) -> Option<io::Error> {
-        let mut state = self.write();
-        if let Some(reason) = &state.failure {
-            return Some(failed(reason));
-        }
-        state.tail.settle(ticket);
-        None
-    }
-
-    /// Fails the store for good: first the writes `in_flight`, then all that is queued. Returns the error to
-    /// report, which is that of the first failure.
-    fn fail(&self, reason: &str, cause: Cause, in_flight: Vec<Completion>) -> io::Error {
-        let report = |hung| (self.on_failure)(&Failure { reason: reason.to_owned(), hung });
-        if cause == Cause::Hung {
-            // Before any lock: its holder may be waiting for the same disk.
-            self.stats.failed.store(true, Relaxed);
-            report(true);
-        }
-        let (first, error) = {
-            let mut state = self.write();
-            let first = state.failure.is_none();
-            state.abandoned |= cause != Cause::Misuse;
-            (first, failed(state.failure.get_or_insert_with(|| reason.to_owned())))
-        };
-        self.stats.failed.store(true, Relaxed);
-        if first && matches!(cause, Cause::Misuse | Cause::Disk) {
-            report(false);
-        }
-        let queued = self.queue.drain().into_iter().map(|write| write.done);
-        // What a completion does with an error, even panic, changes nothing any more.
-        let _ = writer::complete(in_flight.into_iter().chain(queued), Some(&error));
-        error
-    }
-}
-
-/// What made a store fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cause {
-    /// A write that does not fit the log: sled is well.
-    Misuse,
-    /// The writer met an error or panicked.
-    Disk,
-    /// The writer hangs.
-    Hung,
-    /// It came back after that had been reported.
-    Late,
-}
-
-fn failed(reason: &str) -> io::Error {
-    io::Error::other(format!("the log has failed for good: {reason}"))
-}
-
-/// The message of a caught panic.
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 impl SledStore {
@@ -293,67 +140,12 @@ impl SledStore {
         options: SledOptions,
         room: Option<Arc<Room>>,
     ) -> Result<Self, StorageError> {
-        let stats = Arc::new(LogStats::default());
-        let state = State {
-            bounds: LogBounds::default(),
-            vote: None,
-            committed: None,
-            tail: Tail::new(0),
-            truncations: 0,
-            ticket: 0,
-            failure: None,
-            abandoned: false,
-        };
-        let shared = Arc::new(Shared {
-            state: RwLock::new(state),
-            queue: Queue::default(),
-            progress: Progress::new(),
-            stats: stats.clone(),
-            room,
-            on_failure: options.on_failure.clone(),
-        });
-        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new()
-                .name(name.to_owned())
-                .spawn(body)
-                .map_err(|error| files::io_error("cannot start a thread for", directory, error))
-        };
-        // If anything fails from here on, dropping the store stops what has been started.
-        let mut store = Self {
-            shared: shared.clone(),
-            trees: None,
-            directory: directory.to_owned(),
-            watchdog: None,
-            threads: Vec::new(),
-            attendant: None,
-        };
-        let (watched, limit) = (shared.clone(), options.flush_watchdog);
-        store.watchdog = Some(spawn("log-watchdog", Box::new(move || writer::supervise(&watched, limit)))?);
-
-        let opened = recovery::open(directory, &options, stats, &shared.progress)?;
-        let recovery::Opened { disk, mark_sync, trees, ledger, tail } = opened;
-        store.trees = Some(trees);
-        if shared.progress.end().is_err() {
-            std::mem::forget(disk);
-            return Err(recovery::too_late(directory));
-        }
-        if let Some(room) = &shared.room {
-            store.attendant = Some(room.attend(&directory.join("db"))?);
-        }
-        {
-            let mut state = shared.write();
-            state.bounds = LogBounds { purged: ledger.purged, last: ledger.last };
-            (state.vote, state.committed, state.tail) = (ledger.vote, ledger.committed, tail);
-        }
-        let for_writer = shared.clone();
-        store.threads.push(spawn("log-writer", Box::new(move || writer::run(&for_writer, disk)))?);
-        let sync_marks = Box::new(move || writer::sync_marks(&shared, &mark_sync));
-        store.threads.push(spawn("log-mark-sync", sync_marks)?);
-        Ok(store)
-    }
-
-    fn log(&self) -> &sled::Tree {
-        &self.trees.as_ref().expect("invariant: an open store has its trees").log
+        let duties =
+            Duties { flush_watchdog: options.flush_watchdog, on_failure: options.on_failure.clone(), room };
+        let log = DurableLog::open(directory, duties, |progress, stats| {
+            recovery::open(directory, &options, stats.clone(), progress)
+        })?;
+        Ok(Self { log, directory: directory.to_owned() })
     }
 
     /// Opens the log of a data directory, or creates it, and has the directory note that it has one.
@@ -377,14 +169,12 @@ impl SledStore {
 
     /// A view of the disk under this log. A write that takes longer than `stall` has stalled.
     pub fn watch_disk(&self, stall: Option<Duration>) -> DiskWatch {
-        let (shared, stats) = (self.shared.clone(), self.shared.stats.clone());
-        let queued = move || stats.queued_bytes.load(Relaxed);
-        DiskWatch::new(self.shared.room.clone(), move || shared.progress.busy_for(), queued, stall)
+        self.log.watch_disk(stall)
     }
 
     /// Counters for metrics.
     pub fn stats(&self) -> &Arc<LogStats> {
-        &self.shared.stats
+        self.log.stats()
     }
 
     /// Bytes the log takes on the disk.
@@ -392,157 +182,44 @@ impl SledStore {
     /// # Errors
     /// When the directory can not be listed.
     pub fn disk_bytes(&self) -> io::Result<u64> {
-        use std::os::unix::fs::MetadataExt;
-        /// What `st_blocks` counts, whatever the file system's own blocks are.
-        const BLOCK_BYTES: u64 = 512;
-        let mut bytes = 0;
-        for directory in [self.directory.clone(), disk::blobs(&self.directory)] {
-            for file in std::fs::read_dir(directory)? {
-                match file?.metadata() {
-                    Ok(metadata) => bytes += metadata.blocks() * BLOCK_BYTES,
-                    Err(error) if error.kind() == ErrorKind::NotFound => {} // sled removed it meanwhile
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(bytes)
-    }
-
-    /// Applies a write to the in-memory state and queues it, both under one lock so that their orders agree.
-    fn submit(
-        &self,
-        bytes: usize,
-        done: Completion,
-        apply: impl FnOnce(&mut State, u64) -> Result<Change, String>,
-    ) {
-        let mut state = self.shared.write();
-        if let Some(reason) = &state.failure {
-            let error = failed(reason);
-            drop(state);
-            return done(Err(error));
-        }
-        let ticket = state.ticket + 1;
-        match apply(&mut state, ticket) {
-            Ok(change) => {
-                state.ticket = ticket;
-                self.shared.stats.queued_bytes.fetch_add(bytes as u64, Relaxed);
-                self.shared.stats.queued_writes.fetch_add(1, Relaxed);
-                self.shared.queue.push(Write { ticket, change, bytes, done });
-            }
-            Err(reason) => {
-                drop(state);
-                self.shared.fail(&reason, Cause::Misuse, vec![done]);
-            }
-        }
+        self.log.disk_bytes()
     }
 }
 
 impl LogStore for SledStore {
     fn bounds(&self) -> LogBounds {
-        self.shared.read().bounds
+        self.log.bounds()
     }
 
     fn vote(&self) -> Option<Vote> {
-        self.shared.read().vote
+        self.log.vote()
     }
 
     fn committed(&self) -> Option<LogId> {
-        self.shared.committed()
+        self.log.committed()
     }
 
     fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
-        read::read(&self.shared, self.log(), &self.directory, (start, end), max_bytes)
+        self.log.read(start, end, max_bytes)
     }
 
     fn append(&self, entries: Vec<Entry>, done: Completion) {
-        let bytes = entries.iter().map(Entry::size_bytes).sum();
-        self.submit(bytes, done, |state, ticket| {
-            let expected = state.next_index();
-            for (entry, index) in entries.iter().zip(expected..) {
-                if entry.log_id.index != index {
-                    return Err(format!("entry {} appended where {index} should be", entry.log_id));
-                }
-            }
-            let Some(last) = entries.last() else { return Ok(Change::Nothing) };
-            state.bounds.last = Some(last.log_id);
-            for entry in &entries {
-                state.tail.push(ticket, entry.clone());
-            }
-            Ok(Change::Append(entries))
-        });
+        self.log.append(entries, done);
     }
 
     fn save_vote(&self, vote: Vote, done: Completion) {
-        self.submit(0, done, |state, _| {
-            state.vote = Some(vote);
-            Ok(Change::SaveVote(vote))
-        });
+        self.log.save_vote(vote, done);
     }
 
     fn save_committed(&self, committed: Option<LogId>) {
-        self.shared.write().committed = committed;
+        self.log.save_committed(committed);
     }
 
     fn truncate(&self, last: Option<LogId>, done: Completion) {
-        self.submit(0, done, |state, _| {
-            // What is not in memory, the writer looks at: here the disk must not be waited for.
-            if let Some(last) = last
-                && let Some(found) = state.position(last.index)
-                && found != last
-            {
-                return Err(format!("truncated after {last}, which is {found}"));
-            }
-            let from = first_index(last).max(state.first_index());
-            if from >= state.next_index() {
-                return Ok(Change::Nothing);
-            }
-            let last = if from == state.first_index() { state.bounds.purged } else { last };
-            state.bounds.last = last;
-            state.tail.truncate(from);
-            state.truncations += 1;
-            Ok(Change::Truncate(from, last))
-        });
+        self.log.truncate(last, done);
     }
 
     fn purge(&self, upto: LogId, done: Completion) {
-        self.submit(0, done, |state, _| {
-            if upto.index < state.first_index() {
-                return Ok(Change::Nothing);
-            }
-            state.bounds.purged = Some(upto);
-            if state.next_index() <= upto.index + 1 {
-                state.bounds.last = Some(upto);
-            }
-            state.tail.purge(upto.index);
-            Ok(Change::Purge(upto))
-        });
-    }
-}
-
-impl Drop for SledStore {
-    fn drop(&mut self) {
-        let progress = &self.shared.progress;
-        self.shared.queue.close();
-        let phase = if self.threads.is_empty() { Phase::Stopped } else { progress.wait_until_over() };
-        let mut hung = phase == Phase::Hung || progress.step().is_err();
-        if !hung {
-            for thread in self.threads.drain(..) {
-                // Its panics were caught and reported.
-                let _ = thread.join();
-            }
-        }
-        hung |= progress.step().is_err();
-        if hung || self.shared.read().abandoned {
-            // sled flushes when its last handle goes, and a failed fsync must never be retried: keep one for ever.
-            std::mem::forget(self.trees.take());
-        }
-        drop(self.trees.take());
-        // Only now there is nothing left that could hang.
-        progress.close();
-        if let Some(watchdog) = self.watchdog.take()
-            && !hung
-        {
-            let _ = watchdog.join();
-        }
+        self.log.purge(upto, done);
     }
 }

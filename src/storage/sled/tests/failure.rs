@@ -132,21 +132,6 @@ fn hanging(home: &Home) -> (SledStore, mpsc::Receiver<Failure>, mpsc::Sender<()>
 }
 
 #[test]
-fn a_hang_is_reported_although_the_state_is_locked() {
-    let home = Home::new();
-    let (store, failures, release, hang) = hanging(&home);
-    hang.store(true, SeqCst);
-    let (done, outcome) = completion();
-    store.append(vec![command(1, 1, 1)], done);
-    let locked = store.shared.write();
-    let failure = failures.recv_timeout(Duration::from_secs(5)).expect("reported under the lock");
-    assert!(failure.hung);
-    drop(locked);
-    outcome.recv().unwrap().unwrap_err();
-    drop((store, release));
-}
-
-#[test]
 fn a_writer_that_comes_back_too_late_completes_nothing() {
     let home = Home::new();
     let (store, failures, release, hang) = hanging(&home);

@@ -1,0 +1,439 @@
+//! A log on any disk that can hold one: what a [`LogStore`] promises, made of the few writes of a [`LogDisk`].
+//!
+//! # The route of a write
+//! `append` puts the entries into the in-memory [`tail`] and a queue, and returns; from then on they can be
+//! read. The one [`writer`] takes all that is queued, hands it to the disk, flushes once, and calls the completions.
+//! So one fsync serves all who wait, and its cost does not grow with their number.
+//!
+//! ```text
+//! callers ──▶ tail (read at once)
+//!         ──▶ queue ──▶ writer ──▶ LogDisk: append, …, flush ──▶ completions
+//!                         ▲ watchdog
+//! ```
+//!
+//! | thread | what it does | ends |
+//! |---|---|---|
+//! | `log-writer` | everything that is done to the disk | once what is queued is written, or with the first failure |
+//! | `log-watchdog` | looks whether the writer comes back, from the first step of opening to the last of closing | when the disk is let go of |
+//! | `log-sync-later` | once a second, what no completion waits for | after the writer |
+//!
+//! # Invariants
+//! - What a completion has confirmed is on the disk, in a form that its recovery accepts.
+//! - The in-memory state is what the disk will hold once the queue is written; readers never see an entry
+//!   that a later truncation has removed, nor a mixture of before and after it.
+//! - After any failure (IO error, panic, a flush that hangs, a write out of order) the store is *failed* for
+//!   good: nothing more is confirmed, nothing new accepted, nothing retried. Entries accepted before stay
+//!   readable, although they may not be durable; the node has to stop.
+//!
+//! What it does not do: know what is on the disk, or how it got there.
+
+mod disk;
+mod read;
+mod stats;
+mod tail;
+#[cfg(test)]
+mod tests;
+mod watchdog;
+mod writer;
+
+use std::any::Any;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::error::StorageError;
+use crate::types::{Entry, LogId, Vote};
+
+use super::space::Attendant;
+use super::{Completion, DiskWatch, LogBounds, LogStore, Room, files};
+pub(crate) use disk::{LogDisk, LogReader, Opened};
+pub(crate) use read::{Collected, Scanned};
+pub use stats::{FLUSH_BUCKETS_US, LogStats};
+pub(crate) use tail::Tail;
+use watchdog::Phase;
+pub(crate) use watchdog::{GaveUp, Progress};
+use writer::{Change, Queue, Write};
+
+/// Why a store failed for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Failure {
+    /// What happened.
+    pub reason: String,
+    /// Whether the writer hangs in a system call, or in what writes to the disk. Then only the end of the process helps.
+    pub hung: bool,
+}
+
+/// Is told why a store has failed, once, on the thread that noticed, before the completions that fail with it.
+pub(crate) type OnFailure = Arc<dyn Fn(&Failure) + Send + Sync>;
+
+/// What a log is to do beside its writes.
+pub(crate) struct Duties {
+    /// A batch that takes longer than this has hung; a step of opening or closing may take 20 times as long.
+    pub(crate) flush_watchdog: Duration,
+    pub(crate) on_failure: OnFailure,
+    /// Looked at before each batch.
+    pub(crate) room: Option<Arc<Room>>,
+}
+
+/// A log on a [`LogDisk`]. See the [module](self).
+///
+/// Dropping it writes and flushes what is queued, stops its threads and lets go of the disk.
+pub(crate) struct DurableLog<D: LogDisk> {
+    shared: Arc<Shared>,
+    /// Gone only while opening or closing.
+    reader: Option<D::Reader>,
+    watchdog: Option<JoinHandle<()>>,
+    /// The writer, and what ends when it does.
+    threads: Vec<JoinHandle<()>>,
+    /// Looks after the room of the disk, if anybody does.
+    attendant: Option<Attendant>,
+}
+
+/// What the threads of a store have in common.
+struct Shared {
+    state: RwLock<State>,
+    queue: Queue,
+    progress: Progress,
+    stats: Arc<LogStats>,
+    /// Looked at before each batch.
+    room: Option<Arc<Room>>,
+    on_failure: OnFailure,
+}
+
+/// The log as of the last submission.
+#[derive(Default)]
+struct State {
+    bounds: LogBounds,
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    tail: Tail,
+    /// Counts truncations, so that a read that meets one starts over.
+    truncations: u64,
+    /// Of the newest submission.
+    ticket: u64,
+    failure: Option<String>,
+    /// The disk must not be touched again, not even to close it.
+    abandoned: bool,
+}
+
+impl State {
+    fn first_index(&self) -> u64 {
+        first_index(self.bounds.purged)
+    }
+
+    fn next_index(&self) -> u64 {
+        first_index(self.bounds.last)
+    }
+
+    /// What is at `index`, as far as that is known without the disk.
+    fn position(&self, index: u64) -> Option<LogId> {
+        let ends = [self.bounds.last, self.bounds.purged];
+        let end = ends.into_iter().flatten().find(|position| position.index == index);
+        end.or_else(|| self.tail.log_id(index))
+    }
+}
+
+impl Shared {
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().expect("invariant: no panic under this lock")
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().expect("invariant: no panic under this lock")
+    }
+
+    fn committed(&self) -> Option<LogId> {
+        self.read().committed
+    }
+
+    /// Notes that writes up to `ticket` are durable. Returns the error if the store has failed meanwhile.
+    fn settle(&self, ticket: u64) -> Option<io::Error> {
+        let mut state = self.write();
+        if let Some(reason) = &state.failure {
+            return Some(failed(reason));
+        }
+        state.tail.settle(ticket);
+        None
+    }
+
+    /// Fails the store for good: first the writes `in_flight`, then all that is queued. Returns the error to
+    /// report, which is that of the first failure.
+    fn fail(&self, reason: &str, cause: Cause, in_flight: Vec<Completion>) -> io::Error {
+        let report = |hung| (self.on_failure)(&Failure { reason: reason.to_owned(), hung });
+        if cause == Cause::Hung {
+            // Before any lock: its holder may be waiting for the same disk.
+            self.stats.failed.store(true, Relaxed);
+            report(true);
+        }
+        let (first, error) = {
+            let mut state = self.write();
+            let first = state.failure.is_none();
+            state.abandoned |= cause != Cause::Misuse;
+            (first, failed(state.failure.get_or_insert_with(|| reason.to_owned())))
+        };
+        self.stats.failed.store(true, Relaxed);
+        if first && matches!(cause, Cause::Misuse | Cause::Disk) {
+            report(false);
+        }
+        let queued = self.queue.drain().into_iter().map(|write| write.done);
+        // What a completion does with an error, even panic, changes nothing any more.
+        let _ = writer::complete(in_flight.into_iter().chain(queued), Some(&error));
+        error
+    }
+}
+
+/// What made a store fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// A write that does not fit the log: the disk is well.
+    Misuse,
+    /// The writer met an error or panicked.
+    Disk,
+    /// The writer hangs.
+    Hung,
+    /// It came back after that had been reported.
+    Late,
+}
+
+fn failed(reason: &str) -> io::Error {
+    io::Error::other(format!("the log has failed for good: {reason}"))
+}
+
+/// The message of a caught panic.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+/// The index after `position`: 0 when there is nothing yet.
+pub(crate) fn first_index(position: Option<LogId>) -> u64 {
+    position.map_or(0, |position| position.index + 1)
+}
+
+/// For the opening of what is in `directory`, when the watchdog has given up on it.
+pub(crate) fn too_late(directory: &Path) -> StorageError {
+    files::io_error("cannot open", directory, io::ErrorKind::TimedOut.into())
+}
+
+impl<D: LogDisk> DurableLog<D> {
+    /// Opens the log in `directory` as `recover` does it, which says at the beginning of each [step](Progress::step) that it
+    /// has come so far: the watchdog looks after it already.
+    ///
+    /// # Errors
+    /// Those of `recover`, and when the watchdog has given up on it.
+    pub(crate) fn open(
+        directory: &Path,
+        duties: Duties,
+        recover: impl FnOnce(&Progress, &Arc<LogStats>) -> Result<Opened<D>, StorageError>,
+    ) -> Result<Self, StorageError> {
+        let Duties { flush_watchdog, on_failure, room } = duties;
+        let shared = Arc::new(Shared {
+            state: RwLock::new(State::default()),
+            queue: Queue::default(),
+            progress: Progress::new(),
+            stats: Arc::default(),
+            room,
+            on_failure,
+        });
+        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(body)
+                .map_err(|error| files::io_error("cannot start a thread for", directory, error))
+        };
+        // If anything fails from here on, dropping the store stops what has been started.
+        let mut store = Self {
+            shared: shared.clone(),
+            reader: None,
+            watchdog: None,
+            threads: Vec::new(),
+            attendant: None,
+        };
+        let watched = shared.clone();
+        let supervise = Box::new(move || watchdog::supervise(&watched, flush_watchdog));
+        store.watchdog = Some(spawn("log-watchdog", supervise)?);
+
+        let opened = recover(&shared.progress, &shared.stats)?;
+        let Opened { disk, reader, sync_later, grows, bounds, vote, committed, tail } = opened;
+        store.reader = Some(reader);
+        if shared.progress.end().is_err() {
+            std::mem::forget(disk);
+            return Err(too_late(directory));
+        }
+        if let Some(room) = &shared.room {
+            store.attendant = Some(room.attend(&grows)?);
+        }
+        {
+            let mut state = shared.write();
+            (state.bounds, state.vote, state.committed, state.tail) = (bounds, vote, committed, tail);
+        }
+        let for_writer = shared.clone();
+        store.threads.push(spawn("log-writer", Box::new(move || writer::run(&for_writer, disk)))?);
+        let sync_later = Box::new(move || writer::sync_later(&shared, &sync_later));
+        store.threads.push(spawn("log-sync-later", sync_later)?);
+        Ok(store)
+    }
+
+    fn reader(&self) -> &D::Reader {
+        self.reader.as_ref().expect("invariant: an open store has its disk")
+    }
+
+    /// A view of the disk under this log. A write that takes longer than `stall` has stalled.
+    pub(crate) fn watch_disk(&self, stall: Option<Duration>) -> DiskWatch {
+        let (shared, stats) = (self.shared.clone(), self.shared.stats.clone());
+        let queued = move || stats.queued_bytes.load(Relaxed);
+        DiskWatch::new(self.shared.room.clone(), move || shared.progress.busy_for(), queued, stall)
+    }
+
+    /// Counters for metrics.
+    pub(crate) fn stats(&self) -> &Arc<LogStats> {
+        &self.shared.stats
+    }
+
+    /// Bytes the log takes on the disk.
+    pub(crate) fn disk_bytes(&self) -> io::Result<u64> {
+        self.reader().disk_bytes()
+    }
+
+    /// Applies a write to the in-memory state and queues it, both under one lock so that their orders agree.
+    fn submit(
+        &self,
+        bytes: usize,
+        done: Completion,
+        apply: impl FnOnce(&mut State, u64) -> Result<Change, String>,
+    ) {
+        let mut state = self.shared.write();
+        if let Some(reason) = &state.failure {
+            let error = failed(reason);
+            drop(state);
+            return done(Err(error));
+        }
+        let ticket = state.ticket + 1;
+        match apply(&mut state, ticket) {
+            Ok(change) => {
+                state.ticket = ticket;
+                self.shared.stats.queued_bytes.fetch_add(bytes as u64, Relaxed);
+                self.shared.stats.queued_writes.fetch_add(1, Relaxed);
+                self.shared.queue.push(Write { ticket, change, bytes, done });
+            }
+            Err(reason) => {
+                drop(state);
+                self.shared.fail(&reason, Cause::Misuse, vec![done]);
+            }
+        }
+    }
+}
+
+impl<D: LogDisk> LogStore for DurableLog<D> {
+    fn bounds(&self) -> LogBounds {
+        self.shared.read().bounds
+    }
+
+    fn vote(&self) -> Option<Vote> {
+        self.shared.read().vote
+    }
+
+    fn committed(&self) -> Option<LogId> {
+        self.shared.committed()
+    }
+
+    fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
+        read::read(&self.shared, self.reader(), (start, end), max_bytes)
+    }
+
+    fn append(&self, entries: Vec<Entry>, done: Completion) {
+        let bytes = entries.iter().map(Entry::size_bytes).sum();
+        self.submit(bytes, done, |state, ticket| {
+            let expected = state.next_index();
+            for (entry, index) in entries.iter().zip(expected..) {
+                if entry.log_id.index != index {
+                    return Err(format!("entry {} appended where {index} should be", entry.log_id));
+                }
+            }
+            let Some(last) = entries.last() else { return Ok(Change::Nothing) };
+            state.bounds.last = Some(last.log_id);
+            for entry in &entries {
+                state.tail.push(ticket, entry.clone());
+            }
+            Ok(Change::Append(entries))
+        });
+    }
+
+    fn save_vote(&self, vote: Vote, done: Completion) {
+        self.submit(0, done, |state, _| {
+            state.vote = Some(vote);
+            Ok(Change::SaveVote(vote))
+        });
+    }
+
+    fn save_committed(&self, committed: Option<LogId>) {
+        self.shared.write().committed = committed;
+    }
+
+    fn truncate(&self, last: Option<LogId>, done: Completion) {
+        self.submit(0, done, |state, _| {
+            // What is not in memory, the writer looks at: here the disk must not be waited for.
+            if let Some(last) = last
+                && let Some(found) = state.position(last.index)
+                && found != last
+            {
+                return Err(format!("truncated after {last}, which is {found}"));
+            }
+            let from = first_index(last).max(state.first_index());
+            if from >= state.next_index() {
+                return Ok(Change::Nothing);
+            }
+            let last = if from == state.first_index() { state.bounds.purged } else { last };
+            state.bounds.last = last;
+            state.tail.truncate(from);
+            state.truncations += 1;
+            Ok(Change::Truncate(from, last))
+        });
+    }
+
+    fn purge(&self, upto: LogId, done: Completion) {
+        self.submit(0, done, |state, _| {
+            if upto.index < state.first_index() {
+                return Ok(Change::Nothing);
+            }
+            state.bounds.purged = Some(upto);
+            if state.next_index() <= upto.index + 1 {
+                state.bounds.last = Some(upto);
+            }
+            state.tail.purge(upto.index);
+            Ok(Change::Purge(upto))
+        });
+    }
+}
+
+impl<D: LogDisk> Drop for DurableLog<D> {
+    fn drop(&mut self) {
+        let progress = &self.shared.progress;
+        self.shared.queue.close();
+        let phase = if self.threads.is_empty() { Phase::Stopped } else { progress.wait_until_over() };
+        let mut hung = phase == Phase::Hung || progress.step().is_err();
+        if !hung {
+            for thread in self.threads.drain(..) {
+                // Its panics were caught and reported.
+                let _ = thread.join();
+            }
+        }
+        hung |= progress.step().is_err();
+        if hung || self.shared.read().abandoned {
+            // A disk may flush when its last handle goes, and a failed fsync must never be retried: keep one for ever.
+            std::mem::forget(self.reader.take());
+        }
+        drop(self.reader.take());
+        // Only now there is nothing left that could hang.
+        progress.close();
+        if let Some(watchdog) = self.watchdog.take()
+            && !hung
+        {
+            let _ = watchdog.join();
+        }
+    }
+}
