@@ -57,6 +57,7 @@ mod wake;
 mod writes;
 
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -145,7 +146,7 @@ struct Inner<M: StateMachine> {
     /// True once the core has stopped and everything else is to follow.
     stop: watch::Sender<bool>,
     /// Closed when the data directory can be opened again.
-    released: Option<watch::Receiver<()>>,
+    released: watch::Receiver<()>,
     log_stats: Option<Arc<LogStats>>,
     disk: DiskWatch,
     quorum_disks: Arc<health::QuorumDisks>,
@@ -163,24 +164,10 @@ pub struct EngineParts {
     pub snapshots: Arc<dyn SnapshotStore>,
     /// How peers are reached.
     pub transport: Arc<dyn Transport>,
-    /// What the log counts, if it does.
-    pub log_stats: Option<Arc<LogStats>>,
-    /// The disk under the log; the default watches none.
-    pub disk: DiskWatch,
-    /// Closed once the log has been dropped, if somebody cares.
-    pub released: Option<watch::Receiver<()>>,
     /// The longest lease, in milliseconds, that whoever used these parts before may have promised; 0 if it was the same.
     pub promised_lease_ms: u64,
     /// Memory that the node may use, in bytes; `None` for a node that proposes no quota on the state.
     pub memory_bytes: Option<u64>,
-}
-
-/// A log store and the lock on its directory. Fields are dropped in their order: the log is closed, then the
-/// lock released, and then whoever waits is told.
-struct LockedLog {
-    log: SledStore,
-    dir: DataDir,
-    _released: watch::Sender<()>,
 }
 
 impl<M: StateMachine> Engine<M> {
@@ -209,10 +196,9 @@ impl<M: StateMachine> Engine<M> {
         if !config.join && config.initial_members.is_empty() && !DataDir::exists(&config.data_dir) {
             return Err(OpenError::Config(NO_CLUSTER.to_owned()));
         }
-        let (release, released) = watch::channel(());
         let (path, cluster, node_id) = (config.data_dir.clone(), config.cluster.clone(), config.node_id);
         let tail_bytes = config.limits.log_tail_bytes;
-        let DiskPolicy { reserve_bytes, stall_ms } = config.disk;
+        let reserve_bytes = config.disk.reserve_bytes;
         let progress = config.progress.clone();
         let lease_ms = config.timing.election_timeout_max_ms;
         let (log, snapshots, incarnation, promised_lease_ms) = offload(move || -> Result<_, StorageError> {
@@ -224,20 +210,17 @@ impl<M: StateMachine> Engine<M> {
             // Before the log has all the room there is, on a disk that is full.
             let promised_lease_ms = lease::promise(dir.path(), lease_ms)?;
             let options = SledOptions { tail_bytes, progress: progress.clone(), ..SledOptions::default() };
-            let log = SledStore::open_in_room(&dir, options, room.clone())?;
-            let snapshots = SnapshotDir::open_in_room(&dir.snapshot_dir(), room, progress)?;
-            let incarnation = dir.identity().incarnation;
-            Ok((LockedLog { log, dir, _released: release }, snapshots, incarnation, promised_lease_ms))
+            let (snapshot_dir, incarnation) = (dir.snapshot_dir(), dir.identity().incarnation);
+            let log = SledStore::open_in(dir, options, room.clone())?;
+            let snapshots = SnapshotDir::open_in_room(&snapshot_dir, room, progress)?;
+            Ok((log, snapshots, incarnation, promised_lease_ms))
         })
         .await?;
         let transport = GrpcTransport::default();
         let traffic = transport.counts();
-        let log = Arc::new(log);
+        let (log, data_dir): (Arc<dyn LogStore>, _) = (Arc::new(log), config.data_dir.clone());
         let parts = EngineParts {
             incarnation,
-            log_stats: Some(log.log.stats().clone()),
-            released: Some(released),
-            disk: log.log.watch_disk((stall_ms > 0).then(|| Duration::from_millis(stall_ms))),
             log: log.clone(),
             snapshots: Arc::new(snapshots),
             transport: Arc::new(transport),
@@ -247,7 +230,7 @@ impl<M: StateMachine> Engine<M> {
         };
         let engine = Self::start(parts, machine).await?;
         if promised_lease_ms > lease_ms {
-            until_stopped(&engine.inner.stop, settle_lease(log, promised_lease_ms, lease_ms));
+            until_stopped(&engine.inner.stop, settle_lease(log, data_dir, promised_lease_ms, lease_ms));
         }
         grpc::serve(listener, engine.peer_door(), traffic, engine.inner.stop.subscribe())
             .map_err(|source| OpenError::Listen { address: engine.inner.own.peer.clone(), source })?;
@@ -270,19 +253,13 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`OpenError`].
     pub async fn start(parts: EngineParts, machine: M) -> Result<Self, OpenError> {
-        let EngineParts {
-            config,
-            incarnation,
-            log,
-            snapshots,
-            transport,
-            log_stats,
-            disk,
-            released,
-            promised_lease_ms,
-            memory_bytes,
-        } = parts;
+        let EngineParts { config, incarnation, log, snapshots, transport, promised_lease_ms, memory_bytes } =
+            parts;
         config.validate()?;
+        let (log_stats, stall_ms) = (log.stats().cloned(), config.disk.stall_ms);
+        let disk = log.watch_disk((stall_ms > 0).then(|| Duration::from_millis(stall_ms)));
+        let (release, released) = watch::channel(());
+        log.on_closed(Box::new(move || drop(release)));
         let memory = memory_bytes.map(Memory);
         let recovery = snapshots.clone();
         let node_id = config.node_id;
@@ -496,7 +473,7 @@ impl<M: StateMachine> Engine<M> {
         let mut state = self.watch();
         let _ = tokio::time::timeout_at(deadline, state.wait_for(|state| state.role == Role::Stopped)).await;
         inner.stop.send_replace(true);
-        let Some(mut released) = inner.released.clone() else { return };
+        let mut released = inner.released.clone();
         // The core's last tasks end by themselves, and with the last of them the log is closed.
         if tokio::time::timeout_at(deadline, async { while released.changed().await.is_ok() {} })
             .await
@@ -574,9 +551,15 @@ fn check_coverage<M: StateMachine>(
 }
 
 /// Once a longer lease than the present one, which was promised before the restart, has run out, it binds no more.
-async fn settle_lease(log: Arc<LockedLog>, promised_ms: u64, lease_ms: u64) {
+/// The directory is locked for as long as its log is open.
+async fn settle_lease(log: Arc<dyn LogStore>, data_dir: PathBuf, promised_ms: u64, lease_ms: u64) {
     tokio::time::sleep(Duration::from_millis(promised_ms)).await;
-    let settled = offload(move || lease::settle(log.dir.path(), lease_ms)).await;
+    let settled = offload(move || {
+        let settled = lease::settle(&data_dir, lease_ms);
+        drop(log);
+        settled
+    })
+    .await;
     if let Err(error) = settled {
         // Then the next start is silent for longer than it need be.
         tracing::warn!(%error, "the shorter lease could not be noted");
@@ -592,43 +575,5 @@ fn core_config(config: &EngineConfig, promised_lease_ms: u64) -> CoreConfig {
         election_timeout_max_ms: config.timing.election_timeout_max_ms,
         promised_lease_ms,
         message_bytes: config.limits.append_message_bytes,
-    }
-}
-
-impl LogStore for LockedLog {
-    fn bounds(&self) -> crate::storage::LogBounds {
-        self.log.bounds()
-    }
-
-    fn vote(&self) -> Option<crate::types::Vote> {
-        self.log.vote()
-    }
-
-    fn committed(&self) -> Option<LogId> {
-        self.log.committed()
-    }
-
-    fn read(&self, start: u64, end: u64, max_bytes: usize) -> std::io::Result<Vec<crate::types::Entry>> {
-        self.log.read(start, end, max_bytes)
-    }
-
-    fn append(&self, entries: Vec<crate::types::Entry>, done: crate::storage::Completion) {
-        self.log.append(entries, done);
-    }
-
-    fn save_vote(&self, vote: crate::types::Vote, done: crate::storage::Completion) {
-        self.log.save_vote(vote, done);
-    }
-
-    fn save_committed(&self, committed: Option<LogId>) {
-        self.log.save_committed(committed);
-    }
-
-    fn truncate(&self, last: Option<LogId>, done: crate::storage::Completion) {
-        self.log.truncate(last, done);
-    }
-
-    fn purge(&self, upto: LogId, done: crate::storage::Completion) {
-        self.log.purge(upto, done);
     }
 }

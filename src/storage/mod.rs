@@ -33,6 +33,8 @@ mod snapshots;
 mod space;
 
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::types::{Entry, LogId, Vote};
 
@@ -48,11 +50,14 @@ pub use snapshots::{
     MemorySnapshots, ReceivedSnapshot, SnapshotDir, SnapshotHandle, SnapshotMeta, SnapshotReceiver,
     SnapshotStore, SnapshotWriter,
 };
-pub use space::{DiskState, DiskStatus, DiskWatch, Origin, Taken};
-pub(crate) use space::{Room, file_system_bytes};
+pub(crate) use space::file_system_bytes;
+pub use space::{Attendant, DiskState, DiskStatus, DiskWatch, Origin, Room, Taken};
 
 /// Called exactly once when a write is durable, or has failed for good.
 pub type Completion = Box<dyn FnOnce(io::Result<()>) + Send + 'static>;
+
+/// Called once when a store is closed, and what it held can be opened again.
+pub type Closed = Box<dyn FnOnce() + Send + 'static>;
 
 /// What a store holds at the moment of asking, entries that are not yet durable included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,10 +68,17 @@ pub struct LogBounds {
     pub last: Option<LogId>,
 }
 
-/// The durable log of one node. See the [module](self) for what all of them promise.
+/// The durable log of one node. See the [module](self) for what all of them promise, and [`conformance`] for how to check
+/// that one does.
 ///
 /// Every method may be called from an asynchronous task: none waits for a disk write. Only `read`
-/// may touch the disk, for entries that are no longer in the in-memory tail.
+/// may touch the disk, for entries that are no longer in the in-memory tail, and so may `disk_bytes`.
+///
+/// # Beyond the log
+/// The last four methods tell of the disk under it. A store in memory has none, and what they do by default is right for it. A store
+/// with a disk implements all of them: without [`watch_disk`](Self::watch_disk) a node goes on taking writes while its disk
+/// is full or hangs, and without [`on_closed`](Self::on_closed) it seems to have stopped while the disk is still in use. A
+/// store that wraps another passes them on.
 pub trait LogStore: Send + Sync + 'static {
     /// The present bounds.
     fn bounds(&self) -> LogBounds;
@@ -104,4 +116,30 @@ pub trait LogStore: Send + Sync + 'static {
     /// Removes every entry up to and including `upto`, and remembers `upto`. It may lie beyond the last
     /// entry: then the log is empty afterwards and continues at `upto.index + 1`.
     fn purge(&self, upto: LogId, done: Completion);
+
+    /// What it has counted since it was opened: flushes, entries, bytes, and whether it has failed.
+    fn stats(&self) -> Option<&Arc<LogStats>> {
+        None
+    }
+
+    /// Bytes that the log takes on the disk, what is purged and not yet freed included.
+    ///
+    /// # Errors
+    /// When the disk does not say.
+    fn disk_bytes(&self) -> io::Result<u64> {
+        Ok(0)
+    }
+
+    /// A view of the disk, which must not keep the store open: how much [`Room`] there is, and for how long the present write
+    /// has been under way. One that takes longer than `stall` has stalled.
+    fn watch_disk(&self, stall: Option<Duration>) -> DiskWatch {
+        let _ = stall;
+        DiskWatch::default()
+    }
+
+    /// Has `closed` called once the store is dropped and has let go of all that another one would need: files, locks, threads that
+    /// use them.
+    fn on_closed(&self, closed: Closed) {
+        closed();
+    }
 }

@@ -40,7 +40,7 @@ use std::any::Any;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ use crate::error::StorageError;
 use crate::types::{Entry, LogId, Vote};
 
 use super::space::Attendant;
-use super::{Completion, DiskWatch, LogBounds, LogStore, Room, files};
+use super::{Closed, Completion, DataDir, DiskWatch, LogBounds, LogStore, Room, files};
 pub(crate) use disk::{LogDisk, LogReader, Opened};
 pub(crate) use read::{Collected, Scanned};
 pub use stats::{FLUSH_BUCKETS_US, LogStats};
@@ -91,6 +91,28 @@ pub(crate) struct DurableLog<D: LogDisk> {
     threads: Vec<JoinHandle<()>>,
     /// Looks after the room of the disk, if anybody does.
     attendant: Option<Attendant>,
+    /// Locked for as long as the log in it is open.
+    data_dir: Option<DataDir>,
+    /// Dropped last.
+    when_closed: WhenClosed,
+}
+
+/// Calls, when it is dropped, who wants to know that what was dropped before it is.
+#[derive(Default)]
+struct WhenClosed(Mutex<Vec<Closed>>);
+
+impl WhenClosed {
+    fn add(&self, closed: Closed) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(closed);
+    }
+}
+
+impl Drop for WhenClosed {
+    fn drop(&mut self) {
+        for closed in self.0.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            closed();
+        }
+    }
 }
 
 /// What the threads of a store have in common.
@@ -252,6 +274,8 @@ impl<D: LogDisk> DurableLog<D> {
             watchdog: None,
             threads: Vec::new(),
             attendant: None,
+            data_dir: None,
+            when_closed: WhenClosed::default(),
         };
         let watched = shared.clone();
         let supervise = Box::new(move || watchdog::supervise(&watched, flush_watchdog));
@@ -278,25 +302,13 @@ impl<D: LogDisk> DurableLog<D> {
         Ok(store)
     }
 
+    /// Keeps the directory that the log is in locked.
+    pub(crate) fn keep_locked(&mut self, dir: DataDir) {
+        self.data_dir = Some(dir);
+    }
+
     fn reader(&self) -> &D::Reader {
         self.reader.as_ref().expect("invariant: an open store has its disk")
-    }
-
-    /// A view of the disk under this log. A write that takes longer than `stall` has stalled.
-    pub(crate) fn watch_disk(&self, stall: Option<Duration>) -> DiskWatch {
-        let (shared, stats) = (self.shared.clone(), self.shared.stats.clone());
-        let queued = move || stats.queued_bytes.load(Relaxed);
-        DiskWatch::new(self.shared.room.clone(), move || shared.progress.busy_for(), queued, stall)
-    }
-
-    /// Counters for metrics.
-    pub(crate) fn stats(&self) -> &Arc<LogStats> {
-        &self.shared.stats
-    }
-
-    /// Bytes the log takes on the disk.
-    pub(crate) fn disk_bytes(&self) -> io::Result<u64> {
-        self.reader().disk_bytes()
     }
 
     /// Applies a write to the in-memory state and queues it, both under one lock so that their orders agree.
@@ -407,6 +419,24 @@ impl<D: LogDisk> LogStore for DurableLog<D> {
             state.tail.purge(upto.index);
             Ok(Change::Purge(upto))
         });
+    }
+
+    fn stats(&self) -> Option<&Arc<LogStats>> {
+        Some(&self.shared.stats)
+    }
+
+    fn disk_bytes(&self) -> io::Result<u64> {
+        self.reader().disk_bytes()
+    }
+
+    fn watch_disk(&self, stall: Option<Duration>) -> DiskWatch {
+        let (shared, stats) = (self.shared.clone(), self.shared.stats.clone());
+        let queued = move || stats.queued_bytes.load(Relaxed);
+        DiskWatch::new(self.shared.room.clone(), move || shared.progress.busy_for(), queued, stall)
+    }
+
+    fn on_closed(&self, closed: Closed) {
+        self.when_closed.add(closed);
     }
 }
 

@@ -261,9 +261,12 @@ fn what_is_purged_is_swept_without_another_write() {
 fn a_log_that_is_well_is_closed_once_and_then_let_go_of() {
     let disk = RamDisk::default();
     let log = disk.open(0).unwrap();
+    let (ram, (told, closed)) = (disk.clone(), mpsc::channel());
+    log.on_closed(Box::new(move || told.send(ram.0.dropped.load(SeqCst)).unwrap()));
     let outcome = append(&log, 0);
     drop(log);
     outcome.recv().unwrap().unwrap();
+    assert_eq!(closed.try_iter().collect::<Vec<_>>(), [2], "told once, and afterwards");
     assert_eq!(disk.0.flushed.lock().unwrap().bounds.last, Some(LogId::new(1, 0)));
     assert_eq!(disk.0.closed.load(SeqCst), 1);
     assert_eq!(disk.0.dropped.load(SeqCst), 2, "by the writer, and by those who read");
@@ -278,7 +281,7 @@ fn a_disk_that_has_failed_is_not_even_dropped() {
     let log = disk.open_with(0, PATIENCE, move |failure| sender.tell(failure)).unwrap();
     assert!(append(&log, 0).recv().unwrap().unwrap_err().to_string().contains("EIO"));
     assert!(!failures.recv().unwrap().hung);
-    assert!(log.stats().failed.load(Relaxed));
+    assert!(log.stats().unwrap().failed.load(Relaxed));
     drop(log);
     assert_eq!((disk.0.dropped.load(SeqCst), disk.0.closed.load(SeqCst)), (0, 0));
     assert_eq!(disk.0.flushed.lock().unwrap().bounds.last, None);

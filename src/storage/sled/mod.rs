@@ -33,7 +33,7 @@ use crate::error::StorageError;
 use crate::types::{Entry, LogId, Vote};
 
 use super::durable_log::{DurableLog, Duties, Failure, LogStats};
-use super::{Completion, DataDir, DiskWatch, LogBounds, LogStore, Room, StartProgress};
+use super::{Closed, Completion, DataDir, DiskWatch, LogBounds, LogStore, Room, StartProgress};
 use disk::Disk;
 pub use power::ensure_power_safe;
 
@@ -110,7 +110,8 @@ impl fmt::Debug for SledOptions {
 
 /// The durable log of a node, on sled. See the [module](self).
 ///
-/// Dropping it writes and flushes what is queued, stops its threads and releases sled's lock.
+/// Dropping it writes and flushes what is queued, stops its threads and releases sled's lock, and then that of its data
+/// directory.
 pub struct SledStore {
     log: DurableLog<Disk>,
     directory: PathBuf,
@@ -148,41 +149,20 @@ impl SledStore {
         Ok(Self { log, directory: directory.to_owned() })
     }
 
-    /// Opens the log of a data directory, or creates it, and has the directory note that it has one.
+    /// Opens the log of a data directory, or creates it, and has the directory note that it has one. The directory stays locked
+    /// for as long as the log is open. If there is a `room`, it is looked at before every batch.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_in(dir: &DataDir, options: SledOptions) -> Result<Self, StorageError> {
-        Self::open_in_room(dir, options, None)
-    }
-
-    /// [`open_in`](Self::open_in) with a look at `room` before every batch.
-    pub(crate) fn open_in_room(
-        dir: &DataDir,
+    pub fn open_in(
+        dir: DataDir,
         options: SledOptions,
         room: Option<Arc<Room>>,
     ) -> Result<Self, StorageError> {
-        let store = Self::open_with(&dir.log_dir(), options, room)?;
+        let mut store = Self::open_with(&dir.log_dir(), options, room)?;
         dir.record_log()?;
+        store.log.keep_locked(dir);
         Ok(store)
-    }
-
-    /// A view of the disk under this log. A write that takes longer than `stall` has stalled.
-    pub fn watch_disk(&self, stall: Option<Duration>) -> DiskWatch {
-        self.log.watch_disk(stall)
-    }
-
-    /// Counters for metrics.
-    pub fn stats(&self) -> &Arc<LogStats> {
-        self.log.stats()
-    }
-
-    /// Bytes the log takes on the disk.
-    ///
-    /// # Errors
-    /// When the directory can not be listed.
-    pub fn disk_bytes(&self) -> io::Result<u64> {
-        self.log.disk_bytes()
     }
 }
 
@@ -221,5 +201,21 @@ impl LogStore for SledStore {
 
     fn purge(&self, upto: LogId, done: Completion) {
         self.log.purge(upto, done);
+    }
+
+    fn stats(&self) -> Option<&Arc<LogStats>> {
+        self.log.stats()
+    }
+
+    fn disk_bytes(&self) -> io::Result<u64> {
+        self.log.disk_bytes()
+    }
+
+    fn watch_disk(&self, stall: Option<Duration>) -> DiskWatch {
+        self.log.watch_disk(stall)
+    }
+
+    fn on_closed(&self, closed: Closed) {
+        self.log.on_closed(closed);
     }
 }

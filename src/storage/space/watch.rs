@@ -111,7 +111,7 @@ impl std::fmt::Debug for DiskWatch {
 impl DiskWatch {
     /// Watches `room`, and a log whose present write is `writing` and for which so many bytes are `queued`; a write
     /// that takes longer than `stall` has stalled.
-    pub(crate) fn new(
+    pub fn new(
         room: Option<Arc<Room>>,
         writing: impl Fn() -> Option<Duration> + Send + Sync + 'static,
         queued: impl Fn() -> u64 + Send + Sync + 'static,
