@@ -1,7 +1,7 @@
 //! What a node must not forget: its log and vote, its snapshots, and who it is.
 //!
 //! It knows nothing of Raft's rules: it keeps entries in order, says when they are durable, and stops for good at
-//! the first sign that it cannot. Only its folder `sled` names that crate.
+//! the first sign that it cannot.
 //!
 //! # Promises of every [`LogStore`]
 //!
@@ -14,14 +14,14 @@
 //!    retried fsync may report success for data the kernel has already dropped.
 //!
 //! # What is where
-//! [`SledStore`] keeps the log on disk, [`MemoryStore`] in memory for simulation; both pass one conformance
-//! suite. [`SnapshotDir`] and [`MemorySnapshots`] are the same pair for snapshots. [`DataDir`] locks a data
+//! [`SledStore`] keeps the log on disk. What it does for that, sled or not, is in `durable_log`: queue, group commit, watchdog, the newest
+//! entries in memory; what is true of sled alone is in `sled`, and only that folder names the crate. [`MemoryStore`] is for
+//! simulation. Both pass the [`conformance`] suite, and so can yours. [`SnapshotDir`] and [`MemorySnapshots`] are the same pair for snapshots. [`DataDir`] locks a data
 //! directory and says whose it is; open it first. [`DiskWatch`] tells whether the disk can take more. `docs/FORMAT.md` describes every byte on disk.
 //!
 //! What it does not do: replicate, compare terms, decide what may be truncated.
 
-#[cfg(test)]
-mod conformance;
+pub mod conformance;
 mod durable_log;
 mod files;
 mod identity;

@@ -1,14 +1,15 @@
 //! What is true on every disk, on one in memory.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Mutex, MutexGuard};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::storage::conformance::{Rig, command, completion, fixed_cases, run, steps};
+use crate::storage::conformance::tests::{fixed_cases, run, steps};
+use crate::storage::conformance::{Rig, command, completion};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -30,6 +31,8 @@ struct Ram {
     written: Mutex<Content>,
     /// What is there when it is opened the next time.
     flushed: Mutex<Content>,
+    /// Flushes fail from now on.
+    is_off: AtomicBool,
     before_flush: Option<Box<dyn Fn() -> io::Result<()> + Send + Sync>>,
     /// Sweeps that are due, and were done.
     due: AtomicUsize,
@@ -139,7 +142,11 @@ impl LogDisk for Handle {
         if committed.is_none_or(|committed| committed.index < first_index(content.bounds.last)) {
             content.committed = committed;
         }
-        *self.0.0.flushed.lock().unwrap() = content.clone();
+        let mut flushed = self.0.0.flushed.lock().unwrap();
+        if self.0.0.is_off.load(SeqCst) {
+            return Err(io::Error::other("the disk is off"));
+        }
+        *flushed = content.clone();
         Ok(())
     }
 
@@ -209,17 +216,22 @@ impl Rig for RamRig {
         self.log = Some(self.disk.open(self.tail_bytes).unwrap());
     }
 
-    /// Goes on with what is flushed when everything is.
-    fn crash(&mut self, _keep: usize) -> usize {
-        let (done, outcome) = completion();
-        self.store().append(Vec::new(), done);
-        outcome.recv().unwrap().unwrap();
-        let flushed = self.disk.0.flushed.lock().unwrap().clone();
+    /// Goes on with what is flushed at this moment.
+    fn crash(&mut self, _keep: usize) {
+        let flushed = {
+            let flushed = self.disk.0.flushed.lock().unwrap();
+            self.disk.0.is_off.store(true, SeqCst);
+            flushed.clone()
+        };
         self.log = None;
         self.disk = RamDisk::default();
         *self.disk.0.flushed.lock().unwrap() = flushed;
         self.reopen();
-        usize::MAX
+    }
+
+    fn fail_next_write(&mut self) -> bool {
+        self.disk.0.is_off.store(true, SeqCst);
+        true
     }
 }
 
