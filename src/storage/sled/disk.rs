@@ -29,7 +29,7 @@ use super::marker::Marker;
 use super::power::WriteErrors;
 use super::reader::Reader;
 use super::record::{Body, Key, Packed, Packer, Record};
-use super::scan::{ScanError, decode_key, record_before};
+use super::scan::{ScanError, age_cache, decode_key, record_before};
 use super::words::words;
 use super::{DISK_BYTES_BETWEEN_BLOB_CHECKS, DiskEvent, Observer};
 
@@ -298,7 +298,7 @@ impl Disk {
         if self.ledger_first {
             self.write_ledger()?;
         }
-        for boundary in self.layout.record(packed.key.index) {
+        for boundary in self.layout.record(packed.key.index, packed.record.len()) {
             for fence in Layout::fences(boundary) {
                 let key = fence.encode();
                 self.observe(DiskEvent::Insert(&key, &[]))?;
@@ -316,25 +316,10 @@ impl Disk {
         let key = packed.key.encode();
         self.observe(DiskEvent::Insert(&key, &packed.record))?;
         self.trees.log.insert(key, packed.record.as_slice())?;
-        self.age_cache(&key, packed.record.len())?;
+        age_cache(&self.trees.log, &key, packed.record.len())?;
         self.dirty = true;
         self.bytes_until_blob_check = self.bytes_until_blob_check.saturating_sub(packed.record.len());
         self.stats.bytes_written.fetch_add(packed.record.len() as u64, Relaxed);
-        Ok(())
-    }
-
-    /// Lets sled notice what it has in memory.
-    ///
-    /// It looks at the size of its cache only after 64 accesses to the pages of one of 256 parts. A log that is written and
-    /// hardly read accesses a leaf a dozen times, and each leaf falls into another part: more than a thousand leaves, hundreds of
-    /// megabytes of large records, were never given up. Looking at what was just written, more often the larger it is,
-    /// makes up the number at a microsecond each.
-    fn age_cache(&self, key: &[u8], bytes: usize) -> Result<(), DiskError> {
-        /// One access for so many bytes: a leaf of four full records is accessed 64 times.
-        const ACCESS_BYTES: usize = 4 * 1024;
-        for _ in 0..bytes / ACCESS_BYTES {
-            self.trees.log.get(key)?;
-        }
         Ok(())
     }
 
