@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::{Engine, Inner};
+use super::{Engine, Inner, until_ended};
 use crate::machine::StateMachine;
 use crate::raft::agreement::{Check, Life, Told, Verdict, judge};
 use crate::raft::core::Metrics;
@@ -74,7 +74,7 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         look.tick().await;
-        let Some(inner) = node.upgrade() else { return };
+        let Some(inner) = node.upgrade() else { return until_ended().await };
         Engine { inner }.compare(&mut memory).await;
     }
 }

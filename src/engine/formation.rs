@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::status;
+use super::fatal::Fatal;
 use crate::error::FatalError;
 use crate::machine::StateMachine;
 use crate::raft::core::Core;
@@ -117,7 +117,7 @@ pub(super) struct Formation<M: StateMachine> {
     /// Where to say what is waited for.
     pub(super) forming: watch::Sender<Option<Forming>>,
     /// Where to say that this node must not go on.
-    pub(super) fatal: watch::Sender<Option<FatalError>>,
+    pub(super) fatal: Fatal,
 }
 
 impl<M: StateMachine> Formation<M> {
@@ -142,7 +142,7 @@ impl<M: StateMachine> Formation<M> {
             if let Some(members) = members
                 && writes
                 // It may have been told that its disk was wiped.
-                && self.fatal.borrow().is_none()
+                && self.fatal.reason().is_none()
             {
                 let count = members.len();
                 match self.core.initialize(members).await {
@@ -231,7 +231,7 @@ impl<M: StateMachine> Formation<M> {
                 DialError::Refused(refusal @ Refusal::CallerFenced { .. }) => (self.caller.refused)(refusal),
                 DialError::Refused(Refusal::UnknownPeer { node_id, .. }) => {
                     let error = FatalError::NotAMember { node_id: *node_id, address: address.to_owned() };
-                    status::report(&self.fatal, error);
+                    self.fatal.report(error);
                 }
                 _ => {}
             })?;

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use super::membership::lag;
 use super::transfer::Others;
+use super::until_ended;
 use crate::error::WriteError;
 use crate::machine::StateMachine;
 use crate::raft::core::{Core, Metrics};
@@ -130,15 +131,12 @@ pub(super) struct Health<M: StateMachine> {
 impl<M: StateMachine> Health<M> {
     /// Looks for as long as the core runs.
     pub(super) async fn run(self) {
-        if !self.disk.watches() {
-            return;
-        }
         loop {
             tokio::time::sleep(PACE).await;
             let state = self.disk.look();
             let metrics = self.core.metrics();
             if metrics.role == Role::Stopped {
-                return;
+                return until_ended().await;
             }
             if metrics.role != Role::Leader {
                 self.quorum_disks.note(None);

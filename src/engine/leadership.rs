@@ -25,7 +25,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::membership::{NewAddresses, lag};
 use super::transfer::Others;
-use super::{Engine, Inner};
+use super::{Engine, Inner, until_ended};
 use crate::machine::StateMachine;
 use crate::raft::core::Metrics;
 use crate::raft::network::upstream::Announcement;
@@ -283,10 +283,10 @@ pub(super) async fn run<M: StateMachine>(
             _ = look.tick() => None,
             arrived = announcements.recv() => match arrived {
                 Some(arrived) => Some(arrived),
-                None => return,
+                None => return until_ended().await,
             },
         };
-        let Some(inner) = node.upgrade() else { return };
+        let Some(inner) = node.upgrade() else { return until_ended().await };
         let engine = Engine { inner };
         if let Some((from, announcement)) = arrived {
             // Of what one member has said only the last counts.

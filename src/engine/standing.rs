@@ -17,10 +17,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::status;
+use super::fatal::Fatal;
+use super::until_ended;
 use crate::error::FatalError;
 use crate::machine::StateMachine;
 use crate::raft::core::{Core, Metrics};
@@ -55,7 +56,7 @@ pub(super) struct Standing<M: StateMachine> {
     /// It was started to be added: until it is, it is no surprise that it is no member.
     pub(super) joins: bool,
     /// Where to say that this node must not go on.
-    pub(super) fatal: watch::Sender<Option<FatalError>>,
+    pub(super) fatal: Fatal,
 }
 
 impl<M: StateMachine> Standing<M> {
@@ -68,7 +69,7 @@ impl<M: StateMachine> Standing<M> {
             let refusal = tokio::select! {
                 refusal = self.refusals.recv() => match refusal {
                     Some(refusal) => refusal,
-                    None => return,
+                    None => return until_ended().await,
                 },
                 Some(claim) = self.claims.recv() => {
                     self.look_into(claim).await;
@@ -90,8 +91,8 @@ impl<M: StateMachine> Standing<M> {
                     tracing::debug!(%error, "waiting to be added again");
                     continue;
                 }
-                status::report(&self.fatal, error);
-                return;
+                self.fatal.report(error);
+                return until_ended().await;
             }
         }
     }

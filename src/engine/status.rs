@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Engine;
+use super::fatal::Fatal;
 use super::formation::Forming;
+use super::{Engine, until_ended};
 use crate::error::{FatalError, Leader};
 use crate::machine::StateMachine;
 use crate::raft::core::Core;
@@ -255,36 +256,36 @@ pub(super) fn observe<M: StateMachine>(
     }
 }
 
-/// The first fatal error is the one that counts.
-pub(super) fn report(fatal: &watch::Sender<Option<FatalError>>, error: FatalError) {
-    fatal.send_if_modified(|current| {
-        let first = current.is_none();
-        if first {
-            tracing::error!(%error, "the node has stopped");
-            *current = Some(error);
-        }
-        first
-    });
+/// Sees the node's state where there is no handle to ask: while the node is assembled, and when it ends.
+pub(super) struct Observer<M: StateMachine> {
+    pub(super) core: Core<M>,
+    pub(super) node_id: NodeId,
+    pub(super) disk: DiskWatch,
+    pub(super) forming: watch::Receiver<Option<Forming>>,
+}
+
+impl<M: StateMachine> Observer<M> {
+    pub(super) fn observe(&self, fatal: Option<FatalError>) -> NodeState {
+        observe(&self.core, self.node_id, &self.disk, &self.forming, fatal)
+    }
 }
 
 /// Keeps `state` up to date, and turns a core that failed into a fatal error.
 pub(super) async fn run<M: StateMachine>(
-    core: Core<M>,
-    node_id: NodeId,
-    disk: DiskWatch,
-    mut forming: watch::Receiver<Option<Forming>>,
+    observer: Observer<M>,
     state: watch::Sender<NodeState>,
-    fatal: watch::Sender<Option<FatalError>>,
+    fatal: Fatal,
     stopping: Arc<AtomicBool>,
 ) {
+    let (core, mut forming) = (&observer.core, observer.forming.clone());
     let mut changes = core.changes();
     let mut progress = core.published().watch();
     let mut fatal_rx = fatal.subscribe();
     loop {
         let gist = core.gist();
-        let now = observe(&core, node_id, &disk, &forming, fatal_rx.borrow_and_update().clone());
+        let now = observer.observe(fatal_rx.borrow_and_update().clone());
         if let Some(error) = &now.fatal {
-            report(&fatal, error.clone());
+            fatal.report(error.clone());
         }
         state.send_if_modified(|current| {
             let changed = *current != now;
@@ -308,11 +309,11 @@ pub(super) async fn run<M: StateMachine>(
         };
         if !alive {
             if !stopping.load(Ordering::Acquire) {
-                report(&fatal, FatalError::Core(core.cause_of_death().await));
+                fatal.report(FatalError::Core(core.cause_of_death().await));
             }
-            let now = observe(&core, node_id, &disk, &forming, fatal.borrow().clone());
+            let now = observer.observe(fatal.reason());
             state.send_replace(NodeState { role: Role::Stopped, leader: None, ..now });
-            return;
+            return until_ended().await;
         }
         tokio::time::sleep(PACE).await;
     }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::writes::Writer;
-use super::{Engine, Inner};
+use super::{Engine, Inner, until_ended};
 use crate::machine::StateMachine;
 use crate::raft::clock::Reading;
 use crate::raft::envelope;
@@ -78,22 +78,22 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
     let Some((mut progress, mut state)) =
         node.upgrade().map(|inner| (inner.core.published().watch(), inner.state.clone()))
     else {
-        return;
+        return until_ended().await;
     };
     loop {
         let leads = state.borrow_and_update().role == Role::Leader;
         let applied = *progress.borrow_and_update();
-        let Some(reading) = node.upgrade().map(|inner| inner.reading()) else { return };
+        let Some(reading) = node.upgrade().map(|inner| inner.reading()) else { return until_ended().await };
         let next = if leads { next(&applied, &reading, wakes) } else { None };
         let due_in = match next {
             Some(Next::WakeUp(Duration::ZERO)) => {
-                let Some(inner) = node.upgrade() else { return };
+                let Some(inner) = node.upgrade() else { return until_ended().await };
                 let pause = if wake(&Engine { inner }).await { PACE } else { PAUSE };
                 tokio::time::sleep(pause).await;
                 continue;
             }
             Some(Next::Clock(Duration::ZERO)) => {
-                let Some(inner) = node.upgrade() else { return };
+                let Some(inner) = node.upgrade() else { return until_ended().await };
                 let pause = if write_clock(&Engine { inner }).await { PACE } else { CLOCK_MIN };
                 tokio::time::sleep(pause).await;
                 continue;
@@ -108,7 +108,7 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
             () = sleep => true,
         };
         if !alive {
-            return;
+            return until_ended().await;
         }
         // A busy machine advances with every batch; that often the deadline need not be looked at.
         tokio::time::sleep(PACE.min(due_in.unwrap_or(PACE))).await;

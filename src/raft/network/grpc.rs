@@ -249,7 +249,8 @@ impl Peer for GrpcDoor {
     }
 }
 
-/// Serves peers on `listener` until `stop` changes. Counts what is carried in `traffic`.
+/// What serves peers on `listener` for as long as it is polled, or until the port fails. Connections that were accepted end
+/// when `stop` changes. Counts what is carried in `traffic`.
 ///
 /// # Errors
 /// When the listener cannot be used.
@@ -257,11 +258,11 @@ pub fn serve(
     listener: std::net::TcpListener,
     door: Arc<dyn PeerDoor>,
     traffic: Arc<Traffic>,
-    mut stop: watch::Receiver<bool>,
-) -> io::Result<tokio::task::JoinHandle<()>> {
+    stop: watch::Receiver<bool>,
+) -> io::Result<impl Future<Output = ()> + Send + 'static> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let service = PeerServer::new(GrpcDoor { door, traffic, stop: stop.clone() })
+    let service = PeerServer::new(GrpcDoor { door, traffic, stop })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(TCP_KEEP_ALIVE));
@@ -269,7 +270,7 @@ pub fn serve(
     let places = Places::new(incoming::connections(FILES_SHARE), 0);
     let beginning = Beginning::Identify { max_bytes: HANDSHAKE_BYTES };
     let incoming = incoming::bounded(incoming, places, beginning);
-    Ok(runtime::spawn(async move {
+    Ok(async move {
         let server = Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
             .initial_stream_window_size(WINDOW_BYTES)
@@ -278,15 +279,9 @@ pub fn serve(
             .http2_keepalive_timeout(Some(KEEP_ALIVE))
             .add_service(service)
             .serve_with_incoming(incoming);
-        // Peers keep their connections open for ever: waiting for them to go would never end.
-        tokio::select! {
-            biased;
-            _ = stop.wait_for(|stop| *stop) => {}
-            result = server => {
-                if let Err(error) = result {
-                    tracing::error!(error = in_words(&error), "the peer port failed");
-                }
-            }
+        // Peers keep their connections open for ever: nobody waits for them to go when the node stops.
+        if let Err(error) = server.await {
+            tracing::error!(error = in_words(&error), "the peer port failed");
         }
-    }))
+    })
 }
