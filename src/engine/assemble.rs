@@ -66,10 +66,11 @@ impl<M: StateMachine> Engine<M> {
             return Err(OpenError::Config(NO_CLUSTER.to_owned()));
         }
         let node = Assembly::new(core, parts, lines, life);
-        let forming = node.form(inboxes.refusals, inboxes.claims).await;
-        let quorum_disks = node.look_after_itself();
-        let (state, consequence) = node.watch_itself(&forming);
-        let inner = node.finish(forming, quorum_disks, state, consequence);
+        let (forming, waits_for) = node.forming().await;
+        let (state, consequence) = node.watch_itself(&waits_for);
+        node.belong(forming, &state, inboxes.refusals, inboxes.claims);
+        let quorum_disks = node.look_after_itself(&state);
+        let inner = node.finish(waits_for, quorum_disks, state, consequence);
         serve_cluster(&inner, inboxes.announced);
         Ok(Self { inner })
     }
@@ -243,19 +244,26 @@ impl<M: StateMachine> Assembly<M> {
         Self { core, parts, lines, own, settings, life }
     }
 
-    /// Has the node come into a cluster, and notice when it belongs to it no more. Returns what it waits for before it does.
-    async fn form(
+    /// What the node waits for before it belongs to a cluster.
+    async fn forming(&self) -> (watch::Sender<Option<Forming>>, watch::Receiver<Option<Forming>>) {
+        let config = &self.parts.config;
+        watch::channel(match self.core.is_initialized().await {
+            true => None,
+            false if config.join => Some(Forming::ToBeAdded),
+            false => Some(Forming::first(config.node_id, &config.initial_members)),
+        })
+    }
+
+    /// Has the node come into a cluster, and notice when it belongs to it no more.
+    fn belong(
         &self,
+        forming: watch::Sender<Option<Forming>>,
+        state: &watch::Receiver<NodeState>,
         refusals: mpsc::Receiver<Refusal>,
         claims: mpsc::Receiver<Claim>,
-    ) -> watch::Receiver<Option<Forming>> {
+    ) {
         let config = &self.parts.config;
         let (founders, joins) = (config.initial_members.clone(), config.join);
-        let (forming, waits_for) = watch::channel(match self.core.is_initialized().await {
-            true => None,
-            false if joins => Some(Forming::ToBeAdded),
-            false => Some(Forming::first(config.node_id, &founders)),
-        });
         let formation = formation::Formation {
             forming,
             core: self.core.clone(),
@@ -275,14 +283,14 @@ impl<M: StateMachine> Assembly<M> {
             claims,
             founders,
             joins,
+            state: state.clone(),
             fatal: self.life.fatal.clone(),
         };
         self.life.tasks.permanent("standing", standing.run());
-        waits_for
     }
 
     /// Has the node see to its log, its disk, and leads that it hands over.
-    fn look_after_itself(&self) -> Arc<QuorumDisks> {
+    fn look_after_itself(&self, state: &watch::Receiver<NodeState>) -> Arc<QuorumDisks> {
         let Self { core, parts: EngineParts { config, disk, .. }, .. } = self;
         let tasks = &self.life.tasks;
         tasks.permanent("compaction", compaction::run(core.clone(), self.settings.subscribe(), disk.clone()));
@@ -293,6 +301,7 @@ impl<M: StateMachine> Assembly<M> {
             disk: disk.clone(),
             quorum_disks: quorum_disks.clone(),
             patience: config.timing.patience(),
+            state: state.clone(),
         };
         if disk.watches() {
             tasks.permanent("disk-health", health.run());

@@ -16,8 +16,8 @@ use crate::raft::clock::Reading;
 use crate::runtime::WallClock;
 use crate::types::{ClusterClock, NodeId};
 
-/// How often the wall clock is compared with the monotonic one.
-const LOOK: Duration = Duration::from_millis(250);
+/// How often the wall clock is compared with the monotonic one. There is nothing to wait for that tells of every jump.
+const LOOK: Duration = Duration::from_secs(1);
 /// A difference that is a jump, in milliseconds.
 const JUMP_MS: u64 = 1_000;
 /// The two clocks are read one after the other; if this passes between, they are read again.

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::fatal::Fatal;
 use crate::error::FatalError;
@@ -158,15 +159,17 @@ impl<M: StateMachine> Formation<M> {
 
     async fn wait_to_be_added(&self) {
         let (node_id, peer) = (self.caller.node_id, &self.own.peer);
-        let mut round = 0;
+        let mut changes = self.core.changes();
+        let mut message_at = Instant::now();
         while !self.core.is_initialized().await {
-            if round % ROUNDS_PER_MESSAGE == 0 {
+            if Instant::now() >= message_at {
+                message_at = Instant::now() + PAUSE * ROUNDS_PER_MESSAGE;
                 tracing::info!(
                     "waiting to be added to a cluster: `quorate member add {node_id} --peer {peer}`, or, where node {node_id} is a member that lost its data, `quorate member replace {node_id} --peer {peer}`"
                 );
             }
-            round += 1;
-            tokio::time::sleep(PAUSE).await;
+            // A core that is gone says that it belongs to a cluster. An error: it is time for another message.
+            let _ = tokio::time::timeout_at(message_at, changes.changed()).await;
         }
         tracing::info!("a cluster has taken this node in");
     }

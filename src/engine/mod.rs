@@ -2,41 +2,42 @@
 //!
 //! # Tasks, threads and queues of a node
 //!
-//! All tasks below but the last two kinds are members of the node's [`Tasks`]. A panic in any of them, and for those that run
+//! All tasks but the last three kinds are members of the node's [`Tasks`]. A panic in any of them, and for those that run
 //! until the node stops also their end, is fatal for the node: [`NodeState::fatal`] names the task, the core stops, and a
 //! process exits. "The node" as what ends a task means that it was shut down, or that its last handle is gone.
 //!
 //! | task | what it is for | woken by | ended by |
 //! |---|---|---|---|
-//! | `formation` | forms the cluster, or waits to be added (`formation`) | its own rounds | membership |
-//! | `standing` | judges refusals and claims (`standing`) | queues *refusals*, *claims* | the node |
-//! | `state` | [`NodeState`], and the end of a core that fails (`status`) | core, feed of applied positions, `forming`, `fatal` | the node |
-//! | `compaction` | snapshots and purges (`compaction`) | applied positions | the node |
-//! | `disk-health` | hands over when the disk is unwell (`health`); only with a disk | time | the node |
-//! | `hand-over` | sees hand-overs to their end (`transfer`) | time | the node |
-//! | `leadership` | preferred leaders, members that moved (`leadership`) | queue *announcements*, time | the node |
-//! | `wake-ups` | the machine's wake-ups, entries for their time (`wake`) | applied positions, `state`, the next deadline | the node |
-//! | `wall-clock` | jumps of the wall clock (`clock`) | time | the node |
-//! | `agreement` | compares states (`agreement`) | time | the node |
-//! | `quota` | the quota on the state (`quota`); only for machines that count their bytes | time | the node |
-//! | `held-by-all` | tells writes that wait for all voters (`raft/held.rs`) | flushes and answers of peers | the node |
+//! | `formation` | forms the cluster (`formation`) | its own rounds; one that waits to be added: the core | membership |
+//! | `standing` | judges refusals and claims (`standing`) | queues *refusals*, *claims*; while out of touch every 2 s | the node |
+//! | `state` | [`NodeState`], and the end of a core that fails (`status`) | core, applied positions, disk, divergence, `forming`, `fatal`; when the leader, or a quorum, must have been heard | the node |
+//! | `compaction` | snapshots and purges (`compaction`) | applied positions; every 20 ms while a snapshot is written, every second while one is sent | the node |
+//! | `disk-health` | hands over when the disk is unwell (`health`); only with a disk | writes of the log, disk, peers, `state`; every 50 ms while the log is written to, until 1 s after, and while a disk is unwell | the node |
+//! | `hand-over` | sees hand-overs to their end (`transfer`) | a hand-over; every 20 ms while it goes on | the node |
+//! | `leadership` | preferred leaders, members that moved (`leadership`) | queue *announcements*, `state`, [`Settings`]; every 250 ms while there is something to do | the node |
+//! | `wake-ups` | the machine's wake-ups, entries for their time (`wake`) | applied positions, `state`, the next of them | the node |
+//! | `wall-clock` | jumps of the wall clock (`clock`) | every second | the node |
+//! | `agreement` | compares states (`agreement`) | `state`; every second while there is something to find out | the node |
+//! | `quota` | the quota on the state (`quota`); only for machines that count their bytes | `state`, peers | the node |
+//! | `held-by-all` | tells writes that wait for all voters (`raft/held.rs`) | while there are any: flushes, answers of peers, every second | the node |
 //! | `leader-reads` | read indexes from the leader (`reads`) | its queue | the node's last reader |
 //! | `read-indexes` | read indexes as the leader (`raft/read_index.rs`) | its queue | the core's last handle |
 //! | `flushed-writes` | answers writes that wait for this disk alone (`raft/log.rs`) | its queue | the log |
 //! | `silence` | no election for the length of a lease after a start (`raft/core.rs`) | one deadline | that |
 //! | `lease-settlement` | forgets a longer lease of before the restart (`open`) | one deadline | that |
 //! | `peer-port` | accepts peers (`raft/network/grpc.rs`) | the listener | the node |
-//! | `consensus-core`, `-apply`, `-tick`, `-flushed`, `-read-deadlines`, `-step-down` | openraft's (`raft/consensus_tasks.rs`) | each other | the core |
+//! | `consensus-core`, `-apply`, `-tick`, `-flushed`, `-read-deadlines`, `-step-down` | openraft's (`raft/consensus_tasks.rs`) | each other; `-tick` five times per heartbeat interval | the core |
 //! | `consensus-replication`, `-heartbeat`, `-snapshot` | openraft's, one per peer that this node leads | the core | the lead |
 //! | two per connection of a peer, one per connection to one | messages between gRPC and the node (`raft/network`) | the connection | the connection, the node |
-//! | one per dial, membership change, view, write for all voters | that | what they wait for | that |
+//! | two while a node opens | how far it is (`opening`) | every 5 s, applied positions | the end of that |
+//! | one per dial, membership change, wanted view, write for all voters, hashed state | that | what they wait for | that |
 //!
 //! | thread | what it is for | woken by | ended by |
 //! |---|---|---|---|
 //! | `log-writer` | all writes of the log, and their completions | queue *writes of the log* | the log's last handle |
-//! | `log-watchdog` | ends a node whose write does not come back | time | the log's last handle |
-//! | `log-mark-sync` | how much of the log a power cut must leave | time | the log's last handle |
-//! | `disk-look` | free space and the reserve | time | the log's last handle |
+//! | `log-watchdog` | ends a node whose write does not come back | every 3.75 s | the log's last handle |
+//! | `log-mark-sync` | how much of the log a power cut must leave | every second | the log's last handle |
+//! | `disk-look` | free space and the reserve | every 100 ms to 1 s, by how much is free | the log's last handle |
 //! | `log-lines` | the process's standard error (`logging.rs`) | its queue | the process |
 //! | tokio's for blocking work | reading and writing snapshots, hashing states ([`offload`](crate::runtime::offload)) | the caller | the work |
 //!
@@ -45,13 +46,13 @@
 //! | queue | from | to | bound | when it is full |
 //! |---|---|---|---|---|
 //! | proposals, in openraft | callers of [`Engine::write`] | `consensus-core` | `max_inflight_bytes` | the write is refused |
-//! | writes of the log | `consensus-core` | `log-writer` | the same, and a peer's `append_message_bytes` × 32 | |
+//! | writes of the log | `consensus-core` | `log-writer` | the same on a leader; on others what peers may have under way, 32 messages | the peer waits |
 //! | entries to apply, in openraft | `consensus-core` | `consensus-apply` | openraft's | the core waits |
-//! | commands on disk | `log-writer` | `flushed-writes` | `max_inflight_bytes` | |
+//! | commands on disk | `log-writer` | `flushed-writes` | `max_inflight_bytes` | as for proposals |
 //! | readers, here and on the leader | callers of [`Engine::read`] | `leader-reads`, `read-indexes` | 65 536 | readers wait |
-//! | waiting for all voters | writes at that level | `held-by-all` | `max_inflight_bytes` until they are applied; their timeout after that | |
+//! | waiting for all voters | writes at that level | `held-by-all` | `max_inflight_bytes` until they are applied, then their timeouts | as for proposals |
 //! | refusals, claims, announcements | connections of peers | `standing`, `leadership` | 64, 8, 64 | dropped: their senders repeat them |
-//! | requests and answers, per connection | core, peers | connections | 256 messages each | counts as a broken connection on the way out; waits on the way in |
+//! | requests and answers, per connection | core, peers | connections | 256 messages each | on the way out the connection counts as broken, on the way in it waits |
 //! | calls to the leader | callers | its connection | 65 536 | refused |
 //! | log lines | everybody | `log-lines` | 1 MiB | dropped and counted |
 //!
@@ -121,6 +122,7 @@ mod transfer;
 mod wake;
 mod writes;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -277,6 +279,12 @@ impl<M: StateMachine> Engine<M> {
     /// node, and [`NodeState::fatal`] names it.
     pub fn tasks(&self) -> Vec<&'static str> {
         self.inner.tasks.names()
+    }
+
+    /// How often the tasks of each name were polled. For tests of what an idle node does.
+    #[doc(hidden)]
+    pub fn task_polls(&self) -> BTreeMap<&'static str, u64> {
+        self.inner.tasks.polls()
     }
 
     /// Has all of the node's tasks of this name panic; false when there is none. For tests of what follows.

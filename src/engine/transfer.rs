@@ -188,15 +188,18 @@ fn transfer_stopped() -> TransferError {
 /// Sees every transfer that this node begins to its end, for as long as the core runs. `election` is how long an
 /// election may take.
 pub(super) async fn follow_up<M: StateMachine>(core: Core<M>, own: NodeId, election: Duration, fatal: Fatal) {
+    let mut begun = core.hand_overs();
     loop {
-        tokio::time::sleep(PAUSE).await;
-        // First, because it costs next to nothing: the other question copies all that the core says of itself.
         if !core.is_handing_over() {
-            if core.has_stopped() {
-                return until_ended().await;
+            match begun.changed().await {
+                Ok(()) => continue,
+                Err(_) => return until_ended().await,
             }
-            continue;
         }
+        if core.has_stopped() {
+            return until_ended().await;
+        }
+        tokio::time::sleep(PAUSE).await;
         let metrics = core.metrics();
         if metrics.role != Role::Leader || ends(&core, metrics.term, election).await {
             continue;

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::status::after;
 use super::writes::Writer;
 use super::{Engine, Inner, until_ended};
 use crate::machine::StateMachine;
@@ -26,8 +27,6 @@ use crate::types::Role;
 const PACE: Duration = Duration::from_millis(10);
 /// After a proposal that failed.
 const PAUSE: Duration = Duration::from_millis(250);
-/// What is due is looked at this often, whether or not anything has changed.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Bounds on how long nothing is written before an entry is for its time.
 const CLOCK_MIN: Duration = Duration::from_secs(1);
 /// See [`CLOCK_MIN`].
@@ -101,11 +100,10 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
             Some(Next::WakeUp(due_in) | Next::Clock(due_in)) => Some(due_in),
             None => None,
         };
-        let sleep = tokio::time::sleep(due_in.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN));
         let alive = tokio::select! {
             changed = progress.changed() => changed.is_ok(),
             changed = state.changed() => changed.is_ok(),
-            () = sleep => true,
+            () = after(due_in) => true,
         };
         if !alive {
             return until_ended().await;

@@ -10,7 +10,7 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use openraft::raft::{ClientWriteResult, VoteRequest};
 use openraft::{Config, LinearizerOption, Raft, ServerState, SnapshotPolicy};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::activity::Activity;
 use super::agreement::Agreement;
@@ -41,7 +41,7 @@ mod candidacy;
 mod metrics;
 
 use candidacy::Candidacy;
-pub use metrics::{Changes, Gist, Metrics};
+pub use metrics::{Changes, Metrics};
 
 /// Most entries in one message to a peer, and in one write to the log.
 const MAX_BATCH_ENTRIES: u64 = 4096;
@@ -417,6 +417,11 @@ impl<M: StateMachine> Core<M> {
         let _ = self.raft.trigger().transfer_leader(to).await;
     }
 
+    /// Tells of every hand-over that this node begins.
+    pub fn hand_overs(&self) -> watch::Receiver<()> {
+        self.admission.hand_overs()
+    }
+
     /// Whether this node leads and has asked another one to take over. openraft has no way back from there.
     pub fn is_handing_over(&self) -> bool {
         self.raft.metrics().borrow_watched().state == ServerState::Leader && self.admission.is_lease_void()
@@ -459,6 +464,26 @@ impl<M: StateMachine> Core<M> {
     /// Of those, the ones whose disks hang.
     pub fn peers_stalled(&self) -> BTreeSet<NodeId> {
         self.fitness.stalled_within(self.lease)
+    }
+
+    /// Tells when a peer has said something else of itself than before.
+    pub fn peer_changes(&self) -> watch::Receiver<()> {
+        self.fitness.changes()
+    }
+
+    /// Waits until something has happened that [`changes`](Self::changes) do not tell of. For one caller.
+    pub async fn noticed(&self) {
+        self.activity.noticed.notified().await;
+    }
+
+    /// Waits until a write of the log is submitted, or was since the last look. For one caller.
+    pub async fn write_submitted(&self) {
+        self.activity.writes.submitted().await;
+    }
+
+    /// Whether a write of the log was submitted since this was last asked.
+    pub fn was_written(&self) -> bool {
+        self.activity.writes.take()
     }
 
     /// What this node has counted of its own work.

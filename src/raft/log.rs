@@ -77,6 +77,7 @@ impl RaftLog {
     /// Submits a write and waits until it is durable.
     async fn durably(&self, submit: impl FnOnce(crate::storage::Completion)) -> io::Result<()> {
         let (done, outcome) = oneshot::channel();
+        self.activity.writes.submit();
         submit(Box::new(move |result| {
             // The receiver is gone only when the core is.
             let _ = done.send(result);
@@ -244,6 +245,7 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
                 let _ = flushed_commands.send(waiting);
             }
         };
+        self.activity.writes.submit();
         self.store.append(entries, Box::new(flushed));
         Ok(())
     }
@@ -257,7 +259,9 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
         let upto = type_config::from_log_id(&upto);
         self.activity.purges.fetch_add(1, Relaxed);
-        self.durably(|done| self.store.purge(upto, done)).await
+        let purged = self.durably(|done| self.store.purge(upto, done)).await;
+        self.activity.noticed.notify_one();
+        purged
     }
 }
 

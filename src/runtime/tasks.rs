@@ -4,13 +4,14 @@
 //! every task that a node needs for as long as it runs is spawned into the node's set, which reports a panic, and an end
 //! that nobody asked for. What follows from that is its owner's to decide: a node stops.
 //!
-//! Tasks are watched from within, by the future that they run: a watched task costs one atomic load each time it is polled.
+//! Tasks are watched from within, by the future that they run: that costs two atomic operations each time it is polled.
 //! What it does not do: start a task again, or watch what a task spawns for one request; that is the request's to answer for.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, resume_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::Context;
 
@@ -49,6 +50,7 @@ struct Task {
     /// It is to panic when it is polled next.
     is_to_panic: AtomicBool,
     waker: AtomicWaker,
+    polls: AtomicU64,
 }
 
 impl std::fmt::Debug for Tasks {
@@ -119,11 +121,16 @@ impl Tasks {
 
     /// The names of all tasks that run at present, in their order. Several tasks may have one name.
     pub fn names(&self) -> Vec<&'static str> {
-        let mut names: Vec<_> =
-            self.0.running().iter().filter_map(|task| Some(task.upgrade()?.name)).collect();
-        names.sort_unstable();
-        names.dedup();
-        names
+        self.polls().into_keys().collect()
+    }
+
+    /// How often the tasks of each name were polled, of those that run at present. What nobody waits for should cost nothing.
+    pub fn polls(&self) -> BTreeMap<&'static str, u64> {
+        let mut polls = BTreeMap::new();
+        for task in self.0.running().iter().filter_map(Weak::upgrade) {
+            *polls.entry(task.name).or_default() += task.polls.load(Ordering::Relaxed);
+        }
+        polls
     }
 
     /// Has every task of this name panic. False when there is none. For tests of what follows from that.
@@ -153,7 +160,12 @@ impl Set {
 
 impl Task {
     fn new(name: &'static str) -> Self {
-        Self { name, is_to_panic: AtomicBool::new(false), waker: AtomicWaker::new() }
+        Self {
+            name,
+            is_to_panic: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+            polls: AtomicU64::new(0),
+        }
     }
 
     fn panics(&self) {
@@ -167,6 +179,7 @@ impl Task {
             self.waker.register(context.waker());
             *is_known = true;
         }
+        self.polls.fetch_add(1, Ordering::Relaxed);
         if self.is_to_panic.load(Ordering::Acquire) {
             panic!("task {} was made to panic", self.name);
         }
@@ -252,11 +265,12 @@ mod tests {
         tasks.permanent("waits", pending());
         tasks.permanent("others", pending());
         assert_eq!(tasks.names(), ["others", "waits"]);
+        tokio::task::yield_now().await;
+        assert_eq!(tasks.polls(), [("others", 1), ("waits", 1)].into());
         // Whether it has been polled before or not.
-        for polled in [false, true] {
-            if polled {
+        for polled in [true, false] {
+            if !polled {
                 tasks.permanent("waits", pending());
-                tokio::task::yield_now().await;
             }
             assert!(tasks.panic_in("waits"));
             assert_eq!(failures.recv().await, Some(("waits", panicked("task waits was made to panic"))));

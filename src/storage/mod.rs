@@ -50,7 +50,7 @@ pub use snapshots::{
     MemorySnapshots, ReceivedSnapshot, SnapshotDir, SnapshotHandle, SnapshotMeta, SnapshotReceiver,
     SnapshotStore, SnapshotWriter,
 };
-pub use space::{DiskState, DiskStatus, DiskWatch, Origin, Taken};
+pub use space::{DiskChanges, DiskState, DiskStatus, DiskWatch, Origin, Taken};
 pub(crate) use space::{Room, file_system_bytes};
 
 /// Called exactly once when a write is durable, or has failed for good.

@@ -208,3 +208,35 @@ fn a_panic_in_any_task_ends_the_node_and_names_the_task() {
         });
     }
 }
+
+/// Nobody writes, reads, fails or leaves: what is left to do is to hear each other, and to look at the wall clock.
+#[test]
+fn an_idle_node_waits() {
+    const IDLE: Duration = Duration::from_secs(60);
+    simulated(async {
+        let cluster = Cluster::start().await;
+        cluster.write(None).await;
+        // The quota is agreed on, and states are compared.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let before: Vec<_> = cluster.0.values().map(Engine::task_polls).collect();
+        tokio::time::sleep(IDLE).await;
+        for (node, before) in cluster.0.values().zip(before) {
+            assert!(node.state().is_ready());
+            for (task, polls) in node.task_polls() {
+                // Ours to keep quiet: openraft ticks a hundred times a second.
+                if task.starts_with("consensus-") {
+                    continue;
+                }
+                let most_per_s = match task {
+                    // By when the leader, or a quorum, must have been heard again.
+                    "state" => 2,
+                    "wall-clock" => 1,
+                    _ => 0,
+                };
+                let polls = polls - before.get(task).copied().unwrap_or_default();
+                let most = most_per_s * IDLE.as_secs() + 2;
+                assert!(polls <= most, "{task} of node {} was polled {polls} times", node.state().node_id);
+            }
+        }
+    });
+}

@@ -338,7 +338,7 @@ impl<M: StateMachine> PeerService<M> {
         if !matches!(result, AppendEntriesResponse::HigherVote(_)) {
             self.heard.now();
             if let Some(index) = leader_commit {
-                self.activity.told_committed.note(index);
+                self.activity.told_committed(index);
             }
         }
         let disk = self.callee.disk.state();
