@@ -28,7 +28,7 @@
 //! | `peer-port` | accepts peers (`raft/network/grpc.rs`) | the listener | the node |
 //! | `consensus-core`, `-apply`, `-tick`, `-flushed`, `-read-deadlines`, `-step-down` | openraft's (`raft/consensus_tasks.rs`) | each other; `-tick` five times per heartbeat interval | the core |
 //! | `consensus-replication`, `-heartbeat`, `-snapshot` | openraft's, one per peer that this node leads | the core | the lead |
-//! | two per connection of a peer, one per connection to one | messages between gRPC and the node (`raft/network`) | the connection | the connection, the node |
+//! | one per connection of a peer, one per line to the leader | answers peers; hands the leader's answers to callers (`raft/network`) | the connection | the connection, the node |
 //! | two while a node opens | how far it is (`opening`) | every 5 s, applied positions | the end of that |
 //! | one per dial, membership change, wanted view, write for all voters, hashed state | that | what they wait for | that |
 //!
