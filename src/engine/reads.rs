@@ -143,10 +143,11 @@ impl<M: StateMachine> Engine<M> {
         Ok(ReadOutcome { applied: applied.progress.log_id, answer: M::query(&applied.view, query) })
     }
 
-    /// Answers `query` from the newest state that anybody has asked for, however old that is: costs the machine nothing.
-    pub fn read_last(&self, query: M::Query) -> ReadOutcome<M::Answer> {
-        let applied = self.inner.core.published().last_view();
-        ReadOutcome { applied: applied.progress.log_id, answer: M::query(&applied.view, query) }
+    /// Answers `query` from the newest state that anybody has asked for, which costs the machine nothing. `None` when that is
+    /// so old that the node no longer has it.
+    pub fn read_last(&self, query: M::Query) -> Option<ReadOutcome<M::Answer>> {
+        let applied = self.inner.core.published().last_view()?;
+        Some(ReadOutcome { applied: applied.progress.log_id, answer: M::query(&applied.view, query) })
     }
 
     /// A state that is as fresh as `options` ask for, and its position. Any number of queries can be answered from it,
@@ -275,11 +276,14 @@ impl<M: StateMachine> Inner<M> {
             _ = stop.wait_for(|stop| *stop) => {
                 Err(ReadError::Stopped { reason: "the node is shutting down".to_owned() })
             }
-            // Whatever there is will do, however old: the apply task is busy.
-            () = tokio::time::sleep_until(deadline), if index.is_none() => Ok(published.last_view()),
             () = tokio::time::sleep_until(deadline) => {
                 let applied = published.progress().log_id.map(|log_id| log_id.index);
-                Err(ReadError::Behind { applied, wanted: index.unwrap_or_default() })
+                let behind = ReadError::Behind { applied, wanted: index.or(applied).unwrap_or_default() };
+                match index {
+                    // Whatever there is will do: the apply task is busy.
+                    None => published.last_view().ok_or(behind),
+                    Some(_) => Err(behind),
+                }
             }
         }
     }

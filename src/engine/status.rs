@@ -204,7 +204,8 @@ impl<M: StateMachine> Engine<M> {
         }
         // A node that has stopped tells what it last showed.
         let deadline = Instant::now() + inner.config.timing.patience();
-        let applied = inner.view(None, deadline).await.unwrap_or_else(|_| inner.core.published().last_view());
+        let viewed = inner.view(None, deadline).await.ok().or_else(|| inner.core.published().last_view());
+        let Some(applied) = viewed else { return self.status_at(progress, None) };
         let progress = applied.progress;
         let state_hash = offload(move || M::state_hash(&applied.view)).await;
         self.status_at(progress, Some(state_hash))

@@ -107,11 +107,13 @@ impl<M: StateMachine> Applier<M> {
     }
 
     async fn wait_for_snapshot(&mut self) {
-        let Some((writing, covered)) = &mut self.writing else { return };
+        let Some((mut writing, covered)) = self.writing.clone() else { return };
         if writing.has_changed().is_err() {
             self.writing = None;
-        } else if self.progress.command_bytes.saturating_sub(*covered) >= self.snapshot_lag_bytes {
+        } else if self.progress.command_bytes.saturating_sub(covered) >= self.snapshot_lag_bytes {
             tracing::debug!("entries wait for the snapshot that is being written");
+            // Readers find all that is applied meanwhile.
+            self.published.publish(self.applied());
             // Nothing is sent: it ends when the view is gone.
             while writing.changed().await.is_ok() {}
             self.writing = None;

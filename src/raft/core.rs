@@ -240,31 +240,40 @@ impl<M: StateMachine> Core<M> {
     /// A view of the state with everything that has been applied by now. Does not return when the core has
     /// stopped without leaving one.
     pub async fn view(&self) -> Arc<Applied<M::View>> {
-        let next_index = self.published.progress().next_index();
-        if let Some(view) = self.published.view_from(next_index) {
-            return view;
+        loop {
+            // Each time: the view that is waited for may be let go of before it is seen.
+            let next_index = self.published.progress().next_index();
+            if let Some(view) = self.published.view_from(next_index) {
+                return view;
+            }
+            if self.published.want_view() {
+                self.have_view_taken();
+            }
+            if let Some(view) = self.published.wait_view(next_index).await {
+                return view;
+            }
         }
-        if self.published.want_view() {
-            // After its next batch the apply task looks by itself; this is for when there is none. In a task of its
-            // own: the reader may give up, and others rely on its having asked.
-            let raft = self.raft.clone();
-            crate::runtime::spawn(async move {
-                // Nobody looks when the core has stopped.
-                let _ = raft
-                    .external_state_machine_request(|applier| {
-                        let looked = super::snapshot::catch("taking a view", || {
-                            applier.publish_if_wanted();
-                            Ok(())
-                        });
-                        if let Err(error) = looked {
-                            tracing::error!(%error, "readers get no view");
-                        }
-                        Box::pin(std::future::ready(()))
-                    })
-                    .await;
-            });
-        }
-        self.published.wait_view(next_index).await
+    }
+
+    /// Has the apply task look whether a view is wanted: after its next batch it does so by itself, this is for when there is
+    /// none. In a task of its own, because the reader may give up, and others rely on its having asked.
+    fn have_view_taken(&self) {
+        let raft = self.raft.clone();
+        crate::runtime::spawn(async move {
+            // Nobody looks when the core has stopped.
+            let _ = raft
+                .external_state_machine_request(|applier| {
+                    let looked = super::snapshot::catch("taking a view", || {
+                        applier.publish_if_wanted();
+                        Ok(())
+                    });
+                    if let Err(error) = looked {
+                        tracing::error!(%error, "readers get no view");
+                    }
+                    Box::pin(std::future::ready(()))
+                })
+                .await;
+        });
     }
 
     /// The table of sessions, and up to where it has been applied; `None` when the core has stopped.

@@ -3,21 +3,20 @@
 //! A view of a persistent data structure costs nothing to take, but it shares all its nodes with the machine,
 //! and every node the machine changes afterwards must be copied first. Taking one after every batch made
 //! that copying a third of a write's cost. So a view is taken only when somebody asks for one that is newer than
-//! the last: by the apply task, after its next batch or when it is idle. And when the last one has become so old that
-//! it keeps more alive than it saves.
+//! the last: by the apply task, after its next batch or when it is idle. One that has become so old that it keeps more
+//! alive than it saves is let go of: where nobody reads there is none, and nothing is copied.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
 use crate::types::{ClusterClock, HistoryEpoch, LogId, Quota};
 
-/// A view may be this many entries old. It keeps alive all that has been overwritten since.
+/// A view that nobody reads may be this many entries old. It keeps alive all that has been overwritten since.
 const VIEW_ENTRIES: u64 = 65_536;
-/// A view may be this many bytes of commands old, for the same reason. Not less: after each view all that is written is copied
-/// once, which small commands should not pay for more often than the number of entries has them do.
+/// A view that nobody reads may be this many bytes of commands old, for the same reason.
 const VIEW_BYTES: u64 = 24 * 1024 * 1024;
 
 /// How far the machine has come.
@@ -67,7 +66,8 @@ pub struct Applied<V> {
 #[derive(Debug)]
 pub struct Published<V> {
     progress: watch::Sender<Progress>,
-    view: ArcSwap<Applied<V>>,
+    /// Gone when it has become too old.
+    view: ArcSwapOption<Applied<V>>,
     /// The next index of `view`; readers wait on it.
     viewed: watch::Sender<u64>,
     /// How many bytes of commands had been applied when `view` was taken.
@@ -104,7 +104,7 @@ impl<V> Published<V> {
             viewed: watch::Sender::new(applied.progress.next_index()),
             history,
             viewed_bytes: AtomicU64::new(applied.progress.command_bytes),
-            view: ArcSwap::from_pointee(applied),
+            view: ArcSwapOption::from_pointee(applied),
             wanted: AtomicBool::new(false),
         })
     }
@@ -113,16 +113,20 @@ impl<V> Published<V> {
     pub fn advance(&self, progress: Progress) -> bool {
         self.history.set(progress.history);
         self.progress.send_replace(progress);
+        let is_wanted = self.wanted.swap(false, Ordering::AcqRel);
         let is_old = progress.next_index() >= *self.viewed.borrow() + VIEW_ENTRIES
             || progress.command_bytes >= self.viewed_bytes.load(Ordering::Relaxed) + VIEW_BYTES;
-        self.wanted.swap(false, Ordering::AcqRel) || is_old
+        if is_old && !is_wanted {
+            self.view.store(None);
+        }
+        is_wanted
     }
 
     /// Leaves a view for readers.
     pub fn publish(&self, applied: Applied<V>) {
         let next = applied.progress.next_index();
         self.viewed_bytes.store(applied.progress.command_bytes, Ordering::Relaxed);
-        self.view.store(Arc::new(applied));
+        self.view.store(Some(Arc::new(applied)));
         self.viewed.send_replace(next);
     }
 
@@ -148,15 +152,14 @@ impl<V> Published<V> {
         debug_assert!(reached.is_ok(), "invariant: the sender is in self");
     }
 
-    /// The newest view, however old.
-    pub fn last_view(&self) -> Arc<Applied<V>> {
+    /// The newest view that somebody has asked for, unless it has become too old.
+    pub fn last_view(&self) -> Option<Arc<Applied<V>>> {
         self.view.load_full()
     }
 
     /// The newest view, if everything below `next_index` is in it.
     pub fn view_from(&self, next_index: u64) -> Option<Arc<Applied<V>>> {
-        let view = self.view.load_full();
-        (view.progress.next_index() >= next_index).then_some(view)
+        self.view.load_full().filter(|view| view.progress.next_index() >= next_index)
     }
 
     /// Asks for a newer view. True for the first who asks: the apply task may be idle, and must be told.
@@ -164,12 +167,13 @@ impl<V> Published<V> {
         !self.wanted.swap(true, Ordering::AcqRel)
     }
 
-    /// Waits for a view with everything below `next_index`, which may be for ever.
-    pub async fn wait_view(&self, next_index: u64) -> Arc<Applied<V>> {
+    /// Waits for a view with everything below `next_index`, which may be for ever. It is not there any more if it has become too
+    /// old meanwhile.
+    pub async fn wait_view(&self, next_index: u64) -> Option<Arc<Applied<V>>> {
         let mut viewed = self.viewed.subscribe();
         let reached = viewed.wait_for(|next| *next >= next_index).await;
         debug_assert!(reached.is_ok(), "invariant: the sender is in self");
-        self.view.load_full()
+        self.view_from(next_index)
     }
 }
 
@@ -182,20 +186,25 @@ mod tests {
     }
 
     #[test]
-    fn a_view_is_wanted_by_a_reader_or_by_age() {
+    fn a_view_is_taken_for_a_reader_and_let_go_of_when_it_is_old() {
         let published = Published::new(Applied { progress: progress(9), view: () });
         assert!(!published.advance(progress(10)));
         assert!(published.want_view());
         assert!(published.advance(progress(11)));
+        published.publish(Applied { progress: progress(11), view: () });
         assert!(!published.advance(progress(12)));
-        assert!(!published.advance(progress(8 + VIEW_ENTRIES)));
-        assert!(published.advance(progress(9 + VIEW_ENTRIES)), "nobody reads, and the last view is old");
-        published.publish(Applied { progress: progress(9 + VIEW_ENTRIES), view: () });
         assert!(!published.advance(progress(10 + VIEW_ENTRIES)));
-        let large = |bytes| Progress { command_bytes: bytes, ..progress(11 + VIEW_ENTRIES) };
+        assert!(published.last_view().is_some() && published.view_from(13).is_none());
+        assert!(!published.advance(progress(11 + VIEW_ENTRIES)));
+        assert!(published.last_view().is_none(), "nobody reads, and the last view is old");
+
+        let large = |bytes| Progress { command_bytes: bytes, ..progress(12 + VIEW_ENTRIES) };
+        published.publish(Applied { progress: large(0), view: () });
         assert!(!published.advance(large(VIEW_BYTES - 1)));
-        assert!(published.advance(large(VIEW_BYTES)), "few entries, but large ones");
-        published.publish(Applied { progress: large(VIEW_BYTES), view: () });
-        assert!(!published.advance(large(2 * VIEW_BYTES - 1)));
+        assert!(published.last_view().is_some());
+        assert!(!published.advance(large(VIEW_BYTES)));
+        assert!(published.last_view().is_none(), "few entries, but large ones");
+        assert!(published.want_view(), "the next reader asks again");
+        assert!(published.advance(large(VIEW_BYTES)));
     }
 }

@@ -54,8 +54,8 @@ pub(super) trait KvNode: Clone + Send + Sync + 'static {
         options: ReadOptions,
     ) -> impl Future<Output = Result<ReadOutcome<KvAnswer>, ReadError>> + Send;
 
-    /// Answers from the newest state that anybody has asked for.
-    fn read_last(&self, query: KvQuery) -> ReadOutcome<KvAnswer>;
+    /// Answers from the newest state that anybody has asked for; `None` when the node no longer has it.
+    fn read_last(&self, query: KvQuery) -> Option<ReadOutcome<KvAnswer>>;
 
     /// A state from which any number of queries can be answered, and its position.
     fn view(
@@ -118,10 +118,10 @@ impl KvNode for Engine<KvMachine> {
         Ok(outcome)
     }
 
-    fn read_last(&self, query: KvQuery) -> ReadOutcome<KvAnswer> {
-        let mut outcome = Engine::read_last(self, query);
+    fn read_last(&self, query: KvQuery) -> Option<ReadOutcome<KvAnswer>> {
+        let mut outcome = Engine::read_last(self, query)?;
         outcome.answer.map_expiry(|expires_ms| Engine::log_time_at(self, expires_ms));
-        outcome
+        Some(outcome)
     }
 
     async fn view(&self, options: ReadOptions) -> Result<(Option<LogId>, KvView), ReadError> {

@@ -192,10 +192,10 @@ impl KvNode for FakeNode {
         Ok(ReadOutcome { applied: Some(LogId::new(3, inner.index)), answer })
     }
 
-    fn read_last(&self, query: KvQuery) -> ReadOutcome<KvAnswer> {
+    fn read_last(&self, query: KvQuery) -> Option<ReadOutcome<KvAnswer>> {
         let inner = self.inner.lock().unwrap();
         let answer = KvMachine::query(&inner.machine.view(), query);
-        ReadOutcome { applied: Some(LogId::new(3, inner.index)), answer }
+        Some(ReadOutcome { applied: Some(LogId::new(3, inner.index)), answer })
     }
 
     async fn view(&self, _: ReadOptions) -> Result<(Option<LogId>, KvView), ReadError> {

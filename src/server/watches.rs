@@ -92,14 +92,21 @@ impl Feed {
         &self,
         node: &N,
         query: KvQuery,
-        since: Instant,
+        mut since: Instant,
         watches: usize,
     ) -> Result<ReadOutcome<KvAnswer>, Failure> {
         let mut last = self.last.subscribe();
         loop {
             let Taken { at, failure, taking } = last.borrow_and_update().clone();
             if at.is_some_and(|at| at >= since) {
-                return failure.map_or_else(|| Ok(node.read_last(query)), Err);
+                match failure {
+                    Some(failure) => return Err(failure),
+                    None => match node.read_last(query.clone()) {
+                        Some(outcome) => return Ok(outcome),
+                        // The node has let go of that state. Another one is taken in its turn.
+                        None => since = Instant::now(),
+                    },
+                }
             }
             if !taking {
                 self.take(node.clone(), watches);

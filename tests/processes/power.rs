@@ -288,9 +288,11 @@ impl Tally {
             Start::Refused(why) => {
                 self.refused += 1;
                 *self.files.entry(file).or_default() += 1;
-                // sled does not tell what it was doing when it lists a directory after its first write.
-                let is_called_that =
-                    ["cannot be read", "sled cannot use"].iter().any(|text| why.contains(text));
+                // sled does not tell what it was doing when it lists a directory after its first write, nor which page it
+                // read while it was written to.
+                let is_called_that = ["cannot be read", "sled cannot use", "Input/output error"]
+                    .iter()
+                    .any(|text| why.contains(text));
                 if !is_called_that || why.contains("corrupt") {
                     self.wrong.push(format!("{read}, failed, and is not called that: {why}"));
                 }

@@ -11,13 +11,14 @@
 //! How much it keeps is a setting of its node ([`HistoryLimits`]).
 //!
 //! A clone shares the blocks. After one, the next push copies the open block: at most [`BLOCK_EVENTS`] entries of
-//! 48 bytes, unless the last commands changed more at once.
+//! 64 bytes, unless the last commands changed more at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use imbl::OrdMap;
 
+use super::composite::CompositeKey;
 use super::items::ITEM_OVERHEAD_BYTES;
 use super::key::KeyRange;
 use super::record::Record;
@@ -86,7 +87,7 @@ const BLOCK_EVENTS: usize = 32;
 /// how much too early at worst, unless one command changed more.
 const BLOCKS: usize = 32;
 
-/// What an event takes beside key and value: its entry, and the counters of the two allocations that it shares.
+/// What an event takes beside key and value: its entry, and the counters of the allocations that it shares.
 const ENTRY_BYTES: usize = size_of::<Entry>() + 48;
 
 /// What became of a key.
@@ -100,7 +101,7 @@ pub(super) enum Happened {
 #[derive(Debug, Clone)]
 struct Entry {
     revision: u64,
-    key: Arc<[u8]>,
+    key: CompositeKey,
     happened: Happened,
 }
 
@@ -189,7 +190,7 @@ impl History {
     }
 
     /// Adds a change made by the command at `revision`, which is being applied.
-    pub(super) fn push(&mut self, revision: u64, key: Arc<[u8]>, happened: Happened) {
+    pub(super) fn push(&mut self, revision: u64, key: CompositeKey, happened: Happened) {
         let entry = Entry { revision, key, happened };
         let open = Arc::make_mut(&mut self.open);
         self.events += 1;

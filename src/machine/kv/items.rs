@@ -1,9 +1,8 @@
 //! All items, and what is kept up to date beside them: the deadlines and the state hash.
 
-use std::sync::Arc;
-
 use imbl::{OrdMap, OrdSet};
 
+use super::composite::CompositeKey;
 use super::key::KeyRange;
 use super::record::{Header, Record, item_hash};
 use super::{Item, RangeAnswer};
@@ -38,9 +37,9 @@ fn item_state_bytes(key: &[u8], record: &Record) -> u64 {
 /// - `bytes` is the sum of [`state_bytes`] over all items.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Items {
-    tree: OrdMap<Arc<[u8]>, Record>,
+    tree: OrdMap<CompositeKey, Record>,
     /// When an item is due, and its key: the earliest deadline comes first.
-    deadlines: OrdSet<(u64, Arc<[u8]>)>,
+    deadlines: OrdSet<(u64, CompositeKey)>,
     hash: u64,
     bytes: u64,
 }
@@ -65,7 +64,7 @@ impl Items {
     }
 
     /// All keys with their records, ascending.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<[u8]>, &Record)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&CompositeKey, &Record)> {
         self.tree.iter()
     }
 
@@ -95,19 +94,19 @@ impl Items {
     }
 
     /// The first keys of `range`, at most `limit`.
-    pub(super) fn keys(&self, range: &KeyRange, limit: usize) -> Vec<Arc<[u8]>> {
+    pub(super) fn keys(&self, range: &KeyRange, limit: usize) -> Vec<CompositeKey> {
         self.tree.range::<_, [u8]>(range.bounds()).take(limit).map(|(key, _)| key.clone()).collect()
     }
 
     /// The earliest deadline and its key.
-    pub(super) fn first_deadline(&self) -> Option<&(u64, Arc<[u8]>)> {
+    pub(super) fn first_deadline(&self) -> Option<&(u64, CompositeKey)> {
         self.deadlines.get_min()
     }
 
     /// Writes `value` under `key`, due at `expires_ms` unless that is 0. Returns the new record.
     pub(super) fn put(
         &mut self,
-        key: &Arc<[u8]>,
+        key: &CompositeKey,
         value: &[u8],
         Written { revision, expires_ms }: Written,
     ) -> Record {
@@ -136,7 +135,7 @@ impl Items {
     }
 
     /// Removes `key`, and returns it as it was in the tree.
-    pub(super) fn remove(&mut self, key: &[u8]) -> Option<Arc<[u8]>> {
+    pub(super) fn remove(&mut self, key: &[u8]) -> Option<CompositeKey> {
         let (key, record) = self.tree.remove_with_key(key)?;
         self.hash = self.hash.wrapping_sub(item_hash(&key, record.as_bytes()));
         self.bytes -= item_state_bytes(&key, &record);
@@ -147,7 +146,7 @@ impl Items {
     }
 
     /// Adds an item that a snapshot holds; its key is new.
-    pub(super) fn restore(&mut self, key: Arc<[u8]>, record: Record) {
+    pub(super) fn restore(&mut self, key: CompositeKey, record: Record) {
         self.hash = self.hash.wrapping_add(item_hash(&key, record.as_bytes()));
         self.bytes += item_state_bytes(&key, &record);
         if record.expires_ms() != 0 {

@@ -5,10 +5,10 @@
 //! order of their bytes. The encoding is part of the snapshot format.
 
 use std::ops::Bound;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::composite::CompositeKey;
 use super::limits::{KvRejection, MAX_KEY_BYTES, MAX_NAME_BYTES, MAX_VALUE_BYTES};
 
 /// Longest composite key, in bytes.
@@ -72,19 +72,9 @@ fn check_bound(bound: &[u8]) -> Result<(), KvRejection> {
     Ok(())
 }
 
-/// The composite key of `key`, in the allocation the tree keeps.
-pub(super) fn composite(tenant: &str, collection: &str, key: &[u8]) -> Arc<[u8]> {
-    let (tenant, collection, nul) = (tenant.as_bytes(), collection.as_bytes(), &[SEPARATOR][..]);
-    let length = tenant.len() + collection.len() + key.len() + 2;
-    // Collecting an iterator of known length allocates once; a Vec in between would be copied again.
-    let mut composite: Arc<[u8]> = std::iter::repeat_n(0, length).collect();
-    let mut rest = Arc::get_mut(&mut composite).expect("invariant: a new allocation has one owner");
-    for part in [tenant, nul, collection, nul, key] {
-        let (slot, after) = rest.split_at_mut(part.len());
-        slot.copy_from_slice(part);
-        rest = after;
-    }
-    composite
+/// The composite key of `key`.
+pub(super) fn composite(tenant: &str, collection: &str, key: &[u8]) -> CompositeKey {
+    CompositeKey::concat(&[tenant.as_bytes(), &[SEPARATOR], collection.as_bytes(), &[SEPARATOR], key])
 }
 
 /// What the composite keys of a collection begin with.

@@ -20,6 +20,7 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::KvView;
+use super::composite::CompositeKey;
 use super::history::History;
 use super::items::Items;
 use super::key::{MAX_COMPOSITE_BYTES, is_composite};
@@ -107,7 +108,7 @@ fn read_items(
         }
         let record = decode(&key, &record)
             .ok_or_else(|| invalid(format!("record {number} has {} bytes", record.len())))?;
-        items.restore(key.as_slice().into(), record);
+        items.restore(CompositeKey::concat(&[&key]), record);
         std::mem::swap(&mut key, &mut previous);
     }
     Ok(items)

@@ -27,7 +27,7 @@ use crate::types::{Entry, LogId, Vote};
 use super::layout::Layout;
 use super::ledger::{self, Ledger};
 use super::marker::Marker;
-use super::scan::{ScanError, decode_key, record_before};
+use super::scan::{ScanError, age_cache, decode_key, record_before};
 use super::stats::LogStats;
 use super::words::words;
 use super::writer::GaveUp;
@@ -308,7 +308,7 @@ impl Disk {
         if self.ledger_first {
             self.write_ledger()?;
         }
-        for boundary in self.layout.record(packed.key.index) {
+        for boundary in self.layout.record(packed.key.index, packed.record.len()) {
             for fence in Layout::fences(boundary) {
                 let key = fence.encode();
                 self.observe(DiskEvent::Insert(&key, &[]))?;
@@ -326,25 +326,10 @@ impl Disk {
         let key = packed.key.encode();
         self.observe(DiskEvent::Insert(&key, &packed.record))?;
         self.trees.log.insert(key, packed.record.as_slice())?;
-        self.age_cache(&key, packed.record.len())?;
+        age_cache(&self.trees.log, &key, packed.record.len())?;
         self.dirty = true;
         self.bytes_until_blob_check = self.bytes_until_blob_check.saturating_sub(packed.record.len());
         self.stats.bytes_written.fetch_add(packed.record.len() as u64, Relaxed);
-        Ok(())
-    }
-
-    /// Lets sled notice what it has in memory.
-    ///
-    /// It looks at the size of its cache only after 64 accesses to the pages of one of 256 parts. A log that is written and
-    /// hardly read accesses a leaf a dozen times, and each leaf falls into another part: more than a thousand leaves, hundreds of
-    /// megabytes of large records, were never given up. Looking at what was just written, more often the larger it is,
-    /// makes up the number at a microsecond each.
-    fn age_cache(&self, key: &[u8], bytes: usize) -> Result<(), DiskError> {
-        /// One access for so many bytes: a leaf of four full records is accessed 64 times.
-        const ACCESS_BYTES: usize = 4 * 1024;
-        for _ in 0..bytes / ACCESS_BYTES {
-            self.trees.log.get(key)?;
-        }
         Ok(())
     }
 

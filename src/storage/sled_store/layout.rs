@@ -19,11 +19,15 @@ use std::collections::VecDeque;
 
 use crate::storage::record::Key;
 
-/// Records in one leaf. With their removals, fewer changes than make sled rewrite the leaf.
+/// Most records in one leaf. With their removals, fewer changes than make sled rewrite the leaf.
 const GROUP_RECORDS: u64 = 4;
 
-/// After so many records without a boundary, the groups are too wide for what is written now.
-const CROWDED_RECORDS: u64 = 2 * GROUP_RECORDS;
+/// Fewer records than that are in a leaf if they take more than this, in bytes. sled's cache has 256 parts, each of which keeps the
+/// leaf that it was asked for last, however large.
+const GROUP_BYTES: usize = 128 * 1024;
+
+/// After so many times the records of a group without a boundary, the groups are too wide for what is written now.
+const CROWDED: u64 = 2;
 
 /// Groups planted ahead: one is split off when the next is planted.
 const GROUPS_AHEAD: usize = 3;
@@ -38,23 +42,26 @@ pub(crate) struct Layout {
     boundaries: VecDeque<u64>,
     /// First index of the present group.
     group: u64,
-    /// Records in it.
+    /// Records in it, and their bytes.
     records: u64,
+    bytes: usize,
 }
 
 impl Layout {
-    /// Notes that a record is about to be written that begins with entry `index`; says before which indexes to plant
-    /// fences first, in ascending order.
-    pub(crate) fn record(&mut self, index: u64) -> Vec<u64> {
+    /// Notes that a record of `bytes` is about to be written that begins with entry `index`; says before which indexes to
+    /// plant fences first, in ascending order.
+    pub(crate) fn record(&mut self, index: u64, bytes: usize) -> Vec<u64> {
         let entered = self.boundaries.front().is_none_or(|boundary| *boundary <= index);
-        if !entered && self.records < CROWDED_RECORDS {
+        let wanted = group_records(self.bytes + bytes, self.records + 1);
+        if !entered && self.records < CROWDED * wanted {
             self.records += 1;
+            self.bytes += bytes;
             return Vec::new();
         }
         let entries = index.saturating_sub(self.group);
         let width = match self.records {
-            0 => GROUP_RECORDS,
-            records => (entries * GROUP_RECORDS).div_ceil(records).max(1),
+            0 => wanted,
+            records => (entries * wanted).div_ceil(records).max(1),
         };
         if entered {
             while self.boundaries.front().is_some_and(|boundary| *boundary <= index) {
@@ -63,8 +70,7 @@ impl Layout {
         } else {
             self.boundaries.clear();
         }
-        self.group = index;
-        self.records = 1;
+        (self.group, self.records, self.bytes) = (index, 1, bytes);
         let mut planted = Vec::new();
         while self.boundaries.len() < GROUPS_AHEAD {
             let boundary = self.boundaries.back().copied().unwrap_or(index).saturating_add(width);
@@ -85,9 +91,25 @@ impl Layout {
     }
 }
 
+/// How many records make a group, where `records` take `bytes`.
+fn group_records(bytes: usize, records: u64) -> u64 {
+    let fit = (GROUP_BYTES as u64).saturating_mul(records) / (bytes as u64).max(1);
+    fit.clamp(1, GROUP_RECORDS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_records_make_small_groups() {
+        assert_eq!([1, 32, 64, 100, 500].map(|kib| group_records(kib * 1024, 1)), [4, 4, 2, 1, 1]);
+        let mut layout = Layout::default();
+        let planted: Vec<u64> =
+            (0..20_000).step_by(100).flat_map(|index| layout.record(index, GROUP_BYTES / 2)).collect();
+        let groups = planted.iter().filter(|boundary| (1000..11_000).contains(*boundary)).count();
+        assert!((45..=55).contains(&groups), "every 200th: {planted:?}");
+    }
 
     #[test]
     fn groups_follow_the_size_of_records() {
@@ -96,7 +118,7 @@ mod tests {
         // One entry a record, then a hundred, then one.
         let indexes = (0..100).chain((100..10_000).step_by(100)).chain(10_000..10_100);
         for index in indexes {
-            for boundary in layout.record(index) {
+            for boundary in layout.record(index, 1000) {
                 assert!(boundary > index);
                 planted.push(boundary);
             }
