@@ -51,7 +51,7 @@ pub use snapshots::{
     SnapshotStore, SnapshotWriter,
 };
 pub(crate) use space::file_system_bytes;
-pub use space::{Attendant, DiskState, DiskStatus, DiskWatch, Origin, Room, Taken};
+pub use space::{Attendant, DiskChanges, DiskState, DiskStatus, DiskWatch, Origin, Room, Taken};
 
 /// Called exactly once when a write is durable, or has failed for good.
 pub type Completion = Box<dyn FnOnce(io::Result<()>) + Send + 'static>;

@@ -238,7 +238,7 @@ impl Line {
         door.admit(&hello).unwrap();
         let (requests, sent) = mpsc::channel(16);
         let (answers, responses) = mpsc::channel(16);
-        tokio::spawn(door.serve(2, sent, answers));
+        tokio::spawn(door.serve(2, sent.into(), answers));
         Self { requests, responses, next_id: 0 }
     }
 

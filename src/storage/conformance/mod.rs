@@ -57,7 +57,9 @@ use std::time::Duration;
 
 use super::{Completion, LogStore};
 use model::{Moment, Write};
-pub(crate) use steps::{Step, command};
+pub(crate) use steps::Step;
+#[cfg(test)]
+pub(crate) use steps::command;
 
 /// A store under test.
 pub trait Rig {

@@ -2,7 +2,7 @@
 //!
 //! A log cannot be told that a disk is full: its first failed write is final. So no write may meet a full disk, and
 //! the answer has to come before a write is taken on. [`Room`] looks at the file system before every batch that the
-//! log writes, and ten times a second besides; [`DiskWatch`] is what others see of it, and of how long the log's
+//! log writes, and every now and then besides, up to ten times a second when there is little left; [`DiskWatch`] is what others see of it, and of how long the log's
 //! present write has been under way.
 //!
 //! # Room
@@ -43,13 +43,17 @@ use crate::error::StorageError;
 use super::files::{self, io_error, is_full};
 use policy::{Figures, News, Policy, Space, Step};
 use reserve::{Claimed, LEAST_CLAIM_BYTES, Reserve, claim, owned_beyond_end};
-pub use watch::{DiskStatus, DiskWatch, Origin, Taken};
+pub use watch::{DiskChanges, DiskStatus, DiskWatch, Origin, Taken};
 
 /// The name of the reserve in a data directory.
 pub(super) const RESERVE: &str = "reserve";
 
-/// How often the file system is asked while nothing is written.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// The shortest pause between two looks at the file system while nothing is written.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest. In between it is as long as others need to fill a disk at [`FILLED_BYTES_PER_MS`].
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The fastest that others are reckoned to fill a disk: 1 GB a second.
+const FILLED_BYTES_PER_MS: u64 = 1_000_000;
 
 /// Bytes that a batch may take on the disk, per byte of its entries: records, and what the store rewrites.
 const BATCH_FACTOR: u64 = 2;
@@ -104,6 +108,8 @@ impl std::fmt::Display for DiskState {
 struct Gauge {
     /// A [`Space`]; see [`Gauge::space`].
     space: AtomicU8,
+    /// Told when that changes.
+    changed: tokio::sync::watch::Sender<()>,
     available: AtomicU64,
     /// Bytes that are set aside, in whichever file.
     reserved: AtomicU64,
@@ -122,7 +128,9 @@ impl Gauge {
             Space::Low => 1,
             Space::Full => 2,
         };
-        self.space.store(number, Relaxed);
+        if self.space.swap(number, Relaxed) != number {
+            self.changed.send_replace(());
+        }
     }
 
     fn space(&self) -> Space {
@@ -409,7 +417,7 @@ impl Room {
 
     fn look_until_ended(&self) {
         let mut failing = false;
-        while self.goes_on_after(LOOK_INTERVAL) {
+        while self.goes_on_after(self.pause()) {
             let looked = self.look_with(&mut self.ledger(), 0, true);
             if let Err(error) = &looked
                 && !failing
@@ -420,6 +428,12 @@ impl Room {
         }
         *self.phase() = Phase::Ended;
         self.changed.notify_all();
+    }
+
+    /// How long nobody need look.
+    fn pause(&self) -> Duration {
+        let beside = self.gauge.beside.load(Relaxed);
+        Duration::from_millis(beside / FILLED_BYTES_PER_MS).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
     }
 
     fn phase(&self) -> MutexGuard<'_, Phase> {
