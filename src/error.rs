@@ -525,6 +525,14 @@ pub enum FatalError {
         "this node offered its lead to the others, nobody took it, and it could not give it up either; start it again: it then stands for election like any other"
     )]
     StuckTransfer,
+    /// A task that the node cannot do without has panicked, or has come to its end.
+    #[error("task {name} {failure}")]
+    Task {
+        /// Its name.
+        name: &'static str,
+        /// What has become of it.
+        failure: String,
+    },
     /// Writing, flushing or reading the log or a snapshot failed, or apply panicked.
     #[error("{0}")]
     Core(String),

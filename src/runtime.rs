@@ -4,9 +4,11 @@
 //! blocking work runs inline so that no thread's speed shows, and the tasks of one simulated node
 //! form a [`TaskGroup`] that a crash aborts. Outside simulation every function here is a thin call
 //! to tokio, the operating system's clock or its random numbers. `clippy.toml` keeps the direct calls
-//! out of the rest of the code.
+//! out of the rest of the code. The tasks that a node cannot do without form its [`Tasks`].
 
 #![allow(clippy::disallowed_methods)] // the exception that the rule points to
+
+mod tasks;
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -16,6 +18,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use tokio::task::{AbortHandle, JoinHandle};
+
+pub use tasks::{TaskFailure, Tasks};
 
 thread_local! {
     static SIMULATION: RefCell<Option<Simulation>> = const { RefCell::new(None) };
@@ -132,6 +136,34 @@ where
             let task = tokio::spawn(TASK_GROUP.scope(group.clone(), future));
             group.register(task.abort_handle());
             task
+        }
+    }
+}
+
+/// Spawns tasks where it was made, from any thread.
+#[derive(Debug, Clone)]
+pub struct Spawner {
+    handle: tokio::runtime::Handle,
+    group: Option<Arc<TaskGroup>>,
+}
+
+impl Spawner {
+    /// One that spawns as the present task would.
+    ///
+    /// # Panics
+    /// Panics outside a tokio runtime.
+    pub fn of_this_task() -> Self {
+        Self { handle: tokio::runtime::Handle::current(), group: TASK_GROUP.try_with(Arc::clone).ok() }
+    }
+
+    /// Spawns a task that nobody waits for.
+    pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        match &self.group {
+            None => drop(self.handle.spawn(future)),
+            Some(group) => {
+                let task = self.handle.spawn(TASK_GROUP.scope(group.clone(), future));
+                group.register(task.abort_handle());
+            }
         }
     }
 }

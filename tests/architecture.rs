@@ -48,8 +48,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "node",
         &[
-            "types", "reason", "shown", "error", "runtime", "incoming", "proto", "machine", "storage",
-            "engine", "door",
+            "types", "reason", "shown", "error", "runtime", "incoming", "logging", "proto", "machine",
+            "storage", "engine", "door",
         ],
     ),
     // A client shares nothing with the server but the protocol.
@@ -119,7 +119,7 @@ const TEST_FILES: &[&str] = &["src/engine/lone.rs", "src/raft/apply/quota_tests.
 /// Which files may name a vendor crate, or another one whose name begins with it and `_`.
 const VENDORS: &[(&str, &[&str])] = &[
     ("openraft", &["src/raft/", "src/raft.rs"]),
-    ("sled", &["src/storage/", "src/storage.rs"]),
+    ("sled", &["src/storage/sled/"]),
     (
         "tonic",
         &[
@@ -137,6 +137,9 @@ const VENDORS: &[(&str, &[&str])] = &[
     ),
     ("anyhow", &["src/main.rs"]),
 ];
+
+/// Which files may define a symbol for the whole process, such as a function of the C library anew.
+const SYMBOLS: &[&str] = &["src/storage/sled/power.rs", "src/storage/sled/read_watch.rs"];
 
 /// A rule broken at a place.
 #[derive(Debug, PartialEq, Eq)]
@@ -333,9 +336,28 @@ impl Source<'_> {
         (0..self.tokens.len()).find(begins).map(|at| self.tokens[at].0)
     }
 
+    /// Whether the `::` before the word at `at` begins a path, as in `::vendor::Type`.
+    fn is_global(&self, at: usize) -> bool {
+        const KEYWORDS: [&str; 7] = ["use", "as", "dyn", "impl", "in", "mut", "return"];
+        let Some(colons) = at.checked_sub(2).filter(|colons| self.joined(*colons)) else { return false };
+        match colons.checked_sub(1).map(|before| (before, &self.tokens[before].1)) {
+            None => true,
+            Some((_, Token::Word(word))) => KEYWORDS.contains(&word.as_str()),
+            // The end of an arrow, or of the arguments of a type.
+            Some((before, Token::Mark('>'))) => before > 0 && self.mark(before - 1, '-'),
+            Some((_, Token::Mark(_))) => true,
+        }
+    }
+
+    /// The lines that give a symbol its name in the whole process.
+    fn symbols(&self) -> impl Iterator<Item = usize> {
+        let names = |token: &Token| matches!(token, Token::Word(word) if ["no_mangle", "export_name"].contains(&word.as_str()));
+        self.tokens.iter().filter(move |(_, token)| names(token)).map(|(line, _)| *line)
+    }
+
     /// Names of other crates: the first word of a path, or of an import.
     fn crates(&self) -> Vec<(usize, &str)> {
-        let begins_path = |at: usize| at < 2 || !self.joined(at - 2);
+        let begins_path = |at: usize| at < 2 || !self.joined(at - 2) || self.is_global(at);
         let imported = |at: usize| at > 0 && matches!(self.word(at - 1), Some("use" | "crate"));
         (0..self.tokens.len())
             .filter(|at| begins_path(*at) && (self.joined(at + 1) || imported(*at)))
@@ -386,6 +408,14 @@ fn violations(file: &str, text: &str, reexports: &BTreeMap<String, String>) -> V
             if is_vendor && !allowed.iter().any(|path| file.starts_with(path)) {
                 report(line, format!("names {name}, which only {} may", allowed.join(", ")));
             }
+        }
+    }
+    if !SYMBOLS.contains(&file) {
+        for line in source.symbols() {
+            report(
+                line,
+                format!("defines a symbol for the whole process, which only {} may", SYMBOLS.join(", ")),
+            );
         }
     }
 
@@ -582,7 +612,7 @@ fn a_vendor_crate_outside_its_room_is_found() {
         lines,
         [
             "src/engine/mod.rs:2: names openraft, which only src/raft/, src/raft.rs may",
-            "src/engine/mod.rs:3: names sled, which only src/storage/, src/storage.rs may",
+            "src/engine/mod.rs:3: names sled, which only src/storage/sled/ may",
         ]
     );
     assert_eq!(broken_lines("src/raft/log.rs", sample), [3]);
@@ -591,6 +621,20 @@ fn a_vendor_crate_outside_its_room_is_found() {
     assert_eq!(broken_lines("src/cli/put.rs", "use anyhow as a;"), [1]);
     // A module of ours may be called like a vendor's crate.
     assert_eq!(broken_lines("src/engine/mod.rs", "use crate::storage::sled::Store;"), []);
+    assert_eq!(
+        broken_lines("src/storage/mod.rs", "use self::sled::Store;\nfn f() { Vec::<u8>::sled() }"),
+        []
+    );
+    let global = "use ::sled::Db;\nfn f() -> ::sled::Db {\ng(::sled::open()) }";
+    assert_eq!(broken_lines("src/storage/memory.rs", global), [1, 2, 3]);
+    assert_eq!(broken_lines("src/storage/sled/disk.rs", global), []);
+}
+
+#[test]
+fn a_symbol_for_the_whole_process_is_found() {
+    let sample = "// no_mangle\n#[unsafe(no_mangle)]\nextern \"C\" fn pread64() {}\n#[unsafe(export_name = \"f\")]\nfn g() {}";
+    assert_eq!(broken_lines("src/storage/space/mod.rs", sample), [2, 4]);
+    assert_eq!(broken_lines("src/storage/sled/power.rs", sample), []);
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Compares this node's state with the others', and what follows when it differs.
 //!
 //! Once a second every member tells the leader the hashes that it has noted, hears what all others have told, and judges
-//! itself ([`agreement`](crate::raft::agreement)). A machine that is not deterministic, a bit that flipped in memory, or a
+//! itself ([`agreement`](crate::raft::agreement)); once a majority is known to have its newest state it waits until it has
+//! applied something, or another node leads. A machine that is not deterministic, a bit that flipped in memory, or a
 //! snapshot that was changed on disk all show like this, and nothing else would: the log is the same everywhere.
 //!
 //! A node whose state is not the majority's says so in its log and its probes, answers no reads, takes no writes, hands
@@ -15,16 +16,16 @@ use std::collections::BTreeSet;
 use std::sync::Weak;
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
-use super::{Engine, Inner};
+use super::{Engine, Inner, until_ended};
 use crate::machine::StateMachine;
 use crate::raft::agreement::{Check, Life, Told, Verdict, judge};
 use crate::raft::core::Metrics;
 use crate::runtime::offload;
 use crate::types::{Divergence, LogId, NodeId, Role};
 
-/// How often states are compared.
+/// How often states are compared, while there is something to find out.
 const PACE: Duration = Duration::from_secs(1);
 /// Comparisons after which a doubt counts, if nothing has decided it.
 const DOUBTS: u32 = 3;
@@ -70,31 +71,44 @@ impl Memory {
 pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
     let mut memory =
         Memory { next_index: 0, at: Instant::now(), idle_at: None, leaderless_since: None, doubted: None };
-    let mut look = tokio::time::interval(PACE);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let Some(mut state) = node.upgrade().map(|inner| inner.state.clone()) else {
+        return until_ended().await;
+    };
     loop {
-        look.tick().await;
-        let Some(inner) = node.upgrade() else { return };
-        Engine { inner }.compare(&mut memory).await;
+        state.borrow_and_update();
+        let Some(inner) = node.upgrade() else { return until_ended().await };
+        let is_settled = Engine { inner }.compare(&mut memory).await;
+        // Nothing more is to be found out before this node applies something, or another one leads.
+        if is_settled {
+            if state.changed().await.is_err() {
+                return until_ended().await;
+            }
+            // How often to hash follows from what is applied from now on.
+            memory.at = Instant::now();
+        }
+        tokio::time::sleep(PACE).await;
     }
 }
 
 impl<M: StateMachine> Engine<M> {
-    async fn compare(&self, memory: &mut Memory) {
+    /// Whether all is well, and another comparison of the same states would say the same.
+    async fn compare(&self, memory: &mut Memory) -> bool {
         let (core, own) = (&self.inner.core, self.inner.config.node_id);
         let metrics = core.metrics();
         if metrics.role == Role::Stopped {
-            return;
+            return true;
         }
         let agreement = core.agreement();
         // Before anything is looked at that this is about.
         let life = agreement.life();
-        self.hash(memory).await;
+        let is_hashed = self.hash(memory).await;
         self.stand(&metrics, memory);
-        let Some(told) = self.told(&metrics).await else { return };
+        let Some(told) = self.told(&metrics).await else { return false };
         // Of a joint membership, those that are to vote.
         let voters = metrics.membership.voters.last().cloned().unwrap_or_default();
         let Verdict { decided, doubt } = judge(own, &voters, &told);
+        let newest = told.get(&own).and_then(|own| own.iter().map(|check| check.log_id).max());
+        let is_decided = doubt.is_none() && newest.is_some_and(|newest| decided == Some(Ok(newest)));
         let doubt = memory.lasting(life, &decided, doubt);
         if let Some(Ok(at)) = decided
             && agreement.agrees(life, at)
@@ -110,6 +124,7 @@ impl<M: StateMachine> Engine<M> {
             self.stand(&metrics, memory);
             self.leave_the_lead().await;
         }
+        is_decided && is_hashed && agreement.divergence().is_none() && memory.leaderless_since.is_none()
     }
 
     /// Decides whether this node may stand for election.
@@ -123,27 +138,30 @@ impl<M: StateMachine> Engine<M> {
         core.may_stand(!core.agreement().is_outvoted() || is_needed);
     }
 
-    /// Hashes the state of a machine that keeps no hash, if it is time to.
-    async fn hash(&self, memory: &mut Memory) {
+    /// Hashes the state of a machine that keeps no hash, if it is time to. Whether the state as it is has been hashed.
+    async fn hash(&self, memory: &mut Memory) -> bool {
         let core = &self.inner.core;
         let (progress, agreement) = (core.published().progress(), core.agreement());
         if progress.state_hash.is_some() {
-            return;
+            return true;
         }
         let entries = progress.next_index().saturating_sub(memory.next_index);
         agreement.choose_step(entries, memory.at.elapsed());
         (memory.next_index, memory.at) = (progress.next_index(), Instant::now());
-        let is_new = progress.log_id.is_some() && progress.log_id != memory.idle_at;
-        if entries > 0 || !is_new || !agreement.may_hash() {
-            return;
+        if progress.log_id.is_none() || progress.log_id == memory.idle_at {
+            return true;
+        }
+        if entries > 0 || !agreement.may_hash() {
+            return false;
         }
         let (life, deadline) = (agreement.life(), Instant::now() + self.inner.config.timing.patience());
-        let Ok(applied) = self.inner.view(None, deadline).await else { return };
-        let Some(log_id) = applied.progress.log_id else { return };
+        let Ok(applied) = self.inner.view(None, deadline).await else { return false };
+        let Some(log_id) = applied.progress.log_id else { return false };
         let begun = Instant::now();
         let hash = offload(move || M::state_hash(&applied.view)).await;
         agreement.hashed(life, Check { log_id, hash }, begun.elapsed());
         memory.idle_at = Some(log_id);
+        false
     }
 
     /// What all members have said, this one included, as far as the leader knows.

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Engine, Inner, wake};
+use super::{Engine, Inner, until_ended, wake};
 use crate::machine::StateMachine;
 use crate::raft::clock::Reading;
 use crate::runtime::WallClock;
 use crate::types::{ClusterClock, NodeId};
 
-/// How often the wall clock is compared with the monotonic one.
-const LOOK: Duration = Duration::from_millis(250);
+/// How often the wall clock is compared with the monotonic one. There is nothing to wait for that tells of every jump.
+const LOOK: Duration = Duration::from_secs(1);
 /// A difference that is a jump, in milliseconds.
 const JUMP_MS: u64 = 1_000;
 /// The two clocks are read one after the other; if this passes between, they are read again.
@@ -75,7 +75,7 @@ impl Sight {
 pub(super) async fn watch_wall_clock<M: StateMachine>(node: Weak<Inner<M>>) {
     let Some((clock, node_id)) = node.upgrade().map(|inner| (inner.wall_clock.clone(), inner.config.node_id))
     else {
-        return;
+        return until_ended().await;
     };
     let mut before = None;
     loop {
@@ -91,7 +91,7 @@ pub(super) async fn watch_wall_clock<M: StateMachine>(node: Weak<Inner<M>>) {
             }
             (Some(then), Some(now)) if now.ahead_ms(&then).unsigned_abs() >= JUMP_MS => {
                 before = Some(now);
-                let Some(inner) = node.upgrade() else { return };
+                let Some(inner) = node.upgrade() else { return until_ended().await };
                 inner.counters.clock_jumps.fetch_add(1, Ordering::Relaxed);
                 log_jump(node_id, now.ahead_ms(&then));
                 // What is shown follows with the next entry; this is for when there is none.

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::config::SnapshotPolicy;
-use super::{Engine, Settings};
+use super::{Engine, Settings, until_ended};
 use crate::error::SnapshotError;
 use crate::machine::StateMachine;
 use crate::raft::core::{Core, Metrics};
@@ -223,8 +223,8 @@ impl<M: StateMachine> Engine<M> {
         let wanted = core.published().progress().log_id.ok_or(SnapshotError::Nothing)?;
         let mut asked: Option<Instant> = None;
         loop {
-            if let Some(fatal) = &*self.inner.fatal.borrow() {
-                return Err(SnapshotError::Stopped { reason: fatal.to_string() });
+            if let Some(reason) = self.inner.fatal.in_words() {
+                return Err(SnapshotError::Stopped { reason });
             }
             let metrics = core.metrics();
             match metrics.snapshot {
@@ -274,7 +274,7 @@ pub(super) async fn run<M: StateMachine>(
                 false => tokio::time::timeout(ASK_AGAIN, progress.changed()).await.unwrap_or(Ok(())),
             };
             if changed.is_err() {
-                return;
+                return until_ended().await;
             }
         }
         tokio::time::sleep(PACE).await;
@@ -285,7 +285,7 @@ pub(super) async fn run<M: StateMachine>(
         }
         let metrics = core.metrics();
         if metrics.fatal.is_some() || metrics.role == crate::types::Role::Stopped {
-            return;
+            return until_ended().await;
         }
         if let Some(snapshot) = metrics.snapshot
             && metrics.snapshot > newest

@@ -27,8 +27,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-use super::status;
+use super::fatal::Fatal;
 use crate::error::FatalError;
 use crate::machine::StateMachine;
 use crate::raft::core::Core;
@@ -117,7 +118,7 @@ pub(super) struct Formation<M: StateMachine> {
     /// Where to say what is waited for.
     pub(super) forming: watch::Sender<Option<Forming>>,
     /// Where to say that this node must not go on.
-    pub(super) fatal: watch::Sender<Option<FatalError>>,
+    pub(super) fatal: Fatal,
 }
 
 impl<M: StateMachine> Formation<M> {
@@ -142,7 +143,7 @@ impl<M: StateMachine> Formation<M> {
             if let Some(members) = members
                 && writes
                 // It may have been told that its disk was wiped.
-                && self.fatal.borrow().is_none()
+                && self.fatal.reason().is_none()
             {
                 let count = members.len();
                 match self.core.initialize(members).await {
@@ -158,15 +159,17 @@ impl<M: StateMachine> Formation<M> {
 
     async fn wait_to_be_added(&self) {
         let (node_id, peer) = (self.caller.node_id, &self.own.peer);
-        let mut round = 0;
+        let mut changes = self.core.changes();
+        let mut message_at = Instant::now();
         while !self.core.is_initialized().await {
-            if round % ROUNDS_PER_MESSAGE == 0 {
+            if Instant::now() >= message_at {
+                message_at = Instant::now() + PAUSE * ROUNDS_PER_MESSAGE;
                 tracing::info!(
                     "waiting to be added to a cluster: `quorate member add {node_id} --peer {peer}`, or, where node {node_id} is a member that lost its data, `quorate member replace {node_id} --peer {peer}`"
                 );
             }
-            round += 1;
-            tokio::time::sleep(PAUSE).await;
+            // A core that is gone says that it belongs to a cluster. An error: it is time for another message.
+            let _ = tokio::time::timeout_at(message_at, changes.changed()).await;
         }
         tracing::info!("a cluster has taken this node in");
     }
@@ -231,7 +234,7 @@ impl<M: StateMachine> Formation<M> {
                 DialError::Refused(refusal @ Refusal::CallerFenced { .. }) => (self.caller.refused)(refusal),
                 DialError::Refused(Refusal::UnknownPeer { node_id, .. }) => {
                     let error = FatalError::NotAMember { node_id: *node_id, address: address.to_owned() };
-                    status::report(&self.fatal, error);
+                    self.fatal.report(error);
                 }
                 _ => {}
             })?;

@@ -26,6 +26,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
+use super::NodeState;
 use super::membership::lag;
 use super::transfer::Others;
 use crate::error::WriteError;
@@ -34,8 +37,11 @@ use crate::raft::core::{Core, Metrics};
 use crate::storage::{DiskState, DiskWatch};
 use crate::types::{Membership, NodeId, Role};
 
-/// How often the disk is looked at: the time a stalled disk goes unnoticed beyond its limit.
+/// How often the disk is looked at while it is written to, or while it or a voter's is unwell: the time a stalled disk goes
+/// unnoticed beyond its limit.
 const PACE: Duration = Duration::from_millis(50);
+/// Looks in a row that must find nothing before the next write is waited for: a store may tidy up after a write.
+const QUIET_LOOKS: u32 = 20;
 
 /// Why the disks of this leader's quorum cannot take writes, as of the last look.
 #[derive(Debug, Default)]
@@ -125,41 +131,64 @@ pub(super) struct Health<M: StateMachine> {
     pub(super) quorum_disks: Arc<QuorumDisks>,
     /// How long the core may take to begin a hand-over.
     pub(super) patience: Duration,
+    /// What the node is.
+    pub(super) state: watch::Receiver<NodeState>,
 }
 
 impl<M: StateMachine> Health<M> {
-    /// Looks for as long as the core runs.
-    pub(super) async fn run(self) {
-        if !self.disk.watches() {
-            return;
-        }
+    /// Looks for as long as the node runs: while the log is written to, and when something has changed.
+    pub(super) async fn run(mut self) {
+        let (mut disk, mut peers) = (self.disk.changes(), self.core.peer_changes());
+        let mut quiet_looks = 0;
         loop {
+            let is_written = self.core.was_written() || self.disk.status().writing_for.is_some();
+            let is_well = self.look().await;
+            quiet_looks = if is_written || !is_well { 0 } else { quiet_looks + 1 };
+            if quiet_looks >= QUIET_LOOKS {
+                tokio::select! {
+                    () = self.core.write_submitted() => {}
+                    () = disk.changed() => {}
+                    Ok(()) = peers.changed() => {}
+                    Ok(()) = self.state.changed() => {}
+                }
+            }
             tokio::time::sleep(PACE).await;
-            let state = self.disk.look();
-            let metrics = self.core.metrics();
-            if metrics.role == Role::Stopped {
-                return;
-            }
-            if metrics.role != Role::Leader {
-                self.quorum_disks.note(None);
-                continue;
-            }
-            if self.core.is_handing_over() {
-                continue;
-            }
-            let in_touch = self.core.peers_in_touch();
-            let stalled = self.core.peers_stalled();
-            self.quorum_disks.note(lack(&metrics.membership, self.own, &in_touch, &stalled));
-            if state.takes_writes() {
-                continue;
-            }
-            let fit_to_lead = self.core.peers_fit_to_lead();
-            let Some(to) = successor(&metrics, self.own, &fit_to_lead) else { continue };
-            tracing::warn!(to, disk = %state, "handing over the lead: the disk is unwell");
-            // A core that waits for the disk takes no orders.
-            if tokio::time::timeout(self.patience, self.core.transfer_leader(to, false)).await.is_err() {
-                tracing::warn!(to, "the core does not hand over");
-            }
+        }
+    }
+
+    /// Looks at this node's disk and, if it leads, at what the others say of theirs, and does what follows. Whether all is
+    /// well, as far as it is this node's to see to it.
+    async fn look(&self) -> bool {
+        let state = self.disk.look();
+        let is_stalled = state == DiskState::Stalled;
+        if self.state.borrow().role != Role::Leader {
+            self.quorum_disks.note(None);
+            return !is_stalled;
+        }
+        if self.core.is_handing_over() {
+            return false;
+        }
+        let in_touch = self.core.peers_in_touch();
+        if state.takes_writes() && in_touch.values().all(|is_well| *is_well) {
+            self.quorum_disks.note(None);
+            return true;
+        }
+        let metrics = self.core.metrics();
+        let stalled = self.core.peers_stalled();
+        self.quorum_disks.note(lack(&metrics.membership, self.own, &in_touch, &stalled));
+        if !state.takes_writes() {
+            self.hand_over(&metrics, state).await;
+        }
+        false
+    }
+
+    async fn hand_over(&self, metrics: &Metrics, state: DiskState) {
+        let fit_to_lead = self.core.peers_fit_to_lead();
+        let Some(to) = successor(metrics, self.own, &fit_to_lead) else { return };
+        tracing::warn!(to, disk = %state, "handing over the lead: the disk is unwell");
+        // A core that waits for the disk takes no orders.
+        if tokio::time::timeout(self.patience, self.core.transfer_leader(to, false)).await.is_err() {
+            tracing::warn!(to, "the core does not hand over");
         }
     }
 }

@@ -20,12 +20,12 @@ use std::collections::BTreeMap;
 use std::sync::Weak;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::membership::{NewAddresses, lag};
 use super::transfer::Others;
-use super::{Engine, Inner};
+use super::{Engine, Inner, NodeState, Settings, until_ended};
 use crate::machine::StateMachine;
 use crate::raft::core::Metrics;
 use crate::raft::network::upstream::Announcement;
@@ -33,7 +33,8 @@ use crate::types::{Member, NodeId, Role};
 
 /// A node that lacks more entries does not ask for the lead, and is not handed it: under load nobody has them all.
 const FOLLOWS_ENTRIES: u64 = 1_000;
-/// How often a node looks whether it has something to announce or, as the leader, to set right.
+/// How often a node looks whether it has something to announce or, as the leader, to set right, while there is or something
+/// changes.
 const LOOK_PACE: Duration = Duration::from_millis(250);
 /// How often the same is announced again, and the shortest time between two hand-overs to nodes that prefer to lead, or two
 /// changes of one member's addresses.
@@ -73,9 +74,11 @@ impl Preference {
         }
         match (leads, self.leads_since) {
             (true, None) => (self.leads_since, self.asked_in) = (Some(now), None),
-            (true, Some(since)) if now.duration_since(since) >= LASTS => self.pause = FIRST_PAUSE,
             (true, Some(_)) => {}
-            (false, Some(_)) => {
+            (false, Some(since)) => {
+                if now.duration_since(since) >= LASTS {
+                    self.pause = FIRST_PAUSE;
+                }
                 self.leads_since = None;
                 self.back_off(now);
             }
@@ -125,11 +128,11 @@ impl<M: StateMachine> Inner<M> {
 }
 
 impl<M: StateMachine> Engine<M> {
-    /// Sets right what a leader finds wrong. A change that is under way is left alone.
-    async fn look_as_leader(&self, metrics: &Metrics) {
+    /// Sets right what a leader finds wrong. A change that is under way is left alone. Whether there was nothing to do.
+    async fn look_as_leader(&self, metrics: &Metrics) -> bool {
         let inner = &self.inner;
         if inner.changes.try_lock().is_err() || inner.core.is_handing_over() {
-            return;
+            return false;
         }
         let own = inner.config.node_id;
         let voters = &metrics.membership.voters;
@@ -138,7 +141,7 @@ impl<M: StateMachine> Engine<M> {
             if let Err(error) = self.transfer_leader(None).await {
                 tracing::warn!(%error, "this node does not vote any more, and could not hand over; trying again");
             }
-            return;
+            return false;
         }
         let half_made = voters.len() > 1
             && metrics.membership_at.is_some()
@@ -151,11 +154,12 @@ impl<M: StateMachine> Engine<M> {
             {
                 self.update_member(own, new_addresses(&inner.own.peer, &inner.own.client)).await
             }
-            _ => return,
+            _ => return true,
         };
         if let Err(error) = outcome {
             tracing::warn!(%error, "the membership could not be set right; trying again");
         }
+        false
     }
 
     /// What this node has to tell the leader, if anything.
@@ -189,10 +193,10 @@ impl<M: StateMachine> Engine<M> {
     }
 
     /// Tells whoever leads, if this node has something to tell. Each time that nobody takes notice, the next member is tried:
-    /// the leader known last comes first.
-    async fn announce(&self, metrics: &Metrics, memory: &mut Memory) {
+    /// the leader known last comes first. Whether there is nothing to tell, nor will be before something changes.
+    async fn announce(&self, metrics: &Metrics, memory: &mut Memory) -> bool {
         let Some(announcement) = self.announcement(metrics, memory.preference.may_ask(Instant::now())) else {
-            return;
+            return self.announcement(metrics, true).is_none();
         };
         let own = self.inner.config.node_id;
         let leader = metrics.leader.as_ref().map(|leader| leader.node_id);
@@ -201,7 +205,7 @@ impl<M: StateMachine> Engine<M> {
         // One that hears its leader need not look for another.
         others.truncate(if metrics.in_touch && leader.is_some() { 1 } else { others.len() });
         if others.is_empty() {
-            return;
+            return false;
         }
         let (to, member) = others[memory.in_vain % others.len()];
         // What was told need not be told again at once.
@@ -209,7 +213,7 @@ impl<M: StateMachine> Engine<M> {
             && (told, same) == (to, &announcement)
             && at.elapsed() < ANNOUNCE_PACE
         {
-            return;
+            return false;
         }
         let patience = self.inner.config.timing.patience();
         match self.inner.upstream.announce(*to, member, &announcement, patience).await {
@@ -218,12 +222,13 @@ impl<M: StateMachine> Engine<M> {
                     memory.preference.asked_in = Some(metrics.term);
                 }
                 memory.told = Some((*to, announcement, Instant::now()));
-                return;
+                return false;
             }
             Ok(false) => tracing::debug!(to, "not the leader, or one that has no time for an announcement"),
             Err(error) => tracing::debug!(to, %error, "this node's announcement is not heard"),
         }
         memory.in_vain = memory.in_vain.wrapping_add(1);
+        false
     }
 
     /// What a member has announced to this node, which leads.
@@ -259,6 +264,39 @@ impl<M: StateMachine> Engine<M> {
             }
         }
     }
+
+    /// Acts on what has arrived, and on what has come with it. Of what one member has said only the last counts.
+    async fn take_all(
+        &self,
+        (from, announcement): (NodeId, Announcement),
+        announcements: &mut mpsc::Receiver<(NodeId, Announcement)>,
+        memory: &mut Memory,
+    ) {
+        let mut latest = BTreeMap::from([(from, announcement)]);
+        for _ in 0..MAX_ANNOUNCEMENTS {
+            let Ok((from, announcement)) = announcements.try_recv() else { break };
+            latest.insert(from, announcement);
+        }
+        for (from, announcement) in latest {
+            self.take(from, announcement, memory).await;
+        }
+    }
+
+    /// Does what this node has to do by itself. Whether there is nothing more to do before something changes.
+    async fn look(&self, memory: &mut Memory) -> bool {
+        let metrics = self.inner.core.metrics();
+        let (leads, is_well) = (metrics.role == Role::Leader, self.inner.disk.state().takes_writes());
+        // Of an election that goes on nobody knows the outcome.
+        if metrics.role != Role::Candidate {
+            memory.preference.look(Instant::now(), leads, metrics.term, is_well);
+        }
+        let is_done = match metrics.role {
+            Role::Leader => self.look_as_leader(&metrics).await,
+            Role::Stopped => true,
+            _ => self.announce(&metrics, memory).await,
+        };
+        is_done && is_well && metrics.role != Role::Candidate
+    }
 }
 
 /// Announces what this node has to tell, and acts on what others announce, until the node is gone. Holds no handle, so
@@ -274,42 +312,64 @@ pub(super) async fn run<M: StateMachine>(
         last_offer: None,
         last_moves: BTreeMap::new(),
     };
-    let mut look = tokio::time::interval(LOOK_PACE);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let Some(mut changes) = node.upgrade().map(|inner| OwnChanges::of(&inner)) else {
+        return until_ended().await;
+    };
+    // Whether a look would find something to do although nothing has changed since the last one.
+    let (mut is_due, mut look_at) = (true, Instant::now());
     loop {
+        let look = async {
+            if !is_due {
+                changes.changed().await;
+                is_due = true;
+            }
+            tokio::time::sleep_until(look_at).await;
+        };
         let arrived = tokio::select! {
             biased;
             // First, so that announcements do not keep a leader from setting things right.
-            _ = look.tick() => None,
+            () = look => None,
             arrived = announcements.recv() => match arrived {
                 Some(arrived) => Some(arrived),
-                None => return,
+                None => return until_ended().await,
             },
         };
-        let Some(inner) = node.upgrade() else { return };
+        let Some(inner) = node.upgrade() else { return until_ended().await };
         let engine = Engine { inner };
-        if let Some((from, announcement)) = arrived {
-            // Of what one member has said only the last counts.
-            let mut latest = BTreeMap::from([(from, announcement)]);
-            for _ in 0..MAX_ANNOUNCEMENTS {
-                let Ok((from, announcement)) = announcements.try_recv() else { break };
-                latest.insert(from, announcement);
+        match arrived {
+            Some(arrived) => engine.take_all(arrived, &mut announcements, &mut memory).await,
+            None => {
+                changes.see();
+                is_due = !engine.look(&mut memory).await;
+                look_at = Instant::now() + LOOK_PACE;
             }
-            for (from, announcement) in latest {
-                engine.take(from, announcement, &mut memory).await;
-            }
-            continue;
         }
-        let metrics = engine.inner.core.metrics();
-        let (leads, is_well) = (metrics.role == Role::Leader, engine.inner.disk.state().takes_writes());
-        // Of an election that goes on nobody knows the outcome.
-        if metrics.role != Role::Candidate {
-            memory.preference.look(Instant::now(), leads, metrics.term, is_well);
-        }
-        match metrics.role {
-            Role::Leader => engine.look_as_leader(&metrics).await,
-            Role::Stopped => {}
-            _ => engine.announce(&metrics, &mut memory).await,
+    }
+}
+
+/// What a node's part in all this depends on.
+struct OwnChanges {
+    state: watch::Receiver<NodeState>,
+    settings: watch::Receiver<Settings>,
+}
+
+impl OwnChanges {
+    fn of<M: StateMachine>(inner: &Inner<M>) -> Self {
+        Self { state: inner.state.clone(), settings: inner.settings.subscribe() }
+    }
+
+    /// What there is now is about to be looked at.
+    fn see(&mut self) {
+        self.state.borrow_and_update();
+        self.settings.borrow_and_update();
+    }
+
+    /// Waits for something new. For ever when the node is gone.
+    async fn changed(&mut self) {
+        tokio::select! {
+            Ok(()) = self.state.changed() => {}
+            Ok(()) = self.settings.changed() => {}
+            else => until_ended().await,
         }
     }
 }

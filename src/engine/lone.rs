@@ -6,7 +6,7 @@ use super::{Engine, EngineConfig, EngineParts};
 use crate::kv::machine::KvMachine;
 use crate::machine::StateMachine;
 use crate::raft::network::nowhere::Nowhere;
-use crate::storage::{DiskWatch, MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
+use crate::storage::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
 use crate::types::Incarnation;
 
 /// Node 1 of a cluster of its own, or of none while it `joins`.
@@ -28,9 +28,6 @@ pub(super) async fn engine_of<M: StateMachine>(joins: bool, machine: M) -> Engin
         log: Arc::new(MemoryStore::open(&disk)),
         snapshots: Arc::new(MemorySnapshots::new()),
         transport: Arc::new(Nowhere::default()),
-        log_stats: None,
-        disk: DiskWatch::default(),
-        released: None,
         promised_lease_ms: 0,
         memory_bytes: None,
     };

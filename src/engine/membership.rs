@@ -315,9 +315,8 @@ impl<M: StateMachine> Engine<M> {
 
     /// What the core knows, if this node leads.
     fn leading(&self) -> Result<Metrics, MembershipError> {
-        let fatal = self.inner.fatal.borrow().as_ref().map(ToString::to_string);
         let metrics = self.inner.core.metrics();
-        match (fatal, metrics.role) {
+        match (self.inner.fatal.in_words(), metrics.role) {
             (Some(reason), _) => Err(MembershipError::Stopped { reason }),
             (None, Role::Leader) => Ok(metrics),
             (None, Role::Stopped) => Err(stopped("the node is shutting down")),

@@ -1,6 +1,69 @@
 //! The public handle: open a node, write, read, watch, stop.
 //!
+//! # Tasks, threads and queues of a node
+//!
+//! All tasks but the last three kinds are members of the node's [`Tasks`]. A panic in any of them, and for those that run
+//! until the node stops also their end, is fatal for the node: [`NodeState::fatal`] names the task, the core stops, and a
+//! process exits. "The node" as what ends a task means that it was shut down, or that its last handle is gone.
+//!
+//! | task | what it is for | woken by | ended by |
+//! |---|---|---|---|
+//! | `formation` | forms the cluster (`formation`) | its own rounds; one that waits to be added: the core | membership |
+//! | `standing` | judges refusals and claims (`standing`) | queues *refusals*, *claims*; while out of touch every 2 s | the node |
+//! | `state` | [`NodeState`], and the end of a core that fails (`status`) | core, applied positions, disk, divergence, `forming`, `fatal`; when the leader, or a quorum, must have been heard | the node |
+//! | `compaction` | snapshots and purges (`compaction`) | applied positions; every 20 ms while a snapshot is written, every second while one is sent | the node |
+//! | `disk-health` | hands over when the disk is unwell (`health`); only with a disk | writes of the log, disk, peers, `state`; every 50 ms while the log is written to, until 1 s after, and while a disk is unwell | the node |
+//! | `hand-over` | sees hand-overs to their end (`transfer`) | a hand-over; every 20 ms while it goes on | the node |
+//! | `leadership` | preferred leaders, members that moved (`leadership`) | queue *announcements*, `state`, [`Settings`]; every 250 ms while there is something to do | the node |
+//! | `wake-ups` | the machine's wake-ups, entries for their time (`wake`) | applied positions, `state`, the next of them | the node |
+//! | `wall-clock` | jumps of the wall clock (`clock`) | every second | the node |
+//! | `agreement` | compares states (`agreement`) | `state`; every second while there is something to find out | the node |
+//! | `quota` | the quota on the state (`quota`); only for machines that count their bytes | `state`, peers | the node |
+//! | `held-by-all` | tells writes that wait for all voters (`raft/held.rs`) | while there are any: flushes, answers of peers, every second | the node |
+//! | `leader-reads` | read indexes from the leader (`reads`) | its queue | the node's last reader |
+//! | `read-indexes` | read indexes as the leader (`raft/read_index.rs`) | its queue | the core's last handle |
+//! | `flushed-writes` | answers writes that wait for this disk alone (`raft/log.rs`) | its queue | the log |
+//! | `silence` | no election for the length of a lease after a start (`raft/core.rs`) | one deadline | that |
+//! | `lease-settlement` | forgets a longer lease of before the restart (`open`) | one deadline | that |
+//! | `peer-port` | accepts peers (`raft/network/grpc.rs`) | the listener | the node |
+//! | `consensus-core`, `-apply`, `-tick`, `-flushed`, `-read-deadlines`, `-step-down` | openraft's (`raft/consensus_tasks.rs`) | each other; `-tick` five times per heartbeat interval | the core |
+//! | `consensus-replication`, `-heartbeat`, `-snapshot` | openraft's, one per peer that this node leads | the core | the lead |
+//! | one per connection of a peer, one per line to the leader | answers peers; hands the leader's answers to callers (`raft/network`) | the connection | the connection, the node |
+//! | two while a node opens | how far it is (`opening`) | every 5 s, applied positions | the end of that |
+//! | one per dial, membership change, wanted view, write for all voters, hashed state | that | what they wait for | that |
+//!
+//! | thread | what it is for | woken by | ended by |
+//! |---|---|---|---|
+//! | `log-writer` | all writes of the log, and their completions | queue *writes of the log* | the log's last handle |
+//! | `log-watchdog` | ends a node whose write does not come back | every 3.75 s | the log's last handle |
+//! | `log-mark-sync` | how much of the log a power cut must leave | every second | the log's last handle |
+//! | `disk-look` | free space and the reserve | every 100 ms to 1 s, by how much is free | the log's last handle |
+//! | `log-lines` | the process's standard error (`logging.rs`) | its queue | the process |
+//! | tokio's for blocking work | reading and writing snapshots, hashing states ([`offload`](crate::runtime::offload)) | the caller | the work |
+//!
+//! A panic of `log-writer` fails the log, which is the end of the core.
+//!
+//! | queue | from | to | bound | when it is full |
+//! |---|---|---|---|---|
+//! | proposals, in openraft | callers of [`Engine::write`] | `consensus-core` | `max_inflight_bytes` | the write is refused |
+//! | writes of the log | `consensus-core` | `log-writer` | the same on a leader; on others what peers may have under way, 32 messages | the peer waits |
+//! | entries to apply, in openraft | `consensus-core` | `consensus-apply` | openraft's | the core waits |
+//! | commands on disk | `log-writer` | `flushed-writes` | `max_inflight_bytes` | as for proposals |
+//! | readers, here and on the leader | callers of [`Engine::read`] | `leader-reads`, `read-indexes` | 65 536 | readers wait |
+//! | waiting for all voters | writes at that level | `held-by-all` | `max_inflight_bytes` until they are applied, then their timeouts | as for proposals |
+//! | refusals, claims, announcements | connections of peers | `standing`, `leadership` | 64, 8, 64 | dropped: their senders repeat them |
+//! | requests and answers, per connection | core, peers | connections | 256 messages each | on the way out the connection counts as broken, on the way in it waits |
+//! | calls to the leader | callers | its connection | 65 536 | refused |
+//! | log lines | everybody | `log-lines` | 1 MiB | dropped and counted |
+//!
+//! Everything else is a value that is watched, not a queue: applied positions and views (`raft/published.rs`), [`NodeState`],
+//! `forming`, `fatal`, `stop`, [`Settings`], offers of the lead.
+//!
+//! # Where things are
+//!
+//! - `open`, `assemble`: a node from its data directory, and from parts;
 //! - [`EngineConfig`]: what a node needs to know before it starts;
+//! - `fatal`: the reason for which it must not go on;
 //! - `formation`: how a cluster comes into being, once;
 //! - `membership`: who belongs to it from then on;
 //! - `transfer`: handing over the lead;
@@ -33,9 +96,11 @@
 //! What it does not do: retry, or forward to the leader. That is the client's part.
 
 mod agreement;
+mod assemble;
 mod clock;
 mod compaction;
 mod config;
+mod fatal;
 mod formation;
 mod health;
 mod leadership;
@@ -43,6 +108,7 @@ mod leadership;
 mod lone;
 mod membership;
 mod memory;
+mod open;
 mod opening;
 mod quota;
 pub mod ranges;
@@ -56,12 +122,12 @@ mod transfer;
 mod wake;
 mod writes;
 
-use std::net::TcpListener;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 pub use config::{DiskPolicy, EngineConfig, Limits, MIN_MEMORY_BYTES, PeerPolicy, SnapshotPolicy, Timing};
 pub use formation::Forming;
@@ -78,29 +144,20 @@ pub use settings::Settings;
 pub use status::{NodeState, NotReady, ReadOutcome, Status};
 pub use writes::{Acknowledged, Written};
 
-use self::config::NO_CLUSTER;
-use self::memory::Memory;
-use crate::error::{FatalError, OpenError, StorageError};
+use self::fatal::{Consequence, Fatal};
 use crate::machine::StateMachine;
 pub use crate::raft::activity::{Activity, LATENCY_BUCKETS_US, Latency, SessionTotals, Snapshots};
-use crate::raft::apply::Applier;
-use crate::raft::core::{Core, CoreConfig, Parts};
-use crate::raft::network::addresses::Addresses;
-use crate::raft::network::admission::Claim;
-use crate::raft::network::client::{Caller, PeerClients};
-use crate::raft::network::grpc::{self, GrpcTransport};
-use crate::raft::network::service::Callee;
+use crate::raft::core::Core;
+use crate::raft::network::client::Caller;
 pub use crate::raft::network::traffic::Carried;
 use crate::raft::network::upstream::Upstream;
 use crate::raft::network::{PeerDoor, Transport};
 pub(crate) use crate::raft::published::CurrentHistory;
-use crate::runtime::{self, WallClock, offload};
-use crate::storage::{
-    DataDir, DiskWatch, LogStats, LogStore, Room, SledOptions, SledStore, SnapshotDir, SnapshotStore, lease,
-};
+use crate::runtime::{Tasks, WallClock};
 pub use crate::storage::{DiskState, DiskStatus, StartProgress, StartStep, StartedSoFar};
+use crate::storage::{DiskWatch, LogStats, LogStore, SnapshotStore};
 pub use crate::types::{DEFAULT_ACK_TIMEOUT, WriteOptions};
-use crate::types::{HistoryEpoch, Incarnation, LogId, Member, Role};
+use crate::types::{HistoryEpoch, Incarnation, Member, Role};
 
 /// One node of a replicated state machine. Cheap to clone; all clones are the same node.
 pub struct Engine<M: StateMachine> {
@@ -140,13 +197,16 @@ struct Inner<M: StateMachine> {
     state: watch::Receiver<NodeState>,
     /// What the cluster waits for before there is one.
     forming: watch::Receiver<Option<Forming>>,
-    fatal: watch::Sender<Option<FatalError>>,
+    fatal: Fatal,
+    /// What follows from it; kept for as long as there is a handle.
+    _consequence: Arc<Consequence>,
+    tasks: Tasks,
     /// Set when the node is asked to stop, so that the end of its core is no surprise.
     stopping: Arc<AtomicBool>,
     /// True once the core has stopped and everything else is to follow.
     stop: watch::Sender<bool>,
     /// Closed when the data directory can be opened again.
-    released: Option<watch::Receiver<()>>,
+    released: watch::Receiver<()>,
     log_stats: Option<Arc<LogStats>>,
     disk: DiskWatch,
     quorum_disks: Arc<health::QuorumDisks>,
@@ -164,97 +224,13 @@ pub struct EngineParts {
     pub snapshots: Arc<dyn SnapshotStore>,
     /// How peers are reached.
     pub transport: Arc<dyn Transport>,
-    /// What the log counts, if it does.
-    pub log_stats: Option<Arc<LogStats>>,
-    /// The disk under the log; the default watches none.
-    pub disk: DiskWatch,
-    /// Closed once the log has been dropped, if somebody cares.
-    pub released: Option<watch::Receiver<()>>,
     /// The longest lease, in milliseconds, that whoever used these parts before may have promised; 0 if it was the same.
     pub promised_lease_ms: u64,
     /// Memory that the node may use, in bytes; `None` for a node that proposes no quota on the state.
     pub memory_bytes: Option<u64>,
 }
 
-/// A log store and the lock on its directory. Fields are dropped in their order: the log is closed, then the
-/// lock released, and then whoever waits is told.
-struct LockedLog {
-    log: SledStore,
-    dir: DataDir,
-    _released: watch::Sender<()>,
-}
-
 impl<M: StateMachine> Engine<M> {
-    /// Opens the node in `config.data_dir` and starts to take part in its cluster.
-    ///
-    /// Returns once the node listens and has recovered what it held; [`ready`](Self::ready) waits for a
-    /// leader. The first start forms the cluster together with the other founding members.
-    ///
-    /// # Errors
-    /// See [`OpenError`]. Nothing has been changed when opening fails.
-    pub async fn open(mut config: EngineConfig, machine: M) -> Result<Self, OpenError> {
-        config.validate()?;
-        if runtime::unix_time_ms() == 0 {
-            return Err(OpenError::Config(CLOCK_BEFORE_1970.to_owned()));
-        }
-        config.fit_disk()?;
-        let _told = opening::tell_how_far(config.progress.clone());
-        // Found out, it may be less than could be asked for.
-        let memory = config.memory_bytes.map_or_else(Memory::of_this_process, Memory);
-        memory.fit(&mut config.limits, &mut config.snapshots);
-        let listener = match config.peer_listener.take() {
-            Some(listener) => listener,
-            None => TcpListener::bind(&config.peer_listen)
-                .map_err(|source| OpenError::Listen { address: config.peer_listen.clone(), source })?,
-        };
-        if !config.join && config.initial_members.is_empty() && !DataDir::exists(&config.data_dir) {
-            return Err(OpenError::Config(NO_CLUSTER.to_owned()));
-        }
-        let (release, released) = watch::channel(());
-        let (path, cluster, node_id) = (config.data_dir.clone(), config.cluster.clone(), config.node_id);
-        let tail_bytes = config.limits.log_tail_bytes;
-        let DiskPolicy { reserve_bytes, stall_ms } = config.disk;
-        let progress = config.progress.clone();
-        let lease_ms = config.timing.election_timeout_max_ms;
-        let (log, snapshots, incarnation, promised_lease_ms) = offload(move || -> Result<_, StorageError> {
-            let dir = DataDir::open(&path, &cluster, node_id)?;
-            let room = match reserve_bytes {
-                None | Some(0) => Room::give_up(dir.path()).map(|()| None)?,
-                Some(bytes) => Some(Room::open(dir.path(), bytes)?),
-            };
-            // Before the log has all the room there is, on a disk that is full.
-            let promised_lease_ms = lease::promise(dir.path(), lease_ms)?;
-            let options = SledOptions { tail_bytes, progress: progress.clone(), ..SledOptions::default() };
-            let log = SledStore::open_in_room(&dir, options, room.clone())?;
-            let snapshots = SnapshotDir::open_in_room(&dir.snapshot_dir(), room, progress)?;
-            let incarnation = dir.identity().incarnation;
-            Ok((LockedLog { log, dir, _released: release }, snapshots, incarnation, promised_lease_ms))
-        })
-        .await?;
-        let transport = GrpcTransport::default();
-        let traffic = transport.counts();
-        let log = Arc::new(log);
-        let parts = EngineParts {
-            incarnation,
-            log_stats: Some(log.log.stats().clone()),
-            released: Some(released),
-            disk: log.log.watch_disk((stall_ms > 0).then(|| Duration::from_millis(stall_ms))),
-            log: log.clone(),
-            snapshots: Arc::new(snapshots),
-            transport: Arc::new(transport),
-            promised_lease_ms,
-            memory_bytes: Some(memory.0),
-            config,
-        };
-        let engine = Self::start(parts, machine).await?;
-        if promised_lease_ms > lease_ms {
-            until_stopped(&engine.inner.stop, settle_lease(log, promised_lease_ms, lease_ms));
-        }
-        grpc::serve(listener, engine.peer_door(), traffic, engine.inner.stop.subscribe())
-            .map_err(|source| OpenError::Listen { address: engine.inner.own.peer.clone(), source })?;
-        Ok(engine)
-    }
-
     /// The history that positions of this node belong to: to be kept with every position that is to be brought back,
     /// and given along with it. [`UNKNOWN`](HistoryEpoch::UNKNOWN) on a node that has not applied anything yet.
     pub fn history(&self) -> HistoryEpoch {
@@ -266,176 +242,6 @@ impl<M: StateMachine> Engine<M> {
         self.inner.core.published().history().clone()
     }
 
-    /// Starts a node from parts. Its caller carries messages to [`peer_door`](Self::peer_door).
-    ///
-    /// # Errors
-    /// See [`OpenError`].
-    pub async fn start(parts: EngineParts, machine: M) -> Result<Self, OpenError> {
-        let EngineParts {
-            config,
-            incarnation,
-            log,
-            snapshots,
-            transport,
-            log_stats,
-            disk,
-            released,
-            promised_lease_ms,
-            memory_bytes,
-        } = parts;
-        config.validate()?;
-        let memory = memory_bytes.map(Memory);
-        let recovery = snapshots.clone();
-        let node_id = config.node_id;
-        let mut applier = offload(move || Applier::recover(node_id, machine, recovery)).await?;
-        check_coverage(&config, &*log, &applier)?;
-        if let Some(memory) = memory {
-            applier.bound_snapshot_lag(memory.snapshot_lag_bytes());
-        }
-        let counting = opening::count_applied(&config.progress, &*log, &applier);
-        let recovery = log.clone();
-        let replayed = offload(move || applier.replay(&*recovery).map(|()| applier)).await;
-        let applier = replayed.map_err(|error| OpenError::Core(error.to_string()))?;
-        let (fatal, stop) = (watch::Sender::new(None), watch::Sender::new(false));
-        let (refused, refusals) = mpsc::channel(standing::MAX_REFUSALS);
-        let caller = Caller {
-            cluster: config.cluster.clone(),
-            node_id: config.node_id,
-            incarnation,
-            peer: config.peer_advertise.clone(),
-            addresses: Arc::new(Addresses::new(config.initial_members.clone())),
-            refused: Arc::new(move |refusal| {
-                // One that finds no room comes again.
-                let _ = refused.try_send(refusal.clone());
-            }),
-        };
-        let (claimed, claims) = mpsc::channel(standing::MAX_CLAIMS);
-        let (announcements, announced) = mpsc::channel(leadership::MAX_ANNOUNCEMENTS);
-        let callee = Callee {
-            cluster: config.cluster.clone(),
-            node_id: config.node_id,
-            incarnation,
-            peer_address: config.peer_advertise.clone(),
-            client_address: config.client_advertise.clone(),
-            joins: config.join,
-            founders: config.initial_members.clone(),
-            claimed: look_into_claims(&config, claimed),
-            announcements,
-            disk: disk.clone(),
-            quota_bytes: memory.map(Memory::quota_bytes),
-        };
-        let own = Member {
-            peer: config.peer_advertise.clone(),
-            client: config.client_advertise.clone(),
-            incarnation,
-            ..Member::default()
-        };
-        let redial_pause = Duration::from_millis(config.peers.reconnect_interval_ms);
-        let clients = PeerClients::new(caller.clone(), transport.clone(), redial_pause);
-        let upstream = Upstream::new(caller.clone(), transport.clone());
-        let core_parts = Parts { log, snapshots, applier, clients, callee };
-        let core = Core::start(&core_config(&config, promised_lease_ms), core_parts)
-            .await
-            .map_err(OpenError::Core)?;
-        drop(counting);
-        config.progress.begin(StartStep::Done, 0);
-        if !config.join && config.initial_members.is_empty() && !core.is_initialized().await {
-            core.shutdown().await;
-            return Err(OpenError::Config(NO_CLUSTER.to_owned()));
-        }
-
-        let founders = config.initial_members.clone();
-        let (forming_tx, forming) = watch::channel(match core.is_initialized().await {
-            true => None,
-            false if config.join => Some(Forming::ToBeAdded),
-            false => Some(Forming::first(config.node_id, &founders)),
-        });
-        let formation = formation::Formation {
-            forming: forming_tx,
-            core: core.clone(),
-            transport: transport.clone(),
-            caller: caller.clone(),
-            own: own.clone(),
-            fatal: fatal.clone(),
-            founders,
-            joins: config.join,
-        };
-        until_stopped(&stop, formation.run());
-        let standing = standing::Standing {
-            core: core.clone(),
-            transport: transport.clone(),
-            caller: caller.clone(),
-            refusals,
-            claims,
-            founders: config.initial_members.clone(),
-            joins: config.join,
-            fatal: fatal.clone(),
-        };
-        until_stopped(&stop, standing.run());
-        let settings = watch::Sender::new(Settings::of(&config));
-        until_stopped(&stop, compaction::run(core.clone(), settings.subscribe(), disk.clone()));
-        let quorum_disks = Arc::new(health::QuorumDisks::default());
-        let health = health::Health {
-            core: core.clone(),
-            own: config.node_id,
-            disk: disk.clone(),
-            quorum_disks: quorum_disks.clone(),
-            patience: config.timing.patience(),
-        };
-        until_stopped(&stop, health.run());
-        let election = config.timing.patience();
-        until_stopped(&stop, transfer::follow_up(core.clone(), config.node_id, election, fatal.clone()));
-        let stopping = Arc::new(AtomicBool::new(false));
-        let (state_tx, state) = watch::channel(status::observe(&core, config.node_id, &disk, &forming, None));
-        until_stopped(
-            &stop,
-            status::run(
-                core.clone(),
-                config.node_id,
-                disk.clone(),
-                forming.clone(),
-                state_tx,
-                fatal.clone(),
-                stopping.clone(),
-            ),
-        );
-        until_stopped(&stop, stop_when_fatal(core.clone(), fatal.subscribe()));
-        let reads = reads::ReadIndexes::start(core.clone(), upstream.clone(), config.timing.patience());
-        let inner = Arc::new(Inner {
-            core,
-            upstream,
-            caller,
-            transport,
-            changes: tokio::sync::Mutex::default(),
-            own,
-            config,
-            reads,
-            settings,
-            inflight_bytes: AtomicUsize::new(0),
-            wall_clock: WallClock::of_this_node(),
-            quota_bytes: memory.map(Memory::quota_bytes),
-            inflight_commands: AtomicUsize::new(0),
-            counters: Counters::default(),
-            state,
-            forming,
-            fatal,
-            stopping,
-            stop,
-            released,
-            log_stats,
-            disk,
-            quorum_disks,
-        });
-        until_stopped(&inner.stop, leadership::run(Arc::downgrade(&inner), announced));
-        until_stopped(&inner.stop, wake::run(Arc::downgrade(&inner)));
-        until_stopped(&inner.stop, clock::watch_wall_clock(Arc::downgrade(&inner)));
-        until_stopped(&inner.stop, agreement::run(Arc::downgrade(&inner)));
-        until_stopped(&inner.stop, quota::run(Arc::downgrade(&inner)));
-        let core = inner.core.clone();
-        until_stopped(&inner.stop, async move { core.held().tell(|| core.voters()).await });
-        Ok(Self { inner })
-    }
-
     /// What this node shows to its peers; for those who bring their own transport.
     pub fn peer_door(&self) -> Arc<dyn PeerDoor> {
         self.inner.core.door()
@@ -443,9 +249,8 @@ impl<M: StateMachine> Engine<M> {
 
     /// The node's state at this moment.
     pub fn state(&self) -> NodeState {
-        let fatal = self.inner.fatal.borrow().clone();
         let inner = &self.inner;
-        status::observe(&inner.core, inner.config.node_id, &inner.disk, &inner.forming, fatal)
+        status::observe(&inner.core, inner.config.node_id, &inner.disk, &inner.forming, inner.fatal.reason())
     }
 
     /// The node's state, and every change of it. Changes that follow each other closely are reported as
@@ -463,6 +268,24 @@ impl<M: StateMachine> Engine<M> {
             Ok(Ok(state)) => state.is_ready(),
             _ => false,
         }
+    }
+
+    /// The tasks that this node cannot do without and that run at present, by name. If one fails, that is the end of the
+    /// node, and [`NodeState::fatal`] names it.
+    pub fn tasks(&self) -> Vec<&'static str> {
+        self.inner.tasks.names()
+    }
+
+    /// How often the tasks of each name were polled. For tests of what an idle node does.
+    #[doc(hidden)]
+    pub fn task_polls(&self) -> BTreeMap<&'static str, u64> {
+        self.inner.tasks.polls()
+    }
+
+    /// Has all of the node's tasks of this name panic; false when there is none. For tests of what follows.
+    #[doc(hidden)]
+    pub fn panic_in(&self, task: &str) -> bool {
+        self.inner.tasks.panic_in(task)
     }
 
     /// What the log counts: flushes, their durations, entries and bytes.
@@ -497,7 +320,7 @@ impl<M: StateMachine> Engine<M> {
         let mut state = self.watch();
         let _ = tokio::time::timeout_at(deadline, state.wait_for(|state| state.role == Role::Stopped)).await;
         inner.stop.send_replace(true);
-        let Some(mut released) = inner.released.clone() else { return };
+        let mut released = inner.released.clone();
         // The core's last tasks end by themselves, and with the last of them the log is closed.
         if tokio::time::timeout_at(deadline, async { while released.changed().await.is_ok() {} })
             .await
@@ -517,119 +340,7 @@ impl<M: StateMachine> Engine<M> {
     }
 }
 
-/// What to say on a machine that has forgotten the time. The consensus core cannot show its clock there.
-const CLOCK_BEFORE_1970: &str =
-    "this machine's clock is set to before 1970; set it, and start the node again";
-
-/// Runs `task` until it ends or the node stops.
-fn until_stopped(stop: &watch::Sender<bool>, task: impl Future<Output = ()> + Send + 'static) {
-    let mut stop = stop.subscribe();
-    runtime::spawn(async move {
-        tokio::select! {
-            biased;
-            // An error means that every handle to the node is gone.
-            _ = stop.wait_for(|stop| *stop) => {}
-            () = task => {}
-        }
-    });
-}
-
-/// A node that must not go on stops its core, so that nothing more is acknowledged.
-async fn stop_when_fatal<M: StateMachine>(core: Core<M>, mut fatal: watch::Receiver<Option<FatalError>>) {
-    if fatal.wait_for(Option::is_some).await.is_ok() {
-        core.shutdown().await;
-    }
-}
-
-/// What to do when a caller expects another data directory of this node, which belongs to no cluster, or to one of its own.
-fn look_into_claims(config: &EngineConfig, claims: mpsc::Sender<Claim>) -> Arc<dyn Fn(Claim) + Send + Sync> {
-    let (node_id, peer) = (config.node_id, config.peer_advertise.clone());
-    if config.join {
-        // It has promised nothing yet and takes part in nothing before it is added.
-        return Arc::new(move |claim| {
-            tracing::debug!(
-                known = %claim.expected,
-                "the cluster knows node {node_id} by another data directory: `quorate member replace {node_id} --peer {peer}` puts this one in its place"
-            );
-        });
-    }
-    // One that finds no room comes again.
-    Arc::new(move |claim| drop(claims.try_send(claim)))
-}
-
-/// A purged log is useless without the snapshot that covers what was purged.
-fn check_coverage<M: StateMachine>(
-    config: &EngineConfig,
-    log: &dyn LogStore,
-    applier: &Applier<M>,
-) -> Result<(), StorageError> {
-    let covered: Option<LogId> = applier.published().progress().log_id;
-    let purged = log.bounds().purged;
-    if purged.map(|p| p.index) > covered.map(|c| c.index) {
-        return Err(StorageError::Lost {
-            missing: config.data_dir.join("snapshots"),
-            marker: config.data_dir.join("log"),
-        });
-    }
-    Ok(())
-}
-
-/// Once a longer lease than the present one, which was promised before the restart, has run out, it binds no more.
-async fn settle_lease(log: Arc<LockedLog>, promised_ms: u64, lease_ms: u64) {
-    tokio::time::sleep(Duration::from_millis(promised_ms)).await;
-    let settled = offload(move || lease::settle(log.dir.path(), lease_ms)).await;
-    if let Err(error) = settled {
-        // Then the next start is silent for longer than it need be.
-        tracing::warn!(%error, "the shorter lease could not be noted");
-    }
-}
-
-fn core_config(config: &EngineConfig, promised_lease_ms: u64) -> CoreConfig {
-    CoreConfig {
-        cluster: config.cluster.clone(),
-        node_id: config.node_id,
-        heartbeat_interval_ms: config.timing.heartbeat_interval_ms,
-        election_timeout_min_ms: config.timing.election_timeout_min_ms,
-        election_timeout_max_ms: config.timing.election_timeout_max_ms,
-        promised_lease_ms,
-        message_bytes: config.limits.append_message_bytes,
-    }
-}
-
-impl LogStore for LockedLog {
-    fn bounds(&self) -> crate::storage::LogBounds {
-        self.log.bounds()
-    }
-
-    fn vote(&self) -> Option<crate::types::Vote> {
-        self.log.vote()
-    }
-
-    fn committed(&self) -> Option<LogId> {
-        self.log.committed()
-    }
-
-    fn read(&self, start: u64, end: u64, max_bytes: usize) -> std::io::Result<Vec<crate::types::Entry>> {
-        self.log.read(start, end, max_bytes)
-    }
-
-    fn append(&self, entries: Vec<crate::types::Entry>, done: crate::storage::Completion) {
-        self.log.append(entries, done);
-    }
-
-    fn save_vote(&self, vote: crate::types::Vote, done: crate::storage::Completion) {
-        self.log.save_vote(vote, done);
-    }
-
-    fn save_committed(&self, committed: Option<LogId>) {
-        self.log.save_committed(committed);
-    }
-
-    fn truncate(&self, last: Option<LogId>, done: crate::storage::Completion) {
-        self.log.truncate(last, done);
-    }
-
-    fn purge(&self, upto: LogId, done: crate::storage::Completion) {
-        self.log.purge(upto, done);
-    }
+/// What a task does that has nothing left to do: its node is gone, or about to be ended, and the task is ended with it.
+async fn until_ended() {
+    std::future::pending().await
 }

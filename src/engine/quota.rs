@@ -21,7 +21,7 @@ use crate::raft::envelope::{self, QuotaChange};
 use crate::raft::published::{Applied, Progress};
 use crate::types::{LogId, NodeId, Quota, QuotaSource, Role};
 
-/// The members are looked at this often.
+/// The members are looked at this often while they or what is applied change.
 const PACE: Duration = Duration::from_millis(500);
 /// At first, and while there is no quota, more often: nothing bounds the state before.
 const FIRST_PACE: Duration = Duration::from_millis(50);
@@ -43,18 +43,23 @@ fn due(present: Option<Quota>, told: &BTreeMap<NodeId, Option<u64>>) -> Option<u
     }
 }
 
-/// Proposes the quota while this node leads, for as long as there is a handle to it.
+/// Proposes the quota while this node leads, for as long as there is a handle to it. Ends at once where there is to be none.
 pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
+    let Some((mut state, mut peers)) =
+        node.upgrade().map(|inner| (inner.state.clone(), inner.core.peer_changes()))
+    else {
+        return;
+    };
     loop {
+        // Before anything is looked at.
+        peers.borrow_and_update();
+        let leads = state.borrow_and_update().role == Role::Leader;
         let Some(inner) = node.upgrade() else { return };
         let progress = inner.core.published().progress();
         if inner.quota_bytes.is_none() || progress.state_bytes.is_none() {
             return;
         }
-        let proposed = match inner.state.borrow().role {
-            Role::Leader => due(progress.quota, &inner.quotas_told()),
-            Role::Learner | Role::Follower | Role::Candidate | Role::Stopped => None,
-        };
+        let proposed = if leads { due(progress.quota, &inner.quotas_told()) } else { None };
         if let Some(bytes) = proposed {
             let engine = Engine { inner };
             match tokio::time::timeout(PATIENCE, engine.write_quota(QuotaChange::Follow(bytes))).await {
@@ -63,6 +68,14 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
                 }
                 Ok(Err(error)) => tracing::debug!(%error, "the quota was not changed; it is proposed again"),
                 Err(_) => tracing::debug!("the quota is not changed in time; it is proposed again"),
+            }
+        } else {
+            drop(inner);
+            // Who leads, who is a member, what is applied, and what members say.
+            tokio::select! {
+                Ok(()) = state.changed() => {}
+                Ok(()) = peers.changed() => {}
+                else => return,
             }
         }
         let pace = if progress.quota.is_none() { FIRST_PACE } else { PACE };

@@ -21,7 +21,7 @@ use crate::machine::StateMachine;
 use crate::raft::core::{Core, NoReadIndex};
 use crate::raft::network::upstream::{ReadIndexAnswer, Upstream};
 use crate::raft::published::Applied;
-use crate::runtime;
+use crate::runtime::Tasks;
 use crate::types::{HistoryEpoch, LogId, ReadLevel, ReadOptions, Role};
 
 /// Most reads that share one question to the leader; more wait for their turn.
@@ -42,9 +42,14 @@ pub(super) struct ReadIndexes {
 
 impl ReadIndexes {
     /// Starts the task that asks leaders, over `upstream`, and gives up on one after `patience`.
-    pub(super) fn start<M: StateMachine>(core: Core<M>, upstream: Upstream, patience: Duration) -> Self {
+    pub(super) fn start<M: StateMachine>(
+        core: Core<M>,
+        upstream: Upstream,
+        patience: Duration,
+        tasks: &Tasks,
+    ) -> Self {
         let (remote, arrivals) = mpsc::channel(MAX_SHARED);
-        runtime::spawn(ask_leader(core, upstream, arrivals, patience));
+        tasks.passing("leader-reads", ask_leader(core, upstream, arrivals, patience));
         Self { remote, freshest: Mutex::default() }
     }
 
@@ -165,8 +170,8 @@ impl<M: StateMachine> Engine<M> {
     /// See [`ReadError`].
     pub async fn present(&self) -> Result<u64, ReadError> {
         let inner = &self.inner;
-        if let Some(fatal) = &*inner.fatal.borrow() {
-            return Err(ReadError::Stopped { reason: fatal.to_string() });
+        if let Some(reason) = inner.fatal.in_words() {
+            return Err(ReadError::Stopped { reason });
         }
         inner.counters.read(ReadLevel::Linearizable);
         inner.read_index(Instant::now() + inner.config.timing.patience()).await
@@ -174,8 +179,8 @@ impl<M: StateMachine> Engine<M> {
 
     async fn state_at(&self, options: ReadOptions) -> Result<Arc<Applied<M::View>>, ReadError> {
         let inner = &self.inner;
-        if let Some(fatal) = &*inner.fatal.borrow() {
-            return Err(ReadError::Stopped { reason: fatal.to_string() });
+        if let Some(reason) = inner.fatal.in_words() {
+            return Err(ReadError::Stopped { reason });
         }
         if let Some(divergence) = inner.core.agreement().divergence() {
             return Err(ReadError::Diverged { divergence });
@@ -266,8 +271,7 @@ impl<M: StateMachine> Inner<M> {
             biased;
             view = view => Ok(view),
             _ = fatal.wait_for(Option::is_some) => {
-                let reason = self.fatal.borrow().as_ref().map(ToString::to_string).unwrap_or_default();
-                Err(ReadError::Stopped { reason })
+                Err(ReadError::Stopped { reason: self.fatal.in_words().unwrap_or_default() })
             }
             _ = stop.wait_for(|stop| *stop) => {
                 Err(ReadError::Stopped { reason: "the node is shutting down".to_owned() })

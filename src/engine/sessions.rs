@@ -130,10 +130,7 @@ impl<M: StateMachine> Engine<M> {
 
 impl<M: StateMachine> Inner<M> {
     fn stopped_read(&self) -> ReadError {
-        let reason = match &*self.fatal.borrow() {
-            Some(fatal) => fatal.to_string(),
-            None => "the node is shutting down".to_owned(),
-        };
+        let reason = self.fatal.in_words().unwrap_or_else(|| "the node is shutting down".to_owned());
         ReadError::Stopped { reason }
     }
 }

@@ -18,9 +18,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
-use super::status;
+use super::fatal::Fatal;
+use super::{NodeState, until_ended};
 use crate::error::FatalError;
 use crate::machine::StateMachine;
 use crate::raft::core::{Core, Metrics};
@@ -54,31 +55,42 @@ pub(super) struct Standing<M: StateMachine> {
     pub(super) founders: BTreeMap<NodeId, String>,
     /// It was started to be added: until it is, it is no surprise that it is no member.
     pub(super) joins: bool,
+    /// What this node is.
+    pub(super) state: watch::Receiver<NodeState>,
     /// Where to say that this node must not go on.
-    pub(super) fatal: watch::Sender<Option<FatalError>>,
+    pub(super) fatal: Fatal,
 }
 
 impl<M: StateMachine> Standing<M> {
     /// Watches until this node has lost its place.
     pub(super) async fn run(mut self) {
         let mut has_been_in_touch = false;
-        let mut look = tokio::time::interval_at(Instant::now() + PACE, PACE);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ask_at = Instant::now() + PACE;
+        let mut state = self.state.clone();
         loop {
+            let out_of_touch = async {
+                let out_of_touch = state.wait_for(|state| {
+                    has_been_in_touch |= state.in_touch;
+                    !state.in_touch
+                });
+                // Its sender is gone only with the node.
+                drop(out_of_touch.await);
+                tokio::time::sleep_until(ask_at).await;
+            };
             let refusal = tokio::select! {
                 refusal = self.refusals.recv() => match refusal {
                     Some(refusal) => refusal,
-                    None => return,
+                    None => return until_ended().await,
                 },
                 Some(claim) = self.claims.recv() => {
                     self.look_into(claim).await;
                     tokio::time::sleep(CLAIM_PACE).await;
                     continue;
                 }
-                _ = look.tick() => {
-                    has_been_in_touch |= self.core.metrics().in_touch;
+                () = out_of_touch => {
                     // What it is told arrives as a refusal.
                     self.ask_others().await;
+                    ask_at = Instant::now() + PACE;
                     continue;
                 }
             };
@@ -90,8 +102,8 @@ impl<M: StateMachine> Standing<M> {
                     tracing::debug!(%error, "waiting to be added again");
                     continue;
                 }
-                status::report(&self.fatal, error);
-                return;
+                self.fatal.report(error);
+                return until_ended().await;
             }
         }
     }

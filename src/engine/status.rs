@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Engine;
+use super::fatal::Fatal;
 use super::formation::Forming;
+use super::{Engine, until_ended};
 use crate::error::{FatalError, Leader};
 use crate::machine::StateMachine;
 use crate::raft::core::Core;
@@ -20,7 +21,7 @@ use crate::types::{Divergence, Incarnation, LogId, Membership, NodeId, Quota, Ro
 /// Changes closer together than this are reported as one.
 const PACE: Duration = Duration::from_millis(5);
 
-/// The state is looked at this often even when nothing happens.
+/// A state that has just changed, or that is to get better, is looked at again after this long even when nothing is told.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// A committed entry that has waited for so long to be applied is not just under way.
@@ -256,37 +257,63 @@ pub(super) fn observe<M: StateMachine>(
     }
 }
 
-/// The first fatal error is the one that counts.
-pub(super) fn report(fatal: &watch::Sender<Option<FatalError>>, error: FatalError) {
-    fatal.send_if_modified(|current| {
-        let first = current.is_none();
-        if first {
-            tracing::error!(%error, "the node has stopped");
-            *current = Some(error);
+/// Sees the node's state where there is no handle to ask: while the node is assembled, and when it ends.
+pub(super) struct Observer<M: StateMachine> {
+    pub(super) core: Core<M>,
+    pub(super) node_id: NodeId,
+    pub(super) disk: DiskWatch,
+    pub(super) forming: watch::Receiver<Option<Forming>>,
+}
+
+impl<M: StateMachine> Observer<M> {
+    pub(super) fn observe(&self, fatal: Option<FatalError>) -> NodeState {
+        observe(&self.core, self.node_id, &self.disk, &self.forming, fatal)
+    }
+
+    /// After how long to look again although nothing has been told, because what `now` shows may change by itself.
+    fn look_again(&self, now: &NodeState, is_news: bool) -> Option<Duration> {
+        if now.role == Role::Stopped {
+            return None;
         }
-        first
-    });
+        // What has changed may have changed only in part. And that the leader is heard again is no event.
+        if is_news || now.role == Role::Candidate || now.leader.is_none() || !now.in_touch {
+            return Some(LOOK_AGAIN);
+        }
+        let waits = self.core.told_committed(self.core.published().progress().next_index());
+        let overdue_in = waits.map(|waits| OVERDUE_AFTER.saturating_sub(waits)).filter(|_| !now.overdue);
+        // At that moment it is still so.
+        let past = |due: Duration| due + Duration::from_millis(1);
+        [self.core.in_touch_for(), overdue_in].into_iter().flatten().min().map(past)
+    }
+}
+
+/// Waits for so long, or for ever.
+pub(super) async fn after(pause: Option<Duration>) {
+    match pause {
+        Some(pause) => tokio::time::sleep(pause).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Keeps `state` up to date, and turns a core that failed into a fatal error.
 pub(super) async fn run<M: StateMachine>(
-    core: Core<M>,
-    node_id: NodeId,
-    disk: DiskWatch,
-    mut forming: watch::Receiver<Option<Forming>>,
+    observer: Observer<M>,
     state: watch::Sender<NodeState>,
-    fatal: watch::Sender<Option<FatalError>>,
+    fatal: Fatal,
     stopping: Arc<AtomicBool>,
 ) {
+    let (core, mut forming) = (&observer.core, observer.forming.clone());
     let mut changes = core.changes();
     let mut progress = core.published().watch();
+    let mut divergence = core.agreement().changes();
+    let mut disk = observer.disk.changes();
     let mut fatal_rx = fatal.subscribe();
     loop {
-        let gist = core.gist();
-        let now = observe(&core, node_id, &disk, &forming, fatal_rx.borrow_and_update().clone());
+        let now = observer.observe(fatal_rx.borrow_and_update().clone());
         if let Some(error) = &now.fatal {
-            report(&fatal, error.clone());
+            fatal.report(error.clone());
         }
+        let look_again = observer.look_again(&now, *state.borrow() != now);
         state.send_if_modified(|current| {
             let changed = *current != now;
             if changed {
@@ -294,27 +321,28 @@ pub(super) async fn run<M: StateMachine>(
             }
             changed
         });
-        // Losing touch is no event.
-        let mut look_again = std::pin::pin!(tokio::time::sleep(LOOK_AGAIN));
-        let alive = loop {
-            tokio::select! {
-                biased;
-                alive = changes.changed() => if !alive || core.gist() != gist { break alive },
-                changed = progress.changed() => break changed.is_ok(),
-                _ = fatal_rx.changed() => break true,
-                // Its end is the end of the forming.
-                Ok(()) = forming.changed() => break true,
-                () = &mut look_again => break true,
-            }
+        let (alive, is_told) = tokio::select! {
+            biased;
+            alive = changes.changed() => (alive, true),
+            changed = progress.changed() => (changed.is_ok(), true),
+            _ = fatal_rx.changed() => (true, true),
+            // Its end is the end of the forming.
+            Ok(()) = forming.changed() => (true, true),
+            Ok(()) = divergence.changed() => (true, true),
+            () = disk.changed() => (true, true),
+            () = core.noticed() => (true, true),
+            () = after(look_again) => (true, false),
         };
         if !alive {
             if !stopping.load(Ordering::Acquire) {
-                report(&fatal, FatalError::Core(core.cause_of_death().await));
+                fatal.report(FatalError::Core(core.cause_of_death().await));
             }
-            let now = observe(&core, node_id, &disk, &forming, fatal.borrow().clone());
+            let now = observer.observe(fatal.reason());
             state.send_replace(NodeState { role: Role::Stopped, leader: None, ..now });
-            return;
+            return until_ended().await;
         }
-        tokio::time::sleep(PACE).await;
+        if is_told {
+            tokio::time::sleep(PACE).await;
+        }
     }
 }

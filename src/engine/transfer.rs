@@ -13,11 +13,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::fatal::Fatal;
 use super::membership::lag;
-use super::{Engine, status};
+use super::{Engine, until_ended};
 use crate::error::{FatalError, Leader, TransferError};
 use crate::machine::StateMachine;
 use crate::raft::core::{Core, Metrics};
@@ -169,8 +169,8 @@ impl<M: StateMachine> Engine<M> {
     }
 
     fn leading_for_transfer(&self) -> Result<Metrics, TransferError> {
-        if let Some(fatal) = &*self.inner.fatal.borrow() {
-            return Err(TransferError::Stopped { reason: fatal.to_string() });
+        if let Some(reason) = self.inner.fatal.in_words() {
+            return Err(TransferError::Stopped { reason });
         }
         let metrics = self.inner.core.metrics();
         match metrics.role {
@@ -187,21 +187,19 @@ fn transfer_stopped() -> TransferError {
 
 /// Sees every transfer that this node begins to its end, for as long as the core runs. `election` is how long an
 /// election may take.
-pub(super) async fn follow_up<M: StateMachine>(
-    core: Core<M>,
-    own: NodeId,
-    election: Duration,
-    fatal: watch::Sender<Option<FatalError>>,
-) {
+pub(super) async fn follow_up<M: StateMachine>(core: Core<M>, own: NodeId, election: Duration, fatal: Fatal) {
+    let mut begun = core.hand_overs();
     loop {
-        tokio::time::sleep(PAUSE).await;
-        // First, because it costs next to nothing: the other question copies all that the core says of itself.
         if !core.is_handing_over() {
-            if core.has_stopped() {
-                return;
+            match begun.changed().await {
+                Ok(()) => continue,
+                Err(_) => return until_ended().await,
             }
-            continue;
         }
+        if core.has_stopped() {
+            return until_ended().await;
+        }
+        tokio::time::sleep(PAUSE).await;
         let metrics = core.metrics();
         if metrics.role != Role::Leader || ends(&core, metrics.term, election).await {
             continue;
@@ -215,8 +213,8 @@ pub(super) async fn follow_up<M: StateMachine>(
         let other = core.voters().into_keys().find(|voter| *voter != own);
         core.give_up_lead(other.unwrap_or(own.wrapping_add(1))).await;
         if !ends(&core, metrics.term, GIVE_UP_PATIENCE).await {
-            status::report(&fatal, FatalError::StuckTransfer);
-            return;
+            fatal.report(FatalError::StuckTransfer);
+            return until_ended().await;
         }
     }
 }

@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::status::after;
 use super::writes::Writer;
-use super::{Engine, Inner};
+use super::{Engine, Inner, until_ended};
 use crate::machine::StateMachine;
 use crate::raft::clock::Reading;
 use crate::raft::envelope;
@@ -26,8 +27,6 @@ use crate::types::Role;
 const PACE: Duration = Duration::from_millis(10);
 /// After a proposal that failed.
 const PAUSE: Duration = Duration::from_millis(250);
-/// What is due is looked at this often, whether or not anything has changed.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Bounds on how long nothing is written before an entry is for its time.
 const CLOCK_MIN: Duration = Duration::from_secs(1);
 /// See [`CLOCK_MIN`].
@@ -78,22 +77,22 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
     let Some((mut progress, mut state)) =
         node.upgrade().map(|inner| (inner.core.published().watch(), inner.state.clone()))
     else {
-        return;
+        return until_ended().await;
     };
     loop {
         let leads = state.borrow_and_update().role == Role::Leader;
         let applied = *progress.borrow_and_update();
-        let Some(reading) = node.upgrade().map(|inner| inner.reading()) else { return };
+        let Some(reading) = node.upgrade().map(|inner| inner.reading()) else { return until_ended().await };
         let next = if leads { next(&applied, &reading, wakes) } else { None };
         let due_in = match next {
             Some(Next::WakeUp(Duration::ZERO)) => {
-                let Some(inner) = node.upgrade() else { return };
+                let Some(inner) = node.upgrade() else { return until_ended().await };
                 let pause = if wake(&Engine { inner }).await { PACE } else { PAUSE };
                 tokio::time::sleep(pause).await;
                 continue;
             }
             Some(Next::Clock(Duration::ZERO)) => {
-                let Some(inner) = node.upgrade() else { return };
+                let Some(inner) = node.upgrade() else { return until_ended().await };
                 let pause = if write_clock(&Engine { inner }).await { PACE } else { CLOCK_MIN };
                 tokio::time::sleep(pause).await;
                 continue;
@@ -101,14 +100,13 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
             Some(Next::WakeUp(due_in) | Next::Clock(due_in)) => Some(due_in),
             None => None,
         };
-        let sleep = tokio::time::sleep(due_in.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN));
         let alive = tokio::select! {
             changed = progress.changed() => changed.is_ok(),
             changed = state.changed() => changed.is_ok(),
-            () = sleep => true,
+            () = after(due_in) => true,
         };
         if !alive {
-            return;
+            return until_ended().await;
         }
         // A busy machine advances with every batch; that often the deadline need not be looked at.
         tokio::time::sleep(PACE.min(due_in.unwrap_or(PACE))).await;

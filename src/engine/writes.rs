@@ -284,10 +284,7 @@ impl<M: StateMachine> Inner<M> {
     }
 
     pub(super) fn stopped_write(&self) -> WriteError {
-        let reason = match &*self.fatal.borrow() {
-            Some(fatal) => fatal.to_string(),
-            None => "the node is shutting down".to_owned(),
-        };
+        let reason = self.fatal.in_words().unwrap_or_else(|| "the node is shutting down".to_owned());
         // The command may have reached the log, and a peer, before.
         WriteError::Stopped { reason, maybe_applied: true }
     }

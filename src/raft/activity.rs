@@ -6,9 +6,10 @@
 //! are numbers of samples.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::AcqRel, Ordering::Relaxed};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::clock::LeaderClock;
@@ -155,6 +156,35 @@ pub struct Activity {
     pub(super) appended: Timeline,
     /// Positions that a leader has said to be committed.
     pub(super) told_committed: Timeline,
+    /// Notified of what openraft's progress does not tell.
+    pub(super) noticed: Notify,
+    pub(super) writes: Writes,
+}
+
+/// Whether the log is written to, for one that looks while it is and sleeps while it is not.
+#[derive(Debug, Default)]
+pub(super) struct Writes {
+    since_look: AtomicBool,
+    begun: Notify,
+}
+
+impl Writes {
+    /// A write is about to be submitted. Costs next to nothing when there was another since the last look.
+    pub(super) fn submit(&self) {
+        if !self.since_look.swap(true, AcqRel) {
+            self.begun.notify_one();
+        }
+    }
+
+    /// A look: whether there was a write since the one before.
+    pub(super) fn take(&self) -> bool {
+        self.since_look.swap(false, AcqRel)
+    }
+
+    /// Waits for the first write after a look that has found none.
+    pub(super) async fn submitted(&self) {
+        self.begun.notified().await;
+    }
 }
 
 /// A batch that is followed.
@@ -259,6 +289,13 @@ impl Activity {
         {
             sample.committed = true;
             self.commit.observe(sample.appended.elapsed());
+        }
+    }
+
+    /// A leader says that entries up to `index` are committed.
+    pub(super) fn told_committed(&self, index: u64) {
+        if self.told_committed.note(index) {
+            self.noticed.notify_one();
         }
     }
 

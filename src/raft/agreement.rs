@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::machine::StateMachine;
@@ -65,6 +66,8 @@ pub struct Agreement {
     is_hashing: AtomicBool,
     /// When a state was last hashed, and how long that took.
     hashed: Mutex<Option<(Instant, Duration)>>,
+    /// Told when a divergence is found, or is none any more.
+    changed: watch::Sender<()>,
 }
 
 /// One state of this node after another: a snapshot that it is sent begins a new one. What is found of one says nothing of
@@ -158,6 +161,13 @@ impl Agreement {
     pub(super) fn begin_anew(&self) {
         let mut own = lock(&self.own);
         *own = Own { life: Life(own.life.0 + 1), ..Own::default() };
+        drop(own);
+        self.changed.send_replace(());
+    }
+
+    /// Tells when [`divergence`](Self::divergence) may have changed.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// That this node's state differs, if it is known to.
@@ -180,6 +190,8 @@ impl Agreement {
             };
         if is_news {
             own.divergence = Some(found.clone());
+            drop(own);
+            self.changed.send_replace(());
         }
         is_news
     }
@@ -191,6 +203,8 @@ impl Agreement {
         let ends = own.life == life && doubt.is_some_and(|known| known.at <= at);
         if ends {
             own.divergence = None;
+            drop(own);
+            self.changed.send_replace(());
         }
         ends
     }

@@ -116,7 +116,9 @@ impl<G: Send + Sync + 'static> StoreBuilder<TypeConfig, RaftLog, Applier<Count>,
         let applier =
             Applier::recover(1, Count::default(), snapshots).expect("an empty store can be recovered");
         let activity = applier.activity();
-        Ok((guard, RaftLog::new(log, 1024 * 1024, (1, Incarnation(1)), Arc::default(), activity), applier))
+        let (log, telling) = RaftLog::new(log, 1024 * 1024, (1, Incarnation(1)), Arc::default(), activity);
+        crate::runtime::spawn(telling);
+        Ok((guard, log, applier))
     }
 }
 

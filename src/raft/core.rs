@@ -10,17 +10,18 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use openraft::raft::{ClientWriteResult, VoteRequest};
 use openraft::{Config, LinearizerOption, Raft, ServerState, SnapshotPolicy};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::activity::Activity;
 use super::agreement::Agreement;
 use super::apply::Applier;
 use super::clock::Reading;
+use super::consensus_tasks;
 use super::held::Held;
 use super::lease::{Admission, LEASE_SHARE};
 use super::log::RaftLog;
 use super::network::PeerDoor;
-use super::network::addresses::Seen;
+use super::network::addresses::{Addresses, Seen};
 use super::network::client::PeerClients;
 use super::network::plausible;
 use super::network::progress::{PeerFitness, PeerProgress};
@@ -32,12 +33,15 @@ use super::type_config::{self, Answer, Command, OnFlushed, Responder, TypeConfig
 use crate::error::Leader;
 use crate::machine::StateMachine;
 use crate::machine::sessions::SessionTable;
+use crate::runtime::Tasks;
 use crate::storage::{LogStore, SnapshotStore};
 use crate::types::{self, Incarnation, LogId, Member, NodeId};
 
+mod candidacy;
 mod metrics;
 
-pub use metrics::{Changes, Gist, Metrics};
+use candidacy::Candidacy;
+pub use metrics::{Changes, Metrics};
 
 /// Most entries in one message to a peer, and in one write to the log.
 const MAX_BATCH_ENTRIES: u64 = 4096;
@@ -75,6 +79,8 @@ pub struct Parts<M: StateMachine> {
     pub clients: PeerClients,
     /// The answering side of the network.
     pub callee: Callee,
+    /// What the core's tasks join.
+    pub tasks: Tasks,
 }
 
 /// How a proposal ended.
@@ -121,44 +127,6 @@ pub struct Core<M: StateMachine> {
     lease: Duration,
 }
 
-/// Whether a node stands for election.
-#[derive(Debug)]
-struct Candidacy(Mutex<Grounds>);
-
-/// What it takes to stand: both.
-#[derive(Debug)]
-struct Grounds {
-    /// The silence after the start is over.
-    may_speak: bool,
-    /// Nothing is known against it.
-    may_stand: bool,
-}
-
-impl Candidacy {
-    fn change<M: StateMachine>(
-        &self,
-        raft: &Raft<TypeConfig, Applier<M>>,
-        change: impl FnOnce(&mut Grounds),
-    ) {
-        let mut grounds = self.0.lock().expect("invariant: no panic under this lock");
-        let stands = |grounds: &Grounds| grounds.may_speak && grounds.may_stand;
-        let before = stands(&grounds);
-        change(&mut grounds);
-        let now = stands(&grounds);
-        if now != before {
-            raft.runtime_config().elect(now);
-        }
-    }
-
-    fn silence_is_over<M: StateMachine>(&self, raft: &Raft<TypeConfig, Applier<M>>) {
-        self.change(raft, |grounds| grounds.may_speak = true);
-    }
-
-    fn wish<M: StateMachine>(&self, raft: &Raft<TypeConfig, Applier<M>>, may: bool) {
-        self.change(raft, |grounds| grounds.may_stand = may);
-    }
-}
-
 impl<M: StateMachine> Clone for Core<M> {
     fn clone(&self) -> Self {
         Self {
@@ -201,20 +169,14 @@ impl<M: StateMachine> Core<M> {
             }
             activity.had_voted(vote);
         }
-        let log = RaftLog::new(parts.log.clone(), config.message_bytes, own, held.clone(), activity.clone());
+        let tasks = &parts.tasks;
+        let (log, telling) =
+            RaftLog::new(parts.log.clone(), config.message_bytes, own, held.clone(), activity.clone());
+        tasks.passing("flushed-writes", telling);
         let raft_config = raft_config(config)?;
-        let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier)
-            .await
-            .map_err(|error| type_config::fatal(&error))?;
-        let membership = raft.metrics();
-        addresses.follow(move |node_id| {
-            let metrics = membership.borrow_watched();
-            let stored = &metrics.membership_config;
-            Seen {
-                at: stored.log_id().as_ref().map(type_config::from_log_id),
-                member: stored.membership().get_node(&node_id).cloned(),
-            }
-        });
+        let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier);
+        let raft = consensus_tasks::joining(tasks, raft).await.map_err(|error| type_config::fatal(&error))?;
+        follow_membership(&raft, &addresses);
         // The core reports its state before it answers: from here on peers are checked against the membership.
         let has_confirmed = raft.is_initialized().await.map_err(|error| type_config::fatal(&error))?;
         let voter_lease = Duration::from_millis(config.election_timeout_max_ms);
@@ -224,14 +186,14 @@ impl<M: StateMachine> Core<M> {
             true => voter_lease.max(Duration::from_millis(config.promised_lease_ms)),
             false => Duration::ZERO,
         };
-        let candidacy = Arc::new(Candidacy(Mutex::new(Grounds { may_speak: false, may_stand: true })));
+        let candidacy = Arc::new(Candidacy::silent());
         let (elects, candidate) = (raft.clone(), candidacy.clone());
-        crate::runtime::spawn(async move {
+        tasks.passing("silence", async move {
             tokio::time::sleep(silence).await;
             candidate.silence_is_over(&elects);
         });
         let lease = voter_lease.saturating_mul(2);
-        let reads = ReadIndexes::start(raft.clone(), lease, activity.clone());
+        let reads = ReadIndexes::start(raft.clone(), lease, activity.clone(), tasks);
         let service = PeerService::new(
             parts.callee,
             raft.clone(),
@@ -464,6 +426,11 @@ impl<M: StateMachine> Core<M> {
         let _ = self.raft.trigger().transfer_leader(to).await;
     }
 
+    /// Tells of every hand-over that this node begins.
+    pub fn hand_overs(&self) -> watch::Receiver<()> {
+        self.admission.hand_overs()
+    }
+
     /// Whether this node leads and has asked another one to take over. openraft has no way back from there.
     pub fn is_handing_over(&self) -> bool {
         self.raft.metrics().borrow_watched().state == ServerState::Leader && self.admission.is_lease_void()
@@ -506,6 +473,26 @@ impl<M: StateMachine> Core<M> {
     /// Of those, the ones whose disks hang.
     pub fn peers_stalled(&self) -> BTreeSet<NodeId> {
         self.fitness.stalled_within(self.lease)
+    }
+
+    /// Tells when a peer has said something else of itself than before.
+    pub fn peer_changes(&self) -> watch::Receiver<()> {
+        self.fitness.changes()
+    }
+
+    /// Waits until something has happened that [`changes`](Self::changes) do not tell of. For one caller.
+    pub async fn noticed(&self) {
+        self.activity.noticed.notified().await;
+    }
+
+    /// Waits until a write of the log is submitted, or was since the last look. For one caller.
+    pub async fn write_submitted(&self) {
+        self.activity.writes.submitted().await;
+    }
+
+    /// Whether a write of the log was submitted since this was last asked.
+    pub fn was_written(&self) -> bool {
+        self.activity.writes.take()
     }
 
     /// What this node has counted of its own work.
@@ -557,6 +544,19 @@ impl<M: StateMachine> Core<M> {
             tracing::error!(%error, "the core did not stop in order");
         }
     }
+}
+
+/// Has peers be dialled where the membership says.
+fn follow_membership<M: StateMachine>(raft: &Raft<TypeConfig, Applier<M>>, addresses: &Addresses) {
+    let membership = raft.metrics();
+    addresses.follow(move |node_id| {
+        let metrics = membership.borrow_watched();
+        let stored = &metrics.membership_config;
+        Seen {
+            at: stored.log_id().as_ref().map(type_config::from_log_id),
+            member: stored.membership().get_node(&node_id).cloned(),
+        }
+    });
 }
 
 fn raft_config(config: &CoreConfig) -> Result<Config, String> {

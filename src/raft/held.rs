@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
@@ -25,6 +26,8 @@ pub struct Held {
     advanced: Notify,
     /// Who waits until all voters hold an entry, by its position.
     waiting: Mutex<BTreeMap<LogId, Vec<oneshot::Sender<()>>>>,
+    /// Whether anybody waits; what advances is told only then.
+    is_awaited: AtomicBool,
 }
 
 impl Held {
@@ -39,7 +42,10 @@ impl Held {
             false => (incarnation, log_id),
         };
         drop(upto);
-        self.advanced.notify_one();
+        // Whoever begins to wait after this look finds what was noted before it.
+        if self.is_awaited.load(SeqCst) {
+            self.advanced.notify_one();
+        }
     }
 
     /// The members known to hold the entry at `log_id`.
@@ -57,6 +63,7 @@ impl Held {
         let (done, held) = oneshot::channel();
         let mut waiting = self.waiting.lock().expect("invariant: no panic under this lock");
         waiting.entry(log_id).or_default().push(done);
+        self.is_awaited.store(true, SeqCst);
         drop(waiting);
         self.advanced.notify_one();
         held
@@ -73,10 +80,12 @@ impl Held {
     pub async fn tell(&self, voters: impl Fn() -> BTreeMap<NodeId, Incarnation>) {
         let mut swept = Instant::now();
         loop {
-            // An error: nothing has advanced.
-            let _ = tokio::time::timeout(SWEEP, self.advanced.notified()).await;
-            if self.waiting.lock().expect("invariant: no panic under this lock").is_empty() {
-                continue;
+            match self.is_anybody_waiting() {
+                // Those who wait may give up, and the voters may become others.
+                true => {
+                    let _ = tokio::time::timeout(SWEEP, self.advanced.notified()).await;
+                }
+                false => self.advanced.notified().await,
             }
             if let Some(all) = self.all_hold(&voters()) {
                 self.tell_upto(all);
@@ -87,6 +96,12 @@ impl Held {
             }
             tokio::time::sleep(PACE).await;
         }
+    }
+
+    fn is_anybody_waiting(&self) -> bool {
+        let waiting = self.waiting.lock().expect("invariant: no panic under this lock");
+        self.is_awaited.store(!waiting.is_empty(), SeqCst);
+        !waiting.is_empty()
     }
 
     /// Looks only at those it tells: the others may wait long, for a voter that is down.

@@ -8,6 +8,7 @@ use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{RaftMetrics, ServerState};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::type_config::TypeConfig;
@@ -24,6 +25,8 @@ pub(super) struct Admission {
     since: Mutex<(u64, Instant)>,
     /// The term in which this node has asked another one to take the lead.
     void_lease_term: AtomicU64,
+    /// Told each time that this node asks another one.
+    hand_overs: watch::Sender<()>,
 }
 
 impl Admission {
@@ -32,7 +35,7 @@ impl Admission {
         lease: Duration,
     ) -> Self {
         let (since, void_lease_term) = (Mutex::new((0, Instant::now())), AtomicU64::new(0));
-        Self { metrics, lease, since, void_lease_term }
+        Self { metrics, lease, since, void_lease_term, hand_overs: watch::Sender::new(()) }
     }
 
     /// False for a leader that has not heard from a quorum for the length of its lease: others may be electing a
@@ -59,6 +62,11 @@ impl Admission {
     pub(super) fn void_lease(&self) {
         let term = self.metrics.borrow_watched().current_term;
         self.void_lease_term.fetch_max(term, Ordering::SeqCst);
+        self.hand_overs.send_replace(());
+    }
+
+    pub(super) fn hand_overs(&self) -> watch::Receiver<()> {
+        self.hand_overs.subscribe()
     }
 
     pub(super) fn is_lease_void(&self) -> bool {

@@ -15,7 +15,6 @@ use super::activity::Activity;
 use super::clock::Batch;
 use super::held::Held;
 use super::type_config::{self, Command, Entry, LogId, OnFlushed, Payload, TypeConfig, Vote};
-use crate::runtime;
 use crate::storage::LogStore;
 use crate::types::{self, Incarnation, NodeId};
 
@@ -41,6 +40,7 @@ pub struct RaftLog {
 /// Commands that are on disk, with who waits for that.
 type FlushedCommands = Vec<(types::LogId, OnFlushed)>;
 
+/// Tells callers until the last clone of the log is gone.
 async fn tell(mut flushed: mpsc::UnboundedReceiver<FlushedCommands>) {
     while let Some(commands) = flushed.recv().await {
         for (log_id, on_flushed) in commands {
@@ -56,27 +56,28 @@ impl Debug for RaftLog {
 }
 
 impl RaftLog {
-    /// An adapter whose replication reads return at most `message_bytes` of entries, or one entry.
+    /// An adapter whose replication reads return at most `message_bytes` of entries, or one entry; and the task that tells
+    /// those who wait for their commands to be on disk.
     pub fn new(
         store: Arc<dyn LogStore>,
         message_bytes: usize,
         own: (NodeId, Incarnation),
         held: Arc<Held>,
         activity: Arc<Activity>,
-    ) -> Self {
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         // What was there before is at least as old as this.
         if let Some(last) = store.bounds().last {
             activity.appended(last.index);
         }
         // Bounded by the bytes in flight that admission allows.
         let (flushed_commands, flushed) = mpsc::unbounded_channel();
-        runtime::spawn(tell(flushed));
-        Self { store, message_bytes, own, held, activity, flushed_commands }
+        (Self { store, message_bytes, own, held, activity, flushed_commands }, tell(flushed))
     }
 
     /// Submits a write and waits until it is durable.
     async fn durably(&self, submit: impl FnOnce(crate::storage::Completion)) -> io::Result<()> {
         let (done, outcome) = oneshot::channel();
+        self.activity.writes.submit();
         submit(Box::new(move |result| {
             // The receiver is gone only when the core is.
             let _ = done.send(result);
@@ -244,6 +245,7 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
                 let _ = flushed_commands.send(waiting);
             }
         };
+        self.activity.writes.submit();
         self.store.append(entries, Box::new(flushed));
         Ok(())
     }
@@ -257,7 +259,9 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
         let upto = type_config::from_log_id(&upto);
         self.activity.purges.fetch_add(1, Relaxed);
-        self.durably(|done| self.store.purge(upto, done)).await
+        let purged = self.durably(|done| self.store.purge(upto, done)).await;
+        self.activity.noticed.notify_one();
+        purged
     }
 }
 

@@ -15,6 +15,7 @@
 //! - [`held`]: which members are known to hold which entries;
 //! - [`agreement`]: whether the nodes' states are the same at the same positions;
 //! - `succession`: why another node leads;
+//! - `consensus_tasks`: openraft's own tasks, whose panics are the node's end;
 //! - [`activity`], [`timeline`]: what the core has done, counted, and how old what it holds is;
 //! - [`network`]: messages between members, over any [`Transport`](network::Transport).
 //!
@@ -27,6 +28,7 @@ pub mod apply;
 pub mod clock;
 #[cfg(test)]
 mod conformance;
+mod consensus_tasks;
 pub mod core;
 pub mod envelope;
 pub mod held;

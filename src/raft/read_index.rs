@@ -14,7 +14,7 @@ use super::apply::Applier;
 use super::type_config::{self, TypeConfig};
 use crate::error::Leader;
 use crate::machine::StateMachine;
-use crate::runtime;
+use crate::runtime::Tasks;
 use crate::types::NodeId;
 
 /// Most reads that share one confirmation; more wait for their turn.
@@ -46,9 +46,10 @@ impl ReadIndexes {
         raft: Raft<TypeConfig, Applier<M>>,
         patience: Duration,
         activity: Arc<Activity>,
+        tasks: &Tasks,
     ) -> Self {
         let (waiting, arrivals) = mpsc::channel(MAX_SHARED);
-        runtime::spawn(confirm(raft, arrivals, patience, activity));
+        tasks.passing("read-indexes", confirm(raft, arrivals, patience, activity));
         Self { waiting }
     }
 

@@ -38,11 +38,12 @@ impl Timeline {
         self.0.lock().expect("invariant: no panic under this lock")
     }
 
-    /// Everything up to `index` is known as of now. Positions that were known before stay as old as they are.
-    pub fn note(&self, index: u64) {
+    /// Everything up to `index` is known as of now. Positions that were known before stay as old as they are. Whether any of
+    /// them is news.
+    pub fn note(&self, index: u64) -> bool {
         let mut marks = self.marks();
         if marks.last().is_some_and(|last| index <= last) {
-            return;
+            return false;
         }
         let Marks { coarse, fine } = &mut *marks;
         extend(fine, Mark { last: index, at: Instant::now() }, FINE_STEP);
@@ -54,6 +55,7 @@ impl Timeline {
                 coarse.pop_front();
             }
         }
+        true
     }
 
     /// Positions after `index` are known no more.

@@ -14,6 +14,7 @@ use openraft::vote::{RaftLeaderId, RaftLeaderIdExt as _};
 use openraft_rt_tokio::TokioRuntime;
 use rand::{SeedableRng, rngs::SmallRng};
 
+use super::consensus_tasks;
 use crate::error::Leader;
 use crate::machine::sessions::SessionRefusal;
 use crate::runtime;
@@ -226,7 +227,7 @@ impl AsyncRuntime for Runtime {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        runtime::spawn(future)
+        consensus_tasks::spawn(future)
     }
 
     fn sleep(duration: Duration) -> Self::Sleep {

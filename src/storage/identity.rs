@@ -364,7 +364,7 @@ mod tests {
         assert!(!DataDir::exists(dir.path()));
         for _ in 0..2 {
             let data = open(dir.path()).unwrap();
-            drop(SledStore::open_in(&data, SledOptions::default()).unwrap());
+            drop(SledStore::open_in(data, SledOptions::default(), None).unwrap());
         }
         assert!(dir.path().join("log/lost+found/#7").exists());
     }
@@ -376,7 +376,7 @@ mod tests {
         let made = || {
             let dir = tempfile::tempdir().unwrap();
             let data = open(dir.path()).unwrap();
-            drop(SledStore::open_in(&data, SledOptions::default()).unwrap());
+            drop(SledStore::open_in(data, SledOptions::default(), None).unwrap());
             assert!(!dir.path().join(UNFORMED).exists());
             dir
         };
@@ -394,8 +394,8 @@ mod tests {
                 }
             }
             let whole = |name: &str| dir.path().join(name).exists();
-            let opened =
-                open(dir.path()).and_then(|data| SledStore::open_in(&data, SledOptions::default()).map(drop));
+            let opened = open(dir.path())
+                .and_then(|data| SledStore::open_in(data, SledOptions::default(), None).map(drop));
             match whole(LOG) && whole(READY) {
                 true => opened.unwrap(),
                 false => assert!(matches!(opened, Err(StorageError::Lost { .. })), "{kept:03b}: {opened:?}"),
@@ -414,15 +414,13 @@ mod tests {
         drop(open(dir.path()).unwrap());
         fs::create_dir(dir.path().join(LOG)).unwrap();
         let data = open(dir.path()).unwrap();
-        drop(SledStore::open_in(&data, SledOptions::default()).unwrap());
-        drop(data);
+        drop(SledStore::open_in(data, SledOptions::default(), None).unwrap());
         drop(open(dir.path()).unwrap());
 
         fs::remove_dir_all(dir.path().join(LOG)).unwrap();
         let data = open(dir.path()).unwrap();
-        let error = SledStore::open_in(&data, SledOptions::default()).unwrap_err();
+        let error = SledStore::open_in(data, SledOptions::default(), None).unwrap_err();
         assert!(matches!(error, StorageError::Lost { .. }));
-        drop(data);
         fs::remove_file(dir.path().join(READY)).unwrap();
         let error = open(dir.path()).unwrap_err();
         assert!(matches!(error, StorageError::Lost { marker, .. } if marker.ends_with(FORMED)));

@@ -5,6 +5,10 @@
 //! of those that wait. There are no threads, no clock and no randomness here: the same calls in the same
 //! order have the same outcome.
 //!
+//! It is no [`LogDisk`](super::durable_log::LogDisk), although that would be less code. A durable log has a writer thread, a watchdog and a
+//! wall clock, so that when a write becomes durable would be the scheduler's to say; here it is the simulation's, which can
+//! repeat it from a seed. And what waits is kept write by write, for a crash to keep any number of them.
+//!
 //! What it does not do: encode anything, or bound its memory.
 
 use std::collections::VecDeque;

@@ -1,7 +1,7 @@
 //! What a node must not forget: its log and vote, its snapshots, and who it is.
 //!
-//! The only room that names sled. It knows nothing of Raft's rules: it keeps entries in order,
-//! says when they are durable, and stops for good at the first sign that it cannot.
+//! It knows nothing of Raft's rules: it keeps entries in order, says when they are durable, and stops for good at
+//! the first sign that it cannot.
 //!
 //! # Promises of every [`LogStore`]
 //!
@@ -14,47 +14,50 @@
 //!    retried fsync may report success for data the kernel has already dropped.
 //!
 //! # What is where
-//! [`SledStore`] keeps the log on disk, [`MemoryStore`] in memory for simulation; both pass one conformance
-//! suite. [`SnapshotDir`] and [`MemorySnapshots`] are the same pair for snapshots. [`DataDir`] locks a data
+//! [`SledStore`] keeps the log on disk. What it does for that, sled or not, is in `durable_log`: queue, group commit, watchdog, the newest
+//! entries in memory; what is true of sled alone is in `sled`, and only that folder names the crate. [`MemoryStore`] is for
+//! simulation. Both pass the [`conformance`] suite, and so can yours. [`SnapshotDir`] and [`MemorySnapshots`] are the same pair for snapshots. [`DataDir`] locks a data
 //! directory and says whose it is; open it first. [`DiskWatch`] tells whether the disk can take more. `docs/FORMAT.md` describes every byte on disk.
 //!
 //! What it does not do: replicate, compare terms, decide what may be truncated.
 
-#[cfg(test)]
-mod conformance;
+pub mod conformance;
+mod durable_log;
 mod files;
 mod identity;
 pub(crate) mod lease;
 mod memory;
-mod power;
 mod progress;
-mod read_watch;
-mod record;
-mod sled_store;
+mod sled;
 mod snapshots;
 mod space;
 
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::types::{Entry, LogId, Vote};
 
+#[doc(hidden)]
+pub use self::sled::{DiskEvent, Observer};
+pub use self::sled::{SledOptions, SledStore, ensure_power_safe};
+pub use durable_log::{FLUSH_BUCKETS_US, Failure, LogStats};
 pub(crate) use files::is_full;
 pub use identity::{DataDir, Identity};
 pub use memory::{MemoryDisk, MemoryStore, SyncMode};
-pub use power::ensure_power_safe;
 pub use progress::{StartProgress, StartStep, StartedSoFar};
-#[doc(hidden)]
-pub use sled_store::{DiskEvent, Observer};
-pub use sled_store::{FLUSH_BUCKETS_US, Failure, LogStats, SledOptions, SledStore};
 pub use snapshots::{
     MemorySnapshots, ReceivedSnapshot, SnapshotDir, SnapshotHandle, SnapshotMeta, SnapshotReceiver,
     SnapshotStore, SnapshotWriter,
 };
-pub use space::{DiskState, DiskStatus, DiskWatch, Origin, Taken};
-pub(crate) use space::{Room, file_system_bytes};
+pub(crate) use space::file_system_bytes;
+pub use space::{Attendant, DiskChanges, DiskState, DiskStatus, DiskWatch, Origin, Room, Taken};
 
 /// Called exactly once when a write is durable, or has failed for good.
 pub type Completion = Box<dyn FnOnce(io::Result<()>) + Send + 'static>;
+
+/// Called once when a store is closed, and what it held can be opened again.
+pub type Closed = Box<dyn FnOnce() + Send + 'static>;
 
 /// What a store holds at the moment of asking, entries that are not yet durable included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,10 +68,17 @@ pub struct LogBounds {
     pub last: Option<LogId>,
 }
 
-/// The durable log of one node. See the [module](self) for what all of them promise.
+/// The durable log of one node. See the [module](self) for what all of them promise, and [`conformance`] for how to check
+/// that one does.
 ///
 /// Every method may be called from an asynchronous task: none waits for a disk write. Only `read`
-/// may touch the disk, for entries that are no longer in the in-memory tail.
+/// may touch the disk, for entries that are no longer in the in-memory tail, and so may `disk_bytes`.
+///
+/// # Beyond the log
+/// The last four methods tell of the disk under it. A store in memory has none, and what they do by default is right for it. A store
+/// with a disk implements all of them: without [`watch_disk`](Self::watch_disk) a node goes on taking writes while its disk
+/// is full or hangs, and without [`on_closed`](Self::on_closed) it seems to have stopped while the disk is still in use. A
+/// store that wraps another passes them on.
 pub trait LogStore: Send + Sync + 'static {
     /// The present bounds.
     fn bounds(&self) -> LogBounds;
@@ -106,4 +116,30 @@ pub trait LogStore: Send + Sync + 'static {
     /// Removes every entry up to and including `upto`, and remembers `upto`. It may lie beyond the last
     /// entry: then the log is empty afterwards and continues at `upto.index + 1`.
     fn purge(&self, upto: LogId, done: Completion);
+
+    /// What it has counted since it was opened: flushes, entries, bytes, and whether it has failed.
+    fn stats(&self) -> Option<&Arc<LogStats>> {
+        None
+    }
+
+    /// Bytes that the log takes on the disk, what is purged and not yet freed included.
+    ///
+    /// # Errors
+    /// When the disk does not say.
+    fn disk_bytes(&self) -> io::Result<u64> {
+        Ok(0)
+    }
+
+    /// A view of the disk, which must not keep the store open: how much [`Room`] there is, and for how long the present write
+    /// has been under way. One that takes longer than `stall` has stalled.
+    fn watch_disk(&self, stall: Option<Duration>) -> DiskWatch {
+        let _ = stall;
+        DiskWatch::default()
+    }
+
+    /// Has `closed` called once the store is dropped and has let go of all that another one would need: files, locks, threads that
+    /// use them.
+    fn on_closed(&self, closed: Closed) {
+        closed();
+    }
 }

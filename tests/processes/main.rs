@@ -28,6 +28,7 @@ mod half_made;
 mod isolation;
 mod membership;
 mod memory;
+mod own_store;
 mod power;
 mod refusals;
 mod restart;

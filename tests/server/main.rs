@@ -5,6 +5,7 @@
 mod bounds;
 mod features;
 mod replication;
+mod tasks;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -26,6 +27,7 @@ use tokio::sync::oneshot;
 use tonic::transport::Channel;
 
 const DEADLINE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(1);
 
 async fn channel(address: SocketAddr) -> Channel {
     Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()

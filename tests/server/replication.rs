@@ -109,7 +109,7 @@ async fn snapshots_that_are_not_taken_are_counted() {
     let engine = engine.await.unwrap();
     let (requests, arrivals) = mpsc::channel(8);
     let (answers, mut responses) = mpsc::channel(8);
-    let serving = quorate::runtime::spawn(engine.peer_door().serve(2, arrivals, answers));
+    let serving = quorate::runtime::spawn(engine.peer_door().serve(2, arrivals.into(), answers));
     for (id, offset) in [(1, 0), (2, 5)] {
         let body = Some(request::Body::Snapshot(SnapshotPiece { offset, ..Default::default() }));
         requests.send(Request { id, body }).await.unwrap();

@@ -9,7 +9,7 @@ use quorate::engine::{Engine, EngineConfig, EngineParts};
 use quorate::error::ReadError;
 use quorate::machine::{ApplyContext, StateMachine};
 use quorate::runtime::TaskGroup;
-use quorate::storage::{DiskWatch, MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
+use quorate::storage::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
 use quorate::types::{Divergence, Incarnation, NodeId, ReadLevel, Role};
 
 use crate::network::{Network, SimTransport, address};
@@ -70,9 +70,6 @@ async fn start(network: &Arc<Network>, more: [u64; 3]) -> Nodes {
             log: Arc::new(MemoryStore::open(&MemoryDisk::new(SyncMode::Immediate))),
             snapshots: Arc::new(MemorySnapshots::new()),
             transport: Arc::new(SimTransport { network: network.clone(), node_id }),
-            log_stats: None,
-            disk: DiskWatch::default(),
-            released: None,
             promised_lease_ms: 0,
             memory_bytes: None,
         };

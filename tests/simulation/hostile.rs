@@ -18,7 +18,7 @@ use quorate::raft::network::{
     Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, PROTOCOL_VERSION, Purpose, Target,
     Transport,
 };
-use quorate::storage::{DiskWatch, MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
+use quorate::storage::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
 use quorate::types::{Incarnation, Role};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
@@ -209,9 +209,6 @@ async fn start(disk: &MemoryDisk) -> Engine<KvMachine> {
         log: Arc::new(MemoryStore::open(disk)),
         snapshots: Arc::new(MemorySnapshots::new()),
         transport: Arc::new(Nowhere),
-        log_stats: None,
-        disk: DiskWatch::default(),
-        released: None,
         promised_lease_ms: 0,
         memory_bytes: None,
     };
@@ -241,7 +238,7 @@ impl Line {
         door.admit(&hello).unwrap();
         let (requests, sent) = mpsc::channel(16);
         let (answers, responses) = mpsc::channel(16);
-        tokio::spawn(door.serve(2, sent, answers));
+        tokio::spawn(door.serve(2, sent.into(), answers));
         Self { requests, responses, next_id: 0 }
     }
 

@@ -23,6 +23,7 @@ mod hostile;
 mod lifetimes;
 mod network;
 mod outvoted;
+mod tasks;
 mod trace;
 mod workload;
 mod world;

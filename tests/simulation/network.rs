@@ -211,8 +211,8 @@ impl Transport for SimTransport {
             let back = Link { from: peer.node_id, to: own, purpose, back: true };
             tokio::spawn(network.clone().carry(there, sent, arriving, |request| request.id));
             tokio::spawn(network.carry(back, answered, returning, |response| response.id));
-            peer.group.spawn(peer.door.serve(own, accepted, responses));
-            Ok(Connection { requests, responses: received })
+            peer.group.spawn(peer.door.serve(own, accepted.into(), responses));
+            Ok(Connection { requests, responses: received.into() })
         }
         .boxed()
     }

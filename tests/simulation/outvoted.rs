@@ -8,7 +8,7 @@ use std::time::Duration;
 use quorate::engine::{Engine, EngineConfig, EngineParts, SnapshotPolicy};
 use quorate::machine::{ApplyContext, StateMachine};
 use quorate::runtime::TaskGroup;
-use quorate::storage::{DiskWatch, MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
+use quorate::storage::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
 use quorate::types::{Incarnation, NodeId, ReadLevel, Role};
 
 use crate::network::{Network, SimTransport, address};
@@ -83,9 +83,6 @@ impl Cluster {
                 log: Arc::new(MemoryStore::open(&MemoryDisk::new(SyncMode::Immediate))),
                 snapshots: Arc::new(MemorySnapshots::new()),
                 transport: Arc::new(SimTransport { network: network.clone(), node_id }),
-                log_stats: None,
-                disk: DiskWatch::default(),
-                released: None,
                 promised_lease_ms: 0,
                 memory_bytes: None,
             };

@@ -228,9 +228,6 @@ impl World {
             log: node.disk.open_log(&group),
             snapshots: node.disk.snapshots(),
             transport: Arc::new(SimTransport { network: self.network.clone(), node_id: id }),
-            log_stats: None,
-            disk: quorate::storage::DiskWatch::default(),
-            released: None,
             promised_lease_ms: node.promised_lease_ms,
             memory_bytes: Some((500 + id) << 20),
         };

@@ -1,11 +1,13 @@
 //! The core's view of itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::{self, BoxStream, SelectAll};
 use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::Fatal;
-use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{RaftMetrics, ServerState};
 
 use super::super::type_config::{self, TypeConfig};
@@ -51,26 +53,13 @@ pub struct Metrics {
     pub fatal: Option<String>,
 }
 
-/// See [`Core::gist`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gist {
-    state: ServerState,
-    term: u64,
-    leader: Option<NodeId>,
-    in_touch: bool,
-    last_log: Option<u64>,
-    /// In the order of [`Core::gist`].
-    positions: [Option<LogId>; 6],
-    runs: bool,
-}
-
-/// Wakes when the core's view of itself changes.
-pub struct Changes(WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>);
+/// Wakes when the core's view of itself changes, except for when it heard whom: that changes all the time.
+pub struct Changes(SelectAll<BoxStream<'static, ()>>);
 
 impl Changes {
-    /// Waits for a change. False when the core is gone.
+    /// Waits for a change. False when the core is gone. What is new may show a moment later.
     pub async fn changed(&mut self) -> bool {
-        self.0.changed().await.is_ok()
+        self.0.next().await.is_some()
     }
 }
 
@@ -87,30 +76,6 @@ impl<M: StateMachine> Core<M> {
         Metrics { in_touch, reachable, ..from_metrics(&current) }
     }
 
-    /// What of this view tells whether another look at all of it is worth it. The core says something new with every tick
-    /// and every heartbeat, and mostly nothing but when that was.
-    pub fn gist(&self) -> Gist {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let position = |log_id: &Option<type_config::LogId>| log_id.as_ref().map(type_config::from_log_id);
-        Gist {
-            state: metrics.state,
-            term: metrics.current_term,
-            leader: metrics.current_leader,
-            in_touch: self.in_touch(&metrics),
-            last_log: metrics.last_log_index,
-            positions: [
-                position(&metrics.local_committed),
-                position(&metrics.cluster_committed),
-                position(&metrics.snapshot),
-                position(&metrics.purged),
-                position(metrics.membership_config.log_id()),
-                position(metrics.committed_membership_config.log_id()),
-            ],
-            runs: metrics.running_state.is_ok(),
-        }
-    }
-
     fn in_touch(&self, metrics: &RaftMetrics<TypeConfig>) -> bool {
         match metrics.state {
             // Alone it is its own quorum, whenever it was counted last.
@@ -123,9 +88,35 @@ impl<M: StateMachine> Core<M> {
         }
     }
 
-    /// Tells when the view may have changed.
+    /// For how long this node will have been in touch if it hears nothing more; `None` for a leader that is alone.
+    pub fn in_touch_for(&self) -> Option<Duration> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let heard = match metrics.state {
+            ServerState::Leader if metrics.membership_config.voter_ids().nth(1).is_none() => return None,
+            ServerState::Leader => metrics.last_quorum_acked.as_ref().map(|at| at.elapsed()),
+            _ => self.heard.ago(),
+        };
+        Some(heard.map_or(Duration::ZERO, |ago| self.lease.saturating_sub(ago)))
+    }
+
+    /// Tells when the view may have changed. The core says all it has to say with every tick and every heartbeat; these
+    /// are the parts that it tells of only when they have changed. What is purged, and what a leader says to be
+    /// committed beyond this log, is not among them: see [`noticed`](Self::noticed).
     pub fn changes(&self) -> Changes {
-        Changes(self.raft.metrics())
+        let server = stream::unfold(self.raft.server_metrics(), |mut server| async move {
+            server.changed().await.ok().map(|()| ((), server))
+        });
+        let log = stream::unfold(self.raft.watch_log_progress(), |mut log| async move {
+            log.changed().await.ok().map(|()| ((), log))
+        });
+        let commit = stream::unfold(self.raft.watch_commit_progress(), |mut commit| async move {
+            commit.changed().await.ok().map(|()| ((), commit))
+        });
+        let snapshot = stream::unfold(self.raft.watch_snapshot_progress(), |mut snapshot| async move {
+            snapshot.changed().await.ok().map(|()| ((), snapshot))
+        });
+        Changes(stream::select_all([server.boxed(), log.boxed(), commit.boxed(), snapshot.boxed()]))
     }
 }
 

@@ -293,7 +293,7 @@ impl From<Malformed> for RpcError {
 impl PeerClient {
     /// The open connection, after dialling if there is none.
     async fn connected(&mut self) -> Result<&mut Connection, RpcError> {
-        if self.connection.as_ref().is_some_and(|c| c.requests.is_closed() || c.responses.is_closed()) {
+        if self.connection.as_mut().is_some_and(|c| c.requests.is_closed() || c.responses.is_closed()) {
             self.connection = None;
         }
         if self.connection.is_none() {

@@ -17,8 +17,8 @@ use tonic::{Code, Status, Streaming};
 use super::traffic::{PeerTraffic, Traffic};
 use super::wire;
 use super::{
-    CONNECTION_REQUESTS, Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, PeerDoor, Purpose,
-    Refusal, Request, Response, Target, Transport,
+    CONNECTION_REQUESTS, Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, Incoming, PeerDoor,
+    Purpose, Refusal, Request, Response, Target, Transport,
 };
 use crate::incoming::{self, Beginning, Caller, Places};
 use crate::proto::peer::peer_client::PeerClient;
@@ -96,9 +96,7 @@ impl GrpcTransport {
             .await
             .map_err(|status| dial_error(caller, &status))?
             .into_inner();
-        let (answers, responses) = mpsc::channel(CONNECTION_REQUESTS);
-        runtime::spawn(forward(incoming, answers, traffic));
-        Ok(Connection { requests, responses })
+        Ok(Connection { requests, responses: arriving(incoming, traffic) })
     }
 }
 
@@ -170,28 +168,23 @@ where
     ReceiverStream::new(outgoing).inspect(move |message| traffic.sent(message.encoded_len()))
 }
 
-/// Moves messages from a gRPC stream into a channel until either ends, and counts them.
-async fn forward<T: Message>(mut incoming: Streaming<T>, out: mpsc::Sender<T>, traffic: Arc<PeerTraffic>) {
-    loop {
-        let next = tokio::select! {
-            biased;
-            () = out.closed() => return,
-            next = incoming.next() => next,
-        };
-        match next {
-            Some(Ok(message)) => {
+/// Messages of a gRPC stream until it ends or breaks, counted.
+fn arriving<T>(incoming: Streaming<T>, traffic: Arc<PeerTraffic>) -> Incoming<T>
+where
+    T: Message + Send + 'static,
+{
+    Incoming::new(incoming.scan((), move |(), next| {
+        std::future::ready(match next {
+            Ok(message) => {
                 traffic.received(message.encoded_len());
-                if out.send(message).await.is_err() {
-                    return;
-                }
+                Some(message)
             }
-            Some(Err(status)) => {
+            Err(status) => {
                 tracing::debug!(error = status.message(), "a peer connection broke");
-                return;
+                None
             }
-            None => return,
-        }
-    }
+        })
+    }))
 }
 
 type Responses = Pin<Box<dyn Stream<Item = Result<Response, Status>> + Send>>;
@@ -233,11 +226,10 @@ impl Peer for GrpcDoor {
         if let Some(caller) = caller {
             caller.stays();
         }
-        let (requests, accepted) = mpsc::channel(CONNECTION_REQUESTS);
         let (responses, outgoing) = mpsc::channel(CONNECTION_REQUESTS);
         let traffic = self.traffic.with(hello.from_node);
-        runtime::spawn(forward(incoming, requests, traffic.clone()));
-        let (serve, mut stop) = (self.door.serve(hello.from_node, accepted, responses), self.stop.clone());
+        let requests = arriving(incoming, traffic.clone());
+        let (serve, mut stop) = (self.door.serve(hello.from_node, requests, responses), self.stop.clone());
         runtime::spawn(async move {
             tokio::select! {
                 biased;
@@ -249,7 +241,8 @@ impl Peer for GrpcDoor {
     }
 }
 
-/// Serves peers on `listener` until `stop` changes. Counts what is carried in `traffic`.
+/// What serves peers on `listener` for as long as it is polled, or until the port fails. Connections that were accepted end
+/// when `stop` changes. Counts what is carried in `traffic`.
 ///
 /// # Errors
 /// When the listener cannot be used.
@@ -257,11 +250,11 @@ pub fn serve(
     listener: std::net::TcpListener,
     door: Arc<dyn PeerDoor>,
     traffic: Arc<Traffic>,
-    mut stop: watch::Receiver<bool>,
-) -> io::Result<tokio::task::JoinHandle<()>> {
+    stop: watch::Receiver<bool>,
+) -> io::Result<impl Future<Output = ()> + Send + 'static> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let service = PeerServer::new(GrpcDoor { door, traffic, stop: stop.clone() })
+    let service = PeerServer::new(GrpcDoor { door, traffic, stop })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(TCP_KEEP_ALIVE));
@@ -269,7 +262,7 @@ pub fn serve(
     let places = Places::new(incoming::connections(FILES_SHARE), 0);
     let beginning = Beginning::Identify { max_bytes: HANDSHAKE_BYTES };
     let incoming = incoming::bounded(incoming, places, beginning);
-    Ok(runtime::spawn(async move {
+    Ok(async move {
         let server = Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
             .initial_stream_window_size(WINDOW_BYTES)
@@ -278,15 +271,9 @@ pub fn serve(
             .http2_keepalive_timeout(Some(KEEP_ALIVE))
             .add_service(service)
             .serve_with_incoming(incoming);
-        // Peers keep their connections open for ever: waiting for them to go would never end.
-        tokio::select! {
-            biased;
-            _ = stop.wait_for(|stop| *stop) => {}
-            result = server => {
-                if let Err(error) = result {
-                    tracing::error!(error = in_words(&error), "the peer port failed");
-                }
-            }
+        // Peers keep their connections open for ever: nobody waits for them to go when the node stops.
+        if let Err(error) = server.await {
+            tracing::error!(error = in_words(&error), "the peer port failed");
         }
-    }))
+    })
 }

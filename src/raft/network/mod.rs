@@ -13,6 +13,7 @@
 //! - [`progress`]: what is learnt of peers by talking to them;
 //! - [`traffic`]: what was carried, per peer;
 //! - [`wire`]: the message formats;
+//! - `incoming`: messages as they arrive;
 //! - [`grpc`]: both over tonic. Simulation brings a transport of its own.
 //!
 //! # What a transport may do to messages
@@ -28,6 +29,7 @@ pub(crate) mod admission;
 mod appends;
 pub mod client;
 pub mod grpc;
+mod incoming;
 #[cfg(test)]
 pub(crate) mod nowhere;
 pub(crate) mod plausible;
@@ -44,6 +46,7 @@ use tokio::sync::mpsc;
 
 pub use crate::proto::peer::{Hello, IdentifyRequest, IdentifyResponse, Request, Response};
 use crate::types::{Incarnation, NodeId};
+pub use incoming::Incoming;
 use traffic::Traffic;
 
 /// The version of the messages between members. Nodes of different versions refuse each other.
@@ -80,7 +83,7 @@ pub struct Connection {
     /// To the peer.
     pub requests: mpsc::Sender<Request>,
     /// From the peer.
-    pub responses: mpsc::Receiver<Response>,
+    pub responses: Incoming<Response>,
 }
 
 /// Why a handshake was refused.
@@ -218,7 +221,7 @@ pub trait PeerDoor: Send + Sync + 'static {
     fn serve(
         &self,
         from: NodeId,
-        requests: mpsc::Receiver<Request>,
+        requests: Incoming<Request>,
         responses: mpsc::Sender<Response>,
     ) -> BoxFuture<'static, ()>;
 }

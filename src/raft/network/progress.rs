@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::proto::peer::AppendResponse;
@@ -11,7 +12,11 @@ use crate::types::{Incarnation, NodeId};
 
 /// What peers have said of themselves in their answers to appends and heartbeats, and what they were sent.
 #[derive(Debug, Default)]
-pub struct PeerFitness(Mutex<BTreeMap<NodeId, PeerProgress>>);
+pub struct PeerFitness {
+    peers: Mutex<BTreeMap<NodeId, PeerProgress>>,
+    /// Told when a peer has said something else than before.
+    changed: watch::Sender<()>,
+}
 
 /// What is known of one peer, from this node's own messages to it.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +57,7 @@ const OUTLIVED: Duration = Duration::from_secs(10);
 
 impl PeerFitness {
     pub(super) fn update(&self, node_id: NodeId, change: impl FnOnce(&mut PeerProgress)) {
-        let mut peers = self.0.lock().expect("invariant: no panic under this lock");
+        let mut peers = self.peers.lock().expect("invariant: no panic under this lock");
         let unknown = PeerProgress {
             heard: None,
             fit: false,
@@ -69,13 +74,19 @@ impl PeerFitness {
 
     /// A peer has answered. Must be called before the core learns of it, which may rely on the peer from then on.
     pub(super) fn note(&self, (node_id, incarnation): (NodeId, Incarnation), answer: &AppendResponse) {
+        let mut is_news = false;
         self.update(node_id, |peer| {
+            let before = (peer.heard.is_some(), peer.fit, peer.stalled, peer.differs, peer.quota_bytes);
             peer.heard = Some(Instant::now());
             peer.fit = !answer.unfit_to_lead;
             peer.stalled = answer.disk_stalled;
             peer.differs = answer.state_differs;
             peer.quota_bytes = answer.quota_bytes;
+            is_news = before != (true, peer.fit, peer.stalled, peer.differs, peer.quota_bytes);
         });
+        if is_news {
+            self.changed.send_replace(());
+        }
         self.note_lease((node_id, incarnation), answer.lease_ms);
     }
 
@@ -97,7 +108,7 @@ impl PeerFitness {
     /// For how long after an answer none of `voters` elects somebody else, as far as they have answered, if that is less
     /// than `own`.
     pub fn shortest_lease(&self, own: Duration, voters: &BTreeMap<NodeId, Incarnation>) -> Duration {
-        let peers = self.0.lock().expect("invariant: no panic under this lock");
+        let peers = self.peers.lock().expect("invariant: no panic under this lock");
         let leases = voters.iter().filter_map(|(voter, incarnation)| {
             peers.get(voter)?.lease.filter(|lease| lease.incarnation == *incarnation)
         });
@@ -115,21 +126,26 @@ impl PeerFitness {
     }
 
     fn told_within(&self, time: Duration, what: impl Fn(&PeerProgress) -> bool) -> BTreeMap<NodeId, bool> {
-        let peers = self.0.lock().expect("invariant: no panic under this lock");
+        let peers = self.peers.lock().expect("invariant: no panic under this lock");
         let heard = |peer: &PeerProgress| peer.heard.is_some_and(|at| at.elapsed() <= time);
         peers.iter().filter(|(_, peer)| heard(peer)).map(|(id, peer)| (*id, what(peer))).collect()
     }
 
     /// Peers that answered within `time` and said that their disks hang.
     pub fn stalled_within(&self, time: Duration) -> BTreeSet<NodeId> {
-        let peers = self.0.lock().expect("invariant: no panic under this lock");
+        let peers = self.peers.lock().expect("invariant: no panic under this lock");
         let stalls = |peer: &PeerProgress| peer.stalled && peer.heard.is_some_and(|at| at.elapsed() <= time);
         peers.iter().filter(|(_, peer)| stalls(peer)).map(|(id, _)| *id).collect()
     }
 
+    /// Tells when a peer has said something else of itself than before, other than that it is still there.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     /// All that is known, by peer.
     pub fn progress(&self) -> BTreeMap<NodeId, PeerProgress> {
-        self.0.lock().expect("invariant: no panic under this lock").clone()
+        self.peers.lock().expect("invariant: no panic under this lock").clone()
     }
 }
 

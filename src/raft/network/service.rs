@@ -26,6 +26,7 @@ use tokio::time::Instant;
 pub use self::offers::Offers;
 use self::pieces::Unreadable;
 use super::admission::Claim;
+use super::incoming::Incoming;
 use super::plausible::{self, Bearings, Statements};
 use super::upstream::Announcement;
 use super::wire::{self, Malformed};
@@ -338,7 +339,7 @@ impl<M: StateMachine> PeerService<M> {
         if !matches!(result, AppendEntriesResponse::HigherVote(_)) {
             self.heard.now();
             if let Some(index) = leader_commit {
-                self.activity.told_committed.note(index);
+                self.activity.told_committed(index);
             }
         }
         let disk = self.callee.disk.state();
@@ -446,12 +447,7 @@ impl<M: StateMachine> PeerService<M> {
         Some(self.vote()).filter(|own| vote < *own)
     }
 
-    async fn run(
-        self,
-        from: NodeId,
-        mut requests: mpsc::Receiver<Request>,
-        responses: mpsc::Sender<Response>,
-    ) {
+    async fn run(self, from: NodeId, mut requests: Incoming<Request>, responses: mpsc::Sender<Response>) {
         // In order, because the caller's core takes a conflict that overtakes an acceptance for a lost disk.
         let mut working = FuturesOrdered::new();
         // What members ask of their leader is not for the core's log.

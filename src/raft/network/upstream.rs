@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::client::Caller;
+use super::incoming::Incoming;
 use super::wire;
 use super::{Connection, DialError, Purpose, Target, Transport};
 use crate::machine::StateMachine;
@@ -386,7 +387,7 @@ impl Drop for Place<'_> {
 
 /// Hands every answer to the call it belongs to, until the connection or the link is gone.
 async fn take_answers(
-    mut responses: mpsc::Receiver<Response>,
+    mut responses: Incoming<Response>,
     waiting: Arc<Waiting>,
     mut dropped: oneshot::Receiver<()>,
 ) {
@@ -445,7 +446,7 @@ mod tests {
             let (requests, sent) = mpsc::channel(8);
             let (answers, responses) = mpsc::channel(8);
             let _ = self.accepted.send(Connected { target, requests: sent, responses: answers });
-            async { Ok(Connection { requests, responses }) }.boxed()
+            async { Ok(Connection { requests, responses: responses.into() }) }.boxed()
         }
 
         fn identify(

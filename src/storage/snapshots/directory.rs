@@ -66,7 +66,10 @@ impl SnapshotDir {
     /// [`open`](Self::open); snapshots then fail with [`ErrorKind::StorageFull`] before `room` gets short for the
     /// log. One that would not fit, by the size of the last one or by how far the last attempt got, is refused
     /// before anything is written. How far reading the newest one is counts as `progress`.
-    pub(crate) fn open_in_room(
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_in_room(
         path: &Path,
         room: Option<Arc<Room>>,
         progress: StartProgress,

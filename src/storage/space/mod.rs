@@ -1,21 +1,21 @@
 //! Whether the disk can take what the node is about to promise.
 //!
-//! sled cannot be told that a disk is full: its first failed write is final. So no write may meet a full disk, and
+//! A log cannot be told that a disk is full: its first failed write is final. So no write may meet a full disk, and
 //! the answer has to come before a write is taken on. [`Room`] looks at the file system before every batch that the
-//! log writes, and ten times a second besides; [`DiskWatch`] is what others see of it, and of how long the log's
+//! log writes, and every now and then besides, up to ten times a second when there is little left; [`DiskWatch`] is what others see of it, and of how long the log's
 //! present write has been under way.
 //!
 //! # Room
 //! A *reserve* holds blocks for what has been taken on already when the disk turns out to be full: commands in flight,
-//! votes, what sled adds. Most of it is a file; a part, the *headroom*, the log's own file owns beyond its end at all
+//! votes, what the store adds. Most of it is a file; a part, the *headroom*, the log's own file owns beyond its end at all
 //! times (`fallocate` with `KEEP_SIZE`), so that whoever fills the disk cannot take the room of a batch between the
 //! look before it and its write. Below a quarter of the reserve (or of what a batch may leave) the state is
 //! [`DiskState::Full`], and the log's file is given all of the reserve but a piece for the next start. At every look it
-//! is given again what it has lost: sled shortens its file now and then, and that frees what lies beyond.
+//! is given again what it has lost: a store shortens its file now and then, and that frees what lies beyond.
 //! Once the reserve is whole again, in whichever file, and half of it again is free, the state changes back.
 //!
 //! # Invariants
-//! - Room is looked at before a batch reaches sled, never after.
+//! - Room is looked at before a batch reaches the store's file, never after.
 //! - While the state is not `Full`, the reserve was whole at the last look, but for half of the headroom.
 //! - At most one reserve is set aside: what the log owns counts.
 //! - One look sets aside at most once. A file system that does not say what is set aside costs a warning, not a loop.
@@ -25,7 +25,7 @@
 //! # What it does not do
 //! Keep others from taking the blocks in the instant between their release by one file and their allocation by
 //! another; protect a log whose file can own nothing beyond its end by more than the watermark. Either may end in
-//! sled's failure, which stops the node.
+//! the log's failure, which stops the node.
 
 mod policy;
 mod reserve;
@@ -43,20 +43,24 @@ use crate::error::StorageError;
 use super::files::{self, io_error, is_full};
 use policy::{Figures, News, Policy, Space, Step};
 use reserve::{Claimed, LEAST_CLAIM_BYTES, Reserve, claim, owned_beyond_end};
-pub use watch::{DiskStatus, DiskWatch, Origin, Taken};
+pub use watch::{DiskChanges, DiskStatus, DiskWatch, Origin, Taken};
 
 /// The name of the reserve in a data directory.
 pub(super) const RESERVE: &str = "reserve";
 
-/// How often the file system is asked while nothing is written.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// The shortest pause between two looks at the file system while nothing is written.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest. In between it is as long as others need to fill a disk at [`FILLED_BYTES_PER_MS`].
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The fastest that others are reckoned to fill a disk: 1 GB a second.
+const FILLED_BYTES_PER_MS: u64 = 1_000_000;
 
-/// Bytes that a batch may take on the disk, per byte of its entries: records, and what sled rewrites.
+/// Bytes that a batch may take on the disk, per byte of its entries: records, and what the store rewrites.
 const BATCH_FACTOR: u64 = 2;
-/// What a batch may take besides: sled goes on in a new segment.
+/// What a batch may take besides: it goes on in a new segment.
 const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
 /// Looks in a row that find nothing of what the log's file was just granted; then it is not asked for any more. One
-/// may come at a moment when sled has shortened the file.
+/// may come at a moment when the store has shortened the file.
 const MISSES: u8 = 3;
 
 /// What the disk is good for at present.
@@ -104,6 +108,8 @@ impl std::fmt::Display for DiskState {
 struct Gauge {
     /// A [`Space`]; see [`Gauge::space`].
     space: AtomicU8,
+    /// Told when that changes.
+    changed: tokio::sync::watch::Sender<()>,
     available: AtomicU64,
     /// Bytes that are set aside, in whichever file.
     reserved: AtomicU64,
@@ -122,7 +128,9 @@ impl Gauge {
             Space::Low => 1,
             Space::Full => 2,
         };
-        self.space.store(number, Relaxed);
+        if self.space.swap(number, Relaxed) != number {
+            self.changed.send_replace(());
+        }
     }
 
     fn space(&self) -> Space {
@@ -134,9 +142,11 @@ impl Gauge {
     }
 }
 
-/// The room of one data directory, and its reserve.
+/// The room of one data directory, and its reserve: opened before the log in it is, told of the log's file once that is
+/// open ([`attend`](Self::attend)), and asked [before every batch](Self::before_batch). What the node sees of it is in a
+/// [`DiskWatch`].
 #[derive(Debug)]
-pub(crate) struct Room {
+pub struct Room {
     directory: PathBuf,
     reserve_bytes: u64,
     gauge: Gauge,
@@ -168,7 +178,10 @@ struct Ledger {
 impl Room {
     /// Opens the reserve of the data directory at `directory`, which this process has locked. Nothing is taken on
     /// before [`attend`](Self::attend). If the disk is full, part of the reserve is freed for opening the log.
-    pub(crate) fn open(directory: &Path, reserve_bytes: u64) -> Result<Arc<Self>, StorageError> {
+    ///
+    /// # Errors
+    /// When the reserve cannot be opened, or the file system does not say how much is free.
+    pub fn open(directory: &Path, reserve_bytes: u64) -> Result<Arc<Self>, StorageError> {
         let reserve = Reserve::open(&directory.join(RESERVE))?;
         let failed = |error| io_error("cannot ask for free space of", directory, error);
         let available = available_bytes(directory).map_err(failed)?;
@@ -195,7 +208,7 @@ impl Room {
     ///
     /// # Errors
     /// When the file cannot be removed.
-    pub(crate) fn give_up(directory: &Path) -> Result<(), StorageError> {
+    pub fn give_up(directory: &Path) -> Result<(), StorageError> {
         let path = directory.join(RESERVE);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error("cannot remove", &path, error)),
@@ -204,8 +217,11 @@ impl Room {
     }
 
     /// Takes up its work for the log whose file is `log`, which is open by now: sets the reserve aside if that is
-    /// possible, and starts the thread that looks.
-    pub(crate) fn attend(self: &Arc<Self>, log: &Path) -> Result<Attendant, StorageError> {
+    /// possible, and starts the thread that looks. It ends when what is returned is dropped; drop that after the last batch.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, or nothing can be set aside for another reason than that the disk is full.
+    pub fn attend(self: &Arc<Self>, log: &Path) -> Result<Attendant, StorageError> {
         let file = OpenOptions::new().write(true).open(log);
         let file = file.map_err(|error| io_error("cannot open", log, error))?;
         self.log.get_or_init(|| file);
@@ -231,9 +247,12 @@ impl Room {
         Ok(Attendant(self.clone()))
     }
 
-    /// Looks whether a batch of `bytes` will leave enough, and gives the log the reserve if it will not. Called before
-    /// the batch reaches sled, which then writes to blocks that the log's file owns already.
-    pub(crate) fn before_batch(&self, bytes: u64) -> io::Result<()> {
+    /// Looks whether a batch of `bytes` will leave enough, and gives the log the reserve if it will not. A store calls it
+    /// before the batch reaches its file, and then writes to blocks that the file owns already.
+    ///
+    /// # Errors
+    /// When the file system does not answer. That the disk is full is no error: what was taken on already may be written.
+    pub fn before_batch(&self, bytes: u64) -> io::Result<()> {
         let soon = bytes.saturating_mul(BATCH_FACTOR);
         let mut ledger = match self.ledger.try_lock() {
             Ok(ledger) => ledger,
@@ -398,7 +417,7 @@ impl Room {
 
     fn look_until_ended(&self) {
         let mut failing = false;
-        while self.goes_on_after(LOOK_INTERVAL) {
+        while self.goes_on_after(self.pause()) {
             let looked = self.look_with(&mut self.ledger(), 0, true);
             if let Err(error) = &looked
                 && !failing
@@ -409,6 +428,12 @@ impl Room {
         }
         *self.phase() = Phase::Ended;
         self.changed.notify_all();
+    }
+
+    /// How long nobody need look.
+    fn pause(&self) -> Duration {
+        let beside = self.gauge.beside.load(Relaxed);
+        Duration::from_millis(beside / FILLED_BYTES_PER_MS).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
     }
 
     fn phase(&self) -> MutexGuard<'_, Phase> {
@@ -424,7 +449,7 @@ impl Room {
 
 /// Ends the looking when dropped.
 #[derive(Debug)]
-pub(crate) struct Attendant(Arc<Room>);
+pub struct Attendant(Arc<Room>);
 
 impl Drop for Attendant {
     fn drop(&mut self) {

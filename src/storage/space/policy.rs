@@ -6,9 +6,9 @@ const FULL_SHARE: u64 = 4;
 const RESUME_SHARE: u64 = 2;
 
 /// What is kept in the reserve file when the rest is given up. The next start on a full disk has it: opening the log
-/// writes sled's own snapshot, and may begin a segment.
+/// writes a snapshot of the store's own, and may begin a segment.
 pub(crate) const OPENING_BYTES: u64 = 16 * 1024 * 1024;
-/// What the log's file owns beyond its end at all times: its largest batch with what sled adds to it, and a segment.
+/// What the log's file owns beyond its end at all times: its largest batch with what the store adds to it, and a segment.
 pub(crate) const HEADROOM_BYTES: u64 = 24 * 1024 * 1024;
 
 /// What one look at the disk has found, in bytes.

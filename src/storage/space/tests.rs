@@ -36,7 +36,7 @@ impl Still {
         self.room.figures(&self.room.ledger()).unwrap()
     }
 
-    /// Writes as sled does: on at the end, to what the file owns.
+    /// Writes as a log does: on at the end, to what the file owns.
     fn write(&self, bytes: u64) -> io::Result<()> {
         let file = OpenOptions::new().write(true).open(&self.log)?;
         let mut end = file.metadata()?.len();

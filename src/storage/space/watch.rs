@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use super::policy::{Policy, Space};
 use super::{BATCH_FACTOR, DiskState, Room, SEGMENT_BYTES};
 
@@ -57,6 +59,8 @@ struct Watched {
     queued: Box<Queued>,
     stall: Option<Duration>,
     stalled: AtomicBool,
+    /// Told when that changes.
+    stall_changed: watch::Sender<()>,
     /// What the looks at the present write have seen of it.
     seen: Mutex<Seen>,
     /// Bytes of entries that were taken and are on their way into the log.
@@ -111,7 +115,7 @@ impl std::fmt::Debug for DiskWatch {
 impl DiskWatch {
     /// Watches `room`, and a log whose present write is `writing` and for which so many bytes are `queued`; a write
     /// that takes longer than `stall` has stalled.
-    pub(crate) fn new(
+    pub fn new(
         room: Option<Arc<Room>>,
         writing: impl Fn() -> Option<Duration> + Send + Sync + 'static,
         queued: impl Fn() -> u64 + Send + Sync + 'static,
@@ -123,6 +127,7 @@ impl DiskWatch {
             queued: Box::new(queued),
             stall,
             stalled: AtomicBool::new(false),
+            stall_changed: watch::Sender::new(()),
             seen: Mutex::default(),
             taken: AtomicU64::new(0),
         })))
@@ -147,7 +152,11 @@ impl DiskWatch {
             let writing = (watched.writing)();
             let seen = watched.seen.lock().unwrap_or_else(PoisonError::into_inner).look(now, writing);
             let stalled = seen > limit;
-            match (watched.stalled.swap(stalled, Relaxed), stalled) {
+            let was_stalled = watched.stalled.swap(stalled, Relaxed);
+            if was_stalled != stalled {
+                watched.stall_changed.send_replace(());
+            }
+            match (was_stalled, stalled) {
                 (false, true) => {
                     let writing_ms = writing.map(crate::runtime::whole_ms);
                     tracing::error!(writing_ms, "the disk hangs: this node takes no writes");
@@ -157,6 +166,15 @@ impl DiskWatch {
             }
         }
         self.state()
+    }
+
+    /// Tells when [`state`](Self::state) may have changed.
+    pub fn changes(&self) -> DiskChanges {
+        let watched = self.0.as_ref();
+        DiskChanges {
+            stall: watched.map(|watched| watched.stall_changed.subscribe()),
+            space: watched.and_then(|watched| Some(watched.room.as_ref()?.gauge.changed.subscribe())),
+        }
     }
 
     /// What the disk is good for.
@@ -221,8 +239,36 @@ impl DiskWatch {
     }
 }
 
+/// See [`DiskWatch::changes`].
+#[derive(Debug)]
+pub struct DiskChanges {
+    stall: Option<watch::Receiver<()>>,
+    space: Option<watch::Receiver<()>>,
+}
+
+impl DiskChanges {
+    /// Waits for a change, for ever where nobody watches.
+    pub async fn changed(&mut self) {
+        async fn of(one: &mut Option<watch::Receiver<()>>) {
+            if let Some(receiver) = one
+                && receiver.changed().await.is_ok()
+            {
+                return;
+            }
+            // Nothing changes any more.
+            std::future::pending().await
+        }
+        tokio::select! {
+            () = of(&mut self.stall) => {}
+            () = of(&mut self.space) => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     /// A watch of a disk whose present write began at a time that the test sets.
@@ -261,14 +307,18 @@ mod tests {
     #[test]
     fn a_write_that_does_not_come_back_is_a_stall() {
         let mut clock = Clock::new();
+        let mut changes = clock.disk.changes();
         clock.look_after(50);
         clock.begin_write();
         let looks: Vec<_> = (0..30).map(|_| clock.look_after(50)).collect();
         let first = looks.iter().position(|state| *state == DiskState::Stalled).unwrap();
         assert_eq!(first, 20, "after 1050 ms: {looks:?}");
+        assert!(changes.changed().now_or_never().is_some(), "it is told");
+        assert!(changes.changed().now_or_never().is_none(), "once");
         assert!(looks[first..].iter().all(|state| *state == DiskState::Stalled));
         clock.end_write();
         assert_eq!(clock.look_after(50), DiskState::Ok);
+        assert!(changes.changed().now_or_never().is_some());
         // Another that has begun since is another.
         clock.begin_write();
         assert!((0..20).all(|_| clock.look_after(50) == DiskState::Ok));

@@ -11,6 +11,7 @@ use super::PeerService;
 use crate::machine::StateMachine;
 use crate::proto::peer::{Hello, Request, Response};
 use crate::raft::network::admission::{self, Known, Own, Refused, Wish};
+use crate::raft::network::incoming::Incoming;
 use crate::raft::network::{IdentifyRequest, IdentifyResponse, PeerDoor, Refusal};
 use crate::raft::type_config;
 use crate::types::NodeId;
@@ -94,7 +95,7 @@ impl<M: StateMachine> PeerDoor for PeerService<M> {
     fn serve(
         &self,
         from: NodeId,
-        requests: mpsc::Receiver<Request>,
+        requests: Incoming<Request>,
         responses: mpsc::Sender<Response>,
     ) -> BoxFuture<'static, ()> {
         self.clone().run(from, requests, responses).boxed()

@@ -1,18 +1,18 @@
 //! The newest entries, in memory: all that are not yet durable, and as many durable ones as a budget allows.
 //!
-//! Apply and replication read what was appended a moment ago; served from here, they wait neither for the
-//! disk nor for sled to decode a record.
+//! Apply and replication read what was appended a moment ago; served from here, they neither wait for the
+//! disk nor decode what is on it.
 //!
 //! # Invariants
 //! - The entries are the last ones of the log, in order and without a hole.
 //! - An entry leaves the front only once it is durable, or because it was purged or truncated: whatever
-//!   lies before the tail can be read from sled.
+//!   lies before the tail can be read from the disk.
 
 use std::collections::VecDeque;
 
 use crate::types::{Entry, LogId};
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Tail {
     entries: VecDeque<Tailed>,
     bytes: usize,

@@ -1,45 +1,46 @@
-//! The log on sled: the default [`LogStore`].
+//! A log on any disk that can hold one: what a [`LogStore`] promises, made of the few writes of a [`LogDisk`].
 //!
 //! # The route of a write
 //! `append` puts the entries into the in-memory [`tail`] and a queue, and returns; from then on they can be
-//! read. The one [`writer`] takes all that is queued, hands it to sled in packed [records](super::record),
-//! writes the [`ledger`], flushes once, notes the flush in the [ready file](marker), and calls the completions.
+//! read. The one [`writer`] takes all that is queued, hands it to the disk, flushes once, and calls the completions.
 //! So one fsync serves all who wait, and its cost does not grow with their number.
 //!
+//! ```text
+//! callers ──▶ tail (read at once)
+//!         ──▶ queue ──▶ writer ──▶ LogDisk: append, …, flush ──▶ completions
+//!                         ▲ watchdog
+//! ```
+//!
+//! | thread | what it does | ends |
+//! |---|---|---|
+//! | `log-writer` | everything that is done to the disk | once what is queued is written, or with the first failure |
+//! | `log-watchdog` | looks whether the writer comes back, from the first step of opening to the last of closing | when the disk is let go of |
+//! | `log-sync-later` | once a second, what no completion waits for | after the writer |
+//!
 //! # Invariants
-//! - What a completion has confirmed is on the disk, in a form that [`recovery`] accepts.
+//! - What a completion has confirmed is on the disk, in a form that its recovery accepts.
 //! - The in-memory state is what the disk will hold once the queue is written; readers never see an entry
 //!   that a later truncation has removed, nor a mixture of before and after it.
 //! - After any failure (IO error, panic, a flush that hangs, a write out of order) the store is *failed* for
 //!   good: nothing more is confirmed, nothing new accepted, nothing retried. Entries accepted before stay
 //!   readable, although they may not be durable; the node has to stop.
 //!
-//! # What sled needs to be safe
-//! `sync_file_range` made ineffective ([`power`](super::power)), segments of 8 MiB with records up to
-//! 64 KiB so that `blobs/` stays empty (checked), no compression, no flush timer, plain inserts, and the
-//! dance around opening that [`recovery`] describes.
+//! What it does not do: know what is on the disk, or how it got there.
 
 mod disk;
-mod layout;
-mod ledger;
-mod log_end;
-mod marker;
 mod read;
-mod recovery;
-mod scan;
 mod stats;
 mod tail;
 #[cfg(test)]
 mod tests;
-mod words;
+mod watchdog;
 mod writer;
 
 use std::any::Any;
-use std::fmt;
-use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -47,33 +48,14 @@ use crate::error::StorageError;
 use crate::types::{Entry, LogId, Vote};
 
 use super::space::Attendant;
-use super::{Completion, DataDir, DiskWatch, LogBounds, LogStore, Room, StartProgress, files};
-use disk::Trees;
-use ledger::first_index;
+use super::{Closed, Completion, DataDir, DiskWatch, LogBounds, LogStore, Room, files};
+pub(crate) use disk::{LogDisk, LogReader, Opened};
+pub(crate) use read::{Collected, Scanned};
 pub use stats::{FLUSH_BUCKETS_US, LogStats};
-use tail::Tail;
-use writer::{Change, Phase, Progress, Queue, Write};
-
-/// Bytes of records between two looks into `blobs/`.
-const DISK_BYTES_BETWEEN_BLOB_CHECKS: usize = 64 * 1024 * 1024;
-
-/// Called before everything the writer does to sled; see [`SledOptions::observer`].
-#[doc(hidden)]
-pub type Observer = Arc<dyn Fn(DiskEvent<'_>) -> io::Result<()> + Send + Sync>;
-
-/// What the writer is about to do to sled. A crash leaves a prefix of these.
-#[doc(hidden)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DiskEvent<'a> {
-    /// Insert into the `log` tree.
-    Insert(&'a [u8], &'a [u8]),
-    /// Remove from the `log` tree.
-    Remove(&'a [u8]),
-    /// Replace the ledger.
-    Ledger(&'a [u8]),
-    /// Flush what came before.
-    Flush,
-}
+pub(crate) use tail::Tail;
+use watchdog::Phase;
+pub(crate) use watchdog::{GaveUp, Progress};
+use writer::{Change, Queue, Write};
 
 /// Why a store failed for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,93 +63,71 @@ pub enum DiskEvent<'a> {
 pub struct Failure {
     /// What happened.
     pub reason: String,
-    /// Whether the writer hangs in a system call or in sled. Then only the end of the process helps.
+    /// Whether the writer hangs in a system call, or in what writes to the disk. Then only the end of the process helps.
     pub hung: bool,
 }
 
-/// Settings of a [`SledStore`].
-#[derive(Clone)]
-pub struct SledOptions {
-    /// Memory for the newest entries, in bytes. Entries that are not yet durable may exceed it. Default: 16 MiB.
-    pub tail_bytes: usize,
-    /// Memory for sled's page cache, in bytes. Default: 8 MiB. Only members that lag by more than the tail read from it.
-    pub cache_bytes: u64,
-    /// A write to the disk that takes longer than this has hung; a step of opening or closing may take 20 times as
-    /// long. Default: 30 s.
-    pub flush_watchdog: Duration,
-    /// Called once when the store fails, on the thread that noticed, before the completions that fail with
-    /// it. The default logs the reason, and aborts the process if the writer hangs: a hung flush cannot be
-    /// cancelled, and it may hold up an orderly exit for ever.
-    pub on_failure: Arc<dyn Fn(&Failure) + Send + Sync>,
-    /// Is told how far opening is. The default tells nobody.
-    pub progress: StartProgress,
-    /// Sees everything that is done to sled; an error counts as sled's. For fault injection.
-    #[doc(hidden)]
-    pub observer: Option<Observer>,
+/// Is told why a store has failed, once, on the thread that noticed, before the completions that fail with it.
+pub(crate) type OnFailure = Arc<dyn Fn(&Failure) + Send + Sync>;
+
+/// What a log is to do beside its writes.
+pub(crate) struct Duties {
+    /// A batch that takes longer than this has hung; a step of opening or closing may take 20 times as long.
+    pub(crate) flush_watchdog: Duration,
+    pub(crate) on_failure: OnFailure,
+    /// Looked at before each batch.
+    pub(crate) room: Option<Arc<Room>>,
 }
 
-impl Default for SledOptions {
-    fn default() -> Self {
-        Self {
-            tail_bytes: 16 * 1024 * 1024,
-            cache_bytes: 8 * 1024 * 1024,
-            flush_watchdog: Duration::from_secs(30),
-            on_failure: Arc::new(|failure| {
-                tracing::error!(reason = failure.reason, "the log has failed; this node must stop");
-                if failure.hung {
-                    crate::logging::flush();
-                    std::process::abort();
-                }
-            }),
-            progress: StartProgress::default(),
-            observer: None,
-        }
-    }
-}
-
-impl fmt::Debug for SledOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SledOptions")
-            .field("tail_bytes", &self.tail_bytes)
-            .field("cache_bytes", &self.cache_bytes)
-            .field("flush_watchdog", &self.flush_watchdog)
-            .finish_non_exhaustive()
-    }
-}
-
-/// The durable log of a node, on sled. See the [module](self).
+/// A log on a [`LogDisk`]. See the [module](self).
 ///
-/// Dropping it writes and flushes what is queued, stops its threads and releases sled's lock.
-pub struct SledStore {
+/// Dropping it writes and flushes what is queued, stops its threads and lets go of the disk.
+pub(crate) struct DurableLog<D: LogDisk> {
     shared: Arc<Shared>,
     /// Gone only while opening or closing.
-    trees: Option<Trees>,
-    directory: PathBuf,
+    reader: Option<D::Reader>,
     watchdog: Option<JoinHandle<()>>,
     /// The writer, and what ends when it does.
     threads: Vec<JoinHandle<()>>,
     /// Looks after the room of the disk, if anybody does.
     attendant: Option<Attendant>,
+    /// Locked for as long as the log in it is open.
+    data_dir: Option<DataDir>,
+    /// Dropped last.
+    when_closed: WhenClosed,
 }
 
-impl fmt::Debug for SledStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SledStore").field("directory", &self.directory).finish_non_exhaustive()
+/// Calls, when it is dropped, who wants to know that what was dropped before it is.
+#[derive(Default)]
+struct WhenClosed(Mutex<Vec<Closed>>);
+
+impl WhenClosed {
+    fn add(&self, closed: Closed) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(closed);
+    }
+}
+
+impl Drop for WhenClosed {
+    fn drop(&mut self) {
+        for closed in self.0.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            closed();
+        }
     }
 }
 
 /// What the threads of a store have in common.
-pub(crate) struct Shared {
+struct Shared {
     state: RwLock<State>,
     queue: Queue,
     progress: Progress,
     stats: Arc<LogStats>,
     /// Looked at before each batch.
     room: Option<Arc<Room>>,
-    on_failure: Arc<dyn Fn(&Failure) + Send + Sync>,
+    on_failure: OnFailure,
 }
 
 /// The log as of the last submission.
+#[derive(Default)]
 struct State {
     bounds: LogBounds,
     vote: Option<Vote>,
@@ -178,7 +138,7 @@ struct State {
     /// Of the newest submission.
     ticket: u64,
     failure: Option<String>,
-    /// sled must not be touched again, not even to close it.
+    /// The disk must not be touched again, not even to close it.
     abandoned: bool,
 }
 
@@ -251,7 +211,7 @@ impl Shared {
 /// What made a store fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cause {
-    /// A write that does not fit the log: sled is well.
+    /// A write that does not fit the log: the disk is well.
     Misuse,
     /// The writer met an error or panicked.
     Disk,
@@ -266,47 +226,40 @@ fn failed(reason: &str) -> io::Error {
 }
 
 /// The message of a caught panic.
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
-impl SledStore {
-    /// Opens the log in `directory`, or creates it. Beside the directory there is its ready file,
-    /// `<directory>.ready`.
-    ///
-    /// Reads and verifies the whole log: what has not been purged.
+/// The index after `position`: 0 when there is nothing yet.
+pub(crate) fn first_index(position: Option<LogId>) -> u64 {
+    position.map_or(0, |position| position.index + 1)
+}
+
+/// For the opening of what is in `directory`, when the watchdog has given up on it.
+pub(crate) fn too_late(directory: &Path) -> StorageError {
+    files::io_error("cannot open", directory, io::ErrorKind::TimedOut.into())
+}
+
+impl<D: LogDisk> DurableLog<D> {
+    /// Opens the log in `directory` as `recover` does it, which says at the beginning of each [step](Progress::step) that it
+    /// has come so far: the watchdog looks after it already.
     ///
     /// # Errors
-    /// [`StorageError::Lost`] if the log existed and is gone, [`StorageError::Corrupt`] if it holds anything
-    /// that was not written there, [`StorageError::InUse`] if another store has it open.
-    pub fn open(directory: &Path, options: SledOptions) -> Result<Self, StorageError> {
-        Self::open_with(directory, options, None)
-    }
-
-    fn open_with(
+    /// Those of `recover`, and when the watchdog has given up on it.
+    pub(crate) fn open(
         directory: &Path,
-        options: SledOptions,
-        room: Option<Arc<Room>>,
+        duties: Duties,
+        recover: impl FnOnce(&Progress, &Arc<LogStats>) -> Result<Opened<D>, StorageError>,
     ) -> Result<Self, StorageError> {
-        let stats = Arc::new(LogStats::default());
-        let state = State {
-            bounds: LogBounds::default(),
-            vote: None,
-            committed: None,
-            tail: Tail::new(0),
-            truncations: 0,
-            ticket: 0,
-            failure: None,
-            abandoned: false,
-        };
+        let Duties { flush_watchdog, on_failure, room } = duties;
         let shared = Arc::new(Shared {
-            state: RwLock::new(state),
+            state: RwLock::new(State::default()),
             queue: Queue::default(),
             progress: Progress::new(),
-            stats: stats.clone(),
+            stats: Arc::default(),
             room,
-            on_failure: options.on_failure.clone(),
+            on_failure,
         });
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
@@ -317,91 +270,45 @@ impl SledStore {
         // If anything fails from here on, dropping the store stops what has been started.
         let mut store = Self {
             shared: shared.clone(),
-            trees: None,
-            directory: directory.to_owned(),
+            reader: None,
             watchdog: None,
             threads: Vec::new(),
             attendant: None,
+            data_dir: None,
+            when_closed: WhenClosed::default(),
         };
-        let (watched, limit) = (shared.clone(), options.flush_watchdog);
-        store.watchdog = Some(spawn("log-watchdog", Box::new(move || writer::supervise(&watched, limit)))?);
+        let watched = shared.clone();
+        let supervise = Box::new(move || watchdog::supervise(&watched, flush_watchdog));
+        store.watchdog = Some(spawn("log-watchdog", supervise)?);
 
-        let opened = recovery::open(directory, &options, stats, &shared.progress)?;
-        let recovery::Opened { disk, mark_sync, trees, ledger, tail } = opened;
-        store.trees = Some(trees);
+        let opened = recover(&shared.progress, &shared.stats)?;
+        let Opened { disk, reader, sync_later, grows, bounds, vote, committed, tail } = opened;
+        store.reader = Some(reader);
         if shared.progress.end().is_err() {
             std::mem::forget(disk);
-            return Err(recovery::too_late(directory));
+            return Err(too_late(directory));
         }
         if let Some(room) = &shared.room {
-            store.attendant = Some(room.attend(&directory.join("db"))?);
+            store.attendant = Some(room.attend(&grows)?);
         }
         {
             let mut state = shared.write();
-            state.bounds = LogBounds { purged: ledger.purged, last: ledger.last };
-            (state.vote, state.committed, state.tail) = (ledger.vote, ledger.committed, tail);
+            (state.bounds, state.vote, state.committed, state.tail) = (bounds, vote, committed, tail);
         }
         let for_writer = shared.clone();
         store.threads.push(spawn("log-writer", Box::new(move || writer::run(&for_writer, disk)))?);
-        let sync_marks = Box::new(move || writer::sync_marks(&shared, &mark_sync));
-        store.threads.push(spawn("log-mark-sync", sync_marks)?);
+        let sync_later = Box::new(move || writer::sync_later(&shared, &sync_later));
+        store.threads.push(spawn("log-sync-later", sync_later)?);
         Ok(store)
     }
 
-    fn log(&self) -> &sled::Tree {
-        &self.trees.as_ref().expect("invariant: an open store has its trees").log
+    /// Keeps the directory that the log is in locked.
+    pub(crate) fn keep_locked(&mut self, dir: DataDir) {
+        self.data_dir = Some(dir);
     }
 
-    /// Opens the log of a data directory, or creates it, and has the directory note that it has one.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
-    pub fn open_in(dir: &DataDir, options: SledOptions) -> Result<Self, StorageError> {
-        Self::open_in_room(dir, options, None)
-    }
-
-    /// [`open_in`](Self::open_in) with a look at `room` before every batch.
-    pub(crate) fn open_in_room(
-        dir: &DataDir,
-        options: SledOptions,
-        room: Option<Arc<Room>>,
-    ) -> Result<Self, StorageError> {
-        let store = Self::open_with(&dir.log_dir(), options, room)?;
-        dir.record_log()?;
-        Ok(store)
-    }
-
-    /// A view of the disk under this log. A write that takes longer than `stall` has stalled.
-    pub fn watch_disk(&self, stall: Option<Duration>) -> DiskWatch {
-        let (shared, stats) = (self.shared.clone(), self.shared.stats.clone());
-        let queued = move || stats.queued_bytes.load(Relaxed);
-        DiskWatch::new(self.shared.room.clone(), move || shared.progress.busy_for(), queued, stall)
-    }
-
-    /// Counters for metrics.
-    pub fn stats(&self) -> &Arc<LogStats> {
-        &self.shared.stats
-    }
-
-    /// Bytes the log takes on the disk.
-    ///
-    /// # Errors
-    /// When the directory can not be listed.
-    pub fn disk_bytes(&self) -> io::Result<u64> {
-        use std::os::unix::fs::MetadataExt;
-        /// What `st_blocks` counts, whatever the file system's own blocks are.
-        const BLOCK_BYTES: u64 = 512;
-        let mut bytes = 0;
-        for directory in [self.directory.clone(), disk::blobs(&self.directory)] {
-            for file in std::fs::read_dir(directory)? {
-                match file?.metadata() {
-                    Ok(metadata) => bytes += metadata.blocks() * BLOCK_BYTES,
-                    Err(error) if error.kind() == ErrorKind::NotFound => {} // sled removed it meanwhile
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(bytes)
+    fn reader(&self) -> &D::Reader {
+        self.reader.as_ref().expect("invariant: an open store has its disk")
     }
 
     /// Applies a write to the in-memory state and queues it, both under one lock so that their orders agree.
@@ -433,7 +340,7 @@ impl SledStore {
     }
 }
 
-impl LogStore for SledStore {
+impl<D: LogDisk> LogStore for DurableLog<D> {
     fn bounds(&self) -> LogBounds {
         self.shared.read().bounds
     }
@@ -447,7 +354,7 @@ impl LogStore for SledStore {
     }
 
     fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
-        read::read(&self.shared, self.log(), &self.directory, (start, end), max_bytes)
+        read::read(&self.shared, self.reader(), (start, end), max_bytes)
     }
 
     fn append(&self, entries: Vec<Entry>, done: Completion) {
@@ -513,9 +420,27 @@ impl LogStore for SledStore {
             Ok(Change::Purge(upto))
         });
     }
+
+    fn stats(&self) -> Option<&Arc<LogStats>> {
+        Some(&self.shared.stats)
+    }
+
+    fn disk_bytes(&self) -> io::Result<u64> {
+        self.reader().disk_bytes()
+    }
+
+    fn watch_disk(&self, stall: Option<Duration>) -> DiskWatch {
+        let (shared, stats) = (self.shared.clone(), self.shared.stats.clone());
+        let queued = move || stats.queued_bytes.load(Relaxed);
+        DiskWatch::new(self.shared.room.clone(), move || shared.progress.busy_for(), queued, stall)
+    }
+
+    fn on_closed(&self, closed: Closed) {
+        self.when_closed.add(closed);
+    }
 }
 
-impl Drop for SledStore {
+impl<D: LogDisk> Drop for DurableLog<D> {
     fn drop(&mut self) {
         let progress = &self.shared.progress;
         self.shared.queue.close();
@@ -529,10 +454,10 @@ impl Drop for SledStore {
         }
         hung |= progress.step().is_err();
         if hung || self.shared.read().abandoned {
-            // sled flushes when its last handle goes, and a failed fsync must never be retried: keep one for ever.
-            std::mem::forget(self.trees.take());
+            // A disk may flush when its last handle goes, and a failed fsync must never be retried: keep one for ever.
+            std::mem::forget(self.reader.take());
         }
-        drop(self.trees.take());
+        drop(self.reader.take());
         // Only now there is nothing left that could hang.
         progress.close();
         if let Some(watchdog) = self.watchdog.take()

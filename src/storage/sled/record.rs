@@ -80,7 +80,7 @@ pub(crate) struct Key {
 }
 
 /// Keys from this part on are fences, which only steer sled's splits; see
-/// [`layout`](crate::storage::sled_store). They sort after all parts of their index.
+/// [`layout`](super::layout). They sort after all parts of their index.
 const FENCE_PART: u16 = 0xff00;
 
 impl Key {

@@ -19,18 +19,18 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use crate::error::{StorageError, is_out_of_files};
+use crate::storage::durable_log::{LogDisk, LogStats};
 use crate::storage::files::unreadable;
-use crate::storage::power::WriteErrors;
-use crate::storage::record::{Body, Key, Packed, Packer, Record};
 use crate::types::{Entry, LogId, Vote};
 
 use super::layout::Layout;
 use super::ledger::{self, Ledger};
 use super::marker::Marker;
+use super::power::WriteErrors;
+use super::reader::Reader;
+use super::record::{Body, Key, Packed, Packer, Record};
 use super::scan::{ScanError, age_cache, decode_key, record_before};
-use super::stats::LogStats;
 use super::words::words;
-use super::writer::GaveUp;
 use super::{DISK_BYTES_BETWEEN_BLOB_CHECKS, DiskEvent, Observer};
 
 /// Why a write did not become durable.
@@ -38,32 +38,20 @@ use super::{DISK_BYTES_BETWEEN_BLOB_CHECKS, DiskEvent, Observer};
 pub(crate) enum DiskError {
     #[error("{}", words(.0))]
     Sled(#[from] sled::Error),
-    #[error("the writer came back after the watchdog had given up")]
-    GaveUp,
     #[error("the log was to be truncated after {}, but holds {found} there", .expected.map_or_else(|| "nothing".to_owned(), |log_id| log_id.to_string()))]
     OtherEntry { expected: Option<LogId>, found: LogId },
     #[error("cannot shorten the log: {0}")]
     Truncate(#[from] ScanError),
     #[error("a part of the log could not be written: {0}")]
     WriteBack(std::io::Error),
-    #[error("cannot look after the disk's free space: {0}")]
-    Room(std::io::Error),
     #[error("cannot write the ready file: {0}")]
     Mark(std::io::Error),
     #[error("{0}")]
     Observer(std::io::Error),
     #[error("{} holds a file, and sled does not fsync those", .0.display())]
     Blob(PathBuf),
-    #[error("a completion panicked: {0}")]
-    Completion(String),
     #[error("cannot list {}: {}", .0.display(), .1)]
     List(PathBuf, std::io::Error),
-}
-
-impl From<GaveUp> for DiskError {
-    fn from(_: GaveUp) -> Self {
-        Self::GaveUp
-    }
 }
 
 /// sled's trees of one log.
@@ -131,9 +119,13 @@ impl Disk {
             stats,
         }
     }
+}
 
-    /// Appends entries that follow the last one.
-    pub(crate) fn append(&mut self, entries: &[Entry]) -> Result<(), DiskError> {
+impl LogDisk for Disk {
+    type Reader = Reader;
+    type Error = DiskError;
+
+    fn append(&mut self, entries: &[Entry]) -> Result<(), DiskError> {
         let mut packer = std::mem::take(&mut self.packer);
         for entry in entries {
             let previous_term = self.pushed.map_or(0, |previous| previous.term);
@@ -145,15 +137,14 @@ impl Disk {
         Ok(())
     }
 
-    pub(crate) fn save_vote(&mut self, vote: Vote) -> Result<(), DiskError> {
+    fn save_vote(&mut self, vote: Vote) -> Result<(), DiskError> {
         self.finish_record()?;
         self.ledger.vote = Some(vote);
         self.ledger_first = true;
         Ok(())
     }
 
-    /// Removes the entries from `from` on; `last` is what then ends the log.
-    pub(crate) fn truncate(&mut self, from: u64, last: Option<LogId>) -> Result<(), DiskError> {
+    fn truncate(&mut self, from: u64, last: Option<LogId>) -> Result<(), DiskError> {
         self.finish_record()?;
         let log = self.trees.log.clone();
         let cut = record_before(&log, from)?;
@@ -194,7 +185,7 @@ impl Disk {
         }
     }
 
-    pub(crate) fn purge(&mut self, upto: LogId) -> Result<(), DiskError> {
+    fn purge(&mut self, upto: LogId) -> Result<(), DiskError> {
         self.finish_record()?;
         self.ledger.purged = Some(upto);
         if self.ledger.last.is_none_or(|last| last.index <= upto.index) {
@@ -207,9 +198,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Makes all of the above durable, and `committed` with it if the log goes that far. Free if there is
-    /// nothing to flush.
-    pub(crate) fn flush(&mut self, committed: Option<LogId>) -> Result<(), DiskError> {
+    fn flush(&mut self, committed: Option<LogId>) -> Result<(), DiskError> {
         self.finish_record()?;
         if !self.dirty && !self.ledger_first {
             return Ok(());
@@ -238,21 +227,20 @@ impl Disk {
         Ok(())
     }
 
-    /// Flushes what a sweep has removed, so that sled has nothing left to do when it is dropped.
-    pub(crate) fn close(&mut self) -> Result<(), DiskError> {
+    /// Flushes what a sweep has removed.
+    fn close(&mut self) -> Result<(), DiskError> {
         self.observe(DiskEvent::Flush)?;
         self.trees.db.flush()?;
         self.write_errors.check().map_err(DiskError::WriteBack)
     }
 
-    /// Whether [`sweep`](Self::sweep) has something to do.
-    pub(crate) fn unswept(&self) -> bool {
+    fn unswept(&self) -> bool {
         self.unswept
     }
 
     /// Removes some records that hold purged entries only; call it when nothing is dirty. The removals become
     /// durable with the next flush: until then they are merely repeated after a crash.
-    pub(crate) fn sweep(&mut self) -> Result<(), DiskError> {
+    fn sweep(&mut self) -> Result<(), DiskError> {
         /// Removals at a time: what an append may have to wait for.
         const SWEEP_RECORDS: usize = 512;
         let first_kept = self.ledger.first_index();
@@ -295,7 +283,9 @@ impl Disk {
         }
         Ok(())
     }
+}
 
+impl Disk {
     fn finish_record(&mut self) -> Result<(), DiskError> {
         let mut packer = std::mem::take(&mut self.packer);
         packer.finish(&mut |packed| self.store(packed))?;

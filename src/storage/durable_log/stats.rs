@@ -1,4 +1,4 @@
-//! What the store counts for metrics.
+//! What a store counts for metrics.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 pub const FLUSH_BUCKETS_US: [u64; 14] =
     [50, 100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 51_200, 102_400, 1_000_000, 10_000_000];
 
-/// Counters of one [`SledStore`](super::SledStore) since it was opened. Read at any time; each is exact, but two
+/// Counters of one [`LogStore`](crate::storage::LogStore) since it was opened. Read at any time; each is exact, but two
 /// read one after the other may belong to different moments.
 #[derive(Debug, Default)]
 pub struct LogStats {
@@ -21,7 +21,7 @@ pub struct LogStats {
     pub flush_us_buckets: [AtomicU64; FLUSH_BUCKETS_US.len() + 1],
     /// Entries written.
     pub entries: AtomicU64,
-    /// Bytes of records given to sled, before its own overhead.
+    /// Bytes of records written to the disk, without what a store adds to them on the way.
     pub bytes_written: AtomicU64,
     /// Bytes of entries submitted and not yet flushed.
     pub queued_bytes: AtomicU64,

@@ -8,12 +8,15 @@ mod ready;
 mod size;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
 
+use super::disk::Trees;
 use super::marker::Marker;
+use super::record::Key;
 use super::*;
 use crate::storage::conformance::{command, completion};
-use crate::storage::record::Key;
+use crate::storage::durable_log::first_index;
+use crate::storage::files;
 
 /// Opens with everything in memory.
 fn open(directory: &Path) -> Result<SledStore, StorageError> {

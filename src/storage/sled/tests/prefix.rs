@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use proptest::prelude::*;
 
 use super::*;
-use crate::storage::conformance::{Step, steps};
+use crate::storage::conformance::Step;
+use crate::storage::conformance::tests::steps;
 use ledger::Ledger;
 
 /// A [`DiskEvent`] to keep.

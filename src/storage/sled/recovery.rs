@@ -11,7 +11,7 @@
 //! 3. Every byte is read once. The headers of sled's segments are looked at, as sled takes for free space, and
 //!    overwrites, what is damaged; and so is the [end of its log](super::log_end).
 //! 4. sled opens, which rewrites the end of its log. What it cannot read it takes for free as well, without a word, and
-//!    that the same read succeeded a moment ago proves nothing. So its [reads are watched](crate::storage::read_watch):
+//!    that the same read succeeded a moment ago proves nothing. So its [reads are watched](super::read_watch):
 //!    the first that fails ends the start, and nothing of what sled wants to write after it is written, nor does it
 //!    write anything if it finds another end. Then flush; everything is synced again, the parent included.
 //! 5. All records are verified, streaming, before anything of ours is changed.
@@ -34,35 +34,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::StorageError;
+use crate::storage::LogBounds;
+use crate::storage::durable_log::{
+    GaveUp, LogStats, Opened, Progress, Tail, first_index, panic_message, too_late,
+};
 use crate::storage::files::{self, exists, io_error, unreadable};
-use crate::storage::power::{WriteErrors, ensure_intercepted, ensure_power_safe, forget_cached};
 use crate::storage::progress::{StartProgress, StartStep};
-use crate::storage::read_watch::{LogEnd, ReadWatch, ensure_reads_watched};
-use crate::storage::record::{Key, RecordError};
 use crate::types::LogId;
 
 use super::SledOptions;
 use super::disk::{self, Disk, DiskError, DiskFiles, Trees};
-use super::ledger::{self, Ledger, first_index};
+use super::ledger::{self, Ledger};
 use super::log_end;
-use super::marker::{MarkSync, Marker};
+use super::marker::Marker;
+use super::power::{WriteErrors, ensure_intercepted, ensure_power_safe, forget_cached};
+use super::read_watch::{LogEnd, ReadWatch, ensure_reads_watched};
+use super::reader::Reader;
+use super::record::{Key, RecordError};
 use super::scan::{Scan, ScanError};
-use super::stats::LogStats;
-use super::tail::Tail;
 use super::words;
-use super::writer::{GaveUp, Progress};
 
-/// sled writes to `blobs/` what exceeds a quarter of this; see [`TARGET_BYTES`](crate::storage::record::TARGET_BYTES).
+/// sled writes to `blobs/` what exceeds a quarter of this; see [`TARGET_BYTES`](super::record::TARGET_BYTES).
 pub(super) const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
-
-/// A store that may be written to.
-pub(crate) struct Opened {
-    pub(crate) disk: Disk,
-    pub(crate) mark_sync: MarkSync,
-    pub(crate) trees: Trees,
-    pub(crate) ledger: Ledger,
-    pub(crate) tail: Tail,
-}
 
 /// Opens or creates the log in `directory`.
 pub(crate) fn open(
@@ -70,7 +63,7 @@ pub(crate) fn open(
     options: &SledOptions,
     stats: Arc<LogStats>,
     progress: &Progress,
-) -> Result<Opened, StorageError> {
+) -> Result<Opened<Disk>, StorageError> {
     ensure_power_safe()?;
     ensure_reads_watched()?;
     begin_step(directory, progress)?;
@@ -105,7 +98,18 @@ pub(crate) fn open(
     let mark_sync = marker.syncer();
     let files = DiskFiles { trees: trees.clone(), write_errors, marker };
     let disk = Disk::new(directory, files, ledger, options.observer.clone(), stats);
-    Ok(Opened { disk, mark_sync, trees, ledger, tail: found.tail })
+    Ok(Opened {
+        disk,
+        reader: Reader { trees, directory: directory.to_owned() },
+        sync_later: Box::new(move || {
+            mark_sync.sync().map_err(|error| format!("cannot sync the ready file: {error}"))
+        }),
+        grows: database(directory),
+        bounds: LogBounds { purged: ledger.purged, last: ledger.last },
+        vote: ledger.vote,
+        committed: ledger.committed,
+        tail: found.tail,
+    })
 }
 
 /// Step 6: the first write to a log that is complete.
@@ -147,10 +151,6 @@ fn begin(
 /// Restarts the watchdog's clock, unless it has run out: then the node is lost, even if the disk comes back.
 fn begin_step(directory: &Path, progress: &Progress) -> Result<(), StorageError> {
     progress.step().map_err(|GaveUp| too_late(directory))
-}
-
-pub(crate) fn too_late(directory: &Path) -> StorageError {
-    io_error("cannot open", directory, ErrorKind::TimedOut.into())
 }
 
 /// Gives a log that does not open another name. It is not removed: nothing was promised as far as this directory
@@ -351,7 +351,7 @@ fn without_panic<T>(
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         Err(StorageError::Corrupt {
             path: directory.to_owned(),
-            detail: format!("sled panicked while opening it: {}", super::panic_message(&*panic)),
+            detail: format!("sled panicked while opening it: {}", panic_message(&*panic)),
         })
     })
 }

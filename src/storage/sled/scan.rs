@@ -4,8 +4,8 @@
 //! and that the parts of a large entry are all there. Whether there is a hole *between* records is for the
 //! caller to see: only it knows what has been purged.
 
+use super::record::{Body, Key, Record, RecordError, decode_joined};
 use super::words::words;
-use crate::storage::record::{Body, Key, Record, RecordError, decode_joined};
 use crate::types::Entry;
 
 /// The entries of one packed record, or the one entry that parts were joined to.

@@ -18,8 +18,8 @@ use std::path::Path;
 
 use crate::error::StorageError;
 use crate::storage::files::unreadable;
-use crate::storage::read_watch::LogEnd;
 
+use super::read_watch::LogEnd;
 use super::recovery::SEGMENT_BYTES;
 
 const SEGMENT: u64 = SEGMENT_BYTES as u64;

@@ -1,14 +1,12 @@
-//! Reading entries: from the tail where possible, else from sled.
+//! Reading entries: from the tail where possible, else from the disk.
 
-use std::io::{self, ErrorKind};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::io;
 
 use crate::storage::LogBounds;
 use crate::types::Entry;
 
-use super::scan::{Scan, ScanError};
-use super::{Shared, panic_message, words};
+use super::Shared;
+use super::disk::LogReader;
 
 /// Entries collected for one read.
 pub(crate) struct Collected {
@@ -23,7 +21,7 @@ impl Collected {
     }
 
     /// Adds an entry, unless that exceeds the limit; the first one always fits.
-    fn push(&mut self, entry: Entry) -> bool {
+    pub(crate) fn push(&mut self, entry: Entry) -> bool {
         let bytes = self.bytes + entry.size_bytes();
         if bytes > self.max_bytes && !self.entries.is_empty() {
             return false;
@@ -34,36 +32,43 @@ impl Collected {
     }
 }
 
+/// How far a disk has read.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Scanned {
+    /// Everything asked for.
+    All,
+    /// As much as the limit allows.
+    Full,
+}
+
 /// How a look at the in-memory state goes on.
 enum Step {
     Done,
-    /// The entries from the first index up to the second are to be read from sled.
+    /// The entries from the first index up to the second are to be read from the disk.
     Scan(u64, u64),
     /// A truncation or purge came in between.
     Moved,
 }
 
 /// See [`LogStore::read`](crate::storage::LogStore::read).
-pub(crate) fn read(
+pub(super) fn read(
     shared: &Shared,
-    log: &sled::Tree,
-    directory: &Path,
+    disk: &impl LogReader,
     (start, end): (u64, u64),
     max_bytes: usize,
 ) -> io::Result<Vec<Entry>> {
     loop {
-        if let Some(entries) = try_read(shared, log, directory, (start, end), max_bytes)? {
+        if let Some(entries) = try_read(shared, disk, (start, end), max_bytes)? {
             return Ok(entries);
         }
     }
 }
 
-/// Reads once; none if the log was truncated or purged meanwhile, so that what was read from sled may be a
+/// Reads once; none if the log was truncated or purged meanwhile, so that what was read from the disk may be a
 /// mixture of before and after.
 fn try_read(
     shared: &Shared,
-    log: &sled::Tree,
-    directory: &Path,
+    disk: &impl LogReader,
     (start, end): (u64, u64),
     max_bytes: usize,
 ) -> io::Result<Option<Vec<Entry>>> {
@@ -76,7 +81,7 @@ fn try_read(
             Step::Moved => return Ok(None),
             Step::Scan(from, to) => (from, to),
         };
-        let scanned = scan(log, directory, (from, to), &mut collected);
+        let scanned = disk.read((from, to), &mut collected);
         if matches!(look(shared, (start, start), &mut began, &mut collected), Step::Moved) {
             return Ok(None);
         }
@@ -113,53 +118,4 @@ fn look(
         }
     }
     Step::Done
-}
-
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Scanned {
-    /// Everything asked for.
-    All,
-    /// As much as the limit allows.
-    Full,
-}
-
-/// Collects the entries from `start` up to `end`, which are all durable and not purged, from sled.
-fn scan(
-    log: &sled::Tree,
-    directory: &Path,
-    (start, end): (u64, u64),
-    collected: &mut Collected,
-) -> io::Result<Scanned> {
-    let invalid = |detail: String| {
-        io::Error::new(ErrorKind::InvalidData, format!("the log in {}: {detail}", directory.display()))
-    };
-    let mut next = start;
-    let mut walk = || -> Result<Scanned, ScanError> {
-        for run in Scan::from(log, start)? {
-            for entry in run?.entries.into_iter().skip_while(|entry| entry.log_id.index < start) {
-                if entry.log_id.index != next {
-                    return Ok(Scanned::All);
-                }
-                if !collected.push(entry) {
-                    return Ok(Scanned::Full);
-                }
-                next += 1;
-                if next == end {
-                    return Ok(Scanned::All);
-                }
-            }
-        }
-        Ok(Scanned::All)
-    };
-    match catch_unwind(AssertUnwindSafe(&mut walk)) {
-        Ok(Ok(Scanned::All)) if next < end => Err(invalid(format!("entry {next} is missing"))),
-        Ok(Ok(scanned)) => Ok(scanned),
-        Ok(Err(ScanError::Sled(sled::Error::Io(error)))) => {
-            let error = words::io_error(error);
-            let message = format!("the log in {} cannot be read: {error}", directory.display());
-            Err(io::Error::new(error.kind(), message))
-        }
-        Ok(Err(error)) => Err(invalid(error.to_string())),
-        Err(panic) => Err(invalid(format!("sled panicked: {}", panic_message(&*panic)))),
-    }
 }

@@ -1,7 +1,7 @@
 //! Damage: found, named, and left alone.
 
+use super::record::HEADER_BYTES;
 use super::*;
-use crate::storage::record::HEADER_BYTES;
 
 const ENTRIES: u64 = 60;
 
@@ -193,7 +193,7 @@ fn flipped_bytes_never_show_as_data() {
                         assert_eq!(store.vote().map(|vote| vote.term), Some(5), "{}, {flip}", path.display());
                         match all(&store) {
                             Ok(read) => assert_eq!(read, entries, "{}, {flip}", path.display()),
-                            Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidData),
+                            Err(error) => assert_eq!(error.kind(), io::ErrorKind::InvalidData),
                         }
                         intact += 1;
                     }

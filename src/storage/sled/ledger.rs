@@ -4,8 +4,10 @@
 //! It is one value in the `meta` tree. Its sequence number grows with every write; together with the mark in
 //! the ready file it shows whether sled has brought back everything it once had.
 
-use crate::storage::record::{Fields, RecordError};
+use crate::storage::durable_log::first_index;
 use crate::types::{LogId, Vote};
+
+use super::record::{Fields, RecordError};
 
 /// Key of the value in the `meta` tree.
 pub(crate) const KEY: &[u8] = b"ledger";
@@ -99,11 +101,6 @@ impl Ledger {
     pub(crate) fn next_index(&self) -> u64 {
         first_index(self.last)
     }
-}
-
-/// The index after `position`: 0 when there is nothing yet.
-pub(crate) fn first_index(position: Option<LogId>) -> u64 {
-    position.map_or(0, |position| position.index + 1)
 }
 
 fn checksum_of(bytes: &[u8; BYTES]) -> u32 {

@@ -1,5 +1,5 @@
 //! How much of the disk the log takes, and how fast it is. The ignored ones are measurements:
-//! `cargo test --release --lib storage::sled_store::tests::size -- --ignored --nocapture --test-threads 1`.
+//! `cargo test --release --lib storage::sled::tests::size -- --ignored --nocapture --test-threads 1`.
 
 use std::sync::mpsc;
 use std::time::Instant;
@@ -50,7 +50,7 @@ fn a_gibibyte() {
     let store = open(&home.log()).unwrap();
     let start = Instant::now();
     let peak = rolling(&store, (1 << 30) / 1024, 1024, 256, 20_000);
-    let stats = store.stats();
+    let stats = store.stats().unwrap();
     println!(
         "1 GiB in entries of 1 KiB, 20 MiB kept: {:.1} s, peak {} MiB on disk, {} flushes, longest {} us",
         start.elapsed().as_secs_f64(),

@@ -17,7 +17,7 @@
 
 use std::collections::VecDeque;
 
-use crate::storage::record::Key;
+use super::record::Key;
 
 /// Most records in one leaf. With their removals, fewer changes than make sled rewrite the leaf.
 const GROUP_RECORDS: u64 = 4;

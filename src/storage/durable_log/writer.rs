@@ -1,0 +1,258 @@
+//! The one thread that writes to the disk, and what it writes.
+//!
+//! The writer takes all that is queued, writes it in order, flushes once, and only then calls the
+//! completions, in order. The [`watchdog`](super::watchdog) looks whether one such batch comes back.
+
+use std::collections::VecDeque;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use crate::storage::Completion;
+use crate::types::{Entry, LogId, Vote};
+
+use super::disk::{LogDisk, SyncLater};
+use super::watchdog::GaveUp;
+use super::{Cause, Shared};
+
+/// Why the writer stopped.
+#[derive(Debug, thiserror::Error)]
+enum WriteError<E: std::error::Error> {
+    #[error("{0}")]
+    Disk(E),
+    #[error("the writer came back after the watchdog had given up")]
+    GaveUp,
+    #[error("cannot look after the disk's free space: {0}")]
+    Room(io::Error),
+    #[error("a completion panicked: {0}")]
+    Completion(String),
+}
+
+impl<E: std::error::Error> From<GaveUp> for WriteError<E> {
+    fn from(_: GaveUp) -> Self {
+        Self::GaveUp
+    }
+}
+
+/// One write, as submitted.
+#[derive(Debug)]
+pub(crate) enum Change {
+    Append(Vec<Entry>),
+    SaveVote(Vote),
+    /// Truncate from the index on, after which the log ends with the position.
+    Truncate(u64, Option<LogId>),
+    Purge(LogId),
+    /// Nothing to do but to come after the writes before it.
+    Nothing,
+}
+
+impl Change {
+    fn entries(&self) -> usize {
+        if let Self::Append(entries) = self { entries.len() } else { 0 }
+    }
+}
+
+pub(crate) struct Write {
+    /// Submission order, from 1.
+    pub(crate) ticket: u64,
+    pub(crate) change: Change,
+    pub(crate) bytes: usize,
+    pub(crate) done: Completion,
+}
+
+/// What is waiting to be written.
+#[derive(Default)]
+pub(crate) struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    writes: VecDeque<Write>,
+    closed: bool,
+}
+
+impl Waiting {
+    /// Takes as many writes from the front as one flush should cover, but at least one if there is one.
+    fn cut(&mut self) -> Vec<Write> {
+        /// What waits behind such a batch waits for one flush of this size, and the watchdog sees one flush of
+        /// this size, however long the queue has grown.
+        const BATCH_BYTES: usize = 8 * 1024 * 1024;
+        const BATCH_ENTRIES: usize = 4096;
+        let (mut bytes, mut entries, mut count) = (0, 0, 0);
+        for write in &self.writes {
+            bytes += write.bytes;
+            entries += write.change.entries();
+            if count > 0 && (bytes > BATCH_BYTES || entries > BATCH_ENTRIES) {
+                break;
+            }
+            count += 1;
+        }
+        self.writes.drain(..count).collect()
+    }
+}
+
+/// What the writer found in the queue.
+enum Next {
+    Batch(Vec<Write>),
+    /// Nothing at present, and the caller did not want to wait.
+    Idle,
+    Closed,
+}
+
+impl Queue {
+    pub(crate) fn push(&self, write: Write) {
+        self.lock().writes.push_back(write);
+        self.changed.notify_one();
+    }
+
+    /// Lets the writer stop once it has written what is queued.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn drain(&self) -> VecDeque<Write> {
+        std::mem::take(&mut self.lock().writes)
+    }
+
+    fn next(&self, wait: bool) -> Next {
+        let mut waiting = self.lock();
+        loop {
+            if !waiting.writes.is_empty() {
+                return Next::Batch(waiting.cut());
+            }
+            if waiting.closed {
+                return Next::Closed;
+            }
+            if !wait {
+                return Next::Idle;
+            }
+            waiting = self.changed.wait(waiting).expect("invariant: no panic under this lock");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().expect("invariant: no panic under this lock")
+    }
+}
+
+/// Body of the thread that now and then syncs what no completion waits for. The watchdog cannot do this: on a disk that
+/// hangs it would hang, too.
+pub(super) fn sync_later(shared: &Shared, sync: &SyncLater) {
+    /// What a power cut may take of it.
+    const PAUSE: Duration = Duration::from_secs(1);
+    let mut running = true;
+    while running {
+        running = shared.progress.runs_after(PAUSE);
+        if shared.progress.hangs() || shared.read().abandoned {
+            return;
+        }
+        if let Err(reason) = sync() {
+            shared.fail(&reason, Cause::Disk, Vec::new());
+            return;
+        }
+    }
+}
+
+/// Body of the writer thread.
+pub(super) fn run<D: LogDisk>(shared: &Arc<Shared>, mut disk: D) {
+    let outcome = catch_unwind(AssertUnwindSafe(|| serve(shared, &mut disk)));
+    let cause = if matches!(outcome, Ok(Err(WriteError::GaveUp))) { Cause::Late } else { Cause::Disk };
+    let failure = match outcome {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(panic) => Some(format!("the writer panicked: {}", super::panic_message(&*panic))),
+    };
+    match failure {
+        None => drop(disk),
+        Some(reason) => {
+            // A disk may flush when its last handle goes, and a failed fsync must never be retried.
+            std::mem::forget(disk);
+            shared.fail(&reason, cause, shared.progress.abandon());
+        }
+    }
+    shared.progress.stop();
+}
+
+/// Writes until the queue is closed.
+fn serve<D: LogDisk>(shared: &Shared, disk: &mut D) -> Result<(), WriteError<D::Error>> {
+    loop {
+        let writes = match shared.queue.next(!disk.unswept()) {
+            Next::Batch(writes) => writes,
+            Next::Idle => {
+                sweep(shared, disk)?;
+                continue;
+            }
+            Next::Closed => {
+                shared.progress.step()?;
+                disk.close().map_err(WriteError::Disk)?;
+                shared.progress.end()?;
+                return Ok(());
+            }
+        };
+        write(shared, disk, writes)?;
+        if disk.unswept() {
+            sweep(shared, disk)?;
+        }
+    }
+}
+
+fn sweep<D: LogDisk>(shared: &Shared, disk: &mut D) -> Result<(), WriteError<D::Error>> {
+    shared.progress.begin(Vec::new())?;
+    disk.sweep().map_err(WriteError::Disk)?;
+    shared.progress.end()?;
+    Ok(())
+}
+
+/// Writes one batch and reports its outcome.
+fn write<D: LogDisk>(shared: &Shared, disk: &mut D, writes: Vec<Write>) -> Result<(), WriteError<D::Error>> {
+    let ticket = writes.last().map_or(0, |write| write.ticket);
+    let bytes: usize = writes.iter().map(|write| write.bytes).sum();
+    let count = writes.len() as u64;
+    let (changes, completions): (Vec<_>, Vec<_>) =
+        writes.into_iter().map(|write| (write.change, write.done)).unzip();
+    shared.progress.begin(completions)?;
+    if let Some(room) = &shared.room {
+        // No write may meet a full disk: the first that fails is final.
+        room.before_batch(bytes as u64).map_err(WriteError::Room)?;
+    }
+    for change in changes {
+        let written = match change {
+            Change::Append(entries) => disk.append(&entries),
+            Change::SaveVote(vote) => disk.save_vote(vote),
+            Change::Truncate(from, last) => disk.truncate(from, last),
+            Change::Purge(upto) => disk.purge(upto),
+            Change::Nothing => Ok(()),
+        };
+        written.map_err(WriteError::Disk)?;
+    }
+    disk.flush(shared.committed()).map_err(WriteError::Disk)?;
+    let completions = shared.progress.end()?;
+    let failure = shared.settle(ticket);
+    shared.stats.queued_bytes.fetch_sub(bytes as u64, Relaxed);
+    shared.stats.queued_writes.fetch_sub(count, Relaxed);
+    complete(completions.into_iter(), failure.as_ref()).map_err(WriteError::Completion)
+}
+
+/// Calls every completion, with `error` if there is one. A panic in one does not keep the others from being
+/// called; the first is returned.
+pub(crate) fn complete(
+    completions: impl Iterator<Item = Completion>,
+    error: Option<&io::Error>,
+) -> Result<(), String> {
+    let mut outcome = Ok(());
+    for done in completions {
+        let result = match error {
+            None => Ok(()),
+            Some(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| done(result))) {
+            outcome = outcome.and(Err(super::panic_message(&*panic).to_owned()));
+        }
+    }
+    outcome
+}

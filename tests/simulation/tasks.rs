@@ -1,0 +1,239 @@
+//! Every task that a node cannot do without, made to panic in turn: the node ends, says which task it was, and the others
+//! go on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate::engine::{Engine, EngineConfig, EngineParts};
+use quorate::error::FatalError;
+use quorate::machine::{ApplyContext, StateMachine};
+use quorate::runtime::TaskGroup;
+use quorate::storage::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
+use quorate::types::{Incarnation, NodeId, Role};
+
+use crate::network::{Network, SimTransport, address};
+use crate::trace::Trace;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(1);
+const NODES: [NodeId; 3] = [1, 2, 3];
+
+/// Counts the commands, and its bytes, which never change.
+#[derive(Debug, Clone, Default)]
+struct Count(u64);
+
+impl StateMachine for Count {
+    type Command = ();
+    type Reply = u64;
+    type Query = ();
+    type Answer = u64;
+    type View = u64;
+
+    fn apply(&mut self, _: &ApplyContext, (): ()) -> u64 {
+        self.0 += 1;
+        self.0
+    }
+
+    fn view(&self) -> u64 {
+        self.0
+    }
+
+    fn query(view: &u64, (): ()) -> u64 {
+        *view
+    }
+
+    fn state_bytes(&self) -> Option<u64> {
+        Some(8)
+    }
+
+    fn write_snapshot(view: &u64, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(&view.to_le_bytes())
+    }
+
+    fn read_snapshot(input: &mut dyn Read) -> io::Result<Self> {
+        let mut bytes = [0; 8];
+        input.read_exact(&mut bytes)?;
+        Ok(Self(u64::from_le_bytes(bytes)))
+    }
+}
+
+struct Cluster(BTreeMap<NodeId, Engine<Count>>);
+
+impl Cluster {
+    async fn start() -> Self {
+        let network = Network::new(0, Arc::new(Trace::new(false)));
+        let mut nodes = BTreeMap::new();
+        for node_id in NODES {
+            let mut config = EngineConfig::new(node_id, "", address(node_id));
+            config.initial_members = NODES.map(|id| (id, address(id))).into();
+            let parts = EngineParts {
+                config,
+                incarnation: Incarnation(u128::from(node_id)),
+                log: Arc::new(MemoryStore::open(&MemoryDisk::new(SyncMode::Immediate))),
+                snapshots: Arc::new(MemorySnapshots::new()),
+                transport: Arc::new(SimTransport { network: network.clone(), node_id }),
+                promised_lease_ms: 0,
+                memory_bytes: Some(1 << 30),
+            };
+            let group = Arc::new(TaskGroup::default());
+            let engine = group.spawn(Engine::start(parts, Count::default())).await.unwrap().unwrap();
+            network.open_door(node_id, engine.peer_door(), group);
+            nodes.insert(node_id, engine);
+        }
+        Self(nodes)
+    }
+
+    /// What `look` finds, looking at every node again and again from its start on.
+    async fn find<T>(&self, what: &str, look: impl Fn(&Engine<Count>) -> Option<T>) -> T {
+        let found = async {
+            loop {
+                if let Some(found) = self.0.values().find_map(&look) {
+                    return found;
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        let found = tokio::time::timeout(PATIENCE, found).await;
+        found.unwrap_or_else(|_| panic!("in vain waited for {what}"))
+    }
+
+    /// A write that is taken by a node that leads and is not `without`.
+    async fn write(&self, without: Option<NodeId>) {
+        let written = async {
+            loop {
+                for (id, node) in &self.0 {
+                    if Some(*id) != without
+                        && node.state().role == Role::Leader
+                        && node.write(()).await.is_ok()
+                    {
+                        return;
+                    }
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, written).await.expect("a write is taken");
+    }
+}
+
+fn simulated<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .rng_seed(tokio::runtime::RngSeed::from_bytes(&[0; 8]))
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let _guard = quorate::runtime::simulate(0);
+        test.await
+    })
+}
+
+/// All tasks that any node is seen to run, from its start until it serves.
+fn all_names() -> BTreeSet<&'static str> {
+    simulated(async {
+        let cluster = Cluster::start().await;
+        let mut names = BTreeSet::new();
+        let served = async {
+            loop {
+                names.extend(cluster.0.values().flat_map(Engine::tasks));
+                if cluster.0.values().all(|node| node.state().is_ready()) {
+                    return;
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, served).await.expect("the nodes serve");
+        cluster.write(None).await;
+        names.extend(cluster.0.values().flat_map(Engine::tasks));
+        names
+    })
+}
+
+/// A cluster one of whose nodes has a task of this name panic: one that serves, or, if the task runs only before that, one that
+/// was just started. That node, and whether the cluster served.
+async fn with_panic(name: &str) -> (Cluster, Engine<Count>, bool) {
+    let panics = |node: &Engine<Count>| node.panic_in(name).then(|| node.clone());
+    let cluster = Cluster::start().await;
+    let ready = async {
+        while !cluster.0.values().all(|node| node.state().is_ready()) {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ready).await.expect("the nodes serve");
+    cluster.write(None).await;
+    if let Some(broken) = cluster.0.values().find_map(panics) {
+        return (cluster, broken, true);
+    }
+    let cluster = Cluster::start().await;
+    let broken = cluster.find(name, panics).await;
+    (cluster, broken, false)
+}
+
+#[test]
+fn a_panic_in_any_task_ends_the_node_and_names_the_task() {
+    let names = all_names();
+    assert!(!names.contains("consensus-other"), "name what openraft runs: {names:?}");
+    for name in ["formation", "state", "leader-reads", "consensus-core", "consensus-replication"] {
+        assert!(names.contains(name), "{name} is not among {names:?}");
+    }
+    for name in names {
+        simulated(async {
+            let (cluster, broken, served) = with_panic(name).await;
+            let mut state = broken.watch();
+            let fatal = state.wait_for(|state| state.fatal.is_some());
+            let told = tokio::time::timeout(PATIENCE, fatal).await;
+            let told = told.unwrap_or_else(|_| panic!("nothing came of a panic in {name}")).unwrap().clone();
+            let failure = format!("has panicked: task {name} was made to panic");
+            assert_eq!(told.fatal, Some(FatalError::Task { name, failure }));
+            assert_eq!((told.role, told.leader.is_some()), (Role::Stopped, false), "{name}");
+            let refused = async {
+                while !broken.write(()).await.is_err_and(|error| error.to_string().contains(name)) {
+                    tokio::time::sleep(POLL).await;
+                }
+            };
+            let refused = tokio::time::timeout(PATIENCE, refused).await;
+            assert!(refused.is_ok(), "{name}: writes are not refused with the reason");
+            if served {
+                // The others have lost no more than a member.
+                cluster.write(Some(told.node_id)).await;
+            }
+            let stopped = tokio::time::timeout(PATIENCE, broken.shutdown()).await;
+            assert!(stopped.is_ok(), "{name}: the node does not stop");
+        });
+    }
+}
+
+/// Nobody writes, reads, fails or leaves: what is left to do is to hear each other, and to look at the wall clock.
+#[test]
+fn an_idle_node_waits() {
+    const IDLE: Duration = Duration::from_secs(60);
+    simulated(async {
+        let cluster = Cluster::start().await;
+        cluster.write(None).await;
+        // The quota is agreed on, and states are compared.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let before: Vec<_> = cluster.0.values().map(Engine::task_polls).collect();
+        tokio::time::sleep(IDLE).await;
+        for (node, before) in cluster.0.values().zip(before) {
+            assert!(node.state().is_ready());
+            for (task, polls) in node.task_polls() {
+                // Ours to keep quiet: openraft ticks a hundred times a second.
+                if task.starts_with("consensus-") {
+                    continue;
+                }
+                let most_per_s = match task {
+                    // By when the leader, or a quorum, must have been heard again.
+                    "state" => 2,
+                    "wall-clock" => 1,
+                    _ => 0,
+                };
+                let polls = polls - before.get(task).copied().unwrap_or_default();
+                let most = most_per_s * IDLE.as_secs() + 2;
+                assert!(polls <= most, "{task} of node {} was polled {polls} times", node.state().node_id);
+            }
+        }
+    });
+}
