@@ -102,7 +102,7 @@ async fn settings_are_changed_all_or_none() {
         json(&port, "POST", path, r#"{"snapshot_keep_entries": "7", "preferred_leader": true}"#).await;
     assert_eq!(code, 200);
     assert_eq!(answer["settings"]["snapshot_keep_entries"], 7);
-    assert_eq!(answer["fixed"], json!({}), "nobody has told");
+    assert_eq!(answer["fixed"], json!({"node_id": 7}), "what the process was told");
     assert_eq!(json(&port, "GET", path, "").await, (200, answer));
     assert!(port.node.settings().preferred_leader);
 
