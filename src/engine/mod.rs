@@ -36,12 +36,12 @@
 //! |---|---|---|---|
 //! | `log-writer` | all writes of the log, and their completions | queue *writes of the log* | the log's last handle |
 //! | `log-watchdog` | ends a node whose write does not come back | every 3.75 s | the log's last handle |
-//! | `log-mark-sync` | how much of the log a power cut must leave | every second | the log's last handle |
+//! | `log-sync-later` | how much of the log a power cut must leave | every second | the log's last handle |
 //! | `disk-look` | free space and the reserve | every 100 ms to 1 s, by how much is free | the log's last handle |
 //! | `log-lines` | the process's standard error (`logging.rs`) | its queue | the process |
 //! | tokio's for blocking work | reading and writing snapshots, hashing states ([`offload`](crate::runtime::offload)) | the caller | the work |
 //!
-//! A panic of `log-writer` fails the log, which is the end of the core.
+//! A panic of `log-writer`, `log-watchdog` or `log-sync-later` fails the log, which is the end of the core.
 //!
 //! | queue | from | to | bound | when it is full |
 //! |---|---|---|---|---|

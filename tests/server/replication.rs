@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use quorate::kv::machine::KvMachine;
 use quorate::proto::peer::{LogId, Request, SnapshotPiece, Vote, request, response};
@@ -13,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use crate::{channel, put_many, with_node};
+use crate::{DEADLINE, channel, put_many, with_node};
 
 /// Code and body of an answer.
 pub(crate) async fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
@@ -151,7 +152,17 @@ async fn every_metric_that_the_guide_names_exists() {
         put_many(address, 1).await;
         let mut admin = AdminClient::new(channel(address).await);
         admin.snapshot(SnapshotRequest {}).await.unwrap();
-        let (_, text) = http(address, "GET", "/metrics", "").await;
+        // The leader agrees with itself on a quota a moment after it leads.
+        let agreed = async {
+            loop {
+                let (_, text) = http(address, "GET", "/metrics", "").await;
+                if text.contains("\nquorate_state_quota_bytes ") {
+                    return text;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let text = tokio::time::timeout(DEADLINE, agreed).await.expect("there is no quota");
         let declared: Vec<_> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
         for name in named {

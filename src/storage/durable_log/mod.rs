@@ -38,6 +38,7 @@ mod writer;
 
 use std::any::Any;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -225,6 +226,26 @@ fn failed(reason: &str) -> io::Error {
     io::Error::other(format!("the log has failed for good: {reason}"))
 }
 
+/// Starts a thread of a store. One that panics fails it: what the thread was there for, nobody does any more.
+fn start(
+    shared: &Arc<Shared>,
+    name: &'static str,
+    body: Box<dyn FnOnce() + Send>,
+) -> io::Result<JoinHandle<()>> {
+    let shared = shared.clone();
+    let guarded = move || {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
+            let reason = format!("the thread {name} has panicked: {}", panic_message(&*panic));
+            shared.fail(&reason, Cause::Disk, Vec::new());
+        }
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(guarded)
+}
+
+fn unstarted(directory: &Path, error: io::Error) -> StorageError {
+    files::io_error("cannot start a thread for", directory, error)
+}
+
 /// The message of a caught panic.
 pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
@@ -261,12 +282,7 @@ impl<D: LogDisk> DurableLog<D> {
             room,
             on_failure,
         });
-        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new()
-                .name(name.to_owned())
-                .spawn(body)
-                .map_err(|error| files::io_error("cannot start a thread for", directory, error))
-        };
+        let spawn = |name, body| start(&shared, name, body).map_err(|error| unstarted(directory, error));
         // If anything fails from here on, dropping the store stops what has been started.
         let mut store = Self {
             shared: shared.clone(),
@@ -297,7 +313,8 @@ impl<D: LogDisk> DurableLog<D> {
         }
         let for_writer = shared.clone();
         store.threads.push(spawn("log-writer", Box::new(move || writer::run(&for_writer, disk)))?);
-        let sync_later = Box::new(move || writer::sync_later(&shared, &sync_later));
+        let for_sync = shared.clone();
+        let sync_later = Box::new(move || writer::sync_later(&for_sync, &sync_later));
         store.threads.push(spawn("log-sync-later", sync_later)?);
         Ok(store)
     }

@@ -40,6 +40,8 @@ struct Ram {
     closed: AtomicUsize,
     dropped: AtomicUsize,
     synced_later: AtomicUsize,
+    /// Syncing later panics from now on.
+    sync_panics: AtomicBool,
 }
 
 /// One of the two handles of an open log.
@@ -86,6 +88,7 @@ impl RamDisk {
                 reader: Handle(self.clone()),
                 sync_later: Box::new(move || {
                     ram.synced_later.fetch_add(1, SeqCst);
+                    assert!(!ram.sync_panics.load(SeqCst), "as the test wants it");
                     Ok(())
                 }),
                 grows: "nowhere".into(),
@@ -330,6 +333,18 @@ fn a_hang_is_reported_although_the_state_is_locked() {
     drop(log); // does not wait for the writer
     assert_eq!(disk.0.dropped.load(SeqCst), 0);
     drop(release);
+}
+
+#[test]
+fn a_thread_that_panics_fails_the_log() {
+    let disk = RamDisk::default();
+    let (sender, failures) = failures();
+    let log = disk.open_with(0, Duration::from_secs(30), move |failure| sender.tell(failure)).unwrap();
+    append(&log, 0).recv().unwrap().unwrap();
+    disk.0.sync_panics.store(true, SeqCst);
+    let failure = failures.recv_timeout(PATIENCE).expect("reported");
+    assert!(failure.reason.contains("log-sync-later") && !failure.hung, "{failure:?}");
+    append(&log, 1).recv().unwrap().unwrap_err();
 }
 
 /// Where a failure is reported.
