@@ -401,7 +401,7 @@ async fn idle_connections_give_way_and_busy_ones_leave_places_for_probes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pipelines_that_are_not_read_cost_little() {
     const PIPELINES: usize = 8;
-    const READS: u64 = 1_000;
+    const READS: u64 = 400;
     let node = Node::start(&[], None);
     node.put_large(4).await;
     let before = node.memory("VmRSS");
