@@ -40,6 +40,8 @@ pub mod door;
 pub(crate) mod duration;
 pub mod engine;
 pub mod error;
+#[cfg(test)]
+mod golden;
 pub(crate) mod incoming;
 pub mod kv;
 pub mod logging;

@@ -24,6 +24,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("shown", &[]),
     ("proto", &["reason"]),
     ("duration", &[]),
+    // For tests alone.
+    ("golden", &[]),
     // How people write where somebody listens.
     ("address", &[]),
     ("logging", &[]),
@@ -99,11 +101,18 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
 ];
 
 /// What tests may name beyond that: a fake server, and the machine that is at hand.
-const IN_TESTS: &[(&str, &str)] =
-    &[("cli", "proto"), ("reason", "proto"), ("engine", "kv"), ("raft", "kv"), ("kv", "storage")];
+const IN_TESTS: &[(&str, &str)] = &[
+    ("cli", "proto"),
+    ("cli", "golden"),
+    ("kv", "golden"),
+    ("reason", "proto"),
+    ("engine", "kv"),
+    ("raft", "kv"),
+    ("kv", "storage"),
+];
 
 /// Files that are nothing but tests, and are not called so.
-const TEST_FILES: &[&str] = &["src/engine/lone.rs", "src/raft/apply/quota_tests.rs"];
+const TEST_FILES: &[&str] = &["src/engine/lone.rs", "src/golden.rs", "src/raft/apply/quota_tests.rs"];
 
 /// Which files may name a vendor crate, or another one whose name begins with it and `_`.
 const VENDORS: &[(&str, &[&str])] = &[

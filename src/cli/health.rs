@@ -44,8 +44,7 @@ pub async fn run(common: &Common, _: HealthArgs) -> Result<(), CliError> {
         Format::Json => output::json(&rows)?,
         Format::Table => {
             let cells: Vec<_> = rows.iter().map(cells).collect();
-            let headings = ["ENDPOINT", "REACHABLE", "READY", "NODE", "ROLE", "LATENCY"];
-            output::raw(output::table(&headings, &cells).as_bytes())?;
+            output::raw(output::table(&HEADINGS, &cells).as_bytes())?;
             for row in &rows {
                 if let Some(error) = &row.error {
                     output::remark(&format!("{}: {error}", row.endpoint));
@@ -103,6 +102,8 @@ fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeStatus, Clien
     }
 }
 
+const HEADINGS: [&str; 6] = ["ENDPOINT", "REACHABLE", "READY", "NODE", "ROLE", "LATENCY"];
+
 fn cells(row: &Row) -> Vec<String> {
     let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
@@ -132,6 +133,9 @@ fn verdict(rows: &[Row]) -> Result<(), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden::golden;
+    use crate::kv::client::ClientConfig;
+    use crate::kv::client::tests::fake::{Fake, leader, told};
     use crate::reason::Reason;
 
     fn node(reachable: bool, ready: bool, role: &str) -> Row {
@@ -172,6 +176,22 @@ mod tests {
                 Reason::NoQuorum
             )
         );
+    }
+
+    #[tokio::test]
+    async fn what_nodes_tell_is_shown_as_ever() {
+        let (mut rows, endpoint) = (Vec::new(), Endpoint::parse("n1:1").unwrap());
+        for status in told() {
+            let node = Fake::start(leader);
+            node.set_status(status);
+            let client = Client::new([node.endpoint()], ClientConfig::default()).unwrap();
+            let asked = Endpoint::parse(&node.endpoint()).unwrap();
+            rows.push(row(&endpoint, Duration::from_micros(1500), &client.status(&asked).await));
+        }
+        let cells: Vec<_> = rows.iter().map(cells).collect();
+        let json = serde_json::to_string_pretty(&rows).unwrap();
+        let table = output::table(&HEADINGS, &cells);
+        golden("cli-health.txt", &format!("{table}{json}\n{:?}\n", verdict(&rows)));
     }
 
     /// One that is being opened answers, and says how far it is.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{CliError, Common, Format, input, output};
 use crate::duration;
@@ -176,19 +176,10 @@ pub async fn run(common: &Common, args: MemberArgs) -> Result<(), CliError> {
 
 /// Prints the members, and of a change whether it has changed anything.
 fn show(format: Format, list: &Members, unchanged: Option<bool>) -> Result<(), CliError> {
-    let rows: Vec<Row<'_>> = list.members.iter().map(|member| row(list, member)).collect();
     match format {
-        Format::Json => output::json(&json!({
-            "members": rows,
-            "term": list.position.map(|position| position.term),
-            "position": list.position.map(|position| position.index),
-            "joint": list.joint,
-            "unchanged": unchanged,
-        })),
+        Format::Json => output::json(&document(list, unchanged)),
         Format::Table => {
-            let headings = ["NODE", "ROLE", "PEER", "CLIENT", "MATCHED", "ANSWERS", "DATA DIRECTORY"];
-            let cells: Vec<_> = rows.iter().map(cells).collect();
-            output::raw(output::table(&headings, &cells).as_bytes())?;
+            output::raw(table(list).as_bytes())?;
             if unchanged == Some(true) {
                 output::remark("nothing had to be done: the members are as before");
             }
@@ -200,6 +191,23 @@ fn show(format: Format, list: &Members, unchanged: Option<bool>) -> Result<(), C
             Ok(())
         }
     }
+}
+
+fn document(list: &Members, unchanged: Option<bool>) -> Value {
+    let rows: Vec<Row<'_>> = list.members.iter().map(|member| row(list, member)).collect();
+    json!({
+        "members": rows,
+        "term": list.position.map(|position| position.term),
+        "position": list.position.map(|position| position.index),
+        "joint": list.joint,
+        "unchanged": unchanged,
+    })
+}
+
+fn table(list: &Members) -> String {
+    let headings = ["NODE", "ROLE", "PEER", "CLIENT", "MATCHED", "ANSWERS", "DATA DIRECTORY"];
+    let cells: Vec<_> = list.members.iter().map(|member| cells(&row(list, member))).collect();
+    output::table(&headings, &cells)
 }
 
 fn row<'a>(list: &Members, member: &'a Member) -> Row<'a> {
@@ -230,4 +238,21 @@ fn cells(row: &Row<'_>) -> Vec<String> {
         row.reachable.map_or_else(unknown, |answers| if answers { "yes" } else { "no" }.to_owned()),
         row.incarnation.map_or_else(unknown, str::to_owned),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::golden;
+    use crate::kv::client::tests::fake::{Fake, leader, told};
+    use crate::kv::client::{Client, ClientConfig};
+
+    #[tokio::test]
+    async fn what_the_leader_tells_is_shown_as_ever() {
+        let node = Fake::start(leader);
+        node.set_status(told()[0].clone());
+        let client = Client::new([node.endpoint()], ClientConfig::default()).unwrap();
+        let list = client.members().await.unwrap();
+        golden("cli-members.txt", &format!("{}{:#}\n", table(&list), document(&list, None)));
+    }
 }

@@ -59,21 +59,8 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
     match common.output {
         Format::Json => output::json(&rows)?,
         Format::Table => {
-            let headings = [
-                "NODE",
-                "ENDPOINT",
-                "ROLE",
-                "TERM",
-                "LEADER",
-                "LAST LOG",
-                "COMMITTED",
-                "APPLIED",
-                "STATE HASH",
-                "STATE BYTES",
-                "QUOTA",
-            ];
             let cells: Vec<_> = rows.iter().map(cells).collect();
-            output::raw(output::table(&headings, &cells).as_bytes())?;
+            output::raw(output::table(&HEADINGS, &cells).as_bytes())?;
             for row in &rows {
                 if let Some(error) = &row.error {
                     output::remark(&format!("{}: {error}", row.endpoint));
@@ -149,6 +136,20 @@ pub(super) fn why(error: &ClientError) -> String {
     }
 }
 
+const HEADINGS: [&str; 11] = [
+    "NODE",
+    "ENDPOINT",
+    "ROLE",
+    "TERM",
+    "LEADER",
+    "LAST LOG",
+    "COMMITTED",
+    "APPLIED",
+    "STATE HASH",
+    "STATE BYTES",
+    "QUOTA",
+];
+
 fn cells(row: &Row) -> Vec<String> {
     let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
     let no_role = if row.reachable { "not open" } else { "unreachable" };
@@ -175,8 +176,9 @@ fn cells(row: &Row) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden::golden;
     use crate::kv::client::ClientConfig;
-    use crate::kv::client::tests::fake::{Fake, leader};
+    use crate::kv::client::tests::fake::{Fake, leader, told};
     use crate::proto::v1;
     use crate::reason::Reason;
 
@@ -198,6 +200,21 @@ mod tests {
         let opening = row(&endpoint, &Err(refused));
         assert_eq!((opening.reachable, opening.error.as_deref()), (true, Some("recovering")));
         assert_eq!(cells(&opening)[2], "not open");
+    }
+
+    #[tokio::test]
+    async fn what_nodes_tell_is_shown_as_ever() {
+        let (mut rows, endpoint) = (Vec::new(), Endpoint::parse("n1:1").unwrap());
+        for status in told() {
+            let node = Fake::start(leader);
+            node.set_status(status);
+            let client = Client::new([node.endpoint()], ClientConfig::default()).unwrap();
+            let asked = Endpoint::parse(&node.endpoint()).unwrap();
+            rows.push(row(&endpoint, &client.status(&asked).await));
+        }
+        let cells: Vec<_> = rows.iter().map(cells).collect();
+        let json = serde_json::to_string_pretty(&rows).unwrap();
+        golden("cli-status.txt", &format!("{}{json}\n", output::table(&HEADINGS, &cells)));
     }
 
     #[tokio::test]

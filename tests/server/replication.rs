@@ -175,3 +175,28 @@ async fn every_metric_that_the_guide_names_exists() {
     })
     .await;
 }
+
+/// Those that need a disk are among them, and no name is given up by accident.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_has_all_its_metrics() {
+    let dir = tempfile::tempdir().unwrap();
+    with_node(dir.path(), async |address| {
+        put_many(address, 1).await;
+        let (_, text) = http(address, "GET", "/metrics", "").await;
+        let names = text.lines().filter(|line| !line.contains("method=\""));
+        let mut names: Vec<_> = names
+            .map(|line| match line.starts_with('#') {
+                true => line,
+                false => line.rsplit_once(' ').unwrap().0,
+            })
+            .collect();
+        names.sort_unstable();
+        let names = names.join("\n") + "\n";
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/metrics-names.txt");
+        if std::env::var_os("QUORATE_GOLDEN").is_some() {
+            std::fs::write(path, &names).unwrap();
+        }
+        assert!(names == std::fs::read_to_string(path).unwrap(), "{names}");
+    })
+    .await;
+}

@@ -200,17 +200,31 @@ impl Default for Observed {
 /// The largest that the fake accepts.
 const MOST_INFLIGHT_BYTES: usize = 1000;
 
-fn peer(node_id: u64, led: Option<LedPeer>) -> PeerState {
-    let peer = format!("10.0.0.{node_id}:7901");
-    let member = Member {
-        peer,
+fn member(node_id: u64) -> Member {
+    Member {
+        peer: format!("10.0.0.{node_id}:7901"),
         client: format!("10.0.0.{node_id}:7801"),
+        incarnation: Incarnation(u128::from(node_id)),
+        ..Member::default()
+    }
+}
+
+fn peer(node_id: u64, led: Option<LedPeer>) -> PeerState {
+    let carried =
+        Carried { sent_bytes: 10 * node_id, received_bytes: 1, dials_failed: 2, ..Carried::default() };
+    PeerState { node_id, member: member(node_id), voter: node_id != 3, carried, led }
+}
+
+/// The membership after a change.
+fn changed() -> MemberList {
+    let member = Member {
+        peer: "p:1".to_owned(),
+        client: "c:1".to_owned(),
         incarnation: Incarnation(9),
         ..Member::default()
     };
-    let carried =
-        Carried { sent_bytes: 10 * node_id, received_bytes: 1, dials_failed: 2, ..Carried::default() };
-    PeerState { node_id, member, voter: node_id != 3, carried, led }
+    let state = MemberState { node_id: WELL, member, voter: true, matched: Some(5), reachable: Some(true) };
+    MemberList { members: vec![state], leader: None, position: Some(LogId::new(3, 5)), joint: true }
 }
 
 impl OperatedNode for FakeNode {
@@ -244,17 +258,17 @@ impl OperatedNode for FakeNode {
     }
 
     fn members(&self) -> MemberList {
-        let member = Member {
-            peer: "p:1".to_owned(),
-            client: "c:1".to_owned(),
-            incarnation: Incarnation(9),
-            ..Member::default()
+        let leads = self.state().role == Role::Leader;
+        let member = |(node_id, matched)| MemberState {
+            node_id,
+            member: member(node_id),
+            voter: node_id != 3,
+            matched: leads.then_some(matched).flatten(),
+            reachable: leads.then_some(node_id != 3),
         };
-        let state =
-            MemberState { node_id: WELL, member, voter: true, matched: Some(5), reachable: Some(true) };
         MemberList {
-            members: vec![state],
-            leader: Some(Leader { node_id: 7, client: "here:7801".to_owned() }),
+            members: [(2, Some(8)), (3, None), (7, Some(10))].map(member).into(),
+            leader: self.state().leader,
             position: Some(LogId::new(3, 5)),
             joint: true,
         }
@@ -266,15 +280,15 @@ impl OperatedNode for FakeNode {
             Change::Add { new: NewMember { node_id: WELL, peer }, promote: true, timeout }
                 if peer == "p:1" && timeout == Duration::from_secs(60) =>
             {
-                Ok(self.members())
+                Ok(changed())
             }
             Change::Replace { old: 3, new, timeout } if timeout == Duration::from_millis(1) => {
                 assert_eq!(new, NewMember { node_id: WELL, peer: "p:1".to_owned() });
-                Ok(self.members())
+                Ok(changed())
             }
             Change::Update { node_id: WELL, addresses } => {
                 assert_eq!(addresses, NewAddresses { peer: None, client: Some("c:1".to_owned()) });
-                Ok(self.members())
+                Ok(changed())
             }
             Change::Promote { .. } => Err(MembershipError::NotLeader { leader }),
             Change::Demote { force: true, .. } => {

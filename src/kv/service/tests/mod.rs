@@ -48,6 +48,7 @@ use fake::{FakeNode, HISTORY, QUOTA};
 mod bounds;
 mod deadlines;
 mod fake;
+mod golden;
 mod members;
 mod opening;
 mod queues;
