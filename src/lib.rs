@@ -50,6 +50,7 @@ pub mod node;
 pub mod proto;
 pub mod raft;
 pub mod reason;
+pub mod report;
 #[doc(hidden)]
 pub mod runtime;
 pub mod session;

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::{CliError, Common, Format, input, output};
 use crate::duration;
-use crate::kv::client::{Member, MemberChange, Members};
-use crate::types::NodeId;
+use crate::kv::client::{MemberChange, MemberList, MemberReport};
+use crate::types::{MemberKind, NodeId};
 
 /// Arguments of `quorate member`.
 #[derive(Debug, Args)]
@@ -129,7 +129,7 @@ pub struct CatchUp {
 #[derive(Debug, Serialize)]
 struct Row<'a> {
     node_id: NodeId,
-    role: &'static str,
+    role: MemberKind,
     /// Null when no leader is known.
     leader: Option<bool>,
     peer: &'a str,
@@ -137,7 +137,7 @@ struct Row<'a> {
     client: Option<&'a str>,
     matched: Option<u64>,
     reachable: Option<bool>,
-    incarnation: Option<&'a str>,
+    incarnation: Option<String>,
 }
 
 /// Does what was asked for, and lists the members.
@@ -175,7 +175,7 @@ pub async fn run(common: &Common, args: MemberArgs) -> Result<(), CliError> {
 }
 
 /// Prints the members, and of a change whether it has changed anything.
-fn show(format: Format, list: &Members, unchanged: Option<bool>) -> Result<(), CliError> {
+fn show(format: Format, list: &MemberList, unchanged: Option<bool>) -> Result<(), CliError> {
     match format {
         Format::Json => output::json(&document(list, unchanged)),
         Format::Table => {
@@ -193,7 +193,7 @@ fn show(format: Format, list: &Members, unchanged: Option<bool>) -> Result<(), C
     }
 }
 
-fn document(list: &Members, unchanged: Option<bool>) -> Value {
+fn document(list: &MemberList, unchanged: Option<bool>) -> Value {
     let rows: Vec<Row<'_>> = list.members.iter().map(|member| row(list, member)).collect();
     json!({
         "members": rows,
@@ -204,39 +204,35 @@ fn document(list: &Members, unchanged: Option<bool>) -> Value {
     })
 }
 
-fn table(list: &Members) -> String {
+fn table(list: &MemberList) -> String {
     let headings = ["NODE", "ROLE", "PEER", "CLIENT", "MATCHED", "ANSWERS", "DATA DIRECTORY"];
     let cells: Vec<_> = list.members.iter().map(|member| cells(&row(list, member))).collect();
     output::table(&headings, &cells)
 }
 
-fn row<'a>(list: &Members, member: &'a Member) -> Row<'a> {
+fn row<'a>(list: &MemberList, member: &'a MemberReport) -> Row<'a> {
     Row {
         node_id: member.node_id,
-        role: if member.voter { "voter" } else { "learner" },
-        leader: list.leader.map(|leader| leader == member.node_id),
+        role: member.kind(),
+        leader: list.leader.as_ref().map(|leader| leader.node_id == member.node_id),
         peer: &member.peer,
-        client: given(&member.client),
+        client: Some(&*member.client).filter(|client| !client.is_empty()),
         matched: member.matched,
         reachable: member.reachable,
-        incarnation: given(&member.incarnation),
+        incarnation: member.incarnation.map(|own| own.to_string()),
     }
-}
-
-fn given(text: &str) -> Option<&str> {
-    (!text.is_empty()).then_some(text)
 }
 
 fn cells(row: &Row<'_>) -> Vec<String> {
     let unknown = || "-".to_owned();
     vec![
         row.node_id.to_string(),
-        if row.leader == Some(true) { format!("{}, leads", row.role) } else { row.role.to_owned() },
+        if row.leader == Some(true) { format!("{}, leads", row.role) } else { row.role.to_string() },
         row.peer.to_owned(),
         row.client.map_or_else(unknown, str::to_owned),
         row.matched.map_or_else(unknown, |matched| matched.to_string()),
         row.reachable.map_or_else(unknown, |answers| if answers { "yes" } else { "no" }.to_owned()),
-        row.incarnation.map_or_else(unknown, str::to_owned),
+        row.incarnation.clone().unwrap_or_else(unknown),
     ]
 }
 

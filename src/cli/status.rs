@@ -7,8 +7,8 @@ use futures::future::join_all;
 use serde::Serialize;
 
 use super::{CliError, Common, Format, output};
-use crate::kv::client::{Client, ClientError, Endpoint, NodeStatus};
-use crate::types::NodeId;
+use crate::kv::client::{Client, ClientError, Endpoint, NodeReport};
+use crate::types::{NodeId, QuotaSource, Role};
 
 /// Arguments of `quorate status`.
 #[derive(Debug, Args)]
@@ -26,7 +26,7 @@ pub struct StatusArgs {
 struct Row {
     node_id: Option<NodeId>,
     endpoint: String,
-    role: Option<String>,
+    role: Option<Role>,
     term: Option<u64>,
     leader: Option<NodeId>,
     last_log: Option<u64>,
@@ -74,7 +74,7 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
     if rows.iter().any(|row| row.reachable) { Ok(()) } else { Err(CliError::NoNodeAnswers) }
 }
 
-type Answer = (Endpoint, Result<NodeStatus, ClientError>);
+type Answer = (Endpoint, Result<NodeReport, ClientError>);
 
 async fn ask_other_members(client: &Client, answers: &[Answer]) -> Vec<Answer> {
     let statuses = || answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
@@ -92,30 +92,30 @@ async fn ask_other_members(client: &Client, answers: &[Answer]) -> Vec<Answer> {
     join_all(others.into_iter().map(ask)).await
 }
 
-fn row(endpoint: &Endpoint, answer: &Result<NodeStatus, ClientError>) -> Row {
+fn row(endpoint: &Endpoint, answer: &Result<NodeReport, ClientError>) -> Row {
     let endpoint = endpoint.to_string();
     match answer {
         Ok(status) => Row {
             node_id: Some(status.node_id),
             endpoint,
-            role: Some(status.role.clone()),
+            role: status.role,
             // Of a node that has never met its cluster nothing is known yet.
             term: Some(status.term).filter(|term| *term > 0),
-            leader: status.leader,
-            last_log: status.last_log,
-            committed: status.committed.map(|position| position.index),
-            committed_term: status.committed.map(|position| position.term),
-            applied: status.applied.map(|position| position.index),
-            applied_term: status.applied.map(|position| position.term),
+            leader: status.leader.as_ref().map(|leader| leader.node_id),
+            last_log: status.offsets.last_log,
+            committed: status.offsets.committed.map(|position| position.index),
+            committed_term: status.offsets.committed.map(|position| position.term),
+            applied: status.offsets.applied.map(|position| position.index),
+            applied_term: status.offsets.applied.map(|position| position.term),
             state_hash: status
                 .state_hash
-                .filter(|_| status.applied.is_some())
+                .filter(|_| status.offsets.applied.is_some())
                 .map(|hash| format!("{hash:016x}")),
-            state_bytes: status.state_bytes,
-            state_quota_bytes: status.state_quota_bytes,
-            state_quota_set: status.state_quota_bytes.map(|_| status.state_quota_set),
+            state_bytes: status.state.bytes,
+            state_quota_bytes: status.state.quota_bytes,
+            state_quota_set: status.state.quota_source.map(|source| source == QuotaSource::Operator),
             reachable: true,
-            diverged: Some(status.diverged.clone()).filter(|diverged| !diverged.is_empty()),
+            diverged: status.diverged.clone(),
             error: None,
         },
         Err(error) => Row {
@@ -152,11 +152,13 @@ const HEADINGS: [&str; 11] = [
 
 fn cells(row: &Row) -> Vec<String> {
     let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
-    let no_role = if row.reachable { "not open" } else { "unreachable" };
-    let role = match (&row.role, &row.diverged) {
+    let role = match (row.role, &row.diverged) {
         (Some(role), Some(_)) => format!("{role}, diverged"),
-        (Some(role), None) => role.clone(),
-        (None, _) => no_role.to_owned(),
+        (Some(role), None) => role.to_string(),
+        // Of a newer version.
+        (None, _) if row.node_id.is_some() => "-".to_owned(),
+        (None, _) if row.reachable => "not open".to_owned(),
+        (None, _) => "unreachable".to_owned(),
     };
     vec![
         number(row.node_id),
@@ -238,8 +240,8 @@ mod tests {
 
     #[test]
     fn a_node_whose_state_differs_is_told_by_its_role() {
-        let role = Some("follower".to_owned());
-        let well = Row { role: role.clone(), ..Row::default() };
+        let role = Some(Role::Follower);
+        let well = Row { role, ..Row::default() };
         let diverged = Row { role, diverged: Some("differs".to_owned()), ..Row::default() };
         assert_eq!((&*cells(&well)[2], &*cells(&diverged)[2]), ("follower", "follower, diverged"));
     }

@@ -240,10 +240,12 @@ impl Connection {
         let led_elsewhere = cluster.is_led_by_other_than(&self.node.endpoint);
         let answered_elsewhere = cluster.has_reached_other_than(&self.node.endpoint);
         let why: Arc<str> = "no connection yet, and another node answers".into();
-        let may_leave = |call: &mut Call| match call.kind {
-            _ if call.bound => false,
-            Kind::Anywhere => answered_elsewhere,
-            Kind::Write | Kind::AtLeader => led_elsewhere,
+        let may_leave = |call: &mut Call| {
+            let by_another = match call.kind {
+                Kind::Anywhere => answered_elsewhere,
+                Kind::Write | Kind::AtLeader => led_elsewhere,
+            };
+            by_another && !call.bound
         };
         for call in self.waiting.extract_if(.., may_leave) {
             call.fail(AttemptError::NotSent(why.clone()));
@@ -376,6 +378,6 @@ fn size_bytes(call: &v1::Call) -> usize {
     const OVERHEAD_BYTES: usize = 64;
     match &call.content {
         Some(Content::Payload(payload)) => OVERHEAD_BYTES + payload.len(),
-        _ => OVERHEAD_BYTES,
+        Some(Content::OpenSession(_) | Content::CloseSession(_)) | None => OVERHEAD_BYTES,
     }
 }

@@ -156,7 +156,9 @@ fn asked_keys(txn: &KvTxn) -> [Vec<Bytes>; 2] {
     [&txn.then, &txn.otherwise].map(|branch| {
         let key = |operation: &TxnOp| match operation {
             TxnOp::Get { key, .. } => key.clone(),
-            _ => Bytes::new(),
+            TxnOp::Range { .. } | TxnOp::Put { .. } | TxnOp::Delete { .. } | TxnOp::DeleteRange { .. } => {
+                Bytes::new()
+            }
         };
         branch.iter().map(key).collect()
     })

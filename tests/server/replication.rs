@@ -8,6 +8,7 @@ use quorate::kv::machine::KvMachine;
 use quorate::proto::peer::{LogId, Request, SnapshotPiece, Vote, request, response};
 use quorate::proto::v1::SnapshotRequest;
 use quorate::proto::v1::admin_client::AdminClient;
+use quorate::types::Role;
 use quorate::{Engine, EngineConfig};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -48,7 +49,7 @@ async fn what_was_written_shows_in_status_stats_and_metrics() {
     with_node(dir.path(), async |address| {
         put_many(address, PUTS).await;
         let (code, status) = json_of(address, "GET", "/replication/status", "").await;
-        assert_eq!((code, &status["role"], &status["healthy"]), (200, &json!("leader"), &json!(true)));
+        assert_eq!((code, &status["role"], &status["healthy"]), (200, &json!(Role::Leader), &json!(true)));
         assert_eq!(status["offsets"]["applied"], status["offsets"]["committed"]);
         assert_eq!(status["lag"], json!({"operations": 0, "ms": 0.0, "leader_heard_ms": null}));
         assert_eq!((&status["connected_replicas"], &status["replicas"]), (&json!(0), &json!(0)));

@@ -99,7 +99,7 @@ async fn what_was_met_is_told_whatever_the_last_try_brings() {
     let nobody = address_of_nobody();
     for hint in [None, Some(LeaderHint { node_id: 7, client: nobody.clone() })] {
         let follower = Fake::start(refusing(not_leader(hint.clone().map(|hint| (7, hint.client)))));
-        let status = status_of(1, "follower", 3, None);
+        let status = status_of(1, Role::Follower, 3, None);
         follower.set_status(StatusResponse { leader: hint.clone(), ..status });
         let client = client_with(&[&follower], |config| {
             config.unavailable_after = Duration::ZERO;
@@ -124,7 +124,7 @@ async fn what_was_met_is_told_whatever_the_last_try_brings() {
 #[tokio::test]
 async fn the_leader_is_known_from_whatever_says_so() {
     let (first, third) = (Fake::start(leader), Fake::start(leader));
-    first.set_status(status_of(1, "leader", 1, Some((1, &first))));
+    first.set_status(status_of(1, Role::Leader, 1, Some((1, &first))));
     let known = |node_id, fake: &Fake| {
         Some(KnownLeader { node_id: Some(node_id), client: Endpoint::parse(&fake.endpoint()).unwrap() })
     };
