@@ -131,13 +131,14 @@ async fn the_admin_service() {
     }
 }
 
-/// By families, in the order of their names: which comes first says nothing. Requests of one method stand for all.
+/// Sorted, as which comes first says nothing. Requests of one method stand for all.
 #[tokio::test]
 async fn the_metrics() {
     for (name, state) in STATES {
         let port = told(state).await;
         let (_, text) = port.http("/metrics").await;
-        let mut families: Vec<String> = Vec::new();
+        // Each with what is said of it, and its samples.
+        let mut families: Vec<(String, Vec<&str>)> = Vec::new();
         for line in text.lines() {
             let is_of_others = line.contains("method=\"") && !line.contains("method=\"get\"");
             let passes =
@@ -145,12 +146,18 @@ async fn the_metrics() {
             if is_of_others || passes.iter().any(|metric| line.starts_with(metric)) {
                 continue;
             }
-            if line.starts_with("# HELP") {
-                families.push(String::new());
+            match line.strip_prefix("# ") {
+                Some(help) if help.starts_with("HELP") => families.push((format!("# {help}\n"), Vec::new())),
+                Some(comment) => writeln!(families.last_mut().unwrap().0, "# {comment}").unwrap(),
+                None => families.last_mut().unwrap().1.push(line),
             }
-            writeln!(families.last_mut().unwrap(), "{line}").unwrap();
         }
         families.sort();
-        golden(&format!("metrics-{name}.txt"), &families.concat());
+        let mut sorted = String::new();
+        for (comments, mut samples) in families {
+            samples.sort_unstable();
+            writeln!(sorted, "{comments}{}", samples.join("\n")).unwrap();
+        }
+        golden(&format!("metrics-{name}.txt"), &sorted);
     }
 }
