@@ -213,7 +213,7 @@ impl From<Failure> for tonic::Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::{MembershipError, ReadError, SnapshotError, TransferError, WriteError};
+    use crate::error::{ReadError, WriteError};
 
     fn leader() -> Option<Leader> {
         Some(Leader { node_id: 2, client: "b:7802".to_owned() })
