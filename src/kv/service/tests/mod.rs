@@ -5,7 +5,6 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use futures::StreamExt;
-use prometheus_client::collector::Collector;
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
