@@ -34,11 +34,13 @@ fn stopped(state: &mut NodeState) {
     state.fatal = Some(FatalError::Core("fsync failed".to_owned()));
 }
 
-const STATES: [(&str, fn(&mut NodeState)); 3] =
-    [("leader", leads), ("follower", follows), ("stopped", stopped)];
+/// Makes a node one of those.
+type Become = fn(&mut NodeState);
+
+const STATES: [(&str, Become); 3] = [("leader", leads), ("follower", follows), ("stopped", stopped)];
 
 /// A port before a node that has counted something of everything.
-async fn told(state: fn(&mut NodeState)) -> Port {
+async fn told(state: Become) -> Port {
     let port = Port::open().await;
     port.node.state.send_modify(state);
     let observed = &port.node.observed;
