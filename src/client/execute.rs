@@ -180,7 +180,7 @@ impl Operation<'_> {
     ) -> Result<Result<T, Next>, ClientError> {
         let (router, now) = (self.router, Instant::now());
         let link = self.link();
-        let expires = self.attempt_expires(ask, now);
+        let expires = self.attempt_expires(now);
         let left = self.deadline.saturating_duration_since(now);
         let call = ask.call(place, left);
         let failure = match link.call(router, call, (self.kind, self.chosen.is_some()), expires).await {
@@ -215,20 +215,6 @@ impl Operation<'_> {
             }
             begun => begun.map(Some),
         }
-    }
-
-    fn attempt_expires(&self, ask: &Ask, now: Instant) -> Instant {
-        let config = &self.router.config;
-        let limit = match ask.write_options() {
-            None => config.attempt_timeout,
-            Some(_) if !self.in_session => return self.deadline,
-            // The server answers this one only when it has waited for everybody.
-            Some(options) if options.ack == AckLevel::All => {
-                options.ack_timeout.saturating_add(config.write_attempt_timeout)
-            }
-            Some(_) => config.write_attempt_timeout,
-        };
-        now.checked_add(limit).map_or(self.deadline, |expires| expires.min(self.deadline))
     }
 
     fn session_gone(&self, place: &Place) -> ClientError {

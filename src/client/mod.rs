@@ -25,7 +25,8 @@
 //! # What it promises
 //!
 //! - An operation ends by its deadline, with an answer or a [`ClientError`].
-//! - Everything is repeated until it is answered or its time is over. Each call writes at most once, however often the
+//! - Everything is repeated until it is answered or its time is over. What only the leader answers is sent to it once, and
+//!   again only when the stream to it is lost or another leads: a leader that is slow is waited for. Each call writes at most once, however often the
 //!   write is sent, because it has a number in a [session](crate::session) that the client opens by itself. An
 //!   operation that ends without an answer says whether it [may have been applied](ClientError::maybe_applied).
 //! - To call again after an error is to make another write. [`Client::once`] is for those who must not: the same

@@ -191,10 +191,9 @@ pub(crate) async fn open_session(
     operation.deadline = deadline;
     loop {
         let link = operation.link();
-        let expires = deadline.min(Instant::now() + router.config.write_attempt_timeout);
         let content = Some(Content::OpenSession(OpenSessionRequest { ttl_ms }));
         let request = v1::Call { content, ..Default::default() };
-        let failure = match link.call(router, request, (Kind::AtLeader, false), expires).await {
+        let failure = match link.call(router, request, (Kind::AtLeader, false), deadline).await {
             Ok(answer) => match answer.content {
                 Some(Answered::OpenSession(opened)) => {
                     router.answered_as_leader(&link);

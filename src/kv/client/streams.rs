@@ -94,7 +94,7 @@ pub(super) async fn range(
     counts.opened.fetch_add(1, Ordering::Relaxed);
     loop {
         let link = operation.link();
-        let expires = operation.deadline().min(Instant::now() + router.config.attempt_timeout);
+        let expires = operation.patience_ends(Instant::now());
         let failure = match open_range(&link, request.clone(), expires).await {
             Ok((first, pieces)) => {
                 let (router, ready) = (router.clone(), VecDeque::new());

@@ -59,24 +59,6 @@ async fn a_write_keeps_its_number_until_it_is_answered() {
 }
 
 #[tokio::test]
-async fn a_write_that_is_not_answered_in_time_is_sent_again() {
-    let (script, notes) = noting(steps([Next::Ignore]));
-    let node = Fake::start(script);
-    let client = client_with(&[&node], |config| {
-        config.write_attempt_timeout = HOUR;
-        config.timeout = 2 * HOUR;
-    });
-    let time_passes = async {
-        until("it is sent", || notes.lock().unwrap().len() == 1).await;
-        pass(HOUR).await;
-    };
-    let scope = Scope::default();
-    let (written, ()) = tokio::join!(client.put(&scope, "k", "v"), time_passes);
-    written.unwrap();
-    assert_eq!(*notes.lock().unwrap(), [(1, 1), (1, 1)]);
-}
-
-#[tokio::test]
 async fn failures_that_leave_a_write_open_are_survived() {
     let node = Fake::start(leader);
     let client = client_of(&[&node]);
@@ -242,9 +224,9 @@ async fn a_write_can_do_without_a_session_when_all_are_in_use() {
 async fn opening_a_session_survives_lost_answers_and_a_change_of_leader() {
     let second = Fake::start(leader);
     let hint = not_leader(Some((2, second.endpoint())));
-    let first = Fake::start(steps([Next::Break, Next::Ignore].into_iter().chain([Next::Refuse(hint)])));
+    let first = Fake::start(steps([Next::Break, Next::Break].into_iter().chain([Next::Refuse(hint)])));
     first.script_sessions();
-    let client = client_with(&[&first], |config| config.write_attempt_timeout = Duration::from_millis(50));
+    let client = client_of(&[&first]);
     put(&client, "k", "v").await.unwrap();
     assert_eq!((first.requests(), second.requests(), second.sessions()), (3, 1, (1, 0)));
 }

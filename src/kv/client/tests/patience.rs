@@ -1,0 +1,40 @@
+//! How long the client waits for an answer, and what it does meanwhile.
+
+use super::*;
+use crate::proto::v1::{TaggedRequest, tagged_request};
+
+/// A leader that is slow: holds what it is sent until it is asked to get a key, and answers all then.
+fn slow() -> impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static {
+    let mut held = Vec::new();
+    move |requests| {
+        let gets = |request: &TaggedRequest| matches!(request.request, Some(tagged_request::Request::Get(_)));
+        let over = requests.iter().any(gets);
+        held.extend(requests);
+        if over { leader(std::mem::take(&mut held)) } else { Step::Answer(vec![]) }
+    }
+}
+
+/// It would not become faster by being sent everything again, and the answer to the first copy is as good.
+#[tokio::test]
+async fn what_a_slow_leader_is_sent_is_sent_once_and_answered() {
+    let node = Fake::start(slow());
+    let client = client_with(&[&node], |config| config.timeout = 2 * HOUR);
+    let scope = Scope::default();
+    let range = Range::key("k");
+    let answered = async {
+        until("both are sent", || node.requests() == 2).await;
+        pass(HOUR).await;
+        get(&client, "k", ReadLevel::Linearizable).await.unwrap();
+    };
+    let all = async {
+        tokio::join!(
+            client.put(&scope, "k", "v"),
+            client.range(&scope, range, ReadLevel::Linearizable),
+            answered
+        )
+    };
+    let (written, read, ()) = timeout(PATIENCE, all).await.expect("the client hangs");
+    assert_eq!(written.unwrap().revision, 1);
+    read.unwrap();
+    assert_eq!((node.requests(), client.metrics().retries), (3, 0));
+}
