@@ -122,6 +122,16 @@ pub(crate) async fn execute_in<T>(
     outcome
 }
 
+/// Whether `error`, of a write with these options, says that the session of its `place` is no more. The history that a caller
+/// names is not the session's, which goes on when that one is another.
+pub(super) fn session_is_gone(place: &Place, options: &WriteOptions, error: &ClientError) -> bool {
+    match error.reason() {
+        Reason::SessionExpired => true,
+        Reason::OtherHistory => [HistoryEpoch::UNKNOWN, place.history()].contains(&options.history),
+        _ => false,
+    }
+}
+
 /// Refuses what the server would, without sending it.
 fn refuse(router: &Router, ask: &Ask) -> Result<(), ClientError> {
     let (bytes, limit) = (ask.payload.len(), router.config.max_request_bytes);
@@ -153,8 +163,9 @@ impl Operation<'_> {
         let mut place = self.begin(sessions).await?;
         loop {
             let attempted = self.attempt(ask, decode, place.as_ref()).await.inspect_err(|error| {
-                // Here it will never exist again.
-                if let (Reason::OtherHistory, Some(place)) = (error.reason(), &place) {
+                if let (Some(place), Some(options)) = (&place, ask.write_options())
+                    && session_is_gone(place, options, error)
+                {
                     sessions.forget(place.slot().session);
                 }
             });

@@ -11,6 +11,7 @@ use crate::types::ReadLevel;
 use fake::{Fake, Step, leader, not_leader, refused, refusing, served, silent};
 
 pub(crate) mod fake;
+mod once;
 mod patience;
 mod reads;
 mod sessions;
