@@ -91,7 +91,7 @@ pub(crate) async fn execute<T>(
 }
 
 /// Carries out the write `ask` in `place`, in which it may have been tried before: then it is `undecided`, and is so
-/// again if it ends in an error that leaves it open.
+/// again unless it is certain that nothing was applied, neither by this attempt nor before.
 pub(crate) async fn execute_in<T>(
     router: &Arc<Router>,
     place: &Place,
@@ -117,6 +117,11 @@ pub(crate) async fn execute_in<T>(
             Ok(Err(Next::InNewSession)) => break Err(operation.session_gone(place)),
             Err(error) => break Err(error),
         }
+    };
+    // What has been applied once has been, whatever comes of asking for it again.
+    *undecided |= match &outcome {
+        Ok(_) => true,
+        Err(error) => error.maybe_applied(),
     };
     under_way.finish(outcome.is_ok());
     outcome

@@ -24,7 +24,7 @@ pub struct Once {
     router: Arc<Router>,
     sessions: Arc<Sessions>,
     place: Place,
-    /// Whether an attempt may have been applied.
+    /// Whether an attempt has been applied, or may have been.
     undecided: bool,
 }
 

@@ -17,3 +17,32 @@ async fn a_revision_of_another_history_costs_no_session() {
     put(&client, "k", "v").await.unwrap();
     assert_eq!(node.sessions().0, 1);
 }
+
+/// It has been applied: whatever comes of asking again does not say that nothing was.
+#[tokio::test]
+async fn what_was_applied_once_is_not_called_undone_when_it_is_asked_for_again() {
+    let node = Fake::start(leader);
+    let client = client_of(&[&node]);
+    let scope = Scope::default();
+    for reason in [Reason::SessionExpired, Reason::OtherHistory, Reason::QuotaExceeded] {
+        let mut once = client.once().await.unwrap();
+        node.set_script(leader);
+        once.put(&scope, "k", "v").await.unwrap();
+        once.put(&scope, "k", "v").await.unwrap();
+        node.set_script(refusing(failure(reason, false)));
+        let error = once.put(&scope, "k", "v").await.unwrap_err();
+        assert!(error.maybe_applied(), "{reason:?}: {error}");
+    }
+    // Nothing but refusals: nothing was applied.
+    let mut once = client.once().await.unwrap();
+    let error = once.put(&scope, "k", "v").await.unwrap_err();
+    assert!(!error.maybe_applied(), "{error}");
+    // An answer that cannot be read leaves it open, and so does every later one.
+    node.set_script(|requests| {
+        let wrong = crate::proto::v1::tagged_response::Response::OpenSession(Default::default());
+        Step::Answer(vec![TaggedResponse { tag: served(&requests[0]).tag, response: Some(wrong) }])
+    });
+    assert!(once.put(&scope, "k", "v").await.unwrap_err().maybe_applied());
+    node.set_script(refusing(failure(Reason::QuotaExceeded, false)));
+    assert!(once.put(&scope, "k", "v").await.unwrap_err().maybe_applied());
+}
