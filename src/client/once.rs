@@ -15,7 +15,6 @@ use super::router::Router;
 use super::sessions::{Place, Sessions};
 use super::{Answer, Client};
 use crate::call::Header;
-use crate::reason::Reason;
 
 /// A place for one write in the client's session. Dropping it gives the write up: it is then applied once, or not
 /// at all.
@@ -67,7 +66,9 @@ impl Once {
         let ask = Ask { method, payload, options: CallOptions::Write(options) };
         let (router, undecided) = (&self.router, &mut self.undecided);
         let outcome = execute::execute_in(router, &self.place, &ask, decode, undecided).await;
-        if let Err(ClientError::Failed { reason: Reason::SessionExpired, .. }) = &outcome {
+        if let Err(error) = &outcome
+            && execute::session_is_gone(&self.place, &options, error)
+        {
             self.sessions.forget(self.place.slot().session);
         }
         outcome

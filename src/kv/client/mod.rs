@@ -19,6 +19,7 @@
 //!         Err(error) if error.is_final() => return Err(error.into()),
 //!         Err(error) => eprintln!("again: {error}"),
 //!     }
+//!     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
 //! };
 //! println!("version {}", reply.version);
 //! drop(once);

@@ -13,7 +13,7 @@ async fn a_revision_of_another_history_costs_no_session() {
     node.set_script(steps([Next::Refuse(failure(Reason::OtherHistory, false))]));
     let options = WriteOptions::default().with_history(HistoryEpoch(9));
     let error = client.put_with(&Scope::default(), "k", "v", options).await.unwrap_err();
-    assert_eq!(error.reason(), Reason::OtherHistory, "{error}");
+    assert_eq!((error.reason(), error.is_final()), (Reason::OtherHistory, true), "{error}");
     put(&client, "k", "v").await.unwrap();
     assert_eq!(node.sessions().0, 1);
 }
@@ -45,4 +45,19 @@ async fn what_was_applied_once_is_not_called_undone_when_it_is_asked_for_again()
     assert!(once.put(&scope, "k", "v").await.unwrap_err().maybe_applied());
     node.set_script(refusing(failure(Reason::QuotaExceeded, false)));
     assert!(once.put(&scope, "k", "v").await.unwrap_err().maybe_applied());
+}
+
+/// The cluster was restored: in this session nothing can be written any more, and the next place is in another.
+#[tokio::test]
+async fn a_place_in_another_history_is_lost_for_good() {
+    let node = Fake::start(leader);
+    let client = client_of(&[&node]);
+    let mut once = client.once().await.unwrap();
+    node.set_script(refusing(failure(Reason::OtherHistory, false)));
+    let error = once.put(&Scope::default(), "k", "v").await.unwrap_err();
+    assert!(error.is_final(), "{error}");
+    node.set_script(leader);
+    let mut next = client.once().await.unwrap();
+    next.put(&Scope::default(), "k", "v").await.unwrap();
+    assert_eq!(node.sessions().0, 2);
 }
