@@ -23,7 +23,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeou
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::attempt::{AttemptError, Kind, Outcome, backoff, describe};
+use super::attempt::{AttemptError, Kind, Outcome, Way, backoff, describe};
 use super::config::ClientConfig;
 use super::endpoint::Endpoint;
 use super::in_flight::{InFlight, Waiter};
@@ -72,9 +72,7 @@ pub(crate) trait Cluster: Send + Sync {
 pub(crate) struct Call {
     /// Its tag is given to it when it is sent.
     pub(super) request: v1::Call,
-    pub(super) kind: Kind,
-    /// Whether the caller wants this node and no other.
-    pub(super) bound: bool,
+    pub(super) way: Way,
     pub(super) expires: Instant,
     pub(super) reply: oneshot::Sender<Outcome>,
 }
@@ -125,6 +123,7 @@ pub(super) struct Connection {
     /// Taken from the queue, not yet sent; at most `batch_requests`.
     waiting: Vec<Call>,
     in_flight: InFlight,
+    hunting: Hunting,
     sweep_due: Interval,
 }
 
@@ -143,6 +142,7 @@ impl Connection {
             queue,
             waiting: Vec::with_capacity(config.batch_requests.min(1024)),
             in_flight: InFlight::new(config.in_flight_requests),
+            hunting: Hunting::new(config.health_interval),
             config,
             sweep_due,
         }
@@ -240,8 +240,8 @@ impl Connection {
         let led_elsewhere = cluster.is_led_by_other_than(&self.node.endpoint);
         let answered_elsewhere = cluster.has_reached_other_than(&self.node.endpoint);
         let why: Arc<str> = "no connection yet, and another node answers".into();
-        let may_leave = |call: &mut Call| match call.kind {
-            _ if call.bound => false,
+        let may_leave = |call: &mut Call| match call.way.kind {
+            _ if call.way.bound => false,
             Kind::Anywhere => answered_elsewhere,
             Kind::Write | Kind::AtLeader => led_elsewhere,
         };
@@ -293,12 +293,12 @@ impl Connection {
         }
         let mut calls = Vec::with_capacity(count);
         for call in self.waiting.drain(..count) {
-            let Call { request, kind, expires, reply, .. } = call;
+            let Call { request, way, expires, reply } = call;
             if expires <= now {
                 let _ = reply.send(Err(AttemptError::Expired { sent: false }));
                 continue;
             }
-            let tag = self.in_flight.insert(Waiter { kind, sent: now, expires, reply });
+            let tag = self.in_flight.insert(Waiter { way, sent: now, expires, reply });
             calls.push(v1::Call { tag, ..request });
         }
         (!calls.is_empty()).then_some(PipelineCalls { calls })
@@ -318,19 +318,21 @@ impl Connection {
     /// Gives up what has expired, and finds out whether the leader has stalled or changed.
     fn sweep(&mut self) {
         let now = Instant::now();
-        self.in_flight.fail(&AttemptError::Expired { sent: true }, |waiter| waiter.expires <= now);
+        let oldest = self.in_flight.sweep(now);
         for call in self.waiting.extract_if(.., |call| call.expires <= now) {
             call.fail(AttemptError::Expired { sent: false });
         }
-        let oldest = self.in_flight.oldest_for_leader();
-        if oldest.is_some_and(|sent| now.duration_since(sent) >= self.config.stall_after)
-            && let Some(cluster) = self.cluster.upgrade()
-        {
-            cluster.clone().hunt();
-            if cluster.is_led_by_other_than(&self.node.endpoint) {
-                tracing::debug!(endpoint = %self.node.endpoint, "leader has changed while requests were in flight");
-                self.in_flight.fail(&AttemptError::LeaderChanged, |waiter| waiter.kind != Kind::Anywhere);
-            }
+        let Some(cluster) = self.cluster.upgrade() else { return };
+        let is_late = |oldest: Option<Instant>| {
+            oldest.is_some_and(|sent| now.duration_since(sent) >= self.config.stall_after)
+        };
+        if is_late(oldest.any) && cluster.is_led_by_other_than(&self.node.endpoint) {
+            tracing::debug!(endpoint = %self.node.endpoint, "leader has changed while requests were in flight");
+            self.in_flight.fail(&AttemptError::LeaderChanged, |waiter| waiter.way.needs_leader());
+        } else if !is_late(oldest.prompt) {
+            self.hunting.end();
+        } else if self.hunting.is_due(now) {
+            cluster.hunt();
         }
     }
 
@@ -371,11 +373,63 @@ impl Connection {
     }
 }
 
+/// When the other nodes are asked who leads, while this one is late: at once, and then more and more rarely, because it may
+/// well be slow and lead.
+#[derive(Debug)]
+struct Hunting {
+    /// When they are asked next, and after which pause.
+    next: Option<(Instant, Duration)>,
+    longest_pause: Duration,
+}
+
+impl Hunting {
+    const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+    fn new(longest_pause: Duration) -> Self {
+        Self { next: None, longest_pause }
+    }
+
+    fn is_due(&mut self, now: Instant) -> bool {
+        let pause = match self.next {
+            Some((next, _)) if now < next => return false,
+            Some((_, pause)) => pause * 2,
+            None => Self::FIRST_PAUSE,
+        };
+        let pause = pause.min(self.longest_pause);
+        self.next = Some((now + pause, pause));
+        true
+    }
+
+    /// It is not late any more.
+    fn end(&mut self) {
+        self.next = None;
+    }
+}
+
 fn size_bytes(call: &v1::Call) -> usize {
     /// Tag, method, field headers and lengths, and the options of a write.
     const OVERHEAD_BYTES: usize = 64;
     match &call.content {
         Some(Content::Payload(payload)) => OVERHEAD_BYTES + payload.len(),
         _ => OVERHEAD_BYTES,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_leader_makes_the_client_ask_the_others_now_and_then() {
+        let mut hunting = Hunting::new(Duration::from_secs(2));
+        let began = Instant::now();
+        let due = |hunting: &mut Hunting| {
+            let sweeps = (0..500).map(|sweep| began + SWEEP_INTERVAL * sweep);
+            let due = sweeps.filter(|now| hunting.is_due(*now));
+            due.map(|now| now.duration_since(began).as_millis()).collect::<Vec<_>>()
+        };
+        assert_eq!(due(&mut hunting), [0, 260, 760, 1760, 3760, 5760, 7760, 9760]);
+        hunting.end();
+        assert_eq!(due(&mut hunting)[..2], [0, 260]);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::attempt::Kind;
+use super::attempt::{Kind, Way};
 use super::endpoint::Endpoint;
 use super::error::ClientError;
 use super::judge::{Failure, failed};
@@ -199,7 +199,9 @@ impl Operation<'_> {
         let expires = self.attempt_expires(now);
         let left = self.deadline.saturating_duration_since(now);
         let call = ask.call(place, left);
-        let failure = match link.call(router, call, (self.kind, self.chosen.is_some()), expires).await {
+        let waits_for_all = ask.write_options().is_some_and(|options| options.ack == AckLevel::All);
+        let way = Way { kind: self.kind, bound: self.chosen.is_some(), waits_for_all };
+        let failure = match link.call(router, call, way, expires).await {
             Err(error) => Failure::of_attempt(error),
             Ok(v1::Answer { content: Some(Answered::Failure(failure)), .. }) => Failure::Answered(failure),
             Ok(v1::Answer { header, content: Some(Answered::Payload(payload)), .. }) => {

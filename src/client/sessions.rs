@@ -10,7 +10,7 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, timeout_at};
 
-use super::attempt::Kind;
+use super::attempt::{Kind, Way};
 use super::error::ClientError;
 use super::judge::{Failure, failed, in_words};
 use super::operation::Operation;
@@ -193,7 +193,7 @@ pub(crate) async fn open_session(
         let link = operation.link();
         let content = Some(Content::OpenSession(OpenSessionRequest { ttl_ms }));
         let request = v1::Call { content, ..Default::default() };
-        let failure = match link.call(router, request, (Kind::AtLeader, false), deadline).await {
+        let failure = match link.call(router, request, Way::of(Kind::AtLeader), deadline).await {
             Ok(answer) => match answer.content {
                 Some(Answered::OpenSession(opened)) => {
                     router.answered_as_leader(&link);
@@ -218,6 +218,6 @@ pub(crate) async fn close_session(router: &Arc<Router>, session: &Session, expir
     let link = router.leader_or_next();
     let content = Some(Content::CloseSession(v1::CloseSessionRequest { session, history }));
     let request = v1::Call { content, ..Default::default() };
-    let outcome = link.call(router, request, (Kind::AtLeader, false), expires).await;
+    let outcome = link.call(router, request, Way::of(Kind::AtLeader), expires).await;
     tracing::debug!(session, closed = outcome.is_ok(), "closed the session");
 }

@@ -38,3 +38,29 @@ async fn what_a_slow_leader_is_sent_is_sent_once_and_answered() {
     read.unwrap();
     assert_eq!((node.requests(), client.metrics().retries), (3, 0));
 }
+
+/// A node that was chosen is waited for: that another leads is known, and no reason to leave it.
+#[tokio::test]
+async fn a_read_at_a_chosen_node_is_not_broken_off_because_another_leads() {
+    let (first, second) = (Fake::start(leader), Fake::start(slow()));
+    first.set_status(status_of(1, "leader", 1, None));
+    second.set_status(status_of(2, "follower", 1, Some((1, &first))));
+    let client = client_with(&[&first, &second], |config| config.stall_after = Duration::from_millis(1));
+    put(&client, "k", "v").await.unwrap();
+    client.status_all().await;
+    let chosen = Endpoint::parse(&second.endpoint()).unwrap();
+    let range = || Request::Range { scope: Scope::default(), range: Range::key("k") };
+    let get = Request::Get { scope: Scope::default(), key: "k".into() };
+    let answered = async {
+        until("it is sent", || second.requests() >= 1).await;
+        for _ in 0..10 {
+            pass(Duration::from_millis(50)).await;
+        }
+        client.execute_at(&chosen, get, ReadLevel::Local).await.unwrap();
+    };
+    let read = client.execute_at(&chosen, range(), ReadLevel::Linearizable);
+    let (read, ()) =
+        timeout(PATIENCE, async { tokio::join!(read, answered) }).await.expect("the client hangs");
+    read.unwrap();
+    assert_eq!(second.requests(), 2);
+}
