@@ -173,9 +173,8 @@ impl Client {
     /// attempt, and back after 20 ms at most. Call it when all writes have ended; one that is under way loses its
     /// session. A later write opens another.
     pub async fn close(&self) {
-        if let Some(session) = self.sessions.take() {
-            sessions::close_session(&self.router, &session, Instant::now() + CLOSE_PATIENCE).await;
-        }
+        let (sessions, expires) = (self.sessions.take(), Instant::now() + CLOSE_PATIENCE);
+        join_all(sessions.iter().map(|session| sessions::close_session(&self.router, session, expires))).await;
     }
 
     /// Tells whether any node of the cluster answers this client, from now on. Nodes are asked every

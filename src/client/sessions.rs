@@ -2,9 +2,13 @@
 //!
 //! [`crate::session`] says what a session is. Here is who opens it: one caller at a time, while the others
 //! wait for it; one that is given up half-way leaves a session that nobody uses, which expires.
+//!
+//! The window of a session begins at its first write that is not settled, and one that is not settled for long would stop all
+//! others. So a session whose window such a write has filled is *retired*: the next writes go into another one, and it is
+//! closed once nothing of it is under way.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::{Mutex, Notify};
@@ -20,6 +24,7 @@ use crate::proto::v1::answer::Content as Answered;
 use crate::proto::v1::call::Content;
 use crate::proto::v1::{self, OpenSessionRequest};
 use crate::reason::Reason;
+use crate::runtime;
 use crate::session::{Session, Ticket};
 use crate::types::{HistoryEpoch, SessionSlot};
 
@@ -27,6 +32,8 @@ use crate::types::{HistoryEpoch, SessionSlot};
 #[derive(Debug)]
 pub(crate) struct Sessions {
     current: ArcSwapOption<Session>,
+    /// Sessions that others have taken the place of, as long as writes of them may be under way.
+    retired: std::sync::Mutex<Vec<Arc<Session>>>,
     /// Held by whoever opens a session. Why the last attempt failed.
     opening: Mutex<Option<ClientError>>,
     /// Attempts to open one that have ended, either way.
@@ -70,6 +77,7 @@ impl Sessions {
     pub(crate) fn new() -> Self {
         Self {
             current: ArcSwapOption::empty(),
+            retired: std::sync::Mutex::default(),
             opening: Mutex::new(None),
             attempts: AtomicU64::new(0),
             settled: Arc::default(),
@@ -91,13 +99,17 @@ impl Sessions {
             // From before the look at the window, so that nothing that is settled after it is missed.
             settled.as_mut().enable();
             let Some(session) = self.current.load_full() else {
-                self.open(router, deadline).await?;
+                self.open(router, deadline, None).await?;
                 continue;
             };
             if let Some(ticket) = session.begin() {
                 // One settled write can make room for many: whoever gets in lets the next one try.
                 self.settled.notify_one();
                 return Ok(self.place(ticket));
+            }
+            if session.is_held_up() {
+                self.open(router, deadline, Some(&session)).await?;
+                continue;
             }
             if timeout_at(deadline, settled).await.is_err() {
                 return Err(out_of_time(router, "the session's window is full"));
@@ -109,8 +121,13 @@ impl Sessions {
         Place { ticket: Some(ticket), settled: self.settled.clone() }
     }
 
-    /// Sees to it that there is a session, unless another caller does.
-    async fn open(&self, router: &Arc<Router>, deadline: Instant) -> Result<(), ClientError> {
+    /// Sees to it that there is a session, and another than the one that is `held_up`, unless another caller does.
+    async fn open(
+        &self,
+        router: &Arc<Router>,
+        deadline: Instant,
+        held_up: Option<&Arc<Session>>,
+    ) -> Result<(), ClientError> {
         let seen = self.attempts.load(Ordering::Acquire);
         let Ok(mut last_failure) = timeout_at(deadline, self.opening.lock()).await else {
             return Err(match router.all_down().or_else(|| router.unheard()) {
@@ -118,7 +135,8 @@ impl Sessions {
                 None => out_of_time(router, "no session could be opened"),
             });
         };
-        if self.current.load().is_some() {
+        let is_held_up = |current: &Arc<Session>| held_up.is_some_and(|held_up| Arc::ptr_eq(current, held_up));
+        if self.current.load().as_ref().is_some_and(|current| !is_held_up(current)) {
             return Ok(());
         }
         // What another caller has just been told holds for us too, except that its time was over, if ours is not.
@@ -136,7 +154,10 @@ impl Sessions {
             Ok(session) => {
                 router.metrics.sessions_opened.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(session = session.id(), "opened a session");
-                self.current.store(Some(session));
+                if let Some(before) = self.current.swap(Some(session)) {
+                    self.retire(router, before);
+                    self.settled.notify_waiters();
+                }
                 *last_failure = None;
                 Ok(())
             }
@@ -145,6 +166,17 @@ impl Sessions {
                 Err(error)
             }
         }
+    }
+
+    /// `session` is not begun in any more. Closes those retired before it of which nothing is under way.
+    fn retire(&self, router: &Arc<Router>, session: Arc<Session>) {
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        // A write holds its session.
+        for idle in retired.extract_if(.., |session| Arc::strong_count(session) == 1) {
+            let (router, expires) = (router.clone(), Instant::now() + router.config.timeout);
+            drop(runtime::spawn(async move { close_session(&router, &idle, expires).await }));
+        }
+        retired.push(session);
     }
 
     /// The session `id` is gone: the next write opens another.
@@ -157,11 +189,12 @@ impl Sessions {
         }
     }
 
-    /// The session, which is used no more.
-    pub(crate) fn take(&self) -> Option<Arc<Session>> {
-        let session = self.current.swap(None);
+    /// All sessions, which are used no more.
+    pub(crate) fn take(&self) -> Vec<Arc<Session>> {
+        let mut sessions = std::mem::take(&mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner));
+        sessions.extend(self.current.swap(None));
         self.settled.notify_waiters();
-        session
+        sessions
     }
 }
 

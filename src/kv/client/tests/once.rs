@@ -61,3 +61,27 @@ async fn a_place_in_another_history_is_lost_for_good() {
     next.put(&Scope::default(), "k", "v").await.unwrap();
     assert_eq!(node.sessions().0, 2);
 }
+
+/// A place that is held, or a write that waits for a slow voter, keeps the window from moving on.
+#[tokio::test]
+async fn one_write_that_is_not_settled_does_not_stop_the_others() {
+    let node = Fake::start(leader);
+    node.set_window(4);
+    let client = client_with(&[&node], |config| config.timeout = Duration::from_millis(500));
+    let mut held = client.once().await.unwrap();
+    for _ in 0..20 {
+        put(&client, "k", "v").await.unwrap();
+    }
+    held.put(&Scope::default(), "k", "v").await.unwrap();
+    assert_eq!(node.sessions(), (2, 0));
+    // The next time that happens the first one is idle.
+    drop(held);
+    let held = client.once().await.unwrap();
+    for _ in 0..20 {
+        put(&client, "k", "v").await.unwrap();
+    }
+    until("it is closed", || node.sessions() == (3, 1)).await;
+    client.close().await;
+    until("all of them are closed", || node.sessions() == (3, 3)).await;
+    drop(held);
+}
