@@ -270,6 +270,11 @@ impl Client {
         join_all(self.router.endpoints(true).into_iter().map(ask)).await
     }
 
+    /// `error`, with which a part of an operation has ended after other parts were done.
+    pub(crate) fn after_part(&self, error: ClientError) -> ClientError {
+        error.undecided(&self.router.leader_or_next().node.endpoint)
+    }
+
     /// Who leads, as far as this client has learnt from answers; it asks nobody. The leader that a node has named counts
     /// although it is not reached. `None` when no leader is known, or when the one that was known has been lost.
     pub fn known_leader(&self) -> Option<KnownLeader> {

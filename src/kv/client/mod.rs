@@ -292,7 +292,8 @@ impl Client {
     /// operation's time of its own, the first keys first. The reply counts all.
     ///
     /// # Errors
-    /// See [`ClientError`]. The pieces before the one that failed have been removed.
+    /// See [`ClientError`]. The pieces before the one that failed have been removed: if there are any, the error says that
+    /// the removal [may have been applied](ClientError::maybe_applied).
     pub async fn delete_prefix(
         &self,
         scope: &Scope,
@@ -301,7 +302,11 @@ impl Client {
         let range = Range::prefix(prefix);
         let mut deleted = 0;
         loop {
-            let piece = self.delete_range(scope, range.clone(), WriteOptions::default()).await?;
+            let piece = match self.delete_range(scope, range.clone(), WriteOptions::default()).await {
+                Ok(piece) => piece,
+                Err(error) if deleted == 0 => return Err(error),
+                Err(error) => return Err(self.client.after_part(error)),
+            };
             deleted += piece.deleted;
             // A server that does not move on would keep us here for ever.
             if !piece.more || piece.deleted == 0 {

@@ -179,3 +179,23 @@ async fn a_prefix_is_removed_piece_by_piece() {
     let reply = client_of(&[&node]).delete_prefix(&Scope::default(), "user/").await.unwrap();
     assert_eq!((reply.deleted, reply.more, node.requests()), (25, false, 3));
 }
+
+/// What was removed before is gone, whatever becomes of the rest.
+#[tokio::test]
+async fn a_prefix_that_is_removed_in_part_is_not_called_untouched() {
+    use crate::proto::v1::{DeleteRangeResponse, tagged_response};
+    let mut first = true;
+    let node = Fake::start(move |requests| match std::mem::take(&mut first) {
+        true => {
+            let answer = DeleteRangeResponse { deleted: 10, more: true, header: None };
+            let response = Some(tagged_response::Response::DeleteRange(answer));
+            Step::Answer(vec![TaggedResponse { tag: requests[0].tag, response }])
+        }
+        false => refusing(failure(Reason::QuotaExceeded, false))(requests),
+    });
+    let client = client_of(&[&node]);
+    let error = client.delete_prefix(&Scope::default(), "user/").await.unwrap_err();
+    assert!(error.maybe_applied(), "{error}");
+    let error = client.delete_prefix(&Scope::default(), "user/").await.unwrap_err();
+    assert!(!error.maybe_applied(), "{error}");
+}
