@@ -78,6 +78,11 @@ pub(crate) struct Call {
 }
 
 impl Call {
+    /// Whether its caller has gone: then it need not be sent.
+    fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
     fn fail(self, error: AttemptError) {
         // The caller may have given up by itself; nobody else wants to know.
         let _ = self.reply.send(Err(error));
@@ -293,6 +298,9 @@ impl Connection {
         }
         let mut calls = Vec::with_capacity(count);
         for call in self.waiting.drain(..count) {
+            if call.is_abandoned() {
+                continue;
+            }
             let Call { request, way, expires, reply } = call;
             if expires <= now {
                 let _ = reply.send(Err(AttemptError::Expired { sent: false }));
@@ -319,7 +327,7 @@ impl Connection {
     fn sweep(&mut self) {
         let now = Instant::now();
         let oldest = self.in_flight.sweep(now);
-        for call in self.waiting.extract_if(.., |call| call.expires <= now) {
+        for call in self.waiting.extract_if(.., |call| call.expires <= now || call.is_abandoned()) {
             call.fail(AttemptError::Expired { sent: false });
         }
         let Some(cluster) = self.cluster.upgrade() else { return };

@@ -102,8 +102,9 @@ mod status;
 /// A handle on a cluster. Cheap to clone; all clones share their connections.
 ///
 /// Connections are made when they are first needed, on the tokio runtime of the caller that needs them;
-/// they end with that runtime. Dropping the future of an operation does not recall what was sent: a write
-/// may be applied all the same.
+/// they end with that runtime, and while nobody drives it they stand still: operations from other runtimes then wait for it beyond
+/// their deadlines. Dropping the future of an operation does not recall what was sent: a write
+/// may be applied all the same. What was not sent yet will not be.
 ///
 /// The last clone that is dropped leaves its session to expire; [`close`](Self::close) gives it back at once.
 #[derive(Clone)]

@@ -3,11 +3,14 @@
 use super::*;
 use crate::proto::v1::{TaggedRequest, tagged_request};
 
+fn gets(request: &TaggedRequest) -> bool {
+    matches!(request.request, Some(tagged_request::Request::Get(_)))
+}
+
 /// A leader that is slow: holds what it is sent until it is asked to get a key, and answers all then.
 fn slow() -> impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static {
     let mut held = Vec::new();
     move |requests| {
-        let gets = |request: &TaggedRequest| matches!(request.request, Some(tagged_request::Request::Get(_)));
         let over = requests.iter().any(gets);
         held.extend(requests);
         if over { leader(std::mem::take(&mut held)) } else { Step::Answer(vec![]) }
@@ -63,4 +66,19 @@ async fn a_read_at_a_chosen_node_is_not_broken_off_because_another_leads() {
         timeout(PATIENCE, async { tokio::join!(read, answered) }).await.expect("the client hangs");
     read.unwrap();
     assert_eq!(second.requests(), 2);
+}
+
+#[tokio::test]
+async fn what_its_caller_has_given_up_is_not_sent() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = ClientConfig { connect_timeout: HOUR, exactly_once: false, ..ClientConfig::default() };
+    let client = Client::new([listener.local_addr().unwrap().to_string()], config).unwrap();
+    let given_up = timeout(Duration::from_millis(50), put(&client, "k", "v")).await;
+    assert!(given_up.is_err(), "nobody answers there yet");
+    let node = Fake::start_on(listener, |requests| {
+        assert!(requests.iter().all(gets), "{requests:?}");
+        leader(requests)
+    });
+    get(&client, "k", ReadLevel::Linearizable).await.unwrap();
+    assert_eq!(node.requests(), 1);
 }
