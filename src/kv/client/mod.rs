@@ -373,7 +373,7 @@ impl Client {
     }
 
     /// Watches the keys in `range`, whose limit does not count, from a revision on, or without one from the
-    /// present: every write that is acknowledged after this call has returned shows. With one the watch connects when it is
+    /// present: every write that is begun after this call has returned shows. With one the watch connects when it is
     /// first read.
     ///
     /// # Errors

@@ -105,6 +105,8 @@ struct Watching {
     /// Nodes whose history is not the one asked for, does not reach back far enough, or not that far forward, and what
     /// they say, since the watch last got on.
     refusals: BTreeMap<Endpoint, ClientError>,
+    /// When the first of them has refused.
+    refused_at: Option<Instant>,
 }
 
 /// Watches from `from` on. Connects when the stream is first read.
@@ -146,6 +148,7 @@ pub(in super::super) fn watch(
         failures: BTreeMap::new(),
         refused: None,
         refusals: BTreeMap::new(),
+        refused_at: None,
     };
     let events = stream::try_unfold(watching, |mut watching| async move {
         let event = watching.next().await?;
@@ -334,9 +337,9 @@ impl Watching {
             _ => drop(self.failures.insert(endpoint.clone(), in_words(failure))),
         }
         if !self.refusals.is_empty() {
-            return match self.router.find(|node| self.is_unasked(node)) {
-                Some(_) => Ok(()),
-                None => Err(self.ended(self.history_is_gone())),
+            return match self.may_have_history().await {
+                true => Ok(()),
+                false => Err(self.ended(self.history_is_gone())),
             };
         }
         if was_open {
@@ -373,14 +376,38 @@ impl Watching {
         }
     }
 
-    /// Another node may have the history that this one has not: learns first who there is.
+    /// Another node may have the history that this one has not: learns first who there is. What failed before may be back, as
+    /// this one is.
     async fn note_refusal(&mut self, link: &Arc<Link>, error: ClientError) {
-        if self.refusals.is_empty()
-            && let Ok(status) = link.node.status(self.router.config.attempt_timeout).await
-        {
-            self.router.heard(&link.node, &status);
+        if self.refusals.is_empty() {
+            self.failures.clear();
+            self.refused_at = Some(Instant::now());
+            if let Ok(status) = link.node.status(self.router.config.attempt_timeout).await {
+                self.router.heard(&link.node, &status);
+            }
         }
         self.refusals.insert(link.node.endpoint.clone(), error);
+    }
+
+    /// Whether a node is left that may have the history that others have not. Those that are not reached are tried again for a
+    /// while: where all were restarted, the first that is back need not be the one that remembers most.
+    async fn may_have_history(&mut self) -> bool {
+        if self.router.find(|node| self.is_unasked(node)).is_some() {
+            return true;
+        }
+        let config = self.router.config.clone();
+        let patient = self.refused_at.is_some_and(|at| at.elapsed() < config.unavailable_after);
+        let may_be_back = |node: &Node| {
+            let endpoint = &node.endpoint;
+            node.has_answered() && self.failures.contains_key(endpoint) && !self.refusals.contains_key(endpoint)
+        };
+        if !patient || self.router.find(may_be_back).is_none() {
+            return false;
+        }
+        sleep(backoff(config.retry_backoff_min, config.retry_backoff_max, self.pauses)).await;
+        self.pauses += 1;
+        self.failures.clear();
+        true
     }
 
     /// What all nodes that answer have refused: with the earliest beginning that any history has.
