@@ -125,7 +125,7 @@ pub(super) struct Connection {
     cluster: Weak<dyn Cluster>,
     config: Arc<ClientConfig>,
     queue: mpsc::Receiver<Call>,
-    /// Taken from the queue, not yet sent; at most `batch_requests`.
+    /// Taken from the queue, not yet sent; at most `batch_requests`, or as many more as the queue holds when that is swept.
     waiting: Vec<Call>,
     in_flight: InFlight,
     hunting: Hunting,
@@ -219,7 +219,6 @@ impl Connection {
                         Err(Unopened::Unreached(format!("no answer within {patience_ms} ms").into()))
                     }
                 },
-                // So that they are swept: what stays in the queue is not.
                 received = self.queue.recv_many(&mut self.waiting, limit), if limit > 0 && !abandoned => {
                     abandoned = received == 0;
                 }
@@ -258,7 +257,7 @@ impl Connection {
     /// Moves requests and answers until the stream breaks; returns why it did.
     async fn pump(&mut self, mut stream: Stream) -> Arc<str> {
         loop {
-            let limit = self.config.batch_requests - self.waiting.len();
+            let limit = self.config.batch_requests.saturating_sub(self.waiting.len());
             let idle = self.in_flight.is_empty() && self.waiting.is_empty();
             select! {
                 message = stream.inbound.message() => match message {
@@ -327,6 +326,12 @@ impl Connection {
     fn sweep(&mut self) {
         let now = Instant::now();
         let oldest = self.in_flight.sweep(now);
+        // What stays in the queue would expire unnoticed behind calls that have more time.
+        while self.waiting.len() < self.config.batch_requests.saturating_add(self.config.queue_requests)
+            && let Ok(call) = self.queue.try_recv()
+        {
+            self.waiting.push(call);
+        }
         for call in self.waiting.extract_if(.., |call| call.expires <= now || call.is_abandoned()) {
             call.fail(AttemptError::Expired { sent: false });
         }

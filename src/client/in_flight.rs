@@ -8,6 +8,9 @@ use super::attempt::{AttemptError, Outcome, Way};
 /// The low bits of a tag are the slot, the others count the requests of the connection.
 const SLOT_BITS: u32 = 20;
 
+/// Slots that are kept when no request is in flight: what looks through the table passes over all there were at once.
+const KEPT_SLOTS: usize = 4096;
+
 /// The most requests that tags can tell apart.
 pub(super) const MAX_SLOTS: usize = 1 << SLOT_BITS;
 
@@ -69,9 +72,18 @@ impl InFlight {
         match self.slots.get_mut(slot) {
             Some(entry) if entry.as_ref().is_some_and(|(expected, _)| *expected == tag) => {
                 self.free.push(u32::try_from(slot).expect("invariant: at most MAX_SLOTS slots"));
-                entry.take().map(|(_, waiter)| waiter)
+                let waiter = entry.take().map(|(_, waiter)| waiter);
+                self.shrink();
+                waiter
             }
             _ => None,
+        }
+    }
+
+    /// A burst that is over takes no memory, and no time to look through.
+    fn shrink(&mut self) {
+        if self.is_empty() && self.slots.len() > KEPT_SLOTS {
+            (self.slots, self.free) = (Vec::new(), Vec::new());
         }
     }
 
@@ -98,6 +110,7 @@ impl InFlight {
                 let _ = waiter.reply.send(Err(error.clone()));
             }
         }
+        self.shrink();
     }
 }
 
@@ -176,6 +189,23 @@ mod tests {
         assert_eq!(table.room(), 1);
         assert!(table.take(new).is_some());
         assert!(table.is_empty());
+    }
+
+    #[test]
+    fn a_burst_that_is_over_leaves_no_slots() {
+        let mut table = InFlight::new(MAX_SLOTS);
+        let mut last = 0;
+        for round in 1..=2 {
+            let tags: Vec<_> = (0..=KEPT_SLOTS).map(|_| table.insert(waiter(Kind::Write).0)).collect();
+            assert!(tags.is_sorted() && tags[0] > last, "a tag is never used again");
+            last = tags[KEPT_SLOTS];
+            assert_eq!(table.slots.len(), KEPT_SLOTS + 1);
+            match round {
+                1 => assert!(tags.into_iter().all(|tag| table.take(tag).is_some())),
+                _ => table.fail(&AttemptError::LeaderChanged, |_| true),
+            }
+            assert_eq!((table.slots.len(), table.len()), (0, 0));
+        }
     }
 
     #[test]

@@ -82,3 +82,29 @@ async fn what_its_caller_has_given_up_is_not_sent() {
     get(&client, "k", ReadLevel::Linearizable).await.unwrap();
     assert_eq!(node.requests(), 1);
 }
+
+/// What waits behind writes to a leader that is slow is not held up by their having more time.
+#[tokio::test]
+async fn a_read_behind_a_full_queue_goes_elsewhere_in_time() {
+    let (first, second) = (Fake::start(silent), Fake::start(leader));
+    first.set_status(status_of(1, "leader", 1, None));
+    let client = client_with(&[&first, &second], |config| {
+        (config.exactly_once, config.timeout) = (false, HOUR);
+        (config.in_flight_requests, config.batch_requests) = (1, 1);
+        config.attempt_timeout = Duration::from_millis(50);
+    });
+    let endpoint = Endpoint::parse(&first.endpoint()).unwrap();
+    client.status(&endpoint).await.unwrap();
+    let scope = Scope::default();
+    let writes = join_all((0..3).map(|_| client.put(&scope, "k", "v")));
+    let read = async {
+        until("one is in flight", || first.requests() == 1).await;
+        let client = client.preferring(ReadPreference::weighted([(endpoint, 1)]));
+        get(&client, "k", ReadLevel::Local).await.unwrap();
+    };
+    tokio::select! {
+        _ = writes => panic!("nobody has answered them"),
+        () = read => {}
+    }
+    assert_eq!((first.requests(), second.requests()), (1, 1));
+}
