@@ -203,7 +203,9 @@ impl Node {
     pub(crate) async fn counted<T, E>(&self, attempt: impl Future<Output = Result<T, E>>) -> Result<T, E> {
         self.attempts.fetch_add(1, Ordering::Relaxed);
         let outcome = attempt.await;
-        self.failures.fetch_add(outcome.is_err().into(), Ordering::Relaxed);
+        if outcome.is_err() {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+        }
         outcome
     }
 
