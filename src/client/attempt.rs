@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::proto::v1;
 use crate::runtime;
 use crate::shown;
@@ -39,8 +41,8 @@ impl Way {
     }
 }
 
-/// What comes of one attempt.
-pub(crate) type Outcome = Result<v1::Answer, AttemptError>;
+/// What comes of one attempt: an answer as it came.
+pub(crate) type Outcome = Result<Bytes, AttemptError>;
 
 /// Why an attempt has no answer.
 #[derive(Debug, Clone)]

@@ -26,16 +26,17 @@ use tonic::Streaming;
 use super::attempt::{AttemptError, Kind, Outcome, Way, backoff, describe};
 use super::config::ClientConfig;
 use super::endpoint::Endpoint;
+use super::frame::{self, Answers, Calls, Frame};
 use super::in_flight::{InFlight, Waiter};
 use super::node::Node;
-use crate::proto::details;
-use crate::proto::v1::call::Content;
-use crate::proto::v1::{self, PipelineAnswers, PipelineCalls, pipeline_client::PipelineClient};
+use crate::proto::{details, v1};
 
 /// How often expired and stalled requests are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(20);
 /// Messages between this task and the transport. Few: what waits in the queue instead joins a batch.
 const OUTBOUND_MESSAGES: usize = 2;
+/// What a call takes in a message beside its frame: a tag, and lengths.
+const TAG_BYTES: usize = 16;
 /// Largest message accepted from a server.
 pub(crate) const MAX_RESPONSE_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 /// Pauses between attempts to reach a node that is down.
@@ -71,7 +72,7 @@ pub(crate) trait Cluster: Send + Sync {
 #[derive(Debug)]
 pub(crate) struct Call {
     /// Its tag is given to it when it is sent.
-    pub(super) request: v1::Call,
+    pub(super) frame: Frame,
     pub(super) way: Way,
     pub(super) expires: Instant,
     pub(super) reply: oneshot::Sender<Outcome>,
@@ -115,8 +116,8 @@ impl Unopened {
 }
 
 struct Stream {
-    outbound: mpsc::Sender<PipelineCalls>,
-    inbound: Streaming<PipelineAnswers>,
+    outbound: mpsc::Sender<Calls>,
+    inbound: Streaming<Answers>,
 }
 
 /// See the module's documentation.
@@ -199,17 +200,16 @@ impl Connection {
     /// Opens the stream. Nothing is sent on it before the server has accepted it.
     async fn open(&mut self) -> Result<Stream, Unopened> {
         let (outbound, messages) = mpsc::channel(OUTBOUND_MESSAGES);
-        let pipeline = PipelineClient::new(self.node.channel());
-        let mut pipeline = pipeline.max_decoding_message_size(MAX_RESPONSE_MESSAGE_BYTES);
-        let opening = timeout(self.config.connect_timeout, pipeline.run(ReceiverStream::new(messages)));
+        let pipeline = frame::open(self.node.channel(), ReceiverStream::new(messages));
+        let opening = timeout(self.config.connect_timeout, pipeline);
         let hedge = sleep(HEDGE_AFTER);
         tokio::pin!(opening, hedge);
         let (mut abandoned, mut hedged) = (false, false);
         loop {
-            let limit = self.config.batch_requests - self.waiting.len();
+            let limit = self.config.batch_requests.saturating_sub(self.waiting.len());
             select! {
                 opened = &mut opening => return match opened {
-                    Ok(Ok(answer)) => Ok(Stream { outbound, inbound: answer.into_inner() }),
+                    Ok(Ok(inbound)) => Ok(Stream { outbound, inbound }),
                     Ok(Err(status)) => Err(match details::failure(status.details()) {
                         Some(failure) => Unopened::Refused(Arc::new(failure)),
                         None => Unopened::Unreached(describe(&status)),
@@ -284,15 +284,15 @@ impl Connection {
     }
 
     /// Puts what waits into one message, within its bounds, and enters it in the table.
-    fn next_message(&mut self) -> Option<PipelineCalls> {
+    fn next_message(&mut self) -> Option<Calls> {
         let now = Instant::now();
         let mut bytes = 0;
         let mut count = 0;
-        for call in self.waiting.iter().take(self.in_flight.room()) {
+        for call in self.waiting.iter().take(self.in_flight.room().min(self.config.batch_requests)) {
             if bytes >= self.config.batch_bytes {
                 break;
             }
-            bytes += size_bytes(&call.request);
+            bytes += call.frame.size_bytes() + TAG_BYTES;
             count += 1;
         }
         let mut calls = Vec::with_capacity(count);
@@ -300,23 +300,20 @@ impl Connection {
             if call.is_abandoned() {
                 continue;
             }
-            let Call { request, way, expires, reply } = call;
+            let Call { frame, way, expires, reply } = call;
             if expires <= now {
                 let _ = reply.send(Err(AttemptError::Expired { sent: false }));
                 continue;
             }
-            let tag = self.in_flight.insert(Waiter { way, sent: now, expires, reply });
-            calls.push(v1::Call { tag, ..request });
+            calls.push((self.in_flight.insert(Waiter { way, sent: now, expires, reply }), frame));
         }
-        (!calls.is_empty()).then_some(PipelineCalls { calls })
+        (!calls.is_empty()).then_some(calls)
     }
 
     /// Hands out the answers. One that nobody waits for (given up, or never asked for) is ignored.
-    fn complete(&mut self, message: PipelineAnswers) {
-        for answer in message.answers {
-            if answer.content.is_some()
-                && let Some(waiter) = self.in_flight.take(answer.tag)
-            {
+    fn complete(&mut self, answers: Answers) {
+        for (tag, answer) in answers {
+            if let Some(waiter) = self.in_flight.take(tag) {
                 let _ = waiter.reply.send(Ok(answer));
             }
         }
@@ -416,15 +413,6 @@ impl Hunting {
     /// It is not late any more.
     fn end(&mut self) {
         self.next = None;
-    }
-}
-
-fn size_bytes(call: &v1::Call) -> usize {
-    /// Tag, method, field headers and lengths, and the options of a write.
-    const OVERHEAD_BYTES: usize = 64;
-    match &call.content {
-        Some(Content::Payload(payload)) => OVERHEAD_BYTES + payload.len(),
-        _ => OVERHEAD_BYTES,
     }
 }
 

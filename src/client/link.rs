@@ -10,9 +10,9 @@ use super::attempt::{AttemptError, Outcome, Way};
 use super::config::ClientConfig;
 use super::connection::{Call, Cluster, Connection};
 use super::endpoint::Endpoint;
+use super::frame::Frame;
 use super::metrics::NodeMetrics;
 use super::node::Node;
-use crate::proto::v1;
 use crate::runtime;
 
 /// The callers' end of a node's connection task. The task ends when its link is dropped.
@@ -61,7 +61,7 @@ impl Link {
     pub(crate) async fn call<C: Cluster + 'static>(
         &self,
         cluster: &Arc<C>,
-        request: v1::Call,
+        frame: Frame,
         way: Way,
         expires: Instant,
     ) -> Outcome {
@@ -69,12 +69,12 @@ impl Link {
             self.start(cluster);
         }
         let _counted = Counted::new(&self.in_flight);
-        self.node.counted(self.ask(request, way, expires)).await
+        self.node.counted(self.ask(frame, way, expires)).await
     }
 
-    async fn ask(&self, request: v1::Call, way: Way, expires: Instant) -> Outcome {
+    async fn ask(&self, frame: Frame, way: Way, expires: Instant) -> Outcome {
         let (reply, answer) = oneshot::channel();
-        let call = Call { request, way, expires, reply };
+        let call = Call { frame, way, expires, reply };
         if let Err(refused) = self.calls.try_send(call) {
             match refused {
                 mpsc::error::TrySendError::Full(call) => {

@@ -44,7 +44,7 @@
 //!
 //! `admin` operates the cluster. `execute` makes the attempts of one call, `operation` says where the next one goes, and `judge`
 //! whether there may be one; `sessions` numbers writes, `router` knows who leads and who is healthy, `connection` owns the stream to
-//! one node and `link` leads there, `node` is what the others share about that node, and `contact` tells whether the cluster is heard from at all.
+//! one node, `frame` is what travels on it, and `link` leads there, `node` is what the others share about that node, and `contact` tells whether the cluster is heard from at all.
 //! Tasks: one per node that was used, one that asks after the nodes' health, and short-lived probes; none per call.
 
 use std::fmt;
@@ -74,6 +74,7 @@ pub(crate) use config::{SESSION_TTL_MAX, SESSION_TTL_MIN};
 
 use crate::types::{NodeId, ReadOptions};
 use execute::Ask;
+use frame::Payload;
 use node::NoStatus;
 use router::Router;
 use sessions::Sessions;
@@ -86,6 +87,7 @@ pub(crate) mod contact;
 mod endpoint;
 mod error;
 mod execute;
+pub(crate) mod frame;
 mod in_flight;
 pub(crate) mod judge;
 pub(crate) mod link;
@@ -220,7 +222,7 @@ impl Client {
     pub(crate) async fn call<T>(
         &self,
         method: &'static str,
-        payload: Bytes,
+        payload: impl Payload,
         options: CallOptions,
         chosen: Option<&Endpoint>,
         decode: impl Fn(Header, Bytes) -> Option<T>,

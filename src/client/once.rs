@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::error::ClientError;
 use super::execute::{self, Ask};
+use super::frame::Payload;
 use super::options::{CallOptions, WriteOptions};
 use super::router::Router;
 use super::sessions::{Place, Sessions};
@@ -59,7 +60,7 @@ impl Once {
     pub(crate) async fn call<T>(
         &mut self,
         method: &'static str,
-        payload: Bytes,
+        payload: impl Payload,
         options: WriteOptions,
         decode: impl Fn(Header, Bytes) -> Option<T>,
     ) -> Result<T, ClientError> {

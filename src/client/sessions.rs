@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::attempt::{Kind, Way};
 use super::error::ClientError;
+use super::frame::{self, Frame};
 use super::judge::{Failure, failed, in_words};
 use super::operation::Operation;
 use super::router::Router;
@@ -225,9 +226,9 @@ pub(crate) async fn open_session(
     loop {
         let link = operation.link();
         let content = Some(Content::OpenSession(OpenSessionRequest { ttl_ms }));
-        let request = v1::Call { content, ..Default::default() };
-        let failure = match link.call(router, request, Way::of(Kind::AtLeader), deadline).await {
-            Ok(answer) => match answer.content {
+        let frame = Frame::of(&v1::Call { content, ..Default::default() });
+        let failure = match link.call(router, frame, Way::of(Kind::AtLeader), deadline).await {
+            Ok(answer) => match frame::read(answer).and_then(|answer| answer.content) {
                 Some(Answered::OpenSession(opened)) => {
                     router.answered_as_leader(&link);
                     let history = Header::decode(opened.header).history;
@@ -250,7 +251,7 @@ pub(crate) async fn close_session(router: &Arc<Router>, session: &Session, expir
     let (session, history) = (session.id(), session.history().0);
     let link = router.leader_or_next();
     let content = Some(Content::CloseSession(v1::CloseSessionRequest { session, history }));
-    let request = v1::Call { content, ..Default::default() };
-    let outcome = link.call(router, request, Way::of(Kind::AtLeader), expires).await;
+    let frame = Frame::of(&v1::Call { content, ..Default::default() });
+    let outcome = link.call(router, frame, Way::of(Kind::AtLeader), expires).await;
     tracing::debug!(session, closed = outcome.is_ok(), "closed the session");
 }

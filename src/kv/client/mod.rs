@@ -71,13 +71,26 @@ impl Deref for Client {
     }
 }
 
+/// A request of this guest, as the client writes it into a call.
+struct Encoded(codec::RequestMessage);
+
+impl client::frame::Payload for Encoded {
+    fn size_bytes(&self) -> usize {
+        codec::request_bytes(&self.0)
+    }
+
+    fn write(&self, to: &mut Vec<u8>) {
+        codec::write_request(&self.0, to);
+    }
+}
+
 /// `request` as the payload of a call.
-fn encode(request: Request) -> Result<Bytes, ClientError> {
+fn encode(request: Request) -> Result<Encoded, ClientError> {
     match &request {
         Request::Put { ttl: Some(ttl), .. } if ttl.is_zero() => {
             Err(invalid("a time to live must be longer than zero"))
         }
-        _ => Ok(codec::request_payload(&codec::encode(request))),
+        _ => Ok(Encoded(codec::encode(request))),
     }
 }
 
