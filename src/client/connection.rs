@@ -37,8 +37,6 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(20);
 const OUTBOUND_MESSAGES: usize = 2;
 /// What a call takes in a message beside its frame: a tag, and lengths.
 const TAG_BYTES: usize = 16;
-/// Largest message accepted from a server.
-pub(crate) const MAX_RESPONSE_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 /// Pauses between attempts to reach a node that is down.
 const RECONNECT_MIN: Duration = Duration::from_millis(25);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);

@@ -20,7 +20,6 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
-use super::connection::MAX_RESPONSE_MESSAGE_BYTES;
 use crate::call;
 use crate::proto::v1;
 use crate::types::{ReadOptions, WriteOptions};
@@ -39,6 +38,9 @@ mod field {
     /// All that an answer may hold; it holds one of them.
     pub(super) const ANSWER_CONTENT: std::ops::RangeInclusive<u32> = 3..=6;
 }
+
+/// Largest message accepted from a server.
+pub(crate) const MAX_RESPONSE_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
 /// Room for how a call is carried out, and what stands between the parts of a call.
 const OPTIONS_BYTES: usize = 96;

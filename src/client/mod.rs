@@ -43,7 +43,7 @@
 //! # Where things are
 //!
 //! `admin` operates the cluster. `execute` makes the attempts of one call, `operation` says where the next one goes, and `judge`
-//! whether there may be one; `sessions` numbers writes, `router` knows who leads and who is healthy, `connection` owns the stream to
+//! whether there may be one; `sessions` numbers writes, `router` knows who leads and who is healthy, by its `picture` of the cluster, `connection` owns the stream to
 //! one node, `frame` is what travels on it, and `link` leads there, `node` is what the others share about that node, and `contact` tells whether the cluster is heard from at all.
 //! Tasks: one per node that was used, one that asks after the nodes' health, and short-lived probes; none per call.
 
@@ -96,6 +96,7 @@ pub(crate) mod node;
 mod once;
 pub(crate) mod operation;
 mod options;
+mod picture;
 mod preference;
 pub(crate) mod router;
 pub(crate) mod sessions;

@@ -28,10 +28,10 @@ use super::endpoint::Endpoint;
 use super::link::Link;
 use super::metrics::{Metrics, NodeMetrics};
 use super::node::Node;
+use super::picture::{Leader, Picture};
 use super::preference::{Candidate, ReadPreference};
 use crate::proto::v1;
 use crate::runtime;
-use crate::types::NodeId;
 
 /// Endpoints kept at most. Beyond this the oldest that was learnt is forgotten.
 const MAX_ENDPOINTS: usize = 64;
@@ -39,52 +39,6 @@ const MAX_ENDPOINTS: usize = 64;
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Shortest time between two probes of a node.
 const PROBE_INTERVAL: Duration = Duration::from_millis(10);
-
-/// The node believed to lead.
-#[derive(Debug, Clone)]
-struct Leader {
-    link: Arc<Link>,
-    /// By its own claim or another node's, rather than by a hint.
-    confirmed: bool,
-}
-
-/// See the module's documentation.
-#[derive(Debug, Clone, Default)]
-struct Picture {
-    links: Vec<Arc<Link>>,
-    leader: Option<Leader>,
-    /// The highest term heard of.
-    term: u64,
-    /// Who led last, for counting fail-overs.
-    led: Option<Endpoint>,
-    /// The last leader, when it is known to lead no more or not to be reached: others may not know yet.
-    lost: Option<Endpoint>,
-}
-
-impl Picture {
-    fn find(&self, endpoint: &Endpoint) -> Option<&Arc<Link>> {
-        self.links.iter().find(|link| link.node.endpoint == *endpoint)
-    }
-
-    /// The link to a node that is named by id and address. The id counts first: the user may have given
-    /// another address of the same node, and that one is known to work.
-    fn resolve(&self, node_id: NodeId, address: &str) -> Option<&Arc<Link>> {
-        let is_it = |node: &Node| node.node_id() == Some(node_id) && !node.is_down() && !node.is_stranger();
-        let by_id = self.links.iter().find(|link| is_it(&link.node));
-        by_id.or_else(|| Endpoint::parse(address).ok().and_then(|endpoint| self.find(&endpoint)))
-    }
-
-    /// Forgets addresses that were learnt, and are not those of `members`.
-    fn forget_all_but(&mut self, members: &[v1::MemberInfo]) {
-        let is_of = |node: &Node, member: &v1::MemberInfo| {
-            node.endpoint.as_str() == member.client
-                || (node.node_id() == Some(member.node_id) && !node.is_stranger())
-        };
-        self.links.retain(|link| {
-            link.node.configured || members.iter().any(|member| is_of(&link.node, member))
-        });
-    }
-}
 
 /// See the module's documentation.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use tokio::time::error::Elapsed;
 
 use crate::client::ClientError;
 use crate::client::attempt::AttemptError;
-use crate::client::connection::MAX_RESPONSE_MESSAGE_BYTES;
+use crate::client::frame::MAX_RESPONSE_MESSAGE_BYTES;
 use crate::client::judge::Failure;
 use crate::client::link::Link;
 use crate::proto::v1::kv_client::KvClient;
