@@ -1,10 +1,15 @@
 //! How long the client waits for an answer, and what it does meanwhile.
 
 use super::*;
-use crate::proto::v1::{TaggedRequest, tagged_request};
+use crate::proto::v1::{PutResponse, tagged_response};
 
 fn gets(request: &TaggedRequest) -> bool {
     matches!(request.request, Some(tagged_request::Request::Get(_)))
+}
+
+/// With more time than a test lets pass, on a connection that is not taken for dead when it does.
+fn unhurried(config: &mut ClientConfig) {
+    (config.timeout, config.keep_alive_interval) = (2 * HOUR, 3 * HOUR);
 }
 
 /// A leader that is slow: holds what it is sent until it is asked to get a key, and answers all then.
@@ -21,7 +26,7 @@ fn slow() -> impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static {
 #[tokio::test]
 async fn what_a_slow_leader_is_sent_is_sent_once_and_answered() {
     let node = Fake::start(slow());
-    let client = client_with(&[&node], |config| config.timeout = 2 * HOUR);
+    let client = client_with(&[&node], unhurried);
     let scope = Scope::default();
     let range = Range::key("k");
     let answered = async {
@@ -107,4 +112,24 @@ async fn a_read_behind_a_full_queue_goes_elsewhere_in_time() {
         () = read => {}
     }
     assert_eq!((first.requests(), second.requests()), (1, 1));
+}
+
+/// It has been sent again meanwhile, on another stream and under another tag.
+#[tokio::test]
+async fn an_answer_to_what_an_earlier_stream_lost_answers_nobody() {
+    let mut lost = None;
+    let node = Fake::start(move |requests| {
+        let Some(tag) = lost else {
+            lost = Some(requests[0].tag);
+            return Step::BreakStream;
+        };
+        let put = PutResponse { revision: 99, ..Default::default() };
+        let late = TaggedResponse { tag, response: Some(tagged_response::Response::Put(put)) };
+        let answers = requests.iter().map(served);
+        Step::Answer([late].into_iter().chain(answers).collect())
+    });
+    let client = client_of(&[&node]);
+    assert_eq!(put(&client, "k", "v").await.unwrap().revision, 1);
+    assert_eq!(put(&client, "k", "four").await.unwrap().revision, 4);
+    assert_eq!(node.requests(), 3);
 }
