@@ -7,7 +7,7 @@
 //! others. So a session whose window such a write has filled is *retired*: the next writes go into another one, and it is
 //! closed once nothing of it is under way.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use arc_swap::ArcSwapOption;
@@ -39,8 +39,33 @@ pub(crate) struct Sessions {
     opening: Mutex<Option<ClientError>>,
     /// Attempts to open one that have ended, either way.
     attempts: AtomicU64,
-    /// Notified when a write is settled, which may make room in the window.
-    settled: Arc<Notify>,
+    settled: Arc<Settled>,
+}
+
+/// Tells those who wait for room in the window that a write is settled.
+#[derive(Debug, Default)]
+struct Settled {
+    notify: Notify,
+    /// How many wait; mostly none, and then there is nothing to tell.
+    waiting: AtomicUsize,
+}
+
+/// Counts one who waits.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    /// From before the look at the window on: what is settled after that look finds it counted, because both happen under the
+    /// lock of the session.
+    fn new(settled: &'a Settled) -> Self {
+        settled.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(&settled.waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The place of one write in the session; settles it when dropped.
@@ -48,7 +73,7 @@ pub(crate) struct Sessions {
 pub(crate) struct Place {
     /// `None` only while it is dropped.
     ticket: Option<Ticket>,
-    settled: Arc<Notify>,
+    settled: Arc<Settled>,
 }
 
 impl Place {
@@ -70,7 +95,9 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         drop(self.ticket.take());
-        self.settled.notify_one();
+        if self.settled.waiting.load(Ordering::Relaxed) > 0 {
+            self.settled.notify.notify_one();
+        }
     }
 }
 
@@ -94,8 +121,9 @@ impl Sessions {
     }
 
     async fn begin_slowly(&self, router: &Arc<Router>, deadline: Instant) -> Result<Place, ClientError> {
+        let _waits = Waits::new(&self.settled);
         loop {
-            let settled = self.settled.notified();
+            let settled = self.settled.notify.notified();
             tokio::pin!(settled);
             // From before the look at the window, so that nothing that is settled after it is missed.
             settled.as_mut().enable();
@@ -105,7 +133,7 @@ impl Sessions {
             };
             if let Some(ticket) = session.begin() {
                 // One settled write can make room for many: whoever gets in lets the next one try.
-                self.settled.notify_one();
+                self.settled.notify.notify_one();
                 return Ok(self.place(ticket));
             }
             if session.is_held_up() {
@@ -157,7 +185,7 @@ impl Sessions {
                 tracing::debug!(session = session.id(), "opened a session");
                 if let Some(before) = self.current.swap(Some(session)) {
                     self.retire(router, before);
-                    self.settled.notify_waiters();
+                    self.settled.notify.notify_waiters();
                 }
                 *last_failure = None;
                 Ok(())
@@ -186,7 +214,7 @@ impl Sessions {
         if current.as_ref().is_some_and(|session| session.id() == id) {
             // Does nothing if somebody else has replaced it meanwhile.
             self.current.compare_and_swap(&*current, None);
-            self.settled.notify_waiters();
+            self.settled.notify.notify_waiters();
         }
     }
 
@@ -194,7 +222,7 @@ impl Sessions {
     pub(crate) fn take(&self) -> Vec<Arc<Session>> {
         let mut sessions = std::mem::take(&mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner));
         sessions.extend(self.current.swap(None));
-        self.settled.notify_waiters();
+        self.settled.notify.notify_waiters();
         sessions
     }
 }
