@@ -11,10 +11,10 @@
 //! ```
 
 use bytes::{Buf, BufMut, Bytes};
+use prost::Message;
 use prost::encoding::{
     self, DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field,
 };
-use prost::Message;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
@@ -184,7 +184,9 @@ impl Decoder for Frames {
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<Answers>, Status> {
         let message = buf.copy_to_bytes(buf.remaining());
-        split(message).map(Some).ok_or_else(|| Status::internal("what the server sent is no message of answers"))
+        split(message)
+            .map(Some)
+            .ok_or_else(|| Status::internal("what the server sent is no message of answers"))
     }
 }
 
@@ -198,7 +200,9 @@ fn split(mut message: Bytes) -> Option<Answers> {
                 let answer = message.split_to(length);
                 answers.extend(tag_of(&answer)?.map(|tag| (tag, answer)));
             }
-            (number, wire_type) => skip_field(wire_type, number, &mut message, DecodeContext::default()).ok()?,
+            (number, wire_type) => {
+                skip_field(wire_type, number, &mut message, DecodeContext::default()).ok()?
+            }
         }
     }
     Some(answers)
@@ -215,7 +219,9 @@ fn tag_of(mut answer: &[u8]) -> Option<Option<u64>> {
                 let length = length(&mut answer)?;
                 answer.advance(length);
             }
-            (number, wire_type) => skip_field(wire_type, number, &mut answer, DecodeContext::default()).ok()?,
+            (number, wire_type) => {
+                skip_field(wire_type, number, &mut answer, DecodeContext::default()).ok()?
+            }
         }
     }
     Some(has_content.then_some(tag))

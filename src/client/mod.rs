@@ -178,7 +178,8 @@ impl Client {
     /// session. A later write opens another.
     pub async fn close(&self) {
         let (sessions, expires) = (self.sessions.take(), Instant::now() + CLOSE_PATIENCE);
-        join_all(sessions.iter().map(|session| sessions::close_session(&self.router, session, expires))).await;
+        join_all(sessions.iter().map(|session| sessions::close_session(&self.router, session, expires)))
+            .await;
     }
 
     /// Tells whether any node of the cluster answers this client, from now on. Nodes are asked every

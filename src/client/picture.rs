@@ -48,8 +48,7 @@ impl Picture {
             node.endpoint.as_str() == member.client
                 || (node.node_id() == Some(member.node_id) && !node.is_stranger())
         };
-        self.links.retain(|link| {
-            link.node.configured || members.iter().any(|member| is_of(&link.node, member))
-        });
+        self.links
+            .retain(|link| link.node.configured || members.iter().any(|member| is_of(&link.node, member)));
     }
 }

@@ -379,7 +379,8 @@ impl Router {
     fn is_ours(&self, node: &Node, name: &str) -> bool {
         let mut known = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
         let is_known = known.as_ref().is_none_or(|known| known == name);
-        let answers = |other: &Node| other.endpoint != node.endpoint && other.is_reached() && !other.is_stranger();
+        let answers =
+            |other: &Node| other.endpoint != node.endpoint && other.is_reached() && !other.is_stranger();
         if name.is_empty() || (!is_known && self.find(answers).is_some()) {
             return name.is_empty();
         }

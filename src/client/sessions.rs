@@ -164,7 +164,8 @@ impl Sessions {
                 None => out_of_time(router, "no session could be opened"),
             });
         };
-        let is_held_up = |current: &Arc<Session>| held_up.is_some_and(|held_up| Arc::ptr_eq(current, held_up));
+        let is_held_up =
+            |current: &Arc<Session>| held_up.is_some_and(|held_up| Arc::ptr_eq(current, held_up));
         if self.current.load().as_ref().is_some_and(|current| !is_held_up(current)) {
             return Ok(());
         }

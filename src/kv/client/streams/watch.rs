@@ -399,7 +399,9 @@ impl Watching {
         let patient = self.refused_at.is_some_and(|at| at.elapsed() < config.unavailable_after);
         let may_be_back = |node: &Node| {
             let endpoint = &node.endpoint;
-            node.has_answered() && self.failures.contains_key(endpoint) && !self.refusals.contains_key(endpoint)
+            node.has_answered()
+                && self.failures.contains_key(endpoint)
+                && !self.refusals.contains_key(endpoint)
         };
         if !patient || self.router.find(may_be_back).is_none() {
             return false;

@@ -51,7 +51,11 @@ async fn failures_that_leave_a_write_open_are_survived() {
         let (script, notes) = noting(steps([Next::Refuse(failure)]));
         node.set_script(script);
         put(&client, "k", "v").await.unwrap();
-        assert_eq!(*notes.lock().unwrap(), [(1, sequence); 2], "under another number it would be another write");
+        assert_eq!(
+            *notes.lock().unwrap(),
+            [(1, sequence); 2],
+            "under another number it would be another write"
+        );
     }
 }
 
@@ -270,7 +274,10 @@ async fn closing_does_not_wait_for_a_cluster_that_does_not_answer() {
     node.set_script(silent);
     let began = Instant::now();
     timeout(PATIENCE, client.close()).await.expect("the client hangs");
-    assert!(began.elapsed() < Duration::from_secs(1), "20 ms, and as long as this machine does something else");
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "20 ms, and as long as this machine does something else"
+    );
 }
 
 #[tokio::test]
