@@ -101,18 +101,16 @@ impl<'a> Operation<'a> {
     }
 
     /// When the attempt that begins now is given up: not before the operation is, unless another node could answer.
-    pub(crate) fn attempt_expires(&mut self, now: Instant) -> Instant {
+    pub(crate) fn attempt_expires(&self, now: Instant) -> Instant {
         match (self.kind, &self.chosen) {
             (Kind::Anywhere, None) => self.patience_ends(now),
             _ => self.deadline,
         }
     }
 
-    /// When an attempt that begins now has taken as long as it may. The next one may take twice as long.
-    pub(crate) fn patience_ends(&mut self, now: Instant) -> Instant {
-        let patience = self.patience;
-        self.patience = patience.saturating_mul(2);
-        now.checked_add(patience).map_or(self.deadline, |end| end.min(self.deadline))
+    /// When an attempt that begins now has taken as long as it may; the one after it may take twice as long.
+    pub(crate) fn patience_ends(&self, now: Instant) -> Instant {
+        now.checked_add(self.patience).map_or(self.deadline, |end| end.min(self.deadline))
     }
 
     pub(crate) fn link(&self) -> Arc<Link> {
@@ -193,6 +191,7 @@ impl<'a> Operation<'a> {
     async fn learn(&mut self, endpoint: &Endpoint, failure: &Failure) -> bool {
         let answer = match failure {
             Failure::Attempt(AttemptError::Expired { .. }) => {
+                self.patience = self.patience.saturating_mul(2);
                 self.router.hunt();
                 return self.kind == Kind::Anywhere && self.router.has_healthy_other_than(endpoint);
             }
@@ -310,20 +309,26 @@ mod tests {
     use super::*;
     use crate::client::ClientConfig;
 
-    #[test]
-    fn only_what_can_go_elsewhere_is_given_up_early_and_later_every_time() {
-        let endpoint = Endpoint::parse("n1:1").unwrap();
+    #[tokio::test]
+    async fn only_what_can_go_elsewhere_is_given_up_early_and_later_every_time() {
+        let endpoint = Endpoint::parse("127.0.0.1:1").unwrap();
         let router = Arc::new(Router::new(vec![endpoint.clone()], ClientConfig::default()));
         let now = Instant::now();
-        let expire = |kind, chosen: bool| {
+        for (kind, chosen, expected) in [
+            (Kind::Anywhere, false, [1, 2, 4, 8, 10]),
+            (Kind::Anywhere, true, [10; 5]),
+            (Kind::AtLeader, false, [10; 5]),
+            (Kind::Write, false, [10; 5]),
+        ] {
             let mut operation = Operation::new(&router, kind, None, now);
             operation.chosen = chosen.then(|| router.at(&endpoint));
-            [(); 5].map(|()| operation.attempt_expires(now).duration_since(now).as_secs())
-        };
-        assert_eq!(expire(Kind::Anywhere, false), [1, 2, 4, 8, 10]);
-        assert_eq!(expire(Kind::Anywhere, true), [10; 5]);
-        assert_eq!(expire(Kind::AtLeader, false), [10; 5]);
-        assert_eq!(expire(Kind::Write, false), [10; 5]);
+            for seconds in expected {
+                // What fails at once says nothing of how long an answer takes.
+                operation.learn(&endpoint, &Failure::Attempt(AttemptError::NotSent("x".into()))).await;
+                assert_eq!(operation.attempt_expires(now).duration_since(now).as_secs(), seconds, "{kind:?}");
+                operation.learn(&endpoint, &Failure::Attempt(AttemptError::Expired { sent: true })).await;
+            }
+        }
     }
 
     #[test]
