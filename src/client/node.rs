@@ -149,7 +149,7 @@ impl Node {
     /// It belongs to this cluster, as it says, or to the one with another name.
     pub(crate) fn note_cluster(&self, other: Option<&str>) {
         if let Some(name) = other {
-            self.note_unready(format!("a node of the cluster \"{}\" answers there", Shown(&name)).into());
+            self.note_unready(format!("a node of the cluster \"{}\" answers there", Shown(name)).into());
         }
         self.stranger.store(other.is_some(), Ordering::Relaxed);
     }
