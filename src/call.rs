@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::proto::v1;
 use crate::reason::Reason;
 use crate::types::{
-    AckLevel, Bookmark, DEFAULT_ACK_TIMEOUT, HistoryEpoch, LogId, NodeId, ReadLevel, ReadOptions,
+    AckLevel, Bookmark, DEFAULT_ACK_TIMEOUT, HistoryEpoch, Leader, LogId, NodeId, ReadLevel, ReadOptions,
     SessionSlot, WriteOptions,
 };
 
@@ -91,7 +91,7 @@ impl Header {
             },
             node_id: header.node_id,
             history: HistoryEpoch(header.position.map_or(0, |position| position.history)),
-            position: header.position.map(|position| LogId::new(position.term, position.index)),
+            position: header.position.map(LogId::from),
             held_by: header.held_by,
             repeated_write: header.repeated_write,
         }
@@ -107,6 +107,24 @@ impl Header {
             held_by,
             repeated_write,
         }
+    }
+}
+
+impl From<v1::Position> for LogId {
+    fn from(position: v1::Position) -> Self {
+        Self::new(position.term, position.index)
+    }
+}
+
+impl From<v1::LeaderHint> for Leader {
+    fn from(v1::LeaderHint { node_id, client }: v1::LeaderHint) -> Self {
+        Self { node_id, client }
+    }
+}
+
+impl From<Leader> for v1::LeaderHint {
+    fn from(Leader { node_id, client }: Leader) -> Self {
+        Self { node_id, client }
     }
 }
 

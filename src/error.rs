@@ -5,24 +5,19 @@
 //! mismatch, a panic in apply) stops the node; callers see [`WriteError::Stopped`] and its kin.
 
 mod membership;
+mod told;
 
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use membership::{MembershipError, TransferError};
+pub use told::{OperationError, Told};
 
+use crate::reason::Reason;
 use crate::shown::Shown;
+pub use crate::types::Leader;
 use crate::types::{Divergence, HistoryEpoch, Incarnation, LogId, NodeId};
-
-/// Who leads, as far as the answering node knows, and where clients reach it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Leader {
-    /// The leader's id.
-    pub node_id: NodeId,
-    /// Its advertised client address, `host:port`.
-    pub client: String,
-}
 
 fn describe(leader: &Option<Leader>) -> String {
     match leader {
@@ -201,31 +196,39 @@ pub enum WriteError {
     },
 }
 
+impl OperationError for WriteError {
+    fn told(&self) -> Told<'_> {
+        match self {
+            Self::NotLeader { leader } => Told::of(Reason::NotLeader).led_by(leader),
+            Self::TooLarge { .. } => Told::of(Reason::TooLarge),
+            Self::Unencodable { .. } | Self::LeaderAckInSession => Told::of(Reason::Invalid),
+            Self::Undecodable { .. } => Told::of(Reason::Undecodable),
+            Self::UnreadableReply { .. } => Told::of(Reason::Undecodable).undecided(true),
+            Self::Diverged { .. } => Told::of(Reason::Diverged),
+            Self::Overloaded => Told::of(Reason::Overloaded),
+            Self::NoQuorum => Told::of(Reason::NoQuorum),
+            Self::DiskFull { .. } => Told::of(Reason::DiskFull),
+            Self::DiskStalled { .. } | Self::VotersStalled => Told::of(Reason::DiskStalled),
+            Self::QuotaExceeded { .. } => Told::of(Reason::QuotaExceeded),
+            // Earlier attempts are what the session was for.
+            Self::SessionExpired { .. } => Told::of(Reason::SessionExpired),
+            Self::AnswerForgotten => Told::of(Reason::AnswerForgotten),
+            Self::WindowExceeded => Told::of(Reason::WindowExceeded),
+            Self::TooManySessions | Self::TooManyOfOpener { .. } => Told::of(Reason::TooManySessions),
+            Self::AckTimeout { log_id, missing } => {
+                Told { standing: Some((*log_id, missing)), ..Told::of(Reason::AckTimeout).undecided(true) }
+            }
+            Self::Interrupted { leader } => Told::of(Reason::Interrupted).undecided(true).led_by(leader),
+            Self::OtherHistory { .. } => Told::of(Reason::OtherHistory),
+            Self::Stopped { maybe_applied, .. } => Told::of(Reason::Stopped).undecided(*maybe_applied),
+        }
+    }
+}
+
 impl WriteError {
     /// Whether the write may have taken effect, or may still do so.
     pub fn maybe_applied(&self) -> bool {
-        match self {
-            Self::NotLeader { .. }
-            | Self::TooLarge { .. }
-            | Self::Unencodable { .. }
-            | Self::Undecodable { .. }
-            | Self::Overloaded
-            | Self::NoQuorum
-            | Self::Diverged { .. }
-            | Self::LeaderAckInSession
-            | Self::OtherHistory { .. }
-            | Self::DiskFull { .. }
-            | Self::DiskStalled { .. }
-            | Self::VotersStalled
-            | Self::QuotaExceeded { .. }
-            | Self::WindowExceeded
-            | Self::TooManySessions
-            | Self::TooManyOfOpener { .. } => false,
-            // Earlier attempts are what the session was for.
-            Self::SessionExpired { .. } | Self::AnswerForgotten => false,
-            Self::Interrupted { .. } | Self::AckTimeout { .. } | Self::UnreadableReply { .. } => true,
-            Self::Stopped { maybe_applied, .. } => *maybe_applied,
-        }
+        self.told().maybe_applied
     }
 }
 
@@ -287,6 +290,20 @@ pub enum ReadError {
     },
 }
 
+impl OperationError for ReadError {
+    fn told(&self) -> Told<'_> {
+        match self {
+            Self::NotLeader { leader } => Told::of(Reason::NotLeader).led_by(leader),
+            Self::NoQuorum { .. } => Told::of(Reason::NoQuorum),
+            Self::Behind { .. } => Told::of(Reason::Behind),
+            Self::Ahead { .. } => Told::of(Reason::Ahead),
+            Self::OtherHistory { .. } => Told::of(Reason::OtherHistory),
+            Self::Diverged { .. } => Told::of(Reason::Diverged),
+            Self::Stopped { .. } => Told::of(Reason::Stopped),
+        }
+    }
+}
+
 fn other_history(given: &HistoryEpoch, known: &HistoryEpoch) -> String {
     format!(
         "the position or session belongs to history {given}, and this cluster's is {known}: it was made anew or restored, or is another cluster; read what it holds and begin again from there"
@@ -319,6 +336,16 @@ pub enum SnapshotError {
         /// Why.
         reason: String,
     },
+}
+
+impl OperationError for SnapshotError {
+    fn told(&self) -> Told<'_> {
+        Told::of(match self {
+            Self::Nothing => Reason::Behind,
+            Self::Timeout { .. } => Reason::Overloaded,
+            Self::Stopped { .. } => Reason::Stopped,
+        })
+    }
 }
 
 /// Whether an IO error says that this process, or the system, has too many files open: it passes.

@@ -40,6 +40,8 @@ pub mod door;
 pub(crate) mod duration;
 pub mod engine;
 pub mod error;
+#[cfg(test)]
+mod golden;
 pub(crate) mod incoming;
 pub mod kv;
 pub mod logging;
@@ -48,6 +50,7 @@ pub mod node;
 pub mod proto;
 pub mod raft;
 pub mod reason;
+pub mod report;
 #[doc(hidden)]
 pub mod runtime;
 pub mod session;

@@ -1,7 +1,8 @@
 //! Why something was not done: the one list of reasons, and what each is on every interface.
 //!
-//! A reason has a number and a name (`Reason` of `proto/call.proto` *is* this type), a gRPC code, an HTTP status and an
-//! exit code. [`Reason::row`] is the table; servers, clients and the command line encode it and add nothing. Whoever
+//! A reason has a number and a name (`Reason` of `proto/call.proto` *is* this type), a label in metrics, a gRPC code, an HTTP
+//! status and an exit code. [`Reason::row`] is the table; servers, clients and the command line encode it and add nothing.
+//! Which reason an error has is said by its enum, in one match ([`OperationError`](crate::error::OperationError)). Whoever
 //! adds a reason adds a variant here and a value with the same number there: a test compares the two.
 //!
 //! # The outcome of a write goes before its reason
@@ -121,6 +122,8 @@ impl GrpcCode {
 pub struct Row {
     /// As `proto/call.proto` and JSON name it, without `REASON_`.
     pub name: &'static str,
+    /// As metrics that count failures label it.
+    pub counter: &'static str,
     /// On gRPC.
     pub grpc: GrpcCode,
     /// On HTTP.
@@ -145,42 +148,61 @@ impl Reason {
         };
         const NO: Option<bool> = Some(false);
         const YES: Option<bool> = Some(true);
-        let (name, grpc, http_status, exit_code, maybe_applied) = match self {
-            Self::Unspecified => ("UNSPECIFIED", Unknown, 500, EXIT_ERROR, None),
-            Self::NotLeader => ("NOT_LEADER", Unavailable, 503, EXIT_ERROR, NO),
-            Self::TooLarge => ("TOO_LARGE", InvalidArgument, 413, EXIT_INVALID, NO),
-            Self::Overloaded => ("OVERLOADED", ResourceExhausted, 503, EXIT_ERROR, NO),
-            Self::Interrupted => ("INTERRUPTED", Unknown, 500, EXIT_ERROR, None),
-            Self::NoQuorum => ("NO_QUORUM", Unavailable, 503, EXIT_ERROR, NO),
-            Self::Stopped => ("STOPPED", Unavailable, 503, EXIT_ERROR, None),
-            Self::Invalid => ("INVALID", InvalidArgument, 400, EXIT_INVALID, NO),
-            Self::DiskFull => ("DISK_FULL", ResourceExhausted, 507, EXIT_ERROR, NO),
-            Self::DiskStalled => ("DISK_STALLED", Unavailable, 503, EXIT_ERROR, NO),
-            Self::SessionExpired => ("SESSION_EXPIRED", FailedPrecondition, 410, EXIT_ERROR, NO),
-            Self::WindowExceeded => ("WINDOW_EXCEEDED", ResourceExhausted, 429, EXIT_ERROR, NO),
-            Self::TooManySessions => ("TOO_MANY_SESSIONS", ResourceExhausted, 429, EXIT_ERROR, NO),
-            Self::AckTimeout => ("ACK_TIMEOUT", DeadlineExceeded, 504, EXIT_UNKNOWN, YES),
-            Self::Behind => ("BEHIND", Unavailable, 503, EXIT_ERROR, NO),
-            Self::Compacted => ("COMPACTED", OutOfRange, 410, EXIT_ERROR, NO),
-            Self::Membership => ("MEMBERSHIP", FailedPrecondition, 409, EXIT_ERROR, None),
-            Self::AnswerForgotten => ("ANSWER_FORGOTTEN", FailedPrecondition, 410, EXIT_ERROR, NO),
-            Self::QuotaExceeded => ("QUOTA_EXCEEDED", ResourceExhausted, 507, EXIT_ERROR, NO),
-            Self::LimitReached => ("LIMIT_REACHED", ResourceExhausted, 429, EXIT_ERROR, NO),
-            Self::OtherHistory => ("OTHER_HISTORY", FailedPrecondition, 409, EXIT_ERROR, NO),
-            Self::Ahead => ("AHEAD", OutOfRange, 416, EXIT_ERROR, NO),
-            Self::Diverged => ("DIVERGED", Unavailable, 503, EXIT_ERROR, NO),
-            Self::Undecodable => ("UNDECODABLE", InvalidArgument, 400, EXIT_INVALID, NO),
-            Self::DeadlineExceeded => ("DEADLINE_EXCEEDED", DeadlineExceeded, 504, EXIT_ERROR, None),
-            Self::NotFound => ("NOT_FOUND", NotFound, 404, EXIT_NOT_FOUND, NO),
-            Self::ConditionFailed => ("CONDITION_FAILED", FailedPrecondition, 412, EXIT_NOT_FOUND, NO),
-            Self::Unreachable => ("UNREACHABLE", Unavailable, 503, EXIT_UNREACHABLE, NO),
+        let (name, counter, grpc, http_status, exit_code, maybe_applied) = match self {
+            Self::Unspecified => ("UNSPECIFIED", "unspecified", Unknown, 500, EXIT_ERROR, None),
+            Self::NotLeader => ("NOT_LEADER", "not_leader", Unavailable, 503, EXIT_ERROR, NO),
+            Self::TooLarge => ("TOO_LARGE", "too_large", InvalidArgument, 413, EXIT_INVALID, NO),
+            Self::Overloaded => ("OVERLOADED", "overloaded", ResourceExhausted, 503, EXIT_ERROR, NO),
+            Self::Interrupted => ("INTERRUPTED", "interrupted", Unknown, 500, EXIT_ERROR, None),
+            Self::NoQuorum => ("NO_QUORUM", "no_quorum", Unavailable, 503, EXIT_ERROR, NO),
+            Self::Stopped => ("STOPPED", "stopped", Unavailable, 503, EXIT_ERROR, None),
+            Self::Invalid => ("INVALID", "invalid", InvalidArgument, 400, EXIT_INVALID, NO),
+            Self::DiskFull => ("DISK_FULL", "disk_full", ResourceExhausted, 507, EXIT_ERROR, NO),
+            Self::DiskStalled => ("DISK_STALLED", "disk_stalled", Unavailable, 503, EXIT_ERROR, NO),
+            Self::SessionExpired => {
+                ("SESSION_EXPIRED", "session_expired", FailedPrecondition, 410, EXIT_ERROR, NO)
+            }
+            Self::WindowExceeded => {
+                ("WINDOW_EXCEEDED", "window_exceeded", ResourceExhausted, 429, EXIT_ERROR, NO)
+            }
+            Self::TooManySessions => {
+                ("TOO_MANY_SESSIONS", "too_many_sessions", ResourceExhausted, 429, EXIT_ERROR, NO)
+            }
+            Self::AckTimeout => ("ACK_TIMEOUT", "ack_timeout", DeadlineExceeded, 504, EXIT_UNKNOWN, YES),
+            Self::Behind => ("BEHIND", "behind", Unavailable, 503, EXIT_ERROR, NO),
+            Self::Compacted => ("COMPACTED", "compacted", OutOfRange, 410, EXIT_ERROR, NO),
+            Self::Membership => ("MEMBERSHIP", "membership", FailedPrecondition, 409, EXIT_ERROR, None),
+            Self::AnswerForgotten => {
+                ("ANSWER_FORGOTTEN", "answer_forgotten", FailedPrecondition, 410, EXIT_ERROR, NO)
+            }
+            Self::QuotaExceeded => {
+                ("QUOTA_EXCEEDED", "quota_exceeded", ResourceExhausted, 507, EXIT_ERROR, NO)
+            }
+            Self::LimitReached => ("LIMIT_REACHED", "limit_reached", ResourceExhausted, 429, EXIT_ERROR, NO),
+            Self::OtherHistory => ("OTHER_HISTORY", "other_history", FailedPrecondition, 409, EXIT_ERROR, NO),
+            Self::Ahead => ("AHEAD", "ahead", OutOfRange, 416, EXIT_ERROR, NO),
+            Self::Diverged => ("DIVERGED", "diverged", Unavailable, 503, EXIT_ERROR, NO),
+            Self::Undecodable => ("UNDECODABLE", "undecodable", InvalidArgument, 400, EXIT_INVALID, None),
+            Self::DeadlineExceeded => {
+                ("DEADLINE_EXCEEDED", "deadline_exceeded", DeadlineExceeded, 504, EXIT_ERROR, None)
+            }
+            Self::NotFound => ("NOT_FOUND", "not_found", NotFound, 404, EXIT_NOT_FOUND, NO),
+            Self::ConditionFailed => {
+                ("CONDITION_FAILED", "condition_failed", FailedPrecondition, 412, EXIT_NOT_FOUND, NO)
+            }
+            Self::Unreachable => ("UNREACHABLE", "unreachable", Unavailable, 503, EXIT_UNREACHABLE, NO),
         };
-        Row { name, grpc, http_status, exit_code, maybe_applied }
+        Row { name, counter, grpc, http_status, exit_code, maybe_applied }
     }
 
     /// Its name on every interface, in capitals.
     pub const fn name(self) -> &'static str {
         self.row().name
+    }
+
+    /// Its label in metrics that count failures.
+    pub const fn counter(self) -> &'static str {
+        self.row().counter
     }
 
     /// The gRPC code of an answer with this reason. One that names the leader is no use to repeat here.
@@ -273,6 +295,9 @@ mod tests {
 
     #[test]
     fn a_name_belongs_to_one_reason_and_is_written_in_capitals() {
+        for reason in Reason::all() {
+            assert_eq!(reason.counter(), reason.name().to_lowercase());
+        }
         let mut names: Vec<_> = Reason::all().map(Reason::name).collect();
         assert!(names.iter().all(|name| name.chars().all(|c| c.is_ascii_uppercase() || c == '_')));
         names.sort_unstable();

@@ -3,6 +3,8 @@
 //! These are quorate's own types. Nothing here names openraft, sled or tonic, so the public API, the
 //! disk format and the wire format do not move when one of those does.
 
+mod named;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
@@ -10,6 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+pub use named::{DiskState, MemberKind, PeerStanding, QuotaSource, ReadWait, Role};
 
 /// Identifies a node for the life of its data directory. Chosen by the operator, never reused.
 pub type NodeId = u64;
@@ -249,6 +253,15 @@ impl Membership {
     }
 }
 
+/// Who leads, as far as the answering node knows, and where clients reach it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Leader {
+    /// The leader's id.
+    pub node_id: NodeId,
+    /// Its advertised client address, `host:port`.
+    pub client: String,
+}
+
 /// That a node's state is not the others', at the same position of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Divergence {
@@ -277,22 +290,12 @@ impl fmt::Display for Divergence {
 }
 
 /// How many bytes the state may take, as agreed through the log: all nodes refuse by the same number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
     /// Most bytes of state, as the state machine counts them.
     pub bytes: u64,
     /// Who said so.
     pub source: QuotaSource,
-}
-
-/// Where a [`Quota`] comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum QuotaSource {
-    /// The leader took it from the memory of the smallest member. It follows the members.
-    Memory,
-    /// An operator set it. It stays until an operator changes it.
-    Operator,
 }
 
 impl Quota {
@@ -323,32 +326,21 @@ impl Quota {
     }
 }
 
-/// What a node is to its cluster at this moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Has joined no cluster yet, or receives the log without a vote.
-    Learner,
-    /// Votes and follows.
-    Follower,
-    /// Asks for votes.
-    Candidate,
-    /// Leads its term.
-    Leader,
-    /// Stopped, in order or by a fatal error.
-    Stopped,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Learner => "learner",
-            Self::Follower => "follower",
-            Self::Candidate => "candidate",
-            Self::Leader => "leader",
-            Self::Stopped => "stopped",
-        })
-    }
+/// What a node knows of its disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct DiskStatus {
+    /// What it is good for.
+    pub state: DiskState,
+    /// Bytes free for this process at the last look; none where nobody looks.
+    pub available_bytes: Option<u64>,
+    /// Bytes that are set aside, in the reserve file and beyond the end of the log's; none without a reserve.
+    pub reserve_bytes: Option<u64>,
+    /// How long the present write of the log has been under way.
+    #[serde(skip)]
+    pub writing_for: Option<Duration>,
+    /// Whether there is one: a store in memory has none, and finds everything in order.
+    #[serde(skip)]
+    pub is_watched: bool,
 }
 
 /// How fresh a read must be. `docs/GUARANTEES.md` says what each level promises and when it does not hold.

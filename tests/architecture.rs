@@ -24,6 +24,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("shown", &[]),
     ("proto", &["reason"]),
     ("duration", &[]),
+    // For tests alone.
+    ("golden", &[]),
     // How people write where somebody listens.
     ("address", &[]),
     ("logging", &[]),
@@ -31,12 +33,20 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("incoming", &["error"]),
     ("session", &["types"]),
     ("call", &["types", "reason", "proto"]),
+    // What a node tells of itself, whoever makes it and whoever reads it.
+    ("report", &["types", "proto", "call"]),
     // Pure: no IO, no clock, no randomness, so not even `runtime`.
     ("machine", &["types", "error"]),
     ("storage", &["types", "error", "runtime", "logging"]),
-    ("raft", &["types", "shown", "error", "runtime", "incoming", "proto", "machine", "storage"]),
+    ("raft", &["types", "shown", "error", "runtime", "incoming", "proto", "report", "machine", "storage"]),
     ("stream", &["types", "error", "runtime", "proto", "machine", "storage"]),
-    ("engine", &["types", "address", "error", "session", "runtime", "machine", "storage", "raft", "stream"]),
+    (
+        "engine",
+        &[
+            "types", "reason", "address", "error", "session", "runtime", "report", "machine", "storage",
+            "raft", "stream",
+        ],
+    ),
     (
         "door",
         &["types", "reason", "shown", "error", "runtime", "incoming", "proto", "call", "machine", "engine"],
@@ -44,12 +54,12 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "node",
         &[
-            "types", "reason", "shown", "error", "runtime", "incoming", "logging", "proto", "machine",
-            "storage", "engine", "door",
+            "types", "reason", "shown", "error", "runtime", "incoming", "logging", "proto", "report",
+            "machine", "storage", "engine", "door",
         ],
     ),
     // A client shares nothing with the server but the protocol.
-    ("client", &["types", "reason", "shown", "session", "runtime", "proto", "call"]),
+    ("client", &["types", "reason", "shown", "session", "runtime", "proto", "call", "report"]),
     (
         "kv",
         &[
@@ -99,11 +109,19 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
 ];
 
 /// What tests may name beyond that: a fake server, and the machine that is at hand.
-const IN_TESTS: &[(&str, &str)] =
-    &[("cli", "proto"), ("reason", "proto"), ("engine", "kv"), ("raft", "kv"), ("kv", "storage")];
+const IN_TESTS: &[(&str, &str)] = &[
+    ("cli", "proto"),
+    ("cli", "golden"),
+    ("kv", "golden"),
+    ("reason", "proto"),
+    ("engine", "kv"),
+    ("raft", "kv"),
+    ("kv", "report"),
+    ("kv", "storage"),
+];
 
 /// Files that are nothing but tests, and are not called so.
-const TEST_FILES: &[&str] = &["src/engine/lone.rs", "src/raft/apply/quota_tests.rs"];
+const TEST_FILES: &[&str] = &["src/engine/lone.rs", "src/golden.rs", "src/raft/apply/quota_tests.rs"];
 
 /// Which files may name a vendor crate, or another one whose name begins with it and `_`.
 const VENDORS: &[(&str, &[&str])] = &[

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use quorate::kv::client::{Client, ClientError, Endpoint, NodeStatus, Range, Request, Response, Scope};
+use quorate::kv::client::{Client, ClientError, Endpoint, NodeReport, Range, Request, Response, Scope};
+use quorate::report::Offsets;
 use quorate::types::ReadLevel;
 
 use crate::set::{Item, Reading};
@@ -13,12 +14,12 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The status of the node that leads the highest term, or `None` if no node leads within `deadline`.
 /// `newer_than` excludes leaders of that term and earlier ones.
-pub(crate) async fn leader(client: &Client, newer_than: u64, deadline: Duration) -> Option<NodeStatus> {
+pub(crate) async fn leader(client: &Client, newer_than: u64, deadline: Duration) -> Option<NodeReport> {
     let end = Instant::now() + deadline;
     loop {
         let answers = client.status_all().await;
         let leading = answers.into_iter().filter_map(|(_, answer)| answer.ok());
-        let leading = leading.filter(|status| status.role == "leader" && status.term > newer_than);
+        let leading = leading.filter(|status| status.leads() && status.term > newer_than);
         match leading.max_by_key(|status| status.term) {
             Some(leader) => return Some(leader),
             None if Instant::now() >= end => return None,
@@ -54,41 +55,48 @@ pub(crate) async fn converged(client: &Client, deadline: Duration) -> Result<Vec
 }
 
 /// The status of all nodes, if they have applied the same entry.
-async fn positions(client: &Client) -> Result<Vec<NodeStatus>, String> {
+async fn positions(client: &Client) -> Result<Vec<(Endpoint, NodeReport)>, String> {
     let answers = client.status_all().await;
-    let nodes: Vec<NodeStatus> = answers
+    let nodes: Vec<(Endpoint, NodeReport)> = answers
         .into_iter()
-        .map(|(endpoint, answer)| answer.map_err(|error| format!("{endpoint}: {error}")))
+        .map(|(endpoint, answer)| match answer {
+            Ok(report) => Ok((endpoint, report)),
+            Err(error) => Err(format!("{endpoint}: {error}")),
+        })
         .collect::<Result<_, _>>()?;
     // Equal positions mean little while a node may hold more than it has applied.
-    let settled = |status: &NodeStatus| status.applied.map(|applied| applied.index) == status.last_log;
-    let equal = nodes.windows(2).all(|pair| pair[0].applied == pair[1].applied);
-    if equal && nodes.iter().all(|status| settled(status) && status.applied.is_some()) {
+    let offsets = || nodes.iter().map(|(_, report)| report.offsets);
+    let settled = |of: Offsets| of.applied.is_some_and(|applied| Some(applied.index) == of.last_log);
+    let first = offsets().next().and_then(|of| of.applied);
+    if offsets().all(|of| settled(of) && of.applied == first) {
         return Ok(nodes);
     }
     let applied: Vec<_> = nodes
         .iter()
-        .map(|status| {
-            let applied = status.applied.map_or("nothing".to_owned(), |position| position.to_string());
-            format!("node {} has applied {applied}, last log entry {:?}", status.node_id, status.last_log)
+        .map(|(_, NodeReport { node_id, offsets, .. })| {
+            let applied = offsets.applied.map_or("nothing".to_owned(), |position| position.to_string());
+            format!("node {node_id} has applied {applied}, last log entry {:?}", offsets.last_log)
         })
         .collect();
     Err(applied.join("; "))
 }
 
-fn stood_still(before: &[NodeStatus], after: &[NodeStatus]) -> bool {
-    before.len() == after.len() && before.iter().zip(after).all(|(a, b)| a.applied == b.applied)
+fn stood_still(before: &[(Endpoint, NodeReport)], after: &[(Endpoint, NodeReport)]) -> bool {
+    let applied = |nodes: &[(Endpoint, NodeReport)]| -> Vec<_> {
+        nodes.iter().map(|(_, report)| report.offsets.applied).collect()
+    };
+    applied(before) == applied(after)
 }
 
-async fn read_all(client: &Client, nodes: &[NodeStatus]) -> Result<Vec<Reading>, String> {
+async fn read_all(client: &Client, nodes: &[(Endpoint, NodeReport)]) -> Result<Vec<Reading>, String> {
     let mut readings = Vec::new();
-    for status in nodes {
-        let items = read(client, &status.endpoint).await;
+    for (endpoint, status) in nodes {
+        let items = read(client, endpoint).await;
         readings.push(Reading {
             node_id: status.node_id,
-            applied: status.applied.map_or(0, |position| position.index),
+            applied: status.offsets.applied.map_or(0, |position| position.index),
             state_hash: status.state_hash.unwrap_or_default(),
-            items: items.map_err(|error| format!("{}: {error}", status.endpoint))?,
+            items: items.map_err(|error| format!("{endpoint}: {error}"))?,
         });
     }
     Ok(readings)

@@ -19,7 +19,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::signals::StopSignals;
 use crate::engine::{MIN_MEMORY_BYTES, available_memory_bytes};
-use crate::kv::client::{Client, ClientConfig, ConfigError, Endpoint, NodeStatus};
+use crate::kv::client::{Client, ClientConfig, ConfigError, Endpoint, NodeReport};
 use crate::runtime;
 use crate::types::NodeId;
 use screen::{NodeRow, Screen, View};
@@ -188,7 +188,7 @@ impl<'a> Session<'a> {
 
     /// Asks all nodes for their status at the same time.
     async fn look(&self) -> View {
-        let mut answers: BTreeMap<Endpoint, Option<NodeStatus>> =
+        let mut answers: BTreeMap<Endpoint, Option<NodeReport>> =
             self.client.status_all().await.into_iter().map(|(at, answer)| (at, answer.ok())).collect();
         let row = |(node_id, endpoint): (&NodeId, &Endpoint)| NodeRow {
             node_id: *node_id,

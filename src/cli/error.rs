@@ -191,20 +191,17 @@ impl CliError {
 
     /// Whether the reader of standard output has gone away, as `head` does: no reason to complain.
     pub fn is_broken_pipe(&self) -> bool {
-        match self {
-            Self::Output(error) | Self::Unprinted { source: error, .. } => {
-                error.kind() == io::ErrorKind::BrokenPipe
-            }
-            _ => false,
-        }
+        let written = if let Self::Output(error) | Self::Unprinted { source: error, .. } = self {
+            Some(error)
+        } else {
+            None
+        };
+        written.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     }
 
     /// Who leads, where the failure itself says so.
     pub(super) fn leader(&self) -> Option<NodeId> {
-        match self {
-            Self::OtherLeads { leader, .. } => Some(*leader),
-            _ => None,
-        }
+        if let Self::OtherLeads { leader, .. } = self { Some(*leader) } else { None }
     }
 
     /// What the user can do about it, of a command that was about `subject`.

@@ -8,8 +8,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{CliError, Common, Format, output, status};
-use crate::kv::client::{Client, ClientError, Endpoint, NodeStatus};
-use crate::types::NodeId;
+use crate::kv::client::{Client, ClientError, Endpoint, NodeReport};
+use crate::types::{NodeId, Role};
 
 /// Arguments of `quorate health`.
 #[derive(Debug, Args)]
@@ -26,7 +26,7 @@ struct Row {
     /// Null when it does not answer.
     ready: Option<bool>,
     node_id: Option<NodeId>,
-    role: Option<String>,
+    role: Option<Role>,
     /// Who leads, as the node says.
     leader: Option<NodeId>,
     latency_us: Option<u64>,
@@ -44,8 +44,7 @@ pub async fn run(common: &Common, _: HealthArgs) -> Result<(), CliError> {
         Format::Json => output::json(&rows)?,
         Format::Table => {
             let cells: Vec<_> = rows.iter().map(cells).collect();
-            let headings = ["ENDPOINT", "REACHABLE", "READY", "NODE", "ROLE", "LATENCY"];
-            output::raw(output::table(&headings, &cells).as_bytes())?;
+            output::raw(output::table(&HEADINGS, &cells).as_bytes())?;
             for row in &rows {
                 if let Some(error) = &row.error {
                     output::remark(&format!("{}: {error}", row.endpoint));
@@ -74,7 +73,7 @@ async fn ask(client: &Client, endpoint: &Endpoint) -> Row {
     }
 }
 
-fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeStatus, ClientError>) -> Row {
+fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeReport, ClientError>) -> Row {
     let endpoint = endpoint.to_string();
     match answer {
         Ok(status) => Row {
@@ -82,10 +81,10 @@ fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeStatus, Clien
             reachable: true,
             ready: Some(status.ready),
             node_id: Some(status.node_id),
-            role: Some(status.role.clone()),
-            leader: status.leader,
+            role: status.role,
+            leader: status.leader.as_ref().map(|leader| leader.node_id),
             latency_us: u64::try_from(latency.as_micros()).ok(),
-            error: (!status.fatal.is_empty()).then(|| status.fatal.clone()),
+            error: status.fatal.clone(),
         },
         Err(error) => {
             let answers = matches!(error, ClientError::Failed { .. });
@@ -103,6 +102,8 @@ fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeStatus, Clien
     }
 }
 
+const HEADINGS: [&str; 6] = ["ENDPOINT", "REACHABLE", "READY", "NODE", "ROLE", "LATENCY"];
+
 fn cells(row: &Row) -> Vec<String> {
     let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
@@ -111,7 +112,7 @@ fn cells(row: &Row) -> Vec<String> {
         yes(row.reachable),
         row.ready.map_or_else(|| "-".to_owned(), yes),
         or_dash(row.node_id.map(|node_id| node_id.to_string())),
-        or_dash(row.role.clone()),
+        or_dash(row.role.map(|role| role.to_string())),
         or_dash(row.latency_us.map(|us| format!("{:.1} ms", us as f64 / 1000.0))),
     ]
 }
@@ -119,7 +120,7 @@ fn cells(row: &Row) -> Vec<String> {
 fn verdict(rows: &[Row]) -> Result<(), CliError> {
     let silent = rows.iter().filter(|row| !row.reachable).count();
     let unready = rows.iter().filter(|row| row.reachable && row.ready != Some(true)).count();
-    let leads = |row: &Row| row.role.as_deref() == Some("leader");
+    let leads = |row: &Row| row.role == Some(Role::Leader);
     // A node that is ready is in touch with the leader that it names, whether that one was asked or not.
     let leader = rows.iter().any(|row| leads(row) || (row.ready == Some(true) && row.leader.is_some()));
     match silent + unready {
@@ -132,10 +133,13 @@ fn verdict(rows: &[Row]) -> Result<(), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden::golden;
+    use crate::kv::client::ClientConfig;
+    use crate::kv::client::tests::fake::{Fake, leader, told};
     use crate::reason::Reason;
 
-    fn node(reachable: bool, ready: bool, role: &str) -> Row {
-        let role = reachable.then(|| role.to_owned());
+    fn node(reachable: bool, ready: bool, role: Role) -> Row {
+        let role = reachable.then_some(role);
         let endpoint = "n:1".to_owned();
         Row {
             endpoint,
@@ -152,14 +156,14 @@ mod tests {
     #[test]
     fn what_is_not_well_is_said_in_words_and_has_its_reason() {
         let verdict = |rows: &[Row]| verdict(rows).map_err(|error| (error.to_string(), error.reason()));
-        let follower = || Row { leader: Some(7), ..node(true, true, "follower") };
+        let follower = || Row { leader: Some(7), ..node(true, true, Role::Follower) };
         assert_eq!(verdict(&[follower()]), Ok(()), "the leader need not be among those that are asked");
         let of = |text: &str, reason| Err((text.to_owned(), reason));
         let lone = Row { leader: None, ..follower() };
         assert_eq!(verdict(&[lone]), of("no leader is known", Reason::NoQuorum));
-        let unready = || node(true, false, "follower");
+        let unready = || node(true, false, Role::Follower);
         assert_eq!(verdict(&[follower(), unready()]), of("1 of 2 nodes is not ready", Reason::Behind));
-        let silent = || node(false, false, "");
+        let silent = || node(false, false, Role::Follower);
         assert_eq!(verdict(&[follower(), silent()]), of("1 of 2 nodes does not answer", Reason::Stopped));
         assert_eq!(
             verdict(&[follower(), silent(), silent(), unready(), unready()]),
@@ -172,6 +176,22 @@ mod tests {
                 Reason::NoQuorum
             )
         );
+    }
+
+    #[tokio::test]
+    async fn what_nodes_tell_is_shown_as_ever() {
+        let (mut rows, endpoint) = (Vec::new(), Endpoint::parse("n1:1").unwrap());
+        for status in told() {
+            let node = Fake::start(leader);
+            node.set_status(status);
+            let client = Client::new([node.endpoint()], ClientConfig::default()).unwrap();
+            let asked = Endpoint::parse(&node.endpoint()).unwrap();
+            rows.push(row(&endpoint, Duration::from_micros(1500), &client.status(&asked).await));
+        }
+        let cells: Vec<_> = rows.iter().map(cells).collect();
+        let json = serde_json::to_string_pretty(&rows).unwrap();
+        let table = output::table(&HEADINGS, &cells);
+        golden("cli-health.txt", &format!("{table}{json}\n{:?}\n", verdict(&rows)));
     }
 
     /// One that is being opened answers, and says how far it is.
@@ -189,10 +209,10 @@ mod tests {
     #[test]
     fn all_is_well_only_when_everybody_is_ready_and_somebody_leads() {
         let code = |rows: &[Row]| verdict(rows).map_or_else(|error| error.exit_code(), |()| 0);
-        assert_eq!(code(&[node(true, true, "leader"), node(true, true, "follower")]), 0);
-        assert_eq!(code(&[node(true, true, "follower"), node(true, true, "follower")]), 1);
-        assert_eq!(code(&[node(true, true, "leader"), node(true, false, "follower")]), 1);
-        assert_eq!(code(&[node(true, true, "leader"), node(false, false, "")]), 1);
-        assert_eq!(code(&[node(false, false, ""), node(false, false, "")]), 2);
+        assert_eq!(code(&[node(true, true, Role::Leader), node(true, true, Role::Follower)]), 0);
+        assert_eq!(code(&[node(true, true, Role::Follower), node(true, true, Role::Follower)]), 1);
+        assert_eq!(code(&[node(true, true, Role::Leader), node(true, false, Role::Follower)]), 1);
+        assert_eq!(code(&[node(true, true, Role::Leader), node(false, false, Role::Follower)]), 1);
+        assert_eq!(code(&[node(false, false, Role::Follower), node(false, false, Role::Follower)]), 2);
     }
 }

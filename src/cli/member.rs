@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{CliError, Common, Format, input, output};
 use crate::duration;
-use crate::kv::client::{Member, MemberChange, Members};
-use crate::types::NodeId;
+use crate::kv::client::{MemberChange, MemberList, MemberReport};
+use crate::types::{MemberKind, NodeId};
 
 /// Arguments of `quorate member`.
 #[derive(Debug, Args)]
@@ -129,7 +129,7 @@ pub struct CatchUp {
 #[derive(Debug, Serialize)]
 struct Row<'a> {
     node_id: NodeId,
-    role: &'static str,
+    role: MemberKind,
     /// Null when no leader is known.
     leader: Option<bool>,
     peer: &'a str,
@@ -137,7 +137,7 @@ struct Row<'a> {
     client: Option<&'a str>,
     matched: Option<u64>,
     reachable: Option<bool>,
-    incarnation: Option<&'a str>,
+    incarnation: Option<String>,
 }
 
 /// Does what was asked for, and lists the members.
@@ -175,20 +175,11 @@ pub async fn run(common: &Common, args: MemberArgs) -> Result<(), CliError> {
 }
 
 /// Prints the members, and of a change whether it has changed anything.
-fn show(format: Format, list: &Members, unchanged: Option<bool>) -> Result<(), CliError> {
-    let rows: Vec<Row<'_>> = list.members.iter().map(|member| row(list, member)).collect();
+fn show(format: Format, list: &MemberList, unchanged: Option<bool>) -> Result<(), CliError> {
     match format {
-        Format::Json => output::json(&json!({
-            "members": rows,
-            "term": list.position.map(|position| position.term),
-            "position": list.position.map(|position| position.index),
-            "joint": list.joint,
-            "unchanged": unchanged,
-        })),
+        Format::Json => output::json(&document(list, unchanged)),
         Format::Table => {
-            let headings = ["NODE", "ROLE", "PEER", "CLIENT", "MATCHED", "ANSWERS", "DATA DIRECTORY"];
-            let cells: Vec<_> = rows.iter().map(cells).collect();
-            output::raw(output::table(&headings, &cells).as_bytes())?;
+            output::raw(table(list).as_bytes())?;
             if unchanged == Some(true) {
                 output::remark("nothing had to be done: the members are as before");
             }
@@ -202,32 +193,62 @@ fn show(format: Format, list: &Members, unchanged: Option<bool>) -> Result<(), C
     }
 }
 
-fn row<'a>(list: &Members, member: &'a Member) -> Row<'a> {
-    Row {
-        node_id: member.node_id,
-        role: if member.voter { "voter" } else { "learner" },
-        leader: list.leader.map(|leader| leader == member.node_id),
-        peer: &member.peer,
-        client: given(&member.client),
-        matched: member.matched,
-        reachable: member.reachable,
-        incarnation: given(&member.incarnation),
-    }
+fn document(list: &MemberList, unchanged: Option<bool>) -> Value {
+    let rows: Vec<Row<'_>> = list.members.iter().map(|member| row(list, member)).collect();
+    json!({
+        "members": rows,
+        "term": list.position.map(|position| position.term),
+        "position": list.position.map(|position| position.index),
+        "joint": list.joint,
+        "unchanged": unchanged,
+    })
 }
 
-fn given(text: &str) -> Option<&str> {
-    (!text.is_empty()).then_some(text)
+fn table(list: &MemberList) -> String {
+    let headings = ["NODE", "ROLE", "PEER", "CLIENT", "MATCHED", "ANSWERS", "DATA DIRECTORY"];
+    let cells: Vec<_> = list.members.iter().map(|member| cells(&row(list, member))).collect();
+    output::table(&headings, &cells)
+}
+
+fn row<'a>(list: &MemberList, member: &'a MemberReport) -> Row<'a> {
+    Row {
+        node_id: member.node_id,
+        role: member.kind(),
+        leader: list.leader.as_ref().map(|leader| leader.node_id == member.node_id),
+        peer: &member.peer,
+        client: Some(&*member.client).filter(|client| !client.is_empty()),
+        matched: member.matched,
+        reachable: member.reachable,
+        incarnation: member.incarnation.map(|own| own.to_string()),
+    }
 }
 
 fn cells(row: &Row<'_>) -> Vec<String> {
     let unknown = || "-".to_owned();
     vec![
         row.node_id.to_string(),
-        if row.leader == Some(true) { format!("{}, leads", row.role) } else { row.role.to_owned() },
+        if row.leader == Some(true) { format!("{}, leads", row.role) } else { row.role.to_string() },
         row.peer.to_owned(),
         row.client.map_or_else(unknown, str::to_owned),
         row.matched.map_or_else(unknown, |matched| matched.to_string()),
         row.reachable.map_or_else(unknown, |answers| if answers { "yes" } else { "no" }.to_owned()),
-        row.incarnation.map_or_else(unknown, str::to_owned),
+        row.incarnation.clone().unwrap_or_else(unknown),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::golden;
+    use crate::kv::client::tests::fake::{Fake, leader, told};
+    use crate::kv::client::{Client, ClientConfig};
+
+    #[tokio::test]
+    async fn what_the_leader_tells_is_shown_as_ever() {
+        let node = Fake::start(leader);
+        node.set_status(told()[0].clone());
+        let client = Client::new([node.endpoint()], ClientConfig::default()).unwrap();
+        let list = client.members().await.unwrap();
+        golden("cli-members.txt", &format!("{}{:#}\n", table(&list), document(&list, None)));
+    }
 }

@@ -7,8 +7,8 @@ use futures::future::join_all;
 use serde::Serialize;
 
 use super::{CliError, Common, Format, output};
-use crate::kv::client::{Client, ClientError, Endpoint, NodeStatus};
-use crate::types::NodeId;
+use crate::kv::client::{Client, ClientError, Endpoint, NodeReport};
+use crate::types::{NodeId, QuotaSource, Role};
 
 /// Arguments of `quorate status`.
 #[derive(Debug, Args)]
@@ -26,7 +26,7 @@ pub struct StatusArgs {
 struct Row {
     node_id: Option<NodeId>,
     endpoint: String,
-    role: Option<String>,
+    role: Option<Role>,
     term: Option<u64>,
     leader: Option<NodeId>,
     last_log: Option<u64>,
@@ -59,21 +59,8 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
     match common.output {
         Format::Json => output::json(&rows)?,
         Format::Table => {
-            let headings = [
-                "NODE",
-                "ENDPOINT",
-                "ROLE",
-                "TERM",
-                "LEADER",
-                "LAST LOG",
-                "COMMITTED",
-                "APPLIED",
-                "STATE HASH",
-                "STATE BYTES",
-                "QUOTA",
-            ];
             let cells: Vec<_> = rows.iter().map(cells).collect();
-            output::raw(output::table(&headings, &cells).as_bytes())?;
+            output::raw(output::table(&HEADINGS, &cells).as_bytes())?;
             for row in &rows {
                 if let Some(error) = &row.error {
                     output::remark(&format!("{}: {error}", row.endpoint));
@@ -87,7 +74,7 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
     if rows.iter().any(|row| row.reachable) { Ok(()) } else { Err(CliError::NoNodeAnswers) }
 }
 
-type Answer = (Endpoint, Result<NodeStatus, ClientError>);
+type Answer = (Endpoint, Result<NodeReport, ClientError>);
 
 async fn ask_other_members(client: &Client, answers: &[Answer]) -> Vec<Answer> {
     let statuses = || answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
@@ -105,30 +92,30 @@ async fn ask_other_members(client: &Client, answers: &[Answer]) -> Vec<Answer> {
     join_all(others.into_iter().map(ask)).await
 }
 
-fn row(endpoint: &Endpoint, answer: &Result<NodeStatus, ClientError>) -> Row {
+fn row(endpoint: &Endpoint, answer: &Result<NodeReport, ClientError>) -> Row {
     let endpoint = endpoint.to_string();
     match answer {
         Ok(status) => Row {
             node_id: Some(status.node_id),
             endpoint,
-            role: Some(status.role.clone()),
+            role: status.role,
             // Of a node that has never met its cluster nothing is known yet.
             term: Some(status.term).filter(|term| *term > 0),
-            leader: status.leader,
-            last_log: status.last_log,
-            committed: status.committed.map(|position| position.index),
-            committed_term: status.committed.map(|position| position.term),
-            applied: status.applied.map(|position| position.index),
-            applied_term: status.applied.map(|position| position.term),
+            leader: status.leader.as_ref().map(|leader| leader.node_id),
+            last_log: status.offsets.last_log,
+            committed: status.offsets.committed.map(|position| position.index),
+            committed_term: status.offsets.committed.map(|position| position.term),
+            applied: status.offsets.applied.map(|position| position.index),
+            applied_term: status.offsets.applied.map(|position| position.term),
             state_hash: status
                 .state_hash
-                .filter(|_| status.applied.is_some())
+                .filter(|_| status.offsets.applied.is_some())
                 .map(|hash| format!("{hash:016x}")),
-            state_bytes: status.state_bytes,
-            state_quota_bytes: status.state_quota_bytes,
-            state_quota_set: status.state_quota_bytes.map(|_| status.state_quota_set),
+            state_bytes: status.state.bytes,
+            state_quota_bytes: status.state.quota_bytes,
+            state_quota_set: status.state.quota_source.map(|source| source == QuotaSource::Operator),
             reachable: true,
-            diverged: Some(status.diverged.clone()).filter(|diverged| !diverged.is_empty()),
+            diverged: status.diverged.clone(),
             error: None,
         },
         Err(error) => Row {
@@ -149,13 +136,29 @@ pub(super) fn why(error: &ClientError) -> String {
     }
 }
 
+const HEADINGS: [&str; 11] = [
+    "NODE",
+    "ENDPOINT",
+    "ROLE",
+    "TERM",
+    "LEADER",
+    "LAST LOG",
+    "COMMITTED",
+    "APPLIED",
+    "STATE HASH",
+    "STATE BYTES",
+    "QUOTA",
+];
+
 fn cells(row: &Row) -> Vec<String> {
     let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
-    let no_role = if row.reachable { "not open" } else { "unreachable" };
-    let role = match (&row.role, &row.diverged) {
+    let role = match (row.role, &row.diverged) {
         (Some(role), Some(_)) => format!("{role}, diverged"),
-        (Some(role), None) => role.clone(),
-        (None, _) => no_role.to_owned(),
+        (Some(role), None) => role.to_string(),
+        // Of a newer version.
+        (None, _) if row.node_id.is_some() => "-".to_owned(),
+        (None, _) if row.reachable => "not open".to_owned(),
+        (None, _) => "unreachable".to_owned(),
     };
     vec![
         number(row.node_id),
@@ -175,8 +178,9 @@ fn cells(row: &Row) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden::golden;
     use crate::kv::client::ClientConfig;
-    use crate::kv::client::tests::fake::{Fake, leader};
+    use crate::kv::client::tests::fake::{Fake, leader, told};
     use crate::proto::v1;
     use crate::reason::Reason;
 
@@ -201,6 +205,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_nodes_tell_is_shown_as_ever() {
+        let (mut rows, endpoint) = (Vec::new(), Endpoint::parse("n1:1").unwrap());
+        for status in told() {
+            let node = Fake::start(leader);
+            node.set_status(status);
+            let client = Client::new([node.endpoint()], ClientConfig::default()).unwrap();
+            let asked = Endpoint::parse(&node.endpoint()).unwrap();
+            rows.push(row(&endpoint, &client.status(&asked).await));
+        }
+        let cells: Vec<_> = rows.iter().map(cells).collect();
+        let json = serde_json::to_string_pretty(&rows).unwrap();
+        golden("cli-status.txt", &format!("{}{json}\n", output::table(&HEADINGS, &cells)));
+    }
+
+    #[tokio::test]
     async fn what_a_node_that_waits_for_its_cluster_does_not_know_is_null() {
         let node = Fake::start(leader);
         let waiting = v1::StatusResponse {
@@ -221,8 +240,8 @@ mod tests {
 
     #[test]
     fn a_node_whose_state_differs_is_told_by_its_role() {
-        let role = Some("follower".to_owned());
-        let well = Row { role: role.clone(), ..Row::default() };
+        let role = Some(Role::Follower);
+        let well = Row { role, ..Row::default() };
         let diverged = Row { role, diverged: Some("differs".to_owned()), ..Row::default() };
         assert_eq!((&*cells(&well)[2], &*cells(&diverged)[2]), ("follower", "follower, diverged"));
     }

@@ -21,44 +21,11 @@ use super::router::Hint;
 use crate::proto::details;
 use crate::proto::v1::{self, admin_client::AdminClient};
 use crate::reason::Reason;
-use crate::types::{LogId, NodeId};
+use crate::report::{MemberList, NodeReport};
+use crate::types::{Leader, LogId, NodeId};
 
 /// How long a node may take to say whether it leads.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// One member, as the answering node knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Its id.
-    pub node_id: NodeId,
-    /// Its advertised peer address.
-    pub peer: String,
-    /// Its advertised client address.
-    pub client: String,
-    /// Whether it votes.
-    pub voter: bool,
-    /// Identity of its data directory.
-    pub incarnation: String,
-    /// Index up to which the leader knows its log to match.
-    pub matched: Option<u64>,
-    /// Whether it has answered the leader a short while ago.
-    pub reachable: Option<bool>,
-}
-
-/// Who belongs to the cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Members {
-    /// All members, in the order of their ids.
-    pub members: Vec<Member>,
-    /// Who leads.
-    pub leader: Option<NodeId>,
-    /// Where the membership stands in the log.
-    pub position: Option<LogId>,
-    /// Whether a change is under way that needs majorities of two sets of voters.
-    pub joint: bool,
-    /// Of the answer to a change: nothing had to be done.
-    pub unchanged: bool,
-}
 
 /// A setting of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,16 +172,12 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn members(&self) -> Result<Members, ClientError> {
+    pub async fn members(&self) -> Result<MemberList, ClientError> {
         let call = |mut admin: AdminClient<Channel>| async move {
             admin.member_list(v1::MemberListRequest {}).await
         };
         let (list, _) = self.on_leader(Duration::ZERO, Effect::None, call).await?;
-        Ok(Members {
-            leader: list.leader.map(|leader| leader.node_id),
-            joint: list.joint,
-            ..members(list.members, list.position)
-        })
+        Ok(list.into())
     }
 
     /// Makes `change`, and returns the membership after it.
@@ -222,11 +185,10 @@ impl Client {
     /// # Errors
     /// See [`ClientError`]; [`ClientError::maybe_applied`] says whether the change may have been made, all or half.
     /// Repeating it completes it; what is already as it is to be, the absence of who is removed included, stays so.
-    pub async fn change_members(&self, change: MemberChange) -> Result<Members, ClientError> {
+    pub async fn change_members(&self, change: MemberChange) -> Result<MemberList, ClientError> {
         let call = |admin: AdminClient<Channel>| send(admin, change.clone());
         let (changed, leader) = self.on_leader(change.catch_up(), Effect::Change, call).await?;
-        let unchanged = changed.unchanged;
-        Ok(Members { leader, unchanged, ..members(changed.members, changed.position) })
+        Ok(MemberList { leader, ..changed.into() })
     }
 
     /// Hands the lead to `to`, or to whoever is furthest ahead, and returns who leads then.
@@ -237,8 +199,8 @@ impl Client {
         let request = v1::TransferLeaderRequest { to_node: to.unwrap_or(0) };
         let call = |mut admin: AdminClient<Channel>| async move { admin.transfer_leader(request).await };
         let (answer, before) = self.on_leader(Duration::ZERO, Effect::Change, call).await?;
-        let leader = answer.leader.unwrap_or_default();
-        if before != Some(leader.node_id)
+        let leader = Leader::from(answer.leader.unwrap_or_default());
+        if before.map(|before| before.node_id) != Some(leader.node_id)
             && let Some(link) = self.router.leader()
         {
             self.router.lost_leader(&link.node.endpoint);
@@ -306,7 +268,7 @@ impl Client {
         let call =
             |mut admin: AdminClient<Channel>| async move { admin.snapshot(v1::SnapshotRequest {}).await };
         let position = self.on_node(endpoint, Effect::None, call).await?.position.unwrap_or_default();
-        Ok(LogId::new(position.term, position.index))
+        Ok(position.into())
     }
 
     /// Changes settings of the node at `endpoint`, or of the leader, all or none, and returns all that it has, with their
@@ -390,7 +352,7 @@ impl Client {
         extra: Duration,
         effect: Effect,
         call: impl Fn(AdminClient<Channel>) -> F,
-    ) -> Result<(T, Option<NodeId>), ClientError>
+    ) -> Result<(T, Option<Leader>), ClientError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
@@ -404,7 +366,7 @@ impl Client {
         extra: Duration,
         effect: Effect,
         call: impl Fn(AdminClient<Channel>) -> F,
-    ) -> Result<(T, Option<NodeId>), ClientError>
+    ) -> Result<(T, Option<Leader>), ClientError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
@@ -417,7 +379,11 @@ impl Client {
                 Standing::Leads => {
                     let answered = timeout_at(deadline + extra, call(AdminClient::new(link.node.channel())));
                     match self.judge(&link, effect, answered.await.map_err(|_| ()))? {
-                        Ok(answer) => return Ok((answer, link.node.node_id())),
+                        Ok(answer) => {
+                            let client = || link.node.endpoint.to_string();
+                            let led = |node_id| Leader { node_id, client: client() };
+                            return Ok((answer, link.node.node_id().map(led)));
+                        }
                         Err(Again::NotSent(why)) => {
                             link.node.set_down(why.clone());
                             router.lost_leader(&link.node.endpoint);
@@ -425,8 +391,8 @@ impl Client {
                             last = Some(format!("{}: {why}", link.node.endpoint));
                         }
                         Err(Again::NotLeader(failure)) => {
-                            let unreached =
-                                self.follow(&link.node.endpoint, failure.leader.as_ref(), deadline).await;
+                            let hint = failure.leader.map(Leader::from);
+                            let unreached = self.follow(&link.node.endpoint, hint.as_ref(), deadline).await;
                             last = unreached.or(Some(failure.message));
                         }
                     }
@@ -466,18 +432,13 @@ impl Client {
         self.weigh(link, answer, deadline).await
     }
 
-    async fn weigh(
-        &self,
-        link: &Link,
-        answer: Result<v1::StatusResponse, NoStatus>,
-        deadline: Instant,
-    ) -> Standing {
+    async fn weigh(&self, link: &Link, answer: Result<NodeReport, NoStatus>, deadline: Instant) -> Standing {
         let (router, endpoint) = (&self.router, &link.node.endpoint);
         match answer {
             Ok(status) => {
                 link.node.set_up();
                 router.heard(&link.node, &status);
-                if status.role == "leader" {
+                if status.leads() {
                     return Standing::Leads;
                 }
                 router.lost_leader(endpoint);
@@ -507,12 +468,7 @@ impl Client {
     }
 
     /// Goes on at the leader that the node at `from` has named, or looks for another. Returns which one is not reached.
-    async fn follow(
-        &self,
-        from: &Endpoint,
-        hint: Option<&v1::LeaderHint>,
-        deadline: Instant,
-    ) -> Option<String> {
+    async fn follow(&self, from: &Endpoint, hint: Option<&Leader>, deadline: Instant) -> Option<String> {
         let router = &self.router;
         let hinted = match hint {
             Some(hint) => timeout_at(deadline, router.hinted(from, hint)).await.unwrap_or(Hint::Useless),
@@ -605,21 +561,4 @@ fn failed(link: &Link, reason: Reason, message: String, maybe_applied: bool) -> 
 
 fn refused(link: &Link, failure: v1::Failure) -> ClientError {
     failed(link, failure.reason(), failure.message, failure.maybe_applied)
-}
-
-fn members(members: Vec<v1::MemberInfo>, position: Option<v1::Position>) -> Members {
-    let member = |info: v1::MemberInfo| Member {
-        node_id: info.node_id,
-        peer: info.peer,
-        client: info.client,
-        voter: info.voter,
-        incarnation: info.incarnation,
-        matched: info.matched,
-        reachable: info.reachable,
-    };
-    Members {
-        members: members.into_iter().map(member).collect(),
-        position: position.map(|position| LogId::new(position.term, position.index)),
-        ..Members::default()
-    }
 }

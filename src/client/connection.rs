@@ -242,10 +242,12 @@ impl Connection {
         let led_elsewhere = cluster.is_led_by_other_than(&self.node.endpoint);
         let answered_elsewhere = cluster.has_reached_other_than(&self.node.endpoint);
         let why: Arc<str> = "no connection yet, and another node answers".into();
-        let may_leave = |call: &mut Call| match call.way.kind {
-            _ if call.way.bound => false,
-            Kind::Anywhere => answered_elsewhere,
-            Kind::Write | Kind::AtLeader => led_elsewhere,
+        let may_leave = |call: &mut Call| {
+            let by_another = match call.way.kind {
+                Kind::Anywhere => answered_elsewhere,
+                Kind::Write | Kind::AtLeader => led_elsewhere,
+            };
+            by_another && !call.way.bound
         };
         for call in self.waiting.extract_if(.., may_leave) {
             call.fail(AttemptError::NotSent(why.clone()));

@@ -16,7 +16,6 @@ use super::endpoint::Endpoint;
 use super::error::ClientError;
 use crate::proto::{details, v1};
 use crate::reason::Reason;
-use crate::types::LogId;
 
 /// Why an attempt failed, on this side or on the server's.
 #[derive(Debug)]
@@ -113,39 +112,39 @@ pub(crate) fn judge(case: Case, endpoint: &Endpoint, failure: &Failure) -> Verdi
         Failure::Attempt(_) => return Verdict::Elsewhere,
         Failure::Answered(answer) => answer,
     };
-    if let Some(verdict) = decisive(case, endpoint, failure, answer) {
-        return verdict;
-    }
+    let by_reason = match by_reason(case, endpoint, failure, answer) {
+        Ok(verdict) => verdict,
+        Err(decided) => return decided,
+    };
     let reason = reason(answer);
     if answer.maybe_applied && unsafe_write {
         return Verdict::Return(failed(endpoint, reason, in_words(failure), true));
     }
-    match reason {
-        Reason::NotLeader
-        | Reason::Stopped
-        | Reason::Interrupted
-        | Reason::NoQuorum
-        | Reason::Behind
-        | Reason::Diverged
-        | Reason::Unreachable => Verdict::Elsewhere,
-        Reason::Overloaded | Reason::WindowExceeded | Reason::LimitReached | Reason::DeadlineExceeded => {
-            Verdict::Later
-        }
-        // The server does not know the outcome, whatever the reason: it will recognise the write.
-        _ if answer.maybe_applied && case.kind == Kind::Write => Verdict::Later,
-        _ => match Code::from(answer.code) {
-            Code::InvalidArgument | Code::OutOfRange => rejected(Reason::Invalid, answer),
-            Code::Unavailable | Code::ResourceExhausted | Code::Aborted => Verdict::Later,
-            _ => Verdict::Return(failed(endpoint, reason, in_words(failure), false)),
-        },
+    if let Some(verdict) = by_reason {
+        return verdict;
+    }
+    // The server does not know the outcome, whatever the reason: it will recognise the write.
+    if answer.maybe_applied && case.kind == Kind::Write {
+        return Verdict::Later;
+    }
+    match Code::from(answer.code) {
+        Code::InvalidArgument | Code::OutOfRange => rejected(Reason::Invalid, answer),
+        Code::Unavailable | Code::ResourceExhausted | Code::Aborted => Verdict::Later,
+        // Of gRPC, whose codes are not ours.
+        _ => Verdict::Return(failed(endpoint, reason, in_words(failure), false)),
     }
 }
 
-/// The verdict on reasons that leave no choice.
-fn decisive(case: Case, endpoint: &Endpoint, failure: &Failure, answer: &v1::Failure) -> Option<Verdict> {
+/// The verdict on the reason, if it has any; as an error where it leaves no choice, whatever the answer says of the outcome.
+fn by_reason(
+    case: Case,
+    endpoint: &Endpoint,
+    failure: &Failure,
+    answer: &v1::Failure,
+) -> Result<Option<Verdict>, Verdict> {
     let reason = reason(answer);
     let failed = |maybe_applied| failed(endpoint, reason, in_words(failure), maybe_applied);
-    Some(match reason {
+    Err(match reason {
         Reason::TooLarge | Reason::Invalid | Reason::Undecodable => rejected(reason, answer),
         Reason::SessionExpired if case.in_session && !case.undecided => Verdict::NewSession,
         Reason::SessionExpired => Verdict::Return(failed(case.undecided)),
@@ -155,7 +154,7 @@ fn decisive(case: Case, endpoint: &Endpoint, failure: &Failure, answer: &v1::Fai
         Reason::DiskFull | Reason::DiskStalled => Verdict::Patiently(failed(answer.maybe_applied)),
         Reason::AckTimeout => Verdict::Return(ClientError::AckTimeout {
             endpoint: endpoint.clone(),
-            position: answer.position.map(|position| LogId::new(position.term, position.index)),
+            position: answer.position.map(Into::into),
             missing: answer.missing.clone(),
         }),
         Reason::Compacted => {
@@ -168,18 +167,16 @@ fn decisive(case: Case, endpoint: &Endpoint, failure: &Failure, answer: &v1::Fai
             Verdict::Return(failed(answer.maybe_applied))
         }
         Reason::NotLeader
-        | Reason::Overloaded
+        | Reason::Stopped
         | Reason::Interrupted
         | Reason::NoQuorum
-        | Reason::WindowExceeded
-        | Reason::Stopped
         | Reason::Behind
-        | Reason::Membership
-        | Reason::LimitReached
         | Reason::Diverged
-        | Reason::DeadlineExceeded
-        | Reason::Unreachable
-        | Reason::Unspecified => return None,
+        | Reason::Unreachable => return Ok(Some(Verdict::Elsewhere)),
+        Reason::Overloaded | Reason::WindowExceeded | Reason::LimitReached | Reason::DeadlineExceeded => {
+            return Ok(Some(Verdict::Later));
+        }
+        Reason::Membership | Reason::Unspecified => return Ok(None),
     })
 }
 

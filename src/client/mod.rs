@@ -56,7 +56,7 @@ use futures::future::join_all;
 use tokio::time::Instant;
 
 pub use crate::reason::Reason;
-pub use admin::{Member, MemberChange, Members, NodeSetting, SessionInfo, SessionPage};
+pub use admin::{MemberChange, NodeSetting, SessionInfo, SessionPage};
 pub use config::ClientConfig;
 pub use contact::{Contact, Contacts};
 pub use endpoint::{ConfigError, Endpoint};
@@ -65,9 +65,9 @@ pub use metrics::{ClientMetrics, Latencies, MethodMetrics, NodeMetrics, StreamMe
 pub use once::Once;
 pub use options::{CallOptions, WriteOptions};
 pub use preference::{Candidate, ReadPreference};
-pub use status::{MemberStatus, NodeStatus};
 
 pub use crate::call::Header;
+pub use crate::report::{MemberList, MemberReport, NodeReport};
 pub use crate::types::DEFAULT_ACK_TIMEOUT;
 
 pub(crate) use config::{SESSION_TTL_MAX, SESSION_TTL_MIN};
@@ -100,7 +100,6 @@ mod picture;
 mod preference;
 pub(crate) mod router;
 pub(crate) mod sessions;
-mod status;
 
 /// A handle on a cluster. Cheap to clone; all clones share their connections.
 ///
@@ -234,12 +233,12 @@ impl Client {
         execute::execute(router, &self.sessions, &ask, decode, chosen, preference).await
     }
 
-    /// Asks the node at `endpoint` for its status; once, without retries.
+    /// Asks the node at `endpoint` what it tells of itself; once, without retries.
     ///
     /// # Errors
     /// [`ClientError::Unavailable`] when it does not answer in time; [`ClientError::Failed`] when it answers and cannot say,
     /// as one does that is being opened.
-    pub async fn status(&self, endpoint: &Endpoint) -> Result<NodeStatus, ClientError> {
+    pub async fn status(&self, endpoint: &Endpoint) -> Result<NodeReport, ClientError> {
         self.status_within(endpoint, self.router.config.timeout).await
     }
 
@@ -248,13 +247,13 @@ impl Client {
         &self,
         endpoint: &Endpoint,
         left: Duration,
-    ) -> Result<NodeStatus, ClientError> {
+    ) -> Result<NodeReport, ClientError> {
         let config = &self.router.config;
         let link = self.router.at(endpoint);
         match link.node.status(left.min(config.connect_timeout + config.attempt_timeout)).await {
-            Ok(status) => {
-                self.router.heard(&link.node, &status);
-                Ok(NodeStatus::from_wire(endpoint.clone(), status))
+            Ok(report) => {
+                self.router.heard(&link.node, &report);
+                Ok(report)
             }
             Err(NoStatus::Refused(failure)) => {
                 let reason = failure.reason();
@@ -267,7 +266,7 @@ impl Client {
     }
 
     /// Asks all endpoints that the client was made with, at the same time.
-    pub async fn status_all(&self) -> Vec<(Endpoint, Result<NodeStatus, ClientError>)> {
+    pub async fn status_all(&self) -> Vec<(Endpoint, Result<NodeReport, ClientError>)> {
         let ask = |endpoint: Endpoint| async move {
             let status = self.status(&endpoint).await;
             (endpoint, status)

@@ -13,6 +13,7 @@ use super::config::ClientConfig;
 use super::endpoint::Endpoint;
 use crate::proto::details;
 use crate::proto::v1::{self, admin_client::AdminClient};
+use crate::report::NodeReport;
 use crate::shown::Shown;
 use crate::types::NodeId;
 
@@ -257,12 +258,12 @@ impl Node {
     }
 
     /// Asks the node what it knows of itself and its cluster. Its health is known better afterwards.
-    pub(crate) async fn status(&self, patience: Duration) -> Result<v1::StatusResponse, NoStatus> {
+    pub(crate) async fn status(&self, patience: Duration) -> Result<NodeReport, NoStatus> {
         let mut admin = AdminClient::new(self.channel());
         let asked = Instant::now();
         match timeout(patience, admin.status(v1::StatusRequest {})).await {
             Ok(Ok(answer)) => {
-                let status = answer.into_inner();
+                let status = NodeReport::from(answer.into_inner());
                 self.node_id.store(status.node_id, Ordering::Relaxed);
                 self.round_trip.measured(asked.elapsed());
                 self.ready.store(status.ready, Ordering::Relaxed);

@@ -151,7 +151,7 @@ impl<'a> Operation<'a> {
         match &verdict {
             Verdict::Return(error) => return Err(error.clone()),
             Verdict::Patiently(error) => self.refused = Some(error.clone()),
-            _ => {}
+            Verdict::Elsewhere | Verdict::Later | Verdict::NewSession => {}
         }
         if now >= self.deadline {
             return Err(self.out_of_time(link));
@@ -170,7 +170,7 @@ impl<'a> Operation<'a> {
         let at_once = match verdict {
             Verdict::NewSession => true,
             Verdict::Elsewhere => self.chosen.is_none() && news,
-            _ => false,
+            Verdict::Later | Verdict::Patiently(_) | Verdict::Return(_) => false,
         };
         if at_once && self.redirects < MAX_REDIRECTS {
             self.redirects += 1;
@@ -203,12 +203,13 @@ impl<'a> Operation<'a> {
         self.unreached = None;
         match reason {
             Reason::NotLeader => {
-                let hinted = match &answer.leader {
-                    Some(hint) if self.chosen.is_none() => {
-                        let seeking = self.router.hinted(endpoint, hint);
+                let hinted = match answer.leader.clone().filter(|_| self.chosen.is_none()) {
+                    Some(hint) => {
+                        let hint = hint.into();
+                        let seeking = self.router.hinted(endpoint, &hint);
                         timeout_at(self.deadline, seeking).await.unwrap_or(Hint::Useless)
                     }
-                    _ => Hint::Useless,
+                    None => Hint::Useless,
                 };
                 if hinted == Hint::Followed {
                     return true;
@@ -234,7 +235,27 @@ impl<'a> Operation<'a> {
                 self.router.hunt();
                 false
             }
-            _ => false,
+            Reason::Unspecified
+            | Reason::TooLarge
+            | Reason::Overloaded
+            | Reason::Invalid
+            | Reason::SessionExpired
+            | Reason::WindowExceeded
+            | Reason::TooManySessions
+            | Reason::AckTimeout
+            | Reason::Compacted
+            | Reason::Membership
+            | Reason::AnswerForgotten
+            | Reason::QuotaExceeded
+            | Reason::LimitReached
+            | Reason::OtherHistory
+            | Reason::Ahead
+            | Reason::Diverged
+            | Reason::Undecodable
+            | Reason::DeadlineExceeded
+            | Reason::NotFound
+            | Reason::ConditionFailed
+            | Reason::Unreachable => false,
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::endpoint::Endpoint;
 use super::link::Link;
 use super::node::Node;
-use crate::proto::v1;
+use crate::report::MemberReport;
 use crate::types::NodeId;
 
 /// The node believed to lead.
@@ -43,8 +43,8 @@ impl Picture {
     }
 
     /// Forgets addresses that were learnt, and are not those of `members`.
-    pub(super) fn forget_all_but(&mut self, members: &[v1::MemberInfo]) {
-        let is_of = |node: &Node, member: &v1::MemberInfo| {
+    pub(super) fn forget_all_but(&mut self, members: &[MemberReport]) {
+        let is_of = |node: &Node, member: &MemberReport| {
             node.endpoint.as_str() == member.client
                 || (node.node_id() == Some(member.node_id) && !node.is_stranger())
         };

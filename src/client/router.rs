@@ -31,7 +31,9 @@ use super::node::Node;
 use super::picture::{Leader, Picture};
 use super::preference::{Candidate, ReadPreference};
 use crate::proto::v1;
+use crate::report::NodeReport;
 use crate::runtime;
+use crate::types;
 
 /// Endpoints kept at most. Beyond this the oldest that was learnt is forgotten.
 const MAX_ENDPOINTS: usize = 64;
@@ -56,7 +58,7 @@ pub(crate) struct Router {
     /// Whether any node answers.
     pub(crate) contact: ContactNote,
     /// Who leads, as a node has said last, whether or not it is reached.
-    named: Mutex<Option<v1::LeaderHint>>,
+    named: Mutex<Option<types::Leader>>,
     /// The name of the cluster, once a node has told it.
     cluster: Mutex<Option<String>>,
 }
@@ -199,16 +201,16 @@ impl Router {
     }
 
     /// Notes whom a node has named as the leader, or that it knows of none.
-    pub(crate) fn note_named(&self, hint: Option<&v1::LeaderHint>) {
-        let hint = hint.filter(|hint| hint.node_id != 0 && !hint.client.is_empty());
-        *self.named.lock().unwrap_or_else(PoisonError::into_inner) = hint.cloned();
+    pub(crate) fn note_named(&self, leader: Option<&types::Leader>) {
+        let leader = leader.filter(|leader| leader.node_id != 0 && !leader.client.is_empty());
+        *self.named.lock().unwrap_or_else(PoisonError::into_inner) = leader.cloned();
     }
 
     /// Notes what a refusal says of the leader; most say nothing.
     pub(crate) fn note_failure(&self, failure: &v1::Failure) {
         let names = failure.leader.as_ref().is_some_and(|hint| hint.node_id != 0);
         if names || failure.reason() == v1::Reason::NotLeader {
-            self.note_named(failure.leader.as_ref());
+            self.note_named(failure.leader.clone().map(Into::into).as_ref());
         }
     }
 
@@ -281,7 +283,7 @@ impl Router {
 
     /// `from` has refused as a follower, and said who leads. Waits for a probe of an address that only other nodes have
     /// told; as long as that takes, the other nodes are asked who leads, too.
-    pub(crate) async fn hinted(self: &Arc<Self>, from: &Endpoint, hint: &v1::LeaderHint) -> Hint {
+    pub(crate) async fn hinted(self: &Arc<Self>, from: &Endpoint, hint: &types::Leader) -> Hint {
         self.note_named(Some(hint));
         let known = self.picture.load().resolve(hint.node_id, &hint.client).cloned();
         let target = match known {
@@ -345,7 +347,7 @@ impl Router {
     }
 
     /// Takes in what `node` claims: members and leader.
-    pub(crate) fn heard(self: &Arc<Self>, node: &Arc<Node>, status: &v1::StatusResponse) {
+    pub(crate) fn heard(self: &Arc<Self>, node: &Arc<Node>, status: &NodeReport) {
         let is_ours = self.is_ours(node, &status.cluster);
         node.note_cluster((!is_ours).then_some(&status.cluster));
         if !is_ours {
@@ -396,10 +398,10 @@ impl Router {
         &self,
         picture: &mut Picture,
         node: &Arc<Node>,
-        status: &v1::StatusResponse,
+        status: &NodeReport,
         unproven: &mut Option<Arc<Node>>,
     ) -> bool {
-        let own = status.role == "leader";
+        let own = status.leads();
         let link = if own {
             picture.find(&node.endpoint)
         } else {

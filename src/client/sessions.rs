@@ -264,7 +264,9 @@ pub(crate) async fn open_session(
                     return Ok(Session::new(opened.session, opened.window, history));
                 }
                 Some(Answered::Failure(failure)) => Failure::Answered(failure),
-                _ => return Err(operation.unexpected(&link)),
+                Some(Answered::Payload(_) | Answered::CloseSession(_)) | None => {
+                    return Err(operation.unexpected(&link));
+                }
             },
             Err(error) => Failure::of_attempt(error),
         };

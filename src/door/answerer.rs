@@ -10,7 +10,7 @@ use crate::engine::{Acknowledged, ClosedSession, CurrentHistory, NodeState, Open
 use crate::error::WriteError;
 use crate::machine::sessions::{WINDOW, granted_ttl_ms};
 use crate::proto::v1::{self, Failure};
-use crate::types::{LogId, NodeId};
+use crate::types::{HistoryEpoch, LogId, NodeId};
 
 /// A node, the history that it holds, and what it knows besides.
 #[derive(Debug, Clone)]
@@ -77,6 +77,11 @@ impl Answerer {
         let ReadOutcome { applied, mut answer } = outcome?;
         G::tell_answer_times(&mut answer, time_at);
         Ok((self.header(applied), G::answered(asked, answer)?))
+    }
+
+    /// The history that its positions belong to.
+    pub(crate) fn history(&self) -> HistoryEpoch {
+        self.history.epoch()
     }
 
     pub(crate) fn position(&self, log_id: LogId) -> v1::Position {

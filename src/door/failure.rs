@@ -7,7 +7,7 @@
 use tonic::Code;
 
 use crate::call::{Rejected, encode_position};
-use crate::error::{Leader, MembershipError, ReadError, SnapshotError, TransferError, WriteError};
+use crate::error::{Leader, OperationError, Told};
 use crate::proto::details;
 use crate::proto::v1::{Failure, LeaderHint};
 use crate::reason::Reason;
@@ -17,117 +17,22 @@ use crate::types::HistoryEpoch;
 
 use super::limits::Bound;
 
-impl From<WriteError> for Failure {
-    fn from(error: WriteError) -> Self {
-        let (message, maybe_applied) = (error.to_string(), error.maybe_applied());
-        let mut standing = (None, Vec::new());
-        let (reason, leader) = match error {
-            WriteError::NotLeader { leader } => (Reason::NotLeader, leader),
-            WriteError::TooLarge { .. } => (Reason::TooLarge, None),
-            WriteError::Unencodable { .. } => (Reason::Invalid, None),
-            WriteError::Undecodable { .. } | WriteError::UnreadableReply { .. } => {
-                (Reason::Undecodable, None)
-            }
-            WriteError::Diverged { .. } => (Reason::Diverged, None),
-            WriteError::Overloaded => (Reason::Overloaded, None),
-            WriteError::NoQuorum => (Reason::NoQuorum, None),
-            WriteError::LeaderAckInSession => (Reason::Invalid, None),
-            WriteError::DiskFull { .. } => (Reason::DiskFull, None),
-            WriteError::DiskStalled { .. } | WriteError::VotersStalled => (Reason::DiskStalled, None),
-            WriteError::QuotaExceeded { .. } => (Reason::QuotaExceeded, None),
-            WriteError::SessionExpired { .. } => (Reason::SessionExpired, None),
-            WriteError::WindowExceeded => (Reason::WindowExceeded, None),
-            WriteError::AnswerForgotten => (Reason::AnswerForgotten, None),
-            WriteError::TooManySessions | WriteError::TooManyOfOpener { .. } => {
-                (Reason::TooManySessions, None)
-            }
-            WriteError::AckTimeout { log_id, missing } => {
-                // Of which history is for the [answerer](super::Answerer) to say.
-                standing = (Some(encode_position(log_id, HistoryEpoch::UNKNOWN)), missing);
-                (Reason::AckTimeout, None)
-            }
-            WriteError::Interrupted { leader } => (Reason::Interrupted, leader),
-            WriteError::OtherHistory { .. } => (Reason::OtherHistory, None),
-            WriteError::Stopped { .. } => (Reason::Stopped, None),
-        };
-        let (position, missing) = standing;
-        Failure { position, missing, ..failure(reason, message, maybe_applied, leader) }
-    }
-}
-
-impl From<ReadError> for Failure {
-    fn from(error: ReadError) -> Self {
-        let message = error.to_string();
-        let (reason, leader) = match error {
-            ReadError::NotLeader { leader } => (Reason::NotLeader, leader),
-            ReadError::NoQuorum { .. } => (Reason::NoQuorum, None),
-            ReadError::Behind { .. } => (Reason::Behind, None),
-            ReadError::Ahead { .. } => (Reason::Ahead, None),
-            ReadError::OtherHistory { .. } => (Reason::OtherHistory, None),
-            ReadError::Diverged { .. } => (Reason::Diverged, None),
-            ReadError::Stopped { .. } => (Reason::Stopped, None),
-        };
-        failure(reason, message, false, leader)
-    }
-}
-
-impl From<MembershipError> for Failure {
-    fn from(error: MembershipError) -> Self {
-        let message = error.to_string();
-        let (reason, maybe_applied, leader) = match error {
-            MembershipError::NotLeader { leader } => (Reason::NotLeader, false, leader),
-            MembershipError::Interrupted { leader } => (Reason::Interrupted, true, leader),
-            MembershipError::Unconfirmed { .. } => (Reason::NoQuorum, false, None),
-            MembershipError::Timeout { .. } => (Reason::Membership, true, None),
-            MembershipError::Stopped { .. } => (Reason::Stopped, true, None),
-            MembershipError::Address { .. } => (Reason::Invalid, false, None),
-            MembershipError::UnknownMember { .. } => (Reason::NotFound, false, None),
-            MembershipError::AlreadyMember { .. }
-            | MembershipError::NotCaughtUp { .. }
-            | MembershipError::NotReached { .. }
-            | MembershipError::AdvertisedUnreachable { .. }
-            | MembershipError::WouldLoseQuorum { .. }
-            | MembershipError::WouldWeakenQuorum { .. }
-            | MembershipError::AlreadyReplaced { .. }
-            | MembershipError::BothVote { .. }
-            | MembershipError::Advertises { .. }
-            | MembershipError::LastVoter { .. }
-            | MembershipError::AnotherChange
-            | MembershipError::Unreachable { .. }
-            | MembershipError::Identity { .. }
-            | MembershipError::HandOver { .. } => (Reason::Membership, false, None),
-        };
-        failure(reason, message, maybe_applied, leader)
-    }
-}
-
-impl From<TransferError> for Failure {
-    fn from(error: TransferError) -> Self {
-        let message = error.to_string();
-        let (reason, leader) = match error {
-            TransferError::NotLeader { leader } => (Reason::NotLeader, leader),
-            TransferError::Stopped { .. } => (Reason::Stopped, None),
-            TransferError::UnknownMember { .. } => (Reason::NotFound, None),
-            TransferError::NotAVoter { .. }
-            | TransferError::NotInTouch { .. }
-            | TransferError::NotCaughtUp { .. }
-            | TransferError::Unfit { .. }
-            | TransferError::NobodyElse
-            | TransferError::Timeout { .. } => (Reason::Membership, None),
-        };
-        failure(reason, message, false, leader)
-    }
-}
-
-impl From<SnapshotError> for Failure {
-    fn from(error: SnapshotError) -> Self {
-        let message = error.to_string();
-        let reason = match error {
-            SnapshotError::Nothing => Reason::Behind,
-            SnapshotError::Timeout { .. } => Reason::Overloaded,
-            SnapshotError::Stopped { .. } => Reason::Stopped,
-        };
-        failure(reason, message, false, None)
+impl<E: OperationError> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let Told { reason, maybe_applied, leader, standing } = error.told();
+        let known = reason.row().maybe_applied;
+        debug_assert!(
+            known.is_none_or(|known| known == maybe_applied),
+            "the table says otherwise of {error}"
+        );
+        let told = failure(reason, error.to_string(), maybe_applied, leader.cloned());
+        // Of which history is for the [answerer](super::Answerer) to say.
+        let at = standing.map(|(at, _)| encode_position(at, HistoryEpoch::UNKNOWN));
+        Self {
+            position: at,
+            missing: standing.map(|(_, missing)| missing.to_vec()).unwrap_or_default(),
+            ..told
+        }
     }
 }
 
@@ -293,13 +198,9 @@ pub(crate) fn failure(
         reason: reason.into(),
         message: shortened(&message, MESSAGE_BYTES),
         maybe_applied,
-        leader: leader.map(leader_hint),
+        leader: leader.map(LeaderHint::from),
         ..Default::default()
     }
-}
-
-pub(crate) fn leader_hint(leader: Leader) -> LeaderHint {
-    LeaderHint { node_id: leader.node_id, client: leader.client }
 }
 
 impl From<Failure> for tonic::Status {
@@ -312,6 +213,7 @@ impl From<Failure> for tonic::Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::{ReadError, WriteError};
 
     fn leader() -> Option<Leader> {
         Some(Leader { node_id: 2, client: "b:7802".to_owned() })

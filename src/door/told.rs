@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Code, Status};
 
-use super::failure::{self, leader_hint};
+use super::failure;
 use super::methods::Methods;
 use super::{bodies, deadline};
 use crate::engine::NodeState;
@@ -57,13 +57,11 @@ impl Known {
 /// Has `failure` say who leads, if it does not and `state` knows. Whoever is refused because this node does not lead is told
 /// by what the refusal itself knows: a state may be older.
 pub(crate) fn name_leader(failure: &mut Failure, state: &NodeState) {
-    let is_older = match failure.reason() {
-        Reason::NotLeader => true,
-        Reason::Interrupted => state.leader.as_ref().is_some_and(|leader| leader.node_id == state.node_id),
-        _ => false,
-    };
+    let leads = || state.leader.as_ref().is_some_and(|leader| leader.node_id == state.node_id);
+    let reason = failure.reason();
+    let is_older = reason == Reason::NotLeader || (reason == Reason::Interrupted && leads());
     if failure.leader.is_none() && !is_older {
-        failure.leader = state.leader.clone().map(leader_hint);
+        failure.leader = state.leader.clone().map(Into::into);
     }
 }
 

@@ -16,10 +16,10 @@ use super::health::QuorumDisks;
 use super::memory::Memory;
 use super::opening::{self, Ending};
 use super::reads::ReadIndexes;
-use super::status::Observer;
+use super::report::state::{self, Observer};
 use super::{
     Counters, Engine, EngineConfig, EngineParts, Forming, Inner, LET_GO, NodeState, Settings, agreement,
-    clock, compaction, formation, health, leadership, quota, standing, status, transfer, wake,
+    clock, compaction, formation, health, leadership, quota, standing, transfer, wake,
 };
 use crate::error::{FatalError, OpenError, StorageError};
 use crate::machine::StateMachine;
@@ -356,7 +356,7 @@ impl<M: StateMachine> Assembly<M> {
         let consequence = stop_the_core(self.core.clone(), state.clone());
         self.life.fatal.leads_to(&consequence);
         let (fatal, stopping) = (self.life.fatal.clone(), self.life.stopping.clone());
-        self.life.tasks.permanent("state", status::run(observer, state, fatal, stopping));
+        self.life.tasks.permanent("state", state::run(observer, state, fatal, stopping));
         (told, consequence)
     }
 

@@ -295,7 +295,7 @@ impl<M: StateMachine> Engine<M> {
         let is_done = match metrics.role {
             Role::Leader => self.look_as_leader(&metrics).await,
             Role::Stopped => true,
-            _ => self.announce(&metrics, memory).await,
+            Role::Learner | Role::Follower | Role::Candidate => self.announce(&metrics, memory).await,
         };
         is_done && is_well && metrics.role != Role::Candidate
     }

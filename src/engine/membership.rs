@@ -39,12 +39,13 @@ use tokio::time::Instant;
 use self::identify::check_address;
 use self::quorum::{Strength, check_quorum};
 use super::Engine;
-use crate::error::{Leader, MembershipError, ReadError, TransferError};
+use crate::error::{MembershipError, ReadError, TransferError};
 use crate::machine::StateMachine;
 use crate::raft::core::Metrics;
 use crate::raft::membership::{ChangeError, MembershipChange};
+use crate::report::MemberList;
 use crate::runtime;
-use crate::types::{Incarnation, Intent, LogId, Member, NodeId, Role};
+use crate::types::{Incarnation, Intent, Member, NodeId, Role};
 
 /// How long a change waits for the one before it.
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
@@ -58,34 +59,6 @@ const CAUGHT_UP_ENTRIES: u64 = 1_000;
 const CAUGHT_UP_AGE: Duration = Duration::from_secs(2);
 /// How long to wait for a learner to catch up when nothing else is said.
 pub const CATCH_UP_PATIENCE: Duration = Duration::from_secs(60);
-
-/// Who belongs to the cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemberList {
-    /// All members, in the order of their ids.
-    pub members: Vec<MemberState>,
-    /// Who leads, if known.
-    pub leader: Option<Leader>,
-    /// Where the membership stands in the log.
-    pub position: Option<LogId>,
-    /// Whether a change is under way that needs majorities of two sets of voters.
-    pub joint: bool,
-}
-
-/// One member, as the asked node knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemberState {
-    /// Its id.
-    pub node_id: NodeId,
-    /// Its addresses and identity.
-    pub member: Member,
-    /// Whether it votes.
-    pub voter: bool,
-    /// Index up to which its log is known to match; on the leader only.
-    pub matched: Option<u64>,
-    /// Whether it has answered a short while ago; on the leader only.
-    pub reachable: Option<bool>,
-}
 
 /// A node to be added.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,25 +79,6 @@ pub struct NewAddresses {
 }
 
 impl<M: StateMachine> Engine<M> {
-    /// Who belongs to the cluster, as far as this node knows.
-    pub fn members(&self) -> MemberList {
-        let metrics = self.inner.core.metrics();
-        let leads = metrics.role == Role::Leader;
-        let state = |(node_id, member): (&NodeId, &Member)| MemberState {
-            node_id: *node_id,
-            member: member.clone(),
-            voter: metrics.membership.is_voter(*node_id),
-            matched: metrics.matched.get(node_id).copied().flatten().map(|matched| matched.index),
-            reachable: leads.then(|| metrics.reachable.contains(node_id)),
-        };
-        MemberList {
-            members: metrics.membership.members.iter().map(state).collect(),
-            leader: metrics.leader.clone(),
-            position: metrics.membership_at,
-            joint: metrics.membership.voters.len() > 1,
-        }
-    }
-
     /// Adds `new`, which was started to join, as a learner; with `promote` also makes it a voter, once it has caught
     /// up, for which it has `timeout`.
     ///
@@ -299,7 +253,8 @@ impl<M: StateMachine> Engine<M> {
                 if engine.inner.core.metrics().membership_at == before {
                     engine.confirm().await?;
                 }
-                Ok(engine.members())
+                let list = engine.members();
+                Ok(MemberList { unchanged: list.position == before, ..list })
             };
             tokio::select! {
                 biased;

@@ -10,7 +10,7 @@
 //! |---|---|---|---|
 //! | `formation` | forms the cluster (`formation`) | its own rounds; one that waits to be added: the core | membership |
 //! | `standing` | judges refusals and claims (`standing`) | queues *refusals*, *claims*; while out of touch every 2 s | the node |
-//! | `state` | [`NodeState`], and the end of a core that fails (`status`) | core, applied positions, disk, divergence, `forming`, `fatal`; when the leader, or a quorum, must have been heard | the node |
+//! | `state` | [`NodeState`], and the end of a core that fails (`report`) | core, applied positions, disk, divergence, `forming`, `fatal`; when the leader, or a quorum, must have been heard | the node |
 //! | `compaction` | snapshots and purges (`compaction`) | applied positions; every 20 ms while a snapshot is written, every second while one is sent | the node |
 //! | `disk-health` | hands over when the disk is unwell (`health`); only with a disk | writes of the log, disk, peers, `state`; every 50 ms while the log is written to, until 1 s after, and while a disk is unwell | the node |
 //! | `hand-over` | sees hand-overs to their end (`transfer`) | a hand-over; every 20 ms while it goes on | the node |
@@ -77,7 +77,7 @@
 //! - `settings`: what can be changed while the node runs;
 //! - `quota`: how large the state may become;
 //! - `memory`: how much of it this node has, and what for;
-//! - `replication`: how far everybody is, and what is in flight;
+//! - `report`: all that the node tells of itself and of the members, what there is to watch, and what is counted;
 //! - `compaction`: when snapshots are taken and the log is cut;
 //! - `agreement`: a node whose state differs from the others' serves no more;
 //! - `ranges`: from where to where each number among the settings may be set;
@@ -113,11 +113,10 @@ mod opening;
 mod quota;
 pub mod ranges;
 mod reads;
-mod replication;
+mod report;
 mod sessions;
 mod settings;
 mod standing;
-mod status;
 mod transfer;
 #[cfg(test)]
 mod unruly;
@@ -133,17 +132,16 @@ use tokio::sync::watch;
 
 pub use config::{DiskPolicy, EngineConfig, Limits, MIN_MEMORY_BYTES, PeerPolicy, SnapshotPolicy, Timing};
 pub use formation::Forming;
-pub use membership::{CATCH_UP_PATIENCE, MemberList, MemberState, NewAddresses, NewMember};
+pub use membership::{CATCH_UP_PATIENCE, NewAddresses, NewMember};
 pub use memory::available_bytes as available_memory_bytes;
 pub use quota::QuotaError;
 pub(crate) use ranges::check_node_id;
-pub use replication::{
-    Counters, InFlight, Lag, LedPeer, PeerStanding, PeerState, READ_LEVELS, ReadWait, Refused,
-    SYNCING_ENTRIES,
-};
+pub use reads::ReadOutcome;
+pub use report::SYNCING_ENTRIES;
+pub use report::counters::{Counters, READ_LEVELS, REFUSALS};
+pub use report::state::{NodeState, NotReady};
 pub use sessions::{ClosedSession, MAX_LISTED_SESSIONS, OpenedSession, SessionList};
 pub use settings::Settings;
-pub use status::{NodeState, NotReady, ReadOutcome, Status};
 pub use writes::{Acknowledged, Written};
 
 use self::fatal::{Consequence, Fatal};
@@ -151,14 +149,14 @@ use crate::machine::StateMachine;
 pub use crate::raft::activity::{Activity, LATENCY_BUCKETS_US, Latency, SessionTotals, Snapshots};
 use crate::raft::core::Core;
 use crate::raft::network::client::Caller;
-pub use crate::raft::network::traffic::Carried;
 use crate::raft::network::upstream::Upstream;
 use crate::raft::network::{PeerDoor, Transport};
 pub(crate) use crate::raft::published::CurrentHistory;
+pub use crate::report::{InFlight, Lag, LedPeer, MemberList, MemberReport, NodeReport};
 use crate::runtime::{Tasks, WallClock};
-pub use crate::storage::{DiskState, DiskStatus, StartProgress, StartStep, StartedSoFar};
 use crate::storage::{DiskWatch, LogStats, LogStore, SnapshotStore};
-pub use crate::types::{DEFAULT_ACK_TIMEOUT, WriteOptions};
+pub use crate::storage::{StartProgress, StartStep, StartedSoFar};
+pub use crate::types::{DEFAULT_ACK_TIMEOUT, DiskState, DiskStatus, PeerStanding, ReadWait, WriteOptions};
 use crate::types::{HistoryEpoch, Incarnation, Member, Role};
 
 /// What ends is waited for so long: a wedged disk must not keep the process for ever.
@@ -252,12 +250,6 @@ impl<M: StateMachine> Engine<M> {
         self.inner.core.door()
     }
 
-    /// The node's state at this moment.
-    pub fn state(&self) -> NodeState {
-        let inner = &self.inner;
-        status::observe(&inner.core, inner.config.node_id, &inner.disk, &inner.forming, inner.fatal.reason())
-    }
-
     /// The node's state, and every change of it. Changes that follow each other closely are reported as
     /// one.
     pub fn watch(&self) -> watch::Receiver<NodeState> {
@@ -271,7 +263,7 @@ impl<M: StateMachine> Engine<M> {
         let ready = state.wait_for(|state| state.is_ready() || state.role == Role::Stopped);
         match tokio::time::timeout(timeout, ready).await {
             Ok(Ok(state)) => state.is_ready(),
-            _ => false,
+            Ok(Err(_)) | Err(_) => false,
         }
     }
 
@@ -296,16 +288,6 @@ impl<M: StateMachine> Engine<M> {
     /// What the log counts: flushes, their durations, entries and bytes.
     pub fn log_stats(&self) -> Option<&Arc<LogStats>> {
         self.inner.log_stats.as_ref()
-    }
-
-    /// What this node knows of its disk. Never waits for it.
-    pub fn disk(&self) -> DiskStatus {
-        self.inner.disk.status()
-    }
-
-    /// The watch behind [`disk`](Self::disk), if there is a disk.
-    pub fn disk_watch(&self) -> Option<DiskWatch> {
-        Some(self.inner.disk.clone()).filter(DiskWatch::watches)
     }
 
     /// Hands leadership over if this node leads, then stops. When it returns, the data directory can be

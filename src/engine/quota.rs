@@ -14,11 +14,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::writes::Writer;
-use super::{Engine, Inner, Refused};
-use crate::error::WriteError;
+use super::{Engine, Inner};
+use crate::error::{OperationError, Told, WriteError};
 use crate::machine::StateMachine;
 use crate::raft::envelope::{self, QuotaChange};
 use crate::raft::published::{Applied, Progress};
+use crate::reason::Reason;
 use crate::types::{LogId, NodeId, Quota, QuotaSource, Role};
 
 /// The members are looked at this often while they or what is applied change.
@@ -108,16 +109,6 @@ impl<M: StateMachine> Engine<M> {
         let envelope = envelope::seal_quota(self.inner.reading(), change);
         self.write_envelope(Writer::Node, envelope).await.map(|written| written.log_id)
     }
-
-    /// The quota on the state, as far as this node has applied it; `None` before there is one.
-    pub fn state_quota(&self) -> Option<Quota> {
-        self.inner.core.published().progress().quota
-    }
-
-    /// How large the state is, as its machine counts; `None` for a machine that does not.
-    pub fn state_bytes(&self) -> Option<u64> {
-        self.inner.core.published().progress().state_bytes
-    }
 }
 
 /// Why the quota was not changed.
@@ -140,6 +131,15 @@ pub enum QuotaError {
     /// It was not written.
     #[error(transparent)]
     Write(#[from] WriteError),
+}
+
+impl OperationError for QuotaError {
+    fn told(&self) -> Told<'_> {
+        match self {
+            Self::Range { .. } | Self::NotCounted => Told::of(Reason::Invalid),
+            Self::Write(error) => error.told(),
+        }
+    }
 }
 
 impl<M: StateMachine> Inner<M> {
@@ -185,8 +185,9 @@ impl<M: StateMachine> Inner<M> {
         if M::growth_bytes(&nearly_full.view, command) <= room {
             return Ok(());
         }
-        self.counters.refuse(Refused::QuotaExceeded);
-        Err(WriteError::QuotaExceeded { state_bytes, quota_bytes: quota.bytes })
+        let refusal = WriteError::QuotaExceeded { state_bytes, quota_bytes: quota.bytes };
+        self.counters.refuse(refusal.reason());
+        Err(refusal)
     }
 }
 

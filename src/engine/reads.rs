@@ -15,19 +15,28 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Engine, Inner, ReadOutcome, ReadWait};
+use super::{Engine, Inner};
 use crate::error::ReadError;
 use crate::machine::StateMachine;
 use crate::raft::core::{Core, NoReadIndex};
 use crate::raft::network::upstream::{ReadIndexAnswer, Upstream};
 use crate::raft::published::Applied;
 use crate::runtime::Tasks;
-use crate::types::{HistoryEpoch, LogId, ReadLevel, ReadOptions, Role};
+use crate::types::{HistoryEpoch, LogId, ReadLevel, ReadOptions, ReadWait, Role};
 
 /// Most reads that share one question to the leader; more wait for their turn.
 const MAX_SHARED: usize = 65_536;
 /// Before a leader is asked or looked for again.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// An answered read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadOutcome<A> {
+    /// The position up to which the answering state had been applied.
+    pub applied: Option<LogId>,
+    /// What the state machine answered.
+    pub answer: A,
+}
 
 type Waiter = oneshot::Sender<Result<u64, NoReadIndex>>;
 

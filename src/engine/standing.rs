@@ -166,7 +166,17 @@ fn verdict(
     let (known, at) = match refusal {
         Refusal::CallerFenced { known, at: Some(at), .. } => (Some(*known), *at),
         Refusal::UnknownPeer { at: Some(at), .. } => (None, *at),
-        _ => return None,
+        Refusal::CallerFenced { at: None, .. }
+        | Refusal::UnknownPeer { at: None, .. }
+        | Refusal::ProtocolVersion { .. }
+        | Refusal::OtherCluster { .. }
+        | Refusal::OtherNode { .. }
+        | Refusal::CalleeFenced
+        | Refusal::Stranger
+        | Refusal::Stopped(_)
+        | Refusal::NotJoining { .. }
+        | Refusal::OtherFounders { .. }
+        | Refusal::Malformed(_) => return None,
     };
     let is_newer = match metrics.membership_at {
         // A disk without a membership, under an id that the cluster knows.

@@ -159,7 +159,15 @@ impl<M: StateMachine> Engine<M> {
             let may_come = match &found {
                 Err(TransferError::NobodyElse) => others_vote,
                 Err(TransferError::NotInTouch { .. } | TransferError::NotCaughtUp { .. }) => true,
-                _ => false,
+                Err(
+                    TransferError::NotLeader { .. }
+                    | TransferError::UnknownMember { .. }
+                    | TransferError::NotAVoter { .. }
+                    | TransferError::Unfit { .. }
+                    | TransferError::Timeout { .. }
+                    | TransferError::Stopped { .. },
+                )
+                | Ok(_) => false,
             };
             if !may_come || Instant::now() >= deadline {
                 return found;
@@ -176,7 +184,9 @@ impl<M: StateMachine> Engine<M> {
         match metrics.role {
             Role::Leader => Ok(metrics),
             Role::Stopped => Err(transfer_stopped()),
-            _ => Err(TransferError::NotLeader { leader: metrics.leader }),
+            Role::Learner | Role::Follower | Role::Candidate => {
+                Err(TransferError::NotLeader { leader: metrics.leader })
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::status::after;
+use super::report::state::after;
 use super::writes::Writer;
 use super::{Engine, Inner, until_ended};
 use crate::machine::StateMachine;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{Engine, Inner, Refused, health};
-use crate::error::WriteError;
+use super::{Engine, Inner, health};
+use crate::error::{OperationError, WriteError};
 use crate::machine::StateMachine;
 use crate::machine::sessions::{MAX_OPENER_SESSIONS, SessionRefusal};
 use crate::raft::core::Proposed;
@@ -245,10 +245,12 @@ impl<M: StateMachine> Inner<M> {
         check_history(given, published.history().epoch(), published.progress().log_id.is_some())
     }
 
-    fn refuse(&self, writer: Writer, why: Refused) {
+    /// Counts a refusal by its reason, if a caller is told of it.
+    fn counted(&self, writer: Writer, refusal: WriteError) -> WriteError {
         if writer != Writer::Node {
-            self.counters.refuse(why);
+            self.counters.refuse(refusal.reason());
         }
+        refusal
     }
 
     /// Takes `bytes` into account as in flight, unless they are too many.
@@ -256,16 +258,7 @@ impl<M: StateMachine> Inner<M> {
         if let Some(divergence) = self.core.agreement().divergence() {
             return Err(WriteError::Diverged { divergence });
         }
-        let refused = self.try_admit(writer, bytes);
-        let why = match &refused {
-            Ok(()) => return Ok(()),
-            Err(WriteError::TooLarge { .. }) => Refused::TooLarge,
-            Err(WriteError::DiskFull { .. }) => Refused::DiskFull,
-            Err(WriteError::DiskStalled { .. } | WriteError::VotersStalled) => Refused::DiskStalled,
-            Err(_) => Refused::Overloaded,
-        };
-        self.refuse(writer, why);
-        refused
+        self.try_admit(writer, bytes).map_err(|refusal| self.counted(writer, refusal))
     }
 
     fn try_admit(&self, writer: Writer, bytes: usize) -> Result<(), WriteError> {
@@ -305,18 +298,16 @@ impl<M: StateMachine> Inner<M> {
                 let flushed = Acknowledged { log_id, reply: None, ack, held_by, repeated: false };
                 return Ok((flushed, log_id));
             }
-            Proposed::NotLeader(leader) => {
-                self.refuse(writer, Refused::NotLeader);
-                return Err(WriteError::NotLeader { leader });
-            }
-            Proposed::NoQuorum => {
-                self.refuse(writer, Refused::NoQuorum);
-                return Err(WriteError::NoQuorum);
-            }
+            Proposed::NotLeader(leader) => return Err(self.counted(writer, WriteError::NotLeader { leader })),
+            Proposed::NoQuorum => return Err(self.counted(writer, WriteError::NoQuorum)),
             Proposed::Interrupted(leader) => return Err(WriteError::Interrupted { leader }),
             Proposed::Stopped => return Err(self.stopped_write()),
         };
-        let reply = answer.reply.map_err(|refusal| self.not_applied(refusal, session))?;
+        let reply = answer.reply.map_err(|refusal| {
+            let refusal = not_applied(refusal, session.unwrap_or_default());
+            self.counters.refuse(refusal.reason());
+            refusal
+        })?;
         let acknowledged = Acknowledged {
             log_id: answer.first.unwrap_or(entry),
             reply: Some(reply),
@@ -325,34 +316,6 @@ impl<M: StateMachine> Inner<M> {
             repeated: answer.first.is_some(),
         };
         Ok((acknowledged, entry))
-    }
-
-    /// What to tell the owner of `session` whose command was not carried out. That a session has expired is counted
-    /// where it is applied, by every node ([`Activity::expired_sessions`](super::Activity)).
-    fn not_applied(&self, refusal: NotApplied, session: Option<u64>) -> WriteError {
-        let refusal = match refusal {
-            NotApplied::Session(refusal) => refusal,
-            NotApplied::QuotaExceeded { state_bytes, quota_bytes } => {
-                self.counters.refuse(Refused::QuotaExceeded);
-                return WriteError::QuotaExceeded { state_bytes, quota_bytes };
-            }
-        };
-        match refusal {
-            SessionRefusal::Expired => WriteError::SessionExpired { session: session.unwrap_or_default() },
-            SessionRefusal::AnswerForgotten => WriteError::AnswerForgotten,
-            SessionRefusal::WindowExceeded => {
-                self.counters.refuse(Refused::WindowExceeded);
-                WriteError::WindowExceeded
-            }
-            SessionRefusal::TooManySessions => {
-                self.counters.refuse(Refused::TooManySessions);
-                WriteError::TooManySessions
-            }
-            SessionRefusal::TooManyOfOpener => {
-                self.counters.refuse(Refused::TooManySessions);
-                WriteError::TooManyOfOpener { limit: MAX_OPENER_SESSIONS }
-            }
-        }
     }
 
     /// Waits until every voter holds `entry`, and with it everything before.
@@ -373,6 +336,23 @@ impl<M: StateMachine> Inner<M> {
     }
 }
 
+/// What to tell the owner of `session` whose command was not carried out. That a session has expired is counted where it is
+/// applied, by every node ([`Activity::expired_sessions`](super::Activity)).
+fn not_applied(refusal: NotApplied, session: u64) -> WriteError {
+    match refusal {
+        NotApplied::QuotaExceeded { state_bytes, quota_bytes } => {
+            WriteError::QuotaExceeded { state_bytes, quota_bytes }
+        }
+        NotApplied::Session(SessionRefusal::Expired) => WriteError::SessionExpired { session },
+        NotApplied::Session(SessionRefusal::AnswerForgotten) => WriteError::AnswerForgotten,
+        NotApplied::Session(SessionRefusal::WindowExceeded) => WriteError::WindowExceeded,
+        NotApplied::Session(SessionRefusal::TooManySessions) => WriteError::TooManySessions,
+        NotApplied::Session(SessionRefusal::TooManyOfOpener) => {
+            WriteError::TooManyOfOpener { limit: MAX_OPENER_SESSIONS }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{self, Read, Write};
@@ -380,9 +360,11 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::engine::REFUSALS;
     use crate::engine::lone;
     use crate::kv::machine::KvCommand;
     use crate::machine::ApplyContext;
+    use crate::reason::Reason;
     use crate::types::Quota;
 
     const DEADLINE: Duration = Duration::from_secs(30);
@@ -488,7 +470,11 @@ mod tests {
         engine.write(put("it is gone in time")).await.unwrap();
         // Less than may be set: what a node writes for itself is small.
         engine.inner.settings.send_modify(|settings| settings.max_command_bytes = 1);
-        let refused = |why| engine.counters().refused(why);
+        let refused = || {
+            let counted = REFUSALS.into_iter().zip(engine.counters().refused());
+            let of = |why| counted.clone().find(|(reason, _)| *reason == why).unwrap().1;
+            (of(Reason::TooLarge), of(Reason::Overloaded))
+        };
         assert!(matches!(engine.write(put("")).await, Err(WriteError::TooLarge { .. })));
         // As much is in flight as may be, and more will not come to its end.
         let inflight = &engine.inner.inflight_bytes;
@@ -497,19 +483,19 @@ mod tests {
 
         engine.set_state_quota(Some(Quota::MIN_BYTES)).await.unwrap();
         let expired = async {
-            while engine.state_bytes() != Some(0) {
+            while engine.report().state.bytes != Some(0) {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
         tokio::time::timeout(DEADLINE, expired).await.expect("the key expires");
         assert!(engine.counters().clock_entries.load(Ordering::Relaxed) > 0);
-        assert_eq!((refused(Refused::TooLarge), refused(Refused::Overloaded)), (1, 0));
+        assert_eq!(refused(), (1, 0));
         // A session is a caller's, but no command that could be too large.
         let session = engine.open_session(Duration::ZERO).await;
         assert!(matches!(session, Err(WriteError::Overloaded)), "{session:?}");
         inflight.fetch_sub(full, Ordering::Relaxed);
         engine.open_session(Duration::ZERO).await.unwrap();
-        assert_eq!((refused(Refused::TooLarge), refused(Refused::Overloaded)), (1, 1));
+        assert_eq!(refused(), (1, 1));
         engine.shutdown().await;
     }
 }

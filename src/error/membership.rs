@@ -1,6 +1,7 @@
 //! Why a cluster was not changed: its members, and who leads it.
 
-use super::{Leader, describe};
+use super::{Leader, OperationError, Told, describe};
+use crate::reason::Reason;
 use crate::shown::Shown;
 use crate::types::{Incarnation, NodeId};
 
@@ -209,6 +210,34 @@ pub enum MembershipError {
     },
 }
 
+impl OperationError for MembershipError {
+    fn told(&self) -> Told<'_> {
+        match self {
+            Self::NotLeader { leader } => Told::of(Reason::NotLeader).led_by(leader),
+            Self::Interrupted { leader } => Told::of(Reason::Interrupted).undecided(true).led_by(leader),
+            Self::Unconfirmed { .. } => Told::of(Reason::NoQuorum),
+            Self::Timeout { .. } => Told::of(Reason::Membership).undecided(true),
+            Self::Stopped { .. } => Told::of(Reason::Stopped).undecided(true),
+            Self::Address { .. } => Told::of(Reason::Invalid),
+            Self::UnknownMember { .. } => Told::of(Reason::NotFound),
+            Self::AlreadyMember { .. }
+            | Self::NotCaughtUp { .. }
+            | Self::NotReached { .. }
+            | Self::AdvertisedUnreachable { .. }
+            | Self::WouldLoseQuorum { .. }
+            | Self::WouldWeakenQuorum { .. }
+            | Self::AlreadyReplaced { .. }
+            | Self::BothVote { .. }
+            | Self::Advertises { .. }
+            | Self::LastVoter { .. }
+            | Self::AnotherChange
+            | Self::Unreachable { .. }
+            | Self::Identity { .. }
+            | Self::HandOver { .. } => Told::of(Reason::Membership),
+        }
+    }
+}
+
 /// Why the lead was not handed over. Every message says what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -274,4 +303,20 @@ pub enum TransferError {
         /// Why.
         reason: String,
     },
+}
+
+impl OperationError for TransferError {
+    fn told(&self) -> Told<'_> {
+        match self {
+            Self::NotLeader { leader } => Told::of(Reason::NotLeader).led_by(leader),
+            Self::Stopped { .. } => Told::of(Reason::Stopped),
+            Self::UnknownMember { .. } => Told::of(Reason::NotFound),
+            Self::NotAVoter { .. }
+            | Self::NotInTouch { .. }
+            | Self::NotCaughtUp { .. }
+            | Self::Unfit { .. }
+            | Self::NobodyElse
+            | Self::Timeout { .. } => Told::of(Reason::Membership),
+        }
+    }
 }

@@ -161,7 +161,9 @@ fn asked_keys(txn: &KvTxn) -> [Vec<Bytes>; 2] {
     [&txn.then, &txn.otherwise].map(|branch| {
         let key = |operation: &TxnOp| match operation {
             TxnOp::Get { key, .. } => Bytes::copy_from_slice(key),
-            _ => Bytes::new(),
+            TxnOp::Range { .. } | TxnOp::Put { .. } | TxnOp::Delete { .. } | TxnOp::DeleteRange { .. } => {
+                Bytes::new()
+            }
         };
         branch.iter().map(key).collect()
     })

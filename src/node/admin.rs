@@ -5,19 +5,16 @@ use std::time::{Duration, Instant};
 
 use tonic::{Request, Response, Status};
 
-use crate::engine::{
-    CATCH_UP_PATIENCE, MAX_LISTED_SESSIONS, MemberList, NewAddresses, NewMember, SessionList,
-};
+use crate::engine::{CATCH_UP_PATIENCE, MAX_LISTED_SESSIONS, NewAddresses, NewMember, SessionList};
 use crate::error::{MembershipError, ReadError, SnapshotError, TransferError, WriteError};
 use crate::machine::sessions::SessionInfo;
 use crate::proto::v1;
 use crate::proto::v1::Failure;
 use crate::proto::v1::admin_server::Admin;
-use crate::types::{HistoryEpoch, LogId, QuotaSource};
+use crate::types::{HistoryEpoch, LogId};
 
 use super::operated::{Change, OperatedNode};
 use super::settings::NodeSettings;
-use crate::door::failure::leader_hint;
 use crate::door::methods::CLOSE_SESSION;
 use crate::door::metrics::Metrics;
 use crate::door::{Answerer, Method};
@@ -77,48 +74,14 @@ impl<N: OperatedNode> AdminService<N> {
 
     async fn change(&self, method: Method, change: Change) -> Changed {
         self.call(method, async {
-            let before = self.node.members().position;
             let list = self.node.change(change).await?;
-            let unchanged = list.position == before;
-            let position = list.position.map(|at| self.position(at));
-            Ok::<_, MembershipError>(v1::MemberChangeResponse { members: members(list), position, unchanged })
+            Ok::<_, MembershipError>(list.encode_changed(self.by.history()))
         })
         .await
     }
 
     fn position(&self, log_id: LogId) -> v1::Position {
         self.by.position(log_id)
-    }
-
-    async fn state(&self) -> v1::StatusResponse {
-        let status = self.node.status().await;
-        let state = status.state;
-        let (sessions, session_bytes) = self.node.sessions();
-        v1::StatusResponse {
-            cluster: status.cluster,
-            node_id: state.node_id,
-            endpoint: status.client,
-            role: state.role.to_string(),
-            term: state.term,
-            ready: state.is_ready(),
-            disk: state.disk.to_string(),
-            fatal: state.fatal.as_ref().map(ToString::to_string).unwrap_or_default(),
-            diverged: state.diverged.as_ref().map(ToString::to_string).unwrap_or_default(),
-            leader: state.leader.map(leader_hint),
-            last_log: state.last_log,
-            committed: state.committed.map(|at| self.position(at)),
-            applied: state.applied.map(|at| self.position(at)),
-            state_hash: status.state_hash,
-            snapshot: state.snapshot.map(|at| self.position(at)),
-            purged: state.purged.map(|at| self.position(at)),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            members: members(self.node.members()),
-            sessions: sessions as u64,
-            session_bytes: session_bytes as u64,
-            state_bytes: status.state_bytes,
-            state_quota_bytes: status.quota.map(|quota| quota.bytes),
-            state_quota_set: status.quota.is_some_and(|quota| quota.source == QuotaSource::Operator),
-        }
     }
 }
 
@@ -128,21 +91,15 @@ impl<N: OperatedNode> Admin for AdminService<N> {
         &self,
         _request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
-        self.call(STATUS, async { Ok::<_, Failure>(self.state().await) }).await
+        self.call(STATUS, async { Ok::<_, Failure>(self.node.report().into()) }).await
     }
 
     async fn member_list(
         &self,
         _request: Request<v1::MemberListRequest>,
     ) -> Result<Response<v1::MemberListResponse>, Status> {
-        let list = self.node.members();
-        let response = v1::MemberListResponse {
-            leader: list.leader.clone().map(leader_hint),
-            position: list.position.map(|at| self.position(at)),
-            joint: list.joint,
-            members: members(list),
-        };
-        self.call(MEMBER_LIST, async { Ok::<_, Failure>(response) }).await
+        let list = self.node.report().into_members().encode(self.by.history());
+        self.call(MEMBER_LIST, async { Ok::<_, Failure>(list) }).await
     }
 
     async fn add_member(&self, request: Request<v1::AddMemberRequest>) -> Changed {
@@ -185,7 +142,7 @@ impl<N: OperatedNode> Admin for AdminService<N> {
     ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
         let to = Some(request.into_inner().to_node).filter(|node_id| *node_id != 0);
         self.call(TRANSFER_LEADER, async {
-            let leader = Some(leader_hint(self.node.transfer_leader(to).await?));
+            let leader = Some(self.node.transfer_leader(to).await?.into());
             Ok::<_, TransferError>(v1::TransferLeaderResponse { leader })
         })
         .await
@@ -251,19 +208,6 @@ fn patience(timeout_ms: u64) -> Duration {
 
 fn given(address: String) -> Option<String> {
     (!address.is_empty()).then_some(address)
-}
-
-fn members(list: MemberList) -> Vec<v1::MemberInfo> {
-    let info = |state: crate::engine::MemberState| v1::MemberInfo {
-        node_id: state.node_id,
-        peer: state.member.peer,
-        client: state.member.client,
-        voter: state.voter,
-        incarnation: state.member.incarnation.to_string(),
-        matched: state.matched,
-        reachable: state.reachable,
-    };
-    list.members.into_iter().map(info).collect()
 }
 
 /// Open sessions, their times as wall clocks show them.

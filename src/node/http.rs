@@ -61,7 +61,7 @@ fn alive(state: &NodeState) -> Result<(), NotReady> {
     match (&state.fatal, state.role) {
         (Some(fatal), _) => Err(NotReady::Stopped(fatal.clone())),
         (None, Role::Stopped) => Err(NotReady::Stopping),
-        _ => Ok(()),
+        (None, Role::Learner | Role::Follower | Role::Candidate | Role::Leader) => Ok(()),
     }
 }
 

@@ -24,18 +24,14 @@
 //!   within [`DRAIN`], whatever clients do.
 
 pub(crate) mod admin;
-mod core_metrics;
-mod disk_metrics;
 mod entrance;
 mod exposition;
+pub(crate) mod families;
 mod gate;
 mod http;
-mod log_metrics;
 pub(crate) mod metrics;
 pub(crate) mod operated;
-mod peer_metrics;
-pub(crate) mod port_metrics;
-mod process_metrics;
+mod port_metrics;
 pub(crate) mod replication;
 pub mod settings;
 
@@ -67,16 +63,12 @@ use crate::proto::DESCRIPTORS;
 use crate::proto::v1::admin_server::AdminServer;
 
 use admin::AdminService;
-use core_metrics::CoreCollector;
-use disk_metrics::DiskCollector;
 use entrance::Entrance;
 pub use entrance::Names;
 use gate::Gate;
-use log_metrics::LogCollector;
+use metrics::NodeCollector;
 use operated::OperatedNode;
-use peer_metrics::PeerCollector;
 use port_metrics::PortCollector;
-use process_metrics::ProcessCollector;
 use settings::{LogLevel, NodeSettings};
 
 /// How long requests in flight may take to be answered once the server is told to stop.
@@ -261,17 +253,6 @@ impl<G: Guest> Server<G> {
         O: Future<Output = Engine<G::Machine>> + Send,
         F: Future<Output = ()> + Send,
     {
-        let opening = async {
-            let engine = opening.await;
-            let mut collectors: Vec<Box<dyn Collector>> = Vec::new();
-            if let Some(stats) = engine.log_stats() {
-                collectors.push(Box::new(LogCollector(stats.clone())));
-            }
-            if let Some(disk) = engine.disk_watch() {
-                collectors.push(Box::new(DiskCollector(disk)));
-            }
-            (engine, collectors)
-        };
         self.serve_gated(opening, progress, DRAIN, shutdown).await
     }
 }
@@ -288,11 +269,10 @@ impl<G: Guest, N> Server<G, N> {
         N: OperatedNode<Machine = G::Machine>,
         F: Future<Output = ()> + Send,
     {
-        let opening = std::future::ready((node, Vec::new()));
-        self.serve_gated(opening, StartProgress::default(), patience, shutdown).await
+        self.serve_gated(std::future::ready(node), StartProgress::default(), patience, shutdown).await
     }
 
-    /// The port, before and after `opening` gives the node and the metrics that go with it.
+    /// The port, before and after `opening` gives the node.
     pub(crate) async fn serve_gated<O, F>(
         self,
         opening: O,
@@ -302,7 +282,7 @@ impl<G: Guest, N> Server<G, N> {
     ) -> Result<(), ServeError>
     where
         N: OperatedNode<Machine = G::Machine>,
-        O: Future<Output = (N, Vec<Box<dyn Collector>>)> + Send,
+        O: Future<Output = N> + Send,
         F: Future<Output = ()> + Send,
     {
         let Self {
@@ -340,15 +320,12 @@ impl<G: Guest, N> Server<G, N> {
         let (mut told_to_stop, mut overdue_since) = (draining.clone(), draining.clone());
         let attend = async {
             let followed = async {
-                let (node, of_engine) = opening.await;
-                collectors.extend(of_engine);
-                collectors.push(Box::new(CoreCollector(node.clone())));
-                collectors.push(Box::new(PeerCollector(node.clone())));
-                collectors.push(Box::new(ProcessCollector));
+                let node = opening.await;
+                collectors.push(Box::new(NodeCollector(node.clone())));
                 let settings = NodeSettings::new(node.clone(), log_level, fixed_settings);
                 let mut registry = Registry::default();
                 let metrics = Arc::new(Metrics::new(methods, &mut registry));
-                metrics::register(&mut registry, node.clone(), collectors);
+                collectors.into_iter().for_each(|collector| registry.register_collector(collector));
                 let pages = http::Pages { settings: settings.clone(), status, registry: Arc::new(registry) };
                 let routes = Routes::from(http::router(&node, pages, draining.clone())).add_service(health);
                 let by = Answerer::of(&node);

@@ -3,14 +3,12 @@
 use std::time::Duration;
 
 use crate::door::ServedNode;
-use crate::engine::{
-    Activity, Counters, DiskStatus, Engine, InFlight, Lag, MemberList, NewAddresses, NewMember, PeerState,
-    QuotaError, SessionList, Settings, Status,
-};
+use crate::engine::{Activity, Counters, Engine, NewAddresses, NewMember, QuotaError, SessionList, Settings};
 use crate::error::{ConfigureError, Leader, MembershipError, ReadError, SnapshotError, TransferError};
 use crate::machine::StateMachine;
+use crate::report::{MemberList, NodeReport};
 use crate::storage::LogStats;
-use crate::types::{LogId, NodeId, Quota};
+use crate::types::{LogId, NodeId};
 
 /// A change that the admin service was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,15 +23,13 @@ pub(crate) enum Change {
 
 /// A member of a cluster that tells how it is. The methods promise what those of [`Engine`] do.
 pub(crate) trait OperatedNode: ServedNode {
-    fn status(&self) -> impl Future<Output = Status> + Send;
+    fn report(&self) -> NodeReport;
 
     fn list_sessions(
         &self,
         after: u64,
         limit: usize,
     ) -> impl Future<Output = Result<SessionList, ReadError>> + Send;
-
-    fn members(&self) -> MemberList;
 
     fn change(&self, change: Change) -> impl Future<Output = Result<MemberList, MembershipError>> + Send;
 
@@ -43,20 +39,6 @@ pub(crate) trait OperatedNode: ServedNode {
     ) -> impl Future<Output = Result<Leader, TransferError>> + Send;
 
     fn take_snapshot(&self) -> impl Future<Output = Result<LogId, SnapshotError>> + Send;
-
-    fn peers(&self) -> Vec<PeerState>;
-
-    fn lag(&self) -> Lag;
-
-    fn in_flight(&self) -> InFlight;
-
-    /// Sessions open, and bytes of answers kept for them.
-    fn sessions(&self) -> (usize, usize);
-
-    /// Sessions of the client connection that has most of them.
-    fn largest_opener(&self) -> usize;
-
-    fn disk(&self) -> DiskStatus;
 
     fn activity(&self) -> &Activity;
 
@@ -68,23 +50,16 @@ pub(crate) trait OperatedNode: ServedNode {
 
     fn configure(&self, change: impl FnOnce(&mut Settings)) -> Result<Settings, ConfigureError>;
 
-    /// Bytes of state, and how many they may be.
-    fn state_size(&self) -> (Option<u64>, Option<Quota>);
-
     fn set_state_quota(&self, bytes: Option<u64>) -> impl Future<Output = Result<LogId, QuotaError>> + Send;
 }
 
 impl<M: StateMachine> OperatedNode for Engine<M> {
-    async fn status(&self) -> Status {
-        Engine::status(self).await
+    fn report(&self) -> NodeReport {
+        Engine::report(self)
     }
 
     async fn list_sessions(&self, after: u64, limit: usize) -> Result<SessionList, ReadError> {
         Engine::list_sessions(self, after, limit).await
-    }
-
-    fn members(&self) -> MemberList {
-        Engine::members(self)
     }
 
     async fn change(&self, change: Change) -> Result<MemberList, MembershipError> {
@@ -106,30 +81,6 @@ impl<M: StateMachine> OperatedNode for Engine<M> {
         Engine::take_snapshot(self).await
     }
 
-    fn peers(&self) -> Vec<PeerState> {
-        Engine::peers(self)
-    }
-
-    fn lag(&self) -> Lag {
-        Engine::lag(self)
-    }
-
-    fn in_flight(&self) -> InFlight {
-        Engine::in_flight(self)
-    }
-
-    fn sessions(&self) -> (usize, usize) {
-        Engine::sessions(self)
-    }
-
-    fn largest_opener(&self) -> usize {
-        Engine::largest_opener(self)
-    }
-
-    fn disk(&self) -> DiskStatus {
-        Engine::disk(self)
-    }
-
     fn activity(&self) -> &Activity {
         Engine::activity(self)
     }
@@ -148,10 +99,6 @@ impl<M: StateMachine> OperatedNode for Engine<M> {
 
     fn configure(&self, change: impl FnOnce(&mut Settings)) -> Result<Settings, ConfigureError> {
         Engine::configure(self, change)
-    }
-
-    fn state_size(&self) -> (Option<u64>, Option<Quota>) {
-        (Engine::state_bytes(self), Engine::state_quota(self))
     }
 
     async fn set_state_quota(&self, bytes: Option<u64>) -> Result<LogId, QuotaError> {

@@ -32,16 +32,17 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::engine::{Carried, Counters, NodeState, PeerStanding, PeerState, Snapshots};
+use crate::engine::Snapshots;
 use crate::error::Leader;
 use crate::proto::v1::Failure;
 use crate::reason::Reason;
+use crate::report::{Carried, MemberReport, NodeReport, millis};
 use crate::runtime;
 use crate::shown::{MESSAGE_BYTES, shortened};
 use crate::storage::LogStats;
-use crate::types::{AckLevel, LogId, Quota, QuotaSource};
+use crate::types::AckLevel;
 
 use super::StatusPart;
 use super::operated::OperatedNode;
@@ -105,7 +106,7 @@ pub(crate) fn refusal(
         "message": message,
         "hint": refused.hint,
         "maybe_applied": false,
-        "leader": leader(leading),
+        "leader": leading,
         "error": message,
     });
     document(code, &object)
@@ -115,14 +116,13 @@ pub(crate) fn refusal(
 fn failed(failure: &Failure, leading: Option<&Leader>, hint: &str) -> Response {
     let code = StatusCode::from_u16(failure.reason().http_status(failure.maybe_applied));
     let code = code.expect("invariant: the table holds statuses of HTTP");
-    let told =
-        failure.leader.as_ref().map(|hint| Leader { node_id: hint.node_id, client: hint.client.clone() });
+    let told = failure.leader.clone().map(Leader::from);
     let object = json!({
         "reason": failure.reason().name(),
         "message": failure.message,
         "hint": hint,
         "maybe_applied": failure.maybe_applied,
-        "leader": leader(told.as_ref().or(leading)),
+        "leader": told.as_ref().or(leading),
         "error": failure.message,
     });
     document(code, &object)
@@ -202,229 +202,72 @@ async fn configure<N: OperatedNode>(
 }
 
 async fn status<N: OperatedNode>(State(door): State<Door<N>>) -> Response {
-    document(StatusCode::OK, &door.status().await)
+    document(StatusCode::OK, &door.status(door.node.report()))
 }
 
 async fn stats<N: OperatedNode>(State(door): State<Door<N>>) -> Response {
-    document(StatusCode::OK, &door.stats())
+    document(StatusCode::OK, &door.stats(&door.node.report()))
 }
 
 async fn replicas<N: OperatedNode>(State(door): State<Door<N>>) -> Response {
-    let state = door.node.state();
-    let replicas: Vec<_> = door.node.peers().iter().map(Replica::of).collect();
+    let report = door.node.report();
+    let replicas: Vec<_> = report.peers().map(replica).collect();
     let answer = json!({
-        "node_id": state.node_id,
-        "role": state.role,
-        "term": state.term,
-        "leader": leader(state.leader.as_ref()),
+        "node_id": report.node_id,
+        "role": report.role,
+        "term": report.term,
+        "leader": report.leader,
         "replicas": replicas,
     });
     document(StatusCode::OK, &answer)
 }
 
 async fn summary<N: OperatedNode>(State(door): State<Door<N>>) -> Response {
-    let (status, stats) = (door.status().await, door.stats());
+    let report = door.node.report();
+    let (lag, stats) = (report.lag.unwrap_or_default(), door.stats(&report));
     let answer = json!({
-        "node_id": status.node_id,
-        "cluster": status.cluster,
-        "role": status.role,
-        "term": status.term,
-        "leader": status.leader,
-        "healthy": status.healthy,
-        "diverged": status.diverged,
-        "last_log": status.offsets.last_log,
-        "committed": status.offsets.committed,
-        "applied": status.offsets.applied,
-        "lag_operations": status.lag.operations,
-        "lag_ms": status.lag.ms,
-        "connected_replicas": status.connected_replicas,
-        "disk": status.disk.state,
-        "sessions": status.sessions.open,
-        "pending_operations": stats.pending_operations,
-        "pending_bytes": stats.pending_bytes,
-        "applied_operations": stats.applied_operations,
-        "sent_bytes": stats.sent.bytes,
-        "received_bytes": stats.received.bytes,
-        "snapshot_bytes": stats.snapshot_bytes,
-        "uptime_ms": stats.uptime_ms,
-        "version": status.version,
+        "node_id": report.node_id,
+        "cluster": report.cluster,
+        "role": report.role,
+        "term": report.term,
+        "leader": report.leader,
+        "healthy": report.healthy(),
+        "diverged": report.diverged,
+        "last_log": report.offsets.last_log,
+        "committed": report.offsets.committed.map(|at| at.index),
+        "applied": report.offsets.applied.map(|at| at.index),
+        "lag_operations": lag.entries,
+        "lag_ms": lag.time.map(millis),
+        "connected_replicas": report.connected(),
+        "disk": report.disk.map(|disk| disk.state),
+        "sessions": report.sessions.open,
+        "pending_operations": stats["pending_operations"],
+        "pending_bytes": stats["pending_bytes"],
+        "applied_operations": stats["applied_operations"],
+        "sent_bytes": stats["sent"]["bytes"],
+        "received_bytes": stats["received"]["bytes"],
+        "snapshot_bytes": stats["snapshot_bytes"],
+        "uptime_ms": stats["uptime_ms"],
+        "version": report.version,
     });
     document(StatusCode::OK, &answer)
 }
 
+/// The status page: the node's report, and what the port knows besides.
 #[derive(Debug, Serialize)]
 struct Status {
-    node_id: u64,
-    cluster: String,
-    role: crate::types::Role,
-    term: u64,
-    leader: Value,
+    #[serde(flatten)]
+    report: NodeReport,
     /// As `/readyz`: it runs, follows or leads, has applied nearly everything, and its disk takes writes.
     healthy: bool,
-    /// As `/readyz?for=reads`.
-    ready: bool,
-    fatal: Option<String>,
-    /// How its state differs from the others'; null while it does not.
-    diverged: Option<String>,
-    offsets: Offsets,
-    /// Null where the node does not keep it up to date.
-    state_hash: Option<String>,
-    state: StateSize,
-    lag: LagNow,
     /// Members that answer, on the leader.
     connected_replicas: Option<usize>,
     /// Members other than this one.
     replicas: usize,
-    disk: Disk,
-    sessions: Sessions,
     /// What the guest adds.
     #[serde(flatten)]
-    guest: serde_json::Map<String, Value>,
+    guest: Map<String, Value>,
     uptime_ms: u64,
-    version: &'static str,
-}
-
-/// Bytes of state; null where they are not known.
-#[derive(Debug, Serialize)]
-struct StateSize {
-    bytes: Option<u64>,
-    quota_bytes: Option<u64>,
-    /// `memory` or `operator`.
-    quota_source: Option<QuotaSource>,
-}
-
-impl StateSize {
-    fn of(bytes: Option<u64>, quota: Option<Quota>) -> Self {
-        let (quota_bytes, quota_source) = quota.map(|quota| (quota.bytes, quota.source)).unzip();
-        Self { bytes, quota_bytes, quota_source }
-    }
-}
-
-/// Indexes in the log; null where there is none.
-#[derive(Debug, Serialize)]
-struct Offsets {
-    last_log: Option<u64>,
-    committed: Option<u64>,
-    applied: Option<u64>,
-    snapshot: Option<u64>,
-    purged: Option<u64>,
-}
-
-#[derive(Debug, Serialize)]
-struct LagNow {
-    /// Known to be committed and not yet applied.
-    operations: u64,
-    ms: Option<f64>,
-    /// How long ago the leader was heard; null on the leader.
-    leader_heard_ms: Option<f64>,
-}
-
-#[derive(Debug, Serialize)]
-struct Disk {
-    state: &'static str,
-    available_bytes: Option<u64>,
-    reserve_bytes: Option<u64>,
-}
-
-#[derive(Debug, Serialize)]
-struct Sessions {
-    open: usize,
-    bytes: usize,
-}
-
-#[derive(Debug, Serialize)]
-struct Stats {
-    node_id: u64,
-    uptime_ms: u64,
-    sent: Amount,
-    received: Amount,
-    peers: Vec<PeerTraffic>,
-    /// Proposed on this node and not yet applied.
-    pending_operations: usize,
-    pending_bytes: usize,
-    acknowledged: Acknowledged,
-    applied_operations: u64,
-    apply_batches: u64,
-    snapshot_bytes: u64,
-    snapshots_built: SnapshotCount,
-    snapshots_sent: SnapshotCount,
-    snapshots_installed: SnapshotCount,
-    elections_started: u64,
-    elections_won: u64,
-    leader_changes: u64,
-    /// Null without a disk.
-    log: Option<Log>,
-}
-
-#[derive(Debug, Default, Serialize)]
-struct Amount {
-    bytes: u64,
-    messages: u64,
-}
-
-/// Writes acknowledged on this node, by what that promises.
-#[derive(Debug, Serialize)]
-struct Acknowledged {
-    quorum: u64,
-    all: u64,
-    /// Not durable on a quorum when they were acknowledged.
-    leader: u64,
-}
-
-#[derive(Debug, Serialize)]
-struct PeerTraffic {
-    node_id: u64,
-    sent: Amount,
-    received: Amount,
-    connections: u64,
-    connections_failed: u64,
-}
-
-#[derive(Debug, Serialize)]
-struct SnapshotCount {
-    count: u64,
-    bytes: u64,
-    ms: f64,
-}
-
-#[derive(Debug, Serialize)]
-struct Log {
-    flushes: u64,
-    /// Null before the first flush, as the next.
-    flush_ms_mean: Option<f64>,
-    flush_ms_max: Option<f64>,
-    entries: u64,
-    record_bytes: u64,
-    queued_bytes: u64,
-    queued_writes: u64,
-}
-
-/// One of the other members.
-#[derive(Debug, Serialize)]
-struct Replica {
-    id: u64,
-    host: String,
-    port: Option<u16>,
-    /// Null until it has told.
-    client: Option<String>,
-    role: &'static str,
-    /// Null on a node that does not lead, as all that follows.
-    status: Option<&'static str>,
-    last_heartbeat_ms: Option<f64>,
-    last_heartbeat: Option<String>,
-    matched: Option<u64>,
-    operations_behind: Option<u64>,
-    ms_behind: Option<f64>,
-    /// Accepted from this leader since its process started.
-    operations_synced: Option<u64>,
-    /// Null when none is under way.
-    snapshot: Option<Sending>,
-}
-
-#[derive(Debug, Serialize)]
-struct Sending {
-    sent_bytes: u64,
-    total_bytes: u64,
 }
 
 impl<N: OperatedNode> Door<N> {
@@ -432,175 +275,102 @@ impl<N: OperatedNode> Door<N> {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    async fn status(&self) -> Status {
-        let node = &self.node;
-        let told = node.status().await;
-        let (state, lag, disk, peers) = (told.state, node.lag(), node.disk(), node.peers());
-        let (open, bytes) = node.sessions();
-        let connected = |peers: &[PeerState]| {
-            let standings = peers.iter().filter_map(|peer| peer.led.as_ref()).map(|led| led.standing());
-            standings.filter(|standing| *standing != PeerStanding::Disconnected).count()
-        };
+    fn status(&self, report: NodeReport) -> Status {
         Status {
-            node_id: state.node_id,
-            cluster: told.cluster,
-            role: state.role,
-            term: state.term,
-            leader: leader(state.leader.as_ref()),
-            healthy: state.is_ready() && state.disk.takes_writes(),
-            ready: state.is_ready(),
-            fatal: state.fatal.as_ref().map(ToString::to_string),
-            diverged: state.diverged.as_ref().map(ToString::to_string),
-            offsets: Offsets::of(&state),
-            state_hash: told.state_hash.map(|hash| format!("{hash:016x}")),
-            state: StateSize::of(told.state_bytes, told.quota),
-            lag: LagNow {
-                operations: lag.entries,
-                ms: lag.time.map(ms),
-                leader_heard_ms: lag.leader_heard.map(ms),
-            },
-            connected_replicas: (state.role == crate::types::Role::Leader).then(|| connected(&peers)),
-            replicas: peers.len(),
-            disk: Disk {
-                state: disk.state.name(),
-                available_bytes: disk.available_bytes,
-                reserve_bytes: disk.reserve_bytes,
-            },
-            sessions: Sessions { open, bytes },
+            healthy: report.healthy(),
+            connected_replicas: report.connected(),
+            replicas: report.peers().count(),
             guest: self.status.iter().map(|(name, part)| ((*name).to_owned(), part())).collect(),
             uptime_ms: self.uptime_ms(),
-            version: env!("CARGO_PKG_VERSION"),
+            report,
         }
     }
 
-    fn stats(&self) -> Stats {
-        let node = &self.node;
-        let (in_flight, activity, peers) = (node.in_flight(), node.activity(), node.peers());
-        let total = |bytes: fn(&Carried) -> u64| peers.iter().map(|peer| bytes(&peer.carried)).sum();
+    /// What this node has counted since it started.
+    fn stats(&self, report: &NodeReport) -> Value {
+        let (activity, counters) = (self.node.activity(), self.node.counters());
+        let total = |count: fn(&Carried) -> u64| report.peers().map(|peer| count(&peer.carried)).sum::<u64>();
         let count = |counter: &AtomicU64| counter.load(Relaxed);
-        let snapshots = |snapshots: &Snapshots| SnapshotCount {
-            count: count(&snapshots.count),
-            bytes: count(&snapshots.bytes),
-            ms: count(&snapshots.us) as f64 / 1e3,
-        };
-        Stats {
-            node_id: node.state().node_id,
-            uptime_ms: self.uptime_ms(),
-            sent: Amount {
-                bytes: total(|carried| carried.sent_bytes),
-                messages: total(|carried| carried.sent_messages),
-            },
-            received: Amount {
-                bytes: total(|carried| carried.received_bytes),
-                messages: total(|carried| carried.received_messages),
-            },
-            peers: peers.iter().map(PeerTraffic::of).collect(),
-            pending_operations: in_flight.commands,
-            pending_bytes: in_flight.bytes,
-            acknowledged: Acknowledged::of(node.counters()),
-            applied_operations: count(&activity.applied_entries),
-            apply_batches: count(&activity.apply_batches),
-            snapshot_bytes: count(&activity.snapshot_bytes),
-            snapshots_built: snapshots(&activity.snapshots_built),
-            snapshots_sent: snapshots(&activity.snapshots_sent),
-            snapshots_installed: snapshots(&activity.snapshots_installed),
-            elections_started: count(&activity.elections_started),
-            elections_won: count(&activity.elections_won),
-            leader_changes: count(&activity.leader_changes),
-            log: node.log_stats().map(Log::of),
-        }
+        let snapshots = |of: &Snapshots| json!({ "count": count(&of.count), "bytes": count(&of.bytes), "ms": count(&of.us) as f64 / 1e3 });
+        // By what the acknowledgement promises; the leader's writes were not durable on a quorum then.
+        let acknowledged =
+            AckLevel::ALL.map(|level| (level.name().to_owned(), Value::from(counters.acknowledged(level))));
+        json!({
+            "node_id": report.node_id,
+            "uptime_ms": self.uptime_ms(),
+            "sent": { "bytes": total(|c| c.sent_bytes), "messages": total(|c| c.sent_messages) },
+            "received": { "bytes": total(|c| c.received_bytes), "messages": total(|c| c.received_messages) },
+            "peers": report.peers().map(traffic).collect::<Vec<_>>(),
+            // Proposed on this node and not yet applied.
+            "pending_operations": report.in_flight.commands,
+            "pending_bytes": report.in_flight.bytes,
+            "acknowledged": Map::from_iter(acknowledged),
+            "applied_operations": count(&activity.applied_entries),
+            "apply_batches": count(&activity.apply_batches),
+            "snapshot_bytes": count(&activity.snapshot_bytes),
+            "snapshots_built": snapshots(&activity.snapshots_built),
+            "snapshots_sent": snapshots(&activity.snapshots_sent),
+            "snapshots_installed": snapshots(&activity.snapshots_installed),
+            "elections_started": count(&activity.elections_started),
+            "elections_won": count(&activity.elections_won),
+            "leader_changes": count(&activity.leader_changes),
+            // Null without a disk.
+            "log": self.node.log_stats().map(log),
+        })
     }
 }
 
-impl Offsets {
-    fn of(state: &NodeState) -> Self {
-        let index = |position: Option<LogId>| position.map(|log_id| log_id.index);
-        Self {
-            last_log: state.last_log,
-            committed: index(state.committed),
-            applied: index(state.applied),
-            snapshot: index(state.snapshot),
-            purged: index(state.purged),
-        }
-    }
+fn traffic(peer: &MemberReport) -> Value {
+    let carried = peer.carried;
+    json!({
+        "node_id": peer.node_id,
+        "sent": { "bytes": carried.sent_bytes, "messages": carried.sent_messages },
+        "received": { "bytes": carried.received_bytes, "messages": carried.received_messages },
+        "connections": carried.dialled,
+        "connections_failed": carried.dials_failed,
+    })
 }
 
-impl Acknowledged {
-    fn of(counters: &Counters) -> Self {
-        let [quorum, all, leader] =
-            [AckLevel::Quorum, AckLevel::All, AckLevel::Leader].map(|level| counters.acknowledged(level));
-        Self { quorum, all, leader }
-    }
+fn log(stats: &LogStats) -> Value {
+    let count = |counter: &AtomicU64| counter.load(Relaxed);
+    let flushes = count(&stats.flushes);
+    let ms = |us: &AtomicU64| count(us) as f64 / 1e3;
+    json!({
+        "flushes": flushes,
+        // Null before the first flush, as the next.
+        "flush_ms_mean": (flushes > 0).then(|| ms(&stats.flush_us_sum) / flushes as f64),
+        "flush_ms_max": (flushes > 0).then(|| ms(&stats.flush_us_max)),
+        "entries": count(&stats.entries),
+        "record_bytes": count(&stats.bytes_written),
+        "queued_bytes": count(&stats.queued_bytes),
+        "queued_writes": count(&stats.queued_writes),
+    })
 }
 
-impl PeerTraffic {
-    fn of(peer: &PeerState) -> Self {
-        let carried = peer.carried;
-        Self {
-            node_id: peer.node_id,
-            sent: Amount { bytes: carried.sent_bytes, messages: carried.sent_messages },
-            received: Amount { bytes: carried.received_bytes, messages: carried.received_messages },
-            connections: carried.dialled,
-            connections_failed: carried.dials_failed,
-        }
-    }
-}
-
-impl Log {
-    fn of(stats: &LogStats) -> Self {
-        let flushes = stats.flushes.load(Relaxed);
-        let us = |counter: &AtomicU64| counter.load(Relaxed) as f64 / 1e3;
-        Self {
-            flushes,
-            flush_ms_mean: (flushes > 0).then(|| us(&stats.flush_us_sum) / flushes as f64),
-            flush_ms_max: (flushes > 0).then(|| us(&stats.flush_us_max)),
-            entries: stats.entries.load(Relaxed),
-            record_bytes: stats.bytes_written.load(Relaxed),
-            queued_bytes: stats.queued_bytes.load(Relaxed),
-            queued_writes: stats.queued_writes.load(Relaxed),
-        }
-    }
-}
-
-impl Replica {
-    fn of(peer: &PeerState) -> Self {
-        let (host, port) = peer.member.peer.rsplit_once(':').unwrap_or((&peer.member.peer, ""));
-        let led = peer.led.as_ref();
-        Self {
-            id: peer.node_id,
-            host: host.to_owned(),
-            port: port.parse().ok(),
-            client: Some(peer.member.client.clone()).filter(|client| !client.is_empty()),
-            role: if peer.voter { "voter" } else { "learner" },
-            status: led.map(|led| standing(led.standing())),
-            last_heartbeat_ms: led.and_then(|led| led.heard).map(ms),
-            last_heartbeat: led.and_then(|led| led.heard).map(ago),
-            matched: led.and_then(|led| led.matched),
-            operations_behind: led.map(|led| led.behind_entries),
-            ms_behind: led.map(|led| ms(led.behind)),
-            operations_synced: led.map(|led| led.accepted_entries),
-            snapshot: led
-                .and_then(|led| led.snapshot)
-                .map(|(sent_bytes, total_bytes)| Sending { sent_bytes, total_bytes }),
-        }
-    }
-}
-
-fn standing(standing: PeerStanding) -> &'static str {
-    match standing {
-        PeerStanding::Connected => "Connected",
-        PeerStanding::Syncing => "Syncing",
-        PeerStanding::Lagging => "Lagging",
-        PeerStanding::Disconnected => "Disconnected",
-    }
-}
-
-fn leader(leader: Option<&Leader>) -> Value {
-    leader.map_or(Value::Null, |leader| json!({ "node_id": leader.node_id, "client": leader.client }))
-}
-
-fn ms(time: Duration) -> f64 {
-    time.as_micros() as f64 / 1e3
+/// One of the other members. What only the leader knows is null on a node that does not lead.
+fn replica(peer: &MemberReport) -> Value {
+    let (host, port) = peer.peer.rsplit_once(':').unwrap_or((&peer.peer, ""));
+    let led = peer.led.as_ref();
+    let heard = led.and_then(|led| led.heard);
+    json!({
+        "id": peer.node_id,
+        "host": host,
+        "port": port.parse::<u16>().ok(),
+        "client": Some(&peer.client).filter(|client| !client.is_empty()),
+        "role": peer.kind(),
+        "status": led.map(|led| led.standing),
+        "last_heartbeat_ms": heard.map(millis),
+        "last_heartbeat": heard.map(ago),
+        "matched": led.and(peer.matched),
+        "operations_behind": led.map(|led| led.behind_entries),
+        "ms_behind": led.map(|led| millis(led.behind)),
+        // Accepted from this leader since its process started.
+        "operations_synced": led.map(|led| led.accepted_entries),
+        // Null when none is under way.
+        "snapshot": led.and_then(|led| led.snapshot).map(|(sent_bytes, total_bytes)| {
+            json!({ "sent_bytes": sent_bytes, "total_bytes": total_bytes })
+        }),
+    })
 }
 
 /// The wall clock `time` ago, as RFC 3339 in UTC.

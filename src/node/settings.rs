@@ -149,10 +149,7 @@ impl From<NotChanged> for Failure {
     fn from(error: NotChanged) -> Self {
         match error {
             NotChanged::Refused(refused) => refused.into(),
-            NotChanged::Quota(QuotaError::Write(error)) => error.into(),
-            NotChanged::Quota(error @ (QuotaError::Range { .. } | QuotaError::NotCounted)) => {
-                failure::invalid(&error.to_string())
-            }
+            NotChanged::Quota(error) => error.into(),
         }
     }
 }
@@ -215,8 +212,8 @@ impl<N: OperatedNode> NodeSettings<N> {
             _ => log_level.clone().map(Value::from),
         };
         let of_node = CHANGEABLE.into_iter().filter_map(|name| Some((name, value(name)?)));
-        let (_, quota) = self.node.state_size();
-        of_node.chain(quota.map(|quota| (STATE_QUOTA, quota.bytes.into()))).collect()
+        let quota_bytes = self.node.report().state.quota_bytes;
+        of_node.chain(quota_bytes.map(|bytes| (STATE_QUOTA, bytes.into()))).collect()
     }
 
     /// Changes all of `wanted` or nothing.

@@ -23,7 +23,7 @@ use prost::Message as _;
 use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorSet};
 use quorate::engine::WriteOptions;
 use quorate::kv::machine::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply, KvTxn, TxnOp};
-use quorate::types::{HistoryEpoch, Quota, QuotaSource, ReadLevel, SessionSlot};
+use quorate::types::{HistoryEpoch, QuotaSource, ReadLevel, SessionSlot};
 use quorate::{Engine, EngineConfig};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -123,8 +123,8 @@ async fn the_data_directory_of_every_earlier_version_is_read() {
         tar(&["-xzf", archive.to_str().unwrap(), "-C", dir.to_str().unwrap()]);
         let engine = open(&dir.join("data")).await;
         // The session is long unused, but no entry has said so yet.
-        let (sessions, bytes) = engine.sessions();
-        assert!(sessions == 1 && bytes > 0, "{sessions} sessions with {bytes} bytes of answers");
+        let report = engine.report();
+        assert!(report.sessions.open == 1 && report.sessions.bytes > 0, "{:?}", report.sessions);
         let expect = |text: &str, version, expires| Some((text.to_owned(), version, expires));
         assert_eq!(value(&engine, "plain").await, None);
         assert_eq!(value(&engine, "expiring").await, expect("2", 1, true));
@@ -135,8 +135,8 @@ async fn the_data_directory_of_every_earlier_version_is_read() {
         if version != "data-1" {
             let listed = engine.list_sessions(0, 10).await.unwrap().sessions;
             assert_eq!(listed.iter().map(|listed| listed.opener.as_str()).collect::<Vec<_>>(), [OPENER]);
-            let quota = Quota { bytes: QUOTA_BYTES, source: QuotaSource::Operator };
-            assert_eq!(engine.state_quota(), Some(quota));
+            let quota = (report.state.quota_bytes, report.state.quota_source);
+            assert_eq!(quota, (Some(QUOTA_BYTES), Some(QuotaSource::Operator)));
             assert_ne!(engine.history(), HistoryEpoch::UNKNOWN);
         }
         engine.shutdown().await;

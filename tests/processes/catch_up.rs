@@ -12,7 +12,7 @@ async fn a_follower_that_was_away_past_the_purge_comes_back_by_snapshot() {
     let mut writers = nodes.writers(8);
     assert!(writers.reached(20, DEADLINE).await);
     let away = nodes.follower().await;
-    let last_log = nodes.status(away).await.unwrap().last_log.unwrap();
+    let last_log = nodes.status(away).await.unwrap().offsets.last_log.unwrap();
     nodes.node(away).kill().unwrap();
 
     // What it lacks is gone from the logs of both others.
@@ -22,7 +22,7 @@ async fn a_follower_that_was_away_past_the_purge_comes_back_by_snapshot() {
         for node_id in &others {
             let status = nodes.status(*node_id).await;
             // Beyond the entries that were under way when it was killed.
-            purged &= status.and_then(|s| s.purged).is_some_and(|p| p.index > last_log + EVERY);
+            purged &= status.and_then(|s| s.offsets.purged).is_some_and(|p| p.index > last_log + EVERY);
         }
         purged
     })
@@ -34,6 +34,6 @@ async fn a_follower_that_was_away_past_the_purge_comes_back_by_snapshot() {
 
     nodes.check(&writers.finish().await).await;
     let status = nodes.status(away).await.unwrap();
-    let snapshot = status.snapshot.expect("it has received a snapshot").index;
+    let snapshot = status.offsets.snapshot.expect("it has received a snapshot").index;
     assert!(snapshot > last_log, "its snapshot ends at {snapshot}, its log ended at {last_log}");
 }

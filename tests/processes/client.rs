@@ -191,7 +191,7 @@ async fn the_commands_do_what_their_help_says() {
     assert_eq!(run(&["del", "--prefix", "lo"]), "deleted 1\n");
     run(&["put", "brief", "x", "--ttl", "100ms"]);
     let health = run(&["health"]);
-    assert!(health.contains("leader"), "{health}");
+    assert!(health.contains(quorate::types::Role::Leader.name()), "{health}");
 
     let line = || lines.recv_timeout(DEADLINE).expect("the watch hangs");
     let seen: Vec<_> = (0..5).map(|_| line()).collect();
@@ -251,9 +251,12 @@ async fn advertised_addresses_that_lead_nowhere_hold_up_nobody() {
     let start = |id| Unlisted::start(nodes.cluster.spec(), id, "--client-advertise", &nowhere, &[]);
     let _running: Vec<_> = nodes.cluster.spec().node_ids().map(start).collect();
     eventually("somebody leads", async || {
-        nodes.client.status_all().await.iter().any(|(_, status)| {
-            status.as_ref().is_ok_and(|status| status.role == "leader" && status.advertised == nowhere)
-        })
+        nodes
+            .client
+            .status_all()
+            .await
+            .iter()
+            .any(|(_, status)| status.as_ref().is_ok_and(|status| status.leads() && status.client == nowhere))
     })
     .await;
     for value in 0..12 {

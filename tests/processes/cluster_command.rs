@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use quorate::types::Role;
 use quorate_cluster::{ClusterSpec, NodeRecord};
 
 use crate::support::{Outcome, QUORATE, eventually, outcome, spec};
@@ -81,7 +82,7 @@ fn leader(spec: &ClusterSpec) -> (u64, u32) {
     let status: serde_json::Value =
         serde_json::from_str(&call(spec, &["status", "-o", "json"]).stdout).unwrap();
     let rows = status.as_array().unwrap();
-    let leads = |row: &&serde_json::Value| row["role"] == "leader";
+    let leads = |row: &&serde_json::Value| row["role"] == Role::Leader.name();
     let leader = rows.iter().filter(leads).max_by_key(|row| row["term"].as_u64()).unwrap();
     let node_id = leader["node_id"].as_u64().unwrap();
     let nodes = record(&spec.data_dir);
@@ -139,7 +140,8 @@ async fn a_killed_node_is_started_again_if_asked_for() {
     signal(pid, "-9");
     running.prints(&format!("node {node_id} started again as process")).await;
     eventually("the node answers", async || {
-        call(&spec, &["status"]).stdout.lines().filter(|line| line.contains("follower")).count() == 2
+        call(&spec, &["status"]).stdout.lines().filter(|line| line.contains(Role::Follower.name())).count()
+            == 2
     })
     .await;
     signal(running.child.id(), "-INT");

@@ -12,6 +12,7 @@ use quorate::ReadLevel;
 use quorate::kv::client::{
     Client, ClientConfig, ClientError, Endpoint, Range, ReadPreference, Reason, Scope,
 };
+use quorate::types::DiskState;
 use quorate_cluster::Cluster;
 use quorate_disk::{Fault, FaultyDisk, SmallDisk, mounted};
 
@@ -73,13 +74,13 @@ impl<D> OnDisks<D> {
         }
     }
 
-    async fn disk_state(&self, node_id: u64) -> String {
-        self.nodes.status(node_id).await.map_or_else(String::new, |status| status.disk)
+    async fn disk_state(&self, node_id: u64) -> Option<DiskState> {
+        self.nodes.status(node_id).await?.disk.map(|disk| disk.state)
     }
 
-    async fn wait_disk(&self, node_id: u64, expected: &str) {
+    async fn wait_disk(&self, node_id: u64, expected: DiskState) {
         eventually(&format!("the disk of node {node_id} is {expected}"), async || {
-            self.disk_state(node_id).await == expected
+            self.disk_state(node_id).await == Some(expected)
         })
         .await;
     }
@@ -121,15 +122,17 @@ async fn a_leader_whose_disk_is_full_hands_over_and_follows_once_there_is_room()
 
     // All at once, in the middle of writes.
     cluster.disks[&1].fill(BALLAST).unwrap();
-    cluster.wait_disk(1, "full").await;
+    cluster.wait_disk(1, DiskState::Full).await;
     eventually("another node leads", async || cluster.nodes.leader(0).await.node_id != 1).await;
     let served = writers.acknowledged() + 200;
     assert!(writers.reached(served, DEADLINE).await, "the others do not go on");
     assert_ne!(cluster.nodes.leader(0).await.node_id, 1);
 
     cluster.disks[&1].empty(BALLAST).unwrap();
-    eventually("the node takes writes again", async || matches!(&*cluster.disk_state(1).await, "ok" | "low"))
-        .await;
+    eventually("the node takes writes again", async || {
+        cluster.disk_state(1).await.is_some_and(DiskState::takes_writes)
+    })
+    .await;
     let served = writers.acknowledged() + 100;
     assert!(writers.reached(served, DEADLINE).await);
     let attempts = writers.finish().await;
@@ -148,7 +151,7 @@ async fn a_cluster_whose_disks_are_all_full_is_read_and_recovers_by_itself() {
         disk.fill(BALLAST).unwrap();
     }
     for node_id in 1..=3 {
-        cluster.wait_disk(node_id, "full").await;
+        cluster.wait_disk(node_id, DiskState::Full).await;
     }
     let attempts = writers.finish().await;
 
@@ -177,7 +180,7 @@ async fn a_cluster_whose_disks_are_all_full_is_read_and_recovers_by_itself() {
     .await;
     let (code, text) = get(node, "/readyz").unwrap();
     assert!(code == 503 && text.starts_with("disk_full: "), "{text}");
-    assert_eq!(cluster.disk_state(leader.node_id).await, "full");
+    assert_eq!(cluster.disk_state(leader.node_id).await, Some(DiskState::Full));
     let mut pids = pids;
     pids[(leader.node_id - 1) as usize] = node.pid();
 
@@ -209,7 +212,7 @@ async fn a_leader_refuses_writes_while_the_disks_of_its_quorum_are_full() {
         disk.fill(BALLAST).unwrap();
     }
     for node_id in [1, 2] {
-        cluster.wait_disk(node_id, "full").await;
+        cluster.wait_disk(node_id, DiskState::Full).await;
     }
     let (client, scope) = (impatient(&cluster.nodes), Scope::default());
     eventually("writes are refused for the others' disks", async || {
@@ -217,7 +220,7 @@ async fn a_leader_refuses_writes_while_the_disks_of_its_quorum_are_full() {
         matches!(outcome, Err(ClientError::Failed { reason: Reason::DiskFull, maybe_applied: false, .. }))
     })
     .await;
-    assert_eq!(cluster.disk_state(3).await, "ok");
+    assert_eq!(cluster.disk_state(3).await, Some(DiskState::Ok));
     assert!(cluster.nodes.quorate(&["get", "known"]).status.success(), "reads go on");
 
     cluster.disks[&1].empty(BALLAST).unwrap();
@@ -241,7 +244,7 @@ async fn a_leader_whose_disk_hangs_is_replaced_and_catches_up_when_it_answers_ag
         let mut others = false;
         for node_id in [2, 3] {
             let status = cluster.nodes.status(node_id).await;
-            others |= status.is_some_and(|status| status.role == "leader");
+            others |= status.is_some_and(|status| status.leads());
         }
         others
     })
@@ -265,7 +268,7 @@ async fn a_leader_whose_disk_hangs_is_replaced_and_catches_up_when_it_answers_ag
     assert_eq!((read.header.node_id, read.items.len()), (1, 9));
 
     cluster.disks[&1].mend();
-    cluster.wait_disk(1, "ok").await;
+    cluster.wait_disk(1, DiskState::Ok).await;
     let attempts = writers.finish().await;
     cluster.assert_unbroken(&pids);
     cluster.nodes.check(&attempts).await;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 
-use quorate::kv::client::{Client, ClientConfig, Members};
+use quorate::kv::client::{Client, ClientConfig, MemberList};
 use quorate_cluster::Cluster;
 
 use crate::support::{DEADLINE, TestCluster, Unlisted, eventually, outcome, output, spec};
@@ -26,11 +26,11 @@ fn start(joining: u64) -> TestCluster {
     nodes
 }
 
-fn voters(list: &Members) -> Vec<u64> {
+fn voters(list: &MemberList) -> Vec<u64> {
     list.members.iter().filter(|member| member.voter).map(|member| member.node_id).collect()
 }
 
-fn learners(list: &Members) -> Vec<u64> {
+fn learners(list: &MemberList) -> Vec<u64> {
     list.members.iter().filter(|member| !member.voter).map(|member| member.node_id).collect()
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::process::{Child, Stdio};
 use std::time::Instant;
 
-use quorate::kv::client::{Client, ClientConfig, MemberChange, Members};
+use quorate::kv::client::{Client, ClientConfig, MemberChange, MemberList};
 use quorate_cluster::Cluster;
 
 use crate::set::{Attempt, Outcome};
@@ -38,7 +38,7 @@ fn remove(node_id: u64) -> MemberChange {
     MemberChange::Remove { node_id, force: false }
 }
 
-fn voters(list: &Members) -> Vec<u64> {
+fn voters(list: &MemberList) -> Vec<u64> {
     list.members.iter().filter(|member| member.voter).map(|member| member.node_id).collect()
 }
 

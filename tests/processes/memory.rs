@@ -98,7 +98,7 @@ impl Limited {
     async fn size(&self) -> (u64, u64) {
         let endpoint = Endpoint::parse(&self.nodes.node(1).client_address()).unwrap();
         let status = self.client().status(&endpoint).await.unwrap();
-        (status.state_bytes.unwrap(), status.state_quota_bytes.unwrap_or(0))
+        (status.state.bytes.unwrap(), status.state.quota_bytes.unwrap_or(0))
     }
 
     /// Writes keys of `value_bytes` from `first` on until one is refused. How many there are then.

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use quorate::proto::v1::GetRequest;
 use quorate::proto::v1::kv_client::KvClient;
+use quorate::types::DiskState;
 use quorate_cluster::{Cluster, Node};
 use quorate_disk::{SmallDisk, mounted};
 
@@ -275,7 +276,7 @@ async fn three_nodes_share_a_small_disk() {
     let attempts = writers.finish().await;
     for node in nodes.cluster.nodes() {
         let status = nodes.status(node.node_id()).await.unwrap();
-        assert_eq!(status.disk, "ok", "node {}", node.node_id());
+        assert_eq!(status.disk.map(|disk| disk.state), Some(DiskState::Ok), "node {}", node.node_id());
         assert_eq!(get(node, "/readyz"), Some((200, "ok\n".to_owned())));
     }
     nodes.check(&attempts).await;

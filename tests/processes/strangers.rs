@@ -221,7 +221,7 @@ async fn no_member_can_take_the_terms_away_or_leave_an_entry_that_ends_a_node() 
 
     // As the leader of the next term, which is possible, with entries that are not.
     let mut line = Line::open(nodes.node(to), insider(&nodes, from, to)).await.unwrap();
-    let at = nodes.status(to).await.unwrap().applied.unwrap().index;
+    let at = nodes.status(to).await.unwrap().offsets.applied.unwrap().index;
     let previous = Some(LogId { term: leader.term, index: at });
     let mut is_refused = async |what: &str, index: u64, payload: entry::Payload| {
         let entries = vec![Entry { term: leader.term + 1, index, payload: Some(payload) }];

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use quorate::kv::client::{Client, ClientConfig, Endpoint, NodeStatus, Scope};
+use quorate::kv::client::{Client, ClientConfig, Endpoint, NodeReport, Scope};
 use quorate_cluster::{Cluster, ClusterSpec, Node, Stderr};
 use tempfile::TempDir;
 
@@ -56,13 +56,13 @@ impl TestCluster {
         self.cluster.node(node_id)
     }
 
-    pub(crate) async fn status(&self, node_id: u64) -> Option<NodeStatus> {
+    pub(crate) async fn status(&self, node_id: u64) -> Option<NodeReport> {
         let endpoint = Endpoint::parse(&self.node(node_id).client_address()).unwrap();
         self.client.status(&endpoint).await.ok()
     }
 
     /// The node that leads a later term than `newer_than`; 0 for any.
-    pub(crate) async fn leader(&self, newer_than: u64) -> NodeStatus {
+    pub(crate) async fn leader(&self, newer_than: u64) -> NodeReport {
         let leader = observe::leader(&self.client, newer_than, DEADLINE).await;
         leader.unwrap_or_else(|| panic!("no leader of a term after {newer_than}"))
     }

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
+use quorate::types::{MemberKind, PeerStanding, Role};
 use quorate_cluster::Node;
 use serde_json::{Value, json};
 
@@ -99,13 +100,15 @@ async fn status_shows_who_is_there_and_who_is_not() {
     eventually("both followers are connected and have everything", async || {
         let replicas = replicas();
         assert_eq!(replicas.len(), 2);
-        replicas.iter().all(|replica| replica["status"] == "Connected" && replica["operations_behind"] == 0)
+        replicas.iter().all(|replica| {
+            replica["status"] == PeerStanding::Connected.name() && replica["operations_behind"] == 0
+        })
     })
     .await;
     for replica in replicas() {
         assert!(replica["operations_synced"].as_u64().unwrap() > 0, "{replica}");
         assert!(replica["last_heartbeat_ms"].as_f64().unwrap() < 30_000.0, "{replica}");
-        assert_eq!((&replica["role"], &replica["ms_behind"]), (&json!("voter"), &json!(0.0)));
+        assert_eq!((&replica["role"], &replica["ms_behind"]), (&json!(MemberKind::Voter), &json!(0.0)));
     }
     let (_, stats) = http(leading, "GET", "/replication/stats", "");
     assert!(stats["sent"]["bytes"].as_u64().unwrap() > 0 && stats["received"]["bytes"].as_u64().unwrap() > 0);
@@ -116,7 +119,7 @@ async fn status_shows_who_is_there_and_who_is_not() {
 
     let follower = nodes.follower().await;
     let (code, there) = http(nodes.node(follower), "GET", "/replication/status", "");
-    assert_eq!((code, &there["role"], &there["healthy"]), (200, &json!("follower"), &json!(true)));
+    assert_eq!((code, &there["role"], &there["healthy"]), (200, &json!(Role::Follower), &json!(true)));
     assert_eq!(there["leader"]["client"], leading.client_address());
     let (_, there) = http(nodes.node(follower), "GET", "/replication/replicas", "");
     assert_eq!(
@@ -130,14 +133,14 @@ async fn status_shows_who_is_there_and_who_is_not() {
     eventually("the paused follower lags", async || {
         let replicas = replicas();
         let paused = replicas.iter().find(|replica| replica["id"] == follower).unwrap();
-        paused["status"] == "Lagging"
+        paused["status"] == PeerStanding::Lagging.name()
             && paused["operations_behind"] == 1
             && paused["ms_behind"].as_f64().unwrap() > 1000.0
     })
     .await;
     nodes.node(follower).resume().unwrap();
     eventually("it has caught up", async || {
-        replicas().iter().all(|replica| replica["status"] == "Connected")
+        replicas().iter().all(|replica| replica["status"] == PeerStanding::Connected.name())
     })
     .await;
 }

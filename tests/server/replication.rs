@@ -8,6 +8,7 @@ use quorate::kv::machine::KvMachine;
 use quorate::proto::peer::{LogId, Request, SnapshotPiece, Vote, request, response};
 use quorate::proto::v1::SnapshotRequest;
 use quorate::proto::v1::admin_client::AdminClient;
+use quorate::types::Role;
 use quorate::{Engine, EngineConfig};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -48,7 +49,7 @@ async fn what_was_written_shows_in_status_stats_and_metrics() {
     with_node(dir.path(), async |address| {
         put_many(address, PUTS).await;
         let (code, status) = json_of(address, "GET", "/replication/status", "").await;
-        assert_eq!((code, &status["role"], &status["healthy"]), (200, &json!("leader"), &json!(true)));
+        assert_eq!((code, &status["role"], &status["healthy"]), (200, &json!(Role::Leader), &json!(true)));
         assert_eq!(status["offsets"]["applied"], status["offsets"]["committed"]);
         assert_eq!(status["lag"], json!({"operations": 0, "ms": 0.0, "leader_heard_ms": null}));
         assert_eq!((&status["connected_replicas"], &status["replicas"]), (&json!(0), &json!(0)));
@@ -173,6 +174,31 @@ async fn every_metric_that_the_guide_names_exists() {
                 "{name} is none of {declared:?}"
             );
         }
+    })
+    .await;
+}
+
+/// Those that need a disk are among them, and no name is given up by accident.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_has_all_its_metrics() {
+    let dir = tempfile::tempdir().unwrap();
+    with_node(dir.path(), async |address| {
+        put_many(address, 1).await;
+        let (_, text) = http(address, "GET", "/metrics", "").await;
+        let names = text.lines().filter(|line| !line.contains("method=\""));
+        let mut names: Vec<_> = names
+            .map(|line| match line.starts_with('#') {
+                true => line,
+                false => line.rsplit_once(' ').unwrap().0,
+            })
+            .collect();
+        names.sort_unstable();
+        let names = names.join("\n") + "\n";
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/metrics-names.txt");
+        if std::env::var_os("QUORATE_GOLDEN").is_some() {
+            std::fs::write(path, &names).unwrap();
+        }
+        assert!(names == std::fs::read_to_string(path).unwrap(), "{names}");
     })
     .await;
 }

@@ -354,9 +354,9 @@ impl World {
             let mut seen = BTreeSet::new();
             let mut committed = BTreeSet::new();
             for engine in engines {
-                let status = engine.status().await;
-                seen.insert((status.state.applied, status.state_hash));
-                committed.insert(status.state.committed);
+                let report = engine.report();
+                seen.insert((report.offsets.applied, report.state_hash));
+                committed.insert(report.offsets.committed);
             }
             let positions: BTreeSet<_> = seen.iter().map(|(applied, _)| *applied).collect();
             assert!(positions.len() == seen.len(), "two states at one position: {seen:?}");

@@ -4,9 +4,9 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Stdout, Write as _};
 
-use crate::kv::client::NodeStatus;
+use crate::kv::client::NodeReport;
 use crate::logging::{self, FLUSH_PATIENCE, LogWriter};
-use crate::types::NodeId;
+use crate::types::{NodeId, Role};
 
 /// One node at one moment.
 #[derive(Debug, Clone)]
@@ -16,7 +16,7 @@ pub(super) struct NodeRow {
     /// Its process, while it runs.
     pub(super) pid: Option<u32>,
     /// What it said of itself, when it answered.
-    pub(super) status: Option<NodeStatus>,
+    pub(super) status: Option<NodeReport>,
 }
 
 /// All nodes at one moment.
@@ -31,9 +31,9 @@ impl View {
         self.leading().map(|(row, _)| row.node_id)
     }
 
-    fn leading(&self) -> Option<(&NodeRow, &NodeStatus)> {
+    fn leading(&self) -> Option<(&NodeRow, &NodeReport)> {
         let answering = self.rows.iter().filter_map(|row| Some((row, row.status.as_ref()?)));
-        answering.filter(|(_, status)| status.role == "leader").max_by_key(|(_, status)| status.term)
+        answering.filter(|(_, status)| status.leads()).max_by_key(|(_, status)| status.term)
     }
 
     /// What a change is of, where there is no terminal: everything but the positions.
@@ -50,7 +50,7 @@ impl View {
         };
         for row in &self.rows {
             let _ = match (&row.status, row.pid) {
-                (Some(status), _) => write!(gist, "; node {} {}", row.node_id, status.role),
+                (Some(status), _) => write!(gist, "; node {} {}", row.node_id, role(status)),
                 (None, Some(_)) => write!(gist, "; node {} does not answer", row.node_id),
                 (None, None) => write!(gist, "; node {} is down", row.node_id),
             };
@@ -61,7 +61,8 @@ impl View {
     /// The table, one string per line.
     fn table(&self) -> Vec<String> {
         let leading = self.leading();
-        let committed = leading.and_then(|(_, status)| status.committed).map(|position| position.index);
+        let committed =
+            leading.and_then(|(_, status)| status.offsets.committed).map(|position| position.index);
         let mut lines = vec![String::new()];
         lines.push(match leading {
             Some((row, status)) => {
@@ -79,11 +80,11 @@ impl View {
             let pid = row.pid.map_or("-".to_owned(), |pid| pid.to_string());
             let (role, term, applied, lag) = match &row.status {
                 Some(status) => {
-                    let applied = status.applied.map(|position| position.index);
+                    let applied = status.offsets.applied.map(|position| position.index);
                     // Positions start at 0, so nothing applied is one behind it.
                     let count = |index: Option<u64>| index.map_or(0, |index| index + 1);
                     let lag = committed.map(|_| count(committed).saturating_sub(count(applied)));
-                    (status.role.as_str(), status.term.to_string(), text(applied), text(lag))
+                    (role(status), status.term.to_string(), text(applied), text(lag))
                 }
                 None => {
                     let role = if row.pid.is_some() { "silent" } else { "down" };
@@ -97,6 +98,10 @@ impl View {
         }
         lines
     }
+}
+
+fn role(status: &NodeReport) -> &'static str {
+    status.role.map_or("-", Role::name)
 }
 
 fn text(number: Option<u64>) -> String {
@@ -217,47 +222,32 @@ impl Drop for Screen {
 mod tests {
     use super::*;
     use crate::kv::client::Endpoint;
-    use crate::types::LogId;
+    use crate::proto::v1::{Position, StatusResponse};
 
-    fn row(node_id: NodeId, role: &str, term: u64, applied: u64) -> NodeRow {
+    fn row(node_id: NodeId, role: Role, term: u64, index: u64) -> NodeRow {
+        let at = Some(Position { term, index, history: 0 });
         let endpoint = Endpoint::parse(&format!("127.0.0.1:780{node_id}")).unwrap();
         NodeRow {
             node_id,
             endpoint: endpoint.to_string(),
             pid: Some(100 + node_id as u32),
-            status: Some(NodeStatus {
-                advertised: endpoint.to_string(),
-                endpoint,
-                cluster: "quorate".to_owned(),
+            status: Some(NodeReport::from(StatusResponse {
                 node_id,
-                role: role.to_owned(),
+                role: role.name().to_owned(),
                 term,
-                leader: None,
-                last_log: Some(applied),
-                committed: Some(LogId::new(term, applied)),
-                applied: Some(LogId::new(term, applied)),
-                state_hash: None,
-                state_bytes: None,
-                state_quota_bytes: None,
-                state_quota_set: false,
-                diverged: String::new(),
-                snapshot: None,
-                purged: None,
-                disk: String::new(),
-                version: String::new(),
-                ready: true,
-                fatal: String::new(),
-                members: Vec::new(),
-            }),
+                committed: at,
+                applied: at,
+                ..Default::default()
+            })),
         }
     }
 
     #[test]
     fn the_table_names_leader_term_positions_and_lag() {
-        let mut down = row(3, "follower", 2, 0);
+        let mut down = row(3, Role::Follower, 2, 0);
         (down.pid, down.status) = (None, None);
         // Node 1 has not heard yet that it was deposed.
-        let view = View { rows: vec![row(1, "leader", 2, 30), row(2, "leader", 4, 50), down] };
+        let view = View { rows: vec![row(1, Role::Leader, 2, 30), row(2, Role::Leader, 4, 50), down] };
         assert_eq!(view.leader(), Some(2));
         assert_eq!(
             view.table().join("\n"),
@@ -277,7 +267,7 @@ node  role        term    applied     lag  process  clients
 
     #[test]
     fn the_introduction_can_be_pasted() {
-        let view = View { rows: vec![row(1, "leader", 1, 3), row(2, "follower", 1, 3)] };
+        let view = View { rows: vec![row(1, Role::Leader, 1, 3), row(2, Role::Follower, 1, 3)] };
         let text = introduction("target/release/quorate", &view);
         assert!(text.contains("\n  target/release/quorate put hello world\n"), "{text}");
         assert!(text.contains("\n  kill -9 101 "), "{text}");

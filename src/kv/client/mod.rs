@@ -38,9 +38,9 @@ use bytes::Bytes;
 pub use super::api::*;
 pub use crate::client::{
     CallOptions, Candidate, ClientConfig, ClientError, ClientMetrics, ConfigError, Contact, Contacts,
-    DEFAULT_ACK_TIMEOUT, Endpoint, Header, KnownLeader, Latencies, Member, MemberChange, MemberStatus,
-    Members, MethodMetrics, NodeMetrics, NodeSetting, NodeStatus, ReadPreference, Reason, SessionInfo,
-    SessionPage, StreamMetrics,
+    DEFAULT_ACK_TIMEOUT, Endpoint, Header, KnownLeader, Latencies, MemberChange, MemberList, MemberReport,
+    MethodMetrics, NodeMetrics, NodeReport, NodeSetting, ReadPreference, Reason, SessionInfo, SessionPage,
+    StreamMetrics,
 };
 pub(crate) use crate::client::{SESSION_TTL_MAX, SESSION_TTL_MIN};
 pub use once::Once;

@@ -96,7 +96,10 @@ pub(crate) fn set_options(message: &mut RequestMessage, options: &Options) {
                 RequestMessage::Delete(delete) => delete.options = write,
                 RequestMessage::DeleteRange(delete) => delete.options = write,
                 RequestMessage::Txn(txn) => txn.options = write,
-                _ => {}
+                RequestMessage::Get(_)
+                | RequestMessage::Range(_)
+                | RequestMessage::OpenSession(_)
+                | RequestMessage::CloseSession(_) => {}
             }
         }
         Options::Read(read) => {
@@ -104,7 +107,12 @@ pub(crate) fn set_options(message: &mut RequestMessage, options: &Options) {
             match message {
                 RequestMessage::Get(get) => (get.level, get.freshness) = (level, freshness),
                 RequestMessage::Range(range) => (range.level, range.freshness) = (level, freshness),
-                _ => {}
+                RequestMessage::Put(_)
+                | RequestMessage::Delete(_)
+                | RequestMessage::DeleteRange(_)
+                | RequestMessage::Txn(_)
+                | RequestMessage::OpenSession(_)
+                | RequestMessage::CloseSession(_) => {}
             }
         }
     }

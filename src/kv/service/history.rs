@@ -1,6 +1,5 @@
 //! How far the history of a node reaches, for Prometheus and for those who ask for the status.
 
-use std::fmt;
 use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
@@ -9,7 +8,7 @@ use prometheus_client::registry::Unit;
 use serde::Serialize;
 
 use super::super::machine::{HistoryLimits, HistoryReach};
-use crate::node::port_metrics::{gauge, limits};
+use crate::node::families::{Encoded, Families};
 
 /// How far the history of a node reaches, and how far it may.
 #[derive(Debug, Clone)]
@@ -19,19 +18,21 @@ pub(super) struct History {
 }
 
 impl Collector for History {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let (encoder, reach) = (&mut encoder, &self.reach);
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Encoded {
+        let (mut families, reach) = (Families(encoder), &self.reach);
         if let Some(first) = reach.first_revision() {
             let help = "First revision that can be watched from";
-            gauge(encoder, "quorate_history_first_revision", help, None, first)?;
+            families.gauge("quorate_history_first_revision", help, None, first)?;
         }
-        gauge(encoder, "quorate_history_events", "Changes kept for watches", None, reach.events() as u64)?;
+        let help = "Changes kept for watches";
+        families.gauge("quorate_history_events", help, None, reach.events() as u64)?;
         let help = "Bytes kept for them, shared with the state where that still holds them";
-        gauge(encoder, "quorate_history", help, Some(&Unit::Bytes), reach.bytes() as u64)?;
+        families.gauge("quorate_history", help, Some(Unit::Bytes), reach.bytes() as u64)?;
         let HistoryLimits { events, bytes, age_ms } = self.limits;
         let all =
             [("history_events", events as u64), ("history_bytes", bytes as u64), ("history_age_ms", age_ms)];
-        limits(encoder, "quorate_history_limit", "How much of the history is kept; an age of 0 is none", &all)
+        let help = "How much of the history is kept; an age of 0 is none";
+        families.gauges("quorate_history_limit", help, None, "limit", all)
     }
 }
 

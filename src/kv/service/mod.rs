@@ -9,7 +9,6 @@ mod ranges;
 mod tests;
 mod watches;
 
-use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -36,7 +35,7 @@ use crate::door::{CallOf, Door, Guest, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, Meth
 use crate::engine::Engine;
 use crate::error::OpenError;
 use crate::incoming::Caller;
-use crate::node::port_metrics::gauge;
+use crate::node::families::{Encoded, Families};
 use crate::node::{Server, Services};
 use crate::proto::v1::kv_server::{Kv as KvCalls, KvServer};
 use crate::proto::v1::{self, Failure, Item};
@@ -109,7 +108,12 @@ impl Guest for Kv {
             ResponseMessage::Get(get) => get.encoded_len(),
             ResponseMessage::Range(range) => range.encoded_len() + range.items.len() * size_of::<Item>(),
             ResponseMessage::Txn(txn) => txn.encoded_len(),
-            _ => 0,
+            ResponseMessage::Put(_)
+            | ResponseMessage::Delete(_)
+            | ResponseMessage::DeleteRange(_)
+            | ResponseMessage::Failure(_)
+            | ResponseMessage::OpenSession(_)
+            | ResponseMessage::CloseSession(_) => 0,
         }
     }
 
@@ -169,12 +173,12 @@ struct Streams {
 }
 
 impl Collector for Streams {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Encoded {
         let count = |gauge: &Gauge| u64::try_from(gauge.get()).unwrap_or_default();
-        let (encoder, watches) = (&mut encoder, count(&self.watches));
-        gauge(encoder, "quorate_server_watches_open", "Watches open", None, watches)?;
+        let (mut families, watches) = (Families(encoder), count(&self.watches));
+        families.gauge("quorate_server_watches_open", "Watches open", None, watches)?;
         let help = format!("Long ranges being sent, {MAX_LONG_RANGES} at most");
-        gauge(encoder, "quorate_server_long_ranges_open", &help, None, count(&self.long_ranges))
+        families.gauge("quorate_server_long_ranges_open", &help, None, count(&self.long_ranges))
     }
 }
 

@@ -121,7 +121,7 @@ impl LongRange {
                 (applied, view)
             }
             Some(position) => {
-                let at = LogId::new(position.term, position.index);
+                let at = LogId::from(position);
                 // Whether this node may answer at all, and of this history.
                 let history = HistoryEpoch(position.history);
                 node.view(ReadOptions { level: ReadLevel::Local, after_index: at.index, history }).await?;

@@ -84,7 +84,9 @@ impl<M: StateMachine> Core<M> {
                 let acked = metrics.last_quorum_acked.as_ref();
                 acked.is_some_and(|at| at.elapsed() <= self.lease)
             }
-            _ => self.heard.within(self.lease),
+            ServerState::Learner | ServerState::Follower | ServerState::Candidate | ServerState::Shutdown => {
+                self.heard.within(self.lease)
+            }
         }
     }
 
@@ -95,7 +97,9 @@ impl<M: StateMachine> Core<M> {
         let heard = match metrics.state {
             ServerState::Leader if metrics.membership_config.voter_ids().nth(1).is_none() => return None,
             ServerState::Leader => metrics.last_quorum_acked.as_ref().map(|at| at.elapsed()),
-            _ => self.heard.ago(),
+            ServerState::Learner | ServerState::Follower | ServerState::Candidate | ServerState::Shutdown => {
+                self.heard.ago()
+            }
         };
         Some(heard.map_or(Duration::ZERO, |ago| self.lease.saturating_sub(ago)))
     }

@@ -515,7 +515,7 @@ impl<M: StateMachine> PeerService<M> {
 fn take_entries(disk: &DiskWatch, append: &AppendEntriesRequest<TypeConfig>) -> Option<Taken> {
     let commands = append.entries.iter().filter_map(|entry| match &entry.payload {
         EntryPayload::Normal(command) => Some((entry.log_id.leader_id.term, command.bytes.len())),
-        _ => None,
+        EntryPayload::Blank | EntryPayload::Membership(_) => None,
     });
     let (mut bytes, mut origin) = (0, Origin::EarlierLeaders);
     for (term, length) in commands {

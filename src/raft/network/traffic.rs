@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
+use crate::report::Carried;
 use crate::types::NodeId;
 
 /// What was carried between this node and one peer since this node started.
@@ -18,23 +19,6 @@ pub struct PeerTraffic {
     pub(super) received_messages: AtomicU64,
     pub(super) dialled: AtomicU64,
     pub(super) dials_failed: AtomicU64,
-}
-
-/// [`PeerTraffic`] at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Carried {
-    /// Bytes of messages sent to it.
-    pub sent_bytes: u64,
-    /// Messages sent to it.
-    pub sent_messages: u64,
-    /// Bytes of messages received from it.
-    pub received_bytes: u64,
-    /// Messages received from it.
-    pub received_messages: u64,
-    /// Connections made to it.
-    pub dialled: u64,
-    /// Attempts at a connection that failed or were refused.
-    pub dials_failed: u64,
 }
 
 impl PeerTraffic {

@@ -415,13 +415,22 @@ pub fn refusal(refusal: &Refusal) -> proto::Refusal {
 
 /// The refusal in a message. Only those the caller acts on keep their structure.
 pub fn from_refusal(caller: types::NodeId, refusal: proto::Refusal) -> Refusal {
+    use proto::refusal::Reason;
     let at = refusal.membership_index;
     match (refusal.reason(), incarnation(&refusal.known_incarnation)) {
-        (proto::refusal::Reason::CallerFenced, Ok(known)) => {
-            Refusal::CallerFenced { node_id: caller, known, at }
-        }
-        (proto::refusal::Reason::UnknownPeer, _) => Refusal::UnknownPeer { node_id: caller, at },
-        _ => Refusal::Malformed(refusal.detail),
+        (Reason::CallerFenced, Ok(known)) => Refusal::CallerFenced { node_id: caller, known, at },
+        (Reason::UnknownPeer, _) => Refusal::UnknownPeer { node_id: caller, at },
+        (
+            Reason::CallerFenced
+            | Reason::Unspecified
+            | Reason::ProtocolVersion
+            | Reason::OtherCluster
+            | Reason::OtherNode
+            | Reason::CalleeFenced
+            | Reason::NotJoining
+            | Reason::OtherFounders,
+            _,
+        ) => Refusal::Malformed(refusal.detail),
     }
 }
 

@@ -39,11 +39,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use crate::error::StorageError;
+pub use crate::types::{DiskState, DiskStatus};
 
 use super::files::{self, io_error, is_full};
 use policy::{Figures, News, Policy, Space, Step};
 use reserve::{Claimed, LEAST_CLAIM_BYTES, Reserve, claim, owned_beyond_end};
-pub use watch::{DiskChanges, DiskStatus, DiskWatch, Origin, Taken};
+pub use watch::{DiskChanges, DiskWatch, Origin, Taken};
 
 /// The name of the reserve in a data directory.
 pub(super) const RESERVE: &str = "reserve";
@@ -62,46 +63,6 @@ const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
 /// Looks in a row that find nothing of what the log's file was just granted; then it is not asked for any more. One
 /// may come at a moment when the store has shortened the file.
 const MISSES: u8 = 3;
-
-/// What the disk is good for at present.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DiskState {
-    /// Writes are taken.
-    #[default]
-    Ok,
-    /// Writes are taken, but room is getting short: less than the size of the reserve is left beside it.
-    Low,
-    /// No new writes are taken; reads go on.
-    Full,
-    /// A write has been under way for too long. No new writes are taken.
-    Stalled,
-}
-
-impl DiskState {
-    /// Every state, in the order of their badness.
-    pub const ALL: [Self; 4] = [Self::Ok, Self::Low, Self::Full, Self::Stalled];
-
-    /// Whether a node in this state may take on writes.
-    pub fn takes_writes(self) -> bool {
-        matches!(self, Self::Ok | Self::Low)
-    }
-
-    /// `ok`, `low`, `full` or `stalled`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Low => "low",
-            Self::Full => "full",
-            Self::Stalled => "stalled",
-        }
-    }
-}
-
-impl std::fmt::Display for DiskState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// What all who look at the disk have last found.
 #[derive(Debug, Default)]

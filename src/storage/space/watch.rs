@@ -7,20 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::policy::{Policy, Space};
-use super::{BATCH_FACTOR, DiskState, Room, SEGMENT_BYTES};
-
-/// What a node knows of its disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct DiskStatus {
-    /// What it is good for.
-    pub state: DiskState,
-    /// Bytes free for this process at the last look; none where nobody looks.
-    pub available_bytes: Option<u64>,
-    /// Bytes that are set aside, in the reserve file and beyond the end of the log's; none without a reserve.
-    pub reserve_bytes: Option<u64>,
-    /// How long the present write of the log has been under way.
-    pub writing_for: Option<Duration>,
-}
+use super::{BATCH_FACTOR, DiskState, DiskStatus, Room, SEGMENT_BYTES};
 
 /// Tells how long a write has been under way.
 type Writing = dyn Fn() -> Option<Duration> + Send + Sync;
@@ -232,6 +219,7 @@ impl DiskWatch {
         let gauge = watched.room.as_ref().map(|room| &room.gauge);
         DiskStatus {
             state: self.state(),
+            is_watched: true,
             available_bytes: gauge.map(|gauge| gauge.available.load(Relaxed)),
             reserve_bytes: gauge.map(|gauge| gauge.reserved.load(Relaxed)),
             writing_for: (watched.writing)(),

@@ -334,7 +334,11 @@ impl Watching {
                 let error = self.told_from_where(error);
                 self.note_refusal(&link, error).await;
             }
-            _ => drop(self.failures.insert(endpoint.clone(), in_words(failure))),
+            Verdict::Return(_)
+            | Verdict::Elsewhere
+            | Verdict::Later
+            | Verdict::Patiently(_)
+            | Verdict::NewSession => drop(self.failures.insert(endpoint.clone(), in_words(failure))),
         }
         if !self.refusals.is_empty() {
             return match self.may_have_history().await {
@@ -414,9 +418,8 @@ impl Watching {
 
     /// What all nodes that answer have refused: with the earliest beginning that any history has.
     fn history_is_gone(&self) -> ClientError {
-        let begins = |error: &ClientError| match error {
-            ClientError::Compacted { first_revision } => *first_revision,
-            _ => u64::MAX,
+        let begins = |error: &ClientError| {
+            if let ClientError::Compacted { first_revision } = error { *first_revision } else { u64::MAX }
         };
         let error = self.refusals.values().min_by_key(|error| begins(error));
         error.expect("invariant: only asked once a node has refused").clone()
@@ -458,11 +461,7 @@ impl Watching {
 
 /// Whether a node has refused a watch for what its history is, so that another may have what it lacks.
 fn is_about_history(error: &ClientError) -> bool {
-    match error {
-        ClientError::Compacted { .. } => true,
-        ClientError::Failed { reason, .. } => matches!(reason, Reason::OtherHistory | Reason::Ahead),
-        _ => false,
-    }
+    [Reason::Compacted, Reason::OtherHistory, Reason::Ahead].contains(&error.reason())
 }
 
 fn history(header: &v1::Header) -> HistoryEpoch {

@@ -350,6 +350,15 @@ impl Admin for Service {
         }
     }
 
+    /// Those of the status.
+    async fn member_list(
+        &self,
+        _: Request<MemberListRequest>,
+    ) -> Result<Response<MemberListResponse>, Status> {
+        let StatusResponse { members, leader, applied, .. } = self.status.lock().unwrap().clone().unwrap();
+        Ok(Response::new(MemberListResponse { members, leader, position: applied, joint: true }))
+    }
+
     async fn transfer_leader(
         &self,
         _: Request<TransferLeaderRequest>,
@@ -477,4 +486,76 @@ pub(crate) enum Next {
 /// Accepts everything, answers nothing.
 pub(crate) fn silent(_: Vec<TaggedRequest>) -> Step {
     Step::Answer(vec![])
+}
+
+/// What three nodes say: a leader that tells everything, a follower that is not well, and one that has met its end.
+pub(crate) fn told() -> [StatusResponse; 3] {
+    let at = |index| Some(Position { term: 3, index, history: 0xabc });
+    let member = |node_id: u64, matched, reachable| MemberInfo {
+        node_id,
+        peer: format!("10.0.0.{node_id}:7901"),
+        client: if node_id == 3 { String::new() } else { format!("10.0.0.{node_id}:7801") },
+        voter: node_id != 3,
+        incarnation: format!("{node_id:032x}"),
+        matched,
+        reachable,
+    };
+    let leader = StatusResponse {
+        cluster: "c".to_owned(),
+        node_id: 1,
+        endpoint: "10.0.0.1:7801".to_owned(),
+        role: "leader".to_owned(),
+        term: 3,
+        leader: Some(LeaderHint { node_id: 1, client: "10.0.0.1:7801".to_owned() }),
+        last_log: Some(10),
+        committed: at(9),
+        applied: at(8),
+        state_hash: Some(42),
+        snapshot: at(4),
+        purged: at(2),
+        version: "0.1.0".to_owned(),
+        members: vec![
+            member(1, Some(10), Some(true)),
+            member(2, Some(8), Some(true)),
+            member(3, None, Some(false)),
+        ],
+        ready: true,
+        fatal: String::new(),
+        disk: "low".to_owned(),
+        sessions: 4,
+        session_bytes: 400,
+        state_bytes: Some(1_000),
+        state_quota_bytes: Some(2_000),
+        state_quota_set: true,
+        diverged: String::new(),
+    };
+    let follower = StatusResponse {
+        node_id: 2,
+        endpoint: "10.0.0.2:7801".to_owned(),
+        role: "follower".to_owned(),
+        state_hash: None,
+        ready: false,
+        disk: "full".to_owned(),
+        state_quota_set: false,
+        diverged: "after entry 3:8 it differs".to_owned(),
+        ..leader.clone()
+    };
+    let stopped = StatusResponse {
+        node_id: 3,
+        endpoint: String::new(),
+        role: "stopped".to_owned(),
+        term: 0,
+        leader: None,
+        applied: None,
+        committed: None,
+        ready: false,
+        fatal: "fsync failed".to_owned(),
+        disk: String::new(),
+        state_bytes: None,
+        state_quota_bytes: None,
+        state_quota_set: false,
+        members: Vec::new(),
+        ..leader.clone()
+    };
+    [leader, follower, stopped]
 }

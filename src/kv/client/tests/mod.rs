@@ -10,7 +10,7 @@ use super::*;
 use crate::proto::v1::{
     Failure, LeaderHint, MemberInfo, Reason, StatusResponse, TaggedRequest, TaggedResponse, tagged_request,
 };
-use crate::types::ReadLevel;
+use crate::types::{ReadLevel, Role};
 use fake::{Fake, Step, leader, not_leader, refused, refusing, served, silent};
 
 pub(crate) mod fake;
@@ -85,10 +85,10 @@ fn noting(
     (script, notes)
 }
 
-fn status_of(node_id: u64, role: &str, term: u64, leader: Option<(u64, &Fake)>) -> StatusResponse {
+fn status_of(node_id: u64, role: Role, term: u64, leader: Option<(u64, &Fake)>) -> StatusResponse {
     StatusResponse {
         node_id,
-        role: role.to_owned(),
+        role: role.name().to_owned(),
         ready: true,
         term,
         leader: leader.map(|(node_id, fake)| LeaderHint { node_id, client: fake.endpoint() }),
@@ -129,7 +129,7 @@ async fn without_a_hint_the_other_endpoints_are_tried() {
 async fn the_status_of_one_node_is_enough_to_find_the_others() {
     let second = Fake::start(leader);
     let first = Fake::start(refusing(not_leader(None)));
-    let mut status = status_of(1, "follower", 3, Some((2, &second)));
+    let mut status = status_of(1, Role::Follower, 3, Some((2, &second)));
     status.members = [(1, &first), (2, &second)]
         .map(|(node_id, fake)| MemberInfo {
             node_id,
@@ -175,7 +175,7 @@ async fn endpoints_given_are_preferred_to_advertised_ones_that_lead_nowhere() {
     let lead = |led: usize, term: u64| {
         for (at, fake) in fakes.iter().enumerate() {
             let hint = LeaderHint { node_id: led as u64 + 1, client: hole.endpoint() };
-            let role = if at == led { "leader" } else { "follower" };
+            let role = if at == led { Role::Leader } else { Role::Follower };
             let members = (1..=3)
                 .map(|node_id| MemberInfo {
                     node_id,
@@ -215,7 +215,7 @@ async fn a_leader_that_is_not_reached_is_named() {
         [(hole.endpoint(), false), (nobody.clone(), false), (hole.endpoint(), true), (nobody, true)]
     {
         let follower = Fake::start(refusing(not_leader(Some((7, leads.clone())))));
-        follower.set_status(status_of(1, "follower", 3, None));
+        follower.set_status(status_of(1, Role::Follower, 3, None));
         let config = ClientConfig { timeout: Duration::from_millis(2500), ..ClientConfig::default() };
         let endpoints = [Some(follower.endpoint()), given.then(|| leads.clone())];
         let client = Client::new(endpoints.into_iter().flatten(), config).unwrap();
@@ -233,7 +233,7 @@ async fn a_leader_that_is_not_reached_is_named() {
 #[tokio::test]
 async fn an_endpoint_that_leads_nowhere_does_not_hold_up_what_others_can_answer() {
     let (hole, node) = (BlackHole::new(), Fake::start(leader));
-    node.set_status(status_of(1, "leader", 1, None));
+    node.set_status(status_of(1, Role::Leader, 1, None));
     let began = Instant::now();
     for turn in 0..6 {
         let client = Client::new([hole.endpoint(), node.endpoint()], ClientConfig::default()).unwrap();
@@ -309,7 +309,7 @@ async fn all_that_is_in_flight_goes_to_the_next_leader_when_one_dies() {
 #[tokio::test]
 async fn a_hung_leader_is_left_when_another_claims_a_newer_term() {
     let first = Fake::start(leader);
-    first.set_status(status_of(1, "leader", 1, None));
+    first.set_status(status_of(1, Role::Leader, 1, None));
     let second = Fake::start(refusing(not_leader(Some((1, first.endpoint())))));
     let client = client_with(&[&first, &second], |config| {
         config.stall_after = Duration::from_millis(20);
@@ -322,7 +322,7 @@ async fn a_hung_leader_is_left_when_another_claims_a_newer_term() {
     let elect = async {
         until("the write is in flight", || first.requests() >= 2).await;
         second.set_script(leader);
-        second.set_status(status_of(2, "leader", 2, None));
+        second.set_status(status_of(2, Role::Leader, 2, None));
     };
     let (error, ()) = tokio::join!(hangs, elect);
     let error = error.unwrap_err();
@@ -336,9 +336,9 @@ async fn a_hung_leader_is_left_when_another_claims_a_newer_term() {
 #[tokio::test]
 async fn a_slow_leader_is_not_left_on_a_claim_of_an_old_term() {
     let first = Fake::start(silent);
-    first.set_status(status_of(1, "leader", 7, None));
+    first.set_status(status_of(1, Role::Leader, 7, None));
     let second = Fake::start(refusing(not_leader(Some((1, first.endpoint())))));
-    second.set_status(status_of(2, "leader", 6, None));
+    second.set_status(status_of(2, Role::Leader, 6, None));
     let client = client_with(&[&first, &second], |config| {
         config.stall_after = Duration::from_millis(10);
         config.timeout = Duration::from_millis(400);
@@ -512,13 +512,16 @@ async fn status_tells_the_reachable_from_the_others() {
     node.set_status(StatusResponse {
         state_hash: Some(7),
         last_log: Some(3),
-        ..status_of(1, "leader", 2, None)
+        ..status_of(1, Role::Leader, 2, None)
     });
     let nobody = address_of_nobody();
     let client = Client::new([node.endpoint(), nobody], ClientConfig::default()).unwrap();
     let all = client.status_all().await;
     let status = all[0].1.as_ref().unwrap();
-    assert_eq!((status.node_id, status.term, status.state_hash, status.last_log), (1, 2, Some(7), Some(3)));
+    assert_eq!(
+        (status.node_id, status.term, status.state_hash, status.offsets.last_log),
+        (1, 2, Some(7), Some(3))
+    );
     assert!(matches!(all[1].1, Err(ClientError::Unavailable { .. })));
 }
 

@@ -51,8 +51,8 @@ async fn what_a_slow_leader_is_sent_is_sent_once_and_answered() {
 #[tokio::test]
 async fn a_read_at_a_chosen_node_is_not_broken_off_because_another_leads() {
     let (first, second) = (Fake::start(leader), Fake::start(slow()));
-    first.set_status(status_of(1, "leader", 1, None));
-    second.set_status(status_of(2, "follower", 1, Some((1, &first))));
+    first.set_status(status_of(1, Role::Leader, 1, None));
+    second.set_status(status_of(2, Role::Follower, 1, Some((1, &first))));
     let client = client_with(&[&first, &second], |config| config.stall_after = Duration::from_millis(1));
     put(&client, "k", "v").await.unwrap();
     client.status_all().await;
@@ -92,7 +92,7 @@ async fn what_its_caller_has_given_up_is_not_sent() {
 #[tokio::test]
 async fn a_read_behind_a_full_queue_goes_elsewhere_in_time() {
     let (first, second) = (Fake::start(silent), Fake::start(leader));
-    first.set_status(status_of(1, "leader", 1, None));
+    first.set_status(status_of(1, Role::Leader, 1, None));
     let client = client_with(&[&first, &second], |config| {
         (config.exactly_once, config.timeout) = (false, HOUR);
         (config.in_flight_requests, config.batch_requests) = (1, 1);

@@ -68,20 +68,20 @@ async fn when_the_preferred_node_fails_another_one_answers() {
 async fn a_node_that_is_not_ready_is_passed_over_until_it_is() {
     let fakes = [(); 2].map(|()| Fake::start(leader));
     for (fake, node_id) in fakes.iter().zip(1..) {
-        fake.set_status(status_of(node_id, "follower", 1, None));
+        fake.set_status(status_of(node_id, Role::Follower, 1, None));
     }
     let client = client_with(&fakes.each_ref(), |config| config.health_interval = Duration::from_millis(10));
     read_times(&client, 10).await;
     assert!(fakes[0].requests() > 0);
 
-    fakes[0].set_status(StatusResponse { ready: false, ..status_of(1, "follower", 1, None) });
+    fakes[0].set_status(StatusResponse { ready: false, ..status_of(1, Role::Follower, 1, None) });
     let ready = |client: &Client| client.router.at(&endpoint(&fakes[0])).node.is_healthy();
     until("the node counts as unhealthy", || !ready(&client)).await;
     let before = fakes[0].requests();
     read_times(&client, 10).await;
     assert_eq!(fakes[0].requests(), before);
 
-    fakes[0].set_status(status_of(1, "follower", 1, None));
+    fakes[0].set_status(status_of(1, Role::Follower, 1, None));
     until("the node counts as healthy", || ready(&client)).await;
     read_times(&client, 10).await;
     assert!(fakes[0].requests() > before);
@@ -103,7 +103,7 @@ async fn a_node_that_was_down_comes_back_by_itself() {
     timeout(PATIENCE, met).await.expect("the client hangs").unwrap_err();
     assert!(link.node.is_down());
     let back = crate::runtime::offload(move || Fake::start_at(address, leader)).await;
-    back.set_status(status_of(1, "follower", 1, None));
+    back.set_status(status_of(1, Role::Follower, 1, None));
     until("the node is up again", || !link.node.is_down()).await;
     until("the node is healthy again", || link.node.is_healthy()).await;
     // A probe that takes too long may make it unhealthy for a while.
@@ -118,7 +118,7 @@ async fn a_node_that_was_down_comes_back_by_itself() {
 async fn the_nearest_node_is_the_one_that_answers_soonest() {
     let fakes = [(); 2].map(|()| Fake::start(leader));
     for (fake, node_id) in fakes.iter().zip(1..) {
-        fake.set_status(status_of(node_id, "follower", 1, None));
+        fake.set_status(status_of(node_id, Role::Follower, 1, None));
     }
     let client = client_of(&fakes.each_ref());
     for _ in 0..3 {

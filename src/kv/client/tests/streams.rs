@@ -124,14 +124,14 @@ async fn a_watch_leaves_a_node_that_is_silent_and_not_healthy() {
     let (first, second) = (Fake::start(leader), Fake::start(leader));
     first.set_watch(noting(vec![vec![events(&[1])]]).0);
     second.set_watch(noting(vec![vec![events(&[2])]]).0);
-    first.set_status(status_of(1, "follower", 1, None));
-    second.set_status(status_of(2, "follower", 1, None));
+    first.set_status(status_of(1, Role::Follower, 1, None));
+    second.set_status(status_of(2, Role::Follower, 1, None));
     let weights = [(Endpoint::parse(&first.endpoint()).unwrap(), 1)];
     let client = client_with(&[&first, &second], |config| config.health_interval = Duration::from_millis(10));
     let client = client.preferring(ReadPreference::weighted(weights));
     let mut watch = client.watch(&Scope::default(), Range::prefix(""), Some(1.into())).await.unwrap();
     assert_eq!(revisions(&mut watch, 1).await, [1]);
-    first.set_status(StatusResponse { ready: false, ..status_of(1, "follower", 1, None) });
+    first.set_status(StatusResponse { ready: false, ..status_of(1, Role::Follower, 1, None) });
     assert_eq!(revisions(&mut watch, 1).await, [2]);
 }
 
@@ -177,7 +177,7 @@ async fn a_watch_asks_every_node_before_it_says_that_the_history_is_gone() {
         |(node_id, fake): (u64, &Fake)| MemberInfo { node_id, client: fake.endpoint(), ..Default::default() };
     for (node_id, fake) in all {
         let members = all.map(info).to_vec();
-        fake.set_status(StatusResponse { members, ..status_of(node_id, "follower", 1, None) });
+        fake.set_status(StatusResponse { members, ..status_of(node_id, Role::Follower, 1, None) });
     }
     first.set_watch(|_| vec![Err(compacted(9))]);
     // A node may say so only after it has taken the call.
@@ -269,7 +269,7 @@ async fn a_watch_tells_when_it_loses_its_cluster_and_has_it_back() {
 #[tokio::test]
 async fn a_message_of_a_node_that_is_cut_off_is_no_word_of_the_cluster() {
     let node = Fake::start(leader);
-    let status = |ready| StatusResponse { ready, ..status_of(1, "leader", 1, None) };
+    let status = |ready| StatusResponse { ready, ..status_of(1, Role::Leader, 1, None) };
     node.set_status(status(true));
     node.set_watch(noting(vec![vec![events(&[1])]]).0);
     let client = client_with(&[&node], |config| config.health_interval = Duration::from_millis(10));
@@ -423,8 +423,8 @@ async fn a_range_stream_is_opened_at_a_node_that_can_answer() {
 #[tokio::test]
 async fn what_is_known_of_each_node_is_told() {
     let (healthy, unready) = (Fake::start(leader), Fake::start(silent));
-    healthy.set_status(status_of(1, "leader", 1, Some((1, &healthy))));
-    unready.set_status(StatusResponse { ready: false, ..status_of(2, "follower", 1, None) });
+    healthy.set_status(status_of(1, Role::Leader, 1, Some((1, &healthy))));
+    unready.set_status(StatusResponse { ready: false, ..status_of(2, Role::Follower, 1, None) });
     let client = client_of(&[&healthy, &unready]);
     let of = |node: &Fake| {
         let nodes = client.metrics().nodes;
@@ -439,7 +439,7 @@ async fn what_is_known_of_each_node_is_told() {
     assert_eq!((healthy.failures, healthy.in_flight), (0, 0));
     assert!(!after.healthy && after.round_trip.is_some(), "{after:?}");
 
-    unready.set_status(status_of(2, "follower", 1, None));
+    unready.set_status(status_of(2, Role::Follower, 1, None));
     client.status_all().await;
     let elsewhere = client.preferring(ReadPreference::weighted([(after.endpoint.clone(), 1)]));
     let waiting = crate::runtime::spawn(async move { get(&elsewhere, "k", ReadLevel::Local).await });

@@ -100,7 +100,7 @@ async fn what_was_met_is_told_whatever_the_last_try_brings() {
     let nobody = address_of_nobody();
     for hint in [None, Some(LeaderHint { node_id: 7, client: nobody.clone() })] {
         let follower = Fake::start(refusing(not_leader(hint.clone().map(|hint| (7, hint.client)))));
-        let status = status_of(1, "follower", 3, None);
+        let status = status_of(1, Role::Follower, 3, None);
         follower.set_status(StatusResponse { leader: hint.clone(), ..status });
         let client = client_with(&[&follower], |config| {
             config.unavailable_after = Duration::ZERO;
@@ -125,7 +125,7 @@ async fn what_was_met_is_told_whatever_the_last_try_brings() {
 #[tokio::test]
 async fn the_leader_is_known_from_whatever_says_so() {
     let (first, third) = (Fake::start(leader), Fake::start(leader));
-    first.set_status(status_of(1, "leader", 1, Some((1, &first))));
+    first.set_status(status_of(1, Role::Leader, 1, Some((1, &first))));
     let known = |node_id, fake: &Fake| {
         Some(KnownLeader { node_id: Some(node_id), client: Endpoint::parse(&fake.endpoint()).unwrap() })
     };
@@ -157,10 +157,10 @@ async fn what_a_node_of_another_cluster_says_does_not_count() {
         members,
         ..status
     };
-    let ours = |members| of("ours", members, status_of(1, "leader", 1, Some((1, &first))));
+    let ours = |members| of("ours", members, status_of(1, Role::Leader, 1, Some((1, &first))));
     first.set_status(ours(vec![info(1, &first), info(2, &second)]));
     let members = vec![info(1, &second), info(3, &third)];
-    second.set_status(of("theirs", members, status_of(1, "leader", 9, Some((1, &second)))));
+    second.set_status(of("theirs", members, status_of(1, Role::Leader, 9, Some((1, &second)))));
     let client = client_of(&[&first]);
     let at = |fake: &Fake| Endpoint::parse(&fake.endpoint()).unwrap();
     client.status(&at(&first)).await.unwrap();
@@ -183,14 +183,14 @@ async fn what_a_node_of_another_cluster_says_does_not_count() {
 #[tokio::test]
 async fn a_claim_of_the_leader_itself_counts_more_than_a_hint() {
     let [first, second] = [(); 2].map(|()| Fake::start(leader));
-    second.set_status(status_of(2, "leader", 2, None));
+    second.set_status(status_of(2, Role::Leader, 2, None));
     let client = client_of(&[&first, &second]);
     let at = |fake: &Fake| Endpoint::parse(&fake.endpoint()).unwrap();
     let leads = || client.known_leader().map(|leader| leader.client);
     client.status(&at(&second)).await.unwrap();
     assert_eq!(leads(), Some(at(&second)));
     client.router.lost_leader(&at(&second));
-    let hint = LeaderHint { node_id: 1, client: first.endpoint() };
+    let hint = crate::types::Leader { node_id: 1, client: first.endpoint() };
     assert_eq!(client.router.hinted(&at(&second), &hint).await, Hint::Followed);
     assert_eq!(leads(), Some(at(&first)));
     client.status(&at(&second)).await.unwrap();

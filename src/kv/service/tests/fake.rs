@@ -1,14 +1,16 @@
 //! A node whose answers the tests hold back and let go, and which tells of itself what they set.
 
 use super::*;
-use crate::engine::{
-    Activity, Carried, Counters, DiskStatus, InFlight, Lag, LedPeer, MemberList, MemberState, NewAddresses,
-    NewMember, PeerPolicy, PeerState, QuotaError, Settings, SnapshotPolicy,
-};
+use std::collections::BTreeMap;
+
+use crate::engine::{Activity, Counters, NewAddresses, NewMember, QuotaError, Settings, SnapshotPolicy};
 use crate::error::{ConfigureError, MembershipError, SnapshotError, TransferError};
 use crate::node::operated::Change;
+use crate::report::{
+    Carried, InFlight, Lag, LedPeer, MemberList, MemberReport, Offsets, SessionsReport, StateSize,
+};
 use crate::storage::LogStats;
-use crate::types::{Member, NodeId};
+use crate::types::{DiskStatus, NodeId};
 
 pub(super) type Held = Box<dyn FnOnce() + Send>;
 
@@ -200,29 +202,85 @@ impl Default for Observed {
 /// The largest that the fake accepts.
 const MOST_INFLIGHT_BYTES: usize = 1000;
 
-fn peer(node_id: u64, led: Option<LedPeer>) -> PeerState {
-    let peer = format!("10.0.0.{node_id}:7901");
-    let member = Member {
-        peer,
-        client: format!("10.0.0.{node_id}:7801"),
-        incarnation: Incarnation(9),
-        ..Member::default()
+/// As the leader of nodes 2 and 3 knows a member; node 3 is a learner, and gone.
+fn member(node_id: u64, leads: bool) -> MemberReport {
+    let gone = node_id == 3;
+    let led = LedPeer {
+        standing: if gone { PeerStanding::Disconnected } else { PeerStanding::Connected },
+        behind_entries: 2,
+        behind: Duration::from_micros(1500),
+        heard: (!gone).then_some(Duration::from_millis(30)),
+        accepted_entries: 5,
+        snapshot: None,
     };
+    let matched = BTreeMap::from([(2, 8), (7, 10)]).remove(&node_id);
     let carried =
         Carried { sent_bytes: 10 * node_id, received_bytes: 1, dials_failed: 2, ..Carried::default() };
-    PeerState { node_id, member, voter: node_id != 3, carried, led }
+    MemberReport {
+        node_id,
+        peer: format!("10.0.0.{node_id}:7901"),
+        client: format!("10.0.0.{node_id}:7801"),
+        voter: !gone,
+        incarnation: Some(Incarnation(u128::from(node_id))),
+        matched: matched.filter(|_| leads),
+        reachable: leads.then_some(!gone),
+        carried,
+        led: (leads && node_id != 7).then_some(led),
+    }
+}
+
+/// The membership after a change.
+fn changed() -> MemberList {
+    let member = MemberReport {
+        node_id: WELL,
+        peer: "p:1".to_owned(),
+        client: "c:1".to_owned(),
+        voter: true,
+        incarnation: Some(Incarnation(9)),
+        matched: Some(5),
+        reachable: Some(true),
+        ..Default::default()
+    };
+    MemberList { members: vec![member], position: Some(LogId::new(3, 5)), joint: true, ..Default::default() }
 }
 
 impl OperatedNode for FakeNode {
-    async fn status(&self) -> EngineStatus {
-        EngineStatus {
+    fn report(&self) -> NodeReport {
+        let state = self.state();
+        let leads = state.role == Role::Leader;
+        let quota = *self.observed.quota.lock().unwrap();
+        NodeReport {
+            node_id: state.node_id,
             cluster: "c".to_owned(),
-            incarnation: Incarnation(1),
             client: "here:7801".to_owned(),
-            state: self.state(),
+            role: Some(state.role),
+            term: state.term,
+            leader: state.leader.clone(),
+            ready: state.is_ready(),
+            fatal: state.fatal.as_ref().map(ToString::to_string),
+            diverged: state.diverged.as_ref().map(ToString::to_string),
+            offsets: Offsets {
+                last_log: state.last_log,
+                committed: state.committed,
+                applied: state.applied,
+                snapshot: state.snapshot,
+                purged: state.purged,
+            },
             state_hash: Some(42),
-            state_bytes: Some(1_000),
-            quota: Some(QUOTA),
+            state: StateSize {
+                bytes: Some(1_000),
+                quota_bytes: quota.map(|quota| quota.bytes),
+                quota_source: quota.map(|quota| quota.source),
+            },
+            lag: Some(Lag { entries: 1, time: Some(Duration::from_micros(250)), leader_heard: None }),
+            disk: Some(DiskStatus { state: state.disk, ..DiskStatus::default() }),
+            sessions: SessionsReport { open: 4, bytes: 400, largest_opener: 3 },
+            in_flight: InFlight { commands: 3, bytes: 300, waiting_for_all: 2 },
+            members: [2, 3, 7].map(|node_id| member(node_id, leads)).into(),
+            membership: Some(LogId::new(3, 5)),
+            joint: true,
+            history: HISTORY,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
 
@@ -243,38 +301,21 @@ impl OperatedNode for FakeNode {
         Ok(SessionList { applied: Some(LogId::new(3, 9)), clock, sessions, more })
     }
 
-    fn members(&self) -> MemberList {
-        let member = Member {
-            peer: "p:1".to_owned(),
-            client: "c:1".to_owned(),
-            incarnation: Incarnation(9),
-            ..Member::default()
-        };
-        let state =
-            MemberState { node_id: WELL, member, voter: true, matched: Some(5), reachable: Some(true) };
-        MemberList {
-            members: vec![state],
-            leader: Some(Leader { node_id: 7, client: "here:7801".to_owned() }),
-            position: Some(LogId::new(3, 5)),
-            joint: true,
-        }
-    }
-
     async fn change(&self, change: Change) -> Result<MemberList, MembershipError> {
         let leader = Some(Leader { node_id: 2, client: "b:7801".to_owned() });
         match change {
             Change::Add { new: NewMember { node_id: WELL, peer }, promote: true, timeout }
                 if peer == "p:1" && timeout == Duration::from_secs(60) =>
             {
-                Ok(self.members())
+                Ok(changed())
             }
             Change::Replace { old: 3, new, timeout } if timeout == Duration::from_millis(1) => {
                 assert_eq!(new, NewMember { node_id: WELL, peer: "p:1".to_owned() });
-                Ok(self.members())
+                Ok(changed())
             }
             Change::Update { node_id: WELL, addresses } => {
                 assert_eq!(addresses, NewAddresses { peer: None, client: Some("c:1".to_owned()) });
-                Ok(self.members())
+                Ok(changed())
             }
             Change::Promote { .. } => Err(MembershipError::NotLeader { leader }),
             Change::Demote { force: true, .. } => {
@@ -298,41 +339,6 @@ impl OperatedNode for FakeNode {
         Ok(LogId::new(3, 4))
     }
 
-    fn peers(&self) -> Vec<PeerState> {
-        let leads = self.state().role == Role::Leader;
-        let well = LedPeer {
-            matched: Some(8),
-            behind_entries: 2,
-            behind: Duration::from_micros(1500),
-            heard: Some(Duration::from_millis(30)),
-            accepted_entries: 5,
-            snapshot: None,
-            policy: PeerPolicy::default(),
-        };
-        let gone = LedPeer { heard: None, matched: None, ..well.clone() };
-        vec![peer(2, leads.then_some(well)), peer(3, leads.then_some(gone))]
-    }
-
-    fn lag(&self) -> Lag {
-        Lag { entries: 1, time: Some(Duration::from_micros(250)), leader_heard: None }
-    }
-
-    fn in_flight(&self) -> InFlight {
-        InFlight { commands: 3, bytes: 300, waiting_for_all: 2 }
-    }
-
-    fn largest_opener(&self) -> usize {
-        3
-    }
-
-    fn sessions(&self) -> (usize, usize) {
-        (4, 400)
-    }
-
-    fn disk(&self) -> DiskStatus {
-        crate::storage::DiskWatch::default().status()
-    }
-
     fn activity(&self) -> &Activity {
         &self.observed.activity
     }
@@ -343,10 +349,6 @@ impl OperatedNode for FakeNode {
 
     fn log_stats(&self) -> Option<&LogStats> {
         None
-    }
-
-    fn state_size(&self) -> (Option<u64>, Option<Quota>) {
-        (Some(1_000), *self.observed.quota.lock().unwrap())
     }
 
     async fn set_state_quota(&self, bytes: Option<u64>) -> Result<LogId, QuotaError> {

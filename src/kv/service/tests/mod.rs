@@ -5,7 +5,6 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use futures::StreamExt;
-use prometheus_client::collector::Collector;
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -24,7 +23,7 @@ use crate::door::metrics::Metrics;
 use crate::door::pipeline::MAX_IN_FLIGHT;
 use crate::engine::{
     Acknowledged, ClosedSession, CurrentHistory, NodeState, OpenedSession, ReadOutcome, SessionList,
-    StartProgress, Status as EngineStatus, WriteOptions,
+    StartProgress, WriteOptions,
 };
 use crate::error::{FatalError, Leader, ReadError, WriteError};
 use crate::kv::machine::{KvCommand, KvQuery, KvView};
@@ -38,16 +37,18 @@ use crate::proto::v1::kv_client::KvClient;
 use crate::proto::v1::tagged_request::Request as Ask;
 use crate::proto::v1::tagged_response::Response as Reply;
 use crate::proto::v1::{PipelineRequest, PipelineResponse, Reason, TaggedRequest};
+use crate::report::NodeReport;
 use crate::runtime;
-use crate::storage::DiskState;
 use crate::types::{
-    ClusterClock, HistoryEpoch, Incarnation, Membership, Quota, QuotaSource, ReadOptions, Role,
+    ClusterClock, DiskState, HistoryEpoch, Incarnation, MemberKind, Membership, PeerStanding, Quota,
+    QuotaSource, ReadOptions, Role,
 };
 use fake::{FakeNode, HISTORY, QUOTA};
 
 mod bounds;
 mod deadlines;
 mod fake;
+mod golden;
 mod members;
 mod opening;
 mod queues;
@@ -242,14 +243,9 @@ async fn unary_calls() {
     assert_eq!(details::failure(status.details()).unwrap().reason(), Reason::Invalid);
 
     let status = AdminClient::new(port.channel().await).status(v1::StatusRequest {}).await.unwrap();
-    let status = status.into_inner();
-    assert_eq!(
-        (&*status.role, status.node_id, status.state_hash, status.ready),
-        ("leader", 7, Some(42), true)
-    );
-    let size = (status.state_bytes, status.state_quota_bytes, status.state_quota_set);
-    assert_eq!(size, (Some(1_000), Some(2_000), false));
-    assert_eq!((status.sessions, status.session_bytes), (4, 400));
+    let report = NodeReport::from(status.into_inner());
+    assert_eq!((report.leads(), report.node_id, report.state_hash, report.ready), (true, 7, Some(42), true));
+    assert_eq!((report.state.bytes, report.sessions.open, report.sessions.bytes), (Some(1_000), 4, 400));
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ async fn a_node_that_is_not_there_yet_is_alive_and_not_ready_and_then_it_is() {
     let progress = StartProgress::default();
     let told = progress.clone();
     let serving = runtime::spawn(async move {
-        let opening = async { (opening.await.unwrap(), Vec::new()) };
+        let opening = async { opening.await.unwrap() };
         let stopped = async { stopped.await.unwrap_or(()) };
         server.serve_gated(opening, told, DEADLINE, stopped).await
     });
@@ -63,7 +63,7 @@ async fn a_node_that_is_not_there_yet_is_alive_and_not_ready_and_then_it_is() {
 #[tokio::test]
 async fn a_port_without_a_node_stops_when_it_is_told() {
     let server = bind_for("127.0.0.1:0").await.unwrap();
-    let never = std::future::pending::<(FakeNode, Vec<Box<dyn Collector>>)>();
+    let never = std::future::pending::<FakeNode>();
     let served = server.serve_gated(never, StartProgress::default(), DEADLINE, async {});
     within(served).await.unwrap();
 }

@@ -30,18 +30,21 @@ async fn json(port: &Port, method: &str, path: &str, body: &str) -> (u16, Value)
 async fn the_leader_tells_of_every_replica_and_followers_tell_where_to_ask() {
     let port = Port::open().await;
     let (code, answer) = json(&port, "GET", "/replication/replicas", "").await;
-    assert_eq!((code, &answer["role"], &answer["leader"]["node_id"]), (200, &json!("leader"), &json!(7)));
+    assert_eq!((code, &answer["role"], &answer["leader"]["node_id"]), (200, &json!(Role::Leader), &json!(7)));
     let mut well = answer["replicas"][0].clone();
     let heartbeat = well["last_heartbeat"].take();
     assert!(heartbeat.as_str().is_some_and(|at| at.len() > 19 && at.ends_with('Z')), "{heartbeat}");
     let expected = json!({
-        "id": 2, "host": "10.0.0.2", "port": 7901, "client": "10.0.0.2:7801", "role": "voter",
-        "status": "Connected", "last_heartbeat_ms": 30.0, "last_heartbeat": null, "matched": 8,
+        "id": 2, "host": "10.0.0.2", "port": 7901, "client": "10.0.0.2:7801", "role": MemberKind::Voter,
+        "status": PeerStanding::Connected, "last_heartbeat_ms": 30.0, "last_heartbeat": null, "matched": 8,
         "operations_behind": 2, "ms_behind": 1.5, "operations_synced": 5, "snapshot": null,
     });
     assert_eq!(well, expected);
     let gone = &answer["replicas"][1];
-    assert_eq!((&gone["status"], &gone["role"]), (&json!("Disconnected"), &json!("learner")));
+    assert_eq!(
+        (&gone["status"], &gone["role"]),
+        (&json!(PeerStanding::Disconnected), &json!(MemberKind::Learner))
+    );
 
     port.node.state.send_modify(|state| state.role = Role::Follower);
     let (code, answer) = json(&port, "GET", "/replication/replicas", "").await;
@@ -62,7 +65,7 @@ async fn status_stats_and_their_union() {
     assert_eq!(status["offsets"], offsets);
     assert_eq!((&status["lag"]["operations"], &status["lag"]["ms"]), (&json!(1), &json!(0.25)));
     assert_eq!((&status["connected_replicas"], &status["replicas"]), (&json!(1), &json!(2)));
-    assert_eq!((&status["healthy"], &status["disk"]["state"]), (&json!(true), &json!("ok")));
+    assert_eq!((&status["healthy"], &status["disk"]["state"]), (&json!(true), &json!(DiskState::Ok)));
     assert_eq!(status["sessions"], json!({"open": 4, "bytes": 400}));
 
     let (_, stats) = json(&port, "GET", "/replication/stats", "").await;
@@ -170,14 +173,17 @@ async fn the_quota_is_changed_by_itself_and_by_the_cluster() {
         assert_eq!(answer["leader"]["node_id"], json!(leads), "{body}");
         assert!(answer["error"].as_str().unwrap().contains(error), "{body}: {answer}");
         assert!(answer["hint"].as_str().unwrap().contains(hint), "{body}: {answer}");
-        assert_eq!(port.node.state_size(), (Some(1_000), None), "{body}");
+        assert_eq!(port.node.report().state.quota_bytes, None, "{body}");
     }
     let (code, answer) = json(&port, "POST", path, r#"{"state_quota_bytes": 5000}"#).await;
     assert_eq!((code, &answer["settings"]["state_quota_bytes"]), (200, &json!(5000)));
-    let quota = Quota { bytes: 5000, source: QuotaSource::Operator };
-    assert_eq!(port.node.state_size(), (Some(1_000), Some(quota)));
+    let quota = || {
+        let state = port.node.report().state;
+        (state.quota_bytes, state.quota_source)
+    };
+    assert_eq!(quota(), (Some(5000), Some(QuotaSource::Operator)));
     json(&port, "POST", path, r#"{"state_quota_bytes": 0}"#).await;
-    assert_eq!(port.node.state_size(), (Some(1_000), Some(QUOTA)), "the leader's again");
+    assert_eq!(quota(), (Some(QUOTA.bytes), Some(QUOTA.source)), "the leader's again");
     let (_, metrics) = port.http("/metrics").await;
     for line in
         ["quorate_state_bytes 1000", "quorate_state_quota_bytes 2000", "quorate_state_quota_refusals_total 0"]

@@ -1,22 +1,19 @@
-//! What a node tells of itself.
+//! A node's state: what there is to watch, and what follows from it for those who send requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
 
-use super::fatal::Fatal;
-use super::formation::Forming;
-use super::{Engine, until_ended};
+use crate::engine::fatal::Fatal;
+use crate::engine::formation::Forming;
+use crate::engine::until_ended;
 use crate::error::{FatalError, Leader};
 use crate::machine::StateMachine;
-use crate::raft::core::Core;
-use crate::raft::published::Progress;
-use crate::runtime::offload;
+use crate::raft::core::{Core, Metrics};
 use crate::storage::{DiskState, DiskWatch};
-use crate::types::{Divergence, Incarnation, LogId, Membership, NodeId, Quota, Role};
+use crate::types::{Divergence, LogId, Membership, NodeId, Role};
 
 /// Changes closer together than this are reported as one.
 const PACE: Duration = Duration::from_millis(5);
@@ -26,15 +23,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// A committed entry that has waited for so long to be applied is not just under way.
 const OVERDUE_AFTER: Duration = Duration::from_secs(10);
-
-/// An answered read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReadOutcome<A> {
-    /// The position up to which the answering state had been applied.
-    pub applied: Option<LogId>,
-    /// What the state machine answered.
-    pub answer: A,
-}
 
 /// A node's view of itself and its cluster. Cheap: nothing is computed to tell it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,74 +154,15 @@ impl NodeState {
     }
 }
 
-/// [`NodeState`], identity, and the hash of the state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Status {
-    /// The name of its cluster.
-    pub cluster: String,
-    /// Its data directory's incarnation.
-    pub incarnation: Incarnation,
-    /// Its advertised client address.
-    pub client: String,
-    /// Role, term and positions. `state.applied` is the position that the fields below belong to.
-    pub state: NodeState,
-    /// Hash of the state after `state.applied`: equal on all nodes that have applied the same entry. `None` where the
-    /// machine does not keep it up to date; [`Engine::status_with_hash`] computes it.
-    pub state_hash: Option<u64>,
-    /// Bytes of state, for a machine that counts them.
-    pub state_bytes: Option<u64>,
-    /// How many they may be, once that is agreed.
-    pub quota: Option<Quota>,
-}
-
-impl<M: StateMachine> Engine<M> {
-    /// State and identity, and the state hash where the machine keeps one up to date. Cheap: nothing is computed.
-    pub async fn status(&self) -> Status {
-        let progress = self.inner.core.published().progress();
-        self.status_at(progress, progress.state_hash)
-    }
-
-    /// As [`status`](Self::status), with the state hash of any machine. Where the machine does not
-    /// [keep one up to date](StateMachine::running_hash) this reads all of the state, off the apply path, and what is
-    /// changed meanwhile is in memory twice.
-    pub async fn status_with_hash(&self) -> Status {
-        let inner = &self.inner;
-        let progress = inner.core.published().progress();
-        if progress.state_hash.is_some() {
-            return self.status_at(progress, progress.state_hash);
-        }
-        // A node that has stopped tells what it last showed.
-        let deadline = Instant::now() + inner.config.timing.patience();
-        let viewed = inner.view(None, deadline).await.ok().or_else(|| inner.core.published().last_view());
-        let Some(applied) = viewed else { return self.status_at(progress, None) };
-        let progress = applied.progress;
-        let state_hash = offload(move || M::state_hash(&applied.view)).await;
-        self.status_at(progress, Some(state_hash))
-    }
-
-    fn status_at(&self, progress: Progress, state_hash: Option<u64>) -> Status {
-        let inner = &self.inner;
-        Status {
-            cluster: inner.config.cluster.clone(),
-            incarnation: inner.own.incarnation,
-            client: inner.own.client.clone(),
-            state: NodeState { applied: progress.log_id, ..self.state() },
-            state_hash,
-            state_bytes: progress.state_bytes,
-            quota: progress.quota,
-        }
-    }
-}
-
 /// The node's state at this moment.
-pub(super) fn observe<M: StateMachine>(
+pub(in crate::engine) fn observe<M: StateMachine>(
     core: &Core<M>,
+    metrics: &Metrics,
     node_id: NodeId,
     disk: &DiskWatch,
     forming: &watch::Receiver<Option<Forming>>,
     fatal: Option<FatalError>,
 ) -> NodeState {
-    let metrics = core.metrics();
     let fatal = fatal.or_else(|| metrics.fatal.clone().map(FatalError::Core));
     let progress = core.published().progress();
     let waits = core.told_committed(progress.next_index());
@@ -242,7 +171,7 @@ pub(super) fn observe<M: StateMachine>(
         role: if fatal.is_some() { Role::Stopped } else { metrics.role },
         term: metrics.term,
         // openraft goes on naming the leader that it had.
-        leader: metrics.leader.filter(|_| fatal.is_none()),
+        leader: metrics.leader.clone().filter(|_| fatal.is_none()),
         in_touch: metrics.in_touch,
         last_log: metrics.last_log,
         committed: metrics.committed.max(metrics.cluster_committed),
@@ -250,7 +179,7 @@ pub(super) fn observe<M: StateMachine>(
         overdue: waits.is_some_and(|waits| waits > OVERDUE_AFTER),
         snapshot: metrics.snapshot,
         purged: metrics.purged,
-        membership: metrics.membership,
+        membership: metrics.membership.clone(),
         disk: disk.state(),
         diverged: core.agreement().divergence(),
         forming: forming.borrow().clone(),
@@ -259,16 +188,16 @@ pub(super) fn observe<M: StateMachine>(
 }
 
 /// Sees the node's state where there is no handle to ask: while the node is assembled, and when it ends.
-pub(super) struct Observer<M: StateMachine> {
-    pub(super) core: Core<M>,
-    pub(super) node_id: NodeId,
-    pub(super) disk: DiskWatch,
-    pub(super) forming: watch::Receiver<Option<Forming>>,
+pub(in crate::engine) struct Observer<M: StateMachine> {
+    pub(in crate::engine) core: Core<M>,
+    pub(in crate::engine) node_id: NodeId,
+    pub(in crate::engine) disk: DiskWatch,
+    pub(in crate::engine) forming: watch::Receiver<Option<Forming>>,
 }
 
 impl<M: StateMachine> Observer<M> {
-    pub(super) fn observe(&self, fatal: Option<FatalError>) -> NodeState {
-        observe(&self.core, self.node_id, &self.disk, &self.forming, fatal)
+    pub(in crate::engine) fn observe(&self, fatal: Option<FatalError>) -> NodeState {
+        observe(&self.core, &self.core.metrics(), self.node_id, &self.disk, &self.forming, fatal)
     }
 
     /// After how long to look again although nothing has been told, because what `now` shows may change by itself.
@@ -289,7 +218,7 @@ impl<M: StateMachine> Observer<M> {
 }
 
 /// Waits for so long, or for ever.
-pub(super) async fn after(pause: Option<Duration>) {
+pub(in crate::engine) async fn after(pause: Option<Duration>) {
     match pause {
         Some(pause) => tokio::time::sleep(pause).await,
         None => std::future::pending().await,
@@ -297,7 +226,7 @@ pub(super) async fn after(pause: Option<Duration>) {
 }
 
 /// Keeps `state` up to date, and turns a core that failed into a fatal error.
-pub(super) async fn run<M: StateMachine>(
+pub(in crate::engine) async fn run<M: StateMachine>(
     observer: Observer<M>,
     state: watch::Sender<NodeState>,
     fatal: Fatal,

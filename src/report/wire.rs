@@ -1,0 +1,209 @@
+//! The report on the wire, in both directions. Text there, where this program has none, is empty.
+
+use super::{MemberList, MemberReport, NodeReport, Offsets, SessionsReport, StateSize};
+use crate::call::encode_position;
+use crate::proto::v1;
+use crate::types::{DiskState, DiskStatus, HistoryEpoch, Incarnation, LogId, QuotaSource, Role};
+
+fn given(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+impl From<NodeReport> for v1::StatusResponse {
+    fn from(report: NodeReport) -> Self {
+        let position = |at: Option<LogId>| at.map(|at| encode_position(at, report.history));
+        let Offsets { last_log, committed, applied, snapshot, purged } = report.offsets;
+        Self {
+            cluster: report.cluster,
+            node_id: report.node_id,
+            endpoint: report.client,
+            role: report.role.map(|role| role.name().to_owned()).unwrap_or_default(),
+            term: report.term,
+            ready: report.ready,
+            disk: report.disk.map(|disk| disk.state.name().to_owned()).unwrap_or_default(),
+            fatal: report.fatal.unwrap_or_default(),
+            diverged: report.diverged.unwrap_or_default(),
+            leader: report.leader.map(v1::LeaderHint::from),
+            last_log,
+            committed: position(committed),
+            applied: position(applied),
+            state_hash: report.state_hash,
+            snapshot: position(snapshot),
+            purged: position(purged),
+            version: report.version,
+            members: report.members.into_iter().map(v1::MemberInfo::from).collect(),
+            sessions: report.sessions.open,
+            session_bytes: report.sessions.bytes,
+            state_bytes: report.state.bytes,
+            state_quota_bytes: report.state.quota_bytes,
+            state_quota_set: report.state.quota_source == Some(QuotaSource::Operator),
+        }
+    }
+}
+
+impl From<v1::StatusResponse> for NodeReport {
+    fn from(status: v1::StatusResponse) -> Self {
+        let history = status.applied.or(status.committed).map_or(0, |position| position.history);
+        let position = |position: Option<v1::Position>| position.map(LogId::from);
+        let quota_source = if status.state_quota_set { QuotaSource::Operator } else { QuotaSource::Memory };
+        Self {
+            cluster: status.cluster,
+            node_id: status.node_id,
+            client: status.endpoint,
+            role: Role::from_name(&status.role),
+            term: status.term,
+            ready: status.ready,
+            disk: DiskState::from_name(&status.disk).map(|state| DiskStatus { state, ..Default::default() }),
+            fatal: given(status.fatal),
+            diverged: given(status.diverged),
+            leader: status.leader.map(Into::into),
+            offsets: Offsets {
+                last_log: status.last_log,
+                committed: position(status.committed),
+                applied: position(status.applied),
+                snapshot: position(status.snapshot),
+                purged: position(status.purged),
+            },
+            state_hash: status.state_hash,
+            version: status.version,
+            members: status.members.into_iter().map(MemberReport::from).collect(),
+            sessions: SessionsReport {
+                open: status.sessions,
+                bytes: status.session_bytes,
+                ..Default::default()
+            },
+            state: StateSize {
+                bytes: status.state_bytes,
+                quota_bytes: status.state_quota_bytes,
+                quota_source: status.state_quota_bytes.map(|_| quota_source),
+            },
+            history: HistoryEpoch(history),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<MemberReport> for v1::MemberInfo {
+    fn from(member: MemberReport) -> Self {
+        let incarnation = member.incarnation.map(|own| own.to_string()).unwrap_or_default();
+        let MemberReport { node_id, peer, client, voter, matched, reachable, .. } = member;
+        Self { node_id, peer, client, voter, incarnation, matched, reachable }
+    }
+}
+
+impl From<v1::MemberInfo> for MemberReport {
+    fn from(info: v1::MemberInfo) -> Self {
+        let incarnation = u128::from_str_radix(&info.incarnation, 16).ok().map(Incarnation);
+        let v1::MemberInfo { node_id, peer, client, voter, matched, reachable, .. } = info;
+        Self { node_id, peer, client, voter, incarnation, matched, reachable, ..Self::default() }
+    }
+}
+
+impl MemberList {
+    /// As it is listed, of `history`.
+    pub(crate) fn encode(self, history: HistoryEpoch) -> v1::MemberListResponse {
+        v1::MemberListResponse {
+            leader: self.leader.map(v1::LeaderHint::from),
+            position: self.position.map(|at| encode_position(at, history)),
+            joint: self.joint,
+            members: self.members.into_iter().map(v1::MemberInfo::from).collect(),
+        }
+    }
+
+    /// As it is after a change.
+    pub(crate) fn encode_changed(self, history: HistoryEpoch) -> v1::MemberChangeResponse {
+        let unchanged = self.unchanged;
+        let v1::MemberListResponse { members, position, .. } = self.encode(history);
+        v1::MemberChangeResponse { members, position, unchanged }
+    }
+}
+
+impl From<v1::MemberListResponse> for MemberList {
+    fn from(list: v1::MemberListResponse) -> Self {
+        Self {
+            members: list.members.into_iter().map(MemberReport::from).collect(),
+            leader: list.leader.map(Into::into),
+            position: list.position.map(LogId::from),
+            joint: list.joint,
+            unchanged: false,
+        }
+    }
+}
+
+impl From<v1::MemberChangeResponse> for MemberList {
+    fn from(changed: v1::MemberChangeResponse) -> Self {
+        let v1::MemberChangeResponse { members, position, unchanged } = changed;
+        Self { unchanged, ..v1::MemberListResponse { members, position, ..Default::default() }.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Leader;
+
+    #[test]
+    fn what_crosses_the_wire_arrives_as_it_was() {
+        let at = |index| Some(LogId::new(3, index));
+        let member = MemberReport {
+            node_id: 2,
+            peer: "p:1".to_owned(),
+            client: "c:1".to_owned(),
+            voter: true,
+            incarnation: Some(Incarnation(9)),
+            matched: Some(5),
+            reachable: Some(true),
+            ..Default::default()
+        };
+        let told = NodeReport {
+            node_id: 1,
+            cluster: "c".to_owned(),
+            client: "here:1".to_owned(),
+            role: Some(Role::Learner),
+            term: 3,
+            leader: Some(Leader { node_id: 2, client: "c:1".to_owned() }),
+            ready: true,
+            fatal: Some("fsync".to_owned()),
+            diverged: Some("differs".to_owned()),
+            offsets: Offsets {
+                last_log: Some(9),
+                committed: at(8),
+                applied: at(7),
+                snapshot: at(6),
+                purged: at(5),
+            },
+            state_hash: Some(7),
+            state: StateSize {
+                bytes: Some(1),
+                quota_bytes: Some(2),
+                quota_source: Some(QuotaSource::Operator),
+            },
+            disk: Some(DiskStatus { state: DiskState::Stalled, ..Default::default() }),
+            sessions: SessionsReport { open: 4, bytes: 5, largest_opener: 0 },
+            members: vec![member.clone()],
+            history: HistoryEpoch(0xabc),
+            version: "1".to_owned(),
+            ..Default::default()
+        };
+        for report in [told.clone(), NodeReport::default()] {
+            assert_eq!(NodeReport::from(v1::StatusResponse::from(report.clone())), report);
+        }
+        let list =
+            MemberList { members: vec![member], leader: told.leader, position: at(4), ..Default::default() };
+        let joint = MemberList { joint: true, ..list.clone() };
+        assert_eq!(MemberList::from(joint.clone().encode(HistoryEpoch(1))), joint);
+        let unchanged = MemberList { unchanged: true, leader: None, ..list };
+        assert_eq!(MemberList::from(unchanged.clone().encode_changed(HistoryEpoch(1))), unchanged);
+    }
+
+    #[test]
+    fn what_a_newer_node_calls_by_new_names_is_not_known() {
+        let status = v1::StatusResponse {
+            role: "witness".to_owned(),
+            disk: "melting".to_owned(),
+            ..Default::default()
+        };
+        let report = NodeReport::from(status);
+        assert_eq!((report.role, report.disk), (None, None));
+    }
+}
