@@ -153,6 +153,8 @@ fn decisive(case: Case, endpoint: &Endpoint, failure: &Failure, answer: &v1::Fai
         Reason::AnswerForgotten => Verdict::Return(failed(true)),
         Reason::TooManySessions => Verdict::Patiently(failed(false)),
         Reason::DiskFull | Reason::DiskStalled => Verdict::Patiently(failed(answer.maybe_applied)),
+        // The last member may be being upgraded.
+        Reason::VersionNotAgreed => Verdict::Patiently(failed(false)),
         Reason::AckTimeout => Verdict::Return(ClientError::AckTimeout {
             endpoint: endpoint.clone(),
             position: answer.position.map(|position| LogId::new(position.term, position.index)),

@@ -34,6 +34,7 @@ impl From<WriteError> for Failure {
             WriteError::DiskFull { .. } => (Reason::DiskFull, None),
             WriteError::DiskStalled { .. } | WriteError::VotersStalled => (Reason::DiskStalled, None),
             WriteError::QuotaExceeded { .. } => (Reason::QuotaExceeded, None),
+            WriteError::VersionNotAgreed { .. } => (Reason::VersionNotAgreed, None),
             WriteError::SessionExpired { .. } => (Reason::SessionExpired, None),
             WriteError::WindowExceeded => (Reason::WindowExceeded, None),
             WriteError::AnswerForgotten => (Reason::AnswerForgotten, None),
