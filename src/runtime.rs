@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use tokio::task::{AbortHandle, JoinHandle};
 
+pub(crate) use tasks::panic_message;
 pub use tasks::{TaskFailure, Tasks};
 
 thread_local! {

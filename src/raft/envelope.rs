@@ -28,7 +28,6 @@
 //! had no kind 4, no opener of a session, and one clock, *log time* (8), in place of the three numbers. Version 1 had no kind either: log
 //! time (8), session (8) and sequence (8), both always 0, and the command.
 
-use std::any::Any;
 use std::panic::catch_unwind;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -36,6 +35,7 @@ use serde::Serialize;
 
 use super::clock::{Reading, Stamp};
 use crate::machine::{DecodeError, StateMachine};
+use crate::runtime::panic_message;
 use crate::types::{MachineVersion, SessionSlot, UnsupportedVersion, check_version};
 
 /// The version this build writes.
@@ -436,7 +436,7 @@ impl From<EnvelopeError> for Unusable {
 /// What is wrong.
 pub fn try_open<M: StateMachine>(bytes: &[u8]) -> Result<Opened<M::Command>, Unusable> {
     let opened = catch_unwind(|| open::<M>(bytes)).map_err(|panic| Unusable {
-        reason: format!("decoding it panicked: {}", message_of(&*panic)),
+        reason: format!("decoding it panicked: {}", panic_message(&*panic)),
         unsupported: None,
     })?;
     Ok(opened?)
@@ -480,17 +480,8 @@ fn plain_command(bytes: &[u8]) -> Option<(Stamp, MachineVersion, &[u8])> {
 /// What is wrong, in words.
 pub fn try_decode_reply<M: StateMachine>(machine: u16, bytes: &[u8]) -> Result<M::Reply, String> {
     catch_unwind(|| M::decode_reply(machine, bytes))
-        .map_err(|panic| format!("decoding it panicked: {}", message_of(&*panic)))?
+        .map_err(|panic| format!("decoding it panicked: {}", panic_message(&*panic)))?
         .map_err(|error| error.to_string())
-}
-
-/// What a panic said.
-pub(super) fn message_of(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 /// The last number of an envelope.

@@ -5,6 +5,7 @@
 mod bounds;
 mod composed;
 mod features;
+mod guest;
 mod replication;
 mod tasks;
 
