@@ -1,8 +1,8 @@
 //! Several guests behind one door: those of a [composition](Composed) of machines, method by method.
 //!
-//! `Composed<Kv, Jobs, 1>` is the guest of `Composed<KvMachine, Queue, 1>`. Its methods are those of both, told apart by their names, so that
-//! a port with two of one name is not made; which
-//! machine a command is for follows from the method. Sessions, levels and limits are one for all.
+//! `Composed<Kv, Jobs, 1>` is the guest of `Composed<KvMachine, Queue, 1>`. Its methods are those of both, told apart by their names:
+//! a port with two of one name is not made. Which machine a command is for follows from the method. Sessions, levels and limits are one
+//! for all.
 
 use bytes::Bytes;
 
