@@ -32,7 +32,6 @@ use crate::raft::network::admission::Claim;
 use crate::raft::network::client::{Caller, PeerClients};
 use crate::raft::network::service::Callee;
 use crate::raft::network::upstream::{Announcement, Upstream};
-use crate::raft::snapshot;
 use crate::runtime::{Spawner, Tasks, WallClock, offload};
 use crate::storage::{DiskWatch, LogStats, LogStore, StartStep};
 use crate::types::{InitialState, Member, NodeId, Payload, Role};
@@ -118,13 +117,17 @@ async fn recover<M: StateMachine>(
     let (log, is_restored) = (parts.log.clone(), parts.config.restore);
     let replayed = offload(move || -> io::Result<_> {
         let is_new = log.bounds().last.is_none() && applier.published().progress().log_id.is_none();
-        let initial_state =
-            is_new.then(|| snapshot::catch("hashing the state", || Ok(applier.initial_state(is_restored))));
+        let initial_state = if is_new { applier.initial_state(is_restored) } else { None };
+        if is_new && is_restored && initial_state.is_none() {
+            return Err(io::Error::other(
+                "the state that is to be restored cannot be hashed; the log says why",
+            ));
+        }
         if begins_restored(&*log)? {
             applier.begins_restored();
         }
         applier.replay(&*log)?;
-        Ok((applier, initial_state.transpose()?))
+        Ok((applier, initial_state))
     });
     let (applier, initial_state) = replayed.await.map_err(|error| OpenError::Core(error.to_string()))?;
     Ok((applier, initial_state, counting))

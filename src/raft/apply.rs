@@ -102,10 +102,15 @@ impl<M: StateMachine> Applier<M> {
         Ok(this)
     }
 
-    /// The state that the machine begins with: it has applied nothing yet.
-    pub fn initial_state(&self, is_restored: bool) -> InitialState {
+    /// The state that the machine begins with: it has applied nothing yet. None if it cannot be hashed: then it is compared as
+    /// little as any later one.
+    pub fn initial_state(&self, is_restored: bool) -> Option<InitialState> {
         debug_assert!(self.progress.log_id.is_none(), "invariant: it has applied nothing");
-        InitialState { hash_version: M::HASH_VERSION, hash: M::state_hash(&self.machine.view()), is_restored }
+        let hashed = super::snapshot::catch("hashing the state", || Ok(M::state_hash(&self.machine.view())));
+        let hash = hashed
+            .inspect_err(|error| tracing::warn!(%error, "the initial state is not compared with the others'"))
+            .ok()?;
+        Some(InitialState { hash_version: M::HASH_VERSION, hash, is_restored })
     }
 
     /// The log still holds what its cluster was founded with: a state that was restored.
@@ -352,8 +357,9 @@ impl<M: StateMachine> Applier<M> {
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         self.progress.history = types::HistoryEpoch::founded_by(founders);
         let Some((_, founding)) = founders.founding() else { return Ok(()) };
-        let own = self.initial_state(founding.state.is_restored);
-        if founding.state.differs_from(&own) {
+        if let Some(own) = self.initial_state(founding.state.is_restored)
+            && founding.state.differs_from(&own)
+        {
             return Err(OtherInitialState { founded: founding.state, own }.into());
         }
         for version in &founding.versions {
