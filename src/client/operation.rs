@@ -247,6 +247,7 @@ impl<'a> Operation<'a> {
             | Reason::Membership
             | Reason::AnswerForgotten
             | Reason::QuotaExceeded
+            | Reason::VersionNotAgreed
             | Reason::LimitReached
             | Reason::OtherHistory
             | Reason::Ahead
