@@ -17,7 +17,9 @@ pub use told::{OperationError, Told};
 use crate::reason::Reason;
 use crate::shown::Shown;
 pub use crate::types::Leader;
-use crate::types::{Divergence, HistoryEpoch, Incarnation, LogId, NodeId};
+use crate::types::{
+    Divergence, HistoryEpoch, Incarnation, LogId, MachineVersion, NodeId, UnsupportedVersion,
+};
 
 fn describe(leader: &Option<Leader>) -> String {
     match leader {
@@ -29,6 +31,15 @@ fn describe(leader: &Option<Leader>) -> String {
 fn nodes(ids: &[NodeId]) -> String {
     let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
     format!("{} {}", if ids.len() == 1 { "node" } else { "nodes" }, ids.join(", "))
+}
+
+fn members_are(ids: &[NodeId]) -> String {
+    match ids {
+        // All have told; what they agree on is not committed yet.
+        [] => "the cluster is".to_owned(),
+        [_] => format!("{} is", nodes(ids)),
+        _ => format!("{} are", nodes(ids)),
+    }
 }
 
 fn applied_up_to(index: &Option<u64>) -> String {
@@ -78,6 +89,18 @@ pub enum WriteError {
     Undecodable {
         /// What was wrong.
         reason: String,
+    },
+    /// Not all members are known to read this version of the command yet, so it was not proposed: one that does not would have to
+    /// stop. It is taken once all of them have been upgraded.
+    #[error(
+        "the command is of {wrote}, which {} not known to read yet; upgrade all members, and retry",
+        members_are(.missing)
+    )]
+    VersionNotAgreed {
+        /// The version of the command.
+        wrote: MachineVersion,
+        /// The members of which it is not known.
+        missing: Vec<NodeId>,
     },
     /// The write was applied, but what the state machine replied cannot be read: it does not decode from its own encoding,
     /// or comes from another version of the machine that replied to an earlier attempt.
@@ -210,6 +233,7 @@ impl OperationError for WriteError {
             Self::DiskFull { .. } => Told::of(Reason::DiskFull),
             Self::DiskStalled { .. } | Self::VotersStalled => Told::of(Reason::DiskStalled),
             Self::QuotaExceeded { .. } => Told::of(Reason::QuotaExceeded),
+            Self::VersionNotAgreed { .. } => Told::of(Reason::VersionNotAgreed),
             // Earlier attempts are what the session was for.
             Self::SessionExpired { .. } => Told::of(Reason::SessionExpired),
             Self::AnswerForgotten => Told::of(Reason::AnswerForgotten),
@@ -483,6 +507,14 @@ pub enum StorageError {
         /// What the reader says.
         detail: String,
     },
+    /// A snapshot is whole, and holds the state of a machine, or of a version of it, that this build does not read.
+    #[error("{}: {source}. The data is untouched", path.display())]
+    Machine {
+        /// The file.
+        path: PathBuf,
+        /// Which, and what to do.
+        source: UnsupportedVersion,
+    },
     /// The directory was in use before, and what it held is gone.
     #[error(
         "{} is gone, but {} shows that this node had promised to keep it; restore the directory, or move all of it aside and rejoin as a new node",
@@ -552,6 +584,12 @@ pub enum FatalError {
         "this node offered its lead to the others, nobody took it, and it could not give it up either; start it again: it then stands for election like any other"
     )]
     StuckTransfer,
+    /// The cluster has committed what this node's machine does not read: it would have to leave out a part of the log.
+    #[error("{reason}. The data of this node is untouched")]
+    Outdated {
+        /// What that is, and what to do.
+        reason: String,
+    },
     /// A task that the node cannot do without has panicked, or has come to its end.
     #[error("task {name} {failure}")]
     Task {

@@ -24,7 +24,7 @@ pub const EXIT_NOT_FOUND: u8 = 4;
 /// A write may have been applied, or may still be.
 pub const EXIT_UNKNOWN: u8 = 5;
 
-/// Why something was not done. The numbers are those on the wire, without gaps.
+/// Why something was not done. The numbers are those on the wire; 28 is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
 #[repr(i32)]
 pub enum Reason {
@@ -84,6 +84,8 @@ pub enum Reason {
     ConditionFailed = 26,
     /// No node can be connected to.
     Unreachable = 27,
+    /// Not all members are known to read this version of the command yet.
+    VersionNotAgreed = 29,
 }
 
 /// The gRPC codes in use, by their numbers.
@@ -137,7 +139,9 @@ pub struct Row {
 impl Reason {
     /// All reasons, in the order of their numbers.
     pub fn all() -> impl Iterator<Item = Self> {
-        (0..).map_while(|number| Self::try_from(number).ok())
+        /// No reason has a larger number.
+        const LARGEST: i32 = 63;
+        (0..=LARGEST).filter_map(|number| Self::try_from(number).ok())
     }
 
     /// The table.
@@ -191,6 +195,9 @@ impl Reason {
                 ("CONDITION_FAILED", "condition_failed", FailedPrecondition, 412, EXIT_NOT_FOUND, NO)
             }
             Self::Unreachable => ("UNREACHABLE", "unreachable", Unavailable, 503, EXIT_UNREACHABLE, NO),
+            Self::VersionNotAgreed => {
+                ("VERSION_NOT_AGREED", "version_not_agreed", Unavailable, 503, EXIT_ERROR, NO)
+            }
         };
         Row { name, counter, grpc, http_status, exit_code, maybe_applied }
     }
@@ -251,7 +258,7 @@ mod tests {
         let ours: Vec<_> =
             Reason::all().map(|reason| (reason as i32, format!("REASON_{}", reason.name()))).collect();
         assert_eq!(values, ours);
-        assert_eq!(ours.len(), 28, "a gap in the numbers hides what is behind it");
+        assert_eq!(ours.len(), 29);
     }
 
     /// Operators read the table there.

@@ -3,7 +3,9 @@
 //! These are quorate's own types. Nothing here names openraft, sled or tonic, so the public API, the
 //! disk format and the wire format do not move when one of those does.
 
+mod founding;
 mod named;
+mod versions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -13,7 +15,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use founding::{Founding, InitialState, OtherInitialState};
 pub use named::{DiskState, MemberKind, PeerStanding, QuotaSource, ReadWait, Role};
+pub use versions::{MachineVersion, ReadableVersions, SnapshotMachines, UnsupportedVersion, check_version};
 
 /// Identifies a node for the life of its data directory. Chosen by the operator, never reused.
 pub type NodeId = u64;
@@ -175,6 +179,9 @@ pub struct Member {
     /// What members are to be, by id: see [`Intent`]. Agreed by the cluster, and no part of what a member says of itself.
     #[serde(skip)]
     pub intents: BTreeMap<NodeId, Intent>,
+    /// What the founders agreed on, on the record of one of them.
+    #[serde(skip)]
+    pub founding: Option<Founding>,
 }
 
 impl Member {
@@ -240,6 +247,21 @@ impl Membership {
             member.intents.clone().into_iter().map(move |(about, intent)| (holder, about, intent))
         };
         self.members.iter().flat_map(notes)
+    }
+
+    /// What its founders agreed on, and on whose record that stands.
+    pub fn founding(&self) -> Option<(NodeId, &Founding)> {
+        self.members.iter().find_map(|(node_id, member)| Some((*node_id, member.founding.as_ref()?)))
+    }
+
+    /// Puts back what [`founding`](Self::founding) has told.
+    pub fn with_founding(mut self, founding: Option<(NodeId, Founding)>) -> Self {
+        if let Some((node_id, founding)) = founding
+            && let Some(member) = self.members.get_mut(&node_id)
+        {
+            member.founding = Some(founding);
+        }
+        self
     }
 
     /// Puts back what [`intents`](Self::intents) has told. Notes on the records of others than members are dropped.

@@ -29,7 +29,7 @@ impl StateMachine for Counter {
     fn write_snapshot(view: &i64, out: &mut dyn Write) -> io::Result<()> {
         out.write_all(&view.to_le_bytes())
     }
-    fn read_snapshot(input: &mut dyn Read) -> io::Result<Self> {
+    fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
         let mut bytes = [0; 8];
         input.read_exact(&mut bytes)?;
         Ok(Self(i64::from_le_bytes(bytes)))

@@ -46,7 +46,7 @@ impl StateMachine for Lock {
         out.write_all(&until_ms.to_le_bytes())?;
         out.write_all(holder.as_bytes())
     }
-    fn read_snapshot(input: &mut dyn Read) -> io::Result<Self> {
+    fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
         let mut bytes = Vec::new();
         input.read_to_end(&mut bytes)?;
         let Some((until_ms, holder)) = bytes.split_first_chunk() else { return Ok(Self(None)) };

@@ -59,7 +59,7 @@ impl StateMachine for Queue {
     fn write_snapshot(view: &Self, out: &mut dyn Write) -> io::Result<()> {
         serde_json::to_writer(out, view).map_err(io::Error::other)
     }
-    fn read_snapshot(input: &mut dyn Read) -> io::Result<Self> {
+    fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
         serde_json::from_reader(input).map_err(io::Error::other)
     }
 }

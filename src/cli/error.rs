@@ -281,6 +281,7 @@ fn reason_hint(reason: Reason, subject: Subject) -> Option<&'static str> {
         Reason::Overloaded | Reason::LimitReached | Reason::WindowExceeded | Reason::TooManySessions => {
             Some("nothing was done: try again after a pause")
         }
+        Reason::VersionNotAgreed => Some("upgrade all members, and bring back those that are down"),
         Reason::Diverged => Some("ask another node with --endpoints, and look at the log of this one"),
         Reason::Unspecified
         | Reason::TooLarge

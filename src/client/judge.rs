@@ -152,6 +152,8 @@ fn by_reason(
         Reason::AnswerForgotten => Verdict::Return(failed(true)),
         Reason::TooManySessions => Verdict::Patiently(failed(false)),
         Reason::DiskFull | Reason::DiskStalled => Verdict::Patiently(failed(answer.maybe_applied)),
+        // The last member may be being upgraded.
+        Reason::VersionNotAgreed => Verdict::Patiently(failed(false)),
         Reason::AckTimeout => Verdict::Return(ClientError::AckTimeout {
             endpoint: endpoint.clone(),
             position: answer.position.map(Into::into),

@@ -9,6 +9,7 @@
 //! - [`failure`]: every error as what callers are told; [`told`] completes what the transport says;
 //! - [`deadline`]: calls that outlive theirs;
 //! - [`limits`] and [`bodies`]: what callers may make a node hold, and the bytes on their way;
+//! - `composition`: several guests behind one door;
 //! - [`methods`] and [`metrics`]: what can be called, and how often it was.
 //!
 //! # Promises
@@ -22,6 +23,7 @@
 
 pub(crate) mod answerer;
 pub(crate) mod bodies;
+mod composition;
 pub(crate) mod deadline;
 pub(crate) mod failure;
 mod guest;

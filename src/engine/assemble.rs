@@ -3,6 +3,7 @@
 //!
 //! A task that is given a handle is given a weak one, so that dropping the last one outside ends the node.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use super::reads::ReadIndexes;
 use super::report::state::{self, Observer};
 use super::{
     Counters, Engine, EngineConfig, EngineParts, Forming, Inner, LET_GO, NodeState, Settings, agreement,
-    clock, compaction, formation, health, leadership, quota, standing, transfer, wake,
+    clock, compaction, formation, health, leadership, quota, standing, transfer, versions, wake,
 };
 use crate::error::{FatalError, OpenError, StorageError};
 use crate::machine::StateMachine;
@@ -33,7 +34,7 @@ use crate::raft::network::service::Callee;
 use crate::raft::network::upstream::{Announcement, Upstream};
 use crate::runtime::{Spawner, Tasks, WallClock, offload};
 use crate::storage::{DiskWatch, LogStats, LogStore, StartStep};
-use crate::types::{Member, NodeId, Role};
+use crate::types::{InitialState, Member, NodeId, Payload, Role};
 
 impl<M: StateMachine> Engine<M> {
     /// Starts a node from parts. Its caller carries messages to [`peer_door`](Self::peer_door).
@@ -48,8 +49,8 @@ impl<M: StateMachine> Engine<M> {
     pub(super) async fn start_with(life: Life, parts: EngineParts, machine: M) -> Result<Self, OpenError> {
         parts.config.validate()?;
         let store = Store::of(&parts);
-        let (applier, counting) = recover(&parts, machine).await?;
-        let (lines, (clients, callee), inboxes) = lay_lines(&parts, &store.disk);
+        let (applier, initial_state, counting) = recover(&parts, machine).await?;
+        let (lines, (clients, callee), inboxes) = lay_lines(&parts, &store.disk, &life, initial_state);
         let core_parts = Parts {
             log: parts.log.clone(),
             snapshots: parts.snapshots.clone(),
@@ -71,7 +72,7 @@ impl<M: StateMachine> Engine<M> {
             let _ = timeout(LET_GO, async { while released.changed().await.is_ok() {} }).await;
             return Err(OpenError::Config(NO_CLUSTER.to_owned()));
         }
-        let node = Assembly::new(core, (parts, store), lines, life);
+        let node = Assembly::new(core, (parts, store), (lines, initial_state), life);
         let (forming, waits_for) = node.forming().await;
         let (state, consequence) = node.watch_itself(&waits_for);
         node.belong(forming, &state, inboxes.refusals, inboxes.claims);
@@ -100,12 +101,12 @@ impl Store {
     }
 }
 
-/// The machine as it was, from the newest snapshot and the log after it. What is returned beside it counts what the core
-/// applies while it starts.
+/// The machine as it was, from the newest snapshot and the log after it, and its initial state if there was neither. What is
+/// returned beside them counts what the core applies while it starts.
 async fn recover<M: StateMachine>(
     parts: &EngineParts,
     machine: M,
-) -> Result<(Applier<M>, Ending), OpenError> {
+) -> Result<(Applier<M>, Option<InitialState>, Ending), OpenError> {
     let (node_id, snapshots) = (parts.config.node_id, parts.snapshots.clone());
     let mut applier = offload(move || Applier::recover(node_id, machine, snapshots)).await?;
     check_coverage(&parts.config, &*parts.log, &applier)?;
@@ -113,9 +114,37 @@ async fn recover<M: StateMachine>(
         applier.bound_snapshot_lag(Memory(bytes).snapshot_lag_bytes());
     }
     let counting = opening::count_applied(&parts.config.progress, &*parts.log, &applier);
-    let log = parts.log.clone();
-    let replayed = offload(move || applier.replay(&*log).map(|()| applier)).await;
-    Ok((replayed.map_err(|error| OpenError::Core(error.to_string()))?, counting))
+    let (log, is_restored) = (parts.log.clone(), parts.config.restore);
+    let replayed = offload(move || -> io::Result<_> {
+        let is_new = log.bounds().last.is_none() && applier.published().progress().log_id.is_none();
+        let initial_state = if is_new { applier.initial_state(is_restored) } else { None };
+        if is_new && is_restored && initial_state.is_none() {
+            return Err(io::Error::other(
+                "the state that is to be restored cannot be hashed; the log says why",
+            ));
+        }
+        if begins_restored(&*log)? {
+            applier.begins_restored();
+        }
+        applier.replay(&*log)?;
+        Ok((applier, initial_state))
+    });
+    let (applier, initial_state) = replayed.await.map_err(|error| OpenError::Core(error.to_string()))?;
+    Ok((applier, initial_state, counting))
+}
+
+/// Whether `log` still holds the founding membership of a cluster whose state was restored.
+fn begins_restored(log: &dyn LogStore) -> io::Result<bool> {
+    let bounds = log.bounds();
+    if bounds.purged.is_some() || bounds.last.is_none() {
+        return Ok(false);
+    }
+    let first = log.read(0, 1, usize::MAX)?;
+    let founders = first.first().and_then(|entry| match &entry.payload {
+        Payload::Membership(founders) => founders.founding(),
+        Payload::Blank | Payload::Command(_) => None,
+    });
+    Ok(founders.is_some_and(|(_, founding)| founding.state.is_restored))
 }
 
 /// A purged log is useless without the snapshot that covers what was purged.
@@ -183,8 +212,14 @@ struct Inboxes {
 }
 
 /// The node's lines to its peers: the engine's, the core's, and what comes in on either.
-fn lay_lines(parts: &EngineParts, disk: &DiskWatch) -> (Lines, (PeerClients, Callee), Inboxes) {
+fn lay_lines(
+    parts: &EngineParts,
+    disk: &DiskWatch,
+    life: &Life,
+    initial_state: Option<InitialState>,
+) -> (Lines, (PeerClients, Callee), Inboxes) {
     let EngineParts { config, transport, .. } = parts;
+    let failed = life.failing();
     let (refused, refusals) = mpsc::channel::<Refusal>(standing::MAX_REFUSALS);
     let (claimed, claims) = mpsc::channel(standing::MAX_CLAIMS);
     let (announcements, announced) = mpsc::channel(leadership::MAX_ANNOUNCEMENTS);
@@ -211,6 +246,8 @@ fn lay_lines(parts: &EngineParts, disk: &DiskWatch) -> (Lines, (PeerClients, Cal
         announcements,
         disk: disk.clone(),
         quota_bytes: parts.memory_bytes.map(|bytes| Memory(bytes).quota_bytes()),
+        initial_state,
+        outdated: Arc::new(move |reason| failed(FatalError::Outdated { reason })),
     };
     let redial_pause = Duration::from_millis(config.peers.reconnect_interval_ms);
     let clients = PeerClients::new(caller.clone(), transport.clone(), redial_pause);
@@ -252,13 +289,19 @@ struct Assembly<M: StateMachine> {
     parts: EngineParts,
     store: Store,
     lines: Lines,
+    initial_state: Option<InitialState>,
     own: Member,
     settings: watch::Sender<Settings>,
     life: Life,
 }
 
 impl<M: StateMachine> Assembly<M> {
-    fn new(core: Core<M>, (parts, store): (EngineParts, Store), lines: Lines, life: Life) -> Self {
+    fn new(
+        core: Core<M>,
+        (parts, store): (EngineParts, Store),
+        (lines, initial_state): (Lines, Option<InitialState>),
+        life: Life,
+    ) -> Self {
         let own = Member {
             peer: parts.config.peer_advertise.clone(),
             client: parts.config.client_advertise.clone(),
@@ -266,7 +309,7 @@ impl<M: StateMachine> Assembly<M> {
             ..Member::default()
         };
         let settings = watch::Sender::new(Settings::of(&parts.config));
-        Self { core, parts, store, lines, own, settings, life }
+        Self { core, parts, store, lines, initial_state, own, settings, life }
     }
 
     /// What the node waits for before it belongs to a cluster.
@@ -295,6 +338,7 @@ impl<M: StateMachine> Assembly<M> {
             transport: self.parts.transport.clone(),
             caller: self.lines.caller.clone(),
             own: self.own.clone(),
+            initial_state: self.initial_state,
             fatal: self.life.fatal.clone(),
             founders: founders.clone(),
             joins,
@@ -367,7 +411,7 @@ impl<M: StateMachine> Assembly<M> {
         state: watch::Receiver<NodeState>,
         consequence: Arc<Consequence>,
     ) -> Arc<Inner<M>> {
-        let Self { core, parts, store, lines, own, settings, life } = self;
+        let Self { core, parts, store, lines, own, settings, life, initial_state: _ } = self;
         let patience = parts.config.timing.patience();
         let reads = ReadIndexes::start(core.clone(), lines.upstream.clone(), patience, &life.tasks);
         Arc::new(Inner {
@@ -422,4 +466,5 @@ fn serve_cluster<M: StateMachine>(node: &Arc<Inner<M>>, announced: mpsc::Receive
     tasks.permanent("wall-clock", clock::watch_wall_clock(handle()));
     tasks.permanent("agreement", agreement::run(handle()));
     tasks.passing("quota", quota::run(handle()));
+    tasks.passing("versions", versions::run(handle()));
 }

@@ -264,7 +264,11 @@ pub(super) async fn run<M: StateMachine>(
     let mut gauge = Gauge::new(settings.borrow().snapshots.clone(), start);
     let (mut asking, mut had_room) = (Asking::default(), true);
     // Up to where the log is to be purged, and what is held back from that.
-    let (mut wanted, mut purged, mut held) = (None, 0, Held::default());
+    let (mut wanted, mut purged, mut held) = (None, None, Held::default());
+    if core.published().progress().is_restored && newest.is_some() {
+        // The node was stopped between the two.
+        wanted = Some(0);
+    }
     loop {
         // While a snapshot is being written its end is awaited even if nothing is applied meanwhile, and while a follower
         // needs the log, the end of that.
@@ -293,11 +297,13 @@ pub(super) async fn run<M: StateMachine>(
             newest = metrics.snapshot;
             asking = Asking::default();
             wanted = gauge.snapshot_taken(snapshot.index).max(wanted);
+            // A restored state is in the snapshot, and in nobody's else.
+            wanted = wanted.max(core.published().progress().is_restored.then_some(0));
         }
         // Looked at all the time: a snapshot may have been sent before there is something to purge.
         held.look(&gauge, mark, wanted.unwrap_or(0), &standings(&core, &metrics));
-        if let Some(upto) = wanted.map(|wanted| held.allows(wanted)).filter(|upto| *upto > purged) {
-            purged = upto;
+        if let Some(upto) = wanted.map(|wanted| held.allows(wanted)).filter(|upto| Some(*upto) > purged) {
+            purged = Some(upto);
             gauge.purged(upto);
             core.purge(upto).await;
         }
@@ -307,7 +313,9 @@ pub(super) async fn run<M: StateMachine>(
             asking.begin_anew();
         }
         had_room = has_room;
-        if has_room && gauge.is_snapshot_due(mark) && asking.ask() {
+        let applied = core.published().progress();
+        let is_first_due = applied.is_restored && newest.is_none() && applied.log_id.is_some();
+        if has_room && (is_first_due || gauge.is_snapshot_due(mark)) && asking.ask() {
             core.snapshot().await;
         }
     }

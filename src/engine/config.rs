@@ -35,6 +35,10 @@ pub struct EngineConfig {
     /// The node forms no cluster but waits until it is added to one; see
     /// [`Engine::add_member`](super::Engine::add_member). No effect on a node that already belongs to one.
     pub join: bool,
+    /// The machine that the node is opened with holds a state that its cluster is to be formed with, rather than the one that such
+    /// machines begin with; see [`Engine::restore`](super::Engine::restore). The same on all founding members. No effect on a
+    /// node that already belongs to a cluster.
+    pub restore: bool,
     /// The node prefers to lead: once it has caught up, a leader that does not prefer it itself hands over to it.
     pub preferred_leader: bool,
     /// Heartbeats and elections.
@@ -70,6 +74,7 @@ impl EngineConfig {
             client_advertise: String::new(),
             initial_members: BTreeMap::from([(node_id, peer)]),
             join: false,
+            restore: false,
             preferred_leader: false,
             timing: Timing::default(),
             snapshots: SnapshotPolicy::default(),
@@ -104,6 +109,12 @@ impl EngineConfig {
         let founds = !self.join && !self.initial_members.is_empty();
         if founds && !self.initial_members.contains_key(&self.node_id) {
             return refuse(format!("node {} is not among the founding members it was given", self.node_id));
+        }
+        if self.restore && self.join {
+            return refuse(
+                "a node that joins receives the state of its cluster: restore is for founding members"
+                    .to_owned(),
+            );
         }
         if heartbeat == 0 || heartbeat.saturating_mul(2) > min || min >= max {
             return refuse(format!(

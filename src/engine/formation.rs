@@ -6,6 +6,11 @@
 //! data directory is recognised by all that hold that entry, and nothing is committed without a quorum that
 //! does.
 //!
+//! Founders must begin with the same state: the first one tells the others the hash of its own, and one that has another
+//! refuses. The founding membership holds that hash, and the versions of the machine that all founders read. Whoever begins with it
+//! later, from an empty log, is held to it. A state that was [restored](super::Engine::restore) nobody else has: the founders take a
+//! snapshot at once and cut it off the log, and who joins is sent that.
+//!
 //! Only one founder writes, because two that met the others at different times might write different
 //! memberships under the same position.
 //!
@@ -36,7 +41,7 @@ use crate::raft::core::Core;
 use crate::raft::network::client::Caller;
 use crate::raft::network::wire;
 use crate::raft::network::{DialError, IdentifyRequest, Refusal, Transport};
-use crate::types::{Member, NodeId};
+use crate::types::{Founding, InitialState, MachineVersion, Member, NodeId, ReadableVersions};
 
 /// Pause between two rounds of calls.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -104,6 +109,29 @@ impl fmt::Display for Forming {
     }
 }
 
+/// A founder as it presents itself.
+struct Founder {
+    member: Member,
+    /// What its machine begins with, if it says so.
+    state: Option<InitialState>,
+    /// What its build reads.
+    reads: Vec<ReadableVersions>,
+}
+
+/// The newest version of each of this node's machines that all `founders` read, where there is any to agree on.
+fn founded_versions(own: &[ReadableVersions], founders: &BTreeMap<NodeId, Founder>) -> Vec<MachineVersion> {
+    let agreed = own.iter().filter_map(|own| {
+        let reads =
+            |founder: &Founder| founder.reads.iter().find(|reads| reads.machine == own.machine).copied();
+        let all: Option<Vec<_>> = founders.values().map(reads).collect();
+        let all = all?;
+        let version = all.iter().map(|reads| reads.newest).fold(own.newest, u32::min);
+        let is_read = all.iter().all(|reads| reads.contains(version)) && own.contains(version);
+        is_read.then_some(MachineVersion { machine: own.machine, version })
+    });
+    agreed.filter(|version| *version != MachineVersion::FIRST).collect()
+}
+
 /// A founder's part in forming its cluster.
 pub(super) struct Formation<M: StateMachine> {
     pub(super) core: Core<M>,
@@ -111,6 +139,8 @@ pub(super) struct Formation<M: StateMachine> {
     pub(super) caller: Caller,
     /// This node as a member.
     pub(super) own: Member,
+    /// What its machine begins with.
+    pub(super) initial_state: Option<InitialState>,
     /// All founders with their peer addresses.
     pub(super) founders: BTreeMap<NodeId, String>,
     /// It forms no cluster, but waits to be added to one.
@@ -139,13 +169,14 @@ impl<M: StateMachine> Formation<M> {
         let mut round = 0;
         while !self.core.is_initialized().await {
             let report = round % ROUNDS_PER_MESSAGE == ROUNDS_PER_MESSAGE - 1;
-            let members = self.meet_all(report).await;
-            if let Some(members) = members
+            let founders = self.meet_all(report).await;
+            if let Some(founders) = founders
                 && writes
                 // It may have been told that its disk was wiped.
                 && self.fatal.reason().is_none()
             {
-                let count = members.len();
+                let count = founders.len();
+                let members = self.agree(founders);
                 match self.core.initialize(members).await {
                     Ok(()) => tracing::info!(members = count, "the cluster has formed"),
                     Err(error) => tracing::error!(%error, "the cluster cannot form"),
@@ -174,18 +205,34 @@ impl<M: StateMachine> Formation<M> {
         tracing::info!("a cluster has taken this node in");
     }
 
+    /// The founding members, with what they agree on in the record of this one.
+    fn agree(&self, founders: BTreeMap<NodeId, Founder>) -> BTreeMap<NodeId, Member> {
+        let versions = founded_versions(M::MACHINES, &founders);
+        // A founder of a build that does not say what it begins with could not be held to it either.
+        let all_say = founders.values().all(|founder| founder.state.is_some());
+        let founding = self.initial_state.filter(|_| all_say).map(|state| Founding { state, versions });
+        let mut members: BTreeMap<_, _> =
+            founders.into_iter().map(|(node_id, founder)| (node_id, founder.member)).collect();
+        if let Some(own) = members.get_mut(&self.caller.node_id) {
+            own.founding = founding;
+        }
+        members
+    }
+
     /// All founders as they present themselves now, or nothing if one does not answer. Answers of earlier
     /// rounds do not count: a founder may have been given another disk since.
-    async fn meet_all(&self, report: bool) -> Option<BTreeMap<NodeId, Member>> {
-        let mut members = BTreeMap::from([(self.caller.node_id, self.own.clone())]);
+    async fn meet_all(&self, report: bool) -> Option<BTreeMap<NodeId, Founder>> {
+        let own =
+            Founder { member: self.own.clone(), state: self.initial_state, reads: M::MACHINES.to_vec() };
+        let mut members = BTreeMap::from([(self.caller.node_id, own)]);
         let mut missing = BTreeMap::new();
         let others = self.founders.iter().filter(|(id, _)| **id != self.caller.node_id);
         let answers =
             others.map(async |(node_id, address)| (*node_id, address, self.meet(*node_id, address).await));
         for (node_id, address, answer) in futures::future::join_all(answers).await {
             match answer {
-                Ok(member) => {
-                    members.insert(node_id, member);
+                Ok(founder) => {
+                    members.insert(node_id, founder);
                 }
                 Err(error) => {
                     if report {
@@ -206,25 +253,27 @@ impl<M: StateMachine> Formation<M> {
     }
 
     /// A founder as it presents itself, if it is reached where it says that it is: the membership tells everybody to look for it there.
-    async fn meet(&self, node_id: NodeId, address: &str) -> Result<Member, DialError> {
+    async fn meet(&self, node_id: NodeId, address: &str) -> Result<Founder, DialError> {
         let found = self.identify(node_id, address).await?;
-        if found.peer == address {
+        if found.member.peer == address {
             return Ok(found);
         }
-        let unreached =
-            |why: String| DialError::Unreachable(format!("it advertises {}, and there: {why}", found.peer));
-        match self.identify(node_id, &found.peer).await {
-            Ok(there) if there.incarnation == found.incarnation => Ok(found),
+        let unreached = |why: String| {
+            DialError::Unreachable(format!("it advertises {}, and there: {why}", found.member.peer))
+        };
+        match self.identify(node_id, &found.member.peer).await {
+            Ok(there) if there.member.incarnation == found.member.incarnation => Ok(found),
             Ok(_) => Err(unreached("a node with another data directory answers".to_owned())),
             Err(DialError::Unreachable(why)) => Err(unreached(why)),
             Err(DialError::Refused(refusal)) => Err(unreached(refusal.to_string())),
         }
     }
 
-    async fn identify(&self, node_id: NodeId, address: &str) -> Result<Member, DialError> {
+    async fn identify(&self, node_id: NodeId, address: &str) -> Result<Founder, DialError> {
         let request = IdentifyRequest {
             hello: Some(self.caller.hello(node_id, None)),
             founders: self.founders.clone().into_iter().collect(),
+            state: self.initial_state.as_ref().map(wire::initial_state),
         };
         let call = self.transport.identify(address.to_owned(), request);
         let response = tokio::time::timeout(CALL_TIMEOUT, call)
@@ -245,9 +294,14 @@ impl<M: StateMachine> Formation<M> {
             incarnation: wire::incarnation(&response.incarnation).map_err(malformed)?,
             ..Member::default()
         };
-        match member.fits() && response.node_id == node_id {
-            true => Ok(member),
-            false => Err(malformed(wire::Malformed("an address is too long, or another node answers"))),
+        if !member.fits() || response.node_id != node_id {
+            return Err(malformed(wire::Malformed("an address is too long, or another node answers")));
         }
+        let state = response.state.map(wire::from_initial_state);
+        if state.is_none() && self.initial_state.is_some_and(|own| own.is_restored) {
+            let silent = "it does not say what its state begins with, and a restored state must be the same on all founders: upgrade it";
+            return Err(malformed(wire::Malformed(silent)));
+        }
+        Ok(Founder { member, state, reads: wire::from_readable_versions(&response.machines) })
     }
 }

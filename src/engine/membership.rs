@@ -355,10 +355,29 @@ impl<M: StateMachine> Engine<M> {
                 peer: new.peer.clone(),
             }),
             None => {
+                self.has_snapshot_to_begin_with().await?;
                 let change = MembershipChange::AddLearner { node_id, member: found, intent };
                 self.commit("the addition", change).await
             }
         }
+    }
+
+    /// Waits until this node's log does not begin any more with a state that was restored, which whoever is added does not have.
+    async fn has_snapshot_to_begin_with(&self) -> Result<(), MembershipError> {
+        let begun = Instant::now();
+        let core = &self.inner.core;
+        while core.published().progress().is_restored && core.metrics().purged.is_none() {
+            self.leading()?;
+            if begun.elapsed() > COMMIT_PATIENCE {
+                let waited_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                return Err(MembershipError::Timeout {
+                    step: "the snapshot of the restored state",
+                    waited_ms,
+                });
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
     }
 
     /// Makes a learner a voter, once it has caught up. Others may change the membership meanwhile.

@@ -19,6 +19,7 @@
 //! | `wall-clock` | jumps of the wall clock (`clock`) | every second | the node |
 //! | `agreement` | compares states (`agreement`) | `state`; every second while there is something to find out | the node |
 //! | `quota` | the quota on the state (`quota`); only for machines that count their bytes | `state`, peers | the node |
+//! | `versions` | agreements on versions of the machine (`versions`); only for machines that have any | `state`, peers | the node |
 //! | `held-by-all` | tells writes that wait for all voters (`raft/held.rs`) | while there are any: flushes, answers of peers, every second | the node |
 //! | `leader-reads` | read indexes from the leader (`reads`) | its queue | the node's last reader |
 //! | `read-indexes` | read indexes as the leader (`raft/read_index.rs`) | its queue | the core's last handle |
@@ -76,6 +77,7 @@
 //! - `clock`: the cluster's clocks as this node knows them, and wall clocks that jump;
 //! - `settings`: what can be changed while the node runs;
 //! - `quota`: how large the state may become;
+//! - `versions`: what of its machine the whole cluster reads, and commands that it does not read yet;
 //! - `memory`: how much of it this node has, and what for;
 //! - `report`: all that the node tells of itself and of the members, what there is to watch, and what is counted;
 //! - `compaction`: when snapshots are taken and the log is cut;
@@ -120,6 +122,7 @@ mod standing;
 mod transfer;
 #[cfg(test)]
 mod unruly;
+mod versions;
 mod wake;
 mod writes;
 

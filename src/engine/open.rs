@@ -38,7 +38,25 @@ impl<M: StateMachine> Engine<M> {
     ///
     /// # Errors
     /// See [`OpenError`]. Nothing has been changed when opening fails.
-    pub async fn open(mut config: EngineConfig, machine: M) -> Result<Self, OpenError> {
+    pub async fn open(config: EngineConfig, machine: M) -> Result<Self, OpenError> {
+        Self::open_directory(config, machine).await
+    }
+
+    /// As [`open`](Self::open), for the founding members of a cluster that is to begin with the state of `machine`: one that was read
+    /// from a backup, say, or from what came before. It must be the same on all of them, and restored on all of them. They keep it in a
+    /// snapshot from the beginning, and members that are added later receive it, whatever their own machines begin with.
+    ///
+    /// The same call again, on a node that has formed the cluster already, does what [`open`](Self::open) does. Until the first
+    /// snapshot is written, which is at once, a node must be started with that state again.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn restore(mut config: EngineConfig, machine: M) -> Result<Self, OpenError> {
+        config.restore = true;
+        Self::open_directory(config, machine).await
+    }
+
+    async fn open_directory(mut config: EngineConfig, machine: M) -> Result<Self, OpenError> {
         let memory = fit(&mut config)?;
         let _told = opening::tell_how_far(config.progress.clone());
         let listener = listen(&mut config)?;

@@ -122,7 +122,7 @@ impl<M: StateMachine> Standing<M> {
             membership: None,
             ..self.caller.hello(claim.node_id, Some(claim.incarnation))
         };
-        let request = IdentifyRequest { hello: Some(hello), founders: Default::default() };
+        let request = IdentifyRequest { hello: Some(hello), ..IdentifyRequest::default() };
         let asked = tokio::time::timeout(CALL_TIMEOUT, self.transport.identify(address, request)).await;
         match asked {
             Ok(Err(DialError::Refused(refusal @ Refusal::CallerFenced { known, .. }))) if known != own => {
@@ -145,7 +145,7 @@ impl<M: StateMachine> Standing<M> {
         for (node_id, member) in metrics.membership.members.iter().filter(|(id, _)| **id != own) {
             let request = IdentifyRequest {
                 hello: Some(self.caller.hello(*node_id, Some(member.incarnation))),
-                founders: Default::default(),
+                ..IdentifyRequest::default()
             };
             let address = self.caller.addresses.of(*node_id, member);
             let call = self.transport.identify(address, request);
@@ -176,6 +176,7 @@ fn verdict(
         | Refusal::Stopped(_)
         | Refusal::NotJoining { .. }
         | Refusal::OtherFounders { .. }
+        | Refusal::OtherState { .. }
         | Refusal::Malformed(_) => return None,
     };
     let is_newer = match metrics.membership_at {

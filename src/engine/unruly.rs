@@ -47,7 +47,7 @@ impl StateMachine for Unruly {
         Ok(())
     }
 
-    fn read_snapshot(_: &mut dyn Read) -> io::Result<Self> {
+    fn read_snapshot(_: u32, _: &mut dyn Read) -> io::Result<Self> {
         Ok(Self::default())
     }
 

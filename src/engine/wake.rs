@@ -44,9 +44,10 @@ enum Next {
 }
 
 /// What a leader has to propose next, when it has applied `progress` and its clocks show `reading`. `wakes` tells whether
-/// the machine has a wake-up command.
+/// the machine that is due has a wake-up command.
 fn next(progress: &Progress, reading: &Reading, wakes: bool) -> Option<Next> {
-    let Progress { clock, wake_ms, sessions, .. } = progress;
+    let Progress { clock, wake, sessions, .. } = progress;
+    let wake_ms = wake.map(|wake| wake.at_ms);
     if wake_ms.is_none() && *sessions == 0 {
         return None;
     }
@@ -73,7 +74,6 @@ fn next(progress: &Progress, reading: &Reading, wakes: bool) -> Option<Next> {
 
 /// Runs for as long as there is a handle to the node.
 pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
-    let wakes = M::wake().is_some();
     let Some((mut progress, mut state)) =
         node.upgrade().map(|inner| (inner.core.published().watch(), inner.state.clone()))
     else {
@@ -83,11 +83,13 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
         let leads = state.borrow_and_update().role == Role::Leader;
         let applied = *progress.borrow_and_update();
         let Some(reading) = node.upgrade().map(|inner| inner.reading()) else { return until_ended().await };
-        let next = if leads { next(&applied, &reading, wakes) } else { None };
+        let due = applied.wake.map(|wake| wake.machine);
+        let wakes = || due.is_some_and(|machine| M::wake_of(machine).is_some());
+        let next = if leads { next(&applied, &reading, wakes()) } else { None };
         let due_in = match next {
             Some(Next::WakeUp(Duration::ZERO)) => {
                 let Some(inner) = node.upgrade() else { return until_ended().await };
-                let pause = if wake(&Engine { inner }).await { PACE } else { PAUSE };
+                let pause = if wake(&Engine { inner }, due).await { PACE } else { PAUSE };
                 tokio::time::sleep(pause).await;
                 continue;
             }
@@ -113,9 +115,9 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
     }
 }
 
-/// Whether the command was applied.
-async fn wake<M: StateMachine>(engine: &Engine<M>) -> bool {
-    let Some(command) = M::wake() else { return false };
+/// Whether the command of the machine that is `due` was applied.
+async fn wake<M: StateMachine>(engine: &Engine<M>, due: Option<u16>) -> bool {
+    let Some(command) = due.and_then(M::wake_of) else { return false };
     engine.inner.counters.wake_ups.fetch_add(1, Ordering::Relaxed);
     let (done, outcome) = oneshot::channel();
     engine
@@ -147,9 +149,9 @@ async fn write_clock<M: StateMachine>(engine: &Engine<M>) -> bool {
 /// end: before the node stops, and when its wall clock was set.
 pub(super) async fn note_time<M: StateMachine>(engine: &Engine<M>) {
     let inner = &engine.inner;
-    let Progress { wake_ms, sessions, .. } = inner.core.published().progress();
+    let Progress { wake, sessions, .. } = inner.core.published().progress();
     let leads = inner.core.metrics().role == Role::Leader && !inner.core.is_handing_over();
-    if leads && (wake_ms.is_some() || sessions > 0) {
+    if leads && (wake.is_some() || sessions > 0) {
         let written = tokio::time::timeout(NOTE_PATIENCE, write_clock(engine)).await;
         if !matches!(written, Ok(true)) {
             tracing::debug!("the time could not be written into the log");
@@ -160,11 +162,13 @@ pub(super) async fn note_time<M: StateMachine>(engine: &Engine<M>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Wake;
     use crate::types::ClusterClock;
 
     fn progress(wake_ms: Option<u64>, sessions: usize) -> Progress {
         let clock = ClusterClock { elapsed_ms: 100_000, wall_offset_ms: 0, term: 2, counted_ms: Some(5_000) };
-        Progress { clock, wake_ms, sessions, ..Progress::default() }
+        let wake = wake_ms.map(|at_ms| Wake { at_ms, machine: 0 });
+        Progress { clock, wake, sessions, ..Progress::default() }
     }
 
     fn at(counted_ms: u64) -> Reading {

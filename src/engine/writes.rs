@@ -135,21 +135,27 @@ impl<M: StateMachine> Engine<M> {
         {
             return done(Err(refusal));
         }
-        let envelope = match envelope::seal(self.inner.reading(), &command, options.slot) {
+        let wrote = M::wrote(&command);
+        if !self.inner.core.agreed_versions().contain(wrote)
+            && let Err(refusal) = self.inner.agreed_in_time(wrote).await
+        {
+            return done(Err(refusal));
+        }
+        let envelope = match envelope::seal::<M>(self.inner.reading(), &command, options.slot) {
             Ok(envelope) => envelope,
             Err(error) => return done(Err(WriteError::Unencodable { reason: error.to_string() })),
         };
         if !M::COMMANDS_ROUND_TRIP
-            && let Err(reason) = envelope::try_open::<M::Command>(&envelope)
+            && let Err(unusable) = envelope::try_open::<M>(&envelope)
         {
-            return done(Err(WriteError::Undecodable { reason }));
+            return done(Err(WriteError::Undecodable { reason: unusable.reason }));
         }
         let engine = self.inner.clone();
         let done = move |outcome: Outcome| {
             if let Ok(acknowledged) = &outcome {
                 engine.counters.acknowledge(acknowledged.ack);
             }
-            done(outcome.and_then(decoded::<M::Reply>));
+            done(outcome.and_then(|acknowledged| decoded::<M>(acknowledged, wrote.machine)));
         };
         self.propose_envelope(writer, envelope, options, done).await;
     }
@@ -215,11 +221,12 @@ fn applied<R>(acknowledged: Acknowledged<R>) -> Written<R> {
     Written { log_id: acknowledged.log_id, reply }
 }
 
-fn decoded<R: serde::de::DeserializeOwned>(
+fn decoded<M: StateMachine>(
     acknowledged: Acknowledged<Bytes>,
-) -> Result<Acknowledged<R>, WriteError> {
+    machine: u16,
+) -> Result<Acknowledged<M::Reply>, WriteError> {
     let Acknowledged { log_id, reply, ack, held_by, repeated } = acknowledged;
-    let reply = reply.map(|reply| envelope::try_decode(&reply)).transpose();
+    let reply = reply.map(|reply| envelope::try_decode_reply::<M>(machine, &reply)).transpose();
     let reply = reply.map_err(|reason| WriteError::UnreadableReply { log_id, reason })?;
     Ok(Acknowledged { log_id, reply, ack, held_by, repeated })
 }
@@ -394,7 +401,7 @@ mod tests {
             Ok(())
         }
 
-        fn read_snapshot(_: &mut dyn Read) -> io::Result<Self> {
+        fn read_snapshot(_: u32, _: &mut dyn Read) -> io::Result<Self> {
             Ok(Self(std::marker::PhantomData))
         }
     }

@@ -7,13 +7,25 @@
 //! [`kv`](crate::kv::machine) is the machine that `quorate serve` hosts; the embedding examples bring their own. [`sessions`]
 //! stands in front of whichever machine it is.
 
+mod composition;
+mod encoding;
+mod recording;
 pub mod sessions;
+mod snapshot_parts;
 
 use std::io::{self, Read, Write};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::types::LogId;
+pub use self::composition::{Composed, Either};
+pub use self::encoding::{DecodeError, decode, encode};
+pub use self::recording::{Recording, RecordingError};
+pub use self::snapshot_parts::SnapshotParts;
+use self::snapshot_parts::write_part;
+use crate::types::{LogId, MachineVersion, ReadableVersions, check_version};
+
+/// Most machines of one node.
+pub const MOST_MACHINES: usize = 16;
 
 /// What a command may know about the world, the same on every node that applies it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +43,15 @@ pub struct ApplyContext {
     pub time_ms: u64,
 }
 
+/// When which machine of a node wants to be woken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wake {
+    /// In [elapsed time](ApplyContext::elapsed_ms).
+    pub at_ms: u64,
+    /// The machine's number.
+    pub machine: u16,
+}
+
 /// A deterministic state machine.
 ///
 /// # Invariants an implementation owes
@@ -44,6 +65,12 @@ pub struct ApplyContext {
 /// - *Independence*: a [`View`](Self::View) does not change when later commands are applied.
 ///
 /// A machine in memory is rebuilt at start from the newest snapshot and the log after it.
+///
+/// # Another version of a machine
+///
+/// What a machine writes stays: in logs, in snapshots, on nodes that are not upgraded yet. Whoever changes a command or a
+/// snapshot raises [`VERSION`](Self::VERSION), and is handed the version of all that earlier ones wrote. Members agree on a version
+/// before anything is written in it; `docs/design/versions.md` says how.
 pub trait StateMachine: Send + Sync + 'static {
     /// What a write carries. Replicated and stored, so its encoding must outlive upgrades.
     type Command: Serialize + DeserializeOwned + Send + 'static;
@@ -57,6 +84,13 @@ pub trait StateMachine: Send + Sync + 'static {
     /// that neither waits for `apply` nor holds it up.
     type View: Send + Sync + 'static;
 
+    /// The version that this build writes. To be raised with every command or snapshot that builds before would not read, or would
+    /// read as something else.
+    const VERSION: u32 = 0;
+
+    /// The oldest version that this build reads. What is older is refused, never guessed at.
+    const OLDEST_VERSION: u32 = 0;
+
     /// Whether every command is sure to be decoded again as what was encoded. Until a machine says so, each of its commands
     /// is decoded once more before it is proposed: one that cannot be would end the whole cluster when it is applied, on
     /// every node and at every start. Types that derive `Serialize` and `Deserialize` and use none of serde's attributes
@@ -64,11 +98,29 @@ pub trait StateMachine: Send + Sync + 'static {
     /// `serde_json::Value`, are sure to be.
     const COMMANDS_ROUND_TRIP: bool = false;
 
-    /// Whether `encoded` is a command for certain, told without decoding it. What others send is decoded before it is taken into the
+    /// The first version that reads `command` as this build encodes it. A command is proposed once all members read that
+    /// version: one that has not changed should go on to name the version that it came with, so that it can be written while
+    /// nodes are being upgraded.
+    fn command_version(command: &Self::Command) -> u32 {
+        let _ = command;
+        Self::VERSION
+    }
+
+    /// The command that `version`, from [`OLDEST_VERSION`](Self::OLDEST_VERSION) to [`VERSION`](Self::VERSION), wrote as `encoded`: it must do what
+    /// it did then. [`decode`] reads any type that an earlier version had.
+    ///
+    /// # Errors
+    /// When it is none.
+    fn decode_command(version: u32, encoded: &[u8]) -> Result<Self::Command, DecodeError> {
+        let _ = version;
+        decode(encoded)
+    }
+
+    /// Whether `encoded`, which `version` wrote, is a command for certain, told without decoding it. What others send is decoded before it is taken into the
     /// log, and again when it is applied; a machine with many small commands may spare itself the first. False if that is
     /// not known.
-    fn is_command(encoded: &[u8]) -> bool {
-        let _ = encoded;
+    fn is_command(version: u32, encoded: &[u8]) -> bool {
+        let _ = (version, encoded);
         false
     }
 
@@ -87,19 +139,19 @@ pub trait StateMachine: Send + Sync + 'static {
     /// Answers `query` from `view`.
     fn query(view: &Self::View, query: Self::Query) -> Self::Answer;
 
-    /// Writes all of `view` to `out`, in a form that [`read_snapshot`](Self::read_snapshot) of this
-    /// and later versions understands. Runs off the apply path.
+    /// Writes all of `view` to `out`, in the form of [`VERSION`](Self::VERSION). Runs off the apply path.
     ///
     /// # Errors
     /// Passes on what `out` returns.
     fn write_snapshot(view: &Self::View, out: &mut dyn Write) -> io::Result<()>;
 
-    /// The machine that [`write_snapshot`](Self::write_snapshot) wrote. `input` has been checked
+    /// The machine that [`write_snapshot`](Self::write_snapshot) of `version`, from
+    /// [`OLDEST_VERSION`](Self::OLDEST_VERSION) to [`VERSION`](Self::VERSION), wrote. `input` has been checked
     /// against its checksum and ends where the snapshot ends.
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] when the bytes are not a snapshot of this machine.
-    fn read_snapshot(input: &mut dyn Read) -> io::Result<Self>
+    fn read_snapshot(version: u32, input: &mut dyn Read) -> io::Result<Self>
     where
         Self: Sized;
 
@@ -155,6 +207,83 @@ pub trait StateMachine: Send + Sync + 'static {
         Self: Sized,
     {
         None
+    }
+
+    // What follows is for compositions of several machines; one that is alone leaves it as it is.
+
+    /// All that a build reads, in the order of the machines' numbers.
+    const MACHINES: &'static [ReadableVersions] =
+        &[ReadableVersions { machine: 0, oldest: Self::OLDEST_VERSION, newest: Self::VERSION }];
+
+    /// The machine that `command` is for, and its [version](Self::command_version).
+    fn wrote(command: &Self::Command) -> MachineVersion {
+        MachineVersion { machine: 0, version: Self::command_version(command) }
+    }
+
+    /// What is encoded of `command`, beside its [machine and version](Self::wrote).
+    fn content(command: &Self::Command) -> impl Serialize + '_ {
+        command
+    }
+
+    /// The command in `encoded`, of a machine and a version that are among [`MACHINES`](Self::MACHINES).
+    ///
+    /// # Errors
+    /// When it is none.
+    fn decode_of(wrote: MachineVersion, encoded: &[u8]) -> Result<Self::Command, DecodeError> {
+        Self::decode_command(wrote.version, encoded)
+    }
+
+    /// As [`is_command`](Self::is_command), of any machine and version.
+    fn is_command_of(wrote: MachineVersion, encoded: &[u8]) -> bool {
+        check_version(wrote, Self::MACHINES).is_ok() && Self::is_command(wrote.version, encoded)
+    }
+
+    /// What is encoded of `reply`: whose it is, its command says.
+    fn reply_content(reply: &Self::Reply) -> impl Serialize + '_ {
+        reply
+    }
+
+    /// The reply of `machine` in `encoded`.
+    ///
+    /// # Errors
+    /// When it is none.
+    fn decode_reply(machine: u16, encoded: &[u8]) -> Result<Self::Reply, DecodeError> {
+        let _ = machine;
+        decode(encoded)
+    }
+
+    /// Writes `view` as one part of several.
+    ///
+    /// # Errors
+    /// Passes on what `out` returns.
+    fn write_parts(view: &Self::View, out: &mut dyn Write) -> io::Result<()> {
+        write_part(out, |out| Self::write_snapshot(view, out))
+    }
+
+    /// The machine whose part is among `parts`.
+    ///
+    /// # Errors
+    /// As [`read_snapshot`](Self::read_snapshot).
+    fn read_parts(parts: &mut SnapshotParts<'_>) -> io::Result<Self>
+    where
+        Self: Sized,
+    {
+        let read = parts.read(0, |version, input| Self::read_snapshot(version, input))?;
+        read.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it has no part of the first machine"))
+    }
+
+    /// When the first of the machines is due.
+    fn next_wake(&self) -> Option<Wake> {
+        self.next_wake_ms().map(|at_ms| Wake { at_ms, machine: 0 })
+    }
+
+    /// The command that the leader proposes when `machine` is due.
+    fn wake_of(machine: u16) -> Option<Self::Command>
+    where
+        Self: Sized,
+    {
+        let _ = machine;
+        Self::wake()
     }
 
     /// A hash of the state: equal on two nodes that have applied the same entries, and in practice

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::activity::Activity;
+use super::agreed_versions::AgreedVersions;
 use super::agreement::Agreement;
 use super::envelope::{self, Content, QuotaChange};
 use super::log::{WRITES, position};
@@ -29,9 +30,9 @@ use super::type_config::{
     self, Answer, Entry, LogId, NotApplied, Payload, SnapshotMeta, StoredMembership, TypeConfig,
 };
 use crate::machine::sessions::{Admission, SessionRefusal, SessionTable};
-use crate::machine::{ApplyContext, StateMachine};
+use crate::machine::{self, ApplyContext, StateMachine};
 use crate::storage::{LogStore, SnapshotStore};
-use crate::types::{self, Quota, QuotaSource};
+use crate::types::{self, InitialState, OtherInitialState, Quota, QuotaSource, check_version};
 
 /// Most entries applied before readers and callers are told. After a restart the whole log may be waiting.
 const PUBLISH_ENTRIES: usize = 4096;
@@ -53,6 +54,7 @@ pub struct Applier<M: StateMachine> {
     snapshots: Arc<dyn SnapshotStore>,
     activity: Arc<Activity>,
     agreement: Arc<Agreement>,
+    agreed: Arc<AgreedVersions>,
     /// See [`bound_snapshot_lag`](Self::bound_snapshot_lag).
     snapshot_lag_bytes: u64,
     /// The snapshot that is being written, if one is, and the bytes of commands that it covers.
@@ -71,7 +73,7 @@ impl<M: StateMachine> Applier<M> {
     ) -> Result<Self, crate::error::StorageError> {
         let progress = Progress {
             state_hash: machine.running_hash(),
-            wake_ms: machine.next_wake_ms(),
+            wake: machine.next_wake(),
             state_bytes: machine.state_bytes(),
             ..Progress::default()
         };
@@ -85,6 +87,7 @@ impl<M: StateMachine> Applier<M> {
             snapshots,
             activity: Arc::default(),
             agreement: Arc::default(),
+            agreed: Arc::default(),
             snapshot_lag_bytes: u64::MAX,
             writing: None,
         };
@@ -97,6 +100,23 @@ impl<M: StateMachine> Applier<M> {
             this.activity.snapshot_bytes.store(handle.len_bytes(), Relaxed);
         }
         Ok(this)
+    }
+
+    /// The state that the machine begins with: it has applied nothing yet. None if it cannot be hashed: then it is compared as
+    /// little as any later one.
+    pub fn initial_state(&self, is_restored: bool) -> Option<InitialState> {
+        debug_assert!(self.progress.log_id.is_none(), "invariant: it has applied nothing");
+        let hashed = super::snapshot::catch("hashing the state", || Ok(M::state_hash(&self.machine.view())));
+        let hash = hashed
+            .inspect_err(|error| tracing::warn!(%error, "the initial state is not compared with the others'"))
+            .ok()?;
+        Some(InitialState { hash_version: M::HASH_VERSION, hash, is_restored })
+    }
+
+    /// The log still holds what its cluster was founded with: a state that was restored.
+    pub fn begins_restored(&mut self) {
+        self.progress.is_restored = true;
+        self.published.advance(self.progress);
     }
 
     /// Has entries wait for a snapshot that is being written once so many bytes of commands have been applied since it was
@@ -177,6 +197,11 @@ impl<M: StateMachine> Applier<M> {
         self.agreement.clone()
     }
 
+    /// The versions of its machine that the members have agreed on.
+    pub fn agreed_versions(&self) -> Arc<AgreedVersions> {
+        self.agreed.clone()
+    }
+
     fn replace(&mut self, content: Restored<M>, meta: &crate::storage::SnapshotMeta) {
         let mut machine = content.machine;
         machine.replaces(&self.machine);
@@ -187,6 +212,7 @@ impl<M: StateMachine> Applier<M> {
         self.progress.clock = meta.clock;
         self.progress.history = meta.history;
         self.set_quota(Quota::from_stored(meta.quota_bytes));
+        self.agreed.replace(&meta.machines.agreed);
         self.measure();
         self.published.advance(self.progress);
         // The last view would keep the state before alive.
@@ -197,7 +223,7 @@ impl<M: StateMachine> Applier<M> {
 
     fn measure(&mut self) {
         self.progress.state_hash = self.machine.running_hash();
-        self.progress.wake_ms = self.machine.next_wake_ms();
+        self.progress.wake = self.machine.next_wake();
         self.progress.sessions = self.sessions.len();
         self.progress.session_bytes = self.sessions.bytes();
         self.progress.largest_opener = self.sessions.largest_opener();
@@ -241,7 +267,7 @@ impl<M: StateMachine> Applier<M> {
         let builder = SnapshotBuilder::new(
             self.applied(),
             self.sessions.clone(),
-            self.membership.clone(),
+            (self.membership.clone(), self.agreed.versions()),
             self.snapshots.clone(),
             self.activity.clone(),
         );
@@ -303,15 +329,16 @@ impl<M: StateMachine> Applier<M> {
             Payload::Membership(_) => {
                 let membership = entry.payload.get_membership().expect("invariant: just matched");
                 if log_id.index == FOUNDING_INDEX {
-                    let founders = type_config::from_membership(&membership);
-                    self.progress.history = types::HistoryEpoch::founded_by(&founders);
+                    self.found(&type_config::from_membership(&membership)).map_err(|error| {
+                        io::Error::new(io::ErrorKind::InvalidData, format!("entry {log_id}: {error}"))
+                    })?;
                 }
                 self.membership = StoredMembership::new(Some(type_config::log_id(log_id)), membership);
                 Answer::empty()
             }
             Payload::Normal(command) => {
                 self.progress.command_bytes += command.bytes.len() as u64;
-                let opened = envelope::open::<M::Command>(&command.bytes).map_err(|error| {
+                let opened = envelope::open::<M>(&command.bytes).map_err(|error| {
                     io::Error::new(io::ErrorKind::InvalidData, format!("entry {log_id}: {error}"))
                 })?;
                 self.progress.clock.advance(log_id.term, opened.stamp);
@@ -321,6 +348,26 @@ impl<M: StateMachine> Applier<M> {
         self.progress.log_id = Some(log_id);
         self.agreement.applied(&self.machine, log_id);
         Ok(answer)
+    }
+
+    /// Begins the history of a cluster, with what its founders agreed on.
+    fn found(
+        &mut self,
+        founders: &types::Membership,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.progress.history = types::HistoryEpoch::founded_by(founders);
+        let Some((_, founding)) = founders.founding() else { return Ok(()) };
+        if let Some(own) = self.initial_state(founding.state.is_restored)
+            && founding.state.differs_from(&own)
+        {
+            return Err(OtherInitialState { founded: founding.state, own }.into());
+        }
+        for version in &founding.versions {
+            check_version(*version, M::MACHINES)?;
+            self.agreed.raise(*version);
+        }
+        self.progress.is_restored = founding.state.is_restored;
+        Ok(())
     }
 
     fn carry_out(&mut self, log_id: types::LogId, content: Content<M::Command>) -> io::Result<Answer> {
@@ -343,6 +390,10 @@ impl<M: StateMachine> Applier<M> {
                 self.change_quota(change);
                 return Ok(Answer::empty());
             }
+            Content::Agreement(version) => {
+                self.agreed.raise(version);
+                return Ok(Answer::empty());
+            }
         };
         match slot.map(|slot| self.sessions.admit(slot, elapsed_ms)) {
             Some(Admission::Refuse(refusal)) => {
@@ -363,10 +414,11 @@ impl<M: StateMachine> Applier<M> {
                 let reply = self.machine.apply(&context, command);
                 // What cannot be encoded is kept as nothing, which its caller cannot read: it was applied all the same, here
                 // and on every other node.
-                let reply = envelope::encode(&reply).unwrap_or_else(|error| {
-                    tracing::error!(%log_id, %error, "the reply to a command cannot be encoded");
-                    Bytes::new()
-                });
+                let reply =
+                    machine::encode(&M::reply_content(&reply)).map(Bytes::from).unwrap_or_else(|error| {
+                        tracing::error!(%log_id, %error, "the reply to a command cannot be encoded");
+                        Bytes::new()
+                    });
                 if let Some(slot) = slot {
                     self.record(slot, log_id, reply.clone());
                 }
@@ -507,7 +559,7 @@ mod tests {
             Ok(())
         }
 
-        fn read_snapshot(_: &mut dyn Read) -> io::Result<Self> {
+        fn read_snapshot(_: u32, _: &mut dyn Read) -> io::Result<Self> {
             Ok(Self)
         }
     }
@@ -526,7 +578,7 @@ mod tests {
         let at = |counted_ms| Reading { wall_ms: 7_000, term: 1, counted_ms };
         let write = |session, counted_ms, bytes: usize| {
             let slot = SessionSlot { session, sequence: 1, first_unanswered: 1 };
-            envelope::seal(at(counted_ms), &bytes, Some(slot)).unwrap()
+            envelope::seal::<Talkative>(at(counted_ms), &bytes, Some(slot)).unwrap()
         };
         let commands = [
             envelope::seal_open_session(at(0), 1, MIN_TTL_MS, ""),

@@ -43,7 +43,7 @@ impl StateMachine for Count {
         out.write_all(&view.to_le_bytes())
     }
 
-    fn read_snapshot(input: &mut dyn Read) -> io::Result<Self> {
+    fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
         let mut bytes = [0; 8];
         input.read_exact(&mut bytes)?;
         Ok(Self(u64::from_le_bytes(bytes)))

@@ -13,6 +13,7 @@ use openraft::{Config, LinearizerOption, Raft, ServerState, SnapshotPolicy};
 use tokio::sync::{oneshot, watch};
 
 use super::activity::Activity;
+use super::agreed_versions::AgreedVersions;
 use super::agreement::Agreement;
 use super::apply::Applier;
 use super::clock::Reading;
@@ -35,7 +36,7 @@ use crate::machine::StateMachine;
 use crate::machine::sessions::SessionTable;
 use crate::runtime::Tasks;
 use crate::storage::{LogStore, SnapshotStore};
-use crate::types::{self, Incarnation, LogId, Member, NodeId};
+use crate::types::{self, Incarnation, LogId, Member, NodeId, ReadableVersions};
 
 mod candidacy;
 mod metrics;
@@ -125,6 +126,7 @@ pub struct Core<M: StateMachine> {
     fitness: Arc<PeerFitness>,
     activity: Arc<Activity>,
     agreement: Arc<Agreement>,
+    agreed_versions: Arc<AgreedVersions>,
     candidacy: Arc<Candidacy>,
     /// A leader not heard of for this long may have been replaced.
     lease: Duration,
@@ -145,6 +147,7 @@ impl<M: StateMachine> Clone for Core<M> {
             fitness: self.fitness.clone(),
             activity: self.activity.clone(),
             agreement: self.agreement.clone(),
+            agreed_versions: self.agreed_versions.clone(),
             candidacy: self.candidacy.clone(),
             lease: self.lease,
         }
@@ -158,7 +161,7 @@ impl<M: StateMachine> Core<M> {
     /// What openraft says when it cannot recover from the log and the snapshots.
     pub async fn start(config: &CoreConfig, mut parts: Parts<M>) -> Result<Self, String> {
         let (published, activity) = (parts.applier.published(), parts.applier.activity());
-        let agreement = parts.applier.agreement();
+        let (agreement, agreed_versions) = (parts.applier.agreement(), parts.applier.agreed_versions());
         parts.clients.count_in(activity.clone());
         parts.clients.judged_by(agreement.clone());
         let purge_mark = parts.clients.purge_mark();
@@ -221,6 +224,7 @@ impl<M: StateMachine> Core<M> {
             fitness,
             activity,
             agreement,
+            agreed_versions,
             candidacy,
             lease,
         })
@@ -511,6 +515,16 @@ impl<M: StateMachine> Core<M> {
     /// What this node knows of its peers from its own messages to them.
     pub fn peer_progress(&self) -> BTreeMap<NodeId, PeerProgress> {
         self.fitness.progress()
+    }
+
+    /// The versions of the machine that the members have agreed on.
+    pub fn agreed_versions(&self) -> &Arc<AgreedVersions> {
+        &self.agreed_versions
+    }
+
+    /// What the builds of peers read, as they said last, and in which data directories.
+    pub fn peer_reads(&self) -> BTreeMap<NodeId, (Incarnation, Vec<ReadableVersions>)> {
+        self.fitness.reads()
     }
 
     /// For how long the entry at `index` has been in this node's log, at least; `None` when it is not.

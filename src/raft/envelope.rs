@@ -17,6 +17,12 @@
 //! | 3: close a session | session (8) |
 //! | 4: clock | nothing: it is there for its time |
 //! | 5: quota | who sets it (1): 0 the leader, from the memory of the members; 1 an operator; 2 an operator, who leaves it to the leader again; bytes (8), 0 in the last case |
+//! | 6: command with a version | machine (2), version (4), the command |
+//! | 7: command with a version, of a session | session (8), sequence (8), first unanswered sequence (8), machine (2), version (4), the command |
+//! | 8: agreement on a version | machine (2), version (4): from here on commands up to that version of that machine may follow |
+//!
+//! Kinds 0 and 1 hold commands of machine 0 in its version 0, and are the only ones that hold those: builds that know nothing of
+//! machines and versions read them.
 //!
 //! Numbers are little-endian; commands are in bincode's standard configuration. Earlier versions are still read. Version 2
 //! had no kind 4, no opener of a session, and one clock, *log time* (8), in place of the three numbers. Version 1 had no kind either: log
@@ -25,12 +31,12 @@
 use std::panic::catch_unwind;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 
 use super::clock::{Reading, Stamp};
-use crate::machine::StateMachine;
+use crate::machine::{DecodeError, StateMachine};
 use crate::runtime::panic_message;
-use crate::types::SessionSlot;
+use crate::types::{MachineVersion, SessionSlot, UnsupportedVersion, check_version};
 
 /// The version this build writes.
 const VERSION: u8 = 3;
@@ -44,6 +50,8 @@ const HEAD_BYTES: usize = 1 + 1 + 3 * 8;
 const HEAD_BYTES_2: usize = 1 + 1 + 8;
 /// Bytes of a session's slot.
 const SLOT_BYTES: usize = 3 * 8;
+/// Bytes of a machine's number and version.
+const WROTE_BYTES: usize = 2 + 4;
 /// Bytes before the command in version 1.
 const HEAD_BYTES_1: usize = 1 + 8 + 8 + 8;
 
@@ -53,6 +61,9 @@ const OPEN_SESSION: u8 = 2;
 const CLOSE_SESSION: u8 = 3;
 const CLOCK: u8 = 4;
 const QUOTA: u8 = 5;
+const VERSIONED_COMMAND: u8 = 6;
+const VERSIONED_SESSION_COMMAND: u8 = 7;
+const AGREEMENT: u8 = 8;
 
 const QUOTA_OF_MEMORY: u8 = 0;
 const QUOTA_OF_OPERATOR: u8 = 1;
@@ -85,6 +96,8 @@ pub enum Content<C> {
     Clock,
     /// Change the quota on the state.
     Quota(QuotaChange),
+    /// All members read this version of this machine: commands up to it may follow.
+    Agreement(MachineVersion),
 }
 
 /// What becomes of the quota on the state.
@@ -139,7 +152,10 @@ pub enum EnvelopeError {
     },
     /// The command's bytes are not one.
     #[error("the command cannot be decoded: {0}")]
-    Command(#[from] bincode::error::DecodeError),
+    Command(#[from] DecodeError),
+    /// A machine, or a version of it, that this build does not read.
+    #[error(transparent)]
+    Machine(#[from] UnsupportedVersion),
     /// Who opens a session is not a text, or too long a one.
     #[error("the opener of a session is not a text of at most {MAX_OPENER_BYTES} bytes")]
     Opener,
@@ -186,7 +202,17 @@ fn head(kind: u8, reading: Reading, room: usize) -> BytesMut {
 ///
 /// # Errors
 /// Passes on what the command's `Serialize` implementation returns.
-pub fn seal<C: Serialize>(
+pub fn seal<M: StateMachine>(
+    reading: Reading,
+    command: &M::Command,
+    slot: Option<SessionSlot>,
+) -> Result<Bytes, bincode::error::EncodeError> {
+    seal_as(M::wrote(command), reading, &M::content(command), slot)
+}
+
+/// The same, for what is encoded of a command that a machine `wrote`.
+fn seal_as<C: Serialize>(
+    wrote: MachineVersion,
     reading: Reading,
     command: &C,
     slot: Option<SessionSlot>,
@@ -194,12 +220,23 @@ pub fn seal<C: Serialize>(
     // Envelopes stay in memory as long as the log's tail does. One that grew on the way would take up to twice its bytes.
     let mut command_bytes = Length(0);
     bincode::serde::encode_into_writer(command, &mut command_bytes, bincode::config::standard())?;
-    let (kind, slot_bytes) = if slot.is_some() { (SESSION_COMMAND, SLOT_BYTES) } else { (COMMAND, 0) };
-    let mut out = head(kind, reading, slot_bytes + command_bytes.0);
+    let is_first = wrote == MachineVersion::FIRST;
+    let kind = match (is_first, slot.is_some()) {
+        (true, false) => COMMAND,
+        (true, true) => SESSION_COMMAND,
+        (false, false) => VERSIONED_COMMAND,
+        (false, true) => VERSIONED_SESSION_COMMAND,
+    };
+    let slot_bytes = if slot.is_some() { SLOT_BYTES } else { 0 };
+    let wrote_bytes = if is_first { 0 } else { WROTE_BYTES };
+    let mut out = head(kind, reading, slot_bytes + wrote_bytes + command_bytes.0);
     if let Some(slot) = slot {
         out.put_u64_le(slot.session);
         out.put_u64_le(slot.sequence);
         out.put_u64_le(slot.first_unanswered);
+    }
+    if !is_first {
+        put_wrote(&mut out, wrote);
     }
     bincode::serde::encode_into_writer(command, Output(&mut out), bincode::config::standard())?;
     Ok(out.freeze())
@@ -240,11 +277,39 @@ pub fn seal_quota(reading: Reading, change: QuotaChange) -> Bytes {
     out.freeze()
 }
 
+/// Says that all members read `version`.
+pub fn seal_agreement(reading: Reading, version: MachineVersion) -> Bytes {
+    let mut out = head(AGREEMENT, reading, WROTE_BYTES);
+    put_wrote(&mut out, version);
+    out.freeze()
+}
+
+fn put_wrote(out: &mut BytesMut, wrote: MachineVersion) {
+    out.put_u16_le(wrote.machine);
+    out.put_u32_le(wrote.version);
+}
+
 /// Opens an envelope.
 ///
 /// # Errors
 /// See [`EnvelopeError`]. A committed entry that cannot be opened stops the node.
-pub fn open<C: DeserializeOwned>(mut bytes: &[u8]) -> Result<Opened<C>, EnvelopeError> {
+pub fn open<M: StateMachine>(bytes: &[u8]) -> Result<Opened<M::Command>, EnvelopeError> {
+    let opened = open_with(bytes, |wrote, command| {
+        check_version(wrote, M::MACHINES)?;
+        Ok(M::decode_of(wrote, command)?)
+    })?;
+    if let Content::Agreement(version) = opened.content {
+        // What follows could not be read.
+        check_version(version, M::MACHINES)?;
+    }
+    Ok(opened)
+}
+
+/// Opens an envelope, with `decode` for the command in it and the machine that wrote it.
+fn open_with<C>(
+    mut bytes: &[u8],
+    decode: impl Fn(MachineVersion, &[u8]) -> Result<C, EnvelopeError>,
+) -> Result<Opened<C>, EnvelopeError> {
     let whole = bytes.len();
     let need = |bytes: &[u8], count: usize| match bytes.len() >= count {
         true => Ok(()),
@@ -257,7 +322,8 @@ pub fn open<C: DeserializeOwned>(mut bytes: &[u8]) -> Result<Opened<C>, Envelope
             need(bytes, HEAD_BYTES_1 - 1)?;
             let stamp = Stamp::LogTime(bytes.get_u64_le());
             bytes.advance(16);
-            return Ok(Opened { stamp, content: Content::Command(decode(bytes)?, None) });
+            let command = decode(MachineVersion::FIRST, bytes)?;
+            return Ok(Opened { stamp, content: Content::Command(command, None) });
         }
         LOG_TIME_VERSION => need(bytes, HEAD_BYTES_2 - 1)?,
         VERSION => need(bytes, HEAD_BYTES - 1)?,
@@ -272,13 +338,28 @@ pub fn open<C: DeserializeOwned>(mut bytes: &[u8]) -> Result<Opened<C>, Envelope
         }
     };
     let content = match kind {
-        COMMAND => Content::Command(decode(bytes)?, None),
+        COMMAND => Content::Command(decode(MachineVersion::FIRST, bytes)?, None),
         SESSION_COMMAND => {
             need(bytes, SLOT_BYTES)?;
-            let (session, sequence, first_unanswered) =
-                (bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u64_le());
-            let slot = SessionSlot { session, sequence, first_unanswered };
-            Content::Command(decode(bytes)?, Some(slot))
+            let slot = get_slot(&mut bytes);
+            Content::Command(decode(MachineVersion::FIRST, bytes)?, Some(slot))
+        }
+        VERSIONED_COMMAND if version > LOG_TIME_VERSION => {
+            need(bytes, WROTE_BYTES)?;
+            Content::Command(decode(get_wrote(&mut bytes), bytes)?, None)
+        }
+        VERSIONED_SESSION_COMMAND if version > LOG_TIME_VERSION => {
+            need(bytes, SLOT_BYTES + WROTE_BYTES)?;
+            let slot = get_slot(&mut bytes);
+            Content::Command(decode(get_wrote(&mut bytes), bytes)?, Some(slot))
+        }
+        AGREEMENT if version > LOG_TIME_VERSION => {
+            need(bytes, WROTE_BYTES)?;
+            let agreed = get_wrote(&mut bytes);
+            match bytes.len() {
+                0 => Content::Agreement(agreed),
+                bytes => return Err(EnvelopeError::Trailing { bytes }),
+            }
         }
         OPEN_SESSION => {
             need(bytes, 16)?;
@@ -312,6 +393,15 @@ pub fn open<C: DeserializeOwned>(mut bytes: &[u8]) -> Result<Opened<C>, Envelope
     Ok(Opened { stamp, content })
 }
 
+fn get_slot(bytes: &mut &[u8]) -> SessionSlot {
+    let (session, sequence, first_unanswered) = (bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u64_le());
+    SessionSlot { session, sequence, first_unanswered }
+}
+
+fn get_wrote(bytes: &mut &[u8]) -> MachineVersion {
+    MachineVersion { machine: bytes.get_u16_le(), version: bytes.get_u32_le() }
+}
+
 fn opener(bytes: &[u8]) -> Result<&str, EnvelopeError> {
     match std::str::from_utf8(bytes) {
         Ok(opener) if opener.len() <= MAX_OPENER_BYTES => Ok(opener),
@@ -319,48 +409,77 @@ fn opener(bytes: &[u8]) -> Result<&str, EnvelopeError> {
     }
 }
 
+/// An entry that this build cannot apply.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Unusable {
+    /// Why, in words.
+    pub reason: String,
+    /// That it was written by a machine, or a version of it, that this build does not read. Nothing else is wrong with it.
+    pub unsupported: Option<UnsupportedVersion>,
+}
+
+impl From<EnvelopeError> for Unusable {
+    fn from(error: EnvelopeError) -> Self {
+        let unsupported = match &error {
+            EnvelopeError::Machine(unsupported) => Some(*unsupported),
+            _ => None,
+        };
+        Self { reason: error.to_string(), unsupported }
+    }
+}
+
 /// As [`open`], for bytes of which it is not known whether they can be opened: a command's `Deserialize` implementation
 /// may panic as well.
 ///
 /// # Errors
-/// What is wrong, in words.
-pub fn try_open<C: DeserializeOwned>(bytes: &[u8]) -> Result<Opened<C>, String> {
-    catch_unwind(|| open(bytes))
-        .map_err(|panic| format!("decoding it panicked: {}", panic_message(&*panic)))?
-        .map_err(|error| error.to_string())
+/// What is wrong.
+pub fn try_open<M: StateMachine>(bytes: &[u8]) -> Result<Opened<M::Command>, Unusable> {
+    let opened = catch_unwind(|| open::<M>(bytes)).map_err(|panic| Unusable {
+        reason: format!("decoding it panicked: {}", panic_message(&*panic)),
+        unsupported: None,
+    })?;
+    Ok(opened?)
 }
 
 /// Whether `bytes` can be opened and hold a command of machine `M`, or something else that an entry may ask for. Returns when
 /// the leader proposed it.
 ///
 /// # Errors
-/// What is wrong, in words.
-pub fn check<M: StateMachine>(bytes: &[u8]) -> Result<Stamp, String> {
+/// What is wrong.
+pub fn check<M: StateMachine>(bytes: &[u8]) -> Result<Stamp, Unusable> {
     match plain_command(bytes) {
-        Some((stamp, command)) if M::is_command(command) => Ok(stamp),
-        _ => try_open::<M::Command>(bytes).map(|opened| opened.stamp),
+        Some((stamp, wrote, command)) if M::is_command_of(wrote, command) => Ok(stamp),
+        _ => try_open::<M>(bytes).map(|opened| opened.stamp),
     }
 }
 
-/// The stamp and the command in an envelope of this build's version, if it holds one.
-fn plain_command(bytes: &[u8]) -> Option<(Stamp, &[u8])> {
-    let (mut head, rest) = bytes.split_at_checked(HEAD_BYTES)?;
-    let command = match (head.get_u8(), head.get_u8()) {
-        (VERSION, COMMAND) => rest,
-        (VERSION, SESSION_COMMAND) => rest.get(SLOT_BYTES..)?,
+/// The stamp and the command in an envelope of this build's version, if it holds one, and the machine that wrote it.
+fn plain_command(bytes: &[u8]) -> Option<(Stamp, MachineVersion, &[u8])> {
+    let (mut head, mut rest) = bytes.split_at_checked(HEAD_BYTES)?;
+    let (version, kind) = (head.get_u8(), head.get_u8());
+    let slot_bytes = match (version, kind) {
+        (VERSION, COMMAND | VERSIONED_COMMAND) => 0,
+        (VERSION, SESSION_COMMAND | VERSIONED_SESSION_COMMAND) => SLOT_BYTES,
         _ => return None,
+    };
+    rest = rest.get(slot_bytes..)?;
+    let wrote = match kind {
+        COMMAND | SESSION_COMMAND => MachineVersion::FIRST,
+        _ if rest.len() < WROTE_BYTES => return None,
+        _ => get_wrote(&mut rest),
     };
     let reading =
         Reading { wall_ms: head.get_u64_le(), term: head.get_u64_le(), counted_ms: head.get_u64_le() };
-    Some((Stamp::Reading(reading), command))
+    Some((Stamp::Reading(reading), wrote, rest))
 }
 
-/// As [`decode`], for bytes of which it is not known whether they can be decoded.
+/// The reply of `machine` in bytes of which it is not known whether they can be decoded.
 ///
 /// # Errors
 /// What is wrong, in words.
-pub fn try_decode<R: DeserializeOwned>(bytes: &[u8]) -> Result<R, String> {
-    catch_unwind(|| decode(bytes))
+pub fn try_decode_reply<M: StateMachine>(machine: u16, bytes: &[u8]) -> Result<M::Reply, String> {
+    catch_unwind(|| M::decode_reply(machine, bytes))
         .map_err(|panic| format!("decoding it panicked: {}", panic_message(&*panic)))?
         .map_err(|error| error.to_string())
 }
@@ -374,125 +493,5 @@ fn end(bytes: &mut &[u8]) -> Result<u64, EnvelopeError> {
     }
 }
 
-/// Encodes a reply the way it travels from apply to its caller, and into the table of sessions.
-///
-/// # Errors
-/// Passes on what the reply's `Serialize` implementation returns.
-pub fn encode<R: Serialize>(reply: &R) -> Result<Bytes, bincode::error::EncodeError> {
-    bincode::serde::encode_to_vec(reply, bincode::config::standard()).map(Bytes::from)
-}
-
-/// Decodes what [`encode`] wrote, all of it.
-///
-/// # Errors
-/// See [`EnvelopeError`].
-pub fn decode<R: DeserializeOwned>(bytes: &[u8]) -> Result<R, EnvelopeError> {
-    let (value, read) = bincode::serde::decode_from_slice(bytes, bincode::config::standard())?;
-    match bytes.len() - read {
-        0 => Ok(value),
-        bytes => Err(EnvelopeError::Trailing { bytes }),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    type Command = (String, Vec<u8>);
-
-    const READING: Reading = Reading { wall_ms: 7, term: 3, counted_ms: 90 };
-
-    #[test]
-    fn what_is_sealed_can_be_opened() {
-        let command: Command = ("put".to_owned(), vec![1, 2, 3]);
-        let expect = |sealed: &[u8], content| {
-            let opened = open::<Command>(sealed).unwrap();
-            assert_eq!(opened, Opened { stamp: Stamp::Reading(READING), content });
-        };
-        for slot in [None, Some(SessionSlot { session: 8, sequence: 9, first_unanswered: 4 })] {
-            let sealed = seal(READING, &command, slot).unwrap();
-            expect(&sealed, Content::Command(command.clone(), slot));
-        }
-        for opener in ["", "192.0.2.1:50000"] {
-            let content = Content::OpenSession { session: 8, ttl_ms: 60, opener: opener.to_owned() };
-            expect(&seal_open_session(READING, 8, 60, opener), content);
-        }
-        let long = "\u{e4}".repeat(MAX_OPENER_BYTES);
-        let content = Content::OpenSession { session: 8, ttl_ms: 0, opener: "\u{e4}".repeat(32) };
-        expect(&seal_open_session(READING, 8, 0, &long), content);
-        expect(&seal_close_session(READING, 60), Content::CloseSession { session: 60 });
-        expect(&seal_clock(READING), Content::Clock);
-        for change in [QuotaChange::Follow(5), QuotaChange::Set(6), QuotaChange::Release] {
-            expect(&seal_quota(READING, change), Content::Quota(change));
-        }
-    }
-
-    /// Logs in use hold these bytes.
-    #[test]
-    fn the_bytes_are_as_documented() {
-        let slot = SessionSlot { session: 2, sequence: 3, first_unanswered: 4 };
-        let numbers = |numbers: &[u64]| -> Vec<u8> { numbers.iter().flat_map(|n| n.to_le_bytes()).collect() };
-        let expect = |kind: u8, rest: &[u64], command: &[u8]| {
-            [&[3, kind][..], &numbers(&[7, 3, 90]), &numbers(rest), command].concat()
-        };
-        assert_eq!(seal(READING, &9_u8, None).unwrap(), expect(0, &[], &[9]));
-        assert_eq!(seal(READING, &9_u8, Some(slot)).unwrap(), expect(1, &[2, 3, 4], &[9]));
-        assert_eq!(seal_open_session(READING, 4, 5, "a:1"), expect(2, &[4, 5], b"a:1"));
-        assert_eq!(seal_close_session(READING, 5), expect(3, &[5], &[]));
-        assert_eq!(seal_clock(READING), expect(4, &[], &[]));
-        let quota = |how: u8, bytes: u64| expect(5, &[], &[&[how], &numbers(&[bytes])[..]].concat());
-        assert_eq!(seal_quota(READING, QuotaChange::Follow(9)), quota(0, 9));
-        assert_eq!(seal_quota(READING, QuotaChange::Set(9)), quota(1, 9));
-        assert_eq!(seal_quota(READING, QuotaChange::Release), quota(2, 0));
-        assert!(matches!(open::<u8>(&quota(3, 9)), Err(EnvelopeError::Quota { found: 3 })));
-
-        // Of earlier versions.
-        let earlier = |bytes: &[u8], content| {
-            let opened = open::<u8>(bytes).unwrap();
-            assert_eq!(opened, Opened { stamp: Stamp::LogTime(1), content });
-        };
-        let version_2 = |kind: u8, rest: &[u64], command: &[u8]| {
-            [&[2, kind][..], &numbers(&[1]), &numbers(rest), command].concat()
-        };
-        earlier(&version_2(0, &[], &[9]), Content::Command(9, None));
-        earlier(&version_2(1, &[2, 3, 4], &[9]), Content::Command(9, Some(slot)));
-        let opened = Content::OpenSession { session: 4, ttl_ms: 5, opener: String::new() };
-        earlier(&version_2(2, &[4, 5], &[]), opened);
-        earlier(&version_2(3, &[5], &[]), Content::CloseSession { session: 5 });
-        assert!(matches!(open::<u8>(&version_2(4, &[], &[])), Err(EnvelopeError::Kind { found: 4 })));
-        let version_1 = [&[1][..], &numbers(&[1, 0, 0]), &[9]].concat();
-        earlier(&version_1, Content::Command(9, None));
-    }
-
-    #[test]
-    fn damage_is_told_apart() {
-        let slot = SessionSlot { session: 2, sequence: 3, first_unanswered: 4 };
-        let bytes = seal(READING, &1234u64, Some(slot)).unwrap();
-        assert!(matches!(open::<u64>(&[]), Err(EnvelopeError::Truncated { bytes: 0 })));
-        assert!(matches!(open::<u64>(&bytes[..25]), Err(EnvelopeError::Truncated { bytes: 25 })));
-        assert!(matches!(open::<u64>(&bytes[..49]), Err(EnvelopeError::Truncated { bytes: 49 })));
-        assert!(matches!(open::<u64>(&bytes[..50]), Err(EnvelopeError::Command(_))));
-        assert!(matches!(open::<u64>(&[1; 24]), Err(EnvelopeError::Truncated { bytes: 24 })));
-        assert!(matches!(open::<u64>(&[2; 9]), Err(EnvelopeError::Truncated { bytes: 9 })));
-        let changed = |at: usize, byte: u8| {
-            let mut changed = bytes.to_vec();
-            changed[at] = byte;
-            open::<u64>(&changed)
-        };
-        assert!(matches!(changed(0, 4), Err(EnvelopeError::Version { found: 4 })));
-        assert!(matches!(changed(1, 99), Err(EnvelopeError::Kind { found: 99 })));
-        let opened =
-            |opener: &[u8]| open::<u64>(&[&seal_open_session(READING, 1, 0, "")[..], opener].concat());
-        assert!(matches!(opened(&[0xff]), Err(EnvelopeError::Opener)));
-        assert!(matches!(opened(&[b'a'; MAX_OPENER_BYTES + 1]), Err(EnvelopeError::Opener)));
-        for sealed in [
-            bytes,
-            seal_close_session(READING, 1),
-            seal_clock(READING),
-            seal_quota(READING, QuotaChange::Release),
-        ] {
-            let longer = [&sealed[..], &[0]].concat();
-            assert!(matches!(open::<u64>(&longer), Err(EnvelopeError::Trailing { bytes: 1 })));
-        }
-    }
-}
+mod tests;

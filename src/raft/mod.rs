@@ -13,6 +13,7 @@
 //! - [`snapshot`]: views of the state into files, off the apply path, and back;
 //! - [`membership`]: changes of the membership;
 //! - [`held`]: which members are known to hold which entries;
+//! - [`agreed_versions`]: up to which version of its machine commands may be proposed;
 //! - [`agreement`]: whether the nodes' states are the same at the same positions;
 //! - `succession`: why another node leads;
 //! - `consensus_tasks`: openraft's own tasks, whose panics are the node's end;
@@ -23,6 +24,7 @@
 //! [`crate::engine`].
 
 pub mod activity;
+pub mod agreed_versions;
 pub mod agreement;
 pub mod apply;
 pub mod clock;

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
+use crate::machine::Wake;
 use crate::types::{ClusterClock, HistoryEpoch, LogId, Quota};
 
 /// A view that nobody reads may be this many entries old. It keeps alive all that has been overwritten since.
@@ -32,8 +33,8 @@ pub struct Progress {
     pub command_bytes: u64,
     /// Hash of the state, if the machine keeps one up to date.
     pub state_hash: Option<u64>,
-    /// When, in elapsed time, the machine wants to be woken.
-    pub wake_ms: Option<u64>,
+    /// When the machine, or the first of several, wants to be woken.
+    pub wake: Option<Wake>,
     /// Sessions open.
     pub sessions: usize,
     /// Bytes of answers kept for them.
@@ -44,6 +45,8 @@ pub struct Progress {
     pub state_bytes: Option<u64>,
     /// How many they may be, once that is agreed.
     pub quota: Option<Quota>,
+    /// Whether the log, unless it is purged, begins with a state that was restored, so that nobody else can begin with it.
+    pub is_restored: bool,
 }
 
 impl Progress {

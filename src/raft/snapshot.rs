@@ -15,12 +15,12 @@ use super::activity::Activity;
 use super::published::Applied;
 use super::type_config::{self, CommittedLeaderId, StoredMembership, TypeConfig};
 use crate::error::{StorageError, is_out_of_files};
-use crate::machine::StateMachine;
 use crate::machine::sessions::SessionTable;
+use crate::machine::{SnapshotParts, StateMachine};
 use crate::runtime::panic_message;
 use crate::runtime::{offload, whole_ms};
 use crate::storage::{self, ReceivedSnapshot, SnapshotHandle, SnapshotStore, SnapshotWriter};
-use crate::types::{Member, NodeId, Quota};
+use crate::types::{MachineVersion, Member, NodeId, Quota, ReadableVersions, SnapshotMachines};
 
 /// A snapshot on its way through openraft.
 pub enum SnapshotData {
@@ -63,21 +63,24 @@ pub struct Restored<M> {
 pub struct SnapshotBuilder<M: StateMachine> {
     content: Arc<Content<M::View>>,
     membership: StoredMembership,
+    machines: SnapshotMachines,
     snapshots: Arc<dyn SnapshotStore>,
     activity: Arc<Activity>,
 }
 
 impl<M: StateMachine> SnapshotBuilder<M> {
-    /// A builder for the state `applied` with its `sessions`, at which `membership` was in effect. Counts in `activity`.
+    /// A builder for the state `applied` with its `sessions`, at which `membership` was in effect, and these versions were
+    /// agreed. Counts in `activity`.
     pub fn new(
         applied: Applied<M::View>,
         sessions: SessionTable,
-        membership: StoredMembership,
+        (membership, agreed): (StoredMembership, Vec<MachineVersion>),
         snapshots: Arc<dyn SnapshotStore>,
         activity: Arc<Activity>,
     ) -> Self {
         let content = Arc::new(Content { applied, sessions, held: watch::Sender::new(()) });
-        Self { content, membership, snapshots, activity }
+        let machines = SnapshotMachines { parts: parts::<M>(), agreed };
+        Self { content, membership, machines, snapshots, activity }
     }
 
     /// Closed when the snapshot is written or given up, and the state that it is taken of held no more.
@@ -101,6 +104,7 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
             membership: type_config::from_membership(self.membership.membership()),
             history: progress.history,
             quota_bytes: progress.quota.map_or(0, Quota::to_stored),
+            machines: self.machines.clone(),
         };
         let begun = Instant::now();
         let (content, snapshots, activity) =
@@ -121,6 +125,13 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
         tracing::info!(upto = %log_id, bytes = handle.len_bytes(), took_ms = whole_ms(begun.elapsed()), "wrote a snapshot");
         Ok(Snapshot { meta: self::meta(handle.meta()), snapshot: SnapshotData::Placed(handle) })
     }
+}
+
+/// The machines that write a snapshot, as it says itself.
+fn parts<M: StateMachine>() -> Vec<MachineVersion> {
+    let newest = |reads: &ReadableVersions| MachineVersion { machine: reads.machine, version: reads.newest };
+    let parts: Vec<_> = M::MACHINES.iter().map(newest).collect();
+    if parts == [MachineVersion::FIRST] { Vec::new() } else { parts }
 }
 
 /// A snapshot of nothing.
@@ -169,25 +180,41 @@ fn write<M: StateMachine>(
 /// # Errors
 /// [`StorageError::Corrupt`] when a checksum does not match, [`StorageError::Unreadable`] when the file cannot be read: then
 /// nothing is known of what it holds. [`StorageError::Version`] and [`StorageError::Undecodable`] when it is whole, and not
-/// for this program.
+/// for this program; [`StorageError::Machine`] when that is for a machine, or a version of it, that this build does not read.
 pub fn read<M: StateMachine>(handle: &SnapshotHandle) -> Result<Restored<M>, StorageError> {
+    check_machines::<M>(handle)?;
     let (version, input) = match handle.open() {
         Ok(opened) => opened,
         Err(error) => return Err(handle.refuse(error)),
     };
     let mut input = Watched { input, failed: None };
-    let read = catch("reading it", || read_from(version, &mut input));
+    let machines = &handle.meta().machines;
+    let read = catch("reading it", || read_from(version, machines, &mut input));
     read.map_err(|error| unreadable(handle, input.failed, error))
 }
 
-fn read_from<M: StateMachine>(version: u32, input: &mut impl Read) -> io::Result<Restored<M>> {
+/// Refuses a snapshot before anything of it is read.
+fn check_machines<M: StateMachine>(handle: &SnapshotHandle) -> Result<(), StorageError> {
+    let checked = handle.meta().machines.check(M::MACHINES);
+    checked.map_err(|source| StorageError::Machine { path: handle.path().to_owned(), source })
+}
+
+fn read_from<M: StateMachine>(
+    version: u32,
+    machines: &SnapshotMachines,
+    input: &mut impl Read,
+) -> io::Result<Restored<M>> {
     /// The first version of a snapshot file with sessions in its payload.
     const SESSIONS_SINCE: u32 = 2;
     let sessions = match version {
         ..SESSIONS_SINCE => SessionTable::default(),
         _ => SessionTable::read(input)?,
     };
-    let machine = M::read_snapshot(input)?;
+    let mut parts = SnapshotParts::new(&machines.parts, input);
+    let machine = M::read_parts(&mut parts)?;
+    if !parts.are_read() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "its parts are in another order"));
+    }
     // What the machine left unread must still be checked.
     io::copy(input, &mut io::sink())?;
     Ok(Restored { machine, sessions })
@@ -326,7 +353,7 @@ mod tests {
             Err(FULL.into())
         }
 
-        fn read_snapshot(_: &mut dyn Read) -> io::Result<Self> {
+        fn read_snapshot(_: u32, _: &mut dyn Read) -> io::Result<Self> {
             panic!("not one of mine")
         }
     }
@@ -370,7 +397,7 @@ mod tests {
             Ok(())
         }
 
-        fn read_snapshot(input: &mut dyn Read) -> io::Result<Self> {
+        fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
             let mut all = Vec::new();
             let outcome = input.read_to_end(&mut all);
             outcome
@@ -403,6 +430,7 @@ mod tests {
             membership: crate::types::Membership::default(),
             history: crate::types::HistoryEpoch(1),
             quota_bytes: 0,
+            machines: SnapshotMachines::default(),
         }
     }
 
@@ -411,7 +439,7 @@ mod tests {
         let handle = MemorySnapshots::new().begin(&some_meta()).unwrap().finish().unwrap();
         let fails = |version, bytes, error| {
             let mut input = Watched { input: Failing(bytes, error), failed: None };
-            let error = read_from::<Strict>(version, &mut input).err().unwrap();
+            let error = read_from::<Strict>(version, &SnapshotMachines::default(), &mut input).err().unwrap();
             unreadable(&handle, input.failed, error)
         };
         for version in [1, 2] {
@@ -479,8 +507,13 @@ mod tests {
             let applied = Applied { progress, view: () };
             let sessions = SessionTable::default();
             let membership = StoredMembership::default();
-            let mut builder =
-                SnapshotBuilder::<Large>::new(applied, sessions, membership, store, activity.clone());
+            let mut builder = SnapshotBuilder::<Large>::new(
+                applied,
+                sessions,
+                (membership, Vec::new()),
+                store,
+                activity.clone(),
+            );
             let built = builder.build_snapshot().await.unwrap();
             assert!(matches!(built.snapshot, SnapshotData::Empty));
             let counted = [&activity.snapshots_not_begun, &activity.snapshots_not_written];

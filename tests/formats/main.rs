@@ -6,12 +6,15 @@
 //! |---|---|
 //! | `data-1.tar.gz` | the data directory of a node: log, vote, a snapshot with sessions, expiring keys |
 //! | `data-2.tar.gz` | the same, with clocks in place of log time, a history, openers of sessions and a quota on the state |
+//! | `composed-1.tar.gz` | that of a node with two machines, one of them of version 2: a founding membership with an initial state, agreements |
 //! | `protocol-1.bin` | the descriptors of all protocol files |
 //!
 //! A new fixture is written by `QUORATE_WRITE_FIXTURES=1 cargo test --test formats`, under a new number, when a format
 //! gets a new version.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails
+
+mod composed;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -47,7 +47,8 @@ fn insider(nodes: &TestCluster, from: u64, to: u64) -> Hello {
 }
 
 async fn identify(node: &Node, hello: Hello, founders: &[(u64, String)]) -> Result<(), Status> {
-    let request = IdentifyRequest { hello: Some(hello), founders: founders.iter().cloned().collect() };
+    let request =
+        IdentifyRequest { hello: Some(hello), founders: founders.iter().cloned().collect(), state: None };
     let answer = tokio::time::timeout(PATIENCE, dial(node).await.identify(request)).await.expect("an answer");
     answer.map(|_| ())
 }

@@ -50,7 +50,7 @@ impl StateMachine for Sum {
         out.write_all(&view.to_le_bytes())
     }
 
-    fn read_snapshot(input: &mut dyn Read) -> io::Result<Self> {
+    fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
         let mut bytes = [0; 8];
         input.read_exact(&mut bytes)?;
         Ok(Self { sum: u64::from_le_bytes(bytes), more: 0 })

@@ -99,7 +99,7 @@ impl Liar {
             value: self.bytes(),
         };
         let now = if self.rng.random_bool(0.9) { 1 } else { u64::MAX };
-        envelope::seal(Reading { wall_ms: now, ..Reading::default() }, &command, None).unwrap()
+        envelope::seal::<KvMachine>(Reading { wall_ms: now, ..Reading::default() }, &command, None).unwrap()
     }
 
     /// Memberships without a meaning, or without a way to them.

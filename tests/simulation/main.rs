@@ -23,8 +23,10 @@ mod hostile;
 mod lifetimes;
 mod network;
 mod outvoted;
+mod restored;
 mod tasks;
 mod trace;
+mod upgrade;
 mod workload;
 mod world;
 

@@ -20,9 +20,13 @@ const NODES: [NodeId; 3] = [1, 2, 3];
 /// The node that counts one too many, until it is sent a snapshot.
 const ODD: NodeId = 3;
 
-/// Counts the commands, from a number that differs where a bit has flipped.
+/// Counts the commands, and one too many where a bit has flipped.
 #[derive(Debug, Clone)]
-struct Count(u64);
+struct Count {
+    count: u64,
+    /// Whether a bit flips with the next command.
+    flips: bool,
+}
 
 impl StateMachine for Count {
     type Command = ();
@@ -32,12 +36,12 @@ impl StateMachine for Count {
     type View = u64;
 
     fn apply(&mut self, _: &ApplyContext, (): ()) -> u64 {
-        self.0 += 1;
-        self.0
+        self.count += 1 + u64::from(std::mem::take(&mut self.flips));
+        self.count
     }
 
     fn view(&self) -> u64 {
-        self.0
+        self.count
     }
 
     fn query(view: &u64, (): ()) -> u64 {
@@ -45,7 +49,7 @@ impl StateMachine for Count {
     }
 
     fn running_hash(&self) -> Option<u64> {
-        Some(self.0)
+        Some(self.count)
     }
 
     fn state_hash(view: &u64) -> u64 {
@@ -56,10 +60,10 @@ impl StateMachine for Count {
         out.write_all(&view.to_le_bytes())
     }
 
-    fn read_snapshot(input: &mut dyn Read) -> io::Result<Self> {
+    fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
         let mut bytes = [0; 8];
         input.read_exact(&mut bytes)?;
-        Ok(Self(u64::from_le_bytes(bytes)))
+        Ok(Self { count: u64::from_le_bytes(bytes), flips: false })
     }
 }
 
@@ -87,7 +91,7 @@ impl Cluster {
                 memory_bytes: None,
             };
             let group = Arc::new(TaskGroup::default());
-            let machine = Count(u64::from(node_id == ODD));
+            let machine = Count { count: 0, flips: node_id == ODD };
             let engine = group.spawn(Engine::start(parts, machine)).await.unwrap().unwrap();
             network.open_door(node_id, engine.peer_door(), group);
             nodes.insert(node_id, engine);

@@ -88,7 +88,7 @@ impl<M: StateMachine> Engine<M> {
             |detail: String| Err(MembershipError::Identity { node_id, address: address.clone(), detail });
         let caller = &self.inner.caller;
         let hello = Some(caller.hello(node_id, (node_id == caller.node_id).then_some(caller.incarnation)));
-        let request = IdentifyRequest { hello, founders: Default::default() };
+        let request = IdentifyRequest { hello, ..IdentifyRequest::default() };
         let mut failed = format!("no answer within {IDENTIFY_PATIENCE:?}");
         let asking = async {
             loop {

@@ -226,7 +226,7 @@ impl StateMachine for KvMachine {
 
     const COMMANDS_ROUND_TRIP: bool = true;
 
-    fn is_command(encoded: &[u8]) -> bool {
+    fn is_command(_: u32, encoded: &[u8]) -> bool {
         command::is_put(encoded)
     }
 
@@ -263,7 +263,7 @@ impl StateMachine for KvMachine {
         snapshot::write(view, out)
     }
 
-    fn read_snapshot(input: &mut dyn Read) -> io::Result<Self> {
+    fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
         Ok(Self { state: snapshot::read(input)?, reach: Arc::default() })
     }
 

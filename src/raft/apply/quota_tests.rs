@@ -33,7 +33,7 @@ fn delete(key: &str) -> KvCommand {
 }
 
 fn seal(command: &KvCommand, slot: Option<SessionSlot>) -> Bytes {
-    envelope::seal(NOW, command, slot).unwrap()
+    envelope::seal::<KvMachine>(NOW, command, slot).unwrap()
 }
 
 fn quota(change: QuotaChange) -> Bytes {
@@ -64,7 +64,7 @@ impl Both {
     }
 
     fn apply_command(&mut self, command: &KvCommand) -> Result<KvReply, NotApplied> {
-        self.apply(seal(command, None)).map(|reply| envelope::decode(&reply).unwrap())
+        self.apply(seal(command, None)).map(|reply| machine::decode(&reply).unwrap())
     }
 
     fn state_bytes(&self) -> u64 {

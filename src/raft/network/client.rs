@@ -607,6 +607,7 @@ mod tests {
             membership: Default::default(),
             history: Default::default(),
             quota_bytes: 0,
+            machines: Default::default(),
         };
         let handle = MemorySnapshots::new().begin(&meta).unwrap().finish().unwrap();
         let agreement = Arc::new(Agreement::default());

@@ -45,7 +45,7 @@ use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
 pub use crate::proto::peer::{Hello, IdentifyRequest, IdentifyResponse, Request, Response};
-use crate::types::{Incarnation, NodeId};
+use crate::types::{Incarnation, InitialState, NodeId};
 pub use incoming::Incoming;
 use traffic::Traffic;
 
@@ -163,6 +163,18 @@ pub enum Refusal {
         node_id: NodeId,
         /// The caller's list.
         theirs: String,
+    },
+    /// Two nodes were started with different initial states of their machines.
+    #[error(
+        "node {node_id} begins with another state ({ours}) than the caller ({theirs}): start all founders with the same state, and either restore it on all of them or on none"
+    )]
+    OtherState {
+        /// The refusing node.
+        node_id: NodeId,
+        /// Its initial state.
+        ours: InitialState,
+        /// The caller's.
+        theirs: InitialState,
     },
     /// A handshake this build does not understand.
     #[error("{0}")]

@@ -35,7 +35,7 @@ use openraft::raft::AppendEntriesRequest;
 use super::wire::Malformed;
 use crate::machine::StateMachine;
 use crate::raft::clock::{LARGEST_TIME_MS, Reading, Stamp};
-use crate::raft::envelope;
+use crate::raft::envelope::{self, Unusable};
 use crate::raft::type_config::{self, TypeConfig};
 use crate::types::{LogId, Membership, NodeId};
 
@@ -99,7 +99,7 @@ fn follows(voters: &Voters, before: &Voters) -> bool {
 }
 
 /// Whether a command can be applied when its turn comes.
-pub(super) fn command<M: StateMachine>(bytes: &[u8]) -> Result<(), String> {
+pub(super) fn command<M: StateMachine>(bytes: &[u8]) -> Result<(), Unusable> {
     let stamp = envelope::check::<M>(bytes)?;
     let is_possible = match stamp {
         Stamp::LogTime(time_ms) => time_ms <= LARGEST_TIME_MS,
@@ -109,7 +109,10 @@ pub(super) fn command<M: StateMachine>(bytes: &[u8]) -> Result<(), String> {
     };
     match is_possible {
         true => Ok(()),
-        false => Err("its leader's clocks were beyond the year 9999".to_owned()),
+        false => {
+            let reason = "its leader's clocks were beyond the year 9999".to_owned();
+            Err(Unusable { reason, unsupported: None })
+        }
     }
 }
 
@@ -568,14 +571,17 @@ mod tests {
         for sealed in [KvCommand::Expire, put(b"v")] {
             for slot in [None, Some(slot)] {
                 for wall_ms in [0, LARGEST_TIME_MS] {
-                    let sealed = envelope::seal(at(wall_ms), &sealed, slot).unwrap();
+                    let sealed = envelope::seal::<KvMachine>(at(wall_ms), &sealed, slot).unwrap();
                     assert_eq!(command::<KvMachine>(&sealed), Ok(()));
                 }
-                let whole = envelope::seal(at(0), &sealed, slot).unwrap();
+                let whole = envelope::seal::<KvMachine>(at(0), &sealed, slot).unwrap();
                 for length in 0..whole.len() {
                     assert!(command::<KvMachine>(&whole[..length]).is_err(), "{length} bytes");
                 }
-                assert!(command::<KvMachine>(&envelope::seal(at(u64::MAX), &sealed, slot).unwrap()).is_err());
+                assert!(
+                    command::<KvMachine>(&envelope::seal::<KvMachine>(at(u64::MAX), &sealed, slot).unwrap())
+                        .is_err()
+                );
             }
         }
         assert_eq!(command::<KvMachine>(&envelope::seal_close_session(at(0), 1)), Ok(()));

@@ -7,13 +7,16 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::proto::peer::AppendResponse;
-use crate::types::{Incarnation, NodeId};
+use super::wire;
+use crate::proto::peer::{self as proto, AppendResponse};
+use crate::types::{Incarnation, NodeId, ReadableVersions};
 
 /// What peers have said of themselves in their answers to appends and heartbeats, and what they were sent.
 #[derive(Debug, Default)]
 pub struct PeerFitness {
     peers: Mutex<BTreeMap<NodeId, PeerProgress>>,
+    /// What the builds of peers read, and in which data directories they said so.
+    reads: Mutex<BTreeMap<NodeId, (Incarnation, Vec<proto::ReadableVersions>)>>,
     /// Told when a peer has said something else than before.
     changed: watch::Sender<()>,
 }
@@ -84,10 +87,32 @@ impl PeerFitness {
             peer.quota_bytes = answer.quota_bytes;
             is_news = before != (true, peer.fit, peer.stalled, peer.differs, peer.quota_bytes);
         });
+        is_news |= self.note_reads((node_id, incarnation), &answer.machines);
         if is_news {
             self.changed.send_replace(());
         }
         self.note_lease((node_id, incarnation), answer.lease_ms);
+    }
+
+    /// A peer's build reads this. Whether that is news.
+    fn note_reads(
+        &self,
+        (node_id, incarnation): (NodeId, Incarnation),
+        machines: &[proto::ReadableVersions],
+    ) -> bool {
+        let mut all = self.reads.lock().expect("invariant: no panic under this lock");
+        let is_known = all.get(&node_id).is_some_and(|(by, said)| *by == incarnation && said == machines);
+        if !is_known {
+            all.insert(node_id, (incarnation, machines.to_vec()));
+        }
+        !is_known
+    }
+
+    /// What the builds of peers read, as they said last, and in which data directories.
+    pub fn reads(&self) -> BTreeMap<NodeId, (Incarnation, Vec<ReadableVersions>)> {
+        let all = self.reads.lock().expect("invariant: no panic under this lock");
+        let read = |said: &Vec<proto::ReadableVersions>| wire::from_readable_versions(said);
+        all.iter().map(|(node_id, (by, said))| (*node_id, (*by, read(said)))).collect()
     }
 
     /// A peer has said what it promises. Must be called before the core learns of the answer.

@@ -35,11 +35,12 @@ use crate::proto::peer::{self as proto, Request, Response, request, response};
 use crate::raft::activity::Activity;
 use crate::raft::agreement::{Agreement, Told};
 use crate::raft::apply::Applier;
+use crate::raft::envelope::Unusable;
 use crate::raft::read_index::ReadIndexes;
 use crate::raft::type_config::{self, TypeConfig, Vote};
 use crate::shown::without_directories;
 use crate::storage::{DiskState, DiskWatch, LogStore, Origin, SnapshotStore, Taken};
-use crate::types::{Incarnation, LogId, NodeId};
+use crate::types::{self, Incarnation, InitialState, LogId, NodeId, OtherInitialState};
 
 /// Requests of one connection that the core is working on; more stay in the connection.
 const REQUESTS_IN_PROGRESS: usize = 64;
@@ -75,6 +76,10 @@ pub struct Callee {
     pub disk: DiskWatch,
     /// The quota on the state that it could bear, if that is known.
     pub quota_bytes: Option<u64>,
+    /// The state that its machine begins with, if it has applied nothing yet.
+    pub initial_state: Option<InitialState>,
+    /// Called when something is committed that this build does not read, with what that is.
+    pub outdated: Arc<dyn Fn(String) + Send + Sync>,
 }
 
 /// Why a request is not answered.
@@ -84,8 +89,8 @@ enum Unanswered {
     #[error(transparent)]
     Implausible(#[from] Malformed),
     /// An entry that this node could not apply.
-    #[error("entry {at} cannot be applied by this node: {reason}")]
-    Undecodable { at: LogId, reason: String },
+    #[error("entry {at} cannot be applied by this node: {why}")]
+    Undecodable { at: LogId, why: Unusable },
     /// This node cannot, at present.
     #[error("{0}")]
     Failed(String),
@@ -351,6 +356,7 @@ impl<M: StateMachine> PeerService<M> {
             lease_ms: self.lease_ms(),
             quota_bytes: self.callee.quota_bytes,
             state_differs: self.agreement.is_outvoted(),
+            machines: wire::readable_versions(M::MACHINES),
             ..response
         };
         Ok(response::Body::Append(own))
@@ -363,11 +369,13 @@ impl<M: StateMachine> PeerService<M> {
         let bearings = if has_memberships { self.full_bearings(append.vote) } else { self.bearings() };
         bearings.append(append)?;
         for entry in &append.entries {
+            if let (EntryPayload::Membership(founders), 0) = (&entry.payload, entry.log_id.index) {
+                self.check_founding(&type_config::from_membership(founders))?;
+            }
             if let EntryPayload::Normal(command) = &entry.payload {
-                plausible::command::<M>(&command.bytes).map_err(|reason| Unanswered::Undecodable {
-                    at: type_config::from_log_id(&entry.log_id),
-                    reason,
-                })?;
+                let at = type_config::from_log_id(&entry.log_id);
+                let examined = plausible::command::<M>(&command.bytes);
+                examined.map_err(|why| self.refuse_entry(at, why, append))?;
             }
         }
         let term_at = |index: u64| {
@@ -375,6 +383,37 @@ impl<M: StateMachine> PeerService<M> {
             found.first().filter(|entry| entry.log_id.index == index).map(|entry| entry.log_id.term)
         };
         Ok(self.statements.take(append, bearings.committed, term_at)?)
+    }
+
+    /// Refuses to begin with the log of a cluster that was founded with another state than this node's. One that was restored comes as
+    /// a snapshot, a moment later; any other one this node will never have.
+    fn check_founding(&self, founders: &types::Membership) -> Result<(), Unanswered> {
+        let (Some(own), Some((_, founding))) = (self.callee.initial_state, founders.founding()) else {
+            return Ok(());
+        };
+        if !founding.state.differs_from(&own) {
+            return Ok(());
+        }
+        let other = OtherInitialState { founded: founding.state, own };
+        if !founding.state.is_restored {
+            (self.callee.outdated)(other.to_string());
+        }
+        Err(Unanswered::failed(other))
+    }
+
+    /// Refuses the entry of `append` that stands `at`. One that this build does not read ends the node, if it is committed: all that
+    /// follows in the log is out of its reach. Until then it may be taken back, and its leader is not to have proposed it.
+    fn refuse_entry(
+        &self,
+        at: LogId,
+        why: Unusable,
+        append: &AppendEntriesRequest<TypeConfig>,
+    ) -> Unanswered {
+        let is_committed = append.leader_commit.as_ref().is_some_and(|committed| committed.index >= at.index);
+        if why.unsupported.is_some() && is_committed && append.vote == self.vote() {
+            (self.callee.outdated)(format!("entry {at}: {why}"));
+        }
+        Unanswered::Undecodable { at, why }
     }
 
     /// What this node judges messages by.

@@ -12,12 +12,14 @@ use openraft::raft::{
 use super::Refusal;
 use super::plausible;
 use super::upstream::Announcement;
-use crate::machine::StateMachine;
+use crate::machine::{MOST_MACHINES, StateMachine};
 use crate::proto::peer as proto;
 use crate::raft::agreement::{Check, MOST_TOLD, Told};
 use crate::raft::read_index::NoReadIndex;
 use crate::raft::type_config::{self, LogId, TypeConfig, Vote};
-use crate::types::{self, Incarnation, Intent, Member, Membership};
+use crate::types::{
+    self, Founding, Incarnation, InitialState, Intent, MachineVersion, Member, Membership, ReadableVersions,
+};
 
 /// A message that is not one of ours, or not complete.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +70,42 @@ fn member(member: &Member) -> proto::Member {
         client: member.client.clone(),
         incarnation: member.incarnation.to_string(),
         intents: member.intents.iter().map(|(id, intent)| (*id, wire_intent(*intent).into())).collect(),
+        founding: member.founding.as_ref().map(founding),
     }
+}
+
+fn founding(founding: &Founding) -> proto::Founding {
+    let version = |version: &MachineVersion| proto::MachineVersion {
+        machine: version.machine.into(),
+        version: version.version,
+    };
+    let versions = founding.versions.iter().map(version).collect();
+    proto::Founding { state: Some(initial_state(&founding.state)), versions }
+}
+
+fn from_founding(founding: proto::Founding) -> Result<Founding, Malformed> {
+    let state = founding.state.ok_or(Malformed("the founders' initial state is missing"))?;
+    if founding.versions.len() > MOST_MACHINES {
+        return Err(Malformed("the founders have too many machines"));
+    }
+    let version = |version: proto::MachineVersion| match u16::try_from(version.machine) {
+        Ok(machine) => Ok(MachineVersion { machine, version: version.version }),
+        Err(_) => Err(Malformed("there is no machine of such a number")),
+    };
+    let versions = founding.versions.into_iter().map(version).collect::<Result<_, _>>()?;
+    Ok(Founding { state: from_initial_state(state), versions })
+}
+
+/// The wire form of an initial state.
+pub fn initial_state(state: &InitialState) -> proto::InitialState {
+    let InitialState { hash_version, hash, is_restored } = *state;
+    proto::InitialState { hash_version, hash, restored: is_restored }
+}
+
+/// The initial state in a message.
+pub fn from_initial_state(state: proto::InitialState) -> InitialState {
+    let proto::InitialState { hash_version, hash, restored } = state;
+    InitialState { hash_version, hash, is_restored: restored }
 }
 
 fn wire_intent(intent: Intent) -> proto::Intent {
@@ -86,7 +123,8 @@ fn from_member(member: proto::Member) -> Result<Member, Malformed> {
         Ok(proto::Intent::Unspecified) | Err(_) => Err(Malformed("an intent is unknown")),
     };
     let intents = member.intents.into_iter().map(intent).collect::<Result<_, _>>()?;
-    Ok(Member { peer: member.peer, client: member.client, incarnation, intents })
+    let founding = member.founding.map(from_founding).transpose()?;
+    Ok(Member { peer: member.peer, client: member.client, incarnation, intents, founding })
 }
 
 fn membership(membership: &Membership) -> proto::Membership {
@@ -339,6 +377,31 @@ fn scheme<M: StateMachine>() -> String {
     format!("{}/{}", env!("CARGO_PKG_VERSION"), M::HASH_VERSION)
 }
 
+/// The wire form of what a build reads. Nothing is sent of what every build reads that says nothing.
+pub fn readable_versions(machines: &[ReadableVersions]) -> Vec<proto::ReadableVersions> {
+    if machines == [ReadableVersions::FIRST] {
+        return Vec::new();
+    }
+    let readable = |reads: &ReadableVersions| proto::ReadableVersions {
+        machine: reads.machine.into(),
+        oldest: reads.oldest,
+        newest: reads.newest,
+    };
+    machines.iter().map(readable).collect()
+}
+
+/// What a build reads, in a message. Machines that cannot be are left out: nothing is agreed on them.
+pub fn from_readable_versions(machines: &[proto::ReadableVersions]) -> Vec<ReadableVersions> {
+    if machines.is_empty() {
+        return vec![ReadableVersions::FIRST];
+    }
+    let readable = |reads: &proto::ReadableVersions| {
+        let machine = u16::try_from(reads.machine).ok()?;
+        Some(ReadableVersions { machine, oldest: reads.oldest, newest: reads.newest })
+    };
+    machines.iter().take(MOST_MACHINES).filter_map(readable).collect()
+}
+
 /// The wire form of this node's hashes.
 pub fn compare<M: StateMachine>(checks: &[Check]) -> proto::CompareRequest {
     proto::CompareRequest { scheme: scheme::<M>(), hashes: state_hashes(checks) }
@@ -407,6 +470,7 @@ pub fn refusal(refusal: &Refusal) -> proto::Refusal {
             Reason::UnknownPeer
         }
         Refusal::NotJoining { .. } => Reason::NotJoining,
+        Refusal::OtherState { .. } => Reason::OtherState,
         Refusal::OtherFounders { .. } => Reason::OtherFounders,
         Refusal::Malformed(_) | Refusal::Stopped(_) | Refusal::Stranger => Reason::Unspecified,
     };
@@ -428,7 +492,8 @@ pub fn from_refusal(caller: types::NodeId, refusal: proto::Refusal) -> Refusal {
             | Reason::OtherNode
             | Reason::CalleeFenced
             | Reason::NotJoining
-            | Reason::OtherFounders,
+            | Reason::OtherFounders
+            | Reason::OtherState,
             _,
         ) => Refusal::Malformed(refusal.detail),
     }
@@ -443,8 +508,17 @@ mod tests {
     #[test]
     fn a_membership_arrives_as_it_was_sent() {
         let intents = BTreeMap::from([(1, Intent::Learner), (2, Intent::Voter)]);
-        let member =
-            Member { peer: "p:1".into(), client: "c:1".into(), incarnation: Incarnation(7), intents };
+        let founding = Some(Founding {
+            state: InitialState { hash_version: 3, hash: u64::MAX, is_restored: true },
+            versions: vec![MachineVersion { machine: 4, version: 5 }],
+        });
+        let member = Member {
+            peer: "p:1".into(),
+            client: "c:1".into(),
+            incarnation: Incarnation(7),
+            intents,
+            founding,
+        };
         let sent = Membership { voters: vec![[1].into()], members: BTreeMap::from([(1, member.clone())]) };
         assert_eq!(from_membership(super::membership(&sent)).unwrap(), sent);
         let mut unknown = super::member(&member);

@@ -14,7 +14,7 @@
 
 use bytes::Bytes;
 
-use crate::types::{Entry, Intent, LogId, Membership, NodeId, Payload};
+use crate::types::{Entry, Founding, Intent, LogId, Membership, NodeId, Payload};
 
 /// The newest record version this build writes and reads.
 pub(crate) const VERSION: u8 = 1;
@@ -42,6 +42,8 @@ const PAYLOAD_MEMBERSHIP: u8 = 2;
 const MEMBERSHIP_VERSION: u8 = 1;
 /// A membership that is followed by notes of what members are to be; written only where there are any.
 const MEMBERSHIP_WITH_INTENTS_VERSION: u8 = 2;
+/// The same, followed by what the founders agreed on; written only where that is known.
+const MEMBERSHIP_WITH_FOUNDING_VERSION: u8 = 3;
 
 /// What is wrong with a record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -333,21 +335,28 @@ fn encode_payload(payload: &Payload) -> EncodedPayload<'_> {
         Payload::Membership(membership) => {
             let intents: Intents = membership.intents().collect();
             let mut bytes = Vec::new();
-            let encoded = match intents.is_empty() {
-                true => {
-                    bytes.push(MEMBERSHIP_VERSION);
-                    bincode::serde::encode_into_std_write(membership, &mut bytes, bincode::config::standard())
+            match (membership.founding(), intents.is_empty()) {
+                (Some(founding), _) => {
+                    bytes.push(MEMBERSHIP_WITH_FOUNDING_VERSION);
+                    encode_into(&mut bytes, &(membership, intents, founding));
                 }
-                false => {
+                (None, false) => {
                     bytes.push(MEMBERSHIP_WITH_INTENTS_VERSION);
-                    let both = (membership, intents);
-                    bincode::serde::encode_into_std_write(both, &mut bytes, bincode::config::standard())
+                    encode_into(&mut bytes, &(membership, intents));
                 }
-            };
-            encoded.expect("invariant: a membership is encodable, and a Vec takes any bytes");
+                (None, true) => {
+                    bytes.push(MEMBERSHIP_VERSION);
+                    encode_into(&mut bytes, membership);
+                }
+            }
             EncodedPayload::Membership(bytes)
         }
     }
+}
+
+fn encode_into(bytes: &mut Vec<u8>, membership: &impl serde::Serialize) {
+    bincode::serde::encode_into_std_write(membership, bytes, bincode::config::standard())
+        .expect("invariant: a membership is encodable, and a Vec takes any bytes");
 }
 
 fn encode_entry(entry: &Entry, payload: &EncodedPayload<'_>, out: &mut Vec<u8>) {
@@ -384,7 +393,12 @@ fn decode_membership(bytes: &[u8]) -> Result<Membership, RecordError> {
             let (membership, intents): (Membership, Intents) = decode_whole(bytes)?;
             Ok(membership.with_intents(intents))
         }
-        found => Err(RecordError::Version { found, supported: MEMBERSHIP_WITH_INTENTS_VERSION }),
+        MEMBERSHIP_WITH_FOUNDING_VERSION => {
+            let (membership, intents, founding): (Membership, Intents, (NodeId, Founding)) =
+                decode_whole(bytes)?;
+            Ok(membership.with_intents(intents).with_founding(Some(founding)))
+        }
+        found => Err(RecordError::Version { found, supported: MEMBERSHIP_WITH_FOUNDING_VERSION }),
     }
 }
 
@@ -450,7 +464,7 @@ mod tests {
     use std::convert::Infallible;
 
     use super::*;
-    use crate::types::{Incarnation, Member};
+    use crate::types::{Incarnation, InitialState, MachineVersion, Member};
 
     fn pack(entries: &[Entry]) -> Vec<Packed> {
         let mut records = Vec::new();
@@ -485,6 +499,10 @@ mod tests {
             voters: vec![[1, 2].into(), [1].into()],
             members: [(1, member)].into_iter().collect(),
         };
+        let founding = Founding {
+            state: InitialState { hash_version: 1, hash: 0x0123_4567_89ab_cdef, is_restored: true },
+            versions: vec![MachineVersion { machine: 0, version: 2 }],
+        };
         let entries = [
             Entry { log_id: LogId::new(7, 5), payload: Payload::Blank },
             command(6, 0),
@@ -493,7 +511,14 @@ mod tests {
             Entry {
                 log_id: LogId::new(7, 8),
                 payload: Payload::Membership(
-                    membership.with_intents([(1, 1, Intent::Learner), (1, 2, Intent::Voter)]),
+                    membership.clone().with_intents([(1, 1, Intent::Learner), (1, 2, Intent::Voter)]),
+                ),
+            },
+            // With what the founders agreed on.
+            Entry {
+                log_id: LogId::new(7, 9),
+                payload: Payload::Membership(
+                    membership.with_intents([(1, 2, Intent::Voter)]).with_founding(Some((1, founding))),
                 ),
             },
         ];
@@ -532,8 +557,8 @@ mod tests {
     #[test]
     fn a_newer_version_is_called_that_and_compared_with_the_right_one() {
         let newer = |version: u8| decode_membership(&[version, 0]).unwrap_err();
-        assert_eq!(newer(9), RecordError::Version { found: 9, supported: MEMBERSHIP_WITH_INTENTS_VERSION });
-        assert!(!matches!(newer(MEMBERSHIP_WITH_INTENTS_VERSION), RecordError::Version { .. }));
+        assert_eq!(newer(9), RecordError::Version { found: 9, supported: MEMBERSHIP_WITH_FOUNDING_VERSION });
+        assert!(!matches!(newer(MEMBERSHIP_WITH_FOUNDING_VERSION), RecordError::Version { .. }));
     }
 
     #[test]

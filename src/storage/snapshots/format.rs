@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{SnapshotMeta, SnapshotMetaV2, Source};
 use crate::error::StorageError;
@@ -16,8 +16,12 @@ use crate::storage::files::unreadable;
 use crate::types::{Intent, NodeId};
 
 const MAGIC: &[u8; 8] = b"QUORSNAP";
-/// Version 2 begins its payload with the table of sessions; the file is as before. Version 3 has more meta data.
-const VERSION: u32 = 3;
+/// Version 2 begins its payload with the table of sessions; the file is as before. Version 3 has more meta data. Version 4 has
+/// [machines](SnapshotMeta::machines), and is written only where there is something to say of them: who does not read it
+/// could not read what it holds.
+const VERSION: u32 = 4;
+/// The version that says nothing of machines.
+const PLAIN_VERSION: u32 = 3;
 /// The first version with clocks, history and quota in its meta data.
 const FULL_META_SINCE: u32 = 3;
 /// The oldest version this build reads.
@@ -73,14 +77,16 @@ pub(crate) struct Encoder {
 impl Encoder {
     pub(crate) fn begin(meta: &SnapshotMeta, sink: Sink<'_>) -> io::Result<Self> {
         let intents: Intents = meta.membership.intents().collect();
-        let meta = bincode::serde::encode_to_vec((meta, intents), bincode::config::standard())
-            .expect("invariant: meta data is encodable");
+        let (version, meta) = match meta.machines.is_plain() {
+            true => (PLAIN_VERSION, encode(&(meta, intents))),
+            false => (VERSION, encode(&(meta, intents, &meta.machines))),
+        };
         let length = u32::try_from(meta.len()).ok().filter(|_| meta.len() <= MAX_META_BYTES);
         let length =
             length.ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "the membership is too large"))?;
         let mut head = Vec::with_capacity(HEAD_BYTES + meta.len() + 4);
         head.extend_from_slice(MAGIC);
-        head.extend_from_slice(&VERSION.to_le_bytes());
+        head.extend_from_slice(&version.to_le_bytes());
         head.extend_from_slice(&length.to_le_bytes());
         head.extend_from_slice(&meta);
         head.extend_from_slice(&crc32fast::hash(&head).to_le_bytes());
@@ -135,6 +141,11 @@ impl Encoder {
         self.whole.update(bytes);
         sink(bytes)
     }
+}
+
+fn encode(meta: &impl Serialize) -> Vec<u8> {
+    bincode::serde::encode_to_vec(meta, bincode::config::standard())
+        .expect("invariant: meta data is encodable")
 }
 
 /// What all of `bytes` are.
@@ -202,6 +213,10 @@ impl Payload {
             return Err(io::Error::new(ErrorKind::Unsupported, unknown));
         }
         let decoded = match version {
+            VERSION.. => decode(&meta).map(|(meta, intents, machines): (SnapshotMeta, Intents, _)| {
+                let membership = meta.membership.clone().with_intents(intents);
+                SnapshotMeta { membership, machines, ..meta }
+            }),
             FULL_META_SINCE.. => decode(&meta).map(|(meta, intents): (SnapshotMeta, Intents)| {
                 let membership = meta.membership.clone().with_intents(intents);
                 SnapshotMeta { membership, ..meta }

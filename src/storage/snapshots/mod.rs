@@ -29,7 +29,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::error::StorageError;
-use crate::types::{ClusterClock, HistoryEpoch, LogId, Membership};
+use crate::types::{ClusterClock, HistoryEpoch, LogId, Membership, SnapshotMachines};
 
 use super::files::io_error;
 pub use directory::SnapshotDir;
@@ -51,6 +51,9 @@ pub struct SnapshotMeta {
     pub history: HistoryEpoch,
     /// Most bytes that the state may take; 0 where none was agreed.
     pub quota_bytes: u64,
+    /// Whose parts follow, and in which versions. Stored from version 4 on, behind the intents, if there is anything to say.
+    #[serde(skip)]
+    pub machines: SnapshotMachines,
 }
 
 /// The meta data of a snapshot before version 3.
@@ -68,7 +71,8 @@ impl From<SnapshotMetaV2> for SnapshotMeta {
         // Deadlines were in log time.
         let clock = ClusterClock { elapsed_ms: time_ms, ..ClusterClock::default() };
         let (history, quota_bytes) = (HistoryEpoch::default(), 0);
-        Self { log_id, clock, membership_log_id, membership, history, quota_bytes }
+        let machines = SnapshotMachines::default();
+        Self { log_id, clock, membership_log_id, membership, history, quota_bytes, machines }
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::storage::files;
-use crate::types::{ClusterClock, HistoryEpoch, Incarnation, Intent, Member};
+use crate::types::{ClusterClock, HistoryEpoch, Incarnation, Intent, MachineVersion, Member};
 
 fn meta(term: u64, index: u64) -> SnapshotMeta {
     let member =
@@ -19,6 +19,7 @@ fn meta(term: u64, index: u64) -> SnapshotMeta {
         membership: Membership { voters: vec![[1].into()], members: BTreeMap::from([(1, member)]) },
         history: HistoryEpoch(0x0123_4567_89ab_cdef),
         quota_bytes: 1 << 30,
+        machines: SnapshotMachines::default(),
     }
 }
 
@@ -307,7 +308,9 @@ fn meta_data_of_version_2_is_read() {
     let handle = receiver.finish().unwrap().place().unwrap();
     let history = HistoryEpoch::UNKNOWN;
     let clock = ClusterClock { elapsed_ms: clock.elapsed_ms, ..ClusterClock::default() };
-    let expected = SnapshotMeta { log_id, clock, membership_log_id, membership, history, quota_bytes: 0 };
+    let (quota_bytes, machines) = (0, SnapshotMachines::default());
+    let expected =
+        SnapshotMeta { log_id, clock, membership_log_id, membership, history, quota_bytes, machines };
     assert_eq!(handle.meta(), &expected);
     assert_eq!(handle.open().unwrap().0, 2);
 }
@@ -320,4 +323,16 @@ fn what_members_are_to_be_is_kept() {
     let noted = SnapshotMeta { membership, ..plain };
     let handle = write(&MemorySnapshots::new(), &noted, &payload(10));
     assert_eq!(handle.meta(), &noted);
+}
+
+#[test]
+fn a_snapshot_says_whose_it_is_only_where_builds_without_versions_could_not_read_it() {
+    let plain = meta(3, 9);
+    let of = |machine, version| MachineVersion { machine, version };
+    let machines = SnapshotMachines { parts: vec![of(0, 2), of(4, 0)], agreed: vec![of(0, 1)] };
+    let versioned = SnapshotMeta { machines, ..plain.clone() };
+    for (meta, version) in [(plain, 3), (versioned, 4)] {
+        let handle = write(&MemorySnapshots::new(), &meta, &payload(10));
+        assert_eq!((handle.meta(), handle.open().unwrap().0), (&meta, version));
+    }
 }

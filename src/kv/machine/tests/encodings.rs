@@ -111,21 +111,21 @@ fn puts_are_told_from_their_bytes() {
         |command: &KvCommand| bincode::serde::encode_to_vec(command, bincode::config::standard()).unwrap();
     for length in [0, 1, 250, 251, 252, 300, 65_535, 65_536, 70_000] {
         let encoded = encode(&put("t", "c", b"key", &vec![7; length]));
-        assert!(KvMachine::is_command(&encoded), "{length} bytes");
-        assert!(!KvMachine::is_command(&[&encoded[..], &[0]].concat()), "{length} bytes and one more");
+        assert!(KvMachine::is_command(0, &encoded), "{length} bytes");
+        assert!(!KvMachine::is_command(0, &[&encoded[..], &[0]].concat()), "{length} bytes and one more");
         for cut in (0..encoded.len()).take(300) {
-            assert!(!KvMachine::is_command(&encoded[..cut]), "{length} bytes, cut at {cut}");
+            assert!(!KvMachine::is_command(0, &encoded[..cut]), "{length} bytes, cut at {cut}");
         }
     }
-    assert!(!KvMachine::is_command(&encode(&delete("t", "c", b"k"))), "has to be decoded");
-    assert!(!KvMachine::is_command(b"\x00\x01\xff\x01c\x01k\x01v"), "not text");
+    assert!(!KvMachine::is_command(0, &encode(&delete("t", "c", b"k"))), "has to be decoded");
+    assert!(!KvMachine::is_command(0, b"\x00\x01\xff\x01c\x01k\x01v"), "not text");
     // Every change of one byte, and of a byte after it.
     let encoded = encode(&put("t", "col", b"key", b"value"));
     for at in 0..encoded.len() {
         for byte in 0..=255 {
             let mut changed = encoded.clone();
             changed[at] = byte;
-            assert!(!KvMachine::is_command(&changed) || decodes(&changed), "{changed:?}");
+            assert!(!KvMachine::is_command(0, &changed) || decodes(&changed), "{changed:?}");
         }
     }
 }

@@ -134,7 +134,7 @@ fn a_machine_that_takes_over_keeps_as_much_as_the_one_before() {
     let before = KvMachine::with_history(LIMITS);
     let mut other = KvMachine::default();
     other.apply(&context(7), put("t", "c", b"k", b"v"));
-    let mut after = KvMachine::read_snapshot(&mut &snapshot_of(&other.view())[..]).unwrap();
+    let mut after = KvMachine::read_snapshot(0, &mut &snapshot_of(&other.view())[..]).unwrap();
     after.replaces(&before);
     assert_eq!(after.history_limits(), LIMITS);
     assert_eq!(before.history_reach().first_revision(), Some(8));

@@ -354,7 +354,7 @@ proptest! {
     fn a_snapshot_restores_the_state(history in history(0..200), after in history(0..30)) {
         let mut machine = run(history);
         let bytes = snapshot_of(&machine.view());
-        let mut restored = KvMachine::read_snapshot(&mut bytes.as_slice()).unwrap();
+        let mut restored = KvMachine::read_snapshot(0, &mut bytes.as_slice()).unwrap();
         assert_consistent(&restored);
         prop_assert_eq!(restored.running_hash(), machine.running_hash());
         prop_assert_eq!(snapshot_of(&restored.view()), bytes);
@@ -378,7 +378,7 @@ proptest! {
         let mut damaged = bytes.clone();
         damaged[position] ^= flip;
         for garbage in [&damaged[..], &bytes[..position], &[&bytes[..], &[0]].concat()] {
-            let error = KvMachine::read_snapshot(&mut &*garbage).unwrap_err();
+            let error = KvMachine::read_snapshot(0, &mut &*garbage).unwrap_err();
             prop_assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
     }

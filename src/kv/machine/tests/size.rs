@@ -80,6 +80,6 @@ fn a_snapshot_has_the_same_size() {
     let mut machine = KvMachine::default();
     machine.apply(&context(1), put("t", "c", b"a", b"value"));
     machine.apply(&context(2), put_expiring("c", b"b", b"value", 5));
-    let restored = KvMachine::read_snapshot(&mut &*snapshot_of(&machine.view())).unwrap();
+    let restored = KvMachine::read_snapshot(0, &mut &*snapshot_of(&machine.view())).unwrap();
     assert_eq!(restored.state_bytes(), machine.state_bytes());
 }

@@ -42,7 +42,7 @@ fn machine_v1() -> KvMachine {
 }
 
 fn read(mut bytes: &[u8]) -> KvMachine {
-    KvMachine::read_snapshot(&mut bytes).unwrap()
+    KvMachine::read_snapshot(0, &mut bytes).unwrap()
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn what_is_damaged_is_refused_in_version_1_too() {
         let mut damaged = V1.to_vec();
         damaged[position] ^= 1;
         for garbage in [&damaged[..], &V1[..position], &[V1, &[0]].concat()] {
-            let error = KvMachine::read_snapshot(&mut &*garbage).unwrap_err();
+            let error = KvMachine::read_snapshot(0, &mut &*garbage).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "byte {position}");
         }
     }
@@ -112,7 +112,7 @@ fn what_is_damaged_is_refused_in_version_1_too() {
 
 #[test]
 fn another_version_is_refused_by_its_number() {
-    let error = KvMachine::read_snapshot(&mut &[3, 0, 0, 0][..]).unwrap_err();
+    let error = KvMachine::read_snapshot(0, &mut &[3, 0, 0, 0][..]).unwrap_err();
     assert!(error.to_string().contains("has version 3"), "{error}");
 }
 
@@ -122,7 +122,7 @@ fn a_huge_length_allocates_nothing() {
         let mut bytes = header.to_vec();
         bytes.extend(u64::MAX.to_le_bytes());
         bytes.extend(u32::MAX.to_le_bytes());
-        let error = KvMachine::read_snapshot(&mut bytes.as_slice()).unwrap_err();
+        let error = KvMachine::read_snapshot(0, &mut bytes.as_slice()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         assert!(error.to_string().contains("more than the limit"), "{error}");
     }

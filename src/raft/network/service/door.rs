@@ -12,6 +12,7 @@ use crate::machine::StateMachine;
 use crate::proto::peer::{Hello, Request, Response};
 use crate::raft::network::admission::{self, Known, Own, Refused, Wish};
 use crate::raft::network::incoming::Incoming;
+use crate::raft::network::wire;
 use crate::raft::network::{IdentifyRequest, IdentifyResponse, PeerDoor, Refusal};
 use crate::raft::type_config;
 use crate::types::NodeId;
@@ -83,12 +84,21 @@ impl<M: StateMachine> PeerDoor for PeerService<M> {
                 );
             }
             return Err(Refusal::OtherFounders { node_id: callee.node_id, theirs: list(&theirs) });
+        } else if let (Some(ours), Some(theirs)) =
+            (callee.initial_state, request.state.map(wire::from_initial_state))
+            && (ours.differs_from(&theirs) || ours.is_restored != theirs.is_restored)
+        {
+            let refusal = Refusal::OtherState { node_id: callee.node_id, ours, theirs };
+            self.log_refusal(hello.from_node, &refusal);
+            return Err(refusal);
         }
         Ok(IdentifyResponse {
             node_id: callee.node_id,
             incarnation: callee.incarnation.to_string(),
             peer_address: callee.peer_address.clone(),
             client_address: callee.client_address.clone(),
+            machines: wire::readable_versions(M::MACHINES),
+            state: callee.initial_state.as_ref().map(wire::initial_state),
         })
     }
 

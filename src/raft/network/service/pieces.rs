@@ -22,7 +22,7 @@ use crate::raft::snapshot::{self, SnapshotData};
 use crate::raft::type_config::{self, Vote};
 use crate::runtime::offload;
 use crate::storage::{ReceivedSnapshot, SnapshotMeta, SnapshotReceiver};
-use crate::types::{ClusterClock, LogId, NodeId};
+use crate::types::{ClusterClock, LogId, NodeId, check_version};
 
 /// How often a caller is told that its snapshot is still being installed.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -107,7 +107,8 @@ impl<M: StateMachine> PeerService<M> {
 
     async fn install(&self, vote: Vote, complete: Incoming) -> Result<proto::SnapshotResponse, Unanswered> {
         let log_id = complete.log_id;
-        let read = offload(move || read::<M>(complete.receiver)).await;
+        let outdated = self.callee.outdated.clone();
+        let read = offload(move || read::<M>(complete.receiver, &*outdated)).await;
         let (received, content) = read.inspect_err(|reason| self.note_unreadable(log_id, reason))?;
         let meta = snapshot::meta(received.meta());
         let _one_at_a_time = self.installing.lock().await;
@@ -158,10 +159,17 @@ impl<M: StateMachine> PeerService<M> {
     }
 }
 
-/// What a snapshot that has arrived holds.
-fn read<M: StateMachine>(receiver: SnapshotReceiver) -> Result<Read, Unanswered> {
+/// What a snapshot that has arrived holds. One of a machine that this build does not read is refused. If its cluster has agreed on that
+/// version, this node cannot go on; until then, it waits to be upgraded with the others.
+fn read<M: StateMachine>(receiver: SnapshotReceiver, outdated: &dyn Fn(String)) -> Result<Read, Unanswered> {
     let received = receiver.finish().map_err(Unanswered::failed)?;
     check(received.meta())?;
+    let SnapshotMeta { log_id, machines, .. } = received.meta();
+    let agreed = machines.agreed.iter().try_for_each(|agreed| check_version(*agreed, M::MACHINES));
+    if let Err(unsupported) = agreed {
+        outdated(format!("entries up to {log_id}: {unsupported}"));
+        return Err(Unanswered::failed(unsupported));
+    }
     let content = snapshot::catch("reading a snapshot", || {
         snapshot::read::<M>(received.handle()).map_err(io::Error::other)
     });

@@ -1,0 +1,284 @@
+//! Several machines in one log.
+//!
+//! [`Composed`] is a machine made of two, and one of the two may be composed again. Each has its own number, its own versions, its own part
+//! of the snapshot; they share the log, and with it the order in which everything is applied, its clocks, and its sessions. What a
+//! command changes in one of them, no command of another one sees.
+//!
+//! # Numbers
+//!
+//! A machine that is alone has the number 0, and so have all logs and snapshots of it. One that is added to it
+//! later gets the next number, and finds all that was written before to be the first machine's: it is added by an upgrade like any other.
+//! Numbers are never used again, and grow from the inside out, so that the parts of a snapshot have one order:
+//!
+//! ```
+//! # use quorate::machine::Composed;
+//! # use quorate::kv::machine::KvMachine as Keys;
+//! # type Jobs = Keys; type Counts = Keys;
+//! type All = Composed<Composed<Keys, Jobs, 1>, Counts, 2>;
+//! ```
+//!
+//! # What it costs
+//!
+//! A machine that is alone is not composed: it is stored without number and length, as before there were any. For each machine that is added, a
+//! command has a `match` more, and six bytes; all calls are static.
+//!
+//! # What it does not do
+//!
+//! Take a machine out again, or let machines call each other: that would be one machine.
+
+use std::io::{self, Read, Write};
+
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::snapshot_parts::{SnapshotParts, write_part};
+use super::{ApplyContext, DecodeError, MOST_MACHINES, StateMachine, Wake};
+use crate::types::{MachineVersion, ReadableVersions};
+
+/// A machine beside others, under its `NUMBER`. See the [module](self).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Composed<A, B, const NUMBER: u16> {
+    /// The machine or machines that it was added to.
+    pub base: A,
+    /// The machine that was added. On a node whose snapshot is older than that, its initial state is the default one.
+    pub added: B,
+}
+
+impl<A, B, const NUMBER: u16> Composed<A, B, NUMBER> {
+    /// `base` with `added`, in their initial states.
+    pub fn new(base: A, added: B) -> Self {
+        Self { base, added }
+    }
+}
+
+/// Of one of two machines: a command, a reply, a query, an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Either<A, B> {
+    /// Of the machine or machines that the other was added to.
+    Base(A),
+    /// Of the machine that was added.
+    Added(B),
+}
+
+impl<A, B> Either<A, B> {
+    /// What it holds, if that is the base's.
+    pub fn base(self) -> Option<A> {
+        match self {
+            Self::Base(base) => Some(base),
+            Self::Added(_) => None,
+        }
+    }
+
+    /// What it holds, if that is the added machine's.
+    pub fn added(self) -> Option<B> {
+        match self {
+            Self::Base(_) => None,
+            Self::Added(added) => Some(added),
+        }
+    }
+}
+
+/// Serializes what it holds, and not which it is: that is told beside it.
+struct Bare<A, B>(Either<A, B>);
+
+impl<A: Serialize, B: Serialize> Serialize for Bare<A, B> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Either::Base(base) => base.serialize(serializer),
+            Either::Added(added) => added.serialize(serializer),
+        }
+    }
+}
+
+/// One number for two, none of which can be told from it.
+fn mixed(base: u64, added: u64, number: u16) -> u64 {
+    let mut bytes = [0; 18];
+    bytes[..8].copy_from_slice(&base.to_le_bytes());
+    bytes[8..16].copy_from_slice(&added.to_le_bytes());
+    bytes[16..].copy_from_slice(&number.to_le_bytes());
+    xxhash_rust::xxh3::xxh3_64(&bytes)
+}
+
+/// Adds up what those count that count at all.
+fn sum(base: Option<u64>, added: Option<u64>) -> Option<u64> {
+    match (base, added) {
+        (Some(base), Some(added)) => Some(base.saturating_add(added)),
+        (counted, None) | (None, counted) => counted,
+    }
+}
+
+impl<A: StateMachine, B: StateMachine + Default, const NUMBER: u16> Composed<A, B, NUMBER> {
+    /// Machines with what is added.
+    const COUNT: usize = A::MACHINES.len() + 1;
+
+    const READS: [ReadableVersions; MOST_MACHINES] = {
+        assert!(Self::COUNT <= MOST_MACHINES, "a node has at most 16 machines");
+        assert!(B::MACHINES.len() == 1, "what is added is one machine: compose from the inside out");
+        let mut all = [ReadableVersions::FIRST; MOST_MACHINES];
+        let mut at = 0;
+        while at < A::MACHINES.len() {
+            all[at] = A::MACHINES[at];
+            at += 1;
+        }
+        assert!(
+            all[at - 1].machine < NUMBER,
+            "the number of a machine is larger than those of all before it"
+        );
+        all[at] = ReadableVersions { machine: NUMBER, oldest: B::OLDEST_VERSION, newest: B::VERSION };
+        all
+    };
+
+    const ALL_READS: &'static [ReadableVersions; MOST_MACHINES] = &Self::READS;
+}
+
+impl<A: StateMachine, B: StateMachine + Default, const NUMBER: u16> StateMachine for Composed<A, B, NUMBER> {
+    type Command = Either<A::Command, B::Command>;
+    type Reply = Either<A::Reply, B::Reply>;
+    type Query = Either<A::Query, B::Query>;
+    type Answer = Either<A::Answer, B::Answer>;
+    type View = (A::View, B::View);
+
+    const COMMANDS_ROUND_TRIP: bool = A::COMMANDS_ROUND_TRIP && B::COMMANDS_ROUND_TRIP;
+
+    /// Another one than that of `A` alone, and of any other composition.
+    const HASH_VERSION: u32 = {
+        let (base, added) = (A::HASH_VERSION.wrapping_mul(31), B::HASH_VERSION.wrapping_mul(0x0001_0003));
+        base.wrapping_add(added).wrapping_add(NUMBER as u32).wrapping_add(0x436f_6d70)
+    };
+
+    const MACHINES: &'static [ReadableVersions] = Self::ALL_READS.split_at(Self::COUNT).0;
+
+    fn apply(&mut self, context: &ApplyContext, command: Self::Command) -> Self::Reply {
+        match command {
+            Either::Base(command) => Either::Base(self.base.apply(context, command)),
+            Either::Added(command) => Either::Added(self.added.apply(context, command)),
+        }
+    }
+
+    fn view(&self) -> Self::View {
+        (self.base.view(), self.added.view())
+    }
+
+    fn query((base, added): &Self::View, query: Self::Query) -> Self::Answer {
+        match query {
+            Either::Base(query) => Either::Base(A::query(base, query)),
+            Either::Added(query) => Either::Added(B::query(added, query)),
+        }
+    }
+
+    fn write_snapshot(view: &Self::View, out: &mut dyn Write) -> io::Result<()> {
+        Self::write_parts(view, out)
+    }
+
+    /// Of a composition there is no snapshot without parts.
+    fn read_snapshot(_: u32, _: &mut dyn Read) -> io::Result<Self> {
+        Err(io::Error::new(io::ErrorKind::InvalidData, "a composition is read by its parts"))
+    }
+
+    fn write_parts((base, added): &Self::View, out: &mut dyn Write) -> io::Result<()> {
+        A::write_parts(base, out)?;
+        write_part(out, |out| B::write_snapshot(added, out))
+    }
+
+    fn read_parts(parts: &mut SnapshotParts<'_>) -> io::Result<Self> {
+        let base = A::read_parts(parts)?;
+        let added = parts.read(NUMBER, |version, input| B::read_snapshot(version, input))?;
+        Ok(Self { base, added: added.unwrap_or_default() })
+    }
+
+    fn replaces(&mut self, previous: &Self) {
+        self.base.replaces(&previous.base);
+        self.added.replaces(&previous.added);
+    }
+
+    fn running_hash(&self) -> Option<u64> {
+        Some(mixed(self.base.running_hash()?, self.added.running_hash()?, NUMBER))
+    }
+
+    fn state_hash((base, added): &Self::View) -> u64 {
+        mixed(A::state_hash(base), B::state_hash(added), NUMBER)
+    }
+
+    /// Of those machines that count their bytes.
+    fn state_bytes(&self) -> Option<u64> {
+        sum(self.base.state_bytes(), self.added.state_bytes())
+    }
+
+    fn most_growth_bytes(command: &Self::Command) -> u64 {
+        match command {
+            Either::Base(command) => A::most_growth_bytes(command),
+            Either::Added(command) => B::most_growth_bytes(command),
+        }
+    }
+
+    fn growth_bytes((base, added): &Self::View, command: &Self::Command) -> u64 {
+        match command {
+            Either::Base(command) => A::growth_bytes(base, command),
+            Either::Added(command) => B::growth_bytes(added, command),
+        }
+    }
+
+    fn next_wake_ms(&self) -> Option<u64> {
+        self.next_wake().map(|wake| wake.at_ms)
+    }
+
+    /// The first of those that have a command for it.
+    fn next_wake(&self) -> Option<Wake> {
+        let added = self.added.next_wake_ms().map(|at_ms| Wake { at_ms, machine: NUMBER });
+        let wakes = |wake: &Wake| Self::wake_of(wake.machine).is_some();
+        [self.base.next_wake(), added].into_iter().flatten().min_by_key(|wake| (!wakes(wake), wake.at_ms))
+    }
+
+    fn wake_of(machine: u16) -> Option<Self::Command> {
+        match machine == NUMBER {
+            true => B::wake().map(Either::Added),
+            false => A::wake_of(machine).map(Either::Base),
+        }
+    }
+
+    fn wrote(command: &Self::Command) -> MachineVersion {
+        match command {
+            Either::Base(command) => A::wrote(command),
+            Either::Added(command) => {
+                MachineVersion { machine: NUMBER, version: B::command_version(command) }
+            }
+        }
+    }
+
+    fn content(command: &Self::Command) -> impl Serialize + '_ {
+        Bare(match command {
+            Either::Base(command) => Either::Base(A::content(command)),
+            Either::Added(command) => Either::Added(B::content(command)),
+        })
+    }
+
+    fn decode_of(wrote: MachineVersion, encoded: &[u8]) -> Result<Self::Command, DecodeError> {
+        match wrote.machine == NUMBER {
+            true => B::decode_command(wrote.version, encoded).map(Either::Added),
+            false => A::decode_of(wrote, encoded).map(Either::Base),
+        }
+    }
+
+    fn is_command_of(wrote: MachineVersion, encoded: &[u8]) -> bool {
+        match wrote.machine == NUMBER {
+            true => B::is_command_of(MachineVersion { machine: 0, ..wrote }, encoded),
+            false => A::is_command_of(wrote, encoded),
+        }
+    }
+
+    fn reply_content(reply: &Self::Reply) -> impl Serialize + '_ {
+        Bare(match reply {
+            Either::Base(reply) => Either::Base(A::reply_content(reply)),
+            Either::Added(reply) => Either::Added(B::reply_content(reply)),
+        })
+    }
+
+    fn decode_reply(machine: u16, encoded: &[u8]) -> Result<Self::Reply, DecodeError> {
+        match machine == NUMBER {
+            true => B::decode_reply(0, encoded).map(Either::Added),
+            false => A::decode_reply(machine, encoded).map(Either::Base),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
