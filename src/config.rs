@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use crate::address::{Address, FORM};
 use crate::duration::parse_ms;
+use crate::engine::ranges::MIN_COMMAND_BYTES;
 use crate::engine::{
     DiskPolicy, EngineConfig, Limits, PeerPolicy, SnapshotPolicy, Timing, available_memory_bytes,
     check_node_id,
@@ -520,10 +521,13 @@ impl ServeConfig {
 
     fn check_limits(&self) -> Result<(), ConfigError> {
         /// What one message of the client port has room for, beside the value's frame.
-        const MAX_COMMAND_BYTES: usize = crate::door::MAX_MESSAGE_BYTES / 2;
+        const MAX_COMMAND_BYTES: u64 = crate::door::MAX_MESSAGE_BYTES as u64 / 2;
         let Limits { max_command_bytes, append_message_bytes, log_tail_bytes, .. } = self.limits;
-        if max_command_bytes > MAX_COMMAND_BYTES {
-            return Err(invalid(format!("--max-command-bytes must not exceed {MAX_COMMAND_BYTES}")));
+        // Where clients have less room than the engine, theirs is the limit, whatever is asked for.
+        if !(MIN_COMMAND_BYTES..=MAX_COMMAND_BYTES).contains(&(max_command_bytes as u64)) {
+            return Err(invalid(format!(
+                "--max-command-bytes ({max_command_bytes}) must be from {MIN_COMMAND_BYTES} to {MAX_COMMAND_BYTES}"
+            )));
         }
         if append_message_bytes == 0 || log_tail_bytes < append_message_bytes {
             return Err(invalid(format!(

@@ -89,6 +89,7 @@ pub struct Common {
         env = "QUORATE_TIMEOUT",
         value_name = "TIME",
         value_parser = duration::parse,
+        allow_hyphen_values = true,
         default_value = "10s"
     )]
     pub timeout: Duration,
@@ -148,10 +149,10 @@ impl Common {
 #[derive(Debug, Clone, Args)]
 pub struct ScopeArgs {
     /// The tenant
-    #[arg(long, env = "QUORATE_TENANT", default_value = "default")]
+    #[arg(long, env = "QUORATE_TENANT", default_value = "default", value_parser = input::parse_name)]
     pub tenant: String,
     /// The tenant's collection
-    #[arg(long, env = "QUORATE_COLLECTION", default_value = "default")]
+    #[arg(long, env = "QUORATE_COLLECTION", default_value = "default", value_parser = input::parse_name)]
     pub collection: String,
 }
 
@@ -432,6 +433,13 @@ mod tests {
             vec!["get", "--key-base64", "%"],
             vec!["get", "--key-base64", "/w==", "--key-file", "f"],
             vec!["del"],
+            vec!["del", "--all", "--collection", ""],
+            vec!["del", "--all", "--tenant="],
+            vec!["txn", "--then", "del-all", "--collection", ""],
+            vec!["get", "k", "--collection", ""],
+            vec!["range", "--all", "--tenant", ""],
+            vec!["watch", "--all", "--tenant", ""],
+            vec!["bench", "--collection", ""],
             vec!["del", "k", "--all"],
             vec!["del", "--prefix", "--all"],
             vec!["watch"],
@@ -458,6 +466,9 @@ mod tests {
             vec!["member"],
             vec!["member", "add", "4"],
             vec!["member", "update", "2"],
+            vec!["put", "k", "v", "--ttl", "-1s"],
+            vec!["get", "k", "--timeout", "-1s"],
+            vec!["range", "a", "b", "--limit", "-1"],
             vec!["session"],
             vec!["session", "close"],
             vec!["session", "close", "seven"],
@@ -469,6 +480,21 @@ mod tests {
             vec!["configure", "log_level"],
         ] {
             assert_eq!(exit_code(&args), EXIT_INVALID, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named() {
+        for (args, named) in [
+            (&["quorate", "put", "k", "v", "--ttl", "-1s"][..], "'-1s' for '--ttl <TIME>'"),
+            (&["quorate", "member", "add", "4", "--peer", "a:1", "--catch-up", "-5"], "'-5' for '--catch-up"),
+            (&["quorate", "range", "a", "b", "--limit", "-1"], "'-1' for '--limit"),
+            (&["quorate", "cluster", "--nodes", "-1"], "'-1' for '--nodes"),
+            (&["quorate", "member", "update", "2"], "<--peer <HOST:PORT>|--client <HOST:PORT>>"),
+            (&["quorate", "del", "--all", "--collection", ""], "write `default`"),
+        ] {
+            let refused = parse(args).unwrap_err().to_string();
+            assert!(refused.contains(named) && !refused.contains("tip:"), "{refused}");
         }
     }
 

@@ -274,7 +274,11 @@ fn what_cannot_work_is_refused_with_what_to_do() {
         (&["--log-level", "openraft=debug"], "begin it with one, such as info"),
         (&["--peer-advertise", "a:0"], "port 0"),
         (&["--single", "--peer-listen", "127.0.0.1:7", "--peer-advertise", "127.0.0.1:0"], "port 0"),
-        (&["--max-command-bytes", "999999999"], "--max-command-bytes"),
+        (
+            &["--max-command-bytes", "999999999"],
+            "--max-command-bytes (999999999) must be from 1024 to 4194304",
+        ),
+        (&["--max-command-bytes", "1000"], "--max-command-bytes (1000) must be from 1024 to 4194304"),
         (&["--max-inflight-bytes", "1"], "max_inflight_bytes"),
         (&["--disk-reserve-bytes", "1000000"], "disk_reserve_bytes"),
         (
