@@ -196,7 +196,7 @@ pub struct Settings {
     #[arg(long, value_name = "MS", value_parser = parse_ms, env = "QUORATE_RECONNECT_INTERVAL_MS")]
     pub reconnect_interval_ms: Option<u64>,
 
-    /// Memory that this node may use: its buffers fit into it, and the quota on the cluster's state follows the member
+    /// Memory that this node may use: buffers, history and what clients may make it hold fit into it unless they are set, and the quota on the cluster's state follows the member
     /// with the least. 0 for all that the machine, the control group and the resource limits allow: give nodes that share a
     /// machine their shares [default: 0]
     #[arg(long, value_name = "BYTES", env = "QUORATE_MEMORY_BYTES")]
@@ -406,7 +406,7 @@ impl ServeConfig {
             Some(data_dir) => data_dir,
             None => data_dir::usual(node_id, |name| std::env::var_os(name), Path::new("."))?,
         };
-        let config = Self {
+        let mut config = Self {
             node_id,
             join,
             single,
@@ -461,6 +461,7 @@ impl ServeConfig {
             door,
         };
         config.validate()?;
+        config.door.fit(config.memory());
         Ok(config)
     }
 
@@ -491,10 +492,15 @@ impl ServeConfig {
         })?;
         self.check_limits()?;
         self.door.validate()?;
-        self.door.check_memory(self.memory_bytes.unwrap_or_else(available_memory_bytes))?;
+        self.door.check_memory(self.memory())?;
         self.engine_config(String::new())
             .validate()
             .map_err(|error| ConfigError::Invalid(error.to_string().replace("invalid configuration: ", "")))
+    }
+
+    /// Memory that this node may use, in bytes: what was given, or all that it is allowed.
+    pub fn memory(&self) -> u64 {
+        self.memory_bytes.unwrap_or_else(available_memory_bytes)
     }
 
     fn check_peers(&self) -> Result<(), ConfigError> {

@@ -5,14 +5,13 @@ use std::process::ExitCode;
 
 use quorate::cli::{self, Report};
 
-/// Commands are allocated on one thread and freed on another, which glibc's allocator does badly.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+mod allocator;
 
 fn main() -> ExitCode {
+    allocator::reserve_little();
     let args: Vec<OsString> = std::env::args_os().collect();
     let cli = match cli::parse(&args) {
-        Ok(cli) => cli,
+        Ok(cli) => cli::Cli { on_memory: Some(allocator::fit), ..cli },
         Err(usage) => {
             let (text, asked_for, code) = cli::report::usage(&usage, &args);
             if !asked_for {

@@ -63,6 +63,10 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// Is told how many bytes of memory the node of this process may use, before it is opened: what the program's allocator keeps
+    /// of what was freed is the program's affair.
+    #[arg(skip)]
+    pub on_memory: Option<fn(u64)>,
 }
 
 /// Options of every command that talks to a cluster.
@@ -262,9 +266,8 @@ where
 /// # Errors
 /// What to tell of its failure. `None` when nobody is left to be told: the reader of standard output has gone away.
 pub async fn execute(cli: Cli) -> Result<(), Option<Report>> {
-    let Cli { common, command } = cli;
-    let subject = command.subject();
-    let Err(error) = dispatch(&common, command).await else { return Ok(()) };
+    let (subject, common) = (cli.command.subject(), cli.common.clone());
+    let Err(error) = run(cli).await else { return Ok(()) };
     if error.is_broken_pipe() {
         return Err(None);
     }
@@ -277,10 +280,8 @@ pub async fn execute(cli: Cli) -> Result<(), Option<Report>> {
 /// # Errors
 /// See [`CliError`], which also knows the exit code.
 pub async fn run(cli: Cli) -> Result<(), CliError> {
-    dispatch(&cli.common, cli.command).await
-}
-
-async fn dispatch(common: &Common, command: Command) -> Result<(), CliError> {
+    let Cli { common, command, on_memory } = cli;
+    let common = &common;
     match command {
         Command::Put(args) => put::run(common, args).await,
         Command::Get(args) => get::run(common, args).await,
@@ -296,7 +297,7 @@ async fn dispatch(common: &Common, command: Command) -> Result<(), CliError> {
         Command::Snapshot(args) => snapshot::run(common, args).await,
         Command::Configure(args) => configure::run(common, args).await,
         Command::Bench(args) => bench::run(common, args).await,
-        Command::Serve(args) => serve::run(*args).await.map_err(CliError::node),
+        Command::Serve(args) => serve::run(*args, on_memory).await.map_err(CliError::node),
         Command::Cluster(args) => cluster::run(args).await.map_err(CliError::node),
         Command::Completion(args) => completion::run(&args, &mut Cli::command()),
     }

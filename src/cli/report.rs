@@ -10,6 +10,7 @@ use clap::error::{ContextKind, ErrorKind};
 use serde::Serialize;
 
 use super::error::CliError;
+use super::process::StartError;
 use super::{Cli, Format, Subject, output};
 use crate::kv::client::KnownLeader;
 use crate::reason::{EXIT_OK, Reason};
@@ -59,8 +60,8 @@ impl Report {
     }
 
     /// Of a process that could not begin.
-    pub fn of_start(error: &dyn std::error::Error) -> Self {
-        let reason = Reason::Unspecified;
+    pub fn of_start(error: &StartError) -> Self {
+        let reason = if error.is_invalid_input() { Reason::Invalid } else { Reason::Unspecified };
         let message = format!("the program cannot start: {error}");
         Self::new(reason, &message, false, reason.exit_code(false))
     }

@@ -349,6 +349,22 @@ fn the_fixed_settings_are_those_that_the_node_was_started_with() {
 }
 
 #[test]
+fn what_the_client_port_and_the_history_may_hold_follows_the_memory() {
+    const MIB: usize = 1024 * 1024;
+    let small = |more: &[&str]| {
+        let memory = (240 * MIB).to_string();
+        ServeConfig::load(flags(&[&["--memory-bytes", &memory], more].concat())).unwrap()
+    };
+    let config = small(&[]);
+    assert_eq!((config.memory(), config.door.history.bytes), ((240 * MIB) as u64, 15 * MIB));
+    assert_eq!(config.door.limits.unsent_bytes.all, 16 * MIB);
+    let told = config.fixed_settings().into_iter().find(|(name, _)| *name == "history_bytes");
+    assert_eq!(told.unwrap().1, 15 * MIB, "what is in force is told");
+    let set = small(&["--history-bytes", "50000000", "--max-queued-bytes", "150000000"]);
+    assert_eq!((set.door.history.bytes, set.door.limits.queued_bytes.all), (50_000_000, 150_000_000));
+}
+
+#[test]
 fn settings_of_the_client_port_that_cannot_work_are_refused() {
     for (given, named) in [
         (&["--max-connection-unsent-bytes", "1"][..], "--max-connection-unsent-bytes"),

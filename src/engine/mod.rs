@@ -136,7 +136,9 @@ use tokio::sync::watch;
 pub use config::{DiskPolicy, EngineConfig, Limits, MIN_MEMORY_BYTES, PeerPolicy, SnapshotPolicy, Timing};
 pub use formation::Forming;
 pub use membership::{CATCH_UP_PATIENCE, NewAddresses, NewMember};
-pub use memory::available_bytes as available_memory_bytes;
+pub use memory::{
+    MIN_ADDRESS_SPACE_BYTES, available_bytes as available_memory_bytes, share_bytes as memory_share_bytes,
+};
 pub use quota::QuotaError;
 pub(crate) use ranges::check_node_id;
 pub use reads::ReadOutcome;
