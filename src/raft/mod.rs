@@ -36,6 +36,7 @@ mod lease;
 pub mod log;
 pub mod membership;
 pub mod network;
+pub(crate) mod pinned;
 pub mod published;
 pub mod read_index;
 pub mod snapshot;
