@@ -520,7 +520,10 @@ async fn long_ranges_that_are_not_read_do_not_fill_the_memory() {
     const RANGES: usize = 5;
     let memory = 400 * MIB;
     let node = Node::start(&["--memory-bytes", &memory.to_string()], None);
-    node.put_large(STATE).await;
+    // What the log and the history take is there before.
+    for _ in 0..4 {
+        node.put_large(STATE).await;
+    }
     let before = node.memory("VmRSS");
     let mut sender = raw(node.client).await;
     let mut unread = Vec::new();
@@ -532,7 +535,7 @@ async fn long_ranges_that_are_not_read_do_not_fill_the_memory() {
     }
     node.metric_reaches("quorate_server_long_ranges_open", |open| open == 0).await;
     let grown = node.memory("VmRSS").saturating_sub(before);
-    assert!(grown < (RANGES - 1) as u64 * STATE as u64 * MIB, "{} MiB", grown / MIB);
+    assert!(grown < 3 * STATE as u64 * MIB, "{} MiB", grown / MIB);
     // One that reads is told, and the next has all.
     let mut kv = node.kv().await.max_decoding_message_size(4 * MIB as usize);
     let mut pages = kv.range_stream(RangeRequest::default()).await.unwrap().into_inner();
