@@ -29,8 +29,8 @@ const MIN_LOG_BYTES: u64 = 16 * 1024 * 1024;
 /// The least that a buffer is given.
 const MIN_BUFFER_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Most bytes of commands applied while a snapshot is written.
-const MAX_SNAPSHOT_LAG_BYTES: u64 = 1024 * 1024 * 1024;
+/// Most bytes of what has been replaced that are kept.
+const MAX_PINNED_BYTES: u64 = 1024 * 1024 * 1024;
 
 /// Memory of one node, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,9 +72,9 @@ impl Memory {
         }
     }
 
-    /// How many bytes of commands may be applied while a snapshot is written. What they replace is kept until it is done.
-    pub(super) fn snapshot_lag_bytes(self) -> u64 {
-        (self.0 / BUFFER_SHARE).clamp(MIN_BUFFER_BYTES, MAX_SNAPSHOT_LAG_BYTES)
+    /// How many bytes of what has been replaced may be kept by a snapshot that is being written, or by those who read for long.
+    pub(super) fn pinned_bytes(self) -> u64 {
+        (self.0 / BUFFER_SHARE).clamp(MIN_BUFFER_BYTES, MAX_PINNED_BYTES)
     }
 }
 

@@ -156,6 +156,7 @@ use crate::raft::core::Core;
 use crate::raft::network::client::Caller;
 use crate::raft::network::upstream::Upstream;
 use crate::raft::network::{PeerDoor, Transport};
+pub(crate) use crate::raft::pinned::Pinned;
 pub(crate) use crate::raft::published::CurrentHistory;
 pub use crate::report::{InFlight, Lag, LedPeer, MemberList, MemberReport, NodeReport};
 use crate::runtime::{Tasks, WallClock};
@@ -200,6 +201,8 @@ struct Inner<M: StateMachine> {
     wall_clock: WallClock,
     /// The quota on the state that this node could bear, if that is known.
     quota_bytes: Option<u64>,
+    /// How many bytes of what has been replaced a view that is read for long may keep alive.
+    pinned_bytes: u64,
     inflight_commands: AtomicUsize,
     counters: Counters,
     state: watch::Receiver<NodeState>,

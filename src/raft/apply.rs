@@ -214,6 +214,7 @@ impl<M: StateMachine> Applier<M> {
         self.set_quota(Quota::from_stored(meta.quota_bytes));
         self.agreed.replace(&meta.machines.agreed);
         self.measure();
+        self.progress.installed_bytes += self.progress.state_bytes.unwrap_or_default();
         self.published.advance(self.progress);
         // The last view would keep the state before alive.
         self.published.publish(self.applied());

@@ -38,6 +38,7 @@ mod lease;
 pub mod log;
 pub mod membership;
 pub mod network;
+pub(crate) mod pinned;
 pub mod published;
 pub mod read_index;
 pub mod snapshot;
