@@ -30,20 +30,31 @@
 
 // The module docs are the map of the code, for those who read it as well as for those who use it.
 #![allow(rustdoc::private_intra_doc_links)]
+// What some features leave out is used by others.
+#![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 
 pub(crate) mod address;
+#[cfg(any(feature = "server", feature = "client"))]
 pub mod call;
+#[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "client")]
 pub mod client;
+#[cfg(feature = "cli")]
 pub mod config;
+#[cfg(feature = "server")]
 pub mod door;
+#[cfg(feature = "cli")]
 pub(crate) mod duration;
 pub mod engine;
 pub mod error;
+#[cfg(feature = "peers")]
 pub(crate) mod incoming;
 pub mod kv;
+#[cfg(any(feature = "sled", feature = "server"))]
 pub mod logging;
 pub mod machine;
+#[cfg(feature = "server")]
 pub mod node;
 pub mod proto;
 pub mod raft;

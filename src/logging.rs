@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "cli")]
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Bytes of lines that wait to be written; more are dropped.
@@ -231,6 +232,7 @@ impl Write for LogWriter {
     }
 }
 
+#[cfg(feature = "cli")]
 impl<'a> MakeWriter<'a> for LogWriter {
     type Writer = Self;
 

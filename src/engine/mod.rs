@@ -108,6 +108,7 @@ mod leadership;
 mod lone;
 mod membership;
 mod memory;
+#[cfg(all(feature = "sled", feature = "peers"))]
 mod open;
 mod opening;
 mod quota;

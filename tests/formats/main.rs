@@ -206,6 +206,19 @@ fn names(descriptors: &[u8]) -> BTreeMap<String, String> {
     names
 }
 
+/// Writing the code anew takes forty crates, so that only this is looked at here.
+#[test]
+fn the_protocol_code_is_that_of_the_definitions() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto");
+    let sources = std::fs::read_to_string(directory.join("generated/sources.txt")).unwrap();
+    assert!(sources.lines().count() >= 7);
+    for line in sources.lines() {
+        let (name, crc) = line.split_once(' ').unwrap();
+        let now = crc32fast::hash(&std::fs::read(directory.join(name)).unwrap());
+        assert_eq!(crc, format!("{now:08x}"), "{name} has changed; see proto/src/lib.rs");
+    }
+}
+
 /// What was once sent keeps its number, its type and its meaning: a node or client of an earlier version is understood.
 #[test]
 fn the_protocol_is_only_added_to() {

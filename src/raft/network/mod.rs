@@ -28,6 +28,7 @@ pub mod addresses;
 pub(crate) mod admission;
 mod appends;
 pub mod client;
+#[cfg(feature = "peers")]
 pub mod grpc;
 mod incoming;
 #[cfg(test)]
