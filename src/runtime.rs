@@ -21,6 +21,7 @@ use futures::future::BoxFuture;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use tokio::task::{AbortHandle, JoinHandle};
 
+pub(crate) use tasks::panic_message;
 pub use tasks::{TaskFailure, Tasks};
 
 thread_local! {

@@ -11,6 +11,7 @@ use crate::error::{Leader, MembershipError, ReadError, SnapshotError, TransferEr
 use crate::proto::details;
 use crate::proto::v1::{Failure, LeaderHint};
 use crate::reason::Reason;
+use crate::runtime::panic_message;
 use crate::shown::{MESSAGE_BYTES, Shown, shortened};
 use crate::types::HistoryEpoch;
 
@@ -216,7 +217,8 @@ pub(crate) fn pipeline_not_read(patience: std::time::Duration, bound: Bound) -> 
         bound.each,
         bound.all
     );
-    failure(Reason::LimitReached, message, false, None)
+    // Answers to writes may be among those that are let go.
+    failure(Reason::LimitReached, message, true, None)
 }
 
 /// All connections that there may be are busy.
@@ -248,9 +250,30 @@ pub(crate) fn of_transport(status: &tonic::Status, path: &str, maybe_applied: bo
     Failure { code: status.code() as i32, ..failure(reason, message, maybe_applied, None) }
 }
 
-/// A write that says how to read, or a read that says how to write.
+/// The guest has made a write of what it lists as a read, or the other way round.
 pub(crate) fn mixed_up() -> Failure {
-    invalid("the request is a write and says how fresh a read must be, or the other way round")
+    let message = "this node takes the request for a read in one place and for a write in another; this is a defect of what it serves";
+    failure(Reason::Unspecified, message.to_owned(), false, None)
+}
+
+/// The guest has panicked.
+pub(crate) fn panicked(panic: &(dyn std::any::Any + Send), maybe_applied: bool) -> Failure {
+    let what = panic_message(panic);
+    tracing::error!(what, "what this node serves has panicked; the request that brought it about fails");
+    let message = format!("what this node serves has panicked, which is a defect of it: {what}");
+    failure(Reason::Unspecified, message, maybe_applied, None)
+}
+
+/// A stream that ends without a word.
+pub(crate) fn broken_off() -> Failure {
+    let message = "the stream broke off: what follows was not sent; ask for it again from there";
+    failure(Reason::Interrupted, message.to_owned(), false, None)
+}
+
+/// An answer that no message can carry.
+pub(crate) fn answer_too_large(bytes: usize, limit: usize, maybe_applied: bool) -> Failure {
+    let message = format!("the answer has {bytes} bytes, and at most {limit} can be sent; ask for less");
+    failure(Reason::TooLarge, message, maybe_applied, None)
 }
 
 /// A request that makes no sense.

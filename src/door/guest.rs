@@ -1,11 +1,37 @@
 //! What a guest brings: see [`Guest`].
 
-use bytes::Bytes;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use bytes::Bytes;
+use futures::FutureExt;
+
+use super::failure;
 use super::methods::Method;
 use crate::call::Rejected;
 use crate::machine::StateMachine;
+use crate::proto::v1::Failure;
 use crate::types::LogId;
+
+/// What `work` of a guest makes. If it panics the request that it was done for fails, and nothing else: the task may be that
+/// of the whole node, and is that of other callers.
+///
+/// # Errors
+/// The failure to answer after a panic.
+pub(crate) fn guarded<T>(maybe_applied: bool, work: impl FnOnce() -> T) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| failure::panicked(&*panic, maybe_applied))
+}
+
+/// The same for work that waits.
+///
+/// # Errors
+/// The failure to answer after a panic.
+pub(crate) async fn guarded_async<T>(
+    maybe_applied: bool,
+    work: impl Future<Output = T>,
+) -> Result<T, Failure> {
+    let done = AssertUnwindSafe(work).catch_unwind().await;
+    done.map_err(|panic| failure::panicked(&*panic, maybe_applied))
+}
 
 /// What a machine is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,10 +60,12 @@ pub trait Guest: Send + Sync + 'static {
     /// What of a request is needed to answer it.
     type Asked: Send + 'static;
 
-    /// What can be called. The names are those of the metrics, each once.
+    /// What can be called. The names are those of the metrics, each once; a port with two of a name, or one of the
+    /// operators' names, is not made.
     const METHODS: &'static [Method];
 
     /// The request in `payload`, which came for the method with this number. No more is made of it than its length warrants.
+    /// A slice of the payload of a write keeps the whole message alive that it came in: copy what is to last.
     ///
     /// # Errors
     /// When it is none, or the method is not called in this way.
@@ -64,7 +92,7 @@ pub trait Guest: Send + Sync + 'static {
     /// The response to a write that stands at `at`. There is no `reply` where it is acknowledged before it is applied.
     ///
     /// # Errors
-    /// What the machine has rejected.
+    /// What the machine has rejected: callers are told that nothing was applied.
     fn written(
         asked: Self::Asked,
         at: LogId,

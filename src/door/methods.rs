@@ -59,13 +59,24 @@ pub(crate) struct Methods {
 
 impl Methods {
     /// Those of a guest, of sessions, and `others`. Requests also come on pipelines at `pipelines`.
+    ///
+    /// # Panics
+    /// When two have the same name.
     pub(crate) fn new(
         guest: &[Method],
         others: &[Method],
         pipelines: impl IntoIterator<Item = String>,
     ) -> Self {
         let sessions = [OPEN_SESSION, CLOSE_SESSION];
-        let list = guest.iter().chain(&sessions).chain(others).copied().collect();
+        let list: Arc<[Method]> = guest.iter().chain(&sessions).chain(others).copied().collect();
+        for (place, method) in list.iter().enumerate() {
+            let is_taken = list[..place].iter().any(|other| other.name == method.name);
+            assert!(
+                !is_taken,
+                "two methods of one port are called {}: give the guest's another name",
+                method.name
+            );
+        }
         Self { list, pipelines: pipelines.into_iter().collect() }
     }
 

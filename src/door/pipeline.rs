@@ -24,46 +24,39 @@
 //! in flight are answered. When the client is gone, permits are closed and the channel with them: the
 //! reading task ends, reads are abandoned, writes complete into nothing.
 //!
-//! So it is with a client that takes nothing for [`PATIENCE`] while something waits for it to do so: the answers that wait
+//! So it is with a client that takes nothing for a minute while something waits for it to do so, or for a second when there is no room for other pipelines: the answers that wait
 //! are let go, and what it finds in their place, should it ever read again, is the end of its pipeline and why.
 
+mod answers;
+
 use std::collections::VecDeque;
-use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::stream::{FuturesUnordered, Stream, StreamExt};
 use prost::Message;
 use tokio::sync::{Mutex, Notify, Semaphore, mpsc, watch};
 use tonic::Status;
 
-use super::bodies::hold_unfinished;
-use super::guest::{Call, Guest};
-use super::limits::{Bound, DoorLimits};
+use super::guest::{Call, Guest, guarded, guarded_async};
 use super::methods::{CLOSE_SESSION, MethodId, OPEN_SESSION};
-use super::metrics::{Metrics, OpenStream, Share};
-use super::{Answerer, Door, ServedNode, failure};
+use super::metrics::OpenStream;
+use super::{Door, ServedNode, failure};
 use crate::call::{Options, Rejected};
-use crate::incoming::{Caller, Held};
+use crate::incoming::Caller;
 use crate::machine::StateMachine;
 use crate::proto::v1::{self, Failure};
 use crate::runtime;
 use crate::types::{HistoryEpoch, ReadOptions};
 
+use answers::{Answered, Outlet, Queue, Shared, Ticket};
+pub(crate) use answers::{Done, Outcome, base_bytes};
+
 /// Requests in flight on one pipeline; more are not read until some are answered.
 pub(crate) const MAX_IN_FLIGHT: usize = 16_384;
-
-/// A pipeline may have so many bytes of answers waiting however many others have, up to twice the bound for all.
-const QUEUED_FLOOR_BYTES: usize = 64 * 1024;
-
-/// A pipeline of which nothing is taken for this long, while something waits for room, has lost its client.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A pipeline that has nothing to be taken, and no room because of others, looks again after this long.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Most answers in one message.
 const MESSAGE_RESPONSES: usize = 1024;
@@ -75,20 +68,15 @@ const MESSAGE_BYTES: usize = 1024 * 1024;
 /// little less than what they take.
 const FULL_MESSAGE_BYTES: usize = super::MAX_ANSWER_BYTES - 128 * 1024;
 
-/// What a write's answer takes, and what any answer takes beyond its items.
-pub(crate) const fn base_bytes<G: Guest>() -> usize {
-    64 + size_of::<Answered<G>>()
-}
-
 /// How requests and responses are written on a stream.
 pub(crate) trait Framing: Send + Sync + 'static {
     type Guest: Guest;
     /// A message of requests.
     type Requests: Send + 'static;
     /// One of them. Until its turn comes it stays as it was sent.
-    type Request: Message;
+    type Request: Message + Default;
     /// One response.
-    type Response: Send;
+    type Response: Send + Unpin;
     /// A message of responses.
     type Responses: Send + 'static;
 
@@ -101,6 +89,9 @@ pub(crate) trait Framing: Send + Sync + 'static {
     fn open(request: Self::Request) -> (u64, Option<Ask<Self::Guest>>);
 
     fn response(tag: u64, outcome: Outcome<Self::Guest>) -> Self::Response;
+
+    /// What a guest has encoded of `response`, which may be more than it said.
+    fn encoded_bytes(response: &Self::Response) -> usize;
 
     fn responses(responses: Vec<Self::Response>) -> Self::Responses;
 }
@@ -125,16 +116,6 @@ pub(crate) enum Ask<G: Guest> {
     OpenSession(v1::OpenSessionRequest),
     CloseSession(v1::CloseSessionRequest),
 }
-
-/// What is answered.
-pub(crate) enum Done<G: Guest> {
-    Guest(v1::Header, G::Response),
-    Opened(v1::OpenSessionResponse),
-    Closed(v1::CloseSessionResponse),
-}
-
-/// What comes of a request.
-pub(crate) type Outcome<G> = Result<Done<G>, Failure>;
 
 type QueryOf<G> = <<G as Guest>::Machine as StateMachine>::Query;
 
@@ -164,195 +145,7 @@ where
     let client = client_address(caller.as_deref()).into();
     let outlet = Outlet { sender, shared: shared.clone(), by, metrics, sessions, client, caller, limits };
     runtime::spawn(read_requests::<F, N, S>(node, inbound, Arc::new(outlet), draining));
-    Outgoing { shared, framing: PhantomData, _open: open }
-}
-
-/// What both directions share. Must not hold the channel's sender: the channel closes with the last request.
-struct Shared<G: Guest> {
-    permits: Semaphore,
-    /// Requests that were read, and bytes of answers, until they are in a message.
-    in_flight: Share,
-    queued: Share,
-    /// Bytes that the answers to transactions under way may have.
-    expected: AtomicUsize,
-    bound: Bound,
-    queue: std::sync::Mutex<Queue<G>>,
-    /// Notified when a message was packed.
-    packed: Notify,
-    /// Reads that found no room for their answers go one by one.
-    turn: Mutex<()>,
-    /// Why the request stream ended, if not in order.
-    broken: OnceLock<Status>,
-}
-
-/// Answers on their way to the client.
-struct Queue<G: Guest> {
-    answers: mpsc::UnboundedReceiver<Answered<G>>,
-    /// Scratch: what was just taken off the channel.
-    arrived: Vec<Answered<G>>,
-    /// Taken off the channel, not yet in a message.
-    pending: VecDeque<Answered<G>>,
-}
-
-impl<G: Guest> Shared<G> {
-    fn queue(&self) -> std::sync::MutexGuard<'_, Queue<G>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Nobody takes answers any more: lets go of those that wait, and of those to come.
-    fn close(&self) {
-        self.permits.close();
-        let mut queue = self.queue();
-        queue.answers.close();
-        let Queue { answers, arrived, pending } = &mut *queue;
-        arrived.clear();
-        let mut bytes: usize = pending.drain(..).map(|answered| answered.bytes).sum();
-        while let Ok(answered) = answers.try_recv() {
-            bytes += answered.bytes;
-        }
-        self.queued.sub(bytes);
-        // Those under way are not answered.
-        self.in_flight.clear();
-    }
-}
-
-/// Where answers go. One clone per request in flight; the response stream ends with the last of them.
-struct Outlet<G: Guest> {
-    sender: mpsc::UnboundedSender<Answered<G>>,
-    shared: Arc<Shared<G>>,
-    by: Answerer,
-    metrics: Arc<Metrics>,
-    /// What opening and closing a session counts as.
-    sessions: [MethodId; 2],
-    /// The client's address; empty if that is not known.
-    client: Arc<str>,
-    caller: Option<Arc<Caller>>,
-    limits: Arc<DoorLimits>,
-}
-
-/// What is left of a message that waits, counted for its connection.
-struct Waiting<'a> {
-    caller: &'a Caller,
-    bytes: usize,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.caller.give_back(Held::Unfinished, self.bytes);
-    }
-}
-
-/// What came of a request, and the permits it gives back.
-struct Answered<G: Guest> {
-    tag: u64,
-    outcome: Outcome<G>,
-    permits: u32,
-    bytes: usize,
-}
-
-/// A request in flight.
-struct Ticket {
-    tag: u64,
-    method: MethodId,
-    started: Instant,
-    permits: u32,
-    /// Bytes set aside for its answer.
-    expected: usize,
-}
-
-impl<G: Guest> Outlet<G> {
-    fn answer(&self, ticket: Ticket, outcome: Outcome<G>) {
-        self.metrics.observe(ticket.method, ticket.started, &outcome);
-        self.send(ticket.tag, ticket.permits, outcome);
-        if ticket.expected > 0 {
-            self.shared.expected.fetch_sub(ticket.expected, Ordering::Relaxed);
-            self.shared.packed.notify_waiters();
-        }
-    }
-
-    fn send(&self, tag: u64, permits: u32, outcome: Outcome<G>) {
-        let outcome = outcome.map_err(|failure| self.by.told(failure));
-        let bytes = base_bytes::<G>() + outcome_bytes(&outcome);
-        self.shared.queued.add(bytes);
-        // Fails when the client is gone: then nobody wants to know.
-        if self.sender.send(Answered { tag, outcome, permits, bytes }).is_err() {
-            self.shared.queued.sub(bytes);
-        }
-    }
-
-    fn try_admit(&self, permits: u32) -> bool {
-        self.shared.permits.try_acquire_many(permits).map(|permit| permit.forget()).is_ok()
-    }
-
-    /// Whether another answer may be queued.
-    fn has_room(&self) -> bool {
-        let Shared { queued, expected, bound, .. } = &*self.shared;
-        let (taken, all) = (queued.own() + expected.load(Ordering::Relaxed), queued.all());
-        let floor = if all < bound.all.saturating_mul(2) { QUEUED_FLOOR_BYTES } else { 0 };
-        taken < bound.share(all).max(floor)
-    }
-
-    /// Waits until the client has taken enough of the answers; false when it is gone, or takes nothing.
-    async fn room(&self) -> bool {
-        loop {
-            let mut packed = std::pin::pin!(self.shared.packed.notified());
-            packed.as_mut().enable();
-            if self.has_room() {
-                return true;
-            }
-            tokio::select! {
-                () = packed => {}
-                () = self.sender.closed() => return false,
-                () = self.idles() => return false,
-            }
-        }
-    }
-
-    /// Waits for permits; false when the client is gone, or takes nothing.
-    async fn admit(&self, permits: u32) -> bool {
-        let mut admitted = std::pin::pin!(self.shared.permits.acquire_many(permits));
-        loop {
-            let mut packed = std::pin::pin!(self.shared.packed.notified());
-            packed.as_mut().enable();
-            tokio::select! {
-                biased;
-                admitted = &mut admitted => return admitted.map(|permit| permit.forget()).is_ok(),
-                () = packed => {}
-                () = self.idles() => return false,
-            }
-        }
-    }
-
-    /// Ends the pipeline, and returns, if from now on the client takes nothing for [`PATIENCE`] although something is there
-    /// for it. The caller stops waiting for this when anything is taken; what others take is noticed here.
-    async fn idles(&self) {
-        let mut since = None;
-        loop {
-            let now = tokio::time::Instant::now();
-            match self.shared.queued.own() {
-                // There is nothing to take: others leave no room, or nothing is answered.
-                0 => since = None,
-                _ if now.duration_since(*since.get_or_insert(now)) >= PATIENCE => break,
-                _ => {}
-            }
-            tokio::time::sleep(if since.is_none() { LOOK_AGAIN } else { PATIENCE }).await;
-            if since.is_none() && self.has_room() {
-                self.shared.packed.notify_waiters();
-            }
-        }
-        let _ = self.shared.broken.set(failure::pipeline_not_read(PATIENCE, self.shared.bound).into());
-        self.shared.close();
-    }
-
-    /// Counts `bytes` of requests that wait.
-    ///
-    /// # Errors
-    /// The failure that ends the pipeline, when they are too many.
-    fn keep(&self, bytes: usize) -> Result<Option<Waiting<'_>>, Failure> {
-        let Some(caller) = self.caller.as_deref() else { return Ok(None) };
-        hold_unfinished(caller, &self.limits, bytes)?;
-        Ok(Some(Waiting { caller, bytes }))
-    }
+    Outgoing { shared, next: None, _open: open }
 }
 
 /// The reading side of a pipeline.
@@ -396,7 +189,7 @@ where
     G: Guest,
     S: Stream<Item = Result<M, Status>> + Unpin,
 {
-    match outlet.room().await {
+    match outlet.turn_to_read().await {
         true => inbound.next().await,
         false => None,
     }
@@ -405,6 +198,11 @@ where
 /// What requests that wait take in memory.
 fn waiting_bytes<R: Message>(requests: &[R]) -> usize {
     requests.iter().map(|request| request.encoded_len() + size_of::<R>()).sum()
+}
+
+/// The same in memory of its own.
+fn owned<R: Message + Default>(request: &R) -> R {
+    R::decode(request.encode_to_vec().as_slice()).expect("invariant: it has been decoded before")
 }
 
 /// Starts all requests of a message; false when the client is gone, or the pipeline has to end.
@@ -424,13 +222,16 @@ where
     outlet.shared.in_flight.add(requests.len());
     let mut requests = requests.into_iter();
     let mut waiting = None;
-    while let Some(request) = requests.next() {
+    while let Some(mut request) = requests.next() {
         let Weight { permits, expected } = F::weigh(&request);
         let admitted = outlet.try_admit(permits);
         if !admitted || (expected > 0 && !outlet.has_room()) {
             // Reads that are not started would never give back what they have.
             start_reads(node, outlet, std::mem::take(&mut reads));
             if waiting.is_none() {
+                // They are slices of their message, which may be many times what they are.
+                request = owned(&request);
+                requests = requests.map(|request| owned(&request)).collect::<Vec<_>>().into_iter();
                 match outlet.keep(request.encoded_len() + waiting_bytes(requests.as_slice())) {
                     Ok(kept) => waiting = kept,
                     Err(failure) => {
@@ -449,7 +250,7 @@ where
         let (tag, ask) = F::open(request);
         let Some(ask) = ask else {
             let failure = failure::invalid("the request is empty, or of a kind that this node does not know");
-            outlet.send(tag, permits, Err(failure));
+            outlet.refuse(tag, permits, failure);
             continue;
         };
         outlet.shared.expected.fetch_add(expected, Ordering::Relaxed);
@@ -481,7 +282,11 @@ where
 {
     match ask {
         Ask::Guest { request, options, .. } => {
-            let call = options.and_then(|options| Ok((options, G::call(request?)?)));
+            let call = || options.and_then(|options| Ok((options, G::call(request?)?)));
+            let call = match guarded(false, call) {
+                Ok(call) => call.map_err(Failure::from),
+                Err(failure) => Err(failure),
+            };
             match call {
                 Ok((Options::Write(options), (Call::Write(command), asked))) => {
                     let outlet = outlet.clone();
@@ -490,17 +295,18 @@ where
                     node.propose(command, options, move |outcome| {
                         let time_at = clock.map(|node| move |elapsed_ms| node.log_time_at(elapsed_ms));
                         let time_at = time_at.as_ref().map(|time_at| time_at as &dyn Fn(u64) -> u64);
-                        let outcome = outlet.by.written::<G>(asked, outcome, time_at);
-                        outlet
-                            .answer(ticket, outcome.map(|(header, response)| Done::Guest(header, response)));
+                        outlet.answer(ticket, || {
+                            let written = outlet.by.written::<G>(asked, outcome, time_at);
+                            written.map(|(header, response)| Done::Guest(header, response))
+                        });
                     })
                     .await;
                 }
                 Ok((Options::Read(options), (Call::Read(query), asked))) => {
                     return Some(Reading { ticket, query, options, asked });
                 }
-                Ok(_) => outlet.answer(ticket, Err(failure::mixed_up())),
-                Err(rejected) => outlet.answer(ticket, Err(rejected.into())),
+                Ok(_) => outlet.answer(ticket, || Err(failure::mixed_up())),
+                Err(failure) => outlet.answer(ticket, || Err(failure)),
             }
         }
         // Rare enough for a task each.
@@ -509,7 +315,7 @@ where
             runtime::spawn(async move {
                 let opened = node.open_session(&outlet.client, ttl_ms).await;
                 let opened = opened.map(|opened| Done::Opened(outlet.by.opened(ttl_ms, opened)));
-                outlet.answer(ticket, opened.map_err(Failure::from));
+                outlet.answer(ticket, || opened.map_err(Failure::from));
             });
         }
         Ask::CloseSession(v1::CloseSessionRequest { session, history }) => {
@@ -517,7 +323,7 @@ where
             runtime::spawn(async move {
                 let closed = node.close_session(session, HistoryEpoch(history)).await;
                 let closed = closed.map(|closed| Done::Closed(outlet.by.closed(closed)));
-                outlet.answer(ticket, closed.map_err(Failure::from));
+                outlet.answer(ticket, || closed.map_err(Failure::from));
             });
         }
     }
@@ -537,12 +343,24 @@ where
     runtime::spawn(async move {
         let (node, outlet) = (&node, &*outlet);
         let mut running: FuturesUnordered<_> =
-            reads.into_iter().map(|reading| read(node, outlet, reading)).collect();
+            reads.into_iter().map(|reading| read_guarded(node, outlet, reading)).collect();
         tokio::select! {
             () = outlet.sender.closed() => {}
             () = async { while running.next().await.is_some() {} } => {}
         }
     });
+}
+
+/// As [`read`], where that may panic.
+async fn read_guarded<G, N>(node: &N, outlet: &Outlet<G>, reading: Reading<G>)
+where
+    G: Guest,
+    N: ServedNode<Machine = G::Machine>,
+{
+    let ticket = reading.ticket;
+    if let Err(failure) = guarded_async(false, read(node, outlet, reading)).await {
+        outlet.answer(ticket, || Err(failure));
+    }
 }
 
 /// Reads and answers, when there is room for the answer: what is read while there is none is let go and read again.
@@ -557,8 +375,10 @@ where
         let outcome = node.read(query.clone(), options).await;
         if outlet.has_room() {
             let time_at = |elapsed_ms| node.log_time_at(elapsed_ms);
-            let outcome = outlet.by.answered::<G>(asked, outcome, &time_at);
-            return outlet.answer(ticket, outcome.map(|(header, response)| Done::Guest(header, response)));
+            return outlet.answer(ticket, || {
+                let answered = outlet.by.answered::<G>(asked, outcome, &time_at);
+                answered.map(|(header, response)| Done::Guest(header, response))
+            });
         }
         drop(outcome);
         if turn.is_none() {
@@ -573,27 +393,57 @@ where
 /// The responses of a pipeline.
 pub(crate) struct Outgoing<F: Framing> {
     shared: Arc<Shared<F::Guest>>,
-    framing: PhantomData<fn() -> F>,
+    /// One that did not fit the last message.
+    next: Option<Packed<F::Response>>,
     _open: OpenStream,
 }
 
+/// A response as it is sent, and what it gives back then.
+struct Packed<R> {
+    response: R,
+    /// At least what it takes in a message.
+    bytes: usize,
+    queued: usize,
+    permits: usize,
+}
+
+/// What comes of a request, as it is sent: what no message can carry is replaced.
+fn packed<F: Framing>(answered: Answered<F::Guest>) -> Packed<F::Response> {
+    let Answered { tag, outcome, permits, bytes: queued, changes } = answered;
+    let encoded = guarded(changes, || F::response(tag, outcome));
+    let mut response = encoded.unwrap_or_else(|failure| F::response(tag, Err(failure)));
+    let encoded = F::encoded_bytes(&response);
+    if encoded > FULL_MESSAGE_BYTES {
+        response = F::response(tag, Err(failure::answer_too_large(encoded, FULL_MESSAGE_BYTES, changes)));
+    }
+    let bytes = queued.max(F::encoded_bytes(&response));
+    Packed { response, bytes, queued, permits: permits as usize }
+}
+
 impl<F: Framing> Outgoing<F> {
-    /// One message of what is pending.
-    fn pack(shared: &Shared<F::Guest>, queue: &mut Queue<F::Guest>) -> F::Responses {
-        let pending = &mut queue.pending;
-        let mut responses = Vec::with_capacity(pending.len());
-        let (mut bytes, mut permits) = (0, 0);
+    /// One message of `next` and what is pending.
+    fn pack(
+        shared: &Shared<F::Guest>,
+        next: &mut Option<Packed<F::Response>>,
+        queue: &mut Queue<F::Guest>,
+    ) -> F::Responses {
+        let mut responses = Vec::with_capacity(queue.pending.len() + 1);
+        let (mut bytes, mut permits, mut queued) = (0, 0, 0);
         while bytes < MESSAGE_BYTES
-            && let Some(answered) =
-                pending.pop_front_if(|next| bytes == 0 || bytes + next.bytes <= FULL_MESSAGE_BYTES)
+            && let Some(one) = next.take().or_else(|| queue.pending.pop_front().map(packed::<F>))
         {
-            bytes += answered.bytes;
-            permits += answered.permits as usize;
-            responses.push(F::response(answered.tag, answered.outcome));
+            if bytes > 0 && bytes + one.bytes > FULL_MESSAGE_BYTES {
+                *next = Some(one);
+                break;
+            }
+            bytes += one.bytes;
+            permits += one.permits;
+            queued += one.queued;
+            responses.push(one.response);
         }
         shared.permits.add_permits(permits);
         shared.in_flight.sub(responses.len());
-        shared.queued.sub(bytes);
+        shared.queued.sub(queued);
         shared.packed.notify_waiters();
         F::responses(responses)
     }
@@ -603,31 +453,22 @@ impl<F: Framing> Stream for Outgoing<F> {
     type Item = Result<F::Responses, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let shared = &self.shared;
+        let Self { shared, next, _open } = self.get_mut();
         let mut queue = shared.queue();
         let Queue { answers, arrived, pending } = &mut *queue;
-        if pending.is_empty() {
+        if pending.is_empty() && next.is_none() {
             if ready!(answers.poll_recv_many(cx, arrived, MESSAGE_RESPONSES)) == 0 {
                 return Poll::Ready(shared.broken.get().cloned().map(Err));
             }
             pending.extend(arrived.drain(..));
         }
-        Poll::Ready(Some(Ok(Self::pack(shared, &mut queue))))
+        Poll::Ready(Some(Ok(Self::pack(shared, next, &mut queue))))
     }
 }
 
 impl<F: Framing> Drop for Outgoing<F> {
     fn drop(&mut self) {
         self.shared.close();
-    }
-}
-
-/// Roughly what `outcome` takes in memory beyond what every one does, which is no less than in a message.
-fn outcome_bytes<G: Guest>(outcome: &Outcome<G>) -> usize {
-    match outcome {
-        Ok(Done::Guest(_, response)) => G::response_bytes(response),
-        Ok(Done::Opened(_) | Done::Closed(_)) => 0,
-        Err(failure) => failure.message.len(),
     }
 }
 

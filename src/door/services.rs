@@ -4,13 +4,14 @@
 use std::marker::PhantomData;
 use std::pin::Pin;
 
+use bytes::Bytes;
 use futures::Stream;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::bodies::Built;
-use super::guest::Guest;
+use super::guest::{Guest, guarded};
 use super::pipeline::{self, Ask, Done, Framing, Outcome, Weight};
 use super::{Door, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, ServedNode};
 use crate::call::{self, Options, Rejected};
@@ -19,6 +20,7 @@ use crate::proto::v1::call::Content;
 use crate::proto::v1::pipeline_server::{Pipeline, PipelineServer};
 use crate::proto::v1::sessions_server::{Sessions, SessionsServer};
 use crate::proto::v1::{self, Answer, Call, PipelineAnswers, PipelineCalls};
+use crate::reason::Reason;
 
 /// The names of these services.
 pub(crate) const NAMES: [&str; 2] = ["quorate.v1.Sessions", "quorate.v1.Pipeline"];
@@ -114,17 +116,20 @@ impl<G: Guest> Framing for Calls<G> {
     }
 
     fn weigh(call: &Call) -> Weight {
+        /// All that a pipeline has.
+        const MOST: u32 = pipeline::MAX_IN_FLIGHT as u32;
         let (Some(Content::Payload(payload)), Some(number)) = (&call.content, method::<G>(&call.method))
         else {
             return Weight { permits: 1, expected: 0 };
         };
         let method = &G::METHODS[number];
-        let request = || G::parse(number, payload.clone()).ok();
+        let weigh = || G::parse(number, payload.clone()).map_or(0, |request| G::expected_bytes(&request));
         let expected = match method.is_weighed {
-            true => request().map_or(0, |request| G::expected_bytes(&request)),
+            // One that panics is asked to parse it again, and then the request fails.
+            true => guarded(false, weigh).unwrap_or_default(),
             false => 0,
         };
-        Weight { permits: method.permits, expected }
+        Weight { permits: method.permits.clamp(1, MOST), expected }
     }
 
     fn open(call: Call) -> (u64, Option<Ask<G>>) {
@@ -132,7 +137,7 @@ impl<G: Guest> Framing for Calls<G> {
         let ask = match content {
             Some(Content::Payload(payload)) => method::<G>(&name).map(|method| Ask::Guest {
                 method,
-                request: G::parse(method, payload),
+                request: parse::<G>(method, payload),
                 options: options(G::METHODS[method].changes, write, level, freshness),
             }),
             Some(Content::OpenSession(open)) => Some(Ask::OpenSession(open)),
@@ -152,9 +157,27 @@ impl<G: Guest> Framing for Calls<G> {
         Answer { tag, header, content: Some(content) }
     }
 
+    fn encoded_bytes(answer: &Answer) -> usize {
+        match &answer.content {
+            Some(Answered::Payload(payload)) => payload.len(),
+            _ => 0,
+        }
+    }
+
     fn responses(answers: Vec<Answer>) -> PipelineAnswers {
         PipelineAnswers { answers }
     }
+}
+
+/// The request in `payload`, if the guest finds one.
+fn parse<G: Guest>(method: usize, payload: Bytes) -> Result<G::Request, Rejected> {
+    let payload = match G::METHODS[method].changes {
+        true => payload,
+        // A read may wait for room with what it asks for, and its message may be many times that.
+        false => Bytes::copy_from_slice(&payload),
+    };
+    guarded(false, || G::parse(method, payload))
+        .unwrap_or_else(|failure| Err(Rejected::new(Reason::Unspecified, failure.message)))
 }
 
 fn options(
@@ -164,7 +187,11 @@ fn options(
     freshness: Option<v1::Freshness>,
 ) -> Result<Options, Rejected> {
     match changes {
+        true if level != 0 || freshness.is_some() => {
+            Err(Rejected::invalid("it is a write, and says how fresh a read must be"))
+        }
         true => call::decode_write(write).map(Options::Write),
+        false if write.is_some() => Err(Rejected::invalid("it is a read, and says how to write")),
         false => call::decode_read(level, freshness).map(Options::Read),
     }
 }

@@ -23,7 +23,7 @@ pub(crate) type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Se
 /// Where the messages of a stream go.
 pub(crate) struct Outlet<T> {
     messages: mpsc::Sender<T>,
-    end: Arc<OnceLock<Status>>,
+    end: Arc<OnceLock<Result<(), Status>>>,
 }
 
 impl<T> Outlet<T> {
@@ -40,7 +40,13 @@ impl<T> Outlet<T> {
 
     /// Once the messages sent before are taken, the stream ends with `failure`. The first one counts.
     pub(crate) fn fail(&self, failure: Failure) {
-        let _ = self.end.set(failure.into());
+        let _ = self.end.set(Err(failure.into()));
+    }
+
+    /// Once the messages sent before are taken, the stream ends, and its reader has all. One whose outlet is dropped without
+    /// this or a failure, by a task that panics, is not taken for complete.
+    pub(crate) fn complete(&self) {
+        let _ = self.end.set(Ok(()));
     }
 }
 
@@ -48,7 +54,7 @@ impl<T> Outlet<T> {
 /// one, a stream that was cut short would look like one that is complete.
 struct Inlet<T> {
     messages: mpsc::Receiver<T>,
-    end: Arc<OnceLock<Status>>,
+    end: Arc<OnceLock<Result<(), Status>>>,
     ended: bool,
 }
 
@@ -60,8 +66,12 @@ impl<T> Stream for Inlet<T> {
             return Poll::Ready(None);
         }
         let message = ready!(self.messages.poll_recv(cx));
-        self.ended = message.is_none();
-        Poll::Ready(message.map(Ok).or_else(|| self.end.get().cloned().map(Err)))
+        let Some(message) = message else {
+            self.ended = true;
+            let end = self.end.get().cloned().unwrap_or_else(|| Err(failure::broken_off().into()));
+            return Poll::Ready(end.err().map(Err));
+        };
+        Poll::Ready(Some(Ok(message)))
     }
 }
 
@@ -105,6 +115,7 @@ mod tests {
             for message in 0..100 {
                 assert!(outlet.send(message).await.unwrap());
             }
+            outlet.complete();
             drop(outlet);
         };
         let reading = async {
@@ -118,6 +129,15 @@ mod tests {
         };
         tokio::join!(sending, reading);
         assert!(begun.elapsed() > CLIENT_PATIENCE * 30);
+    }
+
+    #[tokio::test]
+    async fn a_stream_whose_task_is_gone_does_not_look_complete() {
+        let (outlet, responses) = stream();
+        assert!(outlet.send(1).await.unwrap());
+        drop(outlet);
+        let all: Vec<_> = responses.collect().await;
+        assert!(matches!(&all[..], [Ok(1), Err(_)]), "{all:?}");
     }
 
     #[tokio::test(start_paused = true)]

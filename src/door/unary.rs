@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::bodies::{self, Built};
-use super::guest::{Call, Guest};
+use super::guest::{Call, Guest, guarded_async};
 use super::methods::{CLOSE_SESSION, MethodId, OPEN_SESSION};
 use super::pipeline::{base_bytes, client_address};
 use super::{Door, ServedNode, failure};
@@ -39,7 +39,9 @@ impl<N> Door<N> {
         N: ServedNode<Machine = G::Machine>,
     {
         let started = Instant::now();
-        let outcome = self.outcome::<G>(request, options, caller.as_deref()).await;
+        let changes = self.metrics.methods().get(method).changes;
+        let outcome = guarded_async(changes, self.outcome::<G>(request, options, caller.as_deref())).await;
+        let outcome = outcome.unwrap_or_else(Err);
         self.metrics.observe(method, started, &outcome);
         let (header, response) = outcome?;
         let bytes = base_bytes::<G>() + G::response_bytes(&response);

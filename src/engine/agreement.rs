@@ -22,6 +22,7 @@ use super::{Engine, Inner, until_ended};
 use crate::machine::StateMachine;
 use crate::raft::agreement::{Check, Life, Told, Verdict, judge};
 use crate::raft::core::Metrics;
+use crate::raft::snapshot::catch;
 use crate::runtime::offload;
 use crate::types::{Divergence, LogId, NodeId, Role};
 
@@ -158,9 +159,13 @@ impl<M: StateMachine> Engine<M> {
         let Ok(applied) = self.inner.view(None, deadline).await else { return false };
         let Some(log_id) = applied.progress.log_id else { return false };
         let begun = Instant::now();
-        let hash = offload(move || M::state_hash(&applied.view)).await;
-        agreement.hashed(life, Check { log_id, hash }, begun.elapsed());
+        let hash = offload(move || catch("hashing the state", || Ok(M::state_hash(&applied.view)))).await;
+        // Not again for the same state, whose hash would panic again.
         memory.idle_at = Some(log_id);
+        match hash {
+            Ok(hash) => agreement.hashed(life, Check { log_id, hash }, begun.elapsed()),
+            Err(error) => tracing::warn!(%error, "the state is not compared with the others'"),
+        }
         false
     }
 

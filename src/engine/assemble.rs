@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::timeout;
 
 use super::config::NO_CLUSTER;
 use super::fatal::{Consequence, Fatal};
@@ -17,8 +18,8 @@ use super::opening::{self, Ending};
 use super::reads::ReadIndexes;
 use super::status::Observer;
 use super::{
-    Counters, Engine, EngineConfig, EngineParts, Forming, Inner, NodeState, Settings, agreement, clock,
-    compaction, formation, health, leadership, quota, standing, status, transfer, wake,
+    Counters, Engine, EngineConfig, EngineParts, Forming, Inner, LET_GO, NodeState, Settings, agreement,
+    clock, compaction, formation, health, leadership, quota, standing, status, transfer, wake,
 };
 use crate::error::{FatalError, OpenError, StorageError};
 use crate::machine::StateMachine;
@@ -64,6 +65,10 @@ impl<M: StateMachine> Engine<M> {
         config.progress.begin(StartStep::Done, 0);
         if !config.join && config.initial_members.is_empty() && !core.is_initialized().await {
             core.shutdown().await;
+            let mut released = store.released;
+            drop((core, lines, parts));
+            // Whoever opens the directory again finds it unlocked, unless its disk hangs.
+            let _ = timeout(LET_GO, async { while released.changed().await.is_ok() {} }).await;
             return Err(OpenError::Config(NO_CLUSTER.to_owned()));
         }
         let node = Assembly::new(core, (parts, store), lines, life);

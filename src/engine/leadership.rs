@@ -143,11 +143,13 @@ impl<M: StateMachine> Engine<M> {
             }
             return false;
         }
-        let half_made = voters.len() > 1
-            && metrics.membership_at.is_some()
-            && metrics.membership_at == metrics.committed_membership_at;
+        let is_half_made = voters.len() > 1;
+        let is_committed =
+            metrics.membership_at.is_some() && metrics.membership_at == metrics.committed_membership_at;
         let outcome = match metrics.membership.members.get(&own) {
-            _ if half_made => self.settle_member_change().await,
+            _ if is_half_made && is_committed => self.settle_member_change().await,
+            // Nothing tells when it is.
+            _ if is_half_made => return false,
             Some(known)
                 if known.incarnation == inner.own.incarnation
                     && !known.is_same_place(&self.own_as_known(known)) =>

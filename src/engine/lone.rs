@@ -16,6 +16,15 @@ pub(super) async fn engine(joins: bool) -> Engine<KvMachine> {
 
 /// The same, with another machine.
 pub(super) async fn engine_of<M: StateMachine>(joins: bool, machine: M) -> Engine<M> {
+    started(joins, machine, None).await
+}
+
+/// One that does not join, in so much memory.
+pub(super) async fn engine_with<M: StateMachine>(machine: M, memory_bytes: Option<u64>) -> Engine<M> {
+    started(false, machine, memory_bytes).await
+}
+
+async fn started<M: StateMachine>(joins: bool, machine: M, memory_bytes: Option<u64>) -> Engine<M> {
     let disk = MemoryDisk::new(SyncMode::Immediate);
     let mut config = EngineConfig::new(1, "", "nowhere:1");
     config.join = joins;
@@ -29,7 +38,7 @@ pub(super) async fn engine_of<M: StateMachine>(joins: bool, machine: M) -> Engin
         snapshots: Arc::new(MemorySnapshots::new()),
         transport: Arc::new(Nowhere::default()),
         promised_lease_ms: 0,
-        memory_bytes: None,
+        memory_bytes,
     };
     Engine::start(parts, machine).await.expect("a node in memory can be started")
 }

@@ -41,13 +41,13 @@
 //! | `log-lines` | the process's standard error (`logging.rs`) | its queue | the process |
 //! | tokio's for blocking work | reading and writing snapshots, hashing states ([`offload`](crate::runtime::offload)) | the caller | the work |
 //!
-//! A panic of `log-writer`, `log-watchdog` or `log-sync-later` fails the log, which is the end of the core.
+//! A panic of `log-writer`, `log-watchdog`, `log-sync-later` or `disk-look` fails the log, which is the end of the core.
 //!
 //! | queue | from | to | bound | when it is full |
 //! |---|---|---|---|---|
 //! | proposals, in openraft | callers of [`Engine::write`] | `consensus-core` | `max_inflight_bytes` | the write is refused |
 //! | writes of the log | `consensus-core` | `log-writer` | the same on a leader; on others what peers may have under way, 32 messages | the peer waits |
-//! | entries to apply, in openraft | `consensus-core` | `consensus-apply` | openraft's | the core waits |
+//! | entries to apply, in openraft | `consensus-core` | `consensus-apply` | 65 536 commits, on a leader `max_inflight_bytes` before that | the core waits |
 //! | commands on disk | `log-writer` | `flushed-writes` | `max_inflight_bytes` | as for proposals |
 //! | readers, here and on the leader | callers of [`Engine::read`] | `leader-reads`, `read-indexes` | 65 536 | readers wait |
 //! | waiting for all voters | writes at that level | `held-by-all` | `max_inflight_bytes` until they are applied, then their timeouts | as for proposals |
@@ -120,6 +120,8 @@ mod settings;
 mod standing;
 mod status;
 mod transfer;
+#[cfg(test)]
+mod unruly;
 mod wake;
 mod writes;
 
@@ -159,6 +161,9 @@ pub use crate::storage::{DiskState, DiskStatus, StartProgress, StartStep, Starte
 use crate::storage::{DiskWatch, LogStats, LogStore, SnapshotStore};
 pub use crate::types::{DEFAULT_ACK_TIMEOUT, WriteOptions};
 use crate::types::{HistoryEpoch, Incarnation, Member, Role};
+
+/// What ends is waited for so long: a wedged disk must not keep the process for ever.
+const LET_GO: Duration = Duration::from_secs(5);
 
 /// One node of a replicated state machine. Cheap to clone; all clones are the same node.
 pub struct Engine<M: StateMachine> {
@@ -311,8 +316,6 @@ impl<M: StateMachine> Engine<M> {
         wake::note_time(self).await;
         self.hand_over().await;
         inner.stopping.store(true, Ordering::Release);
-        /// A wedged disk must not keep the process for ever.
-        const LET_GO: Duration = Duration::from_secs(5);
         let deadline = tokio::time::Instant::now() + LET_GO;
         if tokio::time::timeout_at(deadline, inner.core.shutdown()).await.is_err() {
             tracing::error!("the core did not stop within {LET_GO:?}; its disk may hang");

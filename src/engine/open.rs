@@ -63,9 +63,13 @@ impl<M: StateMachine> Engine<M> {
         };
         let engine = Self::start_with(life, parts, machine).await?;
         let (inner, tasks) = (&engine.inner, &engine.inner.tasks);
-        let port = grpc::serve(listener, engine.peer_door(), traffic, inner.stop.subscribe())
-            .map_err(|source| OpenError::Listen { address: inner.own.peer.clone(), source })?;
-        tasks.permanent("peer-port", port);
+        match grpc::serve(listener, engine.peer_door(), traffic, inner.stop.subscribe()) {
+            Ok(port) => tasks.permanent("peer-port", port),
+            Err(source) => {
+                engine.shutdown().await;
+                return Err(OpenError::Listen { address: inner.own.peer.clone(), source });
+            }
+        }
         if promised_lease_ms > lease_ms {
             tasks.passing("lease-settlement", settle_lease(log, data_dir, promised_lease_ms, lease_ms));
         }

@@ -241,7 +241,8 @@ pub(super) fn observe<M: StateMachine>(
         node_id,
         role: if fatal.is_some() { Role::Stopped } else { metrics.role },
         term: metrics.term,
-        leader: metrics.leader,
+        // openraft goes on naming the leader that it had.
+        leader: metrics.leader.filter(|_| fatal.is_none()),
         in_touch: metrics.in_touch,
         last_log: metrics.last_log,
         committed: metrics.committed.max(metrics.cluster_committed),
@@ -308,14 +309,17 @@ pub(super) async fn run<M: StateMachine>(
     let mut divergence = core.agreement().changes();
     let mut disk = observer.disk.changes();
     let mut fatal_rx = fatal.subscribe();
+    let mut was_told = true;
     loop {
         let now = observer.observe(fatal_rx.borrow_and_update().clone());
         if let Some(error) = &now.fatal {
             fatal.report(error.clone());
         }
-        let look_again = observer.look_again(&now, *state.borrow() != now);
+        let look_again = observer.look_again(&now, was_told || *state.borrow() != now);
         state.send_if_modified(|current| {
-            let changed = *current != now;
+            // An end that was told meanwhile is not taken back.
+            let is_older = current.fatal.is_some() && now.fatal.is_none();
+            let changed = !is_older && *current != now;
             if changed {
                 *current = now;
             }
@@ -341,6 +345,7 @@ pub(super) async fn run<M: StateMachine>(
             state.send_replace(NodeState { role: Role::Stopped, leader: None, ..now });
             return until_ended().await;
         }
+        was_told = is_told;
         if is_told {
             tokio::time::sleep(PACE).await;
         }

@@ -355,6 +355,11 @@ impl Caller {
     }
 
     /// It has taken something of what it is sent.
+    /// When it last took a part of an answer: changes whenever it does.
+    pub(crate) fn progress_ms(&self) -> u64 {
+        self.progress_ms.load(Ordering::Relaxed)
+    }
+
     pub(super) fn progresses(&self) {
         self.progress_ms.store(self.places.now_ms(), Ordering::Relaxed);
     }

@@ -69,6 +69,8 @@ pub(super) fn call(request: Request) -> Result<(Call<KvCommand, KvQuery>, Asked)
         }
         Request::Get { scope, key } => {
             let (tenant, collection) = names(scope);
+            // As it came, it is a slice of a message that may be large, and the answer may wait for its client for long.
+            let key = Bytes::copy_from_slice(&key);
             keys = Keys::One(key.clone());
             Call::Read(KvQuery::Get { tenant, collection, key })
         }
@@ -81,7 +83,10 @@ pub(super) fn call(request: Request) -> Result<(Call<KvCommand, KvQuery>, Asked)
             let Range { start, end, limit_items: limit } = range;
             Call::Write(KvCommand::DeleteRange { tenant, collection, start, end, limit })
         }
-        Request::Range { scope, range } => Call::Read(KvQuery::Range(range_query(scope, range))),
+        Request::Range { scope, range: Range { start, end, limit_items } } => {
+            let (start, end) = (Bytes::copy_from_slice(&start), Bytes::copy_from_slice(&end));
+            Call::Read(KvQuery::Range(range_query(scope, Range { start, end, limit_items })))
+        }
         Request::Txn { scope, txn } => {
             let txn = transaction(scope, txn);
             keys = Keys::Txn(Box::new(asked_keys(&txn)));
@@ -155,7 +160,7 @@ fn transaction(scope: Scope, txn: Txn) -> KvTxn {
 fn asked_keys(txn: &KvTxn) -> [Vec<Bytes>; 2] {
     [&txn.then, &txn.otherwise].map(|branch| {
         let key = |operation: &TxnOp| match operation {
-            TxnOp::Get { key, .. } => key.clone(),
+            TxnOp::Get { key, .. } => Bytes::copy_from_slice(key),
             _ => Bytes::new(),
         };
         branch.iter().map(key).collect()

@@ -202,7 +202,8 @@ impl<G: Guest, N> Server<G, N> {
         self
     }
 
-    /// What callers may make the node hold, instead of the defaults.
+    /// What callers may make the node hold, instead of the defaults. Limits that do not
+    /// [hold together](DoorLimits::validate) may have callers wait for ever.
     #[must_use]
     pub fn with_limits(mut self, limits: DoorLimits) -> Self {
         self.limits = limits;

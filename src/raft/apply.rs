@@ -135,6 +135,11 @@ impl<M: StateMachine> Applier<M> {
             if entries.first().is_none_or(|entry| entry.log_id.index != next) {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, format!("entry {next} is missing")));
             }
+            let last = entries.last().filter(|last| last.log_id.index == committed.index);
+            if let Some(last) = last.filter(|last| last.log_id != committed) {
+                let message = format!("the log holds {} where {committed} is committed", last.log_id);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
             let piece = entries.into_iter().map(|entry| {
                 let entry = type_config::entry(entry)
                     .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;

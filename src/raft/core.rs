@@ -45,6 +45,9 @@ pub use metrics::{Changes, Metrics};
 
 /// Most entries in one message to a peer, and in one write to the log.
 const MAX_BATCH_ENTRIES: u64 = 4096;
+
+/// Commits that may wait to be applied. What waits is in memory anyway, and is bounded by bytes.
+const APPLY_QUEUE: u64 = 1 << 16;
 /// How peers that cannot be reached are retried.
 const BACKOFF: &str = "20ms 40ms 80ms ...500ms";
 
@@ -263,13 +266,8 @@ impl<M: StateMachine> Core<M> {
             // Nobody looks when the core has stopped.
             let _ = raft
                 .external_state_machine_request(|applier| {
-                    let looked = super::snapshot::catch("taking a view", || {
-                        applier.publish_if_wanted();
-                        Ok(())
-                    });
-                    if let Err(error) = looked {
-                        tracing::error!(%error, "readers get no view");
-                    }
+                    // A machine that panics here has the apply task panic, as it would after a batch.
+                    applier.publish_if_wanted();
                     Box::pin(std::future::ready(()))
                 })
                 .await;
@@ -567,6 +565,9 @@ fn raft_config(config: &CoreConfig) -> Result<Config, String> {
         election_timeout_max: config.election_timeout_max_ms,
         max_payload_entries: MAX_BATCH_ENTRIES,
         max_append_entries: Some(MAX_BATCH_ENTRIES),
+        // While entries wait for a snapshot one is queued per commit, and the core stops when the queue is full: no heartbeats,
+        // no votes. What is in flight is to reach its limit first.
+        state_machine_channel_size: Some(APPLY_QUEUE),
         // Snapshots and purges are triggered by the engine, which also counts bytes.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,

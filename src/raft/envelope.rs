@@ -22,7 +22,6 @@
 //! had no kind 4, no opener of a session, and one clock, *log time* (8), in place of the three numbers. Version 1 had no kind either: log
 //! time (8), session (8) and sequence (8), both always 0, and the command.
 
-use std::any::Any;
 use std::panic::catch_unwind;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -30,6 +29,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::clock::{Reading, Stamp};
 use crate::machine::StateMachine;
+use crate::runtime::panic_message;
 use crate::types::SessionSlot;
 
 /// The version this build writes.
@@ -326,7 +326,7 @@ fn opener(bytes: &[u8]) -> Result<&str, EnvelopeError> {
 /// What is wrong, in words.
 pub fn try_open<C: DeserializeOwned>(bytes: &[u8]) -> Result<Opened<C>, String> {
     catch_unwind(|| open(bytes))
-        .map_err(|panic| format!("decoding it panicked: {}", message_of(&*panic)))?
+        .map_err(|panic| format!("decoding it panicked: {}", panic_message(&*panic)))?
         .map_err(|error| error.to_string())
 }
 
@@ -361,17 +361,8 @@ fn plain_command(bytes: &[u8]) -> Option<(Stamp, &[u8])> {
 /// What is wrong, in words.
 pub fn try_decode<R: DeserializeOwned>(bytes: &[u8]) -> Result<R, String> {
     catch_unwind(|| decode(bytes))
-        .map_err(|panic| format!("decoding it panicked: {}", message_of(&*panic)))?
+        .map_err(|panic| format!("decoding it panicked: {}", panic_message(&*panic)))?
         .map_err(|error| error.to_string())
-}
-
-/// What a panic said.
-pub(super) fn message_of(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 /// The last number of an envelope.

@@ -12,12 +12,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::activity::Activity;
-use super::envelope;
 use super::published::Applied;
 use super::type_config::{self, CommittedLeaderId, StoredMembership, TypeConfig};
 use crate::error::{StorageError, is_out_of_files};
 use crate::machine::StateMachine;
 use crate::machine::sessions::SessionTable;
+use crate::runtime::panic_message;
 use crate::runtime::{offload, whole_ms};
 use crate::storage::{self, ReceivedSnapshot, SnapshotHandle, SnapshotStore, SnapshotWriter};
 use crate::types::{Member, NodeId, Quota};
@@ -225,9 +225,9 @@ impl<R: Read> Read for Watched<R> {
 }
 
 /// Turns a panic of the user's machine into an error, which stops the node in order.
-pub(super) fn catch<T>(what: &str, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+pub(crate) fn catch<T>(what: &str, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let message = envelope::message_of(&*panic);
+        let message = panic_message(&*panic);
         Err(io::Error::other(format!("{what} panicked: {message}")))
     })
 }

@@ -112,7 +112,7 @@ impl Tasks {
             match AssertUnwindSafe(polled).catch_unwind().await {
                 Ok(output) => output,
                 Err(panic) => {
-                    set.fail(name, TaskFailure::Panicked { message: message(&*panic).to_owned() });
+                    set.fail(name, TaskFailure::Panicked { message: panic_message(&*panic).to_owned() });
                     resume_unwind(panic)
                 }
             }
@@ -186,8 +186,8 @@ impl Task {
     }
 }
 
-/// The message of a caught panic.
-fn message(panic: &(dyn Any + Send)) -> &str {
+/// What a caught panic has said.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

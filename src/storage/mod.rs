@@ -76,7 +76,9 @@ pub struct LogBounds {
 /// that one does.
 ///
 /// Every method may be called from an asynchronous task: none waits for a disk write. Only `read`
-/// may touch the disk, for entries that are no longer in the in-memory tail, and so may `disk_bytes`.
+/// may touch the disk, for entries that are no longer in the in-memory tail, and so may `disk_bytes`. A completion may be called
+/// on any thread, also within the call. A write that does not fit (a hole, another entry where one is named) completes with an
+/// error, changes nothing that shows, and is final like any other failure. Dropping the store writes what is queued first.
 ///
 /// # Beyond the log
 /// The last four methods tell of the disk under it. A store in memory has none, and what they do by default is right for it. A store
@@ -90,13 +92,15 @@ pub trait LogStore: Send + Sync + 'static {
     /// The newest vote submitted, or recovered at open.
     fn vote(&self) -> Option<Vote>;
 
-    /// The newest committed position submitted, or recovered at open. May lag behind after a crash:
-    /// it rides along with the next flush and never causes one.
+    /// The newest committed position submitted, or recovered at open. After opening it may lag behind, and is `None` or a
+    /// position that was saved: it rides along with the next write and never causes one. One that was saved beyond the end of
+    /// the log is not recovered; the last before it that was within is.
     fn committed(&self) -> Option<LogId>;
 
     /// Entries from `start` (inclusive) to `end` (exclusive) that the store holds, in order and without a
-    /// hole. Stops after `max_bytes`, but returns at least one entry if there is one. Purged entries
-    /// at the beginning and absent ones at the end are left out.
+    /// hole. They take no more than `max_bytes` by [`Entry::size_bytes`], but there is at least one if the store holds any.
+    /// Purged entries at the beginning and absent ones at the end are left out. A read beside a truncation sees the log of
+    /// before or of after it, never a mixture.
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] for an entry whose checksum does not match, or a hole.
@@ -112,13 +116,14 @@ pub trait LogStore: Send + Sync + 'static {
     /// Notes how far the log is known to be committed. Not awaited and never flushed for its own sake.
     fn save_committed(&self, committed: Option<LogId>);
 
-    /// Removes every entry after `last`, or all of them; purged ones stay purged. `last` is in the log, or purged.
-    /// Later appends overwrite what was removed. That the log has another entry in the place of `last` is
-    /// noticed as far as it can be without reading the disk.
+    /// Removes every entry after `last`, or all of them; purged ones stay purged. Later appends overwrite what was removed.
+    /// Where there is nothing after `last`, nothing is done. That the log has another entry in the place of `last` is an
+    /// error, told by the completion at the latest.
     fn truncate(&self, last: Option<LogId>, done: Completion);
 
     /// Removes every entry up to and including `upto`, and remembers `upto`. It may lie beyond the last
-    /// entry: then the log is empty afterwards and continues at `upto.index + 1`.
+    /// entry: then the log is empty afterwards and continues at `upto.index + 1`. Where `upto` is purged already, nothing is
+    /// done.
     fn purge(&self, upto: LogId, done: Completion);
 
     /// What it has counted since it was opened: flushes, entries, bytes, and whether it has failed.
@@ -142,7 +147,8 @@ pub trait LogStore: Send + Sync + 'static {
     }
 
     /// Has `closed` called once the store is dropped and has let go of all that another one would need: files, locks, threads that
-    /// use them.
+    /// use them. After a failure of the disk a store may keep some of that for ever, rather than touch the disk again, and calls
+    /// it nevertheless.
     fn on_closed(&self, closed: Closed) {
         closed();
     }

@@ -18,8 +18,8 @@ use quorate::proto::v1::admin_client::AdminClient;
 use quorate::proto::v1::kv_client::KvClient;
 use quorate::proto::v1::tagged_request::Request;
 use quorate::proto::v1::{
-    DeleteRangeRequest, GetRequest, PipelineRequest, PipelineResponse, PutRequest, StatusRequest,
-    TaggedRequest, WatchRequest,
+    DeleteRangeRequest, GetRequest, PipelineRequest, PipelineResponse, PutRequest, RangeRequest,
+    StatusRequest, TaggedRequest, WatchRequest,
 };
 use tempfile::TempDir;
 use tokio::net::TcpStream;
@@ -178,6 +178,8 @@ impl Node {
 #[allow(clippy::disallowed_methods)] // of this process, not of a node
 async fn raw(address: SocketAddr) -> SendRequest<Bytes> {
     let socket = TcpStream::connect(address).await.unwrap();
+    // Else its many small frames, and what is answered to them, wait for each other.
+    socket.set_nodelay(true).unwrap();
     let mut builder = h2::client::Builder::new();
     // By itself this library gives a connection up that brings many small frames which nobody reads.
     let (sender, connection) = builder.data_frame_budget(usize::MAX).handshake(socket).await.unwrap();
@@ -401,7 +403,7 @@ async fn idle_connections_give_way_and_busy_ones_leave_places_for_probes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pipelines_that_are_not_read_cost_little() {
     const PIPELINES: usize = 8;
-    const READS: u64 = 400;
+    const READS: u64 = 1_000;
     let node = Node::start(&[], None);
     node.put_large(4).await;
     let before = node.memory("VmRSS");
@@ -436,6 +438,89 @@ async fn pipelines_that_are_not_read_cost_little() {
     drop((held, first));
     node.metric_reaches("quorate_server_pipeline_queued_bytes", |bytes| bytes == 0).await;
     node.serves_others().await;
+}
+
+/// However little room the others leave: writes go on, and reads as soon as those that take nothing have lost their pipelines.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_unread_pipelines_of_one_connection_hold_up_no_other() {
+    const PIPELINES: usize = 160;
+    const RANGES: u64 = 40;
+    let node = Node::start(&[], None);
+    node.put_large(3).await;
+    let range = |tag: u64| TaggedRequest { tag, request: Some(Request::Range(RangeRequest::default())) };
+    let message = PipelineRequest { requests: (0..RANGES).map(range).collect() };
+    let mut held = Vec::new();
+    let mut sender = raw(node.client).await;
+    for _ in 0..PIPELINES {
+        held.push(begin(&mut sender, "/quorate.v1.Kv/Pipeline", &message, false).await);
+    }
+    let client = quorate::kv::client::Client::new([node.client.to_string()], Default::default()).unwrap();
+    let scope = Default::default();
+    let served = async {
+        for number in 0..200 {
+            client.put(&scope, format!("other{number}"), "v").await.unwrap();
+            client.get(&scope, "k0", quorate::ReadLevel::Linearizable).await.unwrap();
+        }
+    };
+    // What is not read at all is let go of after a second; what a client lets its operations take is ten.
+    timeout(DEADLINE, served).await.expect("others are not served");
+    let bound = 2 * 256 * MIB + 16 * MIB;
+    let queued = node.metric("quorate_server_pipeline_queued_bytes");
+    assert!(queued <= bound, "{queued}");
+    drop((held, sender));
+    node.metric_reaches("quorate_server_pipeline_queued_bytes", |bytes| bytes == 0).await;
+    node.serves_others().await;
+}
+
+/// A request is a slice of its message, which may be much larger than it: what waits must not keep that alive.
+#[tokio::test(flavor = "multi_thread")]
+async fn small_reads_in_large_messages_cost_little() {
+    const MESSAGES: usize = 60;
+    let node = Node::start(&[], None);
+    node.put_large(1).await;
+    let get = || GetRequest { key: "k0".into(), ..Default::default() };
+    let on_kv =
+        PipelineRequest { requests: vec![TaggedRequest { tag: 1, request: Some(Request::Get(get())) }] };
+    let payload = quorate::proto::v1::call::Content::Payload(get().encode_to_vec().into());
+    let call =
+        quorate::proto::v1::Call { method: "get".to_owned(), content: Some(payload), ..Default::default() };
+    let on_any = quorate::proto::v1::PipelineCalls { calls: vec![call] };
+    for (path, message) in [
+        ("/quorate.v1.Kv/Pipeline", on_kv.encode_to_vec()),
+        ("/quorate.v1.Pipeline/Run", on_any.encode_to_vec()),
+    ] {
+        let before = node.memory("VmRSS");
+        let mut padded = message;
+        // A field that nobody knows, of almost 8 MiB.
+        let room = 8 * MIB as usize - padded.len() - 64;
+        prost::encoding::encode_key(1000, prost::encoding::WireType::LengthDelimited, &mut padded);
+        prost::encoding::encode_varint(room as u64, &mut padded);
+        padded.extend(std::iter::repeat_n(0, room));
+        let framed = [&[0][..], &u32::try_from(padded.len()).unwrap().to_be_bytes(), &padded].concat();
+        let mut sender = raw(node.client).await.ready().await.unwrap();
+        let (answer, mut stream) = sender.send_request(self::call(path), false).unwrap();
+        let answered = timeout(DEADLINE, answer).await.unwrap().unwrap().into_body();
+        for _ in 0..MESSAGES {
+            send_all(&mut stream, framed.clone().into()).await;
+        }
+        let unread = "quorate_server_pipeline_queued_bytes";
+        node.metric_reaches(unread, |bytes| bytes > (MESSAGES as u64 - 8) * MIB / 2).await;
+        let grown = node.memory("VmRSS").saturating_sub(before);
+        assert!(grown < 120 * MIB, "{path}: {} MiB", grown / MIB);
+        drop((answered, stream, sender));
+        node.metric_reaches(unread, |bytes| bytes == 0).await;
+    }
+    node.serves_others().await;
+}
+
+/// Sends `bytes` as the node takes them.
+async fn send_all(stream: &mut SendStream<Bytes>, mut bytes: Bytes) {
+    while !bytes.is_empty() {
+        stream.reserve_capacity(bytes.len());
+        let granted = std::future::poll_fn(|cx| stream.poll_capacity(cx));
+        let granted = timeout(DEADLINE, granted).await.expect("it is not taken").unwrap().unwrap();
+        stream.send_data(bytes.split_to(granted.min(bytes.len())), false).unwrap();
+    }
 }
 
 /// What stock clients refuse to receive they would refuse for ever.

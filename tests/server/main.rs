@@ -4,6 +4,7 @@
 
 mod bounds;
 mod features;
+mod guest;
 mod replication;
 mod tasks;
 

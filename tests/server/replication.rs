@@ -59,7 +59,8 @@ async fn what_was_written_shows_in_status_stats_and_metrics() {
         assert_eq!((&stats["pending_operations"], &stats["pending_bytes"]), (&json!(0), &json!(0)));
         assert!(stats["log"]["flush_ms_mean"].as_f64().unwrap() > 0.0);
         let (_, union) = json_of(address, "GET", "/stats", "").await;
-        assert_eq!(union["applied"], status["offsets"]["applied"]);
+        // A node alone has things to agree on with itself too, at any time.
+        assert!(union["applied"].as_u64() >= status["offsets"]["applied"].as_u64(), "{union} {status}");
 
         let (_, text) = http(address, "GET", "/metrics", "").await;
         assert!(metric(&text, "quorate_raft_applied_entries_total") >= PUTS as f64);

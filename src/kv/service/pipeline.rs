@@ -67,6 +67,11 @@ impl Framing for KvFraming {
         TaggedResponse { tag, response: Some(response) }
     }
 
+    fn encoded_bytes(_: &TaggedResponse) -> usize {
+        // This guest says how much it is.
+        0
+    }
+
     fn responses(responses: Vec<TaggedResponse>) -> PipelineResponse {
         PipelineResponse { responses }
     }

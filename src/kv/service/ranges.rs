@@ -70,8 +70,9 @@ pub(super) async fn range<N: KvNode>(
         let ended = range.send(&node, &by, &outlet).await;
         let was_one_page = matches!(ended, Ok(true));
         open.ended(&ended.as_ref().map(|_| ()).map_err(Clone::clone));
-        if let Err(failure) = ended {
-            outlet.fail(failure);
+        match ended {
+            Ok(_) => outlet.complete(),
+            Err(failure) => outlet.fail(failure),
         }
         // Whoever may come back needs the state, and neither the stream nor the node.
         drop((outlet, node, by));

@@ -226,4 +226,7 @@ fn the_log_is_replayed_up_to_what_is_committed() {
     assert_eq!(node.published().progress().state_bytes, node.machine.state_bytes());
     node.replay(&log).unwrap();
     assert_eq!(node.activity.applied_entries.load(Relaxed), 18, "each is applied once");
+    log.save_committed(Some(types::LogId::new(2, 18)));
+    let error = node.replay(&log).unwrap_err();
+    assert!(error.to_string().contains("the log holds"), "{error}");
 }

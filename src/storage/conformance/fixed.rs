@@ -14,23 +14,24 @@ pub(super) fn cases(open: &mut impl FnMut() -> Box<dyn Rig>, patience: Duration)
     let cases = [
         completions_come_in_order,
         appends_must_follow,
-        a_failed_write_is_final,
         truncations_name_what_is_there,
         purging_beyond_the_end,
         committed_stays_within_the_log,
         what_is_confirmed_survives_a_crash,
+        closing_writes_what_is_queued,
+        the_end_is_told_when_it_comes,
     ];
     cases.iter().try_for_each(|case| case(&mut Case { rig: open(), patience }))
 }
 
 /// A store in one of these cases.
-struct Case {
-    rig: Box<dyn Rig>,
-    patience: Duration,
+pub(super) struct Case {
+    pub(super) rig: Box<dyn Rig>,
+    pub(super) patience: Duration,
 }
 
 impl Case {
-    fn store(&self) -> &dyn LogStore {
+    pub(super) fn store(&self) -> &dyn LogStore {
         self.rig.store()
     }
 
@@ -42,16 +43,20 @@ impl Case {
         outcome(&of, self.patience)
     }
 
-    fn succeeds(&mut self, write: impl FnOnce(&dyn LogStore, Completion)) -> Result<(), Broken> {
+    pub(super) fn succeeds(&mut self, write: impl FnOnce(&dyn LogStore, Completion)) -> Result<(), Broken> {
         let failed = |error| broken(Promise::Completion, format!("a write fails that fits: {error}"));
         self.outcome(write)?.map_err(failed)
     }
 
-    fn fails(&mut self, why: &str, write: impl FnOnce(&dyn LogStore, Completion)) -> Result<(), Broken> {
+    pub(super) fn fails(
+        &mut self,
+        why: &str,
+        write: impl FnOnce(&dyn LogStore, Completion),
+    ) -> Result<(), Broken> {
         ensure(self.outcome(write)?.is_err(), Promise::Failure, || format!("a write succeeds {why}"))
     }
 
-    fn append(&mut self, term: u64, indexes: impl Iterator<Item = u64>) -> Result<(), Broken> {
+    pub(super) fn append(&mut self, term: u64, indexes: impl Iterator<Item = u64>) -> Result<(), Broken> {
         let entries = indexes.map(|index| command(term, index, 9)).collect();
         self.succeeds(|store, done| store.append(entries, done))
     }
@@ -102,24 +107,6 @@ fn appends_must_follow(case: &mut Case) -> Result<(), Broken> {
     case.fails("after one that failed", |store, done| store.append(vec![command(1, 1, 1)], done))?;
     case.rig.reopen();
     case.append(1, 1..2)
-}
-
-fn a_failed_write_is_final(case: &mut Case) -> Result<(), Broken> {
-    case.append(1, 0..1)?;
-    if !case.rig.fail_next_write() {
-        return Ok(());
-    }
-    case.fails("of which the disk failed", |store, done| store.append(vec![command(1, 1, 1)], done))?;
-    let vote = Vote { term: 2, node_id: 1, committed: false };
-    case.fails("after one that failed", |store, done| store.save_vote(vote, done))?;
-    case.fails("after one that failed", |store, done| store.append(vec![command(1, 2, 1)], done))?;
-    case.rig.crash(0);
-    // What a failed write has left is not known.
-    let left = case.store().read(0, 1, 100);
-    let is_there = left.as_ref().is_ok_and(|entries| *entries == [command(1, 0, 9)]);
-    ensure(is_there, Promise::Durability, || {
-        format!("what was confirmed before a failure is not there: {left:?}")
-    })
 }
 
 fn truncations_name_what_is_there(case: &mut Case) -> Result<(), Broken> {
@@ -191,4 +178,33 @@ fn what_is_confirmed_survives_a_crash(case: &mut Case) -> Result<(), Broken> {
     ensure((bounds, found) == (expected, Some(vote)), Promise::Durability, || {
         format!("a crash leaves {bounds:?} and vote {found:?}; {expected:?} and {vote:?} were confirmed")
     })
+}
+
+fn closing_writes_what_is_queued(case: &mut Case) -> Result<(), Broken> {
+    let outcomes: Vec<_> = (0..50)
+        .map(|index| {
+            let (done, of) = completion();
+            case.store().append(vec![command(1, index, 10)], done);
+            of
+        })
+        .collect();
+    case.rig.reopen();
+    for of in outcomes {
+        outcome(&of, case.patience)?
+            .map_err(|error| broken(Promise::Durability, format!("closing fails a write: {error}")))?;
+    }
+    let last = case.store().bounds().last;
+    ensure(last == Some(LogId::new(1, 49)), Promise::Durability, || {
+        format!("after closing in order the last entry is {last:?}")
+    })
+}
+
+/// A store that lets go of nothing that another one needs may tell at once.
+fn the_end_is_told_when_it_comes(case: &mut Case) -> Result<(), Broken> {
+    case.append(1, 0..1)?;
+    let (sender, told) = mpsc::channel();
+    case.store().on_closed(Box::new(move || sender.send(()).unwrap_or_default()));
+    case.rig.reopen();
+    told.recv_timeout(case.patience)
+        .map_err(|_| broken(Promise::Completion, "nobody is told that the store is closed"))
 }

@@ -45,6 +45,7 @@
 //! Cut the power: a crash is what the rig makes of it. One that kills the process shows what the store leaves to the kernel. Only one
 //! that loses what was not synced shows a missing fsync: on a store in memory by dropping it, on a real one by a disk that forgets.
 
+mod failures;
 mod fixed;
 mod model;
 mod steps;
@@ -56,6 +57,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
 
 use super::{Completion, LogStore};
+use crate::types::LogId;
 use model::{Moment, Write};
 pub(crate) use steps::Step;
 #[cfg(test)]
@@ -69,15 +71,15 @@ pub trait Rig {
     /// Makes what was submitted durable, if the store does not do so by itself.
     fn sync(&mut self);
 
-    /// Closes in order and opens again: nothing may be lost.
+    /// Closes in order and opens again: nothing may be lost, whether or not it was synced before.
     fn reopen(&mut self);
 
     /// Crashes and opens again. Of the writes that are not durable, the first `keep` survive, or as many as the rig
     /// happens to keep.
     fn crash(&mut self, keep: usize);
 
-    /// Has the next write that reaches the disk fail. False if the rig cannot; then it is not checked that the first failure is
-    /// final.
+    /// Has the next write that reaches the disk fail, or the sync of it. False if the rig cannot; then it is not checked that
+    /// the first failure is final.
     fn fail_next_write(&mut self) -> bool {
         false
     }
@@ -135,6 +137,7 @@ impl Default for Effort {
 /// The first promise that is broken, with the shortest sequence found that shows it.
 pub fn check(mut open: impl FnMut() -> Box<dyn Rig>, effort: Effort) -> Result<(), Broken> {
     fixed::cases(&mut open, effort.patience)?;
+    failures::cases(&mut open, effort.patience)?;
     for run in 0..effort.runs {
         let steps = steps::sequence(effort.seed.wrapping_mul(effort.runs).wrapping_add(run), effort.steps);
         if let Err(broken) = try_steps(&mut *open(), &steps, effort.patience) {
@@ -198,6 +201,8 @@ struct Run<'a> {
     now: Moment,
     /// Every state of the log that a crash may leave, oldest first; the first is surely durable.
     moments: Vec<Moment>,
+    /// Every position that was said to be committed.
+    saved: Vec<Option<LogId>>,
     /// Writes that nobody has waited for, and the moment at which each was complete.
     waiting: Vec<(Receiver<io::Result<()>>, usize)>,
 }
@@ -205,7 +210,8 @@ struct Run<'a> {
 /// Runs `steps` on the store and on the model, and compares them after each.
 pub(crate) fn try_steps(rig: &mut dyn Rig, steps: &[Step], patience: Duration) -> Result<(), Broken> {
     let now = Moment::default();
-    let mut run = Run { rig, patience, moments: vec![now.clone()], now, waiting: Vec::new() };
+    let mut run =
+        Run { rig, patience, moments: vec![now.clone()], now, saved: vec![None], waiting: Vec::new() };
     for step in steps {
         match step {
             Step::Commit(fraction) => run.commit(*fraction),
@@ -233,6 +239,7 @@ impl Run<'_> {
         let committed = self.now.entry_at(fraction).map(|entry| entry.log_id);
         if committed > self.now.committed {
             self.now.committed = committed;
+            self.saved.push(committed);
             self.rig.store().save_committed(committed);
             if let Some(newest) = self.moments.last_mut() {
                 newest.committed = committed;
@@ -263,11 +270,7 @@ impl Run<'_> {
     fn reopen(&mut self) -> Result<(), Broken> {
         self.sync()?;
         self.rig.reopen();
-        let committed = self.rig.store().committed();
-        ensure(committed <= self.now.bounds().last.max(self.now.committed), Promise::Order, || {
-            format!("{committed:?} is committed, and beyond the log")
-        })?;
-        self.now.committed = committed;
+        self.now.committed = self.recovered(self.rig.store().committed())?;
         self.compare(Promise::Durability)
     }
 
@@ -291,14 +294,20 @@ impl Run<'_> {
         })?;
         let term = self.now.term;
         self.now = self.moments.swap_remove(left);
-        let known = self.now.bounds().last.max(self.now.committed);
-        ensure(found.committed <= known, Promise::Order, || {
-            format!("{:?} is committed, and beyond the log", found.committed)
-        })?;
-        self.now.committed = found.committed;
+        self.now.committed = self.recovered(found.committed)?;
         self.now.term = term + 1; // entries of before and after can be told apart
         self.moments = vec![self.now.clone()];
         Ok(())
+    }
+
+    /// What is committed as the store says after it was opened: something that it was told, and that the log holds.
+    fn recovered(&self, committed: Option<LogId>) -> Result<Option<LogId>, Broken> {
+        ensure(self.saved.contains(&committed), Promise::Order, || {
+            format!("{committed:?} is committed, and was never said to be")
+        })?;
+        let is_held = committed.is_none_or(|committed| self.now.holds(committed));
+        ensure(is_held, Promise::Order, || format!("{committed:?} is committed, and not in the log"))?;
+        Ok(committed)
     }
 
     /// Compares what shows with what should.

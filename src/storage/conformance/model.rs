@@ -60,6 +60,12 @@ impl Moment {
         self.bounds().last.map_or(0, |last| last.index + 1)
     }
 
+    /// Whether it holds the entry at `position`, or has purged it.
+    pub(super) fn holds(&self, position: LogId) -> bool {
+        let entry = self.entries.get(&position.index).map(|entry| entry.log_id);
+        position.index < self.first() || entry == Some(position)
+    }
+
     /// The index at a fraction of the log, or just after it.
     pub(super) fn index_at(&self, fraction: u8) -> u64 {
         self.first() + (self.next() - self.first()) * u64::from(fraction) / 255

@@ -9,7 +9,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::steps::command;
-use super::{Effort, Promise, Rig, Step, check, completion, fixed, try_steps};
+use super::{Effort, Promise, Rig, Step, check, completion, failures, fixed, try_steps};
 use crate::storage::{Completion, LogBounds, LogStore};
 use crate::types::{Entry, LogId, Vote};
 
@@ -22,6 +22,7 @@ pub(crate) fn steps(longest: usize) -> impl Strategy<Value = Vec<Step>> {
 
 pub(crate) fn fixed_cases(mut open: impl FnMut() -> Box<dyn Rig>) {
     fixed::cases(&mut open, PATIENCE).unwrap();
+    failures::cases(&mut open, PATIENCE).unwrap();
 }
 
 pub(crate) fn run(rig: &mut dyn Rig, steps: &[Step]) {
@@ -242,11 +243,18 @@ mod broken {
         HidesErrors,
         /// Purges what is there, but not beyond the end.
         StopsAtTheEnd,
+        /// Takes all that it finds when it is opened for committed.
+        SaysAllIsCommitted,
+        /// Takes a vote that its disk failed to write for done.
+        HidesTheVotesErrors,
+        /// Lets go of what is queued when it is closed.
+        ForgetsItsQueue,
     }
 
     struct BrokenStore {
         defect: Defect,
         inner: MemoryRig,
+        is_reopened: bool,
     }
 
     impl BrokenStore {
@@ -276,7 +284,8 @@ mod broken {
         }
 
         fn committed(&self) -> Option<LogId> {
-            self.store().committed()
+            let found = self.store().bounds().last.filter(|_| self.defect == Defect::SaysAllIsCommitted);
+            self.store().committed().or(found.filter(|_| self.is_reopened))
         }
 
         fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
@@ -300,6 +309,7 @@ mod broken {
                 Defect::ComparesTermsOnly if self.vote().is_some_and(|known| known.term == vote.term) => {
                     self.store().append(Vec::new(), done);
                 }
+                Defect::HidesTheVotesErrors => self.store().save_vote(vote, Box::new(|_| done(Ok(())))),
                 _ => self.store().save_vote(vote, self.done(done)),
             }
         }
@@ -333,7 +343,11 @@ mod broken {
         }
 
         fn reopen(&mut self) {
-            self.0.inner.reopen();
+            match self.0.defect {
+                Defect::ForgetsItsQueue => self.0.inner.crash(0),
+                _ => self.0.inner.reopen(),
+            }
+            self.0.is_reopened = true;
         }
 
         fn crash(&mut self, keep: usize) {
@@ -346,7 +360,11 @@ mod broken {
     }
 
     fn rig(defect: Defect) -> Box<dyn Rig> {
-        Box::new(BrokenRig(BrokenStore { defect, inner: MemoryRig::new(SyncMode::Manual) }))
+        Box::new(BrokenRig(BrokenStore {
+            defect,
+            inner: MemoryRig::new(SyncMode::Manual),
+            is_reopened: false,
+        }))
     }
 
     fn effort() -> Effort {
@@ -362,6 +380,9 @@ mod broken {
             (Defect::ComparesTermsOnly, Promise::Visibility),
             (Defect::HidesErrors, Promise::Failure),
             (Defect::StopsAtTheEnd, Promise::Visibility),
+            (Defect::SaysAllIsCommitted, Promise::Order),
+            (Defect::HidesTheVotesErrors, Promise::Failure),
+            (Defect::ForgetsItsQueue, Promise::Completion),
         ] {
             let broken = check(|| rig(defect), effort()).expect_err(&format!("{defect:?} goes unnoticed"));
             assert_eq!(broken.promise, promise, "{defect:?}: {broken}");

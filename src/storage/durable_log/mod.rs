@@ -36,16 +36,17 @@ mod tests;
 mod watchdog;
 mod writer;
 
-use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::error::StorageError;
+use crate::runtime::panic_message;
 use crate::types::{Entry, LogId, Vote};
 
 use super::space::Attendant;
@@ -122,6 +123,8 @@ struct Shared {
     queue: Queue,
     progress: Progress,
     stats: Arc<LogStats>,
+    /// The disk must not be touched again, not even to close it.
+    abandoned: AtomicBool,
     /// Looked at before each batch.
     room: Option<Arc<Room>>,
     on_failure: OnFailure,
@@ -139,8 +142,6 @@ struct State {
     /// Of the newest submission.
     ticket: u64,
     failure: Option<String>,
-    /// The disk must not be touched again, not even to close it.
-    abandoned: bool,
 }
 
 impl State {
@@ -169,8 +170,8 @@ impl Shared {
         self.state.write().expect("invariant: no panic under this lock")
     }
 
-    fn committed(&self) -> Option<LogId> {
-        self.read().committed
+    fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Acquire)
     }
 
     /// Notes that writes up to `ticket` are durable. Returns the error if the store has failed meanwhile.
@@ -186,7 +187,13 @@ impl Shared {
     /// Fails the store for good: first the writes `in_flight`, then all that is queued. Returns the error to
     /// report, which is that of the first failure.
     fn fail(&self, reason: &str, cause: Cause, in_flight: Vec<Completion>) -> io::Error {
-        let report = |hung| (self.on_failure)(&Failure { reason: reason.to_owned(), hung });
+        let report = |hung| {
+            let failure = Failure { reason: reason.to_owned(), hung };
+            // Those who wait for their writes are to hear of it all the same.
+            if catch_unwind(AssertUnwindSafe(|| (self.on_failure)(&failure))).is_err() {
+                tracing::error!(reason, "who wants to know that the log has failed has panicked");
+            }
+        };
         if cause == Cause::Hung {
             // Before any lock: its holder may be waiting for the same disk.
             self.stats.failed.store(true, Relaxed);
@@ -195,7 +202,7 @@ impl Shared {
         let (first, error) = {
             let mut state = self.write();
             let first = state.failure.is_none();
-            state.abandoned |= cause != Cause::Misuse;
+            self.abandoned.fetch_or(cause != Cause::Misuse, Release);
             (first, failed(state.failure.get_or_insert_with(|| reason.to_owned())))
         };
         self.stats.failed.store(true, Relaxed);
@@ -246,12 +253,6 @@ fn unstarted(directory: &Path, error: io::Error) -> StorageError {
     files::io_error("cannot start a thread for", directory, error)
 }
 
-/// The message of a caught panic.
-pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
-}
-
 /// The index after `position`: 0 when there is nothing yet.
 pub(crate) fn first_index(position: Option<LogId>) -> u64 {
     position.map_or(0, |position| position.index + 1)
@@ -279,6 +280,7 @@ impl<D: LogDisk> DurableLog<D> {
             queue: Queue::default(),
             progress: Progress::new(),
             stats: Arc::default(),
+            abandoned: AtomicBool::new(false),
             room,
             on_failure,
         });
@@ -305,7 +307,7 @@ impl<D: LogDisk> DurableLog<D> {
             return Err(too_late(directory));
         }
         if let Some(room) = &shared.room {
-            store.attendant = Some(room.attend(&grows)?);
+            store.attendant = Some(room.attend(&grows, |look| spawn("disk-look", look).map(drop))?);
         }
         {
             let mut state = shared.write();
@@ -347,7 +349,8 @@ impl<D: LogDisk> DurableLog<D> {
                 state.ticket = ticket;
                 self.shared.stats.queued_bytes.fetch_add(bytes as u64, Relaxed);
                 self.shared.stats.queued_writes.fetch_add(1, Relaxed);
-                self.shared.queue.push(Write { ticket, change, bytes, done });
+                let committed = state.committed;
+                self.shared.queue.push(Write { ticket, change, bytes, committed, done });
             }
             Err(reason) => {
                 drop(state);
@@ -367,7 +370,7 @@ impl<D: LogDisk> LogStore for DurableLog<D> {
     }
 
     fn committed(&self) -> Option<LogId> {
-        self.shared.committed()
+        self.shared.read().committed
     }
 
     fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
@@ -470,7 +473,7 @@ impl<D: LogDisk> Drop for DurableLog<D> {
             }
         }
         hung |= progress.step().is_err();
-        if hung || self.shared.read().abandoned {
+        if hung || self.shared.is_abandoned() {
             // A disk may flush when its last handle goes, and a failed fsync must never be retried: keep one for ever.
             std::mem::forget(self.reader.take());
         }

@@ -335,6 +335,45 @@ fn a_hang_is_reported_although_the_state_is_locked() {
     drop(release);
 }
 
+/// What is said to be committed while a batch is written may come with the next one only, in the place of what is there.
+#[test]
+fn what_is_committed_is_written_with_what_it_was_said_after() {
+    let (enter, entered) = mpsc::channel::<()>();
+    let (release, released) = mpsc::channel::<()>();
+    let (enter, released) = (Mutex::new(enter), Mutex::new(released));
+    let disk = RamDisk::new(move || {
+        enter.lock().unwrap().send(()).unwrap();
+        released.lock().unwrap().recv().unwrap_or_default();
+        Ok(())
+    });
+    let log = disk.open(usize::MAX).unwrap();
+    let (done, first) = completion();
+    log.append((0..10).map(|index| command(1, index, 1)).collect(), done);
+    entered.recv_timeout(PATIENCE).unwrap();
+    log.truncate(Some(LogId::new(1, 4)), completion().0);
+    log.append((5..10).map(|index| command(2, index, 1)).collect(), completion().0);
+    log.save_committed(Some(LogId::new(2, 8)));
+    release.send(()).unwrap();
+    first.recv_timeout(PATIENCE).unwrap().unwrap();
+    let flushed = disk.0.flushed.lock().unwrap().clone();
+    assert_eq!((flushed.bounds.last, flushed.committed), (Some(LogId::new(1, 9)), None));
+    let last = append(&log, 10);
+    drop(release);
+    last.recv_timeout(PATIENCE).unwrap().unwrap();
+    assert_eq!(disk.0.flushed.lock().unwrap().committed, Some(LogId::new(2, 8)));
+}
+
+/// Those who wait for their writes hear of it all the same, and closing waits for nobody.
+#[test]
+fn a_failure_is_final_although_the_one_who_is_told_panics() {
+    let disk = RamDisk::new(|| Err(io::Error::other("EIO")));
+    let log = disk.open_with(0, Duration::from_secs(30), |_| panic!("as the test wants it")).unwrap();
+    append(&log, 0).recv_timeout(PATIENCE).unwrap().unwrap_err();
+    append(&log, 1).recv_timeout(PATIENCE).unwrap().unwrap_err();
+    drop(log);
+    assert_eq!(disk.0.closed.load(SeqCst), 0);
+}
+
 #[test]
 fn a_thread_that_panics_fails_the_log() {
     let disk = RamDisk::default();
@@ -345,6 +384,8 @@ fn a_thread_that_panics_fails_the_log() {
     let failure = failures.recv_timeout(PATIENCE).expect("reported");
     assert!(failure.reason.contains("log-sync-later") && !failure.hung, "{failure:?}");
     append(&log, 1).recv().unwrap().unwrap_err();
+    drop(log);
+    assert_eq!((disk.0.closed.load(SeqCst), disk.0.dropped.load(SeqCst)), (0, 0), "it is not touched again");
 }
 
 /// Where a failure is reported.

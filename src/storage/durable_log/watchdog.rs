@@ -147,9 +147,9 @@ impl Progress {
         state.phase
     }
 
-    /// Waits for the end, or for a batch to take longer than `limit`: then the completions of
-    /// that batch are the caller's to fail.
-    fn supervise(&self, limit: Duration) -> Option<Vec<Completion>> {
+    /// Waits for the end, or for a batch to take longer than `limit`, or a step its multiple: then the completions of
+    /// that batch are the caller's to fail; with them comes how long was waited.
+    fn supervise(&self, limit: Duration) -> Option<(Vec<Completion>, Duration)> {
         /// Looks this often within the limit.
         const LOOKS: u32 = 8;
         let mut state = self.lock();
@@ -161,11 +161,11 @@ impl Progress {
             let now = Instant::now();
             state.discount_pause(now.saturating_duration_since(looked), limit / LOOKS, now);
             looked = now;
-            let patience = limit * state.patience;
+            let patience = limit.saturating_mul(state.patience);
             if state.busy_since.is_some_and(|since| since.elapsed() > patience) {
                 state.phase = Phase::Hung;
                 self.changed.notify_all();
-                return Some(std::mem::take(&mut state.completions));
+                return Some((std::mem::take(&mut state.completions), patience));
             }
             let (next, _) =
                 self.changed.wait_timeout(state, limit / LOOKS).expect("invariant: no panic under this lock");
@@ -176,8 +176,8 @@ impl Progress {
 
 /// Body of the supervising thread.
 pub(super) fn supervise(shared: &Shared, limit: Duration) {
-    if let Some(completions) = shared.progress.supervise(limit) {
-        let reason = format!("a write to the log has not come back for {} ms", limit.as_millis());
+    if let Some((completions, patience)) = shared.progress.supervise(limit) {
+        let reason = format!("a write to the log has not come back for {} ms", patience.as_millis());
         shared.fail(&reason, Cause::Hung, completions);
     }
 }

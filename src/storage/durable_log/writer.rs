@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::runtime::panic_message;
 use crate::storage::Completion;
 use crate::types::{Entry, LogId, Vote};
 
@@ -24,6 +25,8 @@ enum WriteError<E: std::error::Error> {
     Disk(E),
     #[error("the writer came back after the watchdog had given up")]
     GaveUp,
+    #[error("the log has failed elsewhere")]
+    Abandoned,
     #[error("cannot look after the disk's free space: {0}")]
     Room(io::Error),
     #[error("a completion panicked: {0}")]
@@ -59,6 +62,9 @@ pub(crate) struct Write {
     pub(crate) ticket: u64,
     pub(crate) change: Change,
     pub(crate) bytes: usize,
+    /// What was committed when it was submitted. A later one may be an entry that only a later write brings, in the place of
+    /// one that is there now.
+    pub(crate) committed: Option<LogId>,
     pub(crate) done: Completion,
 }
 
@@ -148,7 +154,7 @@ pub(super) fn sync_later(shared: &Shared, sync: &SyncLater) {
     let mut running = true;
     while running {
         running = shared.progress.runs_after(PAUSE);
-        if shared.progress.hangs() || shared.read().abandoned {
+        if shared.progress.hangs() || shared.is_abandoned() {
             return;
         }
         if let Err(reason) = sync() {
@@ -160,12 +166,14 @@ pub(super) fn sync_later(shared: &Shared, sync: &SyncLater) {
 
 /// Body of the writer thread.
 pub(super) fn run<D: LogDisk>(shared: &Arc<Shared>, mut disk: D) {
+    // Whatever ends it: closing waits for that.
+    let _over = Over(shared);
     let outcome = catch_unwind(AssertUnwindSafe(|| serve(shared, &mut disk)));
     let cause = if matches!(outcome, Ok(Err(WriteError::GaveUp))) { Cause::Late } else { Cause::Disk };
     let failure = match outcome {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error.to_string()),
-        Err(panic) => Some(format!("the writer panicked: {}", super::panic_message(&*panic))),
+        Err(panic) => Some(format!("the writer panicked: {}", panic_message(&*panic))),
     };
     match failure {
         None => drop(disk),
@@ -175,13 +183,26 @@ pub(super) fn run<D: LogDisk>(shared: &Arc<Shared>, mut disk: D) {
             shared.fail(&reason, cause, shared.progress.abandon());
         }
     }
-    shared.progress.stop();
+}
+
+/// Says that the writer is no more when it is dropped.
+struct Over<'a>(&'a Shared);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.progress.stop();
+    }
 }
 
 /// Writes until the queue is closed.
 fn serve<D: LogDisk>(shared: &Shared, disk: &mut D) -> Result<(), WriteError<D::Error>> {
     loop {
-        let writes = match shared.queue.next(!disk.unswept()) {
+        let next = shared.queue.next(!disk.unswept());
+        if shared.is_abandoned() {
+            // Another thread has met an error: nothing more is done with this disk, not even to close it.
+            return Err(WriteError::Abandoned);
+        }
+        let writes = match next {
             Next::Batch(writes) => writes,
             Next::Idle => {
                 sweep(shared, disk)?;
@@ -210,7 +231,7 @@ fn sweep<D: LogDisk>(shared: &Shared, disk: &mut D) -> Result<(), WriteError<D::
 
 /// Writes one batch and reports its outcome.
 fn write<D: LogDisk>(shared: &Shared, disk: &mut D, writes: Vec<Write>) -> Result<(), WriteError<D::Error>> {
-    let ticket = writes.last().map_or(0, |write| write.ticket);
+    let (ticket, committed) = writes.last().map_or((0, None), |write| (write.ticket, write.committed));
     let bytes: usize = writes.iter().map(|write| write.bytes).sum();
     let count = writes.len() as u64;
     let (changes, completions): (Vec<_>, Vec<_>) =
@@ -230,7 +251,7 @@ fn write<D: LogDisk>(shared: &Shared, disk: &mut D, writes: Vec<Write>) -> Resul
         };
         written.map_err(WriteError::Disk)?;
     }
-    disk.flush(shared.committed()).map_err(WriteError::Disk)?;
+    disk.flush(committed).map_err(WriteError::Disk)?;
     let completions = shared.progress.end()?;
     let failure = shared.settle(ticket);
     shared.stats.queued_bytes.fetch_sub(bytes as u64, Relaxed);
@@ -251,7 +272,7 @@ pub(crate) fn complete(
             Some(error) => Err(io::Error::new(error.kind(), error.to_string())),
         };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| done(result))) {
-            outcome = outcome.and(Err(super::panic_message(&*panic).to_owned()));
+            outcome = outcome.and(Err(panic_message(&*panic).to_owned()));
         }
     }
     outcome

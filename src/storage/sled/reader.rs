@@ -4,7 +4,8 @@ use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
-use crate::storage::durable_log::{Collected, LogReader, Scanned, panic_message};
+use crate::runtime::panic_message;
+use crate::storage::durable_log::{Collected, LogReader, Scanned};
 
 use super::disk::{Trees, blobs};
 use super::scan::{Scan, ScanError};

@@ -34,10 +34,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::StorageError;
+use crate::runtime::panic_message;
 use crate::storage::LogBounds;
-use crate::storage::durable_log::{
-    GaveUp, LogStats, Opened, Progress, Tail, first_index, panic_message, too_late,
-};
+use crate::storage::durable_log::{GaveUp, LogStats, Opened, Progress, Tail, first_index, too_late};
 use crate::storage::files::{self, exists, io_error, unreadable};
 use crate::storage::progress::{StartProgress, StartStep};
 use crate::types::LogId;

@@ -217,11 +217,17 @@ impl Room {
     }
 
     /// Takes up its work for the log whose file is `log`, which is open by now: sets the reserve aside if that is
-    /// possible, and starts the thread that looks. It ends when what is returned is dropped; drop that after the last batch.
+    /// possible, and has `spawn` start the thread that looks. It ends when what is returned is dropped; drop that after the
+    /// last batch.
     ///
     /// # Errors
-    /// When the file cannot be opened, or nothing can be set aside for another reason than that the disk is full.
-    pub fn attend(self: &Arc<Self>, log: &Path) -> Result<Attendant, StorageError> {
+    /// When the file cannot be opened, or nothing can be set aside for another reason than that the disk is full; those of
+    /// `spawn`.
+    pub fn attend(
+        self: &Arc<Self>,
+        log: &Path,
+        spawn: impl FnOnce(Box<dyn FnOnce() + Send>) -> Result<(), StorageError>,
+    ) -> Result<Attendant, StorageError> {
         let file = OpenOptions::new().write(true).open(log);
         let file = file.map_err(|error| io_error("cannot open", log, error))?;
         self.log.get_or_init(|| file);
@@ -239,11 +245,8 @@ impl Room {
                 "the disk is full; this node starts without taking writes until what is available and what it holds of its reserve are what is needed, in bytes"
             );
         }
-        let room = self.clone();
-        std::thread::Builder::new()
-            .name("disk-look".to_owned())
-            .spawn(move || room.look_until_ended())
-            .map_err(|error| io_error("cannot start a thread for", &self.directory, error))?;
+        let looking = Looking(self.clone());
+        spawn(Box::new(move || looking.0.look_until_ended()))?;
         Ok(Attendant(self.clone()))
     }
 
@@ -426,8 +429,6 @@ impl Room {
             }
             failing = looked.is_err();
         }
-        *self.phase() = Phase::Ended;
-        self.changed.notify_all();
     }
 
     /// How long nobody need look.
@@ -444,6 +445,16 @@ impl Room {
         let looking = |phase: &mut Phase| *phase == Phase::Looking;
         let waited = self.changed.wait_timeout_while(self.phase(), pause, looking);
         *waited.expect("invariant: no panic under this lock").0 == Phase::Looking
+    }
+}
+
+/// What the thread that looks has as long as it looks, whatever ends that.
+struct Looking(Arc<Room>);
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        *self.0.phase() = Phase::Ended;
+        self.0.changed.notify_all();
     }
 }
 

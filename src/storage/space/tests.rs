@@ -15,6 +15,11 @@ struct Still {
     log: PathBuf,
 }
 
+fn in_a_thread(body: Box<dyn FnOnce() + Send>) -> Result<(), StorageError> {
+    std::thread::spawn(body);
+    Ok(())
+}
+
 impl Still {
     fn open(directory: &Path, reserve_bytes: u64) -> Self {
         let log = directory.join("db");
@@ -23,7 +28,7 @@ impl Still {
             file.write_all_at(b"log", 0).unwrap();
         }
         let room = Room::open(directory, reserve_bytes).unwrap();
-        drop(room.attend(&log).unwrap());
+        drop(room.attend(&log, in_a_thread).unwrap());
         Self { room, log }
     }
 
@@ -169,7 +174,7 @@ fn a_disk_with_room_takes_writes_once_the_reserve_is_held() {
     let room = Room::open(dir.path(), 4 * MIB).unwrap();
     let watch = DiskWatch::new(Some(room.clone()), || None, || 0, None);
     assert_eq!(watch.state(), DiskState::Full, "nothing is held yet");
-    let attendant = room.attend(&log).unwrap();
+    let attendant = room.attend(&log, in_a_thread).unwrap();
     assert!(watch.state().takes_writes() && watch.take_entries(1, Origin::ThisLeader).is_some());
     let status = watch.status();
     assert!(status.reserve_bytes >= Some(4 * MIB));
@@ -177,6 +182,32 @@ fn a_disk_with_room_takes_writes_once_the_reserve_is_held() {
     assert_eq!(std::fs::metadata(dir.path().join(RESERVE)).unwrap().len(), 4 * MIB);
     room.before_batch(100).unwrap();
     assert!(watch.state().takes_writes());
+    drop(attendant);
+}
+
+/// Nobody waits for a thread that has panicked, and its panic reaches whoever started it.
+#[test]
+fn a_look_that_panics_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("db");
+    std::fs::write(&log, b"log").unwrap();
+    let room = Room::open(dir.path(), 4 * MIB).unwrap();
+    let (sender, told) = std::sync::mpsc::channel();
+    let guarded = |body: Box<dyn FnOnce() + Send>| {
+        let body = std::panic::AssertUnwindSafe(body);
+        std::thread::spawn(move || sender.send(std::panic::catch_unwind(|| { body }.0()).is_err()));
+        Ok(())
+    };
+    let attendant = room.attend(&log, guarded).unwrap();
+    let poisoner = room.clone();
+    std::thread::spawn(move || {
+        let _ledger = poisoner.ledger();
+        panic!("as the test wants it");
+    })
+    .join()
+    .unwrap_err();
+    assert_eq!(told.recv_timeout(std::time::Duration::from_secs(30)), Ok(true));
+    assert_eq!(*room.phase(), Phase::Ended);
     drop(attendant);
 }
 

@@ -500,7 +500,8 @@ async fn answers_that_nobody_takes_are_let_go_of_and_their_pipeline_ends() {
     assert_eq!(pipeline.queued(), 0, "nothing was taken for a minute");
     assert_eq!(pipeline.metrics.pipeline_requests().all(), 0);
     let end = within(pipeline.responses.next()).await.unwrap().unwrap_err();
-    assert_eq!(refusal(&end), (Code::ResourceExhausted, Reason::LimitReached));
+    // Answers to writes may have been among them.
+    assert_eq!(refusal(&end), (Code::Unknown, Reason::LimitReached));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,292 @@
+//! The answers of a pipeline on their way to its client, and the room there is for them.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, Notify, Semaphore, mpsc};
+use tonic::Status;
+
+use crate::door::bodies::hold_unfinished;
+use crate::door::guest::{Guest, guarded};
+use crate::door::limits::{Bound, DoorLimits};
+use crate::door::methods::MethodId;
+use crate::door::metrics::{Metrics, Share};
+use crate::door::{Answerer, failure};
+use crate::incoming::{Caller, Held};
+use crate::proto::v1::{self, Failure};
+
+/// A pipeline may have so many bytes of answers waiting however many others have, up to twice the bound for all.
+const QUEUED_FLOOR_BYTES: usize = 64 * 1024;
+
+/// A pipeline with answers waiting, whose client has taken nothing at all for this long while something waits for room, has
+/// lost it.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The same while the answers of all pipelines together leave no room for others.
+const SHORTAGE_PATIENCE: Duration = Duration::from_secs(1);
+/// A client that takes little of its answers keeps its pipeline so long in a shortage.
+const SLOW_PATIENCE: Duration = Duration::from_secs(10);
+
+/// After how long a pipeline without room looks again whether it has some, or has lost its client.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// What a write's answer takes, and what any answer takes beyond its items.
+pub(crate) const fn base_bytes<G: Guest>() -> usize {
+    64 + size_of::<Answered<G>>()
+}
+
+/// What is answered.
+pub(crate) enum Done<G: Guest> {
+    Guest(v1::Header, G::Response),
+    Opened(v1::OpenSessionResponse),
+    Closed(v1::CloseSessionResponse),
+}
+
+/// What comes of a request.
+pub(crate) type Outcome<G> = Result<Done<G>, Failure>;
+
+/// What both directions share. Must not hold the channel's sender: the channel closes with the last request.
+pub(super) struct Shared<G: Guest> {
+    pub(super) permits: Semaphore,
+    /// Requests that were read, and bytes of answers, until they are in a message.
+    pub(super) in_flight: Share,
+    pub(super) queued: Share,
+    /// Bytes that the answers to transactions under way may have.
+    pub(super) expected: AtomicUsize,
+    pub(super) bound: Bound,
+    pub(super) queue: std::sync::Mutex<Queue<G>>,
+    /// Notified when a message was packed.
+    pub(super) packed: Notify,
+    /// Reads that found no room for their answers go one by one.
+    pub(super) turn: Mutex<()>,
+    /// Why the request stream ended, if not in order.
+    pub(super) broken: OnceLock<Status>,
+}
+
+/// Answers on their way to the client.
+pub(super) struct Queue<G: Guest> {
+    pub(super) answers: mpsc::UnboundedReceiver<Answered<G>>,
+    /// Scratch: what was just taken off the channel.
+    pub(super) arrived: Vec<Answered<G>>,
+    /// Taken off the channel, not yet in a message.
+    pub(super) pending: VecDeque<Answered<G>>,
+}
+
+impl<G: Guest> Shared<G> {
+    pub(super) fn queue(&self) -> std::sync::MutexGuard<'_, Queue<G>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody takes answers any more: lets go of those that wait, and of those to come.
+    pub(super) fn close(&self) {
+        self.permits.close();
+        let mut queue = self.queue();
+        queue.answers.close();
+        let Queue { answers, arrived, pending } = &mut *queue;
+        arrived.clear();
+        let mut bytes: usize = pending.drain(..).map(|answered| answered.bytes).sum();
+        while let Ok(answered) = answers.try_recv() {
+            bytes += answered.bytes;
+        }
+        self.queued.sub(bytes);
+        // Those under way are not answered.
+        self.in_flight.clear();
+    }
+}
+
+/// Where answers go. One clone per request in flight; the response stream ends with the last of them.
+pub(super) struct Outlet<G: Guest> {
+    pub(super) sender: mpsc::UnboundedSender<Answered<G>>,
+    pub(super) shared: Arc<Shared<G>>,
+    pub(super) by: Answerer,
+    pub(super) metrics: Arc<Metrics>,
+    /// What opening and closing a session counts as.
+    pub(super) sessions: [MethodId; 2],
+    /// The client's address; empty if that is not known.
+    pub(super) client: Arc<str>,
+    pub(super) caller: Option<Arc<Caller>>,
+    pub(super) limits: Arc<DoorLimits>,
+}
+
+/// What is left of a message that waits, counted for its connection.
+pub(super) struct Waiting<'a> {
+    caller: &'a Caller,
+    bytes: usize,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.caller.give_back(Held::Unfinished, self.bytes);
+    }
+}
+
+/// What came of a request, and the permits it gives back.
+pub(super) struct Answered<G: Guest> {
+    pub(super) tag: u64,
+    pub(super) outcome: Outcome<G>,
+    pub(super) permits: u32,
+    pub(super) bytes: usize,
+    /// Whether the request may have changed something.
+    pub(super) changes: bool,
+}
+
+/// A request in flight.
+#[derive(Clone, Copy)]
+pub(super) struct Ticket {
+    pub(super) tag: u64,
+    pub(super) method: MethodId,
+    pub(super) started: Instant,
+    pub(super) permits: u32,
+    /// Bytes set aside for its answer.
+    pub(super) expected: usize,
+}
+
+impl<G: Guest> Outlet<G> {
+    /// Answers `ticket` with what `outcome` makes of what has come of it. It may panic, being the guest's: that request fails,
+    /// and nothing else.
+    pub(super) fn answer(&self, ticket: Ticket, outcome: impl FnOnce() -> Outcome<G>) {
+        let changes = self.metrics.methods().get(ticket.method).changes;
+        let weighed = || {
+            let outcome = outcome();
+            let bytes = outcome_bytes(&outcome);
+            (outcome, bytes)
+        };
+        let (outcome, bytes) = guarded(changes, weighed).unwrap_or_else(|failure| (Err(failure), 0));
+        self.metrics.observe(ticket.method, ticket.started, &outcome);
+        self.send(Answered { tag: ticket.tag, outcome, permits: ticket.permits, bytes, changes });
+        if ticket.expected > 0 {
+            self.shared.expected.fetch_sub(ticket.expected, Ordering::Relaxed);
+            self.shared.packed.notify_waiters();
+        }
+    }
+
+    /// Answers what is no request.
+    pub(super) fn refuse(&self, tag: u64, permits: u32, failure: Failure) {
+        let bytes = failure.message.len();
+        self.send(Answered { tag, outcome: Err(failure), permits, bytes, changes: false });
+    }
+
+    fn send(&self, mut answered: Answered<G>) {
+        answered.outcome = answered.outcome.map_err(|failure| self.by.told(failure));
+        answered.bytes += base_bytes::<G>();
+        let bytes = answered.bytes;
+        self.shared.queued.add(bytes);
+        // Fails when the client is gone: then nobody wants to know.
+        if self.sender.send(answered).is_err() {
+            self.shared.queued.sub(bytes);
+        }
+    }
+
+    pub(super) fn try_admit(&self, permits: u32) -> bool {
+        self.shared.permits.try_acquire_many(permits).map(|permit| permit.forget()).is_ok()
+    }
+
+    /// Whether another answer may be queued.
+    pub(super) fn has_room(&self) -> bool {
+        let Shared { queued, expected, bound, .. } = &*self.shared;
+        let (taken, all) = (queued.own() + expected.load(Ordering::Relaxed), queued.all());
+        let floor = if self.is_short() { 0 } else { QUEUED_FLOOR_BYTES };
+        taken < bound.share(all).max(floor)
+    }
+
+    /// Whether the answers that wait on all pipelines leave nothing even for one that has none.
+    fn is_short(&self) -> bool {
+        self.shared.queued.all() >= self.shared.bound.all.saturating_mul(2)
+    }
+
+    /// Whether another message may be read. What others leave unread is no reason to hold up a pipeline whose own answers
+    /// are all taken: its writes need next to no room, and its reads wait for theirs.
+    fn may_read(&self) -> bool {
+        self.has_room() || self.shared.queued.own() == 0
+    }
+
+    /// Waits until the client has taken enough of the answers; false when it is gone, or takes nothing.
+    pub(super) async fn room(&self) -> bool {
+        self.until(Self::has_room).await
+    }
+
+    /// The same for the next message.
+    pub(super) async fn turn_to_read(&self) -> bool {
+        self.until(Self::may_read).await
+    }
+
+    async fn until(&self, is_enough: fn(&Self) -> bool) -> bool {
+        loop {
+            let mut packed = std::pin::pin!(self.shared.packed.notified());
+            packed.as_mut().enable();
+            if is_enough(self) {
+                return true;
+            }
+            tokio::select! {
+                () = packed => {}
+                () = self.sender.closed() => return false,
+                () = self.idles() => return false,
+            }
+        }
+    }
+
+    /// Waits for permits; false when the client is gone, or takes nothing.
+    pub(super) async fn admit(&self, permits: u32) -> bool {
+        let mut admitted = std::pin::pin!(self.shared.permits.acquire_many(permits));
+        loop {
+            let mut packed = std::pin::pin!(self.shared.packed.notified());
+            packed.as_mut().enable();
+            tokio::select! {
+                biased;
+                admitted = &mut admitted => return admitted.map(|permit| permit.forget()).is_ok(),
+                () = packed => {}
+                () = self.idles() => return false,
+            }
+        }
+    }
+
+    /// Ends the pipeline, and returns, if from now on its client takes too little for too long although something is there
+    /// for it. The caller stops waiting for this when a message is packed; what others take is noticed here.
+    async fn idles(&self) {
+        let now = tokio::time::Instant::now;
+        let taken = || self.caller.as_deref().map_or(0, Caller::progress_ms);
+        // Since when nothing has been packed, and since when no byte has been taken.
+        let (mut packed, mut moved) = (now(), (now(), taken()));
+        let patience = loop {
+            if self.shared.queued.own() == 0 {
+                // There is nothing to take: others leave no room, or nothing is answered.
+                packed = now();
+            }
+            if moved.1 != taken() {
+                moved = (now(), taken());
+            }
+            let (unpacked, still) = (packed.elapsed(), packed.max(moved.0).elapsed());
+            match self.is_short() {
+                true if still >= SHORTAGE_PATIENCE || unpacked >= SLOW_PATIENCE => break still.min(unpacked),
+                false if still >= PATIENCE => break still,
+                _ => {}
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+            if self.shared.queued.own() == 0 && self.has_room() {
+                self.shared.packed.notify_waiters();
+            }
+        };
+        let _ = self.shared.broken.set(failure::pipeline_not_read(patience, self.shared.bound).into());
+        self.shared.close();
+    }
+
+    /// Counts `bytes` of requests that wait.
+    ///
+    /// # Errors
+    /// The failure that ends the pipeline, when they are too many.
+    pub(super) fn keep(&self, bytes: usize) -> Result<Option<Waiting<'_>>, Failure> {
+        let Some(caller) = self.caller.as_deref() else { return Ok(None) };
+        hold_unfinished(caller, &self.limits, bytes)?;
+        Ok(Some(Waiting { caller, bytes }))
+    }
+}
+
+/// Roughly what `outcome` takes in memory beyond what every one does, which is no less than in a message.
+fn outcome_bytes<G: Guest>(outcome: &Outcome<G>) -> usize {
+    match outcome {
+        Ok(Done::Guest(_, response)) => G::response_bytes(response),
+        Ok(Done::Opened(_) | Done::Closed(_)) => 0,
+        Err(failure) => failure.message.len(),
+    }
+}

@@ -1,0 +1,145 @@
+//! What becomes of a node whose machine panics, or takes its time, where nothing is written meanwhile. Tests only.
+
+use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::{Engine, lone};
+use crate::error::FatalError;
+use crate::machine::{ApplyContext, StateMachine};
+use crate::types::ReadLevel;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A machine that keeps nothing of what it is told.
+#[derive(Clone, Default)]
+struct Unruly(Arc<Ways>);
+
+#[derive(Default)]
+struct Ways {
+    view_panics: AtomicBool,
+    hash_panics: AtomicBool,
+    /// A snapshot is not written before this is dropped at its other end.
+    writing: Mutex<Option<Receiver<()>>>,
+}
+
+impl StateMachine for Unruly {
+    type Command = Vec<u8>;
+    type Reply = ();
+    type Query = ();
+    type Answer = ();
+    type View = Arc<Ways>;
+
+    fn apply(&mut self, _: &ApplyContext, _: Vec<u8>) {}
+
+    fn view(&self) -> Arc<Ways> {
+        assert!(!self.0.view_panics.load(SeqCst), "no view today");
+        self.0.clone()
+    }
+
+    fn query(_: &Arc<Ways>, (): ()) {}
+
+    fn write_snapshot(view: &Arc<Ways>, _: &mut dyn Write) -> io::Result<()> {
+        let held = view.writing.lock().unwrap().take();
+        held.into_iter().for_each(|held| held.recv().unwrap_or_default());
+        Ok(())
+    }
+
+    fn read_snapshot(_: &mut dyn Read) -> io::Result<Self> {
+        Ok(Self::default())
+    }
+
+    fn state_hash(view: &Arc<Ways>) -> u64 {
+        assert!(!view.hash_panics.load(SeqCst), "no hash today");
+        1
+    }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it takes too long")
+}
+
+#[tokio::test]
+async fn a_view_that_panics_ends_an_idle_node() {
+    let machine = Unruly::default();
+    let engine = lone::engine_of(false, machine.clone()).await;
+    assert!(engine.ready(PATIENCE).await);
+    within(engine.write(vec![1])).await.unwrap();
+    machine.0.view_panics.store(true, SeqCst);
+    let reader = engine.clone();
+    // It is not answered: a task of the node has failed.
+    crate::runtime::spawn(async move { reader.read((), ReadLevel::Linearizable).await });
+    let mut state = engine.watch();
+    let fatal = within(state.wait_for(|state| state.fatal.is_some())).await.unwrap().fatal.clone();
+    match fatal {
+        Some(FatalError::Task { name: "consensus-apply", failure }) => {
+            assert!(failure.contains("no view today"), "{failure}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hash_that_panics_ends_no_node() {
+    let machine = Unruly::default();
+    machine.0.hash_panics.store(true, SeqCst);
+    let engine = lone::engine_of(false, machine).await;
+    assert!(engine.ready(PATIENCE).await);
+    engine.write(vec![1]).await.unwrap();
+    // By then it has been looked at, and looked at again.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(engine.state().fatal, None);
+    engine.write(vec![1]).await.unwrap();
+    engine.read((), ReadLevel::Linearizable).await.unwrap();
+}
+
+/// Applies wait for a snapshot, with more commits behind them than the consensus library queues by default: the core goes on
+/// committing, and so it goes on telling the others that it leads.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_core_goes_on_while_entries_wait_for_a_snapshot() {
+    const COMMITS: u64 = 3000;
+    let machine = Unruly::default();
+    let engine = lone::engine_with(machine.clone(), Some(64 << 20)).await;
+    assert!(engine.ready(PATIENCE).await);
+    let (done, held) = channel();
+    *machine.0.writing.lock().unwrap() = Some(held);
+    within(engine.write(vec![1])).await.unwrap();
+    let snapshot = crate::runtime::spawn({
+        let engine = engine.clone();
+        async move { engine.take_snapshot().await }
+    });
+    within(async {
+        while machine.0.writing.lock().unwrap().is_some() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // More than may be applied meanwhile.
+    for _ in 0..10 {
+        write(&engine, vec![0; 512 * 1024]);
+    }
+    let committed = |engine: &Engine<Unruly>| engine.inner.core.metrics().committed.map_or(0, |at| at.index);
+    let begun = committed(&engine);
+    for commit in 1..=COMMITS {
+        write(&engine, vec![1]);
+        within(async {
+            while committed(&engine) < begun + commit {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+    let applied = engine.state().applied.map_or(0, |at| at.index);
+    assert!(committed(&engine) - applied > COMMITS - 100, "nothing has waited: {applied}");
+    drop(done);
+    within(snapshot).await.unwrap().unwrap();
+    within(engine.write(vec![1])).await.unwrap();
+    engine.shutdown().await;
+}
+
+fn write(engine: &Engine<Unruly>, command: Vec<u8>) {
+    let engine = engine.clone();
+    crate::runtime::spawn(async move { engine.write(command).await });
+}
