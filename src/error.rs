@@ -17,6 +17,7 @@ use crate::types::{Divergence, HistoryEpoch, Incarnation, LogId, NodeId};
 
 /// Who leads, as far as the answering node knows, and where clients reach it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Leader {
     /// The leader's id.
     pub node_id: NodeId,

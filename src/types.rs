@@ -185,6 +185,7 @@ impl Member {
 /// A note stands on the record of the member that it is about; while there is none, because the member was removed to be
 /// added again with another data directory, on that of another member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum Intent {
     /// A voter: it takes the place of one.
     Voter,
@@ -251,6 +252,7 @@ impl Membership {
 
 /// That a node's state is not the others', at the same position of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Divergence {
     /// After which entry.
     pub at: LogId,
@@ -278,6 +280,7 @@ impl fmt::Display for Divergence {
 
 /// How many bytes the state may take, as agreed through the log: all nodes refuse by the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Quota {
     /// Most bytes of state, as the state machine counts them.
     pub bytes: u64,
@@ -288,6 +291,7 @@ pub struct Quota {
 /// Where a [`Quota`] comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum QuotaSource {
     /// The leader took it from the memory of the smallest member. It follows the members.
     Memory,
@@ -326,6 +330,7 @@ impl Quota {
 /// What a node is to its cluster at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Role {
     /// Has joined no cluster yet, or receives the log without a vote.
     Learner,
@@ -354,6 +359,7 @@ impl fmt::Display for Role {
 /// How fresh a read must be. `docs/GUARANTEES.md` says what each level promises and when it does not hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ReadLevel {
     /// Sees every write acknowledged before the read began, on any node: ReadIndex (Raft thesis, §6.4).
     #[default]
@@ -399,6 +405,7 @@ impl From<ReadLevel> for ReadOptions {
 /// When a write is acknowledged. `docs/GUARANTEES.md` says what each level promises and how it can be lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum AckLevel {
     /// A quorum holds it on disk, and it is applied.
     #[default]

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use quorate::ReadLevel;
 use quorate::kv::client::{Client, ClientError, Endpoint, NodeStatus, Range, Request, Response, Scope};
-use quorate::types::ReadLevel;
 
 use crate::set::{Item, Reading};
 

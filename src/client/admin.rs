@@ -47,6 +47,7 @@ pub struct Member {
 
 /// Who belongs to the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Members {
     /// All members, in the order of their ids.
     pub members: Vec<Member>,
@@ -62,6 +63,7 @@ pub struct Members {
 
 /// A setting of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NodeSetting {
     /// Its name in the configuration file.
     pub name: String,
@@ -93,6 +95,7 @@ pub struct SessionInfo {
 
 /// Some of the open sessions.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct SessionPage {
     /// In the order of their ids.
     pub sessions: Vec<SessionInfo>,

@@ -6,6 +6,7 @@ use crate::types::{LogId, NodeId};
 
 /// A node's answer to `Admin.Status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NodeStatus {
     /// Where it was asked.
     pub endpoint: Endpoint,
@@ -56,6 +57,7 @@ pub struct NodeStatus {
 
 /// One member of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MemberStatus {
     /// Its id.
     pub node_id: NodeId,

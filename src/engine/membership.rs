@@ -61,6 +61,7 @@ pub const CATCH_UP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Who belongs to the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MemberList {
     /// All members, in the order of their ids.
     pub members: Vec<MemberState>,
@@ -74,6 +75,7 @@ pub struct MemberList {
 
 /// One member, as the asked node knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MemberState {
     /// Its id.
     pub node_id: NodeId,

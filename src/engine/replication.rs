@@ -17,6 +17,7 @@ pub const SYNCING_ENTRIES: u64 = 10_000;
 
 /// What a leader makes of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PeerStanding {
     /// It answers, and has nearly everything.
     Connected,
@@ -31,6 +32,7 @@ pub enum PeerStanding {
 
 /// A member of the cluster other than this node, as this node knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PeerState {
     /// Its id.
     pub node_id: NodeId,
@@ -46,6 +48,7 @@ pub struct PeerState {
 
 /// A peer as its leader knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LedPeer {
     /// Index up to which its log is known to match the leader's.
     pub matched: Option<u64>,
@@ -84,6 +87,7 @@ impl LedPeer {
 
 /// How far a node's state is behind what it knows to be committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Lag {
     /// Entries known to be committed and not yet applied.
     pub entries: u64,
@@ -97,6 +101,7 @@ pub struct Lag {
 
 /// Commands that were proposed on this node and are not yet applied, refused or lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct InFlight {
     /// How many.
     pub commands: usize,
@@ -108,6 +113,7 @@ pub struct InFlight {
 
 /// Why a command was refused: most are not even proposed, those of sessions when they come to be applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Refused {
     /// Larger than `max_command_bytes`.
     TooLarge,
@@ -164,6 +170,7 @@ pub const READ_LEVELS: [&str; 4] = ["linearizable", "lease", "bounded", "local"]
 
 /// What a read may have to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ReadWait {
     /// A leader, and its confirmation that it leads.
     ReadIndex,
@@ -195,6 +202,7 @@ impl Drop for Waiting<'_> {
 
 /// What the engine counts, since the node started.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Counters {
     refused: [AtomicU64; Refused::ALL.len()],
     reads: [AtomicU64; READ_LEVELS.len()],

@@ -29,6 +29,7 @@ const OVERDUE_AFTER: Duration = Duration::from_secs(10);
 
 /// An answered read.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ReadOutcome<A> {
     /// The position up to which the answering state had been applied.
     pub applied: Option<LogId>,
@@ -38,6 +39,7 @@ pub struct ReadOutcome<A> {
 
 /// A node's view of itself and its cluster. Cheap: nothing is computed to tell it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NodeState {
     /// This node.
     pub node_id: NodeId,
@@ -168,6 +170,7 @@ impl NodeState {
 
 /// [`NodeState`], identity, and the hash of the state.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Status {
     /// The name of its cluster.
     pub cluster: String,

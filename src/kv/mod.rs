@@ -21,7 +21,7 @@ pub(crate) mod codec;
 pub mod machine;
 #[cfg(feature = "server")]
 pub(crate) mod service;
-pub mod settings;
+pub(crate) mod settings;
 
 #[cfg(any(feature = "server", feature = "client"))]
 pub use api::*;

@@ -7,7 +7,7 @@
 //! [`kv`](crate::kv::machine) is the machine that `quorate serve` hosts; the embedding examples bring their own. [`sessions`]
 //! stands in front of whichever machine it is.
 
-pub mod sessions;
+pub(crate) mod sessions;
 
 use std::io::{self, Read, Write};
 

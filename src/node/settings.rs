@@ -23,7 +23,7 @@ use crate::proto::v1::{self, Failure};
 use crate::shown::Shown;
 
 /// The settings that can change while a node runs, by their names in the configuration file.
-pub const CHANGEABLE: [&str; 8] = [
+pub(crate) const CHANGEABLE: [&str; 8] = [
     "snapshot_every_entries",
     "snapshot_every_bytes",
     "snapshot_keep_entries",
@@ -38,7 +38,7 @@ const LOG_LEVEL: &str = "log_level";
 
 /// The quota on the state, in bytes; 0 for what the memory of the smallest member allows. The cluster's, and in no
 /// configuration file.
-pub const STATE_QUOTA: &str = "state_quota_bytes";
+pub(crate) const STATE_QUOTA: &str = "state_quota_bytes";
 
 /// Most settings in one request; more than there are makes no sense.
 const MAX_CHANGES: usize = 64;
@@ -50,7 +50,7 @@ const MAX_FILTER_BYTES: usize = 1024;
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn parse_filter(filter: &str) -> Result<Targets, String> {
+pub(crate) fn parse_filter(filter: &str) -> Result<Targets, String> {
     if filter.len() > MAX_FILTER_BYTES {
         return Err(format!("it has {} bytes, more than {MAX_FILTER_BYTES}", filter.len()));
     }
@@ -432,7 +432,9 @@ mod tests {
 
     #[test]
     fn a_filter_that_would_log_nothing_is_refused() {
-        for silent in ["loud", "info,loud", "", " , ", "openraft=debug", "1x", "verbose,info", "info,[x]=debug"] {
+        for silent in
+            ["loud", "info,loud", "", " , ", "openraft=debug", "1x", "verbose,info", "info,[x]=debug"]
+        {
             assert!(parse_filter(silent).is_err(), "{silent:?}");
         }
         for filter in ["off", "INFO", "warn,quorate=debug", "quorate::write=trace"] {

@@ -21,10 +21,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorSet};
-use quorate::engine::WriteOptions;
+use quorate::WriteOptions;
 use quorate::kv::machine::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply, KvTxn, TxnOp};
-use quorate::types::{HistoryEpoch, Quota, QuotaSource, ReadLevel, SessionSlot};
 use quorate::{Engine, EngineConfig};
+use quorate::{HistoryEpoch, Quota, QuotaSource, ReadLevel, SessionSlot};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Who opens the session in it.
@@ -222,9 +222,9 @@ fn the_protocol_code_is_that_of_the_definitions() {
 /// What was once sent keeps its number, its type and its meaning: a node or client of an earlier version is understood.
 #[test]
 fn the_protocol_is_only_added_to() {
-    let now = names(quorate::proto::DESCRIPTORS);
+    let now = names(quorate::testkit::proto::DESCRIPTORS);
     if std::env::var_os("QUORATE_WRITE_FIXTURES").is_some() {
-        std::fs::write(fixtures().join("protocol-new.bin"), quorate::proto::DESCRIPTORS).unwrap();
+        std::fs::write(fixtures().join("protocol-new.bin"), quorate::testkit::proto::DESCRIPTORS).unwrap();
     }
     let earlier = names(&std::fs::read(fixtures().join("protocol-1.bin")).unwrap());
     assert!(earlier.len() > 200, "the fixture holds {} names", earlier.len());

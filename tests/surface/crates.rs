@@ -20,7 +20,16 @@ fn cargo_tree(args: &[&str]) -> BTreeSet<String> {
 fn the_bare_library_brings_neither_doors_nor_commands() {
     let crates = cargo_tree(&["--no-default-features", "--edges", "normal"]);
     assert!(crates.len() <= EMBEDDED_CRATES, "{} crates", crates.len());
-    for absent in ["axum", "clap", "hyper", "prometheus-client", "quorate-cluster", "sled", "tonic", "tracing-subscriber"] {
+    for absent in [
+        "axum",
+        "clap",
+        "hyper",
+        "prometheus-client",
+        "quorate-cluster",
+        "sled",
+        "tonic",
+        "tracing-subscriber",
+    ] {
         let found = crates.iter().find(|line| line.split(' ').next() == Some(absent));
         assert_eq!(found, None);
     }
@@ -43,12 +52,20 @@ fn features(args: &[&str]) -> BTreeMap<String, BTreeSet<String>> {
 fn whatever_is_built_shares_its_dependencies() {
     let program = features(&["--package", "quorate", "--edges", "normal,build"]);
     assert!(program.len() > 100);
-    for selected in [&["--workspace", "--edges", "normal,build"][..], &["--package", "quorate", "--edges", "normal,build,dev"], &["--workspace", "--edges", "normal,build,dev"]] {
+    for selected in [
+        &["--workspace", "--edges", "normal,build"][..],
+        &["--package", "quorate", "--edges", "normal,build,dev"],
+        &["--workspace", "--edges", "normal,build,dev"],
+    ] {
         let other = features(selected);
         for (name, on) in &program {
             // A crate may be needed for this program and for what builds it, with features of its own for each.
             let missing: Vec<_> = on.difference(&other[name]).collect();
-            assert!(missing.is_empty(), "{name} is built with {missing:?}, and with {:?} for {selected:?}", other[name]);
+            assert!(
+                missing.is_empty(),
+                "{name} is built with {missing:?}, and with {:?} for {selected:?}",
+                other[name]
+            );
         }
     }
 }

@@ -14,6 +14,9 @@ use source::Source;
 /// Other crates whose types are part of the surface: what every program of this kind has.
 const SHOWN: [&str; 5] = ["bytes", "futures", "serde", "serde_json", "tokio"];
 
+/// What members say to each other is generated, for [`Transport`](quorate::transport::Transport)s to pass on.
+const MESSAGES: [&str; 5] = ["Hello", "IdentifyRequest", "IdentifyResponse", "Request", "Response"];
+
 /// The dependencies that the manifest names, as they are called in code.
 fn dependencies(manifest: &str) -> Vec<String> {
     let mut names = Vec::new();
@@ -40,12 +43,19 @@ fn the_public_surface_is_as_listed() {
     if std::env::var_os("QUORATE_WRITE_SURFACE").is_some() {
         fs::write(&file, &now).unwrap();
     }
-    let leaks: Vec<_> = surface.leaks.into_iter().collect();
+    let known = |leak: &String| leak.ends_with("prost") && MESSAGES.iter().any(|name| leak.contains(name));
+    let leaks: Vec<_> = surface.leaks.into_iter().filter(|leak| !known(leak)).collect();
     assert!(leaks.is_empty(), "\n{}\n", leaks.join("\n"));
     let listed = fs::read_to_string(&file).unwrap_or_default();
     let changed = now.lines().zip(listed.lines()).position(|(now, listed)| now != listed);
     let at = changed.unwrap_or(now.lines().count().min(listed.lines().count()));
-    assert!(now == listed, "line {} of public.txt: {:?} is now {:?}", at + 1, listed.lines().nth(at), now.lines().nth(at));
+    assert!(
+        now == listed,
+        "line {} of public.txt: {:?} is now {:?}",
+        at + 1,
+        listed.lines().nth(at),
+        now.lines().nth(at)
+    );
 }
 
 const SAMPLE: &str = "
@@ -67,7 +77,14 @@ pub use room::{Known, Open};
 fn what_is_private_is_not_shown() {
     let surface = surface::of(&Source::of(SAMPLE, &["vendor"]), &[]);
     assert_eq!(surface.leaks.len(), 0, "{:?}", surface.leaks);
-    let expected = ["struct Known", "struct Open", "    bytes: Vec<Known>", "    ..", "impl Open", "    fn new(known: &Known) -> Self"];
+    let expected = [
+        "struct Known",
+        "struct Open",
+        "    bytes: Vec<Known>",
+        "    ..",
+        "impl Open",
+        "    fn new(known: &Known) -> Self",
+    ];
     assert_eq!(surface.lines, expected);
 }
 

@@ -157,7 +157,9 @@ impl Source {
             "std" | "core" | "alloc" => return Target::Plain,
             name => match self.lookup(module, name, depth) {
                 Some(target) => target,
-                None if self.crates.iter().any(|known| known == name) => return Target::Foreign(name.to_owned()),
+                None if self.crates.iter().any(|known| known == name) => {
+                    return Target::Foreign(name.to_owned());
+                }
                 None => return Target::Plain,
             },
         };
@@ -170,7 +172,9 @@ impl Source {
     /// What `name` is in `module`: an item, a module, or an import.
     fn lookup(&self, module: &str, name: &str, depth: usize) -> Option<Target> {
         let items = self.modules.get(module)?;
-        let same = |item: &&Item| named(item).is_some_and(|(own, attributes, _)| own == name && !in_tests_only(attributes));
+        let same = |item: &&Item| {
+            named(item).is_some_and(|(own, attributes, _)| own == name && !in_tests_only(attributes))
+        };
         match items.iter().find(same) {
             Some(Item::Mod(_)) => return Some(Target::Module(join(module, name))),
             Some(_) => return Some(Target::Item(module.to_owned(), name.to_owned())),

@@ -70,7 +70,21 @@ fn hidden(attributes: &[Attribute]) -> bool {
 /// Tokens as people write them, as far as that is easily done.
 fn shown(tokens: impl ToTokens) -> String {
     let mut text = tokens.to_token_stream().to_string();
-    for (from, to) in [(" :: ", "::"), (" < ", "<"), (" >", ">"), ("< ", "<"), (" ,", ","), (" : ", ": "), ("& ", "&"), (" (", "("), ("( ", "("), (" )", ")"), (" ;", ";"), (", >", ">"), (",)", ")")] {
+    for (from, to) in [
+        (" :: ", "::"),
+        (" < ", "<"),
+        (" >", ">"),
+        ("< ", "<"),
+        (" ,", ","),
+        (" : ", ": "),
+        ("& ", "&"),
+        (" (", "("),
+        ("( ", "("),
+        (" )", ")"),
+        (" ;", ";"),
+        (", >", ">"),
+        (",)", ")"),
+    ] {
         text = text.replace(from, to);
     }
     text
@@ -111,7 +125,8 @@ impl Shown {
 
     fn generics(&mut self, generics: &syn::Generics) -> String {
         Names(&mut self.names).visit_generics(generics);
-        shown(generics) + &generics.where_clause.as_ref().map_or(String::new(), |clause| format!(" {}", shown(clause)))
+        shown(generics)
+            + &generics.where_clause.as_ref().map_or(String::new(), |clause| format!(" {}", shown(clause)))
     }
 
     fn signature(&mut self, indent: &str, signature: &Signature) {
@@ -141,7 +156,12 @@ impl Shown {
 
     fn item(&mut self, name: &str, item: &Item) {
         let traits = |attributes: &[Attribute]| {
-            let mut said: Vec<_> = attributes.iter().filter(|a| a.path().is_ident("derive")).filter_map(|a| a.meta.require_list().ok()).map(|list| shown(&list.tokens)).collect();
+            let mut said: Vec<_> = attributes
+                .iter()
+                .filter(|a| a.path().is_ident("derive"))
+                .filter_map(|a| a.meta.require_list().ok())
+                .map(|list| shown(&list.tokens))
+                .collect();
             said.extend(has(attributes, "non_exhaustive", "").then(|| "non_exhaustive".to_owned()));
             if said.is_empty() { String::new() } else { format!("  [{}]", said.join(", ")) }
         };
@@ -161,15 +181,22 @@ impl Shown {
             }
             Item::Trait(item) => {
                 let generics = self.generics(&item.generics);
-                item.supertraits.iter().for_each(|bound| Names(&mut self.names).visit_type_param_bound(bound));
+                item.supertraits
+                    .iter()
+                    .for_each(|bound| Names(&mut self.names).visit_type_param_bound(bound));
                 self.line(format!("trait {name}{generics}: {}", shown(&item.supertraits)));
                 for part in &item.items {
                     match part {
                         TraitItem::Fn(part) if !hidden(&part.attrs) => {
-                            self.signature(if part.default.is_some() { "    default " } else { "    " }, &part.sig);
+                            self.signature(
+                                if part.default.is_some() { "    default " } else { "    " },
+                                &part.sig,
+                            );
                         }
                         TraitItem::Type(part) => {
-                            part.bounds.iter().for_each(|bound| Names(&mut self.names).visit_type_param_bound(bound));
+                            part.bounds
+                                .iter()
+                                .for_each(|bound| Names(&mut self.names).visit_type_param_bound(bound));
                             self.line(format!("    type {}: {}", part.ident, shown(&part.bounds)));
                         }
                         TraitItem::Const(part) => {
@@ -237,8 +264,12 @@ pub(crate) fn of(source: &Source, allowed: &[&str]) -> Surface {
                 Target::Foreign(named) if !allowed.contains(&named.as_str()) => {
                     surface.leaks.insert(format!("{name} shows {}, of {named}", path.join("::")));
                 }
-                Target::Item(from, own) if !shown.of_trait && !exports.contains_key(&(from.clone(), own.clone())) => {
-                    surface.leaks.insert(format!("{name} shows {}, which is not exported", join(&from, &own)));
+                Target::Item(from, own)
+                    if !shown.of_trait && !exports.contains_key(&(from.clone(), own.clone())) =>
+                {
+                    surface
+                        .leaks
+                        .insert(format!("{name} shows {}, which is not exported", join(&from, &own)));
                 }
                 _ => {}
             }
@@ -250,12 +281,14 @@ pub(crate) fn of(source: &Source, allowed: &[&str]) -> Surface {
             let mut shown = Shown::default();
             if let Item::Impl(block) = item {
                 let Type::Path(own) = &*block.self_ty else { continue };
-                let path: Vec<_> = own.path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+                let path: Vec<_> =
+                    own.path.segments.iter().map(|segment| segment.ident.to_string()).collect();
                 let Target::Item(from, own) = source.resolve(module, &path) else { continue };
                 let Some(name) = exports.get(&(from, own)) else { continue };
                 // A trait that a program cannot name shows it nothing.
                 let of_ours = block.trait_.as_ref().and_then(|(_, path, _)| {
-                    let path: Vec<_> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+                    let path: Vec<_> =
+                        path.segments.iter().map(|segment| segment.ident.to_string()).collect();
                     match source.resolve(module, &path) {
                         Target::Item(from, own) => Some((from, own)),
                         _ => None,
@@ -276,8 +309,10 @@ pub(crate) fn of(source: &Source, allowed: &[&str]) -> Surface {
     }
     for shown in told.into_values() {
         // What it is, then what it implements.
-        let (mut implementations, items): (Vec<_>, Vec<_>) =
-            shown.into_iter().map(|shown| shown.lines).partition(|lines| lines.first().is_none_or(|line| line.starts_with("impl")));
+        let (mut implementations, items): (Vec<_>, Vec<_>) = shown
+            .into_iter()
+            .map(|shown| shown.lines)
+            .partition(|lines| lines.first().is_none_or(|line| line.starts_with("impl")));
         implementations.sort();
         surface.lines.extend(items.into_iter().chain(implementations).flatten());
     }

@@ -11,7 +11,7 @@ use crate::types::NodeId;
 
 /// What was carried between this node and one peer since this node started.
 #[derive(Debug, Default)]
-pub struct PeerTraffic {
+pub(crate) struct PeerTraffic {
     pub(super) sent_bytes: AtomicU64,
     pub(super) sent_messages: AtomicU64,
     pub(super) received_bytes: AtomicU64,
@@ -22,6 +22,7 @@ pub struct PeerTraffic {
 
 /// [`PeerTraffic`] at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Carried {
     /// Bytes of messages sent to it.
     pub sent_bytes: u64,

@@ -65,6 +65,7 @@ const MISSES: u8 = 3;
 
 /// What the disk is good for at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum DiskState {
     /// Writes are taken.
     #[default]

@@ -11,6 +11,7 @@ use super::{BATCH_FACTOR, DiskState, Room, SEGMENT_BYTES};
 
 /// What a node knows of its disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct DiskStatus {
     /// What it is good for.
     pub state: DiskState,
