@@ -24,7 +24,7 @@ use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorSet};
 use quorate::WriteOptions;
 use quorate::kv::machine::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply, KvTxn, TxnOp};
 use quorate::{Engine, EngineConfig};
-use quorate::{HistoryEpoch, Quota, QuotaSource, ReadLevel, SessionSlot};
+use quorate::{HistoryEpoch, QuotaSource, ReadLevel, SessionSlot};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Who opens the session in it.
@@ -135,8 +135,8 @@ async fn the_data_directory_of_every_earlier_version_is_read() {
         if version != "data-1" {
             let listed = engine.list_sessions(0, 10).await.unwrap().sessions;
             assert_eq!(listed.iter().map(|listed| listed.opener.as_str()).collect::<Vec<_>>(), [OPENER]);
-            let quota = Quota { bytes: QUOTA_BYTES, source: QuotaSource::Operator };
-            assert_eq!(engine.state_quota(), Some(quota));
+            let quota = engine.state_quota().unwrap();
+            assert_eq!((quota.bytes, quota.source), (QUOTA_BYTES, QuotaSource::Operator));
             assert_ne!(engine.history(), HistoryEpoch::UNKNOWN);
         }
         engine.shutdown().await;

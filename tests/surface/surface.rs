@@ -240,15 +240,26 @@ impl Shown {
             }
             return;
         }
-        let parts = block.items.iter().filter_map(|part| match part {
-            ImplItem::Fn(part) if is_public(&part.vis) && !hidden(&part.attrs) => Some(&part.sig),
-            _ => None,
-        });
-        let parts: Vec<_> = parts.collect();
-        if !parts.is_empty() {
-            let generics = self.generics(&block.generics);
-            self.line(format!("impl{generics} {name}"));
-            parts.into_iter().for_each(|part| self.signature("    ", part));
+        let is_shown = |part: &&ImplItem| match part {
+            ImplItem::Fn(part) => is_public(&part.vis) && !hidden(&part.attrs),
+            ImplItem::Const(part) => is_public(&part.vis) && !hidden(&part.attrs),
+            _ => false,
+        };
+        let parts: Vec<_> = block.items.iter().filter(is_shown).collect();
+        if parts.is_empty() {
+            return;
+        }
+        let generics = self.generics(&block.generics);
+        self.line(format!("impl{generics} {name}"));
+        for part in parts {
+            match part {
+                ImplItem::Fn(part) => self.signature("    ", &part.sig),
+                ImplItem::Const(part) => {
+                    self.ty(&part.ty);
+                    self.line(format!("    const {}: {}", part.ident, shown(&part.ty)));
+                }
+                _ => {}
+            }
         }
     }
 }
