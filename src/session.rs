@@ -34,13 +34,15 @@ struct Slots {
     first: u64,
     /// Whether `first`, `first + 1` and so on are settled; never begins with true.
     settled: VecDeque<bool>,
+    /// How many of these are not.
+    unsettled: u64,
 }
 
 impl Session {
     /// The session `id`, of which no write has been sent yet, with room for `window` unsettled sequences.
     /// It was opened in `history`.
     pub fn new(id: u64, window: u64, history: HistoryEpoch) -> Arc<Self> {
-        let slots = Slots { first: 1, settled: VecDeque::new() };
+        let slots = Slots { first: 1, settled: VecDeque::new(), unsettled: 0 };
         Arc::new(Self { id, history, window: window.max(1), slots: Mutex::new(slots) })
     }
 
@@ -63,13 +65,21 @@ impl Session {
         }
         let sequence = slots.first + slots.settled.len() as u64;
         slots.settled.push_back(false);
+        slots.unsettled += 1;
         Some(Ticket { session: self.clone(), sequence })
+    }
+
+    /// Whether its window is full although most of the writes in it are settled: a few that are not hold up all others.
+    pub(crate) fn is_held_up(&self) -> bool {
+        let slots = self.slots.lock().expect("invariant: no panic under this lock");
+        slots.settled.len() as u64 >= self.window && slots.unsettled < self.window / 2
     }
 
     fn settle(&self, sequence: u64) {
         let mut slots = self.slots.lock().expect("invariant: no panic under this lock");
         let place = usize::try_from(sequence - slots.first).expect("invariant: the window fits into memory");
         slots.settled[place] = true;
+        slots.unsettled -= 1;
         while slots.settled.front() == Some(&true) {
             slots.settled.pop_front();
             slots.first += 1;
@@ -125,5 +135,17 @@ mod tests {
         let four = session.begin().unwrap();
         drop(three);
         assert_eq!(four.slot(), SessionSlot { session: 7, sequence: 4, first_unanswered: 4 });
+    }
+
+    #[test]
+    fn a_full_window_is_held_up_when_most_of_it_is_settled() {
+        let session = Session::new(7, 4, HistoryEpoch::UNKNOWN);
+        let mut tickets: Vec<_> = (0..4).map(|_| session.begin().unwrap()).collect();
+        tickets.truncate(2);
+        assert!(session.begin().is_none() && !session.is_held_up(), "two are as many as half of it");
+        tickets.truncate(1);
+        assert!(session.begin().is_none() && session.is_held_up());
+        tickets.clear();
+        assert!(session.begin().is_some() && !session.is_held_up());
     }
 }

@@ -13,7 +13,7 @@ use crate::types::AckLevel;
 /// Arguments of `quorate del`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate del greeting\n  quorate del --prefix user/\n  quorate del --all --collection drafts   every key of the collection\n\nExits with 4 when the key does not exist. With --prefix or --all many keys are removed in several pieces; if one fails, those before it are done; there may be none."
+    after_help = "Example:\n  quorate del greeting\n  quorate del --prefix user/\n  quorate del --all --collection drafts   every key of the collection\n\nExits with 4 when the key does not exist. With --prefix or --all many keys are removed in several pieces; if one fails, those before it are done, and counted before the failure is told; there may be none."
 )]
 pub struct DelArgs {
     /// The key; left out with --all, --key-base64 or --key-file
@@ -90,18 +90,27 @@ async fn delete_many(client: &Client, common: &Common, args: &DelArgs, range: Ra
                 .to_owned(),
         ));
     }
-    let mut deleted = 0;
-    let last = loop {
-        let piece = client.delete_range(&scope, range.clone(), args.write.options()).await?;
-        deleted += piece.deleted;
-        if !piece.more || piece.deleted == 0 {
-            break piece;
+    let (mut deleted, mut header) = (0, Header::default());
+    let failed = loop {
+        match client.delete_range(&scope, range.clone(), args.write.options()).await {
+            Ok(piece) => {
+                deleted += piece.deleted;
+                header = piece.header;
+                if !piece.more || piece.deleted == 0 {
+                    break None;
+                }
+            }
+            Err(error) if deleted == 0 => return Err(error.into()),
+            Err(error) => break Some(client.after_part(error)),
         }
     };
     let printed = match common.output {
         Format::Table => output::line(&format!("deleted {deleted}")),
-        Format::Json => print(deleted.into(), true, &last.header),
+        Format::Json => print(deleted.into(), true, &header),
     };
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
     if deleted == 0 { printed } else { output::after("the keys were removed", printed) }
 }
 

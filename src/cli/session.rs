@@ -83,10 +83,16 @@ pub async fn run(common: &Common, args: SessionArgs) -> Result<(), CliError> {
                     (all.iter().map(|info| info.session).collect(), format!("a session of {opener}"))
                 }
             };
-            let mut closed = Vec::new();
+            let (mut closed, mut failed) = (Vec::new(), None);
             for session in sessions {
-                if client.close_session_by(deadline, session).await? {
-                    closed.push(session.to_string());
+                match client.close_session_by(deadline, session).await {
+                    Ok(true) => closed.push(session.to_string()),
+                    Ok(false) => {}
+                    Err(error) if closed.is_empty() => return Err(error.into()),
+                    Err(error) => {
+                        failed = Some(client.after_part(error));
+                        break;
+                    }
                 }
             }
             if closed.is_empty() {
@@ -96,7 +102,10 @@ pub async fn run(common: &Common, args: SessionArgs) -> Result<(), CliError> {
                 Format::Table => output::line(&format!("closed {}", closed.join(", "))),
                 Format::Json => output::json(&json!({ "closed": closed })),
             };
-            output::after("the sessions are closed", printed)
+            match failed {
+                Some(error) => Err(error.into()),
+                None => output::after("the sessions are closed", printed),
+            }
         }
     }
 }

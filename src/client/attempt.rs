@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::proto::v1;
 use crate::runtime;
 use crate::shown;
@@ -18,8 +20,29 @@ pub(crate) enum Kind {
     Anywhere,
 }
 
-/// What comes of one attempt.
-pub(crate) type Outcome = Result<v1::Answer, AttemptError>;
+/// Where an attempt goes, and how it is waited for there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Way {
+    pub(crate) kind: Kind,
+    /// Whether the caller wants this node and no other.
+    pub(crate) bound: bool,
+    /// Whether its answer waits for the slowest voter: that it is late says nothing of the leader.
+    pub(crate) waits_for_all: bool,
+}
+
+impl Way {
+    pub(crate) fn of(kind: Kind) -> Self {
+        Self { kind, bound: false, waits_for_all: false }
+    }
+
+    /// Whether it has to leave a node that leads no more.
+    pub(crate) fn needs_leader(self) -> bool {
+        self.kind != Kind::Anywhere && !self.bound
+    }
+}
+
+/// What comes of one attempt: an answer as it came.
+pub(crate) type Outcome = Result<Bytes, AttemptError>;
 
 /// Why an attempt has no answer.
 #[derive(Debug, Clone)]

@@ -16,11 +16,10 @@ pub(crate) const SESSION_TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct ClientConfig {
     /// How long an operation may take, all retries included. Default 10 s.
     pub timeout: Duration,
-    /// How long one attempt of a read may take before it is tried again. Default 1 s.
+    /// How long a read that any node can answer may take at the first node before it goes to another one; each further
+    /// attempt may take twice as long as the one before. So it is with the beginning of a range stream. Default 1 s. Writes, and
+    /// reads that only the leader answers, have no such limit: they leave a node that is lost, or known to lead no more.
     pub attempt_timeout: Duration,
-    /// How long one attempt of a write in a session may take before it is sent again to whoever leads. Default
-    /// 2 s. Without a session a write has no such limit, because it cannot be sent again.
-    pub write_attempt_timeout: Duration,
     /// Whether writes are numbered in a session, which the client opens by itself, so that each is applied at
     /// most once and can be repeated after any failure. Default true.
     pub exactly_once: bool,
@@ -70,7 +69,6 @@ impl Default for ClientConfig {
         Self {
             timeout: Duration::from_secs(10),
             attempt_timeout: Duration::from_secs(1),
-            write_attempt_timeout: Duration::from_secs(2),
             exactly_once: true,
             without_session_when_full: false,
             session_ttl: Duration::from_secs(600),
@@ -106,7 +104,6 @@ impl ClientConfig {
         let positive = [
             ("timeout", self.timeout),
             ("attempt_timeout", self.attempt_timeout),
-            ("write_attempt_timeout", self.write_attempt_timeout),
             ("health_interval", self.health_interval),
             ("connect_timeout", self.connect_timeout),
             ("stall_after", self.stall_after),

@@ -23,21 +23,20 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeou
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::attempt::{AttemptError, Kind, Outcome, backoff, describe};
+use super::attempt::{AttemptError, Kind, Outcome, Way, backoff, describe};
 use super::config::ClientConfig;
 use super::endpoint::Endpoint;
+use super::frame::{self, Answers, Calls, Frame};
 use super::in_flight::{InFlight, Waiter};
 use super::node::Node;
-use crate::proto::details;
-use crate::proto::v1::call::Content;
-use crate::proto::v1::{self, PipelineAnswers, PipelineCalls, pipeline_client::PipelineClient};
+use crate::proto::{details, v1};
 
 /// How often expired and stalled requests are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(20);
 /// Messages between this task and the transport. Few: what waits in the queue instead joins a batch.
 const OUTBOUND_MESSAGES: usize = 2;
-/// Largest message accepted from a server.
-pub(crate) const MAX_RESPONSE_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+/// What a call takes in a message beside its frame: a tag, and lengths.
+const TAG_BYTES: usize = 16;
 /// Pauses between attempts to reach a node that is down.
 const RECONNECT_MIN: Duration = Duration::from_millis(25);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
@@ -71,15 +70,18 @@ pub(crate) trait Cluster: Send + Sync {
 #[derive(Debug)]
 pub(crate) struct Call {
     /// Its tag is given to it when it is sent.
-    pub(super) request: v1::Call,
-    pub(super) kind: Kind,
-    /// Whether the caller wants this node and no other.
-    pub(super) bound: bool,
+    pub(super) frame: Frame,
+    pub(super) way: Way,
     pub(super) expires: Instant,
     pub(super) reply: oneshot::Sender<Outcome>,
 }
 
 impl Call {
+    /// Whether its caller has gone: then it need not be sent.
+    fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
     fn fail(self, error: AttemptError) {
         // The caller may have given up by itself; nobody else wants to know.
         let _ = self.reply.send(Err(error));
@@ -112,8 +114,8 @@ impl Unopened {
 }
 
 struct Stream {
-    outbound: mpsc::Sender<PipelineCalls>,
-    inbound: Streaming<PipelineAnswers>,
+    outbound: mpsc::Sender<Calls>,
+    inbound: Streaming<Answers>,
 }
 
 /// See the module's documentation.
@@ -122,9 +124,10 @@ pub(super) struct Connection {
     cluster: Weak<dyn Cluster>,
     config: Arc<ClientConfig>,
     queue: mpsc::Receiver<Call>,
-    /// Taken from the queue, not yet sent; at most `batch_requests`.
+    /// Taken from the queue, not yet sent; at most `batch_requests`, or as many more as the queue holds when that is swept.
     waiting: Vec<Call>,
     in_flight: InFlight,
+    hunting: Hunting,
     sweep_due: Interval,
 }
 
@@ -143,6 +146,7 @@ impl Connection {
             queue,
             waiting: Vec::with_capacity(config.batch_requests.min(1024)),
             in_flight: InFlight::new(config.in_flight_requests),
+            hunting: Hunting::new(config.health_interval),
             config,
             sweep_due,
         }
@@ -194,17 +198,16 @@ impl Connection {
     /// Opens the stream. Nothing is sent on it before the server has accepted it.
     async fn open(&mut self) -> Result<Stream, Unopened> {
         let (outbound, messages) = mpsc::channel(OUTBOUND_MESSAGES);
-        let pipeline = PipelineClient::new(self.node.channel());
-        let mut pipeline = pipeline.max_decoding_message_size(MAX_RESPONSE_MESSAGE_BYTES);
-        let opening = timeout(self.config.connect_timeout, pipeline.run(ReceiverStream::new(messages)));
+        let pipeline = frame::open(self.node.channel(), ReceiverStream::new(messages));
+        let opening = timeout(self.config.connect_timeout, pipeline);
         let hedge = sleep(HEDGE_AFTER);
         tokio::pin!(opening, hedge);
         let (mut abandoned, mut hedged) = (false, false);
         loop {
-            let limit = self.config.batch_requests - self.waiting.len();
+            let limit = self.config.batch_requests.saturating_sub(self.waiting.len());
             select! {
                 opened = &mut opening => return match opened {
-                    Ok(Ok(answer)) => Ok(Stream { outbound, inbound: answer.into_inner() }),
+                    Ok(Ok(inbound)) => Ok(Stream { outbound, inbound }),
                     Ok(Err(status)) => Err(match details::failure(status.details()) {
                         Some(failure) => Unopened::Refused(Arc::new(failure)),
                         None => Unopened::Unreached(describe(&status)),
@@ -214,7 +217,6 @@ impl Connection {
                         Err(Unopened::Unreached(format!("no answer within {patience_ms} ms").into()))
                     }
                 },
-                // So that they are swept: what stays in the queue is not.
                 received = self.queue.recv_many(&mut self.waiting, limit), if limit > 0 && !abandoned => {
                     abandoned = received == 0;
                 }
@@ -240,8 +242,8 @@ impl Connection {
         let led_elsewhere = cluster.is_led_by_other_than(&self.node.endpoint);
         let answered_elsewhere = cluster.has_reached_other_than(&self.node.endpoint);
         let why: Arc<str> = "no connection yet, and another node answers".into();
-        let may_leave = |call: &mut Call| match call.kind {
-            _ if call.bound => false,
+        let may_leave = |call: &mut Call| match call.way.kind {
+            _ if call.way.bound => false,
             Kind::Anywhere => answered_elsewhere,
             Kind::Write | Kind::AtLeader => led_elsewhere,
         };
@@ -253,7 +255,7 @@ impl Connection {
     /// Moves requests and answers until the stream breaks; returns why it did.
     async fn pump(&mut self, mut stream: Stream) -> Arc<str> {
         loop {
-            let limit = self.config.batch_requests - self.waiting.len();
+            let limit = self.config.batch_requests.saturating_sub(self.waiting.len());
             let idle = self.in_flight.is_empty() && self.waiting.is_empty();
             select! {
                 message = stream.inbound.message() => match message {
@@ -280,36 +282,36 @@ impl Connection {
     }
 
     /// Puts what waits into one message, within its bounds, and enters it in the table.
-    fn next_message(&mut self) -> Option<PipelineCalls> {
+    fn next_message(&mut self) -> Option<Calls> {
         let now = Instant::now();
         let mut bytes = 0;
         let mut count = 0;
-        for call in self.waiting.iter().take(self.in_flight.room()) {
+        for call in self.waiting.iter().take(self.in_flight.room().min(self.config.batch_requests)) {
             if bytes >= self.config.batch_bytes {
                 break;
             }
-            bytes += size_bytes(&call.request);
+            bytes += call.frame.size_bytes() + TAG_BYTES;
             count += 1;
         }
         let mut calls = Vec::with_capacity(count);
         for call in self.waiting.drain(..count) {
-            let Call { request, kind, expires, reply, .. } = call;
+            if call.is_abandoned() {
+                continue;
+            }
+            let Call { frame, way, expires, reply } = call;
             if expires <= now {
                 let _ = reply.send(Err(AttemptError::Expired { sent: false }));
                 continue;
             }
-            let tag = self.in_flight.insert(Waiter { kind, sent: now, expires, reply });
-            calls.push(v1::Call { tag, ..request });
+            calls.push((self.in_flight.insert(Waiter { way, sent: now, expires, reply }), frame));
         }
-        (!calls.is_empty()).then_some(PipelineCalls { calls })
+        (!calls.is_empty()).then_some(calls)
     }
 
     /// Hands out the answers. One that nobody waits for (given up, or never asked for) is ignored.
-    fn complete(&mut self, message: PipelineAnswers) {
-        for answer in message.answers {
-            if answer.content.is_some()
-                && let Some(waiter) = self.in_flight.take(answer.tag)
-            {
+    fn complete(&mut self, answers: Answers) {
+        for (tag, answer) in answers {
+            if let Some(waiter) = self.in_flight.take(tag) {
                 let _ = waiter.reply.send(Ok(answer));
             }
         }
@@ -318,19 +320,27 @@ impl Connection {
     /// Gives up what has expired, and finds out whether the leader has stalled or changed.
     fn sweep(&mut self) {
         let now = Instant::now();
-        self.in_flight.fail(&AttemptError::Expired { sent: true }, |waiter| waiter.expires <= now);
-        for call in self.waiting.extract_if(.., |call| call.expires <= now) {
+        let oldest = self.in_flight.sweep(now);
+        // What stays in the queue would expire unnoticed behind calls that have more time.
+        while self.waiting.len() < self.config.batch_requests.saturating_add(self.config.queue_requests)
+            && let Ok(call) = self.queue.try_recv()
+        {
+            self.waiting.push(call);
+        }
+        for call in self.waiting.extract_if(.., |call| call.expires <= now || call.is_abandoned()) {
             call.fail(AttemptError::Expired { sent: false });
         }
-        let oldest = self.in_flight.oldest_for_leader();
-        if oldest.is_some_and(|sent| now.duration_since(sent) >= self.config.stall_after)
-            && let Some(cluster) = self.cluster.upgrade()
-        {
-            cluster.clone().hunt();
-            if cluster.is_led_by_other_than(&self.node.endpoint) {
-                tracing::debug!(endpoint = %self.node.endpoint, "leader has changed while requests were in flight");
-                self.in_flight.fail(&AttemptError::LeaderChanged, |waiter| waiter.kind != Kind::Anywhere);
-            }
+        let Some(cluster) = self.cluster.upgrade() else { return };
+        let is_late = |oldest: Option<Instant>| {
+            oldest.is_some_and(|sent| now.duration_since(sent) >= self.config.stall_after)
+        };
+        if is_late(oldest.any) && cluster.is_led_by_other_than(&self.node.endpoint) {
+            tracing::debug!(endpoint = %self.node.endpoint, "leader has changed while requests were in flight");
+            self.in_flight.fail(&AttemptError::LeaderChanged, |waiter| waiter.way.needs_leader());
+        } else if !is_late(oldest.prompt) {
+            self.hunting.end();
+        } else if self.hunting.is_due(now) {
+            cluster.hunt();
         }
     }
 
@@ -371,11 +381,54 @@ impl Connection {
     }
 }
 
-fn size_bytes(call: &v1::Call) -> usize {
-    /// Tag, method, field headers and lengths, and the options of a write.
-    const OVERHEAD_BYTES: usize = 64;
-    match &call.content {
-        Some(Content::Payload(payload)) => OVERHEAD_BYTES + payload.len(),
-        _ => OVERHEAD_BYTES,
+/// When the other nodes are asked who leads, while this one is late: at once, and then more and more rarely, because it may
+/// well be slow and lead.
+#[derive(Debug)]
+struct Hunting {
+    /// When they are asked next, and after which pause.
+    next: Option<(Instant, Duration)>,
+    longest_pause: Duration,
+}
+
+impl Hunting {
+    const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+    fn new(longest_pause: Duration) -> Self {
+        Self { next: None, longest_pause }
+    }
+
+    fn is_due(&mut self, now: Instant) -> bool {
+        let pause = match self.next {
+            Some((next, _)) if now < next => return false,
+            Some((_, pause)) => pause * 2,
+            None => Self::FIRST_PAUSE,
+        };
+        let pause = pause.min(self.longest_pause);
+        self.next = Some((now + pause, pause));
+        true
+    }
+
+    /// It is not late any more.
+    fn end(&mut self) {
+        self.next = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_leader_makes_the_client_ask_the_others_now_and_then() {
+        let mut hunting = Hunting::new(Duration::from_secs(2));
+        let began = Instant::now();
+        let due = |hunting: &mut Hunting| {
+            let sweeps = (0..500).map(|sweep| began + SWEEP_INTERVAL * sweep);
+            let due = sweeps.filter(|now| hunting.is_due(*now));
+            due.map(|now| now.duration_since(began).as_millis()).collect::<Vec<_>>()
+        };
+        assert_eq!(due(&mut hunting), [0, 260, 760, 1760, 3760, 5760, 7760, 9760]);
+        hunting.end();
+        assert_eq!(due(&mut hunting)[..2], [0, 260]);
     }
 }

@@ -82,7 +82,7 @@ impl ClientError {
     }
 
     /// Whether trying again cannot help: the request itself is at fault, or the session that made it exactly-once is
-    /// gone.
+    /// gone, be it because the cluster was restored or made anew.
     pub fn is_final(&self) -> bool {
         match self {
             Self::Rejected { .. } => true,
@@ -93,6 +93,7 @@ impl ClientError {
                     | Reason::Undecodable
                     | Reason::SessionExpired
                     | Reason::AnswerForgotten
+                    | Reason::OtherHistory
             ),
             Self::Unavailable { .. }
             | Self::DeadlineExceeded { .. }

@@ -6,31 +6,31 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::attempt::Kind;
+use super::attempt::{Kind, Way};
 use super::endpoint::Endpoint;
 use super::error::ClientError;
+use super::frame::{self, Frame, Payload};
 use super::judge::{Failure, failed};
 use super::operation::{Next, Operation, read_kind};
 use super::options::{CallOptions, WriteOptions};
 use super::preference::ReadPreference;
 use super::router::Router;
 use super::sessions::{Place, Sessions};
-use crate::call::{self, Header};
+use crate::call::Header;
 use crate::proto::v1;
 use crate::proto::v1::answer::Content as Answered;
-use crate::proto::v1::call::Content;
 use crate::reason::Reason;
 use crate::types::{self, AckLevel, HistoryEpoch};
 
 /// What is called, with what, and how.
-#[derive(Debug, Clone)]
-pub(crate) struct Ask {
+#[derive(Debug)]
+pub(crate) struct Ask<P> {
     pub(crate) method: &'static str,
-    pub(crate) payload: Bytes,
+    pub(crate) payload: P,
     pub(crate) options: CallOptions,
 }
 
-impl Ask {
+impl<P: Payload> Ask<P> {
     /// Of a write, how it is acknowledged.
     fn write_options(&self) -> Option<&WriteOptions> {
         match &self.options {
@@ -40,19 +40,13 @@ impl Ask {
     }
 
     /// For one attempt: in its `place` in a session if it is a write of one, with `left` of the operation's time.
-    fn call(&self, place: Option<&Place>, left: Duration) -> v1::Call {
-        let mut call = v1::Call {
-            content: Some(Content::Payload(self.payload.clone())),
-            method: self.method.to_owned(),
-            ..Default::default()
-        };
+    fn frame(&self, place: Option<&Place>, left: Duration) -> Frame {
         match &self.options {
             CallOptions::Write(options) => {
-                call.write = call::encode_write(&attempt_options(options, place, left));
+                Frame::write(self.method, &self.payload, &attempt_options(options, place, left))
             }
-            CallOptions::Read(read) => (call.level, call.freshness) = call::encode_read(*read),
+            CallOptions::Read(read) => Frame::read(self.method, &self.payload, *read),
         }
-        call
     }
 }
 
@@ -72,10 +66,10 @@ fn attempt_options(options: &WriteOptions, place: Option<&Place>, left: Duration
 
 /// Carries out `ask`, on the node at `chosen` only if that is set. `decode` makes of a header and a payload what was asked for,
 /// or nothing where they are no answer to that.
-pub(crate) async fn execute<T>(
+pub(crate) async fn execute<T, P: Payload>(
     router: &Arc<Router>,
     sessions: &Sessions,
-    ask: &Ask,
+    ask: &Ask<P>,
     decode: impl Fn(Header, Bytes) -> Option<T>,
     chosen: Option<&Endpoint>,
     preference: Option<&ReadPreference>,
@@ -91,11 +85,11 @@ pub(crate) async fn execute<T>(
 }
 
 /// Carries out the write `ask` in `place`, in which it may have been tried before: then it is `undecided`, and is so
-/// again if it ends in an error that leaves it open.
-pub(crate) async fn execute_in<T>(
+/// again unless it is certain that nothing was applied, neither by this attempt nor before.
+pub(crate) async fn execute_in<T, P: Payload>(
     router: &Arc<Router>,
     place: &Place,
-    ask: &Ask,
+    ask: &Ask<P>,
     decode: impl Fn(Header, Bytes) -> Option<T>,
     undecided: &mut bool,
 ) -> Result<T, ClientError> {
@@ -118,13 +112,28 @@ pub(crate) async fn execute_in<T>(
             Err(error) => break Err(error),
         }
     };
+    // What has been applied once has been, whatever comes of asking for it again.
+    *undecided |= match &outcome {
+        Ok(_) => true,
+        Err(error) => error.maybe_applied(),
+    };
     under_way.finish(outcome.is_ok());
     outcome
 }
 
+/// Whether `error`, of a write with these options, says that the session of its `place` is no more. The history that a caller
+/// names is not the session's, which goes on when that one is another.
+pub(super) fn session_is_gone(place: &Place, options: &WriteOptions, error: &ClientError) -> bool {
+    match error.reason() {
+        Reason::SessionExpired => true,
+        Reason::OtherHistory => [HistoryEpoch::UNKNOWN, place.history()].contains(&options.history),
+        _ => false,
+    }
+}
+
 /// Refuses what the server would, without sending it.
-fn refuse(router: &Router, ask: &Ask) -> Result<(), ClientError> {
-    let (bytes, limit) = (ask.payload.len(), router.config.max_request_bytes);
+fn refuse(router: &Router, ask: &Ask<impl Payload>) -> Result<(), ClientError> {
+    let (bytes, limit) = (ask.payload.size_bytes(), router.config.max_request_bytes);
     if bytes <= limit {
         return Ok(());
     }
@@ -132,7 +141,7 @@ fn refuse(router: &Router, ask: &Ask) -> Result<(), ClientError> {
     Err(ClientError::Rejected { reason: Reason::TooLarge, message })
 }
 
-fn kind(ask: &Ask, preference: Option<&ReadPreference>) -> Kind {
+fn kind<P>(ask: &Ask<P>, preference: Option<&ReadPreference>) -> Kind {
     match &ask.options {
         CallOptions::Write(_) => Kind::Write,
         CallOptions::Read(read) => read_kind(read.level, preference),
@@ -140,10 +149,10 @@ fn kind(ask: &Ask, preference: Option<&ReadPreference>) -> Kind {
 }
 
 impl Operation<'_> {
-    async fn run<T>(
+    async fn run<T, P: Payload>(
         &mut self,
         sessions: &Sessions,
-        ask: &Ask,
+        ask: &Ask<P>,
         decode: &impl Fn(Header, Bytes) -> Option<T>,
     ) -> Result<T, ClientError> {
         let router = self.router;
@@ -153,8 +162,9 @@ impl Operation<'_> {
         let mut place = self.begin(sessions).await?;
         loop {
             let attempted = self.attempt(ask, decode, place.as_ref()).await.inspect_err(|error| {
-                // Here it will never exist again.
-                if let (Reason::OtherHistory, Some(place)) = (error.reason(), &place) {
+                if let (Some(place), Some(options)) = (&place, ask.write_options())
+                    && session_is_gone(place, options, error)
+                {
                     sessions.forget(place.slot().session);
                 }
             });
@@ -172,21 +182,25 @@ impl Operation<'_> {
     }
 
     /// One attempt, and whatever comes between a failed one and the next.
-    async fn attempt<T>(
+    async fn attempt<T, P: Payload>(
         &mut self,
-        ask: &Ask,
+        ask: &Ask<P>,
         decode: &impl Fn(Header, Bytes) -> Option<T>,
         place: Option<&Place>,
     ) -> Result<Result<T, Next>, ClientError> {
         let (router, now) = (self.router, Instant::now());
         let link = self.link();
-        let expires = self.attempt_expires(ask, now);
+        let expires = self.attempt_expires(now);
         let left = self.deadline.saturating_duration_since(now);
-        let call = ask.call(place, left);
-        let failure = match link.call(router, call, (self.kind, self.chosen.is_some()), expires).await {
+        let frame = ask.frame(place, left);
+        let waits_for_all = ask.write_options().is_some_and(|options| options.ack == AckLevel::All);
+        let way = Way { kind: self.kind, bound: self.chosen.is_some(), waits_for_all };
+        let failure = match link.call(router, frame, way, expires).await.map(frame::read) {
             Err(error) => Failure::of_attempt(error),
-            Ok(v1::Answer { content: Some(Answered::Failure(failure)), .. }) => Failure::Answered(failure),
-            Ok(v1::Answer { header, content: Some(Answered::Payload(payload)), .. }) => {
+            Ok(Some(v1::Answer { content: Some(Answered::Failure(failure)), .. })) => {
+                Failure::Answered(failure)
+            }
+            Ok(Some(v1::Answer { header, content: Some(Answered::Payload(payload)), .. })) => {
                 let Some(response) = decode(Header::decode(header), payload) else {
                     return Err(self.unexpected(&link));
                 };
@@ -217,20 +231,6 @@ impl Operation<'_> {
         }
     }
 
-    fn attempt_expires(&self, ask: &Ask, now: Instant) -> Instant {
-        let config = &self.router.config;
-        let limit = match ask.write_options() {
-            None => config.attempt_timeout,
-            Some(_) if !self.in_session => return self.deadline,
-            // The server answers this one only when it has waited for everybody.
-            Some(options) if options.ack == AckLevel::All => {
-                options.ack_timeout.saturating_add(config.write_attempt_timeout)
-            }
-            Some(_) => config.write_attempt_timeout,
-        };
-        now.checked_add(limit).map_or(self.deadline, |expires| expires.min(self.deadline))
-    }
-
     fn session_gone(&self, place: &Place) -> ClientError {
         let message = format!("session {} is gone; nothing was applied", place.slot().session);
         failed(&self.link().node.endpoint, Reason::SessionExpired, message, false)
@@ -240,6 +240,7 @@ impl Operation<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::call;
 
     #[test]
     fn the_server_gives_up_waiting_for_all_voters_before_the_client_does() {

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::attempt::{AttemptError, Kind, Outcome};
+use super::attempt::{AttemptError, Outcome, Way};
 use super::config::ClientConfig;
 use super::connection::{Call, Cluster, Connection};
 use super::endpoint::Endpoint;
+use super::frame::Frame;
 use super::metrics::NodeMetrics;
 use super::node::Node;
-use crate::proto::v1;
 use crate::runtime;
 
 /// The callers' end of a node's connection task. The task ends when its link is dropped.
@@ -56,25 +56,25 @@ impl Link {
         }
     }
 
-    /// Makes one attempt. Answers by `expires`, give or take one sweep of the connection task. One that is `bound` to this
+    /// Makes one attempt. Answers by `expires`, give or take one sweep of the connection task. One that is bound to this
     /// node waits for it even if another could answer.
     pub(crate) async fn call<C: Cluster + 'static>(
         &self,
         cluster: &Arc<C>,
-        request: v1::Call,
-        (kind, bound): (Kind, bool),
+        frame: Frame,
+        way: Way,
         expires: Instant,
     ) -> Outcome {
         if !self.started.load(Ordering::Acquire) {
             self.start(cluster);
         }
         let _counted = Counted::new(&self.in_flight);
-        self.node.counted(self.ask(request, (kind, bound), expires)).await
+        self.node.counted(self.ask(frame, way, expires)).await
     }
 
-    async fn ask(&self, request: v1::Call, (kind, bound): (Kind, bool), expires: Instant) -> Outcome {
+    async fn ask(&self, frame: Frame, way: Way, expires: Instant) -> Outcome {
         let (reply, answer) = oneshot::channel();
-        let call = Call { request, kind, bound, expires, reply };
+        let call = Call { frame, way, expires, reply };
         if let Err(refused) = self.calls.try_send(call) {
             match refused {
                 mpsc::error::TrySendError::Full(call) => {

@@ -1,7 +1,7 @@
 //! What the client counts: a few atomic additions per operation, read as a snapshot.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -37,6 +37,39 @@ impl PerMethod {
     }
 }
 
+/// The counters of all methods, each from when it was first heard of on. They stay where they are, so that to find one takes
+/// neither a lock nor a count.
+#[derive(Debug, Default)]
+struct Methods(OnceLock<Box<Listed>>);
+
+#[derive(Debug)]
+struct Listed {
+    method: &'static str,
+    counters: PerMethod,
+    rest: Methods,
+}
+
+impl Methods {
+    /// The counters of `method`, which begin now if it was not heard of before.
+    fn of(&self, method: &'static str) -> &PerMethod {
+        let mut list = self;
+        loop {
+            // Another caller may list another one here, and then the next place is tried.
+            let listed = list.0.get_or_init(|| {
+                Box::new(Listed { method, counters: PerMethod::new(), rest: Self::default() })
+            });
+            if listed.method == method {
+                return &listed.counters;
+            }
+            list = &listed.rest;
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Listed> {
+        std::iter::successors(self.0.get(), |listed| listed.rest.0.get()).map(|listed| &**listed)
+    }
+}
+
 /// The counters of one kind of stream.
 #[derive(Debug, Default)]
 pub(crate) struct PerStream {
@@ -55,8 +88,7 @@ impl PerStream {
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    /// By name, in the order in which they were first heard of.
-    methods: RwLock<Vec<(&'static str, Arc<PerMethod>)>>,
+    methods: Methods,
     pub(crate) range_streams: PerStream,
     pub(crate) watches: PerStream,
     pub(crate) retries: AtomicU64,
@@ -69,7 +101,7 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn new() -> Self {
         Self {
-            methods: RwLock::default(),
+            methods: Methods::default(),
             range_streams: PerStream::default(),
             watches: PerStream::default(),
             retries: AtomicU64::new(0),
@@ -81,31 +113,15 @@ impl Metrics {
     }
 
     /// Counts an operation from here until it is finished, or dropped, which counts as abandoned.
-    pub(crate) fn start(&self, method: &'static str, started: Instant) -> UnderWay {
-        let counters = self.of(method);
+    pub(crate) fn start(&self, method: &'static str, started: Instant) -> UnderWay<'_> {
+        let counters = self.methods.of(method);
         counters.started.fetch_add(1, Relaxed);
         UnderWay { counters: Some(counters), started }
     }
 
-    /// The counters of `method`, which begin now if it was not heard of before.
-    pub(crate) fn of(&self, method: &'static str) -> Arc<PerMethod> {
-        let find = |methods: &[(&'static str, Arc<PerMethod>)]| {
-            methods.iter().find(|(name, _)| *name == method).map(|(_, counters)| counters.clone())
-        };
-        let known = find(&self.methods.read().unwrap_or_else(PoisonError::into_inner));
-        known.unwrap_or_else(|| {
-            let mut methods = self.methods.write().unwrap_or_else(PoisonError::into_inner);
-            find(&methods).unwrap_or_else(|| {
-                let counters = Arc::new(PerMethod::new());
-                methods.push((method, counters.clone()));
-                counters
-            })
-        })
-    }
-
     /// What was counted, with what is known of each node.
     pub(crate) fn snapshot(&self, nodes: Vec<NodeMetrics>) -> ClientMetrics {
-        let method = |(method, counters): &(&'static str, Arc<PerMethod>)| {
+        let method = |&Listed { method, ref counters, .. }: &Listed| {
             // Before `started`: an operation that ends meanwhile must not make the difference negative.
             let buckets: Vec<u64> = counters.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect();
             let (failed, abandoned) = (counters.failed.load(Relaxed), counters.abandoned.load(Relaxed));
@@ -114,9 +130,8 @@ impl Metrics {
             let in_flight = requests.saturating_sub(latency.count() + abandoned);
             MethodMetrics { method, requests, failed, abandoned, in_flight, latency }
         };
-        let methods = self.methods.read().unwrap_or_else(PoisonError::into_inner);
         ClientMetrics {
-            methods: methods.iter().map(method).collect(),
+            methods: self.methods.iter().map(method).collect(),
             range_streams: self.range_streams.snapshot(),
             watches: self.watches.snapshot(),
             nodes,
@@ -131,12 +146,12 @@ impl Metrics {
 
 /// One operation that is being counted.
 #[derive(Debug)]
-pub(crate) struct UnderWay {
-    counters: Option<Arc<PerMethod>>,
+pub(crate) struct UnderWay<'a> {
+    counters: Option<&'a PerMethod>,
     started: Instant,
 }
 
-impl UnderWay {
+impl UnderWay<'_> {
     pub(crate) fn finish(mut self, succeeded: bool) {
         if let Some(counters) = self.counters.take() {
             let latency_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -149,7 +164,7 @@ impl UnderWay {
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         if let Some(counters) = &self.counters {
             counters.abandoned.fetch_add(1, Relaxed);
@@ -311,6 +326,25 @@ mod tests {
             last = at;
         }
         assert_eq!(last, BUCKETS - 1);
+    }
+
+    #[test]
+    fn methods_are_listed_once_whoever_lists_them() {
+        const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+        let metrics = Metrics::new();
+        std::thread::scope(|scope| {
+            for first in 0..NAMES.len() {
+                let metrics = &metrics;
+                scope.spawn(move || {
+                    for at in 0..NAMES.len() {
+                        metrics.start(NAMES[(first + at) % NAMES.len()], Instant::now()).finish(true);
+                    }
+                });
+            }
+        });
+        let seen = metrics.snapshot(Vec::new());
+        assert_eq!(seen.methods.len(), NAMES.len());
+        assert!(NAMES.iter().all(|name| seen.of(name).unwrap().requests == NAMES.len() as u64), "{seen:?}");
     }
 
     #[test]

@@ -25,7 +25,8 @@
 //! # What it promises
 //!
 //! - An operation ends by its deadline, with an answer or a [`ClientError`].
-//! - Everything is repeated until it is answered or its time is over. Each call writes at most once, however often the
+//! - Everything is repeated until it is answered or its time is over. What only the leader answers is sent to it once, and
+//!   again only when the stream to it is lost or another leads: a leader that is slow is waited for. Each call writes at most once, however often the
 //!   write is sent, because it has a number in a [session](crate::session) that the client opens by itself. An
 //!   operation that ends without an answer says whether it [may have been applied](ClientError::maybe_applied).
 //! - To call again after an error is to make another write. [`Client::once`] is for those who must not: the same
@@ -42,8 +43,8 @@
 //! # Where things are
 //!
 //! `admin` operates the cluster. `execute` makes the attempts of one call, `operation` says where the next one goes, and `judge`
-//! whether there may be one; `sessions` numbers writes, `router` knows who leads and who is healthy, `connection` owns the stream to
-//! one node and `link` leads there, `node` is what the others share about that node, and `contact` tells whether the cluster is heard from at all.
+//! whether there may be one; `sessions` numbers writes, `router` knows who leads and who is healthy, by its `picture` of the cluster, `connection` owns the stream to
+//! one node, `frame` is what travels on it, and `link` leads there, `node` is what the others share about that node, and `contact` tells whether the cluster is heard from at all.
 //! Tasks: one per node that was used, one that asks after the nodes' health, and short-lived probes; none per call.
 
 use std::fmt;
@@ -73,6 +74,7 @@ pub(crate) use config::{SESSION_TTL_MAX, SESSION_TTL_MIN};
 
 use crate::types::{NodeId, ReadOptions};
 use execute::Ask;
+use frame::Payload;
 use node::NoStatus;
 use router::Router;
 use sessions::Sessions;
@@ -85,6 +87,7 @@ pub(crate) mod contact;
 mod endpoint;
 mod error;
 mod execute;
+pub(crate) mod frame;
 mod in_flight;
 pub(crate) mod judge;
 pub(crate) mod link;
@@ -93,6 +96,7 @@ pub(crate) mod node;
 mod once;
 pub(crate) mod operation;
 mod options;
+mod picture;
 mod preference;
 pub(crate) mod router;
 pub(crate) mod sessions;
@@ -101,8 +105,9 @@ mod status;
 /// A handle on a cluster. Cheap to clone; all clones share their connections.
 ///
 /// Connections are made when they are first needed, on the tokio runtime of the caller that needs them;
-/// they end with that runtime. Dropping the future of an operation does not recall what was sent: a write
-/// may be applied all the same.
+/// they end with that runtime, and while nobody drives it they stand still: operations from other runtimes then wait for it beyond
+/// their deadlines. Dropping the future of an operation does not recall what was sent: a write
+/// may be applied all the same. What was not sent yet will not be.
 ///
 /// The last clone that is dropped leaves its session to expire; [`close`](Self::close) gives it back at once.
 #[derive(Clone)]
@@ -173,9 +178,9 @@ impl Client {
     /// attempt, and back after 20 ms at most. Call it when all writes have ended; one that is under way loses its
     /// session. A later write opens another.
     pub async fn close(&self) {
-        if let Some(session) = self.sessions.take() {
-            sessions::close_session(&self.router, &session, Instant::now() + CLOSE_PATIENCE).await;
-        }
+        let (sessions, expires) = (self.sessions.take(), Instant::now() + CLOSE_PATIENCE);
+        join_all(sessions.iter().map(|session| sessions::close_session(&self.router, session, expires)))
+            .await;
     }
 
     /// Tells whether any node of the cluster answers this client, from now on. Nodes are asked every
@@ -220,7 +225,7 @@ impl Client {
     pub(crate) async fn call<T>(
         &self,
         method: &'static str,
-        payload: Bytes,
+        payload: impl Payload,
         options: CallOptions,
         chosen: Option<&Endpoint>,
         decode: impl Fn(Header, Bytes) -> Option<T>,
@@ -269,6 +274,11 @@ impl Client {
             (endpoint, status)
         };
         join_all(self.router.endpoints(true).into_iter().map(ask)).await
+    }
+
+    /// `error`, with which a part of an operation has ended after other parts were done.
+    pub(crate) fn after_part(&self, error: ClientError) -> ClientError {
+        error.undecided(&self.router.leader_or_next().node.endpoint)
     }
 
     /// Who leads, as far as this client has learnt from answers; it asks nobody. The leader that a node has named counts

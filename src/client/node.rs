@@ -13,6 +13,7 @@ use super::config::ClientConfig;
 use super::endpoint::Endpoint;
 use crate::proto::details;
 use crate::proto::v1::{self, admin_client::AdminClient};
+use crate::shown::Shown;
 use crate::types::NodeId;
 
 /// HTTP/2 window of one stream: far more than a round trip's worth of answers.
@@ -53,6 +54,8 @@ pub(crate) struct Node {
     answered: AtomicBool,
     /// Whether it took no requests when it was last connected to.
     refusing: AtomicBool,
+    /// Whether it is a node of another cluster, as it said last.
+    stranger: AtomicBool,
     /// Whether it was asked in vain, when that was last.
     missed: Mutex<Option<Instant>>,
     /// Whether another node says that it leads, and it has not been reached since.
@@ -95,6 +98,7 @@ impl Node {
             reached: AtomicBool::new(false),
             answered: AtomicBool::new(false),
             refusing: AtomicBool::new(false),
+            stranger: AtomicBool::new(false),
             missed: Mutex::new(None),
             hinted: AtomicBool::new(false),
             probed: Notify::new(),
@@ -134,7 +138,20 @@ impl Node {
     /// Whether requests may be sent to it: the user has named its address, or it has answered there. An address that
     /// only other nodes have told may lead nowhere from here, and is tried with a probe first.
     pub(crate) fn is_usable(&self) -> bool {
-        self.configured || self.is_reached()
+        (self.configured || self.is_reached()) && !self.is_stranger()
+    }
+
+    /// Whether it is a node of another cluster, as it said last.
+    pub(crate) fn is_stranger(&self) -> bool {
+        self.stranger.load(Ordering::Relaxed)
+    }
+
+    /// It belongs to this cluster, as it says, or to the one with another name.
+    pub(crate) fn note_cluster(&self, other: Option<&str>) {
+        if let Some(name) = other {
+            self.note_unready(format!("a node of the cluster \"{}\" answers there", Shown(name)).into());
+        }
+        self.stranger.store(other.is_some(), Ordering::Relaxed);
     }
 
     /// Whether it has answered, and has not failed to since.
@@ -186,7 +203,9 @@ impl Node {
     pub(crate) async fn counted<T, E>(&self, attempt: impl Future<Output = Result<T, E>>) -> Result<T, E> {
         self.attempts.fetch_add(1, Ordering::Relaxed);
         let outcome = attempt.await;
-        self.failures.fetch_add(outcome.is_err().into(), Ordering::Relaxed);
+        if outcome.is_err() {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+        }
         outcome
     }
 

@@ -10,12 +10,12 @@ use tokio::time::Instant;
 
 use super::error::ClientError;
 use super::execute::{self, Ask};
+use super::frame::Payload;
 use super::options::{CallOptions, WriteOptions};
 use super::router::Router;
 use super::sessions::{Place, Sessions};
 use super::{Answer, Client};
 use crate::call::Header;
-use crate::reason::Reason;
 
 /// A place for one write in the client's session. Dropping it gives the write up: it is then applied once, or not
 /// at all.
@@ -24,7 +24,7 @@ pub struct Once {
     router: Arc<Router>,
     sessions: Arc<Sessions>,
     place: Place,
-    /// Whether an attempt may have been applied.
+    /// Whether an attempt has been applied, or may have been.
     undecided: bool,
 }
 
@@ -60,14 +60,16 @@ impl Once {
     pub(crate) async fn call<T>(
         &mut self,
         method: &'static str,
-        payload: Bytes,
+        payload: impl Payload,
         options: WriteOptions,
         decode: impl Fn(Header, Bytes) -> Option<T>,
     ) -> Result<T, ClientError> {
         let ask = Ask { method, payload, options: CallOptions::Write(options) };
         let (router, undecided) = (&self.router, &mut self.undecided);
         let outcome = execute::execute_in(router, &self.place, &ask, decode, undecided).await;
-        if let Err(ClientError::Failed { reason: Reason::SessionExpired, .. }) = &outcome {
+        if let Err(error) = &outcome
+            && execute::session_is_gone(&self.place, &options, error)
+        {
             self.sessions.forget(self.place.slot().session);
         }
         outcome

@@ -1,12 +1,16 @@
 //! One operation between its attempts: where to send it, and when to try again. [`execute`](super::execute) makes the attempts.
 //!
 //! What a failure means is for [`judge`] to say. Everything is repeated until the deadline, except a write
-//! without a session whose outcome is unknown. A write in a session keeps its number through all attempts,
+//! without a session whose outcome is unknown. But nothing is sent again that may still be answered: a leader that is slow
+//! would only be slower for it, and every answer would come too late. What only the leader answers waits for it until the
+//! deadline, the stream is lost, or another is known to lead. A read that any node answers goes on to another one, with more
+//! patience every time. A write in a session keeps its number through all attempts,
 //! and is *undecided* from the first attempt that may have been applied: whatever error it ends with then says
 //! so.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::select;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -42,6 +46,8 @@ pub(crate) struct Operation<'a> {
     pub(super) chosen: Option<Arc<Link>>,
     pub(super) started: Instant,
     pub(super) deadline: Instant,
+    /// How long the next attempt may take that can be made elsewhere.
+    patience: Duration,
     pub(super) pauses: u32,
     pub(super) redirects: u32,
     /// The node that failed last.
@@ -83,6 +89,7 @@ impl<'a> Operation<'a> {
             chosen: None,
             started,
             deadline: started + router.config.timeout,
+            patience: router.config.attempt_timeout,
             pauses: 0,
             redirects: 0,
             failed: None,
@@ -93,8 +100,17 @@ impl<'a> Operation<'a> {
         }
     }
 
-    pub(crate) fn deadline(&self) -> Instant {
-        self.deadline
+    /// When the attempt that begins now is given up: not before the operation is, unless another node could answer.
+    pub(crate) fn attempt_expires(&self, now: Instant) -> Instant {
+        match (self.kind, &self.chosen) {
+            (Kind::Anywhere, None) => self.patience_ends(now),
+            _ => self.deadline,
+        }
+    }
+
+    /// When an attempt that begins now has taken as long as it may; the one after it may take twice as long.
+    pub(crate) fn patience_ends(&self, now: Instant) -> Instant {
+        now.checked_add(self.patience).map_or(self.deadline, |end| end.min(self.deadline))
     }
 
     pub(crate) fn link(&self) -> Arc<Link> {
@@ -175,8 +191,9 @@ impl<'a> Operation<'a> {
     async fn learn(&mut self, endpoint: &Endpoint, failure: &Failure) -> bool {
         let answer = match failure {
             Failure::Attempt(AttemptError::Expired { .. }) => {
+                self.patience = self.patience.saturating_mul(2);
                 self.router.hunt();
-                return true;
+                return self.kind == Kind::Anywhere && self.router.has_healthy_other_than(endpoint);
             }
             Failure::Attempt(_) => return self.router.all_down().is_none(),
             Failure::Answered(answer) => answer,
@@ -290,6 +307,29 @@ impl<'a> Operation<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::ClientConfig;
+
+    #[tokio::test]
+    async fn only_what_can_go_elsewhere_is_given_up_early_and_later_every_time() {
+        let endpoint = Endpoint::parse("127.0.0.1:1").unwrap();
+        let router = Arc::new(Router::new(vec![endpoint.clone()], ClientConfig::default()));
+        let now = Instant::now();
+        for (kind, chosen, expected) in [
+            (Kind::Anywhere, false, [1, 2, 4, 8, 10]),
+            (Kind::Anywhere, true, [10; 5]),
+            (Kind::AtLeader, false, [10; 5]),
+            (Kind::Write, false, [10; 5]),
+        ] {
+            let mut operation = Operation::new(&router, kind, None, now);
+            operation.chosen = chosen.then(|| router.at(&endpoint));
+            for seconds in expected {
+                // What fails at once says nothing of how long an answer takes.
+                operation.learn(&endpoint, &Failure::Attempt(AttemptError::NotSent("x".into()))).await;
+                assert_eq!(operation.attempt_expires(now).duration_since(now).as_secs(), seconds, "{kind:?}");
+                operation.learn(&endpoint, &Failure::Attempt(AttemptError::Expired { sent: true })).await;
+            }
+        }
+    }
 
     #[test]
     fn reads_go_where_they_are_cheapest_unless_somebody_prefers_otherwise() {

@@ -7,6 +7,9 @@
 //! one of which may be the same node. An *answer* is proof that a node leads. A lost connection, or a refusal
 //! without a hint, removes the leader from the picture; probes of all nodes then look for the new one.
 //!
+//! An address may come to belong to a node of another cluster. So what a node says counts only if it names the cluster that the
+//! others name, and an address that was learnt is forgotten once the leader does not list it any more.
+//!
 //! Reading the picture costs an atomic load per operation; changing it copies it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,10 +28,10 @@ use super::endpoint::Endpoint;
 use super::link::Link;
 use super::metrics::{Metrics, NodeMetrics};
 use super::node::Node;
+use super::picture::{Leader, Picture};
 use super::preference::{Candidate, ReadPreference};
 use crate::proto::v1;
 use crate::runtime;
-use crate::types::NodeId;
 
 /// Endpoints kept at most. Beyond this the oldest that was learnt is forgotten.
 const MAX_ENDPOINTS: usize = 64;
@@ -36,41 +39,6 @@ const MAX_ENDPOINTS: usize = 64;
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Shortest time between two probes of a node.
 const PROBE_INTERVAL: Duration = Duration::from_millis(10);
-
-/// The node believed to lead.
-#[derive(Debug, Clone)]
-struct Leader {
-    link: Arc<Link>,
-    /// By its own claim or another node's, rather than by a hint.
-    confirmed: bool,
-}
-
-/// See the module's documentation.
-#[derive(Debug, Clone, Default)]
-struct Picture {
-    links: Vec<Arc<Link>>,
-    leader: Option<Leader>,
-    /// The highest term heard of.
-    term: u64,
-    /// Who led last, for counting fail-overs.
-    led: Option<Endpoint>,
-    /// The last leader, when it is known to lead no more or not to be reached: others may not know yet.
-    lost: Option<Endpoint>,
-}
-
-impl Picture {
-    fn find(&self, endpoint: &Endpoint) -> Option<&Arc<Link>> {
-        self.links.iter().find(|link| link.node.endpoint == *endpoint)
-    }
-
-    /// The link to a node that is named by id and address. The id counts first: the user may have given
-    /// another address of the same node, and that one is known to work.
-    fn resolve(&self, node_id: NodeId, address: &str) -> Option<&Arc<Link>> {
-        let by_id =
-            self.links.iter().find(|link| link.node.node_id() == Some(node_id) && !link.node.is_down());
-        by_id.or_else(|| Endpoint::parse(address).ok().and_then(|endpoint| self.find(&endpoint)))
-    }
-}
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -89,6 +57,8 @@ pub(crate) struct Router {
     pub(crate) contact: ContactNote,
     /// Who leads, as a node has said last, whether or not it is reached.
     named: Mutex<Option<v1::LeaderHint>>,
+    /// The name of the cluster, once a node has told it.
+    cluster: Mutex<Option<String>>,
 }
 
 /// What a hint is good for.
@@ -116,6 +86,7 @@ impl Router {
             watching_health: AtomicBool::new(false),
             contact: ContactNote::new(),
             named: Mutex::new(None),
+            cluster: Mutex::new(None),
             metrics: Metrics::new(),
         }
     }
@@ -138,20 +109,26 @@ impl Router {
     pub(crate) fn choose(&self, preference: &ReadPreference, failed: Option<&Endpoint>) -> Arc<Link> {
         let picture = self.picture.load();
         let leader = picture.leader.as_ref().map(|leader| &leader.link.node.endpoint);
-        let candidates: Vec<_> = (picture.links.iter())
-            .map(|link| &link.node)
-            .zip(picture.links.iter().map(|link| link.in_flight()))
-            .map(|(node, in_flight)| Candidate {
-                endpoint: &node.endpoint,
-                leads: leader == Some(&node.endpoint),
-                healthy: node.is_healthy() && failed != Some(&node.endpoint),
-                in_flight,
-                round_trip: node.round_trip(),
+        let mut links: Vec<_> = picture.links.iter().filter(|link| !link.node.is_stranger()).collect();
+        if links.is_empty() {
+            links.extend(&picture.links);
+        }
+        let candidates: Vec<_> = links
+            .iter()
+            .map(|&link| {
+                let node = &link.node;
+                Candidate {
+                    endpoint: &node.endpoint,
+                    leads: leader == Some(&node.endpoint),
+                    healthy: node.is_healthy() && failed != Some(&node.endpoint),
+                    in_flight: link.in_flight(),
+                    round_trip: node.round_trip(),
+                }
             })
             .collect();
         let turn = self.rotation.fetch_add(1, Ordering::Relaxed);
         let chosen = preference.choose(&candidates, turn as u64);
-        picture.links[chosen.expect("invariant: there is at least one endpoint")].clone()
+        links[chosen.expect("invariant: there is at least one endpoint")].clone()
     }
 
     /// Whether another node than `endpoint` is healthy, so that it could be asked instead.
@@ -179,7 +156,8 @@ impl Router {
         let turn = self.rotation.fetch_add(1, Ordering::Relaxed);
         let in_turn = || (0..links.len()).map(|step| &links[turn.wrapping_add(step) % links.len()]);
         let may_answer = |link: &&Arc<Link>| !link.node.is_down() && link.node.is_usable();
-        let link = in_turn().find(may_answer).or_else(|| in_turn().find(|link| !link.node.is_down()));
+        let is_ours = |link: &&Arc<Link>| !link.node.is_down() && !link.node.is_stranger();
+        let link = in_turn().find(may_answer).or_else(|| in_turn().find(is_ours));
         let link = link.or_else(|| in_turn().next());
         link.expect("invariant: configured endpoints are never forgotten, and there is at least one").clone()
     }
@@ -368,6 +346,11 @@ impl Router {
 
     /// Takes in what `node` claims: members and leader.
     pub(crate) fn heard(self: &Arc<Self>, node: &Arc<Node>, status: &v1::StatusResponse) {
+        let is_ours = self.is_ours(node, &status.cluster);
+        node.note_cluster((!is_ours).then_some(&status.cluster));
+        if !is_ours {
+            return self.lost_leader(&node.endpoint);
+        }
         if status.term >= self.picture.load().term {
             self.note_named(status.leader.as_ref());
         }
@@ -391,6 +374,22 @@ impl Router {
         }
     }
 
+    /// Whether the cluster `name`, which `node` has named, is the one that this client is about: the one that was named first, as
+    /// long as any node of it answers. After that it may have been made anew under another name.
+    fn is_ours(&self, node: &Node, name: &str) -> bool {
+        let mut known = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = known.as_ref().is_none_or(|known| known == name);
+        let answers =
+            |other: &Node| other.endpoint != node.endpoint && other.is_reached() && !other.is_stranger();
+        if name.is_empty() || (!is_known && self.find(answers).is_some()) {
+            return name.is_empty();
+        }
+        if !is_known || (known.is_none() && node.configured) {
+            *known = Some(name.to_owned());
+        }
+        true
+    }
+
     /// Whether the claim in `status` changes the leader. One that another node claims, and that has never answered at the
     /// address that this one tells, is left in `unproven`.
     fn weigh(
@@ -411,7 +410,11 @@ impl Router {
         let same = picture.leader.as_ref().is_some_and(|leader| leader.link.node.endpoint == *endpoint);
         let stale = if status.term == picture.term && !same {
             // There is one leader per term. Whoever believes the term's leader still leads may not know yet.
-            picture.leader.is_some() || (!own && picture.lost.as_ref() == Some(endpoint))
+            match &picture.leader {
+                // A hint may be out of date; who leads knows it.
+                Some(leader) => leader.confirmed || !own,
+                None => !own && picture.lost.as_ref() == Some(endpoint),
+            }
         } else {
             status.term < picture.term
         };
@@ -425,6 +428,9 @@ impl Router {
         picture.term = status.term;
         picture.lost = None;
         picture.leader = Some(Leader { link, confirmed: true });
+        if own && !status.members.is_empty() {
+            picture.forget_all_but(&status.members);
+        }
         !same
     }
 

@@ -2,16 +2,21 @@
 //!
 //! [`crate::session`] says what a session is. Here is who opens it: one caller at a time, while the others
 //! wait for it; one that is given up half-way leaves a session that nobody uses, which expires.
+//!
+//! The window of a session begins at its first write that is not settled, and one that is not settled for long would stop all
+//! others. So a session whose window such a write has filled is *retired*: the next writes go into another one, and it is
+//! closed once nothing of it is under way.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, timeout_at};
 
-use super::attempt::Kind;
+use super::attempt::{Kind, Way};
 use super::error::ClientError;
+use super::frame::{self, Frame};
 use super::judge::{Failure, failed, in_words};
 use super::operation::Operation;
 use super::router::Router;
@@ -20,6 +25,7 @@ use crate::proto::v1::answer::Content as Answered;
 use crate::proto::v1::call::Content;
 use crate::proto::v1::{self, OpenSessionRequest};
 use crate::reason::Reason;
+use crate::runtime;
 use crate::session::{Session, Ticket};
 use crate::types::{HistoryEpoch, SessionSlot};
 
@@ -27,12 +33,39 @@ use crate::types::{HistoryEpoch, SessionSlot};
 #[derive(Debug)]
 pub(crate) struct Sessions {
     current: ArcSwapOption<Session>,
+    /// Sessions that others have taken the place of, as long as writes of them may be under way.
+    retired: std::sync::Mutex<Vec<Arc<Session>>>,
     /// Held by whoever opens a session. Why the last attempt failed.
     opening: Mutex<Option<ClientError>>,
     /// Attempts to open one that have ended, either way.
     attempts: AtomicU64,
-    /// Notified when a write is settled, which may make room in the window.
-    settled: Arc<Notify>,
+    settled: Arc<Settled>,
+}
+
+/// Tells those who wait for room in the window that a write is settled.
+#[derive(Debug, Default)]
+struct Settled {
+    notify: Notify,
+    /// How many wait; mostly none, and then there is nothing to tell.
+    waiting: AtomicUsize,
+}
+
+/// Counts one who waits.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    /// From before the look at the window on: what is settled after that look finds it counted, because both happen under the
+    /// lock of the session.
+    fn new(settled: &'a Settled) -> Self {
+        settled.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(&settled.waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The place of one write in the session; settles it when dropped.
@@ -40,7 +73,7 @@ pub(crate) struct Sessions {
 pub(crate) struct Place {
     /// `None` only while it is dropped.
     ticket: Option<Ticket>,
-    settled: Arc<Notify>,
+    settled: Arc<Settled>,
 }
 
 impl Place {
@@ -62,7 +95,9 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         drop(self.ticket.take());
-        self.settled.notify_one();
+        if self.settled.waiting.load(Ordering::Relaxed) > 0 {
+            self.settled.notify.notify_one();
+        }
     }
 }
 
@@ -70,6 +105,7 @@ impl Sessions {
     pub(crate) fn new() -> Self {
         Self {
             current: ArcSwapOption::empty(),
+            retired: std::sync::Mutex::default(),
             opening: Mutex::new(None),
             attempts: AtomicU64::new(0),
             settled: Arc::default(),
@@ -85,19 +121,24 @@ impl Sessions {
     }
 
     async fn begin_slowly(&self, router: &Arc<Router>, deadline: Instant) -> Result<Place, ClientError> {
+        let _waits = Waits::new(&self.settled);
         loop {
-            let settled = self.settled.notified();
+            let settled = self.settled.notify.notified();
             tokio::pin!(settled);
             // From before the look at the window, so that nothing that is settled after it is missed.
             settled.as_mut().enable();
             let Some(session) = self.current.load_full() else {
-                self.open(router, deadline).await?;
+                self.open(router, deadline, None).await?;
                 continue;
             };
             if let Some(ticket) = session.begin() {
                 // One settled write can make room for many: whoever gets in lets the next one try.
-                self.settled.notify_one();
+                self.settled.notify.notify_one();
                 return Ok(self.place(ticket));
+            }
+            if session.is_held_up() {
+                self.open(router, deadline, Some(&session)).await?;
+                continue;
             }
             if timeout_at(deadline, settled).await.is_err() {
                 return Err(out_of_time(router, "the session's window is full"));
@@ -109,8 +150,13 @@ impl Sessions {
         Place { ticket: Some(ticket), settled: self.settled.clone() }
     }
 
-    /// Sees to it that there is a session, unless another caller does.
-    async fn open(&self, router: &Arc<Router>, deadline: Instant) -> Result<(), ClientError> {
+    /// Sees to it that there is a session, and another than the one that is `held_up`, unless another caller does.
+    async fn open(
+        &self,
+        router: &Arc<Router>,
+        deadline: Instant,
+        held_up: Option<&Arc<Session>>,
+    ) -> Result<(), ClientError> {
         let seen = self.attempts.load(Ordering::Acquire);
         let Ok(mut last_failure) = timeout_at(deadline, self.opening.lock()).await else {
             return Err(match router.all_down().or_else(|| router.unheard()) {
@@ -118,7 +164,9 @@ impl Sessions {
                 None => out_of_time(router, "no session could be opened"),
             });
         };
-        if self.current.load().is_some() {
+        let is_held_up =
+            |current: &Arc<Session>| held_up.is_some_and(|held_up| Arc::ptr_eq(current, held_up));
+        if self.current.load().as_ref().is_some_and(|current| !is_held_up(current)) {
             return Ok(());
         }
         // What another caller has just been told holds for us too, except that its time was over, if ours is not.
@@ -136,7 +184,10 @@ impl Sessions {
             Ok(session) => {
                 router.metrics.sessions_opened.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(session = session.id(), "opened a session");
-                self.current.store(Some(session));
+                if let Some(before) = self.current.swap(Some(session)) {
+                    self.retire(router, before);
+                    self.settled.notify.notify_waiters();
+                }
                 *last_failure = None;
                 Ok(())
             }
@@ -147,21 +198,33 @@ impl Sessions {
         }
     }
 
+    /// `session` is not begun in any more. Closes those retired before it of which nothing is under way.
+    fn retire(&self, router: &Arc<Router>, session: Arc<Session>) {
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        // A write holds its session.
+        for idle in retired.extract_if(.., |session| Arc::strong_count(session) == 1) {
+            let (router, expires) = (router.clone(), Instant::now() + router.config.timeout);
+            drop(runtime::spawn(async move { close_session(&router, &idle, expires).await }));
+        }
+        retired.push(session);
+    }
+
     /// The session `id` is gone: the next write opens another.
     pub(crate) fn forget(&self, id: u64) {
         let current = self.current.load();
         if current.as_ref().is_some_and(|session| session.id() == id) {
             // Does nothing if somebody else has replaced it meanwhile.
             self.current.compare_and_swap(&*current, None);
-            self.settled.notify_waiters();
+            self.settled.notify.notify_waiters();
         }
     }
 
-    /// The session, which is used no more.
-    pub(crate) fn take(&self) -> Option<Arc<Session>> {
-        let session = self.current.swap(None);
-        self.settled.notify_waiters();
-        session
+    /// All sessions, which are used no more.
+    pub(crate) fn take(&self) -> Vec<Arc<Session>> {
+        let mut sessions = std::mem::take(&mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner));
+        sessions.extend(self.current.swap(None));
+        self.settled.notify.notify_waiters();
+        sessions
     }
 }
 
@@ -191,11 +254,10 @@ pub(crate) async fn open_session(
     operation.deadline = deadline;
     loop {
         let link = operation.link();
-        let expires = deadline.min(Instant::now() + router.config.write_attempt_timeout);
         let content = Some(Content::OpenSession(OpenSessionRequest { ttl_ms }));
-        let request = v1::Call { content, ..Default::default() };
-        let failure = match link.call(router, request, (Kind::AtLeader, false), expires).await {
-            Ok(answer) => match answer.content {
+        let frame = Frame::of(&v1::Call { content, ..Default::default() });
+        let failure = match link.call(router, frame, Way::of(Kind::AtLeader), deadline).await {
+            Ok(answer) => match frame::read(answer).and_then(|answer| answer.content) {
                 Some(Answered::OpenSession(opened)) => {
                     router.answered_as_leader(&link);
                     let history = Header::decode(opened.header).history;
@@ -218,7 +280,7 @@ pub(crate) async fn close_session(router: &Arc<Router>, session: &Session, expir
     let (session, history) = (session.id(), session.history().0);
     let link = router.leader_or_next();
     let content = Some(Content::CloseSession(v1::CloseSessionRequest { session, history }));
-    let request = v1::Call { content, ..Default::default() };
-    let outcome = link.call(router, request, (Kind::AtLeader, false), expires).await;
+    let frame = Frame::of(&v1::Call { content, ..Default::default() });
+    let outcome = link.call(router, frame, Way::of(Kind::AtLeader), expires).await;
     tracing::debug!(session, closed = outcome.is_ok(), "closed the session");
 }

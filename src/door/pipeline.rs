@@ -79,14 +79,17 @@ pub(crate) trait Framing: Send + Sync + 'static {
     type Response: Send + Unpin;
     /// A message of responses.
     type Responses: Send + 'static;
+    /// What is made of a request to weigh it. By default nothing.
+    type Made: Default + Send;
 
     fn requests(message: Self::Requests) -> Vec<Self::Request>;
 
-    /// What `request` may take, without making anything of it; nothing for one that is none.
-    fn weigh(request: &Self::Request) -> Weight;
+    /// What `request` may take, and what was made of it to know that. Most are weighed without making anything of them.
+    fn weigh(request: &Self::Request) -> (Weight, Self::Made);
 
-    /// The tag of `request`, and what it asks for; nothing for one that is empty or of a kind that is not known.
-    fn open(request: Self::Request) -> (u64, Option<Ask<Self::Guest>>);
+    /// The tag of `request`, and what it asks for; nothing for one that is empty or of a kind that is not known. What was
+    /// `made` of it before need not be made again.
+    fn open(request: Self::Request, made: Self::Made) -> (u64, Option<Ask<Self::Guest>>);
 
     fn response(tag: u64, outcome: Outcome<Self::Guest>) -> Self::Response;
 
@@ -223,11 +226,13 @@ where
     let mut requests = requests.into_iter();
     let mut waiting = None;
     while let Some(mut request) = requests.next() {
-        let Weight { permits, expected } = F::weigh(&request);
+        let (Weight { permits, expected }, mut made) = F::weigh(&request);
         let admitted = outlet.try_admit(permits);
         if !admitted || (expected > 0 && !outlet.has_room()) {
             // Reads that are not started would never give back what they have.
             start_reads(node, outlet, std::mem::take(&mut reads));
+            // What waits stays as it was sent.
+            made = F::Made::default();
             if waiting.is_none() {
                 // They are slices of their message, which may be many times what they are.
                 request = owned(&request);
@@ -247,7 +252,7 @@ where
                 return false;
             }
         }
-        let (tag, ask) = F::open(request);
+        let (tag, ask) = F::open(request, made);
         let Some(ask) = ask else {
             let failure = failure::invalid("the request is empty, or of a kind that this node does not know");
             outlet.refuse(tag, permits, failure);

@@ -99,6 +99,18 @@ where
 /// Calls by the names of their methods, whatever the guest.
 struct Calls<G>(PhantomData<fn() -> G>);
 
+/// What was found out about a call to weigh it: its method, and of those that are weighed the request.
+struct Made<G: Guest> {
+    method: Option<usize>,
+    request: Option<Result<G::Request, Rejected>>,
+}
+
+impl<G: Guest> Default for Made<G> {
+    fn default() -> Self {
+        Self { method: None, request: None }
+    }
+}
+
 /// The guest's method called `name`.
 fn method<G: Guest>(name: &str) -> Option<usize> {
     G::METHODS.iter().position(|method| method.name == name)
@@ -110,36 +122,39 @@ impl<G: Guest> Framing for Calls<G> {
     type Request = Call;
     type Response = Answer;
     type Responses = PipelineAnswers;
+    type Made = Made<G>;
 
     fn requests(message: PipelineCalls) -> Vec<Call> {
         message.calls
     }
 
-    fn weigh(call: &Call) -> Weight {
+    fn weigh(call: &Call) -> (Weight, Made<G>) {
         /// All that a pipeline has.
         const MOST: u32 = pipeline::MAX_IN_FLIGHT as u32;
         let (Some(Content::Payload(payload)), Some(number)) = (&call.content, method::<G>(&call.method))
         else {
-            return Weight { permits: 1, expected: 0 };
+            return (Weight { permits: 1, expected: 0 }, Made::default());
         };
         let method = &G::METHODS[number];
-        let weigh = || G::parse(number, payload.clone()).map_or(0, |request| G::expected_bytes(&request));
-        let expected = match method.is_weighed {
-            // One that panics is asked to parse it again, and then the request fails.
-            true => guarded(false, weigh).unwrap_or_default(),
-            false => 0,
+        let request = method.is_weighed.then(|| parse::<G>(number, payload.clone()));
+        let expected = match &request {
+            Some(Ok(request)) => guarded(false, || G::expected_bytes(request)).unwrap_or_default(),
+            Some(Err(_)) | None => 0,
         };
-        Weight { permits: method.permits.clamp(1, MOST), expected }
+        let weight = Weight { permits: method.permits.clamp(1, MOST), expected };
+        (weight, Made { method: Some(number), request })
     }
 
-    fn open(call: Call) -> (u64, Option<Ask<G>>) {
+    fn open(call: Call, made: Made<G>) -> (u64, Option<Ask<G>>) {
         let Call { tag, content, method: name, write, level, freshness } = call;
         let ask = match content {
-            Some(Content::Payload(payload)) => method::<G>(&name).map(|method| Ask::Guest {
-                method,
-                request: parse::<G>(method, payload),
-                options: options(G::METHODS[method].changes, write, level, freshness),
-            }),
+            Some(Content::Payload(payload)) => {
+                made.method.or_else(|| method::<G>(&name)).map(|method| Ask::Guest {
+                    method,
+                    request: made.request.unwrap_or_else(|| parse::<G>(method, payload)),
+                    options: options(G::METHODS[method].changes, write, level, freshness),
+                })
+            }
             Some(Content::OpenSession(open)) => Some(Ask::OpenSession(open)),
             Some(Content::CloseSession(close)) => Some(Ask::CloseSession(close)),
             None => None,

@@ -9,9 +9,9 @@ use std::marker::PhantomData;
 use bytes::{Buf as _, Bytes};
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
-use tonic::codec::{Codec, DecodeBuf, Decoder};
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Status};
-use tonic_prost::{ProstCodec, ProstDecoder};
+use tonic_prost::ProstDecoder;
 
 use super::v1::{ConfigureRequest, Failure, PipelineCalls, PipelineRequest, Reason, TxnRequest};
 
@@ -35,15 +35,31 @@ where
 {
     type Encode = T;
     type Decode = U;
-    type Encoder = <ProstCodec<T, U> as Codec>::Encoder;
+    type Encoder = SizedEncoder<T>;
     type Decoder = BoundedDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<T, U>::default().encoder()
+        SizedEncoder(PhantomData)
     }
 
     fn decoder(&mut self) -> Self::Decoder {
         BoundedDecoder(ProstDecoder::default())
+    }
+}
+
+/// Makes room for a whole message at once. A buffer that grows while it is written to is copied each time.
+#[derive(Debug)]
+pub struct SizedEncoder<T>(PhantomData<T>);
+
+impl<T: Message> Encoder for SizedEncoder<T> {
+    type Item = T;
+    type Error = Status;
+
+    fn encode(&mut self, message: T, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buf.reserve(message.encoded_len());
+        // `encode` would find out the length again, which for nested messages is most of the work.
+        message.encode_raw(buf);
+        Ok(())
     }
 }
 

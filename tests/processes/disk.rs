@@ -250,6 +250,13 @@ async fn a_leader_whose_disk_hangs_is_replaced_and_catches_up_when_it_answers_ag
     assert!(writers.reached(served, DEADLINE).await, "the others do not go on");
     assert!(cluster.disks[&1].held() > 0, "nothing waits for the disk");
     assert!(said(cluster.nodes.node(1), "handing over the lead"));
+    let ready = |path| get(cluster.nodes.node(1), path).unwrap_or_default();
+    eventually("it says what it waits for", async || {
+        let (code, text) = ready("/readyz");
+        code == 503 && text.starts_with("disk_stalled:")
+    })
+    .await;
+    assert_eq!((ready("/livez").0, ready("/readyz?for=reads").0), (200, 200));
     // What it holds can be read while it hangs.
     let hanging = Endpoint::parse(&cluster.nodes.node(1).client_address()).unwrap();
     let there = cluster.nodes.client.preferring(ReadPreference::weighted([(hanging, 1)]));
@@ -280,10 +287,20 @@ async fn a_cluster_whose_disks_all_hang_says_so_and_recovers_by_itself() {
     .await;
     let read = client.get(&scope, "before", ReadLevel::Local).await.unwrap();
     assert_eq!(read.item.unwrap().value, "1");
+    for node in cluster.nodes.cluster.nodes() {
+        assert_eq!(get(node, "/livez").unwrap().0, 200);
+        // A vote that waits for its disk has the node out of touch besides.
+        assert_eq!(get(node, "/readyz").unwrap().0, 503);
+    }
     for disk in cluster.disks.values() {
         disk.mend();
     }
     eventually("writes succeed", async || client.put(&scope, "after", "1").await.is_ok()).await;
+    eventually("every node is ready", async || {
+        let ready = |node| get(node, "/readyz").is_some_and(|(code, _)| code == 200);
+        cluster.nodes.cluster.nodes().iter().all(ready)
+    })
+    .await;
     cluster.assert_unbroken(&pids);
     cluster.nodes.converged().await;
 }

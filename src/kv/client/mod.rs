@@ -19,6 +19,7 @@
 //!         Err(error) if error.is_final() => return Err(error.into()),
 //!         Err(error) => eprintln!("again: {error}"),
 //!     }
+//!     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
 //! };
 //! println!("version {}", reply.version);
 //! drop(once);
@@ -70,13 +71,26 @@ impl Deref for Client {
     }
 }
 
+/// A request of this guest, as the client writes it into a call.
+struct Encoded(codec::RequestMessage);
+
+impl client::frame::Payload for Encoded {
+    fn size_bytes(&self) -> usize {
+        codec::request_bytes(&self.0)
+    }
+
+    fn write(&self, to: &mut Vec<u8>) {
+        codec::write_request(&self.0, to);
+    }
+}
+
 /// `request` as the payload of a call.
-fn encode(request: Request) -> Result<Bytes, ClientError> {
+fn encode(request: Request) -> Result<Encoded, ClientError> {
     match &request {
         Request::Put { ttl: Some(ttl), .. } if ttl.is_zero() => {
             Err(invalid("a time to live must be longer than zero"))
         }
-        _ => Ok(codec::request_payload(&codec::encode(request))),
+        _ => Ok(Encoded(codec::encode(request))),
     }
 }
 
@@ -291,7 +305,8 @@ impl Client {
     /// operation's time of its own, the first keys first. The reply counts all.
     ///
     /// # Errors
-    /// See [`ClientError`]. The pieces before the one that failed have been removed.
+    /// See [`ClientError`]. The pieces before the one that failed have been removed: if there are any, the error says that
+    /// the removal [may have been applied](ClientError::maybe_applied).
     pub async fn delete_prefix(
         &self,
         scope: &Scope,
@@ -300,7 +315,11 @@ impl Client {
         let range = Range::prefix(prefix);
         let mut deleted = 0;
         loop {
-            let piece = self.delete_range(scope, range.clone(), WriteOptions::default()).await?;
+            let piece = match self.delete_range(scope, range.clone(), WriteOptions::default()).await {
+                Ok(piece) => piece,
+                Err(error) if deleted == 0 => return Err(error),
+                Err(error) => return Err(self.client.after_part(error)),
+            };
             deleted += piece.deleted;
             // A server that does not move on would keep us here for ever.
             if !piece.more || piece.deleted == 0 {
@@ -367,7 +386,7 @@ impl Client {
     }
 
     /// Watches the keys in `range`, whose limit does not count, from a revision on, or without one from the
-    /// present: every write that is acknowledged after this call has returned shows. With one the watch connects when it is
+    /// present: every write that is begun after this call has returned shows. With one the watch connects when it is
     /// first read.
     ///
     /// # Errors

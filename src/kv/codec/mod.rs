@@ -33,19 +33,33 @@ pub(crate) type RequestMessage = v1::tagged_request::Request;
 /// A response as a message of its kind.
 pub(crate) type ResponseMessage = v1::tagged_response::Response;
 
-/// `message` as the payload of a call, without how it is to be carried out.
-pub(crate) fn request_payload(message: &RequestMessage) -> Bytes {
-    let payload = match message {
-        RequestMessage::Put(put) => put.encode_to_vec(),
-        RequestMessage::Get(get) => get.encode_to_vec(),
-        RequestMessage::Delete(delete) => delete.encode_to_vec(),
-        RequestMessage::DeleteRange(delete) => delete.encode_to_vec(),
-        RequestMessage::Range(range) => range.encode_to_vec(),
-        RequestMessage::Txn(txn) => txn.encode_to_vec(),
-        RequestMessage::OpenSession(open) => open.encode_to_vec(),
-        RequestMessage::CloseSession(close) => close.encode_to_vec(),
+/// How long `message` is as the payload of a call, without how it is to be carried out.
+pub(crate) fn request_bytes(message: &RequestMessage) -> usize {
+    match message {
+        RequestMessage::Put(put) => put.encoded_len(),
+        RequestMessage::Get(get) => get.encoded_len(),
+        RequestMessage::Delete(delete) => delete.encoded_len(),
+        RequestMessage::DeleteRange(delete) => delete.encoded_len(),
+        RequestMessage::Range(range) => range.encoded_len(),
+        RequestMessage::Txn(txn) => txn.encoded_len(),
+        RequestMessage::OpenSession(open) => open.encoded_len(),
+        RequestMessage::CloseSession(close) => close.encoded_len(),
+    }
+}
+
+/// Writes `message` as that payload.
+pub(crate) fn write_request(message: &RequestMessage, to: &mut Vec<u8>) {
+    let written = match message {
+        RequestMessage::Put(put) => put.encode(to),
+        RequestMessage::Get(get) => get.encode(to),
+        RequestMessage::Delete(delete) => delete.encode(to),
+        RequestMessage::DeleteRange(delete) => delete.encode(to),
+        RequestMessage::Range(range) => range.encode(to),
+        RequestMessage::Txn(txn) => txn.encode(to),
+        RequestMessage::OpenSession(open) => open.encode(to),
+        RequestMessage::CloseSession(close) => close.encode(to),
     };
-    payload.into()
+    written.expect("invariant: a vector has room for everything");
 }
 
 /// The request of `method` in the payload of a call.

@@ -29,18 +29,19 @@ impl Framing for KvFraming {
     type Request = TaggedRequest;
     type Response = TaggedResponse;
     type Responses = PipelineResponse;
+    type Made = ();
 
     fn requests(message: PipelineRequest) -> Vec<TaggedRequest> {
         message.requests
     }
 
-    fn weigh(request: &TaggedRequest) -> Weight {
-        let Some(message) = &request.request else { return Weight { permits: 1, expected: 0 } };
+    fn weigh(request: &TaggedRequest) -> (Weight, ()) {
+        let Some(message) = &request.request else { return (Weight { permits: 1, expected: 0 }, ()) };
         let permits = method(message).map_or(1, |method| Kv::METHODS[method].permits);
-        Weight { permits, expected: Kv::expected_bytes(message) }
+        (Weight { permits, expected: Kv::expected_bytes(message) }, ())
     }
 
-    fn open(request: TaggedRequest) -> (u64, Option<Ask<Kv>>) {
+    fn open(request: TaggedRequest, (): ()) -> (u64, Option<Ask<Kv>>) {
         let TaggedRequest { tag, request } = request;
         let ask = request.map(|message| match message {
             RequestMessage::OpenSession(open) => Ask::OpenSession(open),

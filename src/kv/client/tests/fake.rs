@@ -113,9 +113,16 @@ impl Fake {
         address: SocketAddr,
         script: impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static,
     ) -> Self {
+        Self::start_on(std::net::TcpListener::bind(address).unwrap(), script)
+    }
+
+    /// Serves whoever has connected to `listener` already, too.
+    pub(crate) fn start_on(
+        listener: std::net::TcpListener,
+        script: impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static,
+    ) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = std::net::TcpListener::bind(address).unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let service = Service {
@@ -454,7 +461,6 @@ pub(crate) fn steps(
     let mut steps: std::collections::VecDeque<_> = steps.into_iter().collect();
     move |requests| match steps.pop_front() {
         Some(Next::Break) => Step::BreakStream,
-        Some(Next::Ignore) => Step::Answer(vec![]),
         Some(Next::Refuse(failure)) => {
             Step::Answer(requests.iter().map(|request| refused(request, &failure)).collect())
         }
@@ -465,7 +471,6 @@ pub(crate) fn steps(
 /// What is done with one message.
 pub(crate) enum Next {
     Break,
-    Ignore,
     Refuse(Failure),
 }
 

@@ -90,14 +90,17 @@ async fn a_node_that_is_not_ready_is_passed_over_until_it_is() {
 #[tokio::test]
 async fn a_node_that_was_down_comes_back_by_itself() {
     let (mut first, second) = (Fake::start(leader), Fake::start(leader));
-    let client = client_with(&[&first, &second], |config| config.health_interval = Duration::from_millis(10));
+    let client = client_with(&[&first, &second], |config| {
+        (config.health_interval, config.unavailable_after) = (Duration::from_millis(10), Duration::ZERO);
+    });
     read_times(&client, 4).await;
     first.kill();
-    let (address, link) = (first.address, client.router.at(&endpoint(&first)));
-    let deadline = Instant::now() + PATIENCE;
-    while !link.node.is_down() && Instant::now() < deadline {
-        read_times(&client, 1).await;
-    }
+    let (address, chosen) = (first.address, endpoint(&first));
+    let link = client.router.at(&chosen);
+    // Others may pass it over before they have met that it is down.
+    let request = Request::Get { scope: Scope::default(), key: "k".into() };
+    let met = client.execute_at(&chosen, request, ReadLevel::Local);
+    timeout(PATIENCE, met).await.expect("the client hangs").unwrap_err();
     assert!(link.node.is_down());
     let back = crate::runtime::offload(move || Fake::start_at(address, leader)).await;
     back.set_status(status_of(1, "follower", 1, None));
@@ -178,4 +181,24 @@ async fn a_prefix_is_removed_piece_by_piece() {
     });
     let reply = client_of(&[&node]).delete_prefix(&Scope::default(), "user/").await.unwrap();
     assert_eq!((reply.deleted, reply.more, node.requests()), (25, false, 3));
+}
+
+/// What was removed before is gone, whatever becomes of the rest.
+#[tokio::test]
+async fn a_prefix_that_is_removed_in_part_is_not_called_untouched() {
+    use crate::proto::v1::{DeleteRangeResponse, tagged_response};
+    let mut first = true;
+    let node = Fake::start(move |requests| match std::mem::take(&mut first) {
+        true => {
+            let answer = DeleteRangeResponse { deleted: 10, more: true, header: None };
+            let response = Some(tagged_response::Response::DeleteRange(answer));
+            Step::Answer(vec![TaggedResponse { tag: requests[0].tag, response }])
+        }
+        false => refusing(failure(Reason::QuotaExceeded, false))(requests),
+    });
+    let client = client_of(&[&node]);
+    let error = client.delete_prefix(&Scope::default(), "user/").await.unwrap_err();
+    assert!(error.maybe_applied(), "{error}");
+    let error = client.delete_prefix(&Scope::default(), "user/").await.unwrap_err();
+    assert!(!error.maybe_applied(), "{error}");
 }

@@ -1,28 +1,10 @@
 //! Writes in sessions: numbered, repeated, and honest about what became of them.
 
-use std::sync::{Arc, Mutex};
-
-use super::fake::{Next, failure, slot, steps};
+use super::fake::{Next, failure, steps};
 use super::*;
 use crate::proto::v1::{AckLevel as WireAck, Header as WireHeader, Position, PutResponse};
 use crate::proto::v1::{TaggedRequest, tagged_request, tagged_response};
 use crate::types::LogId;
-
-/// Session and sequence of each write that was seen.
-type Notes = Arc<Mutex<Vec<(u64, u64)>>>;
-
-/// A script that notes session and sequence of every write.
-fn noting(
-    mut script: impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static,
-) -> (impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static, Notes) {
-    let notes = Arc::new(Mutex::new(Vec::new()));
-    let noted = notes.clone();
-    let script = move |requests: Vec<TaggedRequest>| {
-        noted.lock().unwrap().extend(requests.iter().map(slot));
-        script(requests)
-    };
-    (script, notes)
-}
 
 /// Answers puts with this header.
 fn answering(header: WireHeader) -> impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static {
@@ -59,33 +41,22 @@ async fn a_write_keeps_its_number_until_it_is_answered() {
 }
 
 #[tokio::test]
-async fn a_write_that_is_not_answered_in_time_is_sent_again() {
-    let (script, notes) = noting(steps([Next::Ignore]));
-    let node = Fake::start(script);
-    let client = client_with(&[&node], |config| {
-        config.write_attempt_timeout = HOUR;
-        config.timeout = 2 * HOUR;
-    });
-    let time_passes = async {
-        until("it is sent", || notes.lock().unwrap().len() == 1).await;
-        pass(HOUR).await;
-    };
-    let scope = Scope::default();
-    let (written, ()) = tokio::join!(client.put(&scope, "k", "v"), time_passes);
-    written.unwrap();
-    assert_eq!(*notes.lock().unwrap(), [(1, 1), (1, 1)]);
-}
-
-#[tokio::test]
 async fn failures_that_leave_a_write_open_are_survived() {
     let node = Fake::start(leader);
     let client = client_of(&[&node]);
-    for reason in [Reason::Interrupted, Reason::NoQuorum, Reason::Stopped, Reason::Unspecified] {
-        node.set_script(steps([Next::Refuse(failure(reason, true))]));
+    let open = [Reason::Interrupted, Reason::NoQuorum, Reason::Stopped, Reason::Unspecified]
+        .map(|reason| failure(reason, true));
+    let all = open.into_iter().chain([failure(Reason::WindowExceeded, false)]);
+    for (sequence, failure) in (1..).zip(all) {
+        let (script, notes) = noting(steps([Next::Refuse(failure)]));
+        node.set_script(script);
         put(&client, "k", "v").await.unwrap();
+        assert_eq!(
+            *notes.lock().unwrap(),
+            [(1, sequence); 2],
+            "under another number it would be another write"
+        );
     }
-    node.set_script(steps([Next::Refuse(failure(Reason::WindowExceeded, false))]));
-    put(&client, "k", "v").await.unwrap();
 }
 
 #[tokio::test]
@@ -242,9 +213,9 @@ async fn a_write_can_do_without_a_session_when_all_are_in_use() {
 async fn opening_a_session_survives_lost_answers_and_a_change_of_leader() {
     let second = Fake::start(leader);
     let hint = not_leader(Some((2, second.endpoint())));
-    let first = Fake::start(steps([Next::Break, Next::Ignore].into_iter().chain([Next::Refuse(hint)])));
+    let first = Fake::start(steps([Next::Break, Next::Break].into_iter().chain([Next::Refuse(hint)])));
     first.script_sessions();
-    let client = client_with(&[&first], |config| config.write_attempt_timeout = Duration::from_millis(50));
+    let client = client_of(&[&first]);
     put(&client, "k", "v").await.unwrap();
     assert_eq!((first.requests(), second.requests(), second.sessions()), (3, 1, (1, 0)));
 }
@@ -303,7 +274,10 @@ async fn closing_does_not_wait_for_a_cluster_that_does_not_answer() {
     node.set_script(silent);
     let began = Instant::now();
     timeout(PATIENCE, client.close()).await.expect("the client hangs");
-    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "20 ms, and as long as this machine does something else"
+    );
 }
 
 #[tokio::test]

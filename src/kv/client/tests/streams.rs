@@ -469,3 +469,22 @@ async fn a_watch_says_that_its_cluster_was_made_anew() {
         assert!(timeout(PATIENCE, watch.next()).await.expect("the watch hangs").is_none());
     }
 }
+
+/// All nodes restart, and the first that is back has the shortest history.
+#[tokio::test]
+async fn a_watch_asks_those_again_that_failed_before_one_refused() {
+    let [first, second] = [(); 2].map(|()| Fake::start(leader));
+    first.set_watch(noting(vec![vec![events(&[3]), Err(broken())], vec![Err(compacted(9))]]).0);
+    let mut down = 2;
+    second.set_watch(move |_| {
+        if down > 0 {
+            down -= 1;
+            return vec![Err(broken())];
+        }
+        vec![events(&[4])]
+    });
+    let nearest = ReadPreference::weighted([(Endpoint::parse(&first.endpoint()).unwrap(), 1)]);
+    let client = client_of(&[&first, &second]).preferring(nearest);
+    let mut watch = client.watch(&Scope::default(), Range::all(), Some(3.into())).await.unwrap();
+    assert_eq!(revisions(&mut watch, 2).await, [3, 4]);
+}

@@ -5,6 +5,7 @@ use futures::{FutureExt, StreamExt};
 
 use super::fake::failure;
 use super::*;
+use crate::client::router::Hint;
 
 /// What came of everything that a client can be asked for, all at the same time and each with `time`, by its name.
 async fn all_failures(endpoint: &str, time: Duration) -> Vec<(&'static str, ClientError)> {
@@ -141,4 +142,57 @@ async fn the_leader_is_known_from_whatever_says_so() {
     assert_eq!(client.known_leader(), known(1, &first));
     let client = client_of(&[&first]);
     assert_eq!(client.find_leader(PATIENCE).await, known(1, &first));
+}
+
+fn info(node_id: u64, fake: &Fake) -> MemberInfo {
+    MemberInfo { node_id, client: fake.endpoint(), voter: true, ..Default::default() }
+}
+
+/// The address of a member that is gone belongs to a node of another cluster by now, which leads there in a later term.
+#[tokio::test]
+async fn what_a_node_of_another_cluster_says_does_not_count() {
+    let [first, second, third] = [(); 3].map(|()| Fake::start(leader));
+    let of = |cluster: &str, members: Vec<MemberInfo>, status| StatusResponse {
+        cluster: cluster.to_owned(),
+        members,
+        ..status
+    };
+    let ours = |members| of("ours", members, status_of(1, "leader", 1, Some((1, &first))));
+    first.set_status(ours(vec![info(1, &first), info(2, &second)]));
+    let members = vec![info(1, &second), info(3, &third)];
+    second.set_status(of("theirs", members, status_of(1, "leader", 9, Some((1, &second)))));
+    let client = client_of(&[&first]);
+    let at = |fake: &Fake| Endpoint::parse(&fake.endpoint()).unwrap();
+    client.status(&at(&first)).await.unwrap();
+    assert_eq!(client.endpoints(), [at(&first), at(&second)]);
+    assert_eq!(client.status(&at(&second)).await.unwrap().cluster, "theirs", "who asks is told");
+    assert_eq!(client.endpoints(), [at(&first), at(&second)], "its members are none of ours");
+    assert_eq!(client.known_leader().unwrap().client, at(&first));
+    for _ in 0..4 {
+        put(&client, "k", "v").await.unwrap();
+        get(&client, "k", ReadLevel::Local).await.unwrap();
+    }
+    assert_eq!((first.requests(), second.requests()), (8, 0));
+    // Nor is its address kept that the leader does not list any more.
+    first.set_status(ours(vec![info(1, &first)]));
+    client.status(&at(&first)).await.unwrap();
+    assert_eq!(client.endpoints(), [at(&first)]);
+}
+
+/// What leads says so with more right than a hint, which may be out of date.
+#[tokio::test]
+async fn a_claim_of_the_leader_itself_counts_more_than_a_hint() {
+    let [first, second] = [(); 2].map(|()| Fake::start(leader));
+    second.set_status(status_of(2, "leader", 2, None));
+    let client = client_of(&[&first, &second]);
+    let at = |fake: &Fake| Endpoint::parse(&fake.endpoint()).unwrap();
+    let leads = || client.known_leader().map(|leader| leader.client);
+    client.status(&at(&second)).await.unwrap();
+    assert_eq!(leads(), Some(at(&second)));
+    client.router.lost_leader(&at(&second));
+    let hint = LeaderHint { node_id: 1, client: first.endpoint() };
+    assert_eq!(client.router.hinted(&at(&second), &hint).await, Hint::Followed);
+    assert_eq!(leads(), Some(at(&first)));
+    client.status(&at(&second)).await.unwrap();
+    assert_eq!(leads(), Some(at(&second)));
 }

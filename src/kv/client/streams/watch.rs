@@ -1,7 +1,4 @@
-//! Answers that come in pieces: ranges of any size, and watches.
-//!
-//! Both are calls of their own beside the pipeline, over a second connection to the node: a reader that is slow
-//! stops its own stream and nothing else. What waits for such a reader is one message and one HTTP/2 window.
+//! What happens to keys, from a revision on.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -11,231 +8,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::{Stream, stream};
-use tokio::time::error::Elapsed;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::Streaming;
 
-use super::super::api::{Item, Range, RangeReply, Scope, WatchEvent};
-use super::super::codec;
-use super::Request;
-use crate::call::{Header, encode_read};
+use super::super::super::api::{Range, Scope, WatchEvent};
+use super::super::super::codec;
+use super::super::Request;
+use super::{Boxed, in_time, kv};
 use crate::client::attempt::{AttemptError, Kind, backoff};
-use crate::client::connection::MAX_RESPONSE_MESSAGE_BYTES;
 use crate::client::contact::ContactNote;
-use crate::client::judge::{Case, Failure, Verdict, failed, in_words, judge};
+use crate::client::judge::{Case, Failure, Verdict, in_words, judge};
 use crate::client::link::Link;
 use crate::client::node::Node;
-use crate::client::operation::{Operation, read_kind};
 use crate::client::router::Router;
 use crate::client::{ClientError, Contacts, Endpoint, ReadPreference};
-use crate::proto::v1::{self, kv_client::KvClient};
+use crate::proto::v1;
 use crate::reason::Reason;
-use crate::types::{Bookmark, HistoryEpoch, ReadOptions};
-
-type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, ClientError>> + Send>>;
-
-/// The items of a range, in the order of their keys, all from one point in time.
-///
-/// If the connection breaks midway, the client goes on at the same node, which keeps the state for a minute, within the
-/// client's [`timeout`](super::ClientConfig::timeout). Ends after the last item, or with an error: where that node is gone,
-/// the rest cannot be had from the same point in time. To go on with what is newer, ask again from the key after the
-/// last item.
-#[must_use = "streams do nothing unless they are read"]
-pub struct RangeStream {
-    header: Header,
-    items: Boxed<Item>,
-}
-
-impl RangeStream {
-    /// Who answers, from which state.
-    pub fn header(&self) -> &Header {
-        &self.header
-    }
-}
-
-impl Stream for RangeStream {
-    type Item = Result<Item, ClientError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.items.as_mut().poll_next(cx)
-    }
-}
-
-impl fmt::Debug for RangeStream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RangeStream").field("header", &self.header).finish_non_exhaustive()
-    }
-}
-
-fn kv(link: &Link) -> KvClient<tonic::transport::Channel> {
-    KvClient::new(link.node.side_channel()).max_decoding_message_size(MAX_RESPONSE_MESSAGE_BYTES)
-}
-
-/// Opens a range stream: repeated like a read until the first piece is there.
-pub(super) async fn range(
-    router: &Arc<Router>,
-    scope: &Scope,
-    range: Range,
-    read: ReadOptions,
-    preference: Option<&ReadPreference>,
-) -> Result<RangeStream, ClientError> {
-    let left = match range.limit_items {
-        0 => u64::MAX,
-        limit => limit.into(),
-    };
-    let (level, freshness) = encode_read(read);
-    let request = v1::RangeRequest { level, freshness, ..codec::encode_range(scope.clone(), range) };
-    let kind = read_kind(read.level, preference);
-    let mut operation = Operation::new(router, kind, preference, Instant::now());
-    router.watch_health();
-    let counts = &router.metrics.range_streams;
-    counts.opened.fetch_add(1, Ordering::Relaxed);
-    loop {
-        let link = operation.link();
-        let expires = operation.deadline().min(Instant::now() + router.config.attempt_timeout);
-        let failure = match open_range(&link, request.clone(), expires).await {
-            Ok((first, pieces)) => {
-                let (router, ready) = (router.clone(), VecDeque::new());
-                return Ok(items_of(
-                    first,
-                    Pieces { router, link, request, ready, pieces, next: None, left },
-                ));
-            }
-            Err(failure) => failure,
-        };
-        if let Failure::Attempt(AttemptError::NotSent(why)) = &failure {
-            link.node.set_down(why.clone());
-        }
-        operation.after(&link, failure).await.inspect_err(|_| {
-            counts.failed.fetch_add(1, Ordering::Relaxed);
-        })?;
-    }
-}
-
-/// Opens a range stream at one node. The first piece tells whether the node can answer at all.
-async fn open_range(
-    link: &Link,
-    request: v1::RangeRequest,
-    expires: Instant,
-) -> Result<(v1::RangeResponse, Streaming<v1::RangeResponse>), Failure> {
-    let opening = async {
-        let mut pieces = kv(link).range_stream(request).await?.into_inner();
-        let first = pieces.message().await?;
-        Ok::<_, tonic::Status>((first, pieces))
-    };
-    match link.node.counted(in_time(timeout_at(expires, opening))).await? {
-        (Some(first), pieces) => Ok((first, pieces)),
-        (None, _) => Err(Failure::Attempt(AttemptError::Lost("the range has no beginning".into()))),
-    }
-}
-
-/// What a call brought that had a limited time.
-async fn in_time<T>(
-    call: impl Future<Output = Result<Result<T, tonic::Status>, Elapsed>>,
-) -> Result<T, Failure> {
-    match call.await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(status)) => Err(Failure::of_call(&status)),
-        Err(_) => Err(Failure::Attempt(AttemptError::Expired { sent: true })),
-    }
-}
-
-struct Pieces {
-    router: Arc<Router>,
-    link: Arc<Link>,
-    /// What is asked for again after a break, with the position and the key to go on from.
-    request: v1::RangeRequest,
-    ready: VecDeque<Item>,
-    pieces: Streaming<v1::RangeResponse>,
-    /// The first key that the last piece did not bring; none when it was the last of all.
-    next: Option<Bytes>,
-    /// Items still to come at most.
-    left: u64,
-}
-
-impl Pieces {
-    fn take_in(&mut self, mut piece: v1::RangeResponse) -> Header {
-        self.request.at = piece.header.as_ref().and_then(|header| header.position);
-        let head = Header::decode(piece.header.take());
-        let RangeReply { header, items, next } = codec::decode_range_reply(head, piece);
-        self.next = next;
-        self.left = self.left.saturating_sub(items.len() as u64);
-        self.ready = items.into();
-        header
-    }
-
-    /// Whether the stream may end here.
-    fn is_complete(&self) -> bool {
-        self.next.is_none() || self.left == 0
-    }
-
-    /// Opens the stream again where a break left it, at the same node and the same state, within the client's timeout.
-    /// Whether that was possible.
-    async fn resume(&mut self) -> bool {
-        let (router, deadline) = (self.router.clone(), Instant::now() + self.router.config.timeout);
-        let (Some(start), Some(_)) = (self.next.clone(), &self.request.at) else { return false };
-        // Of no bound at all it is more than a request can say.
-        let limit = u32::try_from(self.left).unwrap_or(0);
-        let request = v1::RangeRequest { start, limit, ..self.request.clone() };
-        for attempt in 0.. {
-            match open_range(&self.link, request.clone(), deadline).await {
-                Ok((first, pieces)) => {
-                    self.pieces = pieces;
-                    self.take_in(first);
-                    return true;
-                }
-                Err(failure) if is_forgotten(&failure) || Instant::now() >= deadline => return false,
-                Err(_) => {}
-            }
-            let pause = backoff(router.config.retry_backoff_min, router.config.retry_backoff_max, attempt);
-            sleep_until(deadline.min(Instant::now() + pause)).await;
-        }
-        false
-    }
-}
-
-/// Whether a node says that it cannot go on with a state, and never will.
-fn is_forgotten(failure: &Failure) -> bool {
-    let for_good =
-        [Reason::Compacted, Reason::OtherHistory, Reason::Ahead, Reason::Diverged, Reason::Invalid];
-    failure.reason().is_some_and(|reason| for_good.contains(&reason))
-}
-
-fn items_of(first: v1::RangeResponse, mut state: Pieces) -> RangeStream {
-    let header = state.take_in(first);
-    let items = stream::try_unfold(state, |mut state| async move {
-        loop {
-            if let Some(item) = state.ready.pop_front() {
-                return Ok(Some((item, state)));
-            }
-            let failure = match in_time(timeout(state.router.config.timeout, state.pieces.message())).await {
-                Ok(Some(piece)) => {
-                    state.take_in(piece);
-                    continue;
-                }
-                Ok(None) if state.is_complete() => return Ok(None),
-                Ok(None) => Failure::Attempt(AttemptError::Lost("the server ended it too early".into())),
-                Err(failure) => failure,
-            };
-            if state.resume().await {
-                continue;
-            }
-            state.router.metrics.range_streams.failed.fetch_add(1, Ordering::Relaxed);
-            let endpoint = &state.link.node.endpoint;
-            let message = format!("the range broke off midway: {}", in_words(&failure));
-            return Err(failed(endpoint, Reason::Interrupted, message, false));
-        }
-    });
-    RangeStream { header, items: Box::pin(items) }
-}
+use crate::types::{Bookmark, HistoryEpoch};
 
 /// What happens to a range of keys from a revision on: in order, nothing left out, nothing twice.
 ///
 /// When the connection breaks, or the node is not healthy any more, the watch goes on at another node where it was.
 /// At its beginning it ends with [`ClientError::Unavailable`] or [`ClientError::DeadlineExceeded`] when no node answers
-/// within the client's [`timeout`](super::ClientConfig::timeout). Once it has heard from one it waits for the cluster as long
+/// within the client's [`timeout`](super::super::ClientConfig::timeout). Once it has heard from one it waits for the cluster as long
 /// as it takes, and [`contacts`](Self::contacts) tell whether it does; so the stream ends only with
 /// [`ClientError::Compacted`] when no node's history reaches back to where the watch stood, with
 /// [`Reason::OtherHistory`] or [`Reason::Ahead`] when where it stood is no place in this cluster, or with an error that
@@ -309,10 +105,12 @@ struct Watching {
     /// Nodes whose history is not the one asked for, does not reach back far enough, or not that far forward, and what
     /// they say, since the watch last got on.
     refusals: BTreeMap<Endpoint, ClientError>,
+    /// When the first of them has refused.
+    refused_at: Option<Instant>,
 }
 
 /// Watches from `from` on. Connects when the stream is first read.
-pub(super) fn watch(
+pub(in super::super) fn watch(
     router: &Arc<Router>,
     scope: &Scope,
     range: Range,
@@ -350,6 +148,7 @@ pub(super) fn watch(
         failures: BTreeMap::new(),
         refused: None,
         refusals: BTreeMap::new(),
+        refused_at: None,
     };
     let events = stream::try_unfold(watching, |mut watching| async move {
         let event = watching.next().await?;
@@ -538,9 +337,9 @@ impl Watching {
             _ => drop(self.failures.insert(endpoint.clone(), in_words(failure))),
         }
         if !self.refusals.is_empty() {
-            return match self.router.find(|node| self.is_unasked(node)) {
-                Some(_) => Ok(()),
-                None => Err(self.ended(self.history_is_gone())),
+            return match self.may_have_history().await {
+                true => Ok(()),
+                false => Err(self.ended(self.history_is_gone())),
             };
         }
         if was_open {
@@ -577,14 +376,40 @@ impl Watching {
         }
     }
 
-    /// Another node may have the history that this one has not: learns first who there is.
+    /// Another node may have the history that this one has not: learns first who there is. What failed before may be back, as
+    /// this one is.
     async fn note_refusal(&mut self, link: &Arc<Link>, error: ClientError) {
-        if self.refusals.is_empty()
-            && let Ok(status) = link.node.status(self.router.config.attempt_timeout).await
-        {
-            self.router.heard(&link.node, &status);
+        if self.refusals.is_empty() {
+            self.failures.clear();
+            self.refused_at = Some(Instant::now());
+            if let Ok(status) = link.node.status(self.router.config.attempt_timeout).await {
+                self.router.heard(&link.node, &status);
+            }
         }
         self.refusals.insert(link.node.endpoint.clone(), error);
+    }
+
+    /// Whether a node is left that may have the history that others have not. Those that are not reached are tried again for a
+    /// while: where all were restarted, the first that is back need not be the one that remembers most.
+    async fn may_have_history(&mut self) -> bool {
+        if self.router.find(|node| self.is_unasked(node)).is_some() {
+            return true;
+        }
+        let config = self.router.config.clone();
+        let patient = self.refused_at.is_some_and(|at| at.elapsed() < config.unavailable_after);
+        let may_be_back = |node: &Node| {
+            let endpoint = &node.endpoint;
+            node.has_answered()
+                && self.failures.contains_key(endpoint)
+                && !self.refusals.contains_key(endpoint)
+        };
+        if !patient || self.router.find(may_be_back).is_none() {
+            return false;
+        }
+        sleep(backoff(config.retry_backoff_min, config.retry_backoff_max, self.pauses)).await;
+        self.pauses += 1;
+        self.failures.clear();
+        true
     }
 
     /// What all nodes that answer have refused: with the earliest beginning that any history has.
@@ -645,6 +470,6 @@ fn history(header: &v1::Header) -> HistoryEpoch {
 }
 
 /// What to read to learn at which revision the present begins: a linearizable read of next to nothing.
-pub(super) fn present(scope: &Scope, range: &Range) -> Request {
+pub(in super::super) fn present(scope: &Scope, range: &Range) -> Request {
     Request::Range { scope: scope.clone(), range: range.clone().with_limit(1) }
 }
