@@ -4,7 +4,7 @@
 //! # A node
 //!
 //! ```no_run
-//! use quorate::{Engine, EngineConfig, ReadLevel, kv::machine::KvMachine};
+//! use quorate::{Engine, EngineConfig, kv::machine::KvMachine};
 //!
 //! # async fn start() -> Result<(), Box<dyn std::error::Error>> {
 //! let mut config = EngineConfig::new(1, "/var/lib/quorate", "10.0.0.1:7901");
