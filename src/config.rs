@@ -31,9 +31,9 @@ mod reserve;
 #[cfg(test)]
 mod tests;
 
-pub use door::DoorConfig;
-pub use peers::{InvalidPeers, Peers};
-pub use reserve::ReserveBytes;
+pub(crate) use door::DoorConfig;
+pub(crate) use peers::Peers;
+pub(crate) use reserve::ReserveBytes;
 
 const EXAMPLE: &str = "Example:
   quorate serve --single                       one node by itself
@@ -303,7 +303,7 @@ pub enum ConfigError {
 
 /// Complete and checked settings of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServeConfig {
+pub(crate) struct ServeConfig {
     /// This node's id.
     pub node_id: NodeId,
     /// Name of the cluster.
@@ -357,7 +357,7 @@ impl ServeConfig {
     ///
     /// # Errors
     /// See [`ConfigError`].
-    pub fn load(args: ServeArgs) -> Result<Self, ConfigError> {
+    pub(crate) fn load(args: ServeArgs) -> Result<Self, ConfigError> {
         let file = match &args.config {
             Some(path) => Settings::from_file(path)?,
             None => Settings::default(),
@@ -369,7 +369,7 @@ impl ServeConfig {
     ///
     /// # Errors
     /// [`ConfigError::Invalid`].
-    pub fn resolve(settings: Settings) -> Result<Self, ConfigError> {
+    pub(crate) fn resolve(settings: Settings) -> Result<Self, ConfigError> {
         let (timing, snapshots, limits) = (Timing::default(), SnapshotPolicy::default(), Limits::default());
         let (disk, peer_policy) = (DiskPolicy::default(), PeerPolicy::default());
         let door = DoorConfig::of(&settings);
@@ -467,7 +467,7 @@ impl ServeConfig {
     ///
     /// # Errors
     /// [`ConfigError::Invalid`], saying which setting and what to do.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         check_name("--cluster", &self.cluster)?;
         for node_id in [&self.node_id].into_iter().chain(self.peers.keys()) {
             check_node_id(*node_id).map_err(invalid)?;
@@ -534,7 +534,7 @@ impl ServeConfig {
     }
 
     /// What the engine needs of it. `client_listens_at` is advertised unless another address was given.
-    pub fn engine_config(&self, client_listens_at: String) -> EngineConfig {
+    pub(crate) fn engine_config(&self, client_listens_at: String) -> EngineConfig {
         let mut config = EngineConfig::new(self.node_id, &self.data_dir, &self.peer_advertise);
         config.cluster.clone_from(&self.cluster);
         config.peer_listen.clone_from(&self.peer_listen);

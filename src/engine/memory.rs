@@ -80,7 +80,7 @@ impl Memory {
 }
 
 /// Memory that this process may use, in bytes: the least of what the machine has and its limits allow.
-pub fn available_bytes() -> u64 {
+pub(crate) fn available_bytes() -> u64 {
     Memory::of_this_process().0
 }
 
