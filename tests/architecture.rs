@@ -16,6 +16,7 @@ const FILE_LINES: usize = 700;
 
 /// Which rooms a room may name. Imports point down; siblings do not import each other.
 /// No room of the core names a guest: `cli` and `config` say what is served.
+#[rustfmt::skip]
 const ROOMS: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("runtime", &[]),
@@ -40,45 +41,21 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("storage", &["types", "error", "runtime", "logging"]),
     ("raft", &["types", "shown", "error", "runtime", "incoming", "proto", "report", "machine", "storage"]),
     ("stream", &["types", "error", "runtime", "proto", "machine", "storage"]),
-    (
-        "engine",
-        &[
-            "types", "reason", "address", "error", "session", "runtime", "report", "machine", "storage",
-            "raft", "stream",
-        ],
-    ),
-    (
-        "door",
-        &["types", "reason", "shown", "error", "runtime", "incoming", "proto", "call", "machine", "engine"],
-    ),
-    (
-        "node",
-        &[
-            "types", "reason", "shown", "error", "runtime", "incoming", "logging", "proto", "report",
-            "machine", "storage", "engine", "door",
-        ],
-    ),
+    ("engine", &["types", "reason", "address", "error", "session", "runtime", "report", "machine",
+        "storage", "raft", "stream"]),
+    ("door", &["types", "reason", "shown", "error", "runtime", "incoming", "proto", "call", "machine",
+        "engine"]),
+    ("node", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "proto", "report",
+        "machine", "storage", "engine", "door"]),
     // A client shares nothing with the server but the protocol.
     ("client", &["types", "reason", "shown", "session", "runtime", "proto", "call", "report"]),
-    (
-        "kv",
-        &[
-            "types", "reason", "error", "runtime", "incoming", "proto", "call", "machine", "engine", "door",
-            "node", "client",
-        ],
-    ),
+    ("kv", &["types", "reason", "error", "runtime", "incoming", "proto", "call", "machine", "engine",
+        "door", "node", "client"]),
     // Settings of a whole process, so above what they are the settings of.
-    (
-        "config",
-        &["types", "address", "shown", "error", "runtime", "duration", "engine", "door", "node", "kv"],
-    ),
-    (
-        "cli",
-        &[
-            "types", "reason", "shown", "error", "runtime", "incoming", "logging", "duration", "config",
-            "machine", "storage", "engine", "stream", "node", "kv",
-        ],
-    ),
+    ("config", &["types", "address", "shown", "error", "runtime", "duration", "engine", "door", "node",
+        "kv"]),
+    ("cli", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "duration", "config",
+        "machine", "storage", "engine", "stream", "node", "kv"]),
     ("main", &["cli", "config", "error"]),
 ];
 
@@ -109,15 +86,10 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
 ];
 
 /// What tests may name beyond that: a fake server, and the machine that is at hand.
+#[rustfmt::skip]
 const IN_TESTS: &[(&str, &str)] = &[
-    ("cli", "proto"),
-    ("cli", "golden"),
-    ("kv", "golden"),
-    ("reason", "proto"),
-    ("engine", "kv"),
-    ("raft", "kv"),
-    ("kv", "report"),
-    ("kv", "storage"),
+    ("cli", "proto"), ("cli", "golden"), ("kv", "golden"), ("reason", "proto"),
+    ("engine", "kv"), ("raft", "kv"), ("kv", "report"), ("kv", "storage"),
 ];
 
 /// Files that are nothing but tests, and are not called so.

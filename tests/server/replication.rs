@@ -183,7 +183,11 @@ async fn a_node_has_all_its_metrics() {
     let dir = tempfile::tempdir().unwrap();
     with_node(dir.path(), async |address| {
         put_many(address, 1).await;
-        let (_, text) = http(address, "GET", "/metrics", "").await;
+        let mut text = String::new();
+        // The quota is agreed on a little later than the node is ready.
+        while !text.contains("quorate_state_quota_bytes") {
+            text = http(address, "GET", "/metrics", "").await.1;
+        }
         let names = text.lines().filter(|line| !line.contains("method=\""));
         let mut names: Vec<_> = names
             .map(|line| match line.starts_with('#') {
