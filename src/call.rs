@@ -60,6 +60,7 @@ pub(crate) enum Options {
 
 /// Who answered, and from which state.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Header {
     /// The node that answered.
     pub node_id: NodeId,

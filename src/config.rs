@@ -32,9 +32,9 @@ mod reserve;
 #[cfg(test)]
 mod tests;
 
-pub use door::DoorConfig;
-pub use peers::{InvalidPeers, Peers};
-pub use reserve::ReserveBytes;
+pub(crate) use door::DoorConfig;
+pub(crate) use peers::Peers;
+pub(crate) use reserve::ReserveBytes;
 
 const EXAMPLE: &str = "Example:
   quorate serve --single                       one node by itself
@@ -304,7 +304,7 @@ pub enum ConfigError {
 
 /// Complete and checked settings of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServeConfig {
+pub(crate) struct ServeConfig {
     /// This node's id.
     pub node_id: NodeId,
     /// Name of the cluster.
@@ -358,7 +358,7 @@ impl ServeConfig {
     ///
     /// # Errors
     /// See [`ConfigError`].
-    pub fn load(args: ServeArgs) -> Result<Self, ConfigError> {
+    pub(crate) fn load(args: ServeArgs) -> Result<Self, ConfigError> {
         let file = match &args.config {
             Some(path) => Settings::from_file(path)?,
             None => Settings::default(),
@@ -370,7 +370,7 @@ impl ServeConfig {
     ///
     /// # Errors
     /// [`ConfigError::Invalid`].
-    pub fn resolve(settings: Settings) -> Result<Self, ConfigError> {
+    pub(crate) fn resolve(settings: Settings) -> Result<Self, ConfigError> {
         let (timing, snapshots, limits) = (Timing::default(), SnapshotPolicy::default(), Limits::default());
         let (disk, peer_policy) = (DiskPolicy::default(), PeerPolicy::default());
         let door = DoorConfig::of(&settings);
@@ -469,7 +469,7 @@ impl ServeConfig {
     ///
     /// # Errors
     /// [`ConfigError::Invalid`], saying which setting and what to do.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         check_name("--cluster", &self.cluster)?;
         for node_id in [&self.node_id].into_iter().chain(self.peers.keys()) {
             check_node_id(*node_id).map_err(invalid)?;
@@ -499,7 +499,7 @@ impl ServeConfig {
     }
 
     /// Memory that this node may use, in bytes: what was given, or all that it is allowed.
-    pub fn memory(&self) -> u64 {
+    pub(crate) fn memory(&self) -> u64 {
         self.memory_bytes.unwrap_or_else(available_memory_bytes)
     }
 
@@ -544,7 +544,7 @@ impl ServeConfig {
     }
 
     /// What the engine needs of it. `client_listens_at` is advertised unless another address was given.
-    pub fn engine_config(&self, client_listens_at: String) -> EngineConfig {
+    pub(crate) fn engine_config(&self, client_listens_at: String) -> EngineConfig {
         let mut config = EngineConfig::new(self.node_id, &self.data_dir, &self.peer_advertise);
         config.cluster.clone_from(&self.cluster);
         config.peer_listen.clone_from(&self.peer_listen);

@@ -16,7 +16,7 @@ pub use told::{OperationError, Told};
 
 use crate::reason::Reason;
 use crate::shown::Shown;
-pub use crate::types::Leader;
+pub(crate) use crate::types::Leader;
 use crate::types::{
     Divergence, HistoryEpoch, Incarnation, LogId, MachineVersion, NodeId, UnsupportedVersion,
 };

@@ -22,14 +22,15 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "cli")]
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Bytes of lines that wait to be written; more are dropped.
-pub const MAX_QUEUED_BYTES: usize = 1024 * 1024;
+pub(crate) const MAX_QUEUED_BYTES: usize = 1024 * 1024;
 /// A longer line is cut, and ends with a mark.
-pub const MAX_LINE_BYTES: usize = 64 * 1024;
+pub(crate) const MAX_LINE_BYTES: usize = 64 * 1024;
 /// How long the end of a process waits for its last lines to be written.
-pub const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Ends a line that was cut.
 const CUT: &[u8] = b"... (cut)\n";
@@ -45,7 +46,7 @@ static PROCESS: OnceLock<LogWriter> = OnceLock::new();
 
 /// Takes lines, and has a thread of its own write them. Cheap to clone; all clones are the same queue.
 #[derive(Debug, Clone)]
-pub struct LogWriter(Arc<Shared>);
+pub(crate) struct LogWriter(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -153,7 +154,7 @@ impl LogWriter {
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn start(mut out: impl Write + Send + 'static) -> io::Result<Self> {
+    pub(crate) fn start(mut out: impl Write + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let for_thread = shared.clone();
         std::thread::Builder::new()
@@ -163,7 +164,7 @@ impl LogWriter {
     }
 
     /// Puts `line`, which ends with a line feed, into the queue, or drops it.
-    pub fn line(&self, line: &[u8]) {
+    pub(crate) fn line(&self, line: &[u8]) {
         let line = cut(line);
         let mut queue = self.0.lock();
         if queue.bytes + line.len() > MAX_QUEUED_BYTES {
@@ -194,7 +195,7 @@ impl LogWriter {
     }
 
     /// Waits until all lines are written or dropped, but no longer than `patience`. Whether they are.
-    pub fn flush(&self, patience: Duration) -> bool {
+    pub(crate) fn flush(&self, patience: Duration) -> bool {
         let queue = self.0.lock();
         let waited = self
             .0
@@ -204,7 +205,7 @@ impl LogWriter {
     }
 
     /// Lines that were never written.
-    pub fn dropped_lines(&self) -> u64 {
+    pub(crate) fn dropped_lines(&self) -> u64 {
         self.0.dropped.load(Relaxed)
     }
 }
@@ -231,6 +232,7 @@ impl Write for LogWriter {
     }
 }
 
+#[cfg(feature = "cli")]
 impl<'a> MakeWriter<'a> for LogWriter {
     type Writer = Self;
 
@@ -243,7 +245,7 @@ impl<'a> MakeWriter<'a> for LogWriter {
 ///
 /// # Errors
 /// When too many files are open.
-pub fn unlocked(output: &impl AsFd) -> io::Result<File> {
+pub(crate) fn unlocked(output: &impl AsFd) -> io::Result<File> {
     let handle: OwnedFd = output.as_fd().try_clone_to_owned()?;
     Ok(File::from(handle))
 }
@@ -262,7 +264,7 @@ fn of_process() -> io::Result<LogWriter> {
 ///
 /// # Errors
 /// When the system has no thread, or no file, to give.
-pub fn start() -> io::Result<LogWriter> {
+pub(crate) fn start() -> io::Result<LogWriter> {
     let writer = of_process()?;
     std::panic::set_hook(Box::new(report_panic));
     Ok(writer)
@@ -304,7 +306,7 @@ pub fn last_words(text: &str) {
 }
 
 /// Log lines of this process that were never written.
-pub fn dropped_lines() -> u64 {
+pub(crate) fn dropped_lines() -> u64 {
     PROCESS.get().map_or(0, LogWriter::dropped_lines)
 }
 

@@ -1,25 +1,30 @@
-//! The generated protocol code.
+//! The generated protocol code. The crate in `proto/` writes it.
 
 #![allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used)] // generated
 
+#[cfg(any(feature = "peers", feature = "client"))]
 pub mod codec;
+#[cfg(any(feature = "peers", feature = "client"))]
 pub mod details;
 
+#[cfg(any(feature = "peers", feature = "client"))]
 pub mod google {
     pub mod rpc {
-        tonic::include_proto!("google.rpc");
+        include!("../proto/generated/google.rpc.rs");
     }
 }
 
 pub mod peer {
-    tonic::include_proto!("quorate.peer.v1");
+    include!("../proto/generated/quorate.peer.v1.rs");
 }
 
+#[cfg(any(feature = "server", feature = "client"))]
 pub mod v1 {
-    tonic::include_proto!("quorate.v1");
+    include!("../proto/generated/quorate.v1.rs");
 
     pub use crate::reason::Reason;
 }
 
 /// Descriptors of all services, for server reflection.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+#[cfg(feature = "server")]
+pub const DESCRIPTORS: &[u8] = include_bytes!("../proto/generated/descriptors.bin");

@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use tokio::task::{AbortHandle, JoinHandle};
 
@@ -131,6 +133,12 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
+    spawn_boxed(future.boxed())
+}
+
+/// What a task is made of does not depend on what it runs: tokio's part of it, and the future with it, would be compiled
+/// four times for each kind of task, which was a fifth of the program.
+fn spawn_boxed<T: Send + 'static>(future: BoxFuture<'static, T>) -> JoinHandle<T> {
     match TASK_GROUP.try_with(Arc::clone) {
         Err(_) => tokio::spawn(future),
         Ok(group) => {
@@ -159,6 +167,7 @@ impl Spawner {
 
     /// Spawns a task that nobody waits for.
     pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        let future = future.boxed();
         match &self.group {
             None => drop(self.handle.spawn(future)),
             Some(group) => {
@@ -185,7 +194,7 @@ impl TaskGroup {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let task = tokio::spawn(TASK_GROUP.scope(self.clone(), future));
+        let task = tokio::spawn(TASK_GROUP.scope(self.clone(), future.boxed()));
         self.register(task.abort_handle());
         task
     }

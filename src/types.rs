@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 
 pub use founding::{Founding, InitialState, OtherInitialState};
 pub use named::{DiskState, MemberKind, PeerStanding, QuotaSource, ReadWait, Role};
-pub use versions::{MachineVersion, ReadableVersions, SnapshotMachines, UnsupportedVersion, check_version};
+pub(crate) use versions::check_version;
+pub use versions::{MachineVersion, ReadableVersions, SnapshotMachines, UnsupportedVersion};
 
 /// Identifies a node for the life of its data directory. Chosen by the operator, never reused.
 pub type NodeId = u64;
@@ -196,6 +197,7 @@ impl Member {
 /// A note stands on the record of the member that it is about; while there is none, because the member was removed to be
 /// added again with another data directory, on that of another member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum Intent {
     /// A voter: it takes the place of one.
     Voter,
@@ -277,6 +279,7 @@ impl Membership {
 
 /// Who leads, as far as the answering node knows, and where clients reach it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Leader {
     /// The leader's id.
     pub node_id: NodeId,
@@ -286,6 +289,7 @@ pub struct Leader {
 
 /// That a node's state is not the others', at the same position of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Divergence {
     /// After which entry.
     pub at: LogId,
@@ -313,6 +317,7 @@ impl fmt::Display for Divergence {
 
 /// How many bytes the state may take, as agreed through the log: all nodes refuse by the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Quota {
     /// Most bytes of state, as the state machine counts them.
     pub bytes: u64,
@@ -350,6 +355,7 @@ impl Quota {
 
 /// What a node knows of its disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
 pub struct DiskStatus {
     /// What it is good for.
     pub state: DiskState,
@@ -368,6 +374,7 @@ pub struct DiskStatus {
 /// How fresh a read must be. `docs/GUARANTEES.md` says what each level promises and when it does not hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ReadLevel {
     /// Sees every write acknowledged before the read began, on any node: ReadIndex (Raft thesis, §6.4).
     #[default]
@@ -413,6 +420,7 @@ impl From<ReadLevel> for ReadOptions {
 /// When a write is acknowledged. `docs/GUARANTEES.md` says what each level promises and how it can be lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum AckLevel {
     /// A quorum holds it on disk, and it is applied.
     #[default]

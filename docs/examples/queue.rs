@@ -9,10 +9,10 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate::call::Rejected;
 use quorate::client::{Client, ClientConfig, WriteOptions};
-use quorate::door::{Call, Guest, Method};
-use quorate::node::Server;
+use quorate::server::Rejected;
+use quorate::server::Server;
+use quorate::server::{Call, Guest, Method};
 use quorate::{ApplyContext, Engine, EngineConfig, LogId, ReadLevel, StateMachine};
 use serde::{Deserialize, Serialize};
 

@@ -116,7 +116,7 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
     match cli.command {
         Command::Smoke(args) => {
             let binary = binary(args.common.binary)?;
-            let seed = args.config.seed.unwrap_or_else(quorate::runtime::random_u64);
+            let seed = args.config.seed.unwrap_or_else(quorate::testkit::runtime::random_u64);
             let store = Store::create(&args.common.store, "smoke")?;
             store.write_json("test.json", &smoke::test(&args.config, seed, &binary, &args.common.store))?;
             let run =
@@ -126,7 +126,7 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
         }
         Command::Counter(args) => {
             let binary = binary(args.common.binary)?;
-            let first = args.config.seed.unwrap_or_else(quorate::runtime::random_u64);
+            let first = args.config.seed.unwrap_or_else(quorate::testkit::runtime::random_u64);
             let mut worst = Verdict::Valid;
             for number in 0..args.config.runs {
                 let seed = first.wrapping_add(u64::from(number));

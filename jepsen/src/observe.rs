@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use quorate::Offsets;
+use quorate::ReadLevel;
 use quorate::kv::client::{Client, ClientError, Endpoint, NodeReport, Range, Request, Response, Scope};
-use quorate::report::Offsets;
-use quorate::types::ReadLevel;
 
 use crate::set::{Item, Reading};
 

@@ -17,7 +17,7 @@ impl Store {
     pub(crate) fn create(root: &Path, workload: &str) -> anyhow::Result<Self> {
         let parent = root.join(workload);
         fs::create_dir_all(&parent).with_context(|| format!("cannot create {}", parent.display()))?;
-        let now_ms = quorate::runtime::unix_time_ms();
+        let now_ms = quorate::testkit::runtime::unix_time_ms();
         let path = parent.join(format!("{}.{:03}", timestamp(now_ms / 1000), now_ms % 1000));
         fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Self { path: fs::canonicalize(path)? })

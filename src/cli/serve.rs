@@ -15,7 +15,10 @@ use std::path::Path;
 use std::process;
 
 use tokio::sync::oneshot;
-use tracing_subscriber::{EnvFilter, reload};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, fmt, registry, reload};
 
 pub use crate::config::ServeArgs;
 
@@ -219,34 +222,24 @@ fn log_to_stderr(config: &ServeConfig, data_dir: &Path) -> Result<Option<LogLeve
     let writer = logging::start().map_err(ServeError::Log)?;
     let filter = parse_filter(&config.log_level).unwrap_or_default(); // checked with the configuration
     let colours = std::io::stderr().is_terminal();
-    let log = || {
-        tracing_subscriber::fmt()
-            .with_ansi(colours)
-            .with_writer(writer.clone())
-            // It would say so on standard error, and panic if it cannot.
-            .log_internal_errors(false)
+    let lines = || -> Box<dyn Layer<Registry> + Send + Sync> {
+        // It would say of itself what is wrong on standard error, and panic if it cannot.
+        let lines = fmt::layer().with_ansi(colours).with_writer(writer.clone()).log_internal_errors(false);
+        match config.log_format {
+            LogFormat::Text => lines.boxed(),
+            LogFormat::Json => lines.json().boxed(),
+        }
     };
-    let first = || tracing::info!("the data directory is {}", data_dir.display());
-    match config.log_format {
-        LogFormat::Text => tracing::subscriber::with_default(log().finish(), first),
-        LogFormat::Json => tracing::subscriber::with_default(log().json().finish(), first),
-    }
-    let log = log().with_env_filter(filter);
-    Ok(match config.log_format {
-        LogFormat::Text => {
-            let log = log.with_filter_reloading();
-            let level = log_level(config, log.reload_handle());
-            log.try_init().ok().map(|()| level)
-        }
-        LogFormat::Json => {
-            let log = log.json().with_filter_reloading();
-            let level = log_level(config, log.reload_handle());
-            log.try_init().ok().map(|()| level)
-        }
-    })
+    let everything = registry().with(lines()).with(Targets::new().with_default(LevelFilter::INFO));
+    tracing::subscriber::with_default(everything, || {
+        tracing::info!("the data directory is {}", data_dir.display());
+    });
+    let (filter, handle) = reload::Layer::new(filter);
+    let log = registry().with(lines()).with(filter);
+    Ok(log.try_init().ok().map(|()| log_level(config, handle)))
 }
 
-fn log_level<S: 'static>(config: &ServeConfig, handle: reload::Handle<EnvFilter, S>) -> LogLevel {
+fn log_level<S: 'static>(config: &ServeConfig, handle: reload::Handle<Targets, S>) -> LogLevel {
     LogLevel::new(&config.log_level, move |filter| {
         let filter = parse_filter(filter)?;
         handle.reload(filter).map_err(|error| error.to_string())

@@ -29,6 +29,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A setting of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NodeSetting {
     /// Its name in the configuration file.
     pub name: String,
@@ -60,6 +61,7 @@ pub struct SessionInfo {
 
 /// Some of the open sessions.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct SessionPage {
     /// In the order of their ids.
     pub sessions: Vec<SessionInfo>,

@@ -128,6 +128,7 @@ pub struct Answer {
 
 /// The node that leads, as a client has heard.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct KnownLeader {
     /// Its id, unless it has not been asked for that yet.
     pub node_id: Option<NodeId>,

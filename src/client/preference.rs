@@ -29,6 +29,7 @@ pub enum ReadPreference {
 
 /// What is known of a node that could be asked.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Candidate<'a> {
     /// Where it is reached.
     pub endpoint: &'a Endpoint,

@@ -10,7 +10,7 @@ use crate::node::Names;
 
 /// What is set for the client port.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct DoorConfig {
+pub(crate) struct DoorConfig {
     /// Names that requests may call the node by, beside those that it listens on and advertises.
     pub allowed_hosts: Vec<String>,
     /// Origins whose pages may use the node.
@@ -159,7 +159,7 @@ impl DoorConfig {
 impl ServeConfig {
     /// What requests may call the node: what is allowed, where it listens and what it advertises. The name of the machine
     /// is known, too.
-    pub fn names(&self) -> Names {
+    pub(crate) fn names(&self) -> Names {
         let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let hosts = self.door.allowed_hosts.iter().cloned().chain([machine.trim().to_owned()]);
         let names =

@@ -49,7 +49,7 @@ pub(super) const NEED_RESTART: [&str; 36] = [
 impl ServeConfig {
     /// The settings that take effect when the node is started, by their names in the configuration file and with the
     /// values that the node was started with, defaults included. Addresses are as configured: a free port is 0.
-    pub fn fixed_settings(&self) -> Vec<(&'static str, Value)> {
+    pub(crate) fn fixed_settings(&self) -> Vec<(&'static str, Value)> {
         NEED_RESTART.into_iter().map(|name| (name, self.fixed_setting(name))).collect()
     }
 

@@ -2,6 +2,7 @@
 
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
 
+use super::peers::InvalidPeers;
 use super::*;
 
 #[derive(Debug, Parser)]

@@ -43,7 +43,7 @@ pub enum Call<C, Q> {
 }
 
 /// The call that a guest makes of a request.
-pub(crate) type CallOf<G> =
+pub type CallOf<G> =
     Call<<<G as Guest>::Machine as StateMachine>::Command, <<G as Guest>::Machine as StateMachine>::Query>;
 
 /// A served machine: what its requests ask for, and how they are answered.

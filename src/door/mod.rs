@@ -27,7 +27,7 @@ mod composition;
 pub(crate) mod deadline;
 pub(crate) mod failure;
 mod guest;
-pub mod limits;
+pub(crate) mod limits;
 pub(crate) mod methods;
 pub(crate) mod metrics;
 pub(crate) mod pipeline;
@@ -41,14 +41,13 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-pub use guest::{Call, Guest};
+pub use guest::{Call, CallOf, Guest};
 pub use methods::Method;
 
 use limits::DoorLimits;
 use metrics::Metrics;
 
 pub(crate) use answerer::Answerer;
-pub(crate) use guest::CallOf;
 pub(crate) use served::ServedNode;
 
 /// Largest message that the port sends: what gRPC clients accept unless they are told otherwise.

@@ -79,12 +79,12 @@ impl Memory {
 }
 
 /// Memory that this process may use, in bytes: the least of what the machine has and its limits allow.
-pub fn available_bytes() -> u64 {
+pub(crate) fn available_bytes() -> u64 {
     Memory::of_this_process().0
 }
 
 /// What something that takes `default` bytes by default may take on a node with `memory_bytes` of memory: a sixteenth, at least `least`.
-pub fn share_bytes(memory_bytes: u64, default: usize, least: usize) -> usize {
+pub(crate) fn share_bytes(memory_bytes: u64, default: usize, least: usize) -> usize {
     let share = usize::try_from(memory_bytes / BUFFER_SHARE).unwrap_or(usize::MAX);
     default.min(share.max(least))
 }
@@ -102,7 +102,7 @@ fn physical(meminfo: &Path) -> Option<u64> {
 const RESERVED_BYTES: u64 = 256 * 1024 * 1024;
 
 /// The least that a limit on address space or data may be for a node.
-pub const MIN_ADDRESS_SPACE_BYTES: u64 = RESERVED_BYTES + super::MIN_MEMORY_BYTES;
+pub(crate) const MIN_ADDRESS_SPACE_BYTES: u64 = RESERVED_BYTES + super::MIN_MEMORY_BYTES;
 
 /// What the least of the limits on address space and data leaves to use; `None` for no limit.
 fn resource_limit() -> Option<u64> {

@@ -110,10 +110,11 @@ mod leadership;
 mod lone;
 mod membership;
 mod memory;
+#[cfg(all(feature = "sled", feature = "peers"))]
 mod open;
 mod opening;
 mod quota;
-pub mod ranges;
+pub(crate) mod ranges;
 mod reads;
 mod report;
 mod sessions;
@@ -136,7 +137,7 @@ use tokio::sync::watch;
 pub use config::{DiskPolicy, EngineConfig, Limits, MIN_MEMORY_BYTES, PeerPolicy, SnapshotPolicy, Timing};
 pub use formation::Forming;
 pub use membership::{CATCH_UP_PATIENCE, NewAddresses, NewMember};
-pub use memory::{
+pub(crate) use memory::{
     MIN_ADDRESS_SPACE_BYTES, available_bytes as available_memory_bytes, share_bytes as memory_share_bytes,
 };
 pub use quota::QuotaError;
@@ -158,11 +159,10 @@ use crate::raft::network::upstream::Upstream;
 use crate::raft::network::{PeerDoor, Transport};
 pub(crate) use crate::raft::pinned::Pinned;
 pub(crate) use crate::raft::published::CurrentHistory;
-pub use crate::report::{InFlight, Lag, LedPeer, MemberList, MemberReport, NodeReport};
 use crate::runtime::{Tasks, WallClock};
+pub(crate) use crate::storage::StartProgress;
 use crate::storage::{DiskWatch, LogStats, LogStore, SnapshotStore};
-pub use crate::storage::{StartProgress, StartStep, StartedSoFar};
-pub use crate::types::{DEFAULT_ACK_TIMEOUT, DiskState, DiskStatus, PeerStanding, ReadWait, WriteOptions};
+pub(crate) use crate::types::WriteOptions;
 use crate::types::{HistoryEpoch, Incarnation, Member, Role};
 
 /// What ends is waited for so long: a wedged disk must not keep the process for ever.
@@ -223,7 +223,21 @@ struct Inner<M: StateMachine> {
     quorum_disks: Arc<health::QuorumDisks>,
 }
 
+/// The states of a node, one after the other. Holds nothing of the node, and ends with it.
+#[derive(Debug)]
+pub struct StateChanges(watch::Receiver<NodeState>);
+
+impl StateChanges {
+    /// The next state: the present one if it was not told yet, else it is waited for. Changes that follow each other closely are
+    /// told as one. None once the node is gone.
+    pub async fn next(&mut self) -> Option<NodeState> {
+        self.0.changed().await.ok()?;
+        Some(self.0.borrow_and_update().clone())
+    }
+}
+
 /// What a node is made of, for those who bring their own: simulation, and tests.
+#[non_exhaustive]
 pub struct EngineParts {
     /// Settings; the data directory and addresses to listen on are not used.
     pub config: EngineConfig,
@@ -239,6 +253,20 @@ pub struct EngineParts {
     pub promised_lease_ms: u64,
     /// Memory that the node may use, in bytes; `None` for a node that proposes no quota on the state.
     pub memory_bytes: Option<u64>,
+}
+
+impl EngineParts {
+    /// Parts that belong to `incarnation`: settings, a log, snapshots, and how peers are reached. Whoever used them before
+    /// promised no lease, and the node proposes no quota.
+    pub fn new(
+        config: EngineConfig,
+        incarnation: Incarnation,
+        log: Arc<dyn LogStore>,
+        snapshots: Arc<dyn SnapshotStore>,
+        transport: Arc<dyn Transport>,
+    ) -> Self {
+        Self { config, incarnation, log, snapshots, transport, promised_lease_ms: 0, memory_bytes: None }
+    }
 }
 
 impl<M: StateMachine> Engine<M> {
@@ -258,9 +286,26 @@ impl<M: StateMachine> Engine<M> {
         self.inner.core.door()
     }
 
-    /// The node's state, and every change of it. Changes that follow each other closely are reported as
-    /// one.
-    pub fn watch(&self) -> watch::Receiver<NodeState> {
+    /// The node's state once `condition` holds for it, which may be at once. None when the node ends without that.
+    pub async fn wait_for(&self, condition: impl FnMut(&NodeState) -> bool + Send) -> Option<NodeState> {
+        self.watch().wait_for(condition).await.ok().map(|state| state.clone())
+    }
+
+    /// Waits until the node has stopped, for whatever reason: [`NodeState::fatal`] says for which, if it was not
+    /// [`shutdown`](Self::shutdown).
+    pub async fn stopped(&self) -> NodeState {
+        self.wait_for(|state| state.role == Role::Stopped).await.unwrap_or_else(|| self.state())
+    }
+
+    /// The node's state, and then every change of it.
+    pub fn changes(&self) -> StateChanges {
+        let mut state = self.watch();
+        state.mark_changed();
+        StateChanges(state)
+    }
+
+    /// The state for tasks of this process, which hold no lock on it for longer than a look takes.
+    pub(crate) fn watch(&self) -> watch::Receiver<NodeState> {
         self.inner.state.clone()
     }
 

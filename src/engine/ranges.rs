@@ -7,7 +7,7 @@ use crate::types::NodeId;
 
 /// From where to where a setting may be set. Units are in the names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Range {
+pub(crate) struct Range {
     /// The setting, by its name in the configuration file.
     pub name: &'static str,
     /// The smallest value.
@@ -19,7 +19,7 @@ pub struct Range {
 }
 
 /// The largest node id: larger numbers come out of many JSON readers as others.
-pub const MAX_NODE_ID: NodeId = (1 << 53) - 1;
+pub(crate) const MAX_NODE_ID: NodeId = (1 << 53) - 1;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -37,7 +37,7 @@ pub(crate) const MIN_COMMAND_BYTES: u64 = KIB;
 pub(super) const MAX_COMMAND_BYTES: u64 = 31 * MIB;
 
 /// Every number among the settings.
-pub const RANGES: [Range; 16] = [
+pub(crate) const RANGES: [Range; 16] = [
     range("heartbeat_interval_ms", 1, MINUTE_MS),
     range("election_timeout_min_ms", 2, 10 * MINUTE_MS),
     range("election_timeout_max_ms", 3, 10 * MINUTE_MS),
@@ -84,7 +84,7 @@ impl Range {
     ///
     /// # Errors
     /// The range, in words.
-    pub fn check(&self, value: u64) -> Result<(), String> {
+    pub(crate) fn check(&self, value: u64) -> Result<(), String> {
         if (self.least..=self.most).contains(&value) || (value == 0 && self.zero.is_some()) {
             return Ok(());
         }

@@ -20,6 +20,7 @@ pub const MAX_LISTED_SESSIONS: usize = 1_000;
 
 /// A session that was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OpenedSession {
     /// Its id.
     pub session: u64,
@@ -29,6 +30,7 @@ pub struct OpenedSession {
 
 /// A session that is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ClosedSession {
     /// Where the entry that closed it stands.
     pub log_id: LogId,
@@ -38,6 +40,7 @@ pub struct ClosedSession {
 
 /// Sessions that are open.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SessionList {
     /// Up to where the answering state had been applied.
     pub applied: Option<LogId>,

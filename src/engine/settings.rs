@@ -10,6 +10,7 @@ use crate::machine::StateMachine;
 
 /// The settings of a running node that can be changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Settings {
     /// When snapshots are taken and the log is cut.
     pub snapshots: SnapshotPolicy,

@@ -20,6 +20,7 @@ use crate::types::{AckLevel, HistoryEpoch, LogId, NodeId, WriteOptions};
 
 /// A write that was applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Written<R> {
     /// Where in the log the command stands.
     pub log_id: LogId,
@@ -29,6 +30,7 @@ pub struct Written<R> {
 
 /// A write that was acknowledged, at whichever level.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Acknowledged<R> {
     /// Where in the log the command stands.
     pub log_id: LogId,

@@ -10,13 +10,20 @@
 //! No room of the core names anything in here. What the log stores is no part of the vocabulary: a request may get another
 //! field, a stored command may not.
 
+#[cfg(any(feature = "server", feature = "client"))]
 pub mod api;
+#[cfg(feature = "server")]
 pub(crate) mod calls;
+#[cfg(feature = "client")]
 pub mod client;
+#[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod codec;
 pub mod machine;
+#[cfg(feature = "server")]
 pub(crate) mod service;
-pub mod settings;
+pub(crate) mod settings;
 
+#[cfg(any(feature = "server", feature = "client"))]
 pub use api::*;
+#[cfg(feature = "server")]
 pub use service::{Kv, bind};

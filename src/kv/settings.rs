@@ -1,6 +1,6 @@
 //! The settings of this guest: how much of its history a node keeps.
 
-pub use super::machine::HistoryLimits;
+pub(crate) use super::machine::HistoryLimits;
 
 use crate::engine::ranges::{self, Range, or_zero, range};
 
@@ -9,7 +9,7 @@ const GIB: u64 = 1024 * MIB;
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// From where to where each may be set.
-pub const RANGES: [Range; 3] = [
+pub(crate) const RANGES: [Range; 3] = [
     // A history with fewer changes or bytes would not last from one message to the next.
     range("history_events", 1_000, 1_000_000_000),
     range("history_bytes", 4 * MIB, 64 * GIB),
@@ -20,7 +20,7 @@ pub const RANGES: [Range; 3] = [
 ///
 /// # Errors
 /// The setting, and what it must be.
-pub fn validate(limits: &HistoryLimits) -> Result<(), String> {
+pub(crate) fn validate(limits: &HistoryLimits) -> Result<(), String> {
     let HistoryLimits { events, bytes, age_ms } = *limits;
     let values =
         [("history_events", events as u64), ("history_bytes", bytes as u64), ("history_age_ms", age_ms)];

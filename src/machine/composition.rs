@@ -11,7 +11,7 @@
 //! Numbers are never used again, and grow from the inside out, so that the parts of a snapshot have one order:
 //!
 //! ```
-//! # use quorate::machine::Composed;
+//! # use quorate::Composed;
 //! # use quorate::kv::machine::KvMachine as Keys;
 //! # type Jobs = Keys; type Counts = Keys;
 //! type All = Composed<Composed<Keys, Jobs, 1>, Counts, 2>;

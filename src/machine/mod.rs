@@ -10,7 +10,7 @@
 mod composition;
 mod encoding;
 mod recording;
-pub mod sessions;
+pub(crate) mod sessions;
 mod snapshot_parts;
 
 use std::io::{self, Read, Write};

@@ -43,19 +43,19 @@ mod openers;
 mod stored;
 
 /// Sessions open at a time.
-pub const MAX_SESSIONS: usize = 16_384;
+pub(crate) const MAX_SESSIONS: usize = 16_384;
 /// Sessions that one connection of a client has open at a time.
-pub const MAX_OPENER_SESSIONS: usize = 1_024;
+pub(crate) const MAX_OPENER_SESSIONS: usize = 1_024;
 /// How far a sequence may be ahead of the first unanswered one of its session.
-pub const WINDOW: u64 = 65_536;
+pub(crate) const WINDOW: u64 = 65_536;
 /// Shortest time after which an unused session may be closed to make room for a new one.
-pub const MIN_IDLE_MS: u64 = 60_000;
+pub(crate) const MIN_IDLE_MS: u64 = 60_000;
 /// Bounds on how long a session may stay unused.
-pub const MIN_TTL_MS: u64 = 10_000;
+pub(crate) const MIN_TTL_MS: u64 = 10_000;
 /// See [`MIN_TTL_MS`].
-pub const MAX_TTL_MS: u64 = 24 * 3_600_000;
+pub(crate) const MAX_TTL_MS: u64 = 24 * 3_600_000;
 /// How long a session may stay unused if its owner does not say.
-pub const DEFAULT_TTL_MS: u64 = 600_000;
+pub(crate) const DEFAULT_TTL_MS: u64 = 600_000;
 /// Bytes of answers kept for one session; the last answer may exceed it.
 const MAX_SESSION_BYTES: usize = 16 * 1024 * 1024;
 /// Bytes of answers kept for all.
@@ -117,7 +117,7 @@ impl Entry {
 
 /// What to do with a write of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Admission {
+pub(crate) enum Admission {
     /// Apply it, and [record](SessionTable::record) the answer.
     Apply,
     /// It was applied before, at this position, and this was the answer.
@@ -148,6 +148,7 @@ pub enum SessionRefusal {
 
 /// What a session is, for whoever operates the cluster. Times are in elapsed time.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SessionInfo {
     /// Its id.
     pub session: u64,
@@ -167,7 +168,7 @@ pub struct SessionInfo {
 
 /// What became of sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct SessionCounts {
+pub(crate) struct SessionCounts {
     /// Opened.
     pub opened: u64,
     /// Closed by their owners, or by operators.
@@ -180,7 +181,7 @@ pub struct SessionCounts {
 
 /// See the [module](self). Cloning it costs a reference count; what is changed afterwards is copied once.
 #[derive(Debug, Clone, Default)]
-pub struct SessionTable {
+pub(crate) struct SessionTable {
     sessions: OrdMap<u64, Arc<Entry>>,
     openers: Openers,
     bytes: usize,
@@ -205,27 +206,22 @@ impl Eq for SessionTable {}
 
 impl SessionTable {
     /// Sessions open.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.sessions.len()
     }
 
-    /// Whether none is open.
-    pub fn is_empty(&self) -> bool {
-        self.sessions.is_empty()
-    }
-
     /// Bytes of answers kept.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Sessions of the opener that has most.
-    pub fn largest_opener(&self) -> usize {
+    pub(crate) fn largest_opener(&self) -> usize {
         self.openers.largest()
     }
 
     /// The sessions with ids above `after`, at most `limit`, in the order of their ids.
-    pub fn list(&self, after: u64, limit: usize) -> Vec<SessionInfo> {
+    pub(crate) fn list(&self, after: u64, limit: usize) -> Vec<SessionInfo> {
         let Some(first) = after.checked_add(1) else { return Vec::new() };
         let info = |(id, entry): (&u64, &Arc<Entry>)| SessionInfo {
             session: *id,
@@ -242,7 +238,7 @@ impl SessionTable {
     /// Bounds the answers so that they fit beside a state of `quota_bytes`; `None` for the bound that always holds. The
     /// quota is part of the state, so the bound is the same on every node. What is too much already goes with the next
     /// answer.
-    pub fn fit_quota(&mut self, quota_bytes: Option<u64>) {
+    pub(crate) fn fit_quota(&mut self, quota_bytes: Option<u64>) {
         self.max_bytes = quota_bytes.map(|quota| {
             let share = usize::try_from(quota / QUOTA_SHARE).unwrap_or(usize::MAX);
             share.clamp(MIN_TABLE_BYTES, MAX_TABLE_BYTES)
@@ -265,7 +261,7 @@ impl SessionTable {
     /// # Errors
     /// [`SessionRefusal::TooManySessions`] when the table is full of sessions in use, and nobody has more than the opener;
     /// [`SessionRefusal::TooManyOfOpener`] when it has [`MAX_OPENER_SESSIONS`].
-    pub fn open(
+    pub(crate) fn open(
         &mut self,
         id: u64,
         ttl_ms: u64,
@@ -319,14 +315,14 @@ impl SessionTable {
     }
 
     /// Closes session `id`, if it is open, because its owner or an operator asks for it. Tells whether it was.
-    pub fn close(&mut self, id: u64) -> bool {
+    pub(crate) fn close(&mut self, id: u64) -> bool {
         let closed = self.remove(id);
         self.counts.closed += closed;
         closed > 0
     }
 
     /// What became of sessions since this was asked for the last time.
-    pub fn take_counts(&mut self) -> SessionCounts {
+    pub(crate) fn take_counts(&mut self) -> SessionCounts {
         std::mem::take(&mut self.counts)
     }
 
@@ -339,7 +335,7 @@ impl SessionTable {
     }
 
     /// What to do with the write at `slot`.
-    pub fn admit(&mut self, slot: SessionSlot, elapsed_ms: u64) -> Admission {
+    pub(crate) fn admit(&mut self, slot: SessionSlot, elapsed_ms: u64) -> Admission {
         self.expire(elapsed_ms);
         let max_session_bytes = self.max_session_bytes();
         let Some(entry) = self.sessions.get_mut(&slot.session) else {
@@ -373,7 +369,7 @@ impl SessionTable {
 
     /// The write at `slot`, just [admitted](Self::admit), was applied at `log_id` and answered with `reply`. Returns how
     /// many sessions had to be closed because their answers take too many bytes.
-    pub fn record(&mut self, slot: SessionSlot, log_id: LogId, reply: Bytes) -> u64 {
+    pub(crate) fn record(&mut self, slot: SessionSlot, log_id: LogId, reply: Bytes) -> u64 {
         let entry = self.sessions.get_mut(&slot.session).expect("invariant: just admitted");
         let entry = Arc::make_mut(entry);
         let place = (slot.sequence - entry.first_unanswered) as usize;
@@ -413,7 +409,7 @@ impl SessionTable {
     }
 
     /// Closes expired sessions, unless that was done less than a second ago.
-    pub fn expire(&mut self, elapsed_ms: u64) {
+    pub(crate) fn expire(&mut self, elapsed_ms: u64) {
         if elapsed_ms < self.swept_ms.saturating_add(SWEEP_MS) {
             return;
         }
@@ -431,7 +427,7 @@ impl SessionTable {
 }
 
 /// The time that a session is granted when `ttl_ms` is asked for.
-pub fn granted_ttl_ms(ttl_ms: u64) -> u64 {
+pub(crate) fn granted_ttl_ms(ttl_ms: u64) -> u64 {
     match ttl_ms {
         0 => DEFAULT_TTL_MS,
         asked => asked.clamp(MIN_TTL_MS, MAX_TTL_MS),

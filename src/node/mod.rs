@@ -33,7 +33,7 @@ pub(crate) mod metrics;
 pub(crate) mod operated;
 mod port_metrics;
 pub(crate) mod replication;
-pub mod settings;
+pub(crate) mod settings;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -141,8 +141,7 @@ impl<G: Guest, N> fmt::Debug for Server<G, N> {
 #[derive(Debug, thiserror::Error)]
 #[error("the client port failed: {source}")]
 pub struct ServeError {
-    #[from]
-    source: tonic::transport::Error,
+    source: Box<dyn std::error::Error + Send + Sync>,
 }
 
 impl<G: Guest, N> Server<G, N> {
@@ -175,7 +174,7 @@ impl<G: Guest, N> Server<G, N> {
 
     /// Adds metrics to `/metrics`. The collector is asked at every scrape and must not block.
     #[must_use]
-    pub fn with_collector(mut self, collector: Box<dyn Collector>) -> Self {
+    pub(crate) fn with_collector(mut self, collector: Box<dyn Collector>) -> Self {
         self.collectors.push(collector);
         self
     }
@@ -363,7 +362,7 @@ impl<G: Guest, N> Server<G, N> {
             biased;
             // First: a node that is there already is behind the gate before anybody is let in.
             never = attend => match never {},
-            served = serving => Ok(served?),
+            served = serving => served.map_err(|error| ServeError { source: error.into() }),
             () = overdue => {
                 tracing::warn!(
                     waited_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),

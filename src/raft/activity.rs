@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::clock::LeaderClock;
-pub use super::succession::Succession;
+pub(crate) use super::succession::Succession;
 use super::succession::Successions;
 use super::timeline::Timeline;
 use crate::machine::sessions::SessionCounts;
@@ -94,9 +94,10 @@ impl SessionTotals {
 /// Counters of one node since it started. Read at any time; each is exact, but two read one after the other may belong
 /// to different moments.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Activity {
     /// What this node counts time by when it leads.
-    pub leader_clock: LeaderClock,
+    pub(crate) leader_clock: LeaderClock,
     /// Elections in which this node asked for votes; rounds that ended before, because nobody would have voted for it,
     /// do not count.
     pub elections_started: AtomicU64,

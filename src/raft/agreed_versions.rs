@@ -13,23 +13,23 @@ use crate::types::MachineVersion;
 /// See the [module](self). The first version of a machine that is alone needs no agreement: every build reads it that does not
 /// say otherwise.
 #[derive(Debug, Default)]
-pub struct AgreedVersions(watch::Sender<Vec<MachineVersion>>);
+pub(crate) struct AgreedVersions(watch::Sender<Vec<MachineVersion>>);
 
 impl AgreedVersions {
     /// Whether commands that a machine `wrote` may stand in the log.
-    pub fn contain(&self, wrote: MachineVersion) -> bool {
+    pub(crate) fn contain(&self, wrote: MachineVersion) -> bool {
         wrote == MachineVersion::FIRST || contain(&self.0.borrow(), wrote)
     }
 
     /// As [`contain`](Self::contain), after it has come about or this much time has passed.
-    pub async fn wait_for(&self, wrote: MachineVersion, patience: Duration) -> bool {
+    pub(crate) async fn wait_for(&self, wrote: MachineVersion, patience: Duration) -> bool {
         let mut changes = self.0.subscribe();
         let agreed = changes.wait_for(|agreed| contain(agreed, wrote));
         matches!(tokio::time::timeout(patience, agreed).await, Ok(Ok(_)))
     }
 
     /// All of them, one for each machine, in the order of their numbers.
-    pub fn versions(&self) -> Vec<MachineVersion> {
+    pub(crate) fn versions(&self) -> Vec<MachineVersion> {
         self.0.borrow().clone()
     }
 

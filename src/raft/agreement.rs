@@ -32,9 +32,9 @@ use crate::runtime;
 use crate::types::{Divergence, LogId, NodeId};
 
 /// Hashes are noted at multiples of this index, or of larger powers of two.
-pub const STEP: u64 = 64;
+pub(crate) const STEP: u64 = 64;
 /// Of a second, or of any other time, the part that is spent on hashing states at most: one in so many.
-pub const COST_SHARE: u32 = 50;
+pub(crate) const COST_SHARE: u32 = 50;
 /// A state is hashed no more often than this.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
 /// Positions kept for every power of two.
@@ -46,7 +46,7 @@ pub(super) const MOST_TOLD: usize = 512;
 
 /// The hash of the state after an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Check {
+pub(crate) struct Check {
     /// Which entry.
     pub log_id: LogId,
     /// The hash.
@@ -54,11 +54,11 @@ pub struct Check {
 }
 
 /// What members have said, each for itself.
-pub type Told = BTreeMap<NodeId, Vec<Check>>;
+pub(crate) type Told = BTreeMap<NodeId, Vec<Check>>;
 
 /// The hashes of this node, and those it was told while it led.
 #[derive(Debug, Default)]
-pub struct Agreement {
+pub(crate) struct Agreement {
     own: Mutex<Own>,
     told: Mutex<Told>,
     /// For machines without a running hash: multiples of this index are hashed; 0 for none.
@@ -73,7 +73,7 @@ pub struct Agreement {
 /// One state of this node after another: a snapshot that it is sent begins a new one. What is found of one says nothing of
 /// the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Life(u64);
+pub(crate) struct Life(u64);
 
 /// What is known of this node's state.
 #[derive(Debug, Default)]
@@ -122,19 +122,19 @@ impl Agreement {
     }
 
     /// Whether a state may be hashed now that is not at a chosen position.
-    pub fn may_hash(&self) -> bool {
+    pub(crate) fn may_hash(&self) -> bool {
         let hashed = *lock(&self.hashed);
         hashed.is_none_or(|(at, took)| at.elapsed() >= pause_after(took)) && !self.is_hashing.load(Relaxed)
     }
 
     /// In `life`, the state had this hash, which took some time to find.
-    pub fn hashed(&self, life: Life, check: Check, took: Duration) {
+    pub(crate) fn hashed(&self, life: Life, check: Check, took: Duration) {
         self.note(life, check);
         *lock(&self.hashed) = Some((Instant::now(), took));
     }
 
     /// Chooses the positions to hash at, where `entries` were applied in `time`.
-    pub fn choose_step(&self, entries: u64, time: Duration) {
+    pub(crate) fn choose_step(&self, entries: u64, time: Duration) {
         let took = lock(&self.hashed).map_or(Duration::ZERO, |(_, took)| took);
         let entries = u128::from(entries) * pause_after(took).as_millis() / time.as_millis().max(1);
         let entries = u64::try_from(entries).unwrap_or(u64::MAX).min(1 << 48);
@@ -142,7 +142,7 @@ impl Agreement {
     }
 
     /// The present state, to be asked for before anything is found of it: what is found of an earlier one does not count.
-    pub fn life(&self) -> Life {
+    pub(crate) fn life(&self) -> Life {
         lock(&self.own).life
     }
 
@@ -166,22 +166,22 @@ impl Agreement {
     }
 
     /// Tells when [`divergence`](Self::divergence) may have changed.
-    pub fn changes(&self) -> watch::Receiver<()> {
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
     /// That this node's state differs, if it is known to.
-    pub fn divergence(&self) -> Option<Divergence> {
+    pub(crate) fn divergence(&self) -> Option<Divergence> {
         lock(&self.own).divergence.clone()
     }
 
     /// Whether a majority of the voters has another state.
-    pub fn is_outvoted(&self) -> bool {
+    pub(crate) fn is_outvoted(&self) -> bool {
         lock(&self.own).divergence.as_ref().is_some_and(|divergence| divergence.majority.is_some())
     }
 
     /// This node's state differed in `life`. Whether that is news.
-    pub fn differs(&self, life: Life, found: &Divergence) -> bool {
+    pub(crate) fn differs(&self, life: Life, found: &Divergence) -> bool {
         let mut own = lock(&self.own);
         let is_news = own.life == life
             && match &own.divergence {
@@ -197,7 +197,7 @@ impl Agreement {
     }
 
     /// This node's state was a majority's in `life`, as of `at`. Whether that ends a doubt.
-    pub fn agrees(&self, life: Life, at: LogId) -> bool {
+    pub(crate) fn agrees(&self, life: Life, at: LogId) -> bool {
         let mut own = lock(&self.own);
         let doubt = own.divergence.as_ref().filter(|known| known.majority.is_none());
         let ends = own.life == life && doubt.is_some_and(|known| known.at <= at);
@@ -210,17 +210,17 @@ impl Agreement {
     }
 
     /// What this node has noted.
-    pub fn own(&self) -> Vec<Check> {
+    pub(crate) fn own(&self) -> Vec<Check> {
         lock(&self.own).noted.values().copied().collect()
     }
 
     /// This node does not lead: what it was told when it did may be out of date when it does again.
-    pub fn forget_told(&self) {
+    pub(crate) fn forget_told(&self) {
         lock(&self.told).clear();
     }
 
     /// A member has said this of itself.
-    pub fn told(&self, node_id: NodeId, mut checks: Vec<Check>) {
+    pub(crate) fn told(&self, node_id: NodeId, mut checks: Vec<Check>) {
         // Whoever says two things of one position has one voice.
         checks.sort_by_key(|check| check.log_id);
         checks.dedup_by_key(|check| check.log_id);
@@ -228,7 +228,7 @@ impl Agreement {
     }
 
     /// What `members` have said of themselves.
-    pub fn all_told(&self, members: &BTreeSet<NodeId>) -> Told {
+    pub(crate) fn all_told(&self, members: &BTreeSet<NodeId>) -> Told {
         let mut told = lock(&self.told);
         told.retain(|node_id, _| members.contains(node_id));
         told.clone()
@@ -256,7 +256,7 @@ fn thin_out(own: &mut BTreeMap<u64, Check>) {
 
 /// What members' hashes say of a node's state.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Verdict {
+pub(crate) struct Verdict {
     /// Where it was last found to differ from the voters', or that it does not, as of the newest position of which enough of them
     /// have spoken to decide.
     pub decided: Option<Result<LogId, Divergence>>,
@@ -266,7 +266,7 @@ pub struct Verdict {
 }
 
 /// What `told` says of node `own`.
-pub fn judge(own: NodeId, voters: &BTreeSet<NodeId>, told: &Told) -> Verdict {
+pub(crate) fn judge(own: NodeId, voters: &BTreeSet<NodeId>, told: &Told) -> Verdict {
     let majority = voters.len() / 2 + 1;
     let mut verdict = Verdict::default();
     let mut by_position: BTreeMap<LogId, BTreeMap<u64, usize>> = BTreeMap::new();

@@ -44,7 +44,7 @@ const BATCH_BYTES: usize = 4 * 1024 * 1024;
 const REPLY_BYTES: usize = 4 * 1024 * 1024;
 
 /// The user's machine with all that must change together with it.
-pub struct Applier<M: StateMachine> {
+pub(crate) struct Applier<M: StateMachine> {
     node_id: types::NodeId,
     machine: M,
     sessions: SessionTable,
@@ -66,7 +66,7 @@ impl<M: StateMachine> Applier<M> {
     ///
     /// # Errors
     /// When the newest snapshot is corrupt, or not one of this machine.
-    pub fn recover(
+    pub(crate) fn recover(
         node_id: types::NodeId,
         machine: M,
         snapshots: Arc<dyn SnapshotStore>,
@@ -104,7 +104,7 @@ impl<M: StateMachine> Applier<M> {
 
     /// The state that the machine begins with: it has applied nothing yet. None if it cannot be hashed: then it is compared as
     /// little as any later one.
-    pub fn initial_state(&self, is_restored: bool) -> Option<InitialState> {
+    pub(crate) fn initial_state(&self, is_restored: bool) -> Option<InitialState> {
         debug_assert!(self.progress.log_id.is_none(), "invariant: it has applied nothing");
         let hashed = super::snapshot::catch("hashing the state", || Ok(M::state_hash(&self.machine.view())));
         let hash = hashed
@@ -114,7 +114,7 @@ impl<M: StateMachine> Applier<M> {
     }
 
     /// The log still holds what its cluster was founded with: a state that was restored.
-    pub fn begins_restored(&mut self) {
+    pub(crate) fn begins_restored(&mut self) {
         self.progress.is_restored = true;
         self.published.advance(self.progress);
     }
@@ -122,7 +122,7 @@ impl<M: StateMachine> Applier<M> {
     /// Has entries wait for a snapshot that is being written once so many bytes of commands have been applied since it was
     /// begun: whatever they replace or remove is in memory until it is written. A leader whose entries wait refuses more
     /// when what is in flight reaches its limit.
-    pub fn bound_snapshot_lag(&mut self, bytes: u64) {
+    pub(crate) fn bound_snapshot_lag(&mut self, bytes: u64) {
         self.snapshot_lag_bytes = bytes;
     }
 
@@ -145,7 +145,7 @@ impl<M: StateMachine> Applier<M> {
     ///
     /// # Errors
     /// What the log says that cannot be read, or the machine that cannot be applied.
-    pub fn replay(&mut self, log: &dyn LogStore) -> io::Result<()> {
+    pub(crate) fn replay(&mut self, log: &dyn LogStore) -> io::Result<()> {
         let Some(committed) = log.committed() else { return Ok(()) };
         let begun = Instant::now();
         let first = self.progress.next_index();
@@ -178,27 +178,27 @@ impl<M: StateMachine> Applier<M> {
     }
 
     /// Where the state can be read while it is being applied to.
-    pub fn published(&self) -> Arc<Published<M::View>> {
+    pub(crate) fn published(&self) -> Arc<Published<M::View>> {
         self.published.clone()
     }
 
     /// What this node counts of its own work.
-    pub fn activity(&self) -> Arc<Activity> {
+    pub(crate) fn activity(&self) -> Arc<Activity> {
         self.activity.clone()
     }
 
     /// The table of sessions as it is, and up to where that is applied.
-    pub fn sessions(&self) -> (Progress, SessionTable) {
+    pub(crate) fn sessions(&self) -> (Progress, SessionTable) {
         (self.progress, self.sessions.clone())
     }
 
     /// What it notes of its states.
-    pub fn agreement(&self) -> Arc<Agreement> {
+    pub(crate) fn agreement(&self) -> Arc<Agreement> {
         self.agreement.clone()
     }
 
     /// The versions of its machine that the members have agreed on.
-    pub fn agreed_versions(&self) -> Arc<AgreedVersions> {
+    pub(crate) fn agreed_versions(&self) -> Arc<AgreedVersions> {
         self.agreed.clone()
     }
 
@@ -282,7 +282,7 @@ impl<M: StateMachine> Applier<M> {
     }
 
     /// Tells how far the machine is, and leaves a view if somebody waits for one.
-    pub fn publish_if_wanted(&mut self) {
+    pub(crate) fn publish_if_wanted(&mut self) {
         self.measure();
         if self.published.advance(self.progress) {
             self.published.publish(self.applied());
@@ -602,6 +602,6 @@ mod tests {
         let totals = [&totals.opened, &totals.closed, &totals.evicted, &totals.expired];
         assert_eq!(totals.map(|total| total.load(Relaxed)), [3, 1, 1, 1]);
         assert_eq!(activity.expired_sessions.load(Relaxed), 1);
-        assert!(applier.sessions.is_empty());
+        assert_eq!(applier.sessions.len(), 0);
     }
 }

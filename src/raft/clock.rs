@@ -100,7 +100,7 @@ impl ClusterClock {
     }
 
     /// What elapsed time would be after an entry with `reading`, if it came next and in the term of the reading.
-    pub fn elapsed_at(&self, reading: &Reading) -> u64 {
+    pub(crate) fn elapsed_at(&self, reading: &Reading) -> u64 {
         let passed_ms = match reading.term.cmp(&self.term) {
             std::cmp::Ordering::Less => 0,
             std::cmp::Ordering::Equal => {
@@ -112,7 +112,7 @@ impl ClusterClock {
     }
 
     /// Whether time goes on with `reading`. Otherwise an entry has to be written with a reading of its term first.
-    pub fn goes_on_at(&self, reading: &Reading) -> bool {
+    pub(crate) fn goes_on_at(&self, reading: &Reading) -> bool {
         reading.term > self.term || (reading.term == self.term && self.counted_ms.is_some())
     }
 

@@ -28,7 +28,7 @@ use super::network::plausible;
 use super::network::progress::{PeerFitness, PeerProgress};
 use super::network::service::{Callee, LastHeard, Offers, PeerService, Promise};
 use super::published::{Applied, Progress, Published};
-pub use super::read_index::NoReadIndex;
+pub(crate) use super::read_index::NoReadIndex;
 use super::read_index::{self, ReadIndexes};
 use super::type_config::{self, Answer, Command, OnFlushed, Responder, TypeConfig, leader};
 use crate::error::Leader;
@@ -42,7 +42,7 @@ mod candidacy;
 mod metrics;
 
 use candidacy::Candidacy;
-pub use metrics::{Changes, Metrics};
+pub(crate) use metrics::Metrics;
 
 /// Most entries in one message to a peer, and in one write to the log.
 const MAX_BATCH_ENTRIES: u64 = 4096;
@@ -54,7 +54,7 @@ const BACKOFF: &str = "20ms 40ms 80ms ...500ms";
 
 /// What the core needs to know before it starts.
 #[derive(Debug, Clone)]
-pub struct CoreConfig {
+pub(crate) struct CoreConfig {
     /// Name of the cluster, for its messages.
     pub cluster: String,
     /// This node.
@@ -72,7 +72,7 @@ pub struct CoreConfig {
 }
 
 /// Where the core keeps its state, and how it reaches its peers.
-pub struct Parts<M: StateMachine> {
+pub(crate) struct Parts<M: StateMachine> {
     /// The durable log.
     pub log: Arc<dyn LogStore>,
     /// The snapshots.
@@ -89,7 +89,7 @@ pub struct Parts<M: StateMachine> {
 
 /// How a proposal ended.
 #[derive(Debug)]
-pub enum Proposed {
+pub(crate) enum Proposed {
     /// Committed and applied.
     Applied {
         /// Where it stands.
@@ -113,7 +113,7 @@ pub enum Proposed {
 }
 
 /// The running consensus core of one node. Cheap to clone.
-pub struct Core<M: StateMachine> {
+pub(crate) struct Core<M: StateMachine> {
     raft: Raft<TypeConfig, Applier<M>>,
     published: Arc<Published<M::View>>,
     door: Arc<dyn PeerDoor>,
@@ -159,7 +159,7 @@ impl<M: StateMachine> Core<M> {
     ///
     /// # Errors
     /// What openraft says when it cannot recover from the log and the snapshots.
-    pub async fn start(config: &CoreConfig, mut parts: Parts<M>) -> Result<Self, String> {
+    pub(crate) async fn start(config: &CoreConfig, mut parts: Parts<M>) -> Result<Self, String> {
         let (published, activity) = (parts.applier.published(), parts.applier.activity());
         let (agreement, agreed_versions) = (parts.applier.agreement(), parts.applier.agreed_versions());
         parts.clients.count_in(activity.clone());
@@ -235,18 +235,18 @@ impl<M: StateMachine> Core<M> {
     }
 
     /// What this node shows to its peers.
-    pub fn door(&self) -> Arc<dyn PeerDoor> {
+    pub(crate) fn door(&self) -> Arc<dyn PeerDoor> {
         self.door.clone()
     }
 
     /// The applied state.
-    pub fn published(&self) -> &Arc<Published<M::View>> {
+    pub(crate) fn published(&self) -> &Arc<Published<M::View>> {
         &self.published
     }
 
     /// A view of the state with everything that has been applied by now. Does not return when the core has
     /// stopped without leaving one.
-    pub async fn view(&self) -> Arc<Applied<M::View>> {
+    pub(crate) async fn view(&self) -> Arc<Applied<M::View>> {
         loop {
             // Each time: the view that is waited for may be let go of before it is seen.
             let next_index = self.published.progress().next_index();
@@ -279,7 +279,7 @@ impl<M: StateMachine> Core<M> {
     }
 
     /// The table of sessions, and up to where it has been applied; `None` when the core has stopped.
-    pub async fn sessions(&self) -> Option<(Progress, SessionTable)> {
+    pub(crate) async fn sessions(&self) -> Option<(Progress, SessionTable)> {
         let (done, table) = oneshot::channel();
         let asked = self.raft.external_state_machine_request(move |applier| {
             // Whoever asked may have given up.
@@ -291,7 +291,7 @@ impl<M: StateMachine> Core<M> {
     }
 
     /// Proposes `command`; `done` is called exactly once.
-    pub async fn propose(&self, command: Bytes, done: impl FnOnce(Proposed) + Send + 'static) {
+    pub(crate) async fn propose(&self, command: Bytes, done: impl FnOnce(Proposed) + Send + 'static) {
         if !self.admission.is_in_touch() {
             return done(Proposed::NoQuorum);
         }
@@ -303,7 +303,7 @@ impl<M: StateMachine> Core<M> {
     /// Proposes `command`; `done` is called exactly once: with [`Proposed::Flushed`] as soon as this leader has it on
     /// disk, or with what went wrong before. `ended` is called exactly once, when it has been applied here or is lost
     /// to this node.
-    pub async fn propose_to_leader(
+    pub(crate) async fn propose_to_leader(
         &self,
         command: Bytes,
         done: impl FnOnce(Proposed) + Send + 'static,
@@ -331,17 +331,17 @@ impl<M: StateMachine> Core<M> {
     }
 
     /// What an entry is to say of the time at which it is proposed here, `wall_ms` being what the wall clock shows.
-    pub fn reading(&self, wall_ms: u64) -> Reading {
+    pub(crate) fn reading(&self, wall_ms: u64) -> Reading {
         self.activity.leader_clock.reading(wall_ms)
     }
 
     /// Which members are known to hold which entries on disk.
-    pub fn held(&self) -> &Arc<Held> {
+    pub(crate) fn held(&self) -> &Arc<Held> {
         &self.held
     }
 
     /// Those who vote at present.
-    pub fn voters(&self) -> BTreeMap<NodeId, Incarnation> {
+    pub(crate) fn voters(&self) -> BTreeMap<NodeId, Incarnation> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
@@ -358,7 +358,7 @@ impl<M: StateMachine> Core<M> {
     ///
     /// # Errors
     /// [`NoReadIndex::NoQuorum`] when there is no lease, [`NoReadIndex::NotLeader`] on other nodes.
-    pub async fn lease_index(&self) -> Result<u64, NoReadIndex> {
+    pub(crate) async fn lease_index(&self) -> Result<u64, NoReadIndex> {
         let shortest = || self.fitness.shortest_lease(self.admission.lease, &self.voters());
         let lease = shortest();
         let option = LinearizerOption::new(Some(lease.mul_f64(LEASE_SHARE)), false);
@@ -379,12 +379,12 @@ impl<M: StateMachine> Core<M> {
     ///
     /// # Errors
     /// See [`NoReadIndex`].
-    pub async fn shared_read_index(&self) -> Result<u64, NoReadIndex> {
+    pub(crate) async fn shared_read_index(&self) -> Result<u64, NoReadIndex> {
         self.reads.next().await
     }
 
     /// Whether the log or the vote shows that this node belongs to a cluster.
-    pub async fn is_initialized(&self) -> bool {
+    pub(crate) async fn is_initialized(&self) -> bool {
         self.raft.is_initialized().await.unwrap_or(true)
     }
 
@@ -393,7 +393,7 @@ impl<M: StateMachine> Core<M> {
     ///
     /// # Errors
     /// When this node is not among `members`, or the core has stopped.
-    pub async fn initialize(&self, members: BTreeMap<NodeId, Member>) -> Result<(), String> {
+    pub(crate) async fn initialize(&self, members: BTreeMap<NodeId, Member>) -> Result<(), String> {
         match self.raft.initialize(members).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(RaftError::APIError(InitializeError::NotInMembers(_))) => {
@@ -404,20 +404,20 @@ impl<M: StateMachine> Core<M> {
     }
 
     /// Asks for a snapshot of the present state; it is taken in the background.
-    pub async fn snapshot(&self) {
+    pub(crate) async fn snapshot(&self) {
         // A core that has stopped takes none.
         let _ = self.raft.trigger().snapshot().await;
     }
 
     /// Removes entries up to `upto` that a snapshot covers.
-    pub async fn purge(&self, upto: u64) {
+    pub(crate) async fn purge(&self, upto: u64) {
         self.purge_mark.fetch_max(upto, Ordering::Relaxed);
         let _ = self.raft.trigger().purge_log(upto).await;
     }
 
     /// Asks `to` to take the lead at once, because that node `wants_lead` or for another reason. Ignored unless this node
     /// leads.
-    pub async fn transfer_leader(&self, to: NodeId, wants_lead: bool) {
+    pub(crate) async fn transfer_leader(&self, to: NodeId, wants_lead: bool) {
         self.admission.void_lease();
         // This node's own vote is one of those that the other one needs.
         let vote = self.raft.metrics().borrow_watched().vote;
@@ -429,17 +429,17 @@ impl<M: StateMachine> Core<M> {
     }
 
     /// Tells of every hand-over that this node begins.
-    pub fn hand_overs(&self) -> watch::Receiver<()> {
+    pub(crate) fn hand_overs(&self) -> watch::Receiver<()> {
         self.admission.hand_overs()
     }
 
     /// Whether this node leads and has asked another one to take over. openraft has no way back from there.
-    pub fn is_handing_over(&self) -> bool {
+    pub(crate) fn is_handing_over(&self) -> bool {
         self.raft.metrics().borrow_watched().state == ServerState::Leader && self.admission.is_lease_void()
     }
 
     /// Whether the core is gone, or will be.
-    pub fn has_stopped(&self) -> bool {
+    pub(crate) fn has_stopped(&self) -> bool {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         metrics.running_state.is_err() || metrics.state == ServerState::Shutdown
@@ -448,7 +448,7 @@ impl<M: StateMachine> Core<M> {
     /// Ends this node's term, if it leads: it votes in the next one, as if `candidate`, with a log as long as its own, had
     /// asked it to. Nobody is told of that vote, so nobody wins by it; if `candidate` asks for it later its log is compared
     /// like anybody's. This node stands for election itself when its timeout has passed.
-    pub async fn give_up_lead(&self, candidate: NodeId) {
+    pub(crate) async fn give_up_lead(&self, candidate: NodeId) {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let (ServerState::Leader, Some(last_index)) = (metrics.state, metrics.last_log_index) else { return };
         // Every leader's last entry is of its own term, and one that hands over appends nothing more.
@@ -463,87 +463,87 @@ impl<M: StateMachine> Core<M> {
     }
 
     /// Peers that have answered this node, as their leader, a short while ago, and whether their disks are well.
-    pub fn peers_in_touch(&self) -> BTreeMap<NodeId, bool> {
+    pub(crate) fn peers_in_touch(&self) -> BTreeMap<NodeId, bool> {
         self.fitness.within(self.lease)
     }
 
     /// The same peers, and whether they are fit to lead.
-    pub fn peers_fit_to_lead(&self) -> BTreeMap<NodeId, bool> {
+    pub(crate) fn peers_fit_to_lead(&self) -> BTreeMap<NodeId, bool> {
         self.fitness.fit_within(self.lease)
     }
 
     /// Of those, the ones whose disks hang.
-    pub fn peers_stalled(&self) -> BTreeSet<NodeId> {
+    pub(crate) fn peers_stalled(&self) -> BTreeSet<NodeId> {
         self.fitness.stalled_within(self.lease)
     }
 
     /// Tells when a peer has said something else of itself than before.
-    pub fn peer_changes(&self) -> watch::Receiver<()> {
+    pub(crate) fn peer_changes(&self) -> watch::Receiver<()> {
         self.fitness.changes()
     }
 
     /// Waits until something has happened that [`changes`](Self::changes) do not tell of. For one caller.
-    pub async fn noticed(&self) {
+    pub(crate) async fn noticed(&self) {
         self.activity.noticed.notified().await;
     }
 
     /// Waits until a write of the log is submitted, or was since the last look. For one caller.
-    pub async fn write_submitted(&self) {
+    pub(crate) async fn write_submitted(&self) {
         self.activity.writes.submitted().await;
     }
 
     /// Whether a write of the log was submitted since this was last asked.
-    pub fn was_written(&self) -> bool {
+    pub(crate) fn was_written(&self) -> bool {
         self.activity.writes.take()
     }
 
     /// What this node has counted of its own work.
-    pub fn activity(&self) -> &Arc<Activity> {
+    pub(crate) fn activity(&self) -> &Arc<Activity> {
         &self.activity
     }
 
     /// Whether this node's state is the others'.
-    pub fn agreement(&self) -> &Arc<Agreement> {
+    pub(crate) fn agreement(&self) -> &Arc<Agreement> {
         &self.agreement
     }
 
     /// Whether this node stands for election from now on. It is silent after a start in any case.
-    pub fn may_stand(&self, may: bool) {
+    pub(crate) fn may_stand(&self, may: bool) {
         self.candidacy.wish(&self.raft, may);
     }
 
     /// What this node knows of its peers from its own messages to them.
-    pub fn peer_progress(&self) -> BTreeMap<NodeId, PeerProgress> {
+    pub(crate) fn peer_progress(&self) -> BTreeMap<NodeId, PeerProgress> {
         self.fitness.progress()
     }
 
     /// The versions of the machine that the members have agreed on.
-    pub fn agreed_versions(&self) -> &Arc<AgreedVersions> {
+    pub(crate) fn agreed_versions(&self) -> &Arc<AgreedVersions> {
         &self.agreed_versions
     }
 
     /// What the builds of peers read, as they said last, and in which data directories.
-    pub fn peer_reads(&self) -> BTreeMap<NodeId, (Incarnation, Vec<ReadableVersions>)> {
+    pub(crate) fn peer_reads(&self) -> BTreeMap<NodeId, (Incarnation, Vec<ReadableVersions>)> {
         self.fitness.reads()
     }
 
     /// For how long the entry at `index` has been in this node's log, at least; `None` when it is not.
-    pub fn entry_age(&self, index: u64) -> Option<Duration> {
+    pub(crate) fn entry_age(&self, index: u64) -> Option<Duration> {
         self.activity.appended.age(index)
     }
 
     /// How long ago this node first heard a leader say that the entry at `index` is committed; `None` when it has not.
-    pub fn told_committed(&self, index: u64) -> Option<Duration> {
+    pub(crate) fn told_committed(&self, index: u64) -> Option<Duration> {
         self.activity.told_committed.age(index)
     }
 
     /// How long ago this node last heard its leader; `None` when it never has, or leads itself.
-    pub fn leader_heard(&self) -> Option<Duration> {
+    pub(crate) fn leader_heard(&self) -> Option<Duration> {
         self.heard.ago()
     }
 
     /// Why a core that has gone away did so.
-    pub async fn cause_of_death(&self) -> String {
+    pub(crate) async fn cause_of_death(&self) -> String {
         match self.raft.is_initialized().await {
             Ok(_) => "the consensus core stopped answering".to_owned(),
             Err(fatal) => format!("the consensus core stopped: {fatal}"),
@@ -551,7 +551,7 @@ impl<M: StateMachine> Core<M> {
     }
 
     /// Stops the core and waits until it has stopped.
-    pub async fn shutdown(&self) {
+    pub(crate) async fn shutdown(&self) {
         if let Err(error) = self.raft.shutdown().await {
             tracing::error!(%error, "the core did not stop in order");
         }

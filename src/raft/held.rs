@@ -21,7 +21,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// How far each member's log is known to be durable, as far as it is this leader's.
 #[derive(Debug, Default)]
-pub struct Held {
+pub(crate) struct Held {
     upto: Mutex<BTreeMap<NodeId, (Incarnation, LogId)>>,
     advanced: Notify,
     /// Who waits until all voters hold an entry, by its position.
@@ -32,7 +32,7 @@ pub struct Held {
 
 impl Held {
     /// A node holds everything up to `log_id` in its data directory.
-    pub fn note(&self, (node_id, incarnation): (NodeId, Incarnation), log_id: LogId) {
+    pub(crate) fn note(&self, (node_id, incarnation): (NodeId, Incarnation), log_id: LogId) {
         let mut upto = self.upto.lock().expect("invariant: no panic under this lock");
         let held = upto.entry(node_id).or_insert((incarnation, log_id));
         *held = match held.0 == incarnation {
@@ -52,14 +52,14 @@ impl Held {
     ///
     /// Who holds an entry of the same term at this index or beyond holds this one too: a leader never changes
     /// what it wrote (Raft, §5.3, Log Matching). What was noted in another term says nothing.
-    pub fn holders(&self, log_id: LogId) -> Vec<NodeId> {
+    pub(crate) fn holders(&self, log_id: LogId) -> Vec<NodeId> {
         let upto = self.upto.lock().expect("invariant: no panic under this lock");
         let holds = |held: &LogId| held.term == log_id.term && held.index >= log_id.index;
         upto.iter().filter(|(_, (_, held))| holds(held)).map(|(node_id, _)| *node_id).collect()
     }
 
     /// Which of `voters` are not known to hold the entry at `log_id` in the directory that they have now.
-    pub fn missing(&self, log_id: LogId, voters: &BTreeMap<NodeId, Incarnation>) -> Vec<NodeId> {
+    pub(crate) fn missing(&self, log_id: LogId, voters: &BTreeMap<NodeId, Incarnation>) -> Vec<NodeId> {
         let upto = self.upto.lock().expect("invariant: no panic under this lock");
         let lacks = |(voter, incarnation): &(&NodeId, &Incarnation)| {
             let held = upto.get(*voter).filter(|held| held.0 == **incarnation).map(|held| held.1);
@@ -69,7 +69,7 @@ impl Held {
     }
 
     /// Resolves once all voters hold the entry at `log_id`, which may be never.
-    pub fn wait_for_all(&self, log_id: LogId) -> oneshot::Receiver<()> {
+    pub(crate) fn wait_for_all(&self, log_id: LogId) -> oneshot::Receiver<()> {
         let (done, held) = oneshot::channel();
         let mut waiting = self.waiting.lock().expect("invariant: no panic under this lock");
         waiting.entry(log_id).or_default().push(done);
@@ -80,14 +80,14 @@ impl Held {
     }
 
     /// How many wait until all voters hold something.
-    pub fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         let waiting = self.waiting.lock().expect("invariant: no panic under this lock");
         waiting.values().flatten().filter(|waiter| !waiter.is_closed()).count()
     }
 
     /// Tells those who wait, for ever. One task does it for all: there may be thousands of them, and something advances
     /// thousands of times a second.
-    pub async fn tell(&self, voters: impl Fn() -> BTreeMap<NodeId, Incarnation>) {
+    pub(crate) async fn tell(&self, voters: impl Fn() -> BTreeMap<NodeId, Incarnation>) {
         let mut swept = Instant::now();
         loop {
             match self.is_anybody_waiting() {

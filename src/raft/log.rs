@@ -24,7 +24,7 @@ pub(super) const WRITES: &str = "quorate::write";
 
 /// The adapter. Cheap to clone; every clone reads and writes the same store.
 #[derive(Clone)]
-pub struct RaftLog {
+pub(crate) struct RaftLog {
     store: Arc<dyn LogStore>,
     /// Most bytes of entries in one message to a peer.
     message_bytes: usize,
@@ -58,7 +58,7 @@ impl Debug for RaftLog {
 impl RaftLog {
     /// An adapter whose replication reads return at most `message_bytes` of entries, or one entry; and the task that tells
     /// those who wait for their commands to be on disk.
-    pub fn new(
+    pub(crate) fn new(
         store: Arc<dyn LogStore>,
         message_bytes: usize,
         own: (NodeId, Incarnation),
@@ -266,6 +266,6 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
 }
 
 /// Position of `entry`.
-pub fn position(entry: &Entry) -> types::LogId {
+pub(crate) fn position(entry: &Entry) -> types::LogId {
     type_config::from_log_id(&entry.log_id())
 }

@@ -27,7 +27,7 @@ use crate::types::{Intent, LogId, Member, Membership, NodeId};
 
 /// One step from a membership to the next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MembershipChange {
+pub(crate) enum MembershipChange {
     /// Adds a member that does not vote. No effect on one that is there.
     AddLearner {
         /// Its id, which no member has.
@@ -87,7 +87,7 @@ impl fmt::Display for MembershipChange {
 
 /// Why a change was not made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ChangeError {
+pub(crate) enum ChangeError {
     /// This node does not lead; nothing was proposed.
     NotLeader(Option<Leader>),
     /// An earlier change is not committed yet; nothing was proposed.
@@ -105,7 +105,7 @@ impl<M: StateMachine> Core<M> {
     ///
     /// # Errors
     /// See [`ChangeError`].
-    pub async fn change_membership(&self, change: MembershipChange) -> Result<LogId, ChangeError> {
+    pub(crate) async fn change_membership(&self, change: MembershipChange) -> Result<LogId, ChangeError> {
         let before = self.metrics();
         let own = self.raft().metrics().borrow_watched().id;
         let (changes, retain) = changes(&before.membership, own, change);

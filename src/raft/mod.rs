@@ -23,25 +23,25 @@
 //! What it does not do: decide when a cluster forms, whom to answer, or when a snapshot is due. That is
 //! [`crate::engine`].
 
-pub mod activity;
-pub mod agreed_versions;
-pub mod agreement;
-pub mod apply;
+pub(crate) mod activity;
+pub(crate) mod agreed_versions;
+pub(crate) mod agreement;
+pub(crate) mod apply;
 pub mod clock;
 #[cfg(test)]
 mod conformance;
 mod consensus_tasks;
-pub mod core;
+pub(crate) mod core;
 pub mod envelope;
-pub mod held;
+pub(crate) mod held;
 mod lease;
-pub mod log;
-pub mod membership;
-pub mod network;
+pub(crate) mod log;
+pub(crate) mod membership;
+pub(crate) mod network;
 pub(crate) mod pinned;
-pub mod published;
-pub mod read_index;
-pub mod snapshot;
+pub(crate) mod published;
+pub(crate) mod read_index;
+pub(crate) mod snapshot;
 mod succession;
-pub mod timeline;
-pub mod type_config;
+pub(crate) mod timeline;
+pub(crate) mod type_config;

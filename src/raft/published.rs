@@ -22,7 +22,7 @@ const VIEW_BYTES: u64 = 24 * 1024 * 1024;
 
 /// How far the machine has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// The last entry applied.
     pub log_id: Option<LogId>,
     /// The cluster's clocks at that entry.
@@ -53,14 +53,14 @@ pub struct Progress {
 
 impl Progress {
     /// Index of the next entry to apply.
-    pub fn next_index(&self) -> u64 {
+    pub(crate) fn next_index(&self) -> u64 {
         self.log_id.map_or(0, |log_id| log_id.index + 1)
     }
 }
 
 /// The state after some entry.
 #[derive(Debug)]
-pub struct Applied<V> {
+pub(crate) struct Applied<V> {
     /// Which entry.
     pub progress: Progress,
     /// The machine at this point.
@@ -69,7 +69,7 @@ pub struct Applied<V> {
 
 /// Where the apply task tells how far it is, and leaves views.
 #[derive(Debug)]
-pub struct Published<V> {
+pub(crate) struct Published<V> {
     progress: watch::Sender<Progress>,
     /// Gone when it has become too old.
     view: ArcSwapOption<Applied<V>>,
@@ -85,23 +85,23 @@ pub struct Published<V> {
 
 /// The history that a node's positions belong to, for those who name it in every answer. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct CurrentHistory(Arc<AtomicU64>);
+pub(crate) struct CurrentHistory(Arc<AtomicU64>);
 
 impl CurrentHistory {
     /// It is known to be `history`.
-    pub fn set(&self, history: HistoryEpoch) {
+    pub(crate) fn set(&self, history: HistoryEpoch) {
         self.0.store(history.0, Ordering::Release);
     }
 
     /// What is known of it at present.
-    pub fn epoch(&self) -> HistoryEpoch {
+    pub(crate) fn epoch(&self) -> HistoryEpoch {
         HistoryEpoch(self.0.load(Ordering::Acquire))
     }
 }
 
 impl<V> Published<V> {
     /// The state a node starts with.
-    pub fn new(applied: Applied<V>) -> Arc<Self> {
+    pub(crate) fn new(applied: Applied<V>) -> Arc<Self> {
         let history = CurrentHistory::default();
         history.set(applied.progress.history);
         Arc::new(Self {
@@ -115,7 +115,7 @@ impl<V> Published<V> {
     }
 
     /// The machine has come this far. Whether a view of it is wanted.
-    pub fn advance(&self, progress: Progress) -> bool {
+    pub(crate) fn advance(&self, progress: Progress) -> bool {
         self.history.set(progress.history);
         self.progress.send_replace(progress);
         let is_wanted = self.wanted.swap(false, Ordering::AcqRel);
@@ -128,7 +128,7 @@ impl<V> Published<V> {
     }
 
     /// Leaves a view for readers.
-    pub fn publish(&self, applied: Applied<V>) {
+    pub(crate) fn publish(&self, applied: Applied<V>) {
         let next = applied.progress.next_index();
         self.viewed_bytes.store(applied.progress.command_bytes, Ordering::Relaxed);
         self.view.store(Some(Arc::new(applied)));
@@ -136,45 +136,45 @@ impl<V> Published<V> {
     }
 
     /// How far the machine has come.
-    pub fn progress(&self) -> Progress {
+    pub(crate) fn progress(&self) -> Progress {
         *self.progress.borrow()
     }
 
     /// The history that positions of this state belong to.
-    pub fn history(&self) -> &CurrentHistory {
+    pub(crate) fn history(&self) -> &CurrentHistory {
         &self.history
     }
 
     /// Reports every advance.
-    pub fn watch(&self) -> watch::Receiver<Progress> {
+    pub(crate) fn watch(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
     }
 
     /// Waits until entry `index` has been applied, which may be for ever.
-    pub async fn wait_applied(&self, index: u64) {
+    pub(crate) async fn wait_applied(&self, index: u64) {
         let mut progress = self.progress.subscribe();
         let reached = progress.wait_for(|progress| progress.next_index() > index).await;
         debug_assert!(reached.is_ok(), "invariant: the sender is in self");
     }
 
     /// The newest view that somebody has asked for, unless it has become too old.
-    pub fn last_view(&self) -> Option<Arc<Applied<V>>> {
+    pub(crate) fn last_view(&self) -> Option<Arc<Applied<V>>> {
         self.view.load_full()
     }
 
     /// The newest view, if everything below `next_index` is in it.
-    pub fn view_from(&self, next_index: u64) -> Option<Arc<Applied<V>>> {
+    pub(crate) fn view_from(&self, next_index: u64) -> Option<Arc<Applied<V>>> {
         self.view.load_full().filter(|view| view.progress.next_index() >= next_index)
     }
 
     /// Asks for a newer view. True for the first who asks: the apply task may be idle, and must be told.
-    pub fn want_view(&self) -> bool {
+    pub(crate) fn want_view(&self) -> bool {
         !self.wanted.swap(true, Ordering::AcqRel)
     }
 
     /// Waits for a view with everything below `next_index`, which may be for ever. It is not there any more if it has become too
     /// old meanwhile.
-    pub async fn wait_view(&self, next_index: u64) -> Option<Arc<Applied<V>>> {
+    pub(crate) async fn wait_view(&self, next_index: u64) -> Option<Arc<Applied<V>>> {
         let mut viewed = self.viewed.subscribe();
         let reached = viewed.wait_for(|next| *next >= next_index).await;
         debug_assert!(reached.is_ok(), "invariant: the sender is in self");

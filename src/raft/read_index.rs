@@ -22,7 +22,7 @@ const MAX_SHARED: usize = 65_536;
 
 /// Why there is no read index.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NoReadIndex {
+pub(crate) enum NoReadIndex {
     /// This node does not lead.
     NotLeader(Option<Leader>),
     /// A quorum did not confirm that it leads.
@@ -35,14 +35,14 @@ type Waiter = oneshot::Sender<Result<u64, NoReadIndex>>;
 
 /// Hands out read indexes. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct ReadIndexes {
+pub(crate) struct ReadIndexes {
     waiting: mpsc::Sender<Waiter>,
 }
 
 impl ReadIndexes {
     /// Starts the task that asks `raft`, and gives up on a quorum after `patience`. It ends with the last clone.
     /// Counts in `activity`.
-    pub fn start<M: StateMachine>(
+    pub(crate) fn start<M: StateMachine>(
         raft: Raft<TypeConfig, Applier<M>>,
         patience: Duration,
         activity: Arc<Activity>,
@@ -58,7 +58,7 @@ impl ReadIndexes {
     ///
     /// # Errors
     /// See [`NoReadIndex`].
-    pub async fn next(&self) -> Result<u64, NoReadIndex> {
+    pub(crate) async fn next(&self) -> Result<u64, NoReadIndex> {
         let stopped = || NoReadIndex::Stopped("the node is shutting down".to_owned());
         let (done, outcome) = oneshot::channel();
         self.waiting.send(done).await.map_err(|_| stopped())?;

@@ -23,7 +23,7 @@ use crate::storage::{self, ReceivedSnapshot, SnapshotHandle, SnapshotStore, Snap
 use crate::types::{MachineVersion, Member, NodeId, Quota, ReadableVersions, SnapshotMachines};
 
 /// A snapshot on its way through openraft.
-pub enum SnapshotData {
+pub(crate) enum SnapshotData {
     /// In its final place.
     Placed(SnapshotHandle),
     /// Received from the leader, complete, verified and read, but not in its place before openraft accepts it:
@@ -52,7 +52,7 @@ struct Content<V> {
 }
 
 /// What a snapshot held.
-pub struct Restored<M> {
+pub(crate) struct Restored<M> {
     /// The machine.
     pub machine: M,
     /// The sessions at this point.
@@ -60,7 +60,7 @@ pub struct Restored<M> {
 }
 
 /// Writes one view into a snapshot file.
-pub struct SnapshotBuilder<M: StateMachine> {
+pub(crate) struct SnapshotBuilder<M: StateMachine> {
     content: Arc<Content<M::View>>,
     membership: StoredMembership,
     machines: SnapshotMachines,
@@ -71,7 +71,7 @@ pub struct SnapshotBuilder<M: StateMachine> {
 impl<M: StateMachine> SnapshotBuilder<M> {
     /// A builder for the state `applied` with its `sessions`, at which `membership` was in effect, and these versions were
     /// agreed. Counts in `activity`.
-    pub fn new(
+    pub(crate) fn new(
         applied: Applied<M::View>,
         sessions: SessionTable,
         (membership, agreed): (StoredMembership, Vec<MachineVersion>),
@@ -84,7 +84,7 @@ impl<M: StateMachine> SnapshotBuilder<M> {
     }
 
     /// Closed when the snapshot is written or given up, and the state that it is taken of held no more.
-    pub fn written(&self) -> watch::Receiver<()> {
+    pub(crate) fn written(&self) -> watch::Receiver<()> {
         self.content.held.subscribe()
     }
 }
@@ -181,7 +181,7 @@ fn write<M: StateMachine>(
 /// [`StorageError::Corrupt`] when a checksum does not match, [`StorageError::Unreadable`] when the file cannot be read: then
 /// nothing is known of what it holds. [`StorageError::Version`] and [`StorageError::Undecodable`] when it is whole, and not
 /// for this program; [`StorageError::Machine`] when that is for a machine, or a version of it, that this build does not read.
-pub fn read<M: StateMachine>(handle: &SnapshotHandle) -> Result<Restored<M>, StorageError> {
+pub(crate) fn read<M: StateMachine>(handle: &SnapshotHandle) -> Result<Restored<M>, StorageError> {
     check_machines::<M>(handle)?;
     let (version, input) = match handle.open() {
         Ok(opened) => opened,
@@ -263,7 +263,7 @@ pub(crate) fn catch<T>(what: &str, work: impl FnOnce() -> io::Result<T>) -> io::
 ///
 /// # Errors
 /// Whatever placing and reading return; the node must stop.
-pub async fn install<M: StateMachine>(
+pub(crate) async fn install<M: StateMachine>(
     snapshot: SnapshotData,
     snapshots: Arc<dyn SnapshotStore>,
 ) -> io::Result<(Restored<M>, SnapshotHandle)> {
@@ -302,7 +302,7 @@ fn copy(handle: &SnapshotHandle, snapshots: &dyn SnapshotStore) -> io::Result<Re
 }
 
 /// openraft's form of a snapshot's meta data.
-pub fn meta(meta: &crate::storage::SnapshotMeta) -> type_config::SnapshotMeta {
+pub(crate) fn meta(meta: &crate::storage::SnapshotMeta) -> type_config::SnapshotMeta {
     type_config::SnapshotMeta {
         last_log_id: Some(type_config::log_id(meta.log_id)),
         last_membership: stored_membership(meta),
@@ -310,7 +310,7 @@ pub fn meta(meta: &crate::storage::SnapshotMeta) -> type_config::SnapshotMeta {
 }
 
 /// The membership in effect at the snapshot.
-pub fn stored_membership(meta: &crate::storage::SnapshotMeta) -> StoredMembership {
+pub(crate) fn stored_membership(meta: &crate::storage::SnapshotMeta) -> StoredMembership {
     if meta.membership.members.is_empty() {
         return StoredMembership::default();
     }

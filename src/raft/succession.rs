@@ -14,7 +14,7 @@ const CANDIDATES: usize = 64;
 
 /// Why a node leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Succession {
+pub(crate) enum Succession {
     /// No leader was known since this node started.
     Start,
     /// The leader before it was not heard of for an election timeout.

@@ -31,7 +31,7 @@ struct Marks {
 
 /// See the [module](self).
 #[derive(Debug, Default)]
-pub struct Timeline(Mutex<Marks>);
+pub(crate) struct Timeline(Mutex<Marks>);
 
 impl Timeline {
     fn marks(&self) -> MutexGuard<'_, Marks> {
@@ -40,7 +40,7 @@ impl Timeline {
 
     /// Everything up to `index` is known as of now. Positions that were known before stay as old as they are. Whether any of
     /// them is news.
-    pub fn note(&self, index: u64) -> bool {
+    pub(crate) fn note(&self, index: u64) -> bool {
         let mut marks = self.marks();
         if marks.last().is_some_and(|last| index <= last) {
             return false;
@@ -59,7 +59,7 @@ impl Timeline {
     }
 
     /// Positions after `index` are known no more.
-    pub fn cut(&self, index: Option<u64>) {
+    pub(crate) fn cut(&self, index: Option<u64>) {
         let mut marks = self.marks();
         let Marks { coarse, fine } = &mut *marks;
         for ring in [coarse, fine] {
@@ -77,7 +77,7 @@ impl Timeline {
     }
 
     /// For how long `index` has been known; `None` when it is not.
-    pub fn age(&self, index: u64) -> Option<Duration> {
+    pub(crate) fn age(&self, index: u64) -> Option<Duration> {
         let marks = self.marks();
         let first_from = |ring: &VecDeque<Mark>| {
             let place = ring.partition_point(|mark| mark.last < index);

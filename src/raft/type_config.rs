@@ -25,23 +25,23 @@ use crate::types::{self, Member, NodeId};
 pub struct TypeConfig;
 
 /// Identifies the leader of a term.
-pub type LeaderId = openraft::impls::leader_id_std::LeaderId<u64, NodeId>;
+pub(crate) type LeaderId = openraft::impls::leader_id_std::LeaderId<u64, NodeId>;
 /// The leader's part of a log id: its term.
-pub type CommittedLeaderId = <LeaderId as RaftLeaderId>::Committed;
+pub(crate) type CommittedLeaderId = <LeaderId as RaftLeaderId>::Committed;
 /// openraft's log id.
-pub type LogId = openraft::LogId<CommittedLeaderId>;
+pub(crate) type LogId = openraft::LogId<CommittedLeaderId>;
 /// openraft's vote.
-pub type Vote = openraft::impls::Vote<LeaderId>;
+pub(crate) type Vote = openraft::impls::Vote<LeaderId>;
 /// openraft's payload.
-pub type Payload = openraft::EntryPayload<Command, NodeId, Member>;
+pub(crate) type Payload = openraft::EntryPayload<Command, NodeId, Member>;
 /// openraft's entry.
-pub type Entry = openraft::Entry<CommittedLeaderId, Payload>;
+pub(crate) type Entry = openraft::Entry<CommittedLeaderId, Payload>;
 /// openraft's membership.
-pub type Membership = openraft::Membership<NodeId, Member>;
+pub(crate) type Membership = openraft::Membership<NodeId, Member>;
 /// A membership and where in the log it stands.
-pub type StoredMembership = openraft::StoredMembership<CommittedLeaderId, NodeId, Member>;
+pub(crate) type StoredMembership = openraft::StoredMembership<CommittedLeaderId, NodeId, Member>;
 /// What a snapshot covers.
-pub type SnapshotMeta = openraft::storage::SnapshotMeta<CommittedLeaderId, NodeId, Member>;
+pub(crate) type SnapshotMeta = openraft::storage::SnapshotMeta<CommittedLeaderId, NodeId, Member>;
 
 impl RaftTypeConfig for TypeConfig {
     type D = Command;
@@ -270,27 +270,27 @@ impl AsyncRuntime for Runtime {
 }
 
 /// openraft's form of `log_id`.
-pub fn log_id(log_id: types::LogId) -> LogId {
+pub(crate) fn log_id(log_id: types::LogId) -> LogId {
     LogId::new(LeaderId::new_committed(log_id.term, 0), log_id.index)
 }
 
 /// Our form of `log_id`.
-pub fn from_log_id(log_id: &LogId) -> types::LogId {
+pub(crate) fn from_log_id(log_id: &LogId) -> types::LogId {
     types::LogId::new(log_id.leader_id.term, log_id.index)
 }
 
 /// openraft's form of `vote`.
-pub fn vote(vote: types::Vote) -> Vote {
+pub(crate) fn vote(vote: types::Vote) -> Vote {
     Vote { leader_id: LeaderId::new(vote.term, vote.node_id), committed: vote.committed }
 }
 
 /// Our form of `vote`.
-pub fn from_vote(vote: &Vote) -> types::Vote {
+pub(crate) fn from_vote(vote: &Vote) -> types::Vote {
     types::Vote { term: vote.leader_id.term, node_id: vote.leader_id.voted_for, committed: vote.committed }
 }
 
 /// Who leads instead, according to openraft.
-pub fn leader(forward: ForwardToLeader<TypeConfig>) -> Option<Leader> {
+pub(crate) fn leader(forward: ForwardToLeader<TypeConfig>) -> Option<Leader> {
     match (forward.leader_id, forward.leader_node) {
         (Some(node_id), Some(member)) => Some(Leader { node_id, client: member.client }),
         _ => None,
@@ -298,7 +298,7 @@ pub fn leader(forward: ForwardToLeader<TypeConfig>) -> Option<Leader> {
 }
 
 /// Why the core has stopped, without openraft's names for where.
-pub fn fatal(fatal: &Fatal<TypeConfig>) -> String {
+pub(crate) fn fatal(fatal: &Fatal<TypeConfig>) -> String {
     match fatal {
         Fatal::StorageError(error) => match std::error::Error::source(error) {
             Some(source) => source.to_string(),
@@ -313,14 +313,14 @@ pub fn fatal(fatal: &Fatal<TypeConfig>) -> String {
 ///
 /// # Errors
 /// When a voter has no entry among the members, or there is no voter.
-pub fn membership(
+pub(crate) fn membership(
     membership: types::Membership,
 ) -> Result<Membership, openraft::errors::MembershipError<NodeId>> {
     Membership::new(membership.voters, membership.members)
 }
 
 /// Our form of `membership`.
-pub fn from_membership(membership: &Membership) -> types::Membership {
+pub(crate) fn from_membership(membership: &Membership) -> types::Membership {
     types::Membership {
         voters: membership.get_joint_config().clone(),
         members: membership.nodes().map(|(id, member)| (*id, member.clone())).collect(),
@@ -331,7 +331,7 @@ pub fn from_membership(membership: &Membership) -> types::Membership {
 ///
 /// # Errors
 /// As [`membership`].
-pub fn entry(entry: types::Entry) -> Result<Entry, openraft::errors::MembershipError<NodeId>> {
+pub(crate) fn entry(entry: types::Entry) -> Result<Entry, openraft::errors::MembershipError<NodeId>> {
     let payload = match entry.payload {
         types::Payload::Blank => Payload::Blank,
         types::Payload::Command(bytes) => Payload::Normal(Command::new(bytes)),
@@ -341,7 +341,7 @@ pub fn entry(entry: types::Entry) -> Result<Entry, openraft::errors::MembershipE
 }
 
 /// Our form of `entry`.
-pub fn from_entry(entry: Entry) -> types::Entry {
+pub(crate) fn from_entry(entry: Entry) -> types::Entry {
     let payload = match entry.payload {
         Payload::Blank => types::Payload::Blank,
         Payload::Normal(command) => types::Payload::Command(command.bytes),

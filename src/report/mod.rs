@@ -16,6 +16,7 @@
 //! What a report does not hold: counters, which are read where they are counted ([`Activity`](crate::engine::Activity) and its
 //! like), and settings.
 
+#[cfg(any(feature = "server", feature = "client"))]
 mod wire;
 
 use std::time::Duration;
@@ -115,6 +116,7 @@ impl NodeReport {
 
 /// How far a node's log and state reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
 pub struct Offsets {
     /// Index of its last log entry, durable or not.
     pub last_log: Option<u64>,
@@ -134,6 +136,7 @@ pub struct Offsets {
 
 /// Bytes of state; `None` where they are not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
 pub struct StateSize {
     /// How many there are, for a machine that counts them.
     pub bytes: Option<u64>,
@@ -145,6 +148,7 @@ pub struct StateSize {
 
 /// How far a node's state is behind what it knows to be committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
 pub struct Lag {
     /// Entries known to be committed and not yet applied.
     #[serde(rename = "operations")]
@@ -161,6 +165,7 @@ pub struct Lag {
 
 /// Open sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
 pub struct SessionsReport {
     /// How many.
     pub open: u64,
@@ -173,6 +178,7 @@ pub struct SessionsReport {
 
 /// Commands that were proposed on this node and are not yet applied, refused or lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct InFlight {
     /// How many.
     pub commands: u64,
@@ -231,6 +237,7 @@ impl MemberReport {
 
 /// What was carried between a node and one peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Carried {
     /// Bytes of messages sent to it.
     pub sent_bytes: u64,
@@ -248,6 +255,7 @@ pub struct Carried {
 
 /// A peer as its leader knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LedPeer {
     /// What to make of it.
     pub standing: PeerStanding,

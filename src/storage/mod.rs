@@ -22,12 +22,14 @@
 //! What it does not do: replicate, compare terms, decide what may be truncated.
 
 pub mod conformance;
+#[cfg_attr(not(feature = "sled"), allow(dead_code, unused_imports))] // its disk is sled, or one of a test
 mod durable_log;
 mod files;
 mod identity;
 pub(crate) mod lease;
 mod memory;
 mod progress;
+#[cfg(feature = "sled")]
 mod sled;
 mod snapshots;
 mod space;
@@ -38,8 +40,10 @@ use std::time::Duration;
 
 use crate::types::{Entry, LogId, Vote};
 
+#[cfg(feature = "sled")]
 #[doc(hidden)]
 pub use self::sled::{DiskEvent, Observer};
+#[cfg(feature = "sled")]
 pub use self::sled::{SledOptions, SledStore, ensure_power_safe};
 pub use durable_log::{FLUSH_BUCKETS_US, Failure, LogStats};
 pub(crate) use files::is_full;

@@ -51,6 +51,7 @@ struct Counts {
 
 /// How far a start is at one moment. Shown as a phrase such as `reading the log: 12 of 800 MiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StartedSoFar {
     /// What it is doing.
     pub step: StartStep,

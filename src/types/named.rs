@@ -12,6 +12,7 @@ macro_rules! named {
     ) => {
         $(#[$about])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
         pub enum $type { $($(#[$of])* $variant,)+ }
 
         impl $type {

@@ -52,7 +52,10 @@ impl ReadableVersions {
 ///
 /// # Errors
 /// When it does not read that.
-pub fn check_version(wrote: MachineVersion, reads: &[ReadableVersions]) -> Result<(), UnsupportedVersion> {
+pub(crate) fn check_version(
+    wrote: MachineVersion,
+    reads: &[ReadableVersions],
+) -> Result<(), UnsupportedVersion> {
     let reads = reads.iter().find(|reads| reads.machine == wrote.machine).copied();
     match reads.is_some_and(|reads| reads.contains(wrote.version)) {
         true => Ok(()),

@@ -3,11 +3,11 @@
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use quorate::engine::WriteOptions;
+use quorate::WriteOptions;
 use quorate::kv::machine::{KvAnswer, KvMachine, KvQuery};
-use quorate::machine::{Composed, DecodeError, Either, decode};
-use quorate::types::{MachineVersion, ReadLevel, SessionSlot};
 use quorate::{ApplyContext, Engine, EngineConfig, StateMachine};
+use quorate::{Composed, DecodeError, Either, decode};
+use quorate::{MachineVersion, ReadLevel, SessionSlot};
 use serde::{Deserialize, Serialize};
 
 use super::{CLUSTER, DEADLINE, OPENER, fixtures, in_session, put, tar};

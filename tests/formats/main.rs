@@ -24,10 +24,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorSet};
-use quorate::engine::WriteOptions;
+use quorate::WriteOptions;
 use quorate::kv::machine::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply, KvTxn, TxnOp};
-use quorate::types::{HistoryEpoch, QuotaSource, ReadLevel, SessionSlot};
 use quorate::{Engine, EngineConfig};
+use quorate::{HistoryEpoch, QuotaSource, ReadLevel, SessionSlot};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Who opens the session in it.
@@ -209,12 +209,25 @@ fn names(descriptors: &[u8]) -> BTreeMap<String, String> {
     names
 }
 
+/// Writing the code anew takes forty crates, so that only this is looked at here.
+#[test]
+fn the_protocol_code_is_that_of_the_definitions() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto");
+    let sources = std::fs::read_to_string(directory.join("generated/sources.txt")).unwrap();
+    assert!(sources.lines().count() >= 7);
+    for line in sources.lines() {
+        let (name, crc) = line.split_once(' ').unwrap();
+        let now = crc32fast::hash(&std::fs::read(directory.join(name)).unwrap());
+        assert_eq!(crc, format!("{now:08x}"), "{name} has changed; see proto/src/lib.rs");
+    }
+}
+
 /// What was once sent keeps its number, its type and its meaning: a node or client of an earlier version is understood.
 #[test]
 fn the_protocol_is_only_added_to() {
-    let now = names(quorate::proto::DESCRIPTORS);
+    let now = names(quorate::testkit::proto::DESCRIPTORS);
     if std::env::var_os("QUORATE_WRITE_FIXTURES").is_some() {
-        std::fs::write(fixtures().join("protocol-new.bin"), quorate::proto::DESCRIPTORS).unwrap();
+        std::fs::write(fixtures().join("protocol-new.bin"), quorate::testkit::proto::DESCRIPTORS).unwrap();
     }
     let earlier = names(&std::fs::read(fixtures().join("protocol-1.bin")).unwrap());
     assert!(earlier.len() > 200, "the fixture holds {} names", earlier.len());

@@ -2,9 +2,9 @@
 //! the one before is told so.
 
 use futures::StreamExt;
+use quorate::Reason;
 use quorate::kv::client::{Client, ClientError, Range, Scope};
-use quorate::reason::Reason;
-use quorate::types::{Bookmark, ReadLevel, ReadOptions};
+use quorate::{Bookmark, ReadLevel, ReadOptions};
 
 use crate::support::{DEADLINE, TestCluster};
 

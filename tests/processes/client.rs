@@ -191,7 +191,7 @@ async fn the_commands_do_what_their_help_says() {
     assert_eq!(run(&["del", "--prefix", "lo"]), "deleted 1\n");
     run(&["put", "brief", "x", "--ttl", "100ms"]);
     let health = run(&["health"]);
-    assert!(health.contains(quorate::types::Role::Leader.name()), "{health}");
+    assert!(health.contains(quorate::Role::Leader.name()), "{health}");
 
     let line = || lines.recv_timeout(DEADLINE).expect("the watch hangs");
     let seen: Vec<_> = (0..5).map(|_| line()).collect();

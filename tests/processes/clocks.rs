@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use quorate::ReadLevel;
 use quorate::kv::client::{Item, Scope, WriteOptions};
-use quorate::types::ReadLevel;
 use quorate_cluster::Cluster;
 
 use crate::support::{DEADLINE, QUORATE, TestCluster, client, eventually, outcome, output, spec};

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use quorate::types::Role;
+use quorate::Role;
 use quorate_cluster::{ClusterSpec, NodeRecord};
 
 use crate::support::{Outcome, QUORATE, eventually, outcome, spec};

@@ -12,7 +12,7 @@ use quorate::ReadLevel;
 use quorate::kv::client::{
     Client, ClientConfig, ClientError, Endpoint, Range, ReadPreference, Reason, Scope,
 };
-use quorate::types::DiskState;
+use quorate::store::DiskState;
 use quorate_cluster::Cluster;
 use quorate_disk::{Fault, FaultyDisk, SmallDisk, mounted};
 

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use quorate::kv::client::Scope;
-use quorate::proto::v1::kv_client::KvClient;
-use quorate::proto::v1::{Failure, Freshness, GetRequest, PutRequest, ReadLevel, Reason};
+use quorate::testkit::proto::v1::kv_client::KvClient;
+use quorate::testkit::proto::v1::{Failure, Freshness, GetRequest, PutRequest, ReadLevel, Reason};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -35,7 +35,7 @@ async fn read(kv: &mut KvClient<Channel>, request: GetRequest) -> Result<u64, St
 }
 
 fn failure(status: &Status) -> Failure {
-    quorate::proto::details::failure(status.details()).unwrap()
+    quorate::testkit::proto::details::failure(status.details()).unwrap()
 }
 
 /// A leader falls asleep in the middle of its lease, and wakes when another one has acknowledged a write. It does not

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorate::LogId;
-use quorate::storage::conformance::{self, Broken, Effort, Promise, Rig};
-use quorate::storage::{Completion, LogBounds, LogStore};
-use quorate::types::{Entry, Membership, Payload, Vote};
+use quorate::Membership;
+use quorate::store::{Completion, LogBounds, LogStore};
+use quorate::store::{Entry, Payload, Vote};
+use quorate::testkit::conformance::{self, Broken, Effort, Promise, Rig};
 use quorate_disk::{Cut, ForgetfulDisk, Names, mounted};
 use serde::{Deserialize, Serialize};
 

@@ -13,9 +13,9 @@ use std::sync::{Arc, mpsc};
 
 use bytes::Bytes;
 use quorate::LogId;
-use quorate::error::StorageError;
-use quorate::storage::{DataDir, LogBounds, LogStore, SledOptions, SledStore};
-use quorate::types::{Entry, Payload};
+use quorate::StorageError;
+use quorate::store::{DataDir, LogBounds, LogStore, SledOptions, SledStore};
+use quorate::store::{Entry, Payload};
 use quorate_cluster::{Cluster, ClusterError};
 use quorate_disk::{Cut, ForgetfulDisk, Image, Names, Part, Read, mounted};
 

@@ -1,9 +1,9 @@
 //! One client that opens all sessions there are, and everybody else.
 
 use quorate::kv::client::{ClientError, Reason, Scope};
-use quorate::proto::v1::tagged_request::Request;
-use quorate::proto::v1::tagged_response::Response;
-use quorate::proto::v1::{
+use quorate::testkit::proto::v1::tagged_request::Request;
+use quorate::testkit::proto::v1::tagged_response::Response;
+use quorate::testkit::proto::v1::{
     Failure, OpenSessionRequest, PipelineRequest, PipelineResponse, TaggedRequest, kv_client::KvClient,
 };
 use serde_json::Value;

@@ -143,7 +143,7 @@ async fn commands_end_with_their_codes() {
     eventually("the cluster leads", async || {
         let mut status = std::process::Command::new(crate::support::QUORATE);
         status.args(["--endpoints", &spec.endpoints().join(","), "status"]);
-        outcome(status).stdout.contains(quorate::types::Role::Leader.name())
+        outcome(status).stdout.contains(quorate::Role::Leader.name())
     })
     .await;
     let pid = child.id().to_string();

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use quorate::proto::v1::GetRequest;
-use quorate::proto::v1::kv_client::KvClient;
-use quorate::types::DiskState;
+use quorate::store::DiskState;
+use quorate::testkit::proto::v1::GetRequest;
+use quorate::testkit::proto::v1::kv_client::KvClient;
 use quorate_cluster::{Cluster, Node};
 use quorate_disk::{SmallDisk, mounted};
 

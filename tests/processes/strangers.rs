@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use quorate::proto::peer::peer_client::PeerClient;
-use quorate::proto::peer::{
+use quorate::testkit::proto::peer::peer_client::PeerClient;
+use quorate::testkit::proto::peer::{
     AppendRequest, Entry, Hello, IdentifyRequest, LogId, Member, Membership, Request, SnapshotPiece,
     TransferLeaderRequest, Vote, VoteRequest, VoterSet, entry, request, response,
 };
@@ -16,7 +16,7 @@ use tonic::{Code, Status, Streaming};
 use crate::support::{DEADLINE, TestCluster, client, eventually, output, spec};
 
 /// The protocol's version.
-const VERSION: u32 = quorate::raft::network::PROTOCOL_VERSION;
+const VERSION: u32 = quorate::transport::PROTOCOL_VERSION;
 /// A call that takes longer is not answered.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -56,7 +56,7 @@ async fn identify(node: &Node, hello: Hello, founders: &[(u64, String)]) -> Resu
 /// A connection as a member has it.
 struct Line {
     requests: tokio::sync::mpsc::Sender<Request>,
-    answers: Streaming<quorate::proto::peer::Response>,
+    answers: Streaming<quorate::testkit::proto::peer::Response>,
     next_id: u64,
 }
 

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use quorate::types::{MemberKind, PeerStanding, Role};
+use quorate::{MemberKind, PeerStanding, Role};
 use quorate_cluster::Node;
 use serde_json::{Value, json};
 

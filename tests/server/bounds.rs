@@ -14,10 +14,10 @@ use futures::stream::FuturesUnordered;
 use h2::client::SendRequest;
 use h2::{RecvStream, SendStream};
 use prost::Message;
-use quorate::proto::v1::admin_client::AdminClient;
-use quorate::proto::v1::kv_client::KvClient;
-use quorate::proto::v1::tagged_request::Request;
-use quorate::proto::v1::{
+use quorate::testkit::proto::v1::admin_client::AdminClient;
+use quorate::testkit::proto::v1::kv_client::KvClient;
+use quorate::testkit::proto::v1::tagged_request::Request;
+use quorate::testkit::proto::v1::{
     DeleteRangeRequest, GetRequest, PipelineRequest, PipelineResponse, PutRequest, RangeRequest,
     StatusRequest, TaggedRequest, WatchRequest,
 };
@@ -481,10 +481,13 @@ async fn small_reads_in_large_messages_cost_little() {
     let get = || GetRequest { key: "k0".into(), ..Default::default() };
     let on_kv =
         PipelineRequest { requests: vec![TaggedRequest { tag: 1, request: Some(Request::Get(get())) }] };
-    let payload = quorate::proto::v1::call::Content::Payload(get().encode_to_vec().into());
-    let call =
-        quorate::proto::v1::Call { method: "get".to_owned(), content: Some(payload), ..Default::default() };
-    let on_any = quorate::proto::v1::PipelineCalls { calls: vec![call] };
+    let payload = quorate::testkit::proto::v1::call::Content::Payload(get().encode_to_vec().into());
+    let call = quorate::testkit::proto::v1::Call {
+        method: "get".to_owned(),
+        content: Some(payload),
+        ..Default::default()
+    };
+    let on_any = quorate::testkit::proto::v1::PipelineCalls { calls: vec![call] };
     for (path, message) in [
         ("/quorate.v1.Kv/Pipeline", on_kv.encode_to_vec()),
         ("/quorate.v1.Pipeline/Run", on_any.encode_to_vec()),

@@ -4,15 +4,15 @@ use std::io::{self, Read, Write};
 
 use bytes::Bytes;
 use prost::Message;
-use quorate::call::Rejected;
+use quorate::Composed;
+use quorate::Quota;
 use quorate::client::{Client, ClientConfig, WriteOptions};
-use quorate::door::{Call, Guest, Method};
 use quorate::kv::Kv;
 use quorate::kv::machine::KvMachine;
-use quorate::machine::Composed;
-use quorate::node::Server;
-use quorate::proto::v1::{GetRequest, GetResponse, PutRequest, PutResponse};
-use quorate::types::Quota;
+use quorate::server::Rejected;
+use quorate::server::Server;
+use quorate::server::{Call, Guest, Method};
+use quorate::testkit::proto::v1::{GetRequest, GetResponse, PutRequest, PutResponse};
 use quorate::{ApplyContext, Engine, EngineConfig, LogId, ReadLevel, StateMachine};
 use tokio::sync::oneshot;
 

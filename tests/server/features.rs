@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use quorate::proto::v1::compare::{Comparison, Target};
-use quorate::proto::v1::event::Kind;
-use quorate::proto::v1::kv_client::KvClient;
-use quorate::proto::v1::txn_operation::Operation;
-use quorate::proto::v1::txn_result::Result as TxnAnswer;
-use quorate::proto::v1::{
+use quorate::testkit::proto::v1::compare::{Comparison, Target};
+use quorate::testkit::proto::v1::event::Kind;
+use quorate::testkit::proto::v1::kv_client::KvClient;
+use quorate::testkit::proto::v1::txn_operation::Operation;
+use quorate::testkit::proto::v1::txn_result::Result as TxnAnswer;
+use quorate::testkit::proto::v1::{
     AckLevel, CloseSessionRequest, Compare, DeleteRangeRequest, Event, Failure, GetRequest,
     OpenSessionRequest, Position, PutRequest, RangeRequest, ReadLevel, Reason, TxnGet, TxnOperation, TxnPut,
     TxnRequest, WatchRequest, WatchResponse, WriteOptions,
@@ -32,7 +32,7 @@ async fn value(kv: &mut Kv, key: &str) -> Option<String> {
 }
 
 fn failure(status: &Status) -> Failure {
-    quorate::proto::details::failure(status.details()).unwrap()
+    quorate::testkit::proto::details::failure(status.details()).unwrap()
 }
 
 /// Events of `watch` until there are `count`, in order, and where to go on.
@@ -136,7 +136,7 @@ async fn every_read_level_answers_on_a_leader() {
             assert_eq!(found.item.unwrap().value, "v", "{level:?}");
         }
         let after_index = u64::MAX;
-        let freshness = Some(quorate::proto::v1::Freshness { after_index, ..Default::default() });
+        let freshness = Some(quorate::testkit::proto::v1::Freshness { after_index, ..Default::default() });
         let status =
             kv.get(GetRequest { key: "k".into(), freshness, ..Default::default() }).await.unwrap_err();
         assert_eq!((status.code(), failure(&status).reason()), (Code::OutOfRange, Reason::Ahead));

@@ -17,11 +17,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use quorate::kv::machine::KvMachine;
-use quorate::proto::v1::admin_client::AdminClient;
-use quorate::proto::v1::kv_client::KvClient;
-use quorate::proto::v1::tagged_request::Request;
-use quorate::proto::v1::tagged_response::Response;
-use quorate::proto::v1::{
+use quorate::testkit::proto::v1::admin_client::AdminClient;
+use quorate::testkit::proto::v1::kv_client::KvClient;
+use quorate::testkit::proto::v1::tagged_request::Request;
+use quorate::testkit::proto::v1::tagged_response::Response;
+use quorate::testkit::proto::v1::{
     GetRequest, PipelineRequest, PutRequest, StatusRequest, StatusResponse, TaggedRequest,
 };
 use quorate::{Engine, EngineConfig};

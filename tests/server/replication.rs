@@ -5,11 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use quorate::kv::machine::KvMachine;
-use quorate::proto::peer::{LogId, Request, SnapshotPiece, Vote, request, response};
-use quorate::proto::v1::SnapshotRequest;
-use quorate::proto::v1::admin_client::AdminClient;
-use quorate::types::Role;
-use quorate::{Engine, EngineConfig};
+use quorate::testkit::proto::peer::{LogId, Request, SnapshotPiece, Vote, request, response};
+use quorate::testkit::proto::v1::SnapshotRequest;
+use quorate::testkit::proto::v1::admin_client::AdminClient;
+use quorate::{Engine, EngineConfig, Role};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -81,8 +80,8 @@ async fn a_setting_takes_effect_at_once_and_shows() {
         let path = "/replication/configure";
         let (code, answer) = json_of(address, "POST", path, r#"{"max_command_bytes": 1024}"#).await;
         assert_eq!((code, &answer["settings"]["max_command_bytes"]), (200, &json!(1024)));
-        let mut kv = quorate::proto::v1::kv_client::KvClient::new(crate::channel(address).await);
-        let put = quorate::proto::v1::PutRequest {
+        let mut kv = quorate::testkit::proto::v1::kv_client::KvClient::new(crate::channel(address).await);
+        let put = quorate::testkit::proto::v1::PutRequest {
             key: "k".into(),
             value: vec![0; 1024].into(),
             ..Default::default()
@@ -112,7 +111,7 @@ async fn snapshots_that_are_not_taken_are_counted() {
     let engine = engine.await.unwrap();
     let (requests, arrivals) = mpsc::channel(8);
     let (answers, mut responses) = mpsc::channel(8);
-    let serving = quorate::runtime::spawn(engine.peer_door().serve(2, arrivals.into(), answers));
+    let serving = quorate::testkit::runtime::spawn(engine.peer_door().serve(2, arrivals.into(), answers));
     for (id, offset) in [(1, 0), (2, 5)] {
         let body = Some(request::Body::Snapshot(SnapshotPiece { offset, ..Default::default() }));
         requests.send(Request { id, body }).await.unwrap();

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use futures::future::join_all;
-use quorate::error::FatalError;
+use quorate::FatalError;
+use quorate::Role;
 use quorate::kv::machine::KvMachine;
-use quorate::types::Role;
 use quorate::{Engine, EngineConfig};
 use tokio::time::timeout;
 
@@ -70,9 +70,8 @@ async fn panics(name: &'static str) {
         }
     };
     timeout(DEADLINE, found).await.unwrap_or_else(|_| panic!("{name} does not run"));
-    let mut state = node.watch();
-    let told = timeout(DEADLINE, state.wait_for(|state| state.fatal.is_some())).await;
-    let told = told.unwrap_or_else(|_| panic!("nothing came of a panic in {name}")).unwrap().clone();
+    let told = timeout(DEADLINE, node.wait_for(|state| state.fatal.is_some())).await;
+    let told = told.unwrap_or_else(|_| panic!("nothing came of a panic in {name}")).unwrap();
     let failure = format!("has panicked: task {name} was made to panic");
     assert_eq!(told.fatal, Some(FatalError::Task { name, failure }));
     assert_eq!(told.role, Role::Stopped);

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use quorate::error::StorageError;
-use quorate::runtime::TaskGroup;
-use quorate::storage::{
+use quorate::LogId;
+use quorate::StorageError;
+use quorate::store::{
     Completion, LogBounds, LogStore, MemoryDisk, MemorySnapshots, MemoryStore, SnapshotHandle, SnapshotMeta,
     SnapshotReceiver, SnapshotStore, SnapshotWriter, SyncMode,
 };
-use quorate::types::{Entry, LogId, Vote};
+use quorate::store::{Entry, Vote};
+use quorate::testkit::runtime::TaskGroup;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::sync::Notify;
 

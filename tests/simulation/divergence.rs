@@ -5,12 +5,12 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate::engine::{Engine, EngineConfig, EngineParts};
-use quorate::error::ReadError;
-use quorate::machine::{ApplyContext, StateMachine};
-use quorate::runtime::TaskGroup;
-use quorate::storage::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
-use quorate::types::{Divergence, Incarnation, NodeId, ReadLevel, Role};
+use quorate::ReadError;
+use quorate::store::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
+use quorate::testkit::runtime::TaskGroup;
+use quorate::{ApplyContext, StateMachine};
+use quorate::{Divergence, Incarnation, NodeId, ReadLevel, Role};
+use quorate::{Engine, EngineConfig, EngineParts};
 
 use crate::network::{Network, SimTransport, address};
 use crate::trace::Trace;
@@ -64,15 +64,13 @@ async fn start(network: &Arc<Network>, more: [u64; 3]) -> Nodes {
     for (node_id, more) in (1..).zip(more) {
         let mut config = EngineConfig::new(node_id, "", address(node_id));
         config.initial_members = (1..=3).map(|id| (id, address(id))).collect();
-        let parts = EngineParts {
+        let parts = EngineParts::new(
             config,
-            incarnation: Incarnation(u128::from(node_id)),
-            log: Arc::new(MemoryStore::open(&MemoryDisk::new(SyncMode::Immediate))),
-            snapshots: Arc::new(MemorySnapshots::new()),
-            transport: Arc::new(SimTransport { network: network.clone(), node_id }),
-            promised_lease_ms: 0,
-            memory_bytes: None,
-        };
+            Incarnation(u128::from(node_id)),
+            Arc::new(MemoryStore::open(&MemoryDisk::new(SyncMode::Immediate))),
+            Arc::new(MemorySnapshots::new()),
+            Arc::new(SimTransport { network: network.clone(), node_id }),
+        );
         let group = Arc::new(TaskGroup::default());
         let engine = group.spawn(Engine::start(parts, Sum { sum: 0, more })).await.unwrap().unwrap();
         network.open_door(node_id, engine.peer_door(), group);
@@ -119,7 +117,7 @@ fn run<T>(seed: u64, more: [u64; 3], test: impl AsyncFnOnce(Nodes) -> T) -> T {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let _guard = quorate::runtime::simulate(seed);
+        let _guard = quorate::testkit::runtime::simulate(seed);
         let network = Network::new(seed, Arc::new(Trace::new(false)));
         let nodes = start(&network, more).await;
         eventually("all are ready", &nodes, |nodes| nodes.values().all(|node| node.state().is_ready())).await;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use quorate::types::NodeId;
+use quorate::NodeId;
 use rand::{RngExt, rngs::SmallRng};
 
 use crate::network::Weather;

@@ -9,17 +9,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use quorate::engine::{Engine, EngineConfig, EngineParts};
 use quorate::kv::machine::{KvCommand, KvMachine};
-use quorate::proto::peer::{self as proto, Request, Response, entry, request, response};
-use quorate::raft::clock::Reading;
-use quorate::raft::envelope;
-use quorate::raft::network::{
+use quorate::store::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
+use quorate::testkit::clock::Reading;
+use quorate::testkit::envelope;
+use quorate::testkit::proto::peer::{self as proto, Request, Response, entry, request, response};
+use quorate::transport::{
     Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, PROTOCOL_VERSION, Purpose, Target,
     Transport,
 };
-use quorate::storage::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
-use quorate::types::{Incarnation, Role};
+use quorate::{Engine, EngineConfig, EngineParts};
+use quorate::{Incarnation, Role};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
 use tokio::sync::mpsc;
@@ -203,15 +203,13 @@ async fn start(disk: &MemoryDisk) -> Engine<KvMachine> {
     config.cluster = CLUSTER.to_owned();
     config.join = true;
     config.initial_members.clear();
-    let parts = EngineParts {
+    let parts = EngineParts::new(
         config,
-        incarnation: Incarnation(1),
-        log: Arc::new(MemoryStore::open(disk)),
-        snapshots: Arc::new(MemorySnapshots::new()),
-        transport: Arc::new(Nowhere),
-        promised_lease_ms: 0,
-        memory_bytes: None,
-    };
+        Incarnation(1),
+        Arc::new(MemoryStore::open(disk)),
+        Arc::new(MemorySnapshots::new()),
+        Arc::new(Nowhere),
+    );
     Engine::start(parts, KvMachine::default()).await.unwrap()
 }
 
@@ -334,7 +332,7 @@ fn a_leader_that_was_deposed_is_told_of_the_newer_term() {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        let _guard = quorate::runtime::simulate(1);
+        let _guard = quorate::testkit::runtime::simulate(1);
         let engine = start(&MemoryDisk::new(SyncMode::Immediate)).await;
         let mut line = Line::open(&engine);
         take_in(&mut line).await;
@@ -373,7 +371,7 @@ fn no_message_of_a_peer_ends_a_node() {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let counts = runtime.block_on(async move {
-            let _guard = quorate::runtime::simulate(seed);
+            let _guard = quorate::testkit::runtime::simulate(seed);
             survives(seed).await
         });
         refused += counts.0;

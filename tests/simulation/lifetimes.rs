@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate::engine::{Engine, WriteOptions};
-use quorate::error::WriteError;
+use quorate::ReadLevel;
+use quorate::WriteError;
 use quorate::kv::machine::{Item, KvAnswer, KvCommand, KvMachine, KvQuery};
-use quorate::types::ReadLevel;
+use quorate::{Engine, WriteOptions};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::time::{Instant, timeout};
 

@@ -48,7 +48,7 @@ fn run(seed: u64, scenario: Scenario) -> Outcome {
         .build()
         .unwrap();
     runtime.block_on(async move {
-        let _guard = quorate::runtime::simulate(seed);
+        let _guard = quorate::testkit::runtime::simulate(seed);
         World::new(seed, scenario).run().await
     })
 }
@@ -200,7 +200,7 @@ fn in_world<F: Future<Output = ()>>(seed: u64, run: impl FnOnce(World) -> F) {
         .build()
         .unwrap();
     runtime.block_on(async move {
-        let _guard = quorate::runtime::simulate(seed);
+        let _guard = quorate::testkit::runtime::simulate(seed);
         run(World::new(seed, Scenario::default())).await;
     });
 }

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use quorate::raft::network::{
+use quorate::NodeId;
+use quorate::testkit::runtime::TaskGroup;
+use quorate::transport::{
     CONNECTION_REQUESTS, Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, PeerDoor, Purpose,
     Request, Response, Target, Transport,
 };
-use quorate::runtime::TaskGroup;
-use quorate::types::NodeId;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::sync::mpsc;
 use tokio::time::Instant;

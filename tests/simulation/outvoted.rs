@@ -5,11 +5,11 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate::engine::{Engine, EngineConfig, EngineParts, SnapshotPolicy};
-use quorate::machine::{ApplyContext, StateMachine};
-use quorate::runtime::TaskGroup;
-use quorate::storage::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
-use quorate::types::{Incarnation, NodeId, ReadLevel, Role};
+use quorate::store::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
+use quorate::testkit::runtime::TaskGroup;
+use quorate::{ApplyContext, StateMachine};
+use quorate::{Engine, EngineConfig, EngineParts, SnapshotPolicy};
+use quorate::{Incarnation, NodeId, ReadLevel, Role};
 
 use crate::network::{Network, SimTransport, address};
 use crate::trace::Trace;
@@ -81,15 +81,13 @@ impl Cluster {
             let mut config = EngineConfig::new(node_id, "", address(node_id));
             config.initial_members = NODES.map(|id| (id, address(id))).into();
             config.snapshots = snapshots.clone();
-            let parts = EngineParts {
+            let parts = EngineParts::new(
                 config,
-                incarnation: Incarnation(u128::from(node_id)),
-                log: Arc::new(MemoryStore::open(&MemoryDisk::new(SyncMode::Immediate))),
-                snapshots: Arc::new(MemorySnapshots::new()),
-                transport: Arc::new(SimTransport { network: network.clone(), node_id }),
-                promised_lease_ms: 0,
-                memory_bytes: None,
-            };
+                Incarnation(u128::from(node_id)),
+                Arc::new(MemoryStore::open(&MemoryDisk::new(SyncMode::Immediate))),
+                Arc::new(MemorySnapshots::new()),
+                Arc::new(SimTransport { network: network.clone(), node_id }),
+            );
             let group = Arc::new(TaskGroup::default());
             let machine = Count { count: 0, flips: node_id == ODD };
             let engine = group.spawn(Engine::start(parts, machine)).await.unwrap().unwrap();
@@ -168,7 +166,7 @@ fn run<F: Future<Output = ()>>(test: impl Fn(u64) -> F) {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let _guard = quorate::runtime::simulate(seed);
+            let _guard = quorate::testkit::runtime::simulate(seed);
             test(seed).await;
         });
     }

@@ -5,12 +5,12 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate::engine::{Engine, EngineConfig, EngineParts, NewMember};
-use quorate::error::{FatalError, OpenError};
-use quorate::machine::{ApplyContext, StateMachine};
-use quorate::runtime::TaskGroup;
-use quorate::storage::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
-use quorate::types::{Incarnation, NodeId, ReadLevel, Role};
+use quorate::store::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
+use quorate::testkit::runtime::TaskGroup;
+use quorate::{ApplyContext, StateMachine};
+use quorate::{Engine, EngineConfig, EngineParts, NewMember};
+use quorate::{FatalError, OpenError};
+use quorate::{Incarnation, NodeId, ReadLevel, Role};
 
 use crate::network::{Network, SimTransport, address};
 use crate::trace::Trace;
@@ -82,15 +82,13 @@ impl Cluster {
             if config.join { BTreeMap::new() } else { NODES.map(|id| (id, address(id))).into() };
         let new = || (MemoryDisk::new(SyncMode::Immediate), Arc::new(MemorySnapshots::new()));
         let (log, snapshots) = self.disks.entry(node_id).or_insert_with(new);
-        let parts = EngineParts {
+        let parts = EngineParts::new(
             config,
-            incarnation: Incarnation(u128::from(node_id)),
-            log: Arc::new(MemoryStore::open(log)),
-            snapshots: snapshots.clone(),
-            transport: Arc::new(SimTransport { network: self.network.clone(), node_id }),
-            promised_lease_ms: 0,
-            memory_bytes: None,
-        };
+            Incarnation(u128::from(node_id)),
+            Arc::new(MemoryStore::open(log)),
+            snapshots.clone(),
+            Arc::new(SimTransport { network: self.network.clone(), node_id }),
+        );
         let group = Arc::new(TaskGroup::default());
         let engine = group.spawn(Engine::start(parts, Sum(start.state))).await.unwrap()?;
         self.network.open_door(node_id, engine.peer_door(), group.clone());
@@ -152,7 +150,7 @@ fn simulated<T>(seed: u64, test: impl AsyncFnOnce(Cluster) -> T) -> T {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let _guard = quorate::runtime::simulate(seed);
+        let _guard = quorate::testkit::runtime::simulate(seed);
         let network = Network::new(seed, Arc::new(Trace::new(false)));
         test(Cluster { network, disks: BTreeMap::new(), nodes: BTreeMap::new() }).await
     })

@@ -6,12 +6,12 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate::engine::{Engine, EngineConfig, EngineParts};
-use quorate::error::FatalError;
-use quorate::machine::{ApplyContext, StateMachine};
-use quorate::runtime::TaskGroup;
-use quorate::storage::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
-use quorate::types::{Incarnation, NodeId, Role};
+use quorate::FatalError;
+use quorate::store::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
+use quorate::testkit::runtime::TaskGroup;
+use quorate::{ApplyContext, StateMachine};
+use quorate::{Engine, EngineConfig, EngineParts};
+use quorate::{Incarnation, NodeId, Role};
 
 use crate::network::{Network, SimTransport, address};
 use crate::trace::Trace;
@@ -68,15 +68,14 @@ impl Cluster {
         for node_id in NODES {
             let mut config = EngineConfig::new(node_id, "", address(node_id));
             config.initial_members = NODES.map(|id| (id, address(id))).into();
-            let parts = EngineParts {
+            let mut parts = EngineParts::new(
                 config,
-                incarnation: Incarnation(u128::from(node_id)),
-                log: Arc::new(MemoryStore::open(&MemoryDisk::new(SyncMode::Immediate))),
-                snapshots: Arc::new(MemorySnapshots::new()),
-                transport: Arc::new(SimTransport { network: network.clone(), node_id }),
-                promised_lease_ms: 0,
-                memory_bytes: Some(1 << 30),
-            };
+                Incarnation(u128::from(node_id)),
+                Arc::new(MemoryStore::open(&MemoryDisk::new(SyncMode::Immediate))),
+                Arc::new(MemorySnapshots::new()),
+                Arc::new(SimTransport { network: network.clone(), node_id }),
+            );
+            parts.memory_bytes = Some(1 << 30);
             let group = Arc::new(TaskGroup::default());
             let engine = group.spawn(Engine::start(parts, Count::default())).await.unwrap().unwrap();
             network.open_door(node_id, engine.peer_door(), group);
@@ -126,7 +125,7 @@ fn simulated<T>(test: impl Future<Output = T>) -> T {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let _guard = quorate::runtime::simulate(0);
+        let _guard = quorate::testkit::runtime::simulate(0);
         test.await
     })
 }
@@ -206,10 +205,9 @@ fn a_panic_in_any_task_ends_the_node_and_names_the_task() {
     for name in names {
         simulated(async {
             let (cluster, broken, served) = with_panic(name).await;
-            let mut state = broken.watch();
-            let fatal = state.wait_for(|state| state.fatal.is_some());
+            let fatal = broken.wait_for(|state| state.fatal.is_some());
             let told = tokio::time::timeout(PATIENCE, fatal).await;
-            let told = told.unwrap_or_else(|_| panic!("nothing came of a panic in {name}")).unwrap().clone();
+            let told = told.unwrap_or_else(|_| panic!("nothing came of a panic in {name}")).unwrap();
             let failure = format!("has panicked: task {name} was made to panic");
             assert_eq!(told.fatal, Some(FatalError::Task { name, failure }));
             assert_eq!((told.role, told.leader.is_some()), (Role::Stopped, false), "{name}");

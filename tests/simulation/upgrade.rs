@@ -5,12 +5,12 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate::engine::{Engine, EngineConfig, EngineParts, NodeState, SnapshotPolicy};
-use quorate::error::{FatalError, OpenError, WriteError};
-use quorate::machine::{ApplyContext, Composed, Either, StateMachine};
-use quorate::runtime::TaskGroup;
-use quorate::storage::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
-use quorate::types::{Incarnation, MachineVersion, NodeId, ReadLevel, Role};
+use quorate::store::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
+use quorate::testkit::runtime::TaskGroup;
+use quorate::{ApplyContext, Composed, Either, StateMachine};
+use quorate::{Engine, EngineConfig, EngineParts, NodeState, SnapshotPolicy};
+use quorate::{FatalError, OpenError, WriteError};
+use quorate::{Incarnation, MachineVersion, NodeId, ReadLevel, Role};
 use serde::{Deserialize, Serialize};
 
 use crate::network::{Network, SimTransport, address};
@@ -205,15 +205,13 @@ impl Cluster {
             log: MemoryDisk::new(SyncMode::Immediate),
             snapshots: Arc::new(MemorySnapshots::new()),
         });
-        EngineParts {
+        EngineParts::new(
             config,
-            incarnation: Incarnation(u128::from(node_id)),
-            log: Arc::new(MemoryStore::open(&disk.log)),
-            snapshots: disk.snapshots.clone(),
-            transport: Arc::new(SimTransport { network: self.network.clone(), node_id }),
-            promised_lease_ms: 0,
-            memory_bytes: None,
-        }
+            Incarnation(u128::from(node_id)),
+            Arc::new(MemoryStore::open(&disk.log)),
+            disk.snapshots.clone(),
+            Arc::new(SimTransport { network: self.network.clone(), node_id }),
+        )
     }
 
     async fn start_old(&mut self, node_id: NodeId) -> Result<(), OpenError> {
@@ -346,7 +344,7 @@ fn founded_by<T>(seed: u64, upgraded: &[NodeId], test: impl AsyncFnOnce(Cluster)
         .build()
         .unwrap();
     runtime.block_on(async {
-        let _guard = quorate::runtime::simulate(seed);
+        let _guard = quorate::testkit::runtime::simulate(seed);
         let mut cluster = Cluster::new(seed);
         for node_id in NODES {
             match upgraded.contains(&node_id) {
@@ -493,7 +491,7 @@ fn a_node_that_is_too_old_for_what_is_committed_stops_and_goes_on_once_it_is_upg
                     .await;
             }
             cluster.start_old(4).await.unwrap();
-            let member = quorate::engine::NewMember { node_id: 4, peer: address(4) };
+            let member = quorate::NewMember { node_id: 4, peer: address(4) };
             let leader = cluster.new_leader().unwrap().clone();
             leader.add_member(member, false, PATIENCE).await.unwrap();
             cluster.until("it stops", |cluster| {

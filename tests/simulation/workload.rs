@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorate::Session;
-use quorate::engine::{Engine, WriteOptions};
-use quorate::error::{ReadError, WriteError};
 use quorate::kv::machine::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply};
-use quorate::types::{NodeId, ReadLevel, Role};
+use quorate::{Engine, WriteOptions};
+use quorate::{NodeId, ReadLevel, Role};
+use quorate::{ReadError, WriteError};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::time::Instant;
 use tokio::time::error::Elapsed;

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate::engine::{Engine, EngineConfig, EngineParts, SnapshotPolicy};
 use quorate::kv::machine::{KvAnswer, KvMachine, KvQuery};
-use quorate::runtime::TaskGroup;
-use quorate::types::{Incarnation, NodeId, ReadLevel};
+use quorate::testkit::runtime::TaskGroup;
+use quorate::{Engine, EngineConfig, EngineParts, SnapshotPolicy};
+use quorate::{Incarnation, NodeId, ReadLevel};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::time::Instant;
 
@@ -222,15 +222,15 @@ impl World {
         node.promised_lease_ms = node.promised_lease_ms.max(lease_ms);
         config.snapshots =
             SnapshotPolicy { every_entries: 40, keep_entries: 10, ..SnapshotPolicy::default() };
-        let parts = EngineParts {
+        let mut parts = EngineParts::new(
             config,
-            incarnation: Incarnation(node.incarnation),
-            log: node.disk.open_log(&group),
-            snapshots: node.disk.snapshots(),
-            transport: Arc::new(SimTransport { network: self.network.clone(), node_id: id }),
-            promised_lease_ms: node.promised_lease_ms,
-            memory_bytes: Some((500 + id) << 20),
-        };
+            Incarnation(node.incarnation),
+            node.disk.open_log(&group),
+            node.disk.snapshots(),
+            Arc::new(SimTransport { network: self.network.clone(), node_id: id }),
+        );
+        parts.promised_lease_ms = node.promised_lease_ms;
+        parts.memory_bytes = Some((500 + id) << 20);
         let engine = group.spawn(Engine::start(parts, KvMachine::default())).await.unwrap();
         let engine = engine.unwrap_or_else(|error| panic!("node {id} does not start: {error}"));
         self.network.open_door(id, engine.peer_door(), group.clone());

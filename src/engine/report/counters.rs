@@ -36,6 +36,7 @@ impl Drop for Waiting<'_> {
 
 /// What the engine counts, since the node started.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Counters {
     refused: [AtomicU64; REFUSALS.len()],
     reads: [AtomicU64; READ_LEVELS.len()],

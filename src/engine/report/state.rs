@@ -26,6 +26,7 @@ const OVERDUE_AFTER: Duration = Duration::from_secs(10);
 
 /// A node's view of itself and its cluster. Cheap: nothing is computed to tell it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NodeState {
     /// This node.
     pub node_id: NodeId,

@@ -51,7 +51,7 @@ impl SessionTable {
     ///
     /// # Errors
     /// Passes on what `out` returns.
-    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+    pub(crate) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let count = u32::try_from(self.sessions.len()).expect("invariant: sessions are bounded");
         out.write_all(&VERSION.to_le_bytes())?;
         out.write_all(&self.swept_ms.to_le_bytes())?;
@@ -80,7 +80,7 @@ impl SessionTable {
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] when it is something else.
-    pub fn read(input: &mut dyn Read) -> io::Result<Self> {
+    pub(crate) fn read(input: &mut dyn Read) -> io::Result<Self> {
         /// No stored session is longer: its answers, and what encodes them.
         const MAX_STORED_BYTES: usize = 4 * MAX_SESSION_BYTES;
         let version = u32::from_le_bytes(read_array(input)?);

@@ -93,7 +93,7 @@ fn sessions_expire_by_elapsed_time() {
     );
     table.close(6);
     table.close(6);
-    assert!(table.is_empty());
+    assert_eq!(table.len(), 0);
     assert_eq!(table.take_counts(), SessionCounts { opened: 2, closed: 1, expired: 1, evicted: 0 });
     assert_eq!(table.take_counts(), SessionCounts::default(), "taken once");
 }

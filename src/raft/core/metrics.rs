@@ -18,7 +18,7 @@ use crate::types::{LogId, Membership, NodeId, Role};
 
 /// The core's view of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     /// What this node is.
     pub role: Role,
     /// Its term.
@@ -54,18 +54,18 @@ pub struct Metrics {
 }
 
 /// Wakes when the core's view of itself changes, except for when it heard whom: that changes all the time.
-pub struct Changes(SelectAll<BoxStream<'static, ()>>);
+pub(crate) struct Changes(SelectAll<BoxStream<'static, ()>>);
 
 impl Changes {
     /// Waits for a change. False when the core is gone. What is new may show a moment later.
-    pub async fn changed(&mut self) -> bool {
+    pub(crate) async fn changed(&mut self) -> bool {
         self.0.next().await.is_some()
     }
 }
 
 impl<M: StateMachine> Core<M> {
     /// The core's present view of itself.
-    pub fn metrics(&self) -> Metrics {
+    pub(crate) fn metrics(&self) -> Metrics {
         let metrics = self.raft.metrics();
         let current = metrics.borrow_watched().clone();
         let in_touch = self.in_touch(&current);
@@ -91,7 +91,7 @@ impl<M: StateMachine> Core<M> {
     }
 
     /// For how long this node will have been in touch if it hears nothing more; `None` for a leader that is alone.
-    pub fn in_touch_for(&self) -> Option<Duration> {
+    pub(crate) fn in_touch_for(&self) -> Option<Duration> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let heard = match metrics.state {
@@ -107,7 +107,7 @@ impl<M: StateMachine> Core<M> {
     /// Tells when the view may have changed. The core says all it has to say with every tick and every heartbeat; these
     /// are the parts that it tells of only when they have changed. What is purged, and what a leader says to be
     /// committed beyond this log, is not among them: see [`noticed`](Self::noticed).
-    pub fn changes(&self) -> Changes {
+    pub(crate) fn changes(&self) -> Changes {
         let server = stream::unfold(self.raft.server_metrics(), |mut server| async move {
             server.changed().await.ok().map(|()| ((), server))
         });

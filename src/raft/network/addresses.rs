@@ -14,7 +14,7 @@ use crate::types::{LogId, Member, NodeId};
 
 /// What the membership in effect says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Where it stands in the log.
     pub at: Option<LogId>,
     /// What it says about the member asked for.
@@ -23,7 +23,7 @@ pub struct Seen {
 
 /// What this node was told about its peers' addresses, and which of them to use.
 #[derive(Default)]
-pub struct Addresses {
+pub(crate) struct Addresses {
     membership: OnceLock<Box<dyn Fn(NodeId) -> Seen + Send + Sync>>,
     told: Mutex<BTreeMap<NodeId, Told>>,
 }
@@ -38,37 +38,37 @@ struct Told {
 
 impl Addresses {
     /// Besides what the membership says, members may be reached at `told`.
-    pub fn new(told: BTreeMap<NodeId, String>) -> Self {
+    pub(crate) fn new(told: BTreeMap<NodeId, String>) -> Self {
         let told = told.into_iter().map(|(node_id, address)| (node_id, Told { address, is_next: false }));
         Self { membership: OnceLock::new(), told: Mutex::new(told.collect()) }
     }
 
     /// From now on `membership` tells what the membership in effect says: the core keeps a connection to a member for
     /// as long as it leads, whatever becomes of the member's addresses. Only the first call counts.
-    pub fn follow(&self, membership: impl Fn(NodeId) -> Seen + Send + Sync + 'static) {
+    pub(crate) fn follow(&self, membership: impl Fn(NodeId) -> Seen + Send + Sync + 'static) {
         let _ = self.membership.set(Box::new(membership));
     }
 
     /// What the membership in effect says about `node_id`. Nothing before the core has started.
-    pub fn seen(&self, node_id: NodeId) -> Seen {
+    pub(crate) fn seen(&self, node_id: NodeId) -> Seen {
         self.membership.get().map(|membership| membership(node_id)).unwrap_or_default()
     }
 
     /// Where to dial `node_id` next, which was reached as `member` says when the caller last looked.
-    pub fn of(&self, node_id: NodeId, member: &Member) -> String {
+    pub(crate) fn of(&self, node_id: NodeId, member: &Member) -> String {
         let told = self.told().get(&node_id).filter(|told| told.is_next).map(|told| told.address.clone());
         told.unwrap_or_else(|| self.known(node_id, member))
     }
 
     /// `node_id` did not answer at `address`, or somebody else did.
-    pub fn failed(&self, node_id: NodeId, address: &str) {
+    pub(crate) fn failed(&self, node_id: NodeId, address: &str) {
         if let Some(told) = self.told().get_mut(&node_id) {
             told.is_next = told.address != address;
         }
     }
 
     /// `node_id`, known as `member`, answered at `address` and is who it should be.
-    pub fn reached(&self, node_id: NodeId, member: &Member, address: &str) {
+    pub(crate) fn reached(&self, node_id: NodeId, member: &Member, address: &str) {
         if self.known(node_id, member) == address {
             self.told().remove(&node_id);
         }

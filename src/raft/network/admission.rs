@@ -59,7 +59,7 @@ pub(super) enum Wish {
 
 /// A caller says that this node's data directory should be another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Claim {
+pub(crate) struct Claim {
     /// Who says so.
     pub node_id: NodeId,
     /// The claimant's data directory.

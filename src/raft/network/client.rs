@@ -58,7 +58,7 @@ const SNAPSHOT_IDLE: Duration = Duration::from_secs(5);
 
 /// Who this node is, and what to do when a peer says it may not be.
 #[derive(Clone)]
-pub struct Caller {
+pub(crate) struct Caller {
     /// Name of the cluster.
     pub cluster: String,
     /// This node.
@@ -75,7 +75,7 @@ pub struct Caller {
 
 impl Caller {
     /// The handshake towards `to_node`, whose incarnation is `to_incarnation` if known.
-    pub fn hello(&self, to_node: NodeId, to_incarnation: Option<Incarnation>) -> Hello {
+    pub(crate) fn hello(&self, to_node: NodeId, to_incarnation: Option<Incarnation>) -> Hello {
         Hello {
             protocol_version: PROTOCOL_VERSION,
             cluster: self.cluster.clone(),
@@ -91,7 +91,7 @@ impl Caller {
 
 /// Makes a [`PeerClient`] for every peer and purpose.
 #[derive(Clone)]
-pub struct PeerClients {
+pub(crate) struct PeerClients {
     caller: Caller,
     transport: Arc<dyn Transport>,
     /// The longest pause between two dials of a peer.
@@ -112,41 +112,41 @@ pub struct PeerClients {
 impl PeerClients {
     /// Clients that call as `caller` over `transport`, and pause at most for `redial_pause` before they dial a peer
     /// again.
-    pub fn new(caller: Caller, transport: Arc<dyn Transport>, redial_pause: Duration) -> Self {
+    pub(crate) fn new(caller: Caller, transport: Arc<dyn Transport>, redial_pause: Duration) -> Self {
         let (away, purge, held, fitness) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
         let (activity, agreement) = (Arc::default(), Arc::default());
         Self { caller, transport, redial_pause, away, purge, held, fitness, activity, agreement }
     }
 
     /// From now on `agreement` says whether this node's snapshots are fit to be sent.
-    pub fn judged_by(&mut self, agreement: Arc<Agreement>) {
+    pub(crate) fn judged_by(&mut self, agreement: Arc<Agreement>) {
         self.agreement = agreement;
     }
 
     /// From now on what is sent is counted in `activity`.
-    pub fn count_in(&mut self, activity: Arc<Activity>) {
+    pub(crate) fn count_in(&mut self, activity: Arc<Activity>) {
         self.activity = activity;
     }
 
     /// What is known of which members hold which entries.
-    pub fn held(&self) -> Arc<Held> {
+    pub(crate) fn held(&self) -> Arc<Held> {
         self.held.clone()
     }
 
     /// Where to note up to where the log is to be purged. openraft does not purge what it is sending, so a
     /// peer that lives but is slow would keep the log growing without bound: its stream is ended, and it gets
     /// a snapshot.
-    pub fn purge_mark(&self) -> Arc<AtomicU64> {
+    pub(crate) fn purge_mark(&self) -> Arc<AtomicU64> {
         self.purge.clone()
     }
 
     /// What peers say of themselves.
-    pub fn fitness(&self) -> Arc<PeerFitness> {
+    pub(crate) fn fitness(&self) -> Arc<PeerFitness> {
         self.fitness.clone()
     }
 
     /// Where peers are dialled.
-    pub fn addresses(&self) -> Arc<Addresses> {
+    pub(crate) fn addresses(&self) -> Arc<Addresses> {
         self.caller.addresses.clone()
     }
 
@@ -240,7 +240,7 @@ impl RaftNetworkFactory<TypeConfig> for PeerClients {
 }
 
 /// Sends one peer's messages for one purpose.
-pub struct PeerClient {
+pub(crate) struct PeerClient {
     pub(super) node_id: NodeId,
     pub(super) member: Member,
     purpose: Purpose,

@@ -246,7 +246,7 @@ impl Peer for GrpcDoor {
 ///
 /// # Errors
 /// When the listener cannot be used.
-pub fn serve(
+pub(crate) fn serve(
     listener: std::net::TcpListener,
     door: Arc<dyn PeerDoor>,
     traffic: Arc<Traffic>,

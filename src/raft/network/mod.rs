@@ -24,20 +24,21 @@
 //! overtakes another one or does not come in time. What a transport must not do is change messages or invent
 //! them.
 
-pub mod addresses;
+pub(crate) mod addresses;
 pub(crate) mod admission;
 mod appends;
-pub mod client;
-pub mod grpc;
+pub(crate) mod client;
+#[cfg(feature = "peers")]
+pub(crate) mod grpc;
 mod incoming;
 #[cfg(test)]
 pub(crate) mod nowhere;
 pub(crate) mod plausible;
-pub mod progress;
-pub mod service;
-pub mod traffic;
-pub mod upstream;
-pub mod wire;
+pub(crate) mod progress;
+pub(crate) mod service;
+pub(crate) mod traffic;
+pub(crate) mod upstream;
+pub(crate) mod wire;
 
 use std::sync::Arc;
 

@@ -13,7 +13,7 @@ use crate::types::{Incarnation, NodeId, ReadableVersions};
 
 /// What peers have said of themselves in their answers to appends and heartbeats, and what they were sent.
 #[derive(Debug, Default)]
-pub struct PeerFitness {
+pub(crate) struct PeerFitness {
     peers: Mutex<BTreeMap<NodeId, PeerProgress>>,
     /// What the builds of peers read, and in which data directories they said so.
     reads: Mutex<BTreeMap<NodeId, (Incarnation, Vec<proto::ReadableVersions>)>>,
@@ -23,7 +23,7 @@ pub struct PeerFitness {
 
 /// What is known of one peer, from this node's own messages to it.
 #[derive(Debug, Clone, Copy)]
-pub struct PeerProgress {
+pub(crate) struct PeerProgress {
     /// When it last answered this node as its leader.
     pub heard: Option<Instant>,
     /// Whether its disk is well, as it said then.
@@ -109,7 +109,7 @@ impl PeerFitness {
     }
 
     /// What the builds of peers read, as they said last, and in which data directories.
-    pub fn reads(&self) -> BTreeMap<NodeId, (Incarnation, Vec<ReadableVersions>)> {
+    pub(crate) fn reads(&self) -> BTreeMap<NodeId, (Incarnation, Vec<ReadableVersions>)> {
         let all = self.reads.lock().expect("invariant: no panic under this lock");
         let read = |said: &Vec<proto::ReadableVersions>| wire::from_readable_versions(said);
         all.iter().map(|(node_id, (by, said))| (*node_id, (*by, read(said)))).collect()
@@ -132,7 +132,7 @@ impl PeerFitness {
 
     /// For how long after an answer none of `voters` elects somebody else, as far as they have answered, if that is less
     /// than `own`.
-    pub fn shortest_lease(&self, own: Duration, voters: &BTreeMap<NodeId, Incarnation>) -> Duration {
+    pub(crate) fn shortest_lease(&self, own: Duration, voters: &BTreeMap<NodeId, Incarnation>) -> Duration {
         let peers = self.peers.lock().expect("invariant: no panic under this lock");
         let leases = voters.iter().filter_map(|(voter, incarnation)| {
             peers.get(voter)?.lease.filter(|lease| lease.incarnation == *incarnation)
@@ -141,12 +141,12 @@ impl PeerFitness {
     }
 
     /// Peers that answered within `time`, and whether their disks are well.
-    pub fn within(&self, time: Duration) -> BTreeMap<NodeId, bool> {
+    pub(crate) fn within(&self, time: Duration) -> BTreeMap<NodeId, bool> {
         self.told_within(time, |peer| peer.fit)
     }
 
     /// Peers that answered within `time`, and whether they could lead: their disks are well, and their states are the others'.
-    pub fn fit_within(&self, time: Duration) -> BTreeMap<NodeId, bool> {
+    pub(crate) fn fit_within(&self, time: Duration) -> BTreeMap<NodeId, bool> {
         self.told_within(time, |peer| peer.fit && !peer.differs)
     }
 
@@ -157,19 +157,19 @@ impl PeerFitness {
     }
 
     /// Peers that answered within `time` and said that their disks hang.
-    pub fn stalled_within(&self, time: Duration) -> BTreeSet<NodeId> {
+    pub(crate) fn stalled_within(&self, time: Duration) -> BTreeSet<NodeId> {
         let peers = self.peers.lock().expect("invariant: no panic under this lock");
         let stalls = |peer: &PeerProgress| peer.stalled && peer.heard.is_some_and(|at| at.elapsed() <= time);
         peers.iter().filter(|(_, peer)| stalls(peer)).map(|(id, _)| *id).collect()
     }
 
     /// Tells when a peer has said something else of itself than before, other than that it is still there.
-    pub fn changes(&self) -> watch::Receiver<()> {
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
     /// All that is known, by peer.
-    pub fn progress(&self) -> BTreeMap<NodeId, PeerProgress> {
+    pub(crate) fn progress(&self) -> BTreeMap<NodeId, PeerProgress> {
         self.peers.lock().expect("invariant: no panic under this lock").clone()
     }
 }

@@ -23,7 +23,7 @@ use openraft::{EntryPayload, Raft, ServerState};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-pub use self::offers::Offers;
+pub(crate) use self::offers::Offers;
 use self::pieces::Unreadable;
 use super::admission::Claim;
 use super::incoming::Incoming;
@@ -52,7 +52,7 @@ const DISK_FULL: &str = "the disk is full";
 
 /// Who answers.
 #[derive(Clone)]
-pub struct Callee {
+pub(crate) struct Callee {
     /// Name of the cluster.
     pub cluster: String,
     /// This node.
@@ -138,7 +138,7 @@ impl Complaints {
 }
 
 /// Answers peers on behalf of one node.
-pub struct PeerService<M: StateMachine> {
+pub(crate) struct PeerService<M: StateMachine> {
     callee: Callee,
     raft: Raft<TypeConfig, Applier<M>>,
     /// Gone once the core has stopped: a handle to the node must not keep its data directory.
@@ -166,7 +166,7 @@ pub struct PeerService<M: StateMachine> {
 
 /// What a leader may rely on.
 #[derive(Debug, Clone, Copy)]
-pub struct Promise {
+pub(crate) struct Promise {
     /// For how long this node grants no vote from now on, unless the leader itself has asked for the election: before it
     /// was restarted it may have confirmed a leader, which relies on not being replaced meanwhile.
     pub silence: Duration,
@@ -176,7 +176,7 @@ pub struct Promise {
 
 /// When the leader was last heard.
 #[derive(Debug, Default)]
-pub struct LastHeard(std::sync::Mutex<Option<Instant>>);
+pub(crate) struct LastHeard(std::sync::Mutex<Option<Instant>>);
 
 impl LastHeard {
     fn now(&self) {
@@ -184,12 +184,12 @@ impl LastHeard {
     }
 
     /// How long ago that was.
-    pub fn ago(&self) -> Option<Duration> {
+    pub(crate) fn ago(&self) -> Option<Duration> {
         self.0.lock().expect("invariant: no panic under this lock").map(|at| at.elapsed())
     }
 
     /// Whether the leader was heard within `time`.
-    pub fn within(&self, time: Duration) -> bool {
+    pub(crate) fn within(&self, time: Duration) -> bool {
         self.ago().is_some_and(|ago| ago <= time)
     }
 }
@@ -218,7 +218,7 @@ impl<M: StateMachine> Clone for PeerService<M> {
 
 impl<M: StateMachine> PeerService<M> {
     /// A service that answers as `callee`.
-    pub fn new(
+    pub(crate) fn new(
         callee: Callee,
         raft: Raft<TypeConfig, Applier<M>>,
         (log, snapshots): (Arc<dyn LogStore>, Arc<dyn SnapshotStore>),
@@ -246,12 +246,12 @@ impl<M: StateMachine> PeerService<M> {
     }
 
     /// The hand-overs that leaders have announced; this node's own are to be noted there as well.
-    pub fn offers(&self) -> Arc<Offers> {
+    pub(crate) fn offers(&self) -> Arc<Offers> {
         self.offers.clone()
     }
 
     /// When this node last heard its leader.
-    pub fn last_heard(&self) -> Arc<LastHeard> {
+    pub(crate) fn last_heard(&self) -> Arc<LastHeard> {
         self.heard.clone()
     }
 

@@ -12,7 +12,7 @@ use crate::types::NodeId;
 
 /// What was carried between this node and one peer since this node started.
 #[derive(Debug, Default)]
-pub struct PeerTraffic {
+pub(crate) struct PeerTraffic {
     pub(super) sent_bytes: AtomicU64,
     pub(super) sent_messages: AtomicU64,
     pub(super) received_bytes: AtomicU64,

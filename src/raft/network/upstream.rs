@@ -36,7 +36,7 @@ const MAX_CALLS: usize = 65_536;
 
 /// Why the leader has not answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum UpstreamError {
+pub(crate) enum UpstreamError {
     /// There is no connection.
     #[error("node {leader} is not reached: {error}")]
     NotConnected {
@@ -77,7 +77,7 @@ pub enum UpstreamError {
 
 /// What a node says when it is asked for a read index.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReadIndexAnswer {
+pub(crate) enum ReadIndexAnswer {
     /// A state that has applied this index has seen every write acknowledged before the call.
     Index(u64),
     /// The node does not lead; this one may.
@@ -88,7 +88,7 @@ pub enum ReadIndexAnswer {
 
 /// What a member wants its leader to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Announcement {
+pub(crate) struct Announcement {
     /// The member's present addresses and identity, where they differ from the membership's.
     pub member: Option<Member>,
     /// It prefers to lead, and is ready to.
@@ -97,7 +97,7 @@ pub struct Announcement {
 
 /// The line to the leader. Cheap to clone; all clones share one connection.
 #[derive(Clone)]
-pub struct Upstream {
+pub(crate) struct Upstream {
     shared: Arc<Line>,
 }
 
@@ -150,7 +150,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Upstream {
     /// A line on which `caller` calls over `transport`. Nothing is dialled before the first call.
-    pub fn new(caller: Caller, transport: Arc<dyn Transport>) -> Self {
+    pub(crate) fn new(caller: Caller, transport: Arc<dyn Transport>) -> Self {
         Self { shared: Arc::new(Line { caller, transport, current: Mutex::default() }) }
     }
 
@@ -159,7 +159,7 @@ impl Upstream {
     ///
     /// # Errors
     /// See [`UpstreamError`].
-    pub async fn call(
+    pub(crate) async fn call(
         &self,
         leader: NodeId,
         member: &Member,
@@ -195,7 +195,7 @@ impl Upstream {
     ///
     /// # Errors
     /// See [`UpstreamError`].
-    pub async fn read_index(
+    pub(crate) async fn read_index(
         &self,
         leader: NodeId,
         member: &Member,
@@ -222,7 +222,7 @@ impl Upstream {
     ///
     /// # Errors
     /// See [`UpstreamError`].
-    pub async fn announce(
+    pub(crate) async fn announce(
         &self,
         leader: NodeId,
         member: &Member,
@@ -242,7 +242,7 @@ impl Upstream {
     ///
     /// # Errors
     /// See [`UpstreamError`].
-    pub async fn compare<M: StateMachine>(
+    pub(crate) async fn compare<M: StateMachine>(
         &self,
         leader: NodeId,
         member: &Member,

@@ -27,13 +27,13 @@ use crate::types::{
 pub struct Malformed(pub &'static str);
 
 /// The wire form of a log id.
-pub fn log_id(log_id: &LogId) -> proto::LogId {
+pub(crate) fn log_id(log_id: &LogId) -> proto::LogId {
     let log_id = type_config::from_log_id(log_id);
     proto::LogId { term: log_id.term, index: log_id.index }
 }
 
 /// The wire form of a log id of ours.
-pub fn plain_log_id(log_id: types::LogId) -> proto::LogId {
+pub(crate) fn plain_log_id(log_id: types::LogId) -> proto::LogId {
     proto::LogId { term: log_id.term, index: log_id.index }
 }
 
@@ -42,7 +42,7 @@ fn from_log_id(log_id: proto::LogId) -> LogId {
 }
 
 /// The wire form of a vote.
-pub fn vote(vote: &Vote) -> proto::Vote {
+pub(crate) fn vote(vote: &Vote) -> proto::Vote {
     let vote = type_config::from_vote(vote);
     proto::Vote { term: vote.term, node_id: vote.node_id, committed: vote.committed }
 }
@@ -51,7 +51,7 @@ pub fn vote(vote: &Vote) -> proto::Vote {
 ///
 /// # Errors
 /// When it is missing.
-pub fn from_vote(vote: Option<proto::Vote>) -> Result<Vote, Malformed> {
+pub(crate) fn from_vote(vote: Option<proto::Vote>) -> Result<Vote, Malformed> {
     let vote = vote.ok_or(Malformed("vote is missing"))?;
     Ok(type_config::vote(types::Vote { term: vote.term, node_id: vote.node_id, committed: vote.committed }))
 }
@@ -60,7 +60,7 @@ pub fn from_vote(vote: Option<proto::Vote>) -> Result<Vote, Malformed> {
 ///
 /// # Errors
 /// When it is not.
-pub fn incarnation(text: &str) -> Result<Incarnation, Malformed> {
+pub(crate) fn incarnation(text: &str) -> Result<Incarnation, Malformed> {
     u128::from_str_radix(text, 16).map(Incarnation).map_err(|_| Malformed("incarnation is not a number"))
 }
 
@@ -97,13 +97,13 @@ fn from_founding(founding: proto::Founding) -> Result<Founding, Malformed> {
 }
 
 /// The wire form of an initial state.
-pub fn initial_state(state: &InitialState) -> proto::InitialState {
+pub(crate) fn initial_state(state: &InitialState) -> proto::InitialState {
     let InitialState { hash_version, hash, is_restored } = *state;
     proto::InitialState { hash_version, hash, restored: is_restored }
 }
 
 /// The initial state in a message.
-pub fn from_initial_state(state: proto::InitialState) -> InitialState {
+pub(crate) fn from_initial_state(state: proto::InitialState) -> InitialState {
     let proto::InitialState { hash_version, hash, restored } = state;
     InitialState { hash_version, hash, is_restored: restored }
 }
@@ -176,7 +176,7 @@ fn from_entry(entry: proto::Entry) -> Result<type_config::Entry, Malformed> {
 }
 
 /// The wire form of an append.
-pub fn append(request: AppendEntriesRequest<TypeConfig>) -> proto::AppendRequest {
+pub(crate) fn append(request: AppendEntriesRequest<TypeConfig>) -> proto::AppendRequest {
     proto::AppendRequest {
         vote: Some(vote(&request.vote)),
         previous: request.prev_log_id.as_ref().map(log_id),
@@ -189,7 +189,7 @@ pub fn append(request: AppendEntriesRequest<TypeConfig>) -> proto::AppendRequest
 ///
 /// # Errors
 /// When it is incomplete, comes from somebody who does not lead, or its entries do not follow each other.
-pub fn from_append(
+pub(crate) fn from_append(
     from: types::NodeId,
     request: proto::AppendRequest,
 ) -> Result<AppendEntriesRequest<TypeConfig>, Malformed> {
@@ -217,7 +217,7 @@ pub fn from_append(
 }
 
 /// The wire form of an append's outcome. `last` is the last position of the request.
-pub fn append_response(
+pub(crate) fn append_response(
     result: openraft::raft::AppendEntriesResponse<TypeConfig>,
     previous: Option<LogId>,
     last: Option<LogId>,
@@ -235,7 +235,7 @@ pub fn append_response(
 ///
 /// # Errors
 /// When it is missing.
-pub fn from_append_response(
+pub(crate) fn from_append_response(
     response: proto::AppendResponse,
 ) -> Result<StreamAppendResult<TypeConfig>, Malformed> {
     use proto::append_response::Outcome;
@@ -247,7 +247,7 @@ pub fn from_append_response(
 }
 
 /// The wire form of a request for a vote.
-pub fn vote_request(request: VoteRequest<TypeConfig>) -> proto::VoteRequest {
+pub(crate) fn vote_request(request: VoteRequest<TypeConfig>) -> proto::VoteRequest {
     proto::VoteRequest {
         vote: Some(vote(&request.vote)),
         last_log: request.last_log_id.as_ref().map(log_id),
@@ -259,7 +259,7 @@ pub fn vote_request(request: VoteRequest<TypeConfig>) -> proto::VoteRequest {
 ///
 /// # Errors
 /// When it is missing, another node's, or that of a mere candidate.
-pub fn from_leader(from: types::NodeId, vote: Option<proto::Vote>) -> Result<Vote, Malformed> {
+pub(crate) fn from_leader(from: types::NodeId, vote: Option<proto::Vote>) -> Result<Vote, Malformed> {
     let vote = from_vote(vote)?;
     match vote.leader_id.voted_for == from && vote.committed {
         true => Ok(vote),
@@ -271,7 +271,7 @@ pub fn from_leader(from: types::NodeId, vote: Option<proto::Vote>) -> Result<Vot
 ///
 /// # Errors
 /// When it is incomplete, or asks for somebody else.
-pub fn from_vote_request(
+pub(crate) fn from_vote_request(
     from: types::NodeId,
     request: proto::VoteRequest,
 ) -> Result<VoteRequest<TypeConfig>, Malformed> {
@@ -285,7 +285,7 @@ pub fn from_vote_request(
 }
 
 /// The wire form of the answer to a request for a vote.
-pub fn vote_response(response: VoteResponse<TypeConfig>) -> proto::VoteResponse {
+pub(crate) fn vote_response(response: VoteResponse<TypeConfig>) -> proto::VoteResponse {
     proto::VoteResponse {
         vote: Some(vote(&response.vote)),
         last_log: response.last_log_id.as_ref().map(log_id),
@@ -297,13 +297,15 @@ pub fn vote_response(response: VoteResponse<TypeConfig>) -> proto::VoteResponse 
 ///
 /// # Errors
 /// When it is incomplete.
-pub fn from_vote_response(response: proto::VoteResponse) -> Result<VoteResponse<TypeConfig>, Malformed> {
+pub(crate) fn from_vote_response(
+    response: proto::VoteResponse,
+) -> Result<VoteResponse<TypeConfig>, Malformed> {
     let last = response.last_log.map(from_log_id);
     Ok(VoteResponse::new(from_vote(response.vote)?, last, response.granted))
 }
 
 /// The wire form of a transfer of leadership, to a node that `wants_lead` or for another reason.
-pub fn transfer(
+pub(crate) fn transfer(
     request: &TransferLeaderRequest<TypeConfig>,
     wants_lead: bool,
 ) -> proto::TransferLeaderRequest {
@@ -319,7 +321,7 @@ pub fn transfer(
 ///
 /// # Errors
 /// When it is incomplete, or the sender does not lead.
-pub fn from_transfer(
+pub(crate) fn from_transfer(
     from: types::NodeId,
     request: proto::TransferLeaderRequest,
 ) -> Result<TransferLeaderRequest<TypeConfig>, Malformed> {
@@ -328,7 +330,9 @@ pub fn from_transfer(
 }
 
 /// The wire form of the answer to a transfer.
-pub fn transfer_response(response: TransferLeaderResponse<TypeConfig>) -> proto::TransferLeaderResponse {
+pub(crate) fn transfer_response(
+    response: TransferLeaderResponse<TypeConfig>,
+) -> proto::TransferLeaderResponse {
     proto::TransferLeaderResponse {
         accepted: response.is_ok(),
         reason: response.err().map(|error| error.to_string()).unwrap_or_default(),
@@ -336,7 +340,7 @@ pub fn transfer_response(response: TransferLeaderResponse<TypeConfig>) -> proto:
 }
 
 /// The wire form of an announcement.
-pub fn announce(announcement: &Announcement) -> proto::AnnounceRequest {
+pub(crate) fn announce(announcement: &Announcement) -> proto::AnnounceRequest {
     proto::AnnounceRequest {
         member: announcement.member.as_ref().map(member),
         wants_lead: announcement.wants_lead,
@@ -347,7 +351,7 @@ pub fn announce(announcement: &Announcement) -> proto::AnnounceRequest {
 ///
 /// # Errors
 /// When it is incomplete.
-pub fn from_announce(request: proto::AnnounceRequest) -> Result<Announcement, Malformed> {
+pub(crate) fn from_announce(request: proto::AnnounceRequest) -> Result<Announcement, Malformed> {
     let member = request.member.map(from_member).transpose()?;
     Ok(Announcement { member, wants_lead: request.wants_lead })
 }
@@ -378,7 +382,7 @@ fn scheme<M: StateMachine>() -> String {
 }
 
 /// The wire form of what a build reads. Nothing is sent of what every build reads that says nothing.
-pub fn readable_versions(machines: &[ReadableVersions]) -> Vec<proto::ReadableVersions> {
+pub(crate) fn readable_versions(machines: &[ReadableVersions]) -> Vec<proto::ReadableVersions> {
     if machines == [ReadableVersions::FIRST] {
         return Vec::new();
     }
@@ -391,7 +395,7 @@ pub fn readable_versions(machines: &[ReadableVersions]) -> Vec<proto::ReadableVe
 }
 
 /// What a build reads, in a message. Machines that cannot be are left out: nothing is agreed on them.
-pub fn from_readable_versions(machines: &[proto::ReadableVersions]) -> Vec<ReadableVersions> {
+pub(crate) fn from_readable_versions(machines: &[proto::ReadableVersions]) -> Vec<ReadableVersions> {
     if machines.is_empty() {
         return vec![ReadableVersions::FIRST];
     }
@@ -403,7 +407,7 @@ pub fn from_readable_versions(machines: &[proto::ReadableVersions]) -> Vec<Reada
 }
 
 /// The wire form of this node's hashes.
-pub fn compare<M: StateMachine>(checks: &[Check]) -> proto::CompareRequest {
+pub(crate) fn compare<M: StateMachine>(checks: &[Check]) -> proto::CompareRequest {
     proto::CompareRequest { scheme: scheme::<M>(), hashes: state_hashes(checks) }
 }
 
@@ -411,7 +415,7 @@ pub fn compare<M: StateMachine>(checks: &[Check]) -> proto::CompareRequest {
 ///
 /// # Errors
 /// When they are too many, or stand nowhere.
-pub fn from_compare<M: StateMachine>(
+pub(crate) fn from_compare<M: StateMachine>(
     request: proto::CompareRequest,
 ) -> Result<Option<Vec<Check>>, Malformed> {
     match request.scheme == scheme::<M>() {
@@ -421,7 +425,7 @@ pub fn from_compare<M: StateMachine>(
 }
 
 /// The wire form of what members have said.
-pub fn compare_response(told: &Told) -> proto::CompareResponse {
+pub(crate) fn compare_response(told: &Told) -> proto::CompareResponse {
     let member = |(node_id, checks): (&types::NodeId, &Vec<Check>)| proto::compare_response::Member {
         node_id: *node_id,
         hashes: state_hashes(checks),
@@ -433,14 +437,14 @@ pub fn compare_response(told: &Told) -> proto::CompareResponse {
 ///
 /// # Errors
 /// As [`from_compare`].
-pub fn from_compare_response(response: proto::CompareResponse) -> Result<Told, Malformed> {
+pub(crate) fn from_compare_response(response: proto::CompareResponse) -> Result<Told, Malformed> {
     let member =
         |member: proto::compare_response::Member| Ok((member.node_id, from_state_hashes(member.hashes)?));
     response.members.into_iter().map(member).collect()
 }
 
 /// The wire form of the answer to a request for a read index.
-pub fn read_index_response(outcome: Result<u64, NoReadIndex>) -> proto::ReadIndexResponse {
+pub(crate) fn read_index_response(outcome: Result<u64, NoReadIndex>) -> proto::ReadIndexResponse {
     use proto::read_index_response::Outcome;
     let outcome = match outcome {
         Ok(index) => Outcome::Index(index),
@@ -451,7 +455,7 @@ pub fn read_index_response(outcome: Result<u64, NoReadIndex>) -> proto::ReadInde
 }
 
 /// The wire form of a refusal.
-pub fn refusal(refusal: &Refusal) -> proto::Refusal {
+pub(crate) fn refusal(refusal: &Refusal) -> proto::Refusal {
     use proto::refusal::Reason;
     let mut known_incarnation = String::new();
     let mut membership_index = None;
@@ -478,7 +482,7 @@ pub fn refusal(refusal: &Refusal) -> proto::Refusal {
 }
 
 /// The refusal in a message. Only those the caller acts on keep their structure.
-pub fn from_refusal(caller: types::NodeId, refusal: proto::Refusal) -> Refusal {
+pub(crate) fn from_refusal(caller: types::NodeId, refusal: proto::Refusal) -> Refusal {
     use proto::refusal::Reason;
     let at = refusal.membership_index;
     match (refusal.reason(), incarnation(&refusal.known_incarnation)) {

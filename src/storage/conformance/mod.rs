@@ -6,8 +6,8 @@
 //! before it is told.
 //!
 //! ```
-//! use quorate::storage::conformance::{self, Effort, Rig};
-//! use quorate::storage::{LogStore, MemoryDisk, MemoryStore, SyncMode};
+//! use quorate::testkit::conformance::{self, Effort, Rig};
+//! use quorate::store::{LogStore, MemoryDisk, MemoryStore, SyncMode};
 //!
 //! struct Mine {
 //!     disk: MemoryDisk,

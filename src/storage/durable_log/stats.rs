@@ -10,6 +10,7 @@ pub const FLUSH_BUCKETS_US: [u64; 14] =
 /// Counters of one [`LogStore`](crate::storage::LogStore) since it was opened. Read at any time; each is exact, but two
 /// read one after the other may belong to different moments.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct LogStats {
     /// Flushes that made writes durable.
     pub flushes: AtomicU64,

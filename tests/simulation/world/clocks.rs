@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use quorate::engine::Engine;
+use quorate::Engine;
+use quorate::NodeId;
 use quorate::kv::machine::KvMachine;
-use quorate::types::NodeId;
 use tokio::time::Instant;
 
 use super::{LIVENESS, POLL, World};
@@ -78,7 +78,7 @@ impl World {
     pub async fn leader_jumps(mut self, shift_ms: i64) {
         self.start_all().await;
         let (long, short) = (Duration::from_secs(600), Duration::from_secs(30));
-        let began_ms = quorate::runtime::unix_time_ms();
+        let began_ms = quorate::testkit::runtime::unix_time_ms();
         self.write("long", long).await;
         let began = self.write("short", short).await;
         let leads = self.leader().await.state().node_id;
@@ -112,7 +112,7 @@ impl World {
         self.write("meanwhile", ttl).await;
         self.shift(follower, 0);
         tokio::time::sleep(Duration::from_secs(15)).await;
-        let began_ms = quorate::runtime::unix_time_ms();
+        let began_ms = quorate::testkit::runtime::unix_time_ms();
         let began = self.write("key", ttl).await;
         let session = self.leader().await.open_session(Duration::from_secs(10)).await.unwrap();
         let deadline = Instant::now() + LIVENESS;

@@ -6,10 +6,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use quorate::engine::{Engine, MemberList, NewMember};
-use quorate::error::{FatalError, MembershipError};
 use quorate::kv::machine::KvMachine;
-use quorate::types::{NodeId, Role};
+use quorate::{Engine, MemberList, NewMember};
+use quorate::{FatalError, MembershipError};
+use quorate::{NodeId, Role};
 use rand::RngExt;
 use tokio::time::Instant;
 

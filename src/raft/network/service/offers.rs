@@ -31,7 +31,7 @@ struct Offer {
 
 /// Hand-overs that were announced to this node, or by it.
 #[derive(Debug)]
-pub struct Offers {
+pub(crate) struct Offers {
     newest: watch::Sender<Offer>,
     activity: Arc<Activity>,
 }
@@ -42,7 +42,7 @@ impl Offers {
     }
 
     /// The leader that has this vote asks `to` to stand, because that node `wants_lead` or for another reason.
-    pub fn note(&self, from: Vote, to: NodeId, wants_lead: bool) {
+    pub(crate) fn note(&self, from: Vote, to: NodeId, wants_lead: bool) {
         let why = if wants_lead { Succession::Preference } else { Succession::Transfer };
         self.activity.offered(from.leader_id.term, to, why);
         self.newest.send_modify(|offer| {
