@@ -91,7 +91,7 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
 #[rustfmt::skip]
 const IN_TESTS: &[(&str, &str)] = &[
     ("cli", "proto"), ("cli", "golden"), ("kv", "golden"), ("reason", "proto"),
-    ("engine", "kv"), ("raft", "kv"), ("kv", "report"), ("kv", "storage"),
+    ("engine", "kv"), ("raft", "kv"), ("kv", "report"), ("kv", "raft"), ("kv", "storage"),
 ];
 
 /// Files that are nothing but tests, and are not called so.
