@@ -28,7 +28,7 @@ use crate::types::{Incarnation, NodeId};
 use super::files::{self, exists, io_error};
 use super::lease::FILE as LEASE;
 use super::space::RESERVE;
-use super::{sled, snapshots};
+use super::{is_of_a_log, snapshots};
 
 /// The newest format of the whole directory this build knows.
 const FORMAT_VERSION: u32 = 1;
@@ -274,7 +274,7 @@ fn content(path: &Path) -> Result<Option<PathBuf>, StorageError> {
             continue;
         }
         let is_ours: fn(&Path) -> bool = match name {
-            LOG => sled::is_sleds,
+            LOG => is_of_a_log,
             SNAPSHOTS => snapshots::is_snapshot,
             _ => |_| true,
         };
