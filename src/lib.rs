@@ -56,6 +56,11 @@
 
 // The module docs are the map of the code, for those who read it as well as for those who use it.
 #![allow(rustdoc::private_intra_doc_links)]
+// What is public is so for some part that may be left out.
+#![cfg_attr(
+    not(all(feature = "sled", feature = "server", feature = "client", feature = "cli")),
+    allow(unreachable_pub)
+)]
 // What some features leave out is used by others.
 #![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 

@@ -286,6 +286,7 @@ fn report_panic(panic: &std::panic::PanicHookInfo<'_>) {
 
 /// Waits until the lines of this process are written, for [`FLUSH_PATIENCE`] at most. To be called before the process
 /// ends. Does nothing in one that has said nothing through it.
+#[cfg_attr(not(feature = "cli"), allow(dead_code, unreachable_pub))] // for programs
 pub fn flush() {
     if let Some(writer) = PROCESS.get() {
         writer.flush(FLUSH_PATIENCE);
@@ -294,6 +295,7 @@ pub fn flush() {
 
 /// Says `text`, some lines, as the last that this process has to say, ahead of nothing but what waits already; older
 /// lines give way to it. Returns within [`FLUSH_PATIENCE`], whether it could be written or not.
+#[cfg_attr(not(feature = "cli"), allow(dead_code, unreachable_pub))] // for programs
 pub fn last_words(text: &str) {
     match of_process() {
         Ok(writer) => {

@@ -18,7 +18,7 @@ pub mod peer {
     include!("../proto/generated/quorate.peer.v1.rs");
 }
 
-#[cfg(any(feature = "server", feature = "client"))]
+#[cfg(any(feature = "peers", feature = "client"))]
 pub mod v1 {
     include!("../proto/generated/quorate.v1.rs");
 

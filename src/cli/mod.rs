@@ -4,7 +4,7 @@
 //! everything else on standard error; failures in [`report`]. Exit codes are those of [`crate::reason`].
 
 use std::ffi::OsString;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -99,7 +99,7 @@ pub struct Common {
     pub timeout: Duration,
     /// The client of the command, once it has one: a failure tells what it has learnt.
     #[arg(skip)]
-    client: OnceLock<Client>,
+    client: Arc<OnceLock<Client>>,
 }
 
 impl Common {

@@ -9,14 +9,13 @@ use super::api::{
 };
 use super::codec::RequestMessage;
 use super::machine::{
-    self, Change, Compare, Condition, Event, KvAnswer, KvCommand, KvQuery, KvRejection, KvReply, KvTxn,
-    MAX_KEY_BYTES, MAX_TXN_RESULT_BYTES, MAX_VALUE_BYTES, RangeAnswer, RangeQuery, TxnOp, TxnResult,
+    self, Change, Compare, Condition, Event, KvAnswer, KvCommand, KvQuery, KvReply, KvTxn, MAX_KEY_BYTES,
+    MAX_TXN_RESULT_BYTES, MAX_VALUE_BYTES, RangeAnswer, RangeQuery, TxnOp, TxnResult,
 };
 use crate::call::{Header, Rejected, whole_ms};
 use crate::door::Call;
 use crate::proto::v1::txn_operation::Operation;
 use crate::proto::v1::{TxnOperation, TxnRequest};
-use crate::reason::Reason;
 use crate::types::LogId;
 
 /// Stands in for an empty tenant or collection.
@@ -291,26 +290,6 @@ pub(super) fn event(event: Event) -> WatchEvent {
         Change::Expired => (EventKind::Expire, Item { key, ..Item::default() }),
     };
     WatchEvent { kind, revision, item }
-}
-
-impl From<KvRejection> for Rejected {
-    fn from(rejection: KvRejection) -> Self {
-        let reason = match rejection {
-            KvRejection::ValueTooLong { .. }
-            | KvRejection::TooManyCompares { .. }
-            | KvRejection::TooManyOperations { .. }
-            | KvRejection::TxnTooLong { .. }
-            | KvRejection::ResultsTooLong
-            | KvRejection::TooManyDeleted => Reason::TooLarge,
-            KvRejection::EmptyName
-            | KvRejection::NameTooLong { .. }
-            | KvRejection::NameContainsNul
-            | KvRejection::EmptyKey
-            | KvRejection::KeyTooLong { .. }
-            | KvRejection::NoTimeToLive => Reason::Invalid,
-        };
-        Self::new(reason, rejection.to_string())
-    }
 }
 
 #[cfg(test)]

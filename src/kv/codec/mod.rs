@@ -24,9 +24,31 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::api::Method;
+use super::machine::KvRejection;
 use crate::call::Rejected;
 use crate::proto::codec::bounded;
 use crate::proto::v1;
+use crate::reason::Reason;
+
+impl From<KvRejection> for Rejected {
+    fn from(rejection: KvRejection) -> Self {
+        let reason = match rejection {
+            KvRejection::ValueTooLong { .. }
+            | KvRejection::TooManyCompares { .. }
+            | KvRejection::TooManyOperations { .. }
+            | KvRejection::TxnTooLong { .. }
+            | KvRejection::ResultsTooLong
+            | KvRejection::TooManyDeleted => Reason::TooLarge,
+            KvRejection::EmptyName
+            | KvRejection::NameTooLong { .. }
+            | KvRejection::NameContainsNul
+            | KvRejection::EmptyKey
+            | KvRejection::KeyTooLong { .. }
+            | KvRejection::NoTimeToLive => Reason::Invalid,
+        };
+        Self::new(reason, rejection.to_string())
+    }
+}
 
 /// A request as a message of its kind.
 pub(crate) type RequestMessage = v1::tagged_request::Request;
