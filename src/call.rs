@@ -37,6 +37,13 @@ impl Rejected {
         Self::new(Reason::Invalid, message)
     }
 
+    /// A write came with the sequence of another one, which was applied before: that one's answer is none to this one.
+    pub fn other_request() -> Self {
+        Self::invalid(
+            "the sequence number of this write was another request's of the same session: that earlier one was applied, and this one was not; every write has a number of its own",
+        )
+    }
+
     /// A machine answers every command and query in kind; if it ever did not, the caller would learn of it.
     pub fn unexpected(maybe_applied: bool) -> Self {
         let message = "the machine answered another question: this is a defect of the server";

@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use crate::address::{Address, FORM};
 use crate::duration::parse_ms;
+use crate::engine::ranges::MIN_COMMAND_BYTES;
 use crate::engine::{
     DiskPolicy, EngineConfig, Limits, PeerPolicy, SnapshotPolicy, Timing, available_memory_bytes,
     check_node_id,
@@ -195,7 +196,7 @@ pub struct Settings {
     #[arg(long, value_name = "MS", value_parser = parse_ms, env = "QUORATE_RECONNECT_INTERVAL_MS")]
     pub reconnect_interval_ms: Option<u64>,
 
-    /// Memory that this node may use: its buffers fit into it, and the quota on the cluster's state follows the member
+    /// Memory that this node may use: buffers, history and what clients may make it hold fit into it unless they are set, and the quota on the cluster's state follows the member
     /// with the least. 0 for all that the machine, the control group and the resource limits allow: give nodes that share a
     /// machine their shares [default: 0]
     #[arg(long, value_name = "BYTES", env = "QUORATE_MEMORY_BYTES")]
@@ -405,7 +406,7 @@ impl ServeConfig {
             Some(data_dir) => data_dir,
             None => data_dir::usual(node_id, |name| std::env::var_os(name), Path::new("."))?,
         };
-        let config = Self {
+        let mut config = Self {
             node_id,
             join,
             single,
@@ -460,6 +461,7 @@ impl ServeConfig {
             door,
         };
         config.validate()?;
+        config.door.fit(config.memory());
         Ok(config)
     }
 
@@ -490,10 +492,15 @@ impl ServeConfig {
         })?;
         self.check_limits()?;
         self.door.validate()?;
-        self.door.check_memory(self.memory_bytes.unwrap_or_else(available_memory_bytes))?;
+        self.door.check_memory(self.memory())?;
         self.engine_config(String::new())
             .validate()
             .map_err(|error| ConfigError::Invalid(error.to_string().replace("invalid configuration: ", "")))
+    }
+
+    /// Memory that this node may use, in bytes: what was given, or all that it is allowed.
+    pub(crate) fn memory(&self) -> u64 {
+        self.memory_bytes.unwrap_or_else(available_memory_bytes)
     }
 
     fn check_peers(&self) -> Result<(), ConfigError> {
@@ -520,10 +527,13 @@ impl ServeConfig {
 
     fn check_limits(&self) -> Result<(), ConfigError> {
         /// What one message of the client port has room for, beside the value's frame.
-        const MAX_COMMAND_BYTES: usize = crate::door::MAX_MESSAGE_BYTES / 2;
+        const MAX_COMMAND_BYTES: u64 = crate::door::MAX_MESSAGE_BYTES as u64 / 2;
         let Limits { max_command_bytes, append_message_bytes, log_tail_bytes, .. } = self.limits;
-        if max_command_bytes > MAX_COMMAND_BYTES {
-            return Err(invalid(format!("--max-command-bytes must not exceed {MAX_COMMAND_BYTES}")));
+        // Where clients have less room than the engine, theirs is the limit, whatever is asked for.
+        if !(MIN_COMMAND_BYTES..=MAX_COMMAND_BYTES).contains(&(max_command_bytes as u64)) {
+            return Err(invalid(format!(
+                "--max-command-bytes ({max_command_bytes}) must be from {MIN_COMMAND_BYTES} to {MAX_COMMAND_BYTES}"
+            )));
         }
         if append_message_bytes == 0 || log_tail_bytes < append_message_bytes {
             return Err(invalid(format!(

@@ -1,28 +1,31 @@
 //! The `quorate` program: arguments → command → exit code.
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::process::ExitCode;
 
 use quorate::cli::{self, Report};
 
-/// Commands are allocated on one thread and freed on another, which glibc's allocator does badly.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+mod allocator;
 
 fn main() -> ExitCode {
+    allocator::reserve_little();
     let args: Vec<OsString> = std::env::args_os().collect();
     let cli = match cli::parse(&args) {
-        Ok(cli) => cli,
+        Ok(cli) => cli::Cli { on_memory: Some(allocator::fit), ..cli },
         Err(usage) => {
             let (text, asked_for, code) = cli::report::usage(&usage, &args);
-            match asked_for {
-                // Nobody is left to complain to if it fails.
-                true => drop(std::io::stdout().lock().write_all(text.as_bytes())),
+            if !asked_for {
                 // A process that was started wrongly ends, whether or not that can be read.
-                false => cli::last_words(&text),
+                cli::last_words(&text);
+                return code.into();
             }
-            return code.into();
+            return match cli::report::print(&text, &args) {
+                None => code.into(),
+                Some((text, code)) => {
+                    cli::last_words(&text);
+                    code.into()
+                }
+            };
         }
     };
     let format = cli::report::format(&cli);

@@ -56,7 +56,9 @@ const ROOMS: &[(&str, &[&str])] = &[
         "kv"]),
     ("cli", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "duration", "config",
         "machine", "storage", "engine", "stream", "node", "kv"]),
-    ("main", &["cli", "config", "error"]),
+    // The program's alone: what embeds the library has its own.
+    ("allocator", &[]),
+    ("main", &["cli", "config", "error", "allocator"]),
 ];
 
 /// Which rooms the parts of a guest may name, beside each other: a guest is not one knot.
@@ -89,7 +91,7 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
 #[rustfmt::skip]
 const IN_TESTS: &[(&str, &str)] = &[
     ("cli", "proto"), ("cli", "golden"), ("kv", "golden"), ("reason", "proto"),
-    ("engine", "kv"), ("raft", "kv"), ("kv", "report"), ("kv", "storage"),
+    ("engine", "kv"), ("raft", "kv"), ("kv", "report"), ("kv", "raft"), ("kv", "storage"),
 ];
 
 /// Files that are nothing but tests, and are not called so.

@@ -158,9 +158,11 @@ impl ClusterSpec {
         words.map(|word| quote(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
     }
 
+    /// Refuses what cannot be started, at once. The number of nodes is to be checked before anything is made for each of them.
+    ///
     /// # Errors
     /// [`ClusterError::Nodes`], [`ClusterError::PortRanges`].
-    pub(crate) fn validate(&self) -> Result<(), ClusterError> {
+    pub fn validate(&self) -> Result<(), ClusterError> {
         if self.nodes == 0 || self.nodes > MAX_NODES {
             return Err(ClusterError::Nodes { nodes: self.nodes, max: MAX_NODES });
         }

@@ -30,25 +30,25 @@ use crate::types::ReadLevel;
 )]
 pub struct BenchArgs {
     /// Callers, each with one operation under way at a time
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000), allow_negative_numbers = true)]
     pub callers: u32,
     /// Size of the values, which are random
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=1_048_576), allow_negative_numbers = true)]
     pub value_bytes: u32,
     /// How long to measure, in whole seconds
-    #[arg(long, value_name = "TIME", default_value_t = 10, value_parser = parse_window)]
+    #[arg(long, value_name = "TIME", default_value_t = 10, value_parser = parse_window, allow_hyphen_values = true)]
     pub seconds: u32,
     /// How long to run before measuring, in whole seconds
-    #[arg(long, value_name = "TIME", default_value_t = 2, value_parser = duration::parse_seconds)]
+    #[arg(long, value_name = "TIME", default_value_t = 2, value_parser = duration::parse_seconds, allow_hyphen_values = true)]
     pub warmup_seconds: u32,
     /// How many different keys
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     pub keys: u32,
     /// What the callers do
     #[arg(long, value_enum, default_value_t = Kind::Put)]
     pub kind: Kind,
     /// Which part of the operations are gets, from 0 to 1; the others are puts
-    #[arg(long, value_name = "FRACTION", value_parser = parse_fraction, conflicts_with = "kind")]
+    #[arg(long, value_name = "FRACTION", value_parser = parse_fraction, allow_negative_numbers = true, conflicts_with = "kind")]
     pub reads: Option<f64>,
     /// How fresh gets are: linearizable, lease, bounded:MS or local
     #[arg(long, value_name = "LEVEL", value_parser = parse_level, default_value = "linearizable")]

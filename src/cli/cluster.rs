@@ -44,16 +44,16 @@ const LEADER_EXPECTED_MS: u64 = 15_000;
 )]
 pub struct ClusterArgs {
     /// Number of nodes; three survive the loss of one, five the loss of two
-    #[arg(long, value_name = "COUNT", default_value_t = 3)]
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true, default_value_t = 3)]
     pub nodes: u64,
     /// Directory for the data and logs of all nodes; an existing one is continued
     #[arg(long, value_name = "DIR", default_value = "./quorate-data")]
     pub data_dir: PathBuf,
     /// Client port of node 1; node N has the Nth from it
-    #[arg(long, value_name = "PORT", default_value_t = 7801)]
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true, default_value_t = 7801)]
     pub client_port: u16,
     /// Peer port of node 1; node N has the Nth from it
-    #[arg(long, value_name = "PORT", default_value_t = 7901)]
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true, default_value_t = 7901)]
     pub peer_port: u16,
     /// Start a node again when its process ends
     #[arg(long)]
@@ -102,9 +102,11 @@ pub async fn run(args: ClusterArgs) -> Result<(), ClusterCommandError> {
     let binary = std::env::current_exe().map_err(ClusterCommandError::Program)?;
     let mut spec = ClusterSpec::new(binary, &args.data_dir);
     (spec.nodes, spec.client_port, spec.peer_port) = (args.nodes, args.client_port, args.peer_port);
+    // Before addresses are written out for every node.
+    spec.validate()?;
     if std::env::var_os("QUORATE_MEMORY_BYTES").is_none() {
         // Each would count on all of it.
-        let share = (available_memory_bytes() / args.nodes.max(1)).max(MIN_MEMORY_BYTES);
+        let share = (available_memory_bytes() / args.nodes).max(MIN_MEMORY_BYTES);
         spec.extra_args.extend(["--memory-bytes".into(), share.to_string().into()]);
     }
 
@@ -292,4 +294,24 @@ fn shown_path(binary: &Path) -> String {
     let here = std::env::current_dir().ok();
     let relative = here.as_deref().and_then(|here| binary.strip_prefix(here).ok());
     relative.unwrap_or(binary).display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn numbers_are_checked_before_anything_is_made_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = dir.path().join("none");
+        for (nodes, client_port, peer_port) in
+            [(u64::MAX, 7801, 7901), (u64::from(u32::MAX) + 1, 7801, 7901), (0, 7801, 7901), (3, 7801, 7802)]
+        {
+            let args =
+                ClusterArgs { nodes, data_dir: data_dir.clone(), client_port, peer_port, restart: false };
+            let refused = run(args).await.unwrap_err();
+            assert!(refused.is_invalid_input(), "{refused}");
+            assert!(!data_dir.exists(), "nothing was begun");
+        }
+    }
 }

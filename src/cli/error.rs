@@ -152,7 +152,8 @@ impl CliError {
             Self::ConditionFailed { .. } => Reason::ConditionFailed,
             Self::OtherLeads { .. } => Reason::Membership,
             Self::Unhealthy { leader: false, .. } => Reason::NoQuorum,
-            Self::Unhealthy { leader: true, silent: 1.., .. } => Reason::Stopped,
+            // They may have stopped, or not be reached from here: nobody knows, and others do answer.
+            Self::Unhealthy { leader: true, silent: 1.., .. } => Reason::Unspecified,
             Self::Unhealthy { leader: true, .. } => Reason::Behind,
             Self::Node(error) if is_invalid_input(&**error) => Reason::Invalid,
             Self::Node(_) => Reason::Stopped,

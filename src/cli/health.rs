@@ -164,10 +164,10 @@ mod tests {
         let unready = || node(true, false, Role::Follower);
         assert_eq!(verdict(&[follower(), unready()]), of("1 of 2 nodes is not ready", Reason::Behind));
         let silent = || node(false, false, Role::Follower);
-        assert_eq!(verdict(&[follower(), silent()]), of("1 of 2 nodes does not answer", Reason::Stopped));
+        assert_eq!(verdict(&[follower(), silent()]), of("1 of 2 nodes does not answer", Reason::Unspecified));
         assert_eq!(
             verdict(&[follower(), silent(), silent(), unready(), unready()]),
-            of("2 of 5 nodes do not answer, and 2 of 5 nodes are not ready", Reason::Stopped)
+            of("2 of 5 nodes do not answer, and 2 of 5 nodes are not ready", Reason::Unspecified)
         );
         assert_eq!(
             verdict(&[unready(), silent()]),

@@ -91,6 +91,18 @@ pub(super) fn parse_node_id(text: &str) -> Result<NodeId, String> {
     }
 }
 
+/// The name of a tenant or a collection. An empty one is most likely that of a variable that is not set, and would mean
+/// `default`, whose keys are somebody else's.
+///
+/// # Errors
+/// In words.
+pub(super) fn parse_name(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("the name is empty, as an unset variable is; write `default`, or leave the flag out (and the variable QUORATE_TENANT or QUORATE_COLLECTION unset), for the one that is called so".to_owned()),
+        name => Ok(name.to_owned()),
+    }
+}
+
 /// Reads base64 with or without the `=` at its end.
 ///
 /// # Errors
@@ -129,6 +141,12 @@ mod tests {
             assert_eq!(parse_node_id(text).unwrap_err(), "a node id is a whole number from 1", "{text}");
         }
         assert_eq!(parse_node_id("7"), Ok(7));
+    }
+
+    #[test]
+    fn an_empty_name_is_not_taken_for_the_default_one() {
+        assert_eq!(parse_name("c"), Ok("c".to_owned()));
+        assert!(parse_name("").unwrap_err().contains("write `default`"));
     }
 
     #[test]

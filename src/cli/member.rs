@@ -102,6 +102,7 @@ pub enum MemberCommand {
     },
     /// Correct the addresses of a member
     #[command(
+        group = clap::ArgGroup::new("addresses").required(true).multiple(true).args(["peer", "client"]),
         after_help = "Example:\n  quorate member update 2 --peer 10.0.1.2:7901 --client 10.0.1.2:7801\n\nA node that starts with new addresses does this by itself as soon as it finds the leader. It must answer at the addresses\ngiven, and advertise them."
     )]
     Update {
@@ -109,7 +110,7 @@ pub enum MemberCommand {
         #[arg(value_parser = input::parse_node_id)]
         node_id: NodeId,
         /// Its peer address
-        #[arg(long, value_name = "HOST:PORT", required_unless_present = "client")]
+        #[arg(long, value_name = "HOST:PORT")]
         peer: Option<String>,
         /// Its client address
         #[arg(long, value_name = "HOST:PORT")]
@@ -121,7 +122,7 @@ pub enum MemberCommand {
 #[derive(Debug, Clone, Copy, Args)]
 pub struct CatchUp {
     /// How long to wait for the node to catch up, such as 60s or 10m
-    #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "60s")]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, allow_hyphen_values = true, default_value = "60s")]
     pub catch_up: Duration,
 }
 

@@ -63,6 +63,10 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// Is told how many bytes of memory the node of this process may use, before it is opened: what the program's allocator keeps
+    /// of what was freed is the program's affair.
+    #[arg(skip)]
+    pub on_memory: Option<fn(u64)>,
 }
 
 /// Options of every command that talks to a cluster.
@@ -89,6 +93,7 @@ pub struct Common {
         env = "QUORATE_TIMEOUT",
         value_name = "TIME",
         value_parser = duration::parse,
+        allow_hyphen_values = true,
         default_value = "10s"
     )]
     pub timeout: Duration,
@@ -148,10 +153,10 @@ impl Common {
 #[derive(Debug, Clone, Args)]
 pub struct ScopeArgs {
     /// The tenant
-    #[arg(long, env = "QUORATE_TENANT", default_value = "default")]
+    #[arg(long, env = "QUORATE_TENANT", default_value = "default", value_parser = input::parse_name)]
     pub tenant: String,
     /// The tenant's collection
-    #[arg(long, env = "QUORATE_COLLECTION", default_value = "default")]
+    #[arg(long, env = "QUORATE_COLLECTION", default_value = "default", value_parser = input::parse_name)]
     pub collection: String,
 }
 
@@ -261,9 +266,8 @@ where
 /// # Errors
 /// What to tell of its failure. `None` when nobody is left to be told: the reader of standard output has gone away.
 pub async fn execute(cli: Cli) -> Result<(), Option<Report>> {
-    let Cli { common, command } = cli;
-    let subject = command.subject();
-    let Err(error) = dispatch(&common, command).await else { return Ok(()) };
+    let (subject, common) = (cli.command.subject(), cli.common.clone());
+    let Err(error) = run(cli).await else { return Ok(()) };
     if error.is_broken_pipe() {
         return Err(None);
     }
@@ -276,10 +280,8 @@ pub async fn execute(cli: Cli) -> Result<(), Option<Report>> {
 /// # Errors
 /// See [`CliError`], which also knows the exit code.
 pub async fn run(cli: Cli) -> Result<(), CliError> {
-    dispatch(&cli.common, cli.command).await
-}
-
-async fn dispatch(common: &Common, command: Command) -> Result<(), CliError> {
+    let Cli { common, command, on_memory } = cli;
+    let common = &common;
     match command {
         Command::Put(args) => put::run(common, args).await,
         Command::Get(args) => get::run(common, args).await,
@@ -295,7 +297,7 @@ async fn dispatch(common: &Common, command: Command) -> Result<(), CliError> {
         Command::Snapshot(args) => snapshot::run(common, args).await,
         Command::Configure(args) => configure::run(common, args).await,
         Command::Bench(args) => bench::run(common, args).await,
-        Command::Serve(args) => serve::run(*args).await.map_err(CliError::node),
+        Command::Serve(args) => serve::run(*args, on_memory).await.map_err(CliError::node),
         Command::Cluster(args) => cluster::run(args).await.map_err(CliError::node),
         Command::Completion(args) => completion::run(&args, &mut Cli::command()),
     }
@@ -432,6 +434,13 @@ mod tests {
             vec!["get", "--key-base64", "%"],
             vec!["get", "--key-base64", "/w==", "--key-file", "f"],
             vec!["del"],
+            vec!["del", "--all", "--collection", ""],
+            vec!["del", "--all", "--tenant="],
+            vec!["txn", "--then", "del-all", "--collection", ""],
+            vec!["get", "k", "--collection", ""],
+            vec!["range", "--all", "--tenant", ""],
+            vec!["watch", "--all", "--tenant", ""],
+            vec!["bench", "--collection", ""],
             vec!["del", "k", "--all"],
             vec!["del", "--prefix", "--all"],
             vec!["watch"],
@@ -458,6 +467,9 @@ mod tests {
             vec!["member"],
             vec!["member", "add", "4"],
             vec!["member", "update", "2"],
+            vec!["put", "k", "v", "--ttl", "-1s"],
+            vec!["get", "k", "--timeout", "-1s"],
+            vec!["range", "a", "b", "--limit", "-1"],
             vec!["session"],
             vec!["session", "close"],
             vec!["session", "close", "seven"],
@@ -469,6 +481,21 @@ mod tests {
             vec!["configure", "log_level"],
         ] {
             assert_eq!(exit_code(&args), EXIT_INVALID, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named() {
+        for (args, named) in [
+            (&["quorate", "put", "k", "v", "--ttl", "-1s"][..], "'-1s' for '--ttl <TIME>'"),
+            (&["quorate", "member", "add", "4", "--peer", "a:1", "--catch-up", "-5"], "'-5' for '--catch-up"),
+            (&["quorate", "range", "a", "b", "--limit", "-1"], "'-1' for '--limit"),
+            (&["quorate", "cluster", "--nodes", "-1"], "'-1' for '--nodes"),
+            (&["quorate", "member", "update", "2"], "<--peer <HOST:PORT>|--client <HOST:PORT>>"),
+            (&["quorate", "del", "--all", "--collection", ""], "write `default`"),
+        ] {
+            let refused = parse(args).unwrap_err().to_string();
+            assert!(refused.contains(named) && !refused.contains("tip:"), "{refused}");
         }
     }
 

@@ -11,10 +11,12 @@ use std::thread;
 use rustix::process::{Resource, getrlimit};
 use tokio::runtime::{Builder, Runtime};
 
+use crate::engine::MIN_ADDRESS_SPACE_BYTES;
+
 /// Threads of a node beside the runtime's own workers: the log, sled, and work that blocks.
 const NODE_THREADS: usize = 8;
-/// Address space that a node needs to start, in bytes.
-const NODE_ADDRESS_BYTES: u64 = 256 * 1024 * 1024;
+/// What threads, and what is mapped once the node is open, take beside what is mapped at the start of the process.
+const THREADS_BYTES: u64 = 96 * 1024 * 1024;
 
 /// Why the process cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -22,11 +24,15 @@ const NODE_ADDRESS_BYTES: u64 = 256 * 1024 * 1024;
 pub enum StartError {
     /// The process may use too little address space.
     #[error(
-        "this process may use {allowed} bytes of address space (ulimit -v), and a node needs at least {NODE_ADDRESS_BYTES}, and room for its state beside that: allow more"
+        "this process may use {allowed} bytes of {what}, and a node needs at least {needed}, and room for its state beside that: allow more, or unlimited. Memory is better limited by a control group (systemd's MemoryMax, a container's limit), which counts what is used and not what is reserved"
     )]
     AddressSpace {
+        /// What is limited, and by what.
+        what: &'static str,
         /// How much it may use.
         allowed: u64,
+        /// How much it needs.
+        needed: u64,
     },
     /// The system has no threads to give.
     #[error(
@@ -48,6 +54,13 @@ pub enum StartError {
     },
 }
 
+impl StartError {
+    /// Whether a limit that somebody set is to blame: the exit code tells.
+    pub fn is_invalid_input(&self) -> bool {
+        matches!(self, Self::AddressSpace { .. })
+    }
+}
+
 /// Starts the runtime that everything runs in, in a process that is a node or one that asks some.
 ///
 /// # Errors
@@ -55,7 +68,9 @@ pub enum StartError {
 pub fn start(node: bool) -> Result<Runtime, StartError> {
     let workers = thread::available_parallelism().map_or(1, usize::from);
     if node {
-        check_address_space(getrlimit(Resource::As).current)?;
+        let mapped = mapped_bytes();
+        check_address_space("address space (ulimit -v)", getrlimit(Resource::As).current, mapped)?;
+        check_address_space("data (ulimit -d)", getrlimit(Resource::Data).current, mapped)?;
         check_threads(workers + NODE_THREADS)?;
     } else {
         check_threads(workers)?;
@@ -70,11 +85,21 @@ pub fn start(node: bool) -> Result<Runtime, StartError> {
     built.map_err(|source| StartError::Runtime { source })
 }
 
-fn check_address_space(allowed: Option<u64>) -> Result<(), StartError> {
+fn check_address_space(what: &'static str, allowed: Option<u64>, mapped: u64) -> Result<(), StartError> {
+    // Just above a limit of 1 GiB the allocator has reserved nearly all of it, and threads would get nothing.
+    let needed = MIN_ADDRESS_SPACE_BYTES.max(mapped + THREADS_BYTES);
     match allowed {
-        Some(allowed) if allowed < NODE_ADDRESS_BYTES => Err(StartError::AddressSpace { allowed }),
+        Some(allowed) if allowed < needed => Err(StartError::AddressSpace { what, allowed, needed }),
         _ => Ok(()),
     }
+}
+
+/// Address space that this process has taken so far; 0 where the system does not tell.
+fn mapped_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
+    kib.map_or(0, |kib: u64| kib.saturating_mul(1024))
 }
 
 /// Has so many threads at the same time, for a moment.
@@ -107,9 +132,19 @@ mod tests {
     #[test]
     fn a_system_with_threads_gives_a_runtime() {
         let runtime = start(false).unwrap();
-        assert!(check_address_space(None).is_ok() && check_address_space(Some(NODE_ADDRESS_BYTES)).is_ok());
-        let refused = check_address_space(Some(NODE_ADDRESS_BYTES - 1)).unwrap_err().to_string();
-        assert!(refused.contains("268435455") && refused.contains("ulimit -v"), "{refused}");
+        let check = |allowed, mapped| check_address_space("address space (ulimit -v)", allowed, mapped);
+        let needed = MIN_ADDRESS_SPACE_BYTES;
+        assert!(check(None, 0).is_ok() && check(Some(needed), 0).is_ok());
+        let refused = check(Some(needed - 1), 0).unwrap_err();
+        assert!(refused.is_invalid_input());
+        let refused = refused.to_string();
+        assert!(refused.contains(&(needed - 1).to_string()), "{refused}");
+        assert!(refused.contains(&needed.to_string()) && refused.contains("ulimit -v"), "{refused}");
+        assert!(refused.contains("control group"), "{refused}");
+        let reserved = 1 << 30;
+        assert!(check(Some(reserved + THREADS_BYTES - 1), reserved).is_err(), "nothing is left for threads");
+        assert!(check(Some(reserved + THREADS_BYTES), reserved).is_ok());
+        assert!(mapped_bytes() > 1 << 20);
         assert_eq!(runtime.block_on(async { 7 }), 7);
         let refused =
             StartError::Threads { threads: 9, source: io::ErrorKind::WouldBlock.into() }.to_string();

@@ -55,7 +55,7 @@ pub struct PutArgs {
     #[command(flatten)]
     pub key_flags: KeyFlags,
     /// Remove the key after this long, unless it is written again
-    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, allow_hyphen_values = true)]
     pub ttl: Option<Duration>,
     /// Only if the key does not exist
     #[arg(long, conflicts_with = "if_revision")]

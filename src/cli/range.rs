@@ -33,7 +33,7 @@ pub struct RangeArgs {
     #[command(flatten)]
     pub key_flags: KeyFlags,
     /// List at most this many
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     pub limit: u32,
     /// List all, however many, as they were at one moment; with -o json one object per line
     #[arg(long, conflicts_with = "limit")]

@@ -10,7 +10,8 @@ use clap::error::{ContextKind, ErrorKind};
 use serde::Serialize;
 
 use super::error::CliError;
-use super::{Cli, Format, Subject};
+use super::process::StartError;
+use super::{Cli, Format, Subject, output};
 use crate::kv::client::KnownLeader;
 use crate::reason::{EXIT_OK, Reason};
 use crate::shown::shortened;
@@ -59,8 +60,8 @@ impl Report {
     }
 
     /// Of a process that could not begin.
-    pub fn of_start(error: &dyn std::error::Error) -> Self {
-        let reason = Reason::Unspecified;
+    pub fn of_start(error: &StartError) -> Self {
+        let reason = if error.is_invalid_input() { Reason::Invalid } else { Reason::Unspecified };
         let message = format!("the program cannot start: {error}");
         Self::new(reason, &message, false, reason.exit_code(false))
     }
@@ -121,6 +122,15 @@ pub fn usage(error: &clap::Error, args: &[OsString]) -> (String, bool, u8) {
         // With its usage and tips, which people read better than a hint.
         false => (shortened_lines(&error.render().to_string()), false, report.exit_code()),
     }
+}
+
+/// Prints what the arguments ask for by themselves, such as the help: if it cannot be printed, what to tell of that, and the
+/// exit code.
+pub fn print(text: &str, args: &[OsString]) -> Option<(String, u8)> {
+    let error = output::raw(text.as_bytes()).err().filter(|error| !error.is_broken_pipe())?;
+    let report = Report::of(&error, Subject::Process, None);
+    let format = if asks_for_json(args) { Format::Json } else { Format::Table };
+    Some((report.text(format), report.exit_code()))
 }
 
 fn shortened_lines(text: &str) -> String {

@@ -65,14 +65,17 @@ impl ServeError {
     }
 }
 
-/// Runs a node until a signal stops it.
+/// Runs a node until a signal stops it. `on_memory` is told the memory that it may use.
 ///
 /// The process exits from within on a second signal and on a fatal error: see the [module](self).
 ///
 /// # Errors
 /// See [`ServeError`].
-pub async fn run(args: ServeArgs) -> Result<(), ServeError> {
+pub async fn run(args: ServeArgs, on_memory: Option<fn(u64)>) -> Result<(), ServeError> {
     let config = ServeConfig::load(args)?;
+    if let Some(on_memory) = on_memory {
+        on_memory(config.memory());
+    }
     let data_dir = std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
     let log_level = log_to_stderr(&config, &data_dir)?;
     if let Err(error) = incoming::raise_open_files() {

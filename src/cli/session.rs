@@ -1,15 +1,19 @@
 //! `quorate session`: whose sessions are open.
 
+use std::collections::HashSet;
+
 use clap::{Args, Subcommand};
+use futures::stream::{FuturesUnordered, StreamExt};
 use serde::Serialize;
 use serde_json::json;
-use tokio::time::Instant;
 
 use super::{CliError, Common, Format, output};
-use crate::kv::client::{Client, SessionInfo};
+use crate::kv::client::{Client, ClientError, SessionInfo};
 
 /// Sessions asked for at a time.
 const PAGE: u32 = 1_000;
+/// Sessions that are being closed at a time: so many that they share the flushes of the logs.
+const AT_A_TIME: usize = 64;
 
 /// Arguments of `quorate session`.
 #[derive(Debug, Args)]
@@ -66,10 +70,9 @@ struct Row<'a> {
 /// [`CliError::SessionNotOpen`] when nothing was there to be closed; others see [`CliError`].
 pub async fn run(common: &Common, args: SessionArgs) -> Result<(), CliError> {
     let client = common.client()?;
-    let deadline = client.deadline();
     match args.command {
         SessionCommand::List { opener } => {
-            let sessions = all(&client, deadline, opener.as_deref()).await?;
+            let sessions = all(&client, opener.as_deref()).await?;
             show(common.output, &sessions)
         }
         SessionCommand::Close { sessions, opener } => {
@@ -79,25 +82,17 @@ pub async fn run(common: &Common, args: SessionArgs) -> Result<(), CliError> {
                     (sessions, format!("session {asked}"))
                 }
                 Some(opener) => {
-                    let all = all(&client, deadline, Some(opener)).await?;
+                    let all = all(&client, Some(opener)).await?;
                     (all.iter().map(|info| info.session).collect(), format!("a session of {opener}"))
                 }
             };
-            let (mut closed, mut failed) = (Vec::new(), None);
-            for session in sessions {
-                match client.close_session_by(deadline, session).await {
-                    Ok(true) => closed.push(session.to_string()),
-                    Ok(false) => {}
-                    Err(error) if closed.is_empty() => return Err(error.into()),
-                    Err(error) => {
-                        failed = Some(client.after_part(error));
-                        break;
-                    }
-                }
-            }
-            if closed.is_empty() {
-                return Err(CliError::SessionNotOpen { asked });
-            }
+            let (closed, failed) = close(&sessions, |session| client.close_session(session)).await;
+            let failed = match failed {
+                Some(error) if closed.is_empty() => return Err(error.into()),
+                None if closed.is_empty() => return Err(CliError::SessionNotOpen { asked }),
+                failed => failed.map(|error| client.after_part(error)),
+            };
+            let closed: Vec<_> = closed.iter().map(ToString::to_string).collect();
             let printed = match common.output {
                 Format::Table => output::line(&format!("closed {}", closed.join(", "))),
                 Format::Json => output::json(&json!({ "closed": closed })),
@@ -110,9 +105,42 @@ pub async fn run(common: &Common, args: SessionArgs) -> Result<(), CliError> {
     }
 }
 
+/// Closes `sessions` with `close_one`, many at a time. Those that were open, in the order given, and why the rest was left.
+async fn close<F>(sessions: &[u64], close_one: impl Fn(u64) -> F) -> (Vec<u64>, Option<ClientError>)
+where
+    F: Future<Output = Result<bool, ClientError>>,
+{
+    let mut left = sessions.iter().copied();
+    let (mut closing, mut closed) = (FuturesUnordered::new(), HashSet::new());
+    let mut failed: Option<ClientError> = None;
+    loop {
+        // After a failure those under way are waited for, to know what has come of them, and no others are begun.
+        while closing.len() < AT_A_TIME
+            && failed.is_none()
+            && let Some(session) = left.next()
+        {
+            let outcome = close_one(session);
+            closing.push(async move { (session, outcome.await) });
+        }
+        match closing.next().await {
+            Some((session, Ok(true))) => drop(closed.insert(session)),
+            Some((_, Ok(false))) => {}
+            // One that leaves it open whether something was done says more than one that does not.
+            Some((_, Err(error))) if failed.as_ref().is_none_or(|failed| !failed.maybe_applied()) => {
+                failed = Some(error);
+            }
+            Some((_, Err(_))) => {}
+            None => break,
+        }
+    }
+    let mut in_order = Vec::with_capacity(closed.len());
+    in_order.extend(sessions.iter().copied().filter(|session| closed.remove(session)));
+    (in_order, failed)
+}
+
 /// All sessions, or those of `opener`.
-async fn all(client: &Client, deadline: Instant, opener: Option<&str>) -> Result<Vec<SessionInfo>, CliError> {
-    let mut sessions = Vec::new();
+async fn all(client: &Client, opener: Option<&str>) -> Result<Vec<SessionInfo>, CliError> {
+    let (deadline, mut sessions) = (client.deadline(), Vec::new());
     let mut after = Some(0);
     while let Some(from) = after {
         let page = client.list_sessions_by(deadline, from, PAGE).await?;
@@ -168,7 +196,57 @@ fn show(format: Format, sessions: &[SessionInfo]) -> Result<(), CliError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
     use super::*;
+
+    fn late(maybe_applied: bool) -> ClientError {
+        ClientError::DeadlineExceeded { timeout: Duration::from_secs(1), maybe_applied, last: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_sessions_are_closed_at_a_time_and_all_of_them() {
+        let sessions: Vec<u64> = (0..16_384).collect();
+        let (under_way, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let begun = Instant::now();
+        let (closed, failed) = close(&sessions, async |session| {
+            most.fetch_max(under_way.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(3 + session % 5)).await;
+            under_way.fetch_sub(1, Ordering::Relaxed);
+            Ok(session % 3 > 0)
+        })
+        .await;
+        assert!(failed.is_none());
+        assert!(closed.into_iter().eq((0..16_384).filter(|session| session % 3 > 0)));
+        assert_eq!(most.into_inner(), AT_A_TIME);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_closed_before_a_failure_or_beside_it_is_known() {
+        let sessions: Vec<u64> = (0..1_000).collect();
+        let last = AtomicU64::new(0);
+        let (closed, failed) = close(&sessions, async |session| {
+            last.fetch_max(session, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(session + 1)).await;
+            match session {
+                100 => Err(late(false)),
+                120 => Err(late(true)),
+                130 => Err(late(false)),
+                _ => Ok(true),
+            }
+        })
+        .await;
+        let last = last.into_inner();
+        assert!(last < 200, "{last} was begun");
+        let is_closed = |session: &u64| ![100, 120, 130].contains(session);
+        assert!(closed.into_iter().eq((0..=last).filter(is_closed)));
+        assert!(failed.unwrap().maybe_applied());
+        assert_eq!(close(&[7, 7], async |_| Ok(true)).await.0, [7]);
+    }
 
     #[test]
     fn openers_are_named_by_connection_or_host() {

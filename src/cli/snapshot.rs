@@ -23,8 +23,9 @@ pub struct SnapshotArgs {
 /// See [`CliError`].
 pub async fn run(common: &Common, args: SnapshotArgs) -> Result<(), CliError> {
     let taken = common.client()?.take_snapshot(args.endpoint.as_ref()).await?;
-    match common.output {
+    let printed = match common.output {
         Format::Table => output::line(&format!("a snapshot covers entries up to {taken}")),
         Format::Json => output::json(&json!({ "term": taken.term, "index": taken.index })),
-    }
+    };
+    output::after("a snapshot was taken", printed)
 }

@@ -16,7 +16,7 @@ pub struct WriteArgs {
     #[arg(long, value_enum, value_name = "WHO", default_value_t = Ack::Quorum)]
     pub ack: Ack,
     /// With --ack all: how long to wait for the slowest voter
-    #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "5s")]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, allow_hyphen_values = true, default_value = "5s")]
     pub ack_timeout: Duration,
 }
 

@@ -247,18 +247,9 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn close_session(&self, session: u64) -> Result<bool, ClientError> {
-        self.close_session_by(self.deadline(), session).await
-    }
-
-    /// [`close_session`](Self::close_session), of which several share the time of one operation.
-    pub(crate) async fn close_session_by(
-        &self,
-        deadline: Instant,
-        session: u64,
-    ) -> Result<bool, ClientError> {
         let request = v1::CloseSessionRequest { session, ..Default::default() };
         let call = |mut admin: AdminClient<Channel>| async move { admin.close_session(request).await };
-        let (closed, _) = self.on_leader_by(deadline, Duration::ZERO, Effect::Change, call).await?;
+        let (closed, _) = self.on_leader(Duration::ZERO, Effect::Change, call).await?;
         Ok(closed.was_open)
     }
 

@@ -3,7 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
+use tonic::codegen::http::Uri;
+
 use crate::shown::Shown;
+
+/// The longest name there is in DNS, and a little.
+const MAX_HOST_BYTES: usize = 255;
 
 /// Why a client could not be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -60,9 +65,15 @@ impl Endpoint {
         if !host.chars().all(plain) {
             return refuse("the host holds a character that no host name or address has");
         }
-        match port.parse::<u16>() {
-            Ok(1..) => Ok(Self(address.into())),
-            _ => refuse("the port must be a number from 1 to 65535"),
+        if host.len() > MAX_HOST_BYTES {
+            return refuse("the host is longer than any name, of which 255 bytes are the most");
+        }
+        if !matches!(port.parse::<u16>(), Ok(1..)) {
+            return refuse("the port must be a number from 1 to 65535");
+        }
+        match Uri::try_from(format!("http://{address}")) {
+            Ok(_) => Ok(Self(address.into())),
+            Err(_) => refuse("no host has such a name or address"),
         }
     }
 
@@ -102,5 +113,33 @@ mod tests {
         {
             assert!(Endpoint::parse(text).is_err(), "{text}");
         }
+    }
+
+    /// The transport is made of it without asking again.
+    #[test]
+    fn what_makes_no_address_is_refused_and_not_repeated_at_length() {
+        let config = crate::client::ClientConfig::default();
+        let long = |count: usize| format!("{}:7801", "a".repeat(count));
+        let texts = [
+            "a]:1",
+            "]:1",
+            "[:1",
+            "[]:1",
+            "[a:1",
+            "[a]:1",
+            "[::1]]:1",
+            "[[::1]]:1",
+            "..:1",
+            "-:1",
+            "[::1]:+1",
+        ];
+        let texts = texts.map(str::to_owned).into_iter().chain([255, 256, 65_534, 65_536, 1 << 20].map(long));
+        for text in texts {
+            match Endpoint::parse(&text) {
+                Ok(endpoint) => drop(crate::client::node::Node::new(endpoint, true, &config)),
+                Err(error) => assert!(error.to_string().len() < 256, "{error}"),
+            }
+        }
+        assert!(Endpoint::parse(&long(255)).is_ok() && Endpoint::parse(&long(256)).is_err());
     }
 }

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::{ConfigError, ServeConfig, Settings, invalid};
 use crate::door::limits::{Bound, DoorLimits};
+use crate::engine::memory_share_bytes;
 use crate::kv::settings::{self, HistoryLimits};
 use crate::node::Names;
 
@@ -92,6 +93,17 @@ impl DoorConfig {
             Some((flag, bytes, _)) => Err(invalid(format!(
                 "{flag} ({bytes}) is more than the {memory} bytes of memory that this node may use; set less"
             ))),
+        }
+    }
+
+    /// Has what nobody set, and is what it is by default, fit `memory` bytes.
+    pub(super) fn fit(&mut self, memory: u64) {
+        /// A watch that pauses for a moment finds where it was.
+        const MIN_HISTORY_BYTES: usize = 4 * 1024 * 1024;
+        self.limits.fit(memory);
+        let usual = HistoryLimits::default().bytes;
+        if self.history.bytes == usual {
+            self.history.bytes = memory_share_bytes(memory, usual, MIN_HISTORY_BYTES);
         }
     }
 

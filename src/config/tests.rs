@@ -275,7 +275,11 @@ fn what_cannot_work_is_refused_with_what_to_do() {
         (&["--log-level", "openraft=debug"], "begin it with one, such as info"),
         (&["--peer-advertise", "a:0"], "port 0"),
         (&["--single", "--peer-listen", "127.0.0.1:7", "--peer-advertise", "127.0.0.1:0"], "port 0"),
-        (&["--max-command-bytes", "999999999"], "--max-command-bytes"),
+        (
+            &["--max-command-bytes", "999999999"],
+            "--max-command-bytes (999999999) must be from 1024 to 4194304",
+        ),
+        (&["--max-command-bytes", "1000"], "--max-command-bytes (1000) must be from 1024 to 4194304"),
         (&["--max-inflight-bytes", "1"], "max_inflight_bytes"),
         (&["--disk-reserve-bytes", "1000000"], "disk_reserve_bytes"),
         (
@@ -343,6 +347,22 @@ fn the_fixed_settings_are_those_that_the_node_was_started_with() {
     let again = ServeConfig::resolve(again).unwrap();
     assert_eq!(again.client_advertise.as_ref(), Some(&config.client_listen), "told where it is not given");
     assert_eq!(ServeConfig { client_advertise: None, ..again }, config);
+}
+
+#[test]
+fn what_the_client_port_and_the_history_may_hold_follows_the_memory() {
+    const MIB: usize = 1024 * 1024;
+    let small = |more: &[&str]| {
+        let memory = (240 * MIB).to_string();
+        ServeConfig::load(flags(&[&["--memory-bytes", &memory], more].concat())).unwrap()
+    };
+    let config = small(&[]);
+    assert_eq!((config.memory(), config.door.history.bytes), ((240 * MIB) as u64, 15 * MIB));
+    assert_eq!(config.door.limits.unsent_bytes.all, 16 * MIB);
+    let told = config.fixed_settings().into_iter().find(|(name, _)| *name == "history_bytes");
+    assert_eq!(told.unwrap().1, 15 * MIB, "what is in force is told");
+    let set = small(&["--history-bytes", "50000000", "--max-queued-bytes", "150000000"]);
+    assert_eq!((set.door.history.bytes, set.door.limits.queued_bytes.all), (50_000_000, 150_000_000));
 }
 
 #[test]

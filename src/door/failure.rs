@@ -134,11 +134,14 @@ pub(crate) fn no_place(limit: usize) -> Failure {
     failure(Reason::LimitReached, message, false, None)
 }
 
-/// What the transport says of a call at `path` that it has not taken, or whose answer it has cut short.
+/// What the transport says of a call at `path` that it has not taken, or whose answer it has cut short. The code is that of
+/// the reason, but for what is not there: generic clients know that by `UNIMPLEMENTED`, which no reason has.
 pub(crate) fn of_transport(status: &tonic::Status, path: &str, maybe_applied: bool) -> Failure {
     let said = status.message();
     let (reason, message) = match status.code() {
-        Code::Unimplemented => (Reason::Invalid, format!("there is no {}", Shown(path))),
+        Code::Unimplemented if said.is_empty() => (Reason::Invalid, format!("there is no {}", Shown(path))),
+        // Such as an encoding.
+        Code::Unimplemented => (Reason::Invalid, said.to_owned()),
         // It says so of requests that cannot be decoded.
         Code::Internal if !maybe_applied => (Reason::Invalid, format!("the request cannot be read: {said}")),
         Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated => {
@@ -152,7 +155,19 @@ pub(crate) fn of_transport(status: &tonic::Status, path: &str, maybe_applied: bo
         Code::Cancelled | Code::Aborted => (Reason::Interrupted, said.to_owned()),
         _ => (Reason::Unspecified, said.to_owned()),
     };
-    Failure { code: status.code() as i32, ..failure(reason, message, maybe_applied, None) }
+    let told = failure(reason, message, maybe_applied, None);
+    match status.code() {
+        Code::Unimplemented => Failure { code: Code::Unimplemented as i32, ..told },
+        _ => told,
+    }
+}
+
+/// Why a message of a stream was not read. Nothing of it was begun, and what came before it is answered.
+pub(crate) fn unread(status: tonic::Status) -> tonic::Status {
+    match details::failure(status.details()) {
+        Some(_) => status,
+        None => of_transport(&status, "", false).into(),
+    }
 }
 
 /// The guest has made a write of what it lists as a read, or the other way round.
@@ -313,6 +328,31 @@ mod tests {
             assert_eq!(failure.leader.is_some(), leader_known, "{failure:?}");
             assert!(!failure.message.is_empty());
         }
+    }
+
+    #[test]
+    fn what_the_transport_says_has_the_code_of_its_reason() {
+        for maybe_applied in [false, true] {
+            for code in (1..=16).map(Code::from_i32) {
+                let told = of_transport(&tonic::Status::new(code, "x"), "/a/B", maybe_applied);
+                let expected = match code {
+                    Code::Unimplemented => Code::Unimplemented as i32,
+                    _ => told.reason().grpc_code(maybe_applied, false) as i32,
+                };
+                assert_eq!((told.code, told.maybe_applied), (expected, maybe_applied), "{code:?}");
+            }
+        }
+        let unread = |code| {
+            let status = unread(tonic::Status::new(code, "x"));
+            (
+                status.code(),
+                details::failure(status.details()).map(|told| (told.reason(), told.maybe_applied)),
+            )
+        };
+        assert_eq!(unread(Code::Internal), (Code::InvalidArgument, Some((Reason::Invalid, false))));
+        assert_eq!(unread(Code::OutOfRange), (Code::InvalidArgument, Some((Reason::TooLarge, false))));
+        let message = |said: &str| of_transport(&tonic::Status::unimplemented(said), "/a/B", false).message;
+        assert_eq!((message(""), message("no gzip")), ("there is no /a/B".to_owned(), "no gzip".to_owned()));
     }
 
     #[test]

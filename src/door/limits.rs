@@ -2,6 +2,7 @@
 
 pub use crate::incoming::Bound;
 
+use crate::engine::memory_share_bytes;
 use crate::engine::ranges::{self, Range, or_zero, range};
 
 const MIB: usize = 1024 * 1024;
@@ -58,6 +59,31 @@ impl DoorLimits {
     /// What a bound in bytes cannot be less than: the largest message there is must pass.
     pub const MIN_BYTES: usize = super::MAX_MESSAGE_BYTES;
 
+    /// The least that all callers together are given of each kind, where the memory is small: two who each hold the most
+    /// that one is left.
+    const MIN_SHARE_BYTES: usize = 16 * MIB;
+
+    /// Has bounds in bytes that nobody set, those that are what they are by default, fit `memory_bytes` of memory: each kind may take
+    /// a sixteenth of it.
+    pub fn fit(&mut self, memory_bytes: u64) {
+        let usual = Self::default();
+        let bounds = [
+            (&mut self.unsent_bytes, usual.unsent_bytes),
+            (&mut self.unfinished_bytes, usual.unfinished_bytes),
+            (&mut self.queued_bytes, usual.queued_bytes),
+        ];
+        for (bound, usual) in bounds {
+            if bound.all != usual.all {
+                continue;
+            }
+            let share = memory_share_bytes(memory_bytes, usual.all, Self::MIN_SHARE_BYTES);
+            // Who set what one may take has set as much for all.
+            let set = (bound.each != usual.each).then_some(bound.each);
+            bound.all = share.max(2 * set.unwrap_or_default());
+            bound.each = set.unwrap_or(usual.each.min(bound.all / 2));
+        }
+    }
+
     /// Refuses what cannot work.
     ///
     /// # Errors
@@ -106,6 +132,38 @@ mod tests {
     #[test]
     fn the_ends_of_every_range_are_within_and_their_neighbours_are_not() {
         RANGES.iter().for_each(crate::engine::ranges::assert_ends);
+    }
+
+    #[test]
+    fn what_nobody_set_follows_the_memory() {
+        let fitted = |memory: u64, mut limits: DoorLimits| {
+            limits.fit(memory * MIB as u64);
+            assert_eq!(limits.validate(), Ok(()));
+            limits
+        };
+        let of = |bound: Bound| (bound.each / MIB, bound.all / MIB);
+        assert_eq!(fitted(8 * 1024, DoorLimits::default()), DoorLimits::default());
+        let small = fitted(400, DoorLimits::default());
+        for bound in [small.unsent_bytes, small.unfinished_bytes, small.queued_bytes] {
+            assert_eq!(bound, Bound { each: 25 * MIB / 2, all: 25 * MIB });
+        }
+        assert_eq!(
+            of(fitted(192, DoorLimits::default()).unsent_bytes),
+            (8, 16),
+            "the largest message passes"
+        );
+        let middle = fitted(2048, DoorLimits::default());
+        assert_eq!((of(middle.unsent_bytes), of(middle.queued_bytes)), ((32, 128), (64, 128)));
+
+        let usual = DoorLimits::default().unsent_bytes;
+        let one = Bound { each: 20 * MIB, ..usual };
+        let all = Bound { all: 200 * MIB, ..usual };
+        assert_eq!(
+            of(fitted(192, DoorLimits { unsent_bytes: one, ..DoorLimits::default() }).unsent_bytes),
+            (20, 40)
+        );
+        let set = fitted(192, DoorLimits { unsent_bytes: all, ..DoorLimits::default() });
+        assert_eq!((set.unsent_bytes, of(set.queued_bytes)), (all, (8, 16)), "what was set stays");
     }
 
     #[test]

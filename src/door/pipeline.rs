@@ -178,7 +178,7 @@ async fn read_requests<F, N, S>(
             }
             Some(Err(status)) => {
                 // A message that cannot be decoded, or a broken connection. Answers still go out first.
-                let _ = outlet.shared.broken.set(status);
+                let _ = outlet.shared.broken.set(failure::unread(status));
                 return;
             }
             None => return,

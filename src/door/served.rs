@@ -3,7 +3,8 @@
 use tokio::sync::watch;
 
 use crate::engine::{
-    Acknowledged, ClosedSession, CurrentHistory, Engine, NodeState, OpenedSession, ReadOutcome, WriteOptions,
+    Acknowledged, ClosedSession, CurrentHistory, Engine, NodeState, OpenedSession, Pinned, ReadOutcome,
+    WriteOptions,
 };
 use crate::error::{ReadError, WriteError};
 use crate::machine::StateMachine;
@@ -13,6 +14,9 @@ use crate::types::{HistoryEpoch, LogId, ReadOptions};
 pub(crate) type WriteOutcome<M> = Result<Acknowledged<<M as StateMachine>::Reply>, WriteError>;
 /// And to a read.
 pub(crate) type Read<M> = Result<ReadOutcome<<M as StateMachine>::Answer>, ReadError>;
+
+/// A view, of what position, and how much it keeps alive.
+pub(crate) type PinnedView<M> = Result<(Option<LogId>, <M as StateMachine>::View, Pinned), ReadError>;
 
 /// A node that calls are made to. The methods promise what those of [`Engine`] do.
 pub(crate) trait ServedNode: Clone + Send + Sync + 'static {
@@ -65,6 +69,11 @@ pub(crate) trait ServedNode: Clone + Send + Sync + 'static {
     where
         <Self::Machine as StateMachine>::View: Clone;
 
+    /// The same for who reads it for long, and how much it keeps alive from then on.
+    fn pinned_view(&self, options: ReadOptions) -> impl Future<Output = PinnedView<Self::Machine>> + Send
+    where
+        <Self::Machine as StateMachine>::View: Clone;
+
     /// What wall clocks will show when elapsed time is `elapsed_ms`.
     fn log_time_at(&self, elapsed_ms: u64) -> u64;
 
@@ -114,6 +123,13 @@ impl<M: StateMachine> ServedNode for Engine<M> {
         M::View: Clone,
     {
         Engine::view(self, options).await
+    }
+
+    async fn pinned_view(&self, options: ReadOptions) -> PinnedView<M>
+    where
+        M::View: Clone,
+    {
+        Engine::pinned_view(self, options).await
     }
 
     fn log_time_at(&self, elapsed_ms: u64) -> u64 {

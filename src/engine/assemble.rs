@@ -111,7 +111,7 @@ async fn recover<M: StateMachine>(
     let mut applier = offload(move || Applier::recover(node_id, machine, snapshots)).await?;
     check_coverage(&parts.config, &*parts.log, &applier)?;
     if let Some(bytes) = parts.memory_bytes {
-        applier.bound_snapshot_lag(Memory(bytes).snapshot_lag_bytes());
+        applier.bound_snapshot_lag(Memory(bytes).pinned_bytes());
     }
     let counting = opening::count_applied(&parts.config.progress, &*parts.log, &applier);
     let (log, is_restored) = (parts.log.clone(), parts.config.restore);
@@ -427,6 +427,7 @@ impl<M: StateMachine> Assembly<M> {
             inflight_bytes: AtomicUsize::new(0),
             wall_clock: WallClock::of_this_node(),
             quota_bytes: parts.memory_bytes.map(|bytes| Memory(bytes).quota_bytes()),
+            pinned_bytes: parts.memory_bytes.map_or(u64::MAX, |bytes| Memory(bytes).pinned_bytes()),
             inflight_commands: AtomicUsize::new(0),
             counters: Counters::default(),
             state,

@@ -9,7 +9,8 @@
 //!   committed, and would leave a cluster that cannot undo it. Losing a voter is also refused when too few of those left
 //!   have caught up or have a disk that is well; that may be overridden.
 //! - A change that was interrupted, by the loss of the leader or of its caller, is completed by repeating it: what is
-//!   already as it is to be succeeds and changes nothing, the removal of who is no member included. What an interrupted
+//!   already as it is to be succeeds and changes nothing, the removal of a member that was removed included. That it was one
+//!   is known to a node that has had it among the members since it was started; else the id is taken for a mistake. What an interrupted
 //!   change meant to make of a member is noted in the membership itself ([`Intent`]), so that neither the repetition nor
 //!   a leader that ends it by itself has to guess.
 //! - An address comes into the membership only if the member answers there.
@@ -36,7 +37,7 @@ use std::time::Duration;
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
-use self::identify::check_address;
+use self::identify::{check_address, check_number};
 use self::quorum::{Strength, check_quorum};
 use super::Engine;
 use crate::error::{MembershipError, ReadError, TransferError};
@@ -90,6 +91,7 @@ impl<M: StateMachine> Engine<M> {
         promote: bool,
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
+        check_number(new.node_id)?;
         self.change(move |engine| async move {
             {
                 let _turn = engine.turn().await?;
@@ -138,7 +140,7 @@ impl<M: StateMachine> Engine<M> {
         .await
     }
 
-    /// Removes a member; succeeds when there is none such. `force` does so although too few voters that have caught up and whose disks are well would be
+    /// Removes a member; succeeds when it was removed before, as far as this node knows it. `force` does so although too few voters that have caught up and whose disks are well would be
     /// left; a majority must answer in any case. A node that still runs learns of it from the others and stops.
     ///
     /// # Errors
@@ -149,7 +151,10 @@ impl<M: StateMachine> Engine<M> {
             engine.settle().await?;
             let metrics = engine.leading()?;
             if !metrics.membership.members.contains_key(&node_id) {
-                return Ok(());
+                return match engine.inner.core.activity().has_seen_member(node_id) {
+                    true => Ok(()),
+                    false => Err(MembershipError::UnknownMember { node_id }),
+                };
             }
             if metrics.membership.is_voter(node_id) {
                 engine.may_lose(node_id, force).await?;
@@ -175,6 +180,7 @@ impl<M: StateMachine> Engine<M> {
         new: NewMember,
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
+        check_number(new.node_id)?;
         self.change(move |engine| async move {
             let deadline = Instant::now() + timeout;
             match old == new.node_id {

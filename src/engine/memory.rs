@@ -29,8 +29,8 @@ const MIN_LOG_BYTES: u64 = 16 * 1024 * 1024;
 /// The least that a buffer is given.
 const MIN_BUFFER_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Most bytes of commands applied while a snapshot is written.
-const MAX_SNAPSHOT_LAG_BYTES: u64 = 1024 * 1024 * 1024;
+/// Most bytes of what has been replaced that are kept.
+const MAX_PINNED_BYTES: u64 = 1024 * 1024 * 1024;
 
 /// Memory of one node, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,8 +52,7 @@ impl Memory {
 
     /// A buffer that takes `default` where there is enough memory.
     fn buffer(self, default: usize) -> usize {
-        let share = usize::try_from(self.0 / BUFFER_SHARE).unwrap_or(usize::MAX);
-        default.min(share.max(MIN_BUFFER_BYTES as usize))
+        share_bytes(self.0, default, MIN_BUFFER_BYTES as usize)
     }
 
     /// Has limits that nobody set fit the memory: those that are what they are by default. The log is bounded too, because
@@ -73,15 +72,21 @@ impl Memory {
         }
     }
 
-    /// How many bytes of commands may be applied while a snapshot is written. What they replace is kept until it is done.
-    pub(super) fn snapshot_lag_bytes(self) -> u64 {
-        (self.0 / BUFFER_SHARE).clamp(MIN_BUFFER_BYTES, MAX_SNAPSHOT_LAG_BYTES)
+    /// How many bytes of what has been replaced may be kept by a snapshot that is being written, or by those who read for long.
+    pub(super) fn pinned_bytes(self) -> u64 {
+        (self.0 / BUFFER_SHARE).clamp(MIN_BUFFER_BYTES, MAX_PINNED_BYTES)
     }
 }
 
 /// Memory that this process may use, in bytes: the least of what the machine has and its limits allow.
 pub(crate) fn available_bytes() -> u64 {
     Memory::of_this_process().0
+}
+
+/// What something that takes `default` bytes by default may take on a node with `memory_bytes` of memory: a sixteenth, at least `least`.
+pub(crate) fn share_bytes(memory_bytes: u64, default: usize, least: usize) -> usize {
+    let share = usize::try_from(memory_bytes / BUFFER_SHARE).unwrap_or(usize::MAX);
+    default.min(share.max(least))
 }
 
 /// The memory of the machine.
@@ -92,9 +97,23 @@ fn physical(meminfo: &Path) -> Option<u64> {
     Some(kib.saturating_mul(1024))
 }
 
-/// The least of the limits on address space and data; `None` for no limit.
+/// What a limit on address space or data has to allow beside what is in use: stacks of threads, the program, what is mapped, and what the
+/// allocator has reserved and not used, which comes in pieces of 128 MiB.
+const RESERVED_BYTES: u64 = 256 * 1024 * 1024;
+
+/// The least that a limit on address space or data may be for a node.
+pub(crate) const MIN_ADDRESS_SPACE_BYTES: u64 = RESERVED_BYTES + super::MIN_MEMORY_BYTES;
+
+/// What the least of the limits on address space and data leaves to use; `None` for no limit.
 fn resource_limit() -> Option<u64> {
-    [Resource::As, Resource::Data].into_iter().filter_map(|resource| getrlimit(resource).current).min()
+    let limits =
+        [Resource::As, Resource::Data].into_iter().filter_map(|resource| getrlimit(resource).current);
+    limits.min().map(usable)
+}
+
+/// What may be in use where so much may be reserved.
+fn usable(limit: u64) -> u64 {
+    limit.saturating_sub(RESERVED_BYTES)
 }
 
 /// The least limit of the control groups that this process is in, of either version.
@@ -182,6 +201,13 @@ mod tests {
         std::fs::write(root.path().join("memory.max"), format!("{}\n", i64::MAX)).unwrap();
         assert_eq!(least(), Some(400), "that is how version 1 says none");
         assert_eq!(least_limit(root.path(), "/elsewhere/c", "memory.max"), None, "the root has no limit");
+    }
+
+    #[test]
+    fn a_limit_on_address_space_is_not_all_for_use() {
+        assert_eq!(usable(1024 * MIB), 768 * MIB);
+        assert_eq!(usable(MIN_ADDRESS_SPACE_BYTES), crate::engine::MIN_MEMORY_BYTES);
+        assert_eq!(usable(MIB), 0);
     }
 
     #[test]

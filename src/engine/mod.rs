@@ -137,7 +137,9 @@ use tokio::sync::watch;
 pub use config::{DiskPolicy, EngineConfig, Limits, MIN_MEMORY_BYTES, PeerPolicy, SnapshotPolicy, Timing};
 pub use formation::Forming;
 pub use membership::{CATCH_UP_PATIENCE, NewAddresses, NewMember};
-pub(crate) use memory::available_bytes as available_memory_bytes;
+pub(crate) use memory::{
+    MIN_ADDRESS_SPACE_BYTES, available_bytes as available_memory_bytes, share_bytes as memory_share_bytes,
+};
 pub use quota::QuotaError;
 pub(crate) use ranges::check_node_id;
 pub use reads::ReadOutcome;
@@ -155,6 +157,7 @@ use crate::raft::core::Core;
 use crate::raft::network::client::Caller;
 use crate::raft::network::upstream::Upstream;
 use crate::raft::network::{PeerDoor, Transport};
+pub(crate) use crate::raft::pinned::Pinned;
 pub(crate) use crate::raft::published::CurrentHistory;
 use crate::runtime::{Tasks, WallClock};
 pub(crate) use crate::storage::StartProgress;
@@ -198,6 +201,8 @@ struct Inner<M: StateMachine> {
     wall_clock: WallClock,
     /// The quota on the state that this node could bear, if that is known.
     quota_bytes: Option<u64>,
+    /// How many bytes of what has been replaced a view that is read for long may keep alive.
+    pinned_bytes: u64,
     inflight_commands: AtomicUsize,
     counters: Counters,
     state: watch::Receiver<NodeState>,

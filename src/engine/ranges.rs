@@ -30,6 +30,9 @@ const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
 const WEEK_MS: u64 = 7 * 24 * HOUR_MS;
 
+/// Smallest limit on commands. Hardly one is smaller: a node that takes none would look well.
+pub(crate) const MIN_COMMAND_BYTES: u64 = KIB;
+
 /// Largest command, and batch of entries, that a message between nodes has room for: half of it.
 pub(super) const MAX_COMMAND_BYTES: u64 = 31 * MIB;
 
@@ -43,8 +46,7 @@ pub(crate) const RANGES: [Range; 16] = [
     range("snapshot_every_bytes", 1, TIB),
     range("snapshot_keep_entries", 0, 1_000_000_000),
     range("snapshot_keep_bytes", 0, TIB),
-    // Hardly a command is smaller: a node that takes none would look well.
-    range("max_command_bytes", KIB, MAX_COMMAND_BYTES),
+    range("max_command_bytes", MIN_COMMAND_BYTES, MAX_COMMAND_BYTES),
     range("max_inflight_bytes", 1, 16 * GIB),
     range("log_tail_bytes", 1, 64 * GIB),
     range("append_message_bytes", 1, MAX_COMMAND_BYTES),

@@ -20,6 +20,7 @@ use crate::error::ReadError;
 use crate::machine::StateMachine;
 use crate::raft::core::{Core, NoReadIndex};
 use crate::raft::network::upstream::{ReadIndexAnswer, Upstream};
+use crate::raft::pinned::Pinned;
 use crate::raft::published::Applied;
 use crate::runtime::Tasks;
 use crate::types::{HistoryEpoch, LogId, ReadLevel, ReadOptions, ReadWait, Role};
@@ -170,6 +171,20 @@ impl<M: StateMachine> Engine<M> {
     {
         let applied = self.state_at(options.into()).await?;
         Ok((applied.progress.log_id, applied.view.clone()))
+    }
+
+    /// [`view`](Self::view), and how much it keeps alive from then on.
+    pub(crate) async fn pinned_view(
+        &self,
+        options: ReadOptions,
+    ) -> Result<(Option<LogId>, M::View, Pinned), ReadError>
+    where
+        M::View: Clone,
+    {
+        let applied = self.state_at(options).await?;
+        let now = self.inner.core.published().watch();
+        let pinned = Pinned::new(applied.progress, now, self.inner.pinned_bytes);
+        Ok((applied.progress.log_id, applied.view.clone(), pinned))
     }
 
     /// A position that includes every write acknowledged before this call, from the leader; this node may not have applied

@@ -41,12 +41,13 @@ impl Settings {
             ("max_inflight_bytes", self.max_inflight_bytes, started_with.max_inflight_bytes),
         ];
         for (name, value, most) in limits {
-            ranges::check(&[(name, value as u64)]).map_err(ConfigureError)?;
+            // What more it could be started with is another matter.
             if value > most {
                 return Err(ConfigureError(format!(
-                    "{name} must be from 1 to the {most} that the node was started with; restart it with more"
+                    "{name} ({value}) must not be more than the {most} that the node was started with; restart it with more"
                 )));
             }
+            ranges::check(&[(name, value as u64)]).map_err(ConfigureError)?;
         }
         match self.max_inflight_bytes < self.max_command_bytes {
             true => Err(ConfigureError("max_inflight_bytes must be at least max_command_bytes".to_owned())),
@@ -95,6 +96,20 @@ impl<M: StateMachine> Engine<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A range that ends above what can be set here would lead into the next refusal.
+    #[test]
+    fn the_limit_that_is_told_is_the_one_that_can_be_set() {
+        let config = EngineConfig::new(1, "", "a:1");
+        let most = config.limits.max_command_bytes;
+        let refused = |bytes| {
+            let settings = Settings { max_command_bytes: bytes, ..Settings::of(&config) };
+            settings.validate(&config.limits).unwrap_err().to_string()
+        };
+        for bytes in [most + 1, usize::MAX] {
+            assert!(refused(bytes).contains(&format!("more than the {most} that")), "{}", refused(bytes));
+        }
+    }
 
     #[test]
     fn what_cannot_work_is_refused() {

@@ -21,6 +21,12 @@ pub enum MembershipError {
         /// The id asked for.
         node_id: NodeId,
     },
+    /// No node can have this id. Nothing was changed.
+    #[error("{detail}")]
+    NodeId {
+        /// Which can be.
+        detail: String,
+    },
     /// The id belongs to a member with another data directory.
     #[error(
         "node {node_id} is a member with data directory {known}, not {presented}; to put the new one in its place, use `quorate member replace {node_id} --peer {peer}`"
@@ -218,7 +224,7 @@ impl OperationError for MembershipError {
             Self::Unconfirmed { .. } => Told::of(Reason::NoQuorum),
             Self::Timeout { .. } => Told::of(Reason::Membership).undecided(true),
             Self::Stopped { .. } => Told::of(Reason::Stopped).undecided(true),
-            Self::Address { .. } => Told::of(Reason::Invalid),
+            Self::NodeId { .. } | Self::Address { .. } => Told::of(Reason::Invalid),
             Self::UnknownMember { .. } => Told::of(Reason::NotFound),
             Self::AlreadyMember { .. }
             | Self::NotCaughtUp { .. }

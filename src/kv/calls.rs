@@ -190,22 +190,30 @@ pub(super) fn expected_bytes(request: &RequestMessage) -> usize {
 pub(super) fn written(asked: Asked, at: LogId, reply: Option<KvReply>) -> Result<Response, Rejected> {
     let Some(reply) = reply else { return Ok(unapplied(asked.method, at.index)) };
     let header = Header::default();
-    Ok(match reply {
-        KvReply::Put { revision, create_revision, version } => {
+    Ok(match (asked.method, reply) {
+        (Method::Put, KvReply::Put { revision, create_revision, version }) => {
             Response::Put(PutReply { header, revision, create_revision, version })
         }
-        KvReply::Deleted { existed, revision: _ } => {
+        (Method::Delete, KvReply::Deleted { existed, revision: _ }) => {
             Response::Delete(DeleteReply { header, deleted: existed })
         }
-        KvReply::DeletedRange { deleted, more, revision: _ } => {
+        (Method::DeleteRange, KvReply::DeletedRange { deleted, more, revision: _ }) => {
             Response::DeleteRange(DeleteRangeReply { header, deleted, more })
         }
-        KvReply::Txn { revision, succeeded, results } => {
+        (Method::Txn, KvReply::Txn { revision, succeeded, results }) => {
             let results = self::results(succeeded, results, asked.keys);
             Response::Txn(TxnReply { header, revision, succeeded, results })
         }
-        KvReply::Rejected(rejection) => return Err(rejection.into()),
-        KvReply::Expired { .. } => return Err(Rejected::unexpected(true)),
+        (_, KvReply::Rejected(rejection)) => return Err(rejection.into()),
+        (_, KvReply::Expired { .. }) => return Err(Rejected::unexpected(true)),
+        // The machine answers in kind: what it says of another kind, it has said to an earlier write of the same sequence.
+        (
+            _,
+            KvReply::Put { .. }
+            | KvReply::Deleted { .. }
+            | KvReply::DeletedRange { .. }
+            | KvReply::Txn { .. },
+        ) => return Err(Rejected::other_request()),
     })
 }
 
@@ -378,6 +386,41 @@ mod tests {
         assert!(
             matches!(&reply.results[0], api::TxnResult::Get(Some(item)) if item.key == "k" && item.value == "v")
         );
+    }
+
+    /// A session answers a sequence as it did the first time, whatever it comes with.
+    #[test]
+    fn a_sequence_that_was_another_requests_is_the_callers_mistake() {
+        let (key, value): (Bytes, Bytes) = ("k".into(), "v".into());
+        let requests = [
+            Request::Put { scope: default_scope(), key: key.clone(), value, ttl: None },
+            Request::Delete { scope: default_scope(), key },
+            Request::DeleteRange { scope: default_scope(), range: Range::all() },
+            Request::Txn { scope: default_scope(), txn: Txn::new().then(api::TxnOp::get("k")) },
+        ];
+        let replies = [
+            KvReply::Put { revision: 1, create_revision: 1, version: 1 },
+            KvReply::Deleted { existed: true, revision: 1 },
+            KvReply::DeletedRange { deleted: 1, more: false, revision: 1 },
+            KvReply::Txn { revision: 1, succeeded: true, results: Vec::new() },
+        ];
+        for (asked_at, request) in requests.iter().enumerate() {
+            for (replied_at, reply) in replies.iter().enumerate() {
+                let (_, asked) = call(request.clone()).unwrap();
+                match written(asked, LogId::new(3, 9), Some(reply.clone())) {
+                    Ok(_) => assert_eq!(asked_at, replied_at),
+                    Err(refused) => {
+                        assert_ne!(asked_at, replied_at);
+                        assert_eq!((refused.reason, refused.maybe_applied), (Reason::Invalid, false));
+                        assert!(
+                            refused.message.contains("that earlier one was applied"),
+                            "{}",
+                            refused.message
+                        );
+                    }
+                }
+            }
+        }
     }
 
     #[test]

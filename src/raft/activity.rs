@@ -5,6 +5,7 @@
 //! that is appended. What is slow is therefore sampled less often than what is fast, and the histograms' counts
 //! are numbers of samples.
 
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::AcqRel, Ordering::Relaxed};
 use std::time::Duration;
@@ -148,6 +149,9 @@ pub struct Activity {
     pub transfers_succeeded: AtomicU64,
     /// Those after which this node gave the lead up, because nobody took it, or won it again.
     pub transfers_failed: AtomicU64,
+    /// The ids of all that have been members, as far as this node has applied it since it started. They are as few as changes of
+    /// the membership.
+    members_seen: Mutex<BTreeSet<NodeId>>,
     leads: AtomicBool,
     hands_over: AtomicBool,
     sample: Mutex<Option<Sample>>,
@@ -197,6 +201,16 @@ struct Sample {
 }
 
 impl Activity {
+    /// The membership that is applied has these members.
+    pub(super) fn saw_members(&self, members: impl Iterator<Item = NodeId>) {
+        self.members_seen.lock().expect("invariant: no panic under this lock").extend(members);
+    }
+
+    /// Whether `node_id` is a member, or was one while this node ran.
+    pub fn has_seen_member(&self, node_id: NodeId) -> bool {
+        self.members_seen.lock().expect("invariant: no panic under this lock").contains(&node_id)
+    }
+
     /// `vote` is about to be saved by `own`, in the order in which the core decides.
     pub(super) fn voted(&self, own: NodeId, vote: Vote) {
         let won = vote.committed && vote.node_id == own;

@@ -207,18 +207,24 @@ impl<M: StateMachine> Applier<M> {
         machine.replaces(&self.machine);
         self.machine = machine;
         self.sessions = content.sessions;
-        self.membership = super::snapshot::stored_membership(meta);
+        self.set_membership(super::snapshot::stored_membership(meta));
         self.progress.log_id = Some(meta.log_id);
         self.progress.clock = meta.clock;
         self.progress.history = meta.history;
         self.set_quota(Quota::from_stored(meta.quota_bytes));
         self.agreed.replace(&meta.machines.agreed);
         self.measure();
+        self.progress.installed_bytes += self.progress.state_bytes.unwrap_or_default();
         self.published.advance(self.progress);
         // The last view would keep the state before alive.
         self.published.publish(self.applied());
         // Last: whoever asks for the present life before it looks at what is published finds no older state in it.
         self.agreement.begin_anew();
+    }
+
+    fn set_membership(&mut self, membership: StoredMembership) {
+        self.activity.saw_members(membership.membership().nodes().map(|(node_id, _)| *node_id));
+        self.membership = membership;
     }
 
     fn measure(&mut self) {
@@ -333,7 +339,7 @@ impl<M: StateMachine> Applier<M> {
                         io::Error::new(io::ErrorKind::InvalidData, format!("entry {log_id}: {error}"))
                     })?;
                 }
-                self.membership = StoredMembership::new(Some(type_config::log_id(log_id)), membership);
+                self.set_membership(StoredMembership::new(Some(type_config::log_id(log_id)), membership));
                 Answer::empty()
             }
             Payload::Normal(command) => {

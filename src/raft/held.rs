@@ -58,6 +58,16 @@ impl Held {
         upto.iter().filter(|(_, (_, held))| holds(held)).map(|(node_id, _)| *node_id).collect()
     }
 
+    /// Which of `voters` are not known to hold the entry at `log_id` in the directory that they have now.
+    pub(crate) fn missing(&self, log_id: LogId, voters: &BTreeMap<NodeId, Incarnation>) -> Vec<NodeId> {
+        let upto = self.upto.lock().expect("invariant: no panic under this lock");
+        let lacks = |(voter, incarnation): &(&NodeId, &Incarnation)| {
+            let held = upto.get(*voter).filter(|held| held.0 == **incarnation).map(|held| held.1);
+            held.is_none_or(|held| held.term != log_id.term || held.index < log_id.index)
+        };
+        voters.iter().filter(lacks).map(|(voter, _)| *voter).collect()
+    }
+
     /// Resolves once all voters hold the entry at `log_id`, which may be never.
     pub(crate) fn wait_for_all(&self, log_id: LogId) -> oneshot::Receiver<()> {
         let (done, held) = oneshot::channel();
@@ -189,6 +199,8 @@ mod tests {
         held.note(node(2), LogId::new(2, 9));
         assert_eq!(held.all_hold(&voters(1)), Some(LogId::new(2, 9)));
         assert_eq!(held.all_hold(&voters(2)), None, "the new node has said nothing yet");
+        let missing = |incarnation, index| held.missing(LogId::new(2, index), &voters(incarnation));
+        assert_eq!((missing(1, 9), missing(1, 10), missing(2, 9)), (vec![], vec![1, 2], vec![2]));
         held.note((2, Incarnation(2)), LogId::new(2, 4));
         assert_eq!(held.all_hold(&voters(2)), Some(LogId::new(2, 4)));
         assert_eq!(held.holders(LogId::new(2, 9)), [1]);

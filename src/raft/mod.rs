@@ -38,6 +38,7 @@ mod lease;
 pub(crate) mod log;
 pub(crate) mod membership;
 pub(crate) mod network;
+pub(crate) mod pinned;
 pub(crate) mod published;
 pub(crate) mod read_index;
 pub(crate) mod snapshot;

@@ -31,6 +31,8 @@ pub(crate) struct Progress {
     pub history: HistoryEpoch,
     /// Bytes of commands applied since this node started; compaction is paced by it.
     pub command_bytes: u64,
+    /// Bytes of states that came whole, from other nodes or out of snapshots.
+    pub installed_bytes: u64,
     /// Hash of the state, if the machine keeps one up to date.
     pub state_hash: Option<u64>,
     /// When the machine, or the first of several, wants to be woken.

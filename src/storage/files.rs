@@ -99,16 +99,13 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), StorageErro
     rename_durably(&aside, path)
 }
 
-/// What a file system keeps for itself at its root. Found in a directory that is a mount point; nobody has put it there.
-const LOST_AND_FOUND: &str = "lost+found";
-
-/// Paths of what has been put into a directory, in the order of their names.
+/// Paths of what is in a directory, in the order of their names. Where it is the root of a file system, that keeps things of
+/// its own there, such as `lost+found`, `.snapshot` or `aquota.user`: they are nobody's, and may not even be read.
 pub(crate) fn list(directory: &Path) -> Result<Vec<PathBuf>, StorageError> {
     let list = || -> io::Result<Vec<PathBuf>> {
         fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.path())).collect()
     };
     let mut paths = list().map_err(|error| unreadable(directory, error))?;
-    paths.retain(|path| path.file_name().is_none_or(|name| name != LOST_AND_FOUND));
     paths.sort();
     Ok(paths)
 }

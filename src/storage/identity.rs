@@ -28,6 +28,7 @@ use crate::types::{Incarnation, NodeId};
 use super::files::{self, exists, io_error};
 use super::lease::FILE as LEASE;
 use super::space::RESERVE;
+use super::{is_of_a_log, snapshots};
 
 /// The newest format of the whole directory this build knows.
 const FORMAT_VERSION: u32 = 1;
@@ -246,15 +247,14 @@ fn check_log(path: &Path) -> Result<(), StorageError> {
     if exists(&ready)? {
         return Ok(()); // whether it keeps what it promises is for the log to say
     }
-    let (formed, snapshots) = (path.join(FORMED), path.join(SNAPSHOTS));
+    let (formed, taken) = (path.join(FORMED), path.join(SNAPSHOTS));
     let lost = |marker: PathBuf| Err(StorageError::Lost { missing: ready.clone(), marker });
     if exists(&formed)? {
         return lost(formed);
     }
     // A snapshot is taken of a log only.
-    let complete = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "snapshot");
-    if exists(&snapshots)?
-        && let Some(snapshot) = files::list(&snapshots)?.into_iter().find(complete)
+    if exists(&taken)?
+        && let Some(snapshot) = files::list(&taken)?.into_iter().find(|path| snapshots::is_complete(path))
     {
         return lost(snapshot);
     }
@@ -265,11 +265,20 @@ fn check_log(path: &Path) -> Result<(), StorageError> {
     }
 }
 
-/// Something in the directory at `path` that a node has put there after its identity.
+/// Something in the directory at `path` that a node has put there after its identity. A directory of its own may be a mount
+/// point, and hold what the file system keeps there: only what a node calls so is a node's.
 fn content(path: &Path) -> Result<Option<PathBuf>, StorageError> {
     for name in CONTENTS {
         let found = path.join(name);
-        if exists(&found)? && !(files::is_directory(&found)? && files::list(&found)?.is_empty()) {
+        if !exists(&found)? {
+            continue;
+        }
+        let is_ours: fn(&Path) -> bool = match name {
+            LOG => is_of_a_log,
+            SNAPSHOTS => snapshots::is_snapshot,
+            _ => |_| true,
+        };
+        if !files::is_directory(&found)? || files::list(&found)?.iter().any(|path| is_ours(path)) {
             return Ok(Some(found));
         }
     }
@@ -341,8 +350,16 @@ mod tests {
 
     #[test]
     fn no_identity_is_made_beside_a_log() {
-        for existing in ["log/db", "log.ready", "log.formed", "snapshots/x.snapshot", "lease.json", "reserve"]
-        {
+        for existing in [
+            "log/db",
+            "log/snap.00000000000000ff",
+            "log.ready",
+            "log.formed",
+            "snapshots/x.snapshot",
+            "snapshots/x.snapshot.7.unfinished",
+            "lease.json",
+            "reserve",
+        ] {
             let dir = tempfile::tempdir().unwrap();
             let existing = dir.path().join(existing);
             fs::create_dir_all(existing.parent().unwrap()).unwrap();
@@ -358,15 +375,23 @@ mod tests {
     fn a_mount_point_is_no_sign_of_use() {
         use crate::storage::{SledOptions, SledStore};
         let dir = tempfile::tempdir().unwrap();
+        let kept = ["lost+found/#7", ".snapshot/hourly.0", ".Trash-0/files/a", "System Volume Information/x"];
         for mounted in ["", "log", "snapshots"] {
-            fs::create_dir_all(dir.path().join(mounted).join("lost+found/#7")).unwrap();
+            let mounted = dir.path().join(mounted);
+            for kept in kept {
+                fs::create_dir_all(mounted.join(kept)).unwrap();
+            }
+            fs::write(mounted.join("aquota.user"), b"x").unwrap();
+            std::os::unix::fs::symlink("/nowhere", mounted.join(".nowhere")).unwrap();
         }
         assert!(!DataDir::exists(dir.path()));
         for _ in 0..2 {
             let data = open(dir.path()).unwrap();
             drop(SledStore::open_in(data, SledOptions::default(), None).unwrap());
         }
-        assert!(dir.path().join("log/lost+found/#7").exists());
+        for kept in kept {
+            assert!(dir.path().join("log").join(kept).exists());
+        }
     }
 
     /// Whatever of a used directory is missing, it is never taken for a new one.

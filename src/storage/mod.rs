@@ -41,6 +41,8 @@ use std::time::Duration;
 use crate::types::{Entry, LogId, Vote};
 
 #[cfg(feature = "sled")]
+use self::sled::is_sleds as is_of_a_log;
+#[cfg(feature = "sled")]
 #[doc(hidden)]
 pub use self::sled::{DiskEvent, Observer};
 #[cfg(feature = "sled")]
@@ -56,6 +58,12 @@ pub use snapshots::{
 };
 pub(crate) use space::file_system_bytes;
 pub use space::{Attendant, DiskChanges, DiskState, DiskStatus, DiskWatch, Origin, Room, Taken};
+
+/// Whether a file in the directory of a log is part of one. Without a store that knows its own, all are.
+#[cfg(not(feature = "sled"))]
+fn is_of_a_log(_: &std::path::Path) -> bool {
+    true
+}
 
 /// Called exactly once when a write is durable, or has failed for good.
 pub type Completion = Box<dyn FnOnce(io::Result<()>) + Send + 'static>;

@@ -168,7 +168,7 @@ async fn at_a_node_every_command_says_what_is_wrong_in_its_own_words() {
             (&["del", "k", "--prefix"], None),
             (&["status"], None),
             (&["member", "list"], None),
-            (&["member", "remove", "9"], None),
+            (&["member", "remove", "9"], Some(Reason::NotFound)),
             (&["member", "promote", "9"], Some(Reason::NotFound)),
             (&["member", "add", "9", "--peer", NOWHERE], Some(Reason::Membership)),
             (&["member", "add", "9", "--peer", "nowhere"], Some(Reason::Invalid)),

@@ -5,6 +5,7 @@ use std::fs;
 use std::process::{Child, Stdio};
 use std::time::Instant;
 
+use quorate::Reason;
 use quorate::kv::client::{Client, ClientConfig, MemberChange, MemberList};
 use quorate_cluster::Cluster;
 
@@ -110,10 +111,14 @@ async fn a_node_is_replaced_by_another_one() {
         peer: nodes.node(4).peer_address(),
         catch_up: DEADLINE,
     };
-    let list = nodes.client.change_members(replace.clone()).await.unwrap();
+    // Twice at the same time: each waits for the other's change, and finds it to be its own.
+    let call = || nodes.client.change_members(replace.clone());
     let expected: Vec<u64> = (1..=4).filter(|id| *id != dead).collect();
-    assert_eq!(voters(&list), expected);
-    assert_eq!(list.members.len(), 3);
+    let lists: [_; 2] = tokio::join!(call(), call()).into();
+    for list in lists {
+        let list = list.unwrap();
+        assert_eq!((voters(&list), list.members.len()), (expected.clone(), 3));
+    }
     assert_eq!(nodes.client.change_members(replace).await.unwrap().members.len(), 3, "repeated");
     nodes.node(4).wait_ready(DEADLINE).unwrap();
     let served = writers.acknowledged() + 50;
@@ -126,6 +131,11 @@ async fn a_node_is_replaced_by_another_one() {
     assert_eq!(exit.status.code(), Some(1));
     let log = output(nodes.node(dead));
     assert!(log.contains("was removed from its cluster"), "{log}");
+
+    // Who was a member is not to be removed again, and who was none is most likely a mistake.
+    assert!(nodes.client.change_members(remove(dead)).await.unwrap().unchanged);
+    let refused = nodes.client.change_members(remove(77)).await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::NotFound, "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

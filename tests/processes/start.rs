@@ -248,7 +248,7 @@ async fn a_directory_of_which_only_the_identity_is_left_is_refused() {
 #[test]
 fn too_little_memory_or_too_few_threads_are_told() {
     let dir = tempfile::tempdir().unwrap();
-    for limit in ["-v 100000", "-v 150000", "-v 200000"] {
+    for limit in ["-v 100000", "-v 150000", "-v 200000", "-v 409600", "-d 409600"] {
         let data = dir.path().join("data");
         let script = format!("ulimit {limit}; exec \"$0\" \"$@\"");
         let mut command = Command::new("sh");
@@ -257,7 +257,8 @@ fn too_little_memory_or_too_few_threads_are_told() {
         let refused = outcome(command);
         assert!(!refused.stderr.contains("panicked"), "{limit}: {refused:#?}");
         assert!(!refused.stderr.contains("corrupt"), "{limit}: {refused:#?}");
-        refused.assert_refused(1, &["ulimit -v"]);
+        refused
+            .assert_refused(3, &[&format!("ulimit {}", &limit[..2]), "at least 469762048", "control group"]);
     }
 }
 

@@ -516,6 +516,51 @@ async fn small_reads_in_large_messages_cost_little() {
     node.serves_others().await;
 }
 
+/// Each would keep alive a whole state of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_ranges_that_are_not_read_do_not_fill_the_memory() {
+    const STATE: usize = 32;
+    const RANGES: usize = 5;
+    let memory = 400 * MIB;
+    let node = Node::start(&["--memory-bytes", &memory.to_string()], None);
+    // What the log and the history take is there before.
+    for _ in 0..4 {
+        node.put_large(STATE).await;
+    }
+    let before = node.memory("VmRSS");
+    let mut sender = raw(node.client).await;
+    let mut unread = Vec::new();
+    for _ in 0..RANGES {
+        let request = RangeRequest::default();
+        unread.push(begin(&mut sender, "/quorate.v1.Kv/RangeStream", &request, true).await);
+        node.put_large(STATE).await;
+        assert!(node.metric("quorate_server_long_ranges_pinned_bytes") < memory / 16 + 16 * MIB);
+    }
+    node.metric_reaches("quorate_server_long_ranges_open", |open| open == 0).await;
+    let grown = node.memory("VmRSS").saturating_sub(before);
+    assert!(grown < 3 * STATE as u64 * MIB, "{} MiB", grown / MIB);
+    // One that reads is told, and the next has all.
+    let mut kv = node.kv().await.max_decoding_message_size(4 * MIB as usize);
+    let mut pages = kv.range_stream(RangeRequest::default()).await.unwrap().into_inner();
+    timeout(DEADLINE, pages.message()).await.unwrap().unwrap().unwrap();
+    node.put_large(STATE).await;
+    let ended = loop {
+        match timeout(DEADLINE, pages.message()).await.unwrap() {
+            Ok(page) => drop(page.expect("it is not complete")),
+            Err(ended) => break ended,
+        }
+    };
+    assert_eq!(ended.code(), Code::OutOfRange, "{ended}");
+    assert!(ended.message().contains("memory_bytes"), "{ended}");
+    let mut pages = kv.range_stream(RangeRequest::default()).await.unwrap().into_inner();
+    let mut items = 0;
+    while let Some(page) = timeout(DEADLINE, pages.message()).await.unwrap().unwrap() {
+        items += page.items.len();
+    }
+    assert_eq!(items, STATE);
+    node.serves_others().await;
+}
+
 /// Sends `bytes` as the node takes them.
 async fn send_all(stream: &mut SendStream<Bytes>, mut bytes: Bytes) {
     while !bytes.is_empty() {

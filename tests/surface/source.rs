@@ -90,6 +90,26 @@ pub(crate) fn leaves(tree: &UseTree) -> Vec<(String, Vec<String>)> {
     out
 }
 
+/// What `item` declares: the enumerations that `named!` in `src/types` makes are part of the surface like any other.
+fn expanded(item: Item) -> Vec<Item> {
+    let Item::Macro(call) = &item else { return vec![item] };
+    if call.ident.is_some() || !call.mac.path.is_ident("named") {
+        return vec![item];
+    }
+    let mut declared: syn::ItemEnum = syn::parse2(call.mac.tokens.clone()).unwrap();
+    declared.variants.iter_mut().for_each(|variant| variant.discriminant = None);
+    declared.attrs.push(syn::parse_quote!(#[non_exhaustive]));
+    let functions = format!(
+        "impl {} {{
+            pub const ALL: [Self; 0] = [];
+            pub const fn name(self) -> &'static str {{ \"\" }}
+            pub fn from_name(name: &str) -> Option<Self> {{ None }}
+        }}",
+        declared.ident
+    );
+    vec![Item::Enum(declared), syn::parse_str(&functions).unwrap()]
+}
+
 impl Source {
     /// The library in `src`, which may name `crates`.
     pub(crate) fn read(src: &Path, crates: Vec<String>) -> Self {
@@ -112,6 +132,7 @@ impl Source {
     }
 
     fn add(&mut self, module: String, items: Vec<Item>, within: &Path) {
+        let items: Vec<Item> = items.into_iter().flat_map(expanded).collect();
         for item in &items {
             let Item::Mod(child) = item else { continue };
             if in_tests_only(&child.attrs) {

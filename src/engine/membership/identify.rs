@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{NewMember, PAUSE};
 use crate::address::Address;
-use crate::engine::Engine;
+use crate::engine::{Engine, check_node_id};
 use crate::error::MembershipError;
 use crate::machine::StateMachine;
 use crate::raft::network::{DialError, IdentifyRequest, wire};
@@ -69,15 +69,11 @@ impl<M: StateMachine> Engine<M> {
     /// Asks the node at an address who it is; another one than this.
     async fn identify(&self, new: &NewMember) -> Result<Member, MembershipError> {
         let (node_id, address) = (new.node_id, new.peer.clone());
-        let refused = |detail: &str| {
-            let detail = detail.to_owned();
-            Err(MembershipError::Identity { node_id, address: address.clone(), detail })
-        };
-        match node_id {
-            0 => refused("node id 0 is reserved; number the nodes from 1"),
-            own if own == self.inner.config.node_id => refused("this is the leader's own id"),
-            _ => self.ask(new).await,
+        if node_id == self.inner.config.node_id {
+            let detail = "this is the leader's own id".to_owned();
+            return Err(MembershipError::Identity { node_id, address, detail });
         }
+        self.ask(new).await
     }
 
     /// Asks the node at an address who it is. Of this node that tells whether its address leads here.
@@ -125,6 +121,11 @@ impl<M: StateMachine> Engine<M> {
             Err(error) => refused(error.to_string()),
         }
     }
+}
+
+/// Refuses what can be no member's id.
+pub(super) fn check_number(node_id: NodeId) -> Result<(), MembershipError> {
+    check_node_id(node_id).map_err(|detail| MembershipError::NodeId { detail })
 }
 
 pub(super) fn check_address(address: &str) -> Result<(), MembershipError> {

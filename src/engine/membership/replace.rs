@@ -125,7 +125,10 @@ impl<M: StateMachine> Engine<M> {
             if !self.has_caught_up(&metrics, new, incarnation)? {
                 continue;
             }
-            // Others may have changed either while it caught up.
+            // Others may have changed either while it caught up, such as the same call, made twice.
+            if metrics.membership.is_voter(new) && !metrics.membership.members.contains_key(&old) {
+                return Ok(());
+            }
             if !metrics.membership.is_voter(old) || metrics.membership.is_voter(new) {
                 return Err(MembershipError::AnotherChange);
             }

@@ -128,6 +128,9 @@ fn what_a_message_cannot_mean_is_rejected() {
     let txn = v1::TxnRequest { success: vec![nothing; 1_000], ..Default::default() };
     let rejected = decode(RequestMessage::Txn(txn)).unwrap_err();
     assert!(rejected.message.contains("1000 operations"), "{rejected:?}");
+    let txn = v1::TxnRequest { compare: vec![v1::Compare::default(); 129], ..Default::default() };
+    let rejected = decode(RequestMessage::Txn(txn)).unwrap_err();
+    assert!(rejected.message.contains("129 comparisons, more than the limit of 128"), "{rejected:?}");
     let txn = v1::TxnRequest { failure: vec![v1::TxnOperation::default()], ..Default::default() };
     assert_eq!(reason(RequestMessage::Txn(txn)), Err(Reason::Invalid));
     let compare = v1::Compare { comparison: 99, ..Default::default() };

@@ -1,7 +1,7 @@
 //! Transactions.
 
 use super::super::api::{Act, Compare, Comparison, Range, Scope, Target, Txn, TxnOp, TxnResult};
-use super::super::machine::MAX_TXN_OPERATIONS;
+use super::super::machine::{KvRejection, MAX_TXN_COMPARES, MAX_TXN_OPERATIONS};
 use super::request::{decode_ttl, encode_ttl};
 use super::response::{decode_item, encode_item};
 use crate::call::Rejected;
@@ -28,11 +28,12 @@ pub(super) fn encode(scope: Scope, txn: Txn) -> v1::TxnRequest {
 pub(super) fn decode(request: v1::TxnRequest) -> Result<(Scope, Txn), Rejected> {
     let v1::TxnRequest { tenant, collection, compare, success, failure, options: _ } = request;
     // Before anything is made of them: a small message can hold millions.
-    let parts = compare.len().max(success.len()).max(failure.len());
-    if parts > MAX_TXN_OPERATIONS {
-        return Err(Rejected::invalid(format!(
-            "a transaction has {parts} operations, more than {MAX_TXN_OPERATIONS}"
-        )));
+    if compare.len() > MAX_TXN_COMPARES {
+        return Err(KvRejection::TooManyCompares { compares: compare.len() as u64 }.into());
+    }
+    let operations = success.len().max(failure.len());
+    if operations > MAX_TXN_OPERATIONS {
+        return Err(KvRejection::TooManyOperations { operations: operations as u64 }.into());
     }
     let list = |ops: Vec<v1::TxnOperation>| -> Result<Vec<TxnOp>, Rejected> {
         ops.into_iter().map(decode_operation).collect()

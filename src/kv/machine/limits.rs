@@ -74,7 +74,7 @@ pub enum KvRejection {
     #[error("the time to live must be at least 1 ms")]
     NoTimeToLive,
     /// The transaction has too many compares.
-    #[error("the transaction has {compares} compares, more than the limit of {MAX_TXN_COMPARES}")]
+    #[error("the transaction has {compares} comparisons, more than the limit of {MAX_TXN_COMPARES}")]
     TooManyCompares {
         /// How many.
         compares: u64,

@@ -16,7 +16,15 @@ pub(super) fn compacted(from_revision: u64, first_revision: u64) -> Failure {
 /// A range was to go on with a state that is not kept any more.
 pub(super) fn forgotten_moment(at: LogId) -> Failure {
     let message = format!(
-        "this node does not keep the state after entry {at} for readers: read the range again from its beginning"
+        "this node does not keep the state after entry {at} for readers, or not any more: read the range again from its beginning"
+    );
+    failure(Reason::Compacted, message, false, None)
+}
+
+/// What has been replaced since a range began is more than the node keeps.
+pub(super) fn too_much_pinned(most_bytes: u64) -> Failure {
+    let message = format!(
+        "more than {most_bytes} bytes have been overwritten or removed since this range began, which is all that this node keeps for readers, a sixteenth of its memory (memory_bytes): read the range again from its beginning, and faster, or while less is written"
     );
     failure(Reason::Compacted, message, false, None)
 }

@@ -149,14 +149,13 @@ pub async fn bind(address: &str, machine: &KvMachine) -> Result<Server<Kv>, Open
 
 /// A port with this guest's services.
 async fn bind_for<N: KvNode>(address: &str) -> Result<Server<Kv, N>, OpenError> {
-    let open = Streams::default();
-    let shown = open.clone();
+    let (open, moments) = (Streams::default(), Arc::<Moments>::default());
+    let shown = Shown { streams: open.clone(), moments: moments.clone() };
     let services = Services {
         names: vec![NAME],
         pipelines: vec![format!("/{NAME}/Pipeline")],
         add: Box::new(move |door, routes| {
-            let (feed, moments) = (Feed::default(), Arc::default());
-            let service = KvServer::new(KvService { door, feed, moments, open })
+            let service = KvServer::new(KvService { door, feed: Feed::default(), moments, open })
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_ANSWER_BYTES);
             routes.add_service(service)
@@ -172,13 +171,23 @@ struct Streams {
     long_ranges: Gauge,
 }
 
-impl Collector for Streams {
+/// What pages show of the streams.
+#[derive(Debug)]
+struct Shown {
+    streams: Streams,
+    moments: Arc<Moments>,
+}
+
+impl Collector for Shown {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Encoded {
         let count = |gauge: &Gauge| u64::try_from(gauge.get()).unwrap_or_default();
-        let (mut families, watches) = (Families(encoder), count(&self.watches));
+        let (mut families, watches) = (Families(encoder), count(&self.streams.watches));
         families.gauge("quorate_server_watches_open", "Watches open", None, watches)?;
         let help = format!("Long ranges being sent, {MAX_LONG_RANGES} at most");
-        families.gauge("quorate_server_long_ranges_open", &help, None, count(&self.long_ranges))
+        let long_ranges = count(&self.streams.long_ranges);
+        families.gauge("quorate_server_long_ranges_open", &help, None, long_ranges)?;
+        let help = "Bytes overwritten or removed that long ranges keep, and those that may go on";
+        families.gauge("quorate_server_long_ranges_pinned_bytes", help, None, self.moments.pinned_bytes())
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A range is read from one view, which stays what it was, by a task that hands over one page after the other. However
 //! long that takes, it goes on while its client reads. One that takes nothing for a while loses its stream, because a
-//! view keeps alive what has been overwritten since. Whoever comes back soon goes on with the same view ([`Moments`]).
+//! view keeps alive what has been overwritten since. So does one, however fast, whose view keeps alive more than the node has
+//! memory for ([`Pinned`]). Whoever comes back soon goes on with the same view ([`Moments`]).
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use crate::call::{self, Rejected};
 use crate::door::Answerer;
 use crate::door::metrics::StreamCall;
 use crate::door::streams::{Outlet, Responses, stream};
+use crate::engine::Pinned;
 use crate::incoming::{Caller, Held};
 use crate::kv::machine::{KvAnswer, KvMachine, KvQuery, KvView, RangeQuery};
 use crate::kv::{calls, codec};
@@ -66,8 +68,18 @@ pub(super) async fn range<N: KvNode>(
     let (range, open) = call.open(LongRange::prepare(&node, &moments, own, request).await)?;
     let (outlet, responses) = stream();
     runtime::spawn(async move {
-        let at = range.applied;
-        let ended = range.send(&node, &by, &outlet).await;
+        let (at, mut pinned) = (range.applied, range.pinned.clone());
+        let sent = tokio::select! {
+            // First, or a range whose reader always has room would never be looked at.
+            biased;
+            () = pinned.too_much() => None,
+            sent = range.send(&node, &by, &outlet) => Some(sent),
+        };
+        if let (None, Some(at)) = (&sent, at) {
+            moments.forget(at);
+        }
+        let was_let_go = sent.is_none();
+        let ended = sent.unwrap_or_else(|| Err(failure::too_much_pinned(pinned.most_bytes())));
         let was_one_page = matches!(ended, Ok(true));
         open.ended(&ended.as_ref().map(|_| ()).map_err(Clone::clone));
         match ended {
@@ -76,9 +88,9 @@ pub(super) async fn range<N: KvNode>(
         }
         // Whoever may come back needs the state, and neither the stream nor the node.
         drop((outlet, node, by));
-        match at {
+        match at.filter(|_| !was_let_go) {
             Some(at) if was_one_page => moments.end(at),
-            Some(at) => moments.leave(at).await,
+            Some(at) => moments.leave(at, pinned).await,
             None => {}
         }
     });
@@ -89,6 +101,7 @@ pub(super) async fn range<N: KvNode>(
 struct LongRange {
     applied: Option<LogId>,
     view: KvView,
+    pinned: Pinned,
     query: RangeQuery,
     /// Items to be sent.
     left: usize,
@@ -112,23 +125,24 @@ impl LongRange {
         let (scope, range) = codec::decode_range(request);
         let query = RangeQuery { max_bytes: PAGE_BYTES, ..calls::range_query(scope, range) };
         KvQuery::Range(query.clone()).check().map_err(Rejected::from)?;
-        let (applied, view) = match again {
+        let (applied, view, pinned) = match again {
             None => {
-                let (applied, view) = node.view(options).await?;
+                let (applied, view, pinned) = node.pinned_view(options).await?;
                 if let Some(at) = applied {
-                    moments.begin(at, &view);
+                    moments.begin(at, &view, &pinned);
                 }
-                (applied, view)
+                (applied, view, pinned)
             }
             Some(position) => {
                 let at = LogId::from(position);
                 // Whether this node may answer at all, and of this history.
                 let history = HistoryEpoch(position.history);
                 node.view(ReadOptions { level: ReadLevel::Local, after_index: at.index, history }).await?;
-                (Some(at), moments.again(at)?)
+                let (view, pinned) = moments.again(at)?;
+                (Some(at), view, pinned)
             }
         };
-        Ok(Self { applied, view, query, left, _places: places })
+        Ok(Self { applied, view, pinned, query, left, _places: places })
     }
 
     /// Sends it all, unless the client goes. Whether that was one page, of which a reader has all or nothing: what was sent of
@@ -139,7 +153,7 @@ impl LongRange {
         by: &Answerer,
         outlet: &Outlet<v1::RangeResponse>,
     ) -> Result<bool, Failure> {
-        let Self { applied, view, mut query, mut left, _places } = self;
+        let Self { applied, view, mut query, mut left, _places, .. } = self;
         let mut pages = 0;
         loop {
             query.limit = left.min(PAGE_ITEMS);

@@ -36,6 +36,7 @@ use super::durable_log::{DurableLog, Duties, Failure, LogStats};
 use super::{Closed, Completion, DataDir, DiskWatch, LogBounds, LogStore, Room, StartProgress};
 use disk::Disk;
 pub use power::ensure_power_safe;
+pub(super) use recovery::is_sleds;
 
 /// Bytes of records between two looks into `blobs/`.
 const DISK_BYTES_BETWEEN_BLOB_CHECKS: usize = 64 * 1024 * 1024;

@@ -198,7 +198,7 @@ fn prepare(
     let create = OpenOptions::new().create(true).truncate(false).write(true).open(&db);
     let write_errors =
         create.and_then(|_| WriteErrors::of(&db)).map_err(|error| io_error("cannot open", &db, error))?;
-    for path in files::list(directory)? {
+    for path in list(directory)? {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if name.starts_with(SNAPSHOT) && name.ends_with(".generating") {
             files::remove(&path)?;
@@ -220,7 +220,7 @@ fn prepare(
 fn log_end(directory: &Path) -> Result<Option<LogEnd>, StorageError> {
     let mut newest = 0;
     // In the order of names, as sled looks at them.
-    for path in files::list(directory)? {
+    for path in list(directory)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if let Some(position) = name.strip_prefix(SNAPSHOT) {
             // There is no end to be found after one that is called otherwise.
@@ -319,6 +319,19 @@ fn unseen(directory: &Path, error: io::Error) -> StorageError {
 /// How the names of sled's snapshots of its pages begin; what follows is the end of the log at that time.
 const SNAPSHOT: &str = "snap.";
 
+/// Whether `path`, in the directory of a log, is something of sled's. Anything else there is the file system's.
+pub(crate) fn is_sleds(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    matches!(&*name, "db" | "conf" | "blobs") || name.starts_with(SNAPSHOT)
+}
+
+/// All that sled has in `directory`, in the order of names.
+fn list(directory: &Path) -> Result<Vec<PathBuf>, StorageError> {
+    let mut paths = files::list(directory)?;
+    paths.retain(|path| is_sleds(path));
+    Ok(paths)
+}
+
 /// sled's one file.
 fn database(directory: &Path) -> PathBuf {
     directory.join("db")
@@ -395,10 +408,10 @@ pub(crate) fn wait_until_unlocked(directory: &Path) -> Result<(), StorageError> 
     }
 }
 
-/// Files in the directory and in those below it.
+/// sled's files in the directory and in those below it.
 fn all_files(directory: &Path) -> Result<Vec<PathBuf>, StorageError> {
     let mut found = Vec::new();
-    for path in files::list(directory)? {
+    for path in list(directory)? {
         if files::is_directory(&path)? { found.extend(files::list(&path)?) } else { found.push(path) }
     }
     Ok(found)
@@ -408,7 +421,7 @@ fn all_files(directory: &Path) -> Result<Vec<PathBuf>, StorageError> {
 fn sync_all(directory: &Path) -> Result<(), StorageError> {
     files::sync(directory)?;
     let mut directories = Vec::new();
-    for path in files::list(directory)? {
+    for path in list(directory)? {
         if files::is_directory(&path)? { directories.push(path) } else { files::sync(&path)? }
     }
     for directory in directories {

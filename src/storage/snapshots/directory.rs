@@ -109,6 +109,16 @@ fn name(log_id: LogId) -> String {
     format!("{:016x}-{:016x}.{EXTENSION}", log_id.term, log_id.index)
 }
 
+/// Whether `path`, in the directory of snapshots, is a complete snapshot.
+pub(crate) fn is_complete(path: &Path) -> bool {
+    has_extension(path, EXTENSION)
+}
+
+/// Whether it is a snapshot, complete or not. Anything else there is the file system's.
+pub(crate) fn is_snapshot(path: &Path) -> bool {
+    is_complete(path) || has_extension(path, UNFINISHED)
+}
+
 fn has_extension(path: &Path, extension: &str) -> bool {
     path.extension().is_some_and(|found| found == extension)
 }
@@ -148,7 +158,7 @@ impl Shared {
     /// Complete snapshots, oldest first.
     fn snapshots(&self) -> Result<Vec<PathBuf>, StorageError> {
         let mut paths = files::list(&self.path)?;
-        paths.retain(|path| has_extension(path, EXTENSION));
+        paths.retain(|path| is_complete(path));
         Ok(paths)
     }
 

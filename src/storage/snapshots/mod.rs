@@ -33,6 +33,7 @@ use crate::types::{ClusterClock, HistoryEpoch, LogId, Membership, SnapshotMachin
 
 use super::files::io_error;
 pub use directory::SnapshotDir;
+pub(super) use directory::{is_complete, is_snapshot};
 use format::{Encoder, Payload};
 pub use memory::MemorySnapshots;
 

@@ -158,6 +158,42 @@ async fn one_connection_does_not_take_all_long_ranges() {
 }
 
 #[tokio::test]
+async fn a_range_that_is_not_read_ends_when_it_keeps_too_much() {
+    const PUTS: usize = 24;
+    let port = Port::open().await;
+    let (mut kv, mut other) = (port.kv().await, port.kv().await);
+    // So large that a range which nobody reads is not over.
+    put_large(&mut other, PUTS).await;
+    let mut pages = kv.range_stream(v1::RangeRequest::default()).await.unwrap().into_inner();
+    let first = within(pages.message()).await.unwrap().unwrap();
+    let at = first.header.unwrap().position;
+    let replaced = |command_bytes| port.node.progress.send_modify(|now| now.command_bytes = command_bytes);
+    replaced(PINNED_BYTES);
+    let most = format!("quorate_server_long_ranges_pinned_bytes {PINNED_BYTES}\n");
+    port.http_shows("/metrics", &most).await;
+    port.http_shows("/metrics", "quorate_server_long_ranges_open 1\n").await;
+    replaced(PINNED_BYTES + 1);
+    port.http_shows("/metrics", "quorate_server_long_ranges_open 0\n").await;
+    port.http_shows("/metrics", "quorate_server_long_ranges_pinned_bytes 0\n").await;
+    // What was sent before is there, then the reader is told.
+    let mut read = first.items.len();
+    let ended = loop {
+        match within(pages.message()).await {
+            Ok(page) => read += page.expect("it is not complete").items.len(),
+            Err(ended) => break ended,
+        }
+    };
+    assert!(read < PUTS, "{read}");
+    assert_eq!(refusal(&ended).1, Reason::Compacted);
+    assert!(ended.message().contains("memory_bytes"), "{ended}");
+    let gone = other.range_stream(v1::RangeRequest { at, ..Default::default() }).await.unwrap_err();
+    assert_eq!(refusal(&gone).1, Reason::Compacted);
+    // Others begin anew, and are counted from there.
+    let mut pages = other.range_stream(v1::RangeRequest::default()).await.unwrap().into_inner();
+    while within(pages.message()).await.unwrap().is_some() {}
+}
+
+#[tokio::test]
 async fn watches_that_are_not_read_hold_little_and_go_on_where_they_were() {
     const WATCHES: usize = 24;
     const PUTS: usize = 8;

@@ -3,9 +3,13 @@
 use super::*;
 use std::collections::BTreeMap;
 
-use crate::engine::{Activity, Counters, NewAddresses, NewMember, QuotaError, Settings, SnapshotPolicy};
+use crate::door::served::PinnedView;
+use crate::engine::{
+    Activity, Counters, NewAddresses, NewMember, Pinned, QuotaError, Settings, SnapshotPolicy,
+};
 use crate::error::{ConfigureError, MembershipError, SnapshotError, TransferError};
 use crate::node::operated::Change;
+use crate::raft::published::Progress;
 use crate::report::{
     Carried, InFlight, Lag, LedPeer, MemberList, MemberReport, Offsets, SessionsReport, StateSize,
 };
@@ -25,6 +29,7 @@ pub(super) struct FakeNode {
     pub(super) observed: Arc<Observed>,
     pub(super) proposed: Arc<watch::Sender<usize>>,
     pub(super) reading: Arc<watch::Sender<usize>>,
+    pub(super) progress: Arc<watch::Sender<Progress>>,
 }
 
 #[derive(Default)]
@@ -65,6 +70,7 @@ impl FakeNode {
             observed: Arc::default(),
             proposed: Arc::default(),
             reading: Arc::default(),
+            progress: Arc::default(),
         }
     }
 
@@ -154,6 +160,12 @@ impl ServedNode for FakeNode {
         Ok((Some(LogId::new(3, inner.index)), inner.machine.view()))
     }
 
+    async fn pinned_view(&self, _: ReadOptions) -> PinnedView<KvMachine> {
+        let inner = self.inner.lock().unwrap();
+        let pinned = Pinned::new(*self.progress.borrow(), self.progress.subscribe(), PINNED_BYTES);
+        Ok((Some(LogId::new(3, inner.index)), inner.machine.view(), pinned))
+    }
+
     fn log_time_at(&self, elapsed_ms: u64) -> u64 {
         elapsed_ms
     }
@@ -174,6 +186,9 @@ impl ServedNode for FakeNode {
 
 /// What the fake node says of the size of its state.
 pub(super) const QUOTA: Quota = Quota { bytes: 2_000, source: QuotaSource::Memory };
+
+/// How much a view of it may keep alive.
+pub(super) const PINNED_BYTES: u64 = 1_000_000;
 
 /// Changes that succeed concern this node; the others fail, each in its way.
 pub(super) const WELL: NodeId = 4;

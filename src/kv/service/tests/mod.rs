@@ -43,7 +43,7 @@ use crate::types::{
     ClusterClock, DiskState, HistoryEpoch, Incarnation, MemberKind, Membership, PeerStanding, Quota,
     QuotaSource, ReadOptions, Role,
 };
-use fake::{FakeNode, HISTORY, QUOTA};
+use fake::{FakeNode, HISTORY, PINNED_BYTES, QUOTA};
 
 mod bounds;
 mod deadlines;

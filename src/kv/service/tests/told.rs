@@ -67,8 +67,8 @@ async fn what_the_transport_refuses_is_told_like_everything_else() {
     let port = Port::open().await;
     follows(&port);
     for (path, message, code, why) in [
-        ("/quorate.v1.Kv/Get", &b"\xff\xff\xff"[..], Code::Internal, "cannot be read"),
-        ("/quorate.v1.Kv/Put", &b"\x0a\xff"[..], Code::Internal, "cannot be read"),
+        ("/quorate.v1.Kv/Get", &b"\xff\xff\xff"[..], Code::InvalidArgument, "cannot be read"),
+        ("/quorate.v1.Kv/Put", &b"\x0a\xff"[..], Code::InvalidArgument, "cannot be read"),
         ("/quorate.v1.Kv/Nothing", b"", Code::Unimplemented, "there is no /quorate.v1.Kv/Nothing"),
         ("/quorate.v9.Kv/Get", b"", Code::Unimplemented, "there is no /quorate.v9.Kv/Get"),
     ] {
@@ -82,6 +82,42 @@ async fn what_the_transport_refuses_is_told_like_everything_else() {
     let channel = channel.origin("http://evil.example".parse().unwrap()).connect().await.unwrap();
     let status = KvClient::new(channel).get(v1::GetRequest::default()).await.unwrap_err();
     assert_eq!((status.code(), known(&status).reason()), (Code::PermissionDenied, Why::Invalid));
+}
+
+/// The code is that of the reason, whoever refuses the request.
+#[tokio::test]
+async fn a_message_above_the_limit_is_too_large() {
+    let port = Port::open().await;
+    let message = vec![0; crate::door::MAX_MESSAGE_BYTES + 1].leak();
+    let status = call(&port, "/quorate.v1.Kv/Put", message).await;
+    assert_eq!(
+        (status.code(), known(&status).reason()),
+        (Code::InvalidArgument, Why::TooLarge),
+        "{status:?}"
+    );
+}
+
+/// Nothing of it was begun, and what came before it has been answered.
+#[tokio::test]
+async fn a_pipeline_is_told_what_is_wrong_with_its_message() {
+    let port = Port::open().await;
+    follows(&port);
+    for path in ["/quorate.v1.Kv/Pipeline", "/quorate.v1.Pipeline/Run"] {
+        let mut client = tonic::client::Grpc::new(port.channel().await);
+        client.ready().await.unwrap();
+        let requests = tonic::Request::new(futures::stream::iter([Raw(Bytes::from_static(b"\xff"))]));
+        let path = axum::http::uri::PathAndQuery::from_static(path);
+        let answers: tonic::Response<tonic::Streaming<v1::PipelineResponse>> =
+            client.streaming(requests, path.clone(), ProstCodec::default()).await.unwrap();
+        let status = within(answers.into_inner().message()).await.unwrap_err();
+        let failure = known(&status);
+        assert_eq!(
+            (status.code(), failure.reason()),
+            (Code::InvalidArgument, Why::Invalid),
+            "{path}: {status:?}"
+        );
+        assert!(!failure.maybe_applied && failure.message.contains("cannot be read"), "{path}: {failure:?}");
+    }
 }
 
 #[tokio::test]
