@@ -297,6 +297,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::reason::Reason;
 
     fn default_scope() -> Scope {
         Scope::default()

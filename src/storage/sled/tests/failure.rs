@@ -168,7 +168,7 @@ fn an_open_that_hangs_is_noticed() {
     let home = Home::new();
     drop(open(&home.log()).unwrap());
     // Opening it waits for a writer.
-    let pipe = home.log().join("pipe");
+    let pipe = home.log().join("snap.pipe");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let (options, failures) = observed(|_| Ok(()));
     let options = SledOptions { flush_watchdog: Duration::from_millis(50), ..options };
