@@ -20,15 +20,15 @@
 //! - **The machine.** A [`StateMachine`] says what a command does to a state; [`ApplyContext`] tells it where in the log it is, and what time.
 //!   `docs/examples/counter.rs` has one of thirty lines.
 //! - **The node.** [`Engine::open`] recovers what [`EngineConfig::data_dir`] holds and takes part in the cluster;
-//!   [`Engine::start`] does so with a [store](store), snapshots and a [transport](transport) that a program brings along.
+//!   [`Engine::start`] does so with a [`store`], snapshots and a [`transport`] that a program brings along.
 //! - **Writing.** [`Engine::write`] returns once a quorum has the command on disk and this node has applied it; [`AckLevel`] asks for less or
 //!   more. A [`WriteError`] says whether it may have been applied nevertheless. A [`Session`] makes a repeated write happen once.
 //! - **Reading.** [`Engine::read`] at one of the [`ReadLevel`]s, after a [`Bookmark`] where one's own writes must be seen.
 //! - **Membership.** [`Engine::add_member`] and what is beside it; [`Engine::transfer_leader`].
 //! - **Watching a node.** [`Engine::state`], [`Engine::wait_for`], [`Engine::changes`]: values, never a lock on them. [`Engine::report`] tells more, and
 //!   [`Engine::stopped`] ends with the node.
-//! - **Serving.** [`server`](crate::server) serves a machine over the network with sessions, health, metrics and pages;
-//!   [`client`](crate::client) is the other side, which finds the leader and repeats what is safe to repeat. `docs/examples/queue.rs` is both in 150 lines. [`kv`] is
+//! - **Serving.** [`server`] serves a machine over the network with sessions, health, metrics and pages;
+//!   [`client`] is the other side, which finds the leader and repeats what is safe to repeat. `docs/examples/queue.rs` is both in 150 lines. [`kv`] is
 //!   the guest that the program `quorate` serves.
 //! - **Testing.** [`testkit`] checks a store of one's own, crashes included; [`store::MemoryStore`] forgets in a controlled way.
 //!
@@ -38,7 +38,7 @@
 //! |---|---|
 //! | `sled` | the log on disk. It defines six functions of the C library anew for the whole process: `docs/EMBEDDING.md` says why |
 //! | `peers` | members talk over TCP. [`Engine::open`] needs this and `sled` |
-//! | `server`, `client` | [`server`](crate::server) (with `peers`), [`client`](crate::client) |
+//! | `server`, `client` | [`server`] (with `peers`), [`client`] |
 //! | `cli` | the program `quorate` |
 //!
 //! All are on by default. Whatever they are, no type of openraft, sled, tonic, axum or prometheus is part of what this library shows; the messages of
