@@ -119,15 +119,25 @@ impl<M: StateMachine> Inner<M> {
         members.iter().map(|(node_id, member)| (*node_id, reads(node_id, member.incarnation))).collect()
     }
 
-    /// Refuses a command that a machine `wrote` in a version that not all members read, after a while in which that may be agreed.
-    pub(super) async fn agreed_in_time(&self, wrote: MachineVersion) -> Result<(), WriteError> {
+    fn leads(&self) -> bool {
+        self.state.borrow().role == Role::Leader
+    }
+
+    /// Waits for a while in which it may be agreed what a machine `wrote`. To be called where nobody but the caller waits.
+    pub(super) async fn until_agreed(&self, wrote: MachineVersion) {
         let agreed = self.core.agreed_versions();
-        let leads = || self.state.borrow().role == Role::Leader;
-        if leads() && agreed.wait_for(wrote, PATIENCE).await {
+        if !agreed.contain(wrote) && self.leads() {
+            agreed.wait_for(wrote, PATIENCE).await;
+        }
+    }
+
+    /// Refuses a command that a machine `wrote` in a version that not all members read.
+    pub(super) fn check_agreed(&self, wrote: MachineVersion) -> Result<(), WriteError> {
+        if self.core.agreed_versions().contain(wrote) {
             return Ok(());
         }
         // Not for the core to say: it may lead by now.
-        if !leads() {
+        if !self.leads() {
             let leader = self.state.borrow().leader.clone();
             return Err(WriteError::NotLeader { leader });
         }

@@ -95,6 +95,7 @@ impl<M: StateMachine> Engine<M> {
         command: M::Command,
         options: WriteOptions,
     ) -> Result<Acknowledged<M::Reply>, WriteError> {
+        self.inner.until_agreed(M::wrote(&command)).await;
         let (done, outcome) = oneshot::channel();
         self.propose(command, options, move |result| {
             // The caller may have given up.
@@ -138,9 +139,7 @@ impl<M: StateMachine> Engine<M> {
             return done(Err(refusal));
         }
         let wrote = M::wrote(&command);
-        if !self.inner.core.agreed_versions().contain(wrote)
-            && let Err(refusal) = self.inner.agreed_in_time(wrote).await
-        {
+        if let Err(refusal) = self.inner.check_agreed(wrote) {
             return done(Err(refusal));
         }
         let envelope = match envelope::seal::<M>(self.inner.reading(), &command, options.slot) {

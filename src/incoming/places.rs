@@ -360,7 +360,7 @@ impl Caller {
         self.progress_ms.load(Ordering::Relaxed)
     }
 
-    pub(super) fn progresses(&self) {
+    pub(crate) fn progresses(&self) {
         self.progress_ms.store(self.places.now_ms(), Ordering::Relaxed);
     }
 

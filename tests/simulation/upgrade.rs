@@ -9,7 +9,7 @@ use quorate::store::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
 use quorate::testkit::runtime::TaskGroup;
 use quorate::{ApplyContext, Composed, Either, StateMachine};
 use quorate::{Engine, EngineConfig, EngineParts, NodeState, SnapshotPolicy};
-use quorate::{FatalError, OpenError, WriteError};
+use quorate::{FatalError, OpenError, WriteError, WriteOptions};
 use quorate::{Incarnation, MachineVersion, NodeId, ReadLevel, Role};
 use serde::{Deserialize, Serialize};
 
@@ -392,6 +392,13 @@ async fn upgrade(cluster: &mut Cluster, first: NodeId) -> u64 {
             );
             assert_eq!(leader.state().last_log, before, "nothing was proposed");
             refused += 1;
+            // Others wait behind who proposes for many.
+            let (done, outcome) = tokio::sync::oneshot::channel();
+            let begun = tokio::time::Instant::now();
+            let answer = move |outcome| drop(done.send(outcome));
+            leader.propose(NewCommand::Multiply(2), WriteOptions::default(), answer).await;
+            assert!(outcome.await.unwrap().is_err());
+            assert_eq!(begun.elapsed(), Duration::ZERO, "it does not wait for an agreement");
         }
     }
     refused

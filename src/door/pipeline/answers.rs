@@ -25,8 +25,10 @@ const QUEUED_FLOOR_BYTES: usize = 64 * 1024;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The same while the answers of all pipelines together leave no room for others.
 const SHORTAGE_PATIENCE: Duration = Duration::from_secs(1);
-/// A client that takes little of its answers keeps its pipeline so long in a shortage.
-const SLOW_PATIENCE: Duration = Duration::from_secs(10);
+/// A client that takes so little of its answers that no message follows keeps its pipeline so long, while something waits for
+/// room, and so long in a shortage.
+const SLOW_PATIENCE: Duration = Duration::from_secs(600);
+const SLOW_SHORTAGE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// After how long a pipeline without room looks again whether it has some, or has lost its client.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -257,10 +259,12 @@ impl<G: Guest> Outlet<G> {
                 moved = (now(), taken());
             }
             let (unpacked, still) = (packed.elapsed(), packed.max(moved.0).elapsed());
-            match self.is_short() {
-                true if still >= SHORTAGE_PATIENCE || unpacked >= SLOW_PATIENCE => break still.min(unpacked),
-                false if still >= PATIENCE => break still,
-                _ => {}
+            let (at_rest, at_all) = match self.is_short() {
+                true => (SHORTAGE_PATIENCE, SLOW_SHORTAGE_PATIENCE),
+                false => (PATIENCE, SLOW_PATIENCE),
+            };
+            if still >= at_rest || unpacked >= at_all {
+                break if still >= at_rest { still } else { unpacked };
             }
             tokio::time::sleep(LOOK_AGAIN).await;
             if self.shared.queued.own() == 0 && self.has_room() {

@@ -540,6 +540,28 @@ async fn answers_that_nobody_takes_are_let_go_of_and_their_pipeline_ends() {
     assert_eq!(refusal(&end), (Code::Unknown, Reason::LimitReached));
 }
 
+/// A client that takes a little now and then keeps what waits for it longer, and not for ever.
+#[tokio::test(start_paused = true)]
+async fn answers_that_are_taken_byte_by_byte_are_let_go_of_in_the_end() {
+    let node = FakeNode::new();
+    node.put("k0", MIB);
+    let bound = Bound { each: 8 * MIB, all: 16 * MIB };
+    let limits = DoorLimits { queued_bytes: bound, ..DoorLimits::default() };
+    let pipeline = Bare::start(&node, limits).await;
+    pipeline.send((0..100).map(|_| get("k0")));
+    pipeline.fills(bound.each).await;
+    let trickle = async |seconds: u64| {
+        for _ in 0..seconds / 5 {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            pipeline.caller.progresses();
+        }
+    };
+    trickle(580).await;
+    assert!(pipeline.queued() >= bound.each, "bytes move");
+    trickle(40).await;
+    assert_eq!(pipeline.queued(), 0, "no message in ten minutes");
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_left_of_a_message_counts_while_it_waits() {
     let node = FakeNode::new();
