@@ -114,7 +114,7 @@ pub use error::{
 pub use machine::sessions::SessionInfo;
 pub use machine::{
     ApplyContext, Composed, DecodeError, Either, MOST_MACHINES, Recording, RecordingError, SnapshotParts,
-    StateMachine, Wake, decode, encode,
+    StateMachine, Wakes, decode, encode,
 };
 pub use reason::{
     EXIT_ERROR, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_OK, EXIT_UNKNOWN, EXIT_UNREACHABLE, GrpcCode, Reason, Row,

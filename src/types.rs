@@ -15,10 +15,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use founding::check_initial_state;
 pub use founding::{Founding, InitialState, OtherInitialState};
 pub use named::{DiskState, MemberKind, PeerStanding, QuotaSource, ReadWait, Role};
-pub(crate) use versions::check_version;
 pub use versions::{MachineVersion, ReadableVersions, SnapshotMachines, UnsupportedVersion};
+pub(crate) use versions::{check_agreed, check_version};
 
 /// Identifies a node for the life of its data directory. Chosen by the operator, never reused.
 pub type NodeId = u64;

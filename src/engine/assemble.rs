@@ -101,12 +101,18 @@ impl Store {
     }
 }
 
+/// See [`StateMachine::counts_from_nothing`].
+const COUNTS_TOO_EARLY: &str = "a machine that is added to others must count no bytes of state before anything is applied to it: have its `state_bytes` begin at 0";
+
 /// The machine as it was, from the newest snapshot and the log after it, and its initial state if there was neither. What is
 /// returned beside them counts what the core applies while it starts.
 async fn recover<M: StateMachine>(
     parts: &EngineParts,
     machine: M,
 ) -> Result<(Applier<M>, Option<InitialState>, Ending), OpenError> {
+    if !M::counts_from_nothing() {
+        return Err(OpenError::Config(COUNTS_TOO_EARLY.to_owned()));
+    }
     let (node_id, snapshots) = (parts.config.node_id, parts.snapshots.clone());
     let mut applier = offload(move || Applier::recover(node_id, machine, snapshots)).await?;
     check_coverage(&parts.config, &*parts.log, &applier)?;

@@ -269,10 +269,12 @@ pub(super) async fn run<M: StateMachine>(
         // The node was stopped between the two.
         wanted = Some(0);
     }
+    // A restored state is kept at once, also where nothing is written after a restart.
+    let mut is_first_look = true;
     loop {
         // While a snapshot is being written its end is awaited even if nothing is applied meanwhile, and while a follower
         // needs the log, the end of that.
-        if !asking.is_under_way() {
+        if !asking.is_under_way() && !std::mem::take(&mut is_first_look) {
             let changed = match held.0.is_empty() {
                 true => progress.changed().await,
                 false => tokio::time::timeout(ASK_AGAIN, progress.changed()).await.unwrap_or(Ok(())),

@@ -299,7 +299,7 @@ impl<M: StateMachine> Formation<M> {
         }
         let state = response.state.map(wire::from_initial_state);
         if state.is_none() && self.initial_state.is_some_and(|own| own.is_restored) {
-            let silent = "it does not say what its state begins with, and a restored state must be the same on all founders: upgrade it";
+            let silent = "it does not say what its state begins with, and a restored state must be the same on all founders: it belongs to a cluster already, or its build does not tell";
             return Err(malformed(wire::Malformed(silent)));
         }
         Ok(Founder { member, state, reads: wire::from_readable_versions(&response.machines) })

@@ -46,6 +46,9 @@ impl<M: StateMachine> Engine<M> {
     /// from a backup, say, or from what came before. It must be the same on all of them, and restored on all of them. They keep it in a
     /// snapshot from the beginning, and members that are added later receive it, whatever their own machines begin with.
     ///
+    /// Positions in the log and elapsed time begin at 0 again. A machine that remembers some, such as deadlines, is to be given
+    /// new ones by the program before; the key-value machine keeps the revisions of its keys, and those of new writes are below them.
+    ///
     /// The same call again, on a node that has formed the cluster already, does what [`open`](Self::open) does. Until the first
     /// snapshot is written, which is at once, a node must be started with that state again.
     ///

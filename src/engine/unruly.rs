@@ -6,9 +6,11 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use super::{Engine, lone};
 use crate::error::FatalError;
-use crate::machine::{ApplyContext, StateMachine};
+use crate::machine::{ApplyContext, Composed, Either, StateMachine};
 use crate::types::ReadLevel;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -95,46 +97,152 @@ async fn a_hash_that_panics_ends_no_node() {
     engine.read((), ReadLevel::Linearizable).await.unwrap();
 }
 
+/// What cannot be encoded.
+#[derive(Clone)]
+struct Unwritable;
+
+impl Serialize for Unwritable {
+    fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        Err(serde::ser::Error::custom("not today"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Unwritable {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Ok(Self)
+    }
+}
+
+/// A machine that is due for ever, because its wake-up is refused.
+#[derive(Clone, Default)]
+struct Overdue;
+
+impl StateMachine for Overdue {
+    type Command = Unwritable;
+    type Reply = ();
+    type Query = ();
+    type Answer = ();
+    type View = ();
+
+    fn apply(&mut self, _: &ApplyContext, _: Unwritable) {}
+    fn view(&self) {}
+    fn query((): &(), (): ()) {}
+
+    fn write_snapshot((): &(), _: &mut dyn Write) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn read_snapshot(_: u32, _: &mut dyn Read) -> io::Result<Self> {
+        Ok(Self)
+    }
+
+    fn next_wake_ms(&self) -> Option<u64> {
+        Some(0)
+    }
+
+    fn wake() -> Option<Unwritable> {
+        Some(Unwritable)
+    }
+}
+
+/// A machine that is to be woken once.
+#[derive(Clone, Default)]
+struct Timely {
+    woken: bool,
+}
+
+impl StateMachine for Timely {
+    type Command = ();
+    type Reply = ();
+    type Query = ();
+    type Answer = bool;
+    type View = bool;
+
+    fn apply(&mut self, _: &ApplyContext, (): ()) {
+        self.woken = true;
+    }
+
+    fn view(&self) -> bool {
+        self.woken
+    }
+
+    fn query(woken: &bool, (): ()) -> bool {
+        *woken
+    }
+
+    fn write_snapshot(_: &bool, _: &mut dyn Write) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn read_snapshot(_: u32, _: &mut dyn Read) -> io::Result<Self> {
+        Ok(Self::default())
+    }
+
+    fn next_wake_ms(&self) -> Option<u64> {
+        (!self.woken).then_some(5_000)
+    }
+
+    fn wake() -> Option<()> {
+        Some(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_whose_wake_up_is_refused_holds_up_no_other() {
+    let engine = lone::engine_of(false, Composed::<Timely, Overdue, 1>::default()).await;
+    assert!(engine.ready(PATIENCE).await);
+    let clock = |engine: &Engine<_>| engine.inner.core.published().progress().clock.elapsed_ms;
+    within(async {
+        while engine.read(Either::Base(()), ReadLevel::Local).await.unwrap().answer.base() != Some(true) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    let woken_at = clock(&engine);
+    within(async {
+        while clock(&engine) <= woken_at {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+}
+
 /// Applies wait for a snapshot, with more commits behind them than the consensus library queues by default: the core goes on
 /// committing, and so it goes on telling the others that it leads.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_core_goes_on_while_entries_wait_for_a_snapshot() {
-    const COMMITS: u64 = 3000;
+    const COMMITS: u64 = 1200;
     let machine = Unruly::default();
     let engine = lone::engine_with(machine.clone(), Some(64 << 20)).await;
     assert!(engine.ready(PATIENCE).await);
     let (done, held) = channel();
     *machine.0.writing.lock().unwrap() = Some(held);
     within(engine.write(vec![1])).await.unwrap();
-    let snapshot = crate::runtime::spawn({
-        let engine = engine.clone();
-        async move { engine.take_snapshot().await }
-    });
+    engine.inner.core.snapshot().await;
     within(async {
         while machine.0.writing.lock().unwrap().is_some() {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     })
     .await;
-    // More than may be applied meanwhile.
-    for _ in 0..10 {
-        write(&engine, vec![0; 512 * 1024]);
+    // As much as may be applied meanwhile: what is written after that waits.
+    let mut last = 0;
+    for _ in 0..8 {
+        last = within(engine.write(vec![0; 512 * 1024])).await.unwrap().log_id.index;
     }
-    let committed = |engine: &Engine<Unruly>| engine.inner.core.metrics().committed.map_or(0, |at| at.index);
-    let begun = committed(&engine);
+    let mut changes = engine.inner.core.changes();
     for commit in 1..=COMMITS {
         write(&engine, vec![1]);
         within(async {
-            while committed(&engine) < begun + commit {
-                tokio::task::yield_now().await;
+            while engine.inner.core.metrics().committed.is_none_or(|at| at.index < last + commit) {
+                assert!(changes.changed().await, "the core has stopped");
             }
         })
         .await;
     }
-    let applied = engine.state().applied.map_or(0, |at| at.index);
-    assert!(committed(&engine) - applied > COMMITS - 100, "nothing has waited: {applied}");
+    let applied = engine.inner.core.published().progress().log_id.map(|at| at.index);
+    assert_eq!(applied, Some(last), "what waits is not applied");
     drop(done);
-    within(snapshot).await.unwrap().unwrap();
     within(engine.write(vec![1])).await.unwrap();
     engine.shutdown().await;
 }

@@ -65,6 +65,9 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
         peers.borrow_and_update();
         let leads = state.borrow_and_update().role == Role::Leader;
         let Some(inner) = node.upgrade() else { return };
+        if !leads {
+            inner.core.forget_peer_reads();
+        }
         match inner.version_due().filter(|_| leads) {
             Some(version) => agree(&Engine { inner }, version).await,
             None => {
@@ -140,6 +143,11 @@ impl<M: StateMachine> Inner<M> {
         if !self.leads() {
             let leader = self.state.borrow().leader.clone();
             return Err(WriteError::NotLeader { leader });
+        }
+        // A leader before it may not have applied the agreement that its log holds: it cannot tell yet.
+        let applied = self.core.published().progress().log_id;
+        if applied.is_none_or(|applied| applied.term < self.core.metrics().term) {
+            return Err(WriteError::NotLeader { leader: None });
         }
         let lacks = |reads: &Option<Vec<ReadableVersions>>| {
             reads.as_ref().is_none_or(|reads| check_version(wrote, reads).is_err())

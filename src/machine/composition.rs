@@ -31,7 +31,7 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::snapshot_parts::{SnapshotParts, write_part};
-use super::{ApplyContext, DecodeError, MOST_MACHINES, StateMachine, Wake};
+use super::{ApplyContext, DecodeError, MOST_MACHINES, StateMachine, Wakes};
 use crate::types::{MachineVersion, ReadableVersions};
 
 /// A machine beside others, under its `NUMBER`. See the [module](self).
@@ -198,7 +198,8 @@ impl<A: StateMachine, B: StateMachine + Default, const NUMBER: u16> StateMachine
         mixed(A::state_hash(base), B::state_hash(added), NUMBER)
     }
 
-    /// Of those machines that count their bytes.
+    /// Of those machines that count their bytes. What is added counts none in its default state, or nodes that are not upgraded yet
+    /// would find more room than the others.
     fn state_bytes(&self) -> Option<u64> {
         sum(self.base.state_bytes(), self.added.state_bytes())
     }
@@ -218,14 +219,25 @@ impl<A: StateMachine, B: StateMachine + Default, const NUMBER: u16> StateMachine
     }
 
     fn next_wake_ms(&self) -> Option<u64> {
-        self.next_wake().map(|wake| wake.at_ms)
+        let mut wakes = Wakes::default();
+        self.wakes(&mut wakes);
+        wakes.first_ms()
     }
 
-    /// The first of those that have a command for it.
-    fn next_wake(&self) -> Option<Wake> {
-        let added = self.added.next_wake_ms().map(|at_ms| Wake { at_ms, machine: NUMBER });
-        let wakes = |wake: &Wake| Self::wake_of(wake.machine).is_some();
-        [self.base.next_wake(), added].into_iter().flatten().min_by_key(|wake| (!wakes(wake), wake.at_ms))
+    fn wakes(&self, wakes: &mut Wakes) {
+        self.base.wakes(wakes);
+        wakes.set(Self::COUNT - 1, self.added.next_wake_ms());
+    }
+
+    fn counts_from_nothing() -> bool {
+        A::counts_from_nothing() && B::default().state_bytes().is_none_or(|bytes| bytes == 0)
+    }
+
+    fn begins_with(&mut self, known: &dyn Fn(u16) -> bool) {
+        self.base.begins_with(known);
+        if !known(NUMBER) {
+            self.added = B::default();
+        }
     }
 
     fn wake_of(machine: u16) -> Option<Self::Command> {

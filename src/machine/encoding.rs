@@ -32,15 +32,40 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, DecodeError> 
     bincode::serde::encode_to_vec(value, bincode::config::standard()).map_err(DecodeError::new)
 }
 
+/// What is decoded may claim so many bytes: sixteen times the largest command, because a number counts as what it takes in
+/// memory. Room for strings and bytes is made before their lengths are compared with what there is, and a length that is not theirs
+/// would end the process.
+const MOST_DECODED_BYTES: usize = 512 * 1024 * 1024;
+
 /// Decodes what [`encode`] wrote, all of it.
 ///
 /// # Errors
-/// When `encoded` is no `T`, or more than one.
+/// When `encoded` is no `T`, or more than one, or claims more than 512 MiB.
 pub fn decode<T: DeserializeOwned>(encoded: &[u8]) -> Result<T, DecodeError> {
-    let decoded = bincode::serde::decode_from_slice(encoded, bincode::config::standard());
+    let config = bincode::config::standard().with_limit::<MOST_DECODED_BYTES>();
+    let decoded = bincode::serde::decode_from_slice(encoded, config);
     let (value, read) = decoded.map_err(DecodeError::new)?;
     match encoded.len() - read {
         0 => Ok(value),
         bytes => Err(DecodeError(format!("{bytes} bytes follow it"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_that_cannot_be_are_refused() {
+        let mut encoded = vec![253];
+        encoded.extend_from_slice(&(1_u64 << 62).to_le_bytes());
+        encoded.push(b'x');
+        assert!(decode::<String>(&encoded).is_err());
+        assert!(decode::<Vec<u8>>(&encoded).is_err());
+        assert!(decode::<bytes::Bytes>(&encoded).is_err());
+        let long = "x".repeat(32 * 1024 * 1024);
+        assert_eq!(decode(&encode(&long).unwrap()), Ok(long));
+        let numbers = vec![7_u64; 4 * 1024 * 1024];
+        assert_eq!(decode(&encode(&numbers).unwrap()), Ok(numbers));
     }
 }

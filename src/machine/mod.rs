@@ -43,13 +43,26 @@ pub struct ApplyContext {
     pub time_ms: u64,
 }
 
-/// When which machine of a node wants to be woken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wake {
-    /// In [elapsed time](ApplyContext::elapsed_ms).
-    pub at_ms: u64,
-    /// The machine's number.
-    pub machine: u16,
+/// When which machines of a node want to be woken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Wakes([Option<u64>; MOST_MACHINES]);
+
+impl Wakes {
+    /// The machine in this `place` among the [machines](StateMachine::MACHINES) of its node wants to be woken then, in [elapsed
+    /// time](ApplyContext::elapsed_ms).
+    pub fn set(&mut self, place: usize, at_ms: Option<u64>) {
+        self.0[place] = at_ms;
+    }
+
+    /// Each machine that wants to be woken: its place, and when.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        self.0.iter().enumerate().filter_map(|(place, at_ms)| Some((place, (*at_ms)?)))
+    }
+
+    /// When the first of them is due.
+    pub fn first_ms(&self) -> Option<u64> {
+        self.0.iter().flatten().copied().min()
+    }
 }
 
 /// A deterministic state machine.
@@ -272,9 +285,24 @@ pub trait StateMachine: Send + Sync + 'static {
         read.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it has no part of the first machine"))
     }
 
-    /// When the first of the machines is due.
-    fn next_wake(&self) -> Option<Wake> {
-        self.next_wake_ms().map(|at_ms| Wake { at_ms, machine: 0 })
+    /// Says when each of the machines is due.
+    fn wakes(&self, wakes: &mut Wakes) {
+        wakes.set(0, self.next_wake_ms());
+    }
+
+    /// Whether what is added counts no bytes before anything is applied to it. While a cluster is upgraded, nodes with and without
+    /// it decide what the quota has room for.
+    fn counts_from_nothing() -> bool
+    where
+        Self: Sized,
+    {
+        true
+    }
+
+    /// The machine is to begin a cluster's history, which knows only the machines in `known`: those that are added later begin
+    /// in their default states, on every node.
+    fn begins_with(&mut self, known: &dyn Fn(u16) -> bool) {
+        let _ = known;
     }
 
     /// The command that the leader proposes when `machine` is due.

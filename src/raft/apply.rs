@@ -30,9 +30,11 @@ use super::type_config::{
     self, Answer, Entry, LogId, NotApplied, Payload, SnapshotMeta, StoredMembership, TypeConfig,
 };
 use crate::machine::sessions::{Admission, SessionRefusal, SessionTable};
-use crate::machine::{self, ApplyContext, StateMachine};
+use crate::machine::{self, ApplyContext, StateMachine, Wakes};
 use crate::storage::{LogStore, SnapshotStore};
-use crate::types::{self, InitialState, OtherInitialState, Quota, QuotaSource, check_version};
+use crate::types::{
+    self, InitialState, MachineVersion, Quota, QuotaSource, check_agreed, check_initial_state,
+};
 
 /// Most entries applied before readers and callers are told. After a restart the whole log may be waiting.
 const PUBLISH_ENTRIES: usize = 4096;
@@ -55,10 +57,18 @@ pub(crate) struct Applier<M: StateMachine> {
     activity: Arc<Activity>,
     agreement: Arc<Agreement>,
     agreed: Arc<AgreedVersions>,
+    /// The state that it began with, while it has applied nothing.
+    begun_with: Option<InitialState>,
     /// See [`bound_snapshot_lag`](Self::bound_snapshot_lag).
     snapshot_lag_bytes: u64,
     /// The snapshot that is being written, if one is, and the bytes of commands that it covers.
     writing: Option<(watch::Receiver<()>, u64)>,
+}
+
+fn wakes<M: StateMachine>(machine: &M) -> Wakes {
+    let mut wakes = Wakes::default();
+    machine.wakes(&mut wakes);
+    wakes
 }
 
 impl<M: StateMachine> Applier<M> {
@@ -73,7 +83,7 @@ impl<M: StateMachine> Applier<M> {
     ) -> Result<Self, crate::error::StorageError> {
         let progress = Progress {
             state_hash: machine.running_hash(),
-            wake: machine.next_wake(),
+            wakes: wakes(&machine),
             state_bytes: machine.state_bytes(),
             ..Progress::default()
         };
@@ -88,6 +98,7 @@ impl<M: StateMachine> Applier<M> {
             activity: Arc::default(),
             agreement: Arc::default(),
             agreed: Arc::default(),
+            begun_with: None,
             snapshot_lag_bytes: u64::MAX,
             writing: None,
         };
@@ -104,13 +115,14 @@ impl<M: StateMachine> Applier<M> {
 
     /// The state that the machine begins with: it has applied nothing yet. None if it cannot be hashed: then it is compared as
     /// little as any later one.
-    pub(crate) fn initial_state(&self, is_restored: bool) -> Option<InitialState> {
+    pub(crate) fn initial_state(&mut self, is_restored: bool) -> Option<InitialState> {
         debug_assert!(self.progress.log_id.is_none(), "invariant: it has applied nothing");
         let hashed = super::snapshot::catch("hashing the state", || Ok(M::state_hash(&self.machine.view())));
         let hash = hashed
             .inspect_err(|error| tracing::warn!(%error, "the initial state is not compared with the others'"))
             .ok()?;
-        Some(InitialState { hash_version: M::HASH_VERSION, hash, is_restored })
+        self.begun_with = Some(InitialState { hash_version: M::HASH_VERSION, hash, is_restored });
+        self.begun_with
     }
 
     /// The log still holds what its cluster was founded with: a state that was restored.
@@ -229,7 +241,7 @@ impl<M: StateMachine> Applier<M> {
 
     fn measure(&mut self) {
         self.progress.state_hash = self.machine.running_hash();
-        self.progress.wake = self.machine.next_wake();
+        self.progress.wakes = wakes(&self.machine);
         self.progress.sessions = self.sessions.len();
         self.progress.session_bytes = self.sessions.bytes();
         self.progress.largest_opener = self.sessions.largest_opener();
@@ -362,17 +374,21 @@ impl<M: StateMachine> Applier<M> {
         founders: &types::Membership,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         self.progress.history = types::HistoryEpoch::founded_by(founders);
-        let Some((_, founding)) = founders.founding() else { return Ok(()) };
-        if let Some(own) = self.initial_state(founding.state.is_restored)
-            && founding.state.differs_from(&own)
-        {
-            return Err(OtherInitialState { founded: founding.state, own }.into());
-        }
+        let founding = founders.founding().map(|(_, founding)| founding);
+        let is_restored = founding.is_some_and(|founding| founding.state.is_restored);
+        // The hash of a large state takes its time, and others wait meanwhile.
+        let own = self.begun_with.take().or_else(|| self.initial_state(is_restored));
+        check_initial_state(founding, own)?;
+        let versions = founding.map_or(&[][..], |founding| &founding.versions);
+        self.machine.begins_with(&|number| {
+            number == MachineVersion::FIRST.machine || versions.iter().any(|known| known.machine == number)
+        });
+        let Some(founding) = founding else { return Ok(()) };
         for version in &founding.versions {
-            check_version(*version, M::MACHINES)?;
+            check_agreed(*version, M::MACHINES)?;
             self.agreed.raise(*version);
         }
-        self.progress.is_restored = founding.state.is_restored;
+        self.progress.is_restored = is_restored;
         Ok(())
     }
 

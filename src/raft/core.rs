@@ -522,6 +522,11 @@ impl<M: StateMachine> Core<M> {
         &self.agreed_versions
     }
 
+    /// See [`PeerFitness::forget_reads`].
+    pub(crate) fn forget_peer_reads(&self) {
+        self.fitness.forget_reads();
+    }
+
     /// What the builds of peers read, as they said last, and in which data directories.
     pub(crate) fn peer_reads(&self) -> BTreeMap<NodeId, (Incarnation, Vec<ReadableVersions>)> {
         self.fitness.reads()

@@ -36,7 +36,7 @@ use serde::Serialize;
 use super::clock::{Reading, Stamp};
 use crate::machine::{DecodeError, StateMachine};
 use crate::runtime::panic_message;
-use crate::types::{MachineVersion, SessionSlot, UnsupportedVersion, check_version};
+use crate::types::{MachineVersion, SessionSlot, UnsupportedVersion, check_agreed, check_version};
 
 /// The version this build writes.
 const VERSION: u8 = 3;
@@ -300,7 +300,7 @@ pub fn open<M: StateMachine>(bytes: &[u8]) -> Result<Opened<M::Command>, Envelop
     })?;
     if let Content::Agreement(version) = opened.content {
         // What follows could not be read.
-        check_version(version, M::MACHINES)?;
+        check_agreed(version, M::MACHINES)?;
     }
     Ok(opened)
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
-use crate::machine::Wake;
+use crate::machine::Wakes;
 use crate::types::{ClusterClock, HistoryEpoch, LogId, Quota};
 
 /// A view that nobody reads may be this many entries old. It keeps alive all that has been overwritten since.
@@ -35,8 +35,8 @@ pub(crate) struct Progress {
     pub installed_bytes: u64,
     /// Hash of the state, if the machine keeps one up to date.
     pub state_hash: Option<u64>,
-    /// When the machine, or the first of several, wants to be woken.
-    pub wake: Option<Wake>,
+    /// When the machines want to be woken.
+    pub wakes: Wakes,
     /// Sessions open.
     pub sessions: usize,
     /// Bytes of answers kept for them.

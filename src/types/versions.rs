@@ -63,6 +63,21 @@ pub(crate) fn check_version(
     }
 }
 
+/// Whether what follows an agreement on a version can be read. A build that has left that version behind finds out about each
+/// command by itself: there may be none.
+///
+/// # Errors
+/// When `reads` has nothing that is as new.
+pub(crate) fn check_agreed(
+    agreed: MachineVersion,
+    reads: &[ReadableVersions],
+) -> Result<(), UnsupportedVersion> {
+    check_version(agreed, reads).or_else(|refused| match refused.reads {
+        Some(reads) if agreed.version < reads.oldest => Ok(()),
+        _ => Err(refused),
+    })
+}
+
 /// Something was written by a machine, or by a version of it, that this build does not read. Nothing is wrong with what was
 /// written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +133,8 @@ impl SnapshotMachines {
     pub fn check(&self, reads: &[ReadableVersions]) -> Result<(), UnsupportedVersion> {
         let alone = [MachineVersion::FIRST];
         let parts = if self.parts.is_empty() { &alone } else { self.parts.as_slice() };
-        parts.iter().chain(&self.agreed).try_for_each(|wrote| check_version(*wrote, reads))
+        parts.iter().try_for_each(|wrote| check_version(*wrote, reads))?;
+        self.agreed.iter().try_for_each(|agreed| check_agreed(*agreed, reads))
     }
 }
 

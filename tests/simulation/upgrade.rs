@@ -60,12 +60,17 @@ impl StateMachine for Old {
     }
 }
 
-/// After it: it also multiplies, and counts how often, in its snapshots too.
+/// After it: it also multiplies, and counts how often, in its snapshots too. It reads all since version `OLDEST`.
 #[derive(Debug, Clone, Default)]
-struct New {
+struct Multiplier<const OLDEST: u32> {
     sum: u64,
     multiplied: u64,
 }
+
+type New = Multiplier<0>;
+
+/// A later build, which has left what was before the upgrade behind.
+type Later = Multiplier<2>;
 
 #[derive(Debug, Serialize, Deserialize)]
 enum NewCommand {
@@ -73,7 +78,7 @@ enum NewCommand {
     Multiply(u64),
 }
 
-impl StateMachine for New {
+impl<const OLDEST: u32> StateMachine for Multiplier<OLDEST> {
     type Command = NewCommand;
     type Reply = u64;
     type Query = ();
@@ -81,6 +86,7 @@ impl StateMachine for New {
     type View = Self;
 
     const VERSION: u32 = 2;
+    const OLDEST_VERSION: u32 = OLDEST;
     const HASH_VERSION: u32 = 1;
 
     fn command_version(command: &NewCommand) -> u32 {
@@ -130,6 +136,7 @@ type Both = Composed<Old, New, 1>;
 enum Build {
     Old(Engine<Old>),
     New(Engine<New>),
+    Later(Engine<Later>),
     Both(Engine<Both>),
 }
 
@@ -138,6 +145,7 @@ impl Build {
         match self {
             Self::Old(engine) => engine.state(),
             Self::New(engine) => engine.state(),
+            Self::Later(engine) => engine.state(),
             Self::Both(engine) => engine.state(),
         }
     }
@@ -146,6 +154,7 @@ impl Build {
         match self {
             Self::Old(engine) => engine.write(OldCommand::Add(number)).await.map(|written| written.reply),
             Self::New(engine) => engine.write(NewCommand::Add(number)).await.map(|written| written.reply),
+            Self::Later(_) => panic!("it no longer adds"),
             Self::Both(engine) => {
                 let written = engine.write(Either::Base(OldCommand::Add(number))).await;
                 written.map(|written| written.reply.base().expect("the first machine answers"))
@@ -157,6 +166,7 @@ impl Build {
         let read = match self {
             Self::Old(engine) => engine.read((), ReadLevel::Linearizable).await,
             Self::New(engine) => engine.read((), ReadLevel::Linearizable).await,
+            Self::Later(engine) => engine.read((), ReadLevel::Linearizable).await,
             Self::Both(engine) => {
                 let read = engine.read(Either::Base(()), ReadLevel::Linearizable).await;
                 return read.ok().and_then(|read| read.answer.base());
@@ -169,6 +179,7 @@ impl Build {
         match self {
             Self::Old(engine) => engine.take_snapshot().await.map(drop),
             Self::New(engine) => engine.take_snapshot().await.map(drop),
+            Self::Later(engine) => engine.take_snapshot().await.map(drop),
             Self::Both(engine) => engine.take_snapshot().await.map(drop),
         }
         .unwrap();
@@ -240,6 +251,13 @@ impl Cluster {
         self.nodes.insert(node_id, (Build::New(engine), group));
     }
 
+    async fn start_later(&mut self, node_id: NodeId) {
+        let (parts, group) = (self.parts(node_id), Arc::new(TaskGroup::default()));
+        let engine = group.spawn(Engine::start(parts, Later::default())).await.unwrap().unwrap();
+        self.network.open_door(node_id, engine.peer_door(), group.clone());
+        self.nodes.insert(node_id, (Build::Later(engine), group));
+    }
+
     async fn start_both(&mut self, node_id: NodeId) {
         let (parts, group) = (self.parts(node_id), Arc::new(TaskGroup::default()));
         let engine = group.spawn(Engine::start(parts, Both::default())).await.unwrap().unwrap();
@@ -265,7 +283,7 @@ impl Cluster {
     fn new_leader(&self) -> Option<&Engine<New>> {
         match &self.nodes[&self.leader()?].0 {
             Build::New(engine) => Some(engine),
-            Build::Old(_) | Build::Both(_) => None,
+            Build::Old(_) | Build::Later(_) | Build::Both(_) => None,
         }
     }
 
@@ -303,9 +321,12 @@ impl Cluster {
     async fn double(&mut self) {
         let written = async {
             loop {
-                if let Some(leader) = self.new_leader()
-                    && let Ok(written) = leader.write(NewCommand::Multiply(2)).await
-                {
+                let written = match self.leader().map(|leader| &self.nodes[&leader].0) {
+                    Some(Build::New(leader)) => leader.write(NewCommand::Multiply(2)).await.ok(),
+                    Some(Build::Later(leader)) => leader.write(NewCommand::Multiply(2)).await.ok(),
+                    Some(Build::Old(_) | Build::Both(_)) | None => None,
+                };
+                if let Some(written) = written {
                     return written.reply;
                 }
                 tokio::time::sleep(POLL).await;
@@ -485,8 +506,17 @@ fn a_node_that_is_given_its_old_build_back_refuses_to_start_and_keeps_its_data()
 #[test]
 fn a_node_that_is_too_old_for_what_is_committed_stops_and_goes_on_once_it_is_upgraded() {
     for with_snapshot in [false, true] {
-        simulated(9, async |mut cluster| {
-            upgrade(&mut cluster, 1).await;
+        founded_by(9, &[1, 3], async |mut cluster| {
+            cluster.until("one leads", |cluster| cluster.leader().is_some()).await;
+            cluster.kill(2).await;
+            cluster.until("an upgraded node leads", |cluster| cluster.new_leader().is_some()).await;
+            // It says what it reads, and is given the build before.
+            cluster.start_new(4).await;
+            let leader = cluster.new_leader().unwrap().clone();
+            leader.add_member(member(4), false, PATIENCE).await.unwrap();
+            cluster.until("it follows", |cluster| cluster.nodes[&4].0.state().applied.is_some()).await;
+            cluster.kill(4).await;
+            cluster.start_new(2).await;
             cluster.double().await;
             if with_snapshot {
                 // More than the log keeps.
@@ -498,9 +528,6 @@ fn a_node_that_is_too_old_for_what_is_committed_stops_and_goes_on_once_it_is_upg
                     .await;
             }
             cluster.start_old(4).await.unwrap();
-            let member = quorate::NewMember { node_id: 4, peer: address(4) };
-            let leader = cluster.new_leader().unwrap().clone();
-            leader.add_member(member, false, PATIENCE).await.unwrap();
             cluster.until("it stops", |cluster| {
                 matches!(&cluster.nodes[&4].0.state().fatal, Some(FatalError::Outdated { reason }) if reason.contains(UPGRADE))
             }).await;
@@ -509,6 +536,48 @@ fn a_node_that_is_too_old_for_what_is_committed_stops_and_goes_on_once_it_is_upg
             cluster.start_new(4).await;
             cluster.double().await;
             cluster.expect_sum().await;
+        });
+    }
+}
+
+fn member(node_id: NodeId) -> quorate::NewMember {
+    quorate::NewMember { node_id, peer: address(node_id) }
+}
+
+#[test]
+fn who_does_not_read_what_is_agreed_becomes_no_member() {
+    simulated(4, async |mut cluster| {
+        upgrade(&mut cluster, 1).await;
+        cluster.double().await;
+        cluster.start_old(4).await.unwrap();
+        let leader = cluster.new_leader().unwrap().clone();
+        let refused = leader.add_member(member(4), false, PATIENCE).await.unwrap_err().to_string();
+        assert!(refused.contains("its build does not read version 2 of the machine"), "{refused}");
+        assert!(!leader.state().membership.members.contains_key(&4));
+    });
+}
+
+#[test]
+fn what_a_later_build_has_left_behind_is_not_asked_of_it_again() {
+    for seed in 0..4 {
+        simulated(seed, async |mut cluster| {
+            upgrade(&mut cluster, 1).await;
+            cluster.double().await;
+            for node_id in NODES {
+                cluster.nodes[&node_id].0.take_snapshot().await;
+            }
+            // Its log still begins with what was written before the upgrade.
+            cluster.kill(3).await;
+            cluster.start_later(3).await;
+            cluster.double().await;
+            for leader in [1, 2] {
+                // Whoever leads next looks for what this node has from the beginning of the log on.
+                cluster.kill(leader).await;
+                cluster.double().await;
+                cluster.start_new(leader).await;
+                cluster.double().await;
+                cluster.expect_sum().await;
+            }
         });
     }
 }

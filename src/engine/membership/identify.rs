@@ -8,7 +8,7 @@ use crate::engine::{Engine, check_node_id};
 use crate::error::MembershipError;
 use crate::machine::StateMachine;
 use crate::raft::network::{DialError, IdentifyRequest, wire};
-use crate::types::{Member, NodeId};
+use crate::types::{Member, NodeId, check_agreed};
 
 /// How long a node to be added may take to say who it is.
 const IDENTIFY_PATIENCE: Duration = Duration::from_secs(3);
@@ -105,6 +105,15 @@ impl<M: StateMachine> Engine<M> {
                 return Err(MembershipError::Unreachable { node_id, address, reason });
             }
         };
+        let reads = wire::from_readable_versions(&answer.machines);
+        let agreed = self.agreed_versions();
+        if let Err(unsupported) = agreed.iter().try_for_each(|agreed| check_agreed(*agreed, &reads)) {
+            // It would stop at the first entry that it cannot read, and a member that it replaces would be gone.
+            let wrote = unsupported.wrote;
+            return refused(format!(
+                "its build does not read {wrote}, on which the members have agreed: start it with theirs"
+            ));
+        }
         match wire::incarnation(&answer.incarnation) {
             Ok(incarnation) if answer.node_id == node_id => {
                 let (peer, client) = (answer.peer_address, answer.client_address);

@@ -172,18 +172,32 @@ fn a_part_that_is_cut_short_or_in_another_place_is_not_read() {
 }
 
 #[test]
-fn the_first_that_is_due_is_woken() {
+fn each_says_when_it_is_due() {
+    let due = |all: &All| {
+        let mut wakes = Wakes::default();
+        all.wakes(&mut wakes);
+        wakes.iter().map(|(place, at_ms)| (All::MACHINES[place].machine, at_ms)).collect::<Vec<_>>()
+    };
     let mut all = All::default();
-    assert_eq!(all.next_wake(), None);
+    assert_eq!(due(&all), []);
     all.added.0.push(50);
-    assert_eq!(all.next_wake(), Some(Wake { at_ms: 50, machine: 7 }));
+    assert_eq!(due(&all), [(7, 50)]);
     all.base.added.0.push(40);
-    assert_eq!(all.next_wake(), Some(Wake { at_ms: 40, machine: 2 }));
     all.base.base.0.push(45);
-    assert_eq!(all.next_wake(), Some(Wake { at_ms: 40, machine: 2 }));
+    assert_eq!(due(&all), [(0, 45), (2, 40), (7, 50)]);
+    assert_eq!(all.next_wake_ms(), Some(40));
     all.apply(&context(1), All::wake_of(2).unwrap());
-    assert_eq!(all.next_wake(), Some(Wake { at_ms: 45, machine: 0 }));
-    assert_eq!(all.next_wake_ms(), Some(45));
+    assert_eq!(due(&all), [(0, 45), (7, 50)]);
+}
+
+#[test]
+fn a_machine_that_its_cluster_was_founded_without_begins_in_its_default_state() {
+    let begun = || All::new(Pair::new(Numbers(vec![1]), Numbers(vec![2])), Numbers(vec![3]));
+    let mut all = begun();
+    all.begins_with(&|_| true);
+    assert_eq!(all, begun());
+    all.begins_with(&|number| number == 0 || number == 2);
+    assert_eq!((all.base.added.0, all.added.0), (vec![2], vec![]));
 }
 
 #[test]

@@ -132,9 +132,14 @@ impl SessionTable {
     }
 }
 
+/// What is decoded may claim so many bytes, many times the largest session.
+const MOST_DECODED_BYTES: usize = 512 * 1024 * 1024;
+
 /// What all of `bytes` are.
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
-    let decoded = bincode::serde::decode_from_slice(bytes, bincode::config::standard());
+    // A length in it may be anything.
+    let config = bincode::config::standard().with_limit::<MOST_DECODED_BYTES>();
+    let decoded = bincode::serde::decode_from_slice(bytes, config);
     match decoded.map_err(|error| invalid(error.to_string()))? {
         (decoded, read) if read == bytes.len() => Ok(decoded),
         _ => Err(invalid("holds a session with more bytes than its fields".to_owned())),

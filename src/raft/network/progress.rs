@@ -108,6 +108,11 @@ impl PeerFitness {
         !is_known
     }
 
+    /// What peers' builds read counts for as long as this node leads: later they may have been given others.
+    pub(crate) fn forget_reads(&self) {
+        self.reads.lock().expect("invariant: no panic under this lock").clear();
+    }
+
     /// What the builds of peers read, as they said last, and in which data directories.
     pub(crate) fn reads(&self) -> BTreeMap<NodeId, (Incarnation, Vec<ReadableVersions>)> {
         let all = self.reads.lock().expect("invariant: no panic under this lock");

@@ -40,7 +40,7 @@ use crate::raft::read_index::ReadIndexes;
 use crate::raft::type_config::{self, TypeConfig, Vote};
 use crate::shown::without_directories;
 use crate::storage::{DiskState, DiskWatch, LogStore, Origin, SnapshotStore, Taken};
-use crate::types::{self, Incarnation, InitialState, LogId, NodeId, OtherInitialState};
+use crate::types::{self, Incarnation, InitialState, LogId, NodeId, check_agreed, check_initial_state};
 
 /// Requests of one connection that the core is working on; more stay in the connection.
 const REQUESTS_IN_PROGRESS: usize = 64;
@@ -368,7 +368,12 @@ impl<M: StateMachine> PeerService<M> {
             append.entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Membership(_)));
         let bearings = if has_memberships { self.full_bearings(append.vote) } else { self.bearings() };
         bearings.append(append)?;
-        for entry in &append.entries {
+        // What is known here to be committed is the same there, and is not taken again: this build may have left its version
+        // behind, and this node may begin with a snapshot.
+        let is_new = |entry: &&type_config::Entry| {
+            bearings.committed.is_none_or(|upto| entry.log_id.index > upto.index)
+        };
+        for entry in append.entries.iter().filter(is_new) {
             if let (EntryPayload::Membership(founders), 0) = (&entry.payload, entry.log_id.index) {
                 self.check_founding(&type_config::from_membership(founders))?;
             }
@@ -388,14 +393,14 @@ impl<M: StateMachine> PeerService<M> {
     /// Refuses to begin with the log of a cluster that was founded with another state than this node's. One that was restored comes as
     /// a snapshot, a moment later; any other one this node will never have.
     fn check_founding(&self, founders: &types::Membership) -> Result<(), Unanswered> {
-        let (Some(own), Some((_, founding))) = (self.callee.initial_state, founders.founding()) else {
-            return Ok(());
-        };
-        if !founding.state.differs_from(&own) {
-            return Ok(());
+        let founding = founders.founding().map(|(_, founding)| founding);
+        let versions = founding.map_or(&[][..], |founding| &founding.versions);
+        if let Err(unsupported) = versions.iter().try_for_each(|agreed| check_agreed(*agreed, M::MACHINES)) {
+            (self.callee.outdated)(unsupported.to_string());
+            return Err(Unanswered::failed(unsupported));
         }
-        let other = OtherInitialState { founded: founding.state, own };
-        if !founding.state.is_restored {
+        let Err(other) = check_initial_state(founding, self.callee.initial_state) else { return Ok(()) };
+        if founding.is_some_and(|founding| !founding.state.is_restored) {
             (self.callee.outdated)(other.to_string());
         }
         Err(Unanswered::failed(other))

@@ -402,9 +402,14 @@ fn decode_membership(bytes: &[u8]) -> Result<Membership, RecordError> {
     }
 }
 
+/// What is decoded of a membership may claim so many bytes, many times the largest one.
+const MOST_DECODED_BYTES: usize = 16 * 1024 * 1024;
+
 /// What all of `bytes` are.
 fn decode_whole<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError> {
-    match bincode::serde::decode_from_slice(bytes, bincode::config::standard()) {
+    // A length in it may be anything.
+    let config = bincode::config::standard().with_limit::<MOST_DECODED_BYTES>();
+    match bincode::serde::decode_from_slice(bytes, config) {
         Ok((decoded, read)) if read == bytes.len() => Ok(decoded),
         Ok(_) => Err(content("bytes follow a membership")),
         Err(error) => Err(content(format!("a membership does not decode: {error}"))),

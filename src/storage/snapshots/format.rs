@@ -150,7 +150,8 @@ fn encode(meta: &impl Serialize) -> Vec<u8> {
 
 /// What all of `bytes` are.
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    let (decoded, read) = bincode::serde::decode_from_slice(bytes, bincode::config::standard()).ok()?;
+    let config = bincode::config::standard().with_limit::<{ 16 * MAX_META_BYTES }>();
+    let (decoded, read) = bincode::serde::decode_from_slice(bytes, config).ok()?;
     (read == bytes.len()).then_some(decoded)
 }
 

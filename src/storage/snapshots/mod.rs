@@ -274,6 +274,12 @@ impl SnapshotReceiver {
         Ok(())
     }
 
+    /// What the snapshot says of itself, once enough of it is here to tell.
+    pub(crate) fn head(&self) -> Option<SnapshotMeta> {
+        let source = self.staging.source().ok()?;
+        format::Payload::open(source).ok().map(|(_, meta)| meta)
+    }
+
     /// Verifies the whole file. It is not among the snapshots before it is [placed](ReceivedSnapshot::place):
     /// consensus may yet reject it.
     ///

@@ -59,9 +59,11 @@ fn conformance(mine: &dyn SnapshotStore, theirs: &dyn SnapshotStore) {
         while offset < handle.len_bytes() {
             let piece = handle.read_at(offset, 70_001).unwrap();
             assert_eq!(receiver.write(offset + 1, &piece).unwrap_err().kind(), ErrorKind::InvalidInput);
+            assert_eq!(receiver.head(), (offset > 0).then(|| meta(1, index)), "from the first piece on");
             receiver.write(offset, &piece).unwrap();
             offset += piece.len() as u64;
         }
+        assert_eq!(receiver.head(), Some(meta(1, index)));
         assert_eq!(receiver.received_bytes(), handle.len_bytes());
         let received = receiver.finish().unwrap();
         assert!(

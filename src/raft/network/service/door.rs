@@ -15,7 +15,7 @@ use crate::raft::network::incoming::Incoming;
 use crate::raft::network::wire;
 use crate::raft::network::{IdentifyRequest, IdentifyResponse, PeerDoor, Refusal};
 use crate::raft::type_config;
-use crate::types::NodeId;
+use crate::types::{InitialState, NodeId};
 
 impl<M: StateMachine> PeerService<M> {
     fn known(&self, caller: NodeId) -> Known {
@@ -46,6 +46,27 @@ impl<M: StateMachine> PeerService<M> {
         }
         let running = self.raft.metrics().borrow_watched().running_state.clone();
         running.map_err(|fatal| Refusal::Stopped(fatal.to_string()))
+    }
+
+    /// Refuses to found a cluster with whoever begins with another state, or does not say so where that matters.
+    fn check_founders_state(
+        &self,
+        from: NodeId,
+        ours: InitialState,
+        theirs: Option<InitialState>,
+    ) -> Result<(), Refusal> {
+        let refusal = match theirs {
+            Some(theirs) if ours.differs_from(&theirs) || ours.is_restored != theirs.is_restored => {
+                Refusal::OtherState { node_id: self.callee.node_id, ours, theirs }
+            }
+            None if ours.is_restored => {
+                let silent = "the caller does not say what its state begins with, and a restored state must be the same on all founders";
+                Refusal::Malformed(silent.to_owned())
+            }
+            Some(_) | None => return Ok(()),
+        };
+        self.log_refusal(from, &refusal);
+        Err(refusal)
     }
 
     fn log_refusal(&self, node: NodeId, why: &Refusal) {
@@ -84,13 +105,8 @@ impl<M: StateMachine> PeerDoor for PeerService<M> {
                 );
             }
             return Err(Refusal::OtherFounders { node_id: callee.node_id, theirs: list(&theirs) });
-        } else if let (Some(ours), Some(theirs)) =
-            (callee.initial_state, request.state.map(wire::from_initial_state))
-            && (ours.differs_from(&theirs) || ours.is_restored != theirs.is_restored)
-        {
-            let refusal = Refusal::OtherState { node_id: callee.node_id, ours, theirs };
-            self.log_refusal(hello.from_node, &refusal);
-            return Err(refusal);
+        } else if let Some(ours) = callee.initial_state {
+            self.check_founders_state(hello.from_node, ours, request.state.map(wire::from_initial_state))?;
         }
         Ok(IdentifyResponse {
             node_id: callee.node_id,

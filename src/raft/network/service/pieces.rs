@@ -22,7 +22,7 @@ use crate::raft::snapshot::{self, SnapshotData};
 use crate::raft::type_config::{self, Vote};
 use crate::runtime::offload;
 use crate::storage::{ReceivedSnapshot, SnapshotMeta, SnapshotReceiver};
-use crate::types::{ClusterClock, LogId, NodeId, check_version};
+use crate::types::{ClusterClock, LogId, NodeId, check_agreed};
 
 /// How often a caller is told that its snapshot is still being installed.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -87,9 +87,16 @@ impl<M: StateMachine> PeerService<M> {
         }
         current.received += piece.bytes.len() as u64;
         let (offset, bytes) = (piece.offset, piece.bytes);
-        let current = offload(move || current.receiver.write(offset, &bytes).map(|()| current))
-            .await
-            .map_err(Unanswered::failed)?;
+        let outdated = self.callee.outdated.clone();
+        let written = offload(move || {
+            current.receiver.write(offset, &bytes).map_err(Unanswered::failed)?;
+            // The rest need not be sent if this build does not read it.
+            if let Some(meta) = current.receiver.head().filter(|_| offset == 0) {
+                check_versions::<M>(&meta, &*outdated)?;
+            }
+            Ok::<_, Unanswered>(current)
+        });
+        let current = written.await?;
         if !piece.last {
             *incoming = Some(current);
             return Ok(self.taken());
@@ -164,16 +171,24 @@ impl<M: StateMachine> PeerService<M> {
 fn read<M: StateMachine>(receiver: SnapshotReceiver, outdated: &dyn Fn(String)) -> Result<Read, Unanswered> {
     let received = receiver.finish().map_err(Unanswered::failed)?;
     check(received.meta())?;
-    let SnapshotMeta { log_id, machines, .. } = received.meta();
-    let agreed = machines.agreed.iter().try_for_each(|agreed| check_version(*agreed, M::MACHINES));
-    if let Err(unsupported) = agreed {
-        outdated(format!("entries up to {log_id}: {unsupported}"));
-        return Err(Unanswered::failed(unsupported));
-    }
+    check_versions::<M>(received.meta(), outdated)?;
     let content = snapshot::catch("reading a snapshot", || {
         snapshot::read::<M>(received.handle()).map_err(io::Error::other)
     });
     Ok((received, Box::new(content.map_err(Unanswered::failed)?)))
+}
+
+/// Refuses a snapshot that this build does not read, and ends the node if the cluster has agreed on what follows.
+fn check_versions<M: StateMachine>(
+    SnapshotMeta { log_id, machines, .. }: &SnapshotMeta,
+    outdated: &dyn Fn(String),
+) -> Result<(), Unanswered> {
+    let agreed = machines.agreed.iter().try_for_each(|agreed| check_agreed(*agreed, M::MACHINES));
+    if let Err(unsupported) = agreed {
+        outdated(format!("entries up to {log_id}: {unsupported}"));
+        return Err(Unanswered::failed(unsupported));
+    }
+    machines.check(M::MACHINES).map_err(Unanswered::failed)
 }
 
 /// Refuses a snapshot that says impossible things of itself. They would be believed at every start.
