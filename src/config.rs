@@ -8,6 +8,7 @@
 //! says what to do, and so is a key that the file has and this build does not know.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -615,14 +616,23 @@ fn check_listed_port(node_id: NodeId, listed: &str, peer_listen: &str) -> Result
     Ok(())
 }
 
+/// Most bytes of a configuration file. Some files have no end.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
 impl Settings {
     /// Reads `path`.
     ///
     /// # Errors
     /// [`ConfigError::Read`], [`ConfigError::UnknownFormat`] or [`ConfigError::Parse`].
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+        let mut text = String::new();
+        let file = std::fs::File::open(path).map_err(failed)?;
+        file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
+        if text.len() as u64 > MAX_FILE_BYTES {
+            let detail = format!("it has more than {MAX_FILE_BYTES} bytes: is it the right file?");
+            return Err(ConfigError::Parse { path: path.to_owned(), detail });
+        }
         let parsed = match path.extension().and_then(|extension| extension.to_str()) {
             Some("toml") => toml::from_str(&text).map_err(|error| error.to_string()),
             // A file of comments only has no document to parse.

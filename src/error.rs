@@ -354,6 +354,9 @@ pub enum SnapshotError {
         /// How long was waited, in milliseconds.
         waited_ms: u64,
     },
+    /// The disk has no room for one.
+    #[error("no snapshot: the disk is full. One is taken once there is room")]
+    DiskFull,
     /// The node has stopped or is stopping.
     #[error("the node has stopped: {reason}")]
     Stopped {
@@ -367,6 +370,7 @@ impl OperationError for SnapshotError {
         Told::of(match self {
             Self::Nothing => Reason::Behind,
             Self::Timeout { .. } => Reason::Overloaded,
+            Self::DiskFull => Reason::DiskFull,
             Self::Stopped { .. } => Reason::Stopped,
         })
     }

@@ -235,7 +235,9 @@ impl CliError {
 
 fn client_hint(error: &ClientError, subject: Subject) -> Option<&'static str> {
     if let ClientError::AckTimeout { .. } = error {
-        return Some("the write is done; `quorate status` shows which nodes are behind");
+        return Some(
+            "the command is committed; of a condition, and of what was removed, it is not told what became of it: read the keys. `quorate status` shows which nodes are behind",
+        );
     }
     if !error.maybe_applied() {
         return reason_hint(error.reason(), subject);

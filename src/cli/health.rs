@@ -79,12 +79,12 @@ fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeReport, Clien
         Ok(status) => Row {
             endpoint,
             reachable: true,
-            ready: Some(status.ready),
+            ready: Some(status.healthy()),
             node_id: Some(status.node_id),
             role: status.role,
             leader: status.leader.as_ref().map(|leader| leader.node_id),
             latency_us: u64::try_from(latency.as_micros()).ok(),
-            error: status.fatal.clone(),
+            error: status.fatal.clone().or_else(|| disk(status)),
         },
         Err(error) => {
             let answers = matches!(error, ClientError::Failed { .. });
@@ -100,6 +100,12 @@ fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeReport, Clien
             }
         }
     }
+}
+
+/// What keeps a node's disk from taking writes.
+fn disk(status: &NodeReport) -> Option<String> {
+    let state = status.disk.as_ref()?.state;
+    (!state.takes_writes()).then(|| format!("it takes no writes: its disk is {state}"))
 }
 
 const HEADINGS: [&str; 6] = ["ENDPOINT", "REACHABLE", "READY", "NODE", "ROLE", "LATENCY"];

@@ -15,6 +15,7 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use super::CliError;
+use crate::shown::Shown;
 use crate::types::NodeId;
 
 /// A key that is not given as a plain argument.
@@ -62,17 +63,28 @@ impl KeyFlags {
     }
 }
 
+/// Most bytes of a file: no message could carry more. Some files have no end.
+const MAX_INPUT_BYTES: u64 = 32 * 1024 * 1024;
+
 /// Reads the whole of a file, or of standard input when it is called `-`.
 ///
 /// # Errors
-/// [`CliError::Input`].
+/// [`CliError::Input`], and [`CliError::Usage`] when it is larger than anything that could be sent.
 pub(super) fn read(path: PathBuf) -> Result<Vec<u8>, CliError> {
     let mut bytes = Vec::new();
+    let most = MAX_INPUT_BYTES + 1;
     let read = match path.as_os_str() == "-" {
-        true => std::io::stdin().lock().read_to_end(&mut bytes).map(drop),
-        false => fs::read(&path).map(|found| bytes = found),
+        true => std::io::stdin().lock().take(most).read_to_end(&mut bytes),
+        false => fs::File::open(&path).and_then(|file| file.take(most).read_to_end(&mut bytes)),
     };
-    read.map(|()| bytes).map_err(|source| CliError::Input { path, source })
+    read.map_err(|source| CliError::Input { path: path.clone(), source })?;
+    match bytes.len() as u64 > MAX_INPUT_BYTES {
+        false => Ok(bytes),
+        true => Err(CliError::Usage(format!(
+            "{} has more than {MAX_INPUT_BYTES} bytes, which is more than a key, a value or a transaction can have",
+            Shown(&path.to_string_lossy())
+        ))),
+    }
 }
 
 /// Takes an argument as it is, byte by byte.
@@ -141,6 +153,12 @@ mod tests {
             assert_eq!(parse_node_id(text).unwrap_err(), "a node id is a whole number from 1", "{text}");
         }
         assert_eq!(parse_node_id("7"), Ok(7));
+    }
+
+    #[test]
+    fn a_file_without_an_end_is_refused() {
+        let refused = read(PathBuf::from("/dev/zero")).unwrap_err().to_string();
+        assert!(refused.contains("/dev/zero has more than 33554432 bytes"), "{refused}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::thread;
 
 use rustix::process::{Resource, getrlimit};
 use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::engine::MIN_ADDRESS_SPACE_BYTES;
 
@@ -82,7 +83,19 @@ pub fn start(node: bool) -> Result<Runtime, StartError> {
     let built = catch_unwind(AssertUnwindSafe(build));
     std::panic::set_hook(hook);
     let built = built.unwrap_or_else(|_| Err(io::ErrorKind::OutOfMemory.into()));
-    built.map_err(|source| StartError::Runtime { source })
+    let runtime = built.map_err(|source| StartError::Runtime { source })?;
+    if node {
+        survive_file_limit(&runtime).map_err(|source| StartError::Runtime { source })?;
+    }
+    Ok(runtime)
+}
+
+/// A write beyond a limit on the size of files (`ulimit -f`) fails from now on, as one to a full disk does. Without this the
+/// signal ends the process, before it can say a word.
+fn survive_file_limit(runtime: &Runtime) -> io::Result<()> {
+    let _inside = runtime.enter();
+    // What handles it stays when this is dropped.
+    signal(SignalKind::from_raw(libc::SIGXFSZ)).map(drop)
 }
 
 fn check_address_space(what: &'static str, allowed: Option<u64>, mapped: u64) -> Result<(), StartError> {

@@ -229,6 +229,7 @@ impl<M: StateMachine> Engine<M> {
             let metrics = core.metrics();
             match metrics.snapshot {
                 Some(snapshot) if snapshot >= wanted => return Ok(snapshot),
+                _ if !self.inner.disk.has_room() => return Err(SnapshotError::DiskFull),
                 _ if metrics.role == Role::Stopped => {
                     return Err(SnapshotError::Stopped { reason: "the node is shutting down".to_owned() });
                 }

@@ -378,9 +378,13 @@ impl DiskPolicy {
             ));
         }
         let most = size / Self::MOST_SHARE;
+        let instead = match Self::needed_for(limits.max_command_bytes as u64) <= most {
+            true => "set a smaller one, with a smaller max_inflight_bytes if need be, or 0 for none",
+            false => "on so small a file system there can be none: set it to 0",
+        };
         let refuse = |asked: u64, why: &str| {
             format!(
-                "disk_reserve_bytes ({asked}{why}) must be at most {most}, half of the file system of the data directory ({size} bytes); set a smaller one, with a smaller max_inflight_bytes if need be, or 0 for none"
+                "disk_reserve_bytes ({asked}{why}) must be at most {most}, half of the file system of the data directory ({size} bytes); {instead}"
             )
         };
         if let Some(reserve) = self.reserve_bytes {

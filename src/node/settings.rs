@@ -13,7 +13,8 @@
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use serde_json::{Map, Value};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
 use tracing_subscriber::filter::{ParseError, Targets};
 
 use super::operated::OperatedNode;
@@ -55,7 +56,13 @@ pub(crate) fn parse_filter(filter: &str) -> Result<Targets, String> {
         return Err(format!("it has {} bytes, more than {MAX_FILTER_BYTES}", filter.len()));
     }
     check_directives(filter)?;
-    filter.parse().map_err(|error: ParseError| error.to_string())
+    // The parser takes an empty part for a filter that lets nothing pass, and a blank for a part of a name.
+    directives(filter).collect::<Vec<_>>().join(",").parse().map_err(|error: ParseError| error.to_string())
+}
+
+/// The parts of a filter: blanks around them, and commas without anything between them, say nothing.
+fn directives(filter: &str) -> impl Iterator<Item = &str> {
+    filter.split(',').map(str::trim).filter(|part| !part.is_empty())
 }
 
 /// Refuses what would be taken for the name of a target and log nothing of this program.
@@ -64,7 +71,7 @@ fn check_directives(filter: &str) -> Result<(), String> {
     /// The modules of this program, as targets.
     const OWN: &str = "quorate";
     let mut speaks = false;
-    for directive in filter.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+    for directive in directives(filter) {
         let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(directive));
         if directive.contains(['[', '{']) {
             return Err(format!("\"{directive}\" names a span or a field; only targets have levels"));
@@ -304,7 +311,7 @@ impl<N: OperatedNode> NodeSettings<N> {
     /// What is wrong with it.
     pub(crate) async fn configure_json(&self, body: &[u8]) -> Result<(), NotChanged> {
         const EXAMPLE: &str = "send an object such as {\"snapshot_every_entries\": 100000}";
-        let object: Map<String, Value> = serde_json::from_slice(body)
+        let Given(object) = serde_json::from_slice(body)
             .map_err(|error| Refused::new(format!("the body is not a JSON object: {error}"), EXAMPLE))?;
         let mut wanted = Vec::new();
         for (name, value) in object {
@@ -319,6 +326,31 @@ impl<N: OperatedNode> NodeSettings<N> {
             wanted.push((name, text(&value)));
         }
         self.change(&wanted).await
+    }
+}
+
+/// The members of a JSON object as they came: a map would keep the last of those with the same name.
+struct Given(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Given {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Given;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Given, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Given(members))
+            }
+        }
+        deserializer.deserialize_map(Members)
     }
 }
 
@@ -421,6 +453,12 @@ mod tests {
     fn a_filter_cannot_take_the_memory() {
         assert!(parse_filter("info,quorate::write=trace").is_ok());
         assert!(parse_filter("quorate=loud").is_err());
+        let Given(twice) = serde_json::from_str(r#"{"log_level": "info", "log_level": "warn"}"#).unwrap();
+        assert_eq!(twice.len(), 2, "which is then refused");
+        let info = parse_filter("info").unwrap();
+        for filter in ["info,", "info,,", " info", "info\n", "\tinfo ,", ",info"] {
+            assert_eq!(parse_filter(filter).as_ref(), Ok(&info), "{filter:?}");
+        }
         assert!(parse_filter(&format!("info,{}=debug", "x".repeat(MAX_FILTER_BYTES))).is_err());
         // As a regular expression this one would have a thousand million states.
         let greedy = format!("info,[{{f=a{}}}]=info", ".".repeat(30));

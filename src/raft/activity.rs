@@ -240,6 +240,13 @@ impl Activity {
     /// The vote that this node had when it was started.
     pub(super) fn had_voted(&self, vote: Vote) {
         self.term.fetch_max(vote.term, Relaxed);
+        if let Some(leader) = self.successions.returns(vote) {
+            tracing::info!(
+                term = vote.term,
+                leader,
+                "who led when this node was stopped, and may lead still"
+            );
+        }
     }
 
     /// The leader of `term` asks `to` to stand.

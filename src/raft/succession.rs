@@ -77,6 +77,13 @@ impl Successions {
         known.offered.1.get(&to).filter(|_| known.offered.0 == term).copied()
     }
 
+    /// This node has come back, and had saved `vote` before. Whoever led then is the one that others come after.
+    pub(super) fn returns(&self, vote: Vote) -> Option<NodeId> {
+        let leader = vote.committed.then_some((vote.term, vote.node_id));
+        self.known().leader = leader;
+        leader.map(|(_, node_id)| node_id)
+    }
+
     /// This node saves `vote`. If that makes another leader, says which led before, and why another one does.
     pub(super) fn voted(&self, vote: Vote) -> Option<(Option<NodeId>, Succession)> {
         let new = (vote.term, vote.node_id);
@@ -120,6 +127,12 @@ mod tests {
         assert_eq!(vote(6, 2, true), Some((Some(1), Succession::Preference)));
         successions.offered(6, 3, Succession::Transfer);
         assert_eq!(vote(9, 3, true), Some((Some(2), Succession::HigherTerm)), "that offer came to nothing");
+        let returned = Successions::default();
+        assert_eq!(returned.returns(Vote { term: 9, node_id: 3, committed: true }), Some(3));
+        let vote_after = |term, node_id, committed| returned.voted(Vote { term, node_id, committed });
+        assert_eq!(vote_after(9, 3, true), None, "it leads still");
+        assert_eq!(vote_after(10, 1, false), None);
+        assert_eq!(vote_after(10, 1, true), Some((Some(3), Succession::Timeout)));
         // An election that the same leader wins again.
         assert_eq!(vote(10, 3, false), None);
         assert_eq!(vote(10, 3, true), Some((Some(3), Succession::Timeout)));
