@@ -86,8 +86,11 @@ fn lock(data_dir: &Path) -> Result<File, ClusterError> {
     }
     // For the message to whoever finds the directory locked.
     let write_pid = file.set_len(0).and_then(|()| writeln!(file, "{}", process::id()));
-    write_pid.map_err(ClusterError::io("cannot write", &path))?;
-    Ok(file)
+    match write_pid {
+        // A cluster whose disk is full can be read, and what is in the way be removed.
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(file),
+        written => written.map(|()| file).map_err(ClusterError::io("cannot write", &path)),
+    }
 }
 
 fn expected(spec: &ClusterSpec) -> Vec<NodeRecord> {
@@ -144,10 +147,22 @@ fn replace(path: &Path, nodes: &[NodeRecord]) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(nodes)?;
     text.push(b'\n');
     let temporary = path.with_extension("json.tmp");
-    let mut file = File::create(&temporary)?;
-    file.write_all(&text)?;
-    file.sync_all()?;
-    fs::rename(temporary, path)
+    let written = File::create(&temporary).and_then(|mut file| {
+        file.write_all(&text)?;
+        file.sync_all()
+    });
+    match written {
+        Ok(()) => fs::rename(temporary, path),
+        // In its place it needs no room that it does not have. Whoever is cut off meanwhile reads an error.
+        Err(error) if error.kind() == io::ErrorKind::StorageFull && path.exists() => {
+            let _ = fs::remove_file(&temporary);
+            let mut file = OpenOptions::new().write(true).open(path)?;
+            file.write_all(&text)?;
+            file.set_len(text.len() as u64)?;
+            file.sync_all()
+        }
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
