@@ -364,11 +364,12 @@ pub enum SnapshotError {
 
 impl OperationError for SnapshotError {
     fn told(&self) -> Told<'_> {
-        Told::of(match self {
-            Self::Nothing => Reason::Behind,
-            Self::Timeout { .. } => Reason::Overloaded,
-            Self::Stopped { .. } => Reason::Stopped,
-        })
+        match self {
+            Self::Nothing => Told::of(Reason::Behind),
+            // It is being written, and there may be one yet.
+            Self::Timeout { .. } => Told::of(Reason::DeadlineExceeded).undecided(true),
+            Self::Stopped { .. } => Told::of(Reason::Stopped),
+        }
     }
 }
 
