@@ -150,7 +150,9 @@ async fn an_answer_that_tells_nothing_is_an_error() {
     node.set_status(status_of(1, Role::Leader, 1, Some((1, &node))));
     let client = client_of(&[&node]);
     for empty in [None, Some(LeaderHint::default())] {
-        empty.map(|empty| node.set_transferred(empty));
+        if let Some(empty) = empty {
+            node.set_transferred(empty);
+        }
         let error = client.transfer_leader(None).await.unwrap_err();
         assert!(error.maybe_applied() && error.to_string().contains("without who leads now"), "{error}");
     }
