@@ -367,12 +367,13 @@ pub enum SnapshotError {
 
 impl OperationError for SnapshotError {
     fn told(&self) -> Told<'_> {
-        Told::of(match self {
-            Self::Nothing => Reason::Behind,
-            Self::Timeout { .. } => Reason::Overloaded,
-            Self::DiskFull => Reason::DiskFull,
-            Self::Stopped { .. } => Reason::Stopped,
-        })
+        match self {
+            Self::Nothing => Told::of(Reason::Behind),
+            // It is being written, and there may be one yet.
+            Self::Timeout { .. } => Told::of(Reason::DeadlineExceeded).undecided(true),
+            Self::DiskFull => Told::of(Reason::DiskFull),
+            Self::Stopped { .. } => Told::of(Reason::Stopped),
+        }
     }
 }
 

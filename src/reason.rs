@@ -155,7 +155,7 @@ impl Reason {
         let (name, counter, grpc, http_status, exit_code, maybe_applied) = match self {
             Self::Unspecified => ("UNSPECIFIED", "unspecified", Unknown, 500, EXIT_ERROR, None),
             Self::NotLeader => ("NOT_LEADER", "not_leader", Unavailable, 503, EXIT_ERROR, NO),
-            Self::TooLarge => ("TOO_LARGE", "too_large", InvalidArgument, 413, EXIT_INVALID, NO),
+            Self::TooLarge => ("TOO_LARGE", "too_large", InvalidArgument, 413, EXIT_INVALID, None),
             Self::Overloaded => ("OVERLOADED", "overloaded", ResourceExhausted, 503, EXIT_ERROR, NO),
             Self::Interrupted => ("INTERRUPTED", "interrupted", Unknown, 500, EXIT_ERROR, None),
             Self::NoQuorum => ("NO_QUORUM", "no_quorum", Unavailable, 503, EXIT_ERROR, NO),
@@ -182,7 +182,9 @@ impl Reason {
             Self::QuotaExceeded => {
                 ("QUOTA_EXCEEDED", "quota_exceeded", ResourceExhausted, 507, EXIT_ERROR, NO)
             }
-            Self::LimitReached => ("LIMIT_REACHED", "limit_reached", ResourceExhausted, 429, EXIT_ERROR, NO),
+            Self::LimitReached => {
+                ("LIMIT_REACHED", "limit_reached", ResourceExhausted, 429, EXIT_ERROR, None)
+            }
             Self::OtherHistory => ("OTHER_HISTORY", "other_history", FailedPrecondition, 409, EXIT_ERROR, NO),
             Self::Ahead => ("AHEAD", "ahead", OutOfRange, 416, EXIT_ERROR, NO),
             Self::Diverged => ("DIVERGED", "diverged", Unavailable, 503, EXIT_ERROR, NO),

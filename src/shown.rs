@@ -143,4 +143,65 @@ mod tests {
             assert_eq!(shortened(text, MESSAGE_BYTES), text);
         }
     }
+
+    /// Whether a line shows a value in the form that is for programmers. Not in an assertion, which no one else meets.
+    fn shows_debug_form(lines: &[&str], at: usize) -> bool {
+        let line = lines[at].trim_start();
+        let in_text = [":?}", ":#?}"].iter().any(|form| line.contains(form));
+        let as_field = line.char_indices().any(|(mark, c)| {
+            let before = line[..mark].trim_end();
+            c == '?' && (before.is_empty() || before.ends_with(['=', ',', '(']))
+        });
+        let begins = |line: &&&str| line.trim_end().ends_with([';', '}', '{']);
+        let statement = lines[..at].iter().rposition(|line| begins(&line)).map_or(0, |before| before + 1);
+        let asserts =
+            |line: &&str| ["assert", "unreachable!", "panic!"].iter().any(|word| line.contains(word));
+        !line.starts_with("//") && (in_text || as_field) && !lines[statement..=at].iter().any(asserts)
+    }
+
+    #[test]
+    fn the_form_for_programmers_is_found() {
+        let found = |text: &str| {
+            let lines: Vec<_> = text.lines().collect();
+            (0..lines.len()).filter(|at| shows_debug_form(&lines, *at)).map(|at| at + 1).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            found("a(\"{x:?}\");\nb(\"{:#?}\");\nc(%x, ?y);\nd(z = ?y);\ne(\n    ?y,\n);"),
+            [1, 2, 3, 4, 6]
+        );
+        let passed =
+            "// {x:?}\nlet a = b()?;\nassert!(\n    a,\n    \"{a:?}\"\n);\n_ => unreachable!(\"{a:?}\")";
+        assert!(found(passed).is_empty(), "{:?}", found(passed));
+    }
+
+    /// People read logs and messages: durations as numbers with their units, errors in words.
+    #[test]
+    fn nothing_is_told_in_the_form_for_programmers() {
+        /// A report for whoever writes a store.
+        const FOR_PROGRAMMERS: &str = "storage/conformance";
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let (mut dirs, mut files, mut found) = (vec![root], 0, Vec::new());
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                let name = path.display().to_string();
+                let is_test = ["tests", "tests.rs", "_tests.rs"].iter().any(|end| name.ends_with(end));
+                if is_test || name.contains(FOR_PROGRAMMERS) {
+                    continue;
+                }
+                if path.is_dir() {
+                    dirs.push(path);
+                    continue;
+                }
+                let text = std::fs::read_to_string(&path).unwrap();
+                let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+                let lines: Vec<_> = code.lines().collect();
+                let told = (0..lines.len()).filter(|at| shows_debug_form(&lines, *at));
+                found.extend(told.map(|at| format!("{name}:{}: {}", at + 1, lines[at].trim())));
+                files += 1;
+            }
+        }
+        assert!(files > 100, "the sources are not where this test looks for them");
+        assert!(found.is_empty(), "\n{}\n", found.join("\n"));
+    }
 }

@@ -2636,6 +2636,9 @@ pub struct MemberChangeResponse {
     /// Nothing had to be done: the membership is as before.
     #[prost(bool, tag = "3")]
     pub unchanged: bool,
+    /// As in MemberListResponse.
+    #[prost(bool, optional, tag = "4")]
+    pub joint: ::core::option::Option<bool>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TransferLeaderRequest {

@@ -184,7 +184,7 @@ fn show(format: Format, list: &MemberList, unchanged: Option<bool>) -> Result<()
             if unchanged == Some(true) {
                 output::remark("nothing had to be done: the members are as before");
             }
-            if list.joint {
+            if list.joint == Some(true) {
                 output::remark(
                     "a change of the voters is under way: it needs majorities of the old and the new ones",
                 );

@@ -41,6 +41,7 @@ struct Row {
     reachable: bool,
     /// How its state differs from the others', for which it serves nothing.
     diverged: Option<String>,
+    /// Why it has stopped by itself, or does not tell its status.
     error: Option<String>,
 }
 
@@ -116,7 +117,7 @@ fn row(endpoint: &Endpoint, answer: &Result<NodeReport, ClientError>) -> Row {
             state_quota_set: status.state.quota_source.map(|source| source == QuotaSource::Operator),
             reachable: true,
             diverged: status.diverged.clone(),
-            error: None,
+            error: status.fatal.clone(),
         },
         Err(error) => Row {
             endpoint,

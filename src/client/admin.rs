@@ -27,6 +27,9 @@ use crate::types::{Leader, LogId, NodeId};
 /// How long a node may take to say whether it leads.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The longest that nodes wait for a learner to catch up, however long it was given.
+const MOST_CATCH_UP: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// A setting of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -133,7 +136,7 @@ impl MemberChange {
         match self {
             Self::Add { promote: true, catch_up, .. }
             | Self::Promote { catch_up, .. }
-            | Self::Replace { catch_up, .. } => *catch_up,
+            | Self::Replace { catch_up, .. } => (*catch_up).min(MOST_CATCH_UP),
             Self::Add { .. } | Self::Demote { .. } | Self::Remove { .. } | Self::Update { .. } => {
                 Duration::ZERO
             }
@@ -199,9 +202,12 @@ impl Client {
     /// See [`ClientError`].
     pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<NodeId, ClientError> {
         let request = v1::TransferLeaderRequest { to_node: to.unwrap_or(0) };
-        let call = |mut admin: AdminClient<Channel>| async move { admin.transfer_leader(request).await };
-        let (answer, before) = self.on_leader(Duration::ZERO, Effect::Change, call).await?;
-        let leader = Leader::from(answer.leader.unwrap_or_default());
+        let call = |mut admin: AdminClient<Channel>| async move {
+            let answer = admin.transfer_leader(request).await?.into_inner();
+            told("who leads now", true, answer.leader.filter(|leader| leader.node_id != 0))
+        };
+        let (leader, before) = self.on_leader(Duration::ZERO, Effect::Change, call).await?;
+        let leader = Leader::from(leader);
         if before.map(|before| before.node_id) != Some(leader.node_id)
             && let Some(link) = self.router.leader()
         {
@@ -258,10 +264,11 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn take_snapshot(&self, endpoint: Option<&Endpoint>) -> Result<LogId, ClientError> {
-        let call =
-            |mut admin: AdminClient<Channel>| async move { admin.snapshot(v1::SnapshotRequest {}).await };
-        let position = self.on_node(endpoint, Effect::None, call).await?.position.unwrap_or_default();
-        Ok(position.into())
+        let call = |mut admin: AdminClient<Channel>| async move {
+            let answer = admin.snapshot(v1::SnapshotRequest {}).await?.into_inner();
+            told("what the snapshot covers", false, answer.position)
+        };
+        Ok(self.on_node(endpoint, Effect::None, call).await?.into())
     }
 
     /// Changes settings of the node at `endpoint`, or of the leader, all or none, and returns all that it has, with their
@@ -329,7 +336,7 @@ impl Client {
             }
         }
         let answered = timeout_at(deadline, call(AdminClient::new(link.node.channel()))).await;
-        self.judge(&link, effect, answered.map_err(|_| ()))?.map_err(|again| match again {
+        self.judge(&link, effect, config.timeout, answered.map_err(|_| ()))?.map_err(|again| match again {
             Again::NotLeader(failure) => refused(&link, failure),
             Again::NotSent(why) => unreached(why),
         })
@@ -371,7 +378,8 @@ impl Client {
             match self.leads(&link, deadline).await {
                 Standing::Leads => {
                     let answered = timeout_at(deadline + extra, call(AdminClient::new(link.node.channel())));
-                    match self.judge(&link, effect, answered.await.map_err(|_| ()))? {
+                    let patience = config.timeout + extra;
+                    match self.judge(&link, effect, patience, answered.await.map_err(|_| ()))? {
                         Ok(answer) => {
                             let client = || link.node.endpoint.to_string();
                             let led = |node_id| Leader { node_id, client: client() };
@@ -478,11 +486,12 @@ impl Client {
         }
     }
 
-    /// What came of a call: an answer, a refusal to be followed elsewhere, or an error.
+    /// What came of a call that had `patience`: an answer, a refusal to be followed elsewhere, or an error.
     fn judge<T>(
         &self,
         link: &Link,
         effect: Effect,
+        patience: Duration,
         answered: Result<Result<Response<T>, Status>, ()>,
     ) -> Result<Result<T, Again>, ClientError> {
         let undecided = effect == Effect::Change;
@@ -491,7 +500,7 @@ impl Client {
             Ok(Err(status)) => status,
             Err(()) => {
                 return Err(ClientError::DeadlineExceeded {
-                    timeout: self.router.config.timeout,
+                    timeout: patience,
                     maybe_applied: undecided,
                     last: Some(format!("{}: no answer in time", link.node.endpoint)),
                 });
@@ -516,6 +525,16 @@ impl Client {
             }
         }
     }
+}
+
+/// What an answer must tell. One without it is none.
+fn told<T>(what: &str, maybe_applied: bool, field: Option<T>) -> Result<Response<T>, Status> {
+    let absent = || {
+        let message = format!("the node has answered without {what}: it is of another version, or no node");
+        let failure = v1::Failure { message: message.clone(), maybe_applied, ..Default::default() };
+        Status::with_details(Code::Unknown, message, details::of_failure(&failure))
+    };
+    field.map(Response::new).ok_or_else(absent)
 }
 
 async fn send(

@@ -112,16 +112,16 @@ pub(crate) fn judge(case: Case, endpoint: &Endpoint, failure: &Failure) -> Verdi
         Failure::Attempt(_) => return Verdict::Elsewhere,
         Failure::Answered(answer) => answer,
     };
-    let by_reason = match by_reason(case, endpoint, failure, answer) {
-        Ok(verdict) => verdict,
-        Err(decided) => return decided,
-    };
+    let by_reason = by_reason(case, endpoint, failure, answer);
     let reason = reason(answer);
-    if answer.maybe_applied && unsafe_write {
-        return Verdict::Return(failed(endpoint, reason, in_words(failure), true));
-    }
-    if let Some(verdict) = by_reason {
-        return verdict;
+    match by_reason {
+        Err(decided @ (Verdict::Return(_) | Verdict::NewSession)) => return decided,
+        // Whatever the reason: sent again it could be applied twice.
+        _ if answer.maybe_applied && unsafe_write => {
+            return Verdict::Return(failed(endpoint, reason, in_words(failure), true));
+        }
+        Err(verdict) | Ok(Some(verdict)) => return verdict,
+        Ok(None) => {}
     }
     // The server does not know the outcome, whatever the reason: it will recognise the write.
     if answer.maybe_applied && case.kind == Kind::Write {
@@ -159,9 +159,11 @@ fn by_reason(
             position: answer.position.map(Into::into),
             missing: answer.missing.clone(),
         }),
-        Reason::Compacted => {
+        Reason::Compacted if answer.first_revision > 0 => {
             Verdict::Return(ClientError::Compacted { first_revision: answer.first_revision })
         }
+        // What is gone is a state, and not the history of one.
+        Reason::Compacted => Verdict::Return(failed(false)),
         // What an earlier attempt did, it did in a cluster that is no more.
         Reason::OtherHistory => Verdict::Return(failed(case.undecided)),
         // Nothing that passes by itself.
@@ -282,6 +284,10 @@ mod tests {
             (answered(Reason::AnswerForgotten, false), "rrrr"),
             (answered(Reason::AckTimeout, true), "rrrr"),
             (answered(Reason::DiskFull, false), "pppp"),
+            (answered(Reason::DiskFull, true), "pprp"),
+            (answered(Reason::DiskStalled, true), "pprp"),
+            (answered(Reason::TooManySessions, true), "pprp"),
+            (answered(Reason::VersionNotAgreed, true), "pprp"),
             (answered(Reason::DiskStalled, false), "pppp"),
             (answered(Reason::Compacted, false), "dddd"),
             (answered(Reason::Membership, false), "dddd"),
@@ -300,6 +306,21 @@ mod tests {
             let letters: String = CASES.iter().map(|case| letter(*case, &failure)).collect();
             assert_eq!(letters, expected, "{failure:?}");
         }
+    }
+
+    #[test]
+    fn a_state_that_is_gone_is_no_history_to_be_watched() {
+        let message = "read the range again from its beginning".to_owned();
+        let gone = |first_revision| {
+            let reason = Reason::Compacted.into();
+            let message = message.clone();
+            Failure::Answered(v1::Failure { reason, message, first_revision, ..Default::default() })
+        };
+        let [.., read] = CASES;
+        let range = Verdict::Return(failed(&endpoint(), Reason::Compacted, message.clone(), false));
+        assert_eq!(judge(read, &endpoint(), &gone(0)), range);
+        let watch = Verdict::Return(ClientError::Compacted { first_revision: 7 });
+        assert_eq!(judge(read, &endpoint(), &gone(7)), watch);
     }
 
     #[test]

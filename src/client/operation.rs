@@ -55,6 +55,8 @@ pub(crate) struct Operation<'a> {
     /// Whether an attempt of a write may have been applied.
     pub(super) undecided: bool,
     pub(super) last: Option<String>,
+    /// What a node has said last.
+    said: Option<String>,
     /// The leader that the last node asked has named, and that is not reached: which, where, and why.
     pub(super) unreached: Option<String>,
     /// The last refusal that may pass: what is to be told if it lasts until the deadline.
@@ -95,6 +97,7 @@ impl<'a> Operation<'a> {
             failed: None,
             undecided: false,
             last: None,
+            said: None,
             unreached: None,
             refused: None,
         }
@@ -141,17 +144,18 @@ impl<'a> Operation<'a> {
         let endpoint = &link.node.endpoint;
         let news = self.learn(endpoint, failure).await;
         let verdict = judge(case, endpoint, failure);
-        let expired_unsent = matches!(failure, Failure::Attempt(AttemptError::Expired { sent: false }));
-        if !expired_unsent || self.last.is_none() {
-            self.last = Some(format!("{endpoint}: {}", in_words(failure)));
-        }
+        self.note(endpoint, failure);
         let now = Instant::now();
         let patient = now.duration_since(self.started) < self.router.config.unavailable_after;
         let next = if verdict == Verdict::NewSession { Next::InNewSession } else { Next::Again };
         match &verdict {
             Verdict::Return(error) => return Err(error.clone()),
             Verdict::Patiently(error) => self.refused = Some(error.clone()),
-            Verdict::Elsewhere | Verdict::Later | Verdict::NewSession => {}
+            // It has passed, and something else has come. A node that does not lead, or does not answer, says nothing of that.
+            Verdict::Elsewhere | Verdict::Later | Verdict::NewSession => match failure {
+                Failure::Answered(_) if !failure.is_refusal() => self.refused = None,
+                Failure::Answered(_) | Failure::Attempt(_) => {}
+            },
         }
         if now >= self.deadline {
             return Err(self.out_of_time(link));
@@ -185,6 +189,24 @@ impl<'a> Operation<'a> {
             return Err(self.out_of_time(link));
         }
         Ok(next)
+    }
+
+    /// Keeps what is to be told of `failure` at the deadline. That a node has not answered says less than what one has said before,
+    /// and does not take its place: the last attempt may have had next to no time.
+    fn note(&mut self, endpoint: &Endpoint, failure: &Failure) {
+        let words = format!("{endpoint}: {}", in_words(failure));
+        self.last = match failure {
+            Failure::Attempt(AttemptError::Expired { sent: false }) if self.last.is_some() => return,
+            Failure::Attempt(AttemptError::Expired { sent: true }) => match &self.said {
+                Some(said) => Some(format!("{words}; before that, {said}")),
+                None => Some(words),
+            },
+            Failure::Attempt(_) => Some(words),
+            Failure::Answered(_) => {
+                self.said = Some(words.clone());
+                Some(words)
+            }
+        };
     }
 
     /// Tells the router what the failure says about the cluster. True when there is somebody else to ask.
@@ -330,6 +352,7 @@ impl<'a> Operation<'a> {
 mod tests {
     use super::*;
     use crate::client::ClientConfig;
+    use crate::proto::v1;
 
     #[tokio::test]
     async fn only_what_can_go_elsewhere_is_given_up_early_and_later_every_time() {
@@ -351,6 +374,52 @@ mod tests {
                 operation.learn(&endpoint, &Failure::Attempt(AttemptError::Expired { sent: true })).await;
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_told_at_the_deadline_is_what_was_met_last() {
+        let endpoint = Endpoint::parse("127.0.0.1:1").unwrap();
+        let answered =
+            |reason: Reason| Failure::Answered(v1::Failure { reason: reason.into(), ..Default::default() });
+        let not_sent = || Failure::Attempt(AttemptError::NotSent("x".into()));
+        for (met, expected) in [
+            (vec![answered(Reason::DiskFull)], Reason::DiskFull),
+            (vec![answered(Reason::DiskFull), answered(Reason::NotLeader), not_sent()], Reason::DiskFull),
+            (vec![answered(Reason::DiskFull), answered(Reason::NoQuorum)], Reason::DeadlineExceeded),
+            (vec![answered(Reason::DiskStalled), answered(Reason::Overloaded)], Reason::DeadlineExceeded),
+            (vec![answered(Reason::NoQuorum), answered(Reason::DiskFull)], Reason::DiskFull),
+        ] {
+            let router = Arc::new(Router::new(vec![endpoint.clone()], ClientConfig::default()));
+            let link = router.at(&endpoint);
+            link.node.set_up();
+            let mut operation = Operation::new(&router, Kind::Write, None, Instant::now());
+            let words = format!("{met:?}");
+            for failure in met {
+                assert!(operation.after(&link, failure).await.is_ok(), "{words}");
+            }
+            let told = operation.deadline_exceeded();
+            assert_eq!(told.reason(), expected, "{words}: {told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_last_attempt_without_an_answer_does_not_hide_what_was_said() {
+        let endpoint = Endpoint::parse("127.0.0.1:1").unwrap();
+        let router = Arc::new(Router::new(vec![endpoint.clone()], ClientConfig::default()));
+        let mut operation = Operation::new(&router, Kind::AtLeader, None, Instant::now());
+        let expired = |sent| Failure::Attempt(AttemptError::Expired { sent });
+        operation.note(&endpoint, &expired(true));
+        assert_eq!(operation.last.as_deref(), Some("127.0.0.1:1: no answer in time"));
+        let (reason, message) = (Reason::NoQuorum.into(), "no quorum".to_owned());
+        let no_quorum = Failure::Answered(v1::Failure { reason, message, ..Default::default() });
+        operation.note(&endpoint, &no_quorum);
+        for sent in [true, false] {
+            operation.note(&endpoint, &expired(sent));
+            let told = "127.0.0.1:1: no answer in time; before that, 127.0.0.1:1: no quorum";
+            assert_eq!(operation.last.as_deref(), Some(told));
+        }
+        operation.note(&endpoint, &Failure::Attempt(AttemptError::NotSent("refused".into())));
+        assert_eq!(operation.last.as_deref(), Some("127.0.0.1:1: refused"));
     }
 
     #[test]

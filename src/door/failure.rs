@@ -20,11 +20,6 @@ use super::limits::Bound;
 impl<E: OperationError> From<E> for Failure {
     fn from(error: E) -> Self {
         let Told { reason, maybe_applied, leader, standing } = error.told();
-        let known = reason.row().maybe_applied;
-        debug_assert!(
-            known.is_none_or(|known| known == maybe_applied),
-            "the table says otherwise of {error}"
-        );
         let told = failure(reason, error.to_string(), maybe_applied, leader.cloned());
         // Of which history is for the [answerer](super::Answerer) to say.
         let at = standing.map(|(at, _)| encode_position(at, HistoryEpoch::UNKNOWN));
@@ -39,7 +34,8 @@ impl<E: OperationError> From<E> for Failure {
 impl From<Rejected> for Failure {
     fn from(rejected: Rejected) -> Self {
         let Rejected { reason, message, maybe_applied } = rejected;
-        failure(reason, message, maybe_applied, None)
+        // The words of a guest, whose reasons are its own.
+        as_told(reason, message, maybe_applied, None)
     }
 }
 
@@ -155,7 +151,8 @@ pub(crate) fn of_transport(status: &tonic::Status, path: &str, maybe_applied: bo
         Code::Cancelled | Code::Aborted => (Reason::Interrupted, said.to_owned()),
         _ => (Reason::Unspecified, said.to_owned()),
     };
-    let told = failure(reason, message, maybe_applied, None);
+    // The reason is guessed from a code.
+    let told = as_told(reason, message, maybe_applied, None);
     match status.code() {
         Code::Unimplemented => Failure { code: Code::Unimplemented as i32, ..told },
         _ => told,
@@ -201,13 +198,22 @@ pub(crate) fn invalid(message: &str) -> Failure {
     failure(Reason::Invalid, message.to_owned(), false, None)
 }
 
-/// A failure for `reason`.
+/// A failure for `reason`, of which the table does not say otherwise.
 pub(crate) fn failure(
     reason: Reason,
     message: String,
     maybe_applied: bool,
     leader: Option<Leader>,
 ) -> Failure {
+    let known = reason.row().maybe_applied;
+    debug_assert!(
+        known.is_none_or(|known| known == maybe_applied),
+        "the table says otherwise of {reason:?}: {message}"
+    );
+    as_told(reason, message, maybe_applied, leader)
+}
+
+fn as_told(reason: Reason, message: String, maybe_applied: bool, leader: Option<Leader>) -> Failure {
     Failure {
         code: reason.grpc_code(maybe_applied, leader.is_some()) as i32,
         reason: reason.into(),
@@ -228,7 +234,7 @@ impl From<Failure> for tonic::Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::{ReadError, WriteError};
+    use crate::error::{ReadError, SnapshotError, WriteError};
 
     fn leader() -> Option<Leader> {
         Some(Leader { node_id: 2, client: "b:7802".to_owned() })
@@ -353,6 +359,41 @@ mod tests {
         assert_eq!(unread(Code::OutOfRange), (Code::InvalidArgument, Some((Reason::TooLarge, false))));
         let message = |said: &str| of_transport(&tonic::Status::unimplemented(said), "/a/B", false).message;
         assert_eq!((message(""), message("no gzip")), ("there is no /a/B".to_owned(), "no gzip".to_owned()));
+    }
+
+    #[test]
+    fn a_snapshot_that_is_being_written_may_come_yet() {
+        let told = Failure::from(SnapshotError::Timeout { waited_ms: 1 });
+        assert_eq!((told.reason(), told.maybe_applied), (Reason::DeadlineExceeded, true));
+    }
+
+    #[test]
+    fn no_failure_says_otherwise_than_the_table() {
+        let (bound, second) = (Bound { each: 1, all: 2 }, std::time::Duration::from_secs(1));
+        let told = [
+            stopped(String::new()),
+            too_slow(second),
+            deadline_exceeded(true),
+            deadline_exceeded(false),
+            too_many_watches(bound),
+            too_much_unfinished(bound),
+            too_much_unsent(bound),
+            no_room_for_answer(bound),
+            unfinished(second, second),
+            pipeline_not_read(second, bound),
+            no_place(1),
+            mixed_up(),
+            panicked(&"x", true),
+            panicked(&"x", false),
+            broken_off(),
+            answer_too_large(2, 1, true),
+            answer_too_large(2, 1, false),
+            invalid("x"),
+        ];
+        for failure in told {
+            let known = failure.reason().row().maybe_applied;
+            assert!(known.is_none_or(|known| known == failure.maybe_applied), "{failure:?}");
+        }
     }
 
     #[test]

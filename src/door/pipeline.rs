@@ -147,7 +147,14 @@ where
     let sessions = [OPEN_SESSION, CLOSE_SESSION].map(|method| metrics.methods().id(method.name));
     let client = client_address(caller.as_deref()).into();
     let outlet = Outlet { sender, shared: shared.clone(), by, metrics, sessions, client, caller, limits };
-    runtime::spawn(read_requests::<F, N, S>(node, inbound, Arc::new(outlet), draining));
+    let outlet = Arc::new(outlet);
+    let reading = read_requests::<F, N, S>(node, inbound, outlet.clone(), draining);
+    runtime::spawn(async move {
+        if let Err(failure) = guarded_async(true, reading).await {
+            // Said before the outlet goes, and with it the end of the stream comes: else that would look like one in order.
+            let _ = outlet.shared.broken.set(failure.into());
+        }
+    });
     Outgoing { shared, next: None, _open: open }
 }
 
@@ -287,27 +294,35 @@ where
 {
     match ask {
         Ask::Guest { request, options, .. } => {
-            let call = || options.and_then(|options| Ok((options, G::call(request?)?)));
+            let call = || {
+                let (options, (call, asked)) = (options?, G::call(request?)?);
+                // Not asked of a read, which is answered here and has the clock at hand.
+                let tells_times = matches!(call, Call::Write(_)) && G::tells_times(&asked);
+                Ok::<_, Rejected>((options, (call, asked, tells_times)))
+            };
             let call = match guarded(false, call) {
                 Ok(call) => call.map_err(Failure::from),
                 Err(failure) => Err(failure),
             };
             match call {
-                Ok((Options::Write(options), (Call::Write(command), asked))) => {
-                    let outlet = outlet.clone();
+                Ok((Options::Write(options), (Call::Write(command), asked, tells_times))) => {
                     // A node that is kept for this would outlive its pipeline.
-                    let clock = G::tells_times(&asked).then(|| node.clone());
-                    node.propose(command, options, move |outcome| {
+                    let clock = tells_times.then(|| node.clone());
+                    let told = outlet.clone();
+                    let proposing = node.propose(command, options, move |outcome| {
                         let time_at = clock.map(|node| move |elapsed_ms| node.log_time_at(elapsed_ms));
                         let time_at = time_at.as_ref().map(|time_at| time_at as &dyn Fn(u64) -> u64);
-                        outlet.answer(ticket, || {
-                            let written = outlet.by.written::<G>(asked, outcome, time_at);
+                        told.answer(ticket, || {
+                            let written = told.by.written::<G>(asked, outcome, time_at);
                             written.map(|(header, response)| Done::Guest(header, response))
                         });
-                    })
-                    .await;
+                    });
+                    // The machine is asked of its command before that is proposed, and not after.
+                    if let Err(failure) = guarded_async(false, proposing).await {
+                        outlet.answer(ticket, || Err(failure));
+                    }
                 }
-                Ok((Options::Read(options), (Call::Read(query), asked))) => {
+                Ok((Options::Read(options), (Call::Read(query), asked, _))) => {
                     return Some(Reading { ticket, query, options, asked });
                 }
                 Ok(_) => outlet.answer(ticket, || Err(failure::mixed_up())),

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::config::NO_CLUSTER;
 use super::fatal::{Consequence, Fatal};
 use super::health::QuorumDisks;
+use super::membership::Changes;
 use super::memory::Memory;
 use super::opening::{self, Ending};
 use super::reads::ReadIndexes;
@@ -425,7 +426,7 @@ impl<M: StateMachine> Assembly<M> {
             upstream: lines.upstream,
             caller: lines.caller,
             transport: parts.transport,
-            changes: Mutex::default(),
+            changes: Changes::default(),
             own,
             config: parts.config,
             reads,

@@ -106,11 +106,11 @@ pub(super) async fn watch_wall_clock<M: StateMachine>(node: Weak<Inner<M>>) {
 
 fn log_jump(node_id: NodeId, jump_ms: i64) {
     let direction = if jump_ms < 0 { "back" } else { "forward" };
-    let by = Duration::from_millis(jump_ms.unsigned_abs());
+    let by_ms = jump_ms.unsigned_abs();
     tracing::warn!(
         node_id,
         jump_ms,
-        "this machine's wall clock jumped {direction} by {by:?}, or the machine was suspended; lifetimes of keys and sessions do not depend on it"
+        "this machine's wall clock jumped {direction} by {by_ms} ms, or the machine was suspended; lifetimes of keys and sessions do not depend on it"
     );
 }
 

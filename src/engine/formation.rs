@@ -278,7 +278,7 @@ impl<M: StateMachine> Formation<M> {
         let call = self.transport.identify(address.to_owned(), request);
         let response = tokio::time::timeout(CALL_TIMEOUT, call)
             .await
-            .unwrap_or_else(|_| Err(DialError::Unreachable(format!("no answer within {CALL_TIMEOUT:?}"))))
+            .unwrap_or_else(|_| Err(DialError::no_answer_within(CALL_TIMEOUT)))
             .inspect_err(|error| match error {
                 DialError::Refused(refusal @ Refusal::CallerFenced { .. }) => (self.caller.refused)(refusal),
                 DialError::Refused(Refusal::UnknownPeer { node_id, .. }) => {

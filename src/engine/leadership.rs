@@ -131,7 +131,7 @@ impl<M: StateMachine> Engine<M> {
     /// Sets right what a leader finds wrong. A change that is under way is left alone. Whether there was nothing to do.
     async fn look_as_leader(&self, metrics: &Metrics) -> bool {
         let inner = &self.inner;
-        if inner.changes.try_lock().is_err() || inner.core.is_handing_over() {
+        if inner.changes.is_making() || inner.core.is_handing_over() {
             return false;
         }
         let own = inner.config.node_id;
@@ -243,7 +243,7 @@ impl<M: StateMachine> Engine<M> {
             && !member.is_same_place(known)
             && has_passed(memory.last_moves.get(&from))
             // Until a change that is under way has ended the member says so again.
-            && self.inner.changes.try_lock().is_ok()
+            && !self.inner.changes.is_making()
         {
             memory.last_moves.retain(|node_id, _| metrics.membership.members.contains_key(node_id));
             memory.last_moves.insert(from, Instant::now());
@@ -255,9 +255,11 @@ impl<M: StateMachine> Engine<M> {
         }
         if announcement.wants_lead && has_passed(memory.last_offer.as_ref()) && !self.inner.wants_lead() {
             let others = Others { metrics: &metrics, in_touch: &self.inner.core.peers_fit_to_lead() };
-            let fit = others.may_lead(from);
-            if fit.is_err() || lag(&metrics, from) > FOLLOWS_ENTRIES {
-                tracing::debug!(node = from, ?fit, "a node that prefers to lead has to wait");
+            let unfit = others.may_lead(from).err();
+            let behind_entries = lag(&metrics, from);
+            if unfit.is_some() || behind_entries > FOLLOWS_ENTRIES {
+                let why = unfit.map(tracing::field::display);
+                tracing::debug!(node = from, why, behind_entries, "a node that prefers to lead has to wait");
                 return;
             }
             memory.last_offer = Some(Instant::now());

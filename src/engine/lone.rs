@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Engine, EngineConfig, EngineParts};
 use crate::kv::machine::KvMachine;
 use crate::machine::StateMachine;
+use crate::raft::network::Transport;
 use crate::raft::network::nowhere::Nowhere;
 use crate::storage::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
 use crate::types::Incarnation;
@@ -16,15 +17,25 @@ pub(super) async fn engine(joins: bool) -> Engine<KvMachine> {
 
 /// The same, with another machine.
 pub(super) async fn engine_of<M: StateMachine>(joins: bool, machine: M) -> Engine<M> {
-    started(joins, machine, None).await
+    started(joins, machine, None, Arc::new(Nowhere::default())).await
+}
+
+/// One that does not join, among those whom `transport` reaches.
+pub(super) async fn engine_among<M: StateMachine>(machine: M, transport: Arc<dyn Transport>) -> Engine<M> {
+    started(false, machine, None, transport).await
 }
 
 /// One that does not join, in so much memory.
 pub(super) async fn engine_with<M: StateMachine>(machine: M, memory_bytes: Option<u64>) -> Engine<M> {
-    started(false, machine, memory_bytes).await
+    started(false, machine, memory_bytes, Arc::new(Nowhere::default())).await
 }
 
-async fn started<M: StateMachine>(joins: bool, machine: M, memory_bytes: Option<u64>) -> Engine<M> {
+async fn started<M: StateMachine>(
+    joins: bool,
+    machine: M,
+    memory_bytes: Option<u64>,
+    transport: Arc<dyn Transport>,
+) -> Engine<M> {
     let disk = MemoryDisk::new(SyncMode::Immediate);
     let mut config = EngineConfig::new(1, "", "nowhere:1");
     config.join = joins;
@@ -36,7 +47,7 @@ async fn started<M: StateMachine>(joins: bool, machine: M, memory_bytes: Option<
         incarnation: Incarnation(1),
         log: Arc::new(MemoryStore::open(&disk)),
         snapshots: Arc::new(MemorySnapshots::new()),
-        transport: Arc::new(Nowhere::default()),
+        transport,
         promised_lease_ms: 0,
         memory_bytes,
     };

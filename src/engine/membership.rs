@@ -14,7 +14,9 @@
 //!   change meant to make of a member is noted in the membership itself ([`Intent`]), so that neither the repetition nor
 //!   a leader that ends it by itself has to guess.
 //! - An address comes into the membership only if the member answers there.
-//! - A change goes on when its caller goes away. While a learner catches up others may change the membership.
+//! - A change goes on when its caller goes away, so there are only so many at a time. While a learner
+//!   catches up others may change the membership.
+//! - A change of which a part is made says so, whatever keeps it from being made as a whole.
 //! - A leader that is to be removed, demoted or replaced hands over first, and the caller is told who leads now. It
 //!   never leads a cluster that it is not a voter of.
 //!
@@ -27,6 +29,7 @@
 //! are as different as nodes with different ids. Until the new one has caught up the cluster has one voter less,
 //! which replacing a node by one with another id avoids.
 
+mod changes;
 mod identify;
 mod quorum;
 mod replace;
@@ -37,6 +40,8 @@ use std::time::Duration;
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
+pub(super) use self::changes::Changes;
+use self::changes::Waits;
 use self::identify::{check_address, check_number};
 use self::quorum::{Strength, check_quorum};
 use super::Engine;
@@ -58,6 +63,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 const CAUGHT_UP_ENTRIES: u64 = 1_000;
 /// And lacks none that is older than this.
 const CAUGHT_UP_AGE: Duration = Duration::from_secs(2);
+/// The longest that a learner is waited for, however long it was given: more than any log takes to be sent.
+const MOST_CATCH_UP_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long to wait for a learner to catch up when nothing else is said.
 pub const CATCH_UP_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -81,7 +88,7 @@ pub struct NewAddresses {
 
 impl<M: StateMachine> Engine<M> {
     /// Adds `new`, which was started to join, as a learner; with `promote` also makes it a voter, once it has caught
-    /// up, for which it has `timeout`.
+    /// up, for which it has `timeout`, a day at most.
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -92,21 +99,25 @@ impl<M: StateMachine> Engine<M> {
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
         check_number(new.node_id)?;
-        self.change(move |engine| async move {
-            {
+        let waits = if promote { Waits::ForLearner } else { Waits::ForItsTurn };
+        self.change(waits, move |engine| async move {
+            let has_joined = {
                 let _turn = engine.turn().await?;
                 engine.settle().await?;
-                engine.join(&new, None).await?;
-            }
+                engine.join(&new, None).await?
+            };
             match promote {
-                true => engine.promote(new.node_id, Instant::now() + timeout).await,
+                true => {
+                    let promoted = engine.promote(new.node_id, caught_up_by(timeout)).await;
+                    promoted.map_err(|error| error.after(has_joined))
+                }
                 false => Ok(()),
             }
         })
         .await
     }
 
-    /// Makes a learner a voter, once it has caught up, for which it has `timeout`.
+    /// Makes a learner a voter, once it has caught up, for which it has `timeout`, a day at most.
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -115,8 +126,10 @@ impl<M: StateMachine> Engine<M> {
         node_id: NodeId,
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
-        self.change(move |engine| async move { engine.promote(node_id, Instant::now() + timeout).await })
-            .await
+        self.change(Waits::ForLearner, move |engine| async move {
+            engine.promote(node_id, caught_up_by(timeout)).await
+        })
+        .await
     }
 
     /// Makes a voter a learner. `force` does so although too few voters that have caught up and whose disks are well
@@ -125,7 +138,7 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`MembershipError`].
     pub async fn demote_member(&self, node_id: NodeId, force: bool) -> Result<MemberList, MembershipError> {
-        self.change(move |engine| async move {
+        self.change(Waits::ForItsTurn, move |engine| async move {
             let _turn = engine.turn().await?;
             engine.settle().await?;
             let metrics = engine.leading()?;
@@ -146,7 +159,7 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`MembershipError`].
     pub async fn remove_member(&self, node_id: NodeId, force: bool) -> Result<MemberList, MembershipError> {
-        self.change(move |engine| async move {
+        self.change(Waits::ForItsTurn, move |engine| async move {
             let _turn = engine.turn().await?;
             engine.settle().await?;
             let metrics = engine.leading()?;
@@ -166,7 +179,7 @@ impl<M: StateMachine> Engine<M> {
     }
 
     /// Puts `new` in the place of `old`, which may be dead or wiped: a voter if the old one was, once it has caught up,
-    /// for which it has `timeout`. The two may have the same id; see the [module](self) for what that means.
+    /// for which it has `timeout`, a day at most. The two may have the same id; see the [module](self) for what that means.
     ///
     /// Repeated after an interruption it completes what is missing. When the old member of the same id is gone by then, and
     /// what it was is not noted any more, because the leader that noted it was removed as well, it is taken to have been
@@ -181,8 +194,8 @@ impl<M: StateMachine> Engine<M> {
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
         check_number(new.node_id)?;
-        self.change(move |engine| async move {
-            let deadline = Instant::now() + timeout;
+        self.change(Waits::ForLearner, move |engine| async move {
+            let deadline = caught_up_by(timeout);
             match old == new.node_id {
                 true => engine.replace_in_place(&new, deadline).await,
                 false => engine.replace_by_other(old, &new, deadline).await,
@@ -204,7 +217,7 @@ impl<M: StateMachine> Engine<M> {
         for address in addresses.peer.iter().chain(&addresses.client) {
             check_address(address)?;
         }
-        self.change(move |engine| async move {
+        self.change(Waits::ForItsTurn, move |engine| async move {
             let _turn = engine.turn().await?;
             // A joint membership that is left would be ended by this change, but not in the way that its own change meant.
             engine.settle().await?;
@@ -228,7 +241,7 @@ impl<M: StateMachine> Engine<M> {
 
     /// Ends a change that was left half made; called where nobody asked for it.
     pub(super) async fn settle_member_change(&self) -> Result<MemberList, MembershipError> {
-        self.change(move |engine| async move {
+        self.change(Waits::ForItsTurn, move |engine| async move {
             let _turn = engine.turn().await?;
             engine.settle().await
         })
@@ -237,21 +250,24 @@ impl<M: StateMachine> Engine<M> {
 
     /// Waits until no other change is being made here. What was known before may not hold any more.
     async fn turn(&self) -> Result<MutexGuard<'_, ()>, MembershipError> {
-        let turn = tokio::time::timeout(TURN_PATIENCE, self.inner.changes.lock());
+        let turn = tokio::time::timeout(TURN_PATIENCE, self.inner.changes.turn());
         turn.await.map_err(|_| MembershipError::AnotherChange)
     }
 
     /// Does `work` to its end even if the caller goes away.
     async fn change<W>(
         &self,
+        waits: Waits,
         work: impl FnOnce(Self) -> W + Send + 'static,
     ) -> Result<MemberList, MembershipError>
     where
         W: Future<Output = Result<(), MembershipError>> + Send,
     {
         let before = self.leading()?.membership_at;
+        let place = self.inner.changes.place(waits)?;
         let engine = self.clone();
         let task = runtime::spawn(async move {
+            let _place = place;
             let mut stop = engine.inner.stop.subscribe();
             let done = async {
                 work(engine.clone()).await?;
@@ -264,13 +280,13 @@ impl<M: StateMachine> Engine<M> {
             };
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => Err(stopped("the node is shutting down")),
+                _ = stop.wait_for(|stop| *stop) => Err(stopped("the node is shutting down").after(true)),
                 members = done => members,
             }
         });
         match task.await {
             Ok(outcome) => outcome,
-            Err(_) => Err(stopped("the change was abandoned")),
+            Err(_) => Err(stopped("the change was abandoned").after(true)),
         }
     }
 
@@ -278,7 +294,7 @@ impl<M: StateMachine> Engine<M> {
     fn leading(&self) -> Result<Metrics, MembershipError> {
         let metrics = self.inner.core.metrics();
         match (self.inner.fatal.in_words(), metrics.role) {
-            (Some(reason), _) => Err(MembershipError::Stopped { reason }),
+            (Some(reason), _) => Err(stopped(&reason)),
             (None, Role::Leader) => Ok(metrics),
             (None, Role::Stopped) => Err(stopped("the node is shutting down")),
             (None, _) => Err(MembershipError::NotLeader { leader: metrics.leader }),
@@ -291,7 +307,7 @@ impl<M: StateMachine> Engine<M> {
         match self.inner.read_index(deadline).await {
             Ok(_) => Ok(()),
             Err(ReadError::NotLeader { leader }) => Err(MembershipError::NotLeader { leader }),
-            Err(ReadError::Stopped { reason }) => Err(MembershipError::Stopped { reason }),
+            Err(ReadError::Stopped { reason }) => Err(stopped(&reason)),
             Err(error) => Err(MembershipError::Unconfirmed { reason: error.to_string() }),
         }
     }
@@ -324,7 +340,7 @@ impl<M: StateMachine> Engine<M> {
                 Err(ChangeError::UnderWay) => return Err(MembershipError::AnotherChange),
                 Err(ChangeError::NotLeader(leader)) => return Err(MembershipError::NotLeader { leader }),
                 Err(ChangeError::Interrupted(leader)) => return Err(MembershipError::Interrupted { leader }),
-                Err(ChangeError::Stopped(reason)) => return Err(MembershipError::Stopped { reason }),
+                Err(ChangeError::Stopped(reason)) => return Err(stopped(&reason).after(true)),
                 Err(ChangeError::Invalid(reason)) => {
                     // The membership is not what it was when the change was decided on.
                     tracing::warn!(%change, reason, "the core refuses a change of the membership");
@@ -347,13 +363,13 @@ impl<M: StateMachine> Engine<M> {
         self.commit("the end of an earlier change", MembershipChange::Settle).await
     }
 
-    /// Makes `new` a member, if it is none. With an `intent` it takes another one's place.
-    async fn join(&self, new: &NewMember, intent: Option<Intent>) -> Result<(), MembershipError> {
+    /// Makes `new` a member, and tells whether it was none. With an `intent` it takes another one's place.
+    async fn join(&self, new: &NewMember, intent: Option<Intent>) -> Result<bool, MembershipError> {
         let found = self.identify_reached(new).await?;
         let metrics = self.leading()?;
         let node_id = new.node_id;
         match metrics.membership.members.get(&node_id) {
-            Some(known) if known.incarnation == found.incarnation => Ok(()),
+            Some(known) if known.incarnation == found.incarnation => Ok(false),
             Some(known) => Err(MembershipError::AlreadyMember {
                 node_id,
                 known: known.incarnation,
@@ -363,7 +379,7 @@ impl<M: StateMachine> Engine<M> {
             None => {
                 self.has_snapshot_to_begin_with().await?;
                 let change = MembershipChange::AddLearner { node_id, member: found, intent };
-                self.commit("the addition", change).await
+                self.commit("the addition", change).await.map(|()| true)
             }
         }
     }
@@ -528,8 +544,14 @@ impl Behind {
     }
 }
 
+/// When a learner that has `timeout` from now on must have caught up.
+fn caught_up_by(timeout: Duration) -> Instant {
+    Instant::now() + timeout.min(MOST_CATCH_UP_PATIENCE)
+}
+
+/// Of a change of which nothing is made.
 fn stopped(reason: &str) -> MembershipError {
-    MembershipError::Stopped { reason: reason.to_owned() }
+    MembershipError::Stopped { reason: reason.to_owned(), maybe_applied: false }
 }
 
 /// The voters in effect; of a joint membership, those that are to be.
@@ -545,23 +567,4 @@ pub(super) fn lag(metrics: &Metrics, node_id: NodeId) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_learner_that_follows_the_log_becomes_a_voter() {
-        let learner = Behind { receives_snapshot: false, missing: 0, age: None };
-        assert!(learner.is_little());
-        let under_load = Behind { missing: CAUGHT_UP_ENTRIES, age: Some(CAUGHT_UP_AGE), ..learner };
-        assert!(under_load.is_little());
-        let older = Some(CAUGHT_UP_AGE + Duration::from_millis(1));
-        for behind in [
-            Behind { receives_snapshot: true, ..learner },
-            Behind { missing: CAUGHT_UP_ENTRIES + 1, ..under_load },
-            // Few entries may be many bytes.
-            Behind { missing: 1, age: older, ..learner },
-        ] {
-            assert!(!behind.is_little(), "{behind:?}");
-        }
-    }
-}
+mod tests;

@@ -191,8 +191,8 @@ struct Inner<M: StateMachine> {
     transport: Arc<dyn Transport>,
     /// This node's own line to whoever leads.
     upstream: Upstream,
-    /// Held while the membership is being changed here.
-    changes: tokio::sync::Mutex<()>,
+    /// The changes of the membership that are being made here.
+    changes: membership::Changes,
     own: Member,
     config: EngineConfig,
     reads: reads::ReadIndexes,
@@ -352,7 +352,7 @@ impl<M: StateMachine> Engine<M> {
         inner.stopping.store(true, Ordering::Release);
         let deadline = tokio::time::Instant::now() + LET_GO;
         if tokio::time::timeout_at(deadline, inner.core.shutdown()).await.is_err() {
-            tracing::error!("the core did not stop within {LET_GO:?}; its disk may hang");
+            tracing::error!("the core did not stop within {} s; its disk may hang", LET_GO.as_secs());
         }
         // Whoever watches is to see the end.
         let mut state = self.watch();

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::fatal::Fatal;
 use super::membership::lag;
-use super::{Engine, until_ended};
+use super::{Engine, Inner, until_ended};
 use crate::error::{FatalError, Leader, TransferError};
 use crate::machine::StateMachine;
 use crate::raft::core::{Core, Metrics};
@@ -131,9 +131,9 @@ impl<M: StateMachine> Engine<M> {
                     );
                     Ok(leader)
                 }
-                None => Err(transfer_stopped()),
+                None => Err(inner.transfer_stopped(true)),
             },
-            Ok(Err(_)) => Err(transfer_stopped()),
+            Ok(Err(_)) => Err(inner.transfer_stopped(true)),
             Err(_) => {
                 tracing::warn!("nobody took the lead in time");
                 Err(TransferError::Timeout {
@@ -177,13 +177,13 @@ impl<M: StateMachine> Engine<M> {
     }
 
     fn leading_for_transfer(&self) -> Result<Metrics, TransferError> {
-        if let Some(reason) = self.inner.fatal.in_words() {
-            return Err(TransferError::Stopped { reason });
+        if self.inner.fatal.in_words().is_some() {
+            return Err(self.inner.transfer_stopped(false));
         }
         let metrics = self.inner.core.metrics();
         match metrics.role {
             Role::Leader => Ok(metrics),
-            Role::Stopped => Err(transfer_stopped()),
+            Role::Stopped => Err(self.inner.transfer_stopped(false)),
             Role::Learner | Role::Follower | Role::Candidate => {
                 Err(TransferError::NotLeader { leader: metrics.leader })
             }
@@ -191,8 +191,11 @@ impl<M: StateMachine> Engine<M> {
     }
 }
 
-fn transfer_stopped() -> TransferError {
-    TransferError::Stopped { reason: "the node is shutting down".to_owned() }
+impl<M: StateMachine> Inner<M> {
+    fn transfer_stopped(&self, maybe_applied: bool) -> TransferError {
+        let reason = self.fatal.in_words().unwrap_or_else(|| "the node is shutting down".to_owned());
+        TransferError::Stopped { reason, maybe_applied }
+    }
 }
 
 /// Sees every transfer that this node begins to its end, for as long as the core runs. `election` is how long an
@@ -271,8 +274,9 @@ mod tests {
 
     use super::*;
     use crate::engine::lone;
-    use crate::error::WriteError;
+    use crate::error::{OperationError, WriteError};
     use crate::kv::machine::KvCommand;
+    use crate::reason::Reason;
     use crate::types::{LogId, Member, Membership};
 
     /// Node 1 leads, its last entry is 9, and the others' logs match as given.
@@ -335,6 +339,31 @@ mod tests {
     }
 
     const DEADLINE: Duration = Duration::from_secs(30);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lead_that_was_offered_may_move_after_the_caller_was_answered() {
+        let told = |error: &TransferError| (error.told().reason, error.told().maybe_applied);
+        let engine = lone::engine(false).await;
+        assert!(engine.ready(DEADLINE).await);
+        let alone = engine.transfer_leader(None).await.unwrap_err();
+        assert_eq!(told(&alone), (Reason::Membership, false), "{alone}");
+
+        // Offered to one that does not take it.
+        engine.inner.core.transfer_leader(2, false).await;
+        let waited = engine.transfer_leader(None).await.unwrap_err();
+        assert!(matches!(waited, TransferError::Timeout { .. }), "{waited}");
+        assert_eq!(told(&waited), (Reason::Membership, true));
+        engine.shutdown().await;
+
+        let engine = lone::engine(false).await;
+        assert!(engine.ready(DEADLINE).await);
+        engine.inner.core.transfer_leader(2, false).await;
+        let (cut_short, ()) = tokio::join!(engine.transfer_leader(None), engine.inner.core.shutdown());
+        assert_eq!(told(&cut_short.unwrap_err()), (Reason::Stopped, true));
+        engine.shutdown().await;
+        let after = engine.transfer_leader(None).await.unwrap_err();
+        assert_eq!(told(&after), (Reason::Stopped, false), "{after}");
+    }
 
     #[tokio::test]
     async fn a_lead_that_nobody_takes_is_given_up_and_won_again() {

@@ -284,10 +284,14 @@ impl<M: StateMachine> Inner<M> {
         Ok(())
     }
 
+    /// A command that may have reached the log, and a peer, before.
     pub(super) fn stopped_write(&self) -> WriteError {
+        self.stopped(true)
+    }
+
+    fn stopped(&self, maybe_applied: bool) -> WriteError {
         let reason = self.fatal.in_words().unwrap_or_else(|| "the node is shutting down".to_owned());
-        // The command may have reached the log, and a peer, before.
-        WriteError::Stopped { reason, maybe_applied: true }
+        WriteError::Stopped { reason, maybe_applied }
     }
 
     /// What to tell the caller, and the position of the entry itself, which for a repeated write is not the
@@ -309,6 +313,7 @@ impl<M: StateMachine> Inner<M> {
             Proposed::NotLeader(leader) => return Err(self.counted(writer, WriteError::NotLeader { leader })),
             Proposed::NoQuorum => return Err(self.counted(writer, WriteError::NoQuorum)),
             Proposed::Interrupted(leader) => return Err(WriteError::Interrupted { leader }),
+            Proposed::Gone => return Err(self.stopped(false)),
             Proposed::Stopped => return Err(self.stopped_write()),
         };
         let reply = answer.reply.map_err(|refusal| {
@@ -462,6 +467,26 @@ mod tests {
         assert!(engine.state().applied >= Some(positions[1]));
         assert_eq!(engine.state().fatal, None);
         engine.shutdown().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_written_to_a_node_that_has_stopped_is_not_called_perhaps_applied() {
+        let engine = engine::<u8>().await;
+        let session = engine.open_session(Duration::ZERO).await.unwrap();
+        let ticket = session.begin().unwrap();
+        engine.shutdown().await;
+        let by_leader = WriteOptions { ack: AckLevel::Leader, ..WriteOptions::default() };
+        for refused in [
+            engine.write(7).await.map(drop),
+            engine.write_in(&ticket, 7).await.map(drop),
+            engine.write_with(7, by_leader).await.map(drop),
+            engine.open_session(Duration::ZERO).await.map(drop),
+        ] {
+            let refused = refused.unwrap_err();
+            assert!(matches!(refused, WriteError::Stopped { .. }), "{refused}");
+            assert!(!refused.maybe_applied(), "{refused}");
+        }
+        assert_eq!(engine.inner.inflight_commands.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]

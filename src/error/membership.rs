@@ -144,6 +144,14 @@ pub enum MembershipError {
         "another change of the membership is under way; repeat this one once `quorate member list` shows its end"
     )]
     AnotherChange,
+    /// As many changes are being made, or wait, as may at a time. Nothing was changed.
+    #[error(
+        "{limit} changes of the membership like this one are being made or wait, as many as may at a time; repeat this one once some of them have ended"
+    )]
+    TooManyChanges {
+        /// How many may be.
+        limit: usize,
+    },
     /// The node does not answer. Nothing was changed.
     #[error(
         "node {node_id} cannot be reached at {}: {reason}; is it started (a new one with --join), and is this the address of its peer port?",
@@ -192,6 +200,12 @@ pub enum MembershipError {
         /// How long, in milliseconds.
         waited_ms: u64,
     },
+    /// A part of the change is made, and the rest is not. Repeating it completes it.
+    #[error("a part of the change is made, and the same command completes it: {source}")]
+    HalfMade {
+        /// Why the rest is not made. Where it says that nothing was changed it speaks of its own step.
+        source: Box<MembershipError>,
+    },
     /// Leadership was lost on the way. The change may be made, by half or not at all; repeating it completes it.
     #[error(
         "leadership was lost during the change, which may be made by half; repeat the command to complete it"
@@ -208,12 +222,27 @@ pub enum MembershipError {
         /// Why not.
         source: TransferError,
     },
-    /// The node has stopped or is stopping. The change may be made by half; repeating it completes it.
+    /// The node has stopped or is stopping.
     #[error("the node has stopped: {reason}")]
     Stopped {
         /// Why.
         reason: String,
+        /// Whether the change may be made, all or half; repeating it completes it.
+        maybe_applied: bool,
     },
+}
+
+impl MembershipError {
+    /// The same error, of a change of which a part `is_made` already.
+    pub(crate) fn after(self, is_made: bool) -> Self {
+        match self {
+            error if !is_made => error,
+            Self::NotLeader { leader } => Self::Interrupted { leader },
+            Self::Stopped { reason, .. } => Self::Stopped { reason, maybe_applied: true },
+            error @ (Self::HalfMade { .. } | Self::Interrupted { .. } | Self::Timeout { .. }) => error,
+            source => Self::HalfMade { source: Box::new(source) },
+        }
+    }
 }
 
 impl OperationError for MembershipError {
@@ -222,8 +251,9 @@ impl OperationError for MembershipError {
             Self::NotLeader { leader } => Told::of(Reason::NotLeader).led_by(leader),
             Self::Interrupted { leader } => Told::of(Reason::Interrupted).undecided(true).led_by(leader),
             Self::Unconfirmed { .. } => Told::of(Reason::NoQuorum),
-            Self::Timeout { .. } => Told::of(Reason::Membership).undecided(true),
-            Self::Stopped { .. } => Told::of(Reason::Stopped).undecided(true),
+            Self::Timeout { .. } | Self::HalfMade { .. } => Told::of(Reason::Membership).undecided(true),
+            Self::Stopped { maybe_applied, .. } => Told::of(Reason::Stopped).undecided(*maybe_applied),
+            Self::TooManyChanges { .. } => Told::of(Reason::Overloaded),
             Self::NodeId { .. } | Self::Address { .. } => Told::of(Reason::Invalid),
             Self::UnknownMember { .. } => Told::of(Reason::NotFound),
             Self::AlreadyMember { .. }
@@ -295,9 +325,9 @@ pub enum TransferError {
         "no other voter answers, has caught up and has a disk that is well; `quorate status` shows what they lack"
     )]
     NobodyElse,
-    /// The lead was offered, and nobody took it in time.
+    /// The lead was offered, and nobody took it in time. It is offered further, and may move yet.
     #[error(
-        "nobody took the lead within {waited_ms} ms; a new leader is elected as soon as a majority answers"
+        "nobody took the lead within {waited_ms} ms; it is offered to the other voters in turn, and may move yet"
     )]
     Timeout {
         /// How long was waited, in milliseconds.
@@ -308,6 +338,8 @@ pub enum TransferError {
     Stopped {
         /// Why.
         reason: String,
+        /// Whether the lead was offered before.
+        maybe_applied: bool,
     },
 }
 
@@ -315,14 +347,14 @@ impl OperationError for TransferError {
     fn told(&self) -> Told<'_> {
         match self {
             Self::NotLeader { leader } => Told::of(Reason::NotLeader).led_by(leader),
-            Self::Stopped { .. } => Told::of(Reason::Stopped),
+            Self::Stopped { maybe_applied, .. } => Told::of(Reason::Stopped).undecided(*maybe_applied),
+            Self::Timeout { .. } => Told::of(Reason::Membership).undecided(true),
             Self::UnknownMember { .. } => Told::of(Reason::NotFound),
             Self::NotAVoter { .. }
             | Self::NotInTouch { .. }
             | Self::NotCaughtUp { .. }
             | Self::Unfit { .. }
-            | Self::NobodyElse
-            | Self::Timeout { .. } => Told::of(Reason::Membership),
+            | Self::NobodyElse => Told::of(Reason::Membership),
         }
     }
 }

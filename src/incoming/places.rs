@@ -207,7 +207,7 @@ impl Places {
 
     /// Its place is free from now on, although its socket takes a moment longer.
     fn close(&self, table: &mut Table, caller: &Caller) {
-        tracing::debug!(address = ?caller.address, "a connection gives way");
+        tracing::debug!(address = caller.address.map(tracing::field::display), "a connection gives way");
         self.evicted.fetch_add(1, Ordering::Relaxed);
         Self::remove(table, caller);
         caller.close();

@@ -96,20 +96,20 @@ fn gauges() -> [Gauge<u64>; 18] {
             "quorate_session_largest_opener",
             "Sessions of the client connection that has most of them",
             None,
-            |r| Some(r.sessions.largest_opener),
+            |r| r.sessions.largest_opener,
         ),
         ("quorate_session_answer", "Answers kept for sessions", bytes(), |r| Some(r.sessions.bytes)),
         ("quorate_state", "State, as its quota counts", bytes(), |r| r.state.bytes),
         ("quorate_state_quota", "The most that the state may be", bytes(), |r| r.state.quota_bytes),
         ("quorate_write_in_flight", "Commands proposed and not yet applied", None, |r| {
-            Some(r.in_flight.commands)
+            Some(r.in_flight?.commands)
         }),
-        ("quorate_write_in_flight", "Bytes of them", bytes(), |r| Some(r.in_flight.bytes)),
+        ("quorate_write_in_flight", "Bytes of them", bytes(), |r| Some(r.in_flight?.bytes)),
         (
             "quorate_write_waiting_for_all",
             "Writes that are applied and wait until every voter holds them",
             None,
-            |r| Some(r.in_flight.waiting_for_all),
+            |r| Some(r.in_flight?.waiting_for_all),
         ),
     ]
 }
@@ -165,8 +165,8 @@ fn encode_peers<'a>(
         ("quorate_peer_connections_failed", "Attempts that failed", None, |c| c.dials_failed),
     ];
     for (name, help, unit, value) in counts {
-        let of_each = peers.clone().map(|peer| (peer.node_id.to_string(), value(&peer.carried)));
-        families.counters(name, help, unit, "peer", of_each)?;
+        let of_each = |peer: &MemberReport| Some((peer.node_id.to_string(), value(peer.carried.as_ref()?)));
+        families.counters(name, help, unit, "peer", peers.clone().filter_map(of_each))?;
     }
     let measures: [Measure; 5] = [
         ("quorate_peer_lag_entries", "Entries the peer is not known to have", None, |led| {

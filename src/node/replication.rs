@@ -289,7 +289,7 @@ impl<N: OperatedNode> Door<N> {
     /// What this node has counted since it started.
     fn stats(&self, report: &NodeReport) -> Value {
         let (activity, counters) = (self.node.activity(), self.node.counters());
-        let total = |count: fn(&Carried) -> u64| report.peers().map(|peer| count(&peer.carried)).sum::<u64>();
+        let total = |count: fn(&Carried) -> u64| report.carried.as_ref().map(count);
         let count = |counter: &AtomicU64| counter.load(Relaxed);
         let snapshots = |of: &Snapshots| json!({ "count": count(&of.count), "bytes": count(&of.bytes), "ms": count(&of.us) as f64 / 1e3 });
         // By what the acknowledgement promises; the leader's writes were not durable on a quorum then.
@@ -302,8 +302,8 @@ impl<N: OperatedNode> Door<N> {
             "received": { "bytes": total(|c| c.received_bytes), "messages": total(|c| c.received_messages) },
             "peers": report.peers().map(traffic).collect::<Vec<_>>(),
             // Proposed on this node and not yet applied.
-            "pending_operations": report.in_flight.commands,
-            "pending_bytes": report.in_flight.bytes,
+            "pending_operations": report.in_flight.map(|in_flight| in_flight.commands),
+            "pending_bytes": report.in_flight.map(|in_flight| in_flight.bytes),
             "acknowledged": Map::from_iter(acknowledged),
             "applied_operations": count(&activity.applied_entries),
             "apply_batches": count(&activity.apply_batches),
@@ -321,13 +321,13 @@ impl<N: OperatedNode> Door<N> {
 }
 
 fn traffic(peer: &MemberReport) -> Value {
-    let carried = peer.carried;
+    let count = |count: fn(&Carried) -> u64| peer.carried.as_ref().map(count);
     json!({
         "node_id": peer.node_id,
-        "sent": { "bytes": carried.sent_bytes, "messages": carried.sent_messages },
-        "received": { "bytes": carried.received_bytes, "messages": carried.received_messages },
-        "connections": carried.dialled,
-        "connections_failed": carried.dials_failed,
+        "sent": { "bytes": count(|c| c.sent_bytes), "messages": count(|c| c.sent_messages) },
+        "received": { "bytes": count(|c| c.received_bytes), "messages": count(|c| c.received_messages) },
+        "connections": count(|c| c.dialled),
+        "connections_failed": count(|c| c.dials_failed),
     })
 }
 

@@ -15,7 +15,8 @@ use std::sync::{Arc, Mutex};
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
-use tracing_subscriber::filter::{ParseError, Targets};
+use tracing::Level;
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 
 use super::operated::OperatedNode;
 use crate::door::failure;
@@ -44,10 +45,16 @@ pub(crate) const STATE_QUOTA: &str = "state_quota_bytes";
 /// Most settings in one request; more than there are makes no sense.
 const MAX_CHANGES: usize = 64;
 
+/// Where openraft logs that a core has stopped which was to be told something.
+const STOPPED_CORE: &str = "openraft::raft::raft_inner";
+
 /// Longest filter of the log.
 const MAX_FILTER_BYTES: usize = 1024;
 
 /// Reads `filter`: a level, and levels for targets. Nothing here is logged within spans, so those cannot be named.
+///
+/// Where of openraft only errors are asked for, what comes to a core that has stopped is none: peers write to a node until they
+/// have noticed that it is stopping, are refused, and openraft would log each of those messages with all that it holds.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -57,7 +64,12 @@ pub(crate) fn parse_filter(filter: &str) -> Result<Targets, String> {
     }
     check_directives(filter)?;
     // The parser takes an empty part for a filter that lets nothing pass, and a blank for a part of a name.
-    directives(filter).collect::<Vec<_>>().join(",").parse().map_err(|error: ParseError| error.to_string())
+    let said = directives(filter).collect::<Vec<_>>().join(",");
+    let targets: Targets = said.parse().map_err(|error: ParseError| error.to_string())?;
+    match targets.would_enable(STOPPED_CORE, &Level::WARN) {
+        true => Ok(targets),
+        false => Ok(targets.with_target(STOPPED_CORE, LevelFilter::OFF)),
+    }
 }
 
 /// The parts of a filter: blanks around them, and commas without anything between them, say nothing.
@@ -205,7 +217,8 @@ impl<N: OperatedNode> NodeSettings<N> {
             "max_command_bytes" => Some(settings.max_command_bytes.into()),
             "max_inflight_bytes" => Some(settings.max_inflight_bytes.into()),
             "preferred_leader" => Some(settings.preferred_leader.into()),
-            _ => log_level.clone().map(Value::from),
+            LOG_LEVEL => log_level.clone().map(Value::from),
+            other => unreachable!("invariant: {other} is among the settings that can change"),
         };
         let of_node = CHANGEABLE.into_iter().filter_map(|name| Some((name, value(name)?)));
         let quota_bytes = self.node.report().state.quota_bytes;
@@ -463,6 +476,18 @@ mod tests {
         // As a regular expression this one would have a thousand million states.
         let greedy = format!("info,[{{f=a{}}}]=info", ".".repeat(30));
         assert!(parse_filter(&greedy).is_err());
+    }
+
+    #[test]
+    fn messages_to_a_core_that_has_stopped_are_logged_to_those_who_ask_for_more() {
+        let shows = |filter, target| parse_filter(filter).unwrap().would_enable(target, &Level::ERROR);
+        for filter in ["info,openraft=error", "openraft=error,info", "error", "info,openraft=off"] {
+            assert!(!shows(filter, STOPPED_CORE), "{filter}");
+        }
+        for filter in ["info", "info,openraft=warn", "info,openraft=error,openraft::raft=debug"] {
+            assert!(shows(filter, STOPPED_CORE), "{filter}");
+        }
+        assert!(shows("info,openraft=error", "openraft::core::raft_core"), "other errors are shown");
     }
 
     #[test]

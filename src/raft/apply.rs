@@ -31,6 +31,7 @@ use super::type_config::{
 };
 use crate::machine::sessions::{Admission, SessionRefusal, SessionTable};
 use crate::machine::{self, ApplyContext, StateMachine, Wakes};
+use crate::runtime::whole_ms;
 use crate::storage::{LogStore, SnapshotStore};
 use crate::types::{
     self, InitialState, MachineVersion, Quota, QuotaSource, check_agreed, check_initial_state,
@@ -106,7 +107,7 @@ impl<M: StateMachine> Applier<M> {
             let (begun, upto, bytes) = (Instant::now(), handle.meta().log_id, handle.len_bytes());
             tracing::info!(%upto, bytes, "reading the snapshot");
             let content = super::snapshot::read::<M>(&handle)?;
-            tracing::info!(%upto, took = ?begun.elapsed(), "read the snapshot");
+            tracing::info!(%upto, took_ms = whole_ms(begun.elapsed()), "read the snapshot");
             this.replace(content, handle.meta());
             this.activity.snapshot_bytes.store(handle.len_bytes(), Relaxed);
         }
@@ -184,7 +185,8 @@ impl<M: StateMachine> Applier<M> {
         }
         let entries = self.progress.next_index() - first;
         if entries > 0 {
-            tracing::info!(first, upto = committed.index, took = ?begun.elapsed(), "applied the log");
+            let took_ms = whole_ms(begun.elapsed());
+            tracing::info!(first, upto = committed.index, took_ms, "applied the log");
         }
         Ok(())
     }

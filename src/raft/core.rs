@@ -19,7 +19,7 @@ use super::apply::Applier;
 use super::clock::Reading;
 use super::consensus_tasks;
 use super::held::Held;
-use super::lease::{Admission, LEASE_SHARE};
+use super::lease::{Admission, Closed, LEASE_SHARE};
 use super::log::RaftLog;
 use super::network::PeerDoor;
 use super::network::addresses::{Addresses, Seen};
@@ -108,8 +108,19 @@ pub(crate) enum Proposed {
     NotLeader(Option<Leader>),
     /// Leadership was lost with the entry in the log: it may yet be committed.
     Interrupted(Option<Leader>),
+    /// The core had stopped before; nothing was proposed.
+    Gone,
     /// The core went away without an answer.
     Stopped,
+}
+
+impl From<Closed> for Proposed {
+    fn from(closed: Closed) -> Self {
+        match closed {
+            Closed::Stopped => Self::Gone,
+            Closed::NoQuorum => Self::NoQuorum,
+        }
+    }
 }
 
 /// The running consensus core of one node. Cheap to clone.
@@ -292,8 +303,8 @@ impl<M: StateMachine> Core<M> {
 
     /// Proposes `command`; `done` is called exactly once.
     pub(crate) async fn propose(&self, command: Bytes, done: impl FnOnce(Proposed) + Send + 'static) {
-        if !self.admission.is_in_touch() {
-            return done(Proposed::NoQuorum);
+        if let Err(closed) = self.admission.check() {
+            return done(closed.into());
         }
         let responder = Responder::new(|outcome| done(outcome.map_or(Proposed::Stopped, proposed)));
         // On failure the responder has been dropped, and has reported so.
@@ -309,8 +320,8 @@ impl<M: StateMachine> Core<M> {
         done: impl FnOnce(Proposed) + Send + 'static,
         ended: impl FnOnce() + Send + 'static,
     ) {
-        if !self.admission.is_in_touch() {
-            done(Proposed::NoQuorum);
+        if let Err(closed) = self.admission.check() {
+            done(closed.into());
             return ended();
         }
         let done = Arc::new(Mutex::new(Some(done)));
@@ -458,7 +469,10 @@ impl<M: StateMachine> Core<M> {
         request.leadership_transfer = true;
         match self.raft.vote(request).await {
             Ok(_) => self.activity.lead_given_up(),
-            Err(error) => tracing::error!(%error, "the core does not give up the lead"),
+            Err(RaftError::Fatal(fatal)) => {
+                let error = type_config::fatal(&fatal);
+                tracing::error!(error, "the core does not give up the lead");
+            }
         }
     }
 
@@ -551,7 +565,7 @@ impl<M: StateMachine> Core<M> {
     pub(crate) async fn cause_of_death(&self) -> String {
         match self.raft.is_initialized().await {
             Ok(_) => "the consensus core stopped answering".to_owned(),
-            Err(fatal) => format!("the consensus core stopped: {fatal}"),
+            Err(fatal) => format!("the consensus core stopped: {}", type_config::fatal(&fatal)),
         }
     }
 

@@ -29,6 +29,15 @@ pub(super) struct Admission {
     hand_overs: watch::Sender<()>,
 }
 
+/// Why no proposal is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Closed {
+    /// The core is gone, or will be.
+    Stopped,
+    /// This leader has lost touch with its quorum.
+    NoQuorum,
+}
+
 impl Admission {
     pub(super) fn new(
         metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
@@ -38,10 +47,20 @@ impl Admission {
         Self { metrics, lease, since, void_lease_term, hand_overs: watch::Sender::new(()) }
     }
 
-    /// False for a leader that has not heard from a quorum for the length of its lease: others may be electing a
-    /// new one, and what it accepts has little chance of being committed.
-    pub(super) fn is_in_touch(&self) -> bool {
+    /// Whether proposals are taken. Not by a core that has stopped, nor by a leader that has not heard from a quorum for the
+    /// length of its lease: others may be electing a new one, and what it accepts has little chance of being committed.
+    pub(super) fn check(&self) -> Result<(), Closed> {
         let metrics = self.metrics.borrow_watched();
+        if metrics.running_state.is_err() || metrics.state == ServerState::Shutdown {
+            return Err(Closed::Stopped);
+        }
+        match self.is_in_touch(&metrics) {
+            true => Ok(()),
+            false => Err(Closed::NoQuorum),
+        }
+    }
+
+    fn is_in_touch(&self, metrics: &RaftMetrics<TypeConfig>) -> bool {
         if metrics.state != ServerState::Leader || metrics.membership_config.voter_ids().nth(1).is_none() {
             return true;
         }

@@ -18,9 +18,10 @@ use std::fmt;
 use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::type_config::alias::CommittedLeaderIdOf;
 
 use super::core::Core;
-use super::type_config::{self, leader};
+use super::type_config::{self, TypeConfig, leader};
 use crate::error::Leader;
 use crate::machine::StateMachine;
 use crate::types::{Intent, LogId, Member, Membership, NodeId};
@@ -128,9 +129,24 @@ impl<M: StateMachine> Core<M> {
             // Somebody else has changed the membership between the two steps of this change.
             RaftError::APIError(ClientWriteError::PreconditionFailed(_)) => ChangeError::Interrupted(None),
             RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => {
-                ChangeError::Invalid(error.to_string())
+                ChangeError::Invalid(invalid(&error))
             }
         })
+    }
+}
+
+/// Why the core does not make a change, without openraft's names for things.
+fn invalid(error: &ChangeMembershipError<CommittedLeaderIdOf<TypeConfig>, NodeId>) -> String {
+    match error {
+        ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_) => {
+            "an earlier change is not committed yet".to_owned()
+        }
+        ChangeMembershipError::EmptyMembership(_) => "no voter would be left".to_owned(),
+        ChangeMembershipError::LearnerNotFound(absent) => format!("node {} is no member", absent.node_id),
+        ChangeMembershipError::UnsupportedMembershipTransition(_) => {
+            "the voters are not what they were when it was decided on".to_owned()
+        }
+        ChangeMembershipError::NodeMetadataChanged(_) => "a member has changed meanwhile".to_owned(),
     }
 }
 

@@ -62,11 +62,18 @@ pub struct NodeReport {
     pub lag: Option<Lag>,
     /// Its disk; of another node only the state.
     pub disk: Option<DiskStatus>,
+    /// What its disk is good for, in the word of a newer version that this one does not know. Of another node only.
+    #[serde(skip)]
+    pub unknown_disk: Option<String>,
     /// Its sessions.
     pub sessions: SessionsReport,
     /// What was proposed on it and has not ended. Of this node only.
     #[serde(skip)]
-    pub in_flight: InFlight,
+    pub in_flight: Option<InFlight>,
+    /// What it has carried to and from peers since it started, those that are no members any more included: no total goes
+    /// back. Of this node only.
+    #[serde(skip)]
+    pub carried: Option<Carried>,
     /// All members that it knows, itself included, in the order of their ids.
     #[serde(skip)]
     pub members: Vec<MemberReport>,
@@ -75,7 +82,7 @@ pub struct NodeReport {
     pub membership: Option<LogId>,
     /// Whether a change of the voters is under way. Of this node only.
     #[serde(skip)]
-    pub joint: bool,
+    pub joint: Option<bool>,
     /// The history that its positions belong to.
     #[serde(skip)]
     pub history: HistoryEpoch,
@@ -91,7 +98,9 @@ impl NodeReport {
 
     /// Whether requests of every kind should be sent to it: it is ready, and its disk takes writes.
     pub fn healthy(&self) -> bool {
-        self.ready && self.disk.is_none_or(|disk| disk.state.takes_writes())
+        // What is not understood is not taken for well.
+        let takes_writes = self.disk.is_none_or(|disk| disk.state.takes_writes());
+        self.ready && self.unknown_disk.is_none() && takes_writes
     }
 
     /// The members other than itself.
@@ -173,7 +182,7 @@ pub struct SessionsReport {
     pub bytes: u64,
     /// How many the client connection has that has most of them. Of this node only.
     #[serde(skip)]
-    pub largest_opener: u64,
+    pub largest_opener: Option<u64>,
 }
 
 /// Commands that were proposed on this node and are not yet applied, refused or lost.
@@ -198,8 +207,8 @@ pub struct MemberList {
     pub leader: Option<Leader>,
     /// Where the membership stands in the log.
     pub position: Option<LogId>,
-    /// Whether a change is under way that needs majorities of two sets of voters.
-    pub joint: bool,
+    /// Whether a change is under way that needs majorities of two sets of voters; `None` where it was not told.
+    pub joint: Option<bool>,
     /// Of the answer to a change: nothing had to be done.
     pub unchanged: bool,
 }
@@ -223,7 +232,7 @@ pub struct MemberReport {
     /// Whether it has answered a short while ago; on the leader only.
     pub reachable: Option<bool>,
     /// What the asked node has carried to and from it since it started. From this node only.
-    pub carried: Carried,
+    pub carried: Option<Carried>,
     /// What else its leader knows of it. From this node only, if that leads, and not of itself.
     pub led: Option<LedPeer>,
 }
@@ -235,7 +244,7 @@ impl MemberReport {
     }
 }
 
-/// What was carried between a node and one peer.
+/// What was carried between a node and one peer, or all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Carried {
@@ -251,6 +260,19 @@ pub struct Carried {
     pub dialled: u64,
     /// Attempts at a connection that failed or were refused.
     pub dials_failed: u64,
+}
+
+impl std::iter::Sum for Carried {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            sent_bytes: sum.sent_bytes + one.sent_bytes,
+            sent_messages: sum.sent_messages + one.sent_messages,
+            received_bytes: sum.received_bytes + one.received_bytes,
+            received_messages: sum.received_messages + one.received_messages,
+            dialled: sum.dialled + one.dialled,
+            dials_failed: sum.dials_failed + one.dials_failed,
+        })
+    }
 }
 
 /// A peer as its leader knows it.

@@ -20,7 +20,11 @@ impl From<NodeReport> for v1::StatusResponse {
             role: report.role.map(|role| role.name().to_owned()).unwrap_or_default(),
             term: report.term,
             ready: report.ready,
-            disk: report.disk.map(|disk| disk.state.name().to_owned()).unwrap_or_default(),
+            disk: report
+                .disk
+                .map(|disk| disk.state.name().to_owned())
+                .or(report.unknown_disk)
+                .unwrap_or_default(),
             fatal: report.fatal.unwrap_or_default(),
             diverged: report.diverged.unwrap_or_default(),
             leader: report.leader.map(v1::LeaderHint::from),
@@ -45,6 +49,7 @@ impl From<v1::StatusResponse> for NodeReport {
     fn from(status: v1::StatusResponse) -> Self {
         let history = status.applied.or(status.committed).map_or(0, |position| position.history);
         let position = |position: Option<v1::Position>| position.map(LogId::from);
+        let disk = DiskState::from_name(&status.disk).map(|state| DiskStatus { state, ..Default::default() });
         let quota_source = if status.state_quota_set { QuotaSource::Operator } else { QuotaSource::Memory };
         Self {
             cluster: status.cluster,
@@ -53,7 +58,8 @@ impl From<v1::StatusResponse> for NodeReport {
             role: Role::from_name(&status.role),
             term: status.term,
             ready: status.ready,
-            disk: DiskState::from_name(&status.disk).map(|state| DiskStatus { state, ..Default::default() }),
+            disk,
+            unknown_disk: given(status.disk).filter(|_| disk.is_none()),
             fatal: given(status.fatal),
             diverged: given(status.diverged),
             leader: status.leader.map(Into::into),
@@ -105,16 +111,16 @@ impl MemberList {
         v1::MemberListResponse {
             leader: self.leader.map(v1::LeaderHint::from),
             position: self.position.map(|at| encode_position(at, history)),
-            joint: self.joint,
+            joint: self.joint.unwrap_or_default(),
             members: self.members.into_iter().map(v1::MemberInfo::from).collect(),
         }
     }
 
     /// As it is after a change.
     pub(crate) fn encode_changed(self, history: HistoryEpoch) -> v1::MemberChangeResponse {
-        let unchanged = self.unchanged;
+        let (unchanged, joint) = (self.unchanged, self.joint);
         let v1::MemberListResponse { members, position, .. } = self.encode(history);
-        v1::MemberChangeResponse { members, position, unchanged }
+        v1::MemberChangeResponse { members, position, unchanged, joint }
     }
 }
 
@@ -124,7 +130,7 @@ impl From<v1::MemberListResponse> for MemberList {
             members: list.members.into_iter().map(MemberReport::from).collect(),
             leader: list.leader.map(Into::into),
             position: list.position.map(LogId::from),
-            joint: list.joint,
+            joint: Some(list.joint),
             unchanged: false,
         }
     }
@@ -132,8 +138,9 @@ impl From<v1::MemberListResponse> for MemberList {
 
 impl From<v1::MemberChangeResponse> for MemberList {
     fn from(changed: v1::MemberChangeResponse) -> Self {
-        let v1::MemberChangeResponse { members, position, unchanged } = changed;
-        Self { unchanged, ..v1::MemberListResponse { members, position, ..Default::default() }.into() }
+        let v1::MemberChangeResponse { members, position, unchanged, joint } = changed;
+        // Nodes of before say it only where members are listed.
+        Self { unchanged, joint, ..v1::MemberListResponse { members, position, ..Default::default() }.into() }
     }
 }
 
@@ -179,7 +186,7 @@ mod tests {
                 quota_source: Some(QuotaSource::Operator),
             },
             disk: Some(DiskStatus { state: DiskState::Stalled, ..Default::default() }),
-            sessions: SessionsReport { open: 4, bytes: 5, largest_opener: 0 },
+            sessions: SessionsReport { open: 4, bytes: 5, largest_opener: None },
             members: vec![member.clone()],
             history: HistoryEpoch(0xabc),
             version: "1".to_owned(),
@@ -190,10 +197,25 @@ mod tests {
         }
         let list =
             MemberList { members: vec![member], leader: told.leader, position: at(4), ..Default::default() };
-        let joint = MemberList { joint: true, ..list.clone() };
-        assert_eq!(MemberList::from(joint.clone().encode(HistoryEpoch(1))), joint);
-        let unchanged = MemberList { unchanged: true, leader: None, ..list };
-        assert_eq!(MemberList::from(unchanged.clone().encode_changed(HistoryEpoch(1))), unchanged);
+        for joint in [false, true] {
+            let listed = MemberList { joint: Some(joint), ..list.clone() };
+            assert_eq!(MemberList::from(listed.clone().encode(HistoryEpoch(1))), listed);
+            let changed = MemberList { unchanged: !joint, leader: None, ..listed };
+            assert_eq!(MemberList::from(changed.clone().encode_changed(HistoryEpoch(1))), changed);
+        }
+    }
+
+    #[test]
+    fn what_is_not_told_is_not_called_none() {
+        let told = NodeReport::from(v1::StatusResponse {
+            members: vec![v1::MemberInfo::default()],
+            ..Default::default()
+        });
+        assert_eq!((told.joint, told.in_flight, told.carried), (None, None, None));
+        assert_eq!((told.sessions.largest_opener, told.members[0].carried), (None, None));
+        // As a node answers that does not know the field yet.
+        let changed = v1::MemberChangeResponse { unchanged: true, ..Default::default() };
+        assert_eq!(MemberList::from(changed).joint, None);
     }
 
     #[test]
@@ -205,5 +227,9 @@ mod tests {
         };
         let report = NodeReport::from(status);
         assert_eq!((report.role, report.disk), (None, None));
+        let ready = NodeReport { ready: true, ..report };
+        assert!(!ready.healthy(), "what is not understood is not taken for well");
+        assert_eq!(v1::StatusResponse::from(ready.clone()).disk, "melting");
+        assert!(NodeReport { unknown_disk: None, ..ready }.healthy(), "a node without a disk");
     }
 }

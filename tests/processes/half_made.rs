@@ -127,7 +127,7 @@ async fn a_replacement_that_was_cut_short_is_completed_by_the_same_call() {
     // So little time that the new one is taken in, and usually not waited for.
     let replace = ["member", "replace", &id, "--peer", &peer];
     let cut = nodes.quorate(&[&replace[..], &["--catch-up", "1ms"]].concat());
-    assert!(matches!(cut.status.code(), Some(0 | 1)), "{cut:#?}");
+    assert!(matches!(cut.status.code(), Some(0 | 5)), "a part is made: {cut:#?}");
     for attempt in ["the same call", "once more"] {
         let again = nodes.quorate(&replace);
         assert_eq!(again.status.code(), Some(0), "{attempt}: {again:#?}");
@@ -185,7 +185,7 @@ async fn cut_by_the_loss_of_the_leader(nodes: &TestCluster, args: &[&str]) {
     .await;
     let again = nodes.quorate(args);
     assert!(again.status.success(), "once more: {again:#?}, after {last:#?}");
-    assert!(!nodes.client.members().await.unwrap().joint);
+    assert_eq!(nodes.client.members().await.unwrap().joint, Some(false));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

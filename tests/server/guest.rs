@@ -22,15 +22,31 @@ use crate::{DEADLINE, channel};
 #[derive(Clone)]
 struct Echo;
 
+/// What is told.
+#[derive(serde::Deserialize)]
+struct Told(String);
+
+impl serde::Serialize for Told {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        assert_ne!(self.0, "serialize", "a defect");
+        serializer.serialize_newtype_struct("Told", &self.0)
+    }
+}
+
 impl StateMachine for Echo {
-    type Command = String;
+    type Command = Told;
     type Reply = String;
     type Query = String;
     type Answer = String;
     type View = ();
 
-    fn apply(&mut self, _: &ApplyContext, command: String) -> String {
-        command
+    fn apply(&mut self, _: &ApplyContext, Told(text): Told) -> String {
+        text
+    }
+
+    fn most_growth_bytes(Told(text): &Told) -> u64 {
+        assert_ne!(text, "most_growth_bytes", "a defect");
+        0
     }
 
     fn view(&self) {}
@@ -58,7 +74,7 @@ impl Guest for Faulty {
     type Machine = Echo;
     type Request = (usize, String);
     type Response = String;
-    type Asked = ();
+    type Asked = String;
 
     const METHODS: &'static [Method] =
         &[Method::write("tell").weighed(), Method::read("ask").counted_as(100_000)];
@@ -74,17 +90,22 @@ impl Guest for Faulty {
         0
     }
 
-    fn call((method, text): Self::Request) -> Result<(Call<String, String>, ()), Rejected> {
+    fn call((method, text): Self::Request) -> Result<(Call<Told, String>, String), Rejected> {
         assert_ne!(text, "call", "a defect");
-        Ok((if method == 0 { Call::Write(text) } else { Call::Read(text) }, ()))
+        Ok((if method == 0 { Call::Write(Told(text.clone())) } else { Call::Read(text.clone()) }, text))
     }
 
-    fn written((): (), _: LogId, reply: Option<String>) -> Result<String, Rejected> {
+    fn tells_times(asked: &String) -> bool {
+        assert_ne!(asked, "tells_times", "a defect");
+        false
+    }
+
+    fn written(_: String, _: LogId, reply: Option<String>) -> Result<String, Rejected> {
         assert_ne!(reply.as_deref(), Some("written"), "a defect");
         Ok(reply.unwrap_or_default())
     }
 
-    fn answered((): (), answer: String) -> Result<String, Rejected> {
+    fn answered(_: String, answer: String) -> Result<String, Rejected> {
         assert_ne!(answer, "answered", "a defect");
         Ok(answer)
     }
@@ -155,13 +176,21 @@ async fn answers(
 async fn a_request_that_makes_its_guest_panic_fails_alone() {
     let dir = tempfile::tempdir().unwrap();
     with_node(dir.path(), async |pipeline| {
-        let (writes, reads) = (
-            ["parse", "expected_bytes", "call", "written", "encode", "response_bytes"],
-            ["parse", "call", "query", "answered", "encode", "response_bytes"],
-        );
+        let writes = [
+            "parse",
+            "expected_bytes",
+            "call",
+            "tells_times",
+            "most_growth_bytes",
+            "serialize",
+            "written",
+            "encode",
+            "response_bytes",
+        ];
+        let reads = ["parse", "call", "query", "answered", "encode", "response_bytes"];
         let applied = ["written", "encode", "response_bytes"];
-        for (method, places) in [("tell", writes), ("ask", reads)] {
-            for place in places {
+        for (method, places) in [("tell", &writes[..]), ("ask", &reads[..])] {
+            for &place in places {
                 let calls = vec![
                     call(0, "tell", "before"),
                     call(1, method, place),

@@ -85,7 +85,7 @@ impl<M: StateMachine> Engine<M> {
         let caller = &self.inner.caller;
         let hello = Some(caller.hello(node_id, (node_id == caller.node_id).then_some(caller.incarnation)));
         let request = IdentifyRequest { hello, ..IdentifyRequest::default() };
-        let mut failed = format!("no answer within {IDENTIFY_PATIENCE:?}");
+        let mut failed = format!("no answer within {} s", IDENTIFY_PATIENCE.as_secs());
         let asking = async {
             loop {
                 match self.inner.transport.identify(address.clone(), request.clone()).await {

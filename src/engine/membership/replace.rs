@@ -32,19 +32,20 @@ impl<M: StateMachine> Engine<M> {
         }
         // Before anything is removed: is there something to put in its place?
         let found = self.identify_reached(new).await?;
-        {
+        let has_joined = {
             let _turn = self.turn().await?;
             // What it was is decided before an earlier change is ended, which may end its vote.
             let before = self.leading()?.membership;
             let role = role(&before, node_id);
             self.settle().await?;
             let now = self.leading()?.membership;
-            match now.members.get(&node_id) {
+            let has_joined = match now.members.get(&node_id) {
                 Some(known) if known.incarnation == found.incarnation => {
                     // It is in its place already: what is left is its vote, if it is to have one.
                     if now.is_voter(node_id) || now.intent(node_id) != Some(Intent::Voter) {
                         return Ok(());
                     }
+                    false
                 }
                 Some(_) => {
                     if now.is_voter(node_id) {
@@ -52,15 +53,18 @@ impl<M: StateMachine> Engine<M> {
                     }
                     let change = MembershipChange::Remove { node_id, intent: Some(role) };
                     self.commit("the removal of the old node", change).await?;
-                    self.join(new, Some(role)).await?;
+                    self.join(new, Some(role)).await.map_err(|error| error.after(true))?;
+                    true
                 }
                 None => self.join(new, Some(role)).await?,
-            }
-            if self.leading()?.membership.intent(node_id) == Some(Intent::Learner) {
+            };
+            let now = self.leading().map_err(|error| error.after(has_joined))?.membership;
+            if now.intent(node_id) == Some(Intent::Learner) {
                 return Ok(());
             }
-        }
-        self.promote(node_id, deadline).await
+            has_joined
+        };
+        self.promote(node_id, deadline).await.map_err(|error| error.after(has_joined))
     }
 
     /// Another node takes the place of `old`; if that votes, both change at once.
@@ -70,7 +74,7 @@ impl<M: StateMachine> Engine<M> {
         new: &NewMember,
         deadline: Instant,
     ) -> Result<(), MembershipError> {
-        let old_votes = {
+        let (old_votes, is_begun) = {
             let _turn = self.turn().await?;
             self.settle().await?;
             let membership = self.leading()?.membership;
@@ -97,21 +101,25 @@ impl<M: StateMachine> Engine<M> {
             if membership.is_voter(old) {
                 self.step_aside(old).await?;
             }
-            self.join(new, Some(role)).await?;
-            if !membership.is_voter(old) {
+            let has_joined = self.join(new, Some(role)).await?;
+            if membership.is_voter(old) {
+                (true, has_joined)
+            } else {
                 let change = MembershipChange::Remove { node_id: old, intent: None };
-                self.commit("the removal of the old node", change).await?;
+                let removed = self.commit("the removal of the old node", change).await;
+                removed.map_err(|error| error.after(has_joined))?;
                 if role == Intent::Learner {
                     return Ok(());
                 }
+                (false, true)
             }
-            membership.is_voter(old)
         };
-        match old_votes {
+        let completed = match old_votes {
             true => self.swap(old, new.node_id, deadline).await,
             // The old one was itself to get the vote of one before it.
             false => self.promote(new.node_id, deadline).await,
-        }
+        };
+        completed.map_err(|error| error.after(is_begun))
     }
 
     /// The learner `new` becomes a voter once it has caught up, and the voter `old` ceases to be one.

@@ -7,6 +7,7 @@
 pub(super) mod counters;
 pub(super) mod state;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -19,10 +20,10 @@ use crate::machine::StateMachine;
 use crate::raft::core::Metrics;
 use crate::raft::published::Progress;
 use crate::report::{
-    InFlight, Lag, LedPeer, MemberList, MemberReport, NodeReport, Offsets, SessionsReport, StateSize,
+    Carried, InFlight, Lag, LedPeer, MemberList, MemberReport, NodeReport, Offsets, SessionsReport, StateSize,
 };
 use crate::runtime::offload;
-use crate::types::{PeerStanding, Role};
+use crate::types::{NodeId, PeerStanding, Role};
 
 /// A peer that answers and lacks more entries than this is catching up.
 pub const SYNCING_ENTRIES: u64 = 10_000;
@@ -72,6 +73,7 @@ impl<M: StateMachine> Engine<M> {
     fn report_at(&self, progress: Progress, state_hash: Option<u64>) -> NodeReport {
         let (inner, metrics) = (&self.inner, self.inner.core.metrics());
         let state = NodeState { applied: progress.log_id, ..self.state_in(&metrics) };
+        let carried = inner.transport.traffic().map(|traffic| traffic.carried()).unwrap_or_default();
         NodeReport {
             node_id: state.node_id,
             cluster: inner.config.cluster.clone(),
@@ -100,25 +102,26 @@ impl<M: StateMachine> Engine<M> {
             sessions: SessionsReport {
                 open: progress.sessions as u64,
                 bytes: progress.session_bytes as u64,
-                largest_opener: progress.largest_opener as u64,
+                largest_opener: Some(progress.largest_opener as u64),
             },
-            in_flight: InFlight {
+            unknown_disk: None,
+            in_flight: Some(InFlight {
                 commands: inner.inflight_commands.load(Relaxed) as u64,
                 bytes: inner.inflight_bytes.load(Relaxed) as u64,
                 waiting_for_all: inner.core.held().waiting() as u64,
-            },
-            members: self.member_reports(&metrics),
+            }),
+            members: self.member_reports(&metrics, &carried),
+            carried: Some(carried.into_values().sum()),
             membership: metrics.membership_at,
-            joint: metrics.membership.voters.len() > 1,
+            joint: Some(metrics.membership.voters.len() > 1),
             history: self.history(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
 
-    fn member_reports(&self, metrics: &Metrics) -> Vec<MemberReport> {
+    fn member_reports(&self, metrics: &Metrics, carried: &BTreeMap<NodeId, Carried>) -> Vec<MemberReport> {
         let inner = &self.inner;
         let (own, leads) = (inner.config.node_id, metrics.role == Role::Leader);
-        let carried = inner.transport.traffic().map(|traffic| traffic.carried()).unwrap_or_default();
         let progress = inner.core.peer_progress();
         let led = |node_id, matched: Option<u64>| {
             let (behind_entries, known) = (lag(metrics, node_id), progress.get(&node_id));
@@ -146,7 +149,7 @@ impl<M: StateMachine> Engine<M> {
                     incarnation: Some(member.incarnation),
                     matched,
                     reachable: leads.then(|| metrics.reachable.contains(node_id)),
-                    carried: carried.get(node_id).copied().unwrap_or_default(),
+                    carried: Some(carried.get(node_id).copied().unwrap_or_default()),
                     led: (leads && *node_id != own).then(|| led(*node_id, matched)),
                 }
             })
@@ -182,6 +185,18 @@ fn standing(led: &LedPeer, policy: &PeerPolicy) -> PeerStanding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_was_stopped_names_no_leader_and_is_not_ready() {
+        let engine = crate::engine::lone::engine(false).await;
+        assert!(engine.ready(Duration::from_secs(30)).await);
+        let told = |report: NodeReport| (report.role, report.ready, report.leader.is_some());
+        assert_eq!(told(engine.report()), (Some(Role::Leader), true, true));
+        engine.shutdown().await;
+        assert_eq!(told(engine.report()), (Some(Role::Stopped), false, false));
+        let state = engine.state();
+        assert!(!state.is_ready() && state.leader.is_none(), "{state:?}");
+    }
 
     #[test]
     fn a_peer_stands_as_its_answers_and_its_lag_say() {

@@ -147,6 +147,7 @@ impl NodeState {
         let committed = self.committed.map_or(0, |log_id| log_id.index);
         let applied = self.applied.map_or(0, |log_id| log_id.index);
         self.fatal.is_none()
+            && self.role != Role::Stopped
             && self.diverged.is_none()
             && self.leader.is_some()
             && self.in_touch
@@ -171,8 +172,8 @@ pub(in crate::engine) fn observe<M: StateMachine>(
         node_id,
         role: if fatal.is_some() { Role::Stopped } else { metrics.role },
         term: metrics.term,
-        // openraft goes on naming the leader that it had.
-        leader: metrics.leader.clone().filter(|_| fatal.is_none()),
+        // openraft goes on naming the leader that it had, after an error and after it was stopped.
+        leader: metrics.leader.clone().filter(|_| fatal.is_none() && metrics.role != Role::Stopped),
         in_touch: metrics.in_touch,
         last_log: metrics.last_log,
         committed: metrics.committed.max(metrics.cluster_committed),

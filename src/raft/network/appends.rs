@@ -115,7 +115,10 @@ where
                 Poll::Ready(Some(_)) => {}
                 Poll::Pending => {
                     std::task::ready!(self.idle.as_mut().poll(cx));
-                    return Poll::Ready(Err(unreachable(format!("no answer within {APPEND_IDLE:?}"))));
+                    return Poll::Ready(Err(unreachable(format!(
+                        "no answer within {} s",
+                        APPEND_IDLE.as_secs()
+                    ))));
                 }
             }
         }

@@ -307,7 +307,7 @@ impl PeerClient {
             };
             let outcome = tokio::time::timeout(DIAL_PATIENCE, dialled)
                 .await
-                .map_err(|_| unreachable(format!("not connected within {DIAL_PATIENCE:?}")))?;
+                .map_err(|_| unreachable(format!("not connected within {} ms", DIAL_PATIENCE.as_millis())))?;
             self.dialling = None;
             match outcome.unwrap_or_else(|_| Err(DialError::Unreachable("the dial was abandoned".to_owned())))
             {
@@ -341,7 +341,7 @@ impl PeerClient {
         runtime::spawn(async move {
             let result = match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
                 Ok(result) => result,
-                Err(_) => Err(DialError::Unreachable(format!("no answer within {DIAL_TIMEOUT:?}"))),
+                Err(_) => Err(DialError::no_answer_within(DIAL_TIMEOUT)),
             };
             match &result {
                 Ok(_) => addresses.reached(target.node_id, &member, &target.address),
@@ -454,7 +454,9 @@ impl PeerClient {
             let connection = self.connected().await?;
             let response = tokio::time::timeout(SNAPSHOT_IDLE, connection.responses.recv())
                 .await
-                .map_err(|_| unreachable(format!("a piece was not answered within {SNAPSHOT_IDLE:?}")))?
+                .map_err(|_| {
+                    unreachable(format!("a piece was not answered within {} s", SNAPSHOT_IDLE.as_secs()))
+                })?
                 .ok_or_else(|| broken("connection closed"))?;
             let Some(place) = unanswered.iter().position(|id| *id == response.id) else { continue };
             if matches!(&response.body, Some(response::Body::Snapshot(answer)) if answer.installing) {

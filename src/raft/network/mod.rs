@@ -41,6 +41,7 @@ pub(crate) mod upstream;
 pub(crate) mod wire;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
@@ -191,6 +192,13 @@ pub enum DialError {
     /// The peer answered and refused.
     #[error("refused: {0}")]
     Refused(Refusal),
+}
+
+impl DialError {
+    /// Nothing came for so long.
+    pub(crate) fn no_answer_within(patience: Duration) -> Self {
+        Self::Unreachable(format!("no answer within {} ms", patience.as_millis()))
+    }
 }
 
 /// Carries requests to peers and responses back. See the [module](self) for what it may do to them.

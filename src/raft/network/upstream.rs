@@ -291,7 +291,7 @@ impl Upstream {
         runtime::spawn(async move {
             let dialled = match tokio::time::timeout(DIAL_TIMEOUT, connect).await {
                 Ok(dialled) => dialled,
-                Err(_) => Err(DialError::Unreachable(format!("no answer within {DIAL_TIMEOUT:?}"))),
+                Err(_) => Err(DialError::no_answer_within(DIAL_TIMEOUT)),
             };
             if dialled.is_ok() {
                 line.caller.addresses.reached(leader, &known, &target.address);

@@ -156,7 +156,7 @@ impl World {
             }
             let list = leader.members();
             let all_answer = list.members.iter().all(|member| member.reachable == Some(true));
-            if !list.joint && all_answer {
+            if list.joint == Some(false) && all_answer {
                 let members: BTreeSet<NodeId> = list.members.iter().map(|member| member.node_id).collect();
                 for id in self.ids() {
                     if !members.contains(&id) {

@@ -147,10 +147,12 @@ impl Pieces {
     }
 
     /// Opens the stream again where a break left it, at the same node and the same state, within the client's timeout.
-    /// Whether that was possible.
-    async fn resume(&mut self) -> bool {
+    ///
+    /// # Errors
+    /// Why it never will be, if the node says so.
+    async fn resume(&mut self) -> Result<(), Option<Failure>> {
         let (router, deadline) = (self.router.clone(), Instant::now() + self.router.config.timeout);
-        let (Some(start), Some(_)) = (self.next.clone(), &self.request.at) else { return false };
+        let (Some(start), Some(_)) = (self.next.clone(), &self.request.at) else { return Err(None) };
         // Of no bound at all it is more than a request can say.
         let limit = u32::try_from(self.left).unwrap_or(0);
         let request = v1::RangeRequest { start, limit, ..self.request.clone() };
@@ -159,15 +161,16 @@ impl Pieces {
                 Ok((first, pieces)) => {
                     self.pieces = pieces;
                     self.take_in(first);
-                    return true;
+                    return Ok(());
                 }
-                Err(failure) if is_forgotten(&failure) || Instant::now() >= deadline => return false,
+                Err(failure) if is_forgotten(&failure) => return Err(Some(failure)),
+                Err(_) if Instant::now() >= deadline => return Err(None),
                 Err(_) => {}
             }
             let pause = backoff(router.config.retry_backoff_min, router.config.retry_backoff_max, attempt);
             sleep_until(deadline.min(Instant::now() + pause)).await;
         }
-        false
+        Err(None)
     }
 }
 
@@ -194,13 +197,13 @@ fn items_of(first: v1::RangeResponse, mut state: Pieces) -> RangeStream {
                 Ok(None) => Failure::Attempt(AttemptError::Lost("the server ended it too early".into())),
                 Err(failure) => failure,
             };
-            if state.resume().await {
-                continue;
-            }
+            let Err(for_good) = state.resume().await else { continue };
+            let failure = for_good.unwrap_or(failure);
+            let reason = failure.reason().filter(|_| is_forgotten(&failure)).unwrap_or(Reason::Interrupted);
             state.router.metrics.range_streams.failed.fetch_add(1, Ordering::Relaxed);
             let endpoint = &state.link.node.endpoint;
             let message = format!("the range broke off midway: {}", in_words(&failure));
-            return Err(failed(endpoint, Reason::Interrupted, message, false));
+            return Err(failed(endpoint, reason, message, false));
         }
     });
     RangeStream { header, items: Box::pin(items) }

@@ -326,7 +326,7 @@ impl Watching {
     async fn after(&mut self, link: Arc<Link>, failure: &Failure) -> Result<(), ClientError> {
         let was_open = self.open.take().is_some();
         let endpoint = link.node.endpoint.clone();
-        tracing::debug!(%endpoint, ?failure, from = self.next_revision, "watch broke off");
+        tracing::debug!(%endpoint, failure = in_words(failure), from = self.next_revision, "watch broke off");
         let case = Case { kind: Kind::Anywhere, in_session: false, undecided: false };
         match judge(case, &endpoint, failure) {
             Verdict::Return(error @ ClientError::Rejected { .. }) => return Err(self.ended(error)),

@@ -367,6 +367,19 @@ impl Admin for Service {
         Ok(Response::new(TransferLeaderResponse { leader }))
     }
 
+    /// Does not come to an end.
+    async fn promote_member(
+        &self,
+        _: Request<PromoteMemberRequest>,
+    ) -> Result<Response<MemberChangeResponse>, Status> {
+        std::future::pending().await
+    }
+
+    /// Says nothing of it.
+    async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<SnapshotResponse>, Status> {
+        Ok(Response::new(SnapshotResponse::default()))
+    }
+
     async fn list_sessions(
         &self,
         request: Request<ListSessionsRequest>,

@@ -395,6 +395,32 @@ async fn a_range_stream_that_breaks_goes_on_at_the_same_state() {
     assert_eq!(client.metrics().range_streams.failed, 0);
 }
 
+/// It tells why the node never goes on, and not only that it broke off.
+#[tokio::test]
+async fn a_range_stream_whose_state_is_gone_says_so() {
+    let at = Position { term: 2, index: 7, history: 9 };
+    let header = Some(WireHeader { position: Some(at), ..Default::default() });
+    let first =
+        || piece(&["a"]).map(|piece| RangeResponse { header: header.clone(), next: "b".into(), ..piece });
+    for reason in [Reason::Compacted, Reason::Diverged, Reason::OtherHistory, Reason::Ahead] {
+        let refusal = || {
+            let (code, message) = (Code::OutOfRange.into(), "read it anew".to_owned());
+            Status::from(Failure { code, message, ..failure(reason, false) })
+        };
+        for broken_by in [broken(), refusal()] {
+            let node = Fake::start(leader);
+            let mut answers = vec![vec![first(), Err(broken_by)], vec![Err(refusal())]];
+            node.set_ranges(move |_| answers.remove(0));
+            let client = client_of(&[&node]);
+            let found = keys_by(&client).await;
+            assert_eq!((found.len(), client.metrics().range_streams.failed), (2, 1), "{found:?}");
+            let error = found[1].as_ref().unwrap_err();
+            assert_eq!((error.reason(), error.maybe_applied()), (reason, false), "{error}");
+            assert!(error.to_string().contains("midway: read it anew"), "{error}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_range_stream_is_opened_at_a_node_that_can_answer() {
     let first = Fake::start(leader);

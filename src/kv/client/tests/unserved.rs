@@ -144,6 +144,40 @@ async fn the_leader_is_known_from_whatever_says_so() {
     assert_eq!(client.find_leader(PATIENCE).await, known(1, &first));
 }
 
+#[tokio::test]
+async fn an_answer_that_tells_nothing_is_an_error() {
+    let node = Fake::start(leader);
+    node.set_status(status_of(1, Role::Leader, 1, Some((1, &node))));
+    let client = client_of(&[&node]);
+    for empty in [None, Some(LeaderHint::default())] {
+        if let Some(empty) = empty {
+            node.set_transferred(empty);
+        }
+        let error = client.transfer_leader(None).await.unwrap_err();
+        assert!(error.maybe_applied() && error.to_string().contains("without who leads now"), "{error}");
+    }
+    let at = Endpoint::parse(&node.endpoint()).unwrap();
+    for at in [None, Some(&at)] {
+        let error = client.take_snapshot(at).await.unwrap_err();
+        assert!(!error.maybe_applied() && error.to_string().contains("what the snapshot covers"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_members_is_told_by_all_the_time_that_it_had() {
+    let node = Fake::start(leader);
+    node.set_status(status_of(1, Role::Leader, 1, Some((1, &node))));
+    let client = client_with(&[&node], |config| config.timeout = Duration::from_millis(300));
+    let promote = |catch_up| client.change_members(MemberChange::Promote { node_id: 2, catch_up });
+    let error = timeout(PATIENCE, promote(Duration::from_millis(100))).await.unwrap().unwrap_err();
+    let ClientError::DeadlineExceeded { timeout: told, maybe_applied: true, .. } = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(told, Duration::from_millis(400));
+    // More than there can be of it.
+    assert!(timeout(Duration::from_millis(500), promote(Duration::MAX)).await.is_err(), "it waits");
+}
+
 fn info(node_id: u64, fake: &Fake) -> MemberInfo {
     MemberInfo { node_id, client: fake.endpoint(), voter: true, ..Default::default() }
 }

@@ -229,8 +229,6 @@ fn member(node_id: u64, leads: bool) -> MemberReport {
         snapshot: None,
     };
     let matched = BTreeMap::from([(2, 8), (7, 10)]).remove(&node_id);
-    let carried =
-        Carried { sent_bytes: 10 * node_id, received_bytes: 1, dials_failed: 2, ..Carried::default() };
     MemberReport {
         node_id,
         peer: format!("10.0.0.{node_id}:7901"),
@@ -239,9 +237,14 @@ fn member(node_id: u64, leads: bool) -> MemberReport {
         incarnation: Some(Incarnation(u128::from(node_id))),
         matched: matched.filter(|_| leads),
         reachable: leads.then_some(!gone),
-        carried,
+        carried: Some(carried(node_id)),
         led: (leads && node_id != 7).then_some(led),
     }
+}
+
+/// What was carried to and from a peer.
+fn carried(node_id: NodeId) -> Carried {
+    Carried { sent_bytes: 10 * node_id, received_bytes: 1, dials_failed: 2, ..Carried::default() }
 }
 
 /// The membership after a change.
@@ -256,7 +259,12 @@ fn changed() -> MemberList {
         reachable: Some(true),
         ..Default::default()
     };
-    MemberList { members: vec![member], position: Some(LogId::new(3, 5)), joint: true, ..Default::default() }
+    MemberList {
+        members: vec![member],
+        position: Some(LogId::new(3, 5)),
+        joint: Some(true),
+        ..Default::default()
+    }
 }
 
 impl OperatedNode for FakeNode {
@@ -289,11 +297,14 @@ impl OperatedNode for FakeNode {
             },
             lag: Some(Lag { entries: 1, time: Some(Duration::from_micros(250)), leader_heard: None }),
             disk: Some(DiskStatus { state: state.disk, ..DiskStatus::default() }),
-            sessions: SessionsReport { open: 4, bytes: 400, largest_opener: 3 },
-            in_flight: InFlight { commands: 3, bytes: 300, waiting_for_all: 2 },
+            sessions: SessionsReport { open: 4, bytes: 400, largest_opener: Some(3) },
+            unknown_disk: None,
+            in_flight: Some(InFlight { commands: 3, bytes: 300, waiting_for_all: 2 }),
+            // Node 5 is no member any more.
+            carried: Some([2, 3, 5].map(carried).into_iter().sum()),
             members: [2, 3, 7].map(|node_id| member(node_id, leads)).into(),
             membership: Some(LogId::new(3, 5)),
-            joint: true,
+            joint: Some(true),
             history: HISTORY,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

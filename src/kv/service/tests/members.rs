@@ -44,6 +44,7 @@ async fn changes_reach_the_node_and_the_membership_comes_back() {
     let update = v1::UpdateMemberRequest { node_id: WELL, client, ..Default::default() };
     node.update_member(Request::new(update)).await.unwrap();
     let list = node.member_list(Request::new(v1::MemberListRequest {})).await.unwrap().into_inner();
+    assert_eq!(changed.joint, Some(true));
     assert!(list.joint && list.leader.unwrap().node_id == 7);
     let leader = node.transfer_leader(Request::new(v1::TransferLeaderRequest::default())).await.unwrap();
     assert_eq!(leader.into_inner().leader.unwrap().node_id, WELL);

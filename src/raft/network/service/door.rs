@@ -45,7 +45,7 @@ impl<M: StateMachine> PeerService<M> {
             return Err(told);
         }
         let running = self.raft.metrics().borrow_watched().running_state.clone();
-        running.map_err(|fatal| Refusal::Stopped(fatal.to_string()))
+        running.map_err(|fatal| Refusal::Stopped(type_config::fatal(&fatal)))
     }
 
     /// Refuses to found a cluster with whoever begins with another state, or does not say so where that matters.
