@@ -97,6 +97,8 @@ mod report;
 mod runtime;
 mod session;
 mod shown;
+#[cfg(feature = "server")]
+mod signals;
 mod storage;
 mod types;
 
@@ -135,9 +137,9 @@ pub use types::{
 pub mod server {
     pub use crate::call::{Header, Rejected};
     pub use crate::door::limits::{Bound, DoorLimits};
-    pub use crate::door::{Call, CallOf, Guest, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, Method};
+    pub use crate::door::{Call, CallOf, Guest, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, MachineGuest, Method};
     pub use crate::node::settings::LogLevel;
-    pub use crate::node::{DRAIN, Names, ServeError, Server};
+    pub use crate::node::{DRAIN, Names, RunError, ServeError, Server, StoppedBy};
 }
 
 /// What a node keeps, and where: a log and snapshots of one's own, and those that there are.
