@@ -72,11 +72,8 @@ fn begin<'a>(what: &str, message: &'a [u8]) -> Result<(MachineVersion, &'a [u8])
     let begins = |error| NotUnderstood::content(what, &error);
     let (format, rest) = decode_first::<u8>(message).map_err(begins)?;
     if format != FORMAT {
-        let said = format!("the {what} is laid out in way {format}, and this node reads {FORMAT} only");
-        return Err(match format > FORMAT {
-            true => NotUnderstood::Newer(format!("{said}: upgrade this node")),
-            false => NotUnderstood::Faulty(said),
-        });
+        let layout = format!("it is laid out in way {format}, and this node reads {FORMAT} only");
+        return Err(NotUnderstood::content(what, &layout));
     }
     let ((machine, version), rest) = decode_first(rest).map_err(begins)?;
     Ok((MachineVersion { machine, version }, rest))
@@ -328,8 +325,8 @@ mod tests {
             let query = read_query::<Count<1>>(bytes);
             assert!(matches!(query, Err(NotUnderstood::Faulty(_))), "{bytes:?}");
         }
-        let said = "the command is laid out in way 2, and this node reads 1 only: upgrade this node";
-        assert_eq!(read_command::<Count<1>>(&[2, 0, 0, 0, 3]), Err(newer(said)));
+        let said = "this is no command of the machine that this node serves: it is laid out in way 2, and this node reads 1 only";
+        assert_eq!(read_command::<Count<1>>(&[2, 0, 0, 0, 3]), Err(NotUnderstood::Faulty(said.to_owned())));
     }
 
     #[test]

@@ -1,0 +1,31 @@
+//! The examples do what they say.
+
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used)] // a test that cannot go on fails
+
+#[path = "../../docs/examples/counter.rs"]
+mod counter;
+#[allow(dead_code)] // a program has a main, which these tests do without
+#[path = "../../docs/examples/jobs.rs"]
+mod jobs;
+#[path = "../../docs/examples/lease.rs"]
+mod lease;
+mod operated;
+#[path = "../../docs/examples/queue.rs"]
+mod queue;
+mod three_processes;
+
+#[test]
+fn counter() {
+    counter::main().unwrap();
+}
+
+#[test]
+fn lease() {
+    lease::main().unwrap();
+}
+
+#[test]
+fn queue() {
+    queue::main().unwrap();
+}
