@@ -4,7 +4,6 @@
 //! jobs serve 1 /tmp/jobs/1 127.0.0.1:7801 127.0.0.1:7901,127.0.0.1:7902,127.0.0.1:7903   # and 2 and 3, in other terminals
 //! jobs push 127.0.0.1:7801 wash dry fold
 //! jobs work 127.0.0.1:7802 ann
-//! jobs count 127.0.0.1:7803
 //! ```
 //!
 //! `serve … --machine-version 1` runs the queue as it was before leases could be renewed. `serve … --restore DIR` forms a new cluster with
@@ -65,12 +64,8 @@ pub(crate) enum Command {
     },
 }
 
-/// The job that was pushed, taken, done or renewed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Job {
-    pub(crate) number: u64,
-    pub(crate) what: String,
-}
+/// The number of a job, and what it is.
+pub(crate) type Job = (u64, String);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counts {
@@ -80,23 +75,22 @@ pub(crate) struct Counts {
 }
 
 impl<const VERSION: u32> Jobs<VERSION> {
-    fn lease(&mut self, job: Job, worker: String, until_ms: u64) -> Job {
-        self.ends.insert((until_ms, job.number));
-        self.leased.insert(job.number, Lease { what: job.what.clone(), worker, until_ms });
-        job
+    fn lease(&mut self, (number, what): Job, worker: String, until_ms: u64) -> Job {
+        self.ends.insert((until_ms, number));
+        self.leased.insert(number, Lease { what: what.clone(), worker, until_ms });
+        (number, what)
     }
-
     /// Takes a job back from `worker`, if it still has it.
     fn take_back(&mut self, number: u64, worker: &str) -> Option<Job> {
         let lease = self.leased.get(&number).filter(|lease| lease.worker == worker)?;
         self.ends.remove(&(lease.until_ms, number));
-        self.leased.remove(&number).map(|lease| Job { number, what: lease.what })
+        self.leased.remove(&number).map(|lease| (number, lease.what))
     }
 }
 
 impl<const VERSION: u32> StateMachine for Jobs<VERSION> {
     type Command = Command;
-    type Reply = Option<Job>; // none: nothing waits, or the worker does not have that job any more
+    type Reply = Option<Job>; // the job pushed, taken, done or renewed; or none waits, or the worker has it no more
     type Query = ();
     type Answer = Counts;
     type View = Self;
@@ -104,13 +98,13 @@ impl<const VERSION: u32> StateMachine for Jobs<VERSION> {
     const VERSION: u32 = VERSION;
     const COMMANDS_ROUND_TRIP: bool = true;
 
+    /// The first version that reads it.
     fn command_version(command: &Command) -> u32 {
         match command {
+            Command::Push(_) | Command::Take { .. } | Command::Done { .. } | Command::Expire => 1,
             Command::Renew { .. } => 2,
-            _ => 1,
         }
     }
-
     fn apply(&mut self, context: &ApplyContext, command: Command) -> Option<Job> {
         let until = |lease_ms| context.elapsed_ms.saturating_add(lease_ms);
         match command {
@@ -118,11 +112,11 @@ impl<const VERSION: u32> StateMachine for Jobs<VERSION> {
                 // Not the position in the log: that begins anew in a cluster that is formed from a backup.
                 self.pushed += 1;
                 self.waiting.insert(self.pushed, what.clone());
-                Some(Job { number: self.pushed, what })
+                Some((self.pushed, what))
             }
             Command::Take { worker, lease_ms } => {
-                let (number, what) = self.waiting.pop_first()?;
-                Some(self.lease(Job { number, what }, worker, until(lease_ms)))
+                let job = self.waiting.pop_first()?;
+                Some(self.lease(job, worker, until(lease_ms)))
             }
             Command::Done { number, worker } => {
                 let job = self.take_back(number, &worker)?;
@@ -143,50 +137,39 @@ impl<const VERSION: u32> StateMachine for Jobs<VERSION> {
             }
         }
     }
-
-    /// When the first lease ends, whether or not anybody asks then.
+    /// When the first lease ends, whether or not anybody asks for anything then.
     fn next_wake_ms(&self) -> Option<u64> {
         self.ends.first().map(|(until_ms, _)| *until_ms)
     }
-
     /// What the leader proposes at that time.
     fn wake() -> Option<Command> {
         Some(Command::Expire)
     }
-
     fn view(&self) -> Self {
         self.clone()
     }
-
     fn query(view: &Self, (): ()) -> Counts {
         Counts { waiting: view.waiting.len() as u64, leased: view.leased.len() as u64, done: view.done }
     }
-
     fn write_snapshot(view: &Self, out: &mut dyn Write) -> io::Result<()> {
         serde_json::to_writer(out, view).map_err(io::Error::other)
     }
-
     fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
         serde_json::from_reader(input).map_err(io::Error::other)
     }
 }
 
 /// One of the processes, until it is told to stop. `peers` are the addresses of all three, that of node 1 first.
-async fn serve<const VERSION: u32>(
-    node_id: u64,
-    dir: &str,
-    client: &str,
-    peers: &str,
-    backup: Option<&str>,
-) -> Result<(), Error> {
-    let server = Server::<MachineGuest<Jobs<VERSION>>>::bind(client).await?;
+async fn serve<const V: u32>(node_id: u64, at: [&str; 3], backup: Option<&str>) -> Result<(), Error> {
+    let [dir, client, peers] = at;
+    let server = Server::<MachineGuest<Jobs<V>>>::bind(client).await?;
     let members: BTreeMap<u64, String> = (1..).zip(peers.split(',').map(str::to_owned)).collect();
     let own = members.get(&node_id).ok_or("this node is not among its peers")?;
     let mut config = EngineConfig::new(node_id, dir, own);
     config.client_advertise = server.local_addr().to_string();
     config.initial_members = members;
-    let restored = backup.map(|dir| Engine::read_backup(Path::new(dir))).transpose()?;
     let progress = config.progress.clone();
+    let restored = backup.map(|dir| Engine::read_backup(Path::new(dir))).transpose()?;
     let opening = async {
         match restored {
             Some(jobs) => Engine::restore(config, jobs).await,
@@ -194,66 +177,68 @@ async fn serve<const VERSION: u32>(
         }
     };
     let ended = server.run_until_signal(opening, progress).await;
-    let code = ended.map_or_else(
-        |error| {
-            tracing::error!(%error, "this node has ended");
-            error.exit_code()
-        },
-        |_| 0,
-    );
+    let code =
+        ended.inspect_err(|error| tracing::error!("{error}")).map_or_else(|error| error.exit_code(), |_| 0);
     std::process::exit(code.into())
 }
 
-/// A client of the newest version: what it asks for that the nodes do not know yet, they refuse.
+/// A client of the newest version: what nodes do not know yet, they refuse.
 pub(crate) type Queue = MachineClient<Jobs<2>>;
+
+/// Pushes a job, however often it has to be asked for: it is pushed once.
+pub(crate) async fn push(queue: &Queue, what: &str) -> Result<Option<Job>, ClientError> {
+    let (command, mut once) = (Command::Push(what.to_owned()), queue.once().await?);
+    loop {
+        match once.write(&command).await {
+            Ok(pushed) => return Ok(pushed.reply),
+            Err(error) if error.is_final() => return Err(error),
+            Err(error) => tracing::warn!("again: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
 
 /// Does jobs, and tells each when it is done, until there are none left.
 pub(crate) async fn work(queue: &Queue, worker: &str, mut tell: impl FnMut(Job)) -> Result<(), ClientError> {
     loop {
         let worker = worker.to_owned();
         let take = Command::Take { worker: worker.clone(), lease_ms: 30_000 };
-        let Some(job) = queue.write(take).await?.reply else {
-            let left = queue.read((), ReadLevel::Linearizable).await?.answer;
-            if left.waiting + left.leased == 0 {
-                return Ok(());
-            }
-            // Others have them, and may fail.
-            tokio::time::sleep(Duration::from_millis(100)).await;
+        if let Some((number, _)) = queue.write(take).await?.reply {
+            // Here the work is done. Work that takes longer renews its lease meanwhile.
+            let done = queue.write(Command::Done { number, worker }).await?;
+            done.reply.map(&mut tell);
             continue;
-        };
-        // Here the work is done. Work that takes longer renews its lease meanwhile.
-        let done = queue.write(Command::Done { number: job.number, worker }).await?;
-        done.reply.map(&mut tell);
+        }
+        let left = queue.read((), ReadLevel::Linearizable).await?.answer;
+        if left.waiting + left.leased == 0 {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await; // others have them, and may fail
     }
 }
 
 pub(crate) async fn run(args: &[&str]) -> Result<(), Error> {
+    tracing_subscriber::fmt().with_writer(io::stderr).init();
     let queue = |at: &str| Queue::new([at], ClientConfig::default());
     match args {
         ["serve", node_id, dir, client, peers, options @ ..] => {
-            tracing_subscriber::fmt().with_writer(io::stderr).init();
-            let option = |name| options.chunks(2).find(|pair| pair[0] == name).map(|pair| pair[1..].concat());
-            let (node_id, backup) = (node_id.parse()?, option("--restore"));
-            match option("--machine-version").as_deref() {
-                Some("1") => serve::<1>(node_id, dir, client, peers, backup.as_deref()).await,
-                _ => serve::<2>(node_id, dir, client, peers, backup.as_deref()).await,
+            let option = |name| options.chunks(2).find(|pair| pair[0] == name).and_then(|pair| pair.get(1));
+            let (node_id, at) = (node_id.parse()?, [*dir, *client, *peers]);
+            match option("--machine-version") {
+                Some(&"1") => serve::<1>(node_id, at, option("--restore").copied()).await,
+                _ => serve::<2>(node_id, at, option("--restore").copied()).await,
             }
         }
         ["push", at, jobs @ ..] => {
             let queue = queue(at)?;
             for what in jobs {
-                let pushed = queue.write(Command::Push((*what).to_owned())).await?;
-                println!("{:?}", pushed.reply);
+                println!("{:?}", push(&queue, what).await?);
             }
             queue.close().await;
             Ok(())
         }
         ["work", at, worker] => Ok(work(&queue(at)?, worker, |job| println!("{job:?}")).await?),
-        ["count", at] => {
-            println!("{:?}", queue(at)?.read((), ReadLevel::Linearizable).await?.answer);
-            Ok(())
-        }
-        _ => Err("jobs serve|push|work|count …".into()),
+        _ => Err("jobs serve|push|work …".into()),
     }
 }
 

@@ -5,11 +5,11 @@
 
 #[path = "../../docs/examples/counter.rs"]
 mod counter;
+mod guide;
 #[allow(dead_code)] // a program has a main, which these tests do without
 #[path = "../../docs/examples/jobs.rs"]
 mod jobs;
-#[path = "../../docs/examples/lease.rs"]
-mod lease;
+mod machine;
 mod operated;
 #[path = "../../docs/examples/queue.rs"]
 mod queue;
@@ -18,11 +18,6 @@ mod three_processes;
 #[test]
 fn counter() {
     counter::main().unwrap();
-}
-
-#[test]
-fn lease() {
-    lease::main().unwrap();
 }
 
 #[test]

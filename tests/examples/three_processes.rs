@@ -175,7 +175,7 @@ fn metric(address: &str, name: &str) -> f64 {
 }
 
 async fn push(queue: &Queue, what: &str) -> Job {
-    queue.write(Command::Push(what.to_owned())).await.unwrap().reply.unwrap()
+    jobs::push(queue, what).await.unwrap().unwrap()
 }
 
 async fn take(queue: &Queue, worker: &str, lease_ms: u64) -> Option<Job> {
@@ -223,7 +223,7 @@ async fn each_job_is_done_once_although_leaders_are_killed() {
             let queue = nodes.queue(worker);
             tokio::spawn(async move {
                 let mut done = Vec::new();
-                jobs::work(&queue, &format!("worker {worker}"), |job| done.push(job.what)).await.unwrap();
+                jobs::work(&queue, &format!("worker {worker}"), |(_, what)| done.push(what)).await.unwrap();
                 done
             })
         })
@@ -260,7 +260,7 @@ async fn a_job_comes_back_when_its_lease_ends() {
     })
     .await;
     assert_eq!(take(&queue, "bob", 60_000).await, Some(job.clone()));
-    let late = Command::Done { number: job.number, worker: "ann".to_owned() };
+    let late = Command::Done { number: job.0, worker: "ann".to_owned() };
     assert_eq!(queue.write(late).await.unwrap().reply, None, "it is bob's by now");
 }
 
@@ -272,7 +272,7 @@ async fn a_new_command_is_taken_once_all_processes_are_upgraded() {
     let queue = Queue::new([nodes.address(1)], impatient).unwrap();
     let job = push(&queue, "wash").await;
     assert_eq!(take(&queue, "ann", 3_600_000).await, Some(job.clone()));
-    let renew = || Command::Renew { number: job.number, worker: "ann".to_owned(), lease_ms: 3_600_000 };
+    let renew = || Command::Renew { number: job.0, worker: "ann".to_owned(), lease_ms: 3_600_000 };
     let refused = queue.write(renew()).await.unwrap_err();
     assert_eq!((refused.reason(), refused.maybe_applied()), (Reason::VersionNotAgreed, false), "{refused}");
     let words = "version 2 of the machine, and this node reads 0 to 1: upgrade this node";
@@ -304,7 +304,7 @@ async fn a_new_cluster_begins_with_what_a_backup_holds() {
     push(&queue, "wash").await;
     let dry = push(&queue, "dry").await;
     take(&queue, "ann", 3_600_000).await.unwrap();
-    crate::operated::quorate(&nodes.address(1), &["snapshot"]);
+    crate::operated::quorate(&nodes.all_addresses(), &["snapshot", "--endpoint", &nodes.address(1)]);
     push(&queue, "too late for the backup").await;
     let (copy, backup) = (tempfile::tempdir().unwrap(), nodes.node_dir(1).join("snapshots"));
     for file in fs::read_dir(backup).unwrap().map(|entry| entry.unwrap().path()) {
@@ -316,7 +316,7 @@ async fn a_new_cluster_begins_with_what_a_backup_holds() {
     let queue = restored.queue(2);
     let expected = Counts { waiting: 1, leased: 1, done: 0 };
     assert_eq!(counts(&queue, ReadLevel::Linearizable).await, expected);
-    assert_eq!(push(&queue, "fold").await.number, dry.number + 1, "numbers go on");
+    assert_eq!(push(&queue, "fold").await.0, dry.0 + 1, "numbers go on");
     assert_eq!(take(&queue, "bob", 60_000).await, Some(dry));
     // From now on it is a cluster like any other.
     restored.options.clear();
