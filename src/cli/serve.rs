@@ -84,7 +84,8 @@ pub async fn run(args: ServeArgs, on_memory: Option<fn(u64)>) -> Result<(), Serv
         }
     };
     let progress = engine_config.progress.clone();
-    match server.run_until(signals, Engine::open(engine_config, machine), progress).await {
+    let opening = Engine::open(engine_config, machine);
+    match Box::pin(server.run_until(signals, opening, progress)).await {
         Ok(_) => Ok(()),
         Err(RunError::SecondSignal(_)) => {
             logging::flush();

@@ -69,6 +69,7 @@ use entrance::Entrance;
 pub use entrance::Names;
 use gate::Gate;
 use metrics::NodeCollector;
+pub use metrics::metrics;
 use operated::OperatedNode;
 use port_metrics::PortCollector;
 pub use running::{RunError, StoppedBy};

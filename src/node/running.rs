@@ -99,7 +99,7 @@ impl<G: Guest> Server<G> {
         O: Future<Output = Result<Engine<G::Machine>, OpenError>> + Send + 'static,
     {
         let signals = StopSignals::listen().map_err(RunError::Signals)?;
-        self.run_until(signals, opening, progress).await
+        Box::pin(self.run_until(signals, opening, progress)).await
     }
 
     /// The same, for a process that listens for `signals` already.

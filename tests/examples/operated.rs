@@ -58,7 +58,7 @@ async fn nodes_of_another_program_are_asked_how_they_are() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_of_another_program_do_as_they_are_told() {
-    let nodes = Nodes::start(&[]).await;
+    let mut nodes = Nodes::start(&[]).await;
     let (every, queue) = (nodes.all_addresses(), nodes.queue(1));
     queue.write(Change::Push("wash".to_owned())).await.unwrap();
 
@@ -92,6 +92,12 @@ async fn nodes_of_another_program_do_as_they_are_told() {
     assert_eq!(all(&members, "role"), ["voter"; 3]);
     let left = quorate(&every, &["member", "remove", "2"])["members"].clone();
     assert_eq!(all(&left, "node_id"), [1, 3]);
+    assert_eq!(nodes.ended(2).await.code(), Some(1));
+    assert!(
+        nodes.log(2).contains("the node has stopped: node 2 was removed from its cluster"),
+        "{}",
+        nodes.log(2)
+    );
     queue.write(Change::Push("fold".to_owned())).await.unwrap();
 }
 

@@ -112,7 +112,7 @@ impl Nodes {
     }
 
     /// How the process of a node ends that has been told to.
-    async fn ended(&mut self, node_id: NodeId) -> ExitStatus {
+    pub(crate) async fn ended(&mut self, node_id: NodeId) -> ExitStatus {
         let mut process = self.running.remove(&node_id).unwrap();
         eventually("the process ends", async || process.try_wait().unwrap().is_some()).await;
         process.wait().unwrap()
@@ -237,7 +237,8 @@ async fn each_job_is_done_once_although_leaders_are_killed() {
     }
     let mut pushed: Vec<_> =
         (0..PUSHERS).flat_map(|pusher| (0..EACH).map(move |number| format!("{pusher}-{number}"))).collect();
-    (done.sort(), pushed.sort());
+    done.sort();
+    pushed.sort();
     assert_eq!(done, pushed, "each was told as done once");
     assert_eq!(counts(&observer, ReadLevel::Linearizable).await, Counts { waiting: 0, leased: 0, done: all });
 
