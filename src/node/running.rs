@@ -80,7 +80,7 @@ impl<G: Guest> Server<G> {
     /// themselves.
     ///
     /// ```no_run
-    /// # use quorate::server::{MachineGuest, RunError, Server};
+    /// # use quorate::server::{MachineGuest, Server};
     /// # use quorate::{Engine, EngineConfig, StateMachine};
     /// # async fn run<Jobs: StateMachine<Query = String, Answer = String> + Default>(
     /// #     server: Server<MachineGuest<Jobs>>, config: EngineConfig) {
