@@ -24,8 +24,7 @@ use serde::{Deserialize, Serialize};
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// The state. A view of it is a copy, which is well for thousands of jobs; for millions, use maps that share what they have in common.
-///
-/// In a program of your own the version of the machine is a constant. Here it is a parameter, so that one program can be both.
+/// In a program of your own the version is a constant. Here it is a parameter, so that one program can be both.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Jobs<const VERSION: u32> {
     waiting: BTreeMap<u64, String>,
@@ -86,6 +85,14 @@ impl<const VERSION: u32> Jobs<VERSION> {
         self.ends.remove(&(lease.until_ms, number));
         self.leased.remove(&number).map(|lease| (number, lease.what))
     }
+    /// Ends the leases that last until then.
+    fn expire(&mut self, until_ms: u64) {
+        while let Some(end) = self.ends.first().copied().filter(|end| end.0 <= until_ms) {
+            self.ends.remove(&end);
+            let ended = self.leased.remove(&end.1);
+            self.waiting.extend(ended.map(|lease| (end.1, lease.what)));
+        }
+    }
 }
 
 impl<const VERSION: u32> StateMachine for Jobs<VERSION> {
@@ -94,11 +101,7 @@ impl<const VERSION: u32> StateMachine for Jobs<VERSION> {
     type Query = ();
     type Answer = Counts;
     type View = Self;
-
     const VERSION: u32 = VERSION;
-    const COMMANDS_ROUND_TRIP: bool = true;
-
-    /// The first version that reads it.
     fn command_version(command: &Command) -> u32 {
         match command {
             Command::Push(_) | Command::Take { .. } | Command::Done { .. } | Command::Expire => 1,
@@ -128,11 +131,7 @@ impl<const VERSION: u32> StateMachine for Jobs<VERSION> {
                 Some(self.lease(job, worker, until(lease_ms)))
             }
             Command::Expire => {
-                while let Some(end) = self.ends.first().copied().filter(|end| end.0 <= context.elapsed_ms) {
-                    self.ends.remove(&end);
-                    let ended = self.leased.remove(&end.1);
-                    self.waiting.extend(ended.map(|lease| (end.1, lease.what)));
-                }
+                self.expire(context.elapsed_ms);
                 None
             }
         }
@@ -169,7 +168,9 @@ async fn serve<const V: u32>(node_id: u64, at: [&str; 3], backup: Option<&str>) 
     config.client_advertise = server.local_addr().to_string();
     config.initial_members = members;
     let progress = config.progress.clone();
-    let restored = backup.map(|dir| Engine::read_backup(Path::new(dir))).transpose()?;
+    let mut restored = backup.map(|dir| Engine::<Jobs<V>>::read_backup(Path::new(dir))).transpose()?;
+    // Time begins anew in a new cluster: a lease of the old one would not end there.
+    restored.iter_mut().for_each(|jobs| jobs.expire(u64::MAX));
     let opening = async {
         match restored {
             Some(jobs) => Engine::restore(config, jobs).await,
