@@ -25,10 +25,12 @@
 //!   more. A [`WriteError`] says whether it may have been applied nevertheless. A [`Session`] makes a repeated write happen once.
 //! - **Reading.** [`Engine::read`] at one of the [`ReadLevel`]s, after a [`Bookmark`] where one's own writes must be seen.
 //! - **Membership.** [`Engine::add_member`] and what is beside it; [`Engine::transfer_leader`].
+//! - **Backup.** [`Engine::read_backup`] reads a copied snapshot, [`Engine::restore`] begins a cluster with it.
 //! - **Watching a node.** [`Engine::state`], [`Engine::wait_for`], [`Engine::changes`]: values, never a lock on them. [`Engine::report`] tells more, and
 //!   [`Engine::stopped`] ends with the node.
-//! - **Serving.** [`server`] serves a machine over the network with sessions, health, metrics and pages;
-//!   [`client`] is the other side, which finds the leader and repeats what is safe to repeat. `docs/examples/queue.rs` is both in 150 lines. [`kv`] is
+//! - **Serving.** [`server`] serves a machine over the network with sessions, health, metrics and pages, as it is ([`server::MachineGuest`]) or by
+//!   a vocabulary of its own ([`server::Guest`]); [`server::Server::run_until_signal`] is all of such a process. [`client`] is the other side, which
+//!   finds the leader and repeats what is safe to repeat ([`client::MachineClient`]). `docs/examples/jobs.rs` is both, in three processes. [`kv`] is
 //!   the guest that the program `quorate` serves.
 //! - **Testing.** [`testkit`] checks a store of one's own, crashes included; [`store::MemoryStore`] forgets in a controlled way.
 //!
@@ -97,6 +99,8 @@ mod report;
 mod runtime;
 mod session;
 mod shown;
+#[cfg(feature = "server")]
+mod signals;
 mod storage;
 mod types;
 
@@ -135,9 +139,9 @@ pub use types::{
 pub mod server {
     pub use crate::call::{Header, Rejected};
     pub use crate::door::limits::{Bound, DoorLimits};
-    pub use crate::door::{Call, CallOf, Guest, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, Method};
+    pub use crate::door::{Call, CallOf, Guest, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, MachineGuest, Method};
     pub use crate::node::settings::LogLevel;
-    pub use crate::node::{DRAIN, Names, ServeError, Server};
+    pub use crate::node::{DRAIN, Names, RunError, ServeError, Server, StoppedBy, metrics};
 }
 
 /// What a node keeps, and where: a log and snapshots of one's own, and those that there are.

@@ -30,6 +30,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     // How people write where somebody listens.
     ("address", &[]),
     ("logging", &[]),
+    // What asks a process to stop.
+    ("signals", &[]),
     ("error", &["types", "reason", "shown"]),
     ("incoming", &["error"]),
     ("session", &["types"]),
@@ -45,17 +47,17 @@ const ROOMS: &[(&str, &[&str])] = &[
         "storage", "raft", "stream"]),
     ("door", &["types", "reason", "shown", "error", "runtime", "incoming", "proto", "call", "machine",
         "engine"]),
-    ("node", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "proto", "report",
-        "machine", "storage", "engine", "door"]),
-    // A client shares nothing with the server but the protocol.
-    ("client", &["types", "reason", "shown", "session", "runtime", "proto", "call", "report"]),
+    ("node", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "signals", "proto",
+        "report", "machine", "storage", "engine", "door"]),
+    // A client shares nothing with the server but the protocol, and the machine that both know.
+    ("client", &["types", "reason", "shown", "session", "runtime", "proto", "call", "report", "machine"]),
     ("kv", &["types", "reason", "error", "runtime", "incoming", "proto", "call", "machine", "engine",
         "door", "node", "client"]),
     // Settings of a whole process, so above what they are the settings of.
     ("config", &["types", "address", "shown", "error", "runtime", "duration", "engine", "door", "node",
         "kv"]),
-    ("cli", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "duration", "config",
-        "machine", "storage", "engine", "stream", "node", "kv"]),
+    ("cli", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "signals", "duration",
+        "config", "machine", "storage", "engine", "stream", "node", "kv"]),
     // The program's alone: what embeds the library has its own.
     ("allocator", &[]),
     ("main", &["cli", "config", "error", "allocator"]),

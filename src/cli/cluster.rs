@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 use quorate_cluster::{Cluster, ClusterError, ClusterSpec};
 use tokio::time::MissedTickBehavior;
 
-use super::signals::StopSignals;
 use crate::engine::{MIN_MEMORY_BYTES, available_memory_bytes};
 use crate::kv::client::{Client, ClientConfig, ConfigError, Endpoint, NodeReport};
 use crate::runtime;
+use crate::signals::StopSignals;
 use crate::types::NodeId;
 use screen::{NodeRow, Screen, View};
 use supervisor::{Event, Supervisor};

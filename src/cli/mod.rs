@@ -40,7 +40,6 @@ pub mod read;
 pub mod report;
 pub mod serve;
 pub mod session;
-mod signals;
 pub mod snapshot;
 pub mod status;
 pub mod transfer;

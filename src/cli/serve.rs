@@ -1,20 +1,14 @@
 //! `quorate serve`: one node of a cluster, in this process, until it is told to stop.
 //!
-//! SIGTERM, SIGINT or SIGHUP stops it in order: the client port stops accepting and answers what is in flight, the
-//! engine hands leadership over and closes its log. A second signal exits at once. So does the first while the node is
-//! still being opened: it has promised nothing since it was started, and opening may be cut off anywhere, as by a power
-//! cut. A fatal error of the engine exits at once too: nothing that is still running could acknowledge anything, and a
-//! supervisor restarts the process.
-//!
-//! The client port answers from the first moment: see [`Server::serve_opening`]. The log goes to standard error through
-//! a [writer](crate::logging) that holds up nothing, whatever becomes of standard error.
+//! When it ends, and how, is [`Server::run_until_signal`]'s; this is its settings, its ports and its log, which goes to standard error through
+//! a [writer](crate::logging) that holds up nothing, whatever becomes of standard error. What ends at once takes the process with it from
+//! within: what is left could hang.
 
 use std::io::IsTerminal;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process;
 
-use tokio::sync::oneshot;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -22,17 +16,18 @@ use tracing_subscriber::{Layer, Registry, fmt, registry, reload};
 
 pub use crate::config::ServeArgs;
 
-use super::signals::StopSignals;
 use crate::config::{ConfigError, LogFormat, ServeConfig};
 use crate::engine::{Engine, EngineConfig};
-use crate::error::{FatalError, OpenError};
+use crate::error::OpenError;
 use crate::incoming;
 use crate::kv::machine::KvMachine;
 use crate::kv::{self, Kv};
 use crate::logging;
 use crate::node::settings::{LogLevel, parse_filter};
-use crate::node::{self, Server};
-use crate::runtime::{self, offload};
+use crate::node::{RunError, Server};
+use crate::reason::EXIT_INVALID;
+use crate::runtime::offload;
+use crate::signals::StopSignals;
 
 /// Why `quorate serve` ended.
 #[derive(Debug, thiserror::Error)]
@@ -41,15 +36,12 @@ pub enum ServeError {
     /// The settings cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The node could not be opened.
+    /// A port could not be opened, or the disk not be asked.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The client port failed.
+    /// The node could not be opened, or its client port failed.
     #[error(transparent)]
-    Serve(#[from] node::ServeError),
-    /// The process cannot be told when to stop.
-    #[error("cannot listen for signals: {0}")]
-    Signals(#[source] std::io::Error),
+    Run(#[from] RunError),
     /// There is nobody to write the log.
     #[error("cannot write a log to standard error: {0}")]
     Log(#[source] std::io::Error),
@@ -60,7 +52,8 @@ impl ServeError {
     pub fn is_invalid_input(&self) -> bool {
         match self {
             Self::Config(_) | Self::Open(OpenError::Config(_)) => true,
-            Self::Open(_) | Self::Serve(_) | Self::Signals(_) | Self::Log(_) => false,
+            Self::Run(error) => error.exit_code() == EXIT_INVALID,
+            Self::Open(_) | Self::Log(_) => false,
         }
     }
 }
@@ -81,56 +74,29 @@ pub async fn run(args: ServeArgs, on_memory: Option<fn(u64)>) -> Result<(), Serv
     if let Err(error) = incoming::raise_open_files() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
-    let mut signals = StopSignals::listen().map_err(ServeError::Signals)?;
+    let mut signals = StopSignals::listen().map_err(RunError::Signals)?;
     let machine = KvMachine::with_history(config.door.history);
     let (server, engine_config) = tokio::select! {
         listening = listen(config, log_level, &data_dir, &machine) => listening?,
-        name = signals.next() => return stopped_early(name),
+        signal = signals.next() => {
+            tracing::info!(signal, "stopped before the node was open; the next start begins anew");
+            return Ok(());
+        }
     };
-
-    let client = server.local_addr();
-    let (give, opened) = oneshot::channel();
-    let (stop, stopped) = oneshot::channel();
     let progress = engine_config.progress.clone();
-    let serving = server.serve_opening(
-        async {
-            match opened.await {
-                Ok(engine) => engine,
-                // It is not going to be one: this process ends.
-                Err(_) => std::future::pending().await,
-            }
-        },
-        progress,
-        async {
-            // The sender is only dropped after it has sent.
-            let _ = stopped.await;
-        },
-    );
-    let mut serving = runtime::spawn(serving);
-    // In a task of its own: whatever it waits for, signals are heard meanwhile.
-    let opening = runtime::spawn(Engine::open(engine_config, machine));
-    let engine = tokio::select! {
-        engine = opening => engine.unwrap_or_else(|panic| Err(OpenError::Core(panic.to_string())))?,
-        name = signals.next() => return stopped_early(name),
-        served = &mut serving => return Ok(served.unwrap_or_else(|panic| process_ends(&panic.to_string()))?),
-    };
-    exit_when_fatal(&engine);
-    // Whoever waits for it lives as long as the port is served.
-    let _ = give.send(engine.clone());
-    runtime::spawn(async move {
-        let name = signals.next().await;
-        tracing::info!(signal = name, "stopping; a second signal exits at once");
-        let _ = stop.send(());
-        let name = signals.next().await;
-        tracing::warn!(signal = name, "exiting at once");
-        logging::flush();
-        process::exit(1);
-    });
-    tracing::info!(%client, "serving");
-    let served = serving.await.unwrap_or_else(|panic| process_ends(&panic.to_string()));
-    engine.shutdown().await;
-    tracing::info!("stopped");
-    Ok(served?)
+    let opening = Engine::open(engine_config, machine);
+    match Box::pin(server.run_until(signals, opening, progress)).await {
+        Ok(_) => Ok(()),
+        Err(RunError::SecondSignal(_)) => {
+            logging::flush();
+            process::exit(1);
+        }
+        Err(error @ (RunError::Fatal(_) | RunError::Port(_))) => {
+            logging::last_words(&format!("error: {error}\n"));
+            process::exit(1);
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Opens both ports, and makes the settings fit the machine.
@@ -169,18 +135,6 @@ async fn listen(
     Ok((server.with_fixed_settings(config.fixed_settings()), engine_config))
 }
 
-/// A node that is not open yet has nobody to tell, and nothing to hand over.
-fn stopped_early(signal: &str) -> Result<(), ServeError> {
-    tracing::info!(signal, "stopped before the node was open; the next start begins anew");
-    Ok(())
-}
-
-/// A task that the process cannot do without has panicked.
-fn process_ends(reason: &str) -> ! {
-    logging::last_words(&format!("error: the client port has failed: {reason}\n"));
-    process::exit(1)
-}
-
 /// Opens the peer port here, so that port 0 can be advertised as what it turned out to be.
 fn with_peer_listener(mut config: EngineConfig) -> Result<EngineConfig, OpenError> {
     let address = config.peer_listen.clone();
@@ -196,24 +150,6 @@ fn with_peer_listener(mut config: EngineConfig) -> Result<EngineConfig, OpenErro
     }
     config.peer_listener = Some(listener);
     Ok(config)
-}
-
-/// A node that must not go on takes its process with it. In order would be wrong: what hangs, a disk for
-/// instance, would keep the process alive.
-fn exit_when_fatal(engine: &Engine<KvMachine>) {
-    let mut state = engine.watch();
-    runtime::spawn(async move {
-        if let Ok(state) = state.wait_for(|state| state.fatal.is_some()).await
-            && let Some(fatal) = &state.fatal
-        {
-            exit_fatally(fatal);
-        }
-    });
-}
-
-fn exit_fatally(fatal: &FatalError) -> ! {
-    logging::last_words(&format!("error: the node has stopped: {fatal}\n"));
-    process::exit(1)
 }
 
 /// Writes the log to standard error, and first of all where the data are, whatever else is logged. Returns how to change

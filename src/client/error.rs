@@ -61,6 +61,17 @@ pub enum ClientError {
         /// The voters not known to hold it.
         missing: Vec<NodeId>,
     },
+    /// What was answered is nothing that this program can read: the machine that answered is another one, or a version that has
+    /// changed its replies. A write was applied.
+    #[error("node {node_id}: {message}{}", unknown(*.maybe_applied))]
+    Unreadable {
+        /// The node that answered.
+        node_id: NodeId,
+        /// What is wrong with it.
+        message: String,
+        /// Whether it is the answer to a write.
+        maybe_applied: bool,
+    },
     /// The history does not reach back to the revision that was to be watched from.
     #[error("the history begins at revision {first_revision}; read the keys anew, and watch from there")]
     Compacted {
@@ -78,14 +89,15 @@ impl ClientError {
             Self::Rejected { reason, .. } | Self::Failed { reason, .. } => *reason,
             Self::AckTimeout { .. } => Reason::AckTimeout,
             Self::Compacted { .. } => Reason::Compacted,
+            Self::Unreadable { .. } => Reason::Unspecified,
         }
     }
 
-    /// Whether trying again cannot help: the request itself is at fault, or the session that made it exactly-once is
-    /// gone, be it because the cluster was restored or made anew.
+    /// Whether trying again cannot help: the request itself is at fault, its answer cannot be read, or the session that made it
+    /// exactly-once is gone, be it because the cluster was restored or made anew.
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Rejected { .. } => true,
+            Self::Rejected { .. } | Self::Unreadable { .. } => true,
             Self::Failed { reason, .. } => matches!(
                 reason,
                 Reason::TooLarge
@@ -107,9 +119,9 @@ impl ClientError {
         match self {
             Self::Unavailable { .. } | Self::Rejected { .. } | Self::Compacted { .. } => false,
             Self::AckTimeout { .. } => true,
-            Self::DeadlineExceeded { maybe_applied, .. } | Self::Failed { maybe_applied, .. } => {
-                *maybe_applied
-            }
+            Self::DeadlineExceeded { maybe_applied, .. }
+            | Self::Failed { maybe_applied, .. }
+            | Self::Unreadable { maybe_applied, .. } => *maybe_applied,
         }
     }
 
@@ -130,6 +142,9 @@ impl ClientError {
             }
             Self::Unavailable { .. } => failed(Reason::Interrupted, self.to_string()),
             Self::Rejected { reason, message } => failed(reason, message),
+            Self::Unreadable { node_id, message, .. } => {
+                Self::Unreadable { node_id, message, maybe_applied: true }
+            }
             Self::AckTimeout { .. } | Self::Compacted { .. } => self,
         }
     }

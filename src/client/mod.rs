@@ -6,7 +6,7 @@
 //! node; many calls travel in one message and are answered out of order.
 //!
 //! What is called, and with which bytes, is for the guest's own client to say, which wraps this one:
-//! [`kv::client`](crate::kv::client) is that of the keys.
+//! [`MachineClient`] is that of any machine that is served as it is, [`kv::client`](crate::kv::client) that of the keys.
 //!
 //! ```no_run
 //! use quorate::ReadLevel;
@@ -42,7 +42,7 @@
 //!
 //! # Where things are
 //!
-//! `admin` operates the cluster. `execute` makes the attempts of one call, `operation` says where the next one goes, and `judge`
+//! `admin` operates the cluster, `machine_client` speaks for a machine. `execute` makes the attempts of one call, `operation` says where the next one goes, and `judge`
 //! whether there may be one; `sessions` numbers writes, `router` knows who leads and who is healthy, by its `picture` of the cluster, `connection` owns the stream to
 //! one node, `frame` is what travels on it, and `link` leads there, `node` is what the others share about that node, and `contact` tells whether the cluster is heard from at all.
 //! Tasks: one per node that was used, one that asks after the nodes' health, and short-lived probes; none per call.
@@ -61,6 +61,7 @@ pub use config::ClientConfig;
 pub use contact::{Contact, Contacts};
 pub use endpoint::{ConfigError, Endpoint};
 pub use error::ClientError;
+pub use machine_client::{Answered, MachineClient, MachineOnce, Written};
 pub use metrics::{ClientMetrics, Latencies, MethodMetrics, NodeMetrics, StreamMetrics};
 pub use once::Once;
 pub use options::{CallOptions, WriteOptions};
@@ -91,6 +92,7 @@ pub(crate) mod frame;
 mod in_flight;
 pub(crate) mod judge;
 pub(crate) mod link;
+mod machine_client;
 pub(crate) mod metrics;
 pub(crate) mod node;
 mod once;

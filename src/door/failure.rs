@@ -198,6 +198,19 @@ pub(crate) fn invalid(message: &str) -> Failure {
     failure(Reason::Invalid, message.to_owned(), false, None)
 }
 
+/// A request that says nothing, or nothing that this node has heard of.
+pub(crate) fn unknown_request() -> Failure {
+    invalid("the request is empty, or of a kind that this node does not know")
+}
+
+/// A call of a method that the node's guest does not have.
+pub(crate) fn unknown_method(name: &str) -> Failure {
+    invalid(&format!(
+        "this node serves nothing called `{}`: it is of another program, or of an older version",
+        Shown(name)
+    ))
+}
+
 /// A failure for `reason`, of which the table does not say otherwise.
 pub(crate) fn failure(
     reason: Reason,

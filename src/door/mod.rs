@@ -9,7 +9,7 @@
 //! - [`failure`]: every error as what callers are told; [`told`] completes what the transport says;
 //! - [`deadline`]: calls that outlive theirs;
 //! - [`limits`] and [`bodies`]: what callers may make a node hold, and the bytes on their way;
-//! - `composition`: several guests behind one door;
+//! - `machine_guest`: any machine, served as it is; `composition`: several guests behind one door;
 //! - [`methods`] and [`metrics`]: what can be called, and how often it was.
 //!
 //! # Promises
@@ -28,6 +28,7 @@ pub(crate) mod deadline;
 pub(crate) mod failure;
 mod guest;
 pub(crate) mod limits;
+mod machine_guest;
 pub(crate) mod methods;
 pub(crate) mod metrics;
 pub(crate) mod pipeline;
@@ -42,6 +43,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 pub use guest::{Call, CallOf, Guest};
+pub use machine_guest::MachineGuest;
 pub use methods::Method;
 
 use limits::DoorLimits;

@@ -87,9 +87,9 @@ pub(crate) trait Framing: Send + Sync + 'static {
     /// What `request` may take, and what was made of it to know that. Most are weighed without making anything of them.
     fn weigh(request: &Self::Request) -> (Weight, Self::Made);
 
-    /// The tag of `request`, and what it asks for; nothing for one that is empty or of a kind that is not known. What was
+    /// The tag of `request`, and what it asks for; a refusal of one that is empty or of a kind that is not known. What was
     /// `made` of it before need not be made again.
-    fn open(request: Self::Request, made: Self::Made) -> (u64, Option<Ask<Self::Guest>>);
+    fn open(request: Self::Request, made: Self::Made) -> (u64, Result<Ask<Self::Guest>, Failure>);
 
     fn response(tag: u64, outcome: Outcome<Self::Guest>) -> Self::Response;
 
@@ -260,10 +260,12 @@ where
             }
         }
         let (tag, ask) = F::open(request, made);
-        let Some(ask) = ask else {
-            let failure = failure::invalid("the request is empty, or of a kind that this node does not know");
-            outlet.refuse(tag, permits, failure);
-            continue;
+        let ask = match ask {
+            Ok(ask) => ask,
+            Err(failure) => {
+                outlet.refuse(tag, permits, failure);
+                continue;
+            }
         };
         outlet.shared.expected.fetch_add(expected, Ordering::Relaxed);
         let method = match &ask {

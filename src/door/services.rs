@@ -11,6 +11,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::bodies::Built;
+use super::failure;
 use super::guest::{Guest, guarded};
 use super::pipeline::{self, Ask, Done, Framing, Outcome, Weight};
 use super::{Door, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, ServedNode};
@@ -19,7 +20,7 @@ use crate::proto::v1::answer::Content as Answered;
 use crate::proto::v1::call::Content;
 use crate::proto::v1::pipeline_server::{Pipeline, PipelineServer};
 use crate::proto::v1::sessions_server::{Sessions, SessionsServer};
-use crate::proto::v1::{self, Answer, Call, PipelineAnswers, PipelineCalls};
+use crate::proto::v1::{self, Answer, Call, Failure, PipelineAnswers, PipelineCalls};
 use crate::reason::Reason;
 
 /// The names of these services.
@@ -145,19 +146,20 @@ impl<G: Guest> Framing for Calls<G> {
         (weight, Made { method: Some(number), request })
     }
 
-    fn open(call: Call, made: Made<G>) -> (u64, Option<Ask<G>>) {
+    fn open(call: Call, made: Made<G>) -> (u64, Result<Ask<G>, Failure>) {
         let Call { tag, content, method: name, write, level, freshness } = call;
         let ask = match content {
-            Some(Content::Payload(payload)) => {
-                made.method.or_else(|| method::<G>(&name)).map(|method| Ask::Guest {
+            Some(Content::Payload(payload)) => match made.method.or_else(|| method::<G>(&name)) {
+                Some(method) => Ok(Ask::Guest {
                     method,
                     request: made.request.unwrap_or_else(|| parse::<G>(method, payload)),
                     options: options(G::METHODS[method].changes, write, level, freshness),
-                })
-            }
-            Some(Content::OpenSession(open)) => Some(Ask::OpenSession(open)),
-            Some(Content::CloseSession(close)) => Some(Ask::CloseSession(close)),
-            None => None,
+                }),
+                None => Err(failure::unknown_method(&name)),
+            },
+            Some(Content::OpenSession(open)) => Ok(Ask::OpenSession(open)),
+            Some(Content::CloseSession(close)) => Ok(Ask::CloseSession(close)),
+            None => Err(failure::unknown_request()),
         };
         (tag, ask)
     }

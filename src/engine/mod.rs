@@ -62,7 +62,7 @@
 //!
 //! # Where things are
 //!
-//! - `open`, `assemble`: a node from its data directory, and from parts;
+//! - `open`, `assemble`: a node from its data directory, and from parts; `backup`: a state for a new cluster;
 //! - [`EngineConfig`]: what a node needs to know before it starts;
 //! - `fatal`: the reason for which it must not go on;
 //! - `formation`: how a cluster comes into being, once;
@@ -99,6 +99,7 @@
 
 mod agreement;
 mod assemble;
+mod backup;
 mod clock;
 mod compaction;
 mod config;

@@ -42,13 +42,21 @@ const MOST_DECODED_BYTES: usize = 512 * 1024 * 1024;
 /// # Errors
 /// When `encoded` is no `T`, or more than one, or claims more than 512 MiB.
 pub fn decode<T: DeserializeOwned>(encoded: &[u8]) -> Result<T, DecodeError> {
+    match decode_first(encoded)? {
+        (value, []) => Ok(value),
+        (_, rest) => Err(DecodeError(format!("{} bytes follow it", rest.len()))),
+    }
+}
+
+/// Decodes what [`encode`] wrote, and gives back what follows it.
+///
+/// # Errors
+/// When `encoded` does not begin with a `T`, or claims more than 512 MiB.
+pub(super) fn decode_first<T: DeserializeOwned>(encoded: &[u8]) -> Result<(T, &[u8]), DecodeError> {
     let config = bincode::config::standard().with_limit::<MOST_DECODED_BYTES>();
     let decoded = bincode::serde::decode_from_slice(encoded, config);
     let (value, read) = decoded.map_err(DecodeError::new)?;
-    match encoded.len() - read {
-        0 => Ok(value),
-        bytes => Err(DecodeError(format!("{bytes} bytes follow it"))),
-    }
+    Ok((value, &encoded[read..]))
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@
 
 mod composition;
 mod encoding;
+#[cfg(any(feature = "server", feature = "client"))]
+pub(crate) mod message;
 mod recording;
 pub(crate) mod sessions;
 mod snapshot_parts;

@@ -10,10 +10,12 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::exposition::Exposition;
 use super::families::{Encoded, Families};
 use super::operated::OperatedNode;
-use crate::engine::{Activity, Counters, LATENCY_BUCKETS_US, READ_LEVELS, REFUSALS};
+use crate::engine::{Activity, Counters, Engine, LATENCY_BUCKETS_US, READ_LEVELS, REFUSALS};
 use crate::logging;
+use crate::machine::StateMachine;
 use crate::reason::Reason;
 use crate::report::{Carried, LedPeer, MemberReport, NodeReport};
 use crate::storage::{FLUSH_BUCKETS_US, LogStats};
@@ -27,6 +29,15 @@ pub(crate) fn encode(registry: &Registry) -> Result<String, fmt::Error> {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, registry)?;
     Ok(text)
+}
+
+/// The metrics of a node, in the text format of Prometheus: for the page of a program that has one of its own. What
+/// [`Server`](super::Server) tells at `/metrics` has those of its port besides.
+pub fn metrics<M: StateMachine>(engine: &Engine<M>) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(NodeCollector(engine.clone())));
+    let text = encode(&registry).expect("invariant: a String takes all that is written to it");
+    Exposition::Text.write(text)
 }
 
 /// Asks the node for its report, and reads its counters, at every scrape.

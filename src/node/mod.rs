@@ -20,6 +20,7 @@
 //!   far it is.
 //! - Connections, watches, requests in flight, bytes of requests that do not end and of answers that nobody reads are
 //!   [bounded](crate::door::limits). Probes and operators get through all the same.
+//! - [`Server::run_until_signal`] is all of a process that is a node: it ends with what ended it.
 //! - On shutdown nothing new is accepted, requests in flight are answered, and [`Server::serve`] returns
 //!   within [`DRAIN`], whatever clients do.
 
@@ -33,6 +34,7 @@ pub(crate) mod metrics;
 pub(crate) mod operated;
 mod port_metrics;
 pub(crate) mod replication;
+mod running;
 pub(crate) mod settings;
 
 use std::convert::Infallible;
@@ -67,8 +69,10 @@ use entrance::Entrance;
 pub use entrance::Names;
 use gate::Gate;
 use metrics::NodeCollector;
+pub use metrics::metrics;
 use operated::OperatedNode;
 use port_metrics::PortCollector;
+pub use running::{RunError, StoppedBy};
 use settings::{LogLevel, NodeSettings};
 
 /// How long requests in flight may take to be answered once the server is told to stop.

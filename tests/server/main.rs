@@ -6,6 +6,7 @@ mod bounds;
 mod composed;
 mod features;
 mod guest;
+mod machine_guest;
 mod replication;
 mod tasks;
 

@@ -2,9 +2,10 @@
 
 use super::{Kv, KvMethod};
 use crate::door::Guest as _;
+use crate::door::failure;
 use crate::door::pipeline::{Ask, Done, Framing, Outcome, Weight};
 use crate::kv::codec::{self, RequestMessage, ResponseMessage};
-use crate::proto::v1::{PipelineRequest, PipelineResponse, TaggedRequest, TaggedResponse};
+use crate::proto::v1::{Failure, PipelineRequest, PipelineResponse, TaggedRequest, TaggedResponse};
 
 /// See the module's documentation.
 pub(super) enum KvFraming {}
@@ -41,7 +42,7 @@ impl Framing for KvFraming {
         (Weight { permits, expected: Kv::expected_bytes(message) }, ())
     }
 
-    fn open(request: TaggedRequest, (): ()) -> (u64, Option<Ask<Kv>>) {
+    fn open(request: TaggedRequest, (): ()) -> (u64, Result<Ask<Kv>, Failure>) {
         let TaggedRequest { tag, request } = request;
         let ask = request.map(|message| match message {
             RequestMessage::OpenSession(open) => Ask::OpenSession(open),
@@ -52,7 +53,7 @@ impl Framing for KvFraming {
                 Ask::Guest { method, request: Ok(message), options }
             }
         });
-        (tag, ask)
+        (tag, ask.ok_or_else(failure::unknown_request))
     }
 
     fn response(tag: u64, outcome: Outcome<Kv>) -> TaggedResponse {

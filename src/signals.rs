@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Waits for the signals.
 #[derive(Debug)]
-pub(super) struct StopSignals {
+pub(crate) struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
     /// Nothing where the process is to outlive its terminal.
@@ -22,7 +22,7 @@ impl StopSignals {
     ///
     /// # Errors
     /// When the system does not let them be caught.
-    pub(super) fn listen() -> io::Result<Self> {
+    pub(crate) fn listen() -> io::Result<Self> {
         let hangup = match hangup_is_ignored() {
             true => None,
             false => Some(signal(SignalKind::hangup())?),
@@ -35,7 +35,7 @@ impl StopSignals {
     }
 
     /// The name of the next one.
-    pub(super) async fn next(&mut self) -> &'static str {
+    pub(crate) async fn next(&mut self) -> &'static str {
         let hangup = async {
             match &mut self.hangup {
                 Some(hangup) => hangup.recv().await,
