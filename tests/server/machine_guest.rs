@@ -109,10 +109,7 @@ async fn served<G: Guest>(machine: G::Machine, test: impl AsyncFnOnce(Client)) {
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = server.serve(engine.clone(), async { stopped.await.unwrap_or(()) });
     let page = quorate::server::metrics(&engine);
-    assert!(
-        page.contains("\n# TYPE quorate_raft_applied_index gauge\nquorate_raft_applied_index "),
-        "{page}"
-    );
+    assert!(page.contains("# TYPE quorate_raft_is_leader gauge\nquorate_raft_is_leader 1\n"), "{page}");
     assert!(page.contains("# TYPE quorate_write_acknowledged_total counter\n"), "{page}");
     let testing = async {
         let mut config = ClientConfig::default();
