@@ -37,7 +37,8 @@ use std::time::Duration;
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
-use self::identify::{check_address, check_number};
+pub(super) use self::identify::check_address;
+use self::identify::check_number;
 use self::quorum::{Strength, check_quorum};
 use super::Engine;
 use crate::error::{MembershipError, ReadError, TransferError};
@@ -305,7 +306,7 @@ impl<M: StateMachine> Engine<M> {
     async fn commit(&self, step: &'static str, change: MembershipChange) -> Result<(), MembershipError> {
         let begun = Instant::now();
         let timeout = || MembershipError::Timeout {
-            step,
+            step: step.to_owned(),
             waited_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         };
         tracing::info!(%change, "changing the membership");
@@ -377,7 +378,7 @@ impl<M: StateMachine> Engine<M> {
             if begun.elapsed() > COMMIT_PATIENCE {
                 let waited_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
                 return Err(MembershipError::Timeout {
-                    step: "the snapshot of the restored state",
+                    step: "the snapshot of the restored state".to_owned(),
                     waited_ms,
                 });
             }

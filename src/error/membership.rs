@@ -1,6 +1,6 @@
 //! Why a cluster was not changed: its members, and who leads it.
 
-use super::{Leader, OperationError, Told, describe};
+use super::{ForwardError, Leader, OperationError, Told, describe};
 use crate::reason::Reason;
 use crate::shown::Shown;
 use crate::types::{Incarnation, NodeId};
@@ -188,7 +188,7 @@ pub enum MembershipError {
     )]
     Timeout {
         /// What was waited for.
-        step: &'static str,
+        step: String,
         /// How long, in milliseconds.
         waited_ms: u64,
     },
@@ -214,6 +214,9 @@ pub enum MembershipError {
         /// Why.
         reason: String,
     },
+    /// It was passed on to the leader, and no answer came. Only of changes [from anywhere](crate::Engine::anywhere).
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
 }
 
 impl OperationError for MembershipError {
@@ -224,6 +227,7 @@ impl OperationError for MembershipError {
             Self::Unconfirmed { .. } => Told::of(Reason::NoQuorum),
             Self::Timeout { .. } => Told::of(Reason::Membership).undecided(true),
             Self::Stopped { .. } => Told::of(Reason::Stopped).undecided(true),
+            Self::Forward(error) => error.told(),
             Self::NodeId { .. } | Self::Address { .. } => Told::of(Reason::Invalid),
             Self::UnknownMember { .. } => Told::of(Reason::NotFound),
             Self::AlreadyMember { .. }
@@ -309,6 +313,9 @@ pub enum TransferError {
         /// Why.
         reason: String,
     },
+    /// It was passed on to the leader, and no answer came. Only of hand-overs [from anywhere](crate::Engine::anywhere).
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
 }
 
 impl OperationError for TransferError {
@@ -316,6 +323,7 @@ impl OperationError for TransferError {
         match self {
             Self::NotLeader { leader } => Told::of(Reason::NotLeader).led_by(leader),
             Self::Stopped { .. } => Told::of(Reason::Stopped),
+            Self::Forward(error) => error.told(),
             Self::UnknownMember { .. } => Told::of(Reason::NotFound),
             Self::NotAVoter { .. }
             | Self::NotInTouch { .. }

@@ -1,0 +1,197 @@
+//! Calls that members pass on to this node, on one connection.
+//!
+//! A call is begun at most once, however often it arrives and in whatever order: a write without a session has nothing else
+//! that would keep it from being applied twice. One that cannot be told any more from one that was seen counts as seen; its
+//! caller hears nothing, and takes its outcome for unknown.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::{BoxFuture, ready};
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+
+use crate::proto::peer::{ForwardRequest, Response, response};
+use crate::raft::network::calls::{self, Call, CallError, Done, MOST_CALLS};
+use crate::raft::network::wire::Malformed;
+
+/// What a node does for members that pass calls on to it.
+pub(crate) trait Desk: Send + Sync {
+    /// Does `call`, for a caller that waits for `patience` yet, if this node leads; else says who does. Passes nothing on.
+    /// What it has begun may go on when this is dropped.
+    fn carry_out(&self, call: Call, patience: Duration) -> BoxFuture<'static, Result<Done, CallError>>;
+}
+
+/// Numbers of calls that have arrived.
+#[derive(Debug, Default)]
+struct Seen {
+    newest: u64,
+    /// Those among the last [`Self::REACH`] numbers.
+    lately: BTreeSet<u64>,
+}
+
+impl Seen {
+    /// A call that is later by more counts as seen. Calls leave in the order of their numbers.
+    const REACH: u64 = 65_536;
+
+    /// Notes a number; false if it was, or may have been, noted before.
+    fn note(&mut self, id: u64) -> bool {
+        let is_late = |id: u64, newest: u64| newest.checked_sub(id).is_some_and(|by| by >= Self::REACH);
+        if is_late(id, self.newest) {
+            return false;
+        }
+        self.newest = self.newest.max(id);
+        while self.lately.first().is_some_and(|first| is_late(*first, self.newest)) {
+            self.lately.pop_first();
+        }
+        self.lately.insert(id)
+    }
+}
+
+/// The calls of one connection.
+pub(super) struct Forwarded {
+    desk: Arc<dyn Desk>,
+    seen: Seen,
+    under_way: FuturesUnordered<BoxFuture<'static, Response>>,
+}
+
+impl Forwarded {
+    pub(super) fn new(desk: Arc<dyn Desk>) -> Self {
+        Self { desk, seen: Seen::default(), under_way: FuturesUnordered::new() }
+    }
+
+    /// Begins call `id`, unless it has arrived before. One that is too many is refused at once: it must not wait where reads
+    /// would have to wait behind it.
+    ///
+    /// # Errors
+    /// When it is none that this build knows. Nothing is done.
+    pub(super) fn begin(&mut self, id: u64, message: ForwardRequest) -> Result<(), Malformed> {
+        if !self.seen.note(id) {
+            return Ok(());
+        }
+        let (call, patience) = Call::from_wire(message)?;
+        let outcome = match self.under_way.len() < MOST_CALLS {
+            true => self.desk.carry_out(call, patience),
+            false => ready(Err(call.refused_as_too_many())).boxed(),
+        };
+        let answer = outcome
+            .map(move |outcome| Response {
+                id,
+                body: Some(response::Body::Forward(calls::answer_to_wire(outcome))),
+            })
+            .boxed();
+        self.under_way.push(answer);
+        Ok(())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
+    /// The next answer, in whatever order; none while nothing is under way.
+    pub(super) async fn next(&mut self) -> Option<Response> {
+        self.under_way.next().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use super::*;
+    use crate::error::WriteError;
+    use crate::proto::peer::forward_request;
+    use crate::proto::peer::{call_failure, forward_response};
+    use crate::types::Leader;
+
+    /// Counts what it is asked to do, and ends what is to be handed to node 1.
+    #[derive(Default)]
+    struct Counting(AtomicUsize);
+
+    impl Desk for Counting {
+        fn carry_out(&self, call: Call, _: Duration) -> BoxFuture<'static, Result<Done, CallError>> {
+            self.0.fetch_add(1, Relaxed);
+            match call {
+                Call::TransferLeader { to: Some(1) } => {
+                    ready(Ok(Done::Leads(Leader { node_id: 1, client: String::new() }))).boxed()
+                }
+                _ => std::future::pending().boxed(),
+            }
+        }
+    }
+
+    fn to(node_id: u64) -> ForwardRequest {
+        let transfer = forward_request::TransferLeader { to: Some(node_id) };
+        let call = Some(forward_request::Call::TransferLeader(transfer));
+        ForwardRequest { patience_ms: 1, call }
+    }
+
+    fn write() -> ForwardRequest {
+        let write = forward_request::Write::default();
+        ForwardRequest { patience_ms: 1, call: Some(forward_request::Call::Write(write)) }
+    }
+
+    fn of_connection() -> (Arc<Counting>, Forwarded) {
+        let desk = Arc::new(Counting::default());
+        (desk.clone(), Forwarded::new(desk))
+    }
+
+    #[test]
+    fn a_number_is_noted_once_in_whatever_order() {
+        let mut seen = Seen::default();
+        for id in [3, 1, 9, 2] {
+            assert!(seen.note(id), "{id}");
+        }
+        for id in [9, 3, 1, 2] {
+            assert!(!seen.note(id), "{id}");
+        }
+        assert!(seen.note(9 + Seen::REACH));
+        assert!(!seen.note(9) && !seen.note(4), "too late to tell");
+        assert!(seen.note(10));
+        assert!(seen.lately.len() == 2, "what is out of reach is forgotten: {:?}", seen.lately);
+        assert!(seen.note(u64::MAX) && !seen.note(u64::MAX));
+    }
+
+    #[tokio::test]
+    async fn a_call_that_arrives_twice_is_begun_once_and_answered_once() {
+        let (desk, mut calls) = of_connection();
+        for id in [7, 7, 6, 7, 6] {
+            calls.begin(id, to(1)).unwrap();
+        }
+        assert_eq!(desk.0.load(Relaxed), 2);
+        let mut answered = vec![calls.next().await.unwrap().id, calls.next().await.unwrap().id];
+        answered.sort_unstable();
+        assert_eq!(answered, [6, 7]);
+        assert!(calls.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_not_understood_is_not_begun() {
+        let (desk, mut calls) = of_connection();
+        assert!(calls.begin(1, ForwardRequest { patience_ms: 1, call: None }).is_err());
+        assert!(calls.is_empty() && desk.0.load(Relaxed) == 0);
+    }
+
+    #[tokio::test]
+    async fn more_calls_than_there_may_be_are_refused_at_once_and_later_ones_are_taken_again() {
+        let (desk, mut calls) = of_connection();
+        let most = u64::try_from(MOST_CALLS).unwrap();
+        for id in 1..most {
+            calls.begin(id, to(9)).unwrap();
+        }
+        calls.begin(most, to(1)).unwrap();
+        calls.begin(most + 1, write()).unwrap();
+        assert_eq!(desk.0.load(Relaxed), MOST_CALLS);
+        let (first, second) = (calls.next().await.unwrap(), calls.next().await.unwrap());
+        let refused = if first.id == most { second } else { first };
+        let Some(response::Body::Forward(answer)) = refused.body else { panic!("{refused:?}") };
+        let Some(forward_response::Outcome::Failed(failure)) = answer.outcome else { panic!("{answer:?}") };
+        assert!(!failure.maybe_applied);
+        let Some(call_failure::Of::Write(why)) = failure.of else { panic!("{failure:?}") };
+        assert_eq!(format!("{:?}", why.why), "Some(Overloaded(Nothing))");
+        assert_eq!(failure.message, WriteError::Overloaded.to_string());
+        calls.begin(most + 2, to(1)).unwrap();
+        assert_eq!(calls.next().await.unwrap().id, most + 2);
+    }
+}
