@@ -34,7 +34,8 @@ pub struct LeaderChange {
 
 impl LeaderChange {
     fn of(state: &NodeState, activity: &Activity) -> Self {
-        let leader = state.leader.clone();
+        // One that is being stopped goes on naming the leader that it had for a moment.
+        let leader = state.leader.clone().filter(|_| state.role != Role::Stopped);
         let node_id = leader.as_ref().map(|leader| leader.node_id);
         let member = node_id.and_then(|node_id| state.membership.members.get(&node_id));
         Self {
