@@ -213,16 +213,17 @@ impl<M: StateMachine> Engine<M> {
             if !is_repeated {
                 return Err(told_of(unknown, failed.error));
             }
-            if is_unknown && unknown.is_none() {
-                unknown = Some(failed.error);
-                // Nothing more is known when the time is over.
-                tracing::debug!(leader = asked, "a call has an unknown outcome; it is repeated");
-            }
             tokio::select! {
                 biased;
-                reason = inner.ended() => return Err(told_of(unknown, E::stopped(reason, false))),
+                reason = inner.ended() => {
+                    let unknown = unknown.or(is_unknown.then_some(failed.error));
+                    return Err(told_of(unknown, E::stopped(reason, false)));
+                }
                 () = inner.another_leads(known, pause) => {}
-                () = sleep_until(deadline) => return Err(told_of(unknown, E::not_leader(None))),
+                () = sleep_until(deadline) => return Err(told_of(unknown, failed.error)),
+            }
+            if is_unknown {
+                unknown.get_or_insert(failed.error);
             }
             pause = if inner.known_leader() == known { (pause * 2).min(LONGEST_PAUSE) } else { PAUSE };
         }

@@ -542,12 +542,7 @@ impl<M: StateMachine> PeerService<M> {
                         unordered.push(self.clone().answer(from, request));
                     }
                     Some(Request { id, body: Some(request::Body::Forward(call)) }) => {
-                        if let Err(refused) = forwarded.begin(id, call) {
-                            let body = Some(self.refused(from, &refused.into()));
-                            if responses.send(Response { id, body }).await.is_err() {
-                                return;
-                            }
-                        }
+                        forwarded.begin(id, call, |refused| self.refused(from, &refused.into()));
                     }
                     // Late, or delivered twice.
                     Some(Request { id, .. }) if id <= newest => {}

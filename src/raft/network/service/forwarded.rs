@@ -62,27 +62,24 @@ impl Forwarded {
     }
 
     /// Begins call `id`, unless it has arrived before. One that is too many is refused at once: it must not wait where reads
-    /// would have to wait behind it.
-    ///
-    /// # Errors
-    /// When it is none that this build knows. Nothing is done.
-    pub(super) fn begin(&mut self, id: u64, message: ForwardRequest) -> Result<(), Malformed> {
+    /// would have to wait behind it. One that this build does not know is answered with what `refused` makes of it.
+    pub(super) fn begin(
+        &mut self,
+        id: u64,
+        message: ForwardRequest,
+        refused: impl FnOnce(Malformed) -> response::Body,
+    ) {
         if !self.seen.note(id) {
-            return Ok(());
+            return;
         }
-        let (call, patience) = Call::from_wire(message)?;
-        let outcome = match self.under_way.len() < MOST_CALLS {
-            true => self.desk.carry_out(call, patience),
-            false => ready(Err(call.refused_as_too_many())).boxed(),
+        let answer = match Call::from_wire(message) {
+            Err(malformed) => ready(refused(malformed)).boxed(),
+            Ok((call, _)) if self.under_way.len() >= MOST_CALLS => {
+                ready(answer(Err(call.refused_as_too_many()))).boxed()
+            }
+            Ok((call, patience)) => self.desk.carry_out(call, patience).map(answer).boxed(),
         };
-        let answer = outcome
-            .map(move |outcome| Response {
-                id,
-                body: Some(response::Body::Forward(calls::answer_to_wire(outcome))),
-            })
-            .boxed();
-        self.under_way.push(answer);
-        Ok(())
+        self.under_way.push(answer.map(move |body| Response { id, body: Some(body) }).boxed());
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -93,6 +90,10 @@ impl Forwarded {
     pub(super) async fn next(&mut self) -> Option<Response> {
         self.under_way.next().await
     }
+}
+
+fn answer(outcome: Result<Done, CallError>) -> response::Body {
+    response::Body::Forward(calls::answer_to_wire(outcome))
 }
 
 #[cfg(test)]
@@ -132,6 +133,10 @@ mod tests {
         ForwardRequest { patience_ms: 1, call: Some(forward_request::Call::Write(write)) }
     }
 
+    fn refused(malformed: Malformed) -> response::Body {
+        response::Body::Failure(malformed.to_string())
+    }
+
     fn of_connection() -> (Arc<Counting>, Forwarded) {
         let desk = Arc::new(Counting::default());
         (desk.clone(), Forwarded::new(desk))
@@ -157,7 +162,7 @@ mod tests {
     async fn a_call_that_arrives_twice_is_begun_once_and_answered_once() {
         let (desk, mut calls) = of_connection();
         for id in [7, 7, 6, 7, 6] {
-            calls.begin(id, to(1)).unwrap();
+            calls.begin(id, to(1), refused);
         }
         assert_eq!(desk.0.load(Relaxed), 2);
         let mut answered = vec![calls.next().await.unwrap().id, calls.next().await.unwrap().id];
@@ -169,7 +174,8 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_is_not_understood_is_not_begun() {
         let (desk, mut calls) = of_connection();
-        assert!(calls.begin(1, ForwardRequest { patience_ms: 1, call: None }).is_err());
+        calls.begin(1, ForwardRequest { patience_ms: 1, call: None }, refused);
+        let Some(response::Body::Failure(_)) = calls.next().await.unwrap().body else { panic!("a failure") };
         assert!(calls.is_empty() && desk.0.load(Relaxed) == 0);
     }
 
@@ -178,20 +184,20 @@ mod tests {
         let (desk, mut calls) = of_connection();
         let most = u64::try_from(MOST_CALLS).unwrap();
         for id in 1..most {
-            calls.begin(id, to(9)).unwrap();
+            calls.begin(id, to(9), refused);
         }
-        calls.begin(most, to(1)).unwrap();
-        calls.begin(most + 1, write()).unwrap();
+        calls.begin(most, to(1), refused);
+        calls.begin(most + 1, write(), refused);
         assert_eq!(desk.0.load(Relaxed), MOST_CALLS);
         let (first, second) = (calls.next().await.unwrap(), calls.next().await.unwrap());
-        let refused = if first.id == most { second } else { first };
-        let Some(response::Body::Forward(answer)) = refused.body else { panic!("{refused:?}") };
+        let told = if first.id == most { second } else { first };
+        let Some(response::Body::Forward(answer)) = told.body else { panic!("{told:?}") };
         let Some(forward_response::Outcome::Failed(failure)) = answer.outcome else { panic!("{answer:?}") };
         assert!(!failure.maybe_applied);
         let Some(call_failure::Of::Write(why)) = failure.of else { panic!("{failure:?}") };
         assert_eq!(format!("{:?}", why.why), "Some(Overloaded(Nothing))");
         assert_eq!(failure.message, WriteError::Overloaded.to_string());
-        calls.begin(most + 2, to(1)).unwrap();
+        calls.begin(most + 2, to(1), refused);
         assert_eq!(calls.next().await.unwrap().id, most + 2);
     }
 }
