@@ -81,6 +81,18 @@ impl<M: StateMachine> Engine<M> {
     ///   election timeout; then the outcome is returned all the same, with `applied_here` false.
     ///
     /// [`list_sessions`](Self::list_sessions), [`members`](Self::members) and all reads answer on every node by themselves.
+    ///
+    /// ```no_run
+    /// # use quorate::{Engine, kv::machine::{KvCommand, KvMachine}};
+    /// # async fn of(node: Engine<KvMachine>, put: KvCommand) -> Result<(), Box<dyn std::error::Error>> {
+    /// let anywhere = node.anywhere();
+    /// let session = anywhere.open_session(std::time::Duration::ZERO).await?;
+    /// let ticket = session.begin().ok_or("the window is full")?;
+    /// let written = anywhere.write_in(&ticket, put).await?;
+    /// let members = anywhere.remove_member(3, false).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn anywhere(&self) -> Anywhere<M> {
         Anywhere { engine: self.clone(), patience: ANYWHERE_PATIENCE }
     }

@@ -8,8 +8,8 @@ use futures::StreamExt;
 use quorate::kv::machine::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply};
 use quorate::store::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
 use quorate::testkit::runtime::TaskGroup;
-use quorate::{Engine, EngineConfig, EngineParts, ForwardError, OperationError, Reason, WriteError};
-use quorate::{Incarnation, NodeId, ReadLevel, Role, Succession};
+use quorate::{AckLevel, Engine, EngineConfig, EngineParts, ForwardError, OperationError, Reason};
+use quorate::{Incarnation, NodeId, ReadLevel, Role, Succession, WriteError, WriteOptions};
 use tokio::time::Instant;
 
 use crate::network::{Network, SimTransport, address};
@@ -214,6 +214,66 @@ fn a_leader_that_dies_is_replaced_on_the_way() {
             assert_eq!(version(&follower, "k", ReadLevel::Local).await, 1);
         });
     }
+}
+
+/// It takes everything in and answers nothing.
+#[test]
+fn a_leader_that_hangs_is_given_up_once_another_leads() {
+    for seed in 0..4 {
+        in_calm(seed, |calm| async move {
+            let (leader, follower) = (calm.leader().await.state().node_id, calm.follower().await);
+            let anywhere = follower.anywhere().within(PATIENCE);
+            let session = anywhere.open_session(Duration::ZERO).await.unwrap();
+            let others = (1..=3).filter(|id| *id != leader);
+            calm.network.set_cuts(others.flat_map(|id| [(leader, id), (id, leader)]).collect());
+            let begun = Instant::now();
+            let ticket = session.begin().unwrap();
+            let (alone, in_session) = tokio::join!(
+                anywhere.write(put("alone", "v")),
+                anywhere.write_in(&ticket, put("in session", "v"))
+            );
+            let lost = alone.unwrap_err();
+            let WriteError::Forward(ForwardError::Lost { leader: named, .. }) = &lost else {
+                panic!("{lost:?}")
+            };
+            assert!(named.node_id == leader && lost.maybe_applied(), "{lost}");
+            assert!(matches!(in_session.unwrap().reply, KvReply::Put { version: 1, .. }));
+            assert!(begun.elapsed() < PATIENCE / 6, "{:?}", begun.elapsed());
+        });
+    }
+}
+
+#[test]
+fn slow_calls_hold_up_no_reads_and_one_too_many_is_refused_at_once() {
+    /// As many as one member may have under way.
+    const MOST: usize = 4096;
+    in_calm(5, |calm| async move {
+        let (leader, follower) = (calm.leader().await.state().node_id, calm.follower().await);
+        let own = follower.state().node_id;
+        let third = (1..=3).find(|id| ![leader, own].contains(id)).unwrap();
+        calm.network.set_cuts([leader, own].iter().flat_map(|id| [(third, *id), (*id, third)]).collect());
+        let all = WriteOptions { ack: AckLevel::All, ack_timeout: PATIENCE, ..WriteOptions::default() };
+        let slow: Vec<_> = (0..MOST)
+            .map(|_| {
+                let follower = follower.clone();
+                tokio::spawn(async move { follower.write_anywhere_with(put("slow", "v"), all).await })
+            })
+            .collect();
+        // They are applied, and wait for the third node.
+        while version(&follower, "slow", ReadLevel::Local).await < MOST as u64 {
+            tokio::time::sleep(POLL).await;
+        }
+        let begun = Instant::now();
+        assert_eq!(version(&follower, "slow", ReadLevel::Linearizable).await, MOST as u64);
+        let refused = follower.write_anywhere(put("more", "v")).await.unwrap_err();
+        assert!(matches!(refused, WriteError::Overloaded), "{refused:?}");
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        calm.network.set_cuts([].into());
+        for slow in slow {
+            assert_eq!(slow.await.unwrap().unwrap().held_by, [1, 2, 3]);
+        }
+        follower.write_anywhere(put("more", "v")).await.unwrap();
+    });
 }
 
 /// Whoever removes the leader through another node does not see that two leaders had to do it.

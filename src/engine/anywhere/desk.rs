@@ -4,8 +4,8 @@
 //! as it was encoded, with this node's clocks: a member of an older build may have written a version that others still need.
 //! What cannot be decoded is refused, and nothing more.
 //!
-//! Calls of members take at most half of `max_inflight_bytes` before they are proposed, and then count like this node's
-//! own. One that is alone is always taken, however large it may be.
+//! Calls of members take at most half of `max_inflight_bytes` from when they arrive until they are answered, and what they
+//! propose counts like this node's own. One that is alone is always taken, however large it may be.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -71,7 +71,10 @@ impl<M: StateMachine> Desk for LeaderDesk<M> {
             // It does not lead yet, or not any more.
             return ready(Err(call.refused_as_not_leader(None))).boxed();
         };
-        let limit = inner.settings.borrow().max_inflight_bytes / 2;
+        let limit = {
+            let settings = inner.settings.borrow();
+            (settings.max_inflight_bytes / 2).max(settings.max_command_bytes)
+        };
         let Some(taken) = Taken::of(call.size_bytes(), &self.bytes, limit) else {
             return ready(Err(call.refused_as_too_many())).boxed();
         };
