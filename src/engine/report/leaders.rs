@@ -83,7 +83,7 @@ impl<M: StateMachine> Engine<M> {
             let change = reader.next().await?;
             Some((change, reader))
         });
-        LeaderChanges(changes.boxed())
+        LeaderChanges(changes.fuse().boxed())
     }
 }
 
