@@ -109,26 +109,20 @@ async fn a_leader_that_stops_amid_the_writes_of_others_loses_and_doubles_nothing
     let followers: Vec<_> = engines.iter().filter(|engine| !leads(engine)).cloned().collect();
     let leader = engines.iter().find(|engine| leads(engine)).unwrap();
     let session = followers[0].anywhere().open_session(Duration::ZERO).await.unwrap();
-    let writers: Vec<_> = followers
-        .iter()
-        .flat_map(|engine| (0..4).map(|_| (engine.clone(), session.clone())))
-        .map(|(engine, session)| {
-            tokio::spawn(async move {
-                for _ in 0..WRITES / 8 {
-                    let ticket = session.begin().unwrap();
-                    engine.anywhere().within(DEADLINE).write_in(&ticket, put("k", "v")).await.unwrap();
-                }
-            })
-        })
-        .collect();
-    while version(&followers[0], "k").await < WRITES / 4 {
-        tokio::time::sleep(POLL).await;
-    }
-    // It hands over first, and is gone a moment later.
-    leader.shutdown().await;
-    for writer in writers {
-        writer.await.unwrap();
-    }
+    let writers = followers.iter().flat_map(|engine| (0..4).map(move |_| engine)).map(async |engine| {
+        for _ in 0..WRITES / 8 {
+            let ticket = session.begin().unwrap();
+            engine.anywhere().within(DEADLINE).write_in(&ticket, put("k", "v")).await.unwrap();
+        }
+    });
+    let stops = async {
+        while version(&followers[0], "k").await < WRITES / 4 {
+            tokio::time::sleep(POLL).await;
+        }
+        // It hands over first, and is gone a moment later.
+        leader.shutdown().await;
+    };
+    tokio::join!(futures::future::join_all(writers), stops);
     for follower in &followers {
         assert!(follower.write_anywhere(put("end", "v")).await.unwrap().applied_here);
         assert_eq!(version(follower, "k").await, WRITES);
