@@ -16,7 +16,7 @@ use crate::raft::envelope::{self, EnvelopeError};
 use crate::raft::type_config::NotApplied;
 use crate::runtime;
 use crate::session::Ticket;
-use crate::types::{AckLevel, HistoryEpoch, LogId, NodeId, WriteOptions};
+use crate::types::{AckLevel, HistoryEpoch, LogId, MachineVersion, NodeId, WriteOptions};
 
 /// A write that was applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,7 +138,7 @@ impl<M: StateMachine> Engine<M> {
             return done(Err(refusal));
         }
         let wrote = M::wrote(&command);
-        let command = match self.admit_command(command, options.slot.is_some()).await {
+        let command = match self.admit_command(wrote, command, options.slot.is_some()).await {
             Ok(command) => command,
             Err(refusal) => return done(Err(refusal)),
         };
@@ -161,26 +161,31 @@ impl<M: StateMachine> Engine<M> {
         self.propose_envelope(writer, envelope, options, done).await;
     }
 
-    /// Refuses a command that is not to be proposed, and gives back any other.
-    async fn admit_command(&self, command: M::Command, in_session: bool) -> Result<M::Command, WriteError> {
+    /// Refuses a command that is not to be proposed, and gives back any other. The log is to hold what a machine `wrote`.
+    async fn admit_command(
+        &self,
+        wrote: MachineVersion,
+        command: M::Command,
+        in_session: bool,
+    ) -> Result<M::Command, WriteError> {
         // Of a write of a session an earlier attempt may have been applied, and only the log knows.
         if !in_session && let Some(state) = self.inner.nearly_full(M::most_growth_bytes(&command)).await {
             self.inner.admit_growth(&state, &command)?;
         }
-        self.inner.check_agreed(M::wrote(&command))?;
+        self.inner.check_agreed(wrote)?;
         Ok(command)
     }
 
-    /// Writes a command that another member has sealed, and that was opened here. What is proposed is what was sealed, stamped
-    /// with this node's clocks.
+    /// Writes a command that another member has sealed as what a machine `wrote`, and that was opened here. What is proposed is what was
+    /// sealed, stamped with this node's clocks.
     pub(super) async fn write_sealed(
         &self,
         sealed: &[u8],
-        command: M::Command,
+        (wrote, command): (MachineVersion, M::Command),
         options: WriteOptions,
     ) -> Outcome {
         check_ack(&options)?;
-        self.admit_command(command, options.slot.is_some()).await?;
+        self.admit_command(wrote, command, options.slot.is_some()).await?;
         let written = self.write_envelope_with(Writer::Caller, self.stamped(sealed)?, options).await?;
         self.inner.counters.acknowledge(written.ack);
         Ok(written)

@@ -342,6 +342,22 @@ pub fn open<M: StateMachine>(bytes: &[u8]) -> Result<Opened<M::Command>, Envelop
     Ok(opened)
 }
 
+/// Which version of which machine the command in an envelope is sealed as; none where there is no command. What it is decoded
+/// to may say another one: a version that was read, and the one in which this build would write the same, are not one.
+///
+/// # Errors
+/// See [`EnvelopeError`].
+pub fn sealed_as(bytes: &[u8]) -> Result<Option<MachineVersion>, EnvelopeError> {
+    Ok(match open_with(bytes, |wrote, _| Ok(wrote))?.content {
+        Content::Command(wrote, _) => Some(wrote),
+        Content::OpenSession { .. }
+        | Content::CloseSession { .. }
+        | Content::Clock
+        | Content::Quota(_)
+        | Content::Agreement(_) => None,
+    })
+}
+
 /// Opens an envelope, with `decode` for the command in it and the machine that wrote it.
 fn open_with<C>(
     mut bytes: &[u8],

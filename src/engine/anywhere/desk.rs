@@ -139,13 +139,17 @@ impl<M: StateMachine> Engine<M> {
         let inner = &self.inner;
         inner.check_size(sealed.len())?;
         let opened = envelope::try_open::<M>(sealed).map_err(|unusable| self.unreadable(unusable))?;
+        // Its bytes are what others have to read, in whichever version this build would write the same.
+        let sealed_as = envelope::sealed_as(sealed);
+        let sealed_as = sealed_as.map_err(|error| WriteError::Undecodable { reason: error.to_string() })?;
         let options_of = |slot| WriteOptions { slot, ..options };
         let plain = WriteOptions { history: options.history, ..WriteOptions::default() };
         match opened.content {
             Content::Command(command, slot) => {
+                let wrote = sealed_as.expect("invariant: what holds a command says who wrote it");
                 // It is not to take all the time that there is: whether it was proposed would not be known.
-                let _ = timeout(patience / 2, inner.until_agreed(M::wrote(&command))).await;
-                self.write_sealed(sealed, command, options_of(slot)).await
+                let _ = timeout(patience / 2, inner.until_agreed(wrote)).await;
+                self.write_sealed(sealed, (wrote, command), options_of(slot)).await
             }
             Content::OpenSession { .. } | Content::CloseSession { .. } => {
                 self.write_envelope_with(Writer::Session, self.stamped(sealed)?, plain).await

@@ -7,7 +7,7 @@ use crate::engine::lone;
 use crate::kv::machine::{KvCommand, KvMachine};
 use crate::machine::ApplyContext;
 use crate::raft::envelope::UNSTAMPED;
-use crate::types::{AckLevel, HistoryEpoch, MachineVersion};
+use crate::types::{AckLevel, HistoryEpoch, MachineVersion, ReadableVersions};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -207,5 +207,80 @@ async fn a_command_is_stamped_with_the_clocks_of_the_leader() {
     assert_eq!(after.term, before.term, "it has a reading");
     let passed_ms = after.elapsed_ms - before.elapsed_ms;
     assert!((5_000..6_000).contains(&passed_ms), "{passed_ms} ms have passed by it");
+    engine.shutdown().await;
+}
+
+/// Of a machine whose commands say themselves in which version they would be written, in a composition that takes a while to
+/// agree on all its machines.
+struct Rewritten;
+
+const MANY: usize = 200;
+
+impl StateMachine for Rewritten {
+    type Command = u32;
+    type Reply = u32;
+    type Query = ();
+    type Answer = ();
+    type View = ();
+
+    const MACHINES: &'static [ReadableVersions] = &{
+        let mut machines = [ReadableVersions::FIRST; MANY];
+        let mut number = 0;
+        while number < MANY {
+            machines[number].machine = number as u16;
+            number += 1;
+        }
+        machines
+    };
+
+    fn wrote(version: &u32) -> MachineVersion {
+        MachineVersion { machine: 0, version: *version }
+    }
+
+    fn apply(&mut self, _: &ApplyContext, version: u32) -> u32 {
+        version
+    }
+
+    fn view(&self) {}
+
+    fn query((): &(), (): ()) {}
+
+    fn write_snapshot((): &(), _: &mut dyn Write) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn read_snapshot(_: u32, _: &mut dyn Read) -> io::Result<Self> {
+        Ok(Self)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_must_be_agreed_on_is_the_version_that_was_sealed() {
+    let engine = lone::engine_of(false, Rewritten).await;
+    assert!(engine.ready(DEADLINE).await);
+    let sealed_as = |wrote: Option<MachineVersion>, command: u8| {
+        let mut bytes = vec![3, if wrote.is_some() { 6 } else { 0 }];
+        bytes.extend([0; 24]);
+        if let Some(MachineVersion { machine, version }) = wrote {
+            bytes.extend(machine.to_le_bytes());
+            bytes.extend(version.to_le_bytes());
+        }
+        bytes.push(command);
+        bytes
+    };
+    // Every build reads it. This one would write it in a version that nobody has agreed on.
+    let old = engine.carry_out(write(sealed_as(None, 99)), DEADLINE).await.unwrap();
+    assert!(matches!(old, Done::Written { .. }), "{old:?}");
+    let last = MachineVersion { machine: u16::try_from(MANY - 1).unwrap(), version: 0 };
+    assert!(!engine.agreed_versions().contains(&last), "there is something yet to be agreed on");
+    // And this one in a version that needs no agreement; it was sealed in one that does.
+    let short = Duration::from_millis(20);
+    let error = refused(engine.carry_out(write(sealed_as(Some(last), 0)), short).await);
+    let WriteError::VersionNotAgreed { wrote, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(*wrote, last);
+    while !engine.agreed_versions().contains(&last) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    engine.carry_out(write(sealed_as(Some(last), 0)), DEADLINE).await.unwrap();
     engine.shutdown().await;
 }
