@@ -137,8 +137,9 @@ impl<M: StateMachine> Anywhere<M> {
     /// As [`Engine::write_in`]: it is repeated, whatever has become of it, until it is answered or the patience is over.
     ///
     /// # Errors
-    /// See [`WriteError`]. [`WriteError::SessionExpired`] and [`WriteError::AnswerForgotten`] are final, and earlier attempts
-    /// may have been applied, once; after any other the call may be repeated with the same ticket.
+    /// See [`WriteError`]. After any of them the call may be repeated with the same ticket; only [`WriteError::SessionExpired`] and
+    /// [`WriteError::AnswerForgotten`] are final. They say that this call has applied nothing: when it has met them after an attempt
+    /// whose outcome is not known, its error is that attempt's.
     pub async fn write_in(
         &self,
         ticket: &Ticket,

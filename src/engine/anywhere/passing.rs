@@ -168,14 +168,12 @@ impl CarriedOut {
     }
 }
 
-/// Which error is told when there is no further attempt: `last`, unless an attempt before it had an `unknown` outcome, which it
-/// does not decide. What a session says of a write is said of all attempts.
+/// Which error is told when there is no further attempt: `last`, unless an attempt before it had an `unknown` outcome and `last` says
+/// that nothing was done, which is true of that one attempt only: whoever asked has made one call, and may make it again in
+/// another session.
 fn told_of<E: OfCall>(unknown: Option<E>, last: E) -> E {
-    let told = last.told();
-    let of_all =
-        told.maybe_applied || matches!(told.reason, Reason::SessionExpired | Reason::AnswerForgotten);
     match unknown {
-        Some(unknown) if !of_all => unknown,
+        Some(unknown) if !last.told().maybe_applied => unknown,
         Some(_) | None => last,
     }
 }
