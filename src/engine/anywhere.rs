@@ -40,7 +40,7 @@ use crate::error::{Leader, MembershipError, TransferError, WriteError};
 use crate::machine::StateMachine;
 use crate::machine::sessions::WINDOW;
 use crate::raft::envelope::{self, UNSTAMPED};
-use crate::raft::network::calls::{Call, Done};
+use crate::raft::network::calls::{Call, Done, LONGEST_PATIENCE};
 use crate::report::MemberList;
 use crate::runtime;
 use crate::session::{Session, Ticket};
@@ -119,7 +119,7 @@ impl<M: StateMachine> Engine<M> {
 }
 
 impl<M: StateMachine> Anywhere<M> {
-    /// The same calls, with another patience. What a call may take by itself, such as the time for which a learner may catch up, comes
+    /// The same calls, with another patience, a day at most. What a call may take by itself, such as the time for which a learner may catch up, comes
     /// on top.
     #[must_use]
     pub fn within(self, patience: Duration) -> Self {
@@ -233,6 +233,7 @@ impl<M: StateMachine> Anywhere<M> {
         promote: bool,
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
+        let timeout = timeout.min(LONGEST_PATIENCE);
         let NewMember { node_id, peer } = new;
         check_address(&peer)?;
         self.changed(Call::AddMember { node_id, peer, promote, timeout }, timeout).await
@@ -247,6 +248,7 @@ impl<M: StateMachine> Anywhere<M> {
         node_id: NodeId,
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
+        let timeout = timeout.min(LONGEST_PATIENCE);
         self.changed(Call::PromoteMember { node_id, timeout }, timeout).await
     }
 
@@ -276,6 +278,7 @@ impl<M: StateMachine> Anywhere<M> {
         new: NewMember,
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
+        let timeout = timeout.min(LONGEST_PATIENCE);
         let NewMember { node_id, peer } = new;
         check_address(&peer)?;
         self.changed(Call::ReplaceMember { old, node_id, peer, timeout }, timeout).await
@@ -300,7 +303,7 @@ impl<M: StateMachine> Anywhere<M> {
     /// # Errors
     /// See [`TransferError`].
     pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<Leader, TransferError> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = self.deadline(Duration::ZERO);
         let call = || Call::TransferLeader { to };
         let outcome = self.engine.carried_out::<TransferError>(call, Repeats::Refusals, deadline).await?;
         match outcome.done {
@@ -317,7 +320,7 @@ impl<M: StateMachine> Anywhere<M> {
         repeats: Repeats,
         extra: Duration,
     ) -> Result<(Acknowledged<Bytes>, HistoryEpoch), WriteError> {
-        let deadline = Instant::now() + self.patience + extra;
+        let deadline = self.deadline(extra);
         let outcome = self.engine.carried_out::<WriteError>(call, repeats, deadline).await?;
         let Done::Written { log_id, reply, held_by, repeated, history } = outcome.done else {
             return Err(outcome.is_strange());
@@ -331,7 +334,7 @@ impl<M: StateMachine> Anywhere<M> {
 
     /// Has a change of the membership made, which may take `extra` time by itself, and waits until this node knows it.
     async fn changed(&self, call: Call, extra: Duration) -> Result<MemberList, MembershipError> {
-        let deadline = Instant::now() + self.patience + extra;
+        let deadline = self.deadline(extra);
         let call = || call.clone();
         let outcome = self.engine.carried_out::<MembershipError>(call, Repeats::Refusals, deadline).await?;
         let Done::Changed { membership_at, unchanged } = outcome.done else {
@@ -339,6 +342,11 @@ impl<M: StateMachine> Anywhere<M> {
         };
         self.engine.inner.knows_membership(membership_at, self.until(deadline)).await;
         Ok(MemberList { unchanged, ..self.engine.members() })
+    }
+
+    /// Until when a call is repeated that may take `extra` time by itself.
+    fn deadline(&self, extra: Duration) -> Instant {
+        Instant::now() + self.patience.saturating_add(extra).min(LONGEST_PATIENCE)
     }
 
     /// Until when this node is waited for once the leader has answered: it hears of what is committed a little later.

@@ -22,8 +22,8 @@ use crate::types::{AckLevel, HistoryEpoch, Leader, LogId, NodeId};
 /// Most calls of one member that are under way. It sends no more, and its leader refuses more.
 pub(crate) const MOST_CALLS: usize = 4096;
 
-/// No call waits for longer, whatever its caller says.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(24 * 3600);
+/// No call waits for longer, whatever its caller says: a clock does not reach as far as a duration may.
+pub(crate) const LONGEST_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// What only the leader does.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use super::*;
 use crate::engine::{Settings, lone};
 use crate::kv::machine::{KvCommand, KvReply};
 use crate::raft::network::DialError;
-use crate::types::{AckLevel, HistoryEpoch};
+use crate::types::{AckLevel, HistoryEpoch, WriteOptions};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -110,11 +110,7 @@ async fn on_the_leader_it_is_what_it_always_was() {
     }
     let unclear = engine.write_anywhere_with(
         put("3"),
-        crate::types::WriteOptions {
-            slot: Some(ticket.slot()),
-            ack: AckLevel::Leader,
-            ..crate::types::WriteOptions::default()
-        },
+        WriteOptions { slot: Some(ticket.slot()), ack: AckLevel::Leader, ..WriteOptions::default() },
     );
     assert!(matches!(unclear.await, Err(WriteError::LeaderAckInSession)));
     let anywhere = engine.anywhere();
@@ -189,5 +185,21 @@ async fn writes_that_wait_for_a_leader_count_as_in_flight() {
         assert!(matches!(waiting.await.unwrap(), Err(WriteError::NotLeader { .. })));
     }
     assert_eq!((engine.report().in_flight.commands, engine.report().in_flight.bytes), (0, 0));
+    engine.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_patience_is_too_long() {
+    let engine = lone::engine(false).await;
+    assert!(engine.ready(DEADLINE).await);
+    let anywhere = engine.anywhere().within(Duration::MAX);
+    anywhere.write(put("1")).await.unwrap();
+    let (ack, ack_timeout) = (AckLevel::All, Duration::MAX);
+    let all = WriteOptions { ack, ack_timeout, ..WriteOptions::default() };
+    anywhere.write_with(put("2"), all).await.unwrap();
+    assert_eq!(anywhere.transfer_leader(Some(1)).await.unwrap().node_id, 1);
+    assert!(anywhere.promote_member(1, Duration::MAX).await.unwrap().unchanged);
+    let unknown = MembershipError::UnknownMember { node_id: 9 };
+    assert_eq!(anywhere.promote_member(9, Duration::MAX).await, Err(unknown));
     engine.shutdown().await;
 }
