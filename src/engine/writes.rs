@@ -342,6 +342,12 @@ impl<M: StateMachine> Inner<M> {
         Ok(Admitted { engine: self.clone(), bytes })
     }
 
+    /// The same, for one that was admitted before and is still here: it counts, whatever else is in flight by now.
+    pub(super) fn readmit_passed_on(self: &Arc<Self>, bytes: usize) -> Admitted<M> {
+        self.take_into_account(Writer::Node, bytes).expect("invariant: only what is a caller's is refused");
+        Admitted { engine: self.clone(), bytes }
+    }
+
     /// Refuses a command that is too large.
     pub(super) fn check_size(&self, bytes: usize) -> Result<(), WriteError> {
         let limit = self.settings.borrow().max_command_bytes;

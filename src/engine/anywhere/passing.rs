@@ -168,6 +168,11 @@ impl CarriedOut {
     }
 }
 
+/// What this node itself says of a write that it has no room for.
+fn refused<E: OfCall>(refusal: WriteError) -> E {
+    E::answered(CallError::Write(refusal)).ok().expect("invariant: only writes are refused")
+}
+
 /// Which error is told when there is no further attempt: `last`, unless an attempt before it had an `unknown` outcome and `last` says
 /// that nothing was done, which is true of that one attempt only: whoever asked has made one call, and may make it again in
 /// another session.
@@ -188,14 +193,15 @@ impl<M: StateMachine> Engine<M> {
     ) -> Result<CarriedOut, E> {
         let (inner, own) = (&self.inner, self.inner.config.node_id);
         let (mut pause, mut hint, mut unknown) = (PAUSE, None, None);
+        // What is counted of it, whenever it is not one of this node's own proposals.
+        let mut held = None;
         loop {
             let known = inner.known_leader();
             let target = inner.target(hint.take());
-            // Counted until the next attempt, which may be one of this node's own.
-            let mut held = None;
+            let call = call();
             let failed = tokio::select! {
                 biased;
-                outcome = self.attempt(target.as_ref(), call(), &mut held, deadline) => match outcome {
+                outcome = self.attempt(target.as_ref(), &call, &mut held, deadline) => match outcome {
                     Ok(carried_out) => return Ok(carried_out),
                     Err(failed) => failed,
                 },
@@ -210,6 +216,12 @@ impl<M: StateMachine> Engine<M> {
             hint = hint.filter(|leader| *leader != own && Some(*leader) != asked);
             if !is_repeated {
                 return Err(told_of(unknown, failed.error));
+            }
+            if held.is_none() {
+                held = match inner.hold(&call, is_unknown || unknown.is_some()) {
+                    Ok(held) => held,
+                    Err(refusal) => return Err(told_of(unknown, refused(refusal))),
+                };
             }
             tokio::select! {
                 biased;
@@ -230,7 +242,7 @@ impl<M: StateMachine> Engine<M> {
     async fn attempt<E: OfCall>(
         &self,
         target: Option<&Target>,
-        call: Call,
+        call: &Call,
         held: &mut Option<Admitted<M>>,
         deadline: Instant,
     ) -> Result<CarriedOut, Failed<E>> {
@@ -239,13 +251,14 @@ impl<M: StateMachine> Engine<M> {
             && target.member.is_none()
         {
             // Here it is counted when it is proposed.
-            let done = self.carry_out(call, left).await.map_err(|error| target.answered(error))?;
+            *held = None;
+            let done = self.carry_out(call.clone(), left).await.map_err(|error| target.answered(error))?;
             return Ok(CarriedOut { done, by: target.clone() });
         }
-        *held = inner.hold(&call).map_err(|refusal| {
-            let error = E::answered(CallError::Write(refusal)).ok();
-            Failed { error: error.expect("invariant: only writes are refused"), may_pass: false }
-        })?;
+        if held.is_none() {
+            let counted = inner.hold(call, false);
+            *held = counted.map_err(|refusal| Failed { error: refused(refusal), may_pass: true })?;
+        }
         let Some((target, member)) = target.and_then(|target| Some((target, target.member.as_ref()?))) else {
             return Err(Failed { error: E::not_leader(None), may_pass: true });
         };
@@ -253,11 +266,11 @@ impl<M: StateMachine> Engine<M> {
             return Err(target.answered(call.refused_as_too_many()));
         };
         let leader = target.leader.node_id;
-        let answer = inner.upstream.forward(leader, member, &call, left, inner.superseded(leader));
+        let answer = inner.upstream.forward(leader, member, call, left, inner.superseded(leader));
         match answer.await {
             Ok(Ok(done)) => Ok(CarriedOut { done, by: target.clone() }),
             Ok(Err(error)) => Err(target.answered(error)),
-            Err(error) => Err(target.unanswered(&error, &call)),
+            Err(error) => Err(target.unanswered(&error, call)),
         }
     }
 }
@@ -283,9 +296,14 @@ impl<M: StateMachine> Inner<M> {
         })
     }
 
-    /// Counts what a call takes on this node, for as long as what is returned is kept.
-    fn hold(self: &Arc<Self>, call: &Call) -> Result<Option<Admitted<M>>, WriteError> {
+    /// Counts what a call takes on this node, for as long as what is returned is kept. One that was let in before is not refused.
+    fn hold(
+        self: &Arc<Self>,
+        call: &Call,
+        was_let_in: bool,
+    ) -> Result<Option<Admitted<M>>, WriteError> {
         match call {
+            Call::Write { envelope, .. } if was_let_in => Ok(Some(self.readmit_passed_on(envelope.len()))),
             Call::Write { envelope, .. } => self.admit_passed_on(envelope.len()).map(Some),
             Call::AddMember { .. }
             | Call::PromoteMember { .. }

@@ -203,3 +203,23 @@ async fn no_patience_is_too_long() {
     assert_eq!(anywhere.promote_member(9, Duration::MAX).await, Err(unknown));
     engine.shutdown().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_this_node_is_to_repeat_counts_as_in_flight_in_between() {
+    let engine = lone::engine(false).await;
+    assert!(engine.ready(DEADLINE).await);
+    // Nobody takes the lead, and meanwhile this leader refuses what it is given.
+    engine.inner.core.transfer_leader(2, false).await;
+    assert!(engine.inner.core.leads(), "it is given to this node");
+    let write = crate::runtime::spawn({
+        let engine = engine.clone();
+        async move { engine.anywhere().within(DEADLINE * 10).write(put("1")).await }
+    });
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        assert_eq!(engine.report().in_flight.commands, 1);
+    }
+    write.await.unwrap().unwrap();
+    assert_eq!((engine.report().in_flight.commands, engine.report().in_flight.bytes), (0, 0));
+    engine.shutdown().await;
+}
