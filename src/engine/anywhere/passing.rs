@@ -29,13 +29,24 @@ pub(super) enum Repeats {
 }
 
 impl Repeats {
-    fn allow(self, told: &Told<'_>) -> bool {
+    /// Whether another attempt follows one that is `told` so. `is_undecided` where one before it may have done what was asked for:
+    /// its caller could only send the same again.
+    fn allow(self, told: &Told<'_>, is_undecided: bool) -> bool {
         match told.maybe_applied {
+            // There may be room, or other writes settled, in a moment.
+            false if is_undecided && self == Self::Everything && is_full(told.reason) => true,
             // Another node may lead by now.
             false => matches!(told.reason, Reason::NotLeader | Reason::NoQuorum | Reason::Stopped),
             true => self == Self::Everything && matches!(told.reason, Reason::Interrupted | Reason::Stopped),
         }
     }
+}
+
+fn is_full(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::Overloaded | Reason::DiskFull | Reason::DiskStalled | Reason::WindowExceeded
+    )
 }
 
 /// The error of an operation that only the leader carries out.
@@ -210,7 +221,7 @@ impl<M: StateMachine> Engine<M> {
                 }
             };
             let told = failed.error.told();
-            let is_repeated = failed.may_pass && repeats.allow(&told) && Instant::now() < deadline;
+            let is_repeated = failed.may_pass && repeats.allow(&told, unknown.is_some()) && Instant::now() < deadline;
             let (is_unknown, asked) = (told.maybe_applied, target.map(|target| target.leader.node_id));
             hint = told.leader.map(|leader| leader.node_id);
             hint = hint.filter(|leader| *leader != own && Some(*leader) != asked);

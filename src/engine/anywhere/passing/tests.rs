@@ -18,12 +18,20 @@ fn only_what_can_do_no_harm_is_repeated() {
     for reason in Reason::all() {
         let certain = Told::of(reason);
         let is_passing = matches!(reason, Reason::NotLeader | Reason::NoQuorum | Reason::Stopped);
-        assert_eq!(Repeats::Refusals.allow(&certain), is_passing, "{reason:?}");
-        assert_eq!(Repeats::Everything.allow(&certain), is_passing, "{reason:?}");
         let unknown = Told::of(reason).undecided(true);
-        assert!(!Repeats::Refusals.allow(&unknown), "{reason:?}");
         let is_lost = matches!(reason, Reason::Interrupted | Reason::Stopped);
-        assert_eq!(Repeats::Everything.allow(&unknown), is_lost, "{reason:?}");
+        for is_undecided in [false, true] {
+            assert_eq!(Repeats::Refusals.allow(&certain, is_undecided), is_passing, "{reason:?}");
+            assert!(!Repeats::Refusals.allow(&unknown, is_undecided), "{reason:?}");
+            assert_eq!(Repeats::Everything.allow(&unknown, is_undecided), is_lost, "{reason:?}");
+        }
+        assert_eq!(Repeats::Everything.allow(&certain, false), is_passing, "{reason:?}");
+        // Its caller could do nothing else either, and would not know when.
+        let is_for_now = matches!(
+            reason,
+            Reason::Overloaded | Reason::DiskFull | Reason::DiskStalled | Reason::WindowExceeded
+        );
+        assert_eq!(Repeats::Everything.allow(&certain, true), is_passing || is_for_now, "{reason:?}");
     }
 }
 
