@@ -25,6 +25,10 @@ pub(crate) const MOST_CALLS: usize = 4096;
 /// No call waits for longer, whatever its caller says: a clock does not reach as far as a duration may.
 pub(crate) const LONGEST_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
+/// Most bytes of a machine's reply that are passed on. A larger message than a connection takes would break it, for all calls that
+/// share it.
+pub(super) const MOST_REPLY_BYTES: usize = 48 * 1024 * 1024;
+
 /// What only the leader does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Call {
@@ -283,9 +287,21 @@ fn from_log_id(log_id: Option<proto::LogId>) -> Result<LogId, Malformed> {
     Ok(LogId { term, index })
 }
 
+/// What is `done`, unless its reply is too large to be passed on: then whoever asked learns at least where it stands.
+fn fitting(done: Done) -> Result<Done, CallError> {
+    match done {
+        Done::Written { log_id, reply: Some(reply), .. } if reply.len() > MOST_REPLY_BYTES => {
+            let bytes = reply.len();
+            let reason = format!("it takes {bytes} bytes, and no more than {MOST_REPLY_BYTES} are passed on");
+            Err(CallError::Write(WriteError::UnreadableReply { log_id, reason }))
+        }
+        Done::Written { .. } | Done::Changed { .. } | Done::Leads(_) => Ok(done),
+    }
+}
+
 /// The message that answers with `outcome`.
 pub(super) fn answer_to_wire(outcome: Result<Done, CallError>) -> proto::ForwardResponse {
-    let outcome = match outcome {
+    let outcome = match outcome.and_then(fitting) {
         Ok(Done::Written { log_id, reply, held_by, repeated, history }) => {
             let at = Some(plain_log_id(log_id));
             response::Outcome::Written(response::Written { at, reply, held_by, repeated, history: history.0 })
@@ -367,6 +383,22 @@ mod tests {
             Call::from_wire(strange).is_err(),
             "what this build does not know is not taken for the default"
         );
+    }
+
+    #[test]
+    fn a_reply_that_is_too_large_for_a_message_is_told_as_one_that_cannot_be_read() {
+        let written = |bytes| Done::Written {
+            log_id: LogId::new(3, 9),
+            reply: Some(Bytes::from(vec![0; bytes])),
+            held_by: vec![1],
+            repeated: false,
+            history: HistoryEpoch(7),
+        };
+        let arrived = answer_from_wire(answer_to_wire(Ok(written(MOST_REPLY_BYTES)))).unwrap();
+        assert_eq!(arrived.unwrap(), written(MOST_REPLY_BYTES));
+        let arrived = answer_from_wire(answer_to_wire(Ok(written(MOST_REPLY_BYTES + 1)))).unwrap();
+        let Err(CallError::Write(error @ WriteError::UnreadableReply { .. })) = arrived else { panic!("{arrived:?}") };
+        assert!(error.maybe_applied() && error.to_string().contains("50331649 bytes"), "{error}");
     }
 
     #[test]
