@@ -291,6 +291,22 @@ fn the_leader_is_removed_and_the_lead_handed_over_through_a_follower() {
     });
 }
 
+/// It does not hear of its removal, and its line to the leader is open still.
+#[test]
+fn a_member_that_was_removed_writes_nothing_any_more() {
+    in_calm(6, |calm| async move {
+        let (leader, follower) = (calm.leader().await, calm.follower().await);
+        let (leading, removed) = (leader.state().node_id, follower.state().node_id);
+        follower.write_anywhere(put("before", "v")).await.unwrap();
+        calm.network.set_cuts([(leading, removed)].into());
+        leader.remove_member(removed, true).await.unwrap();
+        assert_eq!(follower.state().leader.map(|known| known.node_id), Some(leading), "it knows no better");
+        let refused = follower.anywhere().within(Duration::from_millis(500)).write(put("k", "v")).await;
+        assert!(refused.is_err());
+        assert_eq!(version(&leader, "k", ReadLevel::Linearizable).await, 0);
+    });
+}
+
 #[test]
 fn every_node_tells_who_leads_and_why() {
     in_calm(4, |mut calm| async move {

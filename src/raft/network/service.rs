@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 pub(crate) use self::forwarded::Desk;
-use self::forwarded::Forwarded;
+use self::forwarded::{Forwarded, Standing};
 pub(crate) use self::offers::Offers;
 use self::pieces::Unreadable;
 use super::admission::Claim;
@@ -502,13 +502,23 @@ impl<M: StateMachine> PeerService<M> {
         Some(self.vote()).filter(|own| vote < *own)
     }
 
+    fn standing_of(&self, caller: NodeId) -> Standing {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let member = metrics.membership_config.membership().get_node(&caller);
+        Standing {
+            is_told_by_leader: metrics.state == ServerState::Leader,
+            directory: member.map(|member| member.incarnation),
+        }
+    }
+
     async fn run(self, from: NodeId, mut requests: Incoming<Request>, responses: mpsc::Sender<Response>) {
         // In order, because the caller's core takes a conflict that overtakes an acceptance for a lost disk.
         let mut working = FuturesOrdered::new();
         // What members ask of their leader is not for the core's log.
         let mut unordered = FuturesUnordered::new();
         // Nor for their leader's reads to wait behind.
-        let mut forwarded = Forwarded::new(self.callee.desk.clone());
+        let mut forwarded = Forwarded::new(self.callee.desk.clone(), self.standing_of(from));
         let mut newest = 0;
         let mut incoming = None;
         let mut open = true;
@@ -542,7 +552,7 @@ impl<M: StateMachine> PeerService<M> {
                         unordered.push(self.clone().answer(from, request));
                     }
                     Some(Request { id, body: Some(request::Body::Forward(call)) }) => {
-                        forwarded.begin(id, call, |refused| self.refused(from, &refused.into()));
+                        forwarded.begin(id, call, self.standing_of(from), |refused| self.refused(from, &refused.into()));
                     }
                     // Late, or delivered twice.
                     Some(Request { id, .. }) if id <= newest => {}

@@ -15,12 +15,22 @@ use futures::{FutureExt, StreamExt};
 use crate::proto::peer::{ForwardRequest, Response, response};
 use crate::raft::network::calls::{self, Call, CallError, Done, MOST_CALLS};
 use crate::raft::network::wire::Malformed;
+use crate::types::Incarnation;
 
 /// What a node does for members that pass calls on to it.
 pub(crate) trait Desk: Send + Sync {
     /// Does `call`, for a caller that waits for `patience` yet, if this node leads; else says who does. Passes nothing on.
     /// What it has begun may go on when this is dropped.
     fn carry_out(&self, call: Call, patience: Duration) -> BoxFuture<'static, Result<Done, CallError>>;
+}
+
+/// What a node knows of a caller at present.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Standing {
+    /// The node leads. What another one knows of the members may be old, and it does nothing in any case.
+    pub(super) is_told_by_leader: bool,
+    /// The data directory of the member with the caller's id, if there is one.
+    pub(super) directory: Option<Incarnation>,
 }
 
 /// Numbers of calls that have arrived.
@@ -52,21 +62,25 @@ impl Seen {
 /// The calls of one connection.
 pub(super) struct Forwarded {
     desk: Arc<dyn Desk>,
+    /// The caller's data directory, since it was first known as a member on this connection.
+    caller: Option<Incarnation>,
     seen: Seen,
     under_way: FuturesUnordered<BoxFuture<'static, Response>>,
 }
 
 impl Forwarded {
-    pub(super) fn new(desk: Arc<dyn Desk>) -> Self {
-        Self { desk, seen: Seen::default(), under_way: FuturesUnordered::new() }
+    pub(super) fn new(desk: Arc<dyn Desk>, standing: Standing) -> Self {
+        Self { desk, caller: standing.directory, seen: Seen::default(), under_way: FuturesUnordered::new() }
     }
 
     /// Begins call `id`, unless it has arrived before. One that is too many is refused at once: it must not wait where reads
-    /// would have to wait behind it. One that this build does not know is answered with what `refused` makes of it.
+    /// would have to wait behind it. One that this build does not know is answered with what `refused` makes of it. One of a caller that
+    /// is not the member any more that it was when it was let in is refused: connections outlive memberships.
     pub(super) fn begin(
         &mut self,
         id: u64,
         message: ForwardRequest,
+        standing: Standing,
         refused: impl FnOnce(Malformed) -> response::Body,
     ) {
         if !self.seen.note(id) {
@@ -74,12 +88,18 @@ impl Forwarded {
         }
         let answer = match Call::from_wire(message) {
             Err(malformed) => ready(refused(malformed)).boxed(),
+            Ok(_) if !self.is_of_member(standing) => ready(answer(Err(not_a_member()))).boxed(),
             Ok((call, _)) if self.under_way.len() >= MOST_CALLS => {
                 ready(answer(Err(call.refused_as_too_many()))).boxed()
             }
             Ok((call, patience)) => self.desk.carry_out(call, patience).map(answer).boxed(),
         };
         self.under_way.push(answer.map(move |body| Response { id, body: Some(body) }).boxed());
+    }
+
+    fn is_of_member(&mut self, standing: Standing) -> bool {
+        self.caller = self.caller.or(standing.directory);
+        !standing.is_told_by_leader || (standing.directory.is_some() && standing.directory == self.caller)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -89,6 +109,13 @@ impl Forwarded {
     /// The next answer, in whatever order; none while nothing is under way.
     pub(super) async fn next(&mut self) -> Option<Response> {
         self.under_way.next().await
+    }
+}
+
+fn not_a_member() -> CallError {
+    CallError::Other {
+        message: "whoever asks is not the member any more that it was when it connected".to_owned(),
+        maybe_applied: false,
     }
 }
 
@@ -105,6 +132,8 @@ mod tests {
     use crate::proto::peer::forward_request;
     use crate::proto::peer::{call_failure, forward_response};
     use crate::types::Leader;
+
+    const MEMBER: Standing = Standing { is_told_by_leader: true, directory: Some(Incarnation(7)) };
 
     /// Counts what it is asked to do, and ends what is to be handed to node 1.
     #[derive(Default)]
@@ -139,7 +168,7 @@ mod tests {
 
     fn of_connection() -> (Arc<Counting>, Forwarded) {
         let desk = Arc::new(Counting::default());
-        (desk.clone(), Forwarded::new(desk))
+        (desk.clone(), Forwarded::new(desk, MEMBER))
     }
 
     #[test]
@@ -162,7 +191,7 @@ mod tests {
     async fn a_call_that_arrives_twice_is_begun_once_and_answered_once() {
         let (desk, mut calls) = of_connection();
         for id in [7, 7, 6, 7, 6] {
-            calls.begin(id, to(1), refused);
+            calls.begin(id, to(1), MEMBER, refused);
         }
         assert_eq!(desk.0.load(Relaxed), 2);
         let mut answered = vec![calls.next().await.unwrap().id, calls.next().await.unwrap().id];
@@ -174,7 +203,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_is_not_understood_is_not_begun() {
         let (desk, mut calls) = of_connection();
-        calls.begin(1, ForwardRequest { patience_ms: 1, call: None }, refused);
+        calls.begin(1, ForwardRequest { patience_ms: 1, call: None }, MEMBER, refused);
         let Some(response::Body::Failure(_)) = calls.next().await.unwrap().body else { panic!("a failure") };
         assert!(calls.is_empty() && desk.0.load(Relaxed) == 0);
     }
@@ -184,10 +213,10 @@ mod tests {
         let (desk, mut calls) = of_connection();
         let most = u64::try_from(MOST_CALLS).unwrap();
         for id in 1..most {
-            calls.begin(id, to(9), refused);
+            calls.begin(id, to(9), MEMBER, refused);
         }
-        calls.begin(most, to(1), refused);
-        calls.begin(most + 1, write(), refused);
+        calls.begin(most, to(1), MEMBER, refused);
+        calls.begin(most + 1, write(), MEMBER, refused);
         assert_eq!(desk.0.load(Relaxed), MOST_CALLS);
         let (first, second) = (calls.next().await.unwrap(), calls.next().await.unwrap());
         let told = if first.id == most { second } else { first };
@@ -197,7 +226,27 @@ mod tests {
         let Some(call_failure::Of::Write(why)) = failure.of else { panic!("{failure:?}") };
         assert_eq!(format!("{:?}", why.why), "Some(Overloaded(Nothing))");
         assert_eq!(failure.message, WriteError::Overloaded.to_string());
-        calls.begin(most + 2, to(1), refused);
+        calls.begin(most + 2, to(1), MEMBER, refused);
         assert_eq!(calls.next().await.unwrap().id, most + 2);
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_is_not_the_member_any_more_that_it_was_is_not_listened_to() {
+        let removed = Standing { directory: None, ..MEMBER };
+        let replaced = Standing { directory: Some(Incarnation(8)), ..MEMBER };
+        let (desk, mut calls) = of_connection();
+        for (id, standing) in [(1, removed), (2, replaced)] {
+            calls.begin(id, to(1), standing, refused);
+            let Some(response::Body::Forward(answer)) = calls.next().await.unwrap().body else { panic!("an answer") };
+            let Some(forward_response::Outcome::Failed(failure)) = answer.outcome else { panic!("{answer:?}") };
+            assert!(!failure.maybe_applied && desk.0.load(Relaxed) == 0, "{failure:?}");
+        }
+        // Who does not lead may know less of the members than the caller, and says itself that it does nothing.
+        calls.begin(3, to(1), Standing { is_told_by_leader: false, ..removed }, refused);
+        // It was let in as one that is about to be a member.
+        let mut early = Forwarded::new(desk.clone(), removed);
+        early.begin(1, to(1), MEMBER, refused);
+        early.begin(2, to(1), replaced, refused);
+        assert_eq!(desk.0.load(Relaxed), 2);
     }
 }
