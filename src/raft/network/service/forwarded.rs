@@ -11,10 +11,12 @@ use std::time::Duration;
 use futures::future::{BoxFuture, ready};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
+use tokio::task::JoinHandle;
 
 use crate::proto::peer::{ForwardRequest, Response, response};
 use crate::raft::network::calls::{self, Call, CallError, Done, MOST_CALLS};
 use crate::raft::network::wire::Malformed;
+use crate::runtime;
 use crate::types::Incarnation;
 
 /// What a node does for members that pass calls on to it.
@@ -92,7 +94,11 @@ impl Forwarded {
             Ok((call, _)) if self.under_way.len() >= MOST_CALLS => {
                 ready(answer(Err(call.refused_as_too_many()))).boxed()
             }
-            Ok((call, patience)) => self.desk.carry_out(call, patience).map(answer).boxed(),
+            Ok((call, patience)) => {
+                // On a task of its own: a command that takes long to decode holds up no reads, and one that panics no others.
+                let task = Task(runtime::spawn(self.desk.carry_out(call, patience)));
+                task.ended().map(answer).boxed()
+            }
         };
         self.under_way.push(answer.map(move |body| Response { id, body: Some(body) }).boxed());
     }
@@ -109,6 +115,24 @@ impl Forwarded {
     /// The next answer, in whatever order; none while nothing is under way.
     pub(super) async fn next(&mut self) -> Option<Response> {
         self.under_way.next().await
+    }
+}
+
+/// A call that is being carried out, and is given up with its connection.
+struct Task(JoinHandle<Result<Done, CallError>>);
+
+impl Task {
+    async fn ended(mut self) -> Result<Done, CallError> {
+        (&mut self.0).await.unwrap_or_else(|_| {
+            let message = "carrying it out came to no end".to_owned();
+            Err(CallError::Other { message, maybe_applied: true })
+        })
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -135,9 +159,9 @@ mod tests {
 
     const MEMBER: Standing = Standing { is_told_by_leader: true, directory: Some(Incarnation(7)) };
 
-    /// Counts what it is asked to do, and ends what is to be handed to node 1.
+    /// Counts what it is asked to do, ends what is to be handed to node 1, and panics at node 2.
     #[derive(Default)]
-    struct Counting(AtomicUsize);
+    struct Counting(AtomicUsize, Arc<()>);
 
     impl Desk for Counting {
         fn carry_out(&self, call: Call, _: Duration) -> BoxFuture<'static, Result<Done, CallError>> {
@@ -146,7 +170,15 @@ mod tests {
                 Call::TransferLeader { to: Some(1) } => {
                     ready(Ok(Done::Leads(Leader { node_id: 1, client: String::new() }))).boxed()
                 }
-                _ => std::future::pending().boxed(),
+                Call::TransferLeader { to: Some(2) } => async { panic!("what only a broken machine does") }.boxed(),
+                _ => {
+                    let open = self.1.clone();
+                    async move {
+                        let _open = open;
+                        std::future::pending().await
+                    }
+                    .boxed()
+                }
             }
         }
     }
@@ -248,5 +280,23 @@ mod tests {
         early.begin(1, to(1), MEMBER, refused);
         early.begin(2, to(1), replaced, refused);
         assert_eq!(desk.0.load(Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_panics_ends_by_itself_and_one_that_hangs_with_its_connection() {
+        let (desk, mut calls) = of_connection();
+        calls.begin(1, to(9), MEMBER, refused);
+        calls.begin(2, to(2), MEMBER, refused);
+        let told = calls.next().await.unwrap();
+        let Some(response::Body::Forward(answer)) = told.body else { panic!("{told:?}") };
+        let Some(forward_response::Outcome::Failed(failure)) = answer.outcome else { panic!("{answer:?}") };
+        assert!(told.id == 2 && failure.maybe_applied, "{failure:?}");
+        calls.begin(3, to(1), MEMBER, refused);
+        assert_eq!(calls.next().await.unwrap().id, 3, "others go on");
+        assert_eq!(Arc::strong_count(&desk.1), 2);
+        drop(calls);
+        while Arc::strong_count(&desk.1) > 1 {
+            tokio::task::yield_now().await;
+        }
     }
 }
