@@ -180,8 +180,8 @@ impl<M: StateMachine> Anywhere<M> {
         };
         let extra = if ack == AckLevel::All { ack_timeout } else { Duration::ZERO };
         let repeats = if options.slot.is_some() { Repeats::Everything } else { Repeats::Refusals };
-        let (written, _) = self.written(call, repeats, extra).await?;
-        decoded::<M>(Acknowledged { ack, ..written }, machine)
+        let (written, _) = self.written(call, ack, repeats, extra).await?;
+        decoded::<M>(written, machine)
     }
 
     /// As [`Engine::open_session`].
@@ -196,7 +196,7 @@ impl<M: StateMachine> Anywhere<M> {
             session = runtime::random_u64().max(1);
             plain_write(envelope::seal_open_session(UNSTAMPED, session, ttl_ms, ""))
         };
-        let (_, history) = self.written(call, Repeats::Everything, Duration::ZERO).await?;
+        let (_, history) = self.written(call, AckLevel::Quorum, Repeats::Everything, Duration::ZERO).await?;
         Ok(Session::new(session, WINDOW, history))
     }
 
@@ -206,7 +206,7 @@ impl<M: StateMachine> Anywhere<M> {
     /// See [`WriteError`].
     pub async fn close_session(&self, session: u64) -> Result<ClosedSession, WriteError> {
         let call = || plain_write(envelope::seal_close_session(UNSTAMPED, session));
-        let (closed, _) = self.written(call, Repeats::Everything, Duration::ZERO).await?;
+        let (closed, _) = self.written(call, AckLevel::Quorum, Repeats::Everything, Duration::ZERO).await?;
         let was_open = closed.reply.is_some_and(|reply| reply.first() == Some(&1));
         Ok(ClosedSession { log_id: closed.log_id, was_open })
     }
@@ -219,7 +219,7 @@ impl<M: StateMachine> Anywhere<M> {
         let change = self.engine.quota_change(bytes)?;
         let call = || plain_write(envelope::seal_quota(UNSTAMPED, change));
         // Repeated late, it could undo what others have set since.
-        let (written, _) = self.written(call, Repeats::Refusals, Duration::ZERO).await?;
+        let (written, _) = self.written(call, AckLevel::Quorum, Repeats::Refusals, Duration::ZERO).await?;
         Ok(written.log_id)
     }
 
@@ -313,22 +313,25 @@ impl<M: StateMachine> Anywhere<M> {
     }
 
     /// Has a write carried out, which may take `extra` time by itself, and waits until this node has applied it. Returns the
-    /// history that its position belongs to as well. How it was acknowledged is for its caller to say.
+    /// history that its position belongs to as well. Only one that is acknowledged at `ack` level leader may have no reply.
     async fn written(
         &self,
         call: impl FnMut() -> Call + Send,
+        ack: AckLevel,
         repeats: Repeats,
         extra: Duration,
     ) -> Result<(Acknowledged<Bytes>, HistoryEpoch), WriteError> {
         let deadline = self.deadline(extra);
         let outcome = self.engine.carried_out::<WriteError>(call, repeats, deadline).await?;
+        if lacks_reply(&outcome.done, ack) {
+            return Err(outcome.is_strange());
+        }
         let Done::Written { log_id, reply, held_by, repeated, history } = outcome.done else {
             return Err(outcome.is_strange());
         };
         // What is not committed may never be applied.
         let applied_here =
             reply.is_some() && self.engine.inner.has_applied(log_id.index, self.until(deadline)).await;
-        let ack = AckLevel::Quorum;
         Ok((Acknowledged { log_id, reply, ack, held_by, repeated, applied_here }, history))
     }
 
@@ -359,4 +362,29 @@ impl<M: StateMachine> Anywhere<M> {
 fn plain_write(envelope: Bytes) -> Call {
     let WriteOptions { ack, ack_timeout, history, .. } = WriteOptions::default();
     Call::Write { envelope, ack, ack_timeout, history }
+}
+
+/// Whether what a leader says of a write is not all that it must have known to acknowledge it at this level.
+fn lacks_reply(done: &Done, ack: AckLevel) -> bool {
+    matches!(done, Done::Written { reply: None, .. }) && ack != AckLevel::Leader
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_waits_for_no_quorum_may_have_no_reply() {
+        let written = |reply| Done::Written {
+            log_id: LogId::new(1, 2),
+            reply,
+            held_by: vec![1],
+            repeated: false,
+            history: HistoryEpoch::UNKNOWN,
+        };
+        for ack in AckLevel::ALL {
+            assert_eq!(lacks_reply(&written(None), ack), ack != AckLevel::Leader, "{ack:?}");
+            assert!(!lacks_reply(&written(Some(Bytes::new())), ack), "{ack:?}");
+        }
+    }
 }
