@@ -246,7 +246,12 @@ impl<M: StateMachine> Engine<M> {
             if is_unknown {
                 unknown.get_or_insert(failed.error);
             }
-            pause = if inner.known_leader() == known { (pause * 2).min(LONGEST_PAUSE) } else { PAUSE };
+            if inner.known_leader() == known {
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            } else {
+                // What this node has heard since is newer than what it was told before.
+                (pause, hint) = (PAUSE, None);
+            }
         }
     }
 
