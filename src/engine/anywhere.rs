@@ -119,8 +119,8 @@ impl<M: StateMachine> Engine<M> {
 }
 
 impl<M: StateMachine> Anywhere<M> {
-    /// The same calls, with another patience, a day at most. What a call may take by itself, such as the time for which a learner may catch up, comes
-    /// on top.
+    /// The same calls, with another patience, a day at most. What a call may take by itself, such as the time for which a learner may
+    /// catch up, or a leader waits for an earlier change to end, comes on top.
     #[must_use]
     pub fn within(self, patience: Duration) -> Self {
         Self { patience, ..self }

@@ -9,7 +9,7 @@ use quorate::kv::machine::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply};
 use quorate::store::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
 use quorate::testkit::runtime::TaskGroup;
 use quorate::{AckLevel, Engine, EngineConfig, EngineParts, ForwardError, OperationError, Reason};
-use quorate::{Incarnation, NodeId, ReadLevel, Role, Succession, WriteError, WriteOptions};
+use quorate::{Incarnation, NodeId, ReadLevel, Role, Succession, TransferError, WriteError, WriteOptions};
 use tokio::time::Instant;
 
 use crate::network::{Network, SimTransport, address};
@@ -304,6 +304,21 @@ fn a_member_that_was_removed_writes_nothing_any_more() {
         let refused = follower.anywhere().within(Duration::from_millis(500)).write(put("k", "v")).await;
         assert!(refused.is_err());
         assert_eq!(version(&leader, "k", ReadLevel::Linearizable).await, 0);
+    });
+}
+
+/// The leader says itself, later than its caller would have waited, what has come of a change that nobody else commits.
+#[test]
+fn what_a_leader_knows_of_a_change_is_told_although_it_takes_longer_than_its_caller_is_patient() {
+    in_calm(7, |calm| async move {
+        let (leader, follower) = (calm.leader().await.state().node_id, calm.follower().await);
+        let other = (1..=3).find(|id| ![leader, follower.state().node_id].contains(id)).unwrap();
+        calm.network.set_cuts([(leader, other), (other, leader)].into());
+        for anywhere in [follower.anywhere(), calm.leader().await.anywhere()] {
+            let anywhere = anywhere.within(Duration::from_millis(1));
+            let refused = anywhere.transfer_leader(Some(other)).await.unwrap_err();
+            assert!(matches!(refused, TransferError::NotInTouch { .. }), "{refused:?}");
+        }
     });
 }
 

@@ -88,6 +88,18 @@ impl<M: StateMachine> Desk for LeaderDesk<M> {
 }
 
 impl<M: StateMachine> Engine<M> {
+    /// Does a `call` of this node's own, if it leads. Only a write is given up after `patience`: all others end by themselves, and
+    /// say what has come of them.
+    pub(super) async fn carry_out_here(&self, call: Call, patience: Duration) -> Result<Done, CallError> {
+        match call {
+            Call::Write { .. } => self.carry_out(call, patience).await,
+            _ if !self.inner.core.leads() => {
+                Err(call.refused_as_not_leader(self.inner.core.metrics().leader))
+            }
+            _ => self.lead(call, patience).await,
+        }
+    }
+
     /// Does `call`, if this node leads, within `patience`. What was begun by then may go on.
     pub(super) async fn carry_out(&self, call: Call, patience: Duration) -> Result<Done, CallError> {
         if !self.inner.core.leads() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::engine::membership::CHANGE_PATIENCE;
 use crate::engine::writes::Admitted;
 use crate::engine::{Engine, Inner, NodeState};
 use crate::error::{ForwardError, Leader, MembershipError, OperationError, Told, TransferError, WriteError};
@@ -262,13 +263,14 @@ impl<M: StateMachine> Engine<M> {
         held: &mut Option<Admitted<M>>,
         deadline: Instant,
     ) -> Result<CarriedOut, Failed<E>> {
-        let (inner, left) = (&self.inner, deadline.saturating_duration_since(Instant::now()));
+        let inner = &self.inner;
+        let left = deadline.saturating_duration_since(Instant::now()) + inner.own_time(call);
         if let Some(target) = target
             && target.member.is_none()
         {
             // Here it is counted when it is proposed.
             *held = None;
-            let done = self.carry_out(call.clone(), left).await.map_err(|error| target.answered(error))?;
+            let done = self.carry_out_here(call.clone(), left).await.map_err(|error| target.answered(error))?;
             return Ok(CarriedOut { done, by: target.clone() });
         }
         if held.is_none() {
@@ -328,6 +330,22 @@ impl<M: StateMachine> Inner<M> {
             | Call::ReplaceMember { .. }
             | Call::UpdateMember { .. }
             | Call::TransferLeader { .. } => Ok(None),
+        }
+    }
+
+    /// How much longer than its caller's patience an attempt may take, because the leader sets itself limits: cut off before those
+    /// it could not say what has come of the call.
+    fn own_time(&self, call: &Call) -> Duration {
+        let hand_over = self.config.timing.patience().saturating_mul(3);
+        match call {
+            Call::Write { .. } => Duration::ZERO,
+            Call::TransferLeader { .. } => hand_over,
+            Call::AddMember { .. }
+            | Call::PromoteMember { .. }
+            | Call::DemoteMember { .. }
+            | Call::RemoveMember { .. }
+            | Call::ReplaceMember { .. }
+            | Call::UpdateMember { .. } => CHANGE_PATIENCE + hand_over,
         }
     }
 
