@@ -20,7 +20,7 @@ pub enum ForwardError {
     },
     /// The call left for the leader, and no answer came. It may have been carried out, or may be yet.
     #[error(
-        "the call was passed on to node {}, which leads, and no answer came: {reason}; it may have been carried out",
+        "the call was given to node {}, which leads, and no answer came: {reason}; it may have been carried out",
         .leader.node_id
     )]
     Lost {

@@ -314,6 +314,8 @@ fn what_a_leader_knows_of_a_change_is_told_although_it_takes_longer_than_its_cal
         let (leader, follower) = (calm.leader().await.state().node_id, calm.follower().await);
         let other = (1..=3).find(|id| ![leader, follower.state().node_id].contains(id)).unwrap();
         calm.network.set_cuts([(leader, other), (other, leader)].into());
+        // Until it counts as gone.
+        tokio::time::sleep(PATIENCE / 6).await;
         for anywhere in [follower.anywhere(), calm.leader().await.anywhere()] {
             let anywhere = anywhere.within(Duration::from_millis(1));
             let refused = anywhere.transfer_leader(Some(other)).await.unwrap_err();

@@ -96,7 +96,7 @@ impl<M: StateMachine> Engine<M> {
             _ if !self.inner.core.leads() => {
                 Err(call.refused_as_not_leader(self.inner.core.metrics().leader))
             }
-            _ => self.lead(call, patience).await,
+            _ => self.lead(call, patience).boxed().await,
         }
     }
 

@@ -44,10 +44,7 @@ impl Repeats {
 }
 
 fn is_full(reason: Reason) -> bool {
-    matches!(
-        reason,
-        Reason::Overloaded | Reason::DiskFull | Reason::DiskStalled | Reason::WindowExceeded
-    )
+    matches!(reason, Reason::Overloaded | Reason::DiskFull | Reason::DiskStalled | Reason::WindowExceeded)
 }
 
 /// The error of an operation that only the leader carries out.
@@ -182,7 +179,7 @@ impl CarriedOut {
 
 /// What this node itself says of a write that it has no room for.
 fn refused<E: OfCall>(refusal: WriteError) -> E {
-    E::answered(CallError::Write(refusal)).ok().expect("invariant: only writes are refused")
+    E::answered(CallError::Write(refusal)).expect("invariant: only writes are refused")
 }
 
 /// Which error is told when there is no further attempt: `last`, unless an attempt before it had an `unknown` outcome and `last` says
@@ -222,7 +219,8 @@ impl<M: StateMachine> Engine<M> {
                 }
             };
             let told = failed.error.told();
-            let is_repeated = failed.may_pass && repeats.allow(&told, unknown.is_some()) && Instant::now() < deadline;
+            let is_repeated =
+                failed.may_pass && repeats.allow(&told, unknown.is_some()) && Instant::now() < deadline;
             let (is_unknown, asked) = (told.maybe_applied, target.map(|target| target.leader.node_id));
             hint = told.leader.map(|leader| leader.node_id);
             hint = hint.filter(|leader| *leader != own && Some(*leader) != asked);
@@ -270,7 +268,8 @@ impl<M: StateMachine> Engine<M> {
         {
             // Here it is counted when it is proposed.
             *held = None;
-            let done = self.carry_out_here(call.clone(), left).await.map_err(|error| target.answered(error))?;
+            let done =
+                self.carry_out_here(call.clone(), left).await.map_err(|error| target.answered(error))?;
             return Ok(CarriedOut { done, by: target.clone() });
         }
         if held.is_none() {
@@ -315,11 +314,7 @@ impl<M: StateMachine> Inner<M> {
     }
 
     /// Counts what a call takes on this node, for as long as what is returned is kept. One that was let in before is not refused.
-    fn hold(
-        self: &Arc<Self>,
-        call: &Call,
-        was_let_in: bool,
-    ) -> Result<Option<Admitted<M>>, WriteError> {
+    fn hold(self: &Arc<Self>, call: &Call, was_let_in: bool) -> Result<Option<Admitted<M>>, WriteError> {
         match call {
             Call::Write { envelope, .. } if was_let_in => Ok(Some(self.readmit_passed_on(envelope.len()))),
             Call::Write { envelope, .. } => self.admit_passed_on(envelope.len()).map(Some),

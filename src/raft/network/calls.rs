@@ -397,7 +397,9 @@ mod tests {
         let arrived = answer_from_wire(answer_to_wire(Ok(written(MOST_REPLY_BYTES)))).unwrap();
         assert_eq!(arrived.unwrap(), written(MOST_REPLY_BYTES));
         let arrived = answer_from_wire(answer_to_wire(Ok(written(MOST_REPLY_BYTES + 1)))).unwrap();
-        let Err(CallError::Write(error @ WriteError::UnreadableReply { .. })) = arrived else { panic!("{arrived:?}") };
+        let Err(CallError::Write(error @ WriteError::UnreadableReply { .. })) = arrived else {
+            panic!("{arrived:?}")
+        };
         assert!(error.maybe_applied() && error.to_string().contains("50331649 bytes"), "{error}");
     }
 

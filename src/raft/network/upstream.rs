@@ -33,6 +33,8 @@ use crate::types::{Incarnation, Member, NodeId};
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A leader that could not be reached is not dialled again before this has passed.
 const DIAL_PAUSE: Duration = Duration::from_millis(50);
+/// A call that is passed on may take as long by itself, however impatient its caller is: it says nothing of the connection.
+const SILENCE: Duration = Duration::from_secs(5);
 /// Most calls waiting for their answers; more are refused.
 const MAX_CALLS: usize = 65_536;
 
@@ -189,16 +191,18 @@ impl Upstream {
         body: request::Body,
         patience: Duration,
     ) -> Result<response::Body, UpstreamError> {
-        self.call_until(leader, member, body, tokio::time::sleep(patience)).await
+        self.call_until(leader, member, body, tokio::time::sleep(patience), Duration::ZERO).await
     }
 
-    /// The same, until something else has happened.
+    /// The same, until something else has happened. A connection on which nothing arrives meanwhile is given up, if that took as long
+    /// as a lively one is never `silent`.
     async fn call_until(
         &self,
         leader: NodeId,
         member: &Member,
         body: request::Body,
         given_up: impl Future<Output = ()>,
+        silent: Duration,
     ) -> Result<response::Body, UpstreamError> {
         let begun = Instant::now();
         let dialled = self.dialled(leader, member);
@@ -220,6 +224,7 @@ impl Upstream {
             None => {
                 // A connection on which nothing at all has arrived since may be dead without knowing it.
                 if let Some(waiting) = used.waiting
+                    && begun.elapsed() >= silent
                     && *lock(&waiting.heard) <= begun
                 {
                     waiting.given_up.store(true, Ordering::Relaxed);
@@ -313,7 +318,7 @@ impl Upstream {
             // Whichever comes first.
             let _ = tokio::time::timeout(patience, superseded).await;
         };
-        match self.call_until(leader, member, body, given_up).await? {
+        match self.call_until(leader, member, body, given_up, SILENCE).await? {
             response::Body::Forward(answer) => {
                 calls::answer_from_wire(answer).map_err(|error| unintelligible(leader, error))
             }

@@ -170,12 +170,17 @@ mod tests {
                 Call::TransferLeader { to: Some(1) } => {
                     ready(Ok(Done::Leads(Leader { node_id: 1, client: String::new() }))).boxed()
                 }
-                Call::TransferLeader { to: Some(2) } => async { panic!("what only a broken machine does") }.boxed(),
+                Call::TransferLeader { to: Some(2) } => {
+                    futures::future::lazy(|_| -> Result<Done, CallError> {
+                        panic!("only a broken machine does this")
+                    })
+                    .boxed()
+                }
                 _ => {
                     let open = self.1.clone();
                     async move {
                         let _open = open;
-                        std::future::pending().await
+                        std::future::pending::<Result<Done, CallError>>().await
                     }
                     .boxed()
                 }
@@ -269,8 +274,12 @@ mod tests {
         let (desk, mut calls) = of_connection();
         for (id, standing) in [(1, removed), (2, replaced)] {
             calls.begin(id, to(1), standing, refused);
-            let Some(response::Body::Forward(answer)) = calls.next().await.unwrap().body else { panic!("an answer") };
-            let Some(forward_response::Outcome::Failed(failure)) = answer.outcome else { panic!("{answer:?}") };
+            let Some(response::Body::Forward(answer)) = calls.next().await.unwrap().body else {
+                panic!("an answer")
+            };
+            let Some(forward_response::Outcome::Failed(failure)) = answer.outcome else {
+                panic!("{answer:?}")
+            };
             assert!(!failure.maybe_applied && desk.0.load(Relaxed) == 0, "{failure:?}");
         }
         // Who does not lead may know less of the members than the caller, and says itself that it does nothing.

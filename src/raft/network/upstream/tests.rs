@@ -233,6 +233,27 @@ async fn a_call_that_left_and_is_not_answered_may_have_been_done() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_impatient_caller_does_not_end_the_connection_of_others() {
+    let (line, fake, mut connected) = line();
+    let asked = |patience| {
+        let line = line.clone();
+        runtime::spawn(async move {
+            line.forward(2, &member(2), &call(), patience, std::future::pending()).await.unwrap_err()
+        })
+    };
+    let patient = asked(SILENCE * 2);
+    let _far = connected.recv().await.unwrap();
+    for _ in 0..3 {
+        asked(Duration::from_millis(10)).await.unwrap();
+    }
+    assert_eq!(fake.dials.load(Ordering::Relaxed), 1);
+    // It has heard nothing for so long that nobody may be there any more.
+    patient.await.unwrap();
+    asked(Duration::from_millis(10)).await.unwrap();
+    assert_eq!(fake.dials.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_that_never_left_was_not_done() {
     let (line, fake, mut connected) = line();
     fake.refuse.store(true, Ordering::Relaxed);
