@@ -15,7 +15,8 @@
 //! Within its patience a call is repeated, with whoever leads then, as long as certainly nothing was done: no leader is known, none is
 //! reached, or the one that was asked does not lead or has lost its quorum. What may have been done is repeated only where the
 //! log tells a repetition from another call: a write in its place in a session, and the opening and the end of a session. These are
-//! then repeated where there is no room for them at present, too: their callers could do nothing else. A call whose leader has been replaced is given up a little later: it may hang.
+//! then repeated where there is no room for them at present, too: their callers could do nothing else. A call whose leader has been
+//! replaced is given up a little later: it may hang.
 //!
 //! # Bounds
 //!
