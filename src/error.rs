@@ -4,6 +4,7 @@
 //! error* is one of the enums here and goes to the caller. A *fatal error* (a failed fsync, a checksum
 //! mismatch, a panic in apply) stops the node; callers see [`WriteError::Stopped`] and its kin.
 
+mod forward;
 mod membership;
 mod told;
 
@@ -11,6 +12,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use forward::ForwardError;
 pub use membership::{MembershipError, TransferError};
 pub use told::{OperationError, Told};
 
@@ -217,6 +219,9 @@ pub enum WriteError {
         /// Whether the command had been proposed when the node stopped.
         maybe_applied: bool,
     },
+    /// It was passed on to the leader, and no answer came. Only of writes [from anywhere](crate::Engine::anywhere).
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
 }
 
 impl OperationError for WriteError {
@@ -245,6 +250,7 @@ impl OperationError for WriteError {
             Self::Interrupted { leader } => Told::of(Reason::Interrupted).undecided(true).led_by(leader),
             Self::OtherHistory { .. } => Told::of(Reason::OtherHistory),
             Self::Stopped { maybe_applied, .. } => Told::of(Reason::Stopped).undecided(*maybe_applied),
+            Self::Forward(error) => error.told(),
         }
     }
 }

@@ -26,8 +26,10 @@
 //! - **Reading.** [`Engine::read`] at one of the [`ReadLevel`]s, after a [`Bookmark`] where one's own writes must be seen.
 //! - **Membership.** [`Engine::add_member`] and what is beside it; [`Engine::transfer_leader`].
 //! - **Backup.** [`Engine::read_backup`] reads a copied snapshot, [`Engine::restore`] begins a cluster with it.
-//! - **Watching a node.** [`Engine::state`], [`Engine::wait_for`], [`Engine::changes`]: values, never a lock on them. [`Engine::report`] tells more, and
-//!   [`Engine::stopped`] ends with the node.
+//! - **From any node.** [`Engine::write_anywhere`], and with [`Engine::anywhere`] sessions, membership and hand-overs: on a node that does not lead they are
+//!   passed on to the one that does.
+//! - **Watching a node.** [`Engine::state`], [`Engine::wait_for`], [`Engine::changes`]: values, never a lock on them. [`Engine::leader_changes`] is a
+//!   stream of who leads, [`Engine::report`] tells more, and [`Engine::stopped`] ends with the node.
 //! - **Serving.** [`server`] serves a machine over the network with sessions, health, metrics and pages, as it is ([`server::MachineGuest`]) or by
 //!   a vocabulary of its own ([`server::Guest`]); [`server::Server::run_until_signal`] is all of such a process. [`client`] is the other side, which
 //!   finds the leader and repeats what is safe to repeat ([`client::MachineClient`]). `docs/examples/jobs.rs` is both, in three processes. [`kv`] is
@@ -105,15 +107,16 @@ mod storage;
 mod types;
 
 pub use engine::{
-    Acknowledged, Activity, CATCH_UP_PATIENCE, ClosedSession, Counters, DiskPolicy, Engine, EngineConfig,
-    EngineParts, Forming, LATENCY_BUCKETS_US, Latency, Limits, MAX_LISTED_SESSIONS, MIN_MEMORY_BYTES,
-    NewAddresses, NewMember, NodeState, NotReady, OpenedSession, PeerPolicy, QuotaError, READ_LEVELS,
-    REFUSALS, ReadOutcome, SYNCING_ENTRIES, SessionList, SessionTotals, Settings, SnapshotPolicy, Snapshots,
-    StateChanges, Timing, Written,
+    ANYWHERE_PATIENCE, Acknowledged, Activity, Anywhere, CATCH_UP_PATIENCE, ClosedSession, Counters,
+    DiskPolicy, Engine, EngineConfig, EngineParts, Forming, LATENCY_BUCKETS_US, Latency, LeaderChange,
+    LeaderChanges, Limits, MAX_LISTED_SESSIONS, MIN_MEMORY_BYTES, NewAddresses, NewMember, NodeState,
+    NotReady, OpenedSession, PeerPolicy, QuotaError, READ_LEVELS, REFUSALS, ReadOutcome, SYNCING_ENTRIES,
+    SessionList, SessionTotals, Settings, SnapshotPolicy, Snapshots, StateChanges, Succession, Timing,
+    Written,
 };
 pub use error::{
-    ConfigureError, FatalError, MembershipError, OpenError, OperationError, ReadError, SnapshotError,
-    StorageError, Told, TransferError, WriteError,
+    ConfigureError, FatalError, ForwardError, MembershipError, OpenError, OperationError, ReadError,
+    SnapshotError, StorageError, Told, TransferError, WriteError,
 };
 pub use machine::sessions::SessionInfo;
 pub use machine::{

@@ -228,7 +228,7 @@ pub struct Membership {
 pub struct Request {
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "request::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "request::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub body: ::core::option::Option<request::Body>,
 }
 /// Nested message and enum types in `Request`.
@@ -253,13 +253,15 @@ pub mod request {
         Announce(super::AnnounceRequest),
         #[prost(message, tag = "10")]
         Compare(super::CompareRequest),
+        #[prost(message, tag = "11")]
+        Forward(super::ForwardRequest),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Response {
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "response::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "response::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub body: ::core::option::Option<response::Body>,
 }
 /// Nested message and enum types in `Response`.
@@ -285,6 +287,8 @@ pub mod response {
         Announce(super::AnnounceResponse),
         #[prost(message, tag = "10")]
         Compare(super::CompareResponse),
+        #[prost(message, tag = "11")]
+        Forward(super::ForwardResponse),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -484,6 +488,525 @@ pub mod compare_response {
         pub node_id: u64,
         #[prost(message, repeated, tag = "2")]
         pub hashes: ::prost::alloc::vec::Vec<super::StateHash>,
+    }
+}
+/// To the leader: do this, for a caller of mine. It is answered in any order, and done at most once however often it
+/// arrives. A callee that does not lead says so, and passes on nothing. A failure in its place (Response.failure) says that
+/// the callee did not understand it, and has done nothing.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForwardRequest {
+    /// For how long the caller waits yet, in milliseconds.
+    #[prost(uint64, tag = "1")]
+    pub patience_ms: u64,
+    #[prost(oneof = "forward_request::Call", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    pub call: ::core::option::Option<forward_request::Call>,
+}
+/// Nested message and enum types in `ForwardRequest`.
+pub mod forward_request {
+    /// A command, in its place in a session if it has one, the opening or the end of a session, or a quota.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Write {
+        /// As it is to stand in the log, but for the reading of the clocks, which is the leader's to fill in.
+        #[prost(bytes = "bytes", tag = "1")]
+        pub envelope: ::prost::bytes::Bytes,
+        #[prost(enumeration = "AckLevel", tag = "2")]
+        pub ack: i32,
+        /// At ALL: how long to wait for the slowest voter, in milliseconds.
+        #[prost(uint64, tag = "3")]
+        pub ack_timeout_ms: u64,
+        /// The history that the session, and positions in the command, belong to; 0 when that does not matter.
+        #[prost(fixed64, tag = "4")]
+        pub history: u64,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct AddMember {
+        #[prost(uint64, tag = "1")]
+        pub node_id: u64,
+        #[prost(string, tag = "2")]
+        pub peer: ::prost::alloc::string::String,
+        #[prost(bool, tag = "3")]
+        pub promote: bool,
+        /// How long it may take to catch up, in milliseconds; here and below.
+        #[prost(uint64, tag = "4")]
+        pub timeout_ms: u64,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct PromoteMember {
+        #[prost(uint64, tag = "1")]
+        pub node_id: u64,
+        #[prost(uint64, tag = "2")]
+        pub timeout_ms: u64,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct DropVoter {
+        #[prost(uint64, tag = "1")]
+        pub node_id: u64,
+        #[prost(bool, tag = "2")]
+        pub force: bool,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct ReplaceMember {
+        #[prost(uint64, tag = "1")]
+        pub old: u64,
+        #[prost(uint64, tag = "2")]
+        pub node_id: u64,
+        #[prost(string, tag = "3")]
+        pub peer: ::prost::alloc::string::String,
+        #[prost(uint64, tag = "4")]
+        pub timeout_ms: u64,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct UpdateMember {
+        #[prost(uint64, tag = "1")]
+        pub node_id: u64,
+        #[prost(string, optional, tag = "2")]
+        pub peer: ::core::option::Option<::prost::alloc::string::String>,
+        #[prost(string, optional, tag = "3")]
+        pub client: ::core::option::Option<::prost::alloc::string::String>,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct TransferLeader {
+        /// None: the voter that is furthest ahead.
+        #[prost(uint64, optional, tag = "1")]
+        pub to: ::core::option::Option<u64>,
+    }
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum AckLevel {
+        Quorum = 0,
+        All = 1,
+        Leader = 2,
+    }
+    impl AckLevel {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Quorum => "QUORUM",
+                Self::All => "ALL",
+                Self::Leader => "LEADER",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "QUORUM" => Some(Self::Quorum),
+                "ALL" => Some(Self::All),
+                "LEADER" => Some(Self::Leader),
+                _ => None,
+            }
+        }
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Call {
+        #[prost(message, tag = "2")]
+        Write(Write),
+        #[prost(message, tag = "3")]
+        AddMember(AddMember),
+        #[prost(message, tag = "4")]
+        PromoteMember(PromoteMember),
+        #[prost(message, tag = "5")]
+        DemoteMember(DropVoter),
+        #[prost(message, tag = "6")]
+        RemoveMember(DropVoter),
+        #[prost(message, tag = "7")]
+        ReplaceMember(ReplaceMember),
+        #[prost(message, tag = "8")]
+        UpdateMember(UpdateMember),
+        #[prost(message, tag = "9")]
+        TransferLeader(TransferLeader),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ForwardResponse {
+    #[prost(oneof = "forward_response::Outcome", tags = "1, 2, 3, 4")]
+    pub outcome: ::core::option::Option<forward_response::Outcome>,
+}
+/// Nested message and enum types in `ForwardResponse`.
+pub mod forward_response {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Written {
+        #[prost(message, optional, tag = "1")]
+        pub at: ::core::option::Option<super::LogId>,
+        /// What the machine answered, as it encodes it.
+        #[prost(bytes = "bytes", optional, tag = "2")]
+        pub reply: ::core::option::Option<::prost::bytes::Bytes>,
+        #[prost(uint64, repeated, tag = "3")]
+        pub held_by: ::prost::alloc::vec::Vec<u64>,
+        /// An earlier attempt of the same session and sequence had applied it.
+        #[prost(bool, tag = "4")]
+        pub repeated: bool,
+        /// The history that the position belongs to.
+        #[prost(fixed64, tag = "5")]
+        pub history: u64,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Changed {
+        /// Where the membership stands then.
+        #[prost(message, optional, tag = "1")]
+        pub membership: ::core::option::Option<super::LogId>,
+        #[prost(bool, tag = "2")]
+        pub unchanged: bool,
+    }
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Outcome {
+        #[prost(message, tag = "1")]
+        Written(Written),
+        #[prost(message, tag = "2")]
+        Changed(Changed),
+        /// Who leads after a hand-over.
+        #[prost(message, tag = "3")]
+        Leads(super::LeaderHint),
+        #[prost(message, tag = "4")]
+        Failed(super::CallFailure),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeaderHint {
+    #[prost(uint64, tag = "1")]
+    pub node_id: u64,
+    #[prost(string, tag = "2")]
+    pub client: ::prost::alloc::string::String,
+}
+/// Why a forwarded call failed: one message for the errors of each operation, with one number for each of its variants.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CallFailure {
+    /// For builds that know none of the numbers, and for failures that have none.
+    #[prost(string, tag = "4")]
+    pub message: ::prost::alloc::string::String,
+    #[prost(bool, tag = "5")]
+    pub maybe_applied: bool,
+    #[prost(oneof = "call_failure::Of", tags = "1, 2, 3")]
+    pub of: ::core::option::Option<call_failure::Of>,
+}
+/// Nested message and enum types in `CallFailure`.
+pub mod call_failure {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Nothing {}
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct SomeLeader {
+        /// None: no leader is known.
+        #[prost(message, optional, tag = "1")]
+        pub leader: ::core::option::Option<super::LeaderHint>,
+    }
+    /// Of a call that was passed on.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct PassedOn {
+        #[prost(message, optional, tag = "1")]
+        pub leader: ::core::option::Option<super::LeaderHint>,
+        #[prost(string, tag = "2")]
+        pub reason: ::prost::alloc::string::String,
+        #[prost(bool, tag = "3")]
+        pub lost: bool,
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Lag {
+        #[prost(uint64, tag = "1")]
+        pub node_id: u64,
+        #[prost(uint64, tag = "2")]
+        pub entries: u64,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Write {
+        #[prost(
+            oneof = "write::Why",
+            tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24"
+        )]
+        pub why: ::core::option::Option<write::Why>,
+    }
+    /// Nested message and enum types in `Write`.
+    pub mod write {
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct Sizes {
+            #[prost(uint64, tag = "1")]
+            pub bytes: u64,
+            #[prost(uint64, tag = "2")]
+            pub limit: u64,
+        }
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct Histories {
+            #[prost(fixed64, tag = "1")]
+            pub given: u64,
+            #[prost(fixed64, tag = "2")]
+            pub known: u64,
+        }
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct NotAgreed {
+            #[prost(message, optional, tag = "1")]
+            pub wrote: ::core::option::Option<super::super::MachineVersion>,
+            #[prost(uint64, repeated, tag = "2")]
+            pub missing: ::prost::alloc::vec::Vec<u64>,
+        }
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct Unreadable {
+            #[prost(message, optional, tag = "1")]
+            pub at: ::core::option::Option<super::super::LogId>,
+            #[prost(string, tag = "2")]
+            pub reason: ::prost::alloc::string::String,
+        }
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct Diverged {
+            #[prost(message, optional, tag = "1")]
+            pub at: ::core::option::Option<super::super::LogId>,
+            #[prost(fixed64, tag = "2")]
+            pub own: u64,
+            #[prost(fixed64, optional, tag = "3")]
+            pub majority: ::core::option::Option<u64>,
+        }
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct Standing {
+            #[prost(message, optional, tag = "1")]
+            pub at: ::core::option::Option<super::super::LogId>,
+            #[prost(uint64, repeated, tag = "2")]
+            pub missing: ::prost::alloc::vec::Vec<u64>,
+        }
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct Stopped {
+            #[prost(string, tag = "1")]
+            pub reason: ::prost::alloc::string::String,
+            #[prost(bool, tag = "2")]
+            pub maybe_applied: bool,
+        }
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+        pub enum Why {
+            #[prost(message, tag = "1")]
+            NotLeader(super::SomeLeader),
+            #[prost(message, tag = "2")]
+            TooLarge(Sizes),
+            #[prost(string, tag = "3")]
+            Unencodable(::prost::alloc::string::String),
+            #[prost(message, tag = "4")]
+            OtherHistory(Histories),
+            #[prost(string, tag = "5")]
+            Undecodable(::prost::alloc::string::String),
+            #[prost(message, tag = "6")]
+            VersionNotAgreed(NotAgreed),
+            #[prost(message, tag = "7")]
+            UnreadableReply(Unreadable),
+            #[prost(message, tag = "8")]
+            Overloaded(super::Nothing),
+            /// Bytes available.
+            #[prost(uint64, tag = "9")]
+            DiskFull(u64),
+            /// For how long, in milliseconds.
+            #[prost(uint64, tag = "10")]
+            DiskStalled(u64),
+            #[prost(message, tag = "11")]
+            VotersStalled(super::Nothing),
+            #[prost(message, tag = "12")]
+            Diverged(Diverged),
+            #[prost(message, tag = "13")]
+            QuotaExceeded(Sizes),
+            #[prost(message, tag = "14")]
+            NoQuorum(super::Nothing),
+            #[prost(message, tag = "15")]
+            LeaderAckInSession(super::Nothing),
+            /// Which.
+            #[prost(fixed64, tag = "16")]
+            SessionExpired(u64),
+            #[prost(message, tag = "17")]
+            WindowExceeded(super::Nothing),
+            #[prost(message, tag = "18")]
+            AnswerForgotten(super::Nothing),
+            #[prost(message, tag = "19")]
+            TooManySessions(super::Nothing),
+            /// How many it may have.
+            #[prost(uint64, tag = "20")]
+            TooManyOfOpener(u64),
+            #[prost(message, tag = "21")]
+            AckTimeout(Standing),
+            #[prost(message, tag = "22")]
+            Interrupted(super::SomeLeader),
+            #[prost(message, tag = "23")]
+            Stopped(Stopped),
+            #[prost(message, tag = "24")]
+            PassedOn(super::PassedOn),
+        }
+    }
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct Membership {
+        #[prost(
+            oneof = "membership::Why",
+            tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25"
+        )]
+        pub why: ::core::option::Option<membership::Why>,
+    }
+    /// Nested message and enum types in `Membership`.
+    pub mod membership {
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct AlreadyMember {
+            #[prost(uint64, tag = "1")]
+            pub node_id: u64,
+            #[prost(string, tag = "2")]
+            pub known: ::prost::alloc::string::String,
+            #[prost(string, tag = "3")]
+            pub presented: ::prost::alloc::string::String,
+            #[prost(string, tag = "4")]
+            pub peer: ::prost::alloc::string::String,
+        }
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct NodeAt {
+            #[prost(uint64, tag = "1")]
+            pub node_id: u64,
+            #[prost(string, tag = "2")]
+            pub address: ::prost::alloc::string::String,
+            #[prost(string, tag = "3")]
+            pub reason: ::prost::alloc::string::String,
+        }
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct Advertised {
+            #[prost(message, optional, tag = "1")]
+            pub node: ::core::option::Option<NodeAt>,
+            #[prost(string, tag = "2")]
+            pub advertised: ::prost::alloc::string::String,
+        }
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct Quorum {
+            #[prost(uint64, tag = "1")]
+            pub voters: u64,
+            #[prost(uint64, tag = "2")]
+            pub healthy: u64,
+            #[prost(uint64, tag = "3")]
+            pub needed: u64,
+        }
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct BothVote {
+            #[prost(uint64, tag = "1")]
+            pub old: u64,
+            #[prost(uint64, tag = "2")]
+            pub new: u64,
+        }
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct Advertises {
+            #[prost(uint64, tag = "1")]
+            pub node_id: u64,
+            #[prost(string, tag = "2")]
+            pub peer: ::prost::alloc::string::String,
+            #[prost(string, tag = "3")]
+            pub client: ::prost::alloc::string::String,
+        }
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct Timeout {
+            #[prost(string, tag = "1")]
+            pub step: ::prost::alloc::string::String,
+            #[prost(uint64, tag = "2")]
+            pub waited_ms: u64,
+        }
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+        pub struct HandOver {
+            #[prost(uint64, tag = "1")]
+            pub node_id: u64,
+            #[prost(message, optional, tag = "2")]
+            pub source: ::core::option::Option<super::Transfer>,
+        }
+        #[derive(Clone, PartialEq, ::prost::Oneof)]
+        pub enum Why {
+            #[prost(message, tag = "1")]
+            NotLeader(super::SomeLeader),
+            #[prost(uint64, tag = "2")]
+            UnknownMember(u64),
+            #[prost(string, tag = "3")]
+            NodeId(::prost::alloc::string::String),
+            #[prost(message, tag = "4")]
+            AlreadyMember(AlreadyMember),
+            #[prost(message, tag = "5")]
+            NotCaughtUp(super::Lag),
+            #[prost(message, tag = "6")]
+            NotReached(NodeAt),
+            #[prost(message, tag = "7")]
+            AdvertisedUnreachable(Advertised),
+            #[prost(message, tag = "8")]
+            WouldLoseQuorum(Quorum),
+            #[prost(message, tag = "9")]
+            WouldWeakenQuorum(Quorum),
+            #[prost(uint64, tag = "10")]
+            AlreadyReplaced(u64),
+            #[prost(message, tag = "11")]
+            BothVote(BothVote),
+            #[prost(message, tag = "12")]
+            Advertises(Advertises),
+            #[prost(uint64, tag = "13")]
+            LastVoter(u64),
+            #[prost(message, tag = "14")]
+            AnotherChange(super::Nothing),
+            #[prost(message, tag = "15")]
+            Unreachable(NodeAt),
+            #[prost(message, tag = "16")]
+            Identity(NodeAt),
+            #[prost(string, tag = "17")]
+            Address(::prost::alloc::string::String),
+            #[prost(string, tag = "18")]
+            Unconfirmed(::prost::alloc::string::String),
+            #[prost(message, tag = "19")]
+            Timeout(Timeout),
+            #[prost(message, tag = "20")]
+            Interrupted(super::SomeLeader),
+            #[prost(message, tag = "21")]
+            HandOver(HandOver),
+            #[prost(message, tag = "22")]
+            Stopped(super::write::Stopped),
+            #[prost(message, tag = "23")]
+            PassedOn(super::PassedOn),
+            /// What a part that is made is followed by.
+            #[prost(message, tag = "24")]
+            HalfMade(::prost::alloc::boxed::Box<super::Membership>),
+            /// How many there may be.
+            #[prost(uint64, tag = "25")]
+            TooManyChanges(u64),
+        }
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Transfer {
+        #[prost(oneof = "transfer::Why", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+        pub why: ::core::option::Option<transfer::Why>,
+    }
+    /// Nested message and enum types in `Transfer`.
+    pub mod transfer {
+        #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+        pub enum Why {
+            #[prost(message, tag = "1")]
+            NotLeader(super::SomeLeader),
+            #[prost(uint64, tag = "2")]
+            UnknownMember(u64),
+            #[prost(uint64, tag = "3")]
+            NotAVoter(u64),
+            #[prost(uint64, tag = "4")]
+            NotInTouch(u64),
+            #[prost(message, tag = "5")]
+            NotCaughtUp(super::Lag),
+            #[prost(uint64, tag = "6")]
+            Unfit(u64),
+            #[prost(message, tag = "7")]
+            NobodyElse(super::Nothing),
+            /// How long was waited, in milliseconds.
+            #[prost(uint64, tag = "8")]
+            Timeout(u64),
+            #[prost(message, tag = "9")]
+            Stopped(super::write::Stopped),
+            #[prost(message, tag = "10")]
+            PassedOn(super::PassedOn),
+        }
+    }
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Of {
+        #[prost(message, tag = "1")]
+        Write(Write),
+        #[prost(message, tag = "2")]
+        Membership(Membership),
+        #[prost(message, tag = "3")]
+        Transfer(Transfer),
     }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

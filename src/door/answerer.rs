@@ -49,7 +49,7 @@ impl Answerer {
         time_at: Option<&dyn Fn(u64) -> u64>,
     ) -> Result<(v1::Header, G::Response), Failure> {
         let outcome = outcome.map_err(|error| self.failure(error))?;
-        let Acknowledged { log_id, mut reply, ack, held_by, repeated } = outcome;
+        let Acknowledged { log_id, mut reply, ack, held_by, repeated, applied_here: _ } = outcome;
         if let (Some(reply), Some(time_at)) = (&mut reply, time_at) {
             G::tell_reply_times(reply, time_at);
         }

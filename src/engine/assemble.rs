@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
+use super::anywhere::desk::LeaderDesk;
 use super::config::NO_CLUSTER;
 use super::fatal::{Consequence, Fatal};
 use super::health::QuorumDisks;
@@ -30,8 +31,9 @@ use crate::raft::core::{Core, CoreConfig, Parts};
 use crate::raft::network::Refusal;
 use crate::raft::network::addresses::Addresses;
 use crate::raft::network::admission::Claim;
+use crate::raft::network::calls::MOST_CALLS;
 use crate::raft::network::client::{Caller, PeerClients};
-use crate::raft::network::service::Callee;
+use crate::raft::network::service::{Callee, Desk};
 use crate::raft::network::upstream::{Announcement, Upstream};
 use crate::runtime::{Spawner, Tasks, WallClock, offload};
 use crate::storage::{DiskWatch, LogStats, LogStore, StartStep};
@@ -51,7 +53,9 @@ impl<M: StateMachine> Engine<M> {
         parts.config.validate()?;
         let store = Store::of(&parts);
         let (applier, initial_state, counting) = recover(&parts, machine).await?;
-        let (lines, (clients, callee), inboxes) = lay_lines(&parts, &store.disk, &life, initial_state);
+        let desk = LeaderDesk::new();
+        let (lines, (clients, callee), inboxes) =
+            lay_lines(&parts, &store.disk, &life, initial_state, desk.clone());
         let core_parts = Parts {
             log: parts.log.clone(),
             snapshots: parts.snapshots.clone(),
@@ -79,6 +83,7 @@ impl<M: StateMachine> Engine<M> {
         node.belong(forming, &state, inboxes.refusals, inboxes.claims);
         let quorum_disks = node.look_after_itself(&state);
         let inner = node.finish(waits_for, quorum_disks, state, consequence);
+        desk.open(Arc::downgrade(&inner));
         serve_cluster(&inner, inboxes.announced);
         Ok(Self { inner })
     }
@@ -224,6 +229,7 @@ fn lay_lines(
     disk: &DiskWatch,
     life: &Life,
     initial_state: Option<InitialState>,
+    desk: Arc<dyn Desk>,
 ) -> (Lines, (PeerClients, Callee), Inboxes) {
     let EngineParts { config, transport, .. } = parts;
     let failed = life.failing();
@@ -251,6 +257,7 @@ fn lay_lines(
         founders: config.initial_members.clone(),
         claimed: look_into_claims(config, claimed),
         announcements,
+        desk,
         disk: disk.clone(),
         quota_bytes: parts.memory_bytes.map(|bytes| Memory(bytes).quota_bytes()),
         initial_state,
@@ -426,6 +433,7 @@ impl<M: StateMachine> Assembly<M> {
             upstream: lines.upstream,
             caller: lines.caller,
             transport: parts.transport,
+            passed_on: Semaphore::new(MOST_CALLS),
             changes: Changes::default(),
             own,
             config: parts.config,

@@ -42,7 +42,8 @@ use tokio::time::Instant;
 
 pub(super) use self::changes::Changes;
 use self::changes::Waits;
-use self::identify::{check_address, check_number};
+pub(super) use self::identify::check_address;
+use self::identify::check_number;
 use self::quorum::{Strength, check_quorum};
 use super::Engine;
 use crate::error::{MembershipError, ReadError, TransferError};
@@ -57,6 +58,11 @@ use crate::types::{Incarnation, Intent, Member, NodeId, Role};
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long an entry may take to be committed.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(10);
+/// The most that a change takes of the leader's time by itself, beside what a learner has to catch up and what a hand-over takes: a
+/// turn to add and one to promote, in each of which an earlier change is ended first, a node is asked who it is, and a snapshot is
+/// waited for.
+pub(super) const CHANGE_PATIENCE: Duration =
+    TURN_PATIENCE.saturating_mul(2).saturating_add(COMMIT_PATIENCE.saturating_mul(6));
 /// Pause between two looks at something that is awaited.
 const PAUSE: Duration = Duration::from_millis(20);
 /// A learner that has all but this many entries has caught up: under load nobody has them all.
@@ -321,7 +327,7 @@ impl<M: StateMachine> Engine<M> {
     async fn commit(&self, step: &'static str, change: MembershipChange) -> Result<(), MembershipError> {
         let begun = Instant::now();
         let timeout = || MembershipError::Timeout {
-            step,
+            step: step.to_owned(),
             waited_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         };
         tracing::info!(%change, "changing the membership");
@@ -393,7 +399,7 @@ impl<M: StateMachine> Engine<M> {
             if begun.elapsed() > COMMIT_PATIENCE {
                 let waited_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
                 return Err(MembershipError::Timeout {
-                    step: "the snapshot of the restored state",
+                    step: "the snapshot of the restored state".to_owned(),
                     waited_ms,
                 });
             }

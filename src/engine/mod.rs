@@ -55,6 +55,7 @@
 //! | refusals, claims, announcements | connections of peers | `standing`, `leadership` | 64, 8, 64 | dropped: their senders repeat them |
 //! | requests and answers, per connection | core, peers | connections | 256 messages each | on the way out the connection counts as broken, on the way in it waits |
 //! | calls to the leader | callers | its connection | 65 536 | refused |
+//! | calls passed on to the leader (`anywhere`) | callers of [`Engine::anywhere`] | the leader's connection, its core | 4 096, and `max_inflight_bytes`; on the leader 4 096 for each member, and half of its `max_inflight_bytes` | refused |
 //! | log lines | everybody | `log-lines` | 1 MiB | dropped and counted |
 //!
 //! Everything else is a value that is watched, not a queue: applied positions and views (`raft/published.rs`), [`NodeState`],
@@ -72,6 +73,7 @@
 //! - `standing`: whether this node still belongs to its cluster;
 //! - `writes`: admission, acknowledgement levels;
 //! - `sessions`: opened, closed and listed;
+//! - `anywhere`: all that only the leader does, from any node;
 //! - `reads`: how fresh the state must be that answers;
 //! - `wake`: commands that the machine asked for in advance, such as the expiry of keys;
 //! - `clock`: the cluster's clocks as this node knows them, and wall clocks that jump;
@@ -95,9 +97,11 @@
 //!   knows another data directory) stops acknowledging at once, and says why in [`NodeState::fatal`]. It
 //!   is up to the process to exit.
 //!
-//! What it does not do: retry, or forward to the leader. That is the client's part.
+//! - [`Engine::anywhere`] has whoever leads carry a call out, whichever node is asked. All other calls are for this node alone: they
+//!   neither retry nor pass anything on.
 
 mod agreement;
+mod anywhere;
 mod assemble;
 mod backup;
 mod clock;
@@ -133,8 +137,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
+pub use anywhere::{ANYWHERE_PATIENCE, Anywhere};
 pub use config::{DiskPolicy, EngineConfig, Limits, MIN_MEMORY_BYTES, PeerPolicy, SnapshotPolicy, Timing};
 pub use formation::Forming;
 pub use membership::{CATCH_UP_PATIENCE, NewAddresses, NewMember};
@@ -146,6 +151,7 @@ pub(crate) use ranges::check_node_id;
 pub use reads::ReadOutcome;
 pub use report::SYNCING_ENTRIES;
 pub use report::counters::{Counters, READ_LEVELS, REFUSALS};
+pub use report::leaders::{LeaderChange, LeaderChanges};
 pub use report::state::{NodeState, NotReady};
 pub use sessions::{ClosedSession, MAX_LISTED_SESSIONS, OpenedSession, SessionList};
 pub use settings::Settings;
@@ -153,7 +159,9 @@ pub use writes::{Acknowledged, Written};
 
 use self::fatal::{Consequence, Fatal};
 use crate::machine::StateMachine;
-pub use crate::raft::activity::{Activity, LATENCY_BUCKETS_US, Latency, SessionTotals, Snapshots};
+pub use crate::raft::activity::{
+    Activity, LATENCY_BUCKETS_US, Latency, SessionTotals, Snapshots, Succession,
+};
 use crate::raft::core::Core;
 use crate::raft::network::client::Caller;
 use crate::raft::network::upstream::Upstream;
@@ -194,6 +202,8 @@ struct Inner<M: StateMachine> {
     upstream: Upstream,
     /// The changes of the membership that are being made here.
     changes: membership::Changes,
+    /// Places for calls that are passed on to the leader.
+    passed_on: Semaphore,
     own: Member,
     config: EngineConfig,
     reads: reads::ReadIndexes,

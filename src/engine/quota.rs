@@ -94,15 +94,20 @@ impl<M: StateMachine> Engine<M> {
     /// [`QuotaError::NotCounted`] for a machine that does not say [how large it is](StateMachine::state_bytes);
     /// [`QuotaError::Write`] as for any write.
     pub async fn set_state_quota(&self, bytes: Option<u64>) -> Result<LogId, QuotaError> {
+        Ok(self.write_quota(self.quota_change(bytes)?).await?)
+    }
+
+    /// What [`set_state_quota`](Self::set_state_quota) is to write.
+    pub(super) fn quota_change(&self, bytes: Option<u64>) -> Result<QuotaChange, QuotaError> {
         let change = match bytes {
             None => QuotaChange::Release,
             Some(bytes @ Quota::MIN_BYTES..=Quota::MAX_BYTES) => QuotaChange::Set(bytes),
             Some(bytes) => return Err(QuotaError::Range { bytes }),
         };
-        if self.inner.core.published().progress().state_bytes.is_none() {
-            return Err(QuotaError::NotCounted);
+        match self.inner.core.published().progress().state_bytes {
+            Some(_) => Ok(change),
+            None => Err(QuotaError::NotCounted),
         }
-        Ok(self.write_quota(change).await?)
     }
 
     async fn write_quota(&self, change: QuotaChange) -> Result<LogId, WriteError> {

@@ -165,7 +165,8 @@ impl<M: StateMachine> Engine<M> {
                     | TransferError::NotAVoter { .. }
                     | TransferError::Unfit { .. }
                     | TransferError::Timeout { .. }
-                    | TransferError::Stopped { .. },
+                    | TransferError::Stopped { .. }
+                    | TransferError::Forward(_),
                 )
                 | Ok(_) => false,
             };

@@ -12,11 +12,11 @@ use crate::error::{OperationError, WriteError};
 use crate::machine::StateMachine;
 use crate::machine::sessions::{MAX_OPENER_SESSIONS, SessionRefusal};
 use crate::raft::core::Proposed;
-use crate::raft::envelope;
+use crate::raft::envelope::{self, EnvelopeError};
 use crate::raft::type_config::NotApplied;
 use crate::runtime;
 use crate::session::Ticket;
-use crate::types::{AckLevel, HistoryEpoch, LogId, NodeId, WriteOptions};
+use crate::types::{AckLevel, HistoryEpoch, LogId, MachineVersion, NodeId, WriteOptions};
 
 /// A write that was applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,9 @@ pub struct Written<R> {
     pub log_id: LogId,
     /// What the state machine answered.
     pub reply: R,
+    /// Whether the node that was called has applied it, so that whatever is read there next sees it. False only for a write
+    /// [from anywhere](Engine::anywhere), on a node that was far behind.
+    pub applied_here: bool,
 }
 
 /// A write that was acknowledged, at whichever level.
@@ -43,6 +46,10 @@ pub struct Acknowledged<R> {
     /// Whether an earlier attempt of the same session and sequence had applied it. Then `log_id` and `reply` are
     /// that attempt's.
     pub repeated: bool,
+    /// Whether the node that was called has applied it, so that whatever is read there next sees it. At
+    /// [`AckLevel::Leader`], which does not wait for it, only if it had by then; else false only for a write [from
+    /// anywhere](Engine::anywhere), on a node that was far behind.
+    pub applied_here: bool,
 }
 
 /// Whose a write is. The limits on commands are for what callers write; what the node writes for itself is small, one entry
@@ -127,21 +134,14 @@ impl<M: StateMachine> Engine<M> {
     where
         F: FnOnce(Result<Acknowledged<M::Reply>, WriteError>) + Send + 'static,
     {
-        if options.slot.is_some() && options.ack == AckLevel::Leader {
-            // Whether the session lets it through is known only when it is applied, which nobody waits for.
-            return done(Err(WriteError::LeaderAckInSession));
-        }
-        // Of a write of a session an earlier attempt may have been applied, and only the log knows.
-        if options.slot.is_none()
-            && let Some(state) = self.inner.nearly_full(M::most_growth_bytes(&command)).await
-            && let Err(refusal) = self.inner.admit_growth(&state, &command)
-        {
+        if let Err(refusal) = check_ack(&options) {
             return done(Err(refusal));
         }
         let wrote = M::wrote(&command);
-        if let Err(refusal) = self.inner.check_agreed(wrote) {
-            return done(Err(refusal));
-        }
+        let command = match self.admit_command(wrote, command, options.slot.is_some()).await {
+            Ok(command) => command,
+            Err(refusal) => return done(Err(refusal)),
+        };
         let envelope = match envelope::seal::<M>(self.inner.reading(), &command, options.slot) {
             Ok(envelope) => envelope,
             Err(error) => return done(Err(WriteError::Unencodable { reason: error.to_string() })),
@@ -161,9 +161,54 @@ impl<M: StateMachine> Engine<M> {
         self.propose_envelope(writer, envelope, options, done).await;
     }
 
+    /// Refuses a command that is not to be proposed, and gives back any other. The log is to hold what a machine `wrote`.
+    async fn admit_command(
+        &self,
+        wrote: MachineVersion,
+        command: M::Command,
+        in_session: bool,
+    ) -> Result<M::Command, WriteError> {
+        // Of a write of a session an earlier attempt may have been applied, and only the log knows.
+        if !in_session && let Some(state) = self.inner.nearly_full(M::most_growth_bytes(&command)).await {
+            self.inner.admit_growth(&state, &command)?;
+        }
+        self.inner.check_agreed(wrote)?;
+        Ok(command)
+    }
+
+    /// Writes a command that another member has sealed as what a machine `wrote`, and that was opened here. What is proposed is what was
+    /// sealed, stamped with this node's clocks.
+    pub(super) async fn write_sealed(
+        &self,
+        sealed: &[u8],
+        (wrote, command): (MachineVersion, M::Command),
+        options: WriteOptions,
+    ) -> Outcome {
+        check_ack(&options)?;
+        self.admit_command(wrote, command, options.slot.is_some()).await?;
+        let written = self.write_envelope_with(Writer::Caller, self.stamped(sealed)?, options).await?;
+        self.inner.counters.acknowledge(written.ack);
+        Ok(written)
+    }
+
+    /// An envelope that another member has sealed, with this node's clocks.
+    pub(super) fn stamped(&self, sealed: &[u8]) -> Result<Bytes, WriteError> {
+        let undecodable = |error: EnvelopeError| WriteError::Undecodable { reason: error.to_string() };
+        envelope::restamp(sealed, self.inner.reading()).map_err(undecodable)
+    }
+
     pub(super) async fn write_envelope(&self, writer: Writer, envelope: Bytes) -> Outcome {
+        self.write_envelope_with(writer, envelope, WriteOptions::default()).await
+    }
+
+    pub(super) async fn write_envelope_with(
+        &self,
+        writer: Writer,
+        envelope: Bytes,
+        options: WriteOptions,
+    ) -> Outcome {
         let (done, outcome) = oneshot::channel();
-        self.propose_envelope(writer, envelope, WriteOptions::default(), move |result| {
+        self.propose_envelope(writer, envelope, options, move |result| {
             let _ = done.send(result);
         })
         .await;
@@ -205,7 +250,7 @@ impl<M: StateMachine> Engine<M> {
 }
 
 /// An admitted command, in flight until this is dropped.
-struct Admitted<M: StateMachine> {
+pub(super) struct Admitted<M: StateMachine> {
     engine: Arc<Inner<M>>,
     bytes: usize,
 }
@@ -217,19 +262,28 @@ impl<M: StateMachine> Drop for Admitted<M> {
     }
 }
 
-fn applied<R>(acknowledged: Acknowledged<R>) -> Written<R> {
-    let reply = acknowledged.reply.expect("invariant: a write acknowledged by a quorum was applied");
-    Written { log_id: acknowledged.log_id, reply }
+/// Refuses an acknowledgement that would promise what is not known.
+pub(super) fn check_ack(options: &WriteOptions) -> Result<(), WriteError> {
+    match options.slot.is_some() && options.ack == AckLevel::Leader {
+        // Whether the session lets it through is known only when it is applied, which nobody waits for.
+        true => Err(WriteError::LeaderAckInSession),
+        false => Ok(()),
+    }
 }
 
-fn decoded<M: StateMachine>(
+pub(super) fn applied<R>(acknowledged: Acknowledged<R>) -> Written<R> {
+    let reply = acknowledged.reply.expect("invariant: a write acknowledged by a quorum was applied");
+    Written { log_id: acknowledged.log_id, reply, applied_here: acknowledged.applied_here }
+}
+
+pub(super) fn decoded<M: StateMachine>(
     acknowledged: Acknowledged<Bytes>,
     machine: u16,
 ) -> Result<Acknowledged<M::Reply>, WriteError> {
-    let Acknowledged { log_id, reply, ack, held_by, repeated } = acknowledged;
+    let Acknowledged { log_id, reply, ack, held_by, repeated, applied_here } = acknowledged;
     let reply = reply.map(|reply| envelope::try_decode_reply::<M>(machine, &reply)).transpose();
     let reply = reply.map_err(|reason| WriteError::UnreadableReply { log_id, reason })?;
-    Ok(Acknowledged { log_id, reply, ack, held_by, repeated })
+    Ok(Acknowledged { log_id, reply, ack, held_by, repeated, applied_here })
 }
 
 /// Refuses what belongs to the history `given`, if that is not the one that is `known`. `has_begun` when something has been
@@ -270,11 +324,41 @@ impl<M: StateMachine> Inner<M> {
     }
 
     fn try_admit(&self, writer: Writer, bytes: usize) -> Result<(), WriteError> {
-        let limits = self.settings.borrow();
-        if writer == Writer::Caller && bytes > limits.max_command_bytes {
-            return Err(WriteError::TooLarge { bytes, limit: limits.max_command_bytes });
+        if writer == Writer::Caller {
+            self.check_size(bytes)?;
         }
         health::admit(&self.disk, &self.quorum_disks)?;
+        self.take_into_account(writer, bytes)
+    }
+
+    /// Takes a write that is passed on to the leader into account, until what is returned is dropped. This node's limits are for
+    /// that too; what its own disk takes is not asked.
+    pub(super) fn admit_passed_on(self: &Arc<Self>, bytes: usize) -> Result<Admitted<M>, WriteError> {
+        if let Some(divergence) = self.core.agreement().divergence() {
+            return Err(WriteError::Diverged { divergence });
+        }
+        let admitted = self.check_size(bytes).and_then(|()| self.take_into_account(Writer::Caller, bytes));
+        admitted.map_err(|refusal| self.counted(Writer::Caller, refusal))?;
+        Ok(Admitted { engine: self.clone(), bytes })
+    }
+
+    /// The same, for one that was admitted before and is still here: it counts, whatever else is in flight by now.
+    pub(super) fn readmit_passed_on(self: &Arc<Self>, bytes: usize) -> Admitted<M> {
+        self.take_into_account(Writer::Node, bytes).expect("invariant: only what is a caller's is refused");
+        Admitted { engine: self.clone(), bytes }
+    }
+
+    /// Refuses a command that is too large.
+    pub(super) fn check_size(&self, bytes: usize) -> Result<(), WriteError> {
+        let limit = self.settings.borrow().max_command_bytes;
+        match bytes > limit {
+            true => Err(WriteError::TooLarge { bytes, limit }),
+            false => Ok(()),
+        }
+    }
+
+    fn take_into_account(&self, writer: Writer, bytes: usize) -> Result<(), WriteError> {
+        let limits = self.settings.borrow();
         let in_flight = self.inflight_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if writer != Writer::Node && in_flight > limits.max_inflight_bytes {
             self.inflight_bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -307,7 +391,8 @@ impl<M: StateMachine> Inner<M> {
             Proposed::Applied { log_id, answer } => (log_id, answer),
             Proposed::Flushed { log_id } => {
                 let held_by = self.core.held().holders(log_id);
-                let flushed = Acknowledged { log_id, reply: None, ack, held_by, repeated: false };
+                let flushed =
+                    Acknowledged { log_id, reply: None, ack, held_by, repeated: false, applied_here: false };
                 return Ok((flushed, log_id));
             }
             Proposed::NotLeader(leader) => return Err(self.counted(writer, WriteError::NotLeader { leader })),
@@ -327,6 +412,7 @@ impl<M: StateMachine> Inner<M> {
             ack,
             held_by: self.core.held().holders(entry),
             repeated: answer.first.is_some(),
+            applied_here: true,
         };
         Ok((acknowledged, entry))
     }

@@ -1,6 +1,6 @@
 //! Why a cluster was not changed: its members, and who leads it.
 
-use super::{Leader, OperationError, Told, describe};
+use super::{ForwardError, Leader, OperationError, Told, describe};
 use crate::reason::Reason;
 use crate::shown::Shown;
 use crate::types::{Incarnation, NodeId};
@@ -196,7 +196,7 @@ pub enum MembershipError {
     )]
     Timeout {
         /// What was waited for.
-        step: &'static str,
+        step: String,
         /// How long, in milliseconds.
         waited_ms: u64,
     },
@@ -230,6 +230,9 @@ pub enum MembershipError {
         /// Whether the change may be made, all or half; repeating it completes it.
         maybe_applied: bool,
     },
+    /// It was passed on to the leader, and no answer came. Only of changes [from anywhere](crate::Engine::anywhere).
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
 }
 
 impl MembershipError {
@@ -254,6 +257,7 @@ impl OperationError for MembershipError {
             Self::Timeout { .. } | Self::HalfMade { .. } => Told::of(Reason::Membership).undecided(true),
             Self::Stopped { maybe_applied, .. } => Told::of(Reason::Stopped).undecided(*maybe_applied),
             Self::TooManyChanges { .. } => Told::of(Reason::Overloaded),
+            Self::Forward(error) => error.told(),
             Self::NodeId { .. } | Self::Address { .. } => Told::of(Reason::Invalid),
             Self::UnknownMember { .. } => Told::of(Reason::NotFound),
             Self::AlreadyMember { .. }
@@ -341,6 +345,9 @@ pub enum TransferError {
         /// Whether the lead was offered before.
         maybe_applied: bool,
     },
+    /// It was passed on to the leader, and no answer came. Only of hand-overs [from anywhere](crate::Engine::anywhere).
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
 }
 
 impl OperationError for TransferError {
@@ -349,6 +356,7 @@ impl OperationError for TransferError {
             Self::NotLeader { leader } => Told::of(Reason::NotLeader).led_by(leader),
             Self::Stopped { maybe_applied, .. } => Told::of(Reason::Stopped).undecided(*maybe_applied),
             Self::Timeout { .. } => Told::of(Reason::Membership).undecided(true),
+            Self::Forward(error) => error.told(),
             Self::UnknownMember { .. } => Told::of(Reason::NotFound),
             Self::NotAVoter { .. }
             | Self::NotInTouch { .. }

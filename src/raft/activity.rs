@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::clock::LeaderClock;
-pub(crate) use super::succession::Succession;
+pub use super::succession::Succession;
 use super::succession::Successions;
 use super::timeline::Timeline;
 use crate::machine::sessions::SessionCounts;
@@ -257,6 +257,11 @@ impl Activity {
     /// Why the leader of `term` has asked `to` to stand, if it has.
     pub(super) fn offer(&self, term: u64, to: NodeId) -> Option<Succession> {
         self.successions.offer(term, to)
+    }
+
+    /// Why `node_id` leads in `term`, if it is the last leader that this node has heard of.
+    pub(crate) fn why_leads(&self, term: u64, node_id: NodeId) -> Option<Succession> {
+        self.successions.why(term, node_id)
     }
 
     /// This node, which leads, offers the lead to another. To offer it to a second one goes on with the same transfer.

@@ -242,6 +242,43 @@ fn seal_as<C: Serialize>(
     Ok(out.freeze())
 }
 
+/// What an envelope says of the time that is to be stamped by whoever proposes it.
+pub const UNSTAMPED: Reading = Reading { wall_ms: 0, term: 0, counted_ms: 0 };
+
+/// The same envelope with another reading of clocks. Nothing that was sealed is encoded again: another build may have done
+/// it in another way.
+///
+/// # Errors
+/// [`EnvelopeError::Version`] for an envelope that this build does not write.
+pub fn restamp(sealed: &[u8], reading: Reading) -> Result<Bytes, EnvelopeError> {
+    match (sealed.first(), sealed.split_at_checked(HEAD_BYTES)) {
+        (Some(&VERSION), Some((before, rest))) => {
+            let mut out = head(before[1], reading, rest.len());
+            out.put_slice(rest);
+            Ok(out.freeze())
+        }
+        (Some(&found), _) if found != VERSION => Err(EnvelopeError::Version { found }),
+        _ => Err(EnvelopeError::Truncated { bytes: sealed.len() }),
+    }
+}
+
+/// The command of a session as it was sealed, in the place that its session gives it now.
+///
+/// # Panics
+/// When it is no command of a session.
+pub fn in_place(sealed: &Bytes, slot: SessionSlot) -> Bytes {
+    assert!(
+        matches!(sealed[..2], [VERSION, SESSION_COMMAND | VERSIONED_SESSION_COMMAND]),
+        "invariant: only what has a place is given another"
+    );
+    let mut out = BytesMut::from(&sealed[..]);
+    let mut place = &mut out[HEAD_BYTES..HEAD_BYTES + SLOT_BYTES];
+    place.put_u64_le(slot.session);
+    place.put_u64_le(slot.sequence);
+    place.put_u64_le(slot.first_unanswered);
+    out.freeze()
+}
+
 /// Asks for a session for `opener`, of whose name no more than [`MAX_OPENER_BYTES`] are kept.
 pub fn seal_open_session(reading: Reading, session: u64, ttl_ms: u64, opener: &str) -> Bytes {
     let opener = &opener[..opener.floor_char_boundary(MAX_OPENER_BYTES)];
@@ -303,6 +340,22 @@ pub fn open<M: StateMachine>(bytes: &[u8]) -> Result<Opened<M::Command>, Envelop
         check_agreed(version, M::MACHINES)?;
     }
     Ok(opened)
+}
+
+/// Which version of which machine the command in an envelope is sealed as; none where there is no command. What it is decoded
+/// to may say another one: a version that was read, and the one in which this build would write the same, are not one.
+///
+/// # Errors
+/// See [`EnvelopeError`].
+pub fn sealed_as(bytes: &[u8]) -> Result<Option<MachineVersion>, EnvelopeError> {
+    Ok(match open_with(bytes, |wrote, _| Ok(wrote))?.content {
+        Content::Command(wrote, _) => Some(wrote),
+        Content::OpenSession { .. }
+        | Content::CloseSession { .. }
+        | Content::Clock
+        | Content::Quota(_)
+        | Content::Agreement(_) => None,
+    })
 }
 
 /// Opens an envelope, with `decode` for the command in it and the machine that wrote it.

@@ -12,9 +12,10 @@ use crate::types::{NodeId, Vote};
 /// Candidates of one hand-over that are remembered.
 const CANDIDATES: usize = 64;
 
-/// Why a node leads.
+/// Why a node leads, as far as another one can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Succession {
+#[non_exhaustive]
+pub enum Succession {
     /// No leader was known since this node started.
     Start,
     /// The leader before it was not heard of for an election timeout.
@@ -45,6 +46,8 @@ type Led = (u64, NodeId);
 #[derive(Debug, Default)]
 struct Known {
     leader: Option<Led>,
+    /// Why that leads.
+    why: Option<Succession>,
     /// For whom this node has voted last, itself included.
     voted: Option<Led>,
     /// The term whose leader hands over, and to whom.
@@ -103,7 +106,14 @@ impl Successions {
             (None, Some(_)) if known.voted == Some(new) => Succession::Timeout,
             (None, Some(_)) => Succession::HigherTerm,
         };
+        known.why = Some(why);
         Some((before, why))
+    }
+
+    /// Why `node_id` leads in `term`, if it is the last leader that this node has heard of.
+    pub(super) fn why(&self, term: u64, node_id: NodeId) -> Option<Succession> {
+        let known = self.known();
+        known.why.filter(|_| known.leader == Some((term, node_id)))
     }
 }
 
@@ -118,9 +128,12 @@ mod tests {
         assert_eq!(vote(1, 1, false), None);
         assert_eq!(vote(1, 1, true), Some((None, Succession::Start)));
         assert_eq!(vote(1, 1, true), None, "told before");
+        assert_eq!(successions.why(1, 1), Some(Succession::Start), "and still known");
         assert_eq!(vote(2, 2, false), None);
         assert_eq!(vote(2, 2, true), Some((Some(1), Succession::Timeout)));
         assert_eq!(vote(4, 3, true), Some((Some(2), Succession::HigherTerm)));
+        assert_eq!(successions.why(4, 3), Some(Succession::HigherTerm));
+        assert_eq!((successions.why(4, 2), successions.why(2, 2)), (None, None), "no more");
         successions.offered(4, 1, Succession::Transfer);
         assert_eq!(vote(5, 1, true), Some((Some(3), Succession::Transfer)));
         successions.offered(5, 2, Succession::Preference);

@@ -16,6 +16,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, missing_docs, unreachable_pub)] // the simulated world itself runs on plain tokio
 
+mod anywhere;
 mod disk;
 mod divergence;
 mod faults;

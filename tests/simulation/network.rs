@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use quorate::NodeId;
+use quorate::testkit::proto::peer::request::Body;
 use quorate::testkit::runtime::TaskGroup;
 use quorate::transport::{
     CONNECTION_REQUESTS, Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, PeerDoor, Purpose,
@@ -50,6 +51,10 @@ struct State {
     weather: Weather,
     rng: SmallRng,
     counts: Counts,
+    /// See [`Network::renumber_copies`].
+    renumbers: bool,
+    /// Nodes of a build that knows no forwarded calls.
+    old_builds: BTreeSet<NodeId>,
 }
 
 #[derive(Clone)]
@@ -71,6 +76,8 @@ impl Network {
             weather: Weather::FAIR,
             rng: SmallRng::seed_from_u64(seed ^ 0x006e_6574_776f_726b),
             counts: Counts::default(),
+            renumbers: false,
+            old_builds: BTreeSet::new(),
         };
         Arc::new(Self { state: Mutex::new(state), trace })
     }
@@ -90,6 +97,33 @@ impl Network {
     /// Cuts these links, and only these; each one way.
     pub fn set_cuts(&self, cuts: BTreeSet<(NodeId, NodeId)>) {
         self.state.lock().unwrap().cut = cuts;
+    }
+
+    /// Has forwarded calls that are duplicated arrive under a number of their own, so that nobody can tell that they are the same:
+    /// as if the callee did not look.
+    pub fn renumber_copies(&self, renumbers: bool) {
+        self.state.lock().unwrap().renumbers = renumbers;
+    }
+
+    /// Has these nodes, and only these, not know forwarded calls: what arrives there is what a build reads that does not know
+    /// the field.
+    pub fn set_old_builds(&self, nodes: impl IntoIterator<Item = NodeId>) {
+        self.state.lock().unwrap().old_builds = nodes.into_iter().collect();
+    }
+
+    /// What arrives at `to` of a request, of which this is copy number `copy`.
+    fn arriving(&self, to: NodeId, request: &mut Request, copy: u32) {
+        if !matches!(request.body, Some(Body::Forward(_))) {
+            return;
+        }
+        let state = self.state.lock().unwrap();
+        if state.renumbers && copy > 0 {
+            // Not so far ahead that those after it would look late.
+            request.id += 30_000;
+        }
+        if state.old_builds.contains(&to) {
+            request.body = None;
+        }
     }
 
     pub fn counts(&self) -> (u64, u64) {
@@ -140,6 +174,7 @@ impl Network {
         mut from: mpsc::Receiver<T>,
         to: mpsc::Sender<T>,
         id: fn(&T) -> u64,
+        arriving: fn(&Self, NodeId, &mut T, u32),
     ) {
         loop {
             let message = tokio::select! {
@@ -150,9 +185,11 @@ impl Network {
             let Some(message) = message else { return };
             let (copies, reorder) = self.copies(link.from, link.to);
             self.trace.record(format_args!("{link} #{} x{copies}", id(&message)));
-            for _ in 0..copies {
+            for copy in 0..copies {
                 let arrival = Instant::now() + self.delay();
-                let delivery = self.clone().deliver(link, arrival, message.clone(), to.clone());
+                let mut message = message.clone();
+                arriving(&self, link.to, &mut message, copy);
+                let delivery = self.clone().deliver(link, arrival, message, to.clone());
                 if reorder {
                     tokio::spawn(delivery);
                 } else {
@@ -209,8 +246,14 @@ impl Transport for SimTransport {
             let (returning, received) = mpsc::channel(CONNECTION_REQUESTS);
             let there = Link { from: own, to: peer.node_id, purpose, back: false };
             let back = Link { from: peer.node_id, to: own, purpose, back: true };
-            tokio::spawn(network.clone().carry(there, sent, arriving, |request| request.id));
-            tokio::spawn(network.carry(back, answered, returning, |response| response.id));
+            tokio::spawn(network.clone().carry(
+                there,
+                sent,
+                arriving,
+                |request| request.id,
+                Network::arriving,
+            ));
+            tokio::spawn(network.carry(back, answered, returning, |response| response.id, |_, _, _, _| {}));
             peer.group.spawn(peer.door.serve(own, accepted.into(), responses));
             Ok(Connection { requests, responses: received.into() })
         }

@@ -7,6 +7,10 @@
 //! Counters write one key all together, each write in a session and sent again after every failure until it is
 //! acknowledged. A key's version counts the writes applied to it, so no two acknowledgements may carry the
 //! same version, and the last version is the number of writes.
+//!
+//! With [`Anywhere`](quorate::Anywhere) the same clients write through whichever node, and each looks at once whether the node that it
+//! called has what it wrote. The keys that are written once tell whether a write was applied twice, or although it was said
+//! that it certainly was not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -37,6 +41,9 @@ const PATIENCE: Duration = Duration::from_millis(800);
 /// The same for one of the writers, who therefore soon finds whoever leads instead.
 const IMPATIENCE: Duration = Duration::from_millis(50);
 
+/// A node that answers a local read so late has crashed meanwhile, and answers with the last that anybody had read.
+const CRASHED: Duration = Duration::from_millis(500);
+
 /// The key that all counters write.
 pub const COUNTER: &str = "counter";
 
@@ -55,6 +62,10 @@ pub struct History {
     pub follower_reads: u64,
     pub lease_reads: u64,
     pub bounded_reads: u64,
+    /// Writes and counts that were acknowledged by a node that did not lead.
+    pub passed_on: u64,
+    /// Keys that were written once and certainly not, as their writers were told.
+    pub refused: BTreeSet<String>,
     /// The write that was acknowledged last.
     newest: Option<(String, u64)>,
     /// The greatest value tried for each key.
@@ -82,11 +93,20 @@ struct Client {
     acknowledged: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     leader: Option<NodeId>,
-    sessions: bool,
+    way: Way,
+}
+
+/// How clients write.
+#[derive(Debug, Clone, Copy)]
+pub struct Way {
+    /// Sends what is not answered again only in its place in a session.
+    pub sessions: bool,
+    /// Through any node.
+    pub anywhere: bool,
 }
 
 impl Workload {
-    pub fn start(seed: u64, engines: Engines, trace: Arc<Trace>, sessions: bool) -> Self {
+    pub fn start(seed: u64, engines: Engines, trace: Arc<Trace>, way: Way) -> Self {
         let history = Arc::new(Mutex::new(History::default()));
         let acknowledged = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
@@ -99,7 +119,7 @@ impl Workload {
             acknowledged: acknowledged.clone(),
             stop: stop.clone(),
             leader: None,
-            sessions,
+            way,
         };
         let mut tasks: Vec<_> = (0..WRITERS).map(|id| tokio::spawn(client(id).write())).collect();
         tasks.extend((0..COUNTERS).map(|id| tokio::spawn(client(100 + id).count())));
@@ -129,6 +149,9 @@ impl Client {
     /// The node last known to lead, else any that runs.
     fn pick(&mut self) -> Option<(NodeId, Engine<KvMachine>)> {
         let engines = self.engines.lock().unwrap();
+        if self.way.anywhere {
+            self.leader = None;
+        }
         if let Some(found) = self.leader.and_then(|id| engines.get(&id).map(|engine| (id, engine.clone()))) {
             return Some(found);
         }
@@ -162,11 +185,22 @@ impl Client {
                 key: Bytes::from(key.clone()),
                 value: Bytes::from(value.to_string()),
             };
-            let result = tokio::time::timeout(patience, engine.write(command)).await;
+            let result = match self.way.anywhere {
+                true => {
+                    let result = engine.anywhere().within(patience).write(command).await;
+                    if result.as_ref().is_ok_and(|written| written.applied_here) {
+                        self.expect_here(&engine, &key, value).await;
+                    }
+                    Ok(result)
+                }
+                false => tokio::time::timeout(patience, engine.write(command)).await,
+            };
+            let leads = engine.state().role == Role::Leader;
             drop(engine);
             let mut history = self.history.lock().unwrap();
             match result {
                 Ok(Ok(written)) => {
+                    history.passed_on += u64::from(!leads);
                     assert!(matches!(written.reply, KvReply::Put { .. }), "{:?}", written.reply);
                     self.trace.record(format_args!("ok {key}={value} at {}", written.log_id));
                     history.when.entry(key.clone()).or_default().push((Instant::now(), value));
@@ -178,6 +212,9 @@ impl Client {
                 }
                 Ok(Err(error)) => {
                     history.unknown += u64::from(error.maybe_applied());
+                    if !error.maybe_applied() && key.starts_with("once-") {
+                        history.refused.insert(key);
+                    }
                     self.leader = match error {
                         WriteError::NotLeader { leader } => leader.map(|leader| leader.node_id),
                         _ => None,
@@ -197,7 +234,10 @@ impl Client {
             self.pause().await;
             let Some((node, engine)) = self.pick() else { continue };
             let Some(open) = &session else {
-                let opened = tokio::time::timeout(PATIENCE, engine.open_session(Duration::ZERO)).await;
+                let opened = match self.way.anywhere {
+                    true => Ok(engine.anywhere().within(PATIENCE).open_session(Duration::ZERO).await),
+                    false => tokio::time::timeout(PATIENCE, engine.open_session(Duration::ZERO)).await,
+                };
                 self.follow(node, &opened);
                 session = opened.ok().and_then(Result::ok);
                 continue;
@@ -213,20 +253,43 @@ impl Client {
                     key: Bytes::from(COUNTER),
                     value: Bytes::from(self.id.to_string()),
                 };
-                let slot = self.sessions.then(|| ticket.slot());
+                let slot = self.way.sessions.then(|| ticket.slot());
                 let options = WriteOptions { slot, ..WriteOptions::default() };
-                let result = tokio::time::timeout(PATIENCE, engine.write_with(command, options)).await;
+                let result = match self.way.anywhere {
+                    true => Ok(engine.anywhere().within(PATIENCE).write_with(command, options).await),
+                    false => tokio::time::timeout(PATIENCE, engine.write_with(command, options)).await,
+                };
+                let leads = engine.state().role == Role::Leader;
                 self.follow(node, &result);
                 let Ok(Ok(written)) = result else { continue };
                 let Some(KvReply::Put { version, .. }) = written.reply else { panic!("{:?}", written.reply) };
                 self.trace.record(format_args!("counted {version}"));
                 let mut history = self.history.lock().unwrap();
                 history.repeated += u64::from(written.repeated);
+                history.passed_on += u64::from(!leads);
                 if !history.counted.insert(version) {
                     history.violations.push(format!("version {version} of the counter was given twice"));
                 }
                 break;
             }
+        }
+    }
+
+    /// Whoever wrote through a node reads it there.
+    async fn expect_here(&self, engine: &Engine<KvMachine>, key: &str, value: u64) {
+        let begun = Instant::now();
+        let Ok(read) = engine.read(query(key), ReadLevel::Local).await else { return };
+        if begun.elapsed() >= CRASHED {
+            return;
+        }
+        let found = match read.answer {
+            KvAnswer::Item(Some(item)) => std::str::from_utf8(&item.value).unwrap().parse().unwrap(),
+            _ => 0,
+        };
+        if found < value {
+            let node = engine.state().node_id;
+            let mut history = self.history.lock().unwrap();
+            history.violations.push(format!("node {node} has {key}={found} right after it took {value}"));
         }
     }
 

@@ -21,7 +21,7 @@ use crate::faults::{self, Fault};
 use crate::lifetimes::Lifetimes;
 use crate::network::{Network, SimTransport, Weather, address};
 use crate::trace::Trace;
-use crate::workload::{COUNTER, History, Workload};
+use crate::workload::{COUNTER, History, Way, Workload};
 
 /// How long faults go on.
 const SAFETY: Duration = Duration::from_secs(12);
@@ -40,11 +40,23 @@ pub struct Scenario {
     pub no_sessions: bool,
     /// Wall clocks jump, and keys and sessions are watched that are to end after a while.
     pub clocks: bool,
+    /// Clients write through whichever node, and the lead is handed over now and then.
+    pub anywhere: bool,
+    /// Calls that are passed on are done again when they arrive twice: a bug of a leader that must be noticed.
+    pub done_twice: bool,
 }
 
 impl Default for Scenario {
     fn default() -> Self {
-        Self { nodes: 3, spare: 0, lying_disk: false, no_sessions: false, clocks: false }
+        Self {
+            nodes: 3,
+            spare: 0,
+            lying_disk: false,
+            no_sessions: false,
+            clocks: false,
+            anywhere: false,
+            done_twice: false,
+        }
     }
 }
 
@@ -76,6 +88,11 @@ pub struct Outcome {
     pub jumps: u64,
     pub ended: u64,
     pub kept: u64,
+    /// Writes acknowledged by nodes that did not lead, writes that certainly were not applied, and leads that were handed
+    /// over through any node.
+    pub passed_on: u64,
+    pub refused: u64,
+    pub hand_overs: u64,
 }
 
 impl Outcome {
@@ -103,6 +120,9 @@ impl Outcome {
         self.jumps += other.jumps;
         self.ended += other.ended;
         self.kept += other.kept;
+        self.passed_on += other.passed_on;
+        self.refused += other.refused;
+        self.hand_overs += other.hand_overs;
     }
 }
 
@@ -176,8 +196,9 @@ impl World {
     pub async fn run(mut self) -> Outcome {
         let _trace = SaveTrace(self.trace.clone());
         self.start_all().await;
-        let workload =
-            Workload::start(self.seed, self.engines.clone(), self.trace.clone(), !self.scenario.no_sessions);
+        let way = Way { sessions: !self.scenario.no_sessions, anywhere: self.scenario.anywhere };
+        self.network.renumber_copies(self.scenario.done_twice);
+        let workload = Workload::start(self.seed, self.engines.clone(), self.trace.clone(), way);
         let lifetimes = self.scenario.clocks.then(|| Lifetimes::start(self.seed, &self.engines));
         self.suffer().await;
         self.heal().await;
@@ -288,6 +309,9 @@ impl World {
             if self.scenario.spare > 0 && self.rng.random_bool(0.5) {
                 self.change_members().await;
             }
+            if self.scenario.anywhere && self.rng.random_bool(0.4) {
+                self.hand_over().await;
+            }
             self.trace.record(format_args!("fault {fault:?}"));
             match fault {
                 Fault::Crash(id) => self.crash(id).await,
@@ -308,6 +332,18 @@ impl World {
                 Fault::Weather(weather) => self.network.set_weather(weather),
             }
         }
+    }
+
+    /// Asks any node to have the lead handed over.
+    async fn hand_over(&mut self) {
+        let engines: Vec<_> = self.engines.lock().unwrap().values().cloned().collect();
+        if engines.is_empty() {
+            return;
+        }
+        let engine = &engines[self.rng.random_range(0..engines.len())];
+        let handed = engine.anywhere().within(Duration::from_millis(500)).transfer_leader(None).await;
+        self.trace.record(format_args!("hand-over by {}: {}", engine.state().node_id, handed.is_ok()));
+        self.outcome.hand_overs += u64::from(handed.is_ok());
     }
 
     async fn isolate_leader(&mut self, restart_others: bool) {
@@ -393,6 +429,18 @@ impl World {
                 };
                 let found: u64 = std::str::from_utf8(&item.value).unwrap().parse().unwrap();
                 assert!(found >= *value, "node {id} has {key}={found}, but {value} was acknowledged");
+                let is_once = key.starts_with("once-");
+                assert!(!is_once || item.version == 1, "node {id} has applied {key} {} times", item.version);
+            }
+            for key in &history.refused {
+                let query = KvQuery::Get {
+                    tenant: "t".to_owned(),
+                    collection: "c".to_owned(),
+                    key: Bytes::from(key.clone()),
+                };
+                let read = engine.read(query, ReadLevel::Local).await.unwrap();
+                let is_absent = matches!(read.answer, KvAnswer::Item(None));
+                assert!(is_absent, "node {id} has {key}, which certainly was not applied");
             }
         }
         assert!(history.violations.is_empty(), "{}", history.violations.join("\n"));
@@ -417,6 +465,8 @@ impl World {
         self.outcome.follower_reads = history.follower_reads;
         self.outcome.lease_reads = history.lease_reads;
         self.outcome.bounded_reads = history.bounded_reads;
+        self.outcome.passed_on = history.passed_on;
+        self.outcome.refused = history.refused.len() as u64;
         self.outcome.trace_hash = self.trace.hash();
         self.outcome
     }

@@ -137,7 +137,7 @@ pub(super) fn check_number(node_id: NodeId) -> Result<(), MembershipError> {
     check_node_id(node_id).map_err(|detail| MembershipError::NodeId { detail })
 }
 
-pub(super) fn check_address(address: &str) -> Result<(), MembershipError> {
+pub(in crate::engine) fn check_address(address: &str) -> Result<(), MembershipError> {
     let parsed = Address::parse(address)
         .filter(|parsed| parsed.port != 0 && !parsed.is_unspecified() && parsed.check_host().is_ok());
     match parsed {

@@ -1,10 +1,11 @@
 //! What a node tells of itself and of the members, made in this one place ([`NodeReport`]).
 //!
 //! Everything is read from what is noted anyway while messages pass; nobody is asked, and nothing waits. A report is made of one
-//! view of the core, so its parts belong together. [`state`] is what there is to watch; [`counters`] is what the engine
-//! counts.
+//! view of the core, so its parts belong together. [`state`] is what there is to watch, and [`leaders`] who leads; [`counters`] is
+//! what the engine counts.
 
 pub(super) mod counters;
+pub(super) mod leaders;
 pub(super) mod state;
 
 use std::collections::BTreeMap;

@@ -14,7 +14,7 @@ use super::super::type_config::{self, TypeConfig};
 use super::Core;
 use crate::error::Leader;
 use crate::machine::StateMachine;
-use crate::types::{LogId, Membership, NodeId, Role};
+use crate::types::{LogId, Member, Membership, NodeId, Role};
 
 /// The core's view of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +74,23 @@ impl<M: StateMachine> Core<M> {
         });
         let reachable = answered.map(|(node_id, _)| *node_id).collect();
         Metrics { in_touch, reachable, ..from_metrics(&current) }
+    }
+
+    /// Whether this node leads.
+    pub(crate) fn leads(&self) -> bool {
+        self.raft.metrics().borrow_watched().state == ServerState::Leader
+    }
+
+    /// Whom it follows.
+    pub(crate) fn leader(&self) -> Option<NodeId> {
+        self.raft.metrics().borrow_watched().current_leader
+    }
+
+    /// A member, as far as this node knows.
+    pub(crate) fn member(&self, node_id: NodeId) -> Option<Member> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().get_node(&node_id).cloned()
     }
 
     fn in_touch(&self, metrics: &RaftMetrics<TypeConfig>) -> bool {

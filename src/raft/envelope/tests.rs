@@ -209,3 +209,34 @@ fn what_a_build_does_not_read_is_named_and_never_taken_for_something_else() {
     let unusable = check::<Sum>(&wrong).unwrap_err();
     assert_eq!(unusable.unsupported, None, "it is read, and no command of that version");
 }
+
+#[test]
+fn what_another_node_has_sealed_is_stamped_anew_and_not_encoded_again() {
+    let slot = SessionSlot { session: 2, sequence: 3, first_unanswered: 1 };
+    let later = SessionSlot { first_unanswered: 3, ..slot };
+    for (unstamped, stamped) in [
+        (seal(UNSTAMPED, &9_u8, None).unwrap(), seal(READING, &9_u8, None).unwrap()),
+        (seal(UNSTAMPED, &9_u8, Some(slot)).unwrap(), seal(READING, &9_u8, Some(slot)).unwrap()),
+        (seal_open_session(UNSTAMPED, 8, 60, "o"), seal_open_session(READING, 8, 60, "o")),
+        (seal_close_session(UNSTAMPED, 8), seal_close_session(READING, 8)),
+        (seal_quota(UNSTAMPED, QuotaChange::Release), seal_quota(READING, QuotaChange::Release)),
+    ] {
+        assert_eq!(restamp(&unstamped, READING).unwrap(), stamped);
+        assert_eq!(restamp(&stamped, UNSTAMPED).unwrap(), unstamped, "whatever was there");
+    }
+    // One whose command this build would encode in another way stays what it is.
+    let mut strange = seal(UNSTAMPED, &9_u8, None).unwrap().to_vec();
+    strange.push(77);
+    assert_eq!(restamp(&strange, READING).unwrap().last(), Some(&77));
+    assert!(matches!(restamp(&[], READING), Err(EnvelopeError::Truncated { bytes: 0 })));
+    assert!(matches!(restamp(&[VERSION, 0], READING), Err(EnvelopeError::Truncated { bytes: 2 })));
+    for found in [OLDEST_VERSION, LOG_TIME_VERSION, VERSION + 1] {
+        strange[0] = found;
+        assert!(matches!(restamp(&strange, READING), Err(EnvelopeError::Version { found: f }) if f == found));
+    }
+
+    for wrote in [MachineVersion::FIRST, MachineVersion { machine: 4, version: 2 }] {
+        let sealed = |slot| seal_as(wrote, READING, &"command", Some(slot)).unwrap();
+        assert_eq!(in_place(&sealed(slot), later), sealed(later));
+    }
+}

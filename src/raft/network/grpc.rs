@@ -14,6 +14,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Status, Streaming};
 
+use super::calls::MOST_REPLY_BYTES;
 use super::traffic::{PeerTraffic, Traffic};
 use super::wire;
 use super::{
@@ -39,6 +40,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest message between members. Not derived from this node's limits: another node, or this one before it
 /// was configured anew, may have larger entries in its log.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+const _: () = assert!(MOST_REPLY_BYTES < MAX_MESSAGE_BYTES, "an answer breaks no connection");
 /// Most bytes that a connection carries, frames included, before its caller has said who it is: room for a handshake,
 /// or for a question who this node is with a long list of founders.
 const HANDSHAKE_BYTES: usize = 16 * 1024;

@@ -7,6 +7,7 @@
 //! - [`client`]: the calling side, what openraft sends through;
 //! - [`addresses`]: where members are dialled;
 //! - [`upstream`]: a node's own line to its leader;
+//! - [`calls`]: what members pass on to their leader on it;
 //! - `admission`: whom a node talks to;
 //! - `plausible`: what a peer's messages may say;
 //! - [`service`]: the answering side;
@@ -27,6 +28,7 @@
 pub(crate) mod addresses;
 pub(crate) mod admission;
 mod appends;
+pub(crate) mod calls;
 pub(crate) mod client;
 #[cfg(feature = "peers")]
 pub(crate) mod grpc;

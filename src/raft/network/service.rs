@@ -2,11 +2,13 @@
 //!
 //! - `door`: whom it admits;
 //! - `pieces`: snapshots, piece by piece;
-//! - `offers`: hand-overs that a leader has announced.
+//! - `offers`: hand-overs that a leader has announced;
+//! - `forwarded`: calls that members pass on to their leader.
 //!
 //! Nothing reaches the core before it was found to be [plausible].
 
 mod door;
+mod forwarded;
 mod offers;
 mod pieces;
 
@@ -23,6 +25,8 @@ use openraft::{EntryPayload, Raft, ServerState};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+pub(crate) use self::forwarded::Desk;
+use self::forwarded::{Forwarded, Standing};
 pub(crate) use self::offers::Offers;
 use self::pieces::Unreadable;
 use super::admission::Claim;
@@ -72,6 +76,8 @@ pub(crate) struct Callee {
     pub claimed: Arc<dyn Fn(Claim) + Send + Sync>,
     /// Where what members announce goes while this node leads. Bounded: a member repeats what is not accepted.
     pub announcements: mpsc::Sender<(NodeId, Announcement)>,
+    /// What it does for members that pass calls on to it.
+    pub desk: Arc<dyn Desk>,
     /// The disk under its log.
     pub disk: DiskWatch,
     /// The quota on the state that it could bear, if that is known.
@@ -257,11 +263,15 @@ impl<M: StateMachine> PeerService<M> {
 
     async fn answer(self, from: NodeId, request: Request) -> Response {
         let id = request.id;
-        let body = self.dispatch(from, request).await.unwrap_or_else(|refused| {
-            self.complaints.refused(from, &refused);
-            response::Body::Failure(without_directories(&refused.to_string()))
-        });
+        let body = self.dispatch(from, request).await;
+        let body = body.unwrap_or_else(|refused| self.refused(from, &refused));
         Response { id, body: Some(body) }
+    }
+
+    /// Says in the log, now and then, and to its sender that a message is not answered.
+    fn refused(&self, from: NodeId, refused: &Unanswered) -> response::Body {
+        self.complaints.refused(from, refused);
+        response::Body::Failure(without_directories(&refused.to_string()))
     }
 
     async fn dispatch(&self, from: NodeId, request: Request) -> Result<response::Body, Unanswered> {
@@ -320,6 +330,7 @@ impl<M: StateMachine> PeerService<M> {
                 }
                 Ok(response::Body::Compare(wire::compare_response(&told)))
             }
+            request::Body::Forward(_) => Err(Malformed("a forwarded call out of its turn").into()),
             request::Body::Hello(_) => Err(Malformed("a handshake in the middle of a connection").into()),
             request::Body::Snapshot(_) => Err(Malformed("a piece of a snapshot out of its turn").into()),
         }
@@ -491,15 +502,27 @@ impl<M: StateMachine> PeerService<M> {
         Some(self.vote()).filter(|own| vote < *own)
     }
 
+    fn standing_of(&self, caller: NodeId) -> Standing {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let member = metrics.membership_config.membership().get_node(&caller);
+        Standing {
+            is_told_by_leader: metrics.state == ServerState::Leader,
+            directory: member.map(|member| member.incarnation),
+        }
+    }
+
     async fn run(self, from: NodeId, mut requests: Incoming<Request>, responses: mpsc::Sender<Response>) {
         // In order, because the caller's core takes a conflict that overtakes an acceptance for a lost disk.
         let mut working = FuturesOrdered::new();
         // What members ask of their leader is not for the core's log.
         let mut unordered = FuturesUnordered::new();
+        // Nor for their leader's reads to wait behind.
+        let mut forwarded = Forwarded::new(self.callee.desk.clone(), self.standing_of(from));
         let mut newest = 0;
         let mut incoming = None;
         let mut open = true;
-        while open || !working.is_empty() || !unordered.is_empty() {
+        while open || !working.is_empty() || !unordered.is_empty() || !forwarded.is_empty() {
             tokio::select! {
                 biased;
                 // The caller is gone; what the core has taken in it will finish without us.
@@ -514,6 +537,11 @@ impl<M: StateMachine> PeerService<M> {
                         return;
                     }
                 }
+                Some(response) = forwarded.next() => {
+                    if responses.send(response).await.is_err() {
+                        return;
+                    }
+                }
                 request = requests.recv(), if open
                     && working.len() < REQUESTS_IN_PROGRESS
                     && unordered.len() < UNORDERED_IN_PROGRESS => match request
@@ -522,6 +550,9 @@ impl<M: StateMachine> PeerService<M> {
                     // Delivered twice or late, they do no harm.
                     Some(request @ Request { body: Some(request::Body::ReadIndex(_) | request::Body::Announce(_) | request::Body::Compare(_)), .. }) => {
                         unordered.push(self.clone().answer(from, request));
+                    }
+                    Some(Request { id, body: Some(request::Body::Forward(call)) }) => {
+                        forwarded.begin(id, call, self.standing_of(from), |refused| self.refused(from, &refused.into()));
                     }
                     // Late, or delivered twice.
                     Some(Request { id, .. }) if id <= newest => {}
@@ -532,11 +563,10 @@ impl<M: StateMachine> PeerService<M> {
                         let body = match taken.await {
                             Ok(response) => response::Body::Snapshot(response),
                             Err(refused) => {
-                                self.complaints.refused(from, &refused);
                                 // The caller begins anew. What it has sent meanwhile fails with this piece.
                                 incoming = None;
                                 self.activity.snapshots_not_received.fetch_add(is_awaited.into(), Relaxed);
-                                response::Body::Failure(without_directories(&refused.to_string()))
+                                self.refused(from, &refused)
                             }
                         };
                         if responses.send(Response { id, body: Some(body) }).await.is_err() {

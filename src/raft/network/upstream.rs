@@ -4,8 +4,9 @@
 //! broke. Unlike on the connections that replicate, calls are answered in any order: a slow one holds up
 //! nobody. What is sent here may therefore be nothing that openraft wants in order.
 //!
-//! It promises an answer or an error within the caller's patience. It does not retry: the caller knows whether
-//! the leader is still the same.
+//! It promises an answer or an error within the caller's patience, and an error says whether the call may have been
+//! carried out. It does not retry: the caller knows whether the leader is still the same. Numbers of calls grow in the
+//! order in which they are sent, so that the leader knows a call that arrives twice.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,7 @@ use futures::future::{BoxFuture, Shared};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::calls::{self, Call, CallError, Done};
 use super::client::Caller;
 use super::incoming::Incoming;
 use super::wire;
@@ -31,6 +33,8 @@ use crate::types::{Incarnation, Member, NodeId};
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A leader that could not be reached is not dialled again before this has passed.
 const DIAL_PAUSE: Duration = Duration::from_millis(50);
+/// A call that is passed on may take as long by itself, however impatient its caller is: it says nothing of the connection.
+const SILENCE: Duration = Duration::from_secs(5);
 /// Most calls waiting for their answers; more are refused.
 const MAX_CALLS: usize = 65_536;
 
@@ -51,13 +55,15 @@ pub(crate) enum UpstreamError {
         /// Whom the call was for.
         leader: NodeId,
     },
-    /// No answer in time. The leader may have acted on the call, or may do so later.
+    /// No answer in time. If the call was sent, the leader may have acted on it, or may do so later.
     #[error("node {leader} did not answer within {} ms", .patience.as_millis())]
     Timeout {
         /// Whom the call was for.
         leader: NodeId,
         /// How long was waited.
         patience: Duration,
+        /// Whether the call left this node.
+        sent: bool,
     },
     /// Too many calls are waiting for their answers.
     #[error("{MAX_CALLS} calls to node {leader} are waiting already")]
@@ -65,7 +71,7 @@ pub(crate) enum UpstreamError {
         /// Whom the call was for.
         leader: NodeId,
     },
-    /// The leader could not make sense of the call, or the caller of its answer.
+    /// The leader could not make sense of the call, and has not acted on it.
     #[error("node {leader}: {reason}")]
     Failed {
         /// Whom the call was for.
@@ -73,6 +79,25 @@ pub(crate) enum UpstreamError {
         /// What was wrong.
         reason: String,
     },
+    /// The caller could not make sense of the answer. The leader may have acted on the call.
+    #[error("node {leader} answers what this node does not understand: {reason}")]
+    Unintelligible {
+        /// Whom the call was for.
+        leader: NodeId,
+        /// What was wrong.
+        reason: String,
+    },
+}
+
+impl UpstreamError {
+    /// Whether the leader may have acted on the call, or may do so later.
+    pub(crate) fn maybe_done(&self) -> bool {
+        match self {
+            Self::NotConnected { .. } | Self::Overloaded { .. } | Self::Failed { .. } => false,
+            Self::Broken { .. } | Self::Unintelligible { .. } => true,
+            Self::Timeout { sent, .. } => *sent,
+        }
+    }
 }
 
 /// What a node says when it is asked for a read index.
@@ -166,27 +191,45 @@ impl Upstream {
         body: request::Body,
         patience: Duration,
     ) -> Result<response::Body, UpstreamError> {
+        self.call_until(leader, member, body, tokio::time::sleep(patience), Duration::ZERO).await
+    }
+
+    /// The same, until something else has happened. A connection on which nothing arrives meanwhile is given up, if that took as long
+    /// as a lively one is never `silent`.
+    async fn call_until(
+        &self,
+        leader: NodeId,
+        member: &Member,
+        body: request::Body,
+        given_up: impl Future<Output = ()>,
+        silent: Duration,
+    ) -> Result<response::Body, UpstreamError> {
         let begun = Instant::now();
         let dialled = self.dialled(leader, member);
-        let mut link = None;
+        let mut used = Used::default();
         let exchange = async {
             let connected = dialled.outcome.await;
             let connected =
                 connected.map_err(|Failed { error, .. }| UpstreamError::NotConnected { leader, error })?;
-            connected.call(leader, body, &mut link).await
+            connected.call(leader, body, &mut used).await
         };
-        let answered = tokio::time::timeout(patience, exchange).await;
+        let answered = tokio::select! {
+            biased;
+            outcome = exchange => Some(outcome),
+            () = given_up => None,
+        };
         match answered {
-            Ok(Ok(response::Body::Failure(reason))) => Err(UpstreamError::Failed { leader, reason }),
-            Ok(outcome) => outcome,
-            Err(_) => {
+            Some(Ok(response::Body::Failure(reason))) => Err(UpstreamError::Failed { leader, reason }),
+            Some(outcome) => outcome,
+            None => {
                 // A connection on which nothing at all has arrived since may be dead without knowing it.
-                if let Some(waiting) = link
+                if let Some(waiting) = used.waiting
+                    && begun.elapsed() >= silent
                     && *lock(&waiting.heard) <= begun
                 {
                     waiting.given_up.store(true, Ordering::Relaxed);
                 }
-                Err(UpstreamError::Timeout { leader, patience })
+                Err(UpstreamError::Timeout { leader, patience: begun.elapsed(), sent: used.sent })
             }
         }
     }
@@ -213,7 +256,7 @@ impl Upstream {
                     Outcome::NoQuorum(reason) => ReadIndexAnswer::NoQuorum(reason),
                 })
             }
-            _ => Err(UpstreamError::Failed { leader, reason: "not the answer to a read index".to_owned() }),
+            _ => Err(unintelligible(leader, "not the answer to a read index")),
         }
     }
 
@@ -232,9 +275,7 @@ impl Upstream {
         let body = request::Body::Announce(wire::announce(announcement));
         match self.call(leader, member, body, patience).await? {
             response::Body::Announce(answer) => Ok(answer.accepted),
-            _ => {
-                Err(UpstreamError::Failed { leader, reason: "not the answer to an announcement".to_owned() })
-            }
+            _ => Err(unintelligible(leader, "not the answer to an announcement")),
         }
     }
 
@@ -249,14 +290,39 @@ impl Upstream {
         checks: &[Check],
         patience: Duration,
     ) -> Result<Told, UpstreamError> {
-        let failed = |reason: String| UpstreamError::Failed { leader, reason };
         let body = request::Body::Compare(wire::compare::<M>(checks));
         match self.call(leader, member, body, patience).await? {
             response::Body::Compare(told) => {
-                wire::from_compare_response(told).map_err(|error| failed(error.to_string()))
+                wire::from_compare_response(told).map_err(|error| unintelligible(leader, error))
             }
-            response::Body::Failure(reason) => Err(failed(reason)),
-            _ => Err(failed("not the answer to a comparison".to_owned())),
+            _ => Err(unintelligible(leader, "not the answer to a comparison")),
+        }
+    }
+
+    /// Has `leader` do `call`, which is given up when its caller's `patience` is over, or the leader is `superseded`. Returns what
+    /// the leader says has come of it.
+    ///
+    /// # Errors
+    /// See [`UpstreamError`]. One that [may have been acted on](UpstreamError::maybe_done) is not to be passed on again,
+    /// unless doing it twice is the same as doing it once.
+    pub(crate) async fn forward(
+        &self,
+        leader: NodeId,
+        member: &Member,
+        call: &Call,
+        patience: Duration,
+        superseded: impl Future<Output = ()>,
+    ) -> Result<Result<Done, CallError>, UpstreamError> {
+        let body = request::Body::Forward(call.to_wire(patience));
+        let given_up = async {
+            // Whichever comes first.
+            let _ = tokio::time::timeout(patience, superseded).await;
+        };
+        match self.call_until(leader, member, body, given_up, SILENCE).await? {
+            response::Body::Forward(answer) => {
+                calls::answer_from_wire(answer).map_err(|error| unintelligible(leader, error))
+            }
+            _ => Err(unintelligible(leader, "not the answer to a forwarded call")),
         }
     }
 
@@ -318,6 +384,19 @@ impl Upstream {
     }
 }
 
+fn unintelligible(leader: NodeId, reason: impl std::fmt::Display) -> UpstreamError {
+    UpstreamError::Unintelligible { leader, reason: reason.to_string() }
+}
+
+/// How far a call has got.
+#[derive(Default)]
+struct Used {
+    /// Those that wait on the connection that it uses.
+    waiting: Option<Arc<Waiting>>,
+    /// It is on its way.
+    sent: bool,
+}
+
 impl Link {
     fn open(connection: Connection) -> Arc<Self> {
         let Connection { requests, responses } = connection;
@@ -341,24 +420,30 @@ impl Link {
         &self,
         leader: NodeId,
         body: request::Body,
-        used: &mut Option<Arc<Waiting>>,
+        used: &mut Used,
     ) -> Result<response::Body, UpstreamError> {
-        let broken = || UpstreamError::Broken { leader };
+        used.waiting = Some(self.waiting.clone());
+        let closed = || {
+            let error = DialError::Unreachable("the connection was closed".to_owned());
+            UpstreamError::NotConnected { leader, error }
+        };
         let (answer, answered) = oneshot::channel();
-        let id = self.waiting.enter(answer).map_err(|full| match full {
+        let room = self.requests.reserve().await.map_err(|_| closed())?;
+        let send = |id| room.send(Request { id, body: Some(body) });
+        let id = self.waiting.enter(answer, send).map_err(|full| match full {
             true => UpstreamError::Overloaded { leader },
-            false => broken(),
+            false => closed(),
         })?;
         let _place = Place { waiting: &self.waiting, id };
-        *used = Some(self.waiting.clone());
-        self.requests.send(Request { id, body: Some(body) }).await.map_err(|_| broken())?;
-        answered.await.map_err(|_| broken())
+        used.sent = true;
+        answered.await.map_err(|_| UpstreamError::Broken { leader })
     }
 }
 
 impl Waiting {
-    /// A place for a call's answer; its number. False when the connection is closed, true when too many wait.
-    fn enter(&self, answer: oneshot::Sender<response::Body>) -> Result<u64, bool> {
+    /// Sends a call with its number, in the order of numbers, and keeps a place for its answer. False when the connection is
+    /// closed, true when too many wait; then nothing is sent.
+    fn enter(&self, answer: oneshot::Sender<response::Body>, send: impl FnOnce(u64)) -> Result<u64, bool> {
         let mut calls = lock(&self.calls);
         let id = calls.next_id;
         let answers = calls.answers.as_mut().ok_or(false)?;
@@ -367,6 +452,7 @@ impl Waiting {
         }
         answers.insert(id, answer);
         calls.next_id += 1;
+        send(id);
         Ok(id)
     }
 }
@@ -411,167 +497,4 @@ async fn take_answers(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicUsize;
-
-    use super::*;
-    use crate::raft::network::addresses::Addresses;
-    use crate::raft::network::{Hello, IdentifyRequest, IdentifyResponse};
-
-    /// The far ends of the connections that were made.
-    struct Fake {
-        dials: AtomicUsize,
-        accepted: mpsc::UnboundedSender<Connected>,
-        refuse: AtomicBool,
-    }
-
-    struct Connected {
-        target: Target,
-        requests: mpsc::Receiver<Request>,
-        responses: mpsc::Sender<Response>,
-    }
-
-    impl Transport for Fake {
-        fn connect(
-            &self,
-            target: Target,
-            _hello: Hello,
-            purpose: Purpose,
-        ) -> BoxFuture<'static, Result<Connection, DialError>> {
-            assert_eq!(purpose, Purpose::Upstream);
-            self.dials.fetch_add(1, Ordering::Relaxed);
-            if self.refuse.load(Ordering::Relaxed) {
-                return async { Err(DialError::Unreachable("nobody there".to_owned())) }.boxed();
-            }
-            let (requests, sent) = mpsc::channel(8);
-            let (answers, responses) = mpsc::channel(8);
-            let _ = self.accepted.send(Connected { target, requests: sent, responses: answers });
-            async { Ok(Connection { requests, responses: responses.into() }) }.boxed()
-        }
-
-        fn identify(
-            &self,
-            _address: String,
-            _request: IdentifyRequest,
-        ) -> BoxFuture<'static, Result<IdentifyResponse, DialError>> {
-            unreachable!("nobody is asked who it is on this line")
-        }
-    }
-
-    const PATIENCE: Duration = Duration::from_secs(2);
-
-    fn member(id: u128) -> Member {
-        Member {
-            peer: format!("n{id}:1"),
-            client: String::new(),
-            incarnation: Incarnation(id),
-            ..Member::default()
-        }
-    }
-
-    fn line() -> (Upstream, Arc<Fake>, mpsc::UnboundedReceiver<Connected>) {
-        let (accepted, connected) = mpsc::unbounded_channel();
-        let fake = Arc::new(Fake { dials: AtomicUsize::new(0), accepted, refuse: AtomicBool::new(false) });
-        let caller = Caller {
-            cluster: "c".to_owned(),
-            node_id: 1,
-            incarnation: Incarnation(1),
-            peer: String::new(),
-            addresses: Arc::new(Addresses::default()),
-            refused: Arc::new(|_| {}),
-        };
-        (Upstream::new(caller, fake.clone()), fake, connected)
-    }
-
-    fn index(id: u64, index: u64) -> Response {
-        let outcome = Some(read_index_response::Outcome::Index(index));
-        Response { id, body: Some(response::Body::ReadIndex(proto::ReadIndexResponse { outcome })) }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn answers_in_any_order_on_one_connection() {
-        let (line, fake, mut connected) = line();
-        let ask = |line: Upstream| async move { line.read_index(2, &member(2), PATIENCE).await };
-        let slow = runtime::spawn(ask(line.clone()));
-        let mut far = connected.recv().await.unwrap();
-        let first = far.requests.recv().await.unwrap();
-        let quick = runtime::spawn(ask(line.clone()));
-        let second = far.requests.recv().await.unwrap();
-        far.responses.send(index(second.id, 20)).await.unwrap();
-        assert_eq!(quick.await.unwrap(), Ok(ReadIndexAnswer::Index(20)));
-        far.responses.send(index(first.id, 10)).await.unwrap();
-        assert_eq!(slow.await.unwrap(), Ok(ReadIndexAnswer::Index(10)));
-        assert_eq!(fake.dials.load(Ordering::Relaxed), 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_broken_connection_ends_its_calls_and_is_replaced() {
-        let (line, fake, mut connected) = line();
-        let call = runtime::spawn({
-            let line = line.clone();
-            async move { line.read_index(2, &member(2), PATIENCE).await }
-        });
-        let mut far = connected.recv().await.unwrap();
-        far.requests.recv().await.unwrap();
-        drop(far);
-        assert_eq!(call.await.unwrap(), Err(UpstreamError::Broken { leader: 2 }));
-
-        let again = runtime::spawn(async move { line.read_index(2, &member(2), PATIENCE).await });
-        let mut far = connected.recv().await.unwrap();
-        let request = far.requests.recv().await.unwrap();
-        far.responses.send(index(request.id, 3)).await.unwrap();
-        assert_eq!(again.await.unwrap(), Ok(ReadIndexAnswer::Index(3)));
-        assert_eq!(fake.dials.load(Ordering::Relaxed), 2);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_new_leader_gets_a_connection_of_its_own() {
-        let (line, _fake, mut connected) = line();
-        let gone = line.read_index(2, &member(2), Duration::from_millis(10)).await;
-        assert!(matches!(gone, Err(UpstreamError::Timeout { leader: 2, .. })), "{gone:?}");
-        assert_eq!(connected.recv().await.unwrap().target.node_id, 2);
-        let answer = runtime::spawn(async move { line.read_index(3, &member(3), PATIENCE).await });
-        let mut far = connected.recv().await.unwrap();
-        assert_eq!(far.target, Target { node_id: 3, address: "n3:1".to_owned() });
-        let request = far.requests.recv().await.unwrap();
-        far.responses.send(index(request.id, 3)).await.unwrap();
-        assert_eq!(answer.await.unwrap(), Ok(ReadIndexAnswer::Index(3)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_silent_connection_is_given_up_and_a_lively_one_is_kept() {
-        let (line, fake, mut connected) = line();
-        let short = Duration::from_millis(10);
-        line.read_index(2, &member(2), short).await.unwrap_err();
-        let _silent = connected.recv().await.unwrap();
-
-        let ask = |line: Upstream, patience| async move { line.read_index(2, &member(2), patience).await };
-        let unanswered = runtime::spawn(ask(line.clone(), short));
-        let mut far = connected.recv().await.unwrap();
-        far.requests.recv().await.unwrap();
-        tokio::time::sleep(short / 2).await;
-        // The answer to nobody's call is a sign of life all the same.
-        far.responses.send(index(9999, 1)).await.unwrap();
-        unanswered.await.unwrap().unwrap_err();
-
-        let answer = runtime::spawn(ask(line, PATIENCE));
-        let request = far.requests.recv().await.unwrap();
-        far.responses.send(index(request.id, 4)).await.unwrap();
-        assert_eq!(answer.await.unwrap(), Ok(ReadIndexAnswer::Index(4)));
-        assert_eq!(fake.dials.load(Ordering::Relaxed), 2);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_does_not_answer_is_not_dialled_all_the_time() {
-        let (line, fake, _connected) = line();
-        fake.refuse.store(true, Ordering::Relaxed);
-        for _ in 0..100 {
-            let failed = line.read_index(2, &member(2), PATIENCE).await;
-            assert!(matches!(failed, Err(UpstreamError::NotConnected { leader: 2, .. })), "{failed:?}");
-        }
-        assert_eq!(fake.dials.load(Ordering::Relaxed), 1);
-        tokio::time::sleep(DIAL_PAUSE).await;
-        line.read_index(2, &member(2), PATIENCE).await.unwrap_err();
-        assert_eq!(fake.dials.load(Ordering::Relaxed), 2);
-    }
-}
+mod tests;

@@ -97,8 +97,16 @@ impl ServedNode for FakeNode {
         let log_id = LogId::new(3, inner.index);
         let reply = inner.machine.apply(&ApplyContext { log_id, elapsed_ms: 0, time_ms: 0 }, command);
         let (ack, held_by) = (options.ack, vec![7]);
-        let done =
-            move || done(Ok(Acknowledged { log_id, reply: Some(reply), ack, held_by, repeated: false }));
+        let done = move || {
+            done(Ok(Acknowledged {
+                log_id,
+                reply: Some(reply),
+                ack,
+                held_by,
+                repeated: false,
+                applied_here: true,
+            }))
+        };
         if *self.open.borrow() {
             drop(inner);
             done();
@@ -345,7 +353,7 @@ impl OperatedNode for FakeNode {
             }
             Change::Promote { .. } => Err(MembershipError::NotLeader { leader }),
             Change::Demote { force: true, .. } => {
-                Err(MembershipError::Timeout { step: "the demotion", waited_ms: 1 })
+                Err(MembershipError::Timeout { step: "the demotion".to_owned(), waited_ms: 1 })
             }
             Change::Remove { .. } => {
                 Err(MembershipError::WouldWeakenQuorum { voters: 2, healthy: 1, needed: 2 })

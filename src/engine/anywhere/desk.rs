@@ -1,0 +1,199 @@
+//! The leader's side: carries out what members pass on.
+//!
+//! What arrives was encoded by others. It is looked at only by a node that leads, decoded before it is proposed, and proposed
+//! as it was encoded, with this node's clocks: a member of an older build may have written a version that others still need.
+//! What cannot be decoded is refused, and nothing more.
+//!
+//! Calls of members take at most half of `max_inflight_bytes` from when they arrive until they are answered, and what they
+//! propose counts like this node's own. One that is alone is always taken, however large it may be.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{BoxFuture, ready};
+use tokio::time::timeout;
+
+use crate::engine::writes::{Outcome, Writer};
+use crate::engine::{Engine, Inner, NewAddresses, NewMember};
+use crate::error::{MembershipError, WriteError};
+use crate::machine::StateMachine;
+use crate::raft::envelope::{self, Content, QuotaChange, Unusable};
+use crate::raft::network::calls::{Call, CallError, Done};
+use crate::raft::network::service::Desk;
+use crate::report::MemberList;
+use crate::types::{Quota, WriteOptions};
+
+/// Where members find this node once it is one. Holds no handle to it.
+pub(in crate::engine) struct LeaderDesk<M: StateMachine> {
+    node: OnceLock<Weak<Inner<M>>>,
+    /// Bytes of the calls that are under way.
+    bytes: Arc<AtomicUsize>,
+}
+
+impl<M: StateMachine> LeaderDesk<M> {
+    pub(in crate::engine) fn new() -> Arc<Self> {
+        Arc::new(Self { node: OnceLock::new(), bytes: Arc::default() })
+    }
+
+    /// From now on calls are for `node`.
+    pub(in crate::engine) fn open(&self, node: Weak<Inner<M>>) {
+        assert!(self.node.set(node).is_ok(), "invariant: a desk is one node's");
+    }
+}
+
+/// Bytes that count until this is dropped.
+struct Taken {
+    bytes: usize,
+    of: Arc<AtomicUsize>,
+}
+
+impl Taken {
+    /// None where there is no room for them beside others.
+    fn of(bytes: usize, of: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
+        let others = of.fetch_add(bytes, Ordering::Relaxed);
+        let taken = Self { bytes, of: of.clone() };
+        (others == 0 || others.saturating_add(bytes) <= limit).then_some(taken)
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.of.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl<M: StateMachine> Desk for LeaderDesk<M> {
+    fn carry_out(&self, call: Call, patience: Duration) -> BoxFuture<'static, Result<Done, CallError>> {
+        let Some(inner) = self.node.get().and_then(Weak::upgrade) else {
+            // It does not lead yet, or not any more.
+            return ready(Err(call.refused_as_not_leader(None))).boxed();
+        };
+        let limit = {
+            let settings = inner.settings.borrow();
+            (settings.max_inflight_bytes / 2).max(settings.max_command_bytes)
+        };
+        let Some(taken) = Taken::of(call.size_bytes(), &self.bytes, limit) else {
+            return ready(Err(call.refused_as_too_many())).boxed();
+        };
+        async move {
+            let outcome = Engine { inner }.carry_out(call, patience).await;
+            drop(taken);
+            outcome
+        }
+        .boxed()
+    }
+}
+
+impl<M: StateMachine> Engine<M> {
+    /// Does a `call` of this node's own, if it leads. Only a write is given up after `patience`: all others end by themselves, and
+    /// say what has come of them.
+    pub(super) async fn carry_out_here(&self, call: Call, patience: Duration) -> Result<Done, CallError> {
+        match call {
+            Call::Write { .. } => self.carry_out(call, patience).await,
+            _ if !self.inner.core.leads() => {
+                Err(call.refused_as_not_leader(self.inner.core.metrics().leader))
+            }
+            _ => self.lead(call, patience).boxed().await,
+        }
+    }
+
+    /// Does `call`, if this node leads, within `patience`. What was begun by then may go on.
+    pub(super) async fn carry_out(&self, call: Call, patience: Duration) -> Result<Done, CallError> {
+        if !self.inner.core.leads() {
+            return Err(call.refused_as_not_leader(self.inner.core.metrics().leader));
+        }
+        match timeout(patience, self.lead(call, patience).boxed()).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(CallError::Other {
+                message: format!("it was not done within {} ms", patience.as_millis()),
+                maybe_applied: true,
+            }),
+        }
+    }
+
+    async fn lead(&self, call: Call, patience: Duration) -> Result<Done, CallError> {
+        match call {
+            Call::Write { envelope, ack, ack_timeout, history } => {
+                let options = WriteOptions { slot: None, ack, ack_timeout, history };
+                let written = self.write_for_member(&envelope, options, patience).await;
+                let written = written.map_err(CallError::Write)?;
+                Ok(Done::Written {
+                    log_id: written.log_id,
+                    reply: written.reply,
+                    held_by: written.held_by,
+                    repeated: written.repeated,
+                    history: self.history(),
+                })
+            }
+            Call::AddMember { node_id, peer, promote, timeout } => {
+                changed(self.add_member(NewMember { node_id, peer }, promote, timeout).await)
+            }
+            Call::PromoteMember { node_id, timeout } => changed(self.promote_member(node_id, timeout).await),
+            Call::DemoteMember { node_id, force } => changed(self.demote_member(node_id, force).await),
+            Call::RemoveMember { node_id, force } => changed(self.remove_member(node_id, force).await),
+            Call::ReplaceMember { old, node_id, peer, timeout } => {
+                changed(self.replace_member(old, NewMember { node_id, peer }, timeout).await)
+            }
+            Call::UpdateMember { node_id, peer, client } => {
+                changed(self.update_member(node_id, NewAddresses { peer, client }).await)
+            }
+            Call::TransferLeader { to } => {
+                self.transfer_leader(to).await.map(Done::Leads).map_err(CallError::Transfer)
+            }
+        }
+    }
+
+    /// Proposes what another member has sealed. What only a leader writes for itself is refused.
+    async fn write_for_member(&self, sealed: &Bytes, options: WriteOptions, patience: Duration) -> Outcome {
+        let inner = &self.inner;
+        inner.check_size(sealed.len())?;
+        let opened = envelope::try_open::<M>(sealed).map_err(|unusable| self.unreadable(unusable))?;
+        // Its bytes are what others have to read, in whichever version this build would write the same.
+        let sealed_as = envelope::sealed_as(sealed);
+        let sealed_as = sealed_as.map_err(|error| WriteError::Undecodable { reason: error.to_string() })?;
+        let options_of = |slot| WriteOptions { slot, ..options };
+        let plain = WriteOptions { history: options.history, ..WriteOptions::default() };
+        match opened.content {
+            Content::Command(command, slot) => {
+                let wrote = sealed_as.expect("invariant: what holds a command says who wrote it");
+                // It is not to take all the time that there is: whether it was proposed would not be known.
+                let _ = timeout(patience / 2, inner.until_agreed(wrote)).await;
+                self.write_sealed(sealed, (wrote, command), options_of(slot)).await
+            }
+            Content::OpenSession { .. } | Content::CloseSession { .. } => {
+                self.write_envelope_with(Writer::Session, self.stamped(sealed)?, plain).await
+            }
+            Content::Quota(QuotaChange::Release | QuotaChange::Set(Quota::MIN_BYTES..=Quota::MAX_BYTES)) => {
+                self.write_envelope_with(Writer::Node, self.stamped(sealed)?, plain).await
+            }
+            Content::Quota(QuotaChange::Follow(_) | QuotaChange::Set(_))
+            | Content::Clock
+            | Content::Agreement(_) => {
+                let reason = "it is nothing that members pass on".to_owned();
+                Err(WriteError::Undecodable { reason })
+            }
+        }
+    }
+
+    /// What to say of a command that this node cannot open.
+    fn unreadable(&self, unusable: Unusable) -> WriteError {
+        match unusable.unsupported {
+            Some(unsupported) => {
+                let missing = vec![self.inner.config.node_id];
+                WriteError::VersionNotAgreed { wrote: unsupported.wrote, missing }
+            }
+            None => WriteError::Undecodable { reason: unusable.reason },
+        }
+    }
+}
+
+fn changed(list: Result<MemberList, MembershipError>) -> Result<Done, CallError> {
+    let MemberList { position, unchanged, .. } = list.map_err(CallError::Membership)?;
+    Ok(Done::Changed { membership_at: position, unchanged })
+}
+
+#[cfg(test)]
+mod tests;
