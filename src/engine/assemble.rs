@@ -19,7 +19,7 @@ use super::membership::Changes;
 use super::memory::Memory;
 use super::opening::{self, Ending};
 use super::reads::ReadIndexes;
-use super::report::state::{self, Observer};
+use super::report::state::{self, KnownLeader, Observer};
 use super::{
     Counters, Engine, EngineConfig, EngineParts, Forming, Inner, LET_GO, NodeState, Settings, agreement,
     clock, compaction, formation, health, leadership, quota, standing, transfer, versions, wake,
@@ -79,10 +79,10 @@ impl<M: StateMachine> Engine<M> {
         }
         let node = Assembly::new(core, (parts, store), (lines, initial_state), life);
         let (forming, waits_for) = node.forming().await;
-        let (state, consequence) = node.watch_itself(&waits_for);
+        let (state, known_leader, consequence) = node.watch_itself(&waits_for);
         node.belong(forming, &state, inboxes.refusals, inboxes.claims);
         let quorum_disks = node.look_after_itself(&state);
-        let inner = node.finish(waits_for, quorum_disks, state, consequence);
+        let inner = node.finish(waits_for, quorum_disks, (state, known_leader), consequence);
         desk.open(Arc::downgrade(&inner));
         serve_cluster(&inner, inboxes.announced);
         Ok(Self { inner })
@@ -403,7 +403,7 @@ impl<M: StateMachine> Assembly<M> {
     fn watch_itself(
         &self,
         forming: &watch::Receiver<Option<Forming>>,
-    ) -> (watch::Receiver<NodeState>, Arc<Consequence>) {
+    ) -> (watch::Receiver<NodeState>, watch::Receiver<KnownLeader>, Arc<Consequence>) {
         let observer = Observer {
             core: self.core.clone(),
             node_id: self.parts.config.node_id,
@@ -414,15 +414,16 @@ impl<M: StateMachine> Assembly<M> {
         let consequence = stop_the_core(self.core.clone(), state.clone());
         self.life.fatal.leads_to(&consequence);
         let (fatal, stopping) = (self.life.fatal.clone(), self.life.stopping.clone());
-        self.life.tasks.permanent("state", state::run(observer, state, fatal, stopping));
-        (told, consequence)
+        let (leader, known_leader) = watch::channel(KnownLeader::default());
+        self.life.tasks.permanent("state", state::run(observer, (state, leader), fatal, stopping));
+        (told, known_leader, consequence)
     }
 
     fn finish(
         self,
         forming: watch::Receiver<Option<Forming>>,
         quorum_disks: Arc<QuorumDisks>,
-        state: watch::Receiver<NodeState>,
+        (state, known_leader): (watch::Receiver<NodeState>, watch::Receiver<KnownLeader>),
         consequence: Arc<Consequence>,
     ) -> Arc<Inner<M>> {
         let Self { core, parts, store, lines, own, settings, life, initial_state: _ } = self;
@@ -446,6 +447,7 @@ impl<M: StateMachine> Assembly<M> {
             inflight_commands: AtomicUsize::new(0),
             counters: Counters::default(),
             state,
+            known_leader,
             forming,
             fatal: life.fatal,
             _consequence: consequence,

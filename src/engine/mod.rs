@@ -152,6 +152,7 @@ pub use reads::ReadOutcome;
 pub use report::SYNCING_ENTRIES;
 pub use report::counters::{Counters, READ_LEVELS, REFUSALS};
 pub use report::leaders::{LeaderChange, LeaderChanges};
+use report::state::KnownLeader;
 pub use report::state::{NodeState, NotReady};
 pub use sessions::{ClosedSession, MAX_LISTED_SESSIONS, OpenedSession, SessionList};
 pub use settings::Settings;
@@ -217,6 +218,8 @@ struct Inner<M: StateMachine> {
     inflight_commands: AtomicUsize,
     counters: Counters,
     state: watch::Receiver<NodeState>,
+    /// The part of it that those wait for whose calls were passed on.
+    known_leader: watch::Receiver<KnownLeader>,
     /// What the cluster waits for before there is one.
     forming: watch::Receiver<Option<Forming>>,
     fatal: Fatal,

@@ -38,7 +38,11 @@ async fn nodes_of_another_program_are_asked_how_they_are() {
 
     let status = quorate(&every, &["status"]);
     assert_eq!(all(&status, "node_id"), [1, 2, 3]);
-    assert_eq!(all(&status, "role").iter().filter(|role| **role == quorate::Role::Leader.to_string()).count(), 1, "{status}");
+    assert_eq!(
+        all(&status, "role").iter().filter(|role| **role == quorate::Role::Leader.to_string()).count(),
+        1,
+        "{status}"
+    );
     assert!(all(&status, "applied").iter().all(|applied| applied.as_u64() > Some(0)), "{status}");
     assert_eq!(all(&quorate(&every, &["health"]), "ready"), [true; 3]);
     let members = quorate(&nodes.address(2), &["member", "list"]);

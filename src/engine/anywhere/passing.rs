@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::engine::membership::CHANGE_PATIENCE;
+use crate::engine::report::state::KnownLeader;
 use crate::engine::writes::Admitted;
-use crate::engine::{Engine, Inner, NodeState};
+use crate::engine::{Engine, Inner};
 use crate::error::{ForwardError, Leader, MembershipError, OperationError, Told, TransferError, WriteError};
 use crate::machine::StateMachine;
 use crate::raft::network::calls::{Call, CallError, Done};
@@ -205,7 +206,7 @@ impl<M: StateMachine> Engine<M> {
         // What is counted of it, whenever it is not one of this node's own proposals.
         let mut held = None;
         loop {
-            let known = inner.known_leader();
+            let known = *inner.known_leader.borrow();
             let target = inner.target(hint.take());
             let call = call();
             let failed = tokio::select! {
@@ -245,7 +246,7 @@ impl<M: StateMachine> Engine<M> {
             if is_unknown {
                 unknown.get_or_insert(failed.error);
             }
-            if inner.known_leader() == known {
+            if *inner.known_leader.borrow() == known {
                 pause = (pause * 2).min(LONGEST_PAUSE);
             } else {
                 // What this node has heard since is newer than what it was told before.
@@ -293,11 +294,6 @@ impl<M: StateMachine> Engine<M> {
 }
 
 impl<M: StateMachine> Inner<M> {
-    /// Whom this node knows as the leader.
-    fn known_leader(&self) -> Option<NodeId> {
-        self.state.borrow().leader.as_ref().map(|leader| leader.node_id)
-    }
-
     /// Whom to give a call to: this node, if it leads; else the node of the `hint`, or the leader that is known here.
     fn target(&self, hint: Option<NodeId>) -> Option<Target> {
         let own = self.config.node_id;
@@ -344,23 +340,21 @@ impl<M: StateMachine> Inner<M> {
         }
     }
 
-    /// Waits for a moment, and then until another leader than the `known` one is, or for as long as `pause` says.
-    async fn another_leads(&self, known: Option<NodeId>, pause: Duration) {
-        let differs = |state: &NodeState| state.leader.as_ref().map(|leader| leader.node_id) != known;
-        let mut state = self.state.clone();
+    /// Waits for a moment, and then until something else is known of the leader than was, or for as long as `pause` says.
+    async fn another_leads(&self, known: KnownLeader, pause: Duration) {
+        let mut now = self.known_leader.clone();
         sleep(PAUSE).await;
-        let _ = timeout(pause.saturating_sub(PAUSE), state.wait_for(differs)).await;
+        let _ = timeout(pause.saturating_sub(PAUSE), now.wait_for(|now| *now != known)).await;
     }
 
     /// Waits until another node than the one that was `asked` is known to lead, and then for as long as an answer may take
     /// that is under way.
     async fn superseded(&self, asked: NodeId) {
-        let mut state = self.state.clone();
-        let term = state.borrow().term;
-        let is_another = |state: &NodeState| {
-            state.term > term && state.leader.as_ref().is_some_and(|leader| leader.node_id != asked)
-        };
-        if state.wait_for(is_another).await.is_err() {
+        let mut now = self.known_leader.clone();
+        let term = now.borrow().term;
+        let is_another =
+            |now: &KnownLeader| now.term > term && now.node_id.is_some_and(|leader| leader != asked);
+        if now.wait_for(is_another).await.is_err() {
             return std::future::pending().await;
         }
         sleep(self.config.timing.patience() * 2).await;

@@ -227,10 +227,24 @@ pub(in crate::engine) async fn after(pause: Option<Duration>) {
     }
 }
 
-/// Keeps `state` up to date, and turns a core that failed into a fatal error.
+/// Whom a node knows as its leader, and in which term. Many may wait for another one, and few of the changes of a state are
+/// that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(in crate::engine) struct KnownLeader {
+    pub(in crate::engine) term: u64,
+    pub(in crate::engine) node_id: Option<NodeId>,
+}
+
+impl KnownLeader {
+    fn of(state: &NodeState) -> Self {
+        Self { term: state.term, node_id: state.leader.as_ref().map(|leader| leader.node_id) }
+    }
+}
+
+/// Keeps `state` up to date, and with it `leader`, and turns a core that failed into a fatal error.
 pub(in crate::engine) async fn run<M: StateMachine>(
     observer: Observer<M>,
-    state: watch::Sender<NodeState>,
+    (state, leader): (watch::Sender<NodeState>, watch::Sender<KnownLeader>),
     fatal: Fatal,
     stopping: Arc<AtomicBool>,
 ) {
@@ -247,6 +261,7 @@ pub(in crate::engine) async fn run<M: StateMachine>(
             fatal.report(error.clone());
         }
         let look_again = observer.look_again(&now, was_told || *state.borrow() != now);
+        leader.send_if_modified(|known| std::mem::replace(known, KnownLeader::of(&now)) != *known);
         state.send_if_modified(|current| {
             // An end that was told meanwhile is not taken back.
             let is_older = current.fatal.is_some() && now.fatal.is_none();

@@ -192,7 +192,10 @@ async fn writes_that_wait_for_a_leader_count_as_in_flight() {
     for waiting in waiting {
         assert!(matches!(waiting.await.unwrap(), Err(WriteError::NotLeader { .. })));
     }
-    assert_eq!((engine.report().in_flight.unwrap().commands, engine.report().in_flight.unwrap().bytes), (0, 0));
+    assert_eq!(
+        (engine.report().in_flight.unwrap().commands, engine.report().in_flight.unwrap().bytes),
+        (0, 0)
+    );
     engine.shutdown().await;
 }
 
@@ -228,6 +231,9 @@ async fn a_write_that_this_node_is_to_repeat_counts_as_in_flight_in_between() {
         assert_eq!(engine.report().in_flight.unwrap().commands, 1);
     }
     write.await.unwrap().unwrap();
-    assert_eq!((engine.report().in_flight.unwrap().commands, engine.report().in_flight.unwrap().bytes), (0, 0));
+    assert_eq!(
+        (engine.report().in_flight.unwrap().commands, engine.report().in_flight.unwrap().bytes),
+        (0, 0)
+    );
     engine.shutdown().await;
 }

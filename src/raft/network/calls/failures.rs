@@ -358,9 +358,10 @@ fn transfer(error: &TransferError) -> wire::Transfer {
         TransferError::Unfit { node_id } => TransferWhy::Unfit(*node_id),
         TransferError::NobodyElse => TransferWhy::NobodyElse(NOTHING),
         TransferError::Timeout { waited_ms } => TransferWhy::Timeout(*waited_ms),
-        TransferError::Stopped { reason, maybe_applied } => {
-            TransferWhy::Stopped(wire::write::Stopped { reason: reason.clone(), maybe_applied: *maybe_applied })
-        }
+        TransferError::Stopped { reason, maybe_applied } => TransferWhy::Stopped(wire::write::Stopped {
+            reason: reason.clone(),
+            maybe_applied: *maybe_applied,
+        }),
         TransferError::Forward(error) => TransferWhy::PassedOn(passed_on(error)),
     };
     wire::Transfer { why: Some(why) }
