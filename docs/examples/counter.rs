@@ -7,7 +7,7 @@ use std::time::Duration;
 use quorate::{ApplyContext, Engine, EngineConfig, ReadLevel, StateMachine};
 
 #[derive(Default)]
-struct Counter(i64);
+pub(crate) struct Counter(i64);
 
 impl StateMachine for Counter {
     type Command = i64; // how much to add

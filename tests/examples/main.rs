@@ -5,6 +5,7 @@
 
 #[path = "../../docs/examples/counter.rs"]
 mod counter;
+mod from_any_node;
 mod guide;
 #[allow(dead_code)] // a program has a main, which these tests do without
 #[path = "../../docs/examples/jobs.rs"]

@@ -221,7 +221,7 @@ fn every_error_of_a_write_arrives_as_the_variant_that_was_sent() {
 
 #[test]
 fn every_error_of_a_change_of_the_membership_arrives_as_the_variant_that_was_sent() {
-    is_every(&membership_errors(), place_of_membership, 23);
+    is_every(&membership_errors(), place_of_membership, 25);
     for error in membership_errors() {
         let CallError::Membership(arrived) = arrived(CallError::Membership(error.clone())) else {
             panic!("{error:?}")
