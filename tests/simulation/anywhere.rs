@@ -22,7 +22,7 @@ const POLL: Duration = Duration::from_millis(5);
 
 #[test]
 fn whatever_is_written_through_whichever_node_holds() {
-    let count = seeds(12, 100);
+    let count = seeds(8, 100);
     let scenario = Scenario { anywhere: true, ..Scenario::default() };
     let (did, failures) = run_all(0..count, scenario);
     assert!(failures.is_empty(), "{} of {count} seeds failed:\n{}", failures.len(), failures.join("\n"));

@@ -10,7 +10,7 @@
 //!
 //! | variable | effect |
 //! |---|---|
-//! | `QUORATE_SIM_SEEDS` | how many seeds each test runs (the main one 200; 30 where the program is not optimised) |
+//! | `QUORATE_SIM_SEEDS` | how many seeds each test runs (the main one 200; 20 where the program is not optimised) |
 //! | `QUORATE_SIM_FIRST` | the first of them (0) |
 //! | `QUORATE_SIM_TRACE` | a file to write the trace of the first seed to |
 
@@ -119,7 +119,7 @@ fn run_all(seeds: std::ops::Range<u64>, scenario: Scenario) -> (Outcome, Vec<Str
 #[test]
 fn no_seed_loses_a_write() {
     let first = from_env("QUORATE_SIM_FIRST", 0);
-    let count = seeds(30, 200);
+    let count = seeds(20, 200);
     let (did, failures) = run_all(first..first + count, Scenario::default());
     assert!(failures.is_empty(), "{} of {count} seeds failed:\n{}", failures.len(), failures.join("\n"));
     eprintln!("{count} seeds: {did:?}");
@@ -161,7 +161,7 @@ fn one_node_and_five_nodes_hold_as_well() {
 
 #[test]
 fn members_come_and_go_and_nothing_is_lost() {
-    let count = seeds(12, 60);
+    let count = seeds(5, 60);
     let (did, failures) = run_all(0..count, Scenario { spare: 2, ..Scenario::default() });
     assert!(failures.is_empty(), "{} of {count} seeds failed:\n{}", failures.len(), failures.join("\n"));
     eprintln!("{count} seeds: {did:?}");
