@@ -71,9 +71,9 @@ fn ready(state: &NodeState, draining: bool, reads_only: bool) -> Result<(), NotR
     if draining {
         return Err(NotReady::Stopping);
     }
-    match state.readiness() {
-        Err(NotReady::DiskFull | NotReady::DiskStalled) if reads_only => Ok(()),
-        readiness => readiness,
+    match reads_only {
+        true => state.readiness_for_reads(),
+        false => state.readiness(),
     }
 }
 
@@ -162,6 +162,8 @@ mod tests {
             ),
             (NodeState { disk: DiskState::Full, ..state() }, Some("disk_full"), "answers reads"),
             (NodeState { disk: DiskState::Stalled, ..state() }, Some("disk_stalled"), "does not come back"),
+            (NodeState { disk: DiskState::Stalled, ..follower() }, Some("disk_stalled"), "hears its leader"),
+            (NodeState { disk: DiskState::Full, ..follower() }, Some("out_of_touch"), "not been heard of"),
             (NodeState { disk: DiskState::Low, ..state() }, None, ""),
             (
                 forming(Forming::Founders { missing }),
@@ -180,7 +182,7 @@ mod tests {
             let told = ready(&state, false, false).err().map(|reason| reason.to_string());
             assert_eq!(told.as_deref().and_then(|told| told.split(':').next()), word, "{told:?}");
             assert!(told.unwrap_or_default().contains(said), "{said}");
-            let disk = word.is_some_and(|word| word.starts_with("disk_"));
+            let disk = word.is_some_and(|word| word.starts_with("disk_")) && state.is_ready();
             assert_eq!(ready(&state, false, true).is_ok(), disk || word.is_none(), "{word:?}");
             assert_eq!(ready(&state, true, true), Err(NotReady::Stopping), "{word:?}");
         }

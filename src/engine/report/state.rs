@@ -100,9 +100,9 @@ pub enum NotReady {
     /// Its disk is full. It answers reads.
     #[error("disk_full: the disk is full: the node answers reads, and takes no writes until there is room")]
     DiskFull,
-    /// Its disk hangs. It answers reads.
+    /// Its disk hangs. It answers reads while it hears its leader.
     #[error(
-        "disk_stalled: a write to the disk does not come back: the node answers reads, and takes no writes meanwhile"
+        "disk_stalled: a write to the disk does not come back: the node takes no writes meanwhile, and answers reads while it hears its leader"
     )]
     DiskStalled,
 }
@@ -113,6 +113,21 @@ impl NodeState {
     /// # Errors
     /// Why not. A node whose disk is full or hangs may still be [ready](Self::is_ready) to answer reads.
     pub fn readiness(&self) -> Result<(), NotReady> {
+        let waits = |why: &NotReady| {
+            matches!(why, NotReady::NoLeader | NotReady::OutOfTouch { .. } | NotReady::Behind { .. })
+        };
+        match (self.readiness_for_reads(), self.disk) {
+            // A vote for another leader waits for the disk as well, and whoever led believes that it still does.
+            (Err(why), DiskState::Stalled) if waits(&why) => Err(NotReady::DiskStalled),
+            (Err(why), _) => Err(why),
+            (Ok(()), DiskState::Full) => Err(NotReady::DiskFull),
+            (Ok(()), DiskState::Stalled) => Err(NotReady::DiskStalled),
+            (Ok(()), DiskState::Ok | DiskState::Low) => Ok(()),
+        }
+    }
+
+    /// Whether reads should be sent to the node.
+    pub(crate) fn readiness_for_reads(&self) -> Result<(), NotReady> {
         let index = |position: Option<LogId>| position.map_or(0, |log_id| log_id.index);
         if let (None, Some(divergence)) = (&self.fatal, &self.diverged) {
             return Err(NotReady::Diverged(divergence.clone()));
@@ -132,11 +147,7 @@ impl NodeState {
             let (applied, committed) = (index(self.applied), index(self.committed));
             return Err(NotReady::Behind { applied, committed });
         }
-        match self.disk {
-            DiskState::Full => Err(NotReady::DiskFull),
-            DiskState::Stalled => Err(NotReady::DiskStalled),
-            DiskState::Ok | DiskState::Low => Ok(()),
-        }
+        Ok(())
     }
 
     /// Whether the node follows or leads, and has applied what it knows to be committed, give or take what
