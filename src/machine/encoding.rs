@@ -32,10 +32,16 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, DecodeError> 
     bincode::serde::encode_to_vec(value, bincode::config::standard()).map_err(DecodeError::new)
 }
 
-/// What is decoded may claim so many bytes: sixteen times the largest command, because a number counts as what it takes in
-/// memory. Room for strings and bytes is made before their lengths are compared with what there is, and a length that is not theirs
-/// would end the process.
-const MOST_DECODED_BYTES: usize = 512 * 1024 * 1024;
+/// What is decoded may claim so many times the bytes that there are, because a number counts as what it takes in memory. Room for strings
+/// and bytes is made before their lengths are compared with what there is, and a length that is not theirs would end the
+/// process. The library takes the limit as a constant, so there are a few of them.
+const CLAIM: usize = 16;
+/// As many bytes as most messages have at most.
+const SMALL_BYTES: usize = 64 * 1024;
+/// As many as nearly all have.
+const MEDIUM_BYTES: usize = 2 * 1024 * 1024;
+/// More than a command has.
+const LARGE_BYTES: usize = 32 * 1024 * 1024;
 
 /// Decodes what [`encode`] wrote, all of it.
 ///
@@ -53,7 +59,15 @@ pub fn decode<T: DeserializeOwned>(encoded: &[u8]) -> Result<T, DecodeError> {
 /// # Errors
 /// When `encoded` does not begin with a `T`, or claims more than 512 MiB.
 pub(super) fn decode_first<T: DeserializeOwned>(encoded: &[u8]) -> Result<(T, &[u8]), DecodeError> {
-    let config = bincode::config::standard().with_limit::<MOST_DECODED_BYTES>();
+    match encoded.len() {
+        ..=SMALL_BYTES => decode_within::<T, { CLAIM * SMALL_BYTES }>(encoded),
+        ..=MEDIUM_BYTES => decode_within::<T, { CLAIM * MEDIUM_BYTES }>(encoded),
+        _ => decode_within::<T, { CLAIM * LARGE_BYTES }>(encoded),
+    }
+}
+
+fn decode_within<T: DeserializeOwned, const BYTES: usize>(encoded: &[u8]) -> Result<(T, &[u8]), DecodeError> {
+    let config = bincode::config::standard().with_limit::<BYTES>();
     let decoded = bincode::serde::decode_from_slice(encoded, config);
     let (value, read) = decoded.map_err(DecodeError::new)?;
     Ok((value, &encoded[read..]))
@@ -73,7 +87,12 @@ mod tests {
         assert!(decode::<bytes::Bytes>(&encoded).is_err());
         let long = "x".repeat(32 * 1024 * 1024);
         assert_eq!(decode(&encode(&long).unwrap()), Ok(long));
-        let numbers = vec![7_u64; 4 * 1024 * 1024];
-        assert_eq!(decode(&encode(&numbers).unwrap()), Ok(numbers));
+        // A small message has no large room made for it, and what takes most in memory for its size is no more than that.
+        encoded[1..9].copy_from_slice(&(2_u64 << 20).to_le_bytes());
+        assert_eq!(decode::<String>(&encoded), Err(DecodeError("LimitExceeded".to_owned())));
+        for count in [SMALL_BYTES - 3, MEDIUM_BYTES - 5, 4 * 1024 * 1024] {
+            let numbers = vec![7_u128; count];
+            assert_eq!(decode(&encode(&numbers).unwrap()), Ok(numbers));
+        }
     }
 }

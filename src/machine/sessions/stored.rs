@@ -132,18 +132,10 @@ impl SessionTable {
     }
 }
 
-/// What is decoded may claim so many bytes, many times the largest session.
-const MOST_DECODED_BYTES: usize = 512 * 1024 * 1024;
-
 /// What all of `bytes` are.
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
-    // A length in it may be anything.
-    let config = bincode::config::standard().with_limit::<MOST_DECODED_BYTES>();
-    let decoded = bincode::serde::decode_from_slice(bytes, config);
-    match decoded.map_err(|error| invalid(error.to_string()))? {
-        (decoded, read) if read == bytes.len() => Ok(decoded),
-        _ => Err(invalid("holds a session with more bytes than its fields".to_owned())),
-    }
+    crate::machine::decode(bytes)
+        .map_err(|error| invalid(format!("holds a session that cannot be read: {error}")))
 }
 
 fn read_array<const N: usize>(input: &mut dyn Read) -> io::Result<[u8; N]> {
