@@ -59,10 +59,13 @@ pub fn decode<T: DeserializeOwned>(encoded: &[u8]) -> Result<T, DecodeError> {
 /// # Errors
 /// When `encoded` does not begin with a `T`, or claims more than 512 MiB.
 pub(super) fn decode_first<T: DeserializeOwned>(encoded: &[u8]) -> Result<(T, &[u8]), DecodeError> {
-    match encoded.len() {
-        ..=SMALL_BYTES => decode_within::<T, { CLAIM * SMALL_BYTES }>(encoded),
-        ..=MEDIUM_BYTES => decode_within::<T, { CLAIM * MEDIUM_BYTES }>(encoded),
-        _ => decode_within::<T, { CLAIM * LARGE_BYTES }>(encoded),
+    let bytes = encoded.len();
+    if bytes <= SMALL_BYTES {
+        decode_within::<T, { CLAIM * SMALL_BYTES }>(encoded)
+    } else if bytes <= MEDIUM_BYTES {
+        decode_within::<T, { CLAIM * MEDIUM_BYTES }>(encoded)
+    } else {
+        decode_within::<T, { CLAIM * LARGE_BYTES }>(encoded)
     }
 }
 
