@@ -1,21 +1,19 @@
 //! The settings of `quorate serve`, and where they come from.
 //!
 //! Defaults, then a TOML or YAML file, then the environment (`QUORATE_*`), then flags: the later wins, setting
-//! by setting. All three sources share one struct, [`Settings`], so that a setting has one name: `--node-id`,
-//! `QUORATE_NODE_ID`, `node_id`. [`ServeConfig`] is what comes out: complete, and checked as a whole.
+//! by setting. All of them are in one table, so that a setting has one name: `--node-id`, `QUORATE_NODE_ID`,
+//! `node_id`. [`ServeConfig`] is what comes out: complete, and checked as a whole.
 //!
 //! Nothing is corrected silently. A setting that cannot work is refused with a message that names it and
 //! says what to do, and so is a key that the file has and this build does not know.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde::Deserialize;
 
 use crate::address::{Address, FORM};
-use crate::duration::parse_ms;
 use crate::engine::ranges::MIN_COMMAND_BYTES;
 use crate::engine::{
     DiskPolicy, EngineConfig, Limits, PeerPolicy, SnapshotPolicy, Timing, available_memory_bytes,
@@ -27,36 +25,26 @@ use crate::types::NodeId;
 
 mod data_dir;
 mod door;
+#[cfg(test)]
+mod example;
+mod file;
 mod fixed;
+mod flags;
+mod given;
 mod peers;
 mod reserve;
+mod table;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use door::DoorConfig;
 pub(crate) use peers::Peers;
 pub(crate) use reserve::ReserveBytes;
-
-const EXAMPLE: &str = "Example:
-  quorate serve --single                       one node by itself
-  quorate serve --node-id 1 --data-dir /var/lib/quorate \\
-    --client-listen 0.0.0.0:7801 --client-advertise 10.0.0.1:7801 --peer-listen 0.0.0.0:7901 \\
-    --peers 1=10.0.0.1:7901,2=10.0.0.2:7901,3=10.0.0.3:7901
-  quorate serve --node-id 4 --data-dir /var/lib/quorate --client-listen 10.0.0.4:7801 --peer-listen 10.0.0.4:7901 --join
-  quorate serve --config quorate.toml
-
-A node that belongs to no cluster yet needs one of --peers, --join and --single; later starts need none of them.
-
-Settings come from the file, then the environment, then flags; the later wins. In a file, --node-id is node_id.
-cluster/config/node.toml explains all of them.
-
-These can change while the node runs, with `quorate configure`: log_level, preferred_leader, snapshot_every_entries,
-snapshot_every_bytes, snapshot_keep_entries, snapshot_keep_bytes, max_command_bytes, max_inflight_bytes; and, for the
-whole cluster, state_quota_bytes.";
+pub(crate) use table::Settings;
 
 /// Arguments of `quorate serve`.
 #[derive(Debug, Clone, Default, clap::Args)]
-#[command(after_help = EXAMPLE)]
+#[command(after_help = flags::after_help())]
 pub struct ServeArgs {
     /// File with settings, TOML or YAML by its extension; flags and environment take precedence
     #[arg(long, value_name = "FILE", env = "QUORATE_CONFIG")]
@@ -65,200 +53,6 @@ pub struct ServeArgs {
     /// The settings given as flags or in the environment.
     #[command(flatten)]
     pub settings: Settings,
-}
-
-/// Every setting, given or not.
-#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// This node's id, from 1, never reused [default: 1 when no --peers are given]
-    #[arg(long, value_name = "ID", env = "QUORATE_NODE_ID")]
-    pub node_id: Option<NodeId>,
-
-    /// Name of the cluster; nodes of differently named clusters refuse each other [default: quorate]
-    #[arg(long, value_name = "NAME", env = "QUORATE_CLUSTER")]
-    pub cluster: Option<String>,
-
-    /// Directory for log, vote, snapshots and identity
-    /// [default: $XDG_DATA_HOME/quorate/node-ID, else $HOME/.local/share/quorate/node-ID]
-    #[arg(long, value_name = "DIR", env = "QUORATE_DATA_DIR")]
-    pub data_dir: Option<PathBuf>,
-
-    /// Address to listen on for clients, gRPC and HTTP [default: 127.0.0.1:7801]
-    #[arg(long, value_name = "HOST:PORT", env = "QUORATE_CLIENT_LISTEN")]
-    pub client_listen: Option<String>,
-
-    /// Address that clients are told to use [default: the listen address]
-    #[arg(long, value_name = "HOST:PORT", env = "QUORATE_CLIENT_ADVERTISE")]
-    pub client_advertise: Option<String>,
-
-    /// Address to listen on for the other nodes [default: 127.0.0.1:7901]
-    #[arg(long, value_name = "HOST:PORT", env = "QUORATE_PEER_LISTEN")]
-    pub peer_listen: Option<String>,
-
-    /// Address that the other nodes are told to use [default: this node's entry in --peers, else the
-    /// listen address]
-    #[arg(long, value_name = "HOST:PORT", env = "QUORATE_PEER_ADVERTISE")]
-    pub peer_advertise: Option<String>,
-
-    /// Founding members, this node included, as 1=HOST:PORT,2=HOST:PORT,… with their peer addresses; used once,
-    /// to form the cluster, and later only to find members that the cluster's own list of addresses does not lead to
-    #[arg(long, value_name = "PEERS", env = "QUORATE_PEERS")]
-    pub peers: Option<Peers>,
-
-    /// Form no cluster, but wait until `quorate member add` or `member replace` takes this node into one
-    #[arg(long, value_name = "BOOL", env = "QUORATE_JOIN", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub join: Option<bool>,
-
-    /// Form a cluster of this node alone, on an empty data directory. Leave it out again once other nodes have been
-    /// added: should the directory be lost, the node must come back with --join, and not form another cluster
-    #[arg(long, value_name = "BOOL", env = "QUORATE_SINGLE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub single: Option<bool>,
-
-    /// Prefer to lead: take the lead, from a node that does not prefer it, once this one has caught up
-    #[arg(long, value_name = "BOOL", env = "QUORATE_PREFERRED_LEADER", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub preferred_leader: Option<bool>,
-
-    /// How to write the log to stderr [default: text]
-    #[arg(long, value_name = "FORMAT", env = "QUORATE_LOG_FORMAT")]
-    pub log_format: Option<LogFormat>,
-
-    /// What to log: error, warn, info, debug, trace, or a filter such as info,quorate=debug
-    /// [default: info,openraft=error]
-    #[arg(long, value_name = "FILTER", env = "QUORATE_LOG_LEVEL")]
-    pub log_level: Option<String>,
-
-    /// Milliseconds between a leader's heartbeats [default: 50]
-    #[arg(long, value_name = "MS", value_parser = parse_ms, env = "QUORATE_HEARTBEAT_INTERVAL_MS")]
-    pub heartbeat_interval_ms: Option<u64>,
-
-    /// Shortest election timeout in milliseconds; at least twice the heartbeat interval [default: 150]
-    #[arg(long, value_name = "MS", value_parser = parse_ms, env = "QUORATE_ELECTION_TIMEOUT_MIN_MS")]
-    pub election_timeout_min_ms: Option<u64>,
-
-    /// Longest election timeout in milliseconds [default: 300]
-    #[arg(long, value_name = "MS", value_parser = parse_ms, env = "QUORATE_ELECTION_TIMEOUT_MAX_MS")]
-    pub election_timeout_max_ms: Option<u64>,
-
-    /// Take a snapshot after this many log entries [default: 500000]
-    #[arg(long, value_name = "N", env = "QUORATE_SNAPSHOT_EVERY_ENTRIES")]
-    pub snapshot_every_entries: Option<u64>,
-
-    /// Take a snapshot after this many bytes of commands [default: 256 MiB]
-    #[arg(long, value_name = "BYTES", env = "QUORATE_SNAPSHOT_EVERY_BYTES")]
-    pub snapshot_every_bytes: Option<u64>,
-
-    /// Log entries kept behind a snapshot, for followers that are a little behind [default: 100000]
-    #[arg(long, value_name = "N", env = "QUORATE_SNAPSHOT_KEEP_ENTRIES")]
-    pub snapshot_keep_entries: Option<u64>,
-
-    /// Bytes of commands kept behind a snapshot [default: 64 MiB]
-    #[arg(long, value_name = "BYTES", env = "QUORATE_SNAPSHOT_KEEP_BYTES")]
-    pub snapshot_keep_bytes: Option<u64>,
-
-    /// Largest encoded command in bytes [default: 1.5 MiB]
-    #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_COMMAND_BYTES")]
-    pub max_command_bytes: Option<usize>,
-
-    /// Most bytes of commands proposed and not yet applied; more are refused as overloaded [default: 64 MiB]
-    #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_INFLIGHT_BYTES")]
-    pub max_inflight_bytes: Option<usize>,
-
-    /// Bytes of log entries kept in memory for replication and apply [default: 16 MiB]
-    #[arg(long, value_name = "BYTES", env = "QUORATE_LOG_TAIL_BYTES")]
-    pub log_tail_bytes: Option<usize>,
-
-    /// Most bytes of log entries in one message to another node [default: 1 MiB]
-    #[arg(long, value_name = "BYTES", env = "QUORATE_APPEND_MESSAGE_BYTES")]
-    pub append_message_bytes: Option<usize>,
-
-    /// Disk space set aside for writes under way when the disk turns out to be full; no writes are taken on while less
-    /// than a quarter of this is free beside it. At most half of the file system. 0 for none; auto for 128 MiB, or an
-    /// eighth of a file system smaller than 1 GiB [default: auto]
-    #[arg(long, value_name = "BYTES", env = "QUORATE_DISK_RESERVE_BYTES")]
-    pub disk_reserve_bytes: Option<ReserveBytes>,
-
-    /// A write to the log that takes longer, in milliseconds, counts as a disk that hangs: a leader hands over and
-    /// takes no writes meanwhile. 0 for never [default: 1000]
-    #[arg(long, value_name = "MS", value_parser = parse_ms, env = "QUORATE_FSYNC_STALL_MS")]
-    pub fsync_stall_ms: Option<u64>,
-
-    /// A member counts as lagging when it has not answered the leader for this many milliseconds, or when the first
-    /// entry that it lacks is older than that [default: 1000]
-    #[arg(long, value_name = "MS", value_parser = parse_ms, env = "QUORATE_LAGGING_AFTER_MS")]
-    pub lagging_after_ms: Option<u64>,
-
-    /// A member counts as disconnected when it has not answered the leader for this many milliseconds
-    /// [default: 60000]
-    #[arg(long, value_name = "MS", value_parser = parse_ms, env = "QUORATE_DISCONNECTED_AFTER_MS")]
-    pub disconnected_after_ms: Option<u64>,
-
-    /// Longest pause, in milliseconds, between two attempts to connect to another member [default: 200]
-    #[arg(long, value_name = "MS", value_parser = parse_ms, env = "QUORATE_RECONNECT_INTERVAL_MS")]
-    pub reconnect_interval_ms: Option<u64>,
-
-    /// Memory that this node may use: buffers, history and what clients may make it hold fit into it unless they are set, and the quota on the cluster's state follows the member
-    /// with the least. 0 for all that the machine, the control group and the resource limits allow: give nodes that share a
-    /// machine their shares [default: 0]
-    #[arg(long, value_name = "BYTES", env = "QUORATE_MEMORY_BYTES")]
-    pub memory_bytes: Option<u64>,
-    /// Host names that requests may call this node by, beside addresses, localhost and the names that it listens on and
-    /// advertises: those of load balancers and the like. *.example.com stands for all below it, * for every name
-    #[arg(long, value_name = "NAMES", env = "QUORATE_ALLOWED_HOSTS", value_delimiter = ',')]
-    pub allowed_hosts: Option<Vec<String>>,
-
-    /// Origins whose pages may use this node from a browser, such as `https://console.example.com`
-    #[arg(long, value_name = "ORIGINS", env = "QUORATE_ALLOWED_ORIGINS", value_delimiter = ',')]
-    pub allowed_origins: Option<Vec<String>>,
-
-    /// Most connections of clients; 8 more are kept back for probes and operators. 0 for half of the files that the
-    /// process may open beside its own [default: 0]
-    #[arg(long, value_name = "N", env = "QUORATE_MAX_CONNECTIONS")]
-    pub max_connections: Option<usize>,
-
-    /// Most watches on one connection [default: 2048]
-    #[arg(long, value_name = "N", env = "QUORATE_MAX_CONNECTION_WATCHES")]
-    pub max_connection_watches: Option<usize>,
-
-    /// Most watches in all [default: 16384]
-    #[arg(long, value_name = "N", env = "QUORATE_MAX_WATCHES")]
-    pub max_watches: Option<usize>,
-
-    /// Bytes of answers that one connection does not take before others on it wait [default: 32 MiB]
-    #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_CONNECTION_UNSENT_BYTES")]
-    pub max_connection_unsent_bytes: Option<usize>,
-
-    /// The same of all connections [default: 256 MiB]
-    #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_UNSENT_BYTES")]
-    pub max_unsent_bytes: Option<usize>,
-
-    /// Most bytes of requests on one connection that have not arrived as a whole [default: 64 MiB]
-    #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_CONNECTION_UNFINISHED_BYTES")]
-    pub max_connection_unfinished_bytes: Option<usize>,
-
-    /// The same on all connections [default: 256 MiB]
-    #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_UNFINISHED_BYTES")]
-    pub max_unfinished_bytes: Option<usize>,
-
-    /// Bytes of answers that wait on one pipeline before it is not read any more [default: 64 MiB]
-    #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_PIPELINE_QUEUED_BYTES")]
-    pub max_pipeline_queued_bytes: Option<usize>,
-
-    /// The same on all pipelines [default: 256 MiB]
-    #[arg(long, value_name = "BYTES", env = "QUORATE_MAX_QUEUED_BYTES")]
-    pub max_queued_bytes: Option<usize>,
-
-    /// Most changes kept in memory for watches, which go back as far as these reach [default: 1000000]
-    #[arg(long, value_name = "N", env = "QUORATE_HISTORY_EVENTS")]
-    pub history_events: Option<usize>,
-
-    /// Most bytes kept for them [default: 64 MiB]
-    #[arg(long, value_name = "BYTES", env = "QUORATE_HISTORY_BYTES")]
-    pub history_bytes: Option<usize>,
-
-    /// How old they may be, in milliseconds; 0 for any age [default: 0]
-    #[arg(long, value_name = "MS", env = "QUORATE_HISTORY_AGE_MS")]
-    pub history_age_ms: Option<u64>,
 }
 
 /// How log lines are written.
@@ -348,11 +142,33 @@ pub(crate) struct ServeConfig {
     pub door: DoorConfig,
 }
 
-/// Defaults that the engine does not have.
-const DEFAULT_CLUSTER: &str = "quorate";
-const DEFAULT_CLIENT_LISTEN: &str = "127.0.0.1:7801";
-const DEFAULT_PEER_LISTEN: &str = "127.0.0.1:7901";
-const DEFAULT_LOG_LEVEL: &str = "info,openraft=error";
+/// What the engine has no default for. Where the data goes, and how the others reach the node, follow from the rest.
+impl Default for ServeConfig {
+    fn default() -> Self {
+        Self {
+            node_id: 1,
+            cluster: "quorate".to_owned(),
+            data_dir: PathBuf::new(),
+            client_listen: "127.0.0.1:7801".to_owned(),
+            client_advertise: None,
+            peer_listen: "127.0.0.1:7901".to_owned(),
+            peer_advertise: String::new(),
+            peers: BTreeMap::new(),
+            join: false,
+            single: false,
+            preferred_leader: false,
+            log_format: LogFormat::default(),
+            log_level: "info,openraft=error".to_owned(),
+            timing: Timing::default(),
+            snapshots: SnapshotPolicy::default(),
+            limits: Limits::default(),
+            disk: DiskPolicy::default(),
+            peer_policy: PeerPolicy::default(),
+            memory_bytes: None,
+            door: DoorConfig::default(),
+        }
+    }
+}
 
 impl ServeConfig {
     /// The settings from `args` and the file they name.
@@ -372,98 +188,40 @@ impl ServeConfig {
     /// # Errors
     /// [`ConfigError::Invalid`].
     pub(crate) fn resolve(settings: Settings) -> Result<Self, ConfigError> {
-        let (timing, snapshots, limits) = (Timing::default(), SnapshotPolicy::default(), Limits::default());
-        let (disk, peer_policy) = (DiskPolicy::default(), PeerPolicy::default());
-        let door = DoorConfig::of(&settings);
-        let node_id = match (settings.node_id, &settings.peers) {
-            (Some(node_id), _) => node_id,
-            (None, None) => 1,
-            (None, Some(_)) => {
-                return Err(invalid("--peers needs --node-id: say which of the peers this node is"));
-            }
-        };
-        let peer_listen = settings.peer_listen.unwrap_or_else(|| DEFAULT_PEER_LISTEN.to_owned());
-        let peers = settings.peers.map(|peers| peers.0);
-        let listed = peers.as_ref().and_then(|peers| peers.get(&node_id));
-        if let (Some(listed), None) = (listed, &settings.peer_advertise) {
-            check_listed_port(node_id, listed, &peer_listen)?;
+        if settings.node_id.is_none() && settings.peers.is_some() {
+            return Err(invalid("--peers needs --node-id: say which of the peers this node is"));
         }
-        if let Some(given) = &settings.peer_advertise {
-            check_advertised("--peer-advertise", given, false)?;
+        let mut config = Self::default();
+        settings.clone().apply(&mut config);
+        config.place_peer(&settings)?;
+        if settings.data_dir.is_none() {
+            config.data_dir = data_dir::usual(config.node_id, |name| std::env::var_os(name), Path::new("."))?;
         }
-        let peer_advertise =
-            settings.peer_advertise.or(listed.cloned()).unwrap_or_else(|| peer_listen.clone());
-        let (join, single) = (settings.join.unwrap_or(false), settings.single.unwrap_or(false));
-        if single && (join || peers.as_ref().is_some_and(|peers| peers.len() > 1)) {
+        config.validate()?;
+        config.door.fit(config.memory());
+        Ok(config)
+    }
+
+    /// Where the other nodes reach this one, and who founds the cluster: what was not said follows from what was.
+    fn place_peer(&mut self, settings: &Settings) -> Result<(), ConfigError> {
+        let Self { node_id, peer_listen, peers, join, single, .. } = self;
+        let listed = peers.get(node_id).cloned();
+        if let (Some(listed), None) = (&listed, &settings.peer_advertise) {
+            check_listed_port(*node_id, listed, peer_listen)?;
+        }
+        match &settings.peer_advertise {
+            Some(given) => drop(check_advertised("--peer-advertise", given, false)?),
+            None => self.peer_advertise = listed.unwrap_or_else(|| peer_listen.clone()),
+        }
+        if *single && (*join || peers.len() > 1) {
             return Err(invalid(
                 "--single forms a cluster of this node alone; leave it out, or leave out --join and --peers",
             ));
         }
-        let alone = || match single {
-            true => BTreeMap::from([(node_id, peer_advertise.clone())]),
-            false => BTreeMap::new(),
-        };
-        let data_dir = match settings.data_dir {
-            Some(data_dir) => data_dir,
-            None => data_dir::usual(node_id, |name| std::env::var_os(name), Path::new("."))?,
-        };
-        let mut config = Self {
-            node_id,
-            join,
-            single,
-            preferred_leader: settings.preferred_leader.unwrap_or(false),
-            cluster: settings.cluster.unwrap_or_else(|| DEFAULT_CLUSTER.to_owned()),
-            data_dir,
-            client_listen: settings.client_listen.unwrap_or_else(|| DEFAULT_CLIENT_LISTEN.to_owned()),
-            client_advertise: settings.client_advertise,
-            peers: peers.unwrap_or_else(alone),
-            peer_listen,
-            peer_advertise,
-            log_format: settings.log_format.unwrap_or_default(),
-            log_level: settings.log_level.unwrap_or_else(|| DEFAULT_LOG_LEVEL.to_owned()),
-            timing: Timing {
-                heartbeat_interval_ms: settings.heartbeat_interval_ms.unwrap_or(timing.heartbeat_interval_ms),
-                election_timeout_min_ms: settings
-                    .election_timeout_min_ms
-                    .unwrap_or(timing.election_timeout_min_ms),
-                election_timeout_max_ms: settings
-                    .election_timeout_max_ms
-                    .unwrap_or(timing.election_timeout_max_ms),
-            },
-            snapshots: SnapshotPolicy {
-                every_entries: settings.snapshot_every_entries.unwrap_or(snapshots.every_entries),
-                every_bytes: settings.snapshot_every_bytes.unwrap_or(snapshots.every_bytes),
-                keep_entries: settings.snapshot_keep_entries.unwrap_or(snapshots.keep_entries),
-                keep_bytes: settings.snapshot_keep_bytes.unwrap_or(snapshots.keep_bytes),
-            },
-            limits: Limits {
-                max_command_bytes: settings.max_command_bytes.unwrap_or(limits.max_command_bytes),
-                max_inflight_bytes: settings.max_inflight_bytes.unwrap_or(limits.max_inflight_bytes),
-                log_tail_bytes: settings.log_tail_bytes.unwrap_or(limits.log_tail_bytes),
-                append_message_bytes: settings.append_message_bytes.unwrap_or(limits.append_message_bytes),
-            },
-            disk: DiskPolicy {
-                reserve_bytes: match settings.disk_reserve_bytes {
-                    Some(ReserveBytes::Given(bytes)) => Some(bytes),
-                    Some(ReserveBytes::Auto) | None => disk.reserve_bytes,
-                },
-                stall_ms: settings.fsync_stall_ms.unwrap_or(disk.stall_ms),
-            },
-            peer_policy: PeerPolicy {
-                lagging_after_ms: settings.lagging_after_ms.unwrap_or(peer_policy.lagging_after_ms),
-                disconnected_after_ms: settings
-                    .disconnected_after_ms
-                    .unwrap_or(peer_policy.disconnected_after_ms),
-                reconnect_interval_ms: settings
-                    .reconnect_interval_ms
-                    .unwrap_or(peer_policy.reconnect_interval_ms),
-            },
-            memory_bytes: settings.memory_bytes.filter(|bytes| *bytes != 0),
-            door,
-        };
-        config.validate()?;
-        config.door.fit(config.memory());
-        Ok(config)
+        if *single && settings.peers.is_none() {
+            self.peers = BTreeMap::from([(*node_id, self.peer_advertise.clone())]);
+        }
+        Ok(())
     }
 
     /// Refuses what cannot work.
@@ -614,75 +372,4 @@ fn check_listed_port(node_id: NodeId, listed: &str, peer_listen: &str) -> Result
         )));
     }
     Ok(())
-}
-
-/// Most bytes of a configuration file. Some files have no end.
-const MAX_FILE_BYTES: u64 = 1024 * 1024;
-
-impl Settings {
-    /// Reads `path`.
-    ///
-    /// # Errors
-    /// [`ConfigError::Read`], [`ConfigError::UnknownFormat`] or [`ConfigError::Parse`].
-    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        let failed = |source| ConfigError::Read { path: path.to_owned(), source };
-        let mut text = String::new();
-        let file = std::fs::File::open(path).map_err(failed)?;
-        file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
-        if text.len() as u64 > MAX_FILE_BYTES {
-            let detail = format!("it has more than {MAX_FILE_BYTES} bytes: is it the right file?");
-            return Err(ConfigError::Parse { path: path.to_owned(), detail });
-        }
-        let parsed = match path.extension().and_then(|extension| extension.to_str()) {
-            Some("toml") => toml::from_str(&text).map_err(|error| error.to_string()),
-            // A file of comments only has no document to parse.
-            Some("yaml" | "yml") if is_blank_yaml(&text) => Ok(Self::default()),
-            Some("yaml" | "yml") => serde_saphyr::from_str(&text).map_err(|error| error.to_string()),
-            _ => return Err(ConfigError::UnknownFormat { path: path.to_owned() }),
-        };
-        parsed.map_err(|detail| ConfigError::Parse { path: path.to_owned(), detail })
-    }
-
-    /// These settings, with what they leave open taken from `other`.
-    #[must_use]
-    pub fn or(mut self, other: Self) -> Self {
-        self = DoorConfig::or(self, &other);
-        Self {
-            node_id: self.node_id.or(other.node_id),
-            cluster: self.cluster.or(other.cluster),
-            data_dir: self.data_dir.or(other.data_dir),
-            client_listen: self.client_listen.or(other.client_listen),
-            client_advertise: self.client_advertise.or(other.client_advertise),
-            peer_listen: self.peer_listen.or(other.peer_listen),
-            peer_advertise: self.peer_advertise.or(other.peer_advertise),
-            peers: self.peers.or(other.peers),
-            join: self.join.or(other.join),
-            single: self.single.or(other.single),
-            preferred_leader: self.preferred_leader.or(other.preferred_leader),
-            log_format: self.log_format.or(other.log_format),
-            log_level: self.log_level.or(other.log_level),
-            heartbeat_interval_ms: self.heartbeat_interval_ms.or(other.heartbeat_interval_ms),
-            election_timeout_min_ms: self.election_timeout_min_ms.or(other.election_timeout_min_ms),
-            election_timeout_max_ms: self.election_timeout_max_ms.or(other.election_timeout_max_ms),
-            snapshot_every_entries: self.snapshot_every_entries.or(other.snapshot_every_entries),
-            snapshot_every_bytes: self.snapshot_every_bytes.or(other.snapshot_every_bytes),
-            snapshot_keep_entries: self.snapshot_keep_entries.or(other.snapshot_keep_entries),
-            snapshot_keep_bytes: self.snapshot_keep_bytes.or(other.snapshot_keep_bytes),
-            max_command_bytes: self.max_command_bytes.or(other.max_command_bytes),
-            max_inflight_bytes: self.max_inflight_bytes.or(other.max_inflight_bytes),
-            log_tail_bytes: self.log_tail_bytes.or(other.log_tail_bytes),
-            append_message_bytes: self.append_message_bytes.or(other.append_message_bytes),
-            disk_reserve_bytes: self.disk_reserve_bytes.or(other.disk_reserve_bytes),
-            fsync_stall_ms: self.fsync_stall_ms.or(other.fsync_stall_ms),
-            lagging_after_ms: self.lagging_after_ms.or(other.lagging_after_ms),
-            disconnected_after_ms: self.disconnected_after_ms.or(other.disconnected_after_ms),
-            reconnect_interval_ms: self.reconnect_interval_ms.or(other.reconnect_interval_ms),
-            memory_bytes: self.memory_bytes.or(other.memory_bytes),
-            ..self
-        }
-    }
-}
-
-fn is_blank_yaml(text: &str) -> bool {
-    text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#') || line == "---")
 }

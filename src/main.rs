@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use quorate::cli::{self, Report};
+use quorate::cli;
 
 mod allocator;
 
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         }
     };
     let format = cli::report::format(&cli);
-    let code = match execute(cli) {
+    let code = match cli::execute(cli) {
         Ok(()) | Err(None) => cli::EXIT_OK,
         Err(Some(report)) => {
             cli::last_words(&report.text(format));
@@ -38,14 +38,4 @@ fn main() -> ExitCode {
     };
     cli::flush_log();
     code.into()
-}
-
-/// The error is `None` when nobody is left to be told.
-fn execute(cli: cli::Cli) -> Result<(), Option<Report>> {
-    let runtime = cli::process::start(cli.command.runs_a_node());
-    let runtime = runtime.map_err(|error| Some(Report::of_start(&error)))?;
-    let outcome = runtime.block_on(cli::execute(cli));
-    // What still runs would hold up the end, a disk that hangs for ever. All that matters has ended, or may end anywhere.
-    runtime.shutdown_background();
-    outcome
 }

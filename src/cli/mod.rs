@@ -33,7 +33,7 @@ pub mod health;
 mod input;
 pub mod member;
 mod output;
-pub mod process;
+mod process;
 pub mod put;
 pub mod range;
 pub mod read;
@@ -260,11 +260,21 @@ where
     Cli::try_parse_from(args)
 }
 
-/// Executes the command.
+/// Executes the command on a runtime of its own. No future leaves this library: whoever polls one has all that it stands on
+/// compiled once more, which took the program's own crate a minute.
 ///
 /// # Errors
 /// What to tell of its failure. `None` when nobody is left to be told: the reader of standard output has gone away.
-pub async fn execute(cli: Cli) -> Result<(), Option<Report>> {
+pub fn execute(cli: Cli) -> Result<(), Option<Report>> {
+    let runtime =
+        process::start(cli.command.runs_a_node()).map_err(|error| Some(Report::of_start(&error)))?;
+    let outcome = runtime.block_on(reported(cli));
+    // What still runs would hold up the end, a disk that hangs for ever. All that matters has ended, or may end anywhere.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn reported(cli: Cli) -> Result<(), Option<Report>> {
     let (subject, common) = (cli.command.subject(), cli.common.clone());
     let Err(error) = run(cli).await else { return Ok(()) };
     if error.is_broken_pipe() {
@@ -278,7 +288,7 @@ pub async fn execute(cli: Cli) -> Result<(), Option<Report>> {
 ///
 /// # Errors
 /// See [`CliError`], which also knows the exit code.
-pub async fn run(cli: Cli) -> Result<(), CliError> {
+async fn run(cli: Cli) -> Result<(), CliError> {
     let Cli { common, command, on_memory } = cli;
     let common = &common;
     match command {

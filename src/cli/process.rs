@@ -66,7 +66,7 @@ impl StartError {
 ///
 /// # Errors
 /// See [`StartError`].
-pub fn start(node: bool) -> Result<Runtime, StartError> {
+pub(super) fn start(node: bool) -> Result<Runtime, StartError> {
     let workers = thread::available_parallelism().map_or(1, usize::from);
     if node {
         let mapped = mapped_bytes();

@@ -1,9 +1,7 @@
 //! The settings of the client port: what callers may make a node hold, what it may be called, how much can be watched.
 
-use serde_json::Value;
-
-use super::{ConfigError, ServeConfig, Settings, invalid};
-use crate::door::limits::{Bound, DoorLimits};
+use super::{ConfigError, ServeConfig, invalid};
+use crate::door::limits::DoorLimits;
 use crate::engine::memory_share_bytes;
 use crate::kv::settings::{self, HistoryLimits};
 use crate::node::Names;
@@ -22,42 +20,6 @@ pub(crate) struct DoorConfig {
 }
 
 impl DoorConfig {
-    pub(super) fn of(settings: &Settings) -> Self {
-        let (limits, history) = (DoorLimits::default(), HistoryLimits::default());
-        let bound = |each: Option<usize>, all: Option<usize>, default: Bound| Bound {
-            each: each.unwrap_or(default.each),
-            all: all.unwrap_or(default.all),
-        };
-        Self {
-            allowed_hosts: settings.allowed_hosts.clone().unwrap_or_default(),
-            allowed_origins: settings.allowed_origins.clone().unwrap_or_default(),
-            limits: DoorLimits {
-                connections: settings.max_connections.filter(|connections| *connections > 0),
-                watches: bound(settings.max_connection_watches, settings.max_watches, limits.watches),
-                unsent_bytes: bound(
-                    settings.max_connection_unsent_bytes,
-                    settings.max_unsent_bytes,
-                    limits.unsent_bytes,
-                ),
-                unfinished_bytes: bound(
-                    settings.max_connection_unfinished_bytes,
-                    settings.max_unfinished_bytes,
-                    limits.unfinished_bytes,
-                ),
-                queued_bytes: bound(
-                    settings.max_pipeline_queued_bytes,
-                    settings.max_queued_bytes,
-                    limits.queued_bytes,
-                ),
-            },
-            history: HistoryLimits {
-                events: settings.history_events.unwrap_or(history.events),
-                bytes: settings.history_bytes.unwrap_or(history.bytes),
-                age_ms: settings.history_age_ms.unwrap_or(history.age_ms),
-            },
-        }
-    }
-
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         let flag = |refusal: String| invalid(format!("--{}", refusal.replace('_', "-")));
         self.limits.validate().map_err(flag)?;
@@ -104,54 +66,6 @@ impl DoorConfig {
         let usual = HistoryLimits::default().bytes;
         if self.history.bytes == usual {
             self.history.bytes = memory_share_bytes(memory, usual, MIN_HISTORY_BYTES);
-        }
-    }
-
-    /// The present value of setting `name`, if it is one of these.
-    pub(super) fn setting(&self, name: &str) -> Option<Value> {
-        let Self { allowed_hosts, allowed_origins, limits, history } = self;
-        Some(match name {
-            "allowed_hosts" => allowed_hosts.clone().into(),
-            "allowed_origins" => allowed_origins.clone().into(),
-            "max_connections" => limits.connections.unwrap_or_default().into(),
-            "max_connection_watches" => limits.watches.each.into(),
-            "max_watches" => limits.watches.all.into(),
-            "max_connection_unsent_bytes" => limits.unsent_bytes.each.into(),
-            "max_unsent_bytes" => limits.unsent_bytes.all.into(),
-            "max_connection_unfinished_bytes" => limits.unfinished_bytes.each.into(),
-            "max_unfinished_bytes" => limits.unfinished_bytes.all.into(),
-            "max_pipeline_queued_bytes" => limits.queued_bytes.each.into(),
-            "max_queued_bytes" => limits.queued_bytes.all.into(),
-            "history_events" => history.events.into(),
-            "history_bytes" => history.bytes.into(),
-            "history_age_ms" => history.age_ms.into(),
-            _ => return None,
-        })
-    }
-
-    /// These, where they are given, else `other`'s.
-    pub(super) fn or(settings: Settings, other: &Settings) -> Settings {
-        let (own, other) = (settings, other);
-        Settings {
-            allowed_hosts: own.allowed_hosts.or_else(|| other.allowed_hosts.clone()),
-            allowed_origins: own.allowed_origins.or_else(|| other.allowed_origins.clone()),
-            max_connections: own.max_connections.or(other.max_connections),
-            max_connection_watches: own.max_connection_watches.or(other.max_connection_watches),
-            max_watches: own.max_watches.or(other.max_watches),
-            max_connection_unsent_bytes: own
-                .max_connection_unsent_bytes
-                .or(other.max_connection_unsent_bytes),
-            max_unsent_bytes: own.max_unsent_bytes.or(other.max_unsent_bytes),
-            max_connection_unfinished_bytes: own
-                .max_connection_unfinished_bytes
-                .or(other.max_connection_unfinished_bytes),
-            max_unfinished_bytes: own.max_unfinished_bytes.or(other.max_unfinished_bytes),
-            max_pipeline_queued_bytes: own.max_pipeline_queued_bytes.or(other.max_pipeline_queued_bytes),
-            max_queued_bytes: own.max_queued_bytes.or(other.max_queued_bytes),
-            history_events: own.history_events.or(other.history_events),
-            history_bytes: own.history_bytes.or(other.history_bytes),
-            history_age_ms: own.history_age_ms.or(other.history_age_ms),
-            ..own
         }
     }
 }

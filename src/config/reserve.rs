@@ -14,6 +14,16 @@ pub enum ReserveBytes {
     Given(u64),
 }
 
+impl ReserveBytes {
+    /// The bytes that were given; `None` for what fits.
+    pub(super) fn given(self) -> Option<u64> {
+        match self {
+            Self::Auto => None,
+            Self::Given(bytes) => Some(bytes),
+        }
+    }
+}
+
 /// The one word that stands for no number.
 const AUTO: &str = "auto";
 const EXPECTED: &str = "a number of bytes, 0 for none, or auto";

@@ -24,19 +24,43 @@ use crate::engine::{QuotaError, Settings};
 use crate::proto::v1::{self, Failure};
 use crate::shown::Shown;
 
-/// The settings that can change while a node runs, by their names in the configuration file.
-pub(crate) const CHANGEABLE: [&str; 8] = [
-    "snapshot_every_entries",
-    "snapshot_every_bytes",
-    "snapshot_keep_entries",
-    "snapshot_keep_bytes",
-    "max_command_bytes",
-    "max_inflight_bytes",
-    "preferred_leader",
-    LOG_LEVEL,
-];
-
 const LOG_LEVEL: &str = "log_level";
+
+/// A setting of the engine that can change while it runs.
+struct Live {
+    name: &'static str,
+    value: fn(&Settings) -> Value,
+    /// What setting it to a text does.
+    change: fn(&str) -> Result<Change, Refused>,
+}
+
+type Change = Box<dyn FnOnce(&mut Settings) + Send>;
+
+macro_rules! live {
+    ($($name:ident: $read:ident at $($place:ident).+;)+) => {
+        const LIVE: &[Live] = &[$( Live {
+            name: stringify!($name),
+            value: |settings| settings.$($place).+.into(),
+            change: |text| {
+                let given = $read(stringify!($name), text)?;
+                Ok(Box::new(move |settings| settings.$($place).+ = given))
+            },
+        } ),+];
+
+        /// The settings that can change while a node runs, by their names in the configuration file.
+        pub(crate) const CHANGEABLE: &[&str] = &[$( stringify!($name), )+ LOG_LEVEL];
+    };
+}
+
+live! {
+    snapshot_every_entries: whole_number at snapshots.every_entries;
+    snapshot_every_bytes: whole_number at snapshots.every_bytes;
+    snapshot_keep_entries: whole_number at snapshots.keep_entries;
+    snapshot_keep_bytes: whole_number at snapshots.keep_bytes;
+    max_command_bytes: size at max_command_bytes;
+    max_inflight_bytes: size at max_inflight_bytes;
+    preferred_leader: yes_or_no at preferred_leader;
+}
 
 /// The quota on the state, in bytes; 0 for what the memory of the smallest member allows. The cluster's, and in no
 /// configuration file.
@@ -209,18 +233,8 @@ impl<N: OperatedNode> NodeSettings<N> {
             .log_level
             .as_ref()
             .map(|log| log.current.lock().expect("invariant: no panic under this lock").clone());
-        let value = |name| match name {
-            "snapshot_every_entries" => Some(settings.snapshots.every_entries.into()),
-            "snapshot_every_bytes" => Some(settings.snapshots.every_bytes.into()),
-            "snapshot_keep_entries" => Some(settings.snapshots.keep_entries.into()),
-            "snapshot_keep_bytes" => Some(settings.snapshots.keep_bytes.into()),
-            "max_command_bytes" => Some(settings.max_command_bytes.into()),
-            "max_inflight_bytes" => Some(settings.max_inflight_bytes.into()),
-            "preferred_leader" => Some(settings.preferred_leader.into()),
-            LOG_LEVEL => log_level.clone().map(Value::from),
-            other => unreachable!("invariant: {other} is among the settings that can change"),
-        };
-        let of_node = CHANGEABLE.into_iter().filter_map(|name| Some((name, value(name)?)));
+        let of_engine = LIVE.iter().map(|live| (live.name, (live.value)(&settings)));
+        let of_node = of_engine.chain(log_level.map(|filter| (LOG_LEVEL, filter.into())));
         let quota_bytes = self.node.report().state.quota_bytes;
         of_node.chain(quota_bytes.map(|bytes| (STATE_QUOTA, bytes.into()))).collect()
     }
@@ -260,10 +274,7 @@ impl<N: OperatedNode> NodeSettings<N> {
             }
             match name == LOG_LEVEL {
                 true => filter = Some((self.changeable_log()?, checked_filter(value)?)),
-                false => {
-                    check_name(name, &self.fixed)?;
-                    changes.push(change(name, value)?);
-                }
+                false => changes.push((live(name, &self.fixed)?.change)(value)?),
             }
         }
         let _turn = self.turn.lock().expect("invariant: no panic under this lock");
@@ -329,7 +340,9 @@ impl<N: OperatedNode> NodeSettings<N> {
         let mut wanted = Vec::new();
         for (name, value) in object {
             if matches!(value, Value::Null | Value::Array(_) | Value::Object(_)) {
-                check_name(&name, &self.fixed)?;
+                if name != LOG_LEVEL && name != STATE_QUOTA {
+                    live(&name, &self.fixed)?;
+                }
                 return Err(Refused::new(
                     format!("{name} must be a number, true, false or a string"),
                     EXAMPLE,
@@ -385,10 +398,10 @@ fn checked_filter(value: &str) -> Result<String, Refused> {
     }
 }
 
-/// Refuses a name that is none of a setting that can change; `fixed` are the others.
-fn check_name(name: &str, fixed: &[(&'static str, Value)]) -> Result<(), Refused> {
-    if CHANGEABLE.contains(&name) {
-        return Ok(());
+/// The setting of that name, which is to be one that can change; `fixed` are the others.
+fn live(name: &str, fixed: &[(&'static str, Value)]) -> Result<&'static Live, Refused> {
+    if let Some(live) = LIVE.iter().find(|live| live.name == name) {
+        return Ok(live);
     }
     let can = format!("these can change while the node runs: {}, {STATE_QUOTA}", CHANGEABLE.join(", "));
     Err(match fixed.iter().any(|(known, _)| *known == name) {
@@ -400,8 +413,6 @@ fn check_name(name: &str, fixed: &[(&'static str, Value)]) -> Result<(), Refused
     })
 }
 
-type Change = Box<dyn FnOnce(&mut Settings) + Send>;
-
 fn whole_number(name: &str, value: &str) -> Result<u64, Refused> {
     value.parse().map_err(|_| {
         Refused::new(
@@ -411,50 +422,14 @@ fn whole_number(name: &str, value: &str) -> Result<u64, Refused> {
     })
 }
 
-/// What setting `name` to `value` does.
-fn change(name: &str, value: &str) -> Result<Change, Refused> {
-    let number = || whole_number(name, value);
-    let size = || {
-        number().and_then(|number| {
-            usize::try_from(number)
-                .map_err(|_| Refused::new(format!("{name} is too large"), "give a smaller number"))
-        })
-    };
-    Ok(match name {
-        "snapshot_every_entries" => {
-            let number = number()?;
-            Box::new(move |settings| settings.snapshots.every_entries = number)
-        }
-        "snapshot_every_bytes" => {
-            let number = number()?;
-            Box::new(move |settings| settings.snapshots.every_bytes = number)
-        }
-        "snapshot_keep_entries" => {
-            let number = number()?;
-            Box::new(move |settings| settings.snapshots.keep_entries = number)
-        }
-        "snapshot_keep_bytes" => {
-            let number = number()?;
-            Box::new(move |settings| settings.snapshots.keep_bytes = number)
-        }
-        "max_command_bytes" => {
-            let size = size()?;
-            Box::new(move |settings| settings.max_command_bytes = size)
-        }
-        "max_inflight_bytes" => {
-            let size = size()?;
-            Box::new(move |settings| settings.max_inflight_bytes = size)
-        }
-        "preferred_leader" => {
-            let prefers = value.parse::<bool>().map_err(|_| {
-                Refused::new(
-                    format!("{name} must be true or false, not \"{}\"", Shown(value)),
-                    "write true or false",
-                )
-            })?;
-            Box::new(move |settings| settings.preferred_leader = prefers)
-        }
-        other => unreachable!("invariant: {other} was just found among the settings"),
+fn size(name: &str, value: &str) -> Result<usize, Refused> {
+    usize::try_from(whole_number(name, value)?)
+        .map_err(|_| Refused::new(format!("{name} is too large"), "give a smaller number"))
+}
+
+fn yes_or_no(name: &str, value: &str) -> Result<bool, Refused> {
+    value.parse().map_err(|_| {
+        Refused::new(format!("{name} must be true or false, not \"{}\"", Shown(value)), "write true or false")
     })
 }
 

@@ -1,0 +1,67 @@
+//! The types that settings are given as, and how what a node has is told.
+
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, ValueEnum, value_parser};
+use serde_json::Value;
+
+use super::{LogFormat, Peers, ReserveBytes};
+
+/// What is read from an argument.
+pub(super) trait Given: Sized {
+    /// Has `arg` parsed as this.
+    fn parsed(arg: Arg) -> Arg;
+
+    /// What argument `name` was given, if anything.
+    fn taken(matches: &ArgMatches, name: &str) -> Option<Self>;
+}
+
+macro_rules! given {
+    ($($given:ty),+) => { $(
+        impl Given for $given {
+            fn parsed(arg: Arg) -> Arg {
+                arg.value_parser(value_parser!($given))
+            }
+
+            fn taken(matches: &ArgMatches, name: &str) -> Option<Self> {
+                matches.get_one::<Self>(name).cloned()
+            }
+        }
+    )+ };
+}
+
+given!(u64, usize, bool, String, PathBuf, LogFormat, Peers, ReserveBytes);
+
+/// Several, with commas between them or given one by one.
+impl Given for Vec<String> {
+    fn parsed(arg: Arg) -> Arg {
+        arg.value_parser(value_parser!(String)).action(ArgAction::Append).value_delimiter(',')
+    }
+
+    fn taken(matches: &ArgMatches, name: &str) -> Option<Self> {
+        matches.get_many(name).map(|all| all.cloned().collect())
+    }
+}
+
+/// What is told as JSON.
+pub(super) trait Told {
+    fn value(&self) -> Value;
+}
+
+macro_rules! told {
+    ($($told:ty),+) => { $(
+        impl Told for $told {
+            fn value(&self) -> Value {
+                self.clone().into()
+            }
+        }
+    )+ };
+}
+
+told!(u64, usize, bool, String, Vec<String>, Value);
+
+impl Told for LogFormat {
+    fn value(&self) -> Value {
+        self.to_possible_value().map(|format| format.get_name().to_owned()).into()
+    }
+}

@@ -1,0 +1,265 @@
+//! Every setting of a node, written once: its flag, its variable of the environment, its key in the configuration file, what a
+//! running node tells of it, and the commented example `cluster/config/node.toml` are made from its row here.
+//!
+//! A row is what there is to say of the setting, its name, the type it is given as, what stands for it in the help, when it takes
+//! effect, and where in [`ServeConfig`] it goes. The default is what stands there in [`ServeConfig::default`]; a text
+//! that ends in a default of its own, in brackets, says it instead. The first paragraph is the short help.
+//!
+//! A new setting is a row, and the place in the configuration that it sets.
+
+use std::path::PathBuf;
+
+use clap::{Arg, ArgMatches, FromArgMatches};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::given::{Given, Told};
+use super::{LogFormat, Peers, ReserveBytes, ServeConfig};
+use crate::types::NodeId;
+
+/// When a setting takes effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// At the next start.
+    Restart,
+    /// At once, by `quorate configure`, too.
+    Live,
+}
+
+/// Milliseconds, or a time with its unit.
+pub(super) const MS: &str = "MS";
+/// Whole bytes.
+pub(super) const BYTES: &str = "BYTES";
+/// True by being there.
+pub(super) const SWITCH: &str = "BOOL";
+
+/// One setting.
+pub(crate) struct Row {
+    /// Its name in the file; the flag and the variable of the environment follow from it.
+    pub name: &'static str,
+    /// What there is to say of it, and its default.
+    pub text: &'static str,
+    /// When it takes effect.
+    pub effect: Effect,
+    /// What stands for its value in the help; [`MS`] and [`SWITCH`] say how it is read, too.
+    pub form: &'static str,
+    /// Has its argument parsed as the type that it is given as.
+    pub parsed: fn(Arg) -> Arg,
+    /// What it is in a configuration.
+    pub value: fn(&ServeConfig) -> Value,
+}
+
+/// Where a setting goes, and how it is told: at a place that holds it as it is given, or in words of its own.
+macro_rules! place {
+    (set $config:ident, $given:ident, at $($place:ident).+) => { $config.$($place).+ = $given };
+    (set $config:ident, $given:ident, by |$c:ident, $v:ident| $set:expr, told |$t:ident| $told:expr) => {{
+        let ($c, $v) = (&mut *$config, $given);
+        $set
+    }};
+    (told $config:ident, at $($place:ident).+) => { Told::value(&$config.$($place).+) };
+    (told $config:ident, by |$c:ident, $v:ident| $set:expr, told |$t:ident| $told:expr) => {{
+        let $t = $config;
+        Told::value(&$told)
+    }};
+}
+
+macro_rules! settings {
+    ($( $(#[doc = $text:literal])+ $name:ident: $given:ty as $form:literal, $effect:ident, { $($place:tt)+ } )+) => {
+        /// Every setting, given or not.
+        #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct Settings {
+            $( $(#[doc = $text])+ pub $name: Option<$given>, )+
+        }
+
+        /// All settings, in the order in which they are explained.
+        pub(crate) const ROWS: &[Row] = &[ $( Row {
+            name: stringify!($name),
+            text: concat!($($text, "\n"),+),
+            effect: Effect::$effect,
+            form: $form,
+            parsed: <$given>::parsed,
+            value: |config| place!(told config, $($place)+),
+        } ),+ ];
+
+        impl Settings {
+            /// These settings, with what they leave open taken from `other`.
+            #[must_use]
+            pub fn or(self, other: Self) -> Self {
+                Self { $( $name: self.$name.or(other.$name) ),+ }
+            }
+
+            /// Sets in `config` what is given.
+            pub(super) fn apply(self, config: &mut ServeConfig) {
+                $( if let Some(given) = self.$name { place!(set config, given, $($place)+); } )+
+            }
+        }
+
+        impl FromArgMatches for Settings {
+            fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+                Ok(Self { $( $name: Given::taken(matches, stringify!($name)) ),+ })
+            }
+
+            fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+                *self = Self::from_arg_matches(matches)?.or(std::mem::take(self));
+                Ok(())
+            }
+        }
+    };
+}
+
+settings! {
+    /// This node's id, from 1 [default: 1 when no peers are given]
+    ///
+    /// It differs on every node, and is never reused.
+    node_id: NodeId as "ID", Restart, { at node_id }
+    /// Name of the cluster
+    ///
+    /// The same on all nodes. Nodes of differently named clusters refuse each other.
+    cluster: String as "NAME", Restart, { at cluster }
+    /// Directory for log, vote, snapshots and identity
+    /// [default: $XDG_DATA_HOME/quorate/node-ID, else $HOME/.local/share/quorate/node-ID]
+    ///
+    /// What is in it was promised to the other nodes: never copy it, never empty it.
+    data_dir: PathBuf as "DIR", Restart, { by |config, dir| config.data_dir = dir, told |config| config.data_dir.display().to_string() }
+    /// Address to listen on for clients, gRPC and HTTP on one port
+    client_listen: String as "HOST:PORT", Restart, { at client_listen }
+    /// Address that clients are told to use [default: the listen address]
+    client_advertise: String as "HOST:PORT", Restart, {
+        by |config, address| config.client_advertise = Some(address),
+        told |config| config.client_advertise.as_ref().unwrap_or(&config.client_listen).clone()
+    }
+    /// Address to listen on for the other nodes
+    ///
+    /// Keep this port off networks that you do not trust: there is no TLS on it yet.
+    peer_listen: String as "HOST:PORT", Restart, { at peer_listen }
+    /// Address that the other nodes are told to use [default: this node's entry in the peers, else the listen address]
+    peer_advertise: String as "HOST:PORT", Restart, { at peer_advertise }
+    /// Wait until `quorate member add` or `member replace` takes this node into a cluster, and form none
+    join: bool as "BOOL", Restart, { at join }
+    /// Form a cluster of this node alone, on an empty data directory
+    ///
+    /// Leave it out again once other nodes have been added: should the directory be lost, the node must come back with
+    /// join, and not form another cluster.
+    single: bool as "BOOL", Restart, { at single }
+    /// How to write the log to standard error: text for people, json for collectors
+    log_format: LogFormat as "FORMAT", Restart, { at log_format }
+    /// Milliseconds between a leader's heartbeats
+    ///
+    /// For a network whose round trip exceeds 40 ms: raise this and both election timeouts in the same proportion, on all
+    /// nodes. At most a minute.
+    heartbeat_interval_ms: u64 as "MS", Restart, { at timing.heartbeat_interval_ms }
+    /// Shortest election timeout in milliseconds; at least twice the heartbeat interval
+    election_timeout_min_ms: u64 as "MS", Restart, { at timing.election_timeout_min_ms }
+    /// Longest election timeout in milliseconds; at most ten minutes
+    election_timeout_max_ms: u64 as "MS", Restart, { at timing.election_timeout_max_ms }
+    /// Bytes of log entries kept in memory for replication and apply
+    log_tail_bytes: usize as "BYTES", Restart, { at limits.log_tail_bytes }
+    /// Most bytes of log entries in one message to another node
+    append_message_bytes: usize as "BYTES", Restart, { at limits.append_message_bytes }
+    /// Disk space set aside for writes under way when the disk turns out to be full; 0 for none [default: auto]
+    ///
+    /// No writes are taken on while less than a quarter of this is free beside it. At least 32 MiB and five quarters of
+    /// max_inflight_bytes, at most half of the file system. "auto" is 128 MiB, or an eighth of a file system smaller than
+    /// 1 GiB; max_inflight_bytes, where it is not set, is then what fits.
+    disk_reserve_bytes: ReserveBytes as "BYTES", Restart, {
+        by |config, reserve| config.disk.reserve_bytes = reserve.given(),
+        told |config| config.disk.reserve_bytes.map_or_else(|| Value::from("auto"), Value::from)
+    }
+    /// A write to the log that takes longer, in milliseconds, counts as a disk that hangs; 0 for never
+    ///
+    /// A leader hands over and takes no writes meanwhile. At most 30 s, after which the process ends.
+    fsync_stall_ms: u64 as "MS", Restart, { at disk.stall_ms }
+    /// A member counts as lagging when it has not answered the leader for this many milliseconds, or when the first
+    /// entry that it lacks is older than that
+    lagging_after_ms: u64 as "MS", Restart, { at peer_policy.lagging_after_ms }
+    /// A member counts as disconnected when it has not answered the leader for this many milliseconds
+    disconnected_after_ms: u64 as "MS", Restart, { at peer_policy.disconnected_after_ms }
+    /// Longest pause, in milliseconds, between two attempts to connect to another member; at most a minute
+    reconnect_interval_ms: u64 as "MS", Restart, { at peer_policy.reconnect_interval_ms }
+    /// Memory that this node may use; 0 for all that the machine, the control group and the resource limits allow [default: 0]
+    ///
+    /// Buffers, history and what clients may make the node hold fit into it unless they are set, and the quota on the
+    /// cluster's state follows the member with the least. Give nodes that share a machine their shares.
+    memory_bytes: u64 as "BYTES", Restart, {
+        by |config, bytes| config.memory_bytes = (bytes != 0).then_some(bytes),
+        told |config| config.memory_bytes.unwrap_or_default()
+    }
+    /// Host names that requests may call this node by, beside addresses, localhost and the names that it listens on and
+    /// advertises
+    ///
+    /// A browser can be made to send requests to any address that its user can reach. So a request must call the node by
+    /// a name that it knows: those of load balancers and the like are allowed here. *.example.com stands for all below it, * for
+    /// every name.
+    allowed_hosts: Vec<String> as "NAMES", Restart, { at door.allowed_hosts }
+    /// Origins whose pages may use this node from a browser, such as https://console.example.com
+    allowed_origins: Vec<String> as "ORIGINS", Restart, { at door.allowed_origins }
+    /// Most connections of clients; 0 for half of the files that the process may open beside its own [default: 0]
+    ///
+    /// When all are busy there are 8 more for probes and operators; when some are idle, the one that has been idle for
+    /// the longest gives way.
+    max_connections: usize as "N", Restart, {
+        by |config, most| config.door.limits.connections = (most != 0).then_some(most),
+        told |config| config.door.limits.connections.unwrap_or_default()
+    }
+    /// Most watches on one connection
+    max_connection_watches: usize as "N", Restart, { at door.limits.watches.each }
+    /// Most watches in all
+    max_watches: usize as "N", Restart, { at door.limits.watches.all }
+    /// Bytes of answers that one connection does not take before others on it wait
+    ///
+    /// A connection that takes nothing for 30 s while others wait is closed.
+    max_connection_unsent_bytes: usize as "BYTES", Restart, { at door.limits.unsent_bytes.each }
+    /// The same of all connections
+    ///
+    /// Unless it is set to something else, at most a sixteenth of the node's memory, and half of that for one connection.
+    /// So are the next two of their kind.
+    max_unsent_bytes: usize as "BYTES", Restart, { at door.limits.unsent_bytes.all }
+    /// Most bytes of requests on one connection that have not arrived as a whole; more are refused
+    max_connection_unfinished_bytes: usize as "BYTES", Restart, { at door.limits.unfinished_bytes.each }
+    /// The same on all connections
+    max_unfinished_bytes: usize as "BYTES", Restart, { at door.limits.unfinished_bytes.all }
+    /// Bytes of answers that wait on one pipeline before it is not read any more
+    max_pipeline_queued_bytes: usize as "BYTES", Restart, { at door.limits.queued_bytes.each }
+    /// The same on all pipelines
+    max_queued_bytes: usize as "BYTES", Restart, { at door.limits.queued_bytes.all }
+    /// Most changes kept in memory for watches, which go back as far as these reach
+    ///
+    /// How far back a watch may begin, and how far it may fall behind: as many of the latest changes are kept as this, the bytes
+    /// and the age allow. /metrics and /replication/status show how far that is.
+    history_events: usize as "N", Restart, { at door.history.events }
+    /// Most bytes kept for them
+    ///
+    /// A watch that is to survive a pause needs room for what is written meanwhile: 8 s of 50 MB/s are 400 MB. Unless it is
+    /// set to something else, at most a sixteenth of the node's memory.
+    history_bytes: usize as "BYTES", Restart, { at door.history.bytes }
+    /// How old they may be, in milliseconds; 0 for any age
+    history_age_ms: u64 as "MS", Restart, { at door.history.age_ms }
+    /// What to log: off, error, warn, info, debug, trace, or a filter such as info,quorate=debug
+    ///
+    /// quorate::write=trace shows every single write on its way. A filter that says nothing of this program is refused.
+    log_level: String as "FILTER", Live, { at log_level }
+    /// Prefer to lead: take the lead, from a node that does not prefer it, once this one has caught up
+    preferred_leader: bool as "BOOL", Live, { at preferred_leader }
+    /// Take a snapshot after this many log entries; at most 1000000000
+    snapshot_every_entries: u64 as "N", Live, { at snapshots.every_entries }
+    /// Take a snapshot after this many bytes of commands; at most 1 TiB
+    snapshot_every_bytes: u64 as "BYTES", Live, { at snapshots.every_bytes }
+    /// Log entries kept behind a snapshot, for followers that are a little behind
+    snapshot_keep_entries: u64 as "N", Live, { at snapshots.keep_entries }
+    /// Bytes of commands kept behind a snapshot
+    ///
+    /// No more is kept than both allow.
+    snapshot_keep_bytes: u64 as "BYTES", Live, { at snapshots.keep_bytes }
+    /// Largest encoded command in bytes; at most 4 MiB
+    max_command_bytes: usize as "BYTES", Live, { at limits.max_command_bytes }
+    /// Most bytes of commands proposed and not yet applied; more are refused as overloaded; at most 16 GiB
+    ///
+    /// While the node runs this and max_command_bytes can be lowered, and raised again up to what it was started with.
+    max_inflight_bytes: usize as "BYTES", Live, { at limits.max_inflight_bytes }
+    /// Founding members, this node included, as 1=HOST:PORT,2=HOST:PORT,… with their peer addresses
+    ///
+    /// Used once, to form the cluster, and later only to find members that the cluster's own list of addresses does not
+    /// lead to.
+    peers: Peers as "PEERS", Restart, { by |config, peers| config.peers = peers.0, told |config| Peers(config.peers.clone()).to_string() }
+}
