@@ -25,8 +25,6 @@ use crate::types::NodeId;
 
 mod data_dir;
 mod door;
-#[cfg(test)]
-mod example;
 mod file;
 mod fixed;
 mod flags;

@@ -92,7 +92,7 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
 /// What tests may name beyond that: a fake server, and the machine that is at hand.
 #[rustfmt::skip]
 const IN_TESTS: &[(&str, &str)] = &[
-    ("cli", "proto"), ("cli", "golden"), ("kv", "golden"), ("reason", "proto"),
+    ("cli", "proto"), ("cli", "golden"), ("config", "golden"), ("kv", "golden"), ("reason", "proto"),
     ("engine", "kv"), ("raft", "kv"), ("kv", "report"), ("kv", "raft"), ("kv", "storage"),
 ];
 

@@ -5,6 +5,8 @@ use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
 use super::peers::InvalidPeers;
 use super::*;
 
+mod example;
+
 #[derive(Debug, Parser)]
 struct Line {
     #[command(flatten)]

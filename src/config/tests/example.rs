@@ -1,8 +1,8 @@
 //! The commented example `cluster/config/node.toml`, made from the table of settings. `QUORATE_GOLDEN=write` writes it.
 
-use super::ServeConfig;
-use super::flags::paragraphs;
-use super::table::{ROWS, Row};
+use crate::config::ServeConfig;
+use crate::config::flags::paragraphs;
+use crate::config::table::{ROWS, Row};
 use crate::golden::golden;
 
 /// Where the parts of the file begin, and what they are about.
