@@ -71,8 +71,8 @@ pub(crate) struct Callee {
     pub joins: bool,
     /// The founding members it was given, with their peer addresses.
     pub founders: BTreeMap<NodeId, String>,
-    /// Called when a caller expects another data directory, and this one belongs to no cluster, or to one of its own. It
-    /// is only a claim: whoever is called looks into it.
+    /// Called when a caller expects another data directory, and this node belongs to no cluster yet. It is only a claim, to be
+    /// looked into.
     pub claimed: Arc<dyn Fn(Claim) + Send + Sync>,
     /// Where what members announce goes while this node leads. Bounded: a member repeats what is not accepted.
     pub announcements: mpsc::Sender<(NodeId, Announcement)>,
