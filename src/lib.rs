@@ -50,6 +50,8 @@
 //!
 //! # The way of a write
 //!
+//! `docs/design/write-path.md` has it with its figure, its batches and its invariants.
+//!
 //! 1. A [`door`] has its guest, such as [`kv`], decode it, or a program that embeds quorate calls [`Engine::write`] itself.
 //! 2. [`engine`] admits it (size, bytes in flight), stamps it with its clock and proposes it.
 //! 3. [`raft::log`] appends it to the [`storage`]: one fsync for everything that waits. At the same time

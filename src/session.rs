@@ -12,6 +12,8 @@
 //!
 //! This file is pure bookkeeping. [`Engine::open_session`](crate::Engine::open_session) and the
 //! [client](crate::client) open sessions; the table is [`crate::machine::sessions`].
+//!
+//! The protocol, with a figure: `docs/design/sessions.md`.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,14 @@
 //! What a guest brings: see [`Guest`].
+//!
+//! The core replicates a machine and serves it without knowing which. A guest brings what only it knows: its machine, its methods, how
+//! the bytes of a request become a command or a query, and how a reply or an answer becomes the bytes of a response.
+//!
+//! Two services come with every guest ([`services`](super::services)): `quorate.v1.Pipeline` carries many calls on one stream, each a tag, options,
+//! the name of a method and the guest's own bytes; `quorate.v1.Sessions` opens and closes sessions. So a guest needs no service of its
+//! own. A guest that has one besides, such as `quorate.v1.Kv` for generic gRPC clients, adds it where the port is made.
+//!
+//! What the log stores is no part of a guest's vocabulary: requests get new fields, stored commands never change. Between the two stands a
+//! file of the guest, such as `kv/calls.rs`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

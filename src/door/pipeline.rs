@@ -11,7 +11,7 @@
 //!
 //! Every request holds permits ([`MAX_IN_FLIGHT`]) from when it is read until its answer is packed. A
 //! pipeline without permits left is not read, and HTTP/2 flow control stops its client; nothing fails. What is left of a
-//! message meanwhile counts as [unfinished](Held::Unfinished) for its connection.
+//! message meanwhile counts as [unfinished](crate::incoming::Held::Unfinished) for its connection.
 //!
 //! The bytes of answers that wait for their client are bounded by pipeline and for all pipelines together
 //! ([`DoorLimits::queued_bytes`](super::limits::DoorLimits::queued_bytes)), however much one message asks for: a read whose

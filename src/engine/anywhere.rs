@@ -23,6 +23,8 @@
 //! Commands that are passed on count as in flight on this node, in `max_inflight_bytes`, while they wait for a leader too. At
 //! most [`MOST_CALLS`](crate::raft::network::calls::MOST_CALLS) calls are on their way. The leader bounds both again, for it cannot know
 //! what others keep to.
+//!
+//! The protocol, with a figure: `docs/design/forwarding.md`.
 
 pub(super) mod desk;
 mod passing;

@@ -269,7 +269,7 @@ fn lay_lines(
     (Lines { caller, upstream }, (clients, callee), Inboxes { refusals, claims, announced })
 }
 
-/// What to do when a caller expects another data directory of this node, which belongs to no cluster, or to one of its own.
+/// What to do when a caller expects another data directory of this node, which belongs to no cluster yet.
 fn look_into_claims(config: &EngineConfig, claims: mpsc::Sender<Claim>) -> Arc<dyn Fn(Claim) + Send + Sync> {
     let (node_id, peer) = (config.node_id, config.peer_advertise.clone());
     if config.join {

@@ -3,6 +3,8 @@
 //! Both are counted in entries and in bytes, whichever comes first: a log of small entries costs time at
 //! the next start, one of large entries costs disk. While a follower is being sent a snapshot, and until it has caught up
 //! from there, the log after that snapshot is kept for it as well, within bounds.
+//!
+//! The protocol, with a figure: `docs/design/snapshots.md`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

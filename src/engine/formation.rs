@@ -25,6 +25,8 @@
 //! A founder that is told by a peer that the cluster already knows it with another directory stops: its
 //! disk was wiped, and with it the log and vote it had promised to keep. So does a wiped first founder: it
 //! must speak to all others before it may write, and meets one that knows it.
+//!
+//! The protocol, with a figure: `docs/design/identity.md`.
 
 use std::collections::BTreeMap;
 use std::fmt;

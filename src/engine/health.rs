@@ -20,6 +20,8 @@
 //!   neither stand for election nor grant one.
 //!
 //! What it does not do: stop the node. A write that does not come back at all is the log's watchdog's to end.
+//!
+//! The protocol, with a figure: `docs/design/disk.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

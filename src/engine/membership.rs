@@ -28,6 +28,8 @@
 //! is committed without a majority that does. So the old one may come back at any time and changes nothing: the two
 //! are as different as nodes with different ids. Until the new one has caught up the cluster has one voter less,
 //! which replacing a node by one with another id avoids.
+//!
+//! The protocol, with a figure: `docs/design/membership.md`.
 
 mod changes;
 mod identify;

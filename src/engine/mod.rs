@@ -44,20 +44,7 @@
 //!
 //! A panic of `log-writer`, `log-watchdog`, `log-sync-later` or `disk-look` fails the log, which is the end of the core.
 //!
-//! | queue | from | to | bound | when it is full |
-//! |---|---|---|---|---|
-//! | proposals, in openraft | callers of [`Engine::write`] | `consensus-core` | `max_inflight_bytes` | the write is refused |
-//! | writes of the log | `consensus-core` | `log-writer` | the same on a leader; on others what peers may have under way, 32 messages | the peer waits |
-//! | entries to apply, in openraft | `consensus-core` | `consensus-apply` | 65 536 commits, on a leader `max_inflight_bytes` before that | the core waits |
-//! | commands on disk | `log-writer` | `flushed-writes` | `max_inflight_bytes` | as for proposals |
-//! | readers, here and on the leader | callers of [`Engine::read`] | `leader-reads`, `read-indexes` | 65 536 | readers wait |
-//! | waiting for all voters | writes at that level | `held-by-all` | `max_inflight_bytes` until they are applied, then their timeouts | as for proposals |
-//! | refusals, claims, announcements | connections of peers | `standing`, `leadership` | 64, 8, 64 | dropped: their senders repeat them |
-//! | requests and answers, per connection | core, peers | connections | 256 messages each | on the way out the connection counts as broken, on the way in it waits |
-//! | calls to the leader | callers | its connection | 65 536 | refused |
-//! | calls passed on to the leader (`anywhere`) | callers of [`Engine::anywhere`] | the leader's connection, its core | 4 096, and `max_inflight_bytes`; on the leader 4 096 for each member, and half of its `max_inflight_bytes` | refused |
-//! | log lines | everybody | `log-lines` | 1 MiB | dropped and counted |
-//!
+//! The queues between them, with their bounds, are in `docs/design/bounds.md`.
 //! Everything else is a value that is watched, not a queue: applied positions and views (`raft/published.rs`), [`NodeState`],
 //! `forming`, `fatal`, `stop`, [`Settings`], offers of the lead.
 //!

@@ -8,6 +8,8 @@
 //! A bounded read uses the last read index again for as long as that is fresh enough. Its age is measured on
 //! this node's own clock, from before the index was asked for: no message that was under way for long, and
 //! no pause of this process, makes a state look fresher than it is.
+//!
+//! The protocol, with a figure: `docs/design/reads-and-leases.md`.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

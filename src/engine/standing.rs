@@ -12,6 +12,8 @@
 //!
 //! A voter meets refusals when it asks for votes. A learner asks for nothing; a member that hears from nobody
 //! therefore asks the others every now and then.
+//!
+//! The protocol, with a figure: `docs/design/identity.md`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -9,6 +9,8 @@
 //! voters in turn, in touch or not, until somebody else leads. When nobody takes it, because those that could be elected
 //! lack entries that they do not take, this node gives the lead up and stands for election like any other. If not
 //! even that ends its term, it stops with an error, so that it is started anew.
+//!
+//! The protocol, with a figure: `docs/design/membership.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

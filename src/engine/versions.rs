@@ -7,6 +7,8 @@
 //!
 //! A member that is added later, or given back an older build, is not asked again: it stops at what it does not read, says so, and keeps
 //! its data.
+//!
+//! The protocol, with a figure: `docs/design/composition.md`.
 
 use std::collections::BTreeMap;
 use std::sync::Weak;

@@ -1,4 +1,26 @@
-//! Writes: admission, sessions, and when a write counts as acknowledged.
+//! Writes: admission, and when a write counts as acknowledged.
+//!
+//! openraft cannot take back what it has accepted. What must not be in the log is therefore refused here, before it is proposed, and
+//! such a refusal is certain: nothing was applied. `docs/design/write-path.md` has the way of a write from here on.
+//!
+//! ```text
+//! command --> level --> quota --> version --> seal --> history --> state --> size --> disk --> bytes in flight --> propose
+//!               each may refuse: nothing was proposed                                                                 |
+//!      done <-- held by all voters (level all) <-- answer decoded <-- applied, or flushed (level leader), or lost <-----+
+//! ```
+//!
+//! # Promises
+//!
+//! - `done` is called exactly once, whatever becomes of the node.
+//! - An error says whether the write may have been applied ([`WriteError::maybe_applied`]).
+//! - What is admitted counts as in flight until it is applied here, or lost to this node: at level `leader` too, so that a leader
+//!   without a quorum does not take on more and more.
+//! - A write in a session is not refused for the quota before it is proposed: an earlier attempt may have been applied, and only
+//!   the log knows.
+//! - What the node writes for itself ([`Writer::Node`]) is not refused by the limits on what callers write.
+//!
+//! What it does not do: repeat anything, pass anything on ([`anywhere`](super::anywhere) does), or decide for a session, which is done
+//! where the entry is applied.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

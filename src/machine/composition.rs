@@ -25,6 +25,8 @@
 //! # What it does not do
 //!
 //! Take a machine out again, or let machines call each other: that would be one machine.
+//!
+//! The protocol, with a figure: `docs/design/composition.md`.
 
 use std::io::{self, Read, Write};
 

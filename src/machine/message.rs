@@ -10,7 +10,7 @@
 //! | query | format (1), the last of the client's machines, its version, the query |
 //! | its answer | the answer |
 //!
-//! All numbers are as [`encode`](super::encode) writes them. Replies, queries and answers have no versions of their own: an enumeration of them
+//! All numbers are as [`encode`] writes them. Replies, queries and answers have no versions of their own: an enumeration of them
 //! gets new variants at its end and nowhere else, and is otherwise left as it is.
 //!
 //! # Several machines

@@ -85,7 +85,7 @@ impl Wakes {
 ///
 /// What a machine writes stays: in logs, in snapshots, on nodes that are not upgraded yet. Whoever changes a command or a
 /// snapshot raises [`VERSION`](Self::VERSION), and is handed the version of all that earlier ones wrote. Members agree on a version
-/// before anything is written in it; `docs/design/versions.md` says how.
+/// before anything is written in it; `docs/design/composition.md` says how.
 pub trait StateMachine: Send + Sync + 'static {
     /// What a write carries. Replicated and stored, so its encoding must outlive upgrades.
     type Command: Serialize + DeserializeOwned + Send + 'static;

@@ -10,7 +10,7 @@ use crate::types::{LogId, MachineVersion, SnapshotMachines, UnsupportedVersion, 
 /// Commands and a snapshot as one version of a machine wrote them, and the hash of the state that they give.
 ///
 /// Make one whenever a version of a machine is released, keep its [bytes](Self::to_bytes) beside the tests for good, and have the tests
-/// [check](Self::check) all of them. `docs/design/versions.md` says what that finds.
+/// [check](Self::check) all of them. `docs/EMBEDDING.md` says what that finds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recording {
     commands: Vec<(MachineVersion, Vec<u8>)>,

@@ -29,6 +29,8 @@
 //!
 //! What became of sessions is counted for whoever [takes the counts](SessionTable::take_counts). They belong to this
 //! process, not to the replicated state: they are in no snapshot, and tables that differ in nothing else are equal.
+//!
+//! The protocol, with a figure: `docs/design/sessions.md`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

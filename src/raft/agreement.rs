@@ -18,6 +18,8 @@
 //! # What it does not do
 //!
 //! Repair. What is noted is in memory; after a restart a node is judged anew by what it applies from then on.
+//!
+//! The protocol, with a figure: `docs/design/agreement.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

@@ -1,11 +1,29 @@
 //! Committed entries into the state machine.
 //!
-//! One task applies, in batches. The machine, the table of sessions, the position reached, the clocks and the
-//! membership change together, in memory, between two awaits; then the new position is
-//! [published](super::published), and only then are the callers told. A reader therefore sees a state that
-//! some position explains, never half a batch, and a caller who was told of a write finds it.
+//! A reader that saw half a batch would see a state that no position explains. A caller that was told of a write before it can be
+//! read would not find it. So one task applies, in batches, and in this order:
 //!
-//! Nothing here is durable: after a restart the state is rebuilt from the newest snapshot and the log.
+//! ```text
+//! entry -> envelope -> clocks -> sessions -> quota -> machine -> answer kept        per entry
+//!                                                                  |
+//!                             publish position, sizes, wakes; a view if a reader waits  per batch
+//!                                                                  |
+//!                                                       answers to the callers
+//! ```
+//!
+//! The machine, the table of sessions, the position, the clocks, the agreed versions and the membership change together, in memory,
+//! between two awaits.
+//!
+//! # Invariants
+//!
+//! - No entry is applied twice (asserted), and none is left out ([`RaftLog`](super::log::RaftLog) sees to that).
+//! - What an entry does follows from the log alone: a refusal by a session or the quota is the same on every node.
+//! - A panic of the machine is an error of the batch, which stops the node. It leaves no half of an entry published.
+//! - A batch has a bound in entries, in bytes of commands and in bytes of replies, also at a start, when the whole log waits.
+//! - A snapshot that comes from the leader replaces all of it between two batches, and what was known of the old state begins anew.
+//!
+//! What it does not do: make anything durable. After a restart the state is rebuilt from the newest snapshot and the log.
+//! `docs/design/write-path.md` has the whole way of a write.
 
 use std::io;
 use std::sync::Arc;

@@ -1,4 +1,31 @@
 //! The running core, behind our own types.
+//!
+//! openraft decides about terms, votes and commits. This file gives it a log, a network and a machine, asks it for what the engine wants,
+//! and keeps its types out of everything above. What openraft cannot be asked for stands beside it:
+//!
+//! | part | for |
+//! |---|---|
+//! | [`Admission`] | refuses proposals of a leader without its quorum; the leader's lease |
+//! | [`ReadIndexes`] | one confirmation of leadership for all reads that wait |
+//! | [`Held`] | which members hold which entries, for writes that wait for all |
+//! | [`PeerFitness`] | what peers say of themselves in their answers: disk, lease, state, versions |
+//! | `Candidacy` | whether this node stands for election |
+//! | [`Published`] | how far the machine is, and views of it |
+//! | [`Offers`] | hand-overs that a leader has announced |
+//!
+//! # Promises
+//!
+//! - A proposal ends exactly once, in one [`Proposed`], which says whether the entry may be in the log. Its responder reports
+//!   also when openraft drops it.
+//! - A node that has ever had a log neither votes nor stands for the length of a lease after its start, or for as long as it promised before.
+//! - A hand-over voids the lease before anything else happens. [`lease`](super::lease) has the orders that count.
+//!
+//! # Settings of openraft
+//!
+//! `raft_config` says them, each with its reason. Off are: its policy for snapshots and purges, its leader restore, and elections until
+//! the silence after a start is over. Pre-vote is on.
+//!
+//! What it does not do: decide when to snapshot, purge, hand over or found a cluster. That is [`crate::engine`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};

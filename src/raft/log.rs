@@ -1,4 +1,25 @@
 //! openraft's log storage on a [`LogStore`].
+//!
+//! openraft trusts its log: an entry whose append was completed counts for a quorum, and a stream of entries that ends early counts as
+//! all there is. So this adapter adds nothing of its own between the two, except for what it notes on the way:
+//!
+//! ```text
+//! append ---> clocks, ages of entries ---> store ---> fsync ---> held ---> completion ---> flushed-writes: callers at level leader
+//!   returns at once; entries can be read     queue     log-writer's thread
+//! ```
+//!
+//! # Invariants
+//!
+//! - The completion is called by the store, after the fsync. Nothing here calls it.
+//! - Vote, truncation and purge are awaited until they are durable, as openraft expects. They go through the same queue as appends.
+//! - A read of entries for apply either gives the next entry or fails: a hole is an error, never an end.
+//! - Replication reads at most `message_bytes` of entries, or one entry that is larger.
+//!
+//! # What it does not do
+//!
+//! Keep what is committed durable: [`save_committed`](RaftLogStorage::save_committed) rides along with the next flush. Tell callers on
+//! `log-writer`'s thread, which has the next batch to write. Know Raft's rules: those are openraft's, and the store's are in
+//! [`crate::storage`].
 
 use std::fmt::Debug;
 use std::io;

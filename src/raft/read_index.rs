@@ -1,5 +1,7 @@
 //! Read indexes: reads that wait at the same time share one confirmation of leadership, whether they were asked
 //! for here or by a follower on behalf of its own readers.
+//!
+//! The protocol, with a figure: `docs/design/reads-and-leases.md`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;

@@ -1,4 +1,6 @@
 //! Views of the state into snapshot files, off the apply path, and back.
+//!
+//! The protocol, with a figure: `docs/design/snapshots.md`.
 
 use std::any::Any;
 use std::io::{self, BufWriter, Read};

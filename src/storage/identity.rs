@@ -14,6 +14,8 @@
 //!   ([`DataDir::record_log`]). From then on a missing log is a lost one: it is never made anew under the same
 //!   incarnation.
 //! - One process at a time holds the lock, until its [`DataDir`] is dropped or the process ends.
+//!
+//! The protocol, with a figure: `docs/design/identity.md`.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;

@@ -1,4 +1,4 @@
-//! Which machine of a node wrote something, in which version, and what a build reads. `docs/design/versions.md` has the rules.
+//! Which machine of a node wrote something, in which version, and what a build reads. `docs/design/composition.md` has the rules.
 
 use std::fmt;
 

@@ -12,6 +12,7 @@ mod guide;
 mod jobs;
 mod machine;
 mod operated;
+mod pages;
 #[path = "../../docs/examples/queue.rs"]
 mod queue;
 mod three_processes;

@@ -12,6 +12,8 @@
 //!
 //! A clone shares the blocks. After one, the next push copies the open block: at most [`BLOCK_EVENTS`] entries of
 //! 64 bytes, unless the last commands changed more at once.
+//!
+//! The protocol, with a figure: `docs/design/watching.md`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};

@@ -9,6 +9,8 @@
 //!
 //! The events of one revision come in one message. Only when they alone are more than a message takes, as when one command
 //! removes thousands of keys, are they told in pieces; where to go on after a break stays the same until the last piece.
+//!
+//! The protocol, with a figure: `docs/design/watching.md`.
 
 use std::sync::Arc;
 use std::time::Duration;

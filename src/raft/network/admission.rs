@@ -17,6 +17,8 @@
 //! only one: whoever makes one may have made up all that it stands on, and the log says that it was made.
 //!
 //! A node may ask for itself at an address, to learn whether that leads to it.
+//!
+//! The protocol, with a figure: `docs/design/identity.md`.
 
 use std::collections::BTreeMap;
 

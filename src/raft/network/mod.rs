@@ -2,7 +2,8 @@
 //!
 //! Three connections per peer, so that none delays another: appends, heartbeats and snapshots; and one from every
 //! other member to the leader, for what members ask of it. Each begins with a handshake in which both sides name the cluster, the node and the incarnation they are
-//! and expect; after that the caller sends requests and the callee answers them, matched by id.
+//! and expect; after that the caller sends requests and the callee answers them, matched by id. A request for a vote goes over a connection that is
+//! dialled for it. So with the default timing, round trips between members should stay below 40 ms.
 //!
 //! - [`client`]: the calling side, what openraft sends through;
 //! - [`addresses`]: where members are dialled;

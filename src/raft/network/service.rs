@@ -1,11 +1,35 @@
 //! The answering side: admits peers and passes their requests to the core.
 //!
+//! openraft's core takes what it is told for true, and relies on appends being processed and answered in order: it takes a conflict
+//! below what has matched for a follower that lost its disk. A network loses, delays, doubles and reorders messages, and any
+//! program may call. So nothing reaches the core before its caller is admitted, its message is [plausible], and its turn has come.
+//!
+//! ```text
+//! handshake -> door: a member, in the right directory? -> requests of one connection
+//!                                                           |
+//!      in order, late ones dropped:  append, votes, hand-over -> plausible? -> room on the disk? -> core
+//!      one at a time:                pieces of a snapshot     -> plausible? -> file -> read whole  -> core
+//!      in any order:                 read index, announcement, comparison     -> what the leader keeps
+//!      each its own task:            forwarded calls, each number once        -> the engine's desk
+//! ```
+//!
 //! - `door`: whom it admits;
 //! - `pieces`: snapshots, piece by piece;
 //! - `offers`: hand-overs that a leader has announced;
 //! - `forwarded`: calls that members pass on to their leader.
 //!
-//! Nothing reaches the core before it was found to be [plausible].
+//! # Invariants
+//!
+//! - Answers to appends leave in the order of their requests, each with what this node says of itself: disk, lease, state, versions.
+//! - Only a leader appends and only a candidate asks for votes: the sender is who was admitted, whatever the message says.
+//! - To refuse is the same as to lose, so a refusal breaks nothing of Raft. A leader that was deposed is told of the newer term first.
+//! - A restarted node grants no vote before its [silence](Promise) is over, unless its leader itself has asked for the election.
+//! - An entry that this build could not apply is refused before it is in the log. If it is committed the node stops, and says why.
+//! - Blank entries and memberships always pass a full disk; commands pass while there is room for them.
+//!
+//! # What it does not do
+//!
+//! Prove who calls: a caller that knows a member's name, id and incarnation passes for that member. Repeat anything.
 
 mod door;
 mod forwarded;
@@ -71,8 +95,8 @@ pub(crate) struct Callee {
     pub joins: bool,
     /// The founding members it was given, with their peer addresses.
     pub founders: BTreeMap<NodeId, String>,
-    /// Called when a caller expects another data directory, and this one belongs to no cluster, or to one of its own. It
-    /// is only a claim: whoever is called looks into it.
+    /// Called when a caller expects another data directory, and this node belongs to no cluster yet. It is only a claim, to be
+    /// looked into.
     pub claimed: Arc<dyn Fn(Claim) + Send + Sync>,
     /// Where what members announce goes while this node leads. Bounded: a member repeats what is not accepted.
     pub announcements: mpsc::Sender<(NodeId, Announcement)>,

@@ -26,6 +26,8 @@
 //!   readable, although they may not be durable; the node has to stop.
 //!
 //! What it does not do: know what is on the disk, or how it got there.
+//!
+//! The protocol, with a figure: `docs/design/disk.md`.
 
 mod disk;
 mod read;

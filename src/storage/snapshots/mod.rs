@@ -2,8 +2,8 @@
 //!
 //! A snapshot is either written here, payload first to last ([`SnapshotStore::begin`]), or received from a
 //! peer as the bytes of its file ([`SnapshotStore::receive`]). Both go to an unfinished file that means
-//! nothing until it is complete, checked and synced; then it takes its name, atomically, and older ones are
-//! removed.
+//! nothing until it is complete and synced, and checked if it was received; then it takes its name, atomically,
+//! and older ones are removed.
 //!
 //! # Invariants
 //! - What [`newest`](SnapshotStore::newest) returns is complete, and every byte of it matched its checksum when it

@@ -26,6 +26,8 @@
 //! Keep others from taking the blocks in the instant between their release by one file and their allocation by
 //! another; protect a log whose file can own nothing beyond its end by more than the watermark. Either may end in
 //! the log's failure, which stops the node.
+//!
+//! The protocol, with a figure: `docs/design/disk.md`.
 
 mod policy;
 mod reserve;
