@@ -61,8 +61,10 @@ impl InFlight {
             self.slots.push(None);
             u32::try_from(self.slots.len() - 1).expect("invariant: at most MAX_SLOTS slots")
         });
+        assert!(self.len() <= self.limit, "invariant: no more is in flight than may be");
         let tag = (self.issued << SLOT_BITS) | u64::from(slot);
-        self.slots[slot as usize] = Some((tag, waiter));
+        let other = self.slots[slot as usize].replace((tag, waiter));
+        assert!(other.is_none(), "invariant: a free slot holds no request");
         tag
     }
 

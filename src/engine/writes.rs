@@ -279,8 +279,10 @@ pub(super) struct Admitted<M: StateMachine> {
 
 impl<M: StateMachine> Drop for Admitted<M> {
     fn drop(&mut self) {
-        self.engine.inflight_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.engine.inflight_commands.fetch_sub(1, Ordering::Relaxed);
+        let bytes = self.engine.inflight_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        assert!(bytes >= self.bytes, "invariant: what leaves was counted when it came");
+        let commands = self.engine.inflight_commands.fetch_sub(1, Ordering::Relaxed);
+        assert!(commands > 0, "invariant: what leaves was counted when it came");
     }
 }
 

@@ -345,8 +345,10 @@ impl Caller {
 
     /// It holds so much less.
     pub(crate) fn give_back(&self, what: Held, amount: usize) {
-        self.held[what as usize].fetch_sub(amount, Ordering::Relaxed);
-        self.places.held[what as usize].fetch_sub(amount, Ordering::Relaxed);
+        let held = self.held[what as usize].fetch_sub(amount, Ordering::Relaxed);
+        assert!(held >= amount, "invariant: a caller gives back no more than it holds");
+        let all = self.places.held[what as usize].fetch_sub(amount, Ordering::Relaxed);
+        assert!(all >= amount, "invariant: all callers hold no less than one of them");
         if what == Held::Unsent {
             self.progresses();
             self.sent.notify_one();

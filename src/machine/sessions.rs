@@ -113,6 +113,7 @@ impl Entry {
                 None => self.first_unanswered = first_unanswered,
             }
         }
+        assert!(self.first_unanswered >= first_unanswered, "invariant: what is settled stays settled");
         before - self.bytes
     }
 }
@@ -293,7 +294,9 @@ impl SessionTable {
             answers: VecDeque::new(),
             bytes: 0,
         };
-        self.sessions.insert(id, Arc::new(entry));
+        let taken = self.sessions.insert(id, Arc::new(entry));
+        assert!(taken.is_none(), "invariant: no session takes the place of another");
+        assert!(self.sessions.len() <= MAX_SESSIONS, "invariant: the table has a bound");
         self.counts.opened += 1;
         Ok(())
     }
@@ -333,6 +336,10 @@ impl SessionTable {
         let Some(entry) = self.sessions.remove(&id) else { return 0 };
         self.bytes -= entry.bytes;
         self.openers.remove(&entry.opener, id);
+        assert!(
+            self.bytes == 0 || !self.sessions.is_empty(),
+            "invariant: no answers are counted without a session"
+        );
         1
     }
 
@@ -374,13 +381,16 @@ impl SessionTable {
     pub(crate) fn record(&mut self, slot: SessionSlot, log_id: LogId, reply: Bytes) -> u64 {
         let entry = self.sessions.get_mut(&slot.session).expect("invariant: just admitted");
         let entry = Arc::make_mut(entry);
+        assert!(slot.sequence >= entry.first_unanswered, "invariant: a settled write is not applied again");
         let place = (slot.sequence - entry.first_unanswered) as usize;
+        assert!((place as u64) < WINDOW, "invariant: a session has a bounded window");
         let before = entry.bytes;
         while entry.answers.len() <= place {
             entry.answers.push_back(None);
             entry.bytes += ANSWER_BYTES;
         }
         entry.bytes += reply.len();
+        assert!(entry.answers[place].is_none(), "invariant: a write of a session is applied once");
         entry.answers[place] = Some(Answer { log_id, reply });
         let bytes = entry.bytes;
         self.bytes += bytes - before;

@@ -164,6 +164,7 @@ impl<M: StateMachine> Applier<M> {
         } else if self.progress.command_bytes.saturating_sub(covered) >= self.snapshot_lag_bytes {
             tracing::debug!("entries wait for the snapshot that is being written");
             // Readers find all that is applied meanwhile.
+            self.published.advance(self.progress);
             self.published.publish(self.applied());
             // Nothing is sent: it ends when the view is gone.
             while writing.changed().await.is_ok() {}
@@ -235,6 +236,12 @@ impl<M: StateMachine> Applier<M> {
     }
 
     fn replace(&mut self, content: Restored<M>, meta: &crate::storage::SnapshotMeta) {
+        let newer =
+            |applied: types::LogId| meta.log_id.index > applied.index && meta.log_id.term >= applied.term;
+        assert!(
+            self.progress.log_id.is_none_or(newer),
+            "invariant: a snapshot that is installed is newer than the state"
+        );
         let mut machine = content.machine;
         machine.replaces(&self.machine);
         self.machine = machine;
@@ -357,11 +364,11 @@ impl<M: StateMachine> Applier<M> {
     /// Applies one entry.
     fn apply_entry(&mut self, entry: Entry) -> io::Result<Answer> {
         let log_id = position(&entry);
-        // That none is left out is the log's part: see `RaftLog::entries_stream`.
-        assert!(
-            self.progress.log_id.is_none_or(|applied| log_id.index > applied.index),
-            "invariant: no entry is applied twice"
-        );
+        if let Some(applied) = self.progress.log_id {
+            // That none is left out is the log's part: see `RaftLog::entries_stream`.
+            assert!(log_id.index > applied.index, "invariant: no entry is applied twice");
+            assert!(log_id.term >= applied.term, "invariant: terms do not fall along the log");
+        }
         let answer = match &entry.payload {
             Payload::Blank => Answer::empty(),
             Payload::Membership(_) => {

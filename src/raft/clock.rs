@@ -76,7 +76,8 @@ impl ClusterClock {
 
     /// An entry of `term` that says `stamp` is being applied.
     pub(super) fn advance(&mut self, term: u64, stamp: Stamp) {
-        debug_assert!(self.term <= term, "invariant: terms do not decrease along the log");
+        assert!(self.term <= term, "invariant: terms do not fall along the log");
+        let before_ms = self.elapsed_ms;
         match stamp {
             Stamp::LogTime(time_ms) => {
                 self.elapsed_ms = self.elapsed_ms.max(time_ms);
@@ -97,6 +98,7 @@ impl ClusterClock {
                 self.follow(reading.wall_ms);
             }
         }
+        assert!(self.elapsed_ms >= before_ms, "invariant: elapsed time does not go back");
     }
 
     /// What elapsed time would be after an entry with `reading`, if it came next and in the term of the reading.

@@ -216,12 +216,17 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let vote = type_config::from_vote(vote);
+        assert!(
+            self.store.vote().is_none_or(|held| held.term <= vote.term),
+            "invariant: a voter's term does not fall"
+        );
         self.activity.voted(self.own.0, vote);
         self.durably(|done| self.store.save_vote(vote, done)).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let committed = committed.as_ref().map(type_config::from_log_id);
+        assert!(self.store.committed() <= committed, "invariant: what is committed stays committed");
         if let Some(upto) = committed {
             self.activity.committed(upto.index);
             tracing::trace!(target: WRITES, node_id = self.own.0, %upto, "committed");
@@ -247,6 +252,13 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
             type_config::from_entry(entry)
         };
         let entries: Vec<types::Entry> = entries.into_iter().map(&mut local).collect();
+        assert!(
+            entries.is_sorted_by_key(|entry| entry.log_id),
+            "invariant: entries of one log are in the order of their positions"
+        );
+        if let (Some(first), Some(committed)) = (entries.first(), self.store.committed()) {
+            assert!(first.log_id > committed, "invariant: no entry takes the place of one that is committed");
+        }
         let (last, own, held) = (entries.last().map(|entry| entry.log_id), self.own, self.held.clone());
         let flushed_commands = self.flushed_commands.clone();
         if let (Some(batch), Some(last)) = (Batch::of(&entries), last) {
@@ -273,6 +285,7 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
         let last = last.as_ref().map(type_config::from_log_id);
+        assert!(self.store.committed() <= last, "invariant: what is committed is not truncated");
         self.activity.truncated(last.map(|last| last.index));
         self.durably(|done| self.store.truncate(last, done)).await
     }

@@ -117,7 +117,12 @@ impl<V> Published<V> {
     /// The machine has come this far. Whether a view of it is wanted.
     pub(crate) fn advance(&self, progress: Progress) -> bool {
         self.history.set(progress.history);
-        self.progress.send_replace(progress);
+        let before = self.progress.send_replace(progress);
+        assert!(before.next_index() <= progress.next_index(), "invariant: what is applied stays applied");
+        assert!(
+            before.command_bytes <= progress.command_bytes,
+            "invariant: bytes that were applied stay counted"
+        );
         let is_wanted = self.wanted.swap(false, Ordering::AcqRel);
         let is_old = progress.next_index() >= *self.viewed.borrow() + VIEW_ENTRIES
             || progress.command_bytes >= self.viewed_bytes.load(Ordering::Relaxed) + VIEW_BYTES;
@@ -130,6 +135,14 @@ impl<V> Published<V> {
     /// Leaves a view for readers.
     pub(crate) fn publish(&self, applied: Applied<V>) {
         let next = applied.progress.next_index();
+        assert!(
+            next <= self.progress.borrow().next_index(),
+            "invariant: a view shows nothing that was not told"
+        );
+        assert!(
+            next >= *self.viewed.borrow(),
+            "invariant: no reader is shown an older state than another was"
+        );
         self.viewed_bytes.store(applied.progress.command_bytes, Ordering::Relaxed);
         self.view.store(Some(Arc::new(applied)));
         self.viewed.send_replace(next);
@@ -204,6 +217,7 @@ mod tests {
         assert!(published.last_view().is_none(), "nobody reads, and the last view is old");
 
         let large = |bytes| Progress { command_bytes: bytes, ..progress(12 + VIEW_ENTRIES) };
+        published.advance(large(0));
         published.publish(Applied { progress: large(0), view: () });
         assert!(!published.advance(large(VIEW_BYTES - 1)));
         assert!(published.last_view().is_some());

@@ -99,10 +99,15 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
     ) -> io::Result<Snapshot<CommittedLeaderId, NodeId, Member, SnapshotData>> {
         let progress = self.content.applied.progress;
         let Some(log_id) = progress.log_id else { return Ok(nothing()) };
+        let membership_log_id = self.membership.log_id().as_ref().map(type_config::from_log_id);
+        assert!(
+            membership_log_id <= Some(log_id),
+            "invariant: a snapshot's membership is no newer than its state"
+        );
         let meta = crate::storage::SnapshotMeta {
             log_id,
             clock: progress.clock,
-            membership_log_id: self.membership.log_id().as_ref().map(type_config::from_log_id),
+            membership_log_id,
             membership: type_config::from_membership(self.membership.membership()),
             history: progress.history,
             quota_bytes: progress.quota.map_or(0, Quota::to_stored),

@@ -115,7 +115,8 @@ impl Items {
         let record = if let Some(slot) = tree.get_mut(&**key) {
             (header.create_revision, header.version) = (slot.create_revision(), slot.version() + 1);
             if slot.expires_ms() != 0 {
-                deadlines.remove(&(slot.expires_ms(), key.clone()));
+                let due = deadlines.remove(&(slot.expires_ms(), key.clone()));
+                assert!(due.is_some(), "invariant: an item that is due has a deadline");
             }
             *hash = hash.wrapping_sub(item_hash(key, slot.as_bytes()));
             *bytes -= item_state_bytes(key, slot);
@@ -129,7 +130,8 @@ impl Items {
         *hash = hash.wrapping_add(item_hash(key, record.as_bytes()));
         *bytes += item_state_bytes(key, &record);
         if expires_ms != 0 {
-            deadlines.insert((expires_ms, key.clone()));
+            let other = deadlines.insert((expires_ms, key.clone()));
+            assert!(other.is_none(), "invariant: an item has one deadline");
         }
         record
     }
@@ -140,8 +142,10 @@ impl Items {
         self.hash = self.hash.wrapping_sub(item_hash(&key, record.as_bytes()));
         self.bytes -= item_state_bytes(&key, &record);
         if record.expires_ms() != 0 {
-            self.deadlines.remove(&(record.expires_ms(), key.clone()));
+            let due = self.deadlines.remove(&(record.expires_ms(), key.clone()));
+            assert!(due.is_some(), "invariant: an item that is due has a deadline");
         }
+        assert!(self.bytes == 0 || !self.tree.is_empty(), "invariant: no item takes nothing");
         Some(key)
     }
 

@@ -383,10 +383,15 @@ impl<D: LogDisk> LogStore for DurableLog<D> {
         let bytes = entries.iter().map(Entry::size_bytes).sum();
         self.submit(bytes, done, |state, ticket| {
             let expected = state.next_index();
+            let mut term = state.bounds.last.map_or(0, |last| last.term);
             for (entry, index) in entries.iter().zip(expected..) {
                 if entry.log_id.index != index {
                     return Err(format!("entry {} appended where {index} should be", entry.log_id));
                 }
+                if entry.log_id.term < term {
+                    return Err(format!("entry {} appended after one of term {term}", entry.log_id));
+                }
+                term = entry.log_id.term;
             }
             let Some(last) = entries.last() else { return Ok(Change::Nothing) };
             state.bounds.last = Some(last.log_id);

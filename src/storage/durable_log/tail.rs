@@ -49,8 +49,18 @@ impl Tail {
     }
 
     pub(crate) fn push(&mut self, ticket: u64, entry: Entry) {
-        debug_assert!(
-            self.entries.back().is_none_or(|last| last.entry.log_id.index + 1 == entry.log_id.index)
+        if let Some(last) = self.entries.back() {
+            assert!(last.entry.log_id.index + 1 == entry.log_id.index, "invariant: the tail has no hole");
+            assert!(
+                last.entry.log_id.term <= entry.log_id.term,
+                "invariant: terms do not fall along the log"
+            );
+            assert!(last.ticket <= ticket, "invariant: entries come in the order of their writes");
+        }
+        let is_recovered = ticket == 0;
+        assert!(
+            is_recovered || ticket > self.durable_ticket,
+            "invariant: nothing is durable before it is written"
         );
         self.bytes += Tailed::bytes(&entry);
         self.entries.push_back(Tailed { ticket, entry });
@@ -58,7 +68,8 @@ impl Tail {
 
     /// Notes that writes up to `ticket` are durable, and lets go of what exceeds the budget.
     pub(crate) fn settle(&mut self, ticket: u64) {
-        self.durable_ticket = self.durable_ticket.max(ticket);
+        assert!(ticket >= self.durable_ticket, "invariant: writes become durable in their order");
+        self.durable_ticket = ticket;
         while self.bytes > self.budget_bytes
             && self.entries.front().is_some_and(|first| first.ticket <= self.durable_ticket)
         {
@@ -84,6 +95,7 @@ impl Tail {
         if let Some(first) = self.entries.pop_front() {
             self.bytes -= Tailed::bytes(&first.entry);
         }
+        assert!(self.bytes == 0 || !self.entries.is_empty(), "invariant: an empty tail takes nothing");
     }
 
     /// Position of the entry with `index`, if it is here.

@@ -315,6 +315,20 @@ fn a_write_that_does_not_fit_fails_the_log_and_not_the_disk() {
 }
 
 #[test]
+fn an_entry_of_a_term_before_the_last_fails_the_log() {
+    let disk = RamDisk::default();
+    let log = disk.open(0).unwrap();
+    let of_term = |term, index| {
+        let (done, outcome) = completion();
+        log.append(vec![command(term, index, 1)], done);
+        outcome.recv().unwrap()
+    };
+    of_term(2, 0).unwrap();
+    let refused = of_term(1, 1).unwrap_err().to_string();
+    assert!(refused.contains("after one of term 2"), "{refused}");
+}
+
+#[test]
 fn a_hang_is_reported_although_the_state_is_locked() {
     let (release, gate) = mpsc::channel::<()>();
     let gate = Mutex::new(gate);
@@ -357,7 +371,8 @@ fn what_is_committed_is_written_with_what_it_was_said_after() {
     first.recv_timeout(PATIENCE).unwrap().unwrap();
     let flushed = disk.0.flushed.lock().unwrap().clone();
     assert_eq!((flushed.bounds.last, flushed.committed), (Some(LogId::new(1, 9)), None));
-    let last = append(&log, 10);
+    let (done, last) = completion();
+    log.append(vec![command(2, 10, 1)], done);
     drop(release);
     last.recv_timeout(PATIENCE).unwrap().unwrap();
     assert_eq!(disk.0.flushed.lock().unwrap().committed, Some(LogId::new(2, 8)));

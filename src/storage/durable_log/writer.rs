@@ -232,6 +232,8 @@ fn sweep<D: LogDisk>(shared: &Shared, disk: &mut D) -> Result<(), WriteError<D::
 /// Writes one batch and reports its outcome.
 fn write<D: LogDisk>(shared: &Shared, disk: &mut D, writes: Vec<Write>) -> Result<(), WriteError<D::Error>> {
     let (ticket, committed) = writes.last().map_or((0, None), |write| (write.ticket, write.committed));
+    let in_order = writes.is_sorted_by(|earlier, later| earlier.ticket < later.ticket);
+    assert!(in_order, "invariant: the queue keeps the order of submission");
     let bytes: usize = writes.iter().map(|write| write.bytes).sum();
     let count = writes.len() as u64;
     let (changes, completions): (Vec<_>, Vec<_>) =
@@ -254,8 +256,10 @@ fn write<D: LogDisk>(shared: &Shared, disk: &mut D, writes: Vec<Write>) -> Resul
     disk.flush(committed).map_err(WriteError::Disk)?;
     let completions = shared.progress.end()?;
     let failure = shared.settle(ticket);
-    shared.stats.queued_bytes.fetch_sub(bytes as u64, Relaxed);
-    shared.stats.queued_writes.fetch_sub(count, Relaxed);
+    let queued_bytes = shared.stats.queued_bytes.fetch_sub(bytes as u64, Relaxed);
+    assert!(queued_bytes >= bytes as u64, "invariant: no more bytes leave the queue than came");
+    let queued_writes = shared.stats.queued_writes.fetch_sub(count, Relaxed);
+    assert!(queued_writes >= count, "invariant: no more writes leave the queue than came");
     complete(completions.into_iter(), failure.as_ref()).map_err(WriteError::Completion)
 }
 
