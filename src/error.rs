@@ -20,7 +20,8 @@ use crate::reason::Reason;
 use crate::shown::Shown;
 pub(crate) use crate::types::Leader;
 use crate::types::{
-    Divergence, HistoryEpoch, Incarnation, LogId, MachineVersion, NodeId, UnsupportedVersion,
+    Divergence, HistoryEpoch, Incarnation, LogId, MachineVersion, NodeId, UnconfirmedReply,
+    UnsupportedVersion,
 };
 
 fn describe(leader: &Option<Leader>) -> String {
@@ -204,6 +205,9 @@ pub enum WriteError {
         log_id: LogId,
         /// The voters not known to hold it.
         missing: Vec<NodeId>,
+        /// What came of it; [`Engine::unconfirmed`](crate::Engine::unconfirmed) decodes it. `None` only where it was passed on to a
+        /// leader of an earlier version, or is too large for a message.
+        reply: Option<Box<UnconfirmedReply>>,
     },
     /// Leadership was lost while the command was in flight: it may have been applied, or may be later.
     #[error("leadership was lost before the outcome was known: the write may have been applied")]
@@ -244,7 +248,7 @@ impl OperationError for WriteError {
             Self::AnswerForgotten => Told::of(Reason::AnswerForgotten),
             Self::WindowExceeded => Told::of(Reason::WindowExceeded),
             Self::TooManySessions | Self::TooManyOfOpener { .. } => Told::of(Reason::TooManySessions),
-            Self::AckTimeout { log_id, missing } => {
+            Self::AckTimeout { log_id, missing, reply: _ } => {
                 Told { standing: Some((*log_id, missing)), ..Told::of(Reason::AckTimeout).undecided(true) }
             }
             Self::Interrupted { leader } => Told::of(Reason::Interrupted).undecided(true).led_by(leader),
@@ -259,6 +263,14 @@ impl WriteError {
     /// Whether the write may have taken effect, or may still do so.
     pub fn maybe_applied(&self) -> bool {
         self.told().maybe_applied
+    }
+
+    /// The same, of a write to `machine`.
+    pub(crate) fn of_machine(mut self, machine: u16) -> Self {
+        if let Self::AckTimeout { reply: Some(reply), .. } = &mut self {
+            reply.machine = machine;
+        }
+        self
     }
 }
 
@@ -400,6 +412,13 @@ fn unreadable_hint(source: &io::Error) -> &'static str {
     }
 }
 
+fn room_hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull => "; its file system is full: make room there, and start again",
+        _ => "",
+    }
+}
+
 fn listen_hint(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::AddrInUse => "stop the process that uses it, or choose another address",
@@ -441,7 +460,7 @@ pub enum OpenError {
 #[non_exhaustive]
 pub enum StorageError {
     /// Reading or writing failed.
-    #[error("{operation} {}: {source}", path.display())]
+    #[error("{operation} {}: {source}{}", path.display(), room_hint(.source))]
     Io {
         /// What was attempted, such as `cannot write`.
         operation: &'static str,

@@ -136,7 +136,7 @@ pub use types::{
     AckLevel, Bookmark, ClusterClock, DEFAULT_ACK_TIMEOUT, Divergence, Founding, HistoryEpoch, Incarnation,
     InitialState, Intent, Leader, LogId, MachineVersion, Member, MemberKind, Membership, NodeId,
     OtherInitialState, ParseBookmarkError, PeerStanding, Quota, QuotaSource, ReadLevel, ReadOptions,
-    ReadWait, ReadableVersions, Role, SessionSlot, UnsupportedVersion, WriteOptions,
+    ReadWait, ReadableVersions, Role, SessionSlot, UnconfirmedReply, UnsupportedVersion, WriteOptions,
 };
 
 /// The client port of a node: what serves a [`Guest`](server::Guest), and what operators and probes ask.

@@ -5,6 +5,7 @@
 
 mod founding;
 mod named;
+mod unconfirmed;
 mod versions;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use founding::check_initial_state;
 pub use founding::{Founding, InitialState, OtherInitialState};
 pub use named::{DiskState, MemberKind, PeerStanding, QuotaSource, ReadWait, Role};
+pub use unconfirmed::UnconfirmedReply;
 pub use versions::{MachineVersion, ReadableVersions, SnapshotMachines, UnsupportedVersion};
 pub(crate) use versions::{check_agreed, check_version};
 
@@ -364,6 +366,9 @@ pub struct DiskStatus {
     pub available_bytes: Option<u64>,
     /// Bytes that are set aside, in the reserve file and beyond the end of the log's; none without a reserve.
     pub reserve_bytes: Option<u64>,
+    /// Bytes that must be free and set aside together before writes are taken again once the disk was full; none without a
+    /// reserve.
+    pub needed_bytes: Option<u64>,
     /// How long the present write of the log has been under way.
     #[serde(skip)]
     pub writing_for: Option<Duration>,

@@ -4,6 +4,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
+/// What helps where the file system is full.
+fn room_hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull => {
+            "; its file system is full: make room there, or choose another --data-dir"
+        }
+        _ => "",
+    }
+}
+
 /// Every message says what to do, where something can be done.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -102,7 +112,7 @@ pub enum ClusterError {
         source: serde_json::Error,
     },
     /// Reading, writing, starting or signalling failed.
-    #[error("{operation} {}: {source}", path.display())]
+    #[error("{operation} {}: {source}{}", path.display(), room_hint(.source))]
     Io {
         /// What was attempted, such as `cannot write`.
         operation: &'static str,

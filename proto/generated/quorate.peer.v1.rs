@@ -771,6 +771,14 @@ pub mod call_failure {
             pub at: ::core::option::Option<super::super::LogId>,
             #[prost(uint64, repeated, tag = "2")]
             pub missing: ::prost::alloc::vec::Vec<u64>,
+            /// What the machine answered, as it encodes it, unless that is too large for a message.
+            #[prost(bytes = "bytes", optional, tag = "3")]
+            pub reply: ::core::option::Option<::prost::bytes::Bytes>,
+            #[prost(uint64, repeated, tag = "4")]
+            pub held_by: ::prost::alloc::vec::Vec<u64>,
+            /// An earlier attempt of the same session and sequence had applied it.
+            #[prost(bool, tag = "5")]
+            pub repeated: bool,
         }
         #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
         pub struct Stopped {
@@ -839,7 +847,7 @@ pub mod call_failure {
     pub struct Membership {
         #[prost(
             oneof = "membership::Why",
-            tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25"
+            tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26"
         )]
         pub why: ::core::option::Option<membership::Why>,
     }
@@ -965,6 +973,9 @@ pub mod call_failure {
             /// How many there may be.
             #[prost(uint64, tag = "25")]
             TooManyChanges(u64),
+            /// Nothing was proposed by the end of the caller's time; the step is what was waited for.
+            #[prost(message, tag = "26")]
+            OutOfTime(Timeout),
         }
     }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

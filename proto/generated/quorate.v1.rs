@@ -89,6 +89,21 @@ pub struct Failure {
     pub position: ::core::option::Option<Position>,
     #[prost(uint64, repeated, tag = "8")]
     pub missing: ::prost::alloc::vec::Vec<u64>,
+    /// REASON_ACK_TIMEOUT: what the answer would have been. Not in the details of a status if its response has more than 2048 bytes.
+    #[prost(message, optional, boxed, tag = "9")]
+    pub unconfirmed: ::core::option::Option<
+        ::prost::alloc::boxed::Box<UnconfirmedAnswer>,
+    >,
+}
+/// The answer to a write that is committed and applied, and that not every voter has confirmed in time.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnconfirmedAnswer {
+    #[prost(message, optional, tag = "1")]
+    pub header: ::core::option::Option<Header>,
+    /// As a pipeline carries it, which may be no bytes at all. For Kv it is the message that the method answers with, without its
+    /// header.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub response: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeaderHint {
@@ -2533,6 +2548,14 @@ pub struct StatusResponse {
     /// How its state differs from the other nodes'; empty while it does not. It then answers no reads and takes no writes.
     #[prost(string, tag = "33")]
     pub diverged: ::prost::alloc::string::String,
+    /// Bytes that are free on its disk and that are set aside there, and how many both must be together before a node whose disk was
+    /// full takes writes again. Unset where nobody looks, and without a reserve.
+    #[prost(uint64, optional, tag = "34")]
+    pub disk_available_bytes: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "35")]
+    pub disk_reserve_bytes: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "36")]
+    pub disk_needed_bytes: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MemberInfo {

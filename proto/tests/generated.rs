@@ -29,6 +29,8 @@ fn generate(out: &Path) {
         .generate_default_stubs(true)
         // One list of reasons for all interfaces, with what each is there.
         .extern_path(".quorate.v1.Reason", "crate::reason::Reason")
+        // Rare, and large where it would be in every failure.
+        .boxed(".quorate.v1.Failure.unconfirmed")
         .codec_path("crate::proto::codec::BoundedCodec")
         // The messages are always there, for any transport; what needs tonic is not.
         .client_mod_attribute("quorate.peer.v1", "#[cfg(feature = \"peers\")]")

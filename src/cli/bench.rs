@@ -182,26 +182,26 @@ pub async fn run(common: &Common, args: BenchArgs) -> Result<(), CliError> {
     let total = measure(&plan, args.callers as usize).await;
     plan.client.close().await;
     let report = report(&args, reads, window, &total);
-    match common.output {
-        Format::Json => output::json(&report)?,
-        Format::Table => output::raw(table(&report).as_bytes())?,
-    }
+    let printed = match common.output {
+        Format::Json => output::json(&report),
+        Format::Table => output::raw(table(&report).as_bytes()),
+    };
     match total.last_error {
         Some(last) if report.operations == 0 => Err(CliError::NothingMeasured {
-            last: last.to_string(),
+            why: format!("the last error was: {last}"),
             reason: last.reason(),
             maybe_applied: last.maybe_applied(),
         }),
         None if report.operations == 0 => Err(CliError::NothingMeasured {
-            last: "none, but no operation ended in time".to_owned(),
+            why: "none ended within the time that is measured".to_owned(),
             reason: Reason::DeadlineExceeded,
             maybe_applied: reads < 1.0,
         }),
         Some(last) => {
             output::remark(&format!("{} operations failed; the last error was: {last}", report.errors));
-            Ok(())
+            printed
         }
-        None => Ok(()),
+        None => printed,
     }
 }
 

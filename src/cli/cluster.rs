@@ -11,17 +11,21 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quorate_cluster::{Cluster, ClusterError, ClusterSpec};
 use tokio::time::MissedTickBehavior;
 
+use super::health::disk_in_words;
 use crate::engine::{MIN_MEMORY_BYTES, available_memory_bytes};
 use crate::kv::client::{Client, ClientConfig, ConfigError, Endpoint, NodeReport};
+use crate::reason::EXIT_INVALID;
 use crate::runtime;
+use crate::shown::shortened;
 use crate::signals::StopSignals;
-use crate::types::NodeId;
+use crate::types::{DiskState, NodeId};
 use screen::{NodeRow, Screen, View};
 use supervisor::{Event, Supervisor};
 
@@ -36,6 +40,11 @@ const STATUS_TIMEOUT_MS: u64 = 800;
 const STOP_DEADLINE_MS: u64 = 10_000;
 /// Without a leader after this long, the user is told where to look.
 const LEADER_EXPECTED_MS: u64 = 15_000;
+
+/// Where less is left than this, which a node at least sets aside and has free beside it, that is said of one that has ended.
+const LITTLE_ROOM_BYTES: u64 = 64 * 1024 * 1024;
+/// Longest repetition of what a node has said at its end.
+const MOST_LAST_WORDS_BYTES: usize = 2048;
 
 /// Arguments of `quorate cluster`.
 #[derive(Debug, Clone, clap::Args)]
@@ -138,6 +147,8 @@ struct Session<'a> {
     client: Client,
     endpoints: BTreeMap<NodeId, Endpoint>,
     supervisor: Supervisor,
+    /// What the nodes' disks were good for when they last said so.
+    disks: BTreeMap<NodeId, DiskState>,
     /// The program as it is called to talk to this cluster.
     call: String,
     started: Instant,
@@ -159,6 +170,7 @@ impl<'a> Session<'a> {
             client: Client::new(endpoints.values().map(Endpoint::as_str), config)?,
             endpoints,
             supervisor: Supervisor::new(restart),
+            disks: BTreeMap::new(),
             call,
             started: Instant::now(),
             introduced: false,
@@ -181,6 +193,7 @@ impl<'a> Session<'a> {
                 view = async { tick.tick().await; self.look().await } => {
                     leader = view.leader();
                     self.supervise(&view, screen)?;
+                    self.tell_disks(&view, screen);
                     self.introduce(&view, screen);
                     screen.show(&view);
                 }
@@ -212,11 +225,20 @@ impl<'a> Session<'a> {
                         "node {} (process {}) ended with {}; its output is in {}",
                         node.node_id(),
                         exit.pid,
-                        exit.status,
+                        ended_with(exit.status),
                         node.log_path().display()
                     ));
+                    let why = last_words(&node.log_tail(1));
+                    // What it had to say may not have found room, either.
+                    if let Some(why) = why.or_else(|| little_room(self.cluster.data_dir())) {
+                        screen.print(&format!("  {why}"));
+                    }
+                    let invalid = exit.status.code() == Some(EXIT_INVALID.into());
                     screen.print(&match restart_in {
                         Some(pause) => format!("  it starts again in {} s", pause.as_secs()),
+                        None if invalid => {
+                            format!("  correct that, and start it again with:\n  {}", node.command_line())
+                        }
                         None => format!("  start it again with:\n  {}", node.command_line()),
                     });
                 }
@@ -238,6 +260,33 @@ impl<'a> Session<'a> {
             });
         }
         Ok(())
+    }
+
+    /// Says of nodes whose disks take no writes any more what they lack, and of those that take them again that they do.
+    fn tell_disks(&mut self, view: &View, screen: &mut Screen) {
+        for row in &view.rows {
+            let Some(disk) = row.status.as_ref().and_then(|status| status.disk) else { continue };
+            let before = self.disks.insert(row.node_id, disk.state).unwrap_or_default();
+            let node_id = row.node_id;
+            match (before.takes_writes(), disk.state.takes_writes()) {
+                (true, false) => {
+                    let data_dir = self.cluster.node(node_id).data_dir();
+                    let words = disk_in_words(&disk);
+                    let remedy = match disk.state {
+                        DiskState::Full => {
+                            ": make room there, and writes are taken again by themselves; or stop the cluster, and start it without a reserve (QUORATE_DISK_RESERVE_BYTES=0) or with --data-dir on a larger disk"
+                        }
+                        DiskState::Ok | DiskState::Low | DiskState::Stalled => "",
+                    };
+                    screen.print(&format!(
+                        "node {node_id} takes no writes: {words}. Its data directory is {}{remedy}",
+                        data_dir.display()
+                    ));
+                }
+                (false, true) => screen.print(&format!("the disk of node {node_id} takes writes again")),
+                (true, true) | (false, false) => {}
+            }
+        }
     }
 
     /// Says once how to talk to the cluster, as soon as it has a leader.
@@ -283,6 +332,32 @@ async fn stop_all(
     Ok(())
 }
 
+/// What to say of a directory whose file system is full, or nearly.
+fn little_room(directory: &Path) -> Option<String> {
+    let room = rustix::fs::statvfs(directory).ok()?;
+    let bytes = room.f_bavail.saturating_mul(room.f_frsize);
+    (bytes < LITTLE_ROOM_BYTES).then(|| {
+        format!(
+            "only {bytes} bytes are left in the file system of {}, and each node needs {LITTLE_ROOM_BYTES}: make room there, or choose another --data-dir",
+            directory.display()
+        )
+    })
+}
+
+fn ended_with(status: ExitStatus) -> String {
+    match status.code() {
+        Some(code) => format!("exit code {code}"),
+        // Such as `signal: 9 (SIGKILL)`.
+        None => status.to_string().replacen(": ", " ", 1),
+    }
+}
+
+/// The last line of a node's output, where it says why the node has ended.
+fn last_words(line: &str) -> Option<String> {
+    let why = line.strip_prefix("error: ")?;
+    Some(shortened(why, MOST_LAST_WORDS_BYTES))
+}
+
 /// The shortest way to write the path of this program in the user's shell.
 fn shown_path(binary: &Path) -> String {
     let on_path = std::env::var_os("PATH").is_some_and(|path| {
@@ -299,6 +374,12 @@ fn shown_path(binary: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_says_why_it_ended_is_repeated() {
+        assert_eq!(last_words("error: the disk is too small").as_deref(), Some("the disk is too small"));
+        assert_eq!(last_words("2026-01-01T00:00:00Z  INFO stopped"), None);
+    }
 
     #[tokio::test]
     async fn numbers_are_checked_before_anything_is_made_of_them() {

@@ -5,9 +5,9 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 use super::input::{self, KeyFlags};
-use super::write::{self, WriteArgs};
+use super::write::{self, Told, WriteArgs};
 use super::{CliError, Common, Format, ScopeArgs, output};
-use crate::kv::client::{Client, Header, Range};
+use crate::kv::client::{Client, DeleteRangeReply, DeleteReply, Header, Range};
 use crate::types::AckLevel;
 
 /// Arguments of `quorate del`.
@@ -59,26 +59,25 @@ async fn delete(client: &Client, common: &Common, args: DelArgs) -> Result<(), C
         }
         (true, false) => {
             return Err(CliError::Usage(
-                "the key is empty, and no key is: --all removes every key of the collection".to_owned(),
+                "the key is empty, and no key can be: --all removes every key of the collection".to_owned(),
             ));
         }
         (false, true) => return delete_many(client, common, &args, Range::prefix(key)).await,
         (false, false) => {}
     }
-    let reply = client.delete_with(&scope, key.clone(), options).await?;
-    let applied = reply.header.ack != AckLevel::Leader;
-    let missing = applied && !reply.deleted;
-    let printed = match common.output {
-        Format::Table if missing => Ok(()),
-        Format::Table if applied => output::line("deleted"),
-        Format::Table => output::line(&write::not_applied(&reply.header)),
-        Format::Json => {
-            let deleted = if applied { Value::from(reply.deleted) } else { Value::Null };
-            print(deleted, applied, &reply.header)
-        }
+    let removal = client.delete_with(&scope, key.clone(), options).await;
+    let (DeleteReply { header, deleted, .. }, error) = write::reply(removal, DeleteReply::unconfirmed)?;
+    let applied = header.ack != AckLevel::Leader;
+    let missing = applied && !deleted;
+    let text = match (applied, missing) {
+        (false, _) => Some(write::not_applied(&header)),
+        (true, false) => Some("deleted".to_owned()),
+        (true, true) => None,
     };
-    if missing { printed } else { output::after(write::done(&reply.header), printed) }?;
-    if missing { Err(CliError::NotFound { key: output::printable(&key) }) } else { Ok(()) }
+    let object = object(if applied { deleted.into() } else { Value::Null }, applied, &header);
+    let nothing = missing.then(|| CliError::NotFound { key: output::printable(&key) });
+    let text = text.map(|text| format!("{text}\n"));
+    Told { header, text, object, nothing }.tell(common.output, error)
 }
 
 /// Removes the keys of `range`, in as many pieces as it takes.
@@ -86,38 +85,54 @@ async fn delete_many(client: &Client, common: &Common, args: &DelArgs, range: Ra
     let scope = args.scope.scope();
     if args.write.options().ack == AckLevel::Leader {
         return Err(CliError::Usage(
-            "how many keys were removed must be known before the next ones can be: not with --ack leader"
+            "--ack leader cannot be used here: how many keys were removed must be known before more can be"
                 .to_owned(),
         ));
     }
-    let (mut deleted, mut header) = (0, Header::default());
-    let failed = loop {
-        match client.delete_range(&scope, range.clone(), args.write.options()).await {
-            Ok(piece) => {
+    let (mut deleted, mut header, mut more) = (0, Header::default(), false);
+    let (failed, is_told) = loop {
+        let piece = client.delete_range(&scope, range.clone(), args.write.options()).await;
+        match write::reply(piece, DeleteRangeReply::unconfirmed) {
+            Ok((piece, unconfirmed)) => {
                 deleted += piece.deleted;
-                header = piece.header;
-                if !piece.more || piece.deleted == 0 {
-                    break None;
+                (header, more) = (piece.header, piece.more);
+                if unconfirmed.is_some() || !piece.more || piece.deleted == 0 {
+                    break (unconfirmed, true);
                 }
             }
             Err(error) if deleted == 0 => return Err(error.into()),
-            Err(error) => break Some(client.after_part(error)),
+            // Of its own piece nothing is known.
+            Err(error) => break (Some(client.after_part(error)), false),
         }
     };
-    let printed = match common.output {
-        Format::Table => output::line(&format!("deleted {deleted}")),
-        Format::Json => print(deleted.into(), true, &header),
+    let mut object = object(deleted.into(), true, &header);
+    let text = match (&failed, more) {
+        (Some(_), true) => format!("deleted {deleted}, and there are more\n"),
+        _ => format!("deleted {deleted}\n"),
     };
-    if let Some(error) = failed {
-        return Err(error.into());
+    match failed {
+        Some(error) if is_told => {
+            object.insert("more".to_owned(), more.into());
+            Told { header, text: Some(text), object, nothing: None }.tell(common.output, Some(error))
+        }
+        failed => {
+            let printed = match common.output {
+                Format::Table => output::raw(text.as_bytes()),
+                Format::Json => output::json(&object),
+            };
+            match failed {
+                Some(error) => Err(error.into()),
+                None if deleted == 0 => printed,
+                None => output::after("the keys were removed", printed),
+            }
+        }
     }
-    if deleted == 0 { printed } else { output::after("the keys were removed", printed) }
 }
 
-fn print(deleted: Value, applied: bool, header: &Header) -> Result<(), CliError> {
+fn object(deleted: Value, applied: bool, header: &Header) -> Map<String, Value> {
     let revision = header.position.filter(|_| applied).map(|position| position.index);
     let mut object =
         Map::from_iter([("deleted".to_owned(), deleted), ("revision".to_owned(), revision.into())]);
     write::insert_header(&mut object, header);
-    output::json(&object)
+    object
 }

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
+use serde_json::{Map, Value};
+
 use super::Subject;
 use super::cluster::ClusterCommandError;
 use super::serve::ServeError;
@@ -29,10 +31,10 @@ pub enum CliError {
         key: String,
     },
     /// None of the sessions that were to be closed is open.
-    #[error("not open: {asked}")]
+    #[error("{nothing}")]
     SessionNotOpen {
-        /// Which that were.
-        asked: String,
+        /// Which that were, as a sentence without its end.
+        nothing: String,
     },
     /// A put had a condition, and it does not hold.
     #[error("{} was not set: {}", Shown(.key), found(.current_revision))]
@@ -41,6 +43,16 @@ pub enum CliError {
         key: String,
         /// Revision of its last put; `None` when it does not exist.
         current_revision: Option<u64>,
+    },
+    /// A write is committed and applied, and not every voter has confirmed it; what came of it is known.
+    #[error("{}", unconfirmed(.error, .nothing))]
+    Unconfirmed {
+        /// What says which voters.
+        error: ClientError,
+        /// What came of the write, for programs.
+        result: Map<String, Value>,
+        /// Why it has changed nothing, if it has not.
+        nothing: Option<Box<CliError>>,
     },
     /// Arguments that do not go together, or a text that cannot be read as what it should be.
     #[error("{0}")]
@@ -94,10 +106,10 @@ pub enum CliError {
         leader: NodeId,
     },
     /// Every operation of a measurement failed.
-    #[error("no operation succeeded; the last error was: {last}")]
+    #[error("no operation succeeded: {why}")]
     NothingMeasured {
-        /// The last error.
-        last: String,
+        /// The last error, or that there was none.
+        why: String,
         /// Its reason.
         reason: Reason,
         /// Whether it left a write undecided.
@@ -122,6 +134,13 @@ fn unhealthy(nodes: usize, unready: usize, silent: usize, leader: bool) -> Strin
     parts.into_iter().flatten().collect::<Vec<_>>().join(", and ")
 }
 
+fn unconfirmed(error: &ClientError, nothing: &Option<Box<CliError>>) -> String {
+    match nothing {
+        Some(nothing) => format!("{nothing}; not every voter has confirmed that: {error}"),
+        None => error.to_string(),
+    }
+}
+
 fn found(current_revision: &Option<u64>) -> String {
     match current_revision {
         Some(revision) => format!("its last put was at revision {revision}"),
@@ -144,7 +163,8 @@ impl CliError {
     /// Which of the reasons that all interfaces share.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Client(error) => error.reason(),
+            Self::Unconfirmed { nothing: Some(nothing), .. } => nothing.reason(),
+            Self::Client(error) | Self::Unconfirmed { error, nothing: None, .. } => error.reason(),
             Self::NothingMeasured { reason, .. } => *reason,
             Self::NoNodeAnswers => Reason::Unreachable,
             Self::Config(_) | Self::Usage(_) | Self::Input { .. } => Reason::Invalid,
@@ -169,6 +189,7 @@ impl CliError {
             Self::Client(error) => error.maybe_applied(),
             Self::NothingMeasured { maybe_applied, .. } => *maybe_applied,
             Self::Unprinted { .. } => true,
+            Self::Unconfirmed { nothing, .. } => nothing.is_none(),
             Self::Config(_)
             | Self::NotFound { .. }
             | Self::SessionNotOpen { .. }
@@ -200,6 +221,11 @@ impl CliError {
         written.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     }
 
+    /// What came of a write all the same, where that is known.
+    pub(super) fn result(&self) -> Option<&Map<String, Value>> {
+        if let Self::Unconfirmed { result, .. } = self { Some(result) } else { None }
+    }
+
     /// Who leads, where the failure itself says so.
     pub(super) fn leader(&self) -> Option<NodeId> {
         if let Self::OtherLeads { leader, .. } = self { Some(*leader) } else { None }
@@ -214,6 +240,10 @@ impl CliError {
             Self::Config(ConfigError::NoEndpoints | ConfigError::Endpoint { .. }) => {
                 Some("give the nodes' client addresses: --endpoints host:port,host:port")
             }
+            Self::Unconfirmed { nothing: Some(nothing), .. } => nothing.hint(subject),
+            Self::Unconfirmed { nothing: None, .. } => Some(
+                "nothing has to be written again; `quorate status` shows which nodes are behind, and --ack-timeout allows them more time",
+            ),
             Self::SessionNotOpen { .. } => Some("`quorate session list` shows those that are"),
             Self::NotFound { .. } => Some("`quorate range --prefix PREFIX` lists the keys that exist"),
             Self::Unhealthy { .. } => {
@@ -236,7 +266,7 @@ impl CliError {
 fn client_hint(error: &ClientError, subject: Subject) -> Option<&'static str> {
     if let ClientError::AckTimeout { .. } = error {
         return Some(
-            "the command is committed; of a condition, and of what was removed, it is not told what became of it: read the keys. `quorate status` shows which nodes are behind",
+            "the node does not tell whether a condition held, or what was removed: read the keys to find out. `quorate status` shows which nodes are behind",
         );
     }
     if !error.maybe_applied() {
@@ -267,8 +297,15 @@ fn reason_hint(reason: Reason, subject: Subject) -> Option<&'static str> {
         Reason::NotLeader => {
             Some("`quorate status` shows who leads, and whether a majority of the nodes is up")
         }
-        Reason::DiskFull => Some("make room on the disk: writes are accepted again by themselves"),
-        Reason::QuotaExceeded => Some("remove keys, or raise the quota; reads and deletions go on meanwhile"),
+        Reason::DiskFull => Some(
+            "make room on the disks that `quorate health` calls full: writes are taken again by themselves, and reads go on meanwhile",
+        ),
+        Reason::DiskStalled => Some(
+            "try again: the disk may recover, or another node take the lead; `quorate health` shows which nodes take no writes",
+        ),
+        Reason::QuotaExceeded => Some(
+            "remove keys, or raise the quota (`quorate configure state_quota_bytes=BYTES`); reads and deletions go on meanwhile",
+        ),
         Reason::Ahead => Some(
             "give a revision that a write to this cluster has printed; `quorate status` shows how far the cluster is",
         ),
@@ -278,7 +315,7 @@ fn reason_hint(reason: Reason, subject: Subject) -> Option<&'static str> {
         Reason::Behind if subject == Subject::Read => {
             Some("--prefer leader asks the node that is furthest ahead; --timeout allows more time")
         }
-        Reason::NotFound if subject != Subject::Members && subject != Subject::Lead => {
+        Reason::NotFound if matches!(subject, Subject::Read | Subject::Write) => {
             Some("`quorate range --prefix PREFIX` lists the keys that exist")
         }
         Reason::Overloaded | Reason::LimitReached | Reason::WindowExceeded | Reason::TooManySessions => {
@@ -291,7 +328,6 @@ fn reason_hint(reason: Reason, subject: Subject) -> Option<&'static str> {
         | Reason::Interrupted
         | Reason::Stopped
         | Reason::Invalid
-        | Reason::DiskStalled
         | Reason::SessionExpired
         | Reason::AckTimeout
         | Reason::Behind

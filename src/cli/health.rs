@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{CliError, Common, Format, output, status};
 use crate::kv::client::{Client, ClientError, Endpoint, NodeReport};
-use crate::types::{NodeId, Role};
+use crate::types::{DiskState, DiskStatus, NodeId, Role};
 
 /// Arguments of `quorate health`.
 #[derive(Debug, Args)]
@@ -40,19 +40,21 @@ struct Row {
 pub async fn run(common: &Common, _: HealthArgs) -> Result<(), CliError> {
     let client = common.client()?;
     let rows = join_all(common.endpoints.iter().map(|endpoint| ask(&client, endpoint))).await;
-    match common.output {
-        Format::Json => output::json(&rows)?,
+    let printed = match common.output {
+        Format::Json => output::json(&rows),
         Format::Table => {
             let cells: Vec<_> = rows.iter().map(cells).collect();
-            output::raw(output::table(&HEADINGS, &cells).as_bytes())?;
+            let printed = output::raw(output::table(&HEADINGS, &cells).as_bytes());
             for row in &rows {
                 if let Some(error) = &row.error {
                     output::remark(&format!("{}: {error}", row.endpoint));
                 }
             }
+            printed
         }
-    }
-    verdict(&rows)
+    };
+    // What is wrong is told by the exit code, whether or not the list can be printed.
+    verdict(&rows).and(printed)
 }
 
 async fn ask(client: &Client, endpoint: &Endpoint) -> Row {
@@ -104,8 +106,23 @@ fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeReport, Clien
 
 /// What keeps a node's disk from taking writes.
 fn disk(status: &NodeReport) -> Option<String> {
-    let state = status.disk.as_ref()?.state;
-    (!state.takes_writes()).then(|| format!("it takes no writes: its disk is {state}"))
+    let disk = status.disk.as_ref().filter(|disk| !disk.state.takes_writes())?;
+    Some(format!("it takes no writes: {}", disk_in_words(disk)))
+}
+
+/// What a disk is like that takes no writes, and how much room it has and should have.
+pub(super) fn disk_in_words(disk: &DiskStatus) -> String {
+    let size = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+    match (disk.state, disk.available_bytes, disk.reserve_bytes, disk.needed_bytes) {
+        (DiskState::Full, Some(available), Some(reserve), Some(needed)) => format!(
+            "its disk is full: {} are free and {} are set aside for the log, and {} are needed together",
+            size(available),
+            size(reserve),
+            size(needed)
+        ),
+        (DiskState::Stalled, ..) => "its disk hangs: a write has been under way for too long".to_owned(),
+        (state, ..) => format!("its disk is {state}"),
+    }
 }
 
 const HEADINGS: [&str; 6] = ["ENDPOINT", "REACHABLE", "READY", "NODE", "ROLE", "LATENCY"];
@@ -181,6 +198,18 @@ mod tests {
                 "1 of 2 nodes does not answer, and 1 of 2 nodes is not ready, and no leader is known",
                 Reason::NoQuorum
             )
+        );
+    }
+
+    #[test]
+    fn a_full_disk_is_told_with_what_it_has_and_what_it_needs() {
+        let mut disk = DiskStatus { state: DiskState::Full, ..DiskStatus::default() };
+        assert_eq!(disk_in_words(&disk), "its disk is full", "of an earlier version");
+        (disk.available_bytes, disk.reserve_bytes, disk.needed_bytes) =
+            (Some(2_400_256), Some(38_801_081), Some(58_195_968));
+        assert_eq!(
+            disk_in_words(&disk),
+            "its disk is full: 2.3 MiB are free and 37.0 MiB are set aside for the log, and 55.5 MiB are needed together"
         );
     }
 

@@ -57,7 +57,7 @@ impl KeyFlags {
     /// As [`resolve`](Self::resolve).
     pub(super) fn key(&self, argument: Option<Bytes>) -> Result<Bytes, CliError> {
         match self.resolve("the key", argument)? {
-            key if key.is_empty() => Err(CliError::Usage("the key is empty; no key is".to_owned())),
+            key if key.is_empty() => Err(CliError::Usage("the key is empty, and no key can be".to_owned())),
             key => Ok(key),
         }
     }

@@ -314,6 +314,9 @@ async fn run(cli: Cli) -> Result<(), CliError> {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::kv::client::tests::fake::{Fake, Step, leader, refusing};
     use crate::proto::v1::{self, tagged_response};
@@ -372,6 +375,61 @@ mod tests {
         assert_eq!(too_large.exit_code(), EXIT_INVALID);
         let unreadable = run_at(&node, &["put", "k", "--file", "/nonexistent/file"]).await.unwrap_err();
         assert_eq!(unreadable.exit_code(), EXIT_INVALID);
+    }
+
+    #[tokio::test]
+    async fn what_not_every_voter_has_confirmed_is_told_with_what_came_of_it() {
+        let node = Fake::start(leader);
+        let position = Some(v1::Position { term: 3, index: 41, history: 0xabc });
+        let unconfirmed = |response: Vec<u8>| {
+            let header = Some(v1::Header { node_id: 2, position, ..Default::default() });
+            let (reason, response) = (v1::Reason::AckTimeout.into(), response.into());
+            let told = v1::Failure { reason, maybe_applied: true, position, ..Default::default() };
+            let unconfirmed = Some(Box::new(v1::UnconfirmedAnswer { header, response }));
+            refusing(v1::Failure { missing: vec![3], unconfirmed, ..told })
+        };
+        let txn = |succeeded| v1::TxnResponse { revision: 41, succeeded, ..Default::default() };
+        let put = v1::PutResponse { revision: 41, version: 2, ..Default::default() };
+        let removed = |deleted| v1::DeleteResponse { header: None, deleted };
+        let piece = v1::DeleteRangeResponse { header: None, deleted: 7, more: true };
+        for (args, response, code, field, expected) in [
+            (&["put", "k", "v"][..], put.encode_to_vec(), EXIT_UNKNOWN, "version", json!(2)),
+            (
+                &["put", "k", "v", "--if-absent"],
+                txn(true).encode_to_vec(),
+                EXIT_UNKNOWN,
+                "succeeded",
+                json!(true),
+            ),
+            (
+                &["put", "k", "v", "--if-absent"],
+                txn(false).encode_to_vec(),
+                EXIT_NOT_FOUND,
+                "succeeded",
+                json!(false),
+            ),
+            (&["del", "k"], removed(true).encode_to_vec(), EXIT_UNKNOWN, "deleted", json!(true)),
+            (&["del", "k"], removed(false).encode_to_vec(), EXIT_NOT_FOUND, "deleted", json!(false)),
+            (&["del", "k", "--prefix"], piece.encode_to_vec(), EXIT_UNKNOWN, "deleted", json!(7)),
+            (
+                &["txn", "--when", "missing k", "--then", "put k v"],
+                txn(false).encode_to_vec(),
+                EXIT_UNKNOWN,
+                "succeeded",
+                json!(false),
+            ),
+        ] {
+            node.set_script(unconfirmed(response));
+            let error = run_at(&node, &[args, &["--ack", "all"]].concat()).await.unwrap_err();
+            let report = Report::of(&error, Subject::Write, None);
+            let object: Value = serde_json::from_str(&report.text(Format::Json)).unwrap();
+            assert_eq!(object["code"], json!(code), "{args:?}: {object}");
+            assert_eq!(object["maybe_applied"], json!(code == EXIT_UNKNOWN), "{args:?}: {object}");
+            assert_eq!(object["result"][field], expected, "{args:?}: {object}");
+            assert_eq!(object["result"]["missing"], json!([3]), "{args:?}: {object}");
+            assert_eq!(object["result"]["index"], json!(41), "{args:?}: {object}");
+            assert!(object["message"].as_str().unwrap().contains("node 3"), "{args:?}: {object}");
+        }
     }
 
     fn exit_code(args: &[&str]) -> u8 {

@@ -10,6 +10,8 @@ use base64::prelude::BASE64_STANDARD;
 use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::error::CliError;
 use crate::kv::client::Item;
@@ -29,6 +31,22 @@ pub(super) fn after(done: &'static str, printed: Result<(), CliError>) -> Result
         CliError::Output(source) => CliError::Unprinted { done, source },
         error => error,
     })
+}
+
+/// Returns when the reader of standard output has gone away, which a command that prints seldom would not notice before it
+/// prints again. Never returns where that cannot be told, as of a file.
+pub(super) async fn unread() {
+    #[allow(
+        deprecated,
+        reason = "standard output is not closed while it is watched, which is all that is asked of the caller"
+    )]
+    let watched = AsyncFd::with_interest(io::stdout(), Interest::ERROR);
+    if let Ok(stdout) = watched
+        && stdout.ready(Interest::ERROR).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// Writes `bytes` as they are.

@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 
 use super::input::{self, KeyFlags};
 use super::read;
-use super::write::{self, WriteArgs};
-use super::{CliError, Common, Format, ScopeArgs, output};
+use super::write::{self, Told, WriteArgs};
+use super::{CliError, Common, ScopeArgs, output};
 use crate::duration;
 use crate::kv::client::{Client, Compare, ConditionalPut, PutReply, WriteOptions};
 use crate::types::{AckLevel, Bookmark, HistoryEpoch};
@@ -18,7 +18,7 @@ use crate::types::{AckLevel, Bookmark, HistoryEpoch};
 /// Arguments of `quorate put`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate put greeting hello\n  quorate put logo --file logo.png\n  date | quorate put now -\n  quorate put dash --value -                       the character, not standard input\n  quorate put --key-base64 /wA= --value-base64 AAE=   bytes that are no text\n  quorate put lock me --if-absent --ttl 30s\n  quorate put greeting hi --if-revision 42\n  quorate put greeting hi --ack all\n\nThe write is applied at most once, however often it had to be sent. Exits with 4 when a condition does not hold, and with 5 when it is not known whether the value was written."
+    after_help = "Example:\n  quorate put greeting hello\n  quorate put logo --file logo.png\n  date | quorate put now -\n  quorate put dash --value -                       the character, not standard input\n  quorate put --key-base64 /wA= --value-base64 AAE=   bytes that are no text\n  quorate put lock me --if-absent --ttl 30s\n  quorate put greeting hi --if-revision 42\n  quorate put greeting hi --ack all\n\nThe write is applied at most once, however often it had to be sent. Exits with 4 when a condition does not hold, and with 5 when it is not known whether the value was written, or when with --ack all not every voter has confirmed it in time: what came of it is printed then."
 )]
 pub struct PutArgs {
     /// The key; left out with --key-base64 or --key-file
@@ -119,31 +119,35 @@ pub async fn run(common: &Common, args: PutArgs) -> Result<(), CliError> {
 async fn put(client: &Client, common: &Common, mut args: PutArgs) -> Result<(), CliError> {
     let (key, value) = args.read()?;
     let (scope, options) = (args.scope.scope(), args.options());
-    if let Some(condition) = args.condition(&key) {
-        let reply = client.put_when(&scope, condition, key.clone(), value, options).await?;
-        if !reply.succeeded {
-            return Err(CliError::ConditionFailed {
-                key: output::printable(&key),
-                current_revision: reply.current.map(|item| item.mod_revision),
-            });
-        }
-        let ConditionalPut { header, revision, create_revision, version, .. } = reply;
-        let reply = PutReply { header, revision, create_revision, version };
-        return output::after(write::done(&reply.header), print(common.output, &reply));
+    let Some(condition) = args.condition(&key) else {
+        let put = client.put_with(&scope, key, value, options).await;
+        let (reply, error) = write::reply(put, PutReply::unconfirmed)?;
+        return told(&reply).tell(common.output, error);
+    };
+    let put = client.put_when(&scope, condition, key.clone(), value, options).await;
+    let (put, error) = write::reply(put, ConditionalPut::unconfirmed)?;
+    let ConditionalPut { header, succeeded, revision, create_revision, version, current } = put;
+    let mut told = told(&PutReply { header, revision, create_revision, version });
+    if error.is_some() {
+        told.object.insert("succeeded".to_owned(), succeeded.into());
     }
-    let reply = client.put_with(&scope, key, value, options).await?;
-    output::after(write::done(&reply.header), print(common.output, &reply))
+    if succeeded {
+        return told.tell(common.output, error);
+    }
+    let (key, current_revision) = (output::printable(&key), current.map(|item| item.mod_revision));
+    let failed = CliError::ConditionFailed { key, current_revision };
+    let Some(error) = error else { return Err(failed) };
+    told.object.insert("current_revision".to_owned(), current_revision.into());
+    Err(write::unconfirmed(error, told.object, Some(failed)))
 }
 
-fn print(format: Format, reply: &PutReply) -> Result<(), CliError> {
-    let applied = reply.header.ack != AckLevel::Leader;
-    match format {
-        Format::Table if applied => {
-            output::line(&format!("revision {}, version {}", reply.revision, reply.version))
-        }
-        Format::Table => output::line(&write::not_applied(&reply.header)),
-        Format::Json => output::json(&object(reply)),
-    }
+fn told(reply: &PutReply) -> Told {
+    let text = match reply.header.ack {
+        AckLevel::Leader => write::not_applied(&reply.header),
+        AckLevel::Quorum | AckLevel::All => format!("revision {}, version {}", reply.revision, reply.version),
+    };
+    let (header, text) = (reply.header.clone(), Some(format!("{text}\n")));
+    Told { header, text, object: object(reply), nothing: None }
 }
 
 /// All fields, whatever kind of put it was; what is not known is null.

@@ -148,7 +148,7 @@ impl RangeArgs {
         };
         match end.is_empty() {
             true => Err(CliError::Usage(
-                "END is empty, and no key is before that: leave it out to list to the end".to_owned(),
+                "END is empty, and no key comes before that: leave it out to list to the end".to_owned(),
             )),
             false => Ok(Range { start, end, limit_items: 0 }),
         }

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 
 use clap::error::{ContextKind, ErrorKind};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::error::CliError;
 use super::process::StartError;
@@ -28,6 +29,8 @@ pub struct Report {
     hint: Option<String>,
     /// Whether a write may have taken effect, or may still do so.
     maybe_applied: bool,
+    /// What came of a write all the same, as its command prints it.
+    result: Option<Map<String, Value>>,
     /// Who leads, as far as this process has learnt.
     leader: Option<Leader>,
     /// The exit code of the process.
@@ -54,6 +57,7 @@ impl Report {
         };
         Self {
             hint: error.hint(subject).map(str::to_owned),
+            result: error.result().cloned(),
             leader,
             ..Self::new(error.reason(), &error.to_string(), error.maybe_applied(), error.exit_code())
         }
@@ -81,13 +85,15 @@ impl Report {
         let message = message.trim().trim_start_matches("error: ");
         let usage = error.get(ContextKind::Usage).map(|usage| usage.to_string());
         let usage = usage.map(|usage| usage.split_whitespace().collect::<Vec<_>>().join(" "));
-        let hint = usage.filter(|usage| !usage.is_empty()).unwrap_or_else(|| "`quorate --help`".to_owned());
+        let hint = usage
+            .filter(|usage| !usage.is_empty())
+            .unwrap_or_else(|| "`quorate --help` lists the commands".to_owned());
         Some(Self { hint: Some(hint), ..Self::new(reason, message, false, reason.exit_code(false)) })
     }
 
     fn new(reason: Reason, message: &str, maybe_applied: bool, code: u8) -> Self {
         let message = shortened(message, MESSAGE_BYTES);
-        Self { reason: reason.name(), message, hint: None, maybe_applied, leader: None, code }
+        Self { reason: reason.name(), message, hint: None, maybe_applied, result: None, leader: None, code }
     }
 
     /// The exit code of the process.
@@ -196,7 +202,7 @@ mod tests {
             assert!(!message.is_empty() && !message.contains('\n') && message.len() < 500, "{message}");
             assert!(!message.starts_with("error"), "{message}");
             assert!(object["hint"].as_str().is_some_and(|hint| hint.contains("quorate")), "{object}");
-            assert_eq!(object.as_object().unwrap().len(), 6, "{object}");
+            assert_eq!(object.as_object().unwrap().len(), 7, "{object}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use clap::{Args, Subcommand};
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{CliError, Common, Format, output};
 use crate::kv::client::{Client, ClientError, SessionInfo};
@@ -40,7 +40,7 @@ pub enum SessionCommand {
     },
     /// Close sessions, whoever opened them
     #[command(
-        after_help = "Example:\n  quorate session close 10376293541461622784\n  quorate session close --opener 192.0.2.7:50312\n\nA client whose session is closed opens another one for its next write. Of a write that it was sending again it is told that\nthe outcome is unknown. Exits with 4 when none of the sessions is open."
+        after_help = "Example:\n  quorate session close 10376293541461622784\n  quorate session close --opener 192.0.2.7:50312\n\nA client whose session is closed opens another one for its next write. Of a write that it was sending again it is told that\nthe outcome is unknown. Says how many were closed, and which, which were not open, and after a failure which are left. Exits with 4 when none of the\nsessions is open."
     )]
     Close {
         /// Their ids, as listed
@@ -76,26 +76,28 @@ pub async fn run(common: &Common, args: SessionArgs) -> Result<(), CliError> {
             show(common.output, &sessions)
         }
         SessionCommand::Close { sessions, opener } => {
-            let (sessions, asked) = match &opener {
+            let (sessions, nothing) = match &opener {
                 None => {
-                    let asked = sessions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                    (sessions, format!("session {asked}"))
+                    let nothing = match &sessions[..] {
+                        [one] => format!("session {one} is not open"),
+                        many => format!("none of the sessions {} is open", list(many)),
+                    };
+                    (sessions, nothing)
                 }
                 Some(opener) => {
                     let all = all(&client, Some(opener)).await?;
-                    (all.iter().map(|info| info.session).collect(), format!("a session of {opener}"))
+                    (all.iter().map(|info| info.session).collect(), format!("no session of {opener} is open"))
                 }
             };
-            let (closed, failed) = close(&sessions, |session| client.close_session(session)).await;
+            let (closing, failed) = close(&sessions, |session| client.close_session(session)).await;
             let failed = match failed {
-                Some(error) if closed.is_empty() => return Err(error.into()),
-                None if closed.is_empty() => return Err(CliError::SessionNotOpen { asked }),
+                Some(error) if closing.closed.is_empty() => return Err(error.into()),
+                None if closing.closed.is_empty() => return Err(CliError::SessionNotOpen { nothing }),
                 failed => failed.map(|error| client.after_part(error)),
             };
-            let closed: Vec<_> = closed.iter().map(ToString::to_string).collect();
             let printed = match common.output {
-                Format::Table => output::line(&format!("closed {}", closed.join(", "))),
-                Format::Json => output::json(&json!({ "closed": closed })),
+                Format::Table => output::line(&closing.text()),
+                Format::Json => output::json(&closing.document()),
             };
             match failed {
                 Some(error) => Err(error.into()),
@@ -105,13 +107,51 @@ pub async fn run(common: &Common, args: SessionArgs) -> Result<(), CliError> {
     }
 }
 
-/// Closes `sessions` with `close_one`, many at a time. Those that were open, in the order given, and why the rest was left.
-async fn close<F>(sessions: &[u64], close_one: impl Fn(u64) -> F) -> (Vec<u64>, Option<ClientError>)
+/// What has come of sessions that were to be closed, each in the order given and once.
+#[derive(Debug, PartialEq, Eq)]
+struct Closing {
+    closed: Vec<u64>,
+    /// Those that were not.
+    not_open: Vec<u64>,
+    /// Those of which it is not known, or that were not asked for after a failure.
+    left: Vec<u64>,
+}
+
+impl Closing {
+    fn text(&self) -> String {
+        let Self { closed, not_open, left } = self;
+        let count = |sessions: &[u64]| match sessions {
+            [one] => format!("1 session: {one}"),
+            many => format!("{} sessions: {}", many.len(), list(many)),
+        };
+        let mut text = format!("closed {}", count(closed));
+        for (what, sessions) in [("not open", not_open), ("left", left)] {
+            if !sessions.is_empty() {
+                text.push_str(&format!("\n{what}: {}", count(sessions)));
+            }
+        }
+        text
+    }
+
+    fn document(&self) -> Value {
+        let Self { closed, not_open, left } = self;
+        // As texts, because many programs read numbers of that size wrongly.
+        let ids = |sessions: &[u64]| sessions.iter().map(ToString::to_string).collect::<Vec<_>>();
+        json!({ "count": closed.len(), "closed": ids(closed), "not_open": ids(not_open), "left": ids(left) })
+    }
+}
+
+fn list(sessions: &[u64]) -> String {
+    sessions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Closes `sessions` with `close_one`, many at a time. What has come of them, and why the rest was left.
+async fn close<F>(sessions: &[u64], close_one: impl Fn(u64) -> F) -> (Closing, Option<ClientError>)
 where
     F: Future<Output = Result<bool, ClientError>>,
 {
     let mut left = sessions.iter().copied();
-    let (mut closing, mut closed) = (FuturesUnordered::new(), HashSet::new());
+    let (mut closing, mut closed, mut not_open) = (FuturesUnordered::new(), HashSet::new(), HashSet::new());
     let mut failed: Option<ClientError> = None;
     loop {
         // After a failure those under way are waited for, to know what has come of them, and no others are begun.
@@ -124,7 +164,7 @@ where
         }
         match closing.next().await {
             Some((session, Ok(true))) => drop(closed.insert(session)),
-            Some((_, Ok(false))) => {}
+            Some((session, Ok(false))) => drop(not_open.insert(session)),
             // One that leaves it open whether something was done says more than one that does not.
             Some((_, Err(error))) if failed.as_ref().is_none_or(|failed| !failed.maybe_applied()) => {
                 failed = Some(error);
@@ -133,8 +173,16 @@ where
             None => break,
         }
     }
-    let mut in_order = Vec::with_capacity(closed.len());
-    in_order.extend(sessions.iter().copied().filter(|session| closed.remove(session)));
+    let mut told = HashSet::with_capacity(sessions.len());
+    let mut in_order = Closing { closed: Vec::new(), not_open: Vec::new(), left: Vec::new() };
+    for session in sessions.iter().copied().filter(|session| told.insert(*session)) {
+        // One that is given twice is closed once, and then not open.
+        match (closed.contains(&session), not_open.contains(&session)) {
+            (true, _) => in_order.closed.push(session),
+            (false, true) => in_order.not_open.push(session),
+            (false, false) => in_order.left.push(session),
+        }
+    }
     (in_order, failed)
 }
 
@@ -220,7 +268,8 @@ mod tests {
         })
         .await;
         assert!(failed.is_none());
-        assert!(closed.into_iter().eq((0..16_384).filter(|session| session % 3 > 0)));
+        assert!(closed.closed.into_iter().eq((0..16_384).filter(|session| session % 3 > 0)));
+        assert_eq!((closed.not_open.len(), closed.left.len()), (5_462, 0));
         assert_eq!(most.into_inner(), AT_A_TIME);
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     }
@@ -243,9 +292,32 @@ mod tests {
         let last = last.into_inner();
         assert!(last < 200, "{last} was begun");
         let is_closed = |session: &u64| ![100, 120, 130].contains(session);
-        assert!(closed.into_iter().eq((0..=last).filter(is_closed)));
+        let left = [100, 120, 130].into_iter().chain(last + 1..1_000);
+        assert!(closed.left.into_iter().eq(left));
+        assert!(closed.closed.into_iter().eq((0..=last).filter(is_closed)));
         assert!(failed.unwrap().maybe_applied());
-        assert_eq!(close(&[7, 7], async |_| Ok(true)).await.0, [7]);
+    }
+
+    #[tokio::test]
+    async fn how_many_were_closed_is_told_and_which() {
+        let told = async |sessions: &[u64]| {
+            let asked = std::cell::RefCell::new(HashSet::new());
+            let close_one = |session| {
+                let is_first = asked.borrow_mut().insert(session);
+                async move { if session == 9 { Err(late(true)) } else { Ok(is_first && session % 2 > 0) } }
+            };
+            let closing = close(sessions, close_one).await.0;
+            (closing.text(), closing.document())
+        };
+        let document = |closed: &[&str], not_open: &[&str], left: &[&str]| json!({ "count": closed.len(), "closed": closed, "not_open": not_open, "left": left });
+        for (sessions, text, expected) in [
+            (&[7, 7][..], "closed 1 session: 7", document(&["7"], &[], &[])),
+            (&[3, 1, 5], "closed 3 sessions: 3, 1, 5", document(&["3", "1", "5"], &[], &[])),
+            (&[1, 2], "closed 1 session: 1\nnot open: 1 session: 2", document(&["1"], &["2"], &[])),
+            (&[1, 9], "closed 1 session: 1\nleft: 1 session: 9", document(&["1"], &[], &["9"])),
+        ] {
+            assert_eq!(told(sessions).await, (text.to_owned(), expected));
+        }
     }
 
     #[test]

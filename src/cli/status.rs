@@ -57,11 +57,11 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
         answers.extend(others);
     }
     let rows: Vec<Row> = answers.iter().map(|(endpoint, answer)| row(endpoint, answer)).collect();
-    match common.output {
-        Format::Json => output::json(&rows)?,
+    let printed = match common.output {
+        Format::Json => output::json(&rows),
         Format::Table => {
             let cells: Vec<_> = rows.iter().map(cells).collect();
-            output::raw(output::table(&HEADINGS, &cells).as_bytes())?;
+            let printed = output::raw(output::table(&HEADINGS, &cells).as_bytes());
             for row in &rows {
                 if let Some(error) = &row.error {
                     output::remark(&format!("{}: {error}", row.endpoint));
@@ -70,9 +70,10 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
                     output::remark(&format!("{}: diverged: {diverged}", row.endpoint));
                 }
             }
+            printed
         }
-    }
-    if rows.iter().any(|row| row.reachable) { Ok(()) } else { Err(CliError::NoNodeAnswers) }
+    };
+    if rows.iter().any(|row| row.reachable) { printed } else { Err(CliError::NoNodeAnswers) }
 }
 
 type Answer = (Endpoint, Result<NodeReport, ClientError>);

@@ -12,8 +12,8 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::input;
-use super::write::{self, WriteArgs};
-use super::{CliError, Common, Format, ScopeArgs, output};
+use super::write::{self, Told, WriteArgs};
+use super::{CliError, Common, ScopeArgs, output};
 use crate::duration;
 use crate::kv::client::{Client, Compare, Comparison, Item, Range, Txn, TxnOp, TxnReply, TxnResult};
 use crate::types::{AckLevel, Bookmark, HistoryEpoch};
@@ -21,7 +21,7 @@ use crate::types::{AckLevel, Bookmark, HistoryEpoch};
 /// Arguments of `quorate txn`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate txn --when 'owner = \"a\"' --then 'put owner b' --else 'get owner'\n  quorate txn --when 'missing lock' --then 'put lock me ttl=30s'\n  quorate txn move.txt\n\n  where move.txt holds\n    # comments and empty lines are skipped\n    when value(from) = \"10\"\n    when version(to) > 0\n    then put from \"9\"\n    then put to \"1\"\n    else get from\n\nComparisons: KEY = VALUE or value(KEY) = VALUE, version(KEY) with a number, created(KEY) and modified(KEY) with a revision, which may be a bookmark 42@HISTORY, each with = != < or >; exists KEY; missing KEY. All must hold.\nOperations: get KEY; put KEY VALUE [ttl=TIME]; del KEY; range START [END]; prefix KEY; del-range START END; del-from START, to the end; del-prefix KEY; del-all.\nA word that is no plain text is written in double quotes, with \\\" \\\\ \\n \\r \\t and \\xNN for a byte; a line break may also stand there as it is.\nExits with 0 whichever list was done; the first line of the output says which."
+    after_help = "Example:\n  quorate txn --when 'owner = \"a\"' --then 'put owner b' --else 'get owner'\n  quorate txn --when 'missing lock' --then 'put lock me ttl=30s'\n  quorate txn move.txt\n\n  where move.txt holds\n    # comments and empty lines are skipped\n    when value(from) = \"10\"\n    when version(to) > 0\n    then put from \"9\"\n    then put to \"1\"\n    else get from\n\nComparisons: KEY = VALUE or value(KEY) = VALUE, version(KEY) with a number, created(KEY) and modified(KEY) with a revision, which may be a bookmark 42@HISTORY, each with = != < or >; exists KEY; missing KEY. All must hold.\nOperations: get KEY; put KEY VALUE [ttl=TIME]; del KEY; range START [END]; prefix KEY; del-range START END; del-from START, to the end; del-prefix KEY; del-all.\nA word that is no plain text is written in double quotes, with \\\" \\\\ \\n \\r \\t and \\xNN for a byte; a line break may also stand there as it is.\nExits with 0 whichever list was done, and with 5 when with --ack all not every voter has confirmed it in time; the first line of the output says which was done."
 )]
 pub struct TxnArgs {
     /// File with the transaction; `-` is standard input
@@ -84,15 +84,14 @@ impl Script {
 async fn execute(client: &Client, common: &Common, args: &TxnArgs, script: Script) -> Result<(), CliError> {
     let Script { txn, history } = script;
     let options = args.write.options().with_history(history);
-    let reply = client.txn_with(&args.scope.scope(), txn, options).await?;
-    let printed = match common.output {
-        Format::Json => output::json(&object(&reply)),
-        Format::Table if reply.header.ack == AckLevel::Leader => {
-            output::line(&write::not_applied(&reply.header))
-        }
-        Format::Table => output::raw(text(&reply).as_bytes()),
+    let txn = client.txn_with(&args.scope.scope(), txn, options).await;
+    let (reply, error) = write::reply(txn, TxnReply::unconfirmed)?;
+    let text = match reply.header.ack {
+        AckLevel::Leader => format!("{}\n", write::not_applied(&reply.header)),
+        AckLevel::Quorum | AckLevel::All => text(&reply),
     };
-    output::after(write::done(&reply.header), printed)
+    let (object, header) = (object(&reply), reply.header);
+    Told { header, text: Some(text), object, nothing: None }.tell(common.output, error)
 }
 
 fn read(args: &TxnArgs) -> Result<Script, CliError> {
@@ -148,7 +147,7 @@ fn parse(text: &[u8]) -> Result<Script, String> {
         };
         rest = after.trim_ascii_start();
     }
-    if txn.txn.is_empty() { Err("there is nothing in it".to_owned()) } else { Ok(txn) }
+    if txn.txn.is_empty() { Err("the transaction is empty".to_owned()) } else { Ok(txn) }
 }
 
 /// One word or mark of a clause.
@@ -228,9 +227,9 @@ fn unquote(text: &[u8]) -> Result<(Bytes, &[u8]), String> {
                 at += 2;
                 let byte = digits.and_then(|digits| std::str::from_utf8(digits).ok());
                 let byte = byte.and_then(|digits| u8::from_str_radix(digits, 16).ok());
-                byte.ok_or("\\x wants two hexadecimal digits")?
+                byte.ok_or("\\x must be followed by two hexadecimal digits")?
             }
-            _ => return Err("after \\ comes one of \" \\ n r t x".to_owned()),
+            _ => return Err("a \\ in quotation marks must be followed by one of \" \\ n r t x".to_owned()),
         });
     }
     Err("a quotation mark is missing at the end".to_owned())

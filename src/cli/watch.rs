@@ -1,5 +1,7 @@
 //! `quorate watch`.
 
+use std::io;
+
 use bytes::Bytes;
 use clap::Args;
 use futures::StreamExt;
@@ -48,7 +50,7 @@ impl WatchArgs {
             (false, false) => Ok(Range::key(key)),
             // Nothing would ever be reported.
             (false, true) => Err(CliError::Usage(
-                "the key is empty, and no key is: --all watches every key of the collection".to_owned(),
+                "the key is empty, and no key can be: --all watches every key of the collection".to_owned(),
             )),
         }
     }
@@ -68,6 +70,7 @@ pub async fn run(common: &Common, args: WatchArgs) -> Result<(), CliError> {
     };
     tokio::select! {
         ended = watching => ended,
+        () = output::unread() => Err(CliError::Output(io::ErrorKind::BrokenPipe.into())),
         stop = tokio::signal::ctrl_c() => stop.map_err(CliError::Signals),
     }
 }

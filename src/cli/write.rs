@@ -5,8 +5,9 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value};
 
+use super::{CliError, Format, output};
 use crate::duration;
-use crate::kv::client::{Header, WriteOptions};
+use crate::kv::client::{ClientError, Header, WriteOptions};
 use crate::types::AckLevel;
 
 /// When a write is acknowledged.
@@ -51,6 +52,63 @@ pub(super) fn insert_header(object: &mut Map<String, Value>, header: &Header) {
     object.insert("ack".to_owned(), header.ack.name().into());
     object.insert("held_by".to_owned(), header.held_by.clone().into());
     object.insert("repeated_write".to_owned(), header.repeated_write.into());
+}
+
+/// What is known of a write whose answer is there.
+pub(super) struct Told {
+    /// Who answered.
+    pub(super) header: Header,
+    /// For people; none where the error says it all.
+    pub(super) text: Option<String>,
+    /// For programs.
+    pub(super) object: Map<String, Value>,
+    /// Why nothing was changed, if that is no success.
+    pub(super) nothing: Option<CliError>,
+}
+
+impl Told {
+    /// Tells it, and how it ended: with `error` if not every voter has confirmed it.
+    pub(super) fn tell(self, format: Format, error: Option<ClientError>) -> Result<(), CliError> {
+        let Self { header, text, object, nothing } = self;
+        let printed = match (format, text) {
+            (Format::Table, Some(text)) => output::raw(text.as_bytes()),
+            (Format::Json, _) if error.is_none() => output::json(&object),
+            // With the error.
+            (Format::Json, _) | (Format::Table, None) => Ok(()),
+        };
+        match (error, nothing) {
+            (Some(error), nothing) => Err(unconfirmed(error, object, nothing)),
+            // That is told, whether or not the result can be printed.
+            (None, Some(nothing)) => Err(nothing),
+            (None, None) => output::after(done(&header), printed),
+        }
+    }
+}
+
+/// What is told of a write that not every voter has confirmed.
+pub(super) fn unconfirmed(
+    error: ClientError,
+    mut result: Map<String, Value>,
+    nothing: Option<CliError>,
+) -> CliError {
+    if let ClientError::AckTimeout { missing, .. } = &error {
+        result.insert("missing".to_owned(), missing.clone().into());
+    }
+    CliError::Unconfirmed { error, result, nothing: nothing.map(Box::new) }
+}
+
+/// The reply to a write: of one that not every voter has confirmed, what `unconfirmed` makes of the error, and that.
+pub(super) fn reply<R>(
+    outcome: Result<R, ClientError>,
+    unconfirmed: impl FnOnce(&ClientError) -> Option<R>,
+) -> Result<(R, Option<ClientError>), ClientError> {
+    match outcome {
+        Ok(reply) => Ok((reply, None)),
+        Err(error) => match unconfirmed(&error) {
+            Some(reply) => Ok((reply, Some(error))),
+            None => Err(error),
+        },
+    }
 }
 
 /// What has come of a write whose answer is there.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::Client;
 use super::attempt::{backoff, describe, is_unconnected};
@@ -191,8 +191,11 @@ impl Client {
     /// See [`ClientError`]; [`ClientError::maybe_applied`] says whether the change may have been made, all or half.
     /// Repeating it completes it; what is already as it is to be, the absence of who is removed included, stays so.
     pub async fn change_members(&self, change: MemberChange) -> Result<MemberList, ClientError> {
-        let call = |admin: AdminClient<Channel>| send(admin, change.clone());
-        let (changed, leader) = self.on_leader(change.catch_up(), Effect::Change, call).await?;
+        let (deadline, extra) = (self.deadline(), change.catch_up());
+        // The node is told how long it is waited for: it proposes nothing after that, if it has not before, and says so.
+        let left = || (deadline + extra).saturating_duration_since(Instant::now());
+        let call = |admin: AdminClient<Channel>| send(admin, change.clone(), left());
+        let (changed, leader) = self.on_leader_by(deadline, extra, Effect::Change, call).await?;
         Ok(MemberList { leader, ..changed.into() })
     }
 
@@ -495,16 +498,15 @@ impl Client {
         answered: Result<Result<Response<T>, Status>, ()>,
     ) -> Result<Result<T, Again>, ClientError> {
         let undecided = effect == Effect::Change;
+        let unanswered = || ClientError::DeadlineExceeded {
+            timeout: patience,
+            maybe_applied: undecided,
+            last: Some(format!("{}: no answer in time", link.node.endpoint)),
+        };
         let status = match answered {
             Ok(Ok(answer)) => return Ok(Ok(answer.into_inner())),
             Ok(Err(status)) => status,
-            Err(()) => {
-                return Err(ClientError::DeadlineExceeded {
-                    timeout: patience,
-                    maybe_applied: undecided,
-                    last: Some(format!("{}: no answer in time", link.node.endpoint)),
-                });
-            }
+            Err(()) => return Err(unanswered()),
         };
         let failure = details::failure(status.details());
         if let Some(failure) = &failure {
@@ -519,6 +521,8 @@ impl Client {
                 let message = "the node does not know this call: it is of an older version".to_owned();
                 Err(failed(link, Reason::Unspecified, message, false))
             }
+            // The transport looks after the time that a node is given, too.
+            None if matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded) => Err(unanswered()),
             None => {
                 let message = format!("the connection was lost: {}", describe(&status));
                 Err(failed(link, Reason::Interrupted, message, undecided))
@@ -537,32 +541,47 @@ fn told<T>(what: &str, maybe_applied: bool, field: Option<T>) -> Result<Response
     field.map(Response::new).ok_or_else(absent)
 }
 
+/// `message`, to be answered within `left`.
+fn within<T>(left: Duration, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(left);
+    request
+}
+
 async fn send(
     mut admin: AdminClient<Channel>,
     change: MemberChange,
+    left: Duration,
 ) -> Result<Response<v1::MemberChangeResponse>, Status> {
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     match change {
         MemberChange::Add { node_id, peer, promote, catch_up } => {
             let timeout_ms = ms(catch_up);
-            admin.add_member(v1::AddMemberRequest { node_id, peer, promote, timeout_ms }).await
+            admin.add_member(within(left, v1::AddMemberRequest { node_id, peer, promote, timeout_ms })).await
         }
         MemberChange::Promote { node_id, catch_up } => {
-            admin.promote_member(v1::PromoteMemberRequest { node_id, timeout_ms: ms(catch_up) }).await
+            admin
+                .promote_member(within(left, v1::PromoteMemberRequest { node_id, timeout_ms: ms(catch_up) }))
+                .await
         }
         MemberChange::Demote { node_id, force } => {
-            admin.demote_member(v1::DemoteMemberRequest { node_id, force }).await
+            admin.demote_member(within(left, v1::DemoteMemberRequest { node_id, force })).await
         }
         MemberChange::Remove { node_id, force } => {
-            admin.remove_member(v1::RemoveMemberRequest { node_id, force }).await
+            admin.remove_member(within(left, v1::RemoveMemberRequest { node_id, force })).await
         }
         MemberChange::Replace { node_id, new_node_id, peer, catch_up } => {
             let timeout_ms = ms(catch_up);
-            admin.replace_member(v1::ReplaceMemberRequest { node_id, new_node_id, peer, timeout_ms }).await
+            admin
+                .replace_member(within(
+                    left,
+                    v1::ReplaceMemberRequest { node_id, new_node_id, peer, timeout_ms },
+                ))
+                .await
         }
         MemberChange::Update { node_id, peer, client } => {
             let (peer, client) = (peer.unwrap_or_default(), client.unwrap_or_default());
-            admin.update_member(v1::UpdateMemberRequest { node_id, peer, client }).await
+            admin.update_member(within(left, v1::UpdateMemberRequest { node_id, peer, client })).await
         }
     }
 }

@@ -2,9 +2,26 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::endpoint::Endpoint;
+use crate::call::Header;
 use crate::reason::Reason;
 use crate::types::{LogId, NodeId};
+
+/// What was answered to a write that is committed and applied, and that not every voter has confirmed in time.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct UnconfirmedAnswer {
+    /// The method that was called.
+    pub method: &'static str,
+    /// Who answered, and where in the log the write stands. It is acknowledged at [`AckLevel::Quorum`](crate::AckLevel::Quorum).
+    pub header: Header,
+    /// The response, as the method has it.
+    pub payload: Bytes,
+    /// The machine that was written to, by its number in the composition.
+    pub(crate) machine: u16,
+}
 
 /// Why an operation failed. [`maybe_applied`](Self::maybe_applied) says whether a write may have taken effect.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +77,10 @@ pub enum ClientError {
         position: Option<LogId>,
         /// The voters not known to hold it.
         missing: Vec<NodeId>,
+        /// What the call would have returned, in the words of its guest: replies of the [keys](crate::kv::client) and
+        /// [`MachineClient`](super::MachineClient) decode it. `None` only where the node is of an earlier version, or the answer is
+        /// too large to be told with an error.
+        answer: Option<Box<UnconfirmedAnswer>>,
     },
     /// What was answered is nothing that this program can read: the machine that answered is another one, or a version that has
     /// changed its replies. A write was applied.
@@ -123,6 +144,19 @@ impl ClientError {
             | Self::Failed { maybe_applied, .. }
             | Self::Unreadable { maybe_applied, .. } => *maybe_applied,
         }
+    }
+
+    /// What the call would have returned, if this is [`AckTimeout`](Self::AckTimeout) and that is known.
+    pub fn unconfirmed(&self) -> Option<&UnconfirmedAnswer> {
+        if let Self::AckTimeout { answer, .. } = self { answer.as_deref() } else { None }
+    }
+
+    /// The same error of another answer.
+    pub(crate) fn answering(mut self, change: impl FnOnce(&mut UnconfirmedAnswer)) -> Self {
+        if let Self::AckTimeout { answer: Some(answer), .. } = &mut self {
+            change(answer);
+        }
+        self
     }
 
     /// The same, of a write of which an earlier attempt may have been applied.

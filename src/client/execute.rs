@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::attempt::{Kind, Way};
 use super::endpoint::Endpoint;
-use super::error::ClientError;
+use super::error::{ClientError, UnconfirmedAnswer};
 use super::frame::{self, Frame, Payload};
 use super::judge::{Failure, failed};
 use super::operation::{Next, Operation, read_kind};
@@ -212,7 +212,8 @@ impl Operation<'_> {
             }
             Ok(_) => return Err(self.unexpected(&link)),
         };
-        self.after(&link, failure).await.map(Err)
+        let called = |answer: &mut UnconfirmedAnswer| answer.method = ask.method;
+        self.after(&link, failure).await.map(Err).map_err(|error| error.answering(called))
     }
 
     async fn begin(&mut self, sessions: &Sessions) -> Result<Option<Place>, ClientError> {

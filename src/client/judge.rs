@@ -13,7 +13,8 @@ use tonic::Code;
 
 use super::attempt::{AttemptError, Kind, describe, is_unconnected};
 use super::endpoint::Endpoint;
-use super::error::ClientError;
+use super::error::{ClientError, UnconfirmedAnswer};
+use crate::call::Header;
 use crate::proto::{details, v1};
 use crate::reason::Reason;
 
@@ -158,6 +159,12 @@ fn by_reason(
             endpoint: endpoint.clone(),
             position: answer.position.map(Into::into),
             missing: answer.missing.clone(),
+            answer: answer.unconfirmed.as_deref().cloned().map(
+                |v1::UnconfirmedAnswer { header, response }| {
+                    let header = Header::decode(header);
+                    Box::new(UnconfirmedAnswer { header, payload: response, ..UnconfirmedAnswer::default() })
+                },
+            ),
         }),
         Reason::Compacted if answer.first_revision > 0 => {
             Verdict::Return(ClientError::Compacted { first_revision: answer.first_revision })

@@ -9,7 +9,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::config::ClientConfig;
 use super::endpoint::ConfigError;
-use super::error::ClientError;
+use super::error::{ClientError, UnconfirmedAnswer};
 use super::once::Once;
 use super::options::WriteOptions;
 use super::preference::ReadPreference;
@@ -124,14 +124,25 @@ impl<M: StateMachine> MachineClient<M> {
     /// only if there was one by then.
     ///
     /// # Errors
-    /// See [`ClientError`]; [`ClientError::AckTimeout`] when not every voter holds it in time.
+    /// See [`ClientError`]; [`ClientError::AckTimeout`] when not every voter holds it in time, of which
+    /// [`unconfirmed`](Self::unconfirmed) makes what was replied.
     pub async fn write_with(
         &self,
         command: M::Command,
         options: impl Into<WriteOptions>,
     ) -> Result<Written<Option<M::Reply>>, ClientError> {
         let (machine, payload) = encoded::<M>(&command)?;
-        written::<M>(machine, self.client.write(message::WRITE, payload, options).await?)
+        let answered = self.client.write(message::WRITE, payload, options).await;
+        written::<M>(machine, answered.map_err(|error| error.answering(|answer| answer.machine = machine))?)
+    }
+
+    /// What came of a write that ended with `error`, if that says that [not every voter](ClientError::AckTimeout) has confirmed it.
+    /// `None` for any other error, and where it is not known.
+    pub fn unconfirmed(error: &ClientError) -> Option<Written<M::Reply>> {
+        let UnconfirmedAnswer { method, header, payload, machine } = error.unconfirmed()?;
+        let reply =
+            message::read_reply::<M>(*machine, payload).ok().filter(|_| *method == message::WRITE)??;
+        Some(Written { header: header.clone(), reply })
     }
 
     /// Reads: asks the machine, where level and preference say. `read` is a [`ReadLevel`](crate::ReadLevel), or

@@ -60,7 +60,7 @@ pub use admin::{MemberChange, NodeSetting, SessionInfo, SessionPage};
 pub use config::ClientConfig;
 pub use contact::{Contact, Contacts};
 pub use endpoint::{ConfigError, Endpoint};
-pub use error::ClientError;
+pub use error::{ClientError, UnconfirmedAnswer};
 pub use machine_client::{Answered, MachineClient, MachineOnce, Written};
 pub use metrics::{ClientMetrics, Latencies, MethodMetrics, NodeMetrics, StreamMetrics};
 pub use once::Once;

@@ -4,13 +4,19 @@ use tokio::sync::watch;
 
 use super::guest::Guest;
 use super::served::{Read, WriteOutcome};
-use super::{ServedNode, told};
+use super::{MAX_ANSWER_BYTES, ServedNode, told};
 use crate::call::{Header, encode_position};
-use crate::engine::{Acknowledged, ClosedSession, CurrentHistory, NodeState, OpenedSession, ReadOutcome};
+use crate::engine::{
+    Acknowledged, ClosedSession, CurrentHistory, Engine, NodeState, OpenedSession, ReadOutcome,
+};
 use crate::error::WriteError;
+use crate::machine::StateMachine;
 use crate::machine::sessions::{WINDOW, granted_ttl_ms};
 use crate::proto::v1::{self, Failure};
 use crate::types::{HistoryEpoch, LogId, NodeId};
+
+/// A failure holds a response of so many bytes at most: what surrounds it has room beside it in a message.
+const MOST_UNCONFIRMED_BYTES: usize = MAX_ANSWER_BYTES / 2;
 
 /// A node, the history that it holds, and what it knows besides.
 #[derive(Debug, Clone)]
@@ -37,7 +43,7 @@ impl Answerer {
         v1::Header { node_id: self.node_id, position, ..Default::default() }
     }
 
-    /// What is answered to a write. `time_at` makes times of day of elapsed time, where the reply
+    /// What is answered to a write. Of one that not every voter has confirmed the failure holds what else would be. `time_at` makes times of day of elapsed time, where the reply
     /// [has any](Guest::tells_times).
     ///
     /// # Errors
@@ -48,8 +54,31 @@ impl Answerer {
         outcome: WriteOutcome<G::Machine>,
         time_at: Option<&dyn Fn(u64) -> u64>,
     ) -> Result<(v1::Header, G::Response), Failure> {
-        let outcome = outcome.map_err(|error| self.failure(error))?;
-        let Acknowledged { log_id, mut reply, ack, held_by, repeated, applied_here: _ } = outcome;
+        let error = match outcome {
+            Ok(acknowledged) => return self.acknowledged::<G>(asked, acknowledged, time_at),
+            Err(error) => error,
+        };
+        let unconfirmed = Engine::<G::Machine>::unconfirmed(&error);
+        let failure = self.failure(error);
+        let Some(unconfirmed) = unconfirmed else { return Err(failure) };
+        // What the machine has rejected is not done, whoever holds it.
+        let (header, response) = self.acknowledged::<G>(asked, unconfirmed, time_at)?;
+        Err(match G::encode(response) {
+            response if response.len() > MOST_UNCONFIRMED_BYTES => failure,
+            response => {
+                let answer = v1::UnconfirmedAnswer { header: Some(header), response };
+                Failure { unconfirmed: Some(Box::new(answer)), ..failure }
+            }
+        })
+    }
+
+    fn acknowledged<G: Guest>(
+        &self,
+        asked: G::Asked,
+        acknowledged: Acknowledged<<G::Machine as StateMachine>::Reply>,
+        time_at: Option<&dyn Fn(u64) -> u64>,
+    ) -> Result<(v1::Header, G::Response), Failure> {
+        let Acknowledged { log_id, mut reply, ack, held_by, repeated, applied_here: _ } = acknowledged;
         if let (Some(reply), Some(time_at)) = (&mut reply, time_at) {
             G::tell_reply_times(reply, time_at);
         }

@@ -25,15 +25,27 @@ const HEADROOM_PART: u32 = 10;
 /// At most this long before it.
 const HEADROOM_MAX: Duration = Duration::from_millis(100);
 
+/// When whoever carries a call out is to have answered, if it can say more at that moment than that the time is over.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AnswerBy(Instant);
+
+impl AnswerBy {
+    /// How long there is until then.
+    pub(crate) fn left(&self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+}
+
 /// Answers `request` by its deadline.
 pub(crate) async fn answer_in_time(
     State(metrics): State<Arc<Metrics>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let Some(limit) = limit(request.headers()) else { return next.run(request).await };
     let started = Instant::now();
     let method = metrics.methods().at(request.uri().path());
+    request.extensions_mut().insert(AnswerBy(started + limit.saturating_sub(headroom(limit))));
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
@@ -51,7 +63,11 @@ pub(crate) async fn answer_in_time(
 /// How long the answer may take, if that is limited.
 pub(crate) fn limit(headers: &HeaderMap) -> Option<Duration> {
     let timeout = parse(headers.get("grpc-timeout")?.to_str().ok()?)?;
-    Some(timeout.saturating_sub((timeout / HEADROOM_PART).min(HEADROOM_MAX)))
+    Some(timeout.saturating_sub(headroom(timeout)))
+}
+
+fn headroom(time: Duration) -> Duration {
+    (time / HEADROOM_PART).min(HEADROOM_MAX)
 }
 
 /// A number of at most eight digits, and its unit. What is none is no limit, as for the transport.

@@ -237,8 +237,13 @@ fn as_told(reason: Reason, message: String, maybe_applied: bool, leader: Option<
     }
 }
 
+/// The details of a status are sent in a header, and peers take few kilobytes of those: a longer response is left out there.
+const MOST_DETAILED_BYTES: usize = 2048;
+
 impl From<Failure> for tonic::Status {
-    fn from(failure: Failure) -> Self {
+    fn from(mut failure: Failure) -> Self {
+        failure.unconfirmed =
+            failure.unconfirmed.filter(|answer| answer.response.len() <= MOST_DETAILED_BYTES);
         let details = details::of_failure(&failure);
         tonic::Status::with_details(Code::from_i32(failure.code), failure.message, details)
     }

@@ -183,8 +183,7 @@ impl<M: StateMachine> Anywhere<M> {
         };
         let extra = if ack == AckLevel::All { ack_timeout } else { Duration::ZERO };
         let repeats = if options.slot.is_some() { Repeats::Everything } else { Repeats::Refusals };
-        let (written, _) = self.written(call, ack, repeats, extra).await?;
-        decoded::<M>(written, machine)
+        decoded::<M>(self.written(call, ack, repeats, extra).await.map(|(written, _)| written), machine)
     }
 
     /// As [`Engine::open_session`].
@@ -325,7 +324,15 @@ impl<M: StateMachine> Anywhere<M> {
         extra: Duration,
     ) -> Result<(Acknowledged<Bytes>, HistoryEpoch), WriteError> {
         let deadline = self.deadline(extra);
-        let outcome = self.engine.carried_out::<WriteError>(call, repeats, deadline).await?;
+        let applied_here =
+            async |log_id: LogId| self.engine.inner.has_applied(log_id.index, self.until(deadline)).await;
+        let outcome = match self.engine.carried_out::<WriteError>(call, repeats, deadline).await {
+            Err(WriteError::AckTimeout { log_id, missing, reply: Some(mut reply) }) => {
+                reply.applied_here = applied_here(log_id).await;
+                return Err(WriteError::AckTimeout { log_id, missing, reply: Some(reply) });
+            }
+            outcome => outcome?,
+        };
         if lacks_reply(&outcome.done, ack) {
             return Err(outcome.is_strange());
         }
@@ -333,8 +340,7 @@ impl<M: StateMachine> Anywhere<M> {
             return Err(outcome.is_strange());
         };
         // What is not committed may never be applied.
-        let applied_here =
-            reply.is_some() && self.engine.inner.has_applied(log_id.index, self.until(deadline)).await;
+        let applied_here = reply.is_some() && applied_here(log_id).await;
         Ok((Acknowledged { log_id, reply, ack, held_by, repeated, applied_here }, history))
     }
 

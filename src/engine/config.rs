@@ -193,7 +193,10 @@ impl EngineConfig {
             return Ok(());
         }
         let size = storage::file_system_bytes(&self.data_dir)?;
-        let (reserve, inflight) = self.disk.fitting(&self.limits, size).map_err(OpenError::Config)?;
+        let fitting = self.disk.fitting(&self.limits, size);
+        let (reserve, inflight) = fitting.map_err(|why| {
+            OpenError::Config(format!("{why}. The directory is {}", self.data_dir.display()))
+        })?;
         self.disk.reserve_bytes = Some(reserve);
         self.limits.max_inflight_bytes = inflight;
         Ok(())
@@ -379,8 +382,12 @@ impl DiskPolicy {
         }
         let most = size / Self::MOST_SHARE;
         let instead = match Self::needed_for(limits.max_command_bytes as u64) <= most {
-            true => "set a smaller one, with a smaller max_inflight_bytes if need be, or 0 for none",
-            false => "on so small a file system there can be none: set it to 0",
+            true => {
+                "set a smaller one, with a smaller max_inflight_bytes if need be, or 0 for none (QUORATE_DISK_RESERVE_BYTES=0), or use a larger disk"
+            }
+            false => {
+                "on so small a file system there can be none: set it to 0 (QUORATE_DISK_RESERVE_BYTES=0), or use a larger disk"
+            }
         };
         let refuse = |asked: u64, why: &str| {
             format!(

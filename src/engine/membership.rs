@@ -35,17 +35,19 @@ mod changes;
 mod identify;
 mod quorum;
 mod replace;
+mod steps;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
+pub(crate) use self::changes::Change;
 pub(super) use self::changes::Changes;
-use self::changes::Waits;
+use self::changes::{Stage, Waits};
 pub(super) use self::identify::check_address;
-use self::identify::check_number;
 use self::quorum::{Strength, check_quorum};
 use super::Engine;
 use crate::error::{MembershipError, ReadError, TransferError};
@@ -106,23 +108,7 @@ impl<M: StateMachine> Engine<M> {
         promote: bool,
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
-        check_number(new.node_id)?;
-        let waits = if promote { Waits::ForLearner } else { Waits::ForItsTurn };
-        self.change(waits, move |engine| async move {
-            let has_joined = {
-                let _turn = engine.turn().await?;
-                engine.settle().await?;
-                engine.join(&new, None).await?
-            };
-            match promote {
-                true => {
-                    let promoted = engine.promote(new.node_id, caught_up_by(timeout)).await;
-                    promoted.map_err(|error| error.after(has_joined))
-                }
-                false => Ok(()),
-            }
-        })
-        .await
+        self.change_members(Change::Add { new, promote, timeout }, None).await
     }
 
     /// Makes a learner a voter, once it has caught up, for which it has `timeout`, a day at most.
@@ -134,10 +120,7 @@ impl<M: StateMachine> Engine<M> {
         node_id: NodeId,
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
-        self.change(Waits::ForLearner, move |engine| async move {
-            engine.promote(node_id, caught_up_by(timeout)).await
-        })
-        .await
+        self.change_members(Change::Promote { node_id, timeout }, None).await
     }
 
     /// Makes a voter a learner. `force` does so although too few voters that have caught up and whose disks are well
@@ -146,19 +129,7 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`MembershipError`].
     pub async fn demote_member(&self, node_id: NodeId, force: bool) -> Result<MemberList, MembershipError> {
-        self.change(Waits::ForItsTurn, move |engine| async move {
-            let _turn = engine.turn().await?;
-            engine.settle().await?;
-            let metrics = engine.leading()?;
-            engine.known(&metrics, node_id)?;
-            if metrics.membership.is_voter(node_id) {
-                engine.may_lose(node_id, force).await?;
-                engine.step_aside(node_id).await?;
-                engine.commit("the demotion", MembershipChange::Demote(node_id)).await?;
-            }
-            Ok(())
-        })
-        .await
+        self.change_members(Change::Demote { node_id, force }, None).await
     }
 
     /// Removes a member; succeeds when it was removed before, as far as this node knows it. `force` does so although too few voters that have caught up and whose disks are well would be
@@ -167,23 +138,7 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`MembershipError`].
     pub async fn remove_member(&self, node_id: NodeId, force: bool) -> Result<MemberList, MembershipError> {
-        self.change(Waits::ForItsTurn, move |engine| async move {
-            let _turn = engine.turn().await?;
-            engine.settle().await?;
-            let metrics = engine.leading()?;
-            if !metrics.membership.members.contains_key(&node_id) {
-                return match engine.inner.core.activity().has_seen_member(node_id) {
-                    true => Ok(()),
-                    false => Err(MembershipError::UnknownMember { node_id }),
-                };
-            }
-            if metrics.membership.is_voter(node_id) {
-                engine.may_lose(node_id, force).await?;
-                engine.step_aside(node_id).await?;
-            }
-            engine.commit("the removal", MembershipChange::Remove { node_id, intent: None }).await
-        })
-        .await
+        self.change_members(Change::Remove { node_id, force }, None).await
     }
 
     /// Puts `new` in the place of `old`, which may be dead or wiped: a voter if the old one was, once it has caught up,
@@ -201,15 +156,7 @@ impl<M: StateMachine> Engine<M> {
         new: NewMember,
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
-        check_number(new.node_id)?;
-        self.change(Waits::ForLearner, move |engine| async move {
-            let deadline = caught_up_by(timeout);
-            match old == new.node_id {
-                true => engine.replace_in_place(&new, deadline).await,
-                false => engine.replace_by_other(old, &new, deadline).await,
-            }
-        })
-        .await
+        self.change_members(Change::Replace { old, new, timeout }, None).await
     }
 
     /// Corrects the addresses of a member. A member that starts with new ones does this by itself, so it must answer at
@@ -222,26 +169,35 @@ impl<M: StateMachine> Engine<M> {
         node_id: NodeId,
         addresses: NewAddresses,
     ) -> Result<MemberList, MembershipError> {
-        for address in addresses.peer.iter().chain(&addresses.client) {
-            check_address(address)?;
-        }
-        self.change(Waits::ForItsTurn, move |engine| async move {
-            let _turn = engine.turn().await?;
-            // A joint membership that is left would be ended by this change, but not in the way that its own change meant.
-            engine.settle().await?;
-            let known = engine.known(&engine.leading()?, node_id)?;
-            let member = Member {
-                peer: addresses.peer.unwrap_or_else(|| known.peer.clone()),
-                client: addresses.client.unwrap_or_else(|| known.client.clone()),
-                ..known.clone()
-            };
-            engine.check_advertised(node_id, &member).await?;
-            match member == known {
-                true => Ok(()),
-                false => {
-                    let change = MembershipChange::Readdress { node_id, member };
-                    engine.commit("the change of addresses", change).await
+        self.change_members(Change::Update { node_id, addresses }, None).await
+    }
+
+    /// Makes `change`. Where its caller waits for `limit` at most and no part of it is proposed by then, none is any more.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub(crate) async fn change_members(
+        &self,
+        change: Change,
+        limit: Option<Duration>,
+    ) -> Result<MemberList, MembershipError> {
+        change.check()?;
+        self.change(change.waits(), limit, move |engine, stage| async move {
+            match change {
+                Change::Add { new, promote, timeout } => engine.add(&new, promote, timeout, &stage).await,
+                Change::Promote { node_id, timeout } => {
+                    engine.promote(node_id, caught_up_by(timeout), &stage).await
                 }
+                Change::Demote { node_id, force } => engine.demote(node_id, force, &stage).await,
+                Change::Remove { node_id, force } => engine.remove(node_id, force, &stage).await,
+                Change::Replace { old, new, timeout } => {
+                    let deadline = caught_up_by(timeout);
+                    match old == new.node_id {
+                        true => engine.replace_in_place(&new, deadline, &stage).await,
+                        false => engine.replace_by_other(old, &new, deadline, &stage).await,
+                    }
+                }
+                Change::Update { node_id, addresses } => engine.update(node_id, addresses, &stage).await,
             }
         })
         .await
@@ -249,7 +205,7 @@ impl<M: StateMachine> Engine<M> {
 
     /// Ends a change that was left half made; called where nobody asked for it.
     pub(super) async fn settle_member_change(&self) -> Result<MemberList, MembershipError> {
-        self.change(Waits::ForItsTurn, move |engine| async move {
+        self.change(Waits::ForItsTurn, None, move |engine, _| async move {
             let _turn = engine.turn().await?;
             engine.settle().await
         })
@@ -262,23 +218,25 @@ impl<M: StateMachine> Engine<M> {
         turn.await.map_err(|_| MembershipError::AnotherChange)
     }
 
-    /// Does `work` to its end even if the caller goes away.
+    /// Does `work` to its end even if the caller goes away; but it ends with `limit` if it has proposed nothing by then.
     async fn change<W>(
         &self,
         waits: Waits,
-        work: impl FnOnce(Self) -> W + Send + 'static,
+        limit: Option<Duration>,
+        work: impl FnOnce(Self, Arc<Stage>) -> W + Send + 'static,
     ) -> Result<MemberList, MembershipError>
     where
         W: Future<Output = Result<(), MembershipError>> + Send,
     {
         let before = self.leading()?.membership_at;
         let place = self.inner.changes.place(waits)?;
-        let engine = self.clone();
-        let task = runtime::spawn(async move {
+        let (engine, stage) = (self.clone(), Arc::new(Stage::default()));
+        let of_task = stage.clone();
+        let mut task = runtime::spawn(async move {
             let _place = place;
             let mut stop = engine.inner.stop.subscribe();
             let done = async {
-                work(engine.clone()).await?;
+                work(engine.clone(), of_task).await?;
                 // A leader that is cut off does not know whether what was asked for is so.
                 if engine.inner.core.metrics().membership_at == before {
                     engine.confirm().await?;
@@ -292,7 +250,22 @@ impl<M: StateMachine> Engine<M> {
                 members = done => members,
             }
         });
-        match task.await {
+        let outcome = match limit {
+            None => task.await,
+            Some(limit) => match tokio::time::timeout(limit, &mut task).await {
+                Ok(outcome) => outcome,
+                Err(_) => match stage.give_up() {
+                    Some(waited_for) => {
+                        // It has its turn, for nothing.
+                        task.abort();
+                        let waited_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+                        return Err(MembershipError::OutOfTime { waited_for, waited_ms });
+                    }
+                    None => task.await,
+                },
+            },
+        };
+        match outcome {
             Ok(outcome) => outcome,
             Err(_) => Err(stopped("the change was abandoned").after(true)),
         }
@@ -323,6 +296,18 @@ impl<M: StateMachine> Engine<M> {
     fn known(&self, metrics: &Metrics, node_id: NodeId) -> Result<Member, MembershipError> {
         let known = metrics.membership.members.get(&node_id);
         known.cloned().ok_or(MembershipError::UnknownMember { node_id })
+    }
+
+    /// Commits `change`, a part of what was asked for, unless that was given up.
+    async fn propose_change(
+        &self,
+        step: &'static str,
+        change: MembershipChange,
+        stage: &Stage,
+    ) -> Result<(), MembershipError> {
+        // Nobody is told of this: whoever asked has been told that nothing is proposed.
+        stage.propose().then_some(()).ok_or(MembershipError::AnotherChange)?;
+        self.commit(step, change).await
     }
 
     /// Commits `change`.
@@ -372,7 +357,13 @@ impl<M: StateMachine> Engine<M> {
     }
 
     /// Makes `new` a member, and tells whether it was none. With an `intent` it takes another one's place.
-    async fn join(&self, new: &NewMember, intent: Option<Intent>) -> Result<bool, MembershipError> {
+    async fn join(
+        &self,
+        new: &NewMember,
+        intent: Option<Intent>,
+        stage: &Stage,
+    ) -> Result<bool, MembershipError> {
+        stage.waits_for(|| asking(new.node_id, &new.peer));
         let found = self.identify_reached(new).await?;
         let metrics = self.leading()?;
         let node_id = new.node_id;
@@ -387,7 +378,7 @@ impl<M: StateMachine> Engine<M> {
             None => {
                 self.has_snapshot_to_begin_with().await?;
                 let change = MembershipChange::AddLearner { node_id, member: found, intent };
-                self.commit("the addition", change).await.map(|()| true)
+                self.propose_change("the addition", change, stage).await.map(|()| true)
             }
         }
     }
@@ -411,11 +402,17 @@ impl<M: StateMachine> Engine<M> {
     }
 
     /// Makes a learner a voter, once it has caught up. Others may change the membership meanwhile.
-    async fn promote(&self, node_id: NodeId, deadline: Instant) -> Result<(), MembershipError> {
+    async fn promote(
+        &self,
+        node_id: NodeId,
+        deadline: Instant,
+        stage: &Stage,
+    ) -> Result<(), MembershipError> {
         let metrics = self.leading()?;
         let incarnation = self.known(&metrics, node_id)?.incarnation;
         loop {
             if !voters(&self.leading()?).contains(&node_id) {
+                stage.waits_for(|| format!("node {node_id} to catch up"));
                 self.caught_up(node_id, incarnation, deadline).await?;
             }
             let _turn = self.turn().await?;
@@ -432,7 +429,7 @@ impl<M: StateMachine> Engine<M> {
                 voters.insert(node_id);
             };
             self.keeps_quorum(with, Strength::Answers).await?;
-            return self.commit("the promotion", MembershipChange::Promote(node_id)).await;
+            return self.propose_change("the promotion", MembershipChange::Promote(node_id), stage).await;
         }
     }
 
@@ -532,6 +529,11 @@ impl<M: StateMachine> Engine<M> {
             Err(source) => Err(MembershipError::HandOver { node_id, source }),
         }
     }
+}
+
+/// What is waited for while a node is asked who it is.
+fn asking(node_id: NodeId, peer: &str) -> String {
+    format!("node {node_id} to answer at {peer}")
 }
 
 /// What a member lacks.

@@ -129,6 +129,7 @@ use tokio::sync::{Semaphore, watch};
 pub use anywhere::{ANYWHERE_PATIENCE, Anywhere};
 pub use config::{DiskPolicy, EngineConfig, Limits, MIN_MEMORY_BYTES, PeerPolicy, SnapshotPolicy, Timing};
 pub use formation::Forming;
+pub(crate) use membership::Change;
 pub use membership::{CATCH_UP_PATIENCE, NewAddresses, NewMember};
 pub(crate) use memory::{
     MIN_ADDRESS_SPACE_BYTES, available_bytes as available_memory_bytes, share_bytes as memory_share_bytes,

@@ -38,7 +38,7 @@ use crate::raft::envelope::{self, EnvelopeError};
 use crate::raft::type_config::NotApplied;
 use crate::runtime;
 use crate::session::Ticket;
-use crate::types::{AckLevel, HistoryEpoch, LogId, MachineVersion, NodeId, WriteOptions};
+use crate::types::{AckLevel, HistoryEpoch, LogId, MachineVersion, NodeId, UnconfirmedReply, WriteOptions};
 
 /// A write that was applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,6 +134,22 @@ impl<M: StateMachine> Engine<M> {
         outcome.await.unwrap_or_else(|_| Err(self.inner.stopped_write()))
     }
 
+    /// What came of a write that ended with `error`, if that says that not every voter has confirmed it: the write as it would have
+    /// been acknowledged at [`AckLevel::Quorum`]. `None` for any other error, and where the reply [is not known](WriteError::AckTimeout)
+    /// or cannot be decoded.
+    pub fn unconfirmed(error: &WriteError) -> Option<Acknowledged<M::Reply>> {
+        let WriteError::AckTimeout { log_id, reply: Some(reply), .. } = error else { return None };
+        let UnconfirmedReply { machine, reply, held_by, repeated, applied_here } = &**reply;
+        Some(Acknowledged {
+            log_id: *log_id,
+            reply: Some(envelope::try_decode_reply::<M>(*machine, reply).ok()?),
+            ack: AckLevel::Quorum,
+            held_by: held_by.clone(),
+            repeated: *repeated,
+            applied_here: *applied_here,
+        })
+    }
+
     /// Proposes `command` and returns; `done` is called exactly once with the outcome, on an engine task
     /// that must not be blocked. Waits only while the queue of proposals is full. Commands proposed one
     /// after the other by one task enter the log in that order.
@@ -178,7 +194,7 @@ impl<M: StateMachine> Engine<M> {
             if let Ok(acknowledged) = &outcome {
                 engine.counters.acknowledge(acknowledged.ack);
             }
-            done(outcome.and_then(|acknowledged| decoded::<M>(acknowledged, wrote.machine)));
+            done(decoded::<M>(outcome, wrote.machine));
         };
         self.propose_envelope(writer, envelope, options, done).await;
     }
@@ -300,11 +316,13 @@ pub(super) fn applied<R>(acknowledged: Acknowledged<R>) -> Written<R> {
     Written { log_id: acknowledged.log_id, reply, applied_here: acknowledged.applied_here }
 }
 
+/// The same outcome in the words of the `machine` that was written to.
 pub(super) fn decoded<M: StateMachine>(
-    acknowledged: Acknowledged<Bytes>,
+    outcome: Outcome,
     machine: u16,
 ) -> Result<Acknowledged<M::Reply>, WriteError> {
-    let Acknowledged { log_id, reply, ack, held_by, repeated, applied_here } = acknowledged;
+    let Acknowledged { log_id, reply, ack, held_by, repeated, applied_here } =
+        outcome.map_err(|error| error.of_machine(machine))?;
     let reply = reply.map(|reply| envelope::try_decode_reply::<M>(machine, &reply)).transpose();
     let reply = reply.map_err(|reason| WriteError::UnreadableReply { log_id, reason })?;
     Ok(Acknowledged { log_id, reply, ack, held_by, repeated, applied_here })
@@ -452,10 +470,14 @@ impl<M: StateMachine> Inner<M> {
         let in_time = matches!(tokio::time::timeout(patience, held.wait_for_all(entry)).await, Ok(Ok(())));
         // Those who wait are told a little later than the last voter has it: the time may be over in between.
         let missing = if in_time { Vec::new() } else { held.missing(entry, &core.voters()) };
-        match missing.is_empty() {
-            true => Ok(Acknowledged { held_by: held.holders(entry), ..acknowledged }),
-            false => Err(WriteError::AckTimeout { log_id: acknowledged.log_id, missing }),
+        let held_by = held.holders(entry);
+        if missing.is_empty() {
+            return Ok(Acknowledged { held_by, ..acknowledged });
         }
+        let Acknowledged { log_id, reply, repeated, applied_here, .. } = acknowledged;
+        let reply =
+            reply.map(|reply| UnconfirmedReply { machine: 0, reply, held_by, repeated, applied_here });
+        Err(WriteError::AckTimeout { log_id, missing, reply: reply.map(Box::new) })
     }
 }
 
@@ -485,7 +507,7 @@ mod tests {
     use super::*;
     use crate::engine::REFUSALS;
     use crate::engine::lone;
-    use crate::kv::machine::KvCommand;
+    use crate::kv::machine::{KvCommand, KvMachine, KvReply};
     use crate::machine::ApplyContext;
     use crate::reason::Reason;
     use crate::types::Quota;
@@ -612,7 +634,13 @@ mod tests {
             match engine.write_with(command(), all).await {
                 Ok(written) => assert_eq!((written.ack, written.held_by), (AckLevel::All, vec![1])),
                 // This node may not have noted its own flush yet; but somebody is missing.
-                Err(WriteError::AckTimeout { missing, .. }) => assert_eq!(missing, [1]),
+                Err(error @ WriteError::AckTimeout { .. }) => {
+                    let WriteError::AckTimeout { log_id, missing, .. } = &error else { unreachable!() };
+                    assert_eq!(missing, &[1]);
+                    let written = Engine::<KvMachine>::unconfirmed(&error).unwrap();
+                    assert_eq!((written.log_id, written.ack), (*log_id, AckLevel::Quorum));
+                    assert!(matches!(written.reply, Some(KvReply::Deleted { existed: false, .. })));
+                }
                 Err(other) => panic!("{other}"),
             }
         }

@@ -190,6 +190,14 @@ pub enum MembershipError {
         /// Why not.
         reason: String,
     },
+    /// The caller waits no longer, and nothing was proposed by then. Nothing was changed, and nothing will be.
+    #[error("nothing was changed: after {waited_ms} ms it still waited for {waited_for}; allow it more time")]
+    OutOfTime {
+        /// What it waited for.
+        waited_for: String,
+        /// How long, in milliseconds.
+        waited_ms: u64,
+    },
     /// A change was not committed in time. It may be made yet.
     #[error(
         "{step} was not committed within {waited_ms} ms: too few voters answer, or slowly; `quorate member list` shows whether it was made, and the command may be repeated"
@@ -256,6 +264,7 @@ impl OperationError for MembershipError {
             Self::Unconfirmed { .. } => Told::of(Reason::NoQuorum),
             Self::Timeout { .. } | Self::HalfMade { .. } => Told::of(Reason::Membership).undecided(true),
             Self::Stopped { maybe_applied, .. } => Told::of(Reason::Stopped).undecided(*maybe_applied),
+            Self::OutOfTime { .. } => Told::of(Reason::DeadlineExceeded),
             Self::TooManyChanges { .. } => Told::of(Reason::Overloaded),
             Self::Forward(error) => error.told(),
             Self::NodeId { .. } | Self::Address { .. } => Told::of(Reason::Invalid),

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tonic::{Request, Response, Status};
+use tonic::{Extensions, Request, Response, Status};
 
-use crate::engine::{CATCH_UP_PATIENCE, MAX_LISTED_SESSIONS, NewAddresses, NewMember, SessionList};
+use crate::engine::{CATCH_UP_PATIENCE, Change, MAX_LISTED_SESSIONS, NewAddresses, NewMember, SessionList};
 use crate::error::{MembershipError, ReadError, SnapshotError, TransferError, WriteError};
 use crate::machine::sessions::SessionInfo;
 use crate::proto::v1;
@@ -13,8 +13,9 @@ use crate::proto::v1::Failure;
 use crate::proto::v1::admin_server::Admin;
 use crate::types::{HistoryEpoch, LogId};
 
-use super::operated::{Change, OperatedNode};
+use super::operated::OperatedNode;
 use super::settings::NodeSettings;
+use crate::door::deadline::AnswerBy;
 use crate::door::methods::CLOSE_SESSION;
 use crate::door::metrics::Metrics;
 use crate::door::{Answerer, Method};
@@ -72,9 +73,11 @@ impl<N: OperatedNode> AdminService<N> {
         Ok(Response::new(outcome?))
     }
 
-    async fn change(&self, method: Method, change: Change) -> Changed {
+    /// Makes the change that a request `asked` for.
+    async fn change(&self, method: Method, asked: &Extensions, change: Change) -> Changed {
+        let limit = asked.get().map(AnswerBy::left);
         self.call(method, async {
-            let list = self.node.change(change).await?;
+            let list = self.node.change(change, limit).await?;
             Ok::<_, MembershipError>(list.encode_changed(self.by.history()))
         })
         .await
@@ -103,37 +106,47 @@ impl<N: OperatedNode> Admin for AdminService<N> {
     }
 
     async fn add_member(&self, request: Request<v1::AddMemberRequest>) -> Changed {
-        let v1::AddMemberRequest { node_id, peer, promote, timeout_ms } = request.into_inner();
+        let (_, asked, request) = request.into_parts();
+        let v1::AddMemberRequest { node_id, peer, promote, timeout_ms } = request;
         let new = NewMember { node_id, peer };
-        self.change(ADD_MEMBER, Change::Add { new, promote, timeout: patience(timeout_ms) }).await
+        self.change(ADD_MEMBER, &asked, Change::Add { new, promote, timeout: patience(timeout_ms) }).await
     }
 
     async fn promote_member(&self, request: Request<v1::PromoteMemberRequest>) -> Changed {
-        let v1::PromoteMemberRequest { node_id, timeout_ms } = request.into_inner();
-        self.change(PROMOTE_MEMBER, Change::Promote { node_id, timeout: patience(timeout_ms) }).await
+        let (_, asked, request) = request.into_parts();
+        let v1::PromoteMemberRequest { node_id, timeout_ms } = request;
+        self.change(PROMOTE_MEMBER, &asked, Change::Promote { node_id, timeout: patience(timeout_ms) }).await
     }
 
     async fn demote_member(&self, request: Request<v1::DemoteMemberRequest>) -> Changed {
-        let v1::DemoteMemberRequest { node_id, force } = request.into_inner();
-        self.change(DEMOTE_MEMBER, Change::Demote { node_id, force }).await
+        let (_, asked, request) = request.into_parts();
+        let v1::DemoteMemberRequest { node_id, force } = request;
+        self.change(DEMOTE_MEMBER, &asked, Change::Demote { node_id, force }).await
     }
 
     async fn remove_member(&self, request: Request<v1::RemoveMemberRequest>) -> Changed {
-        let v1::RemoveMemberRequest { node_id, force } = request.into_inner();
-        self.change(REMOVE_MEMBER, Change::Remove { node_id, force }).await
+        let (_, asked, request) = request.into_parts();
+        let v1::RemoveMemberRequest { node_id, force } = request;
+        self.change(REMOVE_MEMBER, &asked, Change::Remove { node_id, force }).await
     }
 
     async fn replace_member(&self, request: Request<v1::ReplaceMemberRequest>) -> Changed {
-        let v1::ReplaceMemberRequest { node_id, new_node_id, peer, timeout_ms } = request.into_inner();
+        let (_, asked, request) = request.into_parts();
+        let v1::ReplaceMemberRequest { node_id, new_node_id, peer, timeout_ms } = request;
         let new = NewMember { node_id: new_node_id, peer };
-        self.change(REPLACE_MEMBER, Change::Replace { old: node_id, new, timeout: patience(timeout_ms) })
-            .await
+        self.change(
+            REPLACE_MEMBER,
+            &asked,
+            Change::Replace { old: node_id, new, timeout: patience(timeout_ms) },
+        )
+        .await
     }
 
     async fn update_member(&self, request: Request<v1::UpdateMemberRequest>) -> Changed {
-        let v1::UpdateMemberRequest { node_id, peer, client } = request.into_inner();
+        let (_, asked, request) = request.into_parts();
+        let v1::UpdateMemberRequest { node_id, peer, client } = request;
         let addresses = NewAddresses { peer: given(peer), client: given(client) };
-        self.change(UPDATE_MEMBER, Change::Update { node_id, addresses }).await
+        self.change(UPDATE_MEMBER, &asked, Change::Update { node_id, addresses }).await
     }
 
     async fn transfer_leader(

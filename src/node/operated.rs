@@ -3,23 +3,12 @@
 use std::time::Duration;
 
 use crate::door::ServedNode;
-use crate::engine::{Activity, Counters, Engine, NewAddresses, NewMember, QuotaError, SessionList, Settings};
+use crate::engine::{Activity, Change, Counters, Engine, QuotaError, SessionList, Settings};
 use crate::error::{ConfigureError, Leader, MembershipError, ReadError, SnapshotError, TransferError};
 use crate::machine::StateMachine;
 use crate::report::{MemberList, NodeReport};
 use crate::storage::LogStats;
 use crate::types::{LogId, NodeId};
-
-/// A change that the admin service was asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Change {
-    Add { new: NewMember, promote: bool, timeout: Duration },
-    Promote { node_id: NodeId, timeout: Duration },
-    Demote { node_id: NodeId, force: bool },
-    Remove { node_id: NodeId, force: bool },
-    Replace { old: NodeId, new: NewMember, timeout: Duration },
-    Update { node_id: NodeId, addresses: NewAddresses },
-}
 
 /// A member of a cluster that tells how it is. The methods promise what those of [`Engine`] do.
 pub(crate) trait OperatedNode: ServedNode {
@@ -31,7 +20,12 @@ pub(crate) trait OperatedNode: ServedNode {
         limit: usize,
     ) -> impl Future<Output = Result<SessionList, ReadError>> + Send;
 
-    fn change(&self, change: Change) -> impl Future<Output = Result<MemberList, MembershipError>> + Send;
+    /// Makes `change`. Where no part of it is proposed by the end of `limit`, none is any more.
+    fn change(
+        &self,
+        change: Change,
+        limit: Option<Duration>,
+    ) -> impl Future<Output = Result<MemberList, MembershipError>> + Send;
 
     fn transfer_leader(
         &self,
@@ -62,15 +56,8 @@ impl<M: StateMachine> OperatedNode for Engine<M> {
         Engine::list_sessions(self, after, limit).await
     }
 
-    async fn change(&self, change: Change) -> Result<MemberList, MembershipError> {
-        match change {
-            Change::Add { new, promote, timeout } => self.add_member(new, promote, timeout).await,
-            Change::Promote { node_id, timeout } => self.promote_member(node_id, timeout).await,
-            Change::Demote { node_id, force } => self.demote_member(node_id, force).await,
-            Change::Remove { node_id, force } => self.remove_member(node_id, force).await,
-            Change::Replace { old, new, timeout } => self.replace_member(old, new, timeout).await,
-            Change::Update { node_id, addresses } => self.update_member(node_id, addresses).await,
-        }
+    async fn change(&self, change: Change, limit: Option<Duration>) -> Result<MemberList, MembershipError> {
+        Engine::change_members(self, change, limit).await
     }
 
     async fn transfer_leader(&self, to: Option<NodeId>) -> Result<Leader, TransferError> {

@@ -60,7 +60,7 @@ pub struct NodeReport {
     pub state: StateSize,
     /// How far its state is behind. Of this node only.
     pub lag: Option<Lag>,
-    /// Its disk; of another node only the state.
+    /// Its disk; of another node only the state and how much room there is.
     pub disk: Option<DiskStatus>,
     /// What its disk is good for, in the word of a newer version that this one does not know. Of another node only.
     #[serde(skip)]

@@ -13,7 +13,11 @@ impl From<NodeReport> for v1::StatusResponse {
     fn from(report: NodeReport) -> Self {
         let position = |at: Option<LogId>| at.map(|at| encode_position(at, report.history));
         let Offsets { last_log, committed, applied, snapshot, purged } = report.offsets;
+        let room = report.disk.unwrap_or_default();
         Self {
+            disk_available_bytes: room.available_bytes,
+            disk_reserve_bytes: room.reserve_bytes,
+            disk_needed_bytes: room.needed_bytes,
             cluster: report.cluster,
             node_id: report.node_id,
             endpoint: report.client,
@@ -49,7 +53,13 @@ impl From<v1::StatusResponse> for NodeReport {
     fn from(status: v1::StatusResponse) -> Self {
         let history = status.applied.or(status.committed).map_or(0, |position| position.history);
         let position = |position: Option<v1::Position>| position.map(LogId::from);
-        let disk = DiskState::from_name(&status.disk).map(|state| DiskStatus { state, ..Default::default() });
+        let disk = DiskState::from_name(&status.disk).map(|state| DiskStatus {
+            state,
+            available_bytes: status.disk_available_bytes,
+            reserve_bytes: status.disk_reserve_bytes,
+            needed_bytes: status.disk_needed_bytes,
+            ..Default::default()
+        });
         let quota_source = if status.state_quota_set { QuotaSource::Operator } else { QuotaSource::Memory };
         Self {
             cluster: status.cluster,
@@ -185,7 +195,13 @@ mod tests {
                 quota_bytes: Some(2),
                 quota_source: Some(QuotaSource::Operator),
             },
-            disk: Some(DiskStatus { state: DiskState::Stalled, ..Default::default() }),
+            disk: Some(DiskStatus {
+                state: DiskState::Full,
+                available_bytes: Some(5),
+                reserve_bytes: Some(6),
+                needed_bytes: Some(7),
+                ..Default::default()
+            }),
             sessions: SessionsReport { open: 4, bytes: 5, largest_opener: None },
             members: vec![member.clone()],
             history: HistoryEpoch(0xabc),

@@ -355,3 +355,48 @@ async fn every_string_of_bytes_goes_in_and_out() {
     run(&["put", "k", "v", "--ttl", "400d"]);
     run(&["put", "k", "v", "--ttl", "18446744073709551615ms"]);
 }
+
+/// As under `| head -1`, of which a watch hears before the next change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_whose_reader_has_gone_away_end_quietly() {
+    let nodes = TestCluster::start(&[]);
+    nodes.put("k", "v").await;
+    let endpoints = nodes.cluster.endpoints().join(",");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    for (args, code) in [
+        (&["get", "k"][..], 0),
+        (&["range"], 0),
+        (&["range", "--all"], 0),
+        (&["watch", "--all"], 0),
+        (&["watch", "--all", "--from", "1", "-o", "json"], 0),
+        (&["status"], 0),
+        (&["health"], 0),
+        (&["member", "list"], 0),
+        (&["session", "list"], 0),
+        (&["configure"], 0),
+        (&["snapshot"], 0),
+        (&["completion", "bash"], 0),
+        (&["put", "--help"], 0),
+        (&["put", "k", "w"], 0),
+        (&["txn", "--then", "put k x"], 0),
+        (&["del", "k"], 0),
+        // What is told by the exit code is told all the same.
+        (&["get", "k"], 4),
+        (&["del", "k", "-o", "json"], 4),
+        (&["put", "k", "v", "--if-revision", "1"], 4),
+        (&["status", "--endpoints", "127.0.0.1:1"], 2),
+        (&["health", "--endpoints", "127.0.0.1:1"], 2),
+    ] {
+        let mut command = Command::new(QUORATE);
+        command.env("QUORATE_ENDPOINTS", &endpoints).args(args).stdin(Stdio::null());
+        let child = command.stdout(writer.try_clone().unwrap()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut running = Running(child);
+        eventually("it ends", async || running.0.try_wait().unwrap().is_some()).await;
+        let mut told = String::new();
+        running.0.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+        assert_eq!(running.0.wait().unwrap().code(), Some(code), "{args:?}: {told}");
+        assert!(code != 0 || told.is_empty(), "{args:?}: {told}");
+        assert!(!told.contains("panicked") && !told.contains("Broken pipe"), "{args:?}: {told}");
+    }
+}

@@ -104,7 +104,7 @@ async fn the_tour_from_start_to_the_next_start() {
     let (node_id, pid) = leader(&spec);
     assert!(first.output().contains(&format!("kill -9 {pid}")), "{}", first.output());
     signal(pid, "-9");
-    first.prints(&format!("node {node_id} (process {pid}) ended with signal: 9 (SIGKILL)")).await;
+    first.prints(&format!("node {node_id} (process {pid}) ended with signal 9 (SIGKILL)")).await;
     first.prints("start it again with:").await;
     assert!(first.output().contains(&format!("serve --node-id {node_id} ")), "{}", first.output());
     assert_eq!(call(&spec, &["get", "hello"]).stdout.trim_end(), "world");

@@ -28,7 +28,11 @@ fn failure(args: &[&str], outcome: &Outcome) -> Value {
     let object: Value = serde_json::from_str(last).unwrap_or_else(|_| panic!("{args:?}: {outcome:#?}"));
     let mut fields: Vec<_> = object.as_object().unwrap().keys().cloned().collect();
     fields.sort();
-    assert_eq!(fields, ["code", "hint", "leader", "maybe_applied", "message", "reason"], "{args:?}");
+    assert_eq!(
+        fields,
+        ["code", "hint", "leader", "maybe_applied", "message", "reason", "result"],
+        "{args:?}"
+    );
     let reason = object["reason"].as_str().unwrap();
     let reason = Reason::all().find(|known| known.name() == reason).unwrap_or_else(|| panic!("{object}"));
     let maybe_applied = object["maybe_applied"].as_bool().unwrap();
@@ -261,4 +265,76 @@ async fn without_a_quorum_a_write_is_undecided_only_while_it_may_have_been_propo
         let failed = failure(args, &run(&endpoints, args));
         assert_ne!(failed["code"], json!(0), "{failed}");
     }
+}
+
+/// A node that says nothing is waited for longer than these commands have time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_the_members_that_is_not_proposed_in_time_is_certainly_not_made() {
+    let nodes = TestCluster::start(&[]);
+    nodes.leader(0).await;
+    let endpoints = nodes.cluster.endpoints().join(",");
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    for args in
+        [&["member", "add", "4", "--peer", &address][..], &["member", "update", "2", "--peer", &address]]
+    {
+        let args = [args, &["--timeout", "1s"]].concat();
+        let told = failure(&args, &run(&endpoints, &args));
+        let (code, reason) = (json!(1), json!("DEADLINE_EXCEEDED"));
+        assert_eq!(
+            (&told["code"], &told["reason"], &told["maybe_applied"]),
+            (&code, &reason, &json!(false)),
+            "{told}"
+        );
+        assert!(told["message"].as_str().unwrap().contains(&format!("to answer at {address}")), "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_not_every_voter_confirms_is_told_with_what_came_of_it() {
+    let nodes = TestCluster::start(&[]);
+    let paused = nodes.follower().await;
+    nodes.node(paused).pause().unwrap();
+    let endpoints = nodes.cluster.endpoints().join(",");
+    fn all<'a>(args: &[&'a str]) -> Vec<&'a str> {
+        [args, &["--ack", "all", "--ack-timeout", "300ms"]].concat()
+    }
+    let voter = format!("not known to be on disk at node {paused}");
+    for (args, code, printed) in [
+        (&["put", "lock", "me", "--if-absent"][..], 5, ", version 1\n"),
+        (&["put", "lock", "you", "--if-absent"], 4, ""),
+        (
+            &["txn", "--when", "missing lock", "--then", "put lock you"],
+            5,
+            "not all comparisons hold, revision ",
+        ),
+        (&["del", "lock"], 5, "deleted\n"),
+        (&["del", "lock"], 4, ""),
+    ] {
+        let told = nodes.quorate(&all(args));
+        told.assert_refused(code, &[&voter]);
+        assert!(told.stdout.contains(printed) && told.stdout.is_empty() == printed.is_empty(), "{told:#?}");
+    }
+    for (args, code, reason, field, expected) in [
+        (&["put", "lock", "me", "--if-absent"][..], 5, "ACK_TIMEOUT", "succeeded", json!(true)),
+        (&["put", "lock", "you", "--if-absent"], 4, "CONDITION_FAILED", "succeeded", json!(false)),
+        (&["put", "lock", "you"], 5, "ACK_TIMEOUT", "version", json!(2)),
+        (
+            &["txn", "--when", "missing lock", "--then", "put lock you"],
+            5,
+            "ACK_TIMEOUT",
+            "succeeded",
+            json!(false),
+        ),
+        (&["del", "lock", "--prefix"], 5, "ACK_TIMEOUT", "deleted", json!(1)),
+        (&["del", "lock"], 4, "NOT_FOUND", "deleted", json!(false)),
+    ] {
+        let told = failure(args, &run(&endpoints, &all(args)));
+        assert_eq!((&told["code"], &told["reason"]), (&json!(code), &json!(reason)), "{args:?}: {told}");
+        assert_eq!(told["maybe_applied"], json!(code == 5), "{args:?}: {told}");
+        assert_eq!(told["result"][field], expected, "{args:?}: {told}");
+        assert_eq!(told["result"]["missing"], json!([paused]), "{args:?}: {told}");
+        assert!(told["result"]["index"].is_u64(), "{args:?}: {told}");
+    }
+    nodes.node(paused).resume().unwrap();
 }

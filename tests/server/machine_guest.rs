@@ -18,27 +18,27 @@ use crate::DEADLINE;
 
 /// Builds: up to version 1, up to version 2, and one that has replies of another type.
 #[derive(Debug, Clone, Default)]
-struct Sum<const VERSION: u32>(u64);
+pub(crate) struct Sum<const VERSION: u32>(u64);
 
 /// What no build should be: its replies are others.
 const OTHER_REPLIES: u32 = 99;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-enum Change {
+pub(crate) enum Change {
     Add(u64),
     /// Since version 2.
     Multiply(u64),
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-enum Ask {
+pub(crate) enum Ask {
     Sum,
     /// Since version 2.
     IsEven,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-enum Told {
+pub(crate) enum Told {
     Sum(u64),
     Yes(bool),
 }

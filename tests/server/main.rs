@@ -10,6 +10,7 @@ mod guest;
 mod machine_guest;
 mod replication;
 mod tasks;
+mod unconfirmed;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};

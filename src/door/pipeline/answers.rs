@@ -291,6 +291,9 @@ fn outcome_bytes<G: Guest>(outcome: &Outcome<G>) -> usize {
     match outcome {
         Ok(Done::Guest(_, response)) => G::response_bytes(response),
         Ok(Done::Opened(_) | Done::Closed(_)) => 0,
-        Err(failure) => failure.message.len(),
+        Err(failure) => {
+            let answer = failure.unconfirmed.as_ref().map_or(0, |answer| answer.response.len());
+            failure.message.len() + answer
+        }
     }
 }

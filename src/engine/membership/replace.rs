@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
-use super::NewMember;
+use super::changes::Stage;
 use super::quorum::Strength;
+use super::{NewMember, asking};
 use crate::engine::Engine;
 use crate::error::MembershipError;
 use crate::machine::StateMachine;
@@ -21,6 +22,7 @@ impl<M: StateMachine> Engine<M> {
         &self,
         new: &NewMember,
         deadline: Instant,
+        stage: &Stage,
     ) -> Result<(), MembershipError> {
         let node_id = new.node_id;
         if node_id == self.inner.config.node_id {
@@ -31,6 +33,7 @@ impl<M: StateMachine> Engine<M> {
             };
         }
         // Before anything is removed: is there something to put in its place?
+        stage.waits_for(|| asking(node_id, &new.peer));
         let found = self.identify_reached(new).await?;
         let has_joined = {
             let _turn = self.turn().await?;
@@ -52,11 +55,11 @@ impl<M: StateMachine> Engine<M> {
                         self.may_lose(node_id, false).await?;
                     }
                     let change = MembershipChange::Remove { node_id, intent: Some(role) };
-                    self.commit("the removal of the old node", change).await?;
-                    self.join(new, Some(role)).await.map_err(|error| error.after(true))?;
+                    self.propose_change("the removal of the old node", change, stage).await?;
+                    self.join(new, Some(role), stage).await.map_err(|error| error.after(true))?;
                     true
                 }
-                None => self.join(new, Some(role)).await?,
+                None => self.join(new, Some(role), stage).await?,
             };
             let now = self.leading().map_err(|error| error.after(has_joined))?.membership;
             if now.intent(node_id) == Some(Intent::Learner) {
@@ -64,7 +67,7 @@ impl<M: StateMachine> Engine<M> {
             }
             has_joined
         };
-        self.promote(node_id, deadline).await.map_err(|error| error.after(has_joined))
+        self.promote(node_id, deadline, stage).await.map_err(|error| error.after(has_joined))
     }
 
     /// Another node takes the place of `old`; if that votes, both change at once.
@@ -73,6 +76,7 @@ impl<M: StateMachine> Engine<M> {
         old: NodeId,
         new: &NewMember,
         deadline: Instant,
+        stage: &Stage,
     ) -> Result<(), MembershipError> {
         let (old_votes, is_begun) = {
             let _turn = self.turn().await?;
@@ -86,7 +90,7 @@ impl<M: StateMachine> Engine<M> {
                     return match membership.intent(new.node_id) {
                         Some(Intent::Voter) => {
                             drop(_turn);
-                            self.promote(new.node_id, deadline).await
+                            self.promote(new.node_id, deadline, stage).await
                         }
                         Some(Intent::Learner) | None => Ok(()),
                     };
@@ -101,12 +105,12 @@ impl<M: StateMachine> Engine<M> {
             if membership.is_voter(old) {
                 self.step_aside(old).await?;
             }
-            let has_joined = self.join(new, Some(role)).await?;
+            let has_joined = self.join(new, Some(role), stage).await?;
             if membership.is_voter(old) {
                 (true, has_joined)
             } else {
                 let change = MembershipChange::Remove { node_id: old, intent: None };
-                let removed = self.commit("the removal of the old node", change).await;
+                let removed = self.propose_change("the removal of the old node", change, stage).await;
                 removed.map_err(|error| error.after(has_joined))?;
                 if role == Intent::Learner {
                     return Ok(());
@@ -115,17 +119,24 @@ impl<M: StateMachine> Engine<M> {
             }
         };
         let completed = match old_votes {
-            true => self.swap(old, new.node_id, deadline).await,
+            true => self.swap(old, new.node_id, deadline, stage).await,
             // The old one was itself to get the vote of one before it.
-            false => self.promote(new.node_id, deadline).await,
+            false => self.promote(new.node_id, deadline, stage).await,
         };
         completed.map_err(|error| error.after(is_begun))
     }
 
     /// The learner `new` becomes a voter once it has caught up, and the voter `old` ceases to be one.
-    async fn swap(&self, old: NodeId, new: NodeId, deadline: Instant) -> Result<(), MembershipError> {
+    async fn swap(
+        &self,
+        old: NodeId,
+        new: NodeId,
+        deadline: Instant,
+        stage: &Stage,
+    ) -> Result<(), MembershipError> {
         let incarnation = self.known(&self.leading()?, new)?.incarnation;
         loop {
+            stage.waits_for(|| format!("node {new} to catch up"));
             self.caught_up(new, incarnation, deadline).await?;
             let _turn = self.turn().await?;
             self.settle().await?;
@@ -146,7 +157,7 @@ impl<M: StateMachine> Engine<M> {
                 voters.insert(new);
             };
             self.keeps_quorum(swapped, Strength::Answers).await?;
-            return self.commit("the replacement", MembershipChange::Swap { old, new }).await;
+            return self.propose_change("the replacement", MembershipChange::Swap { old, new }, stage).await;
         }
     }
 }

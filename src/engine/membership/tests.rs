@@ -17,8 +17,11 @@ use crate::types::Membership;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A network in which a node that is asked at an address says that it is the one looked for, and answers nothing else.
+/// A network in which a node that is asked at an address says that it is the one looked for, and answers nothing else; at
+/// [`SILENT`] it does not even say that.
 struct SaysItsName;
+
+const SILENT: &str = "silent:1";
 
 impl Transport for SaysItsName {
     fn connect(
@@ -35,6 +38,9 @@ impl Transport for SaysItsName {
         address: String,
         request: IdentifyRequest,
     ) -> BoxFuture<'static, Result<IdentifyResponse, DialError>> {
+        if address == SILENT {
+            return std::future::pending().boxed();
+        }
         let node_id = request.hello.map(|hello| hello.to_node).unwrap_or_default();
         let incarnation = Incarnation(u128::from(node_id)).to_string();
         let response =
@@ -139,6 +145,34 @@ async fn changes_whose_callers_are_gone_are_bounded() {
         }
     };
     tokio::time::timeout(DEADLINE, ended).await.unwrap();
+    engine.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_proposed_by_the_end_of_its_callers_time_never_is() {
+    let engine = leader().await;
+    let before = engine.inner.core.metrics().membership_at;
+    let add = |new, limit| {
+        engine.change_members(Change::Add { new, promote: false, timeout: Duration::ZERO }, Some(limit))
+    };
+    let out_of_time = |refused: MembershipError, waited_for: &str| {
+        let told = refused.told();
+        assert_eq!((told.reason, told.maybe_applied), (Reason::DeadlineExceeded, false), "{refused}");
+        let expected = format!("after 1000 ms it still waited for {waited_for}");
+        assert!(refused.to_string().contains(&expected), "{refused}");
+    };
+    let silent = NewMember { node_id: 4, peer: SILENT.to_owned() };
+    let refused = add(silent, Duration::from_secs(1)).await.unwrap_err();
+    out_of_time(refused, "node 4 to answer at silent:1");
+
+    let turn = engine.inner.changes.turn().await;
+    let refused = add(new(5), Duration::from_secs(1)).await.unwrap_err();
+    out_of_time(refused, "an earlier change to end");
+    drop(turn);
+    tokio::time::sleep(TURN_PATIENCE).await;
+    assert_eq!(engine.inner.core.metrics().membership_at, before, "it is not made later, either");
+    add(new(5), DEADLINE).await.unwrap();
+    assert!(membership(&engine).members.contains_key(&5));
     engine.shutdown().await;
 }
 

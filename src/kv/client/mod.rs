@@ -40,7 +40,7 @@ pub use crate::client::{
     CallOptions, Candidate, ClientConfig, ClientError, ClientMetrics, ConfigError, Contact, Contacts,
     DEFAULT_ACK_TIMEOUT, Endpoint, Header, KnownLeader, Latencies, MemberChange, MemberList, MemberReport,
     MethodMetrics, NodeMetrics, NodeReport, NodeSetting, ReadPreference, Reason, SessionInfo, SessionPage,
-    StreamMetrics,
+    StreamMetrics, UnconfirmedAnswer,
 };
 pub(crate) use crate::client::{SESSION_TTL_MAX, SESSION_TTL_MIN};
 pub use once::Once;
@@ -54,6 +54,7 @@ mod once;
 mod streams;
 #[cfg(test)]
 pub(crate) mod tests;
+mod unconfirmed;
 
 /// A handle on a cluster with a key-value machine. Cheap to clone; all clones share their connections.
 ///
@@ -153,7 +154,8 @@ impl Client {
     /// Sets `key` to `value`, acknowledged and expiring as `options` say: [`WriteOptions`] or an [`AckLevel`].
     ///
     /// # Errors
-    /// See [`ClientError`]; [`ClientError::AckTimeout`] when not every voter holds it in time.
+    /// See [`ClientError`]; [`ClientError::AckTimeout`] when not every voter holds it in time: [`PutReply::unconfirmed`] then
+    /// makes the reply of it, as that of every kind of reply does.
     pub async fn put_with(
         &self,
         scope: &Scope,
@@ -222,19 +224,7 @@ impl Client {
             None => TxnOp::put(key.clone(), value),
         };
         let txn = Txn::new().when(condition).then(put).otherwise(TxnOp::get(key));
-        let reply = self.txn_with(scope, txn, WriteOptions { ttl: None, ..options }).await?;
-        let (mut create_revision, mut version, mut current) = (0, 0, None);
-        for result in reply.results {
-            match result {
-                TxnResult::Get(item) => current = item,
-                TxnResult::Put { create_revision: created, version: puts } => {
-                    (create_revision, version) = (created, puts);
-                }
-                _ => {}
-            }
-        }
-        let TxnReply { header, revision, succeeded, .. } = reply;
-        Ok(ConditionalPut { header, succeeded, revision, create_revision, version, current })
+        self.txn_with(scope, txn, WriteOptions { ttl: None, ..options }).await.map(ConditionalPut::of)
     }
 
     /// Reads `key`. The reply holds no item when the key does not exist. `read` is a [`ReadLevel`], or

@@ -31,9 +31,26 @@ impl Once {
     /// # Panics
     /// Panics when `request` is a read.
     pub async fn execute(&mut self, request: Request) -> Result<Response, ClientError> {
+        self.execute_with(request, client::WriteOptions::default()).await
+    }
+
+    /// The same, acknowledged as `options` say: [`WriteOptions`](client::WriteOptions), or an [`AckLevel`](crate::AckLevel) other than
+    /// [`Leader`](crate::AckLevel::Leader). When not every voter has confirmed it in time the error [tells](Response::unconfirmed) what
+    /// came of it all the same.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    ///
+    /// # Panics
+    /// As [`execute`](Self::execute).
+    pub async fn execute_with(
+        &mut self,
+        request: Request,
+        options: impl Into<client::WriteOptions>,
+    ) -> Result<Response, ClientError> {
         let method = request.method();
         assert!(method.is_write(), "invariant: only writes have a place in a session");
-        let options = client::WriteOptions::default();
+        let options = options.into();
         self.0.call(method.name(), encode(request)?, options, decode(method)).await
     }
 

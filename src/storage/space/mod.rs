@@ -197,7 +197,7 @@ impl Room {
         self.look_with(&mut self.ledger(), 0, true)
             .map_err(|error| io_error("cannot set room aside in", &self.directory, error))?;
         if self.gauge.space() == Space::Full {
-            let needed = self.reserve_bytes.saturating_add(Policy::untouched(self.reserve_bytes));
+            let needed = Policy::needed(self.reserve_bytes);
             let (available, held) = (self.gauge.available.load(Relaxed), self.gauge.reserved.load(Relaxed));
             self.ledger().told_full = true;
             tracing::warn!(

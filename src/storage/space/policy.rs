@@ -125,6 +125,11 @@ impl Policy {
         reserve / RESUME_SHARE
     }
 
+    /// What must be available and set aside together to end [`Space::Full`].
+    pub(crate) fn needed(reserve: u64) -> u64 {
+        reserve.saturating_add(Self::untouched(reserve))
+    }
+
     /// Something that should have fitted did not: what the file system says is not the whole truth.
     pub(crate) fn fill_up(&mut self) {
         self.space = Space::Full;

@@ -222,6 +222,7 @@ impl DiskWatch {
             is_watched: true,
             available_bytes: gauge.map(|gauge| gauge.available.load(Relaxed)),
             reserve_bytes: gauge.map(|gauge| gauge.reserved.load(Relaxed)),
+            needed_bytes: watched.room.as_ref().map(|room| Policy::needed(room.reserve_bytes)),
             writing_for: (watched.writing)(),
         }
     }

@@ -541,6 +541,9 @@ pub(crate) fn told() -> [StatusResponse; 3] {
         state_quota_bytes: Some(2_000),
         state_quota_set: true,
         diverged: String::new(),
+        disk_available_bytes: Some(48 << 20),
+        disk_reserve_bytes: Some(32 << 20),
+        disk_needed_bytes: Some(96 << 20),
     };
     let follower = StatusResponse {
         node_id: 2,

@@ -2,9 +2,11 @@
 
 use super::fake::{Next, failure, steps};
 use super::*;
-use crate::proto::v1::{AckLevel as WireAck, Header as WireHeader, Position, PutResponse};
+use crate::proto::v1::UnconfirmedAnswer;
+use crate::proto::v1::{AckLevel as WireAck, Header as WireHeader, Position, PutResponse, TxnResponse};
 use crate::proto::v1::{TaggedRequest, tagged_request, tagged_response};
 use crate::types::LogId;
+use prost::Message as _;
 
 /// Answers puts with this header.
 fn answering(header: WireHeader) -> impl FnMut(Vec<TaggedRequest>) -> Step + Send + 'static {
@@ -313,8 +315,57 @@ async fn an_acknowledgement_says_what_it_promises_and_who_holds_the_write() {
     }));
     let error = client.put_with(&Scope::default(), "k", "v", AckLevel::All).await.unwrap_err();
     assert!(error.maybe_applied());
+    assert_eq!(
+        (PutReply::unconfirmed(&error), error.unconfirmed()),
+        (None, None),
+        "of a version that does not tell"
+    );
     let ClientError::AckTimeout { position, missing, .. } = error else { panic!("{error}") };
     assert_eq!((position, missing), (Some(LogId::new(3, 41)), vec![3]));
+}
+
+#[tokio::test]
+async fn what_not_every_voter_has_confirmed_is_told_as_the_reply_that_the_call_would_have_had() {
+    let node = Fake::start(leader);
+    let (client, scope) = (client_of(&[&node]), Scope::default());
+    let position = Some(Position { term: 3, index: 41, history: 0xabc });
+    let unconfirmed = |response: Vec<u8>| {
+        let header = Some(WireHeader { node_id: 2, position, held_by: vec![1, 2], ..Default::default() });
+        let unconfirmed = Some(Box::new(UnconfirmedAnswer { header, response: response.into() }));
+        let failure = failure(Reason::AckTimeout, true);
+        refusing(Failure { position, missing: vec![3], unconfirmed, ..failure })
+    };
+    let of = |header: &Header| (header.bookmark().to_string(), header.ack, header.held_by.clone());
+    let expected = || ("41@0000000000000abc".to_owned(), AckLevel::Quorum, vec![1, 2]);
+
+    node.set_script(unconfirmed(
+        PutResponse { revision: 41, version: 2, ..Default::default() }.encode_to_vec(),
+    ));
+    let error = client.put_with(&scope, "k", "v", AckLevel::All).await.unwrap_err();
+    let reply = PutReply::unconfirmed(&error).unwrap();
+    assert_eq!((reply.revision, reply.version, of(&reply.header)), (41, 2, expected()));
+    assert_eq!(DeleteReply::unconfirmed(&error), None, "it is the reply to a put");
+    assert!(matches!(error, ClientError::AckTimeout { .. }) && error.maybe_applied());
+
+    // Nothing was there: no field is set, so the response has no bytes.
+    node.set_script(unconfirmed(Vec::new()));
+    let error = client.delete_with(&scope, "k", AckLevel::All).await.unwrap_err();
+    let reply = DeleteReply::unconfirmed(&error).unwrap();
+    assert_eq!((reply.deleted, of(&reply.header)), (false, expected()));
+
+    let held = TxnResponse { revision: 41, succeeded: false, ..Default::default() };
+    node.set_script(unconfirmed(held.encode_to_vec()));
+    let put = client.put_when(&scope, Compare::missing("k"), "k", "v", AckLevel::All).await;
+    let reply = ConditionalPut::unconfirmed(&put.unwrap_err()).unwrap();
+    assert_eq!((reply.succeeded, reply.revision, of(&reply.header)), (false, 41, expected()));
+
+    node.set_script(unconfirmed(Vec::new()));
+    let mut once = client.once().await.unwrap();
+    let request = || Request::Delete { scope: Scope::default(), key: "k".into() };
+    for _ in 0..2 {
+        let error = once.execute_with(request(), AckLevel::All).await.unwrap_err();
+        assert!(matches!(Response::unconfirmed(&error), Some(Response::Delete(_))), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 
 use crate::door::served::PinnedView;
 use crate::engine::{
-    Activity, Counters, NewAddresses, NewMember, Pinned, QuotaError, Settings, SnapshotPolicy,
+    Activity, Change, Counters, NewAddresses, NewMember, Pinned, QuotaError, Settings, SnapshotPolicy,
 };
 use crate::error::{ConfigureError, MembershipError, SnapshotError, TransferError};
-use crate::node::operated::Change;
 use crate::raft::published::Progress;
 use crate::report::{
     Carried, InFlight, Lag, LedPeer, MemberList, MemberReport, Offsets, SessionsReport, StateSize,
@@ -335,7 +334,7 @@ impl OperatedNode for FakeNode {
         Ok(SessionList { applied: Some(LogId::new(3, 9)), clock, sessions, more })
     }
 
-    async fn change(&self, change: Change) -> Result<MemberList, MembershipError> {
+    async fn change(&self, change: Change, _: Option<Duration>) -> Result<MemberList, MembershipError> {
         let leader = Some(Leader { node_id: 2, client: "b:7801".to_owned() });
         match change {
             Change::Add { new: NewMember { node_id: WELL, peer }, promote: true, timeout }

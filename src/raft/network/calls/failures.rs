@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::{from_leader_hint, from_log_id, leader_hint};
+use super::{MOST_REPLY_BYTES, from_leader_hint, from_log_id, leader_hint};
 use crate::error::{ForwardError, MembershipError, OperationError, TransferError, WriteError};
 use crate::proto::peer::{self as proto, call_failure as wire};
 use crate::raft::network::wire::{Malformed, incarnation, plain_log_id};
-use crate::types::{Divergence, HistoryEpoch, Leader, MachineVersion, NodeId};
+use crate::types::{Divergence, HistoryEpoch, Leader, MachineVersion, NodeId, UnconfirmedReply};
 
 use wire::membership::Why as MembershipWhy;
 use wire::transfer::Why as TransferWhy;
@@ -140,9 +140,17 @@ fn write(error: &WriteError) -> wire::Write {
         WriteError::AnswerForgotten => WriteWhy::AnswerForgotten(NOTHING),
         WriteError::TooManySessions => WriteWhy::TooManySessions(NOTHING),
         WriteError::TooManyOfOpener { limit } => WriteWhy::TooManyOfOpener(*limit as u64),
-        WriteError::AckTimeout { log_id, missing } => {
-            let missing = missing.clone();
-            WriteWhy::AckTimeout(Standing { at: Some(plain_log_id(*log_id)), missing })
+        WriteError::AckTimeout { log_id, missing, reply } => {
+            let told =
+                Standing { at: Some(plain_log_id(*log_id)), missing: missing.clone(), ..Default::default() };
+            // What is too large for a message is left out: the error says more than that it is.
+            let reply = reply.as_deref().filter(|told| told.reply.len() <= MOST_REPLY_BYTES);
+            WriteWhy::AckTimeout(match reply.cloned() {
+                Some(UnconfirmedReply { reply, held_by, repeated, machine: _, applied_here: _ }) => {
+                    Standing { reply: Some(reply), held_by, repeated, ..told }
+                }
+                None => told,
+            })
         }
         WriteError::Interrupted { leader } => WriteWhy::Interrupted(some_leader(leader)),
         WriteError::Stopped { reason, maybe_applied } => {
@@ -197,7 +205,12 @@ fn from_write(why: WriteWhy) -> Result<WriteError, Malformed> {
         WriteWhy::TooManySessions(_) => WriteError::TooManySessions,
         WriteWhy::TooManyOfOpener(limit) => WriteError::TooManyOfOpener { limit: size(limit) },
         WriteWhy::AckTimeout(told) => {
-            WriteError::AckTimeout { log_id: from_log_id(told.at)?, missing: told.missing }
+            let (held_by, repeated) = (told.held_by, told.repeated);
+            // Which machine it is of is for the caller to say, and whether it is applied there.
+            let reply = told
+                .reply
+                .map(|reply| Box::new(UnconfirmedReply { reply, held_by, repeated, ..Default::default() }));
+            WriteError::AckTimeout { log_id: from_log_id(told.at)?, missing: told.missing, reply }
         }
         WriteWhy::Interrupted(leader) => WriteError::Interrupted { leader: from_some_leader(leader) },
         WriteWhy::Stopped(told) => {
@@ -266,6 +279,9 @@ fn membership(error: &MembershipError) -> wire::Membership {
             MembershipWhy::Stopped(wire::write::Stopped { reason, maybe_applied })
         }
         MembershipError::HalfMade { source } => MembershipWhy::HalfMade(Box::new(membership(&source))),
+        MembershipError::OutOfTime { waited_for, waited_ms } => {
+            MembershipWhy::OutOfTime(Timeout { step: waited_for, waited_ms })
+        }
         MembershipError::TooManyChanges { limit } => MembershipWhy::TooManyChanges(limit as u64),
         MembershipError::Forward(error) => MembershipWhy::PassedOn(passed_on(&error)),
     };
@@ -340,6 +356,9 @@ fn from_membership(why: MembershipWhy) -> Result<MembershipError, Malformed> {
         MembershipWhy::HalfMade(source) => {
             let why = source.why.ok_or(Malformed("what stopped a change is missing"))?;
             MembershipError::HalfMade { source: Box::new(from_membership(why)?) }
+        }
+        MembershipWhy::OutOfTime(told) => {
+            MembershipError::OutOfTime { waited_for: told.step, waited_ms: told.waited_ms }
         }
         MembershipWhy::TooManyChanges(limit) => MembershipError::TooManyChanges { limit: size(limit) },
         MembershipWhy::PassedOn(told) => MembershipError::Forward(from_passed_on(told)?),

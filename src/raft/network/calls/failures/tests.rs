@@ -1,9 +1,10 @@
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use prost::Message;
 
 use super::*;
-use crate::types::{Incarnation, LogId};
+use crate::types::{Incarnation, LogId, UnconfirmedReply};
 
 fn leader() -> Leader {
     Leader { node_id: 2, client: "c:2".to_owned() }
@@ -48,7 +49,17 @@ fn write_errors() -> Vec<WriteError> {
         WriteError::AnswerForgotten,
         WriteError::TooManySessions,
         WriteError::TooManyOfOpener { limit: 1024 },
-        WriteError::AckTimeout { log_id, missing },
+        WriteError::AckTimeout { log_id, missing: missing.clone(), reply: None },
+        WriteError::AckTimeout {
+            log_id,
+            missing,
+            reply: Some(Box::new(UnconfirmedReply {
+                reply: Bytes::new(),
+                held_by: vec![1, 2],
+                repeated: true,
+                ..UnconfirmedReply::default()
+            })),
+        },
         WriteError::Interrupted { leader: None },
         WriteError::Interrupted { leader: Some(leader()) },
         WriteError::Stopped { reason: reason(), maybe_applied: false },
@@ -128,6 +139,7 @@ fn membership_errors() -> Vec<MembershipError> {
         MembershipError::Stopped { reason: reason(), maybe_applied: true },
         MembershipError::HalfMade { source: Box::new(MembershipError::NotCaughtUp { node_id, lag: 9 }) },
         MembershipError::TooManyChanges { limit: 32 },
+        MembershipError::OutOfTime { waited_for: reason(), waited_ms: 7 },
     ];
     errors.extend(forward_errors().map(MembershipError::Forward));
     errors.extend(transfer_errors().into_iter().map(|source| MembershipError::HandOver { node_id, source }));
@@ -161,6 +173,7 @@ fn place_of_membership(error: &MembershipError) -> usize {
         MembershipError::Forward(_) => 22,
         MembershipError::HalfMade { .. } => 23,
         MembershipError::TooManyChanges { .. } => 24,
+        MembershipError::OutOfTime { .. } => 25,
     }
 }
 
@@ -221,7 +234,7 @@ fn every_error_of_a_write_arrives_as_the_variant_that_was_sent() {
 
 #[test]
 fn every_error_of_a_change_of_the_membership_arrives_as_the_variant_that_was_sent() {
-    is_every(&membership_errors(), place_of_membership, 25);
+    is_every(&membership_errors(), place_of_membership, 26);
     for error in membership_errors() {
         let CallError::Membership(arrived) = arrived(CallError::Membership(error.clone())) else {
             panic!("{error:?}")
