@@ -93,6 +93,7 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
 #[rustfmt::skip]
 const IN_TESTS: &[(&str, &str)] = &[
     ("cli", "proto"), ("cli", "golden"), ("config", "golden"), ("kv", "golden"), ("reason", "proto"),
+    ("raft", "golden"), ("machine", "golden"), ("storage", "golden"), ("engine", "golden"), ("client", "golden"),
     ("engine", "kv"), ("raft", "kv"), ("kv", "report"), ("kv", "raft"), ("kv", "storage"),
 ];
 

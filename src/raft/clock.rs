@@ -204,4 +204,6 @@ impl LeaderClock {
 }
 
 #[cfg(test)]
+mod script;
+#[cfg(test)]
 mod tests;

@@ -31,6 +31,8 @@
 
 mod disk;
 mod read;
+#[cfg(test)]
+mod script;
 mod stats;
 mod tail;
 #[cfg(test)]

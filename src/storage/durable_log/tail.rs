@@ -43,6 +43,12 @@ impl Tail {
         Self { entries: VecDeque::new(), bytes: 0, budget_bytes, durable_ticket: 0 }
     }
 
+    /// What `entry` takes here.
+    #[cfg(test)]
+    pub(super) fn bytes_of(entry: &Entry) -> usize {
+        Tailed::bytes(entry)
+    }
+
     /// Index of the first entry held.
     pub(crate) fn first_index(&self) -> Option<u64> {
         self.entries.front().map(|tailed| tailed.entry.log_id.index)

@@ -461,4 +461,6 @@ fn available_bytes(directory: &Path) -> io::Result<u64> {
 }
 
 #[cfg(test)]
+mod script;
+#[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ mod history;
 mod limits;
 mod model;
 mod operations;
+mod script;
 mod size;
 mod snapshots;
 
