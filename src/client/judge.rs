@@ -14,6 +14,7 @@ use tonic::Code;
 use super::attempt::{AttemptError, Kind, describe, is_unconnected};
 use super::endpoint::Endpoint;
 use super::error::ClientError;
+use crate::call::decode_position;
 use crate::proto::{details, v1};
 use crate::reason::Reason;
 
@@ -156,7 +157,7 @@ fn by_reason(
         Reason::VersionNotAgreed => Verdict::Patiently(failed(false)),
         Reason::AckTimeout => Verdict::Return(ClientError::AckTimeout {
             endpoint: endpoint.clone(),
-            position: answer.position.map(Into::into),
+            position: answer.position.map(decode_position),
             missing: answer.missing.clone(),
         }),
         Reason::Compacted if answer.first_revision > 0 => {

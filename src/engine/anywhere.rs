@@ -224,7 +224,7 @@ impl<M: StateMachine> Anywhere<M> {
         Ok(written.log_id)
     }
 
-    /// As [`Engine::add_member`]. The list is what this node knows then.
+    /// As [`Engine::add_member`]. The list is what this node knows then: see [`MemberList::is_behind`].
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -240,7 +240,7 @@ impl<M: StateMachine> Anywhere<M> {
         self.changed(Call::AddMember { node_id, peer, promote, timeout }, timeout).await
     }
 
-    /// As [`Engine::promote_member`]. The list is what this node knows then.
+    /// As [`Engine::promote_member`]. The list is what this node knows then: see [`MemberList::is_behind`].
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -253,7 +253,7 @@ impl<M: StateMachine> Anywhere<M> {
         self.changed(Call::PromoteMember { node_id, timeout }, timeout).await
     }
 
-    /// As [`Engine::demote_member`]; of the leader too, which hands over first. The list is what this node knows then.
+    /// As [`Engine::demote_member`]; of the leader too, which hands over first. The list is what this node knows then: see [`MemberList::is_behind`].
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -261,7 +261,7 @@ impl<M: StateMachine> Anywhere<M> {
         self.changed(Call::DemoteMember { node_id, force }, Duration::ZERO).await
     }
 
-    /// As [`Engine::remove_member`]; of the leader too, which hands over first. The list is what this node knows then.
+    /// As [`Engine::remove_member`]; of the leader too, which hands over first. The list is what this node knows then: see [`MemberList::is_behind`].
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -269,7 +269,7 @@ impl<M: StateMachine> Anywhere<M> {
         self.changed(Call::RemoveMember { node_id, force }, Duration::ZERO).await
     }
 
-    /// As [`Engine::replace_member`]. The list is what this node knows then.
+    /// As [`Engine::replace_member`]. The list is what this node knows then: see [`MemberList::is_behind`].
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -285,7 +285,7 @@ impl<M: StateMachine> Anywhere<M> {
         self.changed(Call::ReplaceMember { old, node_id, peer, timeout }, timeout).await
     }
 
-    /// As [`Engine::update_member`]. The list is what this node knows then.
+    /// As [`Engine::update_member`]. The list is what this node knows then: see [`MemberList::is_behind`].
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -345,7 +345,7 @@ impl<M: StateMachine> Anywhere<M> {
             return Err(outcome.is_strange());
         };
         self.engine.inner.knows_membership(membership_at, self.until(deadline)).await;
-        Ok(MemberList { unchanged, ..self.engine.members() })
+        Ok(MemberList { unchanged, changed_at: membership_at, ..self.engine.members() })
     }
 
     /// Until when a call is repeated that may take `extra` time by itself.

@@ -282,7 +282,7 @@ impl<M: StateMachine> Engine<M> {
                     engine.confirm().await?;
                 }
                 let list = engine.members();
-                Ok(MemberList { unchanged: list.position == before, ..list })
+                Ok(MemberList { unchanged: list.position == before, changed_at: list.position, ..list })
             };
             tokio::select! {
                 biased;
