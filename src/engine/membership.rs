@@ -58,11 +58,6 @@ use crate::types::{Incarnation, Intent, Member, NodeId, Role};
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long an entry may take to be committed.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(10);
-/// The most that a change takes of the leader's time by itself, beside what a learner has to catch up and what a hand-over takes: a
-/// turn to add and one to promote, in each of which an earlier change is ended first, a node is asked who it is, and a snapshot is
-/// waited for.
-pub(super) const CHANGE_PATIENCE: Duration =
-    TURN_PATIENCE.saturating_mul(2).saturating_add(COMMIT_PATIENCE.saturating_mul(6));
 /// Pause between two looks at something that is awaited.
 const PAUSE: Duration = Duration::from_millis(20);
 /// A learner that has all but this many entries has caught up: under load nobody has them all.

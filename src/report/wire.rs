@@ -200,6 +200,12 @@ mod tests {
             assert_eq!(MemberList::decode(listed.clone().encode(HistoryEpoch(1))), listed);
             let changed = MemberList { unchanged: !joint, leader: None, changed_at: at(4), ..listed };
             assert_eq!(MemberList::decode_changed(changed.clone().encode_changed(HistoryEpoch(1))), changed);
+            assert!(!changed.is_behind() && !list.is_behind());
+            assert!(
+                MemberList { position: at(3), ..changed.clone() }.is_behind(),
+                "it is of before the change"
+            );
+            assert!(MemberList { position: None, ..changed }.is_behind());
         }
     }
 
