@@ -99,13 +99,14 @@ impl Header {
             },
             node_id: header.node_id,
             history: HistoryEpoch(header.position.map_or(0, |position| position.history)),
-            position: header.position.map(LogId::from),
+            position: header.position.map(decode_position),
             held_by: header.held_by,
             repeated_write: header.repeated_write,
         }
     }
 
-    /// To the wire.
+    /// To the wire. A node has no need of it: it makes the message at once.
+    #[cfg(test)]
     pub(crate) fn encode(self) -> v1::Header {
         let Self { node_id, position, history, ack, held_by, repeated_write } = self;
         v1::Header {
@@ -118,22 +119,17 @@ impl Header {
     }
 }
 
-impl From<v1::Position> for LogId {
-    fn from(position: v1::Position) -> Self {
-        Self::new(position.term, position.index)
-    }
+/// A position, without the history that it belongs to.
+pub(crate) fn decode_position(at: v1::Position) -> LogId {
+    LogId::new(at.term, at.index)
 }
 
-impl From<v1::LeaderHint> for Leader {
-    fn from(v1::LeaderHint { node_id, client }: v1::LeaderHint) -> Self {
-        Self { node_id, client }
-    }
+pub(crate) fn decode_leader(v1::LeaderHint { node_id, client }: v1::LeaderHint) -> Leader {
+    Leader { node_id, client }
 }
 
-impl From<Leader> for v1::LeaderHint {
-    fn from(Leader { node_id, client }: Leader) -> Self {
-        Self { node_id, client }
-    }
+pub(crate) fn encode_leader(Leader { node_id, client }: Leader) -> v1::LeaderHint {
+    v1::LeaderHint { node_id, client }
 }
 
 /// A position of `history`.
@@ -141,7 +137,7 @@ pub(crate) fn encode_position(at: LogId, history: HistoryEpoch) -> v1::Position 
     v1::Position { term: at.term, index: at.index, history: history.0 }
 }
 
-fn encode_ack(ack: AckLevel) -> v1::AckLevel {
+pub(crate) fn encode_ack(ack: AckLevel) -> v1::AckLevel {
     match ack {
         AckLevel::Quorum => v1::AckLevel::Quorum,
         AckLevel::All => v1::AckLevel::All,

@@ -688,7 +688,7 @@ pub struct CallFailure {
     pub message: ::prost::alloc::string::String,
     #[prost(bool, tag = "5")]
     pub maybe_applied: bool,
-    #[prost(oneof = "call_failure::Of", tags = "1, 2, 3")]
+    #[prost(oneof = "call_failure::Of", tags = "1, 2, 3, 6")]
     pub of: ::core::option::Option<call_failure::Of>,
 }
 /// Nested message and enum types in `CallFailure`.
@@ -710,6 +710,9 @@ pub mod call_failure {
         pub reason: ::prost::alloc::string::String,
         #[prost(bool, tag = "3")]
         pub lost: bool,
+        /// It had no room for it, and nothing was done.
+        #[prost(bool, tag = "4")]
+        pub overloaded: bool,
     }
     #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Lag {
@@ -1018,6 +1021,9 @@ pub mod call_failure {
         Membership(Membership),
         #[prost(message, tag = "3")]
         Transfer(Transfer),
+        /// The leader has no room for the call at present, and has done nothing. A write says so by a number of its own.
+        #[prost(message, tag = "6")]
+        Overloaded(Nothing),
     }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

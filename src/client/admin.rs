@@ -18,6 +18,7 @@ use super::error::ClientError;
 use super::link::Link;
 use super::node::NoStatus;
 use super::router::Hint;
+use crate::call::{decode_leader, decode_position};
 use crate::proto::details;
 use crate::proto::v1::{self, admin_client::AdminClient};
 use crate::reason::Reason;
@@ -182,7 +183,7 @@ impl Client {
             admin.member_list(v1::MemberListRequest {}).await
         };
         let (list, _) = self.on_leader(Duration::ZERO, Effect::None, call).await?;
-        Ok(list.into())
+        Ok(MemberList::decode(list))
     }
 
     /// Makes `change`, and returns the membership after it.
@@ -196,7 +197,7 @@ impl Client {
         let left = || (deadline + extra).saturating_duration_since(Instant::now());
         let call = |admin: AdminClient<Channel>| send(admin, change.clone(), left());
         let (changed, leader) = self.on_leader_by(deadline, extra, Effect::Change, call).await?;
-        Ok(MemberList { leader, ..changed.into() })
+        Ok(MemberList { leader, ..MemberList::decode_changed(changed) })
     }
 
     /// Hands the lead to `to`, or to whoever is furthest ahead, and returns who leads then.
@@ -210,7 +211,7 @@ impl Client {
             told("who leads now", true, answer.leader.filter(|leader| leader.node_id != 0))
         };
         let (leader, before) = self.on_leader(Duration::ZERO, Effect::Change, call).await?;
-        let leader = Leader::from(leader);
+        let leader = decode_leader(leader);
         if before.map(|before| before.node_id) != Some(leader.node_id)
             && let Some(link) = self.router.leader()
         {
@@ -271,7 +272,7 @@ impl Client {
             let answer = admin.snapshot(v1::SnapshotRequest {}).await?.into_inner();
             told("what the snapshot covers", false, answer.position)
         };
-        Ok(self.on_node(endpoint, Effect::None, call).await?.into())
+        Ok(decode_position(self.on_node(endpoint, Effect::None, call).await?))
     }
 
     /// Changes settings of the node at `endpoint`, or of the leader, all or none, and returns all that it has, with their
@@ -395,7 +396,7 @@ impl Client {
                             last = Some(format!("{}: {why}", link.node.endpoint));
                         }
                         Err(Again::NotLeader(failure)) => {
-                            let hint = failure.leader.map(Leader::from);
+                            let hint = failure.leader.map(decode_leader);
                             let unreached = self.follow(&link.node.endpoint, hint.as_ref(), deadline).await;
                             last = unreached.or(Some(failure.message));
                         }

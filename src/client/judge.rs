@@ -14,7 +14,7 @@ use tonic::Code;
 use super::attempt::{AttemptError, Kind, describe, is_unconnected};
 use super::endpoint::Endpoint;
 use super::error::{ClientError, UnconfirmedAnswer};
-use crate::call::Header;
+use crate::call::{Header, decode_position};
 use crate::proto::{details, v1};
 use crate::reason::Reason;
 
@@ -157,7 +157,7 @@ fn by_reason(
         Reason::VersionNotAgreed => Verdict::Patiently(failed(false)),
         Reason::AckTimeout => Verdict::Return(ClientError::AckTimeout {
             endpoint: endpoint.clone(),
-            position: answer.position.map(Into::into),
+            position: answer.position.map(decode_position),
             missing: answer.missing.clone(),
             answer: answer.unconfirmed.as_deref().cloned().map(
                 |v1::UnconfirmedAnswer { header, response }| {

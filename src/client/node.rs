@@ -263,7 +263,7 @@ impl Node {
         let asked = Instant::now();
         match timeout(patience, admin.status(v1::StatusRequest {})).await {
             Ok(Ok(answer)) => {
-                let status = NodeReport::from(answer.into_inner());
+                let status = NodeReport::decode(answer.into_inner());
                 self.node_id.store(status.node_id, Ordering::Relaxed);
                 self.round_trip.measured(asked.elapsed());
                 self.ready.store(status.ready, Ordering::Relaxed);

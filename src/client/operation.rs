@@ -22,6 +22,7 @@ use super::judge::{Case, Failure, Verdict, failed, in_words, judge};
 use super::link::Link;
 use super::preference::ReadPreference;
 use super::router::{Hint, Router};
+use crate::call::decode_leader;
 use crate::reason::Reason;
 use crate::types::ReadLevel;
 
@@ -227,7 +228,7 @@ impl<'a> Operation<'a> {
             Reason::NotLeader => {
                 let hinted = match answer.leader.clone().filter(|_| self.chosen.is_none()) {
                     Some(hint) => {
-                        let hint = hint.into();
+                        let hint = decode_leader(hint);
                         let seeking = self.router.hinted(endpoint, &hint);
                         timeout_at(self.deadline, seeking).await.unwrap_or(Hint::Useless)
                     }

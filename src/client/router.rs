@@ -30,6 +30,7 @@ use super::metrics::{Metrics, NodeMetrics};
 use super::node::Node;
 use super::picture::{Leader, Picture};
 use super::preference::{Candidate, ReadPreference};
+use crate::call::decode_leader;
 use crate::proto::v1;
 use crate::report::NodeReport;
 use crate::runtime;
@@ -210,7 +211,7 @@ impl Router {
     pub(crate) fn note_failure(&self, failure: &v1::Failure) {
         let names = failure.leader.as_ref().is_some_and(|hint| hint.node_id != 0);
         if names || failure.reason() == v1::Reason::NotLeader {
-            self.note_named(failure.leader.clone().map(Into::into).as_ref());
+            self.note_named(failure.leader.clone().map(decode_leader).as_ref());
         }
     }
 

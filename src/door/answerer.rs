@@ -5,7 +5,7 @@ use tokio::sync::watch;
 use super::guest::Guest;
 use super::served::{Read, WriteOutcome};
 use super::{MAX_ANSWER_BYTES, ServedNode, told};
-use crate::call::{Header, encode_position};
+use crate::call::{encode_ack, encode_position};
 use crate::engine::{
     Acknowledged, ClosedSession, CurrentHistory, Engine, NodeState, OpenedSession, ReadOutcome,
 };
@@ -82,15 +82,9 @@ impl Answerer {
         if let (Some(reply), Some(time_at)) = (&mut reply, time_at) {
             G::tell_reply_times(reply, time_at);
         }
-        let header = Header {
-            node_id: self.node_id,
-            position: Some(log_id),
-            history: self.history.epoch(),
-            ack,
-            held_by,
-            repeated_write: repeated,
-        };
-        Ok((header.encode(), G::written(asked, log_id, reply)?))
+        let ack = encode_ack(ack).into();
+        let header = v1::Header { ack, held_by, repeated_write: repeated, ..self.header(Some(log_id)) };
+        Ok((header, G::written(asked, log_id, reply)?))
     }
 
     /// What is answered to a read.

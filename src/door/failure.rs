@@ -6,10 +6,10 @@
 
 use tonic::Code;
 
-use crate::call::{Rejected, encode_position};
+use crate::call::{Rejected, encode_leader, encode_position};
 use crate::error::{Leader, OperationError, Told};
 use crate::proto::details;
-use crate::proto::v1::{Failure, LeaderHint};
+use crate::proto::v1::Failure;
 use crate::reason::Reason;
 use crate::runtime::panic_message;
 use crate::shown::{MESSAGE_BYTES, Shown, shortened};
@@ -232,7 +232,7 @@ fn as_told(reason: Reason, message: String, maybe_applied: bool, leader: Option<
         reason: reason.into(),
         message: shortened(&message, MESSAGE_BYTES),
         maybe_applied,
-        leader: leader.map(LeaderHint::from),
+        leader: leader.map(encode_leader),
         ..Default::default()
     }
 }

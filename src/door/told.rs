@@ -24,6 +24,7 @@ use tonic::{Code, Status};
 use super::failure;
 use super::methods::Methods;
 use super::{bodies, deadline};
+use crate::call::encode_leader;
 use crate::engine::NodeState;
 use crate::proto::details;
 use crate::proto::v1::{Failure, Reason};
@@ -61,7 +62,7 @@ pub(crate) fn name_leader(failure: &mut Failure, state: &NodeState) {
     let reason = failure.reason();
     let is_older = reason == Reason::NotLeader || (reason == Reason::Interrupted && leads());
     if failure.leader.is_none() && !is_older {
-        failure.leader = state.leader.clone().map(Into::into);
+        failure.leader = state.leader.clone().map(encode_leader);
     }
 }
 

@@ -78,7 +78,7 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
     loop {
         state.borrow_and_update();
         let Some(inner) = node.upgrade() else { return until_ended().await };
-        let is_settled = Engine { inner }.compare(&mut memory).await;
+        let is_settled = Engine::within(inner).compare(&mut memory).await;
         // Nothing more is to be found out before this node applies something, or another one leads.
         if is_settled {
             if state.changed().await.is_err() {

@@ -21,8 +21,8 @@
 //! # Bounds
 //!
 //! Commands that are passed on count as in flight on this node, in `max_inflight_bytes`, while they wait for a leader too. At
-//! most [`MOST_CALLS`](crate::raft::network::calls::MOST_CALLS) calls are on their way. The leader bounds both again, for it cannot know
-//! what others keep to.
+//! most [`MOST_CALLS`](crate::raft::network::calls::MOST_CALLS) calls are on their way. Writes that wait for all voters have both bounds
+//! for themselves: a voter that is down keeps out no others. The leader bounds both again, for it cannot know what others keep to.
 //!
 //! The protocol, with a figure: `docs/design/forwarding.md`.
 
@@ -43,7 +43,7 @@ use crate::error::{Leader, MembershipError, TransferError, WriteError};
 use crate::machine::StateMachine;
 use crate::machine::sessions::WINDOW;
 use crate::raft::envelope::{self, UNSTAMPED};
-use crate::raft::network::calls::{Call, Done, LONGEST_PATIENCE};
+use crate::raft::network::calls::{Call, Done, LONGEST_PATIENCE, MembershipCall};
 use crate::report::MemberList;
 use crate::runtime;
 use crate::session::{Session, Ticket};
@@ -81,7 +81,9 @@ impl<M: StateMachine> Engine<M> {
     ///   whose outcome is not known is not repeated; its error says that it [may have been applied](WriteError::maybe_applied).
     /// - Once a call returns, this node has applied what it has written, and knows the membership that it has made, so that whatever is asked
     ///   here next sees that. A node that is behind is waited for until the call's patience is over, and at least for twice the longest
-    ///   election timeout; then the outcome is returned all the same, with `applied_here` false.
+    ///   election timeout; then the outcome is returned all the same, with `applied_here` false, or a list that
+    ///   [is behind](MemberList::is_behind).
+    /// - Nothing else is waited for beyond the call's patience: a leader that hangs, or has not finished by then, is [lost](crate::ForwardError::Lost).
     ///
     /// [`list_sessions`](Self::list_sessions), [`members`](Self::members) and all reads answer on every node by themselves.
     ///
@@ -122,8 +124,9 @@ impl<M: StateMachine> Engine<M> {
 }
 
 impl<M: StateMachine> Anywhere<M> {
-    /// The same calls, with another patience, a day at most. What a call may take by itself, such as the time for which a learner may
-    /// catch up, or a leader waits for an earlier change to end, comes on top.
+    /// The same calls, with another patience, a day at most. What a call asks for by itself, the time for which a learner may catch up or
+    /// the slowest voter is waited for, comes on top. Changes of the membership and hand-overs take seconds where voters are slow: with less
+    /// patience than that their outcome may not be known, and to call them again completes what they have begun.
     #[must_use]
     pub fn within(self, patience: Duration) -> Self {
         Self { patience, ..self }
@@ -225,7 +228,7 @@ impl<M: StateMachine> Anywhere<M> {
         Ok(written.log_id)
     }
 
-    /// As [`Engine::add_member`]. The list is what this node knows then.
+    /// As [`Engine::add_member`]. The list is what this node knows then: see [`MemberList::is_behind`].
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -238,10 +241,10 @@ impl<M: StateMachine> Anywhere<M> {
         let timeout = timeout.min(LONGEST_PATIENCE);
         let NewMember { node_id, peer } = new;
         check_address(&peer)?;
-        self.changed(Call::AddMember { node_id, peer, promote, timeout }, timeout).await
+        self.changed(MembershipCall::Add { node_id, peer, promote, timeout }, timeout).await
     }
 
-    /// As [`Engine::promote_member`]. The list is what this node knows then.
+    /// As [`Engine::promote_member`]. The list is what this node knows then: see [`MemberList::is_behind`].
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -251,26 +254,26 @@ impl<M: StateMachine> Anywhere<M> {
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
         let timeout = timeout.min(LONGEST_PATIENCE);
-        self.changed(Call::PromoteMember { node_id, timeout }, timeout).await
+        self.changed(MembershipCall::Promote { node_id, timeout }, timeout).await
     }
 
-    /// As [`Engine::demote_member`]; of the leader too, which hands over first. The list is what this node knows then.
+    /// As [`Engine::demote_member`]; of the leader too, which hands over first. The list is what this node knows then: see [`MemberList::is_behind`].
     ///
     /// # Errors
     /// See [`MembershipError`].
     pub async fn demote_member(&self, node_id: NodeId, force: bool) -> Result<MemberList, MembershipError> {
-        self.changed(Call::DemoteMember { node_id, force }, Duration::ZERO).await
+        self.changed(MembershipCall::Demote { node_id, force }, Duration::ZERO).await
     }
 
-    /// As [`Engine::remove_member`]; of the leader too, which hands over first. The list is what this node knows then.
+    /// As [`Engine::remove_member`]; of the leader too, which hands over first. The list is what this node knows then: see [`MemberList::is_behind`].
     ///
     /// # Errors
     /// See [`MembershipError`].
     pub async fn remove_member(&self, node_id: NodeId, force: bool) -> Result<MemberList, MembershipError> {
-        self.changed(Call::RemoveMember { node_id, force }, Duration::ZERO).await
+        self.changed(MembershipCall::Remove { node_id, force }, Duration::ZERO).await
     }
 
-    /// As [`Engine::replace_member`]. The list is what this node knows then.
+    /// As [`Engine::replace_member`]. The list is what this node knows then: see [`MemberList::is_behind`].
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -283,10 +286,10 @@ impl<M: StateMachine> Anywhere<M> {
         let timeout = timeout.min(LONGEST_PATIENCE);
         let NewMember { node_id, peer } = new;
         check_address(&peer)?;
-        self.changed(Call::ReplaceMember { old, node_id, peer, timeout }, timeout).await
+        self.changed(MembershipCall::Replace { old, node_id, peer, timeout }, timeout).await
     }
 
-    /// As [`Engine::update_member`]. The list is what this node knows then.
+    /// As [`Engine::update_member`]. The list is what this node knows then: see [`MemberList::is_behind`].
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -297,7 +300,7 @@ impl<M: StateMachine> Anywhere<M> {
     ) -> Result<MemberList, MembershipError> {
         let NewAddresses { peer, client } = addresses;
         peer.iter().chain(&client).try_for_each(|address| check_address(address))?;
-        self.changed(Call::UpdateMember { node_id, peer, client }, Duration::ZERO).await
+        self.changed(MembershipCall::Update { node_id, peer, client }, Duration::ZERO).await
     }
 
     /// As [`Engine::transfer_leader`].
@@ -345,15 +348,15 @@ impl<M: StateMachine> Anywhere<M> {
     }
 
     /// Has a change of the membership made, which may take `extra` time by itself, and waits until this node knows it.
-    async fn changed(&self, call: Call, extra: Duration) -> Result<MemberList, MembershipError> {
+    async fn changed(&self, call: MembershipCall, extra: Duration) -> Result<MemberList, MembershipError> {
         let deadline = self.deadline(extra);
-        let call = || call.clone();
+        let call = || Call::Membership(call.clone());
         let outcome = self.engine.carried_out::<MembershipError>(call, Repeats::Refusals, deadline).await?;
         let Done::Changed { membership_at, unchanged } = outcome.done else {
             return Err(outcome.is_strange());
         };
         self.engine.inner.knows_membership(membership_at, self.until(deadline)).await;
-        Ok(MemberList { unchanged, ..self.engine.members() })
+        Ok(MemberList { unchanged, changed_at: membership_at, ..self.engine.members() })
     }
 
     /// Until when a call is repeated that may take `extra` time by itself.

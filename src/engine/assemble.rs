@@ -32,6 +32,7 @@ use crate::raft::network::Refusal;
 use crate::raft::network::addresses::Addresses;
 use crate::raft::network::admission::Claim;
 use crate::raft::network::calls::MOST_CALLS;
+use crate::raft::network::calls::room::Rooms;
 use crate::raft::network::client::{Caller, PeerClients};
 use crate::raft::network::service::{Callee, Desk};
 use crate::raft::network::upstream::{Announcement, Upstream};
@@ -85,7 +86,7 @@ impl<M: StateMachine> Engine<M> {
         let inner = node.finish(waits_for, quorum_disks, (state, known_leader), consequence);
         desk.open(Arc::downgrade(&inner));
         serve_cluster(&inner, inboxes.announced);
-        Ok(Self { inner })
+        Ok(Self::outside(inner))
     }
 }
 
@@ -434,13 +435,14 @@ impl<M: StateMachine> Assembly<M> {
             upstream: lines.upstream,
             caller: lines.caller,
             transport: parts.transport,
-            passed_on: Semaphore::new(MOST_CALLS),
+            passed_on: Rooms::with(|| Semaphore::new(MOST_CALLS)),
             changes: Changes::default(),
             own,
             config: parts.config,
             reads,
             settings,
             inflight_bytes: AtomicUsize::new(0),
+            waiting_bytes: AtomicUsize::new(0),
             wall_clock: WallClock::of_this_node(),
             quota_bytes: parts.memory_bytes.map(|bytes| Memory(bytes).quota_bytes()),
             pinned_bytes: parts.memory_bytes.map_or(u64::MAX, |bytes| Memory(bytes).pinned_bytes()),

@@ -95,7 +95,7 @@ pub(super) async fn watch_wall_clock<M: StateMachine>(node: Weak<Inner<M>>) {
                 inner.counters.clock_jumps.fetch_add(1, Ordering::Relaxed);
                 log_jump(node_id, now.ahead_ms(&then));
                 // What is shown follows with the next entry; this is for when there is none.
-                wake::note_time(&Engine { inner }).await;
+                wake::note_time(&Engine::within(inner)).await;
             }
             // Small differences add up until they are a jump.
             (_, None) | (Some(_), Some(_)) => {}

@@ -339,7 +339,7 @@ pub(super) async fn run<M: StateMachine>(
             },
         };
         let Some(inner) = node.upgrade() else { return until_ended().await };
-        let engine = Engine { inner };
+        let engine = Engine::within(inner);
         match arrived {
             Some(arrived) => engine.take_all(arrived, &mut announcements, &mut memory).await,
             None => {

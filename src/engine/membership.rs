@@ -62,11 +62,6 @@ use crate::types::{Incarnation, Intent, Member, NodeId, Role};
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long an entry may take to be committed.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(10);
-/// The most that a change takes of the leader's time by itself, beside what a learner has to catch up and what a hand-over takes: a
-/// turn to add and one to promote, in each of which an earlier change is ended first, a node is asked who it is, and a snapshot is
-/// waited for.
-pub(super) const CHANGE_PATIENCE: Duration =
-    TURN_PATIENCE.saturating_mul(2).saturating_add(COMMIT_PATIENCE.saturating_mul(6));
 /// Pause between two looks at something that is awaited.
 const PAUSE: Duration = Duration::from_millis(20);
 /// A learner that has all but this many entries has caught up: under load nobody has them all.
@@ -230,7 +225,8 @@ impl<M: StateMachine> Engine<M> {
     {
         let before = self.leading()?.membership_at;
         let place = self.inner.changes.place(waits)?;
-        let (engine, stage) = (self.clone(), Arc::new(Stage::default()));
+        // It goes on without its caller, and does not keep the node running without anybody.
+        let (engine, stage) = (Self::within(self.inner.clone()), Arc::new(Stage::default()));
         let of_task = stage.clone();
         let mut task = runtime::spawn(async move {
             let _place = place;
@@ -242,7 +238,7 @@ impl<M: StateMachine> Engine<M> {
                     engine.confirm().await?;
                 }
                 let list = engine.members();
-                Ok(MemberList { unchanged: list.position == before, ..list })
+                Ok(MemberList { unchanged: list.position == before, changed_at: list.position, ..list })
             };
             tokio::select! {
                 biased;

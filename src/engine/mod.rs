@@ -4,7 +4,7 @@
 //!
 //! All tasks but the last three kinds are members of the node's [`Tasks`]. A panic in any of them, and for those that run
 //! until the node stops also their end, is fatal for the node: [`NodeState::fatal`] names the task, the core stops, and a
-//! process exits. "The node" as what ends a task means that it was shut down, or that its last handle is gone.
+//! process exits. "The node" as what ends a task means that it was shut down, or that its last handle outside is gone (`hold`).
 //!
 //! | task | what it is for | woken by | ended by |
 //! |---|---|---|---|
@@ -52,7 +52,7 @@
 //!
 //! - `open`, `assemble`: a node from its data directory, and from parts; `backup`: a state for a new cluster;
 //! - [`EngineConfig`]: what a node needs to know before it starts;
-//! - `fatal`: the reason for which it must not go on;
+//! - `fatal`: the reason for which it must not go on; `hold`: what keeps it running;
 //! - `formation`: how a cluster comes into being, once;
 //! - `membership`: who belongs to it from then on;
 //! - `transfer`: handing over the lead;
@@ -97,6 +97,7 @@ mod config;
 mod fatal;
 mod formation;
 mod health;
+mod hold;
 mod leadership;
 #[cfg(test)]
 mod lone;
@@ -147,11 +148,13 @@ pub use settings::Settings;
 pub use writes::{Acknowledged, Written};
 
 use self::fatal::{Consequence, Fatal};
+use self::hold::Hold;
 use crate::machine::StateMachine;
 pub use crate::raft::activity::{
     Activity, LATENCY_BUCKETS_US, Latency, SessionTotals, Snapshots, Succession,
 };
 use crate::raft::core::Core;
+use crate::raft::network::calls::room::Rooms;
 use crate::raft::network::client::Caller;
 use crate::raft::network::upstream::Upstream;
 use crate::raft::network::{PeerDoor, Transport};
@@ -166,14 +169,16 @@ use crate::types::{HistoryEpoch, Incarnation, Member, Role};
 /// What ends is waited for so long: a wedged disk must not keep the process for ever.
 const LET_GO: Duration = Duration::from_secs(5);
 
-/// One node of a replicated state machine. Cheap to clone; all clones are the same node.
+/// One node of a replicated state machine. Cheap to clone; all clones are the same node, which ends when the last of them is dropped.
 pub struct Engine<M: StateMachine> {
     inner: Arc<Inner<M>>,
+    /// None within the node.
+    hold: Option<Arc<Hold<M>>>,
 }
 
 impl<M: StateMachine> Clone for Engine<M> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
+        Self { inner: self.inner.clone(), hold: self.hold.clone() }
     }
 }
 
@@ -192,12 +197,14 @@ struct Inner<M: StateMachine> {
     /// The changes of the membership that are being made here.
     changes: membership::Changes,
     /// Places for calls that are passed on to the leader.
-    passed_on: Semaphore,
+    passed_on: Rooms<Semaphore>,
     own: Member,
     config: EngineConfig,
     reads: reads::ReadIndexes,
     settings: watch::Sender<Settings>,
     inflight_bytes: AtomicUsize,
+    /// The same of writes that are passed on and wait for all voters.
+    waiting_bytes: AtomicUsize,
     wall_clock: WallClock,
     /// The quota on the state that this node could bear, if that is known.
     quota_bytes: Option<u64>,
@@ -271,7 +278,31 @@ impl EngineParts {
     }
 }
 
+impl<M: StateMachine> Inner<M> {
+    /// Waits until this node ends; why it does.
+    async fn ended(&self) -> String {
+        let (mut fatal, mut stop) = (self.fatal.subscribe(), self.stop.subscribe());
+        tokio::select! {
+            biased;
+            _ = fatal.wait_for(Option::is_some) => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+        self.fatal.in_words().unwrap_or_else(|| "the node is shutting down".to_owned())
+    }
+}
+
 impl<M: StateMachine> Engine<M> {
+    /// A handle for what is part of the node: it does not keep that running.
+    fn within(inner: Arc<Inner<M>>) -> Self {
+        Self { inner, hold: None }
+    }
+
+    /// A handle that keeps it running.
+    fn outside(inner: Arc<Inner<M>>) -> Self {
+        let hold = Some(Arc::new(Hold::on(Arc::downgrade(&inner))));
+        Self { inner, hold }
+    }
+
     /// The history that positions of this node belong to: to be kept with every position that is to be brought back,
     /// and given along with it. [`UNKNOWN`](HistoryEpoch::UNKNOWN) on a node that has not applied anything yet.
     pub fn history(&self) -> HistoryEpoch {

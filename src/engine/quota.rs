@@ -62,7 +62,7 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
         }
         let proposed = if leads { due(progress.quota, &inner.quotas_told()) } else { None };
         if let Some(bytes) = proposed {
-            let engine = Engine { inner };
+            let engine = Engine::within(inner);
             match tokio::time::timeout(PATIENCE, engine.write_quota(QuotaChange::Follow(bytes))).await {
                 Ok(Ok(log_id)) => {
                     tracing::info!(bytes, %log_id, "the quota on the state follows the member with the least memory")

@@ -71,7 +71,7 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
             inner.core.forget_peer_reads();
         }
         match inner.version_due().filter(|_| leads) {
-            Some(version) => agree(&Engine { inner }, version).await,
+            Some(version) => agree(&Engine::within(inner), version).await,
             None => {
                 drop(inner);
                 // Who leads, who is a member, what is applied, and what members say.

@@ -94,7 +94,7 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
         let due_in = match next {
             Some(Next::WakeUp(place, Duration::ZERO)) => {
                 let Some(inner) = node.upgrade() else { return until_ended().await };
-                if !wake(&Engine { inner }, place).await {
+                if !wake(&Engine::within(inner), place).await {
                     refused.insert(place, Instant::now() + PAUSE);
                 }
                 tokio::time::sleep(PACE).await;
@@ -102,7 +102,7 @@ pub(super) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
             }
             Some(Next::Clock(Duration::ZERO)) => {
                 let Some(inner) = node.upgrade() else { return until_ended().await };
-                let pause = if write_clock(&Engine { inner }).await { PACE } else { CLOCK_MIN };
+                let pause = if write_clock(&Engine::within(inner)).await { PACE } else { CLOCK_MIN };
                 tokio::time::sleep(pause).await;
                 continue;
             }

@@ -23,7 +23,8 @@
 //! where the entry is applied.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::panicking;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,6 +36,7 @@ use crate::machine::StateMachine;
 use crate::machine::sessions::{MAX_OPENER_SESSIONS, SessionRefusal};
 use crate::raft::core::Proposed;
 use crate::raft::envelope::{self, EnvelopeError};
+use crate::raft::network::calls::room::Room;
 use crate::raft::type_config::NotApplied;
 use crate::runtime;
 use crate::session::Ticket;
@@ -263,7 +265,7 @@ impl<M: StateMachine> Engine<M> {
             return done(Err(refusal));
         }
         let (engine, session) = (self.inner.clone(), options.slot.map(|slot| slot.session));
-        let in_flight = Admitted { engine: self.inner.clone(), bytes };
+        let in_flight = Admitted { engine: self.inner.clone(), room: Room::Quorum, bytes };
         let finish = move |outcome| match engine.acknowledge(writer, outcome, options.ack, session) {
             Ok((acknowledged, entry)) if options.ack == AckLevel::All => {
                 runtime::spawn(async move {
@@ -290,15 +292,17 @@ impl<M: StateMachine> Engine<M> {
 /// An admitted command, in flight until this is dropped.
 pub(super) struct Admitted<M: StateMachine> {
     engine: Arc<Inner<M>>,
+    /// What counts it. A proposal of this node's own counts until a quorum holds it, whatever it waits for then.
+    room: Room,
     bytes: usize,
 }
 
 impl<M: StateMachine> Drop for Admitted<M> {
     fn drop(&mut self) {
-        let bytes = self.engine.inflight_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        assert!(bytes >= self.bytes, "invariant: what leaves was counted when it came");
+        let bytes = self.engine.in_flight(self.room).fetch_sub(self.bytes, Ordering::Relaxed);
+        assert!(bytes >= self.bytes || panicking(), "invariant: what leaves was counted when it came");
         let commands = self.engine.inflight_commands.fetch_sub(1, Ordering::Relaxed);
-        assert!(commands > 0, "invariant: what leaves was counted when it came");
+        assert!(commands > 0 || panicking(), "invariant: what leaves was counted when it came");
     }
 }
 
@@ -370,24 +374,30 @@ impl<M: StateMachine> Inner<M> {
             self.check_size(bytes)?;
         }
         health::admit(&self.disk, &self.quorum_disks)?;
-        self.take_into_account(writer, bytes)
+        self.take_into_account(writer, Room::Quorum, bytes)
     }
 
     /// Takes a write that is passed on to the leader into account, until what is returned is dropped. This node's limits are for
     /// that too; what its own disk takes is not asked.
-    pub(super) fn admit_passed_on(self: &Arc<Self>, bytes: usize) -> Result<Admitted<M>, WriteError> {
+    pub(super) fn admit_passed_on(
+        self: &Arc<Self>,
+        room: Room,
+        bytes: usize,
+    ) -> Result<Admitted<M>, WriteError> {
         if let Some(divergence) = self.core.agreement().divergence() {
             return Err(WriteError::Diverged { divergence });
         }
-        let admitted = self.check_size(bytes).and_then(|()| self.take_into_account(Writer::Caller, bytes));
+        let admitted = self.check_size(bytes);
+        let admitted = admitted.and_then(|()| self.take_into_account(Writer::Caller, room, bytes));
         admitted.map_err(|refusal| self.counted(Writer::Caller, refusal))?;
-        Ok(Admitted { engine: self.clone(), bytes })
+        Ok(Admitted { engine: self.clone(), room, bytes })
     }
 
     /// The same, for one that was admitted before and is still here: it counts, whatever else is in flight by now.
-    pub(super) fn readmit_passed_on(self: &Arc<Self>, bytes: usize) -> Admitted<M> {
-        self.take_into_account(Writer::Node, bytes).expect("invariant: only what is a caller's is refused");
-        Admitted { engine: self.clone(), bytes }
+    pub(super) fn readmit_passed_on(self: &Arc<Self>, room: Room, bytes: usize) -> Admitted<M> {
+        let admitted = self.take_into_account(Writer::Node, room, bytes);
+        admitted.expect("invariant: only what is a caller's is refused");
+        Admitted { engine: self.clone(), room, bytes }
     }
 
     /// Refuses a command that is too large.
@@ -399,11 +409,19 @@ impl<M: StateMachine> Inner<M> {
         }
     }
 
-    fn take_into_account(&self, writer: Writer, bytes: usize) -> Result<(), WriteError> {
-        let limits = self.settings.borrow();
-        let in_flight = self.inflight_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    /// Bytes of what is in flight.
+    fn in_flight(&self, room: Room) -> &AtomicUsize {
+        match room {
+            Room::Quorum => &self.inflight_bytes,
+            Room::AllVoters => &self.waiting_bytes,
+        }
+    }
+
+    fn take_into_account(&self, writer: Writer, room: Room, bytes: usize) -> Result<(), WriteError> {
+        let (limits, level) = (self.settings.borrow(), self.in_flight(room));
+        let in_flight = level.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if writer != Writer::Node && in_flight > limits.max_inflight_bytes {
-            self.inflight_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            level.fetch_sub(bytes, Ordering::Relaxed);
             return Err(WriteError::Overloaded);
         }
         self.inflight_commands.fetch_add(1, Ordering::Relaxed);
@@ -459,7 +477,7 @@ impl<M: StateMachine> Inner<M> {
         Ok((acknowledged, entry))
     }
 
-    /// Waits until every voter holds `entry`, and with it everything before.
+    /// Waits until every voter holds `entry`, and with it everything before, or this node ends.
     async fn wait_for_all(
         &self,
         acknowledged: Acknowledged<Bytes>,
@@ -467,7 +485,12 @@ impl<M: StateMachine> Inner<M> {
         patience: Duration,
     ) -> Outcome {
         let (core, held) = (&self.core, self.core.held());
-        let in_time = matches!(tokio::time::timeout(patience, held.wait_for_all(entry)).await, Ok(Ok(())));
+        let all_hold = tokio::time::timeout(patience, held.wait_for_all(entry));
+        let in_time = tokio::select! {
+            biased;
+            told = all_hold => matches!(told, Ok(Ok(()))),
+            _ = self.ended() => false,
+        };
         // Those who wait are told a little later than the last voter has it: the time may be over in between.
         let missing = if in_time { Vec::new() } else { held.missing(entry, &core.voters()) };
         let held_by = held.holders(entry);

@@ -18,6 +18,17 @@ pub enum ForwardError {
         /// What was met.
         reason: String,
     },
+    /// The leader, or the way to it, has no room for the call at present. Nothing was done, and the call may be repeated after a
+    /// pause. Of writes, what the node that was called has no room for itself is told apart: that is
+    /// [`WriteError::Overloaded`](crate::WriteError::Overloaded).
+    #[error(
+        "node {} leads, and there or on the way to it too many calls are under way; nothing was done: repeat this one after a pause",
+        .leader.node_id
+    )]
+    Overloaded {
+        /// Whom the call was for.
+        leader: Leader,
+    },
     /// The call left for the leader, and no answer came. It may have been carried out, or may be yet.
     #[error(
         "the call was given to node {}, which leads, and no answer came: {reason}; it may have been carried out",
@@ -36,6 +47,7 @@ impl OperationError for ForwardError {
         match self {
             // The leader itself may well take it.
             Self::NotTaken { leader, .. } => Told { leader: Some(leader), ..Told::of(Reason::NotLeader) },
+            Self::Overloaded { leader } => Told { leader: Some(leader), ..Told::of(Reason::Overloaded) },
             Self::Lost { leader, .. } => {
                 Told { leader: Some(leader), ..Told::of(Reason::Interrupted).undecided(true) }
             }

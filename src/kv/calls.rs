@@ -297,6 +297,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::kv::api::WriteOptions;
     use crate::reason::Reason;
 
     fn default_scope() -> Scope {
@@ -316,8 +317,9 @@ mod tests {
     #[test]
     fn limits_are_checked_at_the_door() {
         let put = |key: &'static [u8], value: usize, ttl| {
-            let (key, value) = (key.into(), vec![0; value].into());
-            call(Request::Put { scope: default_scope(), key, value, ttl }).map_err(|rejected| rejected.reason)
+            let options = WriteOptions { ttl, ..WriteOptions::default() };
+            let request = Request::put(default_scope(), key, vec![0; value], &options);
+            call(request).map_err(|rejected| rejected.reason)
         };
         assert!(put(b"k", 1024 * 1024, None).is_ok());
         assert!(put(b"k", 0, Some(Duration::from_nanos(1))).is_ok());
@@ -371,10 +373,9 @@ mod tests {
     /// A session answers a sequence as it did the first time, whatever it comes with.
     #[test]
     fn a_sequence_that_was_another_requests_is_the_callers_mistake() {
-        let (key, value): (Bytes, Bytes) = ("k".into(), "v".into());
         let requests = [
-            Request::Put { scope: default_scope(), key: key.clone(), value, ttl: None },
-            Request::Delete { scope: default_scope(), key },
+            Request::put(default_scope(), "k", "v", &WriteOptions::default()),
+            Request::Delete { scope: default_scope(), key: "k".into() },
             Request::DeleteRange { scope: default_scope(), range: Range::all() },
             Request::Txn { scope: default_scope(), txn: Txn::new().then(api::TxnOp::get("k")) },
         ];
@@ -408,8 +409,7 @@ mod tests {
         let (_, asked) = call(Request::Delete { scope: default_scope(), key: "k".into() }).unwrap();
         let expected = Response::Delete(DeleteReply::default());
         assert_eq!(written(asked, LogId::new(3, 9), None), Ok(expected));
-        let (key, value) = ("k".into(), "v".into());
-        let (_, asked) = call(Request::Put { scope: default_scope(), key, value, ttl: None }).unwrap();
+        let (_, asked) = call(Request::put(default_scope(), "k", "v", &WriteOptions::default())).unwrap();
         let expected = Response::Put(PutReply { revision: 9, ..Default::default() });
         assert_eq!(written(asked, LogId::new(3, 9), None), Ok(expected));
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tonic::{Extensions, Request, Response, Status};
 
+use crate::call::encode_leader;
 use crate::engine::{CATCH_UP_PATIENCE, Change, MAX_LISTED_SESSIONS, NewAddresses, NewMember, SessionList};
 use crate::error::{MembershipError, ReadError, SnapshotError, TransferError, WriteError};
 use crate::machine::sessions::SessionInfo;
@@ -94,7 +95,7 @@ impl<N: OperatedNode> Admin for AdminService<N> {
         &self,
         _request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
-        self.call(STATUS, async { Ok::<_, Failure>(self.node.report().into()) }).await
+        self.call(STATUS, async { Ok::<_, Failure>(self.node.report().encode()) }).await
     }
 
     async fn member_list(
@@ -155,7 +156,7 @@ impl<N: OperatedNode> Admin for AdminService<N> {
     ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
         let to = Some(request.into_inner().to_node).filter(|node_id| *node_id != 0);
         self.call(TRANSFER_LEADER, async {
-            let leader = Some(self.node.transfer_leader(to).await?.into());
+            let leader = Some(encode_leader(self.node.transfer_leader(to).await?));
             Ok::<_, TransferError>(v1::TransferLeaderResponse { leader })
         })
         .await

@@ -34,6 +34,7 @@ use axum::routing::get;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::call::decode_leader;
 use crate::engine::Snapshots;
 use crate::error::Leader;
 use crate::proto::v1::Failure;
@@ -116,7 +117,7 @@ pub(crate) fn refusal(
 fn failed(failure: &Failure, leading: Option<&Leader>, hint: &str) -> Response {
     let code = StatusCode::from_u16(failure.reason().http_status(failure.maybe_applied));
     let code = code.expect("invariant: the table holds statuses of HTTP");
-    let told = failure.leader.clone().map(Leader::from);
+    let told = failure.leader.clone().map(decode_leader);
     let object = json!({
         "reason": failure.reason().name(),
         "message": failure.message,

@@ -116,13 +116,11 @@ impl<V> Published<V> {
 
     /// The machine has come this far. Whether a view of it is wanted.
     pub(crate) fn advance(&self, progress: Progress) -> bool {
-        self.history.set(progress.history);
-        let before = self.progress.send_replace(progress);
+        let before = self.progress();
         assert!(before.next_index() <= progress.next_index(), "invariant: what is applied stays applied");
-        assert!(
-            before.command_bytes <= progress.command_bytes,
-            "invariant: bytes that were applied stay counted"
-        );
+        assert!(before.command_bytes <= progress.command_bytes, "invariant: what was applied stays counted");
+        self.history.set(progress.history);
+        self.progress.send_replace(progress);
         let is_wanted = self.wanted.swap(false, Ordering::AcqRel);
         let is_old = progress.next_index() >= *self.viewed.borrow() + VIEW_ENTRIES
             || progress.command_bytes >= self.viewed_bytes.load(Ordering::Relaxed) + VIEW_BYTES;

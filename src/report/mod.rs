@@ -119,7 +119,7 @@ impl NodeReport {
     /// Who belongs to the cluster, as it knows.
     pub fn into_members(self) -> MemberList {
         let Self { members, leader, membership: position, joint, .. } = self;
-        MemberList { members, leader, position, joint, unchanged: false }
+        MemberList { members, leader, position, joint, ..MemberList::default() }
     }
 }
 
@@ -205,12 +205,22 @@ pub struct MemberList {
     pub members: Vec<MemberReport>,
     /// Who leads, if known.
     pub leader: Option<Leader>,
-    /// Where the membership stands in the log.
+    /// Where the membership stands in the log, as the node knows that has listed it. Nodes may be behind, and those that reach nobody do
+    /// not know it: of two lists the one with the later position is the newer.
     pub position: Option<LogId>,
     /// Whether a change is under way that needs majorities of two sets of voters; `None` where it was not told.
     pub joint: Option<bool>,
     /// Of the answer to a change: nothing had to be done.
     pub unchanged: bool,
+    /// Of the answer to a change: where the membership stands that it has led to, as its leader says.
+    pub changed_at: Option<LogId>,
+}
+
+impl MemberList {
+    /// Of the answer to a change: whether the node that has listed the members did not know of it yet, so that the list is of before.
+    pub fn is_behind(&self) -> bool {
+        self.position < self.changed_at
+    }
 }
 
 /// One member, as the asked node knows it.

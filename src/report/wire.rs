@@ -1,7 +1,7 @@
 //! The report on the wire, in both directions. Text there, where this program has none, is empty.
 
 use super::{MemberList, MemberReport, NodeReport, Offsets, SessionsReport, StateSize};
-use crate::call::encode_position;
+use crate::call::{decode_leader, decode_position, encode_leader, encode_position};
 use crate::proto::v1;
 use crate::types::{DiskState, DiskStatus, HistoryEpoch, Incarnation, LogId, QuotaSource, Role};
 
@@ -9,12 +9,14 @@ fn given(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-impl From<NodeReport> for v1::StatusResponse {
-    fn from(report: NodeReport) -> Self {
+impl NodeReport {
+    /// As it is told.
+    pub(crate) fn encode(self) -> v1::StatusResponse {
+        let report = self;
         let position = |at: Option<LogId>| at.map(|at| encode_position(at, report.history));
         let Offsets { last_log, committed, applied, snapshot, purged } = report.offsets;
         let room = report.disk.unwrap_or_default();
-        Self {
+        v1::StatusResponse {
             disk_available_bytes: room.available_bytes,
             disk_reserve_bytes: room.reserve_bytes,
             disk_needed_bytes: room.needed_bytes,
@@ -31,7 +33,7 @@ impl From<NodeReport> for v1::StatusResponse {
                 .unwrap_or_default(),
             fatal: report.fatal.unwrap_or_default(),
             diverged: report.diverged.unwrap_or_default(),
-            leader: report.leader.map(v1::LeaderHint::from),
+            leader: report.leader.map(encode_leader),
             last_log,
             committed: position(committed),
             applied: position(applied),
@@ -39,7 +41,7 @@ impl From<NodeReport> for v1::StatusResponse {
             snapshot: position(snapshot),
             purged: position(purged),
             version: report.version,
-            members: report.members.into_iter().map(v1::MemberInfo::from).collect(),
+            members: report.members.into_iter().map(MemberReport::encode).collect(),
             sessions: report.sessions.open,
             session_bytes: report.sessions.bytes,
             state_bytes: report.state.bytes,
@@ -47,12 +49,11 @@ impl From<NodeReport> for v1::StatusResponse {
             state_quota_set: report.state.quota_source == Some(QuotaSource::Operator),
         }
     }
-}
 
-impl From<v1::StatusResponse> for NodeReport {
-    fn from(status: v1::StatusResponse) -> Self {
+    /// What another node has told.
+    pub(crate) fn decode(status: v1::StatusResponse) -> Self {
         let history = status.applied.or(status.committed).map_or(0, |position| position.history);
-        let position = |position: Option<v1::Position>| position.map(LogId::from);
+        let position = |position: Option<v1::Position>| position.map(decode_position);
         let disk = DiskState::from_name(&status.disk).map(|state| DiskStatus {
             state,
             available_bytes: status.disk_available_bytes,
@@ -72,7 +73,7 @@ impl From<v1::StatusResponse> for NodeReport {
             unknown_disk: given(status.disk).filter(|_| disk.is_none()),
             fatal: given(status.fatal),
             diverged: given(status.diverged),
-            leader: status.leader.map(Into::into),
+            leader: status.leader.map(decode_leader),
             offsets: Offsets {
                 last_log: status.last_log,
                 committed: position(status.committed),
@@ -82,7 +83,7 @@ impl From<v1::StatusResponse> for NodeReport {
             },
             state_hash: status.state_hash,
             version: status.version,
-            members: status.members.into_iter().map(MemberReport::from).collect(),
+            members: status.members.into_iter().map(MemberReport::decode).collect(),
             sessions: SessionsReport {
                 open: status.sessions,
                 bytes: status.session_bytes,
@@ -99,16 +100,14 @@ impl From<v1::StatusResponse> for NodeReport {
     }
 }
 
-impl From<MemberReport> for v1::MemberInfo {
-    fn from(member: MemberReport) -> Self {
-        let incarnation = member.incarnation.map(|own| own.to_string()).unwrap_or_default();
-        let MemberReport { node_id, peer, client, voter, matched, reachable, .. } = member;
-        Self { node_id, peer, client, voter, incarnation, matched, reachable }
+impl MemberReport {
+    fn encode(self) -> v1::MemberInfo {
+        let incarnation = self.incarnation.map(|own| own.to_string()).unwrap_or_default();
+        let Self { node_id, peer, client, voter, matched, reachable, .. } = self;
+        v1::MemberInfo { node_id, peer, client, voter, incarnation, matched, reachable }
     }
-}
 
-impl From<v1::MemberInfo> for MemberReport {
-    fn from(info: v1::MemberInfo) -> Self {
+    fn decode(info: v1::MemberInfo) -> Self {
         let incarnation = u128::from_str_radix(&info.incarnation, 16).ok().map(Incarnation);
         let v1::MemberInfo { node_id, peer, client, voter, matched, reachable, .. } = info;
         Self { node_id, peer, client, voter, incarnation, matched, reachable, ..Self::default() }
@@ -119,10 +118,10 @@ impl MemberList {
     /// As it is listed, of `history`.
     pub(crate) fn encode(self, history: HistoryEpoch) -> v1::MemberListResponse {
         v1::MemberListResponse {
-            leader: self.leader.map(v1::LeaderHint::from),
+            leader: self.leader.map(encode_leader),
             position: self.position.map(|at| encode_position(at, history)),
             joint: self.joint.unwrap_or_default(),
-            members: self.members.into_iter().map(v1::MemberInfo::from).collect(),
+            members: self.members.into_iter().map(MemberReport::encode).collect(),
         }
     }
 
@@ -132,25 +131,24 @@ impl MemberList {
         let v1::MemberListResponse { members, position, .. } = self.encode(history);
         v1::MemberChangeResponse { members, position, unchanged, joint }
     }
-}
 
-impl From<v1::MemberListResponse> for MemberList {
-    fn from(list: v1::MemberListResponse) -> Self {
+    /// As another node has listed it.
+    pub(crate) fn decode(list: v1::MemberListResponse) -> Self {
         Self {
-            members: list.members.into_iter().map(MemberReport::from).collect(),
-            leader: list.leader.map(Into::into),
-            position: list.position.map(LogId::from),
+            members: list.members.into_iter().map(MemberReport::decode).collect(),
+            leader: list.leader.map(decode_leader),
+            position: list.position.map(decode_position),
             joint: Some(list.joint),
-            unchanged: false,
+            ..Self::default()
         }
     }
-}
 
-impl From<v1::MemberChangeResponse> for MemberList {
-    fn from(changed: v1::MemberChangeResponse) -> Self {
+    /// As another node has told it after a change, which is in it.
+    pub(crate) fn decode_changed(changed: v1::MemberChangeResponse) -> Self {
         let v1::MemberChangeResponse { members, position, unchanged, joint } = changed;
+        let list = Self::decode(v1::MemberListResponse { members, position, ..Default::default() });
         // Nodes of before say it only where members are listed.
-        Self { unchanged, joint, ..v1::MemberListResponse { members, position, ..Default::default() }.into() }
+        Self { unchanged, joint, changed_at: list.position, ..list }
     }
 }
 
@@ -209,21 +207,27 @@ mod tests {
             ..Default::default()
         };
         for report in [told.clone(), NodeReport::default()] {
-            assert_eq!(NodeReport::from(v1::StatusResponse::from(report.clone())), report);
+            assert_eq!(NodeReport::decode(report.clone().encode()), report);
         }
         let list =
             MemberList { members: vec![member], leader: told.leader, position: at(4), ..Default::default() };
         for joint in [false, true] {
             let listed = MemberList { joint: Some(joint), ..list.clone() };
-            assert_eq!(MemberList::from(listed.clone().encode(HistoryEpoch(1))), listed);
-            let changed = MemberList { unchanged: !joint, leader: None, ..listed };
-            assert_eq!(MemberList::from(changed.clone().encode_changed(HistoryEpoch(1))), changed);
+            assert_eq!(MemberList::decode(listed.clone().encode(HistoryEpoch(1))), listed);
+            let changed = MemberList { unchanged: !joint, leader: None, changed_at: at(4), ..listed };
+            assert_eq!(MemberList::decode_changed(changed.clone().encode_changed(HistoryEpoch(1))), changed);
+            assert!(!changed.is_behind() && !list.is_behind());
+            assert!(
+                MemberList { position: at(3), ..changed.clone() }.is_behind(),
+                "it is of before the change"
+            );
+            assert!(MemberList { position: None, ..changed }.is_behind());
         }
     }
 
     #[test]
     fn what_is_not_told_is_not_called_none() {
-        let told = NodeReport::from(v1::StatusResponse {
+        let told = NodeReport::decode(v1::StatusResponse {
             members: vec![v1::MemberInfo::default()],
             ..Default::default()
         });
@@ -231,7 +235,7 @@ mod tests {
         assert_eq!((told.sessions.largest_opener, told.members[0].carried), (None, None));
         // As a node answers that does not know the field yet.
         let changed = v1::MemberChangeResponse { unchanged: true, ..Default::default() };
-        assert_eq!(MemberList::from(changed).joint, None);
+        assert_eq!(MemberList::decode_changed(changed).joint, None);
     }
 
     #[test]
@@ -241,11 +245,11 @@ mod tests {
             disk: "melting".to_owned(),
             ..Default::default()
         };
-        let report = NodeReport::from(status);
+        let report = NodeReport::decode(status);
         assert_eq!((report.role, report.disk), (None, None));
         let ready = NodeReport { ready: true, ..report };
         assert!(!ready.healthy(), "what is not understood is not taken for well");
-        assert_eq!(v1::StatusResponse::from(ready.clone()).disk, "melting");
+        assert_eq!(ready.clone().encode().disk, "melting");
         assert!(NodeReport { unknown_disk: None, ..ready }.healthy(), "a node without a disk");
     }
 }

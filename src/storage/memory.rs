@@ -112,10 +112,15 @@ impl Image {
             }
             _ => return Ok(()),
         };
+        let mut term = self.last().map_or(0, |last| last.term);
         for (entry, index) in entries.iter().zip(self.next_index()..) {
             if entry.log_id.index != index {
                 return Err(format!("entry {} appended where {index} should be", entry.log_id));
             }
+            if entry.log_id.term < term {
+                return Err(format!("entry {} appended after one of term {term}", entry.log_id));
+            }
+            term = entry.log_id.term;
         }
         Ok(())
     }
@@ -263,6 +268,11 @@ impl MemoryStore {
         Self { disk: disk.clone(), generation: inner.generation }
     }
 
+    /// The disk, unless another store was opened on it: that one's votes and positions are not this one's.
+    fn alive(&self) -> Option<MutexGuard<'_, Inner>> {
+        Some(self.disk.lock()).filter(|inner| inner.generation == self.generation)
+    }
+
     fn submit(&self, change: Change, done: Completion) {
         let mut inner = self.disk.lock();
         if inner.generation != self.generation {
@@ -309,11 +319,11 @@ impl LogStore for MemoryStore {
     }
 
     fn vote(&self) -> Option<Vote> {
-        self.disk.lock().current.vote
+        self.alive().and_then(|inner| inner.current.vote)
     }
 
     fn committed(&self) -> Option<LogId> {
-        self.disk.lock().current.committed
+        self.alive().and_then(|inner| inner.current.committed)
     }
 
     fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {

@@ -114,7 +114,7 @@ pub trait LogStore: Send + Sync + 'static {
     /// [`io::ErrorKind::InvalidData`] for an entry whose checksum does not match, or a hole.
     fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>>;
 
-    /// Appends `entries`, whose indexes follow the last entry without a gap. An empty store that has
+    /// Appends `entries`, whose indexes follow the last entry without a gap, and whose terms do not fall. An empty store that has
     /// purged nothing accepts index 0 only.
     fn append(&self, entries: Vec<Entry>, done: Completion);
 

@@ -129,6 +129,13 @@ impl Calm {
         }
     }
 
+    /// Has the node that neither leads nor is [`Self::follower`] reach nobody.
+    async fn cut_off_the_third(&self) {
+        let others = [self.leader().await.state().node_id, self.follower().await.state().node_id];
+        let third = (1..=3).find(|id| !others.contains(id)).unwrap();
+        self.network.set_cuts(others.iter().flat_map(|id| [(third, *id), (*id, third)]).collect());
+    }
+
     async fn kill(&mut self, node_id: NodeId) {
         let (engine, group) = self.nodes.remove(&node_id).unwrap();
         self.network.close_door(node_id);
@@ -244,14 +251,12 @@ fn a_leader_that_hangs_is_given_up_once_another_leads() {
 }
 
 #[test]
-fn slow_calls_hold_up_no_reads_and_one_too_many_is_refused_at_once() {
-    /// As many as one member may have under way.
+fn what_waits_for_a_voter_that_is_down_holds_up_no_reads_and_no_other_writes() {
+    /// As many writes for all voters as one member may have under way.
     const MOST: usize = 4096;
     in_calm(5, |calm| async move {
-        let (leader, follower) = (calm.leader().await.state().node_id, calm.follower().await);
-        let own = follower.state().node_id;
-        let third = (1..=3).find(|id| ![leader, own].contains(id)).unwrap();
-        calm.network.set_cuts([leader, own].iter().flat_map(|id| [(third, *id), (*id, third)]).collect());
+        let follower = calm.follower().await;
+        calm.cut_off_the_third().await;
         let all = WriteOptions { ack: AckLevel::All, ack_timeout: PATIENCE, ..WriteOptions::default() };
         let slow: Vec<_> = (0..MOST)
             .map(|_| {
@@ -265,14 +270,71 @@ fn slow_calls_hold_up_no_reads_and_one_too_many_is_refused_at_once() {
         }
         let begun = Instant::now();
         assert_eq!(version(&follower, "slow", ReadLevel::Linearizable).await, MOST as u64);
-        let refused = follower.write_anywhere(put("more", "v")).await.unwrap_err();
+        let refused = follower.write_anywhere_with(put("more", "v"), all).await.unwrap_err();
         assert!(matches!(refused, WriteError::Overloaded), "{refused:?}");
+        follower.write_anywhere(put("other", "v")).await.unwrap();
         assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
         calm.network.set_cuts([].into());
         for slow in slow {
             assert_eq!(slow.await.unwrap().unwrap().held_by, [1, 2, 3]);
         }
-        follower.write_anywhere(put("more", "v")).await.unwrap();
+        follower.write_anywhere_with(put("more", "v"), all).await.unwrap();
+    });
+}
+
+#[test]
+fn a_leader_without_room_is_told_from_a_node_without_room() {
+    in_calm(8, |calm| async move {
+        let (leader, follower) = (calm.leader().await, calm.follower().await);
+        let limits = |settings: &mut quorate::Settings| {
+            (settings.max_command_bytes, settings.max_inflight_bytes) = (4096, 4096);
+        };
+        leader.configure(limits).unwrap();
+        calm.cut_off_the_third().await;
+        let ack_timeout = Duration::from_secs(5);
+        let all = WriteOptions { ack: AckLevel::All, ack_timeout, ..WriteOptions::default() };
+        let large = put("large", &"x".repeat(3000));
+        let slow = tokio::spawn({
+            let (follower, large) = (follower.clone(), large.clone());
+            async move { follower.write_anywhere_with(large, all).await }
+        });
+        while version(&follower, "large", ReadLevel::Local).await < 1 {
+            tokio::time::sleep(POLL).await;
+        }
+        let refused = follower.write_anywhere_with(large.clone(), all).await.unwrap_err();
+        let WriteError::Forward(ForwardError::Overloaded { leader: named }) = &refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!(named.node_id, leader.state().node_id);
+        assert!(!refused.maybe_applied() && refused.reason() == Reason::Overloaded, "{refused}");
+        follower.write_anywhere(large.clone()).await.unwrap();
+        slow.await.unwrap().unwrap_err();
+        assert_eq!(version(&follower, "large", ReadLevel::Linearizable).await, 2);
+    });
+}
+
+/// The write is applied, and its leader waits for a voter that is down.
+#[test]
+fn a_node_ends_with_its_last_handle_also_while_a_call_of_another_one_waits() {
+    in_calm(9, |mut calm| async move {
+        let (leading, follower) = (calm.leader().await.state().node_id, calm.follower().await);
+        calm.cut_off_the_third().await;
+        let all = WriteOptions { ack: AckLevel::All, ack_timeout: PATIENCE, ..WriteOptions::default() };
+        let waiting = tokio::spawn({
+            let follower = follower.clone();
+            async move { follower.write_anywhere_with(put("k", "v"), all).await }
+        });
+        while version(&follower, "k", ReadLevel::Local).await < 1 {
+            tokio::time::sleep(POLL).await;
+        }
+        let begun = Instant::now();
+        let (engine, _tasks) = calm.nodes.remove(&leading).unwrap();
+        let mut changes = engine.changes();
+        drop(engine);
+        while changes.next().await.is_some() {}
+        let told = waiting.await.unwrap().unwrap_err();
+        assert!(told.maybe_applied(), "{told}");
+        assert!(begun.elapsed() < PATIENCE / 10, "{:?}", begun.elapsed());
     });
 }
 
@@ -307,9 +369,29 @@ fn a_member_that_was_removed_writes_nothing_any_more() {
     });
 }
 
-/// The leader says itself, later than its caller would have waited, what has come of a change that nobody else commits.
+/// A leader that hangs does not say that it does not take the time that such calls may take.
 #[test]
-fn what_a_leader_knows_of_a_change_is_told_although_it_takes_longer_than_its_caller_is_patient() {
+fn a_call_ends_with_the_patience_of_its_caller_also_where_no_answer_comes() {
+    in_calm(7, |calm| async move {
+        let (leader, follower) = (calm.leader().await.state().node_id, calm.follower().await);
+        let patience = Duration::from_millis(400);
+        let anywhere = follower.anywhere().within(patience);
+        // The line is open.
+        anywhere.write(put("k", "v")).await.unwrap();
+        calm.network.set_cuts([(leader, follower.state().node_id)].into());
+        let begun = Instant::now();
+        let lost = anywhere.remove_member(9, false).await.unwrap_err();
+        let took = begun.elapsed();
+        assert!(lost.told().maybe_applied, "{lost}");
+        assert!(took >= patience && took < patience + Duration::from_millis(2), "{took:?}");
+        calm.network.set_cuts([].into());
+        let unknown = follower.anywhere().remove_member(9, false).await;
+        assert_eq!(unknown, Err(quorate::MembershipError::UnknownMember { node_id: 9 }));
+    });
+}
+
+#[test]
+fn what_a_leader_knows_of_a_hand_over_is_told() {
     in_calm(7, |calm| async move {
         let (leader, follower) = (calm.leader().await.state().node_id, calm.follower().await);
         let other = (1..=3).find(|id| ![leader, follower.state().node_id].contains(id)).unwrap();
@@ -317,7 +399,6 @@ fn what_a_leader_knows_of_a_change_is_told_although_it_takes_longer_than_its_cal
         // Until it counts as gone.
         tokio::time::sleep(PATIENCE / 6).await;
         for anywhere in [follower.anywhere(), calm.leader().await.anywhere()] {
-            let anywhere = anywhere.within(Duration::from_millis(1));
             let refused = anywhere.transfer_leader(Some(other)).await.unwrap_err();
             assert!(matches!(refused, TransferError::NotInTouch { .. }), "{refused:?}");
         }

@@ -231,7 +231,7 @@ mod tests {
             node_id,
             endpoint: endpoint.to_string(),
             pid: Some(100 + node_id as u32),
-            status: Some(NodeReport::from(StatusResponse {
+            status: Some(NodeReport::decode(StatusResponse {
                 node_id,
                 role: role.name().to_owned(),
                 term,

@@ -4,10 +4,13 @@
 //! as it was encoded, with this node's clocks: a member of an older build may have written a version that others still need.
 //! What cannot be decoded is refused, and nothing more.
 //!
-//! Calls of members take at most half of `max_inflight_bytes` from when they arrive until they are answered, and what they
-//! propose counts like this node's own. One that is alone is always taken, however large it may be.
+//! Calls of members take at most half of `max_inflight_bytes` from when they arrive until they are answered, in each
+//! [`Room`](crate::raft::network::calls::room::Room), and what they propose counts like this node's own. One that is alone is always taken,
+//! however large it may be. Once a call is done its answer counts instead, until that is sent: no more are taken while answers that nobody
+//! reads take the room.
+//!
+//! A call ends with its node, also where it is the last that knows it: it holds the node, and does not keep it running.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -17,25 +20,26 @@ use futures::future::{BoxFuture, ready};
 use tokio::time::timeout;
 
 use crate::engine::writes::{Outcome, Writer};
-use crate::engine::{Engine, Inner, NewAddresses, NewMember};
-use crate::error::{MembershipError, WriteError};
+use crate::engine::{Change, Engine, Inner, NewAddresses, NewMember};
+use crate::error::WriteError;
 use crate::machine::StateMachine;
 use crate::raft::envelope::{self, Content, QuotaChange, Unusable};
-use crate::raft::network::calls::{Call, CallError, Done};
-use crate::raft::network::service::Desk;
+use crate::raft::network::calls::room::{Level, Rooms, Taken};
+use crate::raft::network::calls::{Call, CallError, Done, MembershipCall, answer_bytes};
+use crate::raft::network::service::{Carried, Desk};
 use crate::report::MemberList;
 use crate::types::{Quota, WriteOptions};
 
 /// Where members find this node once it is one. Holds no handle to it.
 pub(in crate::engine) struct LeaderDesk<M: StateMachine> {
     node: OnceLock<Weak<Inner<M>>>,
-    /// Bytes of the calls that are under way.
-    bytes: Arc<AtomicUsize>,
+    /// Bytes of the calls that are under way, and of answers.
+    bytes: Rooms<Level>,
 }
 
 impl<M: StateMachine> LeaderDesk<M> {
     pub(in crate::engine) fn new() -> Arc<Self> {
-        Arc::new(Self { node: OnceLock::new(), bytes: Arc::default() })
+        Arc::new(Self { node: OnceLock::new(), bytes: Rooms::default() })
     }
 
     /// From now on calls are for `node`.
@@ -44,66 +48,39 @@ impl<M: StateMachine> LeaderDesk<M> {
     }
 }
 
-/// Bytes that count until this is dropped.
-struct Taken {
-    bytes: usize,
-    of: Arc<AtomicUsize>,
-}
-
-impl Taken {
-    /// None where there is no room for them beside others.
-    fn of(bytes: usize, of: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
-        let others = of.fetch_add(bytes, Ordering::Relaxed);
-        let taken = Self { bytes, of: of.clone() };
-        (others == 0 || others.saturating_add(bytes) <= limit).then_some(taken)
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        self.of.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
 impl<M: StateMachine> Desk for LeaderDesk<M> {
-    fn carry_out(&self, call: Call, patience: Duration) -> BoxFuture<'static, Result<Done, CallError>> {
+    fn carry_out(&self, call: Call, patience: Duration) -> BoxFuture<'static, Carried> {
+        let operation = call.operation();
         let Some(inner) = self.node.get().and_then(Weak::upgrade) else {
             // It does not lead yet, or not any more.
-            return ready(Err(call.refused_as_not_leader(None))).boxed();
+            return ready(Carried::from(operation.not_leader(None))).boxed();
         };
         let limit = {
             let settings = inner.settings.borrow();
             (settings.max_inflight_bytes / 2).max(settings.max_command_bytes)
         };
-        let Some(taken) = Taken::of(call.size_bytes(), &self.bytes, limit) else {
-            return ready(Err(call.refused_as_too_many())).boxed();
+        let Some(mut taken) = Taken::of(call.size_bytes(), self.bytes.of(call.room()), limit) else {
+            return ready(Carried::from(operation.too_many())).boxed();
         };
         async move {
-            let outcome = Engine { inner }.carry_out(call, patience).await;
-            drop(taken);
-            outcome
+            let engine = Engine::within(inner);
+            let outcome = tokio::select! {
+                biased;
+                outcome = engine.carry_out(call, patience) => outcome,
+                reason = engine.inner.ended() => Err(operation.stopped(reason)),
+            };
+            taken.becomes(answer_bytes(&outcome));
+            Carried { outcome, taken: Some(taken) }
         }
         .boxed()
     }
 }
 
 impl<M: StateMachine> Engine<M> {
-    /// Does a `call` of this node's own, if it leads. Only a write is given up after `patience`: all others end by themselves, and
-    /// say what has come of them.
-    pub(super) async fn carry_out_here(&self, call: Call, patience: Duration) -> Result<Done, CallError> {
-        match call {
-            Call::Write { .. } => self.carry_out(call, patience).await,
-            _ if !self.inner.core.leads() => {
-                Err(call.refused_as_not_leader(self.inner.core.metrics().leader))
-            }
-            _ => self.lead(call, patience).boxed().await,
-        }
-    }
-
     /// Does `call`, if this node leads, within `patience`. What was begun by then may go on.
     pub(super) async fn carry_out(&self, call: Call, patience: Duration) -> Result<Done, CallError> {
         if !self.inner.core.leads() {
-            return Err(call.refused_as_not_leader(self.inner.core.metrics().leader));
+            return Err(call.operation().not_leader(self.inner.core.metrics().leader));
         }
         match timeout(patience, self.lead(call, patience).boxed()).await {
             Ok(outcome) => outcome,
@@ -128,17 +105,11 @@ impl<M: StateMachine> Engine<M> {
                     history: self.history(),
                 })
             }
-            Call::AddMember { node_id, peer, promote, timeout } => {
-                changed(self.add_member(NewMember { node_id, peer }, promote, timeout).await)
-            }
-            Call::PromoteMember { node_id, timeout } => changed(self.promote_member(node_id, timeout).await),
-            Call::DemoteMember { node_id, force } => changed(self.demote_member(node_id, force).await),
-            Call::RemoveMember { node_id, force } => changed(self.remove_member(node_id, force).await),
-            Call::ReplaceMember { old, node_id, peer, timeout } => {
-                changed(self.replace_member(old, NewMember { node_id, peer }, timeout).await)
-            }
-            Call::UpdateMember { node_id, peer, client } => {
-                changed(self.update_member(node_id, NewAddresses { peer, client }).await)
+            Call::Membership(call) => {
+                // What is not proposed in time is said to be so while its caller still listens.
+                let changed = self.change_members(change(call), Some(patience - patience / 10)).await;
+                let MemberList { position, unchanged, .. } = changed.map_err(CallError::Membership)?;
+                Ok(Done::Changed { membership_at: position, unchanged })
             }
             Call::TransferLeader { to } => {
                 self.transfer_leader(to).await.map(Done::Leads).map_err(CallError::Transfer)
@@ -190,9 +161,21 @@ impl<M: StateMachine> Engine<M> {
     }
 }
 
-fn changed(list: Result<MemberList, MembershipError>) -> Result<Done, CallError> {
-    let MemberList { position, unchanged, .. } = list.map_err(CallError::Membership)?;
-    Ok(Done::Changed { membership_at: position, unchanged })
+fn change(call: MembershipCall) -> Change {
+    match call {
+        MembershipCall::Add { node_id, peer, promote, timeout } => {
+            Change::Add { new: NewMember { node_id, peer }, promote, timeout }
+        }
+        MembershipCall::Promote { node_id, timeout } => Change::Promote { node_id, timeout },
+        MembershipCall::Demote { node_id, force } => Change::Demote { node_id, force },
+        MembershipCall::Remove { node_id, force } => Change::Remove { node_id, force },
+        MembershipCall::Replace { old, node_id, peer, timeout } => {
+            Change::Replace { old, new: NewMember { node_id, peer }, timeout }
+        }
+        MembershipCall::Update { node_id, peer, client } => {
+            Change::Update { node_id, addresses: NewAddresses { peer, client } }
+        }
+    }
 }
 
 #[cfg(test)]

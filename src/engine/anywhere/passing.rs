@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::engine::membership::CHANGE_PATIENCE;
 use crate::engine::report::state::KnownLeader;
 use crate::engine::writes::Admitted;
 use crate::engine::{Engine, Inner};
-use crate::error::{ForwardError, Leader, MembershipError, OperationError, Told, TransferError, WriteError};
+use crate::error::{ForwardError, Leader, Told, WriteError};
 use crate::machine::StateMachine;
-use crate::raft::network::calls::{Call, CallError, Done};
+use crate::raft::network::calls::{Call, CallError, Done, OfCall};
 use crate::raft::network::upstream::UpstreamError;
 use crate::reason::Reason;
 use crate::types::{LogId, Member, NodeId};
@@ -48,76 +47,15 @@ fn is_full(reason: Reason) -> bool {
     matches!(reason, Reason::Overloaded | Reason::DiskFull | Reason::DiskStalled | Reason::WindowExceeded)
 }
 
-/// The error of an operation that only the leader carries out.
-pub(super) trait OfCall: OperationError + From<ForwardError> + Send + Sized {
-    /// No leader carries it out.
-    fn not_leader(leader: Option<Leader>) -> Self;
-    /// This node ends.
-    fn stopped(reason: String, maybe_applied: bool) -> Self;
-    /// What a leader has answered, unless that is the error of another operation.
-    fn answered(error: CallError) -> Result<Self, CallError>;
-}
-
-impl OfCall for WriteError {
-    fn not_leader(leader: Option<Leader>) -> Self {
-        Self::NotLeader { leader }
-    }
-
-    fn stopped(reason: String, maybe_applied: bool) -> Self {
-        Self::Stopped { reason, maybe_applied }
-    }
-
-    fn answered(error: CallError) -> Result<Self, CallError> {
-        match error {
-            CallError::Write(error) => Ok(error),
-            CallError::Membership(_) | CallError::Transfer(_) | CallError::Other { .. } => Err(error),
-        }
-    }
-}
-
-impl OfCall for MembershipError {
-    fn not_leader(leader: Option<Leader>) -> Self {
-        Self::NotLeader { leader }
-    }
-
-    fn stopped(reason: String, maybe_applied: bool) -> Self {
-        Self::Stopped { reason, maybe_applied }
-    }
-
-    fn answered(error: CallError) -> Result<Self, CallError> {
-        match error {
-            CallError::Membership(error) => Ok(error),
-            CallError::Write(_) | CallError::Transfer(_) | CallError::Other { .. } => Err(error),
-        }
-    }
-}
-
-impl OfCall for TransferError {
-    fn not_leader(leader: Option<Leader>) -> Self {
-        Self::NotLeader { leader }
-    }
-
-    fn stopped(reason: String, maybe_applied: bool) -> Self {
-        Self::Stopped { reason, maybe_applied }
-    }
-
-    fn answered(error: CallError) -> Result<Self, CallError> {
-        match error {
-            CallError::Transfer(error) => Ok(error),
-            CallError::Write(_) | CallError::Membership(_) | CallError::Other { .. } => Err(error),
-        }
-    }
-}
-
-/// Whom a call is given to.
+/// The leader that a call is given to.
 #[derive(Debug, Clone)]
-struct Target {
+struct AskedLeader {
     leader: Leader,
     /// Where it is reached; none for this node itself.
     member: Option<Member>,
 }
 
-impl Target {
+impl AskedLeader {
     fn lost<E: OfCall>(&self, reason: impl ToString) -> E {
         ForwardError::Lost { leader: self.leader.clone(), reason: reason.to_string() }.into()
     }
@@ -126,24 +64,42 @@ impl Target {
         ForwardError::NotTaken { leader: self.leader.clone(), reason: reason.to_string() }.into()
     }
 
+    fn overloaded<E: OfCall>(&self) -> FailedAttempt<E> {
+        FailedAttempt {
+            error: ForwardError::Overloaded { leader: self.leader.clone() }.into(),
+            may_pass: true,
+        }
+    }
+
+    /// This node has no room for `call`, which is not given away.
+    fn not_given<E: OfCall>(&self, call: &Call) -> FailedAttempt<E> {
+        match E::answered(call.operation().too_many()) {
+            Ok(error) => FailedAttempt { error, may_pass: true },
+            Err(_) => self.overloaded(),
+        }
+    }
+
     /// What it has answered.
-    fn answered<E: OfCall>(&self, error: CallError) -> Failed<E> {
-        match E::answered(error) {
-            Ok(error) => Failed { error, may_pass: true },
-            Err(CallError::Other { message, maybe_applied }) => Failed {
+    fn answered<E: OfCall>(&self, error: CallError) -> FailedAttempt<E> {
+        match error {
+            // Another node's room is not this one's.
+            CallError::Write(WriteError::Overloaded) if self.member.is_some() => self.overloaded(),
+            CallError::Overloaded => self.overloaded(),
+            CallError::Other { message, maybe_applied } => FailedAttempt {
                 error: if maybe_applied { self.lost(message) } else { self.not_taken(message) },
                 may_pass: maybe_applied,
             },
-            Err(CallError::Write(_) | CallError::Membership(_) | CallError::Transfer(_)) => {
-                Failed { error: self.lost(ANSWERS_OTHERWISE), may_pass: true }
-            }
+            CallError::Write(_) | CallError::Membership(_) | CallError::Transfer(_) => FailedAttempt {
+                error: E::answered(error).unwrap_or_else(|_| self.lost(ANSWERS_OTHERWISE)),
+                may_pass: true,
+            },
         }
     }
 
     /// Why there is no answer.
-    fn unanswered<E: OfCall>(&self, error: &UpstreamError, call: &Call) -> Failed<E> {
+    fn unanswered<E: OfCall>(&self, error: &UpstreamError, call: &Call) -> FailedAttempt<E> {
         let may_pass = match error {
-            UpstreamError::Overloaded { .. } => return self.answered(call.refused_as_too_many()),
+            UpstreamError::Overloaded { .. } => return self.not_given(call),
             // A build that does not know the call: it will not know it in a moment either.
             UpstreamError::Failed { .. } => false,
             UpstreamError::NotConnected { .. }
@@ -152,14 +108,14 @@ impl Target {
             | UpstreamError::Unintelligible { .. } => true,
         };
         let error = if error.maybe_done() { self.lost(error) } else { self.not_taken(error) };
-        Failed { error, may_pass }
+        FailedAttempt { error, may_pass }
     }
 }
 
 const ANSWERS_OTHERWISE: &str = "it answers something else than was asked";
 
-/// An attempt has failed.
-struct Failed<E> {
+/// Why an attempt has failed.
+struct FailedAttempt<E> {
     error: E,
     /// Whether another attempt may have another outcome.
     may_pass: bool,
@@ -168,7 +124,7 @@ struct Failed<E> {
 /// What has come of a call, and who has carried it out.
 pub(super) struct CarriedOut {
     pub(super) done: Done,
-    by: Target,
+    by: AskedLeader,
 }
 
 impl CarriedOut {
@@ -216,7 +172,7 @@ impl<M: StateMachine> Engine<M> {
                     Err(failed) => failed,
                 },
                 reason = inner.ended() => {
-                    Failed { error: E::stopped(reason, target.is_some()), may_pass: false }
+                    FailedAttempt { error: E::stopped(reason, target.is_some()), may_pass: false }
                 }
             };
             let told = failed.error.told();
@@ -257,31 +213,30 @@ impl<M: StateMachine> Engine<M> {
 
     async fn attempt<E: OfCall>(
         &self,
-        target: Option<&Target>,
+        target: Option<&AskedLeader>,
         call: &Call,
         held: &mut Option<Admitted<M>>,
         deadline: Instant,
-    ) -> Result<CarriedOut, Failed<E>> {
+    ) -> Result<CarriedOut, FailedAttempt<E>> {
         let inner = &self.inner;
-        let left = deadline.saturating_duration_since(Instant::now()) + inner.own_time(call);
+        let left = deadline.saturating_duration_since(Instant::now());
         if let Some(target) = target
             && target.member.is_none()
         {
             // Here it is counted when it is proposed.
             *held = None;
-            let done =
-                self.carry_out_here(call.clone(), left).await.map_err(|error| target.answered(error))?;
+            let done = self.carry_out(call.clone(), left).await.map_err(|error| target.answered(error))?;
             return Ok(CarriedOut { done, by: target.clone() });
         }
         if held.is_none() {
             let counted = inner.hold(call, false);
-            *held = counted.map_err(|refusal| Failed { error: refused(refusal), may_pass: true })?;
+            *held = counted.map_err(|refusal| FailedAttempt { error: refused(refusal), may_pass: true })?;
         }
         let Some((target, member)) = target.and_then(|target| Some((target, target.member.as_ref()?))) else {
-            return Err(Failed { error: E::not_leader(None), may_pass: true });
+            return Err(FailedAttempt { error: E::not_leader(None), may_pass: true });
         };
-        let Ok(_place) = inner.passed_on.try_acquire() else {
-            return Err(target.answered(call.refused_as_too_many()));
+        let Ok(_place) = inner.passed_on.of(call.room()).try_acquire() else {
+            return Err(target.not_given(call));
         };
         let leader = target.leader.node_id;
         let answer = inner.upstream.forward(leader, member, call, left, inner.superseded(leader));
@@ -295,48 +250,27 @@ impl<M: StateMachine> Engine<M> {
 
 impl<M: StateMachine> Inner<M> {
     /// Whom to give a call to: this node, if it leads; else the node of the `hint`, or the leader that is known here.
-    fn target(&self, hint: Option<NodeId>) -> Option<Target> {
+    fn target(&self, hint: Option<NodeId>) -> Option<AskedLeader> {
         let own = self.config.node_id;
         if self.core.leads() {
             let leader = Leader { node_id: own, client: self.own.client.clone() };
-            return Some(Target { leader, member: None });
+            return Some(AskedLeader { leader, member: None });
         }
         let others = [hint, self.core.leader()].into_iter().flatten().filter(|node_id| *node_id != own);
         others.into_iter().find_map(|node_id| {
             let member = self.core.member(node_id)?;
             let leader = Leader { node_id, client: member.client.clone() };
-            Some(Target { leader, member: Some(member) })
+            Some(AskedLeader { leader, member: Some(member) })
         })
     }
 
     /// Counts what a call takes on this node, for as long as what is returned is kept. One that was let in before is not refused.
     fn hold(self: &Arc<Self>, call: &Call, was_let_in: bool) -> Result<Option<Admitted<M>>, WriteError> {
-        match call {
-            Call::Write { envelope, .. } if was_let_in => Ok(Some(self.readmit_passed_on(envelope.len()))),
-            Call::Write { envelope, .. } => self.admit_passed_on(envelope.len()).map(Some),
-            Call::AddMember { .. }
-            | Call::PromoteMember { .. }
-            | Call::DemoteMember { .. }
-            | Call::RemoveMember { .. }
-            | Call::ReplaceMember { .. }
-            | Call::UpdateMember { .. }
-            | Call::TransferLeader { .. } => Ok(None),
-        }
-    }
-
-    /// How much longer than its caller's patience an attempt may take, because the leader sets itself limits: cut off before those
-    /// it could not say what has come of the call.
-    fn own_time(&self, call: &Call) -> Duration {
-        let hand_over = self.config.timing.patience().saturating_mul(3);
-        match call {
-            Call::Write { .. } => Duration::ZERO,
-            Call::TransferLeader { .. } => hand_over,
-            Call::AddMember { .. }
-            | Call::PromoteMember { .. }
-            | Call::DemoteMember { .. }
-            | Call::RemoveMember { .. }
-            | Call::ReplaceMember { .. }
-            | Call::UpdateMember { .. } => CHANGE_PATIENCE + hand_over,
+        let Call::Write { envelope, .. } = call else { return Ok(None) };
+        let (room, bytes) = (call.room(), envelope.len());
+        match was_let_in {
+            true => Ok(Some(self.readmit_passed_on(room, bytes))),
+            false => self.admit_passed_on(room, bytes).map(Some),
         }
     }
 
@@ -358,17 +292,6 @@ impl<M: StateMachine> Inner<M> {
             return std::future::pending().await;
         }
         sleep(self.config.timing.patience() * 2).await;
-    }
-
-    /// Waits until this node ends; why it does.
-    async fn ended(&self) -> String {
-        let (mut fatal, mut stop) = (self.fatal.subscribe(), self.stop.subscribe());
-        tokio::select! {
-            biased;
-            _ = fatal.wait_for(Option::is_some) => {}
-            _ = stop.wait_for(|stop| *stop) => {}
-        }
-        self.fatal.in_words().unwrap_or_else(|| "the node is shutting down".to_owned())
     }
 
     /// Waits until this node has applied the entry at `index`. False when it ends, or has not by `deadline`.

@@ -229,6 +229,12 @@ impl Method {
 }
 
 impl Request {
+    /// Sets `key` to `value`, with what of `options` is a put's own, such as its time to live. How the write is acknowledged is said
+    /// beside it.
+    pub fn put(scope: Scope, key: impl Into<Bytes>, value: impl Into<Bytes>, options: &WriteOptions) -> Self {
+        Self::Put { scope, key: key.into(), value: value.into(), ttl: options.ttl }
+    }
+
     /// Which it is.
     pub fn method(&self) -> Method {
         match self {

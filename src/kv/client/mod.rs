@@ -164,8 +164,8 @@ impl Client {
         options: impl Into<WriteOptions>,
     ) -> Result<PutReply, ClientError> {
         let options = options.into();
-        let (scope, key, value, ttl) = (scope.clone(), key.into(), value.into(), options.ttl);
-        match self.execute(Request::Put { scope, key, value, ttl }, acknowledged(&options)).await? {
+        let request = Request::put(scope.clone(), key, value, &options);
+        match self.execute(request, acknowledged(&options)).await? {
             Response::Put(reply) => Ok(reply),
             _ => unreachable!("invariant: a response answers its request"),
         }
@@ -450,11 +450,11 @@ mod unit_tests {
     #[test]
     fn a_time_to_live_belongs_to_puts() {
         let put = |ttl| {
-            let (scope, key, value) = (Scope::default(), "k".into(), Bytes::new());
-            encode(Request::Put { scope, key, value, ttl })
+            let options = WriteOptions::default().with_ttl(ttl);
+            encode(Request::put(Scope::default(), "k", "", &options))
         };
-        assert!(put(Some(Duration::from_micros(1))).is_ok());
-        assert!(put(Some(Duration::ZERO)).is_err());
+        assert!(put(Duration::from_micros(1)).is_ok());
+        assert!(put(Duration::ZERO).is_err());
         assert!(untimed(WriteOptions::default().with_ttl(Duration::from_secs(1))).is_err());
         assert!(untimed(WriteOptions::default()).is_ok());
     }

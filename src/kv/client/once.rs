@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::super::api::{PutReply, Request, Response, Scope};
+use super::super::api::{PutReply, Request, Response, Scope, WriteOptions};
 use super::{Client, decode, encode};
 use crate::client::{self, ClientError};
 
@@ -64,8 +64,7 @@ impl Once {
         key: impl Into<Bytes>,
         value: impl Into<Bytes>,
     ) -> Result<PutReply, ClientError> {
-        let (scope, key, value) = (scope.clone(), key.into(), value.into());
-        let request = Request::Put { scope, key, value, ttl: None };
+        let request = Request::put(scope.clone(), key, value, &WriteOptions::default());
         match self.execute(request).await? {
             Response::Put(reply) => Ok(reply),
             _ => unreachable!("invariant: a response answers its request"),

@@ -90,14 +90,6 @@ pub struct KvView {
     history: History,
 }
 
-/// What a command writes into what it touches.
-#[derive(Debug, Clone, Copy)]
-struct Stamp {
-    revision: u64,
-    /// See [`ApplyContext::elapsed_ms`].
-    elapsed_ms: u64,
-}
-
 impl KvMachine {
     /// A machine that has applied nothing, and keeps as much of its history as `limits` say.
     pub fn with_history(limits: HistoryLimits) -> Self {
@@ -134,49 +126,49 @@ impl KvView {
     }
 
     /// Carries out `command`, which has been checked.
-    fn apply(&mut self, stamp: Stamp, command: KvCommand) -> KvReply {
-        let revision = stamp.revision;
+    fn apply(&mut self, context: &ApplyContext, command: KvCommand) -> KvReply {
+        let revision = context.log_id.index;
         let (tenant, collection, key, value, ttl_ms) = match command {
             KvCommand::Put { tenant, collection, key, value } => (tenant, collection, key, value, 0),
             KvCommand::PutExpiring { tenant, collection, key, value, ttl_ms } => {
                 (tenant, collection, key, value, ttl_ms)
             }
             KvCommand::Delete { tenant, collection, key } => {
-                let existed = self.delete(stamp, &key::composite(&tenant, &collection, &key));
+                let existed = self.delete(context, &key::composite(&tenant, &collection, &key));
                 return KvReply::Deleted { revision, existed };
             }
             KvCommand::DeleteRange { tenant, collection, start, end, limit } => {
                 let range = KeyRange::new(&tenant, &collection, &start, &end);
-                return self.delete_range(stamp, range.as_ref(), limit);
+                return self.delete_range(context, range.as_ref(), limit);
             }
-            KvCommand::Txn(txn) => return txn::apply(self, stamp, &txn),
-            KvCommand::Expire => return self.expire(stamp),
+            KvCommand::Txn(txn) => return txn::apply(self, context, &txn),
+            KvCommand::Expire => return self.expire(context),
         };
-        let record = self.put(stamp, key::composite(&tenant, &collection, &key), &value, ttl_ms);
+        let record = self.put(context, key::composite(&tenant, &collection, &key), &value, ttl_ms);
         let (create_revision, version) = (record.create_revision(), record.version());
         KvReply::Put { revision, create_revision, version }
     }
 
     /// Writes a key, due after `ttl_ms` unless that is 0.
-    fn put(&mut self, stamp: Stamp, key: CompositeKey, value: &[u8], ttl_ms: u64) -> Record {
-        let expires_ms = if ttl_ms == 0 { 0 } else { stamp.elapsed_ms.saturating_add(ttl_ms) };
-        let record = self.items.put(&key, value, Written { revision: stamp.revision, expires_ms });
-        self.history.push(stamp.revision, key, Happened::Put(record.clone()));
+    fn put(&mut self, context: &ApplyContext, key: CompositeKey, value: &[u8], ttl_ms: u64) -> Record {
+        let expires_ms = if ttl_ms == 0 { 0 } else { context.elapsed_ms.saturating_add(ttl_ms) };
+        let record = self.items.put(&key, value, Written { revision: context.log_id.index, expires_ms });
+        self.history.push(context.log_id.index, key, Happened::Put(record.clone()));
         record
     }
 
     /// Removes a key, and tells whether it existed.
-    fn delete(&mut self, stamp: Stamp, key: &[u8]) -> bool {
+    fn delete(&mut self, context: &ApplyContext, key: &[u8]) -> bool {
         let removed = self.items.remove(key);
         let existed = removed.is_some();
         if let Some(key) = removed {
-            self.history.push(stamp.revision, key, Happened::Deleted);
+            self.history.push(context.log_id.index, key, Happened::Deleted);
         }
         existed
     }
 
     /// Removes the first keys of `range`.
-    fn delete_range(&mut self, stamp: Stamp, range: Option<&KeyRange>, limit: u32) -> KvReply {
+    fn delete_range(&mut self, context: &ApplyContext, range: Option<&KeyRange>, limit: u32) -> KvReply {
         let limit = match limit as usize {
             limit @ 1..=MAX_DELETED_KEYS => limit,
             _ => MAX_DELETED_KEYS,
@@ -185,22 +177,22 @@ impl KvView {
         let more = keys.len() > limit;
         keys.truncate(limit);
         for key in &keys {
-            self.delete(stamp, key);
+            self.delete(context, key);
         }
-        KvReply::DeletedRange { revision: stamp.revision, deleted: keys.len() as u64, more }
+        KvReply::DeletedRange { revision: context.log_id.index, deleted: keys.len() as u64, more }
     }
 
     /// Removes the keys that are due, the earliest first.
-    fn expire(&mut self, stamp: Stamp) -> KvReply {
+    fn expire(&mut self, context: &ApplyContext) -> KvReply {
         let mut removed = 0;
         while removed < MAX_EXPIRED_KEYS {
-            let due = self.items.first_deadline().filter(|(expires_ms, _)| *expires_ms <= stamp.elapsed_ms);
+            let due = self.items.first_deadline().filter(|(expires_ms, _)| *expires_ms <= context.elapsed_ms);
             let Some((_, key)) = due.cloned() else { break };
             self.items.remove(&key).expect("invariant: what has a deadline exists");
-            self.history.push(stamp.revision, key, Happened::Expired);
+            self.history.push(context.log_id.index, key, Happened::Expired);
             removed += 1;
         }
-        KvReply::Expired { revision: stamp.revision, removed: removed as u64 }
+        KvReply::Expired { revision: context.log_id.index, removed: removed as u64 }
     }
 
     fn range(&self, query: &RangeQuery) -> RangeAnswer {
@@ -232,12 +224,11 @@ impl StateMachine for KvMachine {
 
     fn apply(&mut self, context: &ApplyContext, command: KvCommand) -> KvReply {
         let Self { state, reach } = self;
-        let stamp = Stamp { revision: context.log_id.index, elapsed_ms: context.elapsed_ms };
         let reply = match command.check() {
-            Ok(()) => state.apply(stamp, command),
+            Ok(()) => state.apply(context, command),
             Err(rejection) => KvReply::Rejected(rejection),
         };
-        state.history.advance(stamp.revision, stamp.elapsed_ms);
+        state.history.advance(context.log_id.index, context.elapsed_ms);
         reach.note(&state.history);
         reply
     }

@@ -9,20 +9,21 @@ use super::command::{Compare, Comparison, Condition, KvTxn, TxnOp, TxnResult};
 use super::items::{ITEM_OVERHEAD_BYTES, Items};
 use super::key::{self, KeyRange};
 use super::limits::{KvRejection, MAX_DELETED_KEYS, MAX_TXN_RESULT_BYTES};
-use super::{Item, KvReply, KvView, RangeAnswer, Stamp};
+use super::{Item, KvReply, KvView, RangeAnswer};
+use crate::machine::ApplyContext;
 
 /// Carries out `txn`, which has been checked, on `state`.
-pub(super) fn apply(state: &mut KvView, stamp: Stamp, txn: &KvTxn) -> KvReply {
+pub(super) fn apply(state: &mut KvView, context: &ApplyContext, txn: &KvTxn) -> KvReply {
     let succeeded = succeeds(&state.items, txn);
     let operations = if succeeded { &txn.then } else { &txn.otherwise };
     // While a copy is alive every node that changes is copied, so one is made only if it may be needed.
     let before = operations.iter().any(may_break_a_limit).then(|| state.items.clone());
-    let mut run = Run { state, stamp, tenant: &txn.tenant, result_bytes: 0, deleted: 0 };
+    let mut run = Run { state, context, tenant: &txn.tenant, result_bytes: 0, deleted: 0 };
     match operations.iter().map(|operation| run.operation(operation)).collect() {
-        Ok(results) => KvReply::Txn { revision: stamp.revision, succeeded, results },
+        Ok(results) => KvReply::Txn { revision: context.log_id.index, succeeded, results },
         Err(rejection) => {
             state.items = before.expect("invariant: only operations that may break a limit do");
-            state.history.retract(stamp.revision);
+            state.history.retract(context.log_id.index);
             KvReply::Rejected(rejection)
         }
     }
@@ -70,7 +71,7 @@ fn may_break_a_limit(operation: &TxnOp) -> bool {
 /// A branch being carried out.
 struct Run<'a> {
     state: &'a mut KvView,
-    stamp: Stamp,
+    context: &'a ApplyContext,
     tenant: &'a str,
     /// As counted for [`MAX_TXN_RESULT_BYTES`].
     result_bytes: usize,
@@ -92,13 +93,13 @@ impl Run<'_> {
             }
             TxnOp::Put { collection, key, value, ttl_ms } => {
                 let key = key::composite(self.tenant, collection, key);
-                let record = self.state.put(self.stamp, key, value, *ttl_ms);
+                let record = self.state.put(self.context, key, value, *ttl_ms);
                 let (create_revision, version) = (record.create_revision(), record.version());
                 Ok(TxnResult::Put { create_revision, version })
             }
             TxnOp::Delete { collection, key } => {
                 let key = key::composite(self.tenant, collection, key);
-                let existed = self.state.delete(self.stamp, &key);
+                let existed = self.state.delete(self.context, &key);
                 self.count_deleted(usize::from(existed))?;
                 Ok(TxnResult::Deleted { existed })
             }
@@ -108,7 +109,7 @@ impl Run<'_> {
                 let keys = range.map_or_else(Vec::new, |range| self.state.items.keys(&range, left + 1));
                 self.count_deleted(keys.len())?;
                 for key in &keys {
-                    self.state.delete(self.stamp, key);
+                    self.state.delete(self.context, key);
                 }
                 Ok(TxnResult::DeletedRange { deleted: keys.len() as u64 })
             }

@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::moments::{MAX_LONG_RANGES, Moments};
 use super::{KvNode, failure};
-use crate::call::{self, Rejected};
+use crate::call::{self, Rejected, decode_position};
 use crate::door::Answerer;
 use crate::door::metrics::StreamCall;
 use crate::door::streams::{Outlet, Responses, stream};
@@ -134,7 +134,7 @@ impl LongRange {
                 (applied, view, pinned)
             }
             Some(position) => {
-                let at = LogId::from(position);
+                let at = decode_position(position);
                 // Whether this node may answer at all, and of this history.
                 let history = HistoryEpoch(position.history);
                 node.view(ReadOptions { level: ReadLevel::Local, after_index: at.index, history }).await?;

@@ -6,7 +6,7 @@ use super::*;
 use crate::golden::{Told, scripts};
 
 #[derive(goldenscript::Command)]
-pub(super) enum Step {
+enum Step {
     /// An entry of this term is applied, with a reading of the leader that proposed it: in another term, if so said.
     Entry {
         #[arg(key)]
@@ -27,22 +27,25 @@ pub(super) enum Step {
     },
 }
 
-impl Runner for ClusterClock {
+#[derive(Default)]
+struct Clock(ClusterClock);
+
+impl Runner for Clock {
     type Command = Step;
 
     fn run(&mut self, step: &Step, _: &Context) -> Told {
         match *step {
             Step::Entry { term, counted, wall, read_in } => {
                 let reading = Reading { wall_ms: wall, term: read_in.unwrap_or(term), counted_ms: counted };
-                self.advance(term, Stamp::Reading(reading));
+                self.0.advance(term, Stamp::Reading(reading));
             }
-            Step::Old { term, time } => self.advance(term, Stamp::LogTime(time)),
+            Step::Old { term, time } => self.0.advance(term, Stamp::LogTime(time)),
         }
-        Ok(format!("elapsed {}, log time {}", self.elapsed_ms, self.log_time_ms()))
+        Ok(format!("elapsed {}, log time {}", self.0.elapsed_ms, self.0.log_time_ms()))
     }
 }
 
 #[test]
 fn scripts_of_the_clock() {
-    scripts("clock", ClusterClock::default);
+    scripts("clock", Clock::default);
 }

@@ -8,19 +8,26 @@
 //! know no such calls answer so.
 
 mod failures;
+mod operations;
+pub(crate) mod room;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 
-pub(crate) use self::failures::CallError;
+pub(crate) use self::operations::{CallError, OfCall, Operation};
+use self::room::Room;
 use super::wire::{Malformed, plain_log_id};
-use crate::error::{MembershipError, TransferError, WriteError};
+use crate::error::WriteError;
 use crate::proto::peer::{self as proto, forward_request as request, forward_response as response};
+use crate::runtime::whole_ms;
 use crate::types::{AckLevel, HistoryEpoch, Leader, LogId, NodeId};
 
-/// Most calls of one member that are under way. It sends no more, and its leader refuses more.
+/// Most calls of one member that are under way, in each [`Room`]. It sends no more, and its leader refuses more on one connection.
 pub(crate) const MOST_CALLS: usize = 4096;
+
+/// Most calls that are under way on a leader, in each [`Room`], whoever their senders say that they are: members do not prove that.
+pub(crate) const MOST_CALLS_OF_ALL: usize = 4 * MOST_CALLS;
 
 /// No call waits for longer, whatever its caller says: a clock does not reach as far as a duration may.
 pub(crate) const LONGEST_PATIENCE: Duration = Duration::from_secs(24 * 3600);
@@ -28,6 +35,9 @@ pub(crate) const LONGEST_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// Most bytes of a machine's reply that are passed on. A larger message than a connection takes would break it, for all calls that
 /// share it.
 pub(super) const MOST_REPLY_BYTES: usize = 48 * 1024 * 1024;
+
+/// Numbers of a call or an answer, and what holds them.
+const OVERHEAD_BYTES: usize = 128;
 
 /// What only the leader does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,8 +53,20 @@ pub(crate) enum Call {
         /// The history that it belongs to.
         history: HistoryEpoch,
     },
+    /// Change the membership.
+    Membership(MembershipCall),
+    /// Hand over the lead.
+    TransferLeader {
+        /// To whom; none for the voter that is furthest ahead.
+        to: Option<NodeId>,
+    },
+}
+
+/// Which change of the membership.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum MembershipCall {
     /// Add a member.
-    AddMember {
+    Add {
         /// Its id.
         node_id: NodeId,
         /// Its peer address.
@@ -55,28 +77,28 @@ pub(crate) enum Call {
         timeout: Duration,
     },
     /// Make a learner a voter.
-    PromoteMember {
+    Promote {
         /// Which.
         node_id: NodeId,
         /// How long it may take to catch up.
         timeout: Duration,
     },
     /// Make a voter a learner.
-    DemoteMember {
+    Demote {
         /// Which.
         node_id: NodeId,
         /// Whether few well voters may be left.
         force: bool,
     },
     /// Remove a member.
-    RemoveMember {
+    Remove {
         /// Which.
         node_id: NodeId,
         /// Whether few well voters may be left.
         force: bool,
     },
     /// Put one node in the place of another.
-    ReplaceMember {
+    Replace {
         /// Who goes.
         old: NodeId,
         /// Who comes.
@@ -87,18 +109,13 @@ pub(crate) enum Call {
         timeout: Duration,
     },
     /// Correct the addresses of a member.
-    UpdateMember {
+    Update {
         /// Whose.
         node_id: NodeId,
         /// Its new peer address, if that changes.
         peer: Option<String>,
         /// Its new client address, if that changes.
         client: Option<String>,
-    },
-    /// Hand over the lead.
-    TransferLeader {
-        /// To whom; none for the voter that is furthest ahead.
-        to: Option<NodeId>,
     },
 }
 
@@ -129,58 +146,34 @@ pub(crate) enum Done {
     Leads(Leader),
 }
 
-fn ms(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
 impl Call {
+    /// Whose errors tell what comes of it.
+    pub(crate) fn operation(&self) -> Operation {
+        match self {
+            Self::Write { .. } => Operation::Write,
+            Self::Membership(_) => Operation::Membership,
+            Self::TransferLeader { .. } => Operation::Transfer,
+        }
+    }
+
+    /// Which room it takes up.
+    pub(crate) fn room(&self) -> Room {
+        match self {
+            Self::Write { ack: AckLevel::All, .. } => Room::AllVoters,
+            Self::Write { ack: AckLevel::Quorum | AckLevel::Leader, .. }
+            | Self::Membership(_)
+            | Self::TransferLeader { .. } => Room::Quorum,
+        }
+    }
+
     /// Bytes that it takes, give or take a few.
     pub(crate) fn size_bytes(&self) -> usize {
-        /// Numbers and what holds them.
-        const OVERHEAD_BYTES: usize = 128;
         OVERHEAD_BYTES
             + match self {
                 Self::Write { envelope, .. } => envelope.len(),
-                Self::AddMember { peer, .. } | Self::ReplaceMember { peer, .. } => peer.len(),
-                Self::UpdateMember { peer, client, .. } => {
-                    [peer, client].into_iter().flatten().map(String::len).sum()
-                }
-                Self::PromoteMember { .. }
-                | Self::DemoteMember { .. }
-                | Self::RemoveMember { .. }
-                | Self::TransferLeader { .. } => 0,
+                Self::Membership(call) => call.text_bytes(),
+                Self::TransferLeader { .. } => 0,
             }
-    }
-
-    /// That this leader has no room for it at present. Nothing is done.
-    pub(crate) fn refused_as_too_many(&self) -> CallError {
-        match self {
-            Self::Write { .. } => CallError::Write(WriteError::Overloaded),
-            Self::AddMember { .. }
-            | Self::PromoteMember { .. }
-            | Self::DemoteMember { .. }
-            | Self::RemoveMember { .. }
-            | Self::ReplaceMember { .. }
-            | Self::UpdateMember { .. }
-            | Self::TransferLeader { .. } => CallError::Other {
-                message: "too many calls are under way; repeat this one after a pause".to_owned(),
-                maybe_applied: false,
-            },
-        }
-    }
-
-    /// That this node does not lead. Nothing is done.
-    pub(crate) fn refused_as_not_leader(&self, leader: Option<Leader>) -> CallError {
-        match self {
-            Self::Write { .. } => CallError::Write(WriteError::NotLeader { leader }),
-            Self::AddMember { .. }
-            | Self::PromoteMember { .. }
-            | Self::DemoteMember { .. }
-            | Self::RemoveMember { .. }
-            | Self::ReplaceMember { .. }
-            | Self::UpdateMember { .. } => CallError::Membership(MembershipError::NotLeader { leader }),
-            Self::TransferLeader { .. } => CallError::Transfer(TransferError::NotLeader { leader }),
-        }
     }
 
     /// The message that asks for it, for a caller that waits for `patience` yet.
@@ -189,32 +182,13 @@ impl Call {
             Self::Write { envelope, ack, ack_timeout, history } => request::Call::Write(request::Write {
                 envelope,
                 ack: wire_ack(ack).into(),
-                ack_timeout_ms: ms(ack_timeout),
+                ack_timeout_ms: whole_ms(ack_timeout),
                 history: history.0,
             }),
-            Self::AddMember { node_id, peer, promote, timeout } => {
-                let timeout_ms = ms(timeout);
-                request::Call::AddMember(request::AddMember { node_id, peer, promote, timeout_ms })
-            }
-            Self::PromoteMember { node_id, timeout } => {
-                request::Call::PromoteMember(request::PromoteMember { node_id, timeout_ms: ms(timeout) })
-            }
-            Self::DemoteMember { node_id, force } => {
-                request::Call::DemoteMember(request::DropVoter { node_id, force })
-            }
-            Self::RemoveMember { node_id, force } => {
-                request::Call::RemoveMember(request::DropVoter { node_id, force })
-            }
-            Self::ReplaceMember { old, node_id, peer, timeout } => {
-                let timeout_ms = ms(timeout);
-                request::Call::ReplaceMember(request::ReplaceMember { old, node_id, peer, timeout_ms })
-            }
-            Self::UpdateMember { node_id, peer, client } => {
-                request::Call::UpdateMember(request::UpdateMember { node_id, peer, client })
-            }
+            Self::Membership(call) => call.into_wire(),
             Self::TransferLeader { to } => request::Call::TransferLeader(request::TransferLeader { to }),
         };
-        proto::ForwardRequest { patience_ms: ms(patience), call: Some(call) }
+        proto::ForwardRequest { patience_ms: whole_ms(patience), call: Some(call) }
     }
 
     /// The call in a message, and for how long its caller waits yet.
@@ -222,7 +196,6 @@ impl Call {
     /// # Errors
     /// When there is none, or one that this build does not know.
     pub(super) fn from_wire(message: proto::ForwardRequest) -> Result<(Self, Duration), Malformed> {
-        let ms = |ms| Duration::from_millis(ms).min(LONGEST_PATIENCE);
         let call = match message.call.ok_or(Malformed("a call that this build does not know"))? {
             request::Call::Write(write) => {
                 let ack = request::AckLevel::try_from(write.ack);
@@ -230,32 +203,87 @@ impl Call {
                 Self::Write {
                     envelope: write.envelope,
                     ack: from_wire_ack(ack),
-                    ack_timeout: ms(write.ack_timeout_ms),
+                    ack_timeout: time(write.ack_timeout_ms),
                     history: HistoryEpoch(write.history),
                 }
             }
+            request::Call::TransferLeader(request::TransferLeader { to }) => Self::TransferLeader { to },
             request::Call::AddMember(request::AddMember { node_id, peer, promote, timeout_ms }) => {
-                Self::AddMember { node_id, peer, promote, timeout: ms(timeout_ms) }
+                let timeout = time(timeout_ms);
+                Self::Membership(MembershipCall::Add { node_id, peer, promote, timeout })
             }
             request::Call::PromoteMember(request::PromoteMember { node_id, timeout_ms }) => {
-                Self::PromoteMember { node_id, timeout: ms(timeout_ms) }
+                Self::Membership(MembershipCall::Promote { node_id, timeout: time(timeout_ms) })
             }
             request::Call::DemoteMember(request::DropVoter { node_id, force }) => {
-                Self::DemoteMember { node_id, force }
+                Self::Membership(MembershipCall::Demote { node_id, force })
             }
             request::Call::RemoveMember(request::DropVoter { node_id, force }) => {
-                Self::RemoveMember { node_id, force }
+                Self::Membership(MembershipCall::Remove { node_id, force })
             }
             request::Call::ReplaceMember(request::ReplaceMember { old, node_id, peer, timeout_ms }) => {
-                Self::ReplaceMember { old, node_id, peer, timeout: ms(timeout_ms) }
+                let timeout = time(timeout_ms);
+                Self::Membership(MembershipCall::Replace { old, node_id, peer, timeout })
             }
             request::Call::UpdateMember(request::UpdateMember { node_id, peer, client }) => {
-                Self::UpdateMember { node_id, peer, client }
+                Self::Membership(MembershipCall::Update { node_id, peer, client })
             }
-            request::Call::TransferLeader(request::TransferLeader { to }) => Self::TransferLeader { to },
         };
-        Ok((call, ms(message.patience_ms)))
+        Ok((call, time(message.patience_ms)))
     }
+}
+
+impl MembershipCall {
+    fn text_bytes(&self) -> usize {
+        match self {
+            Self::Add { peer, .. } | Self::Replace { peer, .. } => peer.len(),
+            Self::Update { peer, client, .. } => [peer, client].into_iter().flatten().map(String::len).sum(),
+            Self::Promote { .. } | Self::Demote { .. } | Self::Remove { .. } => 0,
+        }
+    }
+
+    fn into_wire(self) -> request::Call {
+        match self {
+            Self::Add { node_id, peer, promote, timeout } => {
+                let timeout_ms = whole_ms(timeout);
+                request::Call::AddMember(request::AddMember { node_id, peer, promote, timeout_ms })
+            }
+            Self::Promote { node_id, timeout } => {
+                let timeout_ms = whole_ms(timeout);
+                request::Call::PromoteMember(request::PromoteMember { node_id, timeout_ms })
+            }
+            Self::Demote { node_id, force } => {
+                request::Call::DemoteMember(request::DropVoter { node_id, force })
+            }
+            Self::Remove { node_id, force } => {
+                request::Call::RemoveMember(request::DropVoter { node_id, force })
+            }
+            Self::Replace { old, node_id, peer, timeout } => {
+                let timeout_ms = whole_ms(timeout);
+                request::Call::ReplaceMember(request::ReplaceMember { old, node_id, peer, timeout_ms })
+            }
+            Self::Update { node_id, peer, client } => {
+                request::Call::UpdateMember(request::UpdateMember { node_id, peer, client })
+            }
+        }
+    }
+}
+
+/// A time in a message.
+fn time(ms: u64) -> Duration {
+    Duration::from_millis(ms).min(LONGEST_PATIENCE)
+}
+
+/// Bytes that the answer takes which says so, give or take a few.
+pub(crate) fn answer_bytes(outcome: &Result<Done, CallError>) -> usize {
+    OVERHEAD_BYTES
+        + match outcome {
+            Ok(Done::Written { reply: Some(reply), .. }) => reply.len(),
+            Err(CallError::Write(WriteError::AckTimeout { reply: Some(unconfirmed), .. })) => {
+                unconfirmed.reply.len()
+            }
+            Ok(Done::Written { reply: None, .. } | Done::Changed { .. } | Done::Leads(_)) | Err(_) => 0,
+        }
 }
 
 fn wire_ack(ack: AckLevel) -> request::AckLevel {
@@ -347,17 +375,17 @@ mod tests {
 
     fn calls() -> Vec<Call> {
         let (peer, timeout) = ("p:1".to_owned(), Duration::from_millis(1500));
-        let mut calls = vec![
-            Call::AddMember { node_id: 4, peer: peer.clone(), promote: true, timeout },
-            Call::PromoteMember { node_id: 4, timeout },
-            Call::DemoteMember { node_id: 4, force: true },
-            Call::RemoveMember { node_id: 4, force: true },
-            Call::ReplaceMember { old: 3, node_id: 4, peer: peer.clone(), timeout },
-            Call::UpdateMember { node_id: 4, peer: Some(peer), client: None },
-            Call::UpdateMember { node_id: 4, peer: None, client: Some(String::new()) },
-            Call::TransferLeader { to: None },
-            Call::TransferLeader { to: Some(0) },
+        let changes = [
+            MembershipCall::Add { node_id: 4, peer: peer.clone(), promote: true, timeout },
+            MembershipCall::Promote { node_id: 4, timeout },
+            MembershipCall::Demote { node_id: 4, force: true },
+            MembershipCall::Remove { node_id: 4, force: true },
+            MembershipCall::Replace { old: 3, node_id: 4, peer: peer.clone(), timeout },
+            MembershipCall::Update { node_id: 4, peer: Some(peer), client: None },
+            MembershipCall::Update { node_id: 4, peer: None, client: Some(String::new()) },
         ];
+        let mut calls: Vec<_> = changes.into_iter().map(Call::Membership).collect();
+        calls.extend([Call::TransferLeader { to: None }, Call::TransferLeader { to: Some(0) }]);
         calls.extend(AckLevel::ALL.map(|ack| Call::Write {
             envelope: Bytes::from_static(b"\x03\x00"),
             ack,

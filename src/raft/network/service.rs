@@ -49,11 +49,12 @@ use openraft::{EntryPayload, Raft, ServerState};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-pub(crate) use self::forwarded::Desk;
+pub(crate) use self::forwarded::{Carried, Desk};
 use self::forwarded::{Forwarded, Standing};
 pub(crate) use self::offers::Offers;
 use self::pieces::Unreadable;
 use super::admission::Claim;
+use super::calls::room::{Level, Rooms};
 use super::incoming::Incoming;
 use super::plausible::{self, Bearings, Statements};
 use super::upstream::Announcement;
@@ -186,6 +187,8 @@ pub(crate) struct PeerService<M: StateMachine> {
     /// same snapshot at once, before the first one is durable.
     installing: Arc<tokio::sync::Mutex<()>>,
     reads: ReadIndexes,
+    /// How many calls are under way that members have passed on.
+    forwarded: Arc<Rooms<Level>>,
     heard: Arc<LastHeard>,
     activity: Arc<Activity>,
     /// Until when this node elects nobody: see [`Promise`].
@@ -238,6 +241,7 @@ impl<M: StateMachine> Clone for PeerService<M> {
             unreadable: self.unreadable.clone(),
             installing: self.installing.clone(),
             reads: self.reads.clone(),
+            forwarded: self.forwarded.clone(),
             heard: self.heard.clone(),
             activity: self.activity.clone(),
             silent_until: self.silent_until,
@@ -268,6 +272,7 @@ impl<M: StateMachine> PeerService<M> {
             unreadable: Arc::default(),
             installing: Arc::default(),
             reads,
+            forwarded: Arc::default(),
             heard: Arc::default(),
             activity,
             silent_until: Instant::now() + promise.silence,
@@ -542,7 +547,8 @@ impl<M: StateMachine> PeerService<M> {
         // What members ask of their leader is not for the core's log.
         let mut unordered = FuturesUnordered::new();
         // Nor for their leader's reads to wait behind.
-        let mut forwarded = Forwarded::new(self.callee.desk.clone(), self.standing_of(from));
+        let (desk, others) = (self.callee.desk.clone(), self.forwarded.clone());
+        let mut forwarded = Forwarded::new(desk, self.standing_of(from), others);
         let mut newest = 0;
         let mut incoming = None;
         let mut open = true;
@@ -561,8 +567,8 @@ impl<M: StateMachine> PeerService<M> {
                         return;
                     }
                 }
-                Some(response) = forwarded.next() => {
-                    if responses.send(response).await.is_err() {
+                Some(answer) = forwarded.next() => {
+                    if !answer.send(&responses).await {
                         return;
                     }
                 }

@@ -137,11 +137,11 @@ struct Line {
 struct Dialled {
     leader: NodeId,
     incarnation: Incarnation,
-    outcome: Shared<BoxFuture<'static, Result<Arc<Link>, Failed>>>,
+    outcome: Shared<BoxFuture<'static, Result<Arc<Link>, FailedDial>>>,
 }
 
 #[derive(Debug, Clone)]
-struct Failed {
+struct FailedDial {
     error: DialError,
     at: Instant,
 }
@@ -209,8 +209,8 @@ impl Upstream {
         let mut used = Used::default();
         let exchange = async {
             let connected = dialled.outcome.await;
-            let connected =
-                connected.map_err(|Failed { error, .. }| UpstreamError::NotConnected { leader, error })?;
+            let connected = connected
+                .map_err(|FailedDial { error, .. }| UpstreamError::NotConnected { leader, error })?;
             connected.call(leader, body, &mut used).await
         };
         let answered = tokio::select! {
@@ -368,7 +368,7 @@ impl Upstream {
                 if let DialError::Refused(refusal) = &error {
                     (line.caller.refused)(refusal);
                 }
-                Failed { error, at: Instant::now() }
+                FailedDial { error, at: Instant::now() }
             });
             // Nobody waits any more when the line was dropped.
             let _ = done.send(dialled);
@@ -377,7 +377,7 @@ impl Upstream {
             Ok(dialled) => dialled,
             Err(_) => {
                 let error = DialError::Unreachable("the dial was abandoned".to_owned());
-                Err(Failed { error, at: Instant::now() })
+                Err(FailedDial { error, at: Instant::now() })
             }
         });
         Dialled { leader, incarnation: member.incarnation, outcome: outcome.boxed().shared() }

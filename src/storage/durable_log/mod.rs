@@ -204,7 +204,8 @@ impl Shared {
             report(true);
         }
         let (first, error) = {
-            let mut state = self.write();
+            // Whoever panicked under it failed the store with that.
+            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             let first = state.failure.is_none();
             self.abandoned.fetch_or(cause != Cause::Misuse, Release);
             (first, failed(state.failure.get_or_insert_with(|| reason.to_owned())))

@@ -257,10 +257,12 @@ fn write<D: LogDisk>(shared: &Shared, disk: &mut D, writes: Vec<Write>) -> Resul
     let completions = shared.progress.end()?;
     let failure = shared.settle(ticket);
     let queued_bytes = shared.stats.queued_bytes.fetch_sub(bytes as u64, Relaxed);
-    assert!(queued_bytes >= bytes as u64, "invariant: no more bytes leave the queue than came");
     let queued_writes = shared.stats.queued_writes.fetch_sub(count, Relaxed);
+    let completed = complete(completions.into_iter(), failure.as_ref()).map_err(WriteError::Completion);
+    // What is durable is confirmed first.
+    assert!(queued_bytes >= bytes as u64, "invariant: no more bytes leave the queue than came");
     assert!(queued_writes >= count, "invariant: no more writes leave the queue than came");
-    complete(completions.into_iter(), failure.as_ref()).map_err(WriteError::Completion)
+    completed
 }
 
 /// Calls every completion, with `error` if there is one. A panic in one does not keep the others from being

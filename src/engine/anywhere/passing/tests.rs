@@ -1,7 +1,8 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::engine::{Settings, lone};
+use crate::engine::{NewMember, Settings, lone};
+use crate::error::{MembershipError, OperationError as _, TransferError};
 use crate::kv::machine::{KvCommand, KvReply};
 use crate::raft::network::DialError;
 use crate::types::{AckLevel, HistoryEpoch, WriteOptions};
@@ -35,9 +36,9 @@ fn only_what_can_do_no_harm_is_repeated() {
     }
 }
 
-fn target() -> Target {
+fn target() -> AskedLeader {
     let leader = Leader { node_id: 2, client: "c:2".to_owned() };
-    Target { leader, member: Some(Member::default()) }
+    AskedLeader { leader, member: Some(Member::default()) }
 }
 
 fn call() -> Call {
@@ -64,7 +65,7 @@ fn what_never_left_was_not_applied_and_what_was_lost_may_have_been() {
         (UpstreamError::Failed { leader, reason: reason() }, false, false),
         (UpstreamError::Unintelligible { leader, reason: reason() }, true, true),
     ] {
-        let failed: Failed<WriteError> = target().unanswered(&error, &call());
+        let failed: FailedAttempt<WriteError> = target().unanswered(&error, &call());
         assert_eq!((failed.error.maybe_applied(), failed.may_pass), (maybe_applied, may_pass), "{error:?}");
         let is_overloaded = matches!(failed.error, WriteError::Overloaded);
         assert_eq!(is_overloaded, matches!(error, UpstreamError::Overloaded { .. }));
@@ -74,16 +75,39 @@ fn what_never_left_was_not_applied_and_what_was_lost_may_have_been() {
 
 #[test]
 fn an_answer_of_another_operation_is_no_answer() {
-    let failed: Failed<WriteError> = target().answered(CallError::Transfer(TransferError::NobodyElse));
+    let failed: FailedAttempt<WriteError> = target().answered(CallError::Transfer(TransferError::NobodyElse));
     assert!(matches!(failed.error, WriteError::Forward(ForwardError::Lost { .. })));
     for maybe_applied in [false, true] {
         let other = || CallError::Other { message: "of a newer build".to_owned(), maybe_applied };
-        let failed: Failed<TransferError> = target().answered(other());
+        let failed: FailedAttempt<TransferError> = target().answered(other());
         assert!(failed.error.to_string().contains("of a newer build"));
         assert_eq!(failed.error.told().maybe_applied, maybe_applied);
-        let failed: Failed<MembershipError> = target().answered(other());
+        let failed: FailedAttempt<MembershipError> = target().answered(other());
         assert_eq!(failed.error.told().maybe_applied, maybe_applied);
     }
+}
+
+#[test]
+fn a_leader_without_room_is_told_from_this_node_without_room_and_from_no_leader() {
+    let own = AskedLeader { member: None, ..target() };
+    let full = || CallError::Write(WriteError::Overloaded);
+    let here: FailedAttempt<WriteError> = own.answered(full());
+    assert!(matches!(here.error, WriteError::Overloaded));
+    let here: FailedAttempt<WriteError> = target().not_given(&call());
+    assert!(matches!(here.error, WriteError::Overloaded));
+    let hand_over = Call::TransferLeader { to: None };
+    let write: FailedAttempt<WriteError> = target().answered(full());
+    let change: FailedAttempt<MembershipError> = target().answered(CallError::Overloaded);
+    let transfer: FailedAttempt<TransferError> = target().not_given(&hand_over);
+    let WriteError::Forward(error @ ForwardError::Overloaded { .. }) = write.error else {
+        panic!("{:?}", write.error)
+    };
+    assert_eq!(change.error, MembershipError::Forward(error.clone()));
+    assert_eq!(transfer.error, TransferError::Forward(error.clone()));
+    let told = error.told();
+    assert_eq!((told.reason, told.maybe_applied), (Reason::Overloaded, false));
+    assert_eq!(told.leader.map(|leader| leader.node_id), Some(2));
+    assert!(write.may_pass && change.may_pass && transfer.may_pass);
 }
 
 #[test]
@@ -148,6 +172,26 @@ async fn without_a_leader_a_call_waits_as_long_as_it_may_and_has_done_nothing() 
     assert_eq!(refused, Err(TransferError::NotLeader { leader: None }));
     let refused = anywhere.promote_member(2, Duration::ZERO).await;
     assert_eq!(refused, Err(MembershipError::NotLeader { leader: None }));
+    engine.shutdown().await;
+}
+
+/// It is offered to a voter that does not take it, and meanwhile nothing is proposed.
+#[tokio::test(start_paused = true)]
+async fn a_call_of_the_leader_itself_ends_when_its_patience_is_over() {
+    let engine = lone::engine(false).await;
+    assert!(engine.ready(DEADLINE).await);
+    let patience = Duration::from_millis(20);
+    let anywhere = engine.anywhere().within(patience);
+    engine.inner.core.transfer_leader(2, false).await;
+    let begun = Instant::now();
+    anywhere.write(put("1")).await.unwrap_err();
+    let took = begun.elapsed();
+    assert!(took >= patience && took < patience + Duration::from_millis(2), "{took:?}");
+    let begun = Instant::now();
+    let add =
+        anywhere.add_member(NewMember { node_id: 2, peer: "nowhere:2".to_owned() }, false, Duration::ZERO);
+    add.await.unwrap_err();
+    assert!(begun.elapsed() < patience + Duration::from_millis(2), "{:?}", begun.elapsed());
     engine.shutdown().await;
 }
 

@@ -243,7 +243,7 @@ async fn unary_calls() {
     assert_eq!(details::failure(status.details()).unwrap().reason(), Reason::Invalid);
 
     let status = AdminClient::new(port.channel().await).status(v1::StatusRequest {}).await.unwrap();
-    let report = NodeReport::from(status.into_inner());
+    let report = NodeReport::decode(status.into_inner());
     assert_eq!((report.leads(), report.node_id, report.state_hash, report.ready), (true, 7, Some(42), true));
     assert_eq!((report.state.bytes, report.sessions.open, report.sessions.bytes), (Some(1_000), 4, 400));
 }

@@ -2,33 +2,16 @@
 
 use std::time::Duration;
 
-use super::{MOST_REPLY_BYTES, from_leader_hint, from_log_id, leader_hint};
+use super::{CallError, MOST_REPLY_BYTES, from_leader_hint, from_log_id, leader_hint};
 use crate::error::{ForwardError, MembershipError, OperationError, TransferError, WriteError};
 use crate::proto::peer::{self as proto, call_failure as wire};
 use crate::raft::network::wire::{Malformed, incarnation, plain_log_id};
+use crate::runtime::whole_ms;
 use crate::types::{Divergence, HistoryEpoch, Leader, MachineVersion, NodeId, UnconfirmedReply};
 
 use wire::membership::Why as MembershipWhy;
 use wire::transfer::Why as TransferWhy;
 use wire::write::Why as WriteWhy;
-
-/// Why the leader has not done what it was asked to.
-#[derive(Debug)]
-pub(crate) enum CallError {
-    /// A write.
-    Write(WriteError),
-    /// A change of the membership.
-    Membership(MembershipError),
-    /// A hand-over.
-    Transfer(TransferError),
-    /// Any of them, for a reason that this build has no variant for.
-    Other {
-        /// In words.
-        message: String,
-        /// Whether it may have been done.
-        maybe_applied: bool,
-    },
-}
 
 impl CallError {
     /// The message that says so.
@@ -41,6 +24,11 @@ impl CallError {
             Self::Write(error) => known(wire::Of::Write(write(&error)), &error),
             Self::Membership(error) => known(wire::Of::Membership(membership(&error)), &error),
             Self::Transfer(error) => known(wire::Of::Transfer(transfer(&error)), &error),
+            Self::Overloaded => proto::CallFailure {
+                message: "too many calls are under way; repeat this one after a pause".to_owned(),
+                maybe_applied: false,
+                of: Some(wire::Of::Overloaded(NOTHING)),
+            },
             Self::Other { message, maybe_applied } => proto::CallFailure { message, maybe_applied, of: None },
         }
     }
@@ -60,6 +48,7 @@ impl CallError {
             Some(wire::Of::Transfer(wire::Transfer { why: Some(why) })) => {
                 Self::Transfer(from_transfer(why)?)
             }
+            Some(wire::Of::Overloaded(_)) => Self::Overloaded,
             Some(
                 wire::Of::Write(wire::Write { why: None })
                 | wire::Of::Membership(wire::Membership { why: None })
@@ -82,20 +71,23 @@ fn from_some_leader(wire::SomeLeader { leader }: wire::SomeLeader) -> Option<Lea
 }
 
 fn passed_on(error: &ForwardError) -> wire::PassedOn {
-    let (leader, reason, lost) = match error.clone() {
-        ForwardError::NotTaken { leader, reason } => (leader, reason, false),
-        ForwardError::Lost { leader, reason } => (leader, reason, true),
+    let (lost, overloaded) =
+        (matches!(error, ForwardError::Lost { .. }), matches!(error, ForwardError::Overloaded { .. }));
+    let (leader, reason) = match error.clone() {
+        ForwardError::NotTaken { leader, reason } | ForwardError::Lost { leader, reason } => (leader, reason),
+        ForwardError::Overloaded { leader } => (leader, String::new()),
     };
-    wire::PassedOn { leader: Some(leader_hint(leader)), reason, lost }
+    wire::PassedOn { leader: Some(leader_hint(leader)), reason, lost, overloaded }
 }
 
 fn from_passed_on(
-    wire::PassedOn { leader, reason, lost }: wire::PassedOn,
+    wire::PassedOn { leader, reason, lost, overloaded }: wire::PassedOn,
 ) -> Result<ForwardError, Malformed> {
     let leader = from_leader_hint(leader.ok_or(Malformed("a leader is missing"))?);
-    Ok(match lost {
-        true => ForwardError::Lost { leader, reason },
-        false => ForwardError::NotTaken { leader, reason },
+    Ok(match (lost, overloaded) {
+        (true, _) => ForwardError::Lost { leader, reason },
+        (false, true) => ForwardError::Overloaded { leader },
+        (false, false) => ForwardError::NotTaken { leader, reason },
     })
 }
 
@@ -124,7 +116,7 @@ fn write(error: &WriteError) -> wire::Write {
         }
         WriteError::Overloaded => WriteWhy::Overloaded(NOTHING),
         WriteError::DiskFull { available_bytes } => WriteWhy::DiskFull(*available_bytes),
-        WriteError::DiskStalled { writing_for } => WriteWhy::DiskStalled(super::ms(*writing_for)),
+        WriteError::DiskStalled { writing_for } => WriteWhy::DiskStalled(whole_ms(*writing_for)),
         WriteError::VotersStalled => WriteWhy::VotersStalled(NOTHING),
         WriteError::Diverged { divergence: Divergence { at, own, majority } } => {
             let (at, own, majority) = (Some(plain_log_id(*at)), *own, *majority);

@@ -3,27 +3,53 @@
 //! A call is begun at most once, however often it arrives and in whatever order: a write without a session has nothing else
 //! that would keep it from being applied twice. One that cannot be told any more from one that was seen counts as seen; its
 //! caller hears nothing, and takes its outcome for unknown.
+//!
+//! # Bounds
+//!
+//! On one connection [`MOST_CALLS`] are under way in each [`Room`](calls::room::Room), on all together [`MOST_CALLS_OF_ALL`]: who a
+//! caller says that it is does not matter to the second, and members do not prove who they are. A call counts, and so do the bytes that
+//! its [`Desk`] counts for it, until the connection has its answer; a large one until the connection has passed that on.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, ready};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::proto::peer::{ForwardRequest, Response, response};
-use crate::raft::network::calls::{self, Call, CallError, Done, MOST_CALLS};
+use crate::raft::network::calls::room::{Level, Rooms, Taken};
+use crate::raft::network::calls::{self, Call, CallError, Done, MOST_CALLS, MOST_CALLS_OF_ALL};
 use crate::raft::network::wire::Malformed;
 use crate::runtime;
 use crate::types::Incarnation;
+
+/// An answer of at least so many bytes counts until its connection has passed it on: it might lie there for long beside others.
+const LARGE_ANSWER_BYTES: usize = 64 * 1024;
 
 /// What a node does for members that pass calls on to it.
 pub(crate) trait Desk: Send + Sync {
     /// Does `call`, for a caller that waits for `patience` yet, if this node leads; else says who does. Passes nothing on.
     /// What it has begun may go on when this is dropped.
-    fn carry_out(&self, call: Call, patience: Duration) -> BoxFuture<'static, Result<Done, CallError>>;
+    fn carry_out(&self, call: Call, patience: Duration) -> BoxFuture<'static, Carried>;
+}
+
+/// What has come of a call.
+#[derive(Debug)]
+pub(crate) struct Carried {
+    /// What its caller is told.
+    pub(crate) outcome: Result<Done, CallError>,
+    /// What counts for that until it is sent; nothing where nothing was begun.
+    pub(crate) taken: Option<Taken>,
+}
+
+impl From<CallError> for Carried {
+    /// Nothing was begun.
+    fn from(refusal: CallError) -> Self {
+        Self { outcome: Err(refusal), taken: None }
+    }
 }
 
 /// What a node knows of a caller at present.
@@ -39,25 +65,43 @@ pub(super) struct Standing {
 #[derive(Debug, Default)]
 struct Seen {
     newest: u64,
-    /// Those among the last [`Self::REACH`] numbers.
-    lately: BTreeSet<u64>,
+    /// Which of the last [`Self::REACH`] numbers have: one bit for each, at its remainder. Made with the first of them.
+    lately: Vec<u64>,
 }
 
 impl Seen {
     /// A call that is later by more counts as seen. Calls leave in the order of their numbers.
     const REACH: u64 = 65_536;
+    const WORD_BITS: u64 = u64::BITS as u64;
 
     /// Notes a number; false if it was, or may have been, noted before.
     fn note(&mut self, id: u64) -> bool {
-        let is_late = |id: u64, newest: u64| newest.checked_sub(id).is_some_and(|by| by >= Self::REACH);
-        if is_late(id, self.newest) {
+        if self.newest.checked_sub(id).is_some_and(|late_by| late_by >= Self::REACH) {
             return false;
         }
-        self.newest = self.newest.max(id);
-        while self.lately.first().is_some_and(|first| is_late(*first, self.newest)) {
-            self.lately.pop_first();
+        if self.lately.is_empty() {
+            self.lately = vec![0; (Self::REACH / Self::WORD_BITS) as usize];
         }
-        self.lately.insert(id)
+        let ahead_by = id.saturating_sub(self.newest);
+        if ahead_by >= Self::REACH {
+            self.lately.fill(0);
+        } else {
+            // Their places were those of numbers that are out of reach now.
+            for by in 1..=ahead_by {
+                let (word, bit) = Self::place(self.newest + by);
+                self.lately[word] &= !bit;
+            }
+        }
+        self.newest = self.newest.max(id);
+        let (word, bit) = Self::place(id);
+        let is_new = self.lately[word] & bit == 0;
+        self.lately[word] |= bit;
+        is_new
+    }
+
+    fn place(id: u64) -> (usize, u64) {
+        let at = id % Self::REACH;
+        ((at / Self::WORD_BITS) as usize, 1 << (at % Self::WORD_BITS))
     }
 }
 
@@ -67,12 +111,34 @@ pub(super) struct Forwarded {
     /// The caller's data directory, since it was first known as a member on this connection.
     caller: Option<Incarnation>,
     seen: Seen,
-    under_way: FuturesUnordered<BoxFuture<'static, Response>>,
+    under_way: FuturesUnordered<BoxFuture<'static, Answer>>,
+    /// How many there are.
+    own: Rooms<Level>,
+    /// The same on all connections.
+    all: Arc<Rooms<Level>>,
+}
+
+/// An answer, and what it takes up until it is sent.
+pub(super) struct Answer {
+    response: Response,
+    taken: Option<Taken>,
+    _places: Option<[Taken; 2]>,
+}
+
+impl Answer {
+    /// Gives it to its connection, and waits until that has passed it on if it is large. False when nobody is there to take it.
+    pub(super) async fn send(self, to: &mpsc::Sender<Response>) -> bool {
+        let Self { response, taken, _places } = self;
+        let is_large = taken.as_ref().is_some_and(|taken| taken.amount() >= LARGE_ANSWER_BYTES);
+        to.send(response).await.is_ok() && (!is_large || to.reserve_many(to.max_capacity()).await.is_ok())
+    }
 }
 
 impl Forwarded {
-    pub(super) fn new(desk: Arc<dyn Desk>, standing: Standing) -> Self {
-        Self { desk, caller: standing.directory, seen: Seen::default(), under_way: FuturesUnordered::new() }
+    /// Those of a caller that is known so, beside `all` others.
+    pub(super) fn new(desk: Arc<dyn Desk>, standing: Standing, all: Arc<Rooms<Level>>) -> Self {
+        let (under_way, own) = (FuturesUnordered::new(), Rooms::default());
+        Self { desk, caller: standing.directory, seen: Seen::default(), under_way, own, all }
     }
 
     /// Begins call `id`, unless it has arrived before. One that is too many is refused at once: it must not wait where reads
@@ -88,19 +154,33 @@ impl Forwarded {
         if !self.seen.note(id) {
             return;
         }
-        let answer = match Call::from_wire(message) {
-            Err(malformed) => ready(refused(malformed)).boxed(),
-            Ok(_) if !self.is_of_member(standing) => ready(answer(Err(not_a_member()))).boxed(),
-            Ok((call, _)) if self.under_way.len() >= MOST_CALLS => {
-                ready(answer(Err(call.refused_as_too_many()))).boxed()
-            }
-            Ok((call, patience)) => {
-                // On a task of its own: a command that takes long to decode holds up no reads, and one that panics no others.
-                let task = Task(runtime::spawn(self.desk.carry_out(call, patience)));
-                task.ended().map(answer).boxed()
-            }
+        let answer = move |carried: Carried, places| {
+            let body = Some(response::Body::Forward(calls::answer_to_wire(carried.outcome)));
+            Answer { response: Response { id, body }, taken: carried.taken, _places: places }
         };
-        self.under_way.push(answer.map(move |body| Response { id, body: Some(body) }).boxed());
+        let answered = match Call::from_wire(message) {
+            Err(malformed) => {
+                let response = Response { id, body: Some(refused(malformed)) };
+                ready(Answer { response, taken: None, _places: None }).boxed()
+            }
+            Ok(_) if !self.is_of_member(standing) => ready(answer(not_a_member().into(), None)).boxed(),
+            Ok((call, patience)) => match self.places(&call) {
+                None => ready(answer(call.operation().too_many().into(), None)).boxed(),
+                Some(places) => {
+                    // On a task of its own: a command that takes long to decode holds up no reads, and one that panics no others.
+                    let task = Task(runtime::spawn(self.desk.carry_out(call, patience)));
+                    task.ended().map(move |carried| answer(carried, Some(places))).boxed()
+                }
+            },
+        };
+        self.under_way.push(answered);
+    }
+
+    /// A place for one more on this connection, and one on all.
+    fn places(&self, call: &Call) -> Option<[Taken; 2]> {
+        let own = Taken::of(1, self.own.of(call.room()), MOST_CALLS)?;
+        let all = Taken::of(1, self.all.of(call.room()), MOST_CALLS_OF_ALL)?;
+        Some([own, all])
     }
 
     fn is_of_member(&mut self, standing: Standing) -> bool {
@@ -113,19 +193,19 @@ impl Forwarded {
     }
 
     /// The next answer, in whatever order; none while nothing is under way.
-    pub(super) async fn next(&mut self) -> Option<Response> {
+    pub(super) async fn next(&mut self) -> Option<Answer> {
         self.under_way.next().await
     }
 }
 
 /// A call that is being carried out, and is given up with its connection.
-struct Task(JoinHandle<Result<Done, CallError>>);
+struct Task(JoinHandle<Carried>);
 
 impl Task {
-    async fn ended(mut self) -> Result<Done, CallError> {
+    async fn ended(mut self) -> Carried {
         (&mut self.0).await.unwrap_or_else(|_| {
             let message = "carrying it out came to no end".to_owned();
-            Err(CallError::Other { message, maybe_applied: true })
+            CallError::Other { message, maybe_applied: true }.into()
         })
     }
 }
@@ -143,44 +223,59 @@ fn not_a_member() -> CallError {
     }
 }
 
-fn answer(outcome: Result<Done, CallError>) -> response::Body {
-    response::Body::Forward(calls::answer_to_wire(outcome))
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+    use bytes::Bytes;
+
     use super::*;
-    use crate::error::WriteError;
-    use crate::proto::peer::forward_request;
+    use crate::proto::peer::forward_request::{
+        self,
+        AckLevel::{All, Quorum},
+    };
     use crate::proto::peer::{call_failure, forward_response};
-    use crate::types::Leader;
+    use crate::raft::network::calls::room::Room;
+    use crate::types::{HistoryEpoch, Leader, LogId};
 
     const MEMBER: Standing = Standing { is_told_by_leader: true, directory: Some(Incarnation(7)) };
 
-    /// Counts what it is asked to do, ends what is to be handed to node 1, and panics at node 2.
+    /// Counts what it is asked to do, ends what is to be handed to node 1, panics at node 2, and has a large reply for node 3.
     #[derive(Default)]
-    struct Counting(AtomicUsize, Arc<()>);
+    struct Counting {
+        begun: AtomicUsize,
+        open: Arc<()>,
+        bytes: Level,
+    }
 
     impl Desk for Counting {
-        fn carry_out(&self, call: Call, _: Duration) -> BoxFuture<'static, Result<Done, CallError>> {
-            self.0.fetch_add(1, Relaxed);
+        fn carry_out(&self, call: Call, _: Duration) -> BoxFuture<'static, Carried> {
+            self.begun.fetch_add(1, Relaxed);
             match call {
                 Call::TransferLeader { to: Some(1) } => {
-                    ready(Ok(Done::Leads(Leader { node_id: 1, client: String::new() }))).boxed()
+                    let outcome = Ok(Done::Leads(Leader { node_id: 1, client: String::new() }));
+                    ready(Carried { outcome, taken: None }).boxed()
                 }
                 Call::TransferLeader { to: Some(2) } => {
-                    futures::future::lazy(|_| -> Result<Done, CallError> {
-                        panic!("only a broken machine does this")
-                    })
-                    .boxed()
+                    futures::future::lazy(|_| -> Carried { panic!("only a broken machine does this") })
+                        .boxed()
+                }
+                Call::TransferLeader { to: Some(3) } => {
+                    let outcome = Ok(Done::Written {
+                        log_id: LogId::new(1, 2),
+                        reply: Some(Bytes::from(vec![0; LARGE_ANSWER_BYTES])),
+                        held_by: Vec::new(),
+                        repeated: false,
+                        history: HistoryEpoch::UNKNOWN,
+                    });
+                    let taken = Taken::of(LARGE_ANSWER_BYTES, &self.bytes, LARGE_ANSWER_BYTES);
+                    ready(Carried { outcome, taken }).boxed()
                 }
                 _ => {
-                    let open = self.1.clone();
+                    let open = self.open.clone();
                     async move {
                         let _open = open;
-                        std::future::pending::<Result<Done, CallError>>().await
+                        std::future::pending::<Carried>().await
                     }
                     .boxed()
                 }
@@ -194,8 +289,8 @@ mod tests {
         ForwardRequest { patience_ms: 1, call }
     }
 
-    fn write() -> ForwardRequest {
-        let write = forward_request::Write::default();
+    fn write(ack: forward_request::AckLevel) -> ForwardRequest {
+        let write = forward_request::Write { ack: ack.into(), ..forward_request::Write::default() };
         ForwardRequest { patience_ms: 1, call: Some(forward_request::Call::Write(write)) }
     }
 
@@ -205,7 +300,18 @@ mod tests {
 
     fn of_connection() -> (Arc<Counting>, Forwarded) {
         let desk = Arc::new(Counting::default());
-        (desk.clone(), Forwarded::new(desk, MEMBER))
+        (desk.clone(), Forwarded::new(desk, MEMBER, Arc::default()))
+    }
+
+    async fn next(calls: &mut Forwarded) -> Response {
+        calls.next().await.unwrap().response
+    }
+
+    fn failure(told: Response) -> call_failure::Of {
+        let Some(response::Body::Forward(answer)) = told.body else { panic!("{told:?}") };
+        let Some(forward_response::Outcome::Failed(failure)) = answer.outcome else { panic!("{answer:?}") };
+        assert!(!failure.maybe_applied);
+        failure.of.unwrap()
     }
 
     #[test]
@@ -220,7 +326,8 @@ mod tests {
         assert!(seen.note(9 + Seen::REACH));
         assert!(!seen.note(9) && !seen.note(4), "too late to tell");
         assert!(seen.note(10));
-        assert!(seen.lately.len() == 2, "what is out of reach is forgotten: {:?}", seen.lately);
+        let noted: u32 = seen.lately.iter().map(|word| word.count_ones()).sum();
+        assert_eq!(noted, 2, "what is out of reach is forgotten");
         assert!(seen.note(u64::MAX) && !seen.note(u64::MAX));
     }
 
@@ -230,8 +337,8 @@ mod tests {
         for id in [7, 7, 6, 7, 6] {
             calls.begin(id, to(1), MEMBER, refused);
         }
-        assert_eq!(desk.0.load(Relaxed), 2);
-        let mut answered = vec![calls.next().await.unwrap().id, calls.next().await.unwrap().id];
+        assert_eq!(desk.begun.load(Relaxed), 2);
+        let mut answered = vec![next(&mut calls).await.id, next(&mut calls).await.id];
         answered.sort_unstable();
         assert_eq!(answered, [6, 7]);
         assert!(calls.next().await.is_none());
@@ -241,8 +348,8 @@ mod tests {
     async fn a_call_that_is_not_understood_is_not_begun() {
         let (desk, mut calls) = of_connection();
         calls.begin(1, ForwardRequest { patience_ms: 1, call: None }, MEMBER, refused);
-        let Some(response::Body::Failure(_)) = calls.next().await.unwrap().body else { panic!("a failure") };
-        assert!(calls.is_empty() && desk.0.load(Relaxed) == 0);
+        let Some(response::Body::Failure(_)) = next(&mut calls).await.body else { panic!("a failure") };
+        assert!(calls.is_empty() && desk.begun.load(Relaxed) == 0);
     }
 
     #[tokio::test]
@@ -253,18 +360,70 @@ mod tests {
             calls.begin(id, to(9), MEMBER, refused);
         }
         calls.begin(most, to(1), MEMBER, refused);
-        calls.begin(most + 1, write(), MEMBER, refused);
-        assert_eq!(desk.0.load(Relaxed), MOST_CALLS);
-        let (first, second) = (calls.next().await.unwrap(), calls.next().await.unwrap());
-        let told = if first.id == most { second } else { first };
-        let Some(response::Body::Forward(answer)) = told.body else { panic!("{told:?}") };
-        let Some(forward_response::Outcome::Failed(failure)) = answer.outcome else { panic!("{answer:?}") };
-        assert!(!failure.maybe_applied);
-        let Some(call_failure::Of::Write(why)) = failure.of else { panic!("{failure:?}") };
+        calls.begin(most + 1, write(Quorum), MEMBER, refused);
+        assert_eq!(desk.begun.load(Relaxed), MOST_CALLS);
+        let (first, second) = (next(&mut calls).await, next(&mut calls).await);
+        let call_failure::Of::Write(why) = failure(if first.id == most { second } else { first }) else {
+            panic!("of a write")
+        };
         assert_eq!(format!("{:?}", why.why), "Some(Overloaded(Nothing))");
-        assert_eq!(failure.message, WriteError::Overloaded.to_string());
         calls.begin(most + 2, to(1), MEMBER, refused);
-        assert_eq!(calls.next().await.unwrap().id, most + 2);
+        assert_eq!(next(&mut calls).await.id, most + 2);
+        calls.begin(most + 3, to(9), MEMBER, refused);
+        calls.begin(most + 4, to(9), MEMBER, refused);
+        assert!(matches!(failure(next(&mut calls).await), call_failure::Of::Overloaded(_)));
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_voter_that_is_down_keeps_out_nothing_else() {
+        let (desk, mut calls) = of_connection();
+        let most = u64::try_from(MOST_CALLS).unwrap();
+        for id in 1..=most {
+            calls.begin(id, write(All), MEMBER, refused);
+        }
+        calls.begin(most + 1, write(All), MEMBER, refused);
+        assert!(matches!(failure(next(&mut calls).await), call_failure::Of::Write(_)));
+        calls.begin(most + 2, write(Quorum), MEMBER, refused);
+        calls.begin(most + 3, to(1), MEMBER, refused);
+        assert_eq!(next(&mut calls).await.id, most + 3);
+        assert_eq!(desk.begun.load(Relaxed), MOST_CALLS + 2);
+    }
+
+    #[tokio::test]
+    async fn a_caller_has_no_more_under_way_by_saying_that_it_is_many() {
+        let (desk, all) = (Arc::new(Counting::default()), Arc::<Rooms<Level>>::default());
+        let most = u64::try_from(MOST_CALLS).unwrap();
+        let mut many: Vec<_> = (0..5).map(|_| Forwarded::new(desk.clone(), MEMBER, all.clone())).collect();
+        for calls in &mut many {
+            for id in 1..=most {
+                calls.begin(id, to(9), MEMBER, refused);
+            }
+        }
+        assert_eq!(desk.begun.load(Relaxed), MOST_CALLS_OF_ALL);
+        assert_eq!(all.of(Room::Quorum).load(Relaxed), MOST_CALLS_OF_ALL);
+        let mut last = many.pop().unwrap();
+        assert!(matches!(failure(next(&mut last).await), call_failure::Of::Overloaded(_)));
+        drop(many);
+        assert_eq!(all.of(Room::Quorum).load(Relaxed), 0);
+        last.begin(most + 1, to(9), MEMBER, refused);
+        assert_eq!(desk.begun.load(Relaxed), MOST_CALLS_OF_ALL + 1);
+    }
+
+    #[tokio::test]
+    async fn a_large_answer_counts_until_it_is_taken() {
+        let (desk, mut calls) = of_connection();
+        let (sender, mut receiver) = mpsc::channel(4);
+        calls.begin(1, to(3), MEMBER, refused);
+        let answer = calls.next().await.unwrap();
+        let sending = runtime::spawn(async move { answer.send(&sender).await });
+        while receiver.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let own = || calls.own.of(Room::Quorum).load(Relaxed);
+        assert_eq!((desk.bytes.load(Relaxed), own()), (LARGE_ANSWER_BYTES, 1));
+        assert_eq!(receiver.recv().await.unwrap().id, 1);
+        assert!(sending.await.unwrap());
+        assert_eq!((desk.bytes.load(Relaxed), own()), (0, 0));
     }
 
     #[tokio::test]
@@ -274,21 +433,21 @@ mod tests {
         let (desk, mut calls) = of_connection();
         for (id, standing) in [(1, removed), (2, replaced)] {
             calls.begin(id, to(1), standing, refused);
-            let Some(response::Body::Forward(answer)) = calls.next().await.unwrap().body else {
+            let Some(response::Body::Forward(answer)) = next(&mut calls).await.body else {
                 panic!("an answer")
             };
             let Some(forward_response::Outcome::Failed(failure)) = answer.outcome else {
                 panic!("{answer:?}")
             };
-            assert!(!failure.maybe_applied && desk.0.load(Relaxed) == 0, "{failure:?}");
+            assert!(!failure.maybe_applied && desk.begun.load(Relaxed) == 0, "{failure:?}");
         }
         // Who does not lead may know less of the members than the caller, and says itself that it does nothing.
         calls.begin(3, to(1), Standing { is_told_by_leader: false, ..removed }, refused);
         // It was let in as one that is about to be a member.
-        let mut early = Forwarded::new(desk.clone(), removed);
+        let mut early = Forwarded::new(desk.clone(), removed, Arc::default());
         early.begin(1, to(1), MEMBER, refused);
         early.begin(2, to(1), replaced, refused);
-        assert_eq!(desk.0.load(Relaxed), 2);
+        assert_eq!(desk.begun.load(Relaxed), 2);
     }
 
     #[tokio::test]
@@ -296,15 +455,15 @@ mod tests {
         let (desk, mut calls) = of_connection();
         calls.begin(1, to(9), MEMBER, refused);
         calls.begin(2, to(2), MEMBER, refused);
-        let told = calls.next().await.unwrap();
+        let told = next(&mut calls).await;
         let Some(response::Body::Forward(answer)) = told.body else { panic!("{told:?}") };
         let Some(forward_response::Outcome::Failed(failure)) = answer.outcome else { panic!("{answer:?}") };
         assert!(told.id == 2 && failure.maybe_applied, "{failure:?}");
         calls.begin(3, to(1), MEMBER, refused);
-        assert_eq!(calls.next().await.unwrap().id, 3, "others go on");
-        assert_eq!(Arc::strong_count(&desk.1), 2);
+        assert_eq!(next(&mut calls).await.id, 3, "others go on");
+        assert_eq!(Arc::strong_count(&desk.open), 2);
         drop(calls);
-        while Arc::strong_count(&desk.1) > 1 {
+        while Arc::strong_count(&desk.open) > 1 {
             tokio::task::yield_now().await;
         }
     }

@@ -10,11 +10,12 @@ fn leader() -> Leader {
     Leader { node_id: 2, client: "c:2".to_owned() }
 }
 
-fn forward_errors() -> [ForwardError; 2] {
+fn forward_errors() -> [ForwardError; 3] {
     let reason = || "gone".to_owned();
     [
         ForwardError::NotTaken { leader: leader(), reason: reason() },
         ForwardError::Lost { leader: leader(), reason: reason() },
+        ForwardError::Overloaded { leader: leader() },
     ]
 }
 
@@ -255,6 +256,16 @@ fn every_error_of_a_hand_over_arrives_as_the_variant_that_was_sent() {
 }
 
 #[test]
+fn a_leader_without_room_is_told_apart_and_builds_before_learn_that_nothing_was_done() {
+    let sent = CallError::Overloaded.into_wire();
+    assert!(!sent.maybe_applied && !sent.message.is_empty());
+    assert!(matches!(arrived(CallError::Overloaded), CallError::Overloaded));
+    // As a build reads it that does not know the number.
+    let before = CallError::from_wire(proto::CallFailure { of: None, ..sent }).unwrap();
+    assert!(matches!(before, CallError::Other { maybe_applied: false, .. }), "{before:?}");
+}
+
+#[test]
 fn an_error_that_this_build_does_not_know_keeps_its_words_and_its_outcome() {
     for maybe_applied in [false, true] {
         let unknown = wire::Of::Write(wire::Write { why: None });
@@ -272,7 +283,7 @@ fn an_error_that_this_build_does_not_know_keeps_its_words_and_its_outcome() {
 
 #[test]
 fn what_an_error_lacks_is_not_made_up() {
-    let lost = wire::PassedOn { leader: None, reason: String::new(), lost: true };
+    let lost = wire::PassedOn { lost: true, ..wire::PassedOn::default() };
     let of = wire::Of::Write(wire::Write { why: Some(WriteWhy::PassedOn(lost)) });
     let failure = proto::CallFailure { of: Some(of), ..proto::CallFailure::default() };
     assert!(CallError::from_wire(failure).is_err());
