@@ -14,6 +14,7 @@ use super::error::CliError;
 use super::process::StartError;
 use super::{Cli, Format, Subject, output};
 use crate::kv::client::KnownLeader;
+use crate::logging::MAX_LINE_BYTES;
 use crate::reason::{EXIT_OK, Reason};
 use crate::shown::shortened;
 
@@ -105,9 +106,16 @@ impl Report {
     pub fn text(&self, format: Format) -> String {
         match format {
             Format::Json => {
-                let object =
-                    serde_json::to_string(self).expect("invariant: text, numbers and names of fields");
-                format!("{object}\n")
+                let line = |report: &Self| {
+                    let object =
+                        serde_json::to_string(report).expect("invariant: text, numbers and names of fields");
+                    format!("{object}\n")
+                };
+                match line(self) {
+                    // A longer line would be cut. The result stands on standard output, too.
+                    long if long.len() > MAX_LINE_BYTES => line(&Self { result: None, ..self.clone() }),
+                    line => line,
+                }
             }
             Format::Table => {
                 let hint = self.hint.as_ref().map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
@@ -245,5 +253,18 @@ mod tests {
         assert!(asks(&["-o", "table", "--output=json"]));
         assert!(!asks(&["-o", "json", "-otable"]));
         assert!(!asks(&["--", "-o", "json"]) || std::env::var_os("QUORATE_OUTPUT").is_some());
+    }
+
+    /// A line of the log has an end; what is cut is no object any more.
+    #[test]
+    fn a_report_with_a_large_result_is_still_an_object() {
+        let mut report =
+            Report::of_start(&StartError::Threads { threads: 1, source: std::io::Error::other("x") });
+        let with = |report: &mut Report, bytes: usize| {
+            report.result = Some(Map::from_iter([("value".to_owned(), "x".repeat(bytes).into())]));
+            serde_json::from_str::<serde_json::Value>(&report.text(Format::Json)).unwrap()
+        };
+        assert!(with(&mut report, 1_000)["result"].is_object());
+        assert!(with(&mut report, MAX_LINE_BYTES)["result"].is_null());
     }
 }

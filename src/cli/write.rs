@@ -72,9 +72,9 @@ impl Told {
         let Self { header, text, object, nothing } = self;
         let printed = match (format, text) {
             (Format::Table, Some(text)) => output::raw(text.as_bytes()),
-            (Format::Json, _) if error.is_none() => output::json(&object),
-            // With the error.
-            (Format::Json, _) | (Format::Table, None) => Ok(()),
+            (Format::Table, None) => Ok(()),
+            // Whole, however large it is: the error has room for less.
+            (Format::Json, _) => output::json(&object),
         };
         match (error, nothing) {
             (Some(error), nothing) => Err(unconfirmed(error, object, nothing)),

@@ -16,7 +16,7 @@ use crate::proto::v1::{self, Failure};
 use crate::types::{HistoryEpoch, LogId, NodeId};
 
 /// A failure holds a response of so many bytes at most: what surrounds it has room beside it in a message.
-const MOST_UNCONFIRMED_BYTES: usize = MAX_ANSWER_BYTES / 2;
+const MOST_UNCONFIRMED_BYTES: usize = MAX_ANSWER_BYTES / 4 * 3;
 
 /// A node, the history that it holds, and what it knows besides.
 #[derive(Debug, Clone)]

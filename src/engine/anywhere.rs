@@ -331,7 +331,8 @@ impl<M: StateMachine> Anywhere<M> {
             async |log_id: LogId| self.engine.inner.has_applied(log_id.index, self.until(deadline)).await;
         let outcome = match self.engine.carried_out::<WriteError>(call, repeats, deadline).await {
             Err(WriteError::AckTimeout { log_id, missing, reply: Some(mut reply) }) => {
-                reply.applied_here = applied_here(log_id).await;
+                // This node may be the one that all waited for; its caller has waited long enough.
+                reply.applied_here = self.engine.inner.has_applied(log_id.index, Instant::now()).await;
                 return Err(WriteError::AckTimeout { log_id, missing, reply: Some(reply) });
             }
             outcome => outcome?,

@@ -200,20 +200,22 @@ impl<M: StateMachine> Engine<M> {
 
     /// Ends a change that was left half made; called where nobody asked for it.
     pub(super) async fn settle_member_change(&self) -> Result<MemberList, MembershipError> {
-        self.change(Waits::ForItsTurn, None, move |engine, _| async move {
-            let _turn = engine.turn().await?;
-            engine.settle().await
+        self.change(Waits::ForItsTurn, None, move |engine, stage| async move {
+            let _turn = engine.turn(&stage).await?;
+            engine.settle(&stage).await
         })
         .await
     }
 
     /// Waits until no other change is being made here. What was known before may not hold any more.
-    async fn turn(&self) -> Result<MutexGuard<'_, ()>, MembershipError> {
+    async fn turn(&self, stage: &Stage) -> Result<MutexGuard<'_, ()>, MembershipError> {
+        stage.waits_for(|| "an earlier change to end".to_owned());
         let turn = tokio::time::timeout(TURN_PATIENCE, self.inner.changes.turn());
         turn.await.map_err(|_| MembershipError::AnotherChange)
     }
 
-    /// Does `work` to its end even if the caller goes away; but it ends with `limit` if it has proposed nothing by then.
+    /// Does `work` to its end even if the caller goes away; but it ends with `limit`, with its caller or without, if it has proposed
+    /// nothing by then.
     async fn change<W>(
         &self,
         waits: Waits,
@@ -227,14 +229,14 @@ impl<M: StateMachine> Engine<M> {
         let place = self.inner.changes.place(waits)?;
         // It goes on without its caller, and does not keep the node running without anybody.
         let (engine, stage) = (Self::within(self.inner.clone()), Arc::new(Stage::default()));
-        let of_task = stage.clone();
-        let mut task = runtime::spawn(async move {
+        let task = runtime::spawn(async move {
             let _place = place;
             let mut stop = engine.inner.stop.subscribe();
             let done = async {
-                work(engine.clone(), of_task).await?;
+                work(engine.clone(), stage.clone()).await?;
                 // A leader that is cut off does not know whether what was asked for is so.
                 if engine.inner.core.metrics().membership_at == before {
+                    stage.waits_for(|| "a majority to confirm that this node leads".to_owned());
                     engine.confirm().await?;
                 }
                 let list = engine.members();
@@ -244,23 +246,11 @@ impl<M: StateMachine> Engine<M> {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => Err(stopped("the node is shutting down").after(true)),
                 members = done => members,
+                // It has its turn, for nothing.
+                error = out_of_time(&stage, limit) => Err(error),
             }
         });
-        let outcome = match limit {
-            None => task.await,
-            Some(limit) => match tokio::time::timeout(limit, &mut task).await {
-                Ok(outcome) => outcome,
-                Err(_) => match stage.give_up() {
-                    Some(waited_for) => {
-                        // It has its turn, for nothing.
-                        task.abort();
-                        let waited_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-                        return Err(MembershipError::OutOfTime { waited_for, waited_ms });
-                    }
-                    None => task.await,
-                },
-            },
-        };
+        let outcome = task.await;
         match outcome {
             Ok(outcome) => outcome,
             Err(_) => Err(stopped("the change was abandoned").after(true)),
@@ -340,16 +330,17 @@ impl<M: StateMachine> Engine<M> {
     }
 
     /// Completes what an earlier leader has left half made. Who does not vote afterwards leaves that to another leader.
-    async fn settle(&self) -> Result<(), MembershipError> {
+    async fn settle(&self, stage: &Stage) -> Result<(), MembershipError> {
         let metrics = self.leading()?;
         if metrics.membership.voters.len() <= 1 {
             return Ok(());
         }
         let own = self.inner.config.node_id;
         if !voters(&metrics).contains(&own) {
-            return self.step_aside(own).await;
+            return self.step_aside(own, stage).await;
         }
-        self.commit("the end of an earlier change", MembershipChange::Settle).await
+        // The change that was left may be the same as what is asked for now.
+        self.propose_change("the end of an earlier change", MembershipChange::Settle, stage).await
     }
 
     /// Makes `new` a member, and tells whether it was none. With an `intent` it takes another one's place.
@@ -372,6 +363,7 @@ impl<M: StateMachine> Engine<M> {
                 peer: new.peer.clone(),
             }),
             None => {
+                stage.waits_for(|| "a snapshot of what the cluster was restored with".to_owned());
                 self.has_snapshot_to_begin_with().await?;
                 let change = MembershipChange::AddLearner { node_id, member: found, intent };
                 self.propose_change("the addition", change, stage).await.map(|()| true)
@@ -411,8 +403,8 @@ impl<M: StateMachine> Engine<M> {
                 stage.waits_for(|| format!("node {node_id} to catch up"));
                 self.caught_up(node_id, incarnation, deadline).await?;
             }
-            let _turn = self.turn().await?;
-            self.settle().await?;
+            let _turn = self.turn(stage).await?;
+            self.settle(stage).await?;
             let metrics = self.leading()?;
             if metrics.membership.is_voter(node_id) {
                 return Ok(());
@@ -424,7 +416,7 @@ impl<M: StateMachine> Engine<M> {
             let with = |voters: &mut BTreeSet<NodeId>| {
                 voters.insert(node_id);
             };
-            self.keeps_quorum(with, Strength::Answers).await?;
+            self.keeps_quorum(with, Strength::Answers, stage).await?;
             return self.propose_change("the promotion", MembershipChange::Promote(node_id), stage).await;
         }
     }
@@ -478,14 +470,14 @@ impl<M: StateMachine> Engine<M> {
     }
 
     /// Refuses to lose the voter `node_id` when too few would be left; by force only when those could not even commit it.
-    async fn may_lose(&self, node_id: NodeId, force: bool) -> Result<(), MembershipError> {
+    async fn may_lose(&self, node_id: NodeId, force: bool, stage: &Stage) -> Result<(), MembershipError> {
         if voters(&self.leading()?).iter().all(|voter| *voter == node_id) {
             return Err(MembershipError::LastVoter { node_id });
         }
         let without = |voters: &mut BTreeSet<NodeId>| {
             voters.remove(&node_id);
         };
-        match self.keeps_quorum(without, Strength::IsWell).await {
+        match self.keeps_quorum(without, Strength::IsWell, stage).await {
             Err(error @ MembershipError::WouldWeakenQuorum { .. }) if force => {
                 tracing::warn!(node_id, %error, "losing a voter by force");
                 Ok(())
@@ -500,6 +492,7 @@ impl<M: StateMachine> Engine<M> {
         &self,
         change: impl Fn(&mut BTreeSet<NodeId>),
         asked: Strength,
+        stage: &Stage,
     ) -> Result<(), MembershipError> {
         let deadline = Instant::now() + self.inner.config.timing.patience();
         loop {
@@ -507,23 +500,40 @@ impl<M: StateMachine> Engine<M> {
             let mut after = voters(&metrics);
             change(&mut after);
             let checked = check_quorum(&metrics, &self.inner.core.peers_in_touch(), &after, asked);
-            if checked.is_ok() || Instant::now() >= deadline {
-                return checked;
+            match &checked {
+                Err(lack) if Instant::now() < deadline => {
+                    stage.waits_for(|| format!("a majority to answer: {lack}"))
+                }
+                Ok(()) | Err(_) => return checked,
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
     /// When this node itself is to go: hands over, and sends the caller to whoever leads then.
-    async fn step_aside(&self, node_id: NodeId) -> Result<(), MembershipError> {
+    async fn step_aside(&self, node_id: NodeId, stage: &Stage) -> Result<(), MembershipError> {
         if node_id != self.inner.config.node_id {
             return Ok(());
         }
+        stage.waits_for(|| "another node to take the lead, which it may yet do".to_owned());
         match self.transfer_leader(None).await {
             Ok(leader) => Err(MembershipError::NotLeader { leader: Some(leader) }),
             Err(TransferError::NotLeader { leader }) => Err(MembershipError::NotLeader { leader }),
             Err(source) => Err(MembershipError::HandOver { node_id, source }),
         }
+    }
+}
+
+/// Ends when the caller's `limit` is over and nothing is proposed, which from then on never is.
+async fn out_of_time(stage: &Stage, limit: Option<Duration>) -> MembershipError {
+    let Some(limit) = limit else { return std::future::pending().await };
+    tokio::time::sleep(limit).await;
+    match stage.give_up() {
+        Some(waited_for) => {
+            let waited_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+            MembershipError::OutOfTime { waited_for, waited_ms }
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -36,11 +36,11 @@ impl<M: StateMachine> Engine<M> {
         stage.waits_for(|| asking(node_id, &new.peer));
         let found = self.identify_reached(new).await?;
         let has_joined = {
-            let _turn = self.turn().await?;
+            let _turn = self.turn(stage).await?;
             // What it was is decided before an earlier change is ended, which may end its vote.
             let before = self.leading()?.membership;
             let role = role(&before, node_id);
-            self.settle().await?;
+            self.settle(stage).await?;
             let now = self.leading()?.membership;
             let has_joined = match now.members.get(&node_id) {
                 Some(known) if known.incarnation == found.incarnation => {
@@ -52,7 +52,7 @@ impl<M: StateMachine> Engine<M> {
                 }
                 Some(_) => {
                     if now.is_voter(node_id) {
-                        self.may_lose(node_id, false).await?;
+                        self.may_lose(node_id, false, stage).await?;
                     }
                     let change = MembershipChange::Remove { node_id, intent: Some(role) };
                     self.propose_change("the removal of the old node", change, stage).await?;
@@ -79,8 +79,8 @@ impl<M: StateMachine> Engine<M> {
         stage: &Stage,
     ) -> Result<(), MembershipError> {
         let (old_votes, is_begun) = {
-            let _turn = self.turn().await?;
-            self.settle().await?;
+            let _turn = self.turn(stage).await?;
+            self.settle(stage).await?;
             let membership = self.leading()?.membership;
             let voted = membership.is_voter(new.node_id);
             match membership.members.contains_key(&old) {
@@ -103,7 +103,7 @@ impl<M: StateMachine> Engine<M> {
             }
             let role = role(&membership, old);
             if membership.is_voter(old) {
-                self.step_aside(old).await?;
+                self.step_aside(old, stage).await?;
             }
             let has_joined = self.join(new, Some(role), stage).await?;
             if membership.is_voter(old) {
@@ -138,8 +138,8 @@ impl<M: StateMachine> Engine<M> {
         loop {
             stage.waits_for(|| format!("node {new} to catch up"));
             self.caught_up(new, incarnation, deadline).await?;
-            let _turn = self.turn().await?;
-            self.settle().await?;
+            let _turn = self.turn(stage).await?;
+            self.settle(stage).await?;
             let metrics = self.leading()?;
             if !self.has_caught_up(&metrics, new, incarnation)? {
                 continue;
@@ -151,12 +151,12 @@ impl<M: StateMachine> Engine<M> {
             if !metrics.membership.is_voter(old) || metrics.membership.is_voter(new) {
                 return Err(MembershipError::AnotherChange);
             }
-            self.step_aside(old).await?;
+            self.step_aside(old, stage).await?;
             let swapped = |voters: &mut BTreeSet<NodeId>| {
                 voters.remove(&old);
                 voters.insert(new);
             };
-            self.keeps_quorum(swapped, Strength::Answers).await?;
+            self.keeps_quorum(swapped, Strength::Answers, stage).await?;
             return self.propose_change("the replacement", MembershipChange::Swap { old, new }, stage).await;
         }
     }

@@ -19,8 +19,8 @@ impl<M: StateMachine> Engine<M> {
         stage: &Stage,
     ) -> Result<(), MembershipError> {
         let has_joined = {
-            let _turn = self.turn().await?;
-            self.settle().await?;
+            let _turn = self.turn(stage).await?;
+            self.settle(stage).await?;
             self.join(new, None, stage).await?
         };
         match promote {
@@ -38,13 +38,13 @@ impl<M: StateMachine> Engine<M> {
         force: bool,
         stage: &Stage,
     ) -> Result<(), MembershipError> {
-        let _turn = self.turn().await?;
-        self.settle().await?;
+        let _turn = self.turn(stage).await?;
+        self.settle(stage).await?;
         let metrics = self.leading()?;
         self.known(&metrics, node_id)?;
         if metrics.membership.is_voter(node_id) {
-            self.may_lose(node_id, force).await?;
-            self.step_aside(node_id).await?;
+            self.may_lose(node_id, force, stage).await?;
+            self.step_aside(node_id, stage).await?;
             self.propose_change("the demotion", MembershipChange::Demote(node_id), stage).await?;
         }
         Ok(())
@@ -56,8 +56,8 @@ impl<M: StateMachine> Engine<M> {
         force: bool,
         stage: &Stage,
     ) -> Result<(), MembershipError> {
-        let _turn = self.turn().await?;
-        self.settle().await?;
+        let _turn = self.turn(stage).await?;
+        self.settle(stage).await?;
         let metrics = self.leading()?;
         if !metrics.membership.members.contains_key(&node_id) {
             return match self.inner.core.activity().has_seen_member(node_id) {
@@ -66,8 +66,8 @@ impl<M: StateMachine> Engine<M> {
             };
         }
         if metrics.membership.is_voter(node_id) {
-            self.may_lose(node_id, force).await?;
-            self.step_aside(node_id).await?;
+            self.may_lose(node_id, force, stage).await?;
+            self.step_aside(node_id, stage).await?;
         }
         self.propose_change("the removal", MembershipChange::Remove { node_id, intent: None }, stage).await
     }
@@ -78,9 +78,9 @@ impl<M: StateMachine> Engine<M> {
         addresses: NewAddresses,
         stage: &Stage,
     ) -> Result<(), MembershipError> {
-        let _turn = self.turn().await?;
+        let _turn = self.turn(stage).await?;
         // A joint membership that is left would be ended by this change, but not in the way that its own change meant.
-        self.settle().await?;
+        self.settle(stage).await?;
         let known = self.known(&self.leading()?, node_id)?;
         let member = Member {
             peer: addresses.peer.unwrap_or_else(|| known.peer.clone()),

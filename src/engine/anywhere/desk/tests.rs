@@ -11,7 +11,7 @@ use crate::machine::ApplyContext;
 use crate::raft::envelope::UNSTAMPED;
 use crate::raft::membership::MembershipChange;
 use crate::raft::network::calls::room::Room;
-use crate::types::{AckLevel, HistoryEpoch, Incarnation, MachineVersion, Member};
+use crate::types::{AckLevel, HistoryEpoch, Incarnation, MachineVersion, Member, UnconfirmedReply};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -196,6 +196,33 @@ async fn a_call_that_waits_ends_with_its_node() {
     assert!(matches!(error, MembershipError::Stopped { maybe_applied: true, .. }), "{error:?}");
     while changes.next().await.is_some() {}
     assert!(node.upgrade().is_none() && begun.elapsed() < DEADLINE, "{:?}", begun.elapsed());
+}
+
+/// The change goes on without its caller, but not without anybody.
+#[tokio::test(start_paused = true)]
+async fn a_change_whose_caller_has_gone_away_ends_with_its_node() {
+    let engine = lone::engine(false).await;
+    assert!(engine.ready(DEADLINE).await);
+    let member = Member { peer: "nowhere:2".to_owned(), incarnation: Incarnation(2), ..Member::default() };
+    let learner = MembershipChange::AddLearner { node_id: 2, member, intent: None };
+    engine.inner.core.change_membership(learner).await.unwrap();
+    let (node, mut changes) = (Arc::downgrade(&engine.inner), engine.changes());
+    let promotion = engine.promote_member(2, DEADLINE * 100);
+    assert!(tokio::time::timeout(Duration::from_secs(1), promotion).await.is_err());
+    let begun = tokio::time::Instant::now();
+    drop(engine);
+    while changes.next().await.is_some() {}
+    assert!(node.upgrade().is_none() && begun.elapsed() < DEADLINE, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn an_answer_counts_where_it_comes_with_an_error_too() {
+    let bytes = |reply| {
+        let reply = Some(Box::new(UnconfirmedReply { reply, ..UnconfirmedReply::default() }));
+        let error = WriteError::AckTimeout { log_id: Default::default(), missing: vec![2], reply };
+        answer_bytes(&Err(CallError::Write(error)))
+    };
+    assert_eq!(bytes(Bytes::from(vec![0; 1000])), 1000 + bytes(Bytes::new()));
 }
 
 #[tokio::test(start_paused = true)]
