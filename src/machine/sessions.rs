@@ -447,6 +447,4 @@ pub(crate) fn granted_ttl_ms(ttl_ms: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod script;
-#[cfg(test)]
 mod tests;

@@ -204,6 +204,4 @@ impl LeaderClock {
 }
 
 #[cfg(test)]
-mod script;
-#[cfg(test)]
 mod tests;

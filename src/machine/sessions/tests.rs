@@ -1,5 +1,7 @@
 //! The table by itself: what it admits, and what it keeps.
 
+mod script;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

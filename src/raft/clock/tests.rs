@@ -1,5 +1,7 @@
 //! Lifetimes by these clocks, whatever the wall clocks say and whoever leads.
 
+mod script;
+
 use std::time::Duration;
 
 use proptest::prelude::*;

@@ -31,8 +31,6 @@
 
 mod disk;
 mod read;
-#[cfg(test)]
-mod script;
 mod stats;
 mod tail;
 #[cfg(test)]

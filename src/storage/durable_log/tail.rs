@@ -45,7 +45,7 @@ impl Tail {
 
     /// What `entry` takes here.
     #[cfg(test)]
-    pub(super) fn bytes_of(entry: &Entry) -> usize {
+    pub(crate) fn bytes_of(entry: &Entry) -> usize {
         Tailed::bytes(entry)
     }
 

@@ -1,5 +1,7 @@
 //! What is true on every disk, on one in memory.
 
+mod script;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{self, Receiver, Sender};

@@ -461,6 +461,4 @@ fn available_bytes(directory: &Path) -> io::Result<u64> {
 }
 
 #[cfg(test)]
-mod script;
-#[cfg(test)]
 mod tests;

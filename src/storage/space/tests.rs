@@ -2,6 +2,8 @@
 //! namespace). Where that is missing they fail, unless `QUORATE_TEST_WITHOUT_MOUNT` is set: a check that did not run must
 //! not look like one that passed.
 
+mod script;
+
 use std::os::unix::fs::FileExt;
 
 use super::policy::{HEADROOM_BYTES, OPENING_BYTES};

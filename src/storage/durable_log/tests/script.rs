@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use goldenscript::{Context, Runner};
 
-use super::tail::Tail;
+use super::super::tail::Tail;
 use crate::golden::{Told, scripts};
 use crate::types::{Entry, LogId, Payload};
 

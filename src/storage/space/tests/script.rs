@@ -2,7 +2,7 @@
 
 use goldenscript::{Context, Runner};
 
-use super::policy::{Figures, News, Policy, Space, Step};
+use super::super::policy::{Figures, News, Policy, Space, Step};
 use crate::golden::{Told, scripts};
 
 const MIB: u64 = 1024 * 1024;
