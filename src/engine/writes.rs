@@ -22,21 +22,20 @@
 //! What it does not do: repeat anything, pass anything on ([`anywhere`](super::anywhere) does), or decide for a session, which is done
 //! where the entry is applied.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::panicking;
+mod admission;
+
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{Engine, Inner, health};
+pub(super) use self::admission::{Admitted, Writer};
+use super::{Engine, Inner};
 use crate::error::{OperationError, WriteError};
 use crate::machine::StateMachine;
 use crate::machine::sessions::{MAX_OPENER_SESSIONS, SessionRefusal};
 use crate::raft::core::Proposed;
 use crate::raft::envelope::{self, EnvelopeError};
-use crate::raft::network::calls::room::Room;
 use crate::raft::type_config::NotApplied;
 use crate::runtime;
 use crate::session::Ticket;
@@ -74,18 +73,6 @@ pub struct Acknowledged<R> {
     /// [`AckLevel::Leader`], which does not wait for it, only if it had by then; else false only for a write [from
     /// anywhere](Engine::anywhere), on a node that was far behind.
     pub applied_here: bool,
-}
-
-/// Whose a write is. The limits on commands are for what callers write; what the node writes for itself is small, one entry
-/// at a time, and nobody's write: neither refused by those limits nor counted as refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Writer {
-    /// A command of a caller.
-    Caller,
-    /// A session that a caller opens or closes: as small as it can be.
-    Session,
-    /// The node itself.
-    Node,
 }
 
 /// What happened to an entry.
@@ -260,12 +247,12 @@ impl<M: StateMachine> Engine<M> {
         F: FnOnce(Outcome) + Send + 'static,
     {
         let inner = &self.inner;
-        let bytes = envelope.len();
-        if let Err(refusal) = inner.check_history(options.history).and_then(|()| inner.admit(writer, bytes)) {
-            return done(Err(refusal));
-        }
+        let admitted = inner.check_history(options.history);
+        let in_flight = match admitted.and_then(|()| inner.admit(writer, envelope.len())) {
+            Ok(in_flight) => in_flight,
+            Err(refusal) => return done(Err(refusal)),
+        };
         let (engine, session) = (self.inner.clone(), options.slot.map(|slot| slot.session));
-        let in_flight = Admitted { engine: self.inner.clone(), room: Room::Quorum, bytes };
         let finish = move |outcome| match engine.acknowledge(writer, outcome, options.ack, session) {
             Ok((acknowledged, entry)) if options.ack == AckLevel::All => {
                 runtime::spawn(async move {
@@ -286,23 +273,6 @@ impl<M: StateMachine> Engine<M> {
                 inner.core.propose(envelope, finish).await;
             }
         }
-    }
-}
-
-/// An admitted command, in flight until this is dropped.
-pub(super) struct Admitted<M: StateMachine> {
-    engine: Arc<Inner<M>>,
-    /// What counts it. A proposal of this node's own counts until a quorum holds it, whatever it waits for then.
-    room: Room,
-    bytes: usize,
-}
-
-impl<M: StateMachine> Drop for Admitted<M> {
-    fn drop(&mut self) {
-        let bytes = self.engine.in_flight(self.room).fetch_sub(self.bytes, Ordering::Relaxed);
-        assert!(bytes >= self.bytes || panicking(), "invariant: what leaves was counted when it came");
-        let commands = self.engine.inflight_commands.fetch_sub(1, Ordering::Relaxed);
-        assert!(commands > 0 || panicking(), "invariant: what leaves was counted when it came");
     }
 }
 
@@ -359,73 +329,6 @@ impl<M: StateMachine> Inner<M> {
             self.counters.refuse(refusal.reason());
         }
         refusal
-    }
-
-    /// Takes `bytes` into account as in flight, unless they are too many.
-    fn admit(&self, writer: Writer, bytes: usize) -> Result<(), WriteError> {
-        if let Some(divergence) = self.core.agreement().divergence() {
-            return Err(WriteError::Diverged { divergence });
-        }
-        self.try_admit(writer, bytes).map_err(|refusal| self.counted(writer, refusal))
-    }
-
-    fn try_admit(&self, writer: Writer, bytes: usize) -> Result<(), WriteError> {
-        if writer == Writer::Caller {
-            self.check_size(bytes)?;
-        }
-        health::admit(&self.disk, &self.quorum_disks)?;
-        self.take_into_account(writer, Room::Quorum, bytes)
-    }
-
-    /// Takes a write that is passed on to the leader into account, until what is returned is dropped. This node's limits are for
-    /// that too; what its own disk takes is not asked.
-    pub(super) fn admit_passed_on(
-        self: &Arc<Self>,
-        room: Room,
-        bytes: usize,
-    ) -> Result<Admitted<M>, WriteError> {
-        if let Some(divergence) = self.core.agreement().divergence() {
-            return Err(WriteError::Diverged { divergence });
-        }
-        let admitted = self.check_size(bytes);
-        let admitted = admitted.and_then(|()| self.take_into_account(Writer::Caller, room, bytes));
-        admitted.map_err(|refusal| self.counted(Writer::Caller, refusal))?;
-        Ok(Admitted { engine: self.clone(), room, bytes })
-    }
-
-    /// The same, for one that was admitted before and is still here: it counts, whatever else is in flight by now.
-    pub(super) fn readmit_passed_on(self: &Arc<Self>, room: Room, bytes: usize) -> Admitted<M> {
-        let admitted = self.take_into_account(Writer::Node, room, bytes);
-        admitted.expect("invariant: only what is a caller's is refused");
-        Admitted { engine: self.clone(), room, bytes }
-    }
-
-    /// Refuses a command that is too large.
-    pub(super) fn check_size(&self, bytes: usize) -> Result<(), WriteError> {
-        let limit = self.settings.borrow().max_command_bytes;
-        match bytes > limit {
-            true => Err(WriteError::TooLarge { bytes, limit }),
-            false => Ok(()),
-        }
-    }
-
-    /// Bytes of what is in flight.
-    fn in_flight(&self, room: Room) -> &AtomicUsize {
-        match room {
-            Room::Quorum => &self.inflight_bytes,
-            Room::AllVoters => &self.waiting_bytes,
-        }
-    }
-
-    fn take_into_account(&self, writer: Writer, room: Room, bytes: usize) -> Result<(), WriteError> {
-        let (limits, level) = (self.settings.borrow(), self.in_flight(room));
-        let in_flight = level.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if writer != Writer::Node && in_flight > limits.max_inflight_bytes {
-            level.fetch_sub(bytes, Ordering::Relaxed);
-            return Err(WriteError::Overloaded);
-        }
-        self.inflight_commands.fetch_add(1, Ordering::Relaxed);
-        Ok(())
     }
 
     /// A command that may have reached the log, and a peer, before.
@@ -524,6 +427,7 @@ fn not_applied(refusal: NotApplied, session: u64) -> WriteError {
 #[cfg(test)]
 mod tests {
     use std::io::{self, Read, Write};
+    use std::sync::atomic::Ordering;
 
     use serde_json::{Value, json};
 
