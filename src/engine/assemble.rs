@@ -347,6 +347,7 @@ impl<M: StateMachine> Assembly<M> {
     ) {
         let config = &self.parts.config;
         let (founders, joins) = (config.initial_members.clone(), config.join);
+        let (doubts, doubted) = watch::channel(None);
         let formation = formation::Formation {
             forming,
             core: self.core.clone(),
@@ -355,6 +356,7 @@ impl<M: StateMachine> Assembly<M> {
             own: self.own.clone(),
             initial_state: self.initial_state,
             fatal: self.life.fatal.clone(),
+            doubts: doubted,
             founders: founders.clone(),
             joins,
         };
@@ -369,6 +371,7 @@ impl<M: StateMachine> Assembly<M> {
             joins,
             state: state.clone(),
             fatal: self.life.fatal.clone(),
+            doubts,
         };
         self.life.tasks.permanent("standing", standing.run());
     }

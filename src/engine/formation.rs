@@ -19,6 +19,7 @@
 //!
 //! A founder that is to form a cluster alone has nobody to ask. It listens for a moment before it writes: members of a
 //! cluster that has grown from it, before its disk was wiped, call it all the time and expect the old directory.
+//! While one of them bears that out it goes on listening, until what it knows is committed and this node is fenced.
 //! One that could not reach it in time is only refused when it calls later, and both logs say so: by then this node is
 //! the member of another cluster. So `--single` is best left out again once others have been added.
 //!
@@ -151,6 +152,8 @@ pub(super) struct Formation<M: StateMachine> {
     pub(super) forming: watch::Sender<Option<Forming>>,
     /// Where to say that this node must not go on.
     pub(super) fatal: Fatal,
+    /// When a member last bore out that this node had another disk.
+    pub(super) doubts: watch::Receiver<Option<Instant>>,
 }
 
 impl<M: StateMachine> Formation<M> {
@@ -166,7 +169,7 @@ impl<M: StateMachine> Formation<M> {
     async fn found(&self) {
         let writes = self.founders.keys().next() == Some(&self.caller.node_id);
         if self.founders.len() == 1 && !self.core.is_initialized().await {
-            tokio::time::sleep(LISTEN).await;
+            listen(&self.doubts).await;
         }
         let mut round = 0;
         while !self.core.is_initialized().await {
@@ -305,5 +308,35 @@ impl<M: StateMachine> Formation<M> {
             return Err(malformed(wire::Malformed(silent)));
         }
         Ok(Founder { member, state, reads: wire::from_readable_versions(&response.machines) })
+    }
+}
+
+/// Waits until no member has borne out for a while that this node had another disk. A member that has just lost its leader knows
+/// it, and not yet that it is committed; the next leader will.
+async fn listen(doubts: &watch::Receiver<Option<Instant>>) {
+    let mut quiet_since = Instant::now();
+    while quiet_since.elapsed() < LISTEN {
+        tokio::time::sleep_until(quiet_since + LISTEN).await;
+        quiet_since = doubts.borrow().map_or(quiet_since, |doubt| doubt.max(quiet_since));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_founder_that_is_alone_does_not_begin_while_a_member_knows_another_disk() {
+        let (tell, doubts) = watch::channel(None);
+        let listening = runtime::spawn(async move { listen(&doubts).await });
+        for _ in 0..20 {
+            tokio::time::sleep(LISTEN / 2).await;
+            tell.send_replace(Some(Instant::now()));
+        }
+        let last = Instant::now();
+        assert!(!listening.is_finished());
+        listening.await.unwrap();
+        assert_eq!(last.elapsed(), LISTEN);
     }
 }

@@ -7,7 +7,8 @@
 //!
 //! What a caller says proves even less: anybody can call. A node that belongs to no cluster yet and is said to have lost its
 //! disk ([`Claim`]) therefore asks the claimant in its turn, by the claimant's own identity and without giving away its own, and only an answer that
-//! stands on a committed membership counts. A founder asks where its own `--peers` say that the claimant is; one that was
+//! stands on a committed membership counts. Less than that is a doubt, while which a founder that is alone does not begin:
+//! members that have just lost their leader may know of no commitment yet. A founder asks where its own `--peers` say that the claimant is; one that was
 //! alone knows nobody, and asks where the claimant says.
 //!
 //! A voter meets refusals when it asks for votes. A learner asks for nothing; a member that hears from nobody
@@ -41,6 +42,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) const MAX_CLAIMS: usize = 8;
 /// Claims are looked into no more often than this: anybody can make one.
 const CLAIM_PACE: Duration = Duration::from_millis(200);
+/// Doubts that follow on each other so fast are one, and logged once.
+const DOUBT_PACE: Duration = Duration::from_secs(1);
 /// Refusals that wait to be judged; more are dropped, as they come again.
 pub(super) const MAX_REFUSALS: usize = 64;
 
@@ -61,6 +64,8 @@ pub(super) struct Standing<M: StateMachine> {
     pub(super) state: watch::Receiver<NodeState>,
     /// Where to say that this node must not go on.
     pub(super) fatal: Fatal,
+    /// When a claim was last borne out, if only by what a member knows that is not committed yet.
+    pub(super) doubts: watch::Sender<Option<Instant>>,
 }
 
 impl<M: StateMachine> Standing<M> {
@@ -128,7 +133,10 @@ impl<M: StateMachine> Standing<M> {
         let asked = tokio::time::timeout(CALL_TIMEOUT, self.transport.identify(address, request)).await;
         match asked {
             Ok(Err(DialError::Refused(refusal @ Refusal::CallerFenced { known, .. }))) if known != own => {
-                tracing::warn!(node = claim.node_id, %refusal, "a member knows this node by another data directory");
+                let before = self.doubts.send_replace(Some(Instant::now()));
+                if before.is_none_or(|before| before.elapsed() > DOUBT_PACE) {
+                    tracing::warn!(node = claim.node_id, %refusal, "a member knows this node by another data directory");
+                }
                 (self.caller.refused)(&refusal);
             }
             _ => tracing::debug!(
