@@ -10,6 +10,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Instant;
 
 use bytes::Bytes;
 use quorate::LogId;
@@ -391,7 +393,17 @@ fn what_cannot_be_looked_at_is_not_called_lost() {
     for mounted in ["log", "snapshots"] {
         std::fs::create_dir(disk.path().join(mounted)).unwrap();
     }
-    let (image, open) = (disk.image(), || DataDir::open(disk.path(), "test", 1).map(drop));
+    // A child that another test is just starting has the lock's file open as well, until it runs its program.
+    let open = || {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match DataDir::open(disk.path(), "test", 1).map(drop) {
+                Err(StorageError::InUse { .. }) if Instant::now() < deadline => thread::yield_now(),
+                opened => return opened,
+            }
+        }
+    };
+    let image = disk.image();
     disk.count_reads(None);
     open().unwrap();
     let mut refused = 0;
