@@ -8,19 +8,22 @@
 mod places;
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, stream};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::TcpListener;
 use tokio::time::{Sleep, sleep};
 use tonic::transport::server::{Connected, TcpIncoming};
 
 use crate::error::is_out_of_files;
+use crate::wire::Wire;
 
 pub use places::Bound;
 pub(crate) use places::{Caller, Held, Places, UnderWay};
@@ -63,10 +66,35 @@ fn share_of(open_files: usize, parts: usize) -> usize {
     (open_files.saturating_sub(OWN_FILES) / parts).clamp(MIN_CONNECTIONS, MAX_CONNECTIONS)
 }
 
+/// A connection that has no place yet, and whose it is where that is known.
+pub(crate) struct Arrived {
+    wire: Box<dyn Wire>,
+    peer: Option<SocketAddr>,
+}
+
+/// Connections as they arrive at a port.
+pub(crate) type Arrivals = BoxStream<'static, io::Result<Arrived>>;
+
+/// Those of a socket. One that is silent for `keepalive` is looked after.
+pub(crate) fn arrivals_at(listener: TcpListener, keepalive: Duration) -> Arrivals {
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(keepalive));
+    let arrived = |accepted: io::Result<tokio::net::TcpStream>| {
+        accepted.map(|stream| Arrived { peer: stream.peer_addr().ok(), wire: Box::new(stream) })
+    };
+    incoming.map(arrived).boxed()
+}
+
+/// Those that a program makes by other means than a socket.
+pub(crate) fn arrivals_of<W>(connections: impl Stream<Item = W> + Send + 'static) -> Arrivals
+where
+    W: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    connections.map(|wire| Ok(Arrived { wire: Box::new(wire), peer: None })).boxed()
+}
+
 /// A connection, which has its place for as long as it lives.
-#[derive(Debug)]
 pub(crate) struct Accepted {
-    stream: TcpStream,
+    wire: Box<dyn Wire>,
     opening: Option<Opening>,
     caller: Arc<Caller>,
 }
@@ -114,19 +142,19 @@ impl Opening {
     }
 }
 
-/// What `incoming` accepts, each with one of `places`. Never fails: an accept that does is tried again.
+/// What arrives, each with one of `places`. Never fails: an accept that does is tried again.
 pub(crate) fn bounded(
-    incoming: TcpIncoming,
+    arrivals: Arrivals,
     places: Arc<Places>,
     beginning: Beginning,
 ) -> impl Stream<Item = io::Result<Accepted>> {
-    stream::unfold((incoming, places), move |(mut incoming, places)| async move {
+    stream::unfold((arrivals, places), move |(mut arrivals, places)| async move {
         loop {
-            match incoming.next().await? {
-                Ok(stream) => {
-                    let caller = places.admit(stream.peer_addr().ok()).await;
-                    let accepted = Accepted { stream, opening: Some(Opening::new(beginning)), caller };
-                    return Some((Ok(accepted), (incoming, places)));
+            match arrivals.next().await? {
+                Ok(Arrived { wire, peer }) => {
+                    let caller = places.admit(peer).await;
+                    let accepted = Accepted { wire, opening: Some(Opening::new(beginning)), caller };
+                    return Some((Ok(accepted), (arrivals, places)));
                 }
                 Err(error) => {
                     tracing::debug!(%error, "cannot accept a connection");
@@ -183,7 +211,7 @@ impl AsyncRead for Accepted {
             this.opening = None;
         }
         let before = buffer.filled().len();
-        let polled = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        let polled = Pin::new(&mut this.wire).poll_read(cx, buffer);
         let Some(opening) = &mut this.opening else { return polled };
         if let Poll::Ready(read) = polled {
             if opening.hears(&buffer.filled()[before..])? {
@@ -201,16 +229,16 @@ impl AsyncWrite for Accepted {
         if self.caller.is_closed_to(cx.waker()) {
             return Poll::Ready(Err(gives_way()));
         }
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let written = Pin::new(&mut self.wire).poll_write(cx, bytes);
         self.wrote(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        Pin::new(&mut self.wire).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.wire).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -221,21 +249,19 @@ impl AsyncWrite for Accepted {
         if self.caller.is_closed_to(cx.waker()) {
             return Poll::Ready(Err(gives_way()));
         }
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
+        let written = Pin::new(&mut self.wire).poll_write_vectored(cx, pieces);
         self.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.wire.is_write_vectored()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::net::TcpStream;
     use tokio::time::timeout;
 
     use super::places::PlaceCounts;
@@ -257,7 +283,7 @@ mod tests {
     ) -> (Connections, SocketAddr, Arc<Places>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, places) = (listener.local_addr().unwrap(), Places::new(ordinary, reserved));
-        (Box::pin(bounded(TcpIncoming::from(listener), places.clone(), beginning)), address, places)
+        (Box::pin(bounded(arrivals_at(listener, DEADLINE), places.clone(), beginning)), address, places)
     }
 
     async fn next(connections: &mut Connections) -> Accepted {

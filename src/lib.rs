@@ -107,6 +107,8 @@ mod shown;
 mod signals;
 mod storage;
 mod types;
+#[cfg(any(feature = "peers", feature = "client"))]
+mod wire;
 
 pub use engine::{
     ANYWHERE_PATIENCE, Acknowledged, Activity, Anywhere, CATCH_UP_PATIENCE, ClosedSession, Counters,

@@ -33,7 +33,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     // What asks a process to stop.
     ("signals", &[]),
     ("error", &["types", "reason", "shown"]),
-    ("incoming", &["error"]),
+    ("wire", &[]),
+    ("incoming", &["error", "wire"]),
     ("session", &["types"]),
     ("call", &["types", "reason", "proto"]),
     // What a node tells of itself, whoever makes it and whoever reads it.
@@ -50,7 +51,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("node", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "signals", "proto",
         "report", "machine", "storage", "engine", "door"]),
     // A client shares nothing with the server but the protocol, and the machine that both know.
-    ("client", &["types", "reason", "shown", "session", "runtime", "proto", "call", "report", "machine"]),
+    ("client", &["types", "reason", "shown", "session", "runtime", "wire", "proto", "call", "report",
+        "machine"]),
     ("kv", &["types", "reason", "error", "runtime", "incoming", "proto", "call", "machine", "engine",
         "door", "node", "client"]),
     // Settings of a whole process, so above what they are the settings of.

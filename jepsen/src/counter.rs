@@ -18,8 +18,8 @@ use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use crate::observe;
-use crate::set::Reading;
+use quorate_testkit::processes::observe;
+use quorate_testkit::processes::set::Reading;
 use crate::verdict::Verdict;
 
 /// The key that all callers write.
@@ -339,7 +339,7 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::set::Item;
+    use quorate_testkit::processes::set::Item;
 
     fn reading(node_id: u64, writes: u64) -> Reading {
         let item = Item { value: "1".to_owned(), index: 9, writes };

@@ -15,7 +15,7 @@ use quorate_cluster::{Cluster, ClusterSpec};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use crate::observe;
+use quorate_testkit::processes::observe;
 use crate::verdict::Verdict;
 
 /// For each thing that is waited for.

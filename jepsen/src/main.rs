@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `smoke` | no acknowledged write is lost while the leader is killed again and again |
 //! | `counter` | increments that are sent again after every error are applied exactly once |
+//! | `planted` | bugs that are planted in a copy of the tree are found by the simulation |
 //! | `gaps` | how long nothing can be written around a kill, an orderly restart, or nothing at all |
 //!
 //! A run starts nodes of the `quorate` binary that lies beside its own, or the one that `--binary` or `QUORATE_BIN`
@@ -13,21 +14,18 @@
 //!
 //! Exit codes: 0 valid, 1 invalid, 2 unknown.
 //!
-//! - `set`: what was written, what is there, and whether the two fit;
-//! - `writers`: the callers;
-//! - `observe`: who leads, and what every node holds;
+//! Callers and checkers are those of the testkit. Here are:
+//!
 //! - `smoke`, `counter`, `gaps`: the runs;
 //! - `verdict`: what a run has shown;
 //! - `store`: its record.
 
 mod counter;
 mod gaps;
-mod observe;
-mod set;
+mod planted;
 mod smoke;
 mod store;
 mod verdict;
-mod writers;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -64,6 +62,9 @@ enum Command {
         after_help = "Examples:\n  quorate-jepsen gaps --disturbance kill --rounds 20 --max-median-ms 600\n  quorate-jepsen gaps --disturbance restart --rounds 3 --max-gap-ms 100\n  quorate-jepsen gaps --disturbance nothing --seconds 600 --callers 256"
     )]
     Gaps(GapsArgs),
+    /// Plant one bug after the other in a copy of the tree, and see that the simulation finds each
+    #[command(after_help = "Example:\n  cargo run -p quorate-jepsen -- planted --only client")]
+    Planted(planted::Config),
 }
 
 #[derive(Debug, clap::Args)]
@@ -138,6 +139,11 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
             }
             Ok(worst)
         }
+        Command::Planted(config) => {
+            let results = planted::run(&config)?;
+            print(&results)?;
+            Ok(results.verdict)
+        }
         Command::Gaps(args) => {
             let binary = binary(args.common.binary)?;
             let store = Store::create(&args.common.store, "gaps")?;
@@ -175,11 +181,15 @@ fn conclude(store: &Store, verdict: Verdict, results: &impl Serialize) -> anyhow
     if verdict == Verdict::Valid {
         store.keep_only_logs("cluster")?;
     }
-    let mut stdout = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut stdout, results)?;
-    writeln!(stdout)?;
+    print(results)?;
     writeln!(std::io::stderr(), "recorded in {}", store.path().display())?;
     Ok(verdict)
+}
+
+fn print(results: &impl Serialize) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut stdout, results)?;
+    Ok(writeln!(stdout)?)
 }
 
 /// The binary under test: named, or beside this program, where a build of the workspace puts both.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::connector::Connector;
 use super::endpoint::ConfigError;
 use super::preference::ReadPreference;
 
@@ -62,6 +63,8 @@ pub struct ClientConfig {
     /// Largest request; a larger one is refused before it is sent, because the server would close the stream
     /// over it, and with it fail everybody else's requests. Default 3 MiB.
     pub max_request_bytes: usize,
+    /// How connections are made. Default: over TCP.
+    pub connector: Connector,
 }
 
 impl Default for ClientConfig {
@@ -86,6 +89,7 @@ impl Default for ClientConfig {
             batch_requests: 1024,
             batch_bytes: 1024 * 1024,
             max_request_bytes: 3 * 1024 * 1024,
+            connector: Connector::default(),
         }
     }
 }

@@ -44,7 +44,7 @@
 //!
 //! `admin` operates the cluster, `machine_client` speaks for a machine. `execute` makes the attempts of one call, `operation` says where the next one goes, and `judge`
 //! whether there may be one; `sessions` numbers writes, `router` knows who leads and who is healthy, by its `picture` of the cluster, `connection` owns the stream to
-//! one node, `frame` is what travels on it, and `link` leads there, `node` is what the others share about that node, and `contact` tells whether the cluster is heard from at all.
+//! one node, `connector` how it is made, `frame` is what travels on it, and `link` leads there, `node` is what the others share about that node, and `contact` tells whether the cluster is heard from at all.
 //! Tasks: one per node that was used, one that asks after the nodes' health, and short-lived probes; none per call.
 
 use std::fmt;
@@ -58,6 +58,7 @@ use tokio::time::Instant;
 pub use crate::reason::Reason;
 pub use admin::{MemberChange, NodeSetting, SessionInfo, SessionPage};
 pub use config::ClientConfig;
+pub use connector::Connector;
 pub use contact::{Contact, Contacts};
 pub use endpoint::{ConfigError, Endpoint};
 pub use error::{ClientError, UnconfirmedAnswer};
@@ -84,6 +85,7 @@ mod admin;
 pub(crate) mod attempt;
 mod config;
 pub(crate) mod connection;
+mod connector;
 pub(crate) mod contact;
 mod endpoint;
 mod error;

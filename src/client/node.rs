@@ -10,6 +10,7 @@ use tonic::transport::Channel;
 
 use super::attempt::describe;
 use super::config::ClientConfig;
+use super::connector::Connector;
 use super::endpoint::Endpoint;
 use crate::proto::details;
 use crate::proto::v1::{self, admin_client::AdminClient};
@@ -43,6 +44,7 @@ pub(crate) struct Node {
     /// Given by the user, hence never forgotten.
     pub(crate) configured: bool,
     transport: tonic::transport::Endpoint,
+    connector: Connector,
     channel: OnceLock<Channel>,
     /// For watches and range streams, which may stand still: apart from the pipeline, so that it never waits for them.
     side_channel: OnceLock<Channel>,
@@ -92,6 +94,7 @@ impl Node {
             endpoint,
             configured,
             transport,
+            connector: config.connector.clone(),
             channel: OnceLock::new(),
             side_channel: OnceLock::new(),
             health: AtomicU8::new(UNTRIED),
@@ -116,17 +119,18 @@ impl Node {
 
     /// The transport to this node; connects when it is used, and again after a break.
     pub(crate) fn channel(&self) -> Channel {
-        self.channel.get_or_init(|| self.transport.connect_lazy()).clone()
+        self.channel.get_or_init(|| self.connector.connect_lazy(&self.transport)).clone()
     }
 
     /// The same for calls whose answers may not be read for a while.
     pub(crate) fn side_channel(&self) -> Channel {
         let connect = || {
-            let transport = self.transport.clone();
-            transport
+            let transport = self
+                .transport
+                .clone()
                 .initial_stream_window_size(SIDE_STREAM_WINDOW_BYTES)
-                .initial_connection_window_size(SIDE_CONNECTION_WINDOW_BYTES)
-                .connect_lazy()
+                .initial_connection_window_size(SIDE_CONNECTION_WINDOW_BYTES);
+            self.connector.connect_lazy(&transport)
         };
         self.side_channel.get_or_init(connect).clone()
     }

@@ -26,4 +26,4 @@ pub(crate) mod settings;
 #[cfg(any(feature = "server", feature = "client"))]
 pub use api::*;
 #[cfg(feature = "server")]
-pub use service::{Kv, bind};
+pub use service::{Kv, bind, serve};

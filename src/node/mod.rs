@@ -44,13 +44,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::Stream;
 use prometheus_client::collector::Collector;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -60,7 +61,7 @@ use crate::door::metrics::Metrics;
 use crate::door::{Answerer, Door, Guest, ServedNode, deadline, services, told};
 use crate::engine::{Engine, StartProgress};
 use crate::error::OpenError;
-use crate::incoming::{self, Beginning, Places};
+use crate::incoming::{self, Arrivals, Beginning, Places};
 use crate::proto::DESCRIPTORS;
 use crate::proto::v1::admin_server::AdminServer;
 
@@ -123,7 +124,7 @@ impl<N> Default for Services<N> {
 ///
 /// `G` is what is served, `N` the node that it is asked of.
 pub struct Server<G: Guest, N = Engine<<G as Guest>::Machine>> {
-    listener: TcpListener,
+    arrivals: Arrivals,
     local_addr: SocketAddr,
     collectors: Vec<Box<dyn Collector>>,
     log_level: Option<LogLevel>,
@@ -157,18 +158,33 @@ impl<G: Guest, N> Server<G, N> {
         let failed = |source| OpenError::Listen { address: address.to_owned(), source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
-        Ok(Self {
-            listener,
+        let names = Names::default().and_host_of(address);
+        Ok(Self::new(incoming::arrivals_at(listener, KEEPALIVE), local_addr, names))
+    }
+
+    /// Serves `connections`, which the program makes by other means than a socket of its own: through a tunnel, or in a
+    /// simulated world. They are bounded as those of a socket are, and their end ends the port. `local_addr` is where callers
+    /// believe the port to be.
+    pub fn over<W>(local_addr: SocketAddr, connections: impl Stream<Item = W> + Send + 'static) -> Self
+    where
+        W: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        Self::new(incoming::arrivals_of(connections), local_addr, Names::default())
+    }
+
+    fn new(arrivals: Arrivals, local_addr: SocketAddr, names: Names) -> Self {
+        Self {
+            arrivals,
             local_addr,
             collectors: Vec::new(),
             log_level: None,
             fixed_settings: Vec::new(),
             limits: DoorLimits::default(),
-            names: Names::default().and_host_of(address),
+            names,
             status: Vec::new(),
             services: Services::default(),
             guest: PhantomData,
-        })
+        }
     }
 
     /// The address that is listened on.
@@ -289,7 +305,7 @@ impl<G: Guest, N> Server<G, N> {
         F: Future<Output = ()> + Send,
     {
         let Self {
-            listener,
+            arrivals,
             mut collectors,
             log_level,
             fixed_settings,
@@ -350,8 +366,7 @@ impl<G: Guest, N> Server<G, N> {
             std::future::pending::<Infallible>().await
         };
 
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
-        let incoming = incoming::bounded(incoming, places, Beginning::Request);
+        let incoming = incoming::bounded(arrivals, places, Beginning::Request);
         let stop = async {
             shutdown.await;
             drain.send_replace(true);

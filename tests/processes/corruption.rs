@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::set::{Attempt, Outcome};
+use quorate_testkit::processes::set::{Attempt, Outcome};
 use crate::support::{DEADLINE, TestCluster, data_files, outcome};
 
 /// Flips all bits of the middle byte of every place in `file` where `pattern` stands.

@@ -6,15 +6,6 @@
 
 #![allow(clippy::unwrap_used)] // a test file: clippy exempts only the functions marked as tests
 
-// The workload and the checker of the fault-injection suite, which has its own tests of them. Included
-// rather than depended upon: that crate depends on this one.
-#[path = "../../jepsen/src/observe.rs"]
-mod observe;
-#[path = "../../jepsen/src/set.rs"]
-mod set;
-#[path = "../../jepsen/src/writers.rs"]
-mod writers;
-
 mod anew;
 mod catch_up;
 mod client;

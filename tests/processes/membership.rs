@@ -9,7 +9,7 @@ use quorate::Reason;
 use quorate::kv::client::{Client, ClientConfig, MemberChange, MemberList};
 use quorate_cluster::Cluster;
 
-use crate::set::{Attempt, Outcome};
+use quorate_testkit::processes::set::{Attempt, Outcome};
 use crate::support::{DEADLINE, TestCluster, client, eventually, output, spec};
 
 /// A cluster of nodes 1 to 3, and `joining` more that were prepared and not started.

@@ -21,8 +21,8 @@ use quorate::store::{Entry, Payload};
 use quorate_cluster::{Cluster, ClusterError};
 use quorate_disk::{Cut, ForgetfulDisk, Image, Names, Part, Read, mounted};
 
-use crate::observe;
-use crate::set::{self, Attempt};
+use quorate_testkit::processes::observe;
+use quorate_testkit::processes::set::{self, Attempt};
 use crate::support::{DEADLINE, TestCluster, client, eventually, outcome, spec};
 
 /// Where the store of a [`store_process`] is.

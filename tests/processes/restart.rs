@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::set::Outcome;
+use quorate_testkit::processes::set::Outcome;
 use crate::support::{DEADLINE, TestCluster, output, said};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

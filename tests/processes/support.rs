@@ -10,9 +10,9 @@ use quorate::kv::client::{Client, ClientConfig, Endpoint, NodeReport, Scope};
 use quorate_cluster::{Cluster, ClusterSpec, Node, Stderr};
 use tempfile::TempDir;
 
-use crate::observe;
-use crate::set::{self, Attempt, Reading};
-use crate::writers::Writers;
+use quorate_testkit::processes::observe;
+use quorate_testkit::processes::set::{self, Attempt, Reading};
+use quorate_testkit::processes::Writers;
 
 /// The binary under test.
 pub(crate) const QUORATE: &str = env!("CARGO_BIN_EXE_quorate");

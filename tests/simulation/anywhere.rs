@@ -1,53 +1,48 @@
 //! Calls through whichever node: nothing is lost, nothing is done twice, and what was said to be certain is.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use quorate::kv::machine::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply};
-use quorate::store::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
-use quorate::testkit::runtime::TaskGroup;
-use quorate::{AckLevel, Engine, EngineConfig, EngineParts, ForwardError, OperationError, Reason};
-use quorate::{Incarnation, NodeId, ReadLevel, Role, Succession, TransferError, WriteError, WriteOptions};
+use quorate::{AckLevel, Engine, ForwardError, OperationError, Reason};
+use quorate::{ReadLevel, Succession, TransferError, WriteError, WriteOptions};
+use quorate_testkit::kv::{Registers, Way};
+use quorate_testkit::simulation::{Calm, Scenario, address, expect_to_hold, in_world, run_until, seeds};
 use tokio::time::Instant;
-
-use crate::network::{Network, SimTransport, address};
-use crate::trace::Trace;
-use crate::world::Scenario;
-use crate::{run_all, run_until, seeds};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
 
+/// Callers that write through any node, while the lead is handed over now and then.
+fn handed_over() -> Scenario {
+    Scenario { hand_overs: true, ..Scenario::default() }
+}
+
+fn through_any(sessions: bool) -> Registers {
+    Registers { way: Way { sessions, anywhere: true }, ..Registers::default() }
+}
+
 #[test]
 fn whatever_is_written_through_whichever_node_holds() {
-    let count = seeds(8, 100);
-    let scenario = Scenario { anywhere: true, ..Scenario::default() };
-    let (did, failures) = run_all(0..count, scenario);
-    assert!(failures.is_empty(), "{} of {count} seeds failed:\n{}", failures.len(), failures.join("\n"));
-    eprintln!("{count} seeds: {did:?}");
-    for (what, happened, at_least) in [
-        ("acknowledged writes", did.acknowledged, 50 * count),
-        ("writes acknowledged by followers", did.passed_on, 30 * count),
-        ("writes that certainly were not applied", did.refused, count / 2),
-        ("writes with an unknown outcome", did.unknown, count / 2),
-        ("exactly-once writes", did.counted, 20 * count),
-        ("exactly-once writes that had to be repeated", did.repeated, count / 4),
-        ("hand-overs", did.hand_overs, count / 2),
-        ("crashes", did.crashes, count),
-        ("duplicated messages", did.duplicated, count),
-        ("leader changes", did.leader_changes, count),
-    ] {
-        assert!(happened >= at_least, "only {happened} {what} in {count} seeds: {did:?}");
-    }
+    expect_to_hold(seeds(8, 100), &handed_over(), &through_any(true), &[
+        ("acknowledged writes", 50.0),
+        ("writes acknowledged by followers", 30.0),
+        ("writes that certainly were not applied", 0.5),
+        ("writes with an unknown outcome", 0.5),
+        ("exactly-once writes", 20.0),
+        ("exactly-once writes that had to be repeated", 0.25),
+        ("hand-overs", 0.5),
+        ("crashes", 1.0),
+        ("duplicated messages", 1.0),
+        ("leader changes", 1.0),
+    ]);
 }
 
 /// What [`Scenario::done_twice`] does is what a leader would do that does not know a call again.
 #[test]
 fn a_leader_that_does_a_call_twice_is_caught() {
-    let scenario = Scenario { anywhere: true, done_twice: true, ..Scenario::default() };
-    let caught = run_until("times", 60, scenario);
+    let scenario = Scenario { done_twice: true, ..handed_over() };
+    let caught = run_until("times", 60, &scenario, &through_any(true));
     assert!(
         caught.is_ok(),
         "60 seeds in which calls are done twice had no write applied twice: the check is blind. {caught:?}"
@@ -56,106 +51,22 @@ fn a_leader_that_does_a_call_twice_is_caught() {
 
 #[test]
 fn retries_through_any_node_without_a_session_are_caught() {
-    let scenario = Scenario { anywhere: true, no_sessions: true, ..Scenario::default() };
-    let caught = run_until("increments", 60, scenario);
+    let caught = run_until("increments", 60, &handed_over(), &through_any(false));
     assert!(
         caught.is_ok(),
         "60 seeds of retries without a session applied nothing twice: the check is blind. {caught:?}"
     );
 }
 
-/// Three nodes whose disks are in order.
-struct Calm {
-    network: Arc<Network>,
-    nodes: BTreeMap<NodeId, (Engine<KvMachine>, Arc<TaskGroup>)>,
+fn in_calm<F: Future<Output = ()>>(seed: u64, test: impl FnOnce(Calm<KvMachine>) -> F) {
+    in_world(seed, async { test(Calm::start(seed, |_| KvMachine::default()).await).await });
 }
 
-impl Calm {
-    async fn start(seed: u64) -> Self {
-        let network = Network::new(seed, Arc::new(Trace::new(false)));
-        let mut calm = Self { network, nodes: BTreeMap::new() };
-        for node_id in 1..=3 {
-            let mut config = EngineConfig::new(node_id, "", address(node_id));
-            config.client_advertise = format!("node-{node_id}:7801");
-            config.initial_members = (1..=3).map(|id| (id, address(id))).collect();
-            let transport = SimTransport { network: calm.network.clone(), node_id };
-            let parts = EngineParts::new(
-                config,
-                Incarnation(u128::from(node_id)),
-                Arc::new(MemoryStore::open(&MemoryDisk::new(SyncMode::Immediate))),
-                Arc::new(MemorySnapshots::new()),
-                Arc::new(transport),
-            );
-            let group = Arc::new(TaskGroup::default());
-            let engine = group.spawn(Engine::start(parts, KvMachine::default())).await.unwrap().unwrap();
-            calm.network.open_door(node_id, engine.peer_door(), group.clone());
-            calm.nodes.insert(node_id, (engine, group));
-        }
-        for (engine, _) in calm.nodes.values() {
-            assert!(engine.ready(PATIENCE).await);
-        }
-        calm
-    }
-
-    fn engines(&self) -> impl Iterator<Item = &Engine<KvMachine>> + Clone {
-        self.nodes.values().map(|(engine, _)| engine)
-    }
-
-    async fn leader(&self) -> Engine<KvMachine> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let leading = self.engines().filter(|engine| engine.state().role == Role::Leader);
-            match leading.max_by_key(|engine| engine.state().term) {
-                Some(engine) if engine.state().in_touch => return engine.clone(),
-                _ => assert!(Instant::now() < deadline, "nobody leads"),
-            }
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
-    async fn follower(&self) -> Engine<KvMachine> {
-        let leader = self.leader().await.state().node_id;
-        let follows = |engine: &&Engine<KvMachine>| {
-            engine.state().leader.is_some_and(|known| known.node_id == leader)
-                && engine.state().node_id != leader
-        };
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(engine) = self.engines().find(follows) {
-                return engine.clone();
-            }
-            assert!(Instant::now() < deadline, "nobody follows");
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
-    /// Has the node that neither leads nor is [`Self::follower`] reach nobody.
-    async fn cut_off_the_third(&self) {
-        let others = [self.leader().await.state().node_id, self.follower().await.state().node_id];
-        let third = (1..=3).find(|id| !others.contains(id)).unwrap();
-        self.network.set_cuts(others.iter().flat_map(|id| [(third, *id), (*id, third)]).collect());
-    }
-
-    async fn kill(&mut self, node_id: NodeId) {
-        let (engine, group) = self.nodes.remove(&node_id).unwrap();
-        self.network.close_door(node_id);
-        group.abort();
-        drop(engine);
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
-fn in_calm<F: Future<Output = ()>>(seed: u64, test: impl FnOnce(Calm) -> F) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()))
-        .build()
-        .unwrap();
-    runtime.block_on(async move {
-        let _guard = quorate::testkit::runtime::simulate(seed);
-        test(Calm::start(seed).await).await;
-    });
+/// Has the node that neither leads nor is [`Calm::follower`] reach nobody.
+async fn cut_off_the_third(calm: &Calm<KvMachine>) {
+    let others = [calm.leader().await.state().node_id, calm.follower().await.state().node_id];
+    let third = (1..=3).find(|id| !others.contains(id)).unwrap();
+    calm.hosts.network.set_cuts(others.iter().flat_map(|id| [(third, *id), (*id, third)]).collect());
 }
 
 fn put(key: &str, value: &str) -> KvCommand {
@@ -189,7 +100,7 @@ fn a_leader_of_a_build_before_is_not_believed_to_have_done_anything() {
     in_calm(2, |calm| async move {
         let (leader, follower) = (calm.leader().await, calm.follower().await);
         let leading = leader.state().node_id;
-        calm.network.set_old_builds([leading]);
+        calm.hosts.network.set_old_builds([leading]);
         let begun = Instant::now();
         let refused = follower.write_anywhere(put("k", "v")).await.unwrap_err();
         assert!(begun.elapsed() < Duration::from_secs(1), "it is not asked again and again");
@@ -202,7 +113,7 @@ fn a_leader_of_a_build_before_is_not_believed_to_have_done_anything() {
         // The leader minds as little as a build would that does not know the message, and goes on answering reads.
         assert_eq!(version(&follower, "k", ReadLevel::Linearizable).await, 0);
         leader.write_anywhere(put("k", "v")).await.unwrap();
-        calm.network.set_old_builds([]);
+        calm.hosts.network.set_old_builds([]);
         follower.write_anywhere(put("k", "v")).await.unwrap();
         assert_eq!(version(&leader, "k", ReadLevel::Linearizable).await, 2);
     });
@@ -232,7 +143,7 @@ fn a_leader_that_hangs_is_given_up_once_another_leads() {
             let anywhere = follower.anywhere().within(PATIENCE);
             let session = anywhere.open_session(Duration::ZERO).await.unwrap();
             let others = (1..=3).filter(|id| *id != leader);
-            calm.network.set_cuts(others.flat_map(|id| [(leader, id), (id, leader)]).collect());
+            calm.hosts.network.set_cuts(others.flat_map(|id| [(leader, id), (id, leader)]).collect());
             let begun = Instant::now();
             let ticket = session.begin().unwrap();
             let (alone, in_session) = tokio::join!(
@@ -256,7 +167,7 @@ fn what_waits_for_a_voter_that_is_down_holds_up_no_reads_and_no_other_writes() {
     const MOST: usize = 4096;
     in_calm(5, |calm| async move {
         let follower = calm.follower().await;
-        calm.cut_off_the_third().await;
+        cut_off_the_third(&calm).await;
         let all = WriteOptions { ack: AckLevel::All, ack_timeout: PATIENCE, ..WriteOptions::default() };
         let slow: Vec<_> = (0..MOST)
             .map(|_| {
@@ -274,7 +185,7 @@ fn what_waits_for_a_voter_that_is_down_holds_up_no_reads_and_no_other_writes() {
         assert!(matches!(refused, WriteError::Overloaded), "{refused:?}");
         follower.write_anywhere(put("other", "v")).await.unwrap();
         assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-        calm.network.set_cuts([].into());
+        calm.hosts.network.set_cuts([].into());
         for slow in slow {
             assert_eq!(slow.await.unwrap().unwrap().held_by, [1, 2, 3]);
         }
@@ -290,7 +201,7 @@ fn a_leader_without_room_is_told_from_a_node_without_room() {
             (settings.max_command_bytes, settings.max_inflight_bytes) = (4096, 4096);
         };
         leader.configure(limits).unwrap();
-        calm.cut_off_the_third().await;
+        cut_off_the_third(&calm).await;
         let ack_timeout = Duration::from_secs(5);
         let all = WriteOptions { ack: AckLevel::All, ack_timeout, ..WriteOptions::default() };
         let large = put("large", &"x".repeat(3000));
@@ -318,7 +229,7 @@ fn a_leader_without_room_is_told_from_a_node_without_room() {
 fn a_node_ends_with_its_last_handle_also_while_a_call_of_another_one_waits() {
     in_calm(9, |mut calm| async move {
         let (leading, follower) = (calm.leader().await.state().node_id, calm.follower().await);
-        calm.cut_off_the_third().await;
+        cut_off_the_third(&calm).await;
         let all = WriteOptions { ack: AckLevel::All, ack_timeout: PATIENCE, ..WriteOptions::default() };
         let waiting = tokio::spawn({
             let follower = follower.clone();
@@ -328,7 +239,7 @@ fn a_node_ends_with_its_last_handle_also_while_a_call_of_another_one_waits() {
             tokio::time::sleep(POLL).await;
         }
         let begun = Instant::now();
-        let (engine, _tasks) = calm.nodes.remove(&leading).unwrap();
+        let (engine, _tasks) = calm.take(leading);
         let mut changes = engine.changes();
         drop(engine);
         while changes.next().await.is_some() {}
@@ -360,7 +271,7 @@ fn a_member_that_was_removed_writes_nothing_any_more() {
         let (leader, follower) = (calm.leader().await, calm.follower().await);
         let (leading, removed) = (leader.state().node_id, follower.state().node_id);
         follower.write_anywhere(put("before", "v")).await.unwrap();
-        calm.network.set_cuts([(leading, removed)].into());
+        calm.hosts.network.set_cuts([(leading, removed)].into());
         leader.remove_member(removed, true).await.unwrap();
         assert_eq!(follower.state().leader.map(|known| known.node_id), Some(leading), "it knows no better");
         let refused = follower.anywhere().within(Duration::from_millis(500)).write(put("k", "v")).await;
@@ -378,13 +289,13 @@ fn a_call_ends_with_the_patience_of_its_caller_also_where_no_answer_comes() {
         let anywhere = follower.anywhere().within(patience);
         // The line is open.
         anywhere.write(put("k", "v")).await.unwrap();
-        calm.network.set_cuts([(leader, follower.state().node_id)].into());
+        calm.hosts.network.set_cuts([(leader, follower.state().node_id)].into());
         let begun = Instant::now();
         let lost = anywhere.remove_member(9, false).await.unwrap_err();
         let took = begun.elapsed();
         assert!(lost.told().maybe_applied, "{lost}");
         assert!(took >= patience && took < patience + Duration::from_millis(2), "{took:?}");
-        calm.network.set_cuts([].into());
+        calm.hosts.network.set_cuts([].into());
         let unknown = follower.anywhere().remove_member(9, false).await;
         assert_eq!(unknown, Err(quorate::MembershipError::UnknownMember { node_id: 9 }));
     });
@@ -395,7 +306,7 @@ fn what_a_leader_knows_of_a_hand_over_is_told() {
     in_calm(7, |calm| async move {
         let (leader, follower) = (calm.leader().await.state().node_id, calm.follower().await);
         let other = (1..=3).find(|id| ![leader, follower.state().node_id].contains(id)).unwrap();
-        calm.network.set_cuts([(leader, other), (other, leader)].into());
+        calm.hosts.network.set_cuts([(leader, other), (other, leader)].into());
         // Until it counts as gone.
         tokio::time::sleep(PATIENCE / 6).await;
         for anywhere in [follower.anywhere(), calm.leader().await.anywhere()] {
@@ -410,14 +321,15 @@ fn every_node_tells_who_leads_and_why() {
     in_calm(4, |mut calm| async move {
         let first = calm.leader().await.state().node_id;
         let (mut streams, mut term) = (Vec::new(), 0);
-        for (node_id, (engine, _)) in &calm.nodes {
+        for engine in calm.engines() {
+            let node_id = engine.state().node_id;
             let mut changes = engine.leader_changes();
             let now = changes.next().await.unwrap();
             assert_eq!(now.leader.as_ref().map(|leader| leader.node_id), Some(first));
             assert_eq!(now.peer, Some(address(first)));
-            assert_eq!((now.is_this_node, now.why), (*node_id == first, Some(Succession::Start)));
+            assert_eq!((now.is_this_node, now.why), (node_id == first, Some(Succession::Start)));
             term = now.term;
-            streams.push((*node_id, changes));
+            streams.push((node_id, changes));
         }
         let follower = calm.follower().await;
         let second = follower.state().node_id;

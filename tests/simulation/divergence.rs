@@ -1,22 +1,10 @@
 //! Nodes whose machines are not deterministic: found, and out of service.
 
-use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::sync::Arc;
 use std::time::Duration;
 
-use quorate::ReadError;
-use quorate::store::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
-use quorate::testkit::runtime::TaskGroup;
-use quorate::{ApplyContext, StateMachine};
-use quorate::{Divergence, Incarnation, NodeId, ReadLevel, Role};
-use quorate::{Engine, EngineConfig, EngineParts};
-
-use crate::network::{Network, SimTransport, address};
-use crate::trace::Trace;
-
-const PATIENCE: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(20);
+use quorate::{ApplyContext, Divergence, NodeId, ReadError, ReadLevel, Role, StateMachine};
+use quorate_testkit::simulation::{Calm, in_world};
 
 /// Adds up what it is given, and on each node something more. It keeps no hash of its state.
 #[derive(Debug, Clone)]
@@ -57,71 +45,17 @@ impl StateMachine for Sum {
     }
 }
 
-type Nodes = BTreeMap<NodeId, Engine<Sum>>;
-
-async fn start(network: &Arc<Network>, more: [u64; 3]) -> Nodes {
-    let mut nodes = Nodes::new();
-    for (node_id, more) in (1..).zip(more) {
-        let mut config = EngineConfig::new(node_id, "", address(node_id));
-        config.initial_members = (1..=3).map(|id| (id, address(id))).collect();
-        let parts = EngineParts::new(
-            config,
-            Incarnation(u128::from(node_id)),
-            Arc::new(MemoryStore::open(&MemoryDisk::new(SyncMode::Immediate))),
-            Arc::new(MemorySnapshots::new()),
-            Arc::new(SimTransport { network: network.clone(), node_id }),
-        );
-        let group = Arc::new(TaskGroup::default());
-        let engine = group.spawn(Engine::start(parts, Sum { sum: 0, more })).await.unwrap().unwrap();
-        network.open_door(node_id, engine.peer_door(), group);
-        nodes.insert(node_id, engine);
-    }
-    nodes
-}
-
-async fn eventually(what: &str, nodes: &Nodes, condition: impl Fn(&Nodes) -> bool) {
-    let reached = async {
-        while !condition(nodes) {
-            tokio::time::sleep(POLL).await;
-        }
-    };
-    let reached = tokio::time::timeout(PATIENCE, reached).await;
-    let states = || nodes.values().map(|node| format!("{:?}", node.state())).collect::<Vec<_>>();
-    assert!(reached.is_ok(), "in vain waited until {what}: {:#?}", states());
-}
-
-fn leader(nodes: &Nodes) -> Option<&Engine<Sum>> {
-    let leading = nodes.values().filter(|node| node.state().role == Role::Leader);
-    leading.max_by_key(|node| node.state().term)
-}
-
 /// Adds numbers, whoever leads.
-async fn add(nodes: &Nodes, count: u64) {
-    let written = async {
-        let mut written = 0;
-        while written < count {
-            match leader(nodes) {
-                Some(leader) if leader.write(1).await.is_ok() => written += 1,
-                _ => tokio::time::sleep(POLL).await,
-            }
-        }
-    };
-    tokio::time::timeout(PATIENCE, written).await.expect("writes are taken");
+async fn add(nodes: &Calm<Sum>, count: u64) {
+    for _ in 0..count {
+        nodes.write(|| 1).await;
+    }
 }
 
-fn run<T>(seed: u64, more: [u64; 3], test: impl AsyncFnOnce(Nodes) -> T) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()))
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let _guard = quorate::testkit::runtime::simulate(seed);
-        let network = Network::new(seed, Arc::new(Trace::new(false)));
-        let nodes = start(&network, more).await;
-        eventually("all are ready", &nodes, |nodes| nodes.values().all(|node| node.state().is_ready())).await;
-        test(nodes).await
+/// Three nodes, each of which adds something more.
+fn run<T>(seed: u64, more: [u64; 3], test: impl AsyncFnOnce(Calm<Sum>) -> T) -> T {
+    in_world(seed, async {
+        test(Calm::start(seed, |node_id| Sum { sum: 0, more: more[node_id as usize - 1] }).await).await
     })
 }
 
@@ -137,25 +71,26 @@ fn the_one_that_differs_serves_no_more_and_the_others_go_on() {
 }
 
 /// Whether `odd`, which differs, led at first.
-async fn goes_on_without(nodes: &Nodes, odd: NodeId, seed: u64) -> u64 {
+async fn goes_on_without(nodes: &Calm<Sum>, odd: NodeId, seed: u64) -> u64 {
     add(nodes, 1).await;
-    let led = leader(nodes).is_some_and(|leader| leader.state().node_id == odd);
+    let led = nodes.leading().is_some_and(|leader| leader.state().node_id == odd);
     // Also in the middle of a load, at positions that the nodes choose by themselves.
     add(nodes, 200).await;
     // While only two have spoken of a position, both are in doubt.
     let outvoted = |divergence: Divergence| divergence.majority.is_some_and(|hash| hash != divergence.own);
-    eventually("it is found", nodes, |nodes| nodes[&odd].state().diverged.is_some_and(outvoted)).await;
-    eventually("another one leads", nodes, |nodes| {
-        leader(nodes).is_some_and(|leader| leader.state().node_id != odd)
+    nodes.until("it is found", |nodes| nodes.engine(odd).state().diverged.is_some_and(outvoted)).await;
+    nodes.until("another one leads", |nodes| {
+        nodes.leading().is_some_and(|leader| leader.state().node_id != odd)
     })
     .await;
     add(nodes, 10).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     let mut answers = Vec::new();
-    for (node_id, node) in nodes {
+    for node in nodes.engines() {
+        let node_id = node.state().node_id;
         let (state, read) = (node.state(), node.read((), ReadLevel::Linearizable).await);
         assert_eq!(state.fatal, None, "seed {seed}, node {node_id}");
-        if *node_id == odd {
+        if node_id == odd {
             assert!(!state.is_ready() && state.role == Role::Follower, "seed {seed}: {state:?}");
             assert!(matches!(read, Err(ReadError::Diverged { .. })), "seed {seed}: {read:?}");
         } else {
@@ -171,14 +106,14 @@ async fn goes_on_without(nodes: &Nodes, odd: NodeId, seed: u64) -> u64 {
 fn where_no_two_are_the_same_all_say_so() {
     run(1, [0, 1, 2], async |nodes| {
         add(&nodes, 1).await;
-        eventually("it is found", &nodes, |nodes| nodes.values().all(|node| node.state().diverged.is_some()))
+        nodes.until("it is found", |nodes| nodes.engines().all(|node| node.state().diverged.is_some()))
             .await;
-        for node in nodes.values() {
+        for node in nodes.engines() {
             let state = node.state();
             assert_eq!(state.diverged.unwrap().majority, None);
             assert!(matches!(node.read((), ReadLevel::Local).await, Err(ReadError::Diverged { .. })));
         }
-        assert!(leader(&nodes).is_some(), "members can still be replaced");
+        assert!(nodes.leading().is_some(), "members can still be replaced");
     });
 }
 
@@ -188,9 +123,9 @@ fn where_all_are_the_same_none_does() {
         for _ in 0..4 {
             add(&nodes, 125).await;
             tokio::time::sleep(Duration::from_secs(2)).await;
-            assert!(nodes.values().all(|node| node.state().diverged.is_none()));
+            assert!(nodes.engines().all(|node| node.state().diverged.is_none()));
         }
-        for node in nodes.values() {
+        for node in nodes.engines() {
             assert!(node.read((), ReadLevel::Linearizable).await.unwrap().answer >= 1000);
         }
     });

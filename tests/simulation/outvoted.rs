@@ -1,21 +1,12 @@
 //! A node whose state is known to differ, where its log and its vote are needed all the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
-use std::sync::Arc;
 use std::time::Duration;
 
-use quorate::store::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
-use quorate::testkit::runtime::TaskGroup;
-use quorate::{ApplyContext, StateMachine};
-use quorate::{Engine, EngineConfig, EngineParts, SnapshotPolicy};
-use quorate::{Incarnation, NodeId, ReadLevel, Role};
+use quorate::{ApplyContext, NodeId, ReadLevel, SnapshotPolicy, StateMachine};
+use quorate_testkit::simulation::{Calm, in_world};
 
-use crate::network::{Network, SimTransport, address};
-use crate::trace::Trace;
-
-const PATIENCE: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(20);
 const NODES: [NodeId; 3] = [1, 2, 3];
 /// The node that counts one too many, until it is sent a snapshot.
 const ODD: NodeId = 3;
@@ -68,62 +59,30 @@ impl StateMachine for Count {
 }
 
 struct Cluster {
-    network: Arc<Network>,
-    nodes: BTreeMap<NodeId, Engine<Count>>,
+    calm: Calm<Count>,
     written: u64,
 }
 
 impl Cluster {
     async fn start(seed: u64, snapshots: SnapshotPolicy) -> Self {
-        let network = Network::new(seed, Arc::new(Trace::new(false)));
-        let mut nodes = BTreeMap::new();
-        for node_id in NODES {
-            let mut config = EngineConfig::new(node_id, "", address(node_id));
-            config.initial_members = NODES.map(|id| (id, address(id))).into();
-            config.snapshots = snapshots.clone();
-            let parts = EngineParts::new(
-                config,
-                Incarnation(u128::from(node_id)),
-                Arc::new(MemoryStore::open(&MemoryDisk::new(SyncMode::Immediate))),
-                Arc::new(MemorySnapshots::new()),
-                Arc::new(SimTransport { network: network.clone(), node_id }),
-            );
-            let group = Arc::new(TaskGroup::default());
-            let machine = Count { count: 0, flips: node_id == ODD };
-            let engine = group.spawn(Engine::start(parts, machine)).await.unwrap().unwrap();
-            network.open_door(node_id, engine.peer_door(), group);
-            nodes.insert(node_id, engine);
-        }
-        Self { network, nodes, written: 0 }
+        let machine = |node_id| Count { count: 0, flips: node_id == ODD };
+        let calm = Calm::start_as(seed, machine, |config| config.snapshots = snapshots.clone()).await;
+        Self { calm, written: 0 }
     }
 
     async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
-        let reached = async {
-            while !condition(self) {
-                tokio::time::sleep(POLL).await;
-            }
-        };
-        let reached = tokio::time::timeout(PATIENCE, reached).await;
-        let states = || self.nodes.values().map(|node| format!("{:?}", node.state())).collect::<Vec<_>>();
-        assert!(reached.is_ok(), "in vain waited until {what}: {:#?}", states());
+        self.calm.until(what, |_| condition(self)).await;
     }
 
     fn leader(&self) -> Option<NodeId> {
-        let leading = self.nodes.values().filter(|node| node.state().role == Role::Leader);
-        leading.max_by_key(|node| node.state().term).map(|node| node.state().node_id)
+        self.calm.leading().map(|node| node.state().node_id)
     }
 
     async fn write(&mut self, count: u64) {
-        let until = self.written + count;
-        let written = async {
-            while self.written < until {
-                match self.leader() {
-                    Some(leader) if self.nodes[&leader].write(()).await.is_ok() => self.written += 1,
-                    _ => tokio::time::sleep(POLL).await,
-                }
-            }
-        };
-        tokio::time::timeout(PATIENCE, written).await.expect("writes are taken");
+        for _ in 0..count {
+            self.calm.write(|| ()).await;
+        }
+        self.written += count;
     }
 
     /// Cuts these nodes off from all others.
@@ -131,11 +90,11 @@ impl Cluster {
         let pairs = NODES.iter().flat_map(|from| NODES.iter().map(move |to| (*from, *to)));
         let cuts: BTreeSet<_> =
             pairs.filter(|(from, to)| from != to && (ids.contains(from) || ids.contains(to))).collect();
-        self.network.set_cuts(cuts);
+        self.calm.hosts.network.set_cuts(cuts);
     }
 
     fn differs(&self, id: NodeId) -> bool {
-        self.nodes[&id].state().diverged.is_some()
+        self.calm.engine(id).state().diverged.is_some()
     }
 
     /// A cluster in which all know that the odd one differs. Returns who leads, and who else is right.
@@ -158,17 +117,8 @@ impl Cluster {
 }
 
 fn run<F: Future<Output = ()>>(test: impl Fn(u64) -> F) {
-    for seed in 0..3_u64 {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()))
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let _guard = quorate::testkit::runtime::simulate(seed);
-            test(seed).await;
-        });
+    for seed in 0..3 {
+        in_world(seed, test(seed));
     }
 }
 
@@ -182,11 +132,11 @@ fn with_the_longest_log_that_is_left_it_leads_until_others_have_it() {
         cluster.cut_off(&[leader]);
         cluster.until("the right one leads", |cluster| cluster.leader() == Some(other)).await;
         cluster.write(1).await;
-        let read = cluster.nodes[&other].read((), ReadLevel::Linearizable).await.unwrap();
+        let read = cluster.calm.engine(other).read((), ReadLevel::Linearizable).await.unwrap();
         assert_eq!(read.answer, cluster.written, "nothing is lost");
         cluster.cut_off(&[]);
         cluster.until("one leads", |cluster| !cluster.differs(leader)).await;
-        assert!(cluster.differs(ODD) && !cluster.nodes[&ODD].state().is_ready());
+        assert!(cluster.differs(ODD) && !cluster.calm.engine(ODD).state().is_ready());
     });
 }
 
@@ -198,7 +148,7 @@ fn a_snapshot_makes_it_a_node_like_any_other() {
         cluster.cut_off(&[ODD]);
         cluster.write(200).await;
         cluster.cut_off(&[]);
-        cluster.until("it is right again", |cluster| cluster.nodes[&ODD].state().is_ready()).await;
+        cluster.until("it is right again", |cluster| cluster.calm.engine(ODD).state().is_ready()).await;
         cluster.write(10).await;
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert!(NODES.iter().all(|id| !cluster.differs(*id)));
@@ -212,7 +162,7 @@ fn a_snapshot_makes_it_a_node_like_any_other() {
             cluster.until("it leads", |cluster| cluster.leader() == Some(ODD)).await;
         }
         cluster.write(1).await;
-        let read = cluster.nodes[&ODD].read((), ReadLevel::Linearizable).await.unwrap();
+        let read = cluster.calm.engine(ODD).read((), ReadLevel::Linearizable).await.unwrap();
         assert_eq!(read.answer, cluster.written);
     });
 }

@@ -1,22 +1,13 @@
 //! The state that a cluster begins with: the same on all founders, and received by whoever joins.
 
-use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::sync::Arc;
 use std::time::Duration;
 
-use quorate::store::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
-use quorate::testkit::runtime::TaskGroup;
 use quorate::{ApplyContext, StateMachine};
-use quorate::{Engine, EngineConfig, EngineParts, NewMember};
-use quorate::{FatalError, OpenError};
-use quorate::{Incarnation, NodeId, ReadLevel, Role};
-
-use crate::network::{Network, SimTransport, address};
-use crate::trace::Trace;
+use quorate::{Engine, FatalError, NewMember, NodeId, OpenError, ReadLevel};
+use quorate_testkit::simulation::{Calm, address, in_world};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(20);
 const NODES: [NodeId; 3] = [1, 2, 3];
 /// What was restored.
 const RESTORED: u64 = 12_040;
@@ -66,94 +57,26 @@ struct Start {
 const RESTORE: Start = Start { state: RESTORED, restore: true };
 const DEFAULT: Start = Start { state: 0, restore: false };
 
-struct Cluster {
-    network: Arc<Network>,
-    disks: BTreeMap<NodeId, (MemoryDisk, Arc<MemorySnapshots>)>,
-    nodes: BTreeMap<NodeId, (Engine<Sum>, Arc<TaskGroup>)>,
-}
+struct Cluster(Calm<Sum>);
 
 impl Cluster {
     async fn start(&mut self, node_id: NodeId, start: Start) -> Result<(), OpenError> {
-        let mut config = EngineConfig::new(node_id, "", address(node_id));
-        config.client_advertise = format!("node-{node_id}:7801");
-        config.join = !NODES.contains(&node_id);
-        config.restore = start.restore;
-        config.initial_members =
-            if config.join { BTreeMap::new() } else { NODES.map(|id| (id, address(id))).into() };
-        let new = || (MemoryDisk::new(SyncMode::Immediate), Arc::new(MemorySnapshots::new()));
-        let (log, snapshots) = self.disks.entry(node_id).or_insert_with(new);
-        let parts = EngineParts::new(
-            config,
-            Incarnation(u128::from(node_id)),
-            Arc::new(MemoryStore::open(log)),
-            snapshots.clone(),
-            Arc::new(SimTransport { network: self.network.clone(), node_id }),
-        );
-        let group = Arc::new(TaskGroup::default());
-        let engine = group.spawn(Engine::start(parts, Sum(start.state))).await.unwrap()?;
-        self.network.open_door(node_id, engine.peer_door(), group.clone());
-        self.nodes.insert(node_id, (engine, group));
-        Ok(())
-    }
-
-    async fn kill(&mut self, node_id: NodeId) {
-        let Some((engine, group)) = self.nodes.remove(&node_id) else { return };
-        self.network.close_door(node_id);
-        group.abort();
-        drop(engine);
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-
-    fn leader(&self) -> Option<&Engine<Sum>> {
-        let leading = self.nodes.values().map(|(engine, _)| engine);
-        leading.filter(|engine| engine.state().role == Role::Leader).max_by_key(|engine| engine.state().term)
-    }
-
-    async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
-        let reached = async {
-            while !condition(self) {
-                tokio::time::sleep(POLL).await;
-            }
-        };
-        let reached = tokio::time::timeout(PATIENCE, reached).await;
-        let states =
-            || self.nodes.values().map(|(node, _)| format!("{:?}", node.state())).collect::<Vec<_>>();
-        assert!(reached.is_ok(), "in vain waited until {what}: {:#?}", states());
+        self.0.start_node(node_id, Sum(start.state), |config| config.restore = start.restore).await
     }
 
     async fn add_one(&self) -> u64 {
-        let written = async {
-            loop {
-                if let Some(leader) = self.leader()
-                    && let Ok(written) = leader.write(1).await
-                {
-                    return written.reply;
-                }
-                tokio::time::sleep(POLL).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, written).await.expect("writes are taken")
+        self.0.write(|| 1).await
     }
 
     async fn add_member(&self, node_id: NodeId, promote: bool) {
         let member = NewMember { node_id, peer: address(node_id) };
-        let leader = self.leader().unwrap().clone();
+        let leader = self.0.leader().await;
         leader.add_member(member, promote, PATIENCE).await.unwrap();
     }
 }
 
 fn simulated<T>(seed: u64, test: impl AsyncFnOnce(Cluster) -> T) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()))
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let _guard = quorate::testkit::runtime::simulate(seed);
-        let network = Network::new(seed, Arc::new(Trace::new(false)));
-        test(Cluster { network, disks: BTreeMap::new(), nodes: BTreeMap::new() }).await
-    })
+    in_world(seed, async { test(Cluster(Calm::new(seed))).await })
 }
 
 #[test]
@@ -163,7 +86,7 @@ fn a_machine_that_joins_receives_what_was_restored() {
             for node_id in NODES {
                 cluster.start(node_id, RESTORE).await.unwrap();
             }
-            cluster.until("one leads", |cluster| cluster.leader().is_some()).await;
+            cluster.0.leader().await;
             cluster.start(4, DEFAULT).await.unwrap();
             // At once, or after some writes.
             let mut sum = RESTORED;
@@ -172,14 +95,15 @@ fn a_machine_that_joins_receives_what_was_restored() {
             }
             cluster.add_member(4, true).await;
             assert_eq!(cluster.add_one().await, sum + 1);
-            for (node_id, (engine, _)) in &cluster.nodes {
+            for engine in cluster.0.engines() {
+                let node_id = engine.state().node_id;
                 let read = engine.read((), ReadLevel::Linearizable).await.unwrap();
                 assert_eq!(read.answer, sum + 1, "node {node_id}");
                 assert!(engine.state().snapshot.is_some(), "node {node_id} has it in a snapshot");
             }
             // From then on it takes no special call.
             for node_id in NODES {
-                cluster.kill(node_id).await;
+                cluster.0.kill(node_id).await;
                 cluster.start(node_id, DEFAULT).await.unwrap();
             }
             assert_eq!(cluster.add_one().await, sum + 2);
@@ -199,14 +123,10 @@ fn founders_that_begin_with_other_states_form_nothing() {
                 tokio::time::sleep(Duration::from_secs(10)).await;
                 let words = |forming: String| forming.contains("begins with another state");
                 let told = |engine: &Engine<Sum>| engine.state().forming.map(|forming| forming.to_string());
-                let said = cluster
-                    .nodes
-                    .values()
-                    .filter_map(|(engine, _)| told(engine))
-                    .filter(|text| words(text.clone()));
+                let said = cluster.0.engines().filter_map(told).filter(|text| words(text.clone()));
                 assert!(said.count() >= 2, "{odd:?} at {place}");
-                assert!(cluster.nodes.values().all(|(engine, _)| engine.state().last_log.is_none()));
-                cluster.kill(place).await;
+                assert!(cluster.0.engines().all(|engine| engine.state().last_log.is_none()));
+                cluster.0.kill(place).await;
                 cluster.start(place, RESTORE).await.unwrap();
                 assert_eq!(cluster.add_one().await, RESTORED + 1);
             });
@@ -220,21 +140,22 @@ fn who_joins_a_cluster_that_restored_nothing_with_another_state_is_told_and_hold
         for node_id in NODES {
             cluster.start(node_id, Start { state: RESTORED, restore: false }).await.unwrap();
         }
-        cluster.until("one leads", |cluster| cluster.leader().is_some()).await;
+        cluster.0.leader().await;
         cluster.start(4, DEFAULT).await.unwrap();
         cluster.add_member(4, false).await;
         cluster
+            .0
             .until("it stops", |cluster| {
-                let fatal = cluster.nodes[&4].0.state().fatal;
+                let fatal = cluster.engine(4).state().fatal;
                 matches!(fatal, Some(FatalError::Outdated { reason }) if reason.contains("another initial state"))
             })
             .await;
-        assert_eq!(cluster.nodes[&4].0.state().last_log, None);
-        cluster.kill(4).await;
+        assert_eq!(cluster.0.engine(4).state().last_log, None);
+        cluster.0.kill(4).await;
         cluster.start(4, Start { state: RESTORED, restore: false }).await.unwrap();
         let sum = cluster.add_one().await;
-        cluster.until("it has caught up", |cluster| cluster.nodes[&4].0.state().applied.is_some()).await;
-        let read = cluster.nodes[&4].0.read((), ReadLevel::Linearizable).await.unwrap();
+        cluster.0.until("it has caught up", |cluster| cluster.engine(4).state().applied.is_some()).await;
+        let read = cluster.0.engine(4).read((), ReadLevel::Linearizable).await.unwrap();
         assert_eq!((sum, read.answer), (RESTORED + 1, RESTORED + 1));
     });
 }
@@ -246,21 +167,21 @@ fn before_there_is_a_snapshot_a_node_is_started_with_the_same_state_again() {
             cluster.start(node_id, Start { state: RESTORED, restore: false }).await.unwrap();
         }
         let sum = cluster.add_one().await;
-        cluster.kill(2).await;
+        cluster.0.kill(2).await;
         // Without a snapshot, its log begins with the founding membership.
         let error = match cluster.start(2, DEFAULT).await {
             Err(error) => error.to_string(),
             Ok(()) => {
-                cluster.until("it stops", |cluster| cluster.nodes[&2].0.state().fatal.is_some()).await;
-                cluster.nodes[&2].0.state().fatal.unwrap().to_string()
+                cluster.0.until("it stops", |cluster| cluster.engine(2).state().fatal.is_some()).await;
+                cluster.0.engine(2).state().fatal.unwrap().to_string()
             }
         };
         assert!(error.contains("another initial state"), "{error}");
-        cluster.kill(2).await;
+        cluster.0.kill(2).await;
         cluster.start(2, RESTORE).await.unwrap();
         assert_eq!(cluster.add_one().await, sum + 1);
-        cluster.until("it has caught up", |cluster| cluster.nodes[&2].0.state().is_ready()).await;
-        let read = cluster.nodes[&2].0.read((), ReadLevel::Linearizable).await.unwrap();
+        cluster.0.until("it has caught up", |cluster| cluster.engine(2).state().is_ready()).await;
+        let read = cluster.0.engine(2).read((), ReadLevel::Linearizable).await.unwrap();
         assert_eq!(read.answer, sum + 1);
     });
 }

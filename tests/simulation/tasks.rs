@@ -1,20 +1,12 @@
 //! Every task that a node cannot do without, made to panic in turn: the node ends, says which task it was, and the others
 //! go on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
-use std::sync::Arc;
 use std::time::Duration;
 
-use quorate::FatalError;
-use quorate::store::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
-use quorate::testkit::runtime::TaskGroup;
-use quorate::{ApplyContext, StateMachine};
-use quorate::{Engine, EngineConfig, EngineParts};
-use quorate::{Incarnation, NodeId, Role};
-
-use crate::network::{Network, SimTransport, address};
-use crate::trace::Trace;
+use quorate::{ApplyContext, Engine, FatalError, NodeId, Role, StateMachine};
+use quorate_testkit::simulation::{Calm, in_world};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(1);
@@ -59,36 +51,22 @@ impl StateMachine for Count {
     }
 }
 
-struct Cluster(BTreeMap<NodeId, Engine<Count>>);
+struct Cluster(Calm<Count>);
 
 impl Cluster {
     async fn start() -> Self {
-        let network = Network::new(0, Arc::new(Trace::new(false)));
-        let mut nodes = BTreeMap::new();
+        let mut calm = Calm::new(0);
         for node_id in NODES {
-            let mut config = EngineConfig::new(node_id, "", address(node_id));
-            config.initial_members = NODES.map(|id| (id, address(id))).into();
-            let mut parts = EngineParts::new(
-                config,
-                Incarnation(u128::from(node_id)),
-                Arc::new(MemoryStore::open(&MemoryDisk::new(SyncMode::Immediate))),
-                Arc::new(MemorySnapshots::new()),
-                Arc::new(SimTransport { network: network.clone(), node_id }),
-            );
-            parts.memory_bytes = Some(1 << 30);
-            let group = Arc::new(TaskGroup::default());
-            let engine = group.spawn(Engine::start(parts, Count::default())).await.unwrap().unwrap();
-            network.open_door(node_id, engine.peer_door(), group);
-            nodes.insert(node_id, engine);
+            calm.start_node(node_id, Count::default(), |_| {}).await.unwrap();
         }
-        Self(nodes)
+        Self(calm)
     }
 
     /// What `look` finds, looking at every node again and again from its start on.
     async fn find<T>(&self, what: &str, look: impl Fn(&Engine<Count>) -> Option<T>) -> T {
         let found = async {
             loop {
-                if let Some(found) = self.0.values().find_map(&look) {
+                if let Some(found) = self.0.engines().find_map(&look) {
                     return found;
                 }
                 tokio::time::sleep(POLL).await;
@@ -102,8 +80,8 @@ impl Cluster {
     async fn write(&self, without: Option<NodeId>) {
         let written = async {
             loop {
-                for (id, node) in &self.0 {
-                    if Some(*id) != without
+                for node in self.0.engines() {
+                    if Some(node.state().node_id) != without
                         && node.state().role == Role::Leader
                         && node.write(()).await.is_ok()
                     {
@@ -118,16 +96,7 @@ impl Cluster {
 }
 
 fn simulated<T>(test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .rng_seed(tokio::runtime::RngSeed::from_bytes(&[0; 8]))
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let _guard = quorate::testkit::runtime::simulate(0);
-        test.await
-    })
+    in_world(0, test)
 }
 
 /// All tasks of nodes without a disk and without a machine that counts its bytes; no snapshot is sent.
@@ -163,8 +132,8 @@ fn all_names() -> BTreeSet<&'static str> {
         let mut names = BTreeSet::new();
         let served = async {
             loop {
-                names.extend(cluster.0.values().flat_map(Engine::tasks));
-                if cluster.0.values().all(|node| node.state().is_ready()) {
+                names.extend(cluster.0.engines().flat_map(Engine::tasks));
+                if cluster.0.engines().all(|node| node.state().is_ready()) {
                     return;
                 }
                 tokio::time::sleep(POLL).await;
@@ -172,7 +141,7 @@ fn all_names() -> BTreeSet<&'static str> {
         };
         tokio::time::timeout(PATIENCE, served).await.expect("the nodes serve");
         cluster.write(None).await;
-        names.extend(cluster.0.values().flat_map(Engine::tasks));
+        names.extend(cluster.0.engines().flat_map(Engine::tasks));
         names
     })
 }
@@ -183,13 +152,14 @@ async fn with_panic(name: &str) -> (Cluster, Engine<Count>, bool) {
     let panics = |node: &Engine<Count>| node.panic_in(name).then(|| node.clone());
     let cluster = Cluster::start().await;
     let ready = async {
-        while !cluster.0.values().all(|node| node.state().is_ready()) {
+        while !cluster.0.engines().all(|node| node.state().is_ready()) {
             tokio::time::sleep(POLL).await;
         }
     };
     tokio::time::timeout(PATIENCE, ready).await.expect("the nodes serve");
     cluster.write(None).await;
-    if let Some(broken) = cluster.0.values().find_map(panics) {
+    let broken = cluster.0.engines().find_map(panics);
+    if let Some(broken) = broken {
         return (cluster, broken, true);
     }
     let cluster = Cluster::start().await;
@@ -237,9 +207,9 @@ fn an_idle_node_waits() {
         cluster.write(None).await;
         // The quota is agreed on, and states are compared.
         tokio::time::sleep(Duration::from_secs(10)).await;
-        let before: Vec<_> = cluster.0.values().map(Engine::task_polls).collect();
+        let before: Vec<_> = cluster.0.engines().map(Engine::task_polls).collect();
         tokio::time::sleep(IDLE).await;
-        for (node, before) in cluster.0.values().zip(before) {
+        for (node, before) in cluster.0.engines().zip(before) {
             assert!(node.state().is_ready());
             for (task, polls) in node.task_polls() {
                 // Ours to keep quiet: openraft ticks a hundred times a second.

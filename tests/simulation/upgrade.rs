@@ -5,16 +5,12 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate::store::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
 use quorate::testkit::runtime::TaskGroup;
 use quorate::{ApplyContext, Composed, Either, StateMachine};
-use quorate::{Engine, EngineConfig, EngineParts, NodeState, SnapshotPolicy};
+use quorate::{Engine, MachineVersion, NodeId, NodeState, ReadLevel, Role};
 use quorate::{FatalError, OpenError, WriteError, WriteOptions};
-use quorate::{Incarnation, MachineVersion, NodeId, ReadLevel, Role};
+use quorate_testkit::simulation::{Hosts, address, in_world};
 use serde::{Deserialize, Serialize};
-
-use crate::network::{Network, SimTransport, address};
-use crate::trace::Trace;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
@@ -186,51 +182,33 @@ impl Build {
     }
 }
 
-/// What a node keeps when it is stopped.
-struct Disk {
-    log: MemoryDisk,
-    snapshots: Arc<MemorySnapshots>,
-}
-
 struct Cluster {
-    network: Arc<Network>,
-    disks: BTreeMap<NodeId, Disk>,
+    hosts: Hosts,
     nodes: BTreeMap<NodeId, (Build, Arc<TaskGroup>)>,
     sum: u64,
 }
 
 impl Cluster {
     fn new(seed: u64) -> Self {
-        let network = Network::new(seed, Arc::new(Trace::new(false)));
-        Self { network, disks: BTreeMap::new(), nodes: BTreeMap::new(), sum: 0 }
+        Self { hosts: Hosts::new(seed), nodes: BTreeMap::new(), sum: 0 }
     }
 
-    fn parts(&mut self, node_id: NodeId) -> EngineParts {
-        let mut config = EngineConfig::new(node_id, "", address(node_id));
-        config.client_advertise = format!("node-{node_id}:7801");
-        config.join = !NODES.contains(&node_id);
-        config.initial_members =
-            if config.join { BTreeMap::new() } else { NODES.map(|id| (id, address(id))).into() };
-        config.snapshots = SnapshotPolicy { every_entries: 1_000, keep_entries: 1_000, ..config.snapshots };
-        let disk = self.disks.entry(node_id).or_insert_with(|| Disk {
-            log: MemoryDisk::new(SyncMode::Immediate),
-            snapshots: Arc::new(MemorySnapshots::new()),
-        });
-        EngineParts::new(
-            config,
-            Incarnation(u128::from(node_id)),
-            Arc::new(MemoryStore::open(&disk.log)),
-            disk.snapshots.clone(),
-            Arc::new(SimTransport { network: self.network.clone(), node_id }),
-        )
+    async fn start<M: StateMachine>(
+        &mut self,
+        node_id: NodeId,
+        machine: M,
+        build: fn(Engine<M>) -> Build,
+    ) -> Result<(), OpenError> {
+        let mut parts = self.hosts.parts(node_id);
+        let snapshots = &mut parts.config.snapshots;
+        (snapshots.every_entries, snapshots.keep_entries) = (1_000, 1_000);
+        let (engine, group) = self.hosts.start(node_id, parts, machine).await?;
+        self.nodes.insert(node_id, (build(engine), group));
+        Ok(())
     }
 
     async fn start_old(&mut self, node_id: NodeId) -> Result<(), OpenError> {
-        let (parts, group) = (self.parts(node_id), Arc::new(TaskGroup::default()));
-        let engine = group.spawn(Engine::start(parts, Old::default())).await.unwrap()?;
-        self.network.open_door(node_id, engine.peer_door(), group.clone());
-        self.nodes.insert(node_id, (Build::Old(engine), group));
-        Ok(())
+        self.start(node_id, Old::default(), Build::Old).await
     }
 
     /// What an old build says on the disk of a node: when it starts, or when it hears what of its log is committed.
@@ -245,33 +223,21 @@ impl Cluster {
     }
 
     async fn start_new(&mut self, node_id: NodeId) {
-        let (parts, group) = (self.parts(node_id), Arc::new(TaskGroup::default()));
-        let engine = group.spawn(Engine::start(parts, New::default())).await.unwrap().unwrap();
-        self.network.open_door(node_id, engine.peer_door(), group.clone());
-        self.nodes.insert(node_id, (Build::New(engine), group));
+        self.start(node_id, New::default(), Build::New).await.unwrap();
     }
 
     async fn start_later(&mut self, node_id: NodeId) {
-        let (parts, group) = (self.parts(node_id), Arc::new(TaskGroup::default()));
-        let engine = group.spawn(Engine::start(parts, Later::default())).await.unwrap().unwrap();
-        self.network.open_door(node_id, engine.peer_door(), group.clone());
-        self.nodes.insert(node_id, (Build::Later(engine), group));
+        self.start(node_id, Later::default(), Build::Later).await.unwrap();
     }
 
     async fn start_both(&mut self, node_id: NodeId) {
-        let (parts, group) = (self.parts(node_id), Arc::new(TaskGroup::default()));
-        let engine = group.spawn(Engine::start(parts, Both::default())).await.unwrap().unwrap();
-        self.network.open_door(node_id, engine.peer_door(), group.clone());
-        self.nodes.insert(node_id, (Build::Both(engine), group));
+        self.start(node_id, Both::default(), Build::Both).await.unwrap();
     }
 
     /// Ends a node as a crash does.
     async fn kill(&mut self, node_id: NodeId) {
         let Some((build, group)) = self.nodes.remove(&node_id) else { return };
-        self.network.close_door(node_id);
-        group.abort();
-        drop(build);
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        self.hosts.kill(node_id, build, group).await;
     }
 
     fn leader(&self) -> Option<NodeId> {
@@ -358,14 +324,7 @@ fn simulated<T>(seed: u64, test: impl AsyncFnOnce(Cluster) -> T) -> T {
 
 /// Of three founders, of which these have been upgraded.
 fn founded_by<T>(seed: u64, upgraded: &[NodeId], test: impl AsyncFnOnce(Cluster) -> T) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()))
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let _guard = quorate::testkit::runtime::simulate(seed);
+    in_world(seed, async {
         let mut cluster = Cluster::new(seed);
         for node_id in NODES {
             match upgraded.contains(&node_id) {

@@ -141,14 +141,19 @@ impl<N: ServedNode<Machine = KvMachine>> KvNode for N {}
 /// # Errors
 /// [`OpenError::Listen`] when the address is in use or not this host's.
 pub async fn bind(address: &str, machine: &KvMachine) -> Result<Server<Kv>, OpenError> {
-    let history = History { limits: machine.history_limits(), reach: machine.history_reach() };
-    let server = bind_for(address).await?.with_collector(Box::new(history.clone()));
-    let part = move || serde_json::to_value(HistoryNow::of(&history)).unwrap_or_default();
-    Ok(server.with_status("history", Arc::new(part)))
+    Ok(serve(Server::bind(address).await?, machine))
 }
 
-/// A port with this guest's services.
-async fn bind_for<N: KvNode>(address: &str) -> Result<Server<Kv, N>, OpenError> {
+/// As [`bind`], for a `server` that listens already, or has its connections from elsewhere.
+pub fn serve(server: Server<Kv>, machine: &KvMachine) -> Server<Kv> {
+    let history = History { limits: machine.history_limits(), reach: machine.history_reach() };
+    let server = with_services(server).with_collector(Box::new(history.clone()));
+    let part = move || serde_json::to_value(HistoryNow::of(&history)).unwrap_or_default();
+    server.with_status("history", Arc::new(part))
+}
+
+/// With this guest's services.
+fn with_services<N: KvNode>(server: Server<Kv, N>) -> Server<Kv, N> {
     let (open, moments) = (Streams::default(), Arc::<Moments>::default());
     let shown = Shown { streams: open.clone(), moments: moments.clone() };
     let services = Services {
@@ -161,7 +166,7 @@ async fn bind_for<N: KvNode>(address: &str) -> Result<Server<Kv, N>, OpenError> 
             routes.add_service(service)
         }),
     };
-    Ok(Server::bind(address).await?.with_services(services).with_collector(Box::new(shown)))
+    server.with_services(services).with_collector(Box::new(shown))
 }
 
 /// How many streams of each kind are open.

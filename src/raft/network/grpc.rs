@@ -10,7 +10,6 @@ use futures::{FutureExt, Stream, StreamExt};
 use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Status, Streaming};
 
@@ -259,11 +258,10 @@ pub(crate) fn serve(
     let service = PeerServer::new(GrpcDoor { door, traffic, stop })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(TCP_KEEP_ALIVE));
     // A caller that has not said who it is gives way to the next one, so strangers keep no member out.
     let places = Places::new(incoming::connections(FILES_SHARE), 0);
     let beginning = Beginning::Identify { max_bytes: HANDSHAKE_BYTES };
-    let incoming = incoming::bounded(incoming, places, beginning);
+    let incoming = incoming::bounded(incoming::arrivals_at(listener, TCP_KEEP_ALIVE), places, beginning);
     Ok(async move {
         let server = Server::builder()
             .max_concurrent_streams(MAX_STREAMS)

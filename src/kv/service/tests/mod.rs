@@ -76,7 +76,7 @@ impl Port {
     }
 
     async fn open_with(patience: Duration, limits: DoorLimits) -> Self {
-        let (node, server) = (FakeNode::new(), bind_for("127.0.0.1:0").await.unwrap());
+        let (node, server) = (FakeNode::new(), with_services(Server::bind("127.0.0.1:0").await.unwrap()));
         let server = server.with_limits(limits).with_fixed_settings(vec![("node_id", 7.into())]);
         let (address, (stop, stopped)) = (server.local_addr(), oneshot::channel());
         let served = node.clone();
@@ -522,6 +522,6 @@ async fn unknown_services_and_reflection() {
 #[tokio::test]
 async fn a_port_in_use_is_refused() {
     let port = Port::open().await;
-    let error = bind_for::<FakeNode>(&port.address.to_string()).await.unwrap_err();
+    let error = Server::<Kv, FakeNode>::bind(&port.address.to_string()).await.unwrap_err();
     assert!(matches!(&error, OpenError::Listen { address, .. } if *address == port.address.to_string()));
 }

@@ -12,7 +12,7 @@ async fn health(channel: Channel) -> Health {
 
 #[tokio::test]
 async fn a_node_that_is_not_there_yet_is_alive_and_not_ready_and_then_it_is() {
-    let server = bind_for("127.0.0.1:0").await.unwrap();
+    let server = with_services(Server::bind("127.0.0.1:0").await.unwrap());
     let (address, (stop, stopped)) = (server.local_addr(), oneshot::channel());
     let (give, opening) = oneshot::channel();
     let progress = StartProgress::default();
@@ -62,7 +62,7 @@ async fn a_node_that_is_not_there_yet_is_alive_and_not_ready_and_then_it_is() {
 
 #[tokio::test]
 async fn a_port_without_a_node_stops_when_it_is_told() {
-    let server = bind_for("127.0.0.1:0").await.unwrap();
+    let server = with_services(Server::bind("127.0.0.1:0").await.unwrap());
     let never = std::future::pending::<FakeNode>();
     let served = server.serve_gated(never, StartProgress::default(), DEADLINE, async {});
     within(served).await.unwrap();

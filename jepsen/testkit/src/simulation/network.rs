@@ -17,32 +17,37 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::trace::Trace;
+use super::trace::Trace;
 
 /// What the network does to messages at present.
 #[derive(Debug, Clone)]
 pub struct Weather {
+    /// How many of them are lost, of one.
     pub loss: f64,
+    /// How many of them arrive twice, of one.
     pub duplication: f64,
+    /// How late they are at most.
     pub delay_max: Duration,
     /// Whether messages of one connection may overtake each other.
     pub reorder: bool,
 }
 
 impl Weather {
+    /// Nothing is lost, and little is late.
     pub const FAIR: Self =
         Self { loss: 0.0, duplication: 0.0, delay_max: Duration::from_millis(2), reorder: false };
 }
 
 #[derive(Default)]
-pub struct Counts {
+struct Counts {
     pub lost: u64,
     pub duplicated: u64,
 }
 
+/// The network between the nodes of a world.
 pub struct Network {
     state: Mutex<State>,
-    pub trace: Arc<Trace>,
+    trace: Arc<Trace>,
 }
 
 struct State {
@@ -64,11 +69,19 @@ struct Door {
     group: Arc<TaskGroup>,
 }
 
+/// Where its peers find a node.
 pub fn address(node_id: NodeId) -> String {
     format!("node-{node_id}:7901")
 }
 
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network").finish_non_exhaustive()
+    }
+}
+
 impl Network {
+    /// One without nodes.
     pub fn new(seed: u64, trace: Arc<Trace>) -> Arc<Self> {
         let state = State {
             doors: BTreeMap::new(),
@@ -82,14 +95,17 @@ impl Network {
         Arc::new(Self { state: Mutex::new(state), trace })
     }
 
+    /// From now on others reach the node, by this door. What they ask of it is done by tasks of its group.
     pub fn open_door(&self, node_id: NodeId, door: Arc<dyn PeerDoor>, group: Arc<TaskGroup>) {
         self.state.lock().unwrap().doors.insert(address(node_id), Door { node_id, door, group });
     }
 
+    /// From now on nobody reaches the node.
     pub fn close_door(&self, node_id: NodeId) {
         self.state.lock().unwrap().doors.remove(&address(node_id));
     }
 
+    /// Changes what happens to messages from now on.
     pub fn set_weather(&self, weather: Weather) {
         self.state.lock().unwrap().weather = weather;
     }
@@ -126,6 +142,7 @@ impl Network {
         }
     }
 
+    /// Messages that were lost, and that were duplicated.
     pub fn counts(&self) -> (u64, u64) {
         let state = self.state.lock().unwrap();
         (state.counts.lost, state.counts.duplicated)
@@ -224,8 +241,11 @@ impl std::fmt::Display for Link {
 }
 
 /// One node's way to its peers.
+#[derive(Debug)]
 pub struct SimTransport {
+    /// The network that all nodes share.
     pub network: Arc<Network>,
+    /// Whose way it is.
     pub node_id: NodeId,
 }
 

@@ -7,14 +7,14 @@ use quorate::Offsets;
 use quorate::ReadLevel;
 use quorate::kv::client::{Client, ClientError, Endpoint, NodeReport, Range, Request, Response, Scope};
 
-use crate::set::{Item, Reading};
+use super::set::{Item, Reading};
 
 /// Pause between two looks at the cluster.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The status of the node that leads the highest term, or `None` if no node leads within `deadline`.
 /// `newer_than` excludes leaders of that term and earlier ones.
-pub(crate) async fn leader(client: &Client, newer_than: u64, deadline: Duration) -> Option<NodeReport> {
+pub async fn leader(client: &Client, newer_than: u64, deadline: Duration) -> Option<NodeReport> {
     let end = Instant::now() + deadline;
     loop {
         let answers = client.status_all().await;
@@ -32,7 +32,7 @@ pub(crate) async fn leader(client: &Client, newer_than: u64, deadline: Duration)
 ///
 /// # Errors
 /// Says which node is behind or cannot be read, if that is so until `deadline`.
-pub(crate) async fn converged(client: &Client, deadline: Duration) -> Result<Vec<Reading>, String> {
+pub async fn converged(client: &Client, deadline: Duration) -> Result<Vec<Reading>, String> {
     let end = Instant::now() + deadline;
     loop {
         let why = match positions(client).await {
@@ -103,7 +103,7 @@ async fn read_all(client: &Client, nodes: &[(Endpoint, NodeReport)]) -> Result<V
 }
 
 /// Everything that one node has applied, asked of that node alone.
-pub(crate) async fn read(
+pub async fn read(
     client: &Client,
     endpoint: &Endpoint,
 ) -> Result<BTreeMap<String, Item>, ClientError> {

@@ -8,10 +8,10 @@ use quorate::kv::client::{Client, ClientError, Scope};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::set::{Attempt, Outcome};
+use super::set::{Attempt, Outcome};
 
 /// The callers of one run.
-pub(crate) struct Writers {
+pub struct Writers {
     callers: JoinSet<Vec<Attempt>>,
     acknowledged: watch::Receiver<u64>,
     stop: Arc<AtomicBool>,
@@ -19,7 +19,7 @@ pub(crate) struct Writers {
 
 impl Writers {
     /// Starts `callers` callers, whose keys begin with `run`. Times are counted from `began`.
-    pub(crate) fn start(client: &Client, run: &str, callers: u32, began: Instant) -> Self {
+    pub fn start(client: &Client, run: &str, callers: u32, began: Instant) -> Self {
         let (progress, acknowledged) = watch::channel(0);
         let progress = Arc::new(progress);
         let stop = Arc::new(AtomicBool::new(false));
@@ -39,12 +39,12 @@ impl Writers {
     }
 
     /// How many writes have been acknowledged so far.
-    pub(crate) fn acknowledged(&self) -> u64 {
+    pub fn acknowledged(&self) -> u64 {
         *self.acknowledged.borrow()
     }
 
     /// Waits until `count` writes have been acknowledged in all. False if `deadline` passes first.
-    pub(crate) async fn reached(&mut self, count: u64, deadline: Duration) -> bool {
+    pub async fn reached(&mut self, count: u64, deadline: Duration) -> bool {
         let reached = self.acknowledged.wait_for(|acknowledged| *acknowledged >= count);
         // An error: all callers have ended, and what they reached will not change.
         matches!(tokio::time::timeout(deadline, reached).await, Ok(Ok(_)))
@@ -54,7 +54,7 @@ impl Writers {
     ///
     /// # Panics
     /// Panics when a caller has.
-    pub(crate) async fn finish(self) -> Vec<Attempt> {
+    pub async fn finish(self) -> Vec<Attempt> {
         self.stop.store(true, Ordering::Relaxed);
         self.callers.join_all().await.into_iter().flatten().collect()
     }

@@ -16,7 +16,7 @@ use quorate::testkit::runtime::TaskGroup;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::sync::Notify;
 
-pub struct Disk {
+pub(super) struct Disk {
     log: MemoryDisk,
     snapshots: Arc<CountedSnapshots>,
     rng: SmallRng,
@@ -24,7 +24,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    pub fn new(seed: u64, lying: bool) -> Self {
+    pub(super) fn new(seed: u64, lying: bool) -> Self {
         Self {
             log: MemoryDisk::new(SyncMode::Manual),
             snapshots: Arc::default(),
@@ -34,7 +34,7 @@ impl Disk {
     }
 
     /// Opens the log for a process whose tasks form `group`.
-    pub fn open_log(&mut self, group: &Arc<TaskGroup>) -> Arc<dyn LogStore> {
+    pub(super) fn open_log(&mut self, group: &Arc<TaskGroup>) -> Arc<dyn LogStore> {
         let store = MemoryStore::open(&self.log);
         let written = Arc::new(Notify::new());
         let notify = written.clone();
@@ -49,12 +49,12 @@ impl Disk {
         }
     }
 
-    pub fn snapshots(&self) -> Arc<dyn SnapshotStore> {
+    pub(super) fn snapshots(&self) -> Arc<dyn SnapshotStore> {
         self.snapshots.clone()
     }
 
     /// Forgets some of what was not synced. Returns how many writes that were.
-    pub fn crash(&mut self) -> u64 {
+    pub(super) fn crash(&mut self) -> u64 {
         let pending = self.log.pending();
         let keep = self.rng.random_range(0..=pending);
         self.log.crash(keep);
@@ -62,7 +62,7 @@ impl Disk {
     }
 
     /// How many snapshots this node has built, and how many it has received.
-    pub fn snapshot_counts(&self) -> (u64, u64) {
+    pub(super) fn snapshot_counts(&self) -> (u64, u64) {
         let CountedSnapshots { built, received, .. } = &*self.snapshots;
         (built.load(Ordering::Relaxed), received.load(Ordering::Relaxed))
     }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use quorate::NodeId;
 use rand::{RngExt, rngs::SmallRng};
 
-use crate::network::Weather;
+use super::network::Weather;
 
 #[derive(Debug, Clone)]
-pub enum Fault {
+pub(super) enum Fault {
     /// A node dies where it stands.
     Crash(NodeId),
     /// A node hands over its lead, if it has it, and stops.
@@ -31,7 +31,7 @@ pub enum Fault {
 }
 
 /// Draws the next fault and how long to wait before it.
-pub fn next(rng: &mut SmallRng, nodes: &[NodeId]) -> (Duration, Fault) {
+pub(super) fn next(rng: &mut SmallRng, nodes: &[NodeId]) -> (Duration, Fault) {
     let pause = Duration::from_millis(rng.random_range(50..1200));
     let one = nodes[rng.random_range(0..nodes.len())];
     let fault = match rng.random_range(0..100) {

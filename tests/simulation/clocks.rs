@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use quorate::Engine;
-use quorate::NodeId;
 use quorate::kv::machine::KvMachine;
-use tokio::time::Instant;
 
-use super::{LIVENESS, POLL, World};
-use crate::lifetimes::{get, put};
+use quorate_testkit::kv::{Registers, get, put};
+use quorate_testkit::simulation::{LIVENESS, POLL, Scenario, World, in_world};
+use tokio::time::Instant;
 
 /// A leader writes down the time at least so often while a key waits for its end.
 const TICK: Duration = Duration::from_secs(10);
@@ -17,24 +16,16 @@ const SLACK: Duration = Duration::from_millis(400);
 /// How far log time may be from the leader's wall clock.
 const TOLERANCE_MS: u64 = 1_100;
 
-impl World {
-    /// Sets the wall clock of node `id` to be ahead of true time by so many milliseconds.
-    pub(super) fn shift(&mut self, id: NodeId, shift_ms: i64) {
-        self.trace.record(format_args!("clock {id} {shift_ms}"));
-        self.outcome.jumps += 1;
-        let node = self.nodes.get_mut(&id).unwrap();
-        node.wall_shift_ms = shift_ms;
-        if let Some(group) = &node.group {
-            group.shift_wall_clock(shift_ms);
-        }
-    }
+/// Nodes whose wall clocks a test sets.
+struct Clocks(World<Registers>);
 
+impl Clocks {
     async fn leader(&self) -> Engine<KvMachine> {
         let deadline = Instant::now() + LIVENESS;
         loop {
-            match self.leading() {
+            match self.0.leading() {
                 Some(leader) if leader.state().in_touch => return leader,
-                _ => assert!(Instant::now() < deadline, "nobody leads: {:?}", self.states()),
+                _ => assert!(Instant::now() < deadline, "nobody leads: {:?}", self.0.states()),
             }
             tokio::time::sleep(POLL).await;
         }
@@ -75,14 +66,14 @@ impl World {
     }
 
     /// The leader's clock jumps by an hour, and is set right again.
-    pub async fn leader_jumps(mut self, shift_ms: i64) {
-        self.start_all().await;
+    async fn leader_jumps(mut self, shift_ms: i64) {
+        self.0.start_all().await;
         let (long, short) = (Duration::from_secs(600), Duration::from_secs(30));
         let began_ms = quorate::testkit::runtime::unix_time_ms();
         self.write("long", long).await;
         let began = self.write("short", short).await;
         let leads = self.leader().await.state().node_id;
-        self.shift(leads, shift_ms);
+        self.0.shift(leads, shift_ms);
         tokio::time::sleep(Duration::from_secs(3)).await;
         self.write("meanwhile", short).await;
         let ahead_ms = self.shown_ahead_ms("long", began_ms, long).await;
@@ -91,7 +82,7 @@ impl World {
             "shown as the leader's clock has it: {ahead_ms} ms"
         );
         assert_eq!(self.leader().await.counters().clock_jumps.load(std::sync::atomic::Ordering::Relaxed), 1);
-        self.shift(leads, 0);
+        self.0.shift(leads, 0);
         self.write("afterwards", short).await;
         let ahead_ms = self.shown_ahead_ms("long", began_ms, long).await;
         assert!(ahead_ms.unsigned_abs() <= TOLERANCE_MS, "{ahead_ms} ms ahead when the clock is right again");
@@ -101,16 +92,16 @@ impl World {
     }
 
     /// A follower's clock is ahead for a while, and right again; then that node leads.
-    pub async fn follower_jumps(mut self) {
-        self.start_all().await;
+    async fn follower_jumps(mut self) {
+        self.0.start_all().await;
         let ttl = Duration::from_secs(30);
         let leads = self.leader().await.state().node_id;
-        let follower = self.ids().into_iter().find(|id| *id != leads).unwrap();
+        let follower = self.0.ids().into_iter().find(|id| *id != leads).unwrap();
         self.write("before", ttl).await;
-        self.shift(follower, 45_000);
+        self.0.shift(follower, 45_000);
         tokio::time::sleep(Duration::from_millis(2_500)).await;
         self.write("meanwhile", ttl).await;
-        self.shift(follower, 0);
+        self.0.shift(follower, 0);
         tokio::time::sleep(Duration::from_secs(15)).await;
         let began_ms = quorate::testkit::runtime::unix_time_ms();
         let began = self.write("key", ttl).await;
@@ -130,36 +121,36 @@ impl World {
     }
 
     /// Leaders fail one after the other, each with another wall clock: the time without a leader counts.
-    pub async fn leaders_fail(mut self) {
-        self.start_all().await;
+    async fn leaders_fail(mut self) {
+        self.0.start_all().await;
         let ttl = Duration::from_secs(40);
-        for (id, shift_ms) in self.ids().into_iter().zip([3_600_000, -86_400_000, 7_000]) {
-            self.shift(id, shift_ms);
+        for (id, shift_ms) in self.0.ids().into_iter().zip([3_600_000, -86_400_000, 7_000]) {
+            self.0.shift(id, shift_ms);
         }
         let began = self.write("key", ttl).await;
         for _ in 0..4 {
             // Nothing is written meanwhile but what the leader writes by itself.
             tokio::time::sleep(Duration::from_secs(6)).await;
             let leads = self.leader().await.state().node_id;
-            self.crash(leads).await;
+            self.0.crash(leads).await;
             self.leader().await;
-            self.start(leads).await;
+            self.0.start(leads).await;
         }
         let lived = self.lifetime("key", began, ttl).await;
         assert!(lived >= ttl && lived <= ttl + SLACK, "{lived:?} of {ttl:?}");
     }
 
     /// Leaders fail so soon that none of them writes anything but its blank entry.
-    pub async fn leaders_hardly_lead(mut self) {
-        self.start_all().await;
+    async fn leaders_hardly_lead(mut self) {
+        self.0.start_all().await;
         let (ttl, failures) = (Duration::from_secs(200), 12);
         let began = self.write("key", ttl).await;
         for _ in 0..failures {
             tokio::time::sleep(Duration::from_secs(3)).await;
             let leads = self.leader().await.state().node_id;
-            self.crash(leads).await;
+            self.0.crash(leads).await;
             self.leader().await;
-            self.start(leads).await;
+            self.0.start(leads).await;
         }
         let lived = self.lifetime("key", began, ttl).await;
         // A node that was restarted has not counted what lies between the last entry and its start.
@@ -168,43 +159,95 @@ impl World {
     }
 
     /// Every wall clock is set beyond the year 9999, as by a battery that fails.
-    pub async fn clocks_beyond_all_years(mut self, shift_ms: i64) {
-        self.start_all().await;
+    async fn clocks_beyond_all_years(mut self, shift_ms: i64) {
+        self.0.start_all().await;
         let ttl = Duration::from_secs(20);
         let began = self.write("key", ttl).await;
-        for id in self.ids() {
-            self.shift(id, shift_ms);
+        for id in self.0.ids() {
+            self.0.shift(id, shift_ms);
         }
         self.write("meanwhile", ttl).await;
         let leads = self.leader().await.state().node_id;
-        self.crash(leads).await;
-        self.start(leads).await;
+        self.0.crash(leads).await;
+        self.0.start(leads).await;
         self.write("afterwards", ttl).await;
         let lived = self.lifetime("key", began, ttl).await;
         assert!(lived >= ttl && lived <= ttl + SLACK, "{lived:?} of {ttl:?}");
-        for id in self.ids() {
-            self.shift(id, 0);
+        for id in self.0.ids() {
+            self.0.shift(id, 0);
         }
         self.write("right again", ttl).await;
-        self.expect_agreement().await;
+        self.0.expect_agreement().await;
     }
 
     /// All nodes fail at once, and are down for a while.
-    pub async fn all_fail(mut self, down: Duration) {
-        self.start_all().await;
+    async fn all_fail(mut self, down: Duration) {
+        self.0.start_all().await;
         let ttl = Duration::from_secs(60);
         let began = self.write("key", ttl).await;
         tokio::time::sleep(Duration::from_secs(35)).await;
-        for id in self.ids() {
-            self.crash(id).await;
+        for id in self.0.ids() {
+            self.0.crash(id).await;
         }
         tokio::time::sleep(down).await;
         let up = Instant::now();
-        self.start_all().await;
+        self.0.start_all().await;
         self.leader().await;
         let election = up.elapsed();
         let lived = self.lifetime("key", began, ttl).await;
         let latest = ttl + down + TICK + election + SLACK;
         assert!(lived >= ttl && lived <= latest, "{lived:?} of {ttl:?}, at most {latest:?}");
+    }
+}
+
+fn with_clocks<F: Future<Output = ()>>(seed: u64, test: impl FnOnce(Clocks) -> F) {
+    in_world(seed, async {
+        test(Clocks(World::new(seed, Scenario::default(), Registers::default()))).await;
+    });
+}
+
+#[test]
+fn a_leader_whose_wall_clock_jumps_ends_nothing_early_or_late() {
+    for seed in 0..2 {
+        for shift_ms in [3_600_000, -3_600_000, 86_400_000 * 365 * 10] {
+            with_clocks(seed, |clocks| clocks.leader_jumps(shift_ms));
+        }
+    }
+}
+
+#[test]
+fn what_a_follower_s_wall_clock_once_showed_counts_for_nothing() {
+    for seed in 0..3 {
+        with_clocks(seed, Clocks::follower_jumps);
+    }
+}
+
+#[test]
+fn lifetimes_go_on_while_nobody_leads() {
+    for seed in 0..3 {
+        with_clocks(seed, Clocks::leaders_fail);
+    }
+}
+
+#[test]
+fn leaders_that_hardly_lead_lengthen_no_lifetime() {
+    for seed in 0..3 {
+        with_clocks(seed, Clocks::leaders_hardly_lead);
+    }
+}
+
+#[test]
+fn a_wall_clock_beyond_all_years_holds_up_nothing() {
+    for seed in 0..2 {
+        with_clocks(seed, |clocks| clocks.clocks_beyond_all_years(i64::MAX));
+    }
+}
+
+#[test]
+fn after_the_loss_of_all_nodes_lifetimes_are_longer_by_little_more_than_that() {
+    for seed in 0..2 {
+        for down_s in [0, 3_600] {
+            with_clocks(seed, |clocks| clocks.all_fail(Duration::from_secs(down_s)));
+        }
     }
 }

@@ -6,16 +6,16 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use quorate::kv::machine::KvMachine;
 use quorate::{Engine, MemberList, NewMember};
 use quorate::{FatalError, MembershipError};
 use quorate::{NodeId, Role};
 use rand::RngExt;
 use tokio::time::Instant;
 
-use super::{LIVENESS, POLL, World};
-use crate::disk::Disk;
-use crate::network::address;
+use super::disk::Disk;
+use super::network::address;
+use super::subject::{MachineOf, Subject};
+use super::world::{LIVENESS, POLL, World};
 
 /// An operator waits this long for a change.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -26,8 +26,9 @@ const UNDER_WAY: Duration = Duration::from_secs(40);
 /// Fewer voters are left alone, so that crashes leave a majority now and then.
 const FEWEST_VOTERS: usize = 3;
 
-impl World {
-    pub(super) fn leading(&self) -> Option<Engine<KvMachine>> {
+impl<S: Subject> World<S> {
+    /// The node that leads the highest term, as it says itself.
+    pub fn leading(&self) -> Option<Engine<MachineOf<S>>> {
         let engines = self.engines.lock().unwrap();
         let leading = engines.values().filter(|engine| engine.state().role == Role::Leader);
         leading.max_by_key(|engine| engine.state().term).cloned()
@@ -82,14 +83,14 @@ impl World {
     }
 
     /// The cluster takes a wiped node back under its old id.
-    async fn take_back(&mut self, leader: &Engine<KvMachine>, id: NodeId) {
+    async fn take_back(&mut self, leader: &Engine<MachineOf<S>>, id: NodeId) {
         if !self.engines.lock().unwrap().contains_key(&id) {
             self.start(id).await;
         }
         let new = NewMember { node_id: id, peer: address(id) };
         if self.attempt("replace", id, leader.replace_member(id, new, CATCH_UP)).await {
             self.wiped = None;
-            self.outcome.replaced += 1;
+            self.outcome.count("wiped nodes taken back", 1);
         }
     }
 
@@ -102,7 +103,7 @@ impl World {
         let outcome = tokio::time::timeout(PATIENCE, change).await;
         self.trace.record(format_args!("{what} {id}: {outcome:?}"));
         let done = matches!(outcome, Ok(Ok(_)));
-        self.outcome.changes += u64::from(done);
+        self.outcome.count("changes of the membership", u64::from(done));
         done
     }
 

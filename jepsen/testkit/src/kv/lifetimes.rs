@@ -13,8 +13,7 @@ use quorate::{Engine, WriteOptions};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::time::{Instant, timeout};
 
-use crate::Shared;
-use crate::world::Engines;
+use crate::simulation::{Engines, Shared};
 
 /// A call that takes longer has an unknown outcome.
 const PATIENCE: Duration = Duration::from_millis(800);
@@ -25,22 +24,23 @@ const SESSION_TTL: Duration = Duration::from_secs(10);
 
 /// What was seen.
 #[derive(Debug, Default)]
-pub struct Seen {
+struct Seen {
     /// Keys that were there, and then were not.
-    pub ended: u64,
+    ended: u64,
     /// Uses of a session that had been unused for more than half of its time.
-    pub kept: u64,
+    kept: u64,
     /// Keys that may still be there: when the call that wrote each began, and its time to live.
     present: BTreeMap<String, (Instant, Duration)>,
     violations: Vec<String>,
 }
 
-pub struct Lifetimes {
+pub(super) struct Lifetimes {
     seen: Shared<Seen>,
     stop: Arc<AtomicBool>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
+/// Writes a key that is to end after `ttl`.
 pub fn put(key: &str, ttl: Duration) -> KvCommand {
     KvCommand::PutExpiring {
         tenant: "t".to_owned(),
@@ -63,7 +63,7 @@ pub async fn get(engine: &Engine<KvMachine>, key: &str) -> Option<Option<Item>> 
 }
 
 impl Lifetimes {
-    pub fn start(seed: u64, engines: &Engines) -> Self {
+    pub(super) fn start(seed: u64, engines: &Engines<KvMachine>) -> Self {
         let (seen, stop) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
         let client = |id: u64| Client {
             rng: SmallRng::seed_from_u64(seed ^ (0x006c_6966_6500 + id)),
@@ -76,7 +76,7 @@ impl Lifetimes {
     }
 
     /// Ends the clients, and waits until no key is left. The cluster is healed.
-    pub async fn finish(self, engines: &Engines, patience: Duration) -> (u64, u64) {
+    pub(super) async fn finish(self, engines: &Engines<KvMachine>, patience: Duration) -> (u64, u64) {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
             task.await.unwrap();
@@ -102,7 +102,7 @@ impl Lifetimes {
 
 struct Client {
     rng: SmallRng,
-    engines: Engines,
+    engines: Engines<KvMachine>,
     seen: Shared<Seen>,
     stop: Arc<AtomicBool>,
 }

@@ -13,12 +13,14 @@
 //! that it certainly was not.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quorate::Session;
+use quorate::kv::Kv;
 use quorate::kv::machine::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply};
 use quorate::{Engine, WriteOptions};
 use quorate::{NodeId, ReadLevel, Role};
@@ -27,9 +29,8 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 
-use crate::Shared;
-use crate::trace::Trace;
-use crate::world::Engines;
+use super::lifetimes::Lifetimes;
+use crate::simulation::{Cluster, Engines, LIVENESS, Outcome, SAFETY, Shared, Subject, Trace, Workload};
 
 const WRITERS: u64 = 4;
 const READERS: u64 = 3;
@@ -45,49 +46,91 @@ const IMPATIENCE: Duration = Duration::from_millis(50);
 const CRASHED: Duration = Duration::from_millis(500);
 
 /// The key that all counters write.
-pub const COUNTER: &str = "counter";
+const COUNTER: &str = "counter";
 
 /// What the clients saw.
 #[derive(Debug, Default)]
-pub struct History {
+struct History {
     /// The greatest acknowledged value of each key.
-    pub acknowledged: BTreeMap<String, u64>,
+    acknowledged: BTreeMap<String, u64>,
     /// When which value was acknowledged.
     when: BTreeMap<String, Vec<(Instant, u64)>>,
     /// Versions of the counter that were acknowledged.
-    pub counted: BTreeSet<u64>,
+    counted: BTreeSet<u64>,
     /// Answers that an earlier attempt had earned.
-    pub repeated: u64,
+    repeated: u64,
     /// Reads answered by a node that did not lead.
-    pub follower_reads: u64,
-    pub lease_reads: u64,
-    pub bounded_reads: u64,
+    follower_reads: u64,
+    lease_reads: u64,
+    bounded_reads: u64,
     /// Writes and counts that were acknowledged by a node that did not lead.
-    pub passed_on: u64,
+    passed_on: u64,
     /// Keys that were written once and certainly not, as their writers were told.
-    pub refused: BTreeSet<String>,
+    refused: BTreeSet<String>,
     /// The write that was acknowledged last.
     newest: Option<(String, u64)>,
     /// The greatest value tried for each key.
     tried: BTreeMap<String, u64>,
-    pub acknowledgements: u64,
-    pub unknown: u64,
-    pub reads: u64,
-    pub violations: Vec<String>,
+    acknowledgements: u64,
+    unknown: u64,
+    reads: u64,
+    violations: Vec<String>,
 }
 
-pub struct Workload {
+/// Callers that write and read registers and a counter, each node by its handle.
+#[derive(Debug, Clone, Copy)]
+pub struct Registers {
+    /// How they write.
+    pub way: Way,
+    /// Whether keys and sessions are watched, too, that are to end after a while.
+    pub lifetimes: bool,
+}
+
+impl Default for Registers {
+    fn default() -> Self {
+        Self { way: Way { sessions: true, anywhere: false }, lifetimes: false }
+    }
+}
+
+impl Subject for Registers {
+    type Guest = Kv;
+    type Workload = Callers;
+
+    fn machine(&self) -> KvMachine {
+        KvMachine::default()
+    }
+
+    fn start(&self, cluster: &Cluster<KvMachine>) -> Callers {
+        let callers = Callers::start(cluster, self.way);
+        let lifetimes = self.lifetimes.then(|| Lifetimes::start(cluster.seed, &cluster.engines));
+        Callers { lifetimes, ..callers }
+    }
+}
+
+/// What [`Registers`] has running.
+pub struct Callers {
     history: Shared<History>,
+    engines: Engines<KvMachine>,
     acknowledged: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
+    lifetimes: Option<Lifetimes>,
+    /// Keys whose end was seen, and uses of a session that was nearly over.
+    ended: u64,
+    kept: u64,
+}
+
+impl fmt::Debug for Callers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Callers").field("acknowledged", &self.acknowledged).finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone)]
 struct Client {
     id: u64,
     rng: SmallRng,
-    engines: Engines,
+    engines: Engines<KvMachine>,
     trace: Arc<Trace>,
     history: Shared<History>,
     acknowledged: Arc<AtomicU64>,
@@ -105,16 +148,16 @@ pub struct Way {
     pub anywhere: bool,
 }
 
-impl Workload {
-    pub fn start(seed: u64, engines: Engines, trace: Arc<Trace>, way: Way) -> Self {
+impl Callers {
+    fn start(cluster: &Cluster<KvMachine>, way: Way) -> Self {
         let history = Arc::new(Mutex::new(History::default()));
         let acknowledged = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
         let client = |id: u64| Client {
             id,
-            rng: SmallRng::seed_from_u64(seed.wrapping_mul(1000).wrapping_add(id)),
-            engines: engines.clone(),
-            trace: trace.clone(),
+            rng: SmallRng::seed_from_u64(cluster.seed.wrapping_mul(1000).wrapping_add(id)),
+            engines: cluster.engines.clone(),
+            trace: cluster.trace.clone(),
             history: history.clone(),
             acknowledged: acknowledged.clone(),
             stop: stop.clone(),
@@ -125,20 +168,76 @@ impl Workload {
         tasks.extend((0..COUNTERS).map(|id| tokio::spawn(client(100 + id).count())));
         tasks.extend((0..READERS).map(|id| tokio::spawn(client(WRITERS + id).read())));
         tasks.push(tokio::spawn(client(WRITERS + READERS).watch_leases()));
-        Self { history, acknowledged, stop, tasks }
+        let engines = cluster.engines.clone();
+        Self { history, engines, acknowledged, stop, tasks, lifetimes: None, ended: 0, kept: 0 }
     }
+}
 
-    pub fn acknowledged(&self) -> u64 {
+impl Workload<KvMachine> for Callers {
+    fn acknowledged(&self) -> u64 {
         self.acknowledged.load(Ordering::Relaxed)
     }
 
-    pub async fn stop(self) -> History {
+    async fn stop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        for task in self.tasks {
+        for task in self.tasks.drain(..) {
             task.await.unwrap();
         }
-        std::mem::take(&mut *self.history.lock().unwrap())
+        if let Some(lifetimes) = self.lifetimes.take() {
+            // The time that was lost with all nodes comes on top.
+            (self.ended, self.kept) = lifetimes.finish(&self.engines, SAFETY + LIVENESS).await;
+        }
     }
+
+    /// Every acknowledged write must be there, on every node, and every counted one exactly once.
+    async fn scan(&self, id: NodeId, engine: &Engine<KvMachine>) {
+        let history = std::mem::take(&mut *self.history.lock().unwrap());
+        let item = async |key: &str| match engine.read(query(key), ReadLevel::Local).await.unwrap().answer {
+            KvAnswer::Item(item) => item,
+            other => panic!("{other:?}"),
+        };
+        let (applied, asked) =
+            (item(COUNTER).await.map_or(0, |item| item.version), history.counted.len() as u64);
+        assert_eq!(applied, asked, "node {id} has applied {applied} increments of {asked}");
+        for (key, value) in &history.acknowledged {
+            let Some(item) = item(key).await else {
+                panic!("node {id} has lost {key}={value}, which was acknowledged");
+            };
+            let found = number(&item.value);
+            assert!(found >= *value, "node {id} has {key}={found}, but {value} was acknowledged");
+            let is_once = key.starts_with("once-");
+            assert!(!is_once || item.version == 1, "node {id} has applied {key} {} times", item.version);
+        }
+        for key in &history.refused {
+            assert!(item(key).await.is_none(), "node {id} has {key}, which certainly was not applied");
+        }
+        assert!(history.violations.is_empty(), "{}", history.violations.join("\n"));
+        *self.history.lock().unwrap() = history;
+    }
+
+    fn count(&self, outcome: &mut Outcome) {
+        let history = self.history.lock().unwrap();
+        for (what, times) in [
+            ("acknowledged writes", history.acknowledgements),
+            ("writes with an unknown outcome", history.unknown),
+            ("reads", history.reads),
+            ("exactly-once writes", history.counted.len() as u64),
+            ("exactly-once writes that had to be repeated", history.repeated),
+            ("linearizable reads on followers", history.follower_reads),
+            ("lease reads", history.lease_reads),
+            ("bounded reads", history.bounded_reads),
+            ("writes acknowledged by followers", history.passed_on),
+            ("writes that certainly were not applied", history.refused.len() as u64),
+            ("keys that ended", self.ended),
+            ("sessions used shortly before their end", self.kept),
+        ] {
+            outcome.count(what, times);
+        }
+    }
+}
+
+fn number(value: &[u8]) -> u64 {
+    std::str::from_utf8(value).unwrap().parse().unwrap()
 }
 
 fn query(key: &str) -> KvQuery {
@@ -283,7 +382,7 @@ impl Client {
             return;
         }
         let found = match read.answer {
-            KvAnswer::Item(Some(item)) => std::str::from_utf8(&item.value).unwrap().parse().unwrap(),
+            KvAnswer::Item(Some(item)) => number(&item.value),
             _ => 0,
         };
         if found < value {
@@ -338,7 +437,7 @@ impl Client {
             }
             let found = match outcome.answer {
                 KvAnswer::Item(item) => {
-                    item.map_or(0, |item| std::str::from_utf8(&item.value).unwrap().parse().unwrap())
+                    item.map_or(0, |item| number(&item.value))
                 }
                 other => panic!("{other:?}"),
             };
@@ -364,7 +463,7 @@ impl Client {
                 let read = engine.read(query(&key), ReadLevel::Lease);
                 let Ok(Ok(outcome)) = tokio::time::timeout(PATIENCE, read).await else { continue };
                 let found = match outcome.answer {
-                    KvAnswer::Item(Some(item)) => std::str::from_utf8(&item.value).unwrap().parse().unwrap(),
+                    KvAnswer::Item(Some(item)) => number(&item.value),
                     _ => 0,
                 };
                 let mut history = self.history.lock().unwrap();

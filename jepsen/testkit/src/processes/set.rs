@@ -12,72 +12,94 @@ use serde::{Deserialize, Serialize};
 
 /// One write as its caller saw it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Attempt {
+pub struct Attempt {
     /// Which of the concurrent callers.
-    pub(crate) caller: u32,
+    pub caller: u32,
     /// Never used before.
-    pub(crate) key: String,
-    pub(crate) value: String,
+    pub key: String,
+    /// What was to be written.
+    pub value: String,
     /// Milliseconds since the run began.
-    pub(crate) started_ms: u64,
+    pub started_ms: u64,
     /// Milliseconds since the run began.
-    pub(crate) ended_ms: u64,
-    pub(crate) outcome: Outcome,
+    pub ended_ms: u64,
+    /// What came of it.
+    pub outcome: Outcome,
 }
 
 /// What the caller was told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
-pub(crate) enum Outcome {
+pub enum Outcome {
     /// Acknowledged, at this place in the log.
-    Acknowledged { node_id: u64, term: u64, index: u64 },
+    Acknowledged {
+        /// By whom.
+        node_id: u64,
+        /// The term of the entry.
+        term: u64,
+        /// Its index.
+        index: u64,
+    },
     /// It may have been applied, or may be later.
-    Unknown { error: String },
+    Unknown {
+        /// As it was told.
+        error: String,
+    },
     /// It was not applied, and never will be.
-    Refused { error: String },
+    Refused {
+        /// As it was told.
+        error: String,
+    },
 }
 
 /// What one node holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Reading {
-    pub(crate) node_id: u64,
+pub struct Reading {
+    /// Which one.
+    pub node_id: u64,
     /// Index up to which it has applied.
-    pub(crate) applied: u64,
-    pub(crate) state_hash: u64,
-    pub(crate) items: BTreeMap<String, Item>,
+    pub applied: u64,
+    /// Of its state at that index.
+    pub state_hash: u64,
+    /// What it holds.
+    pub items: BTreeMap<String, Item>,
 }
 
 /// One key on one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Item {
-    pub(crate) value: String,
+pub struct Item {
+    /// What the key holds.
+    pub value: String,
     /// Index of the entry that wrote it.
-    pub(crate) index: u64,
+    pub index: u64,
     /// How often the key was written.
-    pub(crate) writes: u64,
+    pub writes: u64,
 }
 
 /// What is wrong; nothing is, if all lists are empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Findings {
-    pub(crate) acknowledged: usize,
-    pub(crate) unknown: usize,
-    pub(crate) refused: usize,
+pub struct Findings {
+    /// Writes that were acknowledged.
+    pub acknowledged: usize,
+    /// Writes whose outcome is unknown.
+    pub unknown: usize,
+    /// Writes that were refused.
+    pub refused: usize,
     /// Acknowledged, and not there.
-    pub(crate) lost: Vec<String>,
+    pub lost: Vec<String>,
     /// There, but with another value or in another place than acknowledged.
-    pub(crate) altered: Vec<String>,
+    pub altered: Vec<String>,
     /// There, although nobody wrote it, or although its writer was told that it is not.
-    pub(crate) invented: Vec<String>,
+    pub invented: Vec<String>,
     /// Applied more than once.
-    pub(crate) repeated: Vec<String>,
+    pub repeated: Vec<String>,
     /// Nodes that do not agree.
-    pub(crate) diverged: Vec<String>,
+    pub diverged: Vec<String>,
 }
 
 impl Findings {
     /// Whether the history and the readings fit together.
-    pub(crate) fn is_valid(&self) -> bool {
+    pub fn is_valid(&self) -> bool {
         [&self.lost, &self.altered, &self.invented, &self.repeated, &self.diverged]
             .into_iter()
             .all(Vec::is_empty)
@@ -85,7 +107,7 @@ impl Findings {
 }
 
 /// Holds what the nodes have against what the callers were told.
-pub(crate) fn check(attempts: &[Attempt], readings: &[Reading]) -> Findings {
+pub fn check(attempts: &[Attempt], readings: &[Reading]) -> Findings {
     let mut findings = Findings::default();
     for attempt in attempts {
         match attempt.outcome {

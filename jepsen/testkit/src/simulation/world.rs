@@ -1,47 +1,49 @@
 //! One simulated cluster, from its formation to the scan after the last fault.
 
-mod clocks;
-mod members;
-
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
-use quorate::kv::machine::{KvAnswer, KvMachine, KvQuery};
+use quorate::server::Server;
 use quorate::testkit::runtime::TaskGroup;
 use quorate::{Engine, EngineConfig, EngineParts, SnapshotPolicy};
-use quorate::{Incarnation, NodeId, ReadLevel};
+use quorate::{Incarnation, NodeId};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::Shared;
-use crate::disk::Disk;
-use crate::faults::{self, Fault};
-use crate::lifetimes::Lifetimes;
-use crate::network::{Network, SimTransport, Weather, address};
-use crate::trace::Trace;
-use crate::workload::{COUNTER, History, Way, Workload};
+use super::disk::Disk;
+use super::faults::{self, Fault};
+use super::network::{Network, SimTransport, Weather, address};
+use super::outcome::Outcome;
+use super::ports::Ports;
+use super::subject::{Cluster, Engines, MachineOf, Subject, Workload};
+use super::trace::Trace;
 
 /// How long faults go on.
-const SAFETY: Duration = Duration::from_secs(12);
+pub const SAFETY: Duration = Duration::from_secs(12);
 /// How long a healed cluster may take to answer, and then to agree.
-const LIVENESS: Duration = Duration::from_secs(20);
-const POLL: Duration = Duration::from_millis(10);
+pub const LIVENESS: Duration = Duration::from_secs(20);
+/// Pause between two looks at a condition.
+pub const POLL: Duration = Duration::from_millis(10);
 
+/// What a cluster is like, and what happens to it.
 #[derive(Debug, Clone)]
 pub struct Scenario {
+    /// Nodes that found the cluster.
     pub nodes: u64,
     /// Nodes that do not found the cluster: with any of these, members come and go.
     pub spare: u64,
+    /// Wall clocks jump.
+    pub clocks: bool,
+    /// The lead is handed over now and then.
+    pub hand_overs: bool,
+    /// Nodes serve clients, whose connections stand still and break at times.
+    pub ports: bool,
     /// Acknowledge writes before they are synced: a bug that must be noticed.
     pub lying_disk: bool,
-    /// Send writes again without a session: a bug of a client that must be noticed.
-    pub no_sessions: bool,
-    /// Wall clocks jump, and keys and sessions are watched that are to end after a while.
-    pub clocks: bool,
-    /// Clients write through whichever node, and the lead is handed over now and then.
-    pub anywhere: bool,
     /// Calls that are passed on are done again when they arrive twice: a bug of a leader that must be noticed.
     pub done_twice: bool,
 }
@@ -51,78 +53,12 @@ impl Default for Scenario {
         Self {
             nodes: 3,
             spare: 0,
-            lying_disk: false,
-            no_sessions: false,
             clocks: false,
-            anywhere: false,
+            hand_overs: false,
+            ports: false,
+            lying_disk: false,
             done_twice: false,
         }
-    }
-}
-
-/// What a run did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Outcome {
-    pub trace_hash: u64,
-    pub acknowledged: u64,
-    pub unknown: u64,
-    pub reads: u64,
-    pub crashes: u64,
-    pub stops: u64,
-    pub cuts: u64,
-    pub lost: u64,
-    pub duplicated: u64,
-    pub forgotten: u64,
-    pub leader_changes: u64,
-    pub snapshots_built: u64,
-    pub snapshots_installed: u64,
-    pub counted: u64,
-    pub repeated: u64,
-    pub follower_reads: u64,
-    pub lease_reads: u64,
-    pub bounded_reads: u64,
-    /// Changes of the membership that were made, and wiped nodes that were taken back.
-    pub changes: u64,
-    pub replaced: u64,
-    /// Jumps of wall clocks, keys whose end was seen, and sessions that were nearly over when they were used.
-    pub jumps: u64,
-    pub ended: u64,
-    pub kept: u64,
-    /// Writes acknowledged by nodes that did not lead, writes that certainly were not applied, and leads that were handed
-    /// over through any node.
-    pub passed_on: u64,
-    pub refused: u64,
-    pub hand_overs: u64,
-}
-
-impl Outcome {
-    pub fn add(&mut self, other: &Self) {
-        self.trace_hash ^= other.trace_hash;
-        self.acknowledged += other.acknowledged;
-        self.unknown += other.unknown;
-        self.reads += other.reads;
-        self.crashes += other.crashes;
-        self.stops += other.stops;
-        self.cuts += other.cuts;
-        self.lost += other.lost;
-        self.duplicated += other.duplicated;
-        self.forgotten += other.forgotten;
-        self.leader_changes += other.leader_changes;
-        self.snapshots_built += other.snapshots_built;
-        self.snapshots_installed += other.snapshots_installed;
-        self.counted += other.counted;
-        self.repeated += other.repeated;
-        self.follower_reads += other.follower_reads;
-        self.lease_reads += other.lease_reads;
-        self.bounded_reads += other.bounded_reads;
-        self.changes += other.changes;
-        self.replaced += other.replaced;
-        self.jumps += other.jumps;
-        self.ended += other.ended;
-        self.kept += other.kept;
-        self.passed_on += other.passed_on;
-        self.refused += other.refused;
-        self.hand_overs += other.hand_overs;
     }
 }
 
@@ -137,37 +73,52 @@ impl Drop for SaveTrace {
     }
 }
 
-pub type Engines = Shared<BTreeMap<NodeId, Engine<KvMachine>>>;
-
-struct Node {
-    disk: Disk,
-    incarnation: u128,
+pub(super) struct Node {
+    pub(super) disk: Disk,
+    pub(super) incarnation: u128,
     /// Started to be added.
-    joins: bool,
+    pub(super) joins: bool,
     /// The longest lease it has promised in any of its lives.
     promised_lease_ms: u64,
     /// How far its wall clock is ahead.
     wall_shift_ms: i64,
     group: Option<Arc<TaskGroup>>,
+    port: Option<Port>,
 }
 
-pub struct World {
-    seed: u64,
-    scenario: Scenario,
-    rng: SmallRng,
-    trace: Arc<Trace>,
+/// The client port of a node that runs.
+struct Port {
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<()>,
+}
+
+/// A simulated cluster. [`run`](Self::run) does all that a seed does; a test that is to see one thing at a time calls the parts.
+pub struct World<S: Subject> {
+    pub(super) seed: u64,
+    pub(super) scenario: Scenario,
+    subject: S,
+    pub(super) rng: SmallRng,
+    pub(super) trace: Arc<Trace>,
     network: Arc<Network>,
-    nodes: BTreeMap<NodeId, Node>,
-    engines: Engines,
+    ports: Arc<Ports>,
+    pub(super) nodes: BTreeMap<NodeId, Node>,
+    pub(super) engines: Engines<MachineOf<S>>,
     /// A member whose disk was lost, until the cluster has taken it back.
-    wiped: Option<NodeId>,
+    pub(super) wiped: Option<NodeId>,
     /// Nodes that were removed for certain.
-    retired: BTreeSet<NodeId>,
-    outcome: Outcome,
+    pub(super) retired: BTreeSet<NodeId>,
+    pub(super) outcome: Outcome,
 }
 
-impl World {
-    pub fn new(seed: u64, scenario: Scenario) -> Self {
+impl<S: Subject> fmt::Debug for World<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("World").field("seed", &self.seed).field("scenario", &self.scenario).finish_non_exhaustive()
+    }
+}
+
+impl<S: Subject> World<S> {
+    /// A cluster none of whose nodes was started yet. To be called [in a world](super::in_world).
+    pub fn new(seed: u64, scenario: Scenario, subject: S) -> Self {
         let keep_text = std::env::var_os("QUORATE_SIM_TRACE").is_some();
         let trace = Arc::new(Trace::new(keep_text));
         let node = |id| Node {
@@ -177,13 +128,16 @@ impl World {
             incarnation: u128::from(id),
             joins: id > scenario.nodes,
             group: None,
+            port: None,
         };
         let nodes = (1..=scenario.nodes + scenario.spare).map(|id| (id, node(id))).collect();
         Self {
             seed,
             scenario,
+            subject,
             rng: SmallRng::seed_from_u64(seed ^ 0x0077_6f72_6c64),
             network: Network::new(seed, trace.clone()),
+            ports: Ports::new(seed, trace.clone()),
             trace,
             nodes,
             engines: Arc::new(Mutex::new(BTreeMap::new())),
@@ -193,33 +147,48 @@ impl World {
         }
     }
 
+    /// Suffers, heals, and is held against what its callers were promised.
     pub async fn run(mut self) -> Outcome {
         let _trace = SaveTrace(self.trace.clone());
         self.start_all().await;
-        let way = Way { sessions: !self.scenario.no_sessions, anywhere: self.scenario.anywhere };
         self.network.renumber_copies(self.scenario.done_twice);
-        let workload = Workload::start(self.seed, self.engines.clone(), self.trace.clone(), way);
-        let lifetimes = self.scenario.clocks.then(|| Lifetimes::start(self.seed, &self.engines));
+        let mut workload = self.subject.start(&self.cluster());
         self.suffer().await;
         self.heal().await;
         self.settle_members().await;
         self.expect_progress(&workload).await;
-        let history = workload.stop().await;
-        if let Some(lifetimes) = lifetimes {
-            // The time that was lost with all nodes comes on top.
-            (self.outcome.ended, self.outcome.kept) =
-                lifetimes.finish(&self.engines, SAFETY + LIVENESS).await;
-        }
+        workload.stop().await;
         self.expect_agreement().await;
-        self.scan(&history).await;
-        self.finish(&history)
+        let engines = self.engines.lock().unwrap().clone();
+        for (node_id, engine) in engines {
+            workload.scan(node_id, &engine).await;
+        }
+        workload.count(&mut self.outcome);
+        self.finish()
     }
 
-    fn ids(&self) -> Vec<NodeId> {
+    fn cluster(&self) -> Cluster<MachineOf<S>> {
+        Cluster {
+            seed: self.seed,
+            engines: self.engines.clone(),
+            trace: self.trace.clone(),
+            ports: self.ports.clone(),
+            nodes: (1..=self.scenario.nodes).collect(),
+        }
+    }
+
+    /// The nodes that run.
+    pub fn engines(&self) -> &Engines<MachineOf<S>> {
+        &self.engines
+    }
+
+    /// All nodes, whether they run or not.
+    pub fn ids(&self) -> Vec<NodeId> {
         self.nodes.keys().copied().collect()
     }
 
-    async fn start_all(&mut self) {
+    /// Starts every node that does not run.
+    pub async fn start_all(&mut self) {
         for id in self.ids() {
             if self.nodes[&id].group.is_none() {
                 self.start(id).await;
@@ -227,7 +196,8 @@ impl World {
         }
     }
 
-    async fn start(&mut self, id: NodeId) {
+    /// Starts a node on what is left on its disk.
+    pub async fn start(&mut self, id: NodeId) {
         self.trace.record(format_args!("start {id}"));
         let group = Arc::new(TaskGroup::default());
         group.shift_wall_clock(self.nodes[&id].wall_shift_ms);
@@ -236,7 +206,7 @@ impl World {
         let node = self.nodes.get_mut(&id).unwrap();
         let mut config = EngineConfig::new(id, "", address(id));
         config.cluster = "simulation".to_owned();
-        config.client_advertise = format!("node-{id}:7801");
+        config.client_advertise = Ports::address(id).to_string();
         config.initial_members = (1..=self.scenario.nodes).map(|id| (id, address(id))).collect();
         config.join = node.joins;
         config.timing.election_timeout_max_ms = lease_ms;
@@ -252,25 +222,43 @@ impl World {
         );
         parts.promised_lease_ms = node.promised_lease_ms;
         parts.memory_bytes = Some((500 + id) << 20);
-        let engine = group.spawn(Engine::start(parts, KvMachine::default())).await.unwrap();
+        let machine = self.subject.machine();
+        let server = self.scenario.ports.then(|| {
+            self.subject.serve(Server::over(Ports::address(id), self.ports.open(id)), &machine)
+        });
+        let engine = group.spawn(Engine::start(parts, machine)).await.unwrap();
         let engine = engine.unwrap_or_else(|error| panic!("node {id} does not start: {error}"));
         self.network.open_door(id, engine.peer_door(), group.clone());
+        node.port = server.map(|server| {
+            let ((stop, stopped), engine) = (oneshot::channel::<()>(), engine.clone());
+            let served = group.spawn(async move {
+                let stopped = async {
+                    // Dropped with its node.
+                    let _ = stopped.await;
+                };
+                server.serve(engine, stopped).await.unwrap();
+            });
+            Port { stop, served }
+        });
         self.engines.lock().unwrap().insert(id, engine);
         node.group = Some(group);
     }
 
-    async fn crash(&mut self, id: NodeId) {
+    /// Ends a node where it stands. Its disk forgets some of what was not synced.
+    pub async fn crash(&mut self, id: NodeId) {
         let node = self.nodes.get_mut(&id).unwrap();
         let Some(group) = node.group.take() else { return };
         self.network.close_door(id);
+        self.ports.close(id);
         let engine = self.engines.lock().unwrap().remove(&id);
         self.note(engine.as_ref());
         group.abort();
         let node = self.nodes.get_mut(&id).unwrap();
+        node.port = None;
         let forgotten = node.disk.crash();
         self.trace.record(format_args!("crash {id}, forgetting {forgotten}"));
-        self.outcome.forgotten += forgotten;
-        self.outcome.crashes += 1;
+        self.outcome.count("writes forgotten by a disk", forgotten);
+        self.outcome.count("crashes", 1);
         drop(engine);
         // Lets the aborted tasks go.
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -280,18 +268,23 @@ impl World {
         let engine = self.engines.lock().unwrap().get(&id).cloned();
         let Some(engine) = engine else { return };
         self.trace.record(format_args!("stop {id}"));
+        if let Some(port) = self.nodes.get_mut(&id).and_then(|node| node.port.take()) {
+            // Whether it still waits for that, is none of our business.
+            let _ = port.stop.send(());
+            port.served.await.unwrap();
+        }
         engine.shutdown().await;
-        self.outcome.stops += 1;
+        self.outcome.count("orderly stops", 1);
         drop(engine);
         self.crash(id).await;
     }
 
-    fn note(&mut self, engine: Option<&Engine<KvMachine>>) {
+    fn note(&mut self, engine: Option<&Engine<MachineOf<S>>>) {
         if let Some(engine) = engine {
             let state = engine.state();
             let fatal = state.fatal.as_ref().filter(|fatal| !self.may_stop(fatal));
             assert_eq!(fatal, None, "node {} has stopped", state.node_id);
-            self.outcome.leader_changes = self.outcome.leader_changes.max(state.term.saturating_sub(1));
+            self.outcome.reach("leader changes", state.term.saturating_sub(1));
         }
     }
 
@@ -309,8 +302,11 @@ impl World {
             if self.scenario.spare > 0 && self.rng.random_bool(0.5) {
                 self.change_members().await;
             }
-            if self.scenario.anywhere && self.rng.random_bool(0.4) {
+            if self.scenario.hand_overs && self.rng.random_bool(0.4) {
                 self.hand_over().await;
+            }
+            if self.scenario.ports && self.rng.random_bool(0.5) {
+                self.disturb_ports();
             }
             self.trace.record(format_args!("fault {fault:?}"));
             match fault {
@@ -323,7 +319,7 @@ impl World {
                 }
                 Fault::StartAll => self.start_all().await,
                 Fault::Cut(cuts) => {
-                    self.outcome.cuts += cuts.len() as u64;
+                    self.outcome.count("cut links", cuts.len() as u64);
                     self.network.set_cuts(cuts);
                 }
                 Fault::Isolate => self.isolate_leader(false).await,
@@ -343,14 +339,32 @@ impl World {
         let engine = &engines[self.rng.random_range(0..engines.len())];
         let handed = engine.anywhere().within(Duration::from_millis(500)).transfer_leader(None).await;
         self.trace.record(format_args!("hand-over by {}: {}", engine.state().node_id, handed.is_ok()));
-        self.outcome.hand_overs += u64::from(handed.is_ok());
+        self.outcome.count("hand-overs", u64::from(handed.is_ok()));
+    }
+
+    /// Has some ports stand still, or breaks the connections to one.
+    fn disturb_ports(&mut self) {
+        let ids = self.ids();
+        let one = ids[self.rng.random_range(0..ids.len())];
+        match self.rng.random_range(0..4) {
+            0 => {
+                self.trace.record(format_args!("clients of {one} are cut off"));
+                self.outcome.count("ports that stood still", 1);
+                self.ports.silence([one].into());
+            }
+            1 => {
+                self.trace.record(format_args!("connections to {one} break"));
+                self.ports.break_connections(one);
+            }
+            _ => self.ports.silence(BTreeSet::new()),
+        }
     }
 
     async fn isolate_leader(&mut self, restart_others: bool) {
         let Some(leader) = self.leading().map(|engine| engine.state().node_id) else { return };
         let others: Vec<NodeId> = self.ids().into_iter().filter(|id| *id != leader).collect();
         let cuts: BTreeSet<_> = others.iter().flat_map(|id| [(leader, *id), (*id, leader)]).collect();
-        self.outcome.cuts += cuts.len() as u64;
+        self.outcome.count("cut links", cuts.len() as u64);
         self.network.set_cuts(cuts);
         if restart_others {
             for id in others {
@@ -364,11 +378,12 @@ impl World {
         self.trace.record(format_args!("heal"));
         self.network.set_cuts(BTreeSet::new());
         self.network.set_weather(Weather::FAIR);
+        self.ports.silence(BTreeSet::new());
         self.start_all().await;
     }
 
     /// A healed cluster must acknowledge new writes.
-    async fn expect_progress(&self, workload: &Workload) {
+    async fn expect_progress(&self, workload: &S::Workload) {
         let before = workload.acknowledged();
         let deadline = Instant::now() + LIVENESS;
         while workload.acknowledged() < before + 10 {
@@ -377,13 +392,17 @@ impl World {
         }
     }
 
-    fn states(&self) -> Vec<String> {
+    /// What nodes say of themselves, for messages of failures.
+    pub fn states(&self) -> Vec<String> {
         let engines = self.engines.lock().unwrap();
         engines.values().map(|engine| format!("{:?}", engine.state())).collect()
     }
 
     /// All nodes must reach the same position with the same state.
-    async fn expect_agreement(&self) {
+    ///
+    /// # Panics
+    /// When they do not.
+    pub async fn expect_agreement(&self) {
         let deadline = Instant::now() + LIVENESS;
         loop {
             let engines: Vec<_> = self.engines.lock().unwrap().values().cloned().collect();
@@ -404,69 +423,31 @@ impl World {
         }
     }
 
-    /// Every acknowledged write must be there, on every node, and every counted one exactly once.
-    async fn scan(&self, history: &History) {
-        let engines: Vec<_> = self.engines.lock().unwrap().clone().into_iter().collect();
-        for (id, engine) in engines {
-            let query = KvQuery::Get {
-                tenant: "t".to_owned(),
-                collection: "c".to_owned(),
-                key: Bytes::from(COUNTER),
-            };
-            let read = engine.read(query, ReadLevel::Local).await.unwrap();
-            let KvAnswer::Item(counter) = read.answer else { panic!("{:?}", read.answer) };
-            let (applied, asked) = (counter.map_or(0, |item| item.version), history.counted.len() as u64);
-            assert_eq!(applied, asked, "node {id} has applied {applied} increments of {asked}");
-            for (key, value) in &history.acknowledged {
-                let query = KvQuery::Get {
-                    tenant: "t".to_owned(),
-                    collection: "c".to_owned(),
-                    key: Bytes::from(key.clone()),
-                };
-                let read = engine.read(query, ReadLevel::Local).await.unwrap();
-                let KvAnswer::Item(Some(item)) = read.answer else {
-                    panic!("node {id} has lost {key}={value}, which was acknowledged");
-                };
-                let found: u64 = std::str::from_utf8(&item.value).unwrap().parse().unwrap();
-                assert!(found >= *value, "node {id} has {key}={found}, but {value} was acknowledged");
-                let is_once = key.starts_with("once-");
-                assert!(!is_once || item.version == 1, "node {id} has applied {key} {} times", item.version);
-            }
-            for key in &history.refused {
-                let query = KvQuery::Get {
-                    tenant: "t".to_owned(),
-                    collection: "c".to_owned(),
-                    key: Bytes::from(key.clone()),
-                };
-                let read = engine.read(query, ReadLevel::Local).await.unwrap();
-                let is_absent = matches!(read.answer, KvAnswer::Item(None));
-                assert!(is_absent, "node {id} has {key}, which certainly was not applied");
-            }
+    /// Sets the wall clock of a node to be ahead of true time by so many milliseconds.
+    pub fn shift(&mut self, id: NodeId, shift_ms: i64) {
+        self.trace.record(format_args!("clock {id} {shift_ms}"));
+        self.outcome.count("jumps of a wall clock", 1);
+        let node = self.nodes.get_mut(&id).unwrap();
+        node.wall_shift_ms = shift_ms;
+        if let Some(group) = &node.group {
+            group.shift_wall_clock(shift_ms);
         }
-        assert!(history.violations.is_empty(), "{}", history.violations.join("\n"));
     }
 
-    fn finish(mut self, history: &History) -> Outcome {
+    fn finish(mut self) -> Outcome {
         let engines: Vec<_> = self.engines.lock().unwrap().values().cloned().collect();
         for engine in &engines {
             self.note(Some(engine));
         }
         for node in self.nodes.values() {
             let (built, installed) = node.disk.snapshot_counts();
-            self.outcome.snapshots_built += built;
-            self.outcome.snapshots_installed += installed;
+            self.outcome.count("snapshots built", built);
+            self.outcome.count("snapshots installed", installed);
         }
-        (self.outcome.lost, self.outcome.duplicated) = self.network.counts();
-        self.outcome.acknowledged = history.acknowledgements;
-        self.outcome.unknown = history.unknown;
-        self.outcome.reads = history.reads;
-        self.outcome.counted = history.counted.len() as u64;
-        self.outcome.repeated = history.repeated;
-        self.outcome.follower_reads = history.follower_reads;
-        self.outcome.lease_reads = history.lease_reads;
-        self.outcome.bounded_reads = history.bounded_reads;
-        self.outcome.passed_on = history.passed_on;
-        self.outcome.refused = history.refused.len() as u64;
+        let (lost, duplicated) = self.network.counts();
+        self.outcome.count("lost messages", lost);
+        self.outcome.count("duplicated messages", duplicated);
+        self.outcome.count("broken connections", self.ports.broken());
         self.outcome.trace_hash = self.trace.hash();
         self.outcome
     }

@@ -1,0 +1,385 @@
+//! Callers that reach the cluster as programs elsewhere do: by the client library, through the client port.
+//!
+//! What they hold the cluster to is what the client promises:
+//!
+//! - A write that was acknowledged is there, one that certainly was not applied is not, and none was applied twice.
+//! - A linearizable read finds what was acknowledged before it began; a read that is bound to an answer finds what the answer
+//!   said.
+//! - A [`Once`](quorate::kv::client::Once) that is asked for until it is answered counts exactly one.
+//! - A watch tells of every write in its range, once and in order, whatever becomes of its nodes.
+//!
+//! A register whose last write has an unknown outcome is given up: that write may be applied at any time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use quorate::kv::client::{Client, ClientError, Range, Scope};
+use quorate::kv::machine::{KvAnswer, KvMachine, KvQuery};
+use quorate::kv::{self, Kv};
+use quorate::server::Server;
+use quorate::{Engine, NodeId, ReadLevel};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::simulation::{Cluster, LIVENESS, Outcome, Shared, Subject, Trace, Workload};
+
+const WRITERS: u64 = 3;
+const COUNTERS: u64 = 2;
+const READERS: u64 = 2;
+/// How long an operation of a client may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+const COUNTER: &str = "counter";
+/// Keys that are written once, and watched.
+const ONCE: &str = "once-";
+/// The last of them.
+const LAST: &str = "once-last";
+
+/// Callers that use the key-value machine by its client. To be run with [`ports`](crate::simulation::Scenario::ports).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Clients;
+
+impl Subject for Clients {
+    type Guest = Kv;
+    type Workload = Calling;
+
+    fn machine(&self) -> KvMachine {
+        KvMachine::default()
+    }
+
+    fn serve(&self, server: Server<Kv>, machine: &KvMachine) -> Server<Kv> {
+        kv::serve(server, machine)
+    }
+
+    fn start(&self, cluster: &Cluster<KvMachine>) -> Calling {
+        let history = Arc::new(Mutex::new(History::default()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let caller = |id: u64, client: &Client| Caller {
+            id,
+            rng: SmallRng::seed_from_u64(cluster.seed.wrapping_mul(1000).wrapping_add(500 + id)),
+            client: client.clone(),
+            trace: cluster.trace.clone(),
+            history: history.clone(),
+            stop: stop.clone(),
+        };
+        let mut config = cluster.client_config();
+        config.timeout = PATIENCE;
+        let client = || Client::new(cluster.endpoints(), config.clone()).unwrap();
+        let shared = client();
+        let mut tasks: Vec<_> = (0..WRITERS).map(|id| tokio::spawn(caller(id, &shared).write())).collect();
+        // Each in a session of its own.
+        tasks.extend((10..10 + COUNTERS).map(|id| tokio::spawn(caller(id, &client()).count())));
+        tasks.extend((20..20 + READERS).map(|id| tokio::spawn(caller(id, &shared).read())));
+        let watching = tokio::spawn(caller(30, &client()).watch());
+        Calling { history, client: shared, stop, tasks, watching: Some(watching) }
+    }
+}
+
+/// What the callers saw.
+#[derive(Debug, Default)]
+struct History {
+    /// The greatest acknowledged value of each key.
+    acknowledged: BTreeMap<String, u64>,
+    /// The greatest value that was tried.
+    tried: BTreeMap<String, u64>,
+    /// Where keys that were written once stand in the log.
+    revisions: BTreeMap<String, u64>,
+    /// Keys of which was said that they certainly were not written.
+    refused: BTreeSet<String>,
+    counted: BTreeSet<u64>,
+    acknowledgements: u64,
+    unknown: u64,
+    repeated: u64,
+    reads: u64,
+    read_back: u64,
+    /// Revisions that no watch was promised: before its beginning, and between two watches.
+    unwatched: Vec<(u64, u64)>,
+    /// What watches told, in their order.
+    told: Vec<(u64, String)>,
+    violations: Vec<String>,
+}
+
+/// What [`Clients`] has running.
+pub struct Calling {
+    history: Shared<History>,
+    client: Client,
+    stop: Arc<AtomicBool>,
+    tasks: Vec<JoinHandle<()>>,
+    watching: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Calling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Calling").field("client", &self.client).finish_non_exhaustive()
+    }
+}
+
+impl Workload<KvMachine> for Calling {
+    fn acknowledged(&self) -> u64 {
+        self.history.lock().unwrap().acknowledgements
+    }
+
+    async fn stop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks.drain(..) {
+            task.await.unwrap();
+        }
+        let last = timeout(LIVENESS, async {
+            while self.client.put(&scope(), LAST, "0").await.is_err() {}
+        });
+        last.await.expect("a healed cluster takes a write");
+        let watching = self.watching.take().unwrap();
+        timeout(LIVENESS, watching).await.expect("watches go on in a healed cluster").unwrap();
+        self.history.lock().unwrap().hold_against_watches();
+    }
+
+    async fn scan(&self, node_id: NodeId, engine: &Engine<KvMachine>) {
+        let history = std::mem::take(&mut *self.history.lock().unwrap());
+        let item = async |key: &str| match engine.read(query(key), ReadLevel::Local).await.unwrap().answer {
+            KvAnswer::Item(item) => item,
+            other => panic!("{other:?}"),
+        };
+        let (applied, asked) = (item(COUNTER).await.map_or(0, |item| item.version), history.counted.len() as u64);
+        assert_eq!(applied, asked, "node {node_id} has applied {applied} increments of {asked}");
+        for (key, value) in &history.acknowledged {
+            let Some(item) = item(key).await else {
+                panic!("node {node_id} has lost {key}={value}, which was acknowledged");
+            };
+            let found = number(&item.value);
+            assert!(found >= *value, "node {node_id} has {key}={found}, but {value} was acknowledged");
+            let is_once = key.starts_with(ONCE);
+            assert!(!is_once || item.version == 1, "node {node_id} has applied {key} {} times", item.version);
+        }
+        for key in &history.refused {
+            assert!(item(key).await.is_none(), "node {node_id} has {key}, which certainly was not applied");
+        }
+        assert!(history.violations.is_empty(), "{}", history.violations.join("\n"));
+        *self.history.lock().unwrap() = history;
+    }
+
+    fn count(&self, outcome: &mut Outcome) {
+        let history = self.history.lock().unwrap();
+        for (what, times) in [
+            ("acknowledged writes", history.acknowledgements),
+            ("writes with an unknown outcome", history.unknown),
+            ("writes that certainly were not applied", history.refused.len() as u64),
+            ("reads", history.reads),
+            ("reads of what was just written", history.read_back),
+            ("exactly-once writes", history.counted.len() as u64),
+            ("exactly-once writes that had to be repeated", history.repeated),
+            ("watched changes", history.told.len() as u64),
+            ("watches that were too late", history.unwatched.len().saturating_sub(1) as u64),
+        ] {
+            outcome.count(what, times);
+        }
+    }
+}
+
+impl History {
+    /// Every write in the range must have been told, once and in order, but where no watch was promised to tell it.
+    fn hold_against_watches(&mut self) {
+        let mut violations = Vec::new();
+        let mut seen = BTreeSet::new();
+        for pair in self.told.windows(2) {
+            if pair[0].0 > pair[1].0 {
+                violations.push(format!("watches told of {:?} before {:?}", pair[0], pair[1]));
+            }
+        }
+        for (revision, key) in &self.told {
+            if !seen.insert(key.clone()) {
+                violations.push(format!("watches told twice of {key}, which was written at {revision}"));
+            }
+            if self.refused.contains(key) {
+                violations.push(format!("watches told of {key}, which certainly was not written"));
+            }
+        }
+        for (key, revision) in &self.revisions {
+            let promised = !self.unwatched.iter().any(|(from, to)| (from..=to).contains(&revision));
+            if promised && !seen.contains(key) {
+                violations.push(format!("watches did not tell of {key}, which was written at {revision}"));
+            }
+        }
+        self.violations.extend(violations);
+    }
+}
+
+fn scope() -> Scope {
+    Scope { tenant: "t".to_owned(), collection: "c".to_owned() }
+}
+
+fn query(key: &str) -> KvQuery {
+    let Scope { tenant, collection } = scope();
+    KvQuery::Get { tenant, collection, key: Bytes::from(key.to_owned()) }
+}
+
+fn number(value: &[u8]) -> u64 {
+    std::str::from_utf8(value).unwrap().parse().unwrap()
+}
+
+struct Caller {
+    id: u64,
+    rng: SmallRng,
+    client: Client,
+    trace: Arc<Trace>,
+    history: Shared<History>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Caller {
+    fn goes_on(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    async fn pause(&mut self) {
+        tokio::time::sleep(Duration::from_millis(self.rng.random_range(1..60))).await;
+    }
+
+    fn violates(&self, what: String) {
+        self.history.lock().unwrap().violations.push(what);
+    }
+
+    async fn write(mut self) {
+        let (mut value, mut given_up) = (0, 0);
+        while self.goes_on() {
+            self.pause().await;
+            value += 1;
+            let key = match self.rng.random_bool(0.4) {
+                true => format!("register-{}-{given_up}", self.id),
+                false => format!("{ONCE}{}-{value}", self.id),
+            };
+            self.history.lock().unwrap().tried.insert(key.clone(), value);
+            let reply = self.client.put(&scope(), key.clone(), value.to_string()).await;
+            match reply {
+                Ok(reply) => {
+                    self.acknowledged(&key, value, reply.revision);
+                    self.read_back(&key, value, reply.header.then_read(ReadLevel::Local)).await;
+                }
+                Err(error) => {
+                    let (unknown, is_once) = (error.maybe_applied(), key.starts_with(ONCE));
+                    self.trace.record(format_args!("failed {key}={value}, unknown: {unknown}"));
+                    given_up += u64::from(unknown && !is_once);
+                    let mut history = self.history.lock().unwrap();
+                    history.unknown += u64::from(unknown);
+                    if !unknown && is_once {
+                        history.refused.insert(key);
+                    }
+                }
+            }
+        }
+    }
+
+    fn acknowledged(&self, key: &str, value: u64, revision: u64) {
+        self.trace.record(format_args!("ok {key}={value} at {revision}"));
+        let mut history = self.history.lock().unwrap();
+        history.acknowledgements += 1;
+        history.acknowledged.insert(key.to_owned(), value);
+        if key.starts_with(ONCE) {
+            history.revisions.insert(key.to_owned(), revision);
+        }
+    }
+
+    /// Whoever has written reads what was written, at any node.
+    async fn read_back(&self, key: &str, value: u64, read: quorate::ReadOptions) {
+        let Ok(reply) = self.client.get(&scope(), key.to_owned(), read).await else { return };
+        self.history.lock().unwrap().read_back += 1;
+        let found = reply.item.map_or(0, |item| number(&item.value));
+        if found < value {
+            self.violates(format!("{key}={found} was read after the answer to {value}"));
+        }
+    }
+
+    async fn count(mut self) {
+        while self.goes_on() {
+            self.pause().await;
+            let Ok(mut once) = self.client.once().await else { continue };
+            let mut attempts = 0;
+            // Asked for until it is answered, also beyond the end of the run: the cluster is healed by then.
+            let version = loop {
+                attempts += 1;
+                match once.put(&scope(), COUNTER, self.id.to_string()).await {
+                    Ok(reply) => break reply.version,
+                    Err(error) if error.is_final() => {
+                        self.violates(format!("an increment ends with {error}"));
+                        return;
+                    }
+                    Err(_) => self.pause().await,
+                }
+            };
+            self.trace.record(format_args!("counted {version}"));
+            let mut history = self.history.lock().unwrap();
+            history.repeated += u64::from(attempts > 1);
+            if !history.counted.insert(version) {
+                history.violations.push(format!("version {version} of the counter was given twice"));
+            }
+        }
+    }
+
+    async fn read(mut self) {
+        while self.goes_on() {
+            self.pause().await;
+            let known = {
+                let history = self.history.lock().unwrap();
+                let count = history.acknowledged.len();
+                let chosen = (count > 0).then(|| self.rng.random_range(0..count));
+                chosen.and_then(|nth| history.acknowledged.iter().nth(nth).map(|(key, value)| (key.clone(), *value)))
+            };
+            let Some((key, at_least)) = known else { continue };
+            let level = if self.rng.random_bool(0.7) { ReadLevel::Linearizable } else { ReadLevel::Lease };
+            let Ok(reply) = self.client.get(&scope(), key.clone(), level).await else { continue };
+            let found = reply.item.map_or(0, |item| number(&item.value));
+            self.trace.record(format_args!("read {key}={found} {level:?}"));
+            let mut history = self.history.lock().unwrap();
+            history.reads += 1;
+            let at_most = history.tried[&key];
+            if found < at_least || found > at_most {
+                history.violations.push(format!(
+                    "{level:?} read {key}={found}, but {at_least} was acknowledged before and {at_most} tried last"
+                ));
+            }
+        }
+    }
+
+    /// Watches until the last key is told of.
+    async fn watch(self) {
+        let prefix = Range::prefix(Bytes::from_static(ONCE.as_bytes()));
+        let mut told_until = 0;
+        loop {
+            let Ok(mut watch) = self.client.watch(&scope(), prefix.clone(), None).await else { continue };
+            let from = watch.resume_from().index;
+            self.history.lock().unwrap().unwatched.push((told_until + 1, from - 1));
+            while let Some(event) = watch.next().await {
+                let event = match event {
+                    Ok(event) => event,
+                    Err(error) => {
+                        self.trace.record(format_args!("a watch ends"));
+                        told_until = watch.resume_from().index - 1;
+                        self.judge_end(&error);
+                        break;
+                    }
+                };
+                let key = String::from_utf8(event.item.key.to_vec()).unwrap();
+                self.trace.record(format_args!("told of {key} at {}", event.revision));
+                if key == LAST {
+                    return;
+                }
+                self.history.lock().unwrap().told.push((event.revision, key));
+            }
+        }
+    }
+
+    /// A watch that has begun ends only where no node's history reaches back to.
+    fn judge_end(&self, error: &ClientError) {
+        let may_end = matches!(
+            error,
+            ClientError::Compacted { .. } | ClientError::Unavailable { .. } | ClientError::DeadlineExceeded { .. }
+        );
+        if !may_end {
+            self.violates(format!("a watch ends with {error}"));
+        }
+    }
+}

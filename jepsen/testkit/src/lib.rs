@@ -1,0 +1,16 @@
+//! What it takes to test a replicated state machine.
+//!
+//! - [`simulation`]: whole clusters in one process, on virtual time, from one seed, for any machine. Faults are drawn from the
+//!   seed, and so is the order of everything that happens: a seed that fails fails again.
+//! - [`kv`] and [`bank`]: workloads with what must be true of them, for the machine that `quorate serve` serves and for one
+//!   that is not it. Who brings a machine of their own writes another one: a [`simulation::Subject`].
+//! - [`processes`]: callers and checkers for real processes.
+//!
+//! It panics where something is wrong: it is called by tests.
+
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)] // the simulated world itself runs on plain tokio
+
+pub mod bank;
+pub mod kv;
+pub mod processes;
+pub mod simulation;
