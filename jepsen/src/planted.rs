@@ -89,13 +89,16 @@ impl Bug {
 /// # Errors
 /// When a bug does not fit the tree any more, or the tree does not build with it.
 pub(crate) fn run(config: &Config) -> anyhow::Result<Results> {
-    let copy = config.tree.join("target/planted/tree");
+    let tree = fs::canonicalize(&config.tree)?;
+    // What the tree has built of other crates is not built again.
+    let target = tree.join("target");
+    let copy = target.join("planted");
     let mut found = Vec::new();
-    for bug in all(&config.tree)?.iter().filter(|bug| bug.name.contains(&config.only)) {
-        copy_tree(&config.tree, &copy)?;
+    for bug in all(&tree)?.iter().filter(|bug| bug.name.contains(&config.only)) {
+        copy_tree(&tree, &copy)?;
         let file = copy.join(&bug.file);
         fs::write(&file, bug.plant(&fs::read_to_string(&file)?)?)?;
-        let by = test(&copy, bug, config.seeds)?;
+        let by = test(&copy, &target, bug, config.seeds)?;
         writeln!(std::io::stderr(), "{}: {}", bug.name, by.as_deref().unwrap_or("NOT FOUND"))?;
         found.push(Found { bug: bug.name.clone(), what: bug.what.clone(), found: by.is_some(), by });
     }
@@ -106,6 +109,7 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Results> {
 
 /// Makes `copy` what `tree` is. Files that are the same keep their times, so that little is built again.
 fn copy_tree(tree: &Path, copy: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(copy)?;
     for source in SOURCES {
         copy_changed(&tree.join(source), &copy.join(source)).with_context(|| source.to_owned())?;
     }
@@ -135,11 +139,11 @@ fn copy_changed(from: &Path, to: &Path) -> anyhow::Result<()> {
 }
 
 /// Runs the test that is to fail. What it says, if it is what it was to say.
-fn test(copy: &Path, bug: &Bug, seeds: u32) -> anyhow::Result<Option<String>> {
+fn test(copy: &Path, target: &Path, bug: &Bug, seeds: u32) -> anyhow::Result<Option<String>> {
     let cargo = |args: &[&str]| {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.args(["test", "--test", "simulation"]).args(args).current_dir(copy);
-        cargo.env("QUORATE_SIM_SEEDS", seeds.to_string()).env("CARGO_TARGET_DIR", "../target");
+        cargo.env("QUORATE_SIM_SEEDS", seeds.to_string()).env("CARGO_TARGET_DIR", target);
         cargo
     };
     let built = cargo(&["--no-run"]).output()?;

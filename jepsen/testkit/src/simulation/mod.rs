@@ -139,7 +139,7 @@ pub fn expect_to_hold<S: Subject>(
     at_least: &[(&'static str, f64)],
 ) -> Outcome {
     /// After so many it is looked at whether any has failed.
-    const AT_ONCE: u64 = 20;
+    const AT_ONCE: u64 = 4;
     let mut did = Outcome::default();
     for first in (0..count).step_by(AT_ONCE as usize) {
         let (some, failures) = run_all(first..count.min(first + AT_ONCE), scenario, subject);
