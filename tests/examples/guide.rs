@@ -22,7 +22,7 @@ fn is_part_of(block: &[&str], code: &[&str]) -> bool {
 fn guides_show_pieces_of_what_is_run() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut code = Vec::new();
-    for dir in ["docs/examples", "tests/examples"] {
+    for dir in ["docs/examples", "tests/examples", "tests/simulation"] {
         let files = fs::read_dir(root.join(dir)).unwrap().map(|entry| entry.unwrap().path());
         let sources = files.filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
         code.extend(sources.map(|path| fs::read_to_string(path).unwrap()));
