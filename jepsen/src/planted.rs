@@ -58,8 +58,8 @@ pub(crate) struct Results {
 }
 
 /// What a copy of the tree needs of it.
-const SOURCES: [&str; 8] =
-    ["Cargo.toml", "Cargo.lock", ".clippy.toml", "src", "cluster", "jepsen", "docs", "tests"];
+const SOURCES: [&str; 9] =
+    ["Cargo.toml", "Cargo.lock", ".clippy.toml", "src", "proto", "cluster", "jepsen", "docs", "tests"];
 
 /// All planted bugs of the tree, by their names.
 fn all(tree: &Path) -> anyhow::Result<Vec<Bug>> {
@@ -133,6 +133,9 @@ fn copy_changed(from: &Path, to: &Path) -> anyhow::Result<()> {
     }
     for entry in fs::read_dir(from)? {
         let entry = entry?;
+        if entry.file_name() == "target" {
+            continue;
+        }
         copy_changed(&entry.path(), &to.join(entry.file_name()))?;
     }
     Ok(())
