@@ -1,6 +1,6 @@
 //! A noun belongs to one thing: no type is called like another one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use syn::{Attribute, Item};
 
@@ -11,7 +11,7 @@ use super::source::is_test_file;
 const SHARED: &[(&str, &str)] = &[];
 
 /// Whether an item is there for tests only.
-fn in_tests_only(attributes: &[Attribute]) -> bool {
+pub(crate) fn in_tests_only(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         let syn::Meta::List(list) = &attribute.meta else { return false };
         list.path.is_ident("cfg") && list.tokens.to_string() == "test"
@@ -41,15 +41,16 @@ fn types(items: &[Item], found: &mut Vec<String>) {
 
 /// Names of more than one type, and in which files.
 fn shared(files: &BTreeMap<String, String>) -> BTreeMap<String, Vec<String>> {
-    let mut owners: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    // A file may define a type twice, each for another set of features.
+    let mut owners: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (file, text) in files.iter().filter(|(file, _)| !is_test_file(file)) {
         let parsed = syn::parse_file(text).unwrap_or_else(|error| panic!("{file}: {error}"));
         let mut names = Vec::new();
         types(&parsed.items, &mut names);
-        names.into_iter().for_each(|name| owners.entry(name).or_default().push(file.clone()));
+        names.into_iter().for_each(|name| owners.entry(name).or_default().insert(file.clone()));
     }
     owners.retain(|_, files| files.len() > 1);
-    owners
+    owners.into_iter().map(|(name, files)| (name, files.into_iter().collect())).collect()
 }
 
 #[test]
@@ -77,11 +78,11 @@ fn two_types_of_one_name_are_found() {
         shared(&two),
         BTreeMap::from([("Held".to_owned(), vec!["src/a.rs".into(), "src/b/c.rs".into()])])
     );
+    // `Item` is no type of its own where a trait asks for it.
     let one = [
         ("a", "enum Held { Room }\nimpl Iterator for Held { type Item = u8; }"),
         ("b", "struct Item;\nstruct Room;\n#[cfg(test)]\nmod tests { struct Held; }"),
         ("c/tests", "trait Held {}"),
     ];
     assert_eq!(shared(&files(&one)), BTreeMap::new());
-    // `Item` is no type of its own where a trait asks for it.
 }

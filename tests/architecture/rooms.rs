@@ -169,6 +169,7 @@ pub(crate) fn violations(file: &str, text: &str, reexports: &BTreeMap<String, St
         named.retain(|(line, ..)| *line < tests_line);
         broken.extend(parts(file, &named));
     }
+    broken.dedup();
     broken.into_iter().map(|(line, rule)| Violation { file: file.to_owned(), line, rule }).collect()
 }
 

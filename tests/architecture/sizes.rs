@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
+use super::names::in_tests_only;
 use super::rooms::Violation;
 use super::rust_files;
+use super::source::is_test_file;
 
 /// Most lines of a file, tests included.
 const FILE_LINES: usize = 600;
-/// Most lines of a function, from its signature to its closing brace. The rule is for what is shipped, and for tests that are
-/// beside it.
+/// Most lines of a function, from its signature to its closing brace. The rule is for what is shipped: a test may be a long table of
+/// cases.
 const FUNCTION_LINES: usize = 70;
 
 /// Files that may be longer, each with why.
@@ -21,7 +23,10 @@ const LONG_FILES: &[(&str, &str)] = &[
 ];
 
 /// Functions that may be longer, each with why.
-const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[];
+const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
+    ("src/raft/network/calls/failures.rs", "from_membership", "one match with an arm for each error"),
+    ("src/client/operation.rs", "learn", "one match over all reasons"),
+];
 
 fn long_file(file: &str, text: &str) -> Option<Violation> {
     let lines = text.lines().count();
@@ -54,6 +59,12 @@ impl<'ast> Visit<'ast> for Functions {
         visit::visit_impl_item_fn(self, item);
     }
 
+    fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
+        if !in_tests_only(&item.attrs) {
+            visit::visit_item_mod(self, item);
+        }
+    }
+
     fn visit_trait_item_fn(&mut self, item: &'ast syn::TraitItemFn) {
         if let Some(block) = &item.default {
             self.add(&item.sig, block);
@@ -84,7 +95,7 @@ fn no_file_and_no_function_is_too_long() {
         if !LONG_FILES.iter().any(|(known, _)| known == file) {
             broken.extend(long_file(file, text));
         }
-        if file.starts_with("src/") || file.starts_with("cluster/src/") {
+        if (file.starts_with("src/") || file.starts_with("cluster/src/")) && !is_test_file(file) {
             broken.extend(long_functions(file, text));
         }
     }
@@ -110,5 +121,8 @@ fn a_long_function_is_found_wherever_it_stands() {
         lines(&format!("impl X {{\nasync fn g() {long}\n}}\ntrait Y {{\nfn g();\nfn h() {fits}\n}}")),
         [2]
     );
-    assert_eq!(lines(&format!("mod tests {{\nfn g() {long}\n}}")), [2], "tests included");
+    assert_eq!(
+        lines(&format!("mod m {{\nfn g() {long}\n}}\n#[cfg(test)]\nmod tests {{\nfn g() {long}\n}}")),
+        [2]
+    );
 }
