@@ -8,29 +8,29 @@
 //!
 //! | task | what it is for | woken by | ended by |
 //! |---|---|---|---|
-//! | `formation` | forms the cluster (`formation`) | its own rounds; one that waits to be added: the core | membership |
-//! | `standing` | judges refusals and claims (`standing`) | queues *refusals*, *claims*; while out of touch every 2 s | the node |
-//! | `state` | [`NodeState`], and the end of a core that fails (`report`) | core, applied positions, disk, divergence, `forming`, `fatal`; when the leader, or a quorum, must have been heard | the node |
-//! | `compaction` | snapshots and purges (`compaction`) | applied positions; every 20 ms while a snapshot is written, every second while one is sent | the node |
-//! | `disk-health` | hands over when the disk is unwell (`health`); only with a disk | writes of the log, disk, peers, `state`; every 50 ms while the log is written to, until 1 s after, and while a disk is unwell | the node |
-//! | `hand-over` | sees hand-overs to their end (`transfer`) | a hand-over; every 20 ms while it goes on | the node |
-//! | `leadership` | preferred leaders, members that moved (`leadership`) | queue *announcements*, `state`, [`Settings`]; every 250 ms while there is something to do | the node |
-//! | `wake-ups` | the machine's wake-ups, entries for their time (`wake`) | applied positions, `state`, the next of them | the node |
-//! | `wall-clock` | jumps of the wall clock (`clock`) | every second | the node |
-//! | `agreement` | compares states (`agreement`) | `state`; every second while there is something to find out | the node |
-//! | `quota` | the quota on the state (`quota`); only for machines that count their bytes | `state`, peers | the node |
-//! | `versions` | agreements on versions of the machine (`versions`); only for machines that have any | `state`, peers | the node |
+//! | `formation` | forms the cluster (`cluster/formation`) | its own rounds; one that waits to be added: the core | membership |
+//! | `standing` | judges refusals and claims (`cluster/expulsion`) | queues *refusals*, *claims*; while out of touch every 2 s | the node |
+//! | `state` | [`NodeState`], and the end of a core that fails (`report/state`) | core, applied positions, disk, divergence, `forming`, `fatal`; when the leader, or a quorum, must have been heard | the node |
+//! | `compaction` | snapshots and purges (`upkeep/compaction`) | applied positions; every 20 ms while a snapshot is written, every second while one is sent | the node |
+//! | `disk-health` | hands over when the disk is unwell (`upkeep/disk_health`); only with a disk | writes of the log, disk, peers, `state`; every 50 ms while the log is written to, until 1 s after, and while a disk is unwell | the node |
+//! | `hand-over` | sees hand-overs to their end (`cluster/hand_over`) | a hand-over; every 20 ms while it goes on | the node |
+//! | `leadership` | preferred leaders, members that moved (`cluster/leadership`) | queue *announcements*, `state`, [`Settings`]; every 250 ms while there is something to do | the node |
+//! | `wake-ups` | the machine's wake-ups, entries for their time (`upkeep/wake`) | applied positions, `state`, the next of them | the node |
+//! | `wall-clock` | jumps of the wall clock (`upkeep/wall_clock`) | every second | the node |
+//! | `agreement` | compares states (`upkeep/agreement`) | `state`; every second while there is something to find out | the node |
+//! | `quota` | the quota on the state (`upkeep/quota`); only for machines that count their bytes | `state`, peers | the node |
+//! | `versions` | agreements on versions of the machine (`cluster/versions`); only for machines that have any | `state`, peers | the node |
 //! | `held-by-all` | tells writes that wait for all voters (`raft/held.rs`) | while there are any: flushes, answers of peers, every second | the node |
-//! | `leader-reads` | read indexes from the leader (`reads`) | its queue | the node's last reader |
+//! | `leader-reads` | read indexes from the leader (`read`) | its queue | the node's last reader |
 //! | `read-indexes` | read indexes as the leader (`raft/read_index.rs`) | its queue | the core's last handle |
 //! | `flushed-writes` | answers writes that wait for this disk alone (`raft/log.rs`) | its queue | the log |
-//! | `silence` | no election for the length of a lease after a start (`raft/core.rs`) | one deadline | that |
-//! | `lease-settlement` | forgets a longer lease of before the restart (`open`) | one deadline | that |
+//! | `silence` | no election for the length of a lease after a start (`raft/core/start.rs`) | one deadline | that |
+//! | `lease-settlement` | forgets a longer lease of before the restart (`open/directory`) | one deadline | that |
 //! | `peer-port` | accepts peers (`raft/network/grpc.rs`) | the listener | the node |
 //! | `consensus-core`, `-apply`, `-tick`, `-flushed`, `-read-deadlines`, `-step-down` | openraft's (`raft/consensus_tasks.rs`) | each other; `-tick` five times per heartbeat interval | the core |
 //! | `consensus-replication`, `-heartbeat`, `-snapshot` | openraft's, one per peer that this node leads | the core | the lead |
 //! | one per connection of a peer, one per line to the leader | answers peers; hands the leader's answers to callers (`raft/network`) | the connection | the connection, the node |
-//! | two while a node opens | how far it is (`opening`) | every 5 s, applied positions | the end of that |
+//! | two while a node opens | how far it is (`open/progress`) | every 5 s, applied positions | the end of that |
 //! | one per dial, membership change, wanted view, write for all voters, hashed state | that | what they wait for | that |
 //!
 //! | thread | what it is for | woken by | ended by |
@@ -50,29 +50,17 @@
 //!
 //! # Where things are
 //!
-//! - `open`, `assemble`: a node from its data directory, and from parts; `backup`: a state for a new cluster;
-//! - [`EngineConfig`]: what a node needs to know before it starts;
-//! - `fatal`: the reason for which it must not go on; `hold`: what keeps it running;
-//! - `formation`: how a cluster comes into being, once;
-//! - `membership`: who belongs to it from then on;
-//! - `transfer`: handing over the lead;
-//! - `leadership`: nodes that prefer to lead, members that moved;
-//! - `standing`: whether this node still belongs to its cluster;
-//! - `writes`: admission, acknowledgement levels;
-//! - `sessions`: opened, closed and listed;
-//! - `anywhere`: all that only the leader does, from any node;
-//! - `reads`: how fresh the state must be that answers;
-//! - `wake`: commands that the machine asked for in advance, such as the expiry of keys;
-//! - `clock`: the cluster's clocks as this node knows them, and wall clocks that jump;
-//! - `settings`: what can be changed while the node runs;
-//! - `quota`: how large the state may become;
-//! - `versions`: what of its machine the whole cluster reads, and commands that it does not read yet;
-//! - `memory`: how much of it this node has, and what for;
+//! A file imports only what stands above it here.
+//!
+//! - `config`: what a node needs to know before it starts, and what can be changed while it runs;
+//! - `stop`: how it ends, in order or because it must not go on;
+//! - `read`: how fresh the state must be that answers;
+//! - `write`: admission, acknowledgement levels, sessions;
+//! - `cluster`: formation, membership, expulsion, who leads, versions that all members read;
 //! - `report`: all that the node tells of itself and of the members, what there is to watch, and what is counted;
-//! - `compaction`: when snapshots are taken and the log is cut;
-//! - `agreement`: a node whose state differs from the others' serves no more;
-//! - `ranges`: from where to where each number among the settings may be set;
-//! - `health`: a leader whose disk is full or hangs hands over, and takes no writes meanwhile.
+//! - `upkeep`: snapshots and the log behind them, the disk, the quota, states that differ, time;
+//! - `anywhere`: all that only the leader does, from any node;
+//! - `open`: a node from its data directory, from parts, or from a backup.
 //!
 //! # Promises
 //!
@@ -87,87 +75,66 @@
 //! - [`Engine::anywhere`] has whoever leads carry a call out, whichever node is asked. All other calls are for this node alone: they
 //!   neither retry nor pass anything on.
 
-mod agreement;
 mod anywhere;
-mod assemble;
-mod backup;
-mod clock;
-mod compaction;
+mod cluster;
 mod config;
-mod fatal;
-mod formation;
-mod health;
-mod hold;
-mod leadership;
-#[cfg(test)]
-mod lone;
-mod membership;
-mod memory;
-#[cfg(all(feature = "sled", feature = "peers"))]
 mod open;
-mod opening;
-mod quota;
-pub(crate) mod ranges;
-mod reads;
+mod read;
 mod report;
-mod sessions;
-mod settings;
-mod standing;
-mod transfer;
+mod stop;
 #[cfg(test)]
-mod unruly;
-mod versions;
-mod wake;
-mod writes;
+mod tests;
+mod upkeep;
+mod write;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 
 pub use anywhere::{ANYWHERE_PATIENCE, Anywhere};
-pub use config::{DiskPolicy, EngineConfig, Limits, MIN_MEMORY_BYTES, PeerPolicy, SnapshotPolicy, Timing};
-pub use formation::Forming;
-pub(crate) use membership::Change;
-pub use membership::{CATCH_UP_PATIENCE, NewAddresses, NewMember};
-pub(crate) use memory::{
+pub use cluster::formation::Forming;
+pub(crate) use cluster::membership::Change;
+pub use cluster::membership::{CATCH_UP_PATIENCE, NewAddresses, NewMember};
+pub(crate) use config::memory::{
     MIN_ADDRESS_SPACE_BYTES, available_bytes as available_memory_bytes, share_bytes as memory_share_bytes,
 };
-pub use quota::QuotaError;
-pub(crate) use ranges::check_node_id;
-pub use reads::ReadOutcome;
+pub(crate) use config::ranges;
+pub(crate) use config::ranges::check_node_id;
+pub use config::settings::Settings;
+pub use config::{DiskPolicy, EngineConfig, Limits, MIN_MEMORY_BYTES, PeerPolicy, SnapshotPolicy, Timing};
+pub use open::EngineParts;
+pub use read::ReadOutcome;
 pub use report::SYNCING_ENTRIES;
 pub use report::counters::{Counters, READ_LEVELS, REFUSALS};
 pub use report::leaders::{LeaderChange, LeaderChanges};
 use report::state::KnownLeader;
 pub use report::state::{NodeState, NotReady};
-pub use sessions::{ClosedSession, MAX_LISTED_SESSIONS, OpenedSession, SessionList};
-pub use settings::Settings;
-pub use writes::{Acknowledged, Written};
+pub use upkeep::quota::QuotaError;
+pub use write::sessions::{ClosedSession, MAX_LISTED_SESSIONS, OpenedSession, SessionList};
+pub use write::{Acknowledged, Written};
 
-use self::fatal::{Consequence, Fatal};
-use self::hold::Hold;
+use self::stop::fatal::{Consequence, Fatal};
+use self::stop::hold::Hold;
+use self::upkeep::disk_health::QuorumDisks;
 use crate::machine::StateMachine;
 pub use crate::raft::activity::{
     Activity, LATENCY_BUCKETS_US, Latency, SessionTotals, Snapshots, Succession,
 };
 use crate::raft::core::Core;
 use crate::raft::network::calls::room::Rooms;
-use crate::raft::network::client::Caller;
+use crate::raft::network::handshake::OwnHandshake;
 use crate::raft::network::upstream::Upstream;
 use crate::raft::network::{PeerDoor, Transport};
 pub(crate) use crate::raft::pinned::Pinned;
 pub(crate) use crate::raft::published::CurrentHistory;
 use crate::runtime::{Tasks, WallClock};
 pub(crate) use crate::storage::StartProgress;
-use crate::storage::{DiskWatch, LogStats, LogStore, SnapshotStore};
+use crate::storage::{DiskWatch, LogStats};
 pub(crate) use crate::types::WriteOptions;
-use crate::types::{HistoryEpoch, Incarnation, Member, Role};
-
-/// What ends is waited for so long: a wedged disk must not keep the process for ever.
-const LET_GO: Duration = Duration::from_secs(5);
+use crate::types::{HistoryEpoch, Member, Role};
 
 /// One node of a replicated state machine. Cheap to clone; all clones are the same node, which ends when the last of them is dropped.
 pub struct Engine<M: StateMachine> {
@@ -190,17 +157,17 @@ impl<M: StateMachine> std::fmt::Debug for Engine<M> {
 
 struct Inner<M: StateMachine> {
     core: Core<M>,
-    caller: Caller,
+    handshake: OwnHandshake,
     transport: Arc<dyn Transport>,
     /// This node's own line to whoever leads.
     upstream: Upstream,
     /// The changes of the membership that are being made here.
-    changes: membership::Changes,
+    changes: cluster::membership::Changes,
     /// Places for calls that are passed on to the leader.
     passed_on: Rooms<Semaphore>,
     own: Member,
     config: EngineConfig,
-    reads: reads::ReadIndexes,
+    reads: read::ReadIndexes,
     settings: watch::Sender<Settings>,
     inflight_bytes: AtomicUsize,
     /// The same of writes that are passed on and wait for all voters.
@@ -229,7 +196,7 @@ struct Inner<M: StateMachine> {
     released: watch::Receiver<()>,
     log_stats: Option<Arc<LogStats>>,
     disk: DiskWatch,
-    quorum_disks: Arc<health::QuorumDisks>,
+    quorum_disks: Arc<QuorumDisks>,
 }
 
 /// The states of a node, one after the other. Holds nothing of the node, and ends with it.
@@ -242,52 +209,6 @@ impl StateChanges {
     pub async fn next(&mut self) -> Option<NodeState> {
         self.0.changed().await.ok()?;
         Some(self.0.borrow_and_update().clone())
-    }
-}
-
-/// What a node is made of, for those who bring their own: simulation, and tests.
-#[non_exhaustive]
-pub struct EngineParts {
-    /// Settings; the data directory and addresses to listen on are not used.
-    pub config: EngineConfig,
-    /// Identity of what the parts hold.
-    pub incarnation: Incarnation,
-    /// The durable log.
-    pub log: Arc<dyn LogStore>,
-    /// The snapshots.
-    pub snapshots: Arc<dyn SnapshotStore>,
-    /// How peers are reached.
-    pub transport: Arc<dyn Transport>,
-    /// The longest lease, in milliseconds, that whoever used these parts before may have promised; 0 if it was the same.
-    pub promised_lease_ms: u64,
-    /// Memory that the node may use, in bytes; `None` for a node that proposes no quota on the state.
-    pub memory_bytes: Option<u64>,
-}
-
-impl EngineParts {
-    /// Parts that belong to `incarnation`: settings, a log, snapshots, and how peers are reached. Whoever used them before
-    /// promised no lease, and the node proposes no quota.
-    pub fn new(
-        config: EngineConfig,
-        incarnation: Incarnation,
-        log: Arc<dyn LogStore>,
-        snapshots: Arc<dyn SnapshotStore>,
-        transport: Arc<dyn Transport>,
-    ) -> Self {
-        Self { config, incarnation, log, snapshots, transport, promised_lease_ms: 0, memory_bytes: None }
-    }
-}
-
-impl<M: StateMachine> Inner<M> {
-    /// Waits until this node ends; why it does.
-    async fn ended(&self) -> String {
-        let (mut fatal, mut stop) = (self.fatal.subscribe(), self.stop.subscribe());
-        tokio::select! {
-            biased;
-            _ = fatal.wait_for(Option::is_some) => {}
-            _ = stop.wait_for(|stop| *stop) => {}
-        }
-        self.fatal.in_words().unwrap_or_else(|| "the node is shutting down".to_owned())
     }
 }
 
@@ -322,12 +243,6 @@ impl<M: StateMachine> Engine<M> {
     /// The node's state once `condition` holds for it, which may be at once. None when the node ends without that.
     pub async fn wait_for(&self, condition: impl FnMut(&NodeState) -> bool + Send) -> Option<NodeState> {
         self.watch().wait_for(condition).await.ok().map(|state| state.clone())
-    }
-
-    /// Waits until the node has stopped, for whatever reason: [`NodeState::fatal`] says for which, if it was not
-    /// [`shutdown`](Self::shutdown).
-    pub async fn stopped(&self) -> NodeState {
-        self.wait_for(|state| state.role == Role::Stopped).await.unwrap_or_else(|| self.state())
     }
 
     /// The node's state, and then every change of it.
@@ -375,43 +290,4 @@ impl<M: StateMachine> Engine<M> {
     pub fn log_stats(&self) -> Option<&Arc<LogStats>> {
         self.inner.log_stats.as_ref()
     }
-
-    /// Hands leadership over if this node leads, then stops. When it returns, the data directory can be
-    /// opened again. Idempotent.
-    pub async fn shutdown(&self) {
-        let inner = &self.inner;
-        wake::note_time(self).await;
-        self.hand_over().await;
-        inner.stopping.store(true, Ordering::Release);
-        let deadline = tokio::time::Instant::now() + LET_GO;
-        if tokio::time::timeout_at(deadline, inner.core.shutdown()).await.is_err() {
-            tracing::error!("the core did not stop within {} s; its disk may hang", LET_GO.as_secs());
-        }
-        // Whoever watches is to see the end.
-        let mut state = self.watch();
-        let _ = tokio::time::timeout_at(deadline, state.wait_for(|state| state.role == Role::Stopped)).await;
-        inner.stop.send_replace(true);
-        let mut released = inner.released.clone();
-        // The core's last tasks end by themselves, and with the last of them the log is closed.
-        if tokio::time::timeout_at(deadline, async { while released.changed().await.is_ok() {} })
-            .await
-            .is_err()
-        {
-            tracing::warn!("the log is still in use; the data directory stays locked until the process ends");
-        }
-    }
-
-    /// Hands over if this node leads and somebody can.
-    async fn hand_over(&self) {
-        if self.inner.core.metrics().role == Role::Leader
-            && let Err(error) = self.transfer_leader(None).await
-        {
-            tracing::warn!(%error, "stopping without handing over");
-        }
-    }
-}
-
-/// What a task does that has nothing left to do: its node is gone, or about to be ended, and the task is ended with it.
-async fn until_ended() {
-    std::future::pending().await
 }

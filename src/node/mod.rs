@@ -44,7 +44,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{FutureExt as _, Stream};
 use prometheus_client::collector::Collector;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
@@ -112,6 +112,20 @@ pub(crate) struct Services<N> {
     pub(crate) pipelines: Vec<String>,
     /// Adds them to the others.
     pub(crate) add: Box<dyn FnOnce(Door<N>, Routes) -> Routes + Send>,
+}
+
+impl<N> Services<N> {
+    /// What `grpc.health.v1` is asked for: the server as a whole, and each service.
+    fn health_names(&self) -> Vec<&'static str> {
+        let names = self.names.iter().copied().chain(services::NAMES);
+        [""].into_iter().chain(names).chain([ADMIN]).collect()
+    }
+
+    /// All that can be called on the port of a node that serves `G`.
+    fn methods<G: Guest>(&self) -> Methods {
+        let pipelines = self.pipelines.iter().cloned().chain([services::PIPELINE.to_owned()]);
+        Methods::new(G::METHODS, &admin::METHODS, pipelines)
+    }
 }
 
 impl<N> Default for Services<N> {
@@ -293,7 +307,7 @@ impl<G: Guest, N> Server<G, N> {
 
     /// The port, before and after `opening` gives the node.
     pub(crate) async fn serve_gated<O, F>(
-        self,
+        mut self,
         opening: O,
         progress: StartProgress,
         patience: Duration,
@@ -304,93 +318,109 @@ impl<G: Guest, N> Server<G, N> {
         O: Future<Output = N> + Send,
         F: Future<Output = ()> + Send,
     {
-        let Self {
-            arrivals,
-            mut collectors,
-            log_level,
-            fixed_settings,
-            limits,
-            names,
-            status,
-            services: own,
-            ..
-        } = self;
+        let Self { arrivals, limits, names, services: own, .. } = self;
         let limits = Arc::new(limits);
-        let pipelines = own.pipelines.iter().cloned().chain([services::PIPELINE.to_owned()]);
-        let methods = Methods::new(G::METHODS, &admin::METHODS, pipelines);
-        let names_served = own.names.iter().copied().chain(services::NAMES);
-        let health_names: Vec<_> = [""].into_iter().chain(names_served).chain([ADMIN]).collect();
+        let methods = own.methods::<G>();
+        let health_names = own.health_names();
         let connections = limits.connections.unwrap_or_else(|| incoming::connections(FILES_SHARE));
         let places = Places::new(connections, RESERVED_CONNECTIONS);
         let entrance = Arc::new(Entrance { names, limits: limits.clone(), methods: methods.clone() });
         let entrance = || axum::middleware::from_fn_with_state(entrance.clone(), entrance::enter);
-        collectors.push(Box::new(PortCollector { places: places.clone(), limits: limits.clone() }));
         let (drain, draining) = watch::channel(false);
         let (reporter, health) = tonic_health::server::health_reporter();
-        // Reporters begin with "serving"; nothing is served yet, and nobody knows whether it can be.
-        for name in &health_names {
-            reporter.set_service_status(*name, ServingStatus::NotServing).await;
-        }
+        nothing_served(&reporter, &health_names).await;
         let before = Routes::from(gate::before(progress, draining.clone())).add_service(health.clone());
         let known = told::Known::new(methods.clone());
         let completed = || axum::middleware::from_fn_with_state(known.clone(), told::complete);
         let gate = Gate::new(before.into_axum_router().layer(entrance()).layer(completed()));
         let behind = gate.clone();
-        let (mut told_to_stop, mut overdue_since) = (draining.clone(), draining.clone());
+        let of_port = PortCollector { places: places.clone(), limits: limits.clone() };
+        self.collectors.push(Box::new(of_port));
+        let later = NodeRoutes::<G, N> {
+            collectors: self.collectors,
+            log_level: self.log_level,
+            fixed_settings: self.fixed_settings,
+            status: self.status,
+            services: own,
+            limits,
+            methods,
+            draining: draining.clone(),
+            guest: PhantomData,
+        };
         let attend = async {
             let followed = async {
                 let node = opening.await;
-                collectors.push(Box::new(NodeCollector(node.clone())));
-                let settings = NodeSettings::new(node.clone(), log_level, fixed_settings);
-                let mut registry = Registry::default();
-                let metrics = Arc::new(Metrics::new(methods, &mut registry));
-                collectors.into_iter().for_each(|collector| registry.register_collector(collector));
-                let pages = http::Pages { settings: settings.clone(), status, registry: Arc::new(registry) };
-                let routes = Routes::from(http::router(&node, pages, draining.clone())).add_service(health);
-                let by = Answerer::of(&node);
-                let (of_door, draining) = (metrics.clone(), draining.clone());
-                let door = Door { node: node.clone(), by, metrics: of_door, limits, draining };
-                let routes = add_services::<G, N>(routes, door, settings, own);
+                let (routes, metrics) = later.of(&node);
                 let limited = axum::middleware::from_fn_with_state(metrics, deadline::answer_in_time);
+                let routes = routes.add_service(health).into_axum_router().layer(limited);
                 known.follow(node.watch());
-                behind.open(routes.into_axum_router().layer(limited).layer(entrance()).layer(completed()));
+                behind.open(routes.layer(entrance()).layer(completed()));
                 report_health(node, reporter.clone(), &health_names).await;
             };
-            tokio::select! {
-                biased;
-                // The sender lives as long as this function.
-                _ = told_to_stop.wait_for(|stopping| *stopping) => {}
-                () = async { followed.await; std::future::pending().await } => {}
-            }
+            until_drained(draining.clone(), followed).await;
             retire(reporter.clone(), &health_names).await;
             std::future::pending::<Infallible>().await
         };
 
         let incoming = incoming::bounded(arrivals, places, Beginning::Request);
-        let stop = async {
-            shutdown.await;
-            drain.send_replace(true);
-        };
+        let stop = shutdown.map(|()| drop(drain.send_replace(true)));
         let serving = builder().serve_with_incoming_shutdown(gate, incoming, stop);
-        let overdue = async {
-            // The sender lives as long as this function.
-            let _ = overdue_since.wait_for(|draining| *draining).await;
-            tokio::time::sleep(patience).await;
-        };
         tokio::select! {
             biased;
             // First: a node that is there already is behind the gate before anybody is let in.
             never = attend => match never {},
             served = serving => served.map_err(|error| ServeError { source: error.into() }),
-            () = overdue => {
-                tracing::warn!(
-                    waited_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
-                    "clients still hold connections; leaving them"
-                );
-                Ok(())
-            }
+            () = overdue(draining.clone(), patience) => Ok(()),
         }
     }
+}
+
+/// What is served once there is a node, as far as it is known before.
+struct NodeRoutes<G: Guest, N> {
+    collectors: Vec<Box<dyn Collector>>,
+    log_level: Option<LogLevel>,
+    fixed_settings: Vec<(&'static str, Value)>,
+    status: Vec<(&'static str, StatusPart)>,
+    services: Services<N>,
+    limits: Arc<DoorLimits>,
+    methods: Methods,
+    draining: watch::Receiver<bool>,
+    guest: PhantomData<fn() -> G>,
+}
+
+impl<G: Guest, N: OperatedNode<Machine = G::Machine>> NodeRoutes<G, N> {
+    /// The routes to `node`, and what counts the calls on them.
+    fn of(self, node: &N) -> (Routes, Arc<Metrics>) {
+        let Self { mut collectors, limits, draining, .. } = self;
+        collectors.push(Box::new(NodeCollector(node.clone())));
+        let settings = NodeSettings::new(node.clone(), self.log_level, self.fixed_settings);
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::new(self.methods, &mut registry));
+        collectors.into_iter().for_each(|collector| registry.register_collector(collector));
+        let registry = Arc::new(registry);
+        let pages = http::Pages { settings: settings.clone(), status: self.status, registry };
+        let routes = Routes::from(http::router(node, pages, draining.clone()));
+        let by = Answerer::of(node);
+        let door = Door { node: node.clone(), by, metrics: metrics.clone(), limits, draining };
+        (add_services::<G, N>(routes, door, settings, self.services), metrics)
+    }
+}
+
+/// Does `work` until the port drains, whether or not it ends by itself. The sender of `draining` lives as long as this does.
+async fn until_drained(mut draining: watch::Receiver<bool>, work: impl Future<Output = ()>) {
+    tokio::select! {
+        biased;
+        _ = draining.wait_for(|draining| *draining) => {}
+        () = work.then(|()| std::future::pending()) => {}
+    }
+}
+
+/// Waits until clients have had `patience` to leave, once the port drains. The sender of `draining` lives as long as this does.
+async fn overdue(mut draining: watch::Receiver<bool>, patience: Duration) {
+    let _ = draining.wait_for(|draining| *draining).await;
+    tokio::time::sleep(patience).await;
+    let waited_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+    tracing::warn!(waited_ms, "clients still hold connections; leaving them");
 }
 
 fn builder() -> tonic::transport::Server {
@@ -454,6 +484,13 @@ async fn report_health<N: ServedNode>(node: N, reporter: HealthReporter, names: 
         if changes.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Reporters begin with "serving"; nothing is served yet, and nobody knows whether it can be.
+async fn nothing_served(reporter: &HealthReporter, names: &[&'static str]) {
+    for name in names {
+        reporter.set_service_status(*name, ServingStatus::NotServing).await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! Up to which version the members have agreed that each machine's commands may stand in the log.
 //!
 //! An agreement is an entry, which a leader proposes once every member has told it that it reads that version
-//! (`engine/versions.rs`). So it outlives leaders and members that are down: whoever leads later goes by what it has applied, and asks
+//! (`engine/cluster/versions.rs`). So it outlives leaders and members that are down: whoever leads later goes by what it has applied, and asks
 //! nobody. It is part of the state, and in every snapshot. It is never taken back.
 
 use std::time::Duration;

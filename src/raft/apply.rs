@@ -25,38 +25,33 @@
 //! What it does not do: make anything durable. After a restart the state is rebuilt from the newest snapshot and the log.
 //! `docs/design/write-path.md` has the whole way of a write.
 
+mod quota;
+mod recover;
+mod state_machine;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
-use futures::{FutureExt, Stream, StreamExt};
-use openraft::OptionalSend;
 use openraft::entry::RaftPayload as _;
-use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapshot};
+use openraft::storage::{ApplyResponder, EntryResponder};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::activity::Activity;
 use super::agreed_versions::AgreedVersions;
 use super::agreement::Agreement;
-use super::envelope::{self, Content, QuotaChange};
+use super::envelope::{self, Content};
 use super::log::{WRITES, position};
 use super::published::{Applied, Progress, Published};
-use super::snapshot::{Restored, SnapshotBuilder, SnapshotData, install};
-use super::type_config::{
-    self, Answer, Entry, LogId, NotApplied, Payload, SnapshotMeta, StoredMembership, TypeConfig,
-};
+use super::snapshot::{Restored, SnapshotBuilder};
+use super::type_config::{self, Answer, Entry, Payload, StoredMembership, TypeConfig};
 use crate::machine::sessions::{Admission, SessionRefusal, SessionTable};
 use crate::machine::{self, ApplyContext, StateMachine, Wakes};
-use crate::runtime::whole_ms;
-use crate::storage::{LogStore, SnapshotStore};
-use crate::types::{
-    self, InitialState, MachineVersion, Quota, QuotaSource, check_agreed, check_initial_state,
-};
+use crate::storage::SnapshotStore;
+use crate::types::{self, InitialState, MachineVersion, Quota, check_agreed, check_initial_state};
 
-/// Most entries applied before readers and callers are told. After a restart the whole log may be waiting.
-const PUBLISH_ENTRIES: usize = 4096;
 /// Where a log holds the membership that its cluster was founded with.
 const FOUNDING_INDEX: u64 = 0;
 /// Most bytes of commands taken into memory for that; the last command may exceed it.
@@ -91,65 +86,6 @@ fn wakes<M: StateMachine>(machine: &M) -> Wakes {
 }
 
 impl<M: StateMachine> Applier<M> {
-    /// The state of the newest snapshot in `snapshots`, or `machine` when there is none, on node `node_id`.
-    ///
-    /// # Errors
-    /// When the newest snapshot is corrupt, or not one of this machine.
-    pub(crate) fn recover(
-        node_id: types::NodeId,
-        machine: M,
-        snapshots: Arc<dyn SnapshotStore>,
-    ) -> Result<Self, crate::error::StorageError> {
-        let progress = Progress {
-            state_hash: machine.running_hash(),
-            wakes: wakes(&machine),
-            state_bytes: machine.state_bytes(),
-            ..Progress::default()
-        };
-        let mut this = Self {
-            node_id,
-            published: Published::new(Applied { progress, view: machine.view() }),
-            machine,
-            sessions: SessionTable::default(),
-            progress,
-            membership: StoredMembership::default(),
-            snapshots,
-            activity: Arc::default(),
-            agreement: Arc::default(),
-            agreed: Arc::default(),
-            begun_with: None,
-            snapshot_lag_bytes: u64::MAX,
-            writing: None,
-        };
-        if let Some(handle) = this.snapshots.newest()? {
-            let (begun, upto, bytes) = (Instant::now(), handle.meta().log_id, handle.len_bytes());
-            tracing::info!(%upto, bytes, "reading the snapshot");
-            let content = super::snapshot::read::<M>(&handle)?;
-            tracing::info!(%upto, took_ms = whole_ms(begun.elapsed()), "read the snapshot");
-            this.replace(content, handle.meta());
-            this.activity.snapshot_bytes.store(handle.len_bytes(), Relaxed);
-        }
-        Ok(this)
-    }
-
-    /// The state that the machine begins with: it has applied nothing yet. None if it cannot be hashed: then it is compared as
-    /// little as any later one.
-    pub(crate) fn initial_state(&mut self, is_restored: bool) -> Option<InitialState> {
-        debug_assert!(self.progress.log_id.is_none(), "invariant: it has applied nothing");
-        let hashed = super::snapshot::catch("hashing the state", || Ok(M::state_hash(&self.machine.view())));
-        let hash = hashed
-            .inspect_err(|error| tracing::warn!(%error, "the initial state is not compared with the others'"))
-            .ok()?;
-        self.begun_with = Some(InitialState { hash_version: M::HASH_VERSION, hash, is_restored });
-        self.begun_with
-    }
-
-    /// The log still holds what its cluster was founded with: a state that was restored.
-    pub(crate) fn begins_restored(&mut self) {
-        self.progress.is_restored = true;
-        self.published.advance(self.progress);
-    }
-
     /// Has entries wait for a snapshot that is being written once so many bytes of commands have been applied since it was
     /// begun: whatever they replace or remove is in memory until it is written. A leader whose entries wait refuses more
     /// when what is in flight reaches its limit.
@@ -170,44 +106,6 @@ impl<M: StateMachine> Applier<M> {
             while writing.changed().await.is_ok() {}
             self.writing = None;
         }
-    }
-
-    /// Applies what `log` knows to be committed, piece by piece. The core would do the same when it starts, with 64 entries
-    /// in memory at a time, however large they are.
-    ///
-    /// # Errors
-    /// What the log says that cannot be read, or the machine that cannot be applied.
-    pub(crate) fn replay(&mut self, log: &dyn LogStore) -> io::Result<()> {
-        let Some(committed) = log.committed() else { return Ok(()) };
-        let begun = Instant::now();
-        let first = self.progress.next_index();
-        while self.progress.next_index() <= committed.index {
-            let next = self.progress.next_index();
-            let entries = log.read(next, committed.index + 1, BATCH_BYTES)?;
-            if entries.first().is_none_or(|entry| entry.log_id.index != next) {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("entry {next} is missing")));
-            }
-            let last = entries.last().filter(|last| last.log_id.index == committed.index);
-            if let Some(last) = last.filter(|last| last.log_id != committed) {
-                let message = format!("the log holds {} where {committed} is committed", last.log_id);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-            }
-            let piece = entries.into_iter().map(|entry| {
-                let entry = type_config::entry(entry)
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-                Ok((entry, None))
-            });
-            let mut piece = piece.peekable();
-            while piece.peek().is_some() {
-                super::snapshot::catch("applying a command", || self.apply_batch(&mut piece))?;
-            }
-        }
-        let entries = self.progress.next_index() - first;
-        if entries > 0 {
-            let took_ms = whole_ms(begun.elapsed());
-            tracing::info!(first, upto = committed.index, took_ms, "applied the log");
-        }
-        Ok(())
     }
 
     /// Where the state can be read while it is being applied to.
@@ -273,35 +171,6 @@ impl<M: StateMachine> Applier<M> {
         self.progress.session_bytes = self.sessions.bytes();
         self.progress.largest_opener = self.sessions.largest_opener();
         self.progress.state_bytes = self.machine.state_bytes();
-    }
-
-    /// The answers kept for sessions are bounded by the quota as well: both count on the same memory.
-    fn set_quota(&mut self, quota: Option<Quota>) {
-        self.progress.quota = quota;
-        self.sessions.fit_quota(quota.map(|quota| quota.bytes));
-    }
-
-    fn change_quota(&mut self, change: QuotaChange) {
-        let current = self.progress.quota;
-        let by_operator = current.is_some_and(|quota| quota.source == QuotaSource::Operator);
-        let quota = match change {
-            QuotaChange::Follow(_) if by_operator => return,
-            QuotaChange::Follow(bytes) => Some(Quota { bytes, source: QuotaSource::Memory }),
-            QuotaChange::Set(bytes) => Some(Quota { bytes, source: QuotaSource::Operator }),
-            QuotaChange::Release => current.map(|quota| Quota { source: QuotaSource::Memory, ..quota }),
-        };
-        // As it is stored: in a snapshot, and on the nodes that are restored from it.
-        self.set_quota(quota.and_then(|quota| Quota::from_stored(quota.to_stored())));
-    }
-
-    /// Why `command` must not be applied: it would have the state outgrow its quota.
-    fn over_quota(&self, command: &M::Command) -> Option<NotApplied> {
-        let (quota, state_bytes) = self.progress.quota.zip(self.machine.state_bytes())?;
-        let room = quota.bytes.saturating_sub(state_bytes);
-        // The view is gone before the machine changes again, so nothing needs to be copied for it.
-        let exceeds =
-            M::most_growth_bytes(command) > room && M::growth_bytes(&self.machine.view(), command) > room;
-        exceeds.then_some(NotApplied::QuotaExceeded { state_bytes, quota_bytes: quota.bytes })
     }
 
     fn applied(&self) -> Applied<M::View> {
@@ -486,165 +355,5 @@ impl<M: StateMachine> Applier<M> {
     }
 }
 
-/// The entries of `entries` that are there, at least one unless it has ended. Not more than fit in memory: a node that
-/// starts, or catches up, has all of its log there.
-async fn next_batch<S>(entries: &mut S) -> Vec<io::Result<EntryResponder<TypeConfig>>>
-where
-    S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin,
-{
-    let (mut batch, mut bytes) = (Vec::new(), 0);
-    let mut next = entries.next().await;
-    while let Some(item) = next {
-        if let Ok((Entry { payload: Payload::Normal(command), .. }, _)) = &item {
-            bytes += command.bytes.len();
-        }
-        batch.push(item);
-        if batch.len() >= PUBLISH_ENTRIES || bytes >= BATCH_BYTES {
-            break;
-        }
-        next = entries.next().now_or_never().flatten();
-    }
-    batch
-}
-
-impl<M: StateMachine> RaftStateMachine<TypeConfig> for Applier<M> {
-    type SnapshotData = SnapshotData;
-    type SnapshotBuilder = SnapshotBuilder<M>;
-
-    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        Ok((self.progress.log_id.map(type_config::log_id), self.membership.clone()))
-    }
-
-    async fn apply<S>(&mut self, entries: S) -> io::Result<()>
-    where
-        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
-    {
-        let mut entries = entries.fuse();
-        loop {
-            self.wait_for_snapshot().await;
-            let batch = next_batch(&mut entries).await;
-            if batch.is_empty() {
-                return Ok(());
-            }
-            let mut batch = batch.into_iter().peekable();
-            while batch.peek().is_some() {
-                let replies = super::snapshot::catch("applying a command", || self.apply_batch(&mut batch))?;
-                for (responder, reply) in replies {
-                    responder.send(reply);
-                }
-                tokio::task::consume_budget().await;
-            }
-        }
-    }
-
-    /// A snapshot of nothing is refused, unless the core insists.
-    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder<M>> {
-        if self.progress.log_id.is_none() && !force {
-            return None;
-        }
-        Some(self.snapshot_builder())
-    }
-
-    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder<M> {
-        self.snapshot_builder()
-    }
-
-    async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
-        let begun = Instant::now();
-        let (content, handle) = install::<M>(snapshot, self.snapshots.clone()).await?;
-        let (upto, bytes, took) = (handle.meta().log_id, handle.len_bytes(), begun.elapsed());
-        self.activity.snapshots_installed.add(bytes, took);
-        self.activity.snapshot_bytes.store(bytes, Relaxed);
-        tracing::info!(%upto, bytes, took_ms = crate::runtime::whole_ms(took), "installed the leader's snapshot");
-        self.replace(content, handle.meta());
-        Ok(())
-    }
-
-    async fn get_current_snapshot(
-        &mut self,
-    ) -> io::Result<
-        Option<Snapshot<type_config::CommittedLeaderId, types::NodeId, types::Member, SnapshotData>>,
-    > {
-        let newest = self.snapshots.newest().map_err(io::Error::other)?;
-        Ok(newest.map(|handle| Snapshot {
-            meta: super::snapshot::meta(handle.meta()),
-            snapshot: SnapshotData::Placed(handle),
-        }))
-    }
-}
-
 #[cfg(test)]
-mod quota_tests;
-#[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-
-    use super::*;
-    use crate::machine::sessions::MIN_TTL_MS;
-    use crate::raft::clock::Reading;
-    use crate::storage::MemorySnapshots;
-    use crate::types::SessionSlot;
-
-    /// Answers with as many bytes as it is asked for.
-    #[derive(Debug, Default)]
-    struct Talkative;
-
-    impl StateMachine for Talkative {
-        type Command = usize;
-        type Reply = Bytes;
-        type Query = ();
-        type Answer = ();
-        type View = ();
-
-        fn apply(&mut self, _: &ApplyContext, bytes: usize) -> Bytes {
-            vec![0; bytes].into()
-        }
-
-        fn view(&self) {}
-
-        fn query((): &(), (): ()) {}
-
-        fn write_snapshot((): &(), _: &mut dyn Write) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn read_snapshot(_: u32, _: &mut dyn Read) -> io::Result<Self> {
-            Ok(Self)
-        }
-    }
-
-    fn entry(index: u64, command: Bytes) -> io::Result<EntryResponder<TypeConfig>> {
-        let payload = types::Payload::Command(command);
-        let entry = types::Entry { log_id: types::LogId::new(1, index), payload };
-        Ok((type_config::entry(entry).unwrap(), None))
-    }
-
-    #[test]
-    fn what_becomes_of_sessions_is_counted_as_it_is_applied() {
-        /// More than the answers of one session may take.
-        const HUGE: usize = 40 * 1024 * 1024;
-        let mut applier = Applier::recover(1, Talkative, Arc::new(MemorySnapshots::default())).unwrap();
-        let at = |counted_ms| Reading { wall_ms: 7_000, term: 1, counted_ms };
-        let write = |session, counted_ms, bytes: usize| {
-            let slot = SessionSlot { session, sequence: 1, first_unanswered: 1 };
-            envelope::seal::<Talkative>(at(counted_ms), &bytes, Some(slot)).unwrap()
-        };
-        let commands = [
-            envelope::seal_open_session(at(0), 1, MIN_TTL_MS, ""),
-            envelope::seal_open_session(at(0), 2, MIN_TTL_MS, ""),
-            envelope::seal_open_session(at(0), 3, MIN_TTL_MS, ""),
-            envelope::seal_close_session(at(0), 1),
-            write(2, 0, HUGE),
-            write(3, MIN_TTL_MS + 1, 1),
-        ];
-        let mut batch = (1..).zip(commands).map(|(index, command)| entry(index, command));
-        applier.apply_batch(&mut batch).unwrap();
-        applier.apply_batch(&mut batch).unwrap();
-        let activity = applier.activity();
-        let totals = &activity.sessions;
-        let totals = [&totals.opened, &totals.closed, &totals.evicted, &totals.expired];
-        assert_eq!(totals.map(|total| total.load(Relaxed)), [3, 1, 1, 1]);
-        assert_eq!(activity.expired_sessions.load(Relaxed), 1);
-        assert_eq!(applier.sessions.len(), 0);
-    }
-}
+mod tests;

@@ -22,133 +22,48 @@
 //!
 //! # Settings of openraft
 //!
-//! `raft_config` says them, each with its reason. Off are: its policy for snapshots and purges, its leader restore, and elections until
+//! `start` says them, each with its reason. Off are: its policy for snapshots and purges, its leader restore, and elections until
 //! the silence after a start is over. Pre-vote is on.
 //!
 //! What it does not do: decide when to snapshot, purge, hand over or found a cluster. That is [`crate::engine`].
 
+mod candidacy;
+mod metrics;
+mod proposals;
+mod start;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::errors::{ClientWriteError, InitializeError, RaftError};
-use openraft::raft::{ClientWriteResult, VoteRequest};
-use openraft::{Config, LinearizerOption, Raft, ServerState, SnapshotPolicy};
+use openraft::errors::{InitializeError, RaftError};
+use openraft::raft::VoteRequest;
+use openraft::{LinearizerOption, Raft, ServerState};
 use tokio::sync::{oneshot, watch};
 
+use self::candidacy::Candidacy;
+pub(crate) use self::metrics::Metrics;
+pub(crate) use self::proposals::Proposed;
+pub(crate) use self::start::{CoreConfig, Parts};
 use super::activity::Activity;
 use super::agreed_versions::AgreedVersions;
 use super::agreement::Agreement;
 use super::apply::Applier;
 use super::clock::Reading;
-use super::consensus_tasks;
 use super::held::Held;
-use super::lease::{Admission, Closed, LEASE_SHARE};
-use super::log::RaftLog;
+use super::lease::{Admission, LEASE_SHARE};
 use super::network::PeerDoor;
-use super::network::addresses::{Addresses, Seen};
-use super::network::client::PeerClients;
-use super::network::plausible;
 use super::network::progress::{PeerFitness, PeerProgress};
-use super::network::service::{Callee, LastHeard, Offers, PeerService, Promise};
+use super::network::service::{LastHeard, Offers};
 use super::published::{Applied, Progress, Published};
 pub(crate) use super::read_index::NoReadIndex;
 use super::read_index::{self, ReadIndexes};
-use super::type_config::{self, Answer, Command, OnFlushed, Responder, TypeConfig, leader};
-use crate::error::Leader;
+use super::type_config::{self, TypeConfig};
 use crate::machine::StateMachine;
 use crate::machine::sessions::SessionTable;
-use crate::runtime::Tasks;
-use crate::storage::{LogStore, SnapshotStore};
 use crate::types::{self, Incarnation, LogId, Member, NodeId, ReadableVersions};
-
-mod candidacy;
-mod metrics;
-
-use candidacy::Candidacy;
-pub(crate) use metrics::Metrics;
-
-/// Most entries in one message to a peer, and in one write to the log.
-const MAX_BATCH_ENTRIES: u64 = 4096;
-
-/// Commits that may wait to be applied. What waits is in memory anyway, and is bounded by bytes.
-const APPLY_QUEUE: u64 = 1 << 16;
-/// How peers that cannot be reached are retried.
-const BACKOFF: &str = "20ms 40ms 80ms ...500ms";
-
-/// What the core needs to know before it starts.
-#[derive(Debug, Clone)]
-pub(crate) struct CoreConfig {
-    /// Name of the cluster, for its messages.
-    pub cluster: String,
-    /// This node.
-    pub node_id: NodeId,
-    /// Interval between heartbeats, in milliseconds.
-    pub heartbeat_interval_ms: u64,
-    /// Shortest election timeout, in milliseconds.
-    pub election_timeout_min_ms: u64,
-    /// Longest election timeout, in milliseconds.
-    pub election_timeout_max_ms: u64,
-    /// What that was before, if it was longer: a leader may still rely on it.
-    pub promised_lease_ms: u64,
-    /// Most bytes of entries in one message to a peer.
-    pub message_bytes: usize,
-}
-
-/// Where the core keeps its state, and how it reaches its peers.
-pub(crate) struct Parts<M: StateMachine> {
-    /// The durable log.
-    pub log: Arc<dyn LogStore>,
-    /// The snapshots.
-    pub snapshots: Arc<dyn SnapshotStore>,
-    /// The state machine, recovered.
-    pub applier: Applier<M>,
-    /// The calling side of the network.
-    pub clients: PeerClients,
-    /// The answering side of the network.
-    pub callee: Callee,
-    /// What the core's tasks join.
-    pub tasks: Tasks,
-}
-
-/// How a proposal ended.
-#[derive(Debug)]
-pub(crate) enum Proposed {
-    /// Committed and applied.
-    Applied {
-        /// Where it stands.
-        log_id: LogId,
-        /// What it was answered.
-        answer: Answer,
-    },
-    /// This leader has it on disk; nothing more is known. Only for [`Core::propose_to_leader`].
-    Flushed {
-        /// Where it stands.
-        log_id: LogId,
-    },
-    /// This node leads, but has lost touch with its quorum; nothing was proposed.
-    NoQuorum,
-    /// This node does not lead; nothing was proposed.
-    NotLeader(Option<Leader>),
-    /// Leadership was lost with the entry in the log: it may yet be committed.
-    Interrupted(Option<Leader>),
-    /// The core had stopped before; nothing was proposed.
-    Gone,
-    /// The core went away without an answer.
-    Stopped,
-}
-
-impl From<Closed> for Proposed {
-    fn from(closed: Closed) -> Self {
-        match closed {
-            Closed::Stopped => Self::Gone,
-            Closed::NoQuorum => Self::NoQuorum,
-        }
-    }
-}
 
 /// The running consensus core of one node. Cheap to clone.
 pub(crate) struct Core<M: StateMachine> {
@@ -193,81 +108,6 @@ impl<M: StateMachine> Clone for Core<M> {
 }
 
 impl<M: StateMachine> Core<M> {
-    /// Starts the core: recovers, and takes part in elections if this node is a voter.
-    ///
-    /// # Errors
-    /// What openraft says when it cannot recover from the log and the snapshots.
-    pub(crate) async fn start(config: &CoreConfig, mut parts: Parts<M>) -> Result<Self, String> {
-        let (published, activity) = (parts.applier.published(), parts.applier.activity());
-        let (agreement, agreed_versions) = (parts.applier.agreement(), parts.applier.agreed_versions());
-        parts.clients.count_in(activity.clone());
-        parts.clients.judged_by(agreement.clone());
-        let purge_mark = parts.clients.purge_mark();
-        let addresses = parts.clients.addresses();
-        let (held, fitness) = (parts.clients.held(), parts.clients.fitness());
-        let own = (config.node_id, parts.callee.incarnation);
-        if let Some(vote) = parts.log.vote() {
-            // The next one is not to be out of bounds.
-            if vote.term >= plausible::LARGEST_TERM {
-                return Err(format!("this node has voted in term {}, after which there is none", vote.term));
-            }
-            activity.had_voted(vote);
-        }
-        let tasks = &parts.tasks;
-        let (log, telling) =
-            RaftLog::new(parts.log.clone(), config.message_bytes, own, held.clone(), activity.clone());
-        tasks.passing("flushed-writes", telling);
-        let raft_config = raft_config(config)?;
-        let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier);
-        let raft = consensus_tasks::joining(tasks, raft).await.map_err(|error| type_config::fatal(&error))?;
-        follow_membership(&raft, &addresses);
-        // The core reports its state before it answers: from here on peers are checked against the membership.
-        let has_confirmed = raft.is_initialized().await.map_err(|error| type_config::fatal(&error))?;
-        let voter_lease = Duration::from_millis(config.election_timeout_max_ms);
-        // A leader may rely on what this node confirmed before it was restarted, so for a while it elects nobody, neither
-        // others, see `PeerService`, nor itself. An election that the leader asks for is not held up.
-        let silence = match has_confirmed {
-            true => voter_lease.max(Duration::from_millis(config.promised_lease_ms)),
-            false => Duration::ZERO,
-        };
-        let candidacy = Arc::new(Candidacy::silent());
-        let (elects, candidate) = (raft.clone(), candidacy.clone());
-        tasks.passing("silence", async move {
-            tokio::time::sleep(silence).await;
-            candidate.silence_is_over(&elects);
-        });
-        let lease = voter_lease.saturating_mul(2);
-        let reads = ReadIndexes::start(raft.clone(), lease, activity.clone(), tasks);
-        let service = PeerService::new(
-            parts.callee,
-            raft.clone(),
-            (parts.log, parts.snapshots),
-            reads.clone(),
-            (activity.clone(), agreement.clone()),
-            Promise { silence, lease: voter_lease },
-        );
-        let (heard, offers) = (service.last_heard(), service.offers());
-        let admission = Arc::new(Admission::new(raft.metrics(), voter_lease));
-        let door = Arc::new(service);
-        Ok(Self {
-            raft,
-            published,
-            door,
-            heard,
-            offers,
-            reads,
-            purge_mark,
-            held,
-            admission,
-            fitness,
-            activity,
-            agreement,
-            agreed_versions,
-            candidacy,
-            lease,
-        })
-    }
-
     pub(super) fn raft(&self) -> &Raft<TypeConfig, Applier<M>> {
         &self.raft
     }
@@ -328,46 +168,6 @@ impl<M: StateMachine> Core<M> {
         table.await.ok()
     }
 
-    /// Proposes `command`; `done` is called exactly once.
-    pub(crate) async fn propose(&self, command: Bytes, done: impl FnOnce(Proposed) + Send + 'static) {
-        if let Err(closed) = self.admission.check() {
-            return done(closed.into());
-        }
-        let responder = Responder::new(|outcome| done(outcome.map_or(Proposed::Stopped, proposed)));
-        // On failure the responder has been dropped, and has reported so.
-        let _ = self.raft.client_write_ff(Command::new(command), Some(responder)).await;
-    }
-
-    /// Proposes `command`; `done` is called exactly once: with [`Proposed::Flushed`] as soon as this leader has it on
-    /// disk, or with what went wrong before. `ended` is called exactly once, when it has been applied here or is lost
-    /// to this node.
-    pub(crate) async fn propose_to_leader(
-        &self,
-        command: Bytes,
-        done: impl FnOnce(Proposed) + Send + 'static,
-        ended: impl FnOnce() + Send + 'static,
-    ) {
-        if let Err(closed) = self.admission.check() {
-            done(closed.into());
-            return ended();
-        }
-        let done = Arc::new(Mutex::new(Some(done)));
-        let once = move |outcome| {
-            let done = done.lock().expect("invariant: no panic under this lock").take();
-            if let Some(done) = done {
-                done(outcome);
-            }
-        };
-        let flushed = once.clone();
-        let on_flushed = OnFlushed::new(move |log_id| flushed(Proposed::Flushed { log_id }));
-        let command = Command { bytes: command, on_flushed: Some(on_flushed) };
-        let responder = Responder::new(move |outcome| {
-            once(outcome.map_or(Proposed::Stopped, proposed));
-            ended();
-        });
-        let _ = self.raft.client_write_ff(command, Some(responder)).await;
-    }
-
     /// What an entry is to say of the time at which it is proposed here, `wall_ms` being what the wall clock shows.
     pub(crate) fn reading(&self, wall_ms: u64) -> Reading {
         self.activity.leader_clock.reading(wall_ms)
@@ -392,7 +192,7 @@ impl<M: StateMachine> Core<M> {
     ///
     /// The lease is a tenth shorter than what voters wait for, as they say themselves, in case their clocks run faster. A
     /// voter that was restarted does not know of its promise: it elects nobody for the length of a lease
-    /// ([`PeerService`]). A leader that asks another to take over lets go of its lease for good.
+    /// ([`PeerService`](super::network::service::PeerService)). A leader that asks another to take over lets go of its lease for good.
     ///
     /// # Errors
     /// [`NoReadIndex::NoQuorum`] when there is no lease, [`NoReadIndex::NotLeader`] on other nodes.
@@ -600,63 +400,6 @@ impl<M: StateMachine> Core<M> {
     pub(crate) async fn shutdown(&self) {
         if let Err(error) = self.raft.shutdown().await {
             tracing::error!(%error, "the core did not stop in order");
-        }
-    }
-}
-
-/// Has peers be dialled where the membership says.
-fn follow_membership<M: StateMachine>(raft: &Raft<TypeConfig, Applier<M>>, addresses: &Addresses) {
-    let membership = raft.metrics();
-    addresses.follow(move |node_id| {
-        let metrics = membership.borrow_watched();
-        let stored = &metrics.membership_config;
-        Seen {
-            at: stored.log_id().as_ref().map(type_config::from_log_id),
-            member: stored.membership().get_node(&node_id).cloned(),
-        }
-    });
-}
-
-fn raft_config(config: &CoreConfig) -> Result<Config, String> {
-    Config {
-        cluster_name: config.cluster.clone(),
-        heartbeat_interval: config.heartbeat_interval_ms,
-        election_timeout_min: config.election_timeout_min_ms,
-        election_timeout_max: config.election_timeout_max_ms,
-        max_payload_entries: MAX_BATCH_ENTRIES,
-        max_append_entries: Some(MAX_BATCH_ENTRIES),
-        // While entries wait for a snapshot one is queued per commit, and the core stops when the queue is full: no heartbeats,
-        // no votes. What is in flight is to reach its limit first.
-        state_machine_channel_size: Some(APPLY_QUEUE),
-        // Snapshots and purges are triggered by the engine, which also counts bytes.
-        snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: u64::MAX,
-        // A follower is sent a snapshot only when the log no longer holds what it needs.
-        replication_lag_threshold: u64::MAX,
-        // Snapshots have idle timeouts of their own.
-        install_snapshot_timeout: Duration::from_secs(24 * 3600).as_millis() as u64,
-        enable_pre_vote: Some(true),
-        // Until it is known whether this node must be silent first.
-        enable_elect: false,
-        // The state machine is in memory: a restarted leader must be elected again.
-        enable_leader_restore: Some(false),
-        backoff: BACKOFF.to_owned(),
-        ..Config::default()
-    }
-    .validate()
-    .map_err(|error| error.to_string())
-}
-
-fn proposed(result: ClientWriteResult<TypeConfig>) -> Proposed {
-    match result {
-        Ok(response) => {
-            Proposed::Applied { log_id: type_config::from_log_id(&response.log_id), answer: response.data }
-        }
-        Err(ClientWriteError::ForwardToLeader(forward)) => Proposed::NotLeader(leader(forward)),
-        Err(ClientWriteError::LogEntryDiscarded(forward)) => Proposed::Interrupted(leader(forward)),
-        // Only membership changes and conditional writes end like this.
-        Err(ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_)) => {
-            Proposed::Stopped
         }
     }
 }

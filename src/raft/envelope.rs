@@ -358,28 +358,40 @@ pub fn sealed_as(bytes: &[u8]) -> Result<Option<MachineVersion>, EnvelopeError> 
     })
 }
 
+/// Refuses an envelope of `whole` bytes that has less than `count` left where it goes on.
+fn need(bytes: &[u8], count: usize, whole: usize) -> Result<(), EnvelopeError> {
+    match bytes.len() >= count {
+        true => Ok(()),
+        false => Err(EnvelopeError::Truncated { bytes: whole }),
+    }
+}
+
+/// Refuses what stands behind the end.
+fn ended(bytes: &[u8]) -> Result<(), EnvelopeError> {
+    match bytes.len() {
+        0 => Ok(()),
+        bytes => Err(EnvelopeError::Trailing { bytes }),
+    }
+}
+
 /// Opens an envelope, with `decode` for the command in it and the machine that wrote it.
 fn open_with<C>(
     mut bytes: &[u8],
     decode: impl Fn(MachineVersion, &[u8]) -> Result<C, EnvelopeError>,
 ) -> Result<Opened<C>, EnvelopeError> {
     let whole = bytes.len();
-    let need = |bytes: &[u8], count: usize| match bytes.len() >= count {
-        true => Ok(()),
-        false => Err(EnvelopeError::Truncated { bytes: whole }),
-    };
-    need(bytes, 1)?;
+    need(bytes, 1, whole)?;
     let version = bytes.get_u8();
     match version {
         OLDEST_VERSION => {
-            need(bytes, HEAD_BYTES_1 - 1)?;
+            need(bytes, HEAD_BYTES_1 - 1, whole)?;
             let stamp = Stamp::LogTime(bytes.get_u64_le());
             bytes.advance(16);
             let command = decode(MachineVersion::FIRST, bytes)?;
             return Ok(Opened { stamp, content: Content::Command(command, None) });
         }
-        LOG_TIME_VERSION => need(bytes, HEAD_BYTES_2 - 1)?,
-        VERSION => need(bytes, HEAD_BYTES - 1)?,
+        LOG_TIME_VERSION => need(bytes, HEAD_BYTES_2 - 1, whole)?,
+        VERSION => need(bytes, HEAD_BYTES - 1, whole)?,
         found => return Err(EnvelopeError::Version { found }),
     }
     let kind = bytes.get_u8();
@@ -390,32 +402,41 @@ fn open_with<C>(
             Stamp::Reading(Reading { wall_ms, term, counted_ms })
         }
     };
-    let content = match kind {
+    let content = open_content((version, kind), bytes, whole, decode)?;
+    Ok(Opened { stamp, content })
+}
+
+/// What follows the head, in an envelope of this version, kind and length.
+fn open_content<C>(
+    (version, kind): (u8, u8),
+    mut bytes: &[u8],
+    whole: usize,
+    decode: impl Fn(MachineVersion, &[u8]) -> Result<C, EnvelopeError>,
+) -> Result<Content<C>, EnvelopeError> {
+    Ok(match kind {
         COMMAND => Content::Command(decode(MachineVersion::FIRST, bytes)?, None),
         SESSION_COMMAND => {
-            need(bytes, SLOT_BYTES)?;
+            need(bytes, SLOT_BYTES, whole)?;
             let slot = get_slot(&mut bytes);
             Content::Command(decode(MachineVersion::FIRST, bytes)?, Some(slot))
         }
         VERSIONED_COMMAND if version > LOG_TIME_VERSION => {
-            need(bytes, WROTE_BYTES)?;
+            need(bytes, WROTE_BYTES, whole)?;
             Content::Command(decode(get_wrote(&mut bytes), bytes)?, None)
         }
         VERSIONED_SESSION_COMMAND if version > LOG_TIME_VERSION => {
-            need(bytes, SLOT_BYTES + WROTE_BYTES)?;
+            need(bytes, SLOT_BYTES + WROTE_BYTES, whole)?;
             let slot = get_slot(&mut bytes);
             Content::Command(decode(get_wrote(&mut bytes), bytes)?, Some(slot))
         }
         AGREEMENT if version > LOG_TIME_VERSION => {
-            need(bytes, WROTE_BYTES)?;
+            need(bytes, WROTE_BYTES, whole)?;
             let agreed = get_wrote(&mut bytes);
-            match bytes.len() {
-                0 => Content::Agreement(agreed),
-                bytes => return Err(EnvelopeError::Trailing { bytes }),
-            }
+            ended(bytes)?;
+            Content::Agreement(agreed)
         }
         OPEN_SESSION => {
-            need(bytes, 16)?;
+            need(bytes, 16, whole)?;
             let session = bytes.get_u64_le();
             let (ttl_ms, opener) = match version {
                 LOG_TIME_VERSION => (end(&mut bytes)?, ""),
@@ -424,15 +445,15 @@ fn open_with<C>(
             Content::OpenSession { session, ttl_ms, opener: opener.to_owned() }
         }
         CLOSE_SESSION => {
-            need(bytes, 8)?;
+            need(bytes, 8, whole)?;
             Content::CloseSession { session: end(&mut bytes)? }
         }
-        CLOCK if version > LOG_TIME_VERSION => match bytes.len() {
-            0 => Content::Clock,
-            bytes => return Err(EnvelopeError::Trailing { bytes }),
-        },
+        CLOCK if version > LOG_TIME_VERSION => {
+            ended(bytes)?;
+            Content::Clock
+        }
         QUOTA if version > LOG_TIME_VERSION => {
-            need(bytes, 1 + 8)?;
+            need(bytes, 1 + 8, whole)?;
             let (how, amount) = (bytes.get_u8(), end(&mut bytes)?);
             Content::Quota(match how {
                 QUOTA_OF_MEMORY => QuotaChange::Follow(amount),
@@ -442,8 +463,7 @@ fn open_with<C>(
             })
         }
         found => return Err(EnvelopeError::Kind { found }),
-    };
-    Ok(Opened { stamp, content })
+    })
 }
 
 fn get_slot(bytes: &mut &[u8]) -> SessionSlot {

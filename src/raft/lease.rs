@@ -42,9 +42,9 @@
 //! | the lease is voided, then the offer is noted, then the core hands over | `Core::transfer_leader` |
 //! | whether the lease is void is looked at last | `Core::lease_index` |
 //! | the core hears of an acceptance after the last request that ends at the same entry is answered | `network/appends.rs` |
-//! | `lease.json` holds `L` before a peer can connect | `engine/open.rs`: `read_directory`, then `grpc::serve` |
+//! | `lease.json` holds `L` before a peer can connect | `engine/open/directory.rs`: `read_directory`, then `grpc::serve` |
 //! | elections are off until it is known whether this node must be silent | `enable_elect` in `core.rs`, `core/candidacy.rs` |
-//! | the core takes the time, then the index; the state is read after that | openraft's `handle_get_linearizer`; `engine/reads.rs` |
+//! | the core takes the time, then the index; the state is read after that | openraft's `handle_get_linearizer`; `engine/read.rs` |
 //!
 //! # Proposals
 //!

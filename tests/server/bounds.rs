@@ -1,18 +1,16 @@
 //! What callers do to a node that has no authentication yet, tried on real processes: whatever they make it hold is
 //! bounded, others are served meanwhile, and afterwards it is as before.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream as Socket};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+mod by_hand;
+mod node;
+
+use std::io::Write;
+use std::net::TcpStream as Socket;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use h2::client::SendRequest;
-use h2::{RecvStream, SendStream};
 use prost::Message;
 use quorate::testkit::proto::v1::admin_client::AdminClient;
 use quorate::testkit::proto::v1::kv_client::KvClient;
@@ -21,206 +19,14 @@ use quorate::testkit::proto::v1::{
     DeleteRangeRequest, GetRequest, PipelineRequest, PipelineResponse, PutRequest, RangeRequest,
     StatusRequest, TaggedRequest, WatchRequest,
 };
-use tempfile::TempDir;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Code;
-use tonic::codegen::http;
-use tonic::transport::{Channel, Endpoint};
 
-use crate::{DEADLINE, Process};
+use self::by_hand::{begin, call, message_of, raw, send_all};
+use self::node::Node;
+use crate::DEADLINE;
 
 const MIB: u64 = 1024 * 1024;
-
-/// A node of its own, as a process.
-struct Node {
-    process: Process,
-    client: SocketAddr,
-    peer: SocketAddr,
-    _dir: TempDir,
-}
-
-impl Node {
-    /// Starts one with `args`, which may open so many files.
-    fn start(args: &[&str], files: Option<u32>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let limit = files.map_or(String::new(), |files| format!("ulimit -n {files}; "));
-        let mut command = Command::new("sh");
-        command.args([
-            "-c",
-            &format!("{limit}exec \"$0\" \"$@\""),
-            env!("CARGO_BIN_EXE_quorate"),
-            "serve",
-            "--single",
-        ]);
-        command.args([
-            "--client-listen",
-            "127.0.0.1:0",
-            "--peer-listen",
-            "127.0.0.1:0",
-            "--log-format",
-            "json",
-        ]);
-        command.arg("--data-dir").arg(dir.path().join("data")).args(args).stderr(Stdio::piped());
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("QUORATE_")) {
-            command.env_remove(name);
-        }
-        let mut process = Process(command.spawn().unwrap());
-        let mut lines = BufReader::new(process.0.stderr.take().unwrap()).lines();
-        let mut address = BTreeMap::new();
-        let mut serving = false;
-        for line in lines.by_ref().map(Result::unwrap) {
-            let line: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-            let fields = &line["fields"];
-            for name in ["client", "peer"] {
-                if let Some(found) = fields[name].as_str().and_then(|text| text.parse::<SocketAddr>().ok()) {
-                    address.insert(name, found);
-                }
-            }
-            serving |= fields["message"] == "serving";
-            if serving && address.len() == 2 {
-                break;
-            }
-        }
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        let node = Self { process, client: address["client"], peer: address["peer"], _dir: dir };
-        let started = Instant::now();
-        while node.page("/readyz").0 != 200 {
-            assert!(started.elapsed() < DEADLINE, "no leader");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        node
-    }
-
-    /// `VmRSS` or `VmHWM` of the process, in bytes.
-    fn memory(&self, what: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.0.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':')).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
-    }
-
-    /// Code and body of a page.
-    fn page(&self, path: &str) -> (u16, String) {
-        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))
-    }
-
-    fn ask(&self, request: &str) -> (u16, String) {
-        let mut socket = Socket::connect(self.client).unwrap();
-        socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        socket.write_all(request.as_bytes()).unwrap();
-        let mut answer = Vec::new();
-        socket.read_to_end(&mut answer).unwrap();
-        let answer = String::from_utf8_lossy(&answer);
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        (head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_default(), body.to_owned())
-    }
-
-    fn metric(&self, name: &str) -> u64 {
-        let (_, text) = self.page("/metrics");
-        let value =
-            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<f64>().ok());
-        value.unwrap_or_else(|| panic!("there is no {name} in\n{text}")) as u64
-    }
-
-    async fn metric_reaches(&self, name: &str, reached: impl Fn(u64) -> bool) {
-        let start = Instant::now();
-        loop {
-            let value = self.metric(name);
-            if reached(value) {
-                return;
-            }
-            assert!(start.elapsed() < DEADLINE, "{name} is {value}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    async fn channel(&self) -> Channel {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.client)).unwrap();
-        // What most clients announce.
-        endpoint
-            .initial_stream_window_size(65_535)
-            .initial_connection_window_size(65_535)
-            .connect()
-            .await
-            .unwrap()
-    }
-
-    async fn kv(&self) -> KvClient<Channel> {
-        KvClient::new(self.channel().await)
-    }
-
-    /// It writes and reads, and answers probes, at once.
-    async fn serves_others(&self) {
-        let serves = async {
-            let mut kv = self.kv().await;
-            kv.put(PutRequest { key: "other".into(), value: "v".into(), ..Default::default() })
-                .await
-                .unwrap();
-            let request = GetRequest { key: "other".into(), ..Default::default() };
-            assert_eq!(kv.get(request).await.unwrap().into_inner().item.unwrap().value, "v");
-        };
-        timeout(DEADLINE, serves).await.expect("others are not served");
-        assert_eq!(self.page("/livez").0, 200);
-        assert_eq!(self.page("/readyz").0, 200);
-    }
-
-    /// Puts `count` values of 1 MiB, `k0` and so on.
-    async fn put_large(&self, count: usize) {
-        let mut kv = self.kv().await;
-        for number in 0..count {
-            let (key, value) = (format!("k{number}").into(), vec![7; MIB as usize].into());
-            kv.put(PutRequest { key, value, ..Default::default() }).await.unwrap();
-        }
-    }
-}
-
-/// A connection that speaks HTTP/2 by hand. It ends when its sender and all its streams are gone.
-#[allow(clippy::disallowed_methods)] // of this process, not of a node
-async fn raw(address: SocketAddr) -> SendRequest<Bytes> {
-    let socket = TcpStream::connect(address).await.unwrap();
-    // Else its many small frames, and what is answered to them, wait for each other.
-    socket.set_nodelay(true).unwrap();
-    let mut builder = h2::client::Builder::new();
-    // By itself this library gives a connection up that brings many small frames which nobody reads.
-    let (sender, connection) = builder.data_frame_budget(usize::MAX).handshake(socket).await.unwrap();
-    tokio::spawn(async move {
-        // It ends when the node closes it.
-        let _ = connection.await;
-    });
-    sender
-}
-
-fn call(path: &str) -> http::Request<()> {
-    let request = http::Request::post(format!("http://localhost{path}"));
-    request.header("content-type", "application/grpc").header("te", "trailers").body(()).unwrap()
-}
-
-fn framed(message: &impl Message) -> Bytes {
-    let length = u32::try_from(message.encoded_len()).unwrap().to_be_bytes();
-    [&[0][..], &length, &message.encode_to_vec()].concat().into()
-}
-
-/// The first message of `arrived`, once it is there as a whole.
-fn message_of(arrived: &mut BytesMut) -> Option<BytesMut> {
-    let length = u32::from_be_bytes(arrived.get(1..5)?.try_into().unwrap()) as usize;
-    (arrived.len() >= 5 + length).then(|| arrived.split_to(5 + length).split_off(5))
-}
-
-/// Calls `path` with a first message, and perhaps more to come; returns the answer once it has begun.
-async fn begin(
-    sender: &mut SendRequest<Bytes>,
-    path: &str,
-    message: &impl Message,
-    is_all: bool,
-) -> (RecvStream, SendStream<Bytes>) {
-    let begun = async {
-        *sender = sender.clone().ready().await.unwrap();
-        let (answer, mut stream) = sender.send_request(call(path), false).unwrap();
-        stream.send_data(framed(message), is_all).unwrap();
-        (answer.await.unwrap().into_body(), stream)
-    };
-    timeout(DEADLINE, begun).await.expect("it is not answered")
-}
 
 /// What a web page can send to any address, without asking: a form over HTTP/1.1.
 #[tokio::test(flavor = "multi_thread")]
@@ -559,16 +365,6 @@ async fn long_ranges_that_are_not_read_do_not_fill_the_memory() {
     }
     assert_eq!(items, STATE);
     node.serves_others().await;
-}
-
-/// Sends `bytes` as the node takes them.
-async fn send_all(stream: &mut SendStream<Bytes>, mut bytes: Bytes) {
-    while !bytes.is_empty() {
-        stream.reserve_capacity(bytes.len());
-        let granted = std::future::poll_fn(|cx| stream.poll_capacity(cx));
-        let granted = timeout(DEADLINE, granted).await.expect("it is not taken").unwrap().unwrap();
-        stream.send_data(bytes.split_to(granted.min(bytes.len())), false).unwrap();
-    }
 }
 
 /// What stock clients refuse to receive they would refuse for ever.

@@ -19,7 +19,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use tokio::time::timeout;
 
-use crate::engine::writes::{Outcome, Writer};
+use crate::engine::write::{Outcome, Writer};
 use crate::engine::{Change, Engine, Inner, NewAddresses, NewMember};
 use crate::error::WriteError;
 use crate::machine::StateMachine;

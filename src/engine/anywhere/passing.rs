@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::engine::report::state::KnownLeader;
-use crate::engine::writes::Admitted;
+use crate::engine::write::Admitted;
 use crate::engine::{Engine, Inner};
 use crate::error::{ForwardError, Leader, Told, WriteError};
 use crate::machine::StateMachine;

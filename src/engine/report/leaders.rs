@@ -126,7 +126,7 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
-    use crate::engine::lone;
+    use crate::engine::tests::lone;
 
     const DEADLINE: Duration = Duration::from_secs(30);
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::state::{NodeState, observe};
-use super::membership::lag;
+use super::cluster::membership::lag;
 use super::{Engine, PeerPolicy};
 use crate::machine::StateMachine;
 use crate::raft::core::Metrics;
@@ -189,7 +189,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_node_that_was_stopped_names_no_leader_and_is_not_ready() {
-        let engine = crate::engine::lone::engine(false).await;
+        let engine = crate::engine::tests::lone::engine(false).await;
         assert!(engine.ready(Duration::from_secs(30)).await);
         let told = |report: NodeReport| (report.role, report.ready, report.leader.is_some());
         assert_eq!(told(engine.report()), (Some(Role::Leader), true, true));

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::engine::fatal::Fatal;
-use crate::engine::formation::Forming;
-use crate::engine::until_ended;
+use crate::engine::cluster::formation::Forming;
+use crate::engine::stop::fatal::Fatal;
+use crate::engine::stop::until_ended;
 use crate::error::{FatalError, Leader};
 use crate::machine::StateMachine;
 use crate::raft::core::{Core, Metrics};

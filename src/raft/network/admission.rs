@@ -11,7 +11,7 @@
 //! from another cluster of the same name.
 //!
 //! What callers expect also suggests that a node has lost its disk ([`Claim`]). A claim proves nothing, and stops nothing: it
-//! makes the node ask the claimant, which then has to answer from a committed membership (`engine/standing.rs`). That is
+//! makes the node ask the claimant, which then has to answer from a committed membership (`engine/cluster/expulsion.rs`). That is
 //! asked only while the node belongs to no cluster: a founder that was wiped after its cluster had grown would otherwise
 //! found a second one under the same name, id and address. A member does not care for claims, not even where it is the
 //! only one: whoever makes one may have made up all that it stands on, and the log says that it was made.

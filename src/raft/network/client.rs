@@ -4,7 +4,9 @@
 //! and again when it broke. A dial goes on in the background when its caller gives up: a heartbeat waits
 //! only tens of milliseconds, less than a handshake may take on a long link.
 
-use std::collections::{BTreeMap, VecDeque};
+mod snapshots;
+
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,11 +27,12 @@ use tokio::time::Instant;
 
 use super::addresses::Addresses;
 use super::appends::AppendStream;
+use super::handshake::OwnHandshake;
 use super::plausible::{self, Bearings};
-use super::progress::{PeerFitness, SendingSnapshot};
+use super::progress::PeerFitness;
 use super::wire::{self, Malformed};
-use super::{Connection, DialError, PROTOCOL_VERSION, Purpose, Refusal, Target, Transport};
-use crate::proto::peer::{Hello, Request, SnapshotPiece, request, response};
+use super::{Connection, DialError, Purpose, Target, Transport};
+use crate::proto::peer::{Request, request, response};
 use crate::raft::activity::{Activity, Succession};
 use crate::raft::agreement::Agreement;
 use crate::raft::held::Held;
@@ -48,51 +51,10 @@ const DIAL_PATIENCE: Duration = Duration::from_millis(500);
 /// requests, and there is none without a connection: a peer that refuses at once would be dialled thousands of times a
 /// second.
 const FIRST_REDIAL_PAUSE: Duration = Duration::from_millis(10);
-/// Bytes of a snapshot in one message.
-const SNAPSHOT_PIECE_BYTES: usize = 512 * 1024;
-/// Snapshot pieces sent and not yet answered.
-const SNAPSHOT_PIECES_IN_FLIGHT: usize = 4;
-/// A piece is answered once it is written, and while the peer verifies and loads the snapshot it gives signs
-/// of life. A message that is not answered for this long counts as lost.
-const SNAPSHOT_IDLE: Duration = Duration::from_secs(5);
-
-/// Who this node is, and what to do when a peer says it may not be.
-#[derive(Clone)]
-pub(crate) struct Caller {
-    /// Name of the cluster.
-    pub cluster: String,
-    /// This node.
-    pub node_id: NodeId,
-    /// Its data directory.
-    pub incarnation: Incarnation,
-    /// Where it is reached by its peers.
-    pub peer: String,
-    /// Where to dial members.
-    pub addresses: Arc<Addresses>,
-    /// Called when a peer refuses this node.
-    pub refused: Arc<dyn Fn(&Refusal) + Send + Sync>,
-}
-
-impl Caller {
-    /// The handshake towards `to_node`, whose incarnation is `to_incarnation` if known.
-    pub(crate) fn hello(&self, to_node: NodeId, to_incarnation: Option<Incarnation>) -> Hello {
-        Hello {
-            protocol_version: PROTOCOL_VERSION,
-            cluster: self.cluster.clone(),
-            from_node: self.node_id,
-            from_incarnation: self.incarnation.to_string(),
-            to_node,
-            to_incarnation: to_incarnation.map(|i| i.to_string()).unwrap_or_default(),
-            membership: self.addresses.seen(to_node).at.map(wire::plain_log_id),
-            from_peer: self.peer.clone(),
-        }
-    }
-}
-
 /// Makes a [`PeerClient`] for every peer and purpose.
 #[derive(Clone)]
 pub(crate) struct PeerClients {
-    caller: Caller,
+    handshake: OwnHandshake,
     transport: Arc<dyn Transport>,
     /// The longest pause between two dials of a peer.
     redial_pause: Duration,
@@ -110,12 +72,16 @@ pub(crate) struct PeerClients {
 }
 
 impl PeerClients {
-    /// Clients that call as `caller` over `transport`, and pause at most for `redial_pause` before they dial a peer
+    /// Clients that begin each connection with `handshake`, over `transport`, and pause at most for `redial_pause` before they dial a peer
     /// again.
-    pub(crate) fn new(caller: Caller, transport: Arc<dyn Transport>, redial_pause: Duration) -> Self {
+    pub(crate) fn new(
+        handshake: OwnHandshake,
+        transport: Arc<dyn Transport>,
+        redial_pause: Duration,
+    ) -> Self {
         let (away, purge, held, fitness) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
         let (activity, agreement) = (Arc::default(), Arc::default());
-        Self { caller, transport, redial_pause, away, purge, held, fitness, activity, agreement }
+        Self { handshake, transport, redial_pause, away, purge, held, fitness, activity, agreement }
     }
 
     /// From now on `agreement` says whether this node's snapshots are fit to be sent.
@@ -147,7 +113,7 @@ impl PeerClients {
 
     /// Where peers are dialled.
     pub(crate) fn addresses(&self) -> Arc<Addresses> {
-        self.caller.addresses.clone()
+        self.handshake.addresses.clone()
     }
 
     /// What answers are judged by: this node has asked, so it has a log.
@@ -181,7 +147,7 @@ impl PeerClients {
     fn believe_vote(&self, vote: &Vote) -> Result<(), Malformed> {
         let bearings = self.bearings();
         bearings.term(vote.leader_id.term)?;
-        match vote.leader_id.voted_for == self.caller.node_id && vote.leader_id.term > bearings.term {
+        match vote.leader_id.voted_for == self.handshake.node_id && vote.leader_id.term > bearings.term {
             true => Err(Malformed("it names this node in a term in which this node has not stood")),
             false => Ok(()),
         }
@@ -332,12 +298,12 @@ impl PeerClient {
 
     fn dial(&self) -> oneshot::Receiver<Result<Connection, DialError>> {
         let (done, outcome) = oneshot::channel();
-        let caller = &self.clients.caller;
-        let addresses = caller.addresses.clone();
+        let handshake = &self.clients.handshake;
+        let addresses = handshake.addresses.clone();
         let target = Target { node_id: self.node_id, address: addresses.of(self.node_id, &self.member) };
-        let hello = caller.hello(self.node_id, Some(self.member.incarnation));
+        let hello = handshake.towards(self.node_id, Some(self.member.incarnation));
         let dial = self.clients.transport.connect(target.clone(), hello, self.purpose);
-        let (refused, member) = (caller.refused.clone(), self.member.clone());
+        let (refused, member) = (handshake.refused.clone(), self.member.clone());
         runtime::spawn(async move {
             let result = match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
                 Ok(result) => result,
@@ -394,91 +360,6 @@ impl PeerClient {
         match result {
             Ok(response::Body::Failure(reason)) => Err(unreachable(reason)),
             other => other,
-        }
-    }
-
-    async fn send_snapshot(
-        &mut self,
-        vote: Vote,
-        snapshot: SnapshotData,
-    ) -> Result<Vote, StreamingError<TypeConfig>> {
-        let SnapshotData::Placed(handle) = snapshot else {
-            return Err(unreachable("the snapshot is not in its place yet").into());
-        };
-        let total = handle.len_bytes();
-        let log_id = wire::log_id(&type_config::log_id(handle.meta().log_id));
-        if total == 0 {
-            return Err(unreachable("the snapshot is empty").into());
-        }
-        // It would make others wrong as well, until the wrong ones are the majority.
-        if self.clients.agreement.is_outvoted() {
-            let differs = "this node's state differs from the others': it sends no snapshots";
-            return Err(unreachable(differs).into());
-        }
-        let begun = Instant::now();
-        let sending = SendingSnapshot::new(
-            self.clients.fitness.clone(),
-            self.node_id,
-            (total, handle.meta().log_id.index),
-        );
-        let mut offset = 0;
-        let mut unanswered: VecDeque<u64> = VecDeque::new();
-        loop {
-            sending.reached(offset);
-            while unanswered.len() < SNAPSHOT_PIECES_IN_FLIGHT && offset < total {
-                let (source, at) = (handle.clone(), offset);
-                let bytes = runtime::offload(move || source.read_at(at, SNAPSHOT_PIECE_BYTES))
-                    .await
-                    .map_err(|e| {
-                        StreamingError::StorageError(openraft::StorageError::read_snapshot(
-                            None,
-                            openraft::errors::ErrorSource::from_error(&e),
-                        ))
-                    })?;
-                if bytes.is_empty() {
-                    return Err(unreachable("the snapshot is shorter than it was").into());
-                }
-                offset += bytes.len() as u64;
-                let piece = SnapshotPiece {
-                    vote: Some(wire::vote(&vote)),
-                    last_log: Some(log_id),
-                    offset: at,
-                    bytes,
-                    last: offset >= total,
-                };
-                let request = self.request(request::Body::Snapshot(piece));
-                unanswered.push_back(request.id);
-                let connection = self.connected().await?;
-                send(connection, request)?;
-            }
-            let connection = self.connected().await?;
-            let response = tokio::time::timeout(SNAPSHOT_IDLE, connection.responses.recv())
-                .await
-                .map_err(|_| {
-                    unreachable(format!("a piece was not answered within {} s", SNAPSHOT_IDLE.as_secs()))
-                })?
-                .ok_or_else(|| broken("connection closed"))?;
-            let Some(place) = unanswered.iter().position(|id| *id == response.id) else { continue };
-            if matches!(&response.body, Some(response::Body::Snapshot(answer)) if answer.installing) {
-                continue;
-            }
-            unanswered.remove(place);
-            match response.body {
-                Some(response::Body::Snapshot(answer)) => {
-                    self.clients.fitness.note_lease(self.holder(), answer.lease_ms);
-                    let answered = wire::from_vote(answer.vote).map_err(RpcError::from)?;
-                    self.clients.believe_vote(&answered).map_err(RpcError::from)?;
-                    let complete = unanswered.is_empty() && offset >= total;
-                    if complete && answered <= vote {
-                        self.clients.activity.snapshots_sent.add(total, begun.elapsed());
-                    }
-                    if answered > vote || complete {
-                        return Ok(answered);
-                    }
-                }
-                Some(response::Body::Failure(reason)) => return Err(unreachable(reason).into()),
-                _ => return Err(RpcError::from(Malformed("not the answer to a snapshot")).into()),
-            }
         }
     }
 }
@@ -588,50 +469,10 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
 mod tests {
     use super::super::nowhere::Nowhere;
     use super::*;
-    use crate::storage::{MemorySnapshots, SnapshotMeta, SnapshotStore};
-    use crate::types::{Divergence, LogId, Vote};
-
-    #[tokio::test(start_paused = true)]
-    async fn a_node_whose_state_differs_sends_no_snapshots() {
-        let transport = Arc::new(Nowhere::default());
-        let caller = Caller {
-            cluster: "c".to_owned(),
-            node_id: 1,
-            incarnation: Incarnation(1),
-            peer: String::new(),
-            addresses: Arc::new(Addresses::new(BTreeMap::new())),
-            refused: Arc::new(|_| {}),
-        };
-        let meta = SnapshotMeta {
-            log_id: LogId::new(1, 9),
-            clock: Default::default(),
-            membership_log_id: None,
-            membership: Default::default(),
-            history: Default::default(),
-            quota_bytes: 0,
-            machines: Default::default(),
-        };
-        let handle = MemorySnapshots::new().begin(&meta).unwrap().finish().unwrap();
-        let agreement = Arc::new(Agreement::default());
-        let mut clients = PeerClients::new(caller, transport.clone(), Duration::from_millis(200));
-        clients.judged_by(agreement.clone());
-        let vote = type_config::vote(Vote { term: 1, node_id: 1, committed: true });
-        let send = async || {
-            let mut client = clients.client(2, &Member::default(), Purpose::Snapshot);
-            let sent = client.send_snapshot(vote, SnapshotData::Placed(handle.clone())).await;
-            sent.unwrap_err().to_string()
-        };
-        assert!(!send().await.contains("differs"));
-        assert_eq!(transport.dials(), 1, "nobody is there");
-        let divergence = Divergence { at: LogId::new(1, 9), own: 7, majority: Some(8) };
-        assert!(agreement.differs(agreement.life(), &divergence));
-        assert!(send().await.contains("differs"));
-        assert_eq!(transport.dials(), 1);
-    }
 
     /// Of node 1.
-    fn clients(transport: Arc<Nowhere>) -> PeerClients {
-        let caller = Caller {
+    pub(super) fn clients(transport: Arc<Nowhere>) -> PeerClients {
+        let handshake = OwnHandshake {
             cluster: "c".to_owned(),
             node_id: 1,
             incarnation: Incarnation(1),
@@ -639,7 +480,7 @@ mod tests {
             addresses: Arc::new(Addresses::new(BTreeMap::new())),
             refused: Arc::new(|_| {}),
         };
-        PeerClients::new(caller, transport, Duration::from_millis(200))
+        PeerClients::new(handshake, transport, Duration::from_millis(200))
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! dialled for it. So with the default timing, round trips between members should stay below 40 ms.
 //!
 //! - [`client`]: the calling side, what openraft sends through;
+//! - [`handshake`]: what this node says of itself at the start of a connection;
 //! - [`addresses`]: where members are dialled;
 //! - [`upstream`]: a node's own line to its leader;
 //! - [`calls`]: what members pass on to their leader on it;
@@ -33,6 +34,7 @@ pub(crate) mod calls;
 pub(crate) mod client;
 #[cfg(feature = "peers")]
 pub(crate) mod grpc;
+pub(crate) mod handshake;
 mod incoming;
 #[cfg(test)]
 pub(crate) mod nowhere;

@@ -26,12 +26,14 @@
 //! What it does not do: tell a member from someone that knows a member's identity. What such a caller says and is possible
 //! is believed.
 
+mod statements;
+
 use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard};
 
 use openraft::EntryPayload;
 use openraft::raft::AppendEntriesRequest;
 
+pub(super) use self::statements::Statements;
 use super::wire::Malformed;
 use crate::machine::StateMachine;
 use crate::raft::clock::{LARGEST_TIME_MS, Reading, Stamp};
@@ -198,115 +200,6 @@ impl Bearings {
     }
 }
 
-/// What leaders have said of their logs.
-///
-/// The core commits up to whichever is smaller, what it was told to be committed or what it has of the same leader's log,
-/// and takes that for the position of an entry. So one leader's words must fit together, and what is committed must name
-/// an entry that is there. Where that cannot be told yet, the core is not told either: the leader says it again.
-#[derive(Debug, Default)]
-pub(super) struct Statements(Mutex<Option<Statement>>);
-
-/// What the leader with this vote has said.
-#[derive(Debug, Clone)]
-struct Statement {
-    vote: type_config::Vote,
-    /// The furthest position that it has named.
-    furthest: LogId,
-    /// The last membership that it has sent.
-    membership: Option<(LogId, Voters)>,
-}
-
-impl Statements {
-    /// Takes down what `append` says, and takes out of it what cannot be told to be true. `term_at` is the term of this
-    /// node's own entry at an index.
-    ///
-    /// # Errors
-    /// When its sender has said something else before.
-    pub(super) fn take(
-        &self,
-        append: &mut AppendEntriesRequest<TypeConfig>,
-        committed: Option<LogId>,
-        term_at: impl FnOnce(u64) -> Option<u64>,
-    ) -> Checked {
-        let (first, last) = ends(append);
-        let furthest = self.note(append.vote, first, last)?;
-        self.note_membership(append);
-        let Some(commit) = append.leader_commit.as_ref().map(type_config::from_log_id) else { return Ok(()) };
-        let Some(furthest) = furthest else { return Ok(()) };
-        let is_known = committed.is_some_and(|committed| commit.index <= committed.index);
-        let is_true = match (first, last) {
-            _ if commit.index > furthest.index => commit.term >= furthest.term,
-            _ if is_known => true,
-            (Some(first), _) if commit.index == first.index => commit == first,
-            (Some(first), Some(last)) if (first.index..=last.index).contains(&commit.index) => {
-                append.entries.iter().any(|entry| position_of(entry) == commit)
-            }
-            // Between two positions of one term there is no other.
-            (Some(first), _)
-                if commit.index < first.index && committed.is_some_and(|known| known.term == first.term) =>
-            {
-                commit.term == first.term
-            }
-            _ => term_at(commit.index) == Some(commit.term),
-        };
-        if !is_true {
-            append.leader_commit = None;
-        }
-        Ok(())
-    }
-
-    /// A leader has named these positions. Returns the furthest it has, if nobody leads a later term.
-    pub(super) fn note(
-        &self,
-        vote: type_config::Vote,
-        first: Option<LogId>,
-        last: Option<LogId>,
-    ) -> Result<Option<LogId>, Malformed> {
-        let mut statement = self.lock();
-        let same = statement.as_ref().filter(|before| before.vote == vote);
-        let before = same.map(|before| before.furthest);
-        let is_outdated = statement.as_ref().is_some_and(|before| before.vote > vote);
-        for at in first.into_iter().chain(last) {
-            ensure(
-                before.is_none_or(|before| in_one_log(at, before)),
-                "its sender has said something else before",
-            )?;
-        }
-        let furthest = last.into_iter().chain(before).max_by_key(|at| at.index);
-        if let Some(furthest) = furthest
-            && !is_outdated
-        {
-            match statement.as_mut().filter(|before| before.vote == vote) {
-                Some(same) => same.furthest = furthest,
-                None => *statement = Some(Statement { vote, furthest, membership: None }),
-            }
-        }
-        Ok(furthest)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Statement>> {
-        self.0.lock().expect("invariant: no panic under this lock")
-    }
-
-    fn note_membership(&self, append: &AppendEntriesRequest<TypeConfig>) {
-        let memberships = append.entries.iter().filter_map(|entry| match &entry.payload {
-            EntryPayload::Membership(membership) => {
-                Some((position_of(entry), membership.get_joint_config().clone()))
-            }
-            EntryPayload::Blank | EntryPayload::Normal(_) => None,
-        });
-        let Some(newest) = memberships.last() else { return };
-        if let Some(statement) = self.lock().as_mut().filter(|statement| statement.vote == append.vote) {
-            statement.membership = Some(newest);
-        }
-    }
-
-    /// The last membership that the leader with this vote has sent.
-    pub(super) fn membership(&self, vote: type_config::Vote) -> Option<(LogId, Voters)> {
-        self.lock().as_ref().filter(|statement| statement.vote == vote)?.membership.clone()
-    }
-}
-
 fn position_of(entry: &type_config::Entry) -> LogId {
     type_config::from_log_id(&entry.log_id)
 }
@@ -336,7 +229,7 @@ mod tests {
     use crate::raft::type_config::vote;
     use crate::types::{self, Member, SessionSlot};
 
-    const HERE: LogId = LogId::new(5, 50);
+    pub(super) const HERE: LogId = LogId::new(5, 50);
 
     fn bearings() -> Bearings {
         Bearings { term: 6, committed: Some(HERE), ..Bearings::default() }
@@ -347,7 +240,7 @@ mod tests {
     }
 
     /// Sent by node 2, which leads `term`.
-    fn append(
+    pub(super) fn append(
         term: u64,
         previous: Option<(u64, u64)>,
         entries: &[(u64, u64)],
@@ -586,26 +479,5 @@ mod tests {
         }
         assert_eq!(command::<KvMachine>(&envelope::seal_close_session(at(0), 1)), Ok(()));
         assert!(command::<KvMachine>(&envelope::seal_close_session(at(u64::MAX), 1)).is_err());
-    }
-
-    #[test]
-    fn what_is_committed_is_told_on_when_it_is_certain() {
-        let statements = Statements::default();
-        let told = |term, previous, entries: &[(u64, u64)], commit, own: Option<u64>| {
-            let mut append = append(term, previous, entries, Some(commit)).unwrap();
-            statements.take(&mut append, Some(HERE), |_| own)?;
-            Ok::<_, Malformed>(append.leader_commit.is_some())
-        };
-        assert_eq!(told(6, Some((5, 60)), &[(6, 61)], (6, 61), None), Ok(true), "an entry of the message");
-        assert_eq!(told(6, Some((5, 60)), &[(6, 61)], (6, 90), None), Ok(true), "beyond all it has named");
-        assert_eq!(told(6, Some((6, 61)), &[(6, 62)], (5, 45), None), Ok(true), "known before");
-        assert_eq!(told(6, Some((6, 62)), &[], (5, 55), None), Ok(false), "this node cannot tell");
-        assert_eq!(told(6, Some((6, 62)), &[], (5, 55), Some(5)), Ok(true), "it has that entry");
-        assert_eq!(told(6, Some((6, 62)), &[], (5, 55), Some(6)), Ok(false), "it has another one there");
-        assert_eq!(told(6, Some((5, 60)), &[], (5, 55), None), Ok(true), "one term, one entry");
-        assert_eq!(told(6, None, &[], (5, 70), None), Ok(false), "older than what it has named before it");
-        assert!(told(6, Some((5, 62)), &[], (5, 50), None).is_err(), "it has named another entry there");
-        // Another leader has another log.
-        assert_eq!(told(7, Some((5, 62)), &[], (5, 62), None), Ok(true));
     }
 }

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::calls::{self, Call, CallError, Done};
-use super::client::Caller;
+use super::handshake::OwnHandshake;
 use super::incoming::Incoming;
 use super::wire;
 use super::{Connection, DialError, Purpose, Target, Transport};
@@ -127,7 +127,7 @@ pub(crate) struct Upstream {
 }
 
 struct Line {
-    caller: Caller,
+    handshake: OwnHandshake,
     transport: Arc<dyn Transport>,
     current: Mutex<Option<Dialled>>,
 }
@@ -175,8 +175,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Upstream {
     /// A line on which `caller` calls over `transport`. Nothing is dialled before the first call.
-    pub(crate) fn new(caller: Caller, transport: Arc<dyn Transport>) -> Self {
-        Self { shared: Arc::new(Line { caller, transport, current: Mutex::default() }) }
+    pub(crate) fn new(handshake: OwnHandshake, transport: Arc<dyn Transport>) -> Self {
+        Self { shared: Arc::new(Line { handshake, transport, current: Mutex::default() }) }
     }
 
     /// Sends `body` to `leader` and waits for its answer until `patience` has passed, dialling included. Many
@@ -348,8 +348,8 @@ impl Upstream {
 
     fn dial(&self, leader: NodeId, member: &Member) -> Dialled {
         let line = self.shared.clone();
-        let target = Target { node_id: leader, address: line.caller.addresses.of(leader, member) };
-        let hello = line.caller.hello(leader, Some(member.incarnation));
+        let target = Target { node_id: leader, address: line.handshake.addresses.of(leader, member) };
+        let hello = line.handshake.towards(leader, Some(member.incarnation));
         let connect = line.transport.connect(target.clone(), hello, Purpose::Upstream);
         let known = member.clone();
         let (done, outcome) = oneshot::channel();
@@ -360,13 +360,13 @@ impl Upstream {
                 Err(_) => Err(DialError::no_answer_within(DIAL_TIMEOUT)),
             };
             if dialled.is_ok() {
-                line.caller.addresses.reached(leader, &known, &target.address);
+                line.handshake.addresses.reached(leader, &known, &target.address);
             }
             let dialled = dialled.map(Link::open).map_err(|error| {
-                line.caller.addresses.failed(leader, &target.address);
+                line.handshake.addresses.failed(leader, &target.address);
                 tracing::debug!(node = leader, address = %target.address, %error, "cannot reach the leader");
                 if let DialError::Refused(refusal) = &error {
-                    (line.caller.refused)(refusal);
+                    (line.handshake.refused)(refusal);
                 }
                 FailedDial { error, at: Instant::now() }
             });

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::*;
-use crate::engine::lone;
+use crate::engine::tests::lone;
 use crate::error::MembershipError;
 use crate::kv::machine::{KvCommand, KvMachine};
 use crate::machine::ApplyContext;

@@ -1,7 +1,8 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::engine::{NewMember, Settings, lone};
+use crate::engine::tests::lone;
+use crate::engine::{NewMember, Settings};
 use crate::error::{MembershipError, OperationError as _, TransferError};
 use crate::kv::machine::{KvCommand, KvReply};
 use crate::raft::network::DialError;

@@ -54,6 +54,7 @@ mod opening;
 mod queues;
 mod replication;
 mod told;
+mod untaken;
 
 /// Long enough for a loaded machine; nothing waits for it in vain.
 const DEADLINE: Duration = Duration::from_secs(20);

@@ -12,7 +12,9 @@ use openraft::storage::Snapshot;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{DISK_FULL, PeerService, Unanswered};
+use super::PeerService;
+use super::append::DISK_FULL;
+use super::refusals::Unanswered;
 use crate::machine::StateMachine;
 use crate::proto::peer::{self as proto, Response, SnapshotPiece, response};
 use crate::raft::clock::LARGEST_TIME_MS;

@@ -59,7 +59,7 @@ fn member(id: u128) -> Member {
 fn line() -> (Upstream, Arc<Fake>, mpsc::UnboundedReceiver<Connected>) {
     let (accepted, connected) = mpsc::unbounded_channel();
     let fake = Arc::new(Fake { dials: AtomicUsize::new(0), accepted, refuse: AtomicBool::new(false) });
-    let caller = Caller {
+    let handshake = OwnHandshake {
         cluster: "c".to_owned(),
         node_id: 1,
         incarnation: Incarnation(1),
@@ -67,7 +67,7 @@ fn line() -> (Upstream, Arc<Fake>, mpsc::UnboundedReceiver<Connected>) {
         addresses: Arc::new(Addresses::default()),
         refused: Arc::new(|_| {}),
     };
-    (Upstream::new(caller, fake.clone()), fake, connected)
+    (Upstream::new(handshake, fake.clone()), fake, connected)
 }
 
 fn index(id: u64, index: u64) -> Response {
