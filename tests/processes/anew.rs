@@ -6,7 +6,7 @@ use quorate::Reason;
 use quorate::kv::client::{Client, ClientError, Range, Scope};
 use quorate::{Bookmark, ReadLevel, ReadOptions};
 
-use crate::support::{DEADLINE, TestCluster};
+use crate::support::{DEADLINE, start};
 
 async fn reason_of_read(client: &Client, after: Bookmark, level: ReadLevel) -> Option<Reason> {
     let read = ReadOptions::from(level).after(after);
@@ -15,7 +15,7 @@ async fn reason_of_read(client: &Client, after: Bookmark, level: ReadLevel) -> O
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn positions_of_the_cluster_before_are_refused() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let (client, scope) = (&nodes.client, Scope::default());
     for _ in 0..20 {
         nodes.put("k", "old").await;

@@ -1,6 +1,6 @@
 //! A node that was away for longer than the log reaches back.
 
-use crate::support::{DEADLINE, TestCluster, eventually};
+use crate::support::{DEADLINE, eventually, start};
 
 /// A snapshot every so many entries, and almost no log behind it.
 const EVERY: u64 = 200;
@@ -8,7 +8,7 @@ const SMALL_SNAPSHOTS: [&str; 4] = ["--snapshot-every-entries", "200", "--snapsh
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_was_away_past_the_purge_comes_back_by_snapshot() {
-    let nodes = TestCluster::start(&SMALL_SNAPSHOTS);
+    let nodes = start(&SMALL_SNAPSHOTS);
     let mut writers = nodes.writers(8);
     assert!(writers.reached(20, DEADLINE).await);
     let away = nodes.follower().await;

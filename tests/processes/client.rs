@@ -15,7 +15,7 @@ use quorate::kv::client::{
 };
 use quorate::{AckLevel, ReadLevel};
 
-use crate::support::{DEADLINE, QUORATE, TestCluster, Unlisted, eventually, outcome, spec};
+use crate::support::{DEADLINE, QUORATE, TestCluster, Unlisted, eventually, outcome, spec, start};
 
 /// A command that goes on until it is told to stop. Killed when dropped.
 struct Running(Child);
@@ -72,7 +72,7 @@ impl Drop for Running {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_write_is_applied_and_watched_exactly_once_while_leaders_are_killed() {
     const CALLERS: usize = 8;
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let scope = Scope::default();
     let stop = AtomicBool::new(false);
     let writer = |_| async {
@@ -120,7 +120,7 @@ async fn each_write_is_applied_and_watched_exactly_once_while_leaders_are_killed
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_library_reaches_everything_that_the_server_offers() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let (client, scope) = (&nodes.client, Scope::default());
     let reply = client.put_with(&scope, "a", "1", AckLevel::All).await.unwrap();
     assert_eq!((reply.header.ack, reply.header.held_by.len()), (AckLevel::All, 3));
@@ -164,7 +164,7 @@ async fn the_library_reaches_everything_that_the_server_offers() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_commands_do_what_their_help_says() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let run = |args: &[&str]| {
         let outcome = nodes.quorate(args);
         assert!(outcome.status.success(), "{args:?}: {outcome:#?}");
@@ -216,7 +216,7 @@ async fn a_watch_says_when_it_has_no_cluster() {
             outcome(command).assert_refused(2, &[&endpoint]);
         }
     }
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     nodes.put("k", "1").await;
     let (mut watching, lines, remarks) = Running::start_with_remarks(&nodes, &["watch", "k", "--from", "1"]);
     let line = || lines.recv_timeout(DEADLINE).expect("the watch hangs");
@@ -359,7 +359,7 @@ async fn every_string_of_bytes_goes_in_and_out() {
 /// As under `| head -1`, of which a watch hears before the next change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_whose_reader_has_gone_away_end_quietly() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     nodes.put("k", "v").await;
     let endpoints = nodes.cluster.endpoints().join(",");
     let (reader, writer) = std::io::pipe().unwrap();

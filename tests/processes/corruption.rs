@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use quorate_testkit::processes::set::{Attempt, Outcome};
-use crate::support::{DEADLINE, TestCluster, data_files, outcome};
+use crate::support::{DEADLINE, data_files, outcome, start};
 
 /// Flips all bits of the middle byte of every place in `file` where `pattern` stands.
 fn flip_each(file: &Path, pattern: &[u8]) -> usize {
@@ -42,7 +42,7 @@ async fn damaged(
     files: impl Fn(&str) -> bool,
     damage: impl Fn(&[PathBuf], &str),
 ) {
-    let nodes = TestCluster::start(args);
+    let nodes = start(args);
     let mut writers = nodes.writers(4);
     assert!(writers.reached(writes, DEADLINE).await);
     let attempts = writers.finish().await;

@@ -1,6 +1,6 @@
 //! Processes die, acknowledged writes do not.
 
-use crate::support::{DEADLINE, TestCluster, eventually};
+use crate::support::{DEADLINE, eventually, start};
 
 /// Acknowledged writes in each of these tests, at least.
 const WRITES: u64 = 1000;
@@ -8,7 +8,7 @@ const CALLERS: u32 = 8;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_acknowledged_write_is_lost_when_the_leader_is_killed_twice() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let mut writers = nodes.writers(CALLERS);
     let mut term = 0;
     for kill in 1..=2 {
@@ -30,7 +30,7 @@ async fn no_acknowledged_write_is_lost_when_the_leader_is_killed_twice() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_acknowledged_write_is_lost_when_all_nodes_are_killed_at_once() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let mut writers = nodes.writers(CALLERS);
     assert!(writers.reached(WRITES / 2, DEADLINE).await);
     nodes.cluster.kill_all().unwrap();
@@ -42,7 +42,7 @@ async fn no_acknowledged_write_is_lost_when_all_nodes_are_killed_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_leader_is_replaced_and_follows_when_it_wakes() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let mut writers = nodes.writers(CALLERS);
     assert!(writers.reached(100, DEADLINE).await);
     let leader = nodes.leader(0).await;

@@ -14,7 +14,7 @@ use quorate::kv::client::{
 };
 use quorate::store::DiskState;
 use quorate_cluster::Cluster;
-use quorate_disk::{Fault, FaultyDisk, SmallDisk, mounted};
+use quorate_testkit::disk::{Fault, FaultyDisk, SmallDisk, mounted};
 
 use crate::support::{DEADLINE, TestCluster, client, eventually, get, output, said, spec};
 

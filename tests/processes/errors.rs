@@ -8,7 +8,7 @@ use quorate::Reason;
 use quorate_cluster::Cluster;
 use serde_json::{Value, json};
 
-use crate::support::{DEADLINE, Outcome, QUORATE, TestCluster, client, eventually, outcome, spec};
+use crate::support::{DEADLINE, QUORATE, Outcome, TestCluster, client, eventually, outcome, spec, start};
 
 /// Nobody listens there: the port is reserved, and ports below 1024 are given to nobody.
 const NOWHERE: &str = "127.0.0.1:1";
@@ -246,7 +246,7 @@ async fn at_a_node_every_command_says_what_is_wrong_in_its_own_words() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_quorum_a_write_is_undecided_only_while_it_may_have_been_proposed() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let leader = nodes.leader(0).await.node_id;
     nodes.put("k", "before").await;
     let others = nodes.cluster.spec().node_ids().filter(|node_id| *node_id != leader);
@@ -270,7 +270,7 @@ async fn without_a_quorum_a_write_is_undecided_only_while_it_may_have_been_propo
 /// A node that says nothing is waited for longer than these commands have time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_of_the_members_that_is_not_proposed_in_time_is_certainly_not_made() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     nodes.leader(0).await;
     let endpoints = nodes.cluster.endpoints().join(",");
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -292,7 +292,7 @@ async fn a_change_of_the_members_that_is_not_proposed_in_time_is_certainly_not_m
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_not_every_voter_confirms_is_told_with_what_came_of_it() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let paused = nodes.follower().await;
     nodes.node(paused).pause().unwrap();
     let endpoints = nodes.cluster.endpoints().join(",");

@@ -10,7 +10,7 @@ use quorate::testkit::proto::v1::{Failure, Freshness, GetRequest, PutRequest, Re
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::support::{DEADLINE, TestCluster, eventually};
+use crate::support::{DEADLINE, TestCluster, eventually, start};
 
 const KEY: &str = "k";
 /// A call that takes longer is given up: one to a node that has been stopped in the middle of it.
@@ -43,7 +43,7 @@ fn failure(status: &Status) -> Failure {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_wakes_answers_nothing_from_before_it_slept() {
     const MAX_LAG: Duration = Duration::from_millis(100);
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let (mut answered, mut number) = (0, 0);
     for _ in 0..4 {
         let leader = nodes.leader(0).await;
@@ -89,7 +89,7 @@ async fn a_leader_that_wakes_answers_nothing_from_before_it_slept() {
 /// Both followers stop. The leader must not go on taking writes that nobody confirms; what it holds can still be read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_without_its_quorum_refuses_writes_and_leases_and_takes_them_again() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     nodes.put(KEY, "1").await;
     let leader = nodes.leader(0).await.node_id;
     let mut kv = connect(&nodes, leader).await;
@@ -122,7 +122,7 @@ async fn a_leader_without_its_quorum_refuses_writes_and_leases_and_takes_them_ag
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_in_flight_is_bounded() {
     const VALUE_BYTES: usize = 512 * 1024;
-    let nodes = TestCluster::start(&["--max-inflight-bytes", "2097152", "--disk-reserve-bytes", "0"]);
+    let nodes = start(&["--max-inflight-bytes", "2097152", "--disk-reserve-bytes", "0"]);
     let mut refused = 0;
     // The leader takes writes for one lease only; on a busy machine that may be over before they are here.
     for _ in 0..20 {

@@ -16,7 +16,7 @@ use quorate::Membership;
 use quorate::store::{Completion, LogBounds, LogStore};
 use quorate::store::{Entry, Payload, Vote};
 use quorate::testkit::conformance::{self, Broken, Effort, Promise, Rig};
-use quorate_disk::{Cut, ForgetfulDisk, Names, mounted};
+use quorate_testkit::disk::{Cut, ForgetfulDisk, Names, mounted};
 use serde::{Deserialize, Serialize};
 
 /// One write, and how far the log was committed by then.

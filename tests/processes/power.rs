@@ -19,7 +19,7 @@ use quorate::StorageError;
 use quorate::store::{DataDir, LogBounds, LogStore, SledOptions, SledStore};
 use quorate::store::{Entry, Payload};
 use quorate_cluster::{Cluster, ClusterError};
-use quorate_disk::{Cut, ForgetfulDisk, Image, Names, Part, Read, mounted};
+use quorate_testkit::disk::{Cut, ForgetfulDisk, Image, Names, Part, Read, mounted};
 
 use quorate_testkit::processes::observe;
 use quorate_testkit::processes::set::{self, Attempt};

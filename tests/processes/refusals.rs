@@ -7,11 +7,11 @@ use std::process::Command;
 
 use quorate_cluster::Cluster;
 
-use crate::support::{DEADLINE, QUORATE, TestCluster, eventually, outcome, output, spec};
+use crate::support::{DEADLINE, QUORATE, TestCluster, eventually, outcome, output, spec, start};
 
 /// Some keys, so that losing them would show.
 async fn with_keys() -> (TestCluster, Vec<crate::set::Attempt>) {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let mut writers = nodes.writers(4);
     assert!(writers.reached(50, DEADLINE).await);
     let attempts = writers.finish().await;

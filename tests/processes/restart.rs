@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use quorate_testkit::processes::set::Outcome;
-use crate::support::{DEADLINE, TestCluster, output, said};
+use crate::support::{DEADLINE, output, said, start};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_continues_from_its_directory_and_forms_only_once() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let mut writers = nodes.writers(4);
     assert!(writers.reached(100, DEADLINE).await);
     let attempts = writers.finish().await;
@@ -36,7 +36,7 @@ async fn a_cluster_continues_from_its_directory_and_forms_only_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_orderly_stop_hands_leadership_over() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let mut writers = nodes.writers(4);
     assert!(writers.reached(50, DEADLINE).await);
     let leader = nodes.leader(0).await;
@@ -62,7 +62,7 @@ async fn an_orderly_stop_hands_leadership_over() {
 /// One node after the other, as an upgrade does it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_interrupts_nobody_for_long() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let mut writers = nodes.writers(4);
     for node in nodes.cluster.nodes() {
         let served = writers.acknowledged() + 30;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 use tonic::Code;
 
-use crate::support::{DEADLINE, TestCluster, client};
+use crate::support::{DEADLINE, TestCluster, client, start};
 
 /// A day: they do not go away by themselves.
 const TTL_MS: u64 = 24 * 3_600_000;
@@ -52,7 +52,7 @@ fn json(nodes: &TestCluster, args: &[&str]) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_client_that_opens_all_sessions_keeps_nobody_else_from_writing() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let leader = nodes.leader(0).await.node_id;
     let address = nodes.node(leader).client_address();
     let (opened, refusal) = open(&address, MAX_OPENER_SESSIONS + 1).await;
@@ -94,7 +94,7 @@ async fn one_client_that_opens_all_sessions_keeps_nobody_else_from_writing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_an_operator_closed_costs_its_client_a_new_one() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     nodes.put("k", "1").await;
     let sessions = nodes.client.list_sessions(0, 10).await.unwrap().sessions;
     assert_eq!(sessions.len(), 1, "{sessions:?}");

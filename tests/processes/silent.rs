@@ -3,9 +3,9 @@
 use std::fs;
 
 use quorate_cluster::{Cluster, Stderr};
-use quorate_disk::{Fault, FaultyDisk, mounted};
+use quorate_testkit::disk::{Fault, FaultyDisk, mounted};
 
-use crate::support::{DEADLINE, TestCluster, client, eventually, get, outcome, spec};
+use crate::support::{DEADLINE, TestCluster, client, eventually, get, outcome, spec, start};
 
 const KINDS: [Stderr; 3] = [Stderr::NoReader, Stderr::Unread, Stderr::FullDisk];
 
@@ -111,7 +111,7 @@ async fn a_refused_start_ends_with_its_code() {
 /// Commands, and `quorate cluster`, whose output nobody reads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_end_with_their_codes() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     nodes.put("k", "v").await;
     let endpoints = nodes.cluster.endpoints().join(",");
     for (args, code) in [

@@ -8,9 +8,9 @@ use quorate::store::DiskState;
 use quorate::testkit::proto::v1::GetRequest;
 use quorate::testkit::proto::v1::kv_client::KvClient;
 use quorate_cluster::{Cluster, Node};
-use quorate_disk::{SmallDisk, mounted};
+use quorate_testkit::disk::{SmallDisk, mounted};
 
-use crate::support::{DEADLINE, Outcome, QUORATE, TestCluster, client, eventually, get, outcome, spec};
+use crate::support::{DEADLINE, QUORATE, Outcome, TestCluster, client, eventually, get, outcome, spec, start};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -41,7 +41,7 @@ async fn waits_for(node: &Node, word: &str, texts: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_recovers_says_so_from_the_first_moment_and_stops_at_once() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     nodes.put("k", "v").await;
     let node = nodes.node(nodes.follower().await);
     node.stop(DEADLINE).unwrap();
@@ -110,7 +110,7 @@ async fn what_is_waited_for_is_told_apart() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_whose_terminal_ends_hands_over() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     nodes.put("k", "v").await;
     let leader = nodes.leader(0).await;
     let node = nodes.node(leader.node_id);

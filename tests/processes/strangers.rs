@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use crate::support::{DEADLINE, TestCluster, client, eventually, output, spec};
+use crate::support::{DEADLINE, TestCluster, client, eventually, output, spec, start};
 
 /// The protocol's version.
 const VERSION: u32 = quorate::transport::PROTOCOL_VERSION;
@@ -90,7 +90,7 @@ impl Line {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stranger_learns_nothing_whatever_it_gets_wrong() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let secrets: Vec<String> = (1..=3).map(|id| incarnation(nodes.node(id))).collect();
     let name = nodes.cluster.spec().cluster.clone();
     let none = String::new;
@@ -176,7 +176,7 @@ fn vote(term: u64, node_id: u64, committed: bool) -> Option<Vote> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_member_can_take_the_terms_away_or_leave_an_entry_that_ends_a_node() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     nodes.put("k", "1").await;
     let leader = nodes.leader(0).await;
     let followers: Vec<u64> = (1..=3).filter(|id| *id != leader.node_id).collect();

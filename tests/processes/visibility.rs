@@ -7,7 +7,7 @@ use quorate::{MemberKind, PeerStanding, Role};
 use quorate_cluster::Node;
 use serde_json::{Value, json};
 
-use crate::support::{DEADLINE, TestCluster, eventually, output};
+use crate::support::{DEADLINE, eventually, output, start};
 
 /// The code and the JSON that a node answers.
 fn http(node: &Node, method: &str, path: &str, body: &str) -> (u16, Value) {
@@ -49,7 +49,7 @@ fn has_come(node: &Node, message: &str, index: u64) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_write_is_followed_across_nodes_by_its_log_id() {
-    let nodes = TestCluster::start(&["--log-format", "json"]);
+    let nodes = start(&["--log-format", "json"]);
     let leader = nodes.leader(0).await.node_id;
     let put = async |key: &str| {
         let put = nodes.client.put(&Default::default(), key.to_owned(), "v").await.unwrap();
@@ -91,7 +91,7 @@ async fn one_write_is_followed_across_nodes_by_its_log_id() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_shows_who_is_there_and_who_is_not() {
-    let nodes = TestCluster::start(&[]);
+    let nodes = start(&[]);
     let leader = nodes.leader(0).await.node_id;
     nodes.put("k", "v").await;
     let leading = nodes.node(leader);

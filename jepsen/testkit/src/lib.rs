@@ -4,7 +4,8 @@
 //!   seed, and so is the order of everything that happens: a seed that fails fails again.
 //! - [`kv`] and [`bank`]: workloads with what must be true of them, for the machine that `quorate serve` serves and for one
 //!   that is not it. Who brings a machine of their own writes another one: a [`simulation::Subject`].
-//! - [`processes`]: callers and checkers for real processes.
+//! - [`processes`]: clusters of real processes, callers and checkers.
+//! - [`disk`]: directories whose disk fails, forgets or is small.
 //!
 //! It panics where something is wrong: it is called by tests.
 
@@ -14,3 +15,5 @@ pub mod bank;
 pub mod kv;
 pub mod processes;
 pub mod simulation;
+
+pub use quorate_disk as disk;

@@ -1,7 +1,11 @@
-//! Callers of real processes, and what they are held against.
+//! Real processes: clusters of them, callers, and what both are held against.
 
+mod cluster;
 pub mod observe;
 pub mod set;
 mod writers;
 
+pub use cluster::{
+    DEADLINE, Outcome, TestCluster, Unlisted, client, data_files, eventually, get, outcome, output, said, spec,
+};
 pub use writers::Writers;
