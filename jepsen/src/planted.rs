@@ -1,10 +1,12 @@
 //! Planted bugs: would the simulation notice? Each file in `planted/` is one: which lines it changes, which test is to fail
 //! for it, and with which words. Nothing of them is in the program; a copy of the tree is changed, built and tested.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -36,9 +38,9 @@ struct Bug {
     /// Text that occurs once in the file, and what takes its place.
     before: String,
     after: String,
-    /// The test that is to fail, and a part of what it says then.
+    /// The test of `tests/simulation` that is to fail, and parts of what it says then, of which one is enough.
     test: String,
-    finds: String,
+    finds: Vec<String>,
 }
 
 /// What became of one.
@@ -47,8 +49,8 @@ struct Found {
     bug: String,
     what: String,
     found: bool,
-    /// The first line of the failure.
-    by: Option<String>,
+    /// The seed that failed, and how; or why nothing could be found.
+    by: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -56,6 +58,11 @@ pub(crate) struct Results {
     pub(crate) verdict: Verdict,
     bugs: Vec<Found>,
 }
+
+/// A test that does not end by itself is ended.
+const PATIENCE: Duration = Duration::from_secs(30 * 60);
+/// Seeds that are run without a bug: what fails then anyway proves nothing.
+const CONTROL_SEEDS: u32 = 12;
 
 /// What a copy of the tree needs of it.
 const SOURCES: [&str; 9] =
@@ -82,38 +89,91 @@ impl Bug {
         ensure!(times == 1, "{}: what it changes in {} occurs {times} times", self.name, self.file.display());
         Ok(source.replace(&self.before, &self.after))
     }
+
+    fn plant_in(&self, tree: &Path) -> anyhow::Result<()> {
+        let file = tree.join(&self.file);
+        Ok(fs::write(&file, self.plant(&fs::read_to_string(&file)?)?)?)
+    }
 }
 
-/// Plants one bug after the other, and sees whether each is found.
+/// Plants one bug after the other, and sees whether each is found. Before that, the tests that are to find them have to pass.
 ///
 /// # Errors
-/// When a bug does not fit the tree any more, or the tree does not build with it.
+/// When no copy of the tree can be made, or the copy does not hold without bugs.
 pub(crate) fn run(config: &Config) -> anyhow::Result<Results> {
     let tree = fs::canonicalize(&config.tree)?;
-    // What the tree has built of other crates is not built again.
-    let target = tree.join("target");
-    let copy = target.join("planted");
-    let mut found = Vec::new();
-    for bug in all(&tree)?.iter().filter(|bug| bug.name.contains(&config.only)) {
-        copy_tree(&tree, &copy)?;
-        let file = copy.join(&bug.file);
-        fs::write(&file, bug.plant(&fs::read_to_string(&file)?)?)?;
-        let by = test(&copy, &target, bug, config.seeds)?;
-        writeln!(std::io::stderr(), "{}: {}", bug.name, by.as_deref().unwrap_or("NOT FOUND"))?;
-        found.push(Found { bug: bug.name.clone(), what: bug.what.clone(), found: by.is_some(), by });
+    let copy = Copy { tree: tree.join("target/planted/tree"), target: tree.join("target/planted/target") };
+    let bugs = all(&tree)?;
+    let chosen: Vec<&Bug> = bugs.iter().filter(|bug| bug.name.contains(&config.only)).collect();
+    ensure!(!chosen.is_empty(), "no planted bug is called like \"{}\"", config.only);
+    copy.update(&tree)?;
+    for test in chosen.iter().map(|bug| &bug.test).collect::<BTreeSet<_>>() {
+        let failure = copy.fails(test, CONTROL_SEEDS, "seed")?;
+        ensure!(failure.is_none(), "{test} fails without a bug: {}", failure.unwrap_or_default());
     }
-    ensure!(!found.is_empty(), "no planted bug is called like \"{}\"", config.only);
+    let mut found = Vec::new();
+    for bug in chosen {
+        copy.update(&tree)?;
+        let outcome = bug.plant_in(&copy.tree).and_then(|()| copy.fails(&bug.test, config.seeds, &bug.finds.join("|")));
+        let (is_found, by) = match outcome {
+            Ok(Some(failure)) => (true, failure),
+            Ok(None) => (false, format!("{} seeds", config.seeds)),
+            Err(error) => (false, format!("{error:#}")),
+        };
+        writeln!(std::io::stderr(), "{}: {}: {by}", bug.name, if is_found { "found" } else { "NOT FOUND" })?;
+        found.push(Found { bug: bug.name.clone(), what: bug.what.clone(), found: is_found, by });
+    }
     let all_found = found.iter().all(|found| found.found);
     Ok(Results { verdict: if all_found { Verdict::Valid } else { Verdict::Invalid }, bugs: found })
 }
 
-/// Makes `copy` what `tree` is. Files that are the same keep their times, so that little is built again.
-fn copy_tree(tree: &Path, copy: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(copy)?;
-    for source in SOURCES {
-        copy_changed(&tree.join(source), &copy.join(source)).with_context(|| source.to_owned())?;
+/// A copy of the tree, and what is built of it: apart from what is built of the tree, which would be taken for its own.
+struct Copy {
+    tree: PathBuf,
+    target: PathBuf,
+}
+
+impl Copy {
+    /// Makes the copy what `tree` is. Files that are the same keep their times, so that little is built again.
+    fn update(&self, tree: &Path) -> anyhow::Result<()> {
+        fs::create_dir_all(&self.tree)?;
+        for source in SOURCES {
+            copy_changed(&tree.join(source), &self.tree.join(source)).with_context(|| source.to_owned())?;
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// Runs a test until a seed fails with one of `words`. What that seed says, if one does.
+    fn fails(&self, test: &str, seeds: u32, words: &str) -> anyhow::Result<Option<String>> {
+        let said = self.target.join("said.txt");
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["test", "--test", "simulation", "--", "--exact", test]).current_dir(&self.tree);
+        cargo.env("CARGO_TARGET_DIR", &self.target).env("QUORATE_SIM_SEEDS", seeds.to_string());
+        cargo.env("QUORATE_SIM_FINDS", words);
+        fs::create_dir_all(&self.target)?;
+        let output = fs::File::create(&said)?;
+        let mut running = cargo.stdout(output.try_clone()?).stderr(output).spawn()?;
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            match running.try_wait()? {
+                Some(status) => break status,
+                None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(200)),
+                None => {
+                    running.kill()?;
+                    running.wait()?;
+                    bail!("{test} does not end");
+                }
+            }
+        };
+        let said = fs::read_to_string(&said)?;
+        if !said.contains("running 1 test") {
+            let tail: Vec<_> = said.lines().rev().take(20).collect();
+            bail!("{test} is not run: {}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+        let found = said.lines().find_map(|line| line.strip_prefix("found by "));
+        ensure!(status.success() || found.is_some(), "{test} fails for another reason: {said}");
+        Ok(found.map(str::to_owned))
+    }
 }
 
 fn copy_changed(from: &Path, to: &Path) -> anyhow::Result<()> {
@@ -141,26 +201,6 @@ fn copy_changed(from: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the test that is to fail. What it says, if it is what it was to say.
-fn test(copy: &Path, target: &Path, bug: &Bug, seeds: u32) -> anyhow::Result<Option<String>> {
-    let cargo = |args: &[&str]| {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["test", "--test", "simulation"]).args(args).current_dir(copy);
-        cargo.env("QUORATE_SIM_SEEDS", seeds.to_string()).env("CARGO_TARGET_DIR", target);
-        cargo
-    };
-    let built = cargo(&["--no-run"]).output()?;
-    if !built.status.success() {
-        bail!("{} does not build: {}", bug.name, String::from_utf8_lossy(&built.stderr));
-    }
-    let output = cargo(&["--", "--exact", &bug.test]).output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(said.contains("running 1 test"), "{}: there is no test called {}", bug.name, bug.test);
-    let failure = said.lines().find(|line| line.starts_with("seed ") && line.contains(&bug.finds));
-    let failure = failure.or_else(|| said.lines().find(|line| line.contains(&bug.finds)));
-    Ok(failure.filter(|_| !output.status.success()).map(str::to_owned))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,8 +216,9 @@ mod tests {
             let planted = bug.plant(&source).unwrap();
             assert!(planted != source && !bug.what.is_empty() && !bug.finds.is_empty(), "{}", bug.name);
             let test = bug.test.rsplit("::").next().unwrap();
-            let named = |file: &str| fs::read_to_string(tree.join("tests/simulation").join(file)).unwrap().contains(&format!("fn {test}("));
-            assert!(["main.rs", "ports.rs", "anywhere.rs"].into_iter().any(named), "{}: {test}", bug.name);
+            let tests = fs::read_dir(tree.join("tests/simulation")).unwrap();
+            let is_named = tests.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).any(|source| source.contains(&format!("fn {test}(")));
+            assert!(is_named, "{}: there is no test {test}", bug.name);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -33,7 +34,8 @@ type Dial = dyn Fn(String) -> Dialling + Send + Sync;
 
 impl Connector {
     /// Connects by `dial`, which is given an endpoint as `host:port`. It may take
-    /// [`connect_timeout`](super::ClientConfig::connect_timeout), and is dropped then.
+    /// [`connect_timeout`](super::ClientConfig::connect_timeout), and is dropped then. One that panics has failed. What a socket
+    /// needs besides, such as `TCP_NODELAY`, is for `dial` to set.
     pub fn new<F, C, W>(dial: F) -> Self
     where
         F: Fn(String) -> C + Send + Sync + 'static,
@@ -41,14 +43,16 @@ impl Connector {
         W: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let boxed = move |address| {
-            let dialling = dial(address);
-            async move { dialling.await.map(|wire| TokioIo::new(Box::new(wire) as Box<dyn Wire>)) }.boxed()
+            let dialling = AssertUnwindSafe(dial(address)).catch_unwind();
+            let panicked = |_| Err(io::Error::other("what was to connect has panicked"));
+            let boxed = |wire| TokioIo::new(Box::new(wire) as Box<dyn Wire>);
+            dialling.map(move |dialled| dialled.unwrap_or_else(panicked).map(boxed)).boxed()
         };
         Self(Some(Arc::new(boxed)))
     }
 
     /// A channel that connects when it is used, and again after a break.
-    pub(super) fn connect_lazy(&self, endpoint: &Endpoint) -> Channel {
+    pub(crate) fn connect_lazy(&self, endpoint: &Endpoint) -> Channel {
         match &self.0 {
             None => endpoint.connect_lazy(),
             Some(dial) => endpoint.connect_with_connector_lazy(Dialler(dial.clone())),

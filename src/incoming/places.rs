@@ -179,7 +179,7 @@ impl Places {
         let reserved = || table.callers.values().filter(|caller| caller.is_reserved());
         longest_idle(reserved()).or_else(|| {
             let patience = u64::try_from(RESERVED_PATIENCE.as_millis()).unwrap_or(u64::MAX);
-            let oldest = reserved().min_by_key(|caller| caller.since_ms.load(Ordering::Relaxed))?;
+            let oldest = reserved().min_by_key(|caller| (caller.since_ms.load(Ordering::Relaxed), caller.id))?;
             let age = self.now_ms().saturating_sub(oldest.since_ms.load(Ordering::Relaxed));
             (age >= patience).then(|| oldest.clone())
         })
@@ -201,7 +201,7 @@ impl Places {
         let stalled = table.callers.values().filter(|caller| {
             caller.holds(Held::Unsent) > 0 && caller.progress_ms.load(Ordering::Relaxed) <= before
         });
-        if let Some(caller) = stalled.max_by_key(|caller| caller.holds(Held::Unsent)).cloned() {
+        if let Some(caller) = stalled.max_by_key(|caller| (caller.holds(Held::Unsent), caller.id)).cloned() {
             self.close(&mut table, &caller);
         }
     }

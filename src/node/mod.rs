@@ -41,16 +41,17 @@ use std::convert::Infallible;
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{FutureExt as _, Stream};
+use futures::{FutureExt as _, Stream, StreamExt as _, future, stream};
 use prometheus_client::collector::Collector;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -177,8 +178,9 @@ impl<G: Guest, N> Server<G, N> {
     }
 
     /// Serves `connections`, which the program makes by other means than a socket of its own: through a tunnel, or in a
-    /// simulated world. They are bounded as those of a socket are, and their end ends the port. `local_addr` is where callers
-    /// believe the port to be.
+    /// simulated world. They are bounded as those of a socket are. When there are no more, the port ends as it does when it is
+    /// told to stop. `local_addr` is where callers believe the port to be; requests that call it by a name are refused unless
+    /// it is [one of its names](Self::with_names).
     pub fn over<W>(local_addr: SocketAddr, connections: impl Stream<Item = W> + Send + 'static) -> Self
     where
         W: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -236,7 +238,7 @@ impl<G: Guest, N> Server<G, N> {
     }
 
     /// The names that requests may call the node by, beside addresses and loopback names. Without this it is the one that
-    /// it was told to listen on.
+    /// it was told to listen on, if it listens.
     #[must_use]
     pub fn with_names(mut self, names: Names) -> Self {
         self.names = names;
@@ -362,8 +364,14 @@ impl<G: Guest, N> Server<G, N> {
             std::future::pending::<Infallible>().await
         };
 
-        let incoming = incoming::bounded(arrivals, places, Beginning::Request);
-        let stop = shutdown.map(|()| drop(drain.send_replace(true)));
+        let (over, no_more) = oneshot::channel::<()>();
+        // What is made after the last connection is none, and tells that there was a last one.
+        let end = stream::once(async { drop(over) }).filter_map(|()| std::future::ready(None));
+        let incoming = incoming::bounded(arrivals.chain(end).boxed(), places, Beginning::Request);
+        let shutdown = pin!(shutdown);
+        let stop = future::select(shutdown, no_more).map(|_| {
+            drain.send_replace(true);
+        });
         let serving = builder().serve_with_incoming_shutdown(gate, incoming, stop);
         tokio::select! {
             biased;

@@ -16,8 +16,10 @@ use quorate::{ApplyContext, Engine, NodeId, ReadLevel, StateMachine};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
-use crate::simulation::{Cluster, Outcome, Shared, Subject, Trace, Workload};
+use crate::kv::is_for_the_weather;
+use crate::simulation::{Cluster, LIVENESS, Outcome, Shared, Subject, Trace, Workload};
 
 const ACCOUNTS: usize = 6;
 const OPENING_BALANCE: u64 = 100;
@@ -155,7 +157,7 @@ impl Workload<Bank> for Staff {
     async fn stop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks.drain(..) {
-            task.await.unwrap();
+            timeout(LIVENESS, task).await.expect("calls end in a healed cluster").unwrap();
         }
     }
 
@@ -228,8 +230,15 @@ impl Member {
         while !self.stop.load(Ordering::Relaxed) {
             self.pause().await;
             let before = self.ledger.lock().unwrap().done.clone();
-            let Ok(answered) = self.client.read((), ReadLevel::Linearizable).await else { continue };
-            let bank = answered.answer;
+            let answered = self.client.read((), ReadLevel::Linearizable).await;
+            let bank = match answered {
+                Ok(answered) => answered.answer,
+                Err(error) if is_for_the_weather(&error) => continue,
+                Err(error) => {
+                    self.ledger.lock().unwrap().violations.push(format!("an audit fails with {error}"));
+                    return;
+                }
+            };
             let mut ledger = self.ledger.lock().unwrap();
             ledger.audits += 1;
             let sum: u64 = bank.balances.iter().sum();

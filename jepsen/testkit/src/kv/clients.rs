@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use quorate::client::Reason;
 use quorate::kv::client::{Client, ClientError, Range, Scope};
 use quorate::kv::machine::{KvAnswer, KvMachine, KvQuery};
 use quorate::kv::{self, Kv};
@@ -91,6 +92,12 @@ struct History {
     revisions: BTreeMap<String, u64>,
     /// Keys of which was said that they certainly were not written.
     refused: BTreeSet<String>,
+    /// The same of keys that were written with other values, too.
+    refused_values: BTreeSet<(String, u64)>,
+    /// What was acknowledged last.
+    newest: Option<(String, u64)>,
+    /// Writes of watchers, right after their watch had begun.
+    marks: u64,
     counted: BTreeSet<u64>,
     acknowledgements: u64,
     unknown: u64,
@@ -127,15 +134,21 @@ impl Workload<KvMachine> for Calling {
     async fn stop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks.drain(..) {
-            task.await.unwrap();
+            timeout(LIVENESS, task).await.expect("calls end in a healed cluster").unwrap();
         }
-        let last = timeout(LIVENESS, async {
-            while self.client.put(&scope(), LAST, "0").await.is_err() {}
+        let all = timeout(LIVENESS, self.all_once()).await.expect("a healed cluster is read");
+        // Again and again: a watch that has to begin anew is not told of what was before.
+        let mut watching = self.watching.take().unwrap();
+        let told = timeout(LIVENESS, async {
+            loop {
+                let _ = self.client.put(&scope(), LAST, "0").await;
+                if let Ok(ended) = timeout(PATIENCE, &mut watching).await {
+                    return ended.unwrap();
+                }
+            }
         });
-        last.await.expect("a healed cluster takes a write");
-        let watching = self.watching.take().unwrap();
-        timeout(LIVENESS, watching).await.expect("watches go on in a healed cluster").unwrap();
-        self.history.lock().unwrap().hold_against_watches();
+        told.await.expect("watches go on in a healed cluster");
+        self.history.lock().unwrap().hold_against_watches(&all);
     }
 
     async fn scan(&self, node_id: NodeId, engine: &Engine<KvMachine>) {
@@ -151,6 +164,8 @@ impl Workload<KvMachine> for Calling {
                 panic!("node {node_id} has lost {key}={value}, which was acknowledged");
             };
             let found = number(&item.value);
+            let refused = history.refused_values.contains(&(key.clone(), found));
+            assert!(!refused, "node {node_id} has {key}={found}, which certainly was not applied");
             assert!(found >= *value, "node {node_id} has {key}={found}, but {value} was acknowledged");
             let is_once = key.starts_with(ONCE);
             assert!(!is_once || item.version == 1, "node {node_id} has applied {key} {} times", item.version);
@@ -173,6 +188,7 @@ impl Workload<KvMachine> for Calling {
             ("exactly-once writes", history.counted.len() as u64),
             ("exactly-once writes that had to be repeated", history.repeated),
             ("watched changes", history.told.len() as u64),
+            ("writes after the beginning of a watch", history.marks),
             ("watches that were too late", history.unwatched.len().saturating_sub(1) as u64),
         ] {
             outcome.count(what, times);
@@ -180,13 +196,35 @@ impl Workload<KvMachine> for Calling {
     }
 }
 
+impl Calling {
+    /// All keys that were written once, and at which revision, whether their writers know it or not.
+    async fn all_once(&self) -> BTreeMap<String, u64> {
+        loop {
+            let range = Range::prefix(Bytes::from_static(ONCE.as_bytes()));
+            let Ok(mut items) = self.client.range_stream(&scope(), range, ReadLevel::Linearizable).await else {
+                continue;
+            };
+            let mut all = BTreeMap::new();
+            while let Some(item) = items.next().await {
+                let Ok(item) = item else { break };
+                all.insert(String::from_utf8(item.key.to_vec()).unwrap(), item.mod_revision);
+            }
+            let acknowledged = &self.history.lock().unwrap().revisions;
+            if acknowledged.iter().all(|(key, revision)| all.get(key) == Some(revision)) {
+                return all;
+            }
+        }
+    }
+}
+
 impl History {
     /// Every write in the range must have been told, once and in order, but where no watch was promised to tell it.
-    fn hold_against_watches(&mut self) {
+    fn hold_against_watches(&mut self, all: &BTreeMap<String, u64>) {
         let mut violations = Vec::new();
         let mut seen = BTreeSet::new();
         for pair in self.told.windows(2) {
-            if pair[0].0 > pair[1].0 {
+            // Each is a write of its own.
+            if pair[0].0 >= pair[1].0 {
                 violations.push(format!("watches told of {:?} before {:?}", pair[0], pair[1]));
             }
         }
@@ -197,8 +235,12 @@ impl History {
             if self.refused.contains(key) {
                 violations.push(format!("watches told of {key}, which certainly was not written"));
             }
+            if all.get(key) != Some(revision) {
+                let stands = all.get(key);
+                violations.push(format!("watches told of {key} at {revision}, and it stands at {stands:?}"));
+            }
         }
-        for (key, revision) in &self.revisions {
+        for (key, revision) in all {
             let promised = !self.unwatched.iter().any(|(from, to)| (from..=to).contains(&revision));
             if promised && !seen.contains(key) {
                 violations.push(format!("watches did not tell of {key}, which was written at {revision}"));
@@ -260,11 +302,15 @@ impl Caller {
                     self.read_back(&key, value, reply.header.then_read(ReadLevel::Local)).await;
                 }
                 Err(error) => {
+                    self.judge("a write", &error);
                     let (unknown, is_once) = (error.maybe_applied(), key.starts_with(ONCE));
                     self.trace.record(format_args!("failed {key}={value}, unknown: {unknown}"));
                     given_up += u64::from(unknown && !is_once);
                     let mut history = self.history.lock().unwrap();
                     history.unknown += u64::from(unknown);
+                    if !unknown {
+                        history.refused_values.insert((key.clone(), value));
+                    }
                     if !unknown && is_once {
                         history.refused.insert(key);
                     }
@@ -278,6 +324,7 @@ impl Caller {
         let mut history = self.history.lock().unwrap();
         history.acknowledgements += 1;
         history.acknowledged.insert(key.to_owned(), value);
+        history.newest = Some((key.to_owned(), value));
         if key.starts_with(ONCE) {
             history.revisions.insert(key.to_owned(), revision);
         }
@@ -285,7 +332,10 @@ impl Caller {
 
     /// Whoever has written reads what was written, at any node.
     async fn read_back(&self, key: &str, value: u64, read: quorate::ReadOptions) {
-        let Ok(reply) = self.client.get(&scope(), key.to_owned(), read).await else { return };
+        let reply = match self.client.get(&scope(), key.to_owned(), read).await {
+            Ok(reply) => reply,
+            Err(error) => return self.judge("a read of what was just written", &error),
+        };
         self.history.lock().unwrap().read_back += 1;
         let found = reply.item.map_or(0, |item| number(&item.value));
         if found < value {
@@ -322,20 +372,23 @@ impl Caller {
     async fn read(mut self) {
         while self.goes_on() {
             self.pause().await;
-            let known = {
-                let history = self.history.lock().unwrap();
-                let count = history.acknowledged.len();
-                let chosen = (count > 0).then(|| self.rng.random_range(0..count));
-                chosen.and_then(|nth| history.acknowledged.iter().nth(nth).map(|(key, value)| (key.clone(), *value)))
-            };
-            let Some((key, at_least)) = known else { continue };
+            let Some((key, at_least)) = self.known_key() else { continue };
             let level = if self.rng.random_bool(0.7) { ReadLevel::Linearizable } else { ReadLevel::Lease };
-            let Ok(reply) = self.client.get(&scope(), key.clone(), level).await else { continue };
+            let reply = match self.client.get(&scope(), key.clone(), level).await {
+                Ok(reply) => reply,
+                Err(error) => {
+                    self.judge("a read", &error);
+                    continue;
+                }
+            };
             let found = reply.item.map_or(0, |item| number(&item.value));
             self.trace.record(format_args!("read {key}={found} {level:?}"));
             let mut history = self.history.lock().unwrap();
             history.reads += 1;
             let at_most = history.tried[&key];
+            if history.refused_values.contains(&(key.clone(), found)) {
+                history.violations.push(format!("{level:?} read {key}={found}, which certainly was not applied"));
+            }
             if found < at_least || found > at_most {
                 history.violations.push(format!(
                     "{level:?} read {key}={found}, but {at_least} was acknowledged before and {at_most} tried last"
@@ -344,24 +397,48 @@ impl Caller {
         }
     }
 
+    /// What a read may ask for, and the least that it must find: mostly what was acknowledged last, which a node that is behind does
+    /// not have.
+    fn known_key(&mut self) -> Option<(String, u64)> {
+        let history = self.history.lock().unwrap();
+        if self.rng.random_bool(0.6) {
+            return history.newest.clone();
+        }
+        let count = history.acknowledged.len();
+        let nth = (count > 0).then(|| self.rng.random_range(0..count))?;
+        history.acknowledged.iter().nth(nth).map(|(key, value)| (key.clone(), *value))
+    }
+
+    /// A call may fail for what happens to the cluster, and for nothing else.
+    fn judge(&self, what: &str, error: &ClientError) {
+        if !is_for_the_weather(error) {
+            self.violates(format!("{what} fails with {error}"));
+        }
+    }
+
     /// Watches until the last key is told of.
     async fn watch(self) {
         let prefix = Range::prefix(Bytes::from_static(ONCE.as_bytes()));
-        let mut told_until = 0;
+        let (mut told_until, mut begun) = (0, 0);
         loop {
             let Ok(mut watch) = self.client.watch(&scope(), prefix.clone(), None).await else { continue };
             let from = watch.resume_from().index;
             self.history.lock().unwrap().unwatched.push((told_until + 1, from - 1));
+            // Begun after the watch, so it is to be told.
+            begun += 1;
+            self.mark(&format!("{ONCE}mark-{begun}"), from).await;
+            let mut has_told = false;
             while let Some(event) = watch.next().await {
                 let event = match event {
                     Ok(event) => event,
                     Err(error) => {
                         self.trace.record(format_args!("a watch ends"));
                         told_until = watch.resume_from().index - 1;
-                        self.judge_end(&error);
+                        self.judge_end(has_told, &error);
                         break;
                     }
                 };
+                has_told = true;
                 let key = String::from_utf8(event.item.key.to_vec()).unwrap();
                 self.trace.record(format_args!("told of {key} at {}", event.revision));
                 if key == LAST {
@@ -372,14 +449,30 @@ impl Caller {
         }
     }
 
-    /// A watch that has begun ends only where no node's history reaches back to.
-    fn judge_end(&self, error: &ClientError) {
-        let may_end = matches!(
-            error,
-            ClientError::Compacted { .. } | ClientError::Unavailable { .. } | ClientError::DeadlineExceeded { .. }
-        );
-        if !may_end {
+    /// Writes a key that a watch from `from` on must be told of.
+    async fn mark(&self, key: &str, from: u64) {
+        let Ok(reply) = self.client.put(&scope(), key.to_owned(), "0").await else { return };
+        if reply.revision < from {
+            let at = reply.revision;
+            self.violates(format!("a watch begins at {from}, after {key}, which was written later, at {at}"));
+        }
+        let mut history = self.history.lock().unwrap();
+        history.marks += 1;
+        history.revisions.insert(key.to_owned(), reply.revision);
+    }
+
+    /// A watch that has told of anything ends only where no node's history reaches back to.
+    fn judge_end(&self, has_told: bool, error: &ClientError) {
+        let unheard =
+            matches!(error, ClientError::Unavailable { .. } | ClientError::DeadlineExceeded { .. }) && !has_told;
+        if !unheard && !matches!(error, ClientError::Compacted { .. }) {
             self.violates(format!("a watch ends with {error}"));
         }
     }
+}
+
+/// Whether a call may fail like this where nodes fail, and connections to them: not for what it is, nor for a fault of a node.
+pub(crate) fn is_for_the_weather(error: &ClientError) -> bool {
+    let of_itself = matches!(error, ClientError::Rejected { .. } | ClientError::Unreadable { .. });
+    !of_itself && ![Reason::Unspecified, Reason::Invalid, Reason::Diverged].contains(&error.reason())
 }

@@ -4,6 +4,7 @@ mod clients;
 mod lifetimes;
 mod registers;
 
-pub use clients::Clients;
+pub(crate) use clients::is_for_the_weather;
+pub use clients::{Calling, Clients};
 pub use lifetimes::{get, put};
 pub use registers::{Callers, Registers, Way};

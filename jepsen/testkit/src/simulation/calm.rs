@@ -8,7 +8,7 @@ use std::time::Duration;
 use quorate::store::{MemoryDisk, MemorySnapshots, MemoryStore, SyncMode};
 use quorate::testkit::runtime::TaskGroup;
 use quorate::{Engine, EngineConfig, EngineParts, Incarnation, NodeId, OpenError, Role, StateMachine};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::ports::Ports;
 use super::{Network, SimTransport, Trace, address};
@@ -204,7 +204,7 @@ impl<M: StateMachine> Calm<M> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(leader) = self.leading()
-                && let Ok(written) = leader.write(command()).await
+                && let Ok(Ok(written)) = timeout_at(deadline, leader.write(command())).await
             {
                 return written.reply;
             }

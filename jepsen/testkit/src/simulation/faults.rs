@@ -1,4 +1,8 @@
 //! What goes wrong, and when.
+//!
+//! A new fault is a kind, a share of the hundred in [`next`], what `World::suffer` does, what `World::heal` undoes, a count of how
+//! often it happened, and a least number of that in the tests. It changes what every seed draws: `quorate-jepsen planted` shows
+//! whether the seeds still find what they are to find.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

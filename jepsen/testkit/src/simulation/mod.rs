@@ -11,7 +11,9 @@
 //! | variable | effect |
 //! |---|---|
 //! | `QUORATE_SIM_SEEDS` | how many seeds each test runs |
-//! | `QUORATE_SIM_TRACE` | a file to write the trace of a seed to |
+//! | `QUORATE_SIM_FIRST` | the first of them (0) |
+//! | `QUORATE_SIM_TRACE` | files to write the trace of each seed to: this and the number of the seed |
+//! | `QUORATE_SIM_FINDS` | only failures with one of these words count, and the first ends the test; for planted bugs |
 
 mod calm;
 mod disk;
@@ -123,8 +125,11 @@ pub fn run_until<S: Subject>(
 /// How many seeds to run: what the environment says, or `all`, or a `few` where the program is not optimised, which takes ten
 /// times as long for each.
 pub fn seeds(few: u64, all: u64) -> u64 {
-    let default = if cfg!(debug_assertions) { few } else { all };
-    std::env::var("QUORATE_SIM_SEEDS").map_or(default, |value| value.parse().expect("a number"))
+    from_env("QUORATE_SIM_SEEDS").unwrap_or(if cfg!(debug_assertions) { few } else { all })
+}
+
+fn from_env(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
 }
 
 /// Runs `count` seeds of a scenario that is to hold, and tells what they did.
@@ -138,19 +143,33 @@ pub fn expect_to_hold<S: Subject>(
     subject: &S,
     at_least: &[(&'static str, f64)],
 ) -> Outcome {
-    /// After so many it is looked at whether any has failed.
-    const AT_ONCE: u64 = 4;
-    let mut did = Outcome::default();
-    for first in (0..count).step_by(AT_ONCE as usize) {
-        let (some, failures) = run_all(first..count.min(first + AT_ONCE), scenario, subject);
-        assert!(failures.is_empty(), "{} of {AT_ONCE} seeds failed:\n{}", failures.len(), failures.join("\n"));
-        did.add(&some);
+    if let Ok(words) = std::env::var("QUORATE_SIM_FINDS") {
+        return expect_not_to_find(&words, count, scenario, subject);
     }
+    let first = from_env("QUORATE_SIM_FIRST").unwrap_or(0);
+    let (did, failures) = run_all(first..first + count, scenario, subject);
+    assert!(failures.is_empty(), "{} of {count} seeds failed:\n{}", failures.len(), failures.join("\n"));
     eprintln!("{count} seeds: {did:?}");
     for (what, each) in at_least {
         let expected = (each * count as f64) as u64;
         let happened = did.of(what);
-        assert!(happened >= expected.max(1), "only {happened} {what} in {count} seeds, expected {expected}: {did:?}");
+        assert!(
+            happened >= expected.max(1),
+            "only {happened} {what} in {count} seeds, expected {expected}: {did:?}"
+        );
+    }
+    did
+}
+
+/// Goes on until a seed fails with one of `words`, which `|` divides; other failures are not what is looked for.
+fn expect_not_to_find<S: Subject>(words: &str, count: u64, scenario: &Scenario, subject: &S) -> Outcome {
+    const AT_ONCE: u64 = 4;
+    let mut did = Outcome::default();
+    for first in (0..count).step_by(AT_ONCE as usize) {
+        let (some, failures) = run_all(first..count.min(first + AT_ONCE), scenario, subject);
+        let found = failures.iter().find(|failure| words.split('|').any(|word| failure.contains(word)));
+        assert!(found.is_none(), "found by {}", found.map_or("", |failure| failure));
+        did.add(&some);
     }
     did
 }

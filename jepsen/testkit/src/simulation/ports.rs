@@ -17,8 +17,8 @@ use super::Trace;
 
 /// What a connection holds of either direction before its writer waits.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// What is carried at a time.
-const CHUNK_BYTES: usize = 16 * 1024;
+/// What is carried at a time: all that is there, so that it does not depend on how answers were divided.
+const CHUNK_BYTES: usize = BUFFER_BYTES;
 /// Connections that a port has not accepted yet.
 const BACKLOG: usize = 64;
 const LONGEST_DELAY: Duration = Duration::from_millis(3);

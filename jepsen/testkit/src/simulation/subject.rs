@@ -38,7 +38,7 @@ pub trait Subject: Clone + Send + Sync + 'static {
 
 /// Callers of a cluster, and what they were promised.
 pub trait Workload<M: StateMachine> {
-    /// How much was acknowledged so far: it must grow once the cluster is healed.
+    /// How much was acknowledged so far. Once the cluster is healed it must grow by ten within [`LIVENESS`](super::LIVENESS).
     fn acknowledged(&self) -> u64;
 
     /// Ends all callers. The cluster is healed.

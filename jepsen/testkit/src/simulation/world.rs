@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use quorate::server::Server;
+use quorate::server::{DoorLimits, Server};
 use quorate::testkit::runtime::TaskGroup;
 use quorate::{Engine, EngineConfig, EngineParts, SnapshotPolicy};
 use quorate::{Incarnation, NodeId};
@@ -26,6 +26,8 @@ use super::trace::Trace;
 pub const SAFETY: Duration = Duration::from_secs(12);
 /// How long a healed cluster may take to answer, and then to agree.
 pub const LIVENESS: Duration = Duration::from_secs(20);
+/// Connections that a client port takes.
+const CONNECTIONS: usize = 1_000;
 /// Pause between two looks at a condition.
 pub const POLL: Duration = Duration::from_millis(10);
 
@@ -63,12 +65,15 @@ impl Default for Scenario {
 }
 
 /// Saves the trace even when the run fails.
-struct SaveTrace(Arc<Trace>);
+struct SaveTrace {
+    seed: u64,
+    trace: Arc<Trace>,
+}
 
 impl Drop for SaveTrace {
     fn drop(&mut self) {
-        if let (Some(path), Some(text)) = (std::env::var_os("QUORATE_SIM_TRACE"), self.0.text()) {
-            let _ = std::fs::write(path, text);
+        if let (Ok(path), Some(text)) = (std::env::var("QUORATE_SIM_TRACE"), self.trace.text()) {
+            let _ = std::fs::write(format!("{path}.{}", self.seed), text);
         }
     }
 }
@@ -149,7 +154,7 @@ impl<S: Subject> World<S> {
 
     /// Suffers, heals, and is held against what its callers were promised.
     pub async fn run(mut self) -> Outcome {
-        let _trace = SaveTrace(self.trace.clone());
+        let _trace = SaveTrace { seed: self.seed, trace: self.trace.clone() };
         self.start_all().await;
         self.network.renumber_copies(self.scenario.done_twice);
         let mut workload = self.subject.start(&self.cluster());
@@ -224,7 +229,10 @@ impl<S: Subject> World<S> {
         parts.memory_bytes = Some((500 + id) << 20);
         let machine = self.subject.machine();
         let server = self.scenario.ports.then(|| {
-            self.subject.serve(Server::over(Ports::address(id), self.ports.open(id)), &machine)
+            let server = Server::over(Ports::address(id), self.ports.open(id));
+            // Not by how many files this process may open.
+            let limits = DoorLimits { connections: Some(CONNECTIONS), ..DoorLimits::default() };
+            self.subject.serve(server.with_limits(limits), &machine)
         });
         let engine = group.spawn(Engine::start(parts, machine)).await.unwrap();
         let engine = engine.unwrap_or_else(|error| panic!("node {id} does not start: {error}"));
@@ -252,9 +260,11 @@ impl<S: Subject> World<S> {
         self.ports.close(id);
         let engine = self.engines.lock().unwrap().remove(&id);
         self.note(engine.as_ref());
-        group.abort();
         let node = self.nodes.get_mut(&id).unwrap();
-        node.port = None;
+        if let Some(port) = node.port.take() {
+            assert!(!port.served.is_finished(), "the client port of node {id} has ended before its node");
+        }
+        group.abort();
         let forgotten = node.disk.crash();
         self.trace.record(format_args!("crash {id}, forgetting {forgotten}"));
         self.outcome.count("writes forgotten by a disk", forgotten);
@@ -439,7 +449,9 @@ impl<S: Subject> World<S> {
         for engine in &engines {
             self.note(Some(engine));
         }
-        for node in self.nodes.values() {
+        for (id, node) in &self.nodes {
+            let served = node.port.as_ref().is_none_or(|port| !port.served.is_finished());
+            assert!(served, "the client port of node {id} has ended although its node goes on");
             let (built, installed) = node.disk.snapshot_counts();
             self.outcome.count("snapshots built", built);
             self.outcome.count("snapshots installed", installed);

@@ -67,3 +67,29 @@ async fn a_port_without_a_node_stops_when_it_is_told() {
     let served = server.serve_gated(never, StartProgress::default(), DEADLINE, async {});
     within(served).await.unwrap();
 }
+
+/// A port whose connections come from elsewhere ends when there are no more of them, whatever is open on those that there were.
+#[tokio::test]
+async fn a_port_over_connections_of_its_own_ends_with_them() {
+    let (connections, arriving) = tokio::sync::mpsc::channel::<tokio::io::DuplexStream>(1);
+    let arriving = futures::stream::unfold(arriving, async |mut arriving| Some((arriving.recv().await?, arriving)));
+    let server = with_services(Server::over(([10, 0, 0, 1], 7801).into(), arriving));
+    let never = std::future::pending();
+    let serving = runtime::spawn(server.serve_node(FakeNode::new(), DEADLINE, never));
+    let connector = crate::client::Connector::new(move |_| {
+        let connections = connections.clone();
+        async move {
+            let (ours, theirs) = tokio::io::duplex(64 * 1024);
+            connections.send(theirs).await.map_err(|_| std::io::ErrorKind::ConnectionRefused)?;
+            Ok(ours)
+        }
+    });
+    let endpoint = tonic::transport::Endpoint::from_static("http://10.0.0.1:7801");
+    let mut kv = KvClient::new(connector.connect_lazy(&endpoint));
+    let mut watch = kv.watch(v1::WatchRequest::default()).await.unwrap().into_inner();
+    drop(connector);
+    let ended = within(watch.message()).await;
+    assert!(matches!(ended, Err(_) | Ok(None)), "{ended:?}");
+    drop((watch, kv));
+    within(serving).await.unwrap().unwrap();
+}
