@@ -351,6 +351,8 @@ impl<'a> Operation<'a> {
 
 #[cfg(test)]
 mod tests {
+    mod script;
+
     use super::*;
     use crate::client::ClientConfig;
     use crate::proto::v1;

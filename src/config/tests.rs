@@ -6,6 +6,7 @@ use super::peers::InvalidPeers;
 use super::*;
 
 mod example;
+mod script;
 
 #[derive(Debug, Parser)]
 struct Line {

@@ -239,6 +239,8 @@ fn noted(
 
 #[cfg(test)]
 mod tests {
+    mod script;
+
     use openraft::Membership as Openraft;
 
     use super::*;

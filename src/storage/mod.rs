@@ -33,6 +33,8 @@ mod progress;
 mod sled;
 mod snapshots;
 mod space;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::Arc;

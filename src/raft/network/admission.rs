@@ -177,6 +177,8 @@ pub(super) fn check(own: Own<'_>, known: &Known, hello: &Hello, wish: Wish) -> R
 
 #[cfg(test)]
 mod tests {
+    mod script;
+
     use super::*;
 
     const OWN: Own<'static> = Own { cluster: "c", node_id: 1, incarnation: Incarnation(10) };

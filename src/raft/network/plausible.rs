@@ -222,6 +222,8 @@ fn in_one_log(one: LogId, other: LogId) -> bool {
 
 #[cfg(test)]
 mod tests {
+    mod script;
+
     use super::*;
     use crate::kv::machine::{KvCommand, KvMachine};
     use crate::proto::peer as proto;

@@ -47,6 +47,8 @@ pub(super) fn check_quorum(
 
 #[cfg(test)]
 mod tests {
+    mod script;
+
     use super::*;
     use crate::types::{LogId, Membership, Role};
 

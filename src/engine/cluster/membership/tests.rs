@@ -1,5 +1,7 @@
 //! What a change says of itself when not all of it is made.
 
+mod script;
+
 use std::sync::Arc;
 
 use futures::FutureExt;

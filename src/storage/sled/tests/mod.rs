@@ -5,6 +5,7 @@ mod damage;
 mod failure;
 mod prefix;
 mod ready;
+mod script;
 mod size;
 
 use std::fs;
