@@ -34,8 +34,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::activity::Activity;
 use super::clock::Batch;
-use super::held::Held;
-use super::type_config::{self, Command, Entry, LogId, OnFlushed, Payload, TypeConfig, Vote};
+use super::durable_positions::DurablePositions;
+use super::type_config::{self, Entry, LogId, OnFlushed, Payload, SealedCommand, TypeConfig, Vote};
 use crate::storage::LogStore;
 use crate::types::{self, Incarnation, NodeId};
 
@@ -52,7 +52,7 @@ pub(crate) struct RaftLog {
     /// This node and its data directory.
     own: (NodeId, Incarnation),
     /// Where to note what is on disk.
-    held: Arc<Held>,
+    held: Arc<DurablePositions>,
     activity: Arc<Activity>,
     /// To the task that tells those who wait for their commands to be on disk.
     flushed_commands: mpsc::UnboundedSender<FlushedCommands>,
@@ -83,7 +83,7 @@ impl RaftLog {
         store: Arc<dyn LogStore>,
         message_bytes: usize,
         own: (NodeId, Incarnation),
-        held: Arc<Held>,
+        held: Arc<DurablePositions>,
         activity: Arc<Activity>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         // What was there before is at least as old as this.
@@ -246,7 +246,7 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
     {
         let mut waiting = Vec::new();
         let mut local = |entry: Entry| {
-            if let Payload::Normal(Command { on_flushed: Some(on_flushed), .. }) = &entry.payload {
+            if let Payload::Normal(SealedCommand { on_flushed: Some(on_flushed), .. }) = &entry.payload {
                 waiting.push((position(&entry), on_flushed.clone()));
             }
             type_config::from_entry(entry)

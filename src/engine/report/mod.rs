@@ -18,7 +18,7 @@ use self::state::{NodeState, observe};
 use super::cluster::membership::lag;
 use super::{Engine, PeerPolicy};
 use crate::machine::StateMachine;
-use crate::raft::core::Metrics;
+use crate::raft::core::CoreMetrics;
 use crate::raft::published::Progress;
 use crate::report::{
     Carried, InFlight, Lag, LedPeer, MemberList, MemberReport, NodeReport, Offsets, SessionsReport, StateSize,
@@ -65,7 +65,7 @@ impl<M: StateMachine> Engine<M> {
         self.state_in(&self.inner.core.metrics())
     }
 
-    fn state_in(&self, metrics: &Metrics) -> NodeState {
+    fn state_in(&self, metrics: &CoreMetrics) -> NodeState {
         let inner = &self.inner;
         let (node_id, fatal) = (inner.config.node_id, inner.fatal.reason());
         observe(&inner.core, metrics, node_id, &inner.disk, &inner.forming, fatal)
@@ -120,7 +120,11 @@ impl<M: StateMachine> Engine<M> {
         }
     }
 
-    fn member_reports(&self, metrics: &Metrics, carried: &BTreeMap<NodeId, Carried>) -> Vec<MemberReport> {
+    fn member_reports(
+        &self,
+        metrics: &CoreMetrics,
+        carried: &BTreeMap<NodeId, Carried>,
+    ) -> Vec<MemberReport> {
         let inner = &self.inner;
         let (own, leads) = (inner.config.node_id, metrics.role == Role::Leader);
         let progress = inner.core.peer_progress();

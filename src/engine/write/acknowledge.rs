@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Outcome, Writer};
+use super::{EntryOutcome, Writer};
 use crate::engine::{Engine, Inner};
 use crate::error::{OperationError, WriteError};
 use crate::machine::StateMachine;
@@ -73,7 +73,7 @@ pub(in crate::engine) fn applied<R>(acknowledged: Acknowledged<R>) -> Written<R>
 
 /// The same outcome in the words of the `machine` that was written to.
 pub(in crate::engine) fn decoded<M: StateMachine>(
-    outcome: Outcome,
+    outcome: EntryOutcome,
     machine: u16,
 ) -> Result<Acknowledged<M::Reply>, WriteError> {
     let Acknowledged { log_id, reply, ack, held_by, repeated, applied_here } =
@@ -129,7 +129,7 @@ impl<M: StateMachine> Inner<M> {
         acknowledged: Acknowledged<Bytes>,
         entry: LogId,
         patience: Duration,
-    ) -> Outcome {
+    ) -> EntryOutcome {
         let (core, held) = (&self.core, self.core.held());
         let all_hold = tokio::time::timeout(patience, held.wait_for_all(entry));
         let in_time = tokio::select! {

@@ -11,12 +11,12 @@ use super::candidacy::Candidacy;
 use crate::machine::StateMachine;
 use crate::raft::apply::Applier;
 use crate::raft::consensus_tasks;
-use crate::raft::lease::Admission;
+use crate::raft::lease::LeaderLease;
 use crate::raft::log::RaftLog;
-use crate::raft::network::addresses::{Addresses, Seen};
+use crate::raft::network::addresses::{Addresses, SeenMember};
 use crate::raft::network::client::PeerClients;
 use crate::raft::network::plausible;
-use crate::raft::network::service::{Callee, PeerService, Promise};
+use crate::raft::network::service::{Callee, PeerService, VoterPromise};
 use crate::raft::read_index::ReadIndexes;
 use crate::raft::type_config::{self, TypeConfig};
 use crate::runtime::Tasks;
@@ -118,10 +118,10 @@ impl<M: StateMachine> Core<M> {
             (parts.log, parts.snapshots),
             reads.clone(),
             (activity.clone(), agreement.clone()),
-            Promise { silence, lease: voter_lease },
+            VoterPromise { silence, lease: voter_lease },
         );
         let (heard, offers) = (service.last_heard(), service.offers());
-        let admission = Arc::new(Admission::new(raft.metrics(), voter_lease));
+        let admission = Arc::new(LeaderLease::new(raft.metrics(), voter_lease));
         let door = Arc::new(service);
         Ok(Self {
             raft,
@@ -149,7 +149,7 @@ fn follow_membership<M: StateMachine>(raft: &Raft<TypeConfig, Applier<M>>, addre
     addresses.follow(move |node_id| {
         let metrics = membership.borrow_watched();
         let stored = &metrics.membership_config;
-        Seen {
+        SeenMember {
             at: stored.log_id().as_ref().map(type_config::from_log_id),
             member: stored.membership().get_node(&node_id).cloned(),
         }

@@ -35,7 +35,7 @@ use super::{Connection, DialError, Purpose, Target, Transport};
 use crate::proto::peer::{Request, request, response};
 use crate::raft::activity::{Activity, Succession};
 use crate::raft::agreement::Agreement;
-use crate::raft::held::Held;
+use crate::raft::durable_positions::DurablePositions;
 use crate::raft::snapshot::SnapshotData;
 use crate::raft::type_config::{self, CommittedLeaderId, LogId, TypeConfig, Vote};
 use crate::runtime;
@@ -63,7 +63,7 @@ pub(crate) struct PeerClients {
     /// Up to where the log is to be purged.
     pub(super) purge: Arc<AtomicU64>,
     /// Where to note what peers have on disk.
-    pub(super) held: Arc<Held>,
+    pub(super) held: Arc<DurablePositions>,
     pub(super) fitness: Arc<PeerFitness>,
     /// Where to count what is sent.
     activity: Arc<Activity>,
@@ -95,7 +95,7 @@ impl PeerClients {
     }
 
     /// What is known of which members hold which entries.
-    pub(crate) fn held(&self) -> Arc<Held> {
+    pub(crate) fn held(&self) -> Arc<DurablePositions> {
         self.held.clone()
     }
 

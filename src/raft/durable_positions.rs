@@ -21,7 +21,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// How far each member's log is known to be durable, as far as it is this leader's.
 #[derive(Debug, Default)]
-pub(crate) struct Held {
+pub(crate) struct DurablePositions {
     upto: Mutex<BTreeMap<NodeId, (Incarnation, LogId)>>,
     advanced: Notify,
     /// Who waits until all voters hold an entry, by its position.
@@ -30,7 +30,7 @@ pub(crate) struct Held {
     is_awaited: AtomicBool,
 }
 
-impl Held {
+impl DurablePositions {
     /// A node holds everything up to `log_id` in its data directory.
     pub(crate) fn note(&self, (node_id, incarnation): (NodeId, Incarnation), log_id: LogId) {
         let mut upto = self.upto.lock().expect("invariant: no panic under this lock");
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn only_the_same_term_counts() {
-        let held = Held::default();
+        let held = DurablePositions::default();
         held.note(node(1), LogId::new(2, 9));
         held.note(node(2), LogId::new(2, 5));
         held.note(node(3), LogId::new(1, 20));
@@ -172,7 +172,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn those_who_wait_are_told_when_the_slowest_has_it() {
-        let held = std::sync::Arc::new(Held::default());
+        let held = std::sync::Arc::new(DurablePositions::default());
         let telling = held.clone();
         crate::runtime::spawn(async move { telling.tell(|| BTreeMap::from([node(1), node(2)])).await });
         let (mut first, mut second) =
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn what_a_replaced_node_held_is_gone() {
-        let held = Held::default();
+        let held = DurablePositions::default();
         let voters = |incarnation| BTreeMap::from([node(1), (2, Incarnation(incarnation))]);
         held.note(node(1), LogId::new(2, 9));
         held.note(node(2), LogId::new(2, 9));
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn only_those_of_the_same_term_are_told() {
-        let held = Held::default();
+        let held = DurablePositions::default();
         let mut waiting = [(1, 5), (2, 5), (2, 6), (2, 7), (3, 1)]
             .map(|(term, index)| held.wait_for_all(LogId::new(term, index)));
         held.tell_upto(LogId::new(2, 6));
