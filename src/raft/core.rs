@@ -74,7 +74,7 @@ pub(crate) struct Core<M: StateMachine> {
     offers: Arc<Offers>,
     reads: ReadIndexes,
     purge_mark: Arc<AtomicU64>,
-    held: Arc<DurablePositions>,
+    durable_positions: Arc<DurablePositions>,
     admission: Arc<LeaderLease>,
     fitness: Arc<PeerFitness>,
     activity: Arc<Activity>,
@@ -95,7 +95,7 @@ impl<M: StateMachine> Clone for Core<M> {
             offers: self.offers.clone(),
             reads: self.reads.clone(),
             purge_mark: self.purge_mark.clone(),
-            held: self.held.clone(),
+            durable_positions: self.durable_positions.clone(),
             admission: self.admission.clone(),
             fitness: self.fitness.clone(),
             activity: self.activity.clone(),
@@ -174,8 +174,8 @@ impl<M: StateMachine> Core<M> {
     }
 
     /// Which members are known to hold which entries on disk.
-    pub(crate) fn held(&self) -> &Arc<DurablePositions> {
-        &self.held
+    pub(crate) fn durable_positions(&self) -> &Arc<DurablePositions> {
+        &self.durable_positions
     }
 
     /// Those who vote at present.

@@ -29,7 +29,7 @@
 //!    more than a tenth.
 //!
 //! Two things end the promise of `v` early, and each is answered elsewhere: a restart, after which `v` is silent for as long as it may
-//! have promised ([`VoterPromise`](super::network::service::Promise), `storage/lease.rs`), and a hand-over, before which the leader voids its lease.
+//! have promised ([`VoterPromise`](super::network::service::VoterPromise), `storage/lease.rs`), and a hand-over, before which the leader voids its lease.
 //!
 //! # Orders that the proof needs
 //!

@@ -5,7 +5,7 @@
 //! What cannot be decoded is refused, and nothing more.
 //!
 //! Calls of members take at most half of `max_inflight_bytes` from when they arrive until they are answered, in each
-//! [`CallRoom`](crate::raft::network::calls::room::Room), and what they propose counts like this node's own. One that is alone is always taken,
+//! [`CallRoom`](crate::raft::network::calls::room::CallRoom), and what they propose counts like this node's own. One that is alone is always taken,
 //! however large it may be. Once a call is done its answer counts instead, until that is sent: no more are taken while answers that nobody
 //! reads take the room.
 //!

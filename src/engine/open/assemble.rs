@@ -404,7 +404,7 @@ impl<M: StateMachine> Assembly<M> {
             hand_over::follow_up(core.clone(), config.node_id, election, self.life.fatal.clone()),
         );
         let core = core.clone();
-        tasks.permanent("held-by-all", async move { core.held().tell(|| core.voters()).await });
+        tasks.permanent("held-by-all", async move { core.durable_positions().tell(|| core.voters()).await });
         quorum_disks
     }
 

@@ -109,7 +109,7 @@ impl<M: StateMachine> Engine<M> {
             in_flight: Some(InFlight {
                 commands: inner.inflight_commands.load(Relaxed) as u64,
                 bytes: (inner.inflight_bytes.load(Relaxed) + inner.waiting_bytes.load(Relaxed)) as u64,
-                waiting_for_all: inner.core.held().waiting() as u64,
+                waiting_for_all: inner.core.durable_positions().waiting() as u64,
             }),
             members: self.member_reports(&metrics, &carried),
             carried: Some(carried.into_values().sum()),

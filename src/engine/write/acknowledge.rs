@@ -96,7 +96,7 @@ impl<M: StateMachine> Inner<M> {
         let (entry, answer) = match outcome {
             Proposed::Applied { log_id, answer } => (log_id, answer),
             Proposed::Flushed { log_id } => {
-                let held_by = self.core.held().holders(log_id);
+                let held_by = self.core.durable_positions().holders(log_id);
                 let flushed =
                     Acknowledged { log_id, reply: None, ack, held_by, repeated: false, applied_here: false };
                 return Ok((flushed, log_id));
@@ -116,7 +116,7 @@ impl<M: StateMachine> Inner<M> {
             log_id: answer.first.unwrap_or(entry),
             reply: Some(reply),
             ack,
-            held_by: self.core.held().holders(entry),
+            held_by: self.core.durable_positions().holders(entry),
             repeated: answer.first.is_some(),
             applied_here: true,
         };
@@ -130,16 +130,16 @@ impl<M: StateMachine> Inner<M> {
         entry: LogId,
         patience: Duration,
     ) -> EntryOutcome {
-        let (core, held) = (&self.core, self.core.held());
-        let all_hold = tokio::time::timeout(patience, held.wait_for_all(entry));
+        let (core, positions) = (&self.core, self.core.durable_positions());
+        let all_hold = tokio::time::timeout(patience, positions.wait_for_all(entry));
         let in_time = tokio::select! {
             biased;
             told = all_hold => matches!(told, Ok(Ok(()))),
             _ = self.ended() => false,
         };
         // Those who wait are told a little later than the last voter has it: the time may be over in between.
-        let missing = if in_time { Vec::new() } else { held.missing(entry, &core.voters()) };
-        let held_by = held.holders(entry);
+        let missing = if in_time { Vec::new() } else { positions.missing(entry, &core.voters()) };
+        let held_by = positions.holders(entry);
         if missing.is_empty() {
             return Ok(Acknowledged { held_by, ..acknowledged });
         }

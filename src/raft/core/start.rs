@@ -78,7 +78,7 @@ impl<M: StateMachine> Core<M> {
         parts.clients.judged_by(agreement.clone());
         let purge_mark = parts.clients.purge_mark();
         let addresses = parts.clients.addresses();
-        let (held, fitness) = (parts.clients.held(), parts.clients.fitness());
+        let (durable_positions, fitness) = (parts.clients.durable_positions(), parts.clients.fitness());
         let own = (config.node_id, parts.callee.incarnation);
         if let Some(vote) = parts.log.vote() {
             // The next one is not to be out of bounds.
@@ -88,8 +88,13 @@ impl<M: StateMachine> Core<M> {
             activity.had_voted(vote);
         }
         let tasks = &parts.tasks;
-        let (log, telling) =
-            RaftLog::new(parts.log.clone(), config.message_bytes, own, held.clone(), activity.clone());
+        let (log, telling) = RaftLog::new(
+            parts.log.clone(),
+            config.message_bytes,
+            own,
+            durable_positions.clone(),
+            activity.clone(),
+        );
         tasks.passing("flushed-writes", telling);
         let raft_config = raft_config(config)?;
         let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier);
@@ -131,7 +136,7 @@ impl<M: StateMachine> Core<M> {
             offers,
             reads,
             purge_mark,
-            held,
+            durable_positions,
             admission,
             fitness,
             activity,

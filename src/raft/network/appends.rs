@@ -134,8 +134,8 @@ where
             Ok(last) if *last == asked.last => {
                 self.client.accepted = asked.last.max(self.client.accepted);
                 if let Some(last) = &asked.last {
-                    let held = &self.client.clients.held;
-                    held.note(self.client.holder(), type_config::from_log_id(last));
+                    let positions = &self.client.clients.durable_positions;
+                    positions.note(self.client.holder(), type_config::from_log_id(last));
                     let before = asked.previous.map_or(0, |previous| previous.index + 1);
                     let entries = (last.index + 1).saturating_sub(before);
                     if entries > 0 {

@@ -350,7 +350,7 @@ impl LeaderLine {
         let line = self.shared.clone();
         let target = Target { node_id: leader, address: line.handshake.addresses.of(leader, member) };
         let hello = line.handshake.towards(leader, Some(member.incarnation));
-        let connect = line.transport.connect(target.clone(), hello, Purpose::LeaderLine);
+        let connect = line.transport.connect(target.clone(), hello, Purpose::Upstream);
         let known = member.clone();
         let (done, outcome) = oneshot::channel();
         // The dial goes on when its caller gives up: a handshake may take longer than a read waits.

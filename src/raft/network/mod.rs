@@ -72,7 +72,7 @@ pub enum Purpose {
     /// Snapshots, which may be large.
     Snapshot,
     /// What a member asks of its leader; answered in any order.
-    LeaderLine,
+    Upstream,
 }
 
 /// Whom to connect to.

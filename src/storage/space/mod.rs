@@ -114,7 +114,7 @@ pub struct Room {
     reserve_bytes: u64,
     gauge: SpaceGauge,
     /// Held while looking, and while the reserve changes hands. Whoever holds it may wait for the disk.
-    own_state: Mutex<ReserveState>,
+    reserve_state: Mutex<ReserveState>,
     log: OnceLock<File>,
     phase: Mutex<LookPhase>,
     changed: Condvar,
@@ -155,7 +155,7 @@ impl Room {
             directory: directory.to_owned(),
             reserve_bytes,
             gauge,
-            own_state: Mutex::new(ReserveState {
+            reserve_state: Mutex::new(ReserveState {
                 policy: Policy::new(reserve_bytes),
                 reserve,
                 misses: 0,
@@ -194,12 +194,12 @@ impl Room {
         let file = OpenOptions::new().write(true).open(log);
         let file = file.map_err(|error| io_error("cannot open", log, error))?;
         self.log.get_or_init(|| file);
-        self.look_with(&mut self.own_state(), 0, true)
+        self.look_with(&mut self.reserve_state(), 0, true)
             .map_err(|error| io_error("cannot set room aside in", &self.directory, error))?;
         if self.gauge.space() == Space::Full {
             let needed = Policy::needed(self.reserve_bytes);
             let (available, held) = (self.gauge.available.load(Relaxed), self.gauge.reserved.load(Relaxed));
-            self.own_state().told_full = true;
+            self.reserve_state().told_full = true;
             tracing::warn!(
                 directory = %self.directory.display(),
                 available,
@@ -220,28 +220,28 @@ impl Room {
     /// When the file system does not answer. That the disk is full is no error: what was taken on already may be written.
     pub fn before_batch(&self, bytes: u64) -> io::Result<()> {
         let soon = bytes.saturating_mul(BATCH_FACTOR);
-        let mut own_state = match self.own_state.try_lock() {
-            Ok(own_state) => own_state,
+        let mut reserve_state = match self.reserve_state.try_lock() {
+            Ok(reserve_state) => reserve_state,
             // Somebody looks at this moment, or sets the reserve aside, which takes time, and has found plenty.
             Err(_) if self.owns(soon)? => return Ok(()),
-            Err(_) => self.own_state(),
+            Err(_) => self.reserve_state(),
         };
-        self.look_with(&mut own_state, soon, false)?;
+        self.look_with(&mut reserve_state, soon, false)?;
         if self.gauge.has_headroom.load(Relaxed)
             && !self.owns(soon)?
             && let Some(log) = self.log.get()
         {
             // No batch takes more than the reserve is meant for.
-            let wanted = soon.saturating_add(SEGMENT_BYTES).min(own_state.policy.to_own());
+            let wanted = soon.saturating_add(SEGMENT_BYTES).min(reserve_state.policy.to_own());
             let available = self.gauge.available.load(Relaxed);
             if available >= LEAST_CLAIM_BYTES {
                 let most = owned_beyond_end(log)?.saturating_add(available);
-                let claimed = claim(log, wanted.max(own_state.policy.headroom()).min(most))?;
+                let claimed = claim(log, wanted.max(reserve_state.policy.headroom()).min(most))?;
                 if claimed == Claimed::Part {
                     // The batch has the reserve.
-                    let before = own_state.policy.space();
-                    self.find_full(&mut own_state)?;
-                    self.report(before, &mut own_state);
+                    let before = reserve_state.policy.space();
+                    self.find_full(&mut reserve_state)?;
+                    self.report(before, &mut reserve_state);
                 }
             }
         }
@@ -267,58 +267,58 @@ impl Room {
         Ok(gauge.space() != Space::Full && left >= Some(Policy::untouched(self.reserve_bytes)))
     }
 
-    fn own_state(&self) -> MutexGuard<'_, ReserveState> {
-        self.own_state.lock().expect("invariant: no panic under this lock")
+    fn reserve_state(&self) -> MutexGuard<'_, ReserveState> {
+        self.reserve_state.lock().expect("invariant: no panic under this lock")
     }
 
-    fn figures(&self, own_state: &ReserveState) -> io::Result<Figures> {
+    fn figures(&self, reserve_state: &ReserveState) -> io::Result<Figures> {
         Ok(Figures {
             available: available_bytes(&self.directory)?,
-            held: own_state.reserve.held()?,
+            held: reserve_state.reserve.held()?,
             owned: self.log.get().map_or(Ok(0), owned_beyond_end)?,
         })
     }
 
     /// Looks, as if `soon` more bytes were in use, and does what follows from it, once. Setting the reserve aside takes
     /// time, so it is left to those who `may_hold`.
-    fn look_with(&self, own_state: &mut ReserveState, soon: u64, may_hold: bool) -> io::Result<()> {
-        let before = own_state.policy.space();
-        let figures = self.figures(own_state)?;
-        let step = own_state
+    fn look_with(&self, reserve_state: &mut ReserveState, soon: u64, may_hold: bool) -> io::Result<()> {
+        let before = reserve_state.policy.space();
+        let figures = self.figures(reserve_state)?;
+        let step = reserve_state
             .policy
             .observe(Figures { available: figures.available.saturating_sub(soon), ..figures });
         // Before anything that takes time: nothing more is to be taken on meanwhile.
-        self.note(own_state, figures);
+        self.note(reserve_state, figures);
         match step {
             Step::Nothing => {}
-            Step::Give => self.give(own_state, figures)?,
+            Step::Give => self.give(reserve_state, figures)?,
             Step::Hold if !may_hold => {}
-            Step::Hold => match self.hold(own_state) {
+            Step::Hold => match self.hold(reserve_state) {
                 Ok(()) => {
-                    let figures = self.figures(own_state)?;
+                    let figures = self.figures(reserve_state)?;
                     // Whatever it says is the next look's to do.
-                    own_state.policy.observe(figures);
-                    self.note(own_state, figures);
+                    reserve_state.policy.observe(figures);
+                    self.note(reserve_state, figures);
                 }
-                Err(error) if is_full(error.kind()) => self.find_full(own_state)?,
+                Err(error) if is_full(error.kind()) => self.find_full(reserve_state)?,
                 Err(error) => return Err(error),
             },
         }
-        self.report(before, own_state);
+        self.report(before, reserve_state);
         Ok(())
     }
 
     /// Room that should be there could not be had: somebody was faster, or there is a quota.
-    fn find_full(&self, own_state: &mut ReserveState) -> io::Result<()> {
-        own_state.policy.fill_up();
-        let figures = self.figures(own_state)?;
-        self.note(own_state, figures);
-        self.give(own_state, figures)
+    fn find_full(&self, reserve_state: &mut ReserveState) -> io::Result<()> {
+        reserve_state.policy.fill_up();
+        let figures = self.figures(reserve_state)?;
+        self.note(reserve_state, figures);
+        self.give(reserve_state, figures)
     }
 
-    fn report(&self, before: Space, own_state: &mut ReserveState) {
+    fn report(&self, before: Space, reserve_state: &mut ReserveState) {
         let available = self.gauge.available.load(Relaxed);
-        match News::of(before, own_state.policy.space(), &mut own_state.told_full) {
+        match News::of(before, reserve_state.policy.space(), &mut reserve_state.told_full) {
             Some(News::Full) => {
                 tracing::error!(available, "the disk is full: this node takes no writes until there is room");
             }
@@ -332,9 +332,9 @@ impl Room {
 
     /// Gives the log's file all of the reserve but a piece, and makes up for what either has lost since. On a file
     /// system that cannot do that what is given becomes free, for whoever is first.
-    fn give(&self, own_state: &mut ReserveState, found: Figures) -> io::Result<()> {
+    fn give(&self, reserve_state: &mut ReserveState, found: Figures) -> io::Result<()> {
         let Some(log) = self.log.get() else { return Ok(()) };
-        let ReserveState { policy, reserve, .. } = &mut *own_state;
+        let ReserveState { policy, reserve, .. } = &mut *reserve_state;
         reserve.keep(policy.piece(), found.available)?;
         let freed = found.held.saturating_sub(reserve.held()?);
         let missing = policy.to_own().saturating_sub(found.owned);
@@ -344,8 +344,8 @@ impl Room {
         if asks {
             claim(log, found.owned.saturating_add(grant))?;
         }
-        let figures = self.figures(own_state)?;
-        self.note(own_state, figures);
+        let figures = self.figures(reserve_state)?;
+        self.note(reserve_state, figures);
         Ok(())
     }
 
@@ -353,9 +353,9 @@ impl Room {
     ///
     /// # Errors
     /// One for which [`is_full`] holds if it cannot be had.
-    fn hold(&self, own_state: &mut ReserveState) -> io::Result<()> {
+    fn hold(&self, reserve_state: &mut ReserveState) -> io::Result<()> {
         let Some(log) = self.log.get() else { return Ok(()) };
-        let ReserveState { policy, reserve, misses, .. } = own_state;
+        let ReserveState { policy, reserve, misses, .. } = reserve_state;
         let headroom = policy.headroom();
         if headroom > 0 {
             let claimed = claim(log, headroom)?;
@@ -372,20 +372,20 @@ impl Room {
         reserve.hold(policy.to_hold(owned_beyond_end(log)?))
     }
 
-    fn note(&self, own_state: &ReserveState, found: Figures) {
+    fn note(&self, reserve_state: &ReserveState, found: Figures) {
         let Figures { available, held, owned } = found;
         self.gauge.available.store(available, Relaxed);
         self.gauge.reserved.store(held.saturating_add(owned), Relaxed);
         self.gauge.room.store(available.saturating_add(owned), Relaxed);
-        self.gauge.beside.store(own_state.policy.beside(found), Relaxed);
-        self.gauge.has_headroom.store(own_state.policy.headroom() > 0, Relaxed);
-        self.gauge.set_space(own_state.policy.space());
+        self.gauge.beside.store(reserve_state.policy.beside(found), Relaxed);
+        self.gauge.has_headroom.store(reserve_state.policy.headroom() > 0, Relaxed);
+        self.gauge.set_space(reserve_state.policy.space());
     }
 
     fn look_until_ended(&self) {
         let mut failing = false;
         while self.goes_on_after(self.pause()) {
-            let looked = self.look_with(&mut self.own_state(), 0, true);
+            let looked = self.look_with(&mut self.reserve_state(), 0, true);
             if let Err(error) = &looked
                 && !failing
             {

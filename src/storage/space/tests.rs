@@ -35,12 +35,12 @@ impl Still {
     }
 
     fn look(&self) -> Space {
-        self.room.look_with(&mut self.room.own_state(), 0, true).unwrap();
+        self.room.look_with(&mut self.room.reserve_state(), 0, true).unwrap();
         self.room.gauge.space()
     }
 
     fn figures(&self) -> Figures {
-        self.room.figures(&self.room.own_state()).unwrap()
+        self.room.figures(&self.room.reserve_state()).unwrap()
     }
 
     /// Writes as a log does: on at the end, to what the file owns.
@@ -106,9 +106,9 @@ mod small_disk {
             still.look();
         }
         // While somebody looks, too.
-        let own_state = still.room.own_state();
+        let reserve_state = still.room.reserve_state();
         still.room.before_batch(MIB).unwrap();
-        drop(own_state);
+        drop(reserve_state);
     }
 
     #[test]
@@ -203,7 +203,7 @@ fn a_look_that_panics_is_told() {
     let attendant = room.attend(&log, guarded).unwrap();
     let poisoner = room.clone();
     std::thread::spawn(move || {
-        let _own_state = poisoner.own_state();
+        let _reserve_state = poisoner.reserve_state();
         panic!("as the test wants it");
     })
     .join()

@@ -25,7 +25,7 @@ impl Transport for Fake {
         _hello: Hello,
         purpose: Purpose,
     ) -> BoxFuture<'static, Result<Connection, DialError>> {
-        assert_eq!(purpose, Purpose::LeaderLine);
+        assert_eq!(purpose, Purpose::Upstream);
         self.dials.fetch_add(1, Ordering::Relaxed);
         if self.refuse.load(Ordering::Relaxed) {
             return async { Err(DialError::Unreachable("nobody there".to_owned())) }.boxed();

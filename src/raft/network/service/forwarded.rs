@@ -6,7 +6,7 @@
 //!
 //! # Bounds
 //!
-//! On one connection [`MOST_CALLS`] are under way in each [`CallRoom`](calls::room::Room), on all together [`MOST_CALLS_OF_ALL`]: who a
+//! On one connection [`MOST_CALLS`] are under way in each [`CallRoom`](calls::room::CallRoom), on all together [`MOST_CALLS_OF_ALL`]: who a
 //! caller says that it is does not matter to the second, and members do not prove who they are. A call counts, and so do the bytes that
 //! its [`Desk`] counts for it, until the connection has its answer; a large one until the connection has passed that on.
 
