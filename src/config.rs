@@ -38,7 +38,7 @@ mod tests;
 pub(crate) use door::DoorConfig;
 pub(crate) use peers::Peers;
 pub(crate) use reserve::ReserveBytes;
-pub(crate) use table::Settings;
+pub(crate) use table::GivenSettings;
 
 /// Arguments of `quorate serve`.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -50,7 +50,7 @@ pub struct ServeArgs {
 
     /// The settings given as flags or in the environment.
     #[command(flatten)]
-    pub settings: Settings,
+    pub settings: GivenSettings,
 }
 
 /// How log lines are written.
@@ -67,7 +67,7 @@ pub enum LogFormat {
 /// Why the settings cannot be used. Every message says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ConfigError {
+pub enum SettingsError {
     /// The file cannot be read.
     #[error("cannot read configuration file {}: {source}", path.display())]
     Read {
@@ -172,11 +172,11 @@ impl ServeConfig {
     /// The settings from `args` and the file they name.
     ///
     /// # Errors
-    /// See [`ConfigError`].
-    pub(crate) fn load(args: ServeArgs) -> Result<Self, ConfigError> {
+    /// See [`SettingsError`].
+    pub(crate) fn load(args: ServeArgs) -> Result<Self, SettingsError> {
         let file = match &args.config {
-            Some(path) => Settings::from_file(path)?,
-            None => Settings::default(),
+            Some(path) => GivenSettings::from_file(path)?,
+            None => GivenSettings::default(),
         };
         Self::resolve(args.settings.or(file))
     }
@@ -184,8 +184,8 @@ impl ServeConfig {
     /// Adds the defaults to `settings`, and checks the whole.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`].
-    pub(crate) fn resolve(settings: Settings) -> Result<Self, ConfigError> {
+    /// [`SettingsError::Invalid`].
+    pub(crate) fn resolve(settings: GivenSettings) -> Result<Self, SettingsError> {
         if settings.node_id.is_none() && settings.peers.is_some() {
             return Err(invalid("--peers needs --node-id: say which of the peers this node is"));
         }
@@ -201,7 +201,7 @@ impl ServeConfig {
     }
 
     /// Where the other nodes reach this one, and who founds the cluster: what was not said follows from what was.
-    fn place_peer(&mut self, settings: &Settings) -> Result<(), ConfigError> {
+    fn place_peer(&mut self, settings: &GivenSettings) -> Result<(), SettingsError> {
         let Self { node_id, peer_listen, peers, join, single, .. } = self;
         let listed = peers.get(node_id).cloned();
         if let (Some(listed), None) = (&listed, &settings.peer_advertise) {
@@ -225,8 +225,8 @@ impl ServeConfig {
     /// Refuses what cannot work.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`], saying which setting and what to do.
-    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+    /// [`SettingsError::Invalid`], saying which setting and what to do.
+    pub(crate) fn validate(&self) -> Result<(), SettingsError> {
         check_name("--cluster", &self.cluster)?;
         for node_id in [&self.node_id].into_iter().chain(self.peers.keys()) {
             check_node_id(*node_id).map_err(invalid)?;
@@ -252,7 +252,7 @@ impl ServeConfig {
         self.door.check_memory(self.memory())?;
         self.engine_config(String::new())
             .validate()
-            .map_err(|error| ConfigError::Invalid(error.to_string().replace("invalid configuration: ", "")))
+            .map_err(|error| SettingsError::Invalid(error.to_string().replace("invalid configuration: ", "")))
     }
 
     /// Memory that this node may use, in bytes: what was given, or all that it is allowed.
@@ -260,7 +260,7 @@ impl ServeConfig {
         self.memory_bytes.unwrap_or_else(available_memory_bytes)
     }
 
-    fn check_peers(&self) -> Result<(), ConfigError> {
+    fn check_peers(&self) -> Result<(), SettingsError> {
         let Self { node_id, peers, peer_advertise, .. } = self;
         for (id, address) in peers {
             check_advertised("--peers", address, peers.len() == 1)?;
@@ -282,7 +282,7 @@ impl ServeConfig {
         }
     }
 
-    fn check_limits(&self) -> Result<(), ConfigError> {
+    fn check_limits(&self) -> Result<(), SettingsError> {
         /// What one message of the client port has room for, beside the value's frame.
         const MAX_COMMAND_BYTES: u64 = crate::door::MAX_MESSAGE_BYTES as u64 / 2;
         let Limits { max_command_bytes, append_message_bytes, log_tail_bytes, .. } = self.limits;
@@ -319,11 +319,11 @@ impl ServeConfig {
     }
 }
 
-fn invalid(message: impl Into<String>) -> ConfigError {
-    ConfigError::Invalid(message.into())
+fn invalid(message: impl Into<String>) -> SettingsError {
+    SettingsError::Invalid(message.into())
 }
 
-fn check_name(flag: &str, name: &str) -> Result<(), ConfigError> {
+fn check_name(flag: &str, name: &str) -> Result<(), SettingsError> {
     if name.is_empty() || name.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err(invalid(format!("{flag} \"{}\" must have no spaces and not be empty", Shown(name))));
     }
@@ -331,7 +331,7 @@ fn check_name(flag: &str, name: &str) -> Result<(), ConfigError> {
 }
 
 /// Host and port of `address`, on which somebody could listen.
-fn check_address<'a>(flag: &str, address: &'a str) -> Result<Address<'a>, ConfigError> {
+fn check_address<'a>(flag: &str, address: &'a str) -> Result<Address<'a>, SettingsError> {
     let shown = Shown(address);
     let parsed =
         Address::parse(address).ok_or_else(|| invalid(format!("{flag} \"{shown}\" is not {FORM}")))?;
@@ -343,7 +343,7 @@ fn check_address<'a>(flag: &str, address: &'a str) -> Result<Address<'a>, Config
 
 /// Refuses addresses that nobody else could connect to. Port 0 is a free port: fine where the bound address
 /// is what gets advertised, as `free_port` says.
-fn check_advertised(flag: &str, address: &str, free_port: bool) -> Result<(), ConfigError> {
+fn check_advertised(flag: &str, address: &str, free_port: bool) -> Result<(), SettingsError> {
     let parsed = check_address(flag, address)?;
     if parsed.is_unspecified() {
         let host = parsed.host;
@@ -361,7 +361,7 @@ fn check_advertised(flag: &str, address: &str, free_port: bool) -> Result<(), Co
 }
 
 /// `--peers` says where this node is reached; catch a listen address that cannot be that.
-fn check_listed_port(node_id: NodeId, listed: &str, peer_listen: &str) -> Result<(), ConfigError> {
+fn check_listed_port(node_id: NodeId, listed: &str, peer_listen: &str) -> Result<(), SettingsError> {
     let listed_port = check_address("--peers", listed)?.port;
     let Address { host, port: listen_port, .. } = check_address("--peer-listen", peer_listen)?;
     if listed_port != listen_port {

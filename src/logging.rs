@@ -46,25 +46,25 @@ static PROCESS: OnceLock<LogWriter> = OnceLock::new();
 
 /// Takes lines, and has a thread of its own write them. Cheap to clone; all clones are the same queue.
 #[derive(Debug, Clone)]
-pub(crate) struct LogWriter(Arc<Shared>);
+pub(crate) struct LogWriter(Arc<SharedLines>);
 
 #[derive(Debug, Default)]
-struct Shared {
-    queue: Mutex<Queue>,
+struct SharedLines {
+    queue: Mutex<LineQueue>,
     changed: Condvar,
     dropped: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct LineQueue {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
     /// The thread has taken lines that are not written yet.
     writing: bool,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+impl SharedLines {
+    fn lock(&self) -> MutexGuard<'_, LineQueue> {
         // No panic happens under this lock. If one ever did, the log would be the last thing to give up.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -155,7 +155,7 @@ impl LogWriter {
     /// # Errors
     /// When the system has no thread to give.
     pub(crate) fn start(mut out: impl Write + Send + 'static) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(SharedLines::default());
         let for_thread = shared.clone();
         std::thread::Builder::new()
             .name("log-lines".to_owned())

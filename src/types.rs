@@ -218,6 +218,9 @@ impl Member {
     }
 }
 
+/// What members are to be: on whose record that stands, about which member, and what. So it is stored.
+pub(crate) type Intents = Vec<(NodeId, NodeId, Intent)>;
+
 /// Who belongs to the cluster, and who votes.
 ///
 /// One voter set in the ordinary case, two while a joint change is under way (Raft, §6). Every

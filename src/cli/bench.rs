@@ -45,8 +45,8 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     pub keys: u32,
     /// What the callers do
-    #[arg(long, value_enum, default_value_t = Kind::Put)]
-    pub kind: Kind,
+    #[arg(long, value_enum, default_value_t = BenchKind::Put)]
+    pub kind: BenchKind,
     /// Which part of the operations are gets, from 0 to 1; the others are puts
     #[arg(long, value_name = "FRACTION", value_parser = parse_fraction, allow_negative_numbers = true, conflicts_with = "kind")]
     pub reads: Option<f64>,
@@ -66,7 +66,7 @@ pub struct BenchArgs {
 
 /// What the callers of a measurement do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Kind {
+pub enum BenchKind {
     /// Only puts
     Put,
     /// Only gets
@@ -90,7 +90,7 @@ fn parse_fraction(text: &str) -> Result<f64, String> {
 
 /// What is printed.
 #[derive(Debug, Serialize)]
-struct Report {
+struct BenchReport {
     callers: u32,
     value_bytes: u32,
     seconds: f64,
@@ -121,13 +121,13 @@ struct Plan {
 
 /// What one caller, or all together, saw.
 #[derive(Debug)]
-struct Tally {
+struct BenchTally {
     latency_us: Histogram<u64>,
     errors: BTreeMap<&'static str, u64>,
     last_error: Option<ClientError>,
 }
 
-impl Tally {
+impl BenchTally {
     fn new() -> Self {
         /// Three digits: the error of a percentile is at most 0.1 %.
         const SIGNIFICANT_DIGITS: u8 = 3;
@@ -161,8 +161,8 @@ impl Tally {
 /// operation succeeded. Others see [`CliError`].
 pub async fn run(common: &Common, args: BenchArgs) -> Result<(), CliError> {
     let reads = args.reads.unwrap_or(match args.kind {
-        Kind::Put => 0.0,
-        Kind::Get => 1.0,
+        BenchKind::Put => 0.0,
+        BenchKind::Get => 1.0,
     });
     let window = Duration::from_secs(args.seconds.into());
     let level = if args.local { ReadLevel::Local } else { args.level };
@@ -207,10 +207,10 @@ pub async fn run(common: &Common, args: BenchArgs) -> Result<(), CliError> {
 
 /// Runs the callers to their end. They share a few tallies, because a histogram takes more memory than all
 /// else that belongs to a caller.
-async fn measure(plan: &Plan, callers: usize) -> Tally {
+async fn measure(plan: &Plan, callers: usize) -> BenchTally {
     /// Enough that callers on different threads seldom meet at one.
     const TALLIES: usize = 16;
-    let tallies: Vec<_> = (0..TALLIES).map(|_| Arc::new(Mutex::new(Tally::new()))).collect();
+    let tallies: Vec<_> = (0..TALLIES).map(|_| Arc::new(Mutex::new(BenchTally::new()))).collect();
     let start = |n: usize| runtime::spawn(caller(plan.clone(), tallies[n % TALLIES].clone()));
     let callers: Vec<_> = (0..callers).map(start).collect();
     for caller in callers {
@@ -220,14 +220,14 @@ async fn measure(plan: &Plan, callers: usize) -> Tally {
             std::panic::resume_unwind(panic);
         }
     }
-    let mut total = Tally::new();
+    let mut total = BenchTally::new();
     for tally in tallies {
         total.add(&tally.lock().unwrap_or_else(PoisonError::into_inner));
     }
     total
 }
 
-async fn caller(plan: Plan, tally: Arc<Mutex<Tally>>) {
+async fn caller(plan: Plan, tally: Arc<Mutex<BenchTally>>) {
     let mut rng = SmallRng::seed_from_u64(runtime::random_u64());
     let mut began = Instant::now();
     while began < plan.until {
@@ -259,11 +259,11 @@ async fn operate(plan: &Plan, rng: &mut SmallRng) -> Result<(), ClientError> {
     }
 }
 
-fn report(args: &BenchArgs, reads: f64, window: Duration, total: &Tally) -> Report {
+fn report(args: &BenchArgs, reads: f64, window: Duration, total: &BenchTally) -> BenchReport {
     let operations = total.latency_us.len();
     let seconds = window.as_secs_f64();
     let quantile = |part| (operations > 0).then(|| total.latency_us.value_at_quantile(part));
-    Report {
+    BenchReport {
         callers: args.callers,
         value_bytes: args.value_bytes,
         seconds,
@@ -279,7 +279,7 @@ fn report(args: &BenchArgs, reads: f64, window: Duration, total: &Tally) -> Repo
     }
 }
 
-fn table(report: &Report) -> String {
+fn table(report: &BenchReport) -> String {
     let mut rows = vec![
         vec!["callers".to_owned(), report.callers.to_string()],
         vec!["value bytes".to_owned(), report.value_bytes.to_string()],
@@ -315,9 +315,9 @@ mod tests {
             message: String::new(),
             maybe_applied: true,
         };
-        let mut total = Tally::new();
+        let mut total = BenchTally::new();
         for latency_us in [100, 3_000_000] {
-            let mut one = Tally::new();
+            let mut one = BenchTally::new();
             one.latency_us.saturating_record(latency_us);
             one.fail(lost.clone());
             one.fail(lost.clone());

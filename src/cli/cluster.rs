@@ -27,7 +27,7 @@ use crate::shown::shortened;
 use crate::signals::StopSignals;
 use crate::types::{DiskState, NodeId};
 use screen::{NodeRow, Screen, View};
-use supervisor::{Event, Supervisor};
+use supervisor::{Supervisor, SupervisorEvent};
 
 mod screen;
 mod supervisor;
@@ -130,7 +130,7 @@ pub async fn run(args: ClusterArgs) -> Result<(), ClusterCommandError> {
     let cluster = Arc::new(runtime::offload(move || Cluster::start(spec)).await?);
     screen.print(&format!("{} nodes started in {}", args.nodes, cluster.data_dir().display()));
 
-    let outcome = Session::new(&cluster, call, args.restart)?.watch(&mut screen, &mut stop).await;
+    let outcome = ClusterSession::new(&cluster, call, args.restart)?.watch(&mut screen, &mut stop).await;
     let leader = match outcome {
         Ok(leader) => leader,
         Err(error) => {
@@ -142,7 +142,7 @@ pub async fn run(args: ClusterArgs) -> Result<(), ClusterCommandError> {
 }
 
 /// Everything that the watching of a running cluster needs.
-struct Session<'a> {
+struct ClusterSession<'a> {
     cluster: &'a Arc<Cluster>,
     client: Client,
     endpoints: BTreeMap<NodeId, Endpoint>,
@@ -156,7 +156,7 @@ struct Session<'a> {
     warned: bool,
 }
 
-impl<'a> Session<'a> {
+impl<'a> ClusterSession<'a> {
     fn new(cluster: &'a Arc<Cluster>, call: String, restart: bool) -> Result<Self, ConfigError> {
         let timeout = Duration::from_millis(STATUS_TIMEOUT_MS);
         let config = ClientConfig { timeout, ..ClientConfig::default() };
@@ -220,7 +220,7 @@ impl<'a> Session<'a> {
         for node in self.cluster.nodes() {
             match self.supervisor.observe(now, node.node_id(), node.exit()) {
                 None => {}
-                Some(Event::Ended { exit, restart_in }) => {
+                Some(SupervisorEvent::Ended { exit, restart_in }) => {
                     screen.print(&format!(
                         "node {} (process {}) ended with {}; its output is in {}",
                         node.node_id(),
@@ -242,7 +242,7 @@ impl<'a> Session<'a> {
                         None => format!("  start it again with:\n  {}", node.command_line()),
                     });
                 }
-                Some(Event::Restart) => match node.start() {
+                Some(SupervisorEvent::Restart) => match node.start() {
                     Ok(pid) => {
                         screen.print(&format!("node {} started again as process {pid}", node.node_id()));
                     }

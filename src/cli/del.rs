@@ -5,7 +5,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 use super::input::{self, KeyFlags};
-use super::write::{self, Told, WriteArgs};
+use super::write::{self, WriteArgs, WriteTold};
 use super::{CliError, Common, Format, ScopeArgs, output};
 use crate::kv::client::{Client, DeleteRangeReply, DeleteReply, Header, Range};
 use crate::types::AckLevel;
@@ -77,7 +77,7 @@ async fn delete(client: &Client, common: &Common, args: DelArgs) -> Result<(), C
     let object = object(if applied { deleted.into() } else { Value::Null }, applied, &header);
     let nothing = missing.then(|| CliError::NotFound { key: output::printable(&key) });
     let text = text.map(|text| format!("{text}\n"));
-    Told { header, text, object, nothing }.tell(common.output, error)
+    WriteTold { header, text, object, nothing }.tell(common.output, error)
 }
 
 /// Removes the keys of `range`, in as many pieces as it takes.
@@ -113,7 +113,7 @@ async fn delete_many(client: &Client, common: &Common, args: &DelArgs, range: Ra
     match failed {
         Some(error) if is_told => {
             object.insert("more".to_owned(), more.into());
-            Told { header, text: Some(text), object, nothing: None }.tell(common.output, Some(error))
+            WriteTold { header, text: Some(text), object, nothing: None }.tell(common.output, Some(error))
         }
         failed => {
             let printed = match common.output {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::Subject;
 use super::cluster::ClusterCommandError;
-use super::serve::ServeError;
+use super::serve::ServeCommandError;
 use crate::kv::client::{ClientError, ConfigError};
 use crate::reason::{EXIT_OK, Reason};
 use crate::shown::Shown;
@@ -150,7 +150,7 @@ fn found(current_revision: &Option<u64>) -> String {
 
 /// Whether a node failed because of what it was given.
 fn is_invalid_input(error: &(dyn Error + Send + Sync + 'static)) -> bool {
-    error.downcast_ref().is_some_and(ServeError::is_invalid_input)
+    error.downcast_ref().is_some_and(ServeCommandError::is_invalid_input)
         || error.downcast_ref().is_some_and(ClusterCommandError::is_invalid_input)
 }
 
@@ -390,8 +390,8 @@ mod tests {
             (CliError::Output(io::ErrorKind::StorageFull.into()), EXIT_ERROR),
             (unprinted(io::ErrorKind::StorageFull), EXIT_UNKNOWN),
             (unprinted(io::ErrorKind::BrokenPipe), EXIT_OK),
-            (CliError::node(ServeError::from(OpenError::Config("x".to_owned()))), EXIT_INVALID),
-            (CliError::node(ServeError::from(OpenError::Core("x".to_owned()))), EXIT_ERROR),
+            (CliError::node(ServeCommandError::from(OpenError::Config("x".to_owned()))), EXIT_INVALID),
+            (CliError::node(ServeCommandError::from(OpenError::Core("x".to_owned()))), EXIT_ERROR),
         ] {
             assert_eq!(error.exit_code(), code, "{error:?}");
         }

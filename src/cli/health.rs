@@ -20,7 +20,7 @@ pub struct HealthArgs {}
 
 /// One node, as shown.
 #[derive(Debug, Serialize)]
-struct Row {
+struct HealthRow {
     endpoint: String,
     reachable: bool,
     /// Null when it does not answer.
@@ -57,7 +57,7 @@ pub async fn run(common: &Common, _: HealthArgs) -> Result<(), CliError> {
     verdict(&rows).and(printed)
 }
 
-async fn ask(client: &Client, endpoint: &Endpoint) -> Row {
+async fn ask(client: &Client, endpoint: &Endpoint) -> HealthRow {
     let deadline = client.deadline();
     let left = || deadline.saturating_duration_since(Instant::now());
     // The first question connects.
@@ -75,10 +75,10 @@ async fn ask(client: &Client, endpoint: &Endpoint) -> Row {
     }
 }
 
-fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeReport, ClientError>) -> Row {
+fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeReport, ClientError>) -> HealthRow {
     let endpoint = endpoint.to_string();
     match answer {
-        Ok(status) => Row {
+        Ok(status) => HealthRow {
             endpoint,
             reachable: true,
             ready: Some(status.healthy()),
@@ -90,7 +90,7 @@ fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeReport, Clien
         },
         Err(error) => {
             let answers = matches!(error, ClientError::Failed { .. });
-            Row {
+            HealthRow {
                 endpoint,
                 reachable: answers,
                 ready: answers.then_some(false),
@@ -127,7 +127,7 @@ pub(super) fn disk_in_words(disk: &DiskStatus) -> String {
 
 const HEADINGS: [&str; 6] = ["ENDPOINT", "REACHABLE", "READY", "NODE", "ROLE", "LATENCY"];
 
-fn cells(row: &Row) -> Vec<String> {
+fn cells(row: &HealthRow) -> Vec<String> {
     let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     vec![
@@ -140,10 +140,10 @@ fn cells(row: &Row) -> Vec<String> {
     ]
 }
 
-fn verdict(rows: &[Row]) -> Result<(), CliError> {
+fn verdict(rows: &[HealthRow]) -> Result<(), CliError> {
     let silent = rows.iter().filter(|row| !row.reachable).count();
     let unready = rows.iter().filter(|row| row.reachable && row.ready != Some(true)).count();
-    let leads = |row: &Row| row.role == Some(Role::Leader);
+    let leads = |row: &HealthRow| row.role == Some(Role::Leader);
     // A node that is ready is in touch with the leader that it names, whether that one was asked or not.
     let leader = rows.iter().any(|row| leads(row) || (row.ready == Some(true) && row.leader.is_some()));
     match silent + unready {
@@ -161,10 +161,10 @@ mod tests {
     use crate::kv::client::tests::fake::{Fake, leader, told};
     use crate::reason::Reason;
 
-    fn node(reachable: bool, ready: bool, role: Role) -> Row {
+    fn node(reachable: bool, ready: bool, role: Role) -> HealthRow {
         let role = reachable.then_some(role);
         let endpoint = "n:1".to_owned();
-        Row {
+        HealthRow {
             endpoint,
             reachable,
             ready: reachable.then_some(ready),
@@ -178,11 +178,11 @@ mod tests {
 
     #[test]
     fn what_is_not_well_is_said_in_words_and_has_its_reason() {
-        let verdict = |rows: &[Row]| verdict(rows).map_err(|error| (error.to_string(), error.reason()));
-        let follower = || Row { leader: Some(7), ..node(true, true, Role::Follower) };
+        let verdict = |rows: &[HealthRow]| verdict(rows).map_err(|error| (error.to_string(), error.reason()));
+        let follower = || HealthRow { leader: Some(7), ..node(true, true, Role::Follower) };
         assert_eq!(verdict(&[follower()]), Ok(()), "the leader need not be among those that are asked");
         let of = |text: &str, reason| Err((text.to_owned(), reason));
-        let lone = Row { leader: None, ..follower() };
+        let lone = HealthRow { leader: None, ..follower() };
         assert_eq!(verdict(&[lone]), of("no leader is known", Reason::NoQuorum));
         let unready = || node(true, false, Role::Follower);
         assert_eq!(verdict(&[follower(), unready()]), of("1 of 2 nodes is not ready", Reason::Behind));
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn all_is_well_only_when_everybody_is_ready_and_somebody_leads() {
-        let code = |rows: &[Row]| verdict(rows).map_or_else(|error| error.exit_code(), |()| 0);
+        let code = |rows: &[HealthRow]| verdict(rows).map_or_else(|error| error.exit_code(), |()| 0);
         assert_eq!(code(&[node(true, true, Role::Leader), node(true, true, Role::Follower)]), 0);
         assert_eq!(code(&[node(true, true, Role::Follower), node(true, true, Role::Follower)]), 1);
         assert_eq!(code(&[node(true, true, Role::Leader), node(true, false, Role::Follower)]), 1);

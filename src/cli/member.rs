@@ -128,7 +128,7 @@ pub struct CatchUp {
 
 /// One member, as shown.
 #[derive(Debug, Serialize)]
-struct Row<'a> {
+struct MemberRow<'a> {
     node_id: NodeId,
     role: MemberKind,
     /// Null when no leader is known.
@@ -195,7 +195,7 @@ fn show(format: Format, list: &MemberList, unchanged: Option<bool>) -> Result<()
 }
 
 fn document(list: &MemberList, unchanged: Option<bool>) -> Value {
-    let rows: Vec<Row<'_>> = list.members.iter().map(|member| row(list, member)).collect();
+    let rows: Vec<MemberRow<'_>> = list.members.iter().map(|member| row(list, member)).collect();
     json!({
         "members": rows,
         "term": list.position.map(|position| position.term),
@@ -211,8 +211,8 @@ fn table(list: &MemberList) -> String {
     output::table(&headings, &cells)
 }
 
-fn row<'a>(list: &MemberList, member: &'a MemberReport) -> Row<'a> {
-    Row {
+fn row<'a>(list: &MemberList, member: &'a MemberReport) -> MemberRow<'a> {
+    MemberRow {
         node_id: member.node_id,
         role: member.kind(),
         leader: list.leader.as_ref().map(|leader| leader.node_id == member.node_id),
@@ -224,7 +224,7 @@ fn row<'a>(list: &MemberList, member: &'a MemberReport) -> Row<'a> {
     }
 }
 
-fn cells(row: &Row<'_>) -> Vec<String> {
+fn cells(row: &MemberRow<'_>) -> Vec<String> {
     let unknown = || "-".to_owned();
     vec![
         row.node_id.to_string(),

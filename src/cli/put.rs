@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::input::{self, KeyFlags};
 use super::read;
-use super::write::{self, Told, WriteArgs};
+use super::write::{self, WriteArgs, WriteTold};
 use super::{CliError, Common, ScopeArgs, output};
 use crate::duration;
 use crate::kv::client::{Client, Compare, ConditionalPut, PutReply, WriteOptions};
@@ -141,13 +141,13 @@ async fn put(client: &Client, common: &Common, mut args: PutArgs) -> Result<(), 
     Err(write::unconfirmed(error, told.object, Some(failed)))
 }
 
-fn told(reply: &PutReply) -> Told {
+fn told(reply: &PutReply) -> WriteTold {
     let text = match reply.header.ack {
         AckLevel::Leader => write::not_applied(&reply.header),
         AckLevel::Quorum | AckLevel::All => format!("revision {}, version {}", reply.revision, reply.version),
     };
     let (header, text) = (reply.header.clone(), Some(format!("{text}\n")));
-    Told { header, text, object: object(reply), nothing: None }
+    WriteTold { header, text, object: object(reply), nothing: None }
 }
 
 /// All fields, whatever kind of put it was; what is not known is null.

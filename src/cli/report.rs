@@ -33,13 +33,13 @@ pub struct Report {
     /// What came of a write all the same, as its command prints it.
     result: Option<Map<String, Value>>,
     /// Who leads, as far as this process has learnt.
-    leader: Option<Leader>,
+    leader: Option<ShownLeader>,
     /// The exit code of the process.
     code: u8,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Leader {
+struct ShownLeader {
     node_id: Option<u64>,
     client: Option<String>,
 }
@@ -47,13 +47,13 @@ struct Leader {
 impl Report {
     /// Of a command that was about `subject`.
     pub(super) fn of(error: &CliError, subject: Subject, leader: Option<KnownLeader>) -> Self {
-        let known =
-            leader.map(|known| Leader { node_id: known.node_id, client: Some(known.client.to_string()) });
+        let known = leader
+            .map(|known| ShownLeader { node_id: known.node_id, client: Some(known.client.to_string()) });
         // What the failure says of the leader is newer than what was learnt before.
         let leader = match error.leader() {
             Some(node_id) => known
                 .filter(|known| known.node_id == Some(node_id))
-                .or(Some(Leader { node_id: Some(node_id), client: None })),
+                .or(Some(ShownLeader { node_id: Some(node_id), client: None })),
             None => known,
         };
         Self {
@@ -224,7 +224,7 @@ mod tests {
         let report =
             |leader| Report::of(&CliError::OtherLeads { wanted: 1, leader: 3 }, Subject::Lead, leader).leader;
         let told =
-            |client: Option<&str>| Some(Leader { node_id: Some(3), client: client.map(str::to_owned) });
+            |client: Option<&str>| Some(ShownLeader { node_id: Some(3), client: client.map(str::to_owned) });
         assert_eq!(report(known(3)), told(Some("n:1")));
         assert_eq!(report(known(2)), told(None));
         assert_eq!(report(None), told(None));

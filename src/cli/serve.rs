@@ -16,7 +16,7 @@ use tracing_subscriber::{Layer, Registry, fmt, registry, reload};
 
 pub use crate::config::ServeArgs;
 
-use crate::config::{ConfigError, LogFormat, ServeConfig};
+use crate::config::{LogFormat, ServeConfig, SettingsError};
 use crate::engine::{Engine, EngineConfig};
 use crate::error::OpenError;
 use crate::incoming;
@@ -32,10 +32,10 @@ use crate::signals::StopSignals;
 /// Why `quorate serve` ended.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ServeError {
+pub enum ServeCommandError {
     /// The settings cannot be used.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(#[from] SettingsError),
     /// A port could not be opened, or the disk not be asked.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -47,7 +47,7 @@ pub enum ServeError {
     Log(#[source] std::io::Error),
 }
 
-impl ServeError {
+impl ServeCommandError {
     /// Whether the settings are to blame: the exit code tells.
     pub fn is_invalid_input(&self) -> bool {
         match self {
@@ -63,8 +63,8 @@ impl ServeError {
 /// The process exits from within on a second signal and on a fatal error: see the [module](self).
 ///
 /// # Errors
-/// See [`ServeError`].
-pub async fn run(args: ServeArgs, on_memory: Option<fn(u64)>) -> Result<(), ServeError> {
+/// See [`ServeCommandError`].
+pub async fn run(args: ServeArgs, on_memory: Option<fn(u64)>) -> Result<(), ServeCommandError> {
     let config = ServeConfig::load(args)?;
     if let Some(on_memory) = on_memory {
         on_memory(config.memory());
@@ -105,7 +105,7 @@ async fn listen(
     log_level: Option<LogLevel>,
     data_dir: &Path,
     machine: &KvMachine,
-) -> Result<(Server<Kv>, EngineConfig), ServeError> {
+) -> Result<(Server<Kv>, EngineConfig), ServeCommandError> {
     let mut server = kv::bind(&config.client_listen, machine)
         .await?
         .with_limits(config.door.limits.clone())
@@ -154,8 +154,8 @@ fn with_peer_listener(mut config: EngineConfig) -> Result<EngineConfig, OpenErro
 
 /// Writes the log to standard error, and first of all where the data are, whatever else is logged. Returns how to change
 /// what is written; nothing if an embedding process has set up a log of its own, which stays.
-fn log_to_stderr(config: &ServeConfig, data_dir: &Path) -> Result<Option<LogLevel>, ServeError> {
-    let writer = logging::start().map_err(ServeError::Log)?;
+fn log_to_stderr(config: &ServeConfig, data_dir: &Path) -> Result<Option<LogLevel>, ServeCommandError> {
+    let writer = logging::start().map_err(ServeCommandError::Log)?;
     let filter = parse_filter(&config.log_level).unwrap_or_default(); // checked with the configuration
     let colours = std::io::stderr().is_terminal();
     let lines = || -> Box<dyn Layer<Registry> + Send + Sync> {

@@ -54,7 +54,7 @@ pub enum SessionCommand {
 
 /// One session, as shown. Ids are texts, because many programs read numbers of that size wrongly.
 #[derive(Debug, Serialize)]
-struct Row<'a> {
+struct SessionRow<'a> {
     session: String,
     opener: Option<&'a str>,
     opened_ms: u64,
@@ -206,8 +206,8 @@ fn is_of(info: &SessionInfo, opener: &str) -> bool {
         || host.is_some_and(|host| host == opener || host.trim_matches(['[', ']']) == opener)
 }
 
-fn row(info: &SessionInfo) -> Row<'_> {
-    Row {
+fn row(info: &SessionInfo) -> SessionRow<'_> {
+    SessionRow {
         session: info.session.to_string(),
         opener: (!info.opener.is_empty()).then_some(info.opener.as_str()),
         opened_ms: info.opened_ms,

@@ -23,7 +23,7 @@ pub struct StatusArgs {
 
 /// One node, as shown. Everything but the endpoint is null when it does not answer, or cannot say it yet.
 #[derive(Debug, Default, Serialize)]
-struct Row {
+struct StatusRow {
     node_id: Option<NodeId>,
     endpoint: String,
     role: Option<Role>,
@@ -56,7 +56,7 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
         let others = ask_other_members(&client, &answers).await;
         answers.extend(others);
     }
-    let rows: Vec<Row> = answers.iter().map(|(endpoint, answer)| row(endpoint, answer)).collect();
+    let rows: Vec<StatusRow> = answers.iter().map(|(endpoint, answer)| row(endpoint, answer)).collect();
     let printed = match common.output {
         Format::Json => output::json(&rows),
         Format::Table => {
@@ -76,9 +76,9 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
     if rows.iter().any(|row| row.reachable) { printed } else { Err(CliError::NoNodeAnswers) }
 }
 
-type Answer = (Endpoint, Result<NodeReport, ClientError>);
+type StatusAnswer = (Endpoint, Result<NodeReport, ClientError>);
 
-async fn ask_other_members(client: &Client, answers: &[Answer]) -> Vec<Answer> {
+async fn ask_other_members(client: &Client, answers: &[StatusAnswer]) -> Vec<StatusAnswer> {
     let statuses = || answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
     let known: BTreeSet<NodeId> = statuses().map(|status| status.node_id).collect();
     let members = statuses().flat_map(|status| &status.members);
@@ -94,10 +94,10 @@ async fn ask_other_members(client: &Client, answers: &[Answer]) -> Vec<Answer> {
     join_all(others.into_iter().map(ask)).await
 }
 
-fn row(endpoint: &Endpoint, answer: &Result<NodeReport, ClientError>) -> Row {
+fn row(endpoint: &Endpoint, answer: &Result<NodeReport, ClientError>) -> StatusRow {
     let endpoint = endpoint.to_string();
     match answer {
-        Ok(status) => Row {
+        Ok(status) => StatusRow {
             node_id: Some(status.node_id),
             endpoint,
             role: status.role,
@@ -120,11 +120,11 @@ fn row(endpoint: &Endpoint, answer: &Result<NodeReport, ClientError>) -> Row {
             diverged: status.diverged.clone(),
             error: status.fatal.clone(),
         },
-        Err(error) => Row {
+        Err(error) => StatusRow {
             endpoint,
             reachable: matches!(error, ClientError::Failed { .. }),
             error: Some(why(error)),
-            ..Row::default()
+            ..StatusRow::default()
         },
     }
 }
@@ -152,7 +152,7 @@ const HEADINGS: [&str; 11] = [
     "QUOTA",
 ];
 
-fn cells(row: &Row) -> Vec<String> {
+fn cells(row: &StatusRow) -> Vec<String> {
     let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
     let role = match (row.role, &row.diverged) {
         (Some(role), Some(_)) => format!("{role}, diverged"),
@@ -243,8 +243,8 @@ mod tests {
     #[test]
     fn a_node_whose_state_differs_is_told_by_its_role() {
         let role = Some(Role::Follower);
-        let well = Row { role, ..Row::default() };
-        let diverged = Row { role, diverged: Some("differs".to_owned()), ..Row::default() };
+        let well = StatusRow { role, ..StatusRow::default() };
+        let diverged = StatusRow { role, diverged: Some("differs".to_owned()), ..StatusRow::default() };
         assert_eq!((&*cells(&well)[2], &*cells(&diverged)[2]), ("follower", "follower, diverged"));
     }
 }

@@ -12,7 +12,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::input;
-use super::write::{self, Told, WriteArgs};
+use super::write::{self, WriteArgs, WriteTold};
 use super::{CliError, Common, ScopeArgs, output};
 use crate::duration;
 use crate::kv::client::{Client, Compare, Comparison, Item, Range, Txn, TxnOp, TxnReply, TxnResult};
@@ -91,7 +91,7 @@ async fn execute(client: &Client, common: &Common, args: &TxnArgs, script: Scrip
         AckLevel::Quorum | AckLevel::All => text(&reply),
     };
     let (object, header) = (object(&reply), reply.header);
-    Told { header, text: Some(text), object, nothing: None }.tell(common.output, error)
+    WriteTold { header, text: Some(text), object, nothing: None }.tell(common.output, error)
 }
 
 fn read(args: &TxnArgs) -> Result<Script, CliError> {

@@ -55,7 +55,7 @@ pub(super) fn insert_header(object: &mut Map<String, Value>, header: &Header) {
 }
 
 /// What is known of a write whose answer is there.
-pub(super) struct Told {
+pub(super) struct WriteTold {
     /// Who answered.
     pub(super) header: Header,
     /// For people; none where the error says it all.
@@ -66,7 +66,7 @@ pub(super) struct Told {
     pub(super) nothing: Option<CliError>,
 }
 
-impl Told {
+impl WriteTold {
     /// Tells it, and how it ended: with `error` if not every voter has confirmed it.
     pub(super) fn tell(self, format: Format, error: Option<ClientError>) -> Result<(), CliError> {
         let Self { header, text, object, nothing } = self;

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::{ConfigError, invalid};
+use super::{SettingsError, invalid};
 use crate::types::NodeId;
 
 /// Where earlier versions kept it: in the directory they were started in.
@@ -17,13 +17,13 @@ const FORMER: &str = "quorate-node";
 /// below `HOME/.local/share`.
 ///
 /// # Errors
-/// [`ConfigError::Invalid`] when neither is set, or when an earlier version's directory is in the present one: then it
+/// [`SettingsError::Invalid`] when neither is set, or when an earlier version's directory is in the present one: then it
 /// must be said which is meant.
 pub(super) fn usual(
     node_id: NodeId,
     variable: impl Fn(&str) -> Option<OsString>,
     here: &Path,
-) -> Result<PathBuf, ConfigError> {
+) -> Result<PathBuf, SettingsError> {
     let former = here.join(FORMER);
     let is_there = match former.join("identity.json").try_exists() {
         // This user cannot have kept anything there.

@@ -1,6 +1,6 @@
 //! The settings of the client port: what callers may make a node hold, what it may be called, how much can be watched.
 
-use super::{ConfigError, ServeConfig, invalid};
+use super::{ServeConfig, SettingsError, invalid};
 use crate::door::limits::DoorLimits;
 use crate::engine::memory_share_bytes;
 use crate::kv::settings::{self, HistoryLimits};
@@ -20,7 +20,7 @@ pub(crate) struct DoorConfig {
 }
 
 impl DoorConfig {
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+    pub(super) fn validate(&self) -> Result<(), SettingsError> {
         let flag = |refusal: String| invalid(format!("--{}", refusal.replace('_', "-")));
         self.limits.validate().map_err(flag)?;
         settings::validate(&self.history).map_err(flag)?;
@@ -42,7 +42,7 @@ impl DoorConfig {
     }
 
     /// Refuses bounds that were set to more than the `memory` that the node may use: they would bound nothing.
-    pub(super) fn check_memory(&self, memory: u64) -> Result<(), ConfigError> {
+    pub(super) fn check_memory(&self, memory: u64) -> Result<(), SettingsError> {
         let (usual, history) = (DoorLimits::default(), HistoryLimits::default());
         let set = [
             ("--max-unsent-bytes", self.limits.unsent_bytes.all, usual.unsent_bytes.all),

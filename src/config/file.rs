@@ -3,33 +3,33 @@
 use std::io::Read;
 use std::path::Path;
 
-use super::{ConfigError, Settings};
+use super::{GivenSettings, SettingsError};
 
 /// Most bytes of a configuration file. Some files have no end.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
-impl Settings {
+impl GivenSettings {
     /// Reads `path`.
     ///
     /// # Errors
-    /// [`ConfigError::Read`], [`ConfigError::UnknownFormat`] or [`ConfigError::Parse`].
-    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    /// [`SettingsError::Read`], [`SettingsError::UnknownFormat`] or [`SettingsError::Parse`].
+    pub fn from_file(path: &Path) -> Result<Self, SettingsError> {
+        let failed = |source| SettingsError::Read { path: path.to_owned(), source };
         let mut text = String::new();
         let file = std::fs::File::open(path).map_err(failed)?;
         file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
         if text.len() as u64 > MAX_FILE_BYTES {
             let detail = format!("it has more than {MAX_FILE_BYTES} bytes: is it the right file?");
-            return Err(ConfigError::Parse { path: path.to_owned(), detail });
+            return Err(SettingsError::Parse { path: path.to_owned(), detail });
         }
         let parsed = match path.extension().and_then(|extension| extension.to_str()) {
             Some("toml") => toml::from_str(&text).map_err(|error| error.to_string()),
             // A file of comments only has no document to parse.
             Some("yaml" | "yml") if is_blank_yaml(&text) => Ok(Self::default()),
             Some("yaml" | "yml") => serde_saphyr::from_str(&text).map_err(|error| error.to_string()),
-            _ => return Err(ConfigError::UnknownFormat { path: path.to_owned() }),
+            _ => return Err(SettingsError::UnknownFormat { path: path.to_owned() }),
         };
-        parsed.map_err(|detail| ConfigError::Parse { path: path.to_owned(), detail })
+        parsed.map_err(|detail| SettingsError::Parse { path: path.to_owned(), detail })
     }
 }
 

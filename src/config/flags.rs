@@ -3,11 +3,11 @@
 use clap::{Arg, Args, Command};
 
 use super::ServeConfig;
-use super::table::{BYTES, Effect, MS, ROWS, Row, SWITCH, Settings};
+use super::table::{BYTES, GivenSettings, MS, ROWS, SWITCH, SettingRow, TakesEffect};
 use crate::duration::parse_ms;
 use crate::node::settings::STATE_QUOTA;
 
-impl Args for Settings {
+impl Args for GivenSettings {
     fn augment_args(command: Command) -> Command {
         let usual = ServeConfig::default();
         command.args(ROWS.iter().map(|row| row.argument(&usual)))
@@ -18,7 +18,7 @@ impl Args for Settings {
     }
 }
 
-impl Row {
+impl SettingRow {
     fn argument(&self, usual: &ServeConfig) -> Arg {
         let (first, rest) = paragraphs(self.text);
         let help = match self.told_default(usual) {
@@ -70,7 +70,8 @@ pub(super) fn paragraphs(text: &str) -> (String, Option<String>) {
 
 /// What is said below the help.
 pub(super) fn after_help() -> String {
-    let live: Vec<_> = ROWS.iter().filter(|row| row.effect == Effect::Live).map(|row| row.name).collect();
+    let live: Vec<_> =
+        ROWS.iter().filter(|row| row.effect == TakesEffect::Live).map(|row| row.name).collect();
     format!(
         "Example:
   quorate serve --single                       one node by itself

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{LogFormat, Peers, ReserveBytes};
 
 /// What is read from an argument.
-pub(super) trait Given: Sized {
+pub(super) trait FromArgument: Sized {
     /// Has `arg` parsed as this.
     fn parsed(arg: Arg) -> Arg;
 
@@ -18,7 +18,7 @@ pub(super) trait Given: Sized {
 
 macro_rules! given {
     ($($given:ty),+) => { $(
-        impl Given for $given {
+        impl FromArgument for $given {
             fn parsed(arg: Arg) -> Arg {
                 arg.value_parser(value_parser!($given))
             }
@@ -33,7 +33,7 @@ macro_rules! given {
 given!(u64, usize, bool, String, PathBuf, LogFormat, Peers, ReserveBytes);
 
 /// Several, with commas between them or given one by one.
-impl Given for Vec<String> {
+impl FromArgument for Vec<String> {
     fn parsed(arg: Arg) -> Arg {
         arg.value_parser(value_parser!(String)).action(ArgAction::Append).value_delimiter(',')
     }
@@ -44,13 +44,13 @@ impl Given for Vec<String> {
 }
 
 /// What is told as JSON.
-pub(super) trait Told {
+pub(super) trait ToJson {
     fn value(&self) -> Value;
 }
 
 macro_rules! told {
     ($($told:ty),+) => { $(
-        impl Told for $told {
+        impl ToJson for $told {
             fn value(&self) -> Value {
                 self.clone().into()
             }
@@ -60,7 +60,7 @@ macro_rules! told {
 
 told!(u64, usize, bool, String, Vec<String>, Value);
 
-impl Told for LogFormat {
+impl ToJson for LogFormat {
     fn value(&self) -> Value {
         self.to_possible_value().map(|format| format.get_name().to_owned()).into()
     }

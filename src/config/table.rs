@@ -13,13 +13,13 @@ use clap::{Arg, ArgMatches, FromArgMatches};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::given::{Given, Told};
+use super::given::{FromArgument, ToJson};
 use super::{LogFormat, Peers, ReserveBytes, ServeConfig};
 use crate::types::NodeId;
 
 /// When a setting takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Effect {
+pub(crate) enum TakesEffect {
     /// At the next start.
     Restart,
     /// At once, by `quorate configure`, too.
@@ -34,13 +34,13 @@ pub(super) const BYTES: &str = "BYTES";
 pub(super) const SWITCH: &str = "BOOL";
 
 /// One setting.
-pub(crate) struct Row {
+pub(crate) struct SettingRow {
     /// Its name in the file; the flag and the variable of the environment follow from it.
     pub name: &'static str,
     /// What there is to say of it, and its default.
     pub text: &'static str,
     /// When it takes effect.
-    pub effect: Effect,
+    pub effect: TakesEffect,
     /// What stands for its value in the help; [`MS`] and [`SWITCH`] say how it is read, too.
     pub form: &'static str,
     /// Has its argument parsed as the type that it is given as.
@@ -56,10 +56,10 @@ macro_rules! place {
         let ($c, $v) = (&mut *$config, $given);
         $set
     }};
-    (told $config:ident, at $($place:ident).+) => { Told::value(&$config.$($place).+) };
+    (told $config:ident, at $($place:ident).+) => { ToJson::value(&$config.$($place).+) };
     (told $config:ident, by |$c:ident, $v:ident| $set:expr, told |$t:ident| $told:expr) => {{
         let $t = $config;
-        Told::value(&$told)
+        ToJson::value(&$told)
     }};
 }
 
@@ -68,21 +68,21 @@ macro_rules! settings {
         /// Every setting, given or not.
         #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
         #[serde(default, deny_unknown_fields)]
-        pub struct Settings {
+        pub struct GivenSettings {
             $( $(#[doc = $text])+ pub $name: Option<$given>, )+
         }
 
         /// All settings, in the order in which they are explained.
-        pub(crate) const ROWS: &[Row] = &[ $( Row {
+        pub(crate) const ROWS: &[SettingRow] = &[ $( SettingRow {
             name: stringify!($name),
             text: concat!($($text, "\n"),+),
-            effect: Effect::$effect,
+            effect: TakesEffect::$effect,
             form: $form,
             parsed: <$given>::parsed,
             value: |config| place!(told config, $($place)+),
         } ),+ ];
 
-        impl Settings {
+        impl GivenSettings {
             /// These settings, with what they leave open taken from `other`.
             #[must_use]
             pub fn or(self, other: Self) -> Self {
@@ -95,9 +95,9 @@ macro_rules! settings {
             }
         }
 
-        impl FromArgMatches for Settings {
+        impl FromArgMatches for GivenSettings {
             fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-                Ok(Self { $( $name: Given::taken(matches, stringify!($name)) ),+ })
+                Ok(Self { $( $name: FromArgument::taken(matches, stringify!($name)) ),+ })
             }
 
             fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

@@ -30,9 +30,9 @@ fn file(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
     (dir, path)
 }
 
-fn parse(name: &str, text: &str) -> Result<Settings, ConfigError> {
+fn parse(name: &str, text: &str) -> Result<GivenSettings, SettingsError> {
     let (_dir, path) = file(name, text);
-    Settings::from_file(&path)
+    GivenSettings::from_file(&path)
 }
 
 fn refusal(given: &[&str]) -> String {
@@ -43,7 +43,7 @@ const THREE: &str = "1=a:7901,2=b:7901,3=c:7901";
 
 #[test]
 fn defaults_are_those_of_the_engine_and_work() {
-    let config = ServeConfig::resolve(Settings::default()).unwrap();
+    let config = ServeConfig::resolve(GivenSettings::default()).unwrap();
     assert_eq!((config.node_id, &*config.cluster), (1, "quorate"));
     assert!(config.peers.is_empty() && !config.join && !config.preferred_leader);
     let engine = config.engine_config("127.0.0.1:7801".to_owned());
@@ -157,19 +157,19 @@ fn toml_and_yaml_say_the_same() {
         "c.yml",
         "node_id: 2\ncluster: c\nlog_format: json\npeers: 1=a:7901,2=b:7901\nheartbeat_interval_ms: 100\n",
     );
-    let expected = Settings {
+    let expected = GivenSettings {
         node_id: Some(2),
         cluster: Some("c".to_owned()),
         log_format: Some(LogFormat::Json),
         peers: Some("1=a:7901,2=b:7901".parse().unwrap()),
         heartbeat_interval_ms: Some(100),
-        ..Settings::default()
+        ..GivenSettings::default()
     };
     for parsed in [toml, yaml, list] {
         assert_eq!(parsed.unwrap(), expected);
     }
-    assert_eq!(parse("c.yaml", "# nothing\n").unwrap(), Settings::default());
-    assert_eq!(parse("c.toml", "").unwrap(), Settings::default());
+    assert_eq!(parse("c.yaml", "# nothing\n").unwrap(), GivenSettings::default());
+    assert_eq!(parse("c.toml", "").unwrap(), GivenSettings::default());
 }
 
 #[test]
@@ -178,8 +178,11 @@ fn unknown_keys_are_refused_with_key_and_file() {
         let error = parse(name, text).unwrap_err().to_string();
         assert!(error.contains("nodeid") && error.contains(name), "{error}");
     }
-    assert!(matches!(parse("c.json", "{}"), Err(ConfigError::UnknownFormat { .. })));
-    assert!(matches!(Settings::from_file(Path::new("/nowhere/c.toml")), Err(ConfigError::Read { .. })));
+    assert!(matches!(parse("c.json", "{}"), Err(SettingsError::UnknownFormat { .. })));
+    assert!(matches!(
+        GivenSettings::from_file(Path::new("/nowhere/c.toml")),
+        Err(SettingsError::Read { .. })
+    ));
 }
 
 #[test]
@@ -276,7 +279,7 @@ fn what_cannot_work_is_refused_with_what_to_do() {
 #[test]
 fn an_empty_data_directory_is_refused() {
     // clap refuses the flag by itself; a file can say it.
-    let settings = Settings { data_dir: Some(PathBuf::new()), ..Settings::default() };
+    let settings = GivenSettings { data_dir: Some(PathBuf::new()), ..GivenSettings::default() };
     assert!(ServeConfig::resolve(settings).unwrap_err().to_string().contains("--data-dir"));
 }
 
@@ -321,7 +324,7 @@ fn the_fixed_settings_are_those_that_the_node_was_started_with() {
     let told = fixed.into_iter().map(|(name, value)| (name.to_owned(), value));
     let told: serde_json::Map<_, _> = told.collect();
     assert_eq!((&told["peers"], &told["log_format"]), (&THREE.into(), &"json".into()));
-    let again: Settings = serde_json::from_value(told.into()).unwrap();
+    let again: GivenSettings = serde_json::from_value(told.into()).unwrap();
     let again = ServeConfig::resolve(again).unwrap();
     assert_eq!(again.client_advertise.as_ref(), Some(&config.client_listen), "told where it is not given");
     assert_eq!(ServeConfig { client_advertise: None, ..again }, config);
@@ -374,8 +377,9 @@ fn settings_of_the_client_port_that_cannot_work_are_refused() {
     assert_eq!(config.door.allowed_hosts, ["a.example.com", "*.b.example.com"]);
     assert_eq!(config.door.limits.connections, Some(7));
     let text = "allowed_hosts = [\"a.example.com\"]\nhistory_age_ms = 5\n";
-    let settings =
-        parse("c.toml", text).unwrap().or(Settings { history_events: Some(7_000), ..Settings::default() });
+    let settings = parse("c.toml", text)
+        .unwrap()
+        .or(GivenSettings { history_events: Some(7_000), ..GivenSettings::default() });
     assert_eq!(settings.allowed_hosts.as_deref(), Some(&["a.example.com".to_owned()][..]));
     assert_eq!((settings.history_age_ms, settings.history_events), (Some(5), Some(7_000)));
 }
@@ -398,13 +402,13 @@ fn the_commented_file_can_be_used_and_shows_the_defaults() {
         .map(|line| &line[2..])
         .collect();
     let only_defaults = ServeConfig::resolve(parse("c.toml", &commented.join("\n")).unwrap()).unwrap();
-    assert_eq!(only_defaults, ServeConfig::resolve(Settings::default()).unwrap());
+    assert_eq!(only_defaults, ServeConfig::resolve(GivenSettings::default()).unwrap());
     assert!(parse("c.yaml", include_str!("../../cluster/config/node.yaml")).is_ok());
 }
 
 #[test]
 fn what_takes_effect_at_once_is_what_a_running_node_can_change() {
-    let live = table::ROWS.iter().filter(|row| row.effect == table::Effect::Live).map(|row| row.name);
+    let live = table::ROWS.iter().filter(|row| row.effect == table::TakesEffect::Live).map(|row| row.name);
     let changeable = crate::node::settings::CHANGEABLE.iter().copied();
     let sorted = |names: Vec<&'static str>| names.into_iter().collect::<std::collections::BTreeSet<_>>();
     assert_eq!(sorted(live.collect()), sorted(changeable.collect()));

@@ -92,7 +92,7 @@ pub(crate) struct Arriving {
     caller: Arc<Caller>,
     limits: Arc<DoorLimits>,
     framing: Framing,
-    message: Message,
+    message: MessageBounds,
     /// Bytes of messages that are complete and still count.
     complete: usize,
     /// Counted for the caller.
@@ -104,7 +104,7 @@ pub(crate) struct Arriving {
 
 /// Where in the messages of gRPC the bytes are.
 #[derive(Debug, Default)]
-struct Message {
+struct MessageBounds {
     /// Of the next message, as far as they have arrived.
     prefix: [u8; PREFIX_BYTES],
     prefix_bytes: usize,
@@ -113,7 +113,7 @@ struct Message {
     missing: usize,
 }
 
-impl Message {
+impl MessageBounds {
     /// Takes in what has arrived; calls `done` with the length of each message that is complete.
     fn take_in(&mut self, mut bytes: &[u8], mut done: impl FnMut(usize)) {
         while !bytes.is_empty() {
@@ -157,7 +157,7 @@ impl Arriving {
             caller,
             limits,
             framing,
-            message: Message::default(),
+            message: MessageBounds::default(),
             complete: 0,
             held: 0,
             timer: None,
@@ -274,10 +274,10 @@ pub(crate) async fn room(caller: &Caller, limits: &DoorLimits) {
 /// An answer that is not encoded yet, and counts as unsent all the same: HTTP/2 asks for it when its caller has a window
 /// for it, and that may never be.
 #[derive(Debug, Clone)]
-pub(crate) struct Built(#[expect(dead_code, reason = "it counts for as long as it lives")] Arc<Counted>);
+pub(crate) struct Built(#[expect(dead_code, reason = "it counts for as long as it lives")] Arc<CountedBytes>);
 
 #[derive(Debug)]
-struct Counted {
+struct CountedBytes {
     caller: Arc<Caller>,
     bytes: usize,
 }
@@ -285,11 +285,11 @@ struct Counted {
 impl Built {
     pub(crate) fn new(caller: Arc<Caller>, bytes: usize) -> Self {
         caller.take(Held::Unsent, bytes);
-        Self(Arc::new(Counted { caller, bytes }))
+        Self(Arc::new(CountedBytes { caller, bytes }))
     }
 }
 
-impl Drop for Counted {
+impl Drop for CountedBytes {
     fn drop(&mut self) {
         self.caller.give_back(Held::Unsent, self.bytes);
     }

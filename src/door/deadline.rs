@@ -17,7 +17,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::failure;
-use super::metrics::Metrics;
+use super::metrics::DoorMetrics;
 use crate::proto::v1::Failure;
 
 /// The answer is given this part of the time before the deadline, for the way back.
@@ -38,7 +38,7 @@ impl AnswerBy {
 
 /// Answers `request` by its deadline.
 pub(crate) async fn answer_in_time(
-    State(metrics): State<Arc<Metrics>>,
+    State(metrics): State<Arc<DoorMetrics>>,
     mut request: Request,
     next: Next,
 ) -> Response {

@@ -3,7 +3,7 @@
 pub use crate::incoming::Bound;
 
 use crate::engine::memory_share_bytes;
-use crate::engine::ranges::{self, Range, or_zero, range};
+use crate::engine::ranges::{self, SettingRange, or_zero, range};
 
 const MIB: usize = 1024 * 1024;
 const GIB: u64 = 1024 * MIB as u64;
@@ -15,7 +15,7 @@ const MAX_BYTES: u64 = 16 * GIB;
 const MAX_ALL_BYTES: u64 = 64 * GIB;
 
 /// From where to where every number among the settings of the client port may be set.
-pub(crate) const RANGES: [Range; 9] = [
+pub(crate) const RANGES: [SettingRange; 9] = [
     or_zero(range("max_connections", 1, 1_000_000), "for half of the files that the process may open"),
     range("max_connection_watches", 1, 1_000_000),
     range("max_watches", 1, 10_000_000),

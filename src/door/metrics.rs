@@ -31,23 +31,23 @@ struct MethodLabels {
 }
 
 /// What is counted of requests. Counting touches no map and no lock but the histogram's.
-pub(crate) struct Metrics {
+pub(crate) struct DoorMetrics {
     methods: Methods,
     /// By method.
-    counts: Vec<MethodMetrics>,
+    counts: Vec<CallMetrics>,
     pipelines: Gauge,
     pipeline_requests: Gauge,
     pipeline_bytes: Gauge,
 }
 
 /// The metrics of one method.
-struct MethodMetrics {
+struct CallMetrics {
     /// In the order of [`outcomes`].
     outcomes: Vec<Counter>,
     latency: Histogram,
 }
 
-impl Metrics {
+impl DoorMetrics {
     /// Metrics of `methods`, as part of what `registry` exports.
     pub(crate) fn new(methods: Methods, registry: &mut Registry) -> Self {
         let requests = Family::<RequestLabels, Counter>::default();
@@ -75,7 +75,7 @@ impl Metrics {
         );
         let counts_of = |method: &Method| {
             let method = method.name;
-            MethodMetrics {
+            CallMetrics {
                 outcomes: outcomes()
                     .map(|outcome| requests.get_or_create_owned(&RequestLabels { method, outcome }))
                     .collect(),
@@ -149,7 +149,7 @@ impl Drop for OpenStream {
 
 /// A call that a stream answers. It is counted once: when it is refused, or by how its stream ends.
 pub(crate) struct StreamCall {
-    metrics: Arc<Metrics>,
+    metrics: Arc<DoorMetrics>,
     method: MethodId,
     open: Gauge,
     started: Instant,
@@ -157,7 +157,7 @@ pub(crate) struct StreamCall {
 
 impl StreamCall {
     /// One of `method`. While its stream is open, `open` counts it.
-    pub(crate) fn new(metrics: Arc<Metrics>, method: MethodId, open: &Gauge) -> Self {
+    pub(crate) fn new(metrics: Arc<DoorMetrics>, method: MethodId, open: &Gauge) -> Self {
         Self { metrics, method, open: open.clone(), started: Instant::now() }
     }
 

@@ -47,7 +47,7 @@ pub use machine_guest::MachineGuest;
 pub use methods::Method;
 
 use limits::DoorLimits;
-use metrics::Metrics;
+use metrics::DoorMetrics;
 
 pub(crate) use answerer::Answerer;
 pub(crate) use served::ServedNode;
@@ -63,7 +63,7 @@ pub const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 pub(crate) struct Door<N> {
     pub(crate) node: N,
     pub(crate) by: Answerer,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<DoorMetrics>,
     pub(crate) limits: Arc<DoorLimits>,
     /// True once pipelines and streams are to end.
     pub(crate) draining: watch::Receiver<bool>,

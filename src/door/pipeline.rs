@@ -1,5 +1,5 @@
 //! Many tagged requests on one stream, answered in whatever order they are done. How they are written is for a
-//! [`Framing`] to say.
+//! [`PipelineFraming`] to say.
 //!
 //! A unary call costs some thirty times a message on a stream, so clients put all their requests on one
 //! pipeline. One task per pipeline reads requests. A write is proposed there and then, and its completion
@@ -52,8 +52,8 @@ use crate::proto::v1::{self, Failure};
 use crate::runtime;
 use crate::types::{HistoryEpoch, ReadOptions};
 
-use answers::{Answered, Outlet, Queue, Shared, Ticket};
-pub(crate) use answers::{Done, Outcome, base_bytes};
+use answers::{AnswerOutlet, AnswerQueue, PipelineShared, RequestDone, RequestTicket};
+pub(crate) use answers::{Done, RequestOutcome, base_bytes};
 
 /// Requests in flight on one pipeline; more are not read until some are answered.
 pub(crate) const MAX_IN_FLIGHT: usize = 16_384;
@@ -69,7 +69,7 @@ const MESSAGE_BYTES: usize = 1024 * 1024;
 const FULL_MESSAGE_BYTES: usize = super::MAX_ANSWER_BYTES - 128 * 1024;
 
 /// How requests and responses are written on a stream.
-pub(crate) trait Framing: Send + Sync + 'static {
+pub(crate) trait PipelineFraming: Send + Sync + 'static {
     type Guest: Guest;
     /// A message of requests.
     type Requests: Send + 'static;
@@ -89,9 +89,12 @@ pub(crate) trait Framing: Send + Sync + 'static {
 
     /// The tag of `request`, and what it asks for; a refusal of one that is empty or of a kind that is not known. What was
     /// `made` of it before need not be made again.
-    fn open(request: Self::Request, made: Self::Made) -> (u64, Result<Ask<Self::Guest>, Failure>);
+    fn open(
+        request: Self::Request,
+        made: Self::Made,
+    ) -> (u64, Result<PipelineRequestKind<Self::Guest>, Failure>);
 
-    fn response(tag: u64, outcome: Outcome<Self::Guest>) -> Self::Response;
+    fn response(tag: u64, outcome: RequestOutcome<Self::Guest>) -> Self::Response;
 
     /// What a guest has encoded of `response`, which may be more than it said.
     fn encoded_bytes(response: &Self::Response) -> usize;
@@ -109,7 +112,7 @@ pub(crate) struct Weight {
 }
 
 /// What is asked for on a pipeline.
-pub(crate) enum Ask<G: Guest> {
+pub(crate) enum PipelineRequestKind<G: Guest> {
     /// A call of the guest, the method being the number of its place among the guest's.
     Guest {
         method: usize,
@@ -125,14 +128,14 @@ type QueryOf<G> = <<G as Guest>::Machine as StateMachine>::Query;
 /// Starts to serve `inbound`, requests of `caller`, as far as that is known.
 pub(crate) fn start<F, N, S>(door: Door<N>, caller: Option<Arc<Caller>>, inbound: S) -> Outgoing<F>
 where
-    F: Framing,
+    F: PipelineFraming,
     N: ServedNode<Machine = <F::Guest as Guest>::Machine>,
     S: Stream<Item = Result<F::Requests, Status>> + Send + Unpin + 'static,
 {
     let (sender, answers) = mpsc::unbounded_channel();
     let Door { node, by, metrics, limits, draining } = door;
-    let queue = Queue { answers, arrived: Vec::new(), pending: VecDeque::new() };
-    let shared = Arc::new(Shared {
+    let queue = AnswerQueue { answers, arrived: Vec::new(), pending: VecDeque::new() };
+    let shared = Arc::new(PipelineShared {
         permits: Semaphore::new(MAX_IN_FLIGHT),
         in_flight: metrics.pipeline_requests(),
         queued: metrics.pipeline_bytes(),
@@ -146,7 +149,8 @@ where
     let open = metrics.open_pipeline();
     let sessions = [OPEN_SESSION, CLOSE_SESSION].map(|method| metrics.methods().id(method.name));
     let client = client_address(caller.as_deref()).into();
-    let outlet = Outlet { sender, shared: shared.clone(), by, metrics, sessions, client, caller, limits };
+    let outlet =
+        AnswerOutlet { sender, shared: shared.clone(), by, metrics, sessions, client, caller, limits };
     let outlet = Arc::new(outlet);
     let reading = read_requests::<F, N, S>(node, inbound, outlet.clone(), draining);
     runtime::spawn(async move {
@@ -162,10 +166,10 @@ where
 async fn read_requests<F, N, S>(
     node: N,
     mut inbound: S,
-    outlet: Arc<Outlet<F::Guest>>,
+    outlet: Arc<AnswerOutlet<F::Guest>>,
     mut draining: watch::Receiver<bool>,
 ) where
-    F: Framing,
+    F: PipelineFraming,
     N: ServedNode<Machine = <F::Guest as Guest>::Machine>,
     S: Stream<Item = Result<F::Requests, Status>> + Unpin,
 {
@@ -194,7 +198,7 @@ async fn read_requests<F, N, S>(
 }
 
 /// The next message, once the client has taken enough of the answers.
-async fn next_message<G, M, S>(outlet: &Outlet<G>, inbound: &mut S) -> Option<Result<M, Status>>
+async fn next_message<G, M, S>(outlet: &AnswerOutlet<G>, inbound: &mut S) -> Option<Result<M, Status>>
 where
     G: Guest,
     S: Stream<Item = Result<M, Status>> + Unpin,
@@ -216,9 +220,13 @@ fn owned<R: Message + Default>(request: &R) -> R {
 }
 
 /// Starts all requests of a message; false when the client is gone, or the pipeline has to end.
-async fn start_requests<F, N>(node: &N, outlet: &Arc<Outlet<F::Guest>>, requests: Vec<F::Request>) -> bool
+async fn start_requests<F, N>(
+    node: &N,
+    outlet: &Arc<AnswerOutlet<F::Guest>>,
+    requests: Vec<F::Request>,
+) -> bool
 where
-    F: Framing,
+    F: PipelineFraming,
     N: ServedNode<Machine = <F::Guest as Guest>::Machine>,
 {
     if requests.len() > MAX_IN_FLIGHT {
@@ -269,11 +277,11 @@ where
         };
         outlet.shared.expected.fetch_add(expected, Ordering::Relaxed);
         let method = match &ask {
-            Ask::Guest { method, .. } => MethodId(*method),
-            Ask::OpenSession(_) => outlet.sessions[0],
-            Ask::CloseSession(_) => outlet.sessions[1],
+            PipelineRequestKind::Guest { method, .. } => MethodId(*method),
+            PipelineRequestKind::OpenSession(_) => outlet.sessions[0],
+            PipelineRequestKind::CloseSession(_) => outlet.sessions[1],
         };
-        let ticket = Ticket { tag, method, started, permits, expected };
+        let ticket = RequestTicket { tag, method, started, permits, expected };
         reads.extend(begin(node, outlet, ticket, ask).await);
     }
     start_reads(node, outlet, reads);
@@ -281,21 +289,26 @@ where
 }
 
 /// A read that waits for the others of its message.
-struct Reading<G: Guest> {
-    ticket: Ticket,
+struct PendingRead<G: Guest> {
+    ticket: RequestTicket,
     query: QueryOf<G>,
     options: ReadOptions,
     asked: G::Asked,
 }
 
 /// Begins what `ask` says, or gives it back if it is a read.
-async fn begin<G, N>(node: &N, outlet: &Arc<Outlet<G>>, ticket: Ticket, ask: Ask<G>) -> Option<Reading<G>>
+async fn begin<G, N>(
+    node: &N,
+    outlet: &Arc<AnswerOutlet<G>>,
+    ticket: RequestTicket,
+    ask: PipelineRequestKind<G>,
+) -> Option<PendingRead<G>>
 where
     G: Guest,
     N: ServedNode<Machine = G::Machine>,
 {
     match ask {
-        Ask::Guest { request, options, .. } => {
+        PipelineRequestKind::Guest { request, options, .. } => {
             let call = || {
                 let (options, (call, asked)) = (options?, G::call(request?)?);
                 // Not asked of a read, which is answered here and has the clock at hand.
@@ -325,14 +338,14 @@ where
                     }
                 }
                 Ok((Options::Read(options), (Call::Read(query), asked, _))) => {
-                    return Some(Reading { ticket, query, options, asked });
+                    return Some(PendingRead { ticket, query, options, asked });
                 }
                 Ok(_) => outlet.answer(ticket, || Err(failure::mixed_up())),
                 Err(failure) => outlet.answer(ticket, || Err(failure)),
             }
         }
         // Rare enough for a task each.
-        Ask::OpenSession(v1::OpenSessionRequest { ttl_ms }) => {
+        PipelineRequestKind::OpenSession(v1::OpenSessionRequest { ttl_ms }) => {
             let (node, outlet) = (node.clone(), outlet.clone());
             runtime::spawn(async move {
                 let opened = node.open_session(&outlet.client, ttl_ms).await;
@@ -340,7 +353,7 @@ where
                 outlet.answer(ticket, || opened.map_err(Failure::from));
             });
         }
-        Ask::CloseSession(v1::CloseSessionRequest { session, history }) => {
+        PipelineRequestKind::CloseSession(v1::CloseSessionRequest { session, history }) => {
             let (node, outlet) = (node.clone(), outlet.clone());
             runtime::spawn(async move {
                 let closed = node.close_session(session, HistoryEpoch(history)).await;
@@ -353,7 +366,7 @@ where
 }
 
 /// Awaits `reads` together in a task of their own.
-fn start_reads<G, N>(node: &N, outlet: &Arc<Outlet<G>>, reads: Vec<Reading<G>>)
+fn start_reads<G, N>(node: &N, outlet: &Arc<AnswerOutlet<G>>, reads: Vec<PendingRead<G>>)
 where
     G: Guest,
     N: ServedNode<Machine = G::Machine>,
@@ -374,7 +387,7 @@ where
 }
 
 /// As [`read`], where that may panic.
-async fn read_guarded<G, N>(node: &N, outlet: &Outlet<G>, reading: Reading<G>)
+async fn read_guarded<G, N>(node: &N, outlet: &AnswerOutlet<G>, reading: PendingRead<G>)
 where
     G: Guest,
     N: ServedNode<Machine = G::Machine>,
@@ -386,12 +399,12 @@ where
 }
 
 /// Reads and answers, when there is room for the answer: what is read while there is none is let go and read again.
-async fn read<G, N>(node: &N, outlet: &Outlet<G>, reading: Reading<G>)
+async fn read<G, N>(node: &N, outlet: &AnswerOutlet<G>, reading: PendingRead<G>)
 where
     G: Guest,
     N: ServedNode<Machine = G::Machine>,
 {
-    let Reading { ticket, query, options, asked } = reading;
+    let PendingRead { ticket, query, options, asked } = reading;
     let mut turn = None;
     loop {
         let outcome = node.read(query.clone(), options).await;
@@ -413,15 +426,15 @@ where
 }
 
 /// The responses of a pipeline.
-pub(crate) struct Outgoing<F: Framing> {
-    shared: Arc<Shared<F::Guest>>,
+pub(crate) struct Outgoing<F: PipelineFraming> {
+    shared: Arc<PipelineShared<F::Guest>>,
     /// One that did not fit the last message.
-    next: Option<Packed<F::Response>>,
+    next: Option<PackedResponse<F::Response>>,
     _open: OpenStream,
 }
 
 /// A response as it is sent, and what it gives back then.
-struct Packed<R> {
+struct PackedResponse<R> {
     response: R,
     /// At least what it takes in a message.
     bytes: usize,
@@ -430,8 +443,8 @@ struct Packed<R> {
 }
 
 /// What comes of a request, as it is sent: what no message can carry is replaced.
-fn packed<F: Framing>(answered: Answered<F::Guest>) -> Packed<F::Response> {
-    let Answered { tag, outcome, permits, bytes: queued, changes } = answered;
+fn packed<F: PipelineFraming>(answered: RequestDone<F::Guest>) -> PackedResponse<F::Response> {
+    let RequestDone { tag, outcome, permits, bytes: queued, changes } = answered;
     let encoded = guarded(changes, || F::response(tag, outcome));
     let mut response = encoded.unwrap_or_else(|failure| F::response(tag, Err(failure)));
     let encoded = F::encoded_bytes(&response);
@@ -439,15 +452,15 @@ fn packed<F: Framing>(answered: Answered<F::Guest>) -> Packed<F::Response> {
         response = F::response(tag, Err(failure::answer_too_large(encoded, FULL_MESSAGE_BYTES, changes)));
     }
     let bytes = queued.max(F::encoded_bytes(&response));
-    Packed { response, bytes, queued, permits: permits as usize }
+    PackedResponse { response, bytes, queued, permits: permits as usize }
 }
 
-impl<F: Framing> Outgoing<F> {
+impl<F: PipelineFraming> Outgoing<F> {
     /// One message of `next` and what is pending.
     fn pack(
-        shared: &Shared<F::Guest>,
-        next: &mut Option<Packed<F::Response>>,
-        queue: &mut Queue<F::Guest>,
+        shared: &PipelineShared<F::Guest>,
+        next: &mut Option<PackedResponse<F::Response>>,
+        queue: &mut AnswerQueue<F::Guest>,
     ) -> F::Responses {
         let mut responses = Vec::with_capacity(queue.pending.len() + 1);
         let (mut bytes, mut permits, mut queued) = (0, 0, 0);
@@ -471,13 +484,13 @@ impl<F: Framing> Outgoing<F> {
     }
 }
 
-impl<F: Framing> Stream for Outgoing<F> {
+impl<F: PipelineFraming> Stream for Outgoing<F> {
     type Item = Result<F::Responses, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Self { shared, next, _open } = self.get_mut();
         let mut queue = shared.queue();
-        let Queue { answers, arrived, pending } = &mut *queue;
+        let AnswerQueue { answers, arrived, pending } = &mut *queue;
         if pending.is_empty() && next.is_none() {
             if ready!(answers.poll_recv_many(cx, arrived, MESSAGE_RESPONSES)) == 0 {
                 return Poll::Ready(shared.broken.get().cloned().map(Err));
@@ -488,7 +501,7 @@ impl<F: Framing> Stream for Outgoing<F> {
     }
 }
 
-impl<F: Framing> Drop for Outgoing<F> {
+impl<F: PipelineFraming> Drop for Outgoing<F> {
     fn drop(&mut self) {
         self.shared.close();
     }

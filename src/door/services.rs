@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::bodies::Built;
 use super::failure;
 use super::guest::{Guest, guarded};
-use super::pipeline::{self, Ask, Done, Framing, Outcome, Weight};
+use super::pipeline::{self, Done, PipelineFraming, PipelineRequestKind, RequestOutcome, Weight};
 use super::{Door, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, ServedNode};
 use crate::call::{self, Options, Rejected};
 use crate::proto::v1::answer::Content as Answered;
@@ -77,7 +77,7 @@ impl<N: ServedNode> Sessions for SessionsService<N> {
     }
 }
 
-type Answers = Pin<Box<dyn Stream<Item = Result<PipelineAnswers, Status>> + Send>>;
+type AnswerStream = Pin<Box<dyn Stream<Item = Result<PipelineAnswers, Status>> + Send>>;
 
 struct PipelineService<G, N> {
     door: Door<N>,
@@ -90,15 +90,19 @@ where
     G: Guest,
     N: ServedNode<Machine = G::Machine>,
 {
-    async fn run(&self, request: Request<Streaming<PipelineCalls>>) -> Result<Response<Answers>, Status> {
+    async fn run(
+        &self,
+        request: Request<Streaming<PipelineCalls>>,
+    ) -> Result<Response<AnswerStream>, Status> {
         let caller = request.extensions().get().cloned();
-        let outgoing = pipeline::start::<Calls<G>, _, _>(self.door.clone(), caller, request.into_inner());
+        let outgoing =
+            pipeline::start::<CallsByName<G>, _, _>(self.door.clone(), caller, request.into_inner());
         Ok(Response::new(Box::pin(outgoing)))
     }
 }
 
 /// Calls by the names of their methods, whatever the guest.
-struct Calls<G>(PhantomData<fn() -> G>);
+struct CallsByName<G>(PhantomData<fn() -> G>);
 
 /// What was found out about a call to weigh it: its method, and of those that are weighed the request.
 struct Made<G: Guest> {
@@ -117,7 +121,7 @@ fn method<G: Guest>(name: &str) -> Option<usize> {
     G::METHODS.iter().position(|method| method.name == name)
 }
 
-impl<G: Guest> Framing for Calls<G> {
+impl<G: Guest> PipelineFraming for CallsByName<G> {
     type Guest = G;
     type Requests = PipelineCalls;
     type Request = Call;
@@ -146,25 +150,25 @@ impl<G: Guest> Framing for Calls<G> {
         (weight, Made { method: Some(number), request })
     }
 
-    fn open(call: Call, made: Made<G>) -> (u64, Result<Ask<G>, Failure>) {
+    fn open(call: Call, made: Made<G>) -> (u64, Result<PipelineRequestKind<G>, Failure>) {
         let Call { tag, content, method: name, write, level, freshness } = call;
         let ask = match content {
             Some(Content::Payload(payload)) => match made.method.or_else(|| method::<G>(&name)) {
-                Some(method) => Ok(Ask::Guest {
+                Some(method) => Ok(PipelineRequestKind::Guest {
                     method,
                     request: made.request.unwrap_or_else(|| parse::<G>(method, payload)),
                     options: options(G::METHODS[method].changes, write, level, freshness),
                 }),
                 None => Err(failure::unknown_method(&name)),
             },
-            Some(Content::OpenSession(open)) => Ok(Ask::OpenSession(open)),
-            Some(Content::CloseSession(close)) => Ok(Ask::CloseSession(close)),
+            Some(Content::OpenSession(open)) => Ok(PipelineRequestKind::OpenSession(open)),
+            Some(Content::CloseSession(close)) => Ok(PipelineRequestKind::CloseSession(close)),
             None => Err(failure::unknown_request()),
         };
         (tag, ask)
     }
 
-    fn response(tag: u64, outcome: Outcome<G>) -> Answer {
+    fn response(tag: u64, outcome: RequestOutcome<G>) -> Answer {
         let (header, content) = match outcome {
             Ok(Done::Guest(header, response)) => (Some(header), Answered::Payload(G::encode(response))),
             Ok(Done::Opened(opened)) => (None, Answered::OpenSession(opened)),

@@ -20,7 +20,7 @@ const SMALL_ANSWER_BYTES: usize = 16 * 1024;
 const SESSION_ANSWER_BYTES: usize = 256;
 
 /// An answer, and what counts for it until it is encoded.
-pub(crate) type Answered<T> = (T, Option<Built>);
+pub(crate) type CountedAnswer<T> = (T, Option<Built>);
 
 impl<N> Door<N> {
     /// Answers `request`, to be carried out as `options` say: with what heads the answer, and the response.
@@ -33,7 +33,7 @@ impl<N> Door<N> {
         request: G::Request,
         options: Result<Options, Rejected>,
         caller: Option<Arc<Caller>>,
-    ) -> Result<Answered<(v1::Header, G::Response)>, Failure>
+    ) -> Result<CountedAnswer<(v1::Header, G::Response)>, Failure>
     where
         G: Guest,
         N: ServedNode<Machine = G::Machine>,
@@ -101,7 +101,7 @@ impl<N: ServedNode> Door<N> {
         &self,
         request: v1::OpenSessionRequest,
         caller: Option<Arc<Caller>>,
-    ) -> Result<Answered<v1::OpenSessionResponse>, Failure> {
+    ) -> Result<CountedAnswer<v1::OpenSessionResponse>, Failure> {
         let started = Instant::now();
         let v1::OpenSessionRequest { ttl_ms } = request;
         let opened = self.node.open_session(&client_address(caller.as_deref()), ttl_ms).await;
@@ -118,7 +118,7 @@ impl<N: ServedNode> Door<N> {
         &self,
         request: v1::CloseSessionRequest,
         caller: Option<Arc<Caller>>,
-    ) -> Result<Answered<v1::CloseSessionResponse>, Failure> {
+    ) -> Result<CountedAnswer<v1::CloseSessionResponse>, Failure> {
         let started = Instant::now();
         let v1::CloseSessionRequest { session, history } = request;
         let closed = self.node.close_session(session, HistoryEpoch(history)).await;

@@ -20,7 +20,7 @@
 //! | `agreement` | compares states (`upkeep/agreement`) | `state`; every second while there is something to find out | the node |
 //! | `quota` | the quota on the state (`upkeep/quota`); only for machines that count their bytes | `state`, peers | the node |
 //! | `versions` | agreements on versions of the machine (`cluster/versions`); only for machines that have any | `state`, peers | the node |
-//! | `held-by-all` | tells writes that wait for all voters (`raft/held.rs`) | while there are any: flushes, answers of peers, every second | the node |
+//! | `held-by-all` | tells writes that wait for all voters (`raft/durable_positions.rs`) | while there are any: flushes, answers of peers, every second | the node |
 //! | `leader-reads` | read indexes from the leader (`read`) | its queue | the node's last reader |
 //! | `read-indexes` | read indexes as the leader (`raft/read_index.rs`) | its queue | the core's last handle |
 //! | `flushed-writes` | answers writes that wait for this disk alone (`raft/log.rs`) | its queue | the log |
@@ -96,7 +96,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use anywhere::{ANYWHERE_PATIENCE, Anywhere};
 pub use cluster::formation::Forming;
-pub(crate) use cluster::membership::Change;
+pub(crate) use cluster::membership::RequestedChange;
 pub use cluster::membership::{CATCH_UP_PATIENCE, NewAddresses, NewMember};
 pub(crate) use config::memory::{
     MIN_ADDRESS_SPACE_BYTES, available_bytes as available_memory_bytes, share_bytes as memory_share_bytes,
@@ -110,7 +110,7 @@ pub use read::ReadOutcome;
 pub use report::SYNCING_ENTRIES;
 pub use report::counters::{Counters, READ_LEVELS, REFUSALS};
 pub use report::leaders::{LeaderChange, LeaderChanges};
-use report::state::KnownLeader;
+use report::state::TermLeader;
 pub use report::state::{NodeState, NotReady};
 pub use upkeep::quota::QuotaError;
 pub use write::sessions::{ClosedSession, MAX_LISTED_SESSIONS, OpenedSession, SessionList};
@@ -126,7 +126,7 @@ pub use crate::raft::activity::{
 use crate::raft::core::Core;
 use crate::raft::network::calls::room::Rooms;
 use crate::raft::network::handshake::OwnHandshake;
-use crate::raft::network::upstream::Upstream;
+use crate::raft::network::leader_line::LeaderLine;
 use crate::raft::network::{PeerDoor, Transport};
 pub(crate) use crate::raft::pinned::Pinned;
 pub(crate) use crate::raft::published::CurrentHistory;
@@ -160,14 +160,14 @@ struct Inner<M: StateMachine> {
     handshake: OwnHandshake,
     transport: Arc<dyn Transport>,
     /// This node's own line to whoever leads.
-    upstream: Upstream,
+    leader_line: LeaderLine,
     /// The changes of the membership that are being made here.
-    changes: cluster::membership::Changes,
+    changes: cluster::membership::MemberChanges,
     /// Places for calls that are passed on to the leader.
     passed_on: Rooms<Semaphore>,
     own: Member,
     config: EngineConfig,
-    reads: read::ReadIndexes,
+    reads: read::ReaderIndexes,
     settings: watch::Sender<Settings>,
     inflight_bytes: AtomicUsize,
     /// The same of writes that are passed on and wait for all voters.
@@ -181,7 +181,7 @@ struct Inner<M: StateMachine> {
     counters: Counters,
     state: watch::Receiver<NodeState>,
     /// The part of it that those wait for whose calls were passed on.
-    known_leader: watch::Receiver<KnownLeader>,
+    known_leader: watch::Receiver<TermLeader>,
     /// What the cluster waits for before there is one.
     forming: watch::Receiver<Option<Forming>>,
     fatal: Fatal,

@@ -21,9 +21,10 @@ use super::{Engine, Inner};
 use crate::error::ReadError;
 use crate::machine::StateMachine;
 use crate::raft::core::{Core, NoReadIndex};
-use crate::raft::network::upstream::{ReadIndexAnswer, Upstream};
+use crate::raft::network::leader_line::{LeaderLine, ReadIndexAnswer};
 use crate::raft::pinned::Pinned;
 use crate::raft::published::Applied;
+use crate::raft::read_index::IndexWaiter;
 use crate::runtime::Tasks;
 use crate::types::{HistoryEpoch, LogId, ReadLevel, ReadOptions, ReadWait, Role};
 
@@ -41,27 +42,25 @@ pub struct ReadOutcome<A> {
     pub answer: A,
 }
 
-type Waiter = oneshot::Sender<Result<u64, NoReadIndex>>;
-
 /// Where this node's readers get their read indexes.
 #[derive(Debug)]
-pub(super) struct ReadIndexes {
+pub(super) struct ReaderIndexes {
     /// To the task that asks the leader when this node is not it.
-    remote: mpsc::Sender<Waiter>,
+    remote: mpsc::Sender<IndexWaiter>,
     /// The freshest read index known, and when it was asked for.
     freshest: Mutex<Option<(u64, Instant)>>,
 }
 
-impl ReadIndexes {
-    /// Starts the task that asks leaders, over `upstream`, and gives up on one after `patience`.
+impl ReaderIndexes {
+    /// Starts the task that asks leaders, over `leader_line`, and gives up on one after `patience`.
     pub(super) fn start<M: StateMachine>(
         core: Core<M>,
-        upstream: Upstream,
+        leader_line: LeaderLine,
         patience: Duration,
         tasks: &Tasks,
     ) -> Self {
         let (remote, arrivals) = mpsc::channel(MAX_SHARED);
-        tasks.passing("leader-reads", ask_leader(core, upstream, arrivals, patience));
+        tasks.passing("leader-reads", ask_leader(core, leader_line, arrivals, patience));
         Self { remote, freshest: Mutex::default() }
     }
 
@@ -100,13 +99,13 @@ impl ReadIndexes {
 /// One question after the other, each for all reads that arrived before it was asked.
 async fn ask_leader<M: StateMachine>(
     core: Core<M>,
-    upstream: Upstream,
-    mut arrivals: mpsc::Receiver<Waiter>,
+    leader_line: LeaderLine,
+    mut arrivals: mpsc::Receiver<IndexWaiter>,
     patience: Duration,
 ) {
     let mut waiters = Vec::new();
     while arrivals.recv_many(&mut waiters, MAX_SHARED).await > 0 {
-        let outcome = ask_once(&core, &upstream, patience).await;
+        let outcome = ask_once(&core, &leader_line, patience).await;
         for waiter in waiters.drain(..) {
             // A reader that gave up does not matter.
             let _ = waiter.send(outcome.clone());
@@ -116,7 +115,7 @@ async fn ask_leader<M: StateMachine>(
 
 async fn ask_once<M: StateMachine>(
     core: &Core<M>,
-    upstream: &Upstream,
+    leader_line: &LeaderLine,
     patience: Duration,
 ) -> Result<u64, NoReadIndex> {
     let metrics = core.metrics();
@@ -126,7 +125,7 @@ async fn ask_once<M: StateMachine>(
     let Some(member) = metrics.membership.members.get(&leader.node_id) else {
         return Err(NoReadIndex::NotLeader(None));
     };
-    match upstream.read_index(leader.node_id, member, patience).await {
+    match leader_line.read_index(leader.node_id, member, patience).await {
         Ok(ReadIndexAnswer::Index(index)) => Ok(index),
         Ok(ReadIndexAnswer::NotLeader(_)) => Err(NoReadIndex::NotLeader(None)),
         Ok(ReadIndexAnswer::NoQuorum(reason)) => Err(NoReadIndex::NoQuorum(reason)),

@@ -4,8 +4,8 @@
 use bytes::Bytes;
 
 use super::api::{
-    self, Act, DeleteRangeReply, DeleteReply, EventKind, GetReply, Item, Method, PutReply, Range, RangeReply,
-    Request, Response, Scope, Target, Txn, TxnReply, WatchEvent,
+    self, Act, CompareTarget, DeleteRangeReply, DeleteReply, EventKind, GetReply, Item, Method, PutReply,
+    Range, RangeReply, Request, Response, Scope, Txn, TxnReply, WatchEvent,
 };
 use super::codec::RequestMessage;
 use super::machine::{
@@ -128,10 +128,10 @@ fn transaction(scope: Scope, txn: Txn) -> KvTxn {
             api::Comparison::Greater => machine::Comparison::Greater,
         };
         let condition = match target {
-            Target::Value(value) => Condition::Value(comparison, value),
-            Target::Version(version) => Condition::Version(comparison, version),
-            Target::CreateRevision(revision) => Condition::CreateRevision(comparison, revision),
-            Target::ModRevision(revision) => Condition::ModRevision(comparison, revision),
+            CompareTarget::Value(value) => Condition::Value(comparison, value),
+            CompareTarget::Version(version) => Condition::Version(comparison, version),
+            CompareTarget::CreateRevision(revision) => Condition::CreateRevision(comparison, revision),
+            CompareTarget::ModRevision(revision) => Condition::ModRevision(comparison, revision),
         };
         Compare { collection: within(collection), key, condition }
     };

@@ -2,14 +2,14 @@
 
 pub(crate) use super::machine::HistoryLimits;
 
-use crate::engine::ranges::{self, Range, or_zero, range};
+use crate::engine::ranges::{self, SettingRange, or_zero, range};
 
 const MIB: u64 = 1024 * 1024;
 const GIB: u64 = 1024 * MIB;
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// From where to where each may be set.
-pub(crate) const RANGES: [Range; 3] = [
+pub(crate) const RANGES: [SettingRange; 3] = [
     // A history with fewer changes or bytes would not last from one message to the next.
     range("history_events", 1_000, 1_000_000_000),
     range("history_bytes", 4 * MIB, 64 * GIB),

@@ -75,13 +75,13 @@ const SWEEP_MS: u64 = 1_000;
 
 /// What a write was answered the first time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Answer {
+struct KeptAnswer {
     log_id: LogId,
     reply: Bytes,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
+struct OpenSession {
     /// Whose connection opened it; empty if that is not known, or the program that the engine is embedded in.
     opener: Arc<str>,
     /// Elapsed time when it was opened.
@@ -92,11 +92,11 @@ struct Entry {
     /// Everything below is settled.
     first_unanswered: u64,
     /// From `first_unanswered` on; never ends with none.
-    answers: VecDeque<Option<Answer>>,
+    answers: VecDeque<Option<KeptAnswer>>,
     bytes: usize,
 }
 
-impl Entry {
+impl OpenSession {
     fn is_expired(&self, elapsed_ms: u64) -> bool {
         elapsed_ms.saturating_sub(self.used_ms) > self.ttl_ms
     }
@@ -185,7 +185,7 @@ pub(crate) struct SessionCounts {
 /// See the [module](self). Cloning it costs a reference count; what is changed afterwards is copied once.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SessionTable {
-    sessions: OrdMap<u64, Arc<Entry>>,
+    sessions: OrdMap<u64, Arc<OpenSession>>,
     openers: Openers,
     bytes: usize,
     /// `None` for [`MAX_TABLE_BYTES`]. Follows from the quota, and is not stored.
@@ -226,7 +226,7 @@ impl SessionTable {
     /// The sessions with ids above `after`, at most `limit`, in the order of their ids.
     pub(crate) fn list(&self, after: u64, limit: usize) -> Vec<SessionInfo> {
         let Some(first) = after.checked_add(1) else { return Vec::new() };
-        let info = |(id, entry): (&u64, &Arc<Entry>)| SessionInfo {
+        let info = |(id, entry): (&u64, &Arc<OpenSession>)| SessionInfo {
             session: *id,
             opener: entry.opener.to_string(),
             opened_ms: entry.opened_ms,
@@ -285,7 +285,7 @@ impl SessionTable {
         }
         let opener: Arc<str> = opener.into();
         self.openers.add(&opener, id);
-        let entry = Entry {
+        let entry = OpenSession {
             opener,
             opened_ms: elapsed_ms,
             ttl_ms: granted_ttl_ms(ttl_ms),
@@ -365,7 +365,7 @@ impl SessionTable {
             return Admission::Refuse(SessionRefusal::WindowExceeded);
         }
         match entry.answers.get(place as usize) {
-            Some(Some(Answer { log_id, reply })) => {
+            Some(Some(KeptAnswer { log_id, reply })) => {
                 Admission::Repeat { log_id: *log_id, reply: reply.clone() }
             }
             // Not the first one: while it is refused nothing can be settled, and it would be refused for ever.
@@ -391,7 +391,7 @@ impl SessionTable {
         }
         entry.bytes += reply.len();
         assert!(entry.answers[place].is_none(), "invariant: a write of a session is applied once");
-        entry.answers[place] = Some(Answer { log_id, reply });
+        entry.answers[place] = Some(KeptAnswer { log_id, reply });
         let bytes = entry.bytes;
         self.bytes += bytes - before;
         let mut evicted = 0;

@@ -24,19 +24,19 @@ pub(super) fn write_part(
     out: &mut dyn Write,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut pieces = Pieces { out, piece: Vec::with_capacity(PIECE_BYTES) };
+    let mut pieces = PieceWriter { out, piece: Vec::with_capacity(PIECE_BYTES) };
     write(&mut pieces)?;
     pieces.end_piece()?;
     pieces.out.write_all(&0_u32.to_le_bytes())
 }
 
 /// Cuts what is written into pieces.
-struct Pieces<'a> {
+struct PieceWriter<'a> {
     out: &'a mut dyn Write,
     piece: Vec<u8>,
 }
 
-impl Pieces<'_> {
+impl PieceWriter<'_> {
     fn end_piece(&mut self) -> io::Result<()> {
         if !self.piece.is_empty() {
             let length = u32::try_from(self.piece.len()).expect("invariant: a piece is at most 64 KiB");
@@ -48,7 +48,7 @@ impl Pieces<'_> {
     }
 }
 
-impl Write for Pieces<'_> {
+impl Write for PieceWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = bytes.len().min(PIECE_BYTES - self.piece.len());
         self.piece.extend_from_slice(&bytes[..taken]);

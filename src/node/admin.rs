@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use tonic::{Extensions, Request, Response, Status};
 
 use crate::call::encode_leader;
-use crate::engine::{CATCH_UP_PATIENCE, Change, MAX_LISTED_SESSIONS, NewAddresses, NewMember, SessionList};
+use crate::engine::{
+    CATCH_UP_PATIENCE, MAX_LISTED_SESSIONS, NewAddresses, NewMember, RequestedChange, SessionList,
+};
 use crate::error::{MembershipError, ReadError, SnapshotError, TransferError, WriteError};
 use crate::machine::sessions::SessionInfo;
 use crate::proto::v1;
@@ -18,7 +20,7 @@ use super::operated::OperatedNode;
 use super::settings::NodeSettings;
 use crate::door::deadline::AnswerBy;
 use crate::door::methods::CLOSE_SESSION;
-use crate::door::metrics::Metrics;
+use crate::door::metrics::DoorMetrics;
 use crate::door::{Answerer, Method};
 
 /// The service's name.
@@ -58,7 +60,7 @@ pub(crate) struct AdminService<N> {
     pub(crate) node: N,
     pub(crate) by: Answerer,
     pub(crate) settings: NodeSettings<N>,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<DoorMetrics>,
 }
 
 impl<N: OperatedNode> AdminService<N> {
@@ -75,7 +77,7 @@ impl<N: OperatedNode> AdminService<N> {
     }
 
     /// Makes the change that a request `asked` for.
-    async fn change(&self, method: Method, asked: &Extensions, change: Change) -> Changed {
+    async fn change(&self, method: Method, asked: &Extensions, change: RequestedChange) -> Changed {
         let limit = asked.get().map(AnswerBy::left);
         self.call(method, async {
             let list = self.node.change(change, limit).await?;
@@ -110,25 +112,31 @@ impl<N: OperatedNode> Admin for AdminService<N> {
         let (_, asked, request) = request.into_parts();
         let v1::AddMemberRequest { node_id, peer, promote, timeout_ms } = request;
         let new = NewMember { node_id, peer };
-        self.change(ADD_MEMBER, &asked, Change::Add { new, promote, timeout: patience(timeout_ms) }).await
+        self.change(ADD_MEMBER, &asked, RequestedChange::Add { new, promote, timeout: patience(timeout_ms) })
+            .await
     }
 
     async fn promote_member(&self, request: Request<v1::PromoteMemberRequest>) -> Changed {
         let (_, asked, request) = request.into_parts();
         let v1::PromoteMemberRequest { node_id, timeout_ms } = request;
-        self.change(PROMOTE_MEMBER, &asked, Change::Promote { node_id, timeout: patience(timeout_ms) }).await
+        self.change(
+            PROMOTE_MEMBER,
+            &asked,
+            RequestedChange::Promote { node_id, timeout: patience(timeout_ms) },
+        )
+        .await
     }
 
     async fn demote_member(&self, request: Request<v1::DemoteMemberRequest>) -> Changed {
         let (_, asked, request) = request.into_parts();
         let v1::DemoteMemberRequest { node_id, force } = request;
-        self.change(DEMOTE_MEMBER, &asked, Change::Demote { node_id, force }).await
+        self.change(DEMOTE_MEMBER, &asked, RequestedChange::Demote { node_id, force }).await
     }
 
     async fn remove_member(&self, request: Request<v1::RemoveMemberRequest>) -> Changed {
         let (_, asked, request) = request.into_parts();
         let v1::RemoveMemberRequest { node_id, force } = request;
-        self.change(REMOVE_MEMBER, &asked, Change::Remove { node_id, force }).await
+        self.change(REMOVE_MEMBER, &asked, RequestedChange::Remove { node_id, force }).await
     }
 
     async fn replace_member(&self, request: Request<v1::ReplaceMemberRequest>) -> Changed {
@@ -138,7 +146,7 @@ impl<N: OperatedNode> Admin for AdminService<N> {
         self.change(
             REPLACE_MEMBER,
             &asked,
-            Change::Replace { old: node_id, new, timeout: patience(timeout_ms) },
+            RequestedChange::Replace { old: node_id, new, timeout: patience(timeout_ms) },
         )
         .await
     }
@@ -147,7 +155,7 @@ impl<N: OperatedNode> Admin for AdminService<N> {
         let (_, asked, request) = request.into_parts();
         let v1::UpdateMemberRequest { node_id, peer, client } = request;
         let addresses = NewAddresses { peer: given(peer), client: given(client) };
-        self.change(UPDATE_MEMBER, &asked, Change::Update { node_id, addresses }).await
+        self.change(UPDATE_MEMBER, &asked, RequestedChange::Update { node_id, addresses }).await
     }
 
     async fn transfer_leader(

@@ -9,14 +9,14 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
-pub(crate) type Encoded = Result<(), fmt::Error>;
+pub(crate) type EncodeResult = Result<(), fmt::Error>;
 
 /// Writes families to whoever scrapes.
 pub(crate) struct Families<'a>(pub(crate) DescriptorEncoder<'a>);
 
 impl Families<'_> {
     /// One gauge.
-    pub(crate) fn gauge<V>(&mut self, name: &str, help: &str, unit: Option<Unit>, value: V) -> Encoded
+    pub(crate) fn gauge<V>(&mut self, name: &str, help: &str, unit: Option<Unit>, value: V) -> EncodeResult
     where
         ConstGauge<V>: EncodeMetric,
     {
@@ -25,12 +25,18 @@ impl Families<'_> {
     }
 
     /// One counter without a unit.
-    pub(crate) fn counter(&mut self, name: &str, help: &str, value: u64) -> Encoded {
+    pub(crate) fn counter(&mut self, name: &str, help: &str, value: u64) -> EncodeResult {
         self.counter_in(name, help, None, value)
     }
 
     /// One counter.
-    pub(crate) fn counter_in<V>(&mut self, name: &str, help: &str, unit: Option<Unit>, value: V) -> Encoded
+    pub(crate) fn counter_in<V>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<Unit>,
+        value: V,
+    ) -> EncodeResult
     where
         ConstCounter<V>: EncodeMetric,
     {
@@ -46,7 +52,7 @@ impl Families<'_> {
         unit: Option<Unit>,
         label: &'static str,
         samples: impl IntoIterator<Item = (L, V)>,
-    ) -> Encoded
+    ) -> EncodeResult
     where
         ConstGauge<V>: EncodeMetric,
     {
@@ -65,7 +71,7 @@ impl Families<'_> {
         unit: Option<Unit>,
         label: &'static str,
         samples: impl IntoIterator<Item = (L, V)>,
-    ) -> Encoded
+    ) -> EncodeResult
     where
         ConstCounter<V>: EncodeMetric,
     {
@@ -84,7 +90,7 @@ impl Families<'_> {
         help: &str,
         (sum_us, count): (&AtomicU64, &AtomicU64),
         (bounds_us, counts): (&[u64], &[AtomicU64]),
-    ) -> Encoded {
+    ) -> EncodeResult {
         let bounds = bounds_us.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
         let buckets: Vec<_> = bounds.zip(counts.iter().map(|count| count.load(Relaxed))).collect();
         let (sum, count) = (sum_us.load(Relaxed) as f64 / 1e6, count.load(Relaxed));
@@ -105,7 +111,7 @@ mod tests {
     struct Durations;
 
     impl Collector for Durations {
-        fn encode(&self, encoder: DescriptorEncoder<'_>) -> Encoded {
+        fn encode(&self, encoder: DescriptorEncoder<'_>) -> EncodeResult {
             let (none, counts) = (AtomicU64::new(0), [AtomicU64::new(2), AtomicU64::new(3)]);
             Families(encoder).durations("took", "It took", (&none, &none), (&[100], &counts))
         }

@@ -11,7 +11,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::exposition::Exposition;
-use super::families::{Encoded, Families};
+use super::families::{EncodeResult, Families};
 use super::operated::OperatedNode;
 use crate::engine::{Activity, Counters, Engine, LATENCY_BUCKETS_US, READ_LEVELS, REFUSALS};
 use crate::logging;
@@ -50,7 +50,7 @@ impl<N> fmt::Debug for NodeCollector<N> {
 }
 
 impl<N: OperatedNode> Collector for NodeCollector<N> {
-    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Encoded {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> EncodeResult {
         let (node, families) = (&self.0, &mut Families(encoder));
         let report = node.report();
         encode_report(families, &report)?;
@@ -70,13 +70,13 @@ impl<N: OperatedNode> Collector for NodeCollector<N> {
 }
 
 /// A gauge of the node: name, help, unit, value where there is one. Absent rather than 0, which is a valid index.
-type Gauge<T> = (&'static str, &'static str, Option<Unit>, fn(&NodeReport) -> Option<T>);
+type NodeGauge<T> = (&'static str, &'static str, Option<Unit>, fn(&NodeReport) -> Option<T>);
 
 fn index(position: Option<LogId>) -> Option<u64> {
     position.map(|at| at.index)
 }
 
-fn gauges() -> [Gauge<u64>; 18] {
+fn gauges() -> [NodeGauge<u64>; 18] {
     let bytes = || Some(Unit::Bytes);
     [
         ("quorate_raft_term", "Current term", None, |r| Some(r.term)),
@@ -125,7 +125,7 @@ fn gauges() -> [Gauge<u64>; 18] {
     ]
 }
 
-fn times() -> [Gauge<f64>; 2] {
+fn times() -> [NodeGauge<f64>; 2] {
     [
         (
             "quorate_raft_lag",
@@ -142,7 +142,7 @@ fn times() -> [Gauge<f64>; 2] {
     ]
 }
 
-fn encode_report(families: &mut Families<'_>, report: &NodeReport) -> Encoded {
+fn encode_report(families: &mut Families<'_>, report: &NodeReport) -> EncodeResult {
     for (name, help, unit, value) in gauges() {
         if let Some(value) = value(report) {
             families.gauge(name, help, unit, value)?;
@@ -158,16 +158,16 @@ fn encode_report(families: &mut Families<'_>, report: &NodeReport) -> Encoded {
 }
 
 /// A counter of every peer: name, help, unit, value.
-type Count = (&'static str, &'static str, Option<Unit>, fn(&Carried) -> u64);
+type PeerCount = (&'static str, &'static str, Option<Unit>, fn(&Carried) -> u64);
 /// A gauge of peers, on the leader only: name, help, unit, value if there is one.
 type Measure = (&'static str, &'static str, Option<Unit>, fn(&LedPeer) -> Option<f64>);
 
 fn encode_peers<'a>(
     families: &mut Families<'_>,
     peers: impl Iterator<Item = &'a MemberReport> + Clone,
-) -> Encoded {
+) -> EncodeResult {
     let bytes = || Some(Unit::Bytes);
-    let counts: [Count; 6] = [
+    let counts: [PeerCount; 6] = [
         ("quorate_peer_sent", "Sent to the peer", bytes(), |c| c.sent_bytes),
         ("quorate_peer_sent_messages", "Messages sent to the peer", None, |c| c.sent_messages),
         ("quorate_peer_received", "Received from the peer", bytes(), |c| c.received_bytes),
@@ -203,7 +203,7 @@ fn encode_peers<'a>(
     Ok(())
 }
 
-fn encode_disk(families: &mut Families<'_>, disk: &DiskStatus) -> Encoded {
+fn encode_disk(families: &mut Families<'_>, disk: &DiskStatus) -> EncodeResult {
     let reserved = "Bytes set aside for the log, in the reserve and beyond its end";
     for (name, help, value) in [
         ("quorate_disk_available", "Bytes free on the data directory's disk", disk.available_bytes),
@@ -220,7 +220,7 @@ fn encode_disk(families: &mut Families<'_>, disk: &DiskStatus) -> Encoded {
     families.gauges("quorate_disk_state", "1 for the present state of the disk", None, "state", states)
 }
 
-fn encode_log(families: &mut Families<'_>, stats: &LogStats) -> Encoded {
+fn encode_log(families: &mut Families<'_>, stats: &LogStats) -> EncodeResult {
     for (name, help, value) in [
         ("quorate_log_flushes", "Flushes that made writes durable", &stats.flushes),
         ("quorate_log_entries", "Entries written to the log", &stats.entries),
@@ -240,7 +240,7 @@ fn encode_log(families: &mut Families<'_>, stats: &LogStats) -> Encoded {
     families.durations("quorate_log_flush_duration", help, total, (&FLUSH_BUCKETS_US, buckets))
 }
 
-fn encode_activity(families: &mut Families<'_>, activity: &Activity) -> Encoded {
+fn encode_activity(families: &mut Families<'_>, activity: &Activity) -> EncodeResult {
     let sessions = &activity.sessions;
     for (name, help, value) in [
         ("quorate_raft_elections_started", "Elections this node stood in", &activity.elections_started),
@@ -291,7 +291,7 @@ fn encode_activity(families: &mut Families<'_>, activity: &Activity) -> Encoded 
     Ok(())
 }
 
-fn encode_snapshots(families: &mut Families<'_>, activity: &Activity) -> Encoded {
+fn encode_snapshots(families: &mut Families<'_>, activity: &Activity) -> EncodeResult {
     let steps = [
         ("built", &activity.snapshots_built),
         ("sent", &activity.snapshots_sent),
@@ -321,7 +321,7 @@ fn encode_snapshots(families: &mut Families<'_>, activity: &Activity) -> Encoded
     families.gauge("quorate_snapshot_newest", help, Some(Unit::Bytes), of(&activity.snapshot_bytes))
 }
 
-fn encode_counters(families: &mut Families<'_>, counters: &Counters) -> Encoded {
+fn encode_counters(families: &mut Families<'_>, counters: &Counters) -> EncodeResult {
     let waiting = ReadWait::ALL.map(|on| (on.name(), counters.waiting(on)));
     families.gauges("quorate_read_waiting", "Reads that wait for this", None, "on", waiting)?;
     let refused = REFUSALS.map(Reason::counter).into_iter().zip(counters.refused());

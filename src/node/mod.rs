@@ -58,7 +58,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::door::limits::DoorLimits;
 use crate::door::methods::Methods;
-use crate::door::metrics::Metrics;
+use crate::door::metrics::DoorMetrics;
 use crate::door::{Answerer, Door, Guest, ServedNode, deadline, services, told};
 use crate::engine::{Engine, StartProgress};
 use crate::error::OpenError;
@@ -398,12 +398,12 @@ struct NodeRoutes<G: Guest, N> {
 
 impl<G: Guest, N: OperatedNode<Machine = G::Machine>> NodeRoutes<G, N> {
     /// The routes to `node`, and what counts the calls on them.
-    fn of(self, node: &N) -> (Routes, Arc<Metrics>) {
+    fn of(self, node: &N) -> (Routes, Arc<DoorMetrics>) {
         let Self { mut collectors, limits, draining, .. } = self;
         collectors.push(Box::new(NodeCollector(node.clone())));
         let settings = NodeSettings::new(node.clone(), self.log_level, self.fixed_settings);
         let mut registry = Registry::default();
-        let metrics = Arc::new(Metrics::new(self.methods, &mut registry));
+        let metrics = Arc::new(DoorMetrics::new(self.methods, &mut registry));
         collectors.into_iter().for_each(|collector| registry.register_collector(collector));
         let registry = Arc::new(registry);
         let pages = http::Pages { settings: settings.clone(), status: self.status, registry };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::door::ServedNode;
-use crate::engine::{Activity, Change, Counters, Engine, QuotaError, SessionList, Settings};
+use crate::engine::{Activity, Counters, Engine, QuotaError, RequestedChange, SessionList, Settings};
 use crate::error::{ConfigureError, Leader, MembershipError, ReadError, SnapshotError, TransferError};
 use crate::machine::StateMachine;
 use crate::report::{MemberList, NodeReport};
@@ -23,7 +23,7 @@ pub(crate) trait OperatedNode: ServedNode {
     /// Makes `change`. Where no part of it is proposed by the end of `limit`, none is any more.
     fn change(
         &self,
-        change: Change,
+        change: RequestedChange,
         limit: Option<Duration>,
     ) -> impl Future<Output = Result<MemberList, MembershipError>> + Send;
 
@@ -56,7 +56,11 @@ impl<M: StateMachine> OperatedNode for Engine<M> {
         Engine::list_sessions(self, after, limit).await
     }
 
-    async fn change(&self, change: Change, limit: Option<Duration>) -> Result<MemberList, MembershipError> {
+    async fn change(
+        &self,
+        change: RequestedChange,
+        limit: Option<Duration>,
+    ) -> Result<MemberList, MembershipError> {
         Engine::change_members(self, change, limit).await
     }
 

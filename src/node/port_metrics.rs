@@ -6,7 +6,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
 
-use super::families::{Encoded, Families};
+use super::families::{EncodeResult, Families};
 use crate::door::limits::DoorLimits;
 use crate::incoming::{Held, Places};
 
@@ -18,7 +18,7 @@ pub(super) struct PortCollector {
 }
 
 impl Collector for PortCollector {
-    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Encoded {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> EncodeResult {
         let (mut families, counts, bounds) = (Families(encoder), self.places.counts(), &*self.limits);
         let held = |what| self.places.held(what) as u64;
         let reserved = "Of these, in the places that are kept back for probes and operators";

@@ -57,7 +57,7 @@ const MAX_IGNORED_BYTES: usize = 1024 * 1024;
 
 /// What the routes work with.
 #[derive(Clone)]
-struct Door<N> {
+struct RouteState<N> {
     node: N,
     settings: NodeSettings<N>,
     /// What the guest adds to the status.
@@ -71,7 +71,7 @@ pub(super) fn router<N: OperatedNode>(
     settings: NodeSettings<N>,
     parts: Vec<(&'static str, StatusPart)>,
 ) -> Router {
-    let door = Door { node, settings, status: parts.into(), started: Instant::now() };
+    let door = RouteState { node, settings, status: parts.into(), started: Instant::now() };
     Router::new()
         .route("/replication/status", get(status::<N>))
         .route("/replication/stats", get(stats::<N>))
@@ -129,7 +129,7 @@ fn failed(failure: &Failure, leading: Option<&Leader>, hint: &str) -> Response {
     document(code, &object)
 }
 
-async fn wrong_method<N: OperatedNode>(State(door): State<Door<N>>) -> Response {
+async fn wrong_method<N: OperatedNode>(State(door): State<RouteState<N>>) -> Response {
     let refused = Refused::new("this method is not allowed here", "use GET, or POST to change settings");
     let leading = door.node.state().leader;
     refusal(StatusCode::METHOD_NOT_ALLOWED, Reason::Invalid, leading.as_ref(), &refused)
@@ -146,7 +146,7 @@ fn too_long(leading: Option<&Leader>) -> Response {
 /// Refuses a body that says that it is too long. Of one that is much too long nothing is waited for; another is read to its
 /// end first, because a connection that is closed before may cost its client the answer.
 async fn check_length<N: OperatedNode>(
-    State(door): State<Door<N>>,
+    State(door): State<RouteState<N>>,
     headers: HeaderMap,
     request: Request,
     next: Next,
@@ -165,7 +165,7 @@ async fn check_length<N: OperatedNode>(
     }
 }
 
-async fn settings_now<N: OperatedNode>(State(door): State<Door<N>>) -> Response {
+async fn settings_now<N: OperatedNode>(State(door): State<RouteState<N>>) -> Response {
     let object = |settings: &[(&str, Value)]| {
         let members = settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
         Value::Object(members.collect())
@@ -175,7 +175,7 @@ async fn settings_now<N: OperatedNode>(State(door): State<Door<N>>) -> Response 
 }
 
 async fn configure<N: OperatedNode>(
-    State(door): State<Door<N>>,
+    State(door): State<RouteState<N>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let body = match body {
@@ -202,15 +202,15 @@ async fn configure<N: OperatedNode>(
     }
 }
 
-async fn status<N: OperatedNode>(State(door): State<Door<N>>) -> Response {
+async fn status<N: OperatedNode>(State(door): State<RouteState<N>>) -> Response {
     document(StatusCode::OK, &door.status(door.node.report()))
 }
 
-async fn stats<N: OperatedNode>(State(door): State<Door<N>>) -> Response {
+async fn stats<N: OperatedNode>(State(door): State<RouteState<N>>) -> Response {
     document(StatusCode::OK, &door.stats(&door.node.report()))
 }
 
-async fn replicas<N: OperatedNode>(State(door): State<Door<N>>) -> Response {
+async fn replicas<N: OperatedNode>(State(door): State<RouteState<N>>) -> Response {
     let report = door.node.report();
     let replicas: Vec<_> = report.peers().map(replica).collect();
     let answer = json!({
@@ -223,7 +223,7 @@ async fn replicas<N: OperatedNode>(State(door): State<Door<N>>) -> Response {
     document(StatusCode::OK, &answer)
 }
 
-async fn summary<N: OperatedNode>(State(door): State<Door<N>>) -> Response {
+async fn summary<N: OperatedNode>(State(door): State<RouteState<N>>) -> Response {
     let report = door.node.report();
     let (lag, stats) = (report.lag.unwrap_or_default(), door.stats(&report));
     let answer = json!({
@@ -271,7 +271,7 @@ struct Status {
     uptime_ms: u64,
 }
 
-impl<N: OperatedNode> Door<N> {
+impl<N: OperatedNode> RouteState<N> {
     fn uptime_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }

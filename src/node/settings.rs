@@ -31,10 +31,10 @@ struct Live {
     name: &'static str,
     value: fn(&Settings) -> Value,
     /// What setting it to a text does.
-    change: fn(&str) -> Result<Change, Refused>,
+    change: fn(&str) -> Result<SettingsChange, Refused>,
 }
 
-type Change = Box<dyn FnOnce(&mut Settings) + Send>;
+type SettingsChange = Box<dyn FnOnce(&mut Settings) + Send>;
 
 macro_rules! live {
     ($($name:ident: $read:ident at $($place:ident).+;)+) => {
@@ -335,7 +335,7 @@ impl<N: OperatedNode> NodeSettings<N> {
     /// What is wrong with it.
     pub(crate) async fn configure_json(&self, body: &[u8]) -> Result<(), NotChanged> {
         const EXAMPLE: &str = "send an object such as {\"snapshot_every_entries\": 100000}";
-        let Given(object) = serde_json::from_slice(body)
+        let GivenMembers(object) = serde_json::from_slice(body)
             .map_err(|error| Refused::new(format!("the body is not a JSON object: {error}"), EXAMPLE))?;
         let mut wanted = Vec::new();
         for (name, value) in object {
@@ -356,24 +356,24 @@ impl<N: OperatedNode> NodeSettings<N> {
 }
 
 /// The members of a JSON object as they came: a map would keep the last of those with the same name.
-struct Given(Vec<(String, Value)>);
+struct GivenMembers(Vec<(String, Value)>);
 
-impl<'de> Deserialize<'de> for Given {
+impl<'de> Deserialize<'de> for GivenMembers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Members;
         impl<'de> Visitor<'de> for Members {
-            type Value = Given;
+            type Value = GivenMembers;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Given, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<GivenMembers, A::Error> {
                 let mut members = Vec::new();
                 while let Some(member) = map.next_entry()? {
                     members.push(member);
                 }
-                Ok(Given(members))
+                Ok(GivenMembers(members))
             }
         }
         deserializer.deserialize_map(Members)
@@ -441,7 +441,8 @@ mod tests {
     fn a_filter_cannot_take_the_memory() {
         assert!(parse_filter("info,quorate::write=trace").is_ok());
         assert!(parse_filter("quorate=loud").is_err());
-        let Given(twice) = serde_json::from_str(r#"{"log_level": "info", "log_level": "warn"}"#).unwrap();
+        let GivenMembers(twice) =
+            serde_json::from_str(r#"{"log_level": "info", "log_level": "warn"}"#).unwrap();
         assert_eq!(twice.len(), 2, "which is then refused");
         let info = parse_filter("info").unwrap();
         for filter in ["info,", "info,,", " info", "info\n", "\tinfo ,", ",info"] {

@@ -14,9 +14,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::clock::LeaderClock;
+use super::entry_ages::EntryAges;
 pub use super::succession::Succession;
 use super::succession::Successions;
-use super::timeline::Timeline;
 use crate::machine::sessions::SessionCounts;
 use crate::types::{NodeId, Vote};
 
@@ -158,9 +158,9 @@ pub struct Activity {
     /// The term of this node's vote.
     term: AtomicU64,
     successions: Successions,
-    pub(super) appended: Timeline,
+    pub(super) appended: EntryAges,
     /// Positions that a leader has said to be committed.
-    pub(super) told_committed: Timeline,
+    pub(super) told_committed: EntryAges,
     /// Notified of what openraft's progress does not tell.
     pub(super) noticed: Notify,
     pub(super) writes: Writes,

@@ -56,13 +56,13 @@ pub(crate) struct Check {
 }
 
 /// What members have said, each for itself.
-pub(crate) type Told = BTreeMap<NodeId, Vec<Check>>;
+pub(crate) type HashesTold = BTreeMap<NodeId, Vec<Check>>;
 
 /// The hashes of this node, and those it was told while it led.
 #[derive(Debug, Default)]
 pub(crate) struct Agreement {
-    own: Mutex<Own>,
-    told: Mutex<Told>,
+    own: Mutex<OwnHashes>,
+    told: Mutex<HashesTold>,
     /// For machines without a running hash: multiples of this index are hashed; 0 for none.
     step: AtomicU64,
     is_hashing: AtomicBool,
@@ -75,12 +75,12 @@ pub(crate) struct Agreement {
 /// One state of this node after another: a snapshot that it is sent begins a new one. What is found of one says nothing of
 /// the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Life(u64);
+pub(crate) struct StateLife(u64);
 
 /// What is known of this node's state.
 #[derive(Debug, Default)]
-struct Own {
-    life: Life,
+struct OwnHashes {
+    life: StateLife,
     noted: BTreeMap<u64, Check>,
     divergence: Option<Divergence>,
 }
@@ -109,7 +109,7 @@ impl Agreement {
     }
 
     /// Notes the hash of `view`, the state after `log_id`. Hashing has been begun.
-    async fn hash<M: StateMachine>(&self, life: Life, log_id: LogId, view: M::View) {
+    async fn hash<M: StateMachine>(&self, life: StateLife, log_id: LogId, view: M::View) {
         let begun = Instant::now();
         let hash = runtime::offload(move || {
             let view = view;
@@ -130,7 +130,7 @@ impl Agreement {
     }
 
     /// In `life`, the state had this hash, which took some time to find.
-    pub(crate) fn hashed(&self, life: Life, check: Check, took: Duration) {
+    pub(crate) fn hashed(&self, life: StateLife, check: Check, took: Duration) {
         self.note(life, check);
         *lock(&self.hashed) = Some((Instant::now(), took));
     }
@@ -144,11 +144,11 @@ impl Agreement {
     }
 
     /// The present state, to be asked for before anything is found of it: what is found of an earlier one does not count.
-    pub(crate) fn life(&self) -> Life {
+    pub(crate) fn life(&self) -> StateLife {
         lock(&self.own).life
     }
 
-    fn note(&self, life: Life, check: Check) {
+    fn note(&self, life: StateLife, check: Check) {
         let mut own = lock(&self.own);
         if own.life != life {
             return;
@@ -162,7 +162,7 @@ impl Agreement {
     /// This node has another state than before, and has published it.
     pub(super) fn begin_anew(&self) {
         let mut own = lock(&self.own);
-        *own = Own { life: Life(own.life.0 + 1), ..Own::default() };
+        *own = OwnHashes { life: StateLife(own.life.0 + 1), ..OwnHashes::default() };
         drop(own);
         self.changed.send_replace(());
     }
@@ -183,7 +183,7 @@ impl Agreement {
     }
 
     /// This node's state differed in `life`. Whether that is news.
-    pub(crate) fn differs(&self, life: Life, found: &Divergence) -> bool {
+    pub(crate) fn differs(&self, life: StateLife, found: &Divergence) -> bool {
         let mut own = lock(&self.own);
         let is_news = own.life == life
             && match &own.divergence {
@@ -199,7 +199,7 @@ impl Agreement {
     }
 
     /// This node's state was a majority's in `life`, as of `at`. Whether that ends a doubt.
-    pub(crate) fn agrees(&self, life: Life, at: LogId) -> bool {
+    pub(crate) fn agrees(&self, life: StateLife, at: LogId) -> bool {
         let mut own = lock(&self.own);
         let doubt = own.divergence.as_ref().filter(|known| known.majority.is_none());
         let ends = own.life == life && doubt.is_some_and(|known| known.at <= at);
@@ -230,7 +230,7 @@ impl Agreement {
     }
 
     /// What `members` have said of themselves.
-    pub(crate) fn all_told(&self, members: &BTreeSet<NodeId>) -> Told {
+    pub(crate) fn all_told(&self, members: &BTreeSet<NodeId>) -> HashesTold {
         let mut told = lock(&self.told);
         told.retain(|node_id, _| members.contains(node_id));
         told.clone()
@@ -258,7 +258,7 @@ fn thin_out(own: &mut BTreeMap<u64, Check>) {
 
 /// What members' hashes say of a node's state.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Verdict {
+pub(crate) struct StateVerdict {
     /// Where it was last found to differ from the voters', or that it does not, as of the newest position of which enough of them
     /// have spoken to decide.
     pub decided: Option<Result<LogId, Divergence>>,
@@ -268,9 +268,9 @@ pub(crate) struct Verdict {
 }
 
 /// What `told` says of node `own`.
-pub(crate) fn judge(own: NodeId, voters: &BTreeSet<NodeId>, told: &Told) -> Verdict {
+pub(crate) fn judge(own: NodeId, voters: &BTreeSet<NodeId>, told: &HashesTold) -> StateVerdict {
     let majority = voters.len() / 2 + 1;
-    let mut verdict = Verdict::default();
+    let mut verdict = StateVerdict::default();
     let mut by_position: BTreeMap<LogId, BTreeMap<u64, usize>> = BTreeMap::new();
     for check in voters.iter().filter_map(|voter| told.get(voter)).flatten() {
         *by_position.entry(check.log_id).or_default().entry(check.hash).or_default() += 1;
@@ -306,14 +306,14 @@ mod tests {
         Check { log_id: LogId::new(1, index), hash }
     }
 
-    fn told(all: &[(NodeId, &[(u64, u64)])]) -> Told {
+    fn told(all: &[(NodeId, &[(u64, u64)])]) -> HashesTold {
         let checks = |list: &[(u64, u64)]| list.iter().map(|(index, hash)| check(*index, *hash)).collect();
         all.iter().map(|(node_id, list)| (*node_id, checks(list))).collect()
     }
 
     const THREE: [NodeId; 3] = [1, 2, 3];
 
-    fn verdicts(voters: &[NodeId], told: &Told) -> Vec<Option<Result<u64, Option<u64>>>> {
+    fn verdicts(voters: &[NodeId], told: &HashesTold) -> Vec<Option<Result<u64, Option<u64>>>> {
         let voters = voters.iter().copied().collect();
         let judged = told.keys().map(|node_id| judge(*node_id, &voters, told).decided);
         judged.map(|judged| judged.map(|v| v.map(|at| at.index).map_err(|d| d.majority))).collect()
@@ -355,7 +355,7 @@ mod tests {
         assert_eq!(verdict.decided, Some(Ok(LogId::new(1, 64))));
         assert_eq!(verdict.doubt.map(|doubt| (doubt.at.index, doubt.majority)), Some((128, None)));
         assert_eq!(judge(3, &THREE.into(), &told).doubt, None);
-        assert_eq!(judge(4, &THREE.into(), &told), Verdict::default());
+        assert_eq!(judge(4, &THREE.into(), &told), StateVerdict::default());
     }
 
     #[test]
@@ -365,8 +365,10 @@ mod tests {
         // The newest that is common decides.
         let healed = told(&[(1, &[(64, 7), (128, 5)]), (2, &[(64, 8), (128, 5)]), (3, &[(64, 7)])]);
         assert_eq!(verdicts(&THREE, &healed)[..2], [Some(Ok(128)); 2]);
-        let other_term =
-            Told::from([(1, vec![check(64, 7)]), (2, vec![Check { log_id: LogId::new(2, 64), hash: 8 }])]);
+        let other_term = HashesTold::from([
+            (1, vec![check(64, 7)]),
+            (2, vec![Check { log_id: LogId::new(2, 64), hash: 8 }]),
+        ]);
         assert_eq!(verdicts(&THREE, &other_term), [None; 2]);
     }
 
@@ -393,7 +395,7 @@ mod tests {
     fn nodes_that_are_far_apart_have_positions_in_common() {
         let at = |last: u64| {
             let agreement = Agreement::default();
-            (0..=last / STEP).for_each(|n| agreement.note(Life(0), check(n * STEP, n)));
+            (0..=last / STEP).for_each(|n| agreement.note(StateLife(0), check(n * STEP, n)));
             assert!(agreement.own().len() <= MOST_KEPT);
             agreement.own().into_iter().map(|check| check.log_id.index).collect::<BTreeSet<_>>()
         };

@@ -46,7 +46,7 @@ use super::envelope::{self, Content};
 use super::log::{WRITES, position};
 use super::published::{Applied, Progress, Published};
 use super::snapshot::{Restored, SnapshotBuilder};
-use super::type_config::{self, Answer, Entry, Payload, StoredMembership, TypeConfig};
+use super::type_config::{self, Entry, EntryAnswer, Payload, StoredMembership, TypeConfig};
 use crate::machine::sessions::{Admission, SessionRefusal, SessionTable};
 use crate::machine::{self, ApplyContext, StateMachine, Wakes};
 use crate::storage::SnapshotStore;
@@ -202,7 +202,7 @@ impl<M: StateMachine> Applier<M> {
     fn apply_batch(
         &mut self,
         batch: &mut impl Iterator<Item = io::Result<EntryResponder<TypeConfig>>>,
-    ) -> io::Result<Vec<(ApplyResponder<TypeConfig>, Answer)>> {
+    ) -> io::Result<Vec<(ApplyResponder<TypeConfig>, EntryAnswer)>> {
         let begun = Instant::now();
         let traced = tracing::enabled!(target: WRITES, tracing::Level::TRACE);
         let (mut replies, mut bytes, mut entries) = (Vec::with_capacity(batch.size_hint().0), 0, 0);
@@ -231,7 +231,7 @@ impl<M: StateMachine> Applier<M> {
     }
 
     /// Applies one entry.
-    fn apply_entry(&mut self, entry: Entry) -> io::Result<Answer> {
+    fn apply_entry(&mut self, entry: Entry) -> io::Result<EntryAnswer> {
         let log_id = position(&entry);
         if let Some(applied) = self.progress.log_id {
             // That none is left out is the log's part: see `RaftLog::entries_stream`.
@@ -239,7 +239,7 @@ impl<M: StateMachine> Applier<M> {
             assert!(log_id.term >= applied.term, "invariant: terms do not fall along the log");
         }
         let answer = match &entry.payload {
-            Payload::Blank => Answer::empty(),
+            Payload::Blank => EntryAnswer::empty(),
             Payload::Membership(_) => {
                 let membership = entry.payload.get_membership().expect("invariant: just matched");
                 if log_id.index == FOUNDING_INDEX {
@@ -248,7 +248,7 @@ impl<M: StateMachine> Applier<M> {
                     })?;
                 }
                 self.set_membership(StoredMembership::new(Some(type_config::log_id(log_id)), membership));
-                Answer::empty()
+                EntryAnswer::empty()
             }
             Payload::Normal(command) => {
                 self.progress.command_bytes += command.bytes.len() as u64;
@@ -288,45 +288,48 @@ impl<M: StateMachine> Applier<M> {
         Ok(())
     }
 
-    fn carry_out(&mut self, log_id: types::LogId, content: Content<M::Command>) -> io::Result<Answer> {
+    fn carry_out(&mut self, log_id: types::LogId, content: Content<M::Command>) -> io::Result<EntryAnswer> {
         let (elapsed_ms, time_ms) = (self.progress.clock.elapsed_ms, self.progress.clock.log_time_ms());
         let (command, slot) = match content {
             Content::Command(command, slot) => (command, slot),
             Content::OpenSession { session, ttl_ms, opener } => {
                 let opened = self.sessions.open(session, ttl_ms, &opener, elapsed_ms);
-                return Ok(Answer { reply: opened.map(|()| Bytes::new()).map_err(Into::into), first: None });
+                return Ok(EntryAnswer {
+                    reply: opened.map(|()| Bytes::new()).map_err(Into::into),
+                    first: None,
+                });
             }
             Content::CloseSession { session } => {
                 let closed = u8::from(self.sessions.close(session));
-                return Ok(Answer { reply: Ok(Bytes::copy_from_slice(&[closed])), first: None });
+                return Ok(EntryAnswer { reply: Ok(Bytes::copy_from_slice(&[closed])), first: None });
             }
             Content::Clock => {
                 self.sessions.expire(elapsed_ms);
-                return Ok(Answer::empty());
+                return Ok(EntryAnswer::empty());
             }
             Content::Quota(change) => {
                 self.change_quota(change);
-                return Ok(Answer::empty());
+                return Ok(EntryAnswer::empty());
             }
             Content::Agreement(version) => {
                 self.agreed.raise(version);
-                return Ok(Answer::empty());
+                return Ok(EntryAnswer::empty());
             }
         };
         match slot.map(|slot| self.sessions.admit(slot, elapsed_ms)) {
             Some(Admission::Refuse(refusal)) => {
                 let expired = u64::from(refusal == SessionRefusal::Expired);
                 self.activity.expired_sessions.fetch_add(expired, Relaxed);
-                Ok(Answer { reply: Err(refusal.into()), first: None })
+                Ok(EntryAnswer { reply: Err(refusal.into()), first: None })
             }
             Some(Admission::Repeat { log_id, reply }) => {
                 self.activity.repeated_answers.fetch_add(1, Relaxed);
-                Ok(Answer { reply: Ok(reply), first: Some(log_id) })
+                Ok(EntryAnswer { reply: Ok(reply), first: Some(log_id) })
             }
             Some(Admission::Apply) | None => {
                 if let Some(refusal) = self.over_quota(&command) {
                     self.activity.quota_refusals.fetch_add(1, Relaxed);
-                    return Ok(Answer { reply: Err(refusal), first: None });
+                    return Ok(EntryAnswer { reply: Err(refusal), first: None });
                 }
                 let context = ApplyContext { log_id, elapsed_ms, time_ms };
                 let reply = self.machine.apply(&context, command);
@@ -340,7 +343,7 @@ impl<M: StateMachine> Applier<M> {
                 if let Some(slot) = slot {
                     self.record(slot, log_id, reply.clone());
                 }
-                Ok(Answer { reply: Ok(reply), first: None })
+                Ok(EntryAnswer { reply: Ok(reply), first: None })
             }
         }
     }

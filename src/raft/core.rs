@@ -5,9 +5,9 @@
 //!
 //! | part | for |
 //! |---|---|
-//! | [`Admission`] | refuses proposals of a leader without its quorum; the leader's lease |
+//! | [`LeaderLease`] | refuses proposals of a leader without its quorum; the leader's lease |
 //! | [`ReadIndexes`] | one confirmation of leadership for all reads that wait |
-//! | [`Held`] | which members hold which entries, for writes that wait for all |
+//! | [`DurablePositions`] | which members hold which entries, for writes that wait for all |
 //! | [`PeerFitness`] | what peers say of themselves in their answers: disk, lease, state, versions |
 //! | `Candidacy` | whether this node stands for election |
 //! | [`Published`] | how far the machine is, and views of it |
@@ -44,7 +44,7 @@ use openraft::{LinearizerOption, Raft, ServerState};
 use tokio::sync::{oneshot, watch};
 
 use self::candidacy::Candidacy;
-pub(crate) use self::metrics::Metrics;
+pub(crate) use self::metrics::CoreMetrics;
 pub(crate) use self::proposals::Proposed;
 pub(crate) use self::start::{CoreConfig, Parts};
 use super::activity::Activity;
@@ -52,8 +52,8 @@ use super::agreed_versions::AgreedVersions;
 use super::agreement::Agreement;
 use super::apply::Applier;
 use super::clock::Reading;
-use super::held::Held;
-use super::lease::{Admission, LEASE_SHARE};
+use super::durable_positions::DurablePositions;
+use super::lease::{LEASE_SHARE, LeaderLease};
 use super::network::PeerDoor;
 use super::network::progress::{PeerFitness, PeerProgress};
 use super::network::service::{LastHeard, Offers};
@@ -74,8 +74,8 @@ pub(crate) struct Core<M: StateMachine> {
     offers: Arc<Offers>,
     reads: ReadIndexes,
     purge_mark: Arc<AtomicU64>,
-    held: Arc<Held>,
-    admission: Arc<Admission>,
+    durable_positions: Arc<DurablePositions>,
+    admission: Arc<LeaderLease>,
     fitness: Arc<PeerFitness>,
     activity: Arc<Activity>,
     agreement: Arc<Agreement>,
@@ -95,7 +95,7 @@ impl<M: StateMachine> Clone for Core<M> {
             offers: self.offers.clone(),
             reads: self.reads.clone(),
             purge_mark: self.purge_mark.clone(),
-            held: self.held.clone(),
+            durable_positions: self.durable_positions.clone(),
             admission: self.admission.clone(),
             fitness: self.fitness.clone(),
             activity: self.activity.clone(),
@@ -174,8 +174,8 @@ impl<M: StateMachine> Core<M> {
     }
 
     /// Which members are known to hold which entries on disk.
-    pub(crate) fn held(&self) -> &Arc<Held> {
-        &self.held
+    pub(crate) fn durable_positions(&self) -> &Arc<DurablePositions> {
+        &self.durable_positions
     }
 
     /// Those who vote at present.

@@ -113,7 +113,7 @@ pub enum QuotaChange {
 
 /// An opened envelope.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Opened<C> {
+pub struct OpenedEnvelope<C> {
     /// When the leader proposed the entry.
     pub stamp: Stamp,
     /// What it asks for.
@@ -330,7 +330,7 @@ fn put_wrote(out: &mut BytesMut, wrote: MachineVersion) {
 ///
 /// # Errors
 /// See [`EnvelopeError`]. A committed entry that cannot be opened stops the node.
-pub fn open<M: StateMachine>(bytes: &[u8]) -> Result<Opened<M::Command>, EnvelopeError> {
+pub fn open<M: StateMachine>(bytes: &[u8]) -> Result<OpenedEnvelope<M::Command>, EnvelopeError> {
     let opened = open_with(bytes, |wrote, command| {
         check_version(wrote, M::MACHINES)?;
         Ok(M::decode_of(wrote, command)?)
@@ -378,7 +378,7 @@ fn ended(bytes: &[u8]) -> Result<(), EnvelopeError> {
 fn open_with<C>(
     mut bytes: &[u8],
     decode: impl Fn(MachineVersion, &[u8]) -> Result<C, EnvelopeError>,
-) -> Result<Opened<C>, EnvelopeError> {
+) -> Result<OpenedEnvelope<C>, EnvelopeError> {
     let whole = bytes.len();
     need(bytes, 1, whole)?;
     let version = bytes.get_u8();
@@ -388,7 +388,7 @@ fn open_with<C>(
             let stamp = Stamp::LogTime(bytes.get_u64_le());
             bytes.advance(16);
             let command = decode(MachineVersion::FIRST, bytes)?;
-            return Ok(Opened { stamp, content: Content::Command(command, None) });
+            return Ok(OpenedEnvelope { stamp, content: Content::Command(command, None) });
         }
         LOG_TIME_VERSION => need(bytes, HEAD_BYTES_2 - 1, whole)?,
         VERSION => need(bytes, HEAD_BYTES - 1, whole)?,
@@ -403,7 +403,7 @@ fn open_with<C>(
         }
     };
     let content = open_content((version, kind), bytes, whole, decode)?;
-    Ok(Opened { stamp, content })
+    Ok(OpenedEnvelope { stamp, content })
 }
 
 /// What follows the head, in an envelope of this version, kind and length.
@@ -507,7 +507,7 @@ impl From<EnvelopeError> for Unusable {
 ///
 /// # Errors
 /// What is wrong.
-pub fn try_open<M: StateMachine>(bytes: &[u8]) -> Result<Opened<M::Command>, Unusable> {
+pub fn try_open<M: StateMachine>(bytes: &[u8]) -> Result<OpenedEnvelope<M::Command>, Unusable> {
     let opened = catch_unwind(|| open::<M>(bytes)).map_err(|panic| Unusable {
         reason: format!("decoding it panicked: {}", panic_message(&*panic)),
         unsupported: None,

@@ -29,7 +29,7 @@
 //!    more than a tenth.
 //!
 //! Two things end the promise of `v` early, and each is answered elsewhere: a restart, after which `v` is silent for as long as it may
-//! have promised ([`Promise`](super::network::service::Promise), `storage/lease.rs`), and a hand-over, before which the leader voids its lease.
+//! have promised ([`VoterPromise`](super::network::service::VoterPromise), `storage/lease.rs`), and a hand-over, before which the leader voids its lease.
 //!
 //! # Orders that the proof needs
 //!
@@ -48,7 +48,7 @@
 //!
 //! # Proposals
 //!
-//! The same length, without the tenth, bounds proposals: [`Admission::check`] refuses them once no quorum has answered for `L`. That is not
+//! The same length, without the tenth, bounds proposals: [`LeaderLease::check`] refuses them once no quorum has answered for `L`. That is not
 //! for safety, which is Raft's, but for the callers: what such a leader takes on has little chance of being committed. A new leader has
 //! `L` from the first look at it in its term.
 //!
@@ -75,7 +75,7 @@ use super::type_config::TypeConfig;
 pub(super) const LEASE_SHARE: f64 = 0.9;
 
 /// Whether a leader may still act as one.
-pub(super) struct Admission {
+pub(super) struct LeaderLease {
     metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     /// For how long after it was heard a quorum elects no other leader.
     pub(super) lease: Duration,
@@ -89,14 +89,14 @@ pub(super) struct Admission {
 
 /// Why no proposal is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Closed {
+pub(super) enum NotProposed {
     /// The core is gone, or will be.
     Stopped,
     /// This leader has lost touch with its quorum.
     NoQuorum,
 }
 
-impl Admission {
+impl LeaderLease {
     pub(super) fn new(
         metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
         lease: Duration,
@@ -107,14 +107,14 @@ impl Admission {
 
     /// Whether proposals are taken. Not by a core that has stopped, nor by a leader that has not heard from a quorum for the
     /// length of its lease: others may be electing a new one, and what it accepts has little chance of being committed.
-    pub(super) fn check(&self) -> Result<(), Closed> {
+    pub(super) fn check(&self) -> Result<(), NotProposed> {
         let metrics = self.metrics.borrow_watched();
         if metrics.running_state.is_err() || metrics.state == ServerState::Shutdown {
-            return Err(Closed::Stopped);
+            return Err(NotProposed::Stopped);
         }
         match self.is_in_touch(&metrics) {
             true => Ok(()),
-            false => Err(Closed::NoQuorum),
+            false => Err(NotProposed::NoQuorum),
         }
     }
 

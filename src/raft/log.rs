@@ -34,8 +34,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::activity::Activity;
 use super::clock::Batch;
-use super::held::Held;
-use super::type_config::{self, Command, Entry, LogId, OnFlushed, Payload, TypeConfig, Vote};
+use super::durable_positions::DurablePositions;
+use super::type_config::{self, Entry, LogId, OnFlushed, Payload, SealedCommand, TypeConfig, Vote};
 use crate::storage::LogStore;
 use crate::types::{self, Incarnation, NodeId};
 
@@ -52,7 +52,7 @@ pub(crate) struct RaftLog {
     /// This node and its data directory.
     own: (NodeId, Incarnation),
     /// Where to note what is on disk.
-    held: Arc<Held>,
+    durable_positions: Arc<DurablePositions>,
     activity: Arc<Activity>,
     /// To the task that tells those who wait for their commands to be on disk.
     flushed_commands: mpsc::UnboundedSender<FlushedCommands>,
@@ -83,7 +83,7 @@ impl RaftLog {
         store: Arc<dyn LogStore>,
         message_bytes: usize,
         own: (NodeId, Incarnation),
-        held: Arc<Held>,
+        durable_positions: Arc<DurablePositions>,
         activity: Arc<Activity>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         // What was there before is at least as old as this.
@@ -92,7 +92,7 @@ impl RaftLog {
         }
         // Bounded by the bytes in flight that admission allows.
         let (flushed_commands, flushed) = mpsc::unbounded_channel();
-        (Self { store, message_bytes, own, held, activity, flushed_commands }, tell(flushed))
+        (Self { store, message_bytes, own, durable_positions, activity, flushed_commands }, tell(flushed))
     }
 
     /// Submits a write and waits until it is durable.
@@ -246,7 +246,7 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
     {
         let mut waiting = Vec::new();
         let mut local = |entry: Entry| {
-            if let Payload::Normal(Command { on_flushed: Some(on_flushed), .. }) = &entry.payload {
+            if let Payload::Normal(SealedCommand { on_flushed: Some(on_flushed), .. }) = &entry.payload {
                 waiting.push((position(&entry), on_flushed.clone()));
             }
             type_config::from_entry(entry)
@@ -259,7 +259,8 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
         if let (Some(first), Some(committed)) = (entries.first(), self.store.committed()) {
             assert!(first.log_id > committed, "invariant: no entry takes the place of one that is committed");
         }
-        let (last, own, held) = (entries.last().map(|entry| entry.log_id), self.own, self.held.clone());
+        let (last, own, positions) =
+            (entries.last().map(|entry| entry.log_id), self.own, self.durable_positions.clone());
         let flushed_commands = self.flushed_commands.clone();
         if let (Some(batch), Some(last)) = (Batch::of(&entries), last) {
             self.activity.leader_clock.entries_received(batch);
@@ -269,7 +270,7 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
         let flushed = move |result: io::Result<()>| {
             let durable = result.is_ok();
             if let (true, Some(last)) = (durable, last) {
-                held.note(own, last);
+                positions.note(own, last);
                 tracing::trace!(target: WRITES, node_id = own.0, upto = %last, "flushed");
             }
             callback.io_completed(result);

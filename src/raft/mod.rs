@@ -12,12 +12,12 @@
 //! - [`published`]: how far that is, and views for readers;
 //! - [`snapshot`]: views of the state into files, off the apply path, and back;
 //! - [`membership`]: changes of the membership;
-//! - [`held`]: which members are known to hold which entries;
+//! - [`durable_positions`]: which members are known to hold which entries;
 //! - [`agreed_versions`]: up to which version of its machine commands may be proposed;
 //! - [`agreement`]: whether the nodes' states are the same at the same positions;
 //! - `succession`: why another node leads;
 //! - `consensus_tasks`: openraft's own tasks, whose panics are the node's end;
-//! - [`activity`], [`timeline`]: what the core has done, counted, and how old what it holds is;
+//! - [`activity`], [`entry_ages`]: what the core has done, counted, and how old what it holds is;
 //! - [`network`]: messages between members, over any [`Transport`](network::Transport).
 //!
 //! What it does not do: decide when a cluster forms, whom to answer, or when a snapshot is due. That is
@@ -32,8 +32,9 @@ pub mod clock;
 mod conformance;
 mod consensus_tasks;
 pub(crate) mod core;
+pub(crate) mod durable_positions;
+pub(crate) mod entry_ages;
 pub mod envelope;
-pub(crate) mod held;
 mod lease;
 pub(crate) mod log;
 pub(crate) mod membership;
@@ -43,5 +44,4 @@ pub(crate) mod published;
 pub(crate) mod read_index;
 pub(crate) mod snapshot;
 mod succession;
-pub(crate) mod timeline;
 pub(crate) mod type_config;

@@ -33,12 +33,13 @@ pub(crate) enum NoReadIndex {
     Stopped(String),
 }
 
-type Waiter = oneshot::Sender<Result<u64, NoReadIndex>>;
+/// Who waits for a read index.
+pub(crate) type IndexWaiter = oneshot::Sender<Result<u64, NoReadIndex>>;
 
 /// Hands out read indexes. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct ReadIndexes {
-    waiting: mpsc::Sender<Waiter>,
+    waiting: mpsc::Sender<IndexWaiter>,
 }
 
 impl ReadIndexes {
@@ -71,7 +72,7 @@ impl ReadIndexes {
 /// One confirmation after the other, each for all reads that arrived before it began.
 async fn confirm<M: StateMachine>(
     raft: Raft<TypeConfig, Applier<M>>,
-    mut arrivals: mpsc::Receiver<Waiter>,
+    mut arrivals: mpsc::Receiver<IndexWaiter>,
     patience: Duration,
     activity: Arc<Activity>,
 ) {

@@ -46,7 +46,7 @@ impl std::fmt::Debug for SnapshotData {
 }
 
 /// What a snapshot holds, to be written.
-struct Content<V> {
+struct SnapshotContent<V> {
     applied: Applied<V>,
     sessions: SessionTable,
     /// Closed when this is gone.
@@ -63,7 +63,7 @@ pub(crate) struct Restored<M> {
 
 /// Writes one view into a snapshot file.
 pub(crate) struct SnapshotBuilder<M: StateMachine> {
-    content: Arc<Content<M::View>>,
+    content: Arc<SnapshotContent<M::View>>,
     membership: StoredMembership,
     machines: SnapshotMachines,
     snapshots: Arc<dyn SnapshotStore>,
@@ -80,7 +80,7 @@ impl<M: StateMachine> SnapshotBuilder<M> {
         snapshots: Arc<dyn SnapshotStore>,
         activity: Arc<Activity>,
     ) -> Self {
-        let content = Arc::new(Content { applied, sessions, held: watch::Sender::new(()) });
+        let content = Arc::new(SnapshotContent { applied, sessions, held: watch::Sender::new(()) });
         let machines = SnapshotMachines { parts: parts::<M>(), agreed };
         Self { content, membership, machines, snapshots, activity }
     }
@@ -166,7 +166,7 @@ fn passes(error: &StorageError) -> bool {
 }
 
 fn write<M: StateMachine>(
-    content: &Content<M::View>,
+    content: &SnapshotContent<M::View>,
     writer: SnapshotWriter,
 ) -> Result<SnapshotHandle, StorageError> {
     /// Machines write small pieces; the store wants frames.
@@ -194,7 +194,7 @@ pub(crate) fn read<M: StateMachine>(handle: &SnapshotHandle) -> Result<Restored<
         Ok(opened) => opened,
         Err(error) => return Err(handle.refuse(error)),
     };
-    let mut input = Watched { input, failed: None };
+    let mut input = WatchedReader { input, failed: None };
     let machines = &handle.meta().machines;
     let read = catch("reading it", || read_from(version, machines, &mut input));
     read.map_err(|error| unreadable(handle, input.failed, error))
@@ -240,12 +240,12 @@ fn unreadable(handle: &SnapshotHandle, failed: Option<io::Error>, error: io::Err
 
 /// Remembers that the file could not be read, or is damaged, whatever whoever reads makes of it: a decoder may wrap the
 /// error in one of its own.
-struct Watched<R> {
+struct WatchedReader<R> {
     input: R,
     failed: Option<io::Error>,
 }
 
-impl<R: Read> Read for Watched<R> {
+impl<R: Read> Read for WatchedReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.input.read(buffer).inspect_err(|error| {
             if error.kind() != io::ErrorKind::Interrupted {
@@ -445,7 +445,7 @@ mod tests {
     fn what_cannot_be_read_is_not_called_corrupt_whatever_the_decoder_says() {
         let handle = MemorySnapshots::new().begin(&some_meta()).unwrap().finish().unwrap();
         let fails = |version, bytes, error| {
-            let mut input = Watched { input: Failing(bytes, error), failed: None };
+            let mut input = WatchedReader { input: Failing(bytes, error), failed: None };
             let error = read_from::<Strict>(version, &SnapshotMachines::default(), &mut input).err().unwrap();
             unreadable(&handle, input.failed, error)
         };

@@ -44,7 +44,7 @@ impl fmt::Display for Succession {
 type Led = (u64, NodeId);
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownLeads {
     leader: Option<Led>,
     /// Why that leads.
     why: Option<Succession>,
@@ -56,10 +56,10 @@ struct Known {
 
 /// What this node knows of leaders and their hand-overs.
 #[derive(Debug, Default)]
-pub(super) struct Successions(Mutex<Known>);
+pub(super) struct Successions(Mutex<KnownLeads>);
 
 impl Successions {
-    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+    fn known(&self) -> std::sync::MutexGuard<'_, KnownLeads> {
         self.0.lock().expect("invariant: no panic under this lock")
     }
 

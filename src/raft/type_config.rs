@@ -33,7 +33,7 @@ pub(crate) type LogId = openraft::LogId<CommittedLeaderId>;
 /// openraft's vote.
 pub(crate) type Vote = openraft::impls::Vote<LeaderId>;
 /// openraft's payload.
-pub(crate) type Payload = openraft::EntryPayload<Command, NodeId, Member>;
+pub(crate) type Payload = openraft::EntryPayload<SealedCommand, NodeId, Member>;
 /// openraft's entry.
 pub(crate) type Entry = openraft::Entry<CommittedLeaderId, Payload>;
 /// openraft's membership.
@@ -44,8 +44,8 @@ pub(crate) type StoredMembership = openraft::StoredMembership<CommittedLeaderId,
 pub(crate) type SnapshotMeta = openraft::storage::SnapshotMeta<CommittedLeaderId, NodeId, Member>;
 
 impl RaftTypeConfig for TypeConfig {
-    type D = Command;
-    type R = Answer;
+    type D = SealedCommand;
+    type R = EntryAnswer;
     type NodeId = NodeId;
     type Node = Member;
     type Term = u64;
@@ -62,15 +62,15 @@ impl RaftTypeConfig for TypeConfig {
         = openraft::impls::InlineBatch<T>
     where
         T: Send + 'static;
-    type ErrorSource = Cause;
+    type ErrorSource = ErrorCause;
 }
 
 /// What an error of the log or the snapshots says, without the names of Rust's types.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
 #[error("{0}")]
-pub struct Cause(Box<str>);
+pub struct ErrorCause(Box<str>);
 
-impl openraft::errors::ErrorSource for Cause {
+impl openraft::errors::ErrorSource for ErrorCause {
     fn from_error<E: std::error::Error + 'static>(error: &E) -> Self {
         Self::from_string(error)
     }
@@ -82,27 +82,27 @@ impl openraft::errors::ErrorSource for Cause {
 
 /// A command in its [envelope](super::envelope), opaque to consensus.
 #[derive(Clone)]
-pub struct Command {
+pub struct SealedCommand {
     /// The envelope.
     pub bytes: Bytes,
     /// Who wants to know when this node has it on disk. Does not travel.
     pub on_flushed: Option<OnFlushed>,
 }
 
-impl Command {
+impl SealedCommand {
     /// A command that nobody on this node waits for.
     pub fn new(bytes: Bytes) -> Self {
         Self { bytes, on_flushed: None }
     }
 }
 
-impl PartialEq for Command {
+impl PartialEq for SealedCommand {
     fn eq(&self, other: &Self) -> bool {
         self.bytes == other.bytes
     }
 }
 
-impl Eq for Command {}
+impl Eq for SealedCommand {}
 
 /// Called at most once, when the log of the node that proposed a command has it on disk.
 #[derive(Clone)]
@@ -125,13 +125,13 @@ impl OnFlushed {
     }
 }
 
-impl fmt::Debug for Command {
+impl fmt::Debug for SealedCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-impl fmt::Display for Command {
+impl fmt::Display for SealedCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.bytes.len())
     }
@@ -159,14 +159,14 @@ impl From<SessionRefusal> for NotApplied {
 
 /// What an applied entry was answered.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct EntryAnswer {
     /// The machine's reply, encoded, or why the entry was not carried out.
     pub reply: Result<Bytes, NotApplied>,
     /// Where the command stands, when it was applied by an earlier entry of the same session and sequence.
     pub first: Option<types::LogId>,
 }
 
-impl Answer {
+impl EntryAnswer {
     /// Of an entry that is answered by being applied.
     pub fn empty() -> Self {
         Self { reply: Ok(Bytes::new()), first: None }
@@ -334,7 +334,7 @@ pub(crate) fn from_membership(membership: &Membership) -> types::Membership {
 pub(crate) fn entry(entry: types::Entry) -> Result<Entry, openraft::errors::MembershipError<NodeId>> {
     let payload = match entry.payload {
         types::Payload::Blank => Payload::Blank,
-        types::Payload::Command(bytes) => Payload::Normal(Command::new(bytes)),
+        types::Payload::Command(bytes) => Payload::Normal(SealedCommand::new(bytes)),
         types::Payload::Membership(change) => Payload::Membership(membership(change)?),
     };
     Ok(Entry { log_id: log_id(entry.log_id), payload })

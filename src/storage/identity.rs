@@ -73,8 +73,8 @@ struct IdentityFile {
 
 /// Read first, so that a newer format is called that instead of corrupt.
 #[derive(Deserialize)]
-struct FormatVersion {
-    format_version: u32,
+pub(super) struct FormatVersion {
+    pub(super) format_version: u32,
 }
 
 impl IdentityFile {

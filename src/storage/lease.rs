@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::StorageError;
 
 use super::files;
+use super::identity::FormatVersion;
 
 /// The file's name.
 pub(super) const FILE: &str = "lease.json";
@@ -26,12 +27,6 @@ struct LeaseFile {
     lease_ms: u64,
     /// Of the other fields, in decimal, with NUL between them.
     crc32: u32,
-}
-
-/// Read first, so that a newer format is called that instead of corrupt.
-#[derive(Deserialize)]
-struct FormatVersion {
-    format_version: u32,
 }
 
 impl LeaseFile {

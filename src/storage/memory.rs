@@ -33,11 +33,11 @@ pub enum SyncMode {
 /// What survives a crash. Cheap to clone; all clones are the same disk.
 #[derive(Clone, Default)]
 pub struct MemoryDisk {
-    inner: Arc<Mutex<Inner>>,
+    inner: Arc<Mutex<MemoryLog>>,
 }
 
 #[derive(Default)]
-struct Inner {
+struct MemoryLog {
     mode: SyncMode,
     durable: Image,
     /// Submitted, in order, and not yet durable.
@@ -54,7 +54,7 @@ struct Inner {
 }
 
 struct Pending {
-    change: Change,
+    change: MemoryWrite,
     /// Gone once a failed sync has reported it.
     done: Option<Completion>,
     /// The committed position at the time: it rides along with the next sync.
@@ -63,7 +63,7 @@ struct Pending {
 
 /// One write.
 #[derive(Debug, Clone)]
-enum Change {
+enum MemoryWrite {
     Append(Vec<Entry>),
     SaveVote(Vote),
     /// Everything after the position.
@@ -101,10 +101,10 @@ impl Image {
         purged.or_else(|| entry.and_then(|at| self.entries.get(at)).map(|entry| entry.log_id))
     }
 
-    fn check(&self, change: &Change) -> Result<(), String> {
+    fn check(&self, change: &MemoryWrite) -> Result<(), String> {
         let entries = match change {
-            Change::Append(entries) => entries,
-            Change::Truncate(Some(last)) => {
+            MemoryWrite::Append(entries) => entries,
+            MemoryWrite::Truncate(Some(last)) => {
                 return match self.position(last.index) {
                     Some(found) if found != *last => Err(format!("truncated after {last}, which is {found}")),
                     _ => Ok(()),
@@ -125,16 +125,16 @@ impl Image {
         Ok(())
     }
 
-    fn apply(&mut self, change: Change) {
+    fn apply(&mut self, change: MemoryWrite) {
         match change {
-            Change::Append(entries) => self.entries.extend(entries),
-            Change::SaveVote(vote) => self.vote = Some(vote),
-            Change::Truncate(last) => {
+            MemoryWrite::Append(entries) => self.entries.extend(entries),
+            MemoryWrite::SaveVote(vote) => self.vote = Some(vote),
+            MemoryWrite::Truncate(last) => {
                 let from = last.map_or(0, |last| last.index + 1);
                 let kept = from.saturating_sub(self.first_index());
                 self.entries.truncate(usize::try_from(kept).unwrap_or(usize::MAX));
             }
-            Change::Purge(upto) => {
+            MemoryWrite::Purge(upto) => {
                 if upto.index >= self.first_index() {
                     let gone = usize::try_from(upto.index + 1 - self.first_index()).unwrap_or(usize::MAX);
                     self.entries.drain(..gone.min(self.entries.len()));
@@ -160,7 +160,7 @@ impl MemoryDisk {
         disk
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, MemoryLog> {
         self.inner.lock().expect("invariant: no panic under this lock")
     }
 
@@ -226,7 +226,7 @@ impl MemoryDisk {
     }
 }
 
-impl Inner {
+impl MemoryLog {
     /// Makes the first `count` waiting writes durable.
     fn settle(&mut self, count: usize) -> Vec<Completion> {
         let mut completions = Vec::with_capacity(count);
@@ -269,11 +269,11 @@ impl MemoryStore {
     }
 
     /// The disk, unless another store was opened on it: that one's votes and positions are not this one's.
-    fn alive(&self) -> Option<MutexGuard<'_, Inner>> {
+    fn alive(&self) -> Option<MutexGuard<'_, MemoryLog>> {
         Some(self.disk.lock()).filter(|inner| inner.generation == self.generation)
     }
 
-    fn submit(&self, change: Change, done: Completion) {
+    fn submit(&self, change: MemoryWrite, done: Completion) {
         let mut inner = self.disk.lock();
         if inner.generation != self.generation {
             drop(inner);
@@ -343,11 +343,11 @@ impl LogStore for MemoryStore {
     }
 
     fn append(&self, entries: Vec<Entry>, done: Completion) {
-        self.submit(Change::Append(entries), done);
+        self.submit(MemoryWrite::Append(entries), done);
     }
 
     fn save_vote(&self, vote: Vote, done: Completion) {
-        self.submit(Change::SaveVote(vote), done);
+        self.submit(MemoryWrite::SaveVote(vote), done);
     }
 
     fn save_committed(&self, committed: Option<LogId>) {
@@ -362,10 +362,10 @@ impl LogStore for MemoryStore {
     }
 
     fn truncate(&self, last: Option<LogId>, done: Completion) {
-        self.submit(Change::Truncate(last), done);
+        self.submit(MemoryWrite::Truncate(last), done);
     }
 
     fn purge(&self, upto: LogId, done: Completion) {
-        self.submit(Change::Purge(upto), done);
+        self.submit(MemoryWrite::Purge(upto), done);
     }
 }

@@ -16,12 +16,12 @@ const STABLE_S: u64 = 60;
 
 /// What to do about a node now.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Event {
+pub(super) enum SupervisorEvent {
     /// It has ended: say so, once.
     Ended {
         /// How.
         exit: Exit,
-        /// When [`Event::Restart`] will follow, if it will.
+        /// When [`SupervisorEvent::Restart`] will follow, if it will.
         restart_in: Option<Duration>,
     },
     /// Start it.
@@ -32,11 +32,11 @@ pub(super) enum Event {
 #[derive(Debug)]
 pub(super) struct Supervisor {
     restart: bool,
-    nodes: BTreeMap<NodeId, Watched>,
+    nodes: BTreeMap<NodeId, WatchedNode>,
 }
 
 #[derive(Debug)]
-struct Watched {
+struct WatchedNode {
     running_since: Option<Instant>,
     failures: u32,
     restart_at: Option<Instant>,
@@ -52,8 +52,13 @@ impl Supervisor {
     }
 
     /// `exit` is how the node's process ended, or `None` while it runs. Call it regularly for every node.
-    pub(super) fn observe(&mut self, now: Instant, node_id: NodeId, exit: Option<Exit>) -> Option<Event> {
-        let node = self.nodes.entry(node_id).or_insert(Watched {
+    pub(super) fn observe(
+        &mut self,
+        now: Instant,
+        node_id: NodeId,
+        exit: Option<Exit>,
+    ) -> Option<SupervisorEvent> {
+        let node = self.nodes.entry(node_id).or_insert(WatchedNode {
             running_since: Some(now),
             failures: 0,
             restart_at: None,
@@ -69,13 +74,13 @@ impl Supervisor {
             let restart_in = self.restart.then(|| backoff(node.failures));
             node.failures = node.failures.saturating_add(1);
             node.restart_at = restart_in.map(|pause| now + pause);
-            return Some(Event::Ended { exit, restart_in });
+            return Some(SupervisorEvent::Ended { exit, restart_in });
         }
         if node.restart_at.is_some_and(|at| now >= at) {
             // Should starting fail, the node stays ended, and this is the next attempt's time.
             node.restart_at = Some(now + backoff(node.failures));
             node.failures = node.failures.saturating_add(1);
-            return Some(Event::Restart);
+            return Some(SupervisorEvent::Restart);
         }
         None
     }
@@ -102,7 +107,10 @@ mod tests {
         let now = Instant::now();
         assert_eq!(supervisor.observe(now, 1, None), None);
         let event = supervisor.observe(now, 1, ended(7));
-        assert!(matches!(event, Some(Event::Ended { exit: Exit { pid: 7, .. }, restart_in: None })));
+        assert!(matches!(
+            event,
+            Some(SupervisorEvent::Ended { exit: Exit { pid: 7, .. }, restart_in: None })
+        ));
         for seconds in [1, 100, 10_000] {
             assert_eq!(supervisor.observe(now + Duration::from_secs(seconds), 1, ended(7)), None);
         }
@@ -115,14 +123,15 @@ mod tests {
         let mut pauses = Vec::new();
         for pid in 1..8 {
             assert_eq!(supervisor.observe(now, 1, None), None);
-            let Some(Event::Ended { restart_in: Some(pause), .. }) = supervisor.observe(now, 1, ended(pid))
+            let Some(SupervisorEvent::Ended { restart_in: Some(pause), .. }) =
+                supervisor.observe(now, 1, ended(pid))
             else {
                 panic!("not reported")
             };
             pauses.push(pause.as_secs());
             assert_eq!(supervisor.observe(now, 1, ended(pid)), None, "before its time");
             now += pause;
-            assert_eq!(supervisor.observe(now, 1, ended(pid)), Some(Event::Restart));
+            assert_eq!(supervisor.observe(now, 1, ended(pid)), Some(SupervisorEvent::Restart));
         }
         assert!(pauses.windows(2).all(|pair| pair[0] < pair[1] || pair[1] == BACKOFF_MAX_S), "{pauses:?}");
         assert_eq!((pauses[0], pauses[6]), (BACKOFF_MIN_S, BACKOFF_MAX_S));
@@ -131,6 +140,8 @@ mod tests {
         now += Duration::from_secs(STABLE_S);
         let event = supervisor.observe(now, 1, ended(9));
         let expected = Duration::from_secs(BACKOFF_MIN_S);
-        assert!(matches!(event, Some(Event::Ended { restart_in: Some(pause), .. }) if pause == expected));
+        assert!(
+            matches!(event, Some(SupervisorEvent::Ended { restart_in: Some(pause), .. }) if pause == expected)
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::config::ServeConfig;
 use crate::config::flags::paragraphs;
-use crate::config::table::{ROWS, Row};
+use crate::config::table::{ROWS, SettingRow};
 use crate::golden::golden;
 
 /// Where the parts of the file begin, and what they are about.
@@ -62,7 +62,7 @@ fn comment(text: &str) -> String {
     lines
 }
 
-fn setting(row: &Row, usual: &ServeConfig) -> String {
+fn setting(row: &SettingRow, usual: &ServeConfig) -> String {
     let (first, rest) = paragraphs(row.text);
     let set = SET.iter().find(|(name, _)| *name == row.name);
     // Its line shows the default, unless it sets something else.

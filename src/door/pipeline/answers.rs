@@ -12,7 +12,7 @@ use crate::door::bodies::hold_unfinished;
 use crate::door::guest::{Guest, guarded};
 use crate::door::limits::{Bound, DoorLimits};
 use crate::door::methods::MethodId;
-use crate::door::metrics::{Metrics, Share};
+use crate::door::metrics::{DoorMetrics, Share};
 use crate::door::{Answerer, failure};
 use crate::incoming::{Caller, Held};
 use crate::proto::v1::{self, Failure};
@@ -35,7 +35,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// What a write's answer takes, and what any answer takes beyond its items.
 pub(crate) const fn base_bytes<G: Guest>() -> usize {
-    64 + size_of::<Answered<G>>()
+    64 + size_of::<RequestDone<G>>()
 }
 
 /// What is answered.
@@ -46,10 +46,10 @@ pub(crate) enum Done<G: Guest> {
 }
 
 /// What comes of a request.
-pub(crate) type Outcome<G> = Result<Done<G>, Failure>;
+pub(crate) type RequestOutcome<G> = Result<Done<G>, Failure>;
 
 /// What both directions share. Must not hold the channel's sender: the channel closes with the last request.
-pub(super) struct Shared<G: Guest> {
+pub(super) struct PipelineShared<G: Guest> {
     pub(super) permits: Semaphore,
     /// Requests that were read, and bytes of answers, until they are in a message.
     pub(super) in_flight: Share,
@@ -57,7 +57,7 @@ pub(super) struct Shared<G: Guest> {
     /// Bytes that the answers to transactions under way may have.
     pub(super) expected: AtomicUsize,
     pub(super) bound: Bound,
-    pub(super) queue: std::sync::Mutex<Queue<G>>,
+    pub(super) queue: std::sync::Mutex<AnswerQueue<G>>,
     /// Notified when a message was packed.
     pub(super) packed: Notify,
     /// Reads that found no room for their answers go one by one.
@@ -67,16 +67,16 @@ pub(super) struct Shared<G: Guest> {
 }
 
 /// Answers on their way to the client.
-pub(super) struct Queue<G: Guest> {
-    pub(super) answers: mpsc::UnboundedReceiver<Answered<G>>,
+pub(super) struct AnswerQueue<G: Guest> {
+    pub(super) answers: mpsc::UnboundedReceiver<RequestDone<G>>,
     /// Scratch: what was just taken off the channel.
-    pub(super) arrived: Vec<Answered<G>>,
+    pub(super) arrived: Vec<RequestDone<G>>,
     /// Taken off the channel, not yet in a message.
-    pub(super) pending: VecDeque<Answered<G>>,
+    pub(super) pending: VecDeque<RequestDone<G>>,
 }
 
-impl<G: Guest> Shared<G> {
-    pub(super) fn queue(&self) -> std::sync::MutexGuard<'_, Queue<G>> {
+impl<G: Guest> PipelineShared<G> {
+    pub(super) fn queue(&self) -> std::sync::MutexGuard<'_, AnswerQueue<G>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -85,7 +85,7 @@ impl<G: Guest> Shared<G> {
         self.permits.close();
         let mut queue = self.queue();
         queue.answers.close();
-        let Queue { answers, arrived, pending } = &mut *queue;
+        let AnswerQueue { answers, arrived, pending } = &mut *queue;
         arrived.clear();
         let mut bytes: usize = pending.drain(..).map(|answered| answered.bytes).sum();
         while let Ok(answered) = answers.try_recv() {
@@ -98,11 +98,11 @@ impl<G: Guest> Shared<G> {
 }
 
 /// Where answers go. One clone per request in flight; the response stream ends with the last of them.
-pub(super) struct Outlet<G: Guest> {
-    pub(super) sender: mpsc::UnboundedSender<Answered<G>>,
-    pub(super) shared: Arc<Shared<G>>,
+pub(super) struct AnswerOutlet<G: Guest> {
+    pub(super) sender: mpsc::UnboundedSender<RequestDone<G>>,
+    pub(super) shared: Arc<PipelineShared<G>>,
     pub(super) by: Answerer,
-    pub(super) metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<DoorMetrics>,
     /// What opening and closing a session counts as.
     pub(super) sessions: [MethodId; 2],
     /// The client's address; empty if that is not known.
@@ -112,21 +112,21 @@ pub(super) struct Outlet<G: Guest> {
 }
 
 /// What is left of a message that waits, counted for its connection.
-pub(super) struct Waiting<'a> {
+pub(super) struct WaitingMessage<'a> {
     caller: &'a Caller,
     bytes: usize,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingMessage<'_> {
     fn drop(&mut self) {
         self.caller.give_back(Held::Unfinished, self.bytes);
     }
 }
 
 /// What came of a request, and the permits it gives back.
-pub(super) struct Answered<G: Guest> {
+pub(super) struct RequestDone<G: Guest> {
     pub(super) tag: u64,
-    pub(super) outcome: Outcome<G>,
+    pub(super) outcome: RequestOutcome<G>,
     pub(super) permits: u32,
     pub(super) bytes: usize,
     /// Whether the request may have changed something.
@@ -135,7 +135,7 @@ pub(super) struct Answered<G: Guest> {
 
 /// A request in flight.
 #[derive(Clone, Copy)]
-pub(super) struct Ticket {
+pub(super) struct RequestTicket {
     pub(super) tag: u64,
     pub(super) method: MethodId,
     pub(super) started: Instant,
@@ -144,10 +144,10 @@ pub(super) struct Ticket {
     pub(super) expected: usize,
 }
 
-impl<G: Guest> Outlet<G> {
+impl<G: Guest> AnswerOutlet<G> {
     /// Answers `ticket` with what `outcome` makes of what has come of it. It may panic, being the guest's: that request fails,
     /// and nothing else.
-    pub(super) fn answer(&self, ticket: Ticket, outcome: impl FnOnce() -> Outcome<G>) {
+    pub(super) fn answer(&self, ticket: RequestTicket, outcome: impl FnOnce() -> RequestOutcome<G>) {
         let changes = self.metrics.methods().get(ticket.method).changes;
         let weighed = || {
             let outcome = outcome();
@@ -156,7 +156,7 @@ impl<G: Guest> Outlet<G> {
         };
         let (outcome, bytes) = guarded(changes, weighed).unwrap_or_else(|failure| (Err(failure), 0));
         self.metrics.observe(ticket.method, ticket.started, &outcome);
-        self.send(Answered { tag: ticket.tag, outcome, permits: ticket.permits, bytes, changes });
+        self.send(RequestDone { tag: ticket.tag, outcome, permits: ticket.permits, bytes, changes });
         if ticket.expected > 0 {
             self.shared.expected.fetch_sub(ticket.expected, Ordering::Relaxed);
             self.shared.packed.notify_waiters();
@@ -166,10 +166,10 @@ impl<G: Guest> Outlet<G> {
     /// Answers what is no request.
     pub(super) fn refuse(&self, tag: u64, permits: u32, failure: Failure) {
         let bytes = failure.message.len();
-        self.send(Answered { tag, outcome: Err(failure), permits, bytes, changes: false });
+        self.send(RequestDone { tag, outcome: Err(failure), permits, bytes, changes: false });
     }
 
-    fn send(&self, mut answered: Answered<G>) {
+    fn send(&self, mut answered: RequestDone<G>) {
         answered.outcome = answered.outcome.map_err(|failure| self.by.told(failure));
         answered.bytes += base_bytes::<G>();
         let bytes = answered.bytes;
@@ -186,7 +186,7 @@ impl<G: Guest> Outlet<G> {
 
     /// Whether another answer may be queued.
     pub(super) fn has_room(&self) -> bool {
-        let Shared { queued, expected, bound, .. } = &*self.shared;
+        let PipelineShared { queued, expected, bound, .. } = &*self.shared;
         let (taken, all) = (queued.own() + expected.load(Ordering::Relaxed), queued.all());
         let floor = if self.is_short() { 0 } else { QUEUED_FLOOR_BYTES };
         taken < bound.share(all).max(floor)
@@ -279,15 +279,15 @@ impl<G: Guest> Outlet<G> {
     ///
     /// # Errors
     /// The failure that ends the pipeline, when they are too many.
-    pub(super) fn keep(&self, bytes: usize) -> Result<Option<Waiting<'_>>, Failure> {
+    pub(super) fn keep(&self, bytes: usize) -> Result<Option<WaitingMessage<'_>>, Failure> {
         let Some(caller) = self.caller.as_deref() else { return Ok(None) };
         hold_unfinished(caller, &self.limits, bytes)?;
-        Ok(Some(Waiting { caller, bytes }))
+        Ok(Some(WaitingMessage { caller, bytes }))
     }
 }
 
 /// Roughly what `outcome` takes in memory beyond what every one does, which is no less than in a message.
-fn outcome_bytes<G: Guest>(outcome: &Outcome<G>) -> usize {
+fn outcome_bytes<G: Guest>(outcome: &RequestOutcome<G>) -> usize {
     match outcome {
         Ok(Done::Guest(_, response)) => G::response_bytes(response),
         Ok(Done::Opened(_) | Done::Closed(_)) => 0,

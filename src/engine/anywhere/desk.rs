@@ -5,7 +5,7 @@
 //! What cannot be decoded is refused, and nothing more.
 //!
 //! Calls of members take at most half of `max_inflight_bytes` from when they arrive until they are answered, in each
-//! [`Room`](crate::raft::network::calls::room::Room), and what they propose counts like this node's own. One that is alone is always taken,
+//! [`CallRoom`](crate::raft::network::calls::room::CallRoom), and what they propose counts like this node's own. One that is alone is always taken,
 //! however large it may be. Once a call is done its answer counts instead, until that is sent: no more are taken while answers that nobody
 //! reads take the room.
 //!
@@ -19,14 +19,14 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use tokio::time::timeout;
 
-use crate::engine::write::{Outcome, Writer};
-use crate::engine::{Change, Engine, Inner, NewAddresses, NewMember};
+use crate::engine::write::{EntryOutcome, Writer};
+use crate::engine::{Engine, Inner, NewAddresses, NewMember, RequestedChange};
 use crate::error::WriteError;
 use crate::machine::StateMachine;
 use crate::raft::envelope::{self, Content, QuotaChange, Unusable};
-use crate::raft::network::calls::room::{Level, Rooms, Taken};
-use crate::raft::network::calls::{Call, CallError, Done, MembershipCall, answer_bytes};
-use crate::raft::network::service::{Carried, Desk};
+use crate::raft::network::calls::room::{Level, Rooms, TakenRoom};
+use crate::raft::network::calls::{CallDone, CallError, LeaderCall, MembershipCall, answer_bytes};
+use crate::raft::network::service::{CallOutcome, Desk};
 use crate::report::MemberList;
 use crate::types::{Quota, WriteOptions};
 
@@ -49,18 +49,18 @@ impl<M: StateMachine> LeaderDesk<M> {
 }
 
 impl<M: StateMachine> Desk for LeaderDesk<M> {
-    fn carry_out(&self, call: Call, patience: Duration) -> BoxFuture<'static, Carried> {
+    fn carry_out(&self, call: LeaderCall, patience: Duration) -> BoxFuture<'static, CallOutcome> {
         let operation = call.operation();
         let Some(inner) = self.node.get().and_then(Weak::upgrade) else {
             // It does not lead yet, or not any more.
-            return ready(Carried::from(operation.not_leader(None))).boxed();
+            return ready(CallOutcome::from(operation.not_leader(None))).boxed();
         };
         let limit = {
             let settings = inner.settings.borrow();
             (settings.max_inflight_bytes / 2).max(settings.max_command_bytes)
         };
-        let Some(mut taken) = Taken::of(call.size_bytes(), self.bytes.of(call.room()), limit) else {
-            return ready(Carried::from(operation.too_many())).boxed();
+        let Some(mut taken) = TakenRoom::of(call.size_bytes(), self.bytes.of(call.room()), limit) else {
+            return ready(CallOutcome::from(operation.too_many())).boxed();
         };
         async move {
             let engine = Engine::within(inner);
@@ -70,7 +70,7 @@ impl<M: StateMachine> Desk for LeaderDesk<M> {
                 reason = engine.inner.ended() => Err(operation.stopped(reason)),
             };
             taken.becomes(answer_bytes(&outcome));
-            Carried { outcome, taken: Some(taken) }
+            CallOutcome { outcome, taken: Some(taken) }
         }
         .boxed()
     }
@@ -78,7 +78,11 @@ impl<M: StateMachine> Desk for LeaderDesk<M> {
 
 impl<M: StateMachine> Engine<M> {
     /// Does `call`, if this node leads, within `patience`. What was begun by then may go on.
-    pub(super) async fn carry_out(&self, call: Call, patience: Duration) -> Result<Done, CallError> {
+    pub(super) async fn carry_out(
+        &self,
+        call: LeaderCall,
+        patience: Duration,
+    ) -> Result<CallDone, CallError> {
         if !self.inner.core.leads() {
             return Err(call.operation().not_leader(self.inner.core.metrics().leader));
         }
@@ -91,13 +95,13 @@ impl<M: StateMachine> Engine<M> {
         }
     }
 
-    async fn lead(&self, call: Call, patience: Duration) -> Result<Done, CallError> {
+    async fn lead(&self, call: LeaderCall, patience: Duration) -> Result<CallDone, CallError> {
         match call {
-            Call::Write { envelope, ack, ack_timeout, history } => {
+            LeaderCall::Write { envelope, ack, ack_timeout, history } => {
                 let options = WriteOptions { slot: None, ack, ack_timeout, history };
                 let written = self.write_for_member(&envelope, options, patience).await;
                 let written = written.map_err(CallError::Write)?;
-                Ok(Done::Written {
+                Ok(CallDone::Written {
                     log_id: written.log_id,
                     reply: written.reply,
                     held_by: written.held_by,
@@ -105,20 +109,25 @@ impl<M: StateMachine> Engine<M> {
                     history: self.history(),
                 })
             }
-            Call::Membership(call) => {
+            LeaderCall::Membership(call) => {
                 // What is not proposed in time is said to be so while its caller still listens.
                 let changed = self.change_members(change(call), Some(patience - patience / 10)).await;
                 let MemberList { position, unchanged, .. } = changed.map_err(CallError::Membership)?;
-                Ok(Done::Changed { membership_at: position, unchanged })
+                Ok(CallDone::Changed { membership_at: position, unchanged })
             }
-            Call::TransferLeader { to } => {
-                self.transfer_leader(to).await.map(Done::Leads).map_err(CallError::Transfer)
+            LeaderCall::TransferLeader { to } => {
+                self.transfer_leader(to).await.map(CallDone::Leads).map_err(CallError::Transfer)
             }
         }
     }
 
     /// Proposes what another member has sealed. What only a leader writes for itself is refused.
-    async fn write_for_member(&self, sealed: &Bytes, options: WriteOptions, patience: Duration) -> Outcome {
+    async fn write_for_member(
+        &self,
+        sealed: &Bytes,
+        options: WriteOptions,
+        patience: Duration,
+    ) -> EntryOutcome {
         let inner = &self.inner;
         inner.check_size(sealed.len())?;
         let opened = envelope::try_open::<M>(sealed).map_err(|unusable| self.unreadable(unusable))?;
@@ -161,19 +170,19 @@ impl<M: StateMachine> Engine<M> {
     }
 }
 
-fn change(call: MembershipCall) -> Change {
+fn change(call: MembershipCall) -> RequestedChange {
     match call {
         MembershipCall::Add { node_id, peer, promote, timeout } => {
-            Change::Add { new: NewMember { node_id, peer }, promote, timeout }
+            RequestedChange::Add { new: NewMember { node_id, peer }, promote, timeout }
         }
-        MembershipCall::Promote { node_id, timeout } => Change::Promote { node_id, timeout },
-        MembershipCall::Demote { node_id, force } => Change::Demote { node_id, force },
-        MembershipCall::Remove { node_id, force } => Change::Remove { node_id, force },
+        MembershipCall::Promote { node_id, timeout } => RequestedChange::Promote { node_id, timeout },
+        MembershipCall::Demote { node_id, force } => RequestedChange::Demote { node_id, force },
+        MembershipCall::Remove { node_id, force } => RequestedChange::Remove { node_id, force },
         MembershipCall::Replace { old, node_id, peer, timeout } => {
-            Change::Replace { old, new: NewMember { node_id, peer }, timeout }
+            RequestedChange::Replace { old, new: NewMember { node_id, peer }, timeout }
         }
         MembershipCall::Update { node_id, peer, client } => {
-            Change::Update { node_id, addresses: NewAddresses { peer, client } }
+            RequestedChange::Update { node_id, addresses: NewAddresses { peer, client } }
         }
     }
 }

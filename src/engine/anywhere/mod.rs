@@ -1,7 +1,7 @@
 //! Calls that only the leader carries out, from whichever node.
 //!
 //! On the leader they are what the methods of the same names are. Any other node passes them on over its own line to its
-//! leader (`raft/network/upstream.rs`) and answers what the leader answers; there, `desk` carries them out. What was passed on
+//! leader (`raft/network/leader_line.rs`) and answers what the leader answers; there, `desk` carries them out. What was passed on
 //! is not passed on again: a node that does not lead says who does.
 //!
 //! # Outcomes
@@ -43,7 +43,7 @@ use crate::error::{Leader, MembershipError, TransferError, WriteError};
 use crate::machine::StateMachine;
 use crate::machine::sessions::WINDOW;
 use crate::raft::envelope::{self, UNSTAMPED};
-use crate::raft::network::calls::{Call, Done, LONGEST_PATIENCE, MembershipCall};
+use crate::raft::network::calls::{CallDone, LONGEST_PATIENCE, LeaderCall, MembershipCall};
 use crate::report::MemberList;
 use crate::runtime;
 use crate::session::{Session, Ticket};
@@ -182,7 +182,7 @@ impl<M: StateMachine> Anywhere<M> {
         let WriteOptions { ack, ack_timeout, history, .. } = options;
         let call = || {
             let envelope = slot().map_or_else(|| sealed.clone(), |slot| envelope::in_place(&sealed, slot));
-            Call::Write { envelope, ack, ack_timeout, history }
+            LeaderCall::Write { envelope, ack, ack_timeout, history }
         };
         let extra = if ack == AckLevel::All { ack_timeout } else { Duration::ZERO };
         let repeats = if options.slot.is_some() { Repeats::Everything } else { Repeats::Refusals };
@@ -309,11 +309,11 @@ impl<M: StateMachine> Anywhere<M> {
     /// See [`TransferError`].
     pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<Leader, TransferError> {
         let deadline = self.deadline(Duration::ZERO);
-        let call = || Call::TransferLeader { to };
+        let call = || LeaderCall::TransferLeader { to };
         let outcome = self.engine.carried_out::<TransferError>(call, Repeats::Refusals, deadline).await?;
         match outcome.done {
-            Done::Leads(leader) => Ok(leader),
-            Done::Written { .. } | Done::Changed { .. } => Err(outcome.is_strange()),
+            CallDone::Leads(leader) => Ok(leader),
+            CallDone::Written { .. } | CallDone::Changed { .. } => Err(outcome.is_strange()),
         }
     }
 
@@ -321,7 +321,7 @@ impl<M: StateMachine> Anywhere<M> {
     /// history that its position belongs to as well. Only one that is acknowledged at `ack` level leader may have no reply.
     async fn written(
         &self,
-        call: impl FnMut() -> Call + Send,
+        call: impl FnMut() -> LeaderCall + Send,
         ack: AckLevel,
         repeats: Repeats,
         extra: Duration,
@@ -340,7 +340,7 @@ impl<M: StateMachine> Anywhere<M> {
         if lacks_reply(&outcome.done, ack) {
             return Err(outcome.is_strange());
         }
-        let Done::Written { log_id, reply, held_by, repeated, history } = outcome.done else {
+        let CallDone::Written { log_id, reply, held_by, repeated, history } = outcome.done else {
             return Err(outcome.is_strange());
         };
         // What is not committed may never be applied.
@@ -351,9 +351,9 @@ impl<M: StateMachine> Anywhere<M> {
     /// Has a change of the membership made, which may take `extra` time by itself, and waits until this node knows it.
     async fn changed(&self, call: MembershipCall, extra: Duration) -> Result<MemberList, MembershipError> {
         let deadline = self.deadline(extra);
-        let call = || Call::Membership(call.clone());
+        let call = || LeaderCall::Membership(call.clone());
         let outcome = self.engine.carried_out::<MembershipError>(call, Repeats::Refusals, deadline).await?;
-        let Done::Changed { membership_at, unchanged } = outcome.done else {
+        let CallDone::Changed { membership_at, unchanged } = outcome.done else {
             return Err(outcome.is_strange());
         };
         self.engine.inner.knows_membership(membership_at, self.until(deadline)).await;
@@ -372,14 +372,14 @@ impl<M: StateMachine> Anywhere<M> {
 }
 
 /// A write that asks for nothing in particular.
-fn plain_write(envelope: Bytes) -> Call {
+fn plain_write(envelope: Bytes) -> LeaderCall {
     let WriteOptions { ack, ack_timeout, history, .. } = WriteOptions::default();
-    Call::Write { envelope, ack, ack_timeout, history }
+    LeaderCall::Write { envelope, ack, ack_timeout, history }
 }
 
 /// Whether what a leader says of a write is not all that it must have known to acknowledge it at this level.
-fn lacks_reply(done: &Done, ack: AckLevel) -> bool {
-    matches!(done, Done::Written { reply: None, .. }) && ack != AckLevel::Leader
+fn lacks_reply(done: &CallDone, ack: AckLevel) -> bool {
+    matches!(done, CallDone::Written { reply: None, .. }) && ack != AckLevel::Leader
 }
 
 #[cfg(test)]
@@ -388,7 +388,7 @@ mod tests {
 
     #[test]
     fn only_what_waits_for_no_quorum_may_have_no_reply() {
-        let written = |reply| Done::Written {
+        let written = |reply| CallDone::Written {
             log_id: LogId::new(1, 2),
             reply,
             held_by: vec![1],

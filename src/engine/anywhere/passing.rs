@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::engine::report::state::KnownLeader;
+use crate::engine::report::state::TermLeader;
 use crate::engine::write::Admitted;
 use crate::engine::{Engine, Inner};
 use crate::error::{ForwardError, Leader, Told, WriteError};
 use crate::machine::StateMachine;
-use crate::raft::network::calls::{Call, CallError, Done, OfCall};
-use crate::raft::network::upstream::UpstreamError;
+use crate::raft::network::calls::{CallDone, CallError, LeaderCall, OfCall};
+use crate::raft::network::leader_line::LeaderLineError;
 use crate::reason::Reason;
 use crate::types::{LogId, Member, NodeId};
 
@@ -72,7 +72,7 @@ impl AskedLeader {
     }
 
     /// This node has no room for `call`, which is not given away.
-    fn not_given<E: OfCall>(&self, call: &Call) -> FailedAttempt<E> {
+    fn not_given<E: OfCall>(&self, call: &LeaderCall) -> FailedAttempt<E> {
         match E::answered(call.operation().too_many()) {
             Ok(error) => FailedAttempt { error, may_pass: true },
             Err(_) => self.overloaded(),
@@ -97,15 +97,15 @@ impl AskedLeader {
     }
 
     /// Why there is no answer.
-    fn unanswered<E: OfCall>(&self, error: &UpstreamError, call: &Call) -> FailedAttempt<E> {
+    fn unanswered<E: OfCall>(&self, error: &LeaderLineError, call: &LeaderCall) -> FailedAttempt<E> {
         let may_pass = match error {
-            UpstreamError::Overloaded { .. } => return self.not_given(call),
+            LeaderLineError::Overloaded { .. } => return self.not_given(call),
             // A build that does not know the call: it will not know it in a moment either.
-            UpstreamError::Failed { .. } => false,
-            UpstreamError::NotConnected { .. }
-            | UpstreamError::Broken { .. }
-            | UpstreamError::Timeout { .. }
-            | UpstreamError::Unintelligible { .. } => true,
+            LeaderLineError::Failed { .. } => false,
+            LeaderLineError::NotConnected { .. }
+            | LeaderLineError::Broken { .. }
+            | LeaderLineError::Timeout { .. }
+            | LeaderLineError::Unintelligible { .. } => true,
         };
         let error = if error.maybe_done() { self.lost(error) } else { self.not_taken(error) };
         FailedAttempt { error, may_pass }
@@ -123,7 +123,7 @@ struct FailedAttempt<E> {
 
 /// What has come of a call, and who has carried it out.
 pub(super) struct CarriedOut {
-    pub(super) done: Done,
+    pub(super) done: CallDone,
     by: AskedLeader,
 }
 
@@ -153,7 +153,7 @@ impl<M: StateMachine> Engine<M> {
     /// Has whoever leads do what `call` says, which is asked anew for each attempt, until `deadline`.
     pub(super) async fn carried_out<E: OfCall>(
         &self,
-        mut call: impl FnMut() -> Call + Send,
+        mut call: impl FnMut() -> LeaderCall + Send,
         repeats: Repeats,
         deadline: Instant,
     ) -> Result<CarriedOut, E> {
@@ -214,7 +214,7 @@ impl<M: StateMachine> Engine<M> {
     async fn attempt<E: OfCall>(
         &self,
         target: Option<&AskedLeader>,
-        call: &Call,
+        call: &LeaderCall,
         held: &mut Option<Admitted<M>>,
         deadline: Instant,
     ) -> Result<CarriedOut, FailedAttempt<E>> {
@@ -239,7 +239,7 @@ impl<M: StateMachine> Engine<M> {
             return Err(target.not_given(call));
         };
         let leader = target.leader.node_id;
-        let answer = inner.upstream.forward(leader, member, call, left, inner.superseded(leader));
+        let answer = inner.leader_line.forward(leader, member, call, left, inner.superseded(leader));
         match answer.await {
             Ok(Ok(done)) => Ok(CarriedOut { done, by: target.clone() }),
             Ok(Err(error)) => Err(target.answered(error)),
@@ -265,8 +265,12 @@ impl<M: StateMachine> Inner<M> {
     }
 
     /// Counts what a call takes on this node, for as long as what is returned is kept. One that was let in before is not refused.
-    fn hold(self: &Arc<Self>, call: &Call, was_let_in: bool) -> Result<Option<Admitted<M>>, WriteError> {
-        let Call::Write { envelope, .. } = call else { return Ok(None) };
+    fn hold(
+        self: &Arc<Self>,
+        call: &LeaderCall,
+        was_let_in: bool,
+    ) -> Result<Option<Admitted<M>>, WriteError> {
+        let LeaderCall::Write { envelope, .. } = call else { return Ok(None) };
         let (room, bytes) = (call.room(), envelope.len());
         match was_let_in {
             true => Ok(Some(self.readmit_passed_on(room, bytes))),
@@ -275,7 +279,7 @@ impl<M: StateMachine> Inner<M> {
     }
 
     /// Waits for a moment, and then until something else is known of the leader than was, or for as long as `pause` says.
-    async fn another_leads(&self, known: KnownLeader, pause: Duration) {
+    async fn another_leads(&self, known: TermLeader, pause: Duration) {
         let mut now = self.known_leader.clone();
         sleep(PAUSE).await;
         let _ = timeout(pause.saturating_sub(PAUSE), now.wait_for(|now| *now != known)).await;
@@ -287,7 +291,7 @@ impl<M: StateMachine> Inner<M> {
         let mut now = self.known_leader.clone();
         let term = now.borrow().term;
         let is_another =
-            |now: &KnownLeader| now.term > term && now.node_id.is_some_and(|leader| leader != asked);
+            |now: &TermLeader| now.term > term && now.node_id.is_some_and(|leader| leader != asked);
         if now.wait_for(is_another).await.is_err() {
             return std::future::pending().await;
         }

@@ -28,7 +28,7 @@ use crate::engine::stop::fatal::Fatal;
 use crate::engine::stop::until_ended;
 use crate::error::FatalError;
 use crate::machine::StateMachine;
-use crate::raft::core::{Core, Metrics};
+use crate::raft::core::{Core, CoreMetrics};
 use crate::raft::network::admission::Claim;
 use crate::raft::network::handshake::OwnHandshake;
 use crate::raft::network::{DialError, Hello, IdentifyRequest, Refusal, Transport};
@@ -171,7 +171,7 @@ impl<M: StateMachine> Expulsion<M> {
 fn verdict(
     node_id: NodeId,
     presented: Incarnation,
-    metrics: &Metrics,
+    metrics: &CoreMetrics,
     refusal: &Refusal,
 ) -> Option<FatalError> {
     let (known, at) = match refusal {
@@ -212,10 +212,10 @@ mod tests {
 
     const OWN: Incarnation = Incarnation(7);
 
-    fn metrics(at: Option<u64>, incarnation: Option<Incarnation>) -> Metrics {
+    fn metrics(at: Option<u64>, incarnation: Option<Incarnation>) -> CoreMetrics {
         let member = |incarnation| Member { incarnation, ..Member::default() };
         let members = incarnation.map(|incarnation| (3, member(incarnation))).into_iter().collect();
-        Metrics {
+        CoreMetrics {
             role: Role::Follower,
             term: 1,
             leader: None,
@@ -235,7 +235,7 @@ mod tests {
         }
     }
 
-    fn judge(metrics: &Metrics, refusal: Refusal) -> Option<FatalError> {
+    fn judge(metrics: &CoreMetrics, refusal: Refusal) -> Option<FatalError> {
         verdict(3, OWN, metrics, &refusal)
     }
 

@@ -23,7 +23,7 @@ use crate::engine::stop::until_ended;
 use crate::engine::{Engine, Inner};
 use crate::error::{FatalError, Leader, TransferError};
 use crate::machine::StateMachine;
-use crate::raft::core::{Core, Metrics};
+use crate::raft::core::{Core, CoreMetrics};
 use crate::types::{NodeId, Role};
 
 /// Pause between two looks at something that is awaited.
@@ -35,7 +35,7 @@ const GIVE_UP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a leader knows of those that could lead in its place.
 pub(in crate::engine) struct Others<'a> {
-    pub(in crate::engine) metrics: &'a Metrics,
+    pub(in crate::engine) metrics: &'a CoreMetrics,
     /// Who has answered a short while ago, and whether its disk is well and its state the others'.
     pub(in crate::engine) in_touch: &'a BTreeMap<NodeId, bool>,
 }
@@ -180,7 +180,7 @@ impl<M: StateMachine> Engine<M> {
         }
     }
 
-    fn leading_for_transfer(&self) -> Result<Metrics, TransferError> {
+    fn leading_for_transfer(&self) -> Result<CoreMetrics, TransferError> {
         if self.inner.fatal.in_words().is_some() {
             return Err(self.inner.transfer_stopped(false));
         }
@@ -289,10 +289,10 @@ mod tests {
     use crate::types::{LogId, Member, Membership};
 
     /// Node 1 leads, its last entry is 9, and the others' logs match as given.
-    fn leader(voters: &[&[NodeId]], matched: &[(NodeId, u64)]) -> Metrics {
+    fn leader(voters: &[&[NodeId]], matched: &[(NodeId, u64)]) -> CoreMetrics {
         let at = |index| Some(LogId::new(1, index));
         let voters: Vec<BTreeSet<NodeId>> = voters.iter().map(|set| set.iter().copied().collect()).collect();
-        Metrics {
+        CoreMetrics {
             role: Role::Leader,
             term: 1,
             leader: None,

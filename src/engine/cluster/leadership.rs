@@ -29,8 +29,8 @@ use super::preference::Preference;
 use crate::engine::stop::until_ended;
 use crate::engine::{Engine, Inner, NodeState, Settings};
 use crate::machine::StateMachine;
-use crate::raft::core::Metrics;
-use crate::raft::network::upstream::Announcement;
+use crate::raft::core::CoreMetrics;
+use crate::raft::network::leader_line::Announcement;
 use crate::types::{Member, NodeId, Role};
 
 /// A node that lacks more entries does not ask for the lead, and is not handed it: under load nobody has them all.
@@ -45,7 +45,7 @@ const ANNOUNCE_PACE: Duration = Duration::from_secs(3);
 pub(in crate::engine) const MAX_ANNOUNCEMENTS: usize = 64;
 
 /// What a node remembers from one look to the next.
-struct Memory {
+struct LeadershipMemory {
     preference: Preference,
     /// What was told to whom last, and when.
     told: Option<(NodeId, Announcement, Instant)>,
@@ -68,7 +68,7 @@ impl<M: StateMachine> Inner<M> {
 
 impl<M: StateMachine> Engine<M> {
     /// Sets right what a leader finds wrong. A change that is under way is left alone. Whether there was nothing to do.
-    async fn look_as_leader(&self, metrics: &Metrics) -> bool {
+    async fn look_as_leader(&self, metrics: &CoreMetrics) -> bool {
         let inner = &self.inner;
         if inner.changes.is_making() || inner.core.is_handing_over() {
             return false;
@@ -104,7 +104,7 @@ impl<M: StateMachine> Engine<M> {
     }
 
     /// What this node has to tell the leader, if anything.
-    fn announcement(&self, metrics: &Metrics, may_ask: bool) -> Option<Announcement> {
+    fn announcement(&self, metrics: &CoreMetrics, may_ask: bool) -> Option<Announcement> {
         let inner = &self.inner;
         let node_id = inner.config.node_id;
         let known = metrics.membership.members.get(&node_id)?;
@@ -135,7 +135,7 @@ impl<M: StateMachine> Engine<M> {
 
     /// Tells whoever leads, if this node has something to tell. Each time that nobody takes notice, the next member is tried:
     /// the leader known last comes first. Whether there is nothing to tell, nor will be before something changes.
-    async fn announce(&self, metrics: &Metrics, memory: &mut Memory) -> bool {
+    async fn announce(&self, metrics: &CoreMetrics, memory: &mut LeadershipMemory) -> bool {
         let Some(announcement) = self.announcement(metrics, memory.preference.may_ask(Instant::now())) else {
             return self.announcement(metrics, true).is_none();
         };
@@ -157,7 +157,7 @@ impl<M: StateMachine> Engine<M> {
             return false;
         }
         let patience = self.inner.config.timing.patience();
-        match self.inner.upstream.announce(*to, member, &announcement, patience).await {
+        match self.inner.leader_line.announce(*to, member, &announcement, patience).await {
             Ok(true) => {
                 if announcement.wants_lead {
                     memory.preference.asked_in = Some(metrics.term);
@@ -173,7 +173,7 @@ impl<M: StateMachine> Engine<M> {
     }
 
     /// What a member has announced to this node, which leads.
-    async fn take(&self, from: NodeId, announcement: Announcement, memory: &mut Memory) {
+    async fn take(&self, from: NodeId, announcement: Announcement, memory: &mut LeadershipMemory) {
         let metrics = self.inner.core.metrics();
         let Some(known) = metrics.membership.members.get(&from) else { return };
         let has_passed = |at: Option<&Instant>| at.is_none_or(|at| at.elapsed() >= ANNOUNCE_PACE);
@@ -213,7 +213,7 @@ impl<M: StateMachine> Engine<M> {
         &self,
         (from, announcement): (NodeId, Announcement),
         announcements: &mut mpsc::Receiver<(NodeId, Announcement)>,
-        memory: &mut Memory,
+        memory: &mut LeadershipMemory,
     ) {
         let mut latest = BTreeMap::from([(from, announcement)]);
         for _ in 0..MAX_ANNOUNCEMENTS {
@@ -226,7 +226,7 @@ impl<M: StateMachine> Engine<M> {
     }
 
     /// Does what this node has to do by itself. Whether there is nothing more to do before something changes.
-    async fn look(&self, memory: &mut Memory) -> bool {
+    async fn look(&self, memory: &mut LeadershipMemory) -> bool {
         let metrics = self.inner.core.metrics();
         let (leads, is_well) = (metrics.role == Role::Leader, self.inner.disk.state().takes_writes());
         // Of an election that goes on nobody knows the outcome.
@@ -248,7 +248,7 @@ pub(in crate::engine) async fn run<M: StateMachine>(
     node: Weak<Inner<M>>,
     mut announcements: mpsc::Receiver<(NodeId, Announcement)>,
 ) {
-    let mut memory = Memory {
+    let mut memory = LeadershipMemory {
         preference: Preference::new(),
         told: None,
         in_vain: 0,

@@ -29,13 +29,13 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What each member's build reads; `None` for a member that has not said so.
-type Told = BTreeMap<NodeId, Option<Vec<ReadableVersions>>>;
+type ReadsTold = BTreeMap<NodeId, Option<Vec<ReadableVersions>>>;
 
 /// What is to be agreed on next, when `agreed` is. One machine at a time, the newest version that all read.
 fn due(
     own: &[ReadableVersions],
     agreed: impl Fn(MachineVersion) -> bool,
-    told: &Told,
+    told: &ReadsTold,
 ) -> Option<MachineVersion> {
     own.iter().find_map(|own| {
         let read = |reads: &Option<Vec<ReadableVersions>>| {
@@ -114,7 +114,7 @@ impl<M: StateMachine> Inner<M> {
     }
 
     /// What each member's build reads, as far as it has told this node, its leader.
-    fn reads_told(&self) -> Told {
+    fn reads_told(&self) -> ReadsTold {
         let told = self.core.peer_reads();
         let members = self.core.metrics().membership.members;
         let reads = |node_id: &NodeId, incarnation| match *node_id == self.config.node_id {

@@ -7,7 +7,7 @@ use crate::types::NodeId;
 
 /// From where to where a setting may be set. Units are in the names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Range {
+pub(crate) struct SettingRange {
     /// The setting, by its name in the configuration file.
     pub name: &'static str,
     /// The smallest value.
@@ -37,7 +37,7 @@ pub(crate) const MIN_COMMAND_BYTES: u64 = KIB;
 pub(in crate::engine) const MAX_COMMAND_BYTES: u64 = 31 * MIB;
 
 /// Every number among the settings.
-pub(crate) const RANGES: [Range; 16] = [
+pub(crate) const RANGES: [SettingRange; 16] = [
     range("heartbeat_interval_ms", 1, MINUTE_MS),
     range("election_timeout_min_ms", 2, 10 * MINUTE_MS),
     range("election_timeout_max_ms", 3, 10 * MINUTE_MS),
@@ -59,19 +59,22 @@ pub(crate) const RANGES: [Range; 16] = [
     range("reconnect_interval_ms", 1, MINUTE_MS),
 ];
 
-pub(crate) const fn range(name: &'static str, least: u64, most: u64) -> Range {
-    Range { name, least, most, zero: None }
+pub(crate) const fn range(name: &'static str, least: u64, most: u64) -> SettingRange {
+    SettingRange { name, least, most, zero: None }
 }
 
-pub(crate) const fn or_zero(range: Range, meaning: &'static str) -> Range {
-    Range { zero: Some(meaning), ..range }
+pub(crate) const fn or_zero(range: SettingRange, meaning: &'static str) -> SettingRange {
+    SettingRange { zero: Some(meaning), ..range }
 }
 
 /// Checks each of `values`, which are settings among `ranges` by their names.
 ///
 /// # Errors
 /// The first that is out of its range.
-pub(crate) fn check_among<const N: usize>(ranges: &[Range], values: [(&str, u64); N]) -> Result<(), String> {
+pub(crate) fn check_among<const N: usize>(
+    ranges: &[SettingRange],
+    values: [(&str, u64); N],
+) -> Result<(), String> {
     for (name, value) in values {
         let range = ranges.iter().find(|range| range.name == name);
         range.ok_or_else(|| format!("there is no setting {name}"))?.check(value)?;
@@ -79,7 +82,7 @@ pub(crate) fn check_among<const N: usize>(ranges: &[Range], values: [(&str, u64)
     Ok(())
 }
 
-impl Range {
+impl SettingRange {
     /// Refuses a value that is not within.
     ///
     /// # Errors
@@ -119,7 +122,7 @@ pub(in crate::engine) fn check(values: &[(&str, u64)]) -> Result<(), String> {
 
 /// Fails a test unless the ends of `range` are within and their neighbours are not.
 #[cfg(test)]
-pub(crate) fn assert_ends(range: &Range) {
+pub(crate) fn assert_ends(range: &SettingRange) {
     assert!(range.least <= range.most, "{range:?}");
     assert_eq!((range.check(range.least), range.check(range.most)), (Ok(()), Ok(())));
     for beyond in [range.least.checked_sub(1), Some(range.most + 1), Some(u64::MAX)].into_iter().flatten() {

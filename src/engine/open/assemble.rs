@@ -13,12 +13,12 @@ use tokio::time::timeout;
 
 use super::progress::{self, Ending};
 use crate::engine::anywhere::desk::LeaderDesk;
-use crate::engine::cluster::membership::Changes;
+use crate::engine::cluster::membership::MemberChanges;
 use crate::engine::cluster::{expulsion, formation, hand_over, leadership, versions};
 use crate::engine::config::NO_CLUSTER;
 use crate::engine::config::memory::Memory;
-use crate::engine::read::ReadIndexes;
-use crate::engine::report::state::{self, KnownLeader, Observer};
+use crate::engine::read::ReaderIndexes;
+use crate::engine::report::state::{self, StateObserver, TermLeader};
 use crate::engine::stop::LET_GO;
 use crate::engine::stop::fatal::{Consequence, Fatal};
 use crate::engine::upkeep::disk_health::QuorumDisks;
@@ -35,8 +35,8 @@ use crate::raft::network::calls::MOST_CALLS;
 use crate::raft::network::calls::room::Rooms;
 use crate::raft::network::client::PeerClients;
 use crate::raft::network::handshake::OwnHandshake;
+use crate::raft::network::leader_line::{Announcement, LeaderLine};
 use crate::raft::network::service::{Callee, Desk};
-use crate::raft::network::upstream::{Announcement, Upstream};
 use crate::runtime::{Spawner, Tasks, WallClock, offload};
 use crate::storage::{DiskWatch, LogStats, LogStore, StartStep};
 use crate::types::{InitialState, Member, NodeId, Payload, Role};
@@ -47,12 +47,12 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`OpenError`].
     pub async fn start(parts: EngineParts, machine: M) -> Result<Self, OpenError> {
-        Self::start_with(Life::begin(), parts, machine).await
+        Self::start_with(NodeLife::begin(), parts, machine).await
     }
 
     /// The same, where parts may have failed already, and say so by `life`.
     pub(in crate::engine) async fn start_with(
-        life: Life,
+        life: NodeLife,
         parts: EngineParts,
         machine: M,
     ) -> Result<Self, OpenError> {
@@ -183,14 +183,14 @@ fn check_coverage<M: StateMachine>(
 }
 
 /// How the parts of a node learn of its end.
-pub(in crate::engine) struct Life {
+pub(in crate::engine) struct NodeLife {
     fatal: Fatal,
     stop: watch::Sender<bool>,
     stopping: Arc<AtomicBool>,
     tasks: Tasks,
 }
 
-impl Life {
+impl NodeLife {
     /// A task that fails is the end of the node.
     pub(in crate::engine) fn begin() -> Self {
         let (fatal, stop) = (Fatal::new(), watch::Sender::new(false));
@@ -219,7 +219,7 @@ fn failing(fatal: &Fatal, stopping: &Arc<AtomicBool>) -> impl Fn(FatalError) + S
 /// What the engine itself says to peers.
 struct Lines {
     handshake: OwnHandshake,
-    upstream: Upstream,
+    leader_line: LeaderLine,
 }
 
 /// What peers say that is for the engine to look into.
@@ -233,7 +233,7 @@ struct Inboxes {
 fn lay_lines(
     parts: &EngineParts,
     disk: &DiskWatch,
-    life: &Life,
+    life: &NodeLife,
     initial_state: Option<InitialState>,
     desk: Arc<dyn Desk>,
 ) -> (Lines, (PeerClients, Callee), Inboxes) {
@@ -271,8 +271,8 @@ fn lay_lines(
     };
     let redial_pause = Duration::from_millis(config.peers.reconnect_interval_ms);
     let clients = PeerClients::new(handshake.clone(), transport.clone(), redial_pause);
-    let upstream = Upstream::new(handshake.clone(), transport.clone());
-    (Lines { handshake, upstream }, (clients, callee), Inboxes { refusals, claims, announced })
+    let leader_line = LeaderLine::new(handshake.clone(), transport.clone());
+    (Lines { handshake, leader_line }, (clients, callee), Inboxes { refusals, claims, announced })
 }
 
 /// What to do when a caller expects another data directory of this node, which belongs to no cluster yet.
@@ -312,7 +312,7 @@ struct Assembly<M: StateMachine> {
     initial_state: Option<InitialState>,
     own: Member,
     settings: watch::Sender<Settings>,
-    life: Life,
+    life: NodeLife,
 }
 
 impl<M: StateMachine> Assembly<M> {
@@ -320,7 +320,7 @@ impl<M: StateMachine> Assembly<M> {
         core: Core<M>,
         (parts, store): (EngineParts, Store),
         (lines, initial_state): (Lines, Option<InitialState>),
-        life: Life,
+        life: NodeLife,
     ) -> Self {
         let own = Member {
             peer: parts.config.peer_advertise.clone(),
@@ -404,7 +404,7 @@ impl<M: StateMachine> Assembly<M> {
             hand_over::follow_up(core.clone(), config.node_id, election, self.life.fatal.clone()),
         );
         let core = core.clone();
-        tasks.permanent("held-by-all", async move { core.held().tell(|| core.voters()).await });
+        tasks.permanent("held-by-all", async move { core.durable_positions().tell(|| core.voters()).await });
         quorum_disks
     }
 
@@ -412,8 +412,8 @@ impl<M: StateMachine> Assembly<M> {
     fn watch_itself(
         &self,
         forming: &watch::Receiver<Option<Forming>>,
-    ) -> (watch::Receiver<NodeState>, watch::Receiver<KnownLeader>, Arc<Consequence>) {
-        let observer = Observer {
+    ) -> (watch::Receiver<NodeState>, watch::Receiver<TermLeader>, Arc<Consequence>) {
+        let observer = StateObserver {
             core: self.core.clone(),
             node_id: self.parts.config.node_id,
             disk: self.store.disk.clone(),
@@ -423,7 +423,7 @@ impl<M: StateMachine> Assembly<M> {
         let consequence = stop_the_core(self.core.clone(), state.clone());
         self.life.fatal.leads_to(&consequence);
         let (fatal, stopping) = (self.life.fatal.clone(), self.life.stopping.clone());
-        let (leader, known_leader) = watch::channel(KnownLeader::default());
+        let (leader, known_leader) = watch::channel(TermLeader::default());
         self.life.tasks.permanent("state", state::run(observer, (state, leader), fatal, stopping));
         (told, known_leader, consequence)
     }
@@ -432,19 +432,19 @@ impl<M: StateMachine> Assembly<M> {
         self,
         forming: watch::Receiver<Option<Forming>>,
         quorum_disks: Arc<QuorumDisks>,
-        (state, known_leader): (watch::Receiver<NodeState>, watch::Receiver<KnownLeader>),
+        (state, known_leader): (watch::Receiver<NodeState>, watch::Receiver<TermLeader>),
         consequence: Arc<Consequence>,
     ) -> Arc<Inner<M>> {
         let Self { core, parts, store, lines, own, settings, life, initial_state: _ } = self;
         let patience = parts.config.timing.patience();
-        let reads = ReadIndexes::start(core.clone(), lines.upstream.clone(), patience, &life.tasks);
+        let reads = ReaderIndexes::start(core.clone(), lines.leader_line.clone(), patience, &life.tasks);
         Arc::new(Inner {
             core,
-            upstream: lines.upstream,
+            leader_line: lines.leader_line,
             handshake: lines.handshake,
             transport: parts.transport,
             passed_on: Rooms::with(|| Semaphore::new(MOST_CALLS)),
-            changes: Changes::default(),
+            changes: MemberChanges::default(),
             own,
             config: parts.config,
             reads,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::assemble::Life;
+use super::assemble::NodeLife;
 use super::progress;
 use crate::engine::config::NO_CLUSTER;
 use crate::engine::config::memory::Memory;
@@ -22,7 +22,7 @@ const CLOCK_BEFORE_1970: &str =
     "this machine's clock is set to before 1970; set it, and start the node again";
 
 /// What was found in a data directory.
-struct Found {
+struct FoundDirectory {
     /// Holds the directory's lock for as long as it is open.
     log: SledStore,
     snapshots: SnapshotDir,
@@ -68,7 +68,7 @@ impl<M: StateMachine> Engine<M> {
             return Err(OpenError::Config(NO_CLUSTER.to_owned()));
         }
         let lease_ms = config.timing.election_timeout_max_ms;
-        let life = Life::begin();
+        let life = NodeLife::begin();
         let found = read_directory(&config, lease_ms, life.failing()).await?;
         let promised_lease_ms = found.promised_lease_ms;
         let (log, data_dir): (Arc<dyn LogStore>, _) = (Arc::new(found.log), config.data_dir.clone());
@@ -127,7 +127,7 @@ async fn read_directory(
     config: &EngineConfig,
     lease_ms: u64,
     failed: impl Fn(FatalError) + Send + Sync + 'static,
-) -> Result<Found, StorageError> {
+) -> Result<FoundDirectory, StorageError> {
     let (path, cluster, node_id) = (config.data_dir.clone(), config.cluster.clone(), config.node_id);
     let tail_bytes = config.limits.log_tail_bytes;
     let DiskPolicy { reserve_bytes, .. } = config.disk;
@@ -150,7 +150,7 @@ async fn read_directory(
         let (snapshot_dir, incarnation) = (dir.snapshot_dir(), dir.identity().incarnation);
         let log = SledStore::open_in(dir, options, room.clone())?;
         let snapshots = SnapshotDir::open_in_room(&snapshot_dir, room, progress)?;
-        Ok(Found { log, snapshots, incarnation, promised_lease_ms })
+        Ok(FoundDirectory { log, snapshots, incarnation, promised_lease_ms })
     })
     .await
 }

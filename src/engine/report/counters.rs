@@ -26,9 +26,9 @@ pub const REFUSALS: [Reason; 9] = [
 pub const READ_LEVELS: [&str; 4] = ["linearizable", "lease", "bounded", "local"];
 
 /// A read that waits; it counts for as long as this lives.
-pub(in crate::engine) struct Waiting<'a>(&'a AtomicU64);
+pub(in crate::engine) struct WaitingRead<'a>(&'a AtomicU64);
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingRead<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
@@ -77,10 +77,10 @@ impl Counters {
         self.acknowledged[level as usize].load(Relaxed)
     }
 
-    pub(in crate::engine) fn wait(&self, on: ReadWait) -> Waiting<'_> {
+    pub(in crate::engine) fn wait(&self, on: ReadWait) -> WaitingRead<'_> {
         let waiting = &self.waiting[on as usize];
         waiting.fetch_add(1, Relaxed);
-        Waiting(waiting)
+        WaitingRead(waiting)
     }
 
     /// Reads that wait for this at the moment.

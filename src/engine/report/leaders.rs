@@ -78,7 +78,7 @@ impl<M: StateMachine> Engine<M> {
     /// is the last, and the stream ends.
     pub fn leader_changes(&self) -> LeaderChanges {
         let activity = self.inner.core.activity().clone();
-        let reader = Reader { state: self.watch(), activity, told: None, has_ended: false };
+        let reader = LeaderReader { state: self.watch(), activity, told: None, has_ended: false };
         let changes = stream::unfold(reader, |mut reader| async move {
             let change = reader.next().await?;
             Some((change, reader))
@@ -87,7 +87,7 @@ impl<M: StateMachine> Engine<M> {
     }
 }
 
-struct Reader {
+struct LeaderReader {
     state: watch::Receiver<NodeState>,
     activity: Arc<Activity>,
     /// What was told last.
@@ -95,7 +95,7 @@ struct Reader {
     has_ended: bool,
 }
 
-impl Reader {
+impl LeaderReader {
     async fn next(&mut self) -> Option<LeaderChange> {
         while !self.has_ended {
             let (now, role) = {

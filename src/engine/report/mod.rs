@@ -18,7 +18,7 @@ use self::state::{NodeState, observe};
 use super::cluster::membership::lag;
 use super::{Engine, PeerPolicy};
 use crate::machine::StateMachine;
-use crate::raft::core::Metrics;
+use crate::raft::core::CoreMetrics;
 use crate::raft::published::Progress;
 use crate::report::{
     Carried, InFlight, Lag, LedPeer, MemberList, MemberReport, NodeReport, Offsets, SessionsReport, StateSize,
@@ -65,7 +65,7 @@ impl<M: StateMachine> Engine<M> {
         self.state_in(&self.inner.core.metrics())
     }
 
-    fn state_in(&self, metrics: &Metrics) -> NodeState {
+    fn state_in(&self, metrics: &CoreMetrics) -> NodeState {
         let inner = &self.inner;
         let (node_id, fatal) = (inner.config.node_id, inner.fatal.reason());
         observe(&inner.core, metrics, node_id, &inner.disk, &inner.forming, fatal)
@@ -109,7 +109,7 @@ impl<M: StateMachine> Engine<M> {
             in_flight: Some(InFlight {
                 commands: inner.inflight_commands.load(Relaxed) as u64,
                 bytes: (inner.inflight_bytes.load(Relaxed) + inner.waiting_bytes.load(Relaxed)) as u64,
-                waiting_for_all: inner.core.held().waiting() as u64,
+                waiting_for_all: inner.core.durable_positions().waiting() as u64,
             }),
             members: self.member_reports(&metrics, &carried),
             carried: Some(carried.into_values().sum()),
@@ -120,7 +120,11 @@ impl<M: StateMachine> Engine<M> {
         }
     }
 
-    fn member_reports(&self, metrics: &Metrics, carried: &BTreeMap<NodeId, Carried>) -> Vec<MemberReport> {
+    fn member_reports(
+        &self,
+        metrics: &CoreMetrics,
+        carried: &BTreeMap<NodeId, Carried>,
+    ) -> Vec<MemberReport> {
         let inner = &self.inner;
         let (own, leads) = (inner.config.node_id, metrics.role == Role::Leader);
         let progress = inner.core.peer_progress();

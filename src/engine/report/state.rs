@@ -11,7 +11,7 @@ use crate::engine::stop::fatal::Fatal;
 use crate::engine::stop::until_ended;
 use crate::error::{FatalError, Leader};
 use crate::machine::StateMachine;
-use crate::raft::core::{Core, Metrics};
+use crate::raft::core::{Core, CoreMetrics};
 use crate::storage::{DiskState, DiskWatch};
 use crate::types::{Divergence, LogId, Membership, NodeId, Role};
 
@@ -170,7 +170,7 @@ impl NodeState {
 /// The node's state at this moment.
 pub(in crate::engine) fn observe<M: StateMachine>(
     core: &Core<M>,
-    metrics: &Metrics,
+    metrics: &CoreMetrics,
     node_id: NodeId,
     disk: &DiskWatch,
     forming: &watch::Receiver<Option<Forming>>,
@@ -201,14 +201,14 @@ pub(in crate::engine) fn observe<M: StateMachine>(
 }
 
 /// Sees the node's state where there is no handle to ask: while the node is assembled, and when it ends.
-pub(in crate::engine) struct Observer<M: StateMachine> {
+pub(in crate::engine) struct StateObserver<M: StateMachine> {
     pub(in crate::engine) core: Core<M>,
     pub(in crate::engine) node_id: NodeId,
     pub(in crate::engine) disk: DiskWatch,
     pub(in crate::engine) forming: watch::Receiver<Option<Forming>>,
 }
 
-impl<M: StateMachine> Observer<M> {
+impl<M: StateMachine> StateObserver<M> {
     pub(in crate::engine) fn observe(&self, fatal: Option<FatalError>) -> NodeState {
         observe(&self.core, &self.core.metrics(), self.node_id, &self.disk, &self.forming, fatal)
     }
@@ -241,12 +241,12 @@ pub(in crate::engine) async fn after(pause: Option<Duration>) {
 /// Whom a node knows as its leader, and in which term. Many may wait for another one, and few of the changes of a state are
 /// that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(in crate::engine) struct KnownLeader {
+pub(in crate::engine) struct TermLeader {
     pub(in crate::engine) term: u64,
     pub(in crate::engine) node_id: Option<NodeId>,
 }
 
-impl KnownLeader {
+impl TermLeader {
     fn of(state: &NodeState) -> Self {
         Self { term: state.term, node_id: state.leader.as_ref().map(|leader| leader.node_id) }
     }
@@ -254,8 +254,8 @@ impl KnownLeader {
 
 /// Keeps `state` up to date, and with it `leader`, and turns a core that failed into a fatal error.
 pub(in crate::engine) async fn run<M: StateMachine>(
-    observer: Observer<M>,
-    (state, leader): (watch::Sender<NodeState>, watch::Sender<KnownLeader>),
+    observer: StateObserver<M>,
+    (state, leader): (watch::Sender<NodeState>, watch::Sender<TermLeader>),
     fatal: Fatal,
     stopping: Arc<AtomicBool>,
 ) {
@@ -272,7 +272,7 @@ pub(in crate::engine) async fn run<M: StateMachine>(
             fatal.report(error.clone());
         }
         let look_again = observer.look_again(&now, was_told || *state.borrow() != now);
-        leader.send_if_modified(|known| std::mem::replace(known, KnownLeader::of(&now)) != *known);
+        leader.send_if_modified(|known| std::mem::replace(known, TermLeader::of(&now)) != *known);
         state.send_if_modified(|current| {
             // An end that was told meanwhile is not taken back.
             let is_older = current.fatal.is_some() && now.fatal.is_none();

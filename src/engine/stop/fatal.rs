@@ -13,9 +13,9 @@ pub(in crate::engine) type Consequence = dyn Fn(&FatalError) + Send + Sync;
 ///
 /// What follows is done by whoever tells, and by no task that could have failed itself.
 #[derive(Clone)]
-pub(in crate::engine) struct Fatal(Arc<Told>);
+pub(in crate::engine) struct Fatal(Arc<FatalState>);
 
-struct Told {
+struct FatalState {
     reason: watch::Sender<Option<FatalError>>,
     /// Held by the node: the tasks that may tell must not keep it alive.
     consequence: OnceLock<Weak<Consequence>>,
@@ -24,7 +24,7 @@ struct Told {
 impl Fatal {
     /// Nothing has been told, and nothing follows yet.
     pub(in crate::engine) fn new() -> Self {
-        Self(Arc::new(Told { reason: watch::Sender::new(None), consequence: OnceLock::new() }))
+        Self(Arc::new(FatalState { reason: watch::Sender::new(None), consequence: OnceLock::new() }))
     }
 
     /// The node must not go on. The first reason is the one that counts.

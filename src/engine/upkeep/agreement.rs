@@ -21,8 +21,8 @@ use tokio::time::Instant;
 use crate::engine::stop::until_ended;
 use crate::engine::{Engine, Inner};
 use crate::machine::StateMachine;
-use crate::raft::agreement::{Check, Life, Told, Verdict, judge};
-use crate::raft::core::Metrics;
+use crate::raft::agreement::{Check, HashesTold, StateLife, StateVerdict, judge};
+use crate::raft::core::CoreMetrics;
 use crate::raft::snapshot::catch;
 use crate::runtime::offload;
 use crate::types::{Divergence, LogId, NodeId, Role};
@@ -36,7 +36,7 @@ const DOUBTS: u32 = 3;
 const RELUCTANCE: u32 = 4;
 
 /// What this node did the last time.
-struct Memory {
+struct AgreementMemory {
     /// Index of the next entry to apply, then.
     next_index: u64,
     at: Instant,
@@ -45,14 +45,14 @@ struct Memory {
     /// Since when this node has known no leader.
     leaderless_since: Option<Instant>,
     /// Where the voters were first found to differ without a decision since, in which life, and how often it was looked at.
-    doubted: Option<(Life, LogId, u32)>,
+    doubted: Option<(StateLife, LogId, u32)>,
 }
 
-impl Memory {
+impl AgreementMemory {
     /// A doubt that has not been decided for so long that it will not be by those that are late.
     fn lasting(
         &mut self,
-        life: Life,
+        life: StateLife,
         decided: &Option<Result<LogId, Divergence>>,
         doubt: Option<Divergence>,
     ) -> Option<Divergence> {
@@ -71,8 +71,13 @@ impl Memory {
 
 /// Compares until the node is gone. Holds no handle, so that dropping the last one ends the node.
 pub(in crate::engine) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
-    let mut memory =
-        Memory { next_index: 0, at: Instant::now(), idle_at: None, leaderless_since: None, doubted: None };
+    let mut memory = AgreementMemory {
+        next_index: 0,
+        at: Instant::now(),
+        idle_at: None,
+        leaderless_since: None,
+        doubted: None,
+    };
     let Some(mut state) = node.upgrade().map(|inner| inner.state.clone()) else {
         return until_ended().await;
     };
@@ -94,7 +99,7 @@ pub(in crate::engine) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
 
 impl<M: StateMachine> Engine<M> {
     /// Whether all is well, and another comparison of the same states would say the same.
-    async fn compare(&self, memory: &mut Memory) -> bool {
+    async fn compare(&self, memory: &mut AgreementMemory) -> bool {
         let (core, own) = (&self.inner.core, self.inner.config.node_id);
         let metrics = core.metrics();
         if metrics.role == Role::Stopped {
@@ -108,7 +113,7 @@ impl<M: StateMachine> Engine<M> {
         let Some(told) = self.told(&metrics).await else { return false };
         // Of a joint membership, those that are to vote.
         let voters = metrics.membership.voters.last().cloned().unwrap_or_default();
-        let Verdict { decided, doubt } = judge(own, &voters, &told);
+        let StateVerdict { decided, doubt } = judge(own, &voters, &told);
         let newest = told.get(&own).and_then(|own| own.iter().map(|check| check.log_id).max());
         let is_decided = doubt.is_none() && newest.is_some_and(|newest| decided == Some(Ok(newest)));
         let doubt = memory.lasting(life, &decided, doubt);
@@ -130,7 +135,7 @@ impl<M: StateMachine> Engine<M> {
     }
 
     /// Decides whether this node may stand for election.
-    fn stand(&self, metrics: &Metrics, memory: &mut Memory) {
+    fn stand(&self, metrics: &CoreMetrics, memory: &mut AgreementMemory) {
         let core = &self.inner.core;
         let has_leader = metrics.role == Role::Leader || metrics.in_touch;
         let since = memory.leaderless_since.filter(|_| !has_leader);
@@ -141,7 +146,7 @@ impl<M: StateMachine> Engine<M> {
     }
 
     /// Hashes the state of a machine that keeps no hash, if it is time to. Whether the state as it is has been hashed.
-    async fn hash(&self, memory: &mut Memory) -> bool {
+    async fn hash(&self, memory: &mut AgreementMemory) -> bool {
         let core = &self.inner.core;
         let (progress, agreement) = (core.published().progress(), core.agreement());
         if progress.state_hash.is_some() {
@@ -171,7 +176,7 @@ impl<M: StateMachine> Engine<M> {
     }
 
     /// What all members have said, this one included, as far as the leader knows.
-    async fn told(&self, metrics: &Metrics) -> Option<Told> {
+    async fn told(&self, metrics: &CoreMetrics) -> Option<HashesTold> {
         let (inner, own) = (&self.inner, self.inner.config.node_id);
         let agreement = inner.core.agreement();
         let progress = inner.core.published().progress();
@@ -193,7 +198,7 @@ impl<M: StateMachine> Engine<M> {
         let leader = metrics.leader.as_ref()?.node_id;
         let member = metrics.membership.members.get(&leader).filter(|_| leader != own)?;
         let patience = inner.config.timing.patience();
-        match inner.upstream.compare::<M>(leader, member, &mine, patience).await {
+        match inner.leader_line.compare::<M>(leader, member, &mine, patience).await {
             Ok(mut told) => {
                 told.retain(|node_id, _| members.contains(node_id));
                 told.insert(own, mine);
@@ -223,14 +228,14 @@ mod tests {
 
     #[test]
     fn a_doubt_counts_once_it_has_lasted() {
-        let mut memory = Memory {
+        let mut memory = AgreementMemory {
             next_index: 0,
             at: Instant::now(),
             idle_at: None,
             leaderless_since: None,
             doubted: None,
         };
-        let life = Life::default();
+        let life = StateLife::default();
         let at = |index| LogId::new(1, index);
         let doubt = |index| Some(Divergence { at: at(index), own: 1, majority: None });
         // The third voter is late, and decides each time.
@@ -304,7 +309,7 @@ mod tests {
         let own = agreement.own();
         let others: Vec<Check> =
             own.iter().map(|check| Check { hash: check.hash.wrapping_add(1), ..*check }).collect();
-        let told = Told::from([(1, own), (2, others.clone()), (3, others)]);
+        let told = HashesTold::from([(1, own), (2, others.clone()), (3, others)]);
         let divergence = judge(1, &[1, 2, 3].into(), &told).decided.unwrap().unwrap_err();
         engine.inner.settings.send_modify(|settings| settings.preferred_leader = true);
         assert!(engine.inner.wants_lead());

@@ -15,7 +15,7 @@ use crate::engine::stop::until_ended;
 use crate::engine::{Engine, Settings};
 use crate::error::SnapshotError;
 use crate::machine::StateMachine;
-use crate::raft::core::{Core, Metrics};
+use crate::raft::core::{Core, CoreMetrics};
 use crate::storage::DiskWatch;
 use crate::types::{LogId, Role};
 
@@ -183,7 +183,7 @@ impl<M: StateMachine> Compaction<M> {
     }
 
     /// A snapshot that was not there before lets the log before it be purged.
-    fn note_snapshot(&mut self, metrics: &Metrics) {
+    fn note_snapshot(&mut self, metrics: &CoreMetrics) {
         let Some(snapshot) = metrics.snapshot.filter(|_| metrics.snapshot > self.newest) else { return };
         self.newest = Some(snapshot);
         self.asking = Asking::default();
@@ -193,7 +193,7 @@ impl<M: StateMachine> Compaction<M> {
         self.wanted = self.wanted.max(is_restored.then_some(0));
     }
 
-    async fn purge(&mut self, mark: LogMark, metrics: &Metrics) {
+    async fn purge(&mut self, mark: LogMark, metrics: &CoreMetrics) {
         // Looked at all the time: a snapshot may have been sent before there is something to purge.
         let followers = followers(&self.core, metrics);
         self.retained.look(&self.gauge, mark, self.wanted.unwrap_or(0), &followers);

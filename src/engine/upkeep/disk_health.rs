@@ -35,7 +35,7 @@ use crate::engine::cluster::membership::lag;
 use crate::engine::{Inner, NodeState};
 use crate::error::WriteError;
 use crate::machine::StateMachine;
-use crate::raft::core::{Core, Metrics};
+use crate::raft::core::{Core, CoreMetrics};
 use crate::storage::{DiskState, DiskWatch};
 use crate::types::{Membership, NodeId, Role};
 
@@ -191,7 +191,7 @@ impl<M: StateMachine> DiskHealth<M> {
         false
     }
 
-    async fn hand_over(&self, metrics: &Metrics, state: DiskState) {
+    async fn hand_over(&self, metrics: &CoreMetrics, state: DiskState) {
         let fit_to_lead = self.core.peers_fit_to_lead();
         let Some(to) = successor(metrics, self.own, &fit_to_lead) else { return };
         tracing::warn!(to, disk = %state, "handing over the lead: the disk is unwell");
@@ -225,7 +225,7 @@ fn lack(
 }
 
 /// Who is to lead instead of `own`: a voter in touch that is fit and holds the whole log.
-fn successor(metrics: &Metrics, own: NodeId, in_touch: &InTouch) -> Option<NodeId> {
+fn successor(metrics: &CoreMetrics, own: NodeId, in_touch: &InTouch) -> Option<NodeId> {
     let others = Others { metrics, in_touch };
     let fit = in_touch.keys().copied().filter(|id| *id != own && others.may_lead(*id).is_ok());
     fit.filter(|id| lag(metrics, *id) == 0).min()
@@ -236,9 +236,9 @@ mod tests {
     use super::*;
     use crate::types::{LogId, Member};
 
-    fn leader(matched: &[(NodeId, u64)]) -> Metrics {
+    fn leader(matched: &[(NodeId, u64)]) -> CoreMetrics {
         let at = |index| Some(LogId::new(1, index));
-        Metrics {
+        CoreMetrics {
             role: Role::Leader,
             term: 1,
             leader: None,

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::engine::config::SnapshotPolicy;
 use crate::machine::StateMachine;
-use crate::raft::core::{Core, Metrics};
+use crate::raft::core::{Core, CoreMetrics};
 use crate::types::{NodeId, Role};
 
 /// While a snapshot is being sent to a follower, what comes after it is kept for that follower: no more than so many times what
@@ -164,7 +164,7 @@ pub(super) struct FollowerPosition {
 /// How far the followers of this leader are; none if it does not lead.
 pub(super) fn followers<M: StateMachine>(
     core: &Core<M>,
-    metrics: &Metrics,
+    metrics: &CoreMetrics,
 ) -> BTreeMap<NodeId, FollowerPosition> {
     if metrics.role != Role::Leader {
         return BTreeMap::new();

@@ -39,7 +39,7 @@ const NOTE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is to be proposed next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
+enum NextProposal {
     /// The wake-up of the machine in this place, after this long.
     WakeUp(usize, Duration),
     /// An entry for its time, after this long.
@@ -48,13 +48,13 @@ enum Next {
 
 /// What a leader has to propose next, when it has applied `progress` and its clocks show `reading`. `may_wake` tells whether
 /// the machine in a place has a wake-up command, which is not to wait.
-fn next(progress: &Progress, reading: &Reading, may_wake: impl Fn(usize) -> bool) -> Option<Next> {
+fn next(progress: &Progress, reading: &Reading, may_wake: impl Fn(usize) -> bool) -> Option<NextProposal> {
     let Progress { clock, wakes, sessions, .. } = progress;
     if wakes.first_ms().is_none() && *sessions == 0 {
         return None;
     }
     if !clock.goes_on_at(reading) {
-        return Some(Next::Clock(Duration::ZERO));
+        return Some(NextProposal::Clock(Duration::ZERO));
     }
     let now_ms = clock.elapsed_at(reading);
     // One millisecond later, because readings are rounded down.
@@ -71,8 +71,8 @@ fn next(progress: &Progress, reading: &Reading, may_wake: impl Fn(usize) -> bool
     let clock_in = if is_first { Duration::ZERO } else { pause.saturating_sub(unwritten) };
     let first = wakes.iter().filter(|(place, _)| may_wake(*place)).min_by_key(|(_, at_ms)| *at_ms);
     match first.map(|(place, at_ms)| (place, left(at_ms))) {
-        Some((place, left)) if left <= clock_in => Some(Next::WakeUp(place, left)),
-        _ => Some(Next::Clock(clock_in)),
+        Some((place, left)) if left <= clock_in => Some(NextProposal::WakeUp(place, left)),
+        _ => Some(NextProposal::Clock(clock_in)),
     }
 }
 
@@ -93,7 +93,7 @@ pub(in crate::engine) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
         let may_wake = |place| !refused.contains_key(&place) && wake_of::<M>(place).is_some();
         let next = if leads { next(&applied, &reading, may_wake) } else { None };
         let due_in = match next {
-            Some(Next::WakeUp(place, Duration::ZERO)) => {
+            Some(NextProposal::WakeUp(place, Duration::ZERO)) => {
                 let Some(inner) = node.upgrade() else { return until_ended().await };
                 if !wake(&Engine::within(inner), place).await {
                     refused.insert(place, Instant::now() + PAUSE);
@@ -101,13 +101,13 @@ pub(in crate::engine) async fn run<M: StateMachine>(node: Weak<Inner<M>>) {
                 tokio::time::sleep(PACE).await;
                 continue;
             }
-            Some(Next::Clock(Duration::ZERO)) => {
+            Some(NextProposal::Clock(Duration::ZERO)) => {
                 let Some(inner) = node.upgrade() else { return until_ended().await };
                 let pause = if write_clock(&Engine::within(inner)).await { PACE } else { CLOCK_MIN };
                 tokio::time::sleep(pause).await;
                 continue;
             }
-            Some(Next::WakeUp(_, due_in) | Next::Clock(due_in)) => Some(due_in),
+            Some(NextProposal::WakeUp(_, due_in) | NextProposal::Clock(due_in)) => Some(due_in),
             None => None,
         };
         let turn_in = refused.values().min().map(|until| until.saturating_duration_since(Instant::now()));
@@ -205,10 +205,14 @@ mod tests {
     fn one_that_is_refused_does_not_hold_up_the_others() {
         let mut both = progress(Some(90_000), 0);
         both.wakes.set(3, Some(99_000));
-        assert_eq!(next(&both, &at(5_000), all), Some(Next::WakeUp(0, Duration::ZERO)));
+        assert_eq!(next(&both, &at(5_000), all), Some(NextProposal::WakeUp(0, Duration::ZERO)));
         let second = |place| place == 3;
-        assert_eq!(next(&both, &at(5_000), second), Some(Next::WakeUp(3, Duration::ZERO)));
-        assert_eq!(next(&both, &at(5_000), none), Some(Next::Clock(CLOCK_MIN)), "time goes on all the same");
+        assert_eq!(next(&both, &at(5_000), second), Some(NextProposal::WakeUp(3, Duration::ZERO)));
+        assert_eq!(
+            next(&both, &at(5_000), none),
+            Some(NextProposal::Clock(CLOCK_MIN)),
+            "time goes on all the same"
+        );
     }
 
     #[test]
@@ -216,35 +220,42 @@ mod tests {
         let millis = Duration::from_millis;
         assert_eq!(next(&progress(None, 0), &at(5_000), all), None, "nothing waits");
         let sessions = progress(None, 3);
-        assert_eq!(next(&sessions, &at(5_000), all), Some(Next::Clock(CLOCK_MAX)));
-        assert_eq!(next(&sessions, &at(11_000), all), Some(Next::Clock(millis(4_000))));
-        assert_eq!(next(&sessions, &at(15_000), all), Some(Next::Clock(Duration::ZERO)));
+        assert_eq!(next(&sessions, &at(5_000), all), Some(NextProposal::Clock(CLOCK_MAX)));
+        assert_eq!(next(&sessions, &at(11_000), all), Some(NextProposal::Clock(millis(4_000))));
+        assert_eq!(next(&sessions, &at(15_000), all), Some(NextProposal::Clock(Duration::ZERO)));
         let hour = progress(Some(3_700_000), 0);
-        assert_eq!(next(&hour, &at(5_000), all), Some(Next::Clock(CLOCK_MAX)));
+        assert_eq!(next(&hour, &at(5_000), all), Some(NextProposal::Clock(CLOCK_MAX)));
         let soon = progress(Some(130_000), 0);
         assert_eq!(
             next(&soon, &at(5_000), all),
-            Some(Next::Clock(Duration::from_micros(3_000_100))),
+            Some(NextProposal::Clock(Duration::from_micros(3_000_100))),
             "a tenth"
         );
-        assert_eq!(next(&soon, &at(7_000), all), Some(Next::Clock(Duration::from_micros(1_000_100))));
+        assert_eq!(next(&soon, &at(7_000), all), Some(NextProposal::Clock(Duration::from_micros(1_000_100))));
         let next_second = progress(Some(100_600), 0);
-        assert_eq!(next(&next_second, &at(5_000), all), Some(Next::WakeUp(0, millis(601))));
-        assert_eq!(next(&next_second, &at(5_000), none), Some(Next::Clock(CLOCK_MIN)), "it has no wake-up");
-        assert_eq!(next(&next_second, &at(5_600), all), Some(Next::WakeUp(0, millis(1))));
-        assert_eq!(next(&next_second, &at(5_601), all), Some(Next::WakeUp(0, Duration::ZERO)));
-        assert_eq!(next(&next_second, &at(9_000), all), Some(Next::WakeUp(0, Duration::ZERO)));
-        assert_eq!(next(&progress(Some(u64::MAX), 0), &at(5_000), all), Some(Next::Clock(CLOCK_MAX)));
+        assert_eq!(next(&next_second, &at(5_000), all), Some(NextProposal::WakeUp(0, millis(601))));
+        assert_eq!(
+            next(&next_second, &at(5_000), none),
+            Some(NextProposal::Clock(CLOCK_MIN)),
+            "it has no wake-up"
+        );
+        assert_eq!(next(&next_second, &at(5_600), all), Some(NextProposal::WakeUp(0, millis(1))));
+        assert_eq!(next(&next_second, &at(5_601), all), Some(NextProposal::WakeUp(0, Duration::ZERO)));
+        assert_eq!(next(&next_second, &at(9_000), all), Some(NextProposal::WakeUp(0, Duration::ZERO)));
+        assert_eq!(next(&progress(Some(u64::MAX), 0), &at(5_000), all), Some(NextProposal::Clock(CLOCK_MAX)));
     }
 
     #[test]
     fn time_that_does_not_go_on_is_written_at_once() {
         let mut stuck = progress(Some(200_000), 0);
         stuck.clock.counted_ms = None;
-        assert_eq!(next(&stuck, &at(9_000), all), Some(Next::Clock(Duration::ZERO)));
+        assert_eq!(next(&stuck, &at(9_000), all), Some(NextProposal::Clock(Duration::ZERO)));
         let later = Reading { term: 3, ..at(9_000) };
-        assert_eq!(next(&stuck, &later, all), Some(Next::Clock(Duration::ZERO)), "a new leader");
-        assert_eq!(next(&progress(None, 1), &later, all), Some(Next::Clock(Duration::ZERO)));
-        assert_eq!(next(&progress(Some(100_000), 0), &later, all), Some(Next::WakeUp(0, Duration::ZERO)));
+        assert_eq!(next(&stuck, &later, all), Some(NextProposal::Clock(Duration::ZERO)), "a new leader");
+        assert_eq!(next(&progress(None, 1), &later, all), Some(NextProposal::Clock(Duration::ZERO)));
+        assert_eq!(
+            next(&progress(Some(100_000), 0), &later, all),
+            Some(NextProposal::WakeUp(0, Duration::ZERO))
+        );
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Outcome, Writer};
+use super::{EntryOutcome, Writer};
 use crate::engine::{Engine, Inner};
 use crate::error::{OperationError, WriteError};
 use crate::machine::StateMachine;
@@ -73,7 +73,7 @@ pub(in crate::engine) fn applied<R>(acknowledged: Acknowledged<R>) -> Written<R>
 
 /// The same outcome in the words of the `machine` that was written to.
 pub(in crate::engine) fn decoded<M: StateMachine>(
-    outcome: Outcome,
+    outcome: EntryOutcome,
     machine: u16,
 ) -> Result<Acknowledged<M::Reply>, WriteError> {
     let Acknowledged { log_id, reply, ack, held_by, repeated, applied_here } =
@@ -96,7 +96,7 @@ impl<M: StateMachine> Inner<M> {
         let (entry, answer) = match outcome {
             Proposed::Applied { log_id, answer } => (log_id, answer),
             Proposed::Flushed { log_id } => {
-                let held_by = self.core.held().holders(log_id);
+                let held_by = self.core.durable_positions().holders(log_id);
                 let flushed =
                     Acknowledged { log_id, reply: None, ack, held_by, repeated: false, applied_here: false };
                 return Ok((flushed, log_id));
@@ -116,7 +116,7 @@ impl<M: StateMachine> Inner<M> {
             log_id: answer.first.unwrap_or(entry),
             reply: Some(reply),
             ack,
-            held_by: self.core.held().holders(entry),
+            held_by: self.core.durable_positions().holders(entry),
             repeated: answer.first.is_some(),
             applied_here: true,
         };
@@ -129,17 +129,17 @@ impl<M: StateMachine> Inner<M> {
         acknowledged: Acknowledged<Bytes>,
         entry: LogId,
         patience: Duration,
-    ) -> Outcome {
-        let (core, held) = (&self.core, self.core.held());
-        let all_hold = tokio::time::timeout(patience, held.wait_for_all(entry));
+    ) -> EntryOutcome {
+        let (core, positions) = (&self.core, self.core.durable_positions());
+        let all_hold = tokio::time::timeout(patience, positions.wait_for_all(entry));
         let in_time = tokio::select! {
             biased;
             told = all_hold => matches!(told, Ok(Ok(()))),
             _ = self.ended() => false,
         };
         // Those who wait are told a little later than the last voter has it: the time may be over in between.
-        let missing = if in_time { Vec::new() } else { held.missing(entry, &core.voters()) };
-        let held_by = held.holders(entry);
+        let missing = if in_time { Vec::new() } else { positions.missing(entry, &core.voters()) };
+        let held_by = positions.holders(entry);
         if missing.is_empty() {
             return Ok(Acknowledged { held_by, ..acknowledged });
         }

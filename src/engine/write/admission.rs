@@ -7,7 +7,7 @@ use std::thread::panicking;
 use crate::engine::Inner;
 use crate::error::WriteError;
 use crate::machine::StateMachine;
-use crate::raft::network::calls::room::Room;
+use crate::raft::network::calls::room::CallRoom;
 
 /// Whose a write is. The limits on commands are for what callers write; what the node writes for itself is small, one entry
 /// at a time, and nobody's write: neither refused by those limits nor counted as refused.
@@ -25,7 +25,7 @@ pub(in crate::engine) enum Writer {
 pub(in crate::engine) struct Admitted<M: StateMachine> {
     engine: Arc<Inner<M>>,
     /// What counts it. A proposal of this node's own counts until a quorum holds it, whatever it waits for then.
-    room: Room,
+    room: CallRoom,
     bytes: usize,
 }
 
@@ -45,7 +45,7 @@ impl<M: StateMachine> Inner<M> {
             return Err(WriteError::Diverged { divergence });
         }
         self.try_admit(writer, bytes).map_err(|refusal| self.counted(writer, refusal))?;
-        Ok(Admitted { engine: self.clone(), room: Room::Quorum, bytes })
+        Ok(Admitted { engine: self.clone(), room: CallRoom::Quorum, bytes })
     }
 
     fn try_admit(&self, writer: Writer, bytes: usize) -> Result<(), WriteError> {
@@ -53,14 +53,14 @@ impl<M: StateMachine> Inner<M> {
             self.check_size(bytes)?;
         }
         self.check_disks()?;
-        self.take_into_account(writer, Room::Quorum, bytes)
+        self.take_into_account(writer, CallRoom::Quorum, bytes)
     }
 
     /// Takes a write that is passed on to the leader into account, until what is returned is dropped. This node's limits are for
     /// that too; what its own disk takes is not asked.
     pub(in crate::engine) fn admit_passed_on(
         self: &Arc<Self>,
-        room: Room,
+        room: CallRoom,
         bytes: usize,
     ) -> Result<Admitted<M>, WriteError> {
         if let Some(divergence) = self.core.agreement().divergence() {
@@ -73,7 +73,11 @@ impl<M: StateMachine> Inner<M> {
     }
 
     /// The same, for one that was admitted before and is still here: it counts, whatever else is in flight by now.
-    pub(in crate::engine) fn readmit_passed_on(self: &Arc<Self>, room: Room, bytes: usize) -> Admitted<M> {
+    pub(in crate::engine) fn readmit_passed_on(
+        self: &Arc<Self>,
+        room: CallRoom,
+        bytes: usize,
+    ) -> Admitted<M> {
         let admitted = self.take_into_account(Writer::Node, room, bytes);
         admitted.expect("invariant: only what is a caller's is refused");
         Admitted { engine: self.clone(), room, bytes }
@@ -89,14 +93,14 @@ impl<M: StateMachine> Inner<M> {
     }
 
     /// Bytes of what is in flight.
-    fn in_flight(&self, room: Room) -> &AtomicUsize {
+    fn in_flight(&self, room: CallRoom) -> &AtomicUsize {
         match room {
-            Room::Quorum => &self.inflight_bytes,
-            Room::AllVoters => &self.waiting_bytes,
+            CallRoom::Quorum => &self.inflight_bytes,
+            CallRoom::AllVoters => &self.waiting_bytes,
         }
     }
 
-    fn take_into_account(&self, writer: Writer, room: Room, bytes: usize) -> Result<(), WriteError> {
+    fn take_into_account(&self, writer: Writer, room: CallRoom, bytes: usize) -> Result<(), WriteError> {
         let (limits, level) = (self.settings.borrow(), self.in_flight(room));
         let in_flight = level.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if writer != Writer::Node && in_flight > limits.max_inflight_bytes {

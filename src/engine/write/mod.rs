@@ -41,7 +41,7 @@ use crate::session::Ticket;
 use crate::types::{AckLevel, HistoryEpoch, MachineVersion, WriteOptions};
 
 /// What happened to an entry.
-pub(super) type Outcome = Result<Acknowledged<Bytes>, WriteError>;
+pub(super) type EntryOutcome = Result<Acknowledged<Bytes>, WriteError>;
 
 impl<M: StateMachine> Engine<M> {
     /// Writes: returns once `command` is committed by a quorum and applied here.
@@ -128,7 +128,7 @@ impl<M: StateMachine> Engine<M> {
             return done(Err(WriteError::Undecodable { reason: unusable.reason }));
         }
         let engine = self.inner.clone();
-        let done = move |outcome: Outcome| {
+        let done = move |outcome: EntryOutcome| {
             if let Ok(acknowledged) = &outcome {
                 engine.counters.acknowledge(acknowledged.ack);
             }
@@ -159,7 +159,7 @@ impl<M: StateMachine> Engine<M> {
         sealed: &[u8],
         (wrote, command): (MachineVersion, M::Command),
         options: WriteOptions,
-    ) -> Outcome {
+    ) -> EntryOutcome {
         check_ack(&options)?;
         self.admit_command(wrote, command, options.slot.is_some()).await?;
         let written = self.write_envelope_with(Writer::Caller, self.stamped(sealed)?, options).await?;
@@ -173,7 +173,7 @@ impl<M: StateMachine> Engine<M> {
         envelope::restamp(sealed, self.inner.reading()).map_err(undecodable)
     }
 
-    pub(super) async fn write_envelope(&self, writer: Writer, envelope: Bytes) -> Outcome {
+    pub(super) async fn write_envelope(&self, writer: Writer, envelope: Bytes) -> EntryOutcome {
         self.write_envelope_with(writer, envelope, WriteOptions::default()).await
     }
 
@@ -182,7 +182,7 @@ impl<M: StateMachine> Engine<M> {
         writer: Writer,
         envelope: Bytes,
         options: WriteOptions,
-    ) -> Outcome {
+    ) -> EntryOutcome {
         let (done, outcome) = oneshot::channel();
         self.propose_envelope(writer, envelope, options, move |result| {
             let _ = done.send(result);
@@ -193,7 +193,7 @@ impl<M: StateMachine> Engine<M> {
 
     async fn propose_envelope<F>(&self, writer: Writer, envelope: Bytes, options: WriteOptions, done: F)
     where
-        F: FnOnce(Outcome) + Send + 'static,
+        F: FnOnce(EntryOutcome) + Send + 'static,
     {
         let inner = &self.inner;
         let admitted = inner.check_history(options.history);

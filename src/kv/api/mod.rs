@@ -15,4 +15,4 @@ pub use reply::{
 pub use request::{Method, Range, Request, Scope, WriteOptions, end_of_prefix};
 pub use txn::{Compare, Comparison, NumberOf, Txn, TxnOp, TxnReply, TxnResult, ValueOf};
 
-pub(super) use txn::{Act, Target};
+pub(super) use txn::{Act, CompareTarget};

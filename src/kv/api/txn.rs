@@ -82,12 +82,12 @@ pub struct Compare {
     pub(in crate::kv) collection: String,
     pub(in crate::kv) key: Bytes,
     pub(in crate::kv) comparison: Comparison,
-    pub(in crate::kv) target: Target,
+    pub(in crate::kv) target: CompareTarget,
 }
 
 /// What of a key is compared, and with what.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::kv) enum Target {
+pub(in crate::kv) enum CompareTarget {
     Value(Bytes),
     Version(u64),
     CreateRevision(u64),
@@ -102,17 +102,17 @@ impl Compare {
 
     /// Compares how many puts `key` has had since it was created; 0 when it does not exist.
     pub fn version(key: impl Into<Bytes>) -> NumberOf {
-        NumberOf { key: key.into(), target: Target::Version }
+        NumberOf { key: key.into(), target: CompareTarget::Version }
     }
 
     /// Compares the revision of the put that created `key`; 0 when it does not exist.
     pub fn create_revision(key: impl Into<Bytes>) -> NumberOf {
-        NumberOf { key: key.into(), target: Target::CreateRevision }
+        NumberOf { key: key.into(), target: CompareTarget::CreateRevision }
     }
 
     /// Compares the revision of the last put to `key`; 0 when it does not exist.
     pub fn mod_revision(key: impl Into<Bytes>) -> NumberOf {
-        NumberOf { key: key.into(), target: Target::ModRevision }
+        NumberOf { key: key.into(), target: CompareTarget::ModRevision }
     }
 
     /// Holds when `key` exists.
@@ -131,7 +131,7 @@ impl Compare {
         Self { collection: collection.into(), ..self }
     }
 
-    fn new(key: Bytes, comparison: Comparison, target: Target) -> Self {
+    fn new(key: Bytes, comparison: Comparison, target: CompareTarget) -> Self {
         Self { collection: String::new(), key, comparison, target }
     }
 }
@@ -153,7 +153,7 @@ impl ValueOf {
 
     /// Holds when the value and `value` compare so.
     pub fn is(self, comparison: Comparison, value: impl Into<Bytes>) -> Compare {
-        Compare::new(self.0, comparison, Target::Value(value.into()))
+        Compare::new(self.0, comparison, CompareTarget::Value(value.into()))
     }
 }
 
@@ -161,7 +161,7 @@ impl ValueOf {
 #[derive(Debug, Clone)]
 pub struct NumberOf {
     key: Bytes,
-    target: fn(u64) -> Target,
+    target: fn(u64) -> CompareTarget,
 }
 
 impl NumberOf {

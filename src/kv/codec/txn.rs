@@ -1,6 +1,6 @@
 //! Transactions.
 
-use super::super::api::{Act, Compare, Comparison, Range, Scope, Target, Txn, TxnOp, TxnResult};
+use super::super::api::{Act, Compare, CompareTarget, Comparison, Range, Scope, Txn, TxnOp, TxnResult};
 use super::super::machine::{KvRejection, MAX_TXN_COMPARES, MAX_TXN_OPERATIONS};
 use super::request::{decode_ttl, encode_ttl};
 use super::response::{decode_item, encode_item};
@@ -55,10 +55,10 @@ fn encode_compare(compare: Compare) -> v1::Compare {
         Comparison::Greater => WireComparison::Greater,
     };
     let target = Some(match target {
-        Target::Value(value) => WireTarget::Value(value),
-        Target::Version(version) => WireTarget::Version(version),
-        Target::CreateRevision(revision) => WireTarget::CreateRevision(revision),
-        Target::ModRevision(revision) => WireTarget::ModRevision(revision),
+        CompareTarget::Value(value) => WireTarget::Value(value),
+        CompareTarget::Version(version) => WireTarget::Version(version),
+        CompareTarget::CreateRevision(revision) => WireTarget::CreateRevision(revision),
+        CompareTarget::ModRevision(revision) => WireTarget::ModRevision(revision),
     });
     v1::Compare { collection, key, comparison: comparison.into(), target }
 }
@@ -73,10 +73,10 @@ fn decode_compare(compare: v1::Compare) -> Result<Compare, Rejected> {
         Err(_) => return Err(Rejected::invalid("this node does not know the comparison asked for")),
     };
     let target = match target {
-        Some(WireTarget::Value(value)) => Target::Value(value),
-        Some(WireTarget::Version(version)) => Target::Version(version),
-        Some(WireTarget::CreateRevision(revision)) => Target::CreateRevision(revision),
-        Some(WireTarget::ModRevision(revision)) => Target::ModRevision(revision),
+        Some(WireTarget::Value(value)) => CompareTarget::Value(value),
+        Some(WireTarget::Version(version)) => CompareTarget::Version(version),
+        Some(WireTarget::CreateRevision(revision)) => CompareTarget::CreateRevision(revision),
+        Some(WireTarget::ModRevision(revision)) => CompareTarget::ModRevision(revision),
         None => return Err(Rejected::invalid("a comparison does not say what to compare with")),
     };
     Ok(Compare { collection, key, comparison, target })

@@ -23,7 +23,7 @@ use imbl::OrdMap;
 use super::composite::CompositeKey;
 use super::items::ITEM_OVERHEAD_BYTES;
 use super::key::KeyRange;
-use super::record::Record;
+use super::record::ItemRecord;
 use super::{Change, Event, EventsAnswer, KvAnswer};
 
 /// How much of the latest changes a node keeps for those who watch. Of two nodes each may keep as much as it likes: the
@@ -90,24 +90,24 @@ const BLOCK_EVENTS: usize = 32;
 const BLOCKS: usize = 32;
 
 /// What an event takes beside key and value: its entry, and the counters of the allocations that it shares.
-const ENTRY_BYTES: usize = size_of::<Entry>() + 48;
+const ENTRY_BYTES: usize = size_of::<HistoryEntry>() + 48;
 
 /// What became of a key.
 #[derive(Debug, Clone)]
 pub(super) enum Happened {
-    Put(Record),
+    Put(ItemRecord),
     Deleted,
     Expired,
 }
 
 #[derive(Debug, Clone)]
-struct Entry {
+struct HistoryEntry {
     revision: u64,
     key: CompositeKey,
     happened: Happened,
 }
 
-impl Entry {
+impl HistoryEntry {
     /// Bytes that this entry may be the last to keep alive.
     fn bytes(&self) -> usize {
         let record = match &self.happened {
@@ -120,7 +120,7 @@ impl Entry {
 
 #[derive(Debug, Default)]
 struct Block {
-    entries: Vec<Entry>,
+    entries: Vec<HistoryEntry>,
     bytes: usize,
     /// Elapsed time at the last entry.
     last_ms: u64,
@@ -193,7 +193,7 @@ impl History {
 
     /// Adds a change made by the command at `revision`, which is being applied.
     pub(super) fn push(&mut self, revision: u64, key: CompositeKey, happened: Happened) {
-        let entry = Entry { revision, key, happened };
+        let entry = HistoryEntry { revision, key, happened };
         let open = Arc::make_mut(&mut self.open);
         self.events += 1;
         self.bytes += entry.bytes();
@@ -241,7 +241,7 @@ impl History {
     }
 
     /// Every change at `revision` or later, which is at least `first_revision`.
-    fn entries_from(&self, revision: u64) -> impl Iterator<Item = &Entry> {
+    fn entries_from(&self, revision: u64) -> impl Iterator<Item = &HistoryEntry> {
         let first = self.closed.get_prev(&revision).map_or(0, |(first, _)| *first);
         let closed = self.closed.range(first..).map(|(_, block)| block);
         closed.chain([&self.open]).flat_map(move |block| {
@@ -347,7 +347,7 @@ impl EventsAnswer {
     }
 }
 
-fn event(range: &KeyRange, entry: &Entry) -> Event {
+fn event(range: &KeyRange, entry: &HistoryEntry) -> Event {
     let change = match &entry.happened {
         Happened::Put(record) => Change::Put(record.item()),
         Happened::Deleted => Change::Deleted,

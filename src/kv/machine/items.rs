@@ -4,7 +4,7 @@ use imbl::{OrdMap, OrdSet};
 
 use super::composite::CompositeKey;
 use super::key::KeyRange;
-use super::record::{Header, Record, item_hash};
+use super::record::{ItemRecord, RecordHeader, item_hash};
 use super::{Item, RangeAnswer};
 
 /// What an item counts in a bounded answer beyond its key and value: its revisions and the framing of any
@@ -24,7 +24,7 @@ pub(super) fn state_bytes(key_bytes: usize, record_bytes: usize, expires: bool) 
     (key_bytes + record_bytes + ITEM_STATE_BYTES + deadline) as u64
 }
 
-fn item_state_bytes(key: &[u8], record: &Record) -> u64 {
+fn item_state_bytes(key: &[u8], record: &ItemRecord) -> u64 {
     state_bytes(key.len(), record.as_bytes().len(), record.expires_ms() != 0)
 }
 
@@ -40,7 +40,7 @@ fn item_state_bytes(key: &[u8], record: &Record) -> u64 {
 /// nodes at the same entry, at every start.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Items {
-    tree: OrdMap<CompositeKey, Record>,
+    tree: OrdMap<CompositeKey, ItemRecord>,
     /// When an item is due, and its key: the earliest deadline comes first.
     deadlines: OrdSet<(u64, CompositeKey)>,
     hash: u64,
@@ -67,16 +67,16 @@ impl Items {
     }
 
     /// All keys with their records, ascending.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&CompositeKey, &Record)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&CompositeKey, &ItemRecord)> {
         self.tree.iter()
     }
 
-    pub(super) fn record(&self, key: &[u8]) -> Option<&Record> {
+    pub(super) fn record(&self, key: &[u8]) -> Option<&ItemRecord> {
         self.tree.get(key)
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Option<Item> {
-        self.tree.get(key).map(Record::item)
+        self.tree.get(key).map(ItemRecord::item)
     }
 
     /// The items of `range`, at most `limit`, and one or as many as stay within `max_bytes`.
@@ -111,10 +111,11 @@ impl Items {
         &mut self,
         key: &CompositeKey,
         value: &[u8],
-        Written { revision, expires_ms }: Written,
-    ) -> Record {
+        WrittenItem { revision, expires_ms }: WrittenItem,
+    ) -> ItemRecord {
         let Self { tree, deadlines, hash, bytes } = self;
-        let mut header = Header { create_revision: revision, mod_revision: revision, version: 1, expires_ms };
+        let mut header =
+            RecordHeader { create_revision: revision, mod_revision: revision, version: 1, expires_ms };
         let record = if let Some(slot) = tree.get_mut(&**key) {
             (header.create_revision, header.version) = (slot.create_revision(), slot.version() + 1);
             if slot.expires_ms() != 0 {
@@ -123,10 +124,10 @@ impl Items {
             }
             *hash = hash.wrapping_sub(item_hash(key, slot.as_bytes()));
             *bytes -= item_state_bytes(key, slot);
-            *slot = Record::new(header, value);
+            *slot = ItemRecord::new(header, value);
             slot.clone()
         } else {
-            let record = Record::new(header, value);
+            let record = ItemRecord::new(header, value);
             tree.insert(key.clone(), record.clone());
             record
         };
@@ -153,7 +154,7 @@ impl Items {
     }
 
     /// Adds an item that a snapshot holds; its key is new.
-    pub(super) fn restore(&mut self, key: CompositeKey, record: Record) {
+    pub(super) fn restore(&mut self, key: CompositeKey, record: ItemRecord) {
         self.hash = self.hash.wrapping_add(item_hash(&key, record.as_bytes()));
         self.bytes += item_state_bytes(&key, &record);
         if record.expires_ms() != 0 {
@@ -182,7 +183,7 @@ impl Items {
 
 /// What a write leaves in the record beside the value.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Written {
+pub(super) struct WrittenItem {
     pub(super) revision: u64,
     /// In elapsed time; 0 for never.
     pub(super) expires_ms: u64,

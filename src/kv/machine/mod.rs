@@ -72,9 +72,9 @@ pub use query::{Change, Event, EventsAnswer, EventsQuery, Item, KvAnswer, KvQuer
 use crate::machine::{ApplyContext, StateMachine};
 use composite::CompositeKey;
 use history::{EventBounds, Happened, History};
-use items::{Items, Written};
+use items::{Items, WrittenItem};
 use key::KeyRange;
-use record::Record;
+use record::ItemRecord;
 
 /// The key-value machine. See the [module](self).
 #[derive(Debug, Clone, Default)]
@@ -150,9 +150,9 @@ impl KvView {
     }
 
     /// Writes a key, due after `ttl_ms` unless that is 0.
-    fn put(&mut self, context: &ApplyContext, key: CompositeKey, value: &[u8], ttl_ms: u64) -> Record {
+    fn put(&mut self, context: &ApplyContext, key: CompositeKey, value: &[u8], ttl_ms: u64) -> ItemRecord {
         let expires_ms = if ttl_ms == 0 { 0 } else { context.elapsed_ms.saturating_add(ttl_ms) };
-        let record = self.items.put(&key, value, Written { revision: context.log_id.index, expires_ms });
+        let record = self.items.put(&key, value, WrittenItem { revision: context.log_id.index, expires_ms });
         self.history.push(context.log_id.index, key, Happened::Put(record.clone()));
         record
     }

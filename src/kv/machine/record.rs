@@ -23,7 +23,7 @@ pub(super) const MAX_RECORD_BYTES: usize = HEADER_BYTES + MAX_VALUE_BYTES;
 
 /// What a record says of its value.
 #[derive(Clone, Copy)]
-pub(super) struct Header {
+pub(super) struct RecordHeader {
     pub(super) create_revision: u64,
     pub(super) mod_revision: u64,
     pub(super) version: u64,
@@ -33,10 +33,10 @@ pub(super) struct Header {
 
 /// One record. Cloning it costs a reference count: the tree copies its nodes on write.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Record(Arc<[u8]>);
+pub(super) struct ItemRecord(Arc<[u8]>);
 
-impl Record {
-    pub(super) fn new(header: Header, value: &[u8]) -> Self {
+impl ItemRecord {
+    pub(super) fn new(header: RecordHeader, value: &[u8]) -> Self {
         // Collecting an iterator of known length allocates once; a Vec in between would be copied again.
         let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, HEADER_BYTES + value.len()).collect();
         let slot = Arc::get_mut(&mut bytes).expect("invariant: a new allocation has one owner");
@@ -101,7 +101,7 @@ impl Record {
     }
 }
 
-impl std::fmt::Debug for Record {
+impl std::fmt::Debug for ItemRecord {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.item().fmt(f)
     }

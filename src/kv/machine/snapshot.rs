@@ -24,7 +24,7 @@ use super::composite::CompositeKey;
 use super::history::History;
 use super::items::Items;
 use super::key::{MAX_COMPOSITE_BYTES, is_composite};
-use super::record::{MAX_RECORD_BYTES, Record, item_hash};
+use super::record::{ItemRecord, MAX_RECORD_BYTES, item_hash};
 
 /// What this build writes.
 const VERSION: u32 = 2;
@@ -73,7 +73,7 @@ pub(super) fn read(input: &mut dyn Read) -> io::Result<KvView> {
 
 fn read_v2(input: &mut impl Read) -> io::Result<KvView> {
     let next_revision = u64::from_le_bytes(read_array(input)?);
-    let items = read_items(input, |_, record| Record::from_bytes(record))?;
+    let items = read_items(input, |_, record| ItemRecord::from_bytes(record))?;
     if u64::from_le_bytes(read_array(input)?) != seal(next_revision, items.hash()) {
         return Err(invalid("does not add up to its seal".to_owned()));
     }
@@ -84,7 +84,7 @@ fn read_v1(input: &mut impl Read) -> io::Result<KvView> {
     let mut hash = 0_u64;
     let items = read_items(input, |key, record| {
         hash = hash.wrapping_add(item_hash(key, record));
-        Record::from_bytes_v1(record)
+        ItemRecord::from_bytes_v1(record)
     })?;
     if u64::from_le_bytes(read_array(input)?) != hash {
         return Err(invalid("items do not add up to the state hash".to_owned()));
@@ -95,7 +95,7 @@ fn read_v1(input: &mut impl Read) -> io::Result<KvView> {
 /// Reads count and items; `decode` takes the key and the bytes of a record.
 fn read_items(
     input: &mut impl Read,
-    mut decode: impl FnMut(&[u8], &[u8]) -> Option<Record>,
+    mut decode: impl FnMut(&[u8], &[u8]) -> Option<ItemRecord>,
 ) -> io::Result<Items> {
     let count = u64::from_le_bytes(read_array(input)?);
     let mut items = Items::default();

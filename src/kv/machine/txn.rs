@@ -18,7 +18,7 @@ pub(super) fn apply(state: &mut KvView, context: &ApplyContext, txn: &KvTxn) -> 
     let operations = if succeeded { &txn.then } else { &txn.otherwise };
     // While a copy is alive every node that changes is copied, so one is made only if it may be needed.
     let before = operations.iter().any(may_break_a_limit).then(|| state.items.clone());
-    let mut run = Run { state, context, tenant: &txn.tenant, result_bytes: 0, deleted: 0 };
+    let mut run = TxnRun { state, context, tenant: &txn.tenant, result_bytes: 0, deleted: 0 };
     match operations.iter().map(|operation| run.operation(operation)).collect() {
         Ok(results) => KvReply::Txn { revision: context.log_id.index, succeeded, results },
         Err(rejection) => {
@@ -69,7 +69,7 @@ fn may_break_a_limit(operation: &TxnOp) -> bool {
 }
 
 /// A branch being carried out.
-struct Run<'a> {
+struct TxnRun<'a> {
     state: &'a mut KvView,
     context: &'a ApplyContext,
     tenant: &'a str,
@@ -79,7 +79,7 @@ struct Run<'a> {
     deleted: usize,
 }
 
-impl Run<'_> {
+impl TxnRun<'_> {
     fn operation(&mut self, operation: &TxnOp) -> Result<TxnResult, KvRejection> {
         match operation {
             TxnOp::Get { collection, key } => {

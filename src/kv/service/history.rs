@@ -8,17 +8,17 @@ use prometheus_client::registry::Unit;
 use serde::Serialize;
 
 use super::super::machine::{HistoryLimits, HistoryReach};
-use crate::node::families::{Encoded, Families};
+use crate::node::families::{EncodeResult, Families};
 
 /// How far the history of a node reaches, and how far it may.
 #[derive(Debug, Clone)]
-pub(super) struct History {
+pub(super) struct ServedHistory {
     pub(super) limits: HistoryLimits,
     pub(super) reach: Arc<HistoryReach>,
 }
 
-impl Collector for History {
-    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Encoded {
+impl Collector for ServedHistory {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> EncodeResult {
         let (mut families, reach) = (Families(encoder), &self.reach);
         if let Some(first) = reach.first_revision() {
             let help = "First revision that can be watched from";
@@ -50,7 +50,7 @@ pub(super) struct HistoryNow {
 }
 
 impl HistoryNow {
-    pub(super) fn of(History { limits, reach }: &History) -> Self {
+    pub(super) fn of(ServedHistory { limits, reach }: &ServedHistory) -> Self {
         Self {
             first_revision: reach.first_revision(),
             events: reach.events(),

@@ -35,16 +35,16 @@ use crate::door::{CallOf, Door, Guest, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, Meth
 use crate::engine::Engine;
 use crate::error::OpenError;
 use crate::incoming::Caller;
-use crate::node::families::{Encoded, Families};
+use crate::node::families::{EncodeResult, Families};
 use crate::node::{Server, Services};
 use crate::proto::v1::kv_server::{Kv as KvCalls, KvServer};
 use crate::proto::v1::{self, Failure, Item};
 use crate::types::LogId;
 
-use history::{History, HistoryNow};
+use history::{HistoryNow, ServedHistory};
 use moments::{MAX_LONG_RANGES, Moments};
 use pipeline::KvFraming;
-use watches::{Feed, Place};
+use watches::{Feed, WatchPlace};
 
 /// A range or a transaction counts as this many requests: its answer may be thousands of times larger than others.
 const RANGE_PERMITS: u32 = 64;
@@ -146,7 +146,7 @@ pub async fn bind(address: &str, machine: &KvMachine) -> Result<Server<Kv>, Open
 
 /// As [`bind`], for a `server` that listens already, or has its connections from elsewhere.
 pub fn serve(server: Server<Kv>, machine: &KvMachine) -> Server<Kv> {
-    let history = History { limits: machine.history_limits(), reach: machine.history_reach() };
+    let history = ServedHistory { limits: machine.history_limits(), reach: machine.history_reach() };
     let server = with_services(server).with_collector(Box::new(history.clone()));
     let part = move || serde_json::to_value(HistoryNow::of(&history)).unwrap_or_default();
     server.with_status("history", Arc::new(part))
@@ -155,7 +155,7 @@ pub fn serve(server: Server<Kv>, machine: &KvMachine) -> Server<Kv> {
 /// With this guest's services.
 fn with_services<N: KvNode>(server: Server<Kv, N>) -> Server<Kv, N> {
     let (open, moments) = (Streams::default(), Arc::<Moments>::default());
-    let shown = Shown { streams: open.clone(), moments: moments.clone() };
+    let shown = ShownStreams { streams: open.clone(), moments: moments.clone() };
     let services = Services {
         names: vec![NAME],
         pipelines: vec![format!("/{NAME}/Pipeline")],
@@ -178,13 +178,13 @@ struct Streams {
 
 /// What pages show of the streams.
 #[derive(Debug)]
-struct Shown {
+struct ShownStreams {
     streams: Streams,
     moments: Arc<Moments>,
 }
 
-impl Collector for Shown {
-    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Encoded {
+impl Collector for ShownStreams {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> EncodeResult {
         let count = |gauge: &Gauge| u64::try_from(gauge.get()).unwrap_or_default();
         let (mut families, watches) = (Families(encoder), count(&self.streams.watches));
         families.gauge("quorate_server_watches_open", "Watches open", None, watches)?;
@@ -298,7 +298,7 @@ impl<N: KvNode> KvCalls for KvService<N> {
     ) -> Result<Response<Responses<v1::RangeResponse>>, Status> {
         let call = self.stream_call(RANGE_STREAM, &self.open.long_ranges);
         let Door { node, by, .. } = self.door.clone();
-        let own = caller_of(&request).and_then(ranges::Place::take);
+        let own = caller_of(&request).and_then(ranges::RangePlace::take);
         let range = ranges::range(node, by, self.moments.clone(), own, request.into_inner(), call);
         Ok(Response::new(range.await?))
     }
@@ -309,7 +309,7 @@ impl<N: KvNode> KvCalls for KvService<N> {
     ) -> Result<Response<Responses<v1::WatchResponse>>, Status> {
         let call = self.stream_call(WATCH, &self.open.watches);
         let Door { node, by, limits, draining, .. } = self.door.clone();
-        let place = caller_of(&request).and_then(|caller| Place::take(caller, limits.watches));
+        let place = caller_of(&request).and_then(|caller| WatchPlace::take(caller, limits.watches));
         let feed = self.feed.clone();
         let watch = watches::watch(node, by, draining, feed, request.into_inner(), place, call);
         Ok(Response::new(watch.await?))

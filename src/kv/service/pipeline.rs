@@ -3,7 +3,7 @@
 use super::{Kv, KvMethod};
 use crate::door::Guest as _;
 use crate::door::failure;
-use crate::door::pipeline::{Ask, Done, Framing, Outcome, Weight};
+use crate::door::pipeline::{Done, PipelineFraming, PipelineRequestKind, RequestOutcome, Weight};
 use crate::kv::codec::{self, RequestMessage, ResponseMessage};
 use crate::proto::v1::{Failure, PipelineRequest, PipelineResponse, TaggedRequest, TaggedResponse};
 
@@ -24,7 +24,7 @@ pub(super) fn method(message: &RequestMessage) -> Option<usize> {
     Some(method as usize)
 }
 
-impl Framing for KvFraming {
+impl PipelineFraming for KvFraming {
     type Guest = Kv;
     type Requests = PipelineRequest;
     type Request = TaggedRequest;
@@ -42,21 +42,21 @@ impl Framing for KvFraming {
         (Weight { permits, expected: Kv::expected_bytes(message) }, ())
     }
 
-    fn open(request: TaggedRequest, (): ()) -> (u64, Result<Ask<Kv>, Failure>) {
+    fn open(request: TaggedRequest, (): ()) -> (u64, Result<PipelineRequestKind<Kv>, Failure>) {
         let TaggedRequest { tag, request } = request;
         let ask = request.map(|message| match message {
-            RequestMessage::OpenSession(open) => Ask::OpenSession(open),
-            RequestMessage::CloseSession(close) => Ask::CloseSession(close),
+            RequestMessage::OpenSession(open) => PipelineRequestKind::OpenSession(open),
+            RequestMessage::CloseSession(close) => PipelineRequestKind::CloseSession(close),
             mut message => {
                 let method = method(&message).expect("invariant: it is not about sessions");
                 let options = codec::take_options(&mut message);
-                Ask::Guest { method, request: Ok(message), options }
+                PipelineRequestKind::Guest { method, request: Ok(message), options }
             }
         });
         (tag, ask.ok_or_else(failure::unknown_request))
     }
 
-    fn response(tag: u64, outcome: Outcome<Kv>) -> TaggedResponse {
+    fn response(tag: u64, outcome: RequestOutcome<Kv>) -> TaggedResponse {
         let response = match outcome {
             Ok(Done::Guest(header, mut message)) => {
                 codec::set_header(&mut message, header);

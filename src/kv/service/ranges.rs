@@ -32,9 +32,9 @@ const PAGE_BYTES: usize = 256 * 1024;
 pub(super) const MAX_CONNECTION_LONG_RANGES: usize = MAX_LONG_RANGES / 2;
 
 /// A long range's place among those of its connection.
-pub(super) struct Place(Arc<Caller>);
+pub(super) struct RangePlace(Arc<Caller>);
 
-impl Place {
+impl RangePlace {
     /// One more on the connection of `caller`.
     ///
     /// # Errors
@@ -47,7 +47,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for RangePlace {
     fn drop(&mut self) {
         self.0.give_back(Held::LongRanges, 1);
     }
@@ -61,7 +61,7 @@ pub(super) async fn range<N: KvNode>(
     node: N,
     by: Answerer,
     moments: Arc<Moments>,
-    own: Result<Place, Failure>,
+    own: Result<RangePlace, Failure>,
     request: v1::RangeRequest,
     call: StreamCall,
 ) -> Result<Responses<v1::RangeResponse>, Failure> {
@@ -105,14 +105,14 @@ struct LongRange {
     query: RangeQuery,
     /// Items to be sent.
     left: usize,
-    _places: (OwnedSemaphorePermit, Place),
+    _places: (OwnedSemaphorePermit, RangePlace),
 }
 
 impl LongRange {
     async fn prepare<N: KvNode>(
         node: &N,
         moments: &Moments,
-        own: Result<Place, Failure>,
+        own: Result<RangePlace, Failure>,
         request: v1::RangeRequest,
     ) -> Result<Self, Failure> {
         let places = (moments.place()?, own?);

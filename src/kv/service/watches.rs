@@ -48,9 +48,9 @@ const PACE_BY_WATCH: Duration = Duration::from_micros(20);
 const SLOWEST_PACE: Duration = Duration::from_millis(100);
 
 /// A watch's place among those of its connection.
-pub(super) struct Place(Arc<Caller>);
+pub(super) struct WatchPlace(Arc<Caller>);
 
-impl Place {
+impl WatchPlace {
     /// One more watch on the connection of `caller`.
     ///
     /// # Errors
@@ -65,7 +65,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for WatchPlace {
     fn drop(&mut self) {
         self.0.give_back(Held::Watches, 1);
     }
@@ -77,12 +77,12 @@ impl Drop for Place {
 /// that the others wait for, they would wait for that client.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Feed {
-    last: watch::Sender<Taken>,
+    last: watch::Sender<TakenState>,
 }
 
 /// The last state that was taken.
 #[derive(Debug, Clone, Default)]
-struct Taken {
+struct TakenState {
     at: Option<Instant>,
     /// Why there was none then.
     failure: Option<Failure>,
@@ -101,7 +101,7 @@ impl Feed {
     ) -> Result<ReadOutcome<KvAnswer>, Failure> {
         let mut last = self.last.subscribe();
         loop {
-            let Taken { at, failure, taking } = last.borrow_and_update().clone();
+            let TakenState { at, failure, taking } = last.borrow_and_update().clone();
             if at.is_some_and(|at| at >= since) {
                 match failure {
                     Some(failure) => return Err(failure),
@@ -139,7 +139,7 @@ impl Feed {
             }
             let now = Instant::now();
             let failure = node.view(ReadLevel::Local.into()).await.err().map(Failure::from);
-            feed.last.send_replace(Taken { at: Some(now), failure, taking: false });
+            feed.last.send_replace(TakenState { at: Some(now), failure, taking: false });
         });
     }
 }
@@ -161,7 +161,7 @@ pub(super) async fn watch<N: KvNode>(
     draining: watch::Receiver<bool>,
     feed: Feed,
     request: v1::WatchRequest,
-    place: Result<Place, Failure>,
+    place: Result<WatchPlace, Failure>,
     call: StreamCall,
 ) -> Result<Responses<v1::WatchResponse>, Failure> {
     let prepare = async {
@@ -172,7 +172,7 @@ pub(super) async fn watch<N: KvNode>(
     let state = node.watch();
     let since = Instant::now();
     let watching =
-        Watching { node, by, draining, state, feed, since, query, told: None, open: Some(open), place };
+        ServedWatch { node, by, draining, state, feed, since, query, told: None, open: Some(open), place };
     Ok(Box::pin(stream::unfold(Some(watching), |watching| async {
         let mut watching = watching?;
         match watching.next().await {
@@ -219,7 +219,7 @@ async fn events_query<N: KvNode>(node: &N, request: v1::WatchRequest) -> Result<
 }
 
 /// A watch between two messages.
-struct Watching<N> {
+struct ServedWatch<N> {
     node: N,
     by: Answerer,
     draining: watch::Receiver<bool>,
@@ -232,10 +232,10 @@ struct Watching<N> {
     /// When something was last told.
     told: Option<Instant>,
     open: Option<OpenCall>,
-    place: Place,
+    place: WatchPlace,
 }
 
-impl<N: KvNode> Watching<N> {
+impl<N: KvNode> ServedWatch<N> {
     /// The next message; none when the node is gone.
     async fn next(&mut self) -> Result<Option<v1::WatchResponse>, Failure> {
         loop {
@@ -307,7 +307,7 @@ impl<N: KvNode> Watching<N> {
     }
 }
 
-impl<N> Watching<N> {
+impl<N> ServedWatch<N> {
     fn ended(&mut self, outcome: &Result<(), Failure>) {
         if let Some(open) = self.open.take() {
             open.ended(outcome);
@@ -315,7 +315,7 @@ impl<N> Watching<N> {
     }
 }
 
-impl<N> Drop for Watching<N> {
+impl<N> Drop for ServedWatch<N> {
     /// Its client has had enough, or the node is gone.
     fn drop(&mut self) {
         self.ended(&Ok(()));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{ANSWER_BYTES, Answer, Entry, MAX_SESSION_BYTES, MAX_SESSIONS, SessionTable};
+use super::{ANSWER_BYTES, KeptAnswer, MAX_SESSION_BYTES, MAX_SESSIONS, OpenSession, SessionTable};
 use crate::types::LogId;
 
 /// What a session is in a snapshot. Positional: fields are only added under a new version.
@@ -57,7 +57,8 @@ impl SessionTable {
         out.write_all(&self.swept_ms.to_le_bytes())?;
         out.write_all(&count.to_le_bytes())?;
         for (id, entry) in &self.sessions {
-            let answer = |answer: &Answer| (answer.log_id.term, answer.log_id.index, answer.reply.clone());
+            let answer =
+                |answer: &KeptAnswer| (answer.log_id.term, answer.log_id.index, answer.reply.clone());
             let stored = StoredSession {
                 id: *id,
                 ttl_ms: entry.ttl_ms,
@@ -106,7 +107,7 @@ impl SessionTable {
             if table.sessions.contains_key(&stored.id) {
                 return Err(invalid(format!("holds session {} twice", stored.id)));
             }
-            let answer = |(term, index, reply): (u64, u64, Bytes)| Answer {
+            let answer = |(term, index, reply): (u64, u64, Bytes)| KeptAnswer {
                 log_id: LogId::new(term, index),
                 // Decoding may have taken a slice of the whole buffer, which would stay alive with it.
                 reply: Bytes::copy_from_slice(&reply),
@@ -116,7 +117,7 @@ impl SessionTable {
             let bytes = replies.sum::<usize>() + answers.len() * ANSWER_BYTES;
             let opener: Arc<str> = stored.opener.into();
             table.openers.add(&opener, stored.id);
-            let entry = Entry {
+            let entry = OpenSession {
                 opener,
                 opened_ms: stored.opened_ms,
                 ttl_ms: stored.ttl_ms,

@@ -18,7 +18,7 @@ use crate::types::{LogId, Member, Membership, NodeId, Role};
 
 /// The core's view of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Metrics {
+pub(crate) struct CoreMetrics {
     /// What this node is.
     pub role: Role,
     /// Its term.
@@ -54,9 +54,9 @@ pub(crate) struct Metrics {
 }
 
 /// Wakes when the core's view of itself changes, except for when it heard whom: that changes all the time.
-pub(crate) struct Changes(SelectAll<BoxStream<'static, ()>>);
+pub(crate) struct CoreChanges(SelectAll<BoxStream<'static, ()>>);
 
-impl Changes {
+impl CoreChanges {
     /// Waits for a change. False when the core is gone. What is new may show a moment later.
     pub(crate) async fn changed(&mut self) -> bool {
         self.0.next().await.is_some()
@@ -65,7 +65,7 @@ impl Changes {
 
 impl<M: StateMachine> Core<M> {
     /// The core's present view of itself.
-    pub(crate) fn metrics(&self) -> Metrics {
+    pub(crate) fn metrics(&self) -> CoreMetrics {
         let metrics = self.raft.metrics();
         let current = metrics.borrow_watched().clone();
         let in_touch = self.in_touch(&current);
@@ -73,7 +73,7 @@ impl<M: StateMachine> Core<M> {
             **node_id == current.id || at.as_ref().is_some_and(|at| at.elapsed() <= self.lease)
         });
         let reachable = answered.map(|(node_id, _)| *node_id).collect();
-        Metrics { in_touch, reachable, ..from_metrics(&current) }
+        CoreMetrics { in_touch, reachable, ..from_metrics(&current) }
     }
 
     /// Whether this node leads.
@@ -124,7 +124,7 @@ impl<M: StateMachine> Core<M> {
     /// Tells when the view may have changed. The core says all it has to say with every tick and every heartbeat; these
     /// are the parts that it tells of only when they have changed. What is purged, and what a leader says to be
     /// committed beyond this log, is not among them: see [`noticed`](Self::noticed).
-    pub(crate) fn changes(&self) -> Changes {
+    pub(crate) fn changes(&self) -> CoreChanges {
         let server = stream::unfold(self.raft.server_metrics(), |mut server| async move {
             server.changed().await.ok().map(|()| ((), server))
         });
@@ -137,11 +137,11 @@ impl<M: StateMachine> Core<M> {
         let snapshot = stream::unfold(self.raft.watch_snapshot_progress(), |mut snapshot| async move {
             snapshot.changed().await.ok().map(|()| ((), snapshot))
         });
-        Changes(stream::select_all([server.boxed(), log.boxed(), commit.boxed(), snapshot.boxed()]))
+        CoreChanges(stream::select_all([server.boxed(), log.boxed(), commit.boxed(), snapshot.boxed()]))
     }
 }
 
-fn from_metrics(metrics: &RaftMetrics<TypeConfig>) -> Metrics {
+fn from_metrics(metrics: &RaftMetrics<TypeConfig>) -> CoreMetrics {
     let position = |log_id: &Option<type_config::LogId>| log_id.as_ref().map(type_config::from_log_id);
     let membership = type_config::from_membership(metrics.membership_config.membership());
     let leader = metrics.current_leader.and_then(|node_id| {
@@ -162,7 +162,7 @@ fn from_metrics(metrics: &RaftMetrics<TypeConfig>) -> Metrics {
     let matched = metrics.replication.as_ref().map_or_else(BTreeMap::new, |replication| {
         replication.iter().map(|(id, log_id)| (*id, position(log_id))).collect()
     });
-    Metrics {
+    CoreMetrics {
         role,
         term: metrics.current_term,
         leader,

@@ -9,8 +9,8 @@ use openraft::raft::ClientWriteResult;
 use super::Core;
 use crate::error::Leader;
 use crate::machine::StateMachine;
-use crate::raft::lease::Closed;
-use crate::raft::type_config::{self, Answer, Command, OnFlushed, Responder, TypeConfig, leader};
+use crate::raft::lease::NotProposed;
+use crate::raft::type_config::{self, EntryAnswer, OnFlushed, Responder, SealedCommand, TypeConfig, leader};
 use crate::types::LogId;
 
 /// How a proposal ended.
@@ -21,7 +21,7 @@ pub(crate) enum Proposed {
         /// Where it stands.
         log_id: LogId,
         /// What it was answered.
-        answer: Answer,
+        answer: EntryAnswer,
     },
     /// This leader has it on disk; nothing more is known. Only for [`Core::propose_to_leader`].
     Flushed {
@@ -40,11 +40,11 @@ pub(crate) enum Proposed {
     Stopped,
 }
 
-impl From<Closed> for Proposed {
-    fn from(closed: Closed) -> Self {
+impl From<NotProposed> for Proposed {
+    fn from(closed: NotProposed) -> Self {
         match closed {
-            Closed::Stopped => Self::Gone,
-            Closed::NoQuorum => Self::NoQuorum,
+            NotProposed::Stopped => Self::Gone,
+            NotProposed::NoQuorum => Self::NoQuorum,
         }
     }
 }
@@ -57,7 +57,7 @@ impl<M: StateMachine> Core<M> {
         }
         let responder = Responder::new(|outcome| done(outcome.map_or(Proposed::Stopped, proposed)));
         // On failure the responder has been dropped, and has reported so.
-        let _ = self.raft.client_write_ff(Command::new(command), Some(responder)).await;
+        let _ = self.raft.client_write_ff(SealedCommand::new(command), Some(responder)).await;
     }
 
     /// Proposes `command`; `done` is called exactly once: with [`Proposed::Flushed`] as soon as this leader has it on
@@ -82,7 +82,7 @@ impl<M: StateMachine> Core<M> {
         };
         let flushed = once.clone();
         let on_flushed = OnFlushed::new(move |log_id| flushed(Proposed::Flushed { log_id }));
-        let command = Command { bytes: command, on_flushed: Some(on_flushed) };
+        let command = SealedCommand { bytes: command, on_flushed: Some(on_flushed) };
         let responder = Responder::new(move |outcome| {
             once(outcome.map_or(Proposed::Stopped, proposed));
             ended();

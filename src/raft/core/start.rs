@@ -11,12 +11,12 @@ use super::candidacy::Candidacy;
 use crate::machine::StateMachine;
 use crate::raft::apply::Applier;
 use crate::raft::consensus_tasks;
-use crate::raft::lease::Admission;
+use crate::raft::lease::LeaderLease;
 use crate::raft::log::RaftLog;
-use crate::raft::network::addresses::{Addresses, Seen};
+use crate::raft::network::addresses::{Addresses, SeenMember};
 use crate::raft::network::client::PeerClients;
 use crate::raft::network::plausible;
-use crate::raft::network::service::{Callee, PeerService, Promise};
+use crate::raft::network::service::{Callee, PeerService, VoterPromise};
 use crate::raft::read_index::ReadIndexes;
 use crate::raft::type_config::{self, TypeConfig};
 use crate::runtime::Tasks;
@@ -78,7 +78,7 @@ impl<M: StateMachine> Core<M> {
         parts.clients.judged_by(agreement.clone());
         let purge_mark = parts.clients.purge_mark();
         let addresses = parts.clients.addresses();
-        let (held, fitness) = (parts.clients.held(), parts.clients.fitness());
+        let (durable_positions, fitness) = (parts.clients.durable_positions(), parts.clients.fitness());
         let own = (config.node_id, parts.callee.incarnation);
         if let Some(vote) = parts.log.vote() {
             // The next one is not to be out of bounds.
@@ -88,8 +88,13 @@ impl<M: StateMachine> Core<M> {
             activity.had_voted(vote);
         }
         let tasks = &parts.tasks;
-        let (log, telling) =
-            RaftLog::new(parts.log.clone(), config.message_bytes, own, held.clone(), activity.clone());
+        let (log, telling) = RaftLog::new(
+            parts.log.clone(),
+            config.message_bytes,
+            own,
+            durable_positions.clone(),
+            activity.clone(),
+        );
         tasks.passing("flushed-writes", telling);
         let raft_config = raft_config(config)?;
         let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier);
@@ -118,10 +123,10 @@ impl<M: StateMachine> Core<M> {
             (parts.log, parts.snapshots),
             reads.clone(),
             (activity.clone(), agreement.clone()),
-            Promise { silence, lease: voter_lease },
+            VoterPromise { silence, lease: voter_lease },
         );
         let (heard, offers) = (service.last_heard(), service.offers());
-        let admission = Arc::new(Admission::new(raft.metrics(), voter_lease));
+        let admission = Arc::new(LeaderLease::new(raft.metrics(), voter_lease));
         let door = Arc::new(service);
         Ok(Self {
             raft,
@@ -131,7 +136,7 @@ impl<M: StateMachine> Core<M> {
             offers,
             reads,
             purge_mark,
-            held,
+            durable_positions,
             admission,
             fitness,
             activity,
@@ -149,7 +154,7 @@ fn follow_membership<M: StateMachine>(raft: &Raft<TypeConfig, Applier<M>>, addre
     addresses.follow(move |node_id| {
         let metrics = membership.borrow_watched();
         let stored = &metrics.membership_config;
-        Seen {
+        SeenMember {
             at: stored.log_id().as_ref().map(type_config::from_log_id),
             member: stored.membership().get_node(&node_id).cloned(),
         }

@@ -12,7 +12,7 @@ fn seal<C: Serialize>(
 }
 
 /// Opens an envelope with a command of the first version in it.
-fn open<C: DeserializeOwned>(bytes: &[u8]) -> Result<Opened<C>, EnvelopeError> {
+fn open<C: DeserializeOwned>(bytes: &[u8]) -> Result<OpenedEnvelope<C>, EnvelopeError> {
     open_with(bytes, |wrote, command| {
         assert_eq!(wrote, MachineVersion::FIRST);
         Ok(machine::decode(command)?)
@@ -28,7 +28,7 @@ fn what_is_sealed_can_be_opened() {
     let command: Command = ("put".to_owned(), vec![1, 2, 3]);
     let expect = |sealed: &[u8], content| {
         let opened = open::<Command>(sealed).unwrap();
-        assert_eq!(opened, Opened { stamp: Stamp::Reading(READING), content });
+        assert_eq!(opened, OpenedEnvelope { stamp: Stamp::Reading(READING), content });
     };
     for slot in [None, Some(SessionSlot { session: 8, sequence: 9, first_unanswered: 4 })] {
         let sealed = seal(READING, &command, slot).unwrap();
@@ -70,7 +70,7 @@ fn the_bytes_are_as_documented() {
     // Of earlier versions.
     let earlier = |bytes: &[u8], content| {
         let opened = open::<u8>(bytes).unwrap();
-        assert_eq!(opened, Opened { stamp: Stamp::LogTime(1), content });
+        assert_eq!(opened, OpenedEnvelope { stamp: Stamp::LogTime(1), content });
     };
     let version_2 = |kind: u8, rest: &[u64], command: &[u8]| {
         [&[2, kind][..], &numbers(&[1]), &numbers(rest), command].concat()
@@ -178,7 +178,7 @@ fn a_command_carries_its_machine_and_version() {
         let opened = super::open::<Sum>(&sealed).unwrap();
         assert_eq!(
             opened,
-            Opened { stamp: Stamp::Reading(READING), content: Content::Command(command, slot) }
+            OpenedEnvelope { stamp: Stamp::Reading(READING), content: Content::Command(command, slot) }
         );
         assert_eq!(check::<Sum>(&sealed), Ok(Stamp::Reading(READING)));
         for length in 0..sealed.len() {

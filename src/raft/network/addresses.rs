@@ -14,7 +14,7 @@ use crate::types::{LogId, Member, NodeId};
 
 /// What the membership in effect says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct SeenMember {
     /// Where it stands in the log.
     pub at: Option<LogId>,
     /// What it says about the member asked for.
@@ -24,13 +24,13 @@ pub(crate) struct Seen {
 /// What this node was told about its peers' addresses, and which of them to use.
 #[derive(Default)]
 pub(crate) struct Addresses {
-    membership: OnceLock<Box<dyn Fn(NodeId) -> Seen + Send + Sync>>,
-    told: Mutex<BTreeMap<NodeId, Told>>,
+    membership: OnceLock<Box<dyn Fn(NodeId) -> SeenMember + Send + Sync>>,
+    told: Mutex<BTreeMap<NodeId, ToldAddress>>,
 }
 
 /// What this node was told about one member.
 #[derive(Debug)]
-struct Told {
+struct ToldAddress {
     address: String,
     /// The member is to be dialled here.
     is_next: bool,
@@ -39,18 +39,19 @@ struct Told {
 impl Addresses {
     /// Besides what the membership says, members may be reached at `told`.
     pub(crate) fn new(told: BTreeMap<NodeId, String>) -> Self {
-        let told = told.into_iter().map(|(node_id, address)| (node_id, Told { address, is_next: false }));
+        let told =
+            told.into_iter().map(|(node_id, address)| (node_id, ToldAddress { address, is_next: false }));
         Self { membership: OnceLock::new(), told: Mutex::new(told.collect()) }
     }
 
     /// From now on `membership` tells what the membership in effect says: the core keeps a connection to a member for
     /// as long as it leads, whatever becomes of the member's addresses. Only the first call counts.
-    pub(crate) fn follow(&self, membership: impl Fn(NodeId) -> Seen + Send + Sync + 'static) {
+    pub(crate) fn follow(&self, membership: impl Fn(NodeId) -> SeenMember + Send + Sync + 'static) {
         let _ = self.membership.set(Box::new(membership));
     }
 
     /// What the membership in effect says about `node_id`. Nothing before the core has started.
-    pub(crate) fn seen(&self, node_id: NodeId) -> Seen {
+    pub(crate) fn seen(&self, node_id: NodeId) -> SeenMember {
         self.membership.get().map(|membership| membership(node_id)).unwrap_or_default()
     }
 
@@ -82,7 +83,7 @@ impl Addresses {
         }
     }
 
-    fn told(&self) -> MutexGuard<'_, BTreeMap<NodeId, Told>> {
+    fn told(&self) -> MutexGuard<'_, BTreeMap<NodeId, ToldAddress>> {
         self.told.lock().expect("invariant: no panic under this lock")
     }
 }
@@ -126,8 +127,10 @@ mod tests {
             ..Member::default()
         };
         let addresses = Addresses::default();
-        addresses
-            .follow(move |node_id| Seen { at: None, member: (node_id == 2).then(|| member("moved:1", 1)) });
+        addresses.follow(move |node_id| SeenMember {
+            at: None,
+            member: (node_id == 2).then(|| member("moved:1", 1)),
+        });
         assert_eq!(addresses.of(2, &member("old:1", 1)), "moved:1");
         assert_eq!(addresses.of(2, &member("old:1", 7)), "old:1", "another node under the same id");
         assert_eq!(addresses.of(3, &member("other:1", 1)), "other:1");

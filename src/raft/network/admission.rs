@@ -29,7 +29,7 @@ use crate::types::{Incarnation, LogId, NodeId};
 
 /// Who answers.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Own<'a> {
+pub(super) struct OwnSide<'a> {
     pub(super) cluster: &'a str,
     pub(super) node_id: NodeId,
     pub(super) incarnation: Incarnation,
@@ -37,7 +37,7 @@ pub(super) struct Own<'a> {
 
 /// What the answering node knows of its cluster.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Known {
+pub(super) struct KnownCluster {
     /// The members in effect; none while it belongs to no cluster.
     pub(super) members: BTreeMap<NodeId, Incarnation>,
     /// Where they stand in the log.
@@ -74,7 +74,7 @@ pub(crate) struct Claim {
 
 /// Why a caller is not admitted.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refused {
+pub(super) struct CallerRefused {
     /// What it is told.
     pub(super) told: Refusal,
     /// What this node's log says.
@@ -83,19 +83,19 @@ pub(super) struct Refused {
     pub(super) claim: Option<Claim>,
 }
 
-impl From<Refusal> for Box<Refused> {
+impl From<Refusal> for Box<CallerRefused> {
     fn from(refusal: Refusal) -> Self {
-        Self::new(Refused { told: refusal.clone(), why: refusal, claim: None })
+        Self::new(CallerRefused { told: refusal.clone(), why: refusal, claim: None })
     }
 }
 
 /// A refusal whose reason is none of the caller's business.
-fn stranger(why: Refusal) -> Box<Refused> {
-    Box::new(Refused { told: Refusal::Stranger, why, claim: None })
+fn stranger(why: Refusal) -> Box<CallerRefused> {
+    Box::new(CallerRefused { told: Refusal::Stranger, why, claim: None })
 }
 
 /// Who calls, if that can be somebody at all.
-fn identity(own: Own<'_>, hello: &Hello, wish: Wish) -> Result<(NodeId, Incarnation), Malformed> {
+fn identity(own: OwnSide<'_>, hello: &Hello, wish: Wish) -> Result<(NodeId, Incarnation), Malformed> {
     let from = wire::incarnation(&hello.from_incarnation)?;
     let expects_this = wire::incarnation(&hello.to_incarnation) == Ok(own.incarnation);
     let is_this = wish == Wish::Identity && from == own.incarnation && expects_this;
@@ -118,7 +118,12 @@ pub(super) fn shortened(text: &str) -> String {
 }
 
 /// Whether to talk to a caller.
-pub(super) fn check(own: Own<'_>, known: &Known, hello: &Hello, wish: Wish) -> Result<(), Box<Refused>> {
+pub(super) fn check(
+    own: OwnSide<'_>,
+    known: &KnownCluster,
+    hello: &Hello,
+    wish: Wish,
+) -> Result<(), Box<CallerRefused>> {
     if hello.cluster != own.cluster {
         let (ours, theirs) = (own.cluster.to_owned(), shortened(&hello.cluster));
         return Err(stranger(Refusal::OtherCluster { ours, theirs }));
@@ -153,7 +158,7 @@ pub(super) fn check(own: Own<'_>, known: &Known, hello: &Hello, wish: Wish) -> R
     {
         let peer = shortened(&hello.from_peer);
         let claim = known.members.is_empty().then_some(Claim { node_id, incarnation: from, peer, expected });
-        return Err(Box::new(Refused { claim, ..*refuse(Refusal::CalleeFenced) }));
+        return Err(Box::new(CallerRefused { claim, ..*refuse(Refusal::CalleeFenced) }));
     }
     if wish == Wish::Exchange && !knows_this {
         return Err(refuse(Refusal::Malformed("the caller does not say whom it expects".to_owned())));
@@ -169,7 +174,7 @@ pub(super) fn check(own: Own<'_>, known: &Known, hello: &Hello, wish: Wish) -> R
         // A founder with the wrong peers: it may know that it has no place here, and no more.
         None if wish == Wish::Founding && !knows_this => {
             let why = Refusal::UnknownPeer { node_id, at };
-            Box::new(Refused { told: Refusal::UnknownPeer { node_id, at: None }, why, claim: None })
+            Box::new(CallerRefused { told: Refusal::UnknownPeer { node_id, at: None }, why, claim: None })
         }
         None => refuse(Refusal::UnknownPeer { node_id, at }),
     })
@@ -181,7 +186,7 @@ mod tests {
 
     use super::*;
 
-    const OWN: Own<'static> = Own { cluster: "c", node_id: 1, incarnation: Incarnation(10) };
+    const OWN: OwnSide<'static> = OwnSide { cluster: "c", node_id: 1, incarnation: Incarnation(10) };
     const WISHES: [Wish; 3] = [Wish::Exchange, Wish::Identity, Wish::Founding];
 
     /// Node 2 calls node 1, of which it expects `to`.
@@ -199,13 +204,13 @@ mod tests {
     }
 
     /// Members and their incarnations, as of entry 5, committed.
-    fn known(members: &[(NodeId, u128)]) -> Known {
+    fn known(members: &[(NodeId, u128)]) -> KnownCluster {
         let members: BTreeMap<_, _> = members.iter().map(|(id, inc)| (*id, Incarnation(*inc))).collect();
         let at = (!members.is_empty()).then_some(LogId::new(1, 5));
-        Known { committed_caller: members.get(&2).copied(), members, at, committed_at: at }
+        KnownCluster { committed_caller: members.get(&2).copied(), members, at, committed_at: at }
     }
 
-    fn refused(known: &Known, hello: &Hello) -> Box<Refused> {
+    fn refused(known: &KnownCluster, hello: &Hello) -> Box<CallerRefused> {
         check(OWN, known, hello, Wish::Identity).unwrap_err()
     }
 

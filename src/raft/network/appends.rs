@@ -27,7 +27,7 @@ const PURGE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// An append sent and not yet answered.
 #[derive(Debug, Clone, Copy)]
-struct Unanswered {
+struct UnansweredAppend {
     id: u64,
     previous: Option<LogId>,
     last: Option<LogId>,
@@ -37,7 +37,7 @@ struct Unanswered {
 pub(super) struct AppendStream<'s, S> {
     client: &'s mut PeerClient,
     input: Option<S>,
-    unanswered: VecDeque<Unanswered>,
+    unanswered: VecDeque<UnansweredAppend>,
     /// Since when the peer has kept the log from being purged.
     behind_since: Option<Instant>,
     idle: Pin<Box<Sleep>>,
@@ -76,7 +76,7 @@ where
                     if self.unanswered.is_empty() {
                         self.restart_idle();
                     }
-                    self.unanswered.push_back(Unanswered { id: request.id, previous, last });
+                    self.unanswered.push_back(UnansweredAppend { id: request.id, previous, last });
                     let connection =
                         self.client.connection.as_ref().ok_or_else(|| broken("not connected"))?;
                     send(connection, request)?;
@@ -95,7 +95,7 @@ where
     /// The peer answers in order. An answer that overtook another one therefore means that a message was
     /// lost, and what the peer made of the later ones cannot be reported to the core: it takes a conflict
     /// below what has matched for a follower that lost its disk.
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(Unanswered, Response), RpcError>> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(UnansweredAppend, Response), RpcError>> {
         let front = *self.unanswered.front().expect("invariant: asked only while something is unanswered");
         loop {
             let Some(connection) = &mut self.client.connection else {
@@ -125,13 +125,17 @@ where
     }
 
     /// Whether the core may be told of `result`: it believes what it hears.
-    fn check(&mut self, asked: Unanswered, result: &StreamAppendResult<TypeConfig>) -> Result<(), RpcError> {
+    fn check(
+        &mut self,
+        asked: UnansweredAppend,
+        result: &StreamAppendResult<TypeConfig>,
+    ) -> Result<(), RpcError> {
         match result {
             Ok(last) if *last == asked.last => {
                 self.client.accepted = asked.last.max(self.client.accepted);
                 if let Some(last) = &asked.last {
-                    let held = &self.client.clients.held;
-                    held.note(self.client.holder(), type_config::from_log_id(last));
+                    let positions = &self.client.clients.durable_positions;
+                    positions.note(self.client.holder(), type_config::from_log_id(last));
                     let before = asked.previous.map_or(0, |previous| previous.index + 1);
                     let entries = (last.index + 1).saturating_sub(before);
                     if entries > 0 {
@@ -192,7 +196,7 @@ where
         }
     }
 
-    fn judge(&mut self, asked: Unanswered, response: Response) -> AppendItem {
+    fn judge(&mut self, asked: UnansweredAppend, response: Response) -> AppendItem {
         match response.body {
             Some(response::Body::Append(response)) => {
                 let client = &self.client;

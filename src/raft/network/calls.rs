@@ -15,18 +15,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-pub(crate) use self::operations::{CallError, OfCall, Operation};
-use self::room::Room;
+pub(crate) use self::operations::{CallError, LeaderOperation, OfCall};
+use self::room::CallRoom;
 use super::wire::{Malformed, plain_log_id};
 use crate::error::WriteError;
 use crate::proto::peer::{self as proto, forward_request as request, forward_response as response};
 use crate::runtime::whole_ms;
 use crate::types::{AckLevel, HistoryEpoch, Leader, LogId, NodeId};
 
-/// Most calls of one member that are under way, in each [`Room`]. It sends no more, and its leader refuses more on one connection.
+/// Most calls of one member that are under way, in each [`CallRoom`]. It sends no more, and its leader refuses more on one connection.
 pub(crate) const MOST_CALLS: usize = 4096;
 
-/// Most calls that are under way on a leader, in each [`Room`], whoever their senders say that they are: members do not prove that.
+/// Most calls that are under way on a leader, in each [`CallRoom`], whoever their senders say that they are: members do not prove that.
 pub(crate) const MOST_CALLS_OF_ALL: usize = 4 * MOST_CALLS;
 
 /// No call waits for longer, whatever its caller says: a clock does not reach as far as a duration may.
@@ -41,7 +41,7 @@ const OVERHEAD_BYTES: usize = 128;
 
 /// What only the leader does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Call {
+pub(crate) enum LeaderCall {
     /// Propose this.
     Write {
         /// What is to stand in the log, but for the reading of the clocks.
@@ -121,7 +121,7 @@ pub(crate) enum MembershipCall {
 
 /// What the leader has done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Done {
+pub(crate) enum CallDone {
     /// A write is acknowledged.
     Written {
         /// Where it stands.
@@ -146,23 +146,23 @@ pub(crate) enum Done {
     Leads(Leader),
 }
 
-impl Call {
+impl LeaderCall {
     /// Whose errors tell what comes of it.
-    pub(crate) fn operation(&self) -> Operation {
+    pub(crate) fn operation(&self) -> LeaderOperation {
         match self {
-            Self::Write { .. } => Operation::Write,
-            Self::Membership(_) => Operation::Membership,
-            Self::TransferLeader { .. } => Operation::Transfer,
+            Self::Write { .. } => LeaderOperation::Write,
+            Self::Membership(_) => LeaderOperation::Membership,
+            Self::TransferLeader { .. } => LeaderOperation::Transfer,
         }
     }
 
     /// Which room it takes up.
-    pub(crate) fn room(&self) -> Room {
+    pub(crate) fn room(&self) -> CallRoom {
         match self {
-            Self::Write { ack: AckLevel::All, .. } => Room::AllVoters,
+            Self::Write { ack: AckLevel::All, .. } => CallRoom::AllVoters,
             Self::Write { ack: AckLevel::Quorum | AckLevel::Leader, .. }
             | Self::Membership(_)
-            | Self::TransferLeader { .. } => Room::Quorum,
+            | Self::TransferLeader { .. } => CallRoom::Quorum,
         }
     }
 
@@ -275,14 +275,15 @@ fn time(ms: u64) -> Duration {
 }
 
 /// Bytes that the answer takes which says so, give or take a few.
-pub(crate) fn answer_bytes(outcome: &Result<Done, CallError>) -> usize {
+pub(crate) fn answer_bytes(outcome: &Result<CallDone, CallError>) -> usize {
     OVERHEAD_BYTES
         + match outcome {
-            Ok(Done::Written { reply: Some(reply), .. }) => reply.len(),
+            Ok(CallDone::Written { reply: Some(reply), .. }) => reply.len(),
             Err(CallError::Write(WriteError::AckTimeout { reply: Some(unconfirmed), .. })) => {
                 unconfirmed.reply.len()
             }
-            Ok(Done::Written { reply: None, .. } | Done::Changed { .. } | Done::Leads(_)) | Err(_) => 0,
+            Ok(CallDone::Written { reply: None, .. } | CallDone::Changed { .. } | CallDone::Leads(_))
+            | Err(_) => 0,
         }
 }
 
@@ -316,29 +317,29 @@ fn from_log_id(log_id: Option<proto::LogId>) -> Result<LogId, Malformed> {
 }
 
 /// What is `done`, unless its reply is too large to be passed on: then whoever asked learns at least where it stands.
-fn fitting(done: Done) -> Result<Done, CallError> {
+fn fitting(done: CallDone) -> Result<CallDone, CallError> {
     match done {
-        Done::Written { log_id, reply: Some(reply), .. } if reply.len() > MOST_REPLY_BYTES => {
+        CallDone::Written { log_id, reply: Some(reply), .. } if reply.len() > MOST_REPLY_BYTES => {
             let bytes = reply.len();
             let reason = format!("it takes {bytes} bytes, and no more than {MOST_REPLY_BYTES} are passed on");
             Err(CallError::Write(WriteError::UnreadableReply { log_id, reason }))
         }
-        Done::Written { .. } | Done::Changed { .. } | Done::Leads(_) => Ok(done),
+        CallDone::Written { .. } | CallDone::Changed { .. } | CallDone::Leads(_) => Ok(done),
     }
 }
 
 /// The message that answers with `outcome`.
-pub(super) fn answer_to_wire(outcome: Result<Done, CallError>) -> proto::ForwardResponse {
+pub(super) fn answer_to_wire(outcome: Result<CallDone, CallError>) -> proto::ForwardResponse {
     let outcome = match outcome.and_then(fitting) {
-        Ok(Done::Written { log_id, reply, held_by, repeated, history }) => {
+        Ok(CallDone::Written { log_id, reply, held_by, repeated, history }) => {
             let at = Some(plain_log_id(log_id));
             response::Outcome::Written(response::Written { at, reply, held_by, repeated, history: history.0 })
         }
-        Ok(Done::Changed { membership_at, unchanged }) => {
+        Ok(CallDone::Changed { membership_at, unchanged }) => {
             let membership = membership_at.map(plain_log_id);
             response::Outcome::Changed(response::Changed { membership, unchanged })
         }
-        Ok(Done::Leads(leader)) => response::Outcome::Leads(leader_hint(leader)),
+        Ok(CallDone::Leads(leader)) => response::Outcome::Leads(leader_hint(leader)),
         Err(error) => response::Outcome::Failed(error.into_wire()),
     };
     proto::ForwardResponse { outcome: Some(outcome) }
@@ -348,10 +349,12 @@ pub(super) fn answer_to_wire(outcome: Result<Done, CallError>) -> proto::Forward
 ///
 /// # Errors
 /// When it is not complete. The call may have been carried out.
-pub(super) fn answer_from_wire(answer: proto::ForwardResponse) -> Result<Result<Done, CallError>, Malformed> {
+pub(super) fn answer_from_wire(
+    answer: proto::ForwardResponse,
+) -> Result<Result<CallDone, CallError>, Malformed> {
     let outcome = answer.outcome.ok_or(Malformed("an outcome that this build does not know"))?;
     Ok(Ok(match outcome {
-        response::Outcome::Written(written) => Done::Written {
+        response::Outcome::Written(written) => CallDone::Written {
             log_id: from_log_id(written.at)?,
             reply: written.reply,
             held_by: written.held_by,
@@ -360,9 +363,9 @@ pub(super) fn answer_from_wire(answer: proto::ForwardResponse) -> Result<Result<
         },
         response::Outcome::Changed(response::Changed { membership, unchanged }) => {
             let membership_at = membership.map(|at| from_log_id(Some(at))).transpose()?;
-            Done::Changed { membership_at, unchanged }
+            CallDone::Changed { membership_at, unchanged }
         }
-        response::Outcome::Leads(leader) => Done::Leads(from_leader_hint(leader)),
+        response::Outcome::Leads(leader) => CallDone::Leads(from_leader_hint(leader)),
         response::Outcome::Failed(failure) => return Ok(Err(CallError::from_wire(failure)?)),
     }))
 }
@@ -373,7 +376,7 @@ mod tests {
 
     use super::*;
 
-    fn calls() -> Vec<Call> {
+    fn calls() -> Vec<LeaderCall> {
         let (peer, timeout) = ("p:1".to_owned(), Duration::from_millis(1500));
         let changes = [
             MembershipCall::Add { node_id: 4, peer: peer.clone(), promote: true, timeout },
@@ -384,9 +387,9 @@ mod tests {
             MembershipCall::Update { node_id: 4, peer: Some(peer), client: None },
             MembershipCall::Update { node_id: 4, peer: None, client: Some(String::new()) },
         ];
-        let mut calls: Vec<_> = changes.into_iter().map(Call::Membership).collect();
-        calls.extend([Call::TransferLeader { to: None }, Call::TransferLeader { to: Some(0) }]);
-        calls.extend(AckLevel::ALL.map(|ack| Call::Write {
+        let mut calls: Vec<_> = changes.into_iter().map(LeaderCall::Membership).collect();
+        calls.extend([LeaderCall::TransferLeader { to: None }, LeaderCall::TransferLeader { to: Some(0) }]);
+        calls.extend(AckLevel::ALL.map(|ack| LeaderCall::Write {
             envelope: Bytes::from_static(b"\x03\x00"),
             ack,
             ack_timeout: timeout,
@@ -400,22 +403,22 @@ mod tests {
         for call in calls() {
             let sent = call.to_wire(Duration::from_millis(7)).encode_to_vec();
             let arrived = proto::ForwardRequest::decode(sent.as_slice()).unwrap();
-            assert_eq!(Call::from_wire(arrived), Ok((call, Duration::from_millis(7))));
+            assert_eq!(LeaderCall::from_wire(arrived), Ok((call, Duration::from_millis(7))));
         }
-        assert!(Call::from_wire(proto::ForwardRequest { patience_ms: 1, call: None }).is_err());
+        assert!(LeaderCall::from_wire(proto::ForwardRequest { patience_ms: 1, call: None }).is_err());
         let mut strange = calls().pop().unwrap().to_wire(Duration::MAX);
-        assert_eq!(Call::from_wire(strange.clone()).unwrap().1, LONGEST_PATIENCE);
+        assert_eq!(LeaderCall::from_wire(strange.clone()).unwrap().1, LONGEST_PATIENCE);
         let Some(request::Call::Write(write)) = &mut strange.call else { panic!("{strange:?}") };
         write.ack = 99;
         assert!(
-            Call::from_wire(strange).is_err(),
+            LeaderCall::from_wire(strange).is_err(),
             "what this build does not know is not taken for the default"
         );
     }
 
     #[test]
     fn a_reply_that_is_too_large_for_a_message_is_told_as_one_that_cannot_be_read() {
-        let written = |bytes| Done::Written {
+        let written = |bytes| CallDone::Written {
             log_id: LogId::new(3, 9),
             reply: Some(Bytes::from(vec![0; bytes])),
             held_by: vec![1],
@@ -433,7 +436,7 @@ mod tests {
 
     #[test]
     fn every_outcome_arrives_as_it_was_sent() {
-        let written = |reply| Done::Written {
+        let written = |reply| CallDone::Written {
             log_id: LogId::new(3, 9),
             reply,
             held_by: vec![1, 3],
@@ -443,9 +446,9 @@ mod tests {
         for done in [
             written(None),
             written(Some(Bytes::new())),
-            Done::Changed { membership_at: Some(LogId::new(3, 9)), unchanged: false },
-            Done::Changed { membership_at: None, unchanged: true },
-            Done::Leads(Leader { node_id: 2, client: "c:2".to_owned() }),
+            CallDone::Changed { membership_at: Some(LogId::new(3, 9)), unchanged: false },
+            CallDone::Changed { membership_at: None, unchanged: true },
+            CallDone::Leads(Leader { node_id: 2, client: "c:2".to_owned() }),
         ] {
             let sent = answer_to_wire(Ok(done.clone())).encode_to_vec();
             let arrived = proto::ForwardResponse::decode(sent.as_slice()).unwrap();

@@ -35,7 +35,7 @@ use super::{Connection, DialError, Purpose, Target, Transport};
 use crate::proto::peer::{Request, request, response};
 use crate::raft::activity::{Activity, Succession};
 use crate::raft::agreement::Agreement;
-use crate::raft::held::Held;
+use crate::raft::durable_positions::DurablePositions;
 use crate::raft::snapshot::SnapshotData;
 use crate::raft::type_config::{self, CommittedLeaderId, LogId, TypeConfig, Vote};
 use crate::runtime;
@@ -63,7 +63,7 @@ pub(crate) struct PeerClients {
     /// Up to where the log is to be purged.
     pub(super) purge: Arc<AtomicU64>,
     /// Where to note what peers have on disk.
-    pub(super) held: Arc<Held>,
+    pub(super) durable_positions: Arc<DurablePositions>,
     pub(super) fitness: Arc<PeerFitness>,
     /// Where to count what is sent.
     activity: Arc<Activity>,
@@ -79,9 +79,20 @@ impl PeerClients {
         transport: Arc<dyn Transport>,
         redial_pause: Duration,
     ) -> Self {
-        let (away, purge, held, fitness) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
+        let (away, purge, durable_positions, fitness) =
+            (Arc::default(), Arc::default(), Arc::default(), Arc::default());
         let (activity, agreement) = (Arc::default(), Arc::default());
-        Self { handshake, transport, redial_pause, away, purge, held, fitness, activity, agreement }
+        Self {
+            handshake,
+            transport,
+            redial_pause,
+            away,
+            purge,
+            durable_positions,
+            fitness,
+            activity,
+            agreement,
+        }
     }
 
     /// From now on `agreement` says whether this node's snapshots are fit to be sent.
@@ -95,8 +106,8 @@ impl PeerClients {
     }
 
     /// What is known of which members hold which entries.
-    pub(crate) fn held(&self) -> Arc<Held> {
-        self.held.clone()
+    pub(crate) fn durable_positions(&self) -> Arc<DurablePositions> {
+        self.durable_positions.clone()
     }
 
     /// Where to note up to where the log is to be purged. openraft does not purge what it is sending, so a

@@ -188,7 +188,7 @@ where
     }))
 }
 
-type Responses = Pin<Box<dyn Stream<Item = Result<Response, Status>> + Send>>;
+type ResponseStream = Pin<Box<dyn Stream<Item = Result<Response, Status>> + Send>>;
 
 struct GrpcDoor {
     door: Arc<dyn PeerDoor>,
@@ -208,7 +208,7 @@ impl Peer for GrpcDoor {
     async fn exchange(
         &self,
         request: tonic::Request<Streaming<Request>>,
-    ) -> Result<tonic::Response<Responses>, Status> {
+    ) -> Result<tonic::Response<ResponseStream>, Status> {
         let caller = request.extensions().get::<Arc<Caller>>().cloned();
         let from = caller.as_ref().and_then(|caller| caller.address());
         let mut incoming = request.into_inner();

@@ -8,7 +8,7 @@
 //! - [`client`]: the calling side, what openraft sends through;
 //! - [`handshake`]: what this node says of itself at the start of a connection;
 //! - [`addresses`]: where members are dialled;
-//! - [`upstream`]: a node's own line to its leader;
+//! - [`leader_line`]: a node's own line to its leader;
 //! - [`calls`]: what members pass on to their leader on it;
 //! - `admission`: whom a node talks to;
 //! - `plausible`: what a peer's messages may say;
@@ -36,13 +36,13 @@ pub(crate) mod client;
 pub(crate) mod grpc;
 pub(crate) mod handshake;
 mod incoming;
+pub(crate) mod leader_line;
 #[cfg(test)]
 pub(crate) mod nowhere;
 pub(crate) mod plausible;
 pub(crate) mod progress;
 pub(crate) mod service;
 pub(crate) mod traffic;
-pub(crate) mod upstream;
 pub(crate) mod wire;
 
 use std::sync::Arc;

@@ -26,7 +26,7 @@
 //! - Answers to appends leave in the order of their requests, each with what this node says of itself: disk, lease, state, versions.
 //! - Only a leader appends and only a candidate asks for votes: the sender is who was admitted, whatever the message says.
 //! - To refuse is the same as to lose, so a refusal breaks nothing of Raft. A leader that was deposed is told of the newer term first.
-//! - A restarted node grants no vote before its [silence](Promise) is over, unless its leader itself has asked for the election.
+//! - A restarted node grants no vote before its [silence](VoterPromise) is over, unless its leader itself has asked for the election.
 //! - An entry that this build could not apply is refused before it is in the log. If it is committed the node stops, and says why.
 //! - Blank entries and memberships always pass a full disk; commands pass while there is room for them.
 //!
@@ -54,22 +54,22 @@ use openraft::{Raft, ServerState};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-pub(crate) use self::forwarded::{Carried, Desk};
-use self::forwarded::{Forwarded, Standing};
+pub(crate) use self::forwarded::{CallOutcome, Desk};
+use self::forwarded::{CallerStanding, Forwarded};
 pub(crate) use self::offers::Offers;
 use self::pieces::Unreadable;
 use self::refusals::{Complaints, Unanswered};
-pub(crate) use self::votes::{LastHeard, Promise};
+pub(crate) use self::votes::{LastHeard, VoterPromise};
 use super::admission::Claim;
 use super::calls::room::{Level, Rooms};
 use super::incoming::Incoming;
+use super::leader_line::Announcement;
 use super::plausible::{Bearings, Statements};
-use super::upstream::Announcement;
 use super::wire::{self, Malformed};
 use crate::machine::StateMachine;
 use crate::proto::peer::{self as proto, Request, Response, request, response};
 use crate::raft::activity::Activity;
-use crate::raft::agreement::{Agreement, Told};
+use crate::raft::agreement::{Agreement, HashesTold};
 use crate::raft::apply::Applier;
 use crate::raft::read_index::ReadIndexes;
 use crate::raft::type_config::{self, TypeConfig, Vote};
@@ -139,9 +139,9 @@ pub(crate) struct PeerService<M: StateMachine> {
     forwarded: Arc<Rooms<Level>>,
     heard: Arc<LastHeard>,
     activity: Arc<Activity>,
-    /// Until when this node elects nobody: see [`Promise`].
+    /// Until when this node elects nobody: see [`VoterPromise`].
     silent_until: Instant,
-    /// See [`Promise`].
+    /// See [`VoterPromise`].
     lease: Duration,
 }
 
@@ -176,7 +176,7 @@ impl<M: StateMachine> PeerService<M> {
         (log, snapshots): (Arc<dyn LogStore>, Arc<dyn SnapshotStore>),
         reads: ReadIndexes,
         (activity, agreement): (Arc<Activity>, Arc<Agreement>),
-        promise: Promise,
+        promise: VoterPromise,
     ) -> Self {
         Self {
             callee,
@@ -240,7 +240,7 @@ impl<M: StateMachine> PeerService<M> {
             request::Body::Compare(compare) => {
                 let metrics = self.raft.metrics().borrow_watched().clone();
                 let checks = wire::from_compare::<M>(compare)?;
-                let mut told = Told::new();
+                let mut told = HashesTold::new();
                 if let (ServerState::Leader, Some(checks)) = (metrics.state, checks) {
                     self.agreement.told(from, checks);
                     let members = metrics.membership_config.membership().nodes();
@@ -279,11 +279,11 @@ impl<M: StateMachine> PeerService<M> {
         Some(self.vote()).filter(|own| vote < *own)
     }
 
-    fn standing_of(&self, caller: NodeId) -> Standing {
+    fn standing_of(&self, caller: NodeId) -> CallerStanding {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let member = metrics.membership_config.membership().get_node(&caller);
-        Standing {
+        CallerStanding {
             is_told_by_leader: metrics.state == ServerState::Leader,
             directory: member.map(|member| member.incarnation),
         }

@@ -10,11 +10,11 @@ use openraft::raft::{
 };
 
 use super::Refusal;
+use super::leader_line::Announcement;
 use super::plausible;
-use super::upstream::Announcement;
 use crate::machine::{MOST_MACHINES, StateMachine};
 use crate::proto::peer as proto;
-use crate::raft::agreement::{Check, MOST_TOLD, Told};
+use crate::raft::agreement::{Check, HashesTold, MOST_TOLD};
 use crate::raft::read_index::NoReadIndex;
 use crate::raft::type_config::{self, LogId, TypeConfig, Vote};
 use crate::types::{
@@ -425,7 +425,7 @@ pub(crate) fn from_compare<M: StateMachine>(
 }
 
 /// The wire form of what members have said.
-pub(crate) fn compare_response(told: &Told) -> proto::CompareResponse {
+pub(crate) fn compare_response(told: &HashesTold) -> proto::CompareResponse {
     let member = |(node_id, checks): (&types::NodeId, &Vec<Check>)| proto::compare_response::Member {
         node_id: *node_id,
         hashes: state_hashes(checks),
@@ -437,7 +437,7 @@ pub(crate) fn compare_response(told: &Told) -> proto::CompareResponse {
 ///
 /// # Errors
 /// As [`from_compare`].
-pub(crate) fn from_compare_response(response: proto::CompareResponse) -> Result<Told, Malformed> {
+pub(crate) fn from_compare_response(response: proto::CompareResponse) -> Result<HashesTold, Malformed> {
     let member =
         |member: proto::compare_response::Member| Ok((member.node_id, from_state_hashes(member.hashes)?));
     response.members.into_iter().map(member).collect()

@@ -5,16 +5,16 @@ use std::time::Duration;
 use crate::storage::{Completion, LogStore};
 use crate::types::{LogId, Vote};
 
-use super::fixed::Case;
+use super::fixed::FixedCase;
 use super::steps::command;
 use super::{Broken, Promise, Rig, broken, completion, ensure, outcome};
 
 const VOTE: Vote = Vote { term: 2, node_id: 1, committed: false };
 
-type Write = fn(&dyn LogStore, Completion);
+type FailingWrite = fn(&dyn LogStore, Completion);
 
 /// One write of each kind, for a log with three entries.
-const WRITES: [(&str, Write); 4] = [
+const WRITES: [(&str, FailingWrite); 4] = [
     ("an append", |store, done| store.append(vec![command(1, 3, 1)], done)),
     ("a vote", |store, done| store.save_vote(VOTE, done)),
     ("a truncation", |store, done| store.truncate(Some(LogId::new(1, 1)), done)),
@@ -22,8 +22,8 @@ const WRITES: [(&str, Write); 4] = [
 ];
 
 pub(super) fn cases(open: &mut impl FnMut() -> Box<dyn Rig>, patience: Duration) -> Result<(), Broken> {
-    let mut case = || -> Result<Option<Case>, Broken> {
-        let mut case = Case { rig: open(), patience };
+    let mut case = || -> Result<Option<FixedCase>, Broken> {
+        let mut case = FixedCase { rig: open(), patience };
         case.append(1, 0..3)?;
         Ok(case.rig.fail_next_write().then_some(case))
     };
@@ -38,7 +38,7 @@ pub(super) fn cases(open: &mut impl FnMut() -> Box<dyn Rig>, patience: Duration)
     }
 }
 
-fn a_failed_write_is_final(case: &mut Case, kind: &str, write: Write) -> Result<(), Broken> {
+fn a_failed_write_is_final(case: &mut FixedCase, kind: &str, write: FailingWrite) -> Result<(), Broken> {
     case.fails(&format!("of which the disk failed: {kind}"), write)?;
     let after = format!("after {kind} that failed");
     case.fails(&after, |store, done| store.save_vote(VOTE, done))?;
@@ -52,7 +52,7 @@ fn a_failed_write_is_final(case: &mut Case, kind: &str, write: Write) -> Result<
     })
 }
 
-fn those_behind_a_failed_write_fail(case: &mut Case) -> Result<(), Broken> {
+fn those_behind_a_failed_write_fail(case: &mut FixedCase) -> Result<(), Broken> {
     let outcomes: Vec<_> = (3..40)
         .map(|index| {
             let (done, of) = completion();

@@ -21,16 +21,16 @@ pub(super) fn cases(open: &mut impl FnMut() -> Box<dyn Rig>, patience: Duration)
         closing_writes_what_is_queued,
         the_end_is_told_when_it_comes,
     ];
-    cases.iter().try_for_each(|case| case(&mut Case { rig: open(), patience }))
+    cases.iter().try_for_each(|case| case(&mut FixedCase { rig: open(), patience }))
 }
 
 /// A store in one of these cases.
-pub(super) struct Case {
+pub(super) struct FixedCase {
     pub(super) rig: Box<dyn Rig>,
     pub(super) patience: Duration,
 }
 
-impl Case {
+impl FixedCase {
     pub(super) fn store(&self) -> &dyn LogStore {
         self.rig.store()
     }
@@ -72,7 +72,7 @@ impl Case {
     }
 }
 
-fn completions_come_in_order(case: &mut Case) -> Result<(), Broken> {
+fn completions_come_in_order(case: &mut FixedCase) -> Result<(), Broken> {
     let (sender, order) = mpsc::channel();
     let note = |number: u64| -> Completion {
         let sender = sender.clone();
@@ -97,7 +97,7 @@ fn completions_come_in_order(case: &mut Case) -> Result<(), Broken> {
     Ok(())
 }
 
-fn appends_must_follow(case: &mut Case) -> Result<(), Broken> {
+fn appends_must_follow(case: &mut FixedCase) -> Result<(), Broken> {
     case.append(1, 0..1)?;
     case.fails("that leaves a hole", |store, done| store.append(vec![command(1, 2, 1)], done))?;
     let last = case.store().bounds().last;
@@ -109,8 +109,8 @@ fn appends_must_follow(case: &mut Case) -> Result<(), Broken> {
     case.append(1, 1..2)
 }
 
-fn truncations_name_what_is_there(case: &mut Case) -> Result<(), Broken> {
-    let last_is = |case: &Case, index: u64| {
+fn truncations_name_what_is_there(case: &mut FixedCase) -> Result<(), Broken> {
+    let last_is = |case: &FixedCase, index: u64| {
         let last = case.store().bounds().last;
         ensure(last == Some(LogId::new(1, index)), Promise::Visibility, || {
             format!("the last entry is {last:?}, and should be the one with index {index}")
@@ -132,9 +132,9 @@ fn truncations_name_what_is_there(case: &mut Case) -> Result<(), Broken> {
     case.append(3, 2..3)
 }
 
-fn purging_beyond_the_end(case: &mut Case) -> Result<(), Broken> {
+fn purging_beyond_the_end(case: &mut FixedCase) -> Result<(), Broken> {
     let upto = LogId::new(3, 100);
-    let reads = |case: &Case, max_bytes, expected: &[Entry]| {
+    let reads = |case: &FixedCase, max_bytes, expected: &[Entry]| {
         let read = case.store().read(0, 200, max_bytes);
         let is_right = read.as_ref().is_ok_and(|read| read == expected);
         ensure(is_right, Promise::Visibility, || format!("there should be {expected:?}, not {read:?}"))
@@ -149,8 +149,8 @@ fn purging_beyond_the_end(case: &mut Case) -> Result<(), Broken> {
     reads(case, 0, &[command(3, 101, 9)])
 }
 
-fn committed_stays_within_the_log(case: &mut Case) -> Result<(), Broken> {
-    let committed_is = |case: &Case, index, promise| {
+fn committed_stays_within_the_log(case: &mut FixedCase) -> Result<(), Broken> {
+    let committed_is = |case: &FixedCase, index, promise| {
         let committed = case.store().committed();
         ensure(committed == Some(LogId::new(1, index)), promise, || {
             format!("{committed:?} is committed, and should be the entry with index {index}")
@@ -166,7 +166,7 @@ fn committed_stays_within_the_log(case: &mut Case) -> Result<(), Broken> {
     committed_is(case, 0, Promise::Durability) // 9 is not in the log
 }
 
-fn what_is_confirmed_survives_a_crash(case: &mut Case) -> Result<(), Broken> {
+fn what_is_confirmed_survives_a_crash(case: &mut FixedCase) -> Result<(), Broken> {
     let vote = Vote { term: 7, node_id: 3, committed: true };
     case.append(1, 0..5)?;
     case.succeeds(|store, done| store.save_vote(vote, done))?;
@@ -180,7 +180,7 @@ fn what_is_confirmed_survives_a_crash(case: &mut Case) -> Result<(), Broken> {
     })
 }
 
-fn closing_writes_what_is_queued(case: &mut Case) -> Result<(), Broken> {
+fn closing_writes_what_is_queued(case: &mut FixedCase) -> Result<(), Broken> {
     let outcomes: Vec<_> = (0..50)
         .map(|index| {
             let (done, of) = completion();
@@ -200,7 +200,7 @@ fn closing_writes_what_is_queued(case: &mut Case) -> Result<(), Broken> {
 }
 
 /// A store that lets go of nothing that another one needs may tell at once.
-fn the_end_is_told_when_it_comes(case: &mut Case) -> Result<(), Broken> {
+fn the_end_is_told_when_it_comes(case: &mut FixedCase) -> Result<(), Broken> {
     case.append(1, 0..1)?;
     let (sender, told) = mpsc::channel();
     case.store().on_closed(Box::new(move || sender.send(()).unwrap_or_default()));

@@ -58,8 +58,8 @@ use std::time::Duration;
 
 use super::{Completion, LogStore};
 use crate::types::LogId;
-use model::{Moment, Write};
-pub(crate) use steps::Step;
+use model::{LogMoment, ModelWrite};
+pub(crate) use steps::RandomStep;
 #[cfg(test)]
 pub(crate) use steps::command;
 
@@ -150,7 +150,7 @@ pub fn check(mut open: impl FnMut() -> Box<dyn Rig>, effort: Effort) -> Result<(
 /// Leaves out steps for as long as the same promise is broken.
 fn shorten(
     open: &mut impl FnMut() -> Box<dyn Rig>,
-    mut steps: Vec<Step>,
+    mut steps: Vec<RandomStep>,
     mut broken: Broken,
     patience: Duration,
 ) -> Broken {
@@ -194,13 +194,13 @@ fn outcome(of: &Receiver<io::Result<()>>, patience: Duration) -> Result<io::Resu
 }
 
 /// A run of random steps.
-struct Run<'a> {
+struct RandomRun<'a> {
     rig: &'a mut dyn Rig,
     patience: Duration,
     /// The log as it should show.
-    now: Moment,
+    now: LogMoment,
     /// Every state of the log that a crash may leave, oldest first; the first is surely durable.
-    moments: Vec<Moment>,
+    moments: Vec<LogMoment>,
     /// Every position that was said to be committed.
     saved: Vec<Option<LogId>>,
     /// Writes that nobody has waited for, and the moment at which each was complete.
@@ -208,17 +208,17 @@ struct Run<'a> {
 }
 
 /// Runs `steps` on the store and on the model, and compares them after each.
-pub(crate) fn try_steps(rig: &mut dyn Rig, steps: &[Step], patience: Duration) -> Result<(), Broken> {
-    let now = Moment::default();
+pub(crate) fn try_steps(rig: &mut dyn Rig, steps: &[RandomStep], patience: Duration) -> Result<(), Broken> {
+    let now = LogMoment::default();
     let mut run =
-        Run { rig, patience, moments: vec![now.clone()], now, saved: vec![None], waiting: Vec::new() };
+        RandomRun { rig, patience, moments: vec![now.clone()], now, saved: vec![None], waiting: Vec::new() };
     for step in steps {
         match step {
-            Step::Commit(fraction) => run.commit(*fraction),
-            Step::Read(from, to, max_bytes) => run.read(*from, *to, *max_bytes)?,
-            Step::Sync => run.sync()?,
-            Step::Reopen => run.reopen()?,
-            Step::Crash(keep) => run.crash(*keep)?,
+            RandomStep::Commit(fraction) => run.commit(*fraction),
+            RandomStep::Read(from, to, max_bytes) => run.read(*from, *to, *max_bytes)?,
+            RandomStep::Sync => run.sync()?,
+            RandomStep::Reopen => run.reopen()?,
+            RandomStep::Crash(keep) => run.crash(*keep)?,
             write => run.write(write),
         }
         run.compare(Promise::Visibility)?;
@@ -226,9 +226,9 @@ pub(crate) fn try_steps(rig: &mut dyn Rig, steps: &[Step], patience: Duration) -
     Ok(())
 }
 
-impl Run<'_> {
-    fn write(&mut self, step: &Step) {
-        let Some(write) = Write::of(step, &mut self.now) else { return };
+impl RandomRun<'_> {
+    fn write(&mut self, step: &RandomStep) {
+        let Some(write) = ModelWrite::of(step, &mut self.now) else { return };
         self.moments.extend(self.now.take(&write));
         let (done, outcome) = completion();
         self.waiting.push((outcome, self.moments.len() - 1));
@@ -284,8 +284,8 @@ impl Run<'_> {
                 Ok(Err(_)) | Err(TryRecvError::Empty | TryRecvError::Disconnected) => {}
             }
         }
-        let found = Moment::of(self.rig.store())?;
-        let is_found = |moment: &Moment| moment.shows_the_same(&found);
+        let found = LogMoment::of(self.rig.store())?;
+        let is_found = |moment: &LogMoment| moment.shows_the_same(&found);
         let Some(left) = self.moments.iter().rposition(is_found) else {
             return Err(broken(Promise::Order, format!("a crash leaves {found}, which the log never was")));
         };
@@ -312,7 +312,7 @@ impl Run<'_> {
 
     /// Compares what shows with what should.
     fn compare(&self, promise: Promise) -> Result<(), Broken> {
-        let found = Moment::of(self.rig.store())?;
+        let found = LogMoment::of(self.rig.store())?;
         let is_same = found.shows_the_same(&self.now) && found.committed == self.now.committed;
         ensure(is_same, promise, || format!("there is {found}, and should be {}", self.now))
     }

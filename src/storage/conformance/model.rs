@@ -6,12 +6,12 @@ use std::fmt;
 use crate::storage::{Completion, LogBounds, LogStore};
 use crate::types::{Entry, Incarnation, LogId, Member, Membership, Payload, Vote};
 
-use super::steps::{Step, command};
+use super::steps::{RandomStep, command};
 use super::{Broken, Promise, broken, ensure};
 
 /// The log at one moment.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Moment {
+pub(super) struct LogMoment {
     pub(super) entries: BTreeMap<u64, Entry>,
     pub(super) purged: Option<LogId>,
     pub(super) vote: Option<Vote>,
@@ -20,7 +20,7 @@ pub(super) struct Moment {
     pub(super) term: u64,
 }
 
-impl fmt::Display for Moment {
+impl fmt::Display for LogMoment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let LogBounds { purged, last } = self.bounds();
         write!(f, "a log of {} entries from {purged:?} to {last:?}", self.entries.len())?;
@@ -28,7 +28,7 @@ impl fmt::Display for Moment {
     }
 }
 
-impl Moment {
+impl LogMoment {
     /// What a store shows.
     pub(super) fn of(store: &dyn LogStore) -> Result<Self, Broken> {
         let read = store.read(0, u64::MAX, usize::MAX);
@@ -89,24 +89,24 @@ impl Moment {
     }
 
     /// Takes a write, and returns every moment on the way: a crash may come between any two entries.
-    pub(super) fn take(&mut self, write: &Write) -> Vec<Self> {
+    pub(super) fn take(&mut self, write: &ModelWrite) -> Vec<Self> {
         let mut moments = Vec::new();
         match write {
-            Write::Append(entries) => {
+            ModelWrite::Append(entries) => {
                 for entry in entries {
                     self.entries.insert(entry.log_id.index, entry.clone());
                     moments.push(self.clone());
                 }
             }
-            Write::Vote(vote) => self.vote = Some(*vote),
-            Write::Truncate(last) => {
+            ModelWrite::Vote(vote) => self.vote = Some(*vote),
+            ModelWrite::Truncate(last) => {
                 let from = last.map_or(0, |last| last.index + 1);
                 while self.entries.last_key_value().is_some_and(|(index, _)| *index >= from) {
                     self.entries.pop_last();
                     moments.push(self.clone());
                 }
             }
-            Write::Purge(upto) => {
+            ModelWrite::Purge(upto) => {
                 self.entries = self.entries.split_off(&(upto.index + 1));
                 self.purged = Some(*upto);
             }
@@ -119,23 +119,23 @@ impl Moment {
 
 /// One write to a store.
 #[derive(Debug, Clone)]
-pub(super) enum Write {
+pub(super) enum ModelWrite {
     Append(Vec<Entry>),
     Vote(Vote),
     Truncate(Option<LogId>),
     Purge(LogId),
 }
 
-impl Write {
+impl ModelWrite {
     /// What a step writes to a log that is `now`; nothing for a step that reads, or for want of entries.
-    pub(super) fn of(step: &Step, now: &mut Moment) -> Option<Self> {
+    pub(super) fn of(step: &RandomStep, now: &mut LogMoment) -> Option<Self> {
         match step {
-            Step::Append(sizes, raise) => {
+            RandomStep::Append(sizes, raise) => {
                 now.term += raise;
                 let entries = sizes.iter().zip(now.next()..);
                 Some(Self::Append(entries.map(|(size, index)| command(now.term, index, *size)).collect()))
             }
-            Step::Membership => {
+            RandomStep::Membership => {
                 let member = Member {
                     peer: "a:1".into(),
                     client: "b:2".into(),
@@ -149,21 +149,25 @@ impl Write {
                     Entry { log_id: at(now.next() + 1), payload: Payload::Blank },
                 ]))
             }
-            Step::Vote(term, node_id, committed) => {
+            RandomStep::Vote(term, node_id, committed) => {
                 Some(Self::Vote(Vote { term: *term, node_id: *node_id, committed: *committed }))
             }
-            Step::Truncate(count) => {
+            RandomStep::Truncate(count) => {
                 // What is committed is never truncated.
                 let floor = now.committed.map_or(0, |committed| committed.index + 1).max(now.first());
                 let from = now.next().saturating_sub(u64::from(*count)).max(floor);
                 let last = now.entries.range(..from).next_back().map(|(_, entry)| entry.log_id);
                 Some(Self::Truncate(last.or(now.purged)))
             }
-            Step::Purge(fraction) => now.entry_at(*fraction).map(|entry| Self::Purge(entry.log_id)),
-            Step::PurgeBeyond(count) => {
+            RandomStep::Purge(fraction) => now.entry_at(*fraction).map(|entry| Self::Purge(entry.log_id)),
+            RandomStep::PurgeBeyond(count) => {
                 Some(Self::Purge(LogId::new(now.term, now.next() + u64::from(*count))))
             }
-            Step::Commit(_) | Step::Read(..) | Step::Sync | Step::Reopen | Step::Crash(_) => None,
+            RandomStep::Commit(_)
+            | RandomStep::Read(..)
+            | RandomStep::Sync
+            | RandomStep::Reopen
+            | RandomStep::Crash(_) => None,
         }
     }
 

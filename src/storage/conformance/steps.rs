@@ -8,7 +8,7 @@ use crate::types::{Entry, LogId, Payload};
 
 /// One step of a random run.
 #[derive(Debug, Clone)]
-pub(crate) enum Step {
+pub(crate) enum RandomStep {
     /// Append entries of these sizes, after raising the term by so much.
     Append(Vec<usize>, u64),
     Membership,
@@ -28,7 +28,7 @@ pub(crate) enum Step {
     Crash(usize),
 }
 
-impl Step {
+impl RandomStep {
     /// The step that `seed` stands for.
     pub(crate) fn random(seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
@@ -66,10 +66,10 @@ fn size(rng: &mut SmallRng) -> usize {
 }
 
 /// A random run of at most so many steps.
-pub(super) fn sequence(seed: u64, longest: usize) -> Vec<Step> {
+pub(super) fn sequence(seed: u64, longest: usize) -> Vec<RandomStep> {
     let mut rng = SmallRng::seed_from_u64(seed);
     let count = rng.random_range(1..longest.max(2));
-    (0..count).map(|_| Step::random(rng.random())).collect()
+    (0..count).map(|_| RandomStep::random(rng.random())).collect()
 }
 
 pub(crate) fn command(term: u64, index: u64, bytes: usize) -> Entry {

@@ -9,15 +9,15 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::steps::command;
-use super::{Effort, Promise, Rig, Step, check, completion, failures, fixed, try_steps};
+use super::{Effort, Promise, RandomStep, Rig, check, completion, failures, fixed, try_steps};
 use crate::storage::{Completion, LogBounds, LogStore};
 use crate::types::{Entry, LogId, Vote};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Sequences that proptest can shorten.
-pub(crate) fn steps(longest: usize) -> impl Strategy<Value = Vec<Step>> {
-    prop::collection::vec(any::<u64>().prop_map(Step::random), 1..longest)
+pub(crate) fn steps(longest: usize) -> impl Strategy<Value = Vec<RandomStep>> {
+    prop::collection::vec(any::<u64>().prop_map(RandomStep::random), 1..longest)
 }
 
 pub(crate) fn fixed_cases(mut open: impl FnMut() -> Box<dyn Rig>) {
@@ -25,7 +25,7 @@ pub(crate) fn fixed_cases(mut open: impl FnMut() -> Box<dyn Rig>) {
     failures::cases(&mut open, PATIENCE).unwrap();
 }
 
-pub(crate) fn run(rig: &mut dyn Rig, steps: &[Step]) {
+pub(crate) fn run(rig: &mut dyn Rig, steps: &[RandomStep]) {
     try_steps(rig, steps, PATIENCE).unwrap();
 }
 

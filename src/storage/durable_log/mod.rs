@@ -57,9 +57,9 @@ pub(crate) use disk::{LogDisk, LogReader, Opened};
 pub(crate) use read::{Collected, Scanned};
 pub use stats::{FLUSH_BUCKETS_US, LogStats};
 pub(crate) use tail::Tail;
-use watchdog::Phase;
-pub(crate) use watchdog::{GaveUp, Progress};
-use writer::{Change, Queue, Write};
+use watchdog::WriterPhase;
+pub(crate) use watchdog::{GaveUp, WriterProgress};
+use writer::{LogChange, QueuedWrite, WriteQueue};
 
 /// Why a store failed for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,8 +122,8 @@ impl Drop for WhenClosed {
 /// What the threads of a store have in common.
 struct Shared {
     state: RwLock<State>,
-    queue: Queue,
-    progress: Progress,
+    queue: WriteQueue,
+    progress: WriterProgress,
     stats: Arc<LogStats>,
     /// The disk must not be touched again, not even to close it.
     abandoned: AtomicBool,
@@ -267,7 +267,7 @@ pub(crate) fn too_late(directory: &Path) -> StorageError {
 }
 
 impl<D: LogDisk> DurableLog<D> {
-    /// Opens the log in `directory` as `recover` does it, which says at the beginning of each [step](Progress::step) that it
+    /// Opens the log in `directory` as `recover` does it, which says at the beginning of each [step](WriterProgress::step) that it
     /// has come so far: the watchdog looks after it already.
     ///
     /// # Errors
@@ -275,13 +275,13 @@ impl<D: LogDisk> DurableLog<D> {
     pub(crate) fn open(
         directory: &Path,
         duties: Duties,
-        recover: impl FnOnce(&Progress, &Arc<LogStats>) -> Result<Opened<D>, StorageError>,
+        recover: impl FnOnce(&WriterProgress, &Arc<LogStats>) -> Result<Opened<D>, StorageError>,
     ) -> Result<Self, StorageError> {
         let Duties { flush_watchdog, on_failure, room } = duties;
         let shared = Arc::new(Shared {
             state: RwLock::new(State::default()),
-            queue: Queue::default(),
-            progress: Progress::new(),
+            queue: WriteQueue::default(),
+            progress: WriterProgress::new(),
             stats: Arc::default(),
             abandoned: AtomicBool::new(false),
             room,
@@ -338,7 +338,7 @@ impl<D: LogDisk> DurableLog<D> {
         &self,
         bytes: usize,
         done: Completion,
-        apply: impl FnOnce(&mut State, u64) -> Result<Change, String>,
+        apply: impl FnOnce(&mut State, u64) -> Result<LogChange, String>,
     ) {
         let mut state = self.shared.write();
         if let Some(reason) = &state.failure {
@@ -353,7 +353,7 @@ impl<D: LogDisk> DurableLog<D> {
                 self.shared.stats.queued_bytes.fetch_add(bytes as u64, Relaxed);
                 self.shared.stats.queued_writes.fetch_add(1, Relaxed);
                 let committed = state.committed;
-                self.shared.queue.push(Write { ticket, change, bytes, committed, done });
+                self.shared.queue.push(QueuedWrite { ticket, change, bytes, committed, done });
             }
             Err(reason) => {
                 drop(state);
@@ -394,19 +394,19 @@ impl<D: LogDisk> LogStore for DurableLog<D> {
                 }
                 term = entry.log_id.term;
             }
-            let Some(last) = entries.last() else { return Ok(Change::Nothing) };
+            let Some(last) = entries.last() else { return Ok(LogChange::Nothing) };
             state.bounds.last = Some(last.log_id);
             for entry in &entries {
                 state.tail.push(ticket, entry.clone());
             }
-            Ok(Change::Append(entries))
+            Ok(LogChange::Append(entries))
         });
     }
 
     fn save_vote(&self, vote: Vote, done: Completion) {
         self.submit(0, done, |state, _| {
             state.vote = Some(vote);
-            Ok(Change::SaveVote(vote))
+            Ok(LogChange::SaveVote(vote))
         });
     }
 
@@ -425,27 +425,27 @@ impl<D: LogDisk> LogStore for DurableLog<D> {
             }
             let from = first_index(last).max(state.first_index());
             if from >= state.next_index() {
-                return Ok(Change::Nothing);
+                return Ok(LogChange::Nothing);
             }
             let last = if from == state.first_index() { state.bounds.purged } else { last };
             state.bounds.last = last;
             state.tail.truncate(from);
             state.truncations += 1;
-            Ok(Change::Truncate(from, last))
+            Ok(LogChange::Truncate(from, last))
         });
     }
 
     fn purge(&self, upto: LogId, done: Completion) {
         self.submit(0, done, |state, _| {
             if upto.index < state.first_index() {
-                return Ok(Change::Nothing);
+                return Ok(LogChange::Nothing);
             }
             state.bounds.purged = Some(upto);
             if state.next_index() <= upto.index + 1 {
                 state.bounds.last = Some(upto);
             }
             state.tail.purge(upto.index);
-            Ok(Change::Purge(upto))
+            Ok(LogChange::Purge(upto))
         });
     }
 
@@ -472,8 +472,8 @@ impl<D: LogDisk> Drop for DurableLog<D> {
     fn drop(&mut self) {
         let progress = &self.shared.progress;
         self.shared.queue.close();
-        let phase = if self.threads.is_empty() { Phase::Stopped } else { progress.wait_until_over() };
-        let mut hung = phase == Phase::Hung || progress.step().is_err();
+        let phase = if self.threads.is_empty() { WriterPhase::Stopped } else { progress.wait_until_over() };
+        let mut hung = phase == WriterPhase::Hung || progress.step().is_err();
         if !hung {
             for thread in self.threads.drain(..) {
                 // Its panics were caught and reported.

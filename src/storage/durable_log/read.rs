@@ -42,7 +42,7 @@ pub(crate) enum Scanned {
 }
 
 /// How a look at the in-memory state goes on.
-enum Step {
+enum ReadStep {
     Done,
     /// The entries from the first index up to the second are to be read from the disk.
     Scan(u64, u64),
@@ -77,12 +77,12 @@ fn try_read(
     loop {
         let step = look(shared, (start, end), &mut began, &mut collected);
         let (from, to) = match step {
-            Step::Done => return Ok(Some(collected.entries)),
-            Step::Moved => return Ok(None),
-            Step::Scan(from, to) => (from, to),
+            ReadStep::Done => return Ok(Some(collected.entries)),
+            ReadStep::Moved => return Ok(None),
+            ReadStep::Scan(from, to) => (from, to),
         };
         let scanned = disk.read((from, to), &mut collected);
-        if matches!(look(shared, (start, start), &mut began, &mut collected), Step::Moved) {
+        if matches!(look(shared, (start, start), &mut began, &mut collected), ReadStep::Moved) {
             return Ok(None);
         }
         if scanned? == Scanned::Full {
@@ -97,25 +97,25 @@ fn look(
     (start, end): (u64, u64),
     began: &mut Option<(u64, LogBounds)>,
     collected: &mut Collected,
-) -> Step {
+) -> ReadStep {
     let state = shared.read();
     let (truncations, bounds) = began.get_or_insert((state.truncations, state.bounds));
     if (*truncations, bounds.purged) != (state.truncations, state.bounds.purged) {
-        return Step::Moved;
+        return ReadStep::Moved;
     }
     let from = start.max(state.first_index()) + collected.entries.len() as u64;
     let end = end.min(state.next_index());
     if from >= end {
-        return Step::Done;
+        return ReadStep::Done;
     }
     let tail = state.tail.first_index().unwrap_or(u64::MAX);
     if from < tail {
-        return Step::Scan(from, end.min(tail));
+        return ReadStep::Scan(from, end.min(tail));
     }
     for entry in state.tail.from(from).take_while(|entry| entry.log_id.index < end) {
         if !collected.push(entry.clone()) {
             break;
         }
     }
-    Step::Done
+    ReadStep::Done
 }

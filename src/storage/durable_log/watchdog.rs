@@ -11,23 +11,23 @@ use super::{Cause, Shared};
 use crate::storage::Completion;
 
 /// What the writer is doing at the moment, for those who watch it.
-pub(crate) struct Progress {
-    state: Mutex<State>,
+pub(crate) struct WriterProgress {
+    state: Mutex<WriterState>,
     changed: Condvar,
 }
 
-struct State {
+struct WriterState {
     /// Since when the present batch has been under way.
     busy_since: Option<Instant>,
     /// How many times the limit it may take.
     patience: u32,
     /// Its completions.
     completions: Vec<Completion>,
-    phase: Phase,
+    phase: WriterPhase,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub(crate) enum WriterPhase {
     Running,
     /// The writer has ended, and nothing of the disk is left on its stack.
     Stopped,
@@ -41,7 +41,7 @@ pub(crate) enum Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GaveUp;
 
-impl State {
+impl WriterState {
     /// A look that comes much later than it should tells of a pause of this process, in which no write could come back:
     /// that time is not the write's.
     fn discount_pause(&mut self, gap: Duration, pace: Duration, now: Instant) {
@@ -53,9 +53,14 @@ impl State {
     }
 }
 
-impl Progress {
+impl WriterProgress {
     pub(crate) fn new() -> Self {
-        let state = State { busy_since: None, patience: 1, completions: Vec::new(), phase: Phase::Running };
+        let state = WriterState {
+            busy_since: None,
+            patience: 1,
+            completions: Vec::new(),
+            phase: WriterPhase::Running,
+        };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -64,7 +69,7 @@ impl Progress {
         self.lock().busy_since.map(|since| since.elapsed())
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, WriterState> {
         self.state.lock().expect("invariant: no panic under this lock")
     }
 
@@ -85,14 +90,14 @@ impl Progress {
         state.busy_since = Some(Instant::now());
         state.patience = patience;
         state.completions = completions;
-        if state.phase == Phase::Hung { Err(GaveUp) } else { Ok(()) }
+        if state.phase == WriterPhase::Hung { Err(GaveUp) } else { Ok(()) }
     }
 
     /// Ends the batch and gives its completions back, unless the watchdog has failed them already.
     pub(crate) fn end(&self) -> Result<Vec<Completion>, GaveUp> {
         let mut state = self.lock();
         state.busy_since = None;
-        if state.phase == Phase::Hung {
+        if state.phase == WriterPhase::Hung {
             return Err(GaveUp);
         }
         Ok(std::mem::take(&mut state.completions))
@@ -107,8 +112,8 @@ impl Progress {
 
     pub(super) fn stop(&self) {
         let mut state = self.lock();
-        if state.phase == Phase::Running {
-            state.phase = Phase::Stopped;
+        if state.phase == WriterPhase::Running {
+            state.phase = WriterPhase::Stopped;
         }
         self.changed.notify_all();
     }
@@ -116,8 +121,8 @@ impl Progress {
     /// Lets the watchdog end: there is nothing left of the disk.
     pub(crate) fn close(&self) {
         let mut state = self.lock();
-        if state.phase != Phase::Hung {
-            state.phase = Phase::Closed;
+        if state.phase != WriterPhase::Hung {
+            state.phase = WriterPhase::Closed;
         }
         self.changed.notify_all();
     }
@@ -125,23 +130,23 @@ impl Progress {
     /// Waits for so long, or until the writer has ended or hangs. Whether it still runs.
     pub(super) fn runs_after(&self, pause: Duration) -> bool {
         let state = self.lock();
-        let running = |state: &mut State| state.phase == Phase::Running;
+        let running = |state: &mut WriterState| state.phase == WriterPhase::Running;
         let (state, _) = self
             .changed
             .wait_timeout_while(state, pause, running)
             .expect("invariant: no panic under this lock");
-        state.phase == Phase::Running
+        state.phase == WriterPhase::Running
     }
 
     /// Whether the watchdog has given up.
     pub(super) fn hangs(&self) -> bool {
-        self.lock().phase == Phase::Hung
+        self.lock().phase == WriterPhase::Hung
     }
 
     /// Waits until the writer will do nothing more.
-    pub(crate) fn wait_until_over(&self) -> Phase {
+    pub(crate) fn wait_until_over(&self) -> WriterPhase {
         let mut state = self.lock();
-        while state.phase == Phase::Running {
+        while state.phase == WriterPhase::Running {
             state = self.changed.wait(state).expect("invariant: no panic under this lock");
         }
         state.phase
@@ -155,7 +160,7 @@ impl Progress {
         let mut state = self.lock();
         let mut looked = Instant::now();
         loop {
-            if matches!(state.phase, Phase::Closed | Phase::Hung) {
+            if matches!(state.phase, WriterPhase::Closed | WriterPhase::Hung) {
                 return None;
             }
             let now = Instant::now();
@@ -163,7 +168,7 @@ impl Progress {
             looked = now;
             let patience = limit.saturating_mul(state.patience);
             if state.busy_since.is_some_and(|since| since.elapsed() > patience) {
-                state.phase = Phase::Hung;
+                state.phase = WriterPhase::Hung;
                 self.changed.notify_all();
                 return Some((std::mem::take(&mut state.completions), patience));
             }
@@ -189,7 +194,7 @@ mod tests {
     #[test]
     fn a_pause_of_the_process_is_not_counted_as_the_writers() {
         let (pace, minute) = (Duration::from_secs(4), Duration::from_secs(60));
-        let progress = Progress::new();
+        let progress = WriterProgress::new();
         progress.begin(Vec::new()).unwrap();
         let mut state = progress.lock();
         let began = state.busy_since.unwrap();

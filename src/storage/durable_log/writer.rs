@@ -20,7 +20,7 @@ use super::{Cause, Shared};
 
 /// Why the writer stopped.
 #[derive(Debug, thiserror::Error)]
-enum WriteError<E: std::error::Error> {
+enum WriterError<E: std::error::Error> {
     #[error("{0}")]
     Disk(E),
     #[error("the writer came back after the watchdog had given up")]
@@ -33,7 +33,7 @@ enum WriteError<E: std::error::Error> {
     Completion(String),
 }
 
-impl<E: std::error::Error> From<GaveUp> for WriteError<E> {
+impl<E: std::error::Error> From<GaveUp> for WriterError<E> {
     fn from(_: GaveUp) -> Self {
         Self::GaveUp
     }
@@ -41,7 +41,7 @@ impl<E: std::error::Error> From<GaveUp> for WriteError<E> {
 
 /// One write, as submitted.
 #[derive(Debug)]
-pub(crate) enum Change {
+pub(crate) enum LogChange {
     Append(Vec<Entry>),
     SaveVote(Vote),
     /// Truncate from the index on, after which the log ends with the position.
@@ -51,16 +51,16 @@ pub(crate) enum Change {
     Nothing,
 }
 
-impl Change {
+impl LogChange {
     fn entries(&self) -> usize {
         if let Self::Append(entries) = self { entries.len() } else { 0 }
     }
 }
 
-pub(crate) struct Write {
+pub(crate) struct QueuedWrite {
     /// Submission order, from 1.
     pub(crate) ticket: u64,
-    pub(crate) change: Change,
+    pub(crate) change: LogChange,
     pub(crate) bytes: usize,
     /// What was committed when it was submitted. A later one may be an entry that only a later write brings, in the place of
     /// one that is there now.
@@ -70,20 +70,20 @@ pub(crate) struct Write {
 
 /// What is waiting to be written.
 #[derive(Default)]
-pub(crate) struct Queue {
-    waiting: Mutex<Waiting>,
+pub(crate) struct WriteQueue {
+    waiting: Mutex<WaitingWrites>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct Waiting {
-    writes: VecDeque<Write>,
+struct WaitingWrites {
+    writes: VecDeque<QueuedWrite>,
     closed: bool,
 }
 
-impl Waiting {
+impl WaitingWrites {
     /// Takes as many writes from the front as one flush should cover, but at least one if there is one.
-    fn cut(&mut self) -> Vec<Write> {
+    fn cut(&mut self) -> Vec<QueuedWrite> {
         /// What waits behind such a batch waits for one flush of this size, and the watchdog sees one flush of
         /// this size, however long the queue has grown.
         const BATCH_BYTES: usize = 8 * 1024 * 1024;
@@ -102,15 +102,15 @@ impl Waiting {
 }
 
 /// What the writer found in the queue.
-enum Next {
-    Batch(Vec<Write>),
+enum NextWrite {
+    Batch(Vec<QueuedWrite>),
     /// Nothing at present, and the caller did not want to wait.
     Idle,
     Closed,
 }
 
-impl Queue {
-    pub(crate) fn push(&self, write: Write) {
+impl WriteQueue {
+    pub(crate) fn push(&self, write: QueuedWrite) {
         self.lock().writes.push_back(write);
         self.changed.notify_one();
     }
@@ -121,27 +121,27 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    pub(crate) fn drain(&self) -> VecDeque<Write> {
+    pub(crate) fn drain(&self) -> VecDeque<QueuedWrite> {
         std::mem::take(&mut self.lock().writes)
     }
 
-    fn next(&self, wait: bool) -> Next {
+    fn next(&self, wait: bool) -> NextWrite {
         let mut waiting = self.lock();
         loop {
             if !waiting.writes.is_empty() {
-                return Next::Batch(waiting.cut());
+                return NextWrite::Batch(waiting.cut());
             }
             if waiting.closed {
-                return Next::Closed;
+                return NextWrite::Closed;
             }
             if !wait {
-                return Next::Idle;
+                return NextWrite::Idle;
             }
             waiting = self.changed.wait(waiting).expect("invariant: no panic under this lock");
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, WaitingWrites> {
         self.waiting.lock().expect("invariant: no panic under this lock")
     }
 }
@@ -169,7 +169,7 @@ pub(super) fn run<D: LogDisk>(shared: &Arc<Shared>, mut disk: D) {
     // Whatever ends it: closing waits for that.
     let _over = Over(shared);
     let outcome = catch_unwind(AssertUnwindSafe(|| serve(shared, &mut disk)));
-    let cause = if matches!(outcome, Ok(Err(WriteError::GaveUp))) { Cause::Late } else { Cause::Disk };
+    let cause = if matches!(outcome, Ok(Err(WriterError::GaveUp))) { Cause::Late } else { Cause::Disk };
     let failure = match outcome {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error.to_string()),
@@ -195,22 +195,22 @@ impl Drop for Over<'_> {
 }
 
 /// Writes until the queue is closed.
-fn serve<D: LogDisk>(shared: &Shared, disk: &mut D) -> Result<(), WriteError<D::Error>> {
+fn serve<D: LogDisk>(shared: &Shared, disk: &mut D) -> Result<(), WriterError<D::Error>> {
     loop {
         let next = shared.queue.next(!disk.unswept());
         if shared.is_abandoned() {
             // Another thread has met an error: nothing more is done with this disk, not even to close it.
-            return Err(WriteError::Abandoned);
+            return Err(WriterError::Abandoned);
         }
         let writes = match next {
-            Next::Batch(writes) => writes,
-            Next::Idle => {
+            NextWrite::Batch(writes) => writes,
+            NextWrite::Idle => {
                 sweep(shared, disk)?;
                 continue;
             }
-            Next::Closed => {
+            NextWrite::Closed => {
                 shared.progress.step()?;
-                disk.close().map_err(WriteError::Disk)?;
+                disk.close().map_err(WriterError::Disk)?;
                 shared.progress.end()?;
                 return Ok(());
             }
@@ -222,15 +222,19 @@ fn serve<D: LogDisk>(shared: &Shared, disk: &mut D) -> Result<(), WriteError<D::
     }
 }
 
-fn sweep<D: LogDisk>(shared: &Shared, disk: &mut D) -> Result<(), WriteError<D::Error>> {
+fn sweep<D: LogDisk>(shared: &Shared, disk: &mut D) -> Result<(), WriterError<D::Error>> {
     shared.progress.begin(Vec::new())?;
-    disk.sweep().map_err(WriteError::Disk)?;
+    disk.sweep().map_err(WriterError::Disk)?;
     shared.progress.end()?;
     Ok(())
 }
 
 /// Writes one batch and reports its outcome.
-fn write<D: LogDisk>(shared: &Shared, disk: &mut D, writes: Vec<Write>) -> Result<(), WriteError<D::Error>> {
+fn write<D: LogDisk>(
+    shared: &Shared,
+    disk: &mut D,
+    writes: Vec<QueuedWrite>,
+) -> Result<(), WriterError<D::Error>> {
     let (ticket, committed) = writes.last().map_or((0, None), |write| (write.ticket, write.committed));
     let in_order = writes.is_sorted_by(|earlier, later| earlier.ticket < later.ticket);
     assert!(in_order, "invariant: the queue keeps the order of submission");
@@ -241,24 +245,24 @@ fn write<D: LogDisk>(shared: &Shared, disk: &mut D, writes: Vec<Write>) -> Resul
     shared.progress.begin(completions)?;
     if let Some(room) = &shared.room {
         // No write may meet a full disk: the first that fails is final.
-        room.before_batch(bytes as u64).map_err(WriteError::Room)?;
+        room.before_batch(bytes as u64).map_err(WriterError::Room)?;
     }
     for change in changes {
         let written = match change {
-            Change::Append(entries) => disk.append(&entries),
-            Change::SaveVote(vote) => disk.save_vote(vote),
-            Change::Truncate(from, last) => disk.truncate(from, last),
-            Change::Purge(upto) => disk.purge(upto),
-            Change::Nothing => Ok(()),
+            LogChange::Append(entries) => disk.append(&entries),
+            LogChange::SaveVote(vote) => disk.save_vote(vote),
+            LogChange::Truncate(from, last) => disk.truncate(from, last),
+            LogChange::Purge(upto) => disk.purge(upto),
+            LogChange::Nothing => Ok(()),
         };
-        written.map_err(WriteError::Disk)?;
+        written.map_err(WriterError::Disk)?;
     }
-    disk.flush(committed).map_err(WriteError::Disk)?;
+    disk.flush(committed).map_err(WriterError::Disk)?;
     let completions = shared.progress.end()?;
     let failure = shared.settle(ticket);
     let queued_bytes = shared.stats.queued_bytes.fetch_sub(bytes as u64, Relaxed);
     let queued_writes = shared.stats.queued_writes.fetch_sub(count, Relaxed);
-    let completed = complete(completions.into_iter(), failure.as_ref()).map_err(WriteError::Completion);
+    let completed = complete(completions.into_iter(), failure.as_ref()).map_err(WriterError::Completion);
     // What is durable is confirmed first.
     assert!(queued_bytes >= bytes as u64, "invariant: no more bytes leave the queue than came");
     assert!(queued_writes >= count, "invariant: no more writes leave the queue than came");

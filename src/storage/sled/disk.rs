@@ -5,8 +5,8 @@
 //!
 //! - an append is records in order; a large entry's parts are in order, so that only the last entry of the
 //!   log can be incomplete;
-//! - a vote or purge is in the ledger before any record submitted after it;
-//! - a truncation lowers `last` in the ledger first, then removes records from the end backwards, then
+//! - a vote or purge is in the hard state before any record submitted after it;
+//! - a truncation lowers `last` in the hard state first, then removes records from the end backwards, then
 //!   shortens the record that it cuts through: entries of before and after never stand side by side;
 //! - purged records are removed only after a flush has made `purged` durable.
 //!
@@ -23,8 +23,8 @@ use crate::storage::durable_log::{LogDisk, LogStats};
 use crate::storage::files::unreadable;
 use crate::types::{Entry, LogId, Vote};
 
+use super::hard_state::{self, HardState};
 use super::layout::Layout;
-use super::ledger::{self, Ledger};
 use super::marker::Marker;
 use super::power::WriteErrors;
 use super::reader::Reader;
@@ -76,13 +76,13 @@ pub(crate) struct Disk {
     write_errors: WriteErrors,
     blobs: PathBuf,
     marker: Marker,
-    ledger: Ledger,
+    hard_state: HardState,
     layout: Layout,
     packer: Packer,
     /// The last entry given to the packer.
     pushed: Option<LogId>,
-    /// The ledger holds a vote or purge that later records must not precede.
-    ledger_first: bool,
+    /// The hard state holds a vote or purge that later records must not precede.
+    hard_state_first: bool,
     /// Something was written that no flush covers yet.
     dirty: bool,
     /// Records of purged entries may be left.
@@ -93,11 +93,11 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Takes over what recovery has found; `ledger` is durable already.
+    /// Takes over what recovery has found; `hard_state` is durable already.
     pub(crate) fn new(
         directory: &Path,
         files: DiskFiles,
-        ledger: Ledger,
+        hard_state: HardState,
         observer: Option<Observer>,
         stats: Arc<LogStats>,
     ) -> Self {
@@ -107,11 +107,11 @@ impl Disk {
             write_errors,
             blobs: blobs(directory),
             marker,
-            pushed: ledger.last,
-            ledger,
+            pushed: hard_state.last,
+            hard_state,
             layout: Layout::default(),
             packer: Packer::default(),
-            ledger_first: false,
+            hard_state_first: false,
             dirty: false,
             unswept: true,
             bytes_until_blob_check: DISK_BYTES_BETWEEN_BLOB_CHECKS,
@@ -139,8 +139,8 @@ impl LogDisk for Disk {
 
     fn save_vote(&mut self, vote: Vote) -> Result<(), DiskError> {
         self.finish_record()?;
-        self.ledger.vote = Some(vote);
-        self.ledger_first = true;
+        self.hard_state.vote = Some(vote);
+        self.hard_state_first = true;
         Ok(())
     }
 
@@ -156,15 +156,15 @@ impl LogDisk for Disk {
             }
         };
         if let Some(Record { body: Body::Packed(entries), .. }) = &cut
-            && from > self.ledger.first_index()
+            && from > self.hard_state.first_index()
             && let Some(found) = entries.iter().map(|entry| entry.log_id).find(|id| id.index + 1 == from)
             && Some(found) != last
         {
             return Err(DiskError::OtherEntry { expected: last, found });
         }
-        self.ledger.last = last;
+        self.hard_state.last = last;
         self.pushed = last;
-        self.write_ledger()?;
+        self.write_hard_state()?;
         let doomed = log.range(Key::first(from).encode()..).keys().collect::<Result<Vec<_>, _>>()?;
         for key in doomed.iter().rev() {
             self.remove(key)?;
@@ -187,34 +187,35 @@ impl LogDisk for Disk {
 
     fn purge(&mut self, upto: LogId) -> Result<(), DiskError> {
         self.finish_record()?;
-        self.ledger.purged = Some(upto);
-        if self.ledger.last.is_none_or(|last| last.index <= upto.index) {
-            self.ledger.last = Some(upto);
+        self.hard_state.purged = Some(upto);
+        if self.hard_state.last.is_none_or(|last| last.index <= upto.index) {
+            self.hard_state.last = Some(upto);
             self.pushed = Some(upto);
             self.layout.reset();
         }
-        self.ledger_first = true;
+        self.hard_state_first = true;
         self.unswept = true;
         Ok(())
     }
 
     fn flush(&mut self, committed: Option<LogId>) -> Result<(), DiskError> {
         self.finish_record()?;
-        if !self.dirty && !self.ledger_first {
+        if !self.dirty && !self.hard_state_first {
             return Ok(());
         }
-        let in_log = |committed: &LogId| self.ledger.last.is_some_and(|last| committed.index <= last.index);
+        let in_log =
+            |committed: &LogId| self.hard_state.last.is_some_and(|last| committed.index <= last.index);
         if committed.as_ref().is_none_or(in_log) {
-            self.ledger.committed = committed;
+            self.hard_state.committed = committed;
         }
-        self.write_ledger()?;
+        self.write_hard_state()?;
         let start = Instant::now();
         self.observe(DiskEvent::Flush)?;
         self.trees.db.flush()?;
         self.write_errors.check().map_err(DiskError::WriteBack)?;
         self.stats.flushed(start.elapsed());
         // After the flush, so that the mark never promises more than is durable.
-        self.marker.mark(self.ledger.sequence).map_err(DiskError::Mark)?;
+        self.marker.mark(self.hard_state.sequence).map_err(DiskError::Mark)?;
         self.dirty = false;
         if self.bytes_until_blob_check == 0 {
             match check_blobs(&self.blobs) {
@@ -243,7 +244,7 @@ impl LogDisk for Disk {
     fn sweep(&mut self) -> Result<(), DiskError> {
         /// Removals at a time: what an append may have to wait for.
         const SWEEP_RECORDS: usize = 512;
-        let first_kept = self.ledger.first_index();
+        let first_kept = self.hard_state.first_index();
         let log = &self.trees.log;
         let mut doomed = Vec::new();
         let mut candidate: Option<sled::IVec> = None;
@@ -275,7 +276,7 @@ impl LogDisk for Disk {
             }
             candidate = Some(key);
         }
-        if self.ledger.next_index() == first_kept {
+        if self.hard_state.next_index() == first_kept {
             doomed.extend(candidate);
         }
         for key in doomed {
@@ -295,8 +296,8 @@ impl Disk {
 
     /// Writes a record of appended entries.
     fn store(&mut self, packed: Packed) -> Result<(), DiskError> {
-        if self.ledger_first {
-            self.write_ledger()?;
+        if self.hard_state_first {
+            self.write_hard_state()?;
         }
         for boundary in self.layout.record(packed.key.index, packed.record.len()) {
             for fence in Layout::fences(boundary) {
@@ -307,7 +308,7 @@ impl Disk {
         }
         self.put(&packed)?;
         if packed.last.is_some() {
-            self.ledger.last = packed.last;
+            self.hard_state.last = packed.last;
         }
         Ok(())
     }
@@ -336,18 +337,18 @@ impl Disk {
         }
     }
 
-    fn write_ledger(&mut self) -> Result<(), DiskError> {
-        self.ledger.sequence += 1;
-        self.observe(DiskEvent::Ledger(&self.ledger.encode()))?;
-        write_ledger(&self.trees, &self.ledger)?;
-        self.ledger_first = false;
+    fn write_hard_state(&mut self) -> Result<(), DiskError> {
+        self.hard_state.sequence += 1;
+        self.observe(DiskEvent::Ledger(&self.hard_state.encode()))?;
+        write_hard_state(&self.trees, &self.hard_state)?;
+        self.hard_state_first = false;
         self.dirty = true;
         Ok(())
     }
 }
 
-pub(crate) fn write_ledger(trees: &Trees, ledger: &Ledger) -> Result<(), sled::Error> {
-    trees.meta.insert(ledger::KEY, ledger.encode().as_slice()).map(drop)
+pub(crate) fn write_hard_state(trees: &Trees, hard_state: &HardState) -> Result<(), sled::Error> {
+    trees.meta.insert(hard_state::KEY, hard_state.encode().as_slice()).map(drop)
 }
 
 /// Bytes of `files` together.

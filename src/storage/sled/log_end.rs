@@ -31,7 +31,7 @@ const MAX_MESSAGE_HEADER_BYTES: u64 = 32;
 
 /// The header of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Header {
+struct SegmentHeader {
     /// Where in the file it is.
     offset: u64,
     /// Position in the log of the segment's first byte.
@@ -58,7 +58,7 @@ pub(crate) fn find(db: &Path, snapshot: u64) -> Result<Option<LogEnd>, StorageEr
 ///
 /// A header lies within one sector, so a power cut leaves the old one, the new one, or zeros where there was none.
 /// The last segment of the file is left to sled: the file may have grown by it and no further.
-fn headers(file: &File) -> io::Result<Result<Vec<Header>, u64>> {
+fn headers(file: &File) -> io::Result<Result<Vec<SegmentHeader>, u64>> {
     let length = file.metadata()?.len();
     let mut headers = Vec::new();
     for offset in (0..length).step_by(SEGMENT_BYTES) {
@@ -68,7 +68,7 @@ fn headers(file: &File) -> io::Result<Result<Vec<Header>, u64>> {
         let mut bytes = [0; HEADER_BYTES];
         file.read_exact_at(&mut bytes, offset)?;
         let is_last = offset + SEGMENT >= length;
-        match Header::decode(offset, &bytes) {
+        match SegmentHeader::decode(offset, &bytes) {
             Some(header) => headers.push(header),
             None if is_last || bytes == [0; HEADER_BYTES] => {}
             None => return Ok(Err(offset)),
@@ -77,7 +77,7 @@ fn headers(file: &File) -> io::Result<Result<Vec<Header>, u64>> {
     Ok(Ok(headers))
 }
 
-impl Header {
+impl SegmentHeader {
     fn decode(offset: u64, bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
         let (checksum, content) = bytes.split_at(4);
         let checksum = u32::from_le_bytes(checksum.try_into().expect("invariant: four bytes"));
@@ -94,7 +94,7 @@ impl Header {
     }
 }
 
-fn walk(file: &File, mut headers: Vec<Header>, snapshot: u64) -> io::Result<Option<LogEnd>> {
+fn walk(file: &File, mut headers: Vec<SegmentHeader>, snapshot: u64) -> io::Result<Option<LogEnd>> {
     let from = snapshot / SEGMENT * SEGMENT;
     headers.retain(|header| header.lsn >= from);
     headers.sort_by_key(|header| header.lsn);
@@ -118,7 +118,7 @@ fn walk(file: &File, mut headers: Vec<Header>, snapshot: u64) -> io::Result<Opti
 
 /// A segment in memory; what the file does not have of it is zeros.
 struct Segment {
-    header: Header,
+    header: SegmentHeader,
     bytes: Vec<u8>,
     /// How much the file has of it.
     length: usize,
@@ -126,7 +126,7 @@ struct Segment {
 
 /// What a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Message {
+enum SegmentMessage {
     /// Complete, so many bytes long.
     Complete(u64),
     /// The end of its segment.
@@ -136,7 +136,7 @@ enum Message {
 }
 
 impl Segment {
-    fn read(file: &File, header: Header) -> io::Result<Self> {
+    fn read(file: &File, header: SegmentHeader) -> io::Result<Self> {
         let mut bytes = vec![0; SEGMENT_BYTES];
         let mut length = 0;
         while length < bytes.len() {
@@ -157,16 +157,16 @@ impl Segment {
             if at > SEGMENT - MAX_MESSAGE_HEADER_BYTES {
                 return (at, ControlFlow::Continue(()));
             }
-            match self.message(at as usize).unwrap_or(Message::None) {
-                Message::Complete(bytes) => at += bytes,
-                Message::Cap => return (at, ControlFlow::Continue(())),
-                Message::None => return (at, ControlFlow::Break(())),
+            match self.message(at as usize).unwrap_or(SegmentMessage::None) {
+                SegmentMessage::Complete(bytes) => at += bytes,
+                SegmentMessage::Cap => return (at, ControlFlow::Continue(())),
+                SegmentMessage::None => return (at, ControlFlow::Break(())),
             }
         }
     }
 
     /// The message at `at`; `None` if it is cut off by the end of the file.
-    fn message(&self, at: usize) -> Option<Message> {
+    fn message(&self, at: usize) -> Option<SegmentMessage> {
         const CORRUPTED: u8 = 0;
         const CAP: u8 = 2;
         const KINDS: u8 = 12;
@@ -176,7 +176,7 @@ impl Segment {
         let (length, segment_number, _page) = (rest.integer()?, rest.integer()?, rest.integer()?);
         let header = at..SEGMENT_BYTES.min(at + MESSAGE_HEADER_BYTES) - rest.0.len();
         if kind == CORRUPTED || kind >= KINDS || length > (SEGMENT_BYTES - header.end) as u64 {
-            return Some(Message::None);
+            return Some(SegmentMessage::None);
         }
         let body = header.end..header.end + length as usize;
         if body.len() > rest.0.len() && body.end > self.length {
@@ -186,9 +186,9 @@ impl Segment {
         hasher.update(&self.bytes[body.clone()]);
         hasher.update(&self.bytes[header.start + 4..header.end]);
         if !hasher.finalize() != checksum || segment_number != self.header.lsn / SEGMENT {
-            return Some(Message::None);
+            return Some(SegmentMessage::None);
         }
-        Some(if kind == CAP { Message::Cap } else { Message::Complete((body.end - at) as u64) })
+        Some(if kind == CAP { SegmentMessage::Cap } else { SegmentMessage::Complete((body.end - at) as u64) })
     }
 }
 

@@ -4,7 +4,7 @@
 //! store that is missing or does not open is a lost disk, not a new one.
 //!
 //! sled cuts its log at the first damaged byte it meets while recovering, and says nothing. So the file also
-//! carries a *mark*: the sequence number of the ledger as of the last flush. It is written after the flush
+//! carries a *mark*: the sequence number of the hard state as of the last flush. It is written after the flush
 //! and synced about once a second, by another thread, hence never ahead of what is durable; a store that recovers less than its mark
 //! says has lost writes it had acknowledged. A killed process leaves the mark exact; a power cut may set it
 //! back to what the kernel had written out, by about a second.
@@ -115,7 +115,7 @@ impl Marker {
         MarkSync { file: self.file.clone(), moved: self.moved.clone() }
     }
 
-    /// Notes that the ledger with `sequence` is durable. Costs no fsync.
+    /// Notes that the hard state with `sequence` is durable. Costs no fsync.
     pub(crate) fn mark(&self, sequence: u64) -> io::Result<()> {
         let slot = 1 + sequence % 2;
         self.file.write_all_at(&encode_slot(sequence), slot * SECTOR_BYTES as u64)?;

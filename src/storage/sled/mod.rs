@@ -1,6 +1,6 @@
 //! The log on sled: the default [`LogStore`], a [`DurableLog`] of which the disk is sled.
 //!
-//! The writer hands sled what is queued in packed [records](record), writes the [`ledger`], flushes once, and notes the flush
+//! The writer hands sled what is queued in packed [records](record), writes the [`hard_state`], flushes once, and notes the flush
 //! in the [ready file](marker).
 //!
 //! # What sled needs to be safe
@@ -9,8 +9,8 @@
 //! dance around opening that [`recovery`] describes.
 
 mod disk;
+mod hard_state;
 mod layout;
-mod ledger;
 mod log_end;
 mod marker;
 mod power;
@@ -53,7 +53,7 @@ pub enum DiskEvent<'a> {
     Insert(&'a [u8], &'a [u8]),
     /// Remove from the `log` tree.
     Remove(&'a [u8]),
-    /// Replace the ledger.
+    /// Replace the hard state.
     Ledger(&'a [u8]),
     /// Flush what came before.
     Flush,

@@ -66,16 +66,16 @@ mod interposed {
     /// Length of [`TARGETS`], to be looked at without a lock.
     static WATCHES: AtomicUsize = AtomicUsize::new(0);
     /// What is watched: one per log that is being opened.
-    static TARGETS: RwLock<Vec<Arc<Target>>> = RwLock::new(Vec::new());
+    static TARGETS: RwLock<Vec<Arc<WatchedFiles>>> = RwLock::new(Vec::new());
 
     /// Watches sled's file and the directory that it is in.
     #[derive(Debug)]
-    pub(crate) struct ReadWatch(Arc<Target>);
+    pub(crate) struct ReadWatch(Arc<WatchedFiles>);
 
     #[derive(Debug)]
-    struct Target {
-        file: Identity,
-        directory: Identity,
+    struct WatchedFiles {
+        file: FileIdentity,
+        directory: FileIdentity,
         /// How the names of sled's snapshots begin, as they are passed to the C library.
         snapshots: Vec<u8>,
         /// Open for as long as they are watched, so that their numbers are nobody else's.
@@ -92,7 +92,7 @@ mod interposed {
 
     /// A file, whatever it is called by.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    struct Identity {
+    struct FileIdentity {
         device: libc::dev_t,
         inode: libc::ino_t,
     }
@@ -109,7 +109,7 @@ mod interposed {
 
     /// What sled is about to do to its files.
     #[derive(Debug, Clone, Copy)]
-    enum Change {
+    enum FileChange {
         /// Write from this offset of the file on.
         Write(off64_t),
         Truncate,
@@ -117,7 +117,7 @@ mod interposed {
         Snapshot(Option<u64>),
     }
 
-    impl Change {
+    impl FileChange {
         /// Whether it may be the first one to a log that ends there.
         fn agrees(self, end: LogEnd) -> bool {
             match self {
@@ -140,7 +140,7 @@ mod interposed {
         fn of(open: [File; 2], snapshots: &Path, end: Option<LogEnd>) -> io::Result<Self> {
             let (file, _) = identify(open[0].as_raw_fd())?;
             let (directory, _) = identify(open[1].as_raw_fd())?;
-            let target = Arc::new(Target {
+            let target = Arc::new(WatchedFiles {
                 file,
                 directory,
                 snapshots: snapshots.as_os_str().as_bytes().to_owned(),
@@ -215,14 +215,14 @@ mod interposed {
         }
     }
 
-    impl Target {
+    impl WatchedFiles {
         /// Whether a change of it, were it made, would be of interest.
         fn minds(&self) -> bool {
             self.strict.load(SeqCst) && (self.failed.get().is_some() || !self.touched.load(SeqCst))
         }
 
         /// Notes that it is to be changed. Whether that is refused.
-        fn refuses(&self, change: Change) -> bool {
+        fn refuses(&self, change: FileChange) -> bool {
             if let Some(end) = self.end
                 && !self.touched.load(SeqCst)
                 && !change.agrees(end)
@@ -236,7 +236,7 @@ mod interposed {
 
         /// Notes a read at `offset` of the file that was `found`, if it is this one. A file that could not even be
         /// identified after its read had failed may be this one.
-        fn note(&self, found: Option<&(Identity, off64_t)>, offset: off64_t, failed: Option<FailedRead>) {
+        fn note(&self, found: Option<&(FileIdentity, off64_t)>, offset: off64_t, failed: Option<FailedRead>) {
             let length = match found {
                 Some((identity, length)) if *identity == self.file => *length,
                 Some(_) => return,
@@ -256,13 +256,13 @@ mod interposed {
 
     /// Those that `matches`. No lock is held afterwards: a file system may need one of these functions to answer a
     /// question about its file.
-    fn targets_where(matches: impl Fn(&Target) -> bool) -> Vec<Arc<Target>> {
+    fn targets_where(matches: impl Fn(&WatchedFiles) -> bool) -> Vec<Arc<WatchedFiles>> {
         let targets = TARGETS.read().unwrap_or_else(PoisonError::into_inner);
         targets.iter().filter(|target| matches(target)).cloned().collect()
     }
 
     /// Which file is open there, and how long it is.
-    fn identify(descriptor: c_int) -> io::Result<(Identity, off64_t)> {
+    fn identify(descriptor: c_int) -> io::Result<(FileIdentity, off64_t)> {
         let mut found = MaybeUninit::<libc::stat>::uninit();
         // SAFETY: the kernel checks the descriptor, and `found` is as large as what it writes there.
         if unsafe { libc::fstat(descriptor, found.as_mut_ptr()) } != 0 {
@@ -270,7 +270,7 @@ mod interposed {
         }
         // SAFETY: the call has succeeded, so it has written all of it.
         let found = unsafe { found.assume_init() };
-        Ok((Identity { device: found.st_dev, inode: found.st_ino }, found.st_size))
+        Ok((FileIdentity { device: found.st_dev, inode: found.st_ino }, found.st_size))
     }
 
     fn errno() -> c_int {
@@ -303,13 +303,13 @@ mod interposed {
     }
 
     /// Whether a watch refuses that the file at `descriptor` is changed.
-    fn is_refused(descriptor: c_int, change: Change) -> bool {
-        let concerned = targets_where(Target::minds);
+    fn is_refused(descriptor: c_int, change: FileChange) -> bool {
+        let concerned = targets_where(WatchedFiles::minds);
         if concerned.is_empty() {
             return false;
         }
         let found = identify(descriptor);
-        let is = |target: &Target| match &found {
+        let is = |target: &WatchedFiles| match &found {
             Ok((identity, _)) => *identity == target.file,
             Err(_) => target.failed.get().is_some(),
         };
@@ -346,7 +346,7 @@ mod interposed {
         bytes: size_t,
         offset: off64_t,
     ) -> ssize_t {
-        if is_watching() && is_refused(descriptor, Change::Write(offset)) {
+        if is_watching() && is_refused(descriptor, FileChange::Write(offset)) {
             set_errno(libc::EIO);
             return -1;
         }
@@ -358,7 +358,7 @@ mod interposed {
     #[unsafe(no_mangle)]
     #[inline(never)]
     unsafe extern "C" fn ftruncate64(descriptor: c_int, length: off64_t) -> c_int {
-        if is_watching() && is_refused(descriptor, Change::Truncate) {
+        if is_watching() && is_refused(descriptor, FileChange::Truncate) {
             set_errno(libc::EIO);
             return -1;
         }
@@ -374,11 +374,11 @@ mod interposed {
             // SAFETY: our caller has promised a string that ends in NUL.
             let name = unsafe { CStr::from_ptr(to) }.to_bytes();
             let concerned = targets_where(|target| target.minds() && name.starts_with(&target.snapshots));
-            let position = |target: &Target| {
+            let position = |target: &WatchedFiles| {
                 let position = std::str::from_utf8(&name[target.snapshots.len()..]).ok()?;
                 u64::from_str_radix(position, 16).ok()
             };
-            if concerned.iter().any(|target| target.refuses(Change::Snapshot(position(target)))) {
+            if concerned.iter().any(|target| target.refuses(FileChange::Snapshot(position(target)))) {
                 set_errno(libc::EIO);
                 return -1;
             }

@@ -14,7 +14,7 @@
 
 use bytes::Bytes;
 
-use crate::types::{Entry, Founding, Intent, LogId, Membership, NodeId, Payload};
+use crate::types::{Entry, Founding, Intents, LogId, Membership, NodeId, Payload};
 
 /// The newest record version this build writes and reads.
 pub(crate) const VERSION: u8 = 1;
@@ -325,9 +325,6 @@ impl AsRef<[u8]> for EncodedPayload<'_> {
     }
 }
 
-/// On whose record, about which member, and what it is to be.
-type Intents = Vec<(NodeId, NodeId, Intent)>;
-
 fn encode_payload(payload: &Payload) -> EncodedPayload<'_> {
     match payload {
         Payload::Blank => EncodedPayload::Blank,
@@ -469,6 +466,7 @@ mod tests {
     use std::convert::Infallible;
 
     use super::*;
+    use crate::types::Intent;
     use crate::types::{Incarnation, InitialState, MachineVersion, Member};
 
     fn pack(entries: &[Entry]) -> Vec<Packed> {

@@ -20,8 +20,8 @@
 //!
 //! # What is refused
 //! A checksum that does not match, a hole or overlap, a record that does not follow on the one before it,
-//! a log that ends before the ledger's `last`, a ledger older than the mark. The one thing that is cut is an
-//! incomplete entry at the very end, beyond the ledger's `last`: a write that nobody was told is durable.
+//! a log that ends before the hard state's `last`, a hard state older than the mark. The one thing that is cut is an
+//! incomplete entry at the very end, beyond the hard state's `last`: a write that nobody was told is durable.
 //!
 //! Damage within the writes of the very last flush before a power cut cannot be told from a torn write once
 //! the unsynced mark is lost with it; no log without a second fsync can tell.
@@ -36,14 +36,14 @@ use std::time::{Duration, Instant};
 use crate::error::StorageError;
 use crate::runtime::panic_message;
 use crate::storage::LogBounds;
-use crate::storage::durable_log::{GaveUp, LogStats, Opened, Progress, Tail, first_index, too_late};
+use crate::storage::durable_log::{GaveUp, LogStats, Opened, Tail, WriterProgress, first_index, too_late};
 use crate::storage::files::{self, exists, io_error, unreadable};
 use crate::storage::progress::{StartProgress, StartStep};
 use crate::types::LogId;
 
 use super::SledOptions;
 use super::disk::{self, Disk, DiskError, DiskFiles, Trees};
-use super::ledger::{self, Ledger};
+use super::hard_state::{self, HardState};
 use super::log_end;
 use super::marker::Marker;
 use super::power::{WriteErrors, ensure_intercepted, ensure_power_safe, forget_cached};
@@ -61,7 +61,7 @@ pub(crate) fn open(
     directory: &Path,
     options: &SledOptions,
     stats: Arc<LogStats>,
-    progress: &Progress,
+    progress: &WriterProgress,
 ) -> Result<Opened<Disk>, StorageError> {
     ensure_power_safe()?;
     ensure_reads_watched()?;
@@ -93,10 +93,10 @@ pub(crate) fn open(
     };
     let Verified { trees, write_errors, watch, found } = verified;
     let written = begin(directory, (&trees, &write_errors), &found, marker, progress);
-    let (marker, ledger) = unless_unread(directory, &watch, written)?;
+    let (marker, hard_state) = unless_unread(directory, &watch, written)?;
     let mark_sync = marker.syncer();
     let files = DiskFiles { trees: trees.clone(), write_errors, marker };
-    let disk = Disk::new(directory, files, ledger, options.observer.clone(), stats);
+    let disk = Disk::new(directory, files, hard_state, options.observer.clone(), stats);
     Ok(Opened {
         disk,
         reader: Reader { trees, directory: directory.to_owned() },
@@ -104,9 +104,9 @@ pub(crate) fn open(
             mark_sync.sync().map_err(|error| format!("cannot sync the ready file: {error}"))
         }),
         grows: database(directory),
-        bounds: LogBounds { purged: ledger.purged, last: ledger.last },
-        vote: ledger.vote,
-        committed: ledger.committed,
+        bounds: LogBounds { purged: hard_state.purged, last: hard_state.last },
+        vote: hard_state.vote,
+        committed: hard_state.committed,
         tail: found.tail,
     })
 }
@@ -117,20 +117,21 @@ fn begin(
     (trees, write_errors): (&Trees, &WriteErrors),
     found: &Found,
     marker: Option<(Marker, u64)>,
-    progress: &Progress,
-) -> Result<(Marker, Ledger), StorageError> {
+    progress: &WriterProgress,
+) -> Result<(Marker, HardState), StorageError> {
     begin_step(directory, progress)?;
     if let Some(index) = found.torn {
         tracing::warn!(index, "cutting an incomplete entry at the end of the log; it was never acknowledged");
         cut(trees, index).map_err(|error| sled_error(directory, error))?;
     }
     let last = found.last;
-    let committed = found.ledger.committed.filter(|committed| committed.index < first_index(last));
+    let committed = found.hard_state.committed.filter(|committed| committed.index < first_index(last));
     begin_step(directory, progress)?;
     // Always written, so that there is something to flush.
-    let ledger = Ledger { sequence: found.ledger.sequence + 1, last, committed, ..found.ledger };
+    let hard_state =
+        HardState { sequence: found.hard_state.sequence + 1, last, committed, ..found.hard_state };
     ensure_intercepted(|| {
-        disk::write_ledger(trees, &ledger)
+        disk::write_hard_state(trees, &hard_state)
             .and_then(|()| trees.db.flush())
             .map_err(|error| sled_error(directory, error))?;
         Ok(())
@@ -141,14 +142,14 @@ fn begin(
     let marker_path = Marker::path(directory);
     let marker = match marker {
         Some((marker, _)) => marker,
-        None => Marker::create(&marker_path, ledger.sequence)?,
+        None => Marker::create(&marker_path, hard_state.sequence)?,
     };
-    marker.mark(ledger.sequence).map_err(|error| io_error("cannot write", &marker_path, error))?;
-    Ok((marker, ledger))
+    marker.mark(hard_state.sequence).map_err(|error| io_error("cannot write", &marker_path, error))?;
+    Ok((marker, hard_state))
 }
 
 /// Restarts the watchdog's clock, unless it has run out: then the node is lost, even if the disk comes back.
-fn begin_step(directory: &Path, progress: &Progress) -> Result<(), StorageError> {
+fn begin_step(directory: &Path, progress: &WriterProgress) -> Result<(), StorageError> {
     progress.step().map_err(|GaveUp| too_late(directory))
 }
 
@@ -166,7 +167,7 @@ fn open_and_verify(
     directory: &Path,
     options: &SledOptions,
     mark: Option<u64>,
-    progress: &Progress,
+    progress: &WriterProgress,
 ) -> Result<Verified, StorageError> {
     let write_errors = prepare(directory, options, progress)?;
     begin_step(directory, progress)?;
@@ -190,7 +191,7 @@ fn open_and_verify(
 fn prepare(
     directory: &Path,
     options: &SledOptions,
-    progress: &Progress,
+    progress: &WriterProgress,
 ) -> Result<WriteErrors, StorageError> {
     files::create_directory(directory)?;
     // Listened to from before the first write on.
@@ -444,7 +445,7 @@ struct Verified {
 /// What a walk over all records has found.
 struct Found {
     /// As stored.
-    ledger: Ledger,
+    hard_state: HardState,
     tail: Tail,
     /// Index of an incomplete entry at the end.
     torn: Option<u64>,
@@ -460,26 +461,26 @@ fn verify(
     mark: Option<u64>,
 ) -> Result<Found, StorageError> {
     let corrupt = |detail: String| StorageError::Corrupt { path: directory.to_owned(), detail };
-    let ledger = stored_ledger(trees, directory, mark)?;
+    let hard_state = stored_hard_state(trees, directory, mark)?;
     if let Some(mark) = mark
-        && ledger.sequence < mark
+        && hard_state.sequence < mark
     {
         return Err(corrupt(format!(
             "sled has lost acknowledged writes: its ledger has sequence {}, but {mark} had been flushed",
-            ledger.sequence
+            hard_state.sequence
         )));
     }
-    let first = ledger.first_index();
-    options.progress.begin(StartStep::VerifyingLog, ledger.next_index().saturating_sub(first));
-    let mut last = ledger.purged;
+    let first = hard_state.first_index();
+    options.progress.begin(StartStep::VerifyingLog, hard_state.next_index().saturating_sub(first));
+    let mut last = hard_state.purged;
     let mut tail = Tail::new(options.tail_bytes);
     let mut torn = None;
     for run in Scan::from(&trees.log, first).map_err(|error| refuse(directory, error))? {
         let run = match run {
             Ok(run) => run,
-            // Beyond what the ledger knows: the end of a flush that did not happen.
+            // Beyond what the hard state knows: the end of a flush that did not happen.
             Err(ScanError::Torn { index, .. })
-                if index >= ledger.next_index() && index == first_index(last) =>
+                if index >= hard_state.next_index() && index == first_index(last) =>
             {
                 torn = Some(index);
                 break;
@@ -500,32 +501,33 @@ fn verify(
             }
             last = Some(entry.log_id);
             options.progress.add(1);
-            if ledger.last.is_some_and(|known| known.index == entry.log_id.index && known != entry.log_id) {
+            if hard_state.last.is_some_and(|known| known.index == entry.log_id.index && known != entry.log_id)
+            {
                 return Err(corrupt(format!("entry {} is not the one that was last", entry.log_id)));
             }
             tail.push(0, entry);
         }
         tail.settle(0);
     }
-    if first_index(last) < ledger.next_index() {
+    if first_index(last) < hard_state.next_index() {
         return Err(corrupt(format!(
             "the log ends before entry {}, but went up to entry {}",
             first_index(last),
-            ledger.next_index() - 1
+            hard_state.next_index() - 1
         )));
     }
-    Ok(Found { ledger, tail, torn, last })
+    Ok(Found { hard_state, tail, torn, last })
 }
 
-fn stored_ledger(trees: &Trees, directory: &Path, mark: Option<u64>) -> Result<Ledger, StorageError> {
-    let stored = trees.meta.get(ledger::KEY).map_err(|error| sled_error(directory, error))?;
+fn stored_hard_state(trees: &Trees, directory: &Path, mark: Option<u64>) -> Result<HardState, StorageError> {
+    let stored = trees.meta.get(hard_state::KEY).map_err(|error| sled_error(directory, error))?;
     let corrupt = |detail: String| StorageError::Corrupt { path: directory.to_owned(), detail };
     match stored {
-        Some(bytes) => Ledger::decode(&bytes).map_err(|error| match error {
+        Some(bytes) => HardState::decode(&bytes).map_err(|error| match error {
             RecordError::Version { found, supported } => version(directory, found, supported),
             other => corrupt(format!("the ledger is damaged: {other}")),
         }),
-        None if mark.is_none() && trees.log.is_empty() => Ok(Ledger::default()),
+        None if mark.is_none() && trees.log.is_empty() => Ok(HardState::default()),
         None => Err(corrupt("the ledger is missing".to_owned())),
     }
 }

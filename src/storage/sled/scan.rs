@@ -10,7 +10,7 @@ use crate::types::Entry;
 
 /// The entries of one packed record, or the one entry that parts were joined to.
 #[derive(Debug)]
-pub(crate) struct Run {
+pub(crate) struct EntryRun {
     /// Where the run begins.
     pub(crate) key: Key,
     /// Term of the entry before the first.
@@ -114,18 +114,18 @@ impl Scan {
         decode_joined(key.index, &joined).map_err(|error| ScanError::Record { key, error })
     }
 
-    fn run(&mut self, key: Key, record: &[u8]) -> Result<Run, ScanError> {
+    fn run(&mut self, key: Key, record: &[u8]) -> Result<EntryRun, ScanError> {
         let record = decode(key, record)?;
         let entries = match record.body {
             Body::Packed(entries) => entries,
             Body::Part { parts, bytes } => vec![self.join(key, parts, bytes)?],
         };
-        Ok(Run { key, previous_term: record.previous_term, entries })
+        Ok(EntryRun { key, previous_term: record.previous_term, entries })
     }
 }
 
 impl Iterator for Scan {
-    type Item = Result<Run, ScanError>;
+    type Item = Result<EntryRun, ScanError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let next = self.next_record()?;

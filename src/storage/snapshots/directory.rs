@@ -31,24 +31,24 @@ const TRY_ANYWAY: Duration = Duration::from_secs(60);
 /// Snapshots in one directory, which nobody else uses.
 #[derive(Debug)]
 pub struct SnapshotDir {
-    shared: Arc<Shared>,
+    shared: Arc<SharedDirectory>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SharedDirectory {
     path: PathBuf,
     /// The newest snapshot, once it was asked for or published.
     newest: Mutex<Option<SnapshotHandle>>,
     /// What the log needs is not for snapshots.
     room: Option<Arc<Room>>,
-    refused: Mutex<Option<Refused>>,
+    refused: Mutex<Option<RefusedSnapshot>>,
     /// Of the start that opened the directory.
     progress: StartProgress,
 }
 
 /// A snapshot for which there was no room.
 #[derive(Debug, Clone, Copy)]
-struct Refused {
+struct RefusedSnapshot {
     since: Instant,
     /// What a snapshot takes at least.
     bytes: u64,
@@ -83,7 +83,7 @@ impl SnapshotDir {
         // A crash may have come between a rename and its fsync; from here on the name counts.
         files::sync(path)?;
         let (path, newest, refused) = (path.to_owned(), Mutex::new(None), Mutex::new(None));
-        let shared = Shared { path, newest, room, refused, progress };
+        let shared = SharedDirectory { path, newest, room, refused, progress };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -123,7 +123,7 @@ fn has_extension(path: &Path, extension: &str) -> bool {
     path.extension().is_some_and(|found| found == extension)
 }
 
-impl Shared {
+impl SharedDirectory {
     fn has_room_for(&self, bytes: u64) -> io::Result<bool> {
         self.room.as_ref().map_or(Ok(true), |room| room.has_room_for(bytes))
     }
@@ -141,7 +141,7 @@ impl Shared {
             *refused = None;
             return Ok(());
         }
-        *refused = Some(Refused { since, bytes });
+        *refused = Some(RefusedSnapshot { since, bytes });
         Err(ErrorKind::StorageFull.into())
     }
 
@@ -151,7 +151,7 @@ impl Shared {
             return Ok(());
         }
         let mut refused = self.refused.lock().expect("invariant: no panic under this lock");
-        *refused = Some(Refused { since: Instant::now(), bytes: written.saturating_add(bytes) });
+        *refused = Some(RefusedSnapshot { since: Instant::now(), bytes: written.saturating_add(bytes) });
         Err(ErrorKind::StorageFull.into())
     }
 
@@ -205,7 +205,7 @@ impl SnapshotStore for SnapshotDir {
 
 /// A snapshot in the making.
 struct UnfinishedFile {
-    shared: Arc<Shared>,
+    shared: Arc<SharedDirectory>,
     path: PathBuf,
     file: File,
     length: u64,

@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{SnapshotMeta, SnapshotMetaV2, Source};
 use crate::error::StorageError;
 use crate::storage::files::unreadable;
-use crate::types::{Intent, NodeId};
+use crate::types::Intents;
 
 const MAGIC: &[u8; 8] = b"QUORSNAP";
 /// Version 2 begins its payload with the table of sessions; the file is as before. Version 3 has more meta data. Version 4 has
@@ -38,9 +38,6 @@ const MAX_FRAME_BYTES: usize = 1024 * 1024;
 
 /// No meta data is longer than this: thousands of members.
 const MAX_META_BYTES: usize = 1024 * 1024;
-
-/// What members are to be: on whose record that stands, about which member, and what.
-type Intents = Vec<(NodeId, NodeId, Intent)>;
 
 /// A snapshot's version is not one that this build reads.
 #[derive(Debug, thiserror::Error)]
@@ -164,7 +161,7 @@ fn frame_checksum(length: [u8; 4], bytes: &[u8]) -> u32 {
 }
 
 /// Reads the payload of a snapshot file, and checks it on the way.
-pub(crate) struct Payload {
+pub(crate) struct SnapshotPayload {
     version: u32,
     source: Arc<dyn Source>,
     offset: u64,
@@ -176,7 +173,7 @@ pub(crate) struct Payload {
     ended: bool,
 }
 
-impl Payload {
+impl SnapshotPayload {
     /// Reads and checks the head.
     pub(crate) fn open(source: Arc<dyn Source>) -> io::Result<(Self, SnapshotMeta)> {
         let mut payload = Self {
@@ -294,7 +291,7 @@ impl Payload {
     }
 }
 
-impl Read for Payload {
+impl Read for SnapshotPayload {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.given == self.frame.len() {
             if !self.next_frame()? {

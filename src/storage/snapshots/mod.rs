@@ -34,7 +34,7 @@ use crate::types::{ClusterClock, HistoryEpoch, LogId, Membership, SnapshotMachin
 use super::files::io_error;
 pub use directory::SnapshotDir;
 pub(super) use directory::{is_complete, is_snapshot};
-use format::{Encoder, Payload};
+use format::{Encoder, SnapshotPayload};
 pub use memory::MemorySnapshots;
 
 /// What a snapshot says about itself.
@@ -170,7 +170,7 @@ impl SnapshotHandle {
     /// # Errors
     /// When the head cannot be read or is damaged; [`refuse`](Self::refuse) says what an error means.
     pub fn open(&self) -> io::Result<(u32, impl Read + Send + 'static)> {
-        Payload::open(self.source.clone()).map(|(payload, _)| (payload.version(), payload))
+        SnapshotPayload::open(self.source.clone()).map(|(payload, _)| (payload.version(), payload))
     }
 
     /// What an error of [`open`](Self::open), or of the reader that it returns, means: damage, a version that this build
@@ -181,7 +181,7 @@ impl SnapshotHandle {
 
     /// Reads `source` from the first to the last byte and checks all of it.
     fn verified(source: Arc<dyn Source>) -> io::Result<Self> {
-        let (mut payload, meta) = Payload::open(source.clone())?;
+        let (mut payload, meta) = SnapshotPayload::open(source.clone())?;
         while payload.next_frame()? {}
         Ok(Self { source, meta: Arc::new(meta) })
     }
@@ -277,7 +277,7 @@ impl SnapshotReceiver {
     /// What the snapshot says of itself, once enough of it is here to tell.
     pub(crate) fn head(&self) -> Option<SnapshotMeta> {
         let source = self.staging.source().ok()?;
-        format::Payload::open(source).ok().map(|(_, meta)| meta)
+        format::SnapshotPayload::open(source).ok().map(|(_, meta)| meta)
     }
 
     /// Verifies the whole file. It is not among the snapshots before it is [placed](ReceivedSnapshot::place):

@@ -68,8 +68,8 @@ const MISSES: u8 = 3;
 
 /// What all who look at the disk have last found.
 #[derive(Debug, Default)]
-struct Gauge {
-    /// A [`Space`]; see [`Gauge::space`].
+struct SpaceGauge {
+    /// A [`Space`]; see [`SpaceGauge::space`].
     space: AtomicU8,
     /// Told when that changes.
     changed: tokio::sync::watch::Sender<()>,
@@ -84,7 +84,7 @@ struct Gauge {
     has_headroom: AtomicBool,
 }
 
-impl Gauge {
+impl SpaceGauge {
     fn set_space(&self, space: Space) {
         let number = match space {
             Space::Ample => 0,
@@ -112,24 +112,24 @@ impl Gauge {
 pub struct Room {
     directory: PathBuf,
     reserve_bytes: u64,
-    gauge: Gauge,
+    gauge: SpaceGauge,
     /// Held while looking, and while the reserve changes hands. Whoever holds it may wait for the disk.
-    ledger: Mutex<Ledger>,
+    reserve_state: Mutex<ReserveState>,
     log: OnceLock<File>,
-    phase: Mutex<Phase>,
+    phase: Mutex<LookPhase>,
     changed: Condvar,
 }
 
 /// Of the thread that looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum LookPhase {
     Looking,
     Ending,
     Ended,
 }
 
 #[derive(Debug)]
-struct Ledger {
+struct ReserveState {
     policy: Policy,
     reserve: Reserve,
     /// Of [`MISSES`].
@@ -149,20 +149,20 @@ impl Room {
         let failed = |error| io_error("cannot ask for free space of", directory, error);
         let available = available_bytes(directory).map_err(failed)?;
         reserve.lend(available).map_err(|error| io_error("cannot shorten", reserve.path(), error))?;
-        let gauge = Gauge::default();
+        let gauge = SpaceGauge::default();
         gauge.set_space(Space::Full);
         Ok(Arc::new(Self {
             directory: directory.to_owned(),
             reserve_bytes,
             gauge,
-            ledger: Mutex::new(Ledger {
+            reserve_state: Mutex::new(ReserveState {
                 policy: Policy::new(reserve_bytes),
                 reserve,
                 misses: 0,
                 told_full: false,
             }),
             log: OnceLock::new(),
-            phase: Mutex::new(Phase::Looking),
+            phase: Mutex::new(LookPhase::Looking),
             changed: Condvar::new(),
         }))
     }
@@ -194,12 +194,12 @@ impl Room {
         let file = OpenOptions::new().write(true).open(log);
         let file = file.map_err(|error| io_error("cannot open", log, error))?;
         self.log.get_or_init(|| file);
-        self.look_with(&mut self.ledger(), 0, true)
+        self.look_with(&mut self.reserve_state(), 0, true)
             .map_err(|error| io_error("cannot set room aside in", &self.directory, error))?;
         if self.gauge.space() == Space::Full {
             let needed = Policy::needed(self.reserve_bytes);
             let (available, held) = (self.gauge.available.load(Relaxed), self.gauge.reserved.load(Relaxed));
-            self.ledger().told_full = true;
+            self.reserve_state().told_full = true;
             tracing::warn!(
                 directory = %self.directory.display(),
                 available,
@@ -220,28 +220,28 @@ impl Room {
     /// When the file system does not answer. That the disk is full is no error: what was taken on already may be written.
     pub fn before_batch(&self, bytes: u64) -> io::Result<()> {
         let soon = bytes.saturating_mul(BATCH_FACTOR);
-        let mut ledger = match self.ledger.try_lock() {
-            Ok(ledger) => ledger,
+        let mut reserve_state = match self.reserve_state.try_lock() {
+            Ok(reserve_state) => reserve_state,
             // Somebody looks at this moment, or sets the reserve aside, which takes time, and has found plenty.
             Err(_) if self.owns(soon)? => return Ok(()),
-            Err(_) => self.ledger(),
+            Err(_) => self.reserve_state(),
         };
-        self.look_with(&mut ledger, soon, false)?;
+        self.look_with(&mut reserve_state, soon, false)?;
         if self.gauge.has_headroom.load(Relaxed)
             && !self.owns(soon)?
             && let Some(log) = self.log.get()
         {
             // No batch takes more than the reserve is meant for.
-            let wanted = soon.saturating_add(SEGMENT_BYTES).min(ledger.policy.to_own());
+            let wanted = soon.saturating_add(SEGMENT_BYTES).min(reserve_state.policy.to_own());
             let available = self.gauge.available.load(Relaxed);
             if available >= LEAST_CLAIM_BYTES {
                 let most = owned_beyond_end(log)?.saturating_add(available);
-                let claimed = claim(log, wanted.max(ledger.policy.headroom()).min(most))?;
+                let claimed = claim(log, wanted.max(reserve_state.policy.headroom()).min(most))?;
                 if claimed == Claimed::Part {
                     // The batch has the reserve.
-                    let before = ledger.policy.space();
-                    self.find_full(&mut ledger)?;
-                    self.report(before, &mut ledger);
+                    let before = reserve_state.policy.space();
+                    self.find_full(&mut reserve_state)?;
+                    self.report(before, &mut reserve_state);
                 }
             }
         }
@@ -267,57 +267,58 @@ impl Room {
         Ok(gauge.space() != Space::Full && left >= Some(Policy::untouched(self.reserve_bytes)))
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().expect("invariant: no panic under this lock")
+    fn reserve_state(&self) -> MutexGuard<'_, ReserveState> {
+        self.reserve_state.lock().expect("invariant: no panic under this lock")
     }
 
-    fn figures(&self, ledger: &Ledger) -> io::Result<Figures> {
+    fn figures(&self, reserve_state: &ReserveState) -> io::Result<Figures> {
         Ok(Figures {
             available: available_bytes(&self.directory)?,
-            held: ledger.reserve.held()?,
+            held: reserve_state.reserve.held()?,
             owned: self.log.get().map_or(Ok(0), owned_beyond_end)?,
         })
     }
 
     /// Looks, as if `soon` more bytes were in use, and does what follows from it, once. Setting the reserve aside takes
     /// time, so it is left to those who `may_hold`.
-    fn look_with(&self, ledger: &mut Ledger, soon: u64, may_hold: bool) -> io::Result<()> {
-        let before = ledger.policy.space();
-        let figures = self.figures(ledger)?;
-        let step =
-            ledger.policy.observe(Figures { available: figures.available.saturating_sub(soon), ..figures });
+    fn look_with(&self, reserve_state: &mut ReserveState, soon: u64, may_hold: bool) -> io::Result<()> {
+        let before = reserve_state.policy.space();
+        let figures = self.figures(reserve_state)?;
+        let step = reserve_state
+            .policy
+            .observe(Figures { available: figures.available.saturating_sub(soon), ..figures });
         // Before anything that takes time: nothing more is to be taken on meanwhile.
-        self.note(ledger, figures);
+        self.note(reserve_state, figures);
         match step {
             Step::Nothing => {}
-            Step::Give => self.give(ledger, figures)?,
+            Step::Give => self.give(reserve_state, figures)?,
             Step::Hold if !may_hold => {}
-            Step::Hold => match self.hold(ledger) {
+            Step::Hold => match self.hold(reserve_state) {
                 Ok(()) => {
-                    let figures = self.figures(ledger)?;
+                    let figures = self.figures(reserve_state)?;
                     // Whatever it says is the next look's to do.
-                    ledger.policy.observe(figures);
-                    self.note(ledger, figures);
+                    reserve_state.policy.observe(figures);
+                    self.note(reserve_state, figures);
                 }
-                Err(error) if is_full(error.kind()) => self.find_full(ledger)?,
+                Err(error) if is_full(error.kind()) => self.find_full(reserve_state)?,
                 Err(error) => return Err(error),
             },
         }
-        self.report(before, ledger);
+        self.report(before, reserve_state);
         Ok(())
     }
 
     /// Room that should be there could not be had: somebody was faster, or there is a quota.
-    fn find_full(&self, ledger: &mut Ledger) -> io::Result<()> {
-        ledger.policy.fill_up();
-        let figures = self.figures(ledger)?;
-        self.note(ledger, figures);
-        self.give(ledger, figures)
+    fn find_full(&self, reserve_state: &mut ReserveState) -> io::Result<()> {
+        reserve_state.policy.fill_up();
+        let figures = self.figures(reserve_state)?;
+        self.note(reserve_state, figures);
+        self.give(reserve_state, figures)
     }
 
-    fn report(&self, before: Space, ledger: &mut Ledger) {
+    fn report(&self, before: Space, reserve_state: &mut ReserveState) {
         let available = self.gauge.available.load(Relaxed);
-        match News::of(before, ledger.policy.space(), &mut ledger.told_full) {
+        match News::of(before, reserve_state.policy.space(), &mut reserve_state.told_full) {
             Some(News::Full) => {
                 tracing::error!(available, "the disk is full: this node takes no writes until there is room");
             }
@@ -331,9 +332,9 @@ impl Room {
 
     /// Gives the log's file all of the reserve but a piece, and makes up for what either has lost since. On a file
     /// system that cannot do that what is given becomes free, for whoever is first.
-    fn give(&self, ledger: &mut Ledger, found: Figures) -> io::Result<()> {
+    fn give(&self, reserve_state: &mut ReserveState, found: Figures) -> io::Result<()> {
         let Some(log) = self.log.get() else { return Ok(()) };
-        let Ledger { policy, reserve, .. } = &mut *ledger;
+        let ReserveState { policy, reserve, .. } = &mut *reserve_state;
         reserve.keep(policy.piece(), found.available)?;
         let freed = found.held.saturating_sub(reserve.held()?);
         let missing = policy.to_own().saturating_sub(found.owned);
@@ -343,8 +344,8 @@ impl Room {
         if asks {
             claim(log, found.owned.saturating_add(grant))?;
         }
-        let figures = self.figures(ledger)?;
-        self.note(ledger, figures);
+        let figures = self.figures(reserve_state)?;
+        self.note(reserve_state, figures);
         Ok(())
     }
 
@@ -352,9 +353,9 @@ impl Room {
     ///
     /// # Errors
     /// One for which [`is_full`] holds if it cannot be had.
-    fn hold(&self, ledger: &mut Ledger) -> io::Result<()> {
+    fn hold(&self, reserve_state: &mut ReserveState) -> io::Result<()> {
         let Some(log) = self.log.get() else { return Ok(()) };
-        let Ledger { policy, reserve, misses, .. } = ledger;
+        let ReserveState { policy, reserve, misses, .. } = reserve_state;
         let headroom = policy.headroom();
         if headroom > 0 {
             let claimed = claim(log, headroom)?;
@@ -371,20 +372,20 @@ impl Room {
         reserve.hold(policy.to_hold(owned_beyond_end(log)?))
     }
 
-    fn note(&self, ledger: &Ledger, found: Figures) {
+    fn note(&self, reserve_state: &ReserveState, found: Figures) {
         let Figures { available, held, owned } = found;
         self.gauge.available.store(available, Relaxed);
         self.gauge.reserved.store(held.saturating_add(owned), Relaxed);
         self.gauge.room.store(available.saturating_add(owned), Relaxed);
-        self.gauge.beside.store(ledger.policy.beside(found), Relaxed);
-        self.gauge.has_headroom.store(ledger.policy.headroom() > 0, Relaxed);
-        self.gauge.set_space(ledger.policy.space());
+        self.gauge.beside.store(reserve_state.policy.beside(found), Relaxed);
+        self.gauge.has_headroom.store(reserve_state.policy.headroom() > 0, Relaxed);
+        self.gauge.set_space(reserve_state.policy.space());
     }
 
     fn look_until_ended(&self) {
         let mut failing = false;
         while self.goes_on_after(self.pause()) {
-            let looked = self.look_with(&mut self.ledger(), 0, true);
+            let looked = self.look_with(&mut self.reserve_state(), 0, true);
             if let Err(error) = &looked
                 && !failing
             {
@@ -400,14 +401,14 @@ impl Room {
         Duration::from_millis(beside / FILLED_BYTES_PER_MS).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
     }
 
-    fn phase(&self) -> MutexGuard<'_, Phase> {
+    fn phase(&self) -> MutexGuard<'_, LookPhase> {
         self.phase.lock().expect("invariant: no panic under this lock")
     }
 
     fn goes_on_after(&self, pause: Duration) -> bool {
-        let looking = |phase: &mut Phase| *phase == Phase::Looking;
+        let looking = |phase: &mut LookPhase| *phase == LookPhase::Looking;
         let waited = self.changed.wait_timeout_while(self.phase(), pause, looking);
-        *waited.expect("invariant: no panic under this lock").0 == Phase::Looking
+        *waited.expect("invariant: no panic under this lock").0 == LookPhase::Looking
     }
 }
 
@@ -416,7 +417,7 @@ struct Looking(Arc<Room>);
 
 impl Drop for Looking {
     fn drop(&mut self) {
-        *self.0.phase() = Phase::Ended;
+        *self.0.phase() = LookPhase::Ended;
         self.0.changed.notify_all();
     }
 }
@@ -431,11 +432,11 @@ impl Drop for Attendant {
         const PATIENCE: Duration = Duration::from_secs(2);
         let Self(room) = self;
         let mut phase = room.phase();
-        if *phase == Phase::Looking {
-            *phase = Phase::Ending;
+        if *phase == LookPhase::Looking {
+            *phase = LookPhase::Ending;
         }
         room.changed.notify_all();
-        let ended = room.changed.wait_timeout_while(phase, PATIENCE, |phase| *phase != Phase::Ended);
+        let ended = room.changed.wait_timeout_while(phase, PATIENCE, |phase| *phase != LookPhase::Ended);
         drop(ended.expect("invariant: no panic under this lock"));
     }
 }

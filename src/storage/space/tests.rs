@@ -35,12 +35,12 @@ impl Still {
     }
 
     fn look(&self) -> Space {
-        self.room.look_with(&mut self.room.ledger(), 0, true).unwrap();
+        self.room.look_with(&mut self.room.reserve_state(), 0, true).unwrap();
         self.room.gauge.space()
     }
 
     fn figures(&self) -> Figures {
-        self.room.figures(&self.room.ledger()).unwrap()
+        self.room.figures(&self.room.reserve_state()).unwrap()
     }
 
     /// Writes as a log does: on at the end, to what the file owns.
@@ -106,9 +106,9 @@ mod small_disk {
             still.look();
         }
         // While somebody looks, too.
-        let ledger = still.room.ledger();
+        let reserve_state = still.room.reserve_state();
         still.room.before_batch(MIB).unwrap();
-        drop(ledger);
+        drop(reserve_state);
     }
 
     #[test]
@@ -203,13 +203,13 @@ fn a_look_that_panics_is_told() {
     let attendant = room.attend(&log, guarded).unwrap();
     let poisoner = room.clone();
     std::thread::spawn(move || {
-        let _ledger = poisoner.ledger();
+        let _reserve_state = poisoner.reserve_state();
         panic!("as the test wants it");
     })
     .join()
     .unwrap_err();
     assert_eq!(told.recv_timeout(std::time::Duration::from_secs(30)), Ok(true));
-    assert_eq!(*room.phase(), Phase::Ended);
+    assert_eq!(*room.phase(), LookPhase::Ended);
     drop(attendant);
 }
 

@@ -10,7 +10,7 @@ use crate::kv::machine::{KvCommand, KvMachine};
 use crate::machine::ApplyContext;
 use crate::raft::envelope::UNSTAMPED;
 use crate::raft::membership::MembershipChange;
-use crate::raft::network::calls::room::Room;
+use crate::raft::network::calls::room::CallRoom;
 use crate::types::{AckLevel, HistoryEpoch, Incarnation, MachineVersion, Member, UnconfirmedReply};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -20,8 +20,8 @@ fn put(value: &str) -> KvCommand {
     KvCommand::Put { tenant, collection, key: "k".into(), value: value.to_owned().into() }
 }
 
-fn write(envelope: impl Into<Bytes>) -> Call {
-    Call::Write {
+fn write(envelope: impl Into<Bytes>) -> LeaderCall {
+    LeaderCall::Write {
         envelope: envelope.into(),
         ack: AckLevel::Quorum,
         ack_timeout: Duration::ZERO,
@@ -33,7 +33,7 @@ fn sealed(value: &str) -> Bytes {
     envelope::seal::<KvMachine>(UNSTAMPED, &put(value), None).unwrap()
 }
 
-fn refused(outcome: Result<Done, CallError>) -> WriteError {
+fn refused(outcome: Result<CallDone, CallError>) -> WriteError {
     match outcome {
         Err(CallError::Write(error)) => error,
         other => panic!("{other:?}"),
@@ -100,7 +100,7 @@ async fn what_cannot_be_decoded_is_refused_and_does_no_harm() {
     }
     assert_eq!((engine.state().last_log, engine.state().fatal), (before, None), "nothing was proposed");
     let done = engine.carry_out(write(good), DEADLINE).await.unwrap();
-    assert!(matches!(done, Done::Written { repeated: false, .. }), "{done:?}");
+    assert!(matches!(done, CallDone::Written { repeated: false, .. }), "{done:?}");
     engine.shutdown().await;
 }
 
@@ -150,17 +150,17 @@ async fn limits_are_the_leaders() {
     let desk = LeaderDesk::new();
     desk.open(Arc::downgrade(&engine.inner));
     let large = sealed(&"x".repeat(3900));
-    let bytes = || desk.bytes.of(Room::Quorum).load(Ordering::Relaxed);
+    let bytes = || desk.bytes.of(CallRoom::Quorum).load(Ordering::Relaxed);
     let first = desk.carry_out(write(large.clone()), DEADLINE);
     assert_eq!(bytes(), write(large.clone()).size_bytes());
     // Nothing else has room beside it.
     let error = refused(desk.carry_out(write(sealed("x")), DEADLINE).await.outcome);
     assert!(matches!(error, WriteError::Overloaded), "{error:?}");
-    let other = desk.carry_out(Call::TransferLeader { to: None }, DEADLINE).await.outcome;
+    let other = desk.carry_out(LeaderCall::TransferLeader { to: None }, DEADLINE).await.outcome;
     assert!(matches!(other, Err(CallError::Overloaded)), "{other:?}");
     // But for what would wait for a voter that may be down, and has a room of its own.
     let mut all = write(sealed("x"));
-    let Call::Write { ack, .. } = &mut all else { panic!("a write") };
+    let LeaderCall::Write { ack, .. } = &mut all else { panic!("a write") };
     *ack = AckLevel::All;
     desk.carry_out(all, DEADLINE).await.outcome.unwrap();
     let answered = first.await;
@@ -186,7 +186,7 @@ async fn a_call_that_waits_ends_with_its_node() {
     let (node, mut changes) = (Arc::downgrade(&engine.inner), engine.changes());
     // It never catches up.
     let promotion = MembershipCall::Promote { node_id: 2, timeout: DEADLINE * 100 };
-    let promotion = crate::runtime::spawn(desk.carry_out(Call::Membership(promotion), DEADLINE * 100));
+    let promotion = crate::runtime::spawn(desk.carry_out(LeaderCall::Membership(promotion), DEADLINE * 100));
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!promotion.is_finished());
     let begun = tokio::time::Instant::now();
@@ -242,7 +242,7 @@ async fn a_node_that_does_not_lead_says_so_and_passes_nothing_on() {
         }
     }
     let removal = MembershipCall::Remove { node_id: 2, force: false };
-    let member = alone.carry_out(Call::Membership(removal), DEADLINE).await;
+    let member = alone.carry_out(LeaderCall::Membership(removal), DEADLINE).await;
     let Err(CallError::Membership(error)) = member else { panic!("{member:?}") };
     assert_eq!(error, MembershipError::NotLeader { leader: None });
     alone.shutdown().await;
@@ -315,6 +315,6 @@ async fn what_must_be_agreed_on_is_the_version_that_was_sealed() {
     old.push(99);
     // Every build reads it. This one would write it in a version that nobody has agreed on.
     let old = engine.carry_out(write(old), DEADLINE).await.unwrap();
-    assert!(matches!(old, Done::Written { .. }), "{old:?}");
+    assert!(matches!(old, CallDone::Written { .. }), "{old:?}");
     engine.shutdown().await;
 }

@@ -42,8 +42,8 @@ fn target() -> AskedLeader {
     AskedLeader { leader, member: Some(Member::default()) }
 }
 
-fn call() -> Call {
-    Call::Write {
+fn call() -> LeaderCall {
+    LeaderCall::Write {
         envelope: Bytes::new(),
         ack: AckLevel::Quorum,
         ack_timeout: Duration::ZERO,
@@ -57,19 +57,19 @@ fn what_never_left_was_not_applied_and_what_was_lost_may_have_been() {
     let (reason, patience) = (|| "why".to_owned(), Duration::from_millis(5));
     let dial = DialError::Unreachable(reason());
     for (error, maybe_applied, may_pass) in [
-        (UpstreamError::NotConnected { leader, error: dial }, false, true),
-        (UpstreamError::Broken { leader }, true, true),
-        (UpstreamError::Timeout { leader, patience, sent: false }, false, true),
-        (UpstreamError::Timeout { leader, patience, sent: true }, true, true),
-        (UpstreamError::Overloaded { leader }, false, true),
+        (LeaderLineError::NotConnected { leader, error: dial }, false, true),
+        (LeaderLineError::Broken { leader }, true, true),
+        (LeaderLineError::Timeout { leader, patience, sent: false }, false, true),
+        (LeaderLineError::Timeout { leader, patience, sent: true }, true, true),
+        (LeaderLineError::Overloaded { leader }, false, true),
         // It does not know the call.
-        (UpstreamError::Failed { leader, reason: reason() }, false, false),
-        (UpstreamError::Unintelligible { leader, reason: reason() }, true, true),
+        (LeaderLineError::Failed { leader, reason: reason() }, false, false),
+        (LeaderLineError::Unintelligible { leader, reason: reason() }, true, true),
     ] {
         let failed: FailedAttempt<WriteError> = target().unanswered(&error, &call());
         assert_eq!((failed.error.maybe_applied(), failed.may_pass), (maybe_applied, may_pass), "{error:?}");
         let is_overloaded = matches!(failed.error, WriteError::Overloaded);
-        assert_eq!(is_overloaded, matches!(error, UpstreamError::Overloaded { .. }));
+        assert_eq!(is_overloaded, matches!(error, LeaderLineError::Overloaded { .. }));
         assert!(is_overloaded || failed.error.told().leader.is_some(), "it says who leads: {error:?}");
     }
 }
@@ -96,7 +96,7 @@ fn a_leader_without_room_is_told_from_this_node_without_room_and_from_no_leader(
     assert!(matches!(here.error, WriteError::Overloaded));
     let here: FailedAttempt<WriteError> = target().not_given(&call());
     assert!(matches!(here.error, WriteError::Overloaded));
-    let hand_over = Call::TransferLeader { to: None };
+    let hand_over = LeaderCall::TransferLeader { to: None };
     let write: FailedAttempt<WriteError> = target().answered(full());
     let change: FailedAttempt<MembershipError> = target().answered(CallError::Overloaded);
     let transfer: FailedAttempt<TransferError> = target().not_given(&hand_over);

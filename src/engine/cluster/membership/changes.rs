@@ -12,7 +12,7 @@ use crate::types::NodeId;
 
 /// A change that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Change {
+pub(crate) enum RequestedChange {
     /// See [`Engine::add_member`](crate::Engine::add_member).
     Add { new: NewMember, promote: bool, timeout: Duration },
     /// See [`Engine::promote_member`](crate::Engine::promote_member).
@@ -27,7 +27,7 @@ pub(crate) enum Change {
     Update { node_id: NodeId, addresses: NewAddresses },
 }
 
-impl Change {
+impl RequestedChange {
     /// What can be said of it without asking anybody.
     pub(super) fn check(&self) -> Result<(), MembershipError> {
         match self {
@@ -39,15 +39,15 @@ impl Change {
         }
     }
 
-    pub(super) fn waits(&self) -> Waits {
+    pub(super) fn waits(&self) -> ChangeWaits {
         match self {
             Self::Add { promote: true, .. } | Self::Promote { .. } | Self::Replace { .. } => {
-                Waits::ForLearner
+                ChangeWaits::ForLearner
             }
             Self::Add { promote: false, .. }
             | Self::Demote { .. }
             | Self::Remove { .. }
-            | Self::Update { .. } => Waits::ForItsTurn,
+            | Self::Update { .. } => ChangeWaits::ForItsTurn,
         }
     }
 }
@@ -110,14 +110,14 @@ impl Stage {
 /// What a change may wait for beside its turn. Each kind has a bound of its own: a change goes on without its caller, so callers
 /// that come again and again would have as many as they like, and long waits must not keep out what takes a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Waits {
+pub(super) enum ChangeWaits {
     /// For nothing else: it takes seconds.
     ForItsTurn,
     /// For a learner to catch up, which may be given a day.
     ForLearner,
 }
 
-impl Waits {
+impl ChangeWaits {
     /// How many such changes may be under way.
     pub(super) const fn limit(self) -> usize {
         match self {
@@ -128,25 +128,25 @@ impl Waits {
 }
 
 /// The changes of the membership that are under way on a node.
-pub(in crate::engine) struct Changes {
+pub(in crate::engine) struct MemberChanges {
     /// Held while one is made.
     turn: Mutex<()>,
     for_their_turn: Arc<Semaphore>,
     for_learners: Arc<Semaphore>,
 }
 
-impl Default for Changes {
+impl Default for MemberChanges {
     fn default() -> Self {
-        let places = |waits: Waits| Arc::new(Semaphore::new(waits.limit()));
+        let places = |waits: ChangeWaits| Arc::new(Semaphore::new(waits.limit()));
         Self {
             turn: Mutex::default(),
-            for_their_turn: places(Waits::ForItsTurn),
-            for_learners: places(Waits::ForLearner),
+            for_their_turn: places(ChangeWaits::ForItsTurn),
+            for_learners: places(ChangeWaits::ForLearner),
         }
     }
 }
 
-impl Changes {
+impl MemberChanges {
     /// Whether one is being made at this moment.
     pub(in crate::engine) fn is_making(&self) -> bool {
         self.turn.try_lock().is_err()
@@ -161,10 +161,10 @@ impl Changes {
     ///
     /// # Errors
     /// [`MembershipError::TooManyChanges`].
-    pub(super) fn place(&self, waits: Waits) -> Result<OwnedSemaphorePermit, MembershipError> {
+    pub(super) fn place(&self, waits: ChangeWaits) -> Result<OwnedSemaphorePermit, MembershipError> {
         let places = match waits {
-            Waits::ForItsTurn => &self.for_their_turn,
-            Waits::ForLearner => &self.for_learners,
+            ChangeWaits::ForItsTurn => &self.for_their_turn,
+            ChangeWaits::ForLearner => &self.for_learners,
         };
         let place = places.clone().try_acquire_owned();
         place.map_err(|_| MembershipError::TooManyChanges { limit: waits.limit() })

@@ -44,15 +44,15 @@ use std::time::Duration;
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
-pub(crate) use self::changes::Change;
-pub(in crate::engine) use self::changes::Changes;
-use self::changes::{Stage, Waits};
+pub(in crate::engine) use self::changes::MemberChanges;
+pub(crate) use self::changes::RequestedChange;
+use self::changes::{ChangeWaits, Stage};
 pub(in crate::engine) use self::identify::check_address;
 use self::quorum::{Strength, check_quorum};
 use crate::engine::Engine;
 use crate::error::{MembershipError, ReadError, TransferError};
 use crate::machine::StateMachine;
-use crate::raft::core::Metrics;
+use crate::raft::core::CoreMetrics;
 use crate::raft::membership::{ChangeError, MembershipChange};
 use crate::report::MemberList;
 use crate::runtime;
@@ -103,7 +103,7 @@ impl<M: StateMachine> Engine<M> {
         promote: bool,
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
-        self.change_members(Change::Add { new, promote, timeout }, None).await
+        self.change_members(RequestedChange::Add { new, promote, timeout }, None).await
     }
 
     /// Makes a learner a voter, once it has caught up, for which it has `timeout`, a day at most.
@@ -115,7 +115,7 @@ impl<M: StateMachine> Engine<M> {
         node_id: NodeId,
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
-        self.change_members(Change::Promote { node_id, timeout }, None).await
+        self.change_members(RequestedChange::Promote { node_id, timeout }, None).await
     }
 
     /// Makes a voter a learner. `force` does so although too few voters that have caught up and whose disks are well
@@ -124,7 +124,7 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`MembershipError`].
     pub async fn demote_member(&self, node_id: NodeId, force: bool) -> Result<MemberList, MembershipError> {
-        self.change_members(Change::Demote { node_id, force }, None).await
+        self.change_members(RequestedChange::Demote { node_id, force }, None).await
     }
 
     /// Removes a member; succeeds when it was removed before, as far as this node knows it. `force` does so although too few voters that have caught up and whose disks are well would be
@@ -133,7 +133,7 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`MembershipError`].
     pub async fn remove_member(&self, node_id: NodeId, force: bool) -> Result<MemberList, MembershipError> {
-        self.change_members(Change::Remove { node_id, force }, None).await
+        self.change_members(RequestedChange::Remove { node_id, force }, None).await
     }
 
     /// Puts `new` in the place of `old`, which may be dead or wiped: a voter if the old one was, once it has caught up,
@@ -151,7 +151,7 @@ impl<M: StateMachine> Engine<M> {
         new: NewMember,
         timeout: Duration,
     ) -> Result<MemberList, MembershipError> {
-        self.change_members(Change::Replace { old, new, timeout }, None).await
+        self.change_members(RequestedChange::Replace { old, new, timeout }, None).await
     }
 
     /// Corrects the addresses of a member. A member that starts with new ones does this by itself, so it must answer at
@@ -164,7 +164,7 @@ impl<M: StateMachine> Engine<M> {
         node_id: NodeId,
         addresses: NewAddresses,
     ) -> Result<MemberList, MembershipError> {
-        self.change_members(Change::Update { node_id, addresses }, None).await
+        self.change_members(RequestedChange::Update { node_id, addresses }, None).await
     }
 
     /// Makes `change`. Where its caller waits for `limit` at most and no part of it is proposed by then, none is any more.
@@ -173,26 +173,30 @@ impl<M: StateMachine> Engine<M> {
     /// See [`MembershipError`].
     pub(crate) async fn change_members(
         &self,
-        change: Change,
+        change: RequestedChange,
         limit: Option<Duration>,
     ) -> Result<MemberList, MembershipError> {
         change.check()?;
         self.change(change.waits(), limit, move |engine, stage| async move {
             match change {
-                Change::Add { new, promote, timeout } => engine.add(&new, promote, timeout, &stage).await,
-                Change::Promote { node_id, timeout } => {
+                RequestedChange::Add { new, promote, timeout } => {
+                    engine.add(&new, promote, timeout, &stage).await
+                }
+                RequestedChange::Promote { node_id, timeout } => {
                     engine.promote(node_id, caught_up_by(timeout), &stage).await
                 }
-                Change::Demote { node_id, force } => engine.demote(node_id, force, &stage).await,
-                Change::Remove { node_id, force } => engine.remove(node_id, force, &stage).await,
-                Change::Replace { old, new, timeout } => {
+                RequestedChange::Demote { node_id, force } => engine.demote(node_id, force, &stage).await,
+                RequestedChange::Remove { node_id, force } => engine.remove(node_id, force, &stage).await,
+                RequestedChange::Replace { old, new, timeout } => {
                     let deadline = caught_up_by(timeout);
                     match old == new.node_id {
                         true => engine.replace_in_place(&new, deadline, &stage).await,
                         false => engine.replace_by_other(old, &new, deadline, &stage).await,
                     }
                 }
-                Change::Update { node_id, addresses } => engine.update(node_id, addresses, &stage).await,
+                RequestedChange::Update { node_id, addresses } => {
+                    engine.update(node_id, addresses, &stage).await
+                }
             }
         })
         .await
@@ -200,7 +204,7 @@ impl<M: StateMachine> Engine<M> {
 
     /// Ends a change that was left half made; called where nobody asked for it.
     pub(in crate::engine) async fn settle_member_change(&self) -> Result<MemberList, MembershipError> {
-        self.change(Waits::ForItsTurn, None, move |engine, stage| async move {
+        self.change(ChangeWaits::ForItsTurn, None, move |engine, stage| async move {
             let _turn = engine.turn(&stage).await?;
             engine.settle(&stage).await
         })
@@ -218,7 +222,7 @@ impl<M: StateMachine> Engine<M> {
     /// nothing by then.
     async fn change<W>(
         &self,
-        waits: Waits,
+        waits: ChangeWaits,
         limit: Option<Duration>,
         work: impl FnOnce(Self, Arc<Stage>) -> W + Send + 'static,
     ) -> Result<MemberList, MembershipError>
@@ -258,7 +262,7 @@ impl<M: StateMachine> Engine<M> {
     }
 
     /// What the core knows, if this node leads.
-    fn leading(&self) -> Result<Metrics, MembershipError> {
+    fn leading(&self) -> Result<CoreMetrics, MembershipError> {
         let metrics = self.inner.core.metrics();
         match (self.inner.fatal.in_words(), metrics.role) {
             (Some(reason), _) => Err(stopped(&reason)),
@@ -279,7 +283,7 @@ impl<M: StateMachine> Engine<M> {
         }
     }
 
-    fn known(&self, metrics: &Metrics, node_id: NodeId) -> Result<Member, MembershipError> {
+    fn known(&self, metrics: &CoreMetrics, node_id: NodeId) -> Result<Member, MembershipError> {
         let known = metrics.membership.members.get(&node_id);
         known.cloned().ok_or(MembershipError::UnknownMember { node_id })
     }
@@ -447,7 +451,7 @@ impl<M: StateMachine> Engine<M> {
     /// Whether the member with this data directory answers and has nearly all entries.
     fn has_caught_up(
         &self,
-        metrics: &Metrics,
+        metrics: &CoreMetrics,
         node_id: NodeId,
         incarnation: Incarnation,
     ) -> Result<bool, MembershipError> {
@@ -460,7 +464,7 @@ impl<M: StateMachine> Engine<M> {
 
     /// Whether a member takes the log as it comes: it lacks little, and nothing that is old, and is not sent a snapshot. Behind
     /// a slow link few entries may be many bytes.
-    fn follows(&self, metrics: &Metrics, node_id: NodeId) -> bool {
+    fn follows(&self, metrics: &CoreMetrics, node_id: NodeId) -> bool {
         let core = &self.inner.core;
         let missing = lag(metrics, node_id);
         let receives = core.peer_progress().get(&node_id).is_some_and(|peer| peer.snapshot_upto.is_some());
@@ -571,12 +575,12 @@ fn stopped(reason: &str) -> MembershipError {
 }
 
 /// The voters in effect; of a joint membership, those that are to be.
-fn voters(metrics: &Metrics) -> BTreeSet<NodeId> {
+fn voters(metrics: &CoreMetrics) -> BTreeSet<NodeId> {
     metrics.membership.voters.last().cloned().unwrap_or_default()
 }
 
 /// Entries that a member is not known to have.
-pub(in crate::engine) fn lag(metrics: &Metrics, node_id: NodeId) -> u64 {
+pub(in crate::engine) fn lag(metrics: &CoreMetrics, node_id: NodeId) -> u64 {
     let next = metrics.last_log.map_or(0, |last| last + 1);
     let matched = metrics.matched.get(&node_id).copied().flatten();
     next.saturating_sub(matched.map_or(0, |matched| matched.index + 1))

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{CAUGHT_UP_ENTRIES, lag};
 use crate::error::MembershipError;
-use crate::raft::core::Metrics;
+use crate::raft::core::CoreMetrics;
 use crate::types::NodeId;
 
 /// What is asked of a majority of the voters.
@@ -19,7 +19,7 @@ pub(super) enum Strength {
 /// Whether a majority of the present voters and one of those `after` a change answer, and, if asked, one of the latter is
 /// well. `in_touch` says of the other members whether their disks are.
 pub(super) fn check_quorum(
-    metrics: &Metrics,
+    metrics: &CoreMetrics,
     in_touch: &BTreeMap<NodeId, bool>,
     after: &BTreeSet<NodeId>,
     asked: Strength,
@@ -53,9 +53,9 @@ mod tests {
     use crate::types::{LogId, Membership, Role};
 
     /// Node 1 leads; those given answer, with their logs matching as given, of 5000 entries.
-    fn leader(voters: &[&[NodeId]], answering: &[(NodeId, u64)]) -> Metrics {
+    fn leader(voters: &[&[NodeId]], answering: &[(NodeId, u64)]) -> CoreMetrics {
         let at = |index| Some(LogId::new(1, index));
-        Metrics {
+        CoreMetrics {
             role: Role::Leader,
             term: 1,
             leader: None,
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn a_majority_before_and_after_must_answer_and_be_well() {
         let well = BTreeMap::from([(2, true), (3, true)]);
-        let check = |metrics: &Metrics, in_touch: &BTreeMap<NodeId, bool>, after: &[NodeId]| {
+        let check = |metrics: &CoreMetrics, in_touch: &BTreeMap<NodeId, bool>, after: &[NodeId]| {
             check_quorum(metrics, in_touch, &after.iter().copied().collect(), Strength::IsWell)
         };
         let lost =

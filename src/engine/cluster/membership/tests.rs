@@ -131,7 +131,7 @@ async fn changes_whose_callers_are_gone_are_bounded() {
     let engine = leader().await;
     engine.add_member(new(4), false, Duration::ZERO).await.unwrap();
     let abandoned = || async { tokio::time::timeout(PAUSE, engine.promote_member(4, DAY)).await };
-    for _ in 0..Waits::ForLearner.limit() {
+    for _ in 0..ChangeWaits::ForLearner.limit() {
         assert!(abandoned().await.is_err(), "it waits");
     }
     let refused = abandoned().await.unwrap().unwrap_err();
@@ -155,7 +155,10 @@ async fn what_is_not_proposed_by_the_end_of_its_callers_time_never_is() {
     let engine = leader().await;
     let before = engine.inner.core.metrics().membership_at;
     let add = |new, limit| {
-        engine.change_members(Change::Add { new, promote: false, timeout: Duration::ZERO }, Some(limit))
+        engine.change_members(
+            RequestedChange::Add { new, promote: false, timeout: Duration::ZERO },
+            Some(limit),
+        )
     };
     let out_of_time = |refused: MembershipError, waited_for: &str| {
         let told = refused.told();

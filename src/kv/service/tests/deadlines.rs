@@ -9,7 +9,7 @@ use crate::door::deadline::answer_in_time;
 
 /// The answer of a node that answers no call, if it is given within a day of the clock that tests have.
 async fn ask(
-    metrics: &Arc<Metrics>,
+    metrics: &Arc<DoorMetrics>,
     path: &'static str,
     timeout: Option<&'static str>,
 ) -> Option<tonic::Status> {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use crate::door::served::PinnedView;
 use crate::engine::{
-    Activity, Change, Counters, NewAddresses, NewMember, Pinned, QuotaError, Settings, SnapshotPolicy,
+    Activity, Counters, NewAddresses, NewMember, Pinned, QuotaError, RequestedChange, Settings,
+    SnapshotPolicy,
 };
 use crate::error::{ConfigureError, MembershipError, SnapshotError, TransferError};
 use crate::raft::published::Progress;
@@ -334,27 +335,31 @@ impl OperatedNode for FakeNode {
         Ok(SessionList { applied: Some(LogId::new(3, 9)), clock, sessions, more })
     }
 
-    async fn change(&self, change: Change, _: Option<Duration>) -> Result<MemberList, MembershipError> {
+    async fn change(
+        &self,
+        change: RequestedChange,
+        _: Option<Duration>,
+    ) -> Result<MemberList, MembershipError> {
         let leader = Some(Leader { node_id: 2, client: "b:7801".to_owned() });
         match change {
-            Change::Add { new: NewMember { node_id: WELL, peer }, promote: true, timeout }
+            RequestedChange::Add { new: NewMember { node_id: WELL, peer }, promote: true, timeout }
                 if peer == "p:1" && timeout == Duration::from_secs(60) =>
             {
                 Ok(changed())
             }
-            Change::Replace { old: 3, new, timeout } if timeout == Duration::from_millis(1) => {
+            RequestedChange::Replace { old: 3, new, timeout } if timeout == Duration::from_millis(1) => {
                 assert_eq!(new, NewMember { node_id: WELL, peer: "p:1".to_owned() });
                 Ok(changed())
             }
-            Change::Update { node_id: WELL, addresses } => {
+            RequestedChange::Update { node_id: WELL, addresses } => {
                 assert_eq!(addresses, NewAddresses { peer: None, client: Some("c:1".to_owned()) });
                 Ok(changed())
             }
-            Change::Promote { .. } => Err(MembershipError::NotLeader { leader }),
-            Change::Demote { force: true, .. } => {
+            RequestedChange::Promote { .. } => Err(MembershipError::NotLeader { leader }),
+            RequestedChange::Demote { force: true, .. } => {
                 Err(MembershipError::Timeout { step: "the demotion".to_owned(), waited_ms: 1 })
             }
-            Change::Remove { .. } => {
+            RequestedChange::Remove { .. } => {
                 Err(MembershipError::WouldWeakenQuorum { voters: 2, healthy: 1, needed: 2 })
             }
             other => panic!("{other:?}"),

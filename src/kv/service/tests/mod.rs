@@ -19,7 +19,7 @@ use tonic_health::pb::health_client::HealthClient;
 use super::*;
 use crate::door::limits::DoorLimits;
 use crate::door::methods::Methods;
-use crate::door::metrics::Metrics;
+use crate::door::metrics::DoorMetrics;
 use crate::door::pipeline::MAX_IN_FLIGHT;
 use crate::engine::{
     Acknowledged, ClosedSession, CurrentHistory, NodeState, OpenedSession, ReadOutcome, SessionList,
@@ -179,9 +179,9 @@ impl Pipelining {
 }
 
 /// What is counted for this guest, and the registry that exports it.
-fn metrics() -> (Arc<Metrics>, Registry) {
+fn metrics() -> (Arc<DoorMetrics>, Registry) {
     let mut registry = Registry::default();
-    (Arc::new(Metrics::new(methods(), &mut registry)), registry)
+    (Arc::new(DoorMetrics::new(methods(), &mut registry)), registry)
 }
 
 /// All that can be called.

@@ -13,7 +13,7 @@ const MIB: usize = 1024 * 1024;
 /// A pipeline that is served without a connection, so that time can be what a test wants it to be.
 struct BarePipeline {
     caller: Arc<crate::incoming::Caller>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<DoorMetrics>,
     requests: mpsc::UnboundedSender<Result<PipelineRequest, tonic::Status>>,
     responses: Outgoing<KvFraming>,
     _draining: watch::Sender<bool>,

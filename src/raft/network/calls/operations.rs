@@ -19,7 +19,7 @@ macro_rules! operations {
     ($($(#[$of:meta])* $operation:ident: $error:ident,)+) => {
         /// What a call asks for, as far as its errors differ.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub(crate) enum Operation {
+        pub(crate) enum LeaderOperation {
             $($(#[$of])* $operation,)+
         }
 
@@ -38,7 +38,7 @@ macro_rules! operations {
             },
         }
 
-        impl Operation {
+        impl LeaderOperation {
             /// That this node does not lead. Nothing is done.
             pub(crate) fn not_leader(self, leader: Option<Leader>) -> CallError {
                 match self {
@@ -80,7 +80,7 @@ operations! {
     Transfer: TransferError,
 }
 
-impl Operation {
+impl LeaderOperation {
     /// That this leader has no room for the call at present. Nothing is done.
     pub(crate) fn too_many(self) -> CallError {
         match self {

@@ -9,7 +9,7 @@ use std::thread::panicking;
 
 /// Which room a call takes up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Room {
+pub(crate) enum CallRoom {
     /// Of what waits for a quorum at most.
     Quorum,
     /// Of what waits for the slowest voter.
@@ -30,10 +30,10 @@ impl<T> Rooms<T> {
     }
 
     /// That of `room`.
-    pub(crate) fn of(&self, room: Room) -> &T {
+    pub(crate) fn of(&self, room: CallRoom) -> &T {
         match room {
-            Room::Quorum => &self.quorum,
-            Room::AllVoters => &self.all_voters,
+            CallRoom::Quorum => &self.quorum,
+            CallRoom::AllVoters => &self.all_voters,
         }
     }
 }
@@ -43,12 +43,12 @@ pub(crate) type Level = Arc<AtomicUsize>;
 
 /// What counts in a room until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Taken {
+pub(crate) struct TakenRoom {
     amount: usize,
     of: Level,
 }
 
-impl Taken {
+impl TakenRoom {
     /// None where there is no room for it beside others. What is alone always finds room.
     pub(crate) fn of(amount: usize, level: &Level, limit: usize) -> Option<Self> {
         let others = level.fetch_add(amount, Ordering::Relaxed);
@@ -70,7 +70,7 @@ impl Taken {
     }
 }
 
-impl Drop for Taken {
+impl Drop for TakenRoom {
     fn drop(&mut self) {
         let before = self.of.fetch_sub(self.amount, Ordering::Relaxed);
         assert!(before >= self.amount || panicking(), "invariant: what leaves was counted when it came");
@@ -84,13 +84,13 @@ mod tests {
     #[test]
     fn what_is_alone_finds_room_and_what_is_dropped_gives_it_back() {
         let rooms: Rooms<Level> = Rooms::default();
-        let level = rooms.of(Room::AllVoters);
-        let mut large = Taken::of(7, level, 5).unwrap();
-        assert!(Taken::of(1, level, 5).is_none());
-        assert!(Taken::of(5, rooms.of(Room::Quorum), 5).is_some(), "another room");
+        let level = rooms.of(CallRoom::AllVoters);
+        let mut large = TakenRoom::of(7, level, 5).unwrap();
+        assert!(TakenRoom::of(1, level, 5).is_none());
+        assert!(TakenRoom::of(5, rooms.of(CallRoom::Quorum), 5).is_some(), "another room");
         large.becomes(3);
         assert_eq!((large.amount(), level.load(Ordering::Relaxed)), (3, 3));
-        let small = Taken::of(2, level, 5).unwrap();
+        let small = TakenRoom::of(2, level, 5).unwrap();
         drop(large);
         assert_eq!(level.load(Ordering::Relaxed), 2);
         drop(small);

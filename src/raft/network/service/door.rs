@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::PeerService;
 use crate::machine::StateMachine;
 use crate::proto::peer::{Hello, Request, Response};
-use crate::raft::network::admission::{self, Known, Own, Refused, Wish};
+use crate::raft::network::admission::{self, CallerRefused, KnownCluster, OwnSide, Wish};
 use crate::raft::network::incoming::Incoming;
 use crate::raft::network::wire;
 use crate::raft::network::{IdentifyRequest, IdentifyResponse, PeerDoor, Refusal};
@@ -18,12 +18,12 @@ use crate::raft::type_config;
 use crate::types::{InitialState, NodeId};
 
 impl<M: StateMachine> PeerService<M> {
-    fn known(&self, caller: NodeId) -> Known {
+    fn known(&self, caller: NodeId) -> KnownCluster {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let position = |at: &Option<type_config::LogId>| at.as_ref().map(type_config::from_log_id);
         let members = metrics.membership_config.membership().nodes();
         let committed = &metrics.committed_membership_config;
-        Known {
+        KnownCluster {
             members: members.map(|(node_id, member)| (*node_id, member.incarnation)).collect(),
             at: position(metrics.membership_config.log_id()),
             committed_caller: committed.membership().get_node(&caller).map(|member| member.incarnation),
@@ -34,10 +34,11 @@ impl<M: StateMachine> PeerService<M> {
     /// Lets a caller in, or tells it and the log why not.
     fn check(&self, hello: &Hello, wish: Wish) -> Result<(), Refusal> {
         let callee = &self.callee;
-        let own = Own { cluster: &callee.cluster, node_id: callee.node_id, incarnation: callee.incarnation };
+        let own =
+            OwnSide { cluster: &callee.cluster, node_id: callee.node_id, incarnation: callee.incarnation };
         let known = self.known(hello.from_node);
         if let Err(refused) = admission::check(own, &known, hello, wish) {
-            let Refused { told, why, claim } = *refused;
+            let CallerRefused { told, why, claim } = *refused;
             self.log_refusal(hello.from_node, &why);
             if let Some(claim) = claim {
                 (callee.claimed)(claim);

@@ -6,7 +6,7 @@
 //!
 //! # Bounds
 //!
-//! On one connection [`MOST_CALLS`] are under way in each [`Room`](calls::room::Room), on all together [`MOST_CALLS_OF_ALL`]: who a
+//! On one connection [`MOST_CALLS`] are under way in each [`CallRoom`](calls::room::CallRoom), on all together [`MOST_CALLS_OF_ALL`]: who a
 //! caller says that it is does not matter to the second, and members do not prove who they are. A call counts, and so do the bytes that
 //! its [`Desk`] counts for it, until the connection has its answer; a large one until the connection has passed that on.
 
@@ -20,8 +20,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::proto::peer::{ForwardRequest, Response, response};
-use crate::raft::network::calls::room::{Level, Rooms, Taken};
-use crate::raft::network::calls::{self, Call, CallError, Done, MOST_CALLS, MOST_CALLS_OF_ALL};
+use crate::raft::network::calls::room::{Level, Rooms, TakenRoom};
+use crate::raft::network::calls::{self, CallDone, CallError, LeaderCall, MOST_CALLS, MOST_CALLS_OF_ALL};
 use crate::raft::network::wire::Malformed;
 use crate::runtime;
 use crate::types::Incarnation;
@@ -33,19 +33,19 @@ const LARGE_ANSWER_BYTES: usize = 64 * 1024;
 pub(crate) trait Desk: Send + Sync {
     /// Does `call`, for a caller that waits for `patience` yet, if this node leads; else says who does. Passes nothing on.
     /// What it has begun may go on when this is dropped.
-    fn carry_out(&self, call: Call, patience: Duration) -> BoxFuture<'static, Carried>;
+    fn carry_out(&self, call: LeaderCall, patience: Duration) -> BoxFuture<'static, CallOutcome>;
 }
 
 /// What has come of a call.
 #[derive(Debug)]
-pub(crate) struct Carried {
+pub(crate) struct CallOutcome {
     /// What its caller is told.
-    pub(crate) outcome: Result<Done, CallError>,
+    pub(crate) outcome: Result<CallDone, CallError>,
     /// What counts for that until it is sent; nothing where nothing was begun.
-    pub(crate) taken: Option<Taken>,
+    pub(crate) taken: Option<TakenRoom>,
 }
 
-impl From<CallError> for Carried {
+impl From<CallError> for CallOutcome {
     /// Nothing was begun.
     fn from(refusal: CallError) -> Self {
         Self { outcome: Err(refusal), taken: None }
@@ -54,7 +54,7 @@ impl From<CallError> for Carried {
 
 /// What a node knows of a caller at present.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Standing {
+pub(super) struct CallerStanding {
     /// The node leads. What another one knows of the members may be old, and it does nothing in any case.
     pub(super) is_told_by_leader: bool,
     /// The data directory of the member with the caller's id, if there is one.
@@ -63,13 +63,13 @@ pub(super) struct Standing {
 
 /// Numbers of calls that have arrived.
 #[derive(Debug, Default)]
-struct Seen {
+struct SeenNumbers {
     newest: u64,
     /// Which of the last [`Self::REACH`] numbers have: one bit for each, at its remainder. Made with the first of them.
     lately: Vec<u64>,
 }
 
-impl Seen {
+impl SeenNumbers {
     /// A call that is later by more counts as seen. Calls leave in the order of their numbers.
     const REACH: u64 = 65_536;
     const WORD_BITS: u64 = u64::BITS as u64;
@@ -110,8 +110,8 @@ pub(super) struct Forwarded {
     desk: Arc<dyn Desk>,
     /// The caller's data directory, since it was first known as a member on this connection.
     caller: Option<Incarnation>,
-    seen: Seen,
-    under_way: FuturesUnordered<BoxFuture<'static, Answer>>,
+    seen: SeenNumbers,
+    under_way: FuturesUnordered<BoxFuture<'static, ForwardedAnswer>>,
     /// How many there are.
     own: Rooms<Level>,
     /// The same on all connections.
@@ -119,13 +119,13 @@ pub(super) struct Forwarded {
 }
 
 /// An answer, and what it takes up until it is sent.
-pub(super) struct Answer {
+pub(super) struct ForwardedAnswer {
     response: Response,
-    taken: Option<Taken>,
-    _places: Option<[Taken; 2]>,
+    taken: Option<TakenRoom>,
+    _places: Option<[TakenRoom; 2]>,
 }
 
-impl Answer {
+impl ForwardedAnswer {
     /// Gives it to its connection, and waits until that has passed it on if it is large. False when nobody is there to take it.
     pub(super) async fn send(self, to: &mpsc::Sender<Response>) -> bool {
         let Self { response, taken, _places } = self;
@@ -136,9 +136,9 @@ impl Answer {
 
 impl Forwarded {
     /// Those of a caller that is known so, beside `all` others.
-    pub(super) fn new(desk: Arc<dyn Desk>, standing: Standing, all: Arc<Rooms<Level>>) -> Self {
+    pub(super) fn new(desk: Arc<dyn Desk>, standing: CallerStanding, all: Arc<Rooms<Level>>) -> Self {
         let (under_way, own) = (FuturesUnordered::new(), Rooms::default());
-        Self { desk, caller: standing.directory, seen: Seen::default(), under_way, own, all }
+        Self { desk, caller: standing.directory, seen: SeenNumbers::default(), under_way, own, all }
     }
 
     /// Begins call `id`, unless it has arrived before. One that is too many is refused at once: it must not wait where reads
@@ -148,27 +148,27 @@ impl Forwarded {
         &mut self,
         id: u64,
         message: ForwardRequest,
-        standing: Standing,
+        standing: CallerStanding,
         refused: impl FnOnce(Malformed) -> response::Body,
     ) {
         if !self.seen.note(id) {
             return;
         }
-        let answer = move |carried: Carried, places| {
+        let answer = move |carried: CallOutcome, places| {
             let body = Some(response::Body::Forward(calls::answer_to_wire(carried.outcome)));
-            Answer { response: Response { id, body }, taken: carried.taken, _places: places }
+            ForwardedAnswer { response: Response { id, body }, taken: carried.taken, _places: places }
         };
-        let answered = match Call::from_wire(message) {
+        let answered = match LeaderCall::from_wire(message) {
             Err(malformed) => {
                 let response = Response { id, body: Some(refused(malformed)) };
-                ready(Answer { response, taken: None, _places: None }).boxed()
+                ready(ForwardedAnswer { response, taken: None, _places: None }).boxed()
             }
             Ok(_) if !self.is_of_member(standing) => ready(answer(not_a_member().into(), None)).boxed(),
             Ok((call, patience)) => match self.places(&call) {
                 None => ready(answer(call.operation().too_many().into(), None)).boxed(),
                 Some(places) => {
                     // On a task of its own: a command that takes long to decode holds up no reads, and one that panics no others.
-                    let task = Task(runtime::spawn(self.desk.carry_out(call, patience)));
+                    let task = CarryingTask(runtime::spawn(self.desk.carry_out(call, patience)));
                     task.ended().map(move |carried| answer(carried, Some(places))).boxed()
                 }
             },
@@ -177,13 +177,13 @@ impl Forwarded {
     }
 
     /// A place for one more on this connection, and one on all.
-    fn places(&self, call: &Call) -> Option<[Taken; 2]> {
-        let own = Taken::of(1, self.own.of(call.room()), MOST_CALLS)?;
-        let all = Taken::of(1, self.all.of(call.room()), MOST_CALLS_OF_ALL)?;
+    fn places(&self, call: &LeaderCall) -> Option<[TakenRoom; 2]> {
+        let own = TakenRoom::of(1, self.own.of(call.room()), MOST_CALLS)?;
+        let all = TakenRoom::of(1, self.all.of(call.room()), MOST_CALLS_OF_ALL)?;
         Some([own, all])
     }
 
-    fn is_of_member(&mut self, standing: Standing) -> bool {
+    fn is_of_member(&mut self, standing: CallerStanding) -> bool {
         self.caller = self.caller.or(standing.directory);
         !standing.is_told_by_leader || (standing.directory.is_some() && standing.directory == self.caller)
     }
@@ -193,16 +193,16 @@ impl Forwarded {
     }
 
     /// The next answer, in whatever order; none while nothing is under way.
-    pub(super) async fn next(&mut self) -> Option<Answer> {
+    pub(super) async fn next(&mut self) -> Option<ForwardedAnswer> {
         self.under_way.next().await
     }
 }
 
 /// A call that is being carried out, and is given up with its connection.
-struct Task(JoinHandle<Carried>);
+struct CarryingTask(JoinHandle<CallOutcome>);
 
-impl Task {
-    async fn ended(mut self) -> Carried {
+impl CarryingTask {
+    async fn ended(mut self) -> CallOutcome {
         (&mut self.0).await.unwrap_or_else(|_| {
             let message = "carrying it out came to no end".to_owned();
             CallError::Other { message, maybe_applied: true }.into()
@@ -210,7 +210,7 @@ impl Task {
     }
 }
 
-impl Drop for Task {
+impl Drop for CarryingTask {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -235,10 +235,11 @@ mod tests {
         AckLevel::{All, Quorum},
     };
     use crate::proto::peer::{call_failure, forward_response};
-    use crate::raft::network::calls::room::Room;
+    use crate::raft::network::calls::room::CallRoom;
     use crate::types::{HistoryEpoch, Leader, LogId};
 
-    const MEMBER: Standing = Standing { is_told_by_leader: true, directory: Some(Incarnation(7)) };
+    const MEMBER: CallerStanding =
+        CallerStanding { is_told_by_leader: true, directory: Some(Incarnation(7)) };
 
     /// Counts what it is asked to do, ends what is to be handed to node 1, panics at node 2, and has a large reply for node 3.
     #[derive(Default)]
@@ -249,33 +250,33 @@ mod tests {
     }
 
     impl Desk for Counting {
-        fn carry_out(&self, call: Call, _: Duration) -> BoxFuture<'static, Carried> {
+        fn carry_out(&self, call: LeaderCall, _: Duration) -> BoxFuture<'static, CallOutcome> {
             self.begun.fetch_add(1, Relaxed);
             match call {
-                Call::TransferLeader { to: Some(1) } => {
-                    let outcome = Ok(Done::Leads(Leader { node_id: 1, client: String::new() }));
-                    ready(Carried { outcome, taken: None }).boxed()
+                LeaderCall::TransferLeader { to: Some(1) } => {
+                    let outcome = Ok(CallDone::Leads(Leader { node_id: 1, client: String::new() }));
+                    ready(CallOutcome { outcome, taken: None }).boxed()
                 }
-                Call::TransferLeader { to: Some(2) } => {
-                    futures::future::lazy(|_| -> Carried { panic!("only a broken machine does this") })
+                LeaderCall::TransferLeader { to: Some(2) } => {
+                    futures::future::lazy(|_| -> CallOutcome { panic!("only a broken machine does this") })
                         .boxed()
                 }
-                Call::TransferLeader { to: Some(3) } => {
-                    let outcome = Ok(Done::Written {
+                LeaderCall::TransferLeader { to: Some(3) } => {
+                    let outcome = Ok(CallDone::Written {
                         log_id: LogId::new(1, 2),
                         reply: Some(Bytes::from(vec![0; LARGE_ANSWER_BYTES])),
                         held_by: Vec::new(),
                         repeated: false,
                         history: HistoryEpoch::UNKNOWN,
                     });
-                    let taken = Taken::of(LARGE_ANSWER_BYTES, &self.bytes, LARGE_ANSWER_BYTES);
-                    ready(Carried { outcome, taken }).boxed()
+                    let taken = TakenRoom::of(LARGE_ANSWER_BYTES, &self.bytes, LARGE_ANSWER_BYTES);
+                    ready(CallOutcome { outcome, taken }).boxed()
                 }
                 _ => {
                     let open = self.open.clone();
                     async move {
                         let _open = open;
-                        std::future::pending::<Carried>().await
+                        std::future::pending::<CallOutcome>().await
                     }
                     .boxed()
                 }
@@ -316,14 +317,14 @@ mod tests {
 
     #[test]
     fn a_number_is_noted_once_in_whatever_order() {
-        let mut seen = Seen::default();
+        let mut seen = SeenNumbers::default();
         for id in [3, 1, 9, 2] {
             assert!(seen.note(id), "{id}");
         }
         for id in [9, 3, 1, 2] {
             assert!(!seen.note(id), "{id}");
         }
-        assert!(seen.note(9 + Seen::REACH));
+        assert!(seen.note(9 + SeenNumbers::REACH));
         assert!(!seen.note(9) && !seen.note(4), "too late to tell");
         assert!(seen.note(10));
         let noted: u32 = seen.lately.iter().map(|word| word.count_ones()).sum();
@@ -400,11 +401,11 @@ mod tests {
             }
         }
         assert_eq!(desk.begun.load(Relaxed), MOST_CALLS_OF_ALL);
-        assert_eq!(all.of(Room::Quorum).load(Relaxed), MOST_CALLS_OF_ALL);
+        assert_eq!(all.of(CallRoom::Quorum).load(Relaxed), MOST_CALLS_OF_ALL);
         let mut last = many.pop().unwrap();
         assert!(matches!(failure(next(&mut last).await), call_failure::Of::Overloaded(_)));
         drop(many);
-        assert_eq!(all.of(Room::Quorum).load(Relaxed), 0);
+        assert_eq!(all.of(CallRoom::Quorum).load(Relaxed), 0);
         last.begin(most + 1, to(9), MEMBER, refused);
         assert_eq!(desk.begun.load(Relaxed), MOST_CALLS_OF_ALL + 1);
     }
@@ -419,7 +420,7 @@ mod tests {
         while receiver.is_empty() {
             tokio::task::yield_now().await;
         }
-        let own = || calls.own.of(Room::Quorum).load(Relaxed);
+        let own = || calls.own.of(CallRoom::Quorum).load(Relaxed);
         assert_eq!((desk.bytes.load(Relaxed), own()), (LARGE_ANSWER_BYTES, 1));
         assert_eq!(receiver.recv().await.unwrap().id, 1);
         assert!(sending.await.unwrap());
@@ -428,8 +429,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_caller_that_is_not_the_member_any_more_that_it_was_is_not_listened_to() {
-        let removed = Standing { directory: None, ..MEMBER };
-        let replaced = Standing { directory: Some(Incarnation(8)), ..MEMBER };
+        let removed = CallerStanding { directory: None, ..MEMBER };
+        let replaced = CallerStanding { directory: Some(Incarnation(8)), ..MEMBER };
         let (desk, mut calls) = of_connection();
         for (id, standing) in [(1, removed), (2, replaced)] {
             calls.begin(id, to(1), standing, refused);
@@ -442,7 +443,7 @@ mod tests {
             assert!(!failure.maybe_applied && desk.begun.load(Relaxed) == 0, "{failure:?}");
         }
         // Who does not lead may know less of the members than the caller, and says itself that it does nothing.
-        calls.begin(3, to(1), Standing { is_told_by_leader: false, ..removed }, refused);
+        calls.begin(3, to(1), CallerStanding { is_told_by_leader: false, ..removed }, refused);
         // It was let in as one that is about to be a member.
         let mut early = Forwarded::new(desk.clone(), removed, Arc::default());
         early.begin(1, to(1), MEMBER, refused);

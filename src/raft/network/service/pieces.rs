@@ -40,21 +40,21 @@ pub(super) struct Unreadable {
 }
 
 /// A snapshot of which some pieces have arrived.
-pub(super) struct Incoming {
+pub(super) struct IncomingSnapshot {
     log_id: LogId,
     received: u64,
     receiver: SnapshotReceiver,
 }
 
 /// A snapshot that has arrived and was read.
-type Read = (ReceivedSnapshot, Box<dyn Any + Send>);
+type ReadSnapshot = (ReceivedSnapshot, Box<dyn Any + Send>);
 
 impl<M: StateMachine> PeerService<M> {
     /// Takes the next piece of a snapshot; installs it with the last one.
     pub(super) async fn take_piece(
         &self,
         from: NodeId,
-        incoming: &mut Option<Incoming>,
+        incoming: &mut Option<IncomingSnapshot>,
         piece: SnapshotPiece,
     ) -> Result<proto::SnapshotResponse, Unanswered> {
         let vote = wire::from_leader(from, piece.vote)?;
@@ -72,7 +72,7 @@ impl<M: StateMachine> PeerService<M> {
         if piece.offset == 0 {
             self.check_readable(log_id)?;
             let receiver = self.snapshots.receive(log_id).map_err(Unanswered::failed)?;
-            *incoming = Some(Incoming { log_id, received: 0, receiver });
+            *incoming = Some(IncomingSnapshot { log_id, received: 0, receiver });
         }
         let mut current =
             incoming.take().ok_or(Malformed("a piece of a snapshot whose beginning is missing"))?;
@@ -114,7 +114,11 @@ impl<M: StateMachine> PeerService<M> {
         }
     }
 
-    async fn install(&self, vote: Vote, complete: Incoming) -> Result<proto::SnapshotResponse, Unanswered> {
+    async fn install(
+        &self,
+        vote: Vote,
+        complete: IncomingSnapshot,
+    ) -> Result<proto::SnapshotResponse, Unanswered> {
         let log_id = complete.log_id;
         let outdated = self.callee.outdated.clone();
         let read = offload(move || read::<M>(complete.receiver, &*outdated)).await;
@@ -170,7 +174,10 @@ impl<M: StateMachine> PeerService<M> {
 
 /// What a snapshot that has arrived holds. One of a machine that this build does not read is refused. If its cluster has agreed on that
 /// version, this node cannot go on; until then, it waits to be upgraded with the others.
-fn read<M: StateMachine>(receiver: SnapshotReceiver, outdated: &dyn Fn(String)) -> Result<Read, Unanswered> {
+fn read<M: StateMachine>(
+    receiver: SnapshotReceiver,
+    outdated: &dyn Fn(String),
+) -> Result<ReadSnapshot, Unanswered> {
     let received = receiver.finish().map_err(Unanswered::failed)?;
     check(received.meta())?;
     check_versions::<M>(received.meta(), outdated)?;

@@ -17,7 +17,7 @@ use crate::types::NodeId;
 
 /// What a leader may rely on.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Promise {
+pub(crate) struct VoterPromise {
     /// For how long this node grants no vote from now on, unless the leader itself has asked for the election: before it
     /// was restarted it may have confirmed a leader, which relies on not being replaced meanwhile.
     pub silence: Duration,

@@ -72,14 +72,15 @@ fn a_stale_record_is_corrupt() {
     let copy = home.copy();
     raw(&copy.log()).log.insert(Key::first(4).encode(), stale.clone()).unwrap();
     assert!(corrupt(&copy.log()).contains("does not follow"));
-    // The same without a record after it: then only the ledger can know.
+    // The same without a record after it: then only the hard state can know.
     {
         let trees = raw(&home.log());
         trees.log.remove(Key::first(8).encode()).unwrap();
         trees.log.insert(Key::first(4).encode(), stale).unwrap();
-        let ledger = trees.meta.get(ledger::KEY).unwrap().unwrap();
-        let ledger = ledger::Ledger::decode(&ledger).unwrap();
-        disk::write_ledger(&trees, &ledger::Ledger { last: Some(LogId::new(2, 7)), ..ledger }).unwrap();
+        let hard_state = trees.meta.get(hard_state::KEY).unwrap().unwrap();
+        let hard_state = hard_state::HardState::decode(&hard_state).unwrap();
+        disk::write_hard_state(&trees, &hard_state::HardState { last: Some(LogId::new(2, 7)), ..hard_state })
+            .unwrap();
     }
     assert!(corrupt(&home.log()).contains("not the one that was last"));
 }
@@ -88,13 +89,13 @@ fn a_stale_record_is_corrupt() {
 fn a_damaged_or_missing_ledger_is_corrupt() {
     let (home, _) = sample();
     let copy = home.copy();
-    raw(&copy.log()).meta.remove(ledger::KEY).unwrap();
+    raw(&copy.log()).meta.remove(hard_state::KEY).unwrap();
     assert!(corrupt(&copy.log()).contains("ledger is missing"));
     {
         let trees = raw(&home.log());
-        let mut ledger = trees.meta.get(ledger::KEY).unwrap().unwrap().to_vec();
-        ledger[20] ^= 1;
-        trees.meta.insert(ledger::KEY, ledger).unwrap();
+        let mut hard_state = trees.meta.get(hard_state::KEY).unwrap().unwrap().to_vec();
+        hard_state[20] ^= 1;
+        trees.meta.insert(hard_state::KEY, hard_state).unwrap();
     }
     assert!(corrupt(&home.log()).contains("ledger is damaged"));
 }

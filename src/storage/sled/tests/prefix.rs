@@ -6,9 +6,9 @@ use std::sync::Mutex;
 use proptest::prelude::*;
 
 use super::*;
-use crate::storage::conformance::Step;
+use crate::storage::conformance::RandomStep;
 use crate::storage::conformance::tests::steps;
-use ledger::Ledger;
+use hard_state::HardState;
 
 /// A [`DiskEvent`] to keep.
 #[derive(Debug, Clone)]
@@ -45,7 +45,7 @@ struct Run {
     confirmed: Vec<(usize, usize)>,
 }
 
-fn record(steps: &[Step]) -> Run {
+fn record(steps: &[RandomStep]) -> Run {
     let home = Home::new();
     let events = Arc::new(Mutex::new(Vec::new()));
     let seen = events.clone();
@@ -55,7 +55,7 @@ fn record(steps: &[Step]) -> Run {
             seen.lock().unwrap().push(match event {
                 DiskEvent::Insert(key, record) => Event::Insert(key.to_vec(), record.to_vec()),
                 DiskEvent::Remove(key) => Event::Remove(key.to_vec()),
-                DiskEvent::Ledger(ledger) => Event::Ledger(ledger.to_vec()),
+                DiskEvent::Ledger(hard_state) => Event::Ledger(hard_state.to_vec()),
                 DiskEvent::Flush => Event::Flush,
             });
             Ok(())
@@ -80,7 +80,7 @@ fn record(steps: &[Step]) -> Run {
             })
         };
         match step {
-            Step::Append(sizes, raise) => {
+            RandomStep::Append(sizes, raise) => {
                 term += raise;
                 let entries: Vec<_> = sizes
                     .iter()
@@ -93,13 +93,13 @@ fn record(steps: &[Step]) -> Run {
                 }
                 store.append(entries, done);
             }
-            Step::Vote(vote_term, node_id, committed) => {
+            RandomStep::Vote(vote_term, node_id, committed) => {
                 let vote = Vote { term: *vote_term, node_id: *node_id, committed: *committed };
                 moment.vote = Some(vote);
                 moments.push(moment.clone());
                 store.save_vote(vote, done);
             }
-            Step::Truncate(count) => {
+            RandomStep::Truncate(count) => {
                 let count = usize::from(*count).min(moment.entries.len());
                 for _ in 0..count {
                     moment.entries.pop();
@@ -108,7 +108,7 @@ fn record(steps: &[Step]) -> Run {
                 term += 1;
                 store.truncate(moment.last(), done);
             }
-            Step::Purge(fraction) => {
+            RandomStep::Purge(fraction) => {
                 let count = moment.entries.len() * usize::from(*fraction) / 255;
                 let purged: Vec<_> = moment.entries.drain(..count).collect();
                 if let Some(upto) = purged.last().map(|entry| entry.log_id) {
@@ -117,13 +117,13 @@ fn record(steps: &[Step]) -> Run {
                     store.purge(upto, done);
                 }
             }
-            Step::PurgeBeyond(count) => {
+            RandomStep::PurgeBeyond(count) => {
                 let upto = LogId::new(term, moment.next() + u64::from(*count));
                 moment = Moment { entries: Vec::new(), purged: Some(upto), vote: moment.vote };
                 moments.push(moment.clone());
                 store.purge(upto, done);
             }
-            Step::Sync => {
+            RandomStep::Sync => {
                 let (done, outcome) = completion();
                 store.append(Vec::new(), done);
                 *number_guard = moments.len() - 1;
@@ -152,9 +152,9 @@ fn crashed(events: &[Event]) -> Home {
         match event {
             Event::Insert(key, record) => drop(trees.log.insert(key, record.as_slice()).unwrap()),
             Event::Remove(key) => drop(trees.log.remove(key).unwrap()),
-            Event::Ledger(ledger) => {
-                written = Ledger::decode(ledger).unwrap().sequence;
-                trees.meta.insert(ledger::KEY, ledger.as_slice()).unwrap();
+            Event::Ledger(hard_state) => {
+                written = HardState::decode(hard_state).unwrap().sequence;
+                trees.meta.insert(hard_state::KEY, hard_state.as_slice()).unwrap();
             }
             Event::Flush => mark = written,
         }
@@ -210,18 +210,18 @@ proptest! {
 fn every_prefix_of_a_rewrite_is_a_log() {
     let sizes = vec![10, 20_000, 30_000, 150_000, 5, 5];
     let run = record(&[
-        Step::Append(sizes.clone(), 0),
-        Step::Sync,
-        Step::Append(sizes.clone(), 0),
-        Step::Truncate(7),
-        Step::Append(vec![100_000, 7], 0),
-        Step::Vote(3, 1, true),
-        Step::Append(vec![7, 7], 1),
-        Step::Purge(128),
-        Step::Truncate(2),
-        Step::Append(sizes, 1),
-        Step::PurgeBeyond(3),
-        Step::Append(vec![1, 2], 0),
+        RandomStep::Append(sizes.clone(), 0),
+        RandomStep::Sync,
+        RandomStep::Append(sizes.clone(), 0),
+        RandomStep::Truncate(7),
+        RandomStep::Append(vec![100_000, 7], 0),
+        RandomStep::Vote(3, 1, true),
+        RandomStep::Append(vec![7, 7], 1),
+        RandomStep::Purge(128),
+        RandomStep::Truncate(2),
+        RandomStep::Append(sizes, 1),
+        RandomStep::PurgeBeyond(3),
+        RandomStep::Append(vec![1, 2], 0),
     ]);
     // Fences mean nothing: one crash after a row of them stands for those within.
     let fence = |event: Option<&Event>| matches!(event, Some(Event::Insert(_, record)) if record.is_empty());

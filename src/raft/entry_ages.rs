@@ -31,9 +31,9 @@ struct Marks {
 
 /// See the [module](self).
 #[derive(Debug, Default)]
-pub(crate) struct Timeline(Mutex<Marks>);
+pub(crate) struct EntryAges(Mutex<Marks>);
 
-impl Timeline {
+impl EntryAges {
     fn marks(&self) -> MutexGuard<'_, Marks> {
         self.0.lock().expect("invariant: no panic under this lock")
     }
@@ -109,7 +109,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_entry_is_as_old_as_the_batch_that_brought_it() {
-        let line = Timeline::default();
+        let line = EntryAges::default();
         assert_eq!(line.age(0), None);
         line.note(9);
         tokio::time::advance(30 * MS).await;
@@ -126,7 +126,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_cut_off_is_new_when_it_comes_again() {
-        let line = Timeline::default();
+        let line = EntryAges::default();
         line.note(9);
         tokio::time::advance(30 * MS).await;
         line.note(19);
@@ -144,7 +144,7 @@ mod tests {
     /// Any number of entries in any time; never too young, and never older than a step allows.
     #[tokio::test(start_paused = true)]
     async fn ages_are_kept_for_minutes_in_bounded_memory() {
-        let line = Timeline::default();
+        let line = EntryAges::default();
         let start = Instant::now();
         let mut appended = Vec::new();
         for index in 0..120_000 {

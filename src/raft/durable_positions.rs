@@ -21,7 +21,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// How far each member's log is known to be durable, as far as it is this leader's.
 #[derive(Debug, Default)]
-pub(crate) struct Held {
+pub(crate) struct DurablePositions {
     upto: Mutex<BTreeMap<NodeId, (Incarnation, LogId)>>,
     advanced: Notify,
     /// Who waits until all voters hold an entry, by its position.
@@ -30,7 +30,7 @@ pub(crate) struct Held {
     is_awaited: AtomicBool,
 }
 
-impl Held {
+impl DurablePositions {
     /// A node holds everything up to `log_id` in its data directory.
     pub(crate) fn note(&self, (node_id, incarnation): (NodeId, Incarnation), log_id: LogId) {
         let mut upto = self.upto.lock().expect("invariant: no panic under this lock");
@@ -157,63 +157,63 @@ mod tests {
 
     #[test]
     fn only_the_same_term_counts() {
-        let held = Held::default();
-        held.note(node(1), LogId::new(2, 9));
-        held.note(node(2), LogId::new(2, 5));
-        held.note(node(3), LogId::new(1, 20));
-        assert_eq!(held.holders(LogId::new(2, 5)), [1, 2]);
-        assert_eq!(held.holders(LogId::new(2, 6)), [1]);
-        assert_eq!(held.holders(LogId::new(1, 5)), [3]);
-        held.note(node(3), LogId::new(2, 6));
-        assert_eq!(held.holders(LogId::new(2, 6)), [1, 3]);
-        held.note(node(3), LogId::new(2, 5));
-        assert_eq!(held.holders(LogId::new(2, 6)), [1, 3], "a late answer takes nothing back");
+        let positions = DurablePositions::default();
+        positions.note(node(1), LogId::new(2, 9));
+        positions.note(node(2), LogId::new(2, 5));
+        positions.note(node(3), LogId::new(1, 20));
+        assert_eq!(positions.holders(LogId::new(2, 5)), [1, 2]);
+        assert_eq!(positions.holders(LogId::new(2, 6)), [1]);
+        assert_eq!(positions.holders(LogId::new(1, 5)), [3]);
+        positions.note(node(3), LogId::new(2, 6));
+        assert_eq!(positions.holders(LogId::new(2, 6)), [1, 3]);
+        positions.note(node(3), LogId::new(2, 5));
+        assert_eq!(positions.holders(LogId::new(2, 6)), [1, 3], "a late answer takes nothing back");
     }
 
     #[tokio::test(start_paused = true)]
     async fn those_who_wait_are_told_when_the_slowest_has_it() {
-        let held = std::sync::Arc::new(Held::default());
-        let telling = held.clone();
+        let positions = std::sync::Arc::new(DurablePositions::default());
+        let telling = positions.clone();
         crate::runtime::spawn(async move { telling.tell(|| BTreeMap::from([node(1), node(2)])).await });
         let (mut first, mut second) =
-            (held.wait_for_all(LogId::new(2, 5)), held.wait_for_all(LogId::new(2, 9)));
-        held.note(node(1), LogId::new(2, 9));
+            (positions.wait_for_all(LogId::new(2, 5)), positions.wait_for_all(LogId::new(2, 9)));
+        positions.note(node(1), LogId::new(2, 9));
         tokio::time::sleep(SWEEP).await;
         assert!(first.try_recv().is_err() && second.try_recv().is_err());
-        assert_eq!(held.waiting(), 2);
-        held.note(node(2), LogId::new(2, 6));
+        assert_eq!(positions.waiting(), 2);
+        positions.note(node(2), LogId::new(2, 6));
         first.await.unwrap();
         assert!(second.try_recv().is_err());
-        assert_eq!(held.waiting(), 1);
+        assert_eq!(positions.waiting(), 1);
         drop(second);
-        assert_eq!(held.waiting(), 0);
+        assert_eq!(positions.waiting(), 0);
         tokio::time::sleep(SWEEP * 2).await;
-        assert!(held.waiting.lock().unwrap().is_empty(), "whoever gave up is forgotten");
+        assert!(positions.waiting.lock().unwrap().is_empty(), "whoever gave up is forgotten");
     }
 
     #[test]
     fn what_a_replaced_node_held_is_gone() {
-        let held = Held::default();
+        let positions = DurablePositions::default();
         let voters = |incarnation| BTreeMap::from([node(1), (2, Incarnation(incarnation))]);
-        held.note(node(1), LogId::new(2, 9));
-        held.note(node(2), LogId::new(2, 9));
-        assert_eq!(held.all_hold(&voters(1)), Some(LogId::new(2, 9)));
-        assert_eq!(held.all_hold(&voters(2)), None, "the new node has said nothing yet");
-        let missing = |incarnation, index| held.missing(LogId::new(2, index), &voters(incarnation));
+        positions.note(node(1), LogId::new(2, 9));
+        positions.note(node(2), LogId::new(2, 9));
+        assert_eq!(positions.all_hold(&voters(1)), Some(LogId::new(2, 9)));
+        assert_eq!(positions.all_hold(&voters(2)), None, "the new node has said nothing yet");
+        let missing = |incarnation, index| positions.missing(LogId::new(2, index), &voters(incarnation));
         assert_eq!((missing(1, 9), missing(1, 10), missing(2, 9)), (vec![], vec![1, 2], vec![2]));
-        held.note((2, Incarnation(2)), LogId::new(2, 4));
-        assert_eq!(held.all_hold(&voters(2)), Some(LogId::new(2, 4)));
-        assert_eq!(held.holders(LogId::new(2, 9)), [1]);
+        positions.note((2, Incarnation(2)), LogId::new(2, 4));
+        assert_eq!(positions.all_hold(&voters(2)), Some(LogId::new(2, 4)));
+        assert_eq!(positions.holders(LogId::new(2, 9)), [1]);
     }
 
     #[test]
     fn only_those_of_the_same_term_are_told() {
-        let held = Held::default();
+        let positions = DurablePositions::default();
         let mut waiting = [(1, 5), (2, 5), (2, 6), (2, 7), (3, 1)]
-            .map(|(term, index)| held.wait_for_all(LogId::new(term, index)));
-        held.tell_upto(LogId::new(2, 6));
+            .map(|(term, index)| positions.wait_for_all(LogId::new(term, index)));
+        positions.tell_upto(LogId::new(2, 6));
         let told = waiting.each_mut().map(|waiter| waiter.try_recv().is_ok());
         assert_eq!(told, [false, true, true, false, false]);
-        assert_eq!(held.waiting.lock().unwrap().len(), 3);
+        assert_eq!(positions.waiting.lock().unwrap().len(), 3);
     }
 }

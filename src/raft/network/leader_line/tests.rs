@@ -56,7 +56,7 @@ fn member(id: u128) -> Member {
     }
 }
 
-fn line() -> (Upstream, Arc<Fake>, mpsc::UnboundedReceiver<Connected>) {
+fn line() -> (LeaderLine, Arc<Fake>, mpsc::UnboundedReceiver<Connected>) {
     let (accepted, connected) = mpsc::unbounded_channel();
     let fake = Arc::new(Fake { dials: AtomicUsize::new(0), accepted, refuse: AtomicBool::new(false) });
     let handshake = OwnHandshake {
@@ -67,7 +67,7 @@ fn line() -> (Upstream, Arc<Fake>, mpsc::UnboundedReceiver<Connected>) {
         addresses: Arc::new(Addresses::default()),
         refused: Arc::new(|_| {}),
     };
-    (Upstream::new(handshake, fake.clone()), fake, connected)
+    (LeaderLine::new(handshake, fake.clone()), fake, connected)
 }
 
 fn index(id: u64, index: u64) -> Response {
@@ -78,7 +78,7 @@ fn index(id: u64, index: u64) -> Response {
 #[tokio::test(start_paused = true)]
 async fn answers_in_any_order_on_one_connection() {
     let (line, fake, mut connected) = line();
-    let ask = |line: Upstream| async move { line.read_index(2, &member(2), PATIENCE).await };
+    let ask = |line: LeaderLine| async move { line.read_index(2, &member(2), PATIENCE).await };
     let slow = runtime::spawn(ask(line.clone()));
     let mut far = connected.recv().await.unwrap();
     let first = far.requests.recv().await.unwrap();
@@ -101,7 +101,7 @@ async fn a_broken_connection_ends_its_calls_and_is_replaced() {
     let mut far = connected.recv().await.unwrap();
     far.requests.recv().await.unwrap();
     drop(far);
-    assert_eq!(call.await.unwrap(), Err(UpstreamError::Broken { leader: 2 }));
+    assert_eq!(call.await.unwrap(), Err(LeaderLineError::Broken { leader: 2 }));
 
     let again = runtime::spawn(async move { line.read_index(2, &member(2), PATIENCE).await });
     let mut far = connected.recv().await.unwrap();
@@ -115,7 +115,7 @@ async fn a_broken_connection_ends_its_calls_and_is_replaced() {
 async fn a_new_leader_gets_a_connection_of_its_own() {
     let (line, _fake, mut connected) = line();
     let gone = line.read_index(2, &member(2), Duration::from_millis(10)).await;
-    assert!(matches!(gone, Err(UpstreamError::Timeout { leader: 2, .. })), "{gone:?}");
+    assert!(matches!(gone, Err(LeaderLineError::Timeout { leader: 2, .. })), "{gone:?}");
     assert_eq!(connected.recv().await.unwrap().target.node_id, 2);
     let answer = runtime::spawn(async move { line.read_index(3, &member(3), PATIENCE).await });
     let mut far = connected.recv().await.unwrap();
@@ -132,7 +132,7 @@ async fn a_silent_connection_is_given_up_and_a_lively_one_is_kept() {
     line.read_index(2, &member(2), short).await.unwrap_err();
     let _silent = connected.recv().await.unwrap();
 
-    let ask = |line: Upstream, patience| async move { line.read_index(2, &member(2), patience).await };
+    let ask = |line: LeaderLine, patience| async move { line.read_index(2, &member(2), patience).await };
     let unanswered = runtime::spawn(ask(line.clone(), short));
     let mut far = connected.recv().await.unwrap();
     far.requests.recv().await.unwrap();
@@ -154,7 +154,7 @@ async fn who_does_not_answer_is_not_dialled_all_the_time() {
     fake.refuse.store(true, Ordering::Relaxed);
     for _ in 0..100 {
         let failed = line.read_index(2, &member(2), PATIENCE).await;
-        assert!(matches!(failed, Err(UpstreamError::NotConnected { leader: 2, .. })), "{failed:?}");
+        assert!(matches!(failed, Err(LeaderLineError::NotConnected { leader: 2, .. })), "{failed:?}");
     }
     assert_eq!(fake.dials.load(Ordering::Relaxed), 1);
     tokio::time::sleep(DIAL_PAUSE).await;
@@ -162,15 +162,15 @@ async fn who_does_not_answer_is_not_dialled_all_the_time() {
     assert_eq!(fake.dials.load(Ordering::Relaxed), 2);
 }
 
-fn call() -> Call {
-    Call::TransferLeader { to: Some(3) }
+fn call() -> LeaderCall {
+    LeaderCall::TransferLeader { to: Some(3) }
 }
 
 /// The outcome of a call on a fresh line, and the far end once it was connected to.
 async fn forwarded(
     patience: Duration,
     far_end: impl AsyncFnOnce(&mut Connected),
-) -> Result<Result<Done, CallError>, UpstreamError> {
+) -> Result<Result<CallDone, CallError>, LeaderLineError> {
     let (line, _fake, mut connected) = line();
     let asked = runtime::spawn(async move {
         line.forward(2, &member(2), &call(), patience, std::future::pending()).await
@@ -193,11 +193,11 @@ async fn answer_with(far: &mut Connected, body: response::Body) {
 #[tokio::test(start_paused = true)]
 async fn a_forwarded_call_is_answered_with_what_the_leader_did() {
     let leader = Leader { node_id: 3, client: "c:3".to_owned() };
-    let answer = calls::answer_to_wire(Ok(Done::Leads(leader.clone())));
+    let answer = calls::answer_to_wire(Ok(CallDone::Leads(leader.clone())));
     let outcome = forwarded(PATIENCE, async move |far: &mut Connected| {
         answer_with(far, response::Body::Forward(answer)).await;
     });
-    assert_eq!(outcome.await.unwrap().unwrap(), Done::Leads(leader));
+    assert_eq!(outcome.await.unwrap().unwrap(), CallDone::Leads(leader));
 }
 
 /// A build of before answers like this.
@@ -207,7 +207,7 @@ async fn a_leader_that_does_not_know_the_call_has_done_nothing() {
         answer_with(far, response::Body::Failure("malformed message: request is empty".to_owned())).await;
     });
     let error = outcome.await.unwrap_err();
-    assert!(matches!(error, UpstreamError::Failed { leader: 2, .. }) && !error.maybe_done(), "{error:?}");
+    assert!(matches!(error, LeaderLineError::Failed { leader: 2, .. }) && !error.maybe_done(), "{error:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -216,20 +216,20 @@ async fn a_call_that_left_and_is_not_answered_may_have_been_done() {
         far.requests.recv().await.unwrap();
     });
     let error = broken.await.unwrap_err();
-    assert!(matches!(error, UpstreamError::Broken { .. }) && error.maybe_done(), "{error:?}");
+    assert!(matches!(error, LeaderLineError::Broken { .. }) && error.maybe_done(), "{error:?}");
 
     let late = forwarded(PATIENCE, async |far: &mut Connected| {
         far.requests.recv().await.unwrap();
         tokio::time::sleep(PATIENCE * 2).await;
     });
     let error = late.await.unwrap_err();
-    assert!(matches!(error, UpstreamError::Timeout { sent: true, .. }) && error.maybe_done(), "{error:?}");
+    assert!(matches!(error, LeaderLineError::Timeout { sent: true, .. }) && error.maybe_done(), "{error:?}");
 
     let strange = forwarded(PATIENCE, async |far: &mut Connected| {
         answer_with(far, response::Body::Forward(proto::ForwardResponse::default())).await;
     });
     let error = strange.await.unwrap_err();
-    assert!(matches!(error, UpstreamError::Unintelligible { .. }) && error.maybe_done(), "{error:?}");
+    assert!(matches!(error, LeaderLineError::Unintelligible { .. }) && error.maybe_done(), "{error:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -258,7 +258,7 @@ async fn a_call_that_never_left_was_not_done() {
     let (line, fake, mut connected) = line();
     fake.refuse.store(true, Ordering::Relaxed);
     let error = line.forward(2, &member(2), &call(), PATIENCE, std::future::pending()).await.unwrap_err();
-    assert!(matches!(error, UpstreamError::NotConnected { .. }) && !error.maybe_done(), "{error:?}");
+    assert!(matches!(error, LeaderLineError::NotConnected { .. }) && !error.maybe_done(), "{error:?}");
 
     // A leader that takes in nothing: the connection is full of what others have asked.
     fake.refuse.store(false, Ordering::Relaxed);
@@ -272,7 +272,10 @@ async fn a_call_that_never_left_was_not_done() {
     let far = connected.recv().await.unwrap();
     tokio::time::sleep(Duration::from_millis(1)).await;
     let error = line.forward(2, &member(2), &call(), PATIENCE, std::future::pending()).await.unwrap_err();
-    assert!(matches!(error, UpstreamError::Timeout { sent: false, .. }) && !error.maybe_done(), "{error:?}");
+    assert!(
+        matches!(error, LeaderLineError::Timeout { sent: false, .. }) && !error.maybe_done(),
+        "{error:?}"
+    );
     assert_eq!(far.requests.len(), before.len(), "and it is not sent later");
     drop(far);
     for call in before {

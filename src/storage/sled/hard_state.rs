@@ -23,8 +23,8 @@ const HAS_LAST: u8 = 1 << 4;
 
 /// What the node remembers besides its entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Ledger {
-    /// Counts the writes of the ledger.
+pub(crate) struct HardState {
+    /// Counts the writes of the hard state.
     pub(crate) sequence: u64,
     /// The vote.
     pub(crate) vote: Option<Vote>,
@@ -36,7 +36,7 @@ pub(crate) struct Ledger {
     pub(crate) last: Option<LogId>,
 }
 
-impl Ledger {
+impl HardState {
     pub(crate) fn encode(&self) -> [u8; BYTES] {
         let mut flags = 0;
         let mut bytes = [0; BYTES];
@@ -119,24 +119,24 @@ mod tests {
         let position = |present: bool, index| present.then_some(LogId::new(3, index));
         for bits in 0..32u8 {
             let bit = |number: u8| bits & (1 << number) != 0;
-            let ledger = Ledger {
+            let hard_state = HardState {
                 sequence: 9,
                 vote: bit(0).then_some(Vote { term: 4, node_id: 5, committed: bit(1) }),
                 committed: position(bit(2), 6),
                 purged: position(bit(3), 7),
                 last: position(bit(4), 8),
             };
-            assert_eq!(Ledger::decode(&ledger.encode()), Ok(ledger));
+            assert_eq!(HardState::decode(&hard_state.encode()), Ok(hard_state));
         }
     }
 
     #[test]
     fn any_flipped_bit_is_noticed() {
-        let bytes = Ledger { sequence: 1, ..Ledger::default() }.encode();
+        let bytes = HardState { sequence: 1, ..HardState::default() }.encode();
         for bit in 0..BYTES * 8 {
             let mut damaged = bytes;
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Ledger::decode(&damaged), Err(RecordError::Checksum), "bit {bit}");
+            assert_eq!(HardState::decode(&damaged), Err(RecordError::Checksum), "bit {bit}");
         }
     }
 }

@@ -18,14 +18,14 @@ use futures::future::{BoxFuture, Shared};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::calls::{self, Call, CallError, Done};
+use super::calls::{self, CallDone, CallError, LeaderCall};
 use super::handshake::OwnHandshake;
 use super::incoming::Incoming;
 use super::wire;
 use super::{Connection, DialError, Purpose, Target, Transport};
 use crate::machine::StateMachine;
 use crate::proto::peer::{self as proto, Request, Response, read_index_response, request, response};
-use crate::raft::agreement::{Check, Told};
+use crate::raft::agreement::{Check, HashesTold};
 use crate::runtime;
 use crate::types::{Incarnation, Member, NodeId};
 
@@ -40,7 +40,7 @@ const MAX_CALLS: usize = 65_536;
 
 /// Why the leader has not answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum UpstreamError {
+pub(crate) enum LeaderLineError {
     /// There is no connection.
     #[error("node {leader} is not reached: {error}")]
     NotConnected {
@@ -89,7 +89,7 @@ pub(crate) enum UpstreamError {
     },
 }
 
-impl UpstreamError {
+impl LeaderLineError {
     /// Whether the leader may have acted on the call, or may do so later.
     pub(crate) fn maybe_done(&self) -> bool {
         match self {
@@ -122,7 +122,7 @@ pub(crate) struct Announcement {
 
 /// The line to the leader. Cheap to clone; all clones share one connection.
 #[derive(Clone)]
-pub(crate) struct Upstream {
+pub(crate) struct LeaderLine {
     shared: Arc<Line>,
 }
 
@@ -137,7 +137,7 @@ struct Line {
 struct Dialled {
     leader: NodeId,
     incarnation: Incarnation,
-    outcome: Shared<BoxFuture<'static, Result<Arc<Link>, FailedDial>>>,
+    outcome: Shared<BoxFuture<'static, Result<Arc<LineConnection>, FailedDial>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -147,23 +147,23 @@ struct FailedDial {
 }
 
 /// An open connection.
-struct Link {
+struct LineConnection {
     requests: mpsc::Sender<Request>,
-    waiting: Arc<Waiting>,
+    waiting: Arc<WaitingCalls>,
     /// Ends the task that takes in answers when the link is dropped.
     _open: oneshot::Sender<()>,
 }
 
 /// Calls waiting for their answers.
-struct Waiting {
-    calls: Mutex<Calls>,
+struct WaitingCalls {
+    calls: Mutex<UnansweredCalls>,
     /// When anything last arrived.
     heard: Mutex<Instant>,
     /// The connection is to be replaced.
     given_up: AtomicBool,
 }
 
-struct Calls {
+struct UnansweredCalls {
     next_id: u64,
     /// `None` once the connection is closed.
     answers: Option<HashMap<u64, oneshot::Sender<response::Body>>>,
@@ -173,7 +173,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("invariant: no panic under this lock")
 }
 
-impl Upstream {
+impl LeaderLine {
     /// A line on which `caller` calls over `transport`. Nothing is dialled before the first call.
     pub(crate) fn new(handshake: OwnHandshake, transport: Arc<dyn Transport>) -> Self {
         Self { shared: Arc::new(Line { handshake, transport, current: Mutex::default() }) }
@@ -183,14 +183,14 @@ impl Upstream {
     /// calls may be in flight at a time.
     ///
     /// # Errors
-    /// See [`UpstreamError`].
+    /// See [`LeaderLineError`].
     pub(crate) async fn call(
         &self,
         leader: NodeId,
         member: &Member,
         body: request::Body,
         patience: Duration,
-    ) -> Result<response::Body, UpstreamError> {
+    ) -> Result<response::Body, LeaderLineError> {
         self.call_until(leader, member, body, tokio::time::sleep(patience), Duration::ZERO).await
     }
 
@@ -203,14 +203,14 @@ impl Upstream {
         body: request::Body,
         given_up: impl Future<Output = ()>,
         silent: Duration,
-    ) -> Result<response::Body, UpstreamError> {
+    ) -> Result<response::Body, LeaderLineError> {
         let begun = Instant::now();
         let dialled = self.dialled(leader, member);
         let mut used = Used::default();
         let exchange = async {
             let connected = dialled.outcome.await;
             let connected = connected
-                .map_err(|FailedDial { error, .. }| UpstreamError::NotConnected { leader, error })?;
+                .map_err(|FailedDial { error, .. }| LeaderLineError::NotConnected { leader, error })?;
             connected.call(leader, body, &mut used).await
         };
         let answered = tokio::select! {
@@ -219,7 +219,7 @@ impl Upstream {
             () = given_up => None,
         };
         match answered {
-            Some(Ok(response::Body::Failure(reason))) => Err(UpstreamError::Failed { leader, reason }),
+            Some(Ok(response::Body::Failure(reason))) => Err(LeaderLineError::Failed { leader, reason }),
             Some(outcome) => outcome,
             None => {
                 // A connection on which nothing at all has arrived since may be dead without knowing it.
@@ -229,7 +229,7 @@ impl Upstream {
                 {
                     waiting.given_up.store(true, Ordering::Relaxed);
                 }
-                Err(UpstreamError::Timeout { leader, patience: begun.elapsed(), sent: used.sent })
+                Err(LeaderLineError::Timeout { leader, patience: begun.elapsed(), sent: used.sent })
             }
         }
     }
@@ -237,13 +237,13 @@ impl Upstream {
     /// Asks `leader` up to where a state must have applied to answer a linearizable read that waits now.
     ///
     /// # Errors
-    /// See [`UpstreamError`].
+    /// See [`LeaderLineError`].
     pub(crate) async fn read_index(
         &self,
         leader: NodeId,
         member: &Member,
         patience: Duration,
-    ) -> Result<ReadIndexAnswer, UpstreamError> {
+    ) -> Result<ReadIndexAnswer, LeaderLineError> {
         use read_index_response::Outcome;
         let body = request::Body::ReadIndex(proto::ReadIndexRequest {});
         let answer = self.call(leader, member, body, patience).await?;
@@ -264,14 +264,14 @@ impl Upstream {
     /// not mean that it has acted yet.
     ///
     /// # Errors
-    /// See [`UpstreamError`].
+    /// See [`LeaderLineError`].
     pub(crate) async fn announce(
         &self,
         leader: NodeId,
         member: &Member,
         announcement: &Announcement,
         patience: Duration,
-    ) -> Result<bool, UpstreamError> {
+    ) -> Result<bool, LeaderLineError> {
         let body = request::Body::Announce(wire::announce(announcement));
         match self.call(leader, member, body, patience).await? {
             response::Body::Announce(answer) => Ok(answer.accepted),
@@ -282,14 +282,14 @@ impl Upstream {
     /// Tells `leader` the hashes of this node's states. Returns what all members have said; nothing when it does not lead.
     ///
     /// # Errors
-    /// See [`UpstreamError`].
+    /// See [`LeaderLineError`].
     pub(crate) async fn compare<M: StateMachine>(
         &self,
         leader: NodeId,
         member: &Member,
         checks: &[Check],
         patience: Duration,
-    ) -> Result<Told, UpstreamError> {
+    ) -> Result<HashesTold, LeaderLineError> {
         let body = request::Body::Compare(wire::compare::<M>(checks));
         match self.call(leader, member, body, patience).await? {
             response::Body::Compare(told) => {
@@ -303,16 +303,16 @@ impl Upstream {
     /// the leader says has come of it.
     ///
     /// # Errors
-    /// See [`UpstreamError`]. One that [may have been acted on](UpstreamError::maybe_done) is not to be passed on again,
+    /// See [`LeaderLineError`]. One that [may have been acted on](LeaderLineError::maybe_done) is not to be passed on again,
     /// unless doing it twice is the same as doing it once.
     pub(crate) async fn forward(
         &self,
         leader: NodeId,
         member: &Member,
-        call: &Call,
+        call: &LeaderCall,
         patience: Duration,
         superseded: impl Future<Output = ()>,
-    ) -> Result<Result<Done, CallError>, UpstreamError> {
+    ) -> Result<Result<CallDone, CallError>, LeaderLineError> {
         let body = request::Body::Forward(call.to_wire(patience));
         let given_up = async {
             // Whichever comes first.
@@ -362,7 +362,7 @@ impl Upstream {
             if dialled.is_ok() {
                 line.handshake.addresses.reached(leader, &known, &target.address);
             }
-            let dialled = dialled.map(Link::open).map_err(|error| {
+            let dialled = dialled.map(LineConnection::open).map_err(|error| {
                 line.handshake.addresses.failed(leader, &target.address);
                 tracing::debug!(node = leader, address = %target.address, %error, "cannot reach the leader");
                 if let DialError::Refused(refusal) = &error {
@@ -384,24 +384,24 @@ impl Upstream {
     }
 }
 
-fn unintelligible(leader: NodeId, reason: impl std::fmt::Display) -> UpstreamError {
-    UpstreamError::Unintelligible { leader, reason: reason.to_string() }
+fn unintelligible(leader: NodeId, reason: impl std::fmt::Display) -> LeaderLineError {
+    LeaderLineError::Unintelligible { leader, reason: reason.to_string() }
 }
 
 /// How far a call has got.
 #[derive(Default)]
 struct Used {
     /// Those that wait on the connection that it uses.
-    waiting: Option<Arc<Waiting>>,
+    waiting: Option<Arc<WaitingCalls>>,
     /// It is on its way.
     sent: bool,
 }
 
-impl Link {
+impl LineConnection {
     fn open(connection: Connection) -> Arc<Self> {
         let Connection { requests, responses } = connection;
-        let waiting = Arc::new(Waiting {
-            calls: Mutex::new(Calls { next_id: 1, answers: Some(HashMap::new()) }),
+        let waiting = Arc::new(WaitingCalls {
+            calls: Mutex::new(UnansweredCalls { next_id: 1, answers: Some(HashMap::new()) }),
             heard: Mutex::new(Instant::now()),
             given_up: AtomicBool::new(false),
         });
@@ -421,26 +421,26 @@ impl Link {
         leader: NodeId,
         body: request::Body,
         used: &mut Used,
-    ) -> Result<response::Body, UpstreamError> {
+    ) -> Result<response::Body, LeaderLineError> {
         used.waiting = Some(self.waiting.clone());
         let closed = || {
             let error = DialError::Unreachable("the connection was closed".to_owned());
-            UpstreamError::NotConnected { leader, error }
+            LeaderLineError::NotConnected { leader, error }
         };
         let (answer, answered) = oneshot::channel();
         let room = self.requests.reserve().await.map_err(|_| closed())?;
         let send = |id| room.send(Request { id, body: Some(body) });
         let id = self.waiting.enter(answer, send).map_err(|full| match full {
-            true => UpstreamError::Overloaded { leader },
+            true => LeaderLineError::Overloaded { leader },
             false => closed(),
         })?;
-        let _place = Place { waiting: &self.waiting, id };
+        let _place = CallPlace { waiting: &self.waiting, id };
         used.sent = true;
-        answered.await.map_err(|_| UpstreamError::Broken { leader })
+        answered.await.map_err(|_| LeaderLineError::Broken { leader })
     }
 }
 
-impl Waiting {
+impl WaitingCalls {
     /// Sends a call with its number, in the order of numbers, and keeps a place for its answer. False when the connection is
     /// closed, true when too many wait; then nothing is sent.
     fn enter(&self, answer: oneshot::Sender<response::Body>, send: impl FnOnce(u64)) -> Result<u64, bool> {
@@ -458,12 +458,12 @@ impl Waiting {
 }
 
 /// A call's place among those that wait, left when the call ends, however it ends.
-struct Place<'w> {
-    waiting: &'w Waiting,
+struct CallPlace<'w> {
+    waiting: &'w WaitingCalls,
     id: u64,
 }
 
-impl Drop for Place<'_> {
+impl Drop for CallPlace<'_> {
     fn drop(&mut self) {
         if let Some(answers) = &mut lock(&self.waiting.calls).answers {
             answers.remove(&self.id);
@@ -474,7 +474,7 @@ impl Drop for Place<'_> {
 /// Hands every answer to the call it belongs to, until the connection or the link is gone.
 async fn take_answers(
     mut responses: Incoming<Response>,
-    waiting: Arc<Waiting>,
+    waiting: Arc<WaitingCalls>,
     mut dropped: oneshot::Receiver<()>,
 ) {
     loop {
