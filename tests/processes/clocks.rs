@@ -2,6 +2,7 @@
 //!
 //! Each node gets a wall clock of its own by a small library that `cc` makes of `clock.c`.
 
+use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -54,14 +55,14 @@ fn with_clocks(dir: &Path, nodes: u64) -> (PathBuf, Clocks) {
     (script, clocks)
 }
 
-fn start(nodes: u64, first: impl FnOnce(&Clocks)) -> (TestCluster, Clocks) {
+fn start(nodes: u64, first: impl FnOnce(&Clocks)) -> (Nodes, Clocks) {
     let (mut spec, dir) = spec();
     let (script, clocks) = with_clocks(dir.path(), nodes);
     first(&clocks);
     (spec.binary, spec.nodes) = (script, nodes);
     let cluster = Cluster::start(spec).unwrap();
     cluster.wait_ready(DEADLINE).unwrap();
-    (TestCluster { client: client(&cluster), cluster, dir }, clocks)
+    (Nodes(TestCluster { client: client(&cluster), cluster, dir, program: QUORATE.into() }), clocks)
 }
 
 #[allow(clippy::disallowed_methods)] // of this process, not of a node
@@ -69,7 +70,18 @@ fn unix_ms() -> u64 {
     u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
 }
 
-impl TestCluster {
+/// Nodes whose wall clocks a test sets.
+struct Nodes(TestCluster);
+
+impl Deref for Nodes {
+    type Target = TestCluster;
+
+    fn deref(&self) -> &TestCluster {
+        &self.0
+    }
+}
+
+impl Nodes {
     async fn put_for(&self, key: &str, ttl: Duration) -> Instant {
         let began = Instant::now();
         let options = WriteOptions::default().with_ttl(ttl);

@@ -16,7 +16,7 @@ use quorate::store::DiskState;
 use quorate_cluster::Cluster;
 use quorate_testkit::disk::{Fault, FaultyDisk, SmallDisk, mounted};
 
-use crate::support::{DEADLINE, TestCluster, client, eventually, get, output, said, spec};
+use crate::support::{DEADLINE, QUORATE, TestCluster, client, eventually, get, output, said, spec};
 
 const MIB: u64 = 1024 * 1024;
 /// Room for the reserve, a log of some segments, and what is written in a test.
@@ -77,7 +77,7 @@ impl<D: Disk> OnDisks<D> {
         }
         let cluster = Cluster::start(spec).unwrap();
         cluster.wait_ready(DEADLINE).unwrap();
-        Some(Self { nodes: TestCluster { client: client(&cluster), cluster, dir }, disks, _dirs: backing })
+        Some(Self { nodes: TestCluster { client: client(&cluster), cluster, dir, program: QUORATE.into() }, disks, _dirs: backing })
     }
 
     /// Moves the lead to `node_id`, as far as pausing others can.

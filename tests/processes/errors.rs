@@ -143,7 +143,7 @@ async fn at_a_node_every_command_says_what_is_wrong_in_its_own_words() {
     spec.nodes = 1;
     let cluster = Cluster::start(spec).unwrap();
     cluster.wait_ready(DEADLINE).unwrap();
-    let nodes = TestCluster { client: client(&cluster), cluster, dir };
+    let nodes = TestCluster { client: client(&cluster), cluster, dir, program: QUORATE.into() };
     let endpoint = nodes.node(1).client_address();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();

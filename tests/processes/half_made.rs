@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use quorate::kv::client::{Client, ClientConfig, MemberList};
 use quorate_cluster::Cluster;
 
-use crate::support::{DEADLINE, TestCluster, Unlisted, eventually, outcome, output, spec};
+use crate::support::{DEADLINE, QUORATE, TestCluster, Unlisted, eventually, outcome, output, spec};
 
 /// A cluster of nodes 1 to 3, and `joining` more that were prepared and not started.
 fn start(joining: u64) -> TestCluster {
@@ -16,7 +16,7 @@ fn start(joining: u64) -> TestCluster {
     let founders: Vec<_> = spec.node_ids().take(3).map(|id| spec.client_address(id)).collect();
     let cluster = Cluster::prepare(spec).unwrap();
     let client = Client::new(founders, ClientConfig::default()).unwrap();
-    let nodes = TestCluster { client, cluster, dir };
+    let nodes = TestCluster { client, cluster, dir, program: QUORATE.into() };
     for id in 1..=3 {
         nodes.node(id).start().unwrap();
     }

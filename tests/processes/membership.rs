@@ -10,7 +10,7 @@ use quorate::kv::client::{Client, ClientConfig, MemberChange, MemberList};
 use quorate_cluster::Cluster;
 
 use quorate_testkit::processes::set::{Attempt, Outcome};
-use crate::support::{DEADLINE, TestCluster, client, eventually, output, spec};
+use crate::support::{DEADLINE, QUORATE, TestCluster, client, eventually, output, spec};
 
 /// A cluster of nodes 1 to 3, and `joining` more that were prepared and not started.
 fn start(joining: u64, args: &[&str]) -> TestCluster {
@@ -21,7 +21,7 @@ fn start(joining: u64, args: &[&str]) -> TestCluster {
     let founders: Vec<_> = spec.node_ids().take(3).map(|id| spec.client_address(id)).collect();
     let cluster = Cluster::prepare(spec).unwrap();
     let client = Client::new(founders, ClientConfig::default()).unwrap();
-    let nodes = TestCluster { client, cluster, dir };
+    let nodes = TestCluster { client, cluster, dir, program: QUORATE.into() };
     for id in 1..=3 {
         nodes.node(id).start().unwrap();
     }
@@ -193,7 +193,7 @@ async fn all_nodes_move_to_new_addresses() {
     let (spec_before, dir) = spec();
     let cluster = Cluster::start(spec_before.clone()).unwrap();
     cluster.wait_ready(DEADLINE).unwrap();
-    let nodes = TestCluster { client: client(&cluster), cluster, dir };
+    let nodes = TestCluster { client: client(&cluster), cluster, dir, program: QUORATE.into() };
     let mut writers = nodes.writers(4);
     assert!(writers.reached(50, DEADLINE).await);
     let attempts = writers.finish().await;
@@ -208,7 +208,7 @@ async fn all_nodes_move_to_new_addresses() {
     assert_ne!(moved.peer_address(1), spec_before.peer_address(1));
     let cluster = Cluster::start(moved).unwrap();
     cluster.wait_ready(DEADLINE).unwrap();
-    let nodes = TestCluster { client: client(&cluster), cluster, dir };
+    let nodes = TestCluster { client: client(&cluster), cluster, dir, program: QUORATE.into() };
     eventually("the membership has the new addresses", async || {
         let list = nodes.client.members().await.unwrap();
         list.members.iter().all(|member| {
@@ -272,7 +272,7 @@ async fn a_wiped_single_founder_does_not_found_a_second_cluster() {
     spec.joining = 2;
     let founder = vec![spec.client_address(1)];
     let cluster = Cluster::prepare(spec).unwrap();
-    let nodes = TestCluster { client: Client::new(founder, ClientConfig::default()).unwrap(), cluster, dir };
+    let nodes = TestCluster { client: Client::new(founder, ClientConfig::default()).unwrap(), cluster, dir, program: QUORATE.into() };
     nodes.node(1).start().unwrap();
     nodes.node(1).wait_ready(DEADLINE).unwrap();
     for id in [2, 3] {
@@ -336,7 +336,7 @@ async fn a_preferred_leader_takes_the_lead_back() {
         node.start_with(if preferred { &["--preferred-leader"][..] } else { &[] }).unwrap();
     }
     cluster.wait_ready(DEADLINE).unwrap();
-    let nodes = TestCluster { client: client(&cluster), cluster, dir };
+    let nodes = TestCluster { client: client(&cluster), cluster, dir, program: QUORATE.into() };
     let leads = async || nodes.leader(0).await.node_id == 2;
     eventually("node 2 leads", leads).await;
     let mut writers = nodes.writers(4);

@@ -23,7 +23,7 @@ use quorate_testkit::disk::{Cut, ForgetfulDisk, Image, Names, Part, Read, mounte
 
 use quorate_testkit::processes::observe;
 use quorate_testkit::processes::set::{self, Attempt};
-use crate::support::{DEADLINE, TestCluster, client, eventually, outcome, spec};
+use crate::support::{DEADLINE, QUORATE, TestCluster, client, eventually, outcome, spec};
 
 /// Where the store of a [`store_process`] is.
 const DIRECTORY: &str = "QUORATE_TEST_STORE";
@@ -501,7 +501,7 @@ async fn each_read_of_a_node(cut: Cut, seed: u64) {
     let Some(disk) = mounted(ForgetfulDisk::mount(&path, Names::WithFile)) else { return };
     let cluster = Cluster::start(spec).unwrap();
     cluster.wait_ready(DEADLINE).unwrap();
-    let nodes = TestCluster { client: client(&cluster), cluster, dir };
+    let nodes = TestCluster { client: client(&cluster), cluster, dir, program: QUORATE.into() };
     let mut writers = nodes.writers(16);
     assert!(writers.reached(2_000, 4 * DEADLINE).await);
     disk.cut_after(seed * 7);

@@ -10,7 +10,7 @@ use quorate_cluster::Cluster;
 use crate::support::{DEADLINE, QUORATE, TestCluster, eventually, outcome, output, spec, start};
 
 /// Some keys, so that losing them would show.
-async fn with_keys() -> (TestCluster, Vec<crate::set::Attempt>) {
+async fn with_keys() -> (TestCluster, Vec<quorate_testkit::processes::set::Attempt>) {
     let nodes = start(&[]);
     let mut writers = nodes.writers(4);
     assert!(writers.reached(50, DEADLINE).await);

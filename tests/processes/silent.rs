@@ -5,17 +5,17 @@ use std::fs;
 use quorate_cluster::{Cluster, Stderr};
 use quorate_testkit::disk::{Fault, FaultyDisk, mounted};
 
-use crate::support::{DEADLINE, TestCluster, client, eventually, get, outcome, spec, start};
+use crate::support::{DEADLINE, QUORATE, TestCluster, client, eventually, get, outcome, spec, start};
 
 const KINDS: [Stderr; 3] = [Stderr::NoReader, Stderr::Unread, Stderr::FullDisk];
 
 /// Three nodes, ready.
-fn start(stderr: Stderr) -> TestCluster {
+fn with_stderr(stderr: Stderr) -> TestCluster {
     let (mut spec, dir) = spec();
     spec.stderr = stderr;
     let cluster = Cluster::start(spec).unwrap();
     cluster.wait_ready(DEADLINE).unwrap();
-    TestCluster { client: client(&cluster), cluster, dir }
+    TestCluster { client: client(&cluster), cluster, dir, program: QUORATE.into() }
 }
 
 /// A metric of a node.
@@ -30,7 +30,7 @@ fn metric(nodes: &TestCluster, node_id: u64, name: &str) -> f64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_goes_on_through_restarts_and_kills() {
     for kind in KINDS {
-        let nodes = start(kind);
+        let nodes = with_stderr(kind);
         let mut writers = nodes.writers(4);
         assert!(writers.reached(50, DEADLINE).await, "{kind:?}");
         let leader = nodes.leader(0).await.node_id;
@@ -77,7 +77,7 @@ async fn a_fatal_error_ends_the_process() {
         let Some(disk) = mounted(FaultyDisk::mount(&backing, &path)) else { return };
         let cluster = Cluster::start(spec).unwrap();
         cluster.wait_ready(DEADLINE).unwrap();
-        let nodes = TestCluster { client: client(&cluster), cluster, dir };
+        let nodes = TestCluster { client: client(&cluster), cluster, dir, program: QUORATE.into() };
         nodes.put("before", "x").await;
         disk.set(Fault::FailSyncs);
         let mut writers = nodes.writers(2);

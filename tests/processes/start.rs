@@ -271,7 +271,7 @@ async fn three_nodes_share_a_small_disk() {
     spec.data_dir = path.join("cluster");
     let cluster = Cluster::start(spec).unwrap();
     cluster.wait_ready(DEADLINE).unwrap();
-    let nodes = TestCluster { client: client(&cluster), cluster, dir };
+    let nodes = TestCluster { client: client(&cluster), cluster, dir, program: QUORATE.into() };
     let mut writers = nodes.writers(4);
     assert!(writers.reached(200, DEADLINE).await);
     let attempts = writers.finish().await;

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use crate::support::{DEADLINE, TestCluster, client, eventually, output, spec, start};
+use crate::support::{DEADLINE, QUORATE, TestCluster, client, eventually, output, spec, start};
 
 /// The protocol's version.
 const VERSION: u32 = quorate::transport::PROTOCOL_VERSION;
@@ -145,7 +145,7 @@ async fn one_call_does_not_stop_a_node_that_is_alone() {
     spec.nodes = 1;
     let cluster = Cluster::start(spec).unwrap();
     cluster.wait_ready(DEADLINE).unwrap();
-    let nodes = TestCluster { client: client(&cluster), cluster, dir };
+    let nodes = TestCluster { client: client(&cluster), cluster, dir, program: QUORATE.into() };
     nodes.put("k", "1").await;
     let node = nodes.node(1);
     let caller = |expected: &str, membership| Hello {

@@ -51,7 +51,7 @@ impl Shell {
         };
         match ServeConfig::load(args) {
             Ok(config) => {
-                let default = lines(&ServeConfig::resolve(Settings::default()).unwrap());
+                let default = lines(&ServeConfig::resolve(GivenSettings::default()).unwrap());
                 let told: Vec<_> =
                     lines(&config).into_iter().filter(|line| !default.contains(line)).collect();
                 if told.is_empty() { "all as by default".to_owned() } else { told.join("\n") }

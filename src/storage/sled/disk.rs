@@ -339,7 +339,7 @@ impl Disk {
 
     fn write_hard_state(&mut self) -> Result<(), DiskError> {
         self.hard_state.sequence += 1;
-        self.observe(DiskEvent::Ledger(&self.hard_state.encode()))?;
+        self.observe(DiskEvent::HardState(&self.hard_state.encode()))?;
         write_hard_state(&self.trees, &self.hard_state)?;
         self.hard_state_first = false;
         self.dirty = true;

@@ -54,7 +54,7 @@ pub enum DiskEvent<'a> {
     /// Remove from the `log` tree.
     Remove(&'a [u8]),
     /// Replace the hard state.
-    Ledger(&'a [u8]),
+    HardState(&'a [u8]),
     /// Flush what came before.
     Flush,
 }

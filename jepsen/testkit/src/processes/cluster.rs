@@ -29,6 +29,8 @@ pub struct TestCluster {
     pub cluster: Cluster,
     /// Holds all of theirs.
     pub dir: TempDir,
+    /// What [`quorate`](Self::quorate) runs.
+    pub program: PathBuf,
 }
 
 /// A spec for three nodes of `binary` in a directory of their own.
@@ -48,11 +50,12 @@ fn stderr() -> Stderr {
 impl TestCluster {
     /// Three nodes of `binary`, ready, each started with `args` too.
     pub fn start(binary: impl Into<PathBuf>, args: &[&str]) -> Self {
-        let (mut spec, dir) = spec(binary);
+        let program: PathBuf = binary.into();
+        let (mut spec, dir) = spec(&program);
         spec.extra_args = args.iter().map(Into::into).collect();
         let cluster = Cluster::start(spec).unwrap();
         cluster.wait_ready(DEADLINE).unwrap();
-        Self { client: client(&cluster), cluster, dir }
+        Self { client: client(&cluster), cluster, dir, program }
     }
 
     /// The node of this id.
@@ -105,7 +108,7 @@ impl TestCluster {
 
     /// Output of `quorate` with this cluster's endpoints.
     pub fn quorate(&self, args: &[&str]) -> Outcome {
-        let mut command = Command::new(&self.cluster.spec().binary);
+        let mut command = Command::new(&self.program);
         command.args(["--endpoints", &self.cluster.endpoints().join(",")]).args(args);
         outcome(command)
     }

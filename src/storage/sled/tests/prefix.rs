@@ -55,7 +55,7 @@ fn record(steps: &[RandomStep]) -> Run {
             seen.lock().unwrap().push(match event {
                 DiskEvent::Insert(key, record) => Event::Insert(key.to_vec(), record.to_vec()),
                 DiskEvent::Remove(key) => Event::Remove(key.to_vec()),
-                DiskEvent::Ledger(hard_state) => Event::Ledger(hard_state.to_vec()),
+                DiskEvent::HardState(hard_state) => Event::Ledger(hard_state.to_vec()),
                 DiskEvent::Flush => Event::Flush,
             });
             Ok(())

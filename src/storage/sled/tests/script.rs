@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use goldenscript::{Block, Context, Runner};
 
-use super::super::ledger::Ledger;
+use super::super::hard_state::HardState;
 use super::super::record::{Body, Record};
 use super::*;
 use crate::golden::{Told, scripts};
@@ -69,7 +69,7 @@ impl Seen {
         let mut lines = self.lines();
         if now != *mark {
             *mark = now;
-            lines.extend(now.map(|sequence| format!("ready file: ledger {sequence} is durable")));
+            lines.extend(now.map(|sequence| format!("ready file: hard state {sequence} is durable")));
         }
         lines.push(line);
     }
@@ -98,24 +98,24 @@ impl Seen {
                 Key { index, part: 0 } => format!("remove the record {index}"),
                 Key { index, part } => format!("remove part {} of entry {index}", part + 1),
             },
-            DiskEvent::Ledger(bytes) => in_words(&Ledger::decode(bytes).unwrap()),
+            DiskEvent::HardState(bytes) => in_words(&HardState::decode(bytes).unwrap()),
             DiskEvent::Flush => "flush".to_owned(),
         };
         self.note(line);
     }
 }
 
-fn in_words(ledger: &Ledger) -> String {
-    let vote = ledger.vote.map(|vote| format!("vote for {} in term {}", vote.node_id, vote.term));
+fn in_words(state: &HardState) -> String {
+    let vote = state.vote.map(|vote| format!("vote for {} in term {}", vote.node_id, vote.term));
     let position = |name: &str, at: Option<LogId>| at.map(|at| format!("{name} {at}"));
     let fields = [
         vote,
-        position("purged up to", ledger.purged),
-        position("committed", ledger.committed),
-        position("last", ledger.last),
+        position("purged up to", state.purged),
+        position("committed", state.committed),
+        position("last", state.last),
     ];
     let fields: Vec<_> = fields.into_iter().flatten().collect();
-    format!("ledger {}: {}", ledger.sequence, fields.join(", "))
+    format!("hard state {}: {}", state.sequence, fields.join(", "))
 }
 
 struct Log {

@@ -228,7 +228,7 @@ impl Cluster {
         tokio::time::timeout(DEADLINE, find).await.expect("a majority runs")
     }
 
-    async fn change(&self, change: Change) -> String {
+    async fn change(&self, change: RequestedChange) -> String {
         let Running { engine, log, .. } = self.leader().await;
         let begun = log.bounds().last.map_or(0, |last| last.index + 1);
         let outcome = engine.change_members(change, None).await;
@@ -316,17 +316,17 @@ impl Cluster {
             }
             Step::Running => return self.running(),
             Step::Add { node_id, at, promote } => {
-                Change::Add { new: new_at(*node_id, at.as_ref()), promote: *promote, timeout }
+                RequestedChange::Add { new: new_at(*node_id, at.as_ref()), promote: *promote, timeout }
             }
-            Step::Promote(node_id) => Change::Promote { node_id: *node_id, timeout },
-            Step::Demote { node_id, force } => Change::Demote { node_id: *node_id, force: *force },
-            Step::Remove { node_id, force } => Change::Remove { node_id: *node_id, force: *force },
+            Step::Promote(node_id) => RequestedChange::Promote { node_id: *node_id, timeout },
+            Step::Demote { node_id, force } => RequestedChange::Demote { node_id: *node_id, force: *force },
+            Step::Remove { node_id, force } => RequestedChange::Remove { node_id: *node_id, force: *force },
             Step::Replace { old, by, at } => {
-                Change::Replace { old: *old, new: new_at(*by, at.as_ref()), timeout }
+                RequestedChange::Replace { old: *old, new: new_at(*by, at.as_ref()), timeout }
             }
             Step::Update { node_id, peer } => {
                 let addresses = NewAddresses { peer: Some(peer.clone()), client: None };
-                Change::Update { node_id: *node_id, addresses }
+                RequestedChange::Update { node_id: *node_id, addresses }
             }
         };
         self.change(change).await

@@ -67,10 +67,10 @@ fn standing(refusal: &Refusal) -> String {
 }
 
 impl Callee {
-    fn known_of(&self, caller: NodeId) -> Known {
+    fn known_of(&self, caller: NodeId) -> KnownCluster {
         let at = |known: &Option<(u64, _)>| known.as_ref().map(|(at, _)| LogId::new(1, *at));
         let [in_effect, committed] = &self.known;
-        Known {
+        KnownCluster {
             members: in_effect.as_ref().map(|(_, members)| members.clone()).unwrap_or_default(),
             at: at(in_effect),
             committed_caller: committed.as_ref().and_then(|(_, members)| members.get(&caller).copied()),
@@ -82,7 +82,7 @@ impl Callee {
         let Err(refused) = check(OWN, &self.known_of(hello.from_node), hello, wish) else {
             return "admitted".to_owned();
         };
-        let Refused { told, why, claim } = *refused;
+        let CallerRefused { told, why, claim } = *refused;
         let mut answer = match told {
             Refusal::Stranger => "refused as a stranger".to_owned(),
             _ => format!("refused{}: {told}", standing(&told)),
