@@ -26,8 +26,8 @@
 //! - **Reading.** [`Engine::read`] at one of the [`ReadLevel`]s, after a [`Bookmark`] where one's own writes must be seen.
 //! - **Membership.** [`Engine::add_member`] and what is beside it; [`Engine::transfer_leader`].
 //! - **Backup.** [`Engine::read_backup`] reads a copied snapshot, [`Engine::restore`] begins a cluster with it.
-//! - **From any node.** [`Engine::write_anywhere`], and with [`Engine::anywhere`] sessions, membership and hand-overs: on a node that does not lead they are
-//!   passed on to the one that does.
+//! - **From any node.** [`Engine::write_anywhere`], and with [`Engine::anywhere`] sessions, membership and hand-overs. A node that does not
+//!   lead passes these calls on to the leader.
 //! - **Watching a node.** [`Engine::state`], [`Engine::wait_for`], [`Engine::changes`]: values, never a lock on them. [`Engine::leader_changes`] is a
 //!   stream of who leads, [`Engine::report`] tells more, and [`Engine::stopped`] ends with the node.
 //! - **Serving.** [`server`] serves a machine over the network with sessions, health, metrics and pages, as it is ([`server::MachineGuest`]) or by

@@ -5,8 +5,9 @@
 //! spreads other reads over the healthy nodes as a [`ReadPreference`] says. All callers share one stream per
 //! node; many calls travel in one message and are answered out of order.
 //!
-//! What is called, and with which bytes, is for the guest's own client to say, which wraps this one:
-//! [`MachineClient`] is that of any machine that is served as it is, [`kv::client`](crate::kv::client) that of the keys.
+//! This client knows no methods and no formats of a guest. The guest's own client wraps this one, and says which method is
+//! called and with which bytes: [`MachineClient`] is that of any machine that is served as it is,
+//! [`kv::client`](crate::kv::client) that of the keys.
 //!
 //! ```no_run
 //! use quorate::ReadLevel;
@@ -25,12 +26,13 @@
 //! # What it promises
 //!
 //! - An operation ends by its deadline, with an answer or a [`ClientError`].
-//! - Everything is repeated until it is answered or its time is over. What only the leader answers is sent to it once, and
-//!   again only when the stream to it is lost or another leads: a leader that is slow is waited for. Each call writes at most once, however often the
+//! - The client repeats a call until it is answered or its time is over. A slow leader would only be slower if it got each
+//!   call twice. So a call that only the leader answers is sent to it once, and the client waits. It sends the call again
+//!   only when the stream to the leader is lost, or another node leads. Each call writes at most once, however often the
 //!   write is sent, because it has a number in a [session](crate::session) that the client opens by itself. An
 //!   operation that ends without an answer says whether it [may have been applied](ClientError::maybe_applied).
-//! - To call again after an error is to make another write. [`Client::once`] is for those who must not: the same
-//!   [`Once`] may be asked again after any error that is not [final](ClientError::is_final).
+//! - A second call after an error is another write. A caller that must not write twice uses [`Client::once`]: it may ask the
+//!   same [`Once`] again after any error that is not [final](ClientError::is_final).
 //! - With [`ClientConfig::exactly_once`] off, a write is repeated only when it is certain that it was not applied.
 //! - A leader whose process is gone is noticed at once, one that hangs within a second or two, and one that
 //!   was deposed without knowing it as soon as another node tells of its successor.

@@ -2,9 +2,10 @@
 //!
 //! # Tasks, threads and queues of a node
 //!
-//! All tasks but the last three kinds are members of the node's [`Tasks`]. A panic in any of them, and for those that run
-//! until the node stops also their end, is fatal for the node: [`NodeState::fatal`] names the task, the core stops, and a
-//! process exits. "The node" as what ends a task means that it was shut down, or that its last handle outside is gone (`hold`).
+//! All tasks but the last three kinds are members of the node's [`Tasks`]. A panic in any of them is fatal for the node. For
+//! a task that runs until the node stops, its end is fatal too. Then [`NodeState::fatal`] names the task, the core stops,
+//! and a process exits. In the last column, "the node" means that the node was shut down, or that the last handle outside
+//! the node is gone (`hold`).
 //!
 //! | task | what it is for | woken by | ended by |
 //! |---|---|---|---|
@@ -72,8 +73,8 @@
 //!   knows another data directory) stops acknowledging at once, and says why in [`NodeState::fatal`]. It
 //!   is up to the process to exit.
 //!
-//! - [`Engine::anywhere`] has whoever leads carry a call out, whichever node is asked. All other calls are for this node alone: they
-//!   neither retry nor pass anything on.
+//! - A call of [`Engine::anywhere`] may be made on any node, and the leader carries it out. All other calls are for this
+//!   node alone: the node neither retries them nor passes them on.
 
 mod anywhere;
 mod cluster;

@@ -20,7 +20,8 @@
 //!   far it is.
 //! - Connections, watches, requests in flight, bytes of requests that do not end and of answers that nobody reads are
 //!   [bounded](crate::door::limits). Probes and operators get through all the same.
-//! - [`Server::run_until_signal`] is all of a process that is a node: it ends with what ended it.
+//! - [`Server::run_until_signal`] is the whole life of a process that is a node. It returns the reason for which the node
+//!   ended.
 //! - On shutdown nothing new is accepted, requests in flight are answered, and [`Server::serve`] returns
 //!   within [`DRAIN`], whatever clients do.
 

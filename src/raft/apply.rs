@@ -1,7 +1,7 @@
 //! Committed entries into the state machine.
 //!
-//! A reader that saw half a batch would see a state that no position explains. A caller that was told of a write before it can be
-//! read would not find it. So one task applies, in batches, and in this order:
+//! A reader that saw half a batch would see a state that no position explains. If a caller were told of a write too early,
+//! its next read would not find the write. So one task applies, in batches, and in this order:
 //!
 //! ```text
 //! entry -> envelope -> clocks -> sessions -> quota -> machine -> answer kept        per entry

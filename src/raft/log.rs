@@ -1,7 +1,8 @@
 //! openraft's log storage on a [`LogStore`].
 //!
 //! openraft trusts its log: an entry whose append was completed counts for a quorum, and a stream of entries that ends early counts as
-//! all there is. So this adapter adds nothing of its own between the two, except for what it notes on the way:
+//! all there is. So this adapter stands between openraft and the store, and changes nothing. It only notes some things on
+//! the way:
 //!
 //! ```text
 //! append ---> clocks, ages of entries ---> store ---> fsync ---> held ---> completion ---> flushed-writes: callers at level leader
@@ -17,9 +18,9 @@
 //!
 //! # What it does not do
 //!
-//! Keep what is committed durable: [`save_committed`](RaftLogStorage::save_committed) rides along with the next flush. Tell callers on
-//! `log-writer`'s thread, which has the next batch to write. Know Raft's rules: those are openraft's, and the store's are in
-//! [`crate::storage`].
+//! It does not make the committed position durable at once: [`save_committed`](RaftLogStorage::save_committed) rides along
+//! with the next flush. It does not tell callers on `log-writer`'s thread, because that thread has the next batch to write.
+//! It does not know Raft's rules: those are openraft's, and the store's are in [`crate::storage`].
 
 use std::fmt::Debug;
 use std::io;

@@ -1,7 +1,7 @@
 //! What a node must not forget: its log and vote, its snapshots, and who it is.
 //!
-//! It knows nothing of Raft's rules: it keeps entries in order, says when they are durable, and stops for good at
-//! the first sign that it cannot.
+//! A store knows nothing of Raft's rules. It keeps entries in order and says when they are durable. At the first sign that
+//! it cannot do so, it stops for good.
 //!
 //! # Promises of every [`LogStore`]
 //!

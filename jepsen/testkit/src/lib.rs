@@ -3,7 +3,7 @@
 //! - [`simulation`]: whole clusters in one process, on virtual time, from one seed, for any machine. Faults are drawn from the
 //!   seed, and so is the order of everything that happens: a seed that fails fails again.
 //! - [`kv`] and [`bank`]: workloads with what must be true of them, for the machine that `quorate serve` serves and for one
-//!   that is not it. Who brings a machine of their own writes another one: a [`simulation::Subject`].
+//!   that is not it. A program with another machine writes a workload of its own: a [`simulation::Subject`].
 //! - [`processes`]: clusters of real processes, callers and checkers.
 //! - [`disk`]: directories whose disk fails, forgets or is small.
 //!

@@ -1,9 +1,11 @@
 //! Messages between the members of a cluster.
 //!
-//! Three connections per peer, so that none delays another: appends, heartbeats and snapshots; and one from every
-//! other member to the leader, for what members ask of it. Each begins with a handshake in which both sides name the cluster, the node and the incarnation they are
-//! and expect; after that the caller sends requests and the callee answers them, matched by id. A request for a vote goes over a connection that is
-//! dialled for it. So with the default timing, round trips between members should stay below 40 ms.
+//! On one connection, a snapshot would delay heartbeats. So a node has three connections per peer: for appends, for
+//! heartbeats and for snapshots. Every other member has one more connection to the leader, for what members ask of it. Each
+//! connection begins with a handshake. In it each side names the cluster, its own node and incarnation, and the node and
+//! incarnation that it expects. After that the caller sends requests, and the callee answers them; an id matches an answer
+//! with its request. A request for a vote goes over a connection that is dialled for it. So with the default timing, round
+//! trips between members should stay below 40 ms.
 //!
 //! - [`client`]: the calling side, what openraft sends through;
 //! - [`handshake`]: what this node says of itself at the start of a connection;

@@ -19,8 +19,8 @@
 //!
 //! # Invariants
 //! - What a completion has confirmed is on the disk, in a form that its recovery accepts.
-//! - The in-memory state is what the disk will hold once the queue is written; readers never see an entry
-//!   that a later truncation has removed, nor a mixture of before and after it.
+//! - The in-memory state is what the disk will hold once the writer has written the queue. After a truncation no reader sees
+//!   an entry that the truncation has removed. No reader sees a mixture of the log before and after a truncation.
 //! - After any failure (IO error, panic, a flush that hangs, a write out of order) the store is *failed* for
 //!   good: nothing more is confirmed, nothing new accepted, nothing retried. Entries accepted before stay
 //!   readable, although they may not be durable; the node has to stop.
