@@ -5,7 +5,8 @@
 //! effect, and where in [`ServeConfig`] it goes. The default is what stands there in [`ServeConfig::default`]; a text
 //! that ends in a default of its own, in brackets, says it instead. The first paragraph is the short help.
 //!
-//! A new setting is a row, and the place in the configuration that it sets.
+//! A new setting is a row, and the place in the configuration that it sets. A number of the engine has its range in
+//! `engine/config/ranges.rs` besides, and one that a running node changes a line in `node/settings.rs`.
 
 use std::path::PathBuf;
 

@@ -7,6 +7,9 @@
 //! - [`service`]: the guest at a node's client port;
 //! - [`settings`]: how much of its history a node keeps.
 //!
+//! Another guest beside it brings: its protocol in `proto/` (listed in `proto/tests/generated.rs`); a folder like this one, with `serve` as in
+//! [`service`]; its exports in `lib.rs`; the line of `cli/serve.rs` that says what is served; its rows in `tests/architecture/rooms.rs`.
+//!
 //! No room of the core names anything in here. What the log stores is no part of the vocabulary: a request may get another
 //! field, a stored command may not.
 

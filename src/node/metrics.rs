@@ -1,7 +1,7 @@
 //! What the node tells Prometheus: its [report](crate::report), and what is counted, each metric by a row of a table.
 //!
 //! Requests are [counted](crate::door::metrics) at the doors; all else is read from the node at every scrape, without waiting.
-//! Other rooms add theirs with [`Server::with_collector`](super::Server::with_collector).
+//! Other rooms of this crate add theirs with [`Server::with_collector`](super::Server::with_collector).
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
