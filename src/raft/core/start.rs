@@ -9,6 +9,7 @@ use openraft::{Config, Raft, SnapshotPolicy};
 use super::Core;
 use super::candidacy::Candidacy;
 use crate::machine::StateMachine;
+use crate::raft::activity::Activity;
 use crate::raft::apply::Applier;
 use crate::raft::consensus_tasks;
 use crate::raft::lease::LeaderLease;
@@ -80,13 +81,7 @@ impl<M: StateMachine> Core<M> {
         let addresses = parts.clients.addresses();
         let (durable_positions, fitness) = (parts.clients.durable_positions(), parts.clients.fitness());
         let own = (config.node_id, parts.callee.incarnation);
-        if let Some(vote) = parts.log.vote() {
-            // The next one is not to be out of bounds.
-            if vote.term >= plausible::LARGEST_TERM {
-                return Err(format!("this node has voted in term {}, after which there is none", vote.term));
-            }
-            activity.had_voted(vote);
-        }
+        note_vote(&*parts.log, &activity)?;
         let tasks = &parts.tasks;
         let (log, telling) = RaftLog::new(
             parts.log.clone(),
@@ -146,6 +141,16 @@ impl<M: StateMachine> Core<M> {
             lease,
         })
     }
+}
+
+/// Takes note of the vote that `log` holds. The next one is not to be out of bounds.
+fn note_vote(log: &dyn LogStore, activity: &Activity) -> Result<(), String> {
+    let Some(vote) = log.vote() else { return Ok(()) };
+    if vote.term >= plausible::LARGEST_TERM {
+        return Err(format!("this node has voted in term {}, after which there is none", vote.term));
+    }
+    activity.had_voted(vote);
+    Ok(())
 }
 
 /// Has peers be dialled where the membership says.
