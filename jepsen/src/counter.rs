@@ -18,9 +18,9 @@ use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
+use crate::verdict::Verdict;
 use quorate_testkit::processes::observe;
 use quorate_testkit::processes::set::Reading;
-use crate::verdict::Verdict;
 
 /// The key that all callers write.
 const KEY: &str = "counter";

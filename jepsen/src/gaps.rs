@@ -15,8 +15,8 @@ use quorate_cluster::{Cluster, ClusterSpec};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use quorate_testkit::processes::observe;
 use crate::verdict::Verdict;
+use quorate_testkit::processes::observe;
 
 /// For each thing that is waited for.
 const DEADLINE: Duration = Duration::from_secs(60);

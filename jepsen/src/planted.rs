@@ -114,7 +114,8 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<Results> {
     let mut found = Vec::new();
     for bug in chosen {
         copy.update(&tree)?;
-        let outcome = bug.plant_in(&copy.tree).and_then(|()| copy.fails(&bug.test, config.seeds, &bug.finds.join("|")));
+        let outcome =
+            bug.plant_in(&copy.tree).and_then(|()| copy.fails(&bug.test, config.seeds, &bug.finds.join("|")));
         let (is_found, by) = match outcome {
             Ok(Some(failure)) => (true, failure),
             Ok(None) => (false, format!("{} seeds", config.seeds)),
@@ -217,7 +218,9 @@ mod tests {
             assert!(planted != source && !bug.what.is_empty() && !bug.finds.is_empty(), "{}", bug.name);
             let test = bug.test.rsplit("::").next().unwrap();
             let tests = fs::read_dir(tree.join("tests/simulation")).unwrap();
-            let is_named = tests.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).any(|source| source.contains(&format!("fn {test}(")));
+            let is_named = tests
+                .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
+                .any(|source| source.contains(&format!("fn {test}(")));
             assert!(is_named, "{}: there is no test {test}", bug.name);
         }
     }

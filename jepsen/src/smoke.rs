@@ -12,10 +12,10 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 
-use quorate_testkit::processes::observe;
-use quorate_testkit::processes::set::{self, Attempt, Findings};
 use crate::verdict::Verdict;
 use quorate_testkit::processes::Writers;
+use quorate_testkit::processes::observe;
+use quorate_testkit::processes::set::{self, Attempt, Findings};
 
 /// For each thing that is waited for.
 const DEADLINE: Duration = Duration::from_secs(30);

@@ -225,29 +225,7 @@ impl<'a> Operation<'a> {
         let reason = failure.reason().unwrap_or_default();
         self.unreached = None;
         match reason {
-            Reason::NotLeader => {
-                let hinted = match answer.leader.clone().filter(|_| self.chosen.is_none()) {
-                    Some(hint) => {
-                        let hint = decode_leader(hint);
-                        let seeking = self.router.hinted(endpoint, &hint);
-                        timeout_at(self.deadline, seeking).await.unwrap_or(Hint::Useless)
-                    }
-                    None => Hint::Useless,
-                };
-                if hinted == Hint::Followed {
-                    return true;
-                }
-                self.router.lost_leader(endpoint);
-                self.router.hunt();
-                match hinted {
-                    // To ask the same node again at once would bring the same answer.
-                    Hint::Unreached(which) => {
-                        self.unreached = Some(which);
-                        false
-                    }
-                    Hint::Useless | Hint::Followed => true,
-                }
-            }
+            Reason::NotLeader => self.follow_hint(endpoint, answer).await,
             Reason::Stopped => {
                 self.router.lost_leader(endpoint);
                 self.router.hunt();
@@ -280,6 +258,31 @@ impl<'a> Operation<'a> {
             | Reason::NotFound
             | Reason::ConditionFailed
             | Reason::Unreachable => false,
+        }
+    }
+
+    /// Goes to the leader that a node has named, if one is met there. Whether the next attempt may be made at once.
+    async fn follow_hint(&mut self, endpoint: &Endpoint, answer: &v1::Failure) -> bool {
+        let hinted = match answer.leader.clone().filter(|_| self.chosen.is_none()) {
+            Some(hint) => {
+                let hint = decode_leader(hint);
+                let seeking = self.router.hinted(endpoint, &hint);
+                timeout_at(self.deadline, seeking).await.unwrap_or(Hint::Useless)
+            }
+            None => Hint::Useless,
+        };
+        if hinted == Hint::Followed {
+            return true;
+        }
+        self.router.lost_leader(endpoint);
+        self.router.hunt();
+        match hinted {
+            // To ask the same node again at once would bring the same answer.
+            Hint::Unreached(which) => {
+                self.unreached = Some(which);
+                false
+            }
+            Hint::Useless | Hint::Followed => true,
         }
     }
 

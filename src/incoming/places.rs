@@ -179,7 +179,8 @@ impl Places {
         let reserved = || table.callers.values().filter(|caller| caller.is_reserved());
         longest_idle(reserved()).or_else(|| {
             let patience = u64::try_from(RESERVED_PATIENCE.as_millis()).unwrap_or(u64::MAX);
-            let oldest = reserved().min_by_key(|caller| (caller.since_ms.load(Ordering::Relaxed), caller.id))?;
+            let oldest =
+                reserved().min_by_key(|caller| (caller.since_ms.load(Ordering::Relaxed), caller.id))?;
             let age = self.now_ms().saturating_sub(oldest.since_ms.load(Ordering::Relaxed));
             (age >= patience).then(|| oldest.clone())
         })

@@ -247,7 +247,8 @@ async fn advertised_addresses_that_lead_nowhere_hold_up_nobody() {
     let nowhere = hole.local_addr().unwrap().to_string();
     let (spec, dir) = spec();
     let cluster = quorate_cluster::Cluster::prepare(spec).unwrap();
-    let nodes = TestCluster { client: crate::support::client(&cluster), cluster, dir, program: QUORATE.into() };
+    let nodes =
+        TestCluster { client: crate::support::client(&cluster), cluster, dir, program: QUORATE.into() };
     let start = |id| Unlisted::start(nodes.cluster.spec(), id, "--client-advertise", &nowhere, &[]);
     let _running: Vec<_> = nodes.cluster.spec().node_ids().map(start).collect();
     eventually("somebody leads", async || {
@@ -288,7 +289,8 @@ async fn every_string_of_bytes_goes_in_and_out() {
     one.nodes = 1;
     let cluster = quorate_cluster::Cluster::start(one).unwrap();
     cluster.wait_ready(DEADLINE).unwrap();
-    let nodes = TestCluster { client: crate::support::client(&cluster), cluster, dir, program: QUORATE.into() };
+    let nodes =
+        TestCluster { client: crate::support::client(&cluster), cluster, dir, program: QUORATE.into() };
     let run = |args: &[&str]| {
         let outcome = nodes.quorate(args);
         assert!(outcome.status.success(), "{args:?}: {outcome:#?}");

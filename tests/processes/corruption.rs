@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use quorate_testkit::processes::set::{Attempt, Outcome};
 use crate::support::{DEADLINE, data_files, outcome, start};
+use quorate_testkit::processes::set::{Attempt, Outcome};
 
 /// Flips all bits of the middle byte of every place in `file` where `pattern` stands.
 fn flip_each(file: &Path, pattern: &[u8]) -> usize {

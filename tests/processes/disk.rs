@@ -77,7 +77,11 @@ impl<D: Disk> OnDisks<D> {
         }
         let cluster = Cluster::start(spec).unwrap();
         cluster.wait_ready(DEADLINE).unwrap();
-        Some(Self { nodes: TestCluster { client: client(&cluster), cluster, dir, program: QUORATE.into() }, disks, _dirs: backing })
+        Some(Self {
+            nodes: TestCluster { client: client(&cluster), cluster, dir, program: QUORATE.into() },
+            disks,
+            _dirs: backing,
+        })
     }
 
     /// Moves the lead to `node_id`, as far as pausing others can.

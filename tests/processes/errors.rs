@@ -8,7 +8,7 @@ use quorate::Reason;
 use quorate_cluster::Cluster;
 use serde_json::{Value, json};
 
-use crate::support::{DEADLINE, QUORATE, Outcome, TestCluster, client, eventually, outcome, spec, start};
+use crate::support::{DEADLINE, Outcome, QUORATE, TestCluster, client, eventually, outcome, spec, start};
 
 /// Nobody listens there: the port is reserved, and ports below 1024 are given to nobody.
 const NOWHERE: &str = "127.0.0.1:1";

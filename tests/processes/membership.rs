@@ -9,8 +9,8 @@ use quorate::Reason;
 use quorate::kv::client::{Client, ClientConfig, MemberChange, MemberList};
 use quorate_cluster::Cluster;
 
-use quorate_testkit::processes::set::{Attempt, Outcome};
 use crate::support::{DEADLINE, QUORATE, TestCluster, client, eventually, output, spec};
+use quorate_testkit::processes::set::{Attempt, Outcome};
 
 /// A cluster of nodes 1 to 3, and `joining` more that were prepared and not started.
 fn start(joining: u64, args: &[&str]) -> TestCluster {
@@ -272,7 +272,12 @@ async fn a_wiped_single_founder_does_not_found_a_second_cluster() {
     spec.joining = 2;
     let founder = vec![spec.client_address(1)];
     let cluster = Cluster::prepare(spec).unwrap();
-    let nodes = TestCluster { client: Client::new(founder, ClientConfig::default()).unwrap(), cluster, dir, program: QUORATE.into() };
+    let nodes = TestCluster {
+        client: Client::new(founder, ClientConfig::default()).unwrap(),
+        cluster,
+        dir,
+        program: QUORATE.into(),
+    };
     nodes.node(1).start().unwrap();
     nodes.node(1).wait_ready(DEADLINE).unwrap();
     for id in [2, 3] {

@@ -87,7 +87,10 @@ impl Limited {
         spec.binary = limited(dir.path(), group.as_ref());
         let cluster = Cluster::start(spec).unwrap();
         cluster.wait_ready(DEADLINE).unwrap();
-        Self { nodes: TestCluster { client: client(&cluster), cluster, dir, program: QUORATE.into() }, _group: group }
+        Self {
+            nodes: TestCluster { client: client(&cluster), cluster, dir, program: QUORATE.into() },
+            _group: group,
+        }
     }
 
     fn client(&self) -> &Client {

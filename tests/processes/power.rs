@@ -21,9 +21,9 @@ use quorate::store::{Entry, Payload};
 use quorate_cluster::{Cluster, ClusterError};
 use quorate_testkit::disk::{Cut, ForgetfulDisk, Image, Names, Part, Read, mounted};
 
+use crate::support::{DEADLINE, QUORATE, TestCluster, client, eventually, outcome, spec};
 use quorate_testkit::processes::observe;
 use quorate_testkit::processes::set::{self, Attempt};
-use crate::support::{DEADLINE, QUORATE, TestCluster, client, eventually, outcome, spec};
 
 /// Where the store of a [`store_process`] is.
 const DIRECTORY: &str = "QUORATE_TEST_STORE";

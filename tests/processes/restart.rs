@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use quorate_testkit::processes::set::Outcome;
 use crate::support::{DEADLINE, output, said, start};
+use quorate_testkit::processes::set::Outcome;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_continues_from_its_directory_and_forms_only_once() {

@@ -10,7 +10,9 @@ use quorate::testkit::proto::v1::kv_client::KvClient;
 use quorate_cluster::{Cluster, Node};
 use quorate_testkit::disk::{SmallDisk, mounted};
 
-use crate::support::{DEADLINE, QUORATE, Outcome, TestCluster, client, eventually, get, outcome, spec, start};
+use crate::support::{
+    DEADLINE, Outcome, QUORATE, TestCluster, client, eventually, get, outcome, spec, start,
+};
 
 const MIB: u64 = 1024 * 1024;
 

@@ -3,10 +3,10 @@
 use quorate_cluster::ClusterSpec;
 use tempfile::TempDir;
 
+use quorate_testkit::processes;
 pub(crate) use quorate_testkit::processes::{
     DEADLINE, Outcome, TestCluster, Unlisted, client, data_files, eventually, get, outcome, output, said,
 };
-use quorate_testkit::processes;
 
 /// The binary under test.
 pub(crate) const QUORATE: &str = env!("CARGO_BIN_EXE_quorate");

@@ -24,18 +24,23 @@ fn through_any(sessions: bool) -> Registers {
 
 #[test]
 fn whatever_is_written_through_whichever_node_holds() {
-    expect_to_hold(seeds(8, 100), &handed_over(), &through_any(true), &[
-        ("acknowledged writes", 50.0),
-        ("writes acknowledged by followers", 30.0),
-        ("writes that certainly were not applied", 0.5),
-        ("writes with an unknown outcome", 0.5),
-        ("exactly-once writes", 20.0),
-        ("exactly-once writes that had to be repeated", 0.25),
-        ("hand-overs", 0.5),
-        ("crashes", 1.0),
-        ("duplicated messages", 1.0),
-        ("leader changes", 1.0),
-    ]);
+    expect_to_hold(
+        seeds(8, 100),
+        &handed_over(),
+        &through_any(true),
+        &[
+            ("acknowledged writes", 50.0),
+            ("writes acknowledged by followers", 30.0),
+            ("writes that certainly were not applied", 0.5),
+            ("writes with an unknown outcome", 0.5),
+            ("exactly-once writes", 20.0),
+            ("exactly-once writes that had to be repeated", 0.25),
+            ("hand-overs", 0.5),
+            ("crashes", 1.0),
+            ("duplicated messages", 1.0),
+            ("leader changes", 1.0),
+        ],
+    );
 }
 
 /// What [`Scenario::done_twice`] does is what a leader would do that does not know a call again.

@@ -79,10 +79,11 @@ async fn goes_on_without(nodes: &Calm<Sum>, odd: NodeId, seed: u64) -> u64 {
     // While only two have spoken of a position, both are in doubt.
     let outvoted = |divergence: Divergence| divergence.majority.is_some_and(|hash| hash != divergence.own);
     nodes.until("it is found", |nodes| nodes.engine(odd).state().diverged.is_some_and(outvoted)).await;
-    nodes.until("another one leads", |nodes| {
-        nodes.leading().is_some_and(|leader| leader.state().node_id != odd)
-    })
-    .await;
+    nodes
+        .until("another one leads", |nodes| {
+            nodes.leading().is_some_and(|leader| leader.state().node_id != odd)
+        })
+        .await;
     add(nodes, 10).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     let mut answers = Vec::new();
@@ -106,8 +107,7 @@ async fn goes_on_without(nodes: &Calm<Sum>, odd: NodeId, seed: u64) -> u64 {
 fn where_no_two_are_the_same_all_say_so() {
     run(1, [0, 1, 2], async |nodes| {
         add(&nodes, 1).await;
-        nodes.until("it is found", |nodes| nodes.engines().all(|node| node.state().diverged.is_some()))
-            .await;
+        nodes.until("it is found", |nodes| nodes.engines().all(|node| node.state().diverged.is_some())).await;
         for node in nodes.engines() {
             let state = node.state();
             assert_eq!(state.diverged.unwrap().majority, None);

@@ -17,59 +17,76 @@ use quorate_testkit::simulation::{Scenario, expect_to_hold, run, run_until, seed
 
 #[test]
 fn no_seed_loses_a_write() {
-    expect_to_hold(seeds(20, 200), &Scenario::default(), &Registers::default(), &[
-        ("acknowledged writes", 50.0),
-        ("reads", 10.0),
-        ("linearizable reads on followers", 5.0),
-        ("lease reads", 1.0),
-        ("bounded reads", 1.0),
-        ("exactly-once writes", 20.0),
-        ("exactly-once writes that had to be repeated", 0.25),
-        ("crashes", 1.0),
-        ("orderly stops", 0.25),
-        ("lost messages", 10.0),
-        ("duplicated messages", 1.0),
-        ("cut links", 1.0),
-        ("leader changes", 1.0),
-        ("snapshots built", 1.0),
-        ("snapshots installed", 0.05),
-        ("writes forgotten by a disk", 0.5),
-    ]);
+    expect_to_hold(
+        seeds(20, 200),
+        &Scenario::default(),
+        &Registers::default(),
+        &[
+            ("acknowledged writes", 50.0),
+            ("reads", 10.0),
+            ("linearizable reads on followers", 5.0),
+            ("lease reads", 1.0),
+            ("bounded reads", 1.0),
+            ("exactly-once writes", 20.0),
+            ("exactly-once writes that had to be repeated", 0.25),
+            ("crashes", 1.0),
+            ("orderly stops", 0.25),
+            ("lost messages", 10.0),
+            ("duplicated messages", 1.0),
+            ("cut links", 1.0),
+            ("leader changes", 1.0),
+            ("snapshots built", 1.0),
+            ("snapshots installed", 0.05),
+            ("writes forgotten by a disk", 0.5),
+        ],
+    );
 }
 
 #[test]
 fn one_node_and_five_nodes_hold_as_well() {
     for nodes in [1, 5] {
         let scenario = Scenario { nodes, ..Scenario::default() };
-        expect_to_hold(seeds(8, 30), &scenario, &Registers::default(), &[
-            ("acknowledged writes", 33.0),
-            ("crashes", 1.0),
-        ]);
+        expect_to_hold(
+            seeds(8, 30),
+            &scenario,
+            &Registers::default(),
+            &[("acknowledged writes", 33.0), ("crashes", 1.0)],
+        );
     }
 }
 
 #[test]
 fn members_come_and_go_and_nothing_is_lost() {
     let scenario = Scenario { spare: 2, ..Scenario::default() };
-    expect_to_hold(seeds(5, 60), &scenario, &Registers::default(), &[
-        ("acknowledged writes", 50.0),
-        ("changes of the membership", 1.0),
-        ("wiped nodes taken back", 0.25),
-        ("crashes", 1.0),
-        ("leader changes", 1.0),
-    ]);
+    expect_to_hold(
+        seeds(5, 60),
+        &scenario,
+        &Registers::default(),
+        &[
+            ("acknowledged writes", 50.0),
+            ("changes of the membership", 1.0),
+            ("wiped nodes taken back", 0.25),
+            ("crashes", 1.0),
+            ("leader changes", 1.0),
+        ],
+    );
 }
 
 #[test]
 fn nothing_ends_early_whatever_wall_clocks_do() {
     let scenario = Scenario { clocks: true, ..Scenario::default() };
     let subject = Registers { lifetimes: true, ..Registers::default() };
-    expect_to_hold(seeds(8, 40), &scenario, &subject, &[
-        ("jumps of a wall clock", 5.0),
-        ("keys that ended", 10.0),
-        ("sessions used shortly before their end", 0.5),
-        ("leader changes", 1.0),
-    ]);
+    expect_to_hold(
+        seeds(8, 40),
+        &scenario,
+        &subject,
+        &[
+            ("jumps of a wall clock", 5.0),
+            ("keys that ended", 10.0),
+            ("sessions used shortly before their end", 0.5),
+            ("leader changes", 1.0),
+        ],
+    );
 }
 
 #[test]

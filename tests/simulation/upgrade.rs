@@ -1,130 +1,22 @@
 //! A cluster whose machine is upgraded node by node, while it is written to.
 
+mod machines;
+
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
 use quorate::testkit::runtime::TaskGroup;
-use quorate::{ApplyContext, Composed, Either, StateMachine};
+use quorate::{Composed, Either, StateMachine};
 use quorate::{Engine, MachineVersion, NodeId, NodeState, ReadLevel, Role};
 use quorate::{FatalError, OpenError, WriteError, WriteOptions};
 use quorate_testkit::simulation::{Hosts, address, in_world};
-use serde::{Deserialize, Serialize};
+
+use machines::{Later, New, NewCommand, Old, OldCommand};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 const NODES: [NodeId; 3] = [1, 2, 3];
-
-/// The machine before the upgrade.
-#[derive(Debug, Clone, Default)]
-struct Old(u64);
-
-#[derive(Debug, Serialize, Deserialize)]
-enum OldCommand {
-    Add(u64),
-}
-
-impl StateMachine for Old {
-    type Command = OldCommand;
-    type Reply = u64;
-    type Query = ();
-    type Answer = u64;
-    type View = u64;
-
-    fn apply(&mut self, _: &ApplyContext, OldCommand::Add(number): OldCommand) -> u64 {
-        self.0 = self.0.wrapping_add(number);
-        self.0
-    }
-
-    fn view(&self) -> u64 {
-        self.0
-    }
-
-    fn query(view: &u64, (): ()) -> u64 {
-        *view
-    }
-
-    fn write_snapshot(view: &u64, out: &mut dyn Write) -> io::Result<()> {
-        out.write_all(&view.to_le_bytes())
-    }
-
-    fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
-        let mut bytes = [0; 8];
-        input.read_exact(&mut bytes)?;
-        Ok(Self(u64::from_le_bytes(bytes)))
-    }
-}
-
-/// After it: it also multiplies, and counts how often, in its snapshots too. It reads all since version `OLDEST`.
-#[derive(Debug, Clone, Default)]
-struct Multiplier<const OLDEST: u32> {
-    sum: u64,
-    multiplied: u64,
-}
-
-type New = Multiplier<0>;
-
-/// A later build, which has left what was before the upgrade behind.
-type Later = Multiplier<2>;
-
-#[derive(Debug, Serialize, Deserialize)]
-enum NewCommand {
-    Add(u64),
-    Multiply(u64),
-}
-
-impl<const OLDEST: u32> StateMachine for Multiplier<OLDEST> {
-    type Command = NewCommand;
-    type Reply = u64;
-    type Query = ();
-    type Answer = u64;
-    type View = Self;
-
-    const VERSION: u32 = 2;
-    const OLDEST_VERSION: u32 = OLDEST;
-    const HASH_VERSION: u32 = 1;
-
-    fn command_version(command: &NewCommand) -> u32 {
-        match command {
-            NewCommand::Add(_) => 0,
-            NewCommand::Multiply(_) => Self::VERSION,
-        }
-    }
-
-    fn apply(&mut self, _: &ApplyContext, command: NewCommand) -> u64 {
-        match command {
-            NewCommand::Add(number) => self.sum = self.sum.wrapping_add(number),
-            NewCommand::Multiply(number) => {
-                self.sum = self.sum.wrapping_mul(number);
-                self.multiplied += 1;
-            }
-        }
-        self.sum
-    }
-
-    fn view(&self) -> Self {
-        self.clone()
-    }
-
-    fn query(view: &Self, (): ()) -> u64 {
-        view.sum
-    }
-
-    fn write_snapshot(view: &Self, out: &mut dyn Write) -> io::Result<()> {
-        out.write_all(&view.sum.to_le_bytes())?;
-        out.write_all(&view.multiplied.to_le_bytes())
-    }
-
-    fn read_snapshot(version: u32, input: &mut dyn Read) -> io::Result<Self> {
-        let mut number = || {
-            let mut bytes = [0; 8];
-            input.read_exact(&mut bytes).map(|()| u64::from_le_bytes(bytes))
-        };
-        let sum = number()?;
-        Ok(Self { sum, multiplied: if version == 0 { 0 } else { number()? } })
-    }
-}
 
 /// The machine before the upgrade, with another one added to it.
 type Both = Composed<Old, New, 1>;

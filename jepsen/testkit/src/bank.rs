@@ -164,7 +164,10 @@ impl Workload<Bank> for Staff {
     async fn scan(&self, node_id: NodeId, engine: &Engine<Bank>) {
         let bank = engine.read((), ReadLevel::Local).await.unwrap().answer;
         let ledger = self.ledger.lock().unwrap();
-        assert_eq!(bank.done, ledger.done, "node {node_id} has applied other transfers than were acknowledged");
+        assert_eq!(
+            bank.done, ledger.done,
+            "node {node_id} has applied other transfers than were acknowledged"
+        );
         assert_eq!(bank.balances.iter().sum::<u64>(), OPENING_BALANCE * ACCOUNTS as u64, "node {node_id}");
         assert!(ledger.violations.is_empty(), "{}", ledger.violations.join("\n"));
     }
@@ -248,7 +251,9 @@ impl Member {
             for (teller, done) in before {
                 let found = bank.done.get(&teller).copied().unwrap_or(0);
                 if found < done {
-                    ledger.violations.push(format!("an audit finds {found} transfers of teller {teller}, who has made {done}"));
+                    ledger.violations.push(format!(
+                        "an audit finds {found} transfers of teller {teller}, who has made {done}"
+                    ));
                 }
             }
         }

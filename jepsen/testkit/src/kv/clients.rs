@@ -157,7 +157,8 @@ impl Workload<KvMachine> for Calling {
             KvAnswer::Item(item) => item,
             other => panic!("{other:?}"),
         };
-        let (applied, asked) = (item(COUNTER).await.map_or(0, |item| item.version), history.counted.len() as u64);
+        let (applied, asked) =
+            (item(COUNTER).await.map_or(0, |item| item.version), history.counted.len() as u64);
         assert_eq!(applied, asked, "node {node_id} has applied {applied} increments of {asked}");
         for (key, value) in &history.acknowledged {
             let Some(item) = item(key).await else {
@@ -201,7 +202,8 @@ impl Calling {
     async fn all_once(&self) -> BTreeMap<String, u64> {
         loop {
             let range = Range::prefix(Bytes::from_static(ONCE.as_bytes()));
-            let Ok(mut items) = self.client.range_stream(&scope(), range, ReadLevel::Linearizable).await else {
+            let Ok(mut items) = self.client.range_stream(&scope(), range, ReadLevel::Linearizable).await
+            else {
                 continue;
             };
             let mut all = BTreeMap::new();
@@ -387,7 +389,9 @@ impl Caller {
             history.reads += 1;
             let at_most = history.tried[&key];
             if history.refused_values.contains(&(key.clone(), found)) {
-                history.violations.push(format!("{level:?} read {key}={found}, which certainly was not applied"));
+                history
+                    .violations
+                    .push(format!("{level:?} read {key}={found}, which certainly was not applied"));
             }
             if found < at_least || found > at_most {
                 history.violations.push(format!(
@@ -463,8 +467,8 @@ impl Caller {
 
     /// A watch that has told of anything ends only where no node's history reaches back to.
     fn judge_end(&self, has_told: bool, error: &ClientError) {
-        let unheard =
-            matches!(error, ClientError::Unavailable { .. } | ClientError::DeadlineExceeded { .. }) && !has_told;
+        let unheard = matches!(error, ClientError::Unavailable { .. } | ClientError::DeadlineExceeded { .. })
+            && !has_told;
         if !unheard && !matches!(error, ClientError::Compacted { .. }) {
             self.violates(format!("a watch ends with {error}"));
         }

@@ -436,9 +436,7 @@ impl Client {
                 _ => history.follower_reads += u64::from(!leads),
             }
             let found = match outcome.answer {
-                KvAnswer::Item(item) => {
-                    item.map_or(0, |item| number(&item.value))
-                }
+                KvAnswer::Item(item) => item.map_or(0, |item| number(&item.value)),
                 other => panic!("{other:?}"),
             };
             let at_most = history.tried[&key];

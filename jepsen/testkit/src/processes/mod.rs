@@ -6,6 +6,7 @@ pub mod set;
 mod writers;
 
 pub use cluster::{
-    DEADLINE, Outcome, TestCluster, Unlisted, client, data_files, eventually, get, outcome, output, said, spec,
+    DEADLINE, Outcome, TestCluster, Unlisted, client, data_files, eventually, get, outcome, output, said,
+    spec,
 };
 pub use writers::Writers;

@@ -103,10 +103,7 @@ async fn read_all(client: &Client, nodes: &[(Endpoint, NodeReport)]) -> Result<V
 }
 
 /// Everything that one node has applied, asked of that node alone.
-pub async fn read(
-    client: &Client,
-    endpoint: &Endpoint,
-) -> Result<BTreeMap<String, Item>, ClientError> {
+pub async fn read(client: &Client, endpoint: &Endpoint) -> Result<BTreeMap<String, Item>, ClientError> {
     let mut items = BTreeMap::new();
     let mut range = Range::default();
     loop {

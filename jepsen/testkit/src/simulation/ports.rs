@@ -109,7 +109,8 @@ impl Ports {
     pub(super) async fn dial(self: &Arc<Self>, address: &str) -> io::Result<DuplexStream> {
         tokio::time::sleep(self.delay()).await;
         let address: SocketAddr = address.parse().map_err(|_| io::ErrorKind::AddrNotAvailable)?;
-        let found = self.state.lock().unwrap().open.get(&address).map(|open| (open.node_id, open.accept.clone()));
+        let found =
+            self.state.lock().unwrap().open.get(&address).map(|open| (open.node_id, open.accept.clone()));
         let Some((node_id, accept)) = found else { return Err(io::ErrorKind::ConnectionRefused.into()) };
         self.pass(node_id).await;
         let (ours, outer) = duplex(BUFFER_BYTES);

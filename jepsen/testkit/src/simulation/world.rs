@@ -117,7 +117,10 @@ pub struct World<S: Subject> {
 
 impl<S: Subject> fmt::Debug for World<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("World").field("seed", &self.seed).field("scenario", &self.scenario).finish_non_exhaustive()
+        f.debug_struct("World")
+            .field("seed", &self.seed)
+            .field("scenario", &self.scenario)
+            .finish_non_exhaustive()
     }
 }
 

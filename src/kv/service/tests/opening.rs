@@ -72,7 +72,8 @@ async fn a_port_without_a_node_stops_when_it_is_told() {
 #[tokio::test]
 async fn a_port_over_connections_of_its_own_ends_with_them() {
     let (connections, arriving) = tokio::sync::mpsc::channel::<tokio::io::DuplexStream>(1);
-    let arriving = futures::stream::unfold(arriving, async |mut arriving| Some((arriving.recv().await?, arriving)));
+    let arriving =
+        futures::stream::unfold(arriving, async |mut arriving| Some((arriving.recv().await?, arriving)));
     let server = with_services(Server::over(([10, 0, 0, 1], 7801).into(), arriving));
     let never = std::future::pending();
     let serving = runtime::spawn(server.serve_node(FakeNode::new(), DEADLINE, never));

@@ -285,27 +285,14 @@ fn from_membership(why: MembershipWhy) -> Result<MembershipError, Malformed> {
         MembershipWhy::NotLeader(leader) => MembershipError::NotLeader { leader: from_some_leader(leader) },
         MembershipWhy::UnknownMember(node_id) => MembershipError::UnknownMember { node_id },
         MembershipWhy::NodeId(detail) => MembershipError::NodeId { detail },
-        MembershipWhy::AlreadyMember(told) => MembershipError::AlreadyMember {
-            node_id: told.node_id,
-            known: incarnation(&told.known)?,
-            presented: incarnation(&told.presented)?,
-            peer: told.peer,
-        },
+        MembershipWhy::AlreadyMember(told) => from_already_member(told)?,
         MembershipWhy::NotCaughtUp(wire::Lag { node_id, entries }) => {
             MembershipError::NotCaughtUp { node_id, lag: entries }
         }
         MembershipWhy::NotReached(at) => {
             MembershipError::NotReached { node_id: at.node_id, address: at.address }
         }
-        MembershipWhy::AdvertisedUnreachable(told) => {
-            let at = told.node.ok_or(Malformed("a node is missing"))?;
-            MembershipError::AdvertisedUnreachable {
-                node_id: at.node_id,
-                address: at.address,
-                advertised: told.advertised,
-                reason: at.reason,
-            }
-        }
+        MembershipWhy::AdvertisedUnreachable(told) => from_unreachable(told)?,
         MembershipWhy::WouldLoseQuorum(told) => MembershipError::WouldLoseQuorum {
             voters: size(told.voters),
             healthy: size(told.healthy),
@@ -354,6 +341,25 @@ fn from_membership(why: MembershipWhy) -> Result<MembershipError, Malformed> {
         }
         MembershipWhy::TooManyChanges(limit) => MembershipError::TooManyChanges { limit: size(limit) },
         MembershipWhy::PassedOn(told) => MembershipError::Forward(from_passed_on(told)?),
+    })
+}
+
+fn from_already_member(told: wire::membership::AlreadyMember) -> Result<MembershipError, Malformed> {
+    Ok(MembershipError::AlreadyMember {
+        node_id: told.node_id,
+        known: incarnation(&told.known)?,
+        presented: incarnation(&told.presented)?,
+        peer: told.peer,
+    })
+}
+
+fn from_unreachable(told: wire::membership::Advertised) -> Result<MembershipError, Malformed> {
+    let at = told.node.ok_or(Malformed("a node is missing"))?;
+    Ok(MembershipError::AdvertisedUnreachable {
+        node_id: at.node_id,
+        address: at.address,
+        advertised: told.advertised,
+        reason: at.reason,
     })
 }
 
