@@ -23,6 +23,7 @@ use super::link::Link;
 use super::preference::ReadPreference;
 use super::router::{Hint, Router};
 use crate::call::decode_leader;
+use crate::proto::v1;
 use crate::reason::Reason;
 use crate::types::ReadLevel;
 
