@@ -19,6 +19,7 @@ use futures::{Stream, StreamExt, stream};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 use tonic::transport::server::{Connected, TcpIncoming};
 
@@ -90,6 +91,14 @@ where
     W: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     connections.map(|wire| Ok(Arrived { wire: Box::new(wire), peer: None })).boxed()
+}
+
+/// The same, and what is over once there are no more of them.
+pub(crate) fn telling_the_end(arrivals: Arrivals) -> (Arrivals, oneshot::Receiver<()>) {
+    let (over, no_more) = oneshot::channel();
+    // What is made after the last connection is none, and tells that there was a last one.
+    let end = stream::once(async { drop(over) }).filter_map(|()| std::future::ready(None));
+    (arrivals.chain(end).boxed(), no_more)
 }
 
 /// A connection, which has its place for as long as it lives.

@@ -140,6 +140,36 @@ impl Pulse {
     }
 }
 
+impl Config {
+    /// What of the limits does not hold.
+    fn broken_by(
+        &self,
+        failed: u64,
+        elections: u64,
+        median_gap_ms: Option<u64>,
+        longest_gap_ms: Option<u64>,
+    ) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if failed > 0 {
+            reasons.push(format!("{failed} calls failed"));
+        }
+        if self.disturbance == Disturbance::Nothing && elections > 0 {
+            reasons.push(format!("{elections} elections without a fault"));
+        }
+        if let (Some(limit), Some(median)) = (self.max_median_ms, median_gap_ms)
+            && median > limit
+        {
+            reasons.push(format!("the median gap is {median} ms, more than {limit}"));
+        }
+        if let (Some(limit), Some(longest)) = (self.max_gap_ms, longest_gap_ms)
+            && longest > limit
+        {
+            reasons.push(format!("the longest gap is {longest} ms, more than {limit}"));
+        }
+        reasons
+    }
+}
+
 /// Makes one run.
 ///
 /// # Errors
@@ -166,7 +196,6 @@ pub(crate) async fn run(config: &Config, binary: &Path, data_dir: &Path) -> anyh
     callers.join_all().await;
     let settled = observe::converged(&observer, DEADLINE).await;
 
-    let mut reasons: Vec<String> = Vec::new();
     let unknown = [disturbed.err(), settled.err()].into_iter().flatten().collect::<Vec<_>>();
     let elections = last_term.saturating_sub(first_term);
     let explained = gaps.iter().filter(|gap| gap.led).count() as u64;
@@ -179,22 +208,7 @@ pub(crate) async fn run(config: &Config, binary: &Path, data_dir: &Path) -> anyh
     let median_gap_ms = median(&leader_gaps_ms);
     let longest_gap_ms = gaps.iter().map(|gap| gap.longest_ms).max();
     let failed = pulse.failed.load(Ordering::Relaxed);
-    if failed > 0 {
-        reasons.push(format!("{failed} calls failed"));
-    }
-    if config.disturbance == Disturbance::Nothing && elections > 0 {
-        reasons.push(format!("{elections} elections without a fault"));
-    }
-    if let (Some(limit), Some(median)) = (config.max_median_ms, median_gap_ms)
-        && median > limit
-    {
-        reasons.push(format!("the median gap is {median} ms, more than {limit}"));
-    }
-    if let (Some(limit), Some(longest)) = (config.max_gap_ms, longest_gap_ms)
-        && longest > limit
-    {
-        reasons.push(format!("the longest gap is {longest} ms, more than {limit}"));
-    }
+    let mut reasons = config.broken_by(failed, elections, median_gap_ms, longest_gap_ms);
     let verdict = match (reasons.is_empty(), unknown.is_empty()) {
         (false, _) => Verdict::Invalid,
         (true, false) => Verdict::Unknown,

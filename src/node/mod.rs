@@ -46,13 +46,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{FutureExt as _, Stream, StreamExt as _, future, stream};
+use futures::{FutureExt as _, Stream, future};
 use prometheus_client::collector::Collector;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -365,14 +365,10 @@ impl<G: Guest, N> Server<G, N> {
             std::future::pending::<Infallible>().await
         };
 
-        let (over, no_more) = oneshot::channel::<()>();
-        // What is made after the last connection is none, and tells that there was a last one.
-        let end = stream::once(async { drop(over) }).filter_map(|()| std::future::ready(None));
-        let incoming = incoming::bounded(arrivals.chain(end).boxed(), places, Beginning::Request);
+        let (arrivals, no_more) = incoming::telling_the_end(arrivals);
+        let incoming = incoming::bounded(arrivals, places, Beginning::Request);
         let shutdown = pin!(shutdown);
-        let stop = future::select(shutdown, no_more).map(|_| {
-            drain.send_replace(true);
-        });
+        let stop = future::select(shutdown, no_more).map(|_| _ = drain.send_replace(true));
         let serving = builder().serve_with_incoming_shutdown(gate, incoming, stop);
         tokio::select! {
             biased;
