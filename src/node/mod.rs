@@ -42,11 +42,10 @@ use std::convert::Infallible;
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{FutureExt as _, Stream, future};
+use futures::{FutureExt as _, Stream};
 use prometheus_client::collector::Collector;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
@@ -367,13 +366,15 @@ impl<G: Guest, N> Server<G, N> {
 
         let (arrivals, no_more) = incoming::telling_the_end(arrivals);
         let incoming = incoming::bounded(arrivals, places, Beginning::Request);
-        let shutdown = pin!(shutdown);
-        let stop = future::select(shutdown, no_more).map(|_| _ = drain.send_replace(true));
+        let stop = shutdown.map(|()| _ = drain.send_replace(true));
+        // Once there are no more connections nobody asks for the signal to stop.
+        let all_came = no_more.map(|_| _ = drain.send_replace(true)).then(|()| std::future::pending());
         let serving = builder().serve_with_incoming_shutdown(gate, incoming, stop);
         tokio::select! {
             biased;
             // First: a node that is there already is behind the gate before anybody is let in.
             never = attend => match never {},
+            never = all_came => match never {},
             served = serving => served.map_err(|error| ServeError { source: error.into() }),
             () = overdue(draining.clone(), patience) => Ok(()),
         }
