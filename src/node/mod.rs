@@ -336,8 +336,7 @@ impl<G: Guest, N> Server<G, N> {
         let completed = || axum::middleware::from_fn_with_state(known.clone(), told::complete);
         let gate = Gate::new(before.into_axum_router().layer(entrance()).layer(completed()));
         let behind = gate.clone();
-        let of_port = PortCollector { places: places.clone(), limits: limits.clone() };
-        self.collectors.push(Box::new(of_port));
+        self.collectors.push(Box::new(PortCollector { places: places.clone(), limits: limits.clone() }));
         let later = NodeRoutes::<G, N> {
             collectors: self.collectors,
             log_level: self.log_level,
