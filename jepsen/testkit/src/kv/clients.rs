@@ -73,6 +73,11 @@ impl Subject for Clients {
         let client = || Client::new(cluster.endpoints(), config.clone()).unwrap();
         let shared = client();
         let mut tasks: Vec<_> = (0..WRITERS).map(|id| tokio::spawn(caller(id, &shared).write())).collect();
+        // It repeats what a node says that was certainly not applied, and nothing else.
+        let mut once_at_most = config.clone();
+        once_at_most.exactly_once = false;
+        let without_session = Client::new(cluster.endpoints(), once_at_most).unwrap();
+        tasks.push(tokio::spawn(caller(WRITERS, &without_session).write()));
         // Each in a session of its own.
         tasks.extend((10..10 + COUNTERS).map(|id| tokio::spawn(caller(id, &client()).count())));
         tasks.extend((20..20 + READERS).map(|id| tokio::spawn(caller(id, &shared).read())));
