@@ -103,6 +103,10 @@ impl Bug {
 pub(crate) fn run(config: &Config) -> anyhow::Result<Results> {
     let tree = fs::canonicalize(&config.tree)?;
     let copy = Copy { tree: tree.join("target/planted/tree"), target: tree.join("target/planted/target") };
+    fs::create_dir_all(&copy.target)?;
+    // Held until the end: two runs in one copy would each test what the other has planted.
+    let only_run = fs::File::create(copy.target.join("run.lock"))?;
+    ensure!(only_run.try_lock().is_ok(), "another run is under way in {}", copy.target.display());
     let bugs = all(&tree)?;
     let chosen: Vec<&Bug> = bugs.iter().filter(|bug| bug.name.contains(&config.only)).collect();
     ensure!(!chosen.is_empty(), "no planted bug is called like \"{}\"", config.only);
@@ -151,7 +155,6 @@ impl Copy {
         cargo.args(["test", "--test", "simulation", "--", "--exact", test]).current_dir(&self.tree);
         cargo.env("CARGO_TARGET_DIR", &self.target).env("QUORATE_SIM_SEEDS", seeds.to_string());
         cargo.env("QUORATE_SIM_FINDS", words);
-        fs::create_dir_all(&self.target)?;
         let output = fs::File::create(&said)?;
         let mut running = cargo.stdout(output.try_clone()?).stderr(output).spawn()?;
         let deadline = Instant::now() + PATIENCE;

@@ -42,8 +42,10 @@ impl Connector {
         C: Future<Output = io::Result<W>> + Send + 'static,
         W: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let dial = Arc::new(dial);
         let boxed = move |address| {
-            let dialling = AssertUnwindSafe(dial(address)).catch_unwind();
+            let dial = dial.clone();
+            let dialling = AssertUnwindSafe(async move { dial(address).await }).catch_unwind();
             let panicked = |_| Err(io::Error::other("what was to connect has panicked"));
             let boxed = |wire| TokioIo::new(Box::new(wire) as Box<dyn Wire>);
             dialling.map(move |dialled| dialled.unwrap_or_else(panicked).map(boxed)).boxed()

@@ -5,7 +5,7 @@
 //!
 //! Two services come with every guest ([`services`](super::services)): `quorate.v1.Pipeline` carries many calls on one stream, each a tag, options,
 //! the name of a method and the guest's own bytes; `quorate.v1.Sessions` opens and closes sessions. So a guest needs no service of its
-//! own. A guest of this crate may have one besides, such as `quorate.v1.Kv` for generic gRPC clients: [`kv::serve`](crate::kv::serve) adds it to the port.
+//! own. A guest of this crate may have one besides, for generic gRPC clients, and adds it to the port by itself.
 //!
 //! What the log stores is no part of a guest's vocabulary: requests get new fields, stored commands never change. Between the two stands a
 //! file of the guest, such as `kv/calls.rs`.
