@@ -231,6 +231,10 @@ impl<M: StateMachine> Engine<M> {
             }
             outcome => outcome?,
         };
+        assert!(
+            index.max(after).is_none_or(|index| index < applied.progress.next_index()),
+            "invariant: a state that is read from has all that the read waited for"
+        );
         // A node that was just started may have learnt meanwhile which history it holds.
         check_history(options.history, applied.progress.history)?;
         Ok(applied)

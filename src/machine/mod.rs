@@ -8,6 +8,8 @@
 //! stands in front of whichever machine it is.
 
 mod composition;
+#[cfg(test)]
+pub(crate) mod counting;
 mod encoding;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod message;

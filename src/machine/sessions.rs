@@ -394,6 +394,7 @@ impl SessionTable {
         entry.answers[place] = Some(KeptAnswer { log_id, reply });
         let bytes = entry.bytes;
         self.bytes += bytes - before;
+        assert!(bytes <= self.bytes, "invariant: no session takes more than all of them");
         let mut evicted = 0;
         if bytes > 2 * self.max_session_bytes() {
             evicted += self.remove(slot.session);

@@ -44,6 +44,10 @@ impl AgreedVersions {
                     agreed.sort_unstable();
                 }
             }
+            assert!(
+                agreed.is_sorted_by(|one, next| one.machine < next.machine),
+                "invariant: each machine has one agreed version"
+            );
             true
         });
     }

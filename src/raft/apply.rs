@@ -322,9 +322,10 @@ impl<M: StateMachine> Applier<M> {
                 self.activity.expired_sessions.fetch_add(expired, Relaxed);
                 Ok(EntryAnswer { reply: Err(refusal.into()), first: None })
             }
-            Some(Admission::Repeat { log_id, reply }) => {
+            Some(Admission::Repeat { log_id: first, reply }) => {
+                assert!(first < log_id, "invariant: a write is repeated after it was applied");
                 self.activity.repeated_answers.fetch_add(1, Relaxed);
-                Ok(EntryAnswer { reply: Ok(reply), first: Some(log_id) })
+                Ok(EntryAnswer { reply: Ok(reply), first: Some(first) })
             }
             Some(Admission::Apply) | None => {
                 if let Some(refusal) = self.over_quota(&command) {

@@ -2,7 +2,7 @@
 //!
 //! It does not test crashes or fsync; the property tests of the storage room and the simulation do.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use openraft::StorageError;
@@ -11,44 +11,9 @@ use openraft::testing::log::{StoreBuilder, Suite};
 use super::apply::Applier;
 use super::log::RaftLog;
 use super::type_config::TypeConfig;
-use crate::machine::{ApplyContext, StateMachine};
+use crate::machine::counting::Count;
 use crate::storage::{Completion, LogBounds, LogStore, SnapshotStore};
 use crate::types::{Entry, Incarnation, LogId, Vote};
-
-/// A machine that only counts.
-#[derive(Default)]
-struct Count(u64);
-
-impl StateMachine for Count {
-    type Command = ();
-    type Reply = u64;
-    type Query = ();
-    type Answer = u64;
-    type View = u64;
-
-    fn apply(&mut self, _: &ApplyContext, (): ()) -> u64 {
-        self.0 += 1;
-        self.0
-    }
-
-    fn view(&self) -> u64 {
-        self.0
-    }
-
-    fn query(view: &u64, (): ()) -> u64 {
-        *view
-    }
-
-    fn write_snapshot(view: &u64, out: &mut dyn Write) -> io::Result<()> {
-        out.write_all(&view.to_le_bytes())
-    }
-
-    fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
-        let mut bytes = [0; 8];
-        input.read_exact(&mut bytes)?;
-        Ok(Self(u64::from_le_bytes(bytes)))
-    }
-}
 
 /// Lets a log begin at index 1, as some of the suite's do and no real one does: our stores refuse a log whose
 /// entry 0 is missing. What lies before the first entry is purged, and the purge hidden from the suite.

@@ -46,6 +46,9 @@ impl EntryAges {
             return false;
         }
         let Marks { coarse, fine } = &mut *marks;
+        if let (Some(before), Some(after)) = (coarse.back(), fine.front()) {
+            assert!(before.last <= after.last, "invariant: the fine marks go on where the coarse ones end");
+        }
         extend(fine, Mark { last: index, at: Instant::now() }, FINE_STEP);
         if fine.len() > FINE_MARKS
             && let Some(oldest) = fine.pop_front()
@@ -55,6 +58,7 @@ impl EntryAges {
                 coarse.pop_front();
             }
         }
+        assert!(fine.len() <= FINE_MARKS, "invariant: the marks have a bound");
         true
     }
 

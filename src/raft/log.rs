@@ -124,12 +124,28 @@ impl RaftLog {
     }
 
     fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
-        self.store
-            .read(start, end, max_bytes)?
+        let entries = self.store.read(start, end, max_bytes)?;
+        check_read(&entries, (start, end), max_bytes);
+        entries
             .into_iter()
             .map(|entry| type_config::entry(entry).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e)))
             .collect()
     }
+}
+
+/// What a store owes to whoever reads `range` of it.
+fn check_read(entries: &[types::Entry], (start, end): (u64, u64), max_bytes: usize) {
+    let index = |entry: &types::Entry| entry.log_id.index;
+    assert!(
+        entries.windows(2).all(|pair| index(&pair[0]) + 1 == index(&pair[1])),
+        "invariant: what is read has no hole"
+    );
+    assert!(
+        entries.iter().all(|entry| (start..end).contains(&index(entry))),
+        "invariant: nothing is read that was not asked for"
+    );
+    let bytes = || entries.iter().map(types::Entry::size_bytes).sum::<usize>();
+    assert!(entries.len() < 2 || bytes() <= max_bytes, "invariant: a read has a bound");
 }
 
 /// First index of `range`, and the one after its last.
@@ -221,6 +237,18 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
             self.store.vote().is_none_or(|held| held.term <= vote.term),
             "invariant: a voter's term does not fall"
         );
+        if let Some(held) = self.store.vote().filter(|held| held.term == vote.term) {
+            // Somebody else may have been elected than the one that was voted for.
+            let is_elected = vote.committed && !held.committed;
+            assert!(
+                is_elected || held.node_id == vote.node_id,
+                "invariant: a voter has one candidate in a term, and one leader"
+            );
+            assert!(
+                held.committed <= vote.committed,
+                "invariant: who was elected stays elected for the term"
+            );
+        }
         self.activity.voted(self.own.0, vote);
         self.durably(|done| self.store.save_vote(vote, done)).await
     }
@@ -256,6 +284,12 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
         assert!(
             entries.is_sorted_by_key(|entry| entry.log_id),
             "invariant: entries of one log are in the order of their positions"
+        );
+        assert!(
+            entries
+                .last()
+                .is_none_or(|last| last.log_id.term <= self.store.vote().map_or(0, |vote| vote.term)),
+            "invariant: no entry is of a term that this node has not heard of"
         );
         if let (Some(first), Some(committed)) = (entries.first(), self.store.committed()) {
             assert!(first.log_id > committed, "invariant: no entry takes the place of one that is committed");

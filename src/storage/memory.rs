@@ -1,23 +1,26 @@
 //! A log in memory, for simulation and tests: it loses on a crash what a disk would lose.
 //!
 //! A [`MemoryDisk`] outlives the [`MemoryStore`]s opened on it, as a disk outlives its processes. Writes show in
-//! the store at once and wait in the disk until somebody calls [`MemoryDisk::sync`]; a crash keeps a prefix
+//! the store at once and wait in its queue until somebody calls [`MemoryDisk::sync`]; a crash keeps a prefix
 //! of those that wait. There are no threads, no clock and no randomness here: the same calls in the same
 //! order have the same outcome.
 //!
-//! It is no [`LogDisk`](super::durable_log::LogDisk), although that would be less code. A durable log has a writer thread, a watchdog and a
-//! wall clock, so that when a write becomes durable would be the scheduler's to say; here it is the simulation's, which can
-//! repeat it from a seed. And what waits is kept write by write, for a crash to keep any number of them.
+//! The store is the one that nodes have, a [`DurableLog`], on a [`LogDisk`] that is an [`Image`]. Only its writer is [led by
+//! hand](HandWriter): when a write becomes durable is not the scheduler's to say but the simulation's, which can repeat it from a
+//! seed.
 //!
 //! What it does not do: encode anything, or bound its memory.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::types::{Entry, LogId, Vote};
 
+use super::durable_log::{
+    Collected, DurableLog, HandWriter, LogDisk, LogReader, RecoveredLog, Scanned, Tail, first_index,
+};
 use super::{Completion, LogBounds, LogStore};
 
 /// When writes become durable.
@@ -33,32 +36,30 @@ pub enum SyncMode {
 /// What survives a crash. Cheap to clone; all clones are the same disk.
 #[derive(Clone, Default)]
 pub struct MemoryDisk {
-    inner: Arc<Mutex<MemoryLog>>,
+    attached: Arc<Mutex<Attached>>,
+    platter: Arc<Mutex<Platter>>,
 }
 
+/// Who uses a disk at present.
 #[derive(Default)]
-struct MemoryLog {
+struct Attached {
     mode: SyncMode,
-    durable: Image,
-    /// Submitted, in order, and not yet durable.
-    pending: VecDeque<Pending>,
-    /// What the present store shows.
-    current: Image,
-    /// Counts stores opened; an older store is dead.
-    generation: u64,
-    /// The next sync fails with this message.
-    fail_next_sync: Option<String>,
-    /// Why the present store has failed for good.
-    failure: Option<String>,
+    /// Of the store that was opened last, until a crash.
+    writer: Option<HandWriter<Written>>,
     notify: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
-struct Pending {
-    change: MemoryWrite,
-    /// Gone once a failed sync has reported it.
-    done: Option<Completion>,
-    /// The committed position at the time: it rides along with the next sync.
-    committed: Option<LogId>,
+/// What is on a disk.
+#[derive(Default)]
+struct Platter {
+    /// What a store that is opened on it finds.
+    flushed: Image,
+    /// The same, and all that was written since.
+    written: Image,
+    /// What was written since, in order.
+    unflushed: VecDeque<MemoryWrite>,
+    /// The next flush fails with this message.
+    fail_next_flush: Option<String>,
 }
 
 /// One write.
@@ -66,8 +67,8 @@ struct Pending {
 enum MemoryWrite {
     Append(Vec<Entry>),
     SaveVote(Vote),
-    /// Everything after the position.
-    Truncate(Option<LogId>),
+    /// Everything from the index on.
+    Truncate(u64),
     Purge(LogId),
 }
 
@@ -82,73 +83,139 @@ struct Image {
 }
 
 impl Image {
-    fn first_index(&self) -> u64 {
-        self.purged.map_or(0, |purged| purged.index + 1)
+    fn bounds(&self) -> LogBounds {
+        let last = self.entries.back().map(|entry| entry.log_id).or(self.purged);
+        LogBounds { purged: self.purged, last }
     }
 
-    fn last(&self) -> Option<LogId> {
-        self.entries.back().map(|entry| entry.log_id).or(self.purged)
+    /// How many entries come before `index`.
+    fn place(&self, index: u64) -> usize {
+        let before = usize::try_from(index.saturating_sub(first_index(self.purged)));
+        before.unwrap_or(usize::MAX).min(self.entries.len())
     }
 
-    fn next_index(&self) -> u64 {
-        self.last().map_or(0, |last| last.index + 1)
+    /// The position that an entry with `index` would follow on.
+    fn before(&self, index: u64) -> Option<LogId> {
+        let last = self.place(index).checked_sub(1);
+        last.map_or(self.purged, |last| Some(self.entries[last].log_id))
     }
 
-    /// What is at `index`: an entry, or the last one purged.
-    fn position(&self, index: u64) -> Option<LogId> {
-        let purged = self.purged.filter(|purged| purged.index == index);
-        let entry = index.checked_sub(self.first_index()).and_then(|at| usize::try_from(at).ok());
-        purged.or_else(|| entry.and_then(|at| self.entries.get(at)).map(|entry| entry.log_id))
-    }
-
-    fn check(&self, change: &MemoryWrite) -> Result<(), String> {
-        let entries = match change {
-            MemoryWrite::Append(entries) => entries,
-            MemoryWrite::Truncate(Some(last)) => {
-                return match self.position(last.index) {
-                    Some(found) if found != *last => Err(format!("truncated after {last}, which is {found}")),
-                    _ => Ok(()),
-                };
+    fn apply(&mut self, write: MemoryWrite) {
+        match write {
+            MemoryWrite::Append(entries) => self.entries.extend(entries),
+            MemoryWrite::SaveVote(vote) => self.vote = Some(vote),
+            MemoryWrite::Truncate(from) => self.entries.truncate(self.place(from)),
+            MemoryWrite::Purge(upto) => {
+                self.entries.drain(..self.place(upto.index + 1));
+                self.purged = Some(upto);
             }
-            _ => return Ok(()),
-        };
-        let mut term = self.last().map_or(0, |last| last.term);
-        for (entry, index) in entries.iter().zip(self.next_index()..) {
-            if entry.log_id.index != index {
-                return Err(format!("entry {} appended where {index} should be", entry.log_id));
+        }
+    }
+}
+
+impl Platter {
+    fn write(&mut self, write: MemoryWrite) {
+        self.written.apply(write.clone());
+        self.unflushed.push_back(write);
+    }
+
+    /// Flushes the first `count` writes.
+    fn flush_first(&mut self, count: usize) {
+        for write in self.unflushed.drain(..count) {
+            self.flushed.apply(write);
+        }
+    }
+}
+
+/// A [`MemoryDisk`] as the writer of its store has it.
+struct Written(Arc<Mutex<Platter>>);
+
+/// A [`MemoryDisk`] as the readers of its store have it. A store that has failed never lets go of this, so it must not be what
+/// keeps the disk.
+struct Readable(Weak<Mutex<Platter>>);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("invariant: no panic under this lock")
+}
+
+impl LogDisk for Written {
+    type Reader = Readable;
+    type Error = io::Error;
+
+    fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
+        lock(&self.0).write(MemoryWrite::Append(entries.to_vec()));
+        Ok(())
+    }
+
+    fn save_vote(&mut self, vote: Vote) -> io::Result<()> {
+        lock(&self.0).write(MemoryWrite::SaveVote(vote));
+        Ok(())
+    }
+
+    fn truncate(&mut self, from: u64, last: Option<LogId>) -> io::Result<()> {
+        let mut platter = lock(&self.0);
+        match platter.written.before(from) {
+            found if found == last => {
+                platter.write(MemoryWrite::Truncate(from));
+                Ok(())
             }
-            if entry.log_id.term < term {
-                return Err(format!("entry {} appended after one of term {term}", entry.log_id));
+            found => {
+                let name = |position: Option<LogId>| position.map_or("nothing".into(), |at| at.to_string());
+                Err(io::Error::other(format!("truncated after {}, which is {}", name(last), name(found))))
             }
-            term = entry.log_id.term;
+        }
+    }
+
+    fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        lock(&self.0).write(MemoryWrite::Purge(upto));
+        Ok(())
+    }
+
+    fn flush(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        let mut platter = lock(&self.0);
+        if let Some(message) = platter.fail_next_flush.take() {
+            // What was written stays: whether the disk has kept it shows only after a crash.
+            return Err(io::Error::other(message));
+        }
+        let count = platter.unflushed.len();
+        platter.flush_first(count);
+        if committed.is_none_or(|committed| committed.index < first_index(platter.flushed.bounds().last)) {
+            platter.flushed.committed = committed;
         }
         Ok(())
     }
 
-    fn apply(&mut self, change: MemoryWrite) {
-        match change {
-            MemoryWrite::Append(entries) => self.entries.extend(entries),
-            MemoryWrite::SaveVote(vote) => self.vote = Some(vote),
-            MemoryWrite::Truncate(last) => {
-                let from = last.map_or(0, |last| last.index + 1);
-                let kept = from.saturating_sub(self.first_index());
-                self.entries.truncate(usize::try_from(kept).unwrap_or(usize::MAX));
-            }
-            MemoryWrite::Purge(upto) => {
-                if upto.index >= self.first_index() {
-                    let gone = usize::try_from(upto.index + 1 - self.first_index()).unwrap_or(usize::MAX);
-                    self.entries.drain(..gone.min(self.entries.len()));
-                    self.purged = Some(upto);
-                }
-            }
-        }
+    fn unswept(&self) -> bool {
+        false
     }
 
-    /// Takes `committed` over, if the log goes that far.
-    fn commit(&mut self, committed: Option<LogId>) {
-        if committed.is_none_or(|committed| committed.index < self.next_index()) {
-            self.committed = committed;
+    fn sweep(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn close(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl LogReader for Readable {
+    fn read(&self, (from, to): (u64, u64), collected: &mut Collected) -> io::Result<Scanned> {
+        let platter = self.0.upgrade().ok_or_else(|| io::Error::other("the disk is gone"))?;
+        let platter = lock(&platter);
+        let image = &platter.flushed;
+        if from < first_index(image.purged) || to > first_index(image.bounds().last) {
+            return Err(io::ErrorKind::InvalidData.into());
         }
+        for entry in image.entries.range(image.place(from)..image.place(to)) {
+            if !collected.push(entry.clone()) {
+                return Ok(Scanned::Full);
+            }
+        }
+        Ok(Scanned::All)
+    }
+
+    fn disk_bytes(&self) -> io::Result<u64> {
+        Ok(0)
     }
 }
 
@@ -156,22 +223,19 @@ impl MemoryDisk {
     /// An empty disk.
     pub fn new(mode: SyncMode) -> Self {
         let disk = Self::default();
-        disk.lock().mode = mode;
+        lock(&disk.attached).mode = mode;
         disk
-    }
-
-    fn lock(&self) -> MutexGuard<'_, MemoryLog> {
-        self.inner.lock().expect("invariant: no panic under this lock")
     }
 
     /// Writes that are not yet durable.
     pub fn pending(&self) -> usize {
-        self.lock().pending.len()
+        let queued = lock(&self.attached).writer.as_ref().map_or(0, HandWriter::queued);
+        queued + lock(&self.platter).unflushed.len()
     }
 
     /// Has `notify` called after every write that waits for a sync, in the call that submits it.
     pub fn on_pending(&self, notify: impl Fn() + Send + Sync + 'static) {
-        self.lock().notify = Some(Arc::new(notify));
+        lock(&self.attached).notify = Some(Arc::new(notify));
     }
 
     /// Makes everything submitted so far durable, and completes it in order. Returns how many writes that were.
@@ -181,191 +245,124 @@ impl MemoryDisk {
 
     /// Makes the first `count` waiting writes durable, and completes them in order.
     pub fn sync_first(&self, count: usize) -> usize {
-        let (completions, error) = {
-            let mut inner = self.lock();
-            if inner.failure.is_some() {
-                return 0;
-            }
-            if let Some(error) = inner.fail_next_sync.take() {
-                inner.failure = Some(error.clone());
-                // The writes stay: whether the disk kept a failed sync's data shows only after a crash.
-                (inner.pending.iter_mut().filter_map(|pending| pending.done.take()).collect(), Some(error))
-            } else {
-                let count = count.min(inner.pending.len());
-                (inner.settle(count), None)
-            }
-        };
-        let synced = completions.len();
-        for done in completions {
-            done(match &error {
-                None => Ok(()),
-                Some(error) => Err(io::Error::other(error.clone())),
-            });
-        }
-        if error.is_none() { synced } else { 0 }
+        let complete = lock(&self.attached).writer.as_mut().map(|writer| writer.write(count));
+        complete.map_or(0, |complete| complete())
     }
 
     /// Has the next sync fail, and with it the store for good, until the disk is opened again.
     pub fn fail_next_sync(&self, message: &str) {
-        self.lock().fail_next_sync = Some(message.to_owned());
+        lock(&self.platter).fail_next_flush = Some(message.to_owned());
     }
 
     /// Loses what is not durable, except for the first `keep_unsynced` waiting writes, and kills the store: its
-    /// later calls do nothing, and completions that wait are dropped without a call.
+    /// later writes fail, and completions that wait are dropped without a call.
     pub fn crash(&self, keep_unsynced: usize) {
-        let dropped = {
-            let mut inner = self.lock();
-            let count = keep_unsynced.min(inner.pending.len());
-            let completions = inner.settle(count);
-            inner.generation += 1;
-            inner.fail_next_sync = None;
-            (completions, std::mem::take(&mut inner.pending))
+        let writer = lock(&self.attached).writer.take();
+        let unflushed = {
+            let mut platter = lock(&self.platter);
+            let unflushed = platter.unflushed.len();
+            platter.flush_first(keep_unsynced.min(unflushed));
+            platter.unflushed.clear();
+            platter.written = platter.flushed.clone();
+            platter.fail_next_flush = None;
+            unflushed
         };
-        // Outside the lock: what a dropped completion holds may well call back.
-        drop(dropped);
+        // What a dropped completion holds may well call back, so that no lock is held.
+        drop(writer.map(|mut writer| writer.crash(keep_unsynced.saturating_sub(unflushed))));
     }
-}
 
-impl MemoryLog {
-    /// Makes the first `count` waiting writes durable.
-    fn settle(&mut self, count: usize) -> Vec<Completion> {
-        let mut completions = Vec::with_capacity(count);
-        for pending in self.pending.drain(..count) {
-            self.durable.apply(pending.change);
-            self.durable.commit(pending.committed);
-            completions.extend(pending.done);
+    fn submitted(&self) {
+        let (mode, notify) = {
+            let attached = lock(&self.attached);
+            (attached.mode, attached.notify.clone())
+        };
+        match (mode, notify) {
+            (SyncMode::Immediate, _) => drop(self.sync()),
+            (SyncMode::Manual, Some(notify)) => notify(),
+            (SyncMode::Manual, None) => {}
         }
-        completions
     }
 }
 
 impl fmt::Debug for MemoryDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let inner = self.lock();
+        let bounds = lock(&self.platter).flushed.bounds();
         f.debug_struct("MemoryDisk")
-            .field("durable_last", &inner.durable.last())
-            .field("current_last", &inner.current.last())
-            .field("pending", &inner.pending.len())
+            .field("durable", &bounds)
+            .field("pending", &self.pending())
             .finish_non_exhaustive()
     }
 }
 
 /// A process's view of a [`MemoryDisk`].
-#[derive(Debug)]
 pub struct MemoryStore {
     disk: MemoryDisk,
-    generation: u64,
+    log: DurableLog<Written>,
 }
 
 impl MemoryStore {
     /// Opens the disk: what is durable on it is there, and nothing else. A store opened before is dead, as
     /// if its process had crashed.
     pub fn open(disk: &MemoryDisk) -> Self {
+        /// So few that reads cross from them to the disk.
+        const TAIL_BYTES: usize = 4096;
         disk.crash(0);
-        let mut inner = disk.lock();
-        inner.current = inner.durable.clone();
-        inner.failure = None;
-        Self { disk: disk.clone(), generation: inner.generation }
+        let recovered = {
+            let flushed = &lock(&disk.platter).flushed;
+            let (bounds, vote, committed) = (flushed.bounds(), flushed.vote, flushed.committed);
+            RecoveredLog { bounds, vote, committed, tail: Tail::new(TAIL_BYTES) }
+        };
+        let (written, readable) = (Written(disk.platter.clone()), Readable(Arc::downgrade(&disk.platter)));
+        let (log, writer) = DurableLog::by_hand(written, readable, recovered);
+        lock(&disk.attached).writer = Some(writer);
+        Self { disk: disk.clone(), log }
     }
+}
 
-    /// The disk, unless another store was opened on it: that one's votes and positions are not this one's.
-    fn alive(&self) -> Option<MutexGuard<'_, MemoryLog>> {
-        Some(self.disk.lock()).filter(|inner| inner.generation == self.generation)
-    }
-
-    fn submit(&self, change: MemoryWrite, done: Completion) {
-        let mut inner = self.disk.lock();
-        if inner.generation != self.generation {
-            drop(inner);
-            return done(Err(io::Error::other("this store died in a crash")));
-        }
-        if inner.failure.is_none()
-            && let Err(reason) = inner.current.check(&change)
-        {
-            inner.failure = Some(reason);
-        }
-        if let Some(reason) = &inner.failure {
-            let error = io::Error::other(reason.clone());
-            let waiting: Vec<_> =
-                inner.pending.iter_mut().filter_map(|pending| pending.done.take()).collect();
-            drop(inner);
-            for done in waiting.into_iter().chain([done]) {
-                done(Err(io::Error::new(error.kind(), error.to_string())));
-            }
-            return;
-        }
-        inner.current.apply(change.clone());
-        let committed = inner.current.committed;
-        inner.pending.push_back(Pending { change, done: Some(done), committed });
-        let (mode, notify) = (inner.mode, inner.notify.clone());
-        drop(inner);
-        match mode {
-            SyncMode::Immediate => {
-                self.disk.sync();
-            }
-            SyncMode::Manual => {
-                if let Some(notify) = notify {
-                    notify();
-                }
-            }
-        }
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore").field("disk", &self.disk).field("bounds", &self.bounds()).finish()
     }
 }
 
 impl LogStore for MemoryStore {
     fn bounds(&self) -> LogBounds {
-        let inner = self.disk.lock();
-        LogBounds { purged: inner.current.purged, last: inner.current.last() }
+        self.log.bounds()
     }
 
     fn vote(&self) -> Option<Vote> {
-        self.alive().and_then(|inner| inner.current.vote)
+        self.log.vote()
     }
 
     fn committed(&self) -> Option<LogId> {
-        self.alive().and_then(|inner| inner.current.committed)
+        self.log.committed()
     }
 
     fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
-        let inner = self.disk.lock();
-        let image = &inner.current;
-        let skip = usize::try_from(start.saturating_sub(image.first_index())).unwrap_or(usize::MAX);
-        let mut entries: Vec<Entry> = Vec::new();
-        let mut bytes = 0;
-        for entry in image.entries.range(skip.min(image.entries.len())..) {
-            bytes += entry.size_bytes();
-            if entry.log_id.index >= end || (bytes > max_bytes && !entries.is_empty()) {
-                break;
-            }
-            entries.push(entry.clone());
-        }
-        Ok(entries)
+        self.log.read(start, end, max_bytes)
     }
 
     fn append(&self, entries: Vec<Entry>, done: Completion) {
-        self.submit(MemoryWrite::Append(entries), done);
+        self.log.append(entries, done);
+        self.disk.submitted();
     }
 
     fn save_vote(&self, vote: Vote, done: Completion) {
-        self.submit(MemoryWrite::SaveVote(vote), done);
+        self.log.save_vote(vote, done);
+        self.disk.submitted();
     }
 
     fn save_committed(&self, committed: Option<LogId>) {
-        let mut inner = self.disk.lock();
-        if inner.generation != self.generation {
-            return;
-        }
-        inner.current.committed = committed;
-        if let Some(last) = inner.pending.back_mut() {
-            last.committed = committed;
-        }
+        self.log.save_committed(committed);
     }
 
     fn truncate(&self, last: Option<LogId>, done: Completion) {
-        self.submit(MemoryWrite::Truncate(last), done);
+        self.log.truncate(last, done);
+        self.disk.submitted();
     }
 
     fn purge(&self, upto: LogId, done: Completion) {
-        self.submit(MemoryWrite::Purge(upto), done);
+        self.log.purge(upto, done);
+        self.disk.submitted();
     }
 }

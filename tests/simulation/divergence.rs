@@ -1,49 +1,10 @@
 //! Nodes whose machines are not deterministic: found, and out of service.
 
-use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use quorate::{ApplyContext, Divergence, NodeId, ReadError, ReadLevel, Role, StateMachine};
+use quorate::{Divergence, NodeId, ReadError, ReadLevel, Role};
+use quorate_testkit::Sum;
 use quorate_testkit::simulation::{Calm, in_world};
-
-/// Adds up what it is given, and on each node something more. It keeps no hash of its state.
-#[derive(Debug, Clone)]
-struct Sum {
-    sum: u64,
-    /// What no deterministic machine has.
-    more: u64,
-}
-
-impl StateMachine for Sum {
-    type Command = u64;
-    type Reply = u64;
-    type Query = ();
-    type Answer = u64;
-    type View = u64;
-
-    fn apply(&mut self, _: &ApplyContext, number: u64) -> u64 {
-        self.sum += number + self.more;
-        self.sum
-    }
-
-    fn view(&self) -> u64 {
-        self.sum
-    }
-
-    fn query(view: &u64, (): ()) -> u64 {
-        *view
-    }
-
-    fn write_snapshot(view: &u64, out: &mut dyn Write) -> io::Result<()> {
-        out.write_all(&view.to_le_bytes())
-    }
-
-    fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
-        let mut bytes = [0; 8];
-        input.read_exact(&mut bytes)?;
-        Ok(Self { sum: u64::from_le_bytes(bytes), more: 0 })
-    }
-}
 
 /// Adds numbers, whoever leads.
 async fn add(nodes: &Calm<Sum>, count: u64) {
@@ -55,7 +16,8 @@ async fn add(nodes: &Calm<Sum>, count: u64) {
 /// Three nodes, each of which adds something more.
 fn run<T>(seed: u64, more: [u64; 3], test: impl AsyncFnOnce(Calm<Sum>) -> T) -> T {
     in_world(seed, async {
-        test(Calm::start(seed, |node_id| Sum { sum: 0, more: more[node_id as usize - 1] }).await).await
+        test(Calm::start(seed, |node_id| Sum { more: more[node_id as usize - 1], ..Sum::default() }).await)
+            .await
     })
 }
 

@@ -1,71 +1,24 @@
 //! A node whose state is known to differ, where its log and its vote are needed all the same.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use quorate::{ApplyContext, NodeId, ReadLevel, SnapshotPolicy, StateMachine};
+use quorate::{NodeId, ReadLevel, SnapshotPolicy};
+use quorate_testkit::Sum;
 use quorate_testkit::simulation::{Calm, in_world};
 
 const NODES: [NodeId; 3] = [1, 2, 3];
 /// The node that counts one too many, until it is sent a snapshot.
 const ODD: NodeId = 3;
 
-/// Counts the commands, and one too many where a bit has flipped.
-#[derive(Debug, Clone)]
-struct Count {
-    count: u64,
-    /// Whether a bit flips with the next command.
-    flips: bool,
-}
-
-impl StateMachine for Count {
-    type Command = ();
-    type Reply = u64;
-    type Query = ();
-    type Answer = u64;
-    type View = u64;
-
-    fn apply(&mut self, _: &ApplyContext, (): ()) -> u64 {
-        self.count += 1 + u64::from(std::mem::take(&mut self.flips));
-        self.count
-    }
-
-    fn view(&self) -> u64 {
-        self.count
-    }
-
-    fn query(view: &u64, (): ()) -> u64 {
-        *view
-    }
-
-    fn running_hash(&self) -> Option<u64> {
-        Some(self.count)
-    }
-
-    fn state_hash(view: &u64) -> u64 {
-        *view
-    }
-
-    fn write_snapshot(view: &u64, out: &mut dyn Write) -> io::Result<()> {
-        out.write_all(&view.to_le_bytes())
-    }
-
-    fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
-        let mut bytes = [0; 8];
-        input.read_exact(&mut bytes)?;
-        Ok(Self { count: u64::from_le_bytes(bytes), flips: false })
-    }
-}
-
 struct Cluster {
-    calm: Calm<Count>,
+    calm: Calm<Sum>,
     written: u64,
 }
 
 impl Cluster {
     async fn start(seed: u64, snapshots: SnapshotPolicy) -> Self {
-        let machine = |node_id| Count { count: 0, flips: node_id == ODD };
+        let machine = |node_id| Sum { once: u64::from(node_id == ODD), hashed: true, ..Sum::default() };
         let calm = Calm::start_as(seed, machine, |config| config.snapshots = snapshots.clone()).await;
         Self { calm, written: 0 }
     }
@@ -80,7 +33,7 @@ impl Cluster {
 
     async fn write(&mut self, count: u64) {
         for _ in 0..count {
-            self.calm.write(|| ()).await;
+            self.calm.write(|| 1).await;
         }
         self.written += count;
     }

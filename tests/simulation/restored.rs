@@ -1,51 +1,15 @@
 //! The state that a cluster begins with: the same on all founders, and received by whoever joins.
 
-use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use quorate::{ApplyContext, StateMachine};
 use quorate::{Engine, FatalError, NewMember, NodeId, OpenError, ReadLevel};
+use quorate_testkit::Sum;
 use quorate_testkit::simulation::{Calm, address, in_world};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const NODES: [NodeId; 3] = [1, 2, 3];
 /// What was restored.
 const RESTORED: u64 = 12_040;
-
-/// Adds up.
-#[derive(Debug, Clone, Default)]
-struct Sum(u64);
-
-impl StateMachine for Sum {
-    type Command = u64;
-    type Reply = u64;
-    type Query = ();
-    type Answer = u64;
-    type View = u64;
-
-    fn apply(&mut self, _: &ApplyContext, number: u64) -> u64 {
-        self.0 += number;
-        self.0
-    }
-
-    fn view(&self) -> u64 {
-        self.0
-    }
-
-    fn query(view: &u64, (): ()) -> u64 {
-        *view
-    }
-
-    fn write_snapshot(view: &u64, out: &mut dyn Write) -> io::Result<()> {
-        out.write_all(&view.to_le_bytes())
-    }
-
-    fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
-        let mut bytes = [0; 8];
-        input.read_exact(&mut bytes)?;
-        Ok(Self(u64::from_le_bytes(bytes)))
-    }
-}
 
 /// How a node is started.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +25,11 @@ struct Cluster(Calm<Sum>);
 
 impl Cluster {
     async fn start(&mut self, node_id: NodeId, start: Start) -> Result<(), OpenError> {
-        self.0.start_node(node_id, Sum(start.state), |config| config.restore = start.restore).await
+        self.0
+            .start_node(node_id, Sum { sum: start.state, ..Sum::default() }, |config| {
+                config.restore = start.restore
+            })
+            .await
     }
 
     async fn add_one(&self) -> u64 {

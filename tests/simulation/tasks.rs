@@ -2,68 +2,29 @@
 //! go on.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use quorate::{ApplyContext, Engine, FatalError, NodeId, Role, StateMachine};
+use quorate::{Engine, FatalError, NodeId, Role};
+use quorate_testkit::Sum;
 use quorate_testkit::simulation::{Calm, in_world};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(1);
 const NODES: [NodeId; 3] = [1, 2, 3];
 
-/// Counts the commands, and its bytes, which never change.
-#[derive(Debug, Clone, Default)]
-struct Count(u64);
-
-impl StateMachine for Count {
-    type Command = ();
-    type Reply = u64;
-    type Query = ();
-    type Answer = u64;
-    type View = u64;
-
-    fn apply(&mut self, _: &ApplyContext, (): ()) -> u64 {
-        self.0 += 1;
-        self.0
-    }
-
-    fn view(&self) -> u64 {
-        self.0
-    }
-
-    fn query(view: &u64, (): ()) -> u64 {
-        *view
-    }
-
-    fn state_bytes(&self) -> Option<u64> {
-        Some(8)
-    }
-
-    fn write_snapshot(view: &u64, out: &mut dyn Write) -> io::Result<()> {
-        out.write_all(&view.to_le_bytes())
-    }
-
-    fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
-        let mut bytes = [0; 8];
-        input.read_exact(&mut bytes)?;
-        Ok(Self(u64::from_le_bytes(bytes)))
-    }
-}
-
-struct Cluster(Calm<Count>);
+struct Cluster(Calm<Sum>);
 
 impl Cluster {
     async fn start() -> Self {
         let mut calm = Calm::new(0);
         for node_id in NODES {
-            calm.start_node(node_id, Count::default(), |_| {}).await.unwrap();
+            calm.start_node(node_id, Sum::default(), |_| {}).await.unwrap();
         }
         Self(calm)
     }
 
     /// What `look` finds, looking at every node again and again from its start on.
-    async fn find<T>(&self, what: &str, look: impl Fn(&Engine<Count>) -> Option<T>) -> T {
+    async fn find<T>(&self, what: &str, look: impl Fn(&Engine<Sum>) -> Option<T>) -> T {
         let found = async {
             loop {
                 if let Some(found) = self.0.engines().find_map(&look) {
@@ -83,7 +44,7 @@ impl Cluster {
                 for node in self.0.engines() {
                     if Some(node.state().node_id) != without
                         && node.state().role == Role::Leader
-                        && node.write(()).await.is_ok()
+                        && node.write(1).await.is_ok()
                     {
                         return;
                     }
@@ -148,8 +109,8 @@ fn all_names() -> BTreeSet<&'static str> {
 
 /// A cluster one of whose nodes has a task of this name panic: one that serves, or, if the task runs only before that, one that
 /// was just started. That node, and whether the cluster served.
-async fn with_panic(name: &str) -> (Cluster, Engine<Count>, bool) {
-    let panics = |node: &Engine<Count>| node.panic_in(name).then(|| node.clone());
+async fn with_panic(name: &str) -> (Cluster, Engine<Sum>, bool) {
+    let panics = |node: &Engine<Sum>| node.panic_in(name).then(|| node.clone());
     let cluster = Cluster::start().await;
     let ready = async {
         while !cluster.0.engines().all(|node| node.state().is_ready()) {
@@ -182,7 +143,7 @@ fn a_panic_in_any_task_ends_the_node_and_names_the_task() {
             assert_eq!(told.fatal, Some(FatalError::Task { name, failure }));
             assert_eq!((told.role, told.leader.is_some()), (Role::Stopped, false), "{name}");
             let refused = async {
-                while !broken.write(()).await.is_err_and(|error| error.to_string().contains(name)) {
+                while !broken.write(1).await.is_err_and(|error| error.to_string().contains(name)) {
                     tokio::time::sleep(POLL).await;
                 }
             };

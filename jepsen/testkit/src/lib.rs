@@ -15,5 +15,7 @@ pub mod bank;
 pub mod kv;
 pub mod processes;
 pub mod simulation;
+mod sum;
 
 pub use quorate_disk as disk;
+pub use sum::Sum;

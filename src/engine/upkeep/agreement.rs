@@ -224,7 +224,6 @@ impl<M: StateMachine> Engine<M> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{self, Read, Write};
 
     #[test]
     fn a_doubt_counts_once_it_has_lasted() {
@@ -254,48 +253,13 @@ mod tests {
     use super::*;
     use crate::engine::tests::lone;
     use crate::error::{ReadError, WriteError};
-    use crate::machine::ApplyContext;
+    use crate::machine::counting::Count;
     use crate::types::ReadLevel;
-
-    /// Counts, from a number that each node has its own of.
-    #[derive(Debug, Clone)]
-    struct Skewed(u64);
-
-    impl StateMachine for Skewed {
-        type Command = ();
-        type Reply = u64;
-        type Query = ();
-        type Answer = u64;
-        type View = u64;
-
-        fn apply(&mut self, _: &ApplyContext, (): ()) -> u64 {
-            self.0 += 1;
-            self.0
-        }
-
-        fn view(&self) -> u64 {
-            self.0
-        }
-
-        fn query(view: &u64, (): ()) -> u64 {
-            *view
-        }
-
-        fn write_snapshot(view: &u64, out: &mut dyn Write) -> io::Result<()> {
-            out.write_all(&view.to_le_bytes())
-        }
-
-        fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
-            let mut bytes = [0; 8];
-            input.read_exact(&mut bytes)?;
-            Ok(Self(u64::from_le_bytes(bytes)))
-        }
-    }
 
     /// A machine without a running hash, where nothing is written any more, and what others say of the same position.
     #[tokio::test(start_paused = true)]
     async fn a_node_whose_state_is_not_the_majoritys_serves_no_more() {
-        let engine = lone::engine_of(false, Skewed(0)).await;
+        let engine = lone::engine_of(false, Count::default()).await;
         assert!(engine.ready(Duration::from_secs(30)).await);
         let written = engine.write(()).await.unwrap();
         let agreement = engine.inner.core.agreement().clone();

@@ -63,6 +63,10 @@ impl<M: StateMachine> RaftStateMachine<TypeConfig> for Applier<M> {
             let mut batch = batch.into_iter().peekable();
             while batch.peek().is_some() {
                 let replies = snapshot::catch("applying a command", || self.apply_batch(&mut batch))?;
+                assert!(
+                    self.published.progress().log_id == self.progress.log_id,
+                    "invariant: nothing is answered before it is published"
+                );
                 for (responder, reply) in replies {
                     responder.send(reply);
                 }

@@ -82,6 +82,11 @@ pub(crate) struct Opened<D: LogDisk> {
     pub(crate) sync_later: SyncLater,
     /// The file that grows with the log. It is to own [room](crate::storage::space) beyond its end.
     pub(crate) grows: PathBuf,
+    pub(crate) recovered: RecoveredLog,
+}
+
+/// What is on a disk when it is opened.
+pub(crate) struct RecoveredLog {
     pub(crate) bounds: LogBounds,
     pub(crate) vote: Option<Vote>,
     pub(crate) committed: Option<LogId>,

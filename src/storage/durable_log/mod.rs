@@ -27,8 +27,11 @@
 //!
 //! What it does not do: know what is on the disk, or how it got there.
 //!
+//! A simulation has no threads. There the batches of the writer are written [by hand](by_hand), and everything else is the same.
+//!
 //! The protocol, with a figure: `docs/design/disk.md`.
 
+mod by_hand;
 mod disk;
 mod read;
 mod stats;
@@ -53,7 +56,8 @@ use crate::types::{Entry, LogId, Vote};
 
 use super::space::Attendant;
 use super::{Closed, Completion, DataDir, DiskWatch, LogBounds, LogStore, Room, files};
-pub(crate) use disk::{LogDisk, LogReader, Opened};
+pub(crate) use by_hand::HandWriter;
+pub(crate) use disk::{LogDisk, LogReader, Opened, RecoveredLog};
 pub(crate) use read::{Collected, Scanned};
 pub use stats::{FLUSH_BUCKETS_US, LogStats};
 pub(crate) use tail::Tail;
@@ -155,6 +159,16 @@ impl State {
         first_index(self.bounds.last)
     }
 
+    fn check(&self) {
+        assert!(self.first_index() <= self.next_index(), "invariant: a log does not end before it begins");
+        let (last, tail) = (self.bounds.last, self.tail.ends());
+        assert!(
+            tail.is_none_or(|(first, _)| first >= self.first_index()),
+            "invariant: nothing that is purged is in the tail"
+        );
+        assert!(tail.is_none_or(|(_, end)| Some(end) == last), "invariant: the tail ends where the log ends");
+    }
+
     /// What is at `index`, as far as that is known without the disk.
     fn position(&self, index: u64) -> Option<LogId> {
         let ends = [self.bounds.last, self.bounds.purged];
@@ -164,6 +178,25 @@ impl State {
 }
 
 impl Shared {
+    fn new(room: Option<Arc<Room>>, on_failure: OnFailure) -> Arc<Self> {
+        Arc::new(Self {
+            state: RwLock::new(State::default()),
+            queue: WriteQueue::default(),
+            progress: WriterProgress::new(),
+            stats: Arc::default(),
+            abandoned: AtomicBool::new(false),
+            room,
+            on_failure,
+        })
+    }
+
+    /// Shows what was found on the disk.
+    fn recover(&self, recovered: RecoveredLog) {
+        let RecoveredLog { bounds, vote, committed, tail } = recovered;
+        let mut state = self.write();
+        (state.bounds, state.vote, state.committed, state.tail) = (bounds, vote, committed, tail);
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().expect("invariant: no panic under this lock")
     }
@@ -182,6 +215,7 @@ impl Shared {
         if let Some(reason) = &state.failure {
             return Some(failed(reason));
         }
+        assert!(ticket <= state.ticket, "invariant: nothing is durable that was not submitted");
         state.tail.settle(ticket);
         None
     }
@@ -278,32 +312,16 @@ impl<D: LogDisk> DurableLog<D> {
         recover: impl FnOnce(&WriterProgress, &Arc<LogStats>) -> Result<Opened<D>, StorageError>,
     ) -> Result<Self, StorageError> {
         let Duties { flush_watchdog, on_failure, room } = duties;
-        let shared = Arc::new(Shared {
-            state: RwLock::new(State::default()),
-            queue: WriteQueue::default(),
-            progress: WriterProgress::new(),
-            stats: Arc::default(),
-            abandoned: AtomicBool::new(false),
-            room,
-            on_failure,
-        });
+        let shared = Shared::new(room, on_failure);
         let spawn = |name, body| start(&shared, name, body).map_err(|error| unstarted(directory, error));
         // If anything fails from here on, dropping the store stops what has been started.
-        let mut store = Self {
-            shared: shared.clone(),
-            reader: None,
-            watchdog: None,
-            threads: Vec::new(),
-            attendant: None,
-            data_dir: None,
-            when_closed: WhenClosed::default(),
-        };
+        let mut store = Self::without_threads(shared.clone());
         let watched = shared.clone();
         let supervise = Box::new(move || watchdog::supervise(&watched, flush_watchdog));
         store.watchdog = Some(spawn("log-watchdog", supervise)?);
 
         let opened = recover(&shared.progress, &shared.stats)?;
-        let Opened { disk, reader, sync_later, grows, bounds, vote, committed, tail } = opened;
+        let Opened { disk, reader, sync_later, grows, recovered } = opened;
         store.reader = Some(reader);
         if shared.progress.end().is_err() {
             std::mem::forget(disk);
@@ -312,16 +330,25 @@ impl<D: LogDisk> DurableLog<D> {
         if let Some(room) = &shared.room {
             store.attendant = Some(room.attend(&grows, |look| spawn("disk-look", look).map(drop))?);
         }
-        {
-            let mut state = shared.write();
-            (state.bounds, state.vote, state.committed, state.tail) = (bounds, vote, committed, tail);
-        }
+        shared.recover(recovered);
         let for_writer = shared.clone();
         store.threads.push(spawn("log-writer", Box::new(move || writer::run(&for_writer, disk)))?);
         let for_sync = shared.clone();
         let sync_later = Box::new(move || writer::sync_later(&for_sync, &sync_later));
         store.threads.push(spawn("log-sync-later", sync_later)?);
         Ok(store)
+    }
+
+    fn without_threads(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            reader: None,
+            watchdog: None,
+            threads: Vec::new(),
+            attendant: None,
+            data_dir: None,
+            when_closed: WhenClosed::default(),
+        }
     }
 
     /// Keeps the directory that the log is in locked.
@@ -349,6 +376,7 @@ impl<D: LogDisk> DurableLog<D> {
         let ticket = state.ticket + 1;
         match apply(&mut state, ticket) {
             Ok(change) => {
+                state.check();
                 state.ticket = ticket;
                 self.shared.stats.queued_bytes.fetch_add(bytes as u64, Relaxed);
                 self.shared.stats.queued_writes.fetch_add(1, Relaxed);

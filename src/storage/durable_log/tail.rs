@@ -54,6 +54,11 @@ impl Tail {
         self.entries.front().map(|tailed| tailed.entry.log_id.index)
     }
 
+    /// Index of the first entry, and position of the last.
+    pub(super) fn ends(&self) -> Option<(u64, LogId)> {
+        Some((self.first_index()?, self.entries.back()?.entry.log_id))
+    }
+
     pub(crate) fn push(&mut self, ticket: u64, entry: Entry) {
         if let Some(last) = self.entries.back() {
             assert!(last.entry.log_id.index + 1 == entry.log_id.index, "invariant: the tail has no hole");

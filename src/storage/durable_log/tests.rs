@@ -94,10 +94,12 @@ impl RamDisk {
                     Ok(())
                 }),
                 grows: "nowhere".into(),
-                bounds: flushed.bounds,
-                vote: flushed.vote,
-                committed: flushed.committed,
-                tail,
+                recovered: RecoveredLog {
+                    bounds: flushed.bounds,
+                    vote: flushed.vote,
+                    committed: flushed.committed,
+                    tail,
+                },
             })
         })
     }

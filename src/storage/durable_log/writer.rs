@@ -16,11 +16,11 @@ use crate::types::{Entry, LogId, Vote};
 
 use super::disk::{LogDisk, SyncLater};
 use super::watchdog::GaveUp;
-use super::{Cause, Shared};
+use super::{Cause, LogStats, Shared};
 
 /// Why the writer stopped.
 #[derive(Debug, thiserror::Error)]
-enum WriterError<E: std::error::Error> {
+pub(super) enum WriterError<E: std::error::Error> {
     #[error("{0}")]
     Disk(E),
     #[error("the writer came back after the watchdog had given up")]
@@ -123,6 +123,18 @@ impl WriteQueue {
 
     pub(crate) fn drain(&self) -> VecDeque<QueuedWrite> {
         std::mem::take(&mut self.lock().writes)
+    }
+
+    /// Writes that wait.
+    pub(super) fn len(&self) -> usize {
+        self.lock().writes.len()
+    }
+
+    /// Takes the first `count` that wait, or all.
+    pub(super) fn take(&self, count: usize) -> Vec<QueuedWrite> {
+        let mut waiting = self.lock();
+        let count = count.min(waiting.writes.len());
+        waiting.writes.drain(..count).collect()
     }
 
     fn next(&self, wait: bool) -> NextWrite {
@@ -235,38 +247,66 @@ fn write<D: LogDisk>(
     disk: &mut D,
     writes: Vec<QueuedWrite>,
 ) -> Result<(), WriterError<D::Error>> {
+    settle(shared, disk, writes)?.complete(&shared.stats).map_err(WriterError::Completion)
+}
+
+/// A batch that is durable, and whose completions are still to be called.
+pub(super) struct Settled {
+    pub(super) completions: Vec<Completion>,
+    /// What the store has failed with meanwhile.
+    failure: Option<io::Error>,
+    bytes: u64,
+}
+
+impl Settled {
+    /// Calls the completions, with the lock of nobody held. The first panic in one is returned.
+    pub(super) fn complete(self, stats: &LogStats) -> Result<(), String> {
+        let Self { completions, failure, bytes } = self;
+        let count = completions.len() as u64;
+        let queued_bytes = stats.queued_bytes.fetch_sub(bytes, Relaxed);
+        let queued_writes = stats.queued_writes.fetch_sub(count, Relaxed);
+        let completed = complete(completions.into_iter(), failure.as_ref());
+        // What is durable is confirmed first.
+        assert!(queued_bytes >= bytes, "invariant: no more bytes leave the queue than came");
+        assert!(queued_writes >= count, "invariant: no more writes leave the queue than came");
+        completed
+    }
+}
+
+/// Makes one batch durable.
+pub(super) fn settle<D: LogDisk>(
+    shared: &Shared,
+    disk: &mut D,
+    writes: Vec<QueuedWrite>,
+) -> Result<Settled, WriterError<D::Error>> {
     let (ticket, committed) = writes.last().map_or((0, None), |write| (write.ticket, write.committed));
     let in_order = writes.is_sorted_by(|earlier, later| earlier.ticket < later.ticket);
     assert!(in_order, "invariant: the queue keeps the order of submission");
-    let bytes: usize = writes.iter().map(|write| write.bytes).sum();
-    let count = writes.len() as u64;
+    let bytes = writes.iter().map(|write| write.bytes as u64).sum();
     let (changes, completions): (Vec<_>, Vec<_>) =
         writes.into_iter().map(|write| (write.change, write.done)).unzip();
     shared.progress.begin(completions)?;
     if let Some(room) = &shared.room {
         // No write may meet a full disk: the first that fails is final.
-        room.before_batch(bytes as u64).map_err(WriterError::Room)?;
+        room.before_batch(bytes).map_err(WriterError::Room)?;
     }
     for change in changes {
-        let written = match change {
-            LogChange::Append(entries) => disk.append(&entries),
-            LogChange::SaveVote(vote) => disk.save_vote(vote),
-            LogChange::Truncate(from, last) => disk.truncate(from, last),
-            LogChange::Purge(upto) => disk.purge(upto),
-            LogChange::Nothing => Ok(()),
-        };
-        written.map_err(WriterError::Disk)?;
+        hand_over(disk, change).map_err(WriterError::Disk)?;
     }
     disk.flush(committed).map_err(WriterError::Disk)?;
     let completions = shared.progress.end()?;
-    let failure = shared.settle(ticket);
-    let queued_bytes = shared.stats.queued_bytes.fetch_sub(bytes as u64, Relaxed);
-    let queued_writes = shared.stats.queued_writes.fetch_sub(count, Relaxed);
-    let completed = complete(completions.into_iter(), failure.as_ref()).map_err(WriterError::Completion);
-    // What is durable is confirmed first.
-    assert!(queued_bytes >= bytes as u64, "invariant: no more bytes leave the queue than came");
-    assert!(queued_writes >= count, "invariant: no more writes leave the queue than came");
-    completed
+    Ok(Settled { completions, failure: shared.settle(ticket), bytes })
+}
+
+/// Writes one change, which the next flush makes durable.
+pub(super) fn hand_over<D: LogDisk>(disk: &mut D, change: LogChange) -> Result<(), D::Error> {
+    match change {
+        LogChange::Append(entries) => disk.append(&entries),
+        LogChange::SaveVote(vote) => disk.save_vote(vote),
+        LogChange::Truncate(from, last) => disk.truncate(from, last),
+        LogChange::Purge(upto) => disk.purge(upto),
+        LogChange::Nothing => Ok(()),
+    }
 }
 
 /// Calls every completion, with `error` if there is one. A panic in one does not keep the others from being

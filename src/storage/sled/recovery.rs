@@ -36,7 +36,9 @@ use std::time::{Duration, Instant};
 use crate::error::StorageError;
 use crate::runtime::panic_message;
 use crate::storage::LogBounds;
-use crate::storage::durable_log::{GaveUp, LogStats, Opened, Tail, WriterProgress, first_index, too_late};
+use crate::storage::durable_log::{
+    GaveUp, LogStats, Opened, RecoveredLog, Tail, WriterProgress, first_index, too_late,
+};
 use crate::storage::files::{self, exists, io_error, unreadable};
 use crate::storage::progress::{StartProgress, StartStep};
 use crate::types::LogId;
@@ -104,10 +106,12 @@ pub(crate) fn open(
             mark_sync.sync().map_err(|error| format!("cannot sync the ready file: {error}"))
         }),
         grows: database(directory),
-        bounds: LogBounds { purged: hard_state.purged, last: hard_state.last },
-        vote: hard_state.vote,
-        committed: hard_state.committed,
-        tail: found.tail,
+        recovered: RecoveredLog {
+            bounds: LogBounds { purged: hard_state.purged, last: hard_state.last },
+            vote: hard_state.vote,
+            committed: hard_state.committed,
+            tail: found.tail,
+        },
     })
 }
 

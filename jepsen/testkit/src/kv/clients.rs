@@ -20,7 +20,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use quorate::client::Reason;
 use quorate::kv::client::{Client, ClientError, Range, Scope};
-use quorate::kv::machine::{KvAnswer, KvMachine, KvQuery};
+use quorate::kv::machine::KvMachine;
 use quorate::kv::{self, Kv};
 use quorate::server::Server;
 use quorate::{Engine, NodeId, ReadLevel};
@@ -28,6 +28,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::writes::{COLLECTION, COUNTER, ONCE, TENANT, Writes, number};
 use crate::simulation::{Cluster, LIVENESS, Outcome, Shared, Subject, Trace, Workload};
 
 const WRITERS: u64 = 3;
@@ -35,10 +36,7 @@ const COUNTERS: u64 = 2;
 const READERS: u64 = 2;
 /// How long an operation of a client may take.
 const PATIENCE: Duration = Duration::from_secs(2);
-const COUNTER: &str = "counter";
-/// Keys that are written once, and watched.
-const ONCE: &str = "once-";
-/// The last of them.
+/// The last of those that are written once.
 const LAST: &str = "once-last";
 
 /// Callers that use the key-value machine by its client. To be run with [`ports`](crate::simulation::Scenario::ports).
@@ -89,21 +87,11 @@ impl Subject for Clients {
 /// What the callers saw.
 #[derive(Debug, Default)]
 struct History {
-    /// The greatest acknowledged value of each key.
-    acknowledged: BTreeMap<String, u64>,
-    /// The greatest value that was tried.
-    tried: BTreeMap<String, u64>,
+    writes: Writes,
     /// Where keys that were written once stand in the log.
     revisions: BTreeMap<String, u64>,
-    /// Keys of which was said that they certainly were not written.
-    refused: BTreeSet<String>,
-    /// The same of keys that were written with other values, too.
-    refused_values: BTreeSet<(String, u64)>,
-    /// What was acknowledged last.
-    newest: Option<(String, u64)>,
     /// Writes of watchers, right after their watch had begun.
     marks: u64,
-    counted: BTreeSet<u64>,
     acknowledgements: u64,
     unknown: u64,
     repeated: u64,
@@ -158,27 +146,7 @@ impl Workload<KvMachine> for Calling {
 
     async fn scan(&self, node_id: NodeId, engine: &Engine<KvMachine>) {
         let history = std::mem::take(&mut *self.history.lock().unwrap());
-        let item = async |key: &str| match engine.read(query(key), ReadLevel::Local).await.unwrap().answer {
-            KvAnswer::Item(item) => item,
-            other => panic!("{other:?}"),
-        };
-        let (applied, asked) =
-            (item(COUNTER).await.map_or(0, |item| item.version), history.counted.len() as u64);
-        assert_eq!(applied, asked, "node {node_id} has applied {applied} increments of {asked}");
-        for (key, value) in &history.acknowledged {
-            let Some(item) = item(key).await else {
-                panic!("node {node_id} has lost {key}={value}, which was acknowledged");
-            };
-            let found = number(&item.value);
-            let refused = history.refused_values.contains(&(key.clone(), found));
-            assert!(!refused, "node {node_id} has {key}={found}, which certainly was not applied");
-            assert!(found >= *value, "node {node_id} has {key}={found}, but {value} was acknowledged");
-            let is_once = key.starts_with(ONCE);
-            assert!(!is_once || item.version == 1, "node {node_id} has applied {key} {} times", item.version);
-        }
-        for key in &history.refused {
-            assert!(item(key).await.is_none(), "node {node_id} has {key}, which certainly was not applied");
-        }
+        history.writes.hold_against(node_id, engine).await;
         assert!(history.violations.is_empty(), "{}", history.violations.join("\n"));
         *self.history.lock().unwrap() = history;
     }
@@ -188,10 +156,10 @@ impl Workload<KvMachine> for Calling {
         for (what, times) in [
             ("acknowledged writes", history.acknowledgements),
             ("writes with an unknown outcome", history.unknown),
-            ("writes that certainly were not applied", history.refused.len() as u64),
+            ("writes that certainly were not applied", history.writes.refused.len() as u64),
             ("reads", history.reads),
             ("reads of what was just written", history.read_back),
-            ("exactly-once writes", history.counted.len() as u64),
+            ("exactly-once writes", history.writes.counted.len() as u64),
             ("exactly-once writes that had to be repeated", history.repeated),
             ("watched changes", history.told.len() as u64),
             ("writes after the beginning of a watch", history.marks),
@@ -239,7 +207,7 @@ impl History {
             if !seen.insert(key.clone()) {
                 violations.push(format!("watches told twice of {key}, which was written at {revision}"));
             }
-            if self.refused.contains(key) {
+            if self.writes.refused.contains(key) {
                 violations.push(format!("watches told of {key}, which certainly was not written"));
             }
             if all.get(key) != Some(revision) {
@@ -258,16 +226,7 @@ impl History {
 }
 
 fn scope() -> Scope {
-    Scope { tenant: "t".to_owned(), collection: "c".to_owned() }
-}
-
-fn query(key: &str) -> KvQuery {
-    let Scope { tenant, collection } = scope();
-    KvQuery::Get { tenant, collection, key: Bytes::from(key.to_owned()) }
-}
-
-fn number(value: &[u8]) -> u64 {
-    std::str::from_utf8(value).unwrap().parse().unwrap()
+    Scope { tenant: TENANT.to_owned(), collection: COLLECTION.to_owned() }
 }
 
 struct Caller {
@@ -301,7 +260,7 @@ impl Caller {
                 true => format!("register-{}-{given_up}", self.id),
                 false => format!("{ONCE}{}-{value}", self.id),
             };
-            self.history.lock().unwrap().tried.insert(key.clone(), value);
+            self.history.lock().unwrap().writes.tried.insert(key.clone(), value);
             let reply = self.client.put(&scope(), key.clone(), value.to_string()).await;
             match reply {
                 Ok(reply) => {
@@ -316,10 +275,7 @@ impl Caller {
                     let mut history = self.history.lock().unwrap();
                     history.unknown += u64::from(unknown);
                     if !unknown {
-                        history.refused_values.insert((key.clone(), value));
-                    }
-                    if !unknown && is_once {
-                        history.refused.insert(key);
+                        history.writes.refuse(key, value);
                     }
                 }
             }
@@ -330,8 +286,7 @@ impl Caller {
         self.trace.record(format_args!("ok {key}={value} at {revision}"));
         let mut history = self.history.lock().unwrap();
         history.acknowledgements += 1;
-        history.acknowledged.insert(key.to_owned(), value);
-        history.newest = Some((key.to_owned(), value));
+        history.writes.acknowledge(key, value);
         if key.starts_with(ONCE) {
             history.revisions.insert(key.to_owned(), revision);
         }
@@ -370,7 +325,7 @@ impl Caller {
             self.trace.record(format_args!("counted {version}"));
             let mut history = self.history.lock().unwrap();
             history.repeated += u64::from(attempts > 1);
-            if !history.counted.insert(version) {
+            if !history.writes.counted.insert(version) {
                 history.violations.push(format!("version {version} of the counter was given twice"));
             }
         }
@@ -379,7 +334,8 @@ impl Caller {
     async fn read(mut self) {
         while self.goes_on() {
             self.pause().await;
-            let Some((key, at_least)) = self.known_key() else { continue };
+            let known = self.history.lock().unwrap().writes.known_key(&mut self.rng, 0.6);
+            let Some((key, at_least)) = known else { continue };
             let level = if self.rng.random_bool(0.7) { ReadLevel::Linearizable } else { ReadLevel::Lease };
             let reply = match self.client.get(&scope(), key.clone(), level).await {
                 Ok(reply) => reply,
@@ -392,8 +348,8 @@ impl Caller {
             self.trace.record(format_args!("read {key}={found} {level:?}"));
             let mut history = self.history.lock().unwrap();
             history.reads += 1;
-            let at_most = history.tried[&key];
-            if history.refused_values.contains(&(key.clone(), found)) {
+            let at_most = history.writes.tried[&key];
+            if history.writes.refused_values.contains(&(key.clone(), found)) {
                 history
                     .violations
                     .push(format!("{level:?} read {key}={found}, which certainly was not applied"));
@@ -404,18 +360,6 @@ impl Caller {
                 ));
             }
         }
-    }
-
-    /// What a read may ask for, and the least that it must find: mostly what was acknowledged last, which a node that is behind does
-    /// not have.
-    fn known_key(&mut self) -> Option<(String, u64)> {
-        let history = self.history.lock().unwrap();
-        if self.rng.random_bool(0.6) {
-            return history.newest.clone();
-        }
-        let count = history.acknowledged.len();
-        let nth = (count > 0).then(|| self.rng.random_range(0..count))?;
-        history.acknowledged.iter().nth(nth).map(|(key, value)| (key.clone(), *value))
     }
 
     /// A call may fail for what happens to the cluster, and for nothing else.

@@ -3,6 +3,7 @@
 mod clients;
 mod lifetimes;
 mod registers;
+mod writes;
 
 pub(crate) use clients::is_for_the_weather;
 pub use clients::{Calling, Clients};

@@ -12,7 +12,7 @@
 //! called has what it wrote. The keys that are written once tell whether a write was applied twice, or although it was said
 //! that it certainly was not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,7 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate::Session;
 use quorate::kv::Kv;
-use quorate::kv::machine::{KvAnswer, KvCommand, KvMachine, KvQuery, KvReply};
+use quorate::kv::machine::{KvAnswer, KvCommand, KvMachine, KvReply};
 use quorate::{Engine, WriteOptions};
 use quorate::{NodeId, ReadLevel, Role};
 use quorate::{ReadError, WriteError};
@@ -30,6 +30,7 @@ use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 
 use super::lifetimes::Lifetimes;
+use super::writes::{COLLECTION, COUNTER, ONCE, TENANT, Writes, number, query};
 use crate::simulation::{Cluster, Engines, LIVENESS, Outcome, SAFETY, Shared, Subject, Trace, Workload};
 
 const WRITERS: u64 = 4;
@@ -45,18 +46,12 @@ const IMPATIENCE: Duration = Duration::from_millis(50);
 /// A node that answers a local read so late has crashed meanwhile, and answers with the last that anybody had read.
 const CRASHED: Duration = Duration::from_millis(500);
 
-/// The key that all counters write.
-const COUNTER: &str = "counter";
-
 /// What the clients saw.
 #[derive(Debug, Default)]
 struct History {
-    /// The greatest acknowledged value of each key.
-    acknowledged: BTreeMap<String, u64>,
+    writes: Writes,
     /// When which value was acknowledged.
     when: BTreeMap<String, Vec<(Instant, u64)>>,
-    /// Versions of the counter that were acknowledged.
-    counted: BTreeSet<u64>,
     /// Answers that an earlier attempt had earned.
     repeated: u64,
     /// Reads answered by a node that did not lead.
@@ -65,12 +60,6 @@ struct History {
     bounded_reads: u64,
     /// Writes and counts that were acknowledged by a node that did not lead.
     passed_on: u64,
-    /// Keys that were written once and certainly not, as their writers were told.
-    refused: BTreeSet<String>,
-    /// The write that was acknowledged last.
-    newest: Option<(String, u64)>,
-    /// The greatest value tried for each key.
-    tried: BTreeMap<String, u64>,
     acknowledgements: u64,
     unknown: u64,
     reads: u64,
@@ -192,25 +181,7 @@ impl Workload<KvMachine> for Callers {
     /// Every acknowledged write must be there, on every node, and every counted one exactly once.
     async fn scan(&self, id: NodeId, engine: &Engine<KvMachine>) {
         let history = std::mem::take(&mut *self.history.lock().unwrap());
-        let item = async |key: &str| match engine.read(query(key), ReadLevel::Local).await.unwrap().answer {
-            KvAnswer::Item(item) => item,
-            other => panic!("{other:?}"),
-        };
-        let (applied, asked) =
-            (item(COUNTER).await.map_or(0, |item| item.version), history.counted.len() as u64);
-        assert_eq!(applied, asked, "node {id} has applied {applied} increments of {asked}");
-        for (key, value) in &history.acknowledged {
-            let Some(item) = item(key).await else {
-                panic!("node {id} has lost {key}={value}, which was acknowledged");
-            };
-            let found = number(&item.value);
-            assert!(found >= *value, "node {id} has {key}={found}, but {value} was acknowledged");
-            let is_once = key.starts_with("once-");
-            assert!(!is_once || item.version == 1, "node {id} has applied {key} {} times", item.version);
-        }
-        for key in &history.refused {
-            assert!(item(key).await.is_none(), "node {id} has {key}, which certainly was not applied");
-        }
+        history.writes.hold_against(id, engine).await;
         assert!(history.violations.is_empty(), "{}", history.violations.join("\n"));
         *self.history.lock().unwrap() = history;
     }
@@ -221,27 +192,19 @@ impl Workload<KvMachine> for Callers {
             ("acknowledged writes", history.acknowledgements),
             ("writes with an unknown outcome", history.unknown),
             ("reads", history.reads),
-            ("exactly-once writes", history.counted.len() as u64),
+            ("exactly-once writes", history.writes.counted.len() as u64),
             ("exactly-once writes that had to be repeated", history.repeated),
             ("linearizable reads on followers", history.follower_reads),
             ("lease reads", history.lease_reads),
             ("bounded reads", history.bounded_reads),
             ("writes acknowledged by followers", history.passed_on),
-            ("writes that certainly were not applied", history.refused.len() as u64),
+            ("writes that certainly were not applied", history.writes.refused.len() as u64),
             ("keys that ended", self.ended),
             ("sessions used shortly before their end", self.kept),
         ] {
             outcome.count(what, times);
         }
     }
-}
-
-fn number(value: &[u8]) -> u64 {
-    std::str::from_utf8(value).unwrap().parse().unwrap()
-}
-
-fn query(key: &str) -> KvQuery {
-    KvQuery::Get { tenant: "t".to_owned(), collection: "c".to_owned(), key: Bytes::from(key.to_owned()) }
 }
 
 impl Client {
@@ -275,12 +238,12 @@ impl Client {
             value += 1;
             let key = match self.rng.random_bool(0.5) {
                 true => format!("register-{}-{}", self.id, self.rng.random_range(0..REGISTERS)),
-                false => format!("once-{}-{value}", self.id),
+                false => format!("{ONCE}{}-{value}", self.id),
             };
-            self.history.lock().unwrap().tried.insert(key.clone(), value);
+            self.history.lock().unwrap().writes.tried.insert(key.clone(), value);
             let command = KvCommand::Put {
-                tenant: "t".to_owned(),
-                collection: "c".to_owned(),
+                tenant: TENANT.to_owned(),
+                collection: COLLECTION.to_owned(),
                 key: Bytes::from(key.clone()),
                 value: Bytes::from(value.to_string()),
             };
@@ -303,16 +266,15 @@ impl Client {
                     assert!(matches!(written.reply, KvReply::Put { .. }), "{:?}", written.reply);
                     self.trace.record(format_args!("ok {key}={value} at {}", written.log_id));
                     history.when.entry(key.clone()).or_default().push((Instant::now(), value));
-                    history.newest = Some((key.clone(), value));
-                    history.acknowledged.insert(key, value);
+                    history.writes.acknowledge(&key, value);
                     history.acknowledgements += 1;
                     self.acknowledged.fetch_add(1, Ordering::Relaxed);
                     self.leader = Some(node);
                 }
                 Ok(Err(error)) => {
                     history.unknown += u64::from(error.maybe_applied());
-                    if !error.maybe_applied() && key.starts_with("once-") {
-                        history.refused.insert(key);
+                    if !error.maybe_applied() {
+                        history.writes.refuse(key, value);
                     }
                     self.leader = match error {
                         WriteError::NotLeader { leader } => leader.map(|leader| leader.node_id),
@@ -347,8 +309,8 @@ impl Client {
                 self.pause().await;
                 let Some((node, engine)) = self.pick() else { continue };
                 let command = KvCommand::Put {
-                    tenant: "t".to_owned(),
-                    collection: "c".to_owned(),
+                    tenant: TENANT.to_owned(),
+                    collection: COLLECTION.to_owned(),
                     key: Bytes::from(COUNTER),
                     value: Bytes::from(self.id.to_string()),
                 };
@@ -366,7 +328,7 @@ impl Client {
                 let mut history = self.history.lock().unwrap();
                 history.repeated += u64::from(written.repeated);
                 history.passed_on += u64::from(!leads);
-                if !history.counted.insert(version) {
+                if !history.writes.counted.insert(version) {
                     history.violations.push(format!("version {version} of the counter was given twice"));
                 }
                 break;
@@ -439,7 +401,7 @@ impl Client {
                 KvAnswer::Item(item) => item.map_or(0, |item| number(&item.value)),
                 other => panic!("{other:?}"),
             };
-            let at_most = history.tried[&key];
+            let at_most = history.writes.tried[&key];
             self.trace.record(format_args!("read {key}={found} {level:?}"));
             if found < at_least || found > at_most {
                 let applied = outcome.applied;
@@ -457,7 +419,7 @@ impl Client {
             tokio::time::sleep(Duration::from_millis(self.rng.random_range(5..25))).await;
             let engines = self.engines.lock().unwrap().clone();
             for (node, engine) in engines {
-                let Some((key, at_least)) = self.history.lock().unwrap().newest.clone() else { break };
+                let Some((key, at_least)) = self.history.lock().unwrap().writes.newest.clone() else { break };
                 let read = engine.read(query(&key), ReadLevel::Lease);
                 let Ok(Ok(outcome)) = tokio::time::timeout(PATIENCE, read).await else { continue };
                 let found = match outcome.answer {
@@ -479,18 +441,14 @@ impl Client {
     /// A key somebody has written, and the least value that a read of it at this level may find now.
     fn known_key(&mut self, level: ReadLevel) -> Option<(String, u64)> {
         let history = self.history.lock().unwrap();
-        let count = history.acknowledged.len();
-        if count == 0 {
-            return None;
-        }
-        let (key, value) = history.acknowledged.iter().nth(self.rng.random_range(0..count))?;
+        let (key, value) = history.writes.known_key(&mut self.rng, 0.0)?;
         let at_least = match level {
             ReadLevel::Bounded { max_lag_ms } => {
                 let settled = |at: &Instant| at.elapsed() > Duration::from_millis(max_lag_ms);
-                history.when[key].iter().filter(|(at, _)| settled(at)).map(|(_, value)| *value).max()
+                history.when[&key].iter().filter(|(at, _)| settled(at)).map(|(_, value)| *value).max()
             }
-            _ => Some(*value),
+            _ => Some(value),
         };
-        Some((key.clone(), at_least.unwrap_or(0)))
+        Some((key, at_least.unwrap_or(0)))
     }
 }

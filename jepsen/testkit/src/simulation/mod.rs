@@ -26,10 +26,11 @@ mod subject;
 mod trace;
 mod world;
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 
 pub use calm::{Calm, Hosts};
 pub use network::{Network, SimTransport, Weather, address};
@@ -66,12 +67,43 @@ pub fn run<S: Subject>(seed: u64, scenario: Scenario, subject: S) -> Outcome {
 
 /// Runs `seeds` on all cores. Returns what they did, or the failures.
 pub fn run_all<S: Subject>(seeds: Range<u64>, scenario: &Scenario, subject: &S) -> (Outcome, Vec<String>) {
+    run_on_all_cores(seeds, scenario, subject, true)
+}
+
+thread_local! {
+    /// Whether it is of no interest that this thread panics: somebody looks for a seed that does.
+    static IS_UNHEARD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From now on nobody is told of panics on this thread. Those of other threads are told as before.
+fn let_panics_be_unheard() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let tell = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !IS_UNHEARD.get() {
+                tell(panic);
+            }
+        }));
+    });
+    IS_UNHEARD.set(true);
+}
+
+fn run_on_all_cores<S: Subject>(
+    seeds: Range<u64>,
+    scenario: &Scenario,
+    subject: &S,
+    panics_are_told: bool,
+) -> (Outcome, Vec<String>) {
     let next = AtomicU64::new(seeds.start);
     let results = Mutex::new((Outcome::default(), Vec::new()));
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
+                if !panics_are_told {
+                    let_panics_be_unheard();
+                }
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= seeds.end {
@@ -107,18 +139,15 @@ pub fn run_until<S: Subject>(
     subject: &S,
 ) -> Result<(), Vec<String>> {
     const AT_ONCE: u64 = 6;
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
     let mut all = Vec::new();
     let mut found = false;
     for first in (0..most).step_by(AT_ONCE as usize) {
-        all.extend(run_all(first..first + AT_ONCE, scenario, subject).1);
+        all.extend(run_on_all_cores(first..first + AT_ONCE, scenario, subject, false).1);
         found = all.iter().any(|failure| failure.contains(word));
         if found {
             break;
         }
     }
-    std::panic::set_hook(hook);
     if found { Ok(()) } else { Err(all) }
 }
 
