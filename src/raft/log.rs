@@ -285,12 +285,6 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
             entries.is_sorted_by_key(|entry| entry.log_id),
             "invariant: entries of one log are in the order of their positions"
         );
-        assert!(
-            entries
-                .last()
-                .is_none_or(|last| last.log_id.term <= self.store.vote().map_or(0, |vote| vote.term)),
-            "invariant: no entry is of a term that this node has not heard of"
-        );
         if let (Some(first), Some(committed)) = (entries.first(), self.store.committed()) {
             assert!(first.log_id > committed, "invariant: no entry takes the place of one that is committed");
         }

@@ -251,14 +251,14 @@ fn write<D: LogDisk>(
 }
 
 /// A batch that is durable, and whose completions are still to be called.
-pub(super) struct Settled {
+pub(super) struct SettledBatch {
     pub(super) completions: Vec<Completion>,
     /// What the store has failed with meanwhile.
     failure: Option<io::Error>,
     bytes: u64,
 }
 
-impl Settled {
+impl SettledBatch {
     /// Calls the completions, with the lock of nobody held. The first panic in one is returned.
     pub(super) fn complete(self, stats: &LogStats) -> Result<(), String> {
         let Self { completions, failure, bytes } = self;
@@ -278,7 +278,7 @@ pub(super) fn settle<D: LogDisk>(
     shared: &Shared,
     disk: &mut D,
     writes: Vec<QueuedWrite>,
-) -> Result<Settled, WriterError<D::Error>> {
+) -> Result<SettledBatch, WriterError<D::Error>> {
     let (ticket, committed) = writes.last().map_or((0, None), |write| (write.ticket, write.committed));
     let in_order = writes.is_sorted_by(|earlier, later| earlier.ticket < later.ticket);
     assert!(in_order, "invariant: the queue keeps the order of submission");
@@ -295,7 +295,7 @@ pub(super) fn settle<D: LogDisk>(
     }
     disk.flush(committed).map_err(WriterError::Disk)?;
     let completions = shared.progress.end()?;
-    Ok(Settled { completions, failure: shared.settle(ticket), bytes })
+    Ok(SettledBatch { completions, failure: shared.settle(ticket), bytes })
 }
 
 /// Writes one change, which the next flush makes durable.
