@@ -60,6 +60,7 @@ struct Platter {
     unflushed: VecDeque<MemoryWrite>,
     /// The next flush fails with this message.
     fail_next_flush: Option<String>,
+    crashes: u64,
 }
 
 /// One write.
@@ -132,7 +133,11 @@ struct Written(Arc<Mutex<Platter>>);
 
 /// A [`MemoryDisk`] as the readers of its store have it. A store that has failed never lets go of this, so it must not be what
 /// keeps the disk.
-struct Readable(Weak<Mutex<Platter>>);
+struct Readable {
+    platter: Weak<Mutex<Platter>>,
+    /// How often the disk had crashed when the store was opened: what another one writes is not this one's.
+    crashes: u64,
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("invariant: no panic under this lock")
@@ -200,8 +205,11 @@ impl LogDisk for Written {
 
 impl LogReader for Readable {
     fn read(&self, (from, to): (u64, u64), collected: &mut Collected) -> io::Result<Scanned> {
-        let platter = self.0.upgrade().ok_or_else(|| io::Error::other("the disk is gone"))?;
+        let platter = self.platter.upgrade().ok_or_else(|| io::Error::other("the disk is gone"))?;
         let platter = lock(&platter);
+        if platter.crashes != self.crashes {
+            return Err(io::Error::other("this store died in a crash"));
+        }
         let image = &platter.flushed;
         if from < first_index(image.purged) || to > first_index(image.bounds().last) {
             return Err(io::ErrorKind::InvalidData.into());
@@ -233,7 +241,7 @@ impl MemoryDisk {
         queued + lock(&self.platter).unflushed.len()
     }
 
-    /// Has `notify` called after every write that waits for a sync, in the call that submits it.
+    /// Has `notify` called after every write, in the call that submits it, unless it is durable by then.
     pub fn on_pending(&self, notify: impl Fn() + Send + Sync + 'static) {
         lock(&self.attached).notify = Some(Arc::new(notify));
     }
@@ -249,7 +257,7 @@ impl MemoryDisk {
         complete.map_or(0, |complete| complete())
     }
 
-    /// Has the next sync fail, and with it the store for good, until the disk is opened again.
+    /// Has the next sync that has something to write fail, and with it the store for good, until the disk is opened again.
     pub fn fail_next_sync(&self, message: &str) {
         lock(&self.platter).fail_next_flush = Some(message.to_owned());
     }
@@ -265,6 +273,7 @@ impl MemoryDisk {
             platter.unflushed.clear();
             platter.written = platter.flushed.clone();
             platter.fail_next_flush = None;
+            platter.crashes += 1;
             unflushed
         };
         // What a dropped completion holds may well call back, so that no lock is held.
@@ -312,7 +321,8 @@ impl MemoryStore {
             let (bounds, vote, committed) = (flushed.bounds(), flushed.vote, flushed.committed);
             RecoveredLog { bounds, vote, committed, tail: Tail::new(TAIL_BYTES) }
         };
-        let (written, readable) = (Written(disk.platter.clone()), Readable(Arc::downgrade(&disk.platter)));
+        let (written, platter) = (Written(disk.platter.clone()), Arc::downgrade(&disk.platter));
+        let readable = Readable { platter, crashes: lock(&disk.platter).crashes };
         let (log, writer) = DurableLog::by_hand(written, readable, recovered);
         lock(&disk.attached).writer = Some(writer);
         Self { disk: disk.clone(), log }

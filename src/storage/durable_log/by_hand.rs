@@ -53,9 +53,11 @@ impl<D: LogDisk> HandWriter<D> {
                 count
             }),
             Err(error) => {
-                let reason = error.to_string();
+                // At once: another thread may write before the completions are called.
+                let (reason, in_flight) = (error.to_string(), shared.progress.abandon());
+                shared.write().failure.get_or_insert_with(|| reason.clone());
                 Box::new(move || {
-                    shared.fail(&reason, Cause::Disk, shared.progress.abandon());
+                    shared.fail(&reason, Cause::Disk, in_flight);
                     0
                 })
             }

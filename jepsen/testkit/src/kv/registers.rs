@@ -26,8 +26,8 @@ use quorate::{Engine, WriteOptions};
 use quorate::{NodeId, ReadLevel, Role};
 use quorate::{ReadError, WriteError};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
-use tokio::time::Instant;
 use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout};
 
 use super::lifetimes::Lifetimes;
 use super::writes::{COLLECTION, COUNTER, ONCE, TENANT, Writes, number, query};
@@ -170,7 +170,7 @@ impl Workload<KvMachine> for Callers {
     async fn stop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks.drain(..) {
-            task.await.unwrap();
+            timeout(LIVENESS, task).await.expect("calls end in a healed cluster").unwrap();
         }
         if let Some(lifetimes) = self.lifetimes.take() {
             // The time that was lost with all nodes comes on top.
@@ -322,6 +322,12 @@ impl Client {
                 };
                 let leads = engine.state().role == Role::Leader;
                 self.follow(node, &result);
+                if let Ok(Err(error @ WriteError::SessionExpired { .. })) = &result {
+                    let id = self.id;
+                    let violation =
+                        format!("counter {id} uses its session all the time, and was told: {error}");
+                    return self.history.lock().unwrap().violations.push(violation);
+                }
                 let Ok(Ok(written)) = result else { continue };
                 let Some(KvReply::Put { version, .. }) = written.reply else { panic!("{:?}", written.reply) };
                 self.trace.record(format_args!("counted {version}"));
