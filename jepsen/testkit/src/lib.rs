@@ -4,6 +4,7 @@
 //!   seed, and so is the order of everything that happens: a seed that fails fails again.
 //! - [`kv`] and [`bank`]: workloads with what must be true of them, for the machine that `quorate serve` serves and for one
 //!   that is not it. A program with another machine writes a workload of its own: a [`simulation::Subject`].
+//! - [`Sum`]: the smallest machine that tells whether everything was applied once. It can be made to err.
 //! - [`processes`]: clusters of real processes, callers and checkers.
 //! - [`disk`]: directories whose disk fails, forgets or is small.
 //!
