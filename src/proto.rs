@@ -25,6 +25,11 @@ pub mod v1 {
     pub use crate::reason::Reason;
 }
 
+#[cfg(any(feature = "peers", feature = "client"))]
+pub mod replication {
+    include!("../proto/generated/replication.rs");
+}
+
 /// Descriptors of all services, for server reflection.
 #[cfg(feature = "server")]
 pub const DESCRIPTORS: &[u8] = include_bytes!("../proto/generated/descriptors.bin");

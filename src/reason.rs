@@ -86,6 +86,8 @@ pub enum Reason {
     Unreachable = 27,
     /// Not all members are known to read this version of the command yet.
     VersionNotAgreed = 29,
+    /// The follower of a stream has acknowledged nothing for too long.
+    Lagged = 30,
 }
 
 /// The gRPC codes in use, by their numbers.
@@ -200,6 +202,7 @@ impl Reason {
             Self::VersionNotAgreed => {
                 ("VERSION_NOT_AGREED", "version_not_agreed", Unavailable, 503, EXIT_ERROR, NO)
             }
+            Self::Lagged => ("LAGGED", "lagged", Unavailable, 503, EXIT_ERROR, NO),
         };
         Row { name, counter, grpc, http_status, exit_code, maybe_applied }
     }
@@ -260,7 +263,7 @@ mod tests {
         let ours: Vec<_> =
             Reason::all().map(|reason| (reason as i32, format!("REASON_{}", reason.name()))).collect();
         assert_eq!(values, ours);
-        assert_eq!(ours.len(), 29);
+        assert_eq!(ours.len(), 30);
     }
 
     /// Operators read the table there.

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "peer.proto",
     "call.proto",
     "sessions.proto",
     "pipeline.proto",
     "kv.proto",
     "admin.proto",
+    "replication.proto",
     "google/rpc/status.proto",
 ];
 
@@ -37,6 +38,8 @@ fn generate(out: &Path) {
         .server_mod_attribute("quorate.peer.v1", "#[cfg(feature = \"peers\")]")
         .client_mod_attribute("quorate.v1", "#[cfg(feature = \"client\")]")
         .server_mod_attribute("quorate.v1", "#[cfg(feature = \"server\")]")
+        .client_mod_attribute("replication", "#[cfg(feature = \"client\")]")
+        .server_mod_attribute("replication", "#[cfg(feature = \"server\")]")
         .bytes(".")
         .compile_fds(descriptors)
         .unwrap();

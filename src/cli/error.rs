@@ -327,6 +327,7 @@ fn reason_hint(reason: Reason, subject: Subject) -> Option<&'static str> {
         | Reason::TooLarge
         | Reason::Interrupted
         | Reason::Stopped
+        | Reason::Lagged
         | Reason::Invalid
         | Reason::SessionExpired
         | Reason::AckTimeout

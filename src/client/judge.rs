@@ -179,6 +179,7 @@ fn by_reason(
         }
         Reason::NotLeader
         | Reason::Stopped
+        | Reason::Lagged
         | Reason::Interrupted
         | Reason::NoQuorum
         | Reason::Behind

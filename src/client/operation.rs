@@ -250,6 +250,7 @@ impl<'a> Operation<'a> {
             | Reason::AnswerForgotten
             | Reason::QuotaExceeded
             | Reason::VersionNotAgreed
+            | Reason::Lagged
             | Reason::LimitReached
             | Reason::OtherHistory
             | Reason::Ahead
