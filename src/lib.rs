@@ -86,6 +86,7 @@ mod door;
 mod duration;
 mod engine;
 mod error;
+mod feed;
 #[cfg(test)]
 mod golden;
 #[cfg(feature = "peers")]
@@ -112,7 +113,7 @@ mod wire;
 
 pub use engine::{
     ANYWHERE_PATIENCE, Acknowledged, Activity, Anywhere, CATCH_UP_PATIENCE, ClosedSession, Counters,
-    DiskPolicy, Engine, EngineConfig, EngineParts, Forming, LATENCY_BUCKETS_US, Latency, LeaderChange,
+    DiskPolicy, Engine, EngineConfig, EngineParts, FollowError, Forming, LATENCY_BUCKETS_US, Latency, LeaderChange,
     LeaderChanges, Limits, MAX_LISTED_SESSIONS, MIN_MEMORY_BYTES, NewAddresses, NewMember, NodeState,
     NotReady, OpenedSession, PeerPolicy, QuotaError, READ_LEVELS, REFUSALS, ReadOutcome, SYNCING_ENTRIES,
     SessionList, SessionTotals, Settings, SnapshotPolicy, Snapshots, StateChanges, Succession, Timing,
@@ -122,9 +123,12 @@ pub use error::{
     ConfigureError, FatalError, ForwardError, MembershipError, OpenError, OperationError, ReadError,
     SnapshotError, StorageError, Told, TransferError, WriteError,
 };
+pub use feed::{
+    EventLog, EventLogLimits, FeedContent, FeedCursor, FeedError, FeedPage, FeedReach, FeedRecord,
+};
 pub use machine::sessions::SessionInfo;
 pub use machine::{
-    ApplyContext, Composed, DecodeError, Either, MOST_MACHINES, Recording, RecordingError, SnapshotParts,
+    AppliedEvent, ApplyContext, Composed, DecodeError, Either, EventOperation, EventSink, MOST_MACHINES, NewEvent, Recording, RecordingError, SnapshotParts,
     StateMachine, Wakes, decode, encode,
 };
 pub use reason::{

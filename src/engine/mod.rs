@@ -79,6 +79,7 @@
 mod anywhere;
 mod cluster;
 mod config;
+mod follow;
 mod open;
 mod read;
 mod report;
@@ -106,6 +107,7 @@ pub(crate) use config::ranges;
 pub(crate) use config::ranges::check_node_id;
 pub use config::settings::Settings;
 pub use config::{DiskPolicy, EngineConfig, Limits, MIN_MEMORY_BYTES, PeerPolicy, SnapshotPolicy, Timing};
+pub use follow::FollowError;
 pub use open::EngineParts;
 pub use read::ReadOutcome;
 pub use report::SYNCING_ENTRIES;

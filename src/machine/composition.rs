@@ -33,7 +33,7 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::snapshot_parts::{SnapshotParts, write_part};
-use super::{ApplyContext, DecodeError, MOST_MACHINES, StateMachine, Wakes};
+use super::{ApplyContext, DecodeError, EventSink, MOST_MACHINES, StateMachine, Wakes};
 use crate::types::{MachineVersion, ReadableVersions};
 
 /// A machine beside others, under its `NUMBER`. See the [module](self).
@@ -140,6 +140,8 @@ impl<A: StateMachine, B: StateMachine + Default, const NUMBER: u16> StateMachine
     type View = (A::View, B::View);
 
     const COMMANDS_ROUND_TRIP: bool = A::COMMANDS_ROUND_TRIP && B::COMMANDS_ROUND_TRIP;
+    /// Of some of them; see [`tells_events`](Self::tells_events).
+    const TELLS_EVENTS: bool = A::TELLS_EVENTS || B::TELLS_EVENTS;
 
     /// Another one than that of `A` alone, and of any other composition.
     const HASH_VERSION: u32 = {
@@ -153,6 +155,25 @@ impl<A: StateMachine, B: StateMachine + Default, const NUMBER: u16> StateMachine
         match command {
             Either::Base(command) => Either::Base(self.base.apply(context, command)),
             Either::Added(command) => Either::Added(self.added.apply(context, command)),
+        }
+    }
+
+    fn apply_telling(
+        &mut self,
+        context: &ApplyContext,
+        command: Self::Command,
+        events: &mut dyn EventSink,
+    ) -> Self::Reply {
+        match command {
+            Either::Base(command) => Either::Base(self.base.apply_telling(context, command, events)),
+            Either::Added(command) => Either::Added(self.added.apply_telling(context, command, events)),
+        }
+    }
+
+    fn tells_events(command: &Self::Command) -> bool {
+        match command {
+            Either::Base(command) => A::tells_events(command),
+            Either::Added(command) => B::tells_events(command),
         }
     }
 

@@ -11,6 +11,7 @@ mod composition;
 #[cfg(test)]
 pub(crate) mod counting;
 mod encoding;
+mod events;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod message;
 mod recording;
@@ -23,6 +24,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 pub use self::composition::{Composed, Either};
 pub use self::encoding::{DecodeError, decode, encode};
+pub use self::events::{AppliedEvent, EventOperation, EventSink, NewEvent};
 pub use self::recording::{Recording, RecordingError};
 pub use self::snapshot_parts::SnapshotParts;
 use self::snapshot_parts::write_part;
@@ -149,6 +151,22 @@ pub trait StateMachine: Send + Sync + 'static {
     /// Applies one command. The only place where the state changes.
     fn apply(&mut self, context: &ApplyContext, command: Self::Command) -> Self::Reply;
 
+    /// Whether the machine tells those who follow it what happens, by [`apply_telling`](Self::apply_telling). Of one that does not, they are
+    /// told its commands.
+    const TELLS_EVENTS: bool = false;
+
+    /// As [`apply`](Self::apply), for a machine that [tells](Self::TELLS_EVENTS) what happens. The events follow from the command and the state, as the
+    /// reply does: they are the same on every node. A command that tells nothing changes nothing that concerns those who follow.
+    fn apply_telling(
+        &mut self,
+        context: &ApplyContext,
+        command: Self::Command,
+        events: &mut dyn EventSink,
+    ) -> Self::Reply {
+        let _ = events;
+        self.apply(context, command)
+    }
+
     /// The present state. Called after every batch of commands, so it must be cheap: clone a
     /// persistent data structure, not the data.
     fn view(&self) -> Self::View;
@@ -253,6 +271,12 @@ pub trait StateMachine: Send + Sync + 'static {
     /// As [`is_command`](Self::is_command), of any machine and version.
     fn is_command_of(wrote: MachineVersion, encoded: &[u8]) -> bool {
         check_version(wrote, Self::MACHINES).is_ok() && Self::is_command(wrote.version, encoded)
+    }
+
+    /// Whether events are told of `command`.
+    fn tells_events(command: &Self::Command) -> bool {
+        let _ = command;
+        Self::TELLS_EVENTS
     }
 
     /// What is encoded of `reply`: whose it is, its command says.

@@ -1,0 +1,343 @@
+//! What was applied, on disk: behind the ring, as far back as its limits say, across restarts.
+//!
+//! One task writes it, behind whoever applies, and nobody waits for that. What is written is handed to the operating system at once, and
+//! made durable before each snapshot. A start finds it to end at, before or behind the position that the node begins to apply
+//! from. If it is before that, there is a gap, and the log begins anew; what is behind is not written again, and told once it is applied
+//! again.
+//!
+//! A write that fails is tried again later: what is there stays, and can be told. Once the ring has let go of what is not in it, or
+//! after a failed fsync, the log begins anew, the latter with the next start of the node.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::cursor::FeedError;
+use super::piece::Piece;
+use super::{Feed, record::Unreadable};
+use crate::error::StorageError;
+use crate::runtime;
+use crate::storage::segments::{
+    KeepLimits, ReadSegmentsError, SegmentLog, SegmentOptions, SegmentReader, SegmentRecord,
+};
+use crate::types::HistoryEpoch;
+
+/// How long to wait after a write that failed.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// How much of what was applied a node keeps on its disk for those who follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventLogLimits {
+    /// Most operations.
+    pub operations: u64,
+    /// Most bytes on disk.
+    pub bytes: u64,
+    /// How old an operation may be, in milliseconds of log time; 0: as old as the others allow.
+    pub age_ms: u64,
+}
+
+impl Default for EventLogLimits {
+    /// A million operations, 1 GiB, of any age.
+    fn default() -> Self {
+        Self { operations: 1_000_000, bytes: 1024 * 1024 * 1024, age_ms: 0 }
+    }
+}
+
+/// What the log has, and what is to become of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct LogState {
+    pub(super) history: HistoryEpoch,
+    /// Everything from here on is in it.
+    pub(super) first: u64,
+    /// Everything below has been written.
+    pub(super) next: u64,
+    /// The position after the last piece on disk.
+    written: u64,
+    pub(super) operations: u64,
+    pub(super) bytes: u64,
+    pub(super) is_failing: bool,
+    pub(super) restarts: u64,
+    /// It has nothing of this history up to there, and is to begin there.
+    reset: Option<(HistoryEpoch, u64)>,
+}
+
+/// What the log has from a position on.
+pub(super) enum LogPage {
+    Pieces(Vec<Piece>),
+    /// It does not reach back so far.
+    Gone,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct EventLog {
+    writer: Mutex<Writer>,
+    reader: SegmentReader,
+    state: Mutex<LogState>,
+    limits: Mutex<EventLogLimits>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    segments: SegmentLog,
+    failed_at: Option<Instant>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl EventLog {
+    /// The log in the directory `dir`, which is made if it is not there. Blocks.
+    ///
+    /// # Errors
+    /// When another process has it open, a newer version has written it, or it cannot be read. Damage is no error: what is from there on is cut off.
+    pub fn open(dir: &Path, limits: EventLogLimits) -> Result<Self, StorageError> {
+        let (segments, cut) = SegmentLog::open(dir, SegmentOptions::default())?;
+        if let Some(cut) = cut {
+            tracing::warn!(dir = %dir.display(), %cut, "the event log is cut where it is damaged: followers that are further behind need a snapshot");
+        }
+        let reader = segments.reader();
+        let log = Self {
+            writer: Mutex::new(Writer { segments, failed_at: None }),
+            reader,
+            state: Mutex::default(),
+            limits: Mutex::new(limits),
+        };
+        log.find_out()?;
+        Ok(log)
+    }
+
+    /// What is there at a start.
+    fn find_out(&self) -> Result<(), StorageError> {
+        let reach = self.reader.reach();
+        let mut state = lock(&self.state);
+        (state.operations, state.bytes) = (reach.operations, reach.bytes);
+        let Some((first_key, last_key)) = reach.first_key.zip(reach.last_key) else { return Ok(()) };
+        let (first, last) = (self.piece_at(first_key)?, self.piece_at(last_key)?);
+        // What cannot be read, or is not one log, has nothing that could be told.
+        if let Some(((history, first), (last_history, last))) = first.zip(last)
+            && history == last_history
+        {
+            (state.history, state.first) = (history, first.from);
+            (state.next, state.written) = (last.upto + 1, last.upto + 1);
+        }
+        Ok(())
+    }
+
+    fn piece_at(&self, key: u64) -> Result<Option<(HistoryEpoch, Piece)>, StorageError> {
+        let records = match self.reader.read(key, 0) {
+            Ok(records) => records,
+            Err(ReadSegmentsError::Purged) => return Ok(None),
+            Err(ReadSegmentsError::Storage(error)) => return Err(error),
+        };
+        Ok(records.into_iter().next().and_then(|record| Piece::read(record.payload).ok()))
+    }
+
+    pub(super) fn reach(&self) -> LogState {
+        let mut state = *lock(&self.state);
+        if let Some((history, next)) = state.reset {
+            (state.history, state.first, state.next) = (history, next, next);
+        }
+        state
+    }
+
+    /// The position after the last one that was written.
+    pub(super) fn next(&self) -> u64 {
+        self.reach().next
+    }
+
+    /// How much it keeps.
+    pub fn limits(&self) -> EventLogLimits {
+        *lock(&self.limits)
+    }
+
+    /// Has it keep so much, from the next write on.
+    pub(crate) fn set_limits(&self, limits: EventLogLimits) {
+        *lock(&self.limits) = limits;
+    }
+
+    /// What comes next is position `next` of `history`.
+    pub(super) fn begin(&self, history: HistoryEpoch, next: u64) {
+        if history == HistoryEpoch::UNKNOWN && next == 0 {
+            // Its history is told with the first entry.
+            return;
+        }
+        let mut state = lock(&self.state);
+        let goes_on =
+            state.reset.is_none() && state.history == history && (state.first..=state.next).contains(&next);
+        if !goes_on {
+            let had = state.next > state.first;
+            if had && state.history == history {
+                state.restarts += 1;
+                tracing::warn!(
+                    ended = state.next, begins = next,
+                    "the event log does not reach the state of this node, and begins anew: followers that are behind need a snapshot"
+                );
+            }
+            state.reset = Some((history, next));
+        }
+    }
+
+    /// Pieces from position `next` on. Blocks.
+    pub(super) fn read(
+        &self,
+        history: HistoryEpoch,
+        next: u64,
+        max_bytes: usize,
+    ) -> Result<LogPage, FeedError> {
+        if !self.has(history, next) {
+            return Ok(LogPage::Gone);
+        }
+        let records = match self.reader.read(next, max_bytes) {
+            Ok(records) => records,
+            Err(ReadSegmentsError::Purged) => return Ok(LogPage::Gone),
+            Err(ReadSegmentsError::Storage(error)) => {
+                return Err(FeedError::Unreadable { reason: error.to_string() });
+            }
+        };
+        match in_sequence(records, history, next) {
+            Ok(pieces) => Ok(LogPage::Pieces(pieces)),
+            // It may have been purged, or have begun anew, meanwhile.
+            Err(_) if !self.has(history, next) => Ok(LogPage::Gone),
+            Err(error) => Err(FeedError::Unreadable { reason: error.to_string() }),
+        }
+    }
+
+    fn has(&self, history: HistoryEpoch, next: u64) -> bool {
+        let state = self.reach();
+        state.history == history && state.first <= next
+    }
+
+    /// Writes what `feed` has and it has not, and makes all of it durable, as having come as far as position `durable`, if one is given.
+    pub(super) fn write(&self, feed: &Feed, durable: Option<u64>) {
+        let mut writer = lock(&self.writer);
+        if durable.is_none() && writer.failed_at.is_some_and(|at| at.elapsed() < PAUSE) {
+            return;
+        }
+        let outcome = self.write_new(&mut writer.segments, feed).and_then(|()| match durable {
+            Some(upto) => self.write_durably(&mut writer.segments, upto),
+            None => Ok(()),
+        });
+        let failed = outcome.is_err();
+        if let Err(error) = outcome
+            && writer.failed_at.is_none()
+        {
+            tracing::warn!(%error, "the event log cannot be written: followers that are far behind may need a snapshot");
+        }
+        writer.failed_at = failed.then(Instant::now);
+        let reach = writer.segments.reach();
+        let mut state = lock(&self.state);
+        (state.operations, state.bytes, state.is_failing) = (reach.operations, reach.bytes, failed);
+        let (next, is_settled) = (state.next, state.reset.is_none());
+        drop(state);
+        if is_settled {
+            feed.ring().log_has(Some(next));
+        }
+    }
+
+    fn write_new(&self, segments: &mut SegmentLog, feed: &Feed) -> Result<(), StorageError> {
+        loop {
+            self.begin_anew(segments)?;
+            let state = *lock(&self.state);
+            let (history, begins, pieces, next) = feed.unlogged(state.next);
+            if history != state.history || next <= state.next {
+                return segments.flush();
+            }
+            if begins > state.next {
+                tracing::warn!(
+                    written = state.next, begins,
+                    "the event log cannot be written as fast as commands are applied, and begins anew"
+                );
+                let mut state = lock(&self.state);
+                state.restarts += 1;
+                state.reset.get_or_insert((history, begins));
+                continue;
+            }
+            let mut written = state.written;
+            for piece in &pieces {
+                let piece = match piece.from < written {
+                    true => piece.without_first(history, written).map_err(invalid)?,
+                    false => piece.clone(),
+                };
+                segments.append(piece.upto, piece.operations, piece.time_ms, &piece.bytes)?;
+                written = piece.upto + 1;
+                let mut state = lock(&self.state);
+                state.next = written;
+                state.written = written;
+            }
+            segments.flush()?;
+            if pieces.is_empty() {
+                lock(&self.state).next = next;
+            }
+            self.purge(segments)?;
+        }
+    }
+
+    /// Does what [`begin`](Self::begin) has asked for.
+    fn begin_anew(&self, segments: &mut SegmentLog) -> Result<(), StorageError> {
+        let Some(reset) = lock(&self.state).reset else { return Ok(()) };
+        segments.clear()?;
+        let mut state = lock(&self.state);
+        let (history, next) = reset;
+        (state.history, state.first, state.next, state.written) = (history, next, next, next);
+        if state.reset == Some(reset) {
+            state.reset = None;
+        }
+        Ok(())
+    }
+
+    fn purge(&self, segments: &mut SegmentLog) -> Result<(), StorageError> {
+        let EventLogLimits { operations, bytes, age_ms } = self.limits();
+        let before = segments.reach().first_key;
+        segments.keep(&KeepLimits { operations, bytes, age_ms }, runtime::unix_time_ms())?;
+        let after = segments.reach().first_key;
+        if let Some(first) = after.filter(|_| after != before)
+            && let Some((_, piece)) = self.piece_at(first)?
+        {
+            let mut state = lock(&self.state);
+            state.first = state.first.max(piece.from);
+        }
+        Ok(())
+    }
+
+    fn write_durably(&self, segments: &mut SegmentLog, upto: u64) -> Result<(), StorageError> {
+        let state = *lock(&self.state);
+        // A state of another history, or one that the log does not lead to, is not for it.
+        let covers = state.reset.is_none() && state.first <= upto && state.next > upto;
+        if covers && state.written <= upto {
+            let mark = Piece::empty(state.history, state.written, upto, runtime::unix_time_ms());
+            segments.append(upto, 0, mark.time_ms, &mark.bytes)?;
+            lock(&self.state).written = upto + 1;
+        }
+        segments.sync()
+    }
+}
+
+fn invalid(error: Unreadable) -> StorageError {
+    unreachable!("invariant: what the recorder has written can be read: {error}")
+}
+
+/// The pieces in `records`, which lead on from position `next` without a gap.
+fn in_sequence(
+    records: Vec<SegmentRecord>,
+    history: HistoryEpoch,
+    next: u64,
+) -> Result<Vec<Piece>, Unreadable> {
+    let mut expected = next;
+    let mut pieces = Vec::with_capacity(records.len());
+    for record in records {
+        let (found, piece) = Piece::read(record.payload)?;
+        if found != history {
+            return Err(Unreadable("a piece of another history"));
+        }
+        if piece.from > expected || piece.upto < expected {
+            return Err(Unreadable("a gap"));
+        }
+        expected = piece.upto + 1;
+        pieces.push(piece);
+    }
+    Ok(pieces)
+}
