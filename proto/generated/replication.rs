@@ -80,6 +80,9 @@ pub struct WalEntryProto {
     /// The entry is part of a snapshot of the state as of `seq`, not something that happened there.
     #[prost(enumeration = "SnapshotMark", tag = "12")]
     pub snapshot: i32,
+    /// When it was proposed, in the cluster's elapsed milliseconds: lifetimes are measured in it. Differences count; it is no time of day.
+    #[prost(uint64, tag = "13")]
+    pub elapsed_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Entity {
@@ -93,7 +96,7 @@ pub struct Entity {
     /// Position at which the key was created.
     #[prost(uint64, tag = "4")]
     pub create_seq: u64,
-    /// Position of the write before, if the key existed.
+    /// Position of the write before, if the key existed. In a snapshot: of the last write.
     #[prost(uint64, tag = "5")]
     pub previous_seq: u64,
     /// Writes of the key since it was created, this one included.
@@ -102,6 +105,9 @@ pub struct Entity {
     /// When it expires by the cluster's clock, in milliseconds since the Unix epoch; 0: never.
     #[prost(uint64, tag = "7")]
     pub expires_ms: u64,
+    /// The same in elapsed time, which no wall clock enters: see `elapsed_ms` of the entry.
+    #[prost(uint64, tag = "8")]
+    pub deadline_elapsed_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AppliedCommand {
@@ -130,6 +136,9 @@ pub struct Heartbeat {
     pub upto_time_ms: u64,
     #[prost(uint64, tag = "5")]
     pub applied_time_ms: u64,
+    /// The cluster's elapsed time at `applied_seq`.
+    #[prost(uint64, tag = "6")]
+    pub applied_elapsed_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Batch {

@@ -7,6 +7,7 @@
 //! | 8 | term |
 //! | 8 | index |
 //! | 8 | log time, in milliseconds since the Unix epoch |
+//! | 8 | elapsed time, in milliseconds |
 //! | rest | by kind |
 //!
 //! Events: how many (4), then each: operation (1: 1 insert, 2 update, 3 delete, 4 expire), index of the entry that created the key (8), of the
@@ -15,13 +16,13 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::machine::{AppliedEvent, EventOperation, EventSink, NewEvent};
+use crate::machine::{AppliedEvent, ApplyContext, EventOperation, EventSink, NewEvent};
 use crate::types::{LogId, MachineVersion};
 
 const EVENTS: u8 = 1;
 const COMMAND: u8 = 2;
 /// Bytes before what depends on the kind, without the length.
-const HEAD_BYTES: usize = 1 + 3 * 8;
+const HEAD_BYTES: usize = 1 + 4 * 8;
 /// Bytes of an event beside its labels, key and value.
 const EVENT_BYTES: usize = 1 + 4 * 8 + 4 * 4;
 
@@ -32,6 +33,8 @@ pub struct FeedRecord {
     pub log_id: LogId,
     /// Log time, in milliseconds since the Unix epoch: for people to read.
     pub time_ms: u64,
+    /// [Elapsed time](crate::ApplyContext::elapsed_ms), in milliseconds: deadlines are told in it.
+    pub elapsed_ms: u64,
     /// What.
     pub content: FeedContent,
 }
@@ -73,13 +76,13 @@ impl FeedRecord {
         let mut record = bytes.split_to(length);
         let kind = record.get_u8();
         let log_id = LogId::new(record.get_u64_le(), record.get_u64_le());
-        let time_ms = record.get_u64_le();
+        let (time_ms, elapsed_ms) = (record.get_u64_le(), record.get_u64_le());
         let content = match kind {
             EVENTS => FeedContent::Events(take_events(&mut record)?),
             COMMAND => take_command(record)?,
             _ => return Err(Unreadable("a kind that this build does not know")),
         };
-        Ok(Self { log_id, time_ms, content })
+        Ok(Self { log_id, time_ms, elapsed_ms, content })
     }
 }
 
@@ -145,14 +148,9 @@ pub(crate) struct RecordWriter<'a> {
 }
 
 impl<'a> RecordWriter<'a> {
-    /// Begins the record of `log_id`.
-    pub(crate) fn begin(out: &'a mut BytesMut, log_id: LogId, time_ms: u64) -> Self {
-        let begin = out.len();
-        out.put_u32_le(0);
-        out.put_u8(EVENTS);
-        out.put_u64_le(log_id.term);
-        out.put_u64_le(log_id.index);
-        out.put_u64_le(time_ms);
+    /// Begins the record of the position `at`.
+    pub(crate) fn begin(out: &'a mut BytesMut, at: &ApplyContext) -> Self {
+        let begin = begin_record(out, EVENTS, at);
         out.put_u32_le(0);
         Self { out, begin, events: 0 }
     }
@@ -192,21 +190,26 @@ impl EventSink for RecordWriter<'_> {
 /// Writes the record of a command behind what is in `out`.
 pub(crate) fn put_command(
     out: &mut BytesMut,
-    (log_id, time_ms): (LogId, u64),
+    at: &ApplyContext,
     wrote: MachineVersion,
     command: &[u8],
 ) {
-    let begin = out.len();
     out.reserve(4 + HEAD_BYTES + 2 + 4 + command.len());
-    out.put_u32_le(0);
-    out.put_u8(COMMAND);
-    out.put_u64_le(log_id.term);
-    out.put_u64_le(log_id.index);
-    out.put_u64_le(time_ms);
+    let begin = begin_record(out, COMMAND, at);
     out.put_u16_le(wrote.machine);
     out.put_u32_le(wrote.version);
     out.put_slice(command);
     end_record(out, begin);
+}
+
+fn begin_record(out: &mut BytesMut, kind: u8, at: &ApplyContext) -> usize {
+    let begin = out.len();
+    out.put_u32_le(0);
+    out.put_u8(kind);
+    for number in [at.log_id.term, at.log_id.index, at.time_ms, at.elapsed_ms] {
+        out.put_u64_le(number);
+    }
+    begin
 }
 
 fn end_record(out: &mut BytesMut, begin: usize) {

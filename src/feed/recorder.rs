@@ -7,8 +7,8 @@ use bytes::BytesMut;
 use super::Feed;
 use super::piece::{self, Piece};
 use super::record::{self, RecordWriter};
-use crate::machine::EventSink;
-use crate::types::{HistoryEpoch, LogId, MachineVersion};
+use crate::machine::{ApplyContext, EventSink};
+use crate::types::{HistoryEpoch, MachineVersion};
 
 /// A piece with so many bytes is closed.
 const PIECE_BYTES: usize = 128 * 1024;
@@ -63,25 +63,21 @@ impl Recorder {
         self.feed.begin(history, next);
     }
 
-    /// A command at `log_id` is applied by `apply`, which tells what happens.
-    pub(crate) fn tell<T>(
-        &mut self,
-        (log_id, time_ms): (LogId, u64),
-        apply: impl FnOnce(&mut dyn EventSink) -> T,
-    ) -> T {
+    /// A command is applied by `apply`, which tells what happens.
+    pub(crate) fn tell<T>(&mut self, at: &ApplyContext, apply: impl FnOnce(&mut dyn EventSink) -> T) -> T {
         self.open_piece();
-        let mut record = RecordWriter::begin(&mut self.open, log_id, time_ms);
+        let mut record = RecordWriter::begin(&mut self.open, at);
         let told = apply(&mut record);
         let operations = record.end();
-        self.note(operations, time_ms);
+        self.note(operations, at.time_ms);
         told
     }
 
     /// A command was applied that is told as it is.
-    pub(crate) fn command(&mut self, at: (LogId, u64), wrote: MachineVersion, command: &[u8]) {
+    pub(crate) fn command(&mut self, at: &ApplyContext, wrote: MachineVersion, command: &[u8]) {
         self.open_piece();
         record::put_command(&mut self.open, at, wrote, command);
-        self.note(1, at.1);
+        self.note(1, at.time_ms);
     }
 
     fn open_piece(&mut self) {

@@ -167,6 +167,20 @@ pub trait StateMachine: Send + Sync + 'static {
         self.apply(context, command)
     }
 
+    /// Tells the items that `view` holds as [inserts](EventOperation::Insert), `previous` being the index of the entry that wrote the item
+    /// last: those after `after`, which is empty at first, until they are about `max_bytes`. Returns what to give as `after` for
+    /// the rest; `None` when there is none. Only asked of a machine that [tells](Self::TELLS_EVENTS) what happens: those who begin to follow it are told
+    /// its state in this way.
+    fn tell_state(
+        view: &Self::View,
+        after: &[u8],
+        max_bytes: usize,
+        events: &mut dyn EventSink,
+    ) -> Option<Vec<u8>> {
+        let _ = (view, after, max_bytes, events);
+        None
+    }
+
     /// The present state. Called after every batch of commands, so it must be cheap: clone a
     /// persistent data structure, not the data.
     fn view(&self) -> Self::View;
