@@ -197,7 +197,7 @@ impl<M: StateMachine> Applier<M> {
         Applied { progress: self.progress, view: self.machine.view() }
     }
 
-    fn snapshot_builder(&mut self) -> SnapshotBuilder<M> {
+    pub(super) fn snapshot_builder(&mut self) -> SnapshotBuilder<M> {
         let builder = SnapshotBuilder::new(
             self.applied(),
             self.sessions.clone(),

@@ -6,12 +6,13 @@ use super::Applier;
 use crate::feed::{FeedContent, FeedRecord};
 use crate::machine::sessions::SessionTable;
 use crate::machine::{ApplyContext, StateMachine};
-use crate::raft::snapshot::Restored;
+use crate::raft::published::Progress;
+use crate::raft::snapshot::{Restored, SnapshotBuilder};
 use crate::types::{ClusterClock, HistoryEpoch, LogId, check_version};
 
 impl<M: StateMachine> Applier<M> {
-    /// Takes in what happened at the position of `record`, which comes after all that was taken in before. Nobody is told before
-    /// [`tell`](Self::tell).
+    /// Takes in what happened at the position of `record`, which comes after all that was taken in before. Nobody is told before it is
+    /// [published](Self::publish_if_wanted).
     ///
     /// # Errors
     /// That it does not fit the state: it was told by another build, or of another state. Nothing more must be taken in then.
@@ -64,9 +65,20 @@ impl<M: StateMachine> Applier<M> {
         self.recorder.applied(log_id.index);
     }
 
-    /// What was taken in can be read and followed now.
-    pub(crate) fn tell(&mut self) {
-        self.publish_if_wanted();
+    /// How far the state is, told or not.
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// Begins `history`, of which nothing was told yet.
+    pub(crate) fn begin_told(&mut self, history: HistoryEpoch) {
+        self.progress.history = history;
+        self.recorder.begin(history, self.progress.next_index());
+    }
+
+    /// What writes the state as it is into a snapshot.
+    pub(crate) fn told_snapshot(&mut self) -> SnapshotBuilder<M> {
+        self.snapshot_builder()
     }
 
     /// Takes a whole state, told as of `log_id`, in the place of the present one.
