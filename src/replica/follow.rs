@@ -26,7 +26,6 @@ use crate::feed::{FeedContent, FeedRecord};
 use crate::machine::{AppliedEvent, StateMachine};
 use crate::raft::told::ToldState;
 use crate::reason::Reason;
-use crate::runtime::offload;
 use crate::types::{ClusterClock, HistoryEpoch, LogId, MachineVersion};
 
 /// The first pause after all sources were lost; each one after it is twice as long.
@@ -338,11 +337,6 @@ fn over(error: ClientError) -> Over {
         error if matches!(error.reason(), Some(Reason::Invalid)) => Over::Fatal(why),
         _ => Over::Lost(why),
     }
-}
-
-/// What ends a blocking part of the start.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    offload(work).await
 }
 
 #[cfg(test)]
