@@ -69,6 +69,10 @@ pub use metrics::{ClientMetrics, Latencies, MethodMetrics, NodeMetrics, StreamMe
 pub use once::Once;
 pub use options::{CallOptions, WriteOptions};
 pub use preference::{Candidate, ReadPreference};
+pub use subscription::{
+    EntriesPage, EntryCompression, EntryFilter, FollowFrom, FollowedChange, FollowedEntry, FollowedOperation,
+    ReplicationStatus, SubscribeOptions, Subscription,
+};
 
 pub use crate::call::Header;
 pub use crate::report::{MemberList, MemberReport, NodeReport};
@@ -92,6 +96,7 @@ pub(crate) mod contact;
 mod endpoint;
 mod error;
 mod execute;
+pub(crate) mod following;
 pub(crate) mod frame;
 mod in_flight;
 pub(crate) mod judge;
@@ -106,6 +111,7 @@ mod picture;
 mod preference;
 pub(crate) mod router;
 pub(crate) mod sessions;
+mod subscription;
 
 /// A handle on a cluster. Cheap to clone; all clones share their connections.
 ///
