@@ -88,6 +88,11 @@ impl FollowedOperation {
             Self::Expire => "expire",
         }
     }
+
+    /// Whether the key has a value after it.
+    pub fn has_value(self) -> bool {
+        matches!(self, Self::Insert | Self::Update)
+    }
 }
 
 impl FollowedEntry {
@@ -105,7 +110,7 @@ impl FollowedEntry {
 
     /// # Errors
     /// Why it is no entry, in words.
-    pub(super) fn decode(message: WalEntryProto) -> Result<Self, String> {
+    pub(crate) fn decode(message: WalEntryProto) -> Result<Self, String> {
         let WalEntryProto { seq, operation, tenant_id: tenant, time_ms, term, more, .. } = message;
         if seq == 0 {
             return Err("an entry without a position".to_owned());

@@ -10,10 +10,11 @@ use tokio::sync::broadcast;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::fake::failure;
+use crate::client::FollowedEntry;
 use crate::proto::replication::replication_service_server::ReplicationService;
 use crate::proto::replication::{
-    Batch, Compression, Entity, EntriesRequest, EntriesResponse, Heartbeat, StatusRequest, StatusResponse,
-    SubscribeRequest, WalEntryProto, WalOperation,
+    AppliedCommand, Batch, Compression, Entity, EntriesRequest, EntriesResponse, Heartbeat, StatusRequest,
+    StatusResponse, SubscribeRequest, WalEntryProto, WalOperation,
 };
 use crate::proto::v1::{Failure, Reason};
 
@@ -189,4 +190,19 @@ pub(crate) fn broken() -> Status {
 pub(crate) fn because(reason: Reason, first_revision: u64) -> Status {
     let (code, message) = (Code::OutOfRange.into(), "it says why".to_owned());
     Status::from(Failure { first_revision, code, message, ..failure(reason, false) })
+}
+
+pub(crate) fn removal(seq: u64) -> WalEntryProto {
+    WalEntryProto { operation: WalOperation::Delete.into(), ..entry(seq) }
+}
+
+pub(crate) fn command(seq: u64, command: &'static [u8]) -> WalEntryProto {
+    let command = AppliedCommand { machine: 1, version: 2, command: command.into() };
+    let operation = WalOperation::Command.into();
+    WalEntryProto { operation, entity: None, command: Some(command), ..entry(seq) }
+}
+
+/// As a client has it.
+pub(crate) fn followed(message: WalEntryProto) -> FollowedEntry {
+    FollowedEntry::decode(message).unwrap()
 }
