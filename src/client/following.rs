@@ -1,6 +1,6 @@
 //! Following what happens, from node to node: what watches and subscriptions have in common.
 //!
-//! A [`Source`] says how a stream is opened at a position, and what its messages mean. [`Following`] chooses the node, goes on at
+//! A [`Followed`] says how a stream is opened at a position, and what its messages mean. [`Following`] chooses the node, goes on at
 //! another one where it was when a stream breaks, is silent, or comes from a node that is cut off, and delivers every item once:
 //! also within a position that comes in several pieces, which is told from its beginning again after a break.
 
@@ -32,7 +32,7 @@ use crate::types::{Bookmark, HistoryEpoch};
 pub(crate) type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, ClientError>> + Send>>;
 
 /// What is followed.
-pub(crate) trait Source: Send + Sync + 'static {
+pub(crate) trait Followed: Send + Sync + 'static {
     /// What streams consist of.
     type Message: Send + 'static;
     /// What is delivered.
@@ -92,12 +92,12 @@ pub(crate) struct Brought<T> {
 
 /// A position that one end moves and others look at.
 #[derive(Debug)]
-pub(crate) struct Standing {
+pub(crate) struct Waypoint {
     index: AtomicU64,
     history: AtomicU64,
 }
 
-impl Standing {
+impl Waypoint {
     pub(crate) fn at(Bookmark { index, history }: Bookmark) -> Arc<Self> {
         Arc::new(Self { index: AtomicU64::new(index), history: AtomicU64::new(history.0) })
     }
@@ -117,7 +117,7 @@ impl Standing {
 type Failed = (Arc<Link>, Failure);
 
 /// What is known between two items.
-pub(crate) struct Following<S: Source> {
+pub(crate) struct Following<S: Followed> {
     router: Arc<Router>,
     preference: ReadPreference,
     source: S,
@@ -154,7 +154,7 @@ pub(crate) struct Following<S: Source> {
     refused_at: Option<Instant>,
 }
 
-impl<S: Source> Following<S> {
+impl<S: Followed> Following<S> {
     /// Follows from `from` on. Connects when it is first read.
     pub(crate) fn new(
         router: &Arc<Router>,

@@ -8,10 +8,10 @@ use crate::proto::replication::SubscribeRequest;
 
 /// What was delivered, taken and acknowledged. Shared with the handle of the subscription, which may close it.
 #[derive(Debug)]
-pub(super) struct Acks(Mutex<Progress>);
+pub(super) struct Acks(Mutex<AckProgress>);
 
 #[derive(Debug)]
-struct Progress {
+struct AckProgress {
     /// To the open stream. Only the newest is worth sending.
     to: Option<watch::Sender<SubscribeRequest>>,
     /// Everything up to here was delivered.
@@ -32,7 +32,7 @@ impl Acks {
     pub(super) fn new(from: u64, window_bytes: u64) -> Self {
         const WITHOUT_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
         let window_bytes = if window_bytes == 0 { WITHOUT_WINDOW_BYTES } else { window_bytes };
-        Self(Mutex::new(Progress {
+        Self(Mutex::new(AckProgress {
             to: None,
             delivered: from,
             taken: from,
@@ -43,7 +43,7 @@ impl Acks {
         }))
     }
 
-    fn progress(&self) -> MutexGuard<'_, Progress> {
+    fn progress(&self) -> MutexGuard<'_, AckProgress> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -99,7 +99,7 @@ impl Acks {
     }
 }
 
-impl Progress {
+impl AckProgress {
     fn send(&mut self) {
         let heartbeat = std::mem::take(&mut self.asked);
         self.acked = self.acked.max(self.taken);

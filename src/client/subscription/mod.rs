@@ -11,14 +11,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_stream::wrappers::WatchStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::contact::Contacts;
 use super::error::ClientError;
-use super::following::{Boxed, Brought, Following, Source, Standing};
+use super::following::{Boxed, Brought, Followed, Following, Waypoint};
 use super::frame::MAX_RESPONSE_MESSAGE_BYTES;
 use super::link::Link;
 use super::metrics::{Metrics, PerStream};
@@ -56,7 +56,7 @@ const SETTLE: Duration = Duration::from_millis(20);
 #[must_use = "streams do nothing unless they are read"]
 pub struct Subscription {
     entries: Boxed<FollowedEntry>,
-    standing: Arc<Standing>,
+    standing: Arc<Waypoint>,
     acks: Arc<Acks>,
     contacts: Contacts,
 }
@@ -110,7 +110,7 @@ impl Client {
             FollowFrom::After(after) => (after, false),
             FollowFrom::Now => (Bookmark::default(), true),
         };
-        let (standing, acks) = (Standing::at(after), Arc::new(Acks::new(after.index, options.window_bytes)));
+        let (standing, acks) = (Waypoint::at(after), Arc::new(Acks::new(after.index, options.window_bytes)));
         let source = Subscribing {
             opening,
             from_now,
@@ -120,10 +120,12 @@ impl Client {
             history: after.history,
             from: 0,
             upto: 0,
+            settle_at: None,
         };
         let next = if from_now { 0 } else { after.index.saturating_add(1) };
         let from = Bookmark { index: next, ..after };
-        let mut following = Following::new(&self.router, source, from, self.preference.as_ref());
+        let preference = options.preference.as_ref().or(self.preference.as_ref());
+        let mut following = Following::new(&self.router, source, from, preference);
         let contacts = following.contacts();
         if from_now {
             // At another node, or a moment later, it would be another position.
@@ -144,7 +146,7 @@ struct Subscribing {
     /// Whether no node has said yet where the present begins.
     from_now: bool,
     silence: Duration,
-    standing: Arc<Standing>,
+    standing: Arc<Waypoint>,
     acks: Arc<Acks>,
     /// The history that positions belong to, as soon as it is known.
     history: HistoryEpoch,
@@ -152,6 +154,8 @@ struct Subscribing {
     from: u64,
     /// The open stream has brought everything up to here, as it says.
     upto: u64,
+    /// When what was taken is acknowledged, if nothing comes before.
+    settle_at: Option<Instant>,
 }
 
 impl Subscribing {
@@ -180,7 +184,7 @@ impl Subscribing {
     }
 }
 
-impl Source for Subscribing {
+impl Followed for Subscribing {
     type Message = WalEntryProto;
     type Item = FollowedEntry;
     const NAME: &'static str = "subscription";
@@ -204,11 +208,14 @@ impl Source for Subscribing {
         stream: &mut Streaming<WalEntryProto>,
     ) -> Result<Option<WalEntryProto>, Status> {
         if self.acks.owes() {
-            match timeout(SETTLE, stream.message()).await {
-                Ok(outcome) => return outcome,
-                Err(_) => self.acks.settle(),
+            let due = *self.settle_at.get_or_insert_with(|| Instant::now() + SETTLE);
+            if let Ok(outcome) = timeout_at(due, stream.message()).await {
+                self.settle_at = None;
+                return outcome;
             }
+            self.acks.settle();
         }
+        self.settle_at = None;
         stream.message().await
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::super::error::ClientError;
+use super::super::preference::ReadPreference;
 use crate::proto::replication::{Compression, Filter, SubscribeRequest};
 use crate::reason::Reason;
 use crate::types::Bookmark;
@@ -77,6 +78,8 @@ pub struct SubscribeOptions {
     pub heartbeat: Duration,
     /// What the node calls this follower where it lists them. Default empty: it has no name.
     pub id: String,
+    /// Which node is asked first. Default: the client's preference.
+    pub preference: Option<ReadPreference>,
 }
 
 impl Default for SubscribeOptions {
@@ -89,6 +92,7 @@ impl Default for SubscribeOptions {
             compression: EntryCompression::default(),
             heartbeat: Duration::from_secs(5),
             id: String::new(),
+            preference: None,
         }
     }
 }

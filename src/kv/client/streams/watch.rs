@@ -13,7 +13,7 @@ use super::super::super::api::{Range, Scope, WatchEvent};
 use super::super::super::codec;
 use super::super::Request;
 use super::kv;
-use crate::client::following::{Boxed, Brought, Following, Source, Standing};
+use crate::client::following::{Boxed, Brought, Followed, Following, Waypoint};
 use crate::client::link::Link;
 use crate::client::metrics::{Metrics, PerStream};
 use crate::client::router::Router;
@@ -33,7 +33,7 @@ use crate::types::{Bookmark, HistoryEpoch};
 #[must_use = "streams do nothing unless they are read"]
 pub struct Watch {
     events: Boxed<WatchEvent>,
-    standing: Arc<Standing>,
+    standing: Arc<Waypoint>,
     contacts: Contacts,
 }
 
@@ -67,7 +67,7 @@ impl fmt::Debug for Watch {
 /// What a watch asks for, and where it stands.
 struct Watching {
     request: v1::WatchRequest,
-    standing: Arc<Standing>,
+    standing: Arc<Waypoint>,
 }
 
 /// Watches from `from` on. Connects when the stream is first read.
@@ -78,7 +78,7 @@ pub(in super::super) fn watch(
     from: Bookmark,
     preference: Option<&ReadPreference>,
 ) -> Watch {
-    let standing = Standing::at(from);
+    let standing = Waypoint::at(from);
     let request = v1::WatchRequest {
         tenant: scope.tenant.clone(),
         collection: scope.collection.clone(),
@@ -93,7 +93,7 @@ pub(in super::super) fn watch(
     Watch { events: following.into_stream(), standing, contacts }
 }
 
-impl Source for Watching {
+impl Followed for Watching {
     type Message = v1::WatchResponse;
     type Item = WatchEvent;
     const NAME: &'static str = "watch";

@@ -268,10 +268,11 @@ async fn a_node_that_sends_nothing_is_left() {
     }
     first.replica().set([vec![Ok(beat(3))]]);
     second.replica().set([vec![Ok(entry(4))]]);
-    let client = preferring_first(&[&first, &second]);
     let mut options = SubscribeOptions::after(at(3));
     options.heartbeat = Duration::from_millis(20);
-    let mut subscription = client.subscribe(options).await.unwrap();
+    let weights = [(Endpoint::parse(&first.endpoint()).unwrap(), 1)];
+    options.preference = Some(ReadPreference::weighted(weights));
+    let mut subscription = client_of(&[&first, &second]).subscribe(options).await.unwrap();
     assert_eq!(seqs(&mut subscription, 1).await, [4]);
     assert_eq!((first.replica().begun(), second.replica().begun()), (vec![3], vec![3]));
 }
