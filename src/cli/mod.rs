@@ -11,15 +11,14 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 pub use crate::reason::{EXIT_ERROR, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_OK, EXIT_UNKNOWN, EXIT_UNREACHABLE};
 pub use error::CliError;
+pub use input::ScopeArgs;
 pub use output::Format;
 pub use report::Report;
 
 pub use crate::logging::{flush as flush_log, last_words};
 
 use crate::duration;
-use crate::kv::client::{
-    Client, ClientConfig, Endpoint, KnownLeader, SESSION_TTL_MAX, SESSION_TTL_MIN, Scope,
-};
+use crate::kv::client::{Client, ClientConfig, Endpoint, KnownLeader, SESSION_TTL_MAX, SESSION_TTL_MIN};
 use crate::reason::Reason;
 
 pub mod bench;
@@ -28,9 +27,11 @@ pub mod completion;
 pub mod configure;
 pub mod del;
 mod error;
+pub mod follow;
 pub mod get;
 pub mod health;
 mod input;
+pub mod log;
 pub mod member;
 mod output;
 mod process;
@@ -42,6 +43,7 @@ pub mod serve;
 pub mod session;
 pub mod snapshot;
 pub mod status;
+pub mod subscribe;
 pub mod transfer;
 pub mod txn;
 pub mod watch;
@@ -148,25 +150,6 @@ impl Common {
     }
 }
 
-/// Whose keys.
-#[derive(Debug, Clone, Args)]
-pub struct ScopeArgs {
-    /// The tenant
-    #[arg(long, env = "QUORATE_TENANT", default_value = "default", value_parser = input::parse_name)]
-    pub tenant: String,
-    /// The tenant's collection
-    #[arg(long, env = "QUORATE_COLLECTION", default_value = "default", value_parser = input::parse_name)]
-    pub collection: String,
-}
-
-impl ScopeArgs {
-    fn scope(&self) -> Scope {
-        // The protocol's default; not to send the name saves its bytes in every request.
-        let named = |name: &str| if name == "default" { String::new() } else { name.to_owned() };
-        Scope { tenant: named(&self.tenant), collection: named(&self.collection) }
-    }
-}
-
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -182,6 +165,10 @@ pub enum Command {
     Txn(txn::TxnArgs),
     /// Print what happens to keys, until Ctrl-C
     Watch(watch::WatchArgs),
+    /// Show what was applied, entry by entry
+    Log(log::LogArgs),
+    /// Print what is applied, entry by entry, until Ctrl-C
+    Subscribe(Box<subscribe::SubscribeArgs>),
     /// Ask every node whether it is healthy
     Health(health::HealthArgs),
     /// Show every node's role, term and positions
@@ -236,7 +223,9 @@ impl Command {
     fn subject(&self) -> Subject {
         match self {
             Self::Put(_) | Self::Del(_) | Self::Txn(_) => Subject::Write,
-            Self::Get(_) | Self::Range(_) | Self::Watch(_) => Subject::Read,
+            Self::Get(_) | Self::Range(_) | Self::Watch(_) | Self::Log(_) | Self::Subscribe(_) => {
+                Subject::Read
+            }
             Self::Member(_) => Subject::Members,
             Self::TransferLeader(_) => Subject::Lead,
             Self::Session(_) => Subject::Sessions,
@@ -298,6 +287,8 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Range(args) => range::run(common, args).await,
         Command::Txn(args) => txn::run(common, args).await,
         Command::Watch(args) => watch::run(common, args).await,
+        Command::Log(args) => log::run(common, args).await,
+        Command::Subscribe(args) => subscribe::run(common, *args).await,
         Command::Health(args) => health::run(common, args).await,
         Command::Status(args) => status::run(common, args).await,
         Command::Member(args) => member::run(common, args).await,

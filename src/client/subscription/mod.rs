@@ -1,0 +1,273 @@
+//! What was applied, for a follower: a stream of entries that goes on by itself, and single questions.
+//!
+//! `options` say what is wanted, `entries` is what comes and how it is read, `acks` tells the node how far the follower is, and
+//! `looks` asks once. How a stream goes on at another node is told in [`following`](super::following).
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt, stream};
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_stream::wrappers::WatchStream;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use super::contact::Contacts;
+use super::error::ClientError;
+use super::following::{Boxed, Brought, Followed, Following, Waypoint};
+use super::frame::MAX_RESPONSE_MESSAGE_BYTES;
+use super::link::Link;
+use super::metrics::{Metrics, PerStream};
+use super::{CLOSE_PATIENCE, Client};
+use crate::proto::replication::replication_service_client::ReplicationServiceClient;
+use crate::proto::replication::{Heartbeat, SubscribeRequest, WalEntryProto};
+use crate::types::{Bookmark, HistoryEpoch};
+use acks::Acks;
+
+pub use entries::{FollowedChange, FollowedEntry, FollowedOperation};
+pub use looks::{EntriesPage, ReplicationStatus};
+pub use options::{EntryCompression, EntryFilter, FollowFrom, SubscribeOptions};
+
+mod acks;
+mod entries;
+mod looks;
+mod options;
+
+/// Heartbeats that may fail to come before the node is left.
+const HEARTBEATS_MISSED: u32 = 3;
+/// When nothing comes for so long, what was taken is acknowledged although it is little: the node may wait for it.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// What was applied after a position: in order, nothing left out, nothing twice.
+///
+/// When the connection breaks, or the node is silent or not healthy any more, the subscription goes on at another node where it
+/// was. At its beginning it ends with [`ClientError::Unavailable`] or [`ClientError::DeadlineExceeded`] when no node answers within
+/// the client's [`timeout`](super::ClientConfig::timeout). Once it has heard from one it waits for the cluster as long as it takes,
+/// and [`contacts`](Self::contacts) tell whether it does; so the stream ends only with [`ClientError::Compacted`] when no node has
+/// what comes next, with [`Reason::OtherHistory`](super::Reason::OtherHistory) or [`Reason::Ahead`](super::Reason::Ahead) when where
+/// it stood is no place in this cluster, or with an error that says that the request itself is at fault. After an error it is over.
+///
+/// The nodes are told by itself what was taken: an entry is when the one after its position is asked for. A follower that asks for
+/// nothing for long loses its place at the node, and has it again when it goes on.
+#[must_use = "streams do nothing unless they are read"]
+pub struct Subscription {
+    entries: Boxed<FollowedEntry>,
+    standing: Arc<Waypoint>,
+    acks: Arc<Acks>,
+    contacts: Contacts,
+}
+
+impl Subscription {
+    /// The position after which another subscription has to begin to miss nothing: everything up to there was delivered, and
+    /// more has been asked for since. In the middle of a position, that other subscription repeats what was delivered of it.
+    pub fn position(&self) -> Bookmark {
+        self.standing.get()
+    }
+
+    /// Tells whether the subscription hears from its cluster, from now on. It changes only while the subscription is read.
+    pub fn contacts(&self) -> Contacts {
+        self.contacts.clone()
+    }
+
+    /// Ends it. What was delivered counts as taken: the node is told so (best effort, 20 ms at most), and the position after which
+    /// another subscription has to begin is returned.
+    pub async fn close(self) -> Bookmark {
+        let index = self.acks.finish();
+        sleep(CLOSE_PATIENCE).await;
+        Bookmark { index, ..self.position() }
+    }
+}
+
+impl Stream for Subscription {
+    type Item = Result<FollowedEntry, ClientError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.entries.as_mut().poll_next(cx)
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription").field("position", &self.position()).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Subscribes to what is applied. With [`FollowFrom::Now`] every write that is begun after this call has returned shows;
+    /// otherwise the subscription connects when it is first read.
+    ///
+    /// # Errors
+    /// See [`ClientError`]: an option is out of its range, or no node says where the present begins. The stream has its own: see
+    /// [`Subscription`].
+    pub async fn subscribe(&self, options: SubscribeOptions) -> Result<Subscription, ClientError> {
+        let opening = options.opening()?;
+        let (after, from_now) = match options.from {
+            FollowFrom::Beginning => (Bookmark::default(), false),
+            FollowFrom::After(after) => (after, false),
+            FollowFrom::Now => (Bookmark::default(), true),
+        };
+        let (standing, acks) = (Waypoint::at(after), Arc::new(Acks::new(after.index, options.window_bytes)));
+        let source = Subscribing {
+            opening,
+            from_now,
+            silence: options.heartbeat * HEARTBEATS_MISSED,
+            standing: standing.clone(),
+            acks: acks.clone(),
+            history: after.history,
+            from: 0,
+            upto: 0,
+            settle_at: None,
+        };
+        let next = if from_now { 0 } else { after.index.saturating_add(1) };
+        let from = Bookmark { index: next, ..after };
+        let preference = options.preference.as_ref().or(self.preference.as_ref());
+        let mut following = Following::new(&self.router, source, from, preference);
+        let contacts = following.contacts();
+        if from_now {
+            // At another node, or a moment later, it would be another position.
+            following.begin().await?;
+        }
+        Ok(Subscription { entries: following.into_stream(), standing, acks, contacts })
+    }
+}
+
+fn replication(link: &Link) -> ReplicationServiceClient<Channel> {
+    let client = ReplicationServiceClient::new(link.node.side_channel());
+    client.max_decoding_message_size(MAX_RESPONSE_MESSAGE_BYTES)
+}
+
+/// What a subscription asks for, and where it stands.
+struct Subscribing {
+    opening: SubscribeRequest,
+    /// Whether no node has said yet where the present begins.
+    from_now: bool,
+    silence: Duration,
+    standing: Arc<Waypoint>,
+    acks: Arc<Acks>,
+    /// The history that positions belong to, as soon as it is known.
+    history: HistoryEpoch,
+    /// The position that the open stream was to begin after.
+    from: u64,
+    /// The open stream has brought everything up to here, as it says.
+    upto: u64,
+    /// When what was taken is acknowledged, if nothing comes before.
+    settle_at: Option<Instant>,
+}
+
+impl Subscribing {
+    /// Positions only ever grow.
+    ///
+    /// # Errors
+    /// That this one does not, in words.
+    fn advance(&mut self, entry: &FollowedEntry) -> Result<(), String> {
+        let before = self.from.max(self.upto);
+        if entry.seq <= before {
+            return Err(format!("it goes back: position {} after everything up to {before}", entry.seq));
+        }
+        self.upto = if entry.more { entry.seq - 1 } else { entry.seq };
+        Ok(())
+    }
+
+    /// The same of a heartbeat. One that begins may be about less than was asked for.
+    fn upto(&mut self, heartbeat: Heartbeat) -> Result<(), String> {
+        let Heartbeat { upto_seq, .. } = heartbeat;
+        if upto_seq < self.upto {
+            return Err(format!("it goes back: a heartbeat up to {upto_seq} after {}", self.upto));
+        }
+        self.upto = upto_seq;
+        self.acks.ask();
+        Ok(())
+    }
+}
+
+impl Followed for Subscribing {
+    type Message = WalEntryProto;
+    type Item = FollowedEntry;
+    const NAME: &'static str = "subscription";
+
+    async fn open(&mut self, link: &Link, from: Bookmark) -> Result<Streaming<WalEntryProto>, Status> {
+        let from_seq = from.index.saturating_sub(1);
+        (self.from, self.upto) = (from_seq, 0);
+        let first = SubscribeRequest {
+            from_seq,
+            history: from.history.0,
+            from_now: self.from_now,
+            ..self.opening.clone()
+        };
+        let acks = WatchStream::from_changes(self.acks.begin(from_seq));
+        let messages = stream::iter([first]).chain(acks);
+        replication(link).subscribe(messages).await.map(tonic::Response::into_inner)
+    }
+
+    async fn message(
+        &mut self,
+        stream: &mut Streaming<WalEntryProto>,
+    ) -> Result<Option<WalEntryProto>, Status> {
+        if self.acks.owes() {
+            let due = *self.settle_at.get_or_insert_with(|| Instant::now() + SETTLE);
+            if let Ok(outcome) = timeout_at(due, stream.message()).await {
+                self.settle_at = None;
+                return outcome;
+            }
+            self.acks.settle();
+        }
+        self.settle_at = None;
+        stream.message().await
+    }
+
+    fn read(&mut self, mut message: WalEntryProto) -> Result<Brought<FollowedEntry>, String> {
+        let mut history = HistoryEpoch(message.history);
+        let mut items = Vec::new();
+        if let Some(heartbeat) = message.heartbeat.take() {
+            self.upto(heartbeat)?;
+        } else {
+            let messages = match message.batch.take() {
+                Some(batch) => entries::unpack(batch)?,
+                None => vec![message],
+            };
+            items.reserve(messages.len());
+            for message in messages {
+                if message.history != 0 {
+                    history = HistoryEpoch(message.history);
+                }
+                let entry = FollowedEntry::decode(message)?;
+                self.advance(&entry)?;
+                items.push((entry.seq, entry));
+            }
+        }
+        if history.differs_from(self.history) {
+            return Err(format!("positions of another history, {history}, than before, {}", self.history));
+        }
+        if history != HistoryEpoch::UNKNOWN {
+            self.history = history;
+        }
+        self.from_now = false;
+        Ok(Brought { history, items, next: self.upto.saturating_add(1) })
+    }
+
+    fn delivered(&mut self, entry: &FollowedEntry, rest: Bookmark) {
+        self.acks.delivered(rest.index.saturating_sub(1), entry.size_bytes());
+    }
+
+    fn taken(&mut self, rest: Bookmark) {
+        let index = rest.index.saturating_sub(1);
+        self.standing.set(Bookmark { index, ..rest });
+        self.acks.taken(index);
+    }
+
+    fn silence(&self) -> Duration {
+        self.silence
+    }
+
+    fn counters(metrics: &Metrics) -> (&PerStream, &AtomicU64) {
+        (&metrics.subscriptions, &metrics.subscription_reconnects)
+    }
+
+    fn cannot_begin(next: u64) -> String {
+        format!("a subscription cannot begin after position {}", next.saturating_sub(1))
+    }
+}
