@@ -61,6 +61,11 @@ pub(crate) trait Followed: Send + Sync + 'static {
     /// Why no node may say that, in words.
     fn read(&mut self, message: Self::Message) -> Result<Brought<Self::Item>, String>;
 
+    /// Where a stream has to begin that takes the place of one that is broken, if that is not where it was.
+    fn begins_again(&mut self) -> Option<Bookmark> {
+        None
+    }
+
     /// `item` is delivered, and with it everything before `rest`.
     fn delivered(&mut self, item: &Self::Item, rest: Bookmark);
 
@@ -283,6 +288,10 @@ impl<S: Followed> Following<S> {
 
     async fn connect(&mut self) -> Result<(Arc<Link>, Streaming<S::Message>), Failed> {
         self.router.watch_health();
+        if let Some(from) = self.source.begins_again() {
+            debug_assert!(self.ready.is_empty(), "invariant: what was received is delivered first");
+            (self.next, self.received) = (from.index, 0);
+        }
         let link = self.pick();
         let patience = self.router.config.connect_timeout + self.router.config.attempt_timeout;
         let from = Bookmark { index: self.next, history: self.history };

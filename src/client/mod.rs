@@ -73,7 +73,7 @@ pub use options::{CallOptions, WriteOptions};
 pub use preference::{Candidate, ReadPreference};
 pub use subscription::{
     EntriesPage, EntryCompression, EntryFilter, FollowFrom, FollowedChange, FollowedEntry, FollowedOperation,
-    ReplicationStatus, SubscribeOptions, Subscription,
+    FollowedProgress, ReplicationStatus, SnapshotPart, SubscribeOptions, Subscription,
 };
 
 pub use crate::call::Header;

@@ -22,16 +22,37 @@ pub struct FollowedEntry {
     pub term: u64,
     /// When it was proposed by the cluster's clock, in milliseconds since the Unix epoch.
     pub time_ms: u64,
+    /// The same in elapsed milliseconds: deadlines are told in it. Differences count; it is no time of day.
+    pub elapsed_ms: u64,
     /// Whether another entry at the same position follows.
     pub more: bool,
+    /// Whether it is a part of the state as of its position.
+    pub snapshot: SnapshotPart,
     /// What happened.
     pub change: FollowedChange,
+}
+
+/// What part of a whole state an entry is, for those who [accept](super::SubscribeOptions::accept_snapshot) one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum SnapshotPart {
+    /// None: it happened.
+    #[default]
+    None,
+    /// The state begins. What was known before is void, once it has ended.
+    Begin,
+    /// An item of the state. Its `previous_seq` is the position of its last write.
+    Item,
+    /// The state is complete: what comes next happened after its position.
+    End,
 }
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FollowedChange {
+    /// Nothing: the entry says where a state begins or ends.
+    Nothing,
     /// A key has changed.
     Event {
         /// How.
@@ -52,6 +73,8 @@ pub enum FollowedChange {
         version: u64,
         /// When it expires by the cluster's clock, in milliseconds since the Unix epoch; 0: never.
         expires_ms: u64,
+        /// The same in elapsed milliseconds.
+        deadline_elapsed_ms: u64,
     },
     /// A command of a machine that tells no events was applied.
     Command {
@@ -104,6 +127,7 @@ impl FollowedEntry {
                 tenant.len() + collection.len() + key.len() + value.len()
             }
             FollowedChange::Command { command, .. } => command.len(),
+            FollowedChange::Nothing => 0,
         };
         (bytes + FIXED_BYTES) as u64
     }
@@ -111,13 +135,17 @@ impl FollowedEntry {
     /// # Errors
     /// Why it is no entry, in words.
     pub(crate) fn decode(message: WalEntryProto) -> Result<Self, String> {
-        let WalEntryProto { seq, operation, tenant_id: tenant, time_ms, term, more, .. } = message;
+        let WalEntryProto { seq, operation, tenant_id: tenant, time_ms, term, more, elapsed_ms, .. } = message;
         if seq == 0 {
             return Err("an entry without a position".to_owned());
         }
-        if message.snapshot != i32::from(SnapshotMark::NotOfASnapshot) {
-            return Err(format!("a piece of a snapshot at position {seq}, which was not asked for"));
-        }
+        let snapshot = match SnapshotMark::try_from(message.snapshot) {
+            Ok(SnapshotMark::NotOfASnapshot) => SnapshotPart::None,
+            Ok(SnapshotMark::SnapshotBegin) => SnapshotPart::Begin,
+            Ok(SnapshotMark::SnapshotItem) => SnapshotPart::Item,
+            Ok(SnapshotMark::SnapshotEnd) => SnapshotPart::End,
+            Err(_) => return Err(format!("position {seq} is of a snapshot in a way that is not known here")),
+        };
         if message.heartbeat.is_some() || message.batch.is_some() {
             return Err(format!("a heartbeat or a batch in the place of an entry at position {seq}"));
         }
@@ -125,7 +153,7 @@ impl FollowedEntry {
             let Some(entity) = message.entity.clone() else {
                 return Err(format!("position {seq} changes a key and names none"));
             };
-            let Entity { collection, key, value, create_seq, previous_seq, version, expires_ms } = entity;
+            let Entity { collection, key, value, create_seq, previous_seq, version, expires_ms, .. } = entity;
             Ok(FollowedChange::Event {
                 operation,
                 tenant,
@@ -136,6 +164,7 @@ impl FollowedEntry {
                 previous_seq,
                 version,
                 expires_ms,
+                deadline_elapsed_ms: entity.deadline_elapsed_ms,
             })
         };
         let change = match WalOperation::try_from(operation) {
@@ -149,11 +178,14 @@ impl FollowedEntry {
                 }
                 None => return Err(format!("position {seq} is a command, and there is none")),
             },
+            Ok(WalOperation::None) if matches!(snapshot, SnapshotPart::Begin | SnapshotPart::End) => {
+                FollowedChange::Nothing
+            }
             Ok(WalOperation::None) | Err(_) => {
                 return Err(format!("position {seq} is of operation {operation}, which is not known here"));
             }
         };
-        Ok(Self { seq, term, time_ms, more, change })
+        Ok(Self { seq, term, time_ms, elapsed_ms, more, snapshot, change })
     }
 }
 

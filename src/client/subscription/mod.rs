@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
 use tokio::time::{Instant, sleep, timeout_at};
+use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -28,7 +29,7 @@ use crate::proto::replication::{Heartbeat, SubscribeRequest, WalEntryProto};
 use crate::types::{Bookmark, HistoryEpoch};
 use acks::Acks;
 
-pub use entries::{FollowedChange, FollowedEntry, FollowedOperation};
+pub use entries::{FollowedChange, FollowedEntry, FollowedOperation, SnapshotPart};
 pub use looks::{EntriesPage, ReplicationStatus};
 pub use options::{EntryCompression, EntryFilter, FollowFrom, SubscribeOptions};
 
@@ -59,9 +60,38 @@ pub struct Subscription {
     standing: Arc<Waypoint>,
     acks: Arc<Acks>,
     contacts: Contacts,
+    progress: watch::Receiver<FollowedProgress>,
+}
+
+/// How far a node is that is followed, as it has said last.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct FollowedProgress {
+    /// The node, as `host:port`.
+    pub source: String,
+    /// The history that positions belong to.
+    pub history: HistoryEpoch,
+    /// Everything up to here that is wanted was delivered.
+    pub upto: u64,
+    /// What the node had applied.
+    pub applied_seq: u64,
+    /// What the cluster had committed, as far as the node knew.
+    pub committed_seq: u64,
+    /// The cluster's clock at `upto`, in milliseconds since the Unix epoch.
+    pub upto_time_ms: u64,
+    /// The same at `applied_seq`.
+    pub applied_time_ms: u64,
+    /// Elapsed time at `applied_seq`, in milliseconds.
+    pub applied_elapsed_ms: u64,
 }
 
 impl Subscription {
+    /// How far the node is that is followed, as it says when it sends nothing else. It changes only while the subscription is read.
+    pub fn progress(&self) -> watch::Receiver<FollowedProgress> {
+        self.progress.clone()
+    }
+
+
     /// The position after which another subscription has to begin to miss nothing: everything up to there was delivered, and
     /// more has been asked for since. In the middle of a position, that other subscription repeats what was delivered of it.
     pub fn position(&self) -> Bookmark {
@@ -111,8 +141,11 @@ impl Client {
             FollowFrom::Now => (Bookmark::default(), true),
         };
         let (standing, acks) = (Waypoint::at(after), Arc::new(Acks::new(after.index, options.window_bytes)));
+        let (progress, told) = watch::channel(FollowedProgress::default());
         let source = Subscribing {
             opening,
+            progress,
+            state: None,
             from_now,
             silence: options.heartbeat * HEARTBEATS_MISSED,
             standing: standing.clone(),
@@ -131,7 +164,7 @@ impl Client {
             // At another node, or a moment later, it would be another position.
             following.begin().await?;
         }
-        Ok(Subscription { entries: following.into_stream(), standing, acks, contacts })
+        Ok(Subscription { entries: following.into_stream(), standing, acks, contacts, progress: told })
     }
 }
 
@@ -143,6 +176,10 @@ fn replication(link: &Link) -> ReplicationServiceClient<Channel> {
 /// What a subscription asks for, and where it stands.
 struct Subscribing {
     opening: SubscribeRequest,
+    /// How far the node is.
+    progress: watch::Sender<FollowedProgress>,
+    /// Where the whole state that is being told is of, and where to begin again should it break off.
+    state: Option<ToldPart>,
     /// Whether no node has said yet where the present begins.
     from_now: bool,
     silence: Duration,
@@ -158,13 +195,42 @@ struct Subscribing {
     settle_at: Option<Instant>,
 }
 
+/// A whole state of which a part was told.
+#[derive(Debug, Clone, Copy)]
+struct ToldPart {
+    /// Its position.
+    at: u64,
+    /// What the follower had before.
+    before: Bookmark,
+    /// Whether all of it was told, and its end is not taken yet.
+    is_over: bool,
+}
+
 impl Subscribing {
-    /// Positions only ever grow.
+    /// Positions only ever grow, and a state is of one.
     ///
     /// # Errors
     /// That this one does not, in words.
     fn advance(&mut self, entry: &FollowedEntry) -> Result<(), String> {
         let before = self.from.max(self.upto);
+        let part = self.state.filter(|part| !part.is_over);
+        match (entry.snapshot, part) {
+            (SnapshotPart::Item, Some(part)) if entry.seq == part.at => return Ok(()),
+            (SnapshotPart::End, Some(part)) if entry.seq == part.at => {
+                self.state = Some(ToldPart { is_over: true, ..part });
+                self.upto = entry.seq;
+                return Ok(());
+            }
+            (SnapshotPart::Begin, None) if entry.seq >= before => {
+                let before = Bookmark { index: self.from, history: self.history };
+                self.state = Some(ToldPart { at: entry.seq, before, is_over: false });
+                return Ok(());
+            }
+            (SnapshotPart::None, None) => {}
+            _ => {
+                return Err(format!("a part of a state at position {} that is in the wrong place", entry.seq));
+            }
+        }
         if entry.seq <= before {
             return Err(format!("it goes back: position {} after everything up to {before}", entry.seq));
         }
@@ -175,11 +241,23 @@ impl Subscribing {
     /// The same of a heartbeat. One that begins may be about less than was asked for.
     fn upto(&mut self, heartbeat: Heartbeat) -> Result<(), String> {
         let Heartbeat { upto_seq, .. } = heartbeat;
+        if self.state.is_some_and(|part| !part.is_over) {
+            // It is about what was before the state.
+            return Ok(());
+        }
         if upto_seq < self.upto {
             return Err(format!("it goes back: a heartbeat up to {upto_seq} after {}", self.upto));
         }
         self.upto = upto_seq;
         self.acks.ask();
+        self.progress.send_modify(|progress| {
+            progress.upto = upto_seq;
+            progress.applied_seq = heartbeat.applied_seq;
+            progress.committed_seq = heartbeat.committed_seq;
+            progress.upto_time_ms = heartbeat.upto_time_ms;
+            progress.applied_time_ms = heartbeat.applied_time_ms;
+            progress.applied_elapsed_ms = heartbeat.applied_elapsed_ms;
+        });
         Ok(())
     }
 }
@@ -192,6 +270,8 @@ impl Followed for Subscribing {
     async fn open(&mut self, link: &Link, from: Bookmark) -> Result<Streaming<WalEntryProto>, Status> {
         let from_seq = from.index.saturating_sub(1);
         (self.from, self.upto) = (from_seq, 0);
+        let source = link.node.endpoint.to_string();
+        self.progress.send_modify(|progress| progress.source = source);
         let first = SubscribeRequest {
             from_seq,
             history: from.history.0,
@@ -242,18 +322,34 @@ impl Followed for Subscribing {
         if history.differs_from(self.history) {
             return Err(format!("positions of another history, {history}, than before, {}", self.history));
         }
-        if history != HistoryEpoch::UNKNOWN {
+        if history != HistoryEpoch::UNKNOWN && history != self.history {
             self.history = history;
+            self.progress.send_modify(|progress| progress.history = history);
         }
         self.from_now = false;
         Ok(Brought { history, items, next: self.upto.saturating_add(1) })
     }
 
+    fn begins_again(&mut self) -> Option<Bookmark> {
+        // What a follower has of a state that broke off is nothing.
+        let part = self.state.take().filter(|part| !part.is_over)?;
+        Some(Bookmark { index: part.before.index.saturating_add(1), ..part.before })
+    }
+
     fn delivered(&mut self, entry: &FollowedEntry, rest: Bookmark) {
+        if entry.snapshot != SnapshotPart::None {
+            return;
+        }
         self.acks.delivered(rest.index.saturating_sub(1), entry.size_bytes());
     }
 
     fn taken(&mut self, rest: Bookmark) {
+        match self.state {
+            // Of a state nothing is taken before its end is.
+            Some(part) if !part.is_over || rest.index <= part.at => return,
+            Some(_) => self.state = None,
+            None => {}
+        }
         let index = rest.index.saturating_sub(1);
         self.standing.set(Bookmark { index, ..rest });
         self.acks.taken(index);

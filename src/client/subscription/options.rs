@@ -78,6 +78,9 @@ pub struct SubscribeOptions {
     pub heartbeat: Duration,
     /// What the node calls this follower where it lists them. Default empty: it has no name.
     pub id: String,
+    /// Whether the follower is told the state as of a newer position where no node has what comes next; see [`SnapshotPart`](super::SnapshotPart). Default no: then
+    /// the subscription ends with [`ClientError::Compacted`].
+    pub accept_snapshot: bool,
     /// Which node is asked first. Default: the client's preference.
     pub preference: Option<ReadPreference>,
 }
@@ -92,6 +95,7 @@ impl Default for SubscribeOptions {
             compression: EntryCompression::default(),
             heartbeat: Duration::from_secs(5),
             id: String::new(),
+            accept_snapshot: false,
             preference: None,
         }
     }
@@ -135,6 +139,7 @@ impl SubscribeOptions {
             compression: compression.into(),
             heartbeat_ms: u32::try_from(self.heartbeat.as_millis()).unwrap_or(u32::MAX),
             id: self.id.clone(),
+            accept_snapshot: self.accept_snapshot,
             ..SubscribeRequest::default()
         })
     }
