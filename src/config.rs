@@ -19,6 +19,7 @@ use crate::engine::{
     DiskPolicy, EngineConfig, Limits, PeerPolicy, SnapshotPolicy, Timing, available_memory_bytes,
     check_node_id,
 };
+use crate::feed::EventLogLimits;
 use crate::node::settings::parse_filter;
 use crate::shown::Shown;
 use crate::types::NodeId;
@@ -132,6 +133,8 @@ pub(crate) struct ServeConfig {
     pub limits: Limits,
     /// What is asked of the disk.
     pub disk: DiskPolicy,
+    /// How much of what was applied is kept on disk.
+    pub event_log: EventLogLimits,
     /// What is made of peers that are slow or silent.
     pub peer_policy: PeerPolicy,
     /// Memory that this node may use, in bytes; `None` for all that it is allowed.
@@ -161,6 +164,7 @@ impl Default for ServeConfig {
             snapshots: SnapshotPolicy::default(),
             limits: Limits::default(),
             disk: DiskPolicy::default(),
+            event_log: EventLogLimits::default(),
             peer_policy: PeerPolicy::default(),
             memory_bytes: None,
             door: DoorConfig::default(),
@@ -313,6 +317,7 @@ impl ServeConfig {
         config.snapshots = self.snapshots.clone();
         config.limits = self.limits.clone();
         config.disk = self.disk.clone();
+        config.event_log = self.event_log;
         config.peers = self.peer_policy;
         config.memory_bytes = self.memory_bytes;
         config

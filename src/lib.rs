@@ -113,11 +113,11 @@ mod wire;
 
 pub use engine::{
     ANYWHERE_PATIENCE, Acknowledged, Activity, Anywhere, CATCH_UP_PATIENCE, ClosedSession, Counters,
-    DiskPolicy, Engine, EngineConfig, EngineParts, FollowError, Forming, LATENCY_BUCKETS_US, Latency, LeaderChange,
-    LeaderChanges, Limits, MAX_LISTED_SESSIONS, MIN_MEMORY_BYTES, NewAddresses, NewMember, NodeState,
-    NotReady, OpenedSession, PeerPolicy, QuotaError, READ_LEVELS, REFUSALS, ReadOutcome, SYNCING_ENTRIES,
-    SessionList, SessionTotals, Settings, SnapshotPolicy, Snapshots, StateChanges, Succession, Timing,
-    Written,
+    DiskPolicy, Engine, EngineConfig, EngineParts, FollowError, Forming, LATENCY_BUCKETS_US, Latency,
+    LeaderChange, LeaderChanges, Limits, MAX_LISTED_SESSIONS, MIN_MEMORY_BYTES, NewAddresses, NewMember,
+    NodeState, NotReady, OpenedSession, PeerPolicy, QuotaError, READ_LEVELS, REFUSALS, ReadOutcome,
+    SYNCING_ENTRIES, SessionList, SessionTotals, Settings, SnapshotPolicy, Snapshots, StateChanges,
+    Succession, Timing, Written,
 };
 pub use error::{
     ConfigureError, FatalError, ForwardError, MembershipError, OpenError, OperationError, ReadError,
@@ -128,8 +128,8 @@ pub use feed::{
 };
 pub use machine::sessions::SessionInfo;
 pub use machine::{
-    AppliedEvent, ApplyContext, Composed, DecodeError, Either, EventOperation, EventSink, MOST_MACHINES, NewEvent, Recording, RecordingError, SnapshotParts,
-    StateMachine, Wakes, decode, encode,
+    AppliedEvent, ApplyContext, Composed, DecodeError, Either, EventOperation, EventSink, MOST_MACHINES,
+    NewEvent, Recording, RecordingError, SnapshotParts, StateMachine, Wakes, decode, encode,
 };
 pub use reason::{
     EXIT_ERROR, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_OK, EXIT_UNKNOWN, EXIT_UNREACHABLE, GrpcCode, Reason, Row,

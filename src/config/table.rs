@@ -252,6 +252,15 @@ settings! {
     ///
     /// No more is kept than both allow.
     snapshot_keep_bytes: u64 as "BYTES", Live, { at snapshots.keep_bytes }
+    /// Operations kept on disk for those who follow what is applied
+    ///
+    /// How far back a follower may begin, or fall behind, without being sent the whole state: as far as this, the bytes and the age
+    /// allow. `quorate status` and /metrics show how far that is.
+    event_log_operations: u64 as "N", Live, { at event_log.operations }
+    /// Most bytes of them; unless it is set to something else, at most a sixteenth of the file system
+    event_log_bytes: u64 as "BYTES", Live, { at event_log.bytes }
+    /// How old they may be, in milliseconds; 0 for any age
+    event_log_age_ms: u64 as "MS", Live, { at event_log.age_ms }
     /// Largest encoded command in bytes; at most 4 MiB
     max_command_bytes: usize as "BYTES", Live, { at limits.max_command_bytes }
     /// Most bytes of commands proposed and not yet applied; more are refused as overloaded; at most 16 GiB

@@ -1,8 +1,10 @@
 //! Following what is applied: from which position, on this node.
 
+use std::sync::Arc;
+
 use super::Engine;
 use crate::error::ReadError;
-use crate::feed::{EventLogLimits, FeedCursor, FeedReach};
+use crate::feed::{Feed, FeedCursor, FeedReach};
 use crate::machine::StateMachine;
 use crate::types::{Bookmark, ReadLevel, ReadOptions};
 
@@ -11,7 +13,9 @@ use crate::types::{Bookmark, ReadLevel, ReadOptions};
 #[non_exhaustive]
 pub enum FollowError {
     /// What comes after the position is not kept any more. Another node may have it.
-    #[error("what was applied after position {after} is not kept any more on this node, which goes back to position {first}; another node may have it")]
+    #[error(
+        "what was applied after position {after} is not kept any more on this node, which goes back to position {first}; another node may have it"
+    )]
     Compacted {
         /// The position that was given.
         after: u64,
@@ -24,6 +28,10 @@ pub enum FollowError {
 }
 
 impl<M: StateMachine> Engine<M> {
+    pub(super) fn feed(&self) -> &Arc<Feed> {
+        self.inner.core.feed()
+    }
+
     /// Follows what was applied after the position `after`, 0 for the beginning: what the machine [tells](StateMachine::apply_telling), or its commands. Costs
     /// nothing while nothing is applied. [`FeedCursor`] says how it goes on.
     ///
@@ -57,10 +65,5 @@ impl<M: StateMachine> Engine<M> {
     /// How far back what was applied can be told by this node.
     pub fn feed_reach(&self) -> FeedReach {
         self.feed().reach()
-    }
-
-    /// How much of it is kept on disk; `None` without an event log.
-    pub fn event_log_limits(&self) -> Option<EventLogLimits> {
-        self.feed().log().map(|log| log.limits())
     }
 }

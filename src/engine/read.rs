@@ -252,7 +252,7 @@ impl<M: StateMachine> Engine<M> {
         inner.read_index(Instant::now() + inner.config.timing.patience()).await
     }
 
-    async fn state_at(&self, options: ReadOptions) -> Result<Arc<Applied<M::View>>, ReadError> {
+    pub(super) async fn state_at(&self, options: ReadOptions) -> Result<Arc<Applied<M::View>>, ReadError> {
         let inner = &self.inner;
         if let Some(reason) = inner.fatal.in_words() {
             return Err(ReadError::Stopped { reason });

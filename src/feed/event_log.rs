@@ -8,6 +8,7 @@
 //! A write that fails is tried again later: what is there stays, and can be told. Once the ring has let go of what is not in it, or
 //! after a failed fsync, the log begins anew, the latter with the next start of the node.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -53,8 +54,6 @@ pub(super) struct LogState {
     pub(super) first: u64,
     /// Everything below has been written.
     pub(super) next: u64,
-    /// The position after the last piece on disk.
-    written: u64,
     pub(super) operations: u64,
     pub(super) bytes: u64,
     pub(super) is_failing: bool,
@@ -79,10 +78,15 @@ pub struct EventLog {
     limits: Mutex<EventLogLimits>,
 }
 
-#[derive(Debug)]
 struct Writer {
     segments: SegmentLog,
     failed_at: Option<Instant>,
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer").field("reach", &self.segments.reach()).finish_non_exhaustive()
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -97,7 +101,7 @@ impl EventLog {
     pub fn open(dir: &Path, limits: EventLogLimits) -> Result<Self, StorageError> {
         let (segments, cut) = SegmentLog::open(dir, SegmentOptions::default())?;
         if let Some(cut) = cut {
-            tracing::warn!(dir = %dir.display(), %cut, "the event log is cut where it is damaged: followers that are further behind need a snapshot");
+            tracing::warn!(path = %cut.path.display(), offset = cut.offset, bytes = cut.bytes, reason = ?cut.reason, "the event log is cut where it is damaged: followers that are further behind need a snapshot");
         }
         let reader = segments.reader();
         let log = Self {
@@ -114,15 +118,14 @@ impl EventLog {
     fn find_out(&self) -> Result<(), StorageError> {
         let reach = self.reader.reach();
         let mut state = lock(&self.state);
-        (state.operations, state.bytes) = (reach.operations, reach.bytes);
+        (state.operations, state.bytes) = (reach.count, reach.bytes);
         let Some((first_key, last_key)) = reach.first_key.zip(reach.last_key) else { return Ok(()) };
         let (first, last) = (self.piece_at(first_key)?, self.piece_at(last_key)?);
         // What cannot be read, or is not one log, has nothing that could be told.
         if let Some(((history, first), (last_history, last))) = first.zip(last)
             && history == last_history
         {
-            (state.history, state.first) = (history, first.from);
-            (state.next, state.written) = (last.upto + 1, last.upto + 1);
+            (state.history, state.first, state.next) = (history, first.from, last.upto + 1);
         }
         Ok(())
     }
@@ -130,8 +133,8 @@ impl EventLog {
     fn piece_at(&self, key: u64) -> Result<Option<(HistoryEpoch, Piece)>, StorageError> {
         let records = match self.reader.read(key, 0) {
             Ok(records) => records,
-            Err(ReadSegmentsError::Purged) => return Ok(None),
             Err(ReadSegmentsError::Storage(error)) => return Err(error),
+            Err(ReadSegmentsError::Purged { .. } | ReadSegmentsError::Damaged { .. }) => return Ok(None),
         };
         Ok(records.into_iter().next().and_then(|record| Piece::read(record.payload).ok()))
     }
@@ -173,7 +176,8 @@ impl EventLog {
             if had && state.history == history {
                 state.restarts += 1;
                 tracing::warn!(
-                    ended = state.next, begins = next,
+                    ended = state.next,
+                    begins = next,
                     "the event log does not reach the state of this node, and begins anew: followers that are behind need a snapshot"
                 );
             }
@@ -193,10 +197,8 @@ impl EventLog {
         }
         let records = match self.reader.read(next, max_bytes) {
             Ok(records) => records,
-            Err(ReadSegmentsError::Purged) => return Ok(LogPage::Gone),
-            Err(ReadSegmentsError::Storage(error)) => {
-                return Err(FeedError::Unreadable { reason: error.to_string() });
-            }
+            Err(ReadSegmentsError::Purged { .. }) => return Ok(LogPage::Gone),
+            Err(error) => return Err(FeedError::Unreadable { reason: error.to_string() }),
         };
         match in_sequence(records, history, next) {
             Ok(pieces) => Ok(LogPage::Pieces(pieces)),
@@ -230,7 +232,7 @@ impl EventLog {
         writer.failed_at = failed.then(Instant::now);
         let reach = writer.segments.reach();
         let mut state = lock(&self.state);
-        (state.operations, state.bytes, state.is_failing) = (reach.operations, reach.bytes, failed);
+        (state.operations, state.bytes, state.is_failing) = (reach.count, reach.bytes, failed);
         let (next, is_settled) = (state.next, state.reset.is_none());
         drop(state);
         if is_settled {
@@ -244,11 +246,12 @@ impl EventLog {
             let state = *lock(&self.state);
             let (history, begins, pieces, next) = feed.unlogged(state.next);
             if history != state.history || next <= state.next {
-                return segments.flush();
+                return Ok(());
             }
             if begins > state.next {
                 tracing::warn!(
-                    written = state.next, begins,
+                    written = state.next,
+                    begins,
                     "the event log cannot be written as fast as commands are applied, and begins anew"
                 );
                 let mut state = lock(&self.state);
@@ -256,22 +259,12 @@ impl EventLog {
                 state.reset.get_or_insert((history, begins));
                 continue;
             }
-            let mut written = state.written;
             for piece in &pieces {
-                let piece = match piece.from < written {
-                    true => piece.without_first(history, written).map_err(invalid)?,
-                    false => piece.clone(),
-                };
-                segments.append(piece.upto, piece.operations, piece.time_ms, &piece.bytes)?;
-                written = piece.upto + 1;
-                let mut state = lock(&self.state);
-                state.next = written;
-                state.written = written;
+                append(segments, history, written(segments, &state), piece)?;
             }
             segments.flush()?;
-            if pieces.is_empty() {
-                lock(&self.state).next = next;
-            }
+            // Only what can be read by now.
+            lock(&self.state).next = pieces.last().map_or(next, |last| last.upto + 1);
             self.purge(segments)?;
         }
     }
@@ -282,7 +275,7 @@ impl EventLog {
         segments.clear()?;
         let mut state = lock(&self.state);
         let (history, next) = reset;
-        (state.history, state.first, state.next, state.written) = (history, next, next, next);
+        (state.history, state.first, state.next) = (history, next, next);
         if state.reset == Some(reset) {
             state.reset = None;
         }
@@ -292,7 +285,8 @@ impl EventLog {
     fn purge(&self, segments: &mut SegmentLog) -> Result<(), StorageError> {
         let EventLogLimits { operations, bytes, age_ms } = self.limits();
         let before = segments.reach().first_key;
-        segments.keep(&KeepLimits { operations, bytes, age_ms }, runtime::unix_time_ms())?;
+        let limits = KeepLimits { max_count: operations, max_bytes: bytes, max_age_ms: age_ms };
+        segments.keep(&limits, runtime::unix_time_ms())?;
         let after = segments.reach().first_key;
         if let Some(first) = after.filter(|_| after != before)
             && let Some((_, piece)) = self.piece_at(first)?
@@ -307,17 +301,34 @@ impl EventLog {
         let state = *lock(&self.state);
         // A state of another history, or one that the log does not lead to, is not for it.
         let covers = state.reset.is_none() && state.first <= upto && state.next > upto;
-        if covers && state.written <= upto {
-            let mark = Piece::empty(state.history, state.written, upto, runtime::unix_time_ms());
+        let written = written(segments, &state);
+        if covers && written <= upto {
+            let mark = Piece::empty(state.history, written, upto, runtime::unix_time_ms());
             segments.append(upto, 0, mark.time_ms, &mark.bytes)?;
-            lock(&self.state).written = upto + 1;
         }
         segments.sync()
     }
 }
 
-fn invalid(error: Unreadable) -> StorageError {
-    unreachable!("invariant: what the recorder has written can be read: {error}")
+/// The position after the last one that is in `segments`. Not all of it may be readable yet.
+fn written(segments: &SegmentLog, state: &LogState) -> u64 {
+    segments.reach().last_key.map_or(state.first, |last| last + 1)
+}
+
+/// Appends what `piece` has from position `written` on, if it has anything.
+fn append(
+    segments: &mut SegmentLog,
+    history: HistoryEpoch,
+    written: u64,
+    piece: &Piece,
+) -> Result<(), StorageError> {
+    if piece.upto < written {
+        return Ok(());
+    }
+    let rest = (piece.from < written).then(|| piece.without_first(history, written));
+    let rest = rest.transpose().expect("invariant: what was recorded can be read");
+    let piece = rest.as_ref().unwrap_or(piece);
+    segments.append(piece.upto, piece.operations, piece.time_ms, &piece.bytes)
 }
 
 /// The pieces in `records`, which lead on from position `next` without a gap.

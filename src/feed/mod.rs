@@ -35,11 +35,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 pub use self::cursor::{FeedCursor, FeedError, FeedPage};
+use self::event_log::LogPage;
 pub use self::event_log::{EventLog, EventLogLimits};
+use self::piece::Piece;
 pub use self::record::{FeedContent, FeedRecord};
 pub(crate) use self::recorder::Recorder;
-use self::event_log::LogPage;
-use self::piece::Piece;
 use self::ring::Ring;
 use crate::types::HistoryEpoch;
 
@@ -202,12 +202,7 @@ impl Feed {
     }
 
     /// What comes next, from the event log. Blocks.
-    fn read_log(
-        &self,
-        history: HistoryEpoch,
-        next: u64,
-        max_bytes: usize,
-    ) -> Result<FeedPage, FeedError> {
+    fn read_log(&self, history: HistoryEpoch, next: u64, max_bytes: usize) -> Result<FeedPage, FeedError> {
         let log = self.log.as_ref().expect("invariant: it was asked for");
         let (begins, applied_next) = {
             let ring = self.ring();

@@ -178,7 +178,8 @@ impl EventSink for RecordWriter<'_> {
             self.out.put_u64_le(number);
         }
         for part in parts {
-            self.out.put_u32_le(u32::try_from(part.len()).expect("invariant: a part of a command is smaller"));
+            self.out
+                .put_u32_le(u32::try_from(part.len()).expect("invariant: a part of a command is smaller"));
         }
         for part in parts {
             self.out.put_slice(part);
@@ -188,12 +189,7 @@ impl EventSink for RecordWriter<'_> {
 }
 
 /// Writes the record of a command behind what is in `out`.
-pub(crate) fn put_command(
-    out: &mut BytesMut,
-    at: &ApplyContext,
-    wrote: MachineVersion,
-    command: &[u8],
-) {
+pub(crate) fn put_command(out: &mut BytesMut, at: &ApplyContext, wrote: MachineVersion, command: &[u8]) {
     out.reserve(4 + HEAD_BYTES + 2 + 4 + command.len());
     let begin = begin_record(out, COMMAND, at);
     out.put_u16_le(wrote.machine);

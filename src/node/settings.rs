@@ -57,6 +57,9 @@ live! {
     snapshot_every_bytes: whole_number at snapshots.every_bytes;
     snapshot_keep_entries: whole_number at snapshots.keep_entries;
     snapshot_keep_bytes: whole_number at snapshots.keep_bytes;
+    event_log_operations: whole_number at event_log.operations;
+    event_log_bytes: whole_number at event_log.bytes;
+    event_log_age_ms: whole_number at event_log.age_ms;
     max_command_bytes: size at max_command_bytes;
     max_inflight_bytes: size at max_inflight_bytes;
     preferred_leader: yes_or_no at preferred_leader;

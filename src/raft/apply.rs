@@ -42,11 +42,12 @@ use tokio::time::Instant;
 use super::activity::Activity;
 use super::agreed_versions::AgreedVersions;
 use super::agreement::Agreement;
-use super::envelope::{self, Content};
+use super::envelope::{self, Content, SealedCommand};
 use super::log::{WRITES, position};
 use super::published::{Applied, Progress, Published};
 use super::snapshot::{Restored, SnapshotBuilder};
 use super::type_config::{self, Entry, EntryAnswer, Payload, StoredMembership, TypeConfig};
+use crate::feed::{Feed, Recorder};
 use crate::machine::sessions::{Admission, SessionRefusal, SessionTable};
 use crate::machine::{self, ApplyContext, StateMachine, Wakes};
 use crate::storage::SnapshotStore;
@@ -71,6 +72,8 @@ pub(crate) struct Applier<M: StateMachine> {
     activity: Arc<Activity>,
     agreement: Arc<Agreement>,
     agreed: Arc<AgreedVersions>,
+    /// Where those who follow find what was applied.
+    recorder: Recorder,
     /// The state that it began with, while it has applied nothing.
     begun_with: Option<InitialState>,
     /// See [`bound_snapshot_lag`](Self::bound_snapshot_lag).
@@ -128,6 +131,11 @@ impl<M: StateMachine> Applier<M> {
         self.agreement.clone()
     }
 
+    /// What it has applied, for those who follow.
+    pub(crate) fn feed(&self) -> Arc<Feed> {
+        self.recorder.feed().clone()
+    }
+
     /// The versions of its machine that the members have agreed on.
     pub(crate) fn agreed_versions(&self) -> Arc<AgreedVersions> {
         self.agreed.clone()
@@ -152,6 +160,7 @@ impl<M: StateMachine> Applier<M> {
         self.agreed.replace(&meta.machines.agreed);
         self.measure();
         self.progress.installed_bytes += self.progress.state_bytes.unwrap_or_default();
+        self.recorder.begin(meta.history, self.progress.next_index());
         self.published.advance(self.progress);
         // The last view would keep the state before alive.
         self.published.publish(self.applied());
@@ -183,7 +192,7 @@ impl<M: StateMachine> Applier<M> {
             self.sessions.clone(),
             (self.membership.clone(), self.agreed.versions()),
             self.snapshots.clone(),
-            self.activity.clone(),
+            (self.activity.clone(), self.feed()),
         );
         self.writing = Some((builder.written(), self.progress.command_bytes));
         builder
@@ -195,6 +204,8 @@ impl<M: StateMachine> Applier<M> {
         if self.published.advance(self.progress) {
             self.published.publish(self.applied());
         }
+        // Last: whoever follows finds in the state what it was told.
+        self.recorder.publish();
     }
 
     /// Applies entries off `batch` and publishes how far that is. The replies may be sent afterwards, not before. Stops
@@ -252,14 +263,15 @@ impl<M: StateMachine> Applier<M> {
             }
             Payload::Normal(command) => {
                 self.progress.command_bytes += command.bytes.len() as u64;
-                let opened = envelope::open::<M>(&command.bytes).map_err(|error| {
+                let (opened, sealed) = envelope::open_sealed::<M>(&command.bytes).map_err(|error| {
                     io::Error::new(io::ErrorKind::InvalidData, format!("entry {log_id}: {error}"))
                 })?;
                 self.progress.clock.advance(log_id.term, opened.stamp);
-                self.carry_out(log_id, opened.content)?
+                self.carry_out(log_id, opened.content, sealed)?
             }
         };
         self.progress.log_id = Some(log_id);
+        self.recorder.applied(log_id.index);
         self.agreement.applied(&self.machine, log_id);
         Ok(answer)
     }
@@ -269,9 +281,12 @@ impl<M: StateMachine> Applier<M> {
         &mut self,
         founders: &types::Membership,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        self.progress.history = types::HistoryEpoch::founded_by(founders);
+        let history = types::HistoryEpoch::founded_by(founders);
+        self.progress.history = history;
         let founding = founders.founding().map(|(_, founding)| founding);
         let is_restored = founding.is_some_and(|founding| founding.state.is_restored);
+        // What a restored state holds was never told.
+        self.recorder.begin(history, if is_restored { FOUNDING_INDEX + 1 } else { FOUNDING_INDEX });
         // The hash of a large state takes its time, and others wait meanwhile.
         let own = self.begun_with.take().or_else(|| self.initial_state(is_restored));
         check_initial_state(founding, own)?;
@@ -288,7 +303,13 @@ impl<M: StateMachine> Applier<M> {
         Ok(())
     }
 
-    fn carry_out(&mut self, log_id: types::LogId, content: Content<M::Command>) -> io::Result<EntryAnswer> {
+    /// Applies what an entry asks for, whose command is `sealed`.
+    fn carry_out(
+        &mut self,
+        log_id: types::LogId,
+        content: Content<M::Command>,
+        sealed: SealedCommand<'_>,
+    ) -> io::Result<EntryAnswer> {
         let (elapsed_ms, time_ms) = (self.progress.clock.elapsed_ms, self.progress.clock.log_time_ms());
         let (command, slot) = match content {
             Content::Command(command, slot) => (command, slot),
@@ -333,7 +354,7 @@ impl<M: StateMachine> Applier<M> {
                     return Ok(EntryAnswer { reply: Err(refusal), first: None });
                 }
                 let context = ApplyContext { log_id, elapsed_ms, time_ms };
-                let reply = self.machine.apply(&context, command);
+                let reply = self.apply_command(&context, command, sealed);
                 // What cannot be encoded is kept as nothing, which its caller cannot read: it was applied all the same, here
                 // and on every other node.
                 let reply =
@@ -347,6 +368,22 @@ impl<M: StateMachine> Applier<M> {
                 Ok(EntryAnswer { reply: Ok(reply), first: None })
             }
         }
+    }
+
+    /// Applies a command, and records what it does for those who follow.
+    fn apply_command(
+        &mut self,
+        context: &ApplyContext,
+        command: M::Command,
+        sealed: SealedCommand<'_>,
+    ) -> M::Reply {
+        if M::tells_events(&command) {
+            let machine = &mut self.machine;
+            return self.recorder.tell(context, |events| machine.apply_telling(context, command, events));
+        }
+        let reply = self.machine.apply(context, command);
+        self.recorder.command(context, sealed.wrote, sealed.encoded);
+        reply
     }
 
     /// Keeps the answer to the write at `slot` for its session.

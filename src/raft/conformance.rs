@@ -79,7 +79,7 @@ impl<G: Send + Sync + 'static> StoreBuilder<TypeConfig, RaftLog, Applier<Count>,
         let (guard, store, snapshots) = (self.0)();
         let log = Arc::new(FromAnywhere { store, hidden: Mutex::new(None) });
         let applier =
-            Applier::recover(1, Count::default(), snapshots).expect("an empty store can be recovered");
+            Applier::recover(1, Count::default(), snapshots, None).expect("an empty store can be recovered");
         let activity = applier.activity();
         let (log, telling) = RaftLog::new(log, 1024 * 1024, (1, Incarnation(1)), Arc::default(), activity);
         crate::runtime::spawn(telling);

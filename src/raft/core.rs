@@ -61,6 +61,7 @@ use super::published::{Applied, Progress, Published};
 pub(crate) use super::read_index::NoReadIndex;
 use super::read_index::{self, ReadIndexes};
 use super::type_config::{self, TypeConfig};
+use crate::feed::Feed;
 use crate::machine::StateMachine;
 use crate::machine::sessions::SessionTable;
 use crate::types::{self, Incarnation, LogId, Member, NodeId, ReadableVersions};
@@ -69,6 +70,7 @@ use crate::types::{self, Incarnation, LogId, Member, NodeId, ReadableVersions};
 pub(crate) struct Core<M: StateMachine> {
     raft: Raft<TypeConfig, Applier<M>>,
     published: Arc<Published<M::View>>,
+    feed: Arc<Feed>,
     door: Arc<dyn PeerDoor>,
     heard: Arc<LastHeard>,
     offers: Arc<Offers>,
@@ -90,6 +92,7 @@ impl<M: StateMachine> Clone for Core<M> {
         Self {
             raft: self.raft.clone(),
             published: self.published.clone(),
+            feed: self.feed.clone(),
             door: self.door.clone(),
             heard: self.heard.clone(),
             offers: self.offers.clone(),
@@ -120,6 +123,11 @@ impl<M: StateMachine> Core<M> {
     /// The applied state.
     pub(crate) fn published(&self) -> &Arc<Published<M::View>> {
         &self.published
+    }
+
+    /// What was applied, for those who follow.
+    pub(crate) fn feed(&self) -> &Arc<Feed> {
+        &self.feed
     }
 
     /// A view of the state with everything that has been applied by now. Does not return when the core has

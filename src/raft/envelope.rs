@@ -331,15 +331,36 @@ fn put_wrote(out: &mut BytesMut, wrote: MachineVersion) {
 /// # Errors
 /// See [`EnvelopeError`]. A committed entry that cannot be opened stops the node.
 pub fn open<M: StateMachine>(bytes: &[u8]) -> Result<OpenedEnvelope<M::Command>, EnvelopeError> {
-    let opened = open_with(bytes, |wrote, command| {
+    open_sealed::<M>(bytes).map(|(opened, _)| opened)
+}
+
+/// The command in an envelope as it was sealed. Empty where there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SealedCommand<'a> {
+    /// Which machine it is for, and which version of it.
+    pub wrote: MachineVersion,
+    /// As that version encodes it.
+    pub encoded: &'a [u8],
+}
+
+/// As [`open`], with the command as it was sealed.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_sealed<M: StateMachine>(
+    bytes: &[u8],
+) -> Result<(OpenedEnvelope<M::Command>, SealedCommand<'_>), EnvelopeError> {
+    let mut sealed = SealedCommand { wrote: MachineVersion::FIRST, encoded: &[] };
+    let opened = open_with(bytes, |wrote, encoded| {
         check_version(wrote, M::MACHINES)?;
-        Ok(M::decode_of(wrote, command)?)
+        sealed = SealedCommand { wrote, encoded };
+        Ok(M::decode_of(wrote, encoded)?)
     })?;
     if let Content::Agreement(version) = opened.content {
         // What follows could not be read.
         check_agreed(version, M::MACHINES)?;
     }
-    Ok(opened)
+    Ok((opened, sealed))
 }
 
 /// Which version of which machine the command in an envelope is sealed as; none where there is no command. What it is decoded
@@ -375,9 +396,9 @@ fn ended(bytes: &[u8]) -> Result<(), EnvelopeError> {
 }
 
 /// Opens an envelope, with `decode` for the command in it and the machine that wrote it.
-fn open_with<C>(
-    mut bytes: &[u8],
-    decode: impl Fn(MachineVersion, &[u8]) -> Result<C, EnvelopeError>,
+fn open_with<'a, C>(
+    mut bytes: &'a [u8],
+    mut decode: impl FnMut(MachineVersion, &'a [u8]) -> Result<C, EnvelopeError>,
 ) -> Result<OpenedEnvelope<C>, EnvelopeError> {
     let whole = bytes.len();
     need(bytes, 1, whole)?;
@@ -407,11 +428,11 @@ fn open_with<C>(
 }
 
 /// What follows the head, in an envelope of this version, kind and length.
-fn open_content<C>(
+fn open_content<'a, C>(
     (version, kind): (u8, u8),
-    mut bytes: &[u8],
+    mut bytes: &'a [u8],
     whole: usize,
-    decode: impl Fn(MachineVersion, &[u8]) -> Result<C, EnvelopeError>,
+    mut decode: impl FnMut(MachineVersion, &'a [u8]) -> Result<C, EnvelopeError>,
 ) -> Result<Content<C>, EnvelopeError> {
     Ok(match kind {
         COMMAND => Content::Command(decode(MachineVersion::FIRST, bytes)?, None),

@@ -17,6 +17,7 @@ use super::activity::Activity;
 use super::published::Applied;
 use super::type_config::{self, CommittedLeaderId, StoredMembership, TypeConfig};
 use crate::error::{StorageError, is_out_of_files};
+use crate::feed::Feed;
 use crate::machine::sessions::SessionTable;
 use crate::machine::{SnapshotParts, StateMachine};
 use crate::runtime::panic_message;
@@ -68,21 +69,22 @@ pub(crate) struct SnapshotBuilder<M: StateMachine> {
     machines: SnapshotMachines,
     snapshots: Arc<dyn SnapshotStore>,
     activity: Arc<Activity>,
+    feed: Arc<Feed>,
 }
 
 impl<M: StateMachine> SnapshotBuilder<M> {
     /// A builder for the state `applied` with its `sessions`, at which `membership` was in effect, and these versions were
-    /// agreed. Counts in `activity`.
+    /// agreed. Counts in `activity`. The event log of `feed` is durable before the snapshot is.
     pub(crate) fn new(
         applied: Applied<M::View>,
         sessions: SessionTable,
         (membership, agreed): (StoredMembership, Vec<MachineVersion>),
         snapshots: Arc<dyn SnapshotStore>,
-        activity: Arc<Activity>,
+        (activity, feed): (Arc<Activity>, Arc<Feed>),
     ) -> Self {
         let content = Arc::new(SnapshotContent { applied, sessions, held: watch::Sender::new(()) });
         let machines = SnapshotMachines { parts: parts::<M>(), agreed };
-        Self { content, membership, machines, snapshots, activity }
+        Self { content, membership, machines, snapshots, activity, feed }
     }
 
     /// Closed when the snapshot is written or given up, and the state that it is taken of held no more.
@@ -114,9 +116,11 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
             machines: self.machines.clone(),
         };
         let begun = Instant::now();
-        let (content, snapshots, activity) =
-            (self.content.clone(), self.snapshots.clone(), self.activity.clone());
+        let (content, snapshots, activity, feed) =
+            (self.content.clone(), self.snapshots.clone(), self.activity.clone(), self.feed.clone());
         let built = offload(move || {
+            // With the snapshot the log may be purged, and what it says of these positions is gone.
+            feed.sync_log(log_id.index);
             // openraft waits for ever for a build that panics.
             catch("writing a snapshot", || {
                 let writer = unless_it_passes(snapshots.begin(&meta), &activity.snapshots_not_begun)?;
@@ -519,7 +523,7 @@ mod tests {
                 sessions,
                 (membership, Vec::new()),
                 store,
-                activity.clone(),
+                (activity.clone(), Feed::new(None)),
             );
             let built = builder.build_snapshot().await.unwrap();
             assert!(matches!(built.snapshot, SnapshotData::Empty));

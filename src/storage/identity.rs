@@ -44,8 +44,9 @@ const FORMED: &str = "log.formed";
 /// There from before the identity until the log was ready for the first time.
 const UNFORMED: &str = "log.unformed";
 const SNAPSHOTS: &str = "snapshots";
+const EVENTS: &str = "events";
 /// What is put beside the identity, and never before it.
-const CONTENTS: [&str; 6] = [LOG, READY, FORMED, SNAPSHOTS, LEASE, RESERVE];
+const CONTENTS: [&str; 7] = [LOG, READY, FORMED, SNAPSHOTS, EVENTS, LEASE, RESERVE];
 
 /// Who a data directory belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -225,6 +226,11 @@ impl DataDir {
     /// Where snapshots go; not created here.
     pub fn snapshot_dir(&self) -> PathBuf {
         self.path.join(SNAPSHOTS)
+    }
+
+    /// Where the event log is, which the node can do without.
+    pub fn event_dir(&self) -> PathBuf {
+        self.path.join(EVENTS)
     }
 }
 

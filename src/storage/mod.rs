@@ -29,6 +29,7 @@ mod identity;
 pub(crate) mod lease;
 mod memory;
 mod progress;
+pub(crate) mod segments;
 #[cfg(feature = "sled")]
 mod sled;
 mod snapshots;

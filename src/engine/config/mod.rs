@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::OpenError;
+use crate::feed::EventLogLimits;
 use crate::storage::{self, StartProgress};
 use crate::types::NodeId;
 
@@ -53,6 +54,8 @@ pub struct EngineConfig {
     pub limits: Limits,
     /// What is asked of the disk.
     pub disk: DiskPolicy,
+    /// How much of what was applied is kept on disk for those who follow it.
+    pub event_log: EventLogLimits,
     /// What is made of peers that are slow or silent.
     pub peers: PeerPolicy,
     /// Memory that this node may use, in bytes: its buffers fit into it, and the cluster's quota on the state is what the
@@ -84,6 +87,7 @@ impl EngineConfig {
             snapshots: SnapshotPolicy::default(),
             limits: Limits::default(),
             disk: DiskPolicy::default(),
+            event_log: EventLogLimits::default(),
             peers: PeerPolicy::default(),
             memory_bytes: None,
             progress: StartProgress::default(),
@@ -165,7 +169,7 @@ impl EngineConfig {
 
     /// Every number among the settings, by the name it has in a configuration file.
     fn numbers(&self) -> [(&'static str, u64); ranges::RANGES.len()] {
-        let Self { timing, snapshots, limits, disk, peers, .. } = self;
+        let Self { timing, snapshots, limits, disk, event_log, peers, .. } = self;
         [
             ("heartbeat_interval_ms", timing.heartbeat_interval_ms),
             ("election_timeout_min_ms", timing.election_timeout_min_ms),
@@ -180,23 +184,30 @@ impl EngineConfig {
             ("append_message_bytes", limits.append_message_bytes as u64),
             ("disk_reserve_bytes", disk.reserve_bytes.unwrap_or_default()),
             ("fsync_stall_ms", disk.stall_ms),
+            ("event_log_operations", event_log.operations),
+            ("event_log_bytes", event_log.bytes),
+            ("event_log_age_ms", event_log.age_ms),
             ("lagging_after_ms", peers.lagging_after_ms),
             ("disconnected_after_ms", peers.disconnected_after_ms),
             ("reconnect_interval_ms", peers.reconnect_interval_ms),
         ]
     }
 
-    /// Has the reserve, and with it what may be in flight, fit the file system that the data directory is on, or is going
+    /// Has the event log, the reserve, and with it what may be in flight, fit the file system that the data directory is on, or is going
     /// to be. Settings that were given stay as they are. [`Engine::open`](super::Engine::open) does this by itself.
     ///
     /// # Errors
     /// [`OpenError::Config`] when what was given does not fit, saying what would; [`OpenError::Storage`] when the file
     /// system cannot be asked.
     pub fn fit_disk(&mut self) -> Result<(), OpenError> {
+        let size = storage::file_system_bytes(&self.data_dir)?;
+        if self.event_log.bytes == EventLogLimits::default().bytes && size > 0 {
+            let share = (size / EVENT_LOG_SHARE).max(ranges::MIN_EVENT_LOG_BYTES);
+            self.event_log.bytes = self.event_log.bytes.min(share);
+        }
         if self.disk.reserve_bytes == Some(0) {
             return Ok(());
         }
-        let size = storage::file_system_bytes(&self.data_dir)?;
         let fitting = self.disk.fitting(&self.limits, size);
         let (reserve, inflight) = fitting.map_err(|why| {
             OpenError::Config(format!("{why}. The directory is {}", self.data_dir.display()))
@@ -212,6 +223,8 @@ pub(super) const NO_CLUSTER: &str = "this node belongs to no cluster yet, and wa
 
 /// The least memory, in bytes, that a node can be told to live with.
 pub const MIN_MEMORY_BYTES: u64 = 192 * 1024 * 1024;
+/// The event log takes at most one part in so many of the file system, unless it is told otherwise.
+const EVENT_LOG_SHARE: u64 = 16;
 /// Longest name of a cluster.
 const MAX_CLUSTER_NAME_BYTES: usize = 128;
 

@@ -33,11 +33,14 @@ const WEEK_MS: u64 = 7 * 24 * HOUR_MS;
 /// Smallest limit on commands. Hardly one is smaller: a node that takes none would look well.
 pub(crate) const MIN_COMMAND_BYTES: u64 = KIB;
 
+/// Smallest limit on the event log.
+pub(in crate::engine) const MIN_EVENT_LOG_BYTES: u64 = 4 * MIB;
+
 /// Largest command, and batch of entries, that a message between nodes has room for: half of it.
 pub(in crate::engine) const MAX_COMMAND_BYTES: u64 = 31 * MIB;
 
 /// Every number among the settings.
-pub(crate) const RANGES: [SettingRange; 16] = [
+pub(crate) const RANGES: [SettingRange; 19] = [
     range("heartbeat_interval_ms", 1, MINUTE_MS),
     range("election_timeout_min_ms", 2, 10 * MINUTE_MS),
     range("election_timeout_max_ms", 3, 10 * MINUTE_MS),
@@ -53,6 +56,10 @@ pub(crate) const RANGES: [SettingRange; 16] = [
     or_zero(range("disk_reserve_bytes", 32 * MIB, TIB), "for none"),
     // After 30 s the log gives up on a write, and the process ends.
     or_zero(range("fsync_stall_ms", 1, 30_000), "for never"),
+    // One with less would not last from one message to the next.
+    range("event_log_operations", 1_000, 1_000_000_000_000),
+    range("event_log_bytes", MIN_EVENT_LOG_BYTES, 64 * TIB),
+    or_zero(range("event_log_age_ms", 1, 520 * WEEK_MS), "for any age"),
     range("lagging_after_ms", 1, WEEK_MS),
     range("disconnected_after_ms", 2, WEEK_MS),
     // A peer that has come back is not to wait for longer.

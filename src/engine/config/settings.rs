@@ -7,6 +7,7 @@ use super::ranges;
 use super::{Limits, SnapshotPolicy};
 use crate::engine::{Engine, EngineConfig};
 use crate::error::ConfigureError;
+use crate::feed::EventLogLimits;
 use crate::machine::StateMachine;
 
 /// The settings of a running node that can be changed.
@@ -15,6 +16,8 @@ use crate::machine::StateMachine;
 pub struct Settings {
     /// When snapshots are taken and the log is cut.
     pub snapshots: SnapshotPolicy,
+    /// How much of what was applied is kept on disk for those who follow it.
+    pub event_log: EventLogLimits,
     /// Largest encoded command, in bytes.
     pub max_command_bytes: usize,
     /// Most bytes of proposed commands that are not yet applied.
@@ -27,6 +30,7 @@ impl Settings {
     pub(in crate::engine) fn of(config: &EngineConfig) -> Self {
         Self {
             snapshots: config.snapshots.clone(),
+            event_log: config.event_log,
             max_command_bytes: config.limits.max_command_bytes,
             max_inflight_bytes: config.limits.max_inflight_bytes,
             preferred_leader: config.preferred_leader,
@@ -37,6 +41,10 @@ impl Settings {
     /// reserve of disk.
     fn validate(&self, started_with: &Limits) -> Result<(), ConfigureError> {
         self.snapshots.validate().map_err(ConfigureError)?;
+        let EventLogLimits { operations, bytes, age_ms } = self.event_log;
+        let event_log =
+            [("event_log_operations", operations), ("event_log_bytes", bytes), ("event_log_age_ms", age_ms)];
+        ranges::check(&event_log).map_err(ConfigureError)?;
         let limits = [
             ("max_command_bytes", self.max_command_bytes, started_with.max_command_bytes),
             ("max_inflight_bytes", self.max_inflight_bytes, started_with.max_inflight_bytes),
@@ -81,11 +89,17 @@ impl<M: StateMachine> Engine<M> {
                     snapshot_every_bytes = changed.snapshots.every_bytes,
                     snapshot_keep_entries = changed.snapshots.keep_entries,
                     snapshot_keep_bytes = changed.snapshots.keep_bytes,
+                    event_log_operations = changed.event_log.operations,
+                    event_log_bytes = changed.event_log.bytes,
+                    event_log_age_ms = changed.event_log.age_ms,
                     max_command_bytes = changed.max_command_bytes,
                     max_inflight_bytes = changed.max_inflight_bytes,
                     preferred_leader = changed.preferred_leader,
                     "settings changed"
                 );
+                if let Some(log) = self.feed().log() {
+                    log.set_limits(changed.event_log);
+                }
                 *current = changed;
             }
             changes

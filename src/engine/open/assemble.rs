@@ -22,7 +22,7 @@ use crate::engine::report::state::{self, StateObserver, TermLeader};
 use crate::engine::stop::LET_GO;
 use crate::engine::stop::fatal::{Consequence, Fatal};
 use crate::engine::upkeep::disk_health::QuorumDisks;
-use crate::engine::upkeep::{agreement, compaction, disk_health, quota, wake, wall_clock};
+use crate::engine::upkeep::{agreement, compaction, disk_health, event_log, quota, wake, wall_clock};
 use crate::engine::{Counters, Engine, EngineConfig, EngineParts, Forming, Inner, NodeState, Settings};
 use crate::error::{FatalError, OpenError, StorageError};
 use crate::machine::StateMachine;
@@ -126,7 +126,8 @@ async fn recover<M: StateMachine>(
         return Err(OpenError::Config(COUNTS_TOO_EARLY.to_owned()));
     }
     let (node_id, snapshots) = (parts.config.node_id, parts.snapshots.clone());
-    let mut applier = offload(move || Applier::recover(node_id, machine, snapshots)).await?;
+    let event_log = parts.event_log.clone();
+    let mut applier = offload(move || Applier::recover(node_id, machine, snapshots, event_log)).await?;
     check_coverage(&parts.config, &*parts.log, &applier)?;
     if let Some(bytes) = parts.memory_bytes {
         applier.bound_snapshot_lag(Memory(bytes).pinned_bytes());
@@ -386,6 +387,9 @@ impl<M: StateMachine> Assembly<M> {
         let Self { core, parts: EngineParts { config, .. }, store: Store { disk, .. }, .. } = self;
         let tasks = &self.life.tasks;
         tasks.permanent("compaction", compaction::run(core.clone(), self.settings.subscribe(), disk.clone()));
+        if core.feed().log().is_some() {
+            tasks.permanent("event-log", event_log::run(core.feed().clone()));
+        }
         let quorum_disks = Arc::new(QuorumDisks::default());
         let health = disk_health::DiskHealth {
             core: core.clone(),

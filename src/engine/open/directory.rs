@@ -11,6 +11,7 @@ use crate::engine::config::NO_CLUSTER;
 use crate::engine::config::memory::Memory;
 use crate::engine::{DiskPolicy, Engine, EngineConfig, EngineParts};
 use crate::error::{FatalError, OpenError, StorageError};
+use crate::feed::EventLog;
 use crate::machine::StateMachine;
 use crate::raft::network::grpc::{self, GrpcTransport};
 use crate::runtime::{self, offload};
@@ -27,6 +28,7 @@ struct FoundDirectory {
     log: SledStore,
     snapshots: SnapshotDir,
     incarnation: Incarnation,
+    event_log: EventLog,
     /// The longest lease that a leader may still rely on, in milliseconds.
     promised_lease_ms: u64,
 }
@@ -80,6 +82,7 @@ impl<M: StateMachine> Engine<M> {
             snapshots: Arc::new(found.snapshots),
             transport: Arc::new(transport),
             promised_lease_ms,
+            event_log: Some(Arc::new(found.event_log)),
             memory_bytes: Some(memory.0),
             config,
         };
@@ -131,7 +134,7 @@ async fn read_directory(
     let (path, cluster, node_id) = (config.data_dir.clone(), config.cluster.clone(), config.node_id);
     let tail_bytes = config.limits.log_tail_bytes;
     let DiskPolicy { reserve_bytes, .. } = config.disk;
-    let progress = config.progress.clone();
+    let (progress, event_log) = (config.progress.clone(), config.event_log);
     offload(move || -> Result<_, StorageError> {
         let dir = DataDir::open(&path, &cluster, node_id)?;
         let room = match reserve_bytes {
@@ -148,9 +151,10 @@ async fn read_directory(
         let options =
             SledOptions { tail_bytes, on_failure, progress: progress.clone(), ..SledOptions::default() };
         let (snapshot_dir, incarnation) = (dir.snapshot_dir(), dir.identity().incarnation);
+        let event_log = EventLog::open(&dir.event_dir(), event_log)?;
         let log = SledStore::open_in(dir, options, room.clone())?;
         let snapshots = SnapshotDir::open_in_room(&snapshot_dir, room, progress)?;
-        Ok(FoundDirectory { log, snapshots, incarnation, promised_lease_ms })
+        Ok(FoundDirectory { log, snapshots, incarnation, event_log, promised_lease_ms })
     })
     .await
 }

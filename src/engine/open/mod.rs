@@ -10,6 +10,7 @@ mod progress;
 use std::sync::Arc;
 
 use crate::engine::EngineConfig;
+use crate::feed::EventLog;
 use crate::raft::network::Transport;
 use crate::storage::{LogStore, SnapshotStore};
 use crate::types::Incarnation;
@@ -31,11 +32,13 @@ pub struct EngineParts {
     pub promised_lease_ms: u64,
     /// Memory that the node may use, in bytes; `None` for a node that proposes no quota on the state.
     pub memory_bytes: Option<u64>,
+    /// Where what was applied is kept for those who follow it from further back than memory reaches; `None` for nowhere.
+    pub event_log: Option<Arc<EventLog>>,
 }
 
 impl EngineParts {
     /// Parts that belong to `incarnation`: settings, a log, snapshots, and how peers are reached. Whoever used them before
-    /// promised no lease, and the node proposes no quota.
+    /// promised no lease, the node proposes no quota, and has no event log.
     pub fn new(
         config: EngineConfig,
         incarnation: Incarnation,
@@ -43,6 +46,15 @@ impl EngineParts {
         snapshots: Arc<dyn SnapshotStore>,
         transport: Arc<dyn Transport>,
     ) -> Self {
-        Self { config, incarnation, log, snapshots, transport, promised_lease_ms: 0, memory_bytes: None }
+        Self {
+            config,
+            incarnation,
+            log,
+            snapshots,
+            transport,
+            promised_lease_ms: 0,
+            memory_bytes: None,
+            event_log: None,
+        }
     }
 }

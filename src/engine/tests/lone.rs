@@ -56,6 +56,7 @@ async fn started<M: StateMachine>(
         transport,
         promised_lease_ms: 0,
         memory_bytes,
+        event_log: None,
     };
     Engine::start(parts, machine).await.expect("a node in memory can be started")
 }

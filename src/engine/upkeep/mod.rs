@@ -2,6 +2,7 @@
 //!
 //! - `compaction`: when snapshots are taken; `retention`: how much of the log is kept behind them;
 //! - `disk_health`: a leader whose disk is full or hangs hands over, and takes no writes meanwhile;
+//! - `event_log`: what was applied is written behind whoever applies it, for those who follow;
 //! - `quota`: how large the state may become;
 //! - `agreement`: a node whose state differs from the others' serves no more;
 //! - `wake`: commands that the machine asked for in advance, such as the expiry of keys;
@@ -10,6 +11,7 @@
 pub(super) mod agreement;
 pub(super) mod compaction;
 pub(super) mod disk_health;
+pub(super) mod event_log;
 pub(super) mod quota;
 mod retention;
 pub(super) mod wake;

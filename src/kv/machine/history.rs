@@ -201,16 +201,6 @@ impl History {
         open.entries.push(entry);
     }
 
-    /// Takes back all that was pushed at `revision`, which is being applied.
-    pub(super) fn retract(&mut self, revision: u64) {
-        let open = Arc::make_mut(&mut self.open);
-        while let Some(entry) = open.entries.pop_if(|entry| entry.revision == revision) {
-            self.events -= 1;
-            self.bytes -= entry.bytes();
-            open.bytes -= entry.bytes();
-        }
-    }
-
     /// The command at `revision` has been applied, at elapsed time `time_ms`.
     pub(super) fn advance(&mut self, revision: u64, time_ms: u64) {
         self.next_revision = revision + 1;

@@ -1,5 +1,7 @@
 //! All items, and what is kept up to date beside them: the deadlines and the state hash.
 
+use std::ops::Bound;
+
 use imbl::{OrdMap, OrdSet};
 
 use super::composite::CompositeKey;
@@ -71,6 +73,11 @@ impl Items {
         self.tree.iter()
     }
 
+    /// The items after that of the composite key `after`, ascending; all of them after an empty one.
+    pub(super) fn after(&self, after: &[u8]) -> impl Iterator<Item = (&CompositeKey, &ItemRecord)> {
+        self.tree.range::<_, [u8]>((Bound::Excluded(after), Bound::Unbounded))
+    }
+
     pub(super) fn record(&self, key: &[u8]) -> Option<&ItemRecord> {
         self.tree.get(key)
     }
@@ -106,17 +113,20 @@ impl Items {
         self.deadlines.get_min()
     }
 
-    /// Writes `value` under `key`, due at `expires_ms` unless that is 0. Returns the new record.
+    /// Writes `value` under `key`, due at `expires_ms` unless that is 0. Returns the new record, and the revision of the write before, if
+    /// the key was there.
     pub(super) fn put(
         &mut self,
         key: &CompositeKey,
         value: &[u8],
         WrittenItem { revision, expires_ms }: WrittenItem,
-    ) -> ItemRecord {
+    ) -> (ItemRecord, Option<u64>) {
         let Self { tree, deadlines, hash, bytes } = self;
         let mut header =
             RecordHeader { create_revision: revision, mod_revision: revision, version: 1, expires_ms };
+        let mut previous = None;
         let record = if let Some(slot) = tree.get_mut(&**key) {
+            previous = Some(slot.mod_revision());
             (header.create_revision, header.version) = (slot.create_revision(), slot.version() + 1);
             if slot.expires_ms() != 0 {
                 let due = deadlines.remove(&(slot.expires_ms(), key.clone()));
@@ -137,11 +147,11 @@ impl Items {
             let other = deadlines.insert((expires_ms, key.clone()));
             debug_assert!(other.is_none(), "invariant: an item has one deadline");
         }
-        record
+        (record, previous)
     }
 
-    /// Removes `key`, and returns it as it was in the tree.
-    pub(super) fn remove(&mut self, key: &[u8]) -> Option<CompositeKey> {
+    /// Removes `key`, and returns it as it was in the tree, with what was under it.
+    pub(super) fn remove(&mut self, key: &[u8]) -> Option<(CompositeKey, ItemRecord)> {
         let (key, record) = self.tree.remove_with_key(key)?;
         self.hash = self.hash.wrapping_sub(item_hash(&key, record.as_bytes()));
         self.bytes -= item_state_bytes(&key, &record);
@@ -150,7 +160,7 @@ impl Items {
             debug_assert!(due.is_some(), "invariant: an item that is due has a deadline");
         }
         debug_assert!(self.bytes == 0 || !self.tree.is_empty(), "invariant: no item takes nothing");
-        Some(key)
+        Some((key, record))
     }
 
     /// Adds an item that a snapshot holds; its key is new.

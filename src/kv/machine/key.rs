@@ -77,6 +77,15 @@ pub(super) fn composite(tenant: &str, collection: &str, key: &[u8]) -> Composite
     CompositeKey::concat(&[tenant.as_bytes(), &[SEPARATOR], collection.as_bytes(), &[SEPARATOR], key])
 }
 
+/// Tenant, collection and key that `composite` stands for.
+pub(super) fn parts(composite: &[u8]) -> (&str, &str, &[u8]) {
+    let mut parts = composite.splitn(3, |byte| *byte == SEPARATOR);
+    let mut part = || parts.next().expect("invariant: a composite key has three parts");
+    let (tenant, collection, key) = (part(), part(), part());
+    let name = |name| std::str::from_utf8(name).expect("invariant: names are texts");
+    (name(tenant), name(collection), key)
+}
+
 /// What the composite keys of a collection begin with.
 fn prefix(tenant: &str, collection: &str) -> Vec<u8> {
     let mut prefix = Vec::with_capacity(tenant.len() + collection.len() + 2);

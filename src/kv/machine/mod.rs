@@ -44,6 +44,7 @@
 //! It keeps no older versions of a key to be read, resolves no defaults for empty names (the server does), and
 //! does not look at values beyond comparing them.
 
+mod changes;
 mod command;
 mod composite;
 mod growth;
@@ -69,7 +70,8 @@ pub use limits::{
 };
 pub use query::{Change, Event, EventsAnswer, EventsQuery, Item, KvAnswer, KvQuery, RangeAnswer, RangeQuery};
 
-use crate::machine::{ApplyContext, StateMachine};
+use crate::machine::{ApplyContext, EventOperation, EventSink, StateMachine};
+use changes::MadeChange;
 use composite::CompositeKey;
 use history::{EventBounds, Happened, History};
 use items::{Items, WrittenItem};
@@ -88,6 +90,8 @@ pub struct KvMachine {
 pub struct KvView {
     items: Items,
     history: History,
+    /// What the command at hand has changed; empty between two commands.
+    changes: Vec<MadeChange>,
 }
 
 impl KvMachine {
@@ -134,7 +138,7 @@ impl KvView {
                 (tenant, collection, key, value, ttl_ms)
             }
             KvCommand::Delete { tenant, collection, key } => {
-                let existed = self.delete(context, &key::composite(&tenant, &collection, &key));
+                let existed = self.delete(&key::composite(&tenant, &collection, &key));
                 return KvReply::Deleted { revision, existed };
             }
             KvCommand::DeleteRange { tenant, collection, start, end, limit } => {
@@ -152,19 +156,17 @@ impl KvView {
     /// Writes a key, due after `ttl_ms` unless that is 0.
     fn put(&mut self, context: &ApplyContext, key: CompositeKey, value: &[u8], ttl_ms: u64) -> ItemRecord {
         let expires_ms = if ttl_ms == 0 { 0 } else { context.elapsed_ms.saturating_add(ttl_ms) };
-        let record = self.items.put(&key, value, WrittenItem { revision: context.log_id.index, expires_ms });
-        self.history.push(context.log_id.index, key, Happened::Put(record.clone()));
+        let written = WrittenItem { revision: context.log_id.index, expires_ms };
+        let (record, previous) = self.items.put(&key, value, written);
+        self.changes.push(MadeChange::put(key, record.clone(), previous));
         record
     }
 
     /// Removes a key, and tells whether it existed.
-    fn delete(&mut self, context: &ApplyContext, key: &[u8]) -> bool {
-        let removed = self.items.remove(key);
-        let existed = removed.is_some();
-        if let Some(key) = removed {
-            self.history.push(context.log_id.index, key, Happened::Deleted);
-        }
-        existed
+    fn delete(&mut self, key: &[u8]) -> bool {
+        let Some((key, record)) = self.items.remove(key) else { return false };
+        self.changes.push(MadeChange::removed(EventOperation::Delete, key, record));
+        true
     }
 
     /// Removes the first keys of `range`.
@@ -177,7 +179,7 @@ impl KvView {
         let more = keys.len() > limit;
         keys.truncate(limit);
         for key in &keys {
-            self.delete(context, key);
+            self.delete(key);
         }
         KvReply::DeletedRange { revision: context.log_id.index, deleted: keys.len() as u64, more }
     }
@@ -188,8 +190,8 @@ impl KvView {
         while removed < MAX_EXPIRED_KEYS {
             let due = self.items.first_deadline().filter(|(expires_ms, _)| *expires_ms <= context.elapsed_ms);
             let Some((_, key)) = due.cloned() else { break };
-            self.items.remove(&key).expect("invariant: what has a deadline exists");
-            self.history.push(context.log_id.index, key, Happened::Expired);
+            let (key, record) = self.items.remove(&key).expect("invariant: what has a deadline exists");
+            self.changes.push(MadeChange::removed(EventOperation::Expire, key, record));
             removed += 1;
         }
         KvReply::Expired { revision: context.log_id.index, removed: removed as u64 }
@@ -222,15 +224,44 @@ impl StateMachine for KvMachine {
         command::is_put(encoded)
     }
 
+    const TELLS_EVENTS: bool = true;
+
     fn apply(&mut self, context: &ApplyContext, command: KvCommand) -> KvReply {
+        self.apply_telling(context, command, &mut ())
+    }
+
+    fn apply_telling(
+        &mut self,
+        context: &ApplyContext,
+        command: KvCommand,
+        events: &mut dyn EventSink,
+    ) -> KvReply {
         let Self { state, reach } = self;
         let reply = match command.check() {
             Ok(()) => state.apply(context, command),
             Err(rejection) => KvReply::Rejected(rejection),
         };
+        for change in state.changes.drain(..) {
+            change.tell(events);
+            let happened = match change.operation {
+                EventOperation::Insert | EventOperation::Update => Happened::Put(change.record),
+                EventOperation::Delete => Happened::Deleted,
+                EventOperation::Expire => Happened::Expired,
+            };
+            state.history.push(context.log_id.index, change.key, happened);
+        }
         state.history.advance(context.log_id.index, context.elapsed_ms);
         reach.note(&state.history);
         reply
+    }
+
+    fn tell_state(
+        view: &KvView,
+        after: &[u8],
+        max_bytes: usize,
+        events: &mut dyn EventSink,
+    ) -> Option<Vec<u8>> {
+        changes::tell_state(&view.items, after, max_bytes, events)
     }
 
     fn view(&self) -> KvView {

@@ -77,7 +77,7 @@ fn read_v2(input: &mut impl Read) -> io::Result<KvView> {
     if u64::from_le_bytes(read_array(input)?) != seal(next_revision, items.hash()) {
         return Err(invalid("does not add up to its seal".to_owned()));
     }
-    Ok(KvView { items, history: History::after_snapshot(next_revision) })
+    Ok(KvView { items, history: History::after_snapshot(next_revision), changes: Vec::new() })
 }
 
 fn read_v1(input: &mut impl Read) -> io::Result<KvView> {
@@ -89,7 +89,7 @@ fn read_v1(input: &mut impl Read) -> io::Result<KvView> {
     if u64::from_le_bytes(read_array(input)?) != hash {
         return Err(invalid("items do not add up to the state hash".to_owned()));
     }
-    Ok(KvView { items, history: History::after_snapshot(0) })
+    Ok(KvView { items, history: History::after_snapshot(0), changes: Vec::new() })
 }
 
 /// Reads count and items; `decode` takes the key and the bytes of a record.

@@ -1,7 +1,7 @@
 //! How a transaction is carried out.
 //!
 //! Most limits are checked before. How much is read and deleted is known only on the way: then the items are put
-//! back as they were, which costs the nodes copied so far, and the events are taken back.
+//! back as they were, which costs the nodes copied so far, and nothing is told.
 
 use std::cmp::Ordering;
 
@@ -23,7 +23,7 @@ pub(super) fn apply(state: &mut KvView, context: &ApplyContext, txn: &KvTxn) -> 
         Ok(results) => KvReply::Txn { revision: context.log_id.index, succeeded, results },
         Err(rejection) => {
             state.items = before.expect("invariant: only operations that may break a limit do");
-            state.history.retract(context.log_id.index);
+            state.changes.clear();
             KvReply::Rejected(rejection)
         }
     }
@@ -99,7 +99,7 @@ impl TxnRun<'_> {
             }
             TxnOp::Delete { collection, key } => {
                 let key = key::composite(self.tenant, collection, key);
-                let existed = self.state.delete(self.context, &key);
+                let existed = self.state.delete(&key);
                 self.count_deleted(usize::from(existed))?;
                 Ok(TxnResult::Deleted { existed })
             }
@@ -109,7 +109,7 @@ impl TxnRun<'_> {
                 let keys = range.map_or_else(Vec::new, |range| self.state.items.keys(&range, left + 1));
                 self.count_deleted(keys.len())?;
                 for key in &keys {
-                    self.state.delete(self.context, key);
+                    self.state.delete(key);
                 }
                 Ok(TxnResult::DeletedRange { deleted: keys.len() as u64 })
             }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::{Applier, BATCH_BYTES, wakes};
 use crate::error::StorageError;
+use crate::feed::{EventLog, Feed, Recorder};
 use crate::machine::StateMachine;
 use crate::machine::sessions::SessionTable;
 use crate::raft::published::{Applied, Progress, Published};
@@ -18,7 +19,8 @@ use crate::storage::{LogStore, SnapshotStore};
 use crate::types::{InitialState, NodeId};
 
 impl<M: StateMachine> Applier<M> {
-    /// The state of the newest snapshot in `snapshots`, or `machine` when there is none, on node `node_id`.
+    /// The state of the newest snapshot in `snapshots`, or `machine` when there is none, on node `node_id`. What is applied goes into a
+    /// feed with `event_log` behind it.
     ///
     /// # Errors
     /// When the newest snapshot is corrupt, or not one of this machine.
@@ -26,6 +28,7 @@ impl<M: StateMachine> Applier<M> {
         node_id: NodeId,
         machine: M,
         snapshots: Arc<dyn SnapshotStore>,
+        event_log: Option<Arc<EventLog>>,
     ) -> Result<Self, StorageError> {
         let progress = Progress {
             state_hash: machine.running_hash(),
@@ -44,6 +47,7 @@ impl<M: StateMachine> Applier<M> {
             activity: Arc::default(),
             agreement: Arc::default(),
             agreed: Arc::default(),
+            recorder: Recorder::new(Feed::new(event_log)),
             begun_with: None,
             snapshot_lag_bytes: u64::MAX,
             writing: None,
@@ -105,6 +109,10 @@ impl<M: StateMachine> Applier<M> {
             let mut piece = piece.peekable();
             while piece.peek().is_some() {
                 snapshot::catch("applying a command", || self.apply_batch(&mut piece))?;
+            }
+            if self.recorder.feed().is_log_behind() {
+                // Nobody waits for this node yet, and the disk may be slower than the machine.
+                self.recorder.feed().write_log();
             }
         }
         let entries = self.progress.next_index() - first;

@@ -44,7 +44,7 @@ fn entry(index: u64, command: Bytes) -> io::Result<EntryResponder<TypeConfig>> {
 fn what_becomes_of_sessions_is_counted_as_it_is_applied() {
     /// More than the answers of one session may take.
     const HUGE: usize = 40 * 1024 * 1024;
-    let mut applier = Applier::recover(1, Talkative, Arc::new(MemorySnapshots::default())).unwrap();
+    let mut applier = Applier::recover(1, Talkative, Arc::new(MemorySnapshots::default()), None).unwrap();
     let at = |counted_ms| Reading { wall_ms: 7_000, term: 1, counted_ms };
     let write = |session, counted_ms, bytes: usize| {
         let slot = SessionSlot { session, sequence: 1, first_unanswered: 1 };

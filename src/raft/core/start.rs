@@ -74,6 +74,7 @@ impl<M: StateMachine> Core<M> {
     /// What openraft says when it cannot recover from the log and the snapshots.
     pub(crate) async fn start(config: &CoreConfig, mut parts: Parts<M>) -> Result<Self, String> {
         let (published, activity) = (parts.applier.published(), parts.applier.activity());
+        let feed = parts.applier.feed();
         let (agreement, agreed_versions) = (parts.applier.agreement(), parts.applier.agreed_versions());
         parts.clients.count_in(activity.clone());
         parts.clients.judged_by(agreement.clone());
@@ -126,6 +127,7 @@ impl<M: StateMachine> Core<M> {
         Ok(Self {
             raft,
             published,
+            feed,
             door,
             heard,
             offers,

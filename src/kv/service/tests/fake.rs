@@ -9,6 +9,7 @@ use crate::engine::{
     SnapshotPolicy,
 };
 use crate::error::{ConfigureError, MembershipError, SnapshotError, TransferError};
+use crate::feed::EventLogLimits;
 use crate::raft::published::Progress;
 use crate::report::{
     Carried, InFlight, Lag, LedPeer, MemberList, MemberReport, Offsets, SessionsReport, StateSize,
@@ -213,6 +214,7 @@ impl Default for Observed {
     fn default() -> Self {
         let settings = Settings {
             snapshots: SnapshotPolicy::default(),
+            event_log: EventLogLimits::default(),
             max_command_bytes: 100,
             max_inflight_bytes: 1000,
             preferred_leader: false,

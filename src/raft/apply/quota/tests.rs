@@ -18,7 +18,7 @@ const NOW: Reading = Reading { wall_ms: 0, term: 1, counted_ms: 0 };
 type Node = Applier<KvMachine>;
 
 fn node() -> Node {
-    Applier::recover(1, KvMachine::default(), Arc::new(MemorySnapshots::default())).unwrap()
+    Applier::recover(1, KvMachine::default(), Arc::new(MemorySnapshots::default()), None).unwrap()
 }
 
 fn entry(index: u64, envelope: Bytes) -> Entry {
@@ -165,7 +165,8 @@ async fn a_snapshot_carries_the_quota_and_the_size() {
         nodes.apply_command(&put("a", 3000)).unwrap();
         let mut builder = nodes.one.snapshot_builder();
         builder.build_snapshot().await.unwrap();
-        let mut restored = Applier::recover(1, KvMachine::default(), nodes.one.snapshots.clone()).unwrap();
+        let mut restored =
+            Applier::recover(1, KvMachine::default(), nodes.one.snapshots.clone(), None).unwrap();
         assert_eq!(restored.progress.quota, nodes.one.progress.quota);
         assert_eq!(restored.progress.state_bytes, Some(item_bytes(3000)));
         let index = nodes.entries.len() as u64 + 1;

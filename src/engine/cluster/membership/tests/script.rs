@@ -197,6 +197,7 @@ impl Cluster {
             transport: self.network.clone(),
             promised_lease_ms: 0,
             memory_bytes: None,
+            event_log: None,
         };
         let tasks = Arc::new(TaskGroup::default());
         let engine = tasks.spawn(Engine::start(parts, KvMachine::default())).await.unwrap().unwrap();

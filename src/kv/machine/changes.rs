@@ -1,0 +1,81 @@
+//! What the command at hand has changed, for those who follow.
+
+use super::composite::CompositeKey;
+use super::items::Items;
+use super::key;
+use super::record::ItemRecord;
+use crate::machine::{EventOperation, EventSink, NewEvent};
+
+/// One change of an item.
+#[derive(Debug, Clone)]
+pub(super) struct MadeChange {
+    pub(super) operation: EventOperation,
+    pub(super) key: CompositeKey,
+    /// As it is now; as it was last if it is gone.
+    pub(super) record: ItemRecord,
+    /// Revision of the write before; 0 if there is none.
+    pub(super) previous: u64,
+}
+
+impl MadeChange {
+    /// A key was written.
+    pub(super) fn put(key: CompositeKey, record: ItemRecord, previous: Option<u64>) -> Self {
+        let operation = if previous.is_some() { EventOperation::Update } else { EventOperation::Insert };
+        Self { operation, key, record, previous: previous.unwrap_or(0) }
+    }
+
+    /// A key was removed, by a command or because it was due.
+    pub(super) fn removed(operation: EventOperation, key: CompositeKey, record: ItemRecord) -> Self {
+        let previous = record.mod_revision();
+        Self { operation, key, record, previous }
+    }
+
+    /// Tells it.
+    pub(super) fn tell(&self, events: &mut dyn EventSink) {
+        let is_there = matches!(self.operation, EventOperation::Insert | EventOperation::Update);
+        let deadline = if is_there { self.record.expires_ms() } else { 0 };
+        let value = if is_there { self.record.value() } else { &[] };
+        tell(events, self.operation, &self.key, (&self.record, value), (self.previous, deadline));
+    }
+}
+
+fn tell(
+    events: &mut dyn EventSink,
+    operation: EventOperation,
+    composite: &[u8],
+    (record, value): (&ItemRecord, &[u8]),
+    (previous, deadline_ms): (u64, u64),
+) {
+    let (tenant, collection, key) = key::parts(composite);
+    events.event(NewEvent {
+        operation,
+        tenant,
+        collection,
+        key,
+        value,
+        created: record.create_revision(),
+        previous,
+        version: record.version(),
+        deadline_ms: (deadline_ms != 0).then_some(deadline_ms),
+    });
+}
+
+/// See [`StateMachine::tell_state`](crate::machine::StateMachine::tell_state).
+pub(super) fn tell_state(
+    items: &Items,
+    after: &[u8],
+    max_bytes: usize,
+    events: &mut dyn EventSink,
+) -> Option<Vec<u8>> {
+    let (mut bytes, mut last) = (0, None);
+    for (key, record) in items.after(after) {
+        if bytes >= max_bytes {
+            return last;
+        }
+        bytes += key.len() + record.as_bytes().len();
+        let told = (record.mod_revision(), record.expires_ms());
+        tell(events, EventOperation::Insert, key, (record, record.value()), told);
+        last = Some(key.to_vec());
+    }
+    None
+}
