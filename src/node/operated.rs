@@ -7,7 +7,7 @@ use crate::engine::{
     Activity, Counters, Engine, FollowError, HeldState, QuotaError, RequestedChange, SessionList, Settings,
 };
 use crate::error::{ConfigureError, Leader, MembershipError, ReadError, SnapshotError, TransferError};
-pub(crate) use crate::feed::{FeedCursor, FeedReach};
+use crate::feed::{FeedCursor, FeedReach};
 use crate::machine::StateMachine;
 use crate::report::{MemberList, NodeReport};
 use crate::storage::LogStats;
@@ -54,7 +54,7 @@ pub(crate) trait OperatedNode: ServedNode {
 
     fn follow(&self, after: Bookmark) -> impl Future<Output = Result<FeedCursor, FollowError>> + Send;
 
-    fn follow_from_now(&self) -> impl Future<Output = Result<FeedCursor, ReadError>> + Send;
+    fn follow_from_now(&self) -> impl Future<Output = Result<FeedCursor, FollowError>> + Send;
 
     fn feed_reach(&self) -> FeedReach;
 
@@ -118,7 +118,7 @@ impl<M: StateMachine> OperatedNode for Engine<M> {
         Engine::follow(self, after).await
     }
 
-    async fn follow_from_now(&self) -> Result<FeedCursor, ReadError> {
+    async fn follow_from_now(&self) -> Result<FeedCursor, FollowError> {
         Engine::follow_from_now(self).await
     }
 

@@ -1,6 +1,7 @@
 //! Who follows this node, and how far they are.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -240,13 +241,18 @@ impl Drop for FollowerPlace {
 }
 
 /// Metrics of all followers together: one of each would be too many.
-#[derive(Debug)]
 pub(crate) struct SubscriberCollector<N> {
     pub(crate) node: N,
     pub(crate) subscribers: Subscribers,
 }
 
-impl<N: OperatedNode + std::fmt::Debug> Collector for SubscriberCollector<N> {
+impl<N> fmt::Debug for SubscriberCollector<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SubscriberCollector")
+    }
+}
+
+impl<N: OperatedNode> Collector for SubscriberCollector<N> {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> EncodeResult {
         let (mut families, reports) = (Families(encoder), self.subscribers.reports(&self.node));
         families.gauge("quorate_subscribers_open", "Followers of this node", None, reports.len() as u64)?;

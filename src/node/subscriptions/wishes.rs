@@ -24,7 +24,7 @@ const DEFAULT_HEARTBEAT_MS: u32 = 5_000;
 
 /// Where to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FollowFrom {
+pub(super) enum StartAt {
     /// After this position.
     After(Bookmark),
     /// With what is new from now on, in this history.
@@ -34,7 +34,7 @@ pub(super) enum FollowFrom {
 /// What is sent, and how.
 #[derive(Debug)]
 pub(super) struct Wishes {
-    pub(super) beginning: FollowFrom,
+    pub(super) start: StartAt,
     pub(super) choice: Choice,
     /// Bytes that may be sent before they are acknowledged; 0 for no window.
     pub(super) window_bytes: u64,
@@ -53,9 +53,9 @@ impl Wishes {
     pub(super) fn parse(request: SubscribeRequest, tells_events: bool) -> Result<Self, Failure> {
         let SubscribeRequest { from_seq, history, from_now, filters, window_bytes, batched, .. } = request;
         let history = HistoryEpoch(history);
-        let beginning = match (from_now, from_seq) {
-            (false, index) => FollowFrom::After(Bookmark { index, history }),
-            (true, 0) => FollowFrom::Now(history),
+        let start = match (from_now, from_seq) {
+            (false, index) => StartAt::After(Bookmark { index, history }),
+            (true, 0) => StartAt::Now(history),
             (true, _) => return Err(invalid("it asks for what is new from now on, and for a position: say one")),
         };
         if window_bytes != 0 && !(MIN_WINDOW_BYTES..=MAX_WINDOW_BYTES).contains(&window_bytes) {
@@ -85,7 +85,7 @@ impl Wishes {
             )));
         }
         Ok(Self {
-            beginning,
+            start,
             choice: Choice::parse(filters, tells_events)?,
             window_bytes,
             batched,
