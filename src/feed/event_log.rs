@@ -10,7 +10,8 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -72,7 +73,9 @@ pub(super) enum LogPage {
 /// See the [module](self).
 #[derive(Debug)]
 pub struct EventLog {
-    writer: Mutex<Writer>,
+    /// None once it is closed.
+    writer: Mutex<Option<Writer>>,
+    is_closed: AtomicBool,
     reader: SegmentReader,
     state: Mutex<LogState>,
     limits: Mutex<EventLogLimits>,
@@ -105,7 +108,8 @@ impl EventLog {
         }
         let reader = segments.reader();
         let log = Self {
-            writer: Mutex::new(Writer { segments, failed_at: None }),
+            writer: Mutex::new(Some(Writer { segments, failed_at: None })),
+            is_closed: AtomicBool::new(false),
             reader,
             state: Mutex::default(),
             limits: Mutex::new(limits),
@@ -215,7 +219,26 @@ impl EventLog {
 
     /// Writes what `feed` has and it has not, and makes all of it durable, as having come as far as position `durable`, if one is given.
     pub(super) fn write(&self, feed: &Feed, durable: Option<u64>) {
-        let mut writer = lock(&self.writer);
+        if let Some(writer) = &mut *lock(&self.writer) {
+            self.write_with(writer, feed, durable);
+        }
+        if self.is_closed.load(Ordering::Acquire) {
+            self.close();
+        }
+    }
+
+    /// Lets go of the directory, which may be opened again, once a write that is under way is done. It is not written any more.
+    pub(super) fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
+        match self.writer.try_lock() {
+            Ok(mut writer) => *writer = None,
+            Err(TryLockError::Poisoned(poisoned)) => *poisoned.into_inner() = None,
+            // Whoever writes looks whether it was closed meanwhile.
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
+
+    fn write_with(&self, writer: &mut Writer, feed: &Feed, durable: Option<u64>) {
         if durable.is_none() && writer.failed_at.is_some_and(|at| at.elapsed() < PAUSE) {
             return;
         }

@@ -118,6 +118,9 @@ impl Feed {
     fn end(&self) {
         self.ring().is_over = true;
         self.next.send_replace(u64::MAX);
+        if let Some(log) = &self.log {
+            log.close();
+        }
     }
 
     /// Follows from position `next` on: `next` is the first position that is told.

@@ -1,6 +1,7 @@
 //! Workloads for the machine that `quorate serve` serves.
 
 mod clients;
+mod followers;
 mod lifetimes;
 mod registers;
 mod writes;

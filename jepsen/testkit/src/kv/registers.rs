@@ -29,6 +29,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 
+use super::followers::{Followed, follow};
 use super::lifetimes::Lifetimes;
 use super::writes::{COLLECTION, COUNTER, ONCE, TENANT, Writes, number, query};
 use crate::simulation::{Cluster, Engines, LIVENESS, Outcome, SAFETY, Shared, Subject, Trace, Workload};
@@ -36,6 +37,7 @@ use crate::simulation::{Cluster, Engines, LIVENESS, Outcome, SAFETY, Shared, Sub
 const WRITERS: u64 = 4;
 const READERS: u64 = 3;
 const COUNTERS: u64 = 2;
+const FOLLOWERS: u64 = 2;
 /// Keys each writer writes again and again.
 const REGISTERS: u64 = 3;
 /// A call that takes longer has an unknown outcome.
@@ -103,6 +105,8 @@ pub struct Callers {
     acknowledged: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
+    followers: Vec<tokio::task::JoinHandle<Followed>>,
+    followed: Mutex<Vec<Followed>>,
     lifetimes: Option<Lifetimes>,
     /// Keys whose end was seen, and uses of a session that was nearly over.
     ended: u64,
@@ -158,7 +162,20 @@ impl Callers {
         tasks.extend((0..READERS).map(|id| tokio::spawn(client(WRITERS + id).read())));
         tasks.push(tokio::spawn(client(WRITERS + READERS).watch_leases()));
         let engines = cluster.engines.clone();
-        Self { history, engines, acknowledged, stop, tasks, lifetimes: None, ended: 0, kept: 0 }
+        let following = |id: u64| follow(cluster.seed ^ (id << 32), engines.clone(), stop.clone());
+        let followers = (1..=FOLLOWERS).map(|id| tokio::spawn(following(id))).collect();
+        Self {
+            history,
+            engines,
+            acknowledged,
+            stop,
+            tasks,
+            followers,
+            followed: Mutex::default(),
+            lifetimes: None,
+            ended: 0,
+            kept: 0,
+        }
     }
 }
 
@@ -172,6 +189,14 @@ impl Workload<KvMachine> for Callers {
         for task in self.tasks.drain(..) {
             timeout(LIVENESS, task).await.expect("calls end in a healed cluster").unwrap();
         }
+        for follower in self.followers.drain(..) {
+            let followed =
+                timeout(LIVENESS, follower).await.expect("followers end in a healed cluster").unwrap();
+            if let Some(violation) = &followed.violation {
+                self.history.lock().unwrap().violations.push(violation.clone());
+            }
+            self.followed.get_mut().unwrap().push(followed);
+        }
         if let Some(lifetimes) = self.lifetimes.take() {
             // The time that was lost with all nodes comes on top.
             (self.ended, self.kept) = lifetimes.finish(&self.engines, SAFETY + LIVENESS).await;
@@ -184,11 +209,21 @@ impl Workload<KvMachine> for Callers {
         history.writes.hold_against(id, engine).await;
         assert!(history.violations.is_empty(), "{}", history.violations.join("\n"));
         *self.history.lock().unwrap() = history;
+        let mut followed = std::mem::take(&mut *self.followed.lock().unwrap());
+        for follower in &mut followed {
+            follower.hold_against(engine).await;
+        }
+        *self.followed.lock().unwrap() = followed;
     }
 
     fn count(&self, outcome: &mut Outcome) {
         let history = self.history.lock().unwrap();
+        let followed = self.followed.lock().unwrap();
+        let sum = |count: fn(&Followed) -> u64| followed.iter().map(count).sum();
         for (what, times) in [
+            ("followed events", sum(|followed| followed.events)),
+            ("states that followers took", sum(|followed| followed.states)),
+            ("moves of followers", sum(|followed| followed.moves)),
             ("acknowledged writes", history.acknowledgements),
             ("writes with an unknown outcome", history.unknown),
             ("reads", history.reads),

@@ -1,11 +1,11 @@
 //! The disk of a simulated node: syncs take time, and a crash forgets what was not synced.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use quorate::LogId;
 use quorate::StorageError;
 use quorate::store::{
     Completion, LogBounds, LogStore, MemoryDisk, MemorySnapshots, MemoryStore, SnapshotHandle, SnapshotMeta,
@@ -13,12 +13,16 @@ use quorate::store::{
 };
 use quorate::store::{Entry, Vote};
 use quorate::testkit::runtime::TaskGroup;
+use quorate::{EventLog, EventLogLimits, LogId};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use tempfile::TempDir;
 use tokio::sync::Notify;
 
 pub(super) struct Disk {
     log: MemoryDisk,
     snapshots: Arc<CountedSnapshots>,
+    /// Where the event log is. In memory, so that its syncs cost nothing.
+    events: TempDir,
     rng: SmallRng,
     lying: bool,
 }
@@ -28,6 +32,7 @@ impl Disk {
         Self {
             log: MemoryDisk::new(SyncMode::Manual),
             snapshots: Arc::default(),
+            events: tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap(),
             rng: SmallRng::seed_from_u64(seed ^ 0x6469_736b),
             lying,
         }
@@ -53,8 +58,28 @@ impl Disk {
         self.snapshots.clone()
     }
 
+    /// Opens the event log, which keeps about `operations`.
+    pub(super) fn event_log(&self, operations: u64) -> Arc<EventLog> {
+        let limits = EventLogLimits { operations, ..EventLogLimits::default() };
+        Arc::new(EventLog::open(self.events.path(), limits).unwrap())
+    }
+
+    /// Cuts off an end of the event log. How much of it was synced is not known here: a node may be left with a log that does not lead
+    /// to its state.
+    fn cut_events(&mut self) {
+        let files = std::fs::read_dir(self.events.path()).unwrap().map(|file| file.unwrap().path());
+        let segment = |path: &PathBuf| path.extension().is_some_and(|end| end == "segment");
+        let Some(newest) = files.filter(segment).max() else { return };
+        let length = std::fs::metadata(&newest).unwrap().len();
+        let file = std::fs::OpenOptions::new().write(true).open(&newest).unwrap();
+        file.set_len(self.rng.random_range(0..=length)).unwrap();
+    }
+
     /// Forgets some of what was not synced. Returns how many writes that were.
     pub(super) fn crash(&mut self) -> u64 {
+        if self.rng.random_bool(0.3) {
+            self.cut_events();
+        }
         let pending = self.log.pending();
         let keep = self.rng.random_range(0..=pending);
         self.log.crash(keep);
