@@ -298,6 +298,6 @@ mod tests {
         let places: Vec<_> = (0..MAX_SNAPSHOTS).map(|_| list.snapshot_place().unwrap()).collect();
         assert_eq!(list.snapshot_place().unwrap_err().reason(), Reason::LimitReached);
         drop(places);
-        list.snapshot_place().unwrap();
+        drop(list.snapshot_place().unwrap());
     }
 }

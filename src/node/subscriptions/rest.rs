@@ -64,7 +64,9 @@ impl Rest {
             };
             let last = match self.last {
                 Some(last) => Some(last),
-                None => events.iter().rposition(|event| choice.wants(event)).filter(|last| *last >= self.event),
+                None => {
+                    events.iter().rposition(|event| choice.wants(event)).filter(|last| *last >= self.event)
+                }
             };
             let Some(last) = last else {
                 self.pass();

@@ -332,7 +332,10 @@ mod tests {
         ];
         let command = Bytes::from_static(b"a command");
         let wrote = MachineVersion { machine: 2, version: 9 };
-        let contents = events.iter().map(EntryContent::Event).chain([EntryContent::Command { wrote, command: &command }]);
+        let contents = events
+            .iter()
+            .map(EntryContent::Event)
+            .chain([EntryContent::Command { wrote, command: &command }]);
         let (mut bytes, mut expected) = (BytesMut::new(), Entries::default());
         for (number, content) in contents.enumerate() {
             let (more, is_item) = (number % 2 == 0, number == 1);

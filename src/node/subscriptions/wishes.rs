@@ -56,7 +56,9 @@ impl Wishes {
         let start = match (from_now, from_seq) {
             (false, index) => StartAt::After(Bookmark { index, history }),
             (true, 0) => StartAt::Now(history),
-            (true, _) => return Err(invalid("it asks for what is new from now on, and for a position: say one")),
+            (true, _) => {
+                return Err(invalid("it asks for what is new from now on, and for a position: say one"));
+            }
         };
         if window_bytes != 0 && !(MIN_WINDOW_BYTES..=MAX_WINDOW_BYTES).contains(&window_bytes) {
             return Err(invalid(&format!(
@@ -66,7 +68,9 @@ impl Wishes {
         let compressed = match Compression::try_from(request.compression) {
             Ok(Compression::None) => false,
             Ok(Compression::Zstd) if batched => true,
-            Ok(Compression::Zstd) => return Err(invalid("only batches are compressed: ask for batched, too")),
+            Ok(Compression::Zstd) => {
+                return Err(invalid("only batches are compressed: ask for batched, too"));
+            }
             Err(_) => return Err(invalid("this node does not know that compression; it knows zstd")),
         };
         let heartbeat_ms = match request.heartbeat_ms {

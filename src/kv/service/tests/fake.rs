@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use crate::door::served::PinnedView;
 use crate::engine::{
-    Activity, Counters, FollowError, HeldState, NewAddresses, NewMember, Pinned, QuotaError, RequestedChange, Settings,
-    SnapshotPolicy,
+    Activity, Counters, FollowError, HeldState, NewAddresses, NewMember, Pinned, QuotaError, RequestedChange,
+    Settings, SnapshotPolicy,
 };
 use crate::error::{ConfigureError, MembershipError, SnapshotError, TransferError};
 use crate::feed::{EventLogLimits, FeedCursor, FeedReach};
