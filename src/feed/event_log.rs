@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 use super::cursor::FeedError;
 use super::piece::Piece;
-use super::{Feed, record::Unreadable};
+use super::Feed;
+use super::record::{FeedRecord, Unreadable};
 use crate::error::StorageError;
 use crate::runtime;
 use crate::storage::segments::{
@@ -154,6 +155,35 @@ impl EventLog {
     /// The position after the last one that was written.
     pub(super) fn next(&self) -> u64 {
         self.reach().next
+    }
+
+    /// The history that it is of, the first position that it has, and the one after the last.
+    pub(crate) fn extent(&self) -> (HistoryEpoch, u64, u64) {
+        let state = self.reach();
+        (state.history, state.first, state.next)
+    }
+
+    /// What happened from position `next` on, in about `max_bytes`, and the position after that. Blocks.
+    ///
+    /// # Errors
+    /// That it cannot be read, or is not there.
+    pub(crate) fn records(
+        &self,
+        history: HistoryEpoch,
+        next: u64,
+        max_bytes: usize,
+    ) -> std::io::Result<(Vec<FeedRecord>, u64)> {
+        let gone = || std::io::Error::other(format!("the event log does not have position {next}"));
+        let LogPage::Pieces(pieces) =
+            self.read(history, next, max_bytes).map_err(std::io::Error::other)?
+        else {
+            return Err(gone());
+        };
+        let mut records = Vec::new();
+        for piece in &pieces {
+            piece.records((next, u64::MAX), &mut records).map_err(std::io::Error::other)?;
+        }
+        pieces.last().map(|last| (records, last.upto + 1)).ok_or_else(gone)
     }
 
     /// How much it keeps.

@@ -67,6 +67,16 @@ impl FeedRecord {
         }
     }
 
+    /// Bytes of what happened.
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.content {
+            FeedContent::Events(events) => {
+                events.iter().map(|event| event.key.len() + event.value.len()).sum()
+            }
+            FeedContent::Command { command, .. } => command.len(),
+        }
+    }
+
     /// The record at the front of `bytes`, which is taken off.
     pub(crate) fn take(bytes: &mut Bytes) -> Result<Self, Unreadable> {
         let length = bytes.try_get_u32_le().map_err(|_| Unreadable("no length"))? as usize;

@@ -81,3 +81,20 @@ pub struct AppliedEvent {
     /// See [`NewEvent::deadline_ms`].
     pub deadline_ms: Option<u64>,
 }
+
+impl AppliedEvent {
+    /// Tells it once more. What it was told as was valid, so a name that is no text is told as an empty one.
+    pub(crate) fn tell(&self, events: &mut dyn EventSink) {
+        events.event(NewEvent {
+            operation: self.operation,
+            tenant: std::str::from_utf8(&self.tenant).unwrap_or_default(),
+            collection: std::str::from_utf8(&self.collection).unwrap_or_default(),
+            key: &self.key,
+            value: &self.value,
+            created: self.created,
+            previous: self.previous,
+            version: self.version,
+            deadline_ms: self.deadline_ms,
+        });
+    }
+}

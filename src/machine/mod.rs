@@ -167,6 +167,17 @@ pub trait StateMachine: Send + Sync + 'static {
         self.apply(context, command)
     }
 
+    /// Takes in what another state of this machine has [told](Self::apply_telling) of the entry at `index`, or of its [state](Self::tell_state): a replica
+    /// comes to the same state in this way, or, told of a part only, to that part of it. Only asked of a machine that tells
+    /// events; one that does not is given the commands.
+    ///
+    /// # Errors
+    /// That this cannot have happened to this state, in words.
+    fn take_event(&mut self, index: u64, event: &AppliedEvent) -> Result<(), String> {
+        let _ = event;
+        Err(format!("the event at position {index} is told to a machine that takes none"))
+    }
+
     /// Tells the items that `view` holds as [inserts](EventOperation::Insert), `previous` being the index of the entry that wrote the item
     /// last: those after `after`, which is empty at first, until they are about `max_bytes`. Returns what to give as `after` for
     /// the rest; `None` when there is none. Only asked of a machine that [tells](Self::TELLS_EVENTS) what happens: those who begin to follow it are told

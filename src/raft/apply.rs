@@ -28,6 +28,7 @@
 mod quota;
 mod recover;
 mod state_machine;
+mod told;
 
 use std::io;
 use std::sync::Arc;
@@ -148,19 +149,29 @@ impl<M: StateMachine> Applier<M> {
             self.progress.log_id.is_none_or(newer),
             "invariant: a snapshot that is installed is newer than the state"
         );
+        self.set_membership(super::snapshot::stored_membership(meta));
+        self.set_quota(Quota::from_stored(meta.quota_bytes));
+        self.agreed.replace(&meta.machines.agreed);
+        self.begin_anew(content, (meta.log_id, meta.clock), meta.history);
+    }
+
+    /// The state is that of `content` from now on, as of `log_id` of `history`.
+    fn begin_anew(
+        &mut self,
+        content: Restored<M>,
+        (log_id, clock): (types::LogId, types::ClusterClock),
+        history: types::HistoryEpoch,
+    ) {
         let mut machine = content.machine;
         machine.replaces(&self.machine);
         self.machine = machine;
         self.sessions = content.sessions;
-        self.set_membership(super::snapshot::stored_membership(meta));
-        self.progress.log_id = Some(meta.log_id);
-        self.progress.clock = meta.clock;
-        self.progress.history = meta.history;
-        self.set_quota(Quota::from_stored(meta.quota_bytes));
-        self.agreed.replace(&meta.machines.agreed);
+        self.progress.log_id = Some(log_id);
+        self.progress.clock = clock;
+        self.progress.history = history;
         self.measure();
         self.progress.installed_bytes += self.progress.state_bytes.unwrap_or_default();
-        self.recorder.begin(meta.history, self.progress.next_index());
+        self.recorder.begin(history, self.progress.next_index());
         self.published.advance(self.progress);
         // The last view would keep the state before alive.
         self.published.publish(self.applied());
@@ -186,7 +197,7 @@ impl<M: StateMachine> Applier<M> {
         Applied { progress: self.progress, view: self.machine.view() }
     }
 
-    fn snapshot_builder(&mut self) -> SnapshotBuilder<M> {
+    pub(super) fn snapshot_builder(&mut self) -> SnapshotBuilder<M> {
         let builder = SnapshotBuilder::new(
             self.applied(),
             self.sessions.clone(),

@@ -15,6 +15,7 @@
 //! - [`durable_positions`]: which members are known to hold which entries;
 //! - [`agreed_versions`]: up to which version of its machine commands may be proposed;
 //! - [`agreement`]: whether the nodes' states are the same at the same positions;
+//! - [`told`]: a state that is no member's, which is told what was applied;
 //! - `succession`: why another node leads;
 //! - `consensus_tasks`: openraft's own tasks, whose panics are the node's end;
 //! - [`activity`], [`entry_ages`]: what the core has done, counted, and how old what it holds is;
@@ -44,4 +45,6 @@ pub(crate) mod published;
 pub(crate) mod read_index;
 pub(crate) mod snapshot;
 mod succession;
+#[cfg_attr(not(all(feature = "server", feature = "client")), allow(dead_code))] // what is told comes from a client
+pub(crate) mod told;
 pub(crate) mod type_config;

@@ -3,8 +3,8 @@
 use super::composite::CompositeKey;
 use super::items::Items;
 use super::key;
-use super::record::ItemRecord;
-use crate::machine::{EventOperation, EventSink, NewEvent};
+use super::record::{ItemRecord, RecordHeader};
+use crate::machine::{AppliedEvent, EventOperation, EventSink, NewEvent};
 
 /// One change of an item.
 #[derive(Debug, Clone)]
@@ -78,4 +78,39 @@ pub(super) fn tell_state(
         last = Some(key.to_vec());
     }
     None
+}
+
+/// See [`StateMachine::take_event`](crate::machine::StateMachine::take_event).
+pub(super) fn take_event(items: &mut Items, index: u64, event: &AppliedEvent) -> Result<(), String> {
+    let name = |name| std::str::from_utf8(name).map_err(|_| "a name that is no text".to_owned());
+    let (tenant, collection) = (name(&event.tenant)?, name(&event.collection)?);
+    key::check(tenant, collection, &event.key).map_err(|rejection| rejection.to_string())?;
+    key::check_value(&event.value).map_err(|rejection| rejection.to_string())?;
+    let composite = key::composite(tenant, collection, &event.key);
+    let before = items.record(&composite).map(|record| (record.mod_revision(), record.version()));
+    let is_there = matches!(event.operation, EventOperation::Insert | EventOperation::Update);
+    let fits = match event.operation {
+        EventOperation::Insert => before.is_none(),
+        EventOperation::Update => before == Some((event.previous, event.version.wrapping_sub(1))),
+        EventOperation::Delete | EventOperation::Expire => before == Some((event.previous, event.version)),
+    };
+    if !fits {
+        return Err(format!("{:?} of a key whose last write here is {before:?} does not fit", event.operation));
+    }
+    if before.is_some() {
+        items.remove(&composite);
+    }
+    if is_there {
+        // An item of a state was written before the position that the state is told at.
+        let is_new = event.operation == EventOperation::Insert && event.created != index;
+        let mod_revision = if is_new { event.previous } else { index };
+        let header = RecordHeader {
+            create_revision: event.created,
+            mod_revision,
+            version: event.version,
+            expires_ms: event.deadline_ms.unwrap_or(0),
+        };
+        items.restore(composite, ItemRecord::new(header, &event.value));
+    }
+    Ok(())
 }

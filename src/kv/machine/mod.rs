@@ -70,7 +70,7 @@ pub use limits::{
 };
 pub use query::{Change, Event, EventsAnswer, EventsQuery, Item, KvAnswer, KvQuery, RangeAnswer, RangeQuery};
 
-use crate::machine::{ApplyContext, EventOperation, EventSink, StateMachine};
+use crate::machine::{AppliedEvent, ApplyContext, EventOperation, EventSink, StateMachine};
 use changes::MadeChange;
 use composite::CompositeKey;
 use history::{EventBounds, Happened, History};
@@ -253,6 +253,10 @@ impl StateMachine for KvMachine {
         state.history.advance(context.log_id.index, context.elapsed_ms);
         reach.note(&state.history);
         reply
+    }
+
+    fn take_event(&mut self, index: u64, event: &AppliedEvent) -> Result<(), String> {
+        changes::take_event(&mut self.state.items, index, event)
     }
 
     fn tell_state(

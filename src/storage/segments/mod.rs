@@ -43,7 +43,7 @@ impl Default for SegmentOptions {
     }
 }
 
-/// How much of a log to keep. Whole files go, and never the newest, so that somewhat more may stay.
+/// How much of a log to keep. Whole files go, and never the newest with something durable in it, so that somewhat more may stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct KeepLimits {
     /// Operations, by the sum of what records count; `u64::MAX` for no limit.

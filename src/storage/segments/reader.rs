@@ -87,70 +87,85 @@ impl SegmentReader {
     /// [`ReadSegmentsError::Purged`] if the first of them was removed meanwhile. When a file cannot be read or is damaged, and
     /// nothing before that was asked for.
     pub(crate) fn read(&self, from: u64, max_bytes: usize) -> Result<Vec<SegmentRecord>, ReadSegmentsError> {
-        let mut found = FoundRecords { from, records: Vec::new(), room: max_bytes, is_full: false };
         let place = self.shared.lock().find(from).map(|segment| SegmentPlace::in_segment(segment, from));
-        let mut next_place = place;
-        while let Some(place) = next_place {
-            let id = place.id;
-            match self.read_segment(place, &mut found) {
-                Ok(()) => {}
+        self.read_on(place, FoundRecords { from, records: Vec::new(), room: max_bytes, is_full: false })
+    }
+
+    /// Reads from `place` on.
+    fn read_on(
+        &self,
+        mut place: Option<SegmentPlace>,
+        mut found: FoundRecords,
+    ) -> Result<Vec<SegmentRecord>, ReadSegmentsError> {
+        while let Some(mut here) = place {
+            match self.read_segment(&mut here, &mut found) {
+                Ok(()) if found.is_full => break,
+                Ok(()) => place = self.after(&here, found.from),
                 // What is there already is right. Whoever asks for the rest is told.
                 Err(_) if !found.records.is_empty() => break,
                 Err(error) => return Err(error),
             }
-            if found.is_full || (found.room == 0 && !found.records.is_empty()) {
-                break;
-            }
-            // Only the very next one, or there would be a gap.
-            next_place =
-                self.shared.lock().with_id(id + 1).map(|segment| SegmentPlace::in_segment(segment, from));
         }
         Ok(found.records)
     }
 
-    fn read_segment(&self, place: SegmentPlace, found: &mut FoundRecords) -> Result<(), ReadSegmentsError> {
+    /// Where to go on after everything up to the end of `here` was read.
+    fn after(&self, here: &SegmentPlace, from: u64) -> Option<SegmentPlace> {
+        let catalogue = self.shared.lock();
+        // Once it is gone it cannot be told whether it has grown before, and what is next may come after a gap.
+        let segment = catalogue.with_id(here.id)?;
+        if segment.tally.end > here.end {
+            let (offset, chain) = (here.offset, here.chain);
+            return Some(SegmentPlace { offset, chain, ..SegmentPlace::in_segment(segment, from) });
+        }
+        catalogue.with_id(here.id + 1).map(|segment| SegmentPlace::in_segment(segment, from))
+    }
+
+    /// Reads up to the end of `place`, or until enough was found.
+    fn read_segment(
+        &self,
+        place: &mut SegmentPlace,
+        found: &mut FoundRecords,
+    ) -> Result<(), ReadSegmentsError> {
         let file = match &place.file {
             Some(file) => file.clone(),
-            None => Arc::new(self.open(&place)?),
+            None => Arc::new(self.open(place)?),
         };
-        let SegmentPlace { id, path, mut offset, mut chain, end, .. } = place;
         let mut needed = 0;
-        while offset < end {
+        while place.offset < place.end {
+            let left = usize::try_from(place.end - place.offset).unwrap_or(usize::MAX);
             let wanted = found.room.saturating_add(INDEX_BYTES as usize).min(PIECE_BYTES).max(needed);
-            let length = wanted.min(usize::try_from(end - offset).unwrap_or(usize::MAX));
-            let mut piece = vec![0; length];
-            if let Err(error) = file.read_exact_at(&mut piece, offset) {
+            let mut piece = vec![0; wanted.min(left)];
+            if let Err(error) = file.read_exact_at(&mut piece, place.offset) {
                 // A file that has become shorter is damaged; one that cannot be read may not be.
-                return match error.kind() {
-                    ErrorKind::UnexpectedEof => Err(ReadSegmentsError::Damaged { path, offset }),
-                    _ => Err(io_error("cannot read", &path, error).into()),
-                };
+                return Err(match error.kind() {
+                    ErrorKind::UnexpectedEof => self.damaged(place),
+                    _ => io_error("cannot read", &place.path, error).into(),
+                });
             }
             let piece = Bytes::from(piece);
             let mut at = 0;
             needed = loop {
-                match next(&piece[at..], chain) {
+                match next(&piece[at..], place.chain) {
                     NextRecord::Record(head) => {
                         let end = at + head.bytes();
-                        chain = head.checksum;
                         if head.key >= found.from {
                             let payload = piece.slice(at + RECORD_HEAD_BYTES..end);
                             let (key, count, time_ms) = (head.key, head.count, head.time_ms);
                             found.take(SegmentRecord { key, count, time_ms, payload });
-                            if found.is_full {
-                                return Ok(());
-                            }
                         }
+                        if found.is_full {
+                            return Ok(());
+                        }
+                        place.offset += head.bytes() as u64;
+                        place.chain = head.checksum;
                         at = end;
                     }
-                    NextRecord::Needs(bytes) if bytes as u64 <= end - offset - at as u64 => break bytes,
-                    NextRecord::Needs(_) if at == piece.len() && offset + at as u64 == end => break 0,
-                    NextRecord::Needs(_) | NextRecord::Invalid => {
-                        return Err(self.damaged(id, path, offset + at as u64));
-                    }
+                    NextRecord::Needs(_) if at == left => break 0,
+                    NextRecord::Needs(bytes) if bytes <= left - at => break bytes,
+                    NextRecord::Needs(_) | NextRecord::Invalid => return Err(self.damaged(place)),
                 }
             };
-            offset += at as u64;
         }
         Ok(())
     }
@@ -165,9 +180,9 @@ impl SegmentReader {
         opened.map_err(|error| io_error("cannot open", &place.path, error).into())
     }
 
-    fn damaged(&self, id: u64, path: PathBuf, offset: u64) -> ReadSegmentsError {
-        match self.shared.lock().with_id(id) {
-            Some(_) => ReadSegmentsError::Damaged { path, offset },
+    fn damaged(&self, place: &SegmentPlace) -> ReadSegmentsError {
+        match self.shared.lock().with_id(place.id) {
+            Some(_) => ReadSegmentsError::Damaged { path: place.path.clone(), offset: place.offset },
             None => self.purged(),
         }
     }
@@ -182,8 +197,8 @@ mod tests {
     use super::super::{KeepLimits, SegmentLog, SegmentOptions};
     use super::*;
 
-    fn log(dir: &std::path::Path, keys: std::ops::Range<u64>) -> SegmentLog {
-        let (mut log, _) = SegmentLog::open(dir, SegmentOptions { segment_bytes: 100 }).unwrap();
+    fn log(dir: &std::path::Path, segment_bytes: u64, keys: std::ops::Range<u64>) -> SegmentLog {
+        let (mut log, _) = SegmentLog::open(dir, SegmentOptions { segment_bytes }).unwrap();
         for key in keys {
             log.append(key, 1, 0, &[key as u8; 30]).unwrap();
         }
@@ -200,15 +215,15 @@ mod tests {
         let reader = log.reader();
         let place = SegmentPlace::in_segment(reader.shared.lock().find(from).unwrap(), from);
         between(log);
-        let mut found = FoundRecords { from, records: Vec::new(), room: 1000, is_full: false };
-        reader.read_segment(place, &mut found)?;
-        Ok(found.records.iter().map(|record| record.key).collect())
+        let found = FoundRecords { from, records: Vec::new(), room: 1000, is_full: false };
+        let records = reader.read_on(Some(place), found)?;
+        Ok(records.iter().map(|record| record.key).collect())
     }
 
     #[test]
     fn what_is_removed_between_looking_and_reading_is_told() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = log(dir.path(), 0..9);
+        let mut log = log(dir.path(), 100, 0..9);
         let limits = KeepLimits { max_count: 4, max_bytes: u64::MAX, max_age_ms: 0 };
         let outcome = read_late(&mut log, 1, |log| log.keep(&limits, 0).unwrap());
         assert!(matches!(outcome, Err(ReadSegmentsError::Purged { first_key: Some(5) })), "{outcome:?}");
@@ -216,10 +231,32 @@ mod tests {
         assert_eq!(read_late(&mut log, 8, |log| log.clear().unwrap()).unwrap(), [8]);
     }
 
+    /// The segment that was looked up goes on, and so does the log, before it is read.
+    #[test]
+    fn what_was_appended_between_looking_and_reading_makes_no_gap() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = log(dir.path(), 150, 0..3);
+        let go_on = |log: &mut SegmentLog| {
+            for key in 3..9 {
+                log.append(key, 1, 0, b"").unwrap();
+            }
+            log.sync().unwrap();
+        };
+        assert_eq!(read_late(&mut log, 2, go_on).unwrap(), [2, 3, 4, 5, 6, 7, 8]);
+        // Where that segment is gone too, it cannot be told.
+        let mut other = self::log(&dir.path().join("other"), 150, 0..3);
+        let limits = KeepLimits { max_count: 2, max_bytes: u64::MAX, max_age_ms: 0 };
+        let outcome = read_late(&mut other, 2, |log| {
+            go_on(log);
+            log.keep(&limits, 0).unwrap();
+        });
+        assert_eq!(outcome.unwrap(), [2]);
+    }
+
     #[test]
     fn a_new_file_of_the_same_name_is_not_taken_for_the_old_one() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = log(dir.path(), 0..9);
+        let mut log = log(dir.path(), 100, 0..9);
         let outcome = read_late(&mut log, 1, |log| {
             log.clear().unwrap();
             for key in 1..9 {

@@ -207,7 +207,7 @@ fn after_everything_was_cleared_any_key_may_follow() {
         }
         log.clear().unwrap();
         assert_eq!((log.reach(), reader.reach()), Default::default());
-        assert_eq!(segments(dir.path()), [PathBuf::new(); 0]);
+        assert_eq!(segments(dir.path()), Vec::<PathBuf>::new());
         append_all(&mut log, 5..9);
         log.flush().unwrap();
         assert_eq!(keys(&log), [5, 6, 7, 8]);
@@ -289,6 +289,30 @@ fn old_records_go_by_number_by_size_and_by_age() {
         let (reach, files) = kept(&limits, u64::MAX);
         assert_eq!((reach.last_key, files), (Some(199), 1));
     }
+}
+
+/// Or a crash would leave nothing at all of a log of which something was durable.
+#[test]
+fn what_is_durable_goes_only_when_something_newer_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = KeepLimits { max_count: 0, max_bytes: 0, max_age_ms: 1 };
+    let mut log = open(dir.path(), 100);
+    for key in [1, 2, 3, 4] {
+        log.append(key, 1, 0, &[0; 70]).unwrap();
+    }
+    for _ in 0..2 {
+        log.keep(&limits, u64::MAX).unwrap();
+        assert_eq!((log.reach().first_key, log.reader().reach().first_key), (Some(3), Some(3)));
+        log.flush().unwrap();
+    }
+    fs::File::options().write(true).open(&segments(dir.path())[1]).unwrap().set_len(0).unwrap();
+    drop(log);
+    let mut log = open(dir.path(), 100);
+    assert_eq!(log.reach().last_key, Some(3));
+    log.append(4, 1, 0, &[0; 70]).unwrap();
+    log.sync().unwrap();
+    log.keep(&limits, u64::MAX).unwrap();
+    assert_eq!((log.reach().first_key, segments(dir.path()).len()), (Some(4), 1));
 }
 
 /// A log that grows slowly: its segments would never be full.

@@ -94,6 +94,8 @@ struct NewestSegment {
     buffer: Vec<u8>,
     written: u64,
     is_dirty: bool,
+    /// Whether some of its records are.
+    is_durable: bool,
     /// Entries for records in the buffer.
     index: Vec<IndexEntry>,
     /// Offset of the last entry.
@@ -219,12 +221,13 @@ impl SegmentLog {
             self.has_failed = true;
             return Err(io_error("cannot sync", &newest.path, error));
         }
-        newest.is_dirty = false;
+        (newest.is_dirty, newest.is_durable) = (false, true);
         Ok(())
     }
 
-    /// Removes the oldest segments while the log is beyond one of these limits, the newest excepted. New segments are begun
-    /// often enough for these limits from now on: none takes more than a 16th of one, unless a single record does.
+    /// Removes the oldest segments while the log is beyond one of these limits. The newest one stays, and so does the one before
+    /// it until something of the newest is durable: a crash must not leave nothing. New segments are begun often enough for
+    /// these limits from now on: none takes more than a 16th of one, unless a single record does.
     ///
     /// # Errors
     /// When a file cannot be removed. It is no longer part of the log, and is removed later.
@@ -235,13 +238,15 @@ impl SegmentLog {
             limits.max_age_ms > 0 && time_ms.saturating_add(limits.max_age_ms / parts) < now_ms
         };
         self.is_due = self.newest.as_ref().is_some_and(|newest| too_old(newest.tally.oldest_ms, PARTS));
+        let stays = match &self.newest {
+            Some(newest) if newest.is_durable => newest.id,
+            Some(newest) => newest.id.saturating_sub(1),
+            None => self.next_id.saturating_sub(1),
+        };
         loop {
             let reach = self.reach();
             let mut catalogue = self.shared.lock();
-            let newest_id = self.newest.as_ref().map(|newest| newest.id);
-            let Some(oldest) = catalogue.oldest().filter(|oldest| Some(oldest.id) != newest_id) else {
-                break;
-            };
+            let Some(oldest) = catalogue.oldest().filter(|oldest| oldest.id < stays) else { break };
             let is_beyond = reach.count > limits.max_count || reach.bytes > limits.max_bytes;
             if !is_beyond && !too_old(oldest.tally.newest_ms, 1) {
                 break;
@@ -339,6 +344,7 @@ impl SegmentLog {
                 buffer: head.encode().to_vec(),
                 written: 0,
                 is_dirty: true,
+                is_durable: false,
                 index: Vec::new(),
                 indexed: HEAD_BYTES,
             });
@@ -383,6 +389,7 @@ impl NewestSegment {
             buffer: Vec::new(),
             written: segment.tally.end,
             is_dirty: false,
+            is_durable: true,
             index: Vec::new(),
             indexed: segment.index.last().map_or(HEAD_BYTES, |entry| entry.offset),
         })

@@ -1,0 +1,254 @@
+//! A state that is no member's: it is told what was applied, keeps that on its disk, and can be read and followed.
+//!
+//! What it is told goes into its event log, which is its log as well: after a restart the state is that of the newest snapshot and
+//! what the event log has after it. Nothing is synced but before a snapshot. What a loss of power takes is told again, since the
+//! state begins where the disk ends.
+//!
+//! [`ToldState`] belongs to whoever tells; [`ToldReader`] to everybody else.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use openraft::storage::RaftSnapshotBuilder as _;
+use tokio::sync::Notify;
+
+use super::activity::Activity;
+use super::apply::Applier;
+use super::published::{Applied, CurrentHistory, Progress, Published};
+use super::snapshot::catch;
+use crate::error::StorageError;
+use crate::feed::{EventLog, Feed, FeedRecord};
+use crate::machine::StateMachine;
+use crate::runtime::offload;
+use crate::storage::{SnapshotDir, StartProgress};
+use crate::types::{Bookmark, ClusterClock, HistoryEpoch, LogId, NodeId};
+
+/// Bytes of the event log that are applied at once at a start.
+const REPLAY_BYTES: usize = 4 * 1024 * 1024;
+/// A snapshot is due after this many bytes of what was told, and after half of what the event log may keep.
+const SNAPSHOT_BYTES: u64 = 64 * 1024 * 1024;
+
+/// A state that is told what was applied. See the [module](self).
+pub(crate) struct ToldState<M: StateMachine> {
+    applier: Applier<M>,
+    reader: ToldReader<M>,
+    /// What had been told when the last snapshot was begun.
+    covered: Progress,
+    building: Option<tokio::task::JoinHandle<io::Result<()>>>,
+}
+
+/// The same for those who read or follow it.
+pub(crate) struct ToldReader<M: StateMachine> {
+    published: Arc<Published<M::View>>,
+    feed: Arc<Feed>,
+    activity: Arc<Activity>,
+    wanted: Arc<Notify>,
+}
+
+impl<M: StateMachine> Clone for ToldReader<M> {
+    fn clone(&self) -> Self {
+        let Self { published, feed, activity, wanted } = self;
+        Self {
+            published: published.clone(),
+            feed: feed.clone(),
+            activity: activity.clone(),
+            wanted: wanted.clone(),
+        }
+    }
+}
+
+impl<M: StateMachine> ToldReader<M> {
+    /// How far the state is.
+    pub(crate) fn progress(&self) -> Progress {
+        self.published.progress()
+    }
+
+    /// Tells every advance.
+    pub(crate) fn watch(&self) -> tokio::sync::watch::Receiver<Progress> {
+        self.published.watch()
+    }
+
+    /// The history that positions belong to.
+    pub(crate) fn history(&self) -> &CurrentHistory {
+        self.published.history()
+    }
+
+    /// What it was told, for those who follow.
+    pub(crate) fn feed(&self) -> &Arc<Feed> {
+        &self.feed
+    }
+
+    /// What is counted of snapshots and the like.
+    pub(crate) fn activity(&self) -> &Activity {
+        &self.activity
+    }
+
+    /// The newest view that somebody has asked for, if it is there still.
+    pub(crate) fn last_view(&self) -> Option<Arc<Applied<M::View>>> {
+        self.published.last_view()
+    }
+
+    /// A view of all that was told by now, once position `index` is among it. Waits for ever if that is never told.
+    pub(crate) async fn view(&self, index: Option<u64>) -> Arc<Applied<M::View>> {
+        if let Some(index) = index {
+            self.published.wait_applied(index).await;
+        }
+        loop {
+            let next_index = self.published.progress().next_index();
+            if let Some(view) = self.published.view_from(next_index) {
+                return view;
+            }
+            self.published.want_view();
+            self.wanted.notify_one();
+            if let Some(view) = self.published.wait_view(next_index).await {
+                return view;
+            }
+        }
+    }
+
+    /// Returns when somebody waits for a view.
+    pub(crate) async fn view_wanted(&self) {
+        self.wanted.notified().await;
+    }
+}
+
+impl<M: StateMachine> ToldState<M> {
+    /// The state in the directory `dir`, or `machine` when there is none. Blocks.
+    ///
+    /// # Errors
+    /// What cannot be read, or is not this machine's.
+    pub(crate) fn open(dir: &Path, event_log: EventLog, machine: M) -> Result<Self, StorageError> {
+        /// It is no member.
+        const NO_MEMBER: NodeId = 0;
+        let snapshots =
+            SnapshotDir::open_in_room(&dir.join("snapshots"), None, StartProgress::default())?;
+        let event_log = Arc::new(event_log);
+        let applier = Applier::recover(NO_MEMBER, machine, Arc::new(snapshots), Some(event_log.clone()))?;
+        let reader = ToldReader {
+            published: applier.published(),
+            feed: applier.feed(),
+            activity: applier.activity(),
+            wanted: Arc::default(),
+        };
+        let mut this = Self { covered: reader.progress(), applier, reader, building: None };
+        this.replay(&event_log).map_err(|source| StorageError::Unreadable {
+            path: dir.join("events"),
+            source,
+        })?;
+        Ok(this)
+    }
+
+    /// Takes in what the event log has after the snapshot.
+    fn replay(&mut self, log: &EventLog) -> io::Result<()> {
+        let (history, begins, ends) = log.extent();
+        let next = self.position().map_or(0, |position| position.index + 1);
+        let is_own = self.history() == history || (next == 0 && begins == 0 && ends > 0);
+        if !is_own || !(begins..ends).contains(&next) {
+            return Ok(());
+        }
+        if next == 0 {
+            self.applier.begin_told(history);
+        }
+        let mut next = next;
+        while next < ends {
+            let (records, after) = log.records(history, next, REPLAY_BYTES)?;
+            self.take_in(&records)?;
+            assert!(after > next, "invariant: every page leads on");
+            next = after;
+            if let Some(last) = records.last() {
+                self.pass(after - 1, last.elapsed_ms, last.time_ms);
+            }
+            self.tell();
+        }
+        Ok(())
+    }
+
+    /// For those who read it.
+    pub(crate) fn reader(&self) -> ToldReader<M> {
+        self.reader.clone()
+    }
+
+    /// The last position that was told.
+    fn position(&self) -> Option<LogId> {
+        self.applier.progress().log_id
+    }
+
+    fn history(&self) -> HistoryEpoch {
+        self.applier.progress().history
+    }
+
+    /// Where to go on being told.
+    pub(crate) fn bookmark(&self) -> Bookmark {
+        let index = self.position().map_or(0, |position| position.index);
+        Bookmark { index, history: self.history() }
+    }
+
+    /// Begins `history`, of which it was told nothing yet.
+    pub(crate) fn begin(&mut self, history: HistoryEpoch) {
+        self.applier.begin_told(history);
+    }
+
+    /// Takes in what happened. Nobody is told before [`tell`](Self::tell).
+    ///
+    /// # Errors
+    /// That it cannot have happened to this state; nothing after it must be taken in.
+    pub(crate) fn take_in(&mut self, records: &[FeedRecord]) -> io::Result<()> {
+        catch("applying what was told", || {
+            records.iter().try_for_each(|record| self.applier.take_in(record))
+        })
+    }
+
+    /// Nothing that concerns it happened up to position `index`.
+    pub(crate) fn pass(&mut self, index: u64, elapsed_ms: u64, time_ms: u64) {
+        self.applier.pass(index, elapsed_ms, time_ms);
+    }
+
+    /// Takes `machine` in its place, as of `log_id` of `history`.
+    ///
+    /// # Errors
+    /// That it is further than that already.
+    pub(crate) fn take_state(
+        &mut self,
+        machine: M,
+        log_id: LogId,
+        clock: ClusterClock,
+        history: HistoryEpoch,
+    ) -> io::Result<()> {
+        self.applier.take_state(machine, log_id, clock, history)
+    }
+
+    /// Those who read and follow it learn what was taken in.
+    pub(crate) fn tell(&mut self) {
+        self.applier.publish_if_wanted();
+    }
+
+    /// Writes what was taken in to the event log.
+    pub(crate) async fn write(&self) {
+        let feed = self.reader.feed.clone();
+        offload(move || feed.write_log()).await;
+    }
+
+    /// Begins a snapshot if one is `due`, or if so much was told since the last one that it is, and none is being written.
+    ///
+    /// # Errors
+    /// That the last one has failed.
+    pub(crate) async fn snapshot(&mut self, due: bool) -> io::Result<()> {
+        if self.building.as_ref().is_some_and(|building| building.is_finished())
+            && let Some(building) = self.building.take()
+        {
+            building.await.map_err(io::Error::other)??;
+        }
+        let (now, log) = (self.applier.progress(), self.reader.feed.log().map(|log| log.limits()));
+        let bytes = now.command_bytes - self.covered.command_bytes;
+        let positions = now.next_index() - self.covered.next_index().min(now.next_index());
+        let fills_log = log.is_some_and(|log| positions > log.operations / 2 || bytes > log.bytes / 4);
+        if self.building.is_none() && (due || bytes > SNAPSHOT_BYTES || fills_log) && now.log_id.is_some() {
+            self.covered = now;
+            let mut builder = self.applier.told_snapshot();
+            self.building =
+                Some(crate::runtime::spawn(async move { builder.build_snapshot().await.map(|_| ()) }));
+        }
+        Ok(())
+    }
+}
