@@ -23,7 +23,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
 use super::failure;
-use super::limits::DoorLimits;
+use super::limits::{Bound, DoorLimits};
 use crate::incoming::{Caller, Held, UnderWay};
 use crate::proto::v1::Failure;
 
@@ -271,6 +271,13 @@ pub(crate) async fn room(caller: &Caller, limits: &DoorLimits) {
     caller.room(limits.unsent_bytes, UNSENT_PATIENCE, SHORTAGE_PATIENCE).await;
 }
 
+/// The same for who makes what is encoded later, message by message: what waits for that leaves half of the room to what is
+/// encoded, or nothing of it would ever be.
+pub(crate) async fn room_to_build(caller: &Caller, limits: &DoorLimits) {
+    let Bound { each, all } = limits.unsent_bytes;
+    caller.room(Bound { each: each / 2, all: all / 2 }, UNSENT_PATIENCE, SHORTAGE_PATIENCE).await;
+}
+
 /// An answer that is not encoded yet, and counts as unsent all the same: HTTP/2 asks for it when its caller has a window
 /// for it, and that may never be.
 #[derive(Debug, Clone)]
@@ -400,7 +407,7 @@ mod tests {
     use std::collections::VecDeque;
 
     use super::*;
-    use crate::incoming::{Bound, Places};
+    use crate::incoming::Places;
 
     /// Frames that are there, and then silence.
     struct Frames(VecDeque<Bytes>);

@@ -105,7 +105,8 @@ impl Methods {
 
     /// The call at `path`, if it is one of those that are counted.
     pub(crate) fn at(&self, path: &str) -> Option<MethodId> {
-        let called = path.strip_prefix("/quorate.v1.")?.split_once('/')?.1;
+        let service = ["/quorate.v1.", "/replication."].iter().find_map(|package| path.strip_prefix(package));
+        let called = service?.split_once('/')?.1;
         let mut name = String::new();
         for c in called.chars() {
             if c.is_ascii_uppercase() && !name.is_empty() {

@@ -10,6 +10,8 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::failure;
+use super::limits::Bound;
+use crate::incoming::{Caller, Held};
 use crate::proto::v1::Failure;
 
 /// Messages of one stream that wait for their client.
@@ -19,6 +21,40 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(300);
 
 /// A stream of responses.
 pub(crate) type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The place of a stream without an end, a watch or a follower, among those of its connection.
+pub(crate) struct WatchPlace(Arc<Caller>);
+
+impl WatchPlace {
+    /// One more on the connection of `caller`.
+    ///
+    /// # Errors
+    /// The failure to answer instead, when there are as many as there may be.
+    pub(crate) fn take(caller: &Arc<Caller>, bound: Bound) -> Result<Self, Failure> {
+        // Others may take one at the same moment; a few more than all do no harm.
+        let is_free = caller.places().held(Held::Watches) < bound.all;
+        match is_free && caller.try_take(Held::Watches, 1, bound.each) {
+            true => Ok(Self(caller.clone())),
+            false => Err(failure::too_many_watches(bound)),
+        }
+    }
+
+    /// Whose it is.
+    pub(crate) fn caller(&self) -> &Arc<Caller> {
+        &self.0
+    }
+
+    /// How many there are on the port.
+    pub(crate) fn of_all(&self) -> usize {
+        self.0.places().held(Held::Watches)
+    }
+}
+
+impl Drop for WatchPlace {
+    fn drop(&mut self) {
+        self.0.give_back(Held::Watches, 1);
+    }
+}
 
 /// Where the messages of a stream go.
 pub(crate) struct Outlet<T> {
@@ -36,6 +72,11 @@ impl<T> Outlet<T> {
             Ok(sent) => Ok(sent.is_ok()),
             Err(_) => Err(failure::too_slow(CLIENT_PATIENCE)),
         }
+    }
+
+    /// Waits until the client has gone.
+    pub(crate) async fn gone(&self) {
+        self.messages.closed().await;
     }
 
     /// Once the messages sent before are taken, the stream ends with `failure`. The first one counts.

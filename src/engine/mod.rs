@@ -109,6 +109,7 @@ pub use config::settings::Settings;
 pub use config::{DiskPolicy, EngineConfig, Limits, MIN_MEMORY_BYTES, PeerPolicy, SnapshotPolicy, Timing};
 pub use follow::FollowError;
 pub use open::EngineParts;
+pub(crate) use read::HeldState;
 pub use read::ReadOutcome;
 pub use report::SYNCING_ENTRIES;
 pub use report::counters::{Counters, READ_LEVELS, REFUSALS};

@@ -26,7 +26,7 @@ use crate::raft::pinned::Pinned;
 use crate::raft::published::Applied;
 use crate::raft::read_index::IndexWaiter;
 use crate::runtime::Tasks;
-use crate::types::{HistoryEpoch, LogId, ReadLevel, ReadOptions, ReadWait, Role};
+use crate::types::{ClusterClock, HistoryEpoch, LogId, ReadLevel, ReadOptions, ReadWait, Role};
 
 /// Most reads that share one question to the leader; more wait for their turn.
 const MAX_SHARED: usize = 65_536;
@@ -137,6 +137,42 @@ async fn ask_once<M: StateMachine>(
     }
 }
 
+/// A state that is read for long, and how much that keeps alive. Clones are of the same state.
+#[derive(Debug)]
+pub(crate) struct HeldState<V> {
+    applied: Arc<Applied<V>>,
+    /// How much of what has been replaced since it keeps alive.
+    pub(crate) pinned: Pinned,
+}
+
+impl<V> Clone for HeldState<V> {
+    fn clone(&self) -> Self {
+        Self { applied: self.applied.clone(), pinned: self.pinned.clone() }
+    }
+}
+
+impl<V> HeldState<V> {
+    /// The last entry that was applied.
+    pub(crate) fn at(&self) -> LogId {
+        self.applied.progress.log_id.unwrap_or_default()
+    }
+
+    /// The cluster's clocks there.
+    pub(crate) fn clock(&self) -> ClusterClock {
+        self.applied.progress.clock
+    }
+
+    /// The history that it belongs to.
+    pub(crate) fn history(&self) -> HistoryEpoch {
+        self.applied.progress.history
+    }
+
+    /// The machine.
+    pub(crate) fn view(&self) -> &V {
+        &self.applied.view
+    }
+}
+
 impl<M: StateMachine> Engine<M> {
     /// Answers `query` from a state that is as fresh as `options` ask for; a plain [`ReadLevel`] will do.
     ///
@@ -186,6 +222,20 @@ impl<M: StateMachine> Engine<M> {
         let now = self.inner.core.published().watch();
         let pinned = Pinned::new(applied.progress, now, self.inner.pinned_bytes);
         Ok((applied.progress.log_id, applied.view.clone(), pinned))
+    }
+
+    /// The present state of this node, of any machine, for who reads it for long.
+    pub(crate) async fn held_state(&self) -> Result<HeldState<M::View>, ReadError> {
+        let applied = self.state_at(ReadLevel::Local.into()).await?;
+        let now = self.inner.core.published().watch();
+        let pinned = Pinned::new(applied.progress, now, self.inner.pinned_bytes);
+        Ok(HeldState { applied, pinned })
+    }
+
+    /// The last entry that this node has applied, and the cluster's clocks there.
+    pub(crate) fn applied_clock(&self) -> (Option<LogId>, ClusterClock) {
+        let progress = self.inner.core.published().progress();
+        (progress.log_id, progress.clock)
     }
 
     /// A position that includes every write acknowledged before this call, from the leader; this node may not have applied

@@ -27,6 +27,7 @@ use axum::response::{IntoResponse, Response};
 use super::ADMIN;
 use super::replication;
 use super::settings::Refused;
+use super::subscriptions::SUBSCRIBE_PATH;
 use crate::door::bodies::{Arriving, Built, Framing, Leaving, SHORTAGE_PATIENCE, content_type, is_grpc};
 use crate::door::failure;
 use crate::door::limits::DoorLimits;
@@ -208,7 +209,8 @@ fn is_for_operators(path: &str) -> bool {
 
 fn framing(methods: &Methods, path: &str, is_grpc: bool) -> Framing {
     match is_grpc {
-        true if methods.is_pipeline(path) || path.starts_with("/grpc.reflection.") => Framing::Pipeline,
+        true if methods.is_pipeline(path) || path == SUBSCRIBE_PATH => Framing::Pipeline,
+        true if path.starts_with("/grpc.reflection.") => Framing::Pipeline,
         true => Framing::Message,
         false => Framing::Plain,
     }

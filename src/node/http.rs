@@ -21,6 +21,7 @@ use crate::types::Role;
 use super::exposition::Exposition;
 use super::operated::OperatedNode;
 use super::settings::NodeSettings;
+use super::subscriptions::Subscribers;
 use super::{StatusPart, metrics, replication};
 
 /// What the pages show beside what the node is.
@@ -29,11 +30,12 @@ pub(super) struct Pages<N> {
     /// What the guest adds to the status.
     pub(super) status: Vec<(&'static str, StatusPart)>,
     pub(super) registry: Arc<Registry>,
+    pub(super) followers: Subscribers,
 }
 
 /// The routes over `node`, which is `draining` once it was told to stop.
 pub(super) fn router<N: OperatedNode>(node: &N, pages: Pages<N>, draining: watch::Receiver<bool>) -> Router {
-    let Pages { settings, status, registry } = pages;
+    let Pages { settings, status, registry, followers } = pages;
     let answer = |assessed: Result<(), NotReady>| match assessed {
         Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
@@ -49,7 +51,7 @@ pub(super) fn router<N: OperatedNode>(node: &N, pages: Pages<N>, draining: watch
             }),
         )
         .route("/metrics", get(scrape).with_state(registry))
-        .merge(replication::router(node.clone(), settings, status))
+        .merge(replication::router(node.clone(), settings, status, followers))
         .fallback(unknown)
 }
 

@@ -5,6 +5,7 @@
 //! | `quorate.v1.Pipeline`, `Sessions` | calls of the [guest](crate::door::Guest), whatever it is |
 //! | services that the guest has besides | reads and writes |
 //! | `quorate.v1.Admin` | status, members, who leads, snapshots |
+//! | `replication.ReplicationService` | what is applied, for followers ([`subscriptions`]) |
 //! | `grpc.health.v1.Health` | serving when the node is ready |
 //! | server reflection, v1 and v1alpha | `grpcurl … list` |
 //! | `/livez`, `/readyz`, `/metrics` | probes and Prometheus ([`http`]) |
@@ -37,6 +38,7 @@ mod port_metrics;
 pub(crate) mod replication;
 mod running;
 pub(crate) mod settings;
+mod subscriptions;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -64,6 +66,7 @@ use crate::engine::{Engine, StartProgress};
 use crate::error::OpenError;
 use crate::incoming::{self, Arrivals, Beginning, Places};
 use crate::proto::DESCRIPTORS;
+use crate::proto::replication::replication_service_server::ReplicationServiceServer;
 use crate::proto::v1::admin_server::AdminServer;
 
 use admin::AdminService;
@@ -76,6 +79,7 @@ use operated::OperatedNode;
 use port_metrics::PortCollector;
 pub use running::{RunError, StoppedBy};
 use settings::{LogLevel, NodeSettings};
+use subscriptions::{SubscriberCollector, Subscribers, SubscriptionService};
 
 /// How long requests in flight may take to be answered once the server is told to stop.
 pub const DRAIN: Duration = Duration::from_secs(5);
@@ -119,13 +123,14 @@ impl<N> Services<N> {
     /// What `grpc.health.v1` is asked for: the server as a whole, and each service.
     fn health_names(&self) -> Vec<&'static str> {
         let names = self.names.iter().copied().chain(services::NAMES);
-        [""].into_iter().chain(names).chain([ADMIN]).collect()
+        [""].into_iter().chain(names).chain([ADMIN, subscriptions::NAME]).collect()
     }
 
     /// All that can be called on the port of a node that serves `G`.
     fn methods<G: Guest>(&self) -> Methods {
         let pipelines = self.pipelines.iter().cloned().chain([services::PIPELINE.to_owned()]);
-        Methods::new(G::METHODS, &admin::METHODS, pipelines)
+        let others = [&admin::METHODS[..], &subscriptions::METHODS].concat();
+        Methods::new(G::METHODS, &others, pipelines)
     }
 }
 
@@ -397,16 +402,24 @@ impl<G: Guest, N: OperatedNode<Machine = G::Machine>> NodeRoutes<G, N> {
     /// The routes to `node`, and what counts the calls on them.
     fn of(self, node: &N) -> (Routes, Arc<DoorMetrics>) {
         let Self { mut collectors, limits, draining, .. } = self;
+        let subscribers = Subscribers::default();
         collectors.push(Box::new(NodeCollector(node.clone())));
+        collectors
+            .push(Box::new(SubscriberCollector { node: node.clone(), subscribers: subscribers.clone() }));
         let settings = NodeSettings::new(node.clone(), self.log_level, self.fixed_settings);
         let mut registry = Registry::default();
         let metrics = Arc::new(DoorMetrics::new(self.methods, &mut registry));
         collectors.into_iter().for_each(|collector| registry.register_collector(collector));
         let registry = Arc::new(registry);
-        let pages = http::Pages { settings: settings.clone(), status: self.status, registry };
+        let (followers, settings_now) = (subscribers.clone(), settings.clone());
+        let pages = http::Pages { settings: settings_now, status: self.status, registry, followers };
         let routes = Routes::from(http::router(node, pages, draining.clone()));
         let by = Answerer::of(node);
         let door = Door { node: node.clone(), by, metrics: metrics.clone(), limits, draining };
+        let subscriptions = SubscriptionService { door: door.clone(), subscribers };
+        let subscriptions = ReplicationServiceServer::new(subscriptions)
+            .max_encoding_message_size(subscriptions::MAX_ENTRY_BYTES);
+        let routes = routes.add_service(subscriptions);
         (add_services::<G, N>(routes, door, settings, self.services), metrics)
     }
 }
@@ -456,7 +469,7 @@ fn add_services<G: Guest, N: OperatedNode<Machine = G::Machine>>(
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
         // The descriptors also hold the protocol between peers, which this port does not serve.
-        let served = names.iter().copied().chain(services::NAMES).chain([ADMIN, HEALTH]);
+        let served = names.iter().copied().chain(services::NAMES).chain([ADMIN, subscriptions::NAME, HEALTH]);
         served.fold(builder, |builder, name| builder.with_service_name(name))
     };
     const VALID: &str = "invariant: descriptors compiled into this binary are valid";

@@ -3,12 +3,18 @@
 use std::time::Duration;
 
 use crate::door::ServedNode;
-use crate::engine::{Activity, Counters, Engine, QuotaError, RequestedChange, SessionList, Settings};
+use crate::engine::{
+    Activity, Counters, Engine, FollowError, HeldState, QuotaError, RequestedChange, SessionList, Settings,
+};
 use crate::error::{ConfigureError, Leader, MembershipError, ReadError, SnapshotError, TransferError};
+use crate::feed::{FeedCursor, FeedReach};
 use crate::machine::StateMachine;
 use crate::report::{MemberList, NodeReport};
 use crate::storage::LogStats;
-use crate::types::{LogId, NodeId};
+use crate::types::{Bookmark, ClusterClock, LogId, NodeId};
+
+/// A state of the machine of `N`.
+pub(crate) type ViewOf<N> = <<N as ServedNode>::Machine as StateMachine>::View;
 
 /// A member of a cluster that tells how it is. The methods promise what those of [`Engine`] do.
 pub(crate) trait OperatedNode: ServedNode {
@@ -45,6 +51,18 @@ pub(crate) trait OperatedNode: ServedNode {
     fn configure(&self, change: impl FnOnce(&mut Settings)) -> Result<Settings, ConfigureError>;
 
     fn set_state_quota(&self, bytes: Option<u64>) -> impl Future<Output = Result<LogId, QuotaError>> + Send;
+
+    fn follow(&self, after: Bookmark) -> impl Future<Output = Result<FeedCursor, FollowError>> + Send;
+
+    fn follow_from_now(&self) -> impl Future<Output = Result<FeedCursor, FollowError>> + Send;
+
+    fn feed_reach(&self) -> FeedReach;
+
+    /// The last entry applied, and the cluster's clocks there.
+    fn applied_clock(&self) -> (Option<LogId>, ClusterClock);
+
+    /// The present state, for who reads it for long.
+    fn held_state(&self) -> impl Future<Output = Result<HeldState<ViewOf<Self>>, ReadError>> + Send;
 }
 
 impl<M: StateMachine> OperatedNode for Engine<M> {
@@ -94,5 +112,25 @@ impl<M: StateMachine> OperatedNode for Engine<M> {
 
     async fn set_state_quota(&self, bytes: Option<u64>) -> Result<LogId, QuotaError> {
         Engine::set_state_quota(self, bytes).await
+    }
+
+    async fn follow(&self, after: Bookmark) -> Result<FeedCursor, FollowError> {
+        Engine::follow(self, after).await
+    }
+
+    async fn follow_from_now(&self) -> Result<FeedCursor, FollowError> {
+        Engine::follow_from_now(self).await
+    }
+
+    fn feed_reach(&self) -> FeedReach {
+        Engine::feed_reach(self)
+    }
+
+    fn applied_clock(&self) -> (Option<LogId>, ClusterClock) {
+        Engine::applied_clock(self)
+    }
+
+    async fn held_state(&self) -> Result<HeldState<M::View>, ReadError> {
+        Engine::held_state(self).await
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `GET /replication/status` | this node: role, offsets, lag, health |
 //! | `GET /replication/stats` | this node's counters since it started |
-//! | `GET /replication/replicas` | the other members; what only the leader knows of them is null elsewhere |
+//! | `GET /replication/replicas` | the other members, and who follows this node; what only the leader knows of members is null elsewhere |
 //! | `GET`, `POST /replication/configure` | settings that can change while the node runs, and the others ([`settings`](super::settings)) |
 //! | `GET /stats` | the most asked for of the first three, flat |
 //!
@@ -48,6 +48,7 @@ use crate::types::AckLevel;
 use super::StatusPart;
 use super::operated::OperatedNode;
 use super::settings::{NodeSettings, NotChanged, Refused};
+use super::subscriptions::{FollowerReport, Subscribers};
 
 /// Largest body of a request.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -62,6 +63,7 @@ struct RouteState<N> {
     settings: NodeSettings<N>,
     /// What the guest adds to the status.
     status: Arc<[(&'static str, StatusPart)]>,
+    followers: Subscribers,
     started: Instant,
 }
 
@@ -70,8 +72,9 @@ pub(super) fn router<N: OperatedNode>(
     node: N,
     settings: NodeSettings<N>,
     parts: Vec<(&'static str, StatusPart)>,
+    followers: Subscribers,
 ) -> Router {
-    let door = RouteState { node, settings, status: parts.into(), started: Instant::now() };
+    let door = RouteState { node, settings, status: parts.into(), followers, started: Instant::now() };
     Router::new()
         .route("/replication/status", get(status::<N>))
         .route("/replication/stats", get(stats::<N>))
@@ -212,7 +215,8 @@ async fn stats<N: OperatedNode>(State(door): State<RouteState<N>>) -> Response {
 
 async fn replicas<N: OperatedNode>(State(door): State<RouteState<N>>) -> Response {
     let report = door.node.report();
-    let replicas: Vec<_> = report.peers().map(replica).collect();
+    let followers = door.followers.reports(&door.node);
+    let replicas: Vec<_> = report.peers().map(replica).chain(followers.iter().map(follower)).collect();
     let answer = json!({
         "node_id": report.node_id,
         "role": report.role,
@@ -354,9 +358,11 @@ fn replica(peer: &MemberReport) -> Value {
     let led = peer.led.as_ref();
     let heard = led.and_then(|led| led.heard);
     json!({
+        "kind": "member",
         "id": peer.node_id,
         "host": host,
         "port": port.parse::<u16>().ok(),
+        "address": peer.peer,
         "client": Some(&peer.client).filter(|client| !client.is_empty()),
         "role": peer.kind(),
         "status": led.map(|led| led.standing),
@@ -365,12 +371,50 @@ fn replica(peer: &MemberReport) -> Value {
         "matched": led.and(peer.matched),
         "operations_behind": led.map(|led| led.behind_entries),
         "ms_behind": led.map(|led| millis(led.behind)),
+        // The same three, as every row has them.
+        "offset": led.and(peer.matched),
+        "lag_operations": led.map(|led| led.behind_entries),
+        "lag_ms": led.map(|led| millis(led.behind)),
         // Accepted from this leader since its process started.
         "operations_synced": led.map(|led| led.accepted_entries),
         // Null when none is under way.
         "snapshot": led.and_then(|led| led.snapshot).map(|(sent_bytes, total_bytes)| {
             json!({ "sent_bytes": sent_bytes, "total_bytes": total_bytes })
         }),
+    })
+}
+
+/// One who follows this node. What a row of a member has is there, too.
+fn follower(follower: &FollowerReport) -> Value {
+    let host = follower.address.map(|address| address.ip().to_string());
+    json!({
+        "kind": "subscriber",
+        // One without a name has the number of its connection to this node.
+        "id": match follower.name.is_empty() {
+            true => Value::from(follower.number),
+            false => Value::from(follower.name.as_str()),
+        },
+        "host": host,
+        "port": follower.address.map(|address| address.port()),
+        "address": follower.address.map(|address| address.to_string()),
+        "client": null,
+        "role": "subscriber",
+        "status": follower.standing,
+        "last_heartbeat_ms": millis(follower.heard),
+        "last_heartbeat": ago(follower.heard),
+        "matched": follower.position,
+        "operations_behind": follower.lag_operations,
+        "ms_behind": millis(follower.lag),
+        "offset": follower.position,
+        "lag_operations": follower.lag_operations,
+        "lag_ms": millis(follower.lag),
+        "operations_synced": follower.operations,
+        "snapshot": null,
+        "sent": follower.sent,
+        "sent_bytes": follower.sent_bytes,
+        "filters": follower.filters,
+        "in_snapshot": follower.in_snapshot,
+        "connected_ms": millis(follower.connected),
     })
 }
 

@@ -9,6 +9,7 @@ mod features;
 mod guest;
 mod machine_guest;
 mod replication;
+mod subscribe;
 mod tasks;
 mod unconfirmed;
 

@@ -30,7 +30,7 @@ use crate::door::failure::invalid;
 use crate::door::methods::MethodId;
 use crate::door::metrics::StreamCall;
 use crate::door::services::counted;
-use crate::door::streams::Responses;
+use crate::door::streams::{Responses, WatchPlace};
 use crate::door::{CallOf, Door, Guest, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, Method, ServedNode};
 use crate::engine::Engine;
 use crate::error::OpenError;
@@ -44,7 +44,7 @@ use crate::types::LogId;
 use history::{HistoryNow, ServedHistory};
 use moments::{MAX_LONG_RANGES, Moments};
 use pipeline::KvFraming;
-use watches::{Feed, WatchPlace};
+use watches::Feed;
 
 /// A range or a transaction counts as this many requests: its answer may be thousands of times larger than others.
 const RANGE_PERMITS: u32 = 64;

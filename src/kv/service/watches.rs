@@ -12,7 +12,6 @@
 //!
 //! The protocol, with a figure: `docs/design/watching.md`.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream;
@@ -22,12 +21,10 @@ use tokio::time::{Instant, sleep_until};
 use super::{KvNode, failure};
 use crate::call::Rejected;
 use crate::door::Answerer;
-use crate::door::failure::{stopped, too_many_watches};
-use crate::door::limits::Bound;
+use crate::door::failure::stopped;
 use crate::door::metrics::{OpenCall, StreamCall};
-use crate::door::streams::Responses;
+use crate::door::streams::{Responses, WatchPlace};
 use crate::engine::{NodeState, ReadOutcome};
-use crate::incoming::{Caller, Held};
 use crate::kv::api::Scope;
 use crate::kv::machine::{EventsAnswer, EventsQuery, KvAnswer, KvQuery};
 use crate::kv::{calls, codec};
@@ -46,30 +43,6 @@ const PACE: Duration = Duration::from_millis(2);
 /// The more watches look at it the less often: by so much for each of them, up to the slowest pace.
 const PACE_BY_WATCH: Duration = Duration::from_micros(20);
 const SLOWEST_PACE: Duration = Duration::from_millis(100);
-
-/// A watch's place among those of its connection.
-pub(super) struct WatchPlace(Arc<Caller>);
-
-impl WatchPlace {
-    /// One more watch on the connection of `caller`.
-    ///
-    /// # Errors
-    /// The failure to answer instead, when there are as many as there may be.
-    pub(super) fn take(caller: &Arc<Caller>, bound: Bound) -> Result<Self, Failure> {
-        // Others may take one at the same moment; a few more than all do no harm.
-        let is_free = caller.places().held(Held::Watches) < bound.all;
-        match is_free && caller.try_take(Held::Watches, 1, bound.each) {
-            true => Ok(Self(caller.clone())),
-            false => Err(too_many_watches(bound)),
-        }
-    }
-}
-
-impl Drop for WatchPlace {
-    fn drop(&mut self) {
-        self.0.give_back(Held::Watches, 1);
-    }
-}
 
 /// The states that all watches of a node look at.
 ///
@@ -241,7 +214,7 @@ impl<N: KvNode> ServedWatch<N> {
         loop {
             self.check_state()?;
             let query = KvQuery::Events(self.query.clone());
-            let watches = self.place.0.places().held(Held::Watches);
+            let watches = self.place.of_all();
             let outcome = self.feed.read(&self.node, query, self.since, watches).await?;
             let applied = outcome.applied;
             let mut answer = match outcome.answer {

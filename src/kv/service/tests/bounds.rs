@@ -479,7 +479,7 @@ async fn a_watch_whose_client_stops_in_the_middle_of_something_holds_up_no_other
     let (_drain, draining) = watch::channel(false);
     let watch = async || {
         let call = StreamCall::new(metrics.clone(), MethodId(WATCH), &Gauge::default());
-        let place = watches::WatchPlace::take(&caller, DoorLimits::default().watches);
+        let place = crate::door::streams::WatchPlace::take(&caller, DoorLimits::default().watches);
         let by = Answerer::of(&node);
         let request = v1::WatchRequest { from_revision: 1, ..Default::default() };
         watches::watch(node.clone(), by, draining.clone(), feed.clone(), request, place, call).await.unwrap()

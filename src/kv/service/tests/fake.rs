@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 
 use crate::door::served::PinnedView;
 use crate::engine::{
-    Activity, Counters, NewAddresses, NewMember, Pinned, QuotaError, RequestedChange, Settings,
-    SnapshotPolicy,
+    Activity, Counters, FollowError, HeldState, NewAddresses, NewMember, Pinned, QuotaError, RequestedChange,
+    Settings, SnapshotPolicy,
 };
 use crate::error::{ConfigureError, MembershipError, SnapshotError, TransferError};
-use crate::feed::EventLogLimits;
+use crate::feed::{EventLogLimits, FeedCursor, FeedReach};
 use crate::raft::published::Progress;
 use crate::report::{
     Carried, InFlight, Lag, LedPeer, MemberList, MemberReport, Offsets, SessionsReport, StateSize,
 };
 use crate::storage::LogStats;
-use crate::types::{DiskStatus, NodeId};
+use crate::types::{Bookmark, DiskStatus, NodeId};
 
 pub(super) type Held = Box<dyn FnOnce() + Send>;
 
@@ -318,6 +318,27 @@ impl OperatedNode for FakeNode {
             history: HISTORY,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
+    }
+
+    /// It has applied nothing that could be followed.
+    async fn follow(&self, after: Bookmark) -> Result<FeedCursor, FollowError> {
+        Err(FollowError::Compacted { after: after.index, first: u64::MAX })
+    }
+
+    async fn follow_from_now(&self) -> Result<FeedCursor, FollowError> {
+        self.follow(Bookmark::from(0)).await
+    }
+
+    fn feed_reach(&self) -> FeedReach {
+        FeedReach::default()
+    }
+
+    fn applied_clock(&self) -> (Option<LogId>, ClusterClock) {
+        (self.state().applied, ClusterClock::default())
+    }
+
+    async fn held_state(&self) -> Result<HeldState<KvView>, ReadError> {
+        Err(ReadError::Stopped { reason: "it has no states to hold".to_owned() })
     }
 
     async fn list_sessions(&self, after: u64, limit: usize) -> Result<SessionList, ReadError> {

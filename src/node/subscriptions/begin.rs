@@ -1,0 +1,189 @@
+//! How a follower begins: where it asks to, or with the state as of a newer position.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+use super::failures;
+use super::registry::Subscribers;
+use super::rest::Items;
+use super::stream::{Line, Sending, drained};
+use super::wire::EntryAt;
+use super::wishes::{StartAt, Wishes};
+use crate::door::failure::invalid;
+use crate::door::streams::WatchPlace;
+use crate::engine::{FollowError, HeldState};
+use crate::error::ReadError;
+use crate::feed::{FeedContent, FeedCursor, FeedRecord};
+use crate::machine::{AppliedEvent, StateMachine};
+use crate::node::operated::{OperatedNode, ViewOf};
+use crate::proto::replication::SnapshotMark;
+use crate::proto::v1::Failure;
+use crate::runtime::offload;
+use crate::types::{Bookmark, LogId};
+
+/// A follower says within this time where to begin.
+const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of a state that are looked at in one piece.
+const STATE_PAGE_BYTES: usize = 192 * 1024;
+
+/// Where a follower begins.
+enum Begun<N: OperatedNode> {
+    At(FeedCursor),
+    /// With this state. What follows was found before anything of it is sent.
+    With(HeldState<ViewOf<N>>, FeedCursor, OwnedSemaphorePermit),
+}
+
+/// Sends to one follower until it has had enough.
+///
+/// # Errors
+/// Why nothing more is sent.
+pub(super) async fn serve<N: OperatedNode>(
+    node: N,
+    subscribers: Subscribers,
+    mut line: Line,
+    _place: WatchPlace,
+) -> Result<(), Failure> {
+    let Line { requests, outlet, draining, .. } = &mut line;
+    let prepare = async {
+        let first = timeout(FIRST_PATIENCE, requests.message()).await;
+        let first = first.map_err(|_| failures::says_nothing(FIRST_PATIENCE))?;
+        let first = first.map_err(|status| failures::unread(&status))?;
+        let first = first.ok_or_else(|| invalid("the follower did not say where to begin"))?;
+        let wishes = Wishes::parse(first, <N::Machine as StateMachine>::TELLS_EVENTS)?;
+        let begun = begin(&node, &wishes).await?;
+        let begun = match begun {
+            Ok(cursor) => Begun::At(cursor),
+            Err(first) if wishes.accept_snapshot => with_state::<N>(&node, &subscribers, first).await?,
+            Err(error) => return Err(failures::of_follow(error)),
+        };
+        Ok((Arc::new(wishes), begun))
+    };
+    let (wishes, begun) = tokio::select! {
+        biased;
+        () = drained(draining) => return Err(failures::draining()),
+        () = outlet.gone() => return Ok(()),
+        prepared = prepare => prepared?,
+    };
+    let from = match (wishes.start, &begun) {
+        (StartAt::After(after), _) => after.index,
+        (StartAt::Now(_), Begun::At(cursor) | Begun::With(_, cursor, _)) => {
+            cursor.next_position().saturating_sub(1)
+        }
+    };
+    let address = line.caller.address();
+    let place = subscribers.enter(wishes.id.clone(), address, wishes.choice.shown(), from);
+    let sending = |cursor| Sending::new(node, line, wishes.clone(), (place, cursor), from);
+    let mut sending = match begun {
+        Begun::At(cursor) => sending(cursor),
+        Begun::With(state, cursor, permit) => {
+            let mut sending = sending(cursor);
+            if !send_state(&mut sending, state).await? {
+                return Ok(());
+            }
+            drop(permit);
+            sending
+        }
+    };
+    if matches!(wishes.start, StartAt::Now(_)) && !sending.heartbeat().await? {
+        return Ok(());
+    }
+    sending.tail().await
+}
+
+/// A cursor where `wishes` begin, or why there is none although the position is one of this cluster.
+///
+/// # Errors
+/// When it is none, or nobody knows.
+async fn begin<N: OperatedNode>(
+    node: &N,
+    wishes: &Wishes,
+) -> Result<Result<FeedCursor, FollowError>, Failure> {
+    match wishes.start {
+        StartAt::After(after) => match node.follow(after).await {
+            Err(FollowError::Position(error)) => Err(error.into()),
+            begun => Ok(begun),
+        },
+        StartAt::Now(given) => {
+            let cursor = node.follow_from_now().await.map_err(failures::of_follow)?;
+            match given.differs_from(cursor.history()) {
+                true => Err(ReadError::OtherHistory { given, known: cursor.history() }.into()),
+                false => Ok(Ok(cursor)),
+            }
+        }
+    }
+}
+
+/// The present state instead of what is gone, which is `error`.
+async fn with_state<N: OperatedNode>(
+    node: &N,
+    subscribers: &Subscribers,
+    error: FollowError,
+) -> Result<Begun<N>, Failure> {
+    if !<N::Machine as StateMachine>::TELLS_EVENTS {
+        return Err(failures::of_follow(error));
+    }
+    let permit = subscribers.snapshot_place()?;
+    let state = node.held_state().await?;
+    let at = Bookmark { index: state.at().index, history: state.history() };
+    let cursor = node.follow(at).await.map_err(failures::of_follow)?;
+    Ok(Begun::With(state, cursor, permit))
+}
+
+/// Sends `state`, and says where it begins and ends; false if the follower has gone.
+async fn send_state<N: OperatedNode>(
+    sending: &mut Sending<N>,
+    state: HeldState<ViewOf<N>>,
+) -> Result<bool, Failure> {
+    let mut pinned = state.pinned.clone();
+    tokio::select! {
+        // First, or a state whose follower always has room would never be looked at.
+        biased;
+        () = pinned.too_much() => Err(failures::too_much_replaced(pinned.most_bytes())),
+        sent = send_items(sending, state) => sent,
+    }
+}
+
+async fn send_items<N: OperatedNode>(
+    sending: &mut Sending<N>,
+    state: HeldState<ViewOf<N>>,
+) -> Result<bool, Failure> {
+    let (at, clock) = (state.at(), state.clock());
+    let (time_ms, elapsed_ms) = (clock.log_time_ms(), clock.elapsed_ms);
+    let mark = EntryAt { seq: at.index, term: at.term, time_ms, elapsed_ms };
+    if !sending.mark(mark, SnapshotMark::SnapshotBegin).await? {
+        return Ok(false);
+    }
+    let mut after = Some(Vec::new());
+    while let Some(from) = after {
+        if !sending.room().await? {
+            return Ok(false);
+        }
+        sending.hear_what_came()?;
+        let (view, wishes) = (state.clone(), sending.wishes.clone());
+        let (events, next) = offload(move || page::<N>(&view, &wishes, &from)).await;
+        after = next;
+        if !events.is_empty() {
+            let log_id = LogId::new(at.term, at.index);
+            let content = FeedContent::Events(events);
+            sending.load_state(FeedRecord { log_id, time_ms, elapsed_ms, content });
+        }
+        if !sending.send_rest().await? || (sending.is_overdue() && !sending.heartbeat().await?) {
+            return Ok(false);
+        }
+    }
+    sending.mark(mark, SnapshotMark::SnapshotEnd).await
+}
+
+/// Items of `state` after `from` that are wanted, and what to give as `from` for the rest.
+fn page<N: OperatedNode>(
+    state: &HeldState<ViewOf<N>>,
+    wishes: &Wishes,
+    from: &[u8],
+) -> (Vec<AppliedEvent>, Option<Vec<u8>>) {
+    let mut items = Items::new(&wishes.choice, STATE_PAGE_BYTES);
+    let next = N::Machine::tell_state(state.view(), from, STATE_PAGE_BYTES, &mut items);
+    (items.into_events(), next)
+}

@@ -1,0 +1,446 @@
+//! One follower: a task that sends what is applied, as far as the follower takes it.
+//!
+//! The task keeps a position. It takes a page of what follows when the connection has room for it, makes messages of that, and hands
+//! them over together; they count as unsent answers of their connection until they are encoded. Where a window is full it lets go
+//! of the rest of the page, and takes it again later.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
+use prost::Message as _;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tonic::{Status, Streaming};
+
+use super::credit::{Credit, NotSent};
+use super::failures;
+use super::registry::FollowerPlace;
+use super::rest::Rest;
+use super::wire::{self, EntryAt, SentEntry};
+use super::wishes::Wishes;
+use crate::door::bodies::{Built, room_to_build};
+use crate::door::failure::invalid;
+use crate::door::limits::DoorLimits;
+use crate::door::streams::{Outlet, Responses};
+use crate::feed::{FeedCursor, FeedRecord};
+use crate::incoming::Caller;
+use crate::node::operated::OperatedNode;
+use crate::proto::replication::{Heartbeat, SnapshotMark, SubscribeRequest, WalEntryProto};
+use crate::proto::v1::Failure;
+use crate::runtime::offload;
+
+/// Bytes of a page of what was applied; about what becomes one chunk.
+const PAGE_BYTES: usize = 192 * 1024;
+/// Messages that are handed over together have so many bytes, and so has a batch; one entry may exceed it.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// A batch with more bytes is compressed off the task.
+const OFFLOADED_BYTES: usize = 16 * 1024;
+/// Messages of a follower that are taken in before something is sent.
+const MAX_HEARD: usize = 64;
+/// Least time for which a full window may stay as it is.
+const LEAST_PATIENCE: Duration = Duration::from_secs(60);
+/// The same in heartbeats.
+const PATIENCE_HEARTBEATS: u32 = 3;
+
+/// Messages that are handed over together, and what counts for them until they are taken.
+pub(super) struct Chunk {
+    messages: Vec<WalEntryProto>,
+    built: Built,
+}
+
+/// The messages in `chunks`, one by one.
+pub(super) fn one_by_one(chunks: Responses<Chunk>) -> Responses<WalEntryProto> {
+    let messages = chunks.map_ok(|Chunk { messages, built }| {
+        stream::iter(messages).map(move |message| {
+            let _counts = &built;
+            Ok::<_, Status>(message)
+        })
+    });
+    Box::pin(messages.try_flatten())
+}
+
+/// The two ends of a stream.
+pub(super) struct Line {
+    pub(super) requests: Streaming<SubscribeRequest>,
+    pub(super) outlet: Arc<Outlet<Chunk>>,
+    pub(super) caller: Arc<Caller>,
+    pub(super) limits: Arc<DoorLimits>,
+    pub(super) draining: watch::Receiver<bool>,
+}
+
+/// Waits until the node drains. An error means that it is gone.
+pub(super) async fn drained(draining: &mut watch::Receiver<bool>) {
+    let _ = draining.wait_for(|draining| *draining).await;
+}
+
+/// What came of an attempt to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Something was sent.
+    Sent,
+    /// What there was is not wanted, and there is more.
+    Passed,
+    /// There is nothing.
+    Idle,
+    /// The window is full.
+    Blocked,
+    /// The follower has gone.
+    Gone,
+}
+
+/// A follower that is being sent what it asked for.
+pub(super) struct Sending<N> {
+    pub(super) node: N,
+    pub(super) line: Line,
+    pub(super) wishes: Arc<Wishes>,
+    place: FollowerPlace,
+    cursor: FeedCursor,
+    credit: Credit,
+    rest: Rest,
+    /// Of the next page so many events of this position are done with.
+    resume: Option<(u64, usize)>,
+    /// Everything up to here that is wanted was sent, and log time there.
+    upto: (u64, u64),
+    /// Whether nothing was sent yet, so that the history is to be named.
+    is_first: bool,
+    /// When the next heartbeat is due.
+    beat: Instant,
+    /// Whether the follower says nothing more.
+    requests_over: bool,
+    /// Since when the window is full and nothing is acknowledged.
+    blocked: Option<Instant>,
+    /// Whether something was acknowledged since it was found full.
+    acknowledged: bool,
+}
+
+impl<N: OperatedNode> Sending<N> {
+    /// To a follower that has everything up to `from`, or a state before.
+    pub(super) fn new(
+        node: N,
+        line: Line,
+        wishes: Arc<Wishes>,
+        (place, cursor): (FollowerPlace, FeedCursor),
+        from: u64,
+    ) -> Self {
+        let (credit, beat) = (Credit::new(wishes.window_bytes, from), Instant::now() + wishes.heartbeat);
+        Self {
+            node,
+            line,
+            wishes,
+            place,
+            cursor,
+            credit,
+            rest: Rest::default(),
+            resume: None,
+            upto: (from, 0),
+            is_first: true,
+            beat,
+            requests_over: false,
+            blocked: None,
+            acknowledged: false,
+        }
+    }
+
+    /// Sends what is applied until one of the two has had enough.
+    ///
+    /// # Errors
+    /// Why nothing more is sent.
+    pub(super) async fn tail(&mut self) -> Result<(), Failure> {
+        loop {
+            self.hear_what_came()?;
+            let may_go_on = self.blocked.is_none() || (self.acknowledged && self.credit.is_roomy());
+            let step = if may_go_on { self.advance().await? } else { Step::Blocked };
+            self.note(step);
+            let overdue = Instant::now() >= self.beat || (self.is_first && step == Step::Idle);
+            let goes_on = match step {
+                Step::Gone => false,
+                _ if overdue => self.heartbeat().await?,
+                Step::Sent => true,
+                Step::Passed => {
+                    tokio::task::yield_now().await;
+                    true
+                }
+                Step::Idle | Step::Blocked => self.wait(step).await?,
+            };
+            if !goes_on {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sends the next entries there are room for.
+    async fn advance(&mut self) -> Result<Step, Failure> {
+        if !self.rest.seek(&self.wishes.choice) {
+            if !self.room().await? {
+                return Ok(Step::Gone);
+            }
+            let page = self.cursor.page(PAGE_BYTES).await;
+            let page = page.map_err(|error| failures::of_feed(error, self.cursor.history()))?;
+            let (is_last, next) = (page.is_last(), page.next);
+            let resume = self.resume.take();
+            let first = page.records.first().map(|record| record.log_id.index);
+            let events = resume.filter(|(at, _)| first == Some(*at)).map_or(0, |(_, events)| events);
+            self.rest.load(page.records, events);
+            if !self.rest.seek(&self.wishes.choice) {
+                let time_ms = self.rest.passed().map_or(self.upto.1, |(_, time_ms)| time_ms);
+                self.upto = (self.upto.0.max(next.saturating_sub(1)), time_ms);
+                return Ok(if is_last { Step::Idle } else { Step::Passed });
+            }
+        }
+        self.send_found().await
+    }
+
+    /// Sends what was found, and what follows it.
+    pub(super) async fn send_rest(&mut self) -> Result<bool, Failure> {
+        while self.rest.seek(&self.wishes.choice) {
+            self.hear_what_came()?;
+            match self.send_found().await? {
+                Step::Gone => return Ok(false),
+                // All of it is of one position: no window holds it up.
+                step => debug_assert_eq!(step, Step::Sent),
+            }
+        }
+        Ok(true)
+    }
+
+    /// A page of a state is to be sent.
+    pub(super) fn load_state(&mut self, record: FeedRecord) {
+        self.rest.load_state(record);
+    }
+
+    async fn send_found(&mut self) -> Result<Step, Failure> {
+        let sent = if self.wishes.batched { self.send_batch().await? } else { self.send_single().await? };
+        if let Some((upto, time_ms)) = self.rest.passed() {
+            self.upto = (self.upto.0.max(upto), time_ms);
+        }
+        let Some(is_there) = sent else {
+            if let Some((at, events)) = self.rest.let_go() {
+                self.cursor.move_to(at);
+                self.resume = Some((at, events));
+            }
+            return Ok(Step::Blocked);
+        };
+        Ok(if is_there { Step::Sent } else { Step::Gone })
+    }
+
+    /// Sends entries one by one. `None` if the window is full; false if the follower has gone.
+    async fn send_single(&mut self) -> Result<Option<bool>, Failure> {
+        let (mut messages, mut bytes) = (Vec::new(), 0);
+        while bytes < CHUNK_BYTES && self.rest.seek(&self.wishes.choice) {
+            let (at, content, more) = self.rest.found();
+            let history = self.is_first.then(|| self.cursor.history());
+            let entry = SentEntry { at, content, more, history, is_item: self.rest.is_state() };
+            let length = entry.len();
+            if !self.credit.may_begin(at.seq, length) {
+                break;
+            }
+            messages.push(entry.message());
+            self.credit.sent(None, at.seq, length, at.time_ms);
+            bytes += length;
+            self.is_first = false;
+            self.rest.take();
+        }
+        if messages.is_empty() {
+            return Ok(None);
+        }
+        let operations = messages.len() as u64;
+        self.send(messages, operations, bytes).await.map(Some)
+    }
+
+    /// The same in one message.
+    async fn send_batch(&mut self) -> Result<Option<bool>, Failure> {
+        let (mut entries, mut count, mut first) = (BytesMut::new(), 0, None);
+        let (mut before, mut last): (Option<u64>, Option<EntryAt>) = (None, None);
+        while self.rest.seek(&self.wishes.choice) {
+            let (at, content, more) = self.rest.found();
+            let history = entries.is_empty().then(|| self.cursor.history());
+            let entry = SentEntry { at, content, more, history, is_item: self.rest.is_state() };
+            let length = entries.len() + entry.batched_len();
+            let has_room = match first {
+                None => self.credit.may_begin(at.seq, length),
+                Some(_) if length > CHUNK_BYTES => false,
+                Some(first) if first == at.seq => self.credit.may_begin(first, length),
+                Some(_) => self.credit.fits(length),
+            };
+            if !has_room {
+                break;
+            }
+            entry.put_batched(&mut entries);
+            count += 1;
+            first.get_or_insert(at.seq);
+            before = last.filter(|last| last.seq < at.seq).map(|last| last.seq).or(before);
+            last = Some(at);
+            self.rest.take();
+        }
+        let Some(last) = last else { return Ok(None) };
+        let (entries, compress) = (entries.freeze(), self.wishes.compressed);
+        let message = match compress && entries.len() >= OFFLOADED_BYTES {
+            true => offload(move || wire::batch(entries, count, true)).await,
+            false => wire::batch(entries, count, compress),
+        };
+        let bytes = message.encoded_len();
+        self.credit.sent(before, last.seq, bytes, last.time_ms);
+        self.is_first = false;
+        self.send(vec![message], count.into(), bytes).await.map(Some)
+    }
+
+    /// Hands over `messages`; false if the follower has gone.
+    async fn send(
+        &mut self,
+        messages: Vec<WalEntryProto>,
+        operations: u64,
+        bytes: usize,
+    ) -> Result<bool, Failure> {
+        let chunk = Chunk { messages, built: Built::new(self.line.caller.clone(), bytes) };
+        let sent = tokio::select! {
+            biased;
+            sent = self.line.outlet.send(chunk) => sent.map_err(|_| failures::untaken())?,
+            () = drained(&mut self.line.draining) => return Err(failures::draining()),
+        };
+        self.place.sent(operations, bytes);
+        self.beat = Instant::now() + self.wishes.heartbeat;
+        Ok(sent)
+    }
+
+    /// Says where a state begins or ends.
+    pub(super) async fn mark(&mut self, at: EntryAt, mark: SnapshotMark) -> Result<bool, Failure> {
+        let EntryAt { seq, term, time_ms, elapsed_ms } = at;
+        let history = self.cursor.history().0;
+        let snapshot = mark.into();
+        let message =
+            WalEntryProto { seq, term, time_ms, elapsed_ms, history, snapshot, ..Default::default() };
+        let bytes = message.encoded_len();
+        self.is_first = false;
+        self.credit.sent(None, seq, bytes, time_ms);
+        let ends = mark == SnapshotMark::SnapshotEnd;
+        if ends {
+            self.upto = (seq, time_ms);
+        }
+        self.place.update(|at| at.in_snapshot = !ends);
+        self.send(vec![message], 0, bytes).await
+    }
+
+    /// Says how far everything is.
+    pub(super) async fn heartbeat(&mut self) -> Result<bool, Failure> {
+        let (applied, clock) = self.node.applied_clock();
+        let (upto_seq, time_ms) = self.upto;
+        let applied_index = applied.map_or(0, |applied| applied.index);
+        let is_last = upto_seq >= applied_index;
+        let committed = self.node.state().committed.map_or(0, |committed| committed.index);
+        let heartbeat = Heartbeat {
+            upto_seq,
+            applied_seq: applied_index,
+            committed_seq: committed.max(applied_index),
+            upto_time_ms: if is_last { clock.log_time_ms() } else { time_ms },
+            applied_time_ms: clock.log_time_ms(),
+            applied_elapsed_ms: clock.elapsed_ms,
+        };
+        let history = self.cursor.history().0;
+        let message = WalEntryProto { history, heartbeat: Some(heartbeat), ..Default::default() };
+        let bytes = message.encoded_len();
+        self.is_first = false;
+        self.credit.tell(upto_seq);
+        self.send(vec![message], 0, bytes).await
+    }
+
+    /// Whether a heartbeat is due.
+    pub(super) fn is_overdue(&self) -> bool {
+        Instant::now() >= self.beat
+    }
+
+    /// Waits until the connection has room for more; false if the follower has gone.
+    pub(super) async fn room(&mut self) -> Result<bool, Failure> {
+        let Line { caller, limits, outlet, draining, .. } = &mut self.line;
+        tokio::select! {
+            biased;
+            () = room_to_build(caller, limits) => Ok(true),
+            () = drained(draining) => Err(failures::draining()),
+            () = outlet.gone() => Ok(false),
+        }
+    }
+
+    /// Takes in what the follower has said, without waiting.
+    pub(super) fn hear_what_came(&mut self) -> Result<(), Failure> {
+        if *self.line.draining.borrow() {
+            return Err(failures::draining());
+        }
+        for _ in 0..MAX_HEARD {
+            if self.requests_over {
+                break;
+            }
+            let Some(came) = self.line.requests.message().now_or_never() else { break };
+            self.hear(came)?;
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, came: Result<Option<SubscribeRequest>, Status>) -> Result<(), Failure> {
+        let Some(request) = came.map_err(|status| failures::unread(&status))? else {
+            self.requests_over = true;
+            return Ok(());
+        };
+        let now = Instant::now();
+        self.place.update(|at| at.heard = now);
+        // 0 acknowledges nothing.
+        if request.ack_seq > 0 {
+            match self.credit.ack(request.ack_seq) {
+                Ok(true) => {
+                    self.acknowledged = true;
+                    self.blocked = self.blocked.map(|_| now);
+                }
+                Ok(false) => {}
+                Err(NotSent { told }) => {
+                    return Err(invalid(&format!(
+                        "it acknowledges position {}, and was sent nothing beyond {told}",
+                        request.ack_seq
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for something to send, room for it, the next heartbeat; false if the follower has gone.
+    async fn wait(&mut self, step: Step) -> Result<bool, Failure> {
+        let patience = LEAST_PATIENCE.max(self.wishes.heartbeat * PATIENCE_HEARTBEATS);
+        let since = self.blocked.unwrap_or(self.beat);
+        let is_blocked = step == Step::Blocked;
+        let Line { requests, outlet, draining, .. } = &mut self.line;
+        let came = tokio::select! {
+            biased;
+            () = drained(draining) => return Err(failures::draining()),
+            () = outlet.gone() => return Ok(false),
+            came = requests.message(), if !self.requests_over => Some(came),
+            () = self.cursor.changed(), if !is_blocked => None,
+            () = sleep_until(self.beat) => None,
+            () = sleep_until(since + patience), if is_blocked => {
+                return Err(failures::unacknowledged(patience));
+            }
+        };
+        match came {
+            Some(came) => self.hear(came).map(|()| true),
+            None => Ok(true),
+        }
+    }
+
+    /// Notes what came of a step, for whoever looks.
+    fn note(&mut self, step: Step) {
+        match step {
+            Step::Blocked => {
+                self.blocked.get_or_insert_with(Instant::now);
+                self.acknowledged = false;
+            }
+            Step::Sent => self.blocked = None,
+            Step::Passed | Step::Idle | Step::Gone => {}
+        }
+        let (upto, time_ms) = self.upto;
+        let (position, time_ms) = self.credit.position(upto, time_ms);
+        let is_even = step == Step::Idle && position == upto;
+        self.place.update(|at| {
+            (at.sent, at.position, at.time_ms) = (upto, position, time_ms);
+            at.behind = if is_even { None } else { at.behind.or_else(|| Some(Instant::now())) };
+        });
+    }
+}

@@ -1,0 +1,374 @@
+//! Entries as messages. Those of a batch are written as their bytes at once, without a message in between: there are many.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+
+use crate::feed::FeedRecord;
+use crate::machine::{AppliedEvent, EventOperation};
+use crate::proto::replication::{
+    AppliedCommand, Batch, Compression, Entity, SnapshotMark, WalEntryProto, WalOperation,
+};
+use crate::types::{HistoryEpoch, MachineVersion};
+
+/// Numbers of fields, as `proto/replication.proto` has them.
+mod entry {
+    pub(super) const SEQ: u32 = 1;
+    pub(super) const OPERATION: u32 = 2;
+    pub(super) const TENANT: u32 = 3;
+    pub(super) const ENTITY: u32 = 4;
+    pub(super) const TIME: u32 = 5;
+    pub(super) const TERM: u32 = 6;
+    pub(super) const MORE: u32 = 7;
+    pub(super) const COMMAND: u32 = 8;
+    pub(super) const HISTORY: u32 = 9;
+    pub(super) const SNAPSHOT: u32 = 12;
+    pub(super) const ELAPSED: u32 = 13;
+}
+/// See [`entry`].
+mod entity {
+    pub(super) const COLLECTION: u32 = 1;
+    pub(super) const KEY: u32 = 2;
+    pub(super) const VALUE: u32 = 3;
+    pub(super) const CREATED: u32 = 4;
+    pub(super) const PREVIOUS: u32 = 5;
+    pub(super) const VERSION: u32 = 6;
+    pub(super) const EXPIRES: u32 = 7;
+    pub(super) const DEADLINE: u32 = 8;
+}
+/// The number of the only field of `Entries`, and of those of a command.
+const ENTRIES: u32 = 1;
+const COMMAND_FIELDS: [u32; 3] = [1, 2, 3];
+
+/// Less than this is not worth being compressed.
+const LEAST_COMPRESSED_BYTES: usize = 256;
+/// The fastest of the levels that make anything much smaller.
+const LEVEL: i32 = 1;
+
+/// What entries of one position have in common.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct EntryAt {
+    pub(super) seq: u64,
+    pub(super) term: u64,
+    pub(super) time_ms: u64,
+    pub(super) elapsed_ms: u64,
+}
+
+impl EntryAt {
+    pub(super) fn of(record: &FeedRecord) -> Self {
+        let FeedRecord { log_id, time_ms, elapsed_ms, .. } = *record;
+        Self { seq: log_id.index, term: log_id.term, time_ms, elapsed_ms }
+    }
+
+    /// The cluster's clock when elapsed time is `elapsed_ms`, as things stood at this position.
+    fn time_at(&self, elapsed_ms: u64) -> u64 {
+        // Both may be on either side.
+        let distance = i128::from(elapsed_ms) - i128::from(self.elapsed_ms);
+        let time = i128::from(self.time_ms) + distance;
+        // 0 stands for never.
+        u64::try_from(time.max(1)).unwrap_or(u64::MAX)
+    }
+}
+
+/// What an entry tells.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum EntryContent<'a> {
+    Event(&'a AppliedEvent),
+    Command { wrote: MachineVersion, command: &'a Bytes },
+}
+
+/// An entry that is to be sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SentEntry<'a> {
+    pub(super) at: EntryAt,
+    pub(super) content: EntryContent<'a>,
+    pub(super) more: bool,
+    /// Where it is to be named.
+    pub(super) history: Option<HistoryEpoch>,
+    /// Whether it is an item of a snapshot.
+    pub(super) is_item: bool,
+}
+
+fn operation(of: EventOperation) -> WalOperation {
+    match of {
+        EventOperation::Insert => WalOperation::Insert,
+        EventOperation::Update => WalOperation::Update,
+        EventOperation::Delete => WalOperation::Delete,
+        EventOperation::Expire => WalOperation::Expire,
+    }
+}
+
+fn number_len(tag: u32, value: u64) -> usize {
+    if value == 0 { 0 } else { key_len(tag) + encoded_len_varint(value) }
+}
+
+fn bytes_len(tag: u32, bytes: &[u8]) -> usize {
+    if bytes.is_empty() { 0 } else { nested_len(tag, bytes.len()) }
+}
+
+fn nested_len(tag: u32, length: usize) -> usize {
+    key_len(tag) + encoded_len_varint(length as u64) + length
+}
+
+fn put_number(out: &mut BytesMut, tag: u32, value: u64) {
+    if value != 0 {
+        encode_key(tag, WireType::Varint, out);
+        encode_varint(value, out);
+    }
+}
+
+fn put_bytes(out: &mut BytesMut, tag: u32, bytes: &[u8]) {
+    if !bytes.is_empty() {
+        put_length(out, tag, bytes.len());
+        out.put_slice(bytes);
+    }
+}
+
+fn put_length(out: &mut BytesMut, tag: u32, length: usize) {
+    encode_key(tag, WireType::LengthDelimited, out);
+    encode_varint(length as u64, out);
+}
+
+impl<'a> SentEntry<'a> {
+    fn operation(&self) -> WalOperation {
+        match self.content {
+            EntryContent::Event(event) => operation(event.operation),
+            EntryContent::Command { .. } => WalOperation::Command,
+        }
+    }
+
+    fn tenant(&self) -> &'a [u8] {
+        match self.content {
+            EntryContent::Event(event) => &event.tenant,
+            EntryContent::Command { .. } => &[],
+        }
+    }
+
+    fn mark(&self) -> SnapshotMark {
+        if self.is_item { SnapshotMark::SnapshotItem } else { SnapshotMark::NotOfASnapshot }
+    }
+
+    /// The numbers of an entity and their fields.
+    fn entity_numbers(&self, event: &AppliedEvent) -> [(u32, u64); 5] {
+        let deadline = event.deadline_ms.unwrap_or(0);
+        let expires = event.deadline_ms.map_or(0, |deadline| self.at.time_at(deadline));
+        [
+            (entity::CREATED, event.created),
+            (entity::PREVIOUS, event.previous),
+            (entity::VERSION, event.version),
+            (entity::EXPIRES, expires),
+            (entity::DEADLINE, deadline),
+        ]
+    }
+
+    fn content_len(&self) -> usize {
+        match self.content {
+            EntryContent::Event(event) => {
+                let numbers = self.entity_numbers(event);
+                bytes_len(entity::COLLECTION, &event.collection)
+                    + bytes_len(entity::KEY, &event.key)
+                    + bytes_len(entity::VALUE, &event.value)
+                    + numbers.iter().map(|(tag, value)| number_len(*tag, *value)).sum::<usize>()
+            }
+            EntryContent::Command { wrote, command } => {
+                let [machine, version, encoded] = COMMAND_FIELDS;
+                number_len(machine, wrote.machine.into())
+                    + number_len(version, wrote.version.into())
+                    + bytes_len(encoded, command)
+            }
+        }
+    }
+
+    fn len_around(&self, content_len: usize) -> usize {
+        let EntryAt { seq, term, time_ms, elapsed_ms } = self.at;
+        let history = self.history.map_or(0, |history| history.0);
+        number_len(entry::SEQ, seq)
+            + number_len(entry::OPERATION, self.operation() as u64)
+            + bytes_len(entry::TENANT, self.tenant())
+            + nested_len(self.content_tag(), content_len)
+            + number_len(entry::TIME, time_ms)
+            + number_len(entry::TERM, term)
+            + number_len(entry::MORE, self.more.into())
+            + if history == 0 { 0 } else { key_len(entry::HISTORY) + 8 }
+            + number_len(entry::SNAPSHOT, self.mark() as u64)
+            + number_len(entry::ELAPSED, elapsed_ms)
+    }
+
+    fn content_tag(&self) -> u32 {
+        match self.content {
+            EntryContent::Event(_) => entry::ENTITY,
+            EntryContent::Command { .. } => entry::COMMAND,
+        }
+    }
+
+    /// Bytes of its message.
+    pub(super) fn len(&self) -> usize {
+        self.len_around(self.content_len())
+    }
+
+    /// Bytes that it adds to a batch.
+    pub(super) fn batched_len(&self) -> usize {
+        nested_len(ENTRIES, self.len())
+    }
+
+    /// Writes it as one of `Entries`.
+    pub(super) fn put_batched(&self, out: &mut BytesMut) {
+        let content_len = self.content_len();
+        let length = self.len_around(content_len);
+        out.reserve(nested_len(ENTRIES, length));
+        put_length(out, ENTRIES, length);
+        let EntryAt { seq, term, time_ms, elapsed_ms } = self.at;
+        put_number(out, entry::SEQ, seq);
+        put_number(out, entry::OPERATION, self.operation() as u64);
+        put_bytes(out, entry::TENANT, self.tenant());
+        if let EntryContent::Event(event) = self.content {
+            put_length(out, entry::ENTITY, content_len);
+            put_bytes(out, entity::COLLECTION, &event.collection);
+            put_bytes(out, entity::KEY, &event.key);
+            put_bytes(out, entity::VALUE, &event.value);
+            self.entity_numbers(event).iter().for_each(|(tag, value)| put_number(out, *tag, *value));
+        }
+        put_number(out, entry::TIME, time_ms);
+        put_number(out, entry::TERM, term);
+        put_number(out, entry::MORE, self.more.into());
+        if let EntryContent::Command { wrote, command } = self.content {
+            let [machine, version, encoded] = COMMAND_FIELDS;
+            put_length(out, entry::COMMAND, content_len);
+            put_number(out, machine, wrote.machine.into());
+            put_number(out, version, wrote.version.into());
+            put_bytes(out, encoded, command);
+        }
+        if let Some(history) = self.history.filter(|history| history.0 != 0) {
+            encode_key(entry::HISTORY, WireType::SixtyFourBit, out);
+            out.put_u64_le(history.0);
+        }
+        put_number(out, entry::SNAPSHOT, self.mark() as u64);
+        put_number(out, entry::ELAPSED, elapsed_ms);
+    }
+
+    /// As a message of its own. Keys and values share memory with what it was made of.
+    pub(super) fn message(&self) -> WalEntryProto {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let mut message = WalEntryProto {
+            seq: self.at.seq,
+            operation: self.operation().into(),
+            tenant_id: text(self.tenant()),
+            time_ms: self.at.time_ms,
+            term: self.at.term,
+            more: self.more,
+            history: self.history.map_or(0, |history| history.0),
+            snapshot: self.mark().into(),
+            elapsed_ms: self.at.elapsed_ms,
+            ..Default::default()
+        };
+        match self.content {
+            EntryContent::Event(event) => {
+                let [(_, create_seq), (_, previous_seq), (_, version), (_, expires_ms), (_, deadline)] =
+                    self.entity_numbers(event);
+                message.entity = Some(Entity {
+                    collection: text(&event.collection),
+                    key: event.key.clone(),
+                    value: event.value.clone(),
+                    create_seq,
+                    previous_seq,
+                    version,
+                    expires_ms,
+                    deadline_elapsed_ms: deadline,
+                });
+            }
+            EntryContent::Command { wrote, command } => {
+                let (machine, version) = (wrote.machine.into(), wrote.version);
+                message.command = Some(AppliedCommand { machine, version, command: command.clone() });
+            }
+        }
+        message
+    }
+}
+
+/// `count` entries, encoded, as a message; compressed where that is asked for and makes them smaller. Blocks for a moment if so.
+pub(super) fn batch(entries: Bytes, count: u32, compress: bool) -> WalEntryProto {
+    let raw_bytes = entries.len() as u64;
+    let compressed = (compress && entries.len() >= LEAST_COMPRESSED_BYTES)
+        .then(|| zstd::bulk::compress(&entries, LEVEL).ok())
+        .flatten()
+        .filter(|compressed| compressed.len() < entries.len());
+    let (compression, entries) = match compressed {
+        Some(compressed) => (Compression::Zstd, compressed.into()),
+        None => (Compression::None, entries),
+    };
+    let batch = Batch { compression: compression.into(), count, entries, raw_bytes };
+    WalEntryProto { batch: Some(batch), ..Default::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+    use crate::proto::replication::Entries;
+
+    fn event(operation: EventOperation, deadline_ms: Option<u64>) -> AppliedEvent {
+        AppliedEvent {
+            operation,
+            tenant: "t".into(),
+            collection: "collection".into(),
+            key: vec![7; 200].into(),
+            value: if operation == EventOperation::Delete { Bytes::new() } else { vec![1; 70_000].into() },
+            created: 3,
+            previous: 300,
+            version: 1 << 40,
+            deadline_ms,
+        }
+    }
+
+    /// What is written without a message in between is what the message would have been.
+    #[test]
+    fn entries_of_a_batch_are_those_that_are_sent_alone() {
+        let at = EntryAt { seq: 400, term: 3, time_ms: 1_767_225_600_000, elapsed_ms: 5_000 };
+        let events = [
+            event(EventOperation::Insert, None),
+            event(EventOperation::Update, Some(7_000)),
+            event(EventOperation::Delete, None),
+            event(EventOperation::Expire, Some(1)),
+        ];
+        let command = Bytes::from_static(b"a command");
+        let wrote = MachineVersion { machine: 2, version: 9 };
+        let contents = events
+            .iter()
+            .map(EntryContent::Event)
+            .chain([EntryContent::Command { wrote, command: &command }]);
+        let (mut bytes, mut expected) = (BytesMut::new(), Entries::default());
+        for (number, content) in contents.enumerate() {
+            let (more, is_item) = (number % 2 == 0, number == 1);
+            let history = (number == 0).then_some(HistoryEpoch(u64::MAX));
+            let outgoing = SentEntry { at, content, more, history, is_item };
+            let before = bytes.len();
+            outgoing.put_batched(&mut bytes);
+            assert_eq!(bytes.len() - before, outgoing.batched_len());
+            assert_eq!(outgoing.len(), outgoing.message().encoded_len());
+            expected.entries.push(outgoing.message());
+        }
+        assert_eq!(&bytes[..], expected.encode_to_vec());
+        assert_eq!(Entries::decode(bytes.freeze()).unwrap(), expected);
+        let expires: Vec<_> =
+            expected.entries.iter().filter_map(|entry| Some(entry.entity.as_ref()?.expires_ms)).collect();
+        assert_eq!(expires, [0, at.time_ms + 2_000, 0, at.time_ms - 4_999]);
+    }
+
+    #[test]
+    fn a_batch_is_compressed_where_that_makes_it_smaller() {
+        let noise: Vec<u8> = (0..1000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let even = Bytes::from(vec![7; 10_000]);
+        for (entries, asked, compressed) in
+            [(even.clone(), true, true), (even, false, false), (noise.into(), true, false)]
+        {
+            let batch = batch(entries.clone(), 5, asked).batch.unwrap();
+            assert_eq!((batch.count, batch.raw_bytes), (5, entries.len() as u64));
+            assert_eq!(batch.compression == i32::from(Compression::Zstd), compressed);
+            let read = match compressed {
+                true => zstd::bulk::decompress(&batch.entries, entries.len()).unwrap().into(),
+                false => batch.entries,
+            };
+            assert_eq!(read, entries);
+        }
+    }
+}
