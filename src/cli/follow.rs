@@ -88,6 +88,7 @@ pub(super) fn cells(entry: &FollowedEntry) -> Vec<String> {
             let machine = format!("machine={machine},version={version}");
             ("command", ["-".to_owned(), "-".to_owned(), machine, output::printable(command)])
         }
+        FollowedChange::Nothing => ("-", std::array::from_fn(|_| "-".to_owned())),
     };
     let first = [entry.seq.to_string(), output::time(entry.time_ms), operation.to_owned()];
     first.into_iter().chain(rest).collect()
@@ -119,6 +120,7 @@ pub(super) fn object(entry: &FollowedEntry) -> Map<String, Value> {
             previous_seq,
             version,
             expires_ms,
+            ..
         } => {
             insert("operation", operation.name().into());
             insert("tenant", tenant.as_str().into());
@@ -138,6 +140,7 @@ pub(super) fn object(entry: &FollowedEntry) -> Map<String, Value> {
             insert("machine_version", (*version).into());
             output::insert_bytes(&mut object, "command", command);
         }
+        FollowedChange::Nothing => insert("operation", Value::Null),
     }
     object
 }

@@ -38,6 +38,7 @@ mod process;
 pub mod put;
 pub mod range;
 pub mod read;
+pub mod replica;
 pub mod report;
 pub mod serve;
 pub mod session;
@@ -187,6 +188,8 @@ pub enum Command {
     Bench(bench::BenchArgs),
     /// Run one node
     Serve(Box<serve::ServeArgs>),
+    /// Run a replica: a copy of the state that follows the cluster and answers reads
+    Replica(Box<replica::ReplicaArgs>),
     /// Run a local cluster in real processes until Ctrl-C
     Cluster(cluster::ClusterArgs),
     /// Print a completion script for a shell
@@ -217,7 +220,7 @@ enum Subject {
 impl Command {
     /// Whether the process is a node: it needs more than one that asks a node.
     pub fn runs_a_node(&self) -> bool {
-        matches!(self, Self::Serve(_))
+        matches!(self, Self::Serve(_) | Self::Replica(_))
     }
 
     fn subject(&self) -> Subject {
@@ -231,7 +234,7 @@ impl Command {
             Self::Session(_) => Subject::Sessions,
             Self::Configure(_) => Subject::Settings,
             Self::Health(_) | Self::Status(_) | Self::Snapshot(_) | Self::Bench(_) => Subject::Node,
-            Self::Serve(_) | Self::Cluster(_) | Self::Completion(_) => Subject::Process,
+            Self::Serve(_) | Self::Replica(_) | Self::Cluster(_) | Self::Completion(_) => Subject::Process,
         }
     }
 }
@@ -298,6 +301,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Configure(args) => configure::run(common, args).await,
         Command::Bench(args) => bench::run(common, args).await,
         Command::Serve(args) => serve::run(*args, on_memory).await.map_err(CliError::node),
+        Command::Replica(args) => replica::run(common, *args).await.map_err(CliError::node),
         Command::Cluster(args) => cluster::run(args).await.map_err(CliError::node),
         Command::Completion(args) => completion::run(&args, &mut Cli::command()),
     }

@@ -21,19 +21,19 @@ mod state;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-pub use self::state::{ReplicaState, SyncState};
 use self::follow::Follower;
 pub(crate) use self::node::ReplicaNode;
+pub use self::state::{ReplicaState, SyncState};
 use crate::client::{
     Client, ClientConfig, ConfigError, EntryCompression, EntryFilter, FollowFrom, ReadPreference,
     SubscribeOptions,
 };
-use crate::error::{OpenError, ReadError};
+use crate::error::{OpenError, ReadError, SnapshotError};
 use crate::feed::{EventLogLimits, FeedCursor, FeedReach};
 use crate::machine::StateMachine;
 use crate::raft::told::ToldReader;
@@ -120,7 +120,30 @@ pub struct Replica<M: StateMachine> {
     told: Told<M>,
     state: watch::Receiver<ReplicaState>,
     config: Arc<watch::Sender<ReplicaConfig>>,
-    _task: Arc<Aborted>,
+    confirmed: node::Confirmed,
+    task: Arc<Aborted>,
+}
+
+/// A replica that may have ended.
+struct WeakReplica<M: StateMachine> {
+    told: Told<M>,
+    state: watch::Receiver<ReplicaState>,
+    config: Arc<watch::Sender<ReplicaConfig>>,
+    confirmed: node::Confirmed,
+    task: Weak<Aborted>,
+}
+
+impl<M: StateMachine> WeakReplica<M> {
+    fn upgrade(&self) -> Option<Replica<M>> {
+        let Self { told, state, config, confirmed, task } = self;
+        Some(Replica {
+            told: told.clone(),
+            state: state.clone(),
+            config: config.clone(),
+            confirmed: confirmed.clone(),
+            task: task.upgrade()?,
+        })
+    }
 }
 
 /// A task that ends with its handles.
@@ -134,8 +157,14 @@ impl Drop for Aborted {
 
 impl<M: StateMachine> Clone for Replica<M> {
     fn clone(&self) -> Self {
-        let Self { told, state, config, _task } = self;
-        Self { told: told.clone(), state: state.clone(), config: config.clone(), _task: _task.clone() }
+        let Self { told, state, config, confirmed, task } = self;
+        Self {
+            told: told.clone(),
+            state: state.clone(),
+            config: config.clone(),
+            confirmed: confirmed.clone(),
+            task: task.clone(),
+        }
     }
 }
 
@@ -166,15 +195,36 @@ impl<M: StateMachine> Replica<M> {
         let shared = Told { reader: told.reader(), client: Arc::default() };
         let (state, states) = watch::channel(ReplicaState::new(told.bookmark()));
         let (change, config) = watch::channel(config);
-        let follower =
-            Follower { told, initial, config, state, shared: shared.clone(), receiving: None };
+        let follower = Follower { told, initial, config, state, shared: shared.clone(), receiving: None };
         let task = runtime::spawn(follower.run());
         Ok(Self {
             told: shared,
             state: states,
             config: Arc::new(change),
-            _task: Arc::new(Aborted(task)),
+            confirmed: Arc::default(),
+            task: Arc::new(Aborted(task)),
         })
+    }
+
+    fn downgrade(&self) -> WeakReplica<M> {
+        let Self { told, state, config, confirmed, task } = self;
+        WeakReplica {
+            told: told.clone(),
+            state: state.clone(),
+            config: config.clone(),
+            confirmed: confirmed.clone(),
+            task: Arc::downgrade(task),
+        }
+    }
+
+    /// Has the state as it is written into a snapshot, which the next start begins with.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Nothing`] while nothing is applied.
+    pub(crate) async fn take_snapshot(&self) -> Result<LogId, SnapshotError> {
+        let applied = self.told.reader.progress().log_id.ok_or(SnapshotError::Nothing)?;
+        self.told.reader.ask_for_snapshot();
+        Ok(applied)
     }
 
     /// How it stands to what it follows.

@@ -54,7 +54,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["types", "address", "shown", "error", "runtime", "duration", "engine", "door", "node",
         "kv"]),
     ("cli", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "signals", "duration",
-        "config", "machine", "storage", "engine", "node", "kv"]),
+        "config", "machine", "storage", "report", "engine", "node", "replica", "kv"]),
     // The program's alone: what embeds the library has its own.
     ("allocator", &[]),
     ("main", &["cli", "config", "error", "allocator"]),

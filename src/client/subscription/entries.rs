@@ -135,7 +135,8 @@ impl FollowedEntry {
     /// # Errors
     /// Why it is no entry, in words.
     pub(crate) fn decode(message: WalEntryProto) -> Result<Self, String> {
-        let WalEntryProto { seq, operation, tenant_id: tenant, time_ms, term, more, elapsed_ms, .. } = message;
+        let WalEntryProto { seq, operation, tenant_id: tenant, time_ms, term, more, elapsed_ms, .. } =
+            message;
         if seq == 0 {
             return Err("an entry without a position".to_owned());
         }

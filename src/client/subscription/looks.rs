@@ -131,13 +131,41 @@ impl Client {
     /// # Errors
     /// [`ClientError::Unavailable`] when it does not answer in time; others see [`ClientError`].
     pub async fn replication_status(&self, endpoint: &Endpoint) -> Result<ReplicationStatus, ClientError> {
+        self.ask_status(endpoint, StatusRequest::default()).await.map(ReplicationStatus::decode)
+    }
+
+    /// A position that includes every write acknowledged before this call, as a leader has confirmed it.
+    ///
+    /// # Errors
+    /// That of the last node that was asked: none could say.
+    pub(crate) async fn present(&self) -> Result<Bookmark, ClientError> {
+        let mut last = ClientError::Unavailable { tried: Vec::new() };
+        let usable = |endpoint: &Endpoint| self.router.at(endpoint).node.is_usable();
+        let (first, then): (Vec<_>, Vec<_>) = self.endpoints().into_iter().partition(usable);
+        for endpoint in first.into_iter().chain(then) {
+            match self.ask_status(&endpoint, StatusRequest { present: true }).await {
+                Ok(status) => {
+                    let history = HistoryEpoch(status.history);
+                    return Ok(Bookmark { index: status.present_seq, history });
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn ask_status(
+        &self,
+        endpoint: &Endpoint,
+        request: StatusRequest,
+    ) -> Result<StatusResponse, ClientError> {
         let config = &self.router.config;
         let expires = Instant::now() + config.timeout.min(config.connect_timeout + config.attempt_timeout);
         let link = self.router.at(endpoint);
         let mut client = replication(&link);
-        let asking = timeout_at(expires, client.get_status(StatusRequest {}));
+        let asking = timeout_at(expires, client.get_status(request));
         match link.node.counted(in_time(asking)).await {
-            Ok(answer) => Ok(ReplicationStatus::decode(answer.into_inner())),
+            Ok(answer) => Ok(answer.into_inner()),
             Err(failure @ Failure::Attempt(_)) => {
                 Err(ClientError::Unavailable { tried: vec![(endpoint.clone(), in_words(&failure))] })
             }

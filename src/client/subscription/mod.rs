@@ -11,8 +11,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
-use tokio::time::{Instant, sleep, timeout_at};
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_stream::wrappers::WatchStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -90,7 +90,6 @@ impl Subscription {
     pub fn progress(&self) -> watch::Receiver<FollowedProgress> {
         self.progress.clone()
     }
-
 
     /// The position after which another subscription has to begin to miss nothing: everything up to there was delivered, and
     /// more has been asked for since. In the middle of a position, that other subscription repeats what was delivered of it.
@@ -228,7 +227,10 @@ impl Subscribing {
             }
             (SnapshotPart::None, None) => {}
             _ => {
-                return Err(format!("a part of a state at position {} that is in the wrong place", entry.seq));
+                return Err(format!(
+                    "a part of a state at position {} that is in the wrong place",
+                    entry.seq
+                ));
             }
         }
         if entry.seq <= before {

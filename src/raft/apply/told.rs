@@ -19,22 +19,25 @@ impl<M: StateMachine> Applier<M> {
     pub(crate) fn take_in(&mut self, record: &FeedRecord) -> io::Result<()> {
         let log_id = record.log_id;
         let wrong = |reason: String| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("what happened at {log_id} cannot be applied: {reason}"))
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("what happened at {log_id} cannot be applied: {reason}"),
+            )
         };
         if self.progress.log_id.is_some_and(|applied| log_id.index <= applied.index) {
             return Err(wrong(format!("the state is at {} already", self.progress.next_index() - 1)));
         }
-        let context =
-            ApplyContext { log_id, elapsed_ms: record.elapsed_ms, time_ms: record.time_ms };
+        let context = ApplyContext { log_id, elapsed_ms: record.elapsed_ms, time_ms: record.time_ms };
         match &record.content {
             FeedContent::Events(events) => {
                 let machine = &mut self.machine;
-                self.recorder.tell(&context, |sink| {
-                    events.iter().try_for_each(|event| {
-                        machine.take_event(log_id.index, event).inspect(|()| event.tell(sink))
+                self.recorder
+                    .tell(&context, |sink| {
+                        events.iter().try_for_each(|event| {
+                            machine.take_event(log_id.index, event).inspect(|()| event.tell(sink))
+                        })
                     })
-                })
-                .map_err(wrong)?;
+                    .map_err(wrong)?;
             }
             FeedContent::Command { wrote, command } => {
                 check_version(*wrote, M::MACHINES).map_err(|error| wrong(error.to_string()))?;
@@ -44,24 +47,26 @@ impl<M: StateMachine> Applier<M> {
             }
         }
         self.progress.command_bytes += record.bytes() as u64;
-        self.come_to(log_id, record.elapsed_ms, record.time_ms);
+        self.come_to(log_id, Some((record.elapsed_ms, record.time_ms)));
         Ok(())
     }
 
-    /// Nothing happened up to position `index` that concerns this state, which was proposed at these times.
-    pub(crate) fn pass(&mut self, index: u64, elapsed_ms: u64, time_ms: u64) {
+    /// Nothing happened up to position `index` that concerns this state. The elapsed time and log time there, if they are known.
+    pub(crate) fn pass(&mut self, index: u64, times_ms: Option<(u64, u64)>) {
         let applied = self.progress.log_id.unwrap_or_default();
         if index > applied.index {
-            self.come_to(LogId::new(applied.term, index), elapsed_ms, time_ms);
+            self.come_to(LogId::new(applied.term, index), times_ms);
         }
     }
 
-    fn come_to(&mut self, log_id: LogId, elapsed_ms: u64, time_ms: u64) {
+    fn come_to(&mut self, log_id: LogId, times_ms: Option<(u64, u64)>) {
         self.progress.log_id = Some(log_id);
         let clock = &mut self.progress.clock;
         clock.term = log_id.term;
-        clock.elapsed_ms = clock.elapsed_ms.max(elapsed_ms);
-        clock.wall_offset_ms = time_ms.cast_signed().wrapping_sub(elapsed_ms.cast_signed());
+        if let Some((elapsed_ms, time_ms)) = times_ms {
+            clock.elapsed_ms = clock.elapsed_ms.max(elapsed_ms);
+            clock.wall_offset_ms = time_ms.cast_signed().wrapping_sub(elapsed_ms.cast_signed());
+        }
         self.recorder.applied(log_id.index);
     }
 
@@ -94,7 +99,9 @@ impl<M: StateMachine> Applier<M> {
     ) -> io::Result<()> {
         let applied = self.progress.log_id.unwrap_or_default();
         if self.progress.history == history && applied.index >= log_id.index {
-            return Err(io::Error::other(format!("the state is at {applied}, and it was told one of {log_id}")));
+            return Err(io::Error::other(format!(
+                "the state is at {applied}, and it was told one of {log_id}"
+            )));
         }
         let sessions = SessionTable::default();
         self.begin_anew(Restored { machine, sessions }, (log_id, clock), history);
