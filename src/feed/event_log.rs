@@ -16,9 +16,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Feed;
 use super::cursor::FeedError;
 use super::piece::Piece;
-use super::Feed;
 use super::record::{FeedRecord, Unreadable};
 use crate::error::StorageError;
 use crate::runtime;
@@ -174,8 +174,7 @@ impl EventLog {
         max_bytes: usize,
     ) -> std::io::Result<(Vec<FeedRecord>, u64)> {
         let gone = || std::io::Error::other(format!("the event log does not have position {next}"));
-        let LogPage::Pieces(pieces) =
-            self.read(history, next, max_bytes).map_err(std::io::Error::other)?
+        let LogPage::Pieces(pieces) = self.read(history, next, max_bytes).map_err(std::io::Error::other)?
         else {
             return Err(gone());
         };

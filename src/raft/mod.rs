@@ -45,6 +45,7 @@ pub(crate) mod published;
 pub(crate) mod read_index;
 pub(crate) mod snapshot;
 mod succession;
-#[cfg_attr(not(all(feature = "server", feature = "client")), allow(dead_code))] // what is told comes from a client
+#[cfg_attr(not(all(feature = "server", feature = "client")), allow(dead_code))]
+// what is told comes from a client
 pub(crate) mod told;
 pub(crate) mod type_config;

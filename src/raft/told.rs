@@ -121,8 +121,7 @@ impl<M: StateMachine> ToldState<M> {
     pub(crate) fn open(dir: &Path, event_log: EventLog, machine: M) -> Result<Self, StorageError> {
         /// It is no member.
         const NO_MEMBER: NodeId = 0;
-        let snapshots =
-            SnapshotDir::open_in_room(&dir.join("snapshots"), None, StartProgress::default())?;
+        let snapshots = SnapshotDir::open_in_room(&dir.join("snapshots"), None, StartProgress::default())?;
         let event_log = Arc::new(event_log);
         let applier = Applier::recover(NO_MEMBER, machine, Arc::new(snapshots), Some(event_log.clone()))?;
         let reader = ToldReader {
@@ -132,10 +131,8 @@ impl<M: StateMachine> ToldState<M> {
             wanted: Arc::default(),
         };
         let mut this = Self { covered: reader.progress(), applier, reader, building: None };
-        this.replay(&event_log).map_err(|source| StorageError::Unreadable {
-            path: dir.join("events"),
-            source,
-        })?;
+        this.replay(&event_log)
+            .map_err(|source| StorageError::Unreadable { path: dir.join("events"), source })?;
         Ok(this)
     }
 
@@ -194,9 +191,7 @@ impl<M: StateMachine> ToldState<M> {
     /// # Errors
     /// That it cannot have happened to this state; nothing after it must be taken in.
     pub(crate) fn take_in(&mut self, records: &[FeedRecord]) -> io::Result<()> {
-        catch("applying what was told", || {
-            records.iter().try_for_each(|record| self.applier.take_in(record))
-        })
+        catch("applying what was told", || records.iter().try_for_each(|record| self.applier.take_in(record)))
     }
 
     /// Nothing that concerns it happened up to position `index`.

@@ -95,7 +95,10 @@ pub(super) fn take_event(items: &mut Items, index: u64, event: &AppliedEvent) ->
         EventOperation::Delete | EventOperation::Expire => before == Some((event.previous, event.version)),
     };
     if !fits {
-        return Err(format!("{:?} of a key whose last write here is {before:?} does not fit", event.operation));
+        return Err(format!(
+            "{:?} of a key whose last write here is {before:?} does not fit",
+            event.operation
+        ));
     }
     if before.is_some() {
         items.remove(&composite);

@@ -19,22 +19,25 @@ impl<M: StateMachine> Applier<M> {
     pub(crate) fn take_in(&mut self, record: &FeedRecord) -> io::Result<()> {
         let log_id = record.log_id;
         let wrong = |reason: String| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("what happened at {log_id} cannot be applied: {reason}"))
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("what happened at {log_id} cannot be applied: {reason}"),
+            )
         };
         if self.progress.log_id.is_some_and(|applied| log_id.index <= applied.index) {
             return Err(wrong(format!("the state is at {} already", self.progress.next_index() - 1)));
         }
-        let context =
-            ApplyContext { log_id, elapsed_ms: record.elapsed_ms, time_ms: record.time_ms };
+        let context = ApplyContext { log_id, elapsed_ms: record.elapsed_ms, time_ms: record.time_ms };
         match &record.content {
             FeedContent::Events(events) => {
                 let machine = &mut self.machine;
-                self.recorder.tell(&context, |sink| {
-                    events.iter().try_for_each(|event| {
-                        machine.take_event(log_id.index, event).inspect(|()| event.tell(sink))
+                self.recorder
+                    .tell(&context, |sink| {
+                        events.iter().try_for_each(|event| {
+                            machine.take_event(log_id.index, event).inspect(|()| event.tell(sink))
+                        })
                     })
-                })
-                .map_err(wrong)?;
+                    .map_err(wrong)?;
             }
             FeedContent::Command { wrote, command } => {
                 check_version(*wrote, M::MACHINES).map_err(|error| wrong(error.to_string()))?;
@@ -94,7 +97,9 @@ impl<M: StateMachine> Applier<M> {
     ) -> io::Result<()> {
         let applied = self.progress.log_id.unwrap_or_default();
         if self.progress.history == history && applied.index >= log_id.index {
-            return Err(io::Error::other(format!("the state is at {applied}, and it was told one of {log_id}")));
+            return Err(io::Error::other(format!(
+                "the state is at {applied}, and it was told one of {log_id}"
+            )));
         }
         let sessions = SessionTable::default();
         self.begin_anew(Restored { machine, sessions }, (log_id, clock), history);
