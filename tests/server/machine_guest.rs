@@ -1,6 +1,7 @@
 //! A machine served as it is, and its client: a sum of numbers, in several builds.
 
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use quorate::client::{Client, ClientConfig, ClientError, MachineClient};
@@ -97,14 +98,20 @@ impl<const VERSION: u32> StateMachine for Sum<VERSION> {
 }
 
 /// Runs `test` against a node that serves `G`.
-async fn served<G: Guest>(machine: G::Machine, test: impl AsyncFnOnce(Client)) {
+pub(crate) async fn served<G: Guest>(machine: G::Machine, test: impl AsyncFnOnce(Client)) {
+    served_at::<G>(machine, async |_, client| test(client).await).await;
+}
+
+/// The same, with where its client port is.
+pub(crate) async fn served_at<G: Guest>(machine: G::Machine, test: impl AsyncFnOnce(SocketAddr, Client)) {
     let dir = tempfile::tempdir().unwrap();
     let peer = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let server = Server::<G>::bind("127.0.0.1:0").await.unwrap();
-    let address = server.local_addr().to_string();
+    let at = server.local_addr();
+    let address = at.to_string();
     let mut config = EngineConfig::new(1, dir.path(), peer.local_addr().unwrap().to_string());
     (config.peer_listener, config.client_advertise) = (Some(peer), address.clone());
-    let engine = Engine::open(config, machine).await.unwrap();
+    let engine = Box::pin(Engine::open(config, machine)).await.unwrap();
     assert!(engine.ready(DEADLINE).await);
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = server.serve(engine.clone(), async { stopped.await.unwrap_or(()) });
@@ -115,7 +122,7 @@ async fn served<G: Guest>(machine: G::Machine, test: impl AsyncFnOnce(Client)) {
         let mut config = ClientConfig::default();
         // What is refused for a while is asked for again meanwhile.
         config.timeout = Duration::from_secs(2);
-        test(Client::new([address], config).unwrap()).await;
+        test(at, Client::new([address], config).unwrap()).await;
         drop(stop);
     };
     let (served, ()) = tokio::join!(serving, testing);

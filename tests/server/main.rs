@@ -49,7 +49,7 @@ async fn with_node<T>(dir: &Path, test: impl AsyncFnOnce(SocketAddr) -> T) -> T 
     let mut config = EngineConfig::new(1, dir, peer.local_addr().unwrap().to_string());
     config.client_advertise = address.to_string();
     config.peer_listener = Some(peer);
-    let engine = Engine::open(config, machine).await.unwrap();
+    let engine = Box::pin(Engine::open(config, machine)).await.unwrap();
     assert!(engine.ready(DEADLINE).await);
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = server.serve(engine.clone(), async { stopped.await.unwrap() });

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use prost::Message as _;
+use quorate::client::MachineClient;
+use quorate::server::MachineGuest;
 use quorate::testkit::proto::replication::replication_service_client::ReplicationServiceClient;
 use quorate::testkit::proto::replication::{
     Compression, Entries, EntriesRequest, Filter, SnapshotMark, StatusRequest, SubscribeRequest,
@@ -23,6 +25,7 @@ use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
+use crate::machine_guest::{Change, Sum, served_at};
 use crate::replication::{http, json_of, metric};
 use crate::{DEADLINE, channel, put_many, with_node};
 
@@ -148,7 +151,7 @@ async fn write_much(address: SocketAddr) -> u64 {
     let session = kv.open_session(OpenSessionRequest { ttl_ms: 0 }).await.unwrap().into_inner().session;
     let options = Some(WriteOptions { session, sequence: 1, ..Default::default() });
     for _ in 0..2 {
-        kv.put(PutRequest { options: options.clone(), ..put("t", "once", "x") }).await.unwrap();
+        kv.put(PutRequest { options, ..put("t", "once", "x") }).await.unwrap();
     }
     let writers = (0..4).map(|writer| {
         let mut kv = kv.clone();
@@ -288,7 +291,7 @@ async fn a_window_holds_back_what_is_not_acknowledged_but_no_single_entry() {
                 let entries = follower.entries().await;
                 if entries.is_empty() {
                     // Nothing else can come: the node has sent a heartbeat instead.
-                    let unacked: usize = all.iter().map(|entry| WalEntryProto::encoded_len(entry)).sum();
+                    let unacked: usize = all.iter().map(WalEntryProto::encoded_len).sum();
                     assert!(unacked as u64 <= WINDOW, "{unacked}");
                     follower.ack(all.last().unwrap().seq).await;
                     all.truncate(0);
@@ -500,6 +503,60 @@ async fn generic_clients_find_the_service() {
         let told = service.subscribe(requests).await.unwrap().into_inner();
         let told: Vec<_> = timeout(DEADLINE, told.take(3).collect::<Vec<_>>()).await.unwrap();
         assert!(told.iter().all(|message| message.as_ref().unwrap().heartbeat.is_some()), "{told:?}");
+    })
+    .await;
+}
+
+/// A machine that tells no events is followed by its commands.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_are_told_as_they_are_of_a_machine_without_events() {
+    served_at::<MachineGuest<Sum<2>>>(Sum::default(), async |address, client| {
+        let sum = MachineClient::<Sum<2>>::from(client);
+        let changes = [Change::Add(5), Change::Multiply(2), Change::Add(300)];
+        for change in &changes {
+            sum.write(change.clone()).await.unwrap();
+        }
+        let mut service = ReplicationServiceClient::new(channel(address).await);
+        let page = service.get_entries_after(EntriesRequest::default()).await.unwrap().into_inner();
+        let told: Vec<_> = page.entries.iter().map(|entry| entry.command.clone().unwrap()).collect();
+        let wrote: Vec<_> = told.iter().map(|command| (command.machine, command.version)).collect();
+        assert_eq!(wrote, [(0, 1), (0, 2), (0, 1)]);
+        let last = page.entries[2].seq;
+        for batched in [false, true] {
+            let first = SubscribeRequest { batched, ..Default::default() };
+            let entries = Follower::begin(address, first).await.upto(last).await;
+            assert!(entries.iter().all(|entry| entry.operation() == WalOperation::Command && !entry.more));
+            let encoded = changes.iter().map(|change| quorate::encode(change).unwrap());
+            let sent = entries.iter().map(|entry| entry.command.as_ref().unwrap().command.to_vec());
+            assert!(sent.eq(encoded), "{entries:?}");
+        }
+        let filters = vec![Filter { tenant_id: "t".to_owned(), collection: String::new() }];
+        let first = SubscribeRequest { filters, ..Default::default() };
+        let failure = Follower::begin(address, first).await.failure().await;
+        assert_eq!(failure.reason(), Reason::Invalid);
+        assert!(failure.message.contains("cannot be filtered"), "{}", failure.message);
+    })
+    .await;
+}
+
+/// Bytes that are no request, as the first thing a follower says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_message_that_cannot_be_read_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    with_node(dir.path(), async |address| {
+        let mut client = tonic::client::Grpc::new(channel(address).await);
+        client.ready().await.unwrap();
+        // Text where a number is expected.
+        let codec = quorate::testkit::proto::codec::BoundedCodec::<Filter, WalEntryProto>::default();
+        let path = "/replication.ReplicationService/Subscribe".parse().unwrap();
+        let garbage = Filter { tenant_id: "no number".to_owned(), collection: "nor this".to_owned() };
+        let request = tonic::Request::new(tokio_stream::iter([garbage]));
+        let mut answer = client.streaming(request, path, codec).await.unwrap().into_inner();
+        let status = timeout(DEADLINE, answer.message()).await.unwrap().unwrap_err();
+        assert_eq!(failure(&status).reason(), Reason::Invalid, "{status}");
+        let (_, text) = http(address, "GET", "/metrics", "").await;
+        let refused = "quorate_server_requests_total{method=\"subscribe\",outcome=\"invalid\"}";
+        assert_eq!(metric(&text, refused), 1.0);
     })
     .await;
 }

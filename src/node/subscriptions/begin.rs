@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::failures;
 use super::registry::Subscribers;
 use super::rest::Items;
-use super::stream::{Line, Sending, drained};
+use super::stream::{Line, LookAtNode, NodeClocks, Sending, drained};
 use super::wire::EntryAt;
 use super::wishes::{StartAt, Wishes};
 use crate::door::failure::invalid;
@@ -33,7 +33,7 @@ const STATE_PAGE_BYTES: usize = 192 * 1024;
 enum Begun<N: OperatedNode> {
     At(FeedCursor),
     /// With this state. What follows was found before anything of it is sent.
-    With(HeldState<ViewOf<N>>, FeedCursor, OwnedSemaphorePermit),
+    With(Box<HeldState<ViewOf<N>>>, FeedCursor, OwnedSemaphorePermit),
 }
 
 /// Sends to one follower until it has had enough.
@@ -75,12 +75,18 @@ pub(super) async fn serve<N: OperatedNode>(
     };
     let address = line.caller.address();
     let place = subscribers.enter(wishes.id.clone(), address, wishes.choice.shown(), from);
-    let sending = |cursor| Sending::new(node, line, wishes.clone(), (place, cursor), from);
+    let look: LookAtNode = Box::new(move || {
+        let (applied, clock) = node.applied_clock();
+        let applied = applied.map_or(0, |applied| applied.index);
+        let committed = node.state().committed.map_or(0, |committed| committed.index);
+        NodeClocks { applied, committed: committed.max(applied), clock }
+    });
+    let sending = |cursor| Sending::new(look, line, wishes.clone(), (place, cursor), from);
     let mut sending = match begun {
         Begun::At(cursor) => sending(cursor),
         Begun::With(state, cursor, permit) => {
             let mut sending = sending(cursor);
-            if !send_state(&mut sending, state).await? {
+            if !send_state::<N>(&mut sending, *state).await? {
                 return Ok(());
             }
             drop(permit);
@@ -129,12 +135,12 @@ async fn with_state<N: OperatedNode>(
     let state = node.held_state().await?;
     let at = Bookmark { index: state.at().index, history: state.history() };
     let cursor = node.follow(at).await.map_err(failures::of_follow)?;
-    Ok(Begun::With(state, cursor, permit))
+    Ok(Begun::With(Box::new(state), cursor, permit))
 }
 
 /// Sends `state`, and says where it begins and ends; false if the follower has gone.
 async fn send_state<N: OperatedNode>(
-    sending: &mut Sending<N>,
+    sending: &mut Sending,
     state: HeldState<ViewOf<N>>,
 ) -> Result<bool, Failure> {
     let mut pinned = state.pinned.clone();
@@ -142,12 +148,12 @@ async fn send_state<N: OperatedNode>(
         // First, or a state whose follower always has room would never be looked at.
         biased;
         () = pinned.too_much() => Err(failures::too_much_replaced(pinned.most_bytes())),
-        sent = send_items(sending, state) => sent,
+        sent = send_items::<N>(sending, state) => sent,
     }
 }
 
 async fn send_items<N: OperatedNode>(
-    sending: &mut Sending<N>,
+    sending: &mut Sending,
     state: HeldState<ViewOf<N>>,
 ) -> Result<bool, Failure> {
     let (at, clock) = (state.at(), state.clock());

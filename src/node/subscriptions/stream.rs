@@ -26,10 +26,10 @@ use crate::door::limits::DoorLimits;
 use crate::door::streams::{Outlet, Responses};
 use crate::feed::{FeedCursor, FeedRecord};
 use crate::incoming::Caller;
-use crate::node::operated::OperatedNode;
 use crate::proto::replication::{Heartbeat, SnapshotMark, SubscribeRequest, WalEntryProto};
 use crate::proto::v1::Failure;
 use crate::runtime::offload;
+use crate::types::ClusterClock;
 
 /// Bytes of a page of what was applied; about what becomes one chunk.
 const PAGE_BYTES: usize = 192 * 1024;
@@ -70,6 +70,16 @@ pub(super) struct Line {
     pub(super) draining: watch::Receiver<bool>,
 }
 
+/// How far a node is, and the cluster's clocks there.
+pub(super) struct NodeClocks {
+    pub(super) applied: u64,
+    pub(super) committed: u64,
+    pub(super) clock: ClusterClock,
+}
+
+/// What tells it.
+pub(super) type LookAtNode = Box<dyn Fn() -> NodeClocks + Send + Sync>;
+
 /// Waits until the node drains. An error means that it is gone.
 pub(super) async fn drained(draining: &mut watch::Receiver<bool>) {
     let _ = draining.wait_for(|draining| *draining).await;
@@ -91,9 +101,9 @@ enum Step {
 }
 
 /// A follower that is being sent what it asked for.
-pub(super) struct Sending<N> {
-    pub(super) node: N,
-    pub(super) line: Line,
+pub(super) struct Sending {
+    node: LookAtNode,
+    line: Line,
     pub(super) wishes: Arc<Wishes>,
     place: FollowerPlace,
     cursor: FeedCursor,
@@ -115,10 +125,10 @@ pub(super) struct Sending<N> {
     acknowledged: bool,
 }
 
-impl<N: OperatedNode> Sending<N> {
+impl Sending {
     /// To a follower that has everything up to `from`, or a state before.
     pub(super) fn new(
-        node: N,
+        node: LookAtNode,
         line: Line,
         wishes: Arc<Wishes>,
         (place, cursor): (FollowerPlace, FeedCursor),
@@ -324,16 +334,13 @@ impl<N: OperatedNode> Sending<N> {
 
     /// Says how far everything is.
     pub(super) async fn heartbeat(&mut self) -> Result<bool, Failure> {
-        let (applied, clock) = self.node.applied_clock();
+        let NodeClocks { applied, committed, clock } = (self.node)();
         let (upto_seq, time_ms) = self.upto;
-        let applied_index = applied.map_or(0, |applied| applied.index);
-        let is_last = upto_seq >= applied_index;
-        let committed = self.node.state().committed.map_or(0, |committed| committed.index);
         let heartbeat = Heartbeat {
             upto_seq,
-            applied_seq: applied_index,
-            committed_seq: committed.max(applied_index),
-            upto_time_ms: if is_last { clock.log_time_ms() } else { time_ms },
+            applied_seq: applied,
+            committed_seq: committed,
+            upto_time_ms: if upto_seq >= applied { clock.log_time_ms() } else { time_ms },
             applied_time_ms: clock.log_time_ms(),
             applied_elapsed_ms: clock.elapsed_ms,
         };
@@ -444,3 +451,6 @@ impl<N: OperatedNode> Sending<N> {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;
