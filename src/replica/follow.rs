@@ -10,12 +10,13 @@
 //! The subscription goes from source to source by itself; it is given up when no source is heard for a while, and taken up again after a pause
 //! of a second, which doubles up to a minute.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, interval, sleep};
 
 use super::state::{ReplicaState, SyncState};
 use super::{ReplicaConfig, Told};
@@ -33,6 +34,8 @@ use crate::types::{ClusterClock, HistoryEpoch, LogId, MachineVersion};
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How often it is looked whether any source was heard.
+const LOOK: Duration = Duration::from_secs(1);
 /// Most entries that are applied before readers learn of them.
 const BATCH_ENTRIES: usize = 4096;
 /// Most bytes of them.
@@ -67,46 +70,71 @@ pub(super) struct Follower<M: StateMachine> {
 }
 
 impl<M: StateMachine> Follower<M> {
-    /// Follows for as long as it may.
+    /// Follows for as long as it may, and answers for as long as it is asked.
     pub(super) async fn run(mut self) {
         loop {
             let config = self.config.borrow_and_update().clone();
-            self.state.send_modify(|state| state.enter(SyncState::Connecting));
-            let over = self.subscription(&config).await;
-            if let Err(error) = self.settle().await {
-                return self.give_up(error);
-            }
-            let (why, retries) = match over {
-                Over::Repointed => {
-                    self.state.send_modify(|state| state.retries = 0);
-                    continue;
-                }
-                Over::Fatal(why) => return self.give_up(why),
-                Over::NeedsState(why) | Over::Lost(why) => {
-                    (why, self.state.borrow().retries.saturating_add(1))
-                }
-            };
-            tracing::warn!(retries, "the replica hears from no source: {why}");
             self.state.send_modify(|state| {
-                state.enter(SyncState::Disconnected);
-                (state.retries, state.error) = (retries, Some(why.clone()));
+                state.enter(SyncState::Connecting);
+                state.gave_up = None;
             });
-            if config.retries.is_some_and(|most| retries > most) {
-                return self.give_up(format!("it was tried {retries} times in vain; the last time: {why}"));
+            let over = self.subscription(&config).await;
+            let over = self.settle().await.map_or_else(Over::Fatal, |()| over);
+            let pause = match self.after(over, &config) {
+                Some(pause) => pause,
+                // Only whoever points it elsewhere has it go on.
+                None => Duration::MAX,
+            };
+            self.rest(pause).await;
+        }
+    }
+
+    /// How long to wait after a subscription is over; none to follow no more.
+    fn after(&self, over: Over, config: &ReplicaConfig) -> Option<Duration> {
+        let why = match over {
+            Over::Repointed => {
+                self.state.send_modify(|state| state.retries = 0);
+                return Some(Duration::ZERO);
             }
+            Over::Fatal(why) => {
+                self.give_up(why);
+                return None;
+            }
+            Over::NeedsState(why) | Over::Lost(why) => why,
+        };
+        let retries = self.state.borrow().retries.saturating_add(1);
+        tracing::warn!(retries, "the replica hears from no source: {why}");
+        self.state.send_modify(|state| {
+            state.enter(SyncState::Disconnected);
+            (state.retries, state.error) = (retries, Some(why.clone()));
+        });
+        if config.retries.is_some_and(|most| retries > most) {
+            self.give_up(format!("it was tried {retries} times in vain; the last time: {why}"));
+            return None;
+        }
+        Some(pause(retries))
+    }
+
+    /// Waits, or until it is to follow others. Whoever reads is answered meanwhile.
+    async fn rest(&mut self, pause: Duration) {
+        let mut pause = pin!(sleep(pause));
+        loop {
             tokio::select! {
-                () = sleep(pause(retries)) => {}
-                // Dropped with the replica.
-                _ = self.config.changed() => {}
+                biased;
+                changed = self.config.changed() => match changed {
+                    Ok(()) => return,
+                    // It ends with its last handle.
+                    Err(_) => std::future::pending().await,
+                },
+                () = self.shared.reader.view_wanted() => self.told.tell(),
+                () = &mut pause => return,
             }
         }
     }
 
     fn give_up(&self, why: String) {
-        tracing::error!(
-            "the replica follows no more: {why}. Reads go on as of position {}",
-            self.told.bookmark().index
-        );
+        let position = self.told.bookmark().index;
+        tracing::error!("the replica follows no more: {why}. Reads go on as of position {position}");
         self.state.send_modify(|state| {
             state.enter(SyncState::Disconnected);
             state.gave_up = Some(why);
@@ -138,6 +166,8 @@ impl<M: StateMachine> Follower<M> {
         };
         let mut progress = subscription.progress();
         let wait = config.patience;
+        let begun = Instant::now();
+        let mut look = interval(LOOK.min(wait));
         loop {
             // Nothing of a half is told: what is received while this waits stays in the subscription.
             tokio::select! {
@@ -159,7 +189,7 @@ impl<M: StateMachine> Follower<M> {
                 changed = progress.changed() => if changed.is_ok() {
                     self.heard(&mut progress);
                 },
-                () = sleep(Duration::from_secs(1).min(wait)) => if self.is_unheard(wait) {
+                _ = look.tick() => if begun.elapsed() >= wait && self.is_unheard(wait) {
                     return Over::Lost(format!("no source was heard for {} s", wait.as_secs()));
                 },
             }

@@ -8,6 +8,7 @@ mod composed;
 mod features;
 mod guest;
 mod machine_guest;
+mod replica;
 mod replication;
 mod subscribe;
 mod tasks;

@@ -273,7 +273,11 @@ impl Followed for Subscribing {
         let from_seq = from.index.saturating_sub(1);
         (self.from, self.upto) = (from_seq, 0);
         let source = link.node.endpoint.to_string();
-        self.progress.send_modify(|progress| progress.source = source);
+        self.progress.send_if_modified(|progress| {
+            progress.source = source;
+            // Whether it answers is another matter.
+            false
+        });
         let first = SubscribeRequest {
             from_seq,
             history: from.history.0,
@@ -324,9 +328,12 @@ impl Followed for Subscribing {
         if history.differs_from(self.history) {
             return Err(format!("positions of another history, {history}, than before, {}", self.history));
         }
-        if history != HistoryEpoch::UNKNOWN && history != self.history {
+        if history != HistoryEpoch::UNKNOWN {
             self.history = history;
-            self.progress.send_modify(|progress| progress.history = history);
+            self.progress.send_if_modified(|progress| {
+                progress.history = history;
+                false
+            });
         }
         self.from_now = false;
         Ok(Brought { history, items, next: self.upto.saturating_add(1) })

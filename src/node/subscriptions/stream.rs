@@ -37,6 +37,8 @@ const PAGE_BYTES: usize = 192 * 1024;
 const CHUNK_BYTES: usize = 256 * 1024;
 /// A batch with more bytes is compressed off the task.
 const OFFLOADED_BYTES: usize = 16 * 1024;
+/// A follower that was sent all there is is told so when nothing more comes for so long.
+const SETTLED: Duration = Duration::from_millis(50);
 /// Messages of a follower that are taken in before something is sent.
 const MAX_HEARD: usize = 64;
 /// Least time for which a full window may stay as it is.
@@ -117,6 +119,9 @@ pub(super) struct Sending {
     is_first: bool,
     /// When the next heartbeat is due.
     beat: Instant,
+    /// Whether something was sent since the last one, and since when the follower was sent all there is: it learns that soon.
+    owes_beat: bool,
+    settles: Option<Instant>,
     /// Whether the follower says nothing more.
     requests_over: bool,
     /// Since when the window is full and nothing is acknowledged.
@@ -147,6 +152,8 @@ impl Sending {
             upto: (from, 0),
             is_first: true,
             beat,
+            owes_beat: false,
+            settles: None,
             requests_over: false,
             blocked: None,
             acknowledged: false,
@@ -310,7 +317,8 @@ impl Sending {
             () = drained(&mut self.line.draining) => return Err(failures::draining()),
         };
         self.place.sent(operations, bytes);
-        self.beat = Instant::now() + self.wishes.heartbeat;
+        self.settles = None;
+        self.owes_beat = true;
         Ok(sent)
     }
 
@@ -349,7 +357,10 @@ impl Sending {
         let bytes = message.encoded_len();
         self.is_first = false;
         self.credit.tell(upto_seq);
-        self.send(vec![message], 0, bytes).await
+        let sent = self.send(vec![message], 0, bytes).await?;
+        self.beat = Instant::now() + self.wishes.heartbeat;
+        self.owes_beat = false;
+        Ok(sent)
     }
 
     /// Whether a heartbeat is due.
@@ -414,6 +425,10 @@ impl Sending {
         let patience = LEAST_PATIENCE.max(self.wishes.heartbeat * PATIENCE_HEARTBEATS);
         let since = self.blocked.unwrap_or(self.beat);
         let is_blocked = step == Step::Blocked;
+        if step == Step::Idle && self.owes_beat {
+            let settles = *self.settles.get_or_insert_with(|| Instant::now() + SETTLED);
+            self.beat = self.beat.min(settles);
+        }
         let Line { requests, outlet, draining, .. } = &mut self.line;
         let came = tokio::select! {
             biased;
