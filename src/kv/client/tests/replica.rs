@@ -70,6 +70,12 @@ impl Replica {
         self.acks.lock().unwrap().iter().map(|request| request.ack_seq).collect()
     }
 
+    /// Up to where, each time that a stream has said that its follower lives.
+    pub(crate) fn beats(&self) -> Vec<u64> {
+        let acks = self.acks.lock().unwrap();
+        acks.iter().filter(|request| request.heartbeat).map(|request| request.ack_seq).collect()
+    }
+
     /// Sends this to the streams that are open.
     pub(crate) fn push(&self, message: WalEntryProto) {
         self.pushed.send(message).expect("a stream is open");

@@ -164,7 +164,7 @@ async fn a_heartbeat_moves_on_past_what_the_filter_leaves_out() {
     options.filters = vec![EntryFilter::tenant("t")];
     let mut subscription = client_of(&[&node]).subscribe(options).await.unwrap();
     assert_eq!(seqs(&mut subscription, 1).await, [4]);
-    until_reading(&mut subscription, "90 is acknowledged", || node.replica().acks().contains(&90)).await;
+    until_reading(&mut subscription, "90 is acknowledged", || node.replica().beats().contains(&90)).await;
     assert_eq!(subscription.position(), at(90));
     node.replica().push(entry(91));
     assert_eq!(seqs(&mut subscription, 1).await, [91]);
