@@ -239,7 +239,10 @@ async fn what_cannot_be_used_is_told_and_another_node_asked() {
         first.replica().set([sent.into_iter().map(Ok).collect()]);
         second.replica().set([vec![Ok(entry(20))]]);
         let client = preferring_first(&[&first, &second]);
-        let mut subscription = client.subscribe(SubscribeOptions::after(at(3))).await.unwrap();
+        let mut options = SubscribeOptions::after(at(3));
+        // It is not left for its silence.
+        options.heartbeat = HOUR;
+        let mut subscription = client.subscribe(options).await.unwrap();
         let mut last = 0;
         while last != 20 {
             let (seq, _) = next(&mut subscription).await.unwrap();
