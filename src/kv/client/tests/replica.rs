@@ -78,7 +78,12 @@ impl Replica {
 
     /// Sends this to the streams that are open.
     pub(crate) fn push(&self, message: WalEntryProto) {
-        self.pushed.send(message).expect("a stream is open");
+        assert!(self.push_if_open(message), "no stream is open");
+    }
+
+    /// The same where a follower may be leaving. False when none is there.
+    pub(crate) fn push_if_open(&self, message: WalEntryProto) -> bool {
+        self.pushed.send(message).is_ok()
     }
 
     /// What is answered to those who ask for the entries after a position; nothing fits a limit here.

@@ -297,7 +297,7 @@ async fn a_node_that_is_cut_off_is_left_whatever_it_says() {
     first.set_status(status(1, false));
     let beating = async {
         while second.replica().opened().is_empty() {
-            first.replica().push(beat(4));
+            first.replica().push_if_open(beat(4));
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
