@@ -58,9 +58,12 @@ fn stored(path: &Path) -> Bookmark {
 }
 
 async fn until_acked(fake: &Fake, seq: u64) {
-    while !fake.replica().acks().contains(&seq) {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let acked = async {
+        while !fake.replica().acks().contains(&seq) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), acked).await.expect("it is not acknowledged");
 }
 
 #[tokio::test]
@@ -121,6 +124,22 @@ async fn what_cannot_be_printed_is_not_stored_as_printed() {
     assert!(error.is_broken_pipe());
     assert_eq!((printed(&pages), stored(&path)), (vec![4, 5], at(5)));
     assert!(node.replica().acks().iter().all(|ack| *ack <= 5), "{:?}", node.replica().acks());
+}
+
+/// A node that says that all is sent, and has not sent the rest of a position.
+#[tokio::test]
+async fn what_waits_to_be_printed_is_not_stored_whatever_a_heartbeat_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("position");
+    let node = Fake::start(leader);
+    node.replica().set([vec![Ok(beat(3)), Ok(entry(4)), Ok(entry_of("a", 5, true)), Ok(beat(90))]]);
+    let stopped = async {
+        until_acked(&node, 90).await;
+        Ok(())
+    };
+    let (pages, write) = noting();
+    run_at(&node, &["--after", "3"], &path, write, stopped).await.unwrap();
+    assert_eq!((printed(&pages), stored(&path)), (vec![4], at(4)));
 }
 
 /// What is written between a stop and the next start is not missed, also if nothing came before the stop.

@@ -70,9 +70,20 @@ impl Replica {
         self.acks.lock().unwrap().iter().map(|request| request.ack_seq).collect()
     }
 
+    /// Up to where, each time that a stream has said that its follower lives.
+    pub(crate) fn beats(&self) -> Vec<u64> {
+        let acks = self.acks.lock().unwrap();
+        acks.iter().filter(|request| request.heartbeat).map(|request| request.ack_seq).collect()
+    }
+
     /// Sends this to the streams that are open.
     pub(crate) fn push(&self, message: WalEntryProto) {
-        self.pushed.send(message).expect("a stream is open");
+        assert!(self.push_if_open(message), "no stream is open");
+    }
+
+    /// The same where a follower may be leaving. False when none is there.
+    pub(crate) fn push_if_open(&self, message: WalEntryProto) -> bool {
+        self.pushed.send(message).is_ok()
     }
 
     /// What is answered to those who ask for the entries after a position; nothing fits a limit here.

@@ -165,7 +165,7 @@ async fn a_heartbeat_moves_on_past_what_the_filter_leaves_out() {
     options.filters = vec![EntryFilter::tenant("t")];
     let mut subscription = client_of(&[&node]).subscribe(options).await.unwrap();
     assert_eq!(seqs(&mut subscription, 1).await, [4]);
-    until_reading(&mut subscription, "90 is acknowledged", || node.replica().acks().contains(&90)).await;
+    until_reading(&mut subscription, "90 is acknowledged", || node.replica().beats().contains(&90)).await;
     assert_eq!(subscription.position(), at(90));
     node.replica().push(entry(91));
     assert_eq!(seqs(&mut subscription, 1).await, [91]);
@@ -240,7 +240,10 @@ async fn what_cannot_be_used_is_told_and_another_node_asked() {
         first.replica().set([sent.into_iter().map(Ok).collect()]);
         second.replica().set([vec![Ok(entry(20))]]);
         let client = preferring_first(&[&first, &second]);
-        let mut subscription = client.subscribe(SubscribeOptions::after(at(3))).await.unwrap();
+        let mut options = SubscribeOptions::after(at(3));
+        // It is not left for its silence.
+        options.heartbeat = HOUR;
+        let mut subscription = client.subscribe(options).await.unwrap();
         let mut last = 0;
         while last != 20 {
             let (seq, _) = next(&mut subscription).await.unwrap();
@@ -295,7 +298,7 @@ async fn a_node_that_is_cut_off_is_left_whatever_it_says() {
     first.set_status(status(1, false));
     let beating = async {
         while second.replica().opened().is_empty() {
-            first.replica().push(beat(4));
+            first.replica().push_if_open(beat(4));
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
