@@ -100,6 +100,8 @@ mod node;
 mod proto;
 mod raft;
 mod reason;
+#[cfg(all(feature = "server", feature = "client"))]
+mod replica;
 mod report;
 mod runtime;
 mod session;
@@ -134,6 +136,8 @@ pub use machine::{
 pub use reason::{
     EXIT_ERROR, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_OK, EXIT_UNKNOWN, EXIT_UNREACHABLE, GrpcCode, Reason, Row,
 };
+#[cfg(all(feature = "server", feature = "client"))]
+pub use replica::{Replica, ReplicaConfig, ReplicaState, SyncState};
 pub use report::{
     Carried, InFlight, Lag, LedPeer, MemberList, MemberReport, NodeReport, Offsets, SessionsReport, StateSize,
 };

@@ -160,7 +160,11 @@ pub struct Entries {
     pub entries: ::prost::alloc::vec::Vec<WalEntryProto>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct StatusRequest {}
+pub struct StatusRequest {
+    /// Also find out a position that includes every write acknowledged before this call, from the leader.
+    #[prost(bool, tag = "1")]
+    pub present: bool,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusResponse {
     /// The last position that the node has applied.
@@ -190,6 +194,9 @@ pub struct StatusResponse {
     /// Followers of this node at present.
     #[prost(uint32, tag = "10")]
     pub subscribers: u32,
+    /// If it was asked for.
+    #[prost(uint64, tag = "11")]
+    pub present_seq: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EntriesRequest {

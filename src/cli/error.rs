@@ -9,10 +9,11 @@ use serde_json::{Map, Value};
 use super::Subject;
 use super::cluster::ClusterCommandError;
 use super::serve::ServeCommandError;
+use crate::error::StorageError;
 use crate::kv::client::{ClientError, ConfigError};
 use crate::reason::{EXIT_OK, Reason};
 use crate::shown::Shown;
-use crate::types::NodeId;
+use crate::types::{Bookmark, NodeId};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +91,14 @@ pub enum CliError {
         done: &'static str,
         /// What the operating system said.
         source: io::Error,
+    },
+    /// How far a subscription was printed cannot be stored.
+    #[error("everything up to {position} was printed, and that cannot be stored: {source}")]
+    State {
+        /// Where to go on.
+        position: Bookmark,
+        /// What cannot be done with the file.
+        source: Box<StorageError>,
     },
     /// The result cannot be shown as JSON.
     #[error("cannot write JSON: {0}")]
@@ -177,9 +186,11 @@ impl CliError {
             Self::Unhealthy { leader: true, .. } => Reason::Behind,
             Self::Node(error) if is_invalid_input(&**error) => Reason::Invalid,
             Self::Node(_) => Reason::Stopped,
-            Self::Signals(_) | Self::Output(_) | Self::Unprinted { .. } | Self::Json(_) => {
-                Reason::Unspecified
-            }
+            Self::Signals(_)
+            | Self::Output(_)
+            | Self::Unprinted { .. }
+            | Self::State { .. }
+            | Self::Json(_) => Reason::Unspecified,
         }
     }
 
@@ -199,6 +210,7 @@ impl CliError {
             | Self::Signals(_)
             | Self::Input { .. }
             | Self::Output(_)
+            | Self::State { .. }
             | Self::Json(_)
             | Self::NoNodeAnswers
             | Self::OtherLeads { .. }
@@ -257,6 +269,7 @@ impl CliError {
             | Self::Input { .. }
             | Self::Output(_)
             | Self::Unprinted { .. }
+            | Self::State { .. }
             | Self::Json(_)
             | Self::Node(_) => None,
         }

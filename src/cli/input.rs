@@ -15,8 +15,28 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use super::CliError;
+use crate::kv::client::Scope;
 use crate::shown::Shown;
 use crate::types::NodeId;
+
+/// Whose keys.
+#[derive(Debug, Clone, Args)]
+pub struct ScopeArgs {
+    /// The tenant
+    #[arg(long, env = "QUORATE_TENANT", default_value = "default", value_parser = parse_name)]
+    pub tenant: String,
+    /// The tenant's collection
+    #[arg(long, env = "QUORATE_COLLECTION", default_value = "default", value_parser = parse_name)]
+    pub collection: String,
+}
+
+impl ScopeArgs {
+    pub(super) fn scope(&self) -> Scope {
+        // The protocol's default; not to send the name saves its bytes in every request.
+        let named = |name: &str| if name == "default" { String::new() } else { name.to_owned() };
+        Scope { tenant: named(&self.tenant), collection: named(&self.collection) }
+    }
+}
 
 /// A key that is not given as a plain argument.
 #[derive(Debug, Clone, Default, Args)]

@@ -11,15 +11,14 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 pub use crate::reason::{EXIT_ERROR, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_OK, EXIT_UNKNOWN, EXIT_UNREACHABLE};
 pub use error::CliError;
+pub use input::ScopeArgs;
 pub use output::Format;
 pub use report::Report;
 
 pub use crate::logging::{flush as flush_log, last_words};
 
 use crate::duration;
-use crate::kv::client::{
-    Client, ClientConfig, Endpoint, KnownLeader, SESSION_TTL_MAX, SESSION_TTL_MIN, Scope,
-};
+use crate::kv::client::{Client, ClientConfig, Endpoint, KnownLeader, SESSION_TTL_MAX, SESSION_TTL_MIN};
 use crate::reason::Reason;
 
 pub mod bench;
@@ -28,20 +27,24 @@ pub mod completion;
 pub mod configure;
 pub mod del;
 mod error;
+pub mod follow;
 pub mod get;
 pub mod health;
 mod input;
+pub mod log;
 pub mod member;
 mod output;
 mod process;
 pub mod put;
 pub mod range;
 pub mod read;
+pub mod replica;
 pub mod report;
 pub mod serve;
 pub mod session;
 pub mod snapshot;
 pub mod status;
+pub mod subscribe;
 pub mod transfer;
 pub mod txn;
 pub mod watch;
@@ -148,25 +151,6 @@ impl Common {
     }
 }
 
-/// Whose keys.
-#[derive(Debug, Clone, Args)]
-pub struct ScopeArgs {
-    /// The tenant
-    #[arg(long, env = "QUORATE_TENANT", default_value = "default", value_parser = input::parse_name)]
-    pub tenant: String,
-    /// The tenant's collection
-    #[arg(long, env = "QUORATE_COLLECTION", default_value = "default", value_parser = input::parse_name)]
-    pub collection: String,
-}
-
-impl ScopeArgs {
-    fn scope(&self) -> Scope {
-        // The protocol's default; not to send the name saves its bytes in every request.
-        let named = |name: &str| if name == "default" { String::new() } else { name.to_owned() };
-        Scope { tenant: named(&self.tenant), collection: named(&self.collection) }
-    }
-}
-
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -182,6 +166,10 @@ pub enum Command {
     Txn(txn::TxnArgs),
     /// Print what happens to keys, until Ctrl-C
     Watch(watch::WatchArgs),
+    /// Show what was applied, entry by entry
+    Log(log::LogArgs),
+    /// Print what is applied, entry by entry, until Ctrl-C
+    Subscribe(Box<subscribe::SubscribeArgs>),
     /// Ask every node whether it is healthy
     Health(health::HealthArgs),
     /// Show every node's role, term and positions
@@ -200,6 +188,8 @@ pub enum Command {
     Bench(bench::BenchArgs),
     /// Run one node
     Serve(Box<serve::ServeArgs>),
+    /// Run a replica: a copy of the state that follows the cluster and answers reads
+    Replica(Box<replica::ReplicaArgs>),
     /// Run a local cluster in real processes until Ctrl-C
     Cluster(cluster::ClusterArgs),
     /// Print a completion script for a shell
@@ -230,19 +220,21 @@ enum Subject {
 impl Command {
     /// Whether the process is a node: it needs more than one that asks a node.
     pub fn runs_a_node(&self) -> bool {
-        matches!(self, Self::Serve(_))
+        matches!(self, Self::Serve(_) | Self::Replica(_))
     }
 
     fn subject(&self) -> Subject {
         match self {
             Self::Put(_) | Self::Del(_) | Self::Txn(_) => Subject::Write,
-            Self::Get(_) | Self::Range(_) | Self::Watch(_) => Subject::Read,
+            Self::Get(_) | Self::Range(_) | Self::Watch(_) | Self::Log(_) | Self::Subscribe(_) => {
+                Subject::Read
+            }
             Self::Member(_) => Subject::Members,
             Self::TransferLeader(_) => Subject::Lead,
             Self::Session(_) => Subject::Sessions,
             Self::Configure(_) => Subject::Settings,
             Self::Health(_) | Self::Status(_) | Self::Snapshot(_) | Self::Bench(_) => Subject::Node,
-            Self::Serve(_) | Self::Cluster(_) | Self::Completion(_) => Subject::Process,
+            Self::Serve(_) | Self::Replica(_) | Self::Cluster(_) | Self::Completion(_) => Subject::Process,
         }
     }
 }
@@ -298,6 +290,8 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Range(args) => range::run(common, args).await,
         Command::Txn(args) => txn::run(common, args).await,
         Command::Watch(args) => watch::run(common, args).await,
+        Command::Log(args) => log::run(common, args).await,
+        Command::Subscribe(args) => subscribe::run(common, *args).await,
         Command::Health(args) => health::run(common, args).await,
         Command::Status(args) => status::run(common, args).await,
         Command::Member(args) => member::run(common, args).await,
@@ -307,6 +301,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Configure(args) => configure::run(common, args).await,
         Command::Bench(args) => bench::run(common, args).await,
         Command::Serve(args) => serve::run(*args, on_memory).await.map_err(CliError::node),
+        Command::Replica(args) => replica::run(common, *args).await.map_err(CliError::node),
         Command::Cluster(args) => cluster::run(args).await.map_err(CliError::node),
         Command::Completion(args) => completion::run(&args, &mut Cli::command()),
     }

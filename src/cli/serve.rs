@@ -70,7 +70,8 @@ pub async fn run(args: ServeArgs, on_memory: Option<fn(u64)>) -> Result<(), Serv
         on_memory(config.memory());
     }
     let data_dir = std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
-    let log_level = log_to_stderr(&config, &data_dir)?;
+    let log_level =
+        log_to_stderr(&config.log_level, config.log_format, &data_dir).map_err(ServeCommandError::Log)?;
     if let Err(error) = incoming::raise_open_files() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
@@ -154,14 +155,18 @@ fn with_peer_listener(mut config: EngineConfig) -> Result<EngineConfig, OpenErro
 
 /// Writes the log to standard error, and first of all where the data are, whatever else is logged. Returns how to change
 /// what is written; nothing if an embedding process has set up a log of its own, which stays.
-fn log_to_stderr(config: &ServeConfig, data_dir: &Path) -> Result<Option<LogLevel>, ServeCommandError> {
-    let writer = logging::start().map_err(ServeCommandError::Log)?;
-    let filter = parse_filter(&config.log_level).unwrap_or_default(); // checked with the configuration
+pub(super) fn log_to_stderr(
+    filter: &str,
+    format: LogFormat,
+    data_dir: &Path,
+) -> std::io::Result<Option<LogLevel>> {
+    let (writer, given) = (logging::start()?, filter.to_owned());
+    let filter = parse_filter(filter).unwrap_or_default(); // checked before
     let colours = std::io::stderr().is_terminal();
     let lines = || -> Box<dyn Layer<Registry> + Send + Sync> {
         // It would say of itself what is wrong on standard error, and panic if it cannot.
         let lines = fmt::layer().with_ansi(colours).with_writer(writer.clone()).log_internal_errors(false);
-        match config.log_format {
+        match format {
             LogFormat::Text => lines.boxed(),
             LogFormat::Json => lines.json().boxed(),
         }
@@ -172,11 +177,11 @@ fn log_to_stderr(config: &ServeConfig, data_dir: &Path) -> Result<Option<LogLeve
     });
     let (filter, handle) = reload::Layer::new(filter);
     let log = registry().with(lines()).with(filter);
-    Ok(log.try_init().ok().map(|()| log_level(config, handle)))
+    Ok(log.try_init().ok().map(|()| log_level(given, handle)))
 }
 
-fn log_level<S: 'static>(config: &ServeConfig, handle: reload::Handle<Targets, S>) -> LogLevel {
-    LogLevel::new(&config.log_level, move |filter| {
+fn log_level<S: 'static>(filter: String, handle: reload::Handle<Targets, S>) -> LogLevel {
+    LogLevel::new(filter, move |filter| {
         let filter = parse_filter(filter)?;
         handle.reload(filter).map_err(|error| error.to_string())
     })

@@ -5,12 +5,12 @@ use std::io;
 use bytes::Bytes;
 use clap::Args;
 use futures::StreamExt;
-use serde_json::{Map, Value, json};
-use tokio::time::Instant;
+use serde_json::{Map, Value};
 
+use super::follow::Whereabouts;
 use super::input::{self, KeyFlags};
 use super::{CliError, Common, Format, ScopeArgs, output, read};
-use crate::kv::client::{Contact, EventKind, Range, ReadPreference, Watch, WatchEvent};
+use crate::kv::client::{EventKind, Range, ReadPreference, Watch, WatchEvent};
 use crate::types::Bookmark;
 
 /// Arguments of `quorate watch`.
@@ -77,8 +77,7 @@ pub async fn run(common: &Common, args: WatchArgs) -> Result<(), CliError> {
 
 async fn print(mut watch: Watch, format: Format) -> Result<(), CliError> {
     let mut contacts = watch.contacts();
-    let mut lost_since = None;
-    let mut heard = false;
+    let mut whereabouts = Whereabouts::default();
     loop {
         tokio::select! {
             event = watch.next() => {
@@ -93,34 +92,8 @@ async fn print(mut watch: Watch, format: Format) -> Result<(), CliError> {
                     }
                 }
             }
-            Some(contact) = contacts.changed() => match contact {
-                Contact::Heard { endpoint } => {
-                    heard = true;
-                    let lost: Option<Instant> = lost_since.take();
-                    if let Some(lost) = lost {
-                        let message = format!(
-                            "found the cluster again, at {endpoint}, after {:.1} s; nothing is left out",
-                            lost.elapsed().as_secs_f64()
-                        );
-                        say(format, "found", &message);
-                    }
-                }
-                Contact::Lost { why } if heard => {
-                    lost_since.get_or_insert_with(Instant::now);
-                    say(format, "lost", &format!("lost the cluster, trying again: {why}"));
-                }
-                // At the beginning the error says it, if it comes to that.
-                Contact::Lost { .. } | Contact::Seeking => {}
-            }
+            Some(contact) = contacts.changed() => whereabouts.tell(format, contact),
         }
-    }
-}
-
-/// Says on standard error how the watch fares.
-fn say(format: Format, contact: &str, message: &str) {
-    match format {
-        Format::Table => output::remark(message),
-        Format::Json => output::remark(&json!({ "contact": contact, "message": message }).to_string()),
     }
 }
 

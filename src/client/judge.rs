@@ -9,6 +9,7 @@
 //! | the disk is full or hangs, the table of sessions is full | again: another node may lead soon; at the deadline, that error | the same | the same |
 //! | the request is at fault | error | error | error |
 
+use tokio::time::error::Elapsed;
 use tonic::Code;
 
 use super::attempt::{AttemptError, Kind, describe, is_unconnected};
@@ -207,6 +208,17 @@ pub(crate) fn failed(
     maybe_applied: bool,
 ) -> ClientError {
     ClientError::Failed { endpoint: endpoint.clone(), reason, message, maybe_applied }
+}
+
+/// What a call brought that had a limited time.
+pub(crate) async fn in_time<T>(
+    call: impl Future<Output = Result<Result<T, tonic::Status>, Elapsed>>,
+) -> Result<T, Failure> {
+    match call.await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(status)) => Err(Failure::of_call(&status)),
+        Err(_) => Err(Failure::Attempt(AttemptError::Expired { sent: true })),
+    }
 }
 
 pub(crate) fn in_words(failure: &Failure) -> String {

@@ -91,11 +91,13 @@ pub(crate) struct Metrics {
     methods: Methods,
     pub(crate) range_streams: PerStream,
     pub(crate) watches: PerStream,
+    pub(crate) subscriptions: PerStream,
     pub(crate) retries: AtomicU64,
     pub(crate) redirects: AtomicU64,
     pub(crate) fail_overs: AtomicU64,
     pub(crate) sessions_opened: AtomicU64,
     pub(crate) watch_reconnects: AtomicU64,
+    pub(crate) subscription_reconnects: AtomicU64,
 }
 
 impl Metrics {
@@ -104,11 +106,13 @@ impl Metrics {
             methods: Methods::default(),
             range_streams: PerStream::default(),
             watches: PerStream::default(),
+            subscriptions: PerStream::default(),
             retries: AtomicU64::new(0),
             redirects: AtomicU64::new(0),
             fail_overs: AtomicU64::new(0),
             sessions_opened: AtomicU64::new(0),
             watch_reconnects: AtomicU64::new(0),
+            subscription_reconnects: AtomicU64::new(0),
         }
     }
 
@@ -134,12 +138,14 @@ impl Metrics {
             methods: self.methods.iter().map(method).collect(),
             range_streams: self.range_streams.snapshot(),
             watches: self.watches.snapshot(),
+            subscriptions: self.subscriptions.snapshot(),
             nodes,
             retries: self.retries.load(Relaxed),
             redirects: self.redirects.load(Relaxed),
             fail_overs: self.fail_overs.load(Relaxed),
             sessions_opened: self.sessions_opened.load(Relaxed),
             watch_reconnects: self.watch_reconnects.load(Relaxed),
+            subscription_reconnects: self.subscription_reconnects.load(Relaxed),
         }
     }
 }
@@ -191,8 +197,8 @@ fn bound_us(bucket: usize) -> u64 {
 
 /// What a client has done since it was made.
 ///
-/// Operations are counted by method, from the call to its end, however many attempts they take. Range streams and
-/// watches, which have no such end, are counted when they are opened and when they end with an error. Attempts are
+/// Operations are counted by method, from the call to its end, however many attempts they take. Range streams,
+/// watches and subscriptions, which have no such end, are counted when they are opened and when they end with an error. Attempts are
 /// counted by the node to which they went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -203,6 +209,8 @@ pub struct ClientMetrics {
     pub range_streams: StreamMetrics,
     /// Watches.
     pub watches: StreamMetrics,
+    /// Subscriptions.
+    pub subscriptions: StreamMetrics,
     /// By node: those that the client was given, then those it has learnt of.
     pub nodes: Vec<NodeMetrics>,
     /// Attempts after the first of an operation.
@@ -215,6 +223,8 @@ pub struct ClientMetrics {
     pub sessions_opened: u64,
     /// How often a watch went on at another node, or at the same one after a break.
     pub watch_reconnects: u64,
+    /// The same of subscriptions.
+    pub subscription_reconnects: u64,
 }
 
 impl ClientMetrics {
@@ -233,8 +243,8 @@ impl ClientMetrics {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct StreamMetrics {
-    /// Streams that the caller has asked for, whether or not they could be opened. A watch that goes on at another node
-    /// is the same watch.
+    /// Streams that the caller has asked for, whether or not they could be opened. A watch or a subscription that goes on
+    /// at another node is the same.
     pub opened: u64,
     /// Those that ended with an error, be it at once.
     pub failed: u64,

@@ -36,6 +36,7 @@
 //! - With [`ClientConfig::exactly_once`] off, a write is repeated only when it is certain that it was not applied.
 //! - A leader whose process is gone is noticed at once, one that hangs within a second or two, and one that
 //!   was deposed without knowing it as soon as another node tells of its successor.
+//! - A [`Subscription`] brings what was applied in order, nothing left out and nothing twice, from whichever node.
 //!
 //! # What it does not do
 //!
@@ -47,6 +48,7 @@
 //! `admin` operates the cluster, `machine_client` speaks for a machine. `execute` makes the attempts of one call, `operation` says where the next one goes, and `judge`
 //! whether there may be one; `sessions` numbers writes, `router` knows who leads and who is healthy, by its `picture` of the cluster, `connection` owns the stream to
 //! one node, `connector` how it is made, `frame` is what travels on it, and `link` leads there, `node` is what the others share about that node, and `contact` tells whether the cluster is heard from at all.
+//! `following` goes on from node to node with a stream of what happens: a guest's watches, and a `subscription`.
 //! Tasks: one per node that was used, one that asks after the nodes' health, and short-lived probes; none per call.
 
 use std::fmt;
@@ -69,6 +71,10 @@ pub use metrics::{ClientMetrics, Latencies, MethodMetrics, NodeMetrics, StreamMe
 pub use once::Once;
 pub use options::{CallOptions, WriteOptions};
 pub use preference::{Candidate, ReadPreference};
+pub use subscription::{
+    EntriesPage, EntryCompression, EntryFilter, FollowFrom, FollowedChange, FollowedEntry, FollowedOperation,
+    FollowedProgress, ReplicationStatus, SnapshotPart, SubscribeOptions, Subscription,
+};
 
 pub use crate::call::Header;
 pub use crate::report::{MemberList, MemberReport, NodeReport};
@@ -92,6 +98,7 @@ pub(crate) mod contact;
 mod endpoint;
 mod error;
 mod execute;
+pub(crate) mod following;
 pub(crate) mod frame;
 mod in_flight;
 pub(crate) mod judge;
@@ -106,6 +113,7 @@ mod picture;
 mod preference;
 pub(crate) mod router;
 pub(crate) mod sessions;
+mod subscription;
 
 /// A handle on a cluster. Cheap to clone; all clones share their connections.
 ///

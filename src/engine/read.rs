@@ -152,6 +152,11 @@ impl<V> Clone for HeldState<V> {
 }
 
 impl<V> HeldState<V> {
+    /// `applied`, which keeps alive what `pinned` says.
+    pub(crate) fn new(applied: Arc<Applied<V>>, pinned: Pinned) -> Self {
+        Self { applied, pinned }
+    }
+
     /// The last entry that was applied.
     pub(crate) fn at(&self) -> LogId {
         self.applied.progress.log_id.unwrap_or_default()

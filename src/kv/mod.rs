@@ -29,4 +29,6 @@ pub(crate) mod settings;
 #[cfg(any(feature = "server", feature = "client"))]
 pub use api::*;
 #[cfg(feature = "server")]
+pub(crate) use service::with_services;
+#[cfg(feature = "server")]
 pub use service::{Kv, bind, serve};

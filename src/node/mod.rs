@@ -312,6 +312,15 @@ impl<G: Guest, N> Server<G, N> {
         self.serve_gated(std::future::ready(node), StartProgress::default(), patience, shutdown).await
     }
 
+    /// As [`serve`](Server::serve), for a `node` that is no member.
+    pub(crate) async fn serve_told<F>(self, node: N, shutdown: F) -> Result<(), ServeError>
+    where
+        N: OperatedNode<Machine = G::Machine>,
+        F: Future<Output = ()> + Send,
+    {
+        self.serve_gated(std::future::ready(node), StartProgress::default(), DRAIN, shutdown).await
+    }
+
     /// The port, before and after `opening` gives the node.
     pub(crate) async fn serve_gated<O, F>(
         mut self,

@@ -9,6 +9,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use openraft::storage::RaftSnapshotBuilder as _;
 use tokio::sync::Notify;
@@ -44,16 +45,18 @@ pub(crate) struct ToldReader<M: StateMachine> {
     feed: Arc<Feed>,
     activity: Arc<Activity>,
     wanted: Arc<Notify>,
+    snapshot_wanted: Arc<AtomicBool>,
 }
 
 impl<M: StateMachine> Clone for ToldReader<M> {
     fn clone(&self) -> Self {
-        let Self { published, feed, activity, wanted } = self;
+        let Self { published, feed, activity, wanted, snapshot_wanted } = self;
         Self {
             published: published.clone(),
             feed: feed.clone(),
             activity: activity.clone(),
             wanted: wanted.clone(),
+            snapshot_wanted: snapshot_wanted.clone(),
         }
     }
 }
@@ -107,7 +110,13 @@ impl<M: StateMachine> ToldReader<M> {
         }
     }
 
-    /// Returns when somebody waits for a view.
+    /// Has a snapshot begun soon.
+    pub(crate) fn ask_for_snapshot(&self) {
+        self.snapshot_wanted.store(true, Ordering::Relaxed);
+        self.wanted.notify_one();
+    }
+
+    /// Returns when somebody waits for a view, or for a snapshot.
     pub(crate) async fn view_wanted(&self) {
         self.wanted.notified().await;
     }
@@ -129,6 +138,7 @@ impl<M: StateMachine> ToldState<M> {
             feed: applier.feed(),
             activity: applier.activity(),
             wanted: Arc::default(),
+            snapshot_wanted: Arc::default(),
         };
         let mut this = Self { covered: reader.progress(), applier, reader, building: None };
         this.replay(&event_log)
@@ -153,9 +163,7 @@ impl<M: StateMachine> ToldState<M> {
             self.take_in(&records)?;
             assert!(after > next, "invariant: every page leads on");
             next = after;
-            if let Some(last) = records.last() {
-                self.pass(after - 1, last.elapsed_ms, last.time_ms);
-            }
+            self.pass(after - 1, records.last().map(|last| (last.elapsed_ms, last.time_ms)));
             self.tell();
         }
         Ok(())
@@ -194,9 +202,9 @@ impl<M: StateMachine> ToldState<M> {
         catch("applying what was told", || records.iter().try_for_each(|record| self.applier.take_in(record)))
     }
 
-    /// Nothing that concerns it happened up to position `index`.
-    pub(crate) fn pass(&mut self, index: u64, elapsed_ms: u64, time_ms: u64) {
-        self.applier.pass(index, elapsed_ms, time_ms);
+    /// Nothing that concerns it happened up to position `index`. The elapsed time and log time there, if they are known.
+    pub(crate) fn pass(&mut self, index: u64, times_ms: Option<(u64, u64)>) {
+        self.applier.pass(index, times_ms);
     }
 
     /// Takes `machine` in its place, as of `log_id` of `history`.
@@ -238,6 +246,7 @@ impl<M: StateMachine> ToldState<M> {
         let bytes = now.command_bytes - self.covered.command_bytes;
         let positions = now.next_index() - self.covered.next_index().min(now.next_index());
         let fills_log = log.is_some_and(|log| positions > log.operations / 2 || bytes > log.bytes / 4);
+        let due = due || self.reader.snapshot_wanted.swap(false, Ordering::Relaxed);
         if self.building.is_none() && (due || bytes > SNAPSHOT_BYTES || fills_log) && now.log_id.is_some() {
             self.covered = now;
             let mut builder = self.applier.told_snapshot();

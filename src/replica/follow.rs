@@ -20,13 +20,13 @@ use tokio::time::{Instant, sleep};
 use super::state::{ReplicaState, SyncState};
 use super::{ReplicaConfig, Told};
 use crate::client::{
-    ClientError, FollowFrom, FollowedChange, FollowedEntry, FollowedProgress, SnapshotPart, Subscription,
+    ClientError, FollowFrom, FollowedChange, FollowedEntry, FollowedOperation, FollowedProgress,
+    SnapshotPart, Subscription,
 };
 use crate::feed::{FeedContent, FeedRecord};
-use crate::machine::{AppliedEvent, StateMachine};
+use crate::machine::{AppliedEvent, EventOperation, StateMachine};
 use crate::raft::told::ToldState;
 use crate::reason::Reason;
-use crate::runtime::offload;
 use crate::types::{ClusterClock, HistoryEpoch, LogId, MachineVersion};
 
 /// The first pause after all sources were lost; each one after it is twice as long.
@@ -103,7 +103,10 @@ impl<M: StateMachine> Follower<M> {
     }
 
     fn give_up(&self, why: String) {
-        tracing::error!("the replica follows no more: {why}. Reads go on as of position {}", self.told.bookmark().index);
+        tracing::error!(
+            "the replica follows no more: {why}. Reads go on as of position {}",
+            self.told.bookmark().index
+        );
         self.state.send_modify(|state| {
             state.enter(SyncState::Disconnected);
             state.gave_up = Some(why);
@@ -139,7 +142,9 @@ impl<M: StateMachine> Follower<M> {
             // Nothing of a half is told: what is received while this waits stays in the subscription.
             tokio::select! {
                 biased;
-                () = self.shared.reader.view_wanted() => self.told.tell(),
+                () = self.shared.reader.view_wanted() => if let Err(error) = self.settle().await {
+                    return Over::Fatal(error);
+                },
                 changed = self.config.changed() => if changed.is_ok() { return Over::Repointed },
                 entry = subscription.next() => {
                     let outcome = match entry {
@@ -154,7 +159,7 @@ impl<M: StateMachine> Follower<M> {
                 changed = progress.changed() => if changed.is_ok() {
                     self.heard(&mut progress);
                 },
-                () = sleep(wait) => if self.is_unheard(wait) {
+                () = sleep(Duration::from_secs(1).min(wait)) => if self.is_unheard(wait) {
                     return Over::Lost(format!("no source was heard for {} s", wait.as_secs()));
                 },
             }
@@ -172,7 +177,8 @@ impl<M: StateMachine> Follower<M> {
             if self.told.bookmark().history == HistoryEpoch::UNKNOWN {
                 self.told.begin(told.history);
             }
-            self.told.pass(told.upto, told.upto_elapsed_ms, told.upto_time_ms);
+            let is_all = told.upto >= told.applied_seq;
+            self.told.pass(told.upto, is_all.then_some((told.applied_elapsed_ms, told.applied_time_ms)));
             self.told.tell();
         }
         let local = self.told.bookmark();
@@ -200,30 +206,34 @@ impl<M: StateMachine> Follower<M> {
         let (mut records, mut bytes, mut count) = (Vec::new(), 0, 0);
         let mut next = Some(first);
         while let Some(entry) = next.take() {
-            if self.told.bookmark().history == HistoryEpoch::UNKNOWN {
-                self.told.begin(progress.borrow().history);
-            }
+            let history = progress.borrow().history;
             count += 1;
             let more = entry.more;
             if entry.snapshot == SnapshotPart::None {
+                // A state that broke off is void.
+                self.receiving = None;
+                if self.told.bookmark().history == HistoryEpoch::UNKNOWN {
+                    self.told.begin(history);
+                }
                 bytes += add(&mut records, entry)?;
             } else {
                 self.take(&mut records)?;
-                self.take_part(entry, progress.borrow().history).await?;
+                self.take_part(entry, history).await?;
             }
             if !more && (count >= BATCH_ENTRIES || bytes >= BATCH_BYTES) {
                 break;
             }
-            next = match more {
-                // A position is taken in whole.
-                true => Some(subscription.next().await.transpose().map_err(over)?.ok_or_else(|| {
-                    Over::Lost("the subscription has ended within a position".to_owned())
-                })?),
-                false => futures::FutureExt::now_or_never(subscription.next())
-                    .flatten()
-                    .transpose()
-                    .map_err(over)?,
-            };
+            next =
+                match more {
+                    // A position is taken in whole.
+                    true => Some(subscription.next().await.transpose().map_err(over)?.ok_or_else(|| {
+                        Over::Lost("the subscription has ended within a position".to_owned())
+                    })?),
+                    false => futures::FutureExt::now_or_never(subscription.next())
+                        .flatten()
+                        .transpose()
+                        .map_err(over)?,
+                };
         }
         self.take(&mut records)?;
         self.settle().await.map_err(Over::Fatal)?;
@@ -294,8 +304,9 @@ fn add(records: &mut Vec<FeedRecord>, entry: FollowedEntry) -> Result<usize, Ove
     match change {
         FollowedChange::Command { machine, version, command } => {
             let bytes = command.len();
-            let machine = u16::try_from(machine)
-                .map_err(|_| Over::Fatal(format!("position {seq} is a command of machine {machine}, which no program has")))?;
+            let machine = u16::try_from(machine).map_err(|_| {
+                Over::Fatal(format!("position {seq} is a command of machine {machine}, which no program has"))
+            })?;
             let content = FeedContent::Command { wrote: MachineVersion { machine, version }, command };
             records.push(FeedRecord { log_id, time_ms, elapsed_ms, content });
             Ok(bytes)
@@ -321,10 +332,38 @@ fn add(records: &mut Vec<FeedRecord>, entry: FollowedEntry) -> Result<usize, Ove
 
 /// The event that an entry tells, if it does.
 fn event(change: FollowedChange) -> Option<AppliedEvent> {
-    match change {
-        FollowedChange::Event(event) => Some(event.into_applied()),
-        FollowedChange::Command { .. } | FollowedChange::Nothing => None,
-    }
+    let FollowedChange::Event {
+        operation,
+        tenant,
+        collection,
+        key,
+        value,
+        create_seq,
+        previous_seq,
+        version,
+        deadline_elapsed_ms,
+        ..
+    } = change
+    else {
+        return None;
+    };
+    let operation = match operation {
+        FollowedOperation::Insert => EventOperation::Insert,
+        FollowedOperation::Update => EventOperation::Update,
+        FollowedOperation::Delete => EventOperation::Delete,
+        FollowedOperation::Expire => EventOperation::Expire,
+    };
+    Some(AppliedEvent {
+        operation,
+        tenant: tenant.into(),
+        collection: collection.into(),
+        key,
+        value,
+        created: create_seq,
+        previous: previous_seq,
+        version,
+        deadline_ms: (deadline_elapsed_ms != 0).then_some(deadline_elapsed_ms),
+    })
 }
 
 /// What it means that a subscription has ended with `error`.
@@ -332,17 +371,12 @@ fn over(error: ClientError) -> Over {
     let why = error.to_string();
     match error {
         ClientError::Compacted { .. } => Over::NeedsState(why),
-        error if matches!(error.reason(), Some(Reason::OtherHistory | Reason::Ahead)) => Over::Fatal(format!(
+        error if matches!(error.reason(), Reason::OtherHistory | Reason::Ahead) => Over::Fatal(format!(
             "{why}. What it follows is not what it has followed before: delete its data directory to follow that from the beginning"
         )),
-        error if matches!(error.reason(), Some(Reason::Invalid)) => Over::Fatal(why),
+        error if matches!(error.reason(), Reason::Invalid) => Over::Fatal(why),
         _ => Over::Lost(why),
     }
-}
-
-/// What ends a blocking part of the start.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    offload(work).await
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub use self::sled::{DiskEvent, Observer};
 #[cfg(feature = "sled")]
 pub use self::sled::{SledOptions, SledStore, ensure_power_safe};
 pub use durable_log::{FLUSH_BUCKETS_US, Failure, LogStats};
-pub(crate) use files::is_full;
+pub(crate) use files::{create_directory, is_full, write_durably};
 pub use identity::{DataDir, Identity};
 pub use memory::{MemoryDisk, MemoryStore, SyncMode};
 pub use progress::{StartProgress, StartStep, StartedSoFar};

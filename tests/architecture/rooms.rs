@@ -42,6 +42,9 @@ const ROOMS: &[(&str, &[&str])] = &[
         "feed", "engine"]),
     ("node", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "signals", "proto",
         "call", "report", "machine", "storage", "feed", "engine", "door"]),
+    // Outside the quorum: what is told it comes by a client, and is asked for at a port.
+    ("replica", &["types", "reason", "error", "runtime", "report", "machine", "storage", "feed", "raft",
+        "engine", "door", "node", "client"]),
     // A client shares nothing with the server but the protocol, and the machine that both know.
     ("client", &["types", "reason", "shown", "session", "runtime", "wire", "proto", "call", "report",
         "machine"]),
@@ -51,7 +54,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["types", "address", "shown", "error", "runtime", "duration", "engine", "door", "node",
         "kv"]),
     ("cli", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "signals", "duration",
-        "config", "machine", "storage", "engine", "node", "kv"]),
+        "config", "machine", "storage", "report", "engine", "node", "replica", "kv"]),
     // The program's alone: what embeds the library has its own.
     ("allocator", &[]),
     ("main", &["cli", "config", "error", "allocator"]),

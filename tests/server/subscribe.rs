@@ -355,7 +355,7 @@ async fn a_follower_that_makes_no_sense_is_told_so() {
     with_node(dir.path(), async |address| {
         put_many(address, 10).await;
         let mut service = ReplicationServiceClient::new(channel(address).await);
-        let status = service.get_status(StatusRequest {}).await.unwrap().into_inner();
+        let status = service.get_status(StatusRequest::default()).await.unwrap().into_inner();
         assert!(status.current_seq >= 10 && status.healthy && status.history != 0 && status.time_ms > 0);
         assert_eq!((&status.role[..], status.node_id, status.subscribers), ("leader", 1, 0));
         let cases = [

@@ -37,6 +37,17 @@ impl Settings {
         }
     }
 
+    /// Of one who takes no writes.
+    pub(crate) fn of_no_member(event_log: EventLogLimits) -> Self {
+        Self {
+            snapshots: SnapshotPolicy::default(),
+            event_log,
+            max_command_bytes: 0,
+            max_inflight_bytes: 0,
+            preferred_leader: false,
+        }
+    }
+
     /// Refuses what cannot work. Limits that stay below those the node was started with fit its messages and its
     /// reserve of disk.
     fn validate(&self, started_with: &Limits) -> Result<(), ConfigureError> {

@@ -58,7 +58,7 @@ impl Counters {
         }
     }
 
-    pub(in crate::engine) fn read(&self, level: ReadLevel) {
+    pub(crate) fn read(&self, level: ReadLevel) {
         let place = match level {
             ReadLevel::Linearizable => 0,
             ReadLevel::Lease => 1,

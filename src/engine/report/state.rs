@@ -108,6 +108,28 @@ pub enum NotReady {
 }
 
 impl NodeState {
+    /// That of one who is no member of the cluster that it follows, and has applied nothing.
+    pub(crate) fn of_no_member() -> Self {
+        Self {
+            node_id: 0,
+            role: Role::Learner,
+            term: 0,
+            leader: None,
+            in_touch: false,
+            last_log: None,
+            committed: None,
+            applied: None,
+            overdue: false,
+            snapshot: None,
+            purged: None,
+            membership: Membership::default(),
+            disk: DiskState::Ok,
+            diverged: None,
+            forming: None,
+            fatal: None,
+        }
+    }
+
     /// Whether requests of every kind should be sent to the node.
     ///
     /// # Errors

@@ -38,9 +38,10 @@ use bytes::Bytes;
 pub use super::api::*;
 pub use crate::client::{
     CallOptions, Candidate, ClientConfig, ClientError, ClientMetrics, ConfigError, Contact, Contacts,
-    DEFAULT_ACK_TIMEOUT, Endpoint, Header, KnownLeader, Latencies, MemberChange, MemberList, MemberReport,
-    MethodMetrics, NodeMetrics, NodeReport, NodeSetting, ReadPreference, Reason, SessionInfo, SessionPage,
-    StreamMetrics, UnconfirmedAnswer,
+    DEFAULT_ACK_TIMEOUT, Endpoint, EntriesPage, EntryCompression, EntryFilter, FollowFrom, FollowedChange,
+    FollowedEntry, FollowedOperation, Header, KnownLeader, Latencies, MemberChange, MemberList, MemberReport,
+    MethodMetrics, NodeMetrics, NodeReport, NodeSetting, ReadPreference, Reason, ReplicationStatus,
+    SessionInfo, SessionPage, StreamMetrics, SubscribeOptions, Subscription, UnconfirmedAnswer,
 };
 pub(crate) use crate::client::{SESSION_TTL_MAX, SESSION_TTL_MIN};
 pub use once::Once;

@@ -131,7 +131,7 @@ impl Guest for Kv {
 }
 
 /// A node with a key-value machine.
-pub(super) trait KvNode: ServedNode<Machine = KvMachine> {}
+pub(crate) trait KvNode: ServedNode<Machine = KvMachine> {}
 
 impl<N: ServedNode<Machine = KvMachine>> KvNode for N {}
 
@@ -152,8 +152,8 @@ pub fn serve(server: Server<Kv>, machine: &KvMachine) -> Server<Kv> {
     server.with_status("history", Arc::new(part))
 }
 
-/// With this guest's services.
-fn with_services<N: KvNode>(server: Server<Kv, N>) -> Server<Kv, N> {
+/// With this guest's services, for whatever node has the machine.
+pub(crate) fn with_services<N: KvNode>(server: Server<Kv, N>) -> Server<Kv, N> {
     let (open, moments) = (Streams::default(), Arc::<Moments>::default());
     let shown = ShownStreams { streams: open.clone(), moments: moments.clone() };
     let services = Services {

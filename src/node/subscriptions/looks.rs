@@ -35,6 +35,7 @@ pub(super) fn status<N: OperatedNode>(node: &N, subscribers: usize) -> StatusRes
         time_ms: if applied.is_some() { clock.log_time_ms() } else { 0 },
         leader: state.leader.map(|leader| leader.client).unwrap_or_default(),
         subscribers: u32::try_from(subscribers).unwrap_or(u32::MAX),
+        present_seq: 0,
     }
 }
 

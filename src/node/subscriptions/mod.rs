@@ -108,11 +108,15 @@ impl<N: OperatedNode> ReplicationService for SubscriptionService<N> {
         Ok(Response::new(one_by_one(chunks)))
     }
 
-    async fn get_status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let started = Instant::now();
-        let status = looks::status(&self.door.node, self.subscribers.count());
-        self.observe(GET_STATUS, started, &Ok(()));
-        Ok(Response::new(status))
+    async fn get_status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let (started, node) = (Instant::now(), &self.door.node);
+        let present = match request.into_inner().present {
+            true => node.present().await.map_err(Failure::from),
+            false => Ok(0),
+        };
+        self.observe(GET_STATUS, started, &present.as_ref().map(drop).map_err(Clone::clone));
+        let status = looks::status(node, self.subscribers.count());
+        Ok(Response::new(StatusResponse { present_seq: present?, ..status }))
     }
 
     async fn get_entries_after(

@@ -47,24 +47,26 @@ impl<M: StateMachine> Applier<M> {
             }
         }
         self.progress.command_bytes += record.bytes() as u64;
-        self.come_to(log_id, record.elapsed_ms, record.time_ms);
+        self.come_to(log_id, Some((record.elapsed_ms, record.time_ms)));
         Ok(())
     }
 
-    /// Nothing happened up to position `index` that concerns this state, which was proposed at these times.
-    pub(crate) fn pass(&mut self, index: u64, elapsed_ms: u64, time_ms: u64) {
+    /// Nothing happened up to position `index` that concerns this state. The elapsed time and log time there, if they are known.
+    pub(crate) fn pass(&mut self, index: u64, times_ms: Option<(u64, u64)>) {
         let applied = self.progress.log_id.unwrap_or_default();
         if index > applied.index {
-            self.come_to(LogId::new(applied.term, index), elapsed_ms, time_ms);
+            self.come_to(LogId::new(applied.term, index), times_ms);
         }
     }
 
-    fn come_to(&mut self, log_id: LogId, elapsed_ms: u64, time_ms: u64) {
+    fn come_to(&mut self, log_id: LogId, times_ms: Option<(u64, u64)>) {
         self.progress.log_id = Some(log_id);
         let clock = &mut self.progress.clock;
         clock.term = log_id.term;
-        clock.elapsed_ms = clock.elapsed_ms.max(elapsed_ms);
-        clock.wall_offset_ms = time_ms.cast_signed().wrapping_sub(elapsed_ms.cast_signed());
+        if let Some((elapsed_ms, time_ms)) = times_ms {
+            clock.elapsed_ms = clock.elapsed_ms.max(elapsed_ms);
+            clock.wall_offset_ms = time_ms.cast_signed().wrapping_sub(elapsed_ms.cast_signed());
+        }
         self.recorder.applied(log_id.index);
     }
 

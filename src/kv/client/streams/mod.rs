@@ -3,15 +3,7 @@
 //! Both are calls of their own beside the pipeline, over a second connection to the node: a reader that is slow
 //! stops its own stream and nothing else. What waits for such a reader is one message and one HTTP/2 window.
 
-use std::pin::Pin;
-
-use futures::Stream;
-use tokio::time::error::Elapsed;
-
-use crate::client::ClientError;
-use crate::client::attempt::AttemptError;
 use crate::client::frame::MAX_RESPONSE_MESSAGE_BYTES;
-use crate::client::judge::Failure;
 use crate::client::link::Link;
 use crate::proto::v1::kv_client::KvClient;
 
@@ -23,19 +15,6 @@ pub(super) use watch::{present, watch};
 mod range;
 mod watch;
 
-type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, ClientError>> + Send>>;
-
 fn kv(link: &Link) -> KvClient<tonic::transport::Channel> {
     KvClient::new(link.node.side_channel()).max_decoding_message_size(MAX_RESPONSE_MESSAGE_BYTES)
-}
-
-/// What a call brought that had a limited time.
-async fn in_time<T>(
-    call: impl Future<Output = Result<Result<T, tonic::Status>, Elapsed>>,
-) -> Result<T, Failure> {
-    match call.await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(status)) => Err(Failure::of_call(&status)),
-        Err(_) => Err(Failure::Attempt(AttemptError::Expired { sent: true })),
-    }
 }

@@ -14,10 +14,11 @@ use tonic::Streaming;
 
 use super::super::super::api::{Item, Range, RangeReply, Scope};
 use super::super::super::codec;
-use super::{Boxed, in_time, kv};
+use super::kv;
 use crate::call::{Header, encode_read};
 use crate::client::attempt::{AttemptError, backoff};
-use crate::client::judge::{Failure, failed, in_words};
+use crate::client::following::Boxed;
+use crate::client::judge::{Failure, failed, in_time, in_words};
 use crate::client::link::Link;
 use crate::client::operation::{Operation, read_kind};
 use crate::client::router::Router;

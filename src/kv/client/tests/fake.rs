@@ -10,9 +10,11 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::replica::Replica;
 use crate::call::Options;
 use crate::kv::api::Method;
 use crate::kv::codec;
+use crate::proto::replication::replication_service_server::ReplicationServiceServer;
 use crate::proto::v1::admin_server::{Admin, AdminServer};
 use crate::proto::v1::kv_server::{Kv, KvServer};
 use crate::proto::v1::pipeline_server::{Pipeline, PipelineServer};
@@ -46,6 +48,7 @@ struct Service {
     transferred: Arc<Mutex<Option<LeaderHint>>>,
     /// What open watches are sent later.
     pushed: tokio::sync::broadcast::Sender<WatchResponse>,
+    replica: Replica,
 }
 
 impl Service {
@@ -137,6 +140,7 @@ impl Fake {
             told: Arc::new(AtomicUsize::new(usize::MAX)),
             transferred: Arc::default(),
             pushed: tokio::sync::broadcast::channel(16).0,
+            replica: Replica::default(),
         };
         service.sessions.window.store(100_000, Ordering::SeqCst);
         let serving = service.clone();
@@ -145,6 +149,7 @@ impl Fake {
             tonic::transport::Server::builder()
                 .add_service(KvServer::new(serving.clone()))
                 .add_service(PipelineServer::new(serving.clone()).max_decoding_message_size(64 * 1024 * 1024))
+                .add_service(ReplicationServiceServer::new(serving.replica.clone()))
                 .add_service(AdminServer::new(serving))
                 .serve_with_incoming(
                     tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true)),
@@ -220,6 +225,11 @@ impl Fake {
     /// Sends this to the watches that are open.
     pub(crate) fn push(&self, message: WatchResponse) {
         self.service.pushed.send(message).expect("a watch is open");
+    }
+
+    /// What it tells followers.
+    pub(crate) fn replica(&self) -> &Replica {
+        &self.service.replica
     }
 
     pub(crate) fn streams(&self) -> usize {

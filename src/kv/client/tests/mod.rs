@@ -17,8 +17,10 @@ pub(crate) mod fake;
 mod once;
 mod patience;
 mod reads;
+pub(crate) mod replica;
 mod sessions;
 mod streams;
+mod subscriptions;
 mod unserved;
 
 /// Longer than any test takes; only a client that hangs meets it.
