@@ -22,6 +22,7 @@ mod memory;
 mod own_store;
 mod power;
 mod refusals;
+mod replicas;
 mod restart;
 mod sessions;
 mod silent;
