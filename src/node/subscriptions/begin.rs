@@ -8,8 +8,8 @@ use tokio::time::timeout;
 
 use super::failures;
 use super::registry::Subscribers;
-use super::rest::Items;
-use super::stream::{Line, LookAtNode, NodeClocks, Sending, drained};
+use super::rest::StateItems;
+use super::stream::{FollowerLine, LookAtNode, NodeClocks, Sending, drained};
 use super::wire::EntryAt;
 use super::wishes::{StartAt, Wishes};
 use crate::door::failure::invalid;
@@ -43,10 +43,10 @@ enum Begun<N: OperatedNode> {
 pub(super) async fn serve<N: OperatedNode>(
     node: N,
     subscribers: Subscribers,
-    mut line: Line,
+    mut line: FollowerLine,
     _place: WatchPlace,
 ) -> Result<(), Failure> {
-    let Line { requests, outlet, draining, .. } = &mut line;
+    let FollowerLine { requests, outlet, draining, .. } = &mut line;
     let prepare = async {
         let first = timeout(FIRST_PATIENCE, requests.message()).await;
         let first = first.map_err(|_| failures::says_nothing(FIRST_PATIENCE))?;
@@ -183,13 +183,13 @@ async fn send_items<N: OperatedNode>(
     sending.mark(mark, SnapshotMark::SnapshotEnd).await
 }
 
-/// Items of `state` after `from` that are wanted, and what to give as `from` for the rest.
+/// StateItems of `state` after `from` that are wanted, and what to give as `from` for the rest.
 fn page<N: OperatedNode>(
     state: &HeldState<ViewOf<N>>,
     wishes: &Wishes,
     from: &[u8],
 ) -> (Vec<AppliedEvent>, Option<Vec<u8>>) {
-    let mut items = Items::new(&wishes.choice, STATE_PAGE_BYTES);
+    let mut items = StateItems::new(&wishes.choice, STATE_PAGE_BYTES);
     let next = N::Machine::tell_state(state.view(), from, STATE_PAGE_BYTES, &mut items);
     (items.into_events(), next)
 }

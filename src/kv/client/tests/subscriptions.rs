@@ -21,6 +21,7 @@ async fn next(subscription: &mut Subscription) -> Result<(u64, String), ClientEr
     match entry.change {
         FollowedChange::Event { collection, .. } => Ok((entry.seq, collection)),
         FollowedChange::Command { .. } => Ok((entry.seq, "a command".to_owned())),
+        FollowedChange::Nothing => Ok((entry.seq, "nothing".to_owned())),
     }
 }
 
