@@ -91,7 +91,7 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
 const IN_TESTS: &[(&str, &str)] = &[
     ("cli", "proto"), ("cli", "golden"), ("config", "golden"), ("kv", "golden"), ("reason", "proto"),
     ("raft", "golden"), ("machine", "golden"), ("storage", "golden"), ("engine", "golden"), ("client", "golden"),
-    ("engine", "kv"), ("raft", "kv"), ("kv", "report"), ("kv", "raft"), ("kv", "storage"),
+    ("engine", "kv"), ("raft", "kv"), ("kv", "report"), ("kv", "raft"), ("kv", "storage"), ("kv", "feed"),
 ];
 
 /// Which files may name a vendor crate, or another one whose name begins with it and `_`.

@@ -44,7 +44,7 @@ use crate::types::LogId;
 use history::{HistoryNow, ServedHistory};
 use moments::{MAX_LONG_RANGES, Moments};
 use pipeline::KvFraming;
-use watches::Feed;
+use watches::WatchedStates;
 
 /// A range or a transaction counts as this many requests: its answer may be thousands of times larger than others.
 const RANGE_PERMITS: u32 = 64;
@@ -160,7 +160,7 @@ pub(crate) fn with_services<N: KvNode>(server: Server<Kv, N>) -> Server<Kv, N> {
         names: vec![NAME],
         pipelines: vec![format!("/{NAME}/Pipeline")],
         add: Box::new(move |door, routes| {
-            let service = KvServer::new(KvService { door, feed: Feed::default(), moments, open })
+            let service = KvServer::new(KvService { door, feed: WatchedStates::default(), moments, open })
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_ANSWER_BYTES);
             routes.add_service(service)
@@ -203,7 +203,7 @@ type Pipelined = Pin<Box<dyn Stream<Item = Result<v1::PipelineResponse, Status>>
 /// The service, over whatever node it is given.
 struct KvService<N> {
     door: Door<N>,
-    feed: Feed,
+    feed: WatchedStates,
     /// What long ranges are read from.
     moments: Arc<Moments>,
     open: Streams,

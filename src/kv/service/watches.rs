@@ -4,7 +4,7 @@
 //! client can be sent something, and keeps nothing meanwhile: a client that does not read costs its place and no more, and
 //! goes on where it was when it reads again, or learns that the history does not reach back that far any more.
 //!
-//! All watches of a node look at the same states, taken for all of them and not too often ([`Feed`]): while a state is looked
+//! All watches of a node look at the same states, taken for all of them and not too often ([`WatchedStates`]): while a state is looked
 //! at, the machine has to copy what it changes.
 //!
 //! The events of one revision come in one message. Only when they alone are more than a message takes, as when one command
@@ -49,7 +49,7 @@ const SLOWEST_PACE: Duration = Duration::from_millis(100);
 /// They are taken by a task of their own. A watch goes on only while its client takes what it is sent: if it had anything
 /// that the others wait for, they would wait for that client.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Feed {
+pub(super) struct WatchedStates {
     last: watch::Sender<TakenState>,
 }
 
@@ -63,7 +63,7 @@ struct TakenState {
     taking: bool,
 }
 
-impl Feed {
+impl WatchedStates {
     /// Answers from a state that was taken after `since`, when that is not too soon after the last one.
     async fn read<N: KvNode>(
         &self,
@@ -132,7 +132,7 @@ pub(super) async fn watch<N: KvNode>(
     node: N,
     by: Answerer,
     draining: watch::Receiver<bool>,
-    feed: Feed,
+    feed: WatchedStates,
     request: v1::WatchRequest,
     place: Result<WatchPlace, Failure>,
     call: StreamCall,
@@ -197,7 +197,7 @@ struct ServedWatch<N> {
     by: Answerer,
     draining: watch::Receiver<bool>,
     state: watch::Receiver<NodeState>,
-    feed: Feed,
+    feed: WatchedStates,
     /// There may be something new in a state that was taken after this.
     since: Instant,
     /// What to ask for next.

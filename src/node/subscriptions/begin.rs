@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 
 use super::failures;
 use super::registry::Subscribers;
-use super::rest::Items;
-use super::stream::{Line, LookAtNode, NodeClocks, Sending, drained};
+use super::rest::StateItems;
+use super::stream::{FollowerLine, LookAtNode, NodeClocks, Sending, drained};
 use super::wire::EntryAt;
 use super::wishes::{StartAt, Wishes};
 use crate::door::failure::invalid;
 use crate::door::streams::WatchPlace;
-use crate::engine::{FollowError, HeldState};
+use crate::engine::{FollowError, HeldState, NodeState};
 use crate::error::ReadError;
 use crate::feed::{FeedContent, FeedCursor, FeedRecord};
 use crate::machine::{AppliedEvent, StateMachine};
@@ -43,10 +43,10 @@ enum Begun<N: OperatedNode> {
 pub(super) async fn serve<N: OperatedNode>(
     node: N,
     subscribers: Subscribers,
-    mut line: Line,
+    mut line: FollowerLine,
     _place: WatchPlace,
 ) -> Result<(), Failure> {
-    let Line { requests, outlet, draining, .. } = &mut line;
+    let FollowerLine { requests, outlet, draining, .. } = &mut line;
     let prepare = async {
         let first = timeout(FIRST_PATIENCE, requests.message()).await;
         let first = first.map_err(|_| failures::says_nothing(FIRST_PATIENCE))?;
@@ -75,6 +75,7 @@ pub(super) async fn serve<N: OperatedNode>(
     };
     let address = line.caller.address();
     let place = subscribers.enter(wishes.id.clone(), address, wishes.choice.shown(), from);
+    let state = node.watch();
     let look: LookAtNode = Box::new(move || {
         let (applied, clock) = node.applied_clock();
         let applied = applied.map_or(0, |applied| applied.index);
@@ -82,21 +83,37 @@ pub(super) async fn serve<N: OperatedNode>(
         NodeClocks { applied, committed: committed.max(applied), clock }
     });
     let sending = |cursor| Sending::new(look, line, wishes.clone(), (place, cursor), from);
-    let mut sending = match begun {
-        Begun::At(cursor) => sending(cursor),
-        Begun::With(state, cursor, permit) => {
-            let mut sending = sending(cursor);
-            if !send_state::<N>(&mut sending, *state).await? {
-                return Ok(());
+    let send = async {
+        let mut sending = match begun {
+            Begun::At(cursor) => sending(cursor),
+            Begun::With(state, cursor, _permit) => {
+                let mut sending = sending(cursor);
+                if !send_state::<N>(&mut sending, *state).await? {
+                    return Ok(());
+                }
+                sending
             }
-            drop(permit);
-            sending
+        };
+        if matches!(wishes.start, StartAt::Now(_)) && !sending.heartbeat().await? {
+            return Ok(());
         }
+        sending.tail().await
     };
-    if matches!(wishes.start, StartAt::Now(_)) && !sending.heartbeat().await? {
-        return Ok(());
+    tokio::select! {
+        biased;
+        failure = diverged(state) => Err(failure),
+        ended = send => ended,
     }
-    sending.tail().await
+}
+
+/// Waits until what this node has applied is known to be wrong.
+async fn diverged(mut state: watch::Receiver<NodeState>) -> Failure {
+    let found = state.wait_for(|state| state.diverged.is_some()).await;
+    match found.ok().and_then(|state| state.diverged.clone()) {
+        Some(divergence) => ReadError::Diverged { divergence }.into(),
+        // The node is gone, which the feed tells.
+        None => std::future::pending().await,
+    }
 }
 
 /// A cursor where `wishes` begin, or why there is none although the position is one of this cluster.
@@ -183,13 +200,13 @@ async fn send_items<N: OperatedNode>(
     sending.mark(mark, SnapshotMark::SnapshotEnd).await
 }
 
-/// Items of `state` after `from` that are wanted, and what to give as `from` for the rest.
+/// StateItems of `state` after `from` that are wanted, and what to give as `from` for the rest.
 fn page<N: OperatedNode>(
     state: &HeldState<ViewOf<N>>,
     wishes: &Wishes,
     from: &[u8],
 ) -> (Vec<AppliedEvent>, Option<Vec<u8>>) {
-    let mut items = Items::new(&wishes.choice, STATE_PAGE_BYTES);
+    let mut items = StateItems::new(&wishes.choice, STATE_PAGE_BYTES);
     let next = N::Machine::tell_state(state.view(), from, STATE_PAGE_BYTES, &mut items);
     (items.into_events(), next)
 }

@@ -53,7 +53,7 @@ pub(super) async fn entries_after<N: OperatedNode>(
     let after = Bookmark { index: after_seq, history: HistoryEpoch(history) };
     let mut cursor = node.follow(after).await.map_err(failures::of_follow)?;
     let history = cursor.history();
-    let mut answer = Answer { left: limit, ..Answer::default() };
+    let mut answer = EntriesAnswer { left: limit, ..EntriesAnswer::default() };
     let (mut upto, mut more) = (after_seq, true);
     for _ in 0..MAX_PAGES {
         let page = cursor.page(PAGE_BYTES).await.map_err(|error| failures::of_feed(error, history))?;
@@ -78,7 +78,7 @@ pub(super) async fn entries_after<N: OperatedNode>(
 
 /// An answer that is being made.
 #[derive(Default)]
-struct Answer {
+struct EntriesAnswer {
     entries: Vec<WalEntryProto>,
     bytes: usize,
     /// Where the entries of the position at hand begin: how many entries there are before, and bytes.
@@ -87,7 +87,7 @@ struct Answer {
     left: u32,
 }
 
-impl Answer {
+impl EntriesAnswer {
     /// Takes in what is wanted of `rest`. Whether it is full before there was nothing left; then `rest` has passed what is in it.
     fn take(&mut self, rest: &mut Rest, choice: &Choice) -> bool {
         let mut passed = rest.passed();

@@ -32,7 +32,7 @@ use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
 pub(super) use self::registry::{FollowerReport, SubscriberCollector, Subscribers};
-use self::stream::{Line, one_by_one};
+use self::stream::{FollowerLine, one_by_one};
 use super::operated::OperatedNode;
 use crate::door::bodies::{self, Built};
 use crate::door::failure::invalid;
@@ -95,7 +95,8 @@ impl<N: OperatedNode> ReplicationService for SubscriptionService<N> {
         // Nothing is waited for before the caller is answered: some say where to begin only then.
         let (outlet, chunks) = stream();
         let (outlet, caller) = (Arc::new(outlet), place.caller().clone());
-        let line = Line { requests: request.into_inner(), outlet: outlet.clone(), caller, limits, draining };
+        let line =
+            FollowerLine { requests: request.into_inner(), outlet: outlet.clone(), caller, limits, draining };
         let subscribers = self.subscribers.clone();
         runtime::spawn(async move {
             let outcome = begin::serve(node, subscribers, line, place).await;

@@ -32,7 +32,7 @@ pub(crate) struct Subscribers(Arc<FollowerList>);
 
 #[derive(Debug)]
 struct FollowerList {
-    open: Mutex<BTreeMap<u64, Arc<Followed>>>,
+    open: Mutex<BTreeMap<u64, Arc<ListedFollower>>>,
     next: AtomicU64,
     sent_bytes: AtomicU64,
     gauge: Gauge,
@@ -53,7 +53,7 @@ impl Default for Subscribers {
 
 /// One that follows.
 #[derive(Debug)]
-struct Followed {
+struct ListedFollower {
     name: String,
     address: Option<SocketAddr>,
     filters: Vec<String>,
@@ -116,7 +116,7 @@ impl Present {
     }
 }
 
-impl Followed {
+impl ListedFollower {
     fn report(&self, number: u64, present: Present) -> FollowerReport {
         let now = *self.now.lock().unwrap_or_else(PoisonError::into_inner);
         let lag_operations = present.index.saturating_sub(now.position);
@@ -150,7 +150,7 @@ impl Followed {
 }
 
 impl Subscribers {
-    fn open(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Followed>>> {
+    fn open(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<ListedFollower>>> {
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -189,7 +189,7 @@ impl Subscribers {
             behind: None,
             in_snapshot: false,
         };
-        let followed = Arc::new(Followed { name, address, filters, since: now, now: Mutex::new(at) });
+        let followed = Arc::new(ListedFollower { name, address, filters, since: now, now: Mutex::new(at) });
         let number = self.0.next.fetch_add(1, Relaxed);
         self.open().insert(number, followed.clone());
         FollowerPlace { list: self.clone(), number, followed }
@@ -214,7 +214,7 @@ impl Subscribers {
 pub(super) struct FollowerPlace {
     list: Subscribers,
     number: u64,
-    followed: Arc<Followed>,
+    followed: Arc<ListedFollower>,
 }
 
 impl FollowerPlace {

@@ -131,8 +131,8 @@ impl Rest {
     }
 }
 
-/// Items of a state that are wanted, while they are told.
-pub(super) struct Items<'a> {
+/// StateItems of a state that are wanted, while they are told.
+pub(super) struct StateItems<'a> {
     choice: &'a Choice,
     parts: BytesMut,
     told: Vec<ItemMark>,
@@ -148,7 +148,7 @@ struct ItemMark {
     deadline_ms: Option<u64>,
 }
 
-impl<'a> Items<'a> {
+impl<'a> StateItems<'a> {
     /// None yet, with room for `bytes`.
     pub(super) fn new(choice: &'a Choice, bytes: usize) -> Self {
         Self { choice, parts: BytesMut::with_capacity(bytes), told: Vec::new() }
@@ -175,7 +175,7 @@ impl<'a> Items<'a> {
     }
 }
 
-impl EventSink for Items<'_> {
+impl EventSink for StateItems<'_> {
     fn event(&mut self, event: NewEvent<'_>) {
         let NewEvent { operation, created, previous, version, deadline_ms, .. } = event;
         let parts = [event.tenant.as_bytes(), event.collection.as_bytes(), event.key, event.value];
@@ -238,7 +238,7 @@ mod tests {
     fn items_are_what_was_told_of_those_that_are_wanted() {
         let only_a = vec![Filter { tenant_id: "a".to_owned(), ..Default::default() }];
         let choice = Choice::parse(only_a, true).unwrap();
-        let mut items = Items::new(&choice, 0);
+        let mut items = StateItems::new(&choice, 0);
         for (tenant, key) in [("a", "k1"), ("b", "k2"), ("a", "k3")] {
             items.event(NewEvent {
                 operation: EventOperation::Insert,

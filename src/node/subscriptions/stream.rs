@@ -64,7 +64,7 @@ pub(super) fn one_by_one(chunks: Responses<Chunk>) -> Responses<WalEntryProto> {
 }
 
 /// The two ends of a stream.
-pub(super) struct Line {
+pub(super) struct FollowerLine {
     pub(super) requests: Streaming<SubscribeRequest>,
     pub(super) outlet: Arc<Outlet<Chunk>>,
     pub(super) caller: Arc<Caller>,
@@ -89,7 +89,7 @@ pub(super) async fn drained(draining: &mut watch::Receiver<bool>) {
 
 /// What came of an attempt to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
+enum SendStep {
     /// Something was sent.
     Sent,
     /// What there was is not wanted, and there is more.
@@ -105,7 +105,7 @@ enum Step {
 /// A follower that is being sent what it asked for.
 pub(super) struct Sending {
     node: LookAtNode,
-    line: Line,
+    line: FollowerLine,
     pub(super) wishes: Arc<Wishes>,
     place: FollowerPlace,
     cursor: FeedCursor,
@@ -134,7 +134,7 @@ impl Sending {
     /// To a follower that has everything up to `from`, or a state before.
     pub(super) fn new(
         node: LookAtNode,
-        line: Line,
+        line: FollowerLine,
         wishes: Arc<Wishes>,
         (place, cursor): (FollowerPlace, FeedCursor),
         from: u64,
@@ -168,18 +168,18 @@ impl Sending {
         loop {
             self.hear_what_came()?;
             let may_go_on = self.blocked.is_none() || (self.acknowledged && self.credit.is_roomy());
-            let step = if may_go_on { self.advance().await? } else { Step::Blocked };
+            let step = if may_go_on { self.advance().await? } else { SendStep::Blocked };
             self.note(step);
-            let overdue = Instant::now() >= self.beat || (self.is_first && step == Step::Idle);
+            let overdue = Instant::now() >= self.beat || (self.is_first && step == SendStep::Idle);
             let goes_on = match step {
-                Step::Gone => false,
+                SendStep::Gone => false,
                 _ if overdue => self.heartbeat().await?,
-                Step::Sent => true,
-                Step::Passed => {
+                SendStep::Sent => true,
+                SendStep::Passed => {
                     tokio::task::yield_now().await;
                     true
                 }
-                Step::Idle | Step::Blocked => self.wait(step).await?,
+                SendStep::Idle | SendStep::Blocked => self.wait(step).await?,
             };
             if !goes_on {
                 return Ok(());
@@ -188,10 +188,10 @@ impl Sending {
     }
 
     /// Sends the next entries there are room for.
-    async fn advance(&mut self) -> Result<Step, Failure> {
+    async fn advance(&mut self) -> Result<SendStep, Failure> {
         if !self.rest.seek(&self.wishes.choice) {
             if !self.room().await? {
-                return Ok(Step::Gone);
+                return Ok(SendStep::Gone);
             }
             let page = self.cursor.page(PAGE_BYTES).await;
             let page = page.map_err(|error| failures::of_feed(error, self.cursor.history()))?;
@@ -203,7 +203,7 @@ impl Sending {
             if !self.rest.seek(&self.wishes.choice) {
                 let time_ms = self.rest.passed().map_or(self.upto.1, |(_, time_ms)| time_ms);
                 self.upto = (self.upto.0.max(next.saturating_sub(1)), time_ms);
-                return Ok(if is_last { Step::Idle } else { Step::Passed });
+                return Ok(if is_last { SendStep::Idle } else { SendStep::Passed });
             }
         }
         self.send_found().await
@@ -214,9 +214,9 @@ impl Sending {
         while self.rest.seek(&self.wishes.choice) {
             self.hear_what_came()?;
             match self.send_found().await? {
-                Step::Gone => return Ok(false),
+                SendStep::Gone => return Ok(false),
                 // All of it is of one position: no window holds it up.
-                step => debug_assert_eq!(step, Step::Sent),
+                step => debug_assert_eq!(step, SendStep::Sent),
             }
         }
         Ok(true)
@@ -227,7 +227,7 @@ impl Sending {
         self.rest.load_state(record);
     }
 
-    async fn send_found(&mut self) -> Result<Step, Failure> {
+    async fn send_found(&mut self) -> Result<SendStep, Failure> {
         let sent = if self.wishes.batched { self.send_batch().await? } else { self.send_single().await? };
         if let Some((upto, time_ms)) = self.rest.passed() {
             self.upto = (self.upto.0.max(upto), time_ms);
@@ -237,9 +237,9 @@ impl Sending {
                 self.cursor.move_to(at);
                 self.resume = Some((at, events));
             }
-            return Ok(Step::Blocked);
+            return Ok(SendStep::Blocked);
         };
-        Ok(if is_there { Step::Sent } else { Step::Gone })
+        Ok(if is_there { SendStep::Sent } else { SendStep::Gone })
     }
 
     /// Sends entries one by one. `None` if the window is full; false if the follower has gone.
@@ -370,7 +370,7 @@ impl Sending {
 
     /// Waits until the connection has room for more; false if the follower has gone.
     pub(super) async fn room(&mut self) -> Result<bool, Failure> {
-        let Line { caller, limits, outlet, draining, .. } = &mut self.line;
+        let FollowerLine { caller, limits, outlet, draining, .. } = &mut self.line;
         tokio::select! {
             biased;
             () = room_to_build(caller, limits) => Ok(true),
@@ -421,15 +421,15 @@ impl Sending {
     }
 
     /// Waits for something to send, room for it, the next heartbeat; false if the follower has gone.
-    async fn wait(&mut self, step: Step) -> Result<bool, Failure> {
+    async fn wait(&mut self, step: SendStep) -> Result<bool, Failure> {
         let patience = LEAST_PATIENCE.max(self.wishes.heartbeat * PATIENCE_HEARTBEATS);
         let since = self.blocked.unwrap_or(self.beat);
-        let is_blocked = step == Step::Blocked;
-        if step == Step::Idle && self.owes_beat {
+        let is_blocked = step == SendStep::Blocked;
+        if step == SendStep::Idle && self.owes_beat {
             let settles = *self.settles.get_or_insert_with(|| Instant::now() + SETTLED);
             self.beat = self.beat.min(settles);
         }
-        let Line { requests, outlet, draining, .. } = &mut self.line;
+        let FollowerLine { requests, outlet, draining, .. } = &mut self.line;
         let came = tokio::select! {
             biased;
             () = drained(draining) => return Err(failures::draining()),
@@ -448,18 +448,18 @@ impl Sending {
     }
 
     /// Notes what came of a step, for whoever looks.
-    fn note(&mut self, step: Step) {
+    fn note(&mut self, step: SendStep) {
         match step {
-            Step::Blocked => {
+            SendStep::Blocked => {
                 self.blocked.get_or_insert_with(Instant::now);
                 self.acknowledged = false;
             }
-            Step::Sent => self.blocked = None,
-            Step::Passed | Step::Idle | Step::Gone => {}
+            SendStep::Sent => self.blocked = None,
+            SendStep::Passed | SendStep::Idle | SendStep::Gone => {}
         }
         let (upto, time_ms) = self.upto;
         let (position, time_ms) = self.credit.position(upto, time_ms);
-        let is_even = step == Step::Idle && position == upto;
+        let is_even = step == SendStep::Idle && position == upto;
         self.place.update(|at| {
             (at.sent, at.position, at.time_ms) = (upto, position, time_ms);
             at.behind = if is_even { None } else { at.behind.or_else(|| Some(Instant::now())) };

@@ -356,7 +356,14 @@ mod tests {
 
     #[test]
     fn a_batch_is_compressed_where_that_makes_it_smaller() {
-        let noise: Vec<u8> = (0..1000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let mut state = 1u64;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()
+        };
+        let noise: Vec<u8> = (0..1000).flat_map(|_| next()).collect();
         let even = Bytes::from(vec![7; 10_000]);
         for (entries, asked, compressed) in
             [(even.clone(), true, true), (even, false, false), (noise.into(), true, false)]

@@ -475,7 +475,7 @@ async fn a_watch_whose_client_stops_in_the_middle_of_something_holds_up_no_other
     node.put("k", 1);
     let (metrics, _) = metrics();
     let caller = Places::new(8, 0).admit(None).await;
-    let feed = watches::Feed::default();
+    let feed = watches::WatchedStates::default();
     let (_drain, draining) = watch::channel(false);
     let watch = async || {
         let call = StreamCall::new(metrics.clone(), MethodId(WATCH), &Gauge::default());

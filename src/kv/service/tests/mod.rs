@@ -504,6 +504,7 @@ async fn unknown_services_and_reflection() {
     let requests = [
         ask(MessageRequest::ListServices(String::new())),
         ask(MessageRequest::FileContainingSymbol("quorate.v1.Kv".to_owned())),
+        ask(MessageRequest::FileContainingSymbol("replication.ReplicationService".to_owned())),
         ask(MessageRequest::FileContainingSymbol("grpc.health.v1.Health".to_owned())),
     ];
     let mut client = ServerReflectionClient::new(channel);
@@ -514,8 +515,8 @@ async fn unknown_services_and_reflection() {
     let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
     let services = ["Kv", "Sessions", "Pipeline", "Admin"].map(|name| format!("quorate.v1.{name}"));
     assert_eq!(names[..4], services);
-    assert_eq!(names[4..], ["grpc.health.v1.Health"]);
-    for _ in 0..2 {
+    assert_eq!(names[4..], ["replication.ReplicationService", "grpc.health.v1.Health"]);
+    for _ in 0..3 {
         assert!(matches!(next().await, MessageResponse::FileDescriptorResponse(_)));
     }
 }

@@ -35,9 +35,11 @@ async fn the_leader_tells_of_every_replica_and_followers_tell_where_to_ask() {
     let heartbeat = well["last_heartbeat"].take();
     assert!(heartbeat.as_str().is_some_and(|at| at.len() > 19 && at.ends_with('Z')), "{heartbeat}");
     let expected = json!({
-        "id": 2, "host": "10.0.0.2", "port": 7901, "client": "10.0.0.2:7801", "role": MemberKind::Voter,
+        "kind": "member", "id": 2, "host": "10.0.0.2", "port": 7901, "address": "10.0.0.2:7901",
+        "client": "10.0.0.2:7801", "role": MemberKind::Voter,
         "status": PeerStanding::Connected, "last_heartbeat_ms": 30.0, "last_heartbeat": null, "matched": 8,
         "operations_behind": 2, "ms_behind": 1.5, "operations_synced": 5, "snapshot": null,
+        "offset": 8, "lag_operations": 2, "lag_ms": 1.5,
     });
     assert_eq!(well, expected);
     let gone = &answer["replicas"][1];

@@ -46,7 +46,7 @@ async fn world(first: SubscribeRequest) -> World {
     let mut codec = BoundedCodec::<WalEntryProto, SubscribeRequest>::default();
     let (outlet, chunks) = line_of_chunks();
     let (drain, draining) = watch::channel(false);
-    let line = Line {
+    let line = FollowerLine {
         requests: Streaming::new_request(codec.decoder(), body(received), None, None),
         outlet: Arc::new(outlet),
         caller: Places::new(8, 0).admit(None).await,
@@ -174,7 +174,8 @@ async fn a_drain_ends_a_stream_at_once_whatever_it_waits_for() {
 
 #[tokio::test(start_paused = true)]
 async fn a_follower_that_goes_is_let_go_of() {
-    let World { requests: _requests, messages, mut sending, drain: _drain, .. } = world(windowed()).await;
+    let World { recorder: _recorder, requests: _requests, messages, mut sending, drain: _drain, .. } =
+        world(windowed()).await;
     drop(messages);
     assert_eq!(sending.tail().await, Ok(()));
 }
