@@ -28,7 +28,7 @@ use crate::signals::StopSignals;
     after_help = "Example:\n  quorate replica --data-dir /var/lib/quorate-replica --listen 127.0.0.1:7811\n  quorate get greeting --endpoints 127.0.0.1:7811 --local\n  quorate replica --from 10.0.0.1:7801,10.0.0.2:7801 --tenant acme --data-dir acme\n\nFollows what is applied and answers reads; writes are refused, and who leads is named. Goes on where it was after a restart, and at another source when one fails. A replica that was away for longer than any source reaches back is sent the whole state. http://LISTEN/replication/status shows how it stands (`replica`)."
 )]
 pub struct ReplicaArgs {
-    /// Client addresses of members, or of other replicas, comma-separated [default: --endpoints]
+    /// Client addresses of members, comma-separated [default: --endpoints]
     #[arg(long, value_name = "HOST:PORT,...", value_delimiter = ',', value_parser = Endpoint::parse)]
     pub from: Vec<Endpoint>,
     /// Where it keeps its state

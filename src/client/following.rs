@@ -93,6 +93,8 @@ pub(crate) struct Brought<T> {
     pub(crate) items: Vec<(u64, T)>,
     /// Everything before this has been told.
     pub(crate) next: u64,
+    /// It begins anew at this position, of which nothing was received before.
+    pub(crate) anew: Option<u64>,
 }
 
 /// A position that one end moves and others look at.
@@ -333,7 +335,7 @@ impl<S: Followed> Following<S> {
         self.failed = None;
         self.failures.clear();
         self.heard = true;
-        let Brought { history, items, next } = brought;
+        let Brought { history, items, next, anew } = brought;
         if history != HistoryEpoch::UNKNOWN {
             self.history = history;
         }
@@ -341,6 +343,9 @@ impl<S: Followed> Following<S> {
             self.note_heard(&link.node.endpoint);
         }
         let before = (self.next, self.received);
+        if let Some(at) = anew {
+            (self.next, self.received, self.brought) = (at.max(self.next), 0, 0);
+        }
         for (position, item) in items {
             // After a break a node may begin a little earlier than it was asked to.
             if position < self.next {

@@ -13,6 +13,7 @@
 //! | `standing` | judges refusals and claims (`cluster/expulsion`) | queues *refusals*, *claims*; while out of touch every 2 s | the node |
 //! | `state` | [`NodeState`], and the end of a core that fails (`report/state`) | core, applied positions, disk, divergence, `forming`, `fatal`; when the leader, or a quorum, must have been heard | the node |
 //! | `compaction` | snapshots and purges (`upkeep/compaction`) | applied positions; every 20 ms while a snapshot is written, every second while one is sent | the node |
+//! | `event-log` | writes what was applied for those who follow (`upkeep/event_log`); without fsync, but when a new file is begun | applied positions; every 10 s while it fails or has a limit of age | the node |
 //! | `disk-health` | hands over when the disk is unwell (`upkeep/disk_health`); only with a disk | writes of the log, disk, peers, `state`; every 50 ms while the log is written to, until 1 s after, and while a disk is unwell | the node |
 //! | `hand-over` | sees hand-overs to their end (`cluster/hand_over`) | a hand-over; every 20 ms while it goes on | the node |
 //! | `leadership` | preferred leaders, members that moved (`cluster/leadership`) | queue *announcements*, `state`, [`Settings`]; every 250 ms while there is something to do | the node |

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::record::FeedRecord;
-use super::{Feed, Found};
+use super::{Feed, FoundPage};
 use crate::runtime::offload;
 use crate::types::HistoryEpoch;
 
@@ -61,13 +61,14 @@ pub struct FeedCursor {
     history: HistoryEpoch,
     next: u64,
     changes: watch::Receiver<u64>,
+    lives: watch::Receiver<u64>,
 }
 
 impl FeedCursor {
     /// From position `next` of `history` on.
     pub(super) fn new(feed: Arc<Feed>, history: HistoryEpoch, next: u64) -> Self {
-        let changes = feed.changes();
-        Self { feed, history, next, changes }
+        let (changes, lives) = (feed.changes(), feed.lives.subscribe());
+        Self { feed, history, next, changes, lives }
     }
 
     /// The history that positions belong to.
@@ -87,8 +88,13 @@ impl FeedCursor {
 
     /// Waits until something more has been applied than was told, or nothing more will be.
     pub async fn changed(&mut self) {
-        // An error would mean that the feed is gone, and it is in `self`.
-        let _ = self.changes.wait_for(|next| *next > self.next).await;
+        let Self { changes, lives, next, .. } = self;
+        // Errors would mean that the feed is gone, and it is in `self`.
+        tokio::select! {
+            biased;
+            _ = changes.wait_for(|applied| *applied > *next) => {}
+            _ = lives.changed() => {}
+        }
     }
 
     /// What there is, in about `max_bytes`; no records and the same position if there is nothing new. Nothing is lost if it is dropped
@@ -97,9 +103,12 @@ impl FeedCursor {
     /// # Errors
     /// See [`FeedError`].
     pub async fn page(&mut self, max_bytes: usize) -> Result<FeedPage, FeedError> {
+        if self.history == HistoryEpoch::UNKNOWN {
+            self.history = self.feed.reach().history;
+        }
         let page = match self.feed.find(self.history, self.next, max_bytes)? {
-            Found::Page(page) => page,
-            Found::OnDisk => {
+            FoundPage::Page(page) => page,
+            FoundPage::OnDisk => {
                 let (feed, history, next) = (self.feed.clone(), self.history, self.next);
                 offload(move || feed.read_log(history, next, max_bytes)).await?
             }

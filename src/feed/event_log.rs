@@ -19,11 +19,11 @@ use tokio::time::Instant;
 use super::Feed;
 use super::cursor::FeedError;
 use super::piece::Piece;
-use super::record::{FeedRecord, Unreadable};
+use super::record::{FeedRecord, NoRecord};
 use crate::error::StorageError;
 use crate::runtime;
 use crate::storage::segments::{
-    KeepLimits, ReadSegmentsError, SegmentLog, SegmentOptions, SegmentReader, SegmentRecord,
+    CutReason, KeepLimits, ReadSegmentsError, SegmentLog, SegmentOptions, SegmentReader, SegmentRecord,
 };
 use crate::types::HistoryEpoch;
 
@@ -75,21 +75,21 @@ pub(super) enum LogPage {
 #[derive(Debug)]
 pub struct EventLog {
     /// None once it is closed.
-    writer: Mutex<Option<Writer>>,
+    writer: Mutex<Option<LogWriter>>,
     is_closed: AtomicBool,
     reader: SegmentReader,
     state: Mutex<LogState>,
     limits: Mutex<EventLogLimits>,
 }
 
-struct Writer {
+struct LogWriter {
     segments: SegmentLog,
     failed_at: Option<Instant>,
 }
 
-impl fmt::Debug for Writer {
+impl fmt::Debug for LogWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Writer").field("reach", &self.segments.reach()).finish_non_exhaustive()
+        f.debug_struct("LogWriter").field("reach", &self.segments.reach()).finish_non_exhaustive()
     }
 }
 
@@ -105,11 +105,11 @@ impl EventLog {
     pub fn open(dir: &Path, limits: EventLogLimits) -> Result<Self, StorageError> {
         let (segments, cut) = SegmentLog::open(dir, SegmentOptions::default())?;
         if let Some(cut) = cut {
-            tracing::warn!(path = %cut.path.display(), offset = cut.offset, bytes = cut.bytes, reason = ?cut.reason, "the event log is cut where it is damaged: followers that are further behind need a snapshot");
+            tracing::warn!(path = %cut.path.display(), offset = cut.offset, bytes = cut.bytes, was_whole_before = cut.reason == CutReason::Damage, "the event log is cut where it is damaged: followers that are further behind need a snapshot");
         }
         let reader = segments.reader();
         let log = Self {
-            writer: Mutex::new(Some(Writer { segments, failed_at: None })),
+            writer: Mutex::new(Some(LogWriter { segments, failed_at: None })),
             is_closed: AtomicBool::new(false),
             reader,
             state: Mutex::default(),
@@ -205,8 +205,9 @@ impl EventLog {
         let goes_on =
             state.reset.is_none() && state.history == history && (state.first..=state.next).contains(&next);
         if !goes_on {
-            let had = state.next > state.first;
-            if had && state.history == history {
+            // One that begins behind the state has lost nothing that is not told again.
+            let is_lost = state.next > state.first && state.first <= next;
+            if is_lost && state.history == history {
                 state.restarts += 1;
                 tracing::warn!(
                     ended = state.next,
@@ -236,12 +237,20 @@ impl EventLog {
         match in_sequence(records, history, next) {
             Ok(pieces) => Ok(LogPage::Pieces(pieces)),
             // It may have been purged, or have begun anew, meanwhile.
-            Err(_) if !self.has(history, next) => Ok(LogPage::Gone),
+            Err(_) if !self.has(history, next) || self.is_being_purged(next) => Ok(LogPage::Gone),
             Err(error) => Err(FeedError::Unreadable { reason: error.to_string() }),
         }
     }
 
-    fn has(&self, history: HistoryEpoch, next: u64) -> bool {
+    /// Whether what is left begins behind position `next`, of which [`has`](Self::has) does not know yet.
+    fn is_being_purged(&self, next: u64) -> bool {
+        let first = self.reader.reach().first_key;
+        let first = first.and_then(|first| self.piece_at(first).ok().flatten());
+        first.is_some_and(|(_, piece)| piece.from > next)
+    }
+
+    /// Whether it has `history` from position `next` on.
+    pub(super) fn has(&self, history: HistoryEpoch, next: u64) -> bool {
         let state = self.reach();
         state.history == history && state.first <= next
     }
@@ -267,7 +276,7 @@ impl EventLog {
         }
     }
 
-    fn write_with(&self, writer: &mut Writer, feed: &Feed, durable: Option<u64>) {
+    fn write_with(&self, writer: &mut LogWriter, feed: &Feed, durable: Option<u64>) {
         if durable.is_none() && writer.failed_at.is_some_and(|at| at.elapsed() < PAUSE) {
             return;
         }
@@ -298,7 +307,8 @@ impl EventLog {
             let state = *lock(&self.state);
             let (history, begins, pieces, next) = feed.unlogged(state.next);
             if history != state.history || next <= state.next {
-                return Ok(());
+                // Something may have become too old, or the limits smaller.
+                return self.purge(segments);
             }
             if begins > state.next {
                 tracing::warn!(
@@ -338,15 +348,15 @@ impl EventLog {
         let EventLogLimits { operations, bytes, age_ms } = self.limits();
         let before = segments.reach().first_key;
         let limits = KeepLimits { max_count: operations, max_bytes: bytes, max_age_ms: age_ms };
-        segments.keep(&limits, runtime::unix_time_ms())?;
+        let kept = segments.keep(&limits, runtime::unix_time_ms());
+        // Also where a file could not be removed: it is not read any more.
         let after = segments.reach().first_key;
-        if let Some(first) = after.filter(|_| after != before)
-            && let Some((_, piece)) = self.piece_at(first)?
-        {
+        if let Some(first) = after.filter(|_| after != before) {
+            let piece = self.piece_at(first)?;
             let mut state = lock(&self.state);
-            state.first = state.first.max(piece.from);
+            state.first = state.first.max(piece.map_or(first, |(_, piece)| piece.from));
         }
-        Ok(())
+        kept
     }
 
     fn write_durably(&self, segments: &mut SegmentLog, upto: u64) -> Result<(), StorageError> {
@@ -388,16 +398,16 @@ fn in_sequence(
     records: Vec<SegmentRecord>,
     history: HistoryEpoch,
     next: u64,
-) -> Result<Vec<Piece>, Unreadable> {
+) -> Result<Vec<Piece>, NoRecord> {
     let mut expected = next;
     let mut pieces = Vec::with_capacity(records.len());
     for record in records {
         let (found, piece) = Piece::read(record.payload)?;
         if found != history {
-            return Err(Unreadable("a piece of another history"));
+            return Err(NoRecord("a piece of another history"));
         }
         if piece.from > expected || piece.upto < expected {
-            return Err(Unreadable("a gap"));
+            return Err(NoRecord("a gap"));
         }
         expected = piece.upto + 1;
         pieces.push(piece);

@@ -65,7 +65,7 @@ pub struct FeedReach {
 }
 
 /// Where what comes next is.
-enum Found {
+enum FoundPage {
     Page(FeedPage),
     OnDisk,
 }
@@ -76,6 +76,8 @@ pub(crate) struct Feed {
     ring: Mutex<Ring>,
     /// Tells the position after the last one that was applied; its largest value when nothing more will be.
     next: watch::Sender<u64>,
+    /// How often it began anew.
+    lives: watch::Sender<u64>,
     log: Option<Arc<EventLog>>,
 }
 
@@ -83,7 +85,7 @@ impl Feed {
     /// A feed with or without an event log behind it.
     pub(crate) fn new(log: Option<Arc<EventLog>>) -> Arc<Self> {
         let ring = Mutex::new(Ring::new(log.is_some()));
-        Arc::new(Self { ring, next: watch::Sender::new(0), log })
+        Arc::new(Self { ring, next: watch::Sender::new(0), lives: watch::Sender::new(0), log })
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
@@ -102,6 +104,8 @@ impl Feed {
     /// See [`Recorder::begin`].
     fn begin(&self, history: HistoryEpoch, next: u64) {
         self.ring().begin(history, next);
+        // Also those who are further than that: they learn that it is another history.
+        self.lives.send_modify(|lives| *lives += 1);
         self.next.send_replace(next);
         if let Some(log) = &self.log {
             // What it keeps of it is found out with the next write.
@@ -154,7 +158,7 @@ impl Feed {
     }
 
     /// What comes next, if it is in memory.
-    fn find(&self, history: HistoryEpoch, next: u64, max_bytes: usize) -> Result<Found, FeedError> {
+    fn find(&self, history: HistoryEpoch, next: u64, max_bytes: usize) -> Result<FoundPage, FeedError> {
         let ring = self.ring();
         if ring.is_over {
             return Err(FeedError::Stopped);
@@ -164,67 +168,52 @@ impl Feed {
         }
         if next >= ring.next {
             let page = FeedPage { records: Vec::new(), next, applied_next: ring.next.max(next) };
-            return Ok(Found::Page(page));
+            return Ok(FoundPage::Page(page));
         }
         if next < ring.begins {
             let first = ring.begins;
             drop(ring);
             return match &self.log {
-                Some(_) => Ok(Found::OnDisk),
+                Some(_) => Ok(FoundPage::OnDisk),
                 None => Err(FeedError::Compacted { first }),
             };
         }
         let (pieces, applied_next) = (ring.pieces_from(next, max_bytes), ring.next);
+        // Of one moment with the pieces: those that did not fit are for the next page.
+        let last_in_ring = ring.last_piece();
         drop(ring);
         let mut page = FeedPage { records: Vec::new(), next: applied_next, applied_next };
-        let last_in_ring = self.take_records(&pieces, (next, applied_next - 1), &mut page.records)?;
-        // Pieces that did not fit are for the next page.
-        let more = last_in_ring.is_some_and(|upto| self.has_piece_after(upto));
-        if let Some(upto) = last_in_ring.filter(|_| more) {
+        let taken = take_records(&pieces, (next, applied_next - 1), &mut page.records)?;
+        if let Some(upto) = taken.filter(|upto| Some(*upto) < last_in_ring) {
             page.next = upto + 1;
         }
-        Ok(Found::Page(page))
-    }
-
-    fn has_piece_after(&self, upto: u64) -> bool {
-        !self.ring().pieces_from(upto + 1, 0).is_empty()
-    }
-
-    /// Adds the records of `pieces` between two positions, and tells the last position that they cover.
-    fn take_records(
-        &self,
-        pieces: &[Piece],
-        bounds: (u64, u64),
-        records: &mut Vec<FeedRecord>,
-    ) -> Result<Option<u64>, FeedError> {
-        for piece in pieces {
-            let read = piece.records(bounds, records);
-            read.map_err(|error| FeedError::Unreadable { reason: error.to_string() })?;
-        }
-        Ok(pieces.last().map(|last| last.upto))
+        Ok(FoundPage::Page(page))
     }
 
     /// What comes next, from the event log. Blocks.
     fn read_log(&self, history: HistoryEpoch, next: u64, max_bytes: usize) -> Result<FeedPage, FeedError> {
         let log = self.log.as_ref().expect("invariant: it was asked for");
-        let (begins, applied_next) = {
+        let (known, begins, applied_next) = {
             let ring = self.ring();
-            (ring.begins, ring.next)
+            (ring.history, ring.begins, ring.next)
         };
-        match log.read(history, next, max_bytes)? {
-            LogPage::Gone => Err(FeedError::Compacted { first: self.reach().first }),
-            // All that was in it has come into memory, or is nothing.
-            LogPage::Pieces(pieces) if pieces.is_empty() => match log.reach().next >= begins {
-                true => Ok(FeedPage { records: Vec::new(), next: begins.max(next), applied_next }),
-                false => Err(FeedError::Compacted { first: self.reach().first }),
-            },
-            LogPage::Pieces(pieces) => {
-                let mut page = FeedPage { records: Vec::new(), next, applied_next };
-                let upto = self.take_records(&pieces, (next, applied_next - 1), &mut page.records)?;
-                page.next = upto.map_or(next, |upto| (upto + 1).min(applied_next));
-                Ok(page)
-            }
+        if known != history {
+            return Err(FeedError::OtherHistory { known });
         }
+        // Looked at before it is read: a log that begins anew meanwhile would seem to have come as far as memory begins.
+        let logged = log.next();
+        let pieces = match log.read(history, next, max_bytes)? {
+            LogPage::Gone => return Err(FeedError::Compacted { first: self.reach().first }),
+            LogPage::Pieces(pieces) => pieces,
+        };
+        let mut page = FeedPage { records: Vec::new(), next, applied_next };
+        match take_records(&pieces, (next, applied_next - 1), &mut page.records)? {
+            Some(upto) => page.next = (upto + 1).min(applied_next),
+            // All that was in it has come into memory, or is nothing.
+            None if logged >= begins && log.has(history, next) => page.next = begins.max(next),
+            None => return Err(FeedError::Compacted { first: self.reach().first }),
+        }
+        Ok(page)
     }
 
     /// What the event log, which has everything below `next`, does not have yet: the history, where the ring begins, pieces, and the
@@ -259,4 +248,17 @@ impl Feed {
     pub(crate) fn log(&self) -> Option<&Arc<EventLog>> {
         self.log.as_ref()
     }
+}
+
+/// Adds the records of `pieces` between two positions, and tells the last position that they cover.
+fn take_records(
+    pieces: &[Piece],
+    bounds: (u64, u64),
+    records: &mut Vec<FeedRecord>,
+) -> Result<Option<u64>, FeedError> {
+    for piece in pieces {
+        let read = piece.records(bounds, records);
+        read.map_err(|error| FeedError::Unreadable { reason: error.to_string() })?;
+    }
+    Ok(pieces.last().map(|last| last.upto))
 }

@@ -12,7 +12,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::record::{self, FeedRecord, Unreadable};
+use super::record::{self, FeedRecord, NoRecord};
 use crate::types::HistoryEpoch;
 
 const VERSION: u8 = 1;
@@ -58,24 +58,24 @@ impl Piece {
     }
 
     /// What an event log stores.
-    pub(super) fn read(bytes: Bytes) -> Result<(HistoryEpoch, Self), Unreadable> {
+    pub(super) fn read(bytes: Bytes) -> Result<(HistoryEpoch, Self), NoRecord> {
         let mut head = bytes.clone();
         if head.len() < HEAD_BYTES {
-            return Err(Unreadable("a piece without its head"));
+            return Err(NoRecord("a piece without its head"));
         }
         if head.get_u8() != VERSION {
-            return Err(Unreadable("a piece of a newer version"));
+            return Err(NoRecord("a piece of a newer version"));
         }
         let history = HistoryEpoch(head.get_u64_le());
         let (from, upto) = (head.get_u64_le(), head.get_u64_le());
         if from > upto {
-            return Err(Unreadable("a piece that ends before it begins"));
+            return Err(NoRecord("a piece that ends before it begins"));
         }
         Ok((history, Self { from, upto, operations: 0, time_ms: 0, bytes }))
     }
 
     /// Without the positions below `next`, which it covers.
-    pub(super) fn without_first(&self, history: HistoryEpoch, next: u64) -> Result<Self, Unreadable> {
+    pub(super) fn without_first(&self, history: HistoryEpoch, next: u64) -> Result<Self, NoRecord> {
         let (mut rest, mut operations) = (self.bytes.slice(HEAD_BYTES..), 0);
         while !rest.is_empty() && record::glance(&rest)?.0 < next {
             FeedRecord::take(&mut rest)?;
@@ -95,14 +95,14 @@ impl Piece {
         &self,
         (next, last): (u64, u64),
         records: &mut Vec<FeedRecord>,
-    ) -> Result<(), Unreadable> {
+    ) -> Result<(), NoRecord> {
         let mut rest = self.bytes.slice(HEAD_BYTES..);
         let mut before = None;
         while !rest.is_empty() {
             let (index, length) = record::glance(&rest)?;
             let in_order = before.is_none_or(|before| before < index);
             if !in_order || !(self.from..=self.upto).contains(&index) {
-                return Err(Unreadable("positions that are not in order"));
+                return Err(NoRecord("positions that are not in order"));
             }
             before = Some(index);
             if index > last {

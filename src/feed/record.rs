@@ -56,7 +56,7 @@ pub enum FeedContent {
 /// Bytes that are no record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("what was applied cannot be read: {0}")]
-pub(crate) struct Unreadable(pub &'static str);
+pub(crate) struct NoRecord(pub &'static str);
 
 impl FeedRecord {
     /// Operations that it stands for.
@@ -78,10 +78,10 @@ impl FeedRecord {
     }
 
     /// The record at the front of `bytes`, which is taken off.
-    pub(crate) fn take(bytes: &mut Bytes) -> Result<Self, Unreadable> {
-        let length = bytes.try_get_u32_le().map_err(|_| Unreadable("no length"))? as usize;
+    pub(crate) fn take(bytes: &mut Bytes) -> Result<Self, NoRecord> {
+        let length = bytes.try_get_u32_le().map_err(|_| NoRecord("no length"))? as usize;
         if length < HEAD_BYTES || length > bytes.len() {
-            return Err(Unreadable("a wrong length"));
+            return Err(NoRecord("a wrong length"));
         }
         let mut record = bytes.split_to(length);
         let kind = record.get_u8();
@@ -90,57 +90,57 @@ impl FeedRecord {
         let content = match kind {
             EVENTS => FeedContent::Events(take_events(&mut record)?),
             COMMAND => take_command(record)?,
-            _ => return Err(Unreadable("a kind that this build does not know")),
+            _ => return Err(NoRecord("a kind that this build does not know")),
         };
         Ok(Self { log_id, time_ms, elapsed_ms, content })
     }
 }
 
 /// The index of the record at the front of `bytes`, and its length in all.
-pub(crate) fn glance(bytes: &[u8]) -> Result<(u64, usize), Unreadable> {
+pub(crate) fn glance(bytes: &[u8]) -> Result<(u64, usize), NoRecord> {
     let mut head = bytes;
-    let length = head.try_get_u32_le().map_err(|_| Unreadable("no length"))? as usize;
+    let length = head.try_get_u32_le().map_err(|_| NoRecord("no length"))? as usize;
     if length < HEAD_BYTES || length > head.len() {
-        return Err(Unreadable("a wrong length"));
+        return Err(NoRecord("a wrong length"));
     }
     head.advance(1 + 8);
     Ok((head.get_u64_le(), 4 + length))
 }
 
-fn take_command(mut record: Bytes) -> Result<FeedContent, Unreadable> {
+fn take_command(mut record: Bytes) -> Result<FeedContent, NoRecord> {
     if record.len() < 2 + 4 {
-        return Err(Unreadable("a command without its version"));
+        return Err(NoRecord("a command without its version"));
     }
     let wrote = MachineVersion { machine: record.get_u16_le(), version: record.get_u32_le() };
     Ok(FeedContent::Command { wrote, command: record })
 }
 
-fn take_events(record: &mut Bytes) -> Result<Vec<AppliedEvent>, Unreadable> {
-    let count = record.try_get_u32_le().map_err(|_| Unreadable("events without a number"))? as usize;
+fn take_events(record: &mut Bytes) -> Result<Vec<AppliedEvent>, NoRecord> {
+    let count = record.try_get_u32_le().map_err(|_| NoRecord("events without a number"))? as usize;
     if count > record.len() / EVENT_BYTES {
-        return Err(Unreadable("more events than there are bytes"));
+        return Err(NoRecord("more events than there are bytes"));
     }
     let mut events = Vec::with_capacity(count);
     for _ in 0..count {
         events.push(take_event(record)?);
     }
     if !record.is_empty() {
-        return Err(Unreadable("bytes behind the last event"));
+        return Err(NoRecord("bytes behind the last event"));
     }
     Ok(events)
 }
 
-fn take_event(record: &mut Bytes) -> Result<AppliedEvent, Unreadable> {
+fn take_event(record: &mut Bytes) -> Result<AppliedEvent, NoRecord> {
     if record.len() < EVENT_BYTES {
-        return Err(Unreadable("half an event"));
+        return Err(NoRecord("half an event"));
     }
-    let operation = EventOperation::of(record.get_u8()).ok_or(Unreadable("an unknown operation"))?;
+    let operation = EventOperation::of(record.get_u8()).ok_or(NoRecord("an unknown operation"))?;
     let [created, previous, version, deadline_ms] = std::array::from_fn(|_| record.get_u64_le());
     let lengths: [usize; 4] = std::array::from_fn(|_| record.get_u32_le() as usize);
     let mut parts = [const { Bytes::new() }; 4];
     for (part, length) in parts.iter_mut().zip(lengths) {
         if length > record.len() {
-            return Err(Unreadable("half an event"));
+            return Err(NoRecord("half an event"));
         }
         *part = record.split_to(length);
     }

@@ -90,6 +90,11 @@ impl Ring {
         }
     }
 
+    /// The last position that a piece covers.
+    pub(super) fn last_piece(&self) -> Option<u64> {
+        self.pieces.back().map(|last| last.upto)
+    }
+
     /// Pieces with something from `next` on, until they are `max_bytes`; at least one, if there is any.
     pub(super) fn pieces_from(&self, next: u64, max_bytes: usize) -> Vec<Piece> {
         let first = self.pieces.partition_point(|piece| piece.upto < next);

@@ -142,6 +142,8 @@ impl<A: StateMachine, B: StateMachine + Default, const NUMBER: u16> StateMachine
     const COMMANDS_ROUND_TRIP: bool = A::COMMANDS_ROUND_TRIP && B::COMMANDS_ROUND_TRIP;
     /// Of some of them; see [`tells_events`](Self::tells_events).
     const TELLS_EVENTS: bool = A::TELLS_EVENTS || B::TELLS_EVENTS;
+    /// Events do not say whose they are.
+    const TELLS_STATE: bool = false;
 
     /// Another one than that of `A` alone, and of any other composition.
     const HASH_VERSION: u32 = {

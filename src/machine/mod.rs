@@ -155,6 +155,9 @@ pub trait StateMachine: Send + Sync + 'static {
     /// told its commands.
     const TELLS_EVENTS: bool = false;
 
+    /// Whether it also tells its [state](Self::tell_state), and [takes in](Self::take_event) what another one has told. A composition does not.
+    const TELLS_STATE: bool = Self::TELLS_EVENTS;
+
     /// As [`apply`](Self::apply), for a machine that [tells](Self::TELLS_EVENTS) what happens. The events follow from the command and the state, as the
     /// reply does: they are the same on every node. A command that tells nothing changes nothing that concerns those who follow.
     fn apply_telling(
@@ -168,8 +171,8 @@ pub trait StateMachine: Send + Sync + 'static {
     }
 
     /// Takes in what another state of this machine has [told](Self::apply_telling) of the entry at `index`, or of its [state](Self::tell_state): a replica
-    /// comes to the same state in this way, or, told of a part only, to that part of it. Only asked of a machine that tells
-    /// events; one that does not is given the commands.
+    /// comes to the same state in this way, or, told of a part only, to that part of it. Only asked of a machine that
+    /// [tells its state](Self::TELLS_STATE); one that tells no events is given the commands.
     ///
     /// # Errors
     /// That this cannot have happened to this state, in words.
@@ -180,7 +183,7 @@ pub trait StateMachine: Send + Sync + 'static {
 
     /// Tells the items that `view` holds as [inserts](EventOperation::Insert), `previous` being the index of the entry that wrote the item
     /// last: those after `after`, which is empty at first, until they are about `max_bytes`. Returns what to give as `after` for
-    /// the rest; `None` when there is none. Only asked of a machine that [tells](Self::TELLS_EVENTS) what happens: those who begin to follow it are told
+    /// the rest; `None` when there is none. Only asked of a machine that [does so](Self::TELLS_STATE): those who begin to follow it are told
     /// its state in this way.
     fn tell_state(
         view: &Self::View,

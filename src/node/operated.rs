@@ -56,6 +56,14 @@ pub(crate) trait OperatedNode: ServedNode {
 
     fn follow_from_now(&self) -> impl Future<Output = Result<FeedCursor, FollowError>> + Send;
 
+    /// Refuses those who want all that happens.
+    ///
+    /// # Errors
+    /// Where to go instead.
+    fn may_be_followed(&self) -> Result<(), ReadError> {
+        Ok(())
+    }
+
     fn feed_reach(&self) -> FeedReach;
 
     /// The last entry applied, and the cluster's clocks there.

@@ -43,7 +43,7 @@ use tokio::time::Instant;
 use super::activity::Activity;
 use super::agreed_versions::AgreedVersions;
 use super::agreement::Agreement;
-use super::envelope::{self, Content, SealedCommand};
+use super::envelope::{self, CommandAsSealed, Content};
 use super::log::{WRITES, position};
 use super::published::{Applied, Progress, Published};
 use super::snapshot::{Restored, SnapshotBuilder};
@@ -319,7 +319,7 @@ impl<M: StateMachine> Applier<M> {
         &mut self,
         log_id: types::LogId,
         content: Content<M::Command>,
-        sealed: SealedCommand<'_>,
+        sealed: CommandAsSealed<'_>,
     ) -> io::Result<EntryAnswer> {
         let (elapsed_ms, time_ms) = (self.progress.clock.elapsed_ms, self.progress.clock.log_time_ms());
         let (command, slot) = match content {
@@ -386,7 +386,7 @@ impl<M: StateMachine> Applier<M> {
         &mut self,
         context: &ApplyContext,
         command: M::Command,
-        sealed: SealedCommand<'_>,
+        sealed: CommandAsSealed<'_>,
     ) -> M::Reply {
         if M::tells_events(&command) {
             let machine = &mut self.machine;

@@ -336,7 +336,7 @@ pub fn open<M: StateMachine>(bytes: &[u8]) -> Result<OpenedEnvelope<M::Command>,
 
 /// The command in an envelope as it was sealed. Empty where there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SealedCommand<'a> {
+pub struct CommandAsSealed<'a> {
     /// Which machine it is for, and which version of it.
     pub wrote: MachineVersion,
     /// As that version encodes it.
@@ -349,11 +349,11 @@ pub struct SealedCommand<'a> {
 /// As [`open`].
 pub fn open_sealed<M: StateMachine>(
     bytes: &[u8],
-) -> Result<(OpenedEnvelope<M::Command>, SealedCommand<'_>), EnvelopeError> {
-    let mut sealed = SealedCommand { wrote: MachineVersion::FIRST, encoded: &[] };
+) -> Result<(OpenedEnvelope<M::Command>, CommandAsSealed<'_>), EnvelopeError> {
+    let mut sealed = CommandAsSealed { wrote: MachineVersion::FIRST, encoded: &[] };
     let opened = open_with(bytes, |wrote, encoded| {
         check_version(wrote, M::MACHINES)?;
-        sealed = SealedCommand { wrote, encoded };
+        sealed = CommandAsSealed { wrote, encoded };
         Ok(M::decode_of(wrote, encoded)?)
     })?;
     if let Content::Agreement(version) = opened.content {

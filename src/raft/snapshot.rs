@@ -119,10 +119,10 @@ impl<M: StateMachine> RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder<M> {
         let (content, snapshots, activity, feed) =
             (self.content.clone(), self.snapshots.clone(), self.activity.clone(), self.feed.clone());
         let built = offload(move || {
-            // With the snapshot the log may be purged, and what it says of these positions is gone.
-            feed.sync_log(log_id.index);
             // openraft waits for ever for a build that panics.
             catch("writing a snapshot", || {
+                // With the snapshot the log may be purged, and what it says of these positions is gone.
+                feed.sync_log(log_id.index);
                 let writer = unless_it_passes(snapshots.begin(&meta), &activity.snapshots_not_begun)?;
                 let Some(writer) = writer else { return Ok(None) };
                 unless_it_passes(write::<M>(&content, writer), &activity.snapshots_not_written)

@@ -46,17 +46,19 @@ pub(crate) struct ToldReader<M: StateMachine> {
     activity: Arc<Activity>,
     wanted: Arc<Notify>,
     snapshot_wanted: Arc<AtomicBool>,
+    is_broken: Arc<AtomicBool>,
 }
 
 impl<M: StateMachine> Clone for ToldReader<M> {
     fn clone(&self) -> Self {
-        let Self { published, feed, activity, wanted, snapshot_wanted } = self;
+        let Self { published, feed, activity, wanted, snapshot_wanted, is_broken } = self;
         Self {
             published: published.clone(),
             feed: feed.clone(),
             activity: activity.clone(),
             wanted: wanted.clone(),
             snapshot_wanted: snapshot_wanted.clone(),
+            is_broken: is_broken.clone(),
         }
     }
 }
@@ -110,6 +112,11 @@ impl<M: StateMachine> ToldReader<M> {
         }
     }
 
+    /// Whether something was told that does not fit. A half of it may have been taken in, so nothing more is shown or kept of the state.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::Relaxed)
+    }
+
     /// Has a snapshot begun soon.
     pub(crate) fn ask_for_snapshot(&self) {
         self.snapshot_wanted.store(true, Ordering::Relaxed);
@@ -139,6 +146,7 @@ impl<M: StateMachine> ToldState<M> {
             activity: applier.activity(),
             wanted: Arc::default(),
             snapshot_wanted: Arc::default(),
+            is_broken: Arc::default(),
         };
         let mut this = Self { covered: reader.progress(), applier, reader, building: None };
         this.replay(&event_log)
@@ -223,13 +231,23 @@ impl<M: StateMachine> ToldState<M> {
 
     /// Those who read and follow it learn what was taken in.
     pub(crate) fn tell(&mut self) {
-        self.applier.publish_if_wanted();
+        if !self.reader.is_broken() {
+            self.applier.publish_if_wanted();
+        }
     }
 
     /// Writes what was taken in to the event log.
     pub(crate) async fn write(&self) {
         let feed = self.reader.feed.clone();
         offload(move || feed.write_log()).await;
+    }
+
+    /// Has the event log know how far it is, also where nothing happened that concerns it, so that a start goes on there.
+    pub(crate) async fn mark(&self) {
+        let (feed, position) = (self.reader.feed.clone(), self.reader.progress().log_id);
+        if let Some(position) = position {
+            offload(move || feed.sync_log(position.index)).await;
+        }
     }
 
     /// Begins a snapshot if one is `due`, or if so much was told since the last one that it is, and none is being written.
@@ -242,17 +260,33 @@ impl<M: StateMachine> ToldState<M> {
         {
             building.await.map_err(io::Error::other)??;
         }
-        let (now, log) = (self.applier.progress(), self.reader.feed.log().map(|log| log.limits()));
+        let now = self.applier.progress();
         let bytes = now.command_bytes - self.covered.command_bytes;
-        let positions = now.next_index() - self.covered.next_index().min(now.next_index());
-        let fills_log = log.is_some_and(|log| positions > log.operations / 2 || bytes > log.bytes / 4);
         let due = due || self.reader.snapshot_wanted.swap(false, Ordering::Relaxed);
-        if self.building.is_none() && (due || bytes > SNAPSHOT_BYTES || fills_log) && now.log_id.is_some() {
-            self.covered = now;
-            let mut builder = self.applier.told_snapshot();
-            self.building =
-                Some(crate::runtime::spawn(async move { builder.build_snapshot().await.map(|_| ()) }));
+        let is_wanted = due || bytes > SNAPSHOT_BYTES || self.is_about_to_lose();
+        if !is_wanted || now.log_id.is_none() || self.reader.is_broken() {
+            return Ok(());
         }
+        if self.building.is_some() {
+            if due {
+                // Of what is being written now it is not.
+                self.reader.snapshot_wanted.store(true, Ordering::Relaxed);
+            }
+            return Ok(());
+        }
+        self.covered = now;
+        let mut builder = self.applier.told_snapshot();
+        self.building =
+            Some(crate::runtime::spawn(async move { builder.build_snapshot().await.map(|_| ()) }));
         Ok(())
+    }
+
+    /// Whether the event log may soon let go of what the last snapshot does not have.
+    fn is_about_to_lose(&self) -> bool {
+        let Some(limits) = self.reader.feed.log().map(|log| log.limits()) else { return false };
+        let reach = self.reader.feed.reach();
+        let is_half_full = reach.operations > limits.operations / 2 || reach.bytes > limits.bytes / 2;
+        let middle = reach.first + (reach.next.saturating_sub(reach.first)) / 2;
+        (is_half_full || limits.age_ms > 0) && self.covered.next_index() < middle
     }
 }

@@ -14,12 +14,12 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep};
 
 use super::state::{ReplicaState, SyncState};
-use super::{ReplicaConfig, Told};
+use super::{ReplicaConfig, SharedTold};
 use crate::client::{
     ClientError, FollowFrom, FollowedChange, FollowedEntry, FollowedOperation, FollowedProgress,
     SnapshotPart, Subscription,
@@ -36,6 +36,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How often it is looked whether any source was heard.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often its disk is told how far it is where nothing happens that it follows.
+const MARK_EVERY: Duration = Duration::from_secs(10);
 /// Most entries that are applied before readers learn of them.
 const BATCH_ENTRIES: usize = 4096;
 /// Most bytes of them.
@@ -47,7 +49,7 @@ pub(super) fn pause(retries: u32) -> Duration {
 }
 
 /// Why one subscription is over.
-enum Over {
+enum SubscriptionEnd {
     /// No source answers; another attempt may.
     Lost(String),
     /// What comes next is nowhere any more, or the position is no place of this cluster: it needs the whole state.
@@ -64,9 +66,13 @@ pub(super) struct Follower<M: StateMachine> {
     pub(super) initial: Arc<dyn Fn() -> M + Send + Sync>,
     pub(super) config: watch::Receiver<ReplicaConfig>,
     pub(super) state: watch::Sender<ReplicaState>,
-    pub(super) shared: Told<M>,
+    pub(super) shared: SharedTold<M>,
     /// A whole state that is being told: the machine that takes it in, and its position.
     pub(super) receiving: Option<(M, LogId)>,
+    /// Entries of a position of which more is to come.
+    pub(super) partial: Vec<FollowedEntry>,
+    /// When its disk was told last how far it is.
+    pub(super) marked: Instant,
 }
 
 impl<M: StateMachine> Follower<M> {
@@ -79,7 +85,7 @@ impl<M: StateMachine> Follower<M> {
                 state.gave_up = None;
             });
             let over = self.subscription(&config).await;
-            let over = self.settle().await.map_or_else(Over::Fatal, |()| over);
+            let over = self.settle().await.map_or_else(SubscriptionEnd::Fatal, |()| over);
             let pause = match self.after(over, &config) {
                 Some(pause) => pause,
                 // Only whoever points it elsewhere has it go on.
@@ -90,17 +96,17 @@ impl<M: StateMachine> Follower<M> {
     }
 
     /// How long to wait after a subscription is over; none to follow no more.
-    fn after(&self, over: Over, config: &ReplicaConfig) -> Option<Duration> {
+    fn after(&self, over: SubscriptionEnd, config: &ReplicaConfig) -> Option<Duration> {
         let why = match over {
-            Over::Repointed => {
+            SubscriptionEnd::Repointed => {
                 self.state.send_modify(|state| state.retries = 0);
                 return Some(Duration::ZERO);
             }
-            Over::Fatal(why) => {
+            SubscriptionEnd::Fatal(why) => {
                 self.give_up(why);
                 return None;
             }
-            Over::NeedsState(why) | Over::Lost(why) => why,
+            SubscriptionEnd::NeedsState(why) | SubscriptionEnd::Lost(why) => why,
         };
         let retries = self.state.borrow().retries.saturating_add(1);
         tracing::warn!(retries, "the replica hears from no source: {why}");
@@ -149,16 +155,18 @@ impl<M: StateMachine> Follower<M> {
     }
 
     /// One subscription, to its end.
-    async fn subscription(&mut self, config: &ReplicaConfig) -> Over {
+    async fn subscription(&mut self, config: &ReplicaConfig) -> SubscriptionEnd {
         let client = match config.connect() {
             Ok(client) => client,
-            Err(error) => return Over::Fatal(error.to_string()),
+            Err(error) => return SubscriptionEnd::Fatal(error.to_string()),
         };
         *self.shared.client.lock().expect("invariant: no panic under this lock") = Some(client.clone());
+        // What an earlier subscription has told a part of is told again.
+        (self.receiving, self.partial) = (None, Vec::new());
         let bookmark = self.told.bookmark();
-        let from = match bookmark.index {
-            0 => FollowFrom::Beginning,
-            _ => FollowFrom::After(bookmark),
+        let from = match bookmark.history == HistoryEpoch::UNKNOWN {
+            true => FollowFrom::Beginning,
+            false => FollowFrom::After(bookmark),
         };
         let mut subscription = match client.subscribe(config.options(from)).await {
             Ok(subscription) => subscription,
@@ -173,24 +181,24 @@ impl<M: StateMachine> Follower<M> {
             tokio::select! {
                 biased;
                 () = self.shared.reader.view_wanted() => if let Err(error) = self.settle().await {
-                    return Over::Fatal(error);
+                    return SubscriptionEnd::Fatal(error);
                 },
-                changed = self.config.changed() => if changed.is_ok() { return Over::Repointed },
+                changed = self.config.changed() => if changed.is_ok() { return SubscriptionEnd::Repointed },
                 entry = subscription.next() => {
                     let outcome = match entry {
-                        Some(Ok(entry)) => self.entries(entry, &mut subscription, &progress).await,
+                        Some(Ok(entry)) => self.entries(entry, &mut subscription, &mut progress).await,
                         Some(Err(error)) => Err(over(error)),
-                        None => Err(Over::Lost("the subscription has ended".to_owned())),
+                        None => Err(SubscriptionEnd::Lost("the subscription has ended".to_owned())),
                     };
                     if let Err(over) = outcome {
                         return over;
                     }
                 }
                 changed = progress.changed() => if changed.is_ok() {
-                    self.heard(&mut progress);
+                    self.heard(&mut progress).await;
                 },
                 _ = look.tick() => if begun.elapsed() >= wait && self.is_unheard(wait) {
-                    return Over::Lost(format!("no source was heard for {} s", wait.as_secs()));
+                    return SubscriptionEnd::Lost(format!("no source was heard for {} s", wait.as_secs()));
                 },
             }
         }
@@ -201,15 +209,21 @@ impl<M: StateMachine> Follower<M> {
     }
 
     /// Notes what a source has said of itself.
-    fn heard(&mut self, progress: &mut watch::Receiver<FollowedProgress>) {
+    async fn heard(&mut self, progress: &mut watch::Receiver<FollowedProgress>) {
         let told = progress.borrow_and_update().clone();
-        if self.receiving.is_none() && self.told.bookmark().index < told.upto {
+        // None comes within a state: what was told of one is void.
+        self.receiving = None;
+        if self.told.bookmark().index < told.upto {
             if self.told.bookmark().history == HistoryEpoch::UNKNOWN {
                 self.told.begin(told.history);
             }
             let is_all = told.upto >= told.applied_seq;
             self.told.pass(told.upto, is_all.then_some((told.applied_elapsed_ms, told.applied_time_ms)));
             self.told.tell();
+            if self.marked.elapsed() >= MARK_EVERY {
+                self.marked = Instant::now();
+                self.told.mark().await;
+            }
         }
         let local = self.told.bookmark();
         let clock = self.shared.reader.progress().clock;
@@ -226,71 +240,78 @@ impl<M: StateMachine> Follower<M> {
         });
     }
 
-    /// Takes in `first`, and what has come with it.
+    /// Takes in `first`, and what has come with it, as far as it is whole positions.
     async fn entries(
         &mut self,
         first: FollowedEntry,
         subscription: &mut Subscription,
-        progress: &watch::Receiver<FollowedProgress>,
-    ) -> Result<(), Over> {
+        progress: &mut watch::Receiver<FollowedProgress>,
+    ) -> Result<(), SubscriptionEnd> {
         let (mut records, mut bytes, mut count) = (Vec::new(), 0, 0);
         let mut next = Some(first);
         while let Some(entry) = next.take() {
             let history = progress.borrow().history;
             count += 1;
-            let more = entry.more;
             if entry.snapshot == SnapshotPart::None {
                 // A state that broke off is void.
                 self.receiving = None;
                 if self.told.bookmark().history == HistoryEpoch::UNKNOWN {
                     self.told.begin(history);
                 }
-                bytes += add(&mut records, entry)?;
+                let more = entry.more;
+                bytes += size(&entry);
+                self.partial.push(entry);
+                if !more {
+                    self.partial.drain(..).try_for_each(|entry| add(&mut records, entry))?;
+                }
             } else {
                 self.take(&mut records)?;
+                if entry.snapshot == SnapshotPart::Begin {
+                    // What is said of what was before it is of no interest; what comes next means that the state has broken off.
+                    progress.mark_unchanged();
+                }
                 self.take_part(entry, history).await?;
             }
-            if !more && (count >= BATCH_ENTRIES || bytes >= BATCH_BYTES) {
+            if count >= BATCH_ENTRIES || bytes >= BATCH_BYTES {
                 break;
             }
-            next =
-                match more {
-                    // A position is taken in whole.
-                    true => Some(subscription.next().await.transpose().map_err(over)?.ok_or_else(|| {
-                        Over::Lost("the subscription has ended within a position".to_owned())
-                    })?),
-                    false => futures::FutureExt::now_or_never(subscription.next())
-                        .flatten()
-                        .transpose()
-                        .map_err(over)?,
-                };
+            next = subscription.next().now_or_never().flatten().transpose().map_err(over)?;
         }
         self.take(&mut records)?;
-        self.settle().await.map_err(Over::Fatal)?;
+        self.settle().await.map_err(SubscriptionEnd::Fatal)?;
+        self.note(count as u64, bytes as u64);
+        Ok(())
+    }
+
+    /// Notes that so much was told.
+    fn note(&self, entries: u64, bytes: u64) {
         let (local, clock) = (self.told.bookmark(), self.shared.reader.progress().clock);
         self.state.send_modify(|state| {
             state.local = local;
             state.local_time_ms = clock.log_time_ms();
             state.primary_seq = state.primary_seq.max(local.index);
             state.primary_time_ms = state.primary_time_ms.max(state.local_time_ms);
-            state.received_entries += count as u64;
-            state.received_bytes += bytes as u64;
+            state.received_entries += entries;
+            state.received_bytes += bytes;
             state.heard = Some(Instant::now());
             if !state.is_connected() {
                 state.enter(SyncState::Syncing);
             }
         });
-        Ok(())
     }
 
-    fn take(&mut self, records: &mut Vec<FeedRecord>) -> Result<(), Over> {
+    fn take(&mut self, records: &mut Vec<FeedRecord>) -> Result<(), SubscriptionEnd> {
         let taken = self.told.take_in(records);
         records.clear();
-        taken.map_err(|error| Over::Fatal(format!("{error}. Its state is not that of its source: delete its data directory, and it is told the whole state")))
+        taken.map_err(|error| SubscriptionEnd::Fatal(format!("{error}. Its state is not that of its source: delete its data directory, and it is told the whole state")))
     }
 
     /// Takes in a part of a whole state.
-    async fn take_part(&mut self, entry: FollowedEntry, history: HistoryEpoch) -> Result<(), Over> {
+    async fn take_part(
+        &mut self,
+        entry: FollowedEntry,
+        history: HistoryEpoch,
+    ) -> Result<(), SubscriptionEnd> {
         match entry.snapshot {
             SnapshotPart::Begin => {
                 tracing::info!(upto = entry.seq, "the replica is told the whole state");
@@ -298,16 +319,16 @@ impl<M: StateMachine> Follower<M> {
             }
             SnapshotPart::Item => {
                 let Some((machine, _)) = &mut self.receiving else {
-                    return Err(Over::Lost("an item of a state that has not begun".to_owned()));
+                    return Err(SubscriptionEnd::Lost("an item of a state that has not begun".to_owned()));
                 };
                 let seq = entry.seq;
                 if let Some(event) = event(entry.change) {
-                    machine.take_event(seq, &event).map_err(Over::Fatal)?;
+                    machine.take_event(seq, &event).map_err(SubscriptionEnd::Fatal)?;
                 }
             }
             SnapshotPart::End => {
                 let Some((machine, log_id)) = self.receiving.take() else {
-                    return Err(Over::Lost("a state has ended that has not begun".to_owned()));
+                    return Err(SubscriptionEnd::Lost("a state has ended that has not begun".to_owned()));
                 };
                 let clock = ClusterClock {
                     elapsed_ms: entry.elapsed_ms,
@@ -316,9 +337,9 @@ impl<M: StateMachine> Follower<M> {
                     counted_ms: None,
                 };
                 let taken = self.told.take_state(machine, log_id, clock, history);
-                taken.map_err(|error| Over::Lost(error.to_string()))?;
+                taken.map_err(|error| SubscriptionEnd::Lost(error.to_string()))?;
                 self.state.send_modify(|state| state.full_syncs += 1);
-                self.told.snapshot(true).await.map_err(|error| Over::Fatal(error.to_string()))?;
+                self.told.snapshot(true).await.map_err(|error| SubscriptionEnd::Fatal(error.to_string()))?;
                 tracing::info!(upto = log_id.index, "the replica has the whole state");
             }
             SnapshotPart::None => unreachable!("invariant: it is no part of a state"),
@@ -327,37 +348,41 @@ impl<M: StateMachine> Follower<M> {
     }
 }
 
+/// Bytes of what an entry tells.
+fn size(entry: &FollowedEntry) -> usize {
+    match &entry.change {
+        FollowedChange::Event { key, value, .. } => key.len() + value.len(),
+        FollowedChange::Command { command, .. } => command.len(),
+        FollowedChange::Nothing => 0,
+    }
+}
+
 /// Puts `entry` into the record of its position.
-fn add(records: &mut Vec<FeedRecord>, entry: FollowedEntry) -> Result<usize, Over> {
+fn add(records: &mut Vec<FeedRecord>, entry: FollowedEntry) -> Result<(), SubscriptionEnd> {
     let FollowedEntry { seq, term, time_ms, elapsed_ms, change, .. } = entry;
     let log_id = LogId::new(term, seq);
-    match change {
+    let content = match change {
         FollowedChange::Command { machine, version, command } => {
-            let bytes = command.len();
             let machine = u16::try_from(machine).map_err(|_| {
-                Over::Fatal(format!("position {seq} is a command of machine {machine}, which no program has"))
+                let why = format!("position {seq} is a command of machine {machine}, which no program has");
+                SubscriptionEnd::Fatal(why)
             })?;
-            let content = FeedContent::Command { wrote: MachineVersion { machine, version }, command };
-            records.push(FeedRecord { log_id, time_ms, elapsed_ms, content });
-            Ok(bytes)
+            FeedContent::Command { wrote: MachineVersion { machine, version }, command }
         }
         change => {
-            let Some(event) = event(change) else { return Ok(0) };
-            let bytes = event.key.len() + event.value.len();
-            match records.last_mut() {
-                Some(FeedRecord { log_id: last, content: FeedContent::Events(events), .. })
-                    if *last == log_id =>
-                {
-                    events.push(event);
-                }
-                _ => {
-                    let content = FeedContent::Events(vec![event]);
-                    records.push(FeedRecord { log_id, time_ms, elapsed_ms, content });
-                }
+            let Some(event) = event(change) else { return Ok(()) };
+            if let Some(FeedRecord { log_id: last, content: FeedContent::Events(events), .. }) =
+                records.last_mut()
+                && *last == log_id
+            {
+                events.push(event);
+                return Ok(());
             }
-            Ok(bytes)
+            FeedContent::Events(vec![event])
         }
-    }
+    };
+    records.push(FeedRecord { log_id, time_ms, elapsed_ms, content });
+    Ok(())
 }
 
 /// The event that an entry tells, if it does.
@@ -397,15 +422,17 @@ fn event(change: FollowedChange) -> Option<AppliedEvent> {
 }
 
 /// What it means that a subscription has ended with `error`.
-fn over(error: ClientError) -> Over {
+fn over(error: ClientError) -> SubscriptionEnd {
     let why = error.to_string();
     match error {
-        ClientError::Compacted { .. } => Over::NeedsState(why),
-        error if matches!(error.reason(), Reason::OtherHistory | Reason::Ahead) => Over::Fatal(format!(
-            "{why}. What it follows is not what it has followed before: delete its data directory to follow that from the beginning"
-        )),
-        error if matches!(error.reason(), Reason::Invalid) => Over::Fatal(why),
-        _ => Over::Lost(why),
+        ClientError::Compacted { .. } => SubscriptionEnd::NeedsState(why),
+        error if matches!(error.reason(), Reason::OtherHistory | Reason::Ahead) => {
+            SubscriptionEnd::Fatal(format!(
+                "{why}. What it follows is not what it has followed before: delete its data directory to follow that from the beginning"
+            ))
+        }
+        error if matches!(error.reason(), Reason::Invalid) => SubscriptionEnd::Fatal(why),
+        _ => SubscriptionEnd::Lost(why),
     }
 }
 

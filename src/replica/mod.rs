@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use self::follow::Follower;
 pub(crate) use self::node::ReplicaNode;
@@ -44,7 +45,7 @@ use crate::types::{LogId, ReadOptions};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReplicaConfig {
-    /// Client ports of members of the cluster, or of other replicas, as `host:port`. It goes from one to another, also to members that it learns of.
+    /// Client ports of members of the cluster, as `host:port`. It goes from one to another, also to members that it learns of. Replicas are not followed.
     pub sources: Vec<String>,
     /// Where it keeps its state.
     pub data_dir: PathBuf,
@@ -103,13 +104,13 @@ impl ReplicaConfig {
 }
 
 /// What the handles of a replica share.
-struct Told<M: StateMachine> {
+struct SharedTold<M: StateMachine> {
     reader: ToldReader<M>,
     /// The one that is followed with at present.
     client: Arc<Mutex<Option<Client>>>,
 }
 
-impl<M: StateMachine> Clone for Told<M> {
+impl<M: StateMachine> Clone for SharedTold<M> {
     fn clone(&self) -> Self {
         Self { reader: self.reader.clone(), client: self.client.clone() }
     }
@@ -117,7 +118,7 @@ impl<M: StateMachine> Clone for Told<M> {
 
 /// A replica. Cheap to clone; it ends when the last clone is dropped. See the [module](self).
 pub struct Replica<M: StateMachine> {
-    told: Told<M>,
+    told: SharedTold<M>,
     state: watch::Receiver<ReplicaState>,
     config: Arc<watch::Sender<ReplicaConfig>>,
     confirmed: node::Confirmed,
@@ -126,7 +127,7 @@ pub struct Replica<M: StateMachine> {
 
 /// A replica that may have ended.
 struct WeakReplica<M: StateMachine> {
-    told: Told<M>,
+    told: SharedTold<M>,
     state: watch::Receiver<ReplicaState>,
     config: Arc<watch::Sender<ReplicaConfig>>,
     confirmed: node::Confirmed,
@@ -184,6 +185,12 @@ impl<M: StateMachine> Replica<M> {
         machine: impl Fn() -> M + Send + Sync + 'static,
     ) -> Result<Self, OpenError> {
         config.connect().map_err(|error| OpenError::Config(error.to_string()))?;
+        if M::TELLS_EVENTS && !M::TELLS_STATE {
+            return Err(OpenError::Config(
+                "events of a composition do not say whose they are: it cannot be followed by a replica yet"
+                    .to_owned(),
+            ));
+        }
         if !config.filters.is_empty() && !M::TELLS_EVENTS {
             return Err(OpenError::Config(
                 "a part of a state can only be followed of a machine that tells events".to_owned(),
@@ -192,10 +199,19 @@ impl<M: StateMachine> Replica<M> {
         let initial = Arc::new(machine);
         let (to_open, own) = (config.clone(), initial.clone());
         let told = offload(move || directory::open(&to_open, own())).await?;
-        let shared = Told { reader: told.reader(), client: Arc::default() };
+        let shared = SharedTold { reader: told.reader(), client: Arc::default() };
         let (state, states) = watch::channel(ReplicaState::new(told.bookmark()));
         let (change, config) = watch::channel(config);
-        let follower = Follower { told, initial, config, state, shared: shared.clone(), receiving: None };
+        let follower = Follower {
+            told,
+            initial,
+            config,
+            state,
+            shared: shared.clone(),
+            receiving: None,
+            partial: Vec::new(),
+            marked: Instant::now(),
+        };
         let task = runtime::spawn(follower.run());
         Ok(Self {
             told: shared,

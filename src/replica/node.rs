@@ -49,6 +49,14 @@ impl<M: StateMachine> Replica<M> {
             ReadLevel::Bounded { max_lag_ms } => Some(self.confirm(Duration::from_millis(max_lag_ms)).await?),
         };
         let wanted = confirmed.max(after);
+        if self.told.reader.is_broken() {
+            // What was taken in last is not whole. Whatever somebody has looked at before is.
+            let last = self.told.reader.last_view();
+            let stopped = || ReadError::Stopped { reason: self.state().gave_up.unwrap_or_default() };
+            return last
+                .filter(|view| wanted.is_none_or(|wanted| view.progress.next_index() > wanted))
+                .ok_or_else(stopped);
+        }
         match timeout(PATIENCE, self.told.reader.view(wanted)).await {
             Ok(applied) => Ok(applied),
             Err(_) => {
@@ -214,8 +222,9 @@ impl<M: StateMachine> ServedNode for ReplicaNode<M> {
         self.replica.told.reader.history().clone()
     }
 
+    /// Only a member may be asked, or two replicas would ask each other.
     async fn present(&self) -> Result<u64, ReadError> {
-        self.replica.confirm(Duration::ZERO).await
+        Err(ReadError::NotLeader { leader: self.replica.leads() })
     }
 
     fn state(&self) -> NodeState {
@@ -292,6 +301,7 @@ impl<M: StateMachine> OperatedNode for ReplicaNode<M> {
         Err(QuotaError::Write(WriteError::NotLeader { leader: self.replica.leads() }))
     }
 
+    /// For watches, of what the replica follows.
     async fn follow(&self, after: Bookmark) -> Result<FeedCursor, FollowError> {
         let applied = self.replica.told.reader.progress().next_index();
         let level = if after.index < applied { ReadLevel::Local } else { ReadLevel::Linearizable };
@@ -305,8 +315,13 @@ impl<M: StateMachine> OperatedNode for ReplicaNode<M> {
     }
 
     async fn follow_from_now(&self) -> Result<FeedCursor, FollowError> {
-        let present = self.present().await?;
+        let present = self.replica.confirm(Duration::ZERO).await?;
         Ok(self.replica.cursor(present + 1))
+    }
+
+    /// What follows a replica could follow one that follows it, and both would hear of nothing new; and it may have a part only.
+    fn may_be_followed(&self) -> Result<(), ReadError> {
+        Err(ReadError::NotLeader { leader: self.replica.leads() })
     }
 
     fn feed_reach(&self) -> FeedReach {

@@ -51,7 +51,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("kv", &["types", "reason", "error", "runtime", "incoming", "proto", "call", "machine", "engine",
         "door", "node", "client"]),
     // Settings of a whole process, so above what they are the settings of.
-    ("config", &["types", "address", "shown", "error", "runtime", "duration", "engine", "door", "node",
+    ("config", &["types", "address", "shown", "error", "runtime", "duration", "feed", "engine", "door", "node",
         "kv"]),
     ("cli", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "signals", "duration",
         "config", "machine", "storage", "report", "engine", "node", "replica", "kv"]),
@@ -91,7 +91,7 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
 const IN_TESTS: &[(&str, &str)] = &[
     ("cli", "proto"), ("cli", "golden"), ("config", "golden"), ("kv", "golden"), ("reason", "proto"),
     ("raft", "golden"), ("machine", "golden"), ("storage", "golden"), ("engine", "golden"), ("client", "golden"),
-    ("engine", "kv"), ("raft", "kv"), ("kv", "report"), ("kv", "raft"), ("kv", "storage"), ("kv", "feed"),
+    ("engine", "kv"), ("raft", "kv"), ("kv", "report"), ("kv", "raft"), ("kv", "storage"), ("kv", "feed"), ("replica", "kv"),
 ];
 
 /// Which files may name a vendor crate, or another one whose name begins with it and `_`.

@@ -307,7 +307,7 @@ impl Followed for Subscribing {
 
     fn read(&mut self, mut message: WalEntryProto) -> Result<Brought<FollowedEntry>, String> {
         let mut history = HistoryEpoch(message.history);
-        let mut items = Vec::new();
+        let (mut items, mut anew) = (Vec::new(), None);
         if let Some(heartbeat) = message.heartbeat.take() {
             self.upto(heartbeat)?;
         } else {
@@ -322,6 +322,9 @@ impl Followed for Subscribing {
                 }
                 let entry = FollowedEntry::decode(message)?;
                 self.advance(&entry)?;
+                if entry.snapshot == SnapshotPart::Begin {
+                    anew = Some(entry.seq);
+                }
                 items.push((entry.seq, entry));
             }
         }
@@ -330,13 +333,14 @@ impl Followed for Subscribing {
         }
         if history != HistoryEpoch::UNKNOWN {
             self.history = history;
+            self.standing.set(Bookmark { history, ..self.standing.get() });
             self.progress.send_if_modified(|progress| {
                 progress.history = history;
                 false
             });
         }
         self.from_now = false;
-        Ok(Brought { history, items, next: self.upto.saturating_add(1) })
+        Ok(Brought { history, items, next: self.upto.saturating_add(1), anew })
     }
 
     fn begins_again(&mut self) -> Option<Bookmark> {
@@ -346,7 +350,7 @@ impl Followed for Subscribing {
     }
 
     fn delivered(&mut self, entry: &FollowedEntry, rest: Bookmark) {
-        if entry.snapshot != SnapshotPart::None {
+        if matches!(entry.snapshot, SnapshotPart::Begin | SnapshotPart::Item) {
             return;
         }
         self.acks.delivered(rest.index.saturating_sub(1), entry.size_bytes());

@@ -388,7 +388,7 @@ impl<M: StateMachine> Assembly<M> {
         let tasks = &self.life.tasks;
         tasks.permanent("compaction", compaction::run(core.clone(), self.settings.subscribe(), disk.clone()));
         if core.feed().log().is_some() {
-            tasks.permanent("event-log", event_log::run(core.feed().clone()));
+            tasks.permanent("event-log", event_log::run(core.feed().clone(), disk.clone()));
         }
         let quorum_disks = Arc::new(QuorumDisks::default());
         let health = disk_health::DiskHealth {

@@ -95,10 +95,17 @@ pub(super) fn take_event(items: &mut Items, index: u64, event: &AppliedEvent) ->
         EventOperation::Delete | EventOperation::Expire => before == Some((event.previous, event.version)),
     };
     if !fits {
-        return Err(format!(
-            "{:?} of a key whose last write here is {before:?} does not fit",
-            event.operation
-        ));
+        let known = match before {
+            Some((at, version)) => format!("was written last at {at}, in version {version}"),
+            None => "is not there".to_owned(),
+        };
+        let what = match event.operation {
+            EventOperation::Insert => "an insert",
+            EventOperation::Update => "an update",
+            EventOperation::Delete => "a delete",
+            EventOperation::Expire => "an expiry",
+        };
+        return Err(format!("{what} of a key that {known} here"));
     }
     if before.is_some() {
         items.remove(&composite);

@@ -124,6 +124,7 @@ async fn begin<N: OperatedNode>(
     node: &N,
     wishes: &Wishes,
 ) -> Result<Result<FeedCursor, FollowError>, Failure> {
+    node.may_be_followed()?;
     match wishes.start {
         StartAt::After(after) => match node.follow(after).await {
             Err(FollowError::Position(error)) => Err(error.into()),
@@ -145,7 +146,7 @@ async fn with_state<N: OperatedNode>(
     subscribers: &Subscribers,
     error: FollowError,
 ) -> Result<Begun<N>, Failure> {
-    if !<N::Machine as StateMachine>::TELLS_EVENTS {
+    if !<N::Machine as StateMachine>::TELLS_STATE {
         return Err(failures::of_follow(error));
     }
     let permit = subscribers.snapshot_place()?;

@@ -49,6 +49,7 @@ pub(super) async fn entries_after<N: OperatedNode>(
 ) -> Result<EntriesResponse, Failure> {
     let EntriesRequest { after_seq, limit, history, filters } = request;
     let choice = Choice::parse(filters, <N::Machine as StateMachine>::TELLS_EVENTS)?;
+    node.may_be_followed()?;
     let limit = if limit == 0 { DEFAULT_POSITIONS } else { limit.min(MAX_POSITIONS) };
     let after = Bookmark { index: after_seq, history: HistoryEpoch(history) };
     let mut cursor = node.follow(after).await.map_err(failures::of_follow)?;

@@ -73,9 +73,9 @@ impl<M: StateMachine> Core<M> {
     /// # Errors
     /// What openraft says when it cannot recover from the log and the snapshots.
     pub(crate) async fn start(config: &CoreConfig, mut parts: Parts<M>) -> Result<Self, String> {
-        let (published, activity) = (parts.applier.published(), parts.applier.activity());
-        let feed = parts.applier.feed();
-        let (agreement, agreed_versions) = (parts.applier.agreement(), parts.applier.agreed_versions());
+        let applier = &parts.applier;
+        let (published, activity, feed) = (applier.published(), applier.activity(), applier.feed());
+        let (agreement, agreed_versions) = (applier.agreement(), applier.agreed_versions());
         parts.clients.count_in(activity.clone());
         parts.clients.judged_by(agreement.clone());
         let purge_mark = parts.clients.purge_mark();

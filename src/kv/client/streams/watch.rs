@@ -111,7 +111,7 @@ impl Followed for Watching {
         // Of a revision that comes in pieces there is more to come.
         let next = if more { 0 } else { next_revision.max(after) };
         let items = events.into_iter().map(|event| (event.revision, codec::decode_event(event))).collect();
-        Ok(Brought { history, items, next })
+        Ok(Brought { history, items, next, anew: None })
     }
 
     fn delivered(&mut self, _: &WatchEvent, rest: Bookmark) {
