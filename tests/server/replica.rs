@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -73,36 +72,32 @@ async fn a_backlog_and_what_is_written_meanwhile_arrive_and_the_states_are_the_s
     with_node(dir.path(), async |address| {
         put_many(address, 500).await;
         let replica = open(config(address, own.path())).await;
-        let stop = Arc::new(AtomicBool::new(false));
-        let writers: Vec<_> = (0..4)
-            .map(|writer| {
-                let stop = stop.clone();
-                tokio::spawn(async move {
-                    let mut kv = KvClient::new(channel(address).await);
-                    let mut written = 0;
-                    while !stop.load(Ordering::Relaxed) {
-                        kv.put(put("t", &format!("{writer}/{}", written % 50), "v")).await.unwrap();
-                        if written % 7 == 0 {
-                            let key = format!("{writer}/3").into();
-                            let (tenant, collection) = ("t".to_owned(), "c".to_owned());
-                            let delete = DeleteRequest { tenant, collection, key, ..Default::default() };
-                            kv.delete(delete).await.unwrap();
-                        }
-                        written += 1;
-                    }
-                })
-            })
-            .collect();
-        let early = timeout(DEADLINE, replica.wait_for(|state| state.received_entries > 700)).await;
-        early.unwrap().unwrap();
-        let mut kv = KvClient::new(channel(address).await);
-        let range = DeleteRangeRequest { tenant: "t".into(), collection: "c".into(), ..Default::default() };
-        kv.delete_range(range).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        stop.store(true, Ordering::Relaxed);
-        for writer in writers {
-            writer.await.unwrap();
-        }
+        let stop = AtomicBool::new(false);
+        let write = async |writer: u32| {
+            let mut kv = KvClient::new(channel(address).await);
+            let mut written = 0;
+            while !stop.load(Ordering::Relaxed) {
+                kv.put(put("t", &format!("{writer}/{}", written % 50), "v")).await.unwrap();
+                if written % 7 == 0 {
+                    let key = format!("{writer}/3").into();
+                    let (tenant, collection) = ("t".to_owned(), "c".to_owned());
+                    let delete = DeleteRequest { tenant, collection, key, ..Default::default() };
+                    kv.delete(delete).await.unwrap();
+                }
+                written += 1;
+            }
+        };
+        let following = async {
+            let early = timeout(DEADLINE, replica.wait_for(|state| state.received_entries > 700)).await;
+            early.unwrap().unwrap();
+            let mut kv = KvClient::new(channel(address).await);
+            let range =
+                DeleteRangeRequest { tenant: "t".into(), collection: "c".into(), ..Default::default() };
+            kv.delete_range(range).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            stop.store(true, Ordering::Relaxed);
+        };
+        tokio::join!(write(0), write(1), write(2), write(3), following);
         assert_same(&replica, address).await;
         let synced = replica.wait_for(|state| state.sync == SyncState::Synced && state.lag_entries() == 0);
         let state = timeout(DEADLINE, synced).await.unwrap().unwrap();
