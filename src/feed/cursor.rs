@@ -85,6 +85,12 @@ impl FeedCursor {
         self.next = next;
     }
 
+    /// The position after the last one that was applied; the largest there is when nothing more will be.
+    #[cfg(feature = "server")]
+    pub(crate) fn applied_next(&self) -> u64 {
+        *self.changes.borrow()
+    }
+
     /// Waits until something more has been applied than was told, or nothing more will be.
     pub async fn changed(&mut self) {
         // An error would mean that the feed is gone, and it is in `self`.

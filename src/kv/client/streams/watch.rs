@@ -132,6 +132,7 @@ pub(in super::super) fn watch(
             end: range.end,
             from_revision: from.index,
             history: from.history.0,
+            ..Default::default()
         },
         next_revision: from.index,
         received: 0,
