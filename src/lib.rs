@@ -135,7 +135,8 @@ pub use reason::{
     EXIT_ERROR, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_OK, EXIT_UNKNOWN, EXIT_UNREACHABLE, GrpcCode, Reason, Row,
 };
 pub use report::{
-    Carried, FeedReport, InFlight, Lag, LedPeer, MemberList, MemberReport, NodeReport, Offsets, SessionsReport, StateSize,
+    Carried, FeedReport, InFlight, Lag, LedPeer, MemberList, MemberReport, NodeReport, Offsets,
+    SessionsReport, StateSize,
 };
 pub use session::{Session, Ticket};
 pub use types::{

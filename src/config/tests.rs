@@ -341,9 +341,9 @@ fn what_the_client_port_may_hold_follows_the_memory() {
     assert_eq!((config.memory(), config.door.limits.unsent_bytes.all), ((240 * MIB) as u64, 16 * MIB));
     let told = config.fixed_settings().into_iter().find(|(name, _)| *name == "max_unsent_bytes");
     assert_eq!(told.unwrap().1, 16 * MIB, "what is in force is told");
-    let set = small(&["--max-unsent-bytes", "50000000", "--max-queued-bytes", "150000000"]);
+    let set = small(&["--max-unsent-bytes", "70000000", "--max-queued-bytes", "150000000"]);
     let limits = set.door.limits;
-    assert_eq!((limits.unsent_bytes.all, limits.queued_bytes.all), (50_000_000, 150_000_000));
+    assert_eq!((limits.unsent_bytes.all, limits.queued_bytes.all), (70_000_000, 150_000_000));
 }
 
 #[test]
@@ -358,8 +358,8 @@ fn settings_of_the_client_port_that_cannot_work_are_refused() {
         (&["--max-unfinished-bytes", "18446744073709551615"], "--max-unfinished-bytes"),
         (&["--max-queued-bytes", "18446744073709551615"], "--max-queued-bytes"),
         (&["--max-pipeline-queued-bytes", "18446744073709551615"], "--max-pipeline-queued-bytes"),
-        (&["--event-log-operations", "18446744073709551615"], "--event-log-operations"),
-        (&["--event-log-bytes", "1"], "--event-log-bytes"),
+        (&["--event-log-operations", "18446744073709551615"], "event_log_operations"),
+        (&["--event-log-bytes", "1"], "event_log_bytes"),
         (&["--event-log-age-ms", "18446744073709551615"], "or 0 for any age"),
         (
             &["--memory-bytes", "201326592", "--max-unsent-bytes", "201326593"],

@@ -91,10 +91,12 @@ impl FeedCursor {
         *self.changes.borrow()
     }
 
-    /// Waits until something more has been applied than was told, or nothing more will be.
+    /// Waits until something more has been applied than was told, the node follows another history, or nothing more will be applied.
     pub async fn changed(&mut self) {
-        // An error would mean that the feed is gone, and it is in `self`.
-        let _ = self.changes.wait_for(|next| *next > self.next).await;
+        let Self { feed, history, next, changes } = self;
+        // Positions of another history may be smaller. An error would mean that the feed is gone, and it is in `self`.
+        let _ =
+            changes.wait_for(|applied| *applied > *next || feed.ring().history.differs_from(*history)).await;
     }
 
     /// What there is, in about `max_bytes`; no records and the same position if there is nothing new. Nothing is lost if it is dropped

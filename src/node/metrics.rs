@@ -135,12 +135,9 @@ fn gauges() -> [NodeGauge<u64>; 23] {
             Some(r.feed?.event_log_operations)
         }),
         ("quorate_event_log", "Bytes of the event log on disk", bytes(), |r| Some(r.feed?.event_log_bytes)),
-        (
-            "quorate_event_log_failing",
-            "1 while the event log cannot be written, else 0",
-            None,
-            |r| Some(r.feed?.event_log_failing.into()),
-        ),
+        ("quorate_event_log_failing", "1 while the event log cannot be written, else 0", None, |r| {
+            Some(r.feed?.event_log_failing.into())
+        }),
     ]
 }
 

@@ -21,7 +21,8 @@ use crate::machine::StateMachine;
 use crate::raft::core::CoreMetrics;
 use crate::raft::published::Progress;
 use crate::report::{
-    Carried, FeedReport, InFlight, Lag, LedPeer, MemberList, MemberReport, NodeReport, Offsets, SessionsReport, StateSize,
+    Carried, FeedReport, InFlight, Lag, LedPeer, MemberList, MemberReport, NodeReport, Offsets,
+    SessionsReport, StateSize,
 };
 use crate::runtime::offload;
 use crate::types::{NodeId, PeerStanding, Role};

@@ -258,7 +258,7 @@ impl Dispatcher {
                     continue;
                 }
                 // An error means that the node is gone.
-                _ = state.wait_for(|state| state.role == Role::Stopped) => return,
+                _ = state.wait_for(|state| state.role == Role::Stopped || state.diverged.is_some()) => return,
                 () = cursor.changed() => {}
             }
             match cursor.page(PAGE_BYTES).await {

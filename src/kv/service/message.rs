@@ -137,8 +137,10 @@ mod tests {
             }
             assert!(messages.len() <= 2 * keys.len() + 1, "no progress");
         }
-        let all = (1..).zip(counts).flat_map(|(revision, (count, _))| (0..*count).map(move |at| (revision, at)));
-        let expected: Vec<_> = all.map(|(revision, at)| (revision, format!("{revision}/{at}").into())).collect();
+        let all =
+            (1..).zip(counts).flat_map(|(revision, (count, _))| (0..*count).map(move |at| (revision, at)));
+        let expected: Vec<_> =
+            all.map(|(revision, at)| (revision, format!("{revision}/{at}").into())).collect();
         assert_eq!(keys, expected, "all of it, once and in order");
         messages
     }

@@ -80,12 +80,17 @@ pub(super) async fn watch<N: KvNode>(
         let cursor = cursor(&node, from).await?;
         let history = cursor.history();
         let registered = dispatch.register(&node, history, wishes);
-        let registered = registered.map_err(|error| failure::of_feed(error, cursor.next_position(), history))?;
+        let registered =
+            registered.map_err(|error| failure::of_feed(error, cursor.next_position(), history))?;
         Ok((cursor, registered, place))
     };
     let ((cursor, registered, place), open) = call.open(prepare.await)?;
     let (state, told) = (node.watch(), Told { next: cursor.next_position(), events: 0 });
-    let until = registered.joined();
+    // What has been applied by now is in the first message, and need not have been compared.
+    let until = match cursor.applied_next() {
+        u64::MAX => registered.joined(),
+        applied_next => registered.joined().max(applied_next),
+    };
     let watching = ServedWatch {
         node,
         by,
@@ -228,9 +233,15 @@ impl<N: KvNode> ServedWatch<N> {
     }
 
     fn check_state(&self) -> Result<(), Failure> {
-        match *self.draining.borrow() || self.state.borrow().role == Role::Stopped {
-            true => Err(self.stopped()),
-            false => Ok(()),
+        let is_draining = *self.draining.borrow();
+        let (role, diverged) = {
+            let state = self.state.borrow();
+            (state.role, state.diverged.clone())
+        };
+        match diverged {
+            Some(divergence) => Err(ReadError::Diverged { divergence }.into()),
+            None if is_draining || role == Role::Stopped => Err(self.stopped()),
+            None => Ok(()),
         }
     }
 

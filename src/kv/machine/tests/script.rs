@@ -123,7 +123,9 @@ impl Node {
         let events = self.told.iter().filter(|(revision, _)| *revision >= from);
         events.fold(String::new(), |mut told, (revision, event)| {
             let what = match event.operation {
-                EventOperation::Insert | EventOperation::Update => item(item_after(event, *revision).as_ref()),
+                EventOperation::Insert | EventOperation::Update => {
+                    item(item_after(event, *revision).as_ref())
+                }
                 EventOperation::Delete => "deleted".to_owned(),
                 EventOperation::Expire => "expired".to_owned(),
             };

@@ -168,7 +168,8 @@ async fn watches_among_writes(seed: u64) {
         let seen = within(watch).await.unwrap();
         told += seen.len();
         let expected = expected(&all, &request);
-        let below = |seen: &[Seen]| seen.iter().filter(|(revision, ..)| *revision < end).cloned().collect::<Vec<_>>();
+        let below =
+            |seen: &[Seen]| seen.iter().filter(|(revision, ..)| *revision < end).cloned().collect::<Vec<_>>();
         assert_eq!(below(&seen), below(&expected), "seed {seed}: {request:?}");
         assert_eq!(seen, expected[..seen.len()], "seed {seed}: {request:?}");
     }
@@ -321,6 +322,16 @@ async fn what_is_kept_nowhere_is_named() {
     assert_eq!(seen_below(watcher.watch_from(first).await, last + 1).await.len() as u64, last + 1 - first);
 }
 
+/// The revision of the next event.
+async fn first_event(watch: &mut Responses<v1::WatchResponse>) -> u64 {
+    loop {
+        let message = within(watch.next()).await.unwrap().unwrap();
+        if let Some(event) = message.events.first() {
+            return event.revision;
+        }
+    }
+}
+
 async fn refused(watch: &mut Responses<v1::WatchResponse>) -> Failure {
     let status = within(async {
         loop {
@@ -344,7 +355,7 @@ async fn a_state_that_comes_whole_ends_the_watches_that_it_leaves_behind() {
     assert_eq!((failure.reason(), failure.first_revision), (Reason::Compacted, 1_001));
     let mut again = watcher.watch_from(1_001).await;
     watcher.node.put("k", 1);
-    assert_eq!(within(again.next()).await.unwrap().unwrap().events[0].revision, 1_001);
+    assert_eq!(first_event(&mut again).await, 1_001);
 
     // Positions of another history, smaller ones, are none of the watches of this one.
     watcher.node.inner.lock().unwrap().begin(HistoryEpoch(0xdef), 10);
@@ -352,8 +363,7 @@ async fn a_state_that_comes_whole_ends_the_watches_that_it_leaves_behind() {
     assert_eq!(within(other.next()).await.unwrap().unwrap().next_revision, 11);
     assert_eq!(refused(&mut again).await.reason(), Reason::OtherHistory);
     watcher.node.put("k", 1);
-    let message = within(other.next()).await.unwrap().unwrap();
-    assert_eq!((message.events.len(), message.next_revision), (1, 12));
+    assert_eq!(first_event(&mut other).await, 11);
     let request = v1::WatchRequest { from_revision: 12, history: HISTORY.0, ..Default::default() };
     assert_eq!(watcher.watch(request).await.err().unwrap().reason(), Reason::OtherHistory);
 }
@@ -373,6 +383,17 @@ async fn watches_end_with_the_feed_and_with_a_drain() {
     assert_eq!(watcher.watch(late).await.err().unwrap().reason(), Reason::Stopped);
 }
 
+/// It serves nothing any more: what it was told may not be what the others have.
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_state_differs_tells_nothing_more() {
+    let watcher = Watcher::of(FakeNode::new()).await;
+    let mut idle = watcher.watch_from(1).await;
+    within(idle.next()).await.unwrap().unwrap();
+    let divergence = crate::types::Divergence { at: LogId::new(3, 8), own: 7, majority: Some(8) };
+    watcher.node.state.send_modify(|state| state.diverged = Some(divergence));
+    assert_eq!(refused(&mut idle).await.reason(), Reason::Diverged);
+}
+
 #[tokio::test(start_paused = true)]
 async fn wishes_that_are_none_are_refused() {
     let watcher = Watcher::of(FakeNode::new()).await;
@@ -386,7 +407,7 @@ async fn wishes_that_are_none_are_refused() {
     }
     let long = v1::WatchRange { start: vec![b'k'; 5_000].into(), end: Bytes::new() };
     let request = v1::WatchRequest { ranges: vec![range, long], ..Default::default() };
-    assert_eq!(watcher.watch(request).await.err().unwrap().reason(), Reason::TooLarge);
+    assert_eq!(watcher.watch(request).await.err().unwrap().reason(), Reason::Invalid);
     assert!(watcher.dispatch.present().is_none());
 }
 
