@@ -39,7 +39,7 @@ fn tell(events: &mut dyn EventSink, index: u64) {
             created: 1,
             previous: index - 1,
             version: 2,
-            deadline_ms: (index % 2 == 0).then_some(index),
+            deadline_ms: index.is_multiple_of(2).then_some(index),
         });
     }
 }
@@ -77,7 +77,7 @@ fn assert_told(records: &[FeedRecord], entries: std::ops::RangeInclusive<u64>) {
         let first = &events[0];
         assert_eq!((first.tenant.as_ref(), first.collection.as_ref()), (&b"t"[..], &b"c"[..]));
         assert_eq!((first.created, first.previous, first.version), (1, index - 1, 2));
-        assert_eq!(first.deadline_ms, (index % 2 == 0).then_some(index));
+        assert_eq!(first.deadline_ms, index.is_multiple_of(2).then_some(index));
     }
 }
 

@@ -207,7 +207,7 @@ fn after_everything_was_cleared_any_key_may_follow() {
         }
         log.clear().unwrap();
         assert_eq!((log.reach(), reader.reach()), Default::default());
-        assert_eq!(segments(dir.path()), [PathBuf::new(); 0]);
+        assert_eq!(segments(dir.path()), Vec::<PathBuf>::new());
         append_all(&mut log, 5..9);
         log.flush().unwrap();
         assert_eq!(keys(&log), [5, 6, 7, 8]);
