@@ -16,14 +16,14 @@ const EVENT_BYTES: usize = 64;
 
 /// How far a watch has been told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct ToldUpTo {
     /// All of what is below.
     pub(super) next: u64,
     /// And so many of the events at that revision which it wants.
     pub(super) events: usize,
 }
 
-impl Told {
+impl ToldUpTo {
     /// Everything below `position` is told, or is nothing that it wants.
     pub(super) fn go_on_at(&mut self, position: u64) {
         if position > self.next {
@@ -47,7 +47,7 @@ impl WatchMessage {
     pub(super) fn of(
         wishes: &WatchWishes,
         page: FeedPage,
-        told: &mut Told,
+        told: &mut ToldUpTo,
         time_at: impl Fn(u64) -> u64,
     ) -> Self {
         let (mut message, mut bytes) = (Self::default(), 0);
@@ -57,7 +57,7 @@ impl WatchMessage {
             let FeedContent::Events(events) = record.content else { continue };
             let before = message.events.len();
             if before > 0 && (before >= MESSAGE_EVENTS || bytes >= MESSAGE_BYTES) {
-                *told = Told { next: revision, events: 0 };
+                *told = ToldUpTo { next: revision, events: 0 };
                 return message;
             }
             let earlier = if revision == told.next { told.events } else { 0 };
@@ -68,13 +68,13 @@ impl WatchMessage {
                 let is_too_much = count > MESSAGE_EVENTS || bytes > MESSAGE_BYTES;
                 if is_too_much && before > 0 {
                     message.events.truncate(before);
-                    *told = Told { next: revision, events: 0 };
+                    *told = ToldUpTo { next: revision, events: 0 };
                     return message;
                 }
                 if is_too_much && count > 1 {
                     message.events.pop();
                     message.last = Some(record.log_id);
-                    *told = Told { next: revision, events: earlier + count - 1 };
+                    *told = ToldUpTo { next: revision, events: earlier + count - 1 };
                     return message;
                 }
             }
@@ -124,7 +124,7 @@ mod tests {
     /// Events, and then what is told, message by message.
     fn messages(counts: &[(usize, usize)]) -> Vec<(usize, u64, usize)> {
         let wishes = WatchWishes::of(v1::WatchRequest::default()).unwrap();
-        let mut told = Told { next: 1, events: 0 };
+        let mut told = ToldUpTo { next: 1, events: 0 };
         let (mut messages, mut keys) = (Vec::new(), Vec::new());
         while told.next <= counts.len() as u64 {
             let message = WatchMessage::of(&wishes, page(counts, told.next), &mut told, |ms| ms + 7);

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::dispatch::{Dispatch, RegisteredWatch};
-use super::message::{Told, WatchMessage};
+use super::message::{ToldUpTo, WatchMessage};
 use super::wishes::WatchWishes;
 use super::{KvNode, failure};
 use crate::door::Answerer;
@@ -85,7 +85,7 @@ pub(super) async fn watch<N: KvNode>(
         Ok((cursor, registered, place))
     };
     let ((cursor, registered, place), open) = call.open(prepare.await)?;
-    let (state, told) = (node.watch(), Told { next: cursor.next_position(), events: 0 });
+    let (state, told) = (node.watch(), ToldUpTo { next: cursor.next_position(), events: 0 });
     // What has been applied by now is in the first message, and need not have been compared.
     let until = match cursor.applied_next() {
         u64::MAX => registered.joined(),
@@ -152,7 +152,7 @@ struct ServedWatch<N> {
     cursor: FeedCursor,
     registered: RegisteredWatch,
     /// What its client has been sent.
-    told: Told,
+    told: ToldUpTo,
     /// Everything below this position it has to look at. What comes then concerns it only if it is marked.
     until: u64,
     last_message: Option<Instant>,
