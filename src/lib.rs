@@ -139,7 +139,8 @@ pub use reason::{
 #[cfg(all(feature = "server", feature = "client"))]
 pub use replica::{Replica, ReplicaConfig, ReplicaState, SyncState};
 pub use report::{
-    Carried, InFlight, Lag, LedPeer, MemberList, MemberReport, NodeReport, Offsets, SessionsReport, StateSize,
+    Carried, FeedReport, InFlight, Lag, LedPeer, MemberList, MemberReport, NodeReport, Offsets,
+    SessionsReport, StateSize,
 };
 pub use session::{Session, Ticket};
 pub use types::{

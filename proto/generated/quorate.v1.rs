@@ -1297,7 +1297,7 @@ pub mod txn_result {
         DeleteRange(super::DeleteRangeResponse),
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchRequest {
     #[prost(string, tag = "1")]
     pub tenant: ::prost::alloc::string::String,
@@ -1315,6 +1315,20 @@ pub struct WatchRequest {
     /// The history that `from_revision` belongs to: REASON_OTHER_HISTORY where it is another one. 0: whichever it is.
     #[prost(fixed64, tag = "6")]
     pub history: u64,
+    /// Several ranges of the collection, at most 64, in place of `start` and `end`. What is in more than one is told once.
+    #[prost(message, repeated, tag = "7")]
+    pub ranges: ::prost::alloc::vec::Vec<WatchRange>,
+    /// What to tell; all if there are none.
+    #[prost(enumeration = "event::Kind", repeated, tag = "8")]
+    pub kinds: ::prost::alloc::vec::Vec<i32>,
+}
+/// From `start`, inclusive, to `end`, exclusive; empty: from the first key of the collection, to the last one.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchRange {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub start: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub end: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchResponse {
@@ -1323,8 +1337,8 @@ pub struct WatchResponse {
     /// In order. The events of one revision are in one message, unless they are too many for it: see `more`.
     #[prost(message, repeated, tag = "2")]
     pub events: ::prost::alloc::vec::Vec<Event>,
-    /// Everything below this revision has been reported: where to go on after a break. Also sent when nothing happens, and
-    /// then within seconds at what a linearizable read has seen.
+    /// Everything below this revision has been reported: where to go on after a break. Also sent when nothing happens, every 5 s, or every
+    /// 2.5 ms for each watch of the node if that is longer, and then at what a linearizable read had seen before.
     #[prost(uint64, tag = "3")]
     pub next_revision: u64,
     /// The last event's revision goes on in the next message. Until all of it is there `next_revision` stays at it, so after
@@ -2556,6 +2570,29 @@ pub struct StatusResponse {
     pub disk_reserve_bytes: ::core::option::Option<u64>,
     #[prost(uint64, optional, tag = "36")]
     pub disk_needed_bytes: ::core::option::Option<u64>,
+    /// How far back what was applied can be told to those who follow and watch.
+    #[prost(message, optional, tag = "37")]
+    pub feed: ::core::option::Option<FeedInfo>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FeedInfo {
+    /// Everything from this position on can be told.
+    #[prost(uint64, tag = "1")]
+    pub first_position: u64,
+    /// The position after the last one that was applied.
+    #[prost(uint64, tag = "2")]
+    pub next_position: u64,
+    /// Operations and bytes of the event log on disk.
+    #[prost(uint64, tag = "3")]
+    pub event_log_operations: u64,
+    #[prost(uint64, tag = "4")]
+    pub event_log_bytes: u64,
+    /// Whether it cannot be written at present.
+    #[prost(bool, tag = "5")]
+    pub event_log_failing: bool,
+    /// How often it had to begin anew since the node was started.
+    #[prost(uint64, tag = "6")]
+    pub event_log_restarts: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MemberInfo {

@@ -76,9 +76,9 @@ pub async fn run(args: ServeArgs, on_memory: Option<fn(u64)>) -> Result<(), Serv
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
     let mut signals = StopSignals::listen().map_err(RunError::Signals)?;
-    let machine = KvMachine::with_history(config.door.history);
+    let machine = KvMachine::default();
     let (server, engine_config) = tokio::select! {
-        listening = listen(config, log_level, &data_dir, &machine) => listening?,
+        listening = listen(config, log_level, &data_dir) => listening?,
         signal = signals.next() => {
             tracing::info!(signal, "stopped before the node was open; the next start begins anew");
             return Ok(());
@@ -105,9 +105,8 @@ async fn listen(
     mut config: ServeConfig,
     log_level: Option<LogLevel>,
     data_dir: &Path,
-    machine: &KvMachine,
 ) -> Result<(Server<Kv>, EngineConfig), ServeCommandError> {
-    let mut server = kv::bind(&config.client_listen, machine)
+    let mut server = kv::bind(&config.client_listen)
         .await?
         .with_limits(config.door.limits.clone())
         .with_names(config.names());

@@ -38,6 +38,10 @@ struct StatusRow {
     state_bytes: Option<u64>,
     state_quota_bytes: Option<u64>,
     state_quota_set: Option<bool>,
+    /// What was applied from this position on can be followed and watched.
+    feed_first_position: Option<u64>,
+    /// Whether the event log cannot be written.
+    event_log_failing: Option<bool>,
     reachable: bool,
     /// How its state differs from the others', for which it serves nothing.
     diverged: Option<String>,
@@ -68,6 +72,9 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
                 }
                 if let Some(diverged) = &row.diverged {
                     output::remark(&format!("{}: diverged: {diverged}", row.endpoint));
+                }
+                if row.event_log_failing == Some(true) {
+                    output::remark(&format!("{}: its event log cannot be written", row.endpoint));
                 }
             }
             printed
@@ -116,6 +123,8 @@ fn row(endpoint: &Endpoint, answer: &Result<NodeReport, ClientError>) -> StatusR
             state_bytes: status.state.bytes,
             state_quota_bytes: status.state.quota_bytes,
             state_quota_set: status.state.quota_source.map(|source| source == QuotaSource::Operator),
+            feed_first_position: status.feed.map(|feed| feed.first_position),
+            event_log_failing: status.feed.map(|feed| feed.event_log_failing),
             reachable: true,
             diverged: status.diverged.clone(),
             error: status.fatal.clone(),
@@ -138,7 +147,7 @@ pub(super) fn why(error: &ClientError) -> String {
     }
 }
 
-const HEADINGS: [&str; 11] = [
+const HEADINGS: [&str; 12] = [
     "NODE",
     "ENDPOINT",
     "ROLE",
@@ -150,6 +159,7 @@ const HEADINGS: [&str; 11] = [
     "STATE HASH",
     "STATE BYTES",
     "QUOTA",
+    "FEED FROM",
 ];
 
 fn cells(row: &StatusRow) -> Vec<String> {
@@ -174,6 +184,7 @@ fn cells(row: &StatusRow) -> Vec<String> {
         row.state_hash.clone().unwrap_or_else(|| "-".to_owned()),
         number(row.state_bytes),
         number(row.state_quota_bytes),
+        number(row.feed_first_position),
     ]
 }
 
@@ -194,7 +205,8 @@ mod tests {
         let expected = serde_json::json!({
             "node_id": null, "endpoint": "n1:1", "role": null, "term": null, "leader": null, "last_log": null,
             "committed": null, "committed_term": null, "applied": null, "applied_term": null, "state_hash": null,
-            "state_bytes": null, "state_quota_bytes": null, "state_quota_set": null,
+            "state_bytes": null, "state_quota_bytes": null, "state_quota_set": null, "feed_first_position": null,
+            "event_log_failing": null,
             "reachable": false, "diverged": null, "error": "refused",
         });
         assert_eq!(json, expected);

@@ -1,9 +1,7 @@
-//! The settings of the client port: what callers may make a node hold, what it may be called, how much can be watched.
+//! The settings of the client port: what callers may make a node hold, what it may be called, whom it serves.
 
 use super::{ServeConfig, SettingsError, invalid};
 use crate::door::limits::DoorLimits;
-use crate::engine::memory_share_bytes;
-use crate::kv::settings::{self, HistoryLimits};
 use crate::node::Names;
 
 /// What is set for the client port.
@@ -15,15 +13,12 @@ pub(crate) struct DoorConfig {
     pub allowed_origins: Vec<String>,
     /// What callers may make the node hold.
     pub limits: DoorLimits,
-    /// How much of the latest changes is kept for watches.
-    pub history: HistoryLimits,
 }
 
 impl DoorConfig {
     pub(super) fn validate(&self) -> Result<(), SettingsError> {
         let flag = |refusal: String| invalid(format!("--{}", refusal.replace('_', "-")));
         self.limits.validate().map_err(flag)?;
-        settings::validate(&self.history).map_err(flag)?;
         for host in &self.allowed_hosts {
             if host.is_empty() || host.contains([':', '/', ' ']) {
                 return Err(invalid(format!(
@@ -43,12 +38,11 @@ impl DoorConfig {
 
     /// Refuses bounds that were set to more than the `memory` that the node may use: they would bound nothing.
     pub(super) fn check_memory(&self, memory: u64) -> Result<(), SettingsError> {
-        let (usual, history) = (DoorLimits::default(), HistoryLimits::default());
+        let usual = DoorLimits::default();
         let set = [
             ("--max-unsent-bytes", self.limits.unsent_bytes.all, usual.unsent_bytes.all),
             ("--max-unfinished-bytes", self.limits.unfinished_bytes.all, usual.unfinished_bytes.all),
             ("--max-queued-bytes", self.limits.queued_bytes.all, usual.queued_bytes.all),
-            ("--history-bytes", self.history.bytes, history.bytes),
         ];
         match set.into_iter().find(|(_, bytes, usual)| bytes != usual && *bytes as u64 > memory) {
             None => Ok(()),
@@ -60,13 +54,7 @@ impl DoorConfig {
 
     /// Has what nobody set, and is what it is by default, fit `memory` bytes.
     pub(super) fn fit(&mut self, memory: u64) {
-        /// A watch that pauses for a moment finds where it was.
-        const MIN_HISTORY_BYTES: usize = 4 * 1024 * 1024;
         self.limits.fit(memory);
-        let usual = HistoryLimits::default().bytes;
-        if self.history.bytes == usual {
-            self.history.bytes = memory_share_bytes(memory, usual, MIN_HISTORY_BYTES);
-        }
     }
 }
 

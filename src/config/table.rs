@@ -224,18 +224,6 @@ settings! {
     max_pipeline_queued_bytes: usize as "BYTES", Restart, { at door.limits.queued_bytes.each }
     /// The same on all pipelines
     max_queued_bytes: usize as "BYTES", Restart, { at door.limits.queued_bytes.all }
-    /// Most changes kept in memory for watches, which go back as far as these reach
-    ///
-    /// How far back a watch may begin, and how far it may fall behind: as many of the latest changes are kept as this, the bytes
-    /// and the age allow. /metrics and /replication/status show how far that is.
-    history_events: usize as "N", Restart, { at door.history.events }
-    /// Most bytes kept for them
-    ///
-    /// A watch that is to survive a pause needs room for what is written meanwhile: 8 s of 50 MB/s are 400 MB. Unless it is
-    /// set to something else, at most a sixteenth of the node's memory.
-    history_bytes: usize as "BYTES", Restart, { at door.history.bytes }
-    /// How old they may be, in milliseconds; 0 for any age
-    history_age_ms: u64 as "MS", Restart, { at door.history.age_ms }
     /// What to log: off, error, warn, info, debug, trace, or a filter such as info,quorate=debug
     ///
     /// quorate::write=trace shows every single write on its way. A filter that says nothing of this program is refused.

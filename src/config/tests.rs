@@ -331,19 +331,19 @@ fn the_fixed_settings_are_those_that_the_node_was_started_with() {
 }
 
 #[test]
-fn what_the_client_port_and_the_history_may_hold_follows_the_memory() {
+fn what_the_client_port_may_hold_follows_the_memory() {
     const MIB: usize = 1024 * 1024;
     let small = |more: &[&str]| {
         let memory = (240 * MIB).to_string();
         ServeConfig::load(flags(&[&["--memory-bytes", &memory], more].concat())).unwrap()
     };
     let config = small(&[]);
-    assert_eq!((config.memory(), config.door.history.bytes), ((240 * MIB) as u64, 15 * MIB));
-    assert_eq!(config.door.limits.unsent_bytes.all, 16 * MIB);
-    let told = config.fixed_settings().into_iter().find(|(name, _)| *name == "history_bytes");
-    assert_eq!(told.unwrap().1, 15 * MIB, "what is in force is told");
-    let set = small(&["--history-bytes", "50000000", "--max-queued-bytes", "150000000"]);
-    assert_eq!((set.door.history.bytes, set.door.limits.queued_bytes.all), (50_000_000, 150_000_000));
+    assert_eq!((config.memory(), config.door.limits.unsent_bytes.all), ((240 * MIB) as u64, 16 * MIB));
+    let told = config.fixed_settings().into_iter().find(|(name, _)| *name == "max_unsent_bytes");
+    assert_eq!(told.unwrap().1, 16 * MIB, "what is in force is told");
+    let set = small(&["--max-unsent-bytes", "70000000", "--max-queued-bytes", "150000000"]);
+    let limits = set.door.limits;
+    assert_eq!((limits.unsent_bytes.all, limits.queued_bytes.all), (70_000_000, 150_000_000));
 }
 
 #[test]
@@ -351,7 +351,6 @@ fn settings_of_the_client_port_that_cannot_work_are_refused() {
     for (given, named) in [
         (&["--max-connection-unsent-bytes", "1"][..], "--max-connection-unsent-bytes"),
         (&["--max-watches", "1"], "--max-watches"),
-        (&["--history-bytes", "1"], "--history-bytes"),
         (&["--max-connections", "18446744073709551615"], "(18446744073709551615) must be from 1 to 1000000"),
         (&["--max-connection-watches", "0"], "--max-connection-watches (0) must be from 1"),
         (&["--max-watches", "18446744073709551615"], "--max-watches"),
@@ -359,9 +358,9 @@ fn settings_of_the_client_port_that_cannot_work_are_refused() {
         (&["--max-unfinished-bytes", "18446744073709551615"], "--max-unfinished-bytes"),
         (&["--max-queued-bytes", "18446744073709551615"], "--max-queued-bytes"),
         (&["--max-pipeline-queued-bytes", "18446744073709551615"], "--max-pipeline-queued-bytes"),
-        (&["--history-events", "18446744073709551615"], "--history-events"),
-        (&["--history-bytes", "18446744073709551615"], "--history-bytes"),
-        (&["--history-age-ms", "18446744073709551615"], "or 0 for any age"),
+        (&["--event-log-operations", "18446744073709551615"], "event_log_operations"),
+        (&["--event-log-bytes", "1"], "event_log_bytes"),
+        (&["--event-log-age-ms", "18446744073709551615"], "or 0 for any age"),
         (
             &["--memory-bytes", "201326592", "--max-unsent-bytes", "201326593"],
             "more than the 201326592 bytes of memory",
@@ -376,12 +375,12 @@ fn settings_of_the_client_port_that_cannot_work_are_refused() {
     let config = ServeConfig::load(flags(&given)).unwrap();
     assert_eq!(config.door.allowed_hosts, ["a.example.com", "*.b.example.com"]);
     assert_eq!(config.door.limits.connections, Some(7));
-    let text = "allowed_hosts = [\"a.example.com\"]\nhistory_age_ms = 5\n";
+    let text = "allowed_hosts = [\"a.example.com\"]\nevent_log_age_ms = 5\n";
     let settings = parse("c.toml", text)
         .unwrap()
-        .or(GivenSettings { history_events: Some(7_000), ..GivenSettings::default() });
+        .or(GivenSettings { event_log_operations: Some(7_000), ..GivenSettings::default() });
     assert_eq!(settings.allowed_hosts.as_deref(), Some(&["a.example.com".to_owned()][..]));
-    assert_eq!((settings.history_age_ms, settings.history_events), (Some(5), Some(7_000)));
+    assert_eq!((settings.event_log_age_ms, settings.event_log_operations), (Some(5), Some(7_000)));
 }
 
 /// The one file in which every setting is explained.

@@ -7,6 +7,7 @@ use crate::engine::{
     WriteOptions,
 };
 use crate::error::{ReadError, WriteError};
+use crate::feed::FeedCursor;
 use crate::machine::StateMachine;
 use crate::types::{HistoryEpoch, LogId, ReadOptions};
 
@@ -55,12 +56,6 @@ pub(crate) trait ServedNode: Clone + Send + Sync + 'static {
         options: ReadOptions,
     ) -> impl Future<Output = Read<Self::Machine>> + Send;
 
-    /// Answers from the newest state that anybody has asked for; `None` when the node no longer has it.
-    fn read_last(
-        &self,
-        query: <Self::Machine as StateMachine>::Query,
-    ) -> Option<ReadOutcome<<Self::Machine as StateMachine>::Answer>>;
-
     /// A state from which any number of queries can be answered, and its position.
     fn view(
         &self,
@@ -79,6 +74,17 @@ pub(crate) trait ServedNode: Clone + Send + Sync + 'static {
 
     /// The history that the node's positions belong to.
     fn current_history(&self) -> CurrentHistory;
+
+    /// Refuses those who want what happens to some keys, where not all of it is known.
+    ///
+    /// # Errors
+    /// Where to go instead.
+    fn may_be_watched(&self) -> Result<(), ReadError> {
+        Ok(())
+    }
+
+    /// What is applied from position `next` on. Whether the node has it is told by its first page.
+    fn feed_from(&self, next: u64) -> FeedCursor;
 
     /// A position that includes every write acknowledged before this call.
     fn present(&self) -> impl Future<Output = Result<u64, ReadError>> + Send;
@@ -114,10 +120,6 @@ impl<M: StateMachine> ServedNode for Engine<M> {
         Engine::read(self, query, options).await
     }
 
-    fn read_last(&self, query: M::Query) -> Option<ReadOutcome<M::Answer>> {
-        Engine::read_last(self, query)
-    }
-
     async fn view(&self, options: ReadOptions) -> Result<(Option<LogId>, M::View), ReadError>
     where
         M::View: Clone,
@@ -138,6 +140,10 @@ impl<M: StateMachine> ServedNode for Engine<M> {
 
     fn current_history(&self) -> CurrentHistory {
         Engine::current_history(self)
+    }
+
+    fn feed_from(&self, next: u64) -> FeedCursor {
+        Engine::feed_from(self, next)
     }
 
     async fn present(&self) -> Result<u64, ReadError> {

@@ -43,11 +43,6 @@ impl WatchPlace {
     pub(crate) fn caller(&self) -> &Arc<Caller> {
         &self.0
     }
-
-    /// How many there are on the port.
-    pub(crate) fn of_all(&self) -> usize {
-        self.0.places().held(Held::Watches)
-    }
 }
 
 impl Drop for WatchPlace {

@@ -52,6 +52,12 @@ impl<M: StateMachine> Engine<M> {
         Ok(self.feed().follow(next))
     }
 
+    /// Follows from position `next` on, whether or not this node has it. The first [page](FeedCursor::page) tells if it has not.
+    #[cfg(feature = "server")]
+    pub(crate) fn feed_from(&self, next: u64) -> FeedCursor {
+        self.feed().follow(next)
+    }
+
     /// Follows what is applied from now on: after the [present](Self::present) position of the cluster, which is known before anything that a caller
     /// does next.
     ///

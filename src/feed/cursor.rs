@@ -86,7 +86,13 @@ impl FeedCursor {
         self.next = next;
     }
 
-    /// Waits until something more has been applied than was told, or nothing more will be.
+    /// The position after the last one that was applied; the largest there is when nothing more will be.
+    #[cfg(feature = "server")]
+    pub(crate) fn applied_next(&self) -> u64 {
+        *self.changes.borrow()
+    }
+
+    /// Waits until something more has been applied than was told, the node follows another history, or nothing more will be applied.
     pub async fn changed(&mut self) {
         let Self { changes, lives, next, .. } = self;
         // Errors would mean that the feed is gone, and it is in `self`.

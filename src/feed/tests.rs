@@ -256,6 +256,11 @@ async fn a_state_that_comes_whole_is_never_told() {
     recorder.begin(HistoryEpoch(9), 200);
     assert_eq!(ahead.page(0).await.unwrap_err(), FeedError::OtherHistory { known: HistoryEpoch(9) });
     let mut last = feed.follow(200);
+    recorder.begin(HISTORY, 7);
+    last.changed().await;
+    let other = FeedError::OtherHistory { known: HISTORY };
+    assert_eq!(last.page(0).await.unwrap_err(), other, "although its positions are smaller");
+    let mut last = feed.follow(7);
     drop(recorder);
     last.changed().await;
     assert_eq!(last.page(0).await.unwrap_err(), FeedError::Stopped);

@@ -9,11 +9,12 @@ use super::api::{
 };
 use super::codec::RequestMessage;
 use super::machine::{
-    self, Change, Compare, Condition, Event, KvAnswer, KvCommand, KvQuery, KvReply, KvTxn, MAX_KEY_BYTES,
+    self, Compare, Condition, KvAnswer, KvCommand, KvQuery, KvReply, KvTxn, MAX_KEY_BYTES,
     MAX_TXN_RESULT_BYTES, MAX_VALUE_BYTES, RangeAnswer, RangeQuery, TxnOp, TxnResult,
 };
 use crate::call::{Header, Rejected, whole_ms};
 use crate::door::Call;
+use crate::machine::{AppliedEvent, EventOperation};
 use crate::proto::v1::txn_operation::Operation;
 use crate::proto::v1::{TxnOperation, TxnRequest};
 use crate::types::LogId;
@@ -261,9 +262,7 @@ pub(super) fn answered(asked: Asked, answer: KvAnswer) -> Result<Response, Rejec
         }
         (KvAnswer::Range(answer), _) => Ok(Response::Range(range(answer))),
         (KvAnswer::Rejected(rejection), _) => Err(rejection.into()),
-        (KvAnswer::Item(_) | KvAnswer::Events(_) | KvAnswer::Compacted { .. }, _) => {
-            Err(Rejected::unexpected(false))
-        }
+        (KvAnswer::Item(_), _) => Err(Rejected::unexpected(false)),
     }
 }
 
@@ -281,13 +280,19 @@ fn item(key: Bytes, item: machine::Item) -> Item {
     Item { key, value, create_revision, mod_revision, version, expires_ms }
 }
 
-/// A change, as those who watch are told it.
-pub(super) fn event(event: Event) -> WatchEvent {
-    let Event { revision, key, change } = event;
-    let (kind, item) = match change {
-        Change::Put(found) => (EventKind::Put, item(key, found)),
-        Change::Deleted => (EventKind::Delete, Item { key, ..Item::default() }),
-        Change::Expired => (EventKind::Expire, Item { key, ..Item::default() }),
+/// A change at `revision`, as those who watch are told it; `time_at` makes times of day of elapsed time.
+pub(super) fn event(revision: u64, event: AppliedEvent, time_at: impl Fn(u64) -> u64) -> WatchEvent {
+    let AppliedEvent { operation, key, value, created, version, deadline_ms, .. } = event;
+    let gone = |key| Item { key, ..Item::default() };
+    let (kind, item) = match operation {
+        EventOperation::Insert | EventOperation::Update => {
+            let expires_ms = deadline_ms.map_or(0, time_at);
+            let item =
+                Item { key, value, create_revision: created, mod_revision: revision, version, expires_ms };
+            (EventKind::Put, item)
+        }
+        EventOperation::Delete => (EventKind::Delete, gone(key)),
+        EventOperation::Expire => (EventKind::Expire, gone(key)),
     };
     WatchEvent { kind, revision, item }
 }

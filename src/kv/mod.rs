@@ -4,8 +4,7 @@
 //! - [`codec`]: the vocabulary on the wire, in both directions;
 //! - [`machine`]: the state, and what the log stores of a change of it;
 //! - [`calls`]: what a request asks of the machine, and what the machine's answers are to those who asked;
-//! - [`service`]: the guest at a node's client port;
-//! - [`settings`]: how much of its history a node keeps.
+//! - [`service`]: the guest at a node's client port.
 //!
 //! Another guest beside it brings: its protocol in `proto/` (listed in `proto/tests/generated.rs`); a folder like this one, with `serve` as in
 //! [`service`]; its exports in `lib.rs`; the line of `cli/serve.rs` that says what is served; its rows in `tests/architecture/rooms.rs`.
@@ -24,7 +23,6 @@ pub(crate) mod codec;
 pub mod machine;
 #[cfg(feature = "server")]
 pub(crate) mod service;
-pub(crate) mod settings;
 
 #[cfg(any(feature = "server", feature = "client"))]
 pub use api::*;

@@ -76,7 +76,7 @@ fn index(position: Option<LogId>) -> Option<u64> {
     position.map(|at| at.index)
 }
 
-fn gauges() -> [NodeGauge<u64>; 18] {
+fn gauges() -> [NodeGauge<u64>; 23] {
     let bytes = || Some(Unit::Bytes);
     [
         ("quorate_raft_term", "Current term", None, |r| Some(r.term)),
@@ -122,6 +122,22 @@ fn gauges() -> [NodeGauge<u64>; 18] {
             None,
             |r| Some(r.in_flight?.waiting_for_all),
         ),
+        (
+            "quorate_feed_first_position",
+            "What was applied from this position on can be followed and watched",
+            None,
+            |r| Some(r.feed?.first_position),
+        ),
+        ("quorate_feed_next_position", "Position after the last one that was applied", None, |r| {
+            Some(r.feed?.next_position)
+        }),
+        ("quorate_event_log_operations", "Operations in the event log", None, |r| {
+            Some(r.feed?.event_log_operations)
+        }),
+        ("quorate_event_log", "Bytes of the event log on disk", bytes(), |r| Some(r.feed?.event_log_bytes)),
+        ("quorate_event_log_failing", "1 while the event log cannot be written, else 0", None, |r| {
+            Some(r.feed?.event_log_failing.into())
+        }),
     ]
 }
 
@@ -152,6 +168,10 @@ fn encode_report(families: &mut Families<'_>, report: &NodeReport) -> EncodeResu
         if let Some(value) = value(report) {
             families.gauge(name, help, unit, value)?;
         }
+    }
+    if let Some(feed) = report.feed {
+        let help = "Times the event log had to begin anew, so that who was behind could not be told";
+        families.counter("quorate_event_log_restarts", help, feed.event_log_restarts)?;
     }
     let roles = Role::ALL.map(|role| (role.name(), u64::from(report.role == Some(role))));
     families.gauges("quorate_raft_role", "1 for the present role", None, "role", roles)

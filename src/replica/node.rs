@@ -193,9 +193,15 @@ impl<M: StateMachine> ServedNode for ReplicaNode<M> {
         Ok(ReadOutcome { applied, answer })
     }
 
-    fn read_last(&self, query: M::Query) -> Option<ReadOutcome<M::Answer>> {
-        let applied = self.replica.told.reader.last_view()?;
-        Some(ReadOutcome { applied: applied.progress.log_id, answer: M::query(&applied.view, query) })
+    fn may_be_watched(&self) -> Result<(), ReadError> {
+        match self.replica.config().filters.is_empty() {
+            true => Ok(()),
+            false => Err(ReadError::NotLeader { leader: self.replica.leads() }),
+        }
+    }
+
+    fn feed_from(&self, next: u64) -> FeedCursor {
+        self.replica.cursor(next)
     }
 
     async fn view(&self, options: ReadOptions) -> Result<(Option<LogId>, M::View), ReadError>

@@ -65,6 +65,8 @@ pub struct NodeReport {
     /// What its disk is good for, in the word of a newer version that this one does not know. Of another node only.
     #[serde(skip)]
     pub unknown_disk: Option<String>,
+    /// How far back what was applied can be told by it. `None` from nodes that do not tell.
+    pub feed: Option<FeedReport>,
     /// Its sessions.
     pub sessions: SessionsReport,
     /// What was proposed on it and has not ended. Of this node only.
@@ -170,6 +172,24 @@ pub struct Lag {
     /// How long ago the leader was last heard; `None` on the leader, and on who has never heard one.
     #[serde(rename = "leader_heard_ms", serialize_with = "ms")]
     pub leader_heard: Option<Duration>,
+}
+
+/// How far back what was applied can be told to those who follow and watch, and what is kept of it on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
+pub struct FeedReport {
+    /// Everything from this position on can be told.
+    pub first_position: u64,
+    /// The position after the last one that was applied.
+    pub next_position: u64,
+    /// Operations in the event log.
+    pub event_log_operations: u64,
+    /// Bytes of the event log on disk.
+    pub event_log_bytes: u64,
+    /// Whether it cannot be written at present.
+    pub event_log_failing: bool,
+    /// How often it had to begin anew since the node was started.
+    pub event_log_restarts: u64,
 }
 
 /// Open sessions.

@@ -1,6 +1,6 @@
 //! The report on the wire, in both directions. Text there, where this program has none, is empty.
 
-use super::{MemberList, MemberReport, NodeReport, Offsets, SessionsReport, StateSize};
+use super::{FeedReport, MemberList, MemberReport, NodeReport, Offsets, SessionsReport, StateSize};
 use crate::call::{decode_leader, decode_position, encode_leader, encode_position};
 use crate::proto::v1;
 use crate::types::{DiskState, DiskStatus, HistoryEpoch, Incarnation, LogId, QuotaSource, Role};
@@ -42,6 +42,7 @@ impl NodeReport {
             purged: position(purged),
             version: report.version,
             members: report.members.into_iter().map(MemberReport::encode).collect(),
+            feed: report.feed.map(FeedReport::encode),
             sessions: report.sessions.open,
             session_bytes: report.sessions.bytes,
             state_bytes: report.state.bytes,
@@ -84,6 +85,7 @@ impl NodeReport {
             state_hash: status.state_hash,
             version: status.version,
             members: status.members.into_iter().map(MemberReport::decode).collect(),
+            feed: status.feed.map(FeedReport::decode),
             sessions: SessionsReport {
                 open: status.sessions,
                 bytes: status.session_bytes,
@@ -96,6 +98,32 @@ impl NodeReport {
             },
             history: HistoryEpoch(history),
             ..Self::default()
+        }
+    }
+}
+
+impl FeedReport {
+    fn encode(self) -> v1::FeedInfo {
+        let Self { first_position, next_position, event_log_operations, .. } = self;
+        let Self { event_log_bytes, event_log_failing, event_log_restarts, .. } = self;
+        v1::FeedInfo {
+            first_position,
+            next_position,
+            event_log_operations,
+            event_log_bytes,
+            event_log_failing,
+            event_log_restarts,
+        }
+    }
+
+    fn decode(info: v1::FeedInfo) -> Self {
+        Self {
+            first_position: info.first_position,
+            next_position: info.next_position,
+            event_log_operations: info.event_log_operations,
+            event_log_bytes: info.event_log_bytes,
+            event_log_failing: info.event_log_failing,
+            event_log_restarts: info.event_log_restarts,
         }
     }
 }
@@ -199,6 +227,14 @@ mod tests {
                 reserve_bytes: Some(6),
                 needed_bytes: Some(7),
                 ..Default::default()
+            }),
+            feed: Some(FeedReport {
+                first_position: 3,
+                next_position: 8,
+                event_log_operations: 4,
+                event_log_bytes: 5,
+                event_log_failing: true,
+                event_log_restarts: 6,
             }),
             sessions: SessionsReport { open: 4, bytes: 5, largest_opener: None },
             members: vec![member.clone()],

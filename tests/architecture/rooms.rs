@@ -48,11 +48,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     // A client shares nothing with the server but the protocol, and the machine that both know.
     ("client", &["types", "reason", "shown", "session", "runtime", "wire", "proto", "call", "report",
         "machine"]),
-    ("kv", &["types", "reason", "error", "runtime", "incoming", "proto", "call", "machine", "engine",
-        "door", "node", "client"]),
+    ("kv", &["types", "reason", "error", "runtime", "incoming", "proto", "call", "machine", "feed",
+        "engine", "door", "node", "client"]),
     // Settings of a whole process, so above what they are the settings of.
-    ("config", &["types", "address", "shown", "error", "runtime", "duration", "feed", "engine", "door", "node",
-        "kv"]),
+    ("config", &["types", "address", "shown", "error", "runtime", "duration", "feed", "engine", "door", "node"]),
     ("cli", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "signals", "duration",
         "config", "machine", "storage", "report", "engine", "node", "replica", "kv"]),
     // The program's alone: what embeds the library has its own.
@@ -65,16 +64,15 @@ const PARTS: &[(&str, &[&str])] = &[
     ("kv/api", &["types", "call"]),
     ("kv/codec", &["types", "reason", "call", "proto"]),
     ("kv/machine", &["types", "machine"]),
-    ("kv/calls", &["types", "reason", "call", "proto", "door"]),
+    ("kv/calls", &["types", "reason", "call", "proto", "machine", "door"]),
     ("kv/client", &["types", "reason", "runtime", "proto", "call", "client"]),
     (
         "kv/service",
         &[
-            "types", "reason", "error", "runtime", "incoming", "proto", "call", "machine", "engine", "door",
-            "node",
+            "types", "reason", "error", "runtime", "incoming", "proto", "call", "machine", "feed", "engine",
+            "door", "node",
         ],
     ),
-    ("kv/settings", &["engine"]),
 ];
 
 /// Parts of one guest that a part may name; the others name none.
@@ -83,7 +81,6 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
     ("kv/calls", &["api", "codec", "machine"]),
     ("kv/client", &["api", "codec"]),
     ("kv/service", &["api", "codec", "calls", "machine"]),
-    ("kv/settings", &["machine"]),
 ];
 
 /// What tests may name beyond that: a fake server, and the machine that is at hand.

@@ -397,23 +397,32 @@ async fn a_large_command_is_watched_in_messages_of_ordinary_size() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn how_far_the_history_reaches_is_a_setting_and_shows() {
-    let node = Node::start(&["--history-events", "1000", "--history-bytes", "4194304"], None);
-    node.put_large(8).await;
-    assert!((1..4).contains(&node.metric("quorate_history_events")));
-    assert!(node.metric("quorate_history_bytes") <= 4 * MIB);
-    assert_eq!(node.metric("quorate_history_limit{limit=\"history_bytes\"}"), 4 * MIB);
-    let first = node.metric("quorate_history_first_revision");
+async fn how_far_back_can_be_watched_is_a_setting_and_shows() {
+    let node = Node::start(&["--event-log-bytes", "4194304"], None);
+    // More than memory holds, and several files of the event log.
+    node.put_large(60).await;
+    node.metric_reaches("quorate_feed_first_position", |first| first > 1).await;
+    assert!(node.metric("quorate_event_log_bytes") < 60 * MIB);
+    assert!(node.metric("quorate_event_log_operations") < 60);
+    assert_eq!(node.metric("quorate_event_log_failing"), 0);
+    let first = node.metric("quorate_feed_first_position");
     let (_, status) = node.page("/replication/status");
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-    assert_eq!(
-        (&status["history"]["first_revision"], &status["history"]["max_events"]),
-        (&first.into(), &1000.into())
-    );
+    assert!(status["feed"]["first_position"].as_u64().unwrap() >= first);
+    assert!(status["feed"]["next_position"].as_u64().unwrap() > 60);
     let mut kv = node.kv().await;
-    let request = |from_revision| WatchRequest { from_revision, ..Default::default() };
-    let mut too_early = kv.watch(request(first - 1)).await.unwrap().into_inner();
-    assert_eq!(timeout(DEADLINE, too_early.message()).await.unwrap().unwrap_err().code(), Code::OutOfRange);
-    let mut watch = kv.watch(request(first)).await.unwrap().into_inner();
-    assert!(!timeout(DEADLINE, watch.message()).await.unwrap().unwrap().unwrap().events.is_empty());
+    let mut watch = async |from_revision| {
+        let request = WatchRequest { from_revision, ..Default::default() };
+        let mut watch = kv.watch(request).await.unwrap().into_inner();
+        timeout(DEADLINE, watch.message()).await.unwrap()
+    };
+    assert_eq!(watch(first - 1).await.unwrap_err().code(), Code::OutOfRange);
+    // The event log may still be purged.
+    let message = loop {
+        match watch(node.metric("quorate_feed_first_position")).await {
+            Ok(message) => break message.unwrap(),
+            Err(status) => assert_eq!(status.code(), Code::OutOfRange),
+        }
+    };
+    assert!(!message.events.is_empty());
 }

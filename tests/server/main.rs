@@ -45,7 +45,7 @@ async fn with_node<T>(dir: &Path, test: impl AsyncFnOnce(SocketAddr) -> T) -> T 
     let peer = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     peer.set_nonblocking(true).unwrap();
     let machine = KvMachine::default();
-    let server = quorate::kv::bind("127.0.0.1:0", &machine).await.unwrap();
+    let server = quorate::kv::bind("127.0.0.1:0").await.unwrap();
     let address = server.local_addr();
     let mut config = EngineConfig::new(1, dir, peer.local_addr().unwrap().to_string());
     config.client_advertise = address.to_string();

@@ -142,7 +142,7 @@ fn put_told(failure: Failure) -> (v1::Header, PutResponse) {
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_of_the_protocol_are_told_in_the_details() {
     let dir = tempfile::tempdir().unwrap();
-    let bind = async || quorate::kv::bind("127.0.0.1:0", &KvMachine::default()).await.unwrap();
+    let bind = async || quorate::kv::bind("127.0.0.1:0").await.unwrap();
     two_of_three(dir.path(), KvMachine::default, bind, async |_, at, _| {
         let mut kv = KvClient::new(channel(at).await);
         let ack_timeout_ms = ACK_TIMEOUT.as_millis() as u64;

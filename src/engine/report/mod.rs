@@ -21,7 +21,8 @@ use crate::machine::StateMachine;
 use crate::raft::core::CoreMetrics;
 use crate::raft::published::Progress;
 use crate::report::{
-    Carried, InFlight, Lag, LedPeer, MemberList, MemberReport, NodeReport, Offsets, SessionsReport, StateSize,
+    Carried, FeedReport, InFlight, Lag, LedPeer, MemberList, MemberReport, NodeReport, Offsets,
+    SessionsReport, StateSize,
 };
 use crate::runtime::offload;
 use crate::types::{NodeId, PeerStanding, Role};
@@ -100,6 +101,7 @@ impl<M: StateMachine> Engine<M> {
             },
             lag: Some(self.lag(&state, progress.next_index())),
             disk: Some(inner.disk.status()),
+            feed: Some(self.feed_report()),
             sessions: SessionsReport {
                 open: progress.sessions as u64,
                 bytes: progress.session_bytes as u64,
@@ -117,6 +119,18 @@ impl<M: StateMachine> Engine<M> {
             joint: Some(metrics.membership.voters.len() > 1),
             history: self.history(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    fn feed_report(&self) -> FeedReport {
+        let reach = self.feed_reach();
+        FeedReport {
+            first_position: reach.first,
+            next_position: reach.next,
+            event_log_operations: reach.operations,
+            event_log_bytes: reach.bytes,
+            event_log_failing: reach.is_log_failing,
+            event_log_restarts: reach.restarts,
         }
     }
 

@@ -120,10 +120,6 @@ impl KeyRange {
         (Bound::Included(&self.start), Bound::Excluded(&self.end))
     }
 
-    pub(super) fn contains(&self, composite: &[u8]) -> bool {
-        *self.start <= *composite && *composite < *self.end
-    }
-
     /// The key in the collection that `composite`, which is in this range, stands for.
     pub(super) fn key(&self, composite: &[u8]) -> Bytes {
         Bytes::copy_from_slice(&composite[self.prefix_bytes..])
@@ -151,6 +147,8 @@ pub(super) fn is_composite(composite: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::RangeBounds;
+
     use super::*;
 
     #[test]
@@ -181,7 +179,7 @@ mod tests {
                     let composite = composite(other_tenant, other_collection, key);
                     assert!(is_composite(&composite));
                     assert_eq!(
-                        range.contains(&composite),
+                        RangeBounds::<[u8]>::contains(&range.bounds(), &composite[..]),
                         (tenant, collection) == (other_tenant, other_collection)
                     );
                 }

@@ -14,8 +14,12 @@
 //! pointer to shared bytes (the [`record`]): this copy is 768 bytes and some reference counts, and ten million small items
 //! cost some 140 bytes each beyond their keys and values.
 //!
-//! Beside the items there is a second tree with the deadlines of those that expire, and a bounded
-//! [`history`] of the latest changes for those who watch. Both are persistent too, and part of the view.
+//! Beside the items there is a second tree with the deadlines of those that expire. It is persistent too, and part of the view.
+//!
+//! # What it tells
+//!
+//! Every change of an item is told to whoever follows ([`StateMachine::apply_telling`]), in the order they are made: the machine itself
+//! keeps none of them. A command that is rejected tells nothing.
 //!
 //! # Time to live
 //!
@@ -27,11 +31,9 @@
 //!
 //! - *Totality*: every command that can be decoded is answered; what breaks a limit ([`limits`]) is answered with
 //!   [`KvReply::Rejected`] and changes nothing.
-//! - *Atomicity*: a [transaction](KvTxn) happens at one revision or not at all, also in the history.
+//! - *Atomicity*: a [transaction](KvTxn) happens at one revision or not at all, also in what is told.
 //! - *State hash*: the wrapping sum of one hash per item, kept up to date by every write. It does not
 //!   depend on the order of writes nor on keys that are gone, and costs nothing to read.
-//! - *History*: an answer to [`KvQuery::Events`] holds every change it covers, in order, or says that this node does not
-//!   reach back that far. How far it reaches differs from node to node, and is in no hash.
 //!
 //! # Size
 //!
@@ -48,7 +50,6 @@ mod changes;
 mod command;
 mod composite;
 mod growth;
-mod history;
 mod items;
 mod key;
 mod limits;
@@ -60,20 +61,17 @@ mod tests;
 mod txn;
 
 use std::io::{self, Read, Write};
-use std::sync::Arc;
 
 pub use command::{Compare, Comparison, Condition, KvCommand, KvReply, KvTxn, TxnOp, TxnResult};
-pub use history::{HistoryLimits, HistoryReach};
 pub use limits::{
     KvRejection, MAX_DELETED_KEYS, MAX_EXPIRED_KEYS, MAX_KEY_BYTES, MAX_NAME_BYTES, MAX_TXN_BYTES,
     MAX_TXN_COMPARES, MAX_TXN_OPERATIONS, MAX_TXN_RESULT_BYTES, MAX_VALUE_BYTES,
 };
-pub use query::{Change, Event, EventsAnswer, EventsQuery, Item, KvAnswer, KvQuery, RangeAnswer, RangeQuery};
+pub use query::{Item, KvAnswer, KvQuery, RangeAnswer, RangeQuery};
 
 use crate::machine::{AppliedEvent, ApplyContext, EventOperation, EventSink, StateMachine};
 use changes::MadeChange;
 use composite::CompositeKey;
-use history::{EventBounds, Happened, History};
 use items::{Items, WrittenItem};
 use key::KeyRange;
 use record::ItemRecord;
@@ -82,35 +80,16 @@ use record::ItemRecord;
 #[derive(Debug, Clone, Default)]
 pub struct KvMachine {
     state: KvView,
-    reach: Arc<HistoryReach>,
 }
 
 /// The state of a [`KvMachine`] at one point in time. Cloning it costs a few reference counts.
 #[derive(Debug, Clone, Default)]
 pub struct KvView {
     items: Items,
-    history: History,
+    /// One above the revision of the last command applied; 0 if there is none or it is not known. The snapshot has it.
+    next_revision: u64,
     /// What the command at hand has changed; empty between two commands.
     changes: Vec<MadeChange>,
-}
-
-impl KvMachine {
-    /// A machine that has applied nothing, and keeps as much of its history as `limits` say.
-    pub fn with_history(limits: HistoryLimits) -> Self {
-        let mut machine = Self::default();
-        machine.state.history.set_limits(limits);
-        machine
-    }
-
-    /// How much of its history it keeps.
-    pub fn history_limits(&self) -> HistoryLimits {
-        self.state.history.limits()
-    }
-
-    /// How far the history reaches at any time, of this machine and those that take its place on its node.
-    pub fn history_reach(&self) -> Arc<HistoryReach> {
-        self.reach.clone()
-    }
 }
 
 impl KvView {
@@ -202,13 +181,6 @@ impl KvView {
         let range = KeyRange::new(tenant, collection, start, end);
         range.map_or_else(RangeAnswer::default, |range| self.items.range(&range, *limit, *max_bytes))
     }
-
-    fn events(&self, query: &EventsQuery) -> KvAnswer {
-        let EventsQuery { tenant, collection, start, end, from_revision, limit, max_bytes, split } = query;
-        let range = KeyRange::new(tenant, collection, start, end);
-        let bounds = EventBounds { limit: *limit, max_bytes: *max_bytes, split: *split };
-        self.history.events(range.as_ref(), *from_revision, bounds)
-    }
 }
 
 impl StateMachine for KvMachine {
@@ -236,22 +208,13 @@ impl StateMachine for KvMachine {
         command: KvCommand,
         events: &mut dyn EventSink,
     ) -> KvReply {
-        let Self { state, reach } = self;
+        let state = &mut self.state;
         let reply = match command.check() {
             Ok(()) => state.apply(context, command),
             Err(rejection) => KvReply::Rejected(rejection),
         };
-        for change in state.changes.drain(..) {
-            change.tell(events);
-            let happened = match change.operation {
-                EventOperation::Insert | EventOperation::Update => Happened::Put(change.record),
-                EventOperation::Delete => Happened::Deleted,
-                EventOperation::Expire => Happened::Expired,
-            };
-            state.history.push(context.log_id.index, change.key, happened);
-        }
-        state.history.advance(context.log_id.index, context.elapsed_ms);
-        reach.note(&state.history);
+        state.changes.drain(..).for_each(|change| change.tell(events));
+        state.next_revision = context.log_id.index + 1;
         reply
     }
 
@@ -281,7 +244,6 @@ impl StateMachine for KvMachine {
                 KvAnswer::Item(view.items.get(&key::composite(&tenant, &collection, &key)))
             }
             KvQuery::Range(query) => KvAnswer::Range(view.range(&query)),
-            KvQuery::Events(query) => view.events(&query),
         }
     }
 
@@ -290,13 +252,7 @@ impl StateMachine for KvMachine {
     }
 
     fn read_snapshot(_: u32, input: &mut dyn Read) -> io::Result<Self> {
-        Ok(Self { state: snapshot::read(input)?, reach: Arc::default() })
-    }
-
-    fn replaces(&mut self, previous: &Self) {
-        self.state.history.set_limits(previous.state.history.limits());
-        self.reach = previous.reach.clone();
-        self.reach.note(&self.state.history);
+        Ok(Self { state: snapshot::read(input)? })
     }
 
     fn state_bytes(&self) -> Option<u64> {

@@ -21,8 +21,6 @@ pub enum KvQuery {
     },
     /// The items of a range of keys within one collection, in the order of their keys.
     Range(RangeQuery),
-    /// The latest changes of a range of keys within one collection, in their order.
-    Events(EventsQuery),
 }
 
 /// A range of keys, and how much of it to return.
@@ -42,31 +40,6 @@ pub struct RangeQuery {
     pub max_bytes: usize,
 }
 
-/// A range of keys, from which revision on their changes are asked for, and how many of them.
-///
-/// All events of one revision are in one answer, unless the query lets them be [`split`](Self::split). An answer exceeds
-/// the two bounds only when the first revision in it does so alone; one that may be split only with a single event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EventsQuery {
-    /// The tenant.
-    pub tenant: String,
-    /// The collection.
-    pub collection: String,
-    /// The first key, inclusive. Empty: from the first key of the collection.
-    pub start: Bytes,
-    /// The end, exclusive. Empty: to the last key of the collection.
-    pub end: Bytes,
-    /// Changes at this revision or later.
-    pub from_revision: u64,
-    /// At most this many events.
-    pub limit: usize,
-    /// At most this many bytes of keys and values, each event counted with 64 bytes more.
-    pub max_bytes: usize,
-    /// Whether the events of a revision that exceeds the bounds alone may be split between answers. If so, this many events
-    /// at `from_revision` are left out, because earlier answers had them: see [`EventsAnswer::told`].
-    pub split: Option<usize>,
-}
-
 impl KvQuery {
     /// Whether this query keeps within the limits.
     ///
@@ -75,8 +48,7 @@ impl KvQuery {
     pub fn check(&self) -> Result<(), KvRejection> {
         match self {
             Self::Get { tenant, collection, key } => key::check(tenant, collection, key),
-            Self::Range(RangeQuery { tenant, collection, start, end, .. })
-            | Self::Events(EventsQuery { tenant, collection, start, end, .. }) => {
+            Self::Range(RangeQuery { tenant, collection, start, end, .. }) => {
                 key::check_range(tenant, collection, start, end)
             }
         }
@@ -93,14 +65,6 @@ pub enum KvAnswer {
     Range(RangeAnswer),
     /// The query breaks a limit.
     Rejected(KvRejection),
-    /// The events found.
-    Events(EventsAnswer),
-    /// This node's history does not reach back to the revision asked for. Whoever watches reads the range, and
-    /// goes on from the revision of that read.
-    Compacted {
-        /// The first revision from which on it knows every change.
-        first_revision: u64,
-    },
 }
 
 /// Items of a range. Encoded in replies: its fields never change.
@@ -152,55 +116,7 @@ impl KvAnswer {
         match self {
             Self::Item(Some(item)) => item.map_expiry(map),
             Self::Range(range) => range.map_expiry(map),
-            Self::Events(EventsAnswer { events, .. }) => {
-                for event in events {
-                    match &mut event.change {
-                        Change::Put(item) => item.map_expiry(&map),
-                        Change::Deleted | Change::Expired => {}
-                    }
-                }
-            }
-            Self::Item(None) | Self::Rejected(_) | Self::Compacted { .. } => {}
+            Self::Item(None) | Self::Rejected(_) => {}
         }
     }
-}
-
-/// Changes of a range of keys.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct EventsAnswer {
-    /// The changes, in the order they were made.
-    pub events: Vec<Event>,
-    /// Every change of the range below this revision, from the one asked for on, is in `events`: where to start the
-    /// next query. Never below the revision asked for. When that was too far ahead or nothing is left, there may
-    /// be nothing to ask until a command with this revision or a later one has been applied.
-    pub next_revision: u64,
-    /// Not 0 when the events at `next_revision` were split: how many of them this answer and those before it had. What the
-    /// next query says in [`EventsQuery::split`].
-    pub told: usize,
-    /// Whether nothing is left out up to the position of the state that answered, also where that is beyond
-    /// `next_revision`: not all entries of a log are commands.
-    pub complete: bool,
-}
-
-/// A change of one key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    /// Revision of the command that made it. The changes of one transaction share it.
-    pub revision: u64,
-    /// The key, within its collection.
-    pub key: Bytes,
-    /// What became of it.
-    pub change: Change,
-}
-
-/// What became of a key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Change {
-    /// It maps to this item.
-    Put(Item),
-    /// It was deleted.
-    Deleted,
-    /// It was due, and is gone.
-    Expired,
 }

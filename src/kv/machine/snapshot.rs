@@ -11,8 +11,8 @@
 //! Version 1, which is still read, has records without expiry, no `next`, and the sum of its records' hashes
 //! in place of the seal.
 //!
-//! Numbers are little-endian; keys ascend strictly. `next` is where the history goes on after a restart: without
-//! it, nobody who watches could tell whether they missed something before the first command. Whoever stores the snapshot adds checksums; the checks
+//! Numbers are little-endian; keys ascend strictly. `next` was where the history of older versions went
+//! on, and is kept for them to read. Whoever stores the snapshot adds checksums; the checks
 //! here catch a snapshot of something else, and no length is believed before it was compared with its limit.
 
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -21,7 +21,6 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::KvView;
 use super::composite::CompositeKey;
-use super::history::History;
 use super::items::Items;
 use super::key::{MAX_COMPOSITE_BYTES, is_composite};
 use super::record::{ItemRecord, MAX_RECORD_BYTES, item_hash};
@@ -34,7 +33,7 @@ const BUFFER_BYTES: usize = 64 * 1024;
 
 pub(super) fn write(view: &KvView, out: &mut dyn Write) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, out);
-    let next_revision = view.history.next_revision();
+    let next_revision = view.next_revision;
     out.write_all(&VERSION.to_le_bytes())?;
     out.write_all(&next_revision.to_le_bytes())?;
     out.write_all(&(view.items.len() as u64).to_le_bytes())?;
@@ -77,7 +76,7 @@ fn read_v2(input: &mut impl Read) -> io::Result<KvView> {
     if u64::from_le_bytes(read_array(input)?) != seal(next_revision, items.hash()) {
         return Err(invalid("does not add up to its seal".to_owned()));
     }
-    Ok(KvView { items, history: History::after_snapshot(next_revision), changes: Vec::new() })
+    Ok(KvView { items, next_revision, changes: Vec::new() })
 }
 
 fn read_v1(input: &mut impl Read) -> io::Result<KvView> {
@@ -89,7 +88,7 @@ fn read_v1(input: &mut impl Read) -> io::Result<KvView> {
     if u64::from_le_bytes(read_array(input)?) != hash {
         return Err(invalid("items do not add up to the state hash".to_owned()));
     }
-    Ok(KvView { items, history: History::after_snapshot(0), changes: Vec::new() })
+    Ok(KvView { items, next_revision: 0, changes: Vec::new() })
 }
 
 /// Reads count and items; `decode` takes the key and the bytes of a record.

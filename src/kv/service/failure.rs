@@ -1,14 +1,26 @@
 //! Failures that only this service has.
 
-use crate::door::failure::failure;
+use crate::door::failure::{failure, stopped};
+use crate::error::ReadError;
+use crate::feed::FeedError;
 use crate::proto::v1::Failure;
 use crate::reason::Reason;
-use crate::types::LogId;
+use crate::types::{HistoryEpoch, LogId};
 
-/// The history begins later than what was asked for.
-pub(super) fn compacted(from_revision: u64, first_revision: u64) -> Failure {
+/// What was applied at `from` and later, in `history`, cannot be told.
+pub(super) fn of_feed(error: FeedError, from: u64, history: HistoryEpoch) -> Failure {
+    match error {
+        FeedError::Compacted { first } => compacted(from, first),
+        FeedError::OtherHistory { known } => ReadError::OtherHistory { given: history, known }.into(),
+        FeedError::Stopped => stopped(error.to_string()),
+        FeedError::Unreadable { .. } => failure(Reason::Unspecified, error.to_string(), false, None),
+    }
+}
+
+/// What can be told begins later than what was asked for.
+fn compacted(from_revision: u64, first_revision: u64) -> Failure {
     let message = format!(
-        "this node's history begins at revision {first_revision}, after {from_revision}: read the range, and watch from the revision of that read plus one"
+        "this node keeps what was written from revision {first_revision} on, which is after {from_revision}: read the range, and watch from the revision of that read plus one"
     );
     Failure { first_revision, ..failure(Reason::Compacted, message, false, None) }
 }

@@ -1,13 +1,16 @@
 //! The key-value guest at a node's client port: `quorate.v1.Kv`, one call per request or a pipeline of many.
 
+mod dispatch;
 mod failure;
-mod history;
+mod message;
 mod moments;
 mod pipeline;
+mod range_tree;
 mod ranges;
 #[cfg(test)]
 mod tests;
 mod watches;
+mod wishes;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,6 +21,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::gauge::Gauge;
 use prost::Message;
+use serde::Serialize;
 use tonic::server::NamedService;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -41,10 +45,9 @@ use crate::proto::v1::kv_server::{Kv as KvCalls, KvServer};
 use crate::proto::v1::{self, Failure, Item};
 use crate::types::LogId;
 
-use history::{HistoryNow, ServedHistory};
+use dispatch::Dispatch;
 use moments::{MAX_LONG_RANGES, Moments};
 use pipeline::KvFraming;
-use watches::WatchedStates;
 
 /// A range or a transaction counts as this many requests: its answer may be thousands of times larger than others.
 const RANGE_PERMITS: u32 = 64;
@@ -135,38 +138,36 @@ pub(crate) trait KvNode: ServedNode<Machine = KvMachine> {}
 
 impl<N: ServedNode<Machine = KvMachine>> KvNode for N {}
 
-/// Listens on `address`, a `host:port`, for a node with `machine`, and shows how far its history reaches; port 0 takes a free
-/// one. To be called before the machine is given to an engine.
+/// Listens on `address`, a `host:port`, for a node with a key-value machine; port 0 takes a free one.
 ///
 /// # Errors
 /// [`OpenError::Listen`] when the address is in use or not this host's.
-pub async fn bind(address: &str, machine: &KvMachine) -> Result<Server<Kv>, OpenError> {
-    Ok(serve(Server::bind(address).await?, machine))
+pub async fn bind(address: &str) -> Result<Server<Kv>, OpenError> {
+    Ok(serve(Server::bind(address).await?))
 }
 
 /// As [`bind`], for a `server` that listens already, or has its connections from elsewhere.
-pub fn serve(server: Server<Kv>, machine: &KvMachine) -> Server<Kv> {
-    let history = ServedHistory { limits: machine.history_limits(), reach: machine.history_reach() };
-    let server = with_services(server).with_collector(Box::new(history.clone()));
-    let part = move || serde_json::to_value(HistoryNow::of(&history)).unwrap_or_default();
-    server.with_status("history", Arc::new(part))
+pub fn serve(server: Server<Kv>) -> Server<Kv> {
+    with_services(server)
 }
 
 /// With this guest's services, for whatever node has the machine.
 pub(crate) fn with_services<N: KvNode>(server: Server<Kv, N>) -> Server<Kv, N> {
     let (open, moments) = (Streams::default(), Arc::<Moments>::default());
+    let now = open.clone();
     let shown = ShownStreams { streams: open.clone(), moments: moments.clone() };
     let services = Services {
         names: vec![NAME],
         pipelines: vec![format!("/{NAME}/Pipeline")],
         add: Box::new(move |door, routes| {
-            let service = KvServer::new(KvService { door, feed: WatchedStates::default(), moments, open })
+            let service = KvServer::new(KvService { door, dispatch: Dispatch::default(), moments, open })
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_ANSWER_BYTES);
             routes.add_service(service)
         }),
     };
-    server.with_services(services).with_collector(Box::new(shown))
+    let part = move || serde_json::to_value(now.shown()).unwrap_or_default();
+    server.with_services(services).with_collector(Box::new(shown)).with_status("streams", Arc::new(part))
 }
 
 /// How many streams of each kind are open.
@@ -174,6 +175,20 @@ pub(crate) fn with_services<N: KvNode>(server: Server<Kv, N>) -> Server<Kv, N> {
 struct Streams {
     watches: Gauge,
     long_ranges: Gauge,
+}
+
+/// The same on the status page.
+#[derive(Debug, Serialize)]
+struct OpenStreams {
+    watches: u64,
+    long_ranges: u64,
+}
+
+impl Streams {
+    fn shown(&self) -> OpenStreams {
+        let count = |gauge: &Gauge| u64::try_from(gauge.get()).unwrap_or_default();
+        OpenStreams { watches: count(&self.watches), long_ranges: count(&self.long_ranges) }
+    }
 }
 
 /// What pages show of the streams.
@@ -185,11 +200,9 @@ struct ShownStreams {
 
 impl Collector for ShownStreams {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> EncodeResult {
-        let count = |gauge: &Gauge| u64::try_from(gauge.get()).unwrap_or_default();
-        let (mut families, watches) = (Families(encoder), count(&self.streams.watches));
+        let (mut families, OpenStreams { watches, long_ranges }) = (Families(encoder), self.streams.shown());
         families.gauge("quorate_server_watches_open", "Watches open", None, watches)?;
         let help = format!("Long ranges being sent, {MAX_LONG_RANGES} at most");
-        let long_ranges = count(&self.streams.long_ranges);
         families.gauge("quorate_server_long_ranges_open", &help, None, long_ranges)?;
         let help = "Bytes overwritten or removed that long ranges keep, and those that may go on";
         families.gauge("quorate_server_long_ranges_pinned_bytes", help, None, self.moments.pinned_bytes())
@@ -203,7 +216,7 @@ type Pipelined = Pin<Box<dyn Stream<Item = Result<v1::PipelineResponse, Status>>
 /// The service, over whatever node it is given.
 struct KvService<N> {
     door: Door<N>,
-    feed: WatchedStates,
+    dispatch: Dispatch,
     /// What long ranges are read from.
     moments: Arc<Moments>,
     open: Streams,
@@ -310,8 +323,8 @@ impl<N: KvNode> KvCalls for KvService<N> {
         let call = self.stream_call(WATCH, &self.open.watches);
         let Door { node, by, limits, draining, .. } = self.door.clone();
         let place = caller_of(&request).and_then(|caller| WatchPlace::take(caller, limits.watches));
-        let feed = self.feed.clone();
-        let watch = watches::watch(node, by, draining, feed, request.into_inner(), place, call);
+        let dispatch = self.dispatch.clone();
+        let watch = watches::watch(node, by, draining, dispatch, request.into_inner(), place, call);
         Ok(Response::new(watch.await?))
     }
 

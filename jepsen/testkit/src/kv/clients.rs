@@ -51,8 +51,8 @@ impl Subject for Clients {
         KvMachine::default()
     }
 
-    fn serve(&self, server: Server<Kv>, machine: &KvMachine) -> Server<Kv> {
-        kv::serve(server, machine)
+    fn serve(&self, server: Server<Kv>, _: &KvMachine) -> Server<Kv> {
+        kv::serve(server)
     }
 
     fn start(&self, cluster: &Cluster<KvMachine>) -> Calling {

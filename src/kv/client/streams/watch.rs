@@ -86,6 +86,7 @@ pub(in super::super) fn watch(
         end: range.end,
         from_revision: from.index,
         history: from.history.0,
+        ..Default::default()
     };
     let watching = Watching { request, standing: standing.clone() };
     let following = Following::new(router, watching, from, preference);

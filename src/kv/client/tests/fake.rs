@@ -554,6 +554,14 @@ pub(crate) fn told() -> [StatusResponse; 3] {
         disk_available_bytes: Some(48 << 20),
         disk_reserve_bytes: Some(32 << 20),
         disk_needed_bytes: Some(96 << 20),
+        feed: Some(FeedInfo {
+            first_position: 3,
+            next_position: 9,
+            event_log_operations: 6,
+            event_log_bytes: 600,
+            event_log_failing: false,
+            event_log_restarts: 0,
+        }),
     };
     let follower = StatusResponse {
         node_id: 2,

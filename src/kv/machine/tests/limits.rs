@@ -1,4 +1,4 @@
-//! What breaks a limit is rejected, and nothing has changed: neither the items, nor the deadlines, nor the history.
+//! What breaks a limit is rejected, and nothing has changed: neither the items, nor the deadlines, and nothing is told.
 
 use super::*;
 
@@ -15,12 +15,12 @@ fn are_what_they_were() {
 #[track_caller]
 fn assert_rejected(machine: &mut KvMachine, command: KvCommand, rejection: KvRejection) {
     let observe = |machine: &KvMachine| {
-        let answer = events(&machine.view(), events_query("c", 0)).unwrap();
         let everything = range(&machine.view(), range_query("t", "c", b"", b""));
-        (machine.running_hash(), machine.view().len(), machine.next_wake_ms(), everything, answer.events)
+        (machine.running_hash(), machine.view().len(), machine.next_wake_ms(), everything)
     };
-    let (before, index) = (observe(machine), machine.state.history.next_revision());
-    assert_eq!(machine.apply(&context(index), command), KvReply::Rejected(rejection));
+    let (before, index) = (observe(machine), machine.state.next_revision);
+    let (reply, told) = apply_told(machine, &context(index), command);
+    assert_eq!((reply, told), (KvReply::Rejected(rejection), vec![]));
     assert_eq!(observe(machine), before);
     assert_consistent(machine);
 }
@@ -67,10 +67,10 @@ fn of_queries() {
     let get = KvQuery::Get { tenant: "t".into(), collection: "c".into(), key: Bytes::new() };
     assert_eq!(rejected(get), KvRejection::EmptyKey);
     assert_eq!(rejected(KvQuery::Range(range_query("", "c", b"", b""))), KvRejection::EmptyName);
-    assert_eq!(rejected(KvQuery::Events(events_query("a\0b", 0))), KvRejection::NameContainsNul);
+    assert_eq!(rejected(KvQuery::Range(range_query("t", "a\0b", b"", b""))), KvRejection::NameContainsNul);
     let end = bytes(vec![b'k'; MAX_KEY_BYTES + 2]);
-    let query = EventsQuery { end, ..events_query("c", 0) };
-    assert_eq!(rejected(KvQuery::Events(query)), KvRejection::KeyTooLong { bytes: 4098 });
+    let query = RangeQuery { end, ..range_query("t", "c", b"", b"") };
+    assert_eq!(rejected(KvQuery::Range(query)), KvRejection::KeyTooLong { bytes: 4098 });
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn of_keys_a_command_deletes() {
         let key = format!("l{number:06}");
         machine.apply(&context(10 + number), put_expiring("c", key.as_bytes(), b"", 1_000_000));
     }
-    let index = machine.state.history.next_revision();
+    let index = machine.state.next_revision;
     let (all, all_but_one) = (op_delete_range(b"l", b"m"), op_delete_range(b"l000001", b"m"));
     let rejected = [
         vec![op_put(b"a", b"", 5), all.clone()],
@@ -189,9 +189,10 @@ fn of_keys_a_command_deletes() {
     ];
     for (number, operations) in (0..).zip(rejected) {
         let before = (machine.running_hash(), machine.next_wake_ms());
-        let reply = machine.apply(&context(index + number), txn(vec![], operations, vec![]));
+        let command = txn(vec![], operations, vec![]);
+        let (reply, told) = apply_told(&mut machine, &context(index + number), command);
         assert_eq!((machine.running_hash(), machine.next_wake_ms()), before);
-        assert_eq!(reply, KvReply::Rejected(KvRejection::TooManyDeleted));
+        assert_eq!((reply, told), (KvReply::Rejected(KvRejection::TooManyDeleted), vec![]));
     }
     assert_consistent(&machine);
     assert_eq!(machine.view().len(), 10_002);

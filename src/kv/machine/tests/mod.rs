@@ -1,7 +1,6 @@
 //! The machine against a model, its limits, and the bytes it must go on understanding.
 
 mod encodings;
-mod history;
 mod limits;
 mod model;
 mod operations;
@@ -10,6 +9,7 @@ mod size;
 mod snapshots;
 
 use super::*;
+use crate::machine::{AppliedEvent, NewEvent};
 use crate::types::LogId;
 use bytes::Bytes;
 
@@ -101,27 +101,46 @@ fn range(view: &KvView, query: RangeQuery) -> RangeAnswer {
     }
 }
 
-/// All events of a collection of tenant `t`, in one answer.
-fn events_query(collection: &str, from_revision: u64) -> EventsQuery {
-    EventsQuery {
-        tenant: "t".to_owned(),
-        collection: collection.to_owned(),
-        start: Bytes::new(),
-        end: Bytes::new(),
-        from_revision,
-        limit: usize::MAX,
-        max_bytes: usize::MAX,
-        split: None,
+/// All that a machine tells.
+#[derive(Debug, Default)]
+struct ToldEvents(Vec<AppliedEvent>);
+
+impl EventSink for ToldEvents {
+    fn event(&mut self, event: NewEvent<'_>) {
+        self.0.push(AppliedEvent {
+            operation: event.operation,
+            tenant: bytes(event.tenant),
+            collection: bytes(event.collection),
+            key: bytes(event.key),
+            value: bytes(event.value),
+            created: event.created,
+            previous: event.previous,
+            version: event.version,
+            deadline_ms: event.deadline_ms,
+        });
     }
 }
 
-/// The answer, or the first revision known.
-fn events(view: &KvView, query: EventsQuery) -> Result<EventsAnswer, u64> {
-    match KvMachine::query(view, KvQuery::Events(query)) {
-        KvAnswer::Events(answer) => Ok(answer),
-        KvAnswer::Compacted { first_revision } => Err(first_revision),
-        other => panic!("{other:?}"),
-    }
+/// Applies a command, and tells what that does.
+fn apply_told(
+    machine: &mut KvMachine,
+    context: &ApplyContext,
+    command: KvCommand,
+) -> (KvReply, Vec<AppliedEvent>) {
+    let mut told = ToldEvents::default();
+    let reply = machine.apply_telling(context, command, &mut told);
+    (reply, told.0)
+}
+
+/// The item that a key has after `event` at `revision`; `None` if it is gone.
+fn item_after(event: &AppliedEvent, revision: u64) -> Option<Item> {
+    matches!(event.operation, EventOperation::Insert | EventOperation::Update).then(|| Item {
+        value: event.value.clone(),
+        create_revision: event.created,
+        mod_revision: revision,
+        version: event.version,
+        expires_ms: event.deadline_ms.unwrap_or(0),
+    })
 }
 
 fn snapshot_of(view: &KvView) -> Vec<u8> {
@@ -132,5 +151,5 @@ fn snapshot_of(view: &KvView) -> Vec<u8> {
 
 fn assert_consistent(machine: &KvMachine) {
     machine.state.items.assert_consistent();
-    machine.state.history.assert_consistent();
+    assert!(machine.state.changes.is_empty(), "something is left of a command");
 }

@@ -67,7 +67,7 @@ fn the_operations_of_a_transaction_see_one_another() {
         op_delete(b"b"),
         op_get(b"b"),
     ];
-    let reply = machine.apply(&at(7, 1000), txn(vec![], operations, vec![]));
+    let (reply, told) = apply_told(&mut machine, &at(7, 1000), txn(vec![], operations, vec![]));
     let b = Item { value: bytes(b"2"), create_revision: 7, mod_revision: 7, version: 1, expires_ms: 0 };
     let a = Item { value: bytes(b"4"), create_revision: 7, mod_revision: 7, version: 1, expires_ms: 1060 };
     let results = vec![
@@ -87,21 +87,20 @@ fn the_operations_of_a_transaction_see_one_another() {
     assert_consistent(&machine);
 
     // Each change is an event, in order, also those that later ones undid.
-    let answer = events(&machine.view(), events_query("c", 2)).unwrap();
-    let changes: Vec<_> = answer.events.iter().map(|event| (&event.key[..], &event.change)).collect();
     let first_a =
         Item { value: bytes(b"3"), create_revision: 1, mod_revision: 7, version: 2, expires_ms: 1050 };
+    let changes: Vec<_> =
+        told.iter().map(|event| (event.operation, &event.key[..], item_after(event, 7))).collect();
     assert_eq!(
         changes,
         [
-            (&b"b"[..], &Change::Put(b)),
-            (b"a", &Change::Put(first_a)),
-            (b"a", &Change::Deleted),
-            (b"a", &Change::Put(a)),
-            (b"b", &Change::Deleted),
+            (EventOperation::Insert, &b"b"[..], Some(b)),
+            (EventOperation::Update, b"a", Some(first_a)),
+            (EventOperation::Delete, b"a", None),
+            (EventOperation::Insert, b"a", Some(a)),
+            (EventOperation::Delete, b"b", None),
         ]
     );
-    assert!(answer.events.iter().all(|event| event.revision == 7));
 }
 
 #[test]
@@ -168,22 +167,16 @@ fn a_key_stays_until_it_is_expired() {
     assert_eq!(reply, KvReply::Txn { revision: 5, succeeded: true, results: vec![] });
     assert_eq!(get(&machine, "c", b"soon").unwrap().expires_ms, 1100);
 
-    assert_eq!(machine.apply(&at(6, 1150), KvMachine::wake().unwrap()), expired(1, 6));
+    let (reply, told) = apply_told(&mut machine, &at(6, 1150), KvMachine::wake().unwrap());
+    assert_eq!(reply, expired(1, 6));
+    assert_eq!((told.len(), told[0].operation, &told[0].key[..]), (1, EventOperation::Expire, &b"soon"[..]));
     assert_eq!(get(&machine, "c", b"soon"), None);
     assert_eq!(machine.next_wake_ms(), Some(1200));
-    assert_eq!(machine.apply(&at(7, 1200), KvCommand::Expire), expired(1, 7));
+    let (reply, told) = apply_told(&mut machine, &at(7, 1200), KvCommand::Expire);
+    assert_eq!(reply, expired(1, 7));
+    assert_eq!((told.len(), told[0].operation, &told[0].key[..]), (1, EventOperation::Expire, &b"late"[..]));
     assert_eq!(machine.next_wake_ms(), None);
     assert_eq!(machine.view().len(), 1);
-
-    let answer = events(&machine.view(), events_query("c", 4)).unwrap();
-    assert_eq!(
-        answer.events,
-        [
-            Event { revision: 6, key: bytes(b"soon"), change: Change::Expired },
-            Event { revision: 7, key: bytes(b"late"), change: Change::Expired },
-        ]
-    );
-    assert_eq!(answer.next_revision, 8);
 }
 
 #[test]

@@ -47,7 +47,7 @@ enum Step {
         #[arg(key = "limit", optional)]
         limit: Option<usize>,
     },
-    /// The changes since a revision.
+    /// What was told of a revision and those after it.
     Events(#[arg(key = "from")] u64),
     /// A snapshot is written, and read by another machine, which goes on.
     Restore,
@@ -58,6 +58,8 @@ struct Node {
     machine: KvMachine,
     revision: u64,
     elapsed_ms: u64,
+    /// What was told, with revisions.
+    told: Vec<(u64, AppliedEvent)>,
 }
 
 const TENANT: &str = "t";
@@ -89,7 +91,8 @@ fn range_of(answer: &RangeAnswer) -> String {
 impl Node {
     fn apply(&mut self, command: KvCommand) -> String {
         self.revision += 1;
-        let reply = self.machine.apply(&at(self.revision, self.elapsed_ms), command);
+        let (reply, told) = apply_told(&mut self.machine, &at(self.revision, self.elapsed_ms), command);
+        self.told.extend(told.into_iter().map(|event| (self.revision, event)));
         self.machine.state.items.assert_consistent();
         match reply {
             KvReply::Put { revision, create_revision, version } => {
@@ -113,17 +116,22 @@ impl Node {
             KvAnswer::Item(found) => item(found.as_ref()),
             KvAnswer::Range(answer) => range_of(&answer),
             KvAnswer::Rejected(why) => format!("rejected: {why}"),
-            KvAnswer::Events(answer) => answer.events.iter().fold(String::new(), |mut told, event| {
-                let what = match &event.change {
-                    Change::Put(found) => item(Some(found)),
-                    Change::Deleted => "deleted".to_owned(),
-                    Change::Expired => "expired".to_owned(),
-                };
-                let _ = writeln!(told, "{} {}: {what}", event.revision, text(&event.key));
-                told
-            }),
-            KvAnswer::Compacted { first_revision } => format!("the history begins at {first_revision}"),
         }
+    }
+
+    fn events(&self, from: u64) -> String {
+        let events = self.told.iter().filter(|(revision, _)| *revision >= from);
+        events.fold(String::new(), |mut told, (revision, event)| {
+            let what = match event.operation {
+                EventOperation::Insert | EventOperation::Update => {
+                    item(item_after(event, *revision).as_ref())
+                }
+                EventOperation::Delete => "deleted".to_owned(),
+                EventOperation::Expire => "expired".to_owned(),
+            };
+            let _ = writeln!(told, "{revision} {}: {what}", text(&event.key));
+            told
+        })
     }
 
     fn txn(&mut self, compares: Vec<Compare>, then: Vec<TxnOp>, otherwise: Vec<TxnOp>) -> String {
@@ -207,16 +215,7 @@ impl Runner for Node {
                 limit: limit.unwrap_or(usize::MAX),
                 max_bytes: usize::MAX,
             })),
-            Step::Events(from_revision) => self.query(KvQuery::Events(EventsQuery {
-                tenant: TENANT.to_owned(),
-                collection: collection(),
-                start: Bytes::new(),
-                end: Bytes::new(),
-                from_revision: *from_revision,
-                limit: usize::MAX,
-                max_bytes: usize::MAX,
-                split: None,
-            })),
+            Step::Events(from) => self.events(*from),
             Step::Restore => {
                 let mut written = Vec::new();
                 KvMachine::write_snapshot(&self.machine.view(), &mut written)?;

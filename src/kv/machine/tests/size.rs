@@ -11,7 +11,7 @@ fn grown(machine: &mut KvMachine, command: KvCommand) -> (u64, u64) {
     let growth = KvMachine::growth_bytes(&machine.view(), &command);
     assert!(growth <= KvMachine::most_growth_bytes(&command));
     let before = machine.view().state_bytes();
-    machine.apply(&context(machine.state.history.next_revision() + 1), command);
+    machine.apply(&context(machine.state.next_revision + 1), command);
     assert_consistent(machine);
     (growth, machine.view().state_bytes().saturating_sub(before))
 }

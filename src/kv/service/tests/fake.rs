@@ -9,10 +9,10 @@ use crate::engine::{
     Settings, SnapshotPolicy,
 };
 use crate::error::{ConfigureError, MembershipError, SnapshotError, TransferError};
-use crate::feed::{EventLogLimits, FeedCursor, FeedReach};
+use crate::feed::{EventLogLimits, Feed, FeedCursor, FeedReach, Recorder};
 use crate::raft::published::Progress;
 use crate::report::{
-    Carried, InFlight, Lag, LedPeer, MemberList, MemberReport, Offsets, SessionsReport, StateSize,
+    Carried, FeedReport, InFlight, Lag, LedPeer, MemberList, MemberReport, Offsets, SessionsReport, StateSize,
 };
 use crate::storage::LogStats;
 use crate::types::{Bookmark, DiskStatus, NodeId};
@@ -33,10 +33,11 @@ pub(super) struct FakeNode {
     pub(super) progress: Arc<watch::Sender<Progress>>,
 }
 
-#[derive(Default)]
 pub(super) struct Inner {
     pub(super) machine: KvMachine,
-    pub(super) index: u64,
+    index: u64,
+    feed: Arc<Feed>,
+    recorder: Recorder,
     /// What the leader knows, if that is more.
     pub(super) present: Option<u64>,
     pub(super) held: Vec<Held>,
@@ -44,8 +45,56 @@ pub(super) struct Inner {
     pub(super) openers: Vec<String>,
 }
 
+impl Inner {
+    /// Of a node with `feed`.
+    fn with_feed(feed: Arc<Feed>) -> Self {
+        let mut recorder = Recorder::new(feed.clone());
+        recorder.begin(HISTORY, 0);
+        Self {
+            machine: KvMachine::default(),
+            index: 0,
+            feed,
+            recorder,
+            present: None,
+            held: Vec::new(),
+            openers: Vec::new(),
+        }
+    }
+
+    pub(super) fn apply(&mut self, command: KvCommand) -> (LogId, KvReply) {
+        let log_id = LogId::new(3, self.index + 1);
+        let context = ApplyContext { log_id, elapsed_ms: 0, time_ms: 0 };
+        let machine = &mut self.machine;
+        let reply = self.recorder.tell(&context, |events| machine.apply_telling(&context, command, events));
+        self.reach(log_id.index);
+        (log_id, reply)
+    }
+
+    /// All up to `index` is applied; what comes newly is no command.
+    pub(super) fn reach(&mut self, index: u64) {
+        self.index = index;
+        self.recorder.applied(index);
+        self.recorder.publish();
+    }
+
+    /// Nothing more is applied.
+    pub(super) fn end(&mut self) {
+        self.recorder = Recorder::new(Feed::new(None));
+    }
+
+    /// The state comes whole, as it is after `index`.
+    pub(super) fn begin(&mut self, history: HistoryEpoch, index: u64) {
+        self.index = index;
+        self.recorder.begin(history, index + 1);
+    }
+}
+
 impl FakeNode {
     pub(super) fn new() -> Self {
+        Self::with_feed(Feed::new(None))
+    }
+
+    pub(super) fn with_feed(feed: Arc<Feed>) -> Self {
         let state = NodeState {
             node_id: 7,
             role: Role::Leader,
@@ -65,7 +114,7 @@ impl FakeNode {
             fatal: None,
         };
         Self {
-            inner: Arc::default(),
+            inner: Arc::new(Mutex::new(Inner::with_feed(feed))),
             state: Arc::new(watch::Sender::new(state)),
             open: Arc::new(watch::Sender::new(true)),
             observed: Arc::default(),
@@ -94,9 +143,7 @@ impl ServedNode for FakeNode {
         F: FnOnce(Result<Acknowledged<KvReply>, WriteError>) + Send + 'static,
     {
         let mut inner = self.inner.lock().unwrap();
-        inner.index += 1;
-        let log_id = LogId::new(3, inner.index);
-        let reply = inner.machine.apply(&ApplyContext { log_id, elapsed_ms: 0, time_ms: 0 }, command);
+        let (log_id, reply) = inner.apply(command);
         let (ack, held_by) = (options.ack, vec![7]);
         let done = move || {
             done(Ok(Acknowledged {
@@ -126,8 +173,8 @@ impl ServedNode for FakeNode {
     async fn open_session(&self, opener: &str, _ttl_ms: u64) -> Result<OpenedSession, WriteError> {
         let mut inner = self.inner.lock().unwrap();
         inner.openers.push(opener.to_owned());
-        inner.index += 1;
-        let log_id = LogId::new(3, inner.index);
+        let log_id = LogId::new(3, inner.index + 1);
+        inner.reach(log_id.index);
         Ok(OpenedSession { session: 42, log_id })
     }
 
@@ -158,12 +205,6 @@ impl ServedNode for FakeNode {
         Ok(ReadOutcome { applied: Some(LogId::new(3, inner.index)), answer })
     }
 
-    fn read_last(&self, query: KvQuery) -> Option<ReadOutcome<KvAnswer>> {
-        let inner = self.inner.lock().unwrap();
-        let answer = KvMachine::query(&inner.machine.view(), query);
-        Some(ReadOutcome { applied: Some(LogId::new(3, inner.index)), answer })
-    }
-
     async fn view(&self, _: ReadOptions) -> Result<(Option<LogId>, KvView), ReadError> {
         let inner = self.inner.lock().unwrap();
         Ok((Some(LogId::new(3, inner.index)), inner.machine.view()))
@@ -177,6 +218,10 @@ impl ServedNode for FakeNode {
 
     fn log_time_at(&self, elapsed_ms: u64) -> u64 {
         elapsed_ms
+    }
+
+    fn feed_from(&self, next: u64) -> FeedCursor {
+        self.inner.lock().unwrap().feed.follow(next)
     }
 
     async fn present(&self) -> Result<u64, ReadError> {
@@ -307,6 +352,14 @@ impl OperatedNode for FakeNode {
             },
             lag: Some(Lag { entries: 1, time: Some(Duration::from_micros(250)), leader_heard: None }),
             disk: Some(DiskStatus { state: state.disk, ..DiskStatus::default() }),
+            feed: Some(FeedReport {
+                first_position: 2,
+                next_position: 12,
+                event_log_operations: 9,
+                event_log_bytes: 900,
+                event_log_failing: false,
+                event_log_restarts: 1,
+            }),
             sessions: SessionsReport { open: 4, bytes: 400, largest_opener: Some(3) },
             unknown_disk: None,
             in_flight: Some(InFlight { commands: 3, bytes: 300, waiting_for_all: 2 }),

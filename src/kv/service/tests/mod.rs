@@ -55,6 +55,7 @@ mod queues;
 mod replication;
 mod told;
 mod untaken;
+mod watching;
 
 /// Long enough for a loaded machine; nothing waits for it in vain.
 const DEADLINE: Duration = Duration::from_secs(20);

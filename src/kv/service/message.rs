@@ -1,0 +1,169 @@
+//! What of the feed goes into one message of a watch.
+
+use super::wishes::WatchWishes;
+use crate::feed::{FeedContent, FeedPage};
+use crate::kv::{calls, codec};
+use crate::machine::AppliedEvent;
+use crate::proto::v1;
+use crate::types::LogId;
+
+/// Most events in one message; those of one revision are split only when they alone are more.
+const MESSAGE_EVENTS: usize = 1_000;
+/// Most bytes of keys and values in one message, each event counted with [`EVENT_BYTES`] more; one event may exceed it.
+const MESSAGE_BYTES: usize = 1024 * 1024;
+/// What an event takes beside its key and value.
+const EVENT_BYTES: usize = 64;
+
+/// How far a watch has been told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ToldUpTo {
+    /// All of what is below.
+    pub(super) next: u64,
+    /// And so many of the events at that revision which it wants.
+    pub(super) events: usize,
+}
+
+impl ToldUpTo {
+    /// Everything below `position` is told, or is nothing that it wants.
+    pub(super) fn go_on_at(&mut self, position: u64) {
+        if position > self.next {
+            *self = Self { next: position, events: 0 };
+        }
+    }
+}
+
+/// The content of one message.
+#[derive(Debug, Default)]
+pub(super) struct WatchMessage {
+    /// In order.
+    pub(super) events: Vec<v1::Event>,
+    /// Where the last of them was applied.
+    pub(super) last: Option<LogId>,
+}
+
+impl WatchMessage {
+    /// As much of `page`, which begins at what comes next, as a message takes. `told` moves on; `time_at` makes times of day of
+    /// elapsed time.
+    pub(super) fn of(
+        wishes: &WatchWishes,
+        page: FeedPage,
+        told: &mut ToldUpTo,
+        time_at: impl Fn(u64) -> u64,
+    ) -> Self {
+        let (mut message, mut bytes) = (Self::default(), 0);
+        for record in page.records {
+            let revision = record.log_id.index;
+            // Commands of other machines are nothing that happens to a key.
+            let FeedContent::Events(events) = record.content else { continue };
+            let before = message.events.len();
+            if before > 0 && (before >= MESSAGE_EVENTS || bytes >= MESSAGE_BYTES) {
+                *told = ToldUpTo { next: revision, events: 0 };
+                return message;
+            }
+            let earlier = if revision == told.next { told.events } else { 0 };
+            for event in events.into_iter().filter(|event| wishes.want(event)).skip(earlier) {
+                bytes += event_bytes(&event);
+                message.events.push(codec::encode_event(calls::event(revision, event, &time_at)));
+                let count = message.events.len();
+                let is_too_much = count > MESSAGE_EVENTS || bytes > MESSAGE_BYTES;
+                if is_too_much && before > 0 {
+                    message.events.truncate(before);
+                    *told = ToldUpTo { next: revision, events: 0 };
+                    return message;
+                }
+                if is_too_much && count > 1 {
+                    message.events.pop();
+                    message.last = Some(record.log_id);
+                    *told = ToldUpTo { next: revision, events: earlier + count - 1 };
+                    return message;
+                }
+            }
+            if message.events.len() > before {
+                message.last = Some(record.log_id);
+            }
+        }
+        told.go_on_at(page.next);
+        message
+    }
+}
+
+fn event_bytes(event: &AppliedEvent) -> usize {
+    event.key.len() + event.value.len() + EVENT_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feed::FeedRecord;
+    use crate::machine::EventOperation;
+
+    /// What is applied at the revisions from 1 on: so many events at each, with values of so many bytes.
+    fn page(counts: &[(usize, usize)], from: u64) -> FeedPage {
+        let next = counts.len() as u64 + 1;
+        let event = |revision: u64, number: usize, bytes: usize| AppliedEvent {
+            operation: EventOperation::Update,
+            tenant: "default".into(),
+            collection: "default".into(),
+            key: format!("{revision}/{number}").into(),
+            value: vec![0; bytes].into(),
+            created: 1,
+            previous: 1,
+            version: 2,
+            deadline_ms: Some(revision),
+        };
+        let records = (1..next).zip(counts).filter(|(revision, (count, _))| *revision >= from && *count > 0);
+        let records = records.map(|(revision, (count, bytes))| FeedRecord {
+            log_id: LogId::new(1, revision),
+            time_ms: 0,
+            elapsed_ms: 0,
+            content: FeedContent::Events((0..*count).map(|at| event(revision, at, *bytes)).collect()),
+        });
+        FeedPage { records: records.collect(), next, applied_next: next }
+    }
+
+    /// Events, and then what is told, message by message.
+    fn messages(counts: &[(usize, usize)]) -> Vec<(usize, u64, usize)> {
+        let wishes = WatchWishes::of(v1::WatchRequest::default()).unwrap();
+        let mut told = ToldUpTo { next: 1, events: 0 };
+        let (mut messages, mut keys) = (Vec::new(), Vec::new());
+        while told.next <= counts.len() as u64 {
+            let message = WatchMessage::of(&wishes, page(counts, told.next), &mut told, |ms| ms + 7);
+            messages.push((message.events.len(), told.next, told.events));
+            assert_eq!(message.last.map(|last| last.index), message.events.last().map(|last| last.revision));
+            for event in message.events {
+                let item = event.item.unwrap();
+                assert_eq!((item.mod_revision, item.expires_ms), (event.revision, event.revision + 7));
+                keys.push((event.revision, item.key));
+            }
+            assert!(messages.len() <= 2 * keys.len() + 1, "no progress");
+        }
+        let all =
+            (1..).zip(counts).flat_map(|(revision, (count, _))| (0..*count).map(move |at| (revision, at)));
+        let expected: Vec<_> =
+            all.map(|(revision, at)| (revision, format!("{revision}/{at}").into())).collect();
+        assert_eq!(keys, expected, "all of it, once and in order");
+        messages
+    }
+
+    #[test]
+    fn a_revision_is_told_whole_or_in_pieces_if_it_is_too_much_alone() {
+        assert_eq!(messages(&[]), []);
+        assert_eq!(messages(&[(0, 0), (0, 0)]), [(0, 3, 0)]);
+        assert_eq!(messages(&[(1, 0), (999, 0), (1, 0)]), [(1_000, 3, 0), (1, 4, 0)]);
+        assert_eq!(messages(&[(2, 0), (999, 0), (1, 0)]), [(2, 2, 0), (1_000, 4, 0)]);
+        assert_eq!(
+            messages(&[(1, 0), (2_500, 0), (3, 0), (0, 0)]),
+            [(1, 2, 0), (1_000, 2, 1_000), (1_000, 2, 2_000), (503, 5, 0)]
+        );
+        assert_eq!(messages(&[(2_000, 0), (1, 0)]), [(1_000, 1, 1_000), (1_000, 2, 0), (1, 3, 0)]);
+    }
+
+    #[test]
+    fn bytes_bound_a_message_too_unless_one_event_alone_is_more() {
+        const HALF: usize = 500 * 1024;
+        assert_eq!(messages(&[(1, HALF), (1, HALF), (1, HALF)]), [(2, 3, 0), (1, 4, 0)]);
+        assert_eq!(messages(&[(1, 0), (5, HALF), (1, 0)]), [(1, 2, 0), (2, 2, 2), (2, 2, 4), (2, 4, 0)]);
+        let large = MESSAGE_BYTES + 1;
+        assert_eq!(messages(&[(1, large), (2, large)]), [(1, 2, 0), (1, 2, 1), (1, 3, 0)]);
+    }
+}
