@@ -43,7 +43,7 @@ use crate::report::{Carried, MemberReport, NodeReport, millis};
 use crate::runtime;
 use crate::shown::{MESSAGE_BYTES, shortened};
 use crate::storage::LogStats;
-use crate::types::AckLevel;
+use crate::types::{AckLevel, LogId};
 
 use super::StatusPart;
 use super::operated::OperatedNode;
@@ -215,13 +215,17 @@ async fn stats<N: OperatedNode>(State(door): State<RouteState<N>>) -> Response {
 
 async fn replicas<N: OperatedNode>(State(door): State<RouteState<N>>) -> Response {
     let report = door.node.report();
-    let followers = door.followers.reports(&door.node);
-    let replicas: Vec<_> = report.peers().map(replica).chain(followers.iter().map(follower)).collect();
+    let replicas = door.replicas(&report);
     let answer = json!({
         "node_id": report.node_id,
         "role": report.role,
         "term": report.term,
         "leader": report.leader,
+        "count": replicas.len(),
+        "message": match report.leads() {
+            true => "all members but this one, and the followers of this node",
+            false => "this node does not lead: only the leader knows how far other members are; followers are this node's",
+        },
         "replicas": replicas,
     });
     document(StatusCode::OK, &answer)
@@ -268,7 +272,13 @@ struct Status {
     /// Members that answer, on the leader.
     connected_replicas: Option<usize>,
     /// Members other than this one.
-    replicas: usize,
+    other_members: usize,
+    /// Whether it takes part in replication, which it always does.
+    enabled: bool,
+    /// The most asked for of what it counts.
+    stats: Value,
+    /// As on `/replication/replicas`.
+    replicas: Vec<Value>,
     /// What the guest adds.
     #[serde(flatten)]
     guest: Map<String, Value>,
@@ -284,11 +294,44 @@ impl<N: OperatedNode> RouteState<N> {
         Status {
             healthy: report.healthy(),
             connected_replicas: report.connected(),
-            replicas: report.peers().count(),
+            other_members: report.peers().count(),
+            enabled: true,
+            stats: self.totals(&report),
+            replicas: self.replicas(&report),
             guest: self.status.iter().map(|(name, part)| ((*name).to_owned(), part())).collect(),
             uptime_ms: self.uptime_ms(),
             report,
         }
+    }
+
+    /// Everybody who is sent what is applied, as far as this node knows.
+    fn replicas(&self, report: &NodeReport) -> Vec<Value> {
+        let followers = self.followers.reports(&self.node);
+        report.peers().map(replica).chain(followers.iter().map(follower)).collect()
+    }
+
+    /// Totals by the names that they have in other systems. Of a node that does not lead, `master_offset` is what it knows to be committed.
+    fn totals(&self, report: &NodeReport) -> Value {
+        let lag = report.lag.unwrap_or_default();
+        let index = |at: Option<LogId>| at.map(|at| at.index);
+        let (applied, committed) = (index(report.offsets.applied), index(report.offsets.committed));
+        let count = |counter: &AtomicU64| counter.load(Relaxed);
+        let activity = self.node.activity();
+        json!({
+            "role": report.role,
+            "lag_ms": lag.time.map(millis),
+            "lag_operations": lag.entries,
+            "bytes_sent": report.carried.as_ref().map(|carried| carried.sent_bytes),
+            "bytes_received": report.carried.as_ref().map(|carried| carried.received_bytes),
+            // When it last heard from its leader, or led, in seconds since the Unix epoch.
+            "last_sync": if report.leads() { Some(ago(Duration::ZERO)) } else { lag.leader_heard.map(ago) },
+            "operations_pending": report.in_flight.map(|in_flight| in_flight.commands),
+            "snapshot_size": count(&activity.snapshot_bytes),
+            "connected_replicas": report.connected(),
+            "master_offset": if report.leads() { applied } else { committed },
+            "replica_offset": applied,
+            "total_replicated": count(&activity.applied_entries),
+        })
     }
 
     /// What this node has counted since it started.
@@ -300,7 +343,7 @@ impl<N: OperatedNode> RouteState<N> {
         // By what the acknowledgement promises; the leader's writes were not durable on a quorum then.
         let acknowledged =
             AckLevel::ALL.map(|level| (level.name().to_owned(), Value::from(counters.acknowledged(level))));
-        json!({
+        let mut stats = json!({
             "node_id": report.node_id,
             "uptime_ms": self.uptime_ms(),
             "sent": { "bytes": total(|c| c.sent_bytes), "messages": total(|c| c.sent_messages) },
@@ -321,7 +364,11 @@ impl<N: OperatedNode> RouteState<N> {
             "leader_changes": count(&activity.leader_changes),
             // Null without a disk.
             "log": self.node.log_stats().map(log),
-        })
+        });
+        if let (Value::Object(stats), Value::Object(totals)) = (&mut stats, self.totals(report)) {
+            stats.extend(totals);
+        }
+        stats
     }
 }
 
@@ -418,27 +465,8 @@ fn follower(follower: &FollowerReport) -> Value {
     })
 }
 
-/// The wall clock `time` ago, as RFC 3339 in UTC.
-fn ago(time: Duration) -> String {
+/// The wall clock `time` ago, in seconds since the Unix epoch.
+fn ago(time: Duration) -> u64 {
     let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    rfc3339(runtime::unix_time_ms().saturating_sub(ms))
-}
-
-fn rfc3339(unix_ms: u64) -> String {
-    let timestamp = prost_types::Timestamp {
-        seconds: i64::try_from(unix_ms / 1000).unwrap_or(i64::MAX),
-        nanos: i32::try_from(unix_ms % 1000 * 1_000_000).expect("invariant: less than a second"),
-    };
-    timestamp.to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_rfc_3339_in_utc() {
-        assert_eq!(rfc3339(1_767_225_600_123), "2026-01-01T00:00:00.123Z");
-        assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00Z");
-    }
+    runtime::unix_time_ms().saturating_sub(ms) / 1000
 }

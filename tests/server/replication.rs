@@ -60,7 +60,8 @@ async fn what_was_written_shows_in_status_stats_and_metrics() {
         let (code, status) = tokio::time::timeout(DEADLINE, settled).await.unwrap();
         assert_eq!((code, &status["role"], &status["healthy"]), (200, &json!(Role::Leader), &json!(true)));
         assert_eq!(status["lag"], json!({"operations": 0, "ms": 0.0, "leader_heard_ms": null}));
-        assert_eq!((&status["connected_replicas"], &status["replicas"]), (&json!(0), &json!(0)));
+        assert_eq!((&status["connected_replicas"], &status["replicas"]), (&json!(0), &json!([])));
+        assert_eq!((&status["stats"]["role"], &status["enabled"]), (&json!(Role::Leader), &json!(true)));
         assert_ne!(status["disk"]["state"], Value::Null);
 
         let settled = async {

@@ -33,7 +33,7 @@ async fn the_leader_tells_of_every_replica_and_followers_tell_where_to_ask() {
     assert_eq!((code, &answer["role"], &answer["leader"]["node_id"]), (200, &json!(Role::Leader), &json!(7)));
     let mut well = answer["replicas"][0].clone();
     let heartbeat = well["last_heartbeat"].take();
-    assert!(heartbeat.as_str().is_some_and(|at| at.len() > 19 && at.ends_with('Z')), "{heartbeat}");
+    assert!(heartbeat.as_u64().is_some(), "{heartbeat}");
     let expected = json!({
         "kind": "member", "id": 2, "host": "10.0.0.2", "port": 7901, "address": "10.0.0.2:7901",
         "client": "10.0.0.2:7801", "role": MemberKind::Voter,
