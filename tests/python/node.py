@@ -1,11 +1,13 @@
 """A node in a process of its own, and what the tests ask of it. Channels have no options: limits are those that gRPC comes with."""
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 
 import grpc
@@ -125,3 +127,50 @@ class Node:
             after = page.upto_seq
             if not page.more:
                 return entries
+
+
+class BreakingLine:
+    """Passes connections on to `address`. The first ones are cut, each once as many bytes have come back as `limits` say."""
+
+    def __init__(self, address, limits):
+        host, port = address.split(":")
+        self.target, self.limits, self.connections, self.ends = (host, int(port)), list(limits), 0, []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.threads = [threading.Thread(target=self.accept)]
+        self.threads[0].start()
+
+    def accept(self):
+        # Until the listener is shut down.
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                node = socket.create_connection(self.target)
+                self.ends += [client, node]
+                limit = self.limits[self.connections] if self.connections < len(self.limits) else None
+                self.connections += 1
+                for ends in [(client, node, None), (node, client, limit)]:
+                    self.threads.append(threading.Thread(target=self.carry, args=ends))
+                    self.threads[-1].start()
+
+    @staticmethod
+    def carry(source, sink, limit):
+        with contextlib.suppress(OSError):
+            while data := source.recv(min(limit or 65536, 65536)):
+                sink.sendall(data)
+                if limit is not None:
+                    limit -= len(data)
+                    if limit == 0:
+                        break
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        for end in [self.listener, *self.ends]:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self.threads:
+            thread.join(DEADLINE_S)
+        for end in [self.listener, *self.ends]:
+            end.close()

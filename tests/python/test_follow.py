@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 import call_pb2
 import kv_pb2
 import replication_pb2 as wire
-from node import DEADLINE_S, Node, eventually
+from node import DEADLINE_S, BreakingLine, Node, eventually
 
 EXAMPLE = "docs/examples/follow.py"
 KEYS, VALUE_BYTES, OPERATIONS = 10_000, 492, 125
@@ -185,6 +185,7 @@ class FollowTest(unittest.TestCase):
         for limit in (0, 7):
             self.assertEqual(bare(self.node.entries(limit=limit)), self.told)
         ways = [{}, {"batched": True}, {"batched": True, "compression": wire.COMPRESSION_ZSTD}]
+        ways += [{"window_bytes": 1 << 16}, {"window_bytes": 1 << 16, "batched": True}]
         for way in ways:
             with self.subTest(way):
                 following = Following(self.node, **way)
@@ -241,6 +242,9 @@ class FollowTest(unittest.TestCase):
         self.assertEqual(self.end_of(self.node, from_seq=5, history=history ^ 1)[0], "REASON_OTHER_HISTORY")
         self.assertEqual(self.end_of(self.node, from_seq=1_000_000_000)[0], "REASON_AHEAD")
         self.assertEqual(self.end_of(self.node, heartbeat_ms=1)[0], "REASON_INVALID")
+        with self.assertRaises(grpc.RpcError) as raised:
+            list(self.node.feed.Subscribe(iter([wire.SubscribeRequest(from_now=True)]), timeout=1))
+        self.assertEqual(self.failure(raised.exception)[0], "REASON_DEADLINE_EXCEEDED")
         for request, reason in [
             (wire.EntriesRequest(after_seq=5, history=history ^ 1), "REASON_OTHER_HISTORY"),
             (wire.EntriesRequest(after_seq=1_000_000_000), "REASON_AHEAD"),
@@ -284,19 +288,30 @@ class ExampleTest(unittest.TestCase):
         self.addCleanup(self.node.remove)
         self.output = os.path.join(self.node.directory, "followed")
 
-    def run_example(self, *arguments, **how):
-        command = [sys.executable, EXAMPLE, self.node.client, *arguments]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, **how)
+    def run_example(self, *arguments, address=None, **how):
+        command = [sys.executable, EXAMPLE, address or self.node.client, *arguments]
+        example = subprocess.Popen(command, stdin=subprocess.DEVNULL, **how)
+        self.addCleanup(example.wait)
+        self.addCleanup(example.kill)
+        return example
+
+    def start_example(self, *arguments, address=None):
+        with open(self.output, "wb") as output:
+            return self.run_example(*arguments, address=address, stdout=output, stderr=subprocess.DEVNULL)
+
+    def stop_example(self, example, last):
+        """Once it has printed what happened at `last`: what it has printed."""
+        eventually(lambda: any(line["seq"] == last for line in self.followed()[-1:]), "the last entry")
+        example.send_signal(signal.SIGINT)
+        self.assertEqual(example.wait(DEADLINE_S), 0)
+        return self.followed()
 
     def followed(self):
         with open(self.output) as output:
             return [json.loads(line) for line in output if line.endswith("\n")]
 
     def test_it_goes_on_where_it_was_when_the_node_was_killed(self):
-        with open(self.output, "wb") as output:
-            example = self.run_example(stdout=output, stderr=subprocess.DEVNULL)
-        self.addCleanup(example.wait)
-        self.addCleanup(example.kill)
+        example = self.start_example()
         for round in range(3):
             for number in range(60):
                 self.node.txn([put_of(b"%d" % key, b"\xff%d" % number) for key in range(50)])
@@ -305,16 +320,25 @@ class ExampleTest(unittest.TestCase):
             self.node.end(signal.SIGKILL)
             self.node.start()
         last = self.node.put(b"the last", "größer".encode())
-        eventually(lambda: any(line["seq"] == last for line in self.followed()[-1:]), "the last entry")
-        example.send_signal(signal.SIGINT)
-        self.assertEqual(example.wait(DEADLINE_S), 0)
-        lines, entries = self.followed(), self.node.entries()
+        lines, entries = self.stop_example(example, last), self.node.entries()
         self.assertEqual(len(lines), 3 * 60 * 50 + 1)
         self.assertEqual([line["seq"] for line in lines], [entry.seq for entry in entries])
         self.assertEqual([line["key"].encode() for line in lines], [entry.entity.key for entry in entries])
         self.assertEqual((lines[-1]["operation"], lines[-1]["value"]), ("insert", "größer"))
         self.assertEqual(lines[0]["value_base64"], "/zA=")
         self.assertEqual({int(line["history"], 16) for line in lines}, {self.node.status().history})
+
+    def test_a_position_that_broke_off_in_the_middle_is_printed_once(self):
+        for first in range(0, KEYS, OPERATIONS):
+            before = self.node.txn([put_of(b"%06d" % key, b"") for key in range(first, first + OPERATIONS)])
+        self.node.kv.DeleteRange(kv_pb2.DeleteRangeRequest(limit=KEYS), timeout=DEADLINE_S)
+        last = self.node.put(b"the last", b"")
+        line = BreakingLine(self.node.client, [300_000, 400_000])
+        self.addCleanup(line.close)
+        example = self.start_example("--after", str(before), address=line.address)
+        lines = self.stop_example(example, last)
+        self.assertEqual(line.connections, 3)
+        self.assertEqual([line["key"] for line in lines], ["%06d" % key for key in range(KEYS)] + ["the last"])
 
     def test_it_ends_with_the_reason(self):
         history = self.node.status().history
