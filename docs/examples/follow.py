@@ -4,7 +4,7 @@
     python -m grpc_tools.protoc -Iproto --python_out=. --grpc_python_out=. proto/replication.proto proto/call.proto
     python follow.py 127.0.0.1:7801 --after 42@9f3c52a80d1e7b64 --id mirror
 
-When the connection breaks it goes on where it was. Keep `seq@history` of what you have dealt with, to go on there with --after.
+When the connection breaks it goes on where it was. Keep `seq@history` of what you have dealt with: --after goes on there.
 """
 
 import argparse
@@ -110,7 +110,7 @@ class Follower:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Prints what a node of quorate applies.")
     parser.add_argument("address", metavar="HOST:PORT", help="client port of any node")
-    parser.add_argument("--after", metavar="SEQ[@HISTORY]", default="0", help="begin behind this position; 0: at the first")
+    parser.add_argument("--after", metavar="SEQ[@HISTORY]", default="0", help="begin behind this position")
     parser.add_argument("--id", default="follow.py", help="name in the node's list of followers")
     given = parser.parse_args()
     seq, _, history = given.after.partition("@")

@@ -1,4 +1,4 @@
-"""A node in a process of its own, and what the tests ask of it. Channels have no options: limits are those that gRPC comes with."""
+"""A node in a process of its own, and what the tests ask of it. No channel has options: gRPC is as it comes."""
 
 import contextlib
 import os
@@ -130,7 +130,7 @@ class Node:
 
 
 class BreakingLine:
-    """Passes connections on to `address`. The first ones are cut, each once as many bytes have come back as `limits` say."""
+    """Passes connections on to `address`. The first ones are cut, each after as many bytes back as `limits` say."""
 
     def __init__(self, address, limits):
         host, port = address.split(":")

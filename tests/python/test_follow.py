@@ -78,7 +78,8 @@ class Following:
                 upto = message.heartbeat.upto_seq if not entries else entries[-1].seq - entries[-1].more
                 self.histories.update(each.history for each in [message, *entries] if each.history)
                 self.entries += entries
-                self.requests.put(wire.SubscribeRequest(ack_seq=upto))
+                if upto != self.upto:
+                    self.requests.put(wire.SubscribeRequest(ack_seq=upto))
                 self.upto = upto
         except grpc.RpcError as error:
             self.error = error
@@ -203,7 +204,8 @@ class FollowTest(unittest.TestCase):
         parts = wire.Filter(tenant_id="acme", collection="parts")
         acme = wire.Filter(tenant_id="acme")
         nobody = wire.Filter(tenant_id="nobody")
-        for filters, collections in [([orders], ["orders"]), ([parts, nobody], ["parts"]), ([acme], ["orders", "parts"])]:
+        cases = [([orders], ["orders"]), ([parts, nobody], ["parts"]), ([acme], ["orders", "parts"])]
+        for filters, collections in cases:
             with self.subTest(collections):
                 following = Following(self.node, filters=filters)
                 self.addCleanup(following.end)
