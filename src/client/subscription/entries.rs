@@ -276,7 +276,7 @@ mod tests {
             WalEntryProto { operation: 99, ..entry(7) },
             WalEntryProto { operation: WalOperation::Command.into(), ..entry(7) },
             WalEntryProto { entity: None, ..entry(7) },
-            WalEntryProto { snapshot: SnapshotMark::SnapshotItem.into(), ..entry(7) },
+            WalEntryProto { snapshot: 99, ..entry(7) },
             WalEntryProto { batch: Some(Batch::default()), ..entry(7) },
         ] {
             let why = FollowedEntry::decode(bad.clone()).unwrap_err();

@@ -4,6 +4,7 @@
 //! them over together; they count as unsent answers of their connection until they are encoded. Where a window is full it lets go
 //! of the rest of the page, and takes it again later.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,8 +40,8 @@ const CHUNK_BYTES: usize = 256 * 1024;
 const OFFLOADED_BYTES: usize = 16 * 1024;
 /// A follower that was sent all there is is told so when nothing more comes for so long.
 const SETTLED: Duration = Duration::from_millis(50);
-/// Messages of a follower that are taken in before something is sent.
-const MAX_HEARD: usize = 64;
+/// Messages of a follower that are taken in before something is sent: about as many as its connection holds.
+const MAX_HEARD: usize = 32 * 1024;
 /// Least time for which a full window may stay as it is.
 const LEAST_PATIENCE: Duration = Duration::from_secs(60);
 /// The same in heartbeats.
@@ -311,15 +312,27 @@ impl Sending {
         bytes: usize,
     ) -> Result<bool, Failure> {
         let chunk = Chunk { messages, built: Built::new(self.line.caller.clone(), bytes) };
-        let sent = tokio::select! {
-            biased;
-            sent = self.line.outlet.send(chunk) => sent.map_err(|_| failures::untaken())?,
-            () = drained(&mut self.line.draining) => return Err(failures::draining()),
-        };
+        let outlet = self.line.outlet.clone();
+        let sent = self.meanwhile(async { outlet.send(chunk).await }).await?;
+        let sent = sent.map_err(|_| failures::untaken())?;
         self.place.sent(operations, bytes);
         self.settles = None;
         self.owes_beat = true;
         Ok(sent)
+    }
+
+    /// Waits for `what`, and takes in what the follower says meanwhile: too much that is not taken in ends its connection.
+    async fn meanwhile<T>(&mut self, what: impl Future<Output = T>) -> Result<T, Failure> {
+        let mut what = pin!(what);
+        loop {
+            let came = tokio::select! {
+                biased;
+                done = &mut what => return Ok(done),
+                () = drained(&mut self.line.draining) => return Err(failures::draining()),
+                came = self.line.requests.message(), if !self.requests_over => came,
+            };
+            self.hear(came)?;
+        }
     }
 
     /// Says where a state begins or ends.
@@ -370,13 +383,16 @@ impl Sending {
 
     /// Waits until the connection has room for more; false if the follower has gone.
     pub(super) async fn room(&mut self) -> Result<bool, Failure> {
-        let FollowerLine { caller, limits, outlet, draining, .. } = &mut self.line;
-        tokio::select! {
-            biased;
-            () = room_to_build(caller, limits) => Ok(true),
-            () = drained(draining) => Err(failures::draining()),
-            () = outlet.gone() => Ok(false),
-        }
+        let FollowerLine { caller, limits, outlet, .. } = &self.line;
+        let (caller, limits, outlet) = (caller.clone(), limits.clone(), outlet.clone());
+        self.meanwhile(async {
+            tokio::select! {
+                biased;
+                () = room_to_build(&caller, &limits) => true,
+                () = outlet.gone() => false,
+            }
+        })
+        .await
     }
 
     /// Takes in what the follower has said, without waiting.

@@ -86,7 +86,7 @@ async fn told(state: Become) -> Port {
 }
 
 /// Times of day, and since the port was opened.
-const PASSING: [&str; 2] = ["last_heartbeat", "uptime_ms"];
+const PASSING: [&str; 3] = ["last_heartbeat", "last_sync", "uptime_ms"];
 
 fn without_what_passes(value: &mut Value) {
     match value {
