@@ -75,21 +75,21 @@ pub(super) enum LogPage {
 #[derive(Debug)]
 pub struct EventLog {
     /// None once it is closed.
-    writer: Mutex<Option<LogWriter>>,
+    writer: Mutex<Option<EventLogWriter>>,
     is_closed: AtomicBool,
     reader: SegmentReader,
     state: Mutex<LogState>,
     limits: Mutex<EventLogLimits>,
 }
 
-struct LogWriter {
+struct EventLogWriter {
     segments: SegmentLog,
     failed_at: Option<Instant>,
 }
 
-impl fmt::Debug for LogWriter {
+impl fmt::Debug for EventLogWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LogWriter").field("reach", &self.segments.reach()).finish_non_exhaustive()
+        f.debug_struct("EventLogWriter").field("reach", &self.segments.reach()).finish_non_exhaustive()
     }
 }
 
@@ -109,7 +109,7 @@ impl EventLog {
         }
         let reader = segments.reader();
         let log = Self {
-            writer: Mutex::new(Some(LogWriter { segments, failed_at: None })),
+            writer: Mutex::new(Some(EventLogWriter { segments, failed_at: None })),
             is_closed: AtomicBool::new(false),
             reader,
             state: Mutex::default(),
@@ -276,7 +276,7 @@ impl EventLog {
         }
     }
 
-    fn write_with(&self, writer: &mut LogWriter, feed: &Feed, durable: Option<u64>) {
+    fn write_with(&self, writer: &mut EventLogWriter, feed: &Feed, durable: Option<u64>) {
         if durable.is_none() && writer.failed_at.is_some_and(|at| at.elapsed() < PAUSE) {
             return;
         }

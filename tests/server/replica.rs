@@ -23,7 +23,7 @@ fn config(address: SocketAddr, dir: &Path) -> ReplicaConfig {
 }
 
 async fn open(config: ReplicaConfig) -> Replica<KvMachine> {
-    Replica::open(config, KvMachine::default).await.unwrap()
+    Box::pin(Replica::open(config, KvMachine::default)).await.unwrap()
 }
 
 /// Waits until the replica has position `upto`.
@@ -97,7 +97,8 @@ async fn a_backlog_and_what_is_written_meanwhile_arrive_and_the_states_are_the_s
             tokio::time::sleep(Duration::from_millis(300)).await;
             stop.store(true, Ordering::Relaxed);
         };
-        tokio::join!(write(0), write(1), write(2), write(3), following);
+        let writing = futures::future::join_all((0..4).map(|writer| Box::pin(write(writer))));
+        tokio::join!(writing, Box::pin(following));
         assert_same(&replica, address).await;
         let synced = replica.wait_for(|state| state.sync == SyncState::Synced && state.lag_entries() == 0);
         let state = timeout(DEADLINE, synced).await.unwrap().unwrap();

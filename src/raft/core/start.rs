@@ -78,8 +78,7 @@ impl<M: StateMachine> Core<M> {
         let (agreement, agreed_versions) = (applier.agreement(), applier.agreed_versions());
         parts.clients.count_in(activity.clone());
         parts.clients.judged_by(agreement.clone());
-        let purge_mark = parts.clients.purge_mark();
-        let addresses = parts.clients.addresses();
+        let (purge_mark, addresses) = (parts.clients.purge_mark(), parts.clients.addresses());
         let (durable_positions, fitness) = (parts.clients.durable_positions(), parts.clients.fitness());
         let own = (config.node_id, parts.callee.incarnation);
         note_vote(&*parts.log, &activity)?;
