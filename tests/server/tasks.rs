@@ -21,7 +21,7 @@ async fn open(dir: &Path) -> Engine<KvMachine> {
 }
 
 /// All tasks of a node that serves, is alone, and has been started for the first time.
-const TASKS: [&str; 21] = [
+const TASKS: [&str; 22] = [
     "agreement",
     "compaction",
     "consensus-apply",
@@ -31,6 +31,7 @@ const TASKS: [&str; 21] = [
     "consensus-step-down",
     "consensus-tick",
     "disk-health",
+    "event-log",
     "flushed-writes",
     "hand-over",
     "held-by-all",

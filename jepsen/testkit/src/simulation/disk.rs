@@ -24,6 +24,8 @@ pub(super) struct Disk {
     /// Where the event log is. In memory, so that its syncs cost nothing.
     events: TempDir,
     rng: SmallRng,
+    /// Of its own, so that what else happens does not depend on it.
+    events_rng: SmallRng,
     lying: bool,
 }
 
@@ -34,6 +36,7 @@ impl Disk {
             snapshots: Arc::default(),
             events: tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap(),
             rng: SmallRng::seed_from_u64(seed ^ 0x6469_736b),
+            events_rng: SmallRng::seed_from_u64(seed ^ 0x6576_656e),
             lying,
         }
     }
@@ -58,10 +61,11 @@ impl Disk {
         self.snapshots.clone()
     }
 
-    /// Opens the event log, which keeps about `operations`.
-    pub(super) fn event_log(&self, operations: u64) -> Arc<EventLog> {
+    /// Opens the event log, which keeps little or much, unless the node is to have none in this life.
+    pub(super) fn event_log(&mut self) -> Option<Arc<EventLog>> {
+        let operations = [0, 30, 300, 100_000][self.events_rng.random_range(0..4)];
         let limits = EventLogLimits { operations, ..EventLogLimits::default() };
-        Arc::new(EventLog::open(self.events.path(), limits).unwrap())
+        (operations > 0).then(|| Arc::new(EventLog::open(self.events.path(), limits).unwrap()))
     }
 
     /// Cuts off an end of the event log. How much of it was synced is not known here: a node may be left with a log that does not lead
@@ -72,12 +76,12 @@ impl Disk {
         let Some(newest) = files.filter(segment).max() else { return };
         let length = std::fs::metadata(&newest).unwrap().len();
         let file = std::fs::OpenOptions::new().write(true).open(&newest).unwrap();
-        file.set_len(self.rng.random_range(0..=length)).unwrap();
+        file.set_len(self.events_rng.random_range(0..=length)).unwrap();
     }
 
     /// Forgets some of what was not synced. Returns how many writes that were.
     pub(super) fn crash(&mut self) -> u64 {
-        if self.rng.random_bool(0.3) {
+        if self.events_rng.random_bool(0.3) {
             self.cut_events();
         }
         let pending = self.log.pending();

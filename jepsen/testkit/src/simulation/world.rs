@@ -230,8 +230,7 @@ impl<S: Subject> World<S> {
         );
         parts.promised_lease_ms = node.promised_lease_ms;
         parts.memory_bytes = Some((500 + id) << 20);
-        let operations = [0, 30, 300, 100_000][self.rng.random_range(0..4)];
-        parts.event_log = (operations > 0).then(|| node.disk.event_log(operations));
+        parts.event_log = node.disk.event_log();
         let machine = self.subject.machine();
         let server = self.scenario.ports.then(|| {
             let server = Server::over(Ports::address(id), self.ports.open(id));
