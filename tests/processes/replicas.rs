@@ -9,9 +9,16 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::future::join_all;
+use quorate::Reason;
 use quorate::client::{FollowedChange, SubscribeOptions};
-use quorate::kv::client::{Compare, Scope, Txn, TxnOp, WriteOptions};
+use quorate::kv::client::{Client, ClientConfig, Compare, Scope, Txn, TxnOp, WriteOptions};
+use quorate::testkit::proto::details;
+use quorate::testkit::proto::replication::EntriesRequest;
+use quorate::testkit::proto::replication::replication_service_client::ReplicationServiceClient;
+use quorate::testkit::proto::v1::kv_client::KvClient;
+use quorate::testkit::proto::v1::{GetRequest, PutRequest};
 use serde_json::Value;
+use tonic::transport::Channel;
 
 use crate::support::{DEADLINE, QUORATE, TestCluster, start};
 
@@ -215,4 +222,33 @@ async fn each_write_is_told_once_and_in_order_while_leaders_are_killed() {
             () = tokio::time::sleep(DEADLINE) => panic!("it hangs at {seen} of {written:?}"),
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_takes_no_writes_and_is_not_followed() {
+    let nodes = start(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let replica = ReplicaProcess::start(
+        &nodes,
+        &dir.path().join("state"),
+        &free_address(),
+        &dir.path().join("replica.log"),
+    );
+    nodes.client.put(&Scope::default(), "k", "v").await.unwrap();
+    let leader = nodes.leader(0).await;
+    assert_same(&nodes.node(leader.node_id).client_address(), &replica).await;
+    let channel = Channel::from_shared(format!("http://{}", replica.address)).unwrap().connect_lazy();
+    let put = PutRequest { key: "k".into(), value: "w".into(), ..Default::default() };
+    let refused = KvClient::new(channel.clone()).put(put).await.unwrap_err();
+    let failure = details::failure(refused.details()).unwrap();
+    assert_eq!((failure.reason(), failure.maybe_applied), (Reason::NotLeader, false), "{failure:?}");
+    let get = GetRequest { key: "k".into(), ..Default::default() };
+    let read = KvClient::new(channel.clone()).get(get).await.unwrap().into_inner();
+    assert_eq!(read.item.unwrap().value, "v", "a linearizable read at the replica");
+    let entries = ReplicationServiceClient::new(channel).get_entries_after(EntriesRequest::default()).await;
+    let failure = details::failure(entries.unwrap_err().details()).unwrap();
+    assert_eq!(failure.reason(), Reason::NotLeader, "{failure:?}");
+    // A client of this project goes where it is sent.
+    let client = Client::new([&replica.address], ClientConfig::default()).unwrap();
+    client.put(&Scope::default(), "k", "x").await.unwrap();
 }
