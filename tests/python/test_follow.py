@@ -292,7 +292,9 @@ class ExampleTest(unittest.TestCase):
 
     def run_example(self, *arguments, address=None, **how):
         command = [sys.executable, EXAMPLE, address or self.node.client, *arguments]
-        example = subprocess.Popen(command, stdin=subprocess.DEVNULL, **how)
+        # Whoever runs in the background has interrupts ignored, and so would what it starts.
+        heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+        example = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=heard, **how)
         self.addCleanup(example.wait)
         self.addCleanup(example.kill)
         return example
