@@ -125,21 +125,22 @@ async fn write(nodes: &TestCluster, id: usize, stop: &AtomicBool, pause: &Atomic
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_that_are_killed_have_the_state_of_their_cluster_every_time() {
-    let restarts: u64 = std::env::var("QUORATE_TEST_RESTARTS").map_or(12, |count| count.parse().unwrap());
-    const REPLICAS: usize = 3;
+    let given = |name| std::env::var(name).ok().map(|count| count.parse::<u64>().unwrap());
+    let restarts = given("QUORATE_TEST_RESTARTS").unwrap_or(12);
+    let number = given("QUORATE_TEST_REPLICAS").unwrap_or(3) as usize;
     let nodes = start(&[]);
     let dir = tempfile::tempdir().unwrap();
     let logs = dir.path().join("replicas.log");
     let (stop, pause, written) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
     let place = |number: usize| dir.path().join(format!("replica-{number}"));
-    let addresses: Vec<_> = (0..REPLICAS).map(|_| free_address()).collect();
+    let addresses: Vec<_> = (0..number).map(|_| free_address()).collect();
     let begin = |number: usize| ReplicaProcess::start(&nodes, &place(number), &addresses[number], &logs);
     let settle = async || {
         pause.store(true, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(700)).await;
     };
     let restarting = async {
-        let mut replicas: Vec<_> = (0..REPLICAS).map(begin).collect();
+        let mut replicas: Vec<_> = (0..number).map(begin).collect();
         let mut random = 88_172_645_463_325_252_u64;
         for round in 0..restarts {
             random ^= random << 13;
