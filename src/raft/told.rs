@@ -207,7 +207,10 @@ impl<M: StateMachine> ToldState<M> {
     /// # Errors
     /// That it cannot have happened to this state; nothing after it must be taken in.
     pub(crate) fn take_in(&mut self, records: &[FeedRecord]) -> io::Result<()> {
-        catch("applying what was told", || records.iter().try_for_each(|record| self.applier.take_in(record)))
+        let applier = &mut self.applier;
+        let taken =
+            catch("applying what was told", || records.iter().try_for_each(|record| applier.take_in(record)));
+        taken.inspect_err(|_| self.reader.is_broken.store(true, Ordering::Relaxed))
     }
 
     /// Nothing that concerns it happened up to position `index`. The elapsed time and log time there, if they are known.
@@ -288,5 +291,62 @@ impl<M: StateMachine> ToldState<M> {
         let is_half_full = reach.operations > limits.operations / 2 || reach.bytes > limits.bytes / 2;
         let middle = reach.first + (reach.next.saturating_sub(reach.first)) / 2;
         (is_half_full || limits.age_ms > 0) && self.covered.next_index() < middle
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feed::{EventLogLimits, FeedContent};
+    use crate::kv::machine::KvMachine;
+    use crate::machine::{AppliedEvent, EventOperation};
+
+    const HISTORY: HistoryEpoch = HistoryEpoch(7);
+
+    fn open(dir: &Path) -> ToldState<KvMachine> {
+        let log = EventLog::open(&dir.join("events"), EventLogLimits::default()).unwrap();
+        ToldState::open(dir, log, KvMachine::default()).unwrap()
+    }
+
+    fn record(index: u64, events: &[(EventOperation, &'static str, u64)]) -> FeedRecord {
+        let event = |(operation, key, previous): &(EventOperation, &'static str, u64)| AppliedEvent {
+            operation: *operation,
+            tenant: "t".into(),
+            collection: "c".into(),
+            key: (*key).into(),
+            value: "v".into(),
+            created: index,
+            previous: *previous,
+            version: 1,
+            deadline_ms: None,
+        };
+        let content = FeedContent::Events(events.iter().map(event).collect());
+        FeedRecord { log_id: LogId::new(1, index), time_ms: 1, elapsed_ms: 1, content }
+    }
+
+    #[tokio::test]
+    async fn half_of_what_does_not_fit_is_neither_shown_nor_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut told = open(dir.path());
+        told.begin(HISTORY);
+        told.take_in(&[record(1, &[(EventOperation::Insert, "a", 0)])]).unwrap();
+        told.tell();
+        told.write().await;
+        // The first fits; the second is of a key that is not there.
+        let torn = record(2, &[(EventOperation::Insert, "b", 0), (EventOperation::Update, "none", 1)]);
+        assert!(told.take_in(&[torn]).is_err());
+        told.tell();
+        told.write().await;
+        told.snapshot(true).await.unwrap();
+        let reader = told.reader();
+        assert!(reader.is_broken());
+        assert_eq!(reader.progress().next_index(), 2, "nothing after the first is shown");
+        drop((told, reader));
+        let again = open(dir.path());
+        assert_eq!(again.bookmark(), Bookmark { index: 1, history: HISTORY });
+        again.applier.published().want_view();
+        let mut again = again;
+        again.tell();
+        assert_eq!(again.reader().last_view().unwrap().view.len(), 1, "only the first is kept");
     }
 }
