@@ -406,6 +406,16 @@ pub struct SnapshotPiece {
     pub bytes: ::prost::bytes::Bytes,
     #[prost(bool, tag = "5")]
     pub last: bool,
+    /// Holds nothing, and asks how much of the snapshot the callee has from a connection before: see SnapshotResponse.held.
+    /// To builds that do not know it, it is an empty first piece.
+    #[prost(bool, tag = "6")]
+    pub probe: bool,
+    /// CRC-32 of the piece of the file, before it was compressed.
+    #[prost(fixed32, optional, tag = "7")]
+    pub crc32: ::core::option::Option<u32>,
+    /// If the bytes are compressed with zstd: how many they were. Only for callees that have said that they read that.
+    #[prost(uint32, tag = "8")]
+    pub uncompressed_bytes: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SnapshotResponse {
@@ -418,6 +428,25 @@ pub struct SnapshotResponse {
     /// As in AppendResponse.
     #[prost(uint64, tag = "3")]
     pub lease_ms: u64,
+    /// The answer to a probe.
+    #[prost(message, optional, tag = "4")]
+    pub held: ::core::option::Option<HeldPieces>,
+}
+/// What the callee has of a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeldPieces {
+    /// So many bytes of the file, from its beginning.
+    #[prost(uint64, tag = "1")]
+    pub bytes: u64,
+    /// CRC-32 of them.
+    #[prost(fixed32, tag = "2")]
+    pub crc32: u32,
+    /// It has that snapshot, or a newer one, in its place.
+    #[prost(bool, tag = "3")]
+    pub installed: bool,
+    /// It reads pieces that are compressed with zstd.
+    #[prost(bool, tag = "4")]
+    pub zstd: bool,
 }
 /// To the leader: up to where must I have applied to answer a linearizable read that waits now?
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -337,6 +337,8 @@ fn encode_snapshots(families: &mut Families<'_>, activity: &Activity) -> EncodeR
     ];
     let help = "Snapshots refused or given up, by the step";
     families.counters("quorate_snapshot_failures", help, None, "step", failures)?;
+    let help = "Times that sending a snapshot went on over another connection";
+    families.counter("quorate_snapshot_resumptions", help, of(&activity.snapshots_resumed))?;
     let help = "Size of the newest snapshot's file; 0 for none";
     families.gauge("quorate_snapshot_newest", help, Some(Unit::Bytes), of(&activity.snapshot_bytes))
 }

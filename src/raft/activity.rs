@@ -123,6 +123,8 @@ pub struct Activity {
     pub snapshots_built: Snapshots,
     /// Snapshots sent to peers.
     pub snapshots_sent: Snapshots,
+    /// Times that sending one went on over another connection.
+    pub snapshots_resumed: AtomicU64,
     /// Snapshots taken over from leaders.
     pub snapshots_installed: Snapshots,
     /// Snapshots of this node's state that were refused before they began, for lack of space.

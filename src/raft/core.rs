@@ -76,6 +76,7 @@ pub(crate) struct Core<M: StateMachine> {
     offers: Arc<Offers>,
     reads: ReadIndexes,
     purge_mark: Arc<AtomicU64>,
+    snapshot_bytes_per_second: Arc<AtomicU64>,
     durable_positions: Arc<DurablePositions>,
     admission: Arc<LeaderLease>,
     fitness: Arc<PeerFitness>,
@@ -98,6 +99,7 @@ impl<M: StateMachine> Clone for Core<M> {
             offers: self.offers.clone(),
             reads: self.reads.clone(),
             purge_mark: self.purge_mark.clone(),
+            snapshot_bytes_per_second: self.snapshot_bytes_per_second.clone(),
             durable_positions: self.durable_positions.clone(),
             admission: self.admission.clone(),
             fitness: self.fitness.clone(),
@@ -259,6 +261,11 @@ impl<M: StateMachine> Core<M> {
     pub(crate) async fn purge(&self, upto: u64) {
         self.purge_mark.fetch_max(upto, Ordering::Relaxed);
         let _ = self.raft.trigger().purge_log(upto).await;
+    }
+
+    /// Sends each peer at most so many bytes of a snapshot in a second from now on; 0: as many as there can be.
+    pub(crate) fn limit_snapshots(&self, bytes_per_second: u64) {
+        self.snapshot_bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
     }
 
     /// Asks `to` to take the lead at once, because that node `wants_lead` or for another reason. Ignored unless this node

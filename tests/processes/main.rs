@@ -29,4 +29,5 @@ mod silent;
 mod start;
 mod strangers;
 mod support;
+mod transfer;
 mod visibility;

@@ -1,7 +1,7 @@
 //! Those who follow a real cluster: replicas that are killed, and subscriptions that lose their nodes.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use quorate::testkit::proto::v1::{GetRequest, PutRequest};
 use serde_json::Value;
 use tonic::transport::Channel;
 
-use crate::support::{DEADLINE, QUORATE, TestCluster, start};
+use crate::support::{DEADLINE, QUORATE, TestCluster, free_address, start};
 
 /// A `quorate replica` process. Killed when dropped.
 struct ReplicaProcess {
@@ -49,10 +49,6 @@ impl Drop for ReplicaProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 /// The status page at `address`, if it answers.

@@ -1,5 +1,7 @@
 //! What tests of processes share: the testkit's clusters, of the binary under test.
 
+use std::net::TcpListener;
+
 use quorate_cluster::ClusterSpec;
 use tempfile::TempDir;
 
@@ -19,4 +21,9 @@ pub(crate) fn spec() -> (ClusterSpec, TempDir) {
 /// Three nodes, ready, each started with `args` too.
 pub(crate) fn start(args: &[&str]) -> TestCluster {
     TestCluster::start(QUORATE, args)
+}
+
+/// An address of this machine that nobody listened on a moment ago.
+pub(crate) fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }

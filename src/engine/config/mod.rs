@@ -178,6 +178,7 @@ impl EngineConfig {
             ("snapshot_every_bytes", snapshots.every_bytes),
             ("snapshot_keep_entries", snapshots.keep_entries),
             ("snapshot_keep_bytes", snapshots.keep_bytes),
+            ("snapshot_send_bytes_per_second", snapshots.send_bytes_per_second),
             ("max_command_bytes", limits.max_command_bytes as u64),
             ("max_inflight_bytes", limits.max_inflight_bytes as u64),
             ("log_tail_bytes", limits.log_tail_bytes as u64),
@@ -266,6 +267,8 @@ pub struct SnapshotPolicy {
     pub keep_entries: u64,
     /// Bytes of commands kept in the log although a snapshot covers them.
     pub keep_bytes: u64,
+    /// Most bytes of a snapshot sent in a second, to each that needs one; 0 for as many as there can be.
+    pub send_bytes_per_second: u64,
 }
 
 impl SnapshotPolicy {
@@ -279,6 +282,7 @@ impl SnapshotPolicy {
             ("snapshot_every_bytes", self.every_bytes),
             ("snapshot_keep_entries", self.keep_entries),
             ("snapshot_keep_bytes", self.keep_bytes),
+            ("snapshot_send_bytes_per_second", self.send_bytes_per_second),
         ])
     }
 }
@@ -290,6 +294,7 @@ impl Default for SnapshotPolicy {
             every_bytes: 256 * 1024 * 1024,
             keep_entries: 100_000,
             keep_bytes: 64 * 1024 * 1024,
+            send_bytes_per_second: 0,
         }
     }
 }

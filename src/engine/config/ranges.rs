@@ -40,7 +40,7 @@ pub(in crate::engine) const MIN_EVENT_LOG_BYTES: u64 = 4 * MIB;
 pub(in crate::engine) const MAX_COMMAND_BYTES: u64 = 31 * MIB;
 
 /// Every number among the settings.
-pub(crate) const RANGES: [SettingRange; 19] = [
+pub(crate) const RANGES: [SettingRange; 20] = [
     range("heartbeat_interval_ms", 1, MINUTE_MS),
     range("election_timeout_min_ms", 2, 10 * MINUTE_MS),
     range("election_timeout_max_ms", 3, 10 * MINUTE_MS),
@@ -49,6 +49,8 @@ pub(crate) const RANGES: [SettingRange; 19] = [
     range("snapshot_every_bytes", 1, TIB),
     range("snapshot_keep_entries", 0, 1_000_000_000),
     range("snapshot_keep_bytes", 0, TIB),
+    // A snapshot that takes longer than a day does not catch up.
+    or_zero(range("snapshot_send_bytes_per_second", 64 * 1024, TIB), "for no limit"),
     range("max_command_bytes", MIN_COMMAND_BYTES, MAX_COMMAND_BYTES),
     range("max_inflight_bytes", 1, 16 * GIB),
     range("log_tail_bytes", 1, 64 * GIB),

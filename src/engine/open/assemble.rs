@@ -72,6 +72,7 @@ impl<M: StateMachine> Engine<M> {
         };
         let core_config = core_config(&parts.config, parts.promised_lease_ms);
         let core = Core::start(&core_config, core_parts).await.map_err(OpenError::Core)?;
+        core.limit_snapshots(parts.config.snapshots.send_bytes_per_second);
         drop(counting);
         let config = &parts.config;
         config.progress.begin(StartStep::Done, 0);

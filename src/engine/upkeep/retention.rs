@@ -188,6 +188,7 @@ mod tests {
             every_bytes: 100 << 20,
             keep_entries: 4_000,
             keep_bytes: 20 << 20,
+            ..SnapshotPolicy::default()
         }
     }
 

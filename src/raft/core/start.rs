@@ -79,6 +79,7 @@ impl<M: StateMachine> Core<M> {
         parts.clients.count_in(activity.clone());
         parts.clients.judged_by(agreement.clone());
         let (purge_mark, addresses) = (parts.clients.purge_mark(), parts.clients.addresses());
+        let snapshot_bytes_per_second = parts.clients.snapshot_bytes_per_second();
         let (durable_positions, fitness) = (parts.clients.durable_positions(), parts.clients.fitness());
         let own = (config.node_id, parts.callee.incarnation);
         note_vote(&*parts.log, &activity)?;
@@ -132,6 +133,7 @@ impl<M: StateMachine> Core<M> {
             offers,
             reads,
             purge_mark,
+            snapshot_bytes_per_second,
             durable_positions,
             admission,
             fitness,

@@ -62,6 +62,8 @@ pub(crate) struct PeerClients {
     away: Arc<Mutex<BTreeMap<NodeId, Instant>>>,
     /// Up to where the log is to be purged.
     pub(super) purge: Arc<AtomicU64>,
+    /// Most bytes of a snapshot that a peer is sent in a second; 0: as many as there can be.
+    pub(super) snapshot_bytes_per_second: Arc<AtomicU64>,
     /// Where to note what peers have on disk.
     pub(super) durable_positions: Arc<DurablePositions>,
     pub(super) fitness: Arc<PeerFitness>,
@@ -81,13 +83,15 @@ impl PeerClients {
     ) -> Self {
         let (away, purge, durable_positions, fitness) =
             (Arc::default(), Arc::default(), Arc::default(), Arc::default());
-        let (activity, agreement) = (Arc::default(), Arc::default());
+        let (activity, agreement, snapshot_bytes_per_second) =
+            (Arc::default(), Arc::default(), Arc::default());
         Self {
             handshake,
             transport,
             redial_pause,
             away,
             purge,
+            snapshot_bytes_per_second,
             durable_positions,
             fitness,
             activity,
@@ -115,6 +119,11 @@ impl PeerClients {
     /// a snapshot.
     pub(crate) fn purge_mark(&self) -> Arc<AtomicU64> {
         self.purge.clone()
+    }
+
+    /// Most bytes of a snapshot that a peer is sent in a second; 0: as many as there can be.
+    pub(crate) fn snapshot_bytes_per_second(&self) -> Arc<AtomicU64> {
+        self.snapshot_bytes_per_second.clone()
     }
 
     /// What peers say of themselves.
@@ -453,7 +462,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
             sent = self.send_snapshot(vote, snapshot.snapshot) => sent.map(SnapshotResponse::new),
         };
         if result.is_err() {
-            // The peer forgets a half-received snapshot with its connection.
+            // What is still on its way is of no use.
             self.connection = None;
         }
         result

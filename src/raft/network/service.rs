@@ -57,7 +57,7 @@ use tokio::time::Instant;
 pub(crate) use self::forwarded::{CallOutcome, Desk};
 use self::forwarded::{CallerStanding, Forwarded};
 pub(crate) use self::offers::Offers;
-use self::pieces::Unreadable;
+use self::pieces::{InterruptedSnapshot, Receiving, Unreadable};
 use self::refusals::{Complaints, Unanswered};
 pub(crate) use self::votes::{LastHeard, VoterPromise};
 use super::admission::Claim;
@@ -131,6 +131,8 @@ pub(crate) struct PeerService<M: StateMachine> {
     complaints: Arc<Complaints>,
     /// A snapshot that this node cannot read is not received again and again.
     unreadable: Arc<Mutex<Option<Unreadable>>>,
+    /// What has arrived of one whose connection is gone.
+    interrupted: Arc<InterruptedSnapshot>,
     /// Held while a received snapshot is being installed. openraft answers a second installation of the
     /// same snapshot at once, before the first one is durable.
     installing: Arc<tokio::sync::Mutex<()>>,
@@ -157,6 +159,7 @@ impl<M: StateMachine> Clone for PeerService<M> {
             offers: self.offers.clone(),
             complaints: self.complaints.clone(),
             unreadable: self.unreadable.clone(),
+            interrupted: self.interrupted.clone(),
             installing: self.installing.clone(),
             reads: self.reads.clone(),
             forwarded: self.forwarded.clone(),
@@ -188,6 +191,7 @@ impl<M: StateMachine> PeerService<M> {
             offers: Arc::new(Offers::new(activity.clone())),
             complaints: Arc::default(),
             unreadable: Arc::default(),
+            interrupted: Arc::default(),
             installing: Arc::default(),
             reads,
             forwarded: Arc::default(),
@@ -298,7 +302,7 @@ impl<M: StateMachine> PeerService<M> {
         let (desk, others) = (self.callee.desk.clone(), self.forwarded.clone());
         let mut forwarded = Forwarded::new(desk, self.standing_of(from), others);
         let mut newest = 0;
-        let mut incoming = None;
+        let mut receiving = Receiving::new(&self.interrupted);
         let mut open = true;
         while open || !working.is_empty() || !unordered.is_empty() || !forwarded.is_empty() {
             tokio::select! {
@@ -336,13 +340,13 @@ impl<M: StateMachine> PeerService<M> {
                     Some(Request { id, .. }) if id <= newest => {}
                     Some(Request { id, body: Some(request::Body::Snapshot(piece)) }) => {
                         newest = id;
-                        let is_awaited = piece.offset == 0 || incoming.is_some();
-                        let taken = pieces::signs_of_life(id, &responses, self.vote(), self.take_piece(from, &mut incoming, piece));
+                        let is_awaited = piece.offset == 0 || receiving.has_begun();
+                        let taken = pieces::signs_of_life(id, &responses, self.vote(), self.take_piece(from, &mut receiving, piece));
                         let body = match taken.await {
                             Ok(response) => response::Body::Snapshot(response),
                             Err(refused) => {
-                                // The caller begins anew. What it has sent meanwhile fails with this piece.
-                                incoming = None;
+                                // The caller asks anew how much is here. What it has sent meanwhile fails with this piece.
+                                receiving.interrupt();
                                 self.activity.snapshots_not_received.fetch_add(is_awaited.into(), Relaxed);
                                 self.refused(from, &refused)
                             }

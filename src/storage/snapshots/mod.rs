@@ -162,6 +162,24 @@ impl SnapshotHandle {
         Ok(bytes.into())
     }
 
+    /// CRC-32 of the first `length` bytes of the file, which has so many. Blocks.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn crc32_of_first(&self, length: u64) -> io::Result<u32> {
+        const READ_BYTES: u64 = 1024 * 1024;
+        let mut crc32 = crc32fast::Hasher::new();
+        let mut bytes = vec![0; usize::try_from(READ_BYTES.min(length)).unwrap_or(usize::MAX)];
+        let mut offset = 0;
+        while offset < length {
+            let rest = usize::try_from(length - offset).unwrap_or(usize::MAX).min(bytes.len());
+            format::read_exact_at(&*self.source, offset, &mut bytes[..rest])?;
+            crc32.update(&bytes[..rest]);
+            offset += rest as u64;
+        }
+        Ok(crc32.finalize())
+    }
+
     /// The version of the file, and its payload, each frame checked before any byte of it is given out.
     ///
     /// The reader ends exactly at the end of the payload, after the checksum of the whole file matched. It
@@ -238,6 +256,8 @@ pub struct SnapshotReceiver {
     staging: Box<dyn Staging>,
     log_id: LogId,
     received_bytes: u64,
+    /// Of what was received.
+    crc32: crc32fast::Hasher,
 }
 
 impl fmt::Debug for SnapshotReceiver {
@@ -251,12 +271,17 @@ impl fmt::Debug for SnapshotReceiver {
 
 impl SnapshotReceiver {
     fn begin(staging: Box<dyn Staging>, log_id: LogId) -> Self {
-        Self { staging, log_id, received_bytes: 0 }
+        Self { staging, log_id, received_bytes: 0, crc32: crc32fast::Hasher::new() }
     }
 
     /// How much of the file is here: the only offset that [`write`](Self::write) takes next.
     pub fn received_bytes(&self) -> u64 {
         self.received_bytes
+    }
+
+    /// CRC-32 of what is here: tells a sender whether it is the beginning of the file that it has.
+    pub fn crc32(&self) -> u32 {
+        self.crc32.clone().finalize()
     }
 
     /// Adds the piece of the file that begins at `offset`.
@@ -270,6 +295,7 @@ impl SnapshotReceiver {
             return Err(io::Error::new(ErrorKind::InvalidInput, message));
         }
         self.staging.append(bytes)?;
+        self.crc32.update(bytes);
         self.received_bytes += bytes.len() as u64;
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Real processes: clusters of them, callers, and what both are held against.
 
 mod cluster;
+mod line;
 pub mod observe;
 pub mod set;
 mod writers;
@@ -9,4 +10,5 @@ pub use cluster::{
     DEADLINE, Outcome, TestCluster, Unlisted, client, data_files, eventually, get, outcome, output, said,
     spec,
 };
+pub use line::Line;
 pub use writers::Writers;

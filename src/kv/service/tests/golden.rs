@@ -59,6 +59,7 @@ async fn told(state: Become) -> Port {
         &activity.snapshots_not_begun,
         &activity.snapshots_not_written,
         &activity.snapshots_not_received,
+        &activity.snapshots_resumed,
         &activity.snapshot_bytes,
         &activity.purges,
         &activity.repeated_answers,

@@ -1,13 +1,18 @@
 //! Sending a snapshot, piece by piece.
+//!
+//! A connection that breaks, or a peer that is silent, does not end the transfer: the peer is asked how much it has, and is sent the
+//! rest. What it has is the beginning of the same file if the checksums say so, whoever has sent it.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use openraft::errors::{ErrorSource, StreamingError};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{PeerClient, RpcError, broken, send, unreachable};
-use crate::proto::peer::{Response, SnapshotPiece, request, response};
+use crate::proto::peer::{HeldPieces, Response, SnapshotPiece, SnapshotResponse, request, response};
+use crate::raft::network::compression;
 use crate::raft::network::progress::SendingSnapshot;
 use crate::raft::network::wire::{self, Malformed};
 use crate::raft::snapshot::SnapshotData;
@@ -16,12 +21,20 @@ use crate::runtime;
 use crate::storage::SnapshotHandle;
 
 /// Bytes of a snapshot in one message.
-const SNAPSHOT_PIECE_BYTES: usize = 512 * 1024;
-/// Snapshot pieces sent and not yet answered.
-const SNAPSHOT_PIECES_IN_FLIGHT: usize = 4;
+const PIECE_BYTES: usize = 512 * 1024;
+/// The same over a line that is so slow that pieces are not answered in time.
+const SMALLEST_PIECE_BYTES: usize = 32 * 1024;
+/// Pieces sent and not yet answered.
+const PIECES_IN_FLIGHT: usize = 4;
 /// A piece is answered once it is written, and while the peer verifies and loads the snapshot it gives signs
 /// of life. A message that is not answered for this long counts as lost.
 const SNAPSHOT_IDLE: Duration = Duration::from_secs(5);
+/// A transfer of which nothing arrives for so long is over. The next one is of the newest snapshot.
+const RESUME_PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait before the peer is asked how much it has.
+const RESUME_PAUSE: Duration = Duration::from_millis(100);
+/// After a piece that did not become smaller, so many are not compressed.
+const INCOMPRESSIBLE_PIECES: u32 = 16;
 
 /// A snapshot on its way to one peer.
 struct Shipment {
@@ -30,45 +43,121 @@ struct Shipment {
     total_bytes: u64,
     /// Up to where it has been sent.
     offset: u64,
+    /// Whether the last piece has been sent.
+    is_sent: bool,
     /// The requests that carried pieces which are not answered yet.
     unanswered: VecDeque<u64>,
+    piece_bytes: usize,
+    /// Whether the peer reads compressed pieces.
+    compresses: bool,
+    /// So many pieces are not compressed, because those before did not become smaller.
+    incompressible: u32,
+    /// When the next piece may be sent.
+    not_before: Instant,
+    /// When anything arrived last.
+    advanced: Instant,
+}
+
+/// Why a transfer does not go on.
+enum Interruption {
+    /// The connection broke, there is none, or the peer is silent.
+    Line(RpcError),
+    /// Anything else.
+    Final(StreamingError<TypeConfig>),
+}
+
+impl From<Malformed> for Interruption {
+    fn from(error: Malformed) -> Self {
+        Self::Final(RpcError::from(error).into())
+    }
+}
+
+fn refused(reason: impl ToString) -> Interruption {
+    Interruption::Final(unreachable(reason).into())
+}
+
+fn unreadable(error: &std::io::Error) -> Interruption {
+    let source = ErrorSource::from_error(error);
+    Interruption::Final(StreamingError::StorageError(openraft::StorageError::read_snapshot(None, source)))
 }
 
 impl Shipment {
-    fn is_sent(&self) -> bool {
-        self.offset >= self.total_bytes
+    /// Where the peer has all of it, and it is the beginning of this file, the rest is what is left.
+    async fn resume(&mut self, held: Option<HeldPieces>) -> Result<(), Interruption> {
+        let held = held.unwrap_or_default();
+        (self.offset, self.is_sent, self.compresses) = (0, false, held.zstd);
+        self.unanswered.clear();
+        if !(1..=self.total_bytes).contains(&held.bytes) {
+            return Ok(());
+        }
+        let handle = self.handle.clone();
+        let own = runtime::offload(move || handle.crc32_of_first(held.bytes)).await;
+        if own.map_err(|error| unreadable(&error))? == held.crc32 {
+            self.offset = held.bytes;
+        }
+        Ok(())
     }
 
-    /// The next piece.
-    async fn next_piece(&mut self) -> Result<SnapshotPiece, StreamingError<TypeConfig>> {
-        let (source, at) = (self.handle.clone(), self.offset);
-        let read = runtime::offload(move || source.read_at(at, SNAPSHOT_PIECE_BYTES)).await;
-        let bytes = read.map_err(|error| {
-            let source = ErrorSource::from_error(&error);
-            StreamingError::StorageError(openraft::StorageError::read_snapshot(None, source))
-        })?;
-        if bytes.is_empty() {
-            return Err(unreachable("the snapshot is shorter than it was").into());
-        }
-        self.offset += bytes.len() as u64;
-        Ok(SnapshotPiece {
+    fn piece(&self) -> SnapshotPiece {
+        SnapshotPiece {
             vote: Some(wire::vote(&self.vote)),
             last_log: Some(wire::log_id(&type_config::log_id(self.handle.meta().log_id))),
-            offset: at,
-            bytes,
-            last: self.is_sent(),
-        })
+            offset: self.offset,
+            ..SnapshotPiece::default()
+        }
+    }
+
+    /// The next piece. The last one is empty if the peer has all of the file.
+    async fn next_piece(&mut self, bytes_per_second: u64) -> Result<SnapshotPiece, Interruption> {
+        sleep_until(self.not_before).await;
+        let (source, at, length) = (self.handle.clone(), self.offset, self.piece_bytes);
+        let compress = self.compresses && self.incompressible == 0;
+        let read = runtime::offload(move || {
+            let bytes = source.read_at(at, length)?;
+            let crc32 = crc32fast::hash(&bytes);
+            let compressed = compress.then(|| compression::compressed(&bytes)).flatten();
+            Ok((bytes, crc32, compressed))
+        });
+        let (bytes, crc32, compressed) = read.await.map_err(|error| unreadable(&error))?;
+        if bytes.is_empty() && at < self.total_bytes {
+            return Err(refused("the snapshot is shorter than it was"));
+        }
+        self.incompressible = match compress && compressed.is_none() {
+            true => INCOMPRESSIBLE_PIECES,
+            false => self.incompressible.saturating_sub(1),
+        };
+        let mut piece = self.piece();
+        self.offset += bytes.len() as u64;
+        self.is_sent = self.offset >= self.total_bytes;
+        (piece.crc32, piece.last) = (Some(crc32), self.is_sent);
+        (piece.bytes, piece.uncompressed_bytes) = match compressed {
+            Some(compressed) => (compressed, u32::try_from(bytes.len()).unwrap_or(u32::MAX)),
+            None => (bytes, 0),
+        };
+        if bytes_per_second > 0 {
+            let takes = Duration::from_secs_f64(piece.bytes.len() as f64 / bytes_per_second as f64);
+            self.not_before = self.not_before.max(Instant::now()) + takes;
+        }
+        Ok(piece)
     }
 
     /// Takes note of a response. Whether it is the answer to a piece of this snapshot.
     fn is_answered_by(&mut self, response: &Response) -> bool {
         let Some(place) = self.unanswered.iter().position(|id| *id == response.id) else { return false };
+        self.advanced = Instant::now();
         // A sign of life, while the peer verifies and loads what it has received.
         if matches!(&response.body, Some(response::Body::Snapshot(answer)) if answer.installing) {
             return false;
         }
         self.unanswered.remove(place);
         true
+    }
+
+    /// The line was lost. Whether another attempt makes sense.
+    fn may_resume(&mut self) -> bool {
+        // A line on which pieces are not answered in time may carry smaller ones.
+        self.piece_bytes = (self.piece_bytes / 2).max(SMALLEST_PIECE_BYTES);
+        self.advanced.elapsed() < RESUME_PATIENCE
     }
 }
 
@@ -84,25 +173,75 @@ impl PeerClient {
         let (total_bytes, upto) = (shipment.total_bytes, shipment.handle.meta().log_id.index);
         let sending = SendingSnapshot::new(self.clients.fitness.clone(), self.node_id, (total_bytes, upto));
         loop {
+            match self.send_rest(&mut shipment, &sending).await {
+                Ok(answered) => {
+                    if answered <= vote {
+                        self.clients.activity.snapshots_sent.add(total_bytes, begun.elapsed());
+                    }
+                    return Ok(answered);
+                }
+                Err(Interruption::Final(error)) => return Err(error),
+                Err(Interruption::Line(error)) => {
+                    self.connection = None;
+                    if !shipment.may_resume() {
+                        return Err(error.into());
+                    }
+                    self.clients.activity.snapshots_resumed.fetch_add(1, Relaxed);
+                    tracing::debug!(node = self.node_id, %error, offset = shipment.offset, "a snapshot is interrupted");
+                    sleep(RESUME_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Sends what the peer lacks of it, over one connection.
+    async fn send_rest(
+        &mut self,
+        shipment: &mut Shipment,
+        sending: &SendingSnapshot,
+    ) -> Result<Vote, Interruption> {
+        let (answered, held) = self.ask_what_it_has(shipment).await?;
+        if answered > shipment.vote || held.is_some_and(|held| held.installed) {
+            return Ok(answered);
+        }
+        shipment.resume(held).await?;
+        loop {
             sending.reached(shipment.offset);
-            while shipment.unanswered.len() < SNAPSHOT_PIECES_IN_FLIGHT && !shipment.is_sent() {
-                let piece = shipment.next_piece().await?;
+            while shipment.unanswered.len() < PIECES_IN_FLIGHT && !shipment.is_sent {
+                let rate = self.clients.snapshot_bytes_per_second.load(Relaxed);
+                let piece = shipment.next_piece(rate).await?;
                 let request = self.request(request::Body::Snapshot(piece));
                 shipment.unanswered.push_back(request.id);
-                send(self.connected().await?, request)?;
+                send(self.connected().await.map_err(Interruption::Line)?, request)
+                    .map_err(Interruption::Line)?;
             }
             let response = self.next_response().await?;
             if !shipment.is_answered_by(&response) {
                 continue;
             }
-            let answered = self.answered_vote(response.body)?;
-            let is_complete = shipment.unanswered.is_empty() && shipment.is_sent();
-            if is_complete && answered <= vote {
-                self.clients.activity.snapshots_sent.add(total_bytes, begun.elapsed());
-            }
-            if answered > vote || is_complete {
+            let answered = self.answered_vote(&Self::snapshot_answer(response.body)?)?;
+            if answered > shipment.vote || (shipment.unanswered.is_empty() && shipment.is_sent) {
                 return Ok(answered);
             }
+        }
+    }
+
+    /// The peer's vote, and how much of the snapshot it has: nothing is said of that by builds that do not know of it.
+    async fn ask_what_it_has(
+        &mut self,
+        shipment: &mut Shipment,
+    ) -> Result<(Vote, Option<HeldPieces>), Interruption> {
+        let probe = SnapshotPiece { probe: true, offset: 0, ..shipment.piece() };
+        let request = self.request(request::Body::Snapshot(probe));
+        let id = request.id;
+        send(self.connected().await.map_err(Interruption::Line)?, request).map_err(Interruption::Line)?;
+        loop {
+            let response = self.next_response().await?;
+            if response.id != id {
+                continue;
+            }
+            let answer = Self::snapshot_answer(response.body)?;
+            return Ok((self.answered_vote(&answer)?, answer.held));
         }
     }
 
@@ -119,31 +258,47 @@ impl PeerClient {
         if self.clients.agreement.is_outvoted() {
             return Err(unreachable("this node's state differs from the others': it sends no snapshots"));
         }
-        Ok(Shipment { vote, handle, total_bytes, offset: 0, unanswered: VecDeque::new() })
+        Ok(Shipment {
+            vote,
+            handle,
+            total_bytes,
+            offset: 0,
+            is_sent: false,
+            unanswered: VecDeque::new(),
+            piece_bytes: PIECE_BYTES,
+            compresses: false,
+            incompressible: 0,
+            not_before: Instant::now(),
+            advanced: Instant::now(),
+        })
     }
 
-    async fn next_response(&mut self) -> Result<Response, RpcError> {
-        let connection = self.connected().await?;
+    async fn next_response(&mut self) -> Result<Response, Interruption> {
+        let connection = self.connected().await.map_err(Interruption::Line)?;
         let response = tokio::time::timeout(SNAPSHOT_IDLE, connection.responses.recv()).await;
         let late = |_| unreachable(format!("a piece was not answered within {} s", SNAPSHOT_IDLE.as_secs()));
-        response.map_err(late)?.ok_or_else(|| broken("connection closed"))
+        response
+            .map_err(late)
+            .and_then(|response| response.ok_or_else(|| broken("connection closed")))
+            .map_err(Interruption::Line)
     }
 
-    /// The vote of a peer that has answered to a piece.
-    fn answered_vote(&self, body: Option<response::Body>) -> Result<Vote, RpcError> {
+    fn snapshot_answer(body: Option<response::Body>) -> Result<SnapshotResponse, Interruption> {
         match body {
-            Some(response::Body::Snapshot(answer)) => {
-                self.clients.fitness.note_lease(self.holder(), answer.lease_ms);
-                let answered = wire::from_vote(answer.vote)?;
-                self.clients.believe_vote(&answered)?;
-                Ok(answered)
-            }
-            Some(response::Body::Failure(reason)) => Err(unreachable(reason)),
+            Some(response::Body::Snapshot(answer)) => Ok(answer),
+            Some(response::Body::Failure(reason)) => Err(refused(reason)),
             _ => Err(Malformed("not the answer to a snapshot").into()),
         }
     }
-}
 
+    /// The vote of a peer that has answered to a piece.
+    fn answered_vote(&self, answer: &SnapshotResponse) -> Result<Vote, Interruption> {
+        self.clients.fitness.note_lease(self.holder(), answer.lease_ms);
+        let answered = wire::from_vote(answer.vote)?;
+        self.clients.believe_vote(&answered)?;
+        Ok(answered)
+    }
+}
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;

@@ -1,16 +1,18 @@
 //! Snapshots from the leader, piece by piece.
 //!
 //! A snapshot is read to its end, by the machine as well, before the core hears of it: one that this node cannot read is
-//! refused and changes nothing.
+//! refused and changes nothing. What has arrived outlives its connection: the leader asks how much that is, and sends the rest.
 
 use std::any::Any;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use bytes::Bytes;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use openraft::storage::Snapshot;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::PeerService;
 use super::append::DISK_FULL;
@@ -18,11 +20,11 @@ use super::refusals::Unanswered;
 use crate::machine::StateMachine;
 use crate::proto::peer::{self as proto, Response, SnapshotPiece, response};
 use crate::raft::clock::LARGEST_TIME_MS;
-use crate::raft::network::plausible;
 use crate::raft::network::wire::{self, Malformed};
+use crate::raft::network::{compression, plausible};
 use crate::raft::snapshot::{self, SnapshotData};
 use crate::raft::type_config::{self, Vote};
-use crate::runtime::offload;
+use crate::runtime::{self, offload};
 use crate::storage::{ReceivedSnapshot, SnapshotMeta, SnapshotReceiver};
 use crate::types::{ClusterClock, LogId, NodeId, check_agreed};
 
@@ -30,6 +32,8 @@ use crate::types::{ClusterClock, LogId, NodeId, check_agreed};
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// How long a snapshot that could not be read is refused at its first piece.
 const UNREADABLE_FOR: Duration = Duration::from_secs(30);
+/// How long what has arrived is kept for a connection that goes on with it. It takes room on the disk.
+const KEEP_INTERRUPTED: Duration = Duration::from_mins(10);
 
 /// A snapshot that was received in vain.
 #[derive(Debug, Clone)]
@@ -42,8 +46,68 @@ pub(super) struct Unreadable {
 /// A snapshot of which some pieces have arrived.
 pub(super) struct IncomingSnapshot {
     log_id: LogId,
-    received: u64,
     receiver: SnapshotReceiver,
+}
+
+/// What has arrived of a snapshot over a connection that is gone: the next one goes on with it. One per node, and not for ever.
+#[derive(Default)]
+pub(super) struct InterruptedSnapshot(Mutex<Option<(IncomingSnapshot, Instant)>>);
+
+impl InterruptedSnapshot {
+    fn put(this: &Arc<Self>, snapshot: IncomingSnapshot) {
+        let since = Instant::now();
+        *this.held() = Some((snapshot, since));
+        let held = Arc::downgrade(this);
+        runtime::spawn(async move {
+            sleep(KEEP_INTERRUPTED).await;
+            if let Some(held) = held.upgrade() {
+                // Outside of the lock: a file is removed.
+                let _outlived = held.held().take_if(|(_, put)| *put == since);
+            }
+        });
+    }
+
+    /// What there is of the snapshot at `log_id`. Another one is of no use any more.
+    fn take(&self, log_id: LogId) -> Option<IncomingSnapshot> {
+        let taken = self.held().take();
+        taken.map(|(snapshot, _)| snapshot).filter(|snapshot| snapshot.log_id == log_id)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<(IncomingSnapshot, Instant)>> {
+        self.0.lock().expect("invariant: no panic under this lock")
+    }
+}
+
+/// What one connection receives.
+pub(super) struct Receiving {
+    current: Option<IncomingSnapshot>,
+    interrupted: Arc<InterruptedSnapshot>,
+}
+
+impl Receiving {
+    pub(super) fn new(interrupted: &Arc<InterruptedSnapshot>) -> Self {
+        Self { current: None, interrupted: interrupted.clone() }
+    }
+
+    /// Whether a piece that is not the first is waited for.
+    pub(super) fn has_begun(&self) -> bool {
+        self.current.is_some()
+    }
+
+    /// The pieces that are on their way are of no use: whoever sends asks first how much is here.
+    pub(super) fn interrupt(&mut self) {
+        if let Some(current) = self.current.take()
+            && current.receiver.received_bytes() > 0
+        {
+            InterruptedSnapshot::put(&self.interrupted, current);
+        }
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        self.interrupt();
+    }
 }
 
 /// A snapshot that has arrived and was read.
@@ -54,7 +118,7 @@ impl<M: StateMachine> PeerService<M> {
     pub(super) async fn take_piece(
         &self,
         from: NodeId,
-        incoming: &mut Option<IncomingSnapshot>,
+        receiving: &mut Receiving,
         piece: SnapshotPiece,
     ) -> Result<proto::SnapshotResponse, Unanswered> {
         let vote = wire::from_leader(from, piece.vote)?;
@@ -69,26 +133,29 @@ impl<M: StateMachine> PeerService<M> {
         if !self.callee.disk.has_room() {
             return Err(Unanswered::Failed(DISK_FULL.to_owned()));
         }
+        if piece.probe {
+            return self.probed(receiving, log_id).await;
+        }
         if piece.offset == 0 {
             self.check_readable(log_id)?;
             let receiver = self.snapshots.receive(log_id).map_err(Unanswered::failed)?;
-            *incoming = Some(IncomingSnapshot { log_id, received: 0, receiver });
+            receiving.current = Some(IncomingSnapshot { log_id, receiver });
         }
-        let mut current =
-            incoming.take().ok_or(Malformed("a piece of a snapshot whose beginning is missing"))?;
-        if current.log_id != log_id || piece.offset > current.received {
-            let (have, offset) = (current.received, piece.offset);
+        let current = receiving.current.as_ref();
+        let current = current.ok_or(Malformed("a piece of a snapshot whose beginning is missing"))?;
+        let (have, offset) = (current.receiver.received_bytes(), piece.offset);
+        if current.log_id != log_id || offset > have {
             return Err(Unanswered::Failed(format!(
                 "a piece is missing: have {have} bytes, got offset {offset}"
             )));
         }
-        if piece.offset < current.received {
+        if offset < have {
             // Delivered twice.
-            *incoming = Some(current);
             return Ok(self.taken());
         }
-        current.received += piece.bytes.len() as u64;
-        let (offset, bytes) = (piece.offset, piece.bytes);
+        let last = piece.last;
+        let bytes = offload(move || content(piece)).await?;
+        let mut current = receiving.current.take().expect("invariant: it was there before");
         let outdated = self.callee.outdated.clone();
         let written = offload(move || {
             current.receiver.write(offset, &bytes).map_err(Unanswered::failed)?;
@@ -99,18 +166,52 @@ impl<M: StateMachine> PeerService<M> {
             Ok::<_, Unanswered>(current)
         });
         let current = written.await?;
-        if !piece.last {
-            *incoming = Some(current);
+        if !last {
+            receiving.current = Some(current);
             return Ok(self.taken());
         }
         self.install(vote, current).await
     }
 
+    /// Says how much of the snapshot at `log_id` is here.
+    async fn probed(
+        &self,
+        receiving: &mut Receiving,
+        log_id: LogId,
+    ) -> Result<proto::SnapshotResponse, Unanswered> {
+        self.check_readable(log_id)?;
+        if self.has_in_place(log_id).await? {
+            let held = proto::HeldPieces { installed: true, ..proto::HeldPieces::default() };
+            return Ok(proto::SnapshotResponse { held: Some(held), ..self.taken() });
+        }
+        receiving.interrupt();
+        receiving.current = receiving.interrupted.take(log_id);
+        let received = receiving.current.as_ref().map(|current| &current.receiver);
+        let held = proto::HeldPieces {
+            bytes: received.map_or(0, |receiver| receiver.received_bytes()),
+            crc32: received.map_or(0, |receiver| receiver.crc32()),
+            installed: false,
+            zstd: compression::READS_ZSTD,
+        };
+        Ok(proto::SnapshotResponse { held: Some(held), ..self.taken() })
+    }
+
+    /// Whether the state is that of a snapshot at `log_id`, or a later one, which is in its place on the disk: the answer to its last
+    /// piece was lost.
+    async fn has_in_place(&self, log_id: LogId) -> Result<bool, Unanswered> {
+        if self.bearings().committed.is_none_or(|committed| committed < log_id) {
+            return Ok(false);
+        }
+        let snapshots = self.snapshots.clone();
+        let newest = offload(move || snapshots.newest()).await.map_err(Unanswered::failed)?;
+        Ok(newest.is_some_and(|newest| newest.meta().log_id >= log_id))
+    }
+
     fn taken(&self) -> proto::SnapshotResponse {
         proto::SnapshotResponse {
             vote: Some(wire::vote(&self.vote())),
-            installing: false,
             lease_ms: self.lease_ms(),
+            ..proto::SnapshotResponse::default()
         }
     }
 
@@ -127,8 +228,8 @@ impl<M: StateMachine> PeerService<M> {
         let _one_at_a_time = self.installing.lock().await;
         let answer = |vote: &Vote| proto::SnapshotResponse {
             vote: Some(wire::vote(vote)),
-            installing: false,
             lease_ms: self.lease_ms(),
+            ..proto::SnapshotResponse::default()
         };
         // From here on no other leader commits anything that the snapshot might contradict: the core asserts that it does
         // not.
@@ -169,6 +270,18 @@ impl<M: StateMachine> PeerService<M> {
         tracing::error!(%log_id, reason, "the leader's snapshot cannot be used by this node");
         let mut unreadable = self.unreadable.lock().expect("invariant: no panic under this lock");
         *unreadable = Some(Unreadable { log_id, at, reason });
+    }
+}
+
+/// What a piece holds, as it is in the file.
+fn content(piece: SnapshotPiece) -> Result<Bytes, Unanswered> {
+    let bytes = match usize::try_from(piece.uncompressed_bytes).unwrap_or(usize::MAX) {
+        0 => piece.bytes,
+        length => compression::decompressed(&piece.bytes, length)?,
+    };
+    match piece.crc32.is_none_or(|crc32| crc32fast::hash(&bytes) == crc32) {
+        true => Ok(bytes),
+        false => Err(Malformed("a piece of a snapshot was changed on its way").into()),
     }
 }
 
@@ -229,7 +342,11 @@ pub(super) async fn signs_of_life<T>(
         if let Ok(done) = tokio::time::timeout(SIGN_OF_LIFE, &mut work).await {
             return done;
         }
-        let alive = proto::SnapshotResponse { vote: Some(wire::vote(&vote)), installing: true, lease_ms: 0 };
+        let alive = proto::SnapshotResponse {
+            vote: Some(wire::vote(&vote)),
+            installing: true,
+            ..proto::SnapshotResponse::default()
+        };
         // A caller that is gone does not stop the installation.
         let _ = responses.try_send(Response { id, body: Some(response::Body::Snapshot(alive)) });
     }

@@ -1,0 +1,99 @@
+//! Snapshots on lines that break.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use futures::future::join_all;
+use quorate::kv::client::{MemberChange, Scope};
+use quorate_testkit::processes::Line;
+
+use crate::support::{DEADLINE, QUORATE, TestCluster, data_files, eventually, free_address, start};
+
+/// Bytes of one value.
+const VALUE_BYTES: usize = 64 * 1024;
+
+/// How large the state is, in MiB.
+fn state_mib() -> usize {
+    std::env::var("QUORATE_TEST_STATE_MIB").map_or(48, |mib| mib.parse().unwrap())
+}
+
+/// A node of a test that is killed at its end.
+struct Joining(Child);
+
+impl Drop for Joining {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Bytes that cannot be compressed, of value number `n`.
+fn noise(n: usize) -> Vec<u8> {
+    let mut state = (n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut bytes = Vec::with_capacity(VALUE_BYTES);
+    while bytes.len() < VALUE_BYTES {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes
+}
+
+async fn fill(nodes: &TestCluster, mib: usize) {
+    let keys = mib * 1024 * 1024 / VALUE_BYTES;
+    let callers = (0..16).map(async |caller| {
+        for n in (caller..keys).step_by(16) {
+            nodes.client.put(&Scope::default(), format!("k{n}"), noise(n)).await.unwrap();
+        }
+    });
+    join_all(callers).await;
+}
+
+/// The size of the newest snapshot of `node_id`, once its log begins behind that.
+async fn purged_behind_snapshot(nodes: &TestCluster, node_id: u64) -> u64 {
+    nodes.client.take_snapshot(None).await.unwrap();
+    eventually("the log begins behind a snapshot", async || {
+        let status = nodes.status(node_id).await;
+        status.is_some_and(|status| status.offsets.purged.is_some() && status.offsets.snapshot.is_some())
+    })
+    .await;
+    let files = data_files(nodes.node(node_id), |name| name.ends_with(".snapshot"));
+    files.iter().map(|file| file.metadata().unwrap().len()).max().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_whose_connection_is_cut_ten_times_is_sent_once() {
+    let nodes = start(&["--snapshot-keep-entries", "10"]);
+    let mib = state_mib();
+    fill(&nodes, mib).await;
+    let leader = nodes.leader(0).await;
+    let snapshot = purged_behind_snapshot(&nodes, leader.node_id).await;
+
+    let (listens, dir) = (free_address(), nodes.dir.path().join("joining"));
+    let line = Line::to(&listens).unwrap();
+    // So that each part, with all else that is said, is less than a twelfth.
+    line.cut_after(snapshot / 12, 10);
+    let mut command = Command::new(QUORATE);
+    command.args(["serve", "--node-id", "4", "--join", "--cluster", &nodes.cluster.spec().cluster]);
+    command.arg("--data-dir").arg(&dir).args(["--client-listen", &free_address()]);
+    command.args(["--peer-listen", &listens, "--peer-advertise", &line.address()]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let _joining = Joining(command.spawn().unwrap());
+    let begun = Instant::now();
+    let add = MemberChange::Add { node_id: 4, peer: line.address(), promote: true, catch_up: DEADLINE * 10 };
+    // The node may not listen yet.
+    while let Err(error) = nodes.client.change_members(add.clone()).await {
+        assert!(begun.elapsed() < DEADLINE, "{error}");
+    }
+    let (sent, cuts) = (line.bytes_to_target(), line.cuts());
+    println!(
+        "{mib} MiB of state, a snapshot of {snapshot} bytes, {cuts} cuts: {sent} bytes in {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(cuts, 10, "cut so often after {sent} of {snapshot} bytes");
+    assert!(sent >= snapshot && sent < snapshot + snapshot / 5, "{sent} bytes for a snapshot of {snapshot}");
+    let now = nodes.leader(0).await;
+    assert_eq!((now.node_id, now.term), (leader.node_id, leader.term), "nobody was elected meanwhile");
+}
