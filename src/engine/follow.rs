@@ -43,13 +43,15 @@ impl<M: StateMachine> Engine<M> {
         // A state with the position is needed of nobody; that there is one tells that the position is of this cluster.
         let level = if after.index < applied { ReadLevel::Local } else { ReadLevel::Linearizable };
         self.state_at(ReadOptions::from(level).after(after)).await?;
-        let reach = self.feed_reach();
         // Nothing comes before the first entry, which tells nothing.
         let next = if after.index == 0 { 0 } else { after.index + 1 };
+        // What it holds is not purged from here on.
+        let cursor = self.feed().follow(next);
+        let reach = self.feed_reach();
         if next < reach.first {
             return Err(FollowError::Compacted { after: after.index, first: reach.first });
         }
-        Ok(self.feed().follow(next))
+        Ok(cursor)
     }
 
     /// Follows from position `next` on, whether or not this node has it. The first [page](FeedCursor::page) tells if it has not.

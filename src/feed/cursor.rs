@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::record::FeedRecord;
-use super::{Feed, FoundPage};
+use super::{Feed, FeedHold, FoundPage};
 use crate::runtime::offload;
 use crate::types::HistoryEpoch;
 
@@ -62,13 +62,16 @@ pub struct FeedCursor {
     next: u64,
     changes: watch::Receiver<u64>,
     lives: watch::Receiver<u64>,
+    /// Until it has come to the end for the first time: what it needs next stays in the event log.
+    hold: Option<FeedHold>,
 }
 
 impl FeedCursor {
     /// From position `next` of `history` on.
     pub(super) fn new(feed: Arc<Feed>, history: HistoryEpoch, next: u64) -> Self {
         let (changes, lives) = (feed.changes(), feed.lives.subscribe());
-        Self { feed, history, next, changes, lives }
+        let hold = feed.hold(next);
+        Self { feed, history, next, changes, lives, hold }
     }
 
     /// The history that positions belong to.
@@ -84,6 +87,7 @@ impl FeedCursor {
     /// Has the next page begin at `next`, which the follower has come to by other means.
     pub fn move_to(&mut self, next: u64) {
         self.next = next;
+        self.hold.iter().for_each(|hold| hold.move_to(next));
     }
 
     /// The position after the last one that was applied; the largest there is when nothing more will be.
@@ -121,6 +125,10 @@ impl FeedCursor {
         };
         debug_assert!(page.next >= self.next, "invariant: a cursor does not go back");
         self.next = page.next;
+        match page.is_last() {
+            true => self.hold = None,
+            false => self.hold.iter().for_each(|hold| hold.move_to(page.next)),
+        }
         Ok(page)
     }
 

@@ -5,19 +5,22 @@
 //! from. If it is before that, there is a gap, and the log begins anew; what is behind is not written again, and told once it is applied
 //! again.
 //!
+//! What is beyond its limits goes, but for what somebody needs who is [catching up](super::hold), within bounds of its own.
+//!
 //! A write that fails is tried again later: what is there stays, and can be told. Once the ring has let go of what is not in it, or
 //! after a failed fsync, the log begins anew, the latter with the next start of the node.
 
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Feed;
 use super::cursor::FeedError;
+use super::hold::FeedHolds;
 use super::piece::Piece;
 use super::record::{FeedRecord, NoRecord};
 use crate::error::StorageError;
@@ -27,6 +30,8 @@ use crate::storage::segments::{
 };
 use crate::types::HistoryEpoch;
 
+/// For those who are catching up it may become so many times as large as it may otherwise.
+const HELD_TIMES: u64 = 4;
 /// How long to wait after a write that failed.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -80,6 +85,7 @@ pub struct EventLog {
     reader: SegmentReader,
     state: Mutex<LogState>,
     limits: Mutex<EventLogLimits>,
+    pub(super) holds: Arc<FeedHolds>,
 }
 
 struct EventLogWriter {
@@ -114,6 +120,7 @@ impl EventLog {
             reader,
             state: Mutex::default(),
             limits: Mutex::new(limits),
+            holds: Arc::default(),
         };
         log.find_out()?;
         Ok(log)
@@ -347,7 +354,13 @@ impl EventLog {
     fn purge(&self, segments: &mut SegmentLog) -> Result<(), StorageError> {
         let EventLogLimits { operations, bytes, age_ms } = self.limits();
         let before = segments.reach().first_key;
-        let limits = KeepLimits { max_count: operations, max_bytes: bytes, max_age_ms: age_ms };
+        let limits = KeepLimits {
+            max_count: operations,
+            max_bytes: bytes,
+            max_age_ms: age_ms,
+            held_from: self.holds.first(),
+            max_held_bytes: bytes.saturating_mul(HELD_TIMES),
+        };
         let kept = segments.keep(&limits, runtime::unix_time_ms());
         // Also where a file could not be removed: it is not read any more.
         let after = segments.reach().first_key;

@@ -23,6 +23,7 @@
 
 mod cursor;
 mod event_log;
+mod hold;
 mod piece;
 mod record;
 mod recorder;
@@ -37,6 +38,7 @@ use tokio::sync::watch;
 pub use self::cursor::{FeedCursor, FeedError, FeedPage};
 use self::event_log::LogPage;
 pub use self::event_log::{EventLog, EventLogLimits};
+pub(crate) use self::hold::FeedHold;
 use self::piece::Piece;
 pub use self::record::{FeedContent, FeedRecord};
 pub(crate) use self::recorder::Recorder;
@@ -131,6 +133,12 @@ impl Feed {
     pub(crate) fn follow(self: &Arc<Self>, next: u64) -> FeedCursor {
         let history = self.ring().history;
         FeedCursor::new(self.clone(), history, next)
+    }
+
+    /// Has the event log keep what is there from position `next` on, within bounds, for one who is about to need it. What is gone
+    /// already does not come back.
+    pub(crate) fn hold(&self, next: u64) -> Option<FeedHold> {
+        self.log.as_ref().map(|log| log.holds.hold(next))
     }
 
     /// How far back it reaches.

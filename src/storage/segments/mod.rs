@@ -52,6 +52,21 @@ pub(crate) struct KeepLimits {
     pub max_bytes: u64,
     /// What is older goes, in milliseconds; 0 for no limit.
     pub max_age_ms: u64,
+    /// Records with this key and later ones stay nevertheless, for somebody who needs them; `u64::MAX` for nobody.
+    pub held_from: u64,
+    /// As long as the files have no more bytes than this.
+    pub max_held_bytes: u64,
+}
+
+impl KeepLimits {
+    /// All of it.
+    const ALL: Self = Self {
+        max_count: u64::MAX,
+        max_bytes: u64::MAX,
+        max_age_ms: 0,
+        held_from: u64::MAX,
+        max_held_bytes: 0,
+    };
 }
 
 /// What a log holds.

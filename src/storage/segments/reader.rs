@@ -224,7 +224,7 @@ mod tests {
     fn what_is_removed_between_looking_and_reading_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = log(dir.path(), 100, 0..9);
-        let limits = KeepLimits { max_count: 4, max_bytes: u64::MAX, max_age_ms: 0 };
+        let limits = KeepLimits { max_count: 4, ..KeepLimits::ALL };
         let outcome = read_late(&mut log, 1, |log| log.keep(&limits, 0).unwrap());
         assert!(matches!(outcome, Err(ReadSegmentsError::Purged { first_key: Some(5) })), "{outcome:?}");
         // Of the newest segment the file is at hand.
@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(read_late(&mut log, 2, go_on).unwrap(), [2, 3, 4, 5, 6, 7, 8]);
         // Where that segment is gone too, it cannot be told.
         let mut other = self::log(&dir.path().join("other"), 150, 0..3);
-        let limits = KeepLimits { max_count: 2, max_bytes: u64::MAX, max_age_ms: 0 };
+        let limits = KeepLimits { max_count: 2, ..KeepLimits::ALL };
         let outcome = read_late(&mut other, 2, |log| {
             go_on(log);
             log.keep(&limits, 0).unwrap();

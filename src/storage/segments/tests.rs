@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use super::catalogue::INDEX_BYTES;
 use super::*;
 
-const NO_LIMITS: KeepLimits = KeepLimits { max_count: u64::MAX, max_bytes: u64::MAX, max_age_ms: 0 };
 
 fn small(segment_bytes: u64) -> SegmentOptions {
     SegmentOptions { segment_bytes }
@@ -267,35 +266,47 @@ fn kept(limits: &KeepLimits, now_ms: u64) -> (SegmentReach, usize) {
 
 #[test]
 fn old_records_go_by_number_by_size_and_by_age() {
-    let (reach, files) = kept(&NO_LIMITS, u64::MAX);
+    let (reach, files) = kept(&KeepLimits::ALL, u64::MAX);
     assert_eq!((reach.records, files), (200, 11));
     // Within the limit, and by less than a 16th of it.
-    let (reach, files) = kept(&KeepLimits { max_count: 160, ..NO_LIMITS }, u64::MAX);
+    let (reach, files) = kept(&KeepLimits { max_count: 160, ..KeepLimits::ALL }, u64::MAX);
     assert!(reach.count <= 160 && reach.count >= 150, "{reach:?}");
     assert_eq!(files, 16);
-    let (reach, _) = kept(&KeepLimits { max_bytes: 8000, ..NO_LIMITS }, u64::MAX);
+    let (reach, _) = kept(&KeepLimits { max_bytes: 8000, ..KeepLimits::ALL }, u64::MAX);
     assert!(reach.bytes <= 8000 && reach.bytes > 7500, "{reach:?}");
     // What is 50 seconds old stays, with what is in a segment with it.
-    let limits = KeepLimits { max_age_ms: 50_000, ..NO_LIMITS };
+    let limits = KeepLimits { max_age_ms: 50_000, ..KeepLimits::ALL };
     let (reach, _) = kept(&limits, 200_000);
     assert!((100..=150).contains(&reach.first_key.unwrap()), "{reach:?}");
     assert_eq!(kept(&limits, 0).0.records, 200);
     // The newest segment stays, whatever is in it.
     for limits in [
-        KeepLimits { max_count: 0, ..NO_LIMITS },
-        KeepLimits { max_bytes: 0, ..NO_LIMITS },
-        KeepLimits { max_age_ms: 1, ..NO_LIMITS },
+        KeepLimits { max_count: 0, ..KeepLimits::ALL },
+        KeepLimits { max_bytes: 0, ..KeepLimits::ALL },
+        KeepLimits { max_age_ms: 1, ..KeepLimits::ALL },
     ] {
         let (reach, files) = kept(&limits, u64::MAX);
         assert_eq!((reach.last_key, files), (Some(199), 1));
     }
 }
 
+#[test]
+fn what_somebody_needs_stays_within_bounds() {
+    let held = KeepLimits { max_count: 20, held_from: 100, max_held_bytes: u64::MAX, ..KeepLimits::ALL };
+    let (reach, _) = kept(&held, u64::MAX);
+    assert!((80..=100).contains(&reach.first_key.unwrap()), "{reach:?}");
+    let aged = KeepLimits { max_age_ms: 1, max_count: u64::MAX, ..held };
+    assert!((80..=100).contains(&kept(&aged, u64::MAX).0.first_key.unwrap()));
+    let (reach, _) = kept(&KeepLimits { max_held_bytes: 5000, ..held }, u64::MAX);
+    assert!(reach.bytes <= 5000 && reach.first_key > Some(140), "{reach:?}");
+    assert!(kept(&KeepLimits { held_from: u64::MAX, ..held }, u64::MAX).0.first_key > Some(170));
+}
+
 /// Or a crash would leave nothing at all of a log of which something was durable.
 #[test]
 fn what_is_durable_goes_only_when_something_newer_is() {
     let dir = tempfile::tempdir().unwrap();
-    let limits = KeepLimits { max_count: 0, max_bytes: 0, max_age_ms: 1 };
+    let limits = KeepLimits { max_count: 0, max_bytes: 0, max_age_ms: 1, ..KeepLimits::ALL };
     let mut log = open(dir.path(), 100);
     for key in [1, 2, 3, 4] {
         log.append(key, 1, 0, &[0; 70]).unwrap();
@@ -320,7 +331,7 @@ fn what_is_durable_goes_only_when_something_newer_is() {
 fn a_segment_that_is_old_is_ended_early() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path(), 1_000_000);
-    let limits = KeepLimits { max_age_ms: 16_000, ..NO_LIMITS };
+    let limits = KeepLimits { max_age_ms: 16_000, ..KeepLimits::ALL };
     for key in 0..100 {
         log.keep(&limits, key * 1000).unwrap();
         log.append(key, 1, key * 1000, b"x").unwrap();

@@ -133,7 +133,7 @@ impl SegmentLog {
             dir: dir.to_owned(),
             _lock: lock,
             options,
-            limits: KeepLimits { max_count: u64::MAX, max_bytes: u64::MAX, max_age_ms: 0 },
+            limits: KeepLimits::ALL,
             disk,
             shared: SharedSegments::new(catalogue),
             newest,
@@ -249,6 +249,9 @@ impl SegmentLog {
             let Some(oldest) = catalogue.oldest().filter(|oldest| oldest.id < stays) else { break };
             let is_beyond = reach.count > limits.max_count || reach.bytes > limits.max_bytes;
             if !is_beyond && !too_old(oldest.tally.newest_ms, 1) {
+                break;
+            }
+            if oldest.tally.last_key >= limits.held_from && reach.bytes <= limits.max_held_bytes {
                 break;
             }
             self.purged.extend(catalogue.pop_oldest().map(|oldest| oldest.path));
