@@ -61,6 +61,12 @@ pub enum SnapshotError {
         /// How long was waited, in milliseconds.
         waited_ms: u64,
     },
+    /// The one that there is cannot be read.
+    #[error("the newest snapshot cannot be read: {reason}")]
+    Unreadable {
+        /// Why.
+        reason: String,
+    },
     /// The disk has no room for one.
     #[error("no snapshot: the disk is full. One is taken once there is room")]
     DiskFull,
@@ -78,6 +84,7 @@ impl OperationError for SnapshotError {
             Self::Nothing => Told::of(Reason::Behind),
             // It is being written, and there may be one yet.
             Self::Timeout { .. } => Told::of(Reason::DeadlineExceeded).undecided(true),
+            Self::Unreadable { .. } => Told::of(Reason::Unspecified),
             Self::DiskFull => Told::of(Reason::DiskFull),
             Self::Stopped { .. } => Told::of(Reason::Stopped),
         }

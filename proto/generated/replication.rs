@@ -198,6 +198,52 @@ pub struct StatusResponse {
     #[prost(uint64, tag = "11")]
     pub present_seq: u64,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SnapshotRequest {
+    /// What is here of a snapshot: its position, so many bytes from the beginning of its file, and the CRC-32 of them. The node goes
+    /// on behind them, if it has that snapshot still. Else it sends another one, from offset 0 on.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    #[prost(uint64, tag = "3")]
+    pub offset: u64,
+    #[prost(fixed32, tag = "4")]
+    pub crc32: u32,
+    /// Pieces are compressed where that makes them smaller.
+    #[prost(enumeration = "Compression", tag = "5")]
+    pub compression: i32,
+    /// Most bytes in a second. 0: as many as the node's own limit allows.
+    #[prost(uint64, tag = "6")]
+    pub bytes_per_second: u64,
+}
+/// Pieces are in order, without a gap, up to the last one. The file carries checksums of its own.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SnapshotPiece {
+    /// The position that the snapshot is of, and the history that it belongs to.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    #[prost(fixed64, tag = "3")]
+    pub history: u64,
+    /// Bytes of the file.
+    #[prost(uint64, tag = "4")]
+    pub total_bytes: u64,
+    /// Where in the file the piece begins.
+    #[prost(uint64, tag = "5")]
+    pub offset: u64,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub bytes: ::prost::bytes::Bytes,
+    /// CRC-32 of the piece of the file, before it was compressed.
+    #[prost(fixed32, tag = "7")]
+    pub crc32: u32,
+    /// If the bytes are compressed with zstd: how many they were. Else 0.
+    #[prost(uint32, tag = "8")]
+    pub uncompressed_bytes: u32,
+    #[prost(bool, tag = "9")]
+    pub last: bool,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EntriesRequest {
     /// Entries after this one.
@@ -469,6 +515,35 @@ pub mod replication_service_client {
                 .insert(GrpcMethod::new("replication.ReplicationService", "GetStatus"));
             self.inner.unary(req, path, codec).await
         }
+        /// The whole state as a file, for followers that have its machine themselves: in pieces, from where an earlier call broke off.
+        /// What comes after its position can be followed from this node for a while. Ends with REASON_LIMIT_REACHED when enough are
+        /// sent one already.
+        pub async fn read_snapshot(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SnapshotRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::SnapshotPiece>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::proto::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/replication.ReplicationService/ReadSnapshot",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("replication.ReplicationService", "ReadSnapshot"),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// The entries after a position, as one answer: to look at.
         pub async fn get_entries_after(
             &mut self,
@@ -531,6 +606,18 @@ pub mod replication_service_server {
             &self,
             request: tonic::Request<super::StatusRequest>,
         ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status> {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
+        /// The whole state as a file, for followers that have its machine themselves: in pieces, from where an earlier call broke off.
+        /// What comes after its position can be followed from this node for a while. Ends with REASON_LIMIT_REACHED when enough are
+        /// sent one already.
+        async fn read_snapshot(
+            &self,
+            request: tonic::Request<super::SnapshotRequest>,
+        ) -> std::result::Result<
+            tonic::Response<BoxStream<super::SnapshotPiece>>,
+            tonic::Status,
+        > {
             Err(tonic::Status::unimplemented("Not yet implemented"))
         }
         /// The entries after a position, as one answer: to look at.
@@ -710,6 +797,53 @@ pub mod replication_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/replication.ReplicationService/ReadSnapshot" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadSnapshotSvc<T: ReplicationService>(pub Arc<T>);
+                    impl<
+                        T: ReplicationService,
+                    > tonic::server::ServerStreamingService<super::SnapshotRequest>
+                    for ReadSnapshotSvc<T> {
+                        type Response = super::SnapshotPiece;
+                        type ResponseStream = BoxStream<super::SnapshotPiece>;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SnapshotRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ReplicationService>::read_snapshot(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadSnapshotSvc(inner);
+                        let codec = crate::proto::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

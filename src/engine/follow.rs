@@ -4,8 +4,16 @@ use std::sync::Arc;
 
 use super::Engine;
 use crate::error::ReadError;
+#[cfg(feature = "server")]
+use crate::error::SnapshotError;
+#[cfg(feature = "server")]
+use crate::feed::FeedHold;
 use crate::feed::{Feed, FeedCursor, FeedReach};
 use crate::machine::StateMachine;
+#[cfg(feature = "server")]
+use crate::runtime::offload;
+#[cfg(feature = "server")]
+use crate::storage::SnapshotHandle;
 use crate::types::{Bookmark, ReadLevel, ReadOptions};
 
 /// Why a position cannot be followed from on this node.
@@ -25,6 +33,26 @@ pub enum FollowError {
     /// The position is none of this cluster, or the node could not find out.
     #[error(transparent)]
     Position(#[from] ReadError),
+}
+
+/// A snapshot, and what keeps that which comes after it.
+#[cfg(feature = "server")]
+#[derive(Debug)]
+pub(crate) struct LeadingSnapshot {
+    pub(crate) handle: SnapshotHandle,
+    /// None where nothing is kept on disk.
+    #[expect(dead_code, reason = "it holds for as long as it lives")]
+    pub(crate) hold: Option<FeedHold>,
+}
+
+/// Why there is none to begin with.
+#[cfg(feature = "server")]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum LeadError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
 }
 
 impl<M: StateMachine> Engine<M> {
@@ -68,6 +96,30 @@ impl<M: StateMachine> Engine<M> {
     pub async fn follow_from_now(&self) -> Result<FeedCursor, FollowError> {
         let present = self.present().await?;
         Ok(self.feed().follow(present + 1))
+    }
+
+    /// A snapshot behind which this node can tell everything: the newest one, or one that is taken now.
+    ///
+    /// # Errors
+    /// See [`LeadError`].
+    #[cfg(feature = "server")]
+    pub(crate) async fn leading_snapshot(&self) -> Result<LeadingSnapshot, LeadError> {
+        // A node that may not be read sends nothing either.
+        self.state_at(ReadLevel::Local.into()).await?;
+        loop {
+            let snapshots = self.inner.snapshots.clone();
+            let newest = offload(move || snapshots.newest()).await;
+            let newest = newest.map_err(|error| SnapshotError::Unreadable { reason: error.to_string() })?;
+            if let Some(handle) = newest {
+                let next = handle.meta().log_id.index + 1;
+                // Before it is looked whether it is there: from here on it stays.
+                let hold = self.feed().hold(next);
+                if self.feed_reach().first <= next {
+                    return Ok(LeadingSnapshot { handle, hold });
+                }
+            }
+            self.take_snapshot().await?;
+        }
     }
 
     /// How far back what was applied can be told by this node.

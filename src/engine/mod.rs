@@ -109,6 +109,8 @@ pub(crate) use config::ranges::check_node_id;
 pub use config::settings::Settings;
 pub use config::{DiskPolicy, EngineConfig, Limits, MIN_MEMORY_BYTES, PeerPolicy, SnapshotPolicy, Timing};
 pub use follow::FollowError;
+#[cfg(feature = "server")]
+pub(crate) use follow::{LeadError, LeadingSnapshot};
 pub use open::EngineParts;
 pub(crate) use read::HeldState;
 pub use read::ReadOutcome;
@@ -200,6 +202,8 @@ struct Inner<M: StateMachine> {
     /// Closed when the data directory can be opened again.
     released: watch::Receiver<()>,
     log_stats: Option<Arc<LogStats>>,
+    #[cfg(feature = "server")]
+    snapshots: Arc<dyn crate::storage::SnapshotStore>,
     disk: DiskWatch,
     quorum_disks: Arc<QuorumDisks>,
 }

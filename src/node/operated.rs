@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::door::ServedNode;
 use crate::engine::{
-    Activity, Counters, Engine, FollowError, HeldState, QuotaError, RequestedChange, SessionList, Settings,
+    Activity, Counters, Engine, FollowError, HeldState, LeadError, LeadingSnapshot, QuotaError,
+    RequestedChange, SessionList, Settings,
 };
 use crate::error::{ConfigureError, Leader, MembershipError, ReadError, SnapshotError, TransferError};
 use crate::feed::{FeedCursor, FeedReach};
@@ -65,6 +66,9 @@ pub(crate) trait OperatedNode: ServedNode {
     }
 
     fn feed_reach(&self) -> FeedReach;
+
+    /// A snapshot behind which this node can tell everything.
+    fn leading_snapshot(&self) -> impl Future<Output = Result<LeadingSnapshot, LeadError>> + Send;
 
     /// The last entry applied, and the cluster's clocks there.
     fn applied_clock(&self) -> (Option<LogId>, ClusterClock);
@@ -128,6 +132,10 @@ impl<M: StateMachine> OperatedNode for Engine<M> {
 
     async fn follow_from_now(&self) -> Result<FeedCursor, FollowError> {
         Engine::follow_from_now(self).await
+    }
+
+    async fn leading_snapshot(&self) -> Result<LeadingSnapshot, LeadError> {
+        Engine::leading_snapshot(self).await
     }
 
     fn feed_reach(&self) -> FeedReach {

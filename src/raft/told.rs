@@ -17,12 +17,12 @@ use tokio::sync::Notify;
 use super::activity::Activity;
 use super::apply::Applier;
 use super::published::{Applied, CurrentHistory, Progress, Published};
-use super::snapshot::catch;
+use super::snapshot::{self, catch};
 use crate::error::StorageError;
 use crate::feed::{EventLog, Feed, FeedRecord};
 use crate::machine::StateMachine;
 use crate::runtime::offload;
-use crate::storage::{SnapshotDir, StartProgress};
+use crate::storage::{SnapshotDir, SnapshotReceiver, SnapshotStore, StartProgress};
 use crate::types::{Bookmark, ClusterClock, HistoryEpoch, LogId, NodeId};
 
 /// Bytes of the event log that are applied at once at a start.
@@ -33,6 +33,7 @@ const SNAPSHOT_BYTES: u64 = 64 * 1024 * 1024;
 /// A state that is told what was applied. See the [module](self).
 pub(crate) struct ToldState<M: StateMachine> {
     applier: Applier<M>,
+    snapshots: Arc<dyn SnapshotStore>,
     reader: ToldReader<M>,
     /// What had been told when the last snapshot was begun.
     covered: Progress,
@@ -138,8 +139,9 @@ impl<M: StateMachine> ToldState<M> {
         /// It is no member.
         const NO_MEMBER: NodeId = 0;
         let snapshots = SnapshotDir::open_in_room(&dir.join("snapshots"), None, StartProgress::default())?;
+        let snapshots: Arc<dyn SnapshotStore> = Arc::new(snapshots);
         let event_log = Arc::new(event_log);
-        let applier = Applier::recover(NO_MEMBER, machine, Arc::new(snapshots), Some(event_log.clone()))?;
+        let applier = Applier::recover(NO_MEMBER, machine, snapshots.clone(), Some(event_log.clone()))?;
         let reader = ToldReader {
             published: applier.published(),
             feed: applier.feed(),
@@ -148,7 +150,7 @@ impl<M: StateMachine> ToldState<M> {
             snapshot_wanted: Arc::default(),
             is_broken: Arc::default(),
         };
-        let mut this = Self { covered: reader.progress(), applier, reader, building: None };
+        let mut this = Self { covered: reader.progress(), applier, snapshots, reader, building: None };
         this.replay(&event_log)
             .map_err(|source| StorageError::Unreadable { path: dir.join("events"), source })?;
         Ok(this)
@@ -230,6 +232,47 @@ impl<M: StateMachine> ToldState<M> {
         history: HistoryEpoch,
     ) -> io::Result<()> {
         self.applier.take_state(machine, log_id, clock, history)
+    }
+
+    /// Begins to receive a whole state as of `log_id`, as a file.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    pub(crate) fn receive(&self, log_id: LogId) -> Result<SnapshotReceiver, StorageError> {
+        self.snapshots.receive(log_id)
+    }
+
+    /// Takes the state in the file that was received in the place of the present one. The file is the newest snapshot from then on.
+    ///
+    /// # Errors
+    /// That it is damaged, of another machine, or not ahead of the present state, which stays then.
+    pub(crate) async fn take_file(&mut self, receiver: SnapshotReceiver) -> io::Result<LogId> {
+        // One that is being written would be of an older state.
+        if let Some(building) = self.building.take() {
+            let _ = building.await;
+        }
+        let present = self.bookmark();
+        let taken = offload(move || {
+            let received = receiver.finish().map_err(io::Error::other)?;
+            let (at, history) = (received.meta().log_id, received.meta().history);
+            if history == present.history && present.index >= at.index {
+                return Err(io::Error::other(format!(
+                    "the state is at {} already, and the one that was received is of {at}",
+                    present.index
+                )));
+            }
+            let restored = catch("reading a snapshot", || {
+                snapshot::read::<M>(received.handle()).map_err(io::Error::other)
+            })?;
+            let handle = received.place().map_err(io::Error::other)?;
+            Ok((restored, handle))
+        });
+        let (restored, handle) = taken.await?;
+        let meta = handle.meta();
+        self.applier.take_state(restored.machine, meta.log_id, meta.clock, meta.history)?;
+        self.covered = self.applier.progress();
+        self.reader.activity.snapshot_bytes.store(handle.len_bytes(), Ordering::Relaxed);
+        Ok(meta.log_id)
     }
 
     /// Those who read and follow it learn what was taken in.

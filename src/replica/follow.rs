@@ -18,6 +18,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep};
 
+use super::fetch::Fetched;
 use super::state::{ReplicaState, SyncState};
 use super::{ReplicaConfig, SharedTold};
 use crate::client::{
@@ -49,7 +50,9 @@ pub(super) fn pause(retries: u32) -> Duration {
 }
 
 /// Why one subscription is over.
-enum SubscriptionEnd {
+pub(super) enum SubscriptionEnd {
+    /// It has the whole state, and follows from there.
+    HasState,
     /// No source answers; another attempt may.
     Lost(String),
     /// What comes next is nowhere any more, or the position is no place of this cluster: it needs the whole state.
@@ -84,7 +87,7 @@ impl<M: StateMachine> Follower<M> {
                 state.enter(SyncState::Connecting);
                 state.gave_up = None;
             });
-            let over = self.subscription(&config).await;
+            let over = self.follow(&config).await;
             let over = self.settle().await.map_or_else(SubscriptionEnd::Fatal, |()| over);
             let pause = match self.after(over, &config) {
                 Some(pause) => pause,
@@ -98,6 +101,7 @@ impl<M: StateMachine> Follower<M> {
     /// How long to wait after a subscription is over; none to follow no more.
     fn after(&self, over: SubscriptionEnd, config: &ReplicaConfig) -> Option<Duration> {
         let why = match over {
+            SubscriptionEnd::HasState => return Some(Duration::ZERO),
             SubscriptionEnd::Repointed => {
                 self.state.send_modify(|state| state.retries = 0);
                 return Some(Duration::ZERO);
@@ -122,7 +126,7 @@ impl<M: StateMachine> Follower<M> {
     }
 
     /// Waits, or until it is to follow others. Whoever reads is answered meanwhile.
-    async fn rest(&mut self, pause: Duration) {
+    pub(super) async fn rest(&mut self, pause: Duration) {
         let mut pause = pin!(sleep(pause));
         loop {
             tokio::select! {
@@ -154,8 +158,24 @@ impl<M: StateMachine> Follower<M> {
         self.told.snapshot(false).await.map_err(|error| format!("its snapshot cannot be written: {error}"))
     }
 
-    /// One subscription, to its end.
-    async fn subscription(&mut self, config: &ReplicaConfig) -> SubscriptionEnd {
+    /// One subscription, to its end. If what comes next is nowhere any more, the whole state, as a file; as items where a part is followed,
+    /// and of sources that send no files.
+    async fn follow(&mut self, config: &ReplicaConfig) -> SubscriptionEnd {
+        let sends_items = M::TELLS_EVENTS && M::TELLS_STATE;
+        let is_part = !config.filters.is_empty();
+        match self.subscription(config, is_part).await {
+            SubscriptionEnd::NeedsState(why) if !is_part => match self.fetch(config).await {
+                Ok(Fetched::Taken) => SubscriptionEnd::HasState,
+                Ok(Fetched::Unable) if sends_items => self.subscription(config, true).await,
+                Ok(Fetched::Unable) => SubscriptionEnd::NeedsState(why),
+                Err(over) => over,
+            },
+            over => over,
+        }
+    }
+
+    /// One subscription, to its end. The whole state comes on it as items, if it has to and the replica `takes_items`.
+    async fn subscription(&mut self, config: &ReplicaConfig, takes_items: bool) -> SubscriptionEnd {
         let client = match config.connect() {
             Ok(client) => client,
             Err(error) => return SubscriptionEnd::Fatal(error.to_string()),
@@ -168,7 +188,7 @@ impl<M: StateMachine> Follower<M> {
             true => FollowFrom::Beginning,
             false => FollowFrom::After(bookmark),
         };
-        let mut subscription = match client.subscribe(config.options(from)).await {
+        let mut subscription = match client.subscribe(config.options(from, takes_items)).await {
             Ok(subscription) => subscription,
             Err(error) => return over(error),
         };

@@ -15,6 +15,7 @@
 //! Vote, lead, or count for any acknowledgement.
 
 mod directory;
+mod fetch;
 mod follow;
 mod node;
 mod state;
@@ -61,6 +62,8 @@ pub struct ReplicaConfig {
     pub heartbeat: Duration,
     /// Whether what it is told is compressed on the way. Default no.
     pub compressed: bool,
+    /// Most bytes of a whole state that it is sent in a second; 0: as many as there can be. Default 0.
+    pub state_bytes_per_second: u64,
     /// How much of what it was told it keeps for a restart, and for those who follow it.
     pub event_log: EventLogLimits,
 }
@@ -81,6 +84,7 @@ impl ReplicaConfig {
             patience: Duration::from_secs(30),
             heartbeat: Duration::from_secs(5),
             compressed: false,
+            state_bytes_per_second: 0,
             event_log: EventLogLimits::default(),
         }
     }
@@ -90,14 +94,14 @@ impl ReplicaConfig {
         Client::new(&self.sources, config)
     }
 
-    fn options(&self, from: FollowFrom) -> SubscribeOptions {
+    fn options(&self, from: FollowFrom, accept_snapshot: bool) -> SubscribeOptions {
         SubscribeOptions {
             from,
             filters: self.filters.clone(),
             compression: if self.compressed { EntryCompression::Zstd } else { EntryCompression::None },
             heartbeat: self.heartbeat,
             id: self.id.clone(),
-            accept_snapshot: true,
+            accept_snapshot,
             ..SubscribeOptions::default()
         }
     }

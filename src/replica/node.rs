@@ -11,8 +11,9 @@ use crate::client::ClientError;
 use crate::door::ServedNode;
 use crate::door::served::{PinnedView, Read, WriteOutcome};
 use crate::engine::{
-    Activity, ClosedSession, Counters, CurrentHistory, FollowError, HeldState, NodeState, OpenedSession,
-    Pinned, QuotaError, ReadOutcome, RequestedChange, SessionList, Settings, WriteOptions,
+    Activity, ClosedSession, Counters, CurrentHistory, FollowError, HeldState, LeadError, LeadingSnapshot,
+    NodeState, OpenedSession, Pinned, QuotaError, ReadOutcome, RequestedChange, SessionList, Settings,
+    WriteOptions,
 };
 use crate::error::{
     ConfigureError, Leader, MembershipError, ReadError, SnapshotError, TransferError, WriteError,
@@ -332,6 +333,10 @@ impl<M: StateMachine> OperatedNode for ReplicaNode<M> {
 
     fn feed_reach(&self) -> FeedReach {
         self.replica.feed_reach()
+    }
+
+    async fn leading_snapshot(&self) -> Result<LeadingSnapshot, LeadError> {
+        Err(ReadError::NotLeader { leader: self.replica.leads() }.into())
     }
 
     fn applied_clock(&self) -> (Option<LogId>, ClusterClock) {

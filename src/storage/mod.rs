@@ -55,6 +55,7 @@ pub(crate) use files::{create_directory, is_full, write_durably};
 pub use identity::{DataDir, Identity};
 pub use memory::{MemoryDisk, MemoryStore, SyncMode};
 pub use progress::{StartProgress, StartStep, StartedSoFar};
+pub(crate) use snapshots::{FilePiece, READS_ZSTD, SnapshotPieces};
 pub use snapshots::{
     MemorySnapshots, ReceivedSnapshot, SnapshotDir, SnapshotHandle, SnapshotMeta, SnapshotReceiver,
     SnapshotStore, SnapshotWriter,

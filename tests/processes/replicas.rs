@@ -1,7 +1,5 @@
 //! Those who follow a real cluster: replicas that are killed, and subscriptions that lose their nodes.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,7 +18,7 @@ use quorate::testkit::proto::v1::{GetRequest, PutRequest};
 use serde_json::Value;
 use tonic::transport::Channel;
 
-use crate::support::{DEADLINE, QUORATE, TestCluster, free_address, start};
+use crate::support::{DEADLINE, QUORATE, TestCluster, free_address, get_at, start};
 
 /// A `quorate replica` process. Killed when dropped.
 struct ReplicaProcess {
@@ -52,15 +50,9 @@ impl Drop for ReplicaProcess {
 }
 
 /// The status page at `address`, if it answers.
-fn status(address: &str) -> Option<Value> {
-    let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(DEADLINE)).ok()?;
-    let request = format!("GET /replication/status HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).ok()?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).ok()?;
-    let (head, body) = text.split_once("\r\n\r\n")?;
-    head.starts_with("HTTP/1.1 200").then(|| serde_json::from_str(body).unwrap())
+pub(crate) fn status(address: &str) -> Option<Value> {
+    let (code, body) = get_at(address, "/replication/status")?;
+    (code == 200).then(|| serde_json::from_str(&body).unwrap())
 }
 
 /// The last position that was applied at `address`, and the hash of the state there.

@@ -7,7 +7,8 @@ use tempfile::TempDir;
 
 use quorate_testkit::processes;
 pub(crate) use quorate_testkit::processes::{
-    DEADLINE, Outcome, TestCluster, Unlisted, client, data_files, eventually, get, outcome, output, said,
+    DEADLINE, Outcome, TestCluster, Unlisted, client, data_files, eventually, eventually_within, get, get_at,
+    outcome, output, said,
 };
 
 /// The binary under test.

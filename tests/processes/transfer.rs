@@ -4,10 +4,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use futures::future::join_all;
-use quorate::kv::client::{MemberChange, Scope};
+use quorate::kv::client::{Client, ClientConfig, MemberChange, Scope};
 use quorate_testkit::processes::Line;
 
-use crate::support::{DEADLINE, QUORATE, TestCluster, data_files, eventually, free_address, start};
+use crate::replicas::status;
+use crate::support::{
+    DEADLINE, QUORATE, TestCluster, data_files, eventually, eventually_within, free_address, get_at, start,
+};
 
 /// Bytes of one value.
 const VALUE_BYTES: usize = 64 * 1024;
@@ -17,10 +20,16 @@ fn state_mib() -> usize {
     std::env::var("QUORATE_TEST_STATE_MIB").map_or(48, |mib| mib.parse().unwrap())
 }
 
-/// A node of a test that is killed at its end.
-struct Joining(Child);
+/// A program of a test that is killed at its end.
+struct Running(Child);
 
-impl Drop for Joining {
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
         // It may have ended by itself.
         let _ = self.0.kill();
@@ -41,11 +50,11 @@ fn noise(n: usize) -> Vec<u8> {
     bytes
 }
 
-async fn fill(nodes: &TestCluster, mib: usize) {
+async fn fill(client: &Client, mib: usize) {
     let keys = mib * 1024 * 1024 / VALUE_BYTES;
     let callers = (0..16).map(async |caller| {
         for n in (caller..keys).step_by(16) {
-            nodes.client.put(&Scope::default(), format!("k{n}"), noise(n)).await.unwrap();
+            client.put(&Scope::default(), format!("k{n}"), noise(n)).await.unwrap();
         }
     });
     join_all(callers).await;
@@ -67,7 +76,7 @@ async fn purged_behind_snapshot(nodes: &TestCluster, node_id: u64) -> u64 {
 async fn a_snapshot_whose_connection_is_cut_ten_times_is_sent_once() {
     let nodes = start(&["--snapshot-keep-entries", "10"]);
     let mib = state_mib();
-    fill(&nodes, mib).await;
+    fill(&nodes.client, mib).await;
     let leader = nodes.leader(0).await;
     let snapshot = purged_behind_snapshot(&nodes, leader.node_id).await;
 
@@ -79,8 +88,7 @@ async fn a_snapshot_whose_connection_is_cut_ten_times_is_sent_once() {
     command.args(["serve", "--node-id", "4", "--join", "--cluster", &nodes.cluster.spec().cluster]);
     command.arg("--data-dir").arg(&dir).args(["--client-listen", &free_address()]);
     command.args(["--peer-listen", &listens, "--peer-advertise", &line.address()]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let _joining = Joining(command.spawn().unwrap());
+    let _joining = Running::start(&mut command);
     let begun = Instant::now();
     let add = MemberChange::Add { node_id: 4, peer: line.address(), promote: true, catch_up: DEADLINE * 10 };
     // The node may not listen yet.
@@ -96,4 +104,62 @@ async fn a_snapshot_whose_connection_is_cut_ten_times_is_sent_once() {
     assert!(sent >= snapshot && sent < snapshot + snapshot / 5, "{sent} bytes for a snapshot of {snapshot}");
     let now = nodes.leader(0).await;
     assert_eq!((now.node_id, now.term), (leader.node_id, leader.term), "nobody was elected meanwhile");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_is_sent_a_state_once_however_often_its_connection_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let (listens, replica) = (free_address(), free_address());
+    let line = Line::to(&listens).unwrap();
+    let mut node = Command::new(QUORATE);
+    node.args(["serve", "--single", "--data-dir"]).arg(dir.path().join("node"));
+    node.args(["--client-listen", &listens, "--client-advertise", &line.address()]);
+    // What it tells by entries reaches back a little.
+    node.args([
+        "--peer-listen",
+        &free_address(),
+        "--event-log-operations",
+        "1000",
+        "--event-log-bytes",
+        "1048576",
+    ]);
+    let _node = Running::start(&mut node);
+    let serves = async || get_at(&listens, "/readyz").is_some_and(|(code, _)| code == 200);
+    eventually("the node serves", serves).await;
+    let client = Client::new([listens.clone()], ClientConfig::default()).unwrap();
+    let mib = state_mib();
+    fill(&client, mib).await;
+    let (carried, cut_after) = (line.bytes_from_target(), mib as u64 * 1024 * 1024 / 12);
+    line.cut_after(cut_after, 10);
+
+    let mut follows = Command::new(QUORATE);
+    follows.args(["replica", "--from", &line.address(), "--listen", &replica, "--retries", "0"]);
+    follows.arg("--data-dir").arg(dir.path().join("replica"));
+    let mut follows = Running::start(&mut follows);
+    let begun = Instant::now();
+    // Its state is that of the node at the same position, while the node goes on.
+    let mut n = 0_u32;
+    let same = async || {
+        let (of_node, of_replica) = (status(&listens), status(&replica));
+        let (Some(of_node), Some(of_replica)) = (of_node, of_replica) else { return false };
+        if of_replica["replica"]["full_syncs"] == 0 {
+            // While the state is sent.
+            n += 1;
+            client.put(&Scope::default(), "more", n.to_string()).await.unwrap();
+            return false;
+        }
+        let is_even = of_node["offsets"]["applied"] == of_replica["offsets"]["applied"];
+        if is_even {
+            assert_eq!(of_node["state_hash"], of_replica["state_hash"], "{of_node:#} {of_replica:#}");
+            assert_eq!(of_replica["replica"]["full_syncs"], 1);
+        }
+        is_even
+    };
+    eventually_within(DEADLINE * 10, "the replica is where its source is", same).await;
+    let (sent, cuts) = (line.bytes_from_target() - carried, line.cuts());
+    println!("{mib} MiB of state, {cuts} cuts: {sent} bytes in {:?}", begun.elapsed());
+    let state = mib as u64 * 1024 * 1024;
+    assert_eq!(cuts, 10, "cut so often after {sent} bytes");
+    assert!(sent >= state && sent < state + state / 5, "{sent} bytes for a state of {state}");
+    follows.0.kill().unwrap();
 }

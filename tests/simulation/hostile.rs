@@ -162,7 +162,20 @@ impl Liar {
                 let (vote, last_log, bytes) = (self.vote(), self.log_id(), self.bytes());
                 let offset = if self.rng.random_bool(0.7) { 0 } else { self.number(0) };
                 let last = self.rng.random_bool(0.5);
-                request::Body::Snapshot(proto::SnapshotPiece { vote, last_log, offset, bytes, last })
+                let (probe, is_checked) = (self.rng.random_bool(0.2), self.rng.random_bool(0.3));
+                let crc32 = is_checked.then(|| self.rng.random());
+                let uncompressed_bytes = if self.rng.random_bool(0.2) { self.rng.random() } else { 0 };
+                let piece = proto::SnapshotPiece {
+                    vote,
+                    last_log,
+                    offset,
+                    bytes,
+                    last,
+                    probe,
+                    crc32,
+                    uncompressed_bytes,
+                };
+                request::Body::Snapshot(piece)
             }
             10 => request::Body::Announce(proto::AnnounceRequest {
                 member: Some(proto::Member { peer: "x".repeat(2000), ..Default::default() }),

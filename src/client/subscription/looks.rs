@@ -184,7 +184,7 @@ async fn look(
     link.node.counted(in_time(asking)).await.map(tonic::Response::into_inner)
 }
 
-fn unanswered(link: &Link, failure: &Failure) -> ClientError {
+pub(super) fn unanswered(link: &Link, failure: &Failure) -> ClientError {
     let reason = failure.reason().unwrap_or(Reason::Interrupted);
     failed(&link.node.endpoint, reason, in_words(failure), false)
 }

@@ -32,11 +32,13 @@ use acks::Acks;
 pub use entries::{FollowedChange, FollowedEntry, FollowedOperation, SnapshotPart};
 pub use looks::{EntriesPage, ReplicationStatus};
 pub use options::{EntryCompression, EntryFilter, FollowFrom, SubscribeOptions};
+pub(crate) use state_file::{HeldFile, StateFile, StateFilePiece};
 
 mod acks;
 mod entries;
 mod looks;
 mod options;
+mod state_file;
 
 /// Heartbeats that may fail to come before the node is left.
 const HEARTBEATS_MISSED: u32 = 3;

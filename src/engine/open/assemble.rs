@@ -458,6 +458,8 @@ impl<M: StateMachine> Assembly<M> {
             waiting_bytes: AtomicUsize::new(0),
             wall_clock: WallClock::of_this_node(),
             quota_bytes: parts.memory_bytes.map(|bytes| Memory(bytes).quota_bytes()),
+            #[cfg(feature = "server")]
+            snapshots: parts.snapshots,
             pinned_bytes: parts.memory_bytes.map_or(u64::MAX, |bytes| Memory(bytes).pinned_bytes()),
             inflight_commands: AtomicUsize::new(0),
             counters: Counters::default(),

@@ -3,7 +3,7 @@
 //! - [`begin`]: where a follower begins, with or without a state before;
 //! - [`stream`]: the task that sends to one follower; [`credit`]: how much it may send; [`rest`]: what is left of a page;
 //! - [`wire`]: entries as messages; [`wishes`]: what a follower asks for; [`failures`]: why it is told nothing more;
-//! - [`looks`]: single answers;
+//! - [`looks`]: single answers; [`files`]: the whole state as a file;
 //! - [`registry`]: who follows, for pages and metrics.
 //!
 //! # Promises
@@ -18,6 +18,7 @@
 mod begin;
 mod credit;
 mod failures;
+mod files;
 mod looks;
 mod registry;
 mod rest;
@@ -28,11 +29,13 @@ mod wishes;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::TryStreamExt as _;
 use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
+use self::files::WantedFile;
 pub(super) use self::registry::{FollowerReport, SubscriberCollector, Subscribers};
-use self::stream::{FollowerLine, one_by_one};
+use self::stream::{FollowerLine, drained, one_by_one};
 use super::operated::OperatedNode;
 use crate::door::bodies::{self, Built};
 use crate::door::failure::invalid;
@@ -43,7 +46,8 @@ use crate::door::{Door, Method};
 use crate::incoming::Caller;
 use crate::proto::replication::replication_service_server::ReplicationService;
 use crate::proto::replication::{
-    EntriesRequest, EntriesResponse, StatusRequest, StatusResponse, SubscribeRequest, WalEntryProto,
+    EntriesRequest, EntriesResponse, SnapshotPiece, SnapshotRequest, StatusRequest, StatusResponse,
+    SubscribeRequest, WalEntryProto,
 };
 use crate::proto::v1::Failure;
 use crate::runtime;
@@ -55,10 +59,11 @@ pub(super) const SUBSCRIBE_PATH: &str = "/replication.ReplicationService/Subscri
 
 const SUBSCRIBE: Method = Method::read("subscribe");
 const GET_STATUS: Method = Method::read("get_status");
+const READ_SNAPSHOT: Method = Method::read("read_snapshot");
 const GET_ENTRIES_AFTER: Method = Method::read("get_entries_after");
 
 /// What can be called.
-pub(super) const METHODS: [Method; 3] = [SUBSCRIBE, GET_STATUS, GET_ENTRIES_AFTER];
+pub(super) const METHODS: [Method; 4] = [SUBSCRIBE, GET_STATUS, READ_SNAPSHOT, GET_ENTRIES_AFTER];
 
 /// The largest command of all there may be, and what surrounds it.
 pub(super) const MAX_ENTRY_BYTES: usize = 32 * 1024 * 1024;
@@ -107,6 +112,40 @@ impl<N: OperatedNode> ReplicationService for SubscriptionService<N> {
             }
         });
         Ok(Response::new(one_by_one(chunks)))
+    }
+
+    async fn read_snapshot(
+        &self,
+        request: Request<SnapshotRequest>,
+    ) -> Result<Response<Responses<SnapshotPiece>>, Status> {
+        let Door { node, metrics, limits, mut draining, .. } = self.door.clone();
+        let method = metrics.methods().id(READ_SNAPSHOT.name);
+        let call = StreamCall::new(metrics, method, self.subscribers.snapshot_gauge());
+        let place = caller_of(&request)
+            .and_then(|caller| Ok((caller, node.may_be_followed()?, self.subscribers.snapshot_place()?)));
+        let ((caller, (), place), open) = call.open(place)?;
+        let (outlet, pieces) = stream();
+        let subscribers = self.subscribers.clone();
+        runtime::spawn(async move {
+            let sending = async {
+                let wanted = WantedFile::parse(request.into_inner())?;
+                let line = (&outlet, &caller, &*limits);
+                files::send(&node, &subscribers, wanted, line).await
+            };
+            let outcome = tokio::select! {
+                biased;
+                () = drained(&mut draining) => Err(failures::draining()),
+                () = outlet.gone() => Ok(()),
+                outcome = sending => outcome,
+            };
+            drop(place);
+            open.ended(&outcome);
+            match outcome {
+                Ok(()) => outlet.complete(),
+                Err(failure) => outlet.fail(failure),
+            }
+        });
+        Ok(Response::new(Box::pin(pieces.map_ok(|(piece, _built)| piece))))
     }
 
     async fn get_status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {

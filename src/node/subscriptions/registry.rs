@@ -14,6 +14,7 @@ use prometheus_client::registry::Unit;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use super::files::KeptSnapshots;
 use crate::door::failure::failure;
 use crate::node::families::{EncodeResult, Families};
 use crate::node::operated::OperatedNode;
@@ -37,6 +38,8 @@ struct FollowerList {
     sent_bytes: AtomicU64,
     gauge: Gauge,
     snapshots: Arc<Semaphore>,
+    snapshot_gauge: Gauge,
+    kept_snapshots: Arc<KeptSnapshots>,
 }
 
 impl Default for Subscribers {
@@ -47,6 +50,8 @@ impl Default for Subscribers {
             sent_bytes: AtomicU64::new(0),
             gauge: Gauge::default(),
             snapshots: Arc::new(Semaphore::new(MAX_SNAPSHOTS)),
+            snapshot_gauge: Gauge::default(),
+            kept_snapshots: Arc::default(),
         }))
     }
 }
@@ -162,6 +167,16 @@ impl Subscribers {
     /// What counts streams that are open.
     pub(super) fn gauge(&self) -> &Gauge {
         &self.0.gauge
+    }
+
+    /// What counts snapshots that are sent as files.
+    pub(super) fn snapshot_gauge(&self) -> &Gauge {
+        &self.0.snapshot_gauge
+    }
+
+    /// Those that are kept for followers.
+    pub(super) fn kept_snapshots(&self) -> &Arc<KeptSnapshots> {
+        &self.0.kept_snapshots
     }
 
     /// All of them, as far as `node` is.

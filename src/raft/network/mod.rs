@@ -34,7 +34,6 @@ pub(crate) mod admission;
 mod appends;
 pub(crate) mod calls;
 pub(crate) mod client;
-mod compression;
 #[cfg(feature = "peers")]
 pub(crate) mod grpc;
 pub(crate) mod handshake;

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use super::catalogue::INDEX_BYTES;
 use super::*;
 
-
 fn small(segment_bytes: u64) -> SegmentOptions {
     SegmentOptions { segment_bytes }
 }

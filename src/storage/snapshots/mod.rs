@@ -19,6 +19,7 @@ mod format;
 mod memory;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -36,6 +37,7 @@ pub use directory::SnapshotDir;
 pub(super) use directory::{is_complete, is_snapshot};
 use format::{Encoder, SnapshotPayload};
 pub use memory::MemorySnapshots;
+pub(crate) use transfer::{FilePiece, READS_ZSTD, SnapshotPieces};
 
 /// What a snapshot says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -195,19 +195,28 @@ impl Drop for Unlisted {
 }
 
 /// Waits until `condition` holds.
-pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+pub async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
+    eventually_within(DEADLINE, what, condition).await;
+}
+
+/// Waits for so long until `condition` holds.
+pub async fn eventually_within(deadline: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !condition().await {
-        assert!(start.elapsed() < DEADLINE, "in vain waited until {what}");
+        assert!(start.elapsed() < deadline, "in vain waited until {what}");
         tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
 /// The code and the text that a node answers to a GET; nothing if it does not answer.
 pub fn get(node: &Node, path: &str) -> Option<(u16, String)> {
+    get_at(&node.client_address(), path)
+}
+
+/// The same of whatever listens at `address`.
+pub fn get_at(address: &str, path: &str) -> Option<(u16, String)> {
     let ask = || -> std::io::Result<String> {
-        let address = node.client_address();
-        let mut stream = TcpStream::connect(&address)?;
+        let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(DEADLINE))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();

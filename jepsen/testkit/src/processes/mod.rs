@@ -7,8 +7,8 @@ pub mod set;
 mod writers;
 
 pub use cluster::{
-    DEADLINE, Outcome, TestCluster, Unlisted, client, data_files, eventually, get, outcome, output, said,
-    spec,
+    DEADLINE, Outcome, TestCluster, Unlisted, client, data_files, eventually, eventually_within, get, get_at,
+    outcome, output, said, spec,
 };
 pub use line::Line;
 pub use writers::Writers;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use crate::door::served::PinnedView;
 use crate::engine::{
-    Activity, Counters, FollowError, HeldState, NewAddresses, NewMember, Pinned, QuotaError, RequestedChange,
-    Settings, SnapshotPolicy,
+    Activity, Counters, FollowError, HeldState, LeadError, LeadingSnapshot, NewAddresses, NewMember, Pinned,
+    QuotaError, RequestedChange, Settings, SnapshotPolicy,
 };
 use crate::error::{ConfigureError, MembershipError, SnapshotError, TransferError};
 use crate::feed::{EventLogLimits, Feed, FeedCursor, FeedReach, Recorder};
@@ -380,6 +380,10 @@ impl OperatedNode for FakeNode {
 
     async fn follow_from_now(&self) -> Result<FeedCursor, FollowError> {
         self.follow(Bookmark::from(0)).await
+    }
+
+    async fn leading_snapshot(&self) -> Result<LeadingSnapshot, LeadError> {
+        Err(SnapshotError::Nothing.into())
     }
 
     fn feed_reach(&self) -> FeedReach {

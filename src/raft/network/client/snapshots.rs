@@ -8,17 +8,15 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use openraft::errors::{ErrorSource, StreamingError};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use super::{PeerClient, RpcError, broken, send, unreachable};
 use crate::proto::peer::{HeldPieces, Response, SnapshotPiece, SnapshotResponse, request, response};
-use crate::raft::network::compression;
 use crate::raft::network::progress::SendingSnapshot;
 use crate::raft::network::wire::{self, Malformed};
 use crate::raft::snapshot::SnapshotData;
 use crate::raft::type_config::{self, TypeConfig, Vote};
-use crate::runtime;
-use crate::storage::SnapshotHandle;
+use crate::storage::{FilePiece, SnapshotPieces};
 
 /// Bytes of a snapshot in one message.
 const PIECE_BYTES: usize = 512 * 1024;
@@ -33,27 +31,15 @@ const SNAPSHOT_IDLE: Duration = Duration::from_secs(5);
 const RESUME_PATIENCE: Duration = Duration::from_secs(60);
 /// How long to wait before the peer is asked how much it has.
 const RESUME_PAUSE: Duration = Duration::from_millis(100);
-/// After a piece that did not become smaller, so many are not compressed.
-const INCOMPRESSIBLE_PIECES: u32 = 16;
-
 /// A snapshot on its way to one peer.
 struct Shipment {
     vote: Vote,
-    handle: SnapshotHandle,
+    log_id: type_config::LogId,
+    pieces: SnapshotPieces,
     total_bytes: u64,
-    /// Up to where it has been sent.
-    offset: u64,
-    /// Whether the last piece has been sent.
-    is_sent: bool,
     /// The requests that carried pieces which are not answered yet.
     unanswered: VecDeque<u64>,
     piece_bytes: usize,
-    /// Whether the peer reads compressed pieces.
-    compresses: bool,
-    /// So many pieces are not compressed, because those before did not become smaller.
-    incompressible: u32,
-    /// When the next piece may be sent.
-    not_before: Instant,
     /// When anything arrived last.
     advanced: Instant,
 }
@@ -82,63 +68,32 @@ fn unreadable(error: &std::io::Error) -> Interruption {
 }
 
 impl Shipment {
-    /// Where the peer has all of it, and it is the beginning of this file, the rest is what is left.
+    /// Goes on behind what the peer has.
     async fn resume(&mut self, held: Option<HeldPieces>) -> Result<(), Interruption> {
         let held = held.unwrap_or_default();
-        (self.offset, self.is_sent, self.compresses) = (0, false, held.zstd);
         self.unanswered.clear();
-        if !(1..=self.total_bytes).contains(&held.bytes) {
-            return Ok(());
-        }
-        let handle = self.handle.clone();
-        let own = runtime::offload(move || handle.crc32_of_first(held.bytes)).await;
-        if own.map_err(|error| unreadable(&error))? == held.crc32 {
-            self.offset = held.bytes;
-        }
-        Ok(())
+        self.pieces.compress(held.zstd);
+        let resumed = self.pieces.resume(held.bytes, held.crc32).await;
+        resumed.map_err(|error| unreadable(&error))
     }
 
-    fn piece(&self) -> SnapshotPiece {
+    fn message(&self, piece: FilePiece) -> SnapshotPiece {
+        let FilePiece { offset, bytes, crc32, uncompressed_bytes, last } = piece;
         SnapshotPiece {
             vote: Some(wire::vote(&self.vote)),
-            last_log: Some(wire::log_id(&type_config::log_id(self.handle.meta().log_id))),
-            offset: self.offset,
-            ..SnapshotPiece::default()
+            last_log: Some(wire::log_id(&self.log_id)),
+            offset,
+            bytes,
+            last,
+            probe: false,
+            crc32,
+            uncompressed_bytes,
         }
     }
 
-    /// The next piece. The last one is empty if the peer has all of the file.
     async fn next_piece(&mut self, bytes_per_second: u64) -> Result<SnapshotPiece, Interruption> {
-        sleep_until(self.not_before).await;
-        let (source, at, length) = (self.handle.clone(), self.offset, self.piece_bytes);
-        let compress = self.compresses && self.incompressible == 0;
-        let read = runtime::offload(move || {
-            let bytes = source.read_at(at, length)?;
-            let crc32 = crc32fast::hash(&bytes);
-            let compressed = compress.then(|| compression::compressed(&bytes)).flatten();
-            Ok((bytes, crc32, compressed))
-        });
-        let (bytes, crc32, compressed) = read.await.map_err(|error| unreadable(&error))?;
-        if bytes.is_empty() && at < self.total_bytes {
-            return Err(refused("the snapshot is shorter than it was"));
-        }
-        self.incompressible = match compress && compressed.is_none() {
-            true => INCOMPRESSIBLE_PIECES,
-            false => self.incompressible.saturating_sub(1),
-        };
-        let mut piece = self.piece();
-        self.offset += bytes.len() as u64;
-        self.is_sent = self.offset >= self.total_bytes;
-        (piece.crc32, piece.last) = (Some(crc32), self.is_sent);
-        (piece.bytes, piece.uncompressed_bytes) = match compressed {
-            Some(compressed) => (compressed, u32::try_from(bytes.len()).unwrap_or(u32::MAX)),
-            None => (bytes, 0),
-        };
-        if bytes_per_second > 0 {
-            let takes = Duration::from_secs_f64(piece.bytes.len() as f64 / bytes_per_second as f64);
-            self.not_before = self.not_before.max(Instant::now()) + takes;
-        }
-        Ok(piece)
+        let piece = self.pieces.next(self.piece_bytes, bytes_per_second).await;
+        piece.map(|piece| self.message(piece)).map_err(|error| unreadable(&error))
     }
 
     /// Takes note of a response. Whether it is the answer to a piece of this snapshot.
@@ -170,7 +125,7 @@ impl PeerClient {
     ) -> Result<Vote, StreamingError<TypeConfig>> {
         let mut shipment = self.shipment(vote, snapshot)?;
         let begun = Instant::now();
-        let (total_bytes, upto) = (shipment.total_bytes, shipment.handle.meta().log_id.index);
+        let (total_bytes, upto) = (shipment.total_bytes, shipment.log_id.index);
         let sending = SendingSnapshot::new(self.clients.fitness.clone(), self.node_id, (total_bytes, upto));
         loop {
             match self.send_rest(&mut shipment, &sending).await {
@@ -187,7 +142,7 @@ impl PeerClient {
                         return Err(error.into());
                     }
                     self.clients.activity.snapshots_resumed.fetch_add(1, Relaxed);
-                    tracing::debug!(node = self.node_id, %error, offset = shipment.offset, "a snapshot is interrupted");
+                    tracing::debug!(node = self.node_id, %error, offset = shipment.pieces.offset(), "a snapshot is interrupted");
                     sleep(RESUME_PAUSE).await;
                 }
             }
@@ -206,8 +161,8 @@ impl PeerClient {
         }
         shipment.resume(held).await?;
         loop {
-            sending.reached(shipment.offset);
-            while shipment.unanswered.len() < PIECES_IN_FLIGHT && !shipment.is_sent {
+            sending.reached(shipment.pieces.offset());
+            while shipment.unanswered.len() < PIECES_IN_FLIGHT && !shipment.pieces.is_over() {
                 let rate = self.clients.snapshot_bytes_per_second.load(Relaxed);
                 let piece = shipment.next_piece(rate).await?;
                 let request = self.request(request::Body::Snapshot(piece));
@@ -220,7 +175,7 @@ impl PeerClient {
                 continue;
             }
             let answered = self.answered_vote(&Self::snapshot_answer(response.body)?)?;
-            if answered > shipment.vote || (shipment.unanswered.is_empty() && shipment.is_sent) {
+            if answered > shipment.vote || (shipment.unanswered.is_empty() && shipment.pieces.is_over()) {
                 return Ok(answered);
             }
         }
@@ -231,7 +186,7 @@ impl PeerClient {
         &mut self,
         shipment: &mut Shipment,
     ) -> Result<(Vote, Option<HeldPieces>), Interruption> {
-        let probe = SnapshotPiece { probe: true, offset: 0, ..shipment.piece() };
+        let probe = SnapshotPiece { probe: true, ..shipment.message(FilePiece::default()) };
         let request = self.request(request::Body::Snapshot(probe));
         let id = request.id;
         send(self.connected().await.map_err(Interruption::Line)?, request).map_err(Interruption::Line)?;
@@ -260,15 +215,11 @@ impl PeerClient {
         }
         Ok(Shipment {
             vote,
-            handle,
+            log_id: type_config::log_id(handle.meta().log_id),
+            pieces: SnapshotPieces::of(handle),
             total_bytes,
-            offset: 0,
-            is_sent: false,
             unanswered: VecDeque::new(),
             piece_bytes: PIECE_BYTES,
-            compresses: false,
-            incompressible: 0,
-            not_before: Instant::now(),
             advanced: Instant::now(),
         })
     }

@@ -8,7 +8,6 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use bytes::Bytes;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use openraft::storage::Snapshot;
 use tokio::sync::mpsc;
@@ -20,12 +19,12 @@ use super::refusals::Unanswered;
 use crate::machine::StateMachine;
 use crate::proto::peer::{self as proto, Response, SnapshotPiece, response};
 use crate::raft::clock::LARGEST_TIME_MS;
+use crate::raft::network::plausible;
 use crate::raft::network::wire::{self, Malformed};
-use crate::raft::network::{compression, plausible};
 use crate::raft::snapshot::{self, SnapshotData};
 use crate::raft::type_config::{self, Vote};
 use crate::runtime::{self, offload};
-use crate::storage::{ReceivedSnapshot, SnapshotMeta, SnapshotReceiver};
+use crate::storage::{FilePiece, READS_ZSTD, ReceivedSnapshot, SnapshotMeta, SnapshotReceiver};
 use crate::types::{ClusterClock, LogId, NodeId, check_agreed};
 
 /// How often a caller is told that its snapshot is still being installed.
@@ -153,8 +152,9 @@ impl<M: StateMachine> PeerService<M> {
             // Delivered twice.
             return Ok(self.taken());
         }
-        let last = piece.last;
-        let bytes = offload(move || content(piece)).await?;
+        let SnapshotPiece { bytes, crc32, uncompressed_bytes, last, .. } = piece;
+        let piece = FilePiece { offset, bytes, crc32, uncompressed_bytes, last };
+        let bytes = offload(move || piece.content()).await.map_err(Unanswered::failed)?;
         let mut current = receiving.current.take().expect("invariant: it was there before");
         let outdated = self.callee.outdated.clone();
         let written = offload(move || {
@@ -191,7 +191,7 @@ impl<M: StateMachine> PeerService<M> {
             bytes: received.map_or(0, |receiver| receiver.received_bytes()),
             crc32: received.map_or(0, |receiver| receiver.crc32()),
             installed: false,
-            zstd: compression::READS_ZSTD,
+            zstd: READS_ZSTD,
         };
         Ok(proto::SnapshotResponse { held: Some(held), ..self.taken() })
     }
@@ -270,18 +270,6 @@ impl<M: StateMachine> PeerService<M> {
         tracing::error!(%log_id, reason, "the leader's snapshot cannot be used by this node");
         let mut unreadable = self.unreadable.lock().expect("invariant: no panic under this lock");
         *unreadable = Some(Unreadable { log_id, at, reason });
-    }
-}
-
-/// What a piece holds, as it is in the file.
-fn content(piece: SnapshotPiece) -> Result<Bytes, Unanswered> {
-    let bytes = match usize::try_from(piece.uncompressed_bytes).unwrap_or(usize::MAX) {
-        0 => piece.bytes,
-        length => compression::decompressed(&piece.bytes, length)?,
-    };
-    match piece.crc32.is_none_or(|crc32| crc32fast::hash(&bytes) == crc32) {
-        true => Ok(bytes),
-        false => Err(Malformed("a piece of a snapshot was changed on its way").into()),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::thread;
 
 use super::super::*;
-use super::{NO_LIMITS, append, keys, open, record};
+use super::{append, keys, open, record};
 
 const LAST: u64 = 1500;
 
@@ -66,12 +66,12 @@ fn write_beside_readers(limits: &KeepLimits) -> (u64, Vec<u64>) {
 
 #[test]
 fn readers_follow_the_writer() {
-    assert_eq!(write_beside_readers(&NO_LIMITS), (0, vec![0, 0, 0]));
+    assert_eq!(write_beside_readers(&KeepLimits::ALL), (0, vec![0, 0, 0]));
 }
 
 #[test]
 fn readers_are_told_what_was_purged_beside_them() {
-    let limits = KeepLimits { max_bytes: 3000, ..NO_LIMITS };
+    let limits = KeepLimits { max_bytes: 3000, ..KeepLimits::ALL };
     let (first, _) = write_beside_readers(&limits);
     assert!(first > LAST - 100, "{first}");
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use super::super::writer::SegmentDisk;
 use super::super::*;
-use super::{NO_LIMITS, append, append_all, keys, open, record, segments, small};
+use super::{append, append_all, keys, open, record, segments, small};
 use crate::storage::files;
 
 /// A disk with so much room, that fails as it is told.
@@ -186,7 +186,7 @@ fn is_dead(log: &mut SegmentLog, disk: &BadDisk) {
         log.flush(),
         log.sync(),
         log.sync(),
-        log.keep(&KeepLimits { max_count: 0, ..NO_LIMITS }, 0),
+        log.keep(&KeepLimits { max_count: 0, ..KeepLimits::ALL }, 0),
         log.clear(),
     ] {
         let error = outcome.unwrap_err().to_string();
@@ -209,7 +209,7 @@ fn a_sync_that_failed_is_final() {
             0 => log.sync(),
             // In the middle: a segment is ended, or begun.
             1 | 2 => (11..50).try_for_each(|key| append(&mut log, key)),
-            3 => log.keep(&KeepLimits { max_count: 1, ..NO_LIMITS }, 0),
+            3 => log.keep(&KeepLimits { max_count: 1, ..KeepLimits::ALL }, 0),
             _ => log.clear(),
         };
         let error = error.unwrap_err().to_string();
@@ -252,7 +252,7 @@ fn a_file_that_cannot_be_removed_is_removed_before_more_go_or_come() {
     log.sync().unwrap();
     let before = segments(dir.path()).len();
     disk.set(|disk| disk.fail_remove = true);
-    let limits = KeepLimits { max_count: 40, ..NO_LIMITS };
+    let limits = KeepLimits { max_count: 40, ..KeepLimits::ALL };
     log.keep(&limits, 0).unwrap_err();
     let first = log.reach().first_key.unwrap();
     assert!(first > 1 && keys(&log)[0] == first);

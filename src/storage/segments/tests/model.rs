@@ -6,7 +6,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::super::*;
-use super::{NO_LIMITS, open, segments};
+use super::{open, segments};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -22,10 +22,10 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let append = (0_u64..4, 0_u32..6, prop_oneof![4 => 0_usize..60, 1 => Just(70_000)]);
     let keep = prop_oneof![
-        (1_u64..60).prop_map(|max_count| KeepLimits { max_count, ..NO_LIMITS }),
-        (100_u64..200_000).prop_map(|max_bytes| KeepLimits { max_bytes, ..NO_LIMITS }),
-        (1_u64..200).prop_map(|max_age_ms| KeepLimits { max_age_ms, ..NO_LIMITS }),
-        Just(NO_LIMITS),
+        (1_u64..60).prop_map(|max_count| KeepLimits { max_count, ..KeepLimits::ALL }),
+        (100_u64..200_000).prop_map(|max_bytes| KeepLimits { max_bytes, ..KeepLimits::ALL }),
+        (1_u64..200).prop_map(|max_age_ms| KeepLimits { max_age_ms, ..KeepLimits::ALL }),
+        Just(KeepLimits::ALL),
     ];
     prop_oneof![
         12 => append.prop_map(|(gap, count, bytes)| Step::Append { gap, count, bytes }),
@@ -99,7 +99,7 @@ impl Rig<'_> {
         let reach = self.log().reach();
         let first = reach.first_key.unwrap_or(u64::MAX);
         let gone: Vec<_> = self.records.range(..first).map(|(_, record)| record.clone()).collect();
-        if *limits == NO_LIMITS {
+        if *limits == KeepLimits::ALL {
             assert_eq!(gone, []);
         }
         if limits.max_age_ms > 0 {
