@@ -108,6 +108,9 @@ pub struct Entity {
     /// The same in elapsed time, which no wall clock enters: see `elapsed_ms` of the entry.
     #[prost(uint64, tag = "8")]
     pub deadline_elapsed_ms: u64,
+    /// The machine that it happened to, by its number in a composition; 0 for one that is alone.
+    #[prost(uint32, tag = "9")]
+    pub machine: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AppliedCommand {

@@ -10,7 +10,8 @@
 //! | 8 | elapsed time, in milliseconds |
 //! | rest | by kind |
 //!
-//! Events: how many (4), then each: operation (1: 1 insert, 2 update, 3 delete, 4 expire), index of the entry that created the key (8), of the
+//! Events: how many (4), then each: operation (1: 1 insert, 2 update, 3 delete, 4 expire; 128 more for the event of a machine whose number is not 0, which
+//! follows: 2), index of the entry that created the key (8), of the
 //! write before (8), writes since it was created (8), deadline in elapsed milliseconds (8, 0 for none), bytes of tenant, collection, key and value (4
 //! each), and those. A command: machine (2), version (4), the command as its machine encodes it. Numbers are little-endian.
 
@@ -21,6 +22,8 @@ use crate::types::{LogId, MachineVersion};
 
 const EVENTS: u8 = 1;
 const COMMAND: u8 = 2;
+/// In the operation of an event: the number of its machine follows.
+const NUMBERED: u8 = 1 << 7;
 /// Bytes before what depends on the kind, without the length.
 const HEAD_BYTES: usize = 1 + 4 * 8;
 /// Bytes of an event beside its labels, key and value.
@@ -134,7 +137,14 @@ fn take_event(record: &mut Bytes) -> Result<AppliedEvent, NoRecord> {
     if record.len() < EVENT_BYTES {
         return Err(NoRecord("half an event"));
     }
-    let operation = EventOperation::of(record.get_u8()).ok_or(NoRecord("an unknown operation"))?;
+    let tag = record.get_u8();
+    let machine = match tag & NUMBERED {
+        0 => 0,
+        // The rest may be too short then.
+        _ if record.len() < EVENT_BYTES + 1 => return Err(NoRecord("half an event")),
+        _ => record.get_u16_le(),
+    };
+    let operation = EventOperation::of(tag & !NUMBERED).ok_or(NoRecord("an unknown operation"))?;
     let [created, previous, version, deadline_ms] = std::array::from_fn(|_| record.get_u64_le());
     let lengths: [usize; 4] = std::array::from_fn(|_| record.get_u32_le() as usize);
     let mut parts = [const { Bytes::new() }; 4];
@@ -146,7 +156,18 @@ fn take_event(record: &mut Bytes) -> Result<AppliedEvent, NoRecord> {
     }
     let [tenant, collection, key, value] = parts;
     let deadline_ms = (deadline_ms != 0).then_some(deadline_ms);
-    Ok(AppliedEvent { operation, tenant, collection, key, value, created, previous, version, deadline_ms })
+    Ok(AppliedEvent {
+        machine,
+        operation,
+        tenant,
+        collection,
+        key,
+        value,
+        created,
+        previous,
+        version,
+        deadline_ms,
+    })
 }
 
 /// Writes the record of one position behind what is in `out`.
@@ -179,11 +200,16 @@ impl<'a> RecordWriter<'a> {
 }
 
 impl EventSink for RecordWriter<'_> {
-    fn event(&mut self, event: NewEvent<'_>) {
+    fn event_of(&mut self, machine: u16, event: NewEvent<'_>) {
         let NewEvent { operation, tenant, collection, key, value, .. } = event;
         let parts = [tenant.as_bytes(), collection.as_bytes(), key, value];
-        self.out.reserve(EVENT_BYTES + parts.iter().map(|part| part.len()).sum::<usize>());
-        self.out.put_u8(operation as u8);
+        self.out.reserve(EVENT_BYTES + 2 + parts.iter().map(|part| part.len()).sum::<usize>());
+        if machine == 0 {
+            self.out.put_u8(operation as u8);
+        } else {
+            self.out.put_u8(operation as u8 | NUMBERED);
+            self.out.put_u16_le(machine);
+        }
         for number in [event.created, event.previous, event.version, event.deadline_ms.unwrap_or(0)] {
             self.out.put_u64_le(number);
         }

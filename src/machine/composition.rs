@@ -32,8 +32,9 @@ use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::events::NumberedEvents;
 use super::snapshot_parts::{SnapshotParts, write_part};
-use super::{ApplyContext, DecodeError, EventSink, MOST_MACHINES, StateMachine, Wakes};
+use super::{AppliedEvent, ApplyContext, DecodeError, EventSink, MOST_MACHINES, StateMachine, Wakes};
 use crate::types::{MachineVersion, ReadableVersions};
 
 /// A machine beside others, under its `NUMBER`. See the [module](self).
@@ -142,8 +143,9 @@ impl<A: StateMachine, B: StateMachine + Default, const NUMBER: u16> StateMachine
     const COMMANDS_ROUND_TRIP: bool = A::COMMANDS_ROUND_TRIP && B::COMMANDS_ROUND_TRIP;
     /// Of some of them; see [`tells_events`](Self::tells_events).
     const TELLS_EVENTS: bool = A::TELLS_EVENTS || B::TELLS_EVENTS;
-    /// Events do not say whose they are.
+    /// One after the other would not be of one moment for those who follow a part.
     const TELLS_STATE: bool = false;
+    const TAKES_EVENTS: bool = A::TAKES_EVENTS && B::TAKES_EVENTS;
 
     /// Another one than that of `A` alone, and of any other composition.
     const HASH_VERSION: u32 = {
@@ -168,7 +170,17 @@ impl<A: StateMachine, B: StateMachine + Default, const NUMBER: u16> StateMachine
     ) -> Self::Reply {
         match command {
             Either::Base(command) => Either::Base(self.base.apply_telling(context, command, events)),
-            Either::Added(command) => Either::Added(self.added.apply_telling(context, command, events)),
+            Either::Added(command) => {
+                let events = &mut NumberedEvents { machine: NUMBER, events };
+                Either::Added(self.added.apply_telling(context, command, events))
+            }
+        }
+    }
+
+    fn take_event(&mut self, index: u64, event: &AppliedEvent) -> Result<(), String> {
+        match event.machine == NUMBER {
+            true => self.added.take_event(index, event),
+            false => self.base.take_event(index, event),
         }
     }
 

@@ -51,17 +51,36 @@ pub struct NewEvent<'a> {
 /// What events are told to.
 pub trait EventSink {
     /// This has happened, after what was told before.
-    fn event(&mut self, event: NewEvent<'_>);
+    fn event(&mut self, event: NewEvent<'_>) {
+        self.event_of(0, event);
+    }
+
+    /// The same, to the machine with this number in a [composition](super::Composed).
+    fn event_of(&mut self, machine: u16, event: NewEvent<'_>);
 }
 
 /// Tells nobody.
 impl EventSink for () {
-    fn event(&mut self, _: NewEvent<'_>) {}
+    fn event_of(&mut self, _: u16, _: NewEvent<'_>) {}
+}
+
+/// Tells what happens to the machine with a number, which does not know it.
+pub(super) struct NumberedEvents<'a> {
+    pub(super) machine: u16,
+    pub(super) events: &'a mut dyn EventSink,
+}
+
+impl EventSink for NumberedEvents<'_> {
+    fn event_of(&mut self, _: u16, event: NewEvent<'_>) {
+        self.events.event_of(self.machine, event);
+    }
 }
 
 /// One change that was applied, as those who follow receive it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AppliedEvent {
+    /// The machine that it happened to, by its number in a [composition](super::Composed); 0 for one that is alone.
+    pub machine: u16,
     /// What happened.
     pub operation: EventOperation,
     /// Whose key it is, in UTF-8.
@@ -85,7 +104,7 @@ pub struct AppliedEvent {
 impl AppliedEvent {
     /// Tells it once more. What it was told as was valid, so a name that is no text is told as an empty one.
     pub(crate) fn tell(&self, events: &mut dyn EventSink) {
-        events.event(NewEvent {
+        let event = NewEvent {
             operation: self.operation,
             tenant: std::str::from_utf8(&self.tenant).unwrap_or_default(),
             collection: std::str::from_utf8(&self.collection).unwrap_or_default(),
@@ -95,6 +114,7 @@ impl AppliedEvent {
             previous: self.previous,
             version: self.version,
             deadline_ms: self.deadline_ms,
-        });
+        };
+        events.event_of(self.machine, event);
     }
 }

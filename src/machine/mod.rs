@@ -155,8 +155,11 @@ pub trait StateMachine: Send + Sync + 'static {
     /// told its commands.
     const TELLS_EVENTS: bool = false;
 
-    /// Whether it also tells its [state](Self::tell_state), and [takes in](Self::take_event) what another one has told. A composition does not.
+    /// Whether it also tells its [state](Self::tell_state). A composition does not.
     const TELLS_STATE: bool = Self::TELLS_EVENTS;
+
+    /// Whether it [takes in](Self::take_event) what another one has told, if that [tells](Self::TELLS_EVENTS) anything: whether it can have replicas.
+    const TAKES_EVENTS: bool = Self::TELLS_STATE || !Self::TELLS_EVENTS;
 
     /// As [`apply`](Self::apply), for a machine that [tells](Self::TELLS_EVENTS) what happens. The events follow from the command and the state, as the
     /// reply does: they are the same on every node. A command that tells nothing changes nothing that concerns those who follow.
@@ -172,7 +175,7 @@ pub trait StateMachine: Send + Sync + 'static {
 
     /// Takes in what another state of this machine has [told](Self::apply_telling) of the entry at `index`, or of its [state](Self::tell_state): a replica
     /// comes to the same state in this way, or, told of a part only, to that part of it. Only asked of a machine that
-    /// [tells its state](Self::TELLS_STATE); one that tells no events is given the commands.
+    /// [does so](Self::TAKES_EVENTS); one that tells no events is given the commands.
     ///
     /// # Errors
     /// That this cannot have happened to this state, in words.

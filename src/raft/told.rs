@@ -353,6 +353,7 @@ mod tests {
 
     fn record(index: u64, events: &[(EventOperation, &'static str, u64)]) -> FeedRecord {
         let event = |(operation, key, previous): &(EventOperation, &'static str, u64)| AppliedEvent {
+            machine: 0,
             operation: *operation,
             tenant: "t".into(),
             collection: "c".into(),

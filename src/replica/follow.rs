@@ -342,7 +342,7 @@ impl<M: StateMachine> Follower<M> {
                     return Err(SubscriptionEnd::Lost("an item of a state that has not begun".to_owned()));
                 };
                 let seq = entry.seq;
-                if let Some(event) = event(entry.change) {
+                if let Some(event) = event(entry.change).map_err(SubscriptionEnd::Fatal)? {
                     machine.take_event(seq, &event).map_err(SubscriptionEnd::Fatal)?;
                 }
             }
@@ -390,7 +390,9 @@ fn add(records: &mut Vec<FeedRecord>, entry: FollowedEntry) -> Result<(), Subscr
             FeedContent::Command { wrote: MachineVersion { machine, version }, command }
         }
         change => {
-            let Some(event) = event(change) else { return Ok(()) };
+            let event =
+                event(change).map_err(|why| SubscriptionEnd::Fatal(format!("position {seq}: {why}")))?;
+            let Some(event) = event else { return Ok(()) };
             if let Some(FeedRecord { log_id: last, content: FeedContent::Events(events), .. }) =
                 records.last_mut()
                 && *last == log_id
@@ -406,7 +408,7 @@ fn add(records: &mut Vec<FeedRecord>, entry: FollowedEntry) -> Result<(), Subscr
 }
 
 /// The event that an entry tells, if it does.
-fn event(change: FollowedChange) -> Option<AppliedEvent> {
+fn event(change: FollowedChange) -> Result<Option<AppliedEvent>, String> {
     let FollowedChange::Event {
         operation,
         tenant,
@@ -417,18 +419,22 @@ fn event(change: FollowedChange) -> Option<AppliedEvent> {
         previous_seq,
         version,
         deadline_elapsed_ms,
+        machine,
         ..
     } = change
     else {
-        return None;
+        return Ok(None);
     };
+    let machine = u16::try_from(machine)
+        .map_err(|_| format!("something happened to machine {machine}, which no program has"))?;
     let operation = match operation {
         FollowedOperation::Insert => EventOperation::Insert,
         FollowedOperation::Update => EventOperation::Update,
         FollowedOperation::Delete => EventOperation::Delete,
         FollowedOperation::Expire => EventOperation::Expire,
     };
-    Some(AppliedEvent {
+    Ok(Some(AppliedEvent {
+        machine,
         operation,
         tenant: tenant.into(),
         collection: collection.into(),
@@ -438,7 +444,7 @@ fn event(change: FollowedChange) -> Option<AppliedEvent> {
         previous: previous_seq,
         version,
         deadline_ms: (deadline_elapsed_ms != 0).then_some(deadline_elapsed_ms),
-    })
+    }))
 }
 
 /// What it means that a subscription has ended with `error`.

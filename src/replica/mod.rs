@@ -189,15 +189,16 @@ impl<M: StateMachine> Replica<M> {
         machine: impl Fn() -> M + Send + Sync + 'static,
     ) -> Result<Self, OpenError> {
         config.connect().map_err(|error| OpenError::Config(error.to_string()))?;
-        if M::TELLS_EVENTS && !M::TELLS_STATE {
+        if !M::TAKES_EVENTS {
             return Err(OpenError::Config(
-                "events of a composition do not say whose they are: it cannot be followed by a replica yet"
+                "the machine tells events and takes none in, so it can have no replicas: see StateMachine::take_event"
                     .to_owned(),
             ));
         }
-        if !config.filters.is_empty() && !M::TELLS_EVENTS {
+        if !config.filters.is_empty() && !(M::TELLS_EVENTS && M::TELLS_STATE) {
             return Err(OpenError::Config(
-                "a part of a state can only be followed of a machine that tells events".to_owned(),
+                "a part of a state can only be followed of a machine that tells events and its state"
+                    .to_owned(),
             ));
         }
         let initial = Arc::new(machine);

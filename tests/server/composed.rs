@@ -13,7 +13,7 @@ use quorate::server::Rejected;
 use quorate::server::Server;
 use quorate::server::{Call, Guest, Method};
 use quorate::testkit::proto::v1::{GetRequest, GetResponse, PutRequest, PutResponse};
-use quorate::{ApplyContext, Engine, EngineConfig, LogId, ReadLevel, StateMachine};
+use quorate::{ApplyContext, Engine, EngineConfig, LogId, ReadLevel, Replica, ReplicaConfig, StateMachine};
 use tokio::sync::oneshot;
 
 /// Notes, one after the other.
@@ -134,6 +134,43 @@ async fn expire_and_fill(client: &Client, engine: &Engine<Machines>) {
     assert_ne!(engine.report().state.bytes, Some(0));
 }
 
+/// Once told what happens from the beginning on, one by its events and the other by its commands, and once sent the whole state as a file,
+/// a replica has the state of both.
+async fn follow_both(client: &Client, engine: &Engine<Machines>, address: &str) {
+    let (early, late) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let replica = async |dir: &std::path::Path, full_syncs: u64| {
+        let config = ReplicaConfig::new([address], dir);
+        let replica = Box::pin(Replica::open(config, Machines::default)).await.unwrap();
+        let upto = engine.report().offsets.applied.unwrap().index;
+        let reached = replica.wait_for(|state| state.local.index >= upto);
+        let state = tokio::time::timeout(crate::DEADLINE, reached).await.unwrap().unwrap();
+        assert_eq!(state.full_syncs, full_syncs, "{state:?}");
+        let (of_replica, of_node) =
+            (replica.view(ReadLevel::Local).await.unwrap(), engine.view(ReadLevel::Local).await.unwrap());
+        assert_eq!(of_replica.0, of_node.0);
+        assert_eq!(Machines::state_hash(&of_replica.1), Machines::state_hash(&of_node.1));
+        replica
+    };
+    let first = replica(early.path(), 0).await;
+    // So many that the event log lets go of the first.
+    engine.configure(|settings| settings.event_log.operations = 1000).unwrap();
+    for round in 0..30 {
+        let notes = (0..100).map(|n| client.write("note", format!("{round}/{n}"), WriteOptions::default()));
+        futures::future::join_all(notes).await.into_iter().for_each(|noted| drop(noted.unwrap()));
+    }
+    let purged = async {
+        while engine.feed_reach().first < 100 {
+            tokio::time::sleep(crate::POLL).await;
+        }
+    };
+    tokio::time::timeout(crate::DEADLINE, purged).await.expect("the event log lets go of what is old");
+    drop(replica(late.path(), 1).await);
+    // Both go on where they were.
+    drop(first);
+    client.write("note", "the last", WriteOptions::default()).await.unwrap();
+    drop(replica(late.path(), 0).await);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_guests_are_served_behind_one_port() {
     assert_eq!(Guests::METHODS.len(), Kv::METHODS.len() + 2);
@@ -142,6 +179,7 @@ async fn two_guests_are_served_behind_one_port() {
     peer.set_nonblocking(true).unwrap();
     let server = Server::<Guests>::bind("127.0.0.1:0").await.unwrap();
     let address = server.local_addr().to_string();
+    let at = address.clone();
     let mut config = EngineConfig::new(1, dir.path(), peer.local_addr().unwrap().to_string());
     (config.peer_listener, config.client_advertise) = (Some(peer), address.clone());
     let engine = Engine::open(config, Machines::default()).await.unwrap();
@@ -151,6 +189,7 @@ async fn two_guests_are_served_behind_one_port() {
         let client = Client::new([address], ClientConfig::default()).unwrap();
         use_both(&client).await;
         expire_and_fill(&client, &engine).await;
+        Box::pin(follow_both(&client, &engine, &at)).await;
         client.close().await;
         drop(stop);
     };

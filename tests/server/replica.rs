@@ -9,11 +9,10 @@ use quorate::client::EntryFilter;
 use quorate::kv::machine::{KvAnswer, KvMachine, KvQuery};
 use quorate::testkit::proto::v1::kv_client::KvClient;
 use quorate::testkit::proto::v1::{DeleteRangeRequest, DeleteRequest, PutRequest};
-use quorate::{Composed, ReadError, ReadLevel, Replica, ReplicaConfig, StateMachine, SyncState};
+use quorate::{ReadError, ReadLevel, Replica, ReplicaConfig, StateMachine, SyncState};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use crate::machine_guest::Sum;
 use crate::replication::json_of;
 use crate::{DEADLINE, channel, put_many, with_node};
 
@@ -195,13 +194,4 @@ async fn nobody_to_follow_is_said_in_numbers() {
     assert_eq!((state.sync, state.retries), (SyncState::Disconnected, 2));
     let why = state.gave_up.unwrap();
     assert!(why.contains("tried 2 times in vain"), "{why}");
-}
-
-/// Events do not say whose they are.
-#[tokio::test]
-async fn a_composition_is_refused() {
-    let own = tempfile::tempdir().unwrap();
-    let config = ReplicaConfig::new(["127.0.0.1:1"], own.path());
-    let refused = Replica::open(config, Composed::<KvMachine, Sum<0>, 1>::default).await.unwrap_err();
-    assert!(refused.to_string().contains("composition"), "{refused}");
 }

@@ -75,6 +75,8 @@ pub enum FollowedChange {
         expires_ms: u64,
         /// The same in elapsed milliseconds.
         deadline_elapsed_ms: u64,
+        /// The machine that it happened to, by its number in a composition; 0 for one that is alone.
+        machine: u32,
     },
     /// A command of a machine that tells no events was applied.
     Command {
@@ -166,6 +168,7 @@ impl FollowedEntry {
                 version,
                 expires_ms,
                 deadline_elapsed_ms: entity.deadline_elapsed_ms,
+                machine: entity.machine,
             })
         };
         let change = match WalOperation::try_from(operation) {

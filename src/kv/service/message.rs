@@ -101,6 +101,7 @@ mod tests {
     fn page(counts: &[(usize, usize)], from: u64) -> FeedPage {
         let next = counts.len() as u64 + 1;
         let event = |revision: u64, number: usize, bytes: usize| AppliedEvent {
+            machine: 0,
             operation: EventOperation::Update,
             tenant: "default".into(),
             collection: "default".into(),

@@ -140,6 +140,7 @@ pub(super) struct StateItems<'a> {
 
 /// An item, without what is in the bytes of all of them.
 struct ItemMark {
+    machine: u16,
     operation: EventOperation,
     lengths: [usize; 4],
     created: u64,
@@ -158,8 +159,9 @@ impl<'a> StateItems<'a> {
         let mut parts: Bytes = self.parts.freeze();
         let event = |item: ItemMark| {
             let [tenant, collection, key, value] = item.lengths.map(|length| parts.split_to(length));
-            let ItemMark { operation, created, previous, version, deadline_ms, .. } = item;
+            let ItemMark { machine, operation, created, previous, version, deadline_ms, .. } = item;
             AppliedEvent {
+                machine,
                 operation,
                 tenant,
                 collection,
@@ -176,7 +178,7 @@ impl<'a> StateItems<'a> {
 }
 
 impl EventSink for StateItems<'_> {
-    fn event(&mut self, event: NewEvent<'_>) {
+    fn event_of(&mut self, machine: u16, event: NewEvent<'_>) {
         let NewEvent { operation, created, previous, version, deadline_ms, .. } = event;
         let parts = [event.tenant.as_bytes(), event.collection.as_bytes(), event.key, event.value];
         if !self.choice.has(parts[0], parts[1]) {
@@ -184,7 +186,7 @@ impl EventSink for StateItems<'_> {
         }
         parts.iter().for_each(|part| self.parts.put_slice(part));
         let lengths = parts.map(<[u8]>::len);
-        self.told.push(ItemMark { operation, lengths, created, previous, version, deadline_ms });
+        self.told.push(ItemMark { machine, operation, lengths, created, previous, version, deadline_ms });
     }
 }
 
@@ -196,6 +198,7 @@ mod tests {
 
     fn record(index: u64, tenants: &[&'static str]) -> FeedRecord {
         let event = |tenant: &&'static str| AppliedEvent {
+            machine: 0,
             operation: EventOperation::Insert,
             tenant: Bytes::from_static(tenant.as_bytes()),
             collection: Bytes::new(),

@@ -34,6 +34,7 @@ mod entity {
     pub(super) const VERSION: u32 = 6;
     pub(super) const EXPIRES: u32 = 7;
     pub(super) const DEADLINE: u32 = 8;
+    pub(super) const MACHINE: u32 = 9;
 }
 /// The number of the only field of `Entries`, and of those of a command.
 const ENTRIES: u32 = 1;
@@ -148,7 +149,7 @@ impl<'a> SentEntry<'a> {
     }
 
     /// The numbers of an entity and their fields.
-    fn entity_numbers(&self, event: &AppliedEvent) -> [(u32, u64); 5] {
+    fn entity_numbers(&self, event: &AppliedEvent) -> [(u32, u64); 6] {
         let deadline = event.deadline_ms.unwrap_or(0);
         let expires = event.deadline_ms.map_or(0, |deadline| self.at.time_at(deadline));
         [
@@ -157,6 +158,7 @@ impl<'a> SentEntry<'a> {
             (entity::VERSION, event.version),
             (entity::EXPIRES, expires),
             (entity::DEADLINE, deadline),
+            (entity::MACHINE, event.machine.into()),
         ]
     }
 
@@ -262,17 +264,18 @@ impl<'a> SentEntry<'a> {
         };
         match self.content {
             EntryContent::Event(event) => {
-                let [(_, create_seq), (_, previous_seq), (_, version), (_, expires_ms), (_, deadline)] =
-                    self.entity_numbers(event);
+                let [created, previous, version, expires, deadline, _] =
+                    self.entity_numbers(event).map(|(_, number)| number);
                 message.entity = Some(Entity {
                     collection: text(&event.collection),
                     key: event.key.clone(),
                     value: event.value.clone(),
-                    create_seq,
-                    previous_seq,
+                    create_seq: created,
+                    previous_seq: previous,
                     version,
-                    expires_ms,
+                    expires_ms: expires,
                     deadline_elapsed_ms: deadline,
+                    machine: event.machine.into(),
                 });
             }
             EntryContent::Command { wrote, command } => {
@@ -308,6 +311,7 @@ mod tests {
 
     fn event(operation: EventOperation, deadline_ms: Option<u64>) -> AppliedEvent {
         AppliedEvent {
+            machine: if deadline_ms.is_some() { 3 } else { 0 },
             operation,
             tenant: "t".into(),
             collection: "collection".into(),

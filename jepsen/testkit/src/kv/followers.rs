@@ -55,7 +55,7 @@ pub(super) struct Followed {
 }
 
 impl EventSink for FollowedState {
-    fn event(&mut self, event: NewEvent<'_>) {
+    fn event_of(&mut self, _: u16, event: NewEvent<'_>) {
         let known = Known {
             value: event.value.to_vec(),
             created: event.created,

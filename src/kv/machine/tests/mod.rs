@@ -106,8 +106,9 @@ fn range(view: &KvView, query: RangeQuery) -> RangeAnswer {
 struct ToldEvents(Vec<AppliedEvent>);
 
 impl EventSink for ToldEvents {
-    fn event(&mut self, event: NewEvent<'_>) {
+    fn event_of(&mut self, machine: u16, event: NewEvent<'_>) {
         self.0.push(AppliedEvent {
+            machine,
             operation: event.operation,
             tenant: bytes(event.tenant),
             collection: bytes(event.collection),
