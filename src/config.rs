@@ -212,10 +212,7 @@ impl ServeConfig {
     }
 
     /// The same of a node that names of others have led to something for.
-    fn resolve_as(
-        mut settings: GivenSettings,
-        translation: Translation,
-    ) -> Result<Self, SettingsError> {
+    fn resolve_as(mut settings: GivenSettings, translation: Translation) -> Result<Self, SettingsError> {
         let is_replica = translation.replica.is_some();
         if is_replica {
             // It is no member, so what is said of membership is not its own.

@@ -121,6 +121,13 @@ impl Translation {
         }
     }
 
+    /// A flag of the program says what `name` was for.
+    pub(crate) fn overrule(&mut self, name: &str, flag: &str) {
+        for line in self.lines.iter_mut().filter(|line| line.name == name) {
+            line.outcome = own_wins(flag);
+        }
+    }
+
     fn say(&mut self, name: &'static str, given: impl Display, outcome: impl Into<String>) {
         self.lines.push(TranslatedSetting { name, given: given.to_string(), outcome: outcome.into() });
     }
@@ -144,7 +151,7 @@ impl Translation {
 }
 
 /// What is said of a name whose setting is given by its own.
-pub(crate) fn own_wins(own: &str) -> String {
+fn own_wins(own: &str) -> String {
     format!("changes nothing: {own} is given, which has the last word")
 }
 
@@ -229,9 +236,7 @@ impl GivenReplication {
         ];
         for (name, given, least, most) in numbers {
             if let Some(given) = given.filter(|given| !(least..=most).contains(given)) {
-                return Err(invalid(format!(
-                    "replication.{name} ({given}) must be from {least} to {most}"
-                )));
+                return Err(invalid(format!("replication.{name} ({given}) must be from {least} to {most}")));
             }
         }
         match (self.heartbeat_interval_secs, self.replica_timeout_secs) {

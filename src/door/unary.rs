@@ -7,9 +7,12 @@ use super::bodies::{self, Built};
 use super::guest::{Call, Guest, guarded_async};
 use super::methods::{CLOSE_SESSION, MethodId, OPEN_SESSION};
 use super::pipeline::{base_bytes, client_address};
+use super::relay::unexpected;
 use super::{Door, ServedNode, failure};
 use crate::call::{Options, Rejected};
 use crate::incoming::Caller;
+use crate::proto::v1::answer::Content as Answered;
+use crate::proto::v1::call::Content;
 use crate::proto::v1::{self, Failure};
 use crate::types::HistoryEpoch;
 
@@ -104,8 +107,19 @@ impl<N: ServedNode> Door<N> {
     ) -> Result<CountedAnswer<v1::OpenSessionResponse>, Failure> {
         let started = Instant::now();
         let v1::OpenSessionRequest { ttl_ms } = request;
-        let opened = self.node.open_session(&client_address(caller.as_deref()), ttl_ms).await;
-        let outcome = opened.map(|opened| self.by.opened(ttl_ms, opened)).map_err(Failure::from);
+        let outcome = match self.relay() {
+            Some(relay) => {
+                let call = about_session(Content::OpenSession(request));
+                relay.relay(call, None).await.and_then(|answer| match answer.content {
+                    Some(Answered::OpenSession(opened)) => Ok(opened),
+                    _ => Err(unexpected()),
+                })
+            }
+            None => {
+                let opened = self.node.open_session(&client_address(caller.as_deref()), ttl_ms).await;
+                opened.map(|opened| self.by.opened(ttl_ms, opened)).map_err(Failure::from)
+            }
+        };
         self.metrics.observe(self.metrics.methods().id(OPEN_SESSION.name), started, &outcome);
         Ok((outcome?, caller.map(|caller| Built::new(caller, SESSION_ANSWER_BYTES))))
     }
@@ -121,9 +135,25 @@ impl<N: ServedNode> Door<N> {
     ) -> Result<CountedAnswer<v1::CloseSessionResponse>, Failure> {
         let started = Instant::now();
         let v1::CloseSessionRequest { session, history } = request;
-        let closed = self.node.close_session(session, HistoryEpoch(history)).await;
-        let outcome = closed.map(|closed| self.by.closed(closed)).map_err(Failure::from);
+        let outcome = match self.relay() {
+            Some(relay) => {
+                let call = about_session(Content::CloseSession(request));
+                relay.relay(call, None).await.and_then(|answer| match answer.content {
+                    Some(Answered::CloseSession(closed)) => Ok(closed),
+                    _ => Err(unexpected()),
+                })
+            }
+            None => {
+                let closed = self.node.close_session(session, HistoryEpoch(history)).await;
+                closed.map(|closed| self.by.closed(closed)).map_err(Failure::from)
+            }
+        };
         self.metrics.observe(self.metrics.methods().id(CLOSE_SESSION.name), started, &outcome);
         Ok((outcome?, caller.map(|caller| Built::new(caller, SESSION_ANSWER_BYTES))))
     }
+}
+
+/// A call about a session.
+fn about_session(content: Content) -> v1::Call {
+    v1::Call { content: Some(content), ..v1::Call::default() }
 }
