@@ -4,23 +4,16 @@
 //! session and sequence stay the caller's. What has been passed on once is not passed on again, or two nodes that take each other for the leader
 //! would do so for ever; its stream says so in a header.
 //!
-//! Only changes are passed on: writes, and the opening and closing of sessions. Who carries them is the [node's](ServedNode::relay) affair.
+//! Only changes are passed on: writes, and the opening and closing of sessions. Who carries them is the [node's](super::ServedNode::relay) affair.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tonic::metadata::MetadataMap;
 
-use super::bodies::Built;
-use super::methods::MethodId;
-use super::pipeline::base_bytes;
-use super::unary::CountedAnswer;
-use super::{Door, Guest, ServedNode, failure};
-use crate::call::{self, Options, Rejected};
-use crate::incoming::Caller;
-use crate::proto::v1::answer::Content as Answered;
+use crate::call::{self, Rejected};
 use crate::proto::v1::call::Content;
 use crate::proto::v1::{self, Failure};
 
@@ -55,42 +48,6 @@ pub(crate) fn write(method: &'static str, payload: Bytes, options: Option<v1::Wr
         method: method.to_owned(),
         write: options,
         ..v1::Call::default()
-    }
-}
-
-impl<N: ServedNode> Door<N> {
-    /// What passes on the changes that come to this door, if anything does.
-    pub(crate) fn relay(&self) -> Option<Arc<dyn Relay>> {
-        self.node.relay().filter(|_| !self.is_relayed)
-    }
-
-    /// The answer to the write `method` of guest `G` that `relay` brings, as what `decode` finds in it.
-    ///
-    /// # Errors
-    /// The failure to answer instead. Either is counted.
-    pub(crate) async fn relayed<G: Guest, T>(
-        &self,
-        relay: Arc<dyn Relay>,
-        method: MethodId,
-        (payload, options): (Bytes, Result<Options, Rejected>),
-        within: Option<Duration>,
-        caller: Option<Arc<Caller>>,
-        decode: impl FnOnce(v1::Header, Bytes) -> Option<T>,
-    ) -> Result<CountedAnswer<T>, Failure> {
-        let started = Instant::now();
-        let outcome = async {
-            let Options::Write(options) = options? else { return Err(failure::mixed_up()) };
-            let call = write(G::METHODS[method.0].name, payload, call::encode_write(&options));
-            let answer = relay.relay(call, within).await?;
-            let Some(Answered::Payload(payload)) = answer.content else { return Err(unexpected()) };
-            let bytes = payload.len();
-            let decoded = decode(answer.header.unwrap_or_default(), payload).ok_or_else(unexpected)?;
-            Ok((decoded, bytes))
-        }
-        .await;
-        self.metrics.observe(method, started, &outcome);
-        let (answer, bytes) = outcome?;
-        Ok((answer, caller.map(|caller| Built::new(caller, base_bytes::<G>() + bytes))))
     }
 }
 

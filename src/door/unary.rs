@@ -1,15 +1,17 @@
 //! Calls that are answered one by one.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 
 use super::bodies::{self, Built};
 use super::guest::{Call, Guest, guarded_async};
 use super::methods::{CLOSE_SESSION, MethodId, OPEN_SESSION};
 use super::pipeline::{base_bytes, client_address};
-use super::relay::unexpected;
+use super::relay::{self, Relay, unexpected};
 use super::{Door, ServedNode, failure};
-use crate::call::{Options, Rejected};
+use crate::call::{Options, Rejected, encode_write};
 use crate::incoming::Caller;
 use crate::proto::v1::answer::Content as Answered;
 use crate::proto::v1::call::Content;
@@ -96,6 +98,40 @@ impl<N> Door<N> {
 }
 
 impl<N: ServedNode> Door<N> {
+    /// What passes on the changes that come to this door, if anything does.
+    pub(crate) fn relay(&self) -> Option<Arc<dyn Relay>> {
+        self.node.relay().filter(|_| !self.is_relayed)
+    }
+
+    /// The answer to the write `method` of guest `G` that is passed on `to` another node, as what `decode` finds in it.
+    ///
+    /// # Errors
+    /// The failure to answer instead. Either is counted.
+    pub(crate) async fn relayed<G: Guest, T>(
+        &self,
+        to: Arc<dyn Relay>,
+        method: MethodId,
+        (payload, options): (Bytes, Result<Options, Rejected>),
+        within: Option<Duration>,
+        caller: Option<Arc<Caller>>,
+        decode: impl FnOnce(v1::Header, Bytes) -> Option<T>,
+    ) -> Result<CountedAnswer<T>, Failure> {
+        let started = Instant::now();
+        let outcome = async {
+            let Options::Write(options) = options? else { return Err(failure::mixed_up()) };
+            let call = relay::write(G::METHODS[method.0].name, payload, encode_write(&options));
+            let answer = to.relay(call, within).await?;
+            let Some(Answered::Payload(payload)) = answer.content else { return Err(unexpected()) };
+            let bytes = payload.len();
+            let decoded = decode(answer.header.unwrap_or_default(), payload).ok_or_else(unexpected)?;
+            Ok((decoded, bytes))
+        }
+        .await;
+        self.metrics.observe(method, started, &outcome);
+        let (answer, bytes) = outcome?;
+        Ok((answer, caller.map(|caller| Built::new(caller, base_bytes::<G>() + bytes))))
+    }
+
     /// Opens a session in the name of `caller`.
     ///
     /// # Errors

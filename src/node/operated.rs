@@ -18,7 +18,7 @@ pub(crate) type ViewOf<N> = <<N as ServedNode>::Machine as StateMachine>::View;
 
 /// What a replica follows, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Following {
+pub(crate) struct FollowedSources {
     /// Client addresses of members.
     pub(crate) sources: Vec<String>,
     /// How often a source says that it is there.
@@ -53,7 +53,7 @@ pub(crate) trait OperatedNode: ServedNode {
     }
 
     /// What it follows, of a replica.
-    fn following(&self) -> Option<Following> {
+    fn following(&self) -> Option<FollowedSources> {
         None
     }
 
@@ -61,7 +61,7 @@ pub(crate) trait OperatedNode: ServedNode {
     ///
     /// # Errors
     /// What is wrong with it.
-    fn follow_by(&self, following: Following) -> Result<(), ConfigureError> {
+    fn follow_by(&self, following: FollowedSources) -> Result<(), ConfigureError> {
         let _ = following;
         Err(ConfigureError("a member follows whoever is elected".to_owned()))
     }

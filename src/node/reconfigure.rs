@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::operated::{Following, OperatedNode};
+use super::operated::{FollowedSources, OperatedNode};
 use super::settings::{GivenMembers, LOG_LEVEL, NodeSettings, NotChanged, Refused, STATE_QUOTA, live};
 use crate::engine::Settings;
 use crate::error::TransferError;
@@ -298,7 +298,7 @@ async fn of_replica<N: OperatedNode>(
     node: &N,
     settings: &NodeSettings<N>,
     asked: AskedChange,
-    before: Following,
+    before: FollowedSources,
     done: &mut Vec<String>,
 ) -> Result<(), NotConfigured> {
     match asked.role {
@@ -313,7 +313,7 @@ async fn of_replica<N: OperatedNode>(
         }
         Some(AskedRole::Replica) | None => {}
     }
-    let wanted = Following {
+    let wanted = FollowedSources {
         sources: asked.sources.clone().unwrap_or_else(|| before.sources.clone()),
         heartbeat: asked.heartbeat.unwrap_or(before.heartbeat),
     };

@@ -22,7 +22,7 @@ use crate::error::{
 };
 use crate::feed::{FeedCursor, FeedReach};
 use crate::machine::StateMachine;
-use crate::node::operated::{Following, OperatedNode};
+use crate::node::operated::{FollowedSources, OperatedNode};
 use crate::raft::published::Applied;
 use crate::reason::Reason;
 use crate::report::{Lag, MemberList, NodeReport, Offsets, StateSize};
@@ -350,12 +350,15 @@ impl<M: StateMachine> OperatedNode for ReplicaNode<M> {
         Ok(changed)
     }
 
-    fn following(&self) -> Option<Following> {
+    fn following(&self) -> Option<FollowedSources> {
         let ReplicaConfig { sources, heartbeat, .. } = self.replica.config();
-        Some(Following { sources, heartbeat })
+        Some(FollowedSources { sources, heartbeat })
     }
 
-    fn follow_by(&self, Following { sources, heartbeat }: Following) -> Result<(), ConfigureError> {
+    fn follow_by(
+        &self,
+        FollowedSources { sources, heartbeat }: FollowedSources,
+    ) -> Result<(), ConfigureError> {
         self.replica.follow_by(sources, heartbeat).map_err(|error| ConfigureError(error.to_string()))
     }
 
