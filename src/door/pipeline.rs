@@ -44,7 +44,7 @@ use tonic::Status;
 use super::guest::{Call, Guest, guarded, guarded_async};
 use super::methods::{CLOSE_SESSION, MethodId, OPEN_SESSION};
 use super::metrics::OpenStream;
-use super::relay::{Relay, RelayedCall};
+use super::relay::RelayedCall;
 use super::{Door, ServedNode, failure};
 use crate::call::{Options, Rejected};
 use crate::incoming::Caller;
@@ -273,10 +273,7 @@ where
                 return false;
             }
         }
-        if let Some(relay) = &outlet.relay
-            && let Some(relayed) = F::relayed(&request)
-        {
-            pass_on(outlet, relay.clone(), relayed, Weight { permits, expected }, started);
+        if pass_on::<F>(outlet, &request, Weight { permits, expected }, started) {
             continue;
         }
         let (tag, ask) = F::open(request, made);
@@ -300,15 +297,15 @@ where
     true
 }
 
-/// Has `relay` bring the answer to a change, in a task of its own.
-fn pass_on<G: Guest>(
-    outlet: &Arc<AnswerOutlet<G>>,
-    relay: Arc<dyn Relay>,
-    relayed: RelayedCall,
+/// Has another node answer a change, in a task of its own. False if the request is to be carried out here.
+fn pass_on<F: PipelineFraming>(
+    outlet: &Arc<AnswerOutlet<F::Guest>>,
+    request: &F::Request,
     Weight { permits, expected }: Weight,
     started: Instant,
-) {
-    let RelayedCall { tag, method, call } = relayed;
+) -> bool {
+    let Some(relay) = outlet.relay.clone() else { return false };
+    let Some(RelayedCall { tag, method, call }) = F::relayed(request) else { return false };
     let id = match (method, &call.content) {
         (Some(method), _) => MethodId(method),
         (None, Some(Content::OpenSession(_))) => outlet.sessions[0],
@@ -326,6 +323,7 @@ fn pass_on<G: Guest>(
             }
         }
     });
+    true
 }
 
 /// A read that waits for the others of its message.

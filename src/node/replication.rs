@@ -142,12 +142,14 @@ async fn wrong_method<N: OperatedNode>(State(door): State<RouteState<N>>) -> Res
     refusal(StatusCode::METHOD_NOT_ALLOWED, Reason::Invalid, leading.as_ref(), &refused)
 }
 
-fn too_long(leading: Option<&Leader>) -> Response {
+fn too_long<N: OperatedNode>(door: &RouteState<N>) -> Response {
     let refused = Refused::new(
         format!("the settings take more than {MAX_BODY_BYTES} bytes"),
         "send a JSON object of names and values",
     );
-    refusal(StatusCode::PAYLOAD_TOO_LARGE, Reason::TooLarge, leading, &refused)
+    let leading = door.node.state().leader;
+    let object = refusal_object(Reason::TooLarge, leading.as_ref(), &refused);
+    configured(door, StatusCode::PAYLOAD_TOO_LARGE, false, object)
 }
 
 /// Refuses a body that says that it is too long. Of one that is much too long nothing is waited for; another is read to its
@@ -166,7 +168,7 @@ async fn check_length<N: OperatedNode>(
                 // However that ends, the answer is the same.
                 let _ = to_bytes(request.into_body(), MAX_IGNORED_BYTES).await;
             }
-            too_long(door.node.state().leader.as_ref())
+            too_long(&door)
         }
         _ => next.run(request).await,
     }
@@ -220,7 +222,7 @@ async fn configure<N: OperatedNode>(
     let body = match body {
         Ok(body) => body,
         Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-            return too_long(leading().as_ref());
+            return too_long(&door);
         }
         Err(rejection) => {
             let why = Refused::new("the settings did not arrive as a whole", "send them again");
