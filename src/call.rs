@@ -13,6 +13,9 @@ use crate::types::{
 /// Longest time that a write may ask to wait for the slowest voter.
 const MAX_ACK_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Of a stream whose calls one node passes on to another: a header in the metadata.
+pub(crate) const RELAYED: &str = "quorate-relayed";
+
 /// A call that is at fault itself, or that the state machine has turned down: it fails again wherever it is sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]

@@ -31,6 +31,7 @@ mod fixed;
 mod flags;
 mod given;
 mod peers;
+mod replication;
 mod reserve;
 mod table;
 #[cfg(test)]
@@ -38,6 +39,7 @@ mod tests;
 
 pub(crate) use door::DoorConfig;
 pub(crate) use peers::Peers;
+pub(crate) use replication::{GivenReplication, ReplicaWishes, Translation};
 pub(crate) use reserve::ReserveBytes;
 pub(crate) use table::GivenSettings;
 
@@ -141,6 +143,8 @@ pub(crate) struct ServeConfig {
     pub memory_bytes: Option<u64>,
     /// The client port.
     pub door: DoorConfig,
+    /// What was made of names that others have for settings.
+    pub translation: Translation,
 }
 
 /// What the engine has no default for. Where the data goes, and how the others reach the node, follow from the rest.
@@ -168,6 +172,7 @@ impl Default for ServeConfig {
             peer_policy: PeerPolicy::default(),
             memory_bytes: None,
             door: DoorConfig::default(),
+            translation: Translation::default(),
         }
     }
 }
@@ -178,26 +183,50 @@ impl ServeConfig {
     /// # Errors
     /// See [`SettingsError`].
     pub(crate) fn load(args: ServeArgs) -> Result<Self, SettingsError> {
-        let file = match &args.config {
-            Some(path) => GivenSettings::from_file(path)?,
-            None => GivenSettings::default(),
-        };
-        Self::resolve(args.settings.or(file))
+        let mut settings = args.settings.or(GivenSettings::of(args.config.as_deref())?);
+        let translation = settings.others_names()?.translate(&mut settings)?;
+        Self::resolve_as(settings, translation)
+    }
+
+    /// The settings of a replica from `settings`, which win, and the file at `path`.
+    ///
+    /// # Errors
+    /// See [`SettingsError`].
+    pub(crate) fn load_replica(
+        settings: GivenSettings,
+        usual: GivenSettings,
+        path: Option<&Path>,
+    ) -> Result<Self, SettingsError> {
+        let mut settings = settings.or(GivenSettings::of(path)?);
+        let translation = settings.others_names()?.translate_for_replica(&mut settings)?;
+        Self::resolve_as(settings.or(usual), translation)
     }
 
     /// Adds the defaults to `settings`, and checks the whole.
     ///
     /// # Errors
     /// [`SettingsError::Invalid`].
+    #[cfg(test)]
     pub(crate) fn resolve(settings: GivenSettings) -> Result<Self, SettingsError> {
+        Self::resolve_as(settings, Translation::default())
+    }
+
+    /// The same of a node that names of others have led to something for.
+    fn resolve_as(mut settings: GivenSettings, translation: Translation) -> Result<Self, SettingsError> {
+        let is_replica = translation.replica.is_some();
+        if is_replica {
+            // It is no member, so what is said of membership is not its own.
+            (settings.peers, settings.join, settings.single) = (None, None, None);
+        }
         if settings.node_id.is_none() && settings.peers.is_some() {
             return Err(invalid("--peers needs --node-id: say which of the peers this node is"));
         }
-        let mut config = Self::default();
+        let mut config = Self { translation, ..Self::default() };
         settings.clone().apply(&mut config);
         config.place_peer(&settings)?;
         if settings.data_dir.is_none() {
-            config.data_dir = data_dir::usual(config.node_id, |name| std::env::var_os(name), Path::new("."))?;
+            let name = if is_replica { "replica".to_owned() } else { format!("node-{}", config.node_id) };
+            config.data_dir = data_dir::usual(&name, |name| std::env::var_os(name), Path::new("."))?;
         }
         config.validate()?;
         config.door.fit(config.memory());
@@ -242,6 +271,8 @@ impl ServeConfig {
         check_address("--peer-listen", &self.peer_listen)?;
         match &self.client_advertise {
             Some(address) => check_advertised("--client-advertise", address, false)?,
+            // Nobody is told where a replica is.
+            None if self.translation.replica.is_some() => {}
             None => check_advertised("--client-advertise", &self.client_listen, true)?,
         }
         // The bound port takes the place of a free one only where nothing else is said of the address.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -10,7 +11,8 @@ use tokio::sync::watch;
 use super::Common;
 use super::follow::FilterArgs;
 use super::serve::{ServeCommandError, log_to_stderr};
-use crate::config::LogFormat;
+use crate::config::{GivenSettings, LogFormat, ReplicaWishes, ServeConfig, SettingsError};
+use crate::duration;
 use crate::error::OpenError;
 use crate::incoming;
 use crate::kv::client::Endpoint;
@@ -18,25 +20,31 @@ use crate::kv::machine::KvMachine;
 use crate::kv::{self, Kv};
 use crate::node::settings::parse_filter;
 use crate::node::{RunError, Server};
-use crate::replica::{Replica, ReplicaConfig, ReplicaNode, ReplicaState};
+use crate::replica::{LONGEST_PAUSE, Replica, ReplicaConfig, ReplicaNode, ReplicaState};
 use crate::report::millis;
 use crate::signals::StopSignals;
 
 /// Arguments of `quorate replica`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate replica --data-dir /var/lib/quorate-replica --listen 127.0.0.1:7811\n  quorate get greeting --endpoints 127.0.0.1:7811 --local\n  quorate replica --from 10.0.0.1:7801,10.0.0.2:7801 --tenant acme --data-dir acme\n\nFollows what is applied and answers reads; writes are refused, and who leads is named. Goes on where it was after a restart, and at another source when one fails. A replica that was away for longer than any source reaches back is sent the whole state. http://LISTEN/replication/status shows how it stands (`replica`)."
+    after_help = "Example:\n  quorate replica --data-dir /var/lib/quorate-replica --listen 127.0.0.1:7811\n  quorate get greeting --endpoints 127.0.0.1:7811 --local\n  quorate replica --from 10.0.0.1:7801,10.0.0.2:7801 --tenant acme --data-dir acme\n  quorate replica --config replica.yaml --forward-writes\n\nFollows what is applied and answers reads; writes are refused, and who leads is named, unless it forwards them. Goes on where it was after a restart, and at another source when one fails. A replica that was away for longer than any source reaches back is sent the whole state. http://LISTEN/replication/status shows how it stands (`replica`)."
 )]
 pub struct ReplicaArgs {
+    /// File with settings, TOML or YAML by its extension; flags take precedence
+    ///
+    /// As that of a node, of which a replica has data_dir, client_listen, log_level, log_format, event_log_* and what bounds clients. The
+    /// section `replication` is what other systems call their settings; the log says at the start what became of each.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Client addresses of members, comma-separated [default: --endpoints]
     #[arg(long, value_name = "HOST:PORT,...", value_delimiter = ',', value_parser = Endpoint::parse)]
     pub from: Vec<Endpoint>,
-    /// Where it keeps its state
+    /// Where it keeps its state; to be given here or in the file
     #[arg(long, value_name = "DIR")]
-    pub data_dir: PathBuf,
-    /// Where it listens for clients; port 0 takes a free one
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7811")]
-    pub listen: String,
+    pub data_dir: Option<PathBuf>,
+    /// Where it listens for clients; port 0 takes a free one [default: 127.0.0.1:7811]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
     /// What its sources call it where they list those who follow
     #[arg(long, value_name = "NAME", default_value = "")]
     pub id: String,
@@ -46,30 +54,124 @@ pub struct ReplicaArgs {
     /// How often it tries to reach its sources in vain before it ends; 0 for no limit
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub retries: u32,
+    /// How often a source is to say that it is there [default: 5s]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub heartbeat: Option<Duration>,
+    /// How long all sources may be silent before it begins anew with them [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub patience: Option<Duration>,
+    /// How long it waits before it tries its sources again; twice as long every time, up to 60s [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    pub first_pause: Option<Duration>,
+    /// Pass writes and sessions on to the leader, instead of naming it
+    ///
+    /// What becomes of a write is told as the leader tells it, session and sequence are the caller's.
+    #[arg(long)]
+    pub forward_writes: bool,
     /// Have what it is told compressed on the way
     #[arg(long)]
     pub compress: bool,
-    /// What to log: off, error, warn, info, debug, trace, or a filter such as info,quorate=debug
-    #[arg(long, value_name = "FILTER", default_value = "info", value_parser = filter)]
-    pub log_level: String,
-    /// How lines of the log look
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
-    pub log_format: LogFormat,
+    /// What to log: off, error, warn, info, debug, trace, or a filter such as info,quorate=debug [default: info]
+    #[arg(long, value_name = "FILTER", value_parser = filter)]
+    pub log_level: Option<String>,
+    /// How lines of the log look [default: text]
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub log_format: Option<LogFormat>,
 }
 
 fn filter(text: &str) -> Result<String, String> {
     parse_filter(text).map(|_| text.to_owned())
 }
 
+/// What a process needs to know to be a replica.
+pub(super) struct ReplicaRun {
+    /// Its port, its log and its event log.
+    serve: ServeConfig,
+    replica: ReplicaConfig,
+    forwards_writes: bool,
+}
+
 impl ReplicaArgs {
-    fn config(&self, common: &Common) -> ReplicaConfig {
-        let sources = if self.from.is_empty() { &common.endpoints } else { &self.from };
-        let mut config = ReplicaConfig::new(sources.iter().map(ToString::to_string), &self.data_dir);
-        config.id.clone_from(&self.id);
-        config.filters.clone_from(&self.filters.filters);
-        config.retries = (self.retries != 0).then_some(self.retries);
-        config.compressed = self.compress;
-        config
+    /// What these say, and the file, and names that others have for it.
+    fn resolve(self, common: &Common) -> Result<ReplicaRun, SettingsError> {
+        let own = GivenSettings {
+            data_dir: self.data_dir,
+            client_listen: self.listen,
+            log_level: self.log_level,
+            log_format: self.log_format,
+            ..GivenSettings::default()
+        };
+        let usual = GivenSettings {
+            client_listen: Some("127.0.0.1:7811".to_owned()),
+            log_level: Some("info".to_owned()),
+            ..GivenSettings::default()
+        };
+        let mut serve = ServeConfig::load_replica(own, usual, self.config.as_deref())?;
+        let mut wishes = serve.translation.replica.clone().unwrap_or_default();
+        let mut own_wins = |name, flag, is_given: bool| {
+            if is_given {
+                serve.translation.overrule(name, flag);
+            }
+            is_given
+        };
+        if own_wins("master_address", "--from", !self.from.is_empty()) {
+            wishes.sources = self.from.iter().map(ToString::to_string).collect();
+        } else if wishes.sources.is_empty() {
+            wishes.sources = common.endpoints.iter().map(ToString::to_string).collect();
+        }
+        for (name, flag, given, place) in [
+            ("heartbeat_interval_secs", "--heartbeat", self.heartbeat, &mut wishes.heartbeat),
+            ("replica_timeout_secs", "--patience", self.patience, &mut wishes.patience),
+            ("reconnect_interval_secs", "--first-pause", self.first_pause, &mut wishes.first_pause),
+        ] {
+            if own_wins(name, flag, given.is_some()) {
+                *place = given;
+            }
+        }
+        let mut run = ReplicaRun::of(serve, wishes)?;
+        run.replica.id = self.id;
+        run.replica.filters = self.filters.filters;
+        run.replica.retries = (self.retries != 0).then_some(self.retries);
+        run.replica.compressed = self.compress;
+        run.forwards_writes = self.forward_writes;
+        Ok(run)
+    }
+}
+
+impl ReplicaRun {
+    /// One that follows as `wishes` say, with the usual for what they leave open.
+    pub(super) fn of(serve: ServeConfig, wishes: ReplicaWishes) -> Result<Self, SettingsError> {
+        let ReplicaWishes { sources, heartbeat, patience, first_pause } = wishes;
+        let mut replica = ReplicaConfig::new(sources, &serve.data_dir);
+        replica.heartbeat = heartbeat.unwrap_or(replica.heartbeat);
+        replica.patience = patience.unwrap_or(replica.patience);
+        replica.first_pause = first_pause.unwrap_or(replica.first_pause);
+        replica.event_log = serve.event_log;
+        let invalid = |message: String| Err(SettingsError::Invalid(message));
+        if replica.first_pause > LONGEST_PAUSE {
+            return invalid("--first-pause must be 60 s at most".to_owned());
+        }
+        if replica.patience <= replica.heartbeat {
+            return invalid(format!(
+                "a source is given up after {} s of silence (--patience), and says only every {} s that it is there (--heartbeat); have the one be longer than the other",
+                replica.patience.as_secs_f64(),
+                replica.heartbeat.as_secs_f64()
+            ));
+        }
+        Ok(Self { serve, replica, forwards_writes: false })
+    }
+
+    /// What only a restart changes, for those who ask a running replica.
+    fn fixed(&self) -> Vec<(&'static str, Value)> {
+        let Self { serve, replica, forwards_writes } = self;
+        vec![
+            ("data_dir", serve.data_dir.display().to_string().into()),
+            ("client_listen", serve.client_listen.clone().into()),
+            ("patience_ms", millis(replica.patience).into()),
+            ("first_pause_ms", millis(replica.first_pause).into()),
+            ("retries", replica.retries.into()),
+            ("forward_writes", (*forwards_writes).into()),
+        ]
     }
 }
 
@@ -78,30 +180,54 @@ impl ReplicaArgs {
 /// # Errors
 /// See [`ServeCommandError`].
 pub async fn run(common: &Common, args: ReplicaArgs) -> Result<(), ServeCommandError> {
-    let data_dir = std::path::absolute(&args.data_dir).unwrap_or_else(|_| args.data_dir.clone());
+    if args.data_dir.is_none() && args.config.is_none() {
+        let message = "a replica needs a place for its state; name a directory with --data-dir".to_owned();
+        return Err(SettingsError::Invalid(message).into());
+    }
+    follow(args.resolve(common)?).await
+}
+
+/// The same, once it is known what to do.
+pub(super) async fn follow(run: ReplicaRun) -> Result<(), ServeCommandError> {
+    let fixed = run.fixed();
+    let ReplicaRun { serve, replica: config, forwards_writes } = run;
+    let data_dir = std::path::absolute(&serve.data_dir).unwrap_or_else(|_| serve.data_dir.clone());
     let log_level =
-        log_to_stderr(&args.log_level, args.log_format, &data_dir).map_err(ServeCommandError::Log)?;
+        log_to_stderr(&serve.log_level, serve.log_format, &data_dir).map_err(ServeCommandError::Log)?;
+    serve.translation.log();
     if let Err(error) = incoming::raise_open_files() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
     let mut signals = StopSignals::listen().map_err(RunError::Signals)?;
-    let mut server = Server::<Kv, ReplicaNode<KvMachine>>::bind(&args.listen).await?;
+    let mut server = Server::<Kv, ReplicaNode<KvMachine>>::bind(&serve.client_listen)
+        .await?
+        .with_limits(serve.door.limits.clone())
+        .with_names(serve.names())
+        .with_fixed_settings(fixed);
     if let Some(log_level) = log_level {
         server = server.with_log_level(log_level);
     }
     let replica = tokio::select! {
-        opened = Replica::open(args.config(common), KvMachine::default) => opened?,
+        opened = Replica::open(config, KvMachine::default) => opened?,
         signal = signals.next() => {
             tracing::info!(signal, "stopped before the replica was open");
             return Ok(());
         }
     };
     let client = server.local_addr().to_string();
-    tracing::info!(%client, position = replica.state().local.index, version = env!("CARGO_PKG_VERSION"), "serving a replica");
-    let shown = replica.clone();
-    let server = kv::with_services(server).with_status("replica", Arc::new(move || status(&shown.state())));
-    let (stop, mut stopped) = watch::channel(false);
+    tracing::info!(
+        %client,
+        position = replica.state().local.index,
+        forwards_writes,
+        version = env!("CARGO_PKG_VERSION"),
+        "serving a replica"
+    );
     let node = ReplicaNode::new(replica.clone(), client);
+    let node = if forwards_writes { node.forwarding() } else { node };
+    let (shown, passed_on) = (replica.clone(), node.clone());
+    let part = move || status(&shown.state(), passed_on.passed_on());
+    let server = kv::with_services(server).with_status("replica", Arc::new(part));
+    let (stop, mut stopped) = watch::channel(false);
     let serving = server.serve_told(node, async move {
         // The sender is dropped when nobody waits any more.
         let _ = stopped.wait_for(|stop| *stop).await;
@@ -124,7 +250,7 @@ pub async fn run(common: &Common, args: ReplicaArgs) -> Result<(), ServeCommandE
 }
 
 /// The replica on the status page.
-fn status(state: &ReplicaState) -> Value {
+fn status(state: &ReplicaState, passed_on: Option<u64>) -> Value {
     json!({
         "connected": state.is_connected(),
         "state": state.sync,
@@ -140,6 +266,8 @@ fn status(state: &ReplicaState) -> Value {
         "received_entries": state.received_entries,
         "received_bytes": state.received_bytes,
         "full_syncs": state.full_syncs,
+        // Null where changes are refused.
+        "forwarded": passed_on,
         "error": state.error,
         "gave_up": state.gave_up,
     })

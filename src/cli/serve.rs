@@ -16,6 +16,8 @@ use tracing_subscriber::{Layer, Registry, fmt, registry, reload};
 
 pub use crate::config::ServeArgs;
 
+use super::replica::{self, ReplicaRun};
+
 use crate::config::{LogFormat, ServeConfig, SettingsError};
 use crate::engine::{Engine, EngineConfig};
 use crate::error::OpenError;
@@ -65,7 +67,10 @@ impl ServeCommandError {
 /// # Errors
 /// See [`ServeCommandError`].
 pub async fn run(args: ServeArgs, on_memory: Option<fn(u64)>) -> Result<(), ServeCommandError> {
-    let config = ServeConfig::load(args)?;
+    let mut config = ServeConfig::load(args)?;
+    if let Some(wishes) = config.translation.replica.take() {
+        return replica::follow(ReplicaRun::of(config, wishes)?).await;
+    }
     if let Some(on_memory) = on_memory {
         on_memory(config.memory());
     }
@@ -132,6 +137,7 @@ async fn listen(
         version = env!("CARGO_PKG_VERSION"),
         "starting"
     );
+    config.translation.log();
     Ok((server.with_fixed_settings(config.fixed_settings()), engine_config))
 }
 

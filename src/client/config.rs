@@ -65,6 +65,8 @@ pub struct ClientConfig {
     pub max_request_bytes: usize,
     /// How connections are made. Default: over TCP.
     pub connector: Connector,
+    /// Whether it only passes on calls of others, which whoever takes them does not pass on again.
+    pub(crate) relays: bool,
 }
 
 impl Default for ClientConfig {
@@ -90,6 +92,7 @@ impl Default for ClientConfig {
             batch_bytes: 1024 * 1024,
             max_request_bytes: 3 * 1024 * 1024,
             connector: Connector::default(),
+            relays: false,
         }
     }
 }

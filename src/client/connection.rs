@@ -198,7 +198,7 @@ impl Connection {
     /// Opens the stream. Nothing is sent on it before the server has accepted it.
     async fn open(&mut self) -> Result<Stream, Unopened> {
         let (outbound, messages) = mpsc::channel(OUTBOUND_MESSAGES);
-        let pipeline = frame::open(self.node.channel(), ReceiverStream::new(messages));
+        let pipeline = frame::open(self.node.channel(), ReceiverStream::new(messages), self.config.relays);
         let opening = timeout(self.config.connect_timeout, pipeline);
         let hedge = sleep(HEDGE_AFTER);
         tokio::pin!(opening, hedge);

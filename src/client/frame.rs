@@ -17,6 +17,7 @@ use prost::encoding::{
 };
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
@@ -126,15 +127,20 @@ pub(super) type Calls = Vec<(u64, Frame)>;
 /// Answers by their tags, those without content left out: one message.
 pub(super) type Answers = Vec<(u64, Bytes)>;
 
-/// Opens a pipeline on which `calls` are sent.
+/// Opens a pipeline on which `calls` are sent; of others, if it `relays` them.
 pub(super) async fn open(
     channel: Channel,
     calls: impl futures::Stream<Item = Calls> + Send + 'static,
+    relays: bool,
 ) -> Result<Streaming<Answers>, Status> {
     let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_RESPONSE_MESSAGE_BYTES);
     grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
     let path = PathAndQuery::from_static("/quorate.v1.Pipeline/Run");
-    Ok(grpc.streaming(Request::new(calls), path, Frames).await?.into_inner())
+    let mut request = Request::new(calls);
+    if relays {
+        request.metadata_mut().insert(call::RELAYED, MetadataValue::from_static("1"));
+    }
+    Ok(grpc.streaming(request, path, Frames).await?.into_inner())
 }
 
 /// See the module's documentation.

@@ -112,6 +112,7 @@ pub(crate) mod operation;
 mod options;
 mod picture;
 mod preference;
+mod relay;
 pub(crate) mod router;
 pub(crate) mod sessions;
 mod subscription;

@@ -8,19 +8,18 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::{SettingsError, invalid};
-use crate::types::NodeId;
 
 /// Where earlier versions kept it: in the directory they were started in.
 const FORMER: &str = "quorate-node";
 
-/// The data directory of node `node_id` of the user whose environment `variable` shows: below `XDG_DATA_HOME`, or
+/// The data directory called `name` of the user whose environment `variable` shows: below `XDG_DATA_HOME`, or
 /// below `HOME/.local/share`.
 ///
 /// # Errors
 /// [`SettingsError::Invalid`] when neither is set, or when an earlier version's directory is in the present one: then it
 /// must be said which is meant.
 pub(super) fn usual(
-    node_id: NodeId,
+    name: &str,
     variable: impl Fn(&str) -> Option<OsString>,
     here: &Path,
 ) -> Result<PathBuf, SettingsError> {
@@ -42,10 +41,10 @@ pub(super) fn usual(
             former.display()
         )));
     }
-    let absolute = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let absolute = |set: &str| variable(set).map(PathBuf::from).filter(|path| path.is_absolute());
     let data = absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share")));
     match data {
-        Some(data) => Ok(data.join("quorate").join(format!("node-{node_id}"))),
+        Some(data) => Ok(data.join("quorate").join(name)),
         None => Err(invalid(
             "--data-dir is not given, and neither XDG_DATA_HOME nor HOME says where this user keeps data; name a directory",
         )),
@@ -62,7 +61,7 @@ mod tests {
         let of = |set: &'static [(&str, &str)]| {
             let variable =
                 |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
-            usual(3, variable, here.path())
+            usual("node-3", variable, here.path())
         };
         assert_eq!(of(&[("HOME", "/home/u")]).unwrap(), Path::new("/home/u/.local/share/quorate/node-3"));
         let both = of(&[("HOME", "/home/u"), ("XDG_DATA_HOME", "/data")]).unwrap();

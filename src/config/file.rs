@@ -3,12 +3,23 @@
 use std::io::Read;
 use std::path::Path;
 
-use super::{GivenSettings, SettingsError};
+use super::{GivenReplication, GivenSettings, SettingsError};
 
 /// Most bytes of a configuration file. Some files have no end.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 impl GivenSettings {
+    /// What the file at `path` says, if there is one.
+    pub(super) fn of(path: Option<&Path>) -> Result<Self, SettingsError> {
+        path.map_or_else(|| Ok(Self::default()), Self::from_file)
+    }
+
+    /// What is given by the names of others, in the environment or else here.
+    pub(super) fn others_names(&mut self) -> Result<GivenReplication, SettingsError> {
+        let file = self.replication.take().unwrap_or_default();
+        Ok(GivenReplication::from_environment(|name| std::env::var_os(name))?.or(file))
+    }
+
     /// Reads `path`.
     ///
     /// # Errors

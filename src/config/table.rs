@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::given::{FromArgument, ToJson};
+use super::replication::GivenReplication;
 use super::{LogFormat, Peers, ReserveBytes, ServeConfig};
 use crate::types::NodeId;
 
@@ -71,6 +72,8 @@ macro_rules! settings {
         #[serde(default, deny_unknown_fields)]
         pub struct GivenSettings {
             $( $(#[doc = $text])+ pub $name: Option<$given>, )+
+            /// The same by the names of others; in a file only.
+            pub replication: Option<GivenReplication>,
         }
 
         /// All settings, in the order in which they are explained.
@@ -87,7 +90,10 @@ macro_rules! settings {
             /// These settings, with what they leave open taken from `other`.
             #[must_use]
             pub fn or(self, other: Self) -> Self {
-                Self { $( $name: self.$name.or(other.$name) ),+ }
+                Self {
+                    $( $name: self.$name.or(other.$name), )+
+                    replication: self.replication.or(other.replication),
+                }
             }
 
             /// Sets in `config` what is given.
@@ -98,7 +104,10 @@ macro_rules! settings {
 
         impl FromArgMatches for GivenSettings {
             fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-                Ok(Self { $( $name: FromArgument::taken(matches, stringify!($name)) ),+ })
+                Ok(Self {
+                    $( $name: FromArgument::taken(matches, stringify!($name)), )+
+                    replication: None,
+                })
             }
 
             fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

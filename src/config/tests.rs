@@ -6,6 +6,7 @@ use super::peers::InvalidPeers;
 use super::*;
 
 mod example;
+mod replication;
 mod script;
 
 #[derive(Debug, Parser)]

@@ -19,7 +19,7 @@
 //! - No message exceeds [`MAX_ANSWER_BYTES`], what gRPC clients accept unless they are told otherwise.
 //! - A request that makes no sense fails alone; the pipeline it came on goes on.
 //!
-//! No door forwards anything: a node that does not lead answers with who does.
+//! A node that does not lead answers with who does, unless it has a [`relay`] that takes changes there.
 
 pub(crate) mod answerer;
 pub(crate) mod bodies;
@@ -32,6 +32,7 @@ mod machine_guest;
 pub(crate) mod methods;
 pub(crate) mod metrics;
 pub(crate) mod pipeline;
+pub(crate) mod relay;
 pub(crate) mod served;
 pub(crate) mod services;
 pub(crate) mod streams;
@@ -67,4 +68,6 @@ pub(crate) struct Door<N> {
     pub(crate) limits: Arc<DoorLimits>,
     /// True once pipelines and streams are to end.
     pub(crate) draining: watch::Receiver<bool>,
+    /// Whether another node passes on what comes here.
+    pub(crate) is_relayed: bool,
 }

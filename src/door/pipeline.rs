@@ -44,10 +44,12 @@ use tonic::Status;
 use super::guest::{Call, Guest, guarded, guarded_async};
 use super::methods::{CLOSE_SESSION, MethodId, OPEN_SESSION};
 use super::metrics::OpenStream;
+use super::relay::RelayedCall;
 use super::{Door, ServedNode, failure};
 use crate::call::{Options, Rejected};
 use crate::incoming::Caller;
 use crate::machine::StateMachine;
+use crate::proto::v1::call::Content;
 use crate::proto::v1::{self, Failure};
 use crate::runtime;
 use crate::types::{HistoryEpoch, ReadOptions};
@@ -94,6 +96,9 @@ pub(crate) trait PipelineFraming: Send + Sync + 'static {
         made: Self::Made,
     ) -> (u64, Result<PipelineRequestKind<Self::Guest>, Failure>);
 
+    /// `request` as it is passed on to the node that carries it out; none of a read, which is answered here, and of what makes no sense.
+    fn relayed(request: &Self::Request) -> Option<RelayedCall>;
+
     fn response(tag: u64, outcome: RequestOutcome<Self::Guest>) -> Self::Response;
 
     /// What a guest has encoded of `response`, which may be more than it said.
@@ -133,7 +138,8 @@ where
     S: Stream<Item = Result<F::Requests, Status>> + Send + Unpin + 'static,
 {
     let (sender, answers) = mpsc::unbounded_channel();
-    let Door { node, by, metrics, limits, draining } = door;
+    let relay = door.relay();
+    let Door { node, by, metrics, limits, draining, is_relayed: _ } = door;
     let queue = AnswerQueue { answers, arrived: Vec::new(), pending: VecDeque::new() };
     let shared = Arc::new(PipelineShared {
         permits: Semaphore::new(MAX_IN_FLIGHT),
@@ -150,7 +156,7 @@ where
     let sessions = [OPEN_SESSION, CLOSE_SESSION].map(|method| metrics.methods().id(method.name));
     let client = client_address(caller.as_deref()).into();
     let outlet =
-        AnswerOutlet { sender, shared: shared.clone(), by, metrics, sessions, client, caller, limits };
+        AnswerOutlet { sender, shared: shared.clone(), by, metrics, sessions, client, caller, limits, relay };
     let outlet = Arc::new(outlet);
     let reading = read_requests::<F, N, S>(node, inbound, outlet.clone(), draining);
     runtime::spawn(async move {
@@ -267,6 +273,9 @@ where
                 return false;
             }
         }
+        if pass_on::<F>(outlet, &request, Weight { permits, expected }, started) {
+            continue;
+        }
         let (tag, ask) = F::open(request, made);
         let ask = match ask {
             Ok(ask) => ask,
@@ -285,6 +294,35 @@ where
         reads.extend(begin(node, outlet, ticket, ask).await);
     }
     start_reads(node, outlet, reads);
+    true
+}
+
+/// Has another node answer a change, in a task of its own. False if the request is to be carried out here.
+fn pass_on<F: PipelineFraming>(
+    outlet: &Arc<AnswerOutlet<F::Guest>>,
+    request: &F::Request,
+    Weight { permits, expected }: Weight,
+    started: Instant,
+) -> bool {
+    let Some(relay) = outlet.relay.clone() else { return false };
+    let Some(RelayedCall { tag, method, call }) = F::relayed(request) else { return false };
+    let id = match (method, &call.content) {
+        (Some(method), _) => MethodId(method),
+        (None, Some(Content::OpenSession(_))) => outlet.sessions[0],
+        (None, _) => outlet.sessions[1],
+    };
+    let ticket = RequestTicket { tag, method: id, started, permits, expected };
+    outlet.shared.expected.fetch_add(expected, Ordering::Relaxed);
+    let outlet = outlet.clone();
+    runtime::spawn(async move {
+        tokio::select! {
+            // What was sent goes on, whoever waits for it.
+            () = outlet.sender.closed() => {}
+            outcome = relay.relay(call, None) => {
+                outlet.answer(ticket, || outcome.map(|answer| Done::Relayed(method, answer)));
+            }
+        }
+    });
     true
 }
 

@@ -1,6 +1,10 @@
 //! What the doors need of the node they serve: a narrow trait, so that they are tested without a cluster.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
+
+use super::relay::Relay;
 
 use crate::engine::{
     Acknowledged, ClosedSession, CurrentHistory, Engine, NodeState, OpenedSession, Pinned, ReadOutcome,
@@ -88,6 +92,11 @@ pub(crate) trait ServedNode: Clone + Send + Sync + 'static {
 
     /// A position that includes every write acknowledged before this call.
     fn present(&self) -> impl Future<Output = Result<u64, ReadError>> + Send;
+
+    /// What passes on the changes that this node does not carry out, if anything does.
+    fn relay(&self) -> Option<Arc<dyn Relay>> {
+        None
+    }
 
     fn state(&self) -> NodeState;
 

@@ -14,6 +14,7 @@ use super::bodies::Built;
 use super::failure;
 use super::guest::{Guest, guarded};
 use super::pipeline::{self, Done, PipelineFraming, PipelineRequestKind, RequestOutcome, Weight};
+use super::relay::{self, RelayedCall};
 use super::{Door, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, ServedNode};
 use crate::call::{self, Options, Rejected};
 use crate::proto::v1::answer::Content as Answered;
@@ -95,8 +96,8 @@ where
         request: Request<Streaming<PipelineCalls>>,
     ) -> Result<Response<AnswerStream>, Status> {
         let caller = request.extensions().get().cloned();
-        let outgoing =
-            pipeline::start::<CallsByName<G>, _, _>(self.door.clone(), caller, request.into_inner());
+        let door = Door { is_relayed: relay::is_relayed(request.metadata()), ..self.door.clone() };
+        let outgoing = pipeline::start::<CallsByName<G>, _, _>(door, caller, request.into_inner());
         Ok(Response::new(Box::pin(outgoing)))
     }
 }
@@ -168,8 +169,20 @@ impl<G: Guest> PipelineFraming for CallsByName<G> {
         (tag, ask)
     }
 
+    fn relayed(call: &Call) -> Option<RelayedCall> {
+        let method = match &call.content {
+            Some(Content::Payload(_)) => {
+                Some(method::<G>(&call.method).filter(|method| G::METHODS[*method].changes)?)
+            }
+            Some(Content::OpenSession(_) | Content::CloseSession(_)) => None,
+            None => return None,
+        };
+        Some(RelayedCall { tag: call.tag, method, call: Call { tag: 0, ..call.clone() } })
+    }
+
     fn response(tag: u64, outcome: RequestOutcome<G>) -> Answer {
         let (header, content) = match outcome {
+            Ok(Done::Relayed(_, answer)) => return Answer { tag, ..answer },
             Ok(Done::Guest(header, response)) => (Some(header), Answered::Payload(G::encode(response))),
             Ok(Done::Opened(opened)) => (None, Answered::OpenSession(opened)),
             Ok(Done::Closed(closed)) => (None, Answered::CloseSession(closed)),

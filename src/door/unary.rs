@@ -1,15 +1,20 @@
 //! Calls that are answered one by one.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 
 use super::bodies::{self, Built};
 use super::guest::{Call, Guest, guarded_async};
 use super::methods::{CLOSE_SESSION, MethodId, OPEN_SESSION};
 use super::pipeline::{base_bytes, client_address};
+use super::relay::{self, Relay, unexpected};
 use super::{Door, ServedNode, failure};
-use crate::call::{Options, Rejected};
+use crate::call::{Options, Rejected, encode_write};
 use crate::incoming::Caller;
+use crate::proto::v1::answer::Content as Answered;
+use crate::proto::v1::call::Content;
 use crate::proto::v1::{self, Failure};
 use crate::types::HistoryEpoch;
 
@@ -93,6 +98,40 @@ impl<N> Door<N> {
 }
 
 impl<N: ServedNode> Door<N> {
+    /// What passes on the changes that come to this door, if anything does.
+    pub(crate) fn relay(&self) -> Option<Arc<dyn Relay>> {
+        self.node.relay().filter(|_| !self.is_relayed)
+    }
+
+    /// The answer to the write `method` of guest `G` that is passed on `to` another node, as what `decode` finds in it.
+    ///
+    /// # Errors
+    /// The failure to answer instead. Either is counted.
+    pub(crate) async fn relayed<G: Guest, T>(
+        &self,
+        to: Arc<dyn Relay>,
+        method: MethodId,
+        (payload, options): (Bytes, Result<Options, Rejected>),
+        within: Option<Duration>,
+        caller: Option<Arc<Caller>>,
+        decode: impl FnOnce(v1::Header, Bytes) -> Option<T>,
+    ) -> Result<CountedAnswer<T>, Failure> {
+        let started = Instant::now();
+        let outcome = async {
+            let Options::Write(options) = options? else { return Err(failure::mixed_up()) };
+            let call = relay::write(G::METHODS[method.0].name, payload, encode_write(&options));
+            let answer = to.relay(call, within).await?;
+            let Some(Answered::Payload(payload)) = answer.content else { return Err(unexpected()) };
+            let bytes = payload.len();
+            let decoded = decode(answer.header.unwrap_or_default(), payload).ok_or_else(unexpected)?;
+            Ok((decoded, bytes))
+        }
+        .await;
+        self.metrics.observe(method, started, &outcome);
+        let (answer, bytes) = outcome?;
+        Ok((answer, caller.map(|caller| Built::new(caller, base_bytes::<G>() + bytes))))
+    }
+
     /// Opens a session in the name of `caller`.
     ///
     /// # Errors
@@ -104,8 +143,19 @@ impl<N: ServedNode> Door<N> {
     ) -> Result<CountedAnswer<v1::OpenSessionResponse>, Failure> {
         let started = Instant::now();
         let v1::OpenSessionRequest { ttl_ms } = request;
-        let opened = self.node.open_session(&client_address(caller.as_deref()), ttl_ms).await;
-        let outcome = opened.map(|opened| self.by.opened(ttl_ms, opened)).map_err(Failure::from);
+        let outcome = match self.relay() {
+            Some(relay) => {
+                let call = about_session(Content::OpenSession(request));
+                relay.relay(call, None).await.and_then(|answer| match answer.content {
+                    Some(Answered::OpenSession(opened)) => Ok(opened),
+                    _ => Err(unexpected()),
+                })
+            }
+            None => {
+                let opened = self.node.open_session(&client_address(caller.as_deref()), ttl_ms).await;
+                opened.map(|opened| self.by.opened(ttl_ms, opened)).map_err(Failure::from)
+            }
+        };
         self.metrics.observe(self.metrics.methods().id(OPEN_SESSION.name), started, &outcome);
         Ok((outcome?, caller.map(|caller| Built::new(caller, SESSION_ANSWER_BYTES))))
     }
@@ -121,9 +171,25 @@ impl<N: ServedNode> Door<N> {
     ) -> Result<CountedAnswer<v1::CloseSessionResponse>, Failure> {
         let started = Instant::now();
         let v1::CloseSessionRequest { session, history } = request;
-        let closed = self.node.close_session(session, HistoryEpoch(history)).await;
-        let outcome = closed.map(|closed| self.by.closed(closed)).map_err(Failure::from);
+        let outcome = match self.relay() {
+            Some(relay) => {
+                let call = about_session(Content::CloseSession(request));
+                relay.relay(call, None).await.and_then(|answer| match answer.content {
+                    Some(Answered::CloseSession(closed)) => Ok(closed),
+                    _ => Err(unexpected()),
+                })
+            }
+            None => {
+                let closed = self.node.close_session(session, HistoryEpoch(history)).await;
+                closed.map(|closed| self.by.closed(closed)).map_err(Failure::from)
+            }
+        };
         self.metrics.observe(self.metrics.methods().id(CLOSE_SESSION.name), started, &outcome);
         Ok((outcome?, caller.map(|caller| Built::new(caller, SESSION_ANSWER_BYTES))))
     }
+}
+
+/// A call about a session.
+fn about_session(content: Content) -> v1::Call {
+    v1::Call { content: Some(content), ..v1::Call::default() }
 }

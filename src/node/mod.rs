@@ -35,6 +35,7 @@ mod http;
 pub(crate) mod metrics;
 pub(crate) mod operated;
 mod port_metrics;
+mod reconfigure;
 pub(crate) mod replication;
 mod running;
 pub(crate) mod settings;
@@ -424,7 +425,8 @@ impl<G: Guest, N: OperatedNode<Machine = G::Machine>> NodeRoutes<G, N> {
         let pages = http::Pages { settings: settings_now, status: self.status, registry, followers };
         let routes = Routes::from(http::router(node, pages, draining.clone()));
         let by = Answerer::of(node);
-        let door = Door { node: node.clone(), by, metrics: metrics.clone(), limits, draining };
+        let door =
+            Door { node: node.clone(), by, metrics: metrics.clone(), limits, draining, is_relayed: false };
         let subscriptions = SubscriptionService { door: door.clone(), subscribers };
         let subscriptions = ReplicationServiceServer::new(subscriptions)
             .max_encoding_message_size(subscriptions::MAX_ENTRY_BYTES);

@@ -17,6 +17,15 @@ use crate::types::{Bookmark, ClusterClock, LogId, NodeId};
 /// A state of the machine of `N`.
 pub(crate) type ViewOf<N> = <<N as ServedNode>::Machine as StateMachine>::View;
 
+/// What a replica follows, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FollowedSources {
+    /// Client addresses of members.
+    pub(crate) sources: Vec<String>,
+    /// How often a source says that it is there.
+    pub(crate) heartbeat: Duration,
+}
+
 /// A member of a cluster that tells how it is. The methods promise what those of [`Engine`] do.
 pub(crate) trait OperatedNode: ServedNode {
     fn report(&self) -> NodeReport;
@@ -38,6 +47,30 @@ pub(crate) trait OperatedNode: ServedNode {
         &self,
         to: Option<NodeId>,
     ) -> impl Future<Output = Result<Leader, TransferError>> + Send;
+
+    /// Has this node lead, wherever the lead is.
+    fn take_lead(&self) -> impl Future<Output = Result<Leader, TransferError>> + Send {
+        self.transfer_leader(Some(self.state().node_id))
+    }
+
+    /// What it follows, of a replica.
+    fn following(&self) -> Option<FollowedSources> {
+        None
+    }
+
+    /// Has a replica follow this from now on.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn follow_by(&self, following: FollowedSources) -> Result<(), ConfigureError> {
+        let _ = following;
+        Err(ConfigureError("a member follows whoever is elected".to_owned()))
+    }
+
+    /// What a replica has been told, in bytes.
+    fn received_bytes(&self) -> Option<u64> {
+        None
+    }
 
     fn take_snapshot(&self) -> impl Future<Output = Result<LogId, SnapshotError>> + Send;
 
@@ -96,6 +129,10 @@ impl<M: StateMachine> OperatedNode for Engine<M> {
 
     async fn transfer_leader(&self, to: Option<NodeId>) -> Result<Leader, TransferError> {
         Engine::transfer_leader(self, to).await
+    }
+
+    async fn take_lead(&self) -> Result<Leader, TransferError> {
+        self.anywhere().transfer_leader(Some(self.state().node_id)).await
     }
 
     async fn take_snapshot(&self) -> Result<LogId, SnapshotError> {

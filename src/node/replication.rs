@@ -5,7 +5,7 @@
 //! | `GET /replication/status` | this node: role, offsets, lag, health |
 //! | `GET /replication/stats` | this node's counters since it started |
 //! | `GET /replication/replicas` | the other members, and who follows this node; what only the leader knows of members is null elsewhere |
-//! | `GET`, `POST /replication/configure` | settings that can change while the node runs, and the others ([`settings`](super::settings)) |
+//! | `GET`, `POST /replication/configure` | settings that can change while the node runs, and the others ([`settings`](super::settings)); what others ask for by the names that they know ([`reconfigure`]) |
 //! | `GET /stats` | the most asked for of the first three, flat |
 //!
 //! Every node answers for itself, and names the leader for callers who want to know more. Errors are JSON too:
@@ -43,11 +43,12 @@ use crate::report::{Carried, MemberReport, NodeReport, millis};
 use crate::runtime;
 use crate::shown::{MESSAGE_BYTES, shortened};
 use crate::storage::LogStats;
-use crate::types::{AckLevel, LogId};
+use crate::types::{AckLevel, LogId, PeerStanding};
 
 use super::StatusPart;
 use super::operated::OperatedNode;
-use super::settings::{NodeSettings, NotChanged, Refused};
+use super::reconfigure::{self, NotConfigured};
+use super::settings::{NodeSettings, Refused};
 use super::subscriptions::{FollowerReport, Subscribers};
 
 /// Largest body of a request.
@@ -104,20 +105,23 @@ pub(crate) fn refusal(
     leading: Option<&Leader>,
     refused: &Refused,
 ) -> Response {
+    document(code, &refusal_object(reason, leading, refused))
+}
+
+fn refusal_object(reason: Reason, leading: Option<&Leader>, refused: &Refused) -> Value {
     let message = shortened(&refused.error, MESSAGE_BYTES);
-    let object = json!({
+    json!({
         "reason": reason.name(),
         "message": message,
         "hint": refused.hint,
         "maybe_applied": false,
         "leader": leading,
         "error": message,
-    });
-    document(code, &object)
+    })
 }
 
-/// The same of a failure that says more than that a request makes no sense.
-fn failed(failure: &Failure, leading: Option<&Leader>, hint: &str) -> Response {
+/// The same of a failure that says more than that a request makes no sense, and its code.
+fn failure_object(failure: &Failure, leading: Option<&Leader>, hint: &str) -> (StatusCode, Value) {
     let code = StatusCode::from_u16(failure.reason().http_status(failure.maybe_applied));
     let code = code.expect("invariant: the table holds statuses of HTTP");
     let told = failure.leader.clone().map(decode_leader);
@@ -129,7 +133,7 @@ fn failed(failure: &Failure, leading: Option<&Leader>, hint: &str) -> Response {
         "leader": told.as_ref().or(leading),
         "error": failure.message,
     });
-    document(code, &object)
+    (code, object)
 }
 
 async fn wrong_method<N: OperatedNode>(State(door): State<RouteState<N>>) -> Response {
@@ -138,12 +142,14 @@ async fn wrong_method<N: OperatedNode>(State(door): State<RouteState<N>>) -> Res
     refusal(StatusCode::METHOD_NOT_ALLOWED, Reason::Invalid, leading.as_ref(), &refused)
 }
 
-fn too_long(leading: Option<&Leader>) -> Response {
+fn too_long<N: OperatedNode>(door: &RouteState<N>) -> Response {
     let refused = Refused::new(
         format!("the settings take more than {MAX_BODY_BYTES} bytes"),
         "send a JSON object of names and values",
     );
-    refusal(StatusCode::PAYLOAD_TOO_LARGE, Reason::TooLarge, leading, &refused)
+    let leading = door.node.state().leader;
+    let object = refusal_object(Reason::TooLarge, leading.as_ref(), &refused);
+    configured(door, StatusCode::PAYLOAD_TOO_LARGE, false, object)
 }
 
 /// Refuses a body that says that it is too long. Of one that is much too long nothing is waited for; another is read to its
@@ -162,51 +168,103 @@ async fn check_length<N: OperatedNode>(
                 // However that ends, the answer is the same.
                 let _ = to_bytes(request.into_body(), MAX_IGNORED_BYTES).await;
             }
-            too_long(door.node.state().leader.as_ref())
+            too_long(&door)
         }
         _ => next.run(request).await,
     }
 }
 
 async fn settings_now<N: OperatedNode>(State(door): State<RouteState<N>>) -> Response {
-    let object = |settings: &[(&str, Value)]| {
-        let members = settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
-        Value::Object(members.collect())
-    };
-    let (settings, fixed) = (object(&door.settings.list()), object(door.settings.fixed()));
-    document(StatusCode::OK, &json!({ "settings": settings, "fixed": fixed }))
+    document(StatusCode::OK, &door.settings_object())
+}
+
+impl<N: OperatedNode> RouteState<N> {
+    fn settings_object(&self) -> Value {
+        let object = |settings: &[(&str, Value)]| {
+            let members = settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+            Value::Object(members.collect())
+        };
+        let (settings, fixed) = (object(&self.settings.list()), object(self.settings.fixed()));
+        json!({ "settings": settings, "fixed": fixed })
+    }
+
+    /// What its role is called: a replica has one of its own.
+    fn role(&self, report: &NodeReport) -> Value {
+        match self.node.following() {
+            Some(_) => "replica".into(),
+            None => json!(report.role),
+        }
+    }
+}
+
+/// The answer of `configure`: `object`, whether all was done, and the role then.
+fn configured<N: OperatedNode>(
+    door: &RouteState<N>,
+    code: StatusCode,
+    success: bool,
+    mut object: Value,
+) -> Response {
+    if let Value::Object(members) = &mut object {
+        members.insert("success".to_owned(), success.into());
+        members.insert("role".to_owned(), door.role(&door.node.report()));
+    }
+    document(code, &object)
 }
 
 async fn configure<N: OperatedNode>(
     State(door): State<RouteState<N>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
+    let leading = || door.node.state().leader;
+    let refused = |code, reason, refused: &Refused| {
+        configured(&door, code, false, refusal_object(reason, leading().as_ref(), refused))
+    };
     let body = match body {
         Ok(body) => body,
         Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-            return too_long(door.node.state().leader.as_ref());
+            return too_long(&door);
         }
         Err(rejection) => {
-            let refused = Refused::new("the settings did not arrive as a whole", "send them again");
-            let leading = door.node.state().leader;
-            return refusal(rejection.status(), Reason::Invalid, leading.as_ref(), &refused);
+            let why = Refused::new("the settings did not arrive as a whole", "send them again");
+            return refused(rejection.status(), Reason::Invalid, &why);
         }
     };
-    match door.settings.configure_json(&body).await {
-        Ok(()) => settings_now(State(door)).await,
-        Err(NotChanged::Refused(refused)) => {
-            let leading = door.node.state().leader;
-            refusal(StatusCode::BAD_REQUEST, Reason::Invalid, leading.as_ref(), &refused)
+    let failed = |failure: &Failure, hint: &str| {
+        let (code, object) = failure_object(failure, leading().as_ref(), hint);
+        configured(&door, code, false, object)
+    };
+    match reconfigure::configure(&door.node, &door.settings, &body).await {
+        Ok(message) => {
+            let mut object = door.settings_object();
+            object["message"] = message.into();
+            configured(&door, StatusCode::OK, true, object)
         }
-        Err(error) => {
+        Err(NotConfigured::Invalid(why)) => refused(StatusCode::BAD_REQUEST, Reason::Invalid, &why),
+        Err(NotConfigured::NotHere(why)) => refused(StatusCode::CONFLICT, Reason::Invalid, &why),
+        Err(NotConfigured::Settings(error)) => {
             let hint = error.hint();
-            failed(&error.into(), door.node.state().leader.as_ref(), &hint)
+            failed(&error.into(), &hint)
+        }
+        Err(NotConfigured::Lead(error)) => {
+            let hint = "nothing was changed; `quorate status` shows who leads and what the others lack";
+            failed(&error.into(), hint)
         }
     }
 }
 
 async fn status<N: OperatedNode>(State(door): State<RouteState<N>>) -> Response {
-    document(StatusCode::OK, &door.status(door.node.report()))
+    let report = door.node.report();
+    let role = door.role(&report);
+    let status = door.status(report);
+    let is_replica = door.node.following().is_some();
+    match serde_json::to_value(&status) {
+        // Its report knows the roles of members only.
+        Ok(mut shown) if is_replica => {
+            shown["role"] = role;
+            document(StatusCode::OK, &shown)
+        }
+        _ => document(StatusCode::OK, &status),
+    }
 }
 
 async fn stats<N: OperatedNode>(State(door): State<RouteState<N>>) -> Response {
@@ -218,13 +276,14 @@ async fn replicas<N: OperatedNode>(State(door): State<RouteState<N>>) -> Respons
     let replicas = door.replicas(&report);
     let answer = json!({
         "node_id": report.node_id,
-        "role": report.role,
+        "role": door.role(&report),
         "term": report.term,
         "leader": report.leader,
         "count": replicas.len(),
-        "message": match report.leads() {
-            true => "all members but this one, and the followers of this node",
-            false => "this node does not lead: only the leader knows how far other members are; followers are this node's",
+        "message": match (report.leads(), door.node.following().is_some()) {
+            (true, _) => "all members but this one, and the followers of this node",
+            (false, true) => "this node is a replica, which nobody follows: ask a member; what this one follows is on /replication/status",
+            (false, false) => "this node does not lead: only the leader knows how far other members are; followers are this node's",
         },
         "replicas": replicas,
     });
@@ -237,7 +296,7 @@ async fn summary<N: OperatedNode>(State(door): State<RouteState<N>>) -> Response
     let answer = json!({
         "node_id": report.node_id,
         "cluster": report.cluster,
-        "role": report.role,
+        "role": door.role(&report),
         "term": report.term,
         "leader": report.leader,
         "healthy": report.healthy(),
@@ -317,17 +376,26 @@ impl<N: OperatedNode> RouteState<N> {
         let (applied, committed) = (index(report.offsets.applied), index(report.offsets.committed));
         let count = |counter: &AtomicU64| counter.load(Relaxed);
         let activity = self.node.activity();
+        let rows = self.replicas(report);
+        let is_connected = |row: &&Value| {
+            let status = &row["status"];
+            !status.is_null() && *status != json!(PeerStanding::Disconnected)
+        };
         json!({
-            "role": report.role,
+            "role": self.role(report),
             "lag_ms": lag.time.map(millis),
             "lag_operations": lag.entries,
             "bytes_sent": report.carried.as_ref().map(|carried| carried.sent_bytes),
-            "bytes_received": report.carried.as_ref().map(|carried| carried.received_bytes),
+            "bytes_received": self
+                .node
+                .received_bytes()
+                .or_else(|| report.carried.as_ref().map(|carried| carried.received_bytes)),
             // When it last heard from its leader, or led, in seconds since the Unix epoch.
             "last_sync": if report.leads() { Some(ago(Duration::ZERO)) } else { lag.leader_heard.map(ago) },
             "operations_pending": report.in_flight.map(|in_flight| in_flight.commands),
             "snapshot_size": count(&activity.snapshot_bytes),
-            "connected_replicas": report.connected(),
+            // Members and those who follow this node, as far as it knows.
+            "connected_replicas": rows.iter().filter(is_connected).count(),
             "master_offset": if report.leads() { applied } else { committed },
             "replica_offset": applied,
             "total_replicated": count(&activity.applied_entries),

@@ -24,10 +24,10 @@ use crate::engine::{QuotaError, Settings};
 use crate::proto::v1::{self, Failure};
 use crate::shown::Shown;
 
-const LOG_LEVEL: &str = "log_level";
+pub(super) const LOG_LEVEL: &str = "log_level";
 
 /// A setting of the engine that can change while it runs.
-struct Live {
+pub(super) struct Live {
     name: &'static str,
     value: fn(&Settings) -> Value,
     /// What setting it to a text does.
@@ -247,7 +247,7 @@ impl<N: OperatedNode> NodeSettings<N> {
     ///
     /// # Errors
     /// The first that cannot be changed, and why.
-    async fn change(&self, wanted: &[(String, String)]) -> Result<(), NotChanged> {
+    pub(super) async fn change(&self, wanted: &[(String, String)]) -> Result<(), NotChanged> {
         if let Some((_, value)) = wanted.iter().find(|(name, _)| name == STATE_QUOTA) {
             if wanted.len() > 1 {
                 return Err(Refused::new(
@@ -332,35 +332,10 @@ impl<N: OperatedNode> NodeSettings<N> {
         let fixed = self.fixed().iter().map(|(name, value)| setting(name, value, false));
         Ok(v1::ConfigureResponse { settings: changeable.chain(fixed).collect() })
     }
-
-    /// `POST /replication/configure`, given a JSON object of settings.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub(crate) async fn configure_json(&self, body: &[u8]) -> Result<(), NotChanged> {
-        const EXAMPLE: &str = "send an object such as {\"snapshot_every_entries\": 100000}";
-        let GivenMembers(object) = serde_json::from_slice(body)
-            .map_err(|error| Refused::new(format!("the body is not a JSON object: {error}"), EXAMPLE))?;
-        let mut wanted = Vec::new();
-        for (name, value) in object {
-            if matches!(value, Value::Null | Value::Array(_) | Value::Object(_)) {
-                if name != LOG_LEVEL && name != STATE_QUOTA {
-                    live(&name, &self.fixed)?;
-                }
-                return Err(Refused::new(
-                    format!("{name} must be a number, true, false or a string"),
-                    EXAMPLE,
-                )
-                .into());
-            }
-            wanted.push((name, text(&value)));
-        }
-        self.change(&wanted).await
-    }
 }
 
 /// The members of a JSON object as they came: a map would keep the last of those with the same name.
-struct GivenMembers(Vec<(String, Value)>);
+pub(super) struct GivenMembers(pub(super) Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for GivenMembers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -403,7 +378,7 @@ fn checked_filter(value: &str) -> Result<String, Refused> {
 }
 
 /// The setting of that name, which is to be one that can change; `fixed` are the others.
-fn live(name: &str, fixed: &[(&'static str, Value)]) -> Result<&'static Live, Refused> {
+pub(super) fn live(name: &str, fixed: &[(&'static str, Value)]) -> Result<&'static Live, Refused> {
     if let Some(live) = LIVE.iter().find(|live| live.name == name) {
         return Ok(live);
     }

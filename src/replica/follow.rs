@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The subscription goes from source to source by itself; it is given up when no source is heard for a while, and taken up again after a pause
-//! of a second, which doubles up to a minute.
+//! ([`first_pause`](ReplicaConfig::first_pause)) which doubles up to a minute.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -31,10 +31,8 @@ use crate::raft::told::ToldState;
 use crate::reason::Reason;
 use crate::types::{ClusterClock, HistoryEpoch, LogId, MachineVersion};
 
-/// The first pause after all sources were lost; each one after it is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How often it is looked whether any source was heard.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often its disk is told how far it is where nothing happens that it follows.
@@ -44,9 +42,9 @@ const BATCH_ENTRIES: usize = 4096;
 /// Most bytes of them.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
-/// How the pause grows with attempts in vain, of which there was at least one.
-pub(super) fn pause(retries: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(1 << retries.saturating_sub(1).min(6)).min(LONGEST_PAUSE)
+/// How the pause grows from the `first` with attempts in vain, of which there was at least one.
+pub(super) fn pause(first: Duration, retries: u32) -> Duration {
+    first.saturating_mul(1 << retries.saturating_sub(1).min(6)).min(LONGEST_PAUSE)
 }
 
 /// Why one subscription is over.
@@ -122,7 +120,7 @@ impl<M: StateMachine> Follower<M> {
             self.give_up(format!("it was tried {retries} times in vain; the last time: {why}"));
             return None;
         }
-        Some(pause(retries))
+        Some(pause(config.first_pause, retries))
     }
 
     /// Waits, or until it is to follow others. Whoever reads is answered meanwhile.
@@ -468,8 +466,10 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_a_minute() {
-        let pauses: Vec<_> = (1..=9).map(|retries| pause(retries).as_secs()).collect();
+        let pauses: Vec<_> =
+            (1..=9).map(|retries| pause(Duration::from_secs(1), retries).as_secs()).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
-        assert_eq!(pause(u32::MAX), LONGEST_PAUSE);
+        assert_eq!(pause(Duration::from_secs(5), u32::MAX), LONGEST_PAUSE);
+        assert_eq!(pause(Duration::from_secs(5), 2), Duration::from_secs(10));
     }
 }

@@ -18,6 +18,7 @@ mod directory;
 mod fetch;
 mod follow;
 mod node;
+mod relay;
 mod state;
 
 use std::fmt;
@@ -29,6 +30,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::follow::Follower;
+pub(crate) use self::follow::LONGEST_PAUSE;
 pub(crate) use self::node::ReplicaNode;
 pub use self::state::{ReplicaState, SyncState};
 use crate::client::{
@@ -60,6 +62,8 @@ pub struct ReplicaConfig {
     pub patience: Duration,
     /// How often a source says that it is there. Default 5 s.
     pub heartbeat: Duration,
+    /// How long it waits before it tries its sources again for the first time; twice as long every time after that, up to a minute. Default 1 s.
+    pub first_pause: Duration,
     /// Whether what it is told is compressed on the way. Default no.
     pub compressed: bool,
     /// Most bytes of a whole state that it is sent in a second; 0: as many as there can be. Default 0.
@@ -83,6 +87,7 @@ impl ReplicaConfig {
             retries: Some(10),
             patience: Duration::from_secs(30),
             heartbeat: Duration::from_secs(5),
+            first_pause: Duration::from_secs(1),
             compressed: false,
             state_bytes_per_second: 0,
             event_log: EventLogLimits::default(),
@@ -266,9 +271,19 @@ impl<M: StateMachine> Replica<M> {
     /// # Errors
     /// That one of them cannot be an address.
     pub fn follow_others(&self, sources: Vec<String>) -> Result<(), ConfigError> {
-        let changed = ReplicaConfig { sources, ..self.config.borrow().clone() };
+        let heartbeat = self.config.borrow().heartbeat;
+        self.follow_by(sources, heartbeat)
+    }
+
+    /// The same, and has them say so often that they are there.
+    pub(crate) fn follow_by(&self, sources: Vec<String>, heartbeat: Duration) -> Result<(), ConfigError> {
+        let changed = ReplicaConfig { sources, heartbeat, ..self.config.borrow().clone() };
         changed.connect()?;
-        self.config.send_replace(changed);
+        self.config.send_if_modified(|config| {
+            let is_other = *config != changed;
+            *config = changed;
+            is_other
+        });
         Ok(())
     }
 
@@ -300,6 +315,13 @@ impl<M: StateMachine> Replica<M> {
     {
         let applied = self.state_at(options.into()).await?;
         Ok((applied.progress.log_id, applied.view.clone()))
+    }
+
+    /// Has it keep as much of what it was told as these allow.
+    pub(crate) fn keep(&self, event_log: EventLogLimits) {
+        if let Some(log) = self.told.reader.feed().log() {
+            log.set_limits(event_log);
+        }
     }
 
     /// How far back what it was told can be told by it.

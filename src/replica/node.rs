@@ -1,14 +1,17 @@
 //! A replica as a port serves it: a node that answers reads, and says of everything else who does it.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use super::{Replica, ReplicaState, SyncState};
+use super::relay::LeaderRelay;
+use super::{Replica, ReplicaConfig, ReplicaState, SyncState};
 use crate::client::ClientError;
 use crate::door::ServedNode;
+use crate::door::relay::Relay;
 use crate::door::served::{PinnedView, Read, WriteOutcome};
 use crate::engine::{
     Activity, ClosedSession, Counters, CurrentHistory, FollowError, HeldState, LeadError, LeadingSnapshot,
@@ -20,7 +23,7 @@ use crate::error::{
 };
 use crate::feed::{FeedCursor, FeedReach};
 use crate::machine::StateMachine;
-use crate::node::operated::OperatedNode;
+use crate::node::operated::{FollowedSources, OperatedNode};
 use crate::raft::published::Applied;
 use crate::reason::Reason;
 use crate::report::{Lag, MemberList, NodeReport, Offsets, StateSize};
@@ -105,13 +108,14 @@ fn not_confirmed(error: ClientError) -> ReadError {
 }
 
 /// A replica behind a port.
-#[derive(Debug)]
 pub(crate) struct ReplicaNode<M: StateMachine> {
     pub(crate) replica: Replica<M>,
     counters: Arc<Counters>,
-    settings: Settings,
+    settings: Arc<Mutex<Settings>>,
     node: watch::Receiver<NodeState>,
     client: String,
+    /// There if it passes changes on.
+    relay: Option<Arc<LeaderRelay>>,
 }
 
 impl<M: StateMachine> Clone for ReplicaNode<M> {
@@ -122,14 +126,26 @@ impl<M: StateMachine> Clone for ReplicaNode<M> {
             settings: self.settings.clone(),
             node: self.node.clone(),
             client: self.client.clone(),
+            relay: self.relay.clone(),
         }
+    }
+}
+
+impl<M: StateMachine> fmt::Debug for ReplicaNode<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplicaNode").field("replica", &self.replica).finish_non_exhaustive()
     }
 }
 
 /// What a replica is to those who ask nodes.
 fn node_state<M: StateMachine>(replica: &Replica<M>, state: &ReplicaState) -> NodeState {
     let applied = replica.told.reader.progress().log_id;
-    let committed = applied.map(|applied| LogId::new(applied.term, applied.index.max(state.primary_seq)));
+    let committed = match (applied, state.primary_seq) {
+        (None, 0) => None,
+        // Of a position that was only heard of the term is not known.
+        (applied, heard) => Some(applied.unwrap_or_default())
+            .map(|applied| LogId::new(applied.term, applied.index.max(heard))),
+    };
     let has_ended = state.gave_up.is_some();
     NodeState {
         role: Role::Learner,
@@ -158,7 +174,20 @@ impl<M: StateMachine> ReplicaNode<M> {
             }
         });
         let settings = Settings::of_no_member(replica.config().event_log);
-        Self { replica, counters: Arc::default(), settings, node, client }
+        let settings = Arc::new(Mutex::new(settings));
+        Self { replica, counters: Arc::default(), settings, node, client, relay: None }
+    }
+
+    /// The same, which passes changes on to whoever leads.
+    #[must_use]
+    pub(crate) fn forwarding(self) -> Self {
+        let relay = LeaderRelay::new(self.replica.config.subscribe());
+        Self { relay: Some(Arc::new(relay)), ..self }
+    }
+
+    /// Calls that were passed on, if it passes any on.
+    pub(crate) fn passed_on(&self) -> Option<u64> {
+        self.relay.as_ref().map(|relay| relay.passed_on())
     }
 
     fn not_here<T>(&self) -> Result<T, WriteError> {
@@ -234,6 +263,11 @@ impl<M: StateMachine> ServedNode for ReplicaNode<M> {
         Err(ReadError::NotLeader { leader: self.replica.leads() })
     }
 
+    fn relay(&self) -> Option<Arc<dyn Relay>> {
+        let relay: Arc<dyn Relay> = self.relay.clone()?;
+        Some(relay)
+    }
+
     fn state(&self) -> NodeState {
         node_state(&self.replica, &self.replica.state())
     }
@@ -297,11 +331,40 @@ impl<M: StateMachine> OperatedNode for ReplicaNode<M> {
     }
 
     fn settings(&self) -> Settings {
-        self.settings.clone()
+        self.settings.lock().expect("invariant: no panic under this lock").clone()
     }
 
-    fn configure(&self, _: impl FnOnce(&mut Settings)) -> Result<Settings, ConfigureError> {
-        Err(ConfigureError("a replica has no settings that can change while it runs".to_owned()))
+    fn configure(&self, change: impl FnOnce(&mut Settings)) -> Result<Settings, ConfigureError> {
+        let mut current = self.settings.lock().expect("invariant: no panic under this lock");
+        let mut changed = current.clone();
+        change(&mut changed);
+        let kept = Settings { event_log: changed.event_log, ..current.clone() };
+        if changed != kept {
+            return Err(ConfigureError(
+                "a replica can change its event log while it runs (event_log_operations, event_log_bytes, event_log_age_ms), and nothing else"
+                    .to_owned(),
+            ));
+        }
+        changed.check_event_log()?;
+        self.replica.keep(changed.event_log);
+        *current = changed.clone();
+        Ok(changed)
+    }
+
+    fn following(&self) -> Option<FollowedSources> {
+        let ReplicaConfig { sources, heartbeat, .. } = self.replica.config();
+        Some(FollowedSources { sources, heartbeat })
+    }
+
+    fn follow_by(
+        &self,
+        FollowedSources { sources, heartbeat }: FollowedSources,
+    ) -> Result<(), ConfigureError> {
+        self.replica.follow_by(sources, heartbeat).map_err(|error| ConfigureError(error.to_string()))
+    }
+
+    fn received_bytes(&self) -> Option<u64> {
+        Some(self.replica.state().received_bytes)
     }
 
     async fn set_state_quota(&self, _: Option<u64>) -> Result<LogId, QuotaError> {

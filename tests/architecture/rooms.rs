@@ -43,7 +43,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("node", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "signals", "proto",
         "call", "report", "machine", "storage", "feed", "engine", "door"]),
     // Outside the quorum: what is told it comes by a client, and is asked for at a port.
-    ("replica", &["types", "reason", "error", "runtime", "report", "machine", "storage", "feed", "raft",
+    ("replica", &["types", "reason", "error", "runtime", "proto", "report", "machine", "storage", "feed", "raft",
         "engine", "door", "node", "client"]),
     // A client shares nothing with the server but the protocol, and the machine that both know.
     ("client", &["types", "reason", "shown", "session", "runtime", "wire", "proto", "call", "report",

@@ -5,7 +5,9 @@
 mod anywhere;
 mod bounds;
 mod composed;
+mod configure;
 mod features;
+mod forwarding;
 mod guest;
 mod machine_guest;
 mod replica;

@@ -13,6 +13,7 @@ use crate::door::guest::{Guest, guarded};
 use crate::door::limits::{Bound, DoorLimits};
 use crate::door::methods::MethodId;
 use crate::door::metrics::{DoorMetrics, Share};
+use crate::door::relay::Relay;
 use crate::door::{Answerer, failure};
 use crate::incoming::{Caller, Held};
 use crate::proto::v1::{self, Failure};
@@ -43,6 +44,8 @@ pub(crate) enum Done<G: Guest> {
     Guest(v1::Header, G::Response),
     Opened(v1::OpenSessionResponse),
     Closed(v1::CloseSessionResponse),
+    /// What another node has answered to a call of the method with this number, or about a session.
+    Relayed(Option<usize>, v1::Answer),
 }
 
 /// What comes of a request.
@@ -109,6 +112,8 @@ pub(super) struct AnswerOutlet<G: Guest> {
     pub(super) client: Arc<str>,
     pub(super) caller: Option<Arc<Caller>>,
     pub(super) limits: Arc<DoorLimits>,
+    /// What changes are passed on to.
+    pub(super) relay: Option<Arc<dyn Relay>>,
 }
 
 /// What is left of a message that waits, counted for its connection.
@@ -290,6 +295,10 @@ impl<G: Guest> AnswerOutlet<G> {
 fn outcome_bytes<G: Guest>(outcome: &RequestOutcome<G>) -> usize {
     match outcome {
         Ok(Done::Guest(_, response)) => G::response_bytes(response),
+        Ok(Done::Relayed(_, answer)) => match &answer.content {
+            Some(v1::answer::Content::Payload(payload)) => payload.len(),
+            _ => 0,
+        },
         Ok(Done::Opened(_) | Done::Closed(_)) => 0,
         Err(failure) => {
             let answer = failure.unconfirmed.as_ref().map_or(0, |answer| answer.response.len());

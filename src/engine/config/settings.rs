@@ -48,14 +48,19 @@ impl Settings {
         }
     }
 
+    /// Refuses limits of the event log that cannot work.
+    pub(crate) fn check_event_log(&self) -> Result<(), ConfigureError> {
+        let EventLogLimits { operations, bytes, age_ms } = self.event_log;
+        let event_log =
+            [("event_log_operations", operations), ("event_log_bytes", bytes), ("event_log_age_ms", age_ms)];
+        ranges::check(&event_log).map_err(ConfigureError)
+    }
+
     /// Refuses what cannot work. Limits that stay below those the node was started with fit its messages and its
     /// reserve of disk.
     fn validate(&self, started_with: &Limits) -> Result<(), ConfigureError> {
         self.snapshots.validate().map_err(ConfigureError)?;
-        let EventLogLimits { operations, bytes, age_ms } = self.event_log;
-        let event_log =
-            [("event_log_operations", operations), ("event_log_bytes", bytes), ("event_log_age_ms", age_ms)];
-        ranges::check(&event_log).map_err(ConfigureError)?;
+        self.check_event_log()?;
         let limits = [
             ("max_command_bytes", self.max_command_bytes, started_with.max_command_bytes),
             ("max_inflight_bytes", self.max_inflight_bytes, started_with.max_inflight_bytes),

@@ -84,6 +84,13 @@ pub(crate) fn write_request(message: &RequestMessage, to: &mut Vec<u8>) {
     written.expect("invariant: a vector has room for everything");
 }
 
+/// `message` as that payload.
+pub(crate) fn request_payload(message: &RequestMessage) -> Bytes {
+    let mut payload = Vec::with_capacity(request_bytes(message));
+    write_request(message, &mut payload);
+    payload.into()
+}
+
 /// The request of `method` in the payload of a call.
 ///
 /// # Errors

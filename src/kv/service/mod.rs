@@ -30,6 +30,7 @@ use super::calls::{self, Asked};
 use super::codec::{self, RequestMessage, ResponseMessage};
 use super::machine::{KvAnswer, KvMachine, KvReply};
 use crate::call::Rejected;
+use crate::door::deadline::AnswerBy;
 use crate::door::failure::invalid;
 use crate::door::methods::MethodId;
 use crate::door::metrics::StreamCall;
@@ -231,10 +232,21 @@ impl<N: KvNode> KvService<N> {
         take: fn(ResponseMessage) -> Option<R>,
     ) -> Result<Response<R>, Status> {
         let caller = request.extensions().get::<Arc<Caller>>().cloned();
+        let within = request.extensions().get::<AnswerBy>().map(AnswerBy::left);
         let mut message = ask(request.into_inner());
         let method = MethodId(pipeline::method(&message).unwrap_or_default());
         let options = codec::take_options(&mut message);
-        let ((header, mut answer), built) = self.door.call::<Kv>(method, message, options, caller).await?;
+        let relay = self.door.relay().filter(|_| Kv::METHODS[method.0].changes);
+        let ((header, mut answer), built) = match relay {
+            Some(relay) => {
+                let asked = (codec::request_payload(&message), options);
+                let decode = |header, payload| {
+                    Some((header, codec::parse_response(*KvMethod::ALL.get(method.0)?, payload)?))
+                };
+                self.door.relayed::<Kv, _>(relay, method, asked, within, caller, decode).await?
+            }
+            None => self.door.call::<Kv>(method, message, options, caller).await?,
+        };
         codec::set_header(&mut answer, header);
         // The machine answers a put as a put; if it ever did not, the caller would learn of it and nobody else.
         let answer = take(answer).ok_or_else(|| Failure::from(Rejected::unexpected(true)))?;

@@ -107,19 +107,23 @@ async fn settings_are_changed_all_or_none() {
         assert!(answer["error"].as_str().unwrap().contains(error), "{body}: {answer}");
         assert!(answer["hint"].as_str().unwrap().contains(hint), "{body}: {answer}");
         assert_eq!(port.node.settings(), before, "{body}");
+        assert_eq!((&answer["success"], &answer["role"]), (&json!(false), &json!(Role::Leader)), "{answer}");
     }
     let (code, answer) =
         json(&port, "POST", path, r#"{"snapshot_keep_entries": "7", "preferred_leader": true}"#).await;
     assert_eq!(code, 200);
     assert_eq!(answer["settings"]["snapshot_keep_entries"], 7);
     assert_eq!(answer["fixed"], json!({"node_id": 7}), "what the process was told");
-    assert_eq!(json(&port, "GET", path, "").await, (200, answer));
+    assert_eq!((&answer["success"], &answer["role"]), (&json!(true), &json!(Role::Leader)));
+    let (_, now) = json(&port, "GET", path, "").await;
+    assert_eq!((&now["settings"], &now["fixed"]), (&answer["settings"], &answer["fixed"]));
     assert!(port.node.settings().preferred_leader);
 
     let (code, answer) = json(&port, "DELETE", path, "").await;
     assert_eq!((code, answer["hint"].is_string()), (405, true));
     let (code, answer) = json(&port, "POST", path, &" ".repeat(70_000)).await;
     assert_eq!((code, &answer["reason"]), (413, &json!("TOO_LARGE")), "{answer}");
+    assert_eq!(answer["success"], false, "{answer}");
     assert_eq!(answer["leader"]["node_id"], 7);
 }
 

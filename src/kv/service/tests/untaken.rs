@@ -30,6 +30,7 @@ impl BarePipeline {
             metrics: metrics.clone(),
             limits: Arc::new(limits),
             draining,
+            is_relayed: false,
         };
         let (requests, inbound) = mpsc::unbounded_channel();
         let inbound = UnboundedReceiverStream::new(inbound);
