@@ -32,7 +32,7 @@ pub(crate) use self::node::ReplicaNode;
 pub use self::state::{ReplicaState, SyncState};
 use crate::client::{
     Client, ClientConfig, ConfigError, EntryCompression, EntryFilter, FollowFrom, ReadPreference,
-    SubscribeOptions,
+    ReplicaReads, SubscribeOptions,
 };
 use crate::error::{OpenError, ReadError, SnapshotError};
 use crate::feed::{EventLogLimits, FeedCursor, FeedReach};
@@ -61,6 +61,8 @@ pub struct ReplicaConfig {
     pub heartbeat: Duration,
     /// Whether what it is told is compressed on the way. Default no.
     pub compressed: bool,
+    /// Where clients reach it for reads, as `host:port`: its sources tell their clients. Default: none; clients are not told of it.
+    pub advertise: Option<String>,
     /// How much of what it was told it keeps for a restart, and for those who follow it.
     pub event_log: EventLogLimits,
 }
@@ -81,12 +83,18 @@ impl ReplicaConfig {
             patience: Duration::from_secs(30),
             heartbeat: Duration::from_secs(5),
             compressed: false,
+            advertise: None,
             event_log: EventLogLimits::default(),
         }
     }
 
     fn connect(&self) -> Result<Client, ConfigError> {
-        let config = ClientConfig { read_preference: Some(ReadPreference::Any), ..ClientConfig::default() };
+        let config = ClientConfig {
+            read_preference: Some(ReadPreference::Any),
+            // Another replica is no source.
+            replica_reads: ReplicaReads::Never,
+            ..ClientConfig::default()
+        };
         Client::new(&self.sources, config)
     }
 
@@ -98,6 +106,7 @@ impl ReplicaConfig {
             heartbeat: self.heartbeat,
             id: self.id.clone(),
             accept_snapshot: true,
+            serves: self.advertise.clone(),
             ..SubscribeOptions::default()
         }
     }

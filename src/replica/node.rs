@@ -1,6 +1,6 @@
 //! A replica as a port serves it: a node that answers reads, and says of everything else who does it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -22,7 +22,7 @@ use crate::machine::StateMachine;
 use crate::node::operated::OperatedNode;
 use crate::raft::published::Applied;
 use crate::reason::Reason;
-use crate::report::{Lag, MemberList, NodeReport, Offsets, StateSize};
+use crate::report::{Lag, MemberList, NodeReport, Offsets, ReplicaReport, StateSize};
 use crate::storage::{DiskState, LogStats};
 use crate::types::{Bookmark, ClusterClock, HistoryEpoch, LogId, NodeId, ReadLevel, ReadOptions, Role};
 
@@ -111,6 +111,8 @@ pub(crate) struct ReplicaNode<M: StateMachine> {
     settings: Settings,
     node: watch::Receiver<NodeState>,
     client: String,
+    /// The name of the cluster, once a source has told it.
+    cluster: Arc<Mutex<String>>,
 }
 
 impl<M: StateMachine> Clone for ReplicaNode<M> {
@@ -121,6 +123,7 @@ impl<M: StateMachine> Clone for ReplicaNode<M> {
             settings: self.settings.clone(),
             node: self.node.clone(),
             client: self.client.clone(),
+            cluster: self.cluster.clone(),
         }
     }
 }
@@ -157,7 +160,17 @@ impl<M: StateMachine> ReplicaNode<M> {
             }
         });
         let settings = Settings::of_no_member(replica.config().event_log);
-        Self { replica, counters: Arc::default(), settings, node, client }
+        Self { replica, counters: Arc::default(), settings, node, client, cluster: Arc::default() }
+    }
+
+    /// The name of the cluster. A client that was made anew has not heard it yet.
+    fn cluster(&self) -> String {
+        let client = self.replica.told.client.lock().expect("invariant: no panic under this lock").clone();
+        let mut known = self.cluster.lock().expect("invariant: no panic under this lock");
+        if let Some(name) = client.and_then(|client| client.cluster()) {
+            *known = name;
+        }
+        known.clone()
     }
 
     fn not_here<T>(&self) -> Result<T, WriteError> {
@@ -246,7 +259,17 @@ impl<M: StateMachine> OperatedNode for ReplicaNode<M> {
     fn report(&self) -> NodeReport {
         let (state, node) = (self.replica.state(), self.state());
         let progress = self.replica.told.reader.progress();
+        let config = self.replica.config();
+        let replica = ReplicaReport {
+            client: self.client.clone(),
+            id: config.id,
+            partial: !config.filters.is_empty(),
+            lag_entries: state.lag_entries(),
+            lag: state.lag(),
+        };
         NodeReport {
+            cluster: self.cluster(),
+            replica: Some(replica),
             client: self.client.clone(),
             role: Some(Role::Learner),
             term: progress.log_id.map_or(0, |applied| applied.term),
