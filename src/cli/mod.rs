@@ -24,13 +24,16 @@ use crate::reason::Reason;
 pub mod bench;
 pub mod cluster;
 pub mod completion;
+pub mod config_test;
 pub mod configure;
 pub mod del;
+mod endpoints;
 mod error;
 pub mod follow;
 pub mod get;
 pub mod health;
 mod input;
+pub mod load_test;
 pub mod log;
 pub mod member;
 mod output;
@@ -39,6 +42,7 @@ pub mod put;
 pub mod range;
 pub mod read;
 pub mod replica;
+pub mod replication_test;
 pub mod report;
 pub mod serve;
 pub mod session;
@@ -186,6 +190,12 @@ pub enum Command {
     Configure(configure::ConfigureArgs),
     /// Measure operations per second and latency
     Bench(bench::BenchArgs),
+    /// Write and read at every node and replica for a short while, and say whether all went well
+    LoadTest(load_test::LoadTestArgs),
+    /// Write, and see that every node and replica gets each write once, in order, and how late
+    ReplicationTest(replication_test::ReplicationTestArgs),
+    /// Check the endpoints of a client, or the configuration file of a node
+    ConfigTest(config_test::ConfigTestArgs),
     /// Run one node
     Serve(Box<serve::ServeArgs>),
     /// Run a replica: a copy of the state that follows the cluster and answers reads
@@ -234,6 +244,7 @@ impl Command {
             Self::Session(_) => Subject::Sessions,
             Self::Configure(_) => Subject::Settings,
             Self::Health(_) | Self::Status(_) | Self::Snapshot(_) | Self::Bench(_) => Subject::Node,
+            Self::LoadTest(_) | Self::ReplicationTest(_) | Self::ConfigTest(_) => Subject::Node,
             Self::Serve(_) | Self::Replica(_) | Self::Cluster(_) | Self::Completion(_) => Subject::Process,
         }
     }
@@ -300,6 +311,9 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Snapshot(args) => snapshot::run(common, args).await,
         Command::Configure(args) => configure::run(common, args).await,
         Command::Bench(args) => bench::run(common, args).await,
+        Command::LoadTest(args) => load_test::run(common, args).await,
+        Command::ReplicationTest(args) => replication_test::run(common, args).await,
+        Command::ConfigTest(args) => config_test::run(common, args).await,
         Command::Serve(args) => serve::run(*args, on_memory).await.map_err(CliError::node),
         Command::Replica(args) => replica::run(common, *args).await.map_err(CliError::node),
         Command::Cluster(args) => cluster::run(args).await.map_err(CliError::node),
@@ -469,6 +483,13 @@ mod tests {
             vec!["status", "-o", "json"],
             vec!["bench", "--callers", "8", "--value-bytes", "16", "--seconds", "1", "--kind", "get"],
             vec!["completion", "bash"],
+            vec!["health", "--all"],
+            vec!["load-test", "--callers", "8", "--seconds", "1", "--max-errors", "3", "--max-p99", "50ms"],
+            vec!["replication-test", "--writes", "10", "--rate", "0", "-o", "json"],
+            vec!["config-test"],
+            vec!["config-test", "--config", "quorate.toml"],
+            vec!["watch", "--prefix", "a", "--prefix", "b", "--kind", "put"],
+            vec!["replica", "--data-dir", "d", "--advertise", "10.0.0.9:7811"],
             vec!["member", "list"],
             vec!["member", "add", "4", "--peer", "a:1", "--promote", "--catch-up", "5m"],
             vec!["member", "replace", "2", "--peer", "a:1"],
@@ -526,6 +547,9 @@ mod tests {
             vec!["bench", "--reads", "1.5"],
             vec!["bench", "--kind", "put", "--reads", "0.5"],
             vec!["completion", "cmd.exe"],
+            vec!["load-test", "--seconds", "0"],
+            vec!["replication-test", "--writes", "0"],
+            vec!["replica", "--data-dir", "d", "--advertise", "nowhere"],
             vec!["member"],
             vec!["member", "add", "4"],
             vec!["member", "update", "2"],
