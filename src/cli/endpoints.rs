@@ -77,3 +77,34 @@ pub(super) fn each_once(answers: Vec<AskedNode>) -> Vec<(Endpoint, NodeReport)> 
     let answered = answers.into_iter().filter_map(|(endpoint, answer)| Some((endpoint, answer.ok()?)));
     answered.filter(|(_, report)| report.node_id == 0 || seen.insert(report.node_id)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse;
+
+    #[test]
+    fn the_commands_that_are_about_every_node_can_be_said() {
+        let is_one = |line: &str| parse(std::iter::once("quorate").chain(line.split(' '))).is_ok();
+        for line in [
+            "health --all",
+            "load-test --callers 8 --seconds 1 --max-errors 3 --max-p99 50ms",
+            "replication-test --writes 10 --rate 0 -o json",
+            "config-test",
+            "config-test --config quorate.toml",
+            "watch --all",
+            "watch --prefix a --prefix b --kind put",
+            "replica --data-dir d --advertise 10.0.0.9:7811",
+        ] {
+            assert!(is_one(line), "{line}");
+        }
+        for line in [
+            "load-test --seconds 0",
+            "load-test --reads 2",
+            "replication-test --writes 0",
+            "watch a --kind get",
+            "replica --data-dir d --advertise nowhere",
+        ] {
+            assert!(!is_one(line), "{line}");
+        }
+    }
+}

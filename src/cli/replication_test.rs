@@ -81,7 +81,7 @@ struct SeenRow {
 
 /// What is written, and when it was acknowledged.
 #[derive(Debug)]
-struct Written {
+struct TestWrites {
     scope: Scope,
     writes: u32,
     value: Bytes,
@@ -94,7 +94,7 @@ fn key(number: u32) -> Bytes {
     format!("w-{number:08}").into()
 }
 
-impl Written {
+impl TestWrites {
     fn note(&self) {
         self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
     }
@@ -126,17 +126,23 @@ impl Written {
 
 /// When writes were seen at one node, in their order; the next is that of the number after them.
 #[derive(Debug, Default)]
-struct Seen {
+struct SeenWrites {
     at: Vec<Instant>,
     error: Option<String>,
 }
 
-impl Seen {
+impl SeenWrites {
     /// The write with the next number must be `seen`, as it was written.
     ///
     /// # Errors
     /// What is wrong instead, in words.
-    fn next(&mut self, written: &Written, seen: &Bytes, value: &Bytes, version: u64) -> Result<(), String> {
+    fn next(
+        &mut self,
+        written: &TestWrites,
+        seen: &Bytes,
+        value: &Bytes,
+        version: u64,
+    ) -> Result<(), String> {
         let number = u32::try_from(self.at.len()).unwrap_or(u32::MAX);
         let shown = |key: &Bytes| output::printable(key);
         if *seen != key(number) {
@@ -151,13 +157,18 @@ impl Seen {
         Ok(())
     }
 
-    fn is_complete(&self, written: &Written) -> bool {
+    fn is_complete(&self, written: &TestWrites) -> bool {
         self.at.len() >= written.writes as usize
     }
 }
 
 /// Sees what a member applies, by a subscription that was opened before the first write.
-async fn follow(written: &Written, subscription: &mut Subscription, endpoint: &Endpoint, seen: &mut Seen) {
+async fn follow(
+    written: &TestWrites,
+    subscription: &mut Subscription,
+    endpoint: &Endpoint,
+    seen: &mut SeenWrites,
+) {
     let outcome = async {
         loop {
             let next = match seen.is_complete(written) {
@@ -192,7 +203,7 @@ async fn follow(written: &Written, subscription: &mut Subscription, endpoint: &E
 }
 
 /// Sees what a replica has.
-async fn look(written: &Written, client: &Client, endpoint: &Endpoint, seen: &mut Seen) {
+async fn look(written: &TestWrites, client: &Client, endpoint: &Endpoint, seen: &mut SeenWrites) {
     let outcome = async {
         loop {
             let next = u32::try_from(seen.at.len()).unwrap_or(u32::MAX);
@@ -224,17 +235,17 @@ async fn look(written: &Written, client: &Client, endpoint: &Endpoint, seen: &mu
 }
 
 /// A node whose writes are looked at.
-struct Watched {
+struct WatchedNode {
     endpoint: Endpoint,
     kind: NodeKind,
     /// Of a member.
     subscription: Option<Subscription>,
-    seen: Seen,
+    seen: SeenWrites,
 }
 
-impl Watched {
+impl WatchedNode {
     async fn begin(client: &Client, scope: &Scope, endpoint: Endpoint, kind: NodeKind) -> Self {
-        let mut watched = Self { endpoint, kind, subscription: None, seen: Seen::default() };
+        let mut watched = Self { endpoint, kind, subscription: None, seen: SeenWrites::default() };
         if kind == NodeKind::Member {
             let mut options = SubscribeOptions::from_now();
             options.filters = vec![EntryFilter::collection(&scope.tenant, &scope.collection)];
@@ -249,7 +260,7 @@ impl Watched {
         watched
     }
 
-    async fn watch(&mut self, written: &Written, client: &Client) {
+    async fn watch(&mut self, written: &TestWrites, client: &Client) {
         match (self.kind, &mut self.subscription) {
             (NodeKind::Member, Some(subscription)) => {
                 follow(written, subscription, &self.endpoint, &mut self.seen).await;
@@ -259,7 +270,7 @@ impl Watched {
         }
     }
 
-    fn row(&self, written: &Written) -> SeenRow {
+    fn row(&self, written: &TestWrites) -> SeenRow {
         let acknowledged = written.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
         let late = self.seen.at.iter().zip(&*acknowledged);
         let late: Vec<_> = late.map(|(seen, acknowledged)| seen.duration_since(*acknowledged)).collect();
@@ -306,7 +317,7 @@ pub async fn run(common: &Common, args: ReplicationTestArgs) -> Result<(), CliEr
         .filter_map(|(endpoint, answer)| answer.as_ref().err().map(|error| (endpoint.clone(), error.clone())))
         .collect();
     let scope = Scope { tenant: TENANT.to_owned(), collection: format!("{:016x}", runtime::random_u64()) };
-    let written = Written {
+    let written = TestWrites {
         scope: scope.clone(),
         writes: args.writes,
         value: vec![b'v'; args.value_bytes as usize].into(),
@@ -315,7 +326,7 @@ pub async fn run(common: &Common, args: ReplicationTestArgs) -> Result<(), CliEr
     };
     let nodes = endpoints::each_once(asked).into_iter();
     let mut watched = join_all(
-        nodes.map(|(endpoint, report)| Watched::begin(&client, &scope, endpoint, NodeKind::of(&report))),
+        nodes.map(|(endpoint, report)| WatchedNode::begin(&client, &scope, endpoint, NodeKind::of(&report))),
     )
     .await;
     let begun = Instant::now();
@@ -407,8 +418,8 @@ mod tests {
     use super::*;
     use crate::golden::golden;
 
-    fn written(writes: u32) -> Written {
-        Written {
+    fn written(writes: u32) -> TestWrites {
+        TestWrites {
             scope: Scope::default(),
             writes,
             value: "v".into(),
@@ -427,7 +438,7 @@ mod tests {
             (&[0, 2], 1, Some("too early")),
             (&[0], 2, Some("not as it was")),
         ] {
-            let mut seen = Seen::default();
+            let mut seen = SeenWrites::default();
             let outcome =
                 keys.iter().try_for_each(|number| seen.next(&written, &key(*number), &value(), version));
             match words {
@@ -435,7 +446,7 @@ mod tests {
                 Some(words) => assert!(outcome.unwrap_err().contains(words), "{keys:?}"),
             }
         }
-        let mut seen = Seen::default();
+        let mut seen = SeenWrites::default();
         assert!(seen.next(&written, &key(0), &Bytes::from("w"), 1).is_err());
     }
 
@@ -445,8 +456,8 @@ mod tests {
         let watched = |endpoint: &str, kind, late_ms: &[u64], error: Option<&str>| {
             let endpoint = Endpoint::parse(endpoint).unwrap();
             let at = late_ms.iter().map(|ms| Instant::now() + Duration::from_millis(*ms)).collect();
-            let seen = Seen { at, error: error.map(str::to_owned) };
-            Watched { endpoint, kind, subscription: None, seen }
+            let seen = SeenWrites { at, error: error.map(str::to_owned) };
+            WatchedNode { endpoint, kind, subscription: None, seen }
         };
         (0..4).for_each(|_| written.note());
         let nodes = [

@@ -8,6 +8,7 @@ mod composed;
 mod features;
 mod guest;
 mod machine_guest;
+mod read_replicas;
 mod replica;
 mod replication;
 mod subscribe;
