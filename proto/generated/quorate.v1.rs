@@ -2573,6 +2573,31 @@ pub struct StatusResponse {
     /// How far back what was applied can be told to those who follow and watch.
     #[prost(message, optional, tag = "37")]
     pub feed: ::core::option::Option<FeedInfo>,
+    /// Replicas that follow the asked node and answer reads; at most 64.
+    #[prost(message, repeated, tag = "40")]
+    pub replicas: ::prost::alloc::vec::Vec<ReplicaInfo>,
+    /// What the asked node is if it is a replica, and no member.
+    #[prost(message, optional, tag = "41")]
+    pub replica: ::core::option::Option<ReplicaInfo>,
+}
+/// A copy of the state outside the quorum. It takes no writes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplicaInfo {
+    /// host:port at which it answers reads, as it says.
+    #[prost(string, tag = "1")]
+    pub client: ::prost::alloc::string::String,
+    /// What it is called; empty: it has no name.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    /// Whether it has a part of the state only.
+    #[prost(bool, tag = "3")]
+    pub partial: bool,
+    /// Positions that its source has applied, and it has not.
+    #[prost(uint64, tag = "4")]
+    pub lag_entries: u64,
+    /// How much older its state is; unset where it is not known.
+    #[prost(uint64, optional, tag = "5")]
+    pub lag_ms: ::core::option::Option<u64>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FeedInfo {

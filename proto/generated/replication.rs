@@ -38,6 +38,10 @@ pub struct SubscribeRequest {
     /// First message: where the position is gone, send the state as of a newer one first, and go on from there.
     #[prost(bool, tag = "12")]
     pub accept_snapshot: bool,
+    /// First message: host:port at which the follower answers reads, if it does: it is a replica, and clients of the node are told of it.
+    /// Without filters it has the whole state, with filters a part.
+    #[prost(string, tag = "20")]
+    pub serves: ::prost::alloc::string::String,
 }
 /// Which entries: those of a tenant, and of a collection if one is named.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

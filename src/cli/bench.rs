@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::read::parse_level;
 use super::{CliError, Common, Format, ScopeArgs, output};
 use crate::duration;
-use crate::kv::client::{Client, ClientError, Scope};
+use crate::kv::client::{Client, ClientError, Endpoint, Request, Scope};
 use crate::reason::Reason;
 use crate::runtime;
 use crate::types::ReadLevel;
@@ -74,14 +74,14 @@ pub enum BenchKind {
 }
 
 /// A measurement of no time measures nothing.
-fn parse_window(text: &str) -> Result<u32, String> {
+pub(super) fn parse_window(text: &str) -> Result<u32, String> {
     match duration::parse_seconds(text)? {
         0 => Err("the time must be longer than zero".to_owned()),
         seconds => Ok(seconds),
     }
 }
 
-fn parse_fraction(text: &str) -> Result<f64, String> {
+pub(super) fn parse_fraction(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(fraction) if (0.0..=1.0).contains(&fraction) => Ok(fraction),
         _ => Err("write a number from 0 to 1".to_owned()),
@@ -108,27 +108,36 @@ struct BenchReport {
 
 /// What one caller does.
 #[derive(Debug, Clone)]
-struct Plan {
-    client: Client,
-    scope: Scope,
-    level: ReadLevel,
-    keys: u64,
-    value_bytes: usize,
-    reads: f64,
-    measure_from: Instant,
-    until: Instant,
+pub(super) struct Plan {
+    pub(super) client: Client,
+    pub(super) scope: Scope,
+    pub(super) level: ReadLevel,
+    /// The nodes to read at, in turn; none: wherever the client reads. What is read at each is told apart.
+    pub(super) nodes: Vec<Endpoint>,
+    pub(super) keys: u64,
+    pub(super) value_bytes: usize,
+    pub(super) reads: f64,
+    pub(super) measure_from: Instant,
+    pub(super) until: Instant,
+}
+
+impl Plan {
+    /// What is told apart: first what is not bound to a node, then the reads at each.
+    fn lanes(&self) -> usize {
+        1 + self.nodes.len()
+    }
 }
 
 /// What one caller, or all together, saw.
 #[derive(Debug)]
-struct BenchTally {
-    latency_us: Histogram<u64>,
-    errors: BTreeMap<&'static str, u64>,
-    last_error: Option<ClientError>,
+pub(super) struct BenchTally {
+    pub(super) latency_us: Histogram<u64>,
+    pub(super) errors: BTreeMap<&'static str, u64>,
+    pub(super) last_error: Option<ClientError>,
 }
 
 impl BenchTally {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         /// Three digits: the error of a percentile is at most 0.1 %.
         const SIGNIFICANT_DIGITS: u8 = 3;
         /// A day; longer than an operation may take.
@@ -138,12 +147,17 @@ impl BenchTally {
         Self { latency_us, errors: BTreeMap::new(), last_error: None }
     }
 
-    fn fail(&mut self, error: ClientError) {
+    pub(super) fn fail(&mut self, error: ClientError) {
         *self.errors.entry(error.reason().name()).or_default() += 1;
         self.last_error = Some(error);
     }
 
-    fn add(&mut self, other: &Self) {
+    /// The latency below which so large a part of the operations was; `None` where there was none.
+    pub(super) fn quantile_us(&self, part: f64) -> Option<u64> {
+        (!self.latency_us.is_empty()).then(|| self.latency_us.value_at_quantile(part))
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
         self.latency_us.add(&other.latency_us).expect("invariant: all histograms have the same bounds");
         for (kind, count) in &other.errors {
             *self.errors.entry(kind).or_default() += count;
@@ -173,13 +187,14 @@ pub async fn run(common: &Common, args: BenchArgs) -> Result<(), CliError> {
         client: common.client_with(|config| config.exactly_once = !args.no_session)?,
         scope: args.scope.scope(),
         level,
+        nodes: Vec::new(),
         keys: args.keys.into(),
         value_bytes: args.value_bytes as usize,
         reads,
         measure_from,
         until: measure_from + window,
     };
-    let total = measure(&plan, args.callers as usize).await;
+    let total = measure(&plan, args.callers as usize).await.swap_remove(0);
     plan.client.close().await;
     let report = report(&args, reads, window, &total);
     let printed = match common.output {
@@ -205,13 +220,15 @@ pub async fn run(common: &Common, args: BenchArgs) -> Result<(), CliError> {
     }
 }
 
-/// Runs the callers to their end. They share a few tallies, because a histogram takes more memory than all
+/// Runs the callers to their end; what they saw, by lane. They share a few tallies, because a histogram takes more memory than all
 /// else that belongs to a caller.
-async fn measure(plan: &Plan, callers: usize) -> BenchTally {
+pub(super) async fn measure(plan: &Plan, callers: usize) -> Vec<BenchTally> {
     /// Enough that callers on different threads seldom meet at one.
     const TALLIES: usize = 16;
-    let tallies: Vec<_> = (0..TALLIES).map(|_| Arc::new(Mutex::new(BenchTally::new()))).collect();
-    let start = |n: usize| runtime::spawn(caller(plan.clone(), tallies[n % TALLIES].clone()));
+    let lanes = || (0..plan.lanes()).map(|_| BenchTally::new()).collect::<Vec<_>>();
+    let tallies: Vec<_> =
+        (0..TALLIES.div_ceil(plan.lanes())).map(|_| Arc::new(Mutex::new(lanes()))).collect();
+    let start = |n: usize| runtime::spawn(caller(plan.clone(), tallies[n % tallies.len()].clone(), n));
     let callers: Vec<_> = (0..callers).map(start).collect();
     for caller in callers {
         if let Err(error) = caller.await
@@ -220,49 +237,59 @@ async fn measure(plan: &Plan, callers: usize) -> BenchTally {
             std::panic::resume_unwind(panic);
         }
     }
-    let mut total = BenchTally::new();
+    let mut total = lanes();
     for tally in tallies {
-        total.add(&tally.lock().unwrap_or_else(PoisonError::into_inner));
+        let tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+        total.iter_mut().zip(&*tally).for_each(|(total, lane)| total.add(lane));
     }
     total
 }
 
-async fn caller(plan: Plan, tally: Arc<Mutex<BenchTally>>) {
+async fn caller(plan: Plan, tally: Arc<Mutex<Vec<BenchTally>>>, number: usize) {
     let mut rng = SmallRng::seed_from_u64(runtime::random_u64());
     let mut began = Instant::now();
+    let mut turn = number;
     while began < plan.until {
-        let outcome = operate(&plan, &mut rng).await;
+        turn += 1;
+        let (lane, outcome) = operate(&plan, &mut rng, turn).await;
         let ended = Instant::now();
         let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
             Ok(()) if ended >= plan.measure_from && ended < plan.until => {
                 let latency_us = u64::try_from((ended - began).as_micros()).unwrap_or(u64::MAX);
-                tally.latency_us.saturating_record(latency_us);
+                tally[lane].latency_us.saturating_record(latency_us);
             }
             Ok(()) => {}
-            Err(error) => tally.fail(error),
+            Err(error) => tally[lane].fail(error),
         }
         began = ended;
     }
 }
 
-async fn operate(plan: &Plan, rng: &mut SmallRng) -> Result<(), ClientError> {
+/// One operation, and its lane.
+async fn operate(plan: &Plan, rng: &mut SmallRng, turn: usize) -> (usize, Result<(), ClientError>) {
     let key = Bytes::from(format!("bench-{:08}", rng.next_u64() % plan.keys));
     // 53 bits, as many as the fraction of a double has.
     let read = plan.reads > 0.0 && ((rng.next_u64() >> 11) as f64) < plan.reads * (1u64 << 53) as f64;
-    if read {
-        plan.client.get(&plan.scope, key, plan.level).await.map(drop)
-    } else {
+    if !read {
         let mut value = vec![0; plan.value_bytes];
         rng.fill_bytes(&mut value);
-        plan.client.put(&plan.scope, key, value).await.map(drop)
+        return (0, plan.client.put(&plan.scope, key, value).await.map(drop));
+    }
+    match plan.nodes.get(turn % plan.nodes.len().max(1)) {
+        None => (0, plan.client.get(&plan.scope, key, plan.level).await.map(drop)),
+        Some(node) => {
+            let get = Request::Get { scope: plan.scope.clone(), key };
+            let outcome = plan.client.execute_at(node, get, plan.level).await.map(drop);
+            (1 + turn % plan.nodes.len(), outcome)
+        }
     }
 }
 
 fn report(args: &BenchArgs, reads: f64, window: Duration, total: &BenchTally) -> BenchReport {
     let operations = total.latency_us.len();
     let seconds = window.as_secs_f64();
-    let quantile = |part| (operations > 0).then(|| total.latency_us.value_at_quantile(part));
+    let quantile = |part| total.quantile_us(part);
     BenchReport {
         callers: args.callers,
         value_bytes: args.value_bytes,

@@ -124,6 +124,9 @@ pub enum CliError {
         /// Whether it left a write undecided.
         maybe_applied: bool,
     },
+    /// What was tested is not as it should be, as was printed.
+    #[error("{0}")]
+    TestFailed(String),
     /// Running one or more nodes failed.
     #[error(transparent)]
     Node(Box<dyn Error + Send + Sync>),
@@ -190,6 +193,7 @@ impl CliError {
             | Self::Output(_)
             | Self::Unprinted { .. }
             | Self::State { .. }
+            | Self::TestFailed(_)
             | Self::Json(_) => Reason::Unspecified,
         }
     }
@@ -214,6 +218,7 @@ impl CliError {
             | Self::Json(_)
             | Self::NoNodeAnswers
             | Self::OtherLeads { .. }
+            | Self::TestFailed(_)
             | Self::Node(_) => false,
         }
     }
@@ -271,6 +276,7 @@ impl CliError {
             | Self::Unprinted { .. }
             | Self::State { .. }
             | Self::Json(_)
+            | Self::TestFailed(_)
             | Self::Node(_) => None,
         }
     }

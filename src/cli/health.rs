@@ -7,16 +7,22 @@ use futures::future::join_all;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::endpoints::{self, NodeKind};
 use super::{CliError, Common, Format, output, status};
 use crate::kv::client::{Client, ClientError, Endpoint, NodeReport};
+use crate::report::millis;
 use crate::types::{DiskState, DiskStatus, NodeId, Role};
 
 /// Arguments of `quorate health`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate health\n  quorate health -o json | jq '.[] | select(.ready | not) | .endpoint'\n  until quorate health --timeout 1s; do sleep 1; done\n\nAsks the given endpoints. Exits with 0 when every one of them answers and is ready, and a leader is known; with 2 when none answers; else with 1. LATENCY is the second of two round trips: the first one connects."
+    after_help = "Example:\n  quorate health\n  quorate health -o json | jq '.[] | select(.ready | not) | .endpoint'\n  quorate health --all                    members and replicas that were not given, too\n  until quorate health --timeout 1s; do sleep 1; done\n\nAsks the given endpoints, which may be those of replicas. Exits with 0 when every one of them answers and is ready, and a leader is known; with 2 when none answers; else with 1. LATENCY is the second of two round trips: the first one connects."
 )]
-pub struct HealthArgs {}
+pub struct HealthArgs {
+    /// Ask also the members and replicas that were not given as endpoints
+    #[arg(long)]
+    pub all: bool,
+}
 
 /// One node, as shown.
 #[derive(Debug, Serialize)]
@@ -27,6 +33,10 @@ struct HealthRow {
     ready: Option<bool>,
     node_id: Option<NodeId>,
     role: Option<Role>,
+    /// What it is to the cluster.
+    kind: Option<NodeKind>,
+    /// How much older the state of a replica is than that of the node that it follows.
+    lag_ms: Option<f64>,
     /// Who leads, as the node says.
     leader: Option<NodeId>,
     latency_us: Option<u64>,
@@ -37,9 +47,13 @@ struct HealthRow {
 ///
 /// # Errors
 /// After the list: [`CliError::NoNodeAnswers`], or [`CliError::Unhealthy`] when not all is well.
-pub async fn run(common: &Common, _: HealthArgs) -> Result<(), CliError> {
+pub async fn run(common: &Common, args: HealthArgs) -> Result<(), CliError> {
     let client = common.client()?;
-    let rows = join_all(common.endpoints.iter().map(|endpoint| ask(&client, endpoint))).await;
+    let asked = match args.all {
+        false => common.endpoints.clone(),
+        true => endpoints::ask_all(&client).await.into_iter().map(|(endpoint, _)| endpoint).collect(),
+    };
+    let rows = join_all(asked.iter().map(|endpoint| ask(&client, endpoint))).await;
     let printed = match common.output {
         Format::Json => output::json(&rows),
         Format::Table => {
@@ -84,6 +98,8 @@ fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeReport, Clien
             ready: Some(status.healthy()),
             node_id: Some(status.node_id),
             role: status.role,
+            kind: Some(NodeKind::of(status)),
+            lag_ms: status.replica.as_ref().and_then(|replica| replica.lag).map(millis),
             leader: status.leader.as_ref().map(|leader| leader.node_id),
             latency_us: u64::try_from(latency.as_micros()).ok(),
             error: status.fatal.clone().or_else(|| disk(status)),
@@ -96,6 +112,8 @@ fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeReport, Clien
                 ready: answers.then_some(false),
                 node_id: None,
                 role: None,
+                kind: None,
+                lag_ms: None,
                 leader: None,
                 latency_us: None,
                 error: Some(status::why(error)),
@@ -135,7 +153,10 @@ fn cells(row: &HealthRow) -> Vec<String> {
         yes(row.reachable),
         row.ready.map_or_else(|| "-".to_owned(), yes),
         or_dash(row.node_id.map(|node_id| node_id.to_string())),
-        or_dash(row.role.map(|role| role.to_string())),
+        or_dash(match row.kind {
+            Some(kind @ (NodeKind::Replica | NodeKind::PartialReplica)) => Some(kind.name().to_owned()),
+            Some(NodeKind::Member) | None => row.role.map(|role| role.to_string()),
+        }),
         or_dash(row.latency_us.map(|us| format!("{:.1} ms", us as f64 / 1000.0))),
     ]
 }
@@ -170,6 +191,8 @@ mod tests {
             ready: reachable.then_some(ready),
             node_id: None,
             role,
+            kind: None,
+            lag_ms: None,
             leader: None,
             latency_us: None,
             error: None,

@@ -24,13 +24,16 @@ use crate::reason::Reason;
 pub mod bench;
 pub mod cluster;
 pub mod completion;
+pub mod config_test;
 pub mod configure;
 pub mod del;
+mod endpoints;
 mod error;
 pub mod follow;
 pub mod get;
 pub mod health;
 mod input;
+pub mod load_test;
 pub mod log;
 pub mod member;
 mod output;
@@ -39,6 +42,7 @@ pub mod put;
 pub mod range;
 pub mod read;
 pub mod replica;
+pub mod replication_test;
 pub mod report;
 pub mod serve;
 pub mod session;
@@ -186,6 +190,12 @@ pub enum Command {
     Configure(configure::ConfigureArgs),
     /// Measure operations per second and latency
     Bench(bench::BenchArgs),
+    /// Write and read at every node and replica for a short while, and say whether all went well
+    LoadTest(load_test::LoadTestArgs),
+    /// Write, and see that every node and replica gets each write once, in order, and how late
+    ReplicationTest(replication_test::ReplicationTestArgs),
+    /// Check the endpoints of a client, or the configuration file of a node
+    ConfigTest(config_test::ConfigTestArgs),
     /// Run one node
     Serve(Box<serve::ServeArgs>),
     /// Run a replica: a copy of the state that follows the cluster and answers reads
@@ -234,6 +244,7 @@ impl Command {
             Self::Session(_) => Subject::Sessions,
             Self::Configure(_) => Subject::Settings,
             Self::Health(_) | Self::Status(_) | Self::Snapshot(_) | Self::Bench(_) => Subject::Node,
+            Self::LoadTest(_) | Self::ReplicationTest(_) | Self::ConfigTest(_) => Subject::Node,
             Self::Serve(_) | Self::Replica(_) | Self::Cluster(_) | Self::Completion(_) => Subject::Process,
         }
     }
@@ -300,6 +311,9 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Snapshot(args) => snapshot::run(common, args).await,
         Command::Configure(args) => configure::run(common, args).await,
         Command::Bench(args) => bench::run(common, args).await,
+        Command::LoadTest(args) => load_test::run(common, args).await,
+        Command::ReplicationTest(args) => replication_test::run(common, args).await,
+        Command::ConfigTest(args) => config_test::run(common, args).await,
         Command::Serve(args) => serve::run(*args, on_memory).await.map_err(CliError::node),
         Command::Replica(args) => replica::run(common, *args).await.map_err(CliError::node),
         Command::Cluster(args) => cluster::run(args).await.map_err(CliError::node),
@@ -456,7 +470,6 @@ mod tests {
             vec!["txn", "-"],
             vec!["txn", "--then", "get k"],
             vec!["watch", "--prefix", "", "--from", "7"],
-            vec!["watch", "--all"],
             vec!["watch", "--key-base64", "/w==", "--prefix"],
             vec!["put", "--key-base64", "/w==", "v"],
             vec!["put", "k", "--value", "-"],

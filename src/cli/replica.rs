@@ -1,5 +1,6 @@
 //! `quorate replica`: a copy of the state outside the quorum, in this process, until it is told to stop.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use crate::signals::StopSignals;
 /// Arguments of `quorate replica`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate replica --data-dir /var/lib/quorate-replica --listen 127.0.0.1:7811\n  quorate get greeting --endpoints 127.0.0.1:7811 --local\n  quorate replica --from 10.0.0.1:7801,10.0.0.2:7801 --tenant acme --data-dir acme\n  quorate replica --config replica.yaml --forward-writes\n\nFollows what is applied and answers reads; writes are refused, and who leads is named, unless it forwards them. Goes on where it was after a restart, and at another source when one fails. A replica that was away for longer than any source reaches back is sent the whole state. http://LISTEN/replication/status shows how it stands (`replica`)."
+    after_help = "Example:\n  quorate replica --data-dir /var/lib/quorate-replica --listen 127.0.0.1:7811\n  quorate get greeting --endpoints 127.0.0.1:7811 --local\n  quorate replica --from 10.0.0.1:7801,10.0.0.2:7801 --tenant acme --data-dir acme\n  quorate replica --config replica.yaml --forward-writes\n\nFollows what is applied and answers reads; writes are refused, and who leads is named, unless it forwards them. Clients of its sources read there, too, unless --tenant or --collection leaves it a part of the state. Goes on where it was after a restart, and at another source when one fails. A replica that was away for longer than any source reaches back is sent the whole state. http://LISTEN/replication/status shows how it stands (`replica`)."
 )]
 pub struct ReplicaArgs {
     /// File with settings, TOML or YAML by its extension; flags take precedence
@@ -45,6 +46,9 @@ pub struct ReplicaArgs {
     /// Where it listens for clients; port 0 takes a free one [default: 127.0.0.1:7811]
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<String>,
+    /// Where clients reach it, which its sources tell them [default: --listen]
+    #[arg(long, value_name = "HOST:PORT", value_parser = Endpoint::parse)]
+    pub advertise: Option<Endpoint>,
     /// What its sources call it where they list those who follow
     #[arg(long, value_name = "NAME", default_value = "")]
     pub id: String,
@@ -97,6 +101,7 @@ impl ReplicaArgs {
         let own = GivenSettings {
             data_dir: self.data_dir,
             client_listen: self.listen,
+            client_advertise: self.advertise.map(|given| given.to_string()),
             log_level: self.log_level,
             log_format: self.log_format,
             ..GivenSettings::default()
@@ -175,6 +180,20 @@ impl ReplicaRun {
     }
 }
 
+/// Where clients reach a replica, if that was `given` or it is `listening` there. What listens on all addresses has none of its own.
+fn advertised(given: Option<&str>, listening: SocketAddr) -> Option<String> {
+    if let Some(given) = given {
+        return Some(given.to_owned());
+    }
+    if listening.ip().is_unspecified() {
+        tracing::warn!(
+            "clients are not told of this replica: it listens on all addresses; --advertise says at which one they reach it"
+        );
+        return None;
+    }
+    Some(listening.to_string())
+}
+
 /// Follows until a signal says to stop, or it gives up.
 ///
 /// # Errors
@@ -190,7 +209,7 @@ pub async fn run(common: &Common, args: ReplicaArgs) -> Result<(), ServeCommandE
 /// The same, once it is known what to do.
 pub(super) async fn follow(run: ReplicaRun) -> Result<(), ServeCommandError> {
     let fixed = run.fixed();
-    let ReplicaRun { serve, replica: config, forwards_writes } = run;
+    let ReplicaRun { serve, replica: mut config, forwards_writes } = run;
     let data_dir = std::path::absolute(&serve.data_dir).unwrap_or_else(|_| serve.data_dir.clone());
     let log_level =
         log_to_stderr(&serve.log_level, serve.log_format, &data_dir).map_err(ServeCommandError::Log)?;
@@ -207,6 +226,8 @@ pub(super) async fn follow(run: ReplicaRun) -> Result<(), ServeCommandError> {
     if let Some(log_level) = log_level {
         server = server.with_log_level(log_level);
     }
+    config.advertise = advertised(serve.client_advertise.as_deref(), server.local_addr());
+    let client = config.advertise.clone().unwrap_or_else(|| server.local_addr().to_string());
     let replica = tokio::select! {
         opened = Replica::open(config, KvMachine::default) => opened?,
         signal = signals.next() => {
@@ -214,7 +235,6 @@ pub(super) async fn follow(run: ReplicaRun) -> Result<(), ServeCommandError> {
             return Ok(());
         }
     };
-    let client = server.local_addr().to_string();
     tracing::info!(
         %client,
         position = replica.state().local.index,
@@ -271,4 +291,17 @@ fn status(state: &ReplicaState, passed_on: Option<u64>) -> Value {
         "error": state.error,
         "gave_up": state.gave_up,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_clients_are_told_is_what_was_given_or_where_it_listens() {
+        let at = |listening: &str| listening.parse().unwrap();
+        assert_eq!(advertised(None, at("10.0.0.9:7811")).as_deref(), Some("10.0.0.9:7811"));
+        assert_eq!(advertised(None, at("0.0.0.0:7811")), None);
+        assert_eq!(advertised(Some("r:1"), at("0.0.0.0:7811")).as_deref(), Some("r:1"));
+    }
 }

@@ -1,13 +1,10 @@
 //! `quorate status`.
 
-use std::collections::BTreeSet;
-
 use clap::Args;
-use futures::future::join_all;
 use serde::Serialize;
 
-use super::{CliError, Common, Format, output};
-use crate::kv::client::{Client, ClientError, Endpoint, NodeReport};
+use super::{CliError, Common, Format, endpoints, output};
+use crate::kv::client::{ClientError, Endpoint, NodeReport};
 use crate::types::{NodeId, QuotaSource, Role};
 
 /// Arguments of `quorate status`.
@@ -57,7 +54,7 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
     let client = common.client()?;
     let mut answers = client.status_all().await;
     if args.members {
-        let others = ask_other_members(&client, &answers).await;
+        let others = endpoints::ask_others(&client, &answers, false).await;
         answers.extend(others);
     }
     let rows: Vec<StatusRow> = answers.iter().map(|(endpoint, answer)| row(endpoint, answer)).collect();
@@ -81,24 +78,6 @@ pub async fn run(common: &Common, args: StatusArgs) -> Result<(), CliError> {
         }
     };
     if rows.iter().any(|row| row.reachable) { printed } else { Err(CliError::NoNodeAnswers) }
-}
-
-type StatusAnswer = (Endpoint, Result<NodeReport, ClientError>);
-
-async fn ask_other_members(client: &Client, answers: &[StatusAnswer]) -> Vec<StatusAnswer> {
-    let statuses = || answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
-    let known: BTreeSet<NodeId> = statuses().map(|status| status.node_id).collect();
-    let members = statuses().flat_map(|status| &status.members);
-    let others: BTreeSet<Endpoint> = members
-        .filter(|member| !known.contains(&member.node_id))
-        .filter_map(|member| Endpoint::parse(&member.client).ok())
-        .filter(|endpoint| answers.iter().all(|(asked, _)| asked != endpoint))
-        .collect();
-    let ask = |endpoint: Endpoint| async move {
-        let status = client.status(&endpoint).await;
-        (endpoint, status)
-    };
-    join_all(others.into_iter().map(ask)).await
 }
 
 fn row(endpoint: &Endpoint, answer: &Result<NodeReport, ClientError>) -> StatusRow {
@@ -192,8 +171,8 @@ fn cells(row: &StatusRow) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::golden::golden;
-    use crate::kv::client::ClientConfig;
     use crate::kv::client::tests::fake::{Fake, leader, told};
+    use crate::kv::client::{Client, ClientConfig};
     use crate::proto::v1;
     use crate::reason::Reason;
 

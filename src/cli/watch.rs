@@ -3,27 +3,27 @@
 use std::io;
 
 use bytes::Bytes;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use futures::StreamExt;
 use serde_json::{Map, Value};
 
 use super::follow::Whereabouts;
 use super::input::{self, KeyFlags};
 use super::{CliError, Common, Format, ScopeArgs, output, read};
-use crate::kv::client::{EventKind, Range, ReadPreference, Watch, WatchEvent};
+use crate::kv::client::{EventKind, Range, ReadPreference, Watch, WatchEvent, WatchOptions};
 use crate::types::Bookmark;
 
 /// Arguments of `quorate watch`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  quorate watch greeting\n  quorate watch --prefix user/ --from 1\n  quorate watch --all -o json | jq -r .key\n\nPrints one line for each change, in order, nothing left out: revision, what happened, key, value; with -o json one object per line. Goes on at another node when the one it reads from fails, and says on standard error when it loses its cluster and when it has it back. Ends with Ctrl-C (exit code 0), when no node answers at its beginning within --timeout (exit code 2), or when no node's history reaches back to where it stood (exit code 1)."
+    after_help = "Example:\n  quorate watch greeting\n  quorate watch --prefix user/ --from 1\n  quorate watch --prefix user/ group/ --kind delete,expire\n  quorate watch --all -o json | jq -r .key\n\nPrints one line for each change, in order, nothing left out: revision, what happened, key, value; with -o json one object per line. Goes on at another node when the one it reads from fails, and says on standard error when it loses its cluster and when it has it back. Ends with Ctrl-C (exit code 0), when no node answers at its beginning within --timeout (exit code 2), or when no node's history reaches back to where it stood (exit code 1)."
 )]
 pub struct WatchArgs {
-    /// The key, or with --prefix the beginning of the keys; left out with --all, --key-base64 or --key-file
-    #[arg(value_parser = input::argument(), required_unless_present_any = ["all", "key_base64", "key_file"])]
-    pub key: Option<Bytes>,
-    /// Watch all keys that begin with KEY; an empty KEY means all keys, as --all does
-    #[arg(long)]
+    /// The keys, or with --prefix the beginnings of the keys, 64 at most; left out with --all, --key-base64 or --key-file
+    #[arg(value_parser = input::argument(), required_unless_present_any = ["all", "key_base64", "key_file"], num_args = 1..=64)]
+    pub key: Vec<Bytes>,
+    /// Watch all keys that begin with KEY, or any of them; an empty KEY means all keys, as --all does
+    #[arg(long, overrides_with = "prefix")]
     pub prefix: bool,
     /// Watch all keys of the collection
     #[arg(long, conflicts_with_all = ["key", "prefix", "key_base64", "key_file"])]
@@ -31,6 +31,9 @@ pub struct WatchArgs {
     /// Other ways to give the key
     #[command(flatten)]
     pub key_flags: KeyFlags,
+    /// Only what happens in these ways; may be given several times
+    #[arg(long = "kind", value_name = "KIND,...", value_delimiter = ',', value_enum)]
+    pub kinds: Vec<WatchedKind>,
     /// Begin at this revision; without it, with the next change. Of another cluster's history, it is refused
     #[arg(long, value_name = "REVISION[@HISTORY]", value_parser = read::parse_revision)]
     pub from: Option<Bookmark>,
@@ -39,12 +42,44 @@ pub struct WatchArgs {
     pub scope: ScopeArgs,
 }
 
-impl WatchArgs {
-    fn range(&self) -> Result<Range, CliError> {
-        if self.all {
-            return Ok(Range::all());
+/// What happens to a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WatchedKind {
+    /// It is set
+    Put,
+    /// It is removed
+    Delete,
+    /// It is removed because its time to live is over
+    Expire,
+}
+
+impl From<WatchedKind> for EventKind {
+    fn from(kind: WatchedKind) -> Self {
+        match kind {
+            WatchedKind::Put => Self::Put,
+            WatchedKind::Delete => Self::Delete,
+            WatchedKind::Expire => Self::Expire,
         }
-        let key = self.key_flags.resolve("the key", self.key.clone())?;
+    }
+}
+
+impl WatchArgs {
+    fn ranges(&self) -> Result<Vec<Range>, CliError> {
+        if self.all {
+            return Ok(vec![Range::all()]);
+        }
+        let keys = match &self.key[..] {
+            [first, _, ..] => {
+                // Refuses a flag beside them.
+                self.key_flags.resolve("the key", Some(first.clone()))?;
+                self.key.clone()
+            }
+            one_or_none => vec![self.key_flags.resolve("the key", one_or_none.first().cloned())?],
+        };
+        keys.into_iter().map(|key| self.range(key)).collect()
+    }
+
+    fn range(&self, key: Bytes) -> Result<Range, CliError> {
         match (self.prefix, key.is_empty()) {
             (true, _) => Ok(Range::prefix(key)),
             (false, false) => Ok(Range::key(key)),
@@ -54,6 +89,12 @@ impl WatchArgs {
             )),
         }
     }
+
+    fn options(&self) -> Result<WatchOptions, CliError> {
+        let mut options = WatchOptions::default().kinds(self.kinds.iter().map(|kind| EventKind::from(*kind)));
+        (options.ranges, options.from) = (self.ranges()?, self.from);
+        Ok(options)
+    }
 }
 
 /// Prints changes until it is told to stop.
@@ -61,11 +102,11 @@ impl WatchArgs {
 /// # Errors
 /// See [`CliError`].
 pub async fn run(common: &Common, args: WatchArgs) -> Result<(), CliError> {
-    let range = args.range()?;
+    let options = args.options()?;
     // Followers have less to do than the leader; a watch is the same at all of them.
     let client = common.client()?.preferring(ReadPreference::Any);
     let watching = async {
-        let watch = client.watch(&args.scope.scope(), range, args.from).await?;
+        let watch = client.watch_with(&args.scope.scope(), options).await?;
         print(watch, common.output).await
     };
     tokio::select! {
@@ -131,6 +172,28 @@ fn object(event: &WatchEvent) -> Map<String, Value> {
 mod tests {
     use super::*;
     use crate::kv::client::Item;
+
+    #[test]
+    fn several_keys_and_kinds_are_one_watch() {
+        #[derive(clap::Parser)]
+        struct Watching {
+            #[command(flatten)]
+            args: WatchArgs,
+        }
+        let options = |args: &[&str]| {
+            let parsed = <Watching as clap::Parser>::try_parse_from(["watch"].iter().chain(args));
+            parsed.map_err(|error| error.to_string()).map(|parsed| parsed.args.options())
+        };
+        let two = options(&["--prefix", "a/", "--prefix", "b/", "--kind", "delete,expire"]).unwrap().unwrap();
+        let expected = WatchOptions::of(Range::prefix("a/")).and(Range::prefix("b/"));
+        assert_eq!(two, expected.kinds([EventKind::Delete, EventKind::Expire]));
+        let keys = options(&["a", "b", "--from", "7"]).unwrap().unwrap();
+        assert_eq!(keys, WatchOptions::of(Range::key("a")).and(Range::key("b")).from(7));
+        assert_eq!(options(&["--all"]).unwrap().unwrap().ranges, [Range::all()]);
+        let refused = options(&["a", "b", "--key-base64", "/w=="]).unwrap().unwrap_err();
+        assert!(refused.to_string().contains("twice"), "{refused}");
+        assert!(options(&["a", "--kind", "read"]).is_err());
+    }
 
     #[test]
     fn an_event_is_one_line() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::connector::Connector;
 use super::endpoint::ConfigError;
 use super::preference::ReadPreference;
+use super::replicas::ReplicaReads;
 
 /// The shortest time after which the cluster closes a session that is not used.
 pub(crate) const SESSION_TTL_MIN: Duration = Duration::from_secs(10);
@@ -34,6 +35,9 @@ pub struct ClientConfig {
     /// Which node answers reads that any node can answer. Without one, linearizable reads go to the leader,
     /// where they are cheapest, and others as [`ReadPreference::Any`] says.
     pub read_preference: Option<ReadPreference>,
+    /// Which reads replicas may answer, too: those of which the members tell, and that are reached from here. Default: those at the levels
+    /// `local` and `bounded`.
+    pub replica_reads: ReplicaReads,
     /// How often every known node is asked whether it is ready, and who leads. Default 2 s.
     pub health_interval: Duration,
     /// How long connecting to one node may take. Default 1 s.
@@ -78,6 +82,7 @@ impl Default for ClientConfig {
             without_session_when_full: false,
             session_ttl: Duration::from_secs(600),
             read_preference: None,
+            replica_reads: ReplicaReads::default(),
             health_interval: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(1),
             unavailable_after: Duration::from_secs(2),

@@ -79,6 +79,9 @@ pub(crate) async fn execute<T, P: Payload>(
     let under_way = router.metrics.start(ask.method, started);
     let mut operation = Operation::new(router, kind(ask, preference), preference, started);
     operation.chosen = chosen.map(|endpoint| router.at(endpoint));
+    if let CallOptions::Read(read) = &ask.options {
+        operation.replicas = router.config.replica_reads.most_lag(read.level);
+    }
     let outcome = operation.run(sessions, ask, &decode).await;
     under_way.finish(outcome.is_ok());
     outcome

@@ -316,7 +316,7 @@ impl<S: Followed> Following<S> {
             false => self.router.find(|node| self.is_unasked(node)),
         };
         let failed = self.failed.as_ref().map(|link| &link.node.endpoint);
-        unasked.unwrap_or_else(|| self.router.choose(&self.preference, failed))
+        unasked.unwrap_or_else(|| self.router.choose(&self.preference, failed, None))
     }
 
     /// Whether a node may have the history that others have not.

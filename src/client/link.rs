@@ -45,9 +45,13 @@ impl Drop for Counted<'_> {
 
 impl Link {
     pub(crate) fn new(endpoint: Endpoint, configured: bool, config: &Arc<ClientConfig>) -> Self {
+        Self::to(Node::new(endpoint, configured, config), config)
+    }
+
+    pub(crate) fn to(node: Node, config: &Arc<ClientConfig>) -> Self {
         let (calls, queue) = mpsc::channel(config.queue_requests);
         Self {
-            node: Arc::new(Node::new(endpoint, configured, config)),
+            node: Arc::new(node),
             config: config.clone(),
             calls,
             unstarted: Mutex::new(Some(queue)),

@@ -2,7 +2,7 @@
 //!
 //! A [`Client`] is given some endpoints and finds the rest: it learns the members and the leader from
 //! whoever answers, sends writes and linearizable reads to the leader, follows it through a fail-over, and
-//! spreads other reads over the healthy nodes as a [`ReadPreference`] says. All callers share one stream per
+//! spreads other reads over the healthy nodes, and over [replicas](ReplicaReads), as a [`ReadPreference`] says. All callers share one stream per
 //! node; many calls travel in one message and are answered out of order.
 //!
 //! This client knows no methods and no formats of a guest. The guest's own client wraps this one, and says which method is
@@ -47,7 +47,7 @@
 //!
 //! `admin` operates the cluster, `machine_client` speaks for a machine. `execute` makes the attempts of one call, `operation` says where the next one goes, and `judge`
 //! whether there may be one; `sessions` numbers writes, `router` knows who leads and who is healthy, by its `picture` of the cluster, `connection` owns the stream to
-//! one node, `connector` how it is made, `frame` is what travels on it, and `link` leads there, `node` is what the others share about that node, and `contact` tells whether the cluster is heard from at all.
+//! one node, `replicas` are read at beside the members, `connector` how it is made, `frame` is what travels on it, and `link` leads there, `node` is what the others share about that node, and `contact` tells whether the cluster is heard from at all.
 //! `following` goes on from node to node with a stream of what happens: a guest's watches, and a `subscription`.
 //! Tasks: one per node that was used, one that asks after the nodes' health, and short-lived probes; none per call.
 
@@ -71,6 +71,7 @@ pub use metrics::{ClientMetrics, Latencies, MethodMetrics, NodeMetrics, StreamMe
 pub use once::Once;
 pub use options::{CallOptions, WriteOptions};
 pub use preference::{Candidate, ReadPreference};
+pub use replicas::ReplicaReads;
 pub use subscription::{
     EntriesPage, EntryCompression, EntryFilter, FollowFrom, FollowedChange, FollowedEntry, FollowedOperation,
     FollowedProgress, ReplicationStatus, SnapshotPart, SubscribeOptions, Subscription,
@@ -78,7 +79,7 @@ pub use subscription::{
 pub(crate) use subscription::{HeldFile, StateFile, StateFilePiece};
 
 pub use crate::call::Header;
-pub use crate::report::{MemberList, MemberReport, NodeReport};
+pub use crate::report::{MemberList, MemberReport, NodeReport, ReplicaReport};
 pub use crate::types::DEFAULT_ACK_TIMEOUT;
 
 pub(crate) use config::{SESSION_TTL_MAX, SESSION_TTL_MIN};
@@ -113,6 +114,7 @@ mod options;
 mod picture;
 mod preference;
 mod relay;
+mod replicas;
 pub(crate) mod router;
 pub(crate) mod sessions;
 mod subscription;
@@ -310,7 +312,17 @@ impl Client {
         self.known_leader()
     }
 
-    /// All endpoints known at present: those given, then those learnt.
+    /// Replicas that may answer reads at present, however fresh these are to be: those that were given or learnt of, and answer.
+    pub fn replicas(&self) -> Vec<Endpoint> {
+        self.router.replicas()
+    }
+
+    /// The name of the cluster, once a node has told it.
+    pub(crate) fn cluster(&self) -> Option<String> {
+        self.router.cluster()
+    }
+
+    /// All endpoints known at present: those given, then those of members that were learnt.
     pub fn endpoints(&self) -> Vec<Endpoint> {
         self.router.endpoints(false)
     }

@@ -12,6 +12,7 @@ use super::attempt::describe;
 use super::config::ClientConfig;
 use super::connector::Connector;
 use super::endpoint::Endpoint;
+use super::replicas::KnownReplica;
 use crate::proto::details;
 use crate::proto::v1::{self, admin_client::AdminClient};
 use crate::report::NodeReport;
@@ -43,6 +44,7 @@ pub(crate) struct Node {
     pub(crate) endpoint: Endpoint,
     /// Given by the user, hence never forgotten.
     pub(crate) configured: bool,
+    pub(super) replica: KnownReplica,
     transport: tonic::transport::Endpoint,
     connector: Connector,
     channel: OnceLock<Channel>,
@@ -93,6 +95,7 @@ impl Node {
         Self {
             endpoint,
             configured,
+            replica: KnownReplica::default(),
             transport,
             connector: config.connector.clone(),
             channel: OnceLock::new(),
@@ -115,6 +118,11 @@ impl Node {
             node_id: AtomicU64::new(0),
             asking: AtomicBool::new(false),
         }
+    }
+
+    /// The same of one that a member has told of as a replica.
+    pub(super) fn announced(endpoint: Endpoint, config: &ClientConfig) -> Self {
+        Self { replica: KnownReplica::announced(), ..Self::new(endpoint, false, config) }
     }
 
     /// The transport to this node; connects when it is used, and again after a break.
@@ -269,6 +277,7 @@ impl Node {
             Ok(Ok(answer)) => {
                 let status = NodeReport::decode(answer.into_inner());
                 self.node_id.store(status.node_id, Ordering::Relaxed);
+                self.replica.heard(&status);
                 self.round_trip.measured(asked.elapsed());
                 self.ready.store(status.ready, Ordering::Relaxed);
                 self.note_reached();

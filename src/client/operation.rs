@@ -46,6 +46,8 @@ pub(crate) struct Operation<'a> {
     pub(super) preference: &'a ReadPreference,
     /// The only node to ask, if the caller chose one.
     pub(super) chosen: Option<Arc<Link>>,
+    /// How far behind a replica may be that is asked, if any may be.
+    pub(super) replicas: Option<Duration>,
     pub(super) started: Instant,
     pub(super) deadline: Instant,
     /// How long the next attempt may take that can be made elsewhere.
@@ -91,6 +93,7 @@ impl<'a> Operation<'a> {
             in_session: false,
             preference: preference.unwrap_or(&NO_PREFERENCE),
             chosen: None,
+            replicas: None,
             started,
             deadline: started + router.config.timeout,
             patience: router.config.attempt_timeout,
@@ -121,7 +124,9 @@ impl<'a> Operation<'a> {
     pub(crate) fn link(&self) -> Arc<Link> {
         match (&self.chosen, self.kind) {
             (Some(link), _) => link.clone(),
-            (None, Kind::Anywhere) => self.router.choose(self.preference, self.failed.as_ref()),
+            (None, Kind::Anywhere) => {
+                self.router.choose(self.preference, self.failed.as_ref(), self.replicas)
+            }
             (None, Kind::Write | Kind::AtLeader) => self.router.leader_or_next(),
         }
     }
@@ -144,6 +149,9 @@ impl<'a> Operation<'a> {
 
     async fn weigh(&mut self, link: &Arc<Link>, case: Case, failure: &Failure) -> Result<Next, ClientError> {
         let endpoint = &link.node.endpoint;
+        if self.leaves_replica(link, failure) {
+            return Ok(Next::Again);
+        }
         let news = self.learn(endpoint, failure).await;
         let verdict = judge(case, endpoint, failure);
         self.note(endpoint, failure);
@@ -191,6 +199,18 @@ impl<'a> Operation<'a> {
             return Err(self.out_of_time(link));
         }
         Ok(next)
+    }
+
+    /// Whether `failure` came of a replica that need not have been asked: members are from now on, whatever is wrong with that one.
+    fn leaves_replica(&mut self, link: &Arc<Link>, failure: &Failure) -> bool {
+        if !link.node.replica.is_replica() || self.chosen.is_some() || self.replicas.take().is_none() {
+            return false;
+        }
+        tracing::debug!(endpoint = %link.node.endpoint, why = in_words(failure), "a read leaves a replica");
+        link.node.replica.note_failed();
+        self.router.ask(&link.node);
+        self.note(&link.node.endpoint, failure);
+        Instant::now() < self.deadline
     }
 
     /// Keeps what is to be told of `failure` at the deadline. That a node has not answered says less than what one has said before,

@@ -7,6 +7,9 @@
 //! one of which may be the same node. An *answer* is proof that a node leads. A lost connection, or a refusal
 //! without a hint, removes the leader from the picture; probes of all nodes then look for the new one.
 //!
+//! Members also tell which replicas follow them. Those are given reads only, and none of what follows is theirs: see
+//! [`replicas`](super::replicas).
+//!
 //! An address may come to belong to a node of another cluster. So what a node says counts only if it names the cluster that the
 //! others name, and an address that was learnt is forgotten once the leader does not list it any more.
 //!
@@ -36,8 +39,6 @@ use crate::report::NodeReport;
 use crate::runtime;
 use crate::types;
 
-/// Endpoints kept at most. Beyond this the oldest that was learnt is forgotten.
-const MAX_ENDPOINTS: usize = 64;
 /// How long a node may take to answer a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Shortest time between two probes of a node.
@@ -108,14 +109,17 @@ impl Router {
         }
     }
 
-    /// The link to the node that `preference` chooses, past the one that has just failed if any other is left.
-    pub(crate) fn choose(&self, preference: &ReadPreference, failed: Option<&Endpoint>) -> Arc<Link> {
+    /// The link to the node that `preference` chooses, past the one that has just failed if any other is left. `replicas` says
+    /// how far behind a replica may be that answers, if any may.
+    pub(crate) fn choose(
+        &self,
+        preference: &ReadPreference,
+        failed: Option<&Endpoint>,
+        replicas: Option<Duration>,
+    ) -> Arc<Link> {
         let picture = self.picture.load();
         let leader = picture.leader.as_ref().map(|leader| &leader.link.node.endpoint);
-        let mut links: Vec<_> = picture.links.iter().filter(|link| !link.node.is_stranger()).collect();
-        if links.is_empty() {
-            links.extend(&picture.links);
-        }
+        let links = picture.readers(replicas);
         let candidates: Vec<_> = links
             .iter()
             .map(|&link| {
@@ -134,23 +138,23 @@ impl Router {
         links[chosen.expect("invariant: there is at least one endpoint")].clone()
     }
 
-    /// Whether another node than `endpoint` is healthy, so that it could be asked instead.
+    /// Whether another node than `endpoint` is healthy, and none of the replicas that were learnt of, so that it could be asked instead.
     pub(crate) fn has_healthy_other_than(&self, endpoint: &Endpoint) -> bool {
         let picture = self.picture.load();
-        picture.links.iter().any(|link| link.node.endpoint != *endpoint && link.node.is_healthy())
+        picture.own().any(|link| link.node.endpoint != *endpoint && link.node.is_healthy())
     }
 
     /// Whether another node than `endpoint` is healthy and has answered lately.
     pub(crate) fn has_reached_other_than(&self, endpoint: &Endpoint) -> bool {
         let is_reached = |node: &Node| node.is_reached() && node.is_healthy();
         let picture = self.picture.load();
-        picture.links.iter().any(|link| link.node.endpoint != *endpoint && is_reached(&link.node))
+        picture.own().any(|link| link.node.endpoint != *endpoint && is_reached(&link.node))
     }
 
     /// The link to a node for which `wanted` holds, a healthy one if there is any.
     pub(crate) fn find(&self, wanted: impl Fn(&Node) -> bool) -> Option<Arc<Link>> {
         let picture = self.picture.load();
-        let fit = || picture.links.iter().filter(|link| wanted(&link.node));
+        let fit = || picture.own().filter(|link| wanted(&link.node));
         fit().find(|link| link.node.is_healthy()).or_else(|| fit().next()).cloned()
     }
 
@@ -158,10 +162,13 @@ impl Router {
         let links = &picture.links;
         let turn = self.rotation.fetch_add(1, Ordering::Relaxed);
         let in_turn = || (0..links.len()).map(|step| &links[turn.wrapping_add(step) % links.len()]);
+        let is_member = |link: &&Arc<Link>| !link.node.replica.is_replica();
         let may_answer = |link: &&Arc<Link>| !link.node.is_down() && link.node.is_usable();
         let is_ours = |link: &&Arc<Link>| !link.node.is_down() && !link.node.is_stranger();
-        let link = in_turn().find(may_answer).or_else(|| in_turn().find(is_ours));
-        let link = link.or_else(|| in_turn().next());
+        let members = || in_turn().filter(is_member);
+        let link = members().find(may_answer).or_else(|| members().find(is_ours));
+        // A replica that the user has given says who leads.
+        let link = link.or_else(|| in_turn().find(|link| !link.node.replica.is_announced()));
         link.expect("invariant: configured endpoints are never forgotten, and there is at least one").clone()
     }
 
@@ -170,7 +177,7 @@ impl Router {
         if let Some(link) = self.picture.load().find(endpoint) {
             return link.clone();
         }
-        self.change(|picture| self.learn(picture, endpoint.clone()))
+        self.change(|picture| picture.learn(endpoint.clone(), &self.config))
     }
 
     /// What is known of each node, those given by the user first.
@@ -178,27 +185,37 @@ impl Router {
         self.picture.load().links.iter().map(|link| link.metrics()).collect()
     }
 
-    /// Endpoints given by the user, then those learnt.
+    /// Replicas that may answer reads at present.
+    pub(crate) fn replicas(&self) -> Vec<Endpoint> {
+        self.picture.load().replicas().map(|node| node.endpoint.clone()).collect()
+    }
+
+    /// The name of the cluster, once a node has told it.
+    pub(crate) fn cluster(&self) -> Option<String> {
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Endpoints given by the user, then those of members that were learnt.
     pub(crate) fn endpoints(&self, configured_only: bool) -> Vec<Endpoint> {
         let picture = self.picture.load();
-        let nodes = picture.links.iter().map(|link| &link.node);
+        let nodes = picture.own().map(|link| &link.node);
         nodes.filter(|node| node.configured || !configured_only).map(|node| node.endpoint.clone()).collect()
     }
 
     /// Every endpoint with its last failure, if none of them can be reached.
     pub(crate) fn all_down(&self) -> Option<Vec<(Endpoint, String)>> {
-        let picture = self.picture.load();
-        let nodes = picture.links.iter().map(|link| &link.node);
-        nodes.map(|node| node.is_down().then(|| (node.endpoint.clone(), node.last_failure()))).collect()
+        self.all_failures(Node::is_down)
     }
 
     /// Every endpoint with its last failure, if nothing was ever heard from any of them.
     pub(crate) fn unheard(&self) -> Option<Vec<(Endpoint, String)>> {
+        self.all_failures(|node| !node.has_answered())
+    }
+
+    fn all_failures(&self, has_failed: impl Fn(&Node) -> bool) -> Option<Vec<(Endpoint, String)>> {
         let picture = self.picture.load();
-        let nodes = picture.links.iter().map(|link| &link.node);
-        nodes
-            .map(|node| (!node.has_answered()).then(|| (node.endpoint.clone(), node.last_failure())))
-            .collect()
+        let nodes = picture.own().map(|link| &link.node);
+        nodes.map(|node| has_failed(node).then(|| (node.endpoint.clone(), node.last_failure()))).collect()
     }
 
     /// Notes whom a node has named as the leader, or that it knows of none.
@@ -354,20 +371,21 @@ impl Router {
         if !is_ours {
             return self.lost_leader(&node.endpoint);
         }
+        if node.replica.is_announced() {
+            // What it knows of the members, it has from them.
+            return;
+        }
         if status.term >= self.picture.load().term {
             self.note_named(status.leader.as_ref());
         }
-        let mut unproven = None;
+        let (mut unproven, mut new) = (None, Vec::new());
         let found = self.change(|picture| {
-            for member in &status.members {
-                if picture.resolve(member.node_id, &member.client).is_none()
-                    && let Ok(endpoint) = Endpoint::parse(&member.client)
-                {
-                    self.learn(picture, endpoint);
-                }
-            }
+            new = picture.take_in(status, &self.config, !node.replica.is_replica());
             self.weigh(picture, node, status, &mut unproven)
         });
+        for node in new {
+            self.ask(&node);
+        }
         if found {
             self.leader_found.notify_waiters();
         }
@@ -386,6 +404,9 @@ impl Router {
             |other: &Node| other.endpoint != node.endpoint && other.is_reached() && !other.is_stranger();
         if name.is_empty() || (!is_known && self.find(answers).is_some()) {
             return name.is_empty();
+        }
+        if node.replica.is_announced() {
+            return is_known;
         }
         if !is_known || (known.is_none() && node.configured) {
             *known = Some(name.to_owned());
@@ -435,22 +456,6 @@ impl Router {
             picture.forget_all_but(&status.members);
         }
         !same
-    }
-
-    fn learn(&self, picture: &mut Picture, endpoint: Endpoint) -> Arc<Link> {
-        if let Some(link) = picture.find(&endpoint) {
-            return link.clone();
-        }
-        if picture.links.len() >= MAX_ENDPOINTS
-            && let Some(oldest) = picture.links.iter().position(|link| !link.node.configured)
-        {
-            let forgotten = picture.links.remove(oldest);
-            picture.leader.take_if(|leader| leader.link.node.endpoint == forgotten.node.endpoint);
-        }
-        tracing::debug!(%endpoint, "learnt of another node");
-        let link = Arc::new(Link::new(endpoint, false, &self.config));
-        picture.links.push(link.clone());
-        link
     }
 
     /// From now on asks every node at intervals whether it is ready, and who leads.
@@ -509,7 +514,7 @@ impl Router {
     /// Notes whether any node answers, once it is known of each.
     pub(crate) fn note_contact(&self) {
         let picture = self.picture.load();
-        let nodes = || picture.links.iter().map(|link| &link.node);
+        let nodes = || picture.own().map(|link| &link.node);
         if let Some(node) = nodes().find(|node| node.is_reached()) {
             if self.contact.heard(&node.endpoint) {
                 tracing::info!(endpoint = %node.endpoint, "the cluster answers");

@@ -14,10 +14,12 @@ use crate::machine::sessions::SessionInfo;
 use crate::proto::v1;
 use crate::proto::v1::Failure;
 use crate::proto::v1::admin_server::Admin;
+use crate::report::NodeReport;
 use crate::types::{HistoryEpoch, LogId};
 
 use super::operated::OperatedNode;
 use super::settings::NodeSettings;
+use super::subscriptions::Subscribers;
 use crate::door::deadline::AnswerBy;
 use crate::door::methods::CLOSE_SESSION;
 use crate::door::metrics::DoorMetrics;
@@ -60,6 +62,7 @@ pub(crate) struct AdminService<N> {
     pub(crate) node: N,
     pub(crate) by: Answerer,
     pub(crate) settings: NodeSettings<N>,
+    pub(crate) followers: Subscribers,
     pub(crate) metrics: Arc<DoorMetrics>,
 }
 
@@ -97,7 +100,11 @@ impl<N: OperatedNode> Admin for AdminService<N> {
         &self,
         _request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
-        self.call(STATUS, async { Ok::<_, Failure>(self.node.report().encode()) }).await
+        self.call(STATUS, async {
+            let replicas = self.followers.replicas(&self.node);
+            Ok::<_, Failure>(NodeReport { replicas, ..self.node.report() }.encode())
+        })
+        .await
     }
 
     async fn member_list(

@@ -427,11 +427,12 @@ impl<G: Guest, N: OperatedNode<Machine = G::Machine>> NodeRoutes<G, N> {
         let by = Answerer::of(node);
         let door =
             Door { node: node.clone(), by, metrics: metrics.clone(), limits, draining, is_relayed: false };
+        let followers = subscribers.clone();
         let subscriptions = SubscriptionService { door: door.clone(), subscribers };
         let subscriptions = ReplicationServiceServer::new(subscriptions)
             .max_encoding_message_size(subscriptions::MAX_ENTRY_BYTES);
         let routes = routes.add_service(subscriptions);
-        (add_services::<G, N>(routes, door, settings, self.services), metrics)
+        (add_services::<G, N>(routes, door, (settings, followers), self.services), metrics)
     }
 }
 
@@ -465,13 +466,14 @@ fn builder() -> tonic::transport::Server {
 fn add_services<G: Guest, N: OperatedNode<Machine = G::Machine>>(
     routes: Routes,
     door: Door<N>,
-    settings: NodeSettings<N>,
+    (settings, followers): (NodeSettings<N>, Subscribers),
     own: Services<N>,
 ) -> Routes {
     let admin = AdminServer::new(AdminService {
         node: door.node.clone(),
         by: door.by.clone(),
         settings,
+        followers,
         metrics: door.metrics.clone(),
     });
     let Services { names, add, .. } = own;

@@ -501,19 +501,24 @@ fn replica(peer: &MemberReport) -> Value {
 
 /// One who follows this node. What a row of a member has is there, too.
 fn follower(follower: &FollowerReport) -> Value {
-    let host = follower.address.map(|address| address.ip().to_string());
+    // Of one that answers reads, where it does; of others, where they come from.
+    let from = follower.address.map(|address| address.to_string());
+    let address = follower.serves.clone().or_else(|| from.clone());
+    let (host, port) = address.as_deref().and_then(|address| address.rsplit_once(':')).unzip();
+    let kind = if follower.serves.is_some() { "replica" } else { "subscriber" };
     json!({
-        "kind": "subscriber",
+        "kind": kind,
         // One without a name has the number of its connection to this node.
         "id": match follower.name.is_empty() {
             true => Value::from(follower.number),
             false => Value::from(follower.name.as_str()),
         },
-        "host": host,
-        "port": follower.address.map(|address| address.port()),
-        "address": follower.address.map(|address| address.to_string()),
-        "client": null,
-        "role": "subscriber",
+        "host": host.map(|host| host.trim_matches(['[', ']'])),
+        "port": port.and_then(|port| port.parse::<u16>().ok()),
+        "address": address,
+        "client": follower.serves,
+        "role": kind,
+        "connected_from": from,
         "status": follower.standing,
         "last_heartbeat_ms": millis(follower.heard),
         "last_heartbeat": ago(follower.heard),

@@ -35,7 +35,7 @@ pub(crate) use self::node::ReplicaNode;
 pub use self::state::{ReplicaState, SyncState};
 use crate::client::{
     Client, ClientConfig, ConfigError, EntryCompression, EntryFilter, FollowFrom, ReadPreference,
-    SubscribeOptions,
+    ReplicaReads, SubscribeOptions,
 };
 use crate::error::{OpenError, ReadError, SnapshotError};
 use crate::feed::{EventLogLimits, FeedCursor, FeedReach};
@@ -68,6 +68,8 @@ pub struct ReplicaConfig {
     pub compressed: bool,
     /// Most bytes of a whole state that it is sent in a second; 0: as many as there can be. Default 0.
     pub state_bytes_per_second: u64,
+    /// Where clients reach it for reads, as `host:port`: its sources tell their clients. Default: none; clients are not told of it.
+    pub advertise: Option<String>,
     /// How much of what it was told it keeps for a restart, and for those who follow it.
     pub event_log: EventLogLimits,
 }
@@ -90,12 +92,18 @@ impl ReplicaConfig {
             first_pause: Duration::from_secs(1),
             compressed: false,
             state_bytes_per_second: 0,
+            advertise: None,
             event_log: EventLogLimits::default(),
         }
     }
 
     fn connect(&self) -> Result<Client, ConfigError> {
-        let config = ClientConfig { read_preference: Some(ReadPreference::Any), ..ClientConfig::default() };
+        let config = ClientConfig {
+            read_preference: Some(ReadPreference::Any),
+            // Another replica is no source.
+            replica_reads: ReplicaReads::Never,
+            ..ClientConfig::default()
+        };
         Client::new(&self.sources, config)
     }
 
@@ -107,6 +115,7 @@ impl ReplicaConfig {
             heartbeat: self.heartbeat,
             id: self.id.clone(),
             accept_snapshot,
+            serves: self.advertise.clone(),
             ..SubscribeOptions::default()
         }
     }

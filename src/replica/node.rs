@@ -26,7 +26,7 @@ use crate::machine::StateMachine;
 use crate::node::operated::{FollowedSources, OperatedNode};
 use crate::raft::published::Applied;
 use crate::reason::Reason;
-use crate::report::{Lag, MemberList, NodeReport, Offsets, StateSize};
+use crate::report::{Lag, MemberList, NodeReport, Offsets, ReplicaReport, StateSize};
 use crate::storage::{DiskState, LogStats};
 use crate::types::{Bookmark, ClusterClock, HistoryEpoch, LogId, NodeId, ReadLevel, ReadOptions, Role};
 
@@ -116,6 +116,8 @@ pub(crate) struct ReplicaNode<M: StateMachine> {
     client: String,
     /// There if it passes changes on.
     relay: Option<Arc<LeaderRelay>>,
+    /// The name of the cluster, once a source has told it.
+    cluster: Arc<Mutex<String>>,
 }
 
 impl<M: StateMachine> Clone for ReplicaNode<M> {
@@ -127,6 +129,7 @@ impl<M: StateMachine> Clone for ReplicaNode<M> {
             node: self.node.clone(),
             client: self.client.clone(),
             relay: self.relay.clone(),
+            cluster: self.cluster.clone(),
         }
     }
 }
@@ -175,7 +178,15 @@ impl<M: StateMachine> ReplicaNode<M> {
         });
         let settings = Settings::of_no_member(replica.config().event_log);
         let settings = Arc::new(Mutex::new(settings));
-        Self { replica, counters: Arc::default(), settings, node, client, relay: None }
+        Self {
+            replica,
+            counters: Arc::default(),
+            settings,
+            node,
+            client,
+            cluster: Arc::default(),
+            relay: None,
+        }
     }
 
     /// The same, which passes changes on to whoever leads.
@@ -188,6 +199,16 @@ impl<M: StateMachine> ReplicaNode<M> {
     /// Calls that were passed on, if it passes any on.
     pub(crate) fn passed_on(&self) -> Option<u64> {
         self.relay.as_ref().map(|relay| relay.passed_on())
+    }
+
+    /// The name of the cluster. A client that was made anew has not heard it yet.
+    fn cluster(&self) -> String {
+        let client = self.replica.told.client.lock().expect("invariant: no panic under this lock").clone();
+        let mut known = self.cluster.lock().expect("invariant: no panic under this lock");
+        if let Some(name) = client.and_then(|client| client.cluster()) {
+            *known = name;
+        }
+        known.clone()
     }
 
     fn not_here<T>(&self) -> Result<T, WriteError> {
@@ -281,7 +302,17 @@ impl<M: StateMachine> OperatedNode for ReplicaNode<M> {
     fn report(&self) -> NodeReport {
         let (state, node) = (self.replica.state(), self.state());
         let progress = self.replica.told.reader.progress();
+        let config = self.replica.config();
+        let replica = ReplicaReport {
+            client: self.client.clone(),
+            id: config.id,
+            partial: !config.filters.is_empty(),
+            lag_entries: state.lag_entries(),
+            lag: state.lag(),
+        };
         NodeReport {
+            cluster: self.cluster(),
+            replica: Some(replica),
             client: self.client.clone(),
             role: Some(Role::Learner),
             term: progress.log_id.map_or(0, |applied| applied.term),

@@ -85,6 +85,12 @@ pub struct NodeReport {
     /// Whether a change of the voters is under way. Of this node only.
     #[serde(skip)]
     pub joint: Option<bool>,
+    /// Replicas that follow it and answer reads. The pages list them with all who follow.
+    #[serde(skip)]
+    pub replicas: Vec<ReplicaReport>,
+    /// What it is if it is a replica, and no member.
+    #[serde(skip)]
+    pub replica: Option<ReplicaReport>,
     /// The history that its positions belong to.
     #[serde(skip)]
     pub history: HistoryEpoch,
@@ -215,6 +221,22 @@ pub struct InFlight {
     pub bytes: u64,
     /// Writes that are applied and wait until every voter holds them; they do not count as commands in flight.
     pub waiting_for_all: u64,
+}
+
+/// A replica that answers reads, as its source knows it, or as it knows itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ReplicaReport {
+    /// Where it answers, as `host:port`. It has said so itself.
+    pub client: String,
+    /// What it is called; empty without a name.
+    pub id: String,
+    /// Whether it has a part of the state only.
+    pub partial: bool,
+    /// Positions that its source has applied, and it has not.
+    pub lag_entries: u64,
+    /// How much older its state is; `None` where it is not known.
+    pub lag: Option<Duration>,
 }
 
 /// Who belongs to the cluster.

@@ -1,6 +1,10 @@
 //! The report on the wire, in both directions. Text there, where this program has none, is empty.
 
-use super::{FeedReport, MemberList, MemberReport, NodeReport, Offsets, SessionsReport, StateSize};
+use std::time::Duration;
+
+use super::{
+    FeedReport, MemberList, MemberReport, NodeReport, Offsets, ReplicaReport, SessionsReport, StateSize,
+};
 use crate::call::{decode_leader, decode_position, encode_leader, encode_position};
 use crate::proto::v1;
 use crate::types::{DiskState, DiskStatus, HistoryEpoch, Incarnation, LogId, QuotaSource, Role};
@@ -48,6 +52,8 @@ impl NodeReport {
             state_bytes: report.state.bytes,
             state_quota_bytes: report.state.quota_bytes,
             state_quota_set: report.state.quota_source == Some(QuotaSource::Operator),
+            replicas: report.replicas.into_iter().map(ReplicaReport::encode).collect(),
+            replica: report.replica.map(ReplicaReport::encode),
         }
     }
 
@@ -96,9 +102,24 @@ impl NodeReport {
                 quota_bytes: status.state_quota_bytes,
                 quota_source: status.state_quota_bytes.map(|_| quota_source),
             },
+            replicas: status.replicas.into_iter().map(ReplicaReport::decode).collect(),
+            replica: status.replica.map(ReplicaReport::decode),
             history: HistoryEpoch(history),
             ..Self::default()
         }
+    }
+}
+
+impl ReplicaReport {
+    fn encode(self) -> v1::ReplicaInfo {
+        let Self { client, id, partial, lag_entries, lag } = self;
+        let lag_ms = lag.map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX));
+        v1::ReplicaInfo { client, id, partial, lag_entries, lag_ms }
+    }
+
+    fn decode(info: v1::ReplicaInfo) -> Self {
+        let v1::ReplicaInfo { client, id, partial, lag_entries, lag_ms } = info;
+        Self { client, id, partial, lag_entries, lag: lag_ms.map(Duration::from_millis) }
     }
 }
 
@@ -198,6 +219,13 @@ mod tests {
             reachable: Some(true),
             ..Default::default()
         };
+        let replica = |lag| ReplicaReport {
+            client: "r:1".to_owned(),
+            id: "r".to_owned(),
+            partial: true,
+            lag_entries: 3,
+            lag,
+        };
         let told = NodeReport {
             node_id: 1,
             cluster: "c".to_owned(),
@@ -238,6 +266,8 @@ mod tests {
             }),
             sessions: SessionsReport { open: 4, bytes: 5, largest_opener: None },
             members: vec![member.clone()],
+            replicas: vec![replica(None)],
+            replica: Some(replica(Some(Duration::from_millis(7)))),
             history: HistoryEpoch(0xabc),
             version: "1".to_owned(),
             ..Default::default()

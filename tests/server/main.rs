@@ -10,6 +10,7 @@ mod features;
 mod forwarding;
 mod guest;
 mod machine_guest;
+mod read_replicas;
 mod replica;
 mod replication;
 mod subscribe;

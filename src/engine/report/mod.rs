@@ -117,6 +117,9 @@ impl<M: StateMachine> Engine<M> {
             carried: Some(carried.into_values().sum()),
             membership: metrics.membership_at,
             joint: Some(metrics.membership.voters.len() > 1),
+            // The port knows them.
+            replicas: Vec::new(),
+            replica: None,
             history: self.history(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

@@ -40,8 +40,9 @@ pub use crate::client::{
     CallOptions, Candidate, ClientConfig, ClientError, ClientMetrics, ConfigError, Contact, Contacts,
     DEFAULT_ACK_TIMEOUT, Endpoint, EntriesPage, EntryCompression, EntryFilter, FollowFrom, FollowedChange,
     FollowedEntry, FollowedOperation, Header, KnownLeader, Latencies, MemberChange, MemberList, MemberReport,
-    MethodMetrics, NodeMetrics, NodeReport, NodeSetting, ReadPreference, Reason, ReplicationStatus,
-    SessionInfo, SessionPage, StreamMetrics, SubscribeOptions, Subscription, UnconfirmedAnswer,
+    MethodMetrics, NodeMetrics, NodeReport, NodeSetting, ReadPreference, Reason, ReplicaReads, ReplicaReport,
+    ReplicationStatus, SessionInfo, SessionPage, StreamMetrics, SubscribeOptions, Subscription,
+    UnconfirmedAnswer,
 };
 pub(crate) use crate::client::{SESSION_TTL_MAX, SESSION_TTL_MIN};
 pub use once::Once;
@@ -388,18 +389,28 @@ impl Client {
         range: Range,
         from: Option<Bookmark>,
     ) -> Result<Watch, ClientError> {
-        let from = match from {
+        self.watch_with(scope, WatchOptions { from, ..WatchOptions::of(range) }).await
+    }
+
+    /// As [`watch`](Self::watch), of several ranges, or of some kinds of events.
+    ///
+    /// # Errors
+    /// As [`watch`](Self::watch).
+    pub async fn watch_with(&self, scope: &Scope, options: WatchOptions) -> Result<Watch, ClientError> {
+        let from = match options.from {
             Some(from) => Bookmark { index: from.index.max(1), ..from },
             // "From now on" would mean another moment after each break of the connection.
-            None => match self.execute(streams::present(scope, &range), ReadLevel::Linearizable).await? {
-                Response::Range(reply) => {
-                    let present = reply.header.bookmark();
-                    Bookmark { index: present.index + 1, ..present }
+            None => {
+                match self.execute(streams::present(scope, &options.ranges), ReadLevel::Linearizable).await? {
+                    Response::Range(reply) => {
+                        let present = reply.header.bookmark();
+                        Bookmark { index: present.index + 1, ..present }
+                    }
+                    _ => unreachable!("invariant: a response answers its request"),
                 }
-                _ => unreachable!("invariant: a response answers its request"),
-            },
+            }
         };
-        Ok(streams::watch(&self.router, scope, range, from, self.preference.as_ref()))
+        Ok(streams::watch(&self.router, scope, options, from, self.preference.as_ref()))
     }
 
     /// Executes `request`: writes on the leader, reads where level and preference say. The response is of the

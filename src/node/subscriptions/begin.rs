@@ -1,5 +1,6 @@
 //! How a follower begins: where it asks to, or with the state as of a newer position.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::rest::StateItems;
 use super::stream::{FollowerLine, LookAtNode, NodeClocks, Sending, drained};
 use super::wire::EntryAt;
 use super::wishes::{StartAt, Wishes};
+use crate::address::Address;
 use crate::door::failure::invalid;
 use crate::door::streams::WatchPlace;
 use crate::engine::{FollowError, HeldState, NodeState};
@@ -75,6 +77,9 @@ pub(super) async fn serve<N: OperatedNode>(
     };
     let address = line.caller.address();
     let place = subscribers.enter(wishes.id.clone(), address, wishes.choice.shown(), from);
+    if let Some(client) = wishes.serves.clone().filter(|client| is_told(client, address)) {
+        place.serves_at(client);
+    }
     let state = node.watch();
     let look: LookAtNode = Box::new(move || {
         let (applied, clock) = node.applied_clock();
@@ -104,6 +109,14 @@ pub(super) async fn serve<N: OperatedNode>(
         failure = diverged(state) => Err(failure),
         ended = send => ended,
     }
+}
+
+/// Whether clients are told that a follower that comes from `from` answers reads at `client`: what is a loopback address on another
+/// host leads clients to themselves.
+fn is_told(client: &str, from: Option<SocketAddr>) -> bool {
+    let is_loopback = Address::parse(client)
+        .is_some_and(|address| address.ip.map_or(address.host == "localhost", |ip| ip.is_loopback()));
+    !is_loopback || from.is_none_or(|from| from.ip().to_canonical().is_loopback())
 }
 
 /// Waits until what this node has applied is known to be wrong.
@@ -210,4 +223,26 @@ fn page<N: OperatedNode>(
     let mut items = StateItems::new(&wishes.choice, STATE_PAGE_BYTES);
     let next = N::Machine::tell_state(state.view(), from, STATE_PAGE_BYTES, &mut items);
     (items.into_events(), next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loopback_address_of_another_host_is_kept_from_clients() {
+        let from = |address: &str| Some(format!("{address}:5").parse().unwrap());
+        for (client, address, told) in [
+            ("127.0.0.1:7811", from("127.0.0.1"), true),
+            ("127.0.0.1:7811", from("[::ffff:127.0.0.1]"), true),
+            ("127.0.0.1:7811", from("10.0.0.9"), false),
+            ("localhost:7811", from("10.0.0.9"), false),
+            ("[::1]:7811", from("[fd00::1]"), false),
+            ("10.0.0.9:7811", from("10.0.0.9"), true),
+            ("replica-1:7811", from("10.0.0.9"), true),
+            ("127.0.0.1:7811", None, true),
+        ] {
+            assert_eq!(is_told(client, address), told, "{client} from {address:?}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
@@ -20,10 +20,13 @@ use crate::node::families::{EncodeResult, Families};
 use crate::node::operated::OperatedNode;
 use crate::proto::v1::Failure;
 use crate::reason::Reason;
+use crate::report::ReplicaReport;
 use crate::types::PeerStanding;
 
 /// States that are sent at a time: each keeps alive what is replaced meanwhile.
 const MAX_SNAPSHOTS: usize = 8;
+/// Replicas that clients are told of at most.
+const MAX_TOLD_REPLICAS: usize = 64;
 /// Who has more than this ahead is catching up, as for members.
 const SYNCING_OPERATIONS: u64 = 1_000;
 
@@ -62,6 +65,8 @@ struct ListedFollower {
     name: String,
     address: Option<SocketAddr>,
     filters: Vec<String>,
+    /// Where it answers reads, if it has said so.
+    serves: OnceLock<String>,
     since: Instant,
     now: Mutex<FollowerAt>,
 }
@@ -91,6 +96,7 @@ pub(crate) struct FollowerReport {
     pub(crate) name: String,
     pub(crate) address: Option<SocketAddr>,
     pub(crate) filters: Vec<String>,
+    pub(crate) serves: Option<String>,
     pub(crate) connected: Duration,
     pub(crate) standing: PeerStanding,
     pub(crate) sent: u64,
@@ -140,6 +146,7 @@ impl ListedFollower {
             name: self.name.clone(),
             address: self.address,
             filters: self.filters.clone(),
+            serves: self.serves.get().cloned(),
             connected: self.since.elapsed(),
             standing,
             sent: now.sent,
@@ -185,6 +192,35 @@ impl Subscribers {
         self.open().iter().map(|(number, followed)| followed.report(*number, present)).collect()
     }
 
+    /// Those that answer reads. One that has come back stands in the list twice until its old stream is noticed to be dead:
+    /// the newest counts.
+    pub(crate) fn replicas<N: OperatedNode>(&self, node: &N) -> Vec<ReplicaReport> {
+        self.told(Present::of(node))
+    }
+
+    fn told(&self, present: Present) -> Vec<ReplicaReport> {
+        let mut told: Vec<ReplicaReport> = Vec::new();
+        let open = self.open();
+        for (number, followed) in open.iter().rev() {
+            let Some(serves) = followed.serves.get() else { continue };
+            if told.iter().any(|other| other.client == *serves) {
+                continue;
+            }
+            let report = followed.report(*number, present);
+            told.push(ReplicaReport {
+                client: serves.clone(),
+                id: report.name,
+                partial: !report.filters.is_empty(),
+                lag_entries: report.lag_operations,
+                lag: Some(report.lag),
+            });
+            if told.len() == MAX_TOLD_REPLICAS {
+                break;
+            }
+        }
+        told
+    }
+
     /// One more, from position `from` on.
     pub(super) fn enter(
         &self,
@@ -204,7 +240,14 @@ impl Subscribers {
             behind: None,
             in_snapshot: false,
         };
-        let followed = Arc::new(ListedFollower { name, address, filters, since: now, now: Mutex::new(at) });
+        let followed = Arc::new(ListedFollower {
+            name,
+            address,
+            filters,
+            serves: OnceLock::new(),
+            since: now,
+            now: Mutex::new(at),
+        });
         let number = self.0.next.fetch_add(1, Relaxed);
         self.open().insert(number, followed.clone());
         FollowerPlace { list: self.clone(), number, followed }
@@ -233,6 +276,12 @@ pub(super) struct FollowerPlace {
 }
 
 impl FollowerPlace {
+    /// It answers reads at `client`, which clients are told.
+    pub(super) fn serves_at(&self, client: String) {
+        // Said once, at its beginning.
+        let _ = self.followed.serves.set(client);
+    }
+
     /// Changes what is known of it.
     pub(super) fn update(&self, change: impl FnOnce(&mut FollowerAt)) {
         change(&mut self.followed.now.lock().unwrap_or_else(PoisonError::into_inner));
@@ -305,6 +354,36 @@ mod tests {
         assert_eq!((list.count(), report(105, 1).lag_operations), (1, 5));
         drop(place);
         assert_eq!(list.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn clients_are_told_of_those_that_answer_reads_and_of_each_once() {
+        let list = Subscribers::default();
+        let enter = |name: &str, filters: &[&str]| {
+            let filters = filters.iter().map(ToString::to_string).collect();
+            list.enter(name.to_owned(), None, filters, 0)
+        };
+        let (_plain, part) = (enter("plain", &[]), enter("part", &["t"]));
+        part.serves_at("a:1".to_owned());
+        let (old, new) = (enter("old", &[]), enter("new", &[]));
+        old.serves_at("b:1".to_owned());
+        new.serves_at("b:1".to_owned());
+        let told = || {
+            let told = list.told(Present { index: 7, time_ms: 0, lagging_after: Duration::ZERO });
+            let told = told.into_iter().map(|replica| (replica.id, replica.partial, replica.lag_entries));
+            told.collect::<Vec<_>>()
+        };
+        assert_eq!(told(), [("new".to_owned(), false, 7), ("part".to_owned(), true, 7)]);
+        drop(new);
+        assert_eq!(told()[0].0, "old");
+        let many: Vec<_> = (0..100)
+            .map(|number| {
+                let place = enter("", &[]);
+                place.serves_at(format!("c:{number}"));
+                place
+            })
+            .collect();
+        assert_eq!((told().len(), many.len()), (MAX_TOLD_REPLICAS, 100));
     }
 
     #[test]

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::address::{Address, FORM};
 use crate::door::failure::invalid;
 use crate::machine::AppliedEvent;
 use crate::proto::replication::{Compression, Filter, SubscribeRequest};
 use crate::proto::v1::Failure;
+use crate::shown::Shown;
 use crate::types::{Bookmark, HistoryEpoch};
 
 /// Most filters of one follower.
@@ -43,6 +45,8 @@ pub(super) struct Wishes {
     pub(super) heartbeat: Duration,
     pub(super) id: String,
     pub(super) accept_snapshot: bool,
+    /// Where the follower answers reads, if it does.
+    pub(super) serves: Option<String>,
 }
 
 impl Wishes {
@@ -97,7 +101,25 @@ impl Wishes {
             heartbeat: Duration::from_millis(heartbeat_ms.into()),
             id,
             accept_snapshot: request.accept_snapshot,
+            serves: serving_at(request.serves)?,
         })
+    }
+}
+
+/// Where a follower answers reads, as it says: clients will be told, so it must be an address that they can connect to.
+fn serving_at(serves: String) -> Result<Option<String>, Failure> {
+    if serves.is_empty() {
+        return Ok(None);
+    }
+    let is_one = |address: &Address<'_>| {
+        address.port != 0 && !address.is_unspecified() && address.check_host().is_ok()
+    };
+    match Address::parse(&serves).filter(is_one) {
+        Some(_) => Ok(Some(serves)),
+        None => Err(invalid(&format!(
+            "clients cannot connect to \"{}\": where a replica answers reads is {FORM}",
+            Shown(&serves)
+        ))),
     }
 }
 
@@ -172,7 +194,14 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused_with_words() {
         let valid = SubscribeRequest::default();
-        let cases: [(SubscribeRequest, &str); 9] = [
+        let serving = |serves: &str| SubscribeRequest { serves: serves.to_owned(), ..valid.clone() };
+        let cases: [(SubscribeRequest, &str); 15] = [
+            (serving("nowhere"), "cannot connect"),
+            (serving("0.0.0.0:7811"), "cannot connect"),
+            (serving("[::]:7811"), "cannot connect"),
+            (serving("10.0.0.1:0"), "cannot connect"),
+            (serving("224.0.0.1:7811"), "cannot connect"),
+            (serving(&"a".repeat(1 << 20)), "cannot connect"),
             (SubscribeRequest { from_now: true, from_seq: 1, ..valid.clone() }, "say one"),
             (SubscribeRequest { window_bytes: 1, ..valid.clone() }, "window_bytes (1)"),
             (SubscribeRequest { window_bytes: u64::MAX, ..valid.clone() }, "window_bytes"),
@@ -194,7 +223,10 @@ mod tests {
         let filtered = SubscribeRequest { filters: vec![filter("t", "")], ..valid.clone() };
         assert!(Wishes::parse(filtered.clone(), false).unwrap_err().message.contains("no events"));
         Wishes::parse(filtered, true).unwrap();
+        let serving = Wishes::parse(serving("replica-1:7811"), true).unwrap();
+        assert_eq!(serving.serves.as_deref(), Some("replica-1:7811"));
         let wishes = Wishes::parse(valid, false).unwrap();
+        assert_eq!(wishes.serves, None);
         assert_eq!(wishes.heartbeat, Duration::from_secs(5));
         assert!(wishes.choice.is_all() && wishes.choice.has(b"any", b"thing"));
     }

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use tonic::{Status, Streaming};
 
-use super::super::super::api::{Range, Scope, WatchEvent};
+use super::super::super::api::{EventKind, Range, Scope, WatchEvent, WatchOptions};
 use super::super::super::codec;
 use super::super::Request;
 use super::kv;
@@ -74,16 +74,21 @@ struct Watching {
 pub(in super::super) fn watch(
     router: &Arc<Router>,
     scope: &Scope,
-    range: Range,
+    options: WatchOptions,
     from: Bookmark,
     preference: Option<&ReadPreference>,
 ) -> Watch {
     let standing = Waypoint::at(from);
+    let WatchOptions { mut ranges, kinds, .. } = options;
+    let only = if ranges.len() <= 1 { ranges.pop().unwrap_or_default() } else { Range::all() };
+    let ranges = ranges.into_iter().map(|Range { start, end, .. }| v1::WatchRange { start, end });
     let request = v1::WatchRequest {
         tenant: scope.tenant.clone(),
         collection: scope.collection.clone(),
-        start: range.start,
-        end: range.end,
+        start: only.start,
+        end: only.end,
+        ranges: ranges.collect(),
+        kinds: kinds.into_iter().map(|kind| kind_of(kind).into()).collect(),
         from_revision: from.index,
         history: from.history.0,
         ..Default::default()
@@ -132,11 +137,20 @@ impl Followed for Watching {
     }
 }
 
+fn kind_of(kind: EventKind) -> v1::event::Kind {
+    match kind {
+        EventKind::Put => v1::event::Kind::Put,
+        EventKind::Delete => v1::event::Kind::Delete,
+        EventKind::Expire => v1::event::Kind::Expire,
+    }
+}
+
 fn history(header: &v1::Header) -> HistoryEpoch {
     HistoryEpoch(header.position.map_or(0, |position| position.history))
 }
 
 /// What to read to learn at which revision the present begins: a linearizable read of next to nothing.
-pub(in super::super) fn present(scope: &Scope, range: &Range) -> Request {
-    Request::Range { scope: scope.clone(), range: range.clone().with_limit(1) }
+pub(in super::super) fn present(scope: &Scope, ranges: &[Range]) -> Request {
+    let range = ranges.first().cloned().unwrap_or_default();
+    Request::Range { scope: scope.clone(), range: range.with_limit(1) }
 }

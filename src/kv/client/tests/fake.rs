@@ -562,6 +562,8 @@ pub(crate) fn told() -> [StatusResponse; 3] {
             event_log_failing: false,
             event_log_restarts: 0,
         }),
+        replicas: Vec::new(),
+        replica: None,
     };
     let follower = StatusResponse {
         node_id: 2,

@@ -16,6 +16,7 @@ use fake::{Fake, Step, leader, not_leader, refused, refusing, served, silent};
 pub(crate) mod fake;
 mod once;
 mod patience;
+mod read_replicas;
 mod reads;
 pub(crate) mod replica;
 mod sessions;

@@ -125,7 +125,7 @@ async fn the_nearest_node_is_the_one_that_answers_soonest() {
         client.status_all().await;
     }
     let nearest = fakes.each_ref().map(|fake| client.router.at(&endpoint(fake)).node.round_trip().unwrap());
-    let chosen = client.router.choose(&ReadPreference::Nearest, None);
+    let chosen = client.router.choose(&ReadPreference::Nearest, None, None);
     let measured = chosen.node.round_trip().unwrap();
     assert_eq!(measured, nearest[0].min(nearest[1]));
 }

@@ -104,6 +104,41 @@ async fn a_revision_in_pieces_is_delivered_once() {
 }
 
 #[tokio::test]
+async fn several_ranges_and_kinds_are_asked_for_on_one_watch() {
+    let node = Fake::start(leader);
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let noted = asked.clone();
+    node.set_watch(move |request| {
+        noted.lock().unwrap().push(request);
+        vec![events(&[5])]
+    });
+    let client = client_of(&[&node]);
+    for options in [
+        WatchOptions::of(Range::prefix("a")).and(Range::key("b")).kinds([EventKind::Expire]).from(5),
+        WatchOptions::of(Range::prefix("a")).from(5),
+        WatchOptions::default().from(5),
+    ] {
+        let mut watch = client.watch_with(&Scope::default(), options).await.unwrap();
+        assert_eq!(revisions(&mut watch, 1).await, [5]);
+    }
+    let asked = asked.lock().unwrap();
+    let shapes: Vec<_> = asked
+        .iter()
+        .map(|request| {
+            let ranges: Vec<_> =
+                request.ranges.iter().map(|range| (&range.start[..], &range.end[..])).collect();
+            (&request.start[..], &request.end[..], ranges, &request.kinds[..])
+        })
+        .collect();
+    let several = vec![(&b"a"[..], &b"b"[..]), (b"b", b"b\0")];
+    let none = b"".as_slice();
+    assert_eq!(
+        shapes,
+        [(none, none, several, &[2][..]), (b"a", b"b", vec![], &[]), (none, none, vec![], &[]),]
+    );
+}
+
+#[tokio::test]
 async fn a_watch_goes_on_at_another_node_when_one_dies() {
     let (mut first, second) = (Fake::start(leader), Fake::start(leader));
     let (script, notes) = noting(vec![vec![events(&[1, 2])]]);

@@ -362,6 +362,8 @@ impl OperatedNode for FakeNode {
             }),
             sessions: SessionsReport { open: 4, bytes: 400, largest_opener: Some(3) },
             unknown_disk: None,
+            replicas: Vec::new(),
+            replica: None,
             in_flight: Some(InFlight { commands: 3, bytes: 300, waiting_for_all: 2 }),
             // Node 5 is no member any more.
             carried: Some([2, 3, 5].map(carried).into_iter().sum()),

@@ -18,6 +18,7 @@ pub(super) fn admin_of(node: FakeNode, log_level: Option<LogLevel>) -> AdminServ
     AdminService {
         by: Answerer::of(&node),
         settings: NodeSettings::new(node.clone(), log_level, [("node_id", 7.into())]),
+        followers: Default::default(),
         metrics: metrics().0,
         node,
     }
