@@ -436,6 +436,8 @@ fn follower(follower: &FollowerReport) -> Value {
     let host = follower.address.map(|address| address.ip().to_string());
     json!({
         "kind": "subscriber",
+        // What carries it: grpc, or frames.
+        "transport": follower.transport,
         // One without a name has the number of its connection to this node.
         "id": match follower.name.is_empty() {
             true => Value::from(follower.number),

@@ -1,8 +1,10 @@
-//! `replication.ReplicationService`: what is applied, for everybody who follows, from any node.
+//! What is applied, for everybody who follows, from any node.
 //!
+//! - [`grpc`]: followers that come by `replication.ReplicationService`; [`frames`](super::frames) has the others, over plain TCP;
+//! - [`transport`]: what is asked of either; a stream itself knows nothing of what carries it;
 //! - [`begin`]: where a follower begins, with or without a state before;
 //! - [`stream`]: the task that sends to one follower; [`credit`]: how much it may send; [`rest`]: what is left of a page;
-//! - [`wire`]: entries as messages; [`wishes`]: what a follower asks for; [`failures`]: why it is told nothing more;
+//! - [`entry`]: what is told; [`wire`]: the same as messages of gRPC; [`wishes`]: what a follower asks for; [`failures`]: why it is told nothing more;
 //! - [`looks`]: single answers;
 //! - [`registry`]: who follows, for pages and metrics.
 //!
@@ -17,36 +19,33 @@
 
 mod begin;
 mod credit;
+mod entry;
 mod failures;
+mod grpc;
 mod looks;
 mod registry;
 mod rest;
 mod stream;
+mod transport;
 mod wire;
 mod wishes;
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use prost::Message as _;
-use tonic::{Request, Response, Status, Streaming};
-
+pub(super) use self::begin::{FIRST_PATIENCE, serve};
+pub(super) use self::entry::{EntryAt, EntryContent, SentEntry};
+pub(super) use self::failures::{draining, says_nothing};
 pub(super) use self::registry::{FollowerReport, SubscriberCollector, Subscribers};
-use self::stream::{FollowerLine, one_by_one};
+pub(super) use self::stream::drained;
+pub(super) use self::transport::{
+    Chunk, EntryBatch, FollowerEncoding, FollowerLine, FollowerProgress, StateMark, SyncBegin, SyncKind,
+};
 use super::operated::OperatedNode;
-use crate::door::bodies::{self, Built};
-use crate::door::failure::invalid;
 use crate::door::metrics::StreamCall;
-use crate::door::services::counted;
-use crate::door::streams::{Responses, WatchPlace, stream};
+use crate::door::streams::WatchPlace;
 use crate::door::{Door, Method};
 use crate::incoming::Caller;
-use crate::proto::replication::replication_service_server::ReplicationService;
-use crate::proto::replication::{
-    EntriesRequest, EntriesResponse, StatusRequest, StatusResponse, SubscribeRequest, WalEntryProto,
-};
 use crate::proto::v1::Failure;
-use crate::runtime;
 
 /// The service's name.
 pub(super) const NAME: &str = "replication.ReplicationService";
@@ -63,78 +62,25 @@ pub(super) const METHODS: [Method; 3] = [SUBSCRIBE, GET_STATUS, GET_ENTRIES_AFTE
 /// The largest command of all there may be, and what surrounds it.
 pub(super) const MAX_ENTRY_BYTES: usize = 32 * 1024 * 1024;
 
-/// The service, over whatever node it is given.
+/// What followers are served from, over whatever node it is given. Cheap to clone.
+#[derive(Clone)]
 pub(super) struct SubscriptionService<N> {
     pub(super) door: Door<N>,
     pub(super) subscribers: Subscribers,
 }
 
 impl<N: OperatedNode> SubscriptionService<N> {
-    fn observe<T>(&self, method: Method, started: Instant, outcome: &Result<T, Failure>) {
+    /// One more subscription, which counts once it is known what comes of it.
+    pub(super) fn call(&self) -> StreamCall {
         let metrics = &self.door.metrics;
-        metrics.observe(metrics.methods().id(method.name), started, outcome);
-    }
-}
-
-fn caller_of<T>(request: &Request<T>) -> Result<Arc<Caller>, Failure> {
-    let caller = request.extensions().get::<Arc<Caller>>().cloned();
-    caller.ok_or_else(|| invalid("the connection of this call is not known"))
-}
-
-#[tonic::async_trait]
-impl<N: OperatedNode> ReplicationService for SubscriptionService<N> {
-    async fn subscribe(
-        &self,
-        request: Request<Streaming<SubscribeRequest>>,
-    ) -> Result<Response<Responses<WalEntryProto>>, Status> {
-        let Door { node, metrics, limits, draining, .. } = self.door.clone();
-        let method = metrics.methods().id(SUBSCRIBE.name);
-        let call = StreamCall::new(metrics, method, self.subscribers.gauge());
-        let place = caller_of(&request).and_then(|caller| WatchPlace::take(&caller, limits.watches));
-        let (place, open) = call.open(place)?;
-        // Nothing is waited for before the caller is answered: some say where to begin only then.
-        let (outlet, chunks) = stream();
-        let (outlet, caller) = (Arc::new(outlet), place.caller().clone());
-        let line =
-            FollowerLine { requests: request.into_inner(), outlet: outlet.clone(), caller, limits, draining };
-        let subscribers = self.subscribers.clone();
-        runtime::spawn(async move {
-            let outcome = begin::serve(node, subscribers, line, place).await;
-            open.ended(&outcome);
-            match outcome {
-                Ok(()) => outlet.complete(),
-                Err(failure) => outlet.fail(failure),
-            }
-        });
-        Ok(Response::new(one_by_one(chunks)))
+        StreamCall::new(metrics.clone(), metrics.methods().id(SUBSCRIBE.name), self.subscribers.gauge())
     }
 
-    async fn get_status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let (started, node) = (Instant::now(), &self.door.node);
-        let present = match request.into_inner().present {
-            true => node.present().await.map_err(Failure::from),
-            false => Ok(0),
-        };
-        self.observe(GET_STATUS, started, &present.as_ref().map(drop).map_err(Clone::clone));
-        let status = looks::status(node, self.subscribers.count());
-        Ok(Response::new(StatusResponse { present_seq: present?, ..status }))
-    }
-
-    async fn get_entries_after(
-        &self,
-        request: Request<EntriesRequest>,
-    ) -> Result<Response<EntriesResponse>, Status> {
-        let started = Instant::now();
-        let answer = async {
-            let caller = caller_of(&request)?;
-            bodies::room(&caller, &self.door.limits).await;
-            let answer = looks::entries_after(&self.door.node, request.into_inner()).await?;
-            let bytes = answer.encoded_len() + answer.entries.len() * size_of::<WalEntryProto>();
-            Ok((answer, Built::new(caller, bytes)))
-        };
-        let outcome = answer.await;
-        self.observe(GET_ENTRIES_AFTER, started, &outcome);
-        let (answer, built) = outcome?;
-        Ok(counted(answer, Some(built)))
+    /// The place of one on the connection of `caller`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(super) fn place(&self, caller: &Arc<Caller>) -> Result<WatchPlace, Failure> {
+        WatchPlace::take(caller, self.door.limits.watches)
     }
 }

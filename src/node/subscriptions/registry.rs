@@ -51,11 +51,19 @@ impl Default for Subscribers {
     }
 }
 
+/// Where a follower comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FollowerCaller {
+    /// What carries the stream.
+    pub(super) transport: &'static str,
+    pub(super) address: Option<SocketAddr>,
+}
+
 /// One that follows.
 #[derive(Debug)]
 struct ListedFollower {
     name: String,
-    address: Option<SocketAddr>,
+    caller: FollowerCaller,
     filters: Vec<String>,
     since: Instant,
     now: Mutex<FollowerAt>,
@@ -84,6 +92,7 @@ pub(super) struct FollowerAt {
 pub(crate) struct FollowerReport {
     pub(crate) number: u64,
     pub(crate) name: String,
+    pub(crate) transport: &'static str,
     pub(crate) address: Option<SocketAddr>,
     pub(crate) filters: Vec<String>,
     pub(crate) connected: Duration,
@@ -133,7 +142,8 @@ impl ListedFollower {
         FollowerReport {
             number,
             name: self.name.clone(),
-            address: self.address,
+            transport: self.caller.transport,
+            address: self.caller.address,
             filters: self.filters.clone(),
             connected: self.since.elapsed(),
             standing,
@@ -174,7 +184,7 @@ impl Subscribers {
     pub(super) fn enter(
         &self,
         name: String,
-        address: Option<SocketAddr>,
+        caller: FollowerCaller,
         filters: Vec<String>,
         from: u64,
     ) -> FollowerPlace {
@@ -189,7 +199,7 @@ impl Subscribers {
             behind: None,
             in_snapshot: false,
         };
-        let followed = Arc::new(ListedFollower { name, address, filters, since: now, now: Mutex::new(at) });
+        let followed = Arc::new(ListedFollower { name, caller, filters, since: now, now: Mutex::new(at) });
         let number = self.0.next.fetch_add(1, Relaxed);
         self.open().insert(number, followed.clone());
         FollowerPlace { list: self.clone(), number, followed }
@@ -274,7 +284,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_follower_is_behind_for_no_longer_than_what_it_lacks_is_old() {
         let list = Subscribers::default();
-        let place = list.enter("a".to_owned(), None, Vec::new(), 100);
+        let caller = FollowerCaller { transport: "grpc", address: None };
+        let place = list.enter("a".to_owned(), caller, Vec::new(), 100);
         let report = |index, time_ms| {
             let present = Present { index, time_ms, lagging_after: Duration::from_secs(1) };
             place.followed.report(place.number, present)
