@@ -69,11 +69,26 @@ pub(super) struct FilterFrame {
 #[derive(Debug, Serialize)]
 pub(super) enum NodeFrame<'a> {
     /// The first, unless the node says why there is nothing to follow.
-    Begin { magic: [u8; 8], version: u32, history: u64, sync: SyncFrame, seq: u64 },
+    Begin {
+        magic: [u8; 8],
+        version: u32,
+        history: u64,
+        sync: SyncFrame,
+        seq: u64,
+    },
     Entries(BatchFrame<'a>),
-    StateBegin { seq: u64, term: u64, time_ms: u64, elapsed_ms: u64 },
+    StateBegin {
+        seq: u64,
+        term: u64,
+        time_ms: u64,
+        elapsed_ms: u64,
+    },
     StatePart(BatchFrame<'a>),
-    StateEnd { seq: u64, items: u64, crc32: u32 },
+    StateEnd {
+        seq: u64,
+        items: u64,
+        crc32: u32,
+    },
     Heartbeat(HeartbeatFrame),
     /// The last.
     End(EndFrame),
@@ -150,7 +165,11 @@ pub(super) enum ChangeFrame<'a> {
     Update(EntityFrame<'a>),
     Delete(EntityFrame<'a>),
     Expire(EntityFrame<'a>),
-    Command { machine: u32, version: u32, command: Raw<'a> },
+    Command {
+        machine: u32,
+        version: u32,
+        command: Raw<'a>,
+    },
 }
 
 #[derive(Debug, Serialize)]
@@ -236,7 +255,9 @@ impl Head {
         }
         let length = u32::from_le_bytes([a, b, c, d]);
         let bytes = (length as usize).checked_sub(CHECKSUM_BYTES).ok_or_else(|| {
-            invalid(&format!("a frame says that it has {length} bytes; its checksum alone has {CHECKSUM_BYTES}"))
+            invalid(&format!(
+                "a frame says that it has {length} bytes; its checksum alone has {CHECKSUM_BYTES}"
+            ))
         })?;
         if bytes > most {
             let message = format!(
@@ -265,7 +286,9 @@ impl Head {
 /// What else somebody may take the port for, by how a connection begins.
 fn other_protocol(begin: [u8; 4]) -> Option<&'static str> {
     match &begin {
-        b"GET " | b"POST" | b"PUT " | b"HEAD" | b"DELE" | b"OPTI" | b"PATC" | b"CONN" | b"TRAC" => Some("HTTP"),
+        b"GET " | b"POST" | b"PUT " | b"HEAD" | b"DELE" | b"OPTI" | b"PATC" | b"CONN" | b"TRAC" => {
+            Some("HTTP")
+        }
         b"PRI " => Some("HTTP/2, as gRPC speaks it"),
         // A handshake, of version 3.x.
         [0x16, 0x03, ..] => Some("TLS"),
@@ -282,13 +305,17 @@ pub(super) fn read_first(head: Head, message: &[u8]) -> Result<SubscribeRequest,
     let is_subscribe = message.starts_with(&[0; 4]) && message[4..].starts_with(&MAGIC);
     let version = message.get(4 + MAGIC.len()..).and_then(|rest| rest.first_chunk());
     match version.filter(|_| is_subscribe).map(|version| u32::from_le_bytes(*version)) {
-        None => Err(invalid("the first frame says what to follow: the number 0, the magic, the version and so on")),
-        Some(version) if version != VERSION => Err(invalid(&format!(
-            "the follower speaks version {version} of frames, and this node {VERSION}"
-        ))),
+        None => Err(invalid(
+            "the first frame says what to follow: the number 0, the magic, the version and so on",
+        )),
+        Some(version) if version != VERSION => {
+            Err(invalid(&format!("the follower speaks version {version} of frames, and this node {VERSION}")))
+        }
         Some(_) => match decode(message)? {
             FollowerFrame::Subscribe(subscribe) => Ok(subscribe.into()),
-            FollowerFrame::Ack { .. } | FollowerFrame::Alive => Err(invalid("the first frame says what to follow")),
+            FollowerFrame::Ack { .. } | FollowerFrame::Alive => {
+                Err(invalid("the first frame says what to follow"))
+            }
         },
     }
 }
@@ -317,9 +344,9 @@ fn decode(message: &[u8]) -> Result<FollowerFrame, Failure> {
 
 impl From<SubscribeFrame> for SubscribeRequest {
     fn from(frame: SubscribeFrame) -> Self {
-        let SubscribeFrame { from_seq, history, from_now, accept_snapshot, batched, window_bytes, .. } = frame;
-        let filter =
-            |FilterFrame { tenant, collection }| Filter { tenant_id: tenant, collection };
+        let SubscribeFrame { from_seq, history, from_now, accept_snapshot, batched, window_bytes, .. } =
+            frame;
+        let filter = |FilterFrame { tenant, collection }| Filter { tenant_id: tenant, collection };
         let compression = if frame.compressed { Compression::Zstd } else { Compression::None };
         Self {
             from_seq,

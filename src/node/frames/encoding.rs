@@ -3,8 +3,8 @@
 use bytes::{Bytes, BytesMut};
 
 use super::codec::{
-    self, BATCH_HEAD_BYTES, BatchFrame, COMMAND_BYTES, ChangeFrame, CompressionFrame, ENTITY_BYTES, EntityFrame,
-    EntryFrame, HEAD_BYTES, HeartbeatFrame, MAGIC, NodeFrame, Raw, SyncFrame, VERSION,
+    self, BATCH_HEAD_BYTES, BatchFrame, COMMAND_BYTES, ChangeFrame, CompressionFrame, ENTITY_BYTES,
+    EntityFrame, EntryFrame, HEAD_BYTES, HeartbeatFrame, MAGIC, NodeFrame, Raw, SyncFrame, VERSION,
 };
 use crate::machine::{AppliedEvent, EventOperation};
 use crate::node::subscriptions::{

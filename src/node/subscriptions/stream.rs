@@ -56,7 +56,7 @@ pub(super) struct NodeClocks {
 pub(super) type LookAtNode = Box<dyn Fn() -> NodeClocks + Send + Sync>;
 
 /// Waits until the node drains. An error means that it is gone.
-pub(super) async fn drained(draining: &mut watch::Receiver<bool>) {
+pub(in crate::node) async fn drained(draining: &mut watch::Receiver<bool>) {
     let _ = draining.wait_for(|draining| *draining).await;
 }
 
