@@ -403,8 +403,9 @@ mod tests {
         for (nodes, client_port, peer_port) in
             [(u64::MAX, 7801, 7901), (u64::from(u32::MAX) + 1, 7801, 7901), (0, 7801, 7901), (3, 7801, 7802)]
         {
-            let data_dir = data_dir.clone();
-            let args = ClusterArgs { nodes, data_dir, client_port, peer_port, frames: None, restart: false };
+            let at = data_dir.clone();
+            let args =
+                ClusterArgs { nodes, data_dir: at, client_port, peer_port, frames: None, restart: false };
             let refused = run(args).await.unwrap_err();
             assert!(refused.is_invalid_input(), "{refused}");
             assert!(!data_dir.exists(), "nothing was begun");

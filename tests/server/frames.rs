@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use quorate::StartProgress;
 use quorate::client::MachineClient;
 use quorate::kv::Kv;
-use quorate::server::{MachineGuest, Server};
+use quorate::server::{DoorLimits, MachineGuest, Server};
 use quorate::testkit::proto::replication::{
     AppliedCommand, Entity, SnapshotMark, WalEntryProto, WalOperation,
 };
@@ -559,6 +559,52 @@ async fn strangers_at_the_port_are_told_so_and_cost_others_nothing() {
         assert_eq!(other.upto(next).await.len(), 1);
         let (_, text) = http(client, "GET", "/metrics", "").await;
         assert_eq!(metric(&text, "quorate_subscribers_open"), 1.0);
+    })
+    .await;
+}
+
+/// Followers take places of the client port. Strangers give theirs to the next caller; followers keep them.
+#[tokio::test(flavor = "multi_thread")]
+async fn followers_by_frames_take_places_and_strangers_give_way() {
+    const PLACES: usize = 4;
+    let dir = tempfile::tempdir().unwrap();
+    let (server, frames) = bind().await;
+    let mut limits = DoorLimits::default();
+    limits.connections = Some(PLACES);
+    with_server(dir.path(), server.with_limits(limits), async |client| {
+        put_many(client, 10).await;
+        let mut strangers = Vec::new();
+        for _ in 0..5 * PLACES {
+            strangers.push(Follower::connect(frames).await);
+        }
+        let mut followers = Vec::new();
+        for _ in 0..PLACES {
+            let (mut follower, _) = Follower::begin(frames, Subscribe::default()).await;
+            follower.heartbeat().await;
+            followers.push(follower);
+        }
+        for stranger in &mut strangers {
+            assert!(stranger.told().await.is_none(), "it gives way without a word");
+        }
+        let mut late = Follower::connect(frames).await;
+        late.say(&Said::Subscribe(Subscribe::default())).await;
+        let end = late.end().await;
+        assert_eq!(end.name, "LIMIT_REACHED");
+        assert!(end.message.contains("max_connections"), "{}", end.message);
+        // Who looks after the node gets through, and who follows goes on.
+        let (_, page) = json_of(client, "GET", "/replication/replicas", "").await;
+        assert_eq!(page["count"], PLACES);
+        followers.pop();
+        let begins = async {
+            loop {
+                let mut next = Follower::connect(frames).await;
+                next.say(&Said::Subscribe(Subscribe::default())).await;
+                if let Some(Told::Begin(_)) = next.told().await {
+                    return;
+                }
+            }
+        };
+        timeout(DEADLINE, begins).await.expect("a place that was left is taken again");
     })
     .await;
 }

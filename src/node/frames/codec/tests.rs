@@ -92,7 +92,7 @@ fn frames_are_the_same_bytes_for_ever() {
         |sync| NodeFrame::Begin { magic: MAGIC, version: VERSION, history: u64::MAX - 1, sync, seq: 42 };
     let compacted = Failure {
         first_revision: 17,
-        leader: Some(v1::Leader { node_id: 2, client: "b:7802".to_owned() }),
+        leader: Some(v1::LeaderHint { node_id: 2, client: "b:7802".to_owned() }),
         ..failure(Reason::Compacted, "it is gone".to_owned(), false, None)
     };
     let node = [
