@@ -59,7 +59,7 @@ class Follower:
             first = struct.pack("<I8sIQQ????QI", 0, b"QFRAMES\0", 1, *start, 1 << 20, HEARTBEAT_S * 1000)
             connection.sendall(frame(first + struct.pack("<Q", len(self.name)) + self.name + struct.pack("<Q", 0)))
             incoming = connection.makefile("rb")
-            while len(head := incoming.read(8)) == 8:
+            while self.reason is None and len(head := incoming.read(8)) == 8:
                 length, checksum = struct.unpack("<II", head)
                 data = incoming.read(length - 4)
                 if zlib.crc32(data) != checksum:

@@ -352,10 +352,8 @@ impl<G: Guest, N> Server<G, N> {
     {
         let Self { arrivals, limits, names, services: own, frames: port, .. } = self;
         let limits = Arc::new(limits);
-        let methods = own.methods::<G>();
-        let health_names = own.health_names();
-        let connections = limits.connections.unwrap_or_else(|| incoming::connections(FILES_SHARE));
-        let places = Places::new(connections, RESERVED_CONNECTIONS);
+        let (methods, health_names) = (own.methods::<G>(), own.health_names());
+        let places = places(&limits);
         let entrance = Arc::new(Entrance { names, limits: limits.clone(), methods: methods.clone() });
         let entrance = || axum::middleware::from_fn_with_state(entrance.clone(), entrance::enter);
         let (drain, draining) = watch::channel(false);
@@ -394,15 +392,13 @@ impl<G: Guest, N> Server<G, N> {
             retire(reporter.clone(), &health_names).await;
             std::future::pending::<Infallible>().await
         };
-
         let (arrivals, no_more) = incoming::telling_the_end(arrivals);
         let followed = port.map(|port| port.serve(frames, places.clone()));
         let incoming = incoming::bounded(arrivals, places, Beginning::Request);
         let stop = shutdown.map(|()| _ = drain.send_replace(true));
         // Once there are no more connections nobody asks for the signal to stop.
         let all_came = no_more.map(|_| _ = drain.send_replace(true)).then(|()| std::future::pending());
-        let serving = builder().serve_with_incoming_shutdown(gate, incoming, stop);
-        let serving = async { tokio::try_join!(serving, OptionFuture::from(followed).map(Ok)).map(drop) };
+        let serving = both(builder().serve_with_incoming_shutdown(gate, incoming, stop), followed);
         tokio::select! {
             biased;
             // First: a node that is there already is behind the gate before anybody is let in.
@@ -412,6 +408,20 @@ impl<G: Guest, N> Server<G, N> {
             () = overdue(draining.clone(), patience) => Ok(()),
         }
     }
+}
+
+/// The places of those who connect to a node, whichever port they come to.
+fn places(limits: &DoorLimits) -> Arc<Places> {
+    let connections = limits.connections.unwrap_or_else(|| incoming::connections(FILES_SHARE));
+    Places::new(connections, RESERVED_CONNECTIONS)
+}
+
+/// Serves callers and followers until there are none of either, or their port fails.
+async fn both<E>(
+    served: impl Future<Output = Result<(), E>>,
+    followed: Option<impl Future<Output = ()>>,
+) -> Result<(), E> {
+    tokio::try_join!(served, OptionFuture::from(followed).map(Ok)).map(drop)
 }
 
 /// Does `work` until the port drains, whether or not it ends by itself. The sender of `draining` lives as long as this does.

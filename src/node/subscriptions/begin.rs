@@ -82,26 +82,21 @@ pub(in crate::node) async fn serve<N: OperatedNode, E: FollowerEncoding>(
         let committed = node.state().committed.map_or(0, |committed| committed.index);
         NodeClocks { applied, committed: committed.max(applied), clock }
     });
-    let sending = |cursor| Sending::new(look, line, wishes.clone(), (place, cursor), from);
+    let start = |cursor| Sending::new(look, line, wishes.clone(), (place, cursor), from);
     let send = async {
-        let mut sending = match begun {
+        let mut sending;
+        let is_there = match begun {
             Begun::At(cursor) => {
-                let mut sending = sending(cursor);
-                if !sending.begin(SyncKind::Partial, from).await? {
-                    return Ok(());
-                }
-                sending
+                sending = start(cursor);
+                sending.begin(SyncKind::Partial, from).await?
             }
             Begun::With(state, cursor, _permit) => {
-                let mut sending = sending(cursor);
-                let is_there = sending.begin(SyncKind::Full, state.at().index).await?;
-                if !is_there || !send_state::<N, E>(&mut sending, *state).await? {
-                    return Ok(());
-                }
-                sending
+                sending = start(cursor);
+                sending.begin(SyncKind::Full, state.at().index).await?
+                    && send_state::<N, E>(&mut sending, *state).await?
             }
         };
-        if matches!(wishes.start, StartAt::Now(_)) && !sending.heartbeat().await? {
+        if !is_there || (matches!(wishes.start, StartAt::Now(_)) && !sending.heartbeat().await?) {
             return Ok(());
         }
         sending.tail().await
