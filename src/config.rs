@@ -111,6 +111,8 @@ pub(crate) struct ServeConfig {
     pub client_listen: String,
     /// Where clients are told to go; `None` when that is where it listens.
     pub client_advertise: Option<String>,
+    /// Where it listens for followers that speak frames; `None` for nowhere.
+    pub frames_listen: Option<String>,
     /// Where it listens for peers.
     pub peer_listen: String,
     /// Where peers are told to go.
@@ -156,6 +158,7 @@ impl Default for ServeConfig {
             data_dir: PathBuf::new(),
             client_listen: "127.0.0.1:7801".to_owned(),
             client_advertise: None,
+            frames_listen: None,
             peer_listen: "127.0.0.1:7901".to_owned(),
             peer_advertise: String::new(),
             peers: BTreeMap::new(),
@@ -269,6 +272,9 @@ impl ServeConfig {
         }
         check_address("--client-listen", &self.client_listen)?;
         check_address("--peer-listen", &self.peer_listen)?;
+        self.frames_listen
+            .iter()
+            .try_for_each(|address| check_address("--frames-listen", address).map(drop))?;
         match &self.client_advertise {
             Some(address) => check_advertised("--client-advertise", address, false)?,
             // Nobody is told where a replica is.

@@ -17,6 +17,7 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, stream};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -81,6 +82,24 @@ pub(crate) fn arrivals_at(listener: TcpListener, keepalive: Duration) -> Arrival
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(keepalive));
     let arrived = |accepted: io::Result<tokio::net::TcpStream>| {
         accepted.map(|stream| Arrived { peer: stream.peer_addr().ok(), wire: Box::new(stream) })
+    };
+    incoming.map(arrived).boxed()
+}
+
+/// The same. One whose other end does not confirm for `dead_after` what it was sent is broken, too.
+pub(crate) fn arrivals_that_confirm(
+    listener: TcpListener,
+    keepalive: Duration,
+    dead_after: Duration,
+) -> Arrivals {
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(keepalive));
+    let arrived = move |accepted: io::Result<tokio::net::TcpStream>| {
+        let stream = accepted?;
+        // Without it the connection breaks all the same, some minutes later.
+        if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(dead_after)) {
+            tracing::debug!(%error, "cannot say how long a connection may be dead");
+        }
+        Ok(Arrived { peer: stream.peer_addr().ok(), wire: Box::new(stream) })
     };
     incoming.map(arrived).boxed()
 }
@@ -193,6 +212,11 @@ impl Connected for Accepted {
 }
 
 impl Accepted {
+    /// Whose connection it is.
+    pub(crate) fn caller(&self) -> &Arc<Caller> {
+        &self.caller
+    }
+
     /// Notes what came of a write. What keeps a connection alive is no answer taken.
     fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if matches!(written, Poll::Ready(Ok(bytes)) if bytes >= PROGRESS_BYTES) {

@@ -55,6 +55,7 @@ impl Cluster {
         for node in &down {
             check_free(&node.client_address())?;
             check_free(&node.peer_address())?;
+            self.spec.frames_address(node.node_id()).as_deref().map_or(Ok(()), check_free)?;
         }
         for node in down {
             node.start()?;

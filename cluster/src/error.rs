@@ -28,7 +28,8 @@ pub enum ClusterError {
     },
     /// The ports do not fit below 65536, or client and peer ports overlap.
     #[error(
-        "{nodes} nodes from client port {client_port} and peer port {peer_port} do not fit: the two ranges must not overlap, nor pass 65535"
+        "{nodes} nodes from client port {client_port}{} and peer port {peer_port} do not fit: the ranges must not overlap, nor pass 65535",
+        frames_port.map(|port| format!(", frames port {port}")).unwrap_or_default()
     )]
     PortRanges {
         /// The number of nodes.
@@ -37,6 +38,8 @@ pub enum ClusterError {
         client_port: u16,
         /// First peer port.
         peer_port: u16,
+        /// First port for followers without gRPC, if there are any.
+        frames_port: Option<u16>,
     },
     /// No run of free ports was found.
     #[error("no {ports} consecutive free ports found between {from} and {to}")]
@@ -50,7 +53,7 @@ pub enum ClusterError {
     },
     /// Something already listens where a node should.
     #[error(
-        "cannot listen on {address} ({source}): stop the process that uses it (`ss -ltnp 'sport = :{port}'` names it), or choose other ports with --client-port and --peer-port"
+        "cannot listen on {address} ({source}): stop the process that uses it (`ss -ltnp 'sport = :{port}'` names it), or choose other ports with --client-port, --peer-port and --frames"
     )]
     PortInUse {
         /// The address.

@@ -30,6 +30,8 @@ pub struct ClusterSpec {
     pub client_port: u16,
     /// Peer port of node 1; node N has `peer_port + N - 1`.
     pub peer_port: u16,
+    /// Port of node 1 for followers without gRPC, if there are to be any; node N has the Nth from it.
+    pub frames_port: Option<u16>,
     /// Name of the cluster.
     pub cluster: String,
     /// Arguments for every node, after those that this crate gives.
@@ -52,6 +54,7 @@ impl ClusterSpec {
             host: "127.0.0.1".to_owned(),
             client_port: 7801,
             peer_port: 7901,
+            frames_port: None,
             cluster: "quorate".to_owned(),
             extra_args: Vec::new(),
             stderr: Stderr::default(),
@@ -89,6 +92,11 @@ impl ClusterSpec {
     /// `host:port` for peers of `node_id`, which may lie one or more beyond `nodes`.
     pub fn peer_address(&self, node_id: u64) -> String {
         self.address(self.peer_port, node_id)
+    }
+
+    /// `host:port` for followers of `node_id` without gRPC.
+    pub fn frames_address(&self, node_id: u64) -> Option<String> {
+        self.frames_port.map(|first_port| self.address(first_port, node_id))
     }
 
     fn address(&self, first_port: u16, node_id: u64) -> String {
@@ -142,6 +150,9 @@ impl ClusterSpec {
             .args(["--client-advertise", &self.client_address(node_id)])
             .args(["--peer-listen", &self.peer_address(node_id)])
             .args(["--peer-advertise", &self.peer_address(node_id)]);
+        if let Some(address) = self.frames_address(node_id) {
+            command.args(["--frames-listen", &address]);
+        }
         if node_id <= self.founders() {
             command.args(["--peers", &self.peers()]);
         } else {
@@ -169,15 +180,18 @@ impl ClusterSpec {
         if self.joining >= self.nodes {
             return Err(ClusterError::Nodes { nodes: 0, max: MAX_NODES });
         }
-        let client = u64::from(self.client_port)..u64::from(self.client_port) + self.nodes;
-        let peer = u64::from(self.peer_port)..u64::from(self.peer_port) + self.nodes;
-        let overlap = client.start < peer.end && peer.start < client.end;
-        let fits = self.client_port != 0 && self.peer_port != 0 && client.end.max(peer.end) <= 1 << 16;
+        let firsts = [Some(self.client_port), Some(self.peer_port), self.frames_port];
+        let range = |first: u16| u64::from(first)..u64::from(first) + self.nodes;
+        let mut ranges: Vec<_> = firsts.into_iter().flatten().map(range).collect();
+        ranges.sort_by_key(|range| range.start);
+        let overlap = ranges.windows(2).any(|two| two[1].start < two[0].end);
+        let fits = ranges.iter().all(|range| range.start != 0 && range.end <= 1 << 16);
         if overlap || !fits {
             return Err(ClusterError::PortRanges {
                 nodes: self.nodes,
                 client_port: self.client_port,
                 peer_port: self.peer_port,
+                frames_port: self.frames_port,
             });
         }
         Ok(())
@@ -226,6 +240,10 @@ mod tests {
         for (client_port, peer_port) in [(7801, 7803), (7803, 7801), (65_534, 7901), (0, 7901)] {
             let spec = ClusterSpec { client_port, peer_port, ..valid.clone() };
             assert!(matches!(spec.validate(), Err(ClusterError::PortRanges { .. })), "{client_port}");
+        }
+        for (frames_port, fits) in [(7811, true), (7803, false), (7900, false), (65_534, false), (0, false)] {
+            let spec = ClusterSpec { frames_port: Some(frames_port), ..valid.clone() };
+            assert_eq!(spec.validate().is_ok(), fits, "{frames_port}");
         }
         assert!(ClusterSpec { client_port: 65_533, ..valid }.validate().is_ok());
     }

@@ -64,6 +64,15 @@ pub struct ClusterArgs {
     /// Peer port of node 1; node N has the Nth from it
     #[arg(long, value_name = "PORT", allow_negative_numbers = true, default_value_t = 7901)]
     pub peer_port: u16,
+    /// Also listen for followers without gRPC, from this port on; node N has the Nth from it
+    #[arg(
+        long,
+        value_name = "PORT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "7811"
+    )]
+    pub frames: Option<u16>,
     /// Start a node again when its process ends
     #[arg(long)]
     pub restart: bool,
@@ -111,6 +120,7 @@ pub async fn run(args: ClusterArgs) -> Result<(), ClusterCommandError> {
     let binary = std::env::current_exe().map_err(ClusterCommandError::Program)?;
     let mut spec = ClusterSpec::new(binary, &args.data_dir);
     (spec.nodes, spec.client_port, spec.peer_port) = (args.nodes, args.client_port, args.peer_port);
+    spec.frames_port = args.frames;
     // Before addresses are written out for every node.
     spec.validate()?;
     if std::env::var_os("QUORATE_MEMORY_BYTES").is_none() {
@@ -129,6 +139,11 @@ pub async fn run(args: ClusterArgs) -> Result<(), ClusterCommandError> {
     screen.print(&format!("the cluster's directory is {}", data_dir.display()));
     let cluster = Arc::new(runtime::offload(move || Cluster::start(spec)).await?);
     screen.print(&format!("{} nodes started in {}", args.nodes, cluster.data_dir().display()));
+    let followed: Vec<_> =
+        cluster.nodes().iter().filter_map(|node| cluster.spec().frames_address(node.node_id())).collect();
+    if !followed.is_empty() {
+        screen.print(&format!("followers without gRPC are served at {}", followed.join(", ")));
+    }
 
     let outcome = ClusterSession::new(&cluster, call, args.restart)?.watch(&mut screen, &mut stop).await;
     let leader = match outcome {
@@ -388,8 +403,9 @@ mod tests {
         for (nodes, client_port, peer_port) in
             [(u64::MAX, 7801, 7901), (u64::from(u32::MAX) + 1, 7801, 7901), (0, 7801, 7901), (3, 7801, 7802)]
         {
+            let at = data_dir.clone();
             let args =
-                ClusterArgs { nodes, data_dir: data_dir.clone(), client_port, peer_port, restart: false };
+                ClusterArgs { nodes, data_dir: at, client_port, peer_port, frames: None, restart: false };
             let refused = run(args).await.unwrap_err();
             assert!(refused.is_invalid_input(), "{refused}");
             assert!(!data_dir.exists(), "nothing was begun");

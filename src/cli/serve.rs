@@ -118,6 +118,9 @@ async fn listen(
     if let Some(log_level) = log_level {
         server = server.with_log_level(log_level);
     }
+    if let Some(address) = &config.frames_listen {
+        server = server.with_frames(address).await?;
+    }
     let engine_config = config.engine_config(server.local_addr().to_string());
     // Both may wait, for a name to be resolved and for a disk.
     let engine_config = offload(move || {
@@ -131,6 +134,7 @@ async fn listen(
         cluster = config.cluster,
         data_dir = %data_dir.display(),
         client = engine_config.client_advertise,
+        frames = server.frames_addr().map(tracing::field::display),
         peer = engine_config.peer_advertise,
         disk_reserve_bytes = config.disk.reserve_bytes,
         max_inflight_bytes = config.limits.max_inflight_bytes,

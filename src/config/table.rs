@@ -139,6 +139,14 @@ settings! {
         by |config, address| config.client_advertise = Some(address),
         told |config| config.client_advertise.as_ref().unwrap_or(&config.client_listen).clone()
     }
+    /// Address to listen on for followers without gRPC; empty for none [default: none]
+    ///
+    /// They follow what is applied over plain TCP, in frames; docs/FORMAT.md has the protocol. Keep this port off networks
+    /// that you do not trust: there is no TLS on it.
+    frames_listen: String as "HOST:PORT", Restart, {
+        by |config, address| config.frames_listen = (!address.is_empty()).then_some(address),
+        told |config| config.frames_listen.clone().unwrap_or_default()
+    }
     /// Address to listen on for the other nodes
     ///
     /// Keep this port off networks that you do not trust: there is no TLS on it yet.

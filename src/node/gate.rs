@@ -22,6 +22,7 @@ use super::replication;
 use super::settings::Refused;
 use crate::door::failure;
 use crate::engine::{NotReady, StartProgress};
+use crate::proto::v1::Failure;
 use crate::reason::Reason;
 
 /// Hands requests to what there is behind the port at the moment. Cheap to clone; all clones are the same gate.
@@ -62,10 +63,7 @@ impl Service<Request<tonic::body::Body>> for Gate {
 
 /// What is said while a node is being opened that has come as far as `progress`, or has been told to stop.
 pub(super) fn before(progress: StartProgress, draining: watch::Receiver<bool>) -> Router {
-    let reason = move || match *draining.borrow() {
-        true => NotReady::Stopping.to_string(),
-        false => format!("recovering: {}", progress.now()),
-    };
+    let reason = move || reason(&progress, &draining);
     let ready = reason.clone();
     Router::new()
         .route("/livez", get(async || "ok\n"))
@@ -73,8 +71,21 @@ pub(super) fn before(progress: StartProgress, draining: watch::Receiver<bool>) -
         .fallback(async move |headers: HeaderMap, uri: Uri| refused(&headers, &uri, &reason()))
 }
 
+/// Why the node is not there.
+pub(super) fn reason(progress: &StartProgress, draining: &watch::Receiver<bool>) -> String {
+    match *draining.borrow() {
+        true => NotReady::Stopping.to_string(),
+        false => format!("recovering: {}", progress.now()),
+    }
+}
+
+/// The same for callers.
+pub(super) fn not_open(reason: &str) -> Failure {
+    failure::stopped(format!("the node is not open yet; {reason}"))
+}
+
 fn refused(headers: &HeaderMap, uri: &Uri, reason: &str) -> Response {
-    let failure = failure::stopped(format!("the node is not open yet; {reason}"));
+    let failure = not_open(reason);
     let content_type = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes());
     if content_type.is_some_and(|value| value.starts_with(b"application/grpc")) {
         return tonic::Status::from(failure).into_http();

@@ -11,6 +11,8 @@
 //! | `/livez`, `/readyz`, `/metrics` | probes and Prometheus ([`http`]) |
 //! | `/replication/…`, `/stats` | how replication goes, and settings, as JSON ([`replication`]) |
 //!
+//! Beside it there may be a port for followers without gRPC ([`frames`]).
+//!
 //! Before every door stands the [`entrance`]: it refuses what a page in somebody's browser could send, and counts what is
 //! on its way through each connection. What all doors have in common is in [`door`](crate::door); a guest brings its
 //! services, its part of the status page and its metrics, and this room names none of them.
@@ -30,6 +32,7 @@ pub(crate) mod admin;
 mod entrance;
 mod exposition;
 pub(crate) mod families;
+mod frames;
 mod gate;
 mod http;
 pub(crate) mod metrics;
@@ -37,6 +40,7 @@ pub(crate) mod operated;
 mod port_metrics;
 mod reconfigure;
 pub(crate) mod replication;
+mod routes;
 mod running;
 pub(crate) mod settings;
 mod subscriptions;
@@ -48,9 +52,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::OptionFuture;
 use futures::{FutureExt as _, Stream};
 use prometheus_client::collector::Collector;
-use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -61,26 +65,21 @@ use tonic_health::server::HealthReporter;
 
 use crate::door::limits::DoorLimits;
 use crate::door::methods::Methods;
-use crate::door::metrics::DoorMetrics;
-use crate::door::{Answerer, Door, Guest, ServedNode, deadline, services, told};
+use crate::door::{Door, Guest, ServedNode, deadline, services, told};
 use crate::engine::{Engine, StartProgress};
 use crate::error::OpenError;
 use crate::incoming::{self, Arrivals, Beginning, Places};
-use crate::proto::DESCRIPTORS;
-use crate::proto::replication::replication_service_server::ReplicationServiceServer;
-use crate::proto::v1::admin_server::AdminServer;
 
-use admin::AdminService;
 use entrance::Entrance;
 pub use entrance::Names;
+use frames::{FramesGate, FramesPort};
 use gate::Gate;
-use metrics::NodeCollector;
 pub use metrics::metrics;
 use operated::OperatedNode;
 use port_metrics::PortCollector;
+use routes::NodeRoutes;
 pub use running::{RunError, StoppedBy};
-use settings::{LogLevel, NodeSettings};
-use subscriptions::{SubscriberCollector, Subscribers, SubscriptionService};
+use settings::LogLevel;
 
 /// How long requests in flight may take to be answered once the server is told to stop.
 pub const DRAIN: Duration = Duration::from_secs(5);
@@ -154,6 +153,7 @@ pub struct Server<G: Guest, N = Engine<<G as Guest>::Machine>> {
     names: Names,
     status: Vec<(&'static str, StatusPart)>,
     services: Services<N>,
+    frames: Option<FramesPort>,
     guest: PhantomData<fn() -> G>,
 }
 
@@ -205,6 +205,7 @@ impl<G: Guest, N> Server<G, N> {
             names,
             status: Vec::new(),
             services: Services::default(),
+            frames: None,
             guest: PhantomData,
         }
     }
@@ -212,6 +213,21 @@ impl<G: Guest, N> Server<G, N> {
     /// The address that is listened on.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Serves those who follow what is applied also over plain TCP, in frames, on `address`, a `host:port`; port 0 takes a free one. `docs/FORMAT.md` has
+    /// the protocol. Connections to both ports are bounded together.
+    ///
+    /// # Errors
+    /// [`OpenError::Listen`] when the address is in use or not this host's.
+    pub async fn with_frames(mut self, address: &str) -> Result<Self, OpenError> {
+        self.frames = Some(FramesPort::bind(address).await?);
+        Ok(self)
+    }
+
+    /// The address that is listened on for followers that speak frames, if any is.
+    pub fn frames_addr(&self) -> Option<SocketAddr> {
+        self.frames.as_ref().map(FramesPort::local_addr)
     }
 
     /// Adds metrics to `/metrics`. The collector is asked at every scrape and must not block.
@@ -335,17 +351,16 @@ impl<G: Guest, N> Server<G, N> {
         O: Future<Output = N> + Send,
         F: Future<Output = ()> + Send,
     {
-        let Self { arrivals, limits, names, services: own, .. } = self;
+        let Self { arrivals, limits, names, services: own, frames: port, .. } = self;
         let limits = Arc::new(limits);
-        let methods = own.methods::<G>();
-        let health_names = own.health_names();
-        let connections = limits.connections.unwrap_or_else(|| incoming::connections(FILES_SHARE));
-        let places = Places::new(connections, RESERVED_CONNECTIONS);
+        let (methods, health_names) = (own.methods::<G>(), own.health_names());
+        let places = places(&limits);
         let entrance = Arc::new(Entrance { names, limits: limits.clone(), methods: methods.clone() });
         let entrance = || axum::middleware::from_fn_with_state(entrance.clone(), entrance::enter);
         let (drain, draining) = watch::channel(false);
         let (reporter, health) = tonic_health::server::health_reporter();
         nothing_served(&reporter, &health_names).await;
+        let frames = FramesGate::new(progress.clone(), draining.clone());
         let before = Routes::from(gate::before(progress, draining.clone())).add_service(health.clone());
         let known = told::Known::new(methods.clone());
         let completed = || axum::middleware::from_fn_with_state(known.clone(), told::complete);
@@ -361,6 +376,7 @@ impl<G: Guest, N> Server<G, N> {
             limits,
             methods,
             draining: draining.clone(),
+            frames: frames.clone(),
             guest: PhantomData,
         };
         let attend = async {
@@ -377,13 +393,13 @@ impl<G: Guest, N> Server<G, N> {
             retire(reporter.clone(), &health_names).await;
             std::future::pending::<Infallible>().await
         };
-
         let (arrivals, no_more) = incoming::telling_the_end(arrivals);
+        let followed = port.map(|port| port.serve(frames, places.clone()));
         let incoming = incoming::bounded(arrivals, places, Beginning::Request);
         let stop = shutdown.map(|()| _ = drain.send_replace(true));
         // Once there are no more connections nobody asks for the signal to stop.
         let all_came = no_more.map(|_| _ = drain.send_replace(true)).then(|()| std::future::pending());
-        let serving = builder().serve_with_incoming_shutdown(gate, incoming, stop);
+        let serving = both(builder().serve_with_incoming_shutdown(gate, incoming, stop), followed);
         tokio::select! {
             biased;
             // First: a node that is there already is behind the gate before anybody is let in.
@@ -395,45 +411,18 @@ impl<G: Guest, N> Server<G, N> {
     }
 }
 
-/// What is served once there is a node, as far as it is known before.
-struct NodeRoutes<G: Guest, N> {
-    collectors: Vec<Box<dyn Collector>>,
-    log_level: Option<LogLevel>,
-    fixed_settings: Vec<(&'static str, Value)>,
-    status: Vec<(&'static str, StatusPart)>,
-    services: Services<N>,
-    limits: Arc<DoorLimits>,
-    methods: Methods,
-    draining: watch::Receiver<bool>,
-    guest: PhantomData<fn() -> G>,
+/// The places of those who connect to a node, whichever port they come to.
+fn places(limits: &DoorLimits) -> Arc<Places> {
+    let connections = limits.connections.unwrap_or_else(|| incoming::connections(FILES_SHARE));
+    Places::new(connections, RESERVED_CONNECTIONS)
 }
 
-impl<G: Guest, N: OperatedNode<Machine = G::Machine>> NodeRoutes<G, N> {
-    /// The routes to `node`, and what counts the calls on them.
-    fn of(self, node: &N) -> (Routes, Arc<DoorMetrics>) {
-        let Self { mut collectors, limits, draining, .. } = self;
-        let subscribers = Subscribers::default();
-        collectors.push(Box::new(NodeCollector(node.clone())));
-        collectors
-            .push(Box::new(SubscriberCollector { node: node.clone(), subscribers: subscribers.clone() }));
-        let settings = NodeSettings::new(node.clone(), self.log_level, self.fixed_settings);
-        let mut registry = Registry::default();
-        let metrics = Arc::new(DoorMetrics::new(self.methods, &mut registry));
-        collectors.into_iter().for_each(|collector| registry.register_collector(collector));
-        let registry = Arc::new(registry);
-        let (followers, settings_now) = (subscribers.clone(), settings.clone());
-        let pages = http::Pages { settings: settings_now, status: self.status, registry, followers };
-        let routes = Routes::from(http::router(node, pages, draining.clone()));
-        let by = Answerer::of(node);
-        let door =
-            Door { node: node.clone(), by, metrics: metrics.clone(), limits, draining, is_relayed: false };
-        let followers = subscribers.clone();
-        let subscriptions = SubscriptionService { door: door.clone(), subscribers };
-        let subscriptions = ReplicationServiceServer::new(subscriptions)
-            .max_encoding_message_size(subscriptions::MAX_ENTRY_BYTES);
-        let routes = routes.add_service(subscriptions);
-        (add_services::<G, N>(routes, door, (settings, followers), self.services), metrics)
-    }
+/// Serves callers and followers until there are none of either, or their port fails.
+async fn both<E>(
+    served: impl Future<Output = Result<(), E>>,
+    followed: Option<impl Future<Output = ()>>,
+) -> Result<(), E> {
+    tokio::try_join!(served, OptionFuture::from(followed).map(Ok)).map(drop)
 }
 
 /// Does `work` until the port drains, whether or not it ends by itself. The sender of `draining` lives as long as this does.
@@ -461,37 +450,6 @@ fn builder() -> tonic::transport::Server {
         .max_concurrent_streams(MAX_STREAMS)
         .max_frame_size(MAX_FRAME_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE))
-}
-
-fn add_services<G: Guest, N: OperatedNode<Machine = G::Machine>>(
-    routes: Routes,
-    door: Door<N>,
-    (settings, followers): (NodeSettings<N>, Subscribers),
-    own: Services<N>,
-) -> Routes {
-    let admin = AdminServer::new(AdminService {
-        node: door.node.clone(),
-        by: door.by.clone(),
-        settings,
-        followers,
-        metrics: door.metrics.clone(),
-    });
-    let Services { names, add, .. } = own;
-    let reflection = || {
-        let builder = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-        // The descriptors also hold the protocol between peers, which this port does not serve.
-        let served = names.iter().copied().chain(services::NAMES).chain([ADMIN, subscriptions::NAME, HEALTH]);
-        served.fold(builder, |builder, name| builder.with_service_name(name))
-    };
-    const VALID: &str = "invariant: descriptors compiled into this binary are valid";
-    let routes = routes
-        .add_service(admin)
-        .add_service(reflection().build_v1().expect(VALID))
-        .add_service(reflection().build_v1alpha().expect(VALID));
-    let routes = services::add::<G, N>(&door, routes);
-    add(door, routes).prepare()
 }
 
 const ADMIN: &str = admin::NAME;

@@ -508,6 +508,8 @@ fn follower(follower: &FollowerReport) -> Value {
     let kind = if follower.serves.is_some() { "replica" } else { "subscriber" };
     json!({
         "kind": kind,
+        // What carries it: grpc, or frames.
+        "transport": follower.transport,
         // One without a name has the number of its connection to this node.
         "id": match follower.name.is_empty() {
             true => Value::from(follower.number),

@@ -86,7 +86,7 @@ const NEIGHBOURS: &[(&str, &[&str])] = &[
 /// What tests may name beyond that: a fake server, and the machine that is at hand.
 #[rustfmt::skip]
 const IN_TESTS: &[(&str, &str)] = &[
-    ("cli", "proto"), ("cli", "golden"), ("config", "golden"), ("kv", "golden"), ("reason", "proto"),
+    ("cli", "proto"), ("cli", "golden"), ("config", "golden"), ("kv", "golden"), ("node", "golden"), ("reason", "proto"),
     ("raft", "golden"), ("machine", "golden"), ("storage", "golden"), ("engine", "golden"), ("client", "golden"),
     ("engine", "kv"), ("raft", "kv"), ("kv", "report"), ("kv", "raft"), ("kv", "storage"), ("kv", "feed"), ("replica", "kv"),
 ];

@@ -134,8 +134,13 @@ async fn the_tour_from_start_to_the_next_start() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_node_is_started_again_if_asked_for() {
     let (spec, _dir) = spec();
-    let mut running = Running::start(&spec, &["--restart"]);
+    // Within the block of ports that is this test's.
+    let frames = spec.client_port + 8;
+    let mut running = Running::start(&spec, &["--restart", &format!("--frames={frames}")]);
     running.prints("the cluster is ready").await;
+    running
+        .prints(&format!("followers without gRPC are served at 127.0.0.1:{frames}, 127.0.0.1:{}", frames + 1))
+        .await;
     let (node_id, pid) = leader(&spec);
     signal(pid, "-9");
     running.prints(&format!("node {node_id} started again as process")).await;
@@ -144,6 +149,9 @@ async fn a_killed_node_is_started_again_if_asked_for() {
             == 2
     })
     .await;
+    for port in frames..frames + 3 {
+        std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    }
     signal(running.child.id(), "-INT");
     assert_eq!(running.ended().await.code(), Some(0), "{}", running.output());
 }

@@ -48,7 +48,7 @@ class Node:
         self.data = os.path.join(self.directory, "data")
         # Another process may take a port before the node does.
         for attempt in range(5):
-            self.client, self.peer = (f"127.0.0.1:{port}" for port in free_ports(2))
+            self.client, self.peer, self.frames = (f"127.0.0.1:{port}" for port in free_ports(3))
             try:
                 self.start()
                 return
@@ -58,7 +58,7 @@ class Node:
                     raise error
 
     def start(self):
-        addresses = ["--client-listen", self.client, "--peer-listen", self.peer]
+        addresses = ["--client-listen", self.client, "--peer-listen", self.peer, "--frames-listen", self.frames]
         command = [QUORATE, "serve", "--single", "--data-dir", self.data, *addresses, *self.arguments]
         with open(os.path.join(self.directory, "log"), "ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,13 @@ import zstandard
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 
+import admin_pb2
+import admin_pb2_grpc
 import call_pb2
 import kv_pb2
 import replication_pb2 as wire
 from node import DEADLINE_S, BreakingLine, Node, eventually
 
-EXAMPLE = "docs/examples/follow.py"
 KEYS, VALUE_BYTES, OPERATIONS = 10_000, 492, 125
 # What a client takes by default.
 STOCK_BYTES = 4 * 1024 * 1024
@@ -282,8 +284,14 @@ class FollowTest(unittest.TestCase):
         self.assertEqual(methods, ["Subscribe", "GetStatus", "GetEntriesAfter"])
 
 
-class ExampleTest(unittest.TestCase):
+class FollowExampleTest(unittest.TestCase):
     """The program in docs/examples, as users run it."""
+
+    program = "docs/examples/follow.py"
+
+    def port(self):
+        """What it is given."""
+        return self.node.client
 
     def setUp(self):
         self.node = Node()
@@ -291,7 +299,7 @@ class ExampleTest(unittest.TestCase):
         self.output = os.path.join(self.node.directory, "followed")
 
     def run_example(self, *arguments, address=None, **how):
-        command = [sys.executable, EXAMPLE, address or self.node.client, *arguments]
+        command = [sys.executable, self.program, address or self.port(), *arguments]
         # Whoever runs in the background has interrupts ignored, and so would what it starts.
         heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
         example = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=heard, **how)
@@ -337,7 +345,7 @@ class ExampleTest(unittest.TestCase):
             before = self.node.txn([put_of(b"%06d" % key, b"") for key in range(first, first + OPERATIONS)])
         self.node.kv.DeleteRange(kv_pb2.DeleteRangeRequest(limit=KEYS), timeout=DEADLINE_S)
         last = self.node.put(b"the last", b"")
-        line = BreakingLine(self.node.client, [300_000, 400_000])
+        line = BreakingLine(self.port(), [300_000, 400_000])
         self.addCleanup(line.close)
         example = self.start_example("--after", str(before), address=line.address)
         lines = self.stop_example(example, last)
@@ -346,11 +354,46 @@ class ExampleTest(unittest.TestCase):
 
     def test_it_ends_with_the_reason(self):
         history = self.node.status().history
-        for after, reason in [("1000000", "REASON_AHEAD"), (f"1@{history ^ 1:x}", "REASON_OTHER_HISTORY")]:
+        for after, reason in [("1000000", "AHEAD"), (f"1@{history ^ 1:x}", "OTHER_HISTORY")]:
             example = self.run_example("--after", after, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             printed, told = example.communicate(timeout=DEADLINE_S)
             self.assertEqual((example.returncode, printed), (1, b""))
-            self.assertEqual(json.loads(told)["reason"], reason)
+            self.assertEqual(json.loads(told)["reason"].removeprefix("REASON_"), reason)
+
+
+class FramesExampleTest(FollowExampleTest):
+    """The same without gRPC."""
+
+    program = "docs/examples/frames.py"
+
+    def port(self):
+        return self.node.frames
+
+    def test_a_state_leads_over_where_the_position_is_gone(self):
+        for number in range(3000):
+            self.node.put(b"%d" % (number % 2000), b"%d" % number)
+        self.node.put(b"last of the state", b"", collection="c", tenant="t", ttl_ms=3_600_000)
+        admin_pb2_grpc.AdminStub(self.node.channel).Snapshot(admin_pb2.SnapshotRequest(), timeout=DEADLINE_S)
+        self.node.end()
+        shutil.rmtree(os.path.join(self.node.data, "events"))
+        self.node.start()
+        gone = self.run_example(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        printed, told = gone.communicate(timeout=DEADLINE_S)
+        self.assertEqual((gone.returncode, printed, json.loads(told)["reason"]), (1, b"", "COMPACTED"))
+        first = json.loads(told)["first_seq"]
+        self.assertGreater(first, 3000)
+        example = self.start_example("--state")
+        eventually(lambda: len(self.followed()) >= 2001, "the state")
+        last = self.node.put(b"the last", b"")
+        lines = self.stop_example(example, last)
+        state, after = [line for line in lines if "state" in line], [line for line in lines if "state" not in line]
+        self.assertEqual({int(line["key"]): int(line["value"]) for line in state if line["tenant"] == DEFAULT}, {
+            key: key + 2000 if key < 1000 else key for key in range(2000)
+        })
+        self.assertEqual([line["key"] for line in state if line["tenant"] == "t"], ["last of the state"])
+        self.assertEqual([line["key"] for line in after], ["the last"])
+        self.assertEqual(len({line["seq"] for line in state}), 1)
+        self.assertGreaterEqual(state[0]["seq"] + 1, first)
 
 
 if __name__ == "__main__":

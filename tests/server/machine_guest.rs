@@ -104,9 +104,17 @@ pub(crate) async fn served<G: Guest>(machine: G::Machine, test: impl AsyncFnOnce
 
 /// The same, with where its client port is.
 pub(crate) async fn served_at<G: Guest>(machine: G::Machine, test: impl AsyncFnOnce(SocketAddr, Client)) {
+    served_on(Server::<G>::bind("127.0.0.1:0").await.unwrap(), machine, test).await;
+}
+
+/// The same at the ports of `server`.
+pub(crate) async fn served_on<G: Guest>(
+    server: Server<G>,
+    machine: G::Machine,
+    test: impl AsyncFnOnce(SocketAddr, Client),
+) {
     let dir = tempfile::tempdir().unwrap();
     let peer = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let server = Server::<G>::bind("127.0.0.1:0").await.unwrap();
     let at = server.local_addr();
     let address = at.to_string();
     let mut config = EngineConfig::new(1, dir.path(), peer.local_addr().unwrap().to_string());

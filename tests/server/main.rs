@@ -8,6 +8,7 @@ mod composed;
 mod configure;
 mod features;
 mod forwarding;
+mod frames;
 mod guest;
 mod machine_guest;
 mod read_replicas;
@@ -24,7 +25,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use quorate::kv::Kv;
 use quorate::kv::machine::KvMachine;
+use quorate::server::Server;
 use quorate::testkit::proto::v1::admin_client::AdminClient;
 use quorate::testkit::proto::v1::kv_client::KvClient;
 use quorate::testkit::proto::v1::tagged_request::Request;
@@ -45,10 +48,14 @@ async fn channel(address: SocketAddr) -> Channel {
 
 /// Runs `test` against a single node in `dir`, and stops the node in order.
 async fn with_node<T>(dir: &Path, test: impl AsyncFnOnce(SocketAddr) -> T) -> T {
+    with_server(dir, quorate::kv::bind("127.0.0.1:0").await.unwrap(), test).await
+}
+
+/// The same at the ports of `server`.
+async fn with_server<T>(dir: &Path, server: Server<Kv>, test: impl AsyncFnOnce(SocketAddr) -> T) -> T {
     let peer = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     peer.set_nonblocking(true).unwrap();
     let machine = KvMachine::default();
-    let server = quorate::kv::bind("127.0.0.1:0").await.unwrap();
     let address = server.local_addr();
     let mut config = EngineConfig::new(1, dir, peer.local_addr().unwrap().to_string());
     config.client_advertise = address.to_string();

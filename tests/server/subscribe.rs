@@ -29,7 +29,7 @@ use crate::machine_guest::{Change, Sum, served_at};
 use crate::replication::{http, json_of, metric};
 use crate::{DEADLINE, channel, put_many, with_node};
 
-type Kv = KvClient<Channel>;
+pub(crate) type KvCalls = KvClient<Channel>;
 
 /// A follower: what it says, and what it is sent.
 pub(crate) struct Follower {
@@ -115,17 +115,17 @@ fn failure(status: &Status) -> Failure {
     quorate::testkit::proto::details::failure(status.details()).unwrap()
 }
 
-fn put(tenant: &str, key: &str, value: impl Into<Vec<u8>>) -> PutRequest {
+pub(crate) fn put(tenant: &str, key: &str, value: impl Into<Vec<u8>>) -> PutRequest {
     let (tenant, key) = (tenant.to_owned(), key.to_owned().into());
     PutRequest { tenant, collection: "c".to_owned(), key, value: value.into().into(), ..Default::default() }
 }
 
-async fn put_one(kv: &mut Kv, tenant: &str, key: &str, value: impl Into<Vec<u8>>) -> u64 {
+pub(crate) async fn put_one(kv: &mut KvCalls, tenant: &str, key: &str, value: impl Into<Vec<u8>>) -> u64 {
     kv.put(put(tenant, key, value)).await.unwrap().into_inner().revision
 }
 
 /// What is the same however it was sent.
-fn plain(entries: Vec<WalEntryProto>) -> Vec<WalEntryProto> {
+pub(crate) fn plain(entries: Vec<WalEntryProto>) -> Vec<WalEntryProto> {
     entries.into_iter().map(|entry| WalEntryProto { history: 0, ..entry }).collect()
 }
 
@@ -134,7 +134,7 @@ fn key(entry: &WalEntryProto) -> &[u8] {
 }
 
 /// Transactions and ranges, a write that is sent twice, and writers beside each other. The position of the last of it.
-async fn write_much(address: SocketAddr) -> u64 {
+pub(crate) async fn write_much(address: SocketAddr) -> u64 {
     let mut kv = KvClient::new(channel(address).await);
     let operation = |operation| TxnOperation { collection: String::new(), operation: Some(operation) };
     let txn = TxnRequest {
@@ -220,7 +220,7 @@ async fn everything_is_told_once_and_in_order_from_the_beginning() {
 }
 
 /// All entries there are, by so many positions at a time.
-async fn pages(address: SocketAddr, limit: u32) -> Vec<WalEntryProto> {
+pub(crate) async fn pages(address: SocketAddr, limit: u32) -> Vec<WalEntryProto> {
     let mut service = ReplicationServiceClient::new(channel(address).await);
     let (mut all, mut request) = (Vec::new(), EntriesRequest { limit, ..Default::default() });
     loop {

@@ -4,14 +4,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 
+use super::entry::EntryAt;
 use super::failures;
-use super::registry::Subscribers;
+use super::registry::{FollowerCaller, Subscribers};
 use super::rest::StateItems;
-use super::stream::{FollowerLine, LookAtNode, NodeClocks, Sending, drained};
-use super::wire::EntryAt;
+use super::stream::{LookAtNode, NodeClocks, Sending, drained};
+use super::transport::{FollowerEncoding, FollowerLine, StateMark, SyncKind};
 use super::wishes::{StartAt, Wishes};
 use crate::address::Address;
 use crate::door::failure::invalid;
@@ -21,13 +23,12 @@ use crate::error::ReadError;
 use crate::feed::{FeedContent, FeedCursor, FeedRecord};
 use crate::machine::{AppliedEvent, StateMachine};
 use crate::node::operated::{OperatedNode, ViewOf};
-use crate::proto::replication::SnapshotMark;
 use crate::proto::v1::Failure;
 use crate::runtime::offload;
 use crate::types::{Bookmark, LogId};
 
 /// A follower says within this time where to begin.
-const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+pub(in crate::node) const FIRST_PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a state that are looked at in one piece.
 const STATE_PAGE_BYTES: usize = 192 * 1024;
 
@@ -42,18 +43,17 @@ enum Begun<N: OperatedNode> {
 ///
 /// # Errors
 /// Why nothing more is sent.
-pub(super) async fn serve<N: OperatedNode>(
+pub(in crate::node) async fn serve<N: OperatedNode, E: FollowerEncoding>(
     node: N,
     subscribers: Subscribers,
-    mut line: FollowerLine,
+    mut line: FollowerLine<E>,
     _place: WatchPlace,
 ) -> Result<(), Failure> {
     let FollowerLine { requests, outlet, draining, .. } = &mut line;
     let prepare = async {
-        let first = timeout(FIRST_PATIENCE, requests.message()).await;
+        let first = timeout(FIRST_PATIENCE, requests.next()).await;
         let first = first.map_err(|_| failures::says_nothing(FIRST_PATIENCE))?;
-        let first = first.map_err(|status| failures::unread(&status))?;
-        let first = first.ok_or_else(|| invalid("the follower did not say where to begin"))?;
+        let first = first.ok_or_else(|| invalid("the follower did not say where to begin"))??;
         let wishes = Wishes::parse(first, <N::Machine as StateMachine>::TELLS_EVENTS)?;
         let begun = begin(&node, &wishes).await?;
         let begun = match begun {
@@ -75,9 +75,9 @@ pub(super) async fn serve<N: OperatedNode>(
             cursor.next_position().saturating_sub(1)
         }
     };
-    let address = line.caller.address();
-    let place = subscribers.enter(wishes.id.clone(), address, wishes.choice.shown(), from);
-    if let Some(client) = wishes.serves.clone().filter(|client| is_told(client, address)) {
+    let caller = FollowerCaller { transport: E::TRANSPORT, address: line.caller.address() };
+    let place = subscribers.enter(wishes.id.clone(), caller, wishes.choice.shown(), from);
+    if let Some(client) = wishes.serves.clone().filter(|client| is_told(client, caller.address)) {
         place.serves_at(client);
     }
     let state = node.watch();
@@ -87,19 +87,21 @@ pub(super) async fn serve<N: OperatedNode>(
         let committed = node.state().committed.map_or(0, |committed| committed.index);
         NodeClocks { applied, committed: committed.max(applied), clock }
     });
-    let sending = |cursor| Sending::new(look, line, wishes.clone(), (place, cursor), from);
+    let start = |cursor| Sending::new(look, line, wishes.clone(), (place, cursor), from);
     let send = async {
-        let mut sending = match begun {
-            Begun::At(cursor) => sending(cursor),
+        let mut sending;
+        let is_there = match begun {
+            Begun::At(cursor) => {
+                sending = start(cursor);
+                sending.begin(SyncKind::Partial, from).await?
+            }
             Begun::With(state, cursor, _permit) => {
-                let mut sending = sending(cursor);
-                if !send_state::<N>(&mut sending, *state).await? {
-                    return Ok(());
-                }
-                sending
+                sending = start(cursor);
+                sending.begin(SyncKind::Full, state.at().index).await?
+                    && send_state::<N, E>(&mut sending, *state).await?
             }
         };
-        if matches!(wishes.start, StartAt::Now(_)) && !sending.heartbeat().await? {
+        if !is_there || (matches!(wishes.start, StartAt::Now(_)) && !sending.heartbeat().await?) {
             return Ok(());
         }
         sending.tail().await
@@ -170,8 +172,8 @@ async fn with_state<N: OperatedNode>(
 }
 
 /// Sends `state`, and says where it begins and ends; false if the follower has gone.
-async fn send_state<N: OperatedNode>(
-    sending: &mut Sending,
+async fn send_state<N: OperatedNode, E: FollowerEncoding>(
+    sending: &mut Sending<E>,
     state: HeldState<ViewOf<N>>,
 ) -> Result<bool, Failure> {
     let mut pinned = state.pinned.clone();
@@ -179,18 +181,18 @@ async fn send_state<N: OperatedNode>(
         // First, or a state whose follower always has room would never be looked at.
         biased;
         () = pinned.too_much() => Err(failures::too_much_replaced(pinned.most_bytes())),
-        sent = send_items::<N>(sending, state) => sent,
+        sent = send_items::<N, E>(sending, state) => sent,
     }
 }
 
-async fn send_items<N: OperatedNode>(
-    sending: &mut Sending,
+async fn send_items<N: OperatedNode, E: FollowerEncoding>(
+    sending: &mut Sending<E>,
     state: HeldState<ViewOf<N>>,
 ) -> Result<bool, Failure> {
     let (at, clock) = (state.at(), state.clock());
     let (time_ms, elapsed_ms) = (clock.log_time_ms(), clock.elapsed_ms);
     let mark = EntryAt { seq: at.index, term: at.term, time_ms, elapsed_ms };
-    if !sending.mark(mark, SnapshotMark::SnapshotBegin).await? {
+    if !sending.mark(mark, StateMark::Begin).await? {
         return Ok(false);
     }
     let mut after = Some(Vec::new());
@@ -211,7 +213,7 @@ async fn send_items<N: OperatedNode>(
             return Ok(false);
         }
     }
-    sending.mark(mark, SnapshotMark::SnapshotEnd).await
+    sending.mark(mark, StateMark::End).await
 }
 
 /// StateItems of `state` after `from` that are wanted, and what to give as `from` for the rest.

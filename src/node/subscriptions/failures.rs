@@ -38,7 +38,7 @@ fn compacted(message: String, first: u64) -> Failure {
 }
 
 /// The node drains.
-pub(super) fn draining() -> Failure {
+pub(in crate::node) fn draining() -> Failure {
     stopped("the node is shutting down; go on at another one".to_owned())
 }
 
@@ -66,7 +66,7 @@ pub(super) fn too_much_replaced(most_bytes: u64) -> Failure {
 }
 
 /// The first message did not come.
-pub(super) fn says_nothing(patience: Duration) -> Failure {
+pub(in crate::node) fn says_nothing(patience: Duration) -> Failure {
     let message = format!(
         "the follower did not say within {} s where to begin: the first message says it",
         patience.as_secs()

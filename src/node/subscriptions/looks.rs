@@ -1,8 +1,8 @@
 //! Single answers: how far a node is, and some entries to look at.
 
+use super::entry::SentEntry;
 use super::failures;
 use super::rest::Rest;
-use super::wire::SentEntry;
 use super::wishes::Choice;
 use crate::machine::StateMachine;
 use crate::node::operated::OperatedNode;

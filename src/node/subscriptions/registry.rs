@@ -59,11 +59,19 @@ impl Default for Subscribers {
     }
 }
 
+/// Where a follower comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FollowerCaller {
+    /// What carries the stream.
+    pub(super) transport: &'static str,
+    pub(super) address: Option<SocketAddr>,
+}
+
 /// One that follows.
 #[derive(Debug)]
 struct ListedFollower {
     name: String,
-    address: Option<SocketAddr>,
+    caller: FollowerCaller,
     filters: Vec<String>,
     /// Where it answers reads, if it has said so.
     serves: OnceLock<String>,
@@ -94,6 +102,7 @@ pub(super) struct FollowerAt {
 pub(crate) struct FollowerReport {
     pub(crate) number: u64,
     pub(crate) name: String,
+    pub(crate) transport: &'static str,
     pub(crate) address: Option<SocketAddr>,
     pub(crate) filters: Vec<String>,
     pub(crate) serves: Option<String>,
@@ -144,7 +153,8 @@ impl ListedFollower {
         FollowerReport {
             number,
             name: self.name.clone(),
-            address: self.address,
+            transport: self.caller.transport,
+            address: self.caller.address,
             filters: self.filters.clone(),
             serves: self.serves.get().cloned(),
             connected: self.since.elapsed(),
@@ -225,7 +235,7 @@ impl Subscribers {
     pub(super) fn enter(
         &self,
         name: String,
-        address: Option<SocketAddr>,
+        caller: FollowerCaller,
         filters: Vec<String>,
         from: u64,
     ) -> FollowerPlace {
@@ -242,7 +252,7 @@ impl Subscribers {
         };
         let followed = Arc::new(ListedFollower {
             name,
-            address,
+            caller,
             filters,
             serves: OnceLock::new(),
             since: now,
@@ -338,7 +348,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_follower_is_behind_for_no_longer_than_what_it_lacks_is_old() {
         let list = Subscribers::default();
-        let place = list.enter("a".to_owned(), None, Vec::new(), 100);
+        let caller = FollowerCaller { transport: "grpc", address: None };
+        let place = list.enter("a".to_owned(), caller, Vec::new(), 100);
         let report = |index, time_ms| {
             let present = Present { index, time_ms, lagging_after: Duration::from_secs(1) };
             place.followed.report(place.number, present)

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::wire::{EntryAt, EntryContent};
+use super::entry::{EntryAt, EntryContent};
 use super::wishes::Choice;
 use crate::feed::{FeedContent, FeedRecord};
 use crate::machine::{AppliedEvent, EventOperation, EventSink, NewEvent};

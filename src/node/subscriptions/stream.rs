@@ -9,25 +9,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
-use prost::Message as _;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-use tonic::{Status, Streaming};
 
 use super::credit::{Credit, NotSent};
+use super::entry::{EntryAt, SentEntry};
 use super::failures;
 use super::registry::FollowerPlace;
 use super::rest::Rest;
-use super::wire::{self, EntryAt, SentEntry};
+use super::transport::{
+    Chunk, EntryBatch, FollowerEncoding, FollowerLine, FollowerProgress, StateMark, SyncBegin, SyncKind,
+};
 use super::wishes::Wishes;
 use crate::door::bodies::{Built, room_to_build};
 use crate::door::failure::invalid;
-use crate::door::limits::DoorLimits;
-use crate::door::streams::{Outlet, Responses};
 use crate::feed::{FeedCursor, FeedRecord};
-use crate::incoming::Caller;
-use crate::proto::replication::{Heartbeat, SnapshotMark, SubscribeRequest, WalEntryProto};
+use crate::proto::replication::SubscribeRequest;
 use crate::proto::v1::Failure;
 use crate::runtime::offload;
 use crate::types::ClusterClock;
@@ -47,32 +45,6 @@ const LEAST_PATIENCE: Duration = Duration::from_secs(60);
 /// The same in heartbeats.
 const PATIENCE_HEARTBEATS: u32 = 3;
 
-/// Messages that are handed over together, and what counts for them until they are taken.
-pub(super) struct Chunk {
-    messages: Vec<WalEntryProto>,
-    built: Built,
-}
-
-/// The messages in `chunks`, one by one.
-pub(super) fn one_by_one(chunks: Responses<Chunk>) -> Responses<WalEntryProto> {
-    let messages = chunks.map_ok(|Chunk { messages, built }| {
-        stream::iter(messages).map(move |message| {
-            let _counts = &built;
-            Ok::<_, Status>(message)
-        })
-    });
-    Box::pin(messages.try_flatten())
-}
-
-/// The two ends of a stream.
-pub(super) struct FollowerLine {
-    pub(super) requests: Streaming<SubscribeRequest>,
-    pub(super) outlet: Arc<Outlet<Chunk>>,
-    pub(super) caller: Arc<Caller>,
-    pub(super) limits: Arc<DoorLimits>,
-    pub(super) draining: watch::Receiver<bool>,
-}
-
 /// How far a node is, and the cluster's clocks there.
 pub(super) struct NodeClocks {
     pub(super) applied: u64,
@@ -84,7 +56,7 @@ pub(super) struct NodeClocks {
 pub(super) type LookAtNode = Box<dyn Fn() -> NodeClocks + Send + Sync>;
 
 /// Waits until the node drains. An error means that it is gone.
-pub(super) async fn drained(draining: &mut watch::Receiver<bool>) {
+pub(in crate::node) async fn drained(draining: &mut watch::Receiver<bool>) {
     let _ = draining.wait_for(|draining| *draining).await;
 }
 
@@ -104,9 +76,9 @@ enum SendStep {
 }
 
 /// A follower that is being sent what it asked for.
-pub(super) struct Sending {
+pub(super) struct Sending<E: FollowerEncoding> {
     node: LookAtNode,
-    line: FollowerLine,
+    line: FollowerLine<E>,
     pub(super) wishes: Arc<Wishes>,
     place: FollowerPlace,
     cursor: FeedCursor,
@@ -131,11 +103,11 @@ pub(super) struct Sending {
     acknowledged: bool,
 }
 
-impl Sending {
+impl<E: FollowerEncoding> Sending<E> {
     /// To a follower that has everything up to `from`, or a state before.
     pub(super) fn new(
         node: LookAtNode,
-        line: FollowerLine,
+        line: FollowerLine<E>,
         wishes: Arc<Wishes>,
         (place, cursor): (FollowerPlace, FeedCursor),
         from: u64,
@@ -159,6 +131,14 @@ impl Sending {
             blocked: None,
             acknowledged: false,
         }
+    }
+
+    /// Says how the follower is brought up to date; false if it has gone.
+    pub(super) async fn begin(&mut self, kind: SyncKind, seq: u64) -> Result<bool, Failure> {
+        let begins = SyncBegin { kind, seq, history: self.cursor.history() };
+        let Some(message) = self.line.encoding.beginning(begins) else { return Ok(true) };
+        let bytes = E::len(&message);
+        self.send(vec![message], 0, bytes).await
     }
 
     /// Sends what is applied until one of the two has had enough.
@@ -250,11 +230,11 @@ impl Sending {
             let (at, content, more) = self.rest.found();
             let history = self.is_first.then(|| self.cursor.history());
             let entry = SentEntry { at, content, more, history, is_item: self.rest.is_state() };
-            let length = entry.len();
+            let length = E::entry_len(&entry);
             if !self.credit.may_begin(at.seq, length) {
                 break;
             }
-            messages.push(entry.message());
+            messages.push(self.line.encoding.entry(&entry));
             self.credit.sent(None, at.seq, length, at.time_ms);
             bytes += length;
             self.is_first = false;
@@ -275,7 +255,7 @@ impl Sending {
             let (at, content, more) = self.rest.found();
             let history = entries.is_empty().then(|| self.cursor.history());
             let entry = SentEntry { at, content, more, history, is_item: self.rest.is_state() };
-            let length = entries.len() + entry.batched_len();
+            let length = entries.len() + E::batched_len(&entry);
             let has_room = match first {
                 None => self.credit.may_begin(at.seq, length),
                 Some(_) if length > CHUNK_BYTES => false,
@@ -285,7 +265,7 @@ impl Sending {
             if !has_room {
                 break;
             }
-            entry.put_batched(&mut entries);
+            E::put_batched(&entry, &mut entries);
             count += 1;
             first.get_or_insert(at.seq);
             before = last.filter(|last| last.seq < at.seq).map(|last| last.seq).or(before);
@@ -293,12 +273,11 @@ impl Sending {
             self.rest.take();
         }
         let Some(last) = last else { return Ok(None) };
-        let (entries, compress) = (entries.freeze(), self.wishes.compressed);
-        let message = match compress && entries.len() >= OFFLOADED_BYTES {
-            true => offload(move || wire::batch(entries, count, true)).await,
-            false => wire::batch(entries, count, compress),
-        };
-        let bytes = message.encoded_len();
+        let (entries, compress, is_state) = (entries.freeze(), self.wishes.compressed, self.rest.is_state());
+        let is_offloaded = compress && entries.len() >= OFFLOADED_BYTES;
+        let message = self.line.encoding.batch(EntryBatch { entries, count, is_state, compress });
+        let message = if is_offloaded { offload(message).await } else { message() };
+        let bytes = E::len(&message);
         self.credit.sent(before, last.seq, bytes, last.time_ms);
         self.is_first = false;
         self.send(vec![message], count.into(), bytes).await.map(Some)
@@ -307,7 +286,7 @@ impl Sending {
     /// Hands over `messages`; false if the follower has gone.
     async fn send(
         &mut self,
-        messages: Vec<WalEntryProto>,
+        messages: Vec<E::Message>,
         operations: u64,
         bytes: usize,
     ) -> Result<bool, Failure> {
@@ -329,25 +308,21 @@ impl Sending {
                 biased;
                 done = &mut what => return Ok(done),
                 () = drained(&mut self.line.draining) => return Err(failures::draining()),
-                came = self.line.requests.message(), if !self.requests_over => came,
+                came = self.line.requests.next(), if !self.requests_over => came,
             };
             self.hear(came)?;
         }
     }
 
     /// Says where a state begins or ends.
-    pub(super) async fn mark(&mut self, at: EntryAt, mark: SnapshotMark) -> Result<bool, Failure> {
-        let EntryAt { seq, term, time_ms, elapsed_ms } = at;
-        let history = self.cursor.history().0;
-        let snapshot = mark.into();
-        let message =
-            WalEntryProto { seq, term, time_ms, elapsed_ms, history, snapshot, ..Default::default() };
-        let bytes = message.encoded_len();
+    pub(super) async fn mark(&mut self, at: EntryAt, mark: StateMark) -> Result<bool, Failure> {
+        let message = self.line.encoding.mark(at, mark, self.cursor.history());
+        let bytes = E::len(&message);
         self.is_first = false;
-        self.credit.sent(None, seq, bytes, time_ms);
-        let ends = mark == SnapshotMark::SnapshotEnd;
+        self.credit.sent(None, at.seq, bytes, at.time_ms);
+        let ends = mark == StateMark::End;
         if ends {
-            self.upto = (seq, time_ms);
+            self.upto = (at.seq, at.time_ms);
         }
         self.place.update(|at| at.in_snapshot = !ends);
         self.send(vec![message], 0, bytes).await
@@ -357,7 +332,8 @@ impl Sending {
     pub(super) async fn heartbeat(&mut self) -> Result<bool, Failure> {
         let NodeClocks { applied, committed, clock } = (self.node)();
         let (upto_seq, time_ms) = self.upto;
-        let heartbeat = Heartbeat {
+        let progress = FollowerProgress {
+            history: self.cursor.history(),
             upto_seq,
             applied_seq: applied,
             committed_seq: committed,
@@ -365,9 +341,8 @@ impl Sending {
             applied_time_ms: clock.log_time_ms(),
             applied_elapsed_ms: clock.elapsed_ms,
         };
-        let history = self.cursor.history().0;
-        let message = WalEntryProto { history, heartbeat: Some(heartbeat), ..Default::default() };
-        let bytes = message.encoded_len();
+        let message = self.line.encoding.heartbeat(&progress);
+        let bytes = E::len(&message);
         self.is_first = false;
         self.credit.tell(upto_seq);
         let sent = self.send(vec![message], 0, bytes).await?;
@@ -404,14 +379,14 @@ impl Sending {
             if self.requests_over {
                 break;
             }
-            let Some(came) = self.line.requests.message().now_or_never() else { break };
+            let Some(came) = self.line.requests.next().now_or_never() else { break };
             self.hear(came)?;
         }
         Ok(())
     }
 
-    fn hear(&mut self, came: Result<Option<SubscribeRequest>, Status>) -> Result<(), Failure> {
-        let Some(request) = came.map_err(|status| failures::unread(&status))? else {
+    fn hear(&mut self, came: Option<Result<SubscribeRequest, Failure>>) -> Result<(), Failure> {
+        let Some(request) = came.transpose()? else {
             self.requests_over = true;
             return Ok(());
         };
@@ -450,7 +425,7 @@ impl Sending {
             biased;
             () = drained(draining) => return Err(failures::draining()),
             () = outlet.gone() => return Ok(false),
-            came = requests.message(), if !self.requests_over => Some(came),
+            came = requests.next(), if !self.requests_over => Some(came),
             () = self.cursor.changed(), if !is_blocked => None,
             () = sleep_until(self.beat) => None,
             () = sleep_until(since + patience), if is_blocked => {

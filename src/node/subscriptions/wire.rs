@@ -1,14 +1,16 @@
-//! Entries as messages. Those of a batch are written as their bytes at once, without a message in between: there are many.
+//! Entries as messages of gRPC. Those of a batch are written as their bytes at once, without a message in between: there are many.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
+use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
-use crate::feed::FeedRecord;
+use super::entry::{EntryAt, EntryContent, SentEntry};
+use super::transport::{EntryBatch, FollowerEncoding, FollowerProgress, StateMark, SyncBegin};
 use crate::machine::{AppliedEvent, EventOperation};
 use crate::proto::replication::{
-    AppliedCommand, Batch, Compression, Entity, SnapshotMark, WalEntryProto, WalOperation,
+    AppliedCommand, Batch, Compression, Entity, Heartbeat, SnapshotMark, WalEntryProto, WalOperation,
 };
-use crate::types::{HistoryEpoch, MachineVersion};
+use crate::types::HistoryEpoch;
 
 /// Numbers of fields, as `proto/replication.proto` has them.
 mod entry {
@@ -39,55 +41,6 @@ mod entity {
 /// The number of the only field of `Entries`, and of those of a command.
 const ENTRIES: u32 = 1;
 const COMMAND_FIELDS: [u32; 3] = [1, 2, 3];
-
-/// Less than this is not worth being compressed.
-const LEAST_COMPRESSED_BYTES: usize = 256;
-/// The fastest of the levels that make anything much smaller.
-const LEVEL: i32 = 1;
-
-/// What entries of one position have in common.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct EntryAt {
-    pub(super) seq: u64,
-    pub(super) term: u64,
-    pub(super) time_ms: u64,
-    pub(super) elapsed_ms: u64,
-}
-
-impl EntryAt {
-    pub(super) fn of(record: &FeedRecord) -> Self {
-        let FeedRecord { log_id, time_ms, elapsed_ms, .. } = *record;
-        Self { seq: log_id.index, term: log_id.term, time_ms, elapsed_ms }
-    }
-
-    /// The cluster's clock when elapsed time is `elapsed_ms`, as things stood at this position.
-    fn time_at(&self, elapsed_ms: u64) -> u64 {
-        // Both may be on either side.
-        let distance = i128::from(elapsed_ms) - i128::from(self.elapsed_ms);
-        let time = i128::from(self.time_ms) + distance;
-        // 0 stands for never.
-        u64::try_from(time.max(1)).unwrap_or(u64::MAX)
-    }
-}
-
-/// What an entry tells.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum EntryContent<'a> {
-    Event(&'a AppliedEvent),
-    Command { wrote: MachineVersion, command: &'a Bytes },
-}
-
-/// An entry that is to be sent.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct SentEntry<'a> {
-    pub(super) at: EntryAt,
-    pub(super) content: EntryContent<'a>,
-    pub(super) more: bool,
-    /// Where it is to be named.
-    pub(super) history: Option<HistoryEpoch>,
-    /// Whether it is an item of a snapshot.
-    pub(super) is_item: bool,
-}
 
 fn operation(of: EventOperation) -> WalOperation {
     match of {
@@ -151,7 +104,7 @@ impl<'a> SentEntry<'a> {
     /// The numbers of an entity and their fields.
     fn entity_numbers(&self, event: &AppliedEvent) -> [(u32, u64); 6] {
         let deadline = event.deadline_ms.unwrap_or(0);
-        let expires = event.deadline_ms.map_or(0, |deadline| self.at.time_at(deadline));
+        let expires = self.expires_ms(event);
         [
             (entity::CREATED, event.created),
             (entity::PREVIOUS, event.previous),
@@ -287,27 +240,81 @@ impl<'a> SentEntry<'a> {
     }
 }
 
-/// `count` entries, encoded, as a message; compressed where that is asked for and makes them smaller. Blocks for a moment if so.
-pub(super) fn batch(entries: Bytes, count: u32, compress: bool) -> WalEntryProto {
-    let raw_bytes = entries.len() as u64;
-    let compressed = (compress && entries.len() >= LEAST_COMPRESSED_BYTES)
-        .then(|| zstd::bulk::compress(&entries, LEVEL).ok())
-        .flatten()
-        .filter(|compressed| compressed.len() < entries.len());
-    let (compression, entries) = match compressed {
-        Some(compressed) => (Compression::Zstd, compressed.into()),
-        None => (Compression::None, entries),
-    };
+/// What gRPC followers are told: messages of `replication.ReplicationService`.
+pub(super) struct ProtobufEncoding;
+
+impl FollowerEncoding for ProtobufEncoding {
+    type Message = WalEntryProto;
+
+    const TRANSPORT: &'static str = "grpc";
+
+    /// The first message, whatever it is, names the history.
+    fn beginning(&mut self, _: SyncBegin) -> Option<WalEntryProto> {
+        None
+    }
+
+    fn entry_len(entry: &SentEntry<'_>) -> usize {
+        entry.len()
+    }
+
+    fn entry(&mut self, entry: &SentEntry<'_>) -> WalEntryProto {
+        entry.message()
+    }
+
+    fn batched_len(entry: &SentEntry<'_>) -> usize {
+        entry.batched_len()
+    }
+
+    fn put_batched(entry: &SentEntry<'_>, out: &mut BytesMut) {
+        entry.put_batched(out);
+    }
+
+    fn batch(&mut self, batch: EntryBatch) -> impl FnOnce() -> WalEntryProto + Send + 'static {
+        move || batch_message(batch)
+    }
+
+    fn mark(&mut self, at: EntryAt, mark: StateMark, history: HistoryEpoch) -> WalEntryProto {
+        let EntryAt { seq, term, time_ms, elapsed_ms } = at;
+        let snapshot = match mark {
+            StateMark::Begin => SnapshotMark::SnapshotBegin,
+            StateMark::End => SnapshotMark::SnapshotEnd,
+        };
+        let (snapshot, history) = (snapshot.into(), history.0);
+        WalEntryProto { seq, term, time_ms, elapsed_ms, history, snapshot, ..Default::default() }
+    }
+
+    fn heartbeat(&mut self, progress: &FollowerProgress) -> WalEntryProto {
+        let heartbeat = Heartbeat {
+            upto_seq: progress.upto_seq,
+            applied_seq: progress.applied_seq,
+            committed_seq: progress.committed_seq,
+            upto_time_ms: progress.upto_time_ms,
+            applied_time_ms: progress.applied_time_ms,
+            applied_elapsed_ms: progress.applied_elapsed_ms,
+        };
+        WalEntryProto { history: progress.history.0, heartbeat: Some(heartbeat), ..Default::default() }
+    }
+
+    fn len(message: &WalEntryProto) -> usize {
+        message.encoded_len()
+    }
+}
+
+fn batch_message(batch: EntryBatch) -> WalEntryProto {
+    let (count, packed) = (batch.count, batch.pack());
+    let compression = if packed.is_compressed { Compression::Zstd } else { Compression::None };
+    let (entries, raw_bytes) = (packed.entries, packed.raw_bytes);
     let batch = Batch { compression: compression.into(), count, entries, raw_bytes };
     WalEntryProto { batch: Some(batch), ..Default::default() }
 }
 
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
+    use bytes::Bytes;
 
     use super::*;
     use crate::proto::replication::Entries;
+    use crate::types::MachineVersion;
 
     fn event(operation: EventOperation, deadline_ms: Option<u64>) -> AppliedEvent {
         AppliedEvent {
@@ -372,7 +379,8 @@ mod tests {
         for (entries, asked, compressed) in
             [(even.clone(), true, true), (even, false, false), (noise.into(), true, false)]
         {
-            let batch = batch(entries.clone(), 5, asked).batch.unwrap();
+            let batch = EntryBatch { entries: entries.clone(), count: 5, is_state: false, compress: asked };
+            let batch = batch_message(batch).batch.unwrap();
             assert_eq!((batch.count, batch.raw_bytes), (5, entries.len() as u64));
             assert_eq!(batch.compression == i32::from(Compression::Zstd), compressed);
             let read = match compressed {

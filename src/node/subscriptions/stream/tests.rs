@@ -1,15 +1,15 @@
-use bytes::Bytes;
 use tokio::sync::mpsc;
-use tonic::body::Body;
-use tonic::codec::Codec as _;
+use tokio_stream::wrappers::ReceiverStream;
 
-use super::super::registry::Subscribers;
+use super::super::grpc::one_by_one;
+use super::super::registry::{FollowerCaller, Subscribers};
+use super::super::wire::ProtobufEncoding;
 use super::*;
-use crate::door::streams::stream as line_of_chunks;
+use crate::door::streams::{Responses, stream as line_of_chunks};
 use crate::feed::{Feed, Recorder};
 use crate::incoming::Places;
 use crate::machine::ApplyContext;
-use crate::proto::codec::BoundedCodec;
+use crate::proto::replication::WalEntryProto;
 use crate::reason::Reason;
 use crate::types::{HistoryEpoch, LogId, MachineVersion};
 
@@ -21,21 +21,8 @@ struct World {
     requests: mpsc::Sender<SubscribeRequest>,
     messages: Responses<WalEntryProto>,
     drain: watch::Sender<bool>,
-    sending: Sending,
+    sending: Sending<ProtobufEncoding>,
     subscribers: Subscribers,
-}
-
-/// What a follower says, as a body.
-fn body(mut requests: mpsc::Receiver<SubscribeRequest>) -> Body {
-    let frames = stream::poll_fn(move |cx| {
-        requests.poll_recv(cx).map(|request| {
-            let message = request?.encode_to_vec();
-            let length = u32::try_from(message.len()).unwrap().to_be_bytes();
-            let frame = http_body::Frame::data(Bytes::from([&[0][..], &length, &message].concat()));
-            Some(Ok::<_, Status>(frame))
-        })
-    });
-    Body::new(axum::body::Body::from_stream(frames.map_ok(|frame| frame.into_data().unwrap())))
 }
 
 async fn world(first: SubscribeRequest) -> World {
@@ -43,19 +30,20 @@ async fn world(first: SubscribeRequest) -> World {
     let mut recorder = Recorder::new(feed.clone());
     recorder.begin(HistoryEpoch(7), 0);
     let (requests, received) = mpsc::channel(16);
-    let mut codec = BoundedCodec::<WalEntryProto, SubscribeRequest>::default();
     let (outlet, chunks) = line_of_chunks();
     let (drain, draining) = watch::channel(false);
     let line = FollowerLine {
-        requests: Streaming::new_request(codec.decoder(), body(received), None, None),
+        requests: ReceiverStream::new(received).map(Ok).boxed(),
         outlet: Arc::new(outlet),
+        encoding: ProtobufEncoding,
         caller: Places::new(8, 0).admit(None).await,
         limits: Arc::default(),
         draining,
     };
     let wishes = Arc::new(Wishes::parse(first, true).unwrap());
     let subscribers = Subscribers::default();
-    let place = subscribers.enter("f".to_owned(), None, Vec::new(), 0);
+    let caller = FollowerCaller { transport: "grpc", address: None };
+    let place = subscribers.enter("f".to_owned(), caller, Vec::new(), 0);
     let node = || NodeClocks { applied: 0, committed: 0, clock: ClusterClock::default() };
     let sending = Sending::new(Box::new(node), line, wishes, (place, feed.follow(0)), 0);
     World { recorder, requests, messages: one_by_one(chunks), drain, sending, subscribers }
