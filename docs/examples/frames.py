@@ -105,7 +105,7 @@ class Follower:
             line |= printable("command", entries.bytes())
         else:
             line |= {"tenant": entries.bytes().decode(), "collection": entries.bytes().decode()}
-            key, value, _numbers = entries.bytes(), entries.bytes(), entries.numbers("QQQQQ")
+            key, value, _numbers = entries.bytes(), entries.bytes(), entries.numbers("QQQQQI")
             line |= printable("key", key) | (printable("value", value) if operation < 3 else {})
         self.unfinished.append(line | ({"state": True} if is_item else {}))
         if not more:

@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use quorate::StartProgress;
 use quorate::client::MachineClient;
 use quorate::kv::Kv;
 use quorate::server::{DoorLimits, MachineGuest, Server};
+use quorate::store::StartProgress;
 use quorate::testkit::proto::replication::{WalEntryProto, WalOperation};
 use quorate::testkit::proto::v1::SnapshotRequest;
 use quorate::testkit::proto::v1::admin_client::AdminClient;

@@ -183,10 +183,11 @@ pub(super) struct EntityFrame<'a> {
     pub(super) version: u64,
     pub(super) expires_ms: u64,
     pub(super) deadline_elapsed_ms: u64,
+    pub(super) machine: u32,
 }
 
 /// Bytes of an entry beside those of its tenant, collection, key and value; of a command beside the command.
-pub(super) const ENTITY_BYTES: usize = ENTRY_BYTES + 4 * 8 + 5 * 8;
+pub(super) const ENTITY_BYTES: usize = ENTRY_BYTES + 4 * 8 + 5 * 8 + 4;
 pub(super) const COMMAND_BYTES: usize = ENTRY_BYTES + 4 + 4 + 8;
 const ENTRY_BYTES: usize = 4 * 8 + 1 + 4;
 

@@ -150,6 +150,7 @@ fn change<'a>(entry: &SentEntry<'a>) -> ChangeFrame<'a> {
         version: event.version,
         expires_ms: entry.expires_ms(event),
         deadline_elapsed_ms: event.deadline_ms.unwrap_or(0),
+        machine: event.machine.into(),
     };
     match event.operation {
         EventOperation::Insert => ChangeFrame::Insert(entity),

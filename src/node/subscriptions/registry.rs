@@ -372,7 +372,7 @@ mod tests {
         let list = Subscribers::default();
         let enter = |name: &str, filters: &[&str]| {
             let filters = filters.iter().map(ToString::to_string).collect();
-            list.enter(name.to_owned(), None, filters, 0)
+            list.enter(name.to_owned(), FollowerCaller { transport: "grpc", address: None }, filters, 0)
         };
         let (_plain, part) = (enter("plain", &[]), enter("part", &["t"]));
         part.serves_at("a:1".to_owned());

@@ -147,6 +147,7 @@ pub(super) struct Changed {
     pub(super) version: u64,
     pub(super) expires_ms: u64,
     pub(super) deadline_elapsed_ms: u64,
+    pub(super) machine: u32,
 }
 
 impl Batch {
@@ -201,6 +202,7 @@ pub(super) fn told(entry: Entry, is_state: bool) -> WalEntryProto {
         version,
         expires_ms: changed.expires_ms,
         deadline_elapsed_ms: changed.deadline_elapsed_ms,
+        machine: changed.machine,
     };
     WalEntryProto { operation: operation.into(), tenant_id: tenant, entity: Some(entity), ..told }
 }

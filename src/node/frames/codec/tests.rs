@@ -53,6 +53,7 @@ fn frames_are_the_same_bytes_for_ever() {
         version: 2,
         expires_ms: 1_767_225_602_000,
         deadline_elapsed_ms: 7_000,
+        machine: 0,
     };
     let entry = |more, change| EntryFrame {
         seq: 5,

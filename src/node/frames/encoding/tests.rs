@@ -5,6 +5,7 @@ const AT: EntryAt = EntryAt { seq: 400, term: 3, time_ms: 1_767_225_600_000, ela
 
 fn event(operation: EventOperation, value: &[u8]) -> AppliedEvent {
     AppliedEvent {
+        machine: 7,
         operation,
         tenant: "t".into(),
         collection: "collection".into(),
