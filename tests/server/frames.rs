@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use quorate::EngineConfig;
 use quorate::client::MachineClient;
 use quorate::kv::Kv;
 use quorate::server::{DoorLimits, MachineGuest, Server};
@@ -383,7 +384,8 @@ async fn followers_of_a_node_that_is_not_open_are_told_so() {
     let (server, frames) = bind().await;
     let (stop, stopped) = oneshot::channel::<()>();
     let opening = std::future::pending::<quorate::Engine<_>>();
-    let serving = server.serve_opening(opening, StartProgress::default(), async { drop(stopped.await) });
+    let progress = EngineConfig::new(1, "nowhere", "127.0.0.1:0").progress;
+    let serving = server.serve_opening(opening, progress, async { drop(stopped.await) });
     let asking = async {
         let mut follower = Follower::connect(frames).await;
         follower.say(&Said::Subscribe(Subscribe::default())).await;
