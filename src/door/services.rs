@@ -170,14 +170,16 @@ impl<G: Guest> PipelineFraming for CallsByName<G> {
     }
 
     fn relayed(call: &Call) -> Option<RelayedCall> {
-        let method = match &call.content {
-            Some(Content::Payload(_)) => {
-                Some(method::<G>(&call.method).filter(|method| G::METHODS[*method].changes)?)
+        let (method, content) = match call.content.as_ref()? {
+            Content::Payload(payload) => {
+                let method = method::<G>(&call.method).filter(|method| G::METHODS[*method].changes)?;
+                // It may be on its way for long, and is a slice of its message.
+                (Some(method), Content::Payload(Bytes::copy_from_slice(payload)))
             }
-            Some(Content::OpenSession(_) | Content::CloseSession(_)) => None,
-            None => return None,
+            content @ (Content::OpenSession(_) | Content::CloseSession(_)) => (None, content.clone()),
         };
-        Some(RelayedCall { tag: call.tag, method, call: Call { tag: 0, ..call.clone() } })
+        let passed_on = Call { tag: 0, content: Some(content), ..call.clone() };
+        Some(RelayedCall { tag: call.tag, method, call: passed_on })
     }
 
     fn response(tag: u64, outcome: RequestOutcome<G>) -> Answer {

@@ -26,6 +26,13 @@ pub(crate) struct FollowedSources {
     pub(crate) heartbeat: Duration,
 }
 
+/// What a replica has been told since it was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ReceivedTotals {
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+}
+
 /// A member of a cluster that tells how it is. The methods promise what those of [`Engine`] do.
 pub(crate) trait OperatedNode: ServedNode {
     fn report(&self) -> NodeReport;
@@ -67,8 +74,8 @@ pub(crate) trait OperatedNode: ServedNode {
         Err(ConfigureError("a member follows whoever is elected".to_owned()))
     }
 
-    /// What a replica has been told, in bytes.
-    fn received_bytes(&self) -> Option<u64> {
+    /// What it has been told, of a replica.
+    fn received(&self) -> Option<ReceivedTotals> {
         None
     }
 

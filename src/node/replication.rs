@@ -376,6 +376,8 @@ impl<N: OperatedNode> RouteState<N> {
         let (applied, committed) = (index(report.offsets.applied), index(report.offsets.committed));
         let count = |counter: &AtomicU64| counter.load(Relaxed);
         let activity = self.node.activity();
+        let told = self.node.received();
+        let carried = |of: fn(&Carried) -> u64| report.carried.as_ref().map(of);
         let rows = self.replicas(report);
         let is_connected = |row: &&Value| {
             let status = &row["status"];
@@ -385,20 +387,21 @@ impl<N: OperatedNode> RouteState<N> {
             "role": self.role(report),
             "lag_ms": lag.time.map(millis),
             "lag_operations": lag.entries,
-            "bytes_sent": report.carried.as_ref().map(|carried| carried.sent_bytes),
-            "bytes_received": self
-                .node
-                .received_bytes()
-                .or_else(|| report.carried.as_ref().map(|carried| carried.received_bytes)),
+            // A replica sends nothing of what is replicated.
+            "bytes_sent": told.map(|_| 0).or_else(|| carried(|carried| carried.sent_bytes)),
+            "bytes_received": told.map(|told| told.bytes).or_else(|| carried(|carried| carried.received_bytes)),
             // When it last heard from its leader, or led, in seconds since the Unix epoch.
             "last_sync": if report.leads() { Some(ago(Duration::ZERO)) } else { lag.leader_heard.map(ago) },
-            "operations_pending": report.in_flight.map(|in_flight| in_flight.commands),
+            // Of a replica those that it has heard of, and not been told.
+            "operations_pending": told
+                .map(|_| lag.entries)
+                .or_else(|| report.in_flight.map(|in_flight| in_flight.commands)),
             "snapshot_size": count(&activity.snapshot_bytes),
             // Members and those who follow this node, as far as it knows.
             "connected_replicas": rows.iter().filter(is_connected).count(),
             "master_offset": if report.leads() { applied } else { committed },
             "replica_offset": applied,
-            "total_replicated": count(&activity.applied_entries),
+            "total_replicated": told.map_or_else(|| count(&activity.applied_entries), |told| told.entries),
         })
     }
 

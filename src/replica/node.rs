@@ -23,7 +23,7 @@ use crate::error::{
 };
 use crate::feed::{FeedCursor, FeedReach};
 use crate::machine::StateMachine;
-use crate::node::operated::{FollowedSources, OperatedNode};
+use crate::node::operated::{FollowedSources, OperatedNode, ReceivedTotals};
 use crate::raft::published::Applied;
 use crate::reason::Reason;
 use crate::report::{Lag, MemberList, NodeReport, Offsets, ReplicaReport, StateSize};
@@ -394,8 +394,9 @@ impl<M: StateMachine> OperatedNode for ReplicaNode<M> {
         self.replica.follow_by(sources, heartbeat).map_err(|error| ConfigureError(error.to_string()))
     }
 
-    fn received_bytes(&self) -> Option<u64> {
-        Some(self.replica.state().received_bytes)
+    fn received(&self) -> Option<ReceivedTotals> {
+        let state = self.replica.state();
+        Some(ReceivedTotals { entries: state.received_entries, bytes: state.received_bytes })
     }
 
     async fn set_state_quota(&self, _: Option<u64>) -> Result<LogId, QuotaError> {

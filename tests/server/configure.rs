@@ -30,7 +30,7 @@ async fn a_member_does_what_it_can_and_says_what_it_cannot() {
         let told = async |body: &str, code, part: &str| assert_told(node, body, code, "leader", part).await;
         told(r#"{"role": "master"}"#, 200, "leads already").await;
         told(r#"{"role": "standalone"}"#, 200, "by itself").await;
-        told(r#"{"role": "replica"}"#, 409, "takes its vote from the cluster").await;
+        told(r#"{"role": "replica"}"#, 409, "take its vote from the cluster").await;
         told(r#"{"role": "boss"}"#, 400, "no role \"boss\"").await;
         told(&format!(r#"{{"bind_address": "{node}", "master_address": "{node}"}}"#), 200, "listens at")
             .await;
