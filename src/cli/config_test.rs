@@ -89,7 +89,8 @@ pub async fn run(common: &Common, args: ConfigTestArgs) -> Result<(), CliError> 
         true => printed,
         false if report.endpoints.iter().all(|row| !row.answers) => Err(CliError::NoNodeAnswers),
         false => {
-            Err(CliError::TestFailed(format!("there is something wrong: {}", report.problems.join("; "))))
+            let count = report.problems.len();
+            Err(CliError::TestFailed(format!("{count} problem{} found", if count == 1 { "" } else { "s" })))
         }
     }
 }

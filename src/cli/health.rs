@@ -96,7 +96,7 @@ fn row(endpoint: &Endpoint, latency: Duration, answer: &Result<NodeReport, Clien
             endpoint,
             reachable: true,
             ready: Some(status.healthy()),
-            node_id: Some(status.node_id),
+            node_id: Some(status.node_id).filter(|node_id| *node_id != 0),
             role: status.role,
             kind: Some(NodeKind::of(status)),
             lag_ms: status.replica.as_ref().and_then(|replica| replica.lag).map(millis),

@@ -68,7 +68,8 @@ struct ReplicationTestReport {
 #[derive(Debug, Serialize)]
 struct SeenRow {
     endpoint: String,
-    kind: NodeKind,
+    /// Null where it does not answer.
+    kind: Option<NodeKind>,
     /// Null where nothing was looked at, and so the next.
     seen: Option<u32>,
     p50_ms: Option<f64>,
@@ -282,7 +283,7 @@ impl WatchedNode {
         let [p50_ms, p90_ms, p99_ms, max_ms] = quantiles.map(|late| late.map(millis));
         SeenRow {
             endpoint: self.endpoint.to_string(),
-            kind: self.kind,
+            kind: Some(self.kind),
             seen: looked_at.then(|| u32::try_from(seen).unwrap_or(u32::MAX)),
             p50_ms,
             p90_ms,
@@ -344,7 +345,7 @@ pub async fn run(common: &Common, args: ReplicationTestArgs) -> Result<(), CliEr
     let mut rows: Vec<_> = watched.iter().map(|watched| watched.row(&written)).collect();
     rows.extend(silent.into_iter().map(|(endpoint, error)| SeenRow {
         endpoint: endpoint.to_string(),
-        kind: NodeKind::Member,
+        kind: None,
         seen: None,
         p50_ms: None,
         p90_ms: None,
@@ -397,7 +398,7 @@ fn table(report: &ReplicationTestReport) -> String {
         };
         vec![
             row.endpoint.clone(),
-            row.kind.name().to_owned(),
+            row.kind.map_or("-", NodeKind::name).to_owned(),
             row.seen.map_or_else(|| "-".to_owned(), |seen| seen.to_string()),
             ms(row.p50_ms),
             ms(row.p90_ms),
