@@ -236,7 +236,7 @@ async fn look(written: &TestWrites, client: &Client, endpoint: &Endpoint, seen: 
 }
 
 /// A node whose writes are looked at.
-struct WatchedNode {
+struct TestedNode {
     endpoint: Endpoint,
     kind: NodeKind,
     /// Of a member.
@@ -244,7 +244,7 @@ struct WatchedNode {
     seen: SeenWrites,
 }
 
-impl WatchedNode {
+impl TestedNode {
     async fn begin(client: &Client, scope: &Scope, endpoint: Endpoint, kind: NodeKind) -> Self {
         let mut watched = Self { endpoint, kind, subscription: None, seen: SeenWrites::default() };
         if kind == NodeKind::Member {
@@ -327,7 +327,7 @@ pub async fn run(common: &Common, args: ReplicationTestArgs) -> Result<(), CliEr
     };
     let nodes = endpoints::each_once(asked).into_iter();
     let mut watched = join_all(
-        nodes.map(|(endpoint, report)| WatchedNode::begin(&client, &scope, endpoint, NodeKind::of(&report))),
+        nodes.map(|(endpoint, report)| TestedNode::begin(&client, &scope, endpoint, NodeKind::of(&report))),
     )
     .await;
     let begun = Instant::now();
@@ -458,7 +458,7 @@ mod tests {
             let endpoint = Endpoint::parse(endpoint).unwrap();
             let at = late_ms.iter().map(|ms| Instant::now() + Duration::from_millis(*ms)).collect();
             let seen = SeenWrites { at, error: error.map(str::to_owned) };
-            WatchedNode { endpoint, kind, subscription: None, seen }
+            TestedNode { endpoint, kind, subscription: None, seen }
         };
         (0..4).for_each(|_| written.note());
         let nodes = [

@@ -3,7 +3,6 @@
 //! Over connections of its own, so that what it is told and what it passes on do not wait for each other. Where the leader is it finds out as any
 //! client does, from the sources that the replica follows at present.
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -89,7 +88,6 @@ impl LeaderRelay {
 
 impl Relay for LeaderRelay {
     fn relay(self: Arc<Self>, call: v1::Call, within: Option<Duration>) -> RelayedOutcome {
-        let passed: Pin<Box<_>> = Box::pin(async move { self.pass_on(call, within).await });
-        passed
+        Box::pin(async move { self.pass_on(call, within).await })
     }
 }

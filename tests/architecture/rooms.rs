@@ -40,8 +40,8 @@ const ROOMS: &[(&str, &[&str])] = &[
         "storage", "feed", "raft"]),
     ("door", &["types", "reason", "shown", "error", "runtime", "incoming", "proto", "call", "machine",
         "feed", "engine"]),
-    ("node", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "signals", "proto",
-        "call", "report", "machine", "storage", "feed", "engine", "door"]),
+    ("node", &["types", "reason", "address", "shown", "error", "runtime", "incoming", "logging", "signals",
+        "proto", "call", "report", "machine", "storage", "feed", "engine", "door"]),
     // Outside the quorum: what is told it comes by a client, and is asked for at a port.
     ("replica", &["types", "reason", "error", "runtime", "proto", "report", "machine", "storage", "feed", "raft",
         "engine", "door", "node", "client"]),
