@@ -72,6 +72,9 @@ pub struct ReplicaArgs {
     /// What becomes of a write is told as the leader tells it, session and sequence are the caller's.
     #[arg(long)]
     pub forward_writes: bool,
+    /// Most bytes of a whole state that it is sent in a second, at least 65536; 0 for no limit
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    pub state_bytes_per_second: u64,
     /// Have what it is told compressed on the way
     #[arg(long)]
     pub compress: bool,
@@ -138,6 +141,7 @@ impl ReplicaArgs {
         run.replica.filters = self.filters.filters;
         run.replica.retries = (self.retries != 0).then_some(self.retries);
         run.replica.compressed = self.compress;
+        run.replica.state_bytes_per_second = self.state_bytes_per_second;
         run.forwards_writes = self.forward_writes;
         Ok(run)
     }

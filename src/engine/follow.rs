@@ -106,7 +106,9 @@ impl<M: StateMachine> Engine<M> {
     pub(crate) async fn leading_snapshot(&self) -> Result<LeadingSnapshot, LeadError> {
         // A node that may not be read sends nothing either.
         self.state_at(ReadLevel::Local.into()).await?;
-        loop {
+        /// With another one what comes after it may be gone again before it is written.
+        const ATTEMPTS: usize = 3;
+        for _ in 0..ATTEMPTS {
             let snapshots = self.inner.snapshots.clone();
             let newest = offload(move || snapshots.newest()).await;
             let newest = newest.map_err(|error| SnapshotError::Unreadable { reason: error.to_string() })?;
@@ -120,6 +122,8 @@ impl<M: StateMachine> Engine<M> {
             }
             self.take_snapshot().await?;
         }
+        let reason = "what comes after it is not kept for as long as it takes to write one".to_owned();
+        Err(SnapshotError::Unreadable { reason }.into())
     }
 
     /// How far back what was applied can be told by this node.

@@ -22,7 +22,7 @@ use crate::error::StorageError;
 use crate::feed::{EventLog, Feed, FeedRecord};
 use crate::machine::StateMachine;
 use crate::runtime::offload;
-use crate::storage::{SnapshotDir, SnapshotReceiver, SnapshotStore, StartProgress};
+use crate::storage::{SnapshotDir, SnapshotMeta, SnapshotReceiver, SnapshotStore, StartProgress};
 use crate::types::{Bookmark, ClusterClock, HistoryEpoch, LogId, NodeId};
 
 /// Bytes of the event log that are applied at once at a start.
@@ -38,6 +38,32 @@ pub(crate) struct ToldState<M: StateMachine> {
     /// What had been told when the last snapshot was begun.
     covered: Progress,
     building: Option<tokio::task::JoinHandle<io::Result<()>>>,
+}
+
+/// Why a state that was received did not take the place of the present one.
+pub(crate) enum NotTaken {
+    /// It never can.
+    Unfit(String),
+    /// It was damaged on its way, or could not be written.
+    Failed(String),
+}
+
+/// Whether a state that says this of itself can take the place of one at `present`.
+fn fits<M: StateMachine>(present: Bookmark, meta: &SnapshotMeta) -> Result<(), String> {
+    let SnapshotMeta { log_id, history, machines, .. } = meta;
+    if present.history.differs_from(*history) {
+        return Err(format!(
+            "it is of history {history}, and what was followed before is of {}. What is followed is not what it was: delete the data directory to follow that from the beginning",
+            present.history
+        ));
+    }
+    if present.index > 0 && present.index >= log_id.index {
+        return Err(format!(
+            "it is of position {}, and the present state of {}",
+            log_id.index, present.index
+        ));
+    }
+    machines.check(M::MACHINES).map_err(|error| error.to_string())
 }
 
 /// The same for those who read or follow it.
@@ -242,34 +268,39 @@ impl<M: StateMachine> ToldState<M> {
         self.snapshots.receive(log_id)
     }
 
+    /// Whether the state whose beginning was received can take the place of the present one, as far as it says so itself.
+    ///
+    /// # Errors
+    /// Why not: it is of another history, not ahead, or of a machine that this build does not read.
+    pub(crate) fn may_take(&self, receiver: &SnapshotReceiver) -> Result<(), String> {
+        receiver.head().map_or(Ok(()), |meta| fits::<M>(self.bookmark(), &meta))
+    }
+
     /// Takes the state in the file that was received in the place of the present one. The file is the newest snapshot from then on.
     ///
     /// # Errors
-    /// That it is damaged, of another machine, or not ahead of the present state, which stays then.
-    pub(crate) async fn take_file(&mut self, receiver: SnapshotReceiver) -> io::Result<LogId> {
+    /// See [`NotTaken`]: the present state stays then.
+    pub(crate) async fn take_file(&mut self, receiver: SnapshotReceiver) -> Result<LogId, NotTaken> {
         // One that is being written would be of an older state.
         if let Some(building) = self.building.take() {
             let _ = building.await;
         }
         let present = self.bookmark();
+        let failed = |error: &dyn std::fmt::Display| NotTaken::Failed(error.to_string());
         let taken = offload(move || {
-            let received = receiver.finish().map_err(io::Error::other)?;
-            let (at, history) = (received.meta().log_id, received.meta().history);
-            if history == present.history && present.index >= at.index {
-                return Err(io::Error::other(format!(
-                    "the state is at {} already, and the one that was received is of {at}",
-                    present.index
-                )));
-            }
-            let restored = catch("reading a snapshot", || {
+            let received = receiver.finish().map_err(|error| failed(&error))?;
+            fits::<M>(present, received.meta()).map_err(NotTaken::Unfit)?;
+            let read = catch("reading a snapshot", || {
                 snapshot::read::<M>(received.handle()).map_err(io::Error::other)
-            })?;
-            let handle = received.place().map_err(io::Error::other)?;
+            });
+            let restored = read.map_err(|error| NotTaken::Unfit(error.to_string()))?;
+            let handle = received.place().map_err(|error| failed(&error))?;
             Ok((restored, handle))
         });
         let (restored, handle) = taken.await?;
         let meta = handle.meta();
-        self.applier.take_state(restored.machine, meta.log_id, meta.clock, meta.history)?;
+        let taken = self.applier.take_state(restored.machine, meta.log_id, meta.clock, meta.history);
+        taken.map_err(|error| NotTaken::Unfit(error.to_string()))?;
         self.covered = self.applier.progress();
         self.reader.activity.snapshot_bytes.store(handle.len_bytes(), Ordering::Relaxed);
         Ok(meta.log_id)

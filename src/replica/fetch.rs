@@ -4,13 +4,14 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use super::ReplicaConfig;
 use super::follow::{Follower, SubscriptionEnd};
 use super::state::SyncState;
 use crate::client::{Client, Endpoint, HeldFile, StateFile, StateFilePiece};
 use crate::machine::StateMachine;
+use crate::raft::told::NotTaken;
 use crate::runtime::offload;
 use crate::storage::{FilePiece, SnapshotReceiver};
 use crate::types::LogId;
@@ -122,8 +123,10 @@ impl<M: StateMachine> Follower<M> {
                 state.enter(SyncState::Syncing);
             });
             if last && let Some(Arrived { receiver, .. }) = arrived.take() {
-                let taken = self.told.take_file(receiver).await;
-                taken.map_err(|error| SourceEnd::Over(SubscriptionEnd::Lost(error.to_string())))?;
+                self.told.take_file(receiver).await.map_err(|error| match error {
+                    NotTaken::Unfit(why) => unfit(&why),
+                    NotTaken::Failed(why) => SourceEnd::Over(SubscriptionEnd::Lost(why)),
+                })?;
                 let local = self.told.bookmark();
                 self.state.send_modify(|state| {
                     (state.full_syncs, state.local, state.retries) = (state.full_syncs + 1, local, 0);
@@ -136,6 +139,7 @@ impl<M: StateMachine> Follower<M> {
 
     /// Waits for the next piece. Those who read the state before are answered meanwhile.
     async fn next_piece(&mut self, file: &mut StateFile) -> Result<Option<StateFilePiece>, SourceEnd> {
+        let deadline = Instant::now() + PIECE_PATIENCE;
         loop {
             tokio::select! {
                 biased;
@@ -143,7 +147,7 @@ impl<M: StateMachine> Follower<M> {
                 changed = self.config.changed() => if changed.is_ok() {
                     return Err(SourceEnd::Over(SubscriptionEnd::Repointed));
                 },
-                piece = timeout(PIECE_PATIENCE, file.next()) => return match piece {
+                piece = timeout_at(deadline, file.next()) => return match piece {
                     Ok(piece) => piece.map_err(|error| failed(&error)),
                     Err(_) => Err(SourceEnd::Failed(format!("nothing was sent for {} s", PIECE_PATIENCE.as_secs()))),
                 },
@@ -172,6 +176,10 @@ impl<M: StateMachine> Follower<M> {
         });
         // What a write has left of the file on a full disk is not known.
         let (current, bad) = written.await.map_err(|error| failed(&error))?;
+        if offset == 0 {
+            // The rest need not be sent then.
+            self.told.may_take(&current.receiver).map_err(|why| unfit(&why))?;
+        }
         *arrived = Some(current);
         bad.map_or(Ok(()), |bad| Err(failed(&bad)))
     }
@@ -180,6 +188,10 @@ impl<M: StateMachine> Follower<M> {
 fn held(arrived: Option<&Arrived>) -> Option<HeldFile> {
     let Arrived { log_id, receiver } = arrived?;
     Some(HeldFile { log_id: *log_id, bytes: receiver.received_bytes(), crc32: receiver.crc32() })
+}
+
+fn unfit(why: &str) -> SourceEnd {
+    SourceEnd::Over(SubscriptionEnd::Fatal(format!("the whole state of its source cannot be used: {why}")))
 }
 
 fn failed(error: &dyn std::fmt::Display) -> SourceEnd {

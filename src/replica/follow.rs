@@ -83,7 +83,7 @@ impl<M: StateMachine> Follower<M> {
             let config = self.config.borrow_and_update().clone();
             self.state.send_modify(|state| {
                 state.enter(SyncState::Connecting);
-                state.gave_up = None;
+                (state.gave_up, state.heartbeat) = (None, config.heartbeat);
             });
             let over = self.follow(&config).await;
             let over = self.settle().await.map_or_else(SubscriptionEnd::Fatal, |()| over);

@@ -44,6 +44,9 @@ use crate::raft::told::ToldReader;
 use crate::runtime::{self, offload};
 use crate::types::{LogId, ReadOptions};
 
+/// A source refuses those that are slower.
+const LEAST_STATE_BYTES_PER_SECOND: u64 = 64 * 1024;
+
 /// What a replica is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -208,6 +211,11 @@ impl<M: StateMachine> Replica<M> {
                 "the machine tells events and takes none in, so it can have no replicas: see StateMachine::take_event"
                     .to_owned(),
             ));
+        }
+        if (1..LEAST_STATE_BYTES_PER_SECOND).contains(&config.state_bytes_per_second) {
+            return Err(OpenError::Config(format!(
+                "state_bytes_per_second is 0, or {LEAST_STATE_BYTES_PER_SECOND} at least"
+            )));
         }
         if !config.filters.is_empty() && !(M::TELLS_EVENTS && M::TELLS_STATE) {
             return Err(OpenError::Config(

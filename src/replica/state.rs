@@ -55,6 +55,8 @@ pub struct ReplicaState {
     pub primary_time_ms: u64,
     /// When it last heard from a source.
     pub heard: Option<Instant>,
+    /// How often a source says that it is there.
+    pub heartbeat: Duration,
     /// The source that it hears from, as `host:port`.
     pub source: String,
     /// Who leads the cluster, as far as a source knows.
@@ -82,6 +84,7 @@ impl ReplicaState {
             local_time_ms: 0,
             primary_time_ms: 0,
             heard: None,
+            heartbeat: Duration::from_secs(5),
             source: String::new(),
             leader: None,
             received_bytes: 0,
@@ -102,14 +105,15 @@ impl ReplicaState {
         self.primary_seq.saturating_sub(self.local.index)
     }
 
-    /// How much older the state is than that of its source, in log time: nothing while it has all that its source has told of, and
-    /// hears from it. `None` while that is not known.
+    /// How much older the state is than that of its source, in log time: nothing while it has all that its source has told of. For as long as it has
+    /// heard nothing, although its source should have said so, it may be behind. `None` while that is not known.
     pub fn lag(&self) -> Option<Duration> {
-        self.heard?;
-        match self.lag_entries() {
-            0 => Some(Duration::ZERO),
-            _ => Some(Duration::from_millis(self.primary_time_ms.saturating_sub(self.local_time_ms))),
-        }
+        let unheard = self.heard?.elapsed().saturating_sub(self.heartbeat * 2);
+        let told = match self.lag_entries() {
+            0 => Duration::ZERO,
+            _ => Duration::from_millis(self.primary_time_ms.saturating_sub(self.local_time_ms)),
+        };
+        Some(told.max(unheard))
     }
 
     pub(super) fn enter(&mut self, sync: SyncState) {

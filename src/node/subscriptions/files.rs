@@ -6,9 +6,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use super::failures;
 use super::registry::Subscribers;
+use super::stream::drained;
 use crate::door::bodies::{Built, room_to_build};
 use crate::door::failure::{failure, invalid};
 use crate::door::limits::DoorLimits;
@@ -25,13 +28,20 @@ use crate::types::LogId;
 
 /// Bytes of a file in one message.
 const FILE_PIECE_BYTES: usize = 256 * 1024;
+/// A slower follower would take a place for too long.
+const LEAST_BYTES_PER_SECOND: u64 = 64 * 1024;
 /// How long a snapshot is kept after a piece of it was sent last.
 const KEPT_FOR: Duration = Duration::from_mins(5);
 /// Snapshots that are kept; with one more the one that was asked for longest ago is let go of.
 const MOST_KEPT: usize = 4;
 
+/// Where the pieces go, whose connection that is, and its bounds.
+type FileLine<'a> = (&'a Outlet<(SnapshotPiece, Built)>, &'a Arc<Caller>, &'a DoorLimits);
+/// A snapshot, and its pieces from where they are to begin.
+type FoundFile = (Arc<KeptSnapshot>, SnapshotPieces);
+
 /// What a follower asks for.
-pub(super) struct WantedFile {
+struct WantedFile {
     held: Option<(LogId, u64, u32)>,
     compressed: bool,
     bytes_per_second: u64,
@@ -40,7 +50,7 @@ pub(super) struct WantedFile {
 impl WantedFile {
     /// # Errors
     /// The failure to answer instead.
-    pub(super) fn parse(request: SnapshotRequest) -> Result<Self, Failure> {
+    fn parse(request: SnapshotRequest) -> Result<Self, Failure> {
         let compressed = match request.compression() {
             Compression::Zstd => true,
             Compression::None if request.compression == 0 => false,
@@ -48,6 +58,11 @@ impl WantedFile {
                 return Err(invalid("this node does not know that compression; it knows zstd"));
             }
         };
+        if (1..LEAST_BYTES_PER_SECOND).contains(&request.bytes_per_second) {
+            return Err(invalid(&format!(
+                "bytes_per_second is 0, or {LEAST_BYTES_PER_SECOND} at least: a place is not for ever"
+            )));
+        }
         let SnapshotRequest { seq, term, offset, crc32, bytes_per_second, .. } = request;
         let held = (offset > 0).then_some((LogId::new(term, seq), offset, crc32));
         Ok(Self { held, compressed, bytes_per_second })
@@ -77,26 +92,20 @@ impl KeptSnapshots {
     }
 
     fn find(&self, log_id: LogId) -> Option<Arc<KeptSnapshot>> {
-        let found = self.lock().iter().find(|kept| kept.snapshot.handle.meta().log_id == log_id).cloned();
-        found.inspect(|kept| *kept.used() = Instant::now())
+        self.lock().iter().find(|kept| kept.snapshot.handle.meta().log_id == log_id).cloned()
     }
 
     fn keep(self: &Arc<Self>, snapshot: LeadingSnapshot) -> Arc<KeptSnapshot> {
         let log_id = snapshot.handle.meta().log_id;
-        if let Some(kept) = self.find(log_id) {
-            return kept;
-        }
         let kept = Arc::new(KeptSnapshot { snapshot, used: Mutex::new(Instant::now()) });
-        // Outside of the lock: what is let go of may be the last of a file.
-        let mut let_go = None;
         let mut all = self.lock();
-        if all.len() >= MOST_KEPT
-            && let Some(oldest) = (0..all.len()).min_by_key(|at| *all[*at].used())
-        {
-            let_go = Some(all.swap_remove(oldest));
-        }
+        // The same one again holds what comes after it anew.
+        let same = all.iter().position(|other| other.snapshot.handle.meta().log_id == log_id);
+        let oldest = (0..all.len()).min_by_key(|at| *all[*at].used()).filter(|_| all.len() >= MOST_KEPT);
+        let let_go = same.or(oldest).map(|at| all.swap_remove(at));
         all.push(kept.clone());
         drop(all);
+        // Outside of the lock: it may be the last of a file.
         drop(let_go);
         runtime::spawn(let_go_in_time(Arc::downgrade(self), Arc::downgrade(&kept)));
         kept
@@ -128,37 +137,56 @@ fn unreadable(error: &std::io::Error) -> Failure {
     failure(Reason::Unspecified, message, false, None)
 }
 
-/// The snapshot to send, and its pieces from where they are to begin.
-async fn find<N: OperatedNode>(
-    node: &N,
-    all: &Arc<KeptSnapshots>,
-    wanted: &WantedFile,
-) -> Result<(Arc<KeptSnapshot>, SnapshotPieces), Failure> {
-    if let Some((log_id, bytes, crc32)) = wanted.held
-        && let Some(kept) = all.find(log_id)
-    {
-        let mut pieces = SnapshotPieces::of(kept.snapshot.handle.clone());
-        pieces.resume(bytes, crc32).await.map_err(|error| unreadable(&error))?;
-        if pieces.offset() > 0 {
-            return Ok((kept, pieces));
-        }
-    }
-    let kept = all.keep(node.leading_snapshot().await.map_err(of_lead)?);
-    let pieces = SnapshotPieces::of(kept.snapshot.handle.clone());
-    Ok((kept, pieces))
+/// What is asked for, if it is kept, and the rest of it. A file that is being read is read to its end, whoever has gone meanwhile: so
+/// no more are read at a time than there are places.
+async fn resumed(all: &KeptSnapshots, wanted: &WantedFile) -> Result<Option<FoundFile>, Failure> {
+    let Some((log_id, bytes, crc32)) = wanted.held else { return Ok(None) };
+    let Some(kept) = all.find(log_id) else { return Ok(None) };
+    let mut pieces = SnapshotPieces::of(kept.snapshot.handle.clone());
+    pieces.resume(bytes, crc32).await.map_err(|error| unreadable(&error))?;
+    Ok((pieces.offset() > 0).then_some((kept, pieces)))
 }
 
-/// Sends the file until it has been sent, or the follower has gone.
+/// Sends the file until it has been sent, the follower has gone, or the node drains.
 ///
 /// # Errors
 /// Why nothing more is sent.
-pub(super) async fn send<N: OperatedNode>(
+pub(super) async fn serve<N: OperatedNode>(
     node: &N,
     subscribers: &Subscribers,
-    wanted: WantedFile,
-    (outlet, caller, limits): (&Outlet<(SnapshotPiece, Built)>, &Arc<Caller>, &DoorLimits),
+    request: SnapshotRequest,
+    line: FileLine<'_>,
+    draining: &mut watch::Receiver<bool>,
 ) -> Result<(), Failure> {
-    let (kept, mut pieces) = find(node, subscribers.kept_snapshots(), &wanted).await?;
+    let wanted = WantedFile::parse(request)?;
+    let kept = subscribers.kept_snapshots();
+    let resumed = resumed(kept, &wanted).await?;
+    let outlet = line.0;
+    let sending = async {
+        let found = match resumed {
+            Some(found) => found,
+            None => {
+                let kept = kept.keep(node.leading_snapshot().await.map_err(of_lead)?);
+                let pieces = SnapshotPieces::of(kept.snapshot.handle.clone());
+                (kept, pieces)
+            }
+        };
+        send(node, &wanted, found, line).await
+    };
+    tokio::select! {
+        biased;
+        () = drained(draining) => Err(failures::draining()),
+        () = outlet.gone() => Ok(()),
+        outcome = sending => outcome,
+    }
+}
+
+async fn send<N: OperatedNode>(
+    node: &N,
+    wanted: &WantedFile,
+    (kept, mut pieces): FoundFile,
+    (outlet, caller, limits): FileLine<'_>,
+) -> Result<(), Failure> {
     pieces.compress(wanted.compressed);
     let (meta, total_bytes) = (kept.snapshot.handle.meta(), kept.snapshot.handle.len_bytes());
     while !pieces.is_over() {

@@ -9,9 +9,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::begin;
 use super::failures;
-use super::files::{self, WantedFile};
+use super::files;
 use super::looks;
-use super::stream::drained;
 use super::transport::{Chunk, FollowerLine};
 use super::wire::ProtobufEncoding;
 use super::{GET_ENTRIES_AFTER, GET_STATUS, READ_SNAPSHOT, SubscriptionService};
@@ -96,17 +95,8 @@ impl<N: OperatedNode> ReplicationService for SubscriptionService<N> {
         let (outlet, pieces) = stream();
         let subscribers = self.subscribers.clone();
         runtime::spawn(async move {
-            let sending = async {
-                let wanted = WantedFile::parse(request.into_inner())?;
-                let line = (&outlet, &caller, &*limits);
-                files::send(&node, &subscribers, wanted, line).await
-            };
-            let outcome = tokio::select! {
-                biased;
-                () = drained(&mut draining) => Err(failures::draining()),
-                () = outlet.gone() => Ok(()),
-                outcome = sending => outcome,
-            };
+            let line = (&outlet, &caller, &*limits);
+            let outcome = files::serve(&node, &subscribers, request.into_inner(), line, &mut draining).await;
             drop(place);
             open.ended(&outcome);
             match outcome {

@@ -57,7 +57,7 @@ use tokio::time::Instant;
 pub(crate) use self::forwarded::{CallOutcome, Desk};
 use self::forwarded::{CallerStanding, Forwarded};
 pub(crate) use self::offers::Offers;
-use self::pieces::{InterruptedSnapshot, Receiving, Unreadable};
+use self::pieces::{IncomingSlot, Receiving, Unreadable};
 use self::refusals::{Complaints, Unanswered};
 pub(crate) use self::votes::{LastHeard, VoterPromise};
 use super::admission::Claim;
@@ -131,11 +131,9 @@ pub(crate) struct PeerService<M: StateMachine> {
     complaints: Arc<Complaints>,
     /// A snapshot that this node cannot read is not received again and again.
     unreadable: Arc<Mutex<Option<Unreadable>>>,
-    /// What has arrived of one whose connection is gone.
-    interrupted: Arc<InterruptedSnapshot>,
-    /// Held while a received snapshot is being installed. openraft answers a second installation of the
-    /// same snapshot at once, before the first one is durable.
-    installing: Arc<tokio::sync::Mutex<()>>,
+    /// The one that is being received or installed. openraft answers a second installation of the same snapshot at once, before the
+    /// first one is durable.
+    incoming: Arc<IncomingSlot>,
     reads: ReadIndexes,
     /// How many calls are under way that members have passed on.
     forwarded: Arc<Rooms<Level>>,
@@ -159,8 +157,7 @@ impl<M: StateMachine> Clone for PeerService<M> {
             offers: self.offers.clone(),
             complaints: self.complaints.clone(),
             unreadable: self.unreadable.clone(),
-            interrupted: self.interrupted.clone(),
-            installing: self.installing.clone(),
+            incoming: self.incoming.clone(),
             reads: self.reads.clone(),
             forwarded: self.forwarded.clone(),
             heard: self.heard.clone(),
@@ -191,8 +188,7 @@ impl<M: StateMachine> PeerService<M> {
             offers: Arc::new(Offers::new(activity.clone())),
             complaints: Arc::default(),
             unreadable: Arc::default(),
-            interrupted: Arc::default(),
-            installing: Arc::default(),
+            incoming: Arc::default(),
             reads,
             forwarded: Arc::default(),
             heard: Arc::default(),
@@ -302,7 +298,7 @@ impl<M: StateMachine> PeerService<M> {
         let (desk, others) = (self.callee.desk.clone(), self.forwarded.clone());
         let mut forwarded = Forwarded::new(desk, self.standing_of(from), others);
         let mut newest = 0;
-        let mut receiving = Receiving::new(&self.interrupted);
+        let mut receiving = Receiving::new(&self.incoming);
         let mut open = true;
         while open || !working.is_empty() || !unordered.is_empty() || !forwarded.is_empty() {
             tokio::select! {
@@ -346,7 +342,6 @@ impl<M: StateMachine> PeerService<M> {
                             Ok(response) => response::Body::Snapshot(response),
                             Err(refused) => {
                                 // The caller asks anew how much is here. What it has sent meanwhile fails with this piece.
-                                receiving.interrupt();
                                 self.activity.snapshots_not_received.fetch_add(is_awaited.into(), Relaxed);
                                 self.refused(from, &refused)
                             }

@@ -196,6 +196,11 @@ impl PeerClient {
                 continue;
             }
             let answer = Self::snapshot_answer(response.body)?;
+            if answer.installing {
+                // A sign of life: it is still finding out, and promises nothing.
+                shipment.advanced = Instant::now();
+                continue;
+            }
             return Ok((self.answered_vote(&answer)?, answer.held));
         }
     }

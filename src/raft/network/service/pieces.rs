@@ -5,7 +5,8 @@
 
 use std::any::Any;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
@@ -43,69 +44,55 @@ pub(super) struct Unreadable {
 }
 
 /// A snapshot of which some pieces have arrived.
-pub(super) struct IncomingSnapshot {
+struct IncomingSnapshot {
     log_id: LogId,
     receiver: SnapshotReceiver,
+    /// The connection that it comes by.
+    connection: u64,
 }
 
-/// What has arrived of a snapshot over a connection that is gone: the next one goes on with it. One per node, and not for ever.
+/// The snapshot that this node receives, whichever connection it comes by: one that is made anew goes on where the one before was. Whoever
+/// holds the lock writes a piece of it, or installs it, and others wait.
 #[derive(Default)]
-pub(super) struct InterruptedSnapshot(Mutex<Option<(IncomingSnapshot, Instant)>>);
-
-impl InterruptedSnapshot {
-    fn put(this: &Arc<Self>, snapshot: IncomingSnapshot) {
-        let since = Instant::now();
-        *this.held() = Some((snapshot, since));
-        let held = Arc::downgrade(this);
-        runtime::spawn(async move {
-            sleep(KEEP_INTERRUPTED).await;
-            if let Some(held) = held.upgrade() {
-                // Outside of the lock: a file is removed.
-                let _outlived = held.held().take_if(|(_, put)| *put == since);
-            }
-        });
-    }
-
-    /// What there is of the snapshot at `log_id`. Another one is of no use any more.
-    fn take(&self, log_id: LogId) -> Option<IncomingSnapshot> {
-        let taken = self.held().take();
-        taken.map(|(snapshot, _)| snapshot).filter(|snapshot| snapshot.log_id == log_id)
-    }
-
-    fn held(&self) -> MutexGuard<'_, Option<(IncomingSnapshot, Instant)>> {
-        self.0.lock().expect("invariant: no panic under this lock")
-    }
+pub(super) struct IncomingSlot {
+    snapshot: tokio::sync::Mutex<Option<IncomingSnapshot>>,
+    connections: AtomicU64,
 }
 
 /// What one connection receives.
 pub(super) struct Receiving {
-    current: Option<IncomingSnapshot>,
-    interrupted: Arc<InterruptedSnapshot>,
+    slot: Arc<IncomingSlot>,
+    connection: u64,
+    has_begun: bool,
 }
 
 impl Receiving {
-    pub(super) fn new(interrupted: &Arc<InterruptedSnapshot>) -> Self {
-        Self { current: None, interrupted: interrupted.clone() }
+    pub(super) fn new(slot: &Arc<IncomingSlot>) -> Self {
+        let connection = slot.connections.fetch_add(1, Relaxed);
+        Self { slot: slot.clone(), connection, has_begun: false }
     }
 
     /// Whether a piece that is not the first is waited for.
     pub(super) fn has_begun(&self) -> bool {
-        self.current.is_some()
-    }
-
-    /// The pieces that are on their way are of no use: whoever sends asks first how much is here.
-    pub(super) fn interrupt(&mut self) {
-        if let Some(current) = self.current.take()
-            && current.receiver.received_bytes() > 0
-        {
-            InterruptedSnapshot::put(&self.interrupted, current);
-        }
+        self.has_begun
     }
 }
 
 impl Drop for Receiving {
+    /// What has arrived takes room on the disk: it is kept for a while for the connection after this one.
     fn drop(&mut self) {
-        self.interrupt();
+        if !self.has_begun {
+            return;
+        }
+        let (slot, connection) = (Arc::downgrade(&self.slot), self.connection);
+        runtime::spawn(async move {
+            sleep(KEEP_INTERRUPTED).await;
+            if let Some(slot) = slot.upgrade() {
+                let outlived = slot.snapshot.lock().await.take_if(|held| held.connection == connection);
+                // A file is removed.
+                offload(move || drop(outlived)).await;
+            }
+        });
     }
 }
 
@@ -129,18 +116,24 @@ impl<M: StateMachine> PeerService<M> {
         let log_id = LogId::new(last_log.term, last_log.index);
         self.bearings().snapshot(vote.leader_id.term, log_id)?;
         self.heard.now();
+        let slot = receiving.slot.clone();
+        let mut slot = slot.snapshot.lock().await;
         if !self.callee.disk.has_room() {
+            // What has arrived is the first to go.
+            let arrived = slot.take();
+            offload(move || drop(arrived)).await;
             return Err(Unanswered::Failed(DISK_FULL.to_owned()));
         }
+        receiving.has_begun = true;
         if piece.probe {
-            return self.probed(receiving, log_id).await;
+            return self.probed(vote, receiving.connection, &mut slot, log_id).await;
         }
         if piece.offset == 0 {
             self.check_readable(log_id)?;
             let receiver = self.snapshots.receive(log_id).map_err(Unanswered::failed)?;
-            receiving.current = Some(IncomingSnapshot { log_id, receiver });
+            *slot = Some(IncomingSnapshot { log_id, receiver, connection: receiving.connection });
         }
-        let current = receiving.current.as_ref();
+        let current = slot.as_ref().filter(|current| current.connection == receiving.connection);
         let current = current.ok_or(Malformed("a piece of a snapshot whose beginning is missing"))?;
         let (have, offset) = (current.receiver.received_bytes(), piece.offset);
         if current.log_id != log_id || offset > have {
@@ -155,7 +148,7 @@ impl<M: StateMachine> PeerService<M> {
         let SnapshotPiece { bytes, crc32, uncompressed_bytes, last, .. } = piece;
         let piece = FilePiece { offset, bytes, crc32, uncompressed_bytes, last };
         let bytes = offload(move || piece.content()).await.map_err(Unanswered::failed)?;
-        let mut current = receiving.current.take().expect("invariant: it was there before");
+        let mut current = slot.take().expect("invariant: it was there before");
         let outdated = self.callee.outdated.clone();
         let written = offload(move || {
             current.receiver.write(offset, &bytes).map_err(Unanswered::failed)?;
@@ -167,26 +160,37 @@ impl<M: StateMachine> PeerService<M> {
         });
         let current = written.await?;
         if !last {
-            receiving.current = Some(current);
+            *slot = Some(current);
             return Ok(self.taken());
         }
         self.install(vote, current).await
     }
 
-    /// Says how much of the snapshot at `log_id` is here.
+    /// Says how much of the snapshot at `log_id` is here. Another one is of no use any more.
     async fn probed(
         &self,
-        receiving: &mut Receiving,
+        vote: Vote,
+        connection: u64,
+        slot: &mut Option<IncomingSnapshot>,
         log_id: LogId,
     ) -> Result<proto::SnapshotResponse, Unanswered> {
         self.check_readable(log_id)?;
         if self.has_in_place(log_id).await? {
+            // To say so counts as an acknowledgement, as after an installation.
+            if let Some(higher) = self.heed(vote, log_id).await? {
+                return Ok(self.answered_by(&higher));
+            }
             let held = proto::HeldPieces { installed: true, ..proto::HeldPieces::default() };
             return Ok(proto::SnapshotResponse { held: Some(held), ..self.taken() });
         }
-        receiving.interrupt();
-        receiving.current = receiving.interrupted.take(log_id);
-        let received = receiving.current.as_ref().map(|current| &current.receiver);
+        if slot.as_ref().is_some_and(|held| held.log_id != log_id) {
+            let useless = slot.take();
+            offload(move || drop(useless)).await;
+        }
+        let received = slot.as_mut().map(|held| {
+            held.connection = connection;
+            &held.receiver
+        });
         let held = proto::HeldPieces {
             bytes: received.map_or(0, |receiver| receiver.received_bytes()),
             crc32: received.map_or(0, |receiver| receiver.crc32()),
@@ -208,10 +212,26 @@ impl<M: StateMachine> PeerService<M> {
     }
 
     fn taken(&self) -> proto::SnapshotResponse {
+        self.answered_by(&self.vote())
+    }
+
+    fn answered_by(&self, vote: &Vote) -> proto::SnapshotResponse {
         proto::SnapshotResponse {
-            vote: Some(wire::vote(&self.vote())),
+            vote: Some(wire::vote(vote)),
             lease_ms: self.lease_ms(),
             ..proto::SnapshotResponse::default()
+        }
+    }
+
+    /// Accepts the leader that has a snapshot at `log_id`. The vote of a newer one, if there is.
+    async fn heed(&self, vote: Vote, log_id: LogId) -> Result<Option<Vote>, Unanswered> {
+        self.statements.note(vote, Some(log_id), Some(log_id))?;
+        let here = AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None };
+        match self.raft.append_entries(here).await.map_err(Unanswered::failed)? {
+            AppendEntriesResponse::HigherVote(higher) => Ok(Some(higher)),
+            AppendEntriesResponse::Success
+            | AppendEntriesResponse::PartialSuccess(_)
+            | AppendEntriesResponse::Conflict => Ok(None),
         }
     }
 
@@ -225,21 +245,10 @@ impl<M: StateMachine> PeerService<M> {
         let read = offload(move || read::<M>(complete.receiver, &*outdated)).await;
         let (received, content) = read.inspect_err(|reason| self.note_unreadable(log_id, reason))?;
         let meta = snapshot::meta(received.meta());
-        let _one_at_a_time = self.installing.lock().await;
-        let answer = |vote: &Vote| proto::SnapshotResponse {
-            vote: Some(wire::vote(vote)),
-            lease_ms: self.lease_ms(),
-            ..proto::SnapshotResponse::default()
-        };
         // From here on no other leader commits anything that the snapshot might contradict: the core asserts that it does
         // not.
-        self.statements.note(vote, Some(log_id), Some(log_id))?;
-        let here = AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None };
-        match self.raft.append_entries(here).await.map_err(Unanswered::failed)? {
-            AppendEntriesResponse::HigherVote(higher) => return Ok(answer(&higher)),
-            AppendEntriesResponse::Success
-            | AppendEntriesResponse::PartialSuccess(_)
-            | AppendEntriesResponse::Conflict => {}
+        if let Some(higher) = self.heed(vote, log_id).await? {
+            return Ok(self.answered_by(&higher));
         }
         let committed = self
             .raft
@@ -251,7 +260,7 @@ impl<M: StateMachine> PeerService<M> {
         // Before the core may count on it.
         self.activity.leader_clock.snapshot_received();
         let response = self.raft.install_full_snapshot(vote, snapshot).await.map_err(Unanswered::failed)?;
-        Ok(answer(&response.vote))
+        Ok(self.answered_by(&response.vote))
     }
 
     /// Refuses a snapshot that could not be read a short while ago.
