@@ -10,7 +10,6 @@ use quorate::EngineConfig;
 use quorate::client::MachineClient;
 use quorate::kv::Kv;
 use quorate::server::{DoorLimits, MachineGuest, Server};
-use quorate::store::StartProgress;
 use quorate::testkit::proto::replication::{WalEntryProto, WalOperation};
 use quorate::testkit::proto::v1::SnapshotRequest;
 use quorate::testkit::proto::v1::admin_client::AdminClient;

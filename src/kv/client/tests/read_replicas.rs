@@ -152,7 +152,9 @@ async fn an_address_that_a_node_names_is_read_at_only_if_it_is_a_whole_replica_o
         until("it has answered", || link.node.has_answered()).await;
         let before = replica.requests();
         read_at(&client, ReadLevel::Local, 9).await;
-        assert_eq!((replica.requests(), client.replicas().len()), (before, 0), "{why}");
+        // Those are listed all the same that are only late.
+        let listed = usize::from(matches!(why, "far behind" | "does not know how far"));
+        assert_eq!((replica.requests(), client.replicas().len()), (before, listed), "{why}");
         put(&client, "k", "v").await.unwrap();
         assert_eq!(replica.requests(), before, "a write at {why}");
     }
