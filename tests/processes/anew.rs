@@ -3,14 +3,26 @@
 
 use futures::StreamExt;
 use quorate::Reason;
+use quorate::client::SubscribeOptions;
 use quorate::kv::client::{Client, ClientError, Range, Scope};
 use quorate::{Bookmark, ReadLevel, ReadOptions};
 
-use crate::support::{DEADLINE, start};
+use crate::replicas::{ReplicaProcess, position};
+use crate::support::{DEADLINE, TestCluster, eventually, free_address, start};
 
 async fn reason_of_read(client: &Client, after: Bookmark, level: ReadLevel) -> Option<Reason> {
     let read = ReadOptions::from(level).after(after);
     client.get(&Scope::default(), "k", read).await.err().map(|error| error.reason())
+}
+
+/// Has another cluster in the place of this one.
+fn make_anew(nodes: &TestCluster) {
+    nodes.cluster.kill_all().unwrap();
+    for node in nodes.cluster.nodes() {
+        std::fs::remove_dir_all(node.data_dir()).unwrap();
+    }
+    nodes.cluster.start_all().unwrap();
+    nodes.cluster.wait_ready(DEADLINE).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -27,12 +39,7 @@ async fn positions_of_the_cluster_before_are_refused() {
     }
     assert_eq!(watch.resume_from().history, old.history);
 
-    nodes.cluster.kill_all().unwrap();
-    for node in nodes.cluster.nodes() {
-        std::fs::remove_dir_all(node.data_dir()).unwrap();
-    }
-    nodes.cluster.start_all().unwrap();
-    nodes.cluster.wait_ready(DEADLINE).unwrap();
+    make_anew(&nodes);
 
     // The client's session is of the old cluster: a write in it is refused, and the next one goes on in this one.
     let refused = client.put(&scope, "k", "new").await.unwrap_err();
@@ -62,4 +69,51 @@ async fn positions_of_the_cluster_before_are_refused() {
     nodes.quorate(&["watch", "k", "--from", "100000000"]).assert_refused(1, &["ahead of the cluster"]);
     nodes.quorate(&["get", "k", "--after", "100000000"]).assert_refused(1, &["ahead of the cluster"]);
     nodes.quorate(&["watch", "k", "--from", "5@zz"]).assert_refused(3, &["42@"]);
+}
+
+/// L2, L10: their positions are no places of this cluster, be it behind or beyond them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_of_the_cluster_before_are_told_so() {
+    let nodes = start(&[]);
+    let (scope, dir) = (Scope::default(), tempfile::tempdir().unwrap());
+    let (serves, log) = (free_address(), dir.path().join("replica.log"));
+    let begin = || ReplicaProcess::start(&nodes, &dir.path().join("state"), &serves, &log);
+    let mut replica = begin();
+    for _ in 0..20 {
+        nodes.put("k", "old").await;
+    }
+    let mut subscription = nodes.client.subscribe(SubscribeOptions::from_beginning()).await.unwrap();
+    let mut last = 0;
+    for _ in 0..20 {
+        last = subscription.next().await.unwrap().unwrap().seq;
+    }
+    let old = subscription.position();
+    eventually("the replica has it", async || position(&serves).is_some_and(|(applied, _)| applied >= last))
+        .await;
+    make_anew(&nodes);
+    // The client's session is of the old cluster.
+    let _ = nodes.client.put(&scope, "k", "new").await;
+    let mut next = 0;
+    // Further than they are, so that nothing but the history tells them.
+    while next <= last {
+        next = nodes.client.put(&scope, "k", "new").await.unwrap().revision;
+    }
+    let reason = async |subscription: &mut quorate::client::Subscription| {
+        let ended = tokio::time::timeout(DEADLINE, subscription.next()).await.expect("it is silent");
+        ended.expect("it just ends").unwrap_err().reason()
+    };
+    assert_eq!(reason(&mut subscription).await, Reason::OtherHistory);
+    for (after, expected) in [(old, Reason::OtherHistory), (100_000_000.into(), Reason::Ahead)] {
+        let mut subscription = nodes.client.subscribe(SubscribeOptions::after(after)).await.unwrap();
+        assert_eq!(reason(&mut subscription).await, expected, "{after:?}");
+    }
+    let refused = "not what it has followed before";
+    let times = || std::fs::read_to_string(&log).unwrap().matches(refused).count();
+    eventually("the replica ends", async || replica.ended().is_some()).await;
+    assert!(!replica.ended().unwrap().success() && times() > 0);
+    // Nor does it take a restart for a reason to begin anew.
+    let before = times();
+    let mut replica = begin();
+    eventually("the replica ends again", async || replica.ended().is_some()).await;
+    assert!(!replica.ended().unwrap().success() && times() > before);
 }

@@ -10,6 +10,7 @@ mod guest;
 mod machine_guest;
 mod replica;
 mod replication;
+mod seam;
 mod subscribe;
 mod tasks;
 mod unconfirmed;
