@@ -992,7 +992,7 @@ pub struct Item {
     /// That time has passed by the clock of the node that answers. The key goes with the write that removes it: a node that hears of no
     /// writes shows it for as long as that lasts.
     #[prost(bool, tag = "7")]
-    pub overdue: bool,
+    pub past_due: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PutRequest {

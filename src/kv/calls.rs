@@ -278,12 +278,12 @@ fn items(found: Vec<(Bytes, machine::Item)>) -> Vec<Item> {
 
 fn item(key: Bytes, item: machine::Item) -> Item {
     let machine::Item { value, create_revision, mod_revision, version, expires_ms } = item;
-    let overdue = is_overdue(expires_ms);
-    Item { key, value, create_revision, mod_revision, version, expires_ms, overdue }
+    let past_due = is_past_due(expires_ms);
+    Item { key, value, create_revision, mod_revision, version, expires_ms, past_due }
 }
 
 /// Whether a key that expires at this time of day, if it ever does, would be gone if the clock of this node were asked.
-fn is_overdue(expires_ms: u64) -> bool {
+fn is_past_due(expires_ms: u64) -> bool {
     expires_ms != 0 && expires_ms <= runtime::unix_time_ms()
 }
 
@@ -294,8 +294,8 @@ pub(super) fn event(revision: u64, event: AppliedEvent, time_at: impl Fn(u64) ->
     let (kind, item) = match operation {
         EventOperation::Insert | EventOperation::Update => {
             let expires_ms = deadline_ms.map_or(0, time_at);
-            let (create_revision, mod_revision, overdue) = (created, revision, is_overdue(expires_ms));
-            let item = Item { key, value, create_revision, mod_revision, version, expires_ms, overdue };
+            let (create_revision, mod_revision, past_due) = (created, revision, is_past_due(expires_ms));
+            let item = Item { key, value, create_revision, mod_revision, version, expires_ms, past_due };
             (EventKind::Put, item)
         }
         EventOperation::Delete => (EventKind::Delete, gone(key)),

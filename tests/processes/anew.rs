@@ -1,14 +1,17 @@
 //! A cluster that was wiped and made anew on the same addresses: whoever comes back with a position or a session of
 //! the one before is told so.
 
+use std::process::Command;
+
 use futures::StreamExt;
 use quorate::Reason;
 use quorate::client::SubscribeOptions;
-use quorate::kv::client::{Client, ClientError, Range, Scope};
+use quorate::kv::client::{Client, ClientConfig, ClientError, Range, Scope};
 use quorate::{Bookmark, ReadLevel, ReadOptions};
 
 use crate::replicas::{ReplicaProcess, position};
-use crate::support::{DEADLINE, TestCluster, eventually, free_address, start};
+use crate::support::{DEADLINE, QUORATE, TestCluster, eventually, free_address, get_at, start};
+use crate::transfer::Running;
 
 async fn reason_of_read(client: &Client, after: Bookmark, level: ReadLevel) -> Option<Reason> {
     let read = ReadOptions::from(level).after(after);
@@ -116,4 +119,65 @@ async fn followers_of_the_cluster_before_are_told_so() {
     let mut replica = begin();
     eventually("the replica ends again", async || replica.ended().is_some()).await;
     assert!(!replica.ended().unwrap().success() && times() > before);
+}
+
+/// L11: the source has another past at the same positions, as a copy of its directory has that went another way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_is_told_what_does_not_fit_stops_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (listens, peers, serves) = (free_address(), free_address(), free_address());
+    let log = dir.path().join("replica.log");
+    let serve = async |data: &str| {
+        let mut command = Command::new(QUORATE);
+        command.args(["serve", "--single", "--data-dir"]).arg(dir.path().join(data));
+        let node = Running::start(command.args(["--client-listen", &listens, "--peer-listen", &peers]));
+        let is_ready = async || get_at(&listens, "/readyz").is_some_and(|(code, _)| code == 200);
+        eventually("the node serves", is_ready).await;
+        node
+    };
+    let write = async |key: &str, times: u64| {
+        let client = Client::new([&listens], ClientConfig::default()).unwrap();
+        let mut last = 0;
+        for n in 0..times {
+            last = client.put(&Scope::default(), key.to_owned(), n.to_string()).await.unwrap().revision;
+        }
+        last
+    };
+    let node = serve("one").await;
+    write("k", 5).await;
+    drop(node);
+    let copied =
+        Command::new("cp").arg("-r").args([dir.path().join("one"), dir.path().join("other")]).status();
+    assert!(copied.unwrap().success());
+
+    let node = serve("one").await;
+    let mut replica = ReplicaProcess::following(&listens, &dir.path().join("state"), &serves, &log);
+    let last = write("k", 10).await;
+    let has_it = async || position(&serves).is_some_and(|(applied, _)| applied >= last);
+    eventually("the replica has it", has_it).await;
+    let (applied, hash) = position(&serves).unwrap();
+    replica.kill();
+    drop(node);
+    let _other = serve("other").await;
+    write("something else", 20).await;
+    let upto = write("k", 20).await;
+    for _ in 0..2 {
+        let before = std::fs::metadata(&log).unwrap().len() as usize;
+        let mut replica = ReplicaProcess::following(&listens, &dir.path().join("state"), &serves, &log);
+        let is_as_it_was = async || {
+            if let Some(seen) = position(&serves) {
+                assert_eq!(seen, (applied, hash.clone()), "nothing of another past is shown");
+            }
+            replica.ended().is_some()
+        };
+        eventually("the replica ends", is_as_it_was).await;
+        assert!(!replica.ended().unwrap().success());
+        let said = std::fs::read_to_string(&log).unwrap();
+        assert!(said[before..].contains("delete its data directory"), "{}", &said[before..]);
+    }
+    // As it was advised.
+    std::fs::remove_dir_all(dir.path().join("state")).unwrap();
+    let _replica = ReplicaProcess::following(&listens, &dir.path().join("state"), &serves, &log);
+    let is_same = async || position(&serves).is_some_and(|at| at.0 >= upto && position(&listens) == Some(at));
+    eventually("a new one has the state of its source", is_same).await;
 }

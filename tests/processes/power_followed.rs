@@ -65,9 +65,9 @@ fn led_to(reading: &Reading) -> Told {
 
 /// Says where two differ: they are too long to be printed.
 fn assert_same(told: &Told, applied: &Told, what: &str) {
-    let invented = told.iter().find(|(seq, event)| applied.get(seq) != Some(event));
+    let invented = told.iter().find(|(seq, event)| applied.get(*seq) != Some(*event));
     assert_eq!(invented, None, "{what}: it is told, and was not applied");
-    let missing = applied.iter().find(|(seq, _)| !told.contains_key(seq));
+    let missing = applied.iter().find(|(seq, _)| !told.contains_key(*seq));
     assert_eq!(missing, None, "{what}: it was applied, and is not told");
 }
 

@@ -17,12 +17,12 @@ use tokio::sync::Semaphore;
 
 use crate::replica::{config, hash, node_at, open, reach};
 use crate::subscribe::Follower;
-use crate::{channel, put_many, with_node};
+use crate::{DEADLINE, channel, put_many, with_node};
 
 /// Keys of each writer.
 const KEYS: u64 = 40;
 /// States that are sent at a time: fewer than a node allows.
-const AT_A_TIME: usize = 4;
+const AT_A_TIME: usize = 6;
 
 /// What is known of a key: its value, the position of its last write, and how many there were.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -193,7 +193,11 @@ async fn begin_at_any_moment(address: SocketAddr, followers: u64) {
     let replicas = (0..followers / 2).map(async |n| {
         tokio::time::sleep(begins(n * 2 + 1)).await;
         let own = tempfile::tempdir().unwrap();
+        let place = places.acquire().await.unwrap();
         let replica = open(config(address, own.path())).await;
+        let has_state = tokio::time::timeout(DEADLINE, replica.wait_for(|state| state.full_syncs == 1)).await;
+        assert!(has_state.is_ok(), "it is not sent the state: {:?}", replica.state());
+        drop(place);
         reach(&replica, finished().await).await;
         (replica, own)
     });

@@ -23,7 +23,7 @@ pub struct Item {
     pub expires_ms: u64,
     /// Whether that time has passed by the clock of the node that answered. The key goes with the write that removes it: a node that
     /// hears of no writes shows it for as long as that lasts.
-    pub overdue: bool,
+    pub past_due: bool,
 }
 
 /// Answer to a put. With [`AckLevel::Leader`](crate::AckLevel::Leader) only the header is filled in: the put is not applied yet.

@@ -36,13 +36,13 @@ fn printed(address: &str, key: &str) -> serde_json::Value {
 
 /// L12: the deadline is shown as it was told, and that it has passed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_whose_time_has_passed_while_the_source_is_away_is_shown_as_overdue() {
+async fn a_key_whose_time_has_passed_while_the_source_is_away_is_shown_as_past_due() {
     let dir = tempfile::tempdir().unwrap();
-    let (listens, serves) = (free_address(), free_address());
+    let (listens, peers, serves) = (free_address(), free_address(), free_address());
     let serve = || {
         let mut command = Command::new(QUORATE);
         command.args(["serve", "--single", "--data-dir"]).arg(dir.path().join("node"));
-        command.args(["--client-listen", &listens, "--peer-listen", &free_address()]);
+        command.args(["--client-listen", &listens, "--peer-listen", &peers]);
         Running::start(&mut command)
     };
     let node = serve();
@@ -65,18 +65,18 @@ async fn a_key_whose_time_has_passed_while_the_source_is_away_is_shown_as_overdu
     let told = local(&serves, "short").await.unwrap();
     let due = put_at + TTL.as_millis() as u64;
     assert!((due - 1_000..due + 1_000).contains(&told.expires_ms), "{} for {due}", told.expires_ms);
-    let is_overdue = async || {
+    let is_past_due = async || {
         let (before, item, after) = (unix_ms(), local(&serves, "short").await.unwrap(), unix_ms());
         assert_eq!((&item.value, item.expires_ms), (&told.value, told.expires_ms), "as it was told");
-        assert!(item.overdue || before < item.expires_ms, "{item:?} at {before}");
-        assert!(!item.overdue || after >= item.expires_ms, "{item:?} at {after}");
-        item.overdue
+        assert!(item.past_due || before < item.expires_ms, "{item:?} at {before}");
+        assert!(!item.past_due || after >= item.expires_ms, "{item:?} at {after}");
+        item.past_due
     };
-    eventually("the answer says that its time has passed", is_overdue).await;
+    eventually("the answer says that its time has passed", is_past_due).await;
     let object = printed(&serves, "short");
-    assert_eq!((&object["overdue"], &object["expires_ms"]), (&true.into(), &told.expires_ms.into()));
-    assert!(!local(&serves, "lasting").await.unwrap().overdue, "it never expires");
-    assert_eq!(printed(&serves, "lasting").get("overdue"), None);
+    assert_eq!((&object["past_due"], &object["expires_ms"]), (&true.into(), &told.expires_ms.into()));
+    assert!(!local(&serves, "lasting").await.unwrap().past_due, "it never expires");
+    assert_eq!(printed(&serves, "lasting").get("past_due"), None);
 
     // A restart knows nothing of how long it took, but what the clock shows.
     replica.kill();
@@ -84,7 +84,7 @@ async fn a_key_whose_time_has_passed_while_the_source_is_away_is_shown_as_overdu
     let serves_again = async || position(&serves).is_some_and(|(applied, _)| applied >= put.revision);
     eventually("the replica serves again", serves_again).await;
     let item = local(&serves, "short").await.unwrap();
-    assert_eq!((item.expires_ms, item.overdue), (told.expires_ms, true));
+    assert_eq!((item.expires_ms, item.past_due), (told.expires_ms, true));
 
     // And it is gone when the source says so.
     let _node = serve();
