@@ -282,7 +282,7 @@ async fn those_who_never_come_back_or_take_nothing_hold_up_nobody() {
 async fn a_slow_subscriber_costs_bounded_memory_and_is_told_everything() {
     const VALUE_BYTES: usize = 32 * 1024;
     const WARM: u64 = 1_000;
-    const WRITES: u64 = 3_000;
+    let writes = std::env::var("QUORATE_TEST_WRITES").map_or(4_000, |writes| writes.parse().unwrap());
     let source = Source::alone(&[]).await;
     let mut versions = vec![0; KEYS as usize];
     let mut fast = source.client.subscribe(SubscribeOptions::from_beginning()).await.unwrap();
@@ -307,17 +307,17 @@ async fn a_slow_subscriber_costs_bounded_memory_and_is_told_everything() {
         }
     };
     let writing = async {
-        let all = WARM..WARM + WRITES;
-        tokio::join!(source.write(all, VALUE_BYTES), take(&mut fast, &mut versions, WRITES));
+        let all = WARM..WARM + writes;
+        tokio::join!(source.write(all, VALUE_BYTES), take(&mut fast, &mut versions, writes));
         stop.store(true, Ordering::Relaxed);
     };
     tokio::join!(writing, looking);
-    let (grown, written) = (most.saturating_sub(before), WRITES * VALUE_BYTES as u64);
+    let (grown, written) = (most.saturating_sub(before), writes * VALUE_BYTES as u64);
     println!("memory {before}, {grown} more for {written} bytes; {unsent} on their way");
     assert!(grown < written / 2, "{grown} bytes more than {before}");
     assert!(unsent < 4 * MIB, "{unsent} bytes on their way");
     // And then it has the rest.
     line.slow_down(0);
-    take(&mut slow, &mut slow_versions, WARM + WRITES - 1).await;
+    take(&mut slow, &mut slow_versions, WARM + writes - 1).await;
     assert_eq!(slow_versions, versions);
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quorate::kv::client::{Client, ClientConfig, Scope, WriteOptions};
 use quorate::testkit::proto::v1::kv_client::KvClient;
-use quorate::testkit::proto::v1::{GetRequest, Item, ReadLevel, ReadOptions};
+use quorate::testkit::proto::v1::{GetRequest, Item, ReadLevel};
 use tonic::transport::Channel;
 
 use crate::replicas::{ReplicaProcess, position};
@@ -21,8 +21,8 @@ fn unix_ms() -> u64 {
 /// What the node at `address` has, whatever that is.
 async fn local(address: &str, key: &str) -> Option<Item> {
     let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-    let options = Some(ReadOptions { level: ReadLevel::Local.into(), ..Default::default() });
-    let get = GetRequest { key: key.to_owned().into(), options, ..Default::default() };
+    let level = ReadLevel::Local.into();
+    let get = GetRequest { key: key.to_owned().into(), level, ..Default::default() };
     KvClient::new(channel).get(get).await.unwrap().into_inner().item
 }
 
