@@ -282,7 +282,7 @@ async fn those_who_never_come_back_or_take_nothing_hold_up_nobody() {
 async fn a_slow_subscriber_costs_bounded_memory_and_is_told_everything() {
     const VALUE_BYTES: usize = 32 * 1024;
     const WARM: u64 = 1_000;
-    let writes = std::env::var("QUORATE_TEST_WRITES").map_or(4_000, |writes| writes.parse().unwrap());
+    let writes = std::env::var("QUORATE_TEST_WRITES").map_or(8_000, |writes| writes.parse().unwrap());
     let source = Source::alone(&[]).await;
     let mut versions = vec![0; KEYS as usize];
     let mut fast = source.client.subscribe(SubscribeOptions::from_beginning()).await.unwrap();
@@ -290,7 +290,6 @@ async fn a_slow_subscriber_costs_bounded_memory_and_is_told_everything() {
     let before = source.memory();
 
     let line = Line::to(&source.listens).unwrap();
-    line.slow_down(50_000);
     let slow = Client::new([line.address()], ClientConfig::default()).unwrap();
     // Without a window: nothing but the connection holds back what is sent.
     let mut options = SubscribeOptions::from_beginning();
@@ -298,6 +297,7 @@ async fn a_slow_subscriber_costs_bounded_memory_and_is_told_everything() {
     let mut slow = slow.subscribe(options).await.unwrap();
     let mut slow_versions = vec![0; KEYS as usize];
     take(&mut slow, &mut slow_versions, 1).await;
+    line.slow_down(50_000);
     let (stop, mut most, mut unsent) = (AtomicBool::new(false), 0, 0);
     let looking = async {
         while !stop.load(Ordering::Relaxed) {
@@ -314,7 +314,7 @@ async fn a_slow_subscriber_costs_bounded_memory_and_is_told_everything() {
     tokio::join!(writing, looking);
     let (grown, written) = (most.saturating_sub(before), writes * VALUE_BYTES as u64);
     println!("memory {before}, {grown} more for {written} bytes; {unsent} on their way");
-    assert!(grown < written / 2, "{grown} bytes more than {before}");
+    assert!(grown < 128 * MIB, "{grown} bytes more than {before}, for {written}");
     assert!(unsent < 4 * MIB, "{unsent} bytes on their way");
     // And then it has the rest.
     line.slow_down(0);
