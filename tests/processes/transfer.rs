@@ -122,7 +122,7 @@ async fn a_replica_is_sent_a_state_once_however_often_its_connection_is_cut() {
         "--event-log-operations",
         "1000",
         "--event-log-bytes",
-        "1048576",
+        "4194304",
     ]);
     let _node = Running::start(&mut node);
     let serves = async || get_at(&listens, "/readyz").is_some_and(|(code, _)| code == 200);
