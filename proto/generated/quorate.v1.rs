@@ -989,6 +989,10 @@ pub struct Item {
     /// When the key expires, milliseconds since the Unix epoch by the cluster's clock; 0: never.
     #[prost(uint64, tag = "6")]
     pub expires_ms: u64,
+    /// That time has passed by the clock of the node that answers. The key goes with the write that removes it: a node that hears of no
+    /// writes shows it for as long as that lasts.
+    #[prost(bool, tag = "7")]
+    pub past_due: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PutRequest {

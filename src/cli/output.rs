@@ -118,6 +118,9 @@ pub(super) fn item_object(item: &Item) -> Map<String, Value> {
     object.insert("version".to_owned(), item.version.into());
     let expires_ms = Some(item.expires_ms).filter(|expires_ms| *expires_ms != 0);
     object.insert("expires_ms".to_owned(), expires_ms.into());
+    if expires_ms.is_some() {
+        object.insert("past_due".to_owned(), item.past_due.into());
+    }
     object
 }
 

@@ -1,5 +1,5 @@
-//! What a request asks of the machine, and what the machine's answers are to those who asked. Pure functions: defaults and
-//! limits on the way in, keys that the machine does not repeat on the way out.
+//! What a request asks of the machine, and what the machine's answers are to those who asked. Defaults and
+//! limits on the way in, keys that the machine does not repeat on the way out, and whether their time has passed.
 
 use bytes::Bytes;
 
@@ -17,6 +17,7 @@ use crate::door::Call;
 use crate::machine::{AppliedEvent, EventOperation};
 use crate::proto::v1::txn_operation::Operation;
 use crate::proto::v1::{TxnOperation, TxnRequest};
+use crate::runtime;
 use crate::types::LogId;
 
 /// Stands in for an empty tenant or collection.
@@ -277,7 +278,13 @@ fn items(found: Vec<(Bytes, machine::Item)>) -> Vec<Item> {
 
 fn item(key: Bytes, item: machine::Item) -> Item {
     let machine::Item { value, create_revision, mod_revision, version, expires_ms } = item;
-    Item { key, value, create_revision, mod_revision, version, expires_ms }
+    let past_due = is_past_due(expires_ms);
+    Item { key, value, create_revision, mod_revision, version, expires_ms, past_due }
+}
+
+/// Whether a key that expires at this time of day, if it ever does, would be gone if the clock of this node were asked.
+fn is_past_due(expires_ms: u64) -> bool {
+    expires_ms != 0 && expires_ms <= runtime::unix_time_ms()
 }
 
 /// A change at `revision`, as those who watch are told it; `time_at` makes times of day of elapsed time.
@@ -287,8 +294,8 @@ pub(super) fn event(revision: u64, event: AppliedEvent, time_at: impl Fn(u64) ->
     let (kind, item) = match operation {
         EventOperation::Insert | EventOperation::Update => {
             let expires_ms = deadline_ms.map_or(0, time_at);
-            let item =
-                Item { key, value, create_revision: created, mod_revision: revision, version, expires_ms };
+            let (create_revision, mod_revision, past_due) = (created, revision, is_past_due(expires_ms));
+            let item = Item { key, value, create_revision, mod_revision, version, expires_ms, past_due };
             (EventKind::Put, item)
         }
         EventOperation::Delete => (EventKind::Delete, gone(key)),

@@ -1,16 +1,31 @@
 //! A cluster that was wiped and made anew on the same addresses: whoever comes back with a position or a session of
 //! the one before is told so.
 
+use std::process::Command;
+
 use futures::StreamExt;
 use quorate::Reason;
-use quorate::kv::client::{Client, ClientError, Range, Scope};
+use quorate::client::SubscribeOptions;
+use quorate::kv::client::{Client, ClientConfig, ClientError, Range, Scope};
 use quorate::{Bookmark, ReadLevel, ReadOptions};
 
-use crate::support::{DEADLINE, start};
+use crate::replicas::{ReplicaProcess, position};
+use crate::support::{DEADLINE, QUORATE, TestCluster, eventually, free_address, get_at, start};
+use crate::transfer::Running;
 
 async fn reason_of_read(client: &Client, after: Bookmark, level: ReadLevel) -> Option<Reason> {
     let read = ReadOptions::from(level).after(after);
     client.get(&Scope::default(), "k", read).await.err().map(|error| error.reason())
+}
+
+/// Has another cluster in the place of this one.
+fn make_anew(nodes: &TestCluster) {
+    nodes.cluster.kill_all().unwrap();
+    for node in nodes.cluster.nodes() {
+        std::fs::remove_dir_all(node.data_dir()).unwrap();
+    }
+    nodes.cluster.start_all().unwrap();
+    nodes.cluster.wait_ready(DEADLINE).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -27,12 +42,7 @@ async fn positions_of_the_cluster_before_are_refused() {
     }
     assert_eq!(watch.resume_from().history, old.history);
 
-    nodes.cluster.kill_all().unwrap();
-    for node in nodes.cluster.nodes() {
-        std::fs::remove_dir_all(node.data_dir()).unwrap();
-    }
-    nodes.cluster.start_all().unwrap();
-    nodes.cluster.wait_ready(DEADLINE).unwrap();
+    make_anew(&nodes);
 
     // The client's session is of the old cluster: a write in it is refused, and the next one goes on in this one.
     let refused = client.put(&scope, "k", "new").await.unwrap_err();
@@ -62,4 +72,112 @@ async fn positions_of_the_cluster_before_are_refused() {
     nodes.quorate(&["watch", "k", "--from", "100000000"]).assert_refused(1, &["ahead of the cluster"]);
     nodes.quorate(&["get", "k", "--after", "100000000"]).assert_refused(1, &["ahead of the cluster"]);
     nodes.quorate(&["watch", "k", "--from", "5@zz"]).assert_refused(3, &["42@"]);
+}
+
+/// L2, L10: their positions are no places of this cluster, be it behind or beyond them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_of_the_cluster_before_are_told_so() {
+    let nodes = start(&[]);
+    let (scope, dir) = (Scope::default(), tempfile::tempdir().unwrap());
+    let (serves, log) = (free_address(), dir.path().join("replica.log"));
+    let begin = || ReplicaProcess::start(&nodes, &dir.path().join("state"), &serves, &log);
+    let mut replica = begin();
+    for _ in 0..20 {
+        nodes.put("k", "old").await;
+    }
+    let mut subscription = nodes.client.subscribe(SubscribeOptions::from_beginning()).await.unwrap();
+    let mut last = 0;
+    for _ in 0..20 {
+        last = subscription.next().await.unwrap().unwrap().seq;
+    }
+    let old = subscription.position();
+    eventually("the replica has it", async || position(&serves).is_some_and(|(applied, _)| applied >= last))
+        .await;
+    make_anew(&nodes);
+    // The client's session is of the old cluster.
+    let _ = nodes.client.put(&scope, "k", "new").await;
+    let mut next = 0;
+    // Further than they are, so that nothing but the history tells them.
+    while next <= last {
+        next = nodes.client.put(&scope, "k", "new").await.unwrap().revision;
+    }
+    let reason = async |subscription: &mut quorate::client::Subscription| {
+        let ended = tokio::time::timeout(DEADLINE, subscription.next()).await.expect("it is silent");
+        ended.expect("it just ends").unwrap_err().reason()
+    };
+    assert_eq!(reason(&mut subscription).await, Reason::OtherHistory);
+    for (after, expected) in [(old, Reason::OtherHistory), (100_000_000.into(), Reason::Ahead)] {
+        let mut subscription = nodes.client.subscribe(SubscribeOptions::after(after)).await.unwrap();
+        assert_eq!(reason(&mut subscription).await, expected, "{after:?}");
+    }
+    let refused = "not what it has followed before";
+    let times = || std::fs::read_to_string(&log).unwrap().matches(refused).count();
+    eventually("the replica ends", async || replica.ended().is_some()).await;
+    assert!(!replica.ended().unwrap().success() && times() > 0);
+    // Nor does it take a restart for a reason to begin anew.
+    let before = times();
+    let mut replica = begin();
+    eventually("the replica ends again", async || replica.ended().is_some()).await;
+    assert!(!replica.ended().unwrap().success() && times() > before);
+}
+
+/// L11: the source has another past at the same positions, as a copy of its directory has that went another way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_is_told_what_does_not_fit_stops_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (listens, peers, serves) = (free_address(), free_address(), free_address());
+    let log = dir.path().join("replica.log");
+    let serve = async |data: &str| {
+        let mut command = Command::new(QUORATE);
+        command.args(["serve", "--single", "--data-dir"]).arg(dir.path().join(data));
+        let node = Running::start(command.args(["--client-listen", &listens, "--peer-listen", &peers]));
+        let is_ready = async || get_at(&listens, "/readyz").is_some_and(|(code, _)| code == 200);
+        eventually("the node serves", is_ready).await;
+        node
+    };
+    let write = async |key: &str, times: u64| {
+        let client = Client::new([&listens], ClientConfig::default()).unwrap();
+        let mut last = 0;
+        for n in 0..times {
+            last = client.put(&Scope::default(), key.to_owned(), n.to_string()).await.unwrap().revision;
+        }
+        last
+    };
+    let node = serve("one").await;
+    write("k", 5).await;
+    drop(node);
+    let copied =
+        Command::new("cp").arg("-r").args([dir.path().join("one"), dir.path().join("other")]).status();
+    assert!(copied.unwrap().success());
+
+    let node = serve("one").await;
+    let mut replica = ReplicaProcess::following(&listens, &dir.path().join("state"), &serves, &log);
+    let last = write("k", 10).await;
+    let has_it = async || position(&serves).is_some_and(|(applied, _)| applied >= last);
+    eventually("the replica has it", has_it).await;
+    let (applied, hash) = position(&serves).unwrap();
+    replica.kill();
+    drop(node);
+    let _other = serve("other").await;
+    write("something else", 20).await;
+    let upto = write("k", 20).await;
+    for _ in 0..2 {
+        let before = std::fs::metadata(&log).unwrap().len() as usize;
+        let mut replica = ReplicaProcess::following(&listens, &dir.path().join("state"), &serves, &log);
+        let is_as_it_was = async || {
+            if let Some(seen) = position(&serves) {
+                assert_eq!(seen, (applied, hash.clone()), "nothing of another past is shown");
+            }
+            replica.ended().is_some()
+        };
+        eventually("the replica ends", is_as_it_was).await;
+        assert!(!replica.ended().unwrap().success());
+        let said = std::fs::read_to_string(&log).unwrap();
+        assert!(said[before..].contains("delete its data directory"), "{}", &said[before..]);
+    }
+    // As it was advised.
+    std::fs::remove_dir_all(dir.path().join("state")).unwrap();
+    let _replica = ReplicaProcess::following(&listens, &dir.path().join("state"), &serves, &log);
+    let is_same = async || position(&serves).is_some_and(|at| at.0 >= upto && position(&listens) == Some(at));
+    eventually("a new one has the state of its source", is_same).await;
 }

@@ -30,7 +30,7 @@ const DIRECTORY: &str = "QUORATE_TEST_STORE";
 /// What it does there: `write`, `churn` or `read`.
 const DUTY: &str = "QUORATE_TEST_STORE_DUTY";
 
-const CUTS: [Cut; 6] = [
+pub(crate) const CUTS: [Cut; 6] = [
     Cut::DropUnsynced,
     Cut::Subset,
     Cut::Torn { sector_bytes: 512 },

@@ -1,7 +1,7 @@
 //! Those who follow a real cluster: replicas that are killed, and subscriptions that lose their nodes.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,24 +21,35 @@ use tonic::transport::Channel;
 use crate::support::{DEADLINE, QUORATE, TestCluster, free_address, get_at, start};
 
 /// A `quorate replica` process. Killed when dropped.
-struct ReplicaProcess {
+pub(crate) struct ReplicaProcess {
     child: Child,
     address: String,
 }
 
 impl ReplicaProcess {
-    fn start(nodes: &TestCluster, dir: &Path, address: &str, log: &Path) -> Self {
+    pub(crate) fn start(nodes: &TestCluster, dir: &Path, address: &str, log: &Path) -> Self {
+        Self::following(&nodes.cluster.endpoints().join(","), dir, address, log)
+    }
+
+    pub(crate) fn following(sources: &str, dir: &Path, address: &str, log: &Path) -> Self {
         let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
         let mut command = Command::new(QUORATE);
-        command.arg("replica").args(["--from", &nodes.cluster.endpoints().join(",")]);
+        command.arg("replica").args(["--from", sources]);
         command.arg("--data-dir").arg(dir).args(["--listen", address, "--retries", "0"]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         Self { child, address: address.to_owned() }
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+}
+
+impl ReplicaProcess {
+    /// How it has ended, if it has by itself.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 }
 
@@ -56,7 +67,7 @@ pub(crate) fn status(address: &str) -> Option<Value> {
 }
 
 /// The last position that was applied at `address`, and the hash of the state there.
-fn position(address: &str) -> Option<(u64, String)> {
+pub(crate) fn position(address: &str) -> Option<(u64, String)> {
     let status = status(address)?;
     let hash = status["state_hash"].as_str()?.to_owned();
     Some((status["offsets"]["applied"].as_u64()?, hash))

@@ -15,16 +15,16 @@ use crate::support::{
 /// Bytes of one value.
 const VALUE_BYTES: usize = 64 * 1024;
 
-/// How large the state is, in MiB.
-fn state_mib() -> usize {
-    std::env::var("QUORATE_TEST_STATE_MIB").map_or(48, |mib| mib.parse().unwrap())
+/// How large the state is, in MiB, unless it is given.
+pub(crate) fn state_mib(default: usize) -> usize {
+    std::env::var("QUORATE_TEST_STATE_MIB").map_or(default, |mib| mib.parse().unwrap())
 }
 
 /// A program of a test that is killed at its end.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Running {
-    fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 }
@@ -37,24 +37,25 @@ impl Drop for Running {
     }
 }
 
-/// Bytes that cannot be compressed, of value number `n`.
-fn noise(n: usize) -> Vec<u8> {
+/// So many bytes that cannot be compressed, of value number `n`.
+pub(crate) fn noise(n: usize, count: usize) -> Vec<u8> {
     let mut state = (n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut bytes = Vec::with_capacity(VALUE_BYTES);
-    while bytes.len() < VALUE_BYTES {
+    let mut bytes = Vec::with_capacity(count + 8);
+    while bytes.len() < count {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
         bytes.extend_from_slice(&state.to_le_bytes());
     }
+    bytes.truncate(count);
     bytes
 }
 
-async fn fill(client: &Client, mib: usize) {
+pub(crate) async fn fill(client: &Client, mib: usize) {
     let keys = mib * 1024 * 1024 / VALUE_BYTES;
     let callers = (0..16).map(async |caller| {
         for n in (caller..keys).step_by(16) {
-            client.put(&Scope::default(), format!("k{n}"), noise(n)).await.unwrap();
+            client.put(&Scope::default(), format!("k{n}"), noise(n, VALUE_BYTES)).await.unwrap();
         }
     });
     join_all(callers).await;
@@ -75,7 +76,7 @@ async fn purged_behind_snapshot(nodes: &TestCluster, node_id: u64) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_whose_connection_is_cut_ten_times_is_sent_once() {
     let nodes = start(&["--snapshot-keep-entries", "10"]);
-    let mib = state_mib();
+    let mib = state_mib(48);
     fill(&nodes.client, mib).await;
     let leader = nodes.leader(0).await;
     let snapshot = purged_behind_snapshot(&nodes, leader.node_id).await;
@@ -127,7 +128,7 @@ async fn a_replica_is_sent_a_state_once_however_often_its_connection_is_cut() {
     let serves = async || get_at(&listens, "/readyz").is_some_and(|(code, _)| code == 200);
     eventually("the node serves", serves).await;
     let client = Client::new([listens.clone()], ClientConfig::default()).unwrap();
-    let mib = state_mib();
+    let mib = state_mib(48);
     fill(&client, mib).await;
     let (carried, cut_after) = (line.bytes_from_target(), mib as u64 * 1024 * 1024 / 12);
     line.cut_after(cut_after, 10);

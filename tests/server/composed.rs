@@ -155,7 +155,9 @@ async fn follow_both(client: &Client, engine: &Engine<Machines>, address: &str) 
     // So many that the event log lets go of the first.
     engine.configure(|settings| settings.event_log.operations = 1000).unwrap();
     for round in 0..30 {
-        let notes = (0..100).map(|n| client.write("note", format!("{round}/{n}"), WriteOptions::default()));
+        // More than stays in memory.
+        let note = |n| format!("{round}/{n}/{}", "x".repeat(5000));
+        let notes = (0..100).map(|n| client.write("note", note(n), WriteOptions::default()));
         futures::future::join_all(notes).await.into_iter().for_each(|noted| drop(noted.unwrap()));
     }
     let purged = async {

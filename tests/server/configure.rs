@@ -107,7 +107,7 @@ async fn a_replica_follows_what_it_is_told_to_and_shows_how_it_stands() {
     let row = async |of: SocketAddr| {
         let (_, answer) = json_of(of, "GET", "/replication/replicas", "").await;
         let rows = answer["replicas"].as_array().unwrap().clone();
-        rows.into_iter().find(|row| row["kind"] == "subscriber")
+        rows.into_iter().find(|row| row["kind"] != "member")
     };
     let followed = row(first).await.expect("it is listed where it follows");
     assert_eq!(followed["status"], "Connected", "{followed}");

@@ -16,31 +16,31 @@ use tokio::time::timeout;
 use crate::replication::json_of;
 use crate::{DEADLINE, channel, put_many, with_node};
 
-fn config(address: SocketAddr, dir: &Path) -> ReplicaConfig {
+pub(crate) fn config(address: SocketAddr, dir: &Path) -> ReplicaConfig {
     let mut config = ReplicaConfig::new([address.to_string()], dir);
     config.heartbeat = Duration::from_millis(200);
     config
 }
 
-async fn open(config: ReplicaConfig) -> Replica<KvMachine> {
+pub(crate) async fn open(config: ReplicaConfig) -> Replica<KvMachine> {
     Box::pin(Replica::open(config, KvMachine::default)).await.unwrap()
 }
 
 /// Waits until the replica has position `upto`.
-async fn reach(replica: &Replica<KvMachine>, upto: u64) {
+pub(crate) async fn reach(replica: &Replica<KvMachine>, upto: u64) {
     let reached = replica.wait_for(|state| state.local.index >= upto);
     let state = timeout(DEADLINE, reached).await;
     assert!(state.is_ok(), "it does not come to {upto}: {:?}", replica.state());
 }
 
 /// Where the node stands, and the hash of its state there.
-async fn node_at(address: SocketAddr) -> (u64, String) {
+pub(crate) async fn node_at(address: SocketAddr) -> (u64, String) {
     let (_, status): (u16, Value) = json_of(address, "GET", "/replication/status", "").await;
     let hash = status["state_hash"].as_str().unwrap().to_owned();
     (status["offsets"]["applied"].as_u64().unwrap(), hash)
 }
 
-async fn hash(replica: &Replica<KvMachine>) -> String {
+pub(crate) async fn hash(replica: &Replica<KvMachine>) -> String {
     let (_, view) = replica.view(ReadLevel::Local).await.unwrap();
     format!("{:016x}", KvMachine::state_hash(&view))
 }

@@ -60,7 +60,7 @@ impl Follower {
     }
 
     /// The next entries, of batches too; none from a heartbeat.
-    async fn entries(&mut self) -> Vec<WalEntryProto> {
+    pub(crate) async fn entries(&mut self) -> Vec<WalEntryProto> {
         let message = self.message().await.unwrap();
         match (message.heartbeat, message.batch.clone()) {
             (Some(_), _) => Vec::new(),

@@ -21,6 +21,9 @@ pub struct Item {
     pub version: u64,
     /// When the key expires, milliseconds since the Unix epoch by the cluster's clock; 0: never.
     pub expires_ms: u64,
+    /// Whether that time has passed by the clock of the node that answered. The key goes with the write that removes it: a node that
+    /// hears of no writes shows it for as long as that lasts.
+    pub past_due: bool,
 }
 
 /// Answer to a put. With [`AckLevel::Leader`](crate::AckLevel::Leader) only the header is filled in: the put is not applied yet.

@@ -99,13 +99,13 @@ pub(crate) fn decode_range_reply(header: Header, range: v1::RangeResponse) -> Ra
 }
 
 pub(super) fn encode_item(item: Item) -> v1::Item {
-    let Item { key, value, create_revision, mod_revision, version, expires_ms } = item;
-    v1::Item { key, value, create_revision, mod_revision, version, expires_ms }
+    let Item { key, value, create_revision, mod_revision, version, expires_ms, past_due } = item;
+    v1::Item { key, value, create_revision, mod_revision, version, expires_ms, past_due }
 }
 
 pub(super) fn decode_item(item: v1::Item) -> Item {
-    let v1::Item { key, value, create_revision, mod_revision, version, expires_ms } = item;
-    Item { key, value, create_revision, mod_revision, version, expires_ms }
+    let v1::Item { key, value, create_revision, mod_revision, version, expires_ms, past_due } = item;
+    Item { key, value, create_revision, mod_revision, version, expires_ms, past_due }
 }
 
 pub(crate) fn encode_event(event: WatchEvent) -> v1::Event {

@@ -40,7 +40,7 @@ fn requests() -> Vec<Request> {
 
 fn item() -> Item {
     let (key, value) = ("k".into(), "v".into());
-    Item { key, value, create_revision: 1, mod_revision: 2, version: 3, expires_ms: 4 }
+    Item { key, value, create_revision: 1, mod_revision: 2, version: 3, expires_ms: 4, past_due: true }
 }
 
 #[test]
