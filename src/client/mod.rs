@@ -76,7 +76,7 @@ pub use subscription::{
     EntriesPage, EntryCompression, EntryFilter, FollowFrom, FollowedChange, FollowedEntry, FollowedOperation,
     FollowedProgress, ReplicationStatus, SnapshotPart, SubscribeOptions, Subscription,
 };
-pub(crate) use subscription::{HeldFile, StateFile, StateFilePiece};
+pub(crate) use subscription::{HeldFile, StateFilePiece, StateFileStream};
 
 pub use crate::call::Header;
 pub use crate::report::{MemberList, MemberReport, NodeReport, ReplicaReport};

@@ -260,7 +260,7 @@ settings! {
     /// Most bytes of a snapshot that this node sends in a second, to each that needs one; 0 for as many as there can be
     ///
     /// For links that a snapshot must not fill. A follower that is sent one at 1 MiB/s is away for as long as that takes.
-    snapshot_send_bytes_per_second: u64 as "BYTES", Live, { at snapshots.send_bytes_per_second }
+    snapshot_bytes_per_second: u64 as "BYTES", Live, { at snapshots.send_bytes_per_second }
     /// Operations kept on disk for those who follow what is applied
     ///
     /// How far back a follower may begin, or fall behind, without being sent the whole state: as far as this, the bytes and the age

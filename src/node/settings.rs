@@ -57,7 +57,7 @@ live! {
     snapshot_every_bytes: whole_number at snapshots.every_bytes;
     snapshot_keep_entries: whole_number at snapshots.keep_entries;
     snapshot_keep_bytes: whole_number at snapshots.keep_bytes;
-    snapshot_send_bytes_per_second: whole_number at snapshots.send_bytes_per_second;
+    snapshot_bytes_per_second: whole_number at snapshots.send_bytes_per_second;
     event_log_operations: whole_number at event_log.operations;
     event_log_bytes: whole_number at event_log.bytes;
     event_log_age_ms: whole_number at event_log.age_ms;

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use super::ReplicaConfig;
 use super::follow::{Follower, SubscriptionEnd};
 use super::state::SyncState;
-use crate::client::{Client, Endpoint, HeldFile, StateFile, StateFilePiece};
+use crate::client::{Client, Endpoint, HeldFile, StateFilePiece, StateFileStream};
 use crate::machine::StateMachine;
 use crate::raft::told::NotTaken;
 use crate::runtime::offload;
@@ -24,7 +24,7 @@ const SOURCE_PATIENCE: Duration = Duration::from_secs(15);
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// What has arrived.
-struct Arrived {
+struct ArrivedFile {
     log_id: LogId,
     receiver: SnapshotReceiver,
 }
@@ -94,7 +94,7 @@ impl<M: StateMachine> Follower<M> {
         client: &Client,
         source: &Endpoint,
         config: &ReplicaConfig,
-        arrived: &mut Option<Arrived>,
+        arrived: &mut Option<ArrivedFile>,
     ) -> Result<(), SourceEnd> {
         let (compressed, rate) = (config.compressed, config.state_bytes_per_second);
         let asked = client.read_state_file(source, held(arrived.as_ref()), compressed, rate).await;
@@ -122,7 +122,7 @@ impl<M: StateMachine> Follower<M> {
                 (state.source, state.error) = (source, None);
                 state.enter(SyncState::Syncing);
             });
-            if last && let Some(Arrived { receiver, .. }) = arrived.take() {
+            if last && let Some(ArrivedFile { receiver, .. }) = arrived.take() {
                 self.told.take_file(receiver).await.map_err(|error| match error {
                     NotTaken::Unfit(why) => unfit(&why),
                     NotTaken::Failed(why) => SourceEnd::Over(SubscriptionEnd::Lost(why)),
@@ -138,7 +138,7 @@ impl<M: StateMachine> Follower<M> {
     }
 
     /// Waits for the next piece. Those who read the state before are answered meanwhile.
-    async fn next_piece(&mut self, file: &mut StateFile) -> Result<Option<StateFilePiece>, SourceEnd> {
+    async fn next_piece(&mut self, file: &mut StateFileStream) -> Result<Option<StateFilePiece>, SourceEnd> {
         let deadline = Instant::now() + PIECE_PATIENCE;
         loop {
             tokio::select! {
@@ -157,13 +157,13 @@ impl<M: StateMachine> Follower<M> {
 
     async fn take_piece(
         &self,
-        arrived: &mut Option<Arrived>,
+        arrived: &mut Option<ArrivedFile>,
         piece: StateFilePiece,
     ) -> Result<(), SourceEnd> {
         let StateFilePiece { log_id, offset, bytes, crc32, uncompressed_bytes, last, .. } = piece;
         if offset == 0 {
             let receiver = self.told.receive(log_id).map_err(|error| failed(&error))?;
-            *arrived = Some(Arrived { log_id, receiver });
+            *arrived = Some(ArrivedFile { log_id, receiver });
         }
         let Some(mut current) = arrived.take().filter(|arrived| arrived.log_id == log_id) else {
             return Err(SourceEnd::Failed("a piece of a file whose beginning is missing".to_owned()));
@@ -185,8 +185,8 @@ impl<M: StateMachine> Follower<M> {
     }
 }
 
-fn held(arrived: Option<&Arrived>) -> Option<HeldFile> {
-    let Arrived { log_id, receiver } = arrived?;
+fn held(arrived: Option<&ArrivedFile>) -> Option<HeldFile> {
+    let ArrivedFile { log_id, receiver } = arrived?;
     Some(HeldFile { log_id: *log_id, bytes: receiver.received_bytes(), crc32: receiver.crc32() })
 }
 

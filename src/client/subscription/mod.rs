@@ -32,7 +32,7 @@ use acks::Acks;
 pub use entries::{FollowedChange, FollowedEntry, FollowedOperation, SnapshotPart};
 pub use looks::{EntriesPage, ReplicationStatus};
 pub use options::{EntryCompression, EntryFilter, FollowFrom, SubscribeOptions};
-pub(crate) use state_file::{HeldFile, StateFile, StateFilePiece};
+pub(crate) use state_file::{HeldFile, StateFilePiece, StateFileStream};
 
 mod acks;
 mod entries;

@@ -43,14 +43,14 @@ pub(crate) struct StateFilePiece {
 }
 
 /// Pieces of such a file, from one node.
-pub(crate) struct StateFile {
+pub(crate) struct StateFileStream {
     link: Arc<Link>,
     pieces: Streaming<SnapshotPiece>,
 }
 
-impl fmt::Debug for StateFile {
+impl fmt::Debug for StateFileStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StateFile").field("from", &self.link.node.endpoint).finish_non_exhaustive()
+        f.debug_struct("StateFileStream").field("from", &self.link.node.endpoint).finish_non_exhaustive()
     }
 }
 
@@ -66,7 +66,7 @@ impl Client {
         held: Option<HeldFile>,
         compressed: bool,
         bytes_per_second: u64,
-    ) -> Result<Option<StateFile>, ClientError> {
+    ) -> Result<Option<StateFileStream>, ClientError> {
         let mut request = SnapshotRequest { bytes_per_second, ..SnapshotRequest::default() };
         if let Some(HeldFile { log_id, bytes, crc32 }) = held {
             (request.seq, request.term) = (log_id.index, log_id.term);
@@ -84,13 +84,13 @@ impl Client {
             }
         };
         match link.node.counted(in_time(timeout_at(expires, asking))).await {
-            Ok(pieces) => Ok(pieces.map(|pieces| StateFile { pieces, link })),
+            Ok(pieces) => Ok(pieces.map(|pieces| StateFileStream { pieces, link })),
             Err(failure) => Err(failed_at(&link, &failure)),
         }
     }
 }
 
-impl StateFile {
+impl StateFileStream {
     /// The next piece; `None` behind the last one. May be dropped at any time.
     ///
     /// # Errors

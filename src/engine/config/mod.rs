@@ -178,7 +178,7 @@ impl EngineConfig {
             ("snapshot_every_bytes", snapshots.every_bytes),
             ("snapshot_keep_entries", snapshots.keep_entries),
             ("snapshot_keep_bytes", snapshots.keep_bytes),
-            ("snapshot_send_bytes_per_second", snapshots.send_bytes_per_second),
+            ("snapshot_bytes_per_second", snapshots.send_bytes_per_second),
             ("max_command_bytes", limits.max_command_bytes as u64),
             ("max_inflight_bytes", limits.max_inflight_bytes as u64),
             ("log_tail_bytes", limits.log_tail_bytes as u64),
@@ -282,7 +282,7 @@ impl SnapshotPolicy {
             ("snapshot_every_bytes", self.every_bytes),
             ("snapshot_keep_entries", self.keep_entries),
             ("snapshot_keep_bytes", self.keep_bytes),
-            ("snapshot_send_bytes_per_second", self.send_bytes_per_second),
+            ("snapshot_bytes_per_second", self.send_bytes_per_second),
         ])
     }
 }

@@ -50,7 +50,7 @@ pub(crate) const RANGES: [SettingRange; 20] = [
     range("snapshot_keep_entries", 0, 1_000_000_000),
     range("snapshot_keep_bytes", 0, TIB),
     // A snapshot that takes longer than a day does not catch up.
-    or_zero(range("snapshot_send_bytes_per_second", 64 * 1024, TIB), "for no limit"),
+    or_zero(range("snapshot_bytes_per_second", 64 * 1024, TIB), "for no limit"),
     range("max_command_bytes", MIN_COMMAND_BYTES, MAX_COMMAND_BYTES),
     range("max_inflight_bytes", 1, 16 * GIB),
     range("log_tail_bytes", 1, 64 * GIB),

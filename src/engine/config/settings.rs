@@ -105,7 +105,7 @@ impl<M: StateMachine> Engine<M> {
                     snapshot_every_bytes = changed.snapshots.every_bytes,
                     snapshot_keep_entries = changed.snapshots.keep_entries,
                     snapshot_keep_bytes = changed.snapshots.keep_bytes,
-                    snapshot_send_bytes_per_second = changed.snapshots.send_bytes_per_second,
+                    snapshot_bytes_per_second = changed.snapshots.send_bytes_per_second,
                     event_log_operations = changed.event_log.operations,
                     event_log_bytes = changed.event_log.bytes,
                     event_log_age_ms = changed.event_log.age_ms,

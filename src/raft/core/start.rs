@@ -81,19 +81,18 @@ impl<M: StateMachine> Core<M> {
         let (purge_mark, addresses) = (parts.clients.purge_mark(), parts.clients.addresses());
         let snapshot_bytes_per_second = parts.clients.snapshot_bytes_per_second();
         let (durable_positions, fitness) = (parts.clients.durable_positions(), parts.clients.fitness());
-        let own = (config.node_id, parts.callee.incarnation);
         note_vote(&*parts.log, &activity)?;
         let tasks = &parts.tasks;
         let (log, telling) = RaftLog::new(
             parts.log.clone(),
             config.message_bytes,
-            own,
+            (config.node_id, parts.callee.incarnation),
             durable_positions.clone(),
             activity.clone(),
         );
         tasks.passing("flushed-writes", telling);
-        let raft_config = raft_config(config)?;
-        let raft = Raft::new(config.node_id, Arc::new(raft_config), parts.clients, log, parts.applier);
+        let settings = Arc::new(raft_config(config)?);
+        let raft = Raft::new(config.node_id, settings, parts.clients, log, parts.applier);
         let raft = consensus_tasks::joining(tasks, raft).await.map_err(|error| type_config::fatal(&error))?;
         follow_membership(&raft, &addresses);
         // The core reports its state before it answers: from here on peers are checked against the membership.
@@ -123,12 +122,11 @@ impl<M: StateMachine> Core<M> {
         );
         let (heard, offers) = (service.last_heard(), service.offers());
         let admission = Arc::new(LeaderLease::new(raft.metrics(), voter_lease));
-        let door = Arc::new(service);
         Ok(Self {
             raft,
             published,
             feed,
-            door,
+            door: Arc::new(service),
             heard,
             offers,
             reads,
