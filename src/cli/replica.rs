@@ -207,7 +207,7 @@ pub async fn run(common: &Common, args: ReplicaArgs) -> Result<(), ServeCommandE
         let message = "a replica needs a place for its state; name a directory with --data-dir".to_owned();
         return Err(SettingsError::Invalid(message).into());
     }
-    follow(args.resolve(common)?).await
+    Box::pin(follow(args.resolve(common)?)).await
 }
 
 /// The same, once it is known what to do.

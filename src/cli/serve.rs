@@ -69,7 +69,7 @@ impl ServeCommandError {
 pub async fn run(args: ServeArgs, on_memory: Option<fn(u64)>) -> Result<(), ServeCommandError> {
     let mut config = ServeConfig::load(args)?;
     if let Some(wishes) = config.translation.replica.take() {
-        return replica::follow(ReplicaRun::of(config, wishes)?).await;
+        return Box::pin(replica::follow(ReplicaRun::of(config, wishes)?)).await;
     }
     if let Some(on_memory) = on_memory {
         on_memory(config.memory());

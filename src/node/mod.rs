@@ -418,11 +418,13 @@ fn places(limits: &DoorLimits) -> Arc<Places> {
 }
 
 /// Serves callers and followers until there are none of either, or their port fails.
-async fn both<E>(
+fn both<E>(
     served: impl Future<Output = Result<(), E>>,
     followed: Option<impl Future<Output = ()>>,
-) -> Result<(), E> {
-    tokio::try_join!(served, OptionFuture::from(followed).map(Ok)).map(drop)
+) -> impl Future<Output = Result<(), E>> {
+    // Together they are large.
+    let (served, followed) = (Box::pin(served), followed.map(Box::pin));
+    async move { tokio::try_join!(served, OptionFuture::from(followed).map(Ok)).map(drop) }
 }
 
 /// Does `work` until the port drains, whether or not it ends by itself. The sender of `draining` lives as long as this does.

@@ -217,7 +217,8 @@ impl<M: StateMachine> Replica<M> {
                 "state_bytes_per_second is 0, or {LEAST_STATE_BYTES_PER_SECOND} at least"
             )));
         }
-        if !config.filters.is_empty() && !(M::TELLS_EVENTS && M::TELLS_STATE) {
+        let has_parts = M::TELLS_EVENTS && M::TELLS_STATE;
+        if !config.filters.is_empty() && !has_parts {
             return Err(OpenError::Config(
                 "a part of a state can only be followed of a machine that tells events and its state"
                     .to_owned(),

@@ -1,5 +1,7 @@
 //! What followers cost their source: one behind a slow line, one that says nothing, one that takes nothing, one that never comes back.
 
+#![allow(clippy::disallowed_methods)] // of this process, not of a node
+
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;

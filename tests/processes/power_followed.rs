@@ -1,6 +1,8 @@
 //! Power cuts of a node that is followed. Its event log is behind what it applies and is synced rarely: whatever a cut leaves of
 //! it, it shows nothing that was not applied, lacks nothing that was, and no number comes again.
 
+#![allow(clippy::disallowed_methods)] // of this process, not of a node
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;

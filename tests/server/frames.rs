@@ -284,8 +284,7 @@ async fn followers_by_frames_take_places_and_strangers_give_way() {
     const PLACES: usize = 4;
     let dir = tempfile::tempdir().unwrap();
     let (server, frames) = bind().await;
-    let mut limits = DoorLimits::default();
-    limits.connections = Some(PLACES);
+    let limits = DoorLimits { connections: Some(PLACES), ..DoorLimits::default() };
     with_server(dir.path(), server.with_limits(limits), async |client| {
         put_many(client, 10).await;
         let mut strangers = Vec::new();

@@ -42,7 +42,8 @@ impl<M: StateMachine> Engine<M> {
     /// # Errors
     /// See [`OpenError`]. Nothing has been changed when opening fails.
     pub async fn open(config: EngineConfig, machine: M) -> Result<Self, OpenError> {
-        Self::open_directory(config, machine).await
+        // What opens a node is large, and programs carry this future about.
+        Box::pin(Self::open_directory(config, machine)).await
     }
 
     /// As [`open`](Self::open), for the founding members of a cluster that is to begin with the state of `machine`: one that was read
@@ -59,7 +60,8 @@ impl<M: StateMachine> Engine<M> {
     /// As [`open`](Self::open).
     pub async fn restore(mut config: EngineConfig, machine: M) -> Result<Self, OpenError> {
         config.restore = true;
-        Self::open_directory(config, machine).await
+        // What opens a node is large, and programs carry this future about.
+        Box::pin(Self::open_directory(config, machine)).await
     }
 
     async fn open_directory(mut config: EngineConfig, machine: M) -> Result<Self, OpenError> {

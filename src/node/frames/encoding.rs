@@ -136,7 +136,7 @@ fn change<'a>(entry: &SentEntry<'a>) -> ChangeFrame<'a> {
     let event = match entry.content {
         EntryContent::Event(event) => event,
         EntryContent::Command { wrote, command } => {
-            let (machine, version) = (wrote.machine.into(), wrote.version.into());
+            let (machine, version) = (wrote.machine.into(), wrote.version);
             return ChangeFrame::Command { machine, version, command: Raw(command) };
         }
     };

@@ -91,7 +91,6 @@ pub(in super::super) fn watch(
         kinds: kinds.into_iter().map(|kind| kind_of(kind).into()).collect(),
         from_revision: from.index,
         history: from.history.0,
-        ..Default::default()
     };
     let watching = Watching { request, standing: standing.clone() };
     let following = Following::new(router, watching, from, preference);
