@@ -38,7 +38,7 @@ const MOST_KEPT: usize = 4;
 /// Where the pieces go, whose connection that is, and its bounds.
 type FileLine<'a> = (&'a Outlet<(SnapshotPiece, Built)>, &'a Arc<Caller>, &'a DoorLimits);
 /// A snapshot, and its pieces from where they are to begin.
-type FoundFile = (Arc<KeptSnapshot>, SnapshotPieces);
+type SentFile = (Arc<KeptSnapshot>, SnapshotPieces);
 
 /// What a follower asks for.
 struct WantedFile {
@@ -139,7 +139,7 @@ fn unreadable(error: &std::io::Error) -> Failure {
 
 /// What is asked for, if it is kept, and the rest of it. A file that is being read is read to its end, whoever has gone meanwhile: so
 /// no more are read at a time than there are places.
-async fn resumed(all: &KeptSnapshots, wanted: &WantedFile) -> Result<Option<FoundFile>, Failure> {
+async fn resumed(all: &KeptSnapshots, wanted: &WantedFile) -> Result<Option<SentFile>, Failure> {
     let Some((log_id, bytes, crc32)) = wanted.held else { return Ok(None) };
     let Some(kept) = all.find(log_id) else { return Ok(None) };
     let mut pieces = SnapshotPieces::of(kept.snapshot.handle.clone());
@@ -184,7 +184,7 @@ pub(super) async fn serve<N: OperatedNode>(
 async fn send<N: OperatedNode>(
     node: &N,
     wanted: &WantedFile,
-    (kept, mut pieces): FoundFile,
+    (kept, mut pieces): SentFile,
     (outlet, caller, limits): FileLine<'_>,
 ) -> Result<(), Failure> {
     pieces.compress(wanted.compressed);
