@@ -9,6 +9,7 @@ there. The protocol is in docs/FORMAT.md.
 import argparse
 import base64
 import json
+import os
 import socket
 import struct
 import sys
@@ -65,7 +66,10 @@ class Follower:
                 if zlib.crc32(data) != checksum:
                     raise ConnectionError("a frame is damaged, or broke off")
                 before = self.position
-                self.take(Message(data))
+                try:
+                    self.take(Message(data))
+                except BrokenPipeError:
+                    os._exit(1)  # Nobody reads what is printed.
                 if self.position != before:
                     connection.sendall(frame(struct.pack("<IQ", 1, self.position)))
                 self.back_off_s = 0.1
