@@ -30,6 +30,11 @@ const SIDE_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const SIDE_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024 * 1024;
 /// Largest HTTP/2 frame the server may send: a message of many answers needs few frames.
 const FRAME_BYTES: u32 = 1024 * 1024;
+/// The same of watches and range streams, the smallest there is. A connection counts as alive while frames come: on a slow line a large one
+/// takes longer than a sign of life may.
+const SIDE_FRAME_BYTES: u32 = 16 * 1024;
+/// How long the answer to a ping may take there, behind all that is on its way. That a node is gone is found by probes before that.
+const SIDE_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long an address that only other nodes have told, and that was tried in vain, is not tried again on their word.
 const MISSED_FOR: Duration = Duration::from_secs(3);
@@ -47,6 +52,7 @@ pub(crate) struct Node {
     pub(super) replica: KnownReplica,
     transport: tonic::transport::Endpoint,
     connector: Connector,
+    keep_alive_timeout: Duration,
     channel: OnceLock<Channel>,
     /// For watches and range streams, which may stand still: apart from the pipeline, so that it never waits for them.
     side_channel: OnceLock<Channel>,
@@ -98,6 +104,7 @@ impl Node {
             replica: KnownReplica::default(),
             transport,
             connector: config.connector.clone(),
+            keep_alive_timeout: config.keep_alive_timeout,
             channel: OnceLock::new(),
             side_channel: OnceLock::new(),
             health: AtomicU8::new(UNTRIED),
@@ -133,11 +140,14 @@ impl Node {
     /// The same for calls whose answers may not be read for a while.
     pub(crate) fn side_channel(&self) -> Channel {
         let connect = || {
+            let patience = self.keep_alive_timeout.max(SIDE_KEEP_ALIVE_TIMEOUT);
             let transport = self
                 .transport
                 .clone()
                 .initial_stream_window_size(SIDE_STREAM_WINDOW_BYTES)
-                .initial_connection_window_size(SIDE_CONNECTION_WINDOW_BYTES);
+                .initial_connection_window_size(SIDE_CONNECTION_WINDOW_BYTES)
+                .max_frame_size(SIDE_FRAME_BYTES)
+                .keep_alive_timeout(patience);
             self.connector.connect_lazy(&transport)
         };
         self.side_channel.get_or_init(connect).clone()

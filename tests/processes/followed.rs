@@ -298,10 +298,11 @@ async fn a_slow_subscriber_costs_bounded_memory_and_is_told_everything() {
     // Without a window: nothing but the connection holds back what is sent.
     let mut options = SubscribeOptions::from_beginning();
     options.window_bytes = 0;
+    // From the beginning: nothing of it is to look dead.
+    line.slow_down(50_000);
     let mut slow = slow.subscribe(options).await.unwrap();
     let mut slow_versions = vec![0; KEYS as usize];
     take(&mut slow, &mut slow_versions, 1).await;
-    line.slow_down(50_000);
     let (stop, mut most, mut unsent) = (AtomicBool::new(false), 0, 0);
     let looking = async {
         while !stop.load(Ordering::Relaxed) {
