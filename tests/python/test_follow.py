@@ -281,7 +281,7 @@ class FollowTest(unittest.TestCase):
         self.assertIn("replication.ReplicationService", database.get_services())
         described = database.FindFileContainingSymbol("replication.ReplicationService")
         methods = [method.name for service in described.service for method in service.method]
-        self.assertEqual(methods, ["Subscribe", "GetStatus", "GetEntriesAfter"])
+        self.assertEqual(methods, ["Subscribe", "GetStatus", "ReadSnapshot", "GetEntriesAfter"])
 
 
 class FollowExampleTest(unittest.TestCase):
