@@ -41,7 +41,6 @@ pub enum FollowError {
 pub(crate) struct LeadingSnapshot {
     pub(crate) handle: SnapshotHandle,
     /// None where nothing is kept on disk.
-    #[expect(dead_code, reason = "it holds for as long as it lives")]
     pub(crate) hold: Option<FeedHold>,
 }
 

@@ -42,28 +42,28 @@ pub(crate) struct ToldState<M: StateMachine> {
 
 /// Why a state that was received did not take the place of the present one.
 pub(crate) enum NotTaken {
-    /// It never can.
+    /// No such state ever can.
     Unfit(String),
-    /// It was damaged on its way, or could not be written.
+    /// Another source, or another attempt, may have one that does: it was damaged, could not be written, is behind, or is another cluster's.
     Failed(String),
 }
 
 /// Whether a state that says this of itself can take the place of one at `present`.
-fn fits<M: StateMachine>(present: Bookmark, meta: &SnapshotMeta) -> Result<(), String> {
+fn fits<M: StateMachine>(present: Bookmark, meta: &SnapshotMeta) -> Result<(), NotTaken> {
     let SnapshotMeta { log_id, history, machines, .. } = meta;
     if present.history.differs_from(*history) {
-        return Err(format!(
-            "it is of history {history}, and what was followed before is of {}. What is followed is not what it was: delete the data directory to follow that from the beginning",
+        return Err(NotTaken::Failed(format!(
+            "it is of history {history}, and what was followed before is of {}",
             present.history
-        ));
+        )));
     }
     if present.index > 0 && present.index >= log_id.index {
-        return Err(format!(
+        return Err(NotTaken::Failed(format!(
             "it is of position {}, and the present state of {}",
             log_id.index, present.index
-        ));
+        )));
     }
-    machines.check(M::MACHINES).map_err(|error| error.to_string())
+    machines.check(M::MACHINES).map_err(|error| NotTaken::Unfit(error.to_string()))
 }
 
 /// The same for those who read or follow it.
@@ -272,7 +272,7 @@ impl<M: StateMachine> ToldState<M> {
     ///
     /// # Errors
     /// Why not: it is of another history, not ahead, or of a machine that this build does not read.
-    pub(crate) fn may_take(&self, receiver: &SnapshotReceiver) -> Result<(), String> {
+    pub(crate) fn may_take(&self, receiver: &SnapshotReceiver) -> Result<(), NotTaken> {
         receiver.head().map_or(Ok(()), |meta| fits::<M>(self.bookmark(), &meta))
     }
 
@@ -289,7 +289,7 @@ impl<M: StateMachine> ToldState<M> {
         let failed = |error: &dyn std::fmt::Display| NotTaken::Failed(error.to_string());
         let taken = offload(move || {
             let received = receiver.finish().map_err(|error| failed(&error))?;
-            fits::<M>(present, received.meta()).map_err(NotTaken::Unfit)?;
+            fits::<M>(present, received.meta())?;
             let read = catch("reading a snapshot", || {
                 snapshot::read::<M>(received.handle()).map_err(io::Error::other)
             });

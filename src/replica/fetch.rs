@@ -123,9 +123,10 @@ impl<M: StateMachine> Follower<M> {
                 state.enter(SyncState::Syncing);
             });
             if last && let Some(ArrivedFile { receiver, .. }) = arrived.take() {
-                self.told.take_file(receiver).await.map_err(|error| match error {
-                    NotTaken::Unfit(why) => unfit(&why),
-                    NotTaken::Failed(why) => SourceEnd::Over(SubscriptionEnd::Lost(why)),
+                // All of it would be sent again: not at once.
+                self.told.take_file(receiver).await.map_err(|error| match not_taken(error) {
+                    SourceEnd::Failed(why) => SourceEnd::Over(SubscriptionEnd::Lost(why)),
+                    over => over,
                 })?;
                 let local = self.told.bookmark();
                 self.state.send_modify(|state| {
@@ -178,7 +179,7 @@ impl<M: StateMachine> Follower<M> {
         let (current, bad) = written.await.map_err(|error| failed(&error))?;
         if offset == 0 {
             // The rest need not be sent then.
-            self.told.may_take(&current.receiver).map_err(|why| unfit(&why))?;
+            self.told.may_take(&current.receiver).map_err(not_taken)?;
         }
         *arrived = Some(current);
         bad.map_or(Ok(()), |bad| Err(failed(&bad)))
@@ -190,8 +191,13 @@ fn held(arrived: Option<&ArrivedFile>) -> Option<HeldFile> {
     Some(HeldFile { log_id: *log_id, bytes: receiver.received_bytes(), crc32: receiver.crc32() })
 }
 
-fn unfit(why: &str) -> SourceEnd {
-    SourceEnd::Over(SubscriptionEnd::Fatal(format!("the whole state of its source cannot be used: {why}")))
+fn not_taken(error: NotTaken) -> SourceEnd {
+    match error {
+        NotTaken::Unfit(why) => SourceEnd::Over(SubscriptionEnd::Fatal(format!(
+            "the whole state of its source cannot be used: {why}"
+        ))),
+        NotTaken::Failed(why) => SourceEnd::Failed(why),
+    }
 }
 
 fn failed(error: &dyn std::fmt::Display) -> SourceEnd {

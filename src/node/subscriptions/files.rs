@@ -17,13 +17,14 @@ use crate::door::failure::{failure, invalid};
 use crate::door::limits::DoorLimits;
 use crate::door::streams::Outlet;
 use crate::engine::{LeadError, LeadingSnapshot};
+use crate::feed::FeedHold;
 use crate::incoming::Caller;
 use crate::node::operated::OperatedNode;
 use crate::proto::replication::{Compression, SnapshotPiece, SnapshotRequest};
 use crate::proto::v1::Failure;
 use crate::reason::Reason;
 use crate::runtime;
-use crate::storage::{FilePiece, SnapshotPieces};
+use crate::storage::{FilePiece, SnapshotHandle, SnapshotPieces};
 use crate::types::LogId;
 
 /// Bytes of a file in one message.
@@ -72,7 +73,9 @@ impl WantedFile {
 /// A snapshot that followers are sent, with what keeps that which comes after it.
 #[derive(Debug)]
 struct KeptSnapshot {
-    snapshot: LeadingSnapshot,
+    handle: SnapshotHandle,
+    /// The newest one: none is for ever.
+    hold: Mutex<Option<FeedHold>>,
     used: Mutex<Instant>,
 }
 
@@ -92,17 +95,21 @@ impl KeptSnapshots {
     }
 
     fn find(&self, log_id: LogId) -> Option<Arc<KeptSnapshot>> {
-        self.lock().iter().find(|kept| kept.snapshot.handle.meta().log_id == log_id).cloned()
+        self.lock().iter().find(|kept| kept.handle.meta().log_id == log_id).cloned()
     }
 
     fn keep(self: &Arc<Self>, snapshot: LeadingSnapshot) -> Arc<KeptSnapshot> {
-        let log_id = snapshot.handle.meta().log_id;
-        let kept = Arc::new(KeptSnapshot { snapshot, used: Mutex::new(Instant::now()) });
+        let LeadingSnapshot { handle, hold } = snapshot;
+        if let Some(kept) = self.find(handle.meta().log_id) {
+            *kept.used() = Instant::now();
+            *kept.hold.lock().unwrap_or_else(PoisonError::into_inner) = hold;
+            return kept;
+        }
+        let kept = KeptSnapshot { handle, hold: Mutex::new(hold), used: Mutex::new(Instant::now()) };
+        let kept = Arc::new(kept);
         let mut all = self.lock();
-        // The same one again holds what comes after it anew.
-        let same = all.iter().position(|other| other.snapshot.handle.meta().log_id == log_id);
         let oldest = (0..all.len()).min_by_key(|at| *all[*at].used()).filter(|_| all.len() >= MOST_KEPT);
-        let let_go = same.or(oldest).map(|at| all.swap_remove(at));
+        let let_go = oldest.map(|at| all.swap_remove(at));
         all.push(kept.clone());
         drop(all);
         // Outside of the lock: it may be the last of a file.
@@ -142,7 +149,7 @@ fn unreadable(error: &std::io::Error) -> Failure {
 async fn resumed(all: &KeptSnapshots, wanted: &WantedFile) -> Result<Option<SentFile>, Failure> {
     let Some((log_id, bytes, crc32)) = wanted.held else { return Ok(None) };
     let Some(kept) = all.find(log_id) else { return Ok(None) };
-    let mut pieces = SnapshotPieces::of(kept.snapshot.handle.clone());
+    let mut pieces = SnapshotPieces::of(kept.handle.clone());
     pieces.resume(bytes, crc32).await.map_err(|error| unreadable(&error))?;
     Ok((pieces.offset() > 0).then_some((kept, pieces)))
 }
@@ -167,7 +174,7 @@ pub(super) async fn serve<N: OperatedNode>(
             Some(found) => found,
             None => {
                 let kept = kept.keep(node.leading_snapshot().await.map_err(of_lead)?);
-                let pieces = SnapshotPieces::of(kept.snapshot.handle.clone());
+                let pieces = SnapshotPieces::of(kept.handle.clone());
                 (kept, pieces)
             }
         };
@@ -188,7 +195,7 @@ async fn send<N: OperatedNode>(
     (outlet, caller, limits): FileLine<'_>,
 ) -> Result<(), Failure> {
     pieces.compress(wanted.compressed);
-    let (meta, total_bytes) = (kept.snapshot.handle.meta(), kept.snapshot.handle.len_bytes());
+    let (meta, total_bytes) = (kept.handle.meta(), kept.handle.len_bytes());
     while !pieces.is_over() {
         room_to_build(caller, limits).await;
         let rates = [node.settings().snapshots.send_bytes_per_second, wanted.bytes_per_second];
