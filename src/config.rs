@@ -22,6 +22,7 @@ use crate::engine::{
 use crate::feed::EventLogLimits;
 use crate::node::settings::parse_filter;
 use crate::shown::Shown;
+use crate::trust::settings::PeerTrust;
 use crate::types::NodeId;
 
 mod data_dir;
@@ -141,6 +142,8 @@ pub(crate) struct ServeConfig {
     pub event_log: EventLogLimits,
     /// What is made of peers that are slow or silent.
     pub peer_policy: PeerPolicy,
+    /// How members prove to each other who they are.
+    pub peer_trust: PeerTrust,
     /// Memory that this node may use, in bytes; `None` for all that it is allowed.
     pub memory_bytes: Option<u64>,
     /// The client port.
@@ -173,6 +176,7 @@ impl Default for ServeConfig {
             disk: DiskPolicy::default(),
             event_log: EventLogLimits::default(),
             peer_policy: PeerPolicy::default(),
+            peer_trust: PeerTrust::default(),
             memory_bytes: None,
             door: DoorConfig::default(),
             translation: Translation::default(),
@@ -356,6 +360,7 @@ impl ServeConfig {
         config.disk = self.disk.clone();
         config.event_log = self.event_log;
         config.peers = self.peer_policy;
+        config.peer_trust = self.peer_trust.clone();
         config.memory_bytes = self.memory_bytes;
         config
     }

@@ -109,6 +109,8 @@ mod shown;
 #[cfg(feature = "server")]
 mod signals;
 mod storage;
+#[cfg(any(feature = "peers", feature = "client"))]
+mod trust;
 mod types;
 #[cfg(any(feature = "peers", feature = "client"))]
 mod wire;
@@ -143,6 +145,8 @@ pub use report::{
     SessionsReport, StateSize,
 };
 pub use session::{Session, Ticket};
+#[cfg(feature = "peers")]
+pub use trust::settings::{PeerAuth, PeerSecret, PeerTrust};
 pub use types::{
     AckLevel, Bookmark, ClusterClock, DEFAULT_ACK_TIMEOUT, Divergence, Founding, HistoryEpoch, Incarnation,
     InitialState, Intent, Leader, LogId, MachineVersion, Member, MemberKind, Membership, NodeId,
@@ -179,6 +183,8 @@ pub mod transport {
     #[cfg(feature = "peers")]
     pub use crate::raft::network::grpc::GrpcTransport;
     pub use crate::raft::network::traffic::Traffic;
+    #[cfg(feature = "peers")]
+    pub use crate::trust::{TrustError, peers::Handshakes};
     pub use crate::raft::network::{
         CONNECTION_REQUESTS, Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, Incoming,
         PROTOCOL_VERSION, PeerDoor, Purpose, Refusal, Request, Response, Target, Transport,
