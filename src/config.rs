@@ -37,12 +37,14 @@ mod reserve;
 mod table;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 pub(crate) use door::DoorConfig;
 pub(crate) use peers::Peers;
 pub(crate) use replication::{GivenReplication, ReplicaWishes, Translation};
 pub(crate) use reserve::ReserveBytes;
 pub(crate) use table::GivenSettings;
+pub(crate) use tls::TlsSettings;
 
 /// Arguments of `quorate serve`.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -148,6 +150,8 @@ pub(crate) struct ServeConfig {
     pub memory_bytes: Option<u64>,
     /// The client port.
     pub door: DoorConfig,
+    /// TLS there.
+    pub tls: TlsSettings,
     /// What was made of names that others have for settings.
     pub translation: Translation,
 }
@@ -179,6 +183,7 @@ impl Default for ServeConfig {
             peer_trust: PeerTrust::default(),
             memory_bytes: None,
             door: DoorConfig::default(),
+            tls: TlsSettings::default(),
             translation: Translation::default(),
         }
     }
@@ -294,6 +299,7 @@ impl ServeConfig {
         })?;
         self.check_limits()?;
         self.door.validate()?;
+        self.tls.resolve()?;
         self.door.check_memory(self.memory())?;
         self.engine_config(String::new())
             .validate()

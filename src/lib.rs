@@ -162,6 +162,7 @@ pub mod server {
     pub use crate::door::{Call, CallOf, Guest, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, MachineGuest, Method};
     pub use crate::node::settings::LogLevel;
     pub use crate::node::{DRAIN, Names, RunError, ServeError, Server, StoppedBy, metrics};
+    pub use crate::trust::port::{ClientAuth, PortTls};
 }
 
 /// What a node keeps, and where: a log and snapshots of one's own, and those that there are.

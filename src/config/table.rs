@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::given::{FromArgument, ToJson};
 use super::replication::GivenReplication;
 use super::{LogFormat, Peers, ReserveBytes, ServeConfig};
+use crate::trust::port::ClientAuth;
 use crate::trust::settings::{PeerAuth, PeerSecret};
 use crate::types::NodeId;
 
@@ -149,12 +150,28 @@ settings! {
     }
     /// Address to listen on for followers without gRPC; empty for none [default: none]
     ///
-    /// They follow what is applied over plain TCP, in frames; docs/FORMAT.md has the protocol. Keep this port off networks
-    /// that you do not trust: there is no TLS on it.
+    /// They follow what is applied over TCP, in frames; docs/FORMAT.md has the protocol. With tls_cert it speaks TLS, as the
+    /// other port does.
     frames_listen: String as "HOST:PORT", Restart, {
         by |config, address| config.frames_listen = (!address.is_empty()).then_some(address),
         told |config| config.frames_listen.clone().unwrap_or_default()
     }
+    /// PEM file with this node's certificate for clients, and its chain; with it the ports for clients speak TLS and nothing else
+    ///
+    /// `quorate cert` makes one. The file, and the next two, are read again when they change.
+    tls_cert: PathBuf as "FILE", Restart, {
+        by |config, path| config.tls.certificate = Some(path), told |config| shown_path(&config.tls.certificate)
+    }
+    /// PEM file with the key of that
+    tls_key: PathBuf as "FILE", Restart, {
+        by |config, path| config.tls.key = Some(path), told |config| shown_path(&config.tls.key)
+    }
+    /// PEM file with the authorities whose certificates are believed of clients
+    tls_client_ca: PathBuf as "FILE", Restart, {
+        by |config, path| config.tls.client_ca = Some(path), told |config| shown_path(&config.tls.client_ca)
+    }
+    /// Whether clients must show a certificate: optional or required
+    tls_client_auth: ClientAuth as "WHETHER", Restart, { at tls.client_auth }
     /// Address to listen on for the other nodes
     ///
     /// Keep this port off networks that you do not trust, unless members prove to each other who they are: see peer_ca and

@@ -14,7 +14,7 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, DnsName};
 
-use super::certificates::{ClusterLabel, PEER_DOMAIN, facts};
+use super::certificates::{CertificateFacts, ClusterLabel, PEER_DOMAIN, facts, names};
 use crate::runtime;
 use crate::types::NodeId;
 
@@ -134,6 +134,17 @@ impl Authority {
     }
 }
 
+/// What stands in the certificates of a PEM file, and their names.
+pub(crate) fn shown(text: &str) -> Result<Vec<(CertificateFacts, Vec<String>)>, IssueError> {
+    let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+    let parsed = parsed.map_err(|error| IssueError::Wrong(format!("it is no PEM file: {error}")))?;
+    if parsed.is_empty() {
+        return Err(IssueError::Wrong("no certificate is in it".to_owned()));
+    }
+    let unread = || IssueError::Wrong("a certificate in it cannot be read".to_owned());
+    parsed.iter().map(|der| Ok((facts(der).ok_or_else(unread)?, names(der)))).collect()
+}
+
 fn unusable(name: &str) -> IssueError {
     IssueError::Wrong(format!(
         "\"{}\" is no name that a certificate can hold; use letters, digits, dots and hyphens, or a URI",
@@ -164,7 +175,6 @@ fn params(name: &str, names: Vec<SanType>, days: u32) -> Result<CertificateParam
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::certificates::names;
     use super::*;
 
     pub(in crate::trust) fn read(issued: &Issued) -> Authority {

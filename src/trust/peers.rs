@@ -372,3 +372,6 @@ fn in_words(error: io::Error) -> io::Error {
     };
     io::Error::new(io::ErrorKind::PermissionDenied, said)
 }
+
+#[cfg(test)]
+mod tests;

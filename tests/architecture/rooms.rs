@@ -43,20 +43,20 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("door", &["types", "reason", "shown", "error", "runtime", "incoming", "proto", "call", "machine",
         "feed", "engine"]),
     ("node", &["types", "reason", "address", "shown", "error", "runtime", "incoming", "logging", "signals",
-        "proto", "call", "report", "machine", "storage", "feed", "engine", "door"]),
+        "proto", "call", "report", "machine", "storage", "feed", "engine", "door", "trust"]),
     // Outside the quorum: what is told it comes by a client, and is asked for at a port.
     ("replica", &["types", "reason", "error", "runtime", "proto", "report", "machine", "storage", "feed", "raft",
         "engine", "door", "node", "client"]),
     // A client shares nothing with the server but the protocol, and the machine that both know.
     ("client", &["types", "reason", "shown", "session", "runtime", "wire", "proto", "call", "report",
-        "machine"]),
+        "machine", "trust"]),
     ("kv", &["types", "reason", "error", "runtime", "incoming", "proto", "call", "machine", "feed",
         "engine", "door", "node", "client"]),
     // Settings of a whole process, so above what they are the settings of.
     ("config", &["types", "address", "shown", "error", "runtime", "duration", "feed", "engine", "door", "node",
         "trust"]),
     ("cli", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "signals", "duration",
-        "config", "machine", "storage", "report", "engine", "node", "replica", "kv"]),
+        "config", "machine", "storage", "report", "engine", "node", "replica", "kv", "trust"]),
     // The program's alone: what embeds the library has its own.
     ("allocator", &[]),
     ("main", &["cli", "config", "error", "allocator"]),
