@@ -335,8 +335,8 @@ mod tests {
     use crate::cli::{EXIT_INVALID, parse, run as run_cli};
 
     async fn cert(dir: &Path, args: &[&str]) -> Result<(), CliError> {
-        let dir = dir.to_str().unwrap();
-        let args = [&["quorate", "cert"], args, &["--dir", dir]].concat();
+        let dir = ["--dir", dir.to_str().unwrap()];
+        let args = [&["quorate", "cert"][..], args, &dir].concat();
         run_cli(parse(args).unwrap()).await
     }
 

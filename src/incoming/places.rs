@@ -289,9 +289,9 @@ impl Caller {
         let _ = self.proof.set(proof);
     }
 
-    /// What it has proven; nothing on a port at which nothing is to be proven.
+    /// What it has proven; nothing on a port at which nothing is to be proven. One that has not proven anything yet is anonymous.
     pub(crate) fn proven(&self) -> Option<&Proven> {
-        self.proof.get()?.proven()
+        self.proof.get().map(|proof| proof.proven().unwrap_or(&Proven::Anonymous))
     }
 
     /// The DNS names and URIs of the certificate that it has shown, if it has shown one. One that is not signed as it should be is never shown here.

@@ -267,7 +267,8 @@ mod tests {
             let proof = exchanged(&mut far, &nonce).await.unwrap();
             say(&mut far, &proof).await.unwrap();
         };
-        let (told, ()) = tokio::join!(dialling(&mut near, &ONE, &key(7)), mirror);
+        let secret = key(7);
+        let (told, ()) = tokio::join!(dialling(&mut near, &ONE, &secret), mirror);
         assert_eq!(told.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
     }
 

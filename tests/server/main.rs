@@ -17,6 +17,7 @@ mod replication;
 mod seam;
 mod subscribe;
 mod tasks;
+mod tls;
 mod unconfirmed;
 
 use std::collections::BTreeSet;

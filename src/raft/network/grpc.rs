@@ -18,6 +18,7 @@ use tonic::{Code, Status, Streaming};
 
 use self::dial::PeerDialler;
 use super::calls::MOST_REPLY_BYTES;
+use super::service::refusals::Complaints;
 use super::traffic::{PeerTraffic, Traffic};
 use super::wire;
 use super::{
@@ -228,20 +229,29 @@ type ResponseStream = Pin<Box<dyn Stream<Item = Result<Response, Status>> + Send
 struct GrpcDoor {
     door: Arc<dyn PeerDoor>,
     traffic: Arc<Traffic>,
+    /// Whether callers have to prove who they are.
+    is_secured: bool,
+    complaints: Complaints,
     stop: watch::Receiver<bool>,
 }
 
-/// Refuses a caller that says something else of itself than it has proven. It is told what every stranger is, and nothing that it has said is
-/// looked into.
-fn check_proven(caller: Option<&Arc<Caller>>, hello: Option<&Hello>) -> Result<(), Status> {
-    let (cluster, node_id) = hello.map_or(("", 0), |hello| (hello.cluster.as_str(), hello.from_node));
-    let proven = caller.and_then(|caller| caller.proven());
-    if may_speak_for(proven, cluster, node_id) {
-        return Ok(());
+impl GrpcDoor {
+    /// Refuses a caller that says something else of itself than it has proven. It is told what every stranger is, and nothing that it has
+    /// said is looked into.
+    fn check_proven(&self, caller: Option<&Arc<Caller>>, hello: Option<&Hello>) -> Result<(), Status> {
+        let (cluster, node_id) = hello.map_or(("", 0), |hello| (hello.cluster.as_str(), hello.from_node));
+        let proven = caller.and_then(|caller| caller.proven());
+        let is_known = proven.is_some() || !self.is_secured;
+        if is_known && may_speak_for(proven, cluster, node_id) {
+            return Ok(());
+        }
+        // It has the certificate of a member: no stranger can fill the log with this.
+        if let Some(unsaid) = self.complaints.is_due() {
+            let address = caller.and_then(|caller| caller.address()).map(tracing::field::display);
+            tracing::warn!(node = node_id, address, unsaid, "refused a peer: its certificate is not that of the node that it says it is");
+        }
+        Err(refused(&Refusal::Stranger))
     }
-    let address = caller.and_then(|caller| caller.address()).map(tracing::field::display);
-    tracing::debug!(node = node_id, address, "a caller's certificate is not that of the node it says that it is");
-    Err(refused(&Refusal::Stranger))
 }
 
 #[tonic::async_trait]
@@ -250,7 +260,7 @@ impl Peer for GrpcDoor {
         &self,
         request: tonic::Request<IdentifyRequest>,
     ) -> Result<tonic::Response<IdentifyResponse>, Status> {
-        check_proven(request.extensions().get::<Arc<Caller>>(), request.get_ref().hello.as_ref())?;
+        self.check_proven(request.extensions().get::<Arc<Caller>>(), request.get_ref().hello.as_ref())?;
         self.door.identify(request.into_inner()).map(tonic::Response::new).map_err(|r| refused(&r))
     }
 
@@ -268,7 +278,7 @@ impl Peer for GrpcDoor {
             Some(Request { body: Some(proto::request::Body::Hello(hello)), .. }) => hello,
             _ => return Err(Status::invalid_argument("a connection begins with a handshake")),
         };
-        check_proven(caller.as_ref(), Some(&hello))?;
+        self.check_proven(caller.as_ref(), Some(&hello))?;
         if let Err(refusal) = self.door.admit(&hello) {
             let address = from.map(tracing::field::display);
             tracing::debug!(node = hello.from_node, address, %refusal, "refused a peer");
@@ -306,7 +316,8 @@ pub(crate) fn serve(
 ) -> io::Result<impl Future<Output = ()> + Send + 'static> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let service = PeerServer::new(GrpcDoor { door, traffic, stop })
+    let complaints = Complaints::default();
+    let service = PeerServer::new(GrpcDoor { door, traffic, is_secured: authenticator.is_some(), complaints, stop })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     // A caller that has not said who it is gives way to the next one, so strangers keep no member out.

@@ -39,7 +39,7 @@ mod door;
 mod forwarded;
 mod offers;
 mod pieces;
-mod refusals;
+pub(super) mod refusals;
 mod votes;
 
 use std::collections::BTreeMap;

@@ -31,14 +31,14 @@ impl Unanswered {
 
 /// What is logged of refusals: one in a while, whoever calls and however often.
 #[derive(Debug, Default)]
-pub(super) struct Complaints(Mutex<(Option<Instant>, u64)>);
+pub(in crate::raft::network) struct Complaints(Mutex<(Option<Instant>, u64)>);
 
 impl Complaints {
     /// How long nothing more is logged.
     const PAUSE: Duration = Duration::from_secs(1);
 
     /// Whether to log now, and how many were not logged since the last time.
-    pub(super) fn is_due(&self) -> Option<u64> {
+    pub(in crate::raft::network) fn is_due(&self) -> Option<u64> {
         let mut last = self.0.lock().expect("invariant: no panic under this lock");
         let is_due = last.0.is_none_or(|at| at.elapsed() >= Self::PAUSE);
         match is_due {
