@@ -184,12 +184,12 @@ pub mod transport {
     #[cfg(feature = "peers")]
     pub use crate::raft::network::grpc::GrpcTransport;
     pub use crate::raft::network::traffic::Traffic;
-    #[cfg(feature = "peers")]
-    pub use crate::trust::{TrustError, peers::Handshakes};
     pub use crate::raft::network::{
         CONNECTION_REQUESTS, Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, Incoming,
         PROTOCOL_VERSION, PeerDoor, Purpose, Refusal, Request, Response, Target, Transport,
     };
+    #[cfg(feature = "peers")]
+    pub use crate::trust::{TrustError, peers::Handshakes};
 }
 
 /// For tests: of a store of one's own, and of quorate itself.

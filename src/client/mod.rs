@@ -60,10 +60,10 @@ use futures::future::join_all;
 use tokio::time::Instant;
 
 pub use crate::reason::Reason;
+pub use crate::trust::{TrustError, client::ClientTls};
 pub use admin::{MemberChange, NodeSetting, SessionInfo, SessionPage};
 pub use config::ClientConfig;
 pub use connector::Connector;
-pub use crate::trust::{TrustError, client::ClientTls};
 pub use contact::{Contact, Contacts};
 pub use endpoint::{ConfigError, Endpoint};
 pub use error::{ClientError, UnconfirmedAnswer};

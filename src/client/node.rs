@@ -13,11 +13,11 @@ use super::config::ClientConfig;
 use super::connector::Connector;
 use super::endpoint::Endpoint;
 use super::replicas::KnownReplica;
-use crate::trust::client::ClientTls;
 use crate::proto::details;
 use crate::proto::v1::{self, admin_client::AdminClient};
 use crate::report::NodeReport;
 use crate::shown::Shown;
+use crate::trust::client::ClientTls;
 use crate::types::NodeId;
 
 /// HTTP/2 window of one stream: far more than a round trip's worth of answers.

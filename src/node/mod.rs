@@ -52,7 +52,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::OptionFuture;
+use futures::future::{OptionFuture, join};
 use futures::{FutureExt as _, Stream};
 use prometheus_client::collector::Collector;
 use serde_json::Value;
@@ -365,8 +365,7 @@ impl<G: Guest, N> Server<G, N> {
         F: Future<Output = ()> + Send,
     {
         let Self { arrivals, limits, names, services: own, frames: port, security, .. } = self;
-        let limits = Arc::new(limits);
-        let (methods, health_names) = (own.methods::<G>(), own.health_names());
+        let (limits, methods, health_names) = (Arc::new(limits), own.methods::<G>(), own.health_names());
         let places = places(&limits);
         let entrance = Arc::new(Entrance { names, limits: limits.clone(), methods: methods.clone() });
         let entrance = || axum::middleware::from_fn_with_state(entrance.clone(), entrance::enter);
@@ -379,11 +378,7 @@ impl<G: Guest, N> Server<G, N> {
         let completed = || axum::middleware::from_fn_with_state(known.clone(), told::complete);
         let gate = Gate::new(before.into_axum_router().layer(entrance()).layer(completed()));
         let behind = gate.clone();
-        self.collectors.push(Box::new(PortCollector {
-            places: places.clone(),
-            limits: limits.clone(),
-            security: security.clone(),
-        }));
+        self.collectors.push(PortCollector::of(&places, &limits, security.as_ref()));
         let later = NodeRoutes::<G, N> {
             collectors: self.collectors,
             log_level: self.log_level,
@@ -410,20 +405,19 @@ impl<G: Guest, N> Server<G, N> {
             retire(reporter.clone(), &health_names).await;
             std::future::pending::<Infallible>().await
         };
+        let (arrivals, no_more) = incoming::telling_the_end(secured(arrivals, &security));
         let fresh = keep_fresh(security.clone());
-        let (arrivals, no_more) = incoming::telling_the_end(secured(arrivals, security.clone()));
         let followed = port.map(|port| port.secured(security).serve(frames, places.clone()));
         let incoming = incoming::bounded(arrivals, places, Beginning::Request);
         let stop = shutdown.map(|()| _ = drain.send_replace(true));
         // Once there are no more connections nobody asks for the signal to stop.
-        let all_came = no_more.map(|_| _ = drain.send_replace(true)).then(|()| std::future::pending());
+        let all_came = join(no_more.map(|_| _ = drain.send_replace(true)), fresh);
         let serving = both(builder().serve_with_incoming_shutdown(gate, incoming, stop), followed);
         tokio::select! {
             biased;
             // First: a node that is there already is behind the gate before anybody is let in.
             never = attend => match never {},
-            never = all_came => match never {},
-            never = fresh => match never {},
+            (_, never) = all_came => match never {},
             served = serving => served.map_err(|error| ServeError { source: error.into() }),
             () = overdue(draining.clone(), patience) => Ok(()),
         }
@@ -431,8 +425,8 @@ impl<G: Guest, N> Server<G, N> {
 }
 
 /// `arrivals`, by TLS if the port speaks it.
-fn secured(arrivals: Arrivals, security: Option<Arc<PortSecurity>>) -> Arrivals {
-    match security {
+fn secured(arrivals: Arrivals, security: &Option<Arc<PortSecurity>>) -> Arrivals {
+    match security.clone() {
         None => arrivals,
         Some(security) => {
             incoming::secured(arrivals, move |wire| security.accepting(wire, PlainAnswer::Http))

@@ -19,6 +19,17 @@ pub(super) struct PortCollector {
     pub(super) security: Option<Arc<PortSecurity>>,
 }
 
+impl PortCollector {
+    /// Of the port with these places, secured by this.
+    pub(super) fn of(
+        places: &Arc<Places>,
+        limits: &Arc<DoorLimits>,
+        security: Option<&Arc<PortSecurity>>,
+    ) -> Box<Self> {
+        Box::new(Self { places: places.clone(), limits: limits.clone(), security: security.cloned() })
+    }
+}
+
 impl Collector for PortCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> EncodeResult {
         let (mut families, counts, bounds) = (Families(encoder), self.places.counts(), &*self.limits);

@@ -7,7 +7,7 @@
 //! - [`material`]: what the two ends of a connection between members present and believe, made from files;
 //! - [`challenge`]: the proof that the other end knows the secret;
 //! - [`verify`]: which certificates a member believes;
-//! - [`port`]: TLS at the ports that clients use;
+//! - [`port`]: TLS at the ports that clients use; [`refusal`]: what is said there to those that do not speak it;
 //! - [`client`]: TLS of a client;
 //! - [`certificates`], [`pem`]: files, and what stands in a certificate; [`issue`]: certificates are made.
 //!
@@ -37,6 +37,8 @@ pub(crate) mod peers;
 mod pem;
 #[cfg(feature = "peers")]
 pub(crate) mod port;
+#[cfg(feature = "peers")]
+mod refusal;
 #[cfg(feature = "peers")]
 pub(crate) mod settings;
 #[cfg(feature = "peers")]

@@ -18,7 +18,7 @@ use rustls::server::{NoClientAuth, NoServerSessionStorage, WebPkiClientVerifier}
 use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
@@ -26,7 +26,7 @@ use super::certificates::{facts, names};
 use super::material::now;
 use super::pem::{self, PemText};
 use super::wire::{Basis, Connections, OpenedWire, Proof, Proven, RawWire, SecuredWire};
-use super::{TrustError, provider};
+use super::{TrustError, provider, refusal};
 use crate::runtime::offload;
 use crate::wire::Wire;
 
@@ -36,7 +36,6 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(300);
 /// For how long one that does not speak TLS is listened to after it was told so: what it has sent must be read, or it may lose the answer.
 const FAREWELL_PATIENCE: Duration = Duration::from_secs(1);
-const SPEAKS_TLS: &str = "this port speaks TLS: use https://, or give --tls-ca to quorate";
 
 /// Whether clients must show a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -101,7 +100,9 @@ impl PortTls {
                     ClientAuth::Optional => verifier.allow_unauthenticated(),
                     ClientAuth::Required => verifier,
                 };
-                verifier.build().map_err(|error| ca.wrong(format!("its certificates cannot be used: {error}")))?
+                verifier
+                    .build()
+                    .map_err(|error| ca.wrong(format!("its certificates cannot be used: {error}")))?
             }
         };
         let mut server = ServerConfig::builder_with_provider(provider())
@@ -232,11 +233,13 @@ impl PortSecurity {
                 Err(error) => {
                     self.reloads_failed.fetch_add(1, Relaxed);
                     let error = error.to_string();
-                    let is_new = |(said, at): &(String, Instant)| {
-                        *said != error || at.elapsed() >= COMPLAINT_INTERVAL
-                    };
+                    let is_new =
+                        |(said, at): &(String, Instant)| *said != error || at.elapsed() >= COMPLAINT_INTERVAL;
                     if told.as_ref().is_none_or(is_new) {
-                        tracing::error!(error, "TLS files on disk cannot be used; those before stay in force");
+                        tracing::error!(
+                            error,
+                            "TLS files on disk cannot be used; those before stay in force"
+                        );
                         told = Some((error, Instant::now()));
                     }
                 }
@@ -277,37 +280,11 @@ impl PortSecurity {
 
 /// Says that TLS is spoken here.
 async fn refuse(raw: &mut RawWire, plain: PlainAnswer) -> io::Result<()> {
-    let mut begun = [0; 3];
-    let answer = match plain {
-        PlainAnswer::Bytes(bytes) => bytes.to_vec(),
-        PlainAnswer::Http => {
-            raw.read_exact(&mut begun).await?;
-            if begun == *b"PRI" { http2_refusal() } else { http1_refusal() }
-        }
-    };
-    raw.write_all(&answer).await?;
+    match plain {
+        PlainAnswer::Bytes(bytes) => raw.write_all(&bytes).await?,
+        PlainAnswer::Http => refusal::in_http(raw).await?,
+    }
     raw.shutdown().await?;
     tokio::io::copy(raw, &mut tokio::io::sink()).await?;
     Ok(())
-}
-
-fn http1_refusal() -> Vec<u8> {
-    let length = SPEAKS_TLS.len() + 1;
-    format!(
-        "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{SPEAKS_TLS}\n"
-    )
-    .into_bytes()
-}
-
-/// Settings, and the end of the connection, with the reason: RFC 9113, sections 6.5 and 6.8.
-fn http2_refusal() -> Vec<u8> {
-    const SETTINGS: [u8; 9] = [0, 0, 0, 0x4, 0, 0, 0, 0, 0];
-    const GOAWAY: u8 = 0x7;
-    const INADEQUATE_SECURITY: u8 = 0xc;
-    let length = u8::try_from(8 + SPEAKS_TLS.len()).expect("invariant: it is a short text");
-    let mut answer = SETTINGS.to_vec();
-    answer.extend([0, 0, length, GOAWAY, 0, 0, 0, 0, 0]);
-    answer.extend([0, 0, 0, 0, 0, 0, 0, INADEQUATE_SECURITY]);
-    answer.extend(SPEAKS_TLS.as_bytes());
-    answer
 }

@@ -96,7 +96,8 @@ async fn clients_speak_tls_and_those_that_do_not_are_told_so() {
         // Plain.
         let error = put(&client(&at, None)).await.unwrap_err();
         assert!(error.contains("this port speaks TLS"), "{error}");
-        let answer = String::from_utf8(told(address, b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n").await).unwrap();
+        let answer =
+            String::from_utf8(told(address, b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n").await).unwrap();
         assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("https://"), "{answer}");
         // Whom it does not believe, and what it does not expect.
         let error = put(&client(&at, Some(others.anonymous()))).await.unwrap_err();
@@ -115,7 +116,10 @@ async fn clients_speak_tls_and_those_that_do_not_are_told_so() {
     .await;
     with_node(dir.path(), async |address| {
         let error = put(&client(&address.to_string(), Some(certificates.anonymous()))).await.unwrap_err();
-        assert!(error.contains("this port does not speak TLS") || error.contains("may not speak TLS"), "{error}");
+        assert!(
+            error.contains("this port does not speak TLS") || error.contains("may not speak TLS"),
+            "{error}"
+        );
     })
     .await;
 }
@@ -134,7 +138,10 @@ async fn a_client_that_must_show_a_certificate_is_let_in_with_one() {
     .await;
 }
 
-async fn https(certificates: &Certificates, address: SocketAddr) -> (CertificateDer<'static>, tokio_rustls::client::TlsStream<TcpStream>) {
+async fn https(
+    certificates: &Certificates,
+    address: SocketAddr,
+) -> (CertificateDer<'static>, tokio_rustls::client::TlsStream<TcpStream>) {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(certificates.path("ca.pem")).unwrap()).unwrap();
     let shown = CertificateDer::from_pem_file(certificates.path("app.pem")).unwrap();
@@ -184,7 +191,8 @@ async fn pages_are_served_by_https_and_new_certificates_are_taken_up_while_it_ru
 async fn a_follower_that_speaks_frames_without_tls_is_told_so_in_a_frame() {
     let certificates = Certificates::new();
     let dir = tempfile::tempdir().unwrap();
-    let server = served(certificates.port(ClientAuth::Optional)).await.with_frames("127.0.0.1:0").await.unwrap();
+    let server =
+        served(certificates.port(ClientAuth::Optional)).await.with_frames("127.0.0.1:0").await.unwrap();
     let frames = server.frames_addr().unwrap();
     with_server(dir.path(), server, async |_| {
         let answer = told(frames, &[0, 0, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8]).await;
@@ -262,7 +270,20 @@ fn a_port_with_files_that_do_not_go_together_is_not_opened() {
     let data = tempfile::tempdir().unwrap();
     let start = |args: &[&str]| {
         let dir: &Path = data.path();
-        cli(&[&["serve", "--single", "--client-listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0", "--data-dir", dir.to_str().unwrap()], args].concat())
+        cli(&[
+            &[
+                "serve",
+                "--single",
+                "--client-listen",
+                "127.0.0.1:0",
+                "--peer-listen",
+                "127.0.0.1:0",
+                "--data-dir",
+                dir.to_str().unwrap(),
+            ],
+            args,
+        ]
+        .concat())
     };
     for (args, said) in [
         (&["--tls-cert", &*path("node-1.pem")][..], "give --tls-key, too"),

@@ -248,7 +248,12 @@ impl GrpcDoor {
         // It has the certificate of a member: no stranger can fill the log with this.
         if let Some(unsaid) = self.complaints.is_due() {
             let address = caller.and_then(|caller| caller.address()).map(tracing::field::display);
-            tracing::warn!(node = node_id, address, unsaid, "refused a peer: its certificate is not that of the node that it says it is");
+            tracing::warn!(
+                node = node_id,
+                address,
+                unsaid,
+                "refused a peer: its certificate is not that of the node that it says it is"
+            );
         }
         Err(refused(&Refusal::Stranger))
     }
@@ -317,9 +322,10 @@ pub(crate) fn serve(
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let complaints = Complaints::default();
-    let service = PeerServer::new(GrpcDoor { door, traffic, is_secured: authenticator.is_some(), complaints, stop })
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let service =
+        PeerServer::new(GrpcDoor { door, traffic, is_secured: authenticator.is_some(), complaints, stop })
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
     // A caller that has not said who it is gives way to the next one, so strangers keep no member out.
     let places = Places::new(incoming::connections(FILES_SHARE), 0);
     let beginning = Beginning::Identify { max_bytes: HANDSHAKE_BYTES };
