@@ -29,6 +29,8 @@ mod door;
 mod file;
 mod fixed;
 mod flags;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod given;
 mod peers;
 mod replication;
@@ -209,7 +211,7 @@ impl ServeConfig {
     ///
     /// # Errors
     /// [`SettingsError::Invalid`].
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn resolve(settings: GivenSettings) -> Result<Self, SettingsError> {
         Self::resolve_as(settings, Translation::default())
     }

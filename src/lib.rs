@@ -87,6 +87,9 @@ mod duration;
 mod engine;
 mod error;
 mod feed;
+#[cfg(all(any(test, fuzzing), feature = "cli"))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(test)]
 mod golden;
 #[cfg(feature = "peers")]

@@ -23,6 +23,8 @@
 
 mod cursor;
 mod event_log;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod hold;
 mod piece;
 mod record;

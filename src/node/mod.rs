@@ -33,6 +33,8 @@ mod entrance;
 mod exposition;
 pub(crate) mod families;
 mod frames;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod gate;
 mod http;
 pub(crate) mod metrics;

@@ -19,6 +19,8 @@
 mod codec;
 mod connection;
 mod encoding;
+#[cfg(any(test, fuzzing))]
+mod fuzzed;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -32,6 +34,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 use self::connection::BEGINNING_BYTES;
+#[cfg(any(test, fuzzing))]
+pub(in crate::node) use self::fuzzed::read_all;
 use super::gate;
 use super::operated::OperatedNode;
 use super::subscriptions::{SubscriptionService, drained};
