@@ -10,7 +10,11 @@ use crate::types::LogId;
 pub(crate) fn envelope<M: StateMachine>(bytes: &[u8]) {
     let checked = envelope::check::<M>(bytes);
     let opened = envelope::open::<M>(bytes);
-    assert!(checked.is_err() || opened.is_ok(), "it passes the check and cannot be applied: {:?}", opened.err());
+    assert!(
+        checked.is_err() || opened.is_ok(),
+        "it passes the check and cannot be applied: {:?}",
+        opened.err()
+    );
 }
 
 /// The file of a snapshot, as it comes from a peer. Its checksums are made to match.

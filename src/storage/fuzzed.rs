@@ -24,7 +24,8 @@ pub(crate) fn segments(bytes: &[u8]) {
     let Some(next) = read.last().map_or(Some(first), |record| record.key.checked_add(1)) else { return };
     let appended = log.append(next, 1, 0, b"more").and_then(|()| log.sync());
     drop(log);
-    let (log, cut) = SegmentLog::open(&dir, SegmentOptions::default()).expect("invariant: it was opened before");
+    let (log, cut) =
+        SegmentLog::open(&dir, SegmentOptions::default()).expect("invariant: it was opened before");
     assert!(cut.is_none(), "what was opened and synced needs no other cut: {cut:?}, {reach:?}");
     if appended.is_ok() {
         let again = log.reader().read(0, usize::MAX).expect("invariant: it was read before");
