@@ -22,6 +22,7 @@ use crate::engine::{
 use crate::feed::EventLogLimits;
 use crate::node::settings::parse_filter;
 use crate::shown::Shown;
+use crate::trust::settings::PeerTrust;
 use crate::types::NodeId;
 
 mod data_dir;
@@ -38,12 +39,14 @@ mod reserve;
 mod table;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 pub(crate) use door::DoorConfig;
 pub(crate) use peers::Peers;
 pub(crate) use replication::{GivenReplication, ReplicaWishes, Translation};
 pub(crate) use reserve::ReserveBytes;
 pub(crate) use table::GivenSettings;
+pub(crate) use tls::TlsSettings;
 
 /// Arguments of `quorate serve`.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -143,10 +146,14 @@ pub(crate) struct ServeConfig {
     pub event_log: EventLogLimits,
     /// What is made of peers that are slow or silent.
     pub peer_policy: PeerPolicy,
+    /// How members prove to each other who they are.
+    pub peer_trust: PeerTrust,
     /// Memory that this node may use, in bytes; `None` for all that it is allowed.
     pub memory_bytes: Option<u64>,
     /// The client port.
     pub door: DoorConfig,
+    /// TLS there.
+    pub tls: TlsSettings,
     /// What was made of names that others have for settings.
     pub translation: Translation,
 }
@@ -175,8 +182,10 @@ impl Default for ServeConfig {
             disk: DiskPolicy::default(),
             event_log: EventLogLimits::default(),
             peer_policy: PeerPolicy::default(),
+            peer_trust: PeerTrust::default(),
             memory_bytes: None,
             door: DoorConfig::default(),
+            tls: TlsSettings::default(),
             translation: Translation::default(),
         }
     }
@@ -292,6 +301,7 @@ impl ServeConfig {
         })?;
         self.check_limits()?;
         self.door.validate()?;
+        self.tls.resolve()?;
         self.door.check_memory(self.memory())?;
         self.engine_config(String::new())
             .validate()
@@ -358,6 +368,7 @@ impl ServeConfig {
         config.disk = self.disk.clone();
         config.event_log = self.event_log;
         config.peers = self.peer_policy;
+        config.peer_trust = self.peer_trust.clone();
         config.memory_bytes = self.memory_bytes;
         config
     }

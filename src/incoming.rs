@@ -25,6 +25,7 @@ use tokio::time::{Sleep, sleep};
 use tonic::transport::server::{Connected, TcpIncoming};
 
 use crate::error::is_out_of_files;
+use crate::trust::wire::Proof;
 use crate::wire::Wire;
 
 pub use places::Bound;
@@ -72,6 +73,14 @@ fn share_of(open_files: usize, parts: usize) -> usize {
 pub(crate) struct Arrived {
     wire: Box<dyn Wire>,
     peer: Option<SocketAddr>,
+    /// Where it is found who is at the other end, if that is to be proven.
+    proof: Option<Arc<Proof>>,
+}
+
+impl Arrived {
+    fn new(wire: impl Wire + 'static, peer: Option<SocketAddr>) -> Self {
+        Self { wire: Box::new(wire), peer, proof: None }
+    }
 }
 
 /// Connections as they arrive at a port.
@@ -81,7 +90,10 @@ pub(crate) type Arrivals = BoxStream<'static, io::Result<Arrived>>;
 pub(crate) fn arrivals_at(listener: TcpListener, keepalive: Duration) -> Arrivals {
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(keepalive));
     let arrived = |accepted: io::Result<tokio::net::TcpStream>| {
-        accepted.map(|stream| Arrived { peer: stream.peer_addr().ok(), wire: Box::new(stream) })
+        accepted.map(|stream| {
+            let peer = stream.peer_addr().ok();
+            Arrived::new(stream, peer)
+        })
     };
     incoming.map(arrived).boxed()
 }
@@ -99,7 +111,8 @@ pub(crate) fn arrivals_that_confirm(
         if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(dead_after)) {
             tracing::debug!(%error, "cannot say how long a connection may be dead");
         }
-        Ok(Arrived { peer: stream.peer_addr().ok(), wire: Box::new(stream) })
+        let peer = stream.peer_addr().ok();
+        Ok(Arrived::new(stream, peer))
     };
     incoming.map(arrived).boxed()
 }
@@ -109,7 +122,20 @@ pub(crate) fn arrivals_of<W>(connections: impl Stream<Item = W> + Send + 'static
 where
     W: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    connections.map(|wire| Ok(Arrived { wire: Box::new(wire), peer: None })).boxed()
+    connections.map(|wire| Ok(Arrived::new(wire, None))).boxed()
+}
+
+/// The same, each made by `secure` of what has arrived. Who calls is proven when the connection is first used: it takes its place before.
+pub(crate) fn secured(
+    arrivals: Arrivals,
+    secure: impl Fn(Box<dyn Wire>) -> (Box<dyn Wire>, Arc<Proof>) + Send + 'static,
+) -> Arrivals {
+    let secured = move |arrived: io::Result<Arrived>| {
+        let Arrived { wire, peer, .. } = arrived?;
+        let (wire, proof) = secure(wire);
+        Ok(Arrived { wire, peer, proof: Some(proof) })
+    };
+    arrivals.map(secured).boxed()
 }
 
 /// The same, and what is over once there are no more of them.
@@ -179,8 +205,11 @@ pub(crate) fn bounded(
     stream::unfold((arrivals, places), move |(mut arrivals, places)| async move {
         loop {
             match arrivals.next().await? {
-                Ok(Arrived { wire, peer }) => {
+                Ok(Arrived { wire, peer, proof }) => {
                     let caller = places.admit(peer).await;
+                    if let Some(proof) = proof {
+                        caller.is_to_prove(proof);
+                    }
                     let accepted = Accepted { wire, opening: Some(Opening::new(beginning)), caller };
                     return Some((Ok(accepted), (arrivals, places)));
                 }

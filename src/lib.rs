@@ -112,6 +112,8 @@ mod shown;
 #[cfg(feature = "server")]
 mod signals;
 mod storage;
+#[cfg(any(feature = "peers", feature = "client"))]
+mod trust;
 mod types;
 #[cfg(any(feature = "peers", feature = "client"))]
 mod wire;
@@ -146,6 +148,8 @@ pub use report::{
     SessionsReport, StateSize,
 };
 pub use session::{Session, Ticket};
+#[cfg(feature = "peers")]
+pub use trust::settings::{PeerAuth, PeerSecret, PeerTrust};
 pub use types::{
     AckLevel, Bookmark, ClusterClock, DEFAULT_ACK_TIMEOUT, Divergence, Founding, HistoryEpoch, Incarnation,
     InitialState, Intent, Leader, LogId, MachineVersion, Member, MemberKind, Membership, NodeId,
@@ -161,6 +165,7 @@ pub mod server {
     pub use crate::door::{Call, CallOf, Guest, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, MachineGuest, Method};
     pub use crate::node::settings::LogLevel;
     pub use crate::node::{DRAIN, Names, RunError, ServeError, Server, StoppedBy, metrics};
+    pub use crate::trust::port::{ClientAuth, PortTls};
 }
 
 /// What a node keeps, and where: a log and snapshots of one's own, and those that there are.
@@ -182,6 +187,8 @@ pub mod transport {
     #[cfg(feature = "peers")]
     pub use crate::raft::network::grpc::GrpcTransport;
     pub use crate::raft::network::traffic::Traffic;
+    #[cfg(feature = "peers")]
+    pub use crate::trust::{TrustError, peers::Handshakes};
     pub use crate::raft::network::{
         CONNECTION_REQUESTS, Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, Incoming,
         PROTOCOL_VERSION, PeerDoor, Purpose, Refusal, Request, Response, Target, Transport,

@@ -28,6 +28,14 @@ fn main() -> ExitCode {
             };
         }
     };
+    if cli.command.runs_a_node()
+        && let Err(error) = cli::conceal(&args)
+    {
+        cli::last_words(&format!(
+            "error: cannot take the peer secret off the command line: {error}; give it in a file, with --peer-secret-file\n"
+        ));
+        return cli::EXIT_ERROR.into();
+    }
     let format = cli::report::format(&cli);
     let code = match cli::execute(cli) {
         Ok(()) | Err(None) => cli::EXIT_OK,

@@ -34,6 +34,10 @@ pub struct ClusterSpec {
     pub frames_port: Option<u16>,
     /// Name of the cluster.
     pub cluster: String,
+    /// A directory with `ca.pem`, and `node-N.pem` and `node-N.key` for each node, by which members prove to each other who they are.
+    pub peer_credentials: Option<PathBuf>,
+    /// The same for the ports of clients, which speak TLS then.
+    pub client_credentials: Option<PathBuf>,
     /// Arguments for every node, after those that this crate gives.
     pub extra_args: Vec<OsString>,
     /// Where the standard error of every node leads.
@@ -56,6 +60,8 @@ impl ClusterSpec {
             peer_port: 7901,
             frames_port: None,
             cluster: "quorate".to_owned(),
+            peer_credentials: None,
+            client_credentials: None,
             extra_args: Vec::new(),
             stderr: Stderr::default(),
             reserved: None,
@@ -157,6 +163,17 @@ impl ClusterSpec {
             command.args(["--peers", &self.peers()]);
         } else {
             command.arg("--join");
+        }
+        let file = |dir: &PathBuf, kind: &str| dir.join(format!("node-{node_id}.{kind}"));
+        if let Some(dir) = &self.peer_credentials {
+            command.arg("--peer-ca").arg(dir.join("ca.pem"));
+            command.arg("--peer-cert").arg(file(dir, "pem")).arg("--peer-key").arg(file(dir, "key"));
+        }
+        // What a client of this shell shows is not the node's.
+        command.env_remove("QUORATE_TLS_CERT").env_remove("QUORATE_TLS_KEY");
+        if let Some(dir) = &self.client_credentials {
+            command.arg("--tls-client-ca").arg(dir.join("ca.pem"));
+            command.arg("--tls-cert").arg(file(dir, "pem")).arg("--tls-key").arg(file(dir, "key"));
         }
         command.args(&self.extra_args);
         command

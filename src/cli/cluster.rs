@@ -19,8 +19,9 @@ use quorate_cluster::{Cluster, ClusterError, ClusterSpec};
 use tokio::time::MissedTickBehavior;
 
 use super::health::disk_in_words;
+use super::{CliError, cert};
 use crate::engine::{MIN_MEMORY_BYTES, available_memory_bytes};
-use crate::kv::client::{Client, ClientConfig, ConfigError, Endpoint, NodeReport};
+use crate::kv::client::{Client, ClientConfig, ClientTls, ConfigError, Endpoint, NodeReport};
 use crate::reason::EXIT_INVALID;
 use crate::runtime;
 use crate::shown::shortened;
@@ -73,6 +74,9 @@ pub struct ClusterArgs {
         default_missing_value = "7811"
     )]
     pub frames: Option<u16>,
+    /// Make certificates in the directory, and have members and clients use them; commands need --tls-ca, --tls-cert and --tls-key then
+    #[arg(long)]
+    pub secure: bool,
     /// Start a node again when its process ends
     #[arg(long)]
     pub restart: bool,
@@ -96,6 +100,9 @@ pub enum ClusterCommandError {
     /// The path of this program is not known.
     #[error("cannot find the path of this program: {0}")]
     Program(#[source] io::Error),
+    /// Certificates could not be made.
+    #[error("cannot make certificates for the cluster: {0}")]
+    Certificates(String),
     /// Signals could not be caught.
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] io::Error),
@@ -129,10 +136,17 @@ pub async fn run(args: ClusterArgs) -> Result<(), ClusterCommandError> {
         spec.extra_args.extend(["--memory-bytes".into(), share.to_string().into()]);
     }
 
+    let tls = match args.secure {
+        true => Some(secure(&mut spec).await?),
+        false => None,
+    };
     let mut call = shown_path(&spec.binary);
     // Other commands look for three nodes on the default ports by themselves.
     if spec.endpoints() != ClusterSpec::new("", "").endpoints() {
         call = format!("{call} --endpoints {}", spec.endpoints().join(","));
+    }
+    if let Some(secured) = &tls {
+        call = format!("{call} {}", secured.flags());
     }
     let mut screen = Screen::stdout();
     let data_dir = std::path::absolute(&args.data_dir).unwrap_or_else(|_| args.data_dir.clone());
@@ -145,7 +159,12 @@ pub async fn run(args: ClusterArgs) -> Result<(), ClusterCommandError> {
         screen.print(&format!("followers without gRPC are served at {}", followed.join(", ")));
     }
 
-    let outcome = ClusterSession::new(&cluster, call, args.restart)?.watch(&mut screen, &mut stop).await;
+    if let Some(secured) = &tls {
+        screen.print(&format!("members and clients use certificates; for other programs of this shell:\n  {}", secured.exports()));
+    }
+
+    let tls = tls.map(|secured| secured.tls);
+    let outcome = ClusterSession::new(&cluster, call, args.restart, tls)?.watch(&mut screen, &mut stop).await;
     let leader = match outcome {
         Ok(leader) => leader,
         Err(error) => {
@@ -154,6 +173,44 @@ pub async fn run(args: ClusterArgs) -> Result<(), ClusterCommandError> {
         }
     };
     stop_all(cluster, leader, &mut screen, &mut stop).await
+}
+
+/// What a client of a cluster with certificates shows, and whom it believes.
+struct SecuredCluster {
+    files: [(&'static str, PathBuf); 3],
+    tls: ClientTls,
+}
+
+impl SecuredCluster {
+    fn flags(&self) -> String {
+        let flags = self.files.iter().map(|(name, path)| format!("--tls-{name} {}", shown_path(path)));
+        flags.collect::<Vec<_>>().join(" ")
+    }
+
+    fn exports(&self) -> String {
+        let variables = self.files.iter().map(|(name, path)| {
+            format!("QUORATE_TLS_{}={}", name.to_uppercase(), shown_path(path))
+        });
+        format!("export {}", variables.collect::<Vec<_>>().join(" "))
+    }
+}
+
+/// Makes the certificates of a cluster that are not there yet, in its directory, and has `spec` use them.
+async fn secure(spec: &mut ClusterSpec) -> Result<SecuredCluster, ClusterCommandError> {
+    const CLIENT: &str = "client";
+    let failed = |error: CliError| ClusterCommandError::Certificates(error.to_string());
+    let dir = std::path::absolute(&spec.data_dir).unwrap_or_else(|_| spec.data_dir.clone()).join("certificates");
+    let (path, cluster, nodes) = (dir.clone(), spec.cluster.clone(), spec.node_ids());
+    runtime::offload(move || cert::make_missing(&path, &cluster, nodes, CLIENT)).await.map_err(failed)?;
+    spec.peer_credentials = Some(dir.clone());
+    spec.client_credentials = Some(dir.clone());
+    let files = [
+        ("ca", dir.join("ca.pem")),
+        ("cert", dir.join(format!("{CLIENT}.pem"))),
+        ("key", dir.join(format!("{CLIENT}.key"))),
+    ];
+    let tls = ClientTls::with_certificate(&files[0].1, &files[1].1, &files[2].1).map_err(ConfigError::from)?;
+    Ok(SecuredCluster { files, tls })
 }
 
 /// Everything that the watching of a running cluster needs.
@@ -172,9 +229,14 @@ struct ClusterSession<'a> {
 }
 
 impl<'a> ClusterSession<'a> {
-    fn new(cluster: &'a Arc<Cluster>, call: String, restart: bool) -> Result<Self, ConfigError> {
+    fn new(
+        cluster: &'a Arc<Cluster>,
+        call: String,
+        restart: bool,
+        tls: Option<ClientTls>,
+    ) -> Result<Self, ConfigError> {
         let timeout = Duration::from_millis(STATUS_TIMEOUT_MS);
-        let config = ClientConfig { timeout, ..ClientConfig::default() };
+        let config = ClientConfig { timeout, tls, ..ClientConfig::default() };
         let endpoints: BTreeMap<_, _> = cluster
             .nodes()
             .iter()
@@ -405,7 +467,7 @@ mod tests {
         {
             let at = data_dir.clone();
             let args =
-                ClusterArgs { nodes, data_dir: at, client_port, peer_port, frames: None, restart: false };
+                ClusterArgs { nodes, data_dir: at, client_port, peer_port, frames: None, secure: false, restart: false };
             let refused = run(args).await.unwrap_err();
             assert!(refused.is_invalid_input(), "{refused}");
             assert!(!data_dir.exists(), "nothing was begun");

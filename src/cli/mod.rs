@@ -4,12 +4,14 @@
 //! everything else on standard error; failures in [`report`]. Exit codes are those of [`crate::reason`].
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 pub use crate::reason::{EXIT_ERROR, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_OK, EXIT_UNKNOWN, EXIT_UNREACHABLE};
+pub use conceal::conceal;
 pub use error::CliError;
 pub use input::ScopeArgs;
 pub use output::Format;
@@ -18,12 +20,17 @@ pub use report::Report;
 pub use crate::logging::{flush as flush_log, last_words};
 
 use crate::duration;
-use crate::kv::client::{Client, ClientConfig, Endpoint, KnownLeader, SESSION_TTL_MAX, SESSION_TTL_MIN};
+use crate::kv::client::{
+    Client, ClientConfig, ClientTls, ConfigError, Endpoint, KnownLeader, SESSION_TTL_MAX, SESSION_TTL_MIN,
+    TrustError,
+};
 use crate::reason::Reason;
 
 pub mod bench;
+pub mod cert;
 pub mod cluster;
 pub mod completion;
+mod conceal;
 pub mod config_test;
 pub mod configure;
 pub mod del;
@@ -103,6 +110,15 @@ pub struct Common {
         default_value = "10s"
     )]
     pub timeout: Duration,
+    /// PEM file with the authorities whose certificates are believed of nodes; with it TLS is spoken
+    #[arg(long, global = true, env = "QUORATE_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// PEM file with the certificate that is shown to nodes, and its chain
+    #[arg(long, global = true, env = "QUORATE_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the key of that
+    #[arg(long, global = true, env = "QUORATE_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
     /// The client of the command, once it has one: a failure tells what it has learnt.
     #[arg(skip)]
     client: Arc<OnceLock<Client>>,
@@ -132,6 +148,20 @@ impl Common {
         outcome
     }
 
+    /// TLS towards nodes, if it is asked for.
+    fn tls(&self) -> Result<Option<ClientTls>, ConfigError> {
+        let refuse = |why: &str| Err(TrustError::Settings(why.to_owned()).into());
+        match (&self.tls_ca, &self.tls_cert, &self.tls_key) {
+            (None, None, None) => Ok(None),
+            (Some(ca), None, None) => Ok(Some(ClientTls::with_ca(ca)?)),
+            (Some(ca), Some(certificate), Some(key)) => {
+                Ok(Some(ClientTls::with_certificate(ca, certificate, key)?))
+            }
+            (None, ..) => refuse("--tls-cert and --tls-key are shown to nodes that are believed; give --tls-ca, too"),
+            (Some(_), ..) => refuse("--tls-cert and --tls-key belong together; give both, or neither"),
+        }
+    }
+
     /// Who leads, to be told with a failure. A program is told even where that costs a question.
     async fn leader(&self, error: &CliError) -> Option<KnownLeader> {
         const PATIENCE: Duration = Duration::from_secs(1);
@@ -147,6 +177,7 @@ impl Common {
 
     fn client_with(&self, change: impl FnOnce(&mut ClientConfig)) -> Result<Client, CliError> {
         let mut config = ClientConfig { timeout: self.timeout, ..ClientConfig::default() };
+        config.tls = self.tls()?;
         change(&mut config);
         let client = Client::new(self.endpoints.iter().map(Endpoint::as_str), config)?;
         // A command makes one.
@@ -200,6 +231,8 @@ pub enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Run a replica: a copy of the state that follows the cluster and answers reads
     Replica(Box<replica::ReplicaArgs>),
+    /// Make certificates for nodes and clients
+    Cert(cert::CertArgs),
     /// Run a local cluster in real processes until Ctrl-C
     Cluster(cluster::ClusterArgs),
     /// Print a completion script for a shell
@@ -245,7 +278,7 @@ impl Command {
             Self::Configure(_) => Subject::Settings,
             Self::Health(_) | Self::Status(_) | Self::Snapshot(_) | Self::Bench(_) => Subject::Node,
             Self::LoadTest(_) | Self::ReplicationTest(_) | Self::ConfigTest(_) => Subject::Node,
-            Self::Serve(_) | Self::Replica(_) | Self::Cluster(_) | Self::Completion(_) => Subject::Process,
+            Self::Serve(_) | Self::Replica(_) | Self::Cluster(_) | Self::Completion(_) | Self::Cert(_) => Subject::Process,
         }
     }
 }
@@ -317,6 +350,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Serve(args) => serve::run(*args, on_memory).await.map_err(CliError::node),
         Command::Replica(args) => replica::run(common, *args).await.map_err(CliError::node),
         Command::Cluster(args) => cluster::run(args).await.map_err(CliError::node),
+        Command::Cert(args) => cert::run(common, args),
         Command::Completion(args) => completion::run(&args, &mut Cli::command()),
     }
 }

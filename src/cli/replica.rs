@@ -78,6 +78,9 @@ pub struct ReplicaArgs {
     /// Have what it is told compressed on the way
     #[arg(long)]
     pub compress: bool,
+    /// PEM file with the authorities whose certificates are believed of its clients; with --tls-cert, its port speaks TLS
+    #[arg(long, value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
     /// What to log: off, error, warn, info, debug, trace, or a filter such as info,quorate=debug [default: info]
     #[arg(long, value_name = "FILTER", value_parser = filter)]
     pub log_level: Option<String>,
@@ -107,6 +110,10 @@ impl ReplicaArgs {
             client_advertise: self.advertise.map(|given| given.to_string()),
             log_level: self.log_level,
             log_format: self.log_format,
+            // What it shows to its sources it shows to its clients, too.
+            tls_cert: common.tls_cert.clone(),
+            tls_key: common.tls_key.clone(),
+            tls_client_ca: self.tls_client_ca,
             ..GivenSettings::default()
         };
         let usual = GivenSettings {
@@ -142,6 +149,8 @@ impl ReplicaArgs {
         run.replica.retries = (self.retries != 0).then_some(self.retries);
         run.replica.compressed = self.compress;
         run.replica.state_bytes_per_second = self.state_bytes_per_second;
+        let tls = common.tls().map_err(|error| SettingsError::Invalid(error.to_string()))?;
+        run.replica.tls = tls.or(run.replica.tls);
         run.forwards_writes = self.forward_writes;
         Ok(run)
     }
@@ -229,6 +238,9 @@ pub(super) async fn follow(run: ReplicaRun) -> Result<(), ServeCommandError> {
         .with_fixed_settings(fixed);
     if let Some(log_level) = log_level {
         server = server.with_log_level(log_level);
+    }
+    if let Some(tls) = serve.tls.resolve()? {
+        server = server.with_tls(tls).await?;
     }
     config.advertise = advertised(serve.client_advertise.as_deref(), server.local_addr());
     let client = config.advertise.clone().unwrap_or_else(|| server.local_addr().to_string());

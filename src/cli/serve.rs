@@ -118,6 +118,9 @@ async fn listen(
     if let Some(log_level) = log_level {
         server = server.with_log_level(log_level);
     }
+    if let Some(tls) = config.tls.resolve()? {
+        server = server.with_tls(tls).await?;
+    }
     if let Some(address) = &config.frames_listen {
         server = server.with_frames(address).await?;
     }

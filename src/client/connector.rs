@@ -10,10 +10,12 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tonic::codegen::Service;
 use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::trust::client::ClientTls;
 use crate::wire::Wire;
 
 /// How a client gets a connection to an address: over TCP by default, or by whatever a program brings, such as a tunnel or a
@@ -53,11 +55,14 @@ impl Connector {
         Self(Some(Arc::new(boxed)))
     }
 
-    /// A channel that connects when it is used, and again after a break.
-    pub(crate) fn connect_lazy(&self, endpoint: &Endpoint) -> Channel {
-        match &self.0 {
-            None => endpoint.connect_lazy(),
-            Some(dial) => endpoint.connect_with_connector_lazy(Dialler(dial.clone())),
+    /// A channel that connects when it is used, and again after a break; by `tls` if there is any.
+    pub(crate) fn connect_lazy(&self, endpoint: &Endpoint, tls: Option<&ClientTls>) -> Channel {
+        match (&self.0, tls) {
+            (None, None) => endpoint.connect_lazy(),
+            (dial, tls) => {
+                let dial = dial.clone().unwrap_or_else(|| Arc::new(over_tcp));
+                endpoint.connect_with_connector_lazy(Dialler { dial, tls: tls.cloned() })
+            }
         }
     }
 }
@@ -81,7 +86,20 @@ impl PartialEq for Connector {
 
 impl Eq for Connector {}
 
-struct Dialler(Arc<Dial>);
+/// As it is without a connector, and below TLS.
+fn over_tcp(address: String) -> Dialling {
+    async move {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(TokioIo::new(Box::new(stream) as Box<dyn Wire>))
+    }
+    .boxed()
+}
+
+struct Dialler {
+    dial: Arc<Dial>,
+    tls: Option<ClientTls>,
+}
 
 impl Service<Uri> for Dialler {
     type Response = TokioIo<Box<dyn Wire>>;
@@ -94,7 +112,18 @@ impl Service<Uri> for Dialler {
 
     fn call(&mut self, address: Uri) -> Dialling {
         match address.authority() {
-            Some(authority) => (self.0)(authority.to_string()),
+            Some(authority) => {
+                let (address, tls) = (authority.to_string(), self.tls.clone());
+                let dialling = (self.dial)(address.clone());
+                match tls {
+                    None => dialling,
+                    Some(tls) => async move {
+                        let wire = dialling.await?.into_inner();
+                        Ok(TokioIo::new(tls.secure(wire, &address).await?))
+                    }
+                    .boxed(),
+                }
+            }
             None => std::future::ready(Err(io::ErrorKind::InvalidInput.into())).boxed(),
         }
     }

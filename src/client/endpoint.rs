@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tonic::codegen::http::Uri;
 
 use crate::shown::Shown;
+use crate::trust::TrustError;
 
 /// The longest name there is in DNS, and a little.
 const MAX_HOST_BYTES: usize = 255;
@@ -33,6 +34,9 @@ pub enum ConfigError {
         /// The rule that it breaks.
         rule: &'static str,
     },
+    /// TLS cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TrustError),
 }
 
 /// Where a node's client port is reached: `host:port`, with a DNS name or an address. Cheap to clone.
@@ -48,7 +52,7 @@ impl Endpoint {
         let refuse = |detail| Err(ConfigError::Endpoint { endpoint: text.to_owned(), detail });
         let trimmed = text.trim();
         if trimmed.starts_with("https://") {
-            return refuse("TLS is not supported yet; use http:// or host:port");
+            return refuse("write host:port, and say whom to believe: --tls-ca, or ClientConfig::tls");
         }
         let address = trimmed.strip_prefix("http://").unwrap_or(trimmed);
         let address = address.strip_suffix('/').unwrap_or(address);

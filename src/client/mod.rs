@@ -63,6 +63,7 @@ pub use crate::reason::Reason;
 pub use admin::{MemberChange, NodeSetting, SessionInfo, SessionPage};
 pub use config::ClientConfig;
 pub use connector::Connector;
+pub use crate::trust::{TrustError, client::ClientTls};
 pub use contact::{Contact, Contacts};
 pub use endpoint::{ConfigError, Endpoint};
 pub use error::{ClientError, UnconfirmedAnswer};

@@ -13,6 +13,7 @@ use super::config::ClientConfig;
 use super::connector::Connector;
 use super::endpoint::Endpoint;
 use super::replicas::KnownReplica;
+use crate::trust::client::ClientTls;
 use crate::proto::details;
 use crate::proto::v1::{self, admin_client::AdminClient};
 use crate::report::NodeReport;
@@ -52,6 +53,7 @@ pub(crate) struct Node {
     pub(super) replica: KnownReplica,
     transport: tonic::transport::Endpoint,
     connector: Connector,
+    tls: Option<ClientTls>,
     keep_alive_timeout: Duration,
     channel: OnceLock<Channel>,
     /// For watches and range streams, which may stand still: apart from the pipeline, so that it never waits for them.
@@ -104,6 +106,7 @@ impl Node {
             replica: KnownReplica::default(),
             transport,
             connector: config.connector.clone(),
+            tls: config.tls.clone(),
             keep_alive_timeout: config.keep_alive_timeout,
             channel: OnceLock::new(),
             side_channel: OnceLock::new(),
@@ -134,7 +137,7 @@ impl Node {
 
     /// The transport to this node; connects when it is used, and again after a break.
     pub(crate) fn channel(&self) -> Channel {
-        self.channel.get_or_init(|| self.connector.connect_lazy(&self.transport)).clone()
+        self.channel.get_or_init(|| self.connector.connect_lazy(&self.transport, self.tls.as_ref())).clone()
     }
 
     /// The same for calls whose answers may not be read for a while.
@@ -148,7 +151,7 @@ impl Node {
                 .initial_connection_window_size(SIDE_CONNECTION_WINDOW_BYTES)
                 .max_frame_size(SIDE_FRAME_BYTES)
                 .keep_alive_timeout(patience);
-            self.connector.connect_lazy(&transport)
+            self.connector.connect_lazy(&transport, self.tls.as_ref())
         };
         self.side_channel.get_or_init(connect).clone()
     }

@@ -3,7 +3,7 @@
 use clap::{Arg, Args, Command};
 
 use super::ServeConfig;
-use super::table::{BYTES, GivenSettings, MS, ROWS, SWITCH, SettingRow, TakesEffect};
+use super::table::{BYTES, GivenSettings, MS, ROWS, SECRET, SWITCH, SettingRow, TakesEffect};
 use crate::duration::parse_ms;
 use crate::node::settings::STATE_QUOTA;
 
@@ -28,6 +28,7 @@ impl SettingRow {
         let arg = Arg::new(self.name)
             .long(self.name.replace('_', "-"))
             .env(format!("QUORATE_{}", self.name.to_uppercase()))
+            .hide_env_values(self.form == SECRET)
             .value_name(self.form)
             .long_help(rest.map_or_else(|| help.clone(), |rest| format!("{help}\n\n{rest}")))
             .help(help);

@@ -6,6 +6,8 @@ use clap::{Arg, ArgAction, ArgMatches, ValueEnum, value_parser};
 use serde_json::Value;
 
 use super::{LogFormat, Peers, ReserveBytes};
+use crate::trust::port::ClientAuth;
+use crate::trust::settings::{PeerAuth, PeerSecret};
 
 /// What is read from an argument.
 pub(super) trait FromArgument: Sized {
@@ -30,7 +32,18 @@ macro_rules! given {
     )+ };
 }
 
-given!(u64, usize, bool, String, PathBuf, LogFormat, Peers, ReserveBytes);
+given!(u64, usize, bool, String, PathBuf, LogFormat, Peers, ReserveBytes, PeerAuth, ClientAuth);
+
+/// Whatever it is: a text that cannot be one is refused later, and not repeated.
+impl FromArgument for PeerSecret {
+    fn parsed(arg: Arg) -> Arg {
+        arg.value_parser(value_parser!(String))
+    }
+
+    fn taken(matches: &ArgMatches, name: &str) -> Option<Self> {
+        matches.get_one::<String>(name).map(Self::new)
+    }
+}
 
 /// Several, with commas between them or given one by one.
 impl FromArgument for Vec<String> {
@@ -59,6 +72,18 @@ macro_rules! told {
 }
 
 told!(u64, usize, bool, String, Vec<String>, Value);
+
+impl ToJson for ClientAuth {
+    fn value(&self) -> Value {
+        self.to_possible_value().map(|auth| auth.get_name().to_owned()).into()
+    }
+}
+
+impl ToJson for PeerAuth {
+    fn value(&self) -> Value {
+        self.to_possible_value().map(|auth| auth.get_name().to_owned()).into()
+    }
+}
 
 impl ToJson for LogFormat {
     fn value(&self) -> Value {

@@ -17,6 +17,8 @@ use serde_json::Value;
 use super::given::{FromArgument, ToJson};
 use super::replication::GivenReplication;
 use super::{LogFormat, Peers, ReserveBytes, ServeConfig};
+use crate::trust::port::ClientAuth;
+use crate::trust::settings::{PeerAuth, PeerSecret};
 use crate::types::NodeId;
 
 /// When a setting takes effect.
@@ -32,6 +34,8 @@ pub(crate) enum TakesEffect {
 pub(super) const MS: &str = "MS";
 /// Whole bytes.
 pub(super) const BYTES: &str = "BYTES";
+/// Not to be shown.
+pub(super) const SECRET: &str = "SECRET";
 /// True by being there.
 pub(super) const SWITCH: &str = "BOOL";
 
@@ -63,6 +67,11 @@ macro_rules! place {
         let $t = $config;
         ToJson::value(&$told)
     }};
+}
+
+/// A path as it is told; nothing where there is none.
+fn shown_path(path: &Option<PathBuf>) -> String {
+    path.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
 }
 
 macro_rules! settings {
@@ -141,18 +150,71 @@ settings! {
     }
     /// Address to listen on for followers without gRPC; empty for none [default: none]
     ///
-    /// They follow what is applied over plain TCP, in frames; docs/FORMAT.md has the protocol. Keep this port off networks
-    /// that you do not trust: there is no TLS on it.
+    /// They follow what is applied over TCP, in frames; docs/FORMAT.md has the protocol. With tls_cert it speaks TLS, as the
+    /// other port does.
     frames_listen: String as "HOST:PORT", Restart, {
         by |config, address| config.frames_listen = (!address.is_empty()).then_some(address),
         told |config| config.frames_listen.clone().unwrap_or_default()
     }
+    /// PEM file with this node's certificate for clients, and its chain; with it the ports for clients speak TLS and nothing else
+    ///
+    /// `quorate cert` makes one. The file, and the next two, are read again when they change.
+    tls_cert: PathBuf as "FILE", Restart, {
+        by |config, path| config.tls.certificate = Some(path), told |config| shown_path(&config.tls.certificate)
+    }
+    /// PEM file with the key of that
+    tls_key: PathBuf as "FILE", Restart, {
+        by |config, path| config.tls.key = Some(path), told |config| shown_path(&config.tls.key)
+    }
+    /// PEM file with the authorities whose certificates are believed of clients
+    tls_client_ca: PathBuf as "FILE", Restart, {
+        by |config, path| config.tls.client_ca = Some(path), told |config| shown_path(&config.tls.client_ca)
+    }
+    /// Whether clients must show a certificate: optional or required
+    tls_client_auth: ClientAuth as "WHETHER", Restart, { at tls.client_auth }
     /// Address to listen on for the other nodes
     ///
-    /// Keep this port off networks that you do not trust: there is no TLS on it yet.
+    /// Keep this port off networks that you do not trust, unless members prove to each other who they are: see peer_ca and
+    /// peer_secret_file.
     peer_listen: String as "HOST:PORT", Restart, { at peer_listen }
     /// Address that the other nodes are told to use [default: this node's entry in the peers, else the listen address]
     peer_advertise: String as "HOST:PORT", Restart, { at peer_advertise }
+    /// PEM file with the authorities whose certificates are believed of other members
+    ///
+    /// With peer_cert and peer_key: members prove by certificates who they are, and nobody reads along. `quorate cert` makes them. The
+    /// files are read again when they change.
+    peer_ca: PathBuf as "FILE", Restart, {
+        by |config, path| config.peer_trust.ca = Some(path), told |config| shown_path(&config.peer_trust.ca)
+    }
+    /// PEM file with this node's certificate for other members, and its chain
+    peer_cert: PathBuf as "FILE", Restart, {
+        by |config, path| config.peer_trust.certificate = Some(path), told |config| shown_path(&config.peer_trust.certificate)
+    }
+    /// PEM file with the key of that
+    peer_key: PathBuf as "FILE", Restart, {
+        by |config, path| config.peer_trust.key = Some(path), told |config| shown_path(&config.peer_trust.key)
+    }
+    /// File with a secret that all members share, in its first line, instead of certificates
+    ///
+    /// At least 16 bytes; `openssl rand -hex 32` makes one. A second line is a secret that is accepted, too, while one takes the
+    /// place of the other. The file is read again when it changes.
+    peer_secret_file: PathBuf as "FILE", Restart, {
+        by |config, path| config.peer_trust.secret_file = Some(path), told |config| shown_path(&config.peer_trust.secret_file)
+    }
+    /// The secret itself; a file is better
+    ///
+    /// On the command line it can be seen by other users for a moment: then the process replaces itself by one that has it in its
+    /// environment.
+    peer_secret: PeerSecret as "SECRET", Restart, {
+        by |config, secret| config.peer_trust.secret = Some(secret),
+        told |config| if config.peer_trust.secret.is_some() { "(set)" } else { "" }.to_owned()
+    }
+    /// Whether members have to prove who they are: off, optional or required [default: required where there is anything to prove it by, else off]
+    ///
+    /// optional is for the change from one to the other: it takes plain connections, too, and makes one where there is no other.
+    peer_auth: PeerAuth as "WHETHER", Restart, {
+        by |config, auth| config.peer_trust.auth = Some(auth), told |config| config.peer_trust.auth()
+    }
     /// Wait until `quorate member add` or `member replace` takes this node into a cluster, and form none
     join: bool as "BOOL", Restart, { at join }
     /// Form a cluster of this node alone, on an empty data directory

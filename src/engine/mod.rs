@@ -29,6 +29,7 @@
 //! | `silence` | no election for the length of a lease after a start (`raft/core/start.rs`) | one deadline | that |
 //! | `lease-settlement` | forgets a longer lease of before the restart (`open/directory`) | one deadline | that |
 //! | `peer-port` | accepts peers (`raft/network/grpc.rs`) | the listener | the node |
+//! | `peer-credentials` | reads certificates, or the peer secret, again (`trust/peers.rs`); only with files | every 10 s | the node |
 //! | `consensus-core`, `-apply`, `-tick`, `-flushed`, `-read-deadlines`, `-step-down` | openraft's (`raft/consensus_tasks.rs`) | each other; `-tick` five times per heartbeat interval | the core |
 //! | `consensus-replication`, `-heartbeat`, `-snapshot` | openraft's, one per peer that this node leads | the core | the lead |
 //! | one per connection of a peer, one per line to the leader | answers peers; hands the leader's answers to callers (`raft/network`) | the connection | the connection, the node |

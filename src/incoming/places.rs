@@ -13,7 +13,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
 use std::thread::panicking;
 use std::time::Duration;
@@ -21,6 +21,8 @@ use std::time::Duration;
 use futures::task::AtomicWaker;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::trust::wire::{Proof, Proven};
 
 /// A place that is kept back is given to a newcomer although a request is under way on it, when that takes longer.
 const RESERVED_PATIENCE: Duration = Duration::from_secs(1);
@@ -143,6 +145,7 @@ impl Places {
         let caller = Arc::new(Caller {
             id,
             address,
+            proof: OnceLock::new(),
             places: self.clone(),
             reserve: AtomicBool::new(reserve),
             begun: AtomicBool::new(false),
@@ -256,6 +259,7 @@ fn longest_idle<'a>(callers: impl Iterator<Item = &'a Arc<Caller>>) -> Option<Ar
 pub(crate) struct Caller {
     id: u64,
     address: Option<SocketAddr>,
+    proof: OnceLock<Arc<Proof>>,
     places: Arc<Places>,
     reserve: AtomicBool,
     /// Whether a request has ever been read from it.
@@ -277,6 +281,25 @@ pub(crate) struct Caller {
 impl Caller {
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.address
+    }
+
+    /// It proves who it is, and that is found in `proof` then.
+    pub(super) fn is_to_prove(&self, proof: Arc<Proof>) {
+        // A connection is secured once.
+        let _ = self.proof.set(proof);
+    }
+
+    /// What it has proven; nothing on a port at which nothing is to be proven.
+    pub(crate) fn proven(&self) -> Option<&Proven> {
+        self.proof.get()?.proven()
+    }
+
+    /// The DNS names and URIs of the certificate that it has shown, if it has shown one. One that is not signed as it should be is never shown here.
+    pub(crate) fn certificate(&self) -> Option<&[String]> {
+        match self.proven()? {
+            Proven::Certificate(names) => Some(names),
+            Proven::Plain | Proven::Anonymous | Proven::Secret => None,
+        }
     }
 
     pub(crate) fn places(&self) -> &Arc<Places> {

@@ -19,6 +19,7 @@ use crate::machine::StateMachine;
 use crate::reason::Reason;
 use crate::report::{Carried, LedPeer, MemberReport, NodeReport};
 use crate::storage::{FLUSH_BUCKETS_US, LogStats};
+use crate::trust::peers::Handshakes;
 use crate::types::{AckLevel, DiskState, DiskStatus, LogId, PeerStanding, ReadWait, Role};
 
 /// Everything, in the OpenMetrics text format.
@@ -60,6 +61,9 @@ impl<N: OperatedNode> Collector for NodeCollector<N> {
         }
         if let Some(stats) = node.log_stats() {
             encode_log(families, stats)?;
+        }
+        if let Some(handshakes) = node.handshakes() {
+            encode_handshakes(families, &handshakes)?;
         }
         encode_activity(families, node.activity())?;
         encode_snapshots(families, node.activity())?;
@@ -219,6 +223,23 @@ fn encode_peers<'a>(
     for (name, help, unit, value) in measures {
         let of_each = |peer: &MemberReport| Some((peer.node_id.to_string(), value(peer.led.as_ref()?)?));
         families.gauges(name, help, unit, "peer", peers.clone().filter_map(of_each))?;
+    }
+    Ok(())
+}
+
+fn encode_handshakes(families: &mut Families<'_>, handshakes: &Handshakes) -> EncodeResult {
+    let failed = "Connections at the peer port that ended before their caller had proven who it is";
+    let unusable = "Times that peer credentials on disk could not be used, and those before stayed in force";
+    for (name, help, value) in [
+        ("quorate_peer_handshakes_failed", failed, handshakes.failed()),
+        ("quorate_peer_connections_plain", "Connections with members that are not secured", handshakes.plain()),
+        ("quorate_peer_credentials_unusable", unusable, handshakes.reloads_failed()),
+    ] {
+        families.counter(name, help, value)?;
+    }
+    if let Some(seconds) = handshakes.certificate_expires_seconds() {
+        let help = "Until this node's certificate for other members expires; less than 0 once it has";
+        families.gauge("quorate_certificate_expires", help, Some(Unit::Seconds), seconds)?;
     }
     Ok(())
 }

@@ -71,6 +71,7 @@ use crate::door::{Door, Guest, ServedNode, deadline, services, told};
 use crate::engine::{Engine, StartProgress};
 use crate::error::OpenError;
 use crate::incoming::{self, Arrivals, Beginning, Places};
+use crate::trust::port::{PlainAnswer, PortSecurity, PortTls};
 
 use entrance::Entrance;
 pub use entrance::Names;
@@ -156,6 +157,7 @@ pub struct Server<G: Guest, N = Engine<<G as Guest>::Machine>> {
     status: Vec<(&'static str, StatusPart)>,
     services: Services<N>,
     frames: Option<FramesPort>,
+    security: Option<Arc<PortSecurity>>,
     guest: PhantomData<fn() -> G>,
 }
 
@@ -208,6 +210,7 @@ impl<G: Guest, N> Server<G, N> {
             status: Vec::new(),
             services: Services::default(),
             frames: None,
+            security: None,
             guest: PhantomData,
         }
     }
@@ -224,6 +227,16 @@ impl<G: Guest, N> Server<G, N> {
     /// [`OpenError::Listen`] when the address is in use or not this host's.
     pub async fn with_frames(mut self, address: &str) -> Result<Self, OpenError> {
         self.frames = Some(FramesPort::bind(address).await?);
+        Ok(self)
+    }
+
+    /// Speaks TLS to clients, and nothing else; also to followers that speak frames. The files are read here, and again when they change.
+    ///
+    /// # Errors
+    /// [`OpenError::Config`] when they cannot be used.
+    pub async fn with_tls(mut self, tls: PortTls) -> Result<Self, OpenError> {
+        let opened = PortSecurity::open(tls).await;
+        self.security = Some(opened.map_err(|error| OpenError::Config(error.to_string()))?);
         Ok(self)
     }
 
@@ -353,7 +366,7 @@ impl<G: Guest, N> Server<G, N> {
         O: Future<Output = N> + Send,
         F: Future<Output = ()> + Send,
     {
-        let Self { arrivals, limits, names, services: own, frames: port, .. } = self;
+        let Self { arrivals, limits, names, services: own, frames: port, security, .. } = self;
         let limits = Arc::new(limits);
         let (methods, health_names) = (own.methods::<G>(), own.health_names());
         let places = places(&limits);
@@ -368,7 +381,11 @@ impl<G: Guest, N> Server<G, N> {
         let completed = || axum::middleware::from_fn_with_state(known.clone(), told::complete);
         let gate = Gate::new(before.into_axum_router().layer(entrance()).layer(completed()));
         let behind = gate.clone();
-        self.collectors.push(Box::new(PortCollector { places: places.clone(), limits: limits.clone() }));
+        self.collectors.push(Box::new(PortCollector {
+            places: places.clone(),
+            limits: limits.clone(),
+            security: security.clone(),
+        }));
         let later = NodeRoutes::<G, N> {
             collectors: self.collectors,
             log_level: self.log_level,
@@ -395,8 +412,9 @@ impl<G: Guest, N> Server<G, N> {
             retire(reporter.clone(), &health_names).await;
             std::future::pending::<Infallible>().await
         };
-        let (arrivals, no_more) = incoming::telling_the_end(arrivals);
-        let followed = port.map(|port| port.serve(frames, places.clone()));
+        let fresh = keep_fresh(security.clone());
+        let (arrivals, no_more) = incoming::telling_the_end(secured(arrivals, security.clone()));
+        let followed = port.map(|port| port.secured(security).serve(frames, places.clone()));
         let incoming = incoming::bounded(arrivals, places, Beginning::Request);
         let stop = shutdown.map(|()| _ = drain.send_replace(true));
         // Once there are no more connections nobody asks for the signal to stop.
@@ -407,10 +425,29 @@ impl<G: Guest, N> Server<G, N> {
             // First: a node that is there already is behind the gate before anybody is let in.
             never = attend => match never {},
             never = all_came => match never {},
+            never = fresh => match never {},
             served = serving => served.map_err(|error| ServeError { source: error.into() }),
             () = overdue(draining.clone(), patience) => Ok(()),
         }
     }
+}
+
+/// `arrivals`, by TLS if the port speaks it.
+fn secured(arrivals: Arrivals, security: Option<Arc<PortSecurity>>) -> Arrivals {
+    match security {
+        None => arrivals,
+        Some(security) => {
+            incoming::secured(arrivals, move |wire| security.accepting(wire, PlainAnswer::Http))
+        }
+    }
+}
+
+/// Keeps certificates in step with their files.
+async fn keep_fresh(security: Option<Arc<PortSecurity>>) -> Infallible {
+    if let Some(security) = security {
+        security.keep_fresh().await;
+    }
+    std::future::pending().await
 }
 
 /// The places of those who connect to a node, whichever port they come to.

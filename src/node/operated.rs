@@ -1,5 +1,6 @@
 //! What status pages, metrics, settings and the admin service need of the node they are about, beside what calls do.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::door::ServedNode;
@@ -12,6 +13,7 @@ use crate::feed::{FeedCursor, FeedReach};
 use crate::machine::StateMachine;
 use crate::report::{MemberList, NodeReport};
 use crate::storage::LogStats;
+use crate::trust::peers::Handshakes;
 use crate::types::{Bookmark, ClusterClock, LogId, NodeId};
 
 /// A state of the machine of `N`.
@@ -87,6 +89,11 @@ pub(crate) trait OperatedNode: ServedNode {
 
     fn log_stats(&self) -> Option<&LogStats>;
 
+    /// What handshakes with other members came to, where they prove who they are.
+    fn handshakes(&self) -> Option<Arc<Handshakes>> {
+        None
+    }
+
     fn settings(&self) -> Settings;
 
     fn configure(&self, change: impl FnOnce(&mut Settings)) -> Result<Settings, ConfigureError>;
@@ -156,6 +163,10 @@ impl<M: StateMachine> OperatedNode for Engine<M> {
 
     fn log_stats(&self) -> Option<&LogStats> {
         Engine::log_stats(self).map(|stats| &**stats)
+    }
+
+    fn handshakes(&self) -> Option<Arc<Handshakes>> {
+        Engine::handshakes(self)
     }
 
     fn settings(&self) -> Settings {

@@ -9,12 +9,14 @@ use prometheus_client::registry::Unit;
 use super::families::{EncodeResult, Families};
 use crate::door::limits::DoorLimits;
 use crate::incoming::{Held, Places};
+use crate::trust::port::PortSecurity;
 
 /// Reads the port's counts at every scrape.
 #[derive(Debug)]
 pub(super) struct PortCollector {
     pub(super) places: Arc<Places>,
     pub(super) limits: Arc<DoorLimits>,
+    pub(super) security: Option<Arc<PortSecurity>>,
 }
 
 impl Collector for PortCollector {
@@ -43,6 +45,16 @@ impl Collector for PortCollector {
         families.counter("quorate_server_connections_accepted", "Connections accepted", counts.accepted)?;
         let help = "Connections closed because others needed their places or their memory";
         families.counter("quorate_server_connections_evicted", help, counts.evicted)?;
+        if let Some(security) = &self.security {
+            let failed = "Connections that ended before their handshake was complete";
+            families.counter("quorate_server_handshakes_failed", failed, security.failed())?;
+            let unusable = "Times that TLS files on disk could not be used, and those before stayed in force";
+            families.counter("quorate_server_credentials_unusable", unusable, security.reloads_failed())?;
+            if let Some(seconds) = security.certificate_expires_seconds() {
+                let help = "Until the certificate for clients expires; less than 0 once it has";
+                families.gauge("quorate_server_certificate_expires", help, Some(Unit::Seconds), seconds)?;
+            }
+        }
         let all = [
             ("max_connections", counts.limit),
             ("max_connection_watches", bounds.watches.each),

@@ -34,7 +34,7 @@ pub(crate) use self::follow::LONGEST_PAUSE;
 pub(crate) use self::node::ReplicaNode;
 pub use self::state::{ReplicaState, SyncState};
 use crate::client::{
-    Client, ClientConfig, ConfigError, EntryCompression, EntryFilter, FollowFrom, ReadPreference,
+    Client, ClientConfig, ClientTls, ConfigError, EntryCompression, EntryFilter, FollowFrom, ReadPreference,
     ReplicaReads, SubscribeOptions,
 };
 use crate::error::{OpenError, ReadError, SnapshotError};
@@ -73,6 +73,8 @@ pub struct ReplicaConfig {
     pub state_bytes_per_second: u64,
     /// Where clients reach it for reads, as `host:port`: its sources tell their clients. Default: none; clients are not told of it.
     pub advertise: Option<String>,
+    /// TLS towards its sources, and towards the leader that it passes calls on to. Default: none.
+    pub tls: Option<ClientTls>,
     /// How much of what it was told it keeps for a restart, and for those who follow it.
     pub event_log: EventLogLimits,
 }
@@ -96,6 +98,7 @@ impl ReplicaConfig {
             compressed: false,
             state_bytes_per_second: 0,
             advertise: None,
+            tls: None,
             event_log: EventLogLimits::default(),
         }
     }
@@ -105,6 +108,7 @@ impl ReplicaConfig {
             read_preference: Some(ReadPreference::Any),
             // Another replica is no source.
             replica_reads: ReplicaReads::Never,
+            tls: self.tls.clone(),
             ..ClientConfig::default()
         };
         Client::new(&self.sources, config)

@@ -25,7 +25,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("signals", &[]),
     ("error", &["types", "reason", "shown"]),
     ("wire", &[]),
-    ("incoming", &["error", "wire"]),
+    // Who is at the other end of a connection; above nothing but what carries it.
+    ("trust", &["types", "runtime", "wire"]),
+    ("incoming", &["error", "wire", "trust"]),
     ("session", &["types"]),
     ("call", &["types", "reason", "proto"]),
     // What a node tells of itself, whoever makes it and whoever reads it.
@@ -35,25 +37,26 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("storage", &["types", "error", "runtime", "logging"]),
     ("feed", &["types", "error", "runtime", "machine", "storage"]),
     ("raft", &["types", "shown", "error", "runtime", "incoming", "proto", "report", "machine", "storage",
-        "feed"]),
+        "feed", "trust", "wire"]),
     ("engine", &["types", "reason", "address", "error", "session", "runtime", "report", "machine",
-        "storage", "feed", "raft"]),
+        "storage", "feed", "raft", "trust"]),
     ("door", &["types", "reason", "shown", "error", "runtime", "incoming", "proto", "call", "machine",
         "feed", "engine"]),
     ("node", &["types", "reason", "address", "shown", "error", "runtime", "incoming", "logging", "signals",
-        "proto", "call", "report", "machine", "storage", "feed", "engine", "door"]),
+        "proto", "call", "report", "machine", "storage", "feed", "engine", "door", "trust"]),
     // Outside the quorum: what is told it comes by a client, and is asked for at a port.
     ("replica", &["types", "reason", "error", "runtime", "proto", "report", "machine", "storage", "feed", "raft",
         "engine", "door", "node", "client"]),
     // A client shares nothing with the server but the protocol, and the machine that both know.
     ("client", &["types", "reason", "shown", "session", "runtime", "wire", "proto", "call", "report",
-        "machine"]),
+        "machine", "trust"]),
     ("kv", &["types", "reason", "error", "runtime", "incoming", "proto", "call", "machine", "feed",
         "engine", "door", "node", "client"]),
     // Settings of a whole process, so above what they are the settings of.
-    ("config", &["types", "address", "shown", "error", "runtime", "duration", "feed", "engine", "door", "node"]),
+    ("config", &["types", "address", "shown", "error", "runtime", "duration", "feed", "engine", "door", "node",
+        "trust"]),
     ("cli", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "signals", "duration",
-        "config", "machine", "storage", "report", "engine", "node", "replica", "kv"]),
+        "config", "machine", "storage", "report", "engine", "node", "replica", "kv", "trust"]),
     // The program's alone: what embeds the library has its own.
     ("allocator", &[]),
     ("main", &["cli", "config", "error", "allocator"]),
@@ -111,6 +114,11 @@ const VENDORS: &[(&str, &[&str])] = &[
         ],
     ),
     ("anyhow", &["src/main.rs"]),
+    ("rustls", &["src/trust/"]),
+    ("tokio_rustls", &["src/trust/"]),
+    ("webpki", &["src/trust/"]),
+    ("rcgen", &["src/trust/"]),
+    ("x509_parser", &["src/trust/"]),
 ];
 
 /// Which files may define a symbol for the whole process, such as a function of the C library anew.

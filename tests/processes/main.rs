@@ -33,4 +33,5 @@ mod start;
 mod strangers;
 mod support;
 mod transfer;
+mod trust;
 mod visibility;

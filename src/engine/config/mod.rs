@@ -13,6 +13,8 @@ use std::time::Duration;
 use crate::error::OpenError;
 use crate::feed::EventLogLimits;
 use crate::storage::{self, StartProgress};
+#[cfg(feature = "peers")]
+use crate::trust::settings::PeerTrust;
 use crate::types::NodeId;
 
 /// Settings of one node. [`EngineConfig::new`] gives defaults for everything but identity.
@@ -58,6 +60,9 @@ pub struct EngineConfig {
     pub event_log: EventLogLimits,
     /// What is made of peers that are slow or silent.
     pub peers: PeerPolicy,
+    /// How members prove to each other who they are.
+    #[cfg(feature = "peers")]
+    pub peer_trust: PeerTrust,
     /// Memory that this node may use, in bytes: its buffers fit into it, and the cluster's quota on the state is what the
     /// member with the least of it can bear. `None` for all that the machine, the control groups and the resource limits of
     /// the process allow; more than that is refused. Nodes that share a machine are to be given their shares.
@@ -89,6 +94,8 @@ impl EngineConfig {
             disk: DiskPolicy::default(),
             event_log: EventLogLimits::default(),
             peers: PeerPolicy::default(),
+            #[cfg(feature = "peers")]
+            peer_trust: PeerTrust::default(),
             memory_bytes: None,
             progress: StartProgress::default(),
         }
@@ -130,6 +137,8 @@ impl EngineConfig {
             ));
         }
         self.peers.validate().map_err(OpenError::Config)?;
+        #[cfg(feature = "peers")]
+        self.peer_trust.validate().map_err(|error| OpenError::Config(error.to_string()))?;
         if self.memory_bytes.is_some_and(|bytes| bytes < MIN_MEMORY_BYTES) {
             return refuse(format!(
                 "memory_bytes must be at least {MIN_MEMORY_BYTES}: a node without any state takes as much"

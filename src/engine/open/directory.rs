@@ -15,6 +15,7 @@ use crate::feed::EventLog;
 use crate::machine::StateMachine;
 use crate::raft::network::grpc::{self, GrpcTransport};
 use crate::runtime::{self, offload};
+use crate::trust::peers::PeerAuthenticator;
 use crate::storage::{DataDir, Failure, LogStore, Room, SledOptions, SledStore, SnapshotDir, lease};
 use crate::types::Incarnation;
 
@@ -73,10 +74,13 @@ impl<M: StateMachine> Engine<M> {
         }
         let lease_ms = config.timing.election_timeout_max_ms;
         let life = NodeLife::begin();
+        let authenticator =
+            PeerAuthenticator::open(&config.peer_trust, &config.cluster, config.node_id).await;
+        let authenticator = authenticator.map_err(|error| OpenError::Config(error.to_string()))?;
         let found = read_directory(&config, lease_ms, life.failing()).await?;
         let promised_lease_ms = found.promised_lease_ms;
         let (log, data_dir): (Arc<dyn LogStore>, _) = (Arc::new(found.log), config.data_dir.clone());
-        let transport = GrpcTransport::default();
+        let transport = GrpcTransport::secured(authenticator.clone());
         let traffic = transport.counts();
         let parts = EngineParts {
             incarnation: found.incarnation,
@@ -90,12 +94,15 @@ impl<M: StateMachine> Engine<M> {
         };
         let engine = Self::start_with(life, parts, machine).await?;
         let (inner, tasks) = (&engine.inner, &engine.inner.tasks);
-        match grpc::serve(listener, engine.peer_door(), traffic, inner.stop.subscribe()) {
+        match grpc::serve(listener, engine.peer_door(), traffic, authenticator.clone(), inner.stop.subscribe()) {
             Ok(port) => tasks.permanent("peer-port", port),
             Err(source) => {
                 engine.shutdown().await;
                 return Err(OpenError::Listen { address: inner.own.peer.clone(), source });
             }
+        }
+        if let Some(authenticator) = authenticator.filter(|authenticator| authenticator.has_files()) {
+            tasks.permanent("peer-credentials", authenticator.keep_fresh());
         }
         if promised_lease_ms > lease_ms {
             tasks.passing("lease-settlement", settle_lease(log, data_dir, promised_lease_ms, lease_ms));

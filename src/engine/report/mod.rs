@@ -25,6 +25,8 @@ use crate::report::{
     SessionsReport, StateSize,
 };
 use crate::runtime::offload;
+#[cfg(feature = "peers")]
+use crate::trust::peers::Handshakes;
 use crate::types::{NodeId, PeerStanding, Role};
 
 /// A peer that answers and lacks more entries than this is catching up.
@@ -59,6 +61,12 @@ impl<M: StateMachine> Engine<M> {
     /// Who belongs to the cluster, as far as this node knows.
     pub fn members(&self) -> MemberList {
         self.report().into_members()
+    }
+
+    /// What handshakes with other members came to; none where members prove nothing to each other.
+    #[cfg(feature = "peers")]
+    pub fn handshakes(&self) -> Option<std::sync::Arc<Handshakes>> {
+        self.inner.transport.handshakes()
     }
 
     /// The node's state at this moment.

@@ -1,4 +1,4 @@
-//! What is applied, for followers without gRPC: the subscription of [`subscriptions`](super::subscriptions) over plain TCP, as frames.
+//! What is applied, for followers without gRPC: the subscription of [`subscriptions`](super::subscriptions) over TCP, as frames.
 //!
 //! - [`codec`]: frames as bytes; [`encoding`]: what a follower is told, as frames;
 //! - [`connection`]: one follower;
@@ -11,7 +11,7 @@
 //! - What is no follower is told so in a frame, and costs its connection for some seconds.
 //! - The port is shut unless it is asked for.
 //!
-//! There is no authentication, as at the other ports. A page in a browser cannot follow: what a browser sends begins with the name of a method, and
+//! With TLS it is as the other port for clients ([`Server::with_tls`](super::Server::with_tls)). A page in a browser cannot follow: what a browser sends begins with the name of a method, and
 //! that is no length that is taken.
 //!
 //! The protocol, byte by byte: `docs/FORMAT.md`.
@@ -39,11 +39,13 @@ pub(in crate::node) use self::fuzzed::read_all;
 use super::gate;
 use super::operated::OperatedNode;
 use super::subscriptions::{SubscriptionService, drained};
+use crate::door::failure;
 use crate::engine::StartProgress;
 use crate::error::OpenError;
 use crate::incoming::{self, Accepted, Arrivals, Beginning, Places};
 use crate::proto::v1::Failure;
 use crate::runtime;
+use crate::trust::port::{PlainAnswer, PortSecurity};
 
 /// A connection that has been silent for this long is probed.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -78,6 +80,17 @@ impl FramesPort {
 
     pub(super) fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// The same, by TLS if `security` is given. A follower that does not speak it is told so in a frame.
+    pub(super) fn secured(mut self, security: Option<Arc<PortSecurity>>) -> Self {
+        if let Some(security) = security {
+            let failure = failure::invalid("this port speaks TLS: connect with it, and with the node's authority");
+            let answer: Arc<[u8]> = codec::end(&failure)[..].into();
+            let secure = move |wire| security.accepting(wire, PlainAnswer::Bytes(answer.clone()));
+            self.arrivals = incoming::secured(self.arrivals, secure);
+        }
+        self
     }
 
     /// Serves followers from what is behind `gate` until the node drains and all of them have ended. Their connections take `places`.

@@ -1,8 +1,11 @@
-//! The transport between real nodes: one bidirectional gRPC stream per connection, over tonic.
+//! The transport between real nodes: one bidirectional gRPC stream per connection, over tonic, secured as [`trust`](crate::trust)
+//! says.
+
+mod dial;
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -13,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Status, Streaming};
 
+use self::dial::PeerDialler;
 use super::calls::MOST_REPLY_BYTES;
 use super::traffic::{PeerTraffic, Traffic};
 use super::wire;
@@ -26,6 +30,8 @@ use crate::proto::peer::peer_server::{Peer, PeerServer};
 use crate::proto::{details, peer as proto};
 use crate::runtime;
 use crate::shown;
+use crate::trust::peers::{Handshakes, PeerAuthenticator, may_speak_for};
+use crate::trust::wire::Proven;
 use crate::types::NodeId;
 
 /// How long connecting may take.
@@ -54,17 +60,28 @@ const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 #[derive(Debug, Clone, Default)]
 pub struct GrpcTransport {
     traffic: Arc<Traffic>,
+    authenticator: Option<Arc<PeerAuthenticator>>,
 }
 
 impl GrpcTransport {
+    /// One whose connections `authenticator` secures, if there is one.
+    pub(crate) fn secured(authenticator: Option<Arc<PeerAuthenticator>>) -> Self {
+        Self { authenticator, ..Self::default() }
+    }
+
     /// Where it counts; the answering side counts there too.
     pub fn counts(&self) -> Arc<Traffic> {
         self.traffic.clone()
     }
 
-    async fn open(&self, address: &str) -> Result<PeerClient<Channel>, DialError> {
+    /// To node `wanted` at an address, or to any member there; and what the other end has proven, where it proves anything.
+    async fn open(
+        &self,
+        address: &str,
+        wanted: Option<NodeId>,
+    ) -> Result<(PeerClient<Channel>, Option<Proven>), DialError> {
         let unreachable = |error: tonic::transport::Error| DialError::Unreachable(in_words(&error));
-        let channel = Endpoint::from_shared(format!("http://{address}"))
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(unreachable)?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -72,22 +89,27 @@ impl GrpcTransport {
             .initial_connection_window_size(WINDOW_BYTES)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
-            .keep_alive_while_idle(true)
-            .connect()
-            .await
-            .map_err(unreachable)?;
-        Ok(PeerClient::new(channel)
+            .keep_alive_while_idle(true);
+        let (channel, proven) = match &self.authenticator {
+            None => (endpoint.connect().await, Arc::<OnceLock<Proven>>::default()),
+            Some(authenticator) => {
+                let (dialler, proven) = PeerDialler::to(wanted, authenticator.clone());
+                (endpoint.connect_with_connector(dialler).await, proven)
+            }
+        };
+        let client = PeerClient::new(channel.map_err(unreachable)?)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        Ok((client, proven.get().cloned()))
     }
 
     async fn dial(
         &self,
-        address: &str,
+        target: &Target,
         hello: Hello,
         traffic: Arc<PeerTraffic>,
     ) -> Result<Connection, DialError> {
-        let mut client = self.open(address).await?;
+        let (mut client, _) = self.open(&target.address, Some(target.node_id)).await?;
         let caller = hello.from_node;
         let (requests, outgoing) = mpsc::channel(CONNECTION_REQUESTS);
         let hello = Request { id: 0, body: Some(proto::request::Body::Hello(hello)) };
@@ -134,7 +156,7 @@ impl Transport for GrpcTransport {
         let this = self.clone();
         let traffic = self.traffic.with(target.node_id);
         async move {
-            let dialled = this.dial(&target.address, hello, traffic.clone()).await;
+            let dialled = this.dial(&target, hello, traffic.clone()).await;
             traffic.dialled(dialled.is_ok());
             dialled
         }
@@ -148,16 +170,29 @@ impl Transport for GrpcTransport {
     ) -> BoxFuture<'static, Result<IdentifyResponse, DialError>> {
         let this = self.clone();
         async move {
-            let caller = request.hello.as_ref().map_or(0, |hello| hello.from_node);
-            let mut client = this.open(&address).await?;
+            let hello = request.hello.as_ref();
+            let caller = hello.map_or(0, |hello| hello.from_node);
+            let cluster = hello.map(|hello| hello.cluster.clone()).unwrap_or_default();
+            let (mut client, proven) = this.open(&address, None).await?;
             let response = client.identify(request).await.map_err(|status| dial_error(caller, &status))?;
-            Ok(response.into_inner())
+            let response = response.into_inner();
+            match may_speak_for(proven.as_ref(), &cluster, response.node_id) {
+                true => Ok(response),
+                false => Err(DialError::Unreachable(format!(
+                    "what answers there says that it is node {}, and its certificate is not that node's",
+                    response.node_id
+                ))),
+            }
         }
         .boxed()
     }
 
     fn traffic(&self) -> Option<Arc<Traffic>> {
         Some(self.counts())
+    }
+
+    fn handshakes(&self) -> Option<Arc<Handshakes>> {
+        self.authenticator.as_ref().map(|authenticator| authenticator.handshakes())
     }
 }
 
@@ -196,12 +231,26 @@ struct GrpcDoor {
     stop: watch::Receiver<bool>,
 }
 
+/// Refuses a caller that says something else of itself than it has proven. It is told what every stranger is, and nothing that it has said is
+/// looked into.
+fn check_proven(caller: Option<&Arc<Caller>>, hello: Option<&Hello>) -> Result<(), Status> {
+    let (cluster, node_id) = hello.map_or(("", 0), |hello| (hello.cluster.as_str(), hello.from_node));
+    let proven = caller.and_then(|caller| caller.proven());
+    if may_speak_for(proven, cluster, node_id) {
+        return Ok(());
+    }
+    let address = caller.and_then(|caller| caller.address()).map(tracing::field::display);
+    tracing::debug!(node = node_id, address, "a caller's certificate is not that of the node it says that it is");
+    Err(refused(&Refusal::Stranger))
+}
+
 #[tonic::async_trait]
 impl Peer for GrpcDoor {
     async fn identify(
         &self,
         request: tonic::Request<IdentifyRequest>,
     ) -> Result<tonic::Response<IdentifyResponse>, Status> {
+        check_proven(request.extensions().get::<Arc<Caller>>(), request.get_ref().hello.as_ref())?;
         self.door.identify(request.into_inner()).map(tonic::Response::new).map_err(|r| refused(&r))
     }
 
@@ -219,6 +268,7 @@ impl Peer for GrpcDoor {
             Some(Request { body: Some(proto::request::Body::Hello(hello)), .. }) => hello,
             _ => return Err(Status::invalid_argument("a connection begins with a handshake")),
         };
+        check_proven(caller.as_ref(), Some(&hello))?;
         if let Err(refusal) = self.door.admit(&hello) {
             let address = from.map(tracing::field::display);
             tracing::debug!(node = hello.from_node, address, %refusal, "refused a peer");
@@ -243,7 +293,7 @@ impl Peer for GrpcDoor {
 }
 
 /// What serves peers on `listener` for as long as it is polled, or until the port fails. Connections that were accepted end
-/// when `stop` changes. Counts what is carried in `traffic`.
+/// when `stop` changes. Counts what is carried in `traffic`. Callers prove to `authenticator`, if there is one, who they are.
 ///
 /// # Errors
 /// When the listener cannot be used.
@@ -251,6 +301,7 @@ pub(crate) fn serve(
     listener: std::net::TcpListener,
     door: Arc<dyn PeerDoor>,
     traffic: Arc<Traffic>,
+    authenticator: Option<Arc<PeerAuthenticator>>,
     stop: watch::Receiver<bool>,
 ) -> io::Result<impl Future<Output = ()> + Send + 'static> {
     listener.set_nonblocking(true)?;
@@ -261,7 +312,12 @@ pub(crate) fn serve(
     // A caller that has not said who it is gives way to the next one, so strangers keep no member out.
     let places = Places::new(incoming::connections(FILES_SHARE), 0);
     let beginning = Beginning::Identify { max_bytes: HANDSHAKE_BYTES };
-    let incoming = incoming::bounded(incoming::arrivals_at(listener, TCP_KEEP_ALIVE), places, beginning);
+    let arrivals = incoming::arrivals_at(listener, TCP_KEEP_ALIVE);
+    let arrivals = match authenticator {
+        None => arrivals,
+        Some(authenticator) => incoming::secured(arrivals, move |wire| authenticator.accepting(wire)),
+    };
+    let incoming = incoming::bounded(arrivals, places, beginning);
     Ok(async move {
         let server = Server::builder()
             .max_concurrent_streams(MAX_STREAMS)

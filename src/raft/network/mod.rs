@@ -56,6 +56,8 @@ use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
 pub use crate::proto::peer::{Hello, IdentifyRequest, IdentifyResponse, Request, Response};
+#[cfg(feature = "peers")]
+use crate::trust::peers::Handshakes;
 use crate::types::{Incarnation, InitialState, NodeId};
 pub use incoming::Incoming;
 use traffic::Traffic;
@@ -229,6 +231,12 @@ pub trait Transport: Send + Sync + 'static {
 
     /// What it has carried, if it counts.
     fn traffic(&self) -> Option<Arc<Traffic>> {
+        None
+    }
+
+    /// What its handshakes came to, if members prove to each other who they are.
+    #[cfg(feature = "peers")]
+    fn handshakes(&self) -> Option<Arc<Handshakes>> {
         None
     }
 }

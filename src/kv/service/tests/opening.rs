@@ -86,7 +86,7 @@ async fn a_port_over_connections_of_its_own_ends_with_them() {
         std::future::ready(taken.ok_or_else(|| std::io::ErrorKind::ConnectionRefused.into()))
     });
     let endpoint = tonic::transport::Endpoint::from_static("http://10.0.0.1:7801");
-    let mut kv = KvClient::new(connector.connect_lazy(&endpoint));
+    let mut kv = KvClient::new(connector.connect_lazy(&endpoint, None));
     let mut watch = kv.watch(v1::WatchRequest::default()).await.unwrap().into_inner();
     drop(end);
     within(async { while let Ok(Some(_)) = watch.message().await {} }).await;
