@@ -6,6 +6,7 @@ use super::connector::Connector;
 use super::endpoint::ConfigError;
 use super::preference::ReadPreference;
 use super::replicas::ReplicaReads;
+use super::token::Token;
 
 /// The shortest time after which the cluster closes a session that is not used.
 pub(crate) const SESSION_TTL_MIN: Duration = Duration::from_secs(10);
@@ -69,6 +70,8 @@ pub struct ClientConfig {
     pub max_request_bytes: usize,
     /// How connections are made. Default: over TCP.
     pub connector: Connector,
+    /// What it shows of itself to the nodes, with every call. Default: nothing.
+    pub token: Option<Token>,
     /// Whether it only passes on calls of others, which whoever takes them does not pass on again.
     pub(crate) relays: bool,
 }
@@ -97,6 +100,7 @@ impl Default for ClientConfig {
             batch_bytes: 1024 * 1024,
             max_request_bytes: 3 * 1024 * 1024,
             connector: Connector::default(),
+            token: None,
             relays: false,
         }
     }

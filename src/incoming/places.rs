@@ -279,6 +279,11 @@ impl Caller {
         self.address
     }
 
+    /// The names in its certificate, if it has shown one that was verified.
+    pub(crate) fn certificate(&self) -> Option<&[String]> {
+        None
+    }
+
     pub(crate) fn places(&self) -> &Arc<Places> {
         &self.places
     }

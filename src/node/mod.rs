@@ -13,7 +13,7 @@
 //!
 //! Beside it there may be a port for followers without gRPC ([`frames`]).
 //!
-//! Before every door stands the [`entrance`]: it refuses what a page in somebody's browser could send, and counts what is
+//! Before every door stands the [`entrance`]: it asks who calls, and whether that is granted ([`identified`]), refuses what a page in somebody's browser could send, and counts what is
 //! on its way through each connection. What all doors have in common is in [`door`](crate::door); a guest brings its
 //! services, its part of the status page and its metrics, and this room names none of them.
 //!
@@ -35,6 +35,7 @@ pub(crate) mod families;
 mod frames;
 mod gate;
 mod http;
+mod identified;
 pub(crate) mod metrics;
 pub(crate) mod operated;
 mod port_metrics;
@@ -65,7 +66,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::door::limits::DoorLimits;
 use crate::door::methods::Methods;
-use crate::door::{Door, Guest, ServedNode, deadline, services, told};
+use crate::door::{Credentials, Door, Guest, ServedNode, deadline, services, told};
 use crate::engine::{Engine, StartProgress};
 use crate::error::OpenError;
 use crate::incoming::{self, Arrivals, Beginning, Places};
@@ -154,6 +155,7 @@ pub struct Server<G: Guest, N = Engine<<G as Guest>::Machine>> {
     status: Vec<(&'static str, StatusPart)>,
     services: Services<N>,
     frames: Option<FramesPort>,
+    credentials: Option<Credentials>,
     guest: PhantomData<fn() -> G>,
 }
 
@@ -206,6 +208,7 @@ impl<G: Guest, N> Server<G, N> {
             status: Vec::new(),
             services: Services::default(),
             frames: None,
+            credentials: None,
             guest: PhantomData,
         }
     }
@@ -256,6 +259,14 @@ impl<G: Guest, N> Server<G, N> {
     #[must_use]
     pub fn with_limits(mut self, limits: DoorLimits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// Identifies callers of both ports by `credentials`, and refuses each what is not granted to it. Without this everybody may do
+    /// everything.
+    #[must_use]
+    pub fn with_credentials(mut self, credentials: Credentials) -> Self {
+        self.credentials = Some(credentials);
         self
     }
 
@@ -351,22 +362,29 @@ impl<G: Guest, N> Server<G, N> {
         O: Future<Output = N> + Send,
         F: Future<Output = ()> + Send,
     {
-        let Self { arrivals, limits, names, services: own, frames: port, .. } = self;
+        let Self { arrivals, limits, names, services: own, frames: port, credentials, .. } = self;
         let limits = Arc::new(limits);
         let (methods, health_names) = (own.methods::<G>(), own.health_names());
         let places = places(&limits);
-        let entrance = Arc::new(Entrance { names, limits: limits.clone(), methods: methods.clone() });
+        let entrance = Arc::new(Entrance {
+            names,
+            limits: limits.clone(),
+            methods: methods.clone(),
+            credentials: credentials.clone(),
+        });
         let entrance = || axum::middleware::from_fn_with_state(entrance.clone(), entrance::enter);
         let (drain, draining) = watch::channel(false);
         let (reporter, health) = tonic_health::server::health_reporter();
         nothing_served(&reporter, &health_names).await;
-        let frames = FramesGate::new(progress.clone(), draining.clone());
+        let frames = FramesGate::new(progress.clone(), draining.clone(), credentials.clone());
         let before = Routes::from(gate::before(progress, draining.clone())).add_service(health.clone());
         let known = told::Known::new(methods.clone());
         let completed = || axum::middleware::from_fn_with_state(known.clone(), told::complete);
         let gate = Gate::new(before.into_axum_router().layer(entrance()).layer(completed()));
         let behind = gate.clone();
-        self.collectors.push(Box::new(PortCollector { places: places.clone(), limits: limits.clone() }));
+        let collector =
+            PortCollector { places: places.clone(), limits: limits.clone(), credentials: credentials.clone() };
+        self.collectors.push(Box::new(collector));
         let later = NodeRoutes::<G, N> {
             collectors: self.collectors,
             log_level: self.log_level,
@@ -405,9 +423,18 @@ impl<G: Guest, N> Server<G, N> {
             // First: a node that is there already is behind the gate before anybody is let in.
             never = attend => match never {},
             never = all_came => match never {},
+            never = kept(credentials) => match never {},
             served = serving => served.map_err(|error| ServeError { source: error.into() }),
             () = overdue(draining.clone(), patience) => Ok(()),
         }
+    }
+}
+
+/// Keeps `credentials` as their files are, if there are any.
+async fn kept(credentials: Option<Credentials>) -> Infallible {
+    match credentials {
+        Some(credentials) => credentials.keep().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -11,7 +11,7 @@
 //! - What is no follower is told so in a frame, and costs its connection for some seconds.
 //! - The port is shut unless it is asked for.
 //!
-//! There is no authentication, as at the other ports. A page in a browser cannot follow: what a browser sends begins with the name of a method, and
+//! A follower says who it is as a caller of the client port does, in a frame before its first. A page in a browser cannot follow: what a browser sends begins with the name of a method, and
 //! that is no length that is taken.
 //!
 //! The protocol, byte by byte: `docs/FORMAT.md`.
@@ -35,6 +35,7 @@ use self::connection::BEGINNING_BYTES;
 use super::gate;
 use super::operated::OperatedNode;
 use super::subscriptions::{SubscriptionService, drained};
+use crate::door::Credentials;
 use crate::engine::StartProgress;
 use crate::error::OpenError;
 use crate::incoming::{self, Accepted, Arrivals, Beginning, Places};
@@ -96,7 +97,7 @@ impl FramesPort {
                 };
                 let (gate, alive) = (gate.clone(), alive.clone());
                 runtime::spawn(async move {
-                    connection::serve(accepted, gate.service()).await;
+                    connection::serve(accepted, gate.service(), gate.credentials.clone()).await;
                     drop(alive);
                 });
             }
@@ -112,12 +113,17 @@ pub(super) struct FramesGate<N> {
     service: OnceLock<SubscriptionService<N>>,
     progress: StartProgress,
     draining: watch::Receiver<bool>,
+    credentials: Option<Credentials>,
 }
 
 impl<N: OperatedNode> FramesGate<N> {
     /// One with a node behind it that has come as far as `progress`.
-    pub(super) fn new(progress: StartProgress, draining: watch::Receiver<bool>) -> Arc<Self> {
-        Arc::new(Self { service: OnceLock::new(), progress, draining })
+    pub(super) fn new(
+        progress: StartProgress,
+        draining: watch::Receiver<bool>,
+        credentials: Option<Credentials>,
+    ) -> Arc<Self> {
+        Arc::new(Self { service: OnceLock::new(), progress, draining, credentials })
     }
 
     /// The node is there.
@@ -127,7 +133,11 @@ impl<N: OperatedNode> FramesGate<N> {
     }
 
     fn service(&self) -> Result<SubscriptionService<N>, Failure> {
-        let not_open = || gate::not_open(&gate::reason(&self.progress, &self.draining));
+        let not_open = || match self.credentials {
+            // Whoever asks has not said who it is.
+            Some(_) => gate::not_open("try again"),
+            None => gate::not_open(&gate::reason(&self.progress, &self.draining)),
+        };
         self.service.get().cloned().ok_or_else(not_open)
     }
 }
