@@ -26,6 +26,7 @@ use crate::types::NodeId;
 
 mod data_dir;
 mod door;
+mod exposure;
 mod file;
 mod fixed;
 mod flags;
@@ -145,6 +146,8 @@ pub(crate) struct ServeConfig {
     pub memory_bytes: Option<u64>,
     /// The client port.
     pub door: DoorConfig,
+    /// Whether it listens where anybody may be, and asks nobody who it is.
+    pub insecure: bool,
     /// What was made of names that others have for settings.
     pub translation: Translation,
 }
@@ -175,6 +178,7 @@ impl Default for ServeConfig {
             peer_policy: PeerPolicy::default(),
             memory_bytes: None,
             door: DoorConfig::default(),
+            insecure: false,
             translation: Translation::default(),
         }
     }

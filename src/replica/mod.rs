@@ -35,7 +35,7 @@ pub(crate) use self::node::ReplicaNode;
 pub use self::state::{ReplicaState, SyncState};
 use crate::client::{
     Client, ClientConfig, ConfigError, EntryCompression, EntryFilter, FollowFrom, ReadPreference,
-    ReplicaReads, SubscribeOptions,
+    ReplicaReads, SubscribeOptions, Token,
 };
 use crate::error::{OpenError, ReadError, SnapshotError};
 use crate::feed::{EventLogLimits, FeedCursor, FeedReach};
@@ -73,6 +73,9 @@ pub struct ReplicaConfig {
     pub state_bytes_per_second: u64,
     /// Where clients reach it for reads, as `host:port`: its sources tell their clients. Default: none; clients are not told of it.
     pub advertise: Option<String>,
+    /// What it shows of itself to its sources: where these ask, to follow all takes the right to subscribe to everything, to forward writes
+    /// that to write. Default: nothing.
+    pub token: Option<Token>,
     /// How much of what it was told it keeps for a restart, and for those who follow it.
     pub event_log: EventLogLimits,
 }
@@ -96,6 +99,7 @@ impl ReplicaConfig {
             compressed: false,
             state_bytes_per_second: 0,
             advertise: None,
+            token: None,
             event_log: EventLogLimits::default(),
         }
     }
@@ -105,6 +109,7 @@ impl ReplicaConfig {
             read_preference: Some(ReadPreference::Any),
             // Another replica is no source.
             replica_reads: ReplicaReads::Never,
+            token: self.token.clone(),
             ..ClientConfig::default()
         };
         Client::new(&self.sources, config)

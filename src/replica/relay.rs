@@ -56,13 +56,20 @@ impl LeaderRelay {
     }
 
     fn client(&self) -> Result<Client, Failure> {
-        let sources = self.config.borrow().sources.clone();
+        let (sources, token) = {
+            let config = self.config.borrow();
+            (config.sources.clone(), config.token.clone())
+        };
         let mut current = self.client.lock().expect("invariant: no panic under this lock");
         if let Some((_, client)) = current.as_ref().filter(|(known, _)| *known == sources) {
             return Ok(client.clone());
         }
-        let config =
-            ClientConfig { relays: true, max_request_bytes: MOST_CALL_BYTES, ..ClientConfig::default() };
+        let config = ClientConfig {
+            relays: true,
+            max_request_bytes: MOST_CALL_BYTES,
+            token,
+            ..ClientConfig::default()
+        };
         let refused = |error| failure(Reason::NotLeader, format!("{error}"), false, None);
         let client = Client::new(&sources, config).map_err(refused)?;
         *current = Some((sources, client.clone()));

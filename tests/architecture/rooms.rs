@@ -53,7 +53,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // Settings of a whole process, so above what they are the settings of.
     ("config", &["types", "address", "shown", "error", "runtime", "duration", "feed", "engine", "door", "node"]),
     ("cli", &["types", "reason", "shown", "error", "runtime", "incoming", "logging", "signals", "duration",
-        "config", "machine", "storage", "report", "engine", "node", "replica", "kv"]),
+        "config", "machine", "storage", "report", "engine", "door", "node", "replica", "kv"]),
     // The program's alone: what embeds the library has its own.
     ("allocator", &[]),
     ("main", &["cli", "config", "error", "allocator"]),

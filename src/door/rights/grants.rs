@@ -1,9 +1,11 @@
 //! What a caller may do: roles, and rights to parts of the state. Pure.
 
-use serde::Deserialize;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
 
 /// What may be done with a part of the state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum DataRight {
@@ -39,18 +41,40 @@ pub type Touch<'a> = dyn FnMut(DataRight, Touched<'_>) + 'a;
 const EVERY_TENANT: &str = "*";
 
 /// Rights to a part of the state.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Grant {
     /// A tenant, or `*` for all.
     pub(crate) tenant: String,
     /// Collections whose names begin with this: all of them if it is empty.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) prefix: String,
     /// This collection, and none whose name only begins like this.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) collection: Option<String>,
     pub(crate) rights: Vec<DataRight>,
+}
+
+/// As `quorate token` is given one: `acme/orders:read,write`, `acme:read` or `*:subscribe`.
+impl FromStr for Grant {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORM: &str = "a grant is TENANT[/PREFIX]:RIGHTS, such as acme/orders:read,write or *:subscribe";
+        let (part, rights) = text.rsplit_once(':').ok_or(FORM)?;
+        let (tenant, prefix) = part.split_once('/').unwrap_or((part, ""));
+        let right = |right: &str| match right {
+            "read" => Ok(DataRight::Read),
+            "write" => Ok(DataRight::Write),
+            "subscribe" => Ok(DataRight::Subscribe),
+            _ => Err(format!("\"{right}\" is no right; there are read, write and subscribe")),
+        };
+        let rights = rights.split(',').map(right).collect::<Result<Vec<_>, _>>()?;
+        match tenant.is_empty() {
+            true => Err(FORM.to_owned()),
+            false => Ok(Self { tenant: tenant.to_owned(), prefix: prefix.to_owned(), collection: None, rights }),
+        }
+    }
 }
 
 impl Grant {
@@ -73,7 +97,7 @@ impl Grant {
 }
 
 /// What a caller may do beside what it may do with keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum AccessRole {
     /// See how the node and the cluster are, and no value.
@@ -83,10 +107,12 @@ pub(crate) enum AccessRole {
 }
 
 /// All that is granted to one caller.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Granted {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) roles: Vec<AccessRole>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) grants: Vec<Grant>,
 }
 

@@ -66,8 +66,7 @@ impl JwtKeys {
     /// # Errors
     /// What is wrong with it. It repeats nothing of a key.
     pub(super) fn parse(text: &str, policy: JwtPolicy) -> Result<Self, String> {
-        // A program that has brought algorithms of its own for its own tokens keeps them: they verify ours as well.
-        let _ = RING.install_default();
+        install();
         let leeway = policy.leeway;
         let keys = match text.trim_start().starts_with("-----BEGIN") {
             true => vec![(None, Algorithm::EdDSA, of_pem(text)?)],
@@ -202,6 +201,11 @@ fn of_set(text: &str) -> Result<Vec<ParsedKey>, String> {
         keys.push((kid, algorithm, bytes));
     }
     Ok(keys)
+}
+
+/// Has tokens verified and signed by ring. A program that has brought algorithms of its own keeps them: they do the same.
+pub(super) fn install() {
+    let _ = RING.install_default();
 }
 
 /// The two algorithms, by ring.

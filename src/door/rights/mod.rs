@@ -3,6 +3,7 @@
 //! - [`table`]: the right that each call needs; what does not stand there is refused;
 //! - [`grants`]: roles, and rights to parts of the state;
 //! - [`credentials`]: the files that say to whom what is granted ([`file`], [`jwt`]), and what of them is [`in_force`];
+//! - [`signing`]: tokens that are made;
 //! - [`principal`]: a caller that was identified, and when that ends.
 //!
 //! The entrance of the port identifies each request and asks the table. Where the right depends on what is asked for, the door
@@ -25,7 +26,10 @@ mod hex;
 mod in_force;
 mod jwt;
 mod principal;
+pub(crate) mod signing;
 pub(crate) mod table;
+#[cfg(test)]
+mod tests;
 
 use ring::digest::{SHA256, digest};
 

@@ -158,6 +158,26 @@ mod tests {
         assert_eq!(of_request(&HttpMethod::DELETE, "/replication/configure"), Some(CallRight::Operate));
     }
 
+    /// The table in `docs/SECURITY.md` is this one.
+    #[test]
+    fn the_documentation_says_which_right_each_call_takes() {
+        let documentation = include_str!("../../../docs/SECURITY.md");
+        let rows: Vec<_> = documentation
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `/")?.strip_suffix(" |")?.split_once("` | "))
+            .map(|(path, right)| (format!("/{path}"), right))
+            .collect();
+        let name = |right: CallRight| format!("{right:?}").to_lowercase();
+        let pages = Page::ALL.map(|page| (page.path(), name(page.right(&HttpMethod::GET))));
+        let calls = Rpc::ALL.iter().map(|rpc| (rpc.path(), name(of_rpc(*rpc))));
+        let all: Vec<_> = pages.into_iter().chain(calls).collect();
+        for (path, right) in &all {
+            let told: Vec<_> = rows.iter().filter(|(told, _)| told == path).map(|(_, right)| *right).collect();
+            assert_eq!(told, [right.as_str()], "{path}");
+        }
+        assert_eq!(rows.len(), all.len(), "it has rows for calls that there are not");
+    }
+
     #[test]
     fn what_is_not_served_has_no_right() {
         for path in [
