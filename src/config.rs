@@ -27,6 +27,7 @@ use crate::types::NodeId;
 
 mod data_dir;
 mod door;
+mod exposure;
 mod file;
 mod fixed;
 mod flags;
@@ -154,6 +155,8 @@ pub(crate) struct ServeConfig {
     pub door: DoorConfig,
     /// TLS there.
     pub tls: TlsSettings,
+    /// Whether it listens where anybody may be, and asks nobody who it is.
+    pub insecure: bool,
     /// What was made of names that others have for settings.
     pub translation: Translation,
 }
@@ -186,6 +189,7 @@ impl Default for ServeConfig {
             memory_bytes: None,
             door: DoorConfig::default(),
             tls: TlsSettings::default(),
+            insecure: false,
             translation: Translation::default(),
         }
     }

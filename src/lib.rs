@@ -162,7 +162,10 @@ pub use types::{
 pub mod server {
     pub use crate::call::{Header, Rejected};
     pub use crate::door::limits::{Bound, DoorLimits};
-    pub use crate::door::{Call, CallOf, Guest, MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES, MachineGuest, Method};
+    pub use crate::door::{
+        Call, CallOf, ClientAuth, Credentials, CredentialsError, DataRight, Guest, MAX_ANSWER_BYTES,
+        MAX_MESSAGE_BYTES, MachineGuest, Method, Touch, Touched, token_hash,
+    };
     pub use crate::node::settings::LogLevel;
     pub use crate::node::{DRAIN, Names, RunError, ServeError, Server, StoppedBy, metrics};
     pub use crate::trust::port::{ClientAuth, PortTls};

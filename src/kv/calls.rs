@@ -13,7 +13,7 @@ use super::machine::{
     MAX_TXN_RESULT_BYTES, MAX_VALUE_BYTES, RangeAnswer, RangeQuery, TxnOp, TxnResult,
 };
 use crate::call::{Header, Rejected, whole_ms};
-use crate::door::Call;
+use crate::door::{Call, DataRight, Touch, Touched};
 use crate::machine::{AppliedEvent, EventOperation};
 use crate::proto::v1::txn_operation::Operation;
 use crate::proto::v1::{TxnOperation, TxnRequest};
@@ -99,6 +99,56 @@ pub(super) fn call(request: Request) -> Result<(Call<KvCommand, KvQuery>, Asked)
         Call::Read(query) => query.check()?,
     }
     Ok((call, Asked { method, keys }))
+}
+
+/// What `request` touches: each collection that it names, with what it does there.
+pub(super) fn touches(request: &RequestMessage, touch: &mut Touch<'_>) {
+    let mut one = |right, tenant: &str, collection: &str| {
+        touch(right, Touched::Collection { tenant: or_default(tenant), collection: or_default(collection) });
+    };
+    match request {
+        RequestMessage::Put(put) => one(DataRight::Write, &put.tenant, &put.collection),
+        RequestMessage::Get(get) => one(DataRight::Read, &get.tenant, &get.collection),
+        RequestMessage::Delete(delete) => one(DataRight::Write, &delete.tenant, &delete.collection),
+        RequestMessage::DeleteRange(delete) => one(DataRight::Write, &delete.tenant, &delete.collection),
+        RequestMessage::Range(range) => one(DataRight::Read, &range.tenant, &range.collection),
+        RequestMessage::Txn(txn) => transaction_touches(txn, &mut one),
+        // They are no calls of this guest.
+        RequestMessage::OpenSession(_) | RequestMessage::CloseSession(_) => {}
+    }
+}
+
+/// Each comparison and each operation of both branches. A transaction travels through the log whatever it does, so one that only reads
+/// takes the right to write, too.
+fn transaction_touches(txn: &TxnRequest, one: &mut impl FnMut(DataRight, &str, &str)) {
+    let within = |own: &'_ str| if own.is_empty() { txn.collection.clone() } else { own.to_owned() };
+    for compare in &txn.compare {
+        one(DataRight::Read, &txn.tenant, &within(&compare.collection));
+    }
+    let mut writes = false;
+    for operation in txn.success.iter().chain(&txn.failure) {
+        let right = match operation.operation {
+            Some(Operation::Get(_) | Operation::Range(_)) => DataRight::Read,
+            Some(Operation::Put(_) | Operation::Delete(_) | Operation::DeleteRange(_)) | None => DataRight::Write,
+        };
+        writes |= right == DataRight::Write;
+        one(right, &txn.tenant, &within(&operation.collection));
+    }
+    if !writes {
+        one(DataRight::Write, &txn.tenant, &txn.collection);
+    }
+}
+
+fn or_default(name: &str) -> &str {
+    if name.is_empty() { DEFAULT_NAME } else { name }
+}
+
+/// What a range of `scope` touches.
+pub(super) fn range_touches(tenant: &str, collection: &str, touch: &mut Touch<'_>) {
+    touch(
+        DataRight::Read,
+        Touched::Collection { tenant: or_default(tenant), collection: or_default(collection) },
+    );
 }
 
 /// Tenant and collection, with the default where one is empty.

@@ -13,7 +13,7 @@
 //!
 //! Beside it there may be a port for followers without gRPC ([`frames`]).
 //!
-//! Before every door stands the [`entrance`]: it refuses what a page in somebody's browser could send, and counts what is
+//! Before every door stands the [`entrance`]: it asks who calls, and whether that is granted ([`identified`]), refuses what a page in somebody's browser could send, and counts what is
 //! on its way through each connection. What all doors have in common is in [`door`](crate::door); a guest brings its
 //! services, its part of the status page and its metrics, and this room names none of them.
 //!
@@ -37,6 +37,7 @@ mod frames;
 pub(crate) mod fuzzed;
 mod gate;
 mod http;
+mod identified;
 pub(crate) mod metrics;
 pub(crate) mod operated;
 mod port_metrics;
@@ -67,7 +68,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::door::limits::DoorLimits;
 use crate::door::methods::Methods;
-use crate::door::{Door, Guest, ServedNode, deadline, services, told};
+use crate::door::{Credentials, Door, Guest, ServedNode, deadline, services, told};
 use crate::engine::{Engine, StartProgress};
 use crate::error::OpenError;
 use crate::incoming::{self, Arrivals, Beginning, Places};
@@ -158,6 +159,7 @@ pub struct Server<G: Guest, N = Engine<<G as Guest>::Machine>> {
     services: Services<N>,
     frames: Option<FramesPort>,
     security: Option<Arc<PortSecurity>>,
+    credentials: Option<Credentials>,
     guest: PhantomData<fn() -> G>,
 }
 
@@ -211,6 +213,7 @@ impl<G: Guest, N> Server<G, N> {
             services: Services::default(),
             frames: None,
             security: None,
+            credentials: None,
             guest: PhantomData,
         }
     }
@@ -271,6 +274,14 @@ impl<G: Guest, N> Server<G, N> {
     #[must_use]
     pub fn with_limits(mut self, limits: DoorLimits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// Identifies callers of both ports by `credentials`, and refuses each what is not granted to it. Without this everybody may do
+    /// everything.
+    #[must_use]
+    pub fn with_credentials(mut self, credentials: Credentials) -> Self {
+        self.credentials = Some(credentials);
         self
     }
 
@@ -366,16 +377,21 @@ impl<G: Guest, N> Server<G, N> {
         O: Future<Output = N> + Send,
         F: Future<Output = ()> + Send,
     {
-        let Self { arrivals, limits, names, services: own, frames: port, security, .. } = self;
+        let Self { arrivals, limits, names, services: own, frames: port, security, credentials, .. } = self;
         let limits = Arc::new(limits);
         let (methods, health_names) = (own.methods::<G>(), own.health_names());
         let places = places(&limits);
-        let entrance = Arc::new(Entrance { names, limits: limits.clone(), methods: methods.clone() });
+        let entrance = Arc::new(Entrance {
+            names,
+            limits: limits.clone(),
+            methods: methods.clone(),
+            credentials: credentials.clone(),
+        });
         let entrance = || axum::middleware::from_fn_with_state(entrance.clone(), entrance::enter);
         let (drain, draining) = watch::channel(false);
         let (reporter, health) = tonic_health::server::health_reporter();
         nothing_served(&reporter, &health_names).await;
-        let frames = FramesGate::new(progress.clone(), draining.clone());
+        let frames = FramesGate::new(progress.clone(), draining.clone(), credentials.clone());
         let before = Routes::from(gate::before(progress, draining.clone())).add_service(health.clone());
         let known = told::Known::new(methods.clone());
         let completed = || axum::middleware::from_fn_with_state(known.clone(), told::complete);
@@ -385,6 +401,7 @@ impl<G: Guest, N> Server<G, N> {
             places: places.clone(),
             limits: limits.clone(),
             security: security.clone(),
+            credentials: credentials.clone(),
         }));
         let later = NodeRoutes::<G, N> {
             collectors: self.collectors,
@@ -426,6 +443,7 @@ impl<G: Guest, N> Server<G, N> {
             never = attend => match never {},
             never = all_came => match never {},
             never = fresh => match never {},
+            never = kept(credentials) => match never {},
             served = serving => served.map_err(|error| ServeError { source: error.into() }),
             () = overdue(draining.clone(), patience) => Ok(()),
         }
@@ -448,6 +466,14 @@ async fn keep_fresh(security: Option<Arc<PortSecurity>>) -> Infallible {
         security.keep_fresh().await;
     }
     std::future::pending().await
+}
+
+/// Keeps `credentials` as their files are, if there are any.
+async fn kept(credentials: Option<Credentials>) -> Infallible {
+    match credentials {
+        Some(credentials) => credentials.keep().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The places of those who connect to a node, whichever port they come to.

@@ -14,7 +14,6 @@ use futures::{Stream, StreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_stream::wrappers::WatchStream;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::contact::Contacts;
@@ -23,6 +22,7 @@ use super::following::{Boxed, Brought, Followed, Following, Waypoint};
 use super::frame::MAX_RESPONSE_MESSAGE_BYTES;
 use super::link::Link;
 use super::metrics::{Metrics, PerStream};
+use super::token::NodeChannel;
 use super::{CLOSE_PATIENCE, Client};
 use crate::proto::replication::replication_service_client::ReplicationServiceClient;
 use crate::proto::replication::{Heartbeat, SubscribeRequest, WalEntryProto};
@@ -169,7 +169,7 @@ impl Client {
     }
 }
 
-fn replication(link: &Link) -> ReplicationServiceClient<Channel> {
+fn replication(link: &Link) -> ReplicationServiceClient<NodeChannel> {
     let client = ReplicationServiceClient::new(link.node.side_channel());
     client.max_decoding_message_size(MAX_RESPONSE_MESSAGE_BYTES)
 }

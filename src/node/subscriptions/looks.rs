@@ -4,6 +4,7 @@ use super::entry::SentEntry;
 use super::failures;
 use super::rest::Rest;
 use super::wishes::Choice;
+use crate::door::rights::Principal;
 use crate::machine::StateMachine;
 use crate::node::operated::OperatedNode;
 use crate::proto::replication::{EntriesRequest, EntriesResponse, StatusResponse, WalEntryProto};
@@ -39,16 +40,18 @@ pub(super) fn status<N: OperatedNode>(node: &N, subscribers: usize) -> StatusRes
     }
 }
 
-/// The entries that `request` asks for.
+/// The entries that `request` of `principal` asks for.
 ///
 /// # Errors
 /// The failure to answer instead.
 pub(super) async fn entries_after<N: OperatedNode>(
     node: &N,
+    principal: &Principal,
     request: EntriesRequest,
 ) -> Result<EntriesResponse, Failure> {
     let EntriesRequest { after_seq, limit, history, filters } = request;
     let choice = Choice::parse(filters, <N::Machine as StateMachine>::TELLS_EVENTS)?;
+    choice.permit(principal)?;
     node.may_be_followed()?;
     let limit = if limit == 0 { DEFAULT_POSITIONS } else { limit.min(MAX_POSITIONS) };
     let after = Bookmark { index: after_seq, history: HistoryEpoch(history) };

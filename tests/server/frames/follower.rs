@@ -18,6 +18,7 @@ pub(super) enum Said {
     Subscribe(Subscribe),
     Ack { seq: u64 },
     Alive,
+    Authenticate { magic: [u8; 8], version: u32, token: String },
 }
 
 #[derive(Debug, Clone, Serialize)]
