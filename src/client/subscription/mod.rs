@@ -93,6 +93,12 @@ impl Subscription {
         self.progress.clone()
     }
 
+    /// Asks the node to say how far it is, in [`progress`](Self::progress), as soon as it has sent everything that it has applied by then, or
+    /// finds the window full. While the subscription is read, and has no stream, it is said when it has one again.
+    pub fn ask_progress(&self) {
+        self.acks.want_progress();
+    }
+
     /// The position after which another subscription has to begin to miss nothing: everything up to there was delivered, and
     /// more has been asked for since. In the middle of a position, that other subscription repeats what was delivered of it.
     pub fn position(&self) -> Bookmark {
@@ -286,7 +292,8 @@ impl Followed for Subscribing {
             from_now: self.from_now,
             ..self.opening.clone()
         };
-        let acks = WatchStream::from_changes(self.acks.begin(from_seq));
+        let (acks, told) = (WatchStream::from_changes(self.acks.begin(from_seq)), self.acks.clone());
+        let acks = acks.inspect(move |message| told.sent(message));
         let messages = stream::iter([first]).chain(acks);
         replication(link).subscribe(messages).await.map(tonic::Response::into_inner)
     }

@@ -34,6 +34,7 @@ pub(crate) const fn of_rpc(rpc: Rpc) -> CallRight {
         | Rpc::KvRangeStream
         | Rpc::KvTxn
         | Rpc::KvWatch
+        | Rpc::KvWatchProgress
         | Rpc::KvPipeline
         | Rpc::PipelineRun
         | Rpc::ReplicationServiceSubscribe

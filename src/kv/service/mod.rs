@@ -5,6 +5,7 @@ mod failure;
 mod message;
 mod moments;
 mod pipeline;
+mod progress;
 mod range_tree;
 mod ranges;
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod wishes;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::Stream;
@@ -51,6 +53,7 @@ use crate::types::LogId;
 use dispatch::Dispatch;
 use moments::{MAX_LONG_RANGES, Moments};
 use pipeline::KvFraming;
+use progress::AskedWatches;
 
 /// A range or a transaction counts as this many requests: its answer may be thousands of times larger than others.
 const RANGE_PERMITS: u32 = 64;
@@ -63,6 +66,7 @@ pub enum Kv {}
 /// Where what is no request of a pipeline stands among the methods.
 const RANGE_STREAM: usize = KvMethod::ALL.len();
 const WATCH: usize = RANGE_STREAM + 1;
+const WATCH_PROGRESS: usize = WATCH + 1;
 
 impl Guest for Kv {
     type Machine = KvMachine;
@@ -70,7 +74,7 @@ impl Guest for Kv {
     type Response = ResponseMessage;
     type Asked = Asked;
 
-    /// In the order of [`KvMethod::ALL`], then those that streams answer.
+    /// In the order of [`KvMethod::ALL`], then those that streams answer, and what is asked of those.
     const METHODS: &'static [Method] = &[
         Method::write(KvMethod::Put.name()),
         Method::read(KvMethod::Get.name()),
@@ -80,6 +84,7 @@ impl Guest for Kv {
         Method::write(KvMethod::Txn.name()).counted_as(RANGE_PERMITS).weighed(),
         Method::read("range_stream"),
         Method::read("watch"),
+        Method::read("watch_progress"),
     ];
 
     fn parse(method: usize, payload: Bytes) -> Result<RequestMessage, Rejected> {
@@ -167,9 +172,15 @@ pub(crate) fn with_services<N: KvNode>(server: Server<Kv, N>) -> Server<Kv, N> {
         names: vec![NAME],
         pipelines: vec![format!("/{NAME}/Pipeline")],
         add: Box::new(move |door, routes| {
-            let service = KvServer::new(KvService { door, dispatch: Dispatch::default(), moments, open })
-                .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_ANSWER_BYTES);
+            let service = KvServer::new(KvService {
+                door,
+                dispatch: Dispatch::default(),
+                asked: AskedWatches::default(),
+                moments,
+                open,
+            })
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_ANSWER_BYTES);
             routes.add_service(service)
         }),
     };
@@ -224,6 +235,7 @@ type Pipelined = Pin<Box<dyn Stream<Item = Result<v1::PipelineResponse, Status>>
 struct KvService<N> {
     door: Door<N>,
     dispatch: Dispatch,
+    asked: AskedWatches,
     /// What long ranges are read from.
     moments: Arc<Moments>,
     open: Streams,
@@ -357,9 +369,19 @@ impl<N: KvNode> KvCalls for KvService<N> {
         let place = self
             .permit_watch(&request)
             .and_then(|()| caller_of(&request).and_then(|caller| WatchPlace::take(caller, limits.watches)));
-        let dispatch = self.dispatch.clone();
-        let watch = watches::watch(node, by, draining, dispatch, request.into_inner(), place, call);
+        let dispatching = (self.dispatch.clone(), self.asked.clone());
+        let watch = watches::watch(node, by, draining, dispatching, request.into_inner(), place, call);
         Ok(Response::new(watch.await?))
+    }
+
+    async fn watch_progress(
+        &self,
+        request: Request<v1::WatchProgressRequest>,
+    ) -> Result<Response<v1::WatchProgressResponse>, Status> {
+        let (started, Door { node, by, metrics, .. }) = (Instant::now(), &self.door);
+        let outcome = progress::ask(node, by, &self.asked, request.into_inner()).await;
+        metrics.observe(MethodId(WATCH_PROGRESS), started, &outcome);
+        Ok(Response::new(outcome?))
     }
 
     async fn pipeline(

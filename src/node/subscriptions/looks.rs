@@ -32,7 +32,8 @@ pub(super) fn status<N: OperatedNode>(node: &N, subscribers: usize) -> StatusRes
         history: node.current_history().epoch().0,
         committed_seq: state.committed.map_or(0, |committed| committed.index).max(index),
         node_id: state.node_id,
-        role: state.role.name().to_owned(),
+        // What a replica is among members counts for reads.
+        role: if node.following().is_some() { "replica" } else { state.role.name() }.to_owned(),
         time_ms: if applied.is_some() { clock.log_time_ms() } else { 0 },
         leader: state.leader.map(|leader| leader.client).unwrap_or_default(),
         subscribers: u32::try_from(subscribers).unwrap_or(u32::MAX),
@@ -106,7 +107,7 @@ impl EntriesAnswer {
                 self.left -= 1;
             }
             let (at, content, more) = rest.found();
-            let entry = SentEntry { at, content, more, history: None, is_item: false };
+            let entry = SentEntry { at, content, more, history: None, is_item: false, before: None };
             let length = entry.batched_len();
             if self.bytes + length > ANSWER_BYTES && !self.entries.is_empty() {
                 return self.cut(rest, passed);

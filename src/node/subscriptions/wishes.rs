@@ -47,6 +47,8 @@ pub(super) struct Wishes {
     pub(super) heartbeat: Duration,
     pub(super) id: String,
     pub(super) accept_snapshot: bool,
+    /// Whether events are told with what their keys were before.
+    pub(super) previous: bool,
     /// Where the follower answers reads, if it does.
     pub(super) serves: Option<String>,
 }
@@ -103,6 +105,7 @@ impl Wishes {
             heartbeat: Duration::from_millis(heartbeat_ms.into()),
             id,
             accept_snapshot: request.accept_snapshot,
+            previous: request.previous,
             serves: serving_at(request.serves)?,
         })
     }
