@@ -168,7 +168,7 @@ pub mod server {
     };
     pub use crate::node::settings::LogLevel;
     pub use crate::node::{DRAIN, Names, RunError, ServeError, Server, StoppedBy, metrics};
-    pub use crate::trust::port::{ClientAuth, PortTls};
+    pub use crate::trust::port::{ClientCertificates, PortTls};
 }
 
 /// What a node keeps, and where: a log and snapshots of one's own, and those that there are.
@@ -190,12 +190,12 @@ pub mod transport {
     #[cfg(feature = "peers")]
     pub use crate::raft::network::grpc::GrpcTransport;
     pub use crate::raft::network::traffic::Traffic;
-    #[cfg(feature = "peers")]
-    pub use crate::trust::{TrustError, peers::Handshakes};
     pub use crate::raft::network::{
         CONNECTION_REQUESTS, Connection, DialError, Hello, IdentifyRequest, IdentifyResponse, Incoming,
         PROTOCOL_VERSION, PeerDoor, Purpose, Refusal, Request, Response, Target, Transport,
     };
+    #[cfg(feature = "peers")]
+    pub use crate::trust::{TrustError, peers::Handshakes};
 }
 
 /// For tests: of a store of one's own, and of quorate itself.

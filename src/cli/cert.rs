@@ -140,9 +140,7 @@ impl From<IssueError> for CliError {
 /// See [`CliError`].
 pub fn run(common: &Common, args: CertArgs) -> Result<(), CliError> {
     match args.action {
-        CertAction::Ca(CaArgs { files, name, days }) => {
-            files.write(common, "ca", &authority(&name, days)?)
-        }
+        CertAction::Ca(CaArgs { files, name, days }) => files.write(common, "ca", &authority(&name, days)?),
         CertAction::Node(NodeCertArgs { node_id, files, cluster, hosts, days }) => {
             let issued = files.authority()?.node(&cluster, node_id, &hosts, days)?;
             files.write(common, &format!("node-{node_id}"), &issued)
@@ -151,7 +149,8 @@ pub fn run(common: &Common, args: CertArgs) -> Result<(), CliError> {
             let issued = files.authority()?.client(&name, days)?;
             let file_name = file_name.unwrap_or_else(|| name.clone());
             if file_name.is_empty() || file_name.starts_with('.') || file_name.contains(['/', '\0']) {
-                let why = format!("{} is no name of a file; give one with --file-name", file_name.escape_debug());
+                let why =
+                    format!("{} is no name of a file; give one with --file-name", file_name.escape_debug());
                 return Err(CliError::Usage(why));
             }
             files.write(common, &file_name, &issued)
@@ -168,7 +167,8 @@ pub(super) fn make_missing(
     client: &str,
 ) -> Result<(), CliError> {
     let files = CertFiles { dir: dir.to_owned(), force: false };
-    let is_there = |name: &str| dir.join(format!("{name}.pem")).exists() && dir.join(format!("{name}.key")).exists();
+    let is_there =
+        |name: &str| dir.join(format!("{name}.pem")).exists() && dir.join(format!("{name}.key")).exists();
     if !is_there("ca") {
         files.put("ca", &authority("quorate cluster", AUTHORITY_DAYS)?)?;
     }
@@ -224,9 +224,7 @@ impl CertFiles {
     fn write(&self, common: &Common, name: &str, issued: &Issued) -> Result<(), CliError> {
         let [certificate, key] = self.put(name, issued)?;
         match common.output {
-            Format::Table => {
-                output::line(&format!("{}\n{}", certificate.display(), key.display()))
-            }
+            Format::Table => output::line(&format!("{}\n{}", certificate.display(), key.display())),
             Format::Json => output::json(&Made { certificate, key }),
         }
     }

@@ -160,7 +160,10 @@ pub async fn run(args: ClusterArgs) -> Result<(), ClusterCommandError> {
     }
 
     if let Some(secured) = &tls {
-        screen.print(&format!("members and clients use certificates; for other programs of this shell:\n  {}", secured.exports()));
+        screen.print(&format!(
+            "members and clients use certificates; for other programs of this shell:\n  {}",
+            secured.exports()
+        ));
     }
 
     let tls = tls.map(|secured| secured.tls);
@@ -188,9 +191,10 @@ impl SecuredCluster {
     }
 
     fn exports(&self) -> String {
-        let variables = self.files.iter().map(|(name, path)| {
-            format!("QUORATE_TLS_{}={}", name.to_uppercase(), shown_path(path))
-        });
+        let variables = self
+            .files
+            .iter()
+            .map(|(name, path)| format!("QUORATE_TLS_{}={}", name.to_uppercase(), shown_path(path)));
         format!("export {}", variables.collect::<Vec<_>>().join(" "))
     }
 }
@@ -199,7 +203,8 @@ impl SecuredCluster {
 async fn secure(spec: &mut ClusterSpec) -> Result<SecuredCluster, ClusterCommandError> {
     const CLIENT: &str = "client";
     let failed = |error: CliError| ClusterCommandError::Certificates(error.to_string());
-    let dir = std::path::absolute(&spec.data_dir).unwrap_or_else(|_| spec.data_dir.clone()).join("certificates");
+    let dir =
+        std::path::absolute(&spec.data_dir).unwrap_or_else(|_| spec.data_dir.clone()).join("certificates");
     let (path, cluster, nodes) = (dir.clone(), spec.cluster.clone(), spec.node_ids());
     runtime::offload(move || cert::make_missing(&path, &cluster, nodes, CLIENT)).await.map_err(failed)?;
     spec.peer_credentials = Some(dir.clone());
@@ -209,7 +214,8 @@ async fn secure(spec: &mut ClusterSpec) -> Result<SecuredCluster, ClusterCommand
         ("cert", dir.join(format!("{CLIENT}.pem"))),
         ("key", dir.join(format!("{CLIENT}.key"))),
     ];
-    let tls = ClientTls::with_certificate(&files[0].1, &files[1].1, &files[2].1).map_err(ConfigError::from)?;
+    let tls =
+        ClientTls::with_certificate(&files[0].1, &files[1].1, &files[2].1).map_err(ConfigError::from)?;
     Ok(SecuredCluster { files, tls })
 }
 
@@ -466,8 +472,15 @@ mod tests {
             [(u64::MAX, 7801, 7901), (u64::from(u32::MAX) + 1, 7801, 7901), (0, 7801, 7901), (3, 7801, 7802)]
         {
             let at = data_dir.clone();
-            let args =
-                ClusterArgs { nodes, data_dir: at, client_port, peer_port, frames: None, secure: false, restart: false };
+            let args = ClusterArgs {
+                nodes,
+                data_dir: at,
+                client_port,
+                peer_port,
+                frames: None,
+                secure: false,
+                restart: false,
+            };
             let refused = run(args).await.unwrap_err();
             assert!(refused.is_invalid_input(), "{refused}");
             assert!(!data_dir.exists(), "nothing was begun");

@@ -166,7 +166,9 @@ impl Common {
             (Some(ca), Some(certificate), Some(key)) => {
                 Ok(Some(ClientTls::with_certificate(ca, certificate, key)?))
             }
-            (None, ..) => refuse("--tls-cert and --tls-key are shown to nodes that are believed; give --tls-ca, too"),
+            (None, ..) => {
+                refuse("--tls-cert and --tls-key are shown to nodes that are believed; give --tls-ca, too")
+            }
             (Some(_), ..) => refuse("--tls-cert and --tls-key belong together; give both, or neither"),
         }
     }
@@ -189,7 +191,9 @@ impl Common {
         let unusable = |path: PathBuf| move |source| CliError::Input { path, source };
         match (&self.token_file, std::env::var(TOKEN)) {
             (Some(path), _) => Token::from_file(path).map(Some).map_err(unusable(path.clone())),
-            (None, Ok(token)) if !token.is_empty() => Token::new(&token).map(Some).map_err(unusable(TOKEN.into())),
+            (None, Ok(token)) if !token.is_empty() => {
+                Token::new(&token).map(Some).map_err(unusable(TOKEN.into()))
+            }
             (None, _) => Ok(None),
         }
     }

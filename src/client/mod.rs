@@ -60,10 +60,10 @@ use futures::future::join_all;
 use tokio::time::Instant;
 
 pub use crate::reason::Reason;
+pub use crate::trust::{TrustError, client::ClientTls};
 pub use admin::{NodeSetting, SessionInfo, SessionPage};
 pub use config::ClientConfig;
 pub use connector::Connector;
-pub use crate::trust::{TrustError, client::ClientTls};
 pub use contact::{Contact, Contacts};
 pub use endpoint::{ConfigError, Endpoint};
 pub use error::{ClientError, UnconfirmedAnswer};
@@ -78,8 +78,8 @@ pub use subscription::{
     EntriesPage, EntryCompression, EntryFilter, FollowFrom, FollowedChange, FollowedEntry, FollowedOperation,
     FollowedProgress, ReplicationStatus, SnapshotPart, SubscribeOptions, Subscription,
 };
-pub use token::Token;
 pub(crate) use subscription::{HeldFile, StateFilePiece, StateFileStream};
+pub use token::Token;
 
 pub use crate::call::Header;
 pub use crate::report::{MemberList, MemberReport, NodeReport, ReplicaReport};

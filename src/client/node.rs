@@ -18,6 +18,7 @@ use crate::proto::details;
 use crate::proto::v1::{self, admin_client::AdminClient};
 use crate::report::NodeReport;
 use crate::shown::Shown;
+use crate::trust::client::ClientTls;
 use crate::types::NodeId;
 
 /// HTTP/2 window of one stream: far more than a round trip's worth of answers.

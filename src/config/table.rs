@@ -20,7 +20,7 @@ use super::given::{FromArgument, ToJson};
 use super::replication::GivenReplication;
 use super::{LogFormat, Peers, ReserveBytes, ServeConfig};
 use crate::runtime::whole_ms;
-use crate::trust::port::ClientAuth;
+use crate::trust::port::ClientCertificates;
 use crate::trust::settings::{PeerAuth, PeerSecret};
 use crate::types::NodeId;
 
@@ -174,7 +174,7 @@ settings! {
         by |config, path| config.tls.client_ca = Some(path), told |config| shown_path(&config.tls.client_ca)
     }
     /// Whether clients must show a certificate: optional or required
-    tls_client_auth: ClientAuth as "WHETHER", Restart, { at tls.client_auth }
+    tls_client_auth: ClientCertificates as "WHETHER", Restart, { at tls.client_auth }
     /// Address to listen on for the other nodes
     ///
     /// Keep this port off networks that you do not trust, unless members prove to each other who they are: see peer_ca and

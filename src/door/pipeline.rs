@@ -302,7 +302,9 @@ fn pass_on<F: PipelineFraming>(
         // Of what cannot be read nobody knows what it touches.
         let (_, ask) = F::open(request.clone(), F::Made::default());
         match ask {
-            Ok(PipelineRequestKind::Guest { request: Err(rejected), .. }) => return Err((tag, rejected.into())),
+            Ok(PipelineRequestKind::Guest { request: Err(rejected), .. }) => {
+                return Err((tag, rejected.into()));
+            }
             Ok(ask) => permit(&outlet.principal, &ask).map_err(|failure| (tag, failure))?,
             Err(failure) => return Err((tag, failure)),
         }

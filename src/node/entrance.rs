@@ -189,7 +189,8 @@ pub(super) async fn enter(State(entrance): State<Arc<Entrance>>, request: Reques
         Ok(admitted) => {
             let framing = framing(&entrance.methods, path, is_grpc);
             let arriving = |body| Body::new(Arriving::new(body, caller.clone(), limits.clone(), framing));
-            let grace = if entrance.methods.is_pipeline(path) { identified::PIPELINE_GRACE } else { Duration::ZERO };
+            let grace =
+                if entrance.methods.is_pipeline(path) { identified::PIPELINE_GRACE } else { Duration::ZERO };
             admitted.serve(request.map(arriving), next, grace).await
         }
     };

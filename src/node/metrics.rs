@@ -232,7 +232,11 @@ fn encode_handshakes(families: &mut Families<'_>, handshakes: &Handshakes) -> En
     let unusable = "Times that peer credentials on disk could not be used, and those before stayed in force";
     for (name, help, value) in [
         ("quorate_peer_handshakes_failed", failed, handshakes.failed()),
-        ("quorate_peer_connections_plain", "Connections with members that are not secured", handshakes.plain()),
+        (
+            "quorate_peer_connections_plain",
+            "Connections with members that are not secured",
+            handshakes.plain(),
+        ),
         ("quorate_peer_credentials_unusable", unusable, handshakes.reloads_failed()),
     ] {
         families.counter(name, help, value)?;

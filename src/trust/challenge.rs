@@ -232,8 +232,7 @@ mod tests {
             (nonce, proof, answer)
         };
         let secrets = [key(7)];
-        let ((nonce, proof, answer), accepted) =
-            tokio::join!(recorded, accepting(&mut far, &ONE, &secrets));
+        let ((nonce, proof, answer), accepted) = tokio::join!(recorded, accepting(&mut far, &ONE, &secrets));
         accepted.unwrap();
         // The same words again, on a connection with the same binding even, and the answer to them.
         for replayed in [proof, answer] {

@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
+use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use rustls::{
-    AlertDescription as Alert, CertificateError, ClientConfig, Error, InvalidMessage, client::WebPkiServerVerifier,
+    AlertDescription as Alert, CertificateError, ClientConfig, Error, InvalidMessage,
+    client::WebPkiServerVerifier,
 };
-use rustls::sign::SingleCertAndKey;
 use tokio_rustls::TlsConnector;
 
 use super::pem::{self, PemText};
@@ -22,7 +23,10 @@ use crate::wire::Wire;
 /// Where credentials are.
 #[derive(Clone, PartialEq, Eq)]
 enum CredentialsAt {
-    Files { ca: PathBuf, own: Option<(PathBuf, PathBuf)> },
+    Files {
+        ca: PathBuf,
+        own: Option<(PathBuf, PathBuf)>,
+    },
     /// Whatever they were read from.
     Memory,
 }
@@ -73,11 +77,7 @@ impl ClientTls {
         let mut content = vec![ca.to_vec()];
         content.extend(own.into_iter().flat_map(|(certificate, key)| [certificate.to_vec(), key.to_vec()]));
         let loaded = LoadedTls { config: configured(&content, &CredentialsAt::Memory)?, content };
-        Ok(Self {
-            at: CredentialsAt::Memory,
-            loaded: Arc::new(Mutex::new(loaded)),
-            server_name: None,
-        })
+        Ok(Self { at: CredentialsAt::Memory, loaded: Arc::new(Mutex::new(loaded)), server_name: None })
     }
 
     /// Expects nodes to have `name` in their certificates, instead of the host or address that they are reached by.
@@ -86,7 +86,10 @@ impl ClientTls {
     /// [`TrustError::Settings`] when that is no name and no address.
     pub fn expecting(mut self, name: &str) -> Result<Self, TrustError> {
         let parsed = ServerName::try_from(name.to_owned()).map_err(|_| {
-            TrustError::Settings(format!("\"{}\" is no name that a certificate can hold", name.escape_debug()))
+            TrustError::Settings(format!(
+                "\"{}\" is no name that a certificate can hold",
+                name.escape_debug()
+            ))
         })?;
         self.server_name = Some(parsed);
         Ok(self)
@@ -141,7 +144,12 @@ impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.at {
             CredentialsAt::Files { ca, own } => {
-                write!(f, "ClientTls(ca {}, certificate {:?})", ca.display(), own.as_ref().map(|(path, _)| path))
+                write!(
+                    f,
+                    "ClientTls(ca {}, certificate {:?})",
+                    ca.display(),
+                    own.as_ref().map(|(path, _)| path)
+                )
             }
             CredentialsAt::Memory => f.write_str("ClientTls(given)"),
         }
@@ -215,9 +223,9 @@ fn in_words(error: io::Error, host: &str) -> io::Error {
         )) => format!(
             "the node's certificate does not name {host}; reach it by a name that it has, or make one with --host {host}"
         ),
-        Some(Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
-            "the node's certificate has expired".to_owned()
-        }
+        Some(Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        )) => "the node's certificate has expired".to_owned(),
         Some(Error::AlertReceived(Alert::CertificateRequired)) => {
             "the node wants a certificate: give --tls-cert and --tls-key".to_owned()
         }

@@ -65,7 +65,9 @@ impl Authority {
             .map_err(|_| wrong("no certificate is in the authority's file"))?;
         let said = facts(&der).ok_or_else(|| wrong("the authority's certificate cannot be read"))?;
         if !said.is_authority {
-            return Err(wrong("the certificate is no authority's; name the one that `quorate cert ca` has made"));
+            return Err(wrong(
+                "the certificate is no authority's; name the one that `quorate cert ca` has made",
+            ));
         }
         let key = KeyPair::from_pem(key).map_err(|_| wrong("no key is in the authority's key file"))?;
         let spki = |der: &CertificateDer<'_>| {
@@ -161,7 +163,9 @@ fn dns(name: &str) -> Result<SanType, IssueError> {
 
 fn params(name: &str, names: Vec<SanType>, days: u32) -> Result<CertificateParams, IssueError> {
     if !(1..=MOST_DAYS).contains(&days) {
-        return Err(IssueError::Wrong(format!("a certificate is valid for 1 to {MOST_DAYS} days, and not {days}")));
+        return Err(IssueError::Wrong(format!(
+            "a certificate is valid for 1 to {MOST_DAYS} days, and not {days}"
+        )));
     }
     let mut params = CertificateParams::default();
     params.subject_alt_names = names;
@@ -205,7 +209,10 @@ pub(super) mod tests {
         for name in [member.as_str(), &member.to_uppercase(), "peer.quorate", "", "a b", "*.example"] {
             assert!(matches!(ours.client(name, 1), Err(IssueError::Wrong(_))), "{name}");
         }
-        assert!(ours.node("c", 1, &[ClusterLabel::of("d").name_of(2)], 1).is_err(), "a member of another cluster");
+        assert!(
+            ours.node("c", 1, &[ClusterLabel::of("d").name_of(2)], 1).is_err(),
+            "a member of another cluster"
+        );
         assert!(ours.client("app", 11).is_err(), "longer than its authority");
         assert!(ours.client("app", 0).is_err());
         let node = ours.node("c", 1, &[], 1).unwrap();

@@ -47,7 +47,10 @@ pub(super) struct PeerMaterial {
 
 /// By what the other end proves who it is.
 pub(super) enum Means {
-    Certificates { accepted: Arc<dyn ClientCertVerifier>, dialled: Arc<MemberVerifier> },
+    Certificates {
+        accepted: Arc<dyn ClientCertVerifier>,
+        dialled: Arc<MemberVerifier>,
+    },
     /// The first is proven with, all are accepted; there is at least one.
     Secrets(Vec<SecretKey>),
 }
@@ -69,11 +72,7 @@ impl PeerMaterial {
     }
 
     /// From what the files of `source` hold.
-    pub(super) fn of(
-        source: &ProofSource,
-        content: Vec<Vec<u8>>,
-        own: &OwnName,
-    ) -> Result<Self, TrustError> {
+    pub(super) fn of(source: &ProofSource, content: Vec<Vec<u8>>, own: &OwnName) -> Result<Self, TrustError> {
         let texts: Vec<PemText<'_>> = source
             .files()
             .into_iter()
@@ -154,7 +153,9 @@ fn by_certificates(
 
 fn by_secrets(secrets: Vec<SecretKey>) -> Result<PeerMaterial, TrustError> {
     let failed = |error: String| {
-        TrustError::Settings(format!("no certificate for the connections of this process can be made: {error}"))
+        TrustError::Settings(format!(
+            "no certificate for the connections of this process can be made: {error}"
+        ))
     };
     // It lasts as long as this process, and nobody believes it: it is there for privacy.
     let made = rcgen::generate_simple_self_signed(vec!["peer".to_owned()])
@@ -163,8 +164,9 @@ fn by_secrets(secrets: Vec<SecretKey>) -> Result<PeerMaterial, TrustError> {
     let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
     let certified =
         CertifiedKey::from_der(chain, key, &provider()).map_err(|error| failed(error.to_string()))?;
-    let server =
-        server_builder().with_no_client_auth().with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+    let server = server_builder()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     let client = client_builder()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyCertificate::new()))
@@ -198,13 +200,7 @@ fn material(
     client.resumption = client::Resumption::disabled();
     // A name in the clear would tell whoever listens which cluster it is.
     client.enable_sni = false;
-    PeerMaterial {
-        server: Arc::new(server),
-        client: Arc::new(client),
-        means,
-        expires_s,
-        content: Vec::new(),
-    }
+    PeerMaterial { server: Arc::new(server), client: Arc::new(client), means, expires_s, content: Vec::new() }
 }
 
 /// The secrets of a file, one a line.

@@ -170,7 +170,8 @@ impl PeerAuthenticator {
                 (Proven::Certificate(shown), Basis::Chain { chain, at: now(), accepted: true })
             }
             Means::Secrets(secrets) => {
-                let binding = binding_of(|out| tls.get_ref().1.export_keying_material(out, BINDING_LABEL, None))?;
+                let binding =
+                    binding_of(|out| tls.get_ref().1.export_keying_material(out, BINDING_LABEL, None))?;
                 let known = challenge::accepting(&mut tls, &binding, secrets).await?;
                 (Proven::Secret, Basis::Secret(known.mark))
             }
@@ -192,8 +193,8 @@ impl PeerAuthenticator {
         C: Future<Output = io::Result<Box<dyn Wire>>>,
     {
         let secured = timeout(HANDSHAKE_PATIENCE, Box::pin(self.secure(connect().await?, wanted))).await;
-        let secured =
-            secured.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the handshake takes too long")));
+        let secured = secured
+            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the handshake takes too long")));
         match secured {
             Ok(opened) => {
                 let proven = opened.proven.clone();
@@ -236,7 +237,8 @@ impl PeerAuthenticator {
             }
             Means::Secrets(secrets) => {
                 let secret = secrets.first().expect("invariant: there is at least one");
-                let binding = binding_of(|out| tls.get_ref().1.export_keying_material(out, BINDING_LABEL, None))?;
+                let binding =
+                    binding_of(|out| tls.get_ref().1.export_keying_material(out, BINDING_LABEL, None))?;
                 challenge::dialling(&mut tls, &binding, secret).await?;
                 (Proven::Secret, Basis::Secret(secret.mark))
             }
@@ -297,9 +299,8 @@ impl PeerAuthenticator {
     fn judge(&self) {
         let material = self.current.load_full();
         let lives = self.connections.lock().unwrap_or_else(PoisonError::into_inner).living();
-        let is_left = |life: &&Arc<ConnectionLife>| {
-            life.basis().is_some_and(|basis| !material.vouches_for(basis))
-        };
+        let is_left =
+            |life: &&Arc<ConnectionLife>| life.basis().is_some_and(|basis| !material.vouches_for(basis));
         let ended = lives.iter().filter(is_left).inspect(|life| life.end()).count();
         if ended > 0 {
             tracing::info!(ended, "connections ended that peer credentials vouch for no longer");
@@ -311,9 +312,14 @@ impl PeerAuthenticator {
         self.handshakes.expires_s.store(expires_s, Relaxed);
         let left_s = expires_s - now_s();
         if left_s <= 0 {
-            tracing::error!("this node's certificate has expired: no member accepts it; put a new one in its place");
+            tracing::error!(
+                "this node's certificate has expired: no member accepts it; put a new one in its place"
+            );
         } else if left_s < EXPIRES_SOON_S {
-            tracing::warn!(seconds = left_s, "this node's certificate expires soon; put a new one in its place");
+            tracing::warn!(
+                seconds = left_s,
+                "this node's certificate expires soon; put a new one in its place"
+            );
         }
     }
 }

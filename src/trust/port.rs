@@ -42,7 +42,7 @@ const SPEAKS_TLS: &str = "this port speaks TLS: use https://, or give --tls-ca t
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
-pub enum ClientAuth {
+pub enum ClientCertificates {
     /// They may.
     #[default]
     Optional,
@@ -61,7 +61,7 @@ pub struct PortTls {
     /// A PEM file with the authorities whose certificates are believed of clients. Without it no client can show one.
     pub client_ca: Option<PathBuf>,
     /// Whether clients must show one.
-    pub client_auth: ClientAuth,
+    pub client_auth: ClientCertificates,
 }
 
 impl PortTls {
@@ -87,7 +87,7 @@ impl PortTls {
         )?;
         let expires_s = certified.cert.first().and_then(facts).map(|facts| facts.not_after_s);
         let verifier: Arc<dyn ClientCertVerifier> = match &self.client_ca {
-            None if self.client_auth == ClientAuth::Required => {
+            None if self.client_auth == ClientCertificates::Required => {
                 return Err(TrustError::Settings(
                     "--tls-client-auth required needs --tls-client-ca: name the authorities whose certificates are believed".to_owned(),
                 ));
@@ -98,10 +98,12 @@ impl PortTls {
                 let verifier = WebPkiClientVerifier::builder_with_provider(ca.authorities()?, provider())
                     .clear_root_hint_subjects();
                 let verifier = match self.client_auth {
-                    ClientAuth::Optional => verifier.allow_unauthenticated(),
-                    ClientAuth::Required => verifier,
+                    ClientCertificates::Optional => verifier.allow_unauthenticated(),
+                    ClientCertificates::Required => verifier,
                 };
-                verifier.build().map_err(|error| ca.wrong(format!("its certificates cannot be used: {error}")))?
+                verifier
+                    .build()
+                    .map_err(|error| ca.wrong(format!("its certificates cannot be used: {error}")))?
             }
         };
         let mut server = ServerConfig::builder_with_provider(provider())
@@ -232,11 +234,13 @@ impl PortSecurity {
                 Err(error) => {
                     self.reloads_failed.fetch_add(1, Relaxed);
                     let error = error.to_string();
-                    let is_new = |(said, at): &(String, Instant)| {
-                        *said != error || at.elapsed() >= COMPLAINT_INTERVAL
-                    };
+                    let is_new =
+                        |(said, at): &(String, Instant)| *said != error || at.elapsed() >= COMPLAINT_INTERVAL;
                     if told.as_ref().is_none_or(is_new) {
-                        tracing::error!(error, "TLS files on disk cannot be used; those before stay in force");
+                        tracing::error!(
+                            error,
+                            "TLS files on disk cannot be used; those before stay in force"
+                        );
                         told = Some((error, Instant::now()));
                     }
                 }

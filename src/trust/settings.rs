@@ -125,7 +125,9 @@ impl PeerTrust {
             (None, None, None) => match (&self.secret, &self.secret_file) {
                 (None, None) => None,
                 (Some(_), Some(_)) => {
-                    return refuse("--peer-secret and --peer-secret-file are both given; leave one out".to_owned());
+                    return refuse(
+                        "--peer-secret and --peer-secret-file are both given; leave one out".to_owned(),
+                    );
                 }
                 (Some(secret), None) => {
                     check_secret("--peer-secret", secret.as_bytes()).map_err(TrustError::Settings)?;

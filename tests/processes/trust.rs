@@ -212,7 +212,8 @@ async fn strangers_at_a_secured_peer_port_learn_nothing_and_change_nothing() {
         }
     }
     // A member's certificate, and another member's name.
-    let mut known = tls(node, Shown { certificate: Some((&certs, "node-3")), protocol: BY_CERTIFICATE }).await.unwrap();
+    let mut known =
+        tls(node, Shown { certificate: Some((&certs, "node-3")), protocol: BY_CERTIFICATE }).await.unwrap();
     assert_eq!(known.read_u8().await.unwrap(), 1, "it is a member");
     let known = std::sync::Mutex::new(Some(known));
     let as_three = Endpoint::from_static("http://peer").connect_with_connector_lazy(tower(move || {
@@ -260,10 +261,7 @@ where
         type Error = std::io::Error;
         type Future = std::future::Ready<std::io::Result<Self::Response>>;
 
-        fn poll_ready(
-            &mut self,
-            _: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<Result<(), Self::Error>> {
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
             std::task::Poll::Ready(Ok(()))
         }
 
@@ -322,7 +320,8 @@ async fn authority_and_certificates_change_under_load_without_a_call_that_fails(
     .await;
     let attempts = writers.finish().await;
     nodes.check(&attempts).await;
-    let failed: Vec<_> = attempts.iter().filter(|attempt| !matches!(attempt.outcome, Outcome::Acknowledged { .. })).collect();
+    let failed: Vec<_> =
+        attempts.iter().filter(|attempt| !matches!(attempt.outcome, Outcome::Acknowledged { .. })).collect();
     assert!(failed.is_empty() && attempts.len() > 100, "{} of {}: {failed:?}", failed.len(), attempts.len());
     for node in nodes.cluster.nodes() {
         assert_eq!(metric(node, "quorate_peer_connections_plain_total "), Some(0.0));
@@ -335,10 +334,8 @@ async fn restart_with(nodes: &TestCluster, node_id: u64, args: &[&str]) {
     node.stop(DEADLINE).unwrap();
     node.start_with(args).unwrap();
     node.wait_ready(DEADLINE).unwrap();
-    eventually("it is caught up", async || {
-        nodes.status(node_id).await.is_some_and(|status| status.ready)
-    })
-    .await;
+    eventually("it is caught up", async || nodes.status(node_id).await.is_some_and(|status| status.ready))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -359,7 +356,8 @@ async fn a_cluster_changes_over_to_a_secret_while_it_is_written_to() {
     }
     let attempts = writers.finish().await;
     nodes.check(&attempts).await;
-    let acknowledged = attempts.iter().filter(|attempt| matches!(attempt.outcome, Outcome::Acknowledged { .. })).count();
+    let acknowledged =
+        attempts.iter().filter(|attempt| matches!(attempt.outcome, Outcome::Acknowledged { .. })).count();
     assert!(acknowledged > 100, "{acknowledged} of {}", attempts.len());
     // One that comes back without finds nobody who talks to it, and the others go on.
     let leader = nodes.leader(0).await;

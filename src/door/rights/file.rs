@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use serde::Deserialize;
 
-use super::grants::{Grant, Granted, AccessRole};
+use super::grants::{AccessRole, Grant, Granted};
 use super::hex;
 
 /// Most entries of a file.
@@ -47,7 +47,10 @@ impl TokenEntry {
     /// What is wrong with it.
     pub(super) fn hash(&self) -> Result<[u8; 32], String> {
         hex::decode(&self.sha256).ok_or_else(|| {
-            format!("the sha256 of token \"{}\" is not 64 hexadecimal digits: `quorate token hash` prints it", self.name)
+            format!(
+                "the sha256 of token \"{}\" is not 64 hexadecimal digits: `quorate token hash` prints it",
+                self.name
+            )
         })
     }
 }

@@ -15,8 +15,8 @@ use crate::feed::EventLog;
 use crate::machine::StateMachine;
 use crate::raft::network::grpc::{self, GrpcTransport};
 use crate::runtime::{self, offload};
-use crate::trust::peers::PeerAuthenticator;
 use crate::storage::{DataDir, Failure, LogStore, Room, SledOptions, SledStore, SnapshotDir, lease};
+use crate::trust::peers::PeerAuthenticator;
 use crate::types::Incarnation;
 
 /// What to say on a machine that has forgotten the time. The consensus core cannot show its clock there.
@@ -94,7 +94,13 @@ impl<M: StateMachine> Engine<M> {
         };
         let engine = Self::start_with(life, parts, machine).await?;
         let (inner, tasks) = (&engine.inner, &engine.inner.tasks);
-        match grpc::serve(listener, engine.peer_door(), traffic, authenticator.clone(), inner.stop.subscribe()) {
+        match grpc::serve(
+            listener,
+            engine.peer_door(),
+            traffic,
+            authenticator.clone(),
+            inner.stop.subscribe(),
+        ) {
             Ok(port) => tasks.permanent("peer-port", port),
             Err(source) => {
                 engine.shutdown().await;

@@ -37,12 +37,12 @@ use bytes::Bytes;
 
 pub use super::api::*;
 pub use crate::client::{
-    CallOptions, Candidate, ClientConfig, ClientError, ClientMetrics, ClientTls, ConfigError, Contact, Contacts,
-    DEFAULT_ACK_TIMEOUT, Endpoint, EntriesPage, EntryCompression, EntryFilter, FollowFrom, FollowedChange,
-    FollowedEntry, FollowedOperation, Header, KnownLeader, Latencies, MemberChange, MemberList, MemberReport,
-    MethodMetrics, NodeMetrics, NodeReport, NodeSetting, ReadPreference, Reason, ReplicaReads, ReplicaReport,
-    ReplicationStatus, SessionInfo, SessionPage, StreamMetrics, SubscribeOptions, Subscription,
-    Token, TrustError, UnconfirmedAnswer,
+    CallOptions, Candidate, ClientConfig, ClientError, ClientMetrics, ClientTls, ConfigError, Contact,
+    Contacts, DEFAULT_ACK_TIMEOUT, Endpoint, EntriesPage, EntryCompression, EntryFilter, FollowFrom,
+    FollowedChange, FollowedEntry, FollowedOperation, Header, KnownLeader, Latencies, MemberChange,
+    MemberList, MemberReport, MethodMetrics, NodeMetrics, NodeReport, NodeSetting, ReadPreference, Reason,
+    ReplicaReads, ReplicaReport, ReplicationStatus, SessionInfo, SessionPage, StreamMetrics,
+    SubscribeOptions, Subscription, Token, TrustError, UnconfirmedAnswer,
 };
 pub(crate) use crate::client::{SESSION_TTL_MAX, SESSION_TTL_MIN};
 pub use once::Once;

@@ -86,7 +86,8 @@ impl FramesPort {
     /// The same, by TLS if `security` is given. A follower that does not speak it is told so in a frame.
     pub(super) fn secured(mut self, security: Option<Arc<PortSecurity>>) -> Self {
         if let Some(security) = security {
-            let failure = failure::invalid("this port speaks TLS: connect with it, and with the node's authority");
+            let failure =
+                failure::invalid("this port speaks TLS: connect with it, and with the node's authority");
             let answer: Arc<[u8]> = codec::end(&failure)[..].into();
             let secure = move |wire| security.accepting(wire, PlainAnswer::Bytes(answer.clone()));
             self.arrivals = incoming::secured(self.arrivals, secure);

@@ -240,7 +240,11 @@ fn check_proven(caller: Option<&Arc<Caller>>, hello: Option<&Hello>) -> Result<(
         return Ok(());
     }
     let address = caller.and_then(|caller| caller.address()).map(tracing::field::display);
-    tracing::debug!(node = node_id, address, "a caller's certificate is not that of the node it says that it is");
+    tracing::debug!(
+        node = node_id,
+        address,
+        "a caller's certificate is not that of the node it says that it is"
+    );
     Err(refused(&Refusal::Stranger))
 }
 

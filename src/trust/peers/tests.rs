@@ -47,7 +47,11 @@ impl Credentials {
 
     fn with(&self, name: &str) -> PeerTrust {
         let path = |file: String| self.dir.path().join(file);
-        PeerTrust::certificates(path("ca.pem".to_owned()), path(format!("{name}.pem")), path(format!("{name}.key")))
+        PeerTrust::certificates(
+            path("ca.pem".to_owned()),
+            path(format!("{name}.pem")),
+            path(format!("{name}.key")),
+        )
     }
 }
 
@@ -105,7 +109,11 @@ async fn meet(caller: &PeerAuthenticator, callee: &Arc<PeerAuthenticator>, wante
 }
 
 /// What comes of a dial that is not to succeed: what the caller is told. The other end has heard nothing.
-async fn fails(caller: &PeerAuthenticator, callee: &Arc<PeerAuthenticator>, wanted: Option<NodeId>) -> String {
+async fn fails(
+    caller: &PeerAuthenticator,
+    callee: &Arc<PeerAuthenticator>,
+    wanted: Option<NodeId>,
+) -> String {
     let met = meet(caller, callee, wanted).await;
     let told = met.dialled.expect_err("it must not succeed").to_string();
     assert!(met.wires.is_empty(), "what was said was heard: {told}");
@@ -120,7 +128,9 @@ async fn members_with_certificates_know_each_other_by_name() {
         let met = meet(&one, &two, wanted).await;
         let dialled = met.dialled.unwrap();
         assert!(may_speak_for(Some(&dialled), "c", 2) && !may_speak_for(Some(&dialled), "c", 1));
-        assert!(may_speak_for(met.accepted.as_ref(), "c", 1) && !may_speak_for(met.accepted.as_ref(), "c", 2));
+        assert!(
+            may_speak_for(met.accepted.as_ref(), "c", 1) && !may_speak_for(met.accepted.as_ref(), "c", 2)
+        );
         assert!(!may_speak_for(met.accepted.as_ref(), "d", 1), "another cluster's member of that id");
     }
     let told = fails(&one, &two, Some(3)).await;
@@ -155,7 +165,8 @@ async fn a_clients_certificate_and_one_that_has_expired_make_no_member() {
     params.not_before = date_time_ymd(2020, 1, 1);
     params.not_after = date_time_ymd(2021, 1, 1);
     let signer = KeyPair::from_pem(&credentials.made.key).unwrap();
-    let der = rustls::pki_types::pem::PemObject::from_pem_slice(credentials.made.certificate.as_bytes()).unwrap();
+    let der =
+        rustls::pki_types::pem::PemObject::from_pem_slice(credentials.made.certificate.as_bytes()).unwrap();
     let issuer = Issuer::from_ca_cert_der(&der, signer).unwrap();
     let expired = params.signed_by(&key, &issuer).unwrap().pem();
     let expired = Issued { certificate: expired, key: key.serialize_pem() };
@@ -164,7 +175,10 @@ async fn a_clients_certificate_and_one_that_has_expired_make_no_member() {
         let shows = credentials.with(name);
         if name == "app" {
             let refused = PeerAuthenticator::open(&shows, "c", 2).await.unwrap_err().to_string();
-            assert!(refused.contains("not the certificate of node 2") && refused.contains("app"), "{refused}");
+            assert!(
+                refused.contains("not the certificate of node 2") && refused.contains("app"),
+                "{refused}"
+            );
         }
         let material = presenting(&shows, &caller);
         let dialler = PeerAuthenticator { current: ArcSwap::from_pointee(material), ..bare(&caller) };
@@ -429,7 +443,11 @@ async fn a_secret_takes_the_place_of_another() {
             assert!(met.dialled.is_ok(), "node {node_id} has {lines:?}");
         }
     }
-    assert_eq!(first.wires.iter_mut().map(is_open).filter(|open| *open).count(), 0, "the old one is out of force");
+    assert_eq!(
+        first.wires.iter_mut().map(is_open).filter(|open| *open).count(),
+        0,
+        "the old one is out of force"
+    );
     write(1, &["short"]);
     assert!(nodes[0].look().unwrap_err().to_string().contains("16 to 1024"));
 }

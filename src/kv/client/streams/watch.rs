@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::client::token::NodeChannel;
 use futures::Stream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::super::super::api::{EventKind, Range, Scope, WatchEvent, WatchOptions};
@@ -52,7 +52,7 @@ pub struct Watch {
 #[derive(Clone)]
 struct OpenWatch {
     node: Arc<Node>,
-    calls: KvClient<Channel>,
+    calls: KvClient<NodeChannel>,
     id: u64,
 }
 
